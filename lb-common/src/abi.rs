@@ -1,0 +1,542 @@
+//! The maps' keys and values, as both sides see them.
+//!
+//! Every type is whole words without hidden padding (`IntoBytes` refuses it at compile time), so
+//! that equal keys have equal bytes. What the program in the kernel and the daemon both write is
+//! made of [`crate::shared`] integers: there is no lock between them, and no field needs more than one store.
+//!
+//! A change of any layout here raises [`ABI_VERSION`], which is a part of the path under which the
+//! maps are pinned.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_endian::U16};
+
+use crate::shared::{SharedU16, SharedU32, SharedU64};
+
+/// Number of the layouts in this file; a part of the pin path.
+pub const ABI_VERSION: u32 = 1;
+
+/// Services, unless the configuration says otherwise.
+pub const DEFAULT_SERVICES: u32 = 512;
+/// Backends of all services together, unless the configuration says otherwise. Id 0 is never a
+/// backend, so the maps hold one entry more.
+pub const DEFAULT_BACKENDS: u32 = 4_096;
+/// Pinned flows, unless the configuration says otherwise.
+pub const DEFAULT_PINS: u32 = 262_144;
+/// Flows of `tracked` UDP services, unless the configuration says otherwise.
+pub const DEFAULT_TRACKED: u32 = 65_536;
+/// QUIC connection ids, unless the configuration says otherwise.
+pub const DEFAULT_CONNECTIONS: u32 = 65_536;
+/// Fragmented packets of which the rest is awaited, unless the configuration says otherwise.
+pub const DEFAULT_FRAGMENTS: u32 = 16_384;
+/// Slots of a ring, unless the configuration says otherwise: the prime that Maglev's paper calls
+/// large (Eisenbud et al., NSDI 2016, section 5.3).
+pub const DEFAULT_RING_SLOTS: u32 = 65_537;
+
+/// Entries of `OWN_MACS`.
+pub const OWN_MACS: u32 = 16;
+/// Entries of `SYN_SEEN`, per CPU; a power of two.
+pub const SYN_SEEN: u32 = 8_192;
+
+/// IP protocol numbers that a service can have.
+pub mod proto {
+    /// Transmission Control Protocol.
+    pub const TCP: u8 = 6;
+    /// User Datagram Protocol.
+    pub const UDP: u8 = 17;
+}
+
+/// Gives up seconds to a stamp of 16 bits in which 0 means never.
+///
+/// A stamp wraps after 18 hours. The daemon clears stamps long before; one that were missed would
+/// cost a lookup, never a wrong answer.
+#[must_use]
+#[inline(always)]
+pub const fn stamp(now_secs: u32) -> u16 {
+    let low = now_secs as u16;
+    if low == 0 { 1 } else { low }
+}
+
+/// Whole seconds from `then` to `now`, both from [`stamp`]; wraps as they do.
+#[must_use]
+#[inline(always)]
+pub const fn stamp_age(now: u16, then: u16) -> u16 {
+    now.wrapping_sub(then)
+}
+
+/// Key of `SERVICES_V4`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct ServiceKeyV4 {
+    /// The VIP.
+    pub address: [u8; 4],
+    /// The port that clients connect to.
+    pub port: U16,
+    /// [`proto::TCP`] or [`proto::UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// Key of `SERVICES_V6`.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct ServiceKeyV6 {
+    /// The VIP.
+    pub address: [u8; 16],
+    /// The port that clients connect to.
+    pub port: U16,
+    /// [`proto::TCP`] or [`proto::UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// What a UDP packet says of the flow that it belongs to. For TCP services the value is unused.
+pub mod udp_policy {
+    /// Every packet goes to the current owner of its slot: for DNS and the like.
+    pub const ONESHOT: u8 = 0;
+    /// A flow keeps its backend until it was idle for the service's idle timeout.
+    pub const TRACKED: u8 = 1;
+    /// An Initial packet opens a flow as a SYN does; a short header follows its connection.
+    pub const QUIC: u8 = 2;
+}
+
+/// Value of `SERVICES_V4` and `SERVICES_V6`: one cache line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Service {
+    /// The secret keys of the flow hash ([`crate::hash::FlowKeys`]).
+    pub keys: [u64; 6],
+    /// Number of slots in the service's ring.
+    pub slots: u32,
+    /// The service's id: its index in `RINGS` and `SYN_BUDGETS`.
+    pub id: u16,
+    /// One of [`udp_policy`].
+    pub udp_policy: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Seconds without a packet after which a flow counts as gone.
+    pub idle_timeout: u32,
+    /// Pins that one CPU may make for this service in a second.
+    pub syn_budget: u32,
+}
+
+/// One slot of a ring: the element of the maps in `RINGS`.
+///
+/// The daemon writes `owners` whole, by one store of 32 bits; the program only reads it. The
+/// program writes the stamps; the daemon clears them by compare-and-swap. So neither ever undoes
+/// what the other wrote, and a packet, which reads one slot, sees it before a change or after it.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Slot {
+    owners: SharedU32,
+    unpinned: SharedU16,
+    pinned: SharedU16,
+}
+
+/// The owners of a slot: backend ids, 0 for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owners {
+    /// Gets new flows.
+    pub current: u16,
+    /// Has the flows that are older than the first change of this slot; 0 in the steady state.
+    pub base: u16,
+}
+
+impl Owners {
+    /// The word that a [`Slot`] holds.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_word(self) -> u32 {
+        self.current as u32 | (self.base as u32) << 16
+    }
+
+    /// The inverse of [`Self::to_word`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self { current: word as u16, base: (word >> 16) as u16 }
+    }
+}
+
+impl Slot {
+    /// A slot with these owners and no stamps.
+    #[must_use]
+    pub const fn new(owners: Owners) -> Self {
+        Self {
+            owners: SharedU32::new(owners.to_word()),
+            unpinned: SharedU16::new(0),
+            pinned: SharedU16::new(0),
+        }
+    }
+
+    /// Both owners, from one load.
+    #[inline(always)]
+    pub fn owners(&self) -> Owners {
+        Owners::from_word(self.owners.load())
+    }
+
+    /// Replaces both owners by one store. Only the daemon does so.
+    #[inline(always)]
+    pub fn set_owners(&self, owners: Owners) {
+        self.owners.store(owners.to_word());
+    }
+
+    /// [`stamp`] of the last packet that went to the base owner without a pin; 0 for never.
+    #[inline(always)]
+    pub fn unpinned(&self) -> u16 {
+        self.unpinned.load()
+    }
+
+    /// [`stamp`] of the last use of a pin whose flow hashes to this slot; 0 if there is no pin.
+    #[inline(always)]
+    pub fn pinned(&self) -> u16 {
+        self.pinned.load()
+    }
+
+    /// Notes an unpinned packet; `stamp` as by [`stamp`]. Stores only a change, to keep the cache
+    /// line shared between CPUs.
+    #[inline(always)]
+    pub fn touch_unpinned(&self, stamp: u16) {
+        if self.unpinned.load() != stamp {
+            self.unpinned.store(stamp);
+        }
+    }
+
+    /// Notes the use of a pin; `stamp` as by [`stamp`].
+    #[inline(always)]
+    pub fn touch_pinned(&self, stamp: u16) {
+        if self.pinned.load() != stamp {
+            self.pinned.store(stamp);
+        }
+    }
+
+    /// Sets both stamps, for tests and for copying a ring.
+    pub fn set_stamps(&self, unpinned: u16, pinned: u16) {
+        self.unpinned.store(unpinned);
+        self.pinned.store(pinned);
+    }
+
+    /// Clears the unpinned stamp if it is still `seen`; false if the program has written since.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn clear_unpinned(&self, seen: u16) -> bool {
+        self.unpinned.replace_if(seen, 0)
+    }
+
+    /// Clears the pinned stamp if it is still `seen`; false if the program has written since.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn clear_pinned(&self, seen: u16) -> bool {
+        self.pinned.replace_if(seen, 0)
+    }
+}
+
+/// Bits of [`Backend::flags`].
+pub mod backend_flags {
+    /// The backend can be sent to: it lives and its next hop is resolved.
+    pub const USABLE: u8 = 1;
+    /// Packets are encapsulated for the backend's address; otherwise only the MACs are rewritten.
+    pub const TUNNEL: u8 = 2;
+    /// The backend's address is IPv6, and so is the packet that leaves.
+    pub const V6: u8 = 4;
+}
+
+/// Value of `BACKENDS`, indexed by backend id. What every packet needs is in the first cache line,
+/// what only IPv6 tunnels need in the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Backend {
+    /// The link-layer header that leaves: destination, source, up to two VLAN tags, EtherType.
+    pub l2: [u8; 22],
+    /// Its length: 14, 18 or 22 bytes.
+    pub l2_len: u8,
+    /// Bits of [`backend_flags`].
+    pub flags: u8,
+    /// Index of the interface that the packet leaves by.
+    pub ifindex: u32,
+    /// Largest IP packet of a client, in bytes, that reaches the backend: the path's MTU less what
+    /// the tunnel adds.
+    pub mtu: u16,
+    /// Id of the service that the backend belongs to; the program does not read it.
+    pub service: u16,
+    /// IPv4 tunnels: sum of the 16-bit words of the outer header that no packet changes, as by
+    /// [`crate::rewrite::ipv4_template_sum`].
+    pub outer_sum: u32,
+    /// Tunnels: which of the low 32 bits of the outer source vary with the flow.
+    pub source_mask: u32,
+    /// The backend's IPv4 address, or zero.
+    pub address_v4: [u8; 4],
+    /// IPv4 tunnels: the outer source, its varying bits zero.
+    pub source_v4: [u8; 4],
+    /// Zero.
+    pub reserved0: [u8; 16],
+    /// The backend's address; IPv4 as an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
+    pub address: [u8; 16],
+    /// IPv6 tunnels: the outer source, its varying bits zero.
+    pub source: [u8; 16],
+    /// Zero.
+    pub reserved1: [u8; 32],
+}
+
+/// A flow of a service, as the key of `PINS` and `TRACKED`. The service stands for protocol, VIP
+/// and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
+pub struct FlowKey {
+    /// The client's address; IPv4 as an IPv4-mapped IPv6 address.
+    pub source: [u8; 16],
+    /// The client's port.
+    pub port: U16,
+    /// The service's id.
+    pub service: u16,
+}
+
+/// Bits of [`Flow::flags`].
+pub mod flow_flags {
+    /// A packet other than a SYN came since the flow was opened.
+    pub const ESTABLISHED: u16 = 1;
+    /// The client sent FIN or RST. The flow stays until it is idle: a bare RST may be forged.
+    pub const CLOSING: u16 = 2;
+}
+
+/// Value of `PINS`, `TRACKED` and `CONNECTIONS`: where a flow goes whatever the ring says.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Flow {
+    backend: SharedU16,
+    flags: SharedU16,
+    seen: SharedU32,
+}
+
+/// A [`Flow`] at one moment.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C, align(8))]
+pub struct FlowValue {
+    /// Id of the backend.
+    pub backend: u16,
+    /// Bits of [`flow_flags`].
+    pub flags: u16,
+    /// Second of the last packet, on the clock of [`crate::forward::Tables::now`].
+    pub seen: u32,
+}
+
+impl Flow {
+    /// A flow with this state.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(value: FlowValue) -> Self {
+        Self {
+            backend: SharedU16::new(value.backend),
+            flags: SharedU16::new(value.flags),
+            seen: SharedU32::new(value.seen),
+        }
+    }
+
+    /// The state as it is.
+    #[inline(always)]
+    pub fn get(&self) -> FlowValue {
+        FlowValue { backend: self.backend.load(), flags: self.flags.load(), seen: self.seen.load() }
+    }
+
+    /// Replaces the state.
+    #[inline(always)]
+    pub fn set(&self, value: FlowValue) {
+        self.backend.store(value.backend);
+        self.flags.store(value.flags);
+        self.seen.store(value.seen);
+    }
+
+    /// Notes a packet at second `now`, adding `flags`. Stores only changes.
+    #[inline(always)]
+    pub fn touch(&self, now: u32, flags: u16) {
+        if self.seen.load() != now {
+            self.seen.store(now);
+        }
+        let old = self.flags.load();
+        if old | flags != old {
+            self.flags.store(old | flags);
+        }
+    }
+}
+
+/// Key of `FRAGMENTS`: what all fragments of one packet share (RFC 791, 3.2; RFC 8200, 4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
+pub struct FragmentKey {
+    /// The client's address; IPv4 as an IPv4-mapped IPv6 address.
+    pub source: [u8; 16],
+    /// The VIP; IPv4 as an IPv4-mapped IPv6 address.
+    pub destination: [u8; 16],
+    /// The packet's identification, as on the wire; IPv4's 16 bits are the first two bytes.
+    pub id: [u8; 4],
+    /// The protocol of the whole packet for IPv4; 0 for IPv6, where it is no part of the identity.
+    pub proto: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Value of `FRAGMENTS`: what the first fragment was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
+pub struct Fragment {
+    /// Backend id; 0 if the packet is for the node itself.
+    pub backend: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Second at which the first fragment came.
+    pub seen: u32,
+    /// The bits of the flow's hash that vary the outer source.
+    pub entropy: u32,
+}
+
+/// Key of `CONNECTIONS`: a QUIC connection by the id that its server chose (RFC 9000, 5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
+pub struct ConnectionKey {
+    /// The first eight bytes of the connection id.
+    pub id: [u8; 8],
+    /// The service's id.
+    pub service: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Key of `VIPS`: an address of any service; IPv4 as an IPv4-mapped IPv6 address. The value is one
+/// word, 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
+pub struct VipKey {
+    /// The VIP.
+    pub address: [u8; 16],
+}
+
+/// Packets and bytes that ended in one verdict, on one CPU: the element of `VERDICTS`, which has
+/// [`crate::verdict::REASONS`] elements for each CPU in turn.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct VerdictCounter {
+    /// Packets.
+    pub packets: SharedU64,
+    /// Bytes, as the IP header tells them; 0 for what has none.
+    pub bytes: SharedU64,
+}
+
+/// What went to one backend, on one CPU: the element of `BACKEND_COUNTERS`, which has as many
+/// elements as `BACKENDS` for each CPU in turn. One cache line.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct BackendCounter {
+    /// Packets.
+    pub packets: SharedU64,
+    /// Bytes, as the IP header tells them, without what a tunnel adds.
+    pub bytes: SharedU64,
+    /// Packets that open a flow: SYN, QUIC Initial, or the first packet of a tracked flow.
+    pub new_flows: SharedU64,
+    /// Packets that went to the backend as base owner, without a pin.
+    pub unpinned: SharedU64,
+    /// SYNs that were recognised as sent again.
+    pub syn_retransmissions: SharedU64,
+    /// Zero.
+    pub reserved: [u64; 3],
+}
+
+/// How many pins one CPU may still make for one service: the element of `SYN_BUDGETS`, which has
+/// as many elements as there can be services for each CPU in turn.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct SynBudget {
+    /// Pins left.
+    pub tokens: SharedU64,
+    /// When they were last refilled, in nanoseconds of CLOCK_MONOTONIC.
+    pub refilled: SharedU64,
+}
+
+/// Element of `OWN_MACS`: a MAC address that this node answers to, in the low six bytes as on the
+/// wire; all zero ends the list. With an empty list every frame is taken.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C, align(8))]
+pub struct OwnMac {
+    /// The address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// The IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2) of an IPv4 address.
+#[must_use]
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}
+
+// The sizes are a promise to the kernel side; a change of any of them is a change of ABI_VERSION.
+const _: () = {
+    assert!(size_of::<ServiceKeyV4>() == 8);
+    assert!(size_of::<ServiceKeyV6>() == 20);
+    assert!(size_of::<Service>() == 64);
+    assert!(size_of::<Slot>() == 8);
+    assert!(size_of::<Backend>() == 128);
+    assert!(size_of::<FlowKey>() == 20);
+    assert!(size_of::<Flow>() == 8 && size_of::<FlowValue>() == 8);
+    assert!(size_of::<FragmentKey>() == 40 && size_of::<Fragment>() == 12);
+    assert!(size_of::<ConnectionKey>() == 12);
+    assert!(size_of::<VerdictCounter>() == 16 && size_of::<BackendCounter>() == 64);
+    assert!(size_of::<SynBudget>() == 16 && size_of::<OwnMac>() == 8);
+};
+
+/// The one place that tells aya that these types are plain bytes.
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
+mod pod {
+    macro_rules! pod {
+        ($($t:ty),+ $(,)?) => {$(
+            const _: () = {
+                const fn is_plain<T: zerocopy::FromBytes + zerocopy::IntoBytes + Copy>() {}
+                is_plain::<$t>();
+            };
+            // SAFETY: FromBytes, IntoBytes and Copy hold: any bytes are a valid value, none is padding.
+            unsafe impl aya::Pod for $t {}
+        )+};
+    }
+    pod!(
+        super::ServiceKeyV4,
+        super::ServiceKeyV6,
+        super::Service,
+        super::Backend,
+        super::FlowKey,
+        super::FlowValue,
+        super::FragmentKey,
+        super::Fragment,
+        super::ConnectionKey,
+        super::VipKey,
+        super::OwnMac,
+    );
+}

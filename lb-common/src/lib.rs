@@ -1,0 +1,13 @@
+//! What the kernel side and the user side of the balancer must agree on, and the pure core of the
+//! data plane.
+//!
+//! Nothing here does I/O: the same source is compiled for the kernel (by `lb-ebpf`), for the
+//! daemon and for the tests, which compare the two on the same packets. The layout of every map is in [`abi`]; every way in which a packet can end
+//! is in [`verdict`].
+#![no_std]
+#![deny(unsafe_code)]
+
+pub mod abi;
+pub mod hash;
+pub mod shared;
+pub mod verdict;

@@ -1,0 +1,143 @@
+//! Every way in which a packet can end, and the counter that says so.
+
+/// What happens to a packet. `B` is how the tables hand out a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<B> {
+    /// It is not the balancer's: the node's own network stack gets it untouched.
+    Pass(Pass),
+    /// It was the balancer's, and can't be sent on.
+    Drop(Drop),
+    /// It goes to a backend.
+    Forward(Forward<B>),
+    /// It can't be sent on, and its sender is told so.
+    Reply(Reply),
+}
+
+/// Where a packet goes, and what is to be counted for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward<B> {
+    /// The backend's id.
+    pub id: u16,
+    /// The backend.
+    pub backend: B,
+    /// Offset of the IP header in the frame, in bytes.
+    pub l3: usize,
+    /// Whether the packet, as it came, is IPv6.
+    pub v6: bool,
+    /// The bits of the flow's hash that vary the outer source of a tunnel.
+    pub entropy: u32,
+    /// Bits of [`events`].
+    pub events: u32,
+}
+
+/// What else is counted for a forwarded packet.
+pub mod events {
+    /// It opens a flow.
+    pub const NEW_FLOW: u32 = 1;
+    /// It went to the slot's base owner, without a pin.
+    pub const UNPINNED: u32 = 2;
+    /// It is a SYN that was seen before.
+    pub const SYN_RETRANSMISSION: u32 = 4;
+}
+
+/// An ICMP error for the sender of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// What it says.
+    pub kind: ReplyKind,
+    /// Offset of the IP header in the frame, in bytes.
+    pub l3: usize,
+    /// Whether the packet is IPv6.
+    pub v6: bool,
+    /// [`ReplyKind::TooBig`]: the largest packet that would do, in bytes; otherwise 0.
+    pub mtu: u16,
+}
+
+/// The ICMP errors that the balancer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyKind {
+    /// IPv4: fragmentation needed (RFC 1191, 4); IPv6: packet too big (RFC 4443, 3.2).
+    TooBig,
+    /// Time to live / hop limit exceeded in transit (RFC 792; RFC 4443, 3.3).
+    TtlExceeded,
+}
+
+macro_rules! reasons {
+    ($(#[$meta:meta])* $name:ident from $first:literal { $($(#[$doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$doc])* $variant),+ }
+
+        impl $name {
+            /// All of them, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Index of the counter in `VERDICTS`.
+            #[must_use]
+            #[inline(always)]
+            pub const fn index(self) -> u32 {
+                $first + self as u32
+            }
+
+            /// The word used in metrics and messages.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+/// Counters per CPU in `VERDICTS`.
+pub const REASONS: u32 = 48;
+
+reasons! {
+    /// Why a packet was left to the node's own network stack.
+    Pass from 0 {
+        /// Its destination, port and protocol are no service.
+        NotAService = "not_a_service",
+        /// Neither IPv4 nor IPv6: ARP and the like.
+        NotIp = "not_ip",
+        /// Neither TCP nor UDP nor an ICMP error.
+        Protocol = "protocol",
+        /// The frame is for another MAC address.
+        OtherHost = "other_host",
+        /// More than two VLAN tags.
+        VlanDepth = "vlan_depth",
+        /// The frame ends before its headers do.
+        Truncated = "truncated",
+        /// A header contradicts itself: version, lengths.
+        Malformed = "malformed",
+        /// More IPv6 extension headers than are followed, or one that can't be followed.
+        ExtensionHeaders = "extension_headers",
+        /// A fragment of a packet that is for the node itself.
+        Fragment = "fragment",
+    }
+}
+
+reasons! {
+    /// Why a packet of a service was dropped, or answered instead of forwarded.
+    Drop from 16 {
+        /// The service has no backend that can take it.
+        NoBackend = "no_backend",
+        /// A fragment whose first fragment was not seen.
+        FragmentWithoutFirst = "fragment_without_first",
+        /// Too big for the way to the backend, and no error may be sent for it.
+        TooBig = "too_big",
+        /// Its time to live has run out, and no error may be sent for it.
+        TtlExceeded = "ttl_exceeded",
+        /// Too big for the way to the backend; its sender was told (fragmentation needed or packet
+        /// too big).
+        TooBigReplied = "too_big_replied",
+        /// Its time to live has run out; its sender was told.
+        TtlExceededReplied = "ttl_exceeded_replied",
+        /// The frame has no room for the new headers.
+        NoHeadroom = "no_headroom",
+    }
+}
+
+const _: () = {
+    assert!(Pass::ALL.len() <= 16);
+    assert!(Drop::ALL.len() <= (REASONS - 16) as usize);
+};

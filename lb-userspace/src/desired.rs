@@ -1,0 +1,183 @@
+//! What the operator wants: the services, their backends and each backend's administrative state.
+//!
+//! These types can't hold nonsense (a weight is not zero, a backend is in its service's family
+//! where the mode asks for it), so nothing after the configuration checks again.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    num::NonZeroU16,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that the operator wants of this node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Desired {
+    /// The services by name.
+    pub services: BTreeMap<String, Service>,
+}
+
+/// What tells one service from another on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// The virtual IP.
+    pub vip: IpAddr,
+    /// The port that clients connect to.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vip {
+            IpAddr::V4(vip) => write!(f, "{} {vip}:{}", self.protocol, self.port),
+            IpAddr::V6(vip) => write!(f, "{} [{vip}]:{}", self.protocol, self.port),
+        }
+    }
+}
+
+/// The transport protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => lb_common::abi::proto::TCP,
+            Self::Udp => lb_common::abi::proto::UDP,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// How packets reach the backends of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Layer-2 direct server return: the MAC addresses are rewritten.
+    Dsr,
+    /// IP in IP: IPIP (RFC 2003), IP6IP6 and IPv4 in IPv6 (RFC 2473).
+    Ipip,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dsr => "dsr",
+            Self::Ipip => "ipip",
+        })
+    }
+}
+
+/// What a UDP packet says of the flow that it belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UdpPolicy {
+    /// Every packet goes to the current owner of its slot.
+    Oneshot,
+    /// A flow keeps its backend until it is idle.
+    #[default]
+    Tracked,
+    /// An Initial packet opens a flow; a short header follows its connection.
+    Quic,
+}
+
+/// A service: VIP, port, protocol, how its packets travel, and its backends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// VIP, port and protocol.
+    pub key: ServiceKey,
+    /// The forwarding mode.
+    pub mode: Mode,
+    /// For UDP: what a packet says of its flow.
+    pub udp_policy: UdpPolicy,
+    /// Slots of the ring; a prime of at most 1,048,573.
+    pub ring_slots: u32,
+    /// How long a silent flow is kept.
+    pub idle_timeout: Duration,
+    /// Flows per second, over all CPUs, that may be pinned while slots are in flux.
+    pub syn_budget: u32,
+    /// The backends by address.
+    pub backends: BTreeMap<IpAddr, Backend>,
+}
+
+/// One backend of a service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backend {
+    /// Its share of the ring, against the other backends' weights.
+    pub weight: Weight,
+    /// What the operator said of it.
+    pub admin: Admin,
+}
+
+/// What the operator said of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "state")]
+pub enum Admin {
+    /// It takes new flows.
+    #[default]
+    Enabled,
+    /// It gets no new flows and keeps the ones it has, at most until the deadline.
+    Draining {
+        /// When flows that are left are moved; none: they may stay.
+        deadline: Option<SystemTime>,
+    },
+    /// It gets no new flows and keeps the ones it has; unlike draining, nobody waits for it.
+    Disabled,
+    /// It gets nothing; its flows move at once.
+    Down,
+    /// It drains, and leaves the service when its last flow has ended.
+    Removing {
+        /// When flows that are left are moved; none: they may stay.
+        deadline: Option<SystemTime>,
+    },
+}
+
+/// A backend's weight: 1 to 65,535, relative to the others of its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Weight(pub NonZeroU16);
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(NonZeroU16::MIN)
+    }
+}
+
+impl FromStr for Weight {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.parse::<u16>().map(NonZeroU16::new) {
+            Ok(Some(weight)) => Ok(Self(weight)),
+            Ok(None) => Err("weight 0; use 'drain' to take a backend out of service".into()),
+            Err(_) => Err(format!("weight `{s}`; a number from 1 to 65535 is expected")),
+        }
+    }
+}
+
+impl fmt::Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,12 @@
+//! The user side of the balancer: everything that `lbd` and `lbctl` are made of.
+//!
+//! The walk of a change: a configuration file, a request over the socket or an event of netlink
+//! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold; a
+//! [`datapath::DataPlane`] writes it. Nothing else writes maps.
+
+pub mod datapath;
+pub mod desired;
+pub mod maglev;
+pub mod netlink;
+pub mod reconcile;
+pub mod status;

@@ -1,0 +1,122 @@
+//! What the daemon tells of itself: the types that `lbctl` prints and programs read as JSON.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::{Admin, Mode, ServiceKey, UdpPolicy};
+
+/// The whole node at one moment.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of `lbd`.
+    pub version: String,
+    /// Seconds since `lbd` started.
+    pub uptime_secs: u64,
+    /// The interfaces that the program is attached to.
+    pub interfaces: Vec<Interface>,
+    /// The services by name.
+    pub services: BTreeMap<String, Service>,
+    /// Packets left to the node's own stack, by reason.
+    pub passed: BTreeMap<String, Count>,
+    /// Packets dropped, by reason.
+    pub dropped: BTreeMap<String, Count>,
+    /// Live pins, and how many there is room for.
+    pub pins: Usage,
+    /// Services, and how many there is room for.
+    pub services_used: Usage,
+    /// Backends, and how many there is room for.
+    pub backends_used: Usage,
+    /// What the last attempt to write the maps met with, if it failed.
+    pub last_error: Option<String>,
+}
+
+/// An interface with the program on it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Whether the program is there at this moment.
+    pub attached: bool,
+}
+
+/// How much of a map is used.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Entries.
+    pub used: u64,
+    /// Room for as many.
+    pub capacity: u64,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of IP.
+    pub bytes: u64,
+}
+
+/// A service at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// VIP, port, protocol.
+    pub key: ServiceKey,
+    /// The forwarding mode.
+    pub mode: Mode,
+    /// For UDP services: the policy.
+    pub udp_policy: Option<UdpPolicy>,
+    /// Slots of the ring.
+    pub ring_slots: u32,
+    /// Slots whose base owner differs from the current one.
+    pub slots_in_flux: u32,
+    /// Seconds after which a silent flow is forgotten.
+    pub idle_timeout_secs: u64,
+    /// The backends by address.
+    pub backends: BTreeMap<IpAddr, Backend>,
+}
+
+/// A backend at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its weight.
+    pub weight: u16,
+    /// What the operator said of it.
+    pub admin: Admin,
+    /// Whether it can be sent to, and if not why: `neighbour 10.0.0.7 does not answer`.
+    pub unusable: Option<String>,
+    /// Name of the interface by which it is reached.
+    pub interface: Option<String>,
+    /// MAC address of the next hop.
+    pub mac: Option<String>,
+    /// Its id in the maps.
+    pub id: u16,
+    /// Slots that it owns for new flows.
+    pub slots: u32,
+    /// Slots of which it is the base owner while another has new flows.
+    pub base_slots: u32,
+    /// Live pins to it.
+    pub pins: u64,
+    /// Packets and bytes sent to it.
+    pub sent: Count,
+    /// Packets that opened a flow.
+    pub new_flows: u64,
+    /// Packets sent to it as base owner without a pin.
+    pub unpinned_packets: u64,
+    /// SYNs seen again.
+    pub syn_retransmissions: u64,
+}
+
+impl Backend {
+    /// Whether a flow may still be on the backend: it owns slots, is a slot's base owner, or has
+    /// pins.
+    #[must_use]
+    pub fn has_flows(&self) -> bool {
+        self.slots > 0 || self.base_slots > 0 || self.pins > 0
+    }
+}
