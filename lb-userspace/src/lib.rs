@@ -8,5 +8,6 @@ pub mod datapath;
 pub mod desired;
 pub mod maglev;
 pub mod netlink;
+pub mod objects;
 pub mod reconcile;
 pub mod status;
