@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::desired::Mode;
 
 mod messages;
+pub mod query;
 mod resolve;
 mod socket;
 mod tables;
