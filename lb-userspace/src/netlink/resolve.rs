@@ -53,7 +53,7 @@ impl Ask {
         let asked = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
             None | Some(NeighbourState::Forgotten) => true,
             Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
-            Some(NeighbourState::Valid) => self == Self::All,
+            Some(NeighbourState::Valid | NeighbourState::Probed) => self == Self::All,
             Some(NeighbourState::NoArp | NeighbourState::Permanent) => false,
         };
         next_hops.iter().filter(asked).copied().collect()
@@ -242,6 +242,12 @@ mod tests {
         set(tables, oif, address, NeighbourState::Valid, Some(PEER));
     }
 
+    /// As the kernel does it: the neighbour is probed, then given up.
+    fn fail(tables: &mut Tables, oif: u32, address: &str) {
+        set(tables, oif, address, NeighbourState::Probed, Some(PEER));
+        set(tables, oif, address, NeighbourState::Failed, None);
+    }
+
     fn set(
         tables: &mut Tables,
         oif: u32,
@@ -372,10 +378,7 @@ mod tests {
                 "interface eth0 resolves no neighbours; give it one by hand: \
                  ip neigh replace 10.0.0.2 lladdr MAC dev eth0",
             ),
-            (
-                |t| set(t, 1, "10.0.0.2", NeighbourState::Failed, Some(PEER)),
-                "neighbour 10.0.0.2 on eth0 does not answer",
-            ),
+            (|t| fail(t, 1, "10.0.0.2"), "neighbour 10.0.0.2 on eth0 does not answer"),
         ];
         for (edit, reason) in cases {
             let mut tables = tables();
@@ -405,7 +408,7 @@ mod tests {
         let mut tables = tables();
         let backend = want("10.0.0.2", Mode::Dsr);
         let silent = unreachable("neighbour 10.0.0.2 on eth0 does not answer");
-        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        fail(&mut tables, 1, "10.0.0.2");
         assert_eq!(resolve(&backend, &tables), silent);
         set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
         assert_eq!(resolve(&backend, &tables), silent);
@@ -420,6 +423,9 @@ mod tests {
         let mut tables = tables();
         let backend = want("10.0.0.2", Mode::Dsr);
         let key = (1, ip("10.0.0.2"));
+        // `ip neigh flush` takes both steps.
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
         tables.forget_neighbour(key);
         assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
         assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
@@ -427,6 +433,10 @@ mod tests {
         assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
         set(&mut tables, 1, "10.0.0.2", NeighbourState::Valid, Some(TAGGED));
         assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
+        tables.forget_neighbour(key);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Unreachable { .. }));
     }
 
     #[test]
