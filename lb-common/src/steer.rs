@@ -211,14 +211,15 @@ fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
 }
 
 /// Takes a token from a bucket that refills `rate` times a second and holds one second's worth.
-/// The elapsed time counts from the last refill that gave at least one token, so that a slow rate
-/// loses nothing to rounding.
+/// The time that counts as refilled is only what the whole tokens took, so that a slow rate loses
+/// nothing to rounding, however coarse the clock is.
 #[inline(always)]
 pub fn take(budget: &SynBudget, rate: u32, now_nanos: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
     let rate = u64::from(rate);
     let mut tokens = budget.tokens.load();
-    let elapsed = now_nanos.wrapping_sub(budget.refilled.load());
+    let refilled = budget.refilled.load();
+    let elapsed = now_nanos.wrapping_sub(refilled);
     if elapsed >= SECOND {
         tokens = rate;
         budget.refilled.store(now_nanos);
@@ -226,14 +227,15 @@ pub fn take(budget: &SynBudget, rate: u32, now_nanos: u64) -> bool {
         let gained = elapsed * rate / SECOND;
         if gained > 0 {
             tokens = if tokens + gained < rate { tokens + gained } else { rate };
-            budget.refilled.store(now_nanos);
+            // Rounded up, which is at most `elapsed`. A rate of 0 gains nothing; the check is for
+            // the compiler, which would leave a panic here.
+            let took = (gained * SECOND + rate - 1).checked_div(rate).unwrap_or(elapsed);
+            budget.refilled.store(refilled.wrapping_add(took));
         }
     }
-    if tokens == 0 {
-        return false;
-    }
-    budget.tokens.store(tokens - 1);
-    true
+    let taken = tokens > 0;
+    budget.tokens.store(if taken { tokens - 1 } else { 0 });
+    taken
 }
 
 /// Whether this SYN was seen before. A lossy memory per CPU: a mark at a place, both from tuple and
