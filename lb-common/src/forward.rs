@@ -108,11 +108,12 @@ where
 fn is_own<T: Tables>(destination: [u8; 6], tables: &T) -> bool {
     for index in 0..OWN_MACS {
         let Some(own) = tables.own_mac(index) else { return false };
-        if own.mac == destination {
-            return true;
-        }
+        // The end of the list first: it is no address, though a frame may bear it.
         if own.mac == [0; 6] {
             return index == 0;
+        }
+        if own.mac == destination {
+            return true;
         }
     }
     false
