@@ -235,7 +235,7 @@ where
     let hash = flow_hash_v4(&service.keys, ip.source, segment.source);
     let query = || Query::new(&service, mapped(ip.source), segment.source, hash);
     let choice = choose(pkt, tables, &service, &segment, hash, query);
-    if fragment & ipv4::MORE_FRAGMENTS != 0 {
+    if fragment & ipv4::MORE_FRAGMENTS != 0 && choice.id != 0 {
         remember_v4(pkt, tables, l3, told(choice.id, entropy_of(hash)));
     }
     Ok(forward(tables, &envelope, choice, entropy_of(hash)))
@@ -296,7 +296,9 @@ where
     let hash = flow_hash_v6(&service.keys, &ip.source, segment.source);
     let query = || Query::new(&service, ip.source, segment.source, hash);
     let choice = choose(pkt, tables, &service, &segment, hash, query);
-    if let Fragmentation::First(_) = transport.fragmentation {
+    if let Fragmentation::First(_) = transport.fragmentation
+        && choice.id != 0
+    {
         remember_v6(pkt, tables, l3, told(choice.id, entropy_of(hash)));
     }
     Ok(forward(tables, &envelope, choice, entropy_of(hash)))
