@@ -212,6 +212,9 @@ where
     let fragment = ip.fragment.get();
     let mut envelope = Envelope { l3, v6: false, len, ttl: ip.ttl, may_reply: true };
     if fragment & ipv4::OFFSET_MASK != 0 {
+        if !matches!(ip.proto, number::TCP | number::UDP) {
+            return Err(Pass::Fragment);
+        }
         envelope.may_reply = false;
         return settle(tables, &envelope, later_fragment_v4(pkt, tables, l3));
     }
@@ -273,6 +276,9 @@ where
         ipv6::Transport::from_word(ipv6::transport_word(pkt, ip.next, l3 + ipv6::LEN))?
     };
     if let Fragmentation::Later(_) = transport.fragmentation {
+        if !may_be_of_service(transport.proto) {
+            return Err(Pass::Fragment);
+        }
         envelope.may_reply = false;
         return settle(tables, &envelope, later_fragment_v6(pkt, tables, l3));
     }
@@ -302,6 +308,17 @@ where
         remember_v6(pkt, tables, l3, told(choice.id, entropy_of(hash)));
     }
     Ok(forward(tables, &envelope, choice, entropy_of(hash)))
+}
+
+/// Whether a fragment whose fragment header names `next` can be of a packet for a service. An
+/// extension header may stand before the transport in the first fragment. The others' first
+/// fragments pass, so they have to, whatever address they are for: a long ping, an ESP packet.
+#[inline(always)]
+const fn may_be_of_service(next: u8) -> bool {
+    matches!(
+        next,
+        number::TCP | number::UDP | number::HOP_BY_HOP | number::ROUTING | number::DESTINATION
+    )
 }
 
 /// The backend of a packet that carries a transport header.
