@@ -276,6 +276,9 @@ where
         ipv6::Transport::from_word(ipv6::transport_word(pkt, ip.next, l3 + ipv6::LEN))?
     };
     if let Fragmentation::Later(_) = transport.fragmentation {
+        if transport.offset > end {
+            return Err(Pass::Truncated);
+        }
         if !may_be_of_service(transport.proto) {
             return Err(Pass::Fragment);
         }
@@ -548,6 +551,9 @@ where
         return Err(Pass::NotAService);
     }
     let ports = pkt.load::<QuotedPorts>(offset + header_len).ok_or(Pass::Truncated)?;
+    if offset + header_len + size_of::<QuotedPorts>() > l3 + outer.total_len.get() as usize {
+        return Err(Pass::Truncated);
+    }
     let key = ServiceKeyV4 { address: ip.source, port: ports.source, proto: ip.proto, reserved: 0 };
     let service = tables.service_v4(&key).ok_or(Pass::NotAService)?;
     let hash = flow_hash_v4(&service.keys, ip.destination, ports.destination);
@@ -576,6 +582,9 @@ where
     }
     let offset = offset + icmp::LEN;
     let ip = pkt.load::<Ipv6>(offset).ok_or(Pass::Truncated)?;
+    if ip.version_class_label[0] >> 4 != 6 {
+        return Err(Pass::Malformed);
+    }
     if ip.source != outer.destination {
         return Err(Pass::NotAService);
     }
@@ -584,6 +593,10 @@ where
         return Err(Pass::NotAService);
     }
     let ports = pkt.load::<QuotedPorts>(transport.offset).ok_or(Pass::Truncated)?;
+    let end = l3 + ipv6::LEN + outer.payload_len.get() as usize;
+    if transport.offset + size_of::<QuotedPorts>() > end {
+        return Err(Pass::Truncated);
+    }
     let key = ServiceKeyV6 {
         address: ip.source,
         port: ports.source,
