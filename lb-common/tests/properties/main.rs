@@ -1,0 +1,16 @@
+//! What the pure core promises, as tables, stories and properties; frames are built and read by
+//! etherparse, an independent library.
+
+mod decap;
+mod forward;
+mod fragment;
+mod frames;
+mod hash;
+mod icmp;
+mod model;
+mod parse;
+mod quic;
+mod rewrite;
+mod steer;
+mod stories;
+mod udp;
