@@ -259,9 +259,9 @@ proptest! {
         if let Verdict::Forward(to) = model.decide(&bytes) {
             prop_assert_eq!(&bytes[..6], &OWN);
             let address = if to.v6 {
-                &bytes[to.l3 + 24..to.l3 + 40] == &VIP_V6[..]
+                bytes[to.l3 + 24..to.l3 + 40] == VIP_V6
             } else {
-                &bytes[to.l3 + 16..to.l3 + 20] == &VIP_V4[..]
+                bytes[to.l3 + 16..to.l3 + 20] == VIP_V4
             };
             prop_assert!(address, "not for the VIP");
             prop_assert!(to.l3 + usize::from(to.len) <= bytes.len());
