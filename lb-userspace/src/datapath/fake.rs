@@ -164,10 +164,7 @@ impl DataPlane for Fake {
     fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()> {
         self.write()?;
         let room = self.limits.services as usize;
-        ensure!(
-            self.services.contains_key(key) || self.services.len() < room,
-            "services are full"
-        );
+        ensure!(self.services.contains_key(key) || self.services.len() < room, "services are full");
         self.services.insert(*key, *value);
         Ok(())
     }
