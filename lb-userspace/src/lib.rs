@@ -9,6 +9,7 @@ pub mod desired;
 pub mod engine;
 pub mod maglev;
 pub mod netlink;
+pub mod objects;
 pub mod reconcile;
 pub mod ring;
 pub mod settings;

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use lb_common::abi::{self, Backend, backend_flags};
+use lb_common::{
+    abi::{self, Backend, backend_flags},
+    rewrite::ipv4_template_sum,
+};
 use zerocopy::FromZeros as _;
 
 use crate::{desired::Mode, netlink::NextHop, settings::Tunnel};
@@ -48,7 +51,7 @@ pub fn blank(mode: Mode, to: IpAddr, tunnel: &Tunnel) -> Backend {
             entry.source_mask = varying(length, 32);
             let source = Ipv4Addr::from(u32::from(prefix) & !entry.source_mask);
             entry.source_v4 = source.octets();
-            entry.outer_sum = ipv4_template_sum(source, to);
+            entry.outer_sum = ipv4_template_sum(entry.source_v4, to.octets());
         }
         IpAddr::V6(_) => {
             let (prefix, length) = tunnel.source_v6;
@@ -64,17 +67,6 @@ pub fn blank(mode: Mode, to: IpAddr, tunnel: &Tunnel) -> Backend {
 fn varying(length: u8, bits: u8) -> u32 {
     let host_bits = u32::from(bits.saturating_sub(length)).min(32);
     u32::MAX.checked_shr(32 - host_bits).unwrap_or(0)
-}
-
-/// Sum of the 16-bit words of an outer IPv4 header that no packet changes: version and header
-/// length, don't fragment, time to live 64, protocol 4 and both addresses. The program adds what
-/// varies, and folds.
-fn ipv4_template_sum(source: Ipv4Addr, to: Ipv4Addr) -> u32 {
-    let words = |address: Ipv4Addr| {
-        let word = u32::from(address);
-        (word >> 16) + (word & 0xffff)
-    };
-    0x4500 + 0x4000 + 0x4004 + words(source) + words(to)
 }
 
 /// `blank` with the way that netlink has found.

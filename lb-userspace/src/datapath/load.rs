@@ -11,8 +11,14 @@ use aya::{EbpfLoader, programs};
 use lb_common::abi::ABI_VERSION;
 use tracing::{info, warn};
 
-use super::{attach, bpffs, maps, maps::Maps, objects, xdp::Xdp};
-use crate::settings::{Limits, Settings};
+use super::{attach, bpffs, maps, maps::Maps, xdp::Xdp};
+use crate::{
+    objects,
+    settings::{Limits, Settings},
+};
+
+/// Name of the balancer's program in its object.
+const BALANCE: &str = "balance";
 
 /// The folder of this version's maps.
 pub(super) fn maps_dir(pin_dir: &Path) -> PathBuf {
@@ -70,7 +76,7 @@ impl Xdp {
             loader.map_pin_path(name, folder.join(name));
         }
         let mut object = loader.load(objects::BALANCER).context("load the maps and the program")?;
-        let program = object.program_mut(objects::BALANCE).context("the object has no program")?;
+        let program = object.program_mut(BALANCE).context("the object has no program")?;
         let program: &mut programs::Xdp = program.try_into().context("the program is not XDP")?;
         program.load().context("the kernel refuses the program")?;
         let maps = Maps::open(folder)?;

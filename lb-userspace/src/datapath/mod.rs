@@ -28,7 +28,6 @@ mod kernel_link;
 mod load;
 mod maps;
 mod mmap;
-mod objects;
 mod sys;
 mod xdp;
 
