@@ -4,9 +4,17 @@
 //! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold; a
 //! [`datapath::DataPlane`] writes it. Nothing else writes maps.
 
+pub mod config;
 pub mod datapath;
 pub mod desired;
 pub mod maglev;
 pub mod netlink;
+pub mod overrides;
 pub mod reconcile;
+pub mod rules;
+pub mod seed;
+pub mod settings;
+pub mod spec;
+pub mod state_file;
 pub mod status;
+pub mod units;
