@@ -1,1 +1,3 @@
 //! datapath
+
+pub mod decap;
