@@ -72,13 +72,20 @@ pub fn load(path: &Path) -> Result<Loaded> {
     };
     match parse(&bytes) {
         Ok(state) => Ok(Loaded::State(state)),
-        Err(reason) => {
-            let to = aside(path);
-            fs::rename(path, &to)
-                .with_context(|| format!("rename {} to {}", path.display(), to.display()))?;
-            Ok(Loaded::SetAside { to, reason })
-        }
+        Err(reason) => Ok(Loaded::SetAside { to: set_aside(path)?, reason }),
     }
+}
+
+/// Renames the file, so that it is kept for whoever looks into it; says to what.
+///
+/// # Errors
+///
+/// It can't be renamed.
+pub fn set_aside(path: &Path) -> Result<PathBuf> {
+    let to = aside(path);
+    fs::rename(path, &to)
+        .with_context(|| format!("rename {} to {}", path.display(), to.display()))?;
+    Ok(to)
 }
 
 fn parse(bytes: &[u8]) -> Result<State, String> {
