@@ -175,6 +175,27 @@ impl<B: Balancer> Daemon<B> {
         Ok(daemon)
     }
 
+    /// One line for when the daemon is ready: VIPs, interfaces and their modes.
+    ///
+    /// # Errors
+    ///
+    /// The maps can't be read.
+    pub fn ready_line(&self) -> Result<String> {
+        let interfaces = self.balancer.status()?.interfaces;
+        let interfaces = interfaces.iter().map(|i| format!("{} (XDP {})", i.name, i.mode));
+        let services = self.desired.services.iter();
+        let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
+        let list = |items: Vec<String>| match items.is_empty() {
+            true => "none".to_owned(),
+            false => items.join(", "),
+        };
+        Ok(format!(
+            "ready on {}; services: {}",
+            list(interfaces.collect()),
+            list(services.collect())
+        ))
+    }
+
     /// Takes up the changes of an earlier run.
     fn resume(&mut self, path: &Path, state: State) -> Result<()> {
         let State { configured, overrides } = state;
@@ -209,7 +230,7 @@ impl<B: Balancer> Daemon<B> {
     pub async fn run(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
-        self.await_first_hops(&mut inputs.neighbours).await?;
+        await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
         if let Err(error) = self.save() {
             tracing::error!("{error:#}");
@@ -240,25 +261,6 @@ impl<B: Balancer> Daemon<B> {
                     Some(request) => self.answer(request),
                 },
             }
-        }
-    }
-
-    async fn await_first_hops(
-        &self,
-        neighbours: &mut watch::Receiver<Neighbourhood>,
-    ) -> Result<()> {
-        let wants = self.balancer.wants();
-        let known = |neighbourhood: &Neighbourhood| {
-            wants.iter().all(|want| {
-                matches!(
-                    neighbourhood.hops.get(want),
-                    Some(Resolution::Resolved(_) | Resolution::Unreachable { .. })
-                )
-            })
-        };
-        match tokio::time::timeout(FIRST_HOPS, neighbours.wait_for(known)).await {
-            Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
-            Ok(Ok(_)) | Err(_) => Ok(()),
         }
     }
 
@@ -452,6 +454,25 @@ impl<B: Balancer> Daemon<B> {
             _ => {}
         }
         self.last_error = error;
+    }
+}
+
+/// Waits until it is known of each next hop whether there is one, for a while.
+async fn await_first_hops(
+    wants: BTreeSet<Want>,
+    neighbours: &mut watch::Receiver<Neighbourhood>,
+) -> Result<()> {
+    let known = |neighbourhood: &Neighbourhood| {
+        wants.iter().all(|want| {
+            matches!(
+                neighbourhood.hops.get(want),
+                Some(Resolution::Resolved(_) | Resolution::Unreachable { .. })
+            )
+        })
+    };
+    match tokio::time::timeout(FIRST_HOPS, neighbours.wait_for(known)).await {
+        Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
+        Ok(Ok(_)) | Err(_) => Ok(()),
     }
 }
 
