@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub mod decap;
+pub mod entry;
 pub mod fake;
 mod xdp;
 
@@ -159,4 +160,14 @@ pub struct BackendTotals {
     pub unpinned: u64,
     /// SYNs seen again.
     pub syn_retransmissions: u64,
+}
+
+/// Whole seconds of CLOCK_MONOTONIC, the program's clock.
+#[must_use]
+pub fn monotonic_secs() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the write, and the call has no other effect.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    assert_eq!(result, 0, "CLOCK_MONOTONIC always exists");
+    time.tv_sec as u32
 }
