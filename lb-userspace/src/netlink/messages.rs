@@ -106,7 +106,8 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Nei
         }
     }
     let state = match header.state {
-        Nud::Reachable | Nud::Stale | Nud::Delay | Nud::Probe => NeighbourState::Valid,
+        Nud::Reachable | Nud::Stale | Nud::Delay => NeighbourState::Valid,
+        Nud::Probe => NeighbourState::Probed,
         Nud::Failed => NeighbourState::Failed,
         Nud::Noarp => NeighbourState::NoArp,
         Nud::Permanent => NeighbourState::Permanent,
@@ -187,5 +188,59 @@ const fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vlan_device_has_its_parent_and_its_tag() {
+        let kind = |attributes: Vec<LinkAttribute>| {
+            let mut message = LinkMessage::default();
+            message.header.index = 7;
+            message.attributes = attributes;
+            let (index, device) = device(&message);
+            assert_eq!(index, 7);
+            device.kind
+        };
+        let info = |protocol| {
+            let data = vec![InfoVlan::Id(100), InfoVlan::Protocol(protocol)];
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vlan),
+                LinkInfo::Data(InfoData::Vlan(data)),
+            ])
+        };
+        assert_eq!(
+            kind(vec![LinkAttribute::Link(3), info(VlanProtocol::Ieee8021Ad)]),
+            DeviceKind::Vlan { parent: Some(3), tpid: 0x88a8, id: 100 }
+        );
+        // The parent's index says nothing here if it is in another namespace.
+        assert_eq!(
+            kind(vec![
+                LinkAttribute::Link(3),
+                info(VlanProtocol::Ieee8021Q),
+                LinkAttribute::LinkNetNsId(0)
+            ]),
+            DeviceKind::Vlan { parent: None, tpid: 0x8100, id: 100 }
+        );
+        // The other end of a veth pair is not below it.
+        let veth = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);
+        assert_eq!(kind(vec![LinkAttribute::Link(3), veth]), DeviceKind::Own);
+    }
+
+    #[test]
+    fn entry_of_a_bridge_or_a_proxy_is_no_neighbour() {
+        let mut message = use_neighbour((3, "10.0.0.2".parse().expect("an address")));
+        message.header.state = Nud::Reachable;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]));
+        let valid = Neighbour { state: NeighbourState::Valid, mac: Some([2, 0, 0, 0, 0, 1]) };
+        assert_eq!(neighbour(&message).map(|(_, neighbour)| neighbour), Some(valid));
+        message.header.flags = NeighbourFlags::Proxy;
+        assert_eq!(neighbour(&message), None);
+        message.header.flags = NeighbourFlags::empty();
+        message.header.family = AddressFamily::Bridge;
+        assert_eq!(neighbour(&message), None);
     }
 }

@@ -53,7 +53,7 @@ impl Ask {
         let asked = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
             None | Some(NeighbourState::Forgotten) => true,
             Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
-            Some(NeighbourState::Valid) => self == Self::All,
+            Some(NeighbourState::Valid | NeighbourState::Probed) => self == Self::All,
             Some(NeighbourState::NoArp | NeighbourState::Permanent) => false,
         };
         next_hops.iter().filter(asked).copied().collect()
@@ -185,5 +185,320 @@ fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
             Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
         }
         _ => Err(Obstacle::Awaited(format!("neighbour {next_hop} on {name} was asked"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const TAGGED: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn want(address: &str, mode: Mode) -> Want {
+        Want { address: ip(address), mode }
+    }
+
+    fn device(name: &str, kind: DeviceKind, mac: [u8; 6]) -> Device {
+        Device {
+            name: name.into(),
+            kind,
+            mac,
+            ethernet: true,
+            no_arp: false,
+            admin_up: true,
+            carrier: true,
+            mtu: 1500,
+            master: None,
+            xdp_prog_id: None,
+        }
+    }
+
+    fn vlan(parent: u32, tpid: u16, id: u16) -> DeviceKind {
+        DeviceKind::Vlan { parent: Some(parent), tpid, id }
+    }
+
+    /// eth0 (1) with 10.0.0.2 and fd00::2 on the link, 10.1.0.2 behind 10.0.0.2.
+    fn tables() -> Tables {
+        let mut tables = Tables::default();
+        tables.devices.insert(1, device("eth0", DeviceKind::Own, NODE));
+        for address in ["10.0.0.2", "fd00::2"] {
+            tables.routes.insert(ip(address), Route::Via { oif: 1, gateway: None, mtu: None });
+            answer(&mut tables, 1, address);
+        }
+        let gateway = Some(ip("10.0.0.2"));
+        tables.routes.insert(ip("10.1.0.2"), Route::Via { oif: 1, gateway, mtu: Some(1400) });
+        tables
+    }
+
+    fn answer(tables: &mut Tables, oif: u32, address: &str) {
+        set(tables, oif, address, NeighbourState::Valid, Some(PEER));
+    }
+
+    /// As the kernel does it: the neighbour is probed, then given up.
+    fn fail(tables: &mut Tables, oif: u32, address: &str) {
+        set(tables, oif, address, NeighbourState::Probed, Some(PEER));
+        set(tables, oif, address, NeighbourState::Failed, None);
+    }
+
+    fn set(
+        tables: &mut Tables,
+        oif: u32,
+        address: &str,
+        state: NeighbourState,
+        mac: Option<[u8; 6]>,
+    ) {
+        tables.update_neighbour((oif, ip(address)), Neighbour { state, mac });
+    }
+
+    fn hop(resolution: Resolution) -> NextHop {
+        match resolution {
+            Resolution::Resolved(hop) => hop,
+            other => panic!("not resolved: {other:?}"),
+        }
+    }
+
+    fn unreachable(reason: &str) -> Resolution {
+        Resolution::Unreachable { reason: reason.into() }
+    }
+
+    #[test]
+    fn frame_goes_to_the_neighbour_with_the_backends_ethertype() {
+        let tables = tables();
+        for (address, ethertype) in [("10.0.0.2", [8, 0]), ("fd00::2", [0x86, 0xdd])] {
+            for mode in [Mode::Dsr, Mode::Ipip] {
+                let hop = hop(resolve(&want(address, mode), &tables));
+                assert_eq!(hop.l2, [&PEER[..], &NODE, &ethertype].concat());
+                assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (1, "eth0", 1500));
+                assert_eq!(hop.mac, PEER);
+            }
+        }
+    }
+
+    #[test]
+    fn backend_behind_a_router_is_for_tunnels_only() {
+        let tables = tables();
+        let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
+        assert_eq!((tunnelled.mac, tunnelled.mtu), (PEER, 1400));
+        assert_eq!(
+            resolve(&want("10.1.0.2", Mode::Dsr), &tables),
+            unreachable("is behind router 10.0.0.2: dsr needs it on the link; use mode ipip")
+        );
+    }
+
+    #[test]
+    fn router_of_the_other_family_keeps_the_backends_ethertype() {
+        let mut tables = tables();
+        let gateway = Some(ip("fd00::2"));
+        tables.routes.insert(ip("10.2.0.1"), Route::Via { oif: 1, gateway, mtu: None });
+        let hop = hop(resolve(&want("10.2.0.1", Mode::Ipip), &tables));
+        assert_eq!(hop.l2, [&PEER[..], &NODE, &[8, 0]].concat());
+    }
+
+    #[test]
+    fn vlan_tags_are_in_the_frame_outermost_first() {
+        let mut tables = tables();
+        tables.devices.insert(2, device("eth0.10", vlan(1, 0x88a8, 10), TAGGED));
+        tables.devices.insert(3, device("eth0.10.20", vlan(2, 0x8100, 20), TAGGED));
+        tables.devices.get_mut(&3).expect("inserted").mtu = 1480;
+        for (oif, tags, mtu) in
+            [(2, &[0x88, 0xa8, 0, 10][..], 1500), (3, &[0x88, 0xa8, 0, 10, 0x81, 0, 0, 20], 1480)]
+        {
+            tables.routes.insert(ip("10.0.0.2"), Route::Via { oif, gateway: None, mtu: None });
+            answer(&mut tables, oif, "10.0.0.2");
+            let hop = hop(resolve(&want("10.0.0.2", Mode::Dsr), &tables));
+            assert_eq!(hop.l2, [&PEER[..], &TAGGED, tags, &[8, 0]].concat());
+            assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (1, "eth0", mtu));
+        }
+    }
+
+    #[test]
+    fn macvlan_sends_by_its_parent_from_its_own_mac() {
+        let mut tables = tables();
+        let kind = DeviceKind::Macvlan { parent: Some(1) };
+        tables.devices.insert(2, device("mv0", kind, TAGGED));
+        tables.routes.insert(ip("10.0.0.2"), Route::Via { oif: 2, gateway: None, mtu: None });
+        answer(&mut tables, 2, "10.0.0.2");
+        let hop = hop(resolve(&want("10.0.0.2", Mode::Dsr), &tables));
+        assert_eq!((hop.ifindex, &hop.l2[6..12]), (1, &TAGGED[..]));
+    }
+
+    #[test]
+    fn every_obstacle_has_its_reason() {
+        type Edit = fn(&mut Tables);
+        let cases: &[(Edit, &str)] = &[
+            (
+                |t| {
+                    t.routes.insert(ip("10.0.0.2"), Route::Own);
+                },
+                "10.0.0.2 is this node's own address; a backend is another host",
+            ),
+            (
+                |t| {
+                    t.routes.insert(ip("10.0.0.2"), Route::None("has a blackhole route"));
+                },
+                "10.0.0.2 has a blackhole route",
+            ),
+            (
+                |t| {
+                    t.devices.remove(&1);
+                },
+                "its interface (index 1) is gone",
+            ),
+            (|t| eth0(t).ethernet = false, "leaves by eth0, which is no Ethernet interface"),
+            (|t| eth0(t).admin_up = false, "interface eth0 is down: ip link set eth0 up"),
+            (|t| eth0(t).carrier = false, "interface eth0 has no carrier"),
+            (
+                |t| {
+                    for (index, parent) in [(2, 1), (3, 2), (4, 3)] {
+                        let kind = vlan(parent, 0x8100, 5);
+                        t.devices.insert(index, device("deep", kind, TAGGED));
+                    }
+                    let route = Route::Via { oif: 4, gateway: None, mtu: None };
+                    t.routes.insert(ip("10.0.0.2"), route);
+                },
+                "interface deep has 3 VLAN tags; at most 2 can be sent",
+            ),
+            (
+                |t| eth0(t).kind = DeviceKind::Macvlan { parent: None },
+                "eth0 is on an interface of another namespace",
+            ),
+            (
+                |t| {
+                    eth0(t).no_arp = true;
+                    set(t, 1, "10.0.0.2", NeighbourState::NoArp, Some(NODE));
+                },
+                "interface eth0 resolves no neighbours; give it one by hand: \
+                 ip neigh replace 10.0.0.2 lladdr MAC dev eth0",
+            ),
+            (|t| fail(t, 1, "10.0.0.2"), "neighbour 10.0.0.2 on eth0 does not answer"),
+        ];
+        for (edit, reason) in cases {
+            let mut tables = tables();
+            edit(&mut tables);
+            assert_eq!(resolve(&want("10.0.0.2", Mode::Dsr), &tables), unreachable(reason));
+        }
+    }
+
+    fn eth0(tables: &mut Tables) -> &mut Device {
+        tables.devices.get_mut(&1).expect("the tables have eth0")
+    }
+
+    #[test]
+    fn what_was_asked_and_not_answered_is_pending() {
+        let mut tables = tables();
+        let backend = want("10.0.0.3", Mode::Dsr);
+        let pending = |reason: &str| Resolution::Pending { reason: reason.into() };
+        assert_eq!(resolve(&backend, &tables), pending("the route to 10.0.0.3 is looked up"));
+        tables.routes.insert(backend.address, Route::Via { oif: 1, gateway: None, mtu: None });
+        assert_eq!(resolve(&backend, &tables), pending("neighbour 10.0.0.3 on eth0 was asked"));
+        set(&mut tables, 1, "10.0.0.3", NeighbourState::Incomplete, None);
+        assert_eq!(resolve(&backend, &tables), pending("neighbour 10.0.0.3 on eth0 was asked"));
+    }
+
+    #[test]
+    fn silent_neighbour_stays_unreachable_while_it_is_asked_again() {
+        let mut tables = tables();
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let silent = unreachable("neighbour 10.0.0.2 on eth0 does not answer");
+        fail(&mut tables, 1, "10.0.0.2");
+        assert_eq!(resolve(&backend, &tables), silent);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        assert_eq!(resolve(&backend, &tables), silent);
+        tables.forget_neighbour((1, ip("10.0.0.2")));
+        assert_eq!(resolve(&backend, &tables), silent);
+        answer(&mut tables, 1, "10.0.0.2");
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+    }
+
+    #[test]
+    fn forgotten_neighbour_keeps_its_mac_until_it_answers_or_fails() {
+        let mut tables = tables();
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let key = (1, ip("10.0.0.2"));
+        // `ip neigh flush` takes both steps.
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        tables.forget_neighbour(key);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Valid, Some(TAGGED));
+        assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
+        tables.forget_neighbour(key);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Unreachable { .. }));
+    }
+
+    #[test]
+    fn neighbour_set_by_hand_is_used_and_never_asked() {
+        let mut tables = tables();
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let key = next_hop_of(&backend, &tables).expect("on the link");
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Permanent, Some(TAGGED));
+        assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
+        assert_eq!(Ask::All.select(&BTreeSet::from([key]), &tables), []);
+        tables.forget_neighbour(key);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Pending { .. }));
+    }
+
+    #[test]
+    fn neighbours_are_asked_as_often_as_their_state_needs() {
+        use NeighbourState::{Failed, Incomplete, Valid};
+        for (state, missing, unanswered, all) in [
+            (Some(Valid), false, false, true),
+            (Some(Incomplete), false, true, true),
+            (Some(Failed), false, true, true),
+            (None, true, true, true),
+        ] {
+            let mut tables = Tables::default();
+            let key = (1, ip("10.0.0.2"));
+            if let Some(state) = state {
+                tables.neighbours.insert(key, Neighbour { state, mac: None });
+            }
+            let asked = |ask: Ask| !ask.select(&BTreeSet::from([key]), &tables).is_empty();
+            assert_eq!(
+                [asked(Ask::Missing), asked(Ask::Unanswered), asked(Ask::All)],
+                [missing, unanswered, all],
+                "{state:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn own_macs_are_those_of_the_interfaces_and_of_what_stands_on_them() {
+        let mut tables = tables();
+        let mac = |last| [2, 0, 0, 0, 1, last];
+        tables.devices.insert(2, device("eth0.10", vlan(1, 0x8100, 10), mac(2)));
+        let kind = DeviceKind::Macvlan { parent: Some(2) };
+        tables.devices.insert(3, device("vrrp0", kind, mac(3)));
+        tables.devices.insert(4, device("eth1", DeviceKind::Own, mac(4)));
+        tables.devices.insert(5, device("eth1.10", vlan(4, 0x8100, 10), mac(5)));
+        tables.devices.insert(6, device("br0", DeviceKind::Own, mac(6)));
+        tables.devices.insert(7, device("br0.7", vlan(6, 0x8100, 7), NODE));
+        tables.devices.get_mut(&1).expect("inserted").master = Some(6);
+        assert_eq!(tables.own_macs(&["eth0".into()]), [NODE, mac(2), mac(6), mac(3)]);
+        assert_eq!(tables.own_macs(&["none".into()]), [[0; 6]; 0]);
+    }
+
+    #[test]
+    fn what_an_interface_knew_goes_with_it() {
+        let mut tables = tables();
+        let devices = BTreeMap::from([(9, device("eth0", DeviceKind::Own, NODE))]);
+        tables.replace_devices(devices);
+        assert_eq!(tables.neighbours, BTreeMap::new());
+        let route = Route::Via { oif: 9, gateway: None, mtu: None };
+        tables.routes.insert(ip("10.0.0.2"), route);
+        let resolution = resolve(&want("10.0.0.2", Mode::Dsr), &tables);
+        assert!(matches!(resolution, Resolution::Pending { .. }), "{resolution:?}");
     }
 }

@@ -114,8 +114,10 @@ pub struct Neighbour {
 pub enum NeighbourState {
     /// Asked for, not answered.
     Incomplete,
-    /// The MAC address is used: reachable, stale, delay or probe.
+    /// The MAC address is used: reachable, stale or delay.
     Valid,
+    /// The MAC address is used while the kernel asks whether it still holds.
+    Probed,
     /// It did not answer.
     Failed,
     /// The interface resolves none.
@@ -129,15 +131,28 @@ pub enum NeighbourState {
 impl Tables {
     /// Takes over what the kernel says of one neighbour.
     pub fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
-        match new.state {
-            NeighbourState::Failed => {
+        let old = self.neighbours.get(&key).copied();
+        match (new.state, old.map(|old| old.state)) {
+            // The kernel gives a neighbour up only after it was probed. Without that someone takes
+            // it away (`ip neigh del`), which goes by way of the same state.
+            (
+                NeighbourState::Failed,
+                Some(
+                    NeighbourState::Valid
+                    | NeighbourState::Forgotten
+                    | NeighbourState::Permanent
+                    | NeighbourState::NoArp,
+                ),
+            ) => return self.forget_neighbour(key),
+            (NeighbourState::Failed, _) => {
                 new.mac = None;
                 self.silent.insert(key);
             }
-            NeighbourState::Incomplete | NeighbourState::Forgotten => {
-                new.mac = self.neighbours.get(&key).and_then(|old| old.mac);
+            (NeighbourState::Incomplete | NeighbourState::Forgotten, _) => {
+                new.mac = old.and_then(|old| old.mac);
             }
-            NeighbourState::Valid | NeighbourState::NoArp | NeighbourState::Permanent => {
+            (NeighbourState::Probed, _) => {}
+            (NeighbourState::Valid | NeighbourState::NoArp | NeighbourState::Permanent, _) => {
                 self.silent.remove(&key);
             }
         }
