@@ -94,7 +94,8 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|name| (strsim::normalized_damerau_levenshtein(word, name), name))
         .filter(|(likeness, _)| *likeness >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
+        // Of equally near ones, the first.
+        .min_by(|a, b| b.0.total_cmp(&a.0))
         .map(|(_, name)| name)
 }
 

@@ -1,10 +1,8 @@
 //! The daemon over its socket, with maps in memory.
 
-mod common;
-
 use std::{fs, net::IpAddr, time::Duration};
 
-use common::{Place, WEB, eventually, names};
+use crate::common::{Place, WEB, eventually, names};
 use hyper::{Method, body::Bytes};
 use lb_userspace::{
     api::{
