@@ -4,6 +4,8 @@
 //! changes the desired state is checked as a whole, kept in the state file, and given to the
 //! engine; the answer goes out when the maps are written.
 
+mod balancer;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -14,13 +16,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::balancer::Balancer;
 use crate::{
     api::{Done, Request},
     config::{self, Config},
-    datapath::DataPlane,
-    desired::Desired,
+    desired::{Admin, Desired},
     edit::{Edit, Refusal, RefusalKind},
-    engine::{Engine, Now, Outcome, Swept},
+    engine::Now,
     netlink::{Neighbourhood, Resolution, Want},
     overrides::Overrides,
     rules,
@@ -34,60 +36,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long the start waits for the next hops of all backends, so that none is taken for
 /// unreachable because it was not asked for yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
-
-/// What the daemon needs of the engine.
-pub trait Balancer: Send {
-    /// See [`Engine::set_desired`].
-    fn set_desired(&mut self, desired: Desired);
-    /// See [`Engine::set_neighbourhood`].
-    fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood);
-    /// See [`Engine::wants`].
-    fn wants(&self) -> BTreeSet<Want>;
-    /// See [`Engine::reconcile`].
-    ///
-    /// # Errors
-    ///
-    /// A map can't be written.
-    fn reconcile(&mut self, now: Now) -> Result<Outcome>;
-    /// See [`Engine::sweep`].
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read or written.
-    fn sweep(&mut self, now: Now) -> Result<Swept>;
-    /// See [`Engine::status`].
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read.
-    fn status(&self) -> Result<Status>;
-}
-
-impl<D: DataPlane + Send> Balancer for Engine<D> {
-    fn set_desired(&mut self, desired: Desired) {
-        Self::set_desired(self, desired);
-    }
-
-    fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
-        Self::set_neighbourhood(self, neighbourhood);
-    }
-
-    fn wants(&self) -> BTreeSet<Want> {
-        Self::wants(self)
-    }
-
-    fn reconcile(&mut self, now: Now) -> Result<Outcome> {
-        Self::reconcile(self, now)
-    }
-
-    fn sweep(&mut self, now: Now) -> Result<Swept> {
-        Self::sweep(self, now)
-    }
-
-    fn status(&self) -> Result<Status> {
-        Self::status(self)
-    }
-}
 
 /// What the operator asks for by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,8 +237,16 @@ impl<B: Balancer> Daemon<B> {
         let message = edit.apply(&mut desired, &mut deadlines, SystemTime::now())?;
         self.check(&desired)?;
         self.deadlines = deadlines;
-        let notes = self.enact(desired)?;
+        let starved = newly_starved(&self.desired, &desired);
+        let mut notes = self.enact(desired)?;
         tracing::info!("{message}");
+        for name in starved {
+            let note = format!(
+                "no backend of {name} takes new flows; new connections are dropped until one does"
+            );
+            tracing::warn!("{note}");
+            notes.push(note);
+        }
         Ok(Done { message, notes })
     }
 
@@ -455,6 +411,16 @@ impl<B: Balancer> Daemon<B> {
         }
         self.last_error = error;
     }
+}
+
+/// The services that a change leaves without a backend for new flows.
+fn newly_starved(before: &Desired, after: &Desired) -> Vec<String> {
+    let fed = |desired: &Desired, name: &str| {
+        let backends = desired.services.get(name).map(|service| &service.backends);
+        backends.is_some_and(|all| all.values().any(|backend| backend.admin == Admin::Enabled))
+    };
+    let names = after.services.keys();
+    names.filter(|name| fed(before, name) && !fed(after, name)).cloned().collect()
 }
 
 /// Waits until it is known of each next hop whether there is one, for a while.

@@ -207,7 +207,10 @@ mod tests {
         weight.to_string().parse().expect("it is not zero")
     }
 
-    fn desired(services: &[(&str, u8, &[(IpAddr, u16, Admin)])]) -> Desired {
+    /// A service: name, last byte of its VIP, backends.
+    type Given<'a> = (&'a str, u8, &'a [(IpAddr, u16, Admin)]);
+
+    fn desired(services: &[Given<'_>]) -> Desired {
         let services = services.iter().map(|(name, vip, backends)| {
             let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, *vip]), 80, Mode::Dsr);
             spec.backends = backends

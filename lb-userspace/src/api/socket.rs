@@ -6,24 +6,36 @@ use std::{
         fs::{FileTypeExt as _, PermissionsExt as _, chown},
         net::UnixStream,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use tokio::net::UnixListener;
+
+/// The socket's file, which goes when this does.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // One that can't be removed is recognised as left behind by the next start.
+        let _ = fs::remove_file(&self.0);
+    }
+}
 
 /// Makes the socket, for root and `group`.
 ///
 /// # Errors
 ///
 /// Someone answers there, or the file can't be made.
-pub fn bind(path: &Path, group: &str) -> Result<UnixListener> {
+pub fn bind(path: &Path, group: &str) -> Result<(UnixListener, SocketFile)> {
     make_way(path)?;
     let dir = path.parent().context("the socket's path has no folder")?;
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     // Until its mode is set, only its owner may write to it, which is what connecting takes.
     let listener =
         UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
+    let file = SocketFile(path.to_owned());
     match group_id(group) {
         Some(id) => chown(path, None, Some(id))
             .with_context(|| format!("give {} to group {group}", path.display()))?,
@@ -31,7 +43,7 @@ pub fn bind(path: &Path, group: &str) -> Result<UnixListener> {
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))
         .with_context(|| format!("set the mode of {}", path.display()))?;
-    Ok(listener)
+    Ok((listener, file))
 }
 
 /// Removes a socket that nobody listens on.
@@ -70,13 +82,16 @@ mod tests {
     async fn a_socket_left_behind_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("run/lbd.sock");
-        let first = bind(&path, "no such group").expect("the folder is made");
+        let (first, file) = bind(&path, "no such group").expect("the folder is made");
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
         let error = bind(&path, "no such group").expect_err("one listens");
         assert!(error.to_string().contains("lbd is running already"), "{error}");
+        // What a daemon that was killed leaves behind.
+        std::mem::forget(file);
         drop(first);
-        bind(&path, "no such group").expect("nobody listens");
+        drop(bind(&path, "no such group").expect("nobody listens"));
+        assert!(!path.exists(), "it goes with its owner");
     }
 
     #[tokio::test]

@@ -82,7 +82,7 @@ fn run(file: &Path, config: Config, force: bool) -> Result<()> {
 
 async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     // Whoever has the socket is the one that may touch the maps.
-    let listener = socket::bind(&config.socket, &config.group)?;
+    let (listener, _file) = socket::bind(&config.socket, &config.group)?;
     let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
@@ -94,7 +94,6 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         want: Box::new(move |wants| resolver.want(wants)),
         detach: Box::new(move || datapath::detach(&pin_dir)),
     };
-    let socket = config.socket.clone();
     let daemon = Daemon::new(engine, effects, file.into(), config)?;
     let ready_line = daemon.ready_line()?;
 
@@ -112,8 +111,6 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     // The last answer goes out before the process ends; a client that hangs does not hold it up.
     drop(stop);
     let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
-    // A socket that can't be removed is recognised as stale by the next start.
-    let _ = std::fs::remove_file(&socket);
     match ended? {
         Ended::Stopped => tracing::info!("lbd ends; forwarding goes on, `lbctl detach` ends it"),
         Ended::Detached => tracing::info!("detached; nothing is forwarded any more"),

@@ -240,14 +240,28 @@ async fn a_drain_is_waited_for() {
     let waited = lbctl(&place, "backend drain web 10.0.0.11 --wait --timeout 30s").await;
     assert_eq!(waited.code, Some(0), "{waited:?}");
     assert!(waited.err.contains("backend 10.0.0.11 of web has no flow left, after "), "{waited:?}");
-    // The last one keeps its slots: no other backend could take its new flows.
-    let place = Place::new(&WEB.replace("{ address = \"10.0.0.11\" }, ", ""));
-    let running_too = place.start().await;
+    running.stop().await;
+
+    let place = Place::new(WEB);
+    let running = place.start().await;
     let late = lbctl(&place, "backend drain web 10.0.0.12 --wait --timeout 1s").await;
     assert_eq!(late.code, Some(1), "{late:?}");
-    assert!(late.err.contains("lbctl: backend 10.0.0.12 of web still drains: "), "{late:?}");
+    let left =
+        "lbctl: backend 10.0.0.12 of web still drains: 0 pinned flows, older flows possible in ";
+    assert!(late.err.contains(left), "{late:?}");
     running.stop().await;
-    running_too.stop().await;
+}
+
+#[tokio::test]
+async fn taking_the_last_backend_is_told() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    let first = lbctl(&place, "backend disable web 10.0.0.11").await.out;
+    assert_eq!(first.lines().count(), 1, "{first}");
+    let last = lbctl(&place, "backend drain web 10.0.0.12").await.out;
+    let note = "  no backend of web takes new flows; new connections are dropped until one does\n";
+    assert!(last.ends_with(note), "{last}");
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ impl Place {
                 Ok(vec!["link-eth0".into()])
             }),
         };
-        let listener = socket::bind(&config.socket, "root").expect("the socket is free");
+        let (listener, file) = socket::bind(&config.socket, "root").expect("the socket is free");
         let daemon = Daemon::new(engine, effects, self.file(), config).expect("the state is fine");
         let (requests_to, requests) = mpsc::channel(4);
         let (signals, signals_of) = mpsc::channel(4);
@@ -103,7 +103,7 @@ impl Place {
         let inputs = Inputs { requests, signals: signals_of, neighbours };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;
-            drop(stop);
+            drop((stop, file));
             ended
         });
         ready.await.expect("it gets ready");
