@@ -67,8 +67,8 @@ pub fn restore(ctx: XdpContext) -> u32 {
 fn prepare(ctx: &XdpContext) -> Option<()> {
     let plan = PLAN.get(0)?;
     let frame = Frame::new(ctx);
-    let grown = frame.bytes() as i32 - plan.frame_len.load() as i32;
-    if grown != 0 && !frame.adjust_head(grown) {
+    let grown = frame.bytes() as i64 - i64::from(plan.frame_len.load());
+    if grown != 0 && !frame.adjust_head(grown as i32) {
         return None;
     }
     let frame = Frame::new(ctx);
