@@ -272,6 +272,24 @@ fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
 }
 
 #[test]
+fn a_tracked_service_keeps_its_flows_without_base_owners() {
+    let mut desired = one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]);
+    desired.services.get_mut("web").unwrap().key.protocol = Protocol::Udp;
+    let mut engine = running(desired);
+    let old = id(&engine, "10.0.0.11");
+    let (FlowRef::Pin(key), value) = pin(7, old, 1_000) else { unreachable!() };
+    engine.data_plane_mut().add_flow(FlowRef::Tracked(key), value);
+    edit(&mut engine, "10.0.0.11", Admin::Removing { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| slot.current != old && slot.base == 0));
+    for second in [1_001, 1_002, 1_000 + IDLE] {
+        assert!(engine.sweep(at(second)).unwrap().removed.is_empty());
+    }
+    assert!(engine.data_plane().flow(&FlowRef::Tracked(key)).is_some());
+    assert_eq!(engine.sweep(at(1_001 + IDLE)).unwrap().removed.len(), 1);
+}
+
+#[test]
 fn a_deadline_ends_what_is_left() {
     let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
     let old = id(&engine, "10.0.0.11");

@@ -71,8 +71,10 @@ pub struct Target {
     pub slots: u32,
     /// The backends that share new flows, in the order of their addresses, with their ids.
     pub members: Vec<(Member, u16)>,
-    /// Ids of the backends that may be base owners: they keep the flows that they have.
+    /// Ids of the backends that keep the flows that they have.
     pub keeping: BTreeSet<u16>,
+    /// Whether those flows are told by their slots, which then have base owners.
+    pub bases: bool,
 }
 
 /// One step from what is applied to what is desired.
@@ -347,13 +349,14 @@ const fn is_usable(backend: &abi::Backend) -> bool {
 }
 
 fn target(service: &Service, placed: &[Placed]) -> Target {
-    // Packets of a oneshot service have no flow that could stay behind.
-    let oneshot = service.key.protocol == Protocol::Udp && service.udp_policy == UdpPolicy::Oneshot;
+    // A oneshot service has no flows, and a tracked one knows each of them.
+    let bases = service.key.protocol == Protocol::Tcp || service.udp_policy == UdpPolicy::Quic;
     let members = placed.iter().filter(|backend| backend.member);
     Target {
         slots: service.ring_slots,
         members: members.map(|b| (Member { address: b.address, weight: b.weight }, b.id)).collect(),
-        keeping: placed.iter().filter(|b| b.keeps && !oneshot).map(|b| b.id).collect(),
+        keeping: placed.iter().filter(|b| b.keeps).map(|b| b.id).collect(),
+        bases,
     }
 }
 
