@@ -14,6 +14,7 @@ use lb_userspace::{
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
     engine::{Engine, Now, Outcome, Swept},
     netlink::{Neighbourhood, NextHop, Resolution, Want},
+    reconcile::{self, Applied, Change, Inputs},
     settings::{Limits, Settings},
 };
 
@@ -149,6 +150,50 @@ fn maps_of_three_services_are_as_in_the_golden_file() {
     }
     let golden = std::fs::read_to_string(&path).unwrap();
     assert_eq!(dump, golden, "UPDATE_GOLDEN=1 writes {}", path.display());
+}
+
+#[test]
+fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
+    let plan = |desired: &Desired, applied: &Applied, known: Option<&Neighbourhood>| {
+        let settings = settings();
+        let inputs = Inputs {
+            desired,
+            neighbourhood: known,
+            limits: Limits::default(),
+            cpus: 2,
+            tunnel: &settings.tunnel,
+            seed: &settings.seed,
+            now: at(1),
+        };
+        let rank = |change| match change {
+            Change::SetOwnMacs(_) => 0,
+            Change::PutBackend(..) => 1,
+            Change::PublishRing(..) | Change::RetargetRing(..) => 2,
+            Change::PutVip(_) | Change::PutService(..) => 3,
+            Change::DeleteService(_) => 4,
+            Change::DeleteVip(_) => 5,
+            Change::DeleteRing(_) => 6,
+            Change::ClearBackend(_) => 7,
+        };
+        let changes = reconcile::plan(&inputs, applied).changes;
+        changes.into_iter().map(rank).collect::<Vec<_>>()
+    };
+    let engine = running(three_services());
+    let known = reached(&engine);
+    let made = plan(&three_services(), &Applied::default(), Some(&known));
+    assert_eq!(made, [0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3]);
+    // All of it goes.
+    let data_plane = engine.into_data_plane();
+    let rings = (0..3).map(|id| (id, reconcile::Ring::default())).collect();
+    let applied = Applied {
+        services: data_plane.services().unwrap(),
+        backends: data_plane.backends().unwrap(),
+        vips: data_plane.vips().unwrap(),
+        rings,
+        ..Applied::default()
+    };
+    let gone = plan(&Desired::default(), &applied, None);
+    assert_eq!(gone, [4, 4, 4, 5, 5, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7]);
 }
 
 #[test]
