@@ -14,6 +14,7 @@ use lb_userspace::{
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
     engine::{Engine, Now, Outcome, Swept},
     netlink::{Neighbourhood, NextHop, Resolution, Want},
+    reconcile::{self, Applied, Change, Inputs},
     settings::{Limits, Settings},
 };
 
@@ -152,6 +153,50 @@ fn maps_of_three_services_are_as_in_the_golden_file() {
 }
 
 #[test]
+fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
+    let plan = |desired: &Desired, applied: &Applied, known: Option<&Neighbourhood>| {
+        let settings = settings();
+        let inputs = Inputs {
+            desired,
+            neighbourhood: known,
+            limits: Limits::default(),
+            cpus: 2,
+            tunnel: &settings.tunnel,
+            seed: &settings.seed,
+            now: at(1),
+        };
+        let rank = |change| match change {
+            Change::SetOwnMacs(_) => 0,
+            Change::PutBackend(..) => 1,
+            Change::PublishRing(..) | Change::RetargetRing(..) => 2,
+            Change::PutVip(_) | Change::PutService(..) => 3,
+            Change::DeleteService(_) => 4,
+            Change::DeleteVip(_) => 5,
+            Change::DeleteRing(_) => 6,
+            Change::ClearBackend(_) => 7,
+        };
+        let changes = reconcile::plan(&inputs, applied).changes;
+        changes.into_iter().map(rank).collect::<Vec<_>>()
+    };
+    let engine = running(three_services());
+    let known = reached(&engine);
+    let made = plan(&three_services(), &Applied::default(), Some(&known));
+    assert_eq!(made, [0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3]);
+    // All of it goes.
+    let data_plane = engine.into_data_plane();
+    let rings = (0..3).map(|id| (id, reconcile::Ring::default())).collect();
+    let applied = Applied {
+        services: data_plane.services().unwrap(),
+        backends: data_plane.backends().unwrap(),
+        vips: data_plane.vips().unwrap(),
+        rings,
+        ..Applied::default()
+    };
+    let gone = plan(&Desired::default(), &applied, None);
+    assert_eq!(gone, [4, 4, 4, 5, 5, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7]);
+}
+
+#[test]
 fn nothing_is_written_before_anything_is_desired_nor_twice() {
     let mut engine = Engine::adopt(Fake::new(Limits::default()), &settings()).unwrap();
     engine.reconcile(at(1)).unwrap();
@@ -269,6 +314,24 @@ fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
     set(&mut engine, without);
     assert_eq!(engine.reconcile(at(ended + 1)).unwrap(), Outcome::default());
     assert!(engine.sweep(at(ended + 2)).unwrap().removed.is_empty());
+}
+
+#[test]
+fn a_tracked_service_keeps_its_flows_without_base_owners() {
+    let mut desired = one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]);
+    desired.services.get_mut("web").unwrap().key.protocol = Protocol::Udp;
+    let mut engine = running(desired);
+    let old = id(&engine, "10.0.0.11");
+    let (FlowRef::Pin(key), value) = pin(7, old, 1_000) else { unreachable!() };
+    engine.data_plane_mut().add_flow(FlowRef::Tracked(key), value);
+    edit(&mut engine, "10.0.0.11", Admin::Removing { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| slot.current != old && slot.base == 0));
+    for second in [1_001, 1_002, 1_000 + IDLE] {
+        assert!(engine.sweep(at(second)).unwrap().removed.is_empty());
+    }
+    assert!(engine.data_plane().flow(&FlowRef::Tracked(key)).is_some());
+    assert_eq!(engine.sweep(at(1_001 + IDLE)).unwrap().removed.len(), 1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Needs root; every test has a network namespace and a pin folder of its own.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     num::NonZeroU16,
@@ -12,9 +13,10 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, Owners};
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::abi::{self, FlowKey, FlowValue, Owners};
 use lb_userspace::{
-    datapath::{DataPlane, FlowTable, Xdp, detach},
+    datapath::{DataPlane, FlowRef, FlowTable, Xdp, detach},
     desired::{Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
     engine::{Engine, Now, Outcome},
     netlink::{Neighbourhood, NextHop, Resolution},
@@ -171,6 +173,52 @@ fn a_service_that_is_removed_leaves_nothing_behind() {
     let data_plane = engine.into_data_plane();
     assert!(data_plane.services().unwrap().is_empty() && data_plane.vips().unwrap().is_empty());
     assert!(data_plane.backends().unwrap().is_empty() && data_plane.rings().unwrap().is_empty());
+}
+
+#[test]
+fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
+    let mut site = Site::new();
+    site.settings.limits.pins = 20_000;
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    set(&mut engine, desired(&["10.0.0.11"]));
+    engine.reconcile(Now::read()).unwrap();
+    let maps = site.settings.pin_dir.join(format!("v{}", abi::ABI_VERSION));
+    let pins = MapData::from_pin(maps.join("PINS")).unwrap();
+    let mut pins: HashMap<_, FlowKey, FlowValue> = Map::HashMap(pins).try_into().unwrap();
+    let now = Now::read();
+    let key = |port: u16| FlowKey { source: [1; 16], port: port.into(), service: 0 };
+    for port in 0..15_000_u16 {
+        // A third each: alive, silent for too long, and on a backend that is not there.
+        let (backend, seen) = match port % 3 {
+            0 => (1, now.mono_secs),
+            1 => (1, now.mono_secs.wrapping_sub(2_000)),
+            _ => (7, now.mono_secs),
+        };
+        let value = FlowValue { backend, flags: abi::flow_flags::ESTABLISHED, seen };
+        pins.insert(key(port), value, 0).unwrap();
+    }
+    let mut met = BTreeSet::new();
+    let mut visit = |flow, _| match flow {
+        FlowRef::Pin(key) => assert!(met.insert(key.port.get()), "met twice"),
+        other => panic!("{other:?}"),
+    };
+    engine.data_plane().flows(FlowTable::Pins, &mut visit).unwrap();
+    assert!(met.into_iter().eq(0..15_000));
+    // The slots say that there are pins, which is what makes a sweep look.
+    engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(now.mono_secs));
+    let looked = Now { mono_secs: (now.mono_secs / 64 + 1) * 64, ..now };
+    engine.sweep(looked).unwrap();
+    let later = Now { mono_secs: looked.mono_secs + 1, ..now };
+    engine.sweep(later).unwrap();
+    let told = engine.status().unwrap();
+    assert_eq!(told.pins.used, 5_000);
+    assert_eq!(told.services["web"].backends.values().next().unwrap().pins, 5_000);
+    assert_eq!(pins.keys().count(), 5_000);
+    // One that has changed since it was seen is not deleted.
+    let stale = FlowValue { backend: 1, flags: 0, seen: 0 };
+    let mut data_plane = engine.into_data_plane();
+    assert!(!data_plane.delete_flow(&FlowRef::Pin(key(0)), stale).unwrap());
+    assert!(pins.get(&key(0), 0).is_ok());
 }
 
 #[test]

@@ -286,7 +286,8 @@ impl<D: DataPlane> Engine<D> {
         let slots = self.data_plane.ring(id).with_context(context)?;
         let table = table(&target, &self.settings.seed);
         let mut keeping = vec![false; usize::from(u16::MAX) + 1];
-        target.keeping.iter().for_each(|&id| keeping[usize::from(id)] = true);
+        let bases = target.keeping.iter().filter(|_| target.bases);
+        bases.for_each(|&id| keeping[usize::from(id)] = true);
         let mut changes = Vec::new();
         let mut moved = 0;
         for (index, slot) in slots.iter().enumerate() {

@@ -1,6 +1,8 @@
 //! What must be written so that the maps hold what is desired: a pure function, whose order is the
 //! safety argument.
 
+mod ids;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -11,6 +13,7 @@ use lb_common::{
     hash::FlowKeys,
 };
 
+use self::ids::Ids;
 use crate::{
     datapath::entry,
     desired::{Admin, Backend, Desired, Protocol, Service, ServiceKey, UdpPolicy},
@@ -71,8 +74,10 @@ pub struct Target {
     pub slots: u32,
     /// The backends that share new flows, in the order of their addresses, with their ids.
     pub members: Vec<(Member, u16)>,
-    /// Ids of the backends that may be base owners: they keep the flows that they have.
+    /// Ids of the backends that keep the flows that they have.
     pub keeping: BTreeSet<u16>,
+    /// Whether those flows are told by their slots, which then have base owners.
+    pub bases: bool,
 }
 
 /// One step from what is applied to what is desired.
@@ -347,13 +352,14 @@ const fn is_usable(backend: &abi::Backend) -> bool {
 }
 
 fn target(service: &Service, placed: &[Placed]) -> Target {
-    // Packets of a oneshot service have no flow that could stay behind.
-    let oneshot = service.key.protocol == Protocol::Udp && service.udp_policy == UdpPolicy::Oneshot;
+    // A oneshot service has no flows, and a tracked one knows each of them.
+    let bases = service.key.protocol == Protocol::Tcp || service.udp_policy == UdpPolicy::Quic;
     let members = placed.iter().filter(|backend| backend.member);
     Target {
         slots: service.ring_slots,
         members: members.map(|b| (Member { address: b.address, weight: b.weight }, b.id)).collect(),
-        keeping: placed.iter().filter(|b| b.keeps && !oneshot).map(|b| b.id).collect(),
+        keeping: placed.iter().filter(|b| b.keeps).map(|b| b.id).collect(),
+        bases,
     }
 }
 
@@ -374,70 +380,5 @@ fn service_value(inputs: &Inputs<'_>, id: u16, service: &Service) -> abi::Servic
         reserved: 0,
         idle_timeout: u32::try_from(service.idle_timeout.as_secs()).unwrap_or(u32::MAX),
         syn_budget: service.syn_budget.div_ceil(inputs.cpus.max(1)),
-    }
-}
-
-/// Hands out ids: those that are in use stay, and the lowest free one is next.
-struct Ids<'a> {
-    applied: &'a Applied,
-    limits: Limits,
-    /// Ids of services that are desired.
-    services: BTreeMap<ServiceKey, u16>,
-    /// Ids of backends that are desired.
-    backends: BTreeSet<u16>,
-    /// Ids that are given by the maps, by what they are given to.
-    known: BTreeMap<(u16, [u8; 16]), u16>,
-    taken_services: BTreeSet<u16>,
-    next_backend: u32,
-    next_service: u32,
-    vips: BTreeSet<IpAddr>,
-}
-
-impl<'a> Ids<'a> {
-    fn new(inputs: &Inputs<'_>, applied: &'a Applied) -> Self {
-        let known = applied.backends.iter().rev().map(|(&id, b)| ((b.service, b.address), id));
-        let in_use = applied.services.values().map(|service| service.id);
-        Self {
-            applied,
-            limits: inputs.limits,
-            services: BTreeMap::new(),
-            backends: BTreeSet::new(),
-            known: known.collect(),
-            taken_services: in_use.collect(),
-            next_backend: 1,
-            next_service: 0,
-            vips: BTreeSet::new(),
-        }
-    }
-
-    fn of_service(&mut self, key: &ServiceKey) -> Option<u16> {
-        let known = self.applied.services.get(key).map(|service| service.id);
-        let id = known.or_else(|| {
-            let free = (self.next_service..self.limits.services)
-                .filter_map(|id| u16::try_from(id).ok())
-                .find(|id| {
-                    !self.taken_services.contains(id) && !self.applied.resting_services.contains(id)
-                })?;
-            self.next_service = u32::from(free) + 1;
-            Some(free)
-        })?;
-        self.services.insert(*key, id);
-        Some(id)
-    }
-
-    fn of_backend(&mut self, service: u16, address: IpAddr) -> Option<u16> {
-        let known = self.known.get(&(service, entry::address(address))).copied();
-        let id = known.or_else(|| {
-            let free = (self.next_backend..=self.limits.backends)
-                .filter_map(|id| u16::try_from(id).ok())
-                .find(|id| {
-                    !self.applied.backends.contains_key(id)
-                        && !self.applied.resting_backends.contains(id)
-                })?;
-            self.next_backend = u32::from(free) + 1;
-            Some(free)
-        })?;
-        self.backends.insert(id);
-        Some(id)
     }
 }
