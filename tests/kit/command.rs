@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::OsStr,
     io::Write as _,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
@@ -53,10 +54,14 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
 
 /// Runs a command to its end, however that is, with `input` on its standard input.
 ///
+/// It is in a process group of its own, so that a Ctrl-C does not cut it short: what cleans up must
+/// end its work.
+///
 /// # Errors
 ///
 /// If it does not start.
 pub fn output(command: &mut Command, input: &str) -> Result<Output> {
+    command.process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| line(command))?;
     let mut stdin = child.stdin.take().context("standard input is a pipe")?;
