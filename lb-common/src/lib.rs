@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod decap;
 pub mod forward;
 pub mod hash;
 pub mod packet;

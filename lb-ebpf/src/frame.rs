@@ -25,7 +25,7 @@ impl Frame {
 
     /// Bytes of the first buffer.
     #[inline(always)]
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.end - self.start
     }
 

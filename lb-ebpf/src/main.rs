@@ -1,8 +1,8 @@
 //! The balancer's XDP program: [`decide`], then the one exit that counts and acts.
 #![no_std]
 #![no_main]
+#![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
-mod frame;
 mod maps;
 mod send;
 
@@ -12,7 +12,9 @@ use lb_common::{
     verdict::{Drop, ReplyKind, Verdict},
 };
 
-use crate::{frame::Frame, maps::Maps};
+use lb_ebpf::frame::Frame;
+
+use crate::maps::Maps;
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
@@ -40,7 +42,7 @@ pub fn balance(ctx: XdpContext) -> u32 {
             }
         }
     };
-    Maps.count(reason, frame.len());
+    Maps.count(reason, frame.bytes());
     action
 }
 

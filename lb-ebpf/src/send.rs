@@ -16,7 +16,7 @@ use lb_common::{
 };
 use zerocopy::network_endian::U16;
 
-use crate::frame::Frame;
+use lb_ebpf::frame::Frame;
 
 /// What the inner header gives to the outer one.
 #[derive(Clone, Copy)]
