@@ -14,7 +14,9 @@ pub mod namespace;
 pub mod nginx;
 pub mod process;
 pub mod status;
+pub mod udp;
 pub mod wait;
+pub mod ways;
 
 /// Whether what these tests need is there: root, and the programs of [`PROGRAMS`].
 ///
