@@ -31,5 +31,10 @@ pub fn run() -> Result<()> {
         "warnings",
     ]))?;
     println!("check: documentation");
-    cargo::run(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--quiet", "--no-deps"]))
+    cargo::run(cargo().env("RUSTDOCFLAGS", "-D warnings").args([
+        "doc",
+        "--quiet",
+        "--no-deps",
+        "--document-private-items",
+    ]))
 }
