@@ -72,7 +72,7 @@ impl fmt::Display for Protocol {
 }
 
 /// How packets reach the backends of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Layer-2 direct server return: the MAC addresses are rewritten.

