@@ -21,6 +21,7 @@ use crate::{
 
 mod attach;
 mod bpffs;
+pub mod decap;
 mod detach;
 pub mod entry;
 pub mod fake;

@@ -14,6 +14,15 @@ use tokio::sync::watch;
 
 use crate::desired::Mode;
 
+mod messages;
+pub mod query;
+mod resolve;
+mod socket;
+mod tables;
+mod task;
+
+use task::Task;
+
 /// A backend to be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Want {
@@ -95,11 +104,10 @@ impl Resolver {
     /// # Errors
     ///
     /// If netlink can't be spoken to.
-    #[expect(clippy::unused_async, reason = "the sockets of the task need a runtime")]
     pub async fn start(interfaces: Vec<String>) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
-        let _ = interfaces;
-        let (wants, _) = watch::channel(BTreeSet::new());
-        let (_, neighbourhood) = watch::channel(Neighbourhood::default());
+        let (wants, wanted) = watch::channel(BTreeSet::new());
+        let (task, neighbourhood) = Task::start(interfaces, wanted).await?;
+        tokio::spawn(task.run());
         Ok((Self { wants }, neighbourhood))
     }
 

@@ -1,0 +1,105 @@
+//! One look at the interfaces, for commands that run without the daemon.
+
+use std::{collections::BTreeMap, net::IpAddr, thread};
+
+use anyhow::{Context as _, Result, anyhow};
+use futures_util::{Stream, StreamExt as _};
+use rtnetlink::{
+    new_connection,
+    packet_route::{
+        address::{AddressAttribute, AddressMessage, AddressScope},
+        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+    },
+};
+
+/// An interface as it is at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its index.
+    pub ifindex: u32,
+    /// Id of the XDP program on it.
+    pub xdp_prog_id: Option<u32>,
+    /// Whether that program runs in the network stack instead of the driver.
+    pub xdp_generic: bool,
+    /// Its addresses of global scope.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The interfaces of the calling thread's network namespace by name.
+///
+/// # Errors
+///
+/// If netlink can't be spoken to.
+pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
+    // A thread of its own: the caller may be inside a runtime, where one can't block on another.
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+            runtime.block_on(read())
+        });
+        reader.join().map_err(|_| anyhow!("the thread that reads the interfaces has panicked"))?
+    })
+    .context("read the interfaces by netlink")
+}
+
+async fn read() -> Result<BTreeMap<String, Interface>> {
+    let (connection, handle, _) = new_connection()?;
+    let connection = tokio::spawn(connection);
+    let links = collect(handle.link().get().execute()).await?;
+    let addresses = collect(handle.address().get().execute()).await?;
+    connection.abort();
+
+    let mut interfaces: BTreeMap<String, Interface> = links.iter().map(interface_of).collect();
+    for message in &addresses {
+        let owner = interfaces.values_mut().find(|one| one.ifindex == message.header.index);
+        if let (Some(interface), Some(address)) = (owner, global_address_of(message)) {
+            interface.addresses.push(address);
+        }
+    }
+    Ok(interfaces)
+}
+
+async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>> {
+    let answers: Vec<_> = stream.collect().await;
+    Ok(answers.into_iter().collect::<Result<_, _>>()?)
+}
+
+fn interface_of(message: &LinkMessage) -> (String, Interface) {
+    let mut name = String::new();
+    let mut interface = Interface { ifindex: message.header.index, ..Interface::default() };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name.clone_from(text),
+            LinkAttribute::Xdp(all) => {
+                for attribute in all {
+                    match attribute {
+                        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => {
+                            interface.xdp_prog_id = Some(*id);
+                        }
+                        LinkXdp::Attached(mode) => {
+                            interface.xdp_generic = *mode == XdpAttached::SocketBuffer;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    (name, interface)
+}
+
+fn global_address_of(message: &AddressMessage) -> Option<IpAddr> {
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    // On a point-to-point link `Address` is the peer's, and `Local` this node's.
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false))
+}

@@ -1,0 +1,504 @@
+//! From the kernel's tables to the next hop of a backend. No I/O: the same tables give the same
+//! answer.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    NextHop, Resolution, Want,
+    tables::{Device, DeviceKind, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
+};
+use crate::desired::Mode;
+
+/// EtherType of IPv4.
+const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// VLAN tags that fit the link-layer header of a backend.
+const MAX_TAGS: usize = 2;
+
+/// Where frames for `want` go by these tables.
+#[must_use]
+pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
+    match try_resolve(want, tables) {
+        Ok(hop) => Resolution::Resolved(hop),
+        Err(Obstacle::Awaited(reason)) => Resolution::Pending { reason },
+        Err(Obstacle::Fatal(reason)) => Resolution::Unreachable { reason },
+    }
+}
+
+/// The neighbour whose MAC address `want` needs; none if its route leads to no Ethernet link that
+/// is up and resolves neighbours.
+#[must_use]
+pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
+    let way = way_of(want, tables).ok()?;
+    Some((way.oif, way.next_hop))
+}
+
+/// Which of the wanted neighbours the kernel should be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Those that were never asked, or that the kernel has forgotten.
+    Missing,
+    /// Also those that have not answered.
+    Unanswered,
+    /// Also those that have, so that the kernel probes them: packets sent by XDP don't tell it
+    /// that a neighbour is in use.
+    All,
+}
+
+impl Ask {
+    /// The neighbours to ask for. One set by hand never is: asking would make the kernel probe it.
+    #[must_use]
+    pub fn select(self, next_hops: &BTreeSet<NeighbourKey>, tables: &Tables) -> Vec<NeighbourKey> {
+        let asked = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
+            None | Some(NeighbourState::Forgotten) => true,
+            Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
+            Some(NeighbourState::Valid | NeighbourState::Probed) => self == Self::All,
+            Some(NeighbourState::NoArp | NeighbourState::Permanent) => false,
+        };
+        next_hops.iter().filter(asked).copied().collect()
+    }
+}
+
+/// Why there is no next hop.
+enum Obstacle {
+    /// It will be known soon.
+    Awaited(String),
+    /// Something has to change first.
+    Fatal(String),
+}
+
+/// The way to a backend without the MAC address of its next hop.
+struct Way<'a> {
+    /// The interface of the route, on which the neighbour is resolved.
+    oif: u32,
+    /// Its device.
+    device: &'a Device,
+    /// The router or the backend itself.
+    next_hop: IpAddr,
+    /// The interface that frames leave by.
+    lowest: (u32, &'a Device),
+    /// Type and VLAN of each tag, the outermost first.
+    tags: Vec<[u16; 2]>,
+    /// The smallest MTU on the way.
+    mtu: u32,
+}
+
+fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
+    let way = way_of(want, tables)?;
+    let mac = mac_of(&way, tables)?;
+    let (ifindex, lowest) = way.lowest;
+    let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    let mut l2 = Vec::with_capacity(14 + 4 * way.tags.len());
+    l2.extend(mac);
+    l2.extend(way.device.mac);
+    for word in way.tags.iter().flatten() {
+        l2.extend(word.to_be_bytes());
+    }
+    l2.extend(ethertype.to_be_bytes());
+    Ok(NextHop {
+        ifindex,
+        interface: lowest.name.clone(),
+        mac,
+        l2,
+        mtu: u16::try_from(way.mtu).unwrap_or(u16::MAX),
+    })
+}
+
+fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
+    let Want { address, mode } = *want;
+    let fatal = |reason: String| Err(Obstacle::Fatal(reason));
+    let (oif, gateway, route_mtu) = match tables.routes.get(&address) {
+        None => return Err(Obstacle::Awaited(format!("the route to {address} is looked up"))),
+        Some(Route::Own) => {
+            return fatal(format!(
+                "{address} is this node's own address; a backend is another host"
+            ));
+        }
+        Some(Route::None(why)) => return fatal(format!("{address} {why}")),
+        Some(&Route::Via { oif, gateway, mtu }) => (oif, gateway, mtu),
+    };
+    if let (Mode::Dsr, Some(router)) = (mode, gateway) {
+        return fatal(format!(
+            "is behind router {router}: dsr needs it on the link; use mode ipip"
+        ));
+    }
+    let Some(device) = tables.devices.get(&oif) else {
+        return fatal(format!("its interface (index {oif}) is gone"));
+    };
+    if !device.ethernet {
+        return fatal(format!("leaves by {}, which is no Ethernet interface", device.name));
+    }
+    let mut lowest = (oif, device);
+    let mut tags = Vec::new();
+    let mut mtu = device.mtu.min(route_mtu.unwrap_or(u32::MAX));
+    loop {
+        let (_, below) = lowest;
+        if !below.admin_up {
+            return fatal(format!("interface {0} is down: ip link set {0} up", below.name));
+        }
+        if !below.carrier {
+            return fatal(format!("interface {} has no carrier", below.name));
+        }
+        let parent = match below.kind {
+            DeviceKind::Own => break,
+            DeviceKind::Vlan { parent, tpid, id } => {
+                tags.insert(0, [tpid, id]);
+                parent
+            }
+            DeviceKind::Macvlan { parent } => parent,
+        };
+        let Some((ifindex, parent)) = parent.and_then(|i| Some((i, tables.devices.get(&i)?)))
+        else {
+            return fatal(format!("{} is on an interface of another namespace", below.name));
+        };
+        mtu = mtu.min(parent.mtu);
+        lowest = (ifindex, parent);
+    }
+    if tags.len() > MAX_TAGS {
+        return fatal(format!(
+            "interface {} has {} VLAN tags; at most {MAX_TAGS} can be sent",
+            device.name,
+            tags.len()
+        ));
+    }
+    Ok(Way { oif, device, next_hop: gateway.unwrap_or(address), lowest, tags, mtu })
+}
+
+fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
+    let key = (way.oif, way.next_hop);
+    let (next_hop, name) = (way.next_hop, &way.device.name);
+    let no_arp = way.device.no_arp;
+    match tables.neighbours.get(&key) {
+        // The kernel fills in the interface's own address where it is told to resolve none.
+        Some(Neighbour { state: NeighbourState::NoArp, .. }) if no_arp => {
+            Err(Obstacle::Fatal(format!(
+                "interface {name} resolves no neighbours; give it one by hand: \
+                 ip neigh replace {next_hop} lladdr MAC dev {name}"
+            )))
+        }
+        Some(Neighbour { mac: Some(mac), .. }) => Ok(*mac),
+        Some(Neighbour { state: NeighbourState::Failed, .. }) => {
+            Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
+        }
+        _ if tables.is_silent(key) => {
+            Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
+        }
+        _ => Err(Obstacle::Awaited(format!("neighbour {next_hop} on {name} was asked"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+    const TAGGED: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn want(address: &str, mode: Mode) -> Want {
+        Want { address: ip(address), mode }
+    }
+
+    fn device(name: &str, kind: DeviceKind, mac: [u8; 6]) -> Device {
+        Device {
+            name: name.into(),
+            kind,
+            mac,
+            ethernet: true,
+            no_arp: false,
+            admin_up: true,
+            carrier: true,
+            mtu: 1500,
+            master: None,
+            xdp_prog_id: None,
+        }
+    }
+
+    fn vlan(parent: u32, tpid: u16, id: u16) -> DeviceKind {
+        DeviceKind::Vlan { parent: Some(parent), tpid, id }
+    }
+
+    /// eth0 (1) with 10.0.0.2 and fd00::2 on the link, 10.1.0.2 behind 10.0.0.2.
+    fn tables() -> Tables {
+        let mut tables = Tables::default();
+        tables.devices.insert(1, device("eth0", DeviceKind::Own, NODE));
+        for address in ["10.0.0.2", "fd00::2"] {
+            tables.routes.insert(ip(address), Route::Via { oif: 1, gateway: None, mtu: None });
+            answer(&mut tables, 1, address);
+        }
+        let gateway = Some(ip("10.0.0.2"));
+        tables.routes.insert(ip("10.1.0.2"), Route::Via { oif: 1, gateway, mtu: Some(1400) });
+        tables
+    }
+
+    fn answer(tables: &mut Tables, oif: u32, address: &str) {
+        set(tables, oif, address, NeighbourState::Valid, Some(PEER));
+    }
+
+    /// As the kernel does it: the neighbour is probed, then given up.
+    fn fail(tables: &mut Tables, oif: u32, address: &str) {
+        set(tables, oif, address, NeighbourState::Probed, Some(PEER));
+        set(tables, oif, address, NeighbourState::Failed, None);
+    }
+
+    fn set(
+        tables: &mut Tables,
+        oif: u32,
+        address: &str,
+        state: NeighbourState,
+        mac: Option<[u8; 6]>,
+    ) {
+        tables.update_neighbour((oif, ip(address)), Neighbour { state, mac });
+    }
+
+    fn hop(resolution: Resolution) -> NextHop {
+        match resolution {
+            Resolution::Resolved(hop) => hop,
+            other => panic!("not resolved: {other:?}"),
+        }
+    }
+
+    fn unreachable(reason: &str) -> Resolution {
+        Resolution::Unreachable { reason: reason.into() }
+    }
+
+    #[test]
+    fn frame_goes_to_the_neighbour_with_the_backends_ethertype() {
+        let tables = tables();
+        for (address, ethertype) in [("10.0.0.2", [8, 0]), ("fd00::2", [0x86, 0xdd])] {
+            for mode in [Mode::Dsr, Mode::Ipip] {
+                let hop = hop(resolve(&want(address, mode), &tables));
+                assert_eq!(hop.l2, [&PEER[..], &NODE, &ethertype].concat());
+                assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (1, "eth0", 1500));
+                assert_eq!(hop.mac, PEER);
+            }
+        }
+    }
+
+    #[test]
+    fn backend_behind_a_router_is_for_tunnels_only() {
+        let tables = tables();
+        let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
+        assert_eq!((tunnelled.mac, tunnelled.mtu), (PEER, 1400));
+        assert_eq!(
+            resolve(&want("10.1.0.2", Mode::Dsr), &tables),
+            unreachable("is behind router 10.0.0.2: dsr needs it on the link; use mode ipip")
+        );
+    }
+
+    #[test]
+    fn router_of_the_other_family_keeps_the_backends_ethertype() {
+        let mut tables = tables();
+        let gateway = Some(ip("fd00::2"));
+        tables.routes.insert(ip("10.2.0.1"), Route::Via { oif: 1, gateway, mtu: None });
+        let hop = hop(resolve(&want("10.2.0.1", Mode::Ipip), &tables));
+        assert_eq!(hop.l2, [&PEER[..], &NODE, &[8, 0]].concat());
+    }
+
+    #[test]
+    fn vlan_tags_are_in_the_frame_outermost_first() {
+        let mut tables = tables();
+        tables.devices.insert(2, device("eth0.10", vlan(1, 0x88a8, 10), TAGGED));
+        tables.devices.insert(3, device("eth0.10.20", vlan(2, 0x8100, 20), TAGGED));
+        tables.devices.get_mut(&3).expect("inserted").mtu = 1480;
+        for (oif, tags, mtu) in
+            [(2, &[0x88, 0xa8, 0, 10][..], 1500), (3, &[0x88, 0xa8, 0, 10, 0x81, 0, 0, 20], 1480)]
+        {
+            tables.routes.insert(ip("10.0.0.2"), Route::Via { oif, gateway: None, mtu: None });
+            answer(&mut tables, oif, "10.0.0.2");
+            let hop = hop(resolve(&want("10.0.0.2", Mode::Dsr), &tables));
+            assert_eq!(hop.l2, [&PEER[..], &TAGGED, tags, &[8, 0]].concat());
+            assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (1, "eth0", mtu));
+        }
+    }
+
+    #[test]
+    fn macvlan_sends_by_its_parent_from_its_own_mac() {
+        let mut tables = tables();
+        let kind = DeviceKind::Macvlan { parent: Some(1) };
+        tables.devices.insert(2, device("mv0", kind, TAGGED));
+        tables.routes.insert(ip("10.0.0.2"), Route::Via { oif: 2, gateway: None, mtu: None });
+        answer(&mut tables, 2, "10.0.0.2");
+        let hop = hop(resolve(&want("10.0.0.2", Mode::Dsr), &tables));
+        assert_eq!((hop.ifindex, &hop.l2[6..12]), (1, &TAGGED[..]));
+    }
+
+    #[test]
+    fn every_obstacle_has_its_reason() {
+        type Edit = fn(&mut Tables);
+        let cases: &[(Edit, &str)] = &[
+            (
+                |t| {
+                    t.routes.insert(ip("10.0.0.2"), Route::Own);
+                },
+                "10.0.0.2 is this node's own address; a backend is another host",
+            ),
+            (
+                |t| {
+                    t.routes.insert(ip("10.0.0.2"), Route::None("has a blackhole route"));
+                },
+                "10.0.0.2 has a blackhole route",
+            ),
+            (
+                |t| {
+                    t.devices.remove(&1);
+                },
+                "its interface (index 1) is gone",
+            ),
+            (|t| eth0(t).ethernet = false, "leaves by eth0, which is no Ethernet interface"),
+            (|t| eth0(t).admin_up = false, "interface eth0 is down: ip link set eth0 up"),
+            (|t| eth0(t).carrier = false, "interface eth0 has no carrier"),
+            (
+                |t| {
+                    for (index, parent) in [(2, 1), (3, 2), (4, 3)] {
+                        let kind = vlan(parent, 0x8100, 5);
+                        t.devices.insert(index, device("deep", kind, TAGGED));
+                    }
+                    let route = Route::Via { oif: 4, gateway: None, mtu: None };
+                    t.routes.insert(ip("10.0.0.2"), route);
+                },
+                "interface deep has 3 VLAN tags; at most 2 can be sent",
+            ),
+            (
+                |t| eth0(t).kind = DeviceKind::Macvlan { parent: None },
+                "eth0 is on an interface of another namespace",
+            ),
+            (
+                |t| {
+                    eth0(t).no_arp = true;
+                    set(t, 1, "10.0.0.2", NeighbourState::NoArp, Some(NODE));
+                },
+                "interface eth0 resolves no neighbours; give it one by hand: \
+                 ip neigh replace 10.0.0.2 lladdr MAC dev eth0",
+            ),
+            (|t| fail(t, 1, "10.0.0.2"), "neighbour 10.0.0.2 on eth0 does not answer"),
+        ];
+        for (edit, reason) in cases {
+            let mut tables = tables();
+            edit(&mut tables);
+            assert_eq!(resolve(&want("10.0.0.2", Mode::Dsr), &tables), unreachable(reason));
+        }
+    }
+
+    fn eth0(tables: &mut Tables) -> &mut Device {
+        tables.devices.get_mut(&1).expect("the tables have eth0")
+    }
+
+    #[test]
+    fn what_was_asked_and_not_answered_is_pending() {
+        let mut tables = tables();
+        let backend = want("10.0.0.3", Mode::Dsr);
+        let pending = |reason: &str| Resolution::Pending { reason: reason.into() };
+        assert_eq!(resolve(&backend, &tables), pending("the route to 10.0.0.3 is looked up"));
+        tables.routes.insert(backend.address, Route::Via { oif: 1, gateway: None, mtu: None });
+        assert_eq!(resolve(&backend, &tables), pending("neighbour 10.0.0.3 on eth0 was asked"));
+        set(&mut tables, 1, "10.0.0.3", NeighbourState::Incomplete, None);
+        assert_eq!(resolve(&backend, &tables), pending("neighbour 10.0.0.3 on eth0 was asked"));
+    }
+
+    #[test]
+    fn silent_neighbour_stays_unreachable_while_it_is_asked_again() {
+        let mut tables = tables();
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let silent = unreachable("neighbour 10.0.0.2 on eth0 does not answer");
+        fail(&mut tables, 1, "10.0.0.2");
+        assert_eq!(resolve(&backend, &tables), silent);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        assert_eq!(resolve(&backend, &tables), silent);
+        tables.forget_neighbour((1, ip("10.0.0.2")));
+        assert_eq!(resolve(&backend, &tables), silent);
+        answer(&mut tables, 1, "10.0.0.2");
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+    }
+
+    #[test]
+    fn forgotten_neighbour_keeps_its_mac_until_it_answers_or_fails() {
+        let mut tables = tables();
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let key = (1, ip("10.0.0.2"));
+        // `ip neigh flush` takes both steps.
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        tables.forget_neighbour(key);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Valid, Some(TAGGED));
+        assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
+        tables.forget_neighbour(key);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Unreachable { .. }));
+    }
+
+    #[test]
+    fn neighbour_set_by_hand_is_used_and_never_asked() {
+        let mut tables = tables();
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let key = next_hop_of(&backend, &tables).expect("on the link");
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Permanent, Some(TAGGED));
+        assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
+        assert_eq!(Ask::All.select(&BTreeSet::from([key]), &tables), []);
+        tables.forget_neighbour(key);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Pending { .. }));
+    }
+
+    #[test]
+    fn neighbours_are_asked_as_often_as_their_state_needs() {
+        use NeighbourState::{Failed, Incomplete, Valid};
+        for (state, missing, unanswered, all) in [
+            (Some(Valid), false, false, true),
+            (Some(Incomplete), false, true, true),
+            (Some(Failed), false, true, true),
+            (None, true, true, true),
+        ] {
+            let mut tables = Tables::default();
+            let key = (1, ip("10.0.0.2"));
+            if let Some(state) = state {
+                tables.neighbours.insert(key, Neighbour { state, mac: None });
+            }
+            let asked = |ask: Ask| !ask.select(&BTreeSet::from([key]), &tables).is_empty();
+            assert_eq!(
+                [asked(Ask::Missing), asked(Ask::Unanswered), asked(Ask::All)],
+                [missing, unanswered, all],
+                "{state:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn own_macs_are_those_of_the_interfaces_and_of_what_stands_on_them() {
+        let mut tables = tables();
+        let mac = |last| [2, 0, 0, 0, 1, last];
+        tables.devices.insert(2, device("eth0.10", vlan(1, 0x8100, 10), mac(2)));
+        let kind = DeviceKind::Macvlan { parent: Some(2) };
+        tables.devices.insert(3, device("vrrp0", kind, mac(3)));
+        tables.devices.insert(4, device("eth1", DeviceKind::Own, mac(4)));
+        tables.devices.insert(5, device("eth1.10", vlan(4, 0x8100, 10), mac(5)));
+        tables.devices.insert(6, device("br0", DeviceKind::Own, mac(6)));
+        tables.devices.insert(7, device("br0.7", vlan(6, 0x8100, 7), NODE));
+        tables.devices.get_mut(&1).expect("inserted").master = Some(6);
+        assert_eq!(tables.own_macs(&["eth0".into()]), [NODE, mac(2), mac(6), mac(3)]);
+        assert_eq!(tables.own_macs(&["none".into()]), [[0; 6]; 0]);
+    }
+
+    #[test]
+    fn what_an_interface_knew_goes_with_it() {
+        let mut tables = tables();
+        let devices = BTreeMap::from([(9, device("eth0", DeviceKind::Own, NODE))]);
+        tables.replace_devices(devices);
+        assert_eq!(tables.neighbours, BTreeMap::new());
+        let route = Route::Via { oif: 9, gateway: None, mtu: None };
+        tables.routes.insert(ip("10.0.0.2"), route);
+        let resolution = resolve(&want("10.0.0.2", Mode::Dsr), &tables);
+        assert!(matches!(resolution, Resolution::Pending { .. }), "{resolution:?}");
+    }
+}

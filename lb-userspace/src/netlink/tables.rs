@@ -1,0 +1,262 @@
+//! The kernel's links, routes and neighbours as plain data, and how an event changes them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::Link;
+
+/// A neighbour's key: the interface and the address on it.
+pub type NeighbourKey = (u32, IpAddr);
+
+/// What the kernel was last known to have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tables {
+    /// The interfaces by index.
+    pub devices: BTreeMap<u32, Device>,
+    /// The kernel's answer for each wanted address.
+    pub routes: BTreeMap<IpAddr, Route>,
+    /// The neighbours. One that the kernel has forgotten while it had a MAC address is kept until
+    /// it answers or fails: `ip neigh flush` must not move a flow.
+    pub neighbours: BTreeMap<NeighbourKey, Neighbour>,
+    /// Neighbours that did not answer, until they do. The kernel forgets that they failed as soon
+    /// as it is told to try again.
+    silent: BTreeSet<NeighbourKey>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// What it is made of.
+    pub kind: DeviceKind,
+    /// Its MAC address; all zero if it has none.
+    pub mac: [u8; 6],
+    /// Whether its frames begin with an Ethernet header.
+    pub ethernet: bool,
+    /// Whether it was told to resolve no neighbours (`ip link set arp off`, or by its nature).
+    pub no_arp: bool,
+    /// Whether it was set up.
+    pub admin_up: bool,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The bridge, bond or the like that it is a port of.
+    pub master: Option<u32>,
+    /// Id of the XDP program on it.
+    pub xdp_prog_id: Option<u32>,
+}
+
+/// What an interface is made of, as far as it changes the frame that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Frames leave by the interface itself.
+    Own,
+    /// Frames leave by `parent` with one tag more.
+    Vlan {
+        /// The interface below, if it is in this network namespace.
+        parent: Option<u32>,
+        /// EtherType of the tag: 0x8100 or 0x88a8.
+        tpid: u16,
+        /// The VLAN.
+        id: u16,
+    },
+    /// Frames leave by `parent`, from this interface's MAC address.
+    Macvlan {
+        /// The interface below, if it is in this network namespace.
+        parent: Option<u32>,
+    },
+}
+
+impl Device {
+    /// The interface below.
+    #[must_use]
+    pub const fn parent(&self) -> Option<u32> {
+        match self.kind {
+            DeviceKind::Own => None,
+            DeviceKind::Vlan { parent, .. } | DeviceKind::Macvlan { parent } => parent,
+        }
+    }
+}
+
+/// The kernel's answer to a lookup of a destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// By an interface.
+    Via {
+        /// The interface.
+        oif: u32,
+        /// The router; none if the destination is on the link.
+        gateway: Option<IpAddr>,
+        /// The route's own MTU, or the one that was learnt for the destination.
+        mtu: Option<u32>,
+    },
+    /// The address is this node's own.
+    Own,
+    /// No packet gets there; the reason reads on after the address.
+    None(&'static str),
+}
+
+/// A neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// What the kernel says of it.
+    pub state: NeighbourState,
+    /// Its MAC address, if it is known and six bytes long.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// The states of a neighbour that make a difference here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeighbourState {
+    /// Asked for, not answered.
+    Incomplete,
+    /// The MAC address is used: reachable, stale or delay.
+    Valid,
+    /// The MAC address is used while the kernel asks whether it still holds.
+    Probed,
+    /// It did not answer.
+    Failed,
+    /// The interface resolves none.
+    NoArp,
+    /// Set by hand; the kernel never probes it.
+    Permanent,
+    /// The kernel has forgotten it.
+    Forgotten,
+}
+
+impl Tables {
+    /// Takes over what the kernel says of one neighbour.
+    pub fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
+        let old = self.neighbours.get(&key).copied();
+        match (new.state, old.map(|old| old.state)) {
+            // The kernel gives a neighbour up only after it was probed. Without that someone takes
+            // it away (`ip neigh del`), which goes by way of the same state.
+            (
+                NeighbourState::Failed,
+                Some(
+                    NeighbourState::Valid
+                    | NeighbourState::Forgotten
+                    | NeighbourState::Permanent
+                    | NeighbourState::NoArp,
+                ),
+            ) => return self.forget_neighbour(key),
+            (NeighbourState::Failed, _) => {
+                new.mac = None;
+                self.silent.insert(key);
+            }
+            (NeighbourState::Incomplete | NeighbourState::Forgotten, _) => {
+                new.mac = old.and_then(|old| old.mac);
+            }
+            (NeighbourState::Probed, _) => {}
+            (NeighbourState::Valid | NeighbourState::NoArp | NeighbourState::Permanent, _) => {
+                self.silent.remove(&key);
+            }
+        }
+        if new.state == NeighbourState::Forgotten && new.mac.is_none() {
+            self.neighbours.remove(&key);
+        } else {
+            self.neighbours.insert(key, new);
+        }
+    }
+
+    /// Takes over all neighbours; those that the kernel does not name count as forgotten.
+    pub fn replace_neighbours(&mut self, new: BTreeMap<NeighbourKey, Neighbour>) {
+        let gone: Vec<_> =
+            self.neighbours.keys().filter(|key| !new.contains_key(key)).copied().collect();
+        for key in gone {
+            self.forget_neighbour(key);
+        }
+        for (key, neighbour) in new {
+            self.update_neighbour(key, neighbour);
+        }
+    }
+
+    /// Takes over that the kernel has forgotten a neighbour. One set by hand was taken away by
+    /// hand, so its MAC address is not kept.
+    pub fn forget_neighbour(&mut self, key: NeighbourKey) {
+        match self.neighbours.get(&key) {
+            Some(Neighbour {
+                state: NeighbourState::Permanent | NeighbourState::NoArp, ..
+            }) => {
+                self.neighbours.remove(&key);
+            }
+            _ => self
+                .update_neighbour(key, Neighbour { state: NeighbourState::Forgotten, mac: None }),
+        }
+    }
+
+    /// Takes over all interfaces; what is known of neighbours on the ones that are gone goes too.
+    pub fn replace_devices(&mut self, devices: BTreeMap<u32, Device>) {
+        self.devices = devices;
+        let devices = &self.devices;
+        self.neighbours.retain(|(ifindex, _), _| devices.contains_key(ifindex));
+        self.silent.retain(|(ifindex, _)| devices.contains_key(ifindex));
+    }
+
+    /// Drops what nobody wants: routes to other addresses, neighbours that only memory holds.
+    pub fn retain(&mut self, addresses: &BTreeSet<IpAddr>, next_hops: &BTreeSet<NeighbourKey>) {
+        self.routes.retain(|address, _| addresses.contains(address));
+        self.neighbours.retain(|key, neighbour| {
+            neighbour.state != NeighbourState::Forgotten || next_hops.contains(key)
+        });
+        self.silent.retain(|key| next_hops.contains(key));
+    }
+
+    /// Whether the neighbour was asked in vain since it last answered.
+    #[must_use]
+    pub fn is_silent(&self, key: NeighbourKey) -> bool {
+        self.silent.contains(&key)
+    }
+
+    /// The MAC addresses that `interfaces` answer to: their own first, then those of the VLAN and
+    /// macvlan devices on them and of the bridges and bonds above them.
+    #[must_use]
+    pub fn own_macs(&self, interfaces: &[String]) -> Vec<[u8; 6]> {
+        let mut members: Vec<u32> = interfaces
+            .iter()
+            .filter_map(|name| {
+                self.devices.iter().find(|(_, device)| device.name == *name).map(|(i, _)| *i)
+            })
+            .collect();
+        let mut next = 0;
+        while let Some(below) = members.get(next).copied() {
+            next += 1;
+            let master = self.devices.get(&below).and_then(|device| device.master);
+            for (&ifindex, device) in &self.devices {
+                let above = device.parent() == Some(below) || master == Some(ifindex);
+                if above && !members.contains(&ifindex) {
+                    members.push(ifindex);
+                }
+            }
+        }
+        let mut macs = Vec::new();
+        for mac in members.iter().filter_map(|i| self.devices.get(i)).map(|device| device.mac) {
+            if mac != [0; 6] && !macs.contains(&mac) {
+                macs.push(mac);
+            }
+        }
+        macs
+    }
+
+    /// The interfaces as they are published.
+    #[must_use]
+    pub fn links(&self) -> BTreeMap<String, Link> {
+        self.devices
+            .iter()
+            .map(|(&ifindex, device)| {
+                let link = Link {
+                    ifindex,
+                    up: device.admin_up && device.carrier,
+                    xdp_prog_id: device.xdp_prog_id,
+                    mac: device.mac,
+                    mtu: device.mtu,
+                };
+                (device.name.clone(), link)
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,267 @@
+//! The task around [`super::resolve`]: reads the tables, follows events, asks for neighbours and
+//! publishes what has changed.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::Result;
+use tokio::{
+    sync::watch,
+    time::{self, Interval, MissedTickBehavior, sleep},
+};
+use tracing::{info, warn};
+
+use super::{
+    Neighbourhood, Resolution, Want,
+    resolve::{Ask, next_hop_of, resolve},
+    socket::{Event, Failure, Sockets},
+    tables::{Neighbour, NeighbourKey, NeighbourState, Tables},
+};
+
+/// How often a neighbour that does not answer is asked again.
+const RETRY: Duration = Duration::from_secs(3);
+/// How often all is read again and the neighbours in use are probed.
+const REFRESH: Duration = Duration::from_secs(10);
+/// How long changes of links and routes are collected: they come in bursts.
+const DEBOUNCE: Duration = Duration::from_millis(3);
+/// How long a broken socket rests.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// What has to be read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stale {
+    #[default]
+    Nothing,
+    Routes,
+    LinksAndRoutes,
+    Everything,
+}
+
+pub(super) struct Task {
+    sockets: Sockets,
+    interfaces: Vec<String>,
+    wants: watch::Receiver<BTreeSet<Want>>,
+    wanted: BTreeSet<Want>,
+    tables: Tables,
+    published: watch::Sender<Neighbourhood>,
+}
+
+impl Task {
+    /// Reads everything once; from then on [`Self::run`] follows it.
+    pub(super) async fn start(
+        interfaces: Vec<String>,
+        wants: watch::Receiver<BTreeSet<Want>>,
+    ) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
+        let sockets = Sockets::open()?;
+        let (published, receiver) = watch::channel(Neighbourhood::default());
+        let mut task = Self {
+            sockets,
+            interfaces,
+            wants,
+            wanted: BTreeSet::new(),
+            tables: Tables::default(),
+            published,
+        };
+        task.read(Stale::Everything).await?;
+        task.publish();
+        Ok((task, receiver))
+    }
+
+    /// Runs until the resolver is dropped.
+    pub(super) async fn run(mut self) {
+        let mut retry = every(RETRY);
+        let mut refresh = every(REFRESH);
+        loop {
+            match self.step(&mut retry, &mut refresh).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    warn!("netlink: {error:#}; its sockets are opened again");
+                    if !self.reopen().await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for one thing to happen and deals with it; false if there is nobody left to do so for.
+    async fn step(&mut self, retry: &mut Interval, refresh: &mut Interval) -> Result<bool> {
+        let mut stale = Stale::Nothing;
+        let mut ask = Ask::Missing;
+        tokio::select! {
+            changed = self.wants.changed() => {
+                if changed.is_err() {
+                    return Ok(false);
+                }
+                self.take_wants().await?;
+            }
+            event = self.sockets.event() => {
+                let Some(event) = event else { anyhow::bail!("the socket of events is closed") };
+                stale = stale.max(self.take(event));
+                stale = stale.max(self.take_waiting());
+            }
+            _ = retry.tick() => ask = Ask::Unanswered,
+            _ = refresh.tick() => {
+                stale = Stale::Everything;
+                ask = Ask::All;
+            }
+        }
+        if stale > Stale::Nothing {
+            // What the neighbours say is told at once, the rest when the burst is over.
+            self.publish();
+            sleep(DEBOUNCE).await;
+            stale = stale.max(self.take_waiting());
+            self.read(stale).await?;
+        }
+        self.ask(ask).await?;
+        self.publish();
+        Ok(true)
+    }
+
+    /// Opens the sockets again, however long it takes; false if nobody waits for it any more.
+    async fn reopen(&mut self) -> bool {
+        loop {
+            sleep(REOPEN).await;
+            if self.wants.has_changed().is_err() {
+                return false;
+            }
+            let reopened = match Sockets::open() {
+                Ok(sockets) => {
+                    self.sockets = sockets;
+                    self.read(Stale::Everything).await
+                }
+                Err(error) => Err(error),
+            };
+            match reopened {
+                Ok(()) => {
+                    self.publish();
+                    return true;
+                }
+                Err(error) => warn!("netlink: {error:#}"),
+            }
+        }
+    }
+
+    async fn take_wants(&mut self) -> Result<()> {
+        self.wanted = self.wants.borrow_and_update().clone();
+        let addresses: BTreeSet<_> = self.wanted.iter().map(|want| want.address).collect();
+        for address in addresses {
+            if !self.tables.routes.contains_key(&address) {
+                let route = self.sockets.route(address).await?;
+                self.tables.routes.insert(address, route);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one event over; says what has to be read again for it.
+    fn take(&mut self, event: Event) -> Stale {
+        match event {
+            Event::Neighbour(key, neighbour) => self.tables.update_neighbour(key, neighbour),
+            Event::NeighbourGone(key) => self.tables.forget_neighbour(key),
+            Event::Links => return Stale::LinksAndRoutes,
+            Event::Routes => return Stale::Routes,
+            Event::Overrun => return Stale::Everything,
+            Event::Other => {}
+        }
+        Stale::Nothing
+    }
+
+    fn take_waiting(&mut self) -> Stale {
+        let mut stale = Stale::Nothing;
+        while let Some(event) = self.sockets.event_now() {
+            stale = stale.max(self.take(event));
+        }
+        stale
+    }
+
+    async fn read(&mut self, stale: Stale) -> Result<()> {
+        if stale >= Stale::LinksAndRoutes {
+            let devices = self.sockets.devices().await?;
+            self.tables.replace_devices(devices);
+        }
+        if stale >= Stale::Everything {
+            let neighbours = self.sockets.neighbours().await?;
+            self.tables.replace_neighbours(neighbours);
+        }
+        if stale >= Stale::Routes {
+            let addresses: BTreeSet<_> = self.wanted.iter().map(|want| want.address).collect();
+            for &address in &addresses {
+                let route = self.sockets.route(address).await?;
+                self.tables.routes.insert(address, route);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel for neighbours.
+    async fn ask(&mut self, ask: Ask) -> Result<()> {
+        let next_hops: BTreeSet<NeighbourKey> =
+            self.wanted.iter().filter_map(|want| next_hop_of(want, &self.tables)).collect();
+        let addresses = self.wanted.iter().map(|want| want.address).collect();
+        self.tables.retain(&addresses, &next_hops);
+        for key in ask.select(&next_hops, &self.tables) {
+            match self.sockets.use_neighbour(key).await {
+                Ok(()) => {
+                    // The kernel tells nobody that it has begun to ask.
+                    let known = self.tables.neighbours.get(&key).map(|known| known.state);
+                    if matches!(known, None | Some(NeighbourState::Forgotten)) {
+                        let asked = Neighbour { state: NeighbourState::Incomplete, mac: None };
+                        self.tables.update_neighbour(key, asked);
+                    }
+                }
+                // Its interface may be gone by now; the event is on its way. Else: the next retry.
+                Err(Failure::Refused(_)) => {}
+                Err(Failure::Socket(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes what the tables say, if it differs from what was said before.
+    fn publish(&self) {
+        let new = Neighbourhood {
+            hops: self.wanted.iter().map(|want| (*want, resolve(want, &self.tables))).collect(),
+            own_macs: self.tables.own_macs(&self.interfaces),
+            links: self.tables.links(),
+        };
+        self.published.send_if_modified(|old| {
+            if *old == new {
+                return false;
+            }
+            log_changes(old, &new);
+            *old = new;
+            true
+        });
+    }
+}
+
+fn log_changes(old: &Neighbourhood, new: &Neighbourhood) {
+    for (want, resolution) in &new.hops {
+        if old.hops.get(want) == Some(resolution) {
+            continue;
+        }
+        let Want { address, mode } = want;
+        match resolution {
+            Resolution::Resolved(hop) => {
+                let [a, b, c, d, e, f] = hop.mac;
+                info!(
+                    backend = %address, %mode, interface = hop.interface,
+                    mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+                    "next hop resolved"
+                );
+            }
+            Resolution::Pending { reason } => info!(backend = %address, %mode, "{reason}"),
+            Resolution::Unreachable { reason } => {
+                warn!(backend = %address, %mode, "unreachable: {reason}");
+            }
+        }
+    }
+}
+
+/// An interval that begins one period from now and never makes up for lost ticks.
+fn every(period: Duration) -> Interval {
+    let mut interval = time::interval_at(time::Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
