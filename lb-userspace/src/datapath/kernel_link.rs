@@ -3,9 +3,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rtnetlink::{
-    packet_core::{
-        NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-    },
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},

@@ -12,7 +12,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 
 // From linux/bpf.h, enum bpf_cmd.
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
