@@ -2,10 +2,12 @@
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
@@ -18,7 +20,7 @@ use netns::{Netns, is_root};
 /// A host with `eth0`, and a folder for its pins.
 struct Host {
     host: Netns,
-    _peer: Netns,
+    peer: Netns,
     pins: PathBuf,
 }
 
@@ -31,7 +33,7 @@ impl Host {
         host.ip("addr add fd00::2/64 dev eth0 nodad");
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let pins = PathBuf::from(format!("/sys/fs/bpf/lbt-{}-{number}", process::id()));
-        Self { host, _peer: peer, pins }
+        Self { host, peer, pins }
     }
 
     fn pinned(&self, name: &str) -> PathBuf {
@@ -106,6 +108,21 @@ fn attaching_again_replaces_options_and_program_and_keeps_the_link() {
     host.host.enter(|| {
         attach("eth0", &Options::default(), &host.pins).expect("attach");
         let (link, program) = host.link();
+        host.peer.ip("addr add 10.0.0.3/24 dev eth0");
+        host.peer.enter(|| {
+            let socket = UdpSocket::bind("10.0.0.3:0").expect("bind");
+            socket.send_to(b"not encapsulated", "10.0.0.2:9").expect("send");
+        });
+        let counted = || {
+            let shown = status(&host.pins).expect("status");
+            shown[0].counters.get("not_a_tunnel").map_or(0, |count| count.packets)
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while counted() == 0 {
+            assert!(Instant::now() < deadline, "no packet was counted");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let before = counted();
         let options = Options {
             addresses: addresses(&["10.0.0.7"]),
             vips: addresses(&["10.0.0.100", "fd00::100"]),
@@ -116,6 +133,7 @@ fn attaching_again_replaces_options_and_program_and_keeps_the_link() {
         let (same_link, other_program) = host.link();
         assert_eq!(same_link, link);
         assert_ne!(other_program, program);
+        assert!(counted() >= before, "the counters go on");
         let shown = status(&host.pins).expect("status");
         assert_eq!(shown[0].addresses, options.addresses);
         assert_eq!(shown[0].vips, options.vips);

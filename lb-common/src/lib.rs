@@ -2,12 +2,18 @@
 //! data plane.
 //!
 //! Nothing here does I/O: the same source is compiled for the kernel (by `lb-ebpf`), for the
-//! daemon and for the tests, which compare the two on the same packets. The layout of every map is in [`abi`]; every way in which a packet can end
+//! daemon and for the tests, which compare the two on the same packets. The walk of a packet is
+//! [`forward::decide`]; the layout of every map is in [`abi`]; every way in which a packet can end
 //! is in [`verdict`].
 #![no_std]
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod decap;
+pub mod forward;
 pub mod hash;
+pub mod packet;
+pub mod rewrite;
 pub mod shared;
+pub mod steer;
 pub mod verdict;

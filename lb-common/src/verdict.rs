@@ -24,6 +24,8 @@ pub struct Forward<B> {
     pub l3: usize,
     /// Whether the packet, as it came, is IPv6.
     pub v6: bool,
+    /// Bytes of the IP packet.
+    pub len: u16,
     /// The bits of the flow's hash that vary the outer source of a tunnel.
     pub entropy: u32,
     /// Bits of [`events`].
@@ -78,6 +80,16 @@ macro_rules! reasons {
             #[inline(always)]
             pub const fn index(self) -> u32 {
                 $first + self as u32
+            }
+
+            /// The reason whose counter has this index.
+            #[must_use]
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                $(if index == Self::$variant.index() {
+                    return Some(Self::$variant);
+                })+
+                None
             }
 
             /// The word used in metrics and messages.

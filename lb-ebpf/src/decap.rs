@@ -1,46 +1,118 @@
-//! The XDP program that takes a tunnel's outer header off, on a backend.
+//! The XDP program of a backend: takes the balancer's outer header off.
 #![no_std]
 #![no_main]
+#![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
 use aya_ebpf::{
     Global,
     bindings::xdp_action,
     btf_maps::{Array, HashMap},
+    helpers::bpf_get_smp_processor_id,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use lb_common::abi::{VerdictCounter, VipKey};
+use lb_common::{
+    abi::{VerdictCounter, VipKey},
+    decap::{REASONS, Reason, Tables, Unwrap, Verdict, decide, mark_v4, mark_v6},
+    packet::{
+        Packet,
+        ethernet::{self, Ethernet, Tag},
+        ipv4::Ipv4,
+        ipv6::Ipv6,
+    },
+};
+use zerocopy::network_endian::U16;
 
-/// `BPF_F_MMAPABLE` (Linux 5.5): the array can be read through memory.
+use lb_ebpf::frame::Frame;
+
+/// `BPF_F_MMAPABLE` (Linux 5.5).
 const MMAPABLE: usize = 1 << 10;
 
-/// 1: any inner destination is taken; 0: those in `DECAP_VIPS`.
+/// Not 0: packets for any address may be unwrapped.
 #[unsafe(no_mangle)]
 static DECAP_ANY_VIP: Global<u32> = Global::new(1);
 
-/// The outer destinations that are taken: the host's own addresses.
+/// The host's addresses to which the balancer sends.
 #[btf_map]
 static DECAP_ADDRESSES: HashMap<VipKey, u32, 64> = HashMap::new();
 
-/// The inner destinations that are taken.
+/// The addresses for which packets may be unwrapped.
 #[btf_map]
 static DECAP_VIPS: HashMap<VipKey, u32, 512> = HashMap::new();
 
-/// Packets and bytes by verdict, 16 for each CPU. The loader sizes it.
+/// Packets and bytes by verdict, [`REASONS`] for each CPU. The loader sizes it.
 #[btf_map]
-static DECAP_VERDICTS: Array<VerdictCounter, 16, MMAPABLE> = Array::new();
+static DECAP_VERDICTS: Array<VerdictCounter, { REASONS as usize }, MMAPABLE> = Array::new();
+
+struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn is_address(&self, key: &VipKey) -> bool {
+        DECAP_ADDRESSES.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, key: &VipKey) -> bool {
+        DECAP_ANY_VIP.load() != 0 || DECAP_VIPS.get_ptr(key).is_some()
+    }
+}
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
-pub fn decapsulate(_ctx: XdpContext) -> u32 {
-    let any = VipKey { address: [0; 16] };
-    let known = DECAP_ADDRESSES.get_ptr(&any).is_some() || DECAP_VIPS.get_ptr(&any).is_some();
-    if (known || DECAP_ANY_VIP.load() != 0)
-        && let Some(counter) = DECAP_VERDICTS.get(0)
-    {
+pub fn decapsulate(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let (reason, action) = match decide(&frame, &Maps) {
+        Verdict::Pass(reason) => (reason, xdp_action::XDP_PASS),
+        Verdict::Drop(reason) => (reason, xdp_action::XDP_DROP),
+        Verdict::Unwrap(unwrap) => match apply(&ctx, &frame, &unwrap) {
+            Some(()) => (Reason::Unwrapped, xdp_action::XDP_PASS),
+            None => (Reason::NoHeadroom, xdp_action::XDP_DROP),
+        },
+    };
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(counter) = DECAP_VERDICTS.get(cpu * REASONS + reason.index()) {
         counter.packets.bump(1);
+        counter.bytes.bump(bytes as u64);
     }
-    xdp_action::XDP_PASS
+    action
+}
+
+/// Moves the link-layer header over the outer one.
+#[inline(always)]
+fn apply(ctx: &XdpContext, frame: &Frame, unwrap: &Unwrap) -> Option<()> {
+    let kind = U16::new(if unwrap.v6 { ethernet::IPV6 } else { ethernet::IPV4 });
+    let mut ether = *frame.load::<Ethernet>(0)?;
+    let mut tags = [Tag { tci: U16::ZERO, kind }; 2];
+    match unwrap.l3 {
+        ethernet::LEN => ether.kind = kind,
+        18 => tags[0].tci = frame.load::<Tag>(ethernet::LEN)?.tci,
+        _ => {
+            tags[0] = *frame.load::<Tag>(ethernet::LEN)?;
+            tags[1].tci = frame.load::<Tag>(ethernet::LEN + ethernet::TAG_LEN)?.tci;
+        }
+    }
+    if !frame.adjust_head(unwrap.outer_len as i32) {
+        return None;
+    }
+    let frame = Frame::new(ctx);
+    let mut stored = frame.store(0, ether);
+    if unwrap.l3 > ethernet::LEN {
+        stored &= frame.store(ethernet::LEN, tags[0]);
+    }
+    if unwrap.l3 > ethernet::LEN + ethernet::TAG_LEN {
+        stored &= frame.store(ethernet::LEN + ethernet::TAG_LEN, tags[1]);
+    }
+    if unwrap.congestion {
+        stored &= if unwrap.v6 {
+            frame.store(unwrap.l3, mark_v6(*frame.load::<Ipv6>(unwrap.l3)?))
+        } else {
+            frame.store(unwrap.l3, mark_v4(*frame.load::<Ipv4>(unwrap.l3)?))
+        };
+    }
+    stored.then_some(())
 }
 
 #[panic_handler]

@@ -5,14 +5,25 @@
 //! per-CPU maps: they can be mapped into the daemon's memory, which reads them without a system
 //! call, and a lookup is inlined on every kernel.
 
+use core::ops::Deref;
+
 use aya_ebpf::{
     Global,
+    bindings::{BPF_ANY, BPF_NOEXIST},
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_common::{
-    abi::{self, *},
-    verdict::REASONS,
+    abi::{
+        self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
+        DEFAULT_FRAGMENTS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey,
+        FlowValue, Fragment, FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        SynBudget, VerdictCounter, VipKey,
+    },
+    forward::Tables,
+    shared::SharedU32,
+    verdict::{Forward, REASONS, events},
 };
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): the daemon reads and writes the array through memory.
@@ -87,4 +98,144 @@ static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = 
 #[btf_map]
 static SYN_SEEN: PerCpuArray<SharedU32, { abi::SYN_SEEN as usize }> = PerCpuArray::new();
 
-use lb_common::shared::SharedU32;
+/// The maps as the core sees them.
+pub struct Maps;
+
+impl Maps {
+    /// Counts a packet of `bytes` bytes that ended for the reason with index `reason`.
+    #[inline(always)]
+    pub fn count(&self, reason: u32, bytes: usize) {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        if let Some(counter) = VERDICTS.get(cpu * REASONS + reason) {
+            counter.packets.bump(1);
+            counter.bytes.bump(bytes as u64);
+        }
+    }
+
+    /// Counts a packet that goes to a backend.
+    #[inline(always)]
+    pub fn count_forward(&self, forward: &Forward<&Backend>) {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let index = cpu * BACKENDS_PER_CPU.load() + u32::from(forward.id);
+        let Some(counter) = BACKEND_COUNTERS.get(index) else { return };
+        counter.packets.bump(1);
+        counter.bytes.bump(u64::from(forward.len));
+        if forward.events == 0 {
+            return;
+        }
+        if forward.events & events::NEW_FLOW != 0 {
+            counter.new_flows.bump(1);
+        }
+        if forward.events & events::UNPINNED != 0 {
+            counter.unpinned.bump(1);
+        }
+        if forward.events & events::SYN_RETRANSMISSION != 0 {
+            counter.syn_retransmissions.bump(1);
+        }
+    }
+}
+
+/// Wraps a hash map's lookup: its entries may be reused while the program looks at them, which is
+/// why every value that changes is made of shared integers.
+macro_rules! get {
+    ($map:ident, $key:expr) => {
+        // SAFETY: the entry's memory stays mapped while the program runs, and its fields are plain
+        // or shared integers, for which any bytes will do.
+        unsafe { $map.get($key) }
+    };
+}
+
+impl Tables for Maps {
+    type Backend<'a> = &'a Backend;
+
+    #[inline(always)]
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        get!(SERVICES_V4, key)
+    }
+
+    #[inline(always)]
+    fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
+        get!(SERVICES_V6, key)
+    }
+
+    #[inline(always)]
+    fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
+        RINGS.get_value(u32::from(service), &index)
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u16) -> Option<&Backend> {
+        BACKENDS.get(u32::from(id))
+    }
+
+    #[inline(always)]
+    fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        get!(PINS, key)
+    }
+
+    #[inline(always)]
+    fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
+        PINS.insert(key, Flow::new(value), u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        get!(TRACKED, key)
+    }
+
+    #[inline(always)]
+    fn insert_tracked(&self, key: &FlowKey, value: FlowValue) {
+        // An LRU map makes room by itself; when it can't, the ring alone answers.
+        let _ = TRACKED.insert(key, Flow::new(value), u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn connection(&self, key: &ConnectionKey) -> Option<impl Deref<Target = Flow>> {
+        get!(CONNECTIONS, key)
+    }
+
+    #[inline(always)]
+    fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
+        let _ = CONNECTIONS.insert(key, Flow::new(value), u64::from(BPF_NOEXIST));
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        get!(FRAGMENTS, key).copied()
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&self, key: &FragmentKey, value: Fragment) {
+        let _ = FRAGMENTS.insert(key, value, u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, key: &VipKey) -> bool {
+        get!(VIPS, key).is_some()
+    }
+
+    #[inline(always)]
+    fn own_mac(&self, index: u32) -> Option<OwnMac> {
+        OWN_MACS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        SYN_BUDGETS.get(cpu * SERVICES_PER_CPU.load() + u32::from(service))
+    }
+
+    #[inline(always)]
+    fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
+        SYN_SEEN.get(index)
+    }
+
+    #[inline(always)]
+    fn now_nanos(&self) -> u64 {
+        // SAFETY: the helper has no precondition.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+}

@@ -14,6 +14,7 @@ pub mod edit;
 pub mod engine;
 pub mod maglev;
 pub mod netlink;
+pub mod objects;
 pub mod overrides;
 pub mod reconcile;
 pub mod ring;

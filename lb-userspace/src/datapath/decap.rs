@@ -23,7 +23,10 @@ use aya::{
     },
     util::nr_cpus,
 };
-use lb_common::abi::{VipKey, mapped};
+use lb_common::{
+    abi::{VipKey, mapped},
+    decap::{REASONS, Reason},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{netlink::query, status::Count};
@@ -39,8 +42,6 @@ const VERDICTS: &str = "DECAP_VERDICTS";
 const MAX_ADDRESSES: usize = 64;
 /// Capacity of `DECAP_VIPS`.
 const MAX_VIPS: usize = 512;
-/// Counters of each CPU in `DECAP_VERDICTS`.
-const REASONS: u32 = 16;
 
 /// What the decapsulator takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -302,7 +303,7 @@ fn counters_in(pin: &Path) -> Result<BTreeMap<String, Count>> {
 
 /// The word for a counter.
 fn reason_name(index: u32) -> String {
-    format!("reason_{index}")
+    Reason::ALL.get(index as usize).map_or("unknown", |reason| reason.name()).into()
 }
 
 /// The map pinned at `pin`; none if there is no such pin.

@@ -19,12 +19,23 @@ use crate::{
     status::{self, Count},
 };
 
+mod attach;
+mod bpffs;
 pub mod decap;
+mod detach;
 pub mod entry;
 pub mod fake;
+mod kernel_link;
+mod load;
+mod maps;
+mod mmap;
+mod objects;
+mod sys;
 mod xdp;
 
-pub use xdp::{Xdp, detach};
+pub use detach::detach;
+pub use mmap::Mapped;
+pub use xdp::Xdp;
 
 /// The maps of the balancer, as the one writer sees them.
 ///

@@ -11,7 +11,7 @@ use super::{Engine, Now, Swept, summary};
 use crate::{
     datapath::{DataPlane, FlowRef, FlowTable, entry},
     desired::Admin,
-    reconcile::Applied,
+    reconcile::{Applied, Ring},
     ring,
 };
 
@@ -22,6 +22,8 @@ const EMBRYONIC_SECS: u32 = 75;
 const CLOSING_SECS: u32 = 60;
 /// Seconds in which a packet that has met an id is certainly gone.
 const REST_SECS: u32 = 2;
+/// Seconds between looks at what should have nothing to be found.
+const FULL_LOOK_SECS: u32 = 64;
 /// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked
 /// in a second.
 const FLOWS_PER_SEC: u64 = 20_000;
@@ -138,9 +140,11 @@ impl<D: DataPlane> Engine<D> {
         let Some(idle) = self.service_by_id(id).map(|service| service.idle_timeout) else {
             return Ok(0);
         };
-        // In a ring without a slot in flux no pin is made, so no mark appears.
-        let busy = |ring: &crate::reconcile::Ring| ring.in_flux > 0 || ring.pinned > 0;
-        if !self.applied.rings.get(&id).is_some_and(busy) {
+        // In a ring without a slot in flux no pin is made, so no mark appears; but for a packet
+        // that had read its slot just before that settled.
+        let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
+        let look = now.mono_secs.is_multiple_of(FULL_LOOK_SECS);
+        if !look && !self.applied.rings.get(&id).is_some_and(busy) {
             return Ok(0);
         }
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
@@ -175,10 +179,11 @@ impl<D: DataPlane> Engine<D> {
                 .services
                 .values()
                 .any(|service| service.udp_policy != udp_policy::ONESHOT);
+        let since = now.mono_secs.saturating_sub(started);
         if !waits && !may_have_flows {
-            return false;
+            return since >= FULL_LOOK_SECS;
         }
-        u64::from(now.mono_secs.saturating_sub(started)) > self.walk.flows / FLOWS_PER_SEC
+        u64::from(since) > self.walk.flows / FLOWS_PER_SEC
     }
 
     /// Walks the flow tables: deletes what has ended and what names a backend or a service that is

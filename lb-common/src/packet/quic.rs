@@ -1,0 +1,77 @@
+//! QUIC's headers as far as they are invariant (RFC 8999) or fixed by versions 1 and 2 (RFC 9000,
+//! 17.2; RFC 9369, 3.2).
+//!
+//! ```text
+//!  long:  |1|1|T T|X X X X| Version (4) | DCID Len (1) | DCID (0..20) | SCID Len ...
+//!  short: |0|1|X X X X X X| DCID (length known to its server only) | ...
+//! ```
+
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, network_endian::U32};
+
+use super::Packet;
+
+/// Bytes of a connection id that tell it from others. Servers choose ids of eight bytes or more at
+/// random; a shorter one is not followed.
+pub const ID_LEN: usize = 8;
+
+const VERSION_1: u32 = 1;
+const VERSION_2: u32 = 0x6b33_43cf;
+
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Long {
+    first: u8,
+    version: U32,
+    id_len: u8,
+}
+
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Short {
+    first: u8,
+    id: [u8; ID_LEN],
+}
+
+/// What a datagram says of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datagram {
+    /// Opens a connection: Initial, 0-RTT, or a version that the balancer does not know, which the
+    /// server will negotiate.
+    Opens,
+    /// Belongs to a connection by its id, and shows the id that the server chose: Handshake.
+    Shows([u8; ID_LEN]),
+    /// Belongs to a connection: a short header that starts with this id.
+    Continues([u8; ID_LEN]),
+    /// Too short to tell.
+    Other,
+}
+
+/// Reads the start of the UDP payload at `offset`.
+#[inline(always)]
+pub fn parse<P: Packet + ?Sized>(pkt: &P, offset: usize) -> Datagram {
+    let Some(first) = pkt.load::<u8>(offset) else { return Datagram::Other };
+    if first & 0x80 == 0 {
+        return match pkt.load::<Short>(offset) {
+            Some(short) => Datagram::Continues(short.id),
+            None => Datagram::Other,
+        };
+    }
+    let Some(long) = pkt.load::<Long>(offset) else { return Datagram::Other };
+    let kind = long.first >> 4 & 3;
+    let handshake = match long.version.get() {
+        VERSION_1 => 2,
+        VERSION_2 => 3,
+        _ => return Datagram::Opens,
+    };
+    if kind != handshake {
+        // Initial, 0-RTT; a Retry never comes from a client.
+        return Datagram::Opens;
+    }
+    if (long.id_len as usize) < ID_LEN {
+        return Datagram::Other;
+    }
+    match pkt.load::<[u8; ID_LEN]>(offset + size_of::<Long>()) {
+        Some(id) => Datagram::Shows(*id),
+        None => Datagram::Other,
+    }
+}

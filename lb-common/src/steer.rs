@@ -1,0 +1,364 @@
+//! How a flow finds its backend: the slot rule with current and base owners and pins, the SYN
+//! budget, and the policies for UDP.
+//!
+//! A slot in the steady state (no base owner, no pin stamp) is answered at once by its current
+//! owner. All else is in [`in_flux`], out of line: it is rare, and the path of the others is
+//! shorter without it.
+
+use zerocopy::network_endian::U16;
+
+use crate::{
+    abi::{
+        ConnectionKey, FlowKey, FlowValue, Owners, SYN_SEEN, Service, Slot, SynBudget,
+        backend_flags, flow_flags, proto, stamp, udp_policy,
+    },
+    forward::Tables,
+    hash::slot_of,
+    packet::{
+        MAX_OFFSET, Packet,
+        quic::{self, Datagram},
+    },
+    verdict::events,
+};
+
+/// A backend, by id, and what is to be counted for the choice. Id 0 means that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The backend's id.
+    pub id: u16,
+    /// Bits of [`events`], which are below 2^8.
+    pub events: u32,
+}
+
+impl Choice {
+    const NONE: Self = Self { id: 0, events: 0 };
+
+    /// That backend, with nothing else to count.
+    #[inline(always)]
+    pub const fn of(id: u16) -> Self {
+        Self { id, events: 0 }
+    }
+
+    /// As one word of 24 bits, which is what a function that isn't inlined can return in the
+    /// kernel.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.id as u64 | (self.events as u64) << 16
+    }
+
+    /// The inverse of [`Self::to_word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { id: word as u16, events: (word >> 16 & 0xff) as u32 }
+    }
+}
+
+/// What a packet means for its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Opens it: a SYN.
+    Opens {
+        /// The initial sequence number, in any byte order.
+        sequence: u32,
+    },
+    /// Belongs to it.
+    Continues,
+    /// Belongs to it and says that the client is done: FIN or RST.
+    Closes,
+}
+
+impl Kind {
+    /// As one of [`kind`].
+    #[inline(always)]
+    const fn number(self) -> u32 {
+        match self {
+            Self::Opens { .. } => kind::OPENS,
+            Self::Continues => kind::CONTINUES,
+            Self::Closes => kind::CLOSES,
+        }
+    }
+}
+
+/// What [`in_flux`] takes.
+mod kind {
+    pub(super) const OPENS: u32 = 0;
+    pub(super) const CONTINUES: u32 = 1;
+    pub(super) const CLOSES: u32 = 2;
+    /// An ICMP error about the flow: it finds the backend and changes nothing.
+    pub(super) const CONCERNS: u32 = 3;
+}
+
+/// A flow of a service, as the functions that aren't inlined take it.
+pub struct Query<'a> {
+    /// The service.
+    pub service: &'a Service,
+    /// The flow's key.
+    pub key: FlowKey,
+    /// The flow's hash.
+    pub hash: u64,
+}
+
+impl<'a> Query<'a> {
+    /// The flow of a client's address (IPv4-mapped, or IPv6) and port.
+    #[inline(always)]
+    pub fn new(service: &'a Service, source: [u8; 16], port: [u8; 2], hash: u64) -> Self {
+        let key = FlowKey { source, port: U16::from_bytes(port), service: service.id };
+        Self { service, key, hash }
+    }
+}
+
+/// TCP: the slot rule. `query` is called only where the slot has history.
+#[inline(always)]
+pub fn by_slot<'a, T: Tables>(
+    tables: &T,
+    service: &Service,
+    hash: u64,
+    what: Kind,
+    query: impl FnOnce() -> Query<'a>,
+) -> Choice {
+    let Some(slot) = tables.slot(service.id, slot_of(hash, service.slots)) else {
+        return Choice::NONE;
+    };
+    let owners = slot.owners();
+    let mut choice = if owners.base == 0 && slot.pinned() == 0 {
+        Choice::of(owners.current)
+    } else {
+        Choice::from_word(in_flux(tables, &query(), &slot, what.number()))
+    };
+    if let Kind::Opens { sequence } = what {
+        choice.events |= events::NEW_FLOW;
+        if is_retransmission(tables, hash, sequence) {
+            choice.events |= events::SYN_RETRANSMISSION;
+        }
+    }
+    choice
+}
+
+/// The slot rule where there is history. Returns a [`Choice`] as a word.
+#[inline(never)]
+fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> u64 {
+    let Query { service, key, .. } = query;
+    let owners = slot.owners();
+    let now = tables.now();
+    let pin = if slot.pinned() != 0 { tables.pin(key) } else { None };
+    if let Some(pin) = &pin {
+        let value = pin.get();
+        // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow. A pin
+        // whose backend is gone holds nothing.
+        let open = value.flags & flow_flags::CLOSING == 0
+            && now.wrapping_sub(value.seen) <= service.idle_timeout;
+        if (what != kind::OPENS || open) && is_usable(tables, value.backend) {
+            if what != kind::CONCERNS {
+                slot.touch_pinned(stamp(now));
+                pin.touch(now, flags_of(what));
+            }
+            return Choice::of(value.backend).to_word();
+        }
+    }
+    let Owners { current, base } = owners;
+    if what == kind::OPENS {
+        // A pin that is left from an older flow must not outlive this one's beginning: it is made
+        // to name this flow's backend, for which there is always room.
+        if let Some(pin) = &pin {
+            slot.touch_pinned(stamp(now));
+            pin.set(FlowValue { backend: current, flags: 0, seen: now });
+            return Choice::of(current).to_word();
+        }
+        if base == 0 || !is_usable(tables, base) {
+            return Choice::of(current).to_word();
+        }
+        let affordable = match tables.syn_budget(service.id) {
+            Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
+            None => false,
+        };
+        // The stamp first: whoever finds the pin must have been told to look.
+        slot.touch_pinned(stamp(now));
+        if affordable && current != 0 {
+            let value = FlowValue { backend: current, flags: 0, seen: now };
+            if tables.insert_pin(key, value) {
+                return Choice::of(current).to_word();
+            }
+        }
+        // No pin to be had: the base owner, where the flow's other packets will go as well.
+        slot.touch_unpinned(stamp(now));
+        return Choice { id: base, events: events::UNPINNED }.to_word();
+    }
+    if base == 0 || !is_usable(tables, base) {
+        return Choice::of(current).to_word();
+    }
+    if what == kind::CONCERNS {
+        return Choice::of(base).to_word();
+    }
+    slot.touch_unpinned(stamp(now));
+    Choice { id: base, events: events::UNPINNED }.to_word()
+}
+
+#[inline(always)]
+const fn flags_of(what: u32) -> u16 {
+    match what {
+        kind::CONTINUES => flow_flags::ESTABLISHED,
+        kind::CLOSES => flow_flags::ESTABLISHED | flow_flags::CLOSING,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
+    match tables.backend(id) {
+        Some(backend) => backend.flags & backend_flags::USABLE != 0,
+        None => false,
+    }
+}
+
+/// Takes a token from a bucket that refills `rate` times a second and holds one second's worth.
+/// The elapsed time counts from the last refill that gave at least one token, so that a slow rate
+/// loses nothing to rounding.
+#[inline(always)]
+pub fn take(budget: &SynBudget, rate: u32, now_nanos: u64) -> bool {
+    const SECOND: u64 = 1_000_000_000;
+    let rate = u64::from(rate);
+    let mut tokens = budget.tokens.load();
+    let elapsed = now_nanos.wrapping_sub(budget.refilled.load());
+    if elapsed >= SECOND {
+        tokens = rate;
+        budget.refilled.store(now_nanos);
+    } else {
+        let gained = elapsed * rate / SECOND;
+        if gained > 0 {
+            tokens = if tokens + gained < rate { tokens + gained } else { rate };
+            budget.refilled.store(now_nanos);
+        }
+    }
+    if tokens == 0 {
+        return false;
+    }
+    budget.tokens.store(tokens - 1);
+    true
+}
+
+/// Whether this SYN was seen before. A lossy memory per CPU: a mark at a place, both from tuple and
+/// sequence number; another SYN may take the place, so what is counted is a sample.
+#[inline(always)]
+fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
+    let mixed = (hash ^ u64::from(sequence)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_SEEN - 1)) else { return false };
+    let mark = mixed as u32 | 1;
+    if seen.load() == mark {
+        return true;
+    }
+    seen.store(mark);
+    false
+}
+
+/// UDP whose every packet stands alone.
+#[inline(always)]
+pub fn oneshot<T: Tables>(tables: &T, service: &Service, hash: u64) -> Choice {
+    match tables.slot(service.id, slot_of(hash, service.slots)) {
+        Some(slot) => Choice::of(slot.owners().current),
+        None => Choice::NONE,
+    }
+}
+
+/// UDP whose flows are known one by one: the policies `tracked` and `quic`. `payload` is the offset
+/// of the UDP payload. Returns a [`Choice`] as a word.
+#[inline(never)]
+pub fn udp<P, T>(pkt: &P, tables: &T, query: &Query<'_>, payload: usize) -> u64
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
+    if query.service.udp_policy == udp_policy::TRACKED {
+        return tracked(tables, query).to_word();
+    }
+    quic(tables, query, quic::parse(pkt, payload & MAX_OFFSET)).to_word()
+}
+
+/// UDP whose flows stay where they are until they are idle.
+#[inline(always)]
+fn tracked<T: Tables>(tables: &T, query: &Query<'_>) -> Choice {
+    let now = tables.now();
+    let known = tables.tracked(&query.key);
+    if let Some(flow) = &known {
+        let value = flow.get();
+        if now.wrapping_sub(value.seen) <= query.service.idle_timeout
+            && is_usable(tables, value.backend)
+        {
+            flow.touch(now, 0);
+            return Choice::of(value.backend);
+        }
+    }
+    let current = oneshot(tables, query.service, query.hash);
+    if current.id == 0 {
+        return current;
+    }
+    let value = FlowValue { backend: current.id, flags: 0, seen: now };
+    match &known {
+        Some(flow) => flow.set(value),
+        None => tables.insert_tracked(&query.key, value),
+    }
+    Choice { id: current.id, events: events::NEW_FLOW }
+}
+
+/// QUIC: by connection id where it is known, else by the tuple's slot.
+#[inline(always)]
+fn quic<T: Tables>(tables: &T, query: &Query<'_>, datagram: Datagram) -> Choice {
+    let what = if datagram == Datagram::Opens { kind::OPENS } else { kind::CONTINUES };
+    let id = match datagram {
+        Datagram::Continues(id) | Datagram::Shows(id) => id,
+        Datagram::Opens | Datagram::Other => [0; 8],
+    };
+    let key = ConnectionKey { id, service: query.service.id, reserved: 0 };
+    if let Datagram::Continues(_) = datagram
+        && let Some(connection) = tables.connection(&key)
+    {
+        let backend = connection.get().backend;
+        if is_usable(tables, backend) {
+            connection.touch(tables.now(), 0);
+            return Choice::of(backend);
+        }
+    }
+    let choice = by_slot_of(tables, query, what);
+    if let Datagram::Shows(_) = datagram
+        && choice.id != 0
+    {
+        let value = FlowValue { backend: choice.id, flags: 0, seen: tables.now() };
+        tables.insert_connection(&key, value);
+    }
+    choice
+}
+
+/// The slot rule for a flow that is at hand already.
+#[inline(always)]
+fn by_slot_of<T: Tables>(tables: &T, query: &Query<'_>, what: u32) -> Choice {
+    let Some(slot) = tables.slot(query.service.id, slot_of(query.hash, query.service.slots)) else {
+        return Choice::NONE;
+    };
+    let owners = slot.owners();
+    let mut choice = if owners.base == 0 && slot.pinned() == 0 {
+        Choice::of(owners.current)
+    } else {
+        Choice::from_word(in_flux(tables, query, &slot, what))
+    };
+    if what == kind::OPENS {
+        choice.events |= events::NEW_FLOW;
+    }
+    choice
+}
+
+/// An ICMP error: the backend of the flow that it quotes. It neither opens nor refreshes a flow.
+#[inline(always)]
+pub fn follow<T: Tables>(tables: &T, protocol: u8, query: &Query<'_>) -> Choice {
+    let service = query.service;
+    if protocol == proto::TCP || service.udp_policy == udp_policy::QUIC {
+        return by_slot_of(tables, query, kind::CONCERNS);
+    }
+    if service.udp_policy == udp_policy::TRACKED
+        && let Some(flow) = tables.tracked(&query.key)
+    {
+        let backend = flow.get().backend;
+        if is_usable(tables, backend) {
+            return Choice::of(backend);
+        }
+    }
+    oneshot(tables, service, query.hash)
+}

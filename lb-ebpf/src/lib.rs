@@ -1,0 +1,4 @@
+//! What the XDP programs share.
+#![no_std]
+
+pub mod frame;

@@ -1,0 +1,7 @@
+//! The BPF objects, as `build.rs` left them.
+
+/// The balancer: program `balance`.
+pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer"));
+
+/// The decapsulator of backends: program `decapsulate`.
+pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));

@@ -1,0 +1,229 @@
+//! The loaded object: maps filled from the model, frames run through the program.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun as _,
+    maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, MapData},
+    programs::{TestRunOptions, Xdp},
+};
+use lb_common::{
+    abi::{
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
+        ServiceKeyV4, ServiceKeyV6, VipKey,
+    },
+    verdict::REASONS,
+};
+use lb_userspace::objects;
+
+use crate::model::BackendCount;
+
+const SERVICES: u32 = 64;
+const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
+
+/// A ring's slots as words.
+type Ring = Array<MapData, u64>;
+
+/// The object in the kernel, not attached to anything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    cpus: u32,
+    backends: u32,
+}
+
+/// The first CPU, on which everything runs: counters are per CPU.
+pub fn stay_on_one_cpu() -> Result<()> {
+    // SAFETY: all zeroes is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU 0 is within the set.
+    unsafe { libc::CPU_SET(0, &mut set) };
+    // SAFETY: the set is valid and of the size that is told.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    ensure!(result == 0, "bind to one CPU: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+impl Kernel {
+    pub fn load(backends: u32, pins: u32) -> Result<Self> {
+        // SAFETY: no precondition.
+        let user = unsafe { libc::geteuid() };
+        ensure!(user == 0, "the datapath tests load programs into the kernel: run them as root");
+        let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
+        let cpus = u32::try_from(cpus)?;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("SERVICES_V4", SERVICES)
+            .map_max_entries("SERVICES_V6", SERVICES)
+            .map_max_entries("RINGS", SERVICES)
+            .map_max_entries("VIPS", SERVICES)
+            .map_max_entries("BACKENDS", backends)
+            .map_max_entries("PINS", pins)
+            .map_max_entries("VERDICTS", REASONS * cpus)
+            .map_max_entries("BACKEND_COUNTERS", backends * cpus)
+            .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+            .override_global("BACKENDS_PER_CPU", &backends, true)
+            .override_global("SERVICES_PER_CPU", &SERVICES, true)
+            .load(objects::BALANCER)
+            .context("load the maps")?;
+        let program: &mut Xdp = ebpf.program_mut("balance").context("no `balance`")?.try_into()?;
+        program.load().context("load the program")?;
+        Ok(Self { ebpf, cpus, backends })
+    }
+
+    /// Runs one frame; returns the action and the frame that is left.
+    pub fn run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + 256];
+        let program: &Xdp = self.ebpf.program("balance").context("no `balance`")?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<BpfHashMap<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        map.try_into().with_context(|| name.to_owned())
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        map.try_into().with_context(|| name.to_owned())
+    }
+
+    pub fn put_service_v4(&mut self, key: ServiceKeyV4, value: Service) -> Result<()> {
+        Ok(self.hash("SERVICES_V4")?.insert(key, value, 0)?)
+    }
+
+    pub fn put_service_v6(&mut self, key: ServiceKeyV6, value: Service) -> Result<()> {
+        Ok(self.hash("SERVICES_V6")?.insert(key, value, 0)?)
+    }
+
+    pub fn put_vip(&mut self, key: VipKey) -> Result<()> {
+        Ok(self.hash("VIPS")?.insert(key, 1u32, 0)?)
+    }
+
+    pub fn put_backend(&mut self, id: u16, value: Backend) -> Result<()> {
+        Ok(self.array("BACKENDS")?.set(u32::from(id), value, 0)?)
+    }
+
+    pub fn put_own_mac(&mut self, index: u32, value: OwnMac) -> Result<()> {
+        Ok(self.array("OWN_MACS")?.set(index, value, 0)?)
+    }
+
+    pub fn put_ring(&mut self, service: u16, slots: &[u64]) -> Result<()> {
+        let mut ring = Ring::create(u32::try_from(slots.len())?, MMAPABLE_INNER)?;
+        for (index, slot) in slots.iter().enumerate() {
+            ring.set(u32::try_from(index)?, slot, 0)?;
+        }
+        let map = self.ebpf.map_mut("RINGS").context("no map RINGS")?;
+        let mut rings: ArrayOfMaps<&mut MapData, Ring> = map.try_into()?;
+        Ok(rings.set(u32::from(service), &ring, 0)?)
+    }
+
+    pub fn ring(&mut self, service: u16) -> Result<Vec<u64>> {
+        let map = self.ebpf.map_mut("RINGS").context("no map RINGS")?;
+        let rings: ArrayOfMaps<&mut MapData, Ring> = map.try_into()?;
+        let ring = rings.get(&u32::from(service), 0)?;
+        Ok(ring.iter().collect::<Result<_, _>>()?)
+    }
+
+    pub fn put_pin(&mut self, key: FlowKey, value: FlowValue) -> Result<()> {
+        Ok(self.hash("PINS")?.insert(key, value, 0)?)
+    }
+
+    pub fn put_tracked(&mut self, key: FlowKey, value: FlowValue) -> Result<()> {
+        Ok(self.hash("TRACKED")?.insert(key, value, 0)?)
+    }
+
+    pub fn put_connection(&mut self, key: ConnectionKey, value: FlowValue) -> Result<()> {
+        Ok(self.hash("CONNECTIONS")?.insert(key, value, 0)?)
+    }
+
+    pub fn put_fragment(&mut self, key: FragmentKey, value: Fragment) -> Result<()> {
+        Ok(self.hash("FRAGMENTS")?.insert(key, value, 0)?)
+    }
+
+    pub fn pins(&mut self) -> Result<HashMap<FlowKey, FlowValue>> {
+        Ok(self.hash("PINS")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    pub fn tracked(&mut self) -> Result<HashMap<FlowKey, FlowValue>> {
+        Ok(self.hash("TRACKED")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    pub fn connections(&mut self) -> Result<HashMap<ConnectionKey, FlowValue>> {
+        Ok(self.hash("CONNECTIONS")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    pub fn fragments(&mut self) -> Result<HashMap<FragmentKey, Fragment>> {
+        Ok(self.hash("FRAGMENTS")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Packets and bytes by reason, of all CPUs; reasons that were never met are absent.
+    pub fn verdicts(&mut self) -> Result<HashMap<u32, [u64; 2]>> {
+        let cpus = self.cpus;
+        let counters = self.array::<[u64; 2]>("VERDICTS")?;
+        let mut sums = HashMap::new();
+        for index in 0..REASONS * cpus {
+            let [packets, bytes] = counters.get(&index, 0)?;
+            if packets > 0 {
+                let sum: &mut [u64; 2] = sums.entry(index % REASONS).or_default();
+                sum[0] += packets;
+                sum[1] += bytes;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Counters by backend, of all CPUs; backends that got nothing are absent.
+    pub fn counts(&mut self) -> Result<HashMap<u16, BackendCount>> {
+        let (cpus, backends) = (self.cpus, self.backends);
+        let counters = self.array::<[u64; 8]>("BACKEND_COUNTERS")?;
+        let mut sums = HashMap::new();
+        for index in 0..backends * cpus {
+            let counter = counters.get(&index, 0)?;
+            if counter[0] > 0 {
+                let id = u16::try_from(index % backends)?;
+                let sum: &mut BackendCount = sums.entry(id).or_default();
+                for (sum, count) in sum.iter_mut().zip(counter) {
+                    *sum += count;
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Whether the object's maps have the sizes of the types in [`abi`].
+    pub fn check_sizes(&mut self) -> Result<()> {
+        let expected = [
+            ("SERVICES_V4", size_of::<ServiceKeyV4>(), size_of::<Service>()),
+            ("SERVICES_V6", size_of::<ServiceKeyV6>(), size_of::<Service>()),
+            ("BACKENDS", 4, size_of::<Backend>()),
+            ("PINS", size_of::<FlowKey>(), size_of::<FlowValue>()),
+            ("TRACKED", size_of::<FlowKey>(), size_of::<FlowValue>()),
+            ("CONNECTIONS", size_of::<ConnectionKey>(), size_of::<FlowValue>()),
+            ("FRAGMENTS", size_of::<FragmentKey>(), size_of::<Fragment>()),
+            ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
+            ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
+            ("SYN_BUDGETS", 4, size_of::<abi::SynBudget>()),
+        ];
+        for (name, key, value) in expected {
+            let info = match self.ebpf.map(name).with_context(|| format!("no map {name}"))? {
+                aya::maps::Map::HashMap(data)
+                | aya::maps::Map::LruHashMap(data)
+                | aya::maps::Map::Array(data) => data.info()?,
+                other => anyhow::bail!("{name} is {other:?}"),
+            };
+            ensure!(
+                (info.key_size() as usize, info.value_size() as usize) == (key, value),
+                "{name}: the kernel has {} and {} bytes, the types {key} and {value}",
+                info.key_size(),
+                info.value_size()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! Does the BPF object decide and rewrite as the core does on the host, byte for byte?
+
+mod generate;
+mod kernel;
+mod model;
+
+use std::{collections::HashMap, rc::Rc, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use generate::{BACKENDS, INGRESS, Random, State};
+use kernel::Kernel;
+use lb_common::abi::{Flow, FlowValue, Owners, Slot, SynBudget};
+use model::{Action, Model};
+
+const PINS: u32 = 180;
+
+/// Nanoseconds of the clock that the program reads.
+fn coarse_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a valid timespec; the clock exists since Linux 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A moment at which the second does not change before the program has run.
+fn steady_nanos() -> u64 {
+    loop {
+        let now = coarse_nanos();
+        if now % 1_000_000_000 < 950_000_000 {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn install(state: &State, kernel: &mut Kernel, model: &mut Model) -> Result<()> {
+    for &(key, value) in &state.services_v4 {
+        kernel.put_service_v4(key, value)?;
+        model.services_v4.insert(key, value);
+        model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+    }
+    for &(key, value) in &state.services_v6 {
+        kernel.put_service_v6(key, value)?;
+        model.services_v6.insert(key, value);
+        model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+    }
+    for (service, slots) in &state.rings {
+        kernel.put_ring(*service, slots)?;
+        let ring = slots.iter().map(|&word| {
+            let slot = Slot::new(Owners::from_word(word as u32));
+            slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
+            Rc::new(slot)
+        });
+        model.rings.insert(*service, ring.collect());
+    }
+    for (id, &backend) in state.backends.iter().enumerate() {
+        kernel.put_backend(u16::try_from(id)?, backend)?;
+        model.backends.push(backend);
+    }
+    for &(key, value) in &state.pins {
+        kernel.put_pin(key, value)?;
+        model.pins.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+    }
+    for &(key, value) in &state.tracked {
+        kernel.put_tracked(key, value)?;
+        model.tracked.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+    }
+    for &(key, value) in &state.connections {
+        kernel.put_connection(key, value)?;
+        model.connections.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+    }
+    for &(key, value) in &state.fragments {
+        kernel.put_fragment(key, value)?;
+        model.fragments.borrow_mut().insert(key, value);
+    }
+    for &vip in &state.vips {
+        kernel.put_vip(vip)?;
+        model.vips.insert(vip, 1);
+    }
+    for (index, &mac) in state.own_macs.iter().enumerate() {
+        kernel.put_own_mac(u32::try_from(index)?, mac)?;
+        model.own_macs[index] = mac;
+    }
+    Ok(())
+}
+
+fn plain<K: Copy + Eq + std::hash::Hash>(flows: &HashMap<K, Rc<Flow>>) -> HashMap<K, FlowValue> {
+    flows.iter().map(|(&key, flow)| (key, flow.get())).collect()
+}
+
+/// Compares what both have written.
+fn compare_tables(kernel: &mut Kernel, model: &Model) -> Result<()> {
+    ensure!(kernel.pins()? == plain(&model.pins.borrow()), "pins differ");
+    ensure!(kernel.tracked()? == plain(&model.tracked.borrow()), "tracked flows differ");
+    ensure!(kernel.connections()? == plain(&model.connections.borrow()), "connections differ");
+    ensure!(kernel.fragments()? == *model.fragments.borrow(), "fragments differ");
+    for (&service, slots) in &model.rings {
+        let slots: Vec<u64> = slots
+            .iter()
+            .map(|slot| {
+                u64::from(slot.owners().to_word())
+                    | u64::from(slot.unpinned()) << 32
+                    | u64::from(slot.pinned()) << 48
+            })
+            .collect();
+        ensure!(kernel.ring(service)? == slots, "the ring of service {service} differs");
+    }
+    let (verdicts, counts) = (kernel.verdicts()?, kernel.counts()?);
+    ensure!(verdicts == model.verdicts, "verdicts: {verdicts:?}, the core {:?}", model.verdicts);
+    ensure!(counts == model.counts, "counts: {counts:?}, the core {:?}", model.counts);
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Runs `frames` random frames over one random state through both.
+fn run_epoch(seed: u64, frames: usize, met: &mut HashMap<u32, u64>) -> Result<[u64; 5]> {
+    let mut random = Random(seed);
+    let mut kernel = Kernel::load(u32::from(BACKENDS), PINS)?;
+    let mut model = Model::new(PINS as usize);
+    let nanos = steady_nanos();
+    let state = generate::state(&mut random, (nanos / 1_000_000_000) as u32);
+    install(&state, &mut kernel, &mut model)?;
+    for number in 0..frames {
+        let frame = generate::frame(&mut random);
+        model.nanos.set(steady_nanos());
+        let (action, out) = kernel.run(&frame)?;
+        let (expected, expected_out) = model.run(&frame, INGRESS);
+        ensure!(
+            action == expected as u32,
+            "frame {number}: the program says {action}, the core {expected:?}\n{}",
+            hex(&frame)
+        );
+        ensure!(
+            out == expected_out,
+            "frame {number}, {expected:?}\nin      {}\nprogram {}\ncore    {}",
+            hex(&frame),
+            hex(&out),
+            hex(&expected_out)
+        );
+        if number % 100 == 99 {
+            compare_tables(&mut kernel, &model).with_context(|| format!("after {number}"))?;
+        }
+    }
+    compare_tables(&mut kernel, &model)?;
+    for (&reason, count) in &model.verdicts {
+        *met.entry(reason).or_default() += count[0];
+    }
+    let mut sum = [0; 5];
+    for count in model.counts.values() {
+        for (sum, count) in sum.iter_mut().zip(count) {
+            *sum += count;
+        }
+    }
+    Ok(sum)
+}
+
+#[test]
+fn program_and_core_agree_on_every_frame_and_table() -> Result<()> {
+    kernel::stay_on_one_cpu()?;
+    let mut met = HashMap::new();
+    let mut sums = [0; 5];
+    for epoch in 0..30 {
+        let seed = 0x1b_0000 + epoch;
+        let sum = run_epoch(seed, 1_500, &mut met).with_context(|| format!("seed {seed:#x}"))?;
+        for (all, one) in sums.iter_mut().zip(sum) {
+            *all += one;
+        }
+    }
+    // What was compared must have met everything that there is.
+    use lb_common::verdict::{Drop, Pass};
+    for reason in Pass::ALL {
+        ensure!(met.contains_key(&reason.index()), "no frame was passed as {}", reason.name());
+    }
+    for reason in Drop::ALL.iter().filter(|&&reason| reason != Drop::NoHeadroom) {
+        ensure!(met.contains_key(&reason.index()), "no frame was dropped as {}", reason.name());
+    }
+    for (name, sum) in
+        ["packets", "bytes", "new flows", "unpinned", "SYNs sent again"].iter().zip(sums)
+    {
+        ensure!(sum > 50, "{sum} {name} in all runs");
+    }
+    Ok(())
+}
+
+#[test]
+fn maps_of_the_object_have_the_sizes_of_the_types() -> Result<()> {
+    Kernel::load(u32::from(BACKENDS), PINS)?.check_sizes()
+}
+
+#[test]
+fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
+    kernel::stay_on_one_cpu()?;
+    let mut random = Random(7);
+    let mut kernel = Kernel::load(u32::from(BACKENDS), PINS)?;
+    let mut model = Model::new(PINS as usize);
+    let mut state = generate::state(&mut random, (steady_nanos() / 1_000_000_000) as u32);
+    for backend in &mut state.backends {
+        backend.mtu = 9_000;
+        backend.flags |= lb_common::abi::backend_flags::USABLE;
+    }
+    install(&state, &mut kernel, &mut model)?;
+    let mut sent = 0;
+    for _ in 0..2_000 {
+        let frame = generate::frame(&mut random);
+        model.nanos.set(steady_nanos());
+        kernel.run(&frame)?;
+        if model.run(&frame, INGRESS).0 != Action::Tx || frame[12..14] != [8, 0] {
+            continue;
+        }
+        // The same headers with 8,000 bytes more: what the first buffer does not hold.
+        let mut long = frame.clone();
+        let len = u16::from_be_bytes([frame[16], frame[17]]);
+        if usize::from(len) + 14 != frame.len() {
+            continue;
+        }
+        long[16..18].copy_from_slice(&(len + 7_000).to_be_bytes());
+        long.resize(frame.len() + 7_000, 0xa5);
+        model.nanos.set(steady_nanos());
+        let (action, out) = kernel.run(&long)?;
+        let (expected, expected_out) = model.run(&long, INGRESS);
+        ensure!(action == expected as u32, "the program says {action}, the core {expected:?}");
+        let at = out.iter().zip(&expected_out).position(|(a, b)| a != b);
+        ensure!(
+            out == expected_out,
+            "{} bytes, the core {}; the first that differs is {at:?}",
+            out.len(),
+            expected_out.len()
+        );
+        sent += 1;
+    }
+    ensure!(sent > 50, "only {sent} frames were of use");
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! The tables of the balancer as a few hash maps, and what the XDP program does with a frame, byte
+//! by byte on a `Vec`: naive on purpose.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    ops::Deref,
+    rc::Rc,
+};
+
+use lb_common::{
+    abi::{
+        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey, backend_flags,
+    },
+    forward::{Tables, decide},
+    packet::{ipv4, ipv6, number},
+    rewrite,
+    shared::SharedU32,
+    verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// What XDP can do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// XDP_DROP
+    Drop = 1,
+    /// XDP_PASS
+    Pass = 2,
+    /// XDP_TX
+    Tx = 3,
+    /// XDP_REDIRECT
+    Redirect = 4,
+}
+
+/// Counters of one backend: packets, bytes, new flows, unpinned, SYN retransmissions.
+pub type BackendCount = [u64; 5];
+
+/// The tables, and the counters that the program would keep.
+pub struct Model {
+    pub services_v4: HashMap<ServiceKeyV4, Service>,
+    pub services_v6: HashMap<ServiceKeyV6, Service>,
+    pub rings: HashMap<u16, Vec<Rc<Slot>>>,
+    pub backends: Vec<Backend>,
+    pub pins: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    pub pin_capacity: usize,
+    pub tracked: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
+    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    pub vips: HashMap<VipKey, u32>,
+    pub own_macs: Vec<OwnMac>,
+    pub budgets: HashMap<u16, Rc<SynBudget>>,
+    pub seen: Vec<Rc<SharedU32>>,
+    pub nanos: Cell<u64>,
+    pub verdicts: HashMap<u32, [u64; 2]>,
+    pub counts: HashMap<u16, BackendCount>,
+}
+
+impl Model {
+    pub fn new(pin_capacity: usize) -> Self {
+        Self {
+            services_v4: HashMap::new(),
+            services_v6: HashMap::new(),
+            rings: HashMap::new(),
+            backends: Vec::new(),
+            pins: RefCell::default(),
+            pin_capacity,
+            tracked: RefCell::default(),
+            connections: RefCell::default(),
+            fragments: RefCell::default(),
+            vips: HashMap::new(),
+            own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
+            budgets: HashMap::new(),
+            seen: (0..abi::SYN_SEEN).map(|_| Rc::default()).collect(),
+            nanos: Cell::new(0),
+            verdicts: HashMap::new(),
+            counts: HashMap::new(),
+        }
+    }
+
+    /// Runs a frame that came in on interface `ingress`; returns what the program must do and the
+    /// frame that it must leave.
+    pub fn run(&mut self, frame: &[u8], ingress: u32) -> (Action, Vec<u8>) {
+        let mut out = frame.to_vec();
+        let (reason, action) = match decide(frame, self) {
+            Verdict::Pass(reason) => (reason.index(), Action::Pass),
+            Verdict::Drop(reason) => (reason.index(), Action::Drop),
+            Verdict::Forward(to) => {
+                let to = Forward {
+                    id: to.id,
+                    backend: *to.backend,
+                    l3: to.l3,
+                    v6: to.v6,
+                    len: to.len,
+                    entropy: to.entropy,
+                    events: to.events,
+                };
+                out = forward(frame, &to);
+                let count = self.counts.entry(to.id).or_default();
+                count[0] += 1;
+                count[1] += u64::from(to.len);
+                count[2] += u64::from(to.events & events::NEW_FLOW != 0);
+                count[3] += u64::from(to.events & events::UNPINNED != 0);
+                count[4] += u64::from(to.events & events::SYN_RETRANSMISSION != 0);
+                let same = to.backend.ifindex == ingress;
+                return (if same { Action::Tx } else { Action::Redirect }, out);
+            }
+            Verdict::Reply(to) => match reply(frame, &to) {
+                Some(frame) => {
+                    out = frame;
+                    let reason = match to.kind {
+                        ReplyKind::TooBig => Drop::TooBigReplied,
+                        ReplyKind::TtlExceeded => Drop::TtlExceededReplied,
+                    };
+                    (reason.index(), Action::Tx)
+                }
+                None => (Drop::NoHeadroom.index(), Action::Drop),
+            },
+        };
+        let count = self.verdicts.entry(reason).or_default();
+        count[0] += 1;
+        count[1] += frame.len() as u64;
+        (action, out)
+    }
+}
+
+/// The frame that leaves for a backend.
+fn forward(frame: &[u8], to: &Forward<Backend>) -> Vec<u8> {
+    let mut inner = frame[to.l3..].to_vec();
+    let (class, next) = if to.v6 {
+        let ip = ipv6::Ipv6::mut_from_prefix(&mut inner).expect("decided on it").0;
+        ip.hop_limit -= 1;
+        (ip.class(), number::IPV6)
+    } else {
+        let ip = ipv4::Ipv4::mut_from_prefix(&mut inner).expect("decided on it").0;
+        ip.ttl -= 1;
+        ip.check.set(rewrite::check_after_ttl(ip.check.get()));
+        (ip.tos, number::IPV4)
+    };
+    let mut out = to.backend.l2[..usize::from(to.backend.l2_len)].to_vec();
+    if to.backend.flags & backend_flags::TUNNEL != 0 {
+        if to.backend.flags & backend_flags::V6 != 0 {
+            let outer = rewrite::outer_v6(&to.backend, class, to.len, next, to.entropy);
+            out.extend_from_slice(outer.as_bytes());
+        } else {
+            let outer = rewrite::outer_v4(&to.backend, class, to.len, to.entropy);
+            out.extend_from_slice(outer.as_bytes());
+        }
+    }
+    out.extend_from_slice(&inner);
+    out
+}
+
+/// The ICMP error that goes back to the sender.
+fn reply(frame: &[u8], to: &Reply) -> Option<Vec<u8>> {
+    let mut out = frame[..to.l3].to_vec();
+    out[..6].copy_from_slice(&frame[6..12]);
+    out[6..12].copy_from_slice(&frame[..6]);
+    let packet = &frame[to.l3..];
+    let quote_len = match (to.v6, to.kind) {
+        (false, ReplyKind::TooBig) => rewrite::QUOTE_V4,
+        (false, ReplyKind::TtlExceeded) => rewrite::QUOTE_SHORT_V4,
+        (true, ReplyKind::TooBig) => rewrite::QUOTE_V6,
+        (true, ReplyKind::TtlExceeded) => rewrite::QUOTE_SHORT_V6,
+    };
+    let quote = packet.get(..quote_len)?;
+    let sum = rewrite::sum(quote);
+    if to.v6 {
+        let ip = ipv6::Ipv6::read_from_prefix(packet).ok()?.0;
+        let (outer, message) = rewrite::reply_v6(&ip, to.kind, to.mtu, quote_len, sum);
+        out.extend_from_slice(outer.as_bytes());
+        out.extend_from_slice(message.as_bytes());
+    } else {
+        let ip = ipv4::Ipv4::read_from_prefix(packet).ok()?.0;
+        let (outer, message) = rewrite::reply_v4(&ip, to.kind, to.mtu, quote_len, sum);
+        out.extend_from_slice(outer.as_bytes());
+        out.extend_from_slice(message.as_bytes());
+    }
+    out.extend_from_slice(quote);
+    Some(out)
+}
+
+/// A value that is handed out by reference.
+pub struct Owned<T>(T);
+
+impl<T> Deref for Owned<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl Tables for Model {
+    type Backend<'a> = Owned<Backend>;
+
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        self.services_v4.get(key)
+    }
+
+    fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
+        self.services_v6.get(key)
+    }
+
+    fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
+        self.rings.get(&service)?.get(index as usize).cloned()
+    }
+
+    fn backend(&self, id: u16) -> Option<Owned<Backend>> {
+        self.backends.get(usize::from(id)).copied().map(Owned)
+    }
+
+    fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        self.pins.borrow().get(key).cloned()
+    }
+
+    fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
+        let mut pins = self.pins.borrow_mut();
+        if !pins.contains_key(key) && pins.len() >= self.pin_capacity {
+            return false;
+        }
+        pins.insert(*key, Rc::new(Flow::new(value)));
+        true
+    }
+
+    fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        self.tracked.borrow().get(key).cloned()
+    }
+
+    fn insert_tracked(&self, key: &FlowKey, value: FlowValue) {
+        self.tracked.borrow_mut().insert(*key, Rc::new(Flow::new(value)));
+    }
+
+    fn connection(&self, key: &ConnectionKey) -> Option<impl Deref<Target = Flow>> {
+        self.connections.borrow().get(key).cloned()
+    }
+
+    fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
+        self.connections.borrow_mut().entry(*key).or_insert_with(|| Rc::new(Flow::new(value)));
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, value: Fragment) {
+        self.fragments.borrow_mut().insert(*key, value);
+    }
+
+    fn is_vip(&self, key: &VipKey) -> bool {
+        self.vips.contains_key(key)
+    }
+
+    fn own_mac(&self, index: u32) -> Option<OwnMac> {
+        self.own_macs.get(index as usize).copied()
+    }
+
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+        self.budgets.get(&service).cloned()
+    }
+
+    fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
+        self.seen.get(index as usize).cloned()
+    }
+
+    fn now_nanos(&self) -> u64 {
+        self.nanos.get()
+    }
+}
