@@ -85,7 +85,6 @@ pub struct Daemon<B> {
     overrides: Overrides,
     desired: Desired,
     deadlines: BTreeMap<String, Duration>,
-    hops: BTreeMap<Want, Resolution>,
     started: Instant,
     /// What the last write of maps met with.
     last_error: Option<String>,
@@ -107,7 +106,6 @@ impl<B: Balancer> Daemon<B> {
             deadlines: config.drain_deadlines.clone(),
             overrides: Overrides::default(),
             config,
-            hops: BTreeMap::new(),
             started: Instant::now(),
             last_error: None,
         };
@@ -337,26 +335,8 @@ impl<B: Balancer> Daemon<B> {
         removed.map(|_| Ended::Detached)
     }
 
-    /// Hears of the neighbourhood.
+    /// Hears of the neighbourhood; what is new in it, the resolver has logged.
     fn meet(&mut self, neighbourhood: Neighbourhood) {
-        for (want, hop) in &neighbourhood.hops {
-            if self.hops.get(want) == Some(hop) {
-                continue;
-            }
-            match hop {
-                Resolution::Resolved(hop) => tracing::info!(
-                    backend = %want.address, interface = hop.interface, mac = %crate::units::format_mac(hop.mac),
-                    "next hop resolved"
-                ),
-                Resolution::Pending { reason } => {
-                    tracing::debug!(backend = %want.address, reason, "next hop asked for");
-                }
-                Resolution::Unreachable { reason } => {
-                    tracing::warn!(backend = %want.address, reason, "backend can't be reached");
-                }
-            }
-        }
-        self.hops.clone_from(&neighbourhood.hops);
         self.balancer.set_neighbourhood(neighbourhood);
         self.reconcile();
     }

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    desired::{Admin, Backend, Desired, Weight},
+    desired::{Admin, Backend, Desired, Service, Weight},
     spec::{BackendSpec, ServiceSpec},
 };
 
@@ -29,10 +29,10 @@ pub struct Overrides {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceOverride {
-    /// The service, if it is no part of the configuration.
+    /// The service, if it is not as the configuration has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub added: Option<ServiceSpec>,
-    /// The service of the configuration is not wanted.
+    /// The service of this name in the configuration is not wanted; with `added`, another is.
     #[serde(default)]
     pub removed: bool,
     /// The changes of each backend that has any.
@@ -70,11 +70,12 @@ impl Overrides {
         for (name, change) in &self.services {
             if change.removed {
                 desired.services.remove(name);
-                continue;
             }
             if let Some(spec) = &change.added {
-                let taken = configured.services.values().any(|service| service.key == spec.key());
-                if !taken && !configured.services.contains_key(name) {
+                let removed = |name| self.services.get(name).is_some_and(|change| change.removed);
+                let mut others = configured.services.iter();
+                let taken = others.any(|(name, s)| s.key == spec.key() && !removed(name));
+                if !taken && !desired.services.contains_key(name) {
                     desired.services.insert(name.clone(), spec.to_service());
                 }
             }
@@ -99,11 +100,13 @@ impl Overrides {
             services.insert(name.clone(), ServiceOverride { removed: true, ..Default::default() });
         }
         for (name, service) in &desired.services {
-            let Some(base) = configured.services.get(name) else {
+            let base = configured.services.get(name);
+            let removed = base.is_some_and(|base| !same_but_backends(base, service));
+            let Some(base) = base.filter(|_| !removed) else {
                 let spec = ServiceSpec::of(service, drain_deadlines.get(name).copied());
                 services.insert(
                     name.clone(),
-                    ServiceOverride { added: Some(spec), ..Default::default() },
+                    ServiceOverride { added: Some(spec), removed, backends: BTreeMap::new() },
                 );
                 continue;
             };
@@ -171,6 +174,12 @@ impl BackendOverride {
             }
         }
     }
+}
+
+/// Whether two services are the same one, whatever their backends.
+fn same_but_backends(a: &Service, b: &Service) -> bool {
+    Service { backends: BTreeMap::new(), ..a.clone() }
+        == Service { backends: BTreeMap::new(), ..b.clone() }
 }
 
 fn backends_between(
@@ -294,9 +303,10 @@ mod tests {
             Just(Admin::Draining { deadline: None })
         ];
         let backends = prop::collection::btree_map(0u8..4, (1u16..4, admin), 0..4);
-        prop::collection::btree_map(0u8..4, backends, 0..4).prop_map(|services| {
-            let services = services.into_iter().map(|(vip, backends)| {
-                let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, vip]), 80, Mode::Dsr);
+        let service = (backends, 1u16..3);
+        prop::collection::btree_map(0u8..4, service, 0..4).prop_map(|services| {
+            let services = services.into_iter().map(|(vip, (backends, port))| {
+                let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, vip]), port, Mode::Dsr);
                 spec.backends = backends
                     .into_iter()
                     .map(|(at, (w, admin))| {

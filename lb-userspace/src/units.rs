@@ -81,12 +81,6 @@ fn scaled(count: u64, step: f64, suffixes: &[&str]) -> String {
     format!("{value:.decimals$}{}", suffixes[power])
 }
 
-/// A MAC address: `02:00:5e:10:00:01`.
-#[must_use]
-pub fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// The name of `known` that is spelled most like `word`, if one is near.
 #[must_use]
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
