@@ -173,9 +173,8 @@ fn detach_removes_everything() -> Result<()> {
             .and_then(|mut connection| connection.get("/")?.ok())
     };
     get(Duration::from_secs(5))?;
-    let config = balancer.config();
-    let config = config.to_str().context("a path in UTF-8")?;
-    balancer.lbctl(&["detach", "--config", config])?;
+    let pins = balancer.pins().to_str().context("a path in UTF-8")?;
+    balancer.lbctl(&["detach", "--pin-dir", pins])?;
     wait::until_true(Duration::from_secs(5), "the program is gone", || Ok(!has_program(&lab)?))?;
     let left: Vec<_> = fs::read_dir(balancer.pins()).into_iter().flatten().collect();
     assert!(left.is_empty(), "pins are left: {left:?}");

@@ -64,7 +64,7 @@ impl Balancer {
             process: None,
             namespace: Namespace::existing(lab.balancer.namespace.name()),
             folder: lab.folder().to_owned(),
-            pins: lab.pins(),
+            pins: lab.pins().join(&lab.balancer.name),
             binaries: binaries()?,
             orphan: lab.orphan(),
         };

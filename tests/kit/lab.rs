@@ -27,6 +27,7 @@ use crate::{
     namespace::{self, Namespace},
     nginx::{self, Nginx},
     process::{Orphan, kill_all, started},
+    xdp,
 };
 
 /// Where the folders of labs are.
@@ -148,6 +149,8 @@ impl Lab {
             .create(&folder)
             .with_context(|| format!("create {}", folder.display()))?;
         let mut lab = Self { client, balancer, router, webs: Vec::new(), switch, record, folder };
+        let pins = lab.pins();
+        fs::create_dir(&pins).with_context(|| format!("create {}", pins.display()))?;
         lab.wire().context("wire the lab")?;
         lab.start_webs(options)?;
         let hosts = lab.hosts().map(|host| (host.name.clone(), host.namespace.name().to_owned()));
@@ -173,7 +176,7 @@ impl Lab {
         &self.folder
     }
 
-    /// Where the balancer and the web hosts pin what belongs to the lab.
+    /// The folder in bpffs, for a folder or a pin of each host.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
         pins(self.name())
@@ -221,6 +224,7 @@ impl Lab {
             host.quieten()?;
         }
         self.plug(&self.balancer)?;
+        xdp::pass(&self.switch, &self.balancer.name, &self.pins().join("switch"))?;
         self.balancer.namespace.ip(&vips(INTERFACE))?;
         let Some(router) = &self.router else { return self.plug(&self.client) };
         self.plug(router)?;
@@ -259,9 +263,7 @@ impl Lab {
              link set {INTERFACE} up"
         ))?;
         host.namespace.ethtool(INTERFACE, OFFLOADS)?;
-        // What an XDP program transmits on one end of a veth pair is dropped unless the other end
-        // polls (veth_xdp_xmit() wants its napi), and GRO is what makes it poll.
-        self.switch.ethtool(port, &[OFFLOADS, &["gro", "on"]].concat())
+        self.switch.ethtool(port, OFFLOADS)
     }
 
     fn start_webs(&mut self, options: &Options) -> Result<()> {

@@ -17,6 +17,7 @@ pub mod status;
 pub mod udp;
 pub mod wait;
 pub mod ways;
+pub mod xdp;
 
 /// Whether what these tests need is there: root, and the programs of [`PROGRAMS`].
 ///
