@@ -4,6 +4,7 @@
 //! run` and `cargo xtask test`. This program builds before the BPF linker is there, and so depends
 //! on no crate that embeds a BPF object.
 
+mod bench;
 mod cargo;
 mod check;
 mod lab;
@@ -40,6 +41,9 @@ enum Command {
     },
     /// Check the formatting, and clippy on the host and on the BPF target
     Check,
+    /// Measure what the balancer costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// The lab without a view: client, balancer, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
             Ok(())
         }),
         Command::Check => setup::tools().and_then(|()| check::run()),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Lab(command) => lab::run(command),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())
