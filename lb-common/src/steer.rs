@@ -164,7 +164,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             pin.set(FlowValue { backend: current, flags: 0, seen: now });
             return Choice::of(current).to_word();
         }
-        if base == 0 || !is_usable(tables, base) {
+        if base == 0 {
             return Choice::of(current).to_word();
         }
         let affordable = match tables.syn_budget(service.id) {
@@ -172,14 +172,19 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             None => false,
         };
         if affordable && current != 0 {
-            // The stamp first: whoever finds the pin must have been told to look.
+            // The stamp first: whoever is to find the pin must have been told to look.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
             if tables.insert_pin(key, value) {
                 return Choice::of(current).to_word();
             }
         }
-        // No pin to be had: the base owner, where the flow's other packets will go as well.
+        // No pin to be had: the base owner, where the flow's other packets will go as well. One
+        // that can't be sent to at this moment may come back, so even then nothing goes to the
+        // current owner unpinned if a pin can be had.
+        if !is_usable(tables, base) {
+            return Choice::of(current).to_word();
+        }
         slot.touch_unpinned(stamp(now));
         return Choice { id: base, events: events::UNPINNED }.to_word();
     }

@@ -1,13 +1,27 @@
 //! The user side of the balancer: everything that `lbd` and `lbctl` are made of.
 //!
 //! The walk of a change: a configuration file, a request over the socket or an event of netlink
-//! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold; a
-//! [`datapath::DataPlane`] writes it. Nothing else writes maps.
+//! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold;
+//! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod edit;
+pub mod engine;
 pub mod maglev;
 pub mod netlink;
 pub mod objects;
+pub mod overrides;
 pub mod reconcile;
+pub mod ring;
+pub mod rules;
+pub mod seed;
+pub mod settings;
+pub mod spec;
+pub mod state_file;
 pub mod status;
+pub mod units;

@@ -5,3 +5,6 @@ pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR")
 
 /// The decapsulator of backends: program `decapsulate`.
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
+
+/// The programs of the benchmark; nothing that is installed contains them.
+pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));

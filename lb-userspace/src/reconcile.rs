@@ -1,1 +1,384 @@
-//! reconcile
+//! What must be written so that the maps hold what is desired: a pure function, whose order is the
+//! safety argument.
+
+mod ids;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::{
+    abi::{self, backend_flags, udp_policy},
+    hash::FlowKeys,
+};
+
+use self::ids::Ids;
+use crate::{
+    datapath::entry,
+    desired::{Admin, Backend, Desired, Protocol, Service, ServiceKey, UdpPolicy},
+    engine::Now,
+    maglev::Member,
+    netlink::{Neighbourhood, Resolution, Want},
+    settings::{Limits, Tunnel},
+};
+
+/// What the maps hold, as far as it was written or read back.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    /// `SERVICES_V4` and `SERVICES_V6`.
+    pub services: BTreeMap<ServiceKey, abi::Service>,
+    /// `BACKENDS`, without the entries that are all zero.
+    pub backends: BTreeMap<u16, abi::Backend>,
+    /// `RINGS`, summed up.
+    pub rings: BTreeMap<u16, Ring>,
+    /// `VIPS`.
+    pub vips: BTreeSet<IpAddr>,
+    /// `OWN_MACS`.
+    pub own_macs: Vec<[u8; 6]>,
+    /// Ids of backends that were released and may still be named somewhere: by a packet in flight
+    /// or a flow.
+    pub resting_backends: BTreeSet<u16>,
+    /// The same of services.
+    pub resting_services: BTreeSet<u16>,
+}
+
+/// A ring, summed up: the slots themselves stay in the kernel's memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ring {
+    /// Number of slots.
+    pub slots: u32,
+    /// What it was written for; none if that is not known, after a start or a failure.
+    pub target: Option<Target>,
+    /// Slots of each backend that has any.
+    pub held: BTreeMap<u16, Held>,
+    /// Slots with a base owner.
+    pub in_flux: u32,
+    /// Slots whose stamp says that pins may live.
+    pub pinned: u32,
+}
+
+/// Slots of one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// As current owner.
+    pub current: u32,
+    /// As base owner.
+    pub base: u32,
+}
+
+/// What a ring is made for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Target {
+    /// Number of slots.
+    pub slots: u32,
+    /// The backends that share new flows, in the order of their addresses, with their ids.
+    pub members: Vec<(Member, u16)>,
+    /// Ids of the backends that keep the flows that they have.
+    pub keeping: BTreeSet<u16>,
+    /// Whether those flows are told by their slots, which then have base owners.
+    pub bases: bool,
+}
+
+/// One step from what is applied to what is desired.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Replace the MAC addresses that the node answers to.
+    SetOwnMacs(Vec<[u8; 6]>),
+    /// Write a backend's entry.
+    PutBackend(u16, Box<abi::Backend>),
+    /// Make a ring of its own for this service and publish it whole.
+    PublishRing(u16, Target),
+    /// Write the owners that differ, in place.
+    RetargetRing(u16, Target),
+    /// Add the address of a service.
+    PutVip(IpAddr),
+    /// Add or replace a service.
+    PutService(ServiceKey, Box<abi::Service>),
+    /// Remove a service.
+    DeleteService(ServiceKey),
+    /// Remove the address of a service.
+    DeleteVip(IpAddr),
+    /// Remove the ring of a service.
+    DeleteRing(u16),
+    /// Free a backend's entry.
+    ClearBackend(u16),
+}
+
+/// All that a plan depends on, but what is applied.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// What the operator wants.
+    pub desired: &'a Desired,
+    /// What is known of next hops; none: nothing yet.
+    pub neighbourhood: Option<&'a Neighbourhood>,
+    /// What the maps have room for.
+    pub limits: Limits,
+    /// CPUs that share a SYN budget.
+    pub cpus: u32,
+    /// The outer sources of tunnels.
+    pub tunnel: &'a Tunnel,
+    /// The secret behind rings and flow hashes.
+    pub seed: &'a [u8; 16],
+    /// The time.
+    pub now: Now,
+}
+
+/// A plan, and what it had to leave out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The steps, in the order in which they are safe.
+    pub changes: Vec<Change>,
+    /// What has no room in the maps, for people.
+    pub left_out: Vec<String>,
+}
+
+/// Backends before the rings that name them, rings before the services that use them; deletes in
+/// reverse. A backend that stops being usable is written after the rings have left it.
+#[must_use]
+pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
+    let mut left_out = Vec::new();
+    let (mut gains, mut losses) = (Vec::new(), Vec::new());
+    let (mut before, mut rings, mut services) = (Vec::new(), Vec::new(), Vec::new());
+    let mut shrunk = Vec::new();
+    let mut ids = Ids::new(inputs, applied);
+
+    if let Some(neighbourhood) = inputs.neighbourhood {
+        let mut macs = neighbourhood.own_macs.clone();
+        let room = abi::OWN_MACS as usize;
+        if macs.len() > room {
+            left_out.push(format!("{} MAC addresses of this node; {room} are used", macs.len()));
+            macs.truncate(room);
+        }
+        if macs != applied.own_macs {
+            before.push(Change::SetOwnMacs(macs));
+        }
+    }
+    for (name, service) in &inputs.desired.services {
+        let Some(id) = ids.of_service(&service.key) else {
+            left_out.push(full(name, "services", inputs.limits.services));
+            continue;
+        };
+        let placed = place(inputs, applied, id, service, &mut |address| {
+            let found = ids.of_backend(id, address);
+            if found.is_none() {
+                left_out.push(full(
+                    &format!("{name} {address}"),
+                    "backends",
+                    inputs.limits.backends,
+                ));
+            }
+            found
+        });
+        for backend in &placed {
+            let old = applied.backends.get(&backend.id);
+            if old == Some(&backend.value) {
+                continue;
+            }
+            let lost = old.is_some_and(is_usable) && !is_usable(&backend.value);
+            let to = if lost { &mut losses } else { &mut gains };
+            to.push(Change::PutBackend(backend.id, Box::new(backend.value)));
+        }
+        let target = target(service, &placed);
+        match applied.rings.get(&id) {
+            Some(ring) if ring.slots == target.slots => {
+                if ring.target.as_ref() != Some(&target) {
+                    rings.push(Change::RetargetRing(id, target));
+                }
+            }
+            // A smaller ring comes after the service that hashes to fewer slots.
+            Some(ring) if ring.slots > target.slots => shrunk.push(Change::PublishRing(id, target)),
+            _ => rings.push(Change::PublishRing(id, target)),
+        }
+        if !applied.vips.contains(&service.key.vip) && ids.vips.insert(service.key.vip) {
+            services.push(Change::PutVip(service.key.vip));
+        }
+        let value = service_value(inputs, id, service);
+        if applied.services.get(&service.key) != Some(&value) {
+            services.push(Change::PutService(service.key, Box::new(value)));
+        }
+    }
+    let vips: BTreeSet<_> = ids.services.keys().map(|key| key.vip).collect();
+    let used: BTreeSet<_> = ids.services.values().copied().collect();
+    let stale = applied.services.keys().filter(|key| !ids.services.contains_key(key));
+    let deletes = stale
+        .map(|key| Change::DeleteService(*key))
+        .chain(applied.vips.difference(&vips).map(|vip| Change::DeleteVip(*vip)))
+        .chain(
+            applied.rings.keys().filter(|id| !used.contains(id)).map(|id| Change::DeleteRing(*id)),
+        )
+        .chain(
+            applied
+                .backends
+                .keys()
+                .filter(|id| !ids.backends.contains(id))
+                .map(|id| Change::ClearBackend(*id)),
+        );
+    let parts = [before, gains, rings, services, shrunk, losses, deletes.collect()];
+    Plan { changes: parts.into_iter().flatten().collect(), left_out }
+}
+
+fn full(what: &str, key: &str, limit: u32) -> String {
+    format!(
+        "{what}: no room, {limit} {key} are in use or were until a moment ago; raise \
+         `{key}` under [limits], then `lbctl detach` and start lbd again"
+    )
+}
+
+/// A backend with its id, its entry, and what it may have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Placed {
+    /// The backend's address.
+    pub address: IpAddr,
+    /// Its weight.
+    pub weight: u16,
+    /// Its id.
+    pub id: u16,
+    /// What its entry in the map must be.
+    pub value: abi::Backend,
+    /// Whether it takes new flows.
+    pub member: bool,
+    /// Whether it keeps the flows that it has.
+    pub keeps: bool,
+}
+
+/// Whether a backend can be sent to.
+enum Reach {
+    /// It can; the entry says how.
+    Up(abi::Backend),
+    /// That is not known yet.
+    Waiting,
+    /// It can't.
+    Lost,
+}
+
+/// Decides for every backend of a service whether it takes new flows and keeps old ones.
+///
+/// A neighbour that has not answered yet never changes who is in the ring. One that can't be
+/// reached leaves it, unless no backend can be reached: then the fault is probably nearer than all
+/// of them, and the ring stays, so that the flows find their backends when it is over.
+fn place(
+    inputs: &Inputs<'_>,
+    applied: &Applied,
+    service_id: u16,
+    service: &Service,
+    id_of: &mut dyn FnMut(IpAddr) -> Option<u16>,
+) -> Vec<Placed> {
+    let ring = applied.rings.get(&service_id);
+    let known = |address: IpAddr| {
+        let wanted = entry::address(address);
+        applied.backends.iter().find(|(_, b)| b.service == service_id && b.address == wanted)
+    };
+    let mut found = Vec::new();
+    for (&address, backend) in &service.backends {
+        // One that has left the maps stays out of them until the operator's wish says so too.
+        if matches!(backend.admin, Admin::Removing { .. }) && known(address).is_none() {
+            continue;
+        }
+        let Some(id) = id_of(address) else { continue };
+        found.push((
+            address,
+            backend,
+            id,
+            reach(inputs, applied.backends.get(&id), service, address),
+        ));
+    }
+    let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
+    let reached = found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
+    let owns = |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|held| held.current > 0);
+    let placed = found.into_iter().map(|(address, backend, id, reach)| {
+        let member = enabled(backend)
+            && match reach {
+                Reach::Up(_) => true,
+                Reach::Waiting => owns(id),
+                Reach::Lost => owns(id) && !reached,
+            };
+        let lost = matches!(reach, Reach::Lost) && reached;
+        let keeps = !lost && !flows_are_moved(backend, inputs.now);
+        let old = applied.backends.get(&id).copied();
+        let mut value = match reach {
+            Reach::Up(value) => value,
+            _ => {
+                let blank = entry::blank(service.mode, address, inputs.tunnel);
+                old.map_or(blank, |old| entry::on_way_of(blank, &old))
+            }
+        };
+        value.service = service_id;
+        if backend.admin == Admin::Down || !matches!(reach, Reach::Up(_)) {
+            value.flags &= !backend_flags::USABLE;
+        }
+        Placed { address, weight: backend.weight.0.get(), id, value, member, keeps }
+    });
+    placed.collect()
+}
+
+/// Whether the operator wants the backend's flows elsewhere, at once or since its deadline.
+#[must_use]
+pub fn flows_are_moved(backend: &Backend, now: Now) -> bool {
+    match backend.admin {
+        Admin::Enabled | Admin::Disabled => false,
+        Admin::Down => true,
+        Admin::Draining { deadline } | Admin::Removing { deadline } => {
+            deadline.is_some_and(|deadline| deadline <= now.wall)
+        }
+    }
+}
+
+fn reach(
+    inputs: &Inputs<'_>,
+    old: Option<&abi::Backend>,
+    service: &Service,
+    address: IpAddr,
+) -> Reach {
+    let blank = entry::blank(service.mode, address, inputs.tunnel);
+    let want = Want { address, mode: service.mode };
+    match inputs.neighbourhood.and_then(|known| known.hops.get(&want)) {
+        Some(Resolution::Resolved(hop)) => Reach::Up(entry::by_hop(blank, hop)),
+        Some(Resolution::Unreachable { .. }) => Reach::Lost,
+        Some(Resolution::Pending { .. }) | None => match old {
+            // Found usable in the map, and nothing was heard that says otherwise.
+            Some(old)
+                if is_usable(old) && (old.flags ^ blank.flags) & backend_flags::TUNNEL == 0 =>
+            {
+                Reach::Up(entry::on_way_of(blank, old))
+            }
+            _ => Reach::Waiting,
+        },
+    }
+}
+
+const fn is_usable(backend: &abi::Backend) -> bool {
+    backend.flags & backend_flags::USABLE != 0
+}
+
+fn target(service: &Service, placed: &[Placed]) -> Target {
+    // A oneshot service has no flows, and a tracked one knows each of them.
+    let bases = service.key.protocol == Protocol::Tcp || service.udp_policy == UdpPolicy::Quic;
+    let members = placed.iter().filter(|backend| backend.member);
+    Target {
+        slots: service.ring_slots,
+        members: members.map(|b| (Member { address: b.address, weight: b.weight }, b.id)).collect(),
+        keeping: placed.iter().filter(|b| b.keeps).map(|b| b.id).collect(),
+        bases,
+    }
+}
+
+fn service_value(inputs: &Inputs<'_>, id: u16, service: &Service) -> abi::Service {
+    let ServiceKey { vip, port, protocol } = service.key;
+    let mut name = entry::address(vip).to_vec();
+    name.extend(port.to_be_bytes());
+    name.push(protocol.number());
+    abi::Service {
+        keys: FlowKeys::derive(inputs.seed, &name).0,
+        slots: service.ring_slots,
+        id,
+        udp_policy: match service.udp_policy {
+            UdpPolicy::Oneshot => udp_policy::ONESHOT,
+            UdpPolicy::Tracked => udp_policy::TRACKED,
+            UdpPolicy::Quic => udp_policy::QUIC,
+        },
+        reserved: 0,
+        idle_timeout: u32::try_from(service.idle_timeout.as_secs()).unwrap_or(u32::MAX),
+        syn_budget: service.syn_budget.div_ceil(inputs.cpus.max(1)),
+    }
+}

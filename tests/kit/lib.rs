@@ -1,1 +1,70 @@
-//! The kit of the integration tests.
+//! The kit of the integration tests and of the lab: hosts as network namespaces, the wires between
+//! them, real nginx, the balancer under test, and the load on it.
+//!
+//! [`lab::Lab`] is the network of `cargo xtask run` and of the network tests; everything that it is
+//! made of cleans up after itself when dropped. What a run left behind that was killed is found by
+//! [`lab::sweep`].
+
+pub mod balancer;
+pub mod command;
+pub mod http;
+pub mod lab;
+pub mod load;
+pub mod namespace;
+pub mod nginx;
+pub mod process;
+pub mod status;
+pub mod udp;
+pub mod wait;
+pub mod ways;
+pub mod xdp;
+
+/// Whether what these tests need is there: root, and the programs of [`PROGRAMS`].
+///
+/// Where it is not, says so and returns false; in CI (`CI=true`) a test that can't run has failed.
+///
+/// # Panics
+///
+/// In CI, when something is missing.
+#[must_use]
+pub fn can_run() -> bool {
+    let missing = missing();
+    if missing.is_empty() {
+        return true;
+    }
+    let why = format!("needs {}; `cargo xtask test` sees to it", missing.join(", "));
+    assert!(!in_ci(), "{why}");
+    eprintln!("SKIPPED: {why}");
+    false
+}
+
+/// Whether this run is CI, where a skipped test counts as failed.
+#[must_use]
+pub fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|ci| !ci.is_empty() && ci != "false" && ci != "0")
+}
+
+/// The programs that the lab runs, and the Debian package of each.
+pub const PROGRAMS: &[(&str, &str)] = &[
+    ("nginx", "nginx-light"),
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("curl", "curl"),
+    ("ping", "iputils-ping"),
+    ("nsenter", "util-linux"),
+];
+
+/// What of root and [`PROGRAMS`] is missing.
+#[must_use]
+pub fn missing() -> Vec<String> {
+    let root = is_root().then_some(()).ok_or_else(|| "root".to_owned()).err();
+    let programs = PROGRAMS.iter().filter(|(program, _)| command::find(program).is_none());
+    root.into_iter().chain(programs.map(|(program, _)| (*program).to_owned())).collect()
+}
+
+/// Whether this process is root.
+#[must_use]
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and can't fail.
+    unsafe { libc::geteuid() == 0 }
+}

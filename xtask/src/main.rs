@@ -1,2 +1,133 @@
-//! t
-fn main() {}
+//! The project's own commands, as `cargo xtask <command>`.
+//!
+//! Each does its own set-up ([`setup`]), so that a fresh clone needs nothing before `cargo xtask
+//! run` and `cargo xtask test`. This program builds before the BPF linker is there, and so depends
+//! on no crate that embeds a BPF object.
+
+mod bench;
+mod cargo;
+mod check;
+mod lab;
+mod root;
+mod run;
+mod setup;
+mod signals;
+mod smoke;
+mod test;
+mod view;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the balancer at work in a lab of network namespaces, or run lbd on this machine
+    Run(run::Arguments),
+    /// Run the tests
+    Test(test::Arguments),
+    /// Build lbd and lbctl, with the BPF objects in them
+    Build {
+        /// Optimised, as for use
+        #[arg(long)]
+        release: bool,
+    },
+    /// Check the formatting, and clippy on the host and on the BPF target
+    Check,
+    /// Measure what the balancer costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// The lab without a view: client, balancer, web hosts
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// What CI runs: check and test; a test that can't run counts as failed
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(without_separator(std::env::args().collect()));
+    let done = match arguments.command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments, kit::in_ci()),
+        Command::Build { release } => setup::tools().and_then(|()| {
+            let folder = cargo::build(release)?;
+            println!("built {0}/lbd and {0}/lbctl", folder.display());
+            Ok(())
+        }),
+        Command::Check => setup::tools().and_then(|()| check::run()),
+        Command::Bench(bench) => bench::run(&bench),
+        Command::Lab(command) => lab::run(command),
+        Command::Ci => setup::tools()
+            .and_then(|()| check::run())
+            .and_then(|()| test::run(&test::Arguments::default(), true)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if signals::caught() => ExitCode::from(130),
+        Err(err) => {
+            eprintln!("xtask: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `cargo xtask run -- --smoke` is `cargo xtask run --smoke`: people who know `cargo run` type the
+/// separator.
+fn without_separator(mut arguments: Vec<String>) -> Vec<String> {
+    if arguments.get(1).is_some_and(|command| command == "run")
+        && arguments.get(2).is_some_and(|separator| separator == "--")
+    {
+        arguments.remove(2);
+    }
+    arguments
+}
+
+/// The workspace's folder.
+fn workspace() -> PathBuf {
+    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    folder.pop();
+    folder
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_separator_of_run_is_optional() {
+        for line in ["xtask run -- --smoke", "xtask run --smoke"] {
+            let words = line.split(' ').map(str::to_owned).collect();
+            let Command::Run(run) = Arguments::parse_from(without_separator(words)).command else {
+                panic!("{line} is not run");
+            };
+            assert!(run.smoke, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_runs_in_the_lab_keeps_its_options() {
+        let line = "xtask lab exec client -- curl -s http://10.0.0.100/";
+        let words = line.split(' ').map(str::to_owned).collect();
+        let Command::Lab(lab::Command::Exec { host, command }) =
+            Arguments::parse_from(without_separator(words)).command
+        else {
+            panic!("{line} is not lab exec");
+        };
+        assert_eq!(host, "client");
+        assert_eq!(command, ["curl", "-s", "http://10.0.0.100/"]);
+    }
+}

@@ -1,2 +1,137 @@
-//! lbd
-fn main() {}
+//! `lbd`: the load balancer's daemon.
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use lb_userspace::{
+    api::{server, socket},
+    cli,
+    config::{self, Config},
+    daemon::{Daemon, Effects, Ended, Inputs, Signal},
+    datapath::{self, Xdp},
+    engine::Engine,
+    netlink::Resolver,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+
+/// Loads the balancer's program, keeps its maps as the configuration and lbctl want them, and
+/// serves lbctl. Forwarding goes on when it ends; `lbctl detach` ends that.
+#[derive(Debug, Parser)]
+#[command(name = "lbd", version)]
+struct Args {
+    /// The configuration.
+    #[arg(long, default_value = config::DEFAULT_FILE)]
+    config: PathBuf,
+    /// Tell every mistake in a configuration, and exit: 0 for none, 2 for some.
+    #[arg(long, value_name = "FILE", conflicts_with = "force")]
+    check: Option<PathBuf>,
+    /// Replace a foreign XDP program on an interface.
+    #[arg(long)]
+    force: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Some(file) = &args.check {
+        return cli::check_config(file);
+    }
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("LB_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(config::Error::Invalid(invalid)) => {
+            eprintln!("{invalid}");
+            return ExitCode::from(2);
+        }
+        Err(error) => {
+            eprintln!("lbd: {:#}; name another with --config", anyhow::Error::from(error));
+            return ExitCode::from(2);
+        }
+    };
+    match run(&args.config, config, args.force) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lbd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(file: &Path, config: Config, force: bool) -> Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{}:{warning}", file.display());
+    }
+    // The engine has one thread while it writes maps; the other answers meanwhile.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(file, config, force))
+}
+
+async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
+    // Whoever has the socket is the one that may touch the maps.
+    let (listener, _file) = socket::bind(&config.socket, &config.group)?;
+    let signals = listen_to_signals()?;
+    let settings = config.settings(force)?;
+    let pin_dir = config.pin_dir.clone();
+    let engine = Engine::adopt(Xdp::open(&settings)?, &settings).context("adopt the maps")?;
+    let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
+        .await
+        .context("follow the kernel's neighbours")?;
+    let effects = Effects {
+        want: Box::new(move |wants| resolver.want(wants)),
+        detach: Box::new(move || datapath::detach(&pin_dir)),
+    };
+    let daemon = Daemon::new(engine, effects, file.into(), config)?;
+    let ready_line = daemon.ready_line()?;
+
+    let (requests_to, requests) = mpsc::channel(16);
+    let (ready_to, ready) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(server::serve(listener, requests_to, stopped));
+    tokio::spawn(async move {
+        if ready.await.is_ok() {
+            tracing::info!("{ready_line}");
+        }
+    });
+    let ended =
+        tokio::spawn(daemon.run(Inputs { requests, signals, neighbours }, ready_to)).await?;
+    // The last answer goes out before the process ends; a client that hangs does not hold it up.
+    drop(stop);
+    let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
+    match ended? {
+        Ended::Stopped => tracing::info!("lbd ends; forwarding goes on, `lbctl detach` ends it"),
+        Ended::Detached => tracing::info!("detached; nothing is forwarded any more"),
+    }
+    Ok(())
+}
+
+fn listen_to_signals() -> Result<mpsc::Receiver<Signal>> {
+    let (to, signals) = mpsc::channel(4);
+    for (kind, meaning) in [
+        (SignalKind::hangup(), Signal::Reload),
+        (SignalKind::terminate(), Signal::Stop),
+        (SignalKind::interrupt(), Signal::Stop),
+    ] {
+        let mut stream = signal(kind).context("listen to signals")?;
+        let to = to.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() && to.send(meaning).await.is_ok() {}
+        });
+    }
+    Ok(signals)
+}

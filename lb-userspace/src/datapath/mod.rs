@@ -1,3 +1,183 @@
-//! datapath
+//! The only user of aya, and of raw system calls about BPF: loads, attaches and pins the program,
+//! and holds the maps.
+//!
+//! [`DataPlane`] is what the [`crate::engine::Engine`] writes through: [`Xdp`] in the kernel,
+//! [`fake::Fake`] in memory.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::Deref,
+};
+
+use anyhow::Result;
+use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, Slot};
+
+use crate::{
+    desired::ServiceKey,
+    settings::Limits,
+    status::{self, Count},
+};
+
+mod attach;
+mod bpffs;
 pub mod decap;
+mod detach;
+pub mod entry;
+pub mod fake;
+mod kernel_link;
+mod load;
+mod maps;
+mod mmap;
+mod sys;
+mod xdp;
+
+pub use detach::detach;
+pub use mmap::Mapped;
+pub use xdp::Xdp;
+
+/// The maps of the balancer, as the one writer sees them.
+///
+/// Every method that takes `&mut self` writes, and may fail without having written; none writes
+/// half of one value.
+pub trait DataPlane {
+    /// A ring in memory, shared with the program.
+    type Ring: Deref<Target = [Slot]>;
+
+    /// How much the maps have room for, whatever the settings ask.
+    fn limits(&self) -> Limits;
+
+    /// CPUs that packets may be taken on at this moment.
+    fn online_cpus(&self) -> u32;
+
+    /// The interfaces with the program, as the kernel tells it.
+    fn interfaces(&self) -> Vec<status::Interface>;
+
+    /// All services.
+    fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>>;
+
+    /// Adds or replaces a service by one store.
+    fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()>;
+
+    /// Removes a service.
+    fn delete_service(&mut self, key: &ServiceKey) -> Result<()>;
+
+    /// The addresses of all services.
+    fn vips(&self) -> Result<BTreeSet<IpAddr>>;
+
+    /// Adds the address of a service.
+    fn put_vip(&mut self, vip: IpAddr) -> Result<()>;
+
+    /// Removes the address of a service.
+    fn delete_vip(&mut self, vip: IpAddr) -> Result<()>;
+
+    /// All backends that are not all zero, by id.
+    fn backends(&self) -> Result<BTreeMap<u16, abi::Backend>>;
+
+    /// Writes a backend's entry; all zero frees it.
+    fn put_backend(&mut self, id: u16, value: &abi::Backend) -> Result<()>;
+
+    /// Ids of the services that have a ring.
+    fn rings(&self) -> Result<BTreeSet<u16>>;
+
+    /// The ring of a service. It stays mapped while it is held, so don't keep it: a ring of 65,537
+    /// slots is half a megabyte of the daemon's resident memory.
+    fn ring(&self, service: u16) -> Result<Self::Ring>;
+
+    /// Builds a ring aside, then publishes it by one store.
+    fn publish_ring(&mut self, service: u16, owners: &[Owners]) -> Result<()>;
+
+    /// Writes the owners of these slots in place, one store each; the stamps stay.
+    fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()>;
+
+    /// Removes the ring of a service.
+    fn delete_ring(&mut self, service: u16) -> Result<()>;
+
+    /// The MAC addresses that this node answers to.
+    fn own_macs(&self) -> Result<Vec<[u8; 6]>>;
+
+    /// Replaces the MAC addresses that this node answers to.
+    fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()>;
+
+    /// Visits every entry of a flow table.
+    fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()>;
+
+    /// Removes a flow unless it has changed since it was `seen`; whether it did.
+    fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool>;
+
+    /// Removes the marks of fragmented packets that went to any of these backends.
+    fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;
+
+    /// Packets and bytes by verdict, over all CPUs.
+    fn verdicts(&self) -> Result<Vec<Count>>;
+
+    /// What went to each backend, over all CPUs; the index is the backend's id.
+    fn backend_totals(&self) -> Result<Vec<BackendTotals>>;
+
+    /// Starts a backend's counters from zero.
+    fn reset_backend_totals(&mut self, id: u16) -> Result<()>;
+
+    /// Gives a service its full SYN budget.
+    fn reset_syn_budget(&mut self, service: u16) -> Result<()>;
+}
+
+/// The tables of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FlowTable {
+    /// Flows that a change of the ring would otherwise move.
+    Pins,
+    /// Flows of `tracked` UDP services.
+    Tracked,
+    /// QUIC connections.
+    Connections,
+}
+
+impl FlowTable {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pins, Self::Tracked, Self::Connections];
+}
+
+/// An entry of a flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowRef {
+    /// In [`FlowTable::Pins`].
+    Pin(FlowKey),
+    /// In [`FlowTable::Tracked`].
+    Tracked(FlowKey),
+    /// In [`FlowTable::Connections`].
+    Connection(ConnectionKey),
+}
+
+impl FlowRef {
+    /// Id of the service that the flow belongs to.
+    #[must_use]
+    pub const fn service(&self) -> u16 {
+        match self {
+            Self::Pin(key) | Self::Tracked(key) => key.service,
+            Self::Connection(key) => key.service,
+        }
+    }
+}
+
+/// What went to one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendTotals {
+    /// Packets and bytes.
+    pub sent: Count,
+    /// Packets that opened a flow.
+    pub new_flows: u64,
+    /// Packets to it as base owner, without a pin.
+    pub unpinned: u64,
+    /// SYNs seen again.
+    pub syn_retransmissions: u64,
+}
+
+/// Whole seconds of CLOCK_MONOTONIC, the program's clock.
+#[must_use]
+pub fn monotonic_secs() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the write, and the call has no other effect.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    assert_eq!(result, 0, "CLOCK_MONOTONIC always exists");
+    time.tv_sec as u32
+}

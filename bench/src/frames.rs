@@ -1,0 +1,126 @@
+//! The frames of the benchmark: the headers that `restore` writes, and where the flow goes in them.
+
+use lb_common::{
+    packet::{
+        ethernet::Ethernet,
+        ipv4::{self, Ipv4},
+        ipv6::{self, Ipv6},
+        number,
+        tcp::Tcp,
+        udp::Udp,
+    },
+    rewrite,
+};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout,
+    network_endian::{U16, U32},
+};
+
+/// Bytes of headers; as in the program.
+pub const HEADERS: usize = 80;
+
+/// The element of `PLAN`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Plan {
+    /// The first bytes of every frame.
+    pub headers: [u8; HEADERS],
+    /// Bytes of the frame.
+    pub frame_len: u32,
+    /// Offset of the four bytes of the client's address that vary.
+    pub address: u32,
+    /// Offset of the client's port.
+    pub port: u32,
+    /// Number of flows less one.
+    pub mask: u32,
+    /// Runs so far.
+    pub runs: u64,
+}
+
+/// Which packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// TCP with ACK.
+    Tcp,
+    /// TCP with SYN.
+    Syn,
+    /// UDP.
+    Udp,
+    /// QUIC with a short header.
+    Quic,
+}
+
+/// The VIP of IPv4 services.
+pub const VIP_V4: [u8; 4] = [10, 0, 0, 100];
+/// The VIP of IPv6 services.
+pub const VIP_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x64];
+/// The MAC address of the balancer.
+pub const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// The client of flow `flow`, as `restore` makes it: the varying part of its address, and its port.
+pub fn client(flow: u32) -> ([u8; 4], [u8; 2]) {
+    ((flow >> 8).to_be_bytes(), (0x0400 | (flow & 0xff) as u16).to_be_bytes())
+}
+
+/// Frames to `port` of the VIP, of `flows` flows.
+pub fn plan(v6: bool, shape: Shape, port: u16, flows: u32) -> Plan {
+    let mut frame = Vec::new();
+    let kind = U16::new(if v6 { 0x86dd } else { 0x0800 });
+    frame.extend(Ethernet { destination: OWN, source: [2, 0, 0, 0, 0, 9], kind }.as_bytes());
+    let (transport, proto) = transport(shape, port);
+    // A small packet, as small as Ethernet's minimum where that is more than the headers.
+    let payload = transport.len();
+    let (address, port_at) = if v6 {
+        let ip = Ipv6 {
+            version_class_label: [0x60, 0, 0, 0],
+            payload_len: U16::new(payload as u16),
+            next: proto,
+            hop_limit: 64,
+            source: VIP_V6,
+            destination: VIP_V6,
+        };
+        frame.extend(ip.as_bytes());
+        (14 + 8 + 12, 14 + ipv6::LEN)
+    } else {
+        let mut ip = Ipv4 {
+            total_len: U16::new((ipv4::LEN + payload) as u16),
+            proto,
+            ..rewrite::ipv4_template([0; 4], VIP_V4)
+        };
+        ip.check = U16::new(!rewrite::fold(rewrite::sum(ip.as_bytes())));
+        frame.extend(ip.as_bytes());
+        (14 + 12, 14 + ipv4::LEN)
+    };
+    frame.extend(transport);
+    let frame_len = frame.len().max(HEADERS) as u32;
+    frame.resize(HEADERS, 0);
+    let headers = frame.try_into().expect("the headers were just sized");
+    let (address, port) = (address as u32, port_at as u32);
+    Plan { headers, frame_len, address, port, mask: flows.wrapping_sub(1), runs: 0 }
+}
+
+fn transport(shape: Shape, port: u16) -> (Vec<u8>, u8) {
+    let destination = U16::new(port);
+    if matches!(shape, Shape::Tcp | Shape::Syn) {
+        let tcp = Tcp {
+            source: [0; 2],
+            destination,
+            sequence: [0, 0, 0, 1],
+            acknowledgment: [0; 4],
+            data_offset: 0x50,
+            flags: if shape == Shape::Syn { 2 } else { 16 },
+            window: U16::MAX_VALUE,
+            check: U16::ZERO,
+            urgent: U16::ZERO,
+        };
+        return (tcp.as_bytes().to_vec(), number::TCP);
+    }
+    let mut payload = vec![0x11; 18];
+    if shape == Shape::Quic {
+        payload[0] = 0x40;
+        payload[1..9].copy_from_slice(U32::new(7).as_bytes().repeat(2).as_slice());
+    }
+    let len = U16::new((8 + payload.len()) as u16);
+    let udp = Udp { source: [0; 2], destination, len, check: U16::ZERO };
+    ([udp.as_bytes(), &payload].concat(), number::UDP)
+}

@@ -1,0 +1,277 @@
+//! The programs in the kernel: the balancer with its tables, the floors, and `restore` around them.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _,
+    maps::{Array, ArrayOfMaps, HashMap, MapData, ProgramArray},
+    programs::{ProgramFd, TestRunOptions, Xdp},
+};
+use lb_common::{
+    abi::{
+        Backend, FlowKey, FlowValue, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6,
+        backend_flags, mapped, stamp,
+    },
+    hash::FlowKeys,
+    rewrite,
+    verdict::REASONS,
+};
+use lb_userspace::objects;
+use zerocopy::IntoBytes;
+
+use crate::frames::{self, OWN, Plan, VIP_V4, VIP_V6};
+
+/// Slots of every ring.
+pub const SLOTS: u32 = 65_537;
+/// Backends of every service.
+const BACKENDS: u16 = 100;
+const SERVICES: u32 = 32;
+const MAX_BACKENDS: u32 = 4_097;
+const PINS: u32 = 2 * 1_048_576;
+const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
+/// The interface that a test run says a frame came in on.
+const LOOPBACK: u32 = 1;
+
+/// The CPU that everything runs on.
+pub fn stay_on_one_cpu() -> Result<()> {
+    // SAFETY: all zeroes is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU 0 is within the set.
+    unsafe { libc::CPU_SET(0, &mut set) };
+    // SAFETY: the set is valid and of the size that is told.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    ensure!(result == 0, "bind to one CPU: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Whether a ring is in flux, and with what history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flux {
+    /// The steady state.
+    Steady,
+    /// Every slot has a base owner; no pins.
+    Unpinned,
+    /// Every slot has a base owner, and this many flows are pinned.
+    Pinned(u32),
+}
+
+/// A service to measure.
+pub struct Setup {
+    /// Whether its VIP is IPv6.
+    pub v6: bool,
+    /// Its port.
+    pub port: u16,
+    /// Its protocol.
+    pub proto: u8,
+    /// For UDP, its policy.
+    pub udp_policy: u8,
+    /// Flags of its backends, without the one that they are usable.
+    pub backend: u8,
+    /// The state of its ring.
+    pub flux: Flux,
+    /// Pins that it may make in a second.
+    pub syn_budget: u32,
+}
+
+/// The programs and their maps.
+pub struct Harness {
+    balancer: Ebpf,
+    bench: Ebpf,
+    cpus: u32,
+    services: u16,
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program: &mut Xdp =
+        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    program.load().with_context(|| format!("load {name}"))
+}
+
+impl Harness {
+    /// Loads everything; the maps are empty.
+    pub fn load() -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
+        let cpus = u32::try_from(cpus)?;
+        let mut balancer = EbpfLoader::new()
+            .map_max_entries("PINS", PINS)
+            .map_max_entries("VERDICTS", REASONS * cpus)
+            .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
+            .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+            .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
+            .override_global("SERVICES_PER_CPU", &SERVICES, true)
+            .load(objects::BALANCER)?;
+        load(&mut balancer, "balance")?;
+        let mut bench = EbpfLoader::new().load(objects::BENCH)?;
+        for name in ["restore", "transmit", "swap", "encapsulate"] {
+            load(&mut bench, name)?;
+        }
+        let mut macs: Array<_, OwnMac> =
+            balancer.map_mut("OWN_MACS").context("no map OWN_MACS")?.try_into()?;
+        macs.set(0, OwnMac { mac: OWN, reserved: [0; 2] }, 0)?;
+        Ok(Self { balancer, bench, cpus, services: 0 })
+    }
+
+    /// Adds a service with its backends and its ring.
+    pub fn add(&mut self, setup: &Setup) -> Result<()> {
+        let id = self.services;
+        self.services += 1;
+        let first = 1 + id * BACKENDS;
+        let service = Service {
+            keys: FlowKeys::derive(&[7; 16], &id.to_be_bytes()).0,
+            slots: SLOTS,
+            id,
+            udp_policy: setup.udp_policy,
+            reserved: 0,
+            idle_timeout: 900,
+            syn_budget: setup.syn_budget,
+        };
+        let mut backends: Array<_, Backend> =
+            self.balancer.map_mut("BACKENDS").context("no map BACKENDS")?.try_into()?;
+        for n in 0..BACKENDS {
+            backends.set(u32::from(first + n), backend(setup.backend, n as u8), 0)?;
+        }
+        let now = monotonic_secs();
+        let pinned = if let Flux::Pinned(_) = setup.flux { stamp(now) } else { 0 };
+        let mut ring = Array::<MapData, u64>::create(SLOTS, MMAPABLE_INNER)?;
+        for slot in 0..SLOTS {
+            let current = first + (slot % u32::from(BACKENDS)) as u16;
+            let base = if setup.flux == Flux::Steady {
+                0
+            } else {
+                first + ((slot + 1) % u32::from(BACKENDS)) as u16
+            };
+            let word = u64::from(Owners { current, base }.to_word()) | u64::from(pinned) << 48;
+            ring.set(slot, word, 0)?;
+        }
+        let rings = self.balancer.map_mut("RINGS").context("no map RINGS")?;
+        let mut rings: ArrayOfMaps<_, Array<MapData, u64>> = rings.try_into()?;
+        rings.set(u32::from(id), &ring, 0)?;
+        if let Flux::Pinned(flows) = setup.flux {
+            self.pin(setup, id, first, flows, now)?;
+        }
+        if setup.v6 {
+            let key = ServiceKeyV6 {
+                address: VIP_V6,
+                port: setup.port.into(),
+                proto: setup.proto,
+                reserved: 0,
+            };
+            let map = self.balancer.map_mut("SERVICES_V6").context("no map SERVICES_V6")?;
+            HashMap::<_, ServiceKeyV6, Service>::try_from(map)?.insert(key, service, 0)?;
+        } else {
+            let key = ServiceKeyV4 {
+                address: VIP_V4,
+                port: setup.port.into(),
+                proto: setup.proto,
+                reserved: 0,
+            };
+            let map = self.balancer.map_mut("SERVICES_V4").context("no map SERVICES_V4")?;
+            HashMap::<_, ServiceKeyV4, Service>::try_from(map)?.insert(key, service, 0)?;
+        }
+        Ok(())
+    }
+
+    fn pin(&mut self, setup: &Setup, id: u16, first: u16, flows: u32, now: u32) -> Result<()> {
+        let map = self.balancer.map_mut("PINS").context("no map PINS")?;
+        let mut pins: HashMap<_, FlowKey, FlowValue> = map.try_into()?;
+        for flow in 0..flows {
+            let (address, port) = frames::client(flow);
+            let source = if setup.v6 {
+                let mut source = VIP_V6;
+                source[12..].copy_from_slice(&address);
+                source
+            } else {
+                mapped(address)
+            };
+            let key = FlowKey { source, port: u16::from_be_bytes(port).into(), service: id };
+            pins.insert(key, FlowValue { backend: first + 50, flags: 1, seen: now }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// The balancer's program.
+    pub fn balance(&self) -> Result<ProgramFd> {
+        program_fd(&self.balancer, "balance")
+    }
+
+    /// A floor: `transmit`, `swap` or `encapsulate`.
+    pub fn floor(&self, name: &str) -> Result<ProgramFd> {
+        program_fd(&self.bench, name)
+    }
+
+    /// Runs `target` behind `restore` on `packets` frames of the plan; nanoseconds of one.
+    pub fn run(&mut self, target: &ProgramFd, plan: &mut Plan, packets: u32) -> Result<f64> {
+        let map = self.bench.map_mut("TARGET").context("no map TARGET")?;
+        ProgramArray::try_from(map)?.set(0, target, 0)?;
+        let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
+        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.set(0, words, 0)?;
+        plan.runs += u64::from(packets);
+        let frame = vec![0; plan.frame_len as usize];
+        let restore: &Xdp = self.bench.program("restore").context("no restore")?.try_into()?;
+        let result = restore.test_run(TestRunOptions {
+            data_in: Some(&frame),
+            repeat: packets,
+            ..TestRunOptions::new()
+        })?;
+        ensure!(result.return_value != 0, "the program gave up on a frame");
+        // The kernel tells the mean of one run, in whole nanoseconds.
+        Ok(result.duration.as_nanos() as f64)
+    }
+
+    /// Packets that went to any backend so far.
+    pub fn forwarded(&mut self) -> Result<u64> {
+        let used = 1 + u32::from(self.services) * u32::from(BACKENDS);
+        let map = self.balancer.map_mut("BACKEND_COUNTERS").context("no map BACKEND_COUNTERS")?;
+        let counters: Array<_, [u64; 8]> = map.try_into()?;
+        let mut sum = 0;
+        for cpu in 0..self.cpus {
+            for id in 0..used {
+                sum += counters.get(&(cpu * MAX_BACKENDS + id), 0)?[0];
+            }
+        }
+        Ok(sum)
+    }
+}
+
+fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
+    let program: &Xdp =
+        ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+fn backend(flags: u8, n: u8) -> Backend {
+    let is_v6 = flags & backend_flags::V6 != 0;
+    let mut l2 = [0; 22];
+    l2[..6].copy_from_slice(&[2, 0, 0, 0, 1, n]);
+    l2[6..12].copy_from_slice(&OWN);
+    l2[12..14].copy_from_slice(if is_v6 { &[0x86, 0xdd] } else { &[8, 0] });
+    let address_v4 = [10, 0, 0, n];
+    let source_v4 = [172, 16, 0, 0];
+    let mut source = [0; 16];
+    source[0] = 1;
+    let mut address_v6 = VIP_V6;
+    address_v6[15] = n;
+    Backend {
+        l2,
+        l2_len: 14,
+        flags: flags | backend_flags::USABLE,
+        ifindex: LOOPBACK,
+        mtu: 1480,
+        service: 0,
+        outer_sum: rewrite::ipv4_template_sum(source_v4, address_v4),
+        source_mask: 0xffff,
+        address_v4,
+        source_v4,
+        reserved0: [0; 16],
+        address: if is_v6 { address_v6 } else { mapped(address_v4) },
+        source,
+        reserved1: [0; 32],
+    }
+}
+
+fn monotonic_secs() -> u32 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a valid timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u32
+}

@@ -1,0 +1,52 @@
+//! Measures what the balancer costs. `cargo xtask bench` runs it.
+
+mod datapath;
+mod frames;
+mod harness;
+mod report;
+mod rings;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+
+/// Measures what the balancer costs
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Cost of a packet in the program, of a ring's change, and of the maps in memory
+    Datapath {
+        /// Print JSON instead of tables
+        #[arg(long)]
+        json: bool,
+        /// How often each case is measured; medians and minima are told
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Packets in each measurement
+        #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1_000..))]
+        packets: u32,
+    },
+}
+
+fn main() -> Result<()> {
+    let What::Datapath { json, rounds, packets } = Arguments::parse().what;
+    // SAFETY: no precondition.
+    let user = unsafe { libc::geteuid() };
+    ensure!(user == 0, "the benchmark loads programs into the kernel: run it as root");
+    harness::stay_on_one_cpu()?;
+    let report = report::Report {
+        packets: datapath::measure(rounds, packets)?,
+        rings: rings::measure(rounds)?,
+        memory: rings::memory()?,
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The programs of the benchmark: the floors, and the one that restores the frame around the
+//! program that is measured.
+//!
+//! `BPF_PROG_TEST_RUN` with `repeat` gives the next run the frame that the last one left. So
+//! `restore` is what is run: it takes off what was put before the frame, writes the headers anew
+//! with the flow's address and port, and calls the program behind it by a tail call.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, ProgramArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use lb_common::{
+    packet::{
+        Packet,
+        ethernet::Ethernet,
+        ipv4::{self, Ipv4},
+        number,
+    },
+    rewrite,
+    shared::{SharedU32, SharedU64},
+};
+use lb_ebpf::frame::Frame;
+use zerocopy::network_endian::U16;
+
+/// Bytes of headers that are written anew for each run: Ethernet, IPv6 and TCP fit.
+const HEADERS: usize = 80;
+
+/// What is to be run; the benchmark writes it.
+#[repr(C)]
+pub struct Plan {
+    /// The first bytes of every frame.
+    headers: [u8; HEADERS],
+    /// Bytes of the frame.
+    frame_len: SharedU32,
+    /// Offset of the four bytes of the client's address that vary.
+    address: SharedU32,
+    /// Offset of the client's port.
+    port: SharedU32,
+    /// Number of flows less one; a power of two less one.
+    mask: SharedU32,
+    /// Runs so far.
+    runs: SharedU64,
+}
+
+#[btf_map]
+static PLAN: Array<Plan, 1> = Array::new();
+
+#[btf_map]
+static TARGET: ProgramArray<1> = ProgramArray::new();
+
+/// Restores the frame, and calls the program that is measured.
+#[xdp(frags)]
+pub fn restore(ctx: XdpContext) -> u32 {
+    prepare(&ctx);
+    // SAFETY: the context is the one that the kernel passed in, and it is not used again.
+    unsafe { TARGET.tail_call(&ctx, 0) };
+    // Reached only if there is nothing to call.
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn prepare(ctx: &XdpContext) -> Option<()> {
+    let plan = PLAN.get(0)?;
+    let frame = Frame::new(ctx);
+    let grown = frame.bytes() as i64 - i64::from(plan.frame_len.load());
+    // Also where nothing has grown, so that restoring costs the same whatever is measured.
+    if !frame.adjust_head(grown as i32) {
+        return None;
+    }
+    let frame = Frame::new(ctx);
+    let run = plan.runs.load();
+    plan.runs.store(run + 1);
+    // An odd factor visits every flow once before any a second time, in no order that a cache
+    // could foresee.
+    let flow = (run as u32).wrapping_mul(0x9e37_79b1) & plan.mask.load();
+    if !frame.store(0, plan.headers) {
+        return None;
+    }
+    frame.store((plan.address.load() & 0x3f) as usize, (flow >> 8).to_be_bytes());
+    frame.store((plan.port.load() & 0x3f) as usize, (0x0400 | (flow & 0xff) as u16).to_be_bytes());
+    Some(())
+}
+
+/// The lower floor: transmits.
+#[xdp(frags)]
+pub fn transmit(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// The floor of what rewrites in place: exchanges the MACs, and transmits.
+#[xdp(frags)]
+pub fn swap(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let Some(ether) = frame.load::<Ethernet>(0) else { return xdp_action::XDP_ABORTED };
+    let Ethernet { destination, source, kind } = *ether;
+    frame.store(0, Ethernet { destination: source, source: destination, kind });
+    xdp_action::XDP_TX
+}
+
+/// The floor of what encapsulates: one constant header for every packet.
+#[xdp(frags)]
+pub fn encapsulate(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(&ctx);
+    let Some(ip) = frame.load::<Ipv4>(14) else { return xdp_action::XDP_ABORTED };
+    let total = ip.total_len.get().wrapping_add(ipv4::LEN as u16);
+    if !frame.adjust_head(-(ipv4::LEN as i32)) {
+        return xdp_action::XDP_ABORTED;
+    }
+    let frame = Frame::new(&ctx);
+    let ether = Ethernet { destination: [2; 6], source: [4; 6], kind: U16::new(0x0800) };
+    let outer = Ipv4 {
+        version_ihl: 0x45,
+        tos: 0,
+        total_len: U16::new(total),
+        id: [0; 2],
+        fragment: U16::ZERO,
+        ttl: 64,
+        proto: number::IPV4,
+        check: U16::new(!rewrite::fold(0x8a3c + total as u32)),
+        source: [172, 16, 1, 2],
+        destination: [10, 0, 0, 11],
+    };
+    if !frame.store(0, ether) || !frame.store(14, outer) {
+        return xdp_action::XDP_ABORTED;
+    }
+    xdp_action::XDP_TX
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,188 @@
+//! The server: takes requests apart, hands them to the daemon, and writes its answers.
+
+use std::net::IpAddr;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot},
+};
+
+use super::{Done, Error, Request};
+use crate::{
+    edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
+    status::{Service, Status},
+};
+
+type Daemon = State<mpsc::Sender<Request>>;
+type Answer<T> = Result<Json<T>, Refusal>;
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let code = match self.kind {
+            RefusalKind::NotFound => StatusCode::NOT_FOUND,
+            RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Invalid => StatusCode::BAD_REQUEST,
+            RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (code, Json(Error { error: self.error, hint: self.hint })).into_response()
+    }
+}
+
+/// Serves until `stop` is told or dropped, and then what is being answered.
+///
+/// # Errors
+///
+/// The socket fails.
+pub async fn serve(
+    listener: UnixListener,
+    daemon: mpsc::Sender<Request>,
+    stop: oneshot::Receiver<()>,
+) -> std::io::Result<()> {
+    let stopped = async {
+        // An error is a sender that is gone, which is as good.
+        let _ = stop.await;
+    };
+    axum::serve(listener, router(daemon)).with_graceful_shutdown(stopped).await
+}
+
+fn router(daemon: mpsc::Sender<Request>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/services", get(services))
+        .route("/v1/services/{name}", get(service).post(add_service).delete(remove_service))
+        .route("/v1/services/{name}/backends", get(backends))
+        .route(
+            "/v1/services/{name}/backends/{address}",
+            get(backend).post(add_backend).patch(change_backend).delete(remove_backend),
+        )
+        .route("/v1/reload", post(reload))
+        .route("/v1/detach", post(detach))
+        .fallback(|| async { Refusal::new(RefusalKind::NotFound, "no such path") })
+        .with_state(daemon)
+}
+
+#[derive(Deserialize)]
+struct Force {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn ask<T>(
+    daemon: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+) -> Result<T, Refusal> {
+    let stopping = |_| Refusal::new(RefusalKind::Failed, "lbd is stopping");
+    let (tell, answer) = oneshot::channel();
+    daemon.send(request(tell)).await.map_err(|_| stopping(()))?;
+    answer.await.map_err(|_| stopping(()))?
+}
+
+async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit) -> Answer<Done> {
+    ask(daemon, |tell| Request::Edit(edit, tell)).await.map(Json)
+}
+
+fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
+    serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalKind::Invalid, error))
+}
+
+fn address(text: &str) -> Result<IpAddr, Refusal> {
+    text.parse().map_err(|_| {
+        Refusal::new(RefusalKind::Invalid, format!("`{text}` is no IP address"))
+            .hint("write one as 10.0.0.11 or fd00::11")
+    })
+}
+
+async fn status(State(daemon): Daemon) -> Answer<Status> {
+    ask(&daemon, Request::Status).await.map(Json)
+}
+
+async fn services(State(daemon): Daemon) -> Result<impl IntoResponse, Refusal> {
+    Ok(Json(ask(&daemon, Request::Status).await?.services))
+}
+
+async fn one_service(daemon: &mpsc::Sender<Request>, name: &str) -> Result<Service, Refusal> {
+    let mut services = ask(daemon, Request::Status).await?.services;
+    match services.remove(name) {
+        Some(service) => Ok(service),
+        None => Err(no_service(name, services.keys().map(String::as_str))),
+    }
+}
+
+async fn service(State(daemon): Daemon, Path(name): Path<String>) -> Answer<Service> {
+    one_service(&daemon, &name).await.map(Json)
+}
+
+async fn backends(State(daemon): Daemon, Path(name): Path<String>) -> Answer<impl Serialize> {
+    Ok(Json(one_service(&daemon, &name).await?.backends))
+}
+
+async fn backend(
+    State(daemon): Daemon,
+    Path((name, at)): Path<(String, String)>,
+) -> Answer<impl Serialize> {
+    let at = address(&at)?;
+    let mut service = one_service(&daemon, &name).await?;
+    match service.backends.remove(&at) {
+        Some(backend) => Ok(Json(backend)),
+        None => Err(no_backend(&name, at, service.backends.into_keys())),
+    }
+}
+
+async fn add_service(
+    State(daemon): Daemon,
+    Path(name): Path<String>,
+    bytes: Bytes,
+) -> Answer<Done> {
+    edit(&daemon, Edit::AddService { name, spec: body(&bytes)? }).await
+}
+
+async fn remove_service(
+    State(daemon): Daemon,
+    Path(name): Path<String>,
+    Query(Force { force }): Query<Force>,
+) -> Answer<Done> {
+    edit(&daemon, Edit::RemoveService { name, force }).await
+}
+
+async fn add_backend(
+    State(daemon): Daemon,
+    Path((service, at)): Path<(String, String)>,
+    bytes: Bytes,
+) -> Answer<Done> {
+    let spec = body(&bytes)?;
+    edit(&daemon, Edit::AddBackend { service, address: address(&at)?, spec }).await
+}
+
+async fn change_backend(
+    State(daemon): Daemon,
+    Path((service, at)): Path<(String, String)>,
+    bytes: Bytes,
+) -> Answer<Done> {
+    let change = body(&bytes)?;
+    edit(&daemon, Edit::ChangeBackend { service, address: address(&at)?, change }).await
+}
+
+async fn remove_backend(
+    State(daemon): Daemon,
+    Path((service, at)): Path<(String, String)>,
+    Query(Force { force }): Query<Force>,
+) -> Answer<Done> {
+    edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }).await
+}
+
+async fn reload(State(daemon): Daemon) -> Answer<Done> {
+    ask(&daemon, Request::Reload).await.map(Json)
+}
+
+async fn detach(State(daemon): Daemon) -> Answer<Done> {
+    ask(&daemon, Request::Detach).await.map(Json)
+}

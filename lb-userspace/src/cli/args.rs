@@ -1,0 +1,259 @@
+//! The grammar of `lbctl`.
+
+use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::decap::DecapCommand;
+use crate::{
+    config,
+    desired::{Mode, Protocol, UdpPolicy, Weight},
+    spec::ServiceSpec,
+    units::parse_duration,
+};
+
+/// Operates the load balancer: talks to lbd over its socket.
+#[derive(Debug, Parser)]
+#[command(name = "lbctl", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The socket that lbd listens on.
+    #[arg(long, global = true, env = "LB_SOCKET", default_value = config::DEFAULT_SOCKET)]
+    pub(super) socket: PathBuf,
+    /// How to print: for people, or for programs.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub(super) output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// Tables.
+    #[default]
+    Text,
+    /// JSON.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show interfaces, services, backends and what was dropped.
+    Status,
+    /// List, show, add and remove services.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// List, show, add, drain, enable, disable, weigh and remove backends.
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// Check and reload the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Stop forwarding: remove the program from the interfaces, and all that is pinned.
+    Detach {
+        /// Where links and maps are pinned, for when lbd is not running.
+        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        pin_dir: PathBuf,
+    },
+    /// On a backend: take packets out of their tunnel without a tunnel device.
+    #[command(subcommand)]
+    Decap(DecapCommand),
+}
+
+/// What to do with services.
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceCommand {
+    /// List all services.
+    List,
+    /// Show one service and its backends.
+    Show {
+        /// The service's name.
+        service: String,
+    },
+    /// Add a service.
+    Add(ServiceAdd),
+    /// Remove a service.
+    Remove {
+        /// The service's name.
+        service: String,
+        /// Even if it has backends; their flows break.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// A service to add.
+#[derive(Debug, Args)]
+pub(super) struct ServiceAdd {
+    /// The service's name.
+    pub(super) service: String,
+    /// The virtual IP.
+    #[arg(long)]
+    vip: IpAddr,
+    /// The port that clients connect to.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// tcp or udp.
+    #[arg(long, default_value = "tcp", value_parser = word::<Protocol>)]
+    protocol: Protocol,
+    /// dsr (the backends are on the link) or ipip (they may be behind routers).
+    #[arg(long, default_value = "dsr", value_parser = word::<Mode>)]
+    mode: Mode,
+    /// For UDP: oneshot, tracked or quic.
+    #[arg(long, value_parser = word::<UdpPolicy>)]
+    udp: Option<UdpPolicy>,
+    /// How long a silent flow is kept, as 15m.
+    #[arg(long, value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// Slots of the ring, a prime.
+    #[arg(long)]
+    ring_slots: Option<NonZeroU32>,
+    /// Flows per second that may be pinned while backends change.
+    #[arg(long)]
+    syn_budget: Option<u32>,
+    /// How long a drain may take, as 1h; without it, as long as flows last.
+    #[arg(long, value_parser = parse_duration)]
+    drain_deadline: Option<Duration>,
+}
+
+/// What to do with backends.
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendCommand {
+    /// List the backends of a service, or of all.
+    List {
+        /// The service's name.
+        service: Option<String>,
+    },
+    /// Show one backend.
+    Show(Target),
+    /// Add a backend; it gets new flows at once.
+    Add {
+        #[command(flatten)]
+        target: Target,
+        /// Its share, against the other backends' weights.
+        #[arg(long, default_value = "1")]
+        weight: Weight,
+    },
+    /// Give a backend no new flows, and let the ones that it has end.
+    Drain {
+        #[command(flatten)]
+        target: Target,
+        /// Return when no flow is left.
+        #[arg(long)]
+        wait: bool,
+        /// Move flows that are left after this time, as 10m.
+        #[arg(long, value_parser = parse_duration)]
+        deadline: Option<Duration>,
+        /// Wait no longer than this, as 15m; then say what is left, and exit with 1.
+        #[arg(long, value_parser = parse_duration, requires = "wait")]
+        timeout: Option<Duration>,
+    },
+    /// Give a backend new flows again.
+    Enable(Target),
+    /// Give a backend no new flows.
+    Disable {
+        #[command(flatten)]
+        target: Target,
+        /// And move the flows that it has, at once.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Change a backend's share.
+    Weight {
+        #[command(flatten)]
+        target: Target,
+        /// 1 to 65535, against the other backends' weights.
+        weight: Weight,
+    },
+    /// Remove a backend when its last flow has ended.
+    Remove {
+        #[command(flatten)]
+        target: Target,
+        /// At once; its flows move.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Target {
+    /// The service's name.
+    pub(super) service: String,
+    /// The backend's address.
+    pub(super) address: IpAddr,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Tell every mistake in a file; exit with 2 if there is one.
+    Check {
+        /// The file.
+        #[arg(default_value = config::DEFAULT_FILE)]
+        file: PathBuf,
+    },
+    /// Have lbd apply what has changed in its file.
+    Reload,
+}
+
+impl ServiceAdd {
+    /// The service that is meant.
+    pub(super) fn spec(&self) -> Result<ServiceSpec> {
+        anyhow::ensure!(
+            self.udp.is_none() || self.protocol == Protocol::Udp,
+            "--udp is for services with --protocol udp"
+        );
+        let mut spec = ServiceSpec::new(self.vip, self.port, self.mode);
+        spec.protocol = self.protocol;
+        spec.udp = self.udp;
+        spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
+        spec.ring_slots = self.ring_slots.map_or(spec.ring_slots, NonZeroU32::get);
+        spec.drain_deadline_secs = self.drain_deadline.map(|deadline| deadline.as_secs());
+        if let Some(idle_timeout) = self.idle_timeout {
+            spec.idle_timeout_secs = idle_timeout.as_secs();
+        }
+        Ok(spec)
+    }
+}
+
+/// A word of an enum, as JSON has it.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| {
+        let error = error.to_string();
+        error.replace("unknown variant ", "unknown word ")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn misuse_is_told_by_the_grammar() {
+        for (line, expected) in [
+            ("backend weight web 10.0.0.1 0", "use 'drain' to take a backend out of service"),
+            ("backend add web 10.0.0.300", "invalid value '10.0.0.300'"),
+            ("backend drain web 10.0.0.1 --deadline 10", "is no duration"),
+            ("backend drain web 10.0.0.1 --timeout 10s", "--wait"),
+            ("service add web --vip 10.0.0.1 --port 0", "0 is not in 1..=65535"),
+            ("service add web --vip 10.0.0.1 --port 1 --mode nat", "expected `dsr` or `ipip`"),
+            ("servcie list", "'service'"),
+        ] {
+            let error = Cli::try_parse_from(["lbctl"].into_iter().chain(line.split(' ')));
+            let error = error.expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+    }
+}

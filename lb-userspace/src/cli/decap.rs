@@ -1,0 +1,104 @@
+//! `lbctl decap`: the program that takes packets out of their tunnel, on a backend.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use super::{Printer, table::Table};
+use crate::{
+    api::Done,
+    config,
+    datapath::decap,
+    units::{format_bytes, format_count},
+};
+
+/// What to do with the decapsulator.
+#[derive(Debug, Subcommand)]
+pub(super) enum DecapCommand {
+    /// Attach it to an interface, or change what it takes.
+    Attach {
+        /// The interface.
+        #[arg(long)]
+        dev: String,
+        /// A destination of tunnelled packets; all addresses of the interface unless given.
+        #[arg(long = "address")]
+        addresses: Vec<IpAddr>,
+        /// A VIP that packets in the tunnel may be for; any unless given.
+        #[arg(long = "vip")]
+        vips: Vec<IpAddr>,
+        /// Attach in the network stack if the driver can't.
+        #[arg(long)]
+        generic: bool,
+        /// Where it is pinned.
+        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        pin_dir: PathBuf,
+    },
+    /// Remove it from an interface.
+    Detach {
+        /// The interface.
+        #[arg(long)]
+        dev: String,
+        /// Where it is pinned.
+        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        pin_dir: PathBuf,
+    },
+    /// Show what it takes and has counted.
+    Status {
+        /// Where it is pinned.
+        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        pin_dir: PathBuf,
+    },
+}
+
+pub(super) fn run(command: &DecapCommand, printer: Printer) -> Result<()> {
+    match command {
+        DecapCommand::Attach { dev, addresses, vips, generic, pin_dir } => {
+            let options = decap::Options {
+                addresses: addresses.clone(),
+                vips: vips.clone(),
+                generic: *generic,
+            };
+            let attached = decap::attach(dev, &options, pin_dir)?;
+            printer.print(&attached, || {
+                let how = if attached.replaced { "replaced" } else { "attached" };
+                format!(
+                    "decapsulator {how} on {dev}, {} mode, for {}\n",
+                    attached.mode,
+                    list(&attached.addresses)
+                )
+            })
+        }
+        DecapCommand::Detach { dev, pin_dir } => {
+            let message = if decap::detach(dev, pin_dir)? {
+                format!("decapsulator removed from {dev}")
+            } else {
+                format!("there is no decapsulator on {dev}")
+            };
+            printer.done(&Done { message, notes: Vec::new() })
+        }
+        DecapCommand::Status { pin_dir } => {
+            let all = decap::status(pin_dir)?;
+            printer.print(&all, || all.iter().map(one).collect())
+        }
+    }
+}
+
+fn one(status: &decap::DecapStatus) -> String {
+    let vips = if status.vips.is_empty() { "any VIP".into() } else { list(&status.vips) };
+    let mut table = Table::new(&["RESULT", ">PACKETS", ">BYTES"]).indented(2);
+    for (reason, count) in status.counters.iter().filter(|(_, count)| count.packets > 0) {
+        table.row([reason.clone(), format_count(count.packets), format_bytes(count.bytes)]);
+    }
+    let head = format!(
+        "{}: {}, tunnels to {}, for {vips}\n",
+        status.dev,
+        status.mode,
+        list(&status.addresses)
+    );
+    if table.is_empty() { head } else { head + &table.render() }
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,228 @@
+//! What `lbctl` understands, and how it ends: 0 for done, 1 for failed, 2 for misused.
+
+mod args;
+mod decap;
+mod drain;
+mod status;
+mod table;
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+pub use self::args::Cli;
+use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
+use anyhow::{Context as _, Result};
+use hyper::{Method, body::Bytes};
+use serde::Serialize;
+
+use crate::{
+    api::{
+        Done,
+        client::{self, Client},
+    },
+    config::{self, Config},
+    datapath,
+    edit::{AdminChange, BackendChange},
+    spec::BackendSpec,
+    status::{Service, Status},
+};
+
+impl Target {
+    fn path(&self) -> String {
+        format!("/v1/services/{}/backends/{}", encoded(&self.service), self.address)
+    }
+}
+
+/// A name as a part of a path.
+fn encoded(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    name.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+impl Cli {
+    /// Does it; what went wrong is printed.
+    pub async fn run(self) -> ExitCode {
+        if let Command::Config(ConfigCommand::Check { file }) = &self.command {
+            return check_config(file);
+        }
+        match self.execute().await {
+            Ok(code) => code,
+            Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("lbctl: {error:#}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn execute(&self) -> Result<ExitCode> {
+        let client = Client::new(&self.socket);
+        let printer = Printer { output: self.output };
+        match &self.command {
+            Command::Status => {
+                let status: Status = client.get("/v1/status").await?;
+                printer.print(&status, || status::overview(&status))?;
+            }
+            Command::Service(command) => service(command, &client, printer).await?,
+            Command::Backend(command) => return backend(command, &client, printer).await,
+            Command::Config(ConfigCommand::Check { .. }) => {}
+            Command::Config(ConfigCommand::Reload) => {
+                printer.done(&client.send(Method::POST, "/v1/reload", Bytes::new()).await?)?;
+            }
+            Command::Detach { pin_dir } => printer.done(&detach(&client, pin_dir).await?)?,
+            Command::Decap(command) => decap::run(command, printer)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Tells every mistake of a file: 0 for none, 2 for some, 1 if it can't be read.
+pub fn check_config(file: &Path) -> ExitCode {
+    match Config::load(file) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("{}:{warning}", file.display());
+            }
+            println!("{}: ok: {}", file.display(), config.summary());
+            ExitCode::SUCCESS
+        }
+        Err(config::Error::Invalid(invalid)) => {
+            eprintln!("{invalid}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("{:#}", anyhow::Error::from(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints for people or for programs.
+#[derive(Clone, Copy, Debug)]
+struct Printer {
+    output: Output,
+}
+
+impl Printer {
+    fn print<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) -> Result<()> {
+        let text = match self.output {
+            Output::Json => serde_json::to_string_pretty(value)? + "\n",
+            Output::Text => text(),
+        };
+        io::stdout().lock().write_all(text.as_bytes())?;
+        Ok(())
+    }
+
+    fn done(self, done: &Done) -> Result<()> {
+        self.print(done, || {
+            let notes = done.notes.iter().map(|note| format!("  {note}\n"));
+            format!("{}\n{}", done.message, notes.collect::<String>())
+        })
+    }
+}
+
+async fn service(command: &ServiceCommand, client: &Client, printer: Printer) -> Result<()> {
+    match command {
+        ServiceCommand::List => {
+            let services = client.get::<Status>("/v1/status").await?.services;
+            printer.print(&services, || status::services(&services))
+        }
+        ServiceCommand::Show { service: name } => {
+            let service: Service = client.get(&format!("/v1/services/{}", encoded(name))).await?;
+            printer.print(&service, || status::service(name, &service))
+        }
+        ServiceCommand::Add(add) => {
+            let path = format!("/v1/services/{}", encoded(&add.service));
+            printer.done(&client.send_json(Method::POST, &path, &add.spec()?).await?)
+        }
+        ServiceCommand::Remove { service: name, force } => {
+            let path = format!("/v1/services/{}?force={force}", encoded(name));
+            printer.done(&client.send(Method::DELETE, &path, Bytes::new()).await?)
+        }
+    }
+}
+
+async fn backend(command: &BackendCommand, client: &Client, printer: Printer) -> Result<ExitCode> {
+    let change = async |target: &Target, change: BackendChange| -> Result<()> {
+        printer.done(&client.send_json(Method::PATCH, &target.path(), &change).await?)
+    };
+    let admin = |admin| BackendChange { admin: Some(admin), weight: None };
+    match command {
+        BackendCommand::List { service } => {
+            let mut services = client.get::<Status>("/v1/status").await?.services;
+            if let Some(name) = service {
+                // The daemon's answer to an unknown name has the nearest one in it.
+                let service: Service =
+                    client.get(&format!("/v1/services/{}", encoded(name))).await?;
+                services = [(name.clone(), service)].into();
+            }
+            printer.print(&services, || status::backends(&services))?;
+        }
+        BackendCommand::Show(target) => {
+            let backend = client.get(&target.path()).await?;
+            printer
+                .print(&backend, || status::backend(&target.service, target.address, &backend))?;
+        }
+        BackendCommand::Add { target, weight } => {
+            let spec = BackendSpec { weight: *weight, ..BackendSpec::default() };
+            printer.done(&client.send_json(Method::POST, &target.path(), &spec).await?)?;
+        }
+        BackendCommand::Drain { target, wait, deadline, timeout } => {
+            let deadline_secs = deadline.map(|deadline| deadline.as_secs());
+            change(target, admin(AdminChange::Draining { deadline_secs })).await?;
+            if *wait {
+                return drain::wait(client, target, *timeout).await;
+            }
+        }
+        BackendCommand::Enable(target) => change(target, admin(AdminChange::Enabled)).await?,
+        BackendCommand::Disable { target, force } => {
+            let to = if *force { AdminChange::Down } else { AdminChange::Disabled };
+            change(target, admin(to)).await?;
+        }
+        BackendCommand::Weight { target, weight } => {
+            change(target, BackendChange { weight: Some(*weight), admin: None }).await?;
+        }
+        BackendCommand::Remove { target, force } => {
+            let path = format!("{}?force={force}", target.path());
+            printer.done(&client.send(Method::DELETE, &path, Bytes::new()).await?)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Detaches through the daemon if it runs, otherwise what is pinned.
+async fn detach(client: &Client, pin_dir: &Path) -> Result<Done> {
+    match client.send(Method::POST, "/v1/detach", Bytes::new()).await {
+        Err(client::Error::NotRunning { .. }) => {
+            let removed = datapath::detach(pin_dir).context("detach")?;
+            let message = if removed.is_empty() {
+                format!("nothing is pinned in {}", pin_dir.display())
+            } else {
+                "detached; nothing is forwarded any more".into()
+            };
+            Ok(Done { message, notes: removed })
+        }
+        answer => Ok(answer?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_encoded_in_paths() {
+        assert_eq!(encoded("web-1.a_b"), "web-1.a_b");
+        assert_eq!(encoded("a/b c?é"), "a%2Fb%20c%3F%C3%A9");
+    }
+}

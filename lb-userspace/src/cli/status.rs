@@ -1,0 +1,245 @@
+//! What `lbctl` shows of the node, for people.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
+
+use super::table::Table;
+use crate::{
+    desired::Admin,
+    status::{Backend, Count, Service, Status, Usage},
+    units::{format_bytes, format_count, format_duration},
+};
+
+/// The whole node.
+pub(super) fn overview(status: &Status) -> String {
+    let uptime = format_duration(Duration::from_secs(status.uptime_secs));
+    let mut text = format!("lbd {}, up {uptime}\n", status.version);
+    for interface in &status.interfaces {
+        let attached = if interface.attached { "attached" } else { "NOT ATTACHED" };
+        text += &format!("interface {}: XDP {}, {attached}\n", interface.name, interface.mode);
+    }
+    let usage = |name: &str, usage: Usage| {
+        format!("{name} {} of {}", usage.used, format_count(usage.capacity))
+    };
+    text += &format!(
+        "{}, {}, {}\n",
+        usage("services", status.services_used),
+        usage("backends", status.backends_used),
+        usage("pins", status.pins),
+    );
+    if let Some(error) = &status.last_error {
+        text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");
+    }
+    for (name, service) in &status.services {
+        text += &format!("\n{}", self::service(name, service));
+    }
+    text + &counts("\ndropped", &status.dropped) + &counts("\npassed to the node", &status.passed)
+}
+
+fn counts(title: &str, counts: &BTreeMap<String, Count>) -> String {
+    let mut table = Table::new(&["REASON", ">PACKETS", ">BYTES"]).indented(2);
+    for (reason, count) in counts.iter().filter(|(_, count)| count.packets > 0) {
+        table.row([reason.clone(), format_count(count.packets), format_bytes(count.bytes)]);
+    }
+    if table.is_empty() {
+        format!("{title}: none\n")
+    } else {
+        format!("{title}:\n{}", table.render())
+    }
+}
+
+/// A line for each service.
+pub(super) fn services(services: &BTreeMap<String, Service>) -> String {
+    let mut table = Table::new(&[
+        "SERVICE",
+        "PROTOCOL",
+        "VIP",
+        "MODE",
+        ">BACKENDS",
+        ">USABLE",
+        ">PACKETS",
+        ">BYTES",
+        ">NEW FLOWS",
+        ">IN FLUX",
+    ]);
+    for (name, service) in services {
+        let usable = service.backends.values().filter(|backend| takes_flows(backend)).count();
+        let (sent, new_flows) = sums(service);
+        table.row([
+            name.clone(),
+            service.key.protocol.to_string(),
+            vip(service),
+            service.mode.to_string(),
+            service.backends.len().to_string(),
+            usable.to_string(),
+            format_count(sent.packets),
+            format_bytes(sent.bytes),
+            format_count(new_flows),
+            share(service.slots_in_flux, service.ring_slots),
+        ]);
+    }
+    table.render()
+}
+
+/// One service with its backends.
+pub(super) fn service(name: &str, service: &Service) -> String {
+    let udp = match service.udp_policy {
+        Some(policy) => format!(", {}", format!("{policy:?}").to_lowercase()),
+        None => String::new(),
+    };
+    let flux = match service.slots_in_flux {
+        0 => String::new(),
+        slots => format!(", {} of the ring in flux", share(slots, service.ring_slots)),
+    };
+    let mut text = format!(
+        "service {name}: {}, {}{udp}, {} slots, idle timeout {}{flux}\n",
+        service.key,
+        service.mode,
+        service.ring_slots,
+        format_duration(Duration::from_secs(service.idle_timeout_secs)),
+    );
+    if service.backends.is_empty() {
+        return text + &format!("  no backends; add one with 'lbctl backend add {name} ADDRESS'\n");
+    }
+    if !service.backends.values().any(takes_flows) {
+        text += "  NO BACKEND TAKES NEW FLOWS\n";
+    }
+    let mut table = Table::new(&[
+        "BACKEND",
+        "STATE",
+        ">WEIGHT",
+        ">SHARE",
+        ">PACKETS",
+        ">BYTES",
+        ">NEW FLOWS",
+        ">PINS",
+        "BY",
+    ])
+    .indented(2);
+    for (address, backend) in &service.backends {
+        table.row(backend_cells(*address, backend, service));
+    }
+    text += &table.render();
+    text
+}
+
+/// A line for each backend.
+pub(super) fn backends(services: &BTreeMap<String, Service>) -> String {
+    let mut table = Table::new(&[
+        "SERVICE",
+        "BACKEND",
+        "STATE",
+        ">WEIGHT",
+        ">SHARE",
+        ">PACKETS",
+        ">BYTES",
+        ">NEW FLOWS",
+        ">PINS",
+        "BY",
+    ]);
+    for (name, service) in services {
+        for (address, backend) in &service.backends {
+            let [address, state, weight, share, packets, bytes, flows, pins, by] =
+                backend_cells(*address, backend, service);
+            table.row([
+                name.clone(),
+                address,
+                state,
+                weight,
+                share,
+                packets,
+                bytes,
+                flows,
+                pins,
+                by,
+            ]);
+        }
+    }
+    table.render()
+}
+
+fn backend_cells(address: IpAddr, backend: &Backend, service: &Service) -> [String; 9] {
+    [
+        address.to_string(),
+        state(backend),
+        backend.weight.to_string(),
+        share(backend.slots, service.ring_slots),
+        format_count(backend.sent.packets),
+        format_bytes(backend.sent.bytes),
+        format_count(backend.new_flows),
+        format_count(backend.pins),
+        backend.interface.clone().unwrap_or_else(|| "-".into()),
+    ]
+}
+
+/// Everything about one backend.
+pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> String {
+    let mut table = Table::new(&[&format!("backend {address}"), &format!("of {service}")]);
+    let mut row = |name: &str, value: String| table.row([format!("  {name}"), value]);
+    row("state", state(backend));
+    row("weight", backend.weight.to_string());
+    row("interface", backend.interface.clone().unwrap_or_else(|| "-".into()));
+    row("next hop", backend.mac.clone().unwrap_or_else(|| "-".into()));
+    row("id", backend.id.to_string());
+    row("slots for new flows", backend.slots.to_string());
+    row("slots for older flows", backend.base_slots.to_string());
+    row("pins", backend.pins.to_string());
+    row("flows left", if backend.has_flows() { "there may be" } else { "none" }.into());
+    row("packets", backend.sent.packets.to_string());
+    row("bytes", format!("{} ({})", backend.sent.bytes, format_bytes(backend.sent.bytes)));
+    row("new flows", backend.new_flows.to_string());
+    row("unpinned packets", backend.unpinned_packets.to_string());
+    row("SYNs sent again", backend.syn_retransmissions.to_string());
+    table.render()
+}
+
+/// What a backend does, in words.
+pub(super) fn state(backend: &Backend) -> String {
+    let left = |deadline: Option<SystemTime>| {
+        let left = deadline?.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(format!("at most {}", format_duration(Duration::from_secs(left.as_secs()))))
+    };
+    let (word, left) = match backend.admin {
+        Admin::Enabled => ("up", None),
+        Admin::Disabled => ("disabled", None),
+        Admin::Down => ("down", None),
+        Admin::Draining { deadline } => ("draining", left(deadline)),
+        Admin::Removing { deadline } => ("removing", left(deadline)),
+    };
+    let drains = matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. });
+    let drained = (drains && !backend.has_flows()).then(|| String::from("no flow left"));
+    let word = match (backend.admin, &backend.unusable) {
+        (Admin::Enabled, Some(_)) => "unresolved",
+        _ => word,
+    };
+    let notes: Vec<String> = backend.unusable.clone().into_iter().chain(drained.or(left)).collect();
+    if notes.is_empty() { word.into() } else { format!("{word} ({})", notes.join(", ")) }
+}
+
+fn takes_flows(backend: &Backend) -> bool {
+    backend.admin == Admin::Enabled && backend.unusable.is_none()
+}
+
+fn vip(service: &Service) -> String {
+    match service.key.vip {
+        IpAddr::V4(vip) => format!("{vip}:{}", service.key.port),
+        IpAddr::V6(vip) => format!("[{vip}]:{}", service.key.port),
+    }
+}
+
+fn sums(service: &Service) -> (Count, u64) {
+    service.backends.values().fold((Count::default(), 0), |(sent, flows), backend| {
+        let packets = sent.packets + backend.sent.packets;
+        let bytes = sent.bytes + backend.sent.bytes;
+        (Count { packets, bytes }, flows + backend.new_flows)
+    })
+}
+
+fn share(slots: u32, of: u32) -> String {
+    match of {
+        0 => "-".into(),
+        of => format!("{:.1} %", 100.0 * f64::from(slots) / f64::from(of)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,386 @@
+//! The configuration: TOML in, services that can't be wrong out, or every mistake at once.
+//!
+//! The file is walked by hand over its spanned tree, since a serde type would stop at the first
+//! mistake and know no line for what is wrong between two values.
+
+mod service;
+mod tree;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use toml::de::DeTable;
+
+pub use self::tree::Problem;
+use self::tree::{Problems, Table, parse_prefix};
+use crate::{
+    desired::Desired,
+    rules, seed,
+    settings::{Limits, Settings, Tunnel, XdpModes},
+    units,
+};
+
+/// Where `lbd` looks for its configuration.
+pub const DEFAULT_FILE: &str = "/etc/lb/lb.toml";
+/// Where links and maps are pinned, unless the configuration says otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
+/// Where `lbd` listens for `lbctl`, unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lb/lbd.sock";
+/// Where changes by `lbctl` are kept, unless the configuration says otherwise.
+pub const DEFAULT_STATE_FILE: &str = "/var/lib/lb/state.json";
+/// Where the seed is kept, unless the configuration says otherwise.
+pub const DEFAULT_SEED_FILE: &str = "/var/lib/lb/seed";
+/// The group that may use the socket, unless the configuration says otherwise.
+pub const DEFAULT_GROUP: &str = "lb";
+
+/// The most entries that a map may be given.
+const MAX_ENTRIES: u64 = 1 << 26;
+
+/// A configuration that holds together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The interfaces that the program is attached to.
+    pub interfaces: Vec<String>,
+    /// In which modes the program may be attached.
+    pub xdp: XdpModes,
+    /// Where links and maps are pinned.
+    pub pin_dir: PathBuf,
+    /// Capacities of the maps.
+    pub limits: Limits,
+    /// Outer sources of tunnels.
+    pub tunnel: Tunnel,
+    /// The secret of rings and flow hashes.
+    pub seed: seed::Source,
+    /// Where `lbd` listens for `lbctl`.
+    pub socket: PathBuf,
+    /// The group that may use the socket.
+    pub group: String,
+    /// Where changes by `lbctl` are kept.
+    pub state_file: PathBuf,
+    /// The services.
+    pub desired: Desired,
+    /// How long backends of a service may drain, unless the command says otherwise.
+    pub drain_deadlines: BTreeMap<String, Duration>,
+    /// What works and is probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be read.
+    #[error("read configuration {}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It has mistakes.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+}
+
+/// Every mistake of a configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// The file.
+    pub file: PathBuf,
+    /// The mistakes, in the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+impl std::error::Error for Invalid {}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "{}:{problem}", self.file.display())?;
+        }
+        let count = self.problems.len();
+        write!(
+            f,
+            "{}: {count} {}",
+            self.file.display(),
+            if count == 1 { "error" } else { "errors" }
+        )
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or has mistakes: all of them.
+    pub fn load(file: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| Error::Unreadable { file: file.into(), source })?;
+        Self::parse(&text).map_err(|problems| Invalid { file: file.into(), problems }.into())
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, in the order of the text.
+    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let problems = Problems::new(text);
+        let (tree, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            problems.push(error.span().map_or(0, |span| span.start), "", error.message());
+        }
+        // What a file with broken syntax lacks says nothing.
+        let config = if errors.is_empty() { read(&tree, &problems) } else { None };
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(problems.into_sorted()),
+        }
+    }
+
+    /// What the data plane is told, with the seed from its file, which is made if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The seed's file can't be read or written.
+    pub fn settings(&self, force: bool) -> anyhow::Result<Settings> {
+        Ok(Settings {
+            interfaces: self.interfaces.clone(),
+            pin_dir: self.pin_dir.clone(),
+            xdp: self.xdp,
+            force,
+            limits: self.limits,
+            tunnel: self.tunnel,
+            seed: self.seed.obtain().context("obtain the seed")?,
+        })
+    }
+
+    /// What of `other` takes a new start of `lbd`: the keys that differ.
+    #[must_use]
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("interfaces", self.interfaces != other.interfaces),
+            ("xdp", self.xdp != other.xdp),
+            ("pin_dir", self.pin_dir != other.pin_dir),
+            ("limits", self.limits != other.limits),
+            ("tunnel", self.tunnel != other.tunnel),
+            ("seed", self.seed != other.seed),
+            ("socket", self.socket != other.socket),
+            ("group", self.group != other.group),
+            ("state_file", self.state_file != other.state_file),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+
+    /// One line that says what the configuration holds.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let backends: usize = self.desired.services.values().map(|s| s.backends.len()).sum();
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        format!(
+            "{} service{}, {backends} backend{}, on {}",
+            self.desired.services.len(),
+            plural(self.desired.services.len()),
+            plural(backends),
+            self.interfaces.join(", "),
+        )
+    }
+}
+
+/// Reads everything; none if something is so wrong that no configuration can be made.
+fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) -> Option<Config> {
+    let root = Table::root(tree, problems);
+    let interfaces = read_interfaces(&root);
+    let xdp = root.optional("xdp").and_then(|field| {
+        field.word(&[
+            ("native", XdpModes::Native),
+            ("native-or-generic", XdpModes::NativeOrGeneric),
+            ("generic", XdpModes::Generic),
+        ])
+    });
+    let path = |key, default: &str| read_path(&root, key).unwrap_or_else(|| default.into());
+    let pin_dir = path("pin_dir", DEFAULT_PIN_DIR);
+    let socket = path("socket", DEFAULT_SOCKET);
+    let state_file = path("state_file", DEFAULT_STATE_FILE);
+    let group = root.optional("group").and_then(|field| field.string("group = \"lb\""));
+    let seed = read_seed(&root);
+    let limits = read_limits(&root);
+    let tunnel = read_tunnel(&root);
+    let services = service::read_services(&root);
+
+    let place = |violation: &rules::Violation| {
+        let found = services.places.find(violation);
+        found.unwrap_or_else(|| (0, format!("limits.{}", violation.field)))
+    };
+    for violation in rules::violations(&services.desired, &limits) {
+        let (offset, path) = place(&violation);
+        problems.push(offset, path, violation.message);
+    }
+    let doubts = Problems::new(problems.text());
+    for violation in rules::doubts(&services.desired) {
+        let (offset, path) = place(&violation);
+        doubts.push(offset, path, violation.message);
+    }
+    root.finish();
+    Some(Config {
+        interfaces: interfaces?,
+        xdp: xdp.unwrap_or_default(),
+        pin_dir,
+        limits,
+        tunnel,
+        seed,
+        socket,
+        group: group.unwrap_or(DEFAULT_GROUP).into(),
+        state_file,
+        desired: services.desired,
+        drain_deadlines: services.drain_deadlines,
+        warnings: doubts.into_sorted(),
+    })
+}
+
+/// `interfaces = ["eth0"]`, or `interface = "eth0"` for one.
+fn read_interfaces(root: &Table<'_>) -> Option<Vec<String>> {
+    const EXAMPLE: &str = "interfaces = [\"eth0\"]";
+    let one = root.optional("interface");
+    let fields = match (&one, root.optional("interfaces")) {
+        (Some(one), Some(_)) => {
+            one.refuse("both `interface` and `interfaces` are given; keep one of them");
+            return None;
+        }
+        (None, None) => {
+            root.refuse(format!("`interfaces` is missing; add {EXAMPLE}"));
+            return None;
+        }
+        (None, Some(many)) => {
+            let fields = many.strings(EXAMPLE)?;
+            if fields.is_empty() {
+                many.refuse(format!("no interface; name at least one, as {EXAMPLE}"));
+                return None;
+            }
+            fields
+        }
+        (Some(_), None) => one.into_iter().collect(),
+    };
+    let mut names: Vec<String> = Vec::new();
+    for field in fields {
+        let Some(name) = field.string(EXAMPLE) else { continue };
+        // IFNAMSIZ is 16 with the final zero; the kernel refuses these characters as well.
+        if name.is_empty()
+            || name.len() > 15
+            || name.contains(['/', ':'])
+            || name.contains(char::is_whitespace)
+        {
+            field.refuse(format!("`{name}` is no name of an interface; `ip link` lists them"));
+        } else if names.iter().any(|known| known == name) {
+            field.refuse(format!("{name} is named twice; once is enough"));
+        }
+        names.push(name.into());
+    }
+    Some(names)
+}
+
+fn read_path(root: &Table<'_>, key: &'static str) -> Option<PathBuf> {
+    root.optional(key)?.parsed(&format!("{key} = \"/an/absolute/path\""), |text| {
+        let path = PathBuf::from(text);
+        if path.is_absolute() {
+            Ok(path)
+        } else {
+            Err(format!("`{text}` is not absolute; begin it with `/`"))
+        }
+    })
+}
+
+fn read_seed(root: &Table<'_>) -> seed::Source {
+    const EXAMPLE: &str = "32 hexadecimal digits in quotes, as `openssl rand -hex 16` prints them";
+    let given = root.optional("seed");
+    let file = read_path(root, "seed_file");
+    if let (Some(given), Some(_)) = (&given, &file) {
+        given.refuse("both `seed` and `seed_file` are given; keep one of them");
+    }
+    let seed = given.and_then(|field| {
+        field.parsed(EXAMPLE, |text| {
+            seed::parse(text).ok_or_else(|| {
+                format!("{} characters that are no seed; write {EXAMPLE}", text.chars().count())
+            })
+        })
+    });
+    match seed {
+        Some(seed) => seed::Source::Given(seed),
+        None => seed::Source::File(file.unwrap_or_else(|| DEFAULT_SEED_FILE.into())),
+    }
+}
+
+fn read_limits(root: &Table<'_>) -> Limits {
+    let mut limits = Limits::default();
+    let Some(table) = root.optional("limits").and_then(|field| field.table("limits")) else {
+        return limits;
+    };
+    for (key, limit, most) in [
+        // Ids of services and backends have 16 bits; backend 0 is none.
+        ("services", &mut limits.services, 65_535),
+        ("backends", &mut limits.backends, 65_534),
+        ("pins", &mut limits.pins, MAX_ENTRIES),
+        ("tracked_flows", &mut limits.tracked_flows, MAX_ENTRIES),
+        ("connections", &mut limits.connections, MAX_ENTRIES),
+        ("fragments", &mut limits.fragments, MAX_ENTRIES),
+    ] {
+        if let Some(value) = table.optional(key).and_then(|field| field.integer(1..most + 1)) {
+            *limit = value;
+        }
+    }
+    table.finish();
+    limits
+}
+
+fn read_tunnel(root: &Table<'_>) -> Tunnel {
+    let mut tunnel = Tunnel::default();
+    let Some(table) = root.optional("tunnel").and_then(|field| field.table("tunnel")) else {
+        return tunnel;
+    };
+    const V4: &str = "\"172.16.0.0/16\"";
+    const V6: &str = "\"100::/64\"";
+    // The low 32 bits at most vary, and only those that the prefix leaves free.
+    let v4 = |address: &Ipv4Addr, length: u8| {
+        length <= 32 && u64::from(address.to_bits()) & ((1u64 << (32 - length)) - 1) == 0
+    };
+    let v6 = |address: &Ipv6Addr, length: u8| {
+        length <= 128
+            && (length == 0 || address.to_bits() << (length - 1) << 1 == 0)
+            && (length > 0 || address.to_bits() == 0)
+    };
+    let field = table.optional("source_v4");
+    if let Some(source) =
+        field.and_then(|field| field.parsed(V4, |text| parse_prefix(text, V4, v4)))
+    {
+        tunnel.source_v4 = source;
+    }
+    let field = table.optional("source_v6");
+    if let Some(source) =
+        field.and_then(|field| field.parsed(V6, |text| parse_prefix(text, V6, v6)))
+    {
+        tunnel.source_v6 = source;
+    }
+    table.finish();
+    tunnel
+}
+
+/// Reads a duration within bounds.
+fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let duration = units::parse_duration(text)?;
+    if (least..=most).contains(&duration) {
+        return Ok(duration);
+    }
+    let (least, most) = (units::format_duration(least), units::format_duration(most));
+    Err(format!("`{text}` is out of range; from {least} to {most} is possible"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The `[[service]]` tables of a configuration.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::Duration,
+};
+
+use super::{duration_within, tree::Table};
+use crate::{
+    desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
+    rules::{IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
+    spec::ServiceSpec,
+};
+
+/// The longest deadline of a drain.
+const MAX_DRAIN: Duration = Duration::from_secs(30 * 86_400);
+
+/// All services of a file.
+#[derive(Default)]
+pub(super) struct Services {
+    pub(super) desired: Desired,
+    pub(super) drain_deadlines: BTreeMap<String, Duration>,
+    pub(super) places: Places,
+}
+
+/// Where in the file the fields of services and backends are.
+#[derive(Default)]
+pub(super) struct Places(HashMap<(String, Option<IpAddr>, &'static str), (usize, String)>);
+
+impl Places {
+    /// The place of what is wrong: the field's, else its table's.
+    pub(super) fn find(&self, violation: &Violation) -> Option<(usize, String)> {
+        let key = |field| (violation.service.clone(), violation.backend, field);
+        self.0.get(&key(violation.field)).or_else(|| self.0.get(&key(""))).cloned()
+    }
+}
+
+pub(super) fn read_services(root: &Table<'_>) -> Services {
+    let mut services = Services::default();
+    let mut lines: HashMap<String, String> = HashMap::new();
+    for table in root.tables("service", "service") {
+        let name = table.required("name", "name = \"web\"");
+        let given = name.as_ref().and_then(|field| field.string("name = \"web\""));
+        // A service without a name is read for its other mistakes.
+        let name = given.map_or_else(|| table.path().to_owned(), str::to_owned);
+        if let Some(first) = lines.get(&name) {
+            let message = format!("service {name} is {first} already; give each its own name");
+            table
+                .optional("name")
+                .map_or_else(|| table.refuse(message.clone()), |f| f.refuse(message.clone()));
+            let mut ignored = Services::default();
+            read_service(&table, &name, &mut ignored);
+        } else {
+            lines.insert(name.clone(), table.path().to_owned());
+            read_service(&table, &name, &mut services);
+            if given.is_none() {
+                services.desired.services.remove(&name);
+            }
+        }
+        table.finish();
+    }
+    services
+}
+
+fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
+    let mut places = Vec::from([("", (table.offset(), table.path().to_owned()))]);
+    let mut field = |key| {
+        let field = table.optional(key)?;
+        places.push((key, (field.span().start, field.path().to_owned())));
+        Some(field)
+    };
+    field("name");
+    let vip_field = field("vip");
+    let port_field = field("port");
+    let ring_field = field("ring_slots");
+    let idle_field = field("idle_timeout");
+    for (key, place) in places {
+        services.places.0.insert((name.into(), None, key), place);
+    }
+    let missing = |key: &'static str, example: &str| {
+        table.required(key, example);
+    };
+    if vip_field.is_none() {
+        missing("vip", "vip = \"10.0.0.100\"");
+    }
+    if port_field.is_none() {
+        missing("port", "port = 80");
+    }
+    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", |text| address(text, "vip")));
+    let port = port_field.and_then(|f| f.integer(1..65_536));
+    let protocol = table
+        .required("protocol", "protocol = \"tcp\"")
+        .and_then(|f| f.word(&[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]));
+    let mode = table
+        .required("mode", "mode = \"dsr\" or mode = \"ipip\"")
+        .and_then(|f| f.word(&[("dsr", Mode::Dsr), ("ipip", Mode::Ipip)]));
+    let udp = table.optional("udp");
+    if let (Some(field), Some(Protocol::Tcp)) = (&udp, protocol) {
+        field.refuse("`udp` is for services with protocol = \"udp\"; remove it");
+    }
+    let udp = udp.and_then(|f| {
+        f.word(&[
+            ("oneshot", UdpPolicy::Oneshot),
+            ("tracked", UdpPolicy::Tracked),
+            ("quic", UdpPolicy::Quic),
+        ])
+    });
+    let idle = idle_field.and_then(|f| {
+        f.parsed("idle_timeout = \"15m\"", |text| {
+            duration_within(text, *IDLE_TIMEOUT.start(), *IDLE_TIMEOUT.end())
+        })
+    });
+    let drain = table.optional("drain_deadline").and_then(|f| {
+        f.parsed("drain_deadline = \"1h\"", |text| {
+            duration_within(text, Duration::from_secs(1), MAX_DRAIN)
+        })
+    });
+    let ring_slots = ring_field.and_then(|f| f.integer(2..u64::from(MAX_RING_SLOTS) + 1));
+    let syn_budget = table.optional("syn_budget").and_then(|f| f.integer(0..1 << 32));
+    let backends = read_backends(table, name, services);
+
+    let (Some(vip), Some(port), Some(protocol), Some(mode)) = (vip, port, protocol, mode) else {
+        return;
+    };
+    let mut service =
+        ServiceSpec { protocol, udp, ..ServiceSpec::new(vip, port, mode) }.to_service();
+    service.idle_timeout = idle.unwrap_or(service.idle_timeout);
+    service.ring_slots = ring_slots.unwrap_or(service.ring_slots);
+    service.syn_budget = syn_budget.unwrap_or(service.syn_budget);
+    service.backends = backends;
+    services.desired.services.insert(name.into(), service);
+    services.drain_deadlines.extend(drain.map(|drain| (name.into(), drain)));
+}
+
+fn read_backends(
+    table: &Table<'_>,
+    service: &str,
+    services: &mut Services,
+) -> BTreeMap<IpAddr, Backend> {
+    let mut backends = BTreeMap::new();
+    for table in table.tables("backend", "service.backend") {
+        const EXAMPLE: &str = "address = \"10.0.0.11\"";
+        let field = table.required("address", EXAMPLE);
+        let at = field.as_ref().and_then(|f| f.parsed(EXAMPLE, |text| address(text, "address")));
+        let weight = table.optional("weight").and_then(|field| {
+            let weight = field.integer::<u64>(0..65_536)?;
+            let weight = weight.to_string().parse::<Weight>();
+            weight.map_err(|message| field.refuse(message)).ok()
+        });
+        let admin = table.optional("state").and_then(|field| {
+            field.word(&[
+                ("enabled", Admin::Enabled),
+                ("draining", Admin::Draining { deadline: None }),
+                ("disabled", Admin::Disabled),
+            ])
+        });
+        if let (Some(at), Some(field)) = (at, field) {
+            let place = (field.span().start, field.path().to_owned());
+            let backend =
+                Backend { weight: weight.unwrap_or_default(), admin: admin.unwrap_or_default() };
+            if backends.insert(at, backend).is_some() {
+                field.refuse(format!(
+                    "backend {at} is there already; give each backend once, with its weight"
+                ));
+            } else {
+                services.places.0.insert((service.into(), Some(at), "address"), place);
+            }
+        }
+        table.finish();
+    }
+    backends
+}
+
+fn address(text: &str, key: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| {
+        let port = text.parse::<std::net::SocketAddr>().is_ok();
+        if port && key == "vip" {
+            return format!("`{text}` has a port in it; write the address alone, and port = ...");
+        }
+        if port {
+            return format!("`{text}` has a port in it; a backend has its service's port: write the address alone");
+        }
+        format!("`{text}` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"")
+    })
+}

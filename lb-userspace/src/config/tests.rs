@@ -1,0 +1,327 @@
+//! What the configuration takes, and what it says of what it does not.
+
+use super::*;
+use crate::desired::{Admin, Mode, Protocol, UdpPolicy};
+
+const SERVICE: &str = r#"
+[[service]]
+name = "web"
+vip = "10.0.0.100"
+port = 80
+protocol = "tcp"
+mode = "dsr"
+"#;
+
+fn parse(text: &str) -> Config {
+    Config::parse(text).unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+/// The mistakes, one a line.
+fn mistakes(text: &str) -> Vec<String> {
+    Config::parse(text).expect_err("there are mistakes").iter().map(ToString::to_string).collect()
+}
+
+/// The only mistake of a service with this line in it.
+fn mistake_of(line: &str) -> String {
+    let text = format!("interfaces = [\"eth0\"]{SERVICE}{line}\n");
+    let found = mistakes(&text);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found[0].clone()
+}
+
+#[test]
+fn the_example_is_valid() {
+    let config = parse(include_str!("../../../deploy/lb.toml"));
+    assert_eq!(config.interfaces, ["eth0"]);
+    assert_eq!(config.summary(), "2 services, 4 backends, on eth0");
+    assert_eq!(config.warnings, []);
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.tunnel, Tunnel::default());
+}
+
+#[test]
+fn every_default_in_the_example_is_the_default() {
+    let text = include_str!("../../../deploy/lb.toml");
+    let all: String = text
+        .lines()
+        .map(|line| match line.trim_start().strip_prefix("# ") {
+            // `seed` and `seed_file` exclude each other; a deadline has no default.
+            Some(key) if key.starts_with("seed =") || key.starts_with("drain_deadline") => {
+                "\n".into()
+            }
+            Some(key)
+                if key.split_once(" = ").is_some_and(|(name, _)| {
+                    name.bytes().all(|b| b.is_ascii_lowercase() || b"_46".contains(&b))
+                }) =>
+            {
+                format!("{key}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert!(all.lines().any(|line| line.starts_with("idle_timeout")));
+    assert_eq!(parse(&all), parse(text));
+}
+
+#[test]
+fn all_keys_arrive() {
+    let config = parse(
+        r#"
+        interface = "eth1"
+        xdp = "native-or-generic"
+        pin_dir = "/sys/fs/bpf/other"
+        socket = "/run/other.sock"
+        group = "adm"
+        state_file = "/tmp/state"
+        seed = "000102030405060708090a0b0c0d0e0f"
+        [limits]
+        services = 65535
+        backends = 65534
+        pins = 1_000_000
+        [tunnel]
+        source_v4 = "10.9.0.0/24"
+        source_v6 = "fd00::/120"
+        [[service]]
+        name = "quic"
+        vip = "fd00::100"
+        port = 443
+        protocol = "udp"
+        mode = "ipip"
+        udp = "quic"
+        idle_timeout = "30s"
+        ring_slots = 1009
+        syn_budget = 0
+        drain_deadline = "1h30m"
+        backend = [{ address = "fd00::1", weight = 7, state = "draining" }, { address = "fd00::2" }]
+        "#,
+    );
+    assert_eq!(config.interfaces, ["eth1"]);
+    assert_eq!(config.xdp, XdpModes::NativeOrGeneric);
+    assert_eq!(config.limits.pins, 1_000_000);
+    assert_eq!(config.tunnel.source_v4, (Ipv4Addr::new(10, 9, 0, 0), 24));
+    assert!(matches!(config.seed, seed::Source::Given(seed) if seed[15] == 15));
+    let service = &config.desired.services["quic"];
+    assert_eq!((service.key.protocol, service.mode), (Protocol::Udp, Mode::Ipip));
+    assert_eq!(service.udp_policy, UdpPolicy::Quic);
+    assert_eq!((service.ring_slots, service.syn_budget), (1009, 0));
+    assert_eq!(service.idle_timeout, Duration::from_secs(30));
+    assert_eq!(config.drain_deadlines["quic"], Duration::from_secs(5400));
+    let backend = service.backends.values().next().expect("there are two");
+    assert_eq!(backend.weight.0.get(), 7);
+    assert_eq!(backend.admin, Admin::Draining { deadline: None });
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let found = mistakes(
+        r#"interface = ["eth0"]
+xpd = "native"
+socket = "lbd.sock"
+seed = "12"
+
+[limits]
+pins = 0
+backend = 5
+
+[[service]]
+name = "web"
+vip = "10.0.0.300"
+port = 70000
+protocol = "tpc"
+mode = "drs"
+idle_timeout = 900
+udp = "quick"
+
+[[service.backend]]
+adress = "10.0.0.11"
+
+[[service.backend]]
+address = "10.0.0.12:80"
+weight = 0
+
+[[service]]
+name = "web"
+vip = "0.0.0.0"
+port = 80
+protocol = "tcp"
+mode = "dsr"
+"#,
+    );
+    let expected = [
+        "1:13: interface: an array instead of a string; write interfaces = [\"eth0\"]",
+        "2:1: xpd: unknown key; did you mean `xdp`?",
+        "3:10: socket: `lbd.sock` is not absolute; begin it with `/`",
+        "4:8: seed: 2 characters that are no seed; write 32 hexadecimal digits in quotes, as `openssl rand -hex 16` prints them",
+        "7:8: limits.pins: 0 is out of range; a number from 1 to 67108864 is expected",
+        "8:1: limits.backend: unknown key; did you mean `backends`?",
+        "12:7: service[0].vip: `10.0.0.300` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"",
+        "13:8: service[0].port: 70000 is out of range; a number from 1 to 65535 is expected",
+        "14:12: service[0].protocol: `tpc` is unknown; did you mean \"tcp\"? (\"tcp\", \"udp\")",
+        "15:8: service[0].mode: `drs` is unknown; did you mean \"dsr\"? (\"dsr\", \"ipip\")",
+        "16:16: service[0].idle_timeout: an integer instead of a string; write idle_timeout = \"15m\"",
+        "17:7: service[0].udp: `quick` is unknown; did you mean \"quic\"? (\"oneshot\", \"tracked\", \"quic\")",
+        "19:1: service[0].backend[0]: `address` is missing; add address = \"10.0.0.11\"",
+        "20:1: service[0].backend[0].adress: unknown key; did you mean `address`?",
+        "23:11: service[0].backend[1].address: `10.0.0.12:80` has a port in it; a backend has its service's port: write the address alone",
+        "24:10: service[0].backend[1].weight: weight 0; use 'drain' to take a backend out of service",
+        "27:8: service[1].name: service web is service[0] already; give each its own name",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn rules_between_values_have_their_place() {
+    let found = mistakes(
+        r#"interfaces = ["eth0"]
+[limits]
+backends = 2
+
+[[service]]
+name = "one"
+vip = "10.0.0.100"
+port = 80
+protocol = "tcp"
+mode = "dsr"
+ring_slots = 100
+backend = [{ address = "fd00::1" }, { address = "10.0.0.100" }]
+
+[[service]]
+name = "two"
+vip = "10.0.0.100"
+port = 80
+protocol = "tcp"
+mode = "ipip"
+backend = [{ address = "10.0.0.1" }, { address = "10.0.0.1" }]
+"#,
+    );
+    let expected = [
+        "1:1: limits.backends: 3 backends, but limits.backends is 2; raise it",
+        "11:14: service[0].ring_slots: 100 slots; Maglev needs a prime: the next one is 101",
+        "12:24: service[0].backend[0].address: fd00::1 is IPv6 and the VIP 10.0.0.100 IPv4; dsr sends packets on unchanged: give the backend's IPv4 address, or use mode ipip",
+        "12:49: service[0].backend[1].address: 10.0.0.100 is the VIP of service two; give the backend's own address",
+        "16:7: service[1].vip: tcp 10.0.0.100:80 is service one already",
+        "20:50: service[1].backend[1].address: backend 10.0.0.1 is there already; give each backend once, with its weight",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn broken_syntax_has_its_line() {
+    let found = mistakes("interfaces = [\"eth0\"]\nxdp = \nsocket = \"/run/x\nport 80\n");
+    assert!(found.len() >= 2, "{found:#?}");
+    assert!(found[0].starts_with("2:"), "{found:#?}");
+}
+
+#[test]
+fn no_interface_is_a_mistake() {
+    assert_eq!(mistakes(""), ["1:1: `interfaces` is missing; add interfaces = [\"eth0\"]"]);
+    assert_eq!(
+        mistakes("interfaces = []"),
+        ["1:14: interfaces: no interface; name at least one, as interfaces = [\"eth0\"]"]
+    );
+    assert_eq!(
+        mistakes("interfaces = [\"a\", \"a\"]"),
+        ["1:20: interfaces[1]: a is named twice; once is enough"]
+    );
+    let long = mistakes("interface = \"averylongnameofalink\"");
+    assert!(long[0].contains("`ip link` lists them"), "{long:?}");
+}
+
+#[test]
+fn single_mistakes_say_what_would_be_right() {
+    for (line, message) in [
+        (
+            "ring_slots = 1048583",
+            "8:14: service[0].ring_slots: 1048583 is out of range; a number from 2 to 1048573 is expected",
+        ),
+        (
+            "idle_timeout = \"13h\"",
+            "8:16: service[0].idle_timeout: `13h` is out of range; from 1s to 12h is possible",
+        ),
+        (
+            "idle_timeout = \"15\"",
+            "8:16: service[0].idle_timeout: `15` is no duration; write a number and its unit, as 500ms, 30s, 15m or 2h",
+        ),
+        (
+            "udp = \"oneshot\"",
+            "8:7: service[0].udp: `udp` is for services with protocol = \"udp\"; remove it",
+        ),
+        ("backends = []", "8:1: service[0].backends: unknown key; did you mean `backend`?"),
+        (
+            "backend = 5",
+            "8:11: service[0].backend: an integer instead of tables; begin each with [[service.backend]]",
+        ),
+        (
+            "backend = [{ address = \"10.0.0.1\", weight = -1 }]",
+            "8:45: service[0].backend[0].weight: -1 is out of range; a number from 0 to 65535 is expected",
+        ),
+        (
+            "backend = [{ address = \"10.0.0.1\", state = \"drain\" }]",
+            "8:44: service[0].backend[0].state: `drain` is unknown; did you mean \"draining\"? (\"enabled\", \"draining\", \"disabled\")",
+        ),
+        (
+            "drain_deadline = \"0s\"",
+            "8:18: service[0].drain_deadline: `0s` is out of range; from 1s to 30d is possible",
+        ),
+    ] {
+        assert_eq!(mistake_of(line), message);
+    }
+}
+
+#[test]
+fn prefixes_end_in_zeros() {
+    for (key, value) in [
+        ("source_v4", "172.16.0.1/16"),
+        ("source_v4", "172.16.0.0"),
+        ("source_v4", "172.16.0.0/33"),
+        ("source_v6", "100::1/64"),
+        ("source_v6", "100::/129"),
+    ] {
+        let found = mistakes(&format!("interface = \"eth0\"\n[tunnel]\n{key} = \"{value}\""));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("is no prefix; write an address and a length"), "{found:?}");
+    }
+    parse(
+        "interface = \"eth0\"\n[tunnel]\nsource_v4 = \"10.0.0.1/32\"\nsource_v6 = \"fd00::1/128\"",
+    );
+}
+
+#[test]
+fn seed_is_given_once_and_never_shown() {
+    let seed = "00ff00ff00ff00ff00ff00ff00ff00ff";
+    let found = mistakes(&format!("interface = \"a\"\nseed = \"{seed}\"\nseed_file = \"/x\""));
+    assert_eq!(found, ["2:8: seed: both `seed` and `seed_file` are given; keep one of them"]);
+    let config = parse(&format!("interface = \"a\"\nseed = \"{seed}\""));
+    assert!(!format!("{config:?}").contains("255"), "{config:?}");
+}
+
+#[test]
+fn coarse_rings_are_a_doubt() {
+    let config = parse(&format!(
+        "interface = \"a\"{SERVICE}ring_slots = 101\nbackend = [{{ address = \"10.0.0.1\" }}, {{ address = \"10.0.0.2\" }}]"
+    ));
+    let doubts: Vec<_> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        doubts,
+        [
+            "8:14: service[0].ring_slots: 101 slots for 2 backends make shares coarse; at least 200 are recommended"
+        ]
+    );
+}
+
+#[test]
+fn invalid_shows_file_and_count() {
+    let problems = Config::parse("interfaces = []\nx = 1").expect_err("two mistakes");
+    let invalid = Invalid { file: "/etc/lb/lb.toml".into(), problems };
+    let text = invalid.to_string();
+    assert!(text.starts_with("/etc/lb/lb.toml:1:14: interfaces: "), "{text}");
+    assert!(text.ends_with("\n/etc/lb/lb.toml: 2 errors"), "{text}");
+}
+
+#[test]
+fn only_what_the_data_plane_holds_needs_a_restart() {
+    let old = parse("interface = \"a\"");
+    let new = parse(&format!("interface = \"b\"\nlimits = {{ pins = 5 }}{SERVICE}"));
+    assert_eq!(old.needs_restart(&new), ["interfaces", "limits"]);
+    assert_eq!(old.needs_restart(&parse(&format!("interface = \"a\"{SERVICE}"))), [""; 0]);
+}

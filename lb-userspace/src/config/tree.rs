@@ -1,0 +1,278 @@
+//! Walks a parsed TOML document, and keeps every mistake with its place.
+
+use std::{cell::RefCell, fmt, ops::Range, str::FromStr};
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use crate::units::nearest;
+
+/// One mistake in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// The key, as `service[0].backend[2].weight`; empty for the whole file.
+    pub path: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.line, self.column)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Collects mistakes by their offset in the text.
+#[derive(Debug)]
+pub(super) struct Problems<'t> {
+    text: &'t str,
+    found: RefCell<Vec<(usize, Problem)>>,
+}
+
+impl<'t> Problems<'t> {
+    pub(super) fn new(text: &'t str) -> Self {
+        Self { text, found: RefCell::default() }
+    }
+
+    pub(super) fn push(&self, offset: usize, path: impl Into<String>, message: impl Into<String>) {
+        let before = self.text.get(..offset.min(self.text.len())).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let problem = Problem {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            path: path.into(),
+            message: message.into(),
+        };
+        self.found.borrow_mut().push((offset, problem));
+    }
+
+    pub(super) const fn text(&self) -> &'t str {
+        self.text
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
+    /// All of them, in the order of the text.
+    pub(super) fn into_sorted(self) -> Vec<Problem> {
+        let mut found = self.found.into_inner();
+        found.sort_by_key(|(offset, _)| *offset);
+        found.into_iter().map(|(_, problem)| problem).collect()
+    }
+}
+
+/// A table of the document. What is asked of it is what it may hold.
+pub(super) struct Table<'a> {
+    table: &'a DeTable<'a>,
+    /// Where the table begins.
+    offset: usize,
+    path: String,
+    problems: &'a Problems<'a>,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+/// A key that is there, with its value.
+pub(super) struct Field<'a> {
+    value: &'a Spanned<DeValue<'a>>,
+    path: String,
+    problems: &'a Problems<'a>,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn root(root: &'a Spanned<DeTable<'a>>, problems: &'a Problems<'a>) -> Self {
+        Self {
+            table: root.get_ref(),
+            offset: 0,
+            path: String::new(),
+            problems,
+            asked: RefCell::default(),
+        }
+    }
+
+    pub(super) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Reports a mistake of the table as a whole.
+    pub(super) fn refuse(&self, message: impl Into<String>) {
+        self.problems.push(self.offset, self.path.as_str(), message);
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+    }
+
+    pub(super) fn optional(&self, key: &'static str) -> Option<Field<'a>> {
+        self.asked.borrow_mut().push(key);
+        let value = self.table.get(key)?;
+        Some(Field { value, path: self.path_of(key), problems: self.problems })
+    }
+
+    /// Reports a key that is missing; `example` is what would be right.
+    pub(super) fn required(&self, key: &'static str, example: &str) -> Option<Field<'a>> {
+        let field = self.optional(key);
+        if field.is_none() {
+            self.refuse(format!("`{key}` is missing; add {example}"));
+        }
+        field
+    }
+
+    /// The tables of an array of tables; none if there is no such key.
+    pub(super) fn tables(&self, key: &'static str, header: &str) -> Vec<Table<'a>> {
+        let Some(field) = self.optional(key) else { return Vec::new() };
+        let Some(array) = field.value.get_ref().as_array() else {
+            field.refuse(format!(
+                "{} instead of tables; begin each with [[{header}]]",
+                field.kind()
+            ));
+            return Vec::new();
+        };
+        let fields = array.iter().enumerate().map(|(index, value)| Field {
+            value,
+            path: format!("{}[{index}]", field.path),
+            problems: self.problems,
+        });
+        fields.filter_map(|field| field.table(header)).collect()
+    }
+
+    /// Reports the keys that nothing asked for.
+    pub(super) fn finish(self) {
+        let asked = self.asked.borrow();
+        for key in self.table.keys() {
+            let name = key.get_ref().as_ref();
+            if asked.contains(&name) {
+                continue;
+            }
+            let message = match nearest(name, asked.iter().copied()) {
+                Some(known) => format!("unknown key; did you mean `{known}`?"),
+                None => format!("unknown key; the keys here are {}", asked.join(", ")),
+            };
+            self.problems.push(key.span().start, self.path_of(name), message);
+        }
+    }
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn span(&self) -> Range<usize> {
+        self.value.span()
+    }
+
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(super) fn refuse(&self, message: impl Into<String>) {
+        self.problems.push(self.span().start, self.path.as_str(), message);
+    }
+
+    fn kind(&self) -> String {
+        let kind = self.value.get_ref().type_str();
+        let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };
+        format!("{article} {kind}")
+    }
+
+    pub(super) fn table(self, header: &str) -> Option<Table<'a>> {
+        let Some(table) = self.value.get_ref().as_table() else {
+            self.refuse(format!("{} instead of a table; begin it with [{header}]", self.kind()));
+            return None;
+        };
+        Some(Table {
+            table,
+            offset: self.span().start,
+            path: self.path,
+            problems: self.problems,
+            asked: RefCell::default(),
+        })
+    }
+
+    /// A string; `example` is what would be right.
+    pub(super) fn string(&self, example: &str) -> Option<&'a str> {
+        let text = self.value.get_ref().as_str();
+        if text.is_none() {
+            self.refuse(format!("{} instead of a string; write {example}", self.kind()));
+        }
+        text
+    }
+
+    /// A string that `parse` understands; its error says what would be right.
+    pub(super) fn parsed<T>(
+        &self,
+        example: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        parse(self.string(example)?).map_err(|message| self.refuse(message)).ok()
+    }
+
+    /// One of some words.
+    pub(super) fn word<T: Copy>(&self, words: &[(&'static str, T)]) -> Option<T> {
+        let all =
+            words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let text = self.string(&format!("one of {all}"))?;
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if found.is_none() {
+            self.refuse(match nearest(text, words.iter().map(|(word, _)| *word)) {
+                Some(word) => format!("`{text}` is unknown; did you mean \"{word}\"? ({all})"),
+                None => format!("`{text}` is unknown; write one of {all}"),
+            });
+        }
+        found
+    }
+
+    /// A whole number of a range.
+    pub(super) fn integer<T: TryFrom<u64>>(&self, range: Range<u64>) -> Option<T> {
+        let expected = || format!("a number from {} to {} is expected", range.start, range.end - 1);
+        let Some(integer) = self.value.get_ref().as_integer() else {
+            self.refuse(format!("{} instead of a number; {}", self.kind(), expected()));
+            return None;
+        };
+        let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let number = number.filter(|number| range.contains(number));
+        let value = number.and_then(|number| T::try_from(number).ok());
+        if value.is_none() {
+            self.refuse(format!("{integer} is out of range; {}", expected()));
+        }
+        value
+    }
+
+    /// Strings: one, or an array of them.
+    pub(super) fn strings(&self, example: &str) -> Option<Vec<Field<'a>>> {
+        let Some(array) = self.value.get_ref().as_array() else {
+            self.refuse(format!("{} instead of an array; write {example}", self.kind()));
+            return None;
+        };
+        let items = array.iter().enumerate().map(|(index, value)| Field {
+            value,
+            path: format!("{}[{index}]", self.path),
+            problems: self.problems,
+        });
+        Some(items.collect())
+    }
+}
+
+/// Reads `address/length`, where the bits behind the length are zero.
+pub(super) fn parse_prefix<A: FromStr>(
+    text: &str,
+    example: &str,
+    fits: impl Fn(&A, u8) -> bool,
+) -> Result<(A, u8), String> {
+    let wrong = || format!("`{text}` is no prefix; write an address and a length, as {example}");
+    let (address, length) = text.split_once('/').ok_or_else(wrong)?;
+    let address: A = address.parse().map_err(|_| wrong())?;
+    let length: u8 = length.parse().map_err(|_| wrong())?;
+    if fits(&address, length) { Ok((address, length)) } else { Err(wrong()) }
+}

@@ -1,0 +1,67 @@
+//! What the daemon needs of the engine, so that it can be had without one.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+
+use crate::{
+    datapath::DataPlane,
+    desired::Desired,
+    engine::{Engine, Now, Outcome, Swept},
+    netlink::{Neighbourhood, Want},
+    status::Status,
+};
+
+/// What the daemon needs of the engine.
+pub trait Balancer: Send {
+    /// See [`Engine::set_desired`].
+    fn set_desired(&mut self, desired: Desired);
+    /// See [`Engine::set_neighbourhood`].
+    fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood);
+    /// See [`Engine::wants`].
+    fn wants(&self) -> BTreeSet<Want>;
+    /// See [`Engine::reconcile`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be written.
+    fn reconcile(&mut self, now: Now) -> Result<Outcome>;
+    /// See [`Engine::sweep`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read or written.
+    fn sweep(&mut self, now: Now) -> Result<Swept>;
+    /// See [`Engine::status`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    fn status(&self) -> Result<Status>;
+}
+
+impl<D: DataPlane + Send> Balancer for Engine<D> {
+    fn set_desired(&mut self, desired: Desired) {
+        Self::set_desired(self, desired);
+    }
+
+    fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
+        Self::set_neighbourhood(self, neighbourhood);
+    }
+
+    fn wants(&self) -> BTreeSet<Want> {
+        Self::wants(self)
+    }
+
+    fn reconcile(&mut self, now: Now) -> Result<Outcome> {
+        Self::reconcile(self, now)
+    }
+
+    fn sweep(&mut self, now: Now) -> Result<Swept> {
+        Self::sweep(self, now)
+    }
+
+    fn status(&self) -> Result<Status> {
+        Self::status(self)
+    }
+}

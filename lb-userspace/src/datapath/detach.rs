@@ -1,0 +1,34 @@
+//! Takes everything away: the one way in which forwarding ends.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use super::{attach, load};
+
+/// Removes links first, so that the program is gone before its maps, then the maps of every
+/// version. What was removed, for people; empty if there was nothing.
+///
+/// # Errors
+///
+/// If something is there and can't be removed.
+pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for link in attach::pinned_links(pin_dir)? {
+        attach::remove_link(&link)?;
+        removed.push(format!("program detached: {}", link.display()));
+    }
+    for folder in load::versions(pin_dir)? {
+        let mut maps = 0;
+        for map in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let map = map?.path();
+            fs::remove_file(&map).with_context(|| format!("remove {}", map.display()))?;
+            maps += 1;
+        }
+        fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
+        removed.push(format!("{maps} maps removed: {}", folder.display()));
+    }
+    // The folder may hold what others have pinned there.
+    let _ = fs::remove_dir(pin_dir);
+    Ok(removed)
+}

@@ -1,0 +1,147 @@
+//! The entry of a backend in the map: what the program needs to send a packet there.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use lb_common::{
+    abi::{self, Backend, backend_flags},
+    rewrite::ipv4_template_sum,
+};
+use zerocopy::FromZeros as _;
+
+use crate::{desired::Mode, netlink::NextHop, settings::Tunnel};
+
+/// Bytes that an outer IPv4 header adds (RFC 2003).
+const OUTER_V4: u16 = 20;
+/// Bytes that an outer IPv6 header adds (RFC 2473).
+const OUTER_V6: u16 = 40;
+
+/// An address as the maps have it: IPv4 as an IPv4-mapped IPv6 address.
+#[must_use]
+pub const fn address(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => abi::mapped(address.octets()),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// The inverse of [`address`].
+#[must_use]
+pub fn ip_of(bytes: [u8; 16]) -> IpAddr {
+    IpAddr::from(bytes).to_canonical()
+}
+
+/// An entry without a way to the backend.
+#[must_use]
+pub fn blank(mode: Mode, to: IpAddr, tunnel: &Tunnel) -> Backend {
+    let mut entry = Backend::new_zeroed();
+    entry.l2_len = 14;
+    entry.address = address(to);
+    if let IpAddr::V4(to) = to {
+        entry.address_v4 = to.octets();
+    } else {
+        entry.flags |= backend_flags::V6;
+    }
+    if mode == Mode::Dsr {
+        return entry;
+    }
+    entry.flags |= backend_flags::TUNNEL;
+    match to {
+        IpAddr::V4(to) => {
+            let (prefix, length) = tunnel.source_v4;
+            entry.source_mask = varying(length, 32);
+            let source = Ipv4Addr::from(u32::from(prefix) & !entry.source_mask);
+            entry.source_v4 = source.octets();
+            entry.outer_sum = ipv4_template_sum(entry.source_v4, to.octets());
+        }
+        IpAddr::V6(_) => {
+            let (prefix, length) = tunnel.source_v6;
+            entry.source_mask = varying(length, 128);
+            let source = u128::from(prefix) & !u128::from(entry.source_mask);
+            entry.source = source.to_be_bytes();
+        }
+    }
+    entry
+}
+
+/// The bits behind a prefix, among the low 32.
+fn varying(length: u8, bits: u8) -> u32 {
+    let host_bits = u32::from(bits.saturating_sub(length)).min(32);
+    u32::MAX.checked_shr(32 - host_bits).unwrap_or(0)
+}
+
+/// `blank` with the way that netlink has found.
+#[must_use]
+pub fn by_hop(blank: Backend, hop: &NextHop) -> Backend {
+    let mut entry = blank;
+    let length = hop.l2.len().min(entry.l2.len());
+    entry.l2[..length].copy_from_slice(&hop.l2[..length]);
+    entry.l2_len = length as u8;
+    entry.ifindex = hop.ifindex;
+    let outer = match (entry.flags & backend_flags::TUNNEL, entry.flags & backend_flags::V6) {
+        (0, _) => 0,
+        (_, 0) => OUTER_V4,
+        _ => OUTER_V6,
+    };
+    entry.mtu = hop.mtu.saturating_sub(outer);
+    entry.flags |= backend_flags::USABLE;
+    entry
+}
+
+/// `blank` with the way that another entry of the same backend has.
+#[must_use]
+pub const fn on_way_of(blank: Backend, other: &Backend) -> Backend {
+    let flags = blank.flags | other.flags & backend_flags::USABLE;
+    let Backend { l2, l2_len, ifindex, mtu, .. } = *other;
+    Backend { l2, l2_len, ifindex, mtu, flags, ..blank }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hop(mtu: u16) -> NextHop {
+        let l2 = [[2_u8, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1]].concat();
+        let l2 = [l2, vec![8, 0]].concat();
+        NextHop { ifindex: 7, interface: "eth0".into(), mac: [2, 0, 0, 0, 0, 9], l2, mtu }
+    }
+
+    #[test]
+    fn a_dsr_entry_has_the_link_header_and_the_whole_mtu() {
+        let to = "10.0.0.9".parse().unwrap();
+        let entry = by_hop(blank(Mode::Dsr, to, &Tunnel::default()), &hop(1500));
+        assert_eq!((entry.l2_len, entry.ifindex, entry.mtu), (14, 7, 1500));
+        assert_eq!(&entry.l2[..14], hop(1500).l2);
+        assert_eq!(entry.flags, backend_flags::USABLE);
+        assert_eq!(ip_of(entry.address), to);
+    }
+
+    #[test]
+    fn an_ipip_entry_has_the_outer_header() {
+        let to = "10.1.2.3".parse().unwrap();
+        let entry = by_hop(blank(Mode::Ipip, to, &Tunnel::default()), &hop(1500));
+        assert_eq!(entry.flags, backend_flags::USABLE | backend_flags::TUNNEL);
+        assert_eq!(
+            (entry.mtu, entry.source_v4, entry.source_mask),
+            (1480, [172, 16, 0, 0], 0xffff)
+        );
+        // The header, written out, sums to the same.
+        let header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0, 172, 16, 0, 0, 10, 1, 2, 3_u8];
+        let sum = header.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum::<u32>();
+        assert_eq!(entry.outer_sum, sum);
+    }
+
+    #[test]
+    fn an_ip6ip6_entry_varies_the_low_bits_behind_the_prefix() {
+        let to = "fd00::3".parse().unwrap();
+        let entry = by_hop(blank(Mode::Ipip, to, &Tunnel::default()), &hop(1500));
+        assert_eq!((entry.mtu, entry.source_mask), (1460, u32::MAX));
+        assert_eq!(entry.source[..2], [1, 0]);
+        let flags = backend_flags::USABLE | backend_flags::TUNNEL | backend_flags::V6;
+        assert_eq!(entry.flags, flags);
+        for (length, mask) in [(96, u32::MAX), (112, 0xffff), (128, 0), (0, u32::MAX)] {
+            let tunnel =
+                Tunnel { source_v6: ("fd00::".parse().unwrap(), length), ..Tunnel::default() };
+            assert_eq!(blank(Mode::Ipip, to, &tunnel).source_mask, mask, "/{length}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! A data plane in memory: the same semantics as the kernel's maps, and writes that fail on order.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write as _,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::{
+    abi::{self, FlowValue, Owners, Slot},
+    verdict::REASONS,
+};
+use zerocopy::IntoBytes as _;
+
+use super::{BackendTotals, DataPlane, FlowRef, FlowTable};
+use crate::{
+    desired::ServiceKey,
+    settings::Limits,
+    status::{self, Count},
+};
+
+/// The maps, in memory. What a program would write, a test writes: flows by [`Fake::add_flow`],
+/// stamps through [`DataPlane::ring`].
+#[derive(Debug, Default)]
+pub struct Fake {
+    limits: Limits,
+    services: BTreeMap<ServiceKey, abi::Service>,
+    vips: BTreeSet<IpAddr>,
+    backends: BTreeMap<u16, abi::Backend>,
+    rings: BTreeMap<u16, Arc<Vec<Slot>>>,
+    own_macs: Vec<[u8; 6]>,
+    flows: HashMap<FlowRef, FlowValue>,
+    totals: BTreeMap<u16, BackendTotals>,
+    writes: u64,
+    fail_at: Cell<Option<u64>>,
+}
+
+/// A ring of the [`Fake`].
+#[derive(Debug)]
+pub struct FakeRing(Arc<Vec<Slot>>);
+
+impl std::ops::Deref for FakeRing {
+    type Target = [Slot];
+
+    fn deref(&self) -> &[Slot] {
+        &self.0
+    }
+}
+
+impl Fake {
+    /// Empty maps of these capacities.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Lets the `n`-th write from here on fail, once; 1 is the next one.
+    pub fn fail_nth_write(&mut self, n: u64) {
+        self.fail_at.set(Some(self.writes + n));
+    }
+
+    /// Writes so far, the failed ones included.
+    #[must_use]
+    pub const fn writes(&self) -> u64 {
+        self.writes
+    }
+
+    /// Adds a flow, as the program would.
+    pub fn add_flow(&mut self, flow: FlowRef, value: FlowValue) {
+        self.flows.insert(flow, value);
+    }
+
+    /// A flow, as the program would find it.
+    #[must_use]
+    pub fn flow(&self, flow: &FlowRef) -> Option<FlowValue> {
+        self.flows.get(flow).copied()
+    }
+
+    /// Sets a backend's counters, as the program would.
+    pub fn set_backend_totals(&mut self, id: u16, totals: BackendTotals) {
+        self.totals.insert(id, totals);
+    }
+
+    /// Everything that the program would read, as text: for golden files and comparisons.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        for (key, value) in &self.services {
+            let _ = writeln!(
+                out,
+                "service {key} id {} slots {} udp {} idle {} syn {} keys {}",
+                value.id,
+                value.slots,
+                value.udp_policy,
+                value.idle_timeout,
+                value.syn_budget,
+                hex(value.keys.as_bytes()),
+            );
+        }
+        for vip in &self.vips {
+            let _ = writeln!(out, "vip {vip}");
+        }
+        for mac in &self.own_macs {
+            let _ = writeln!(out, "mac {}", hex(mac));
+        }
+        for (id, backend) in &self.backends {
+            let _ = writeln!(out, "backend {id} {}", hex(backend.as_bytes()));
+        }
+        for (id, ring) in &self.rings {
+            let _ = writeln!(out, "ring {id} slots {}", ring.len());
+            for run in ring.chunks(16) {
+                for slot in run {
+                    let Owners { current, base } = slot.owners();
+                    let _ = match base {
+                        0 => write!(out, " {current}"),
+                        _ => write!(out, " {current}/{base}"),
+                    };
+                }
+                out.push('\n');
+            }
+        }
+        out
+    }
+
+    fn write(&mut self) -> Result<()> {
+        self.writes += 1;
+        if self.fail_at.get() == Some(self.writes) {
+            self.fail_at.set(None);
+            bail!("write {} was told to fail", self.writes);
+        }
+        Ok(())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+impl DataPlane for Fake {
+    type Ring = FakeRing;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn online_cpus(&self) -> u32 {
+        2
+    }
+
+    fn interfaces(&self) -> Vec<status::Interface> {
+        Vec::new()
+    }
+
+    fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
+        Ok(self.services.clone())
+    }
+
+    fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()> {
+        self.write()?;
+        let room = self.limits.services as usize;
+        ensure!(self.services.contains_key(key) || self.services.len() < room, "services are full");
+        self.services.insert(*key, *value);
+        Ok(())
+    }
+
+    fn delete_service(&mut self, key: &ServiceKey) -> Result<()> {
+        self.write()?;
+        self.services.remove(key).context("no such service")?;
+        Ok(())
+    }
+
+    fn vips(&self) -> Result<BTreeSet<IpAddr>> {
+        Ok(self.vips.clone())
+    }
+
+    fn put_vip(&mut self, vip: IpAddr) -> Result<()> {
+        self.write()?;
+        self.vips.insert(vip);
+        Ok(())
+    }
+
+    fn delete_vip(&mut self, vip: IpAddr) -> Result<()> {
+        self.write()?;
+        ensure!(self.vips.remove(&vip), "no such VIP");
+        Ok(())
+    }
+
+    fn backends(&self) -> Result<BTreeMap<u16, abi::Backend>> {
+        Ok(self.backends.clone())
+    }
+
+    fn put_backend(&mut self, id: u16, value: &abi::Backend) -> Result<()> {
+        self.write()?;
+        ensure!(id != 0 && u32::from(id) <= self.limits.backends, "backend {id} is out of bounds");
+        if value.as_bytes().iter().all(|&byte| byte == 0) {
+            self.backends.remove(&id);
+        } else {
+            self.backends.insert(id, *value);
+        }
+        Ok(())
+    }
+
+    fn rings(&self) -> Result<BTreeSet<u16>> {
+        Ok(self.rings.keys().copied().collect())
+    }
+
+    fn ring(&self, service: u16) -> Result<FakeRing> {
+        self.rings.get(&service).cloned().map(FakeRing).context("no such ring")
+    }
+
+    fn publish_ring(&mut self, service: u16, owners: &[Owners]) -> Result<()> {
+        self.write()?;
+        ensure!(u32::from(service) < self.limits.services, "ring {service} is out of bounds");
+        self.rings.insert(service, Arc::new(owners.iter().copied().map(Slot::new).collect()));
+        Ok(())
+    }
+
+    fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()> {
+        for &(slot, owners) in slots {
+            self.write()?;
+            let ring = self.rings.get(&service).context("no such ring")?;
+            ring.get(slot as usize).context("no such slot")?.set_owners(owners);
+        }
+        Ok(())
+    }
+
+    fn delete_ring(&mut self, service: u16) -> Result<()> {
+        self.write()?;
+        self.rings.remove(&service).context("no such ring")?;
+        Ok(())
+    }
+
+    fn own_macs(&self) -> Result<Vec<[u8; 6]>> {
+        Ok(self.own_macs.clone())
+    }
+
+    fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()> {
+        self.write()?;
+        ensure!(macs.len() <= abi::OWN_MACS as usize, "too many MAC addresses");
+        self.own_macs = macs.to_vec();
+        Ok(())
+    }
+
+    fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()> {
+        for (flow, value) in &self.flows {
+            let of = match flow {
+                FlowRef::Pin(_) => FlowTable::Pins,
+                FlowRef::Tracked(_) => FlowTable::Tracked,
+                FlowRef::Connection(_) => FlowTable::Connections,
+            };
+            if of == table {
+                visit(*flow, *value);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool> {
+        self.write()?;
+        let unchanged = self.flows.get(flow) == Some(&seen);
+        if unchanged {
+            self.flows.remove(flow);
+        }
+        Ok(unchanged)
+    }
+
+    fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {
+        self.write()
+    }
+
+    fn verdicts(&self) -> Result<Vec<Count>> {
+        Ok(vec![Count::default(); REASONS as usize])
+    }
+
+    fn backend_totals(&self) -> Result<Vec<BackendTotals>> {
+        let entry = |id| self.totals.get(&id).copied().unwrap_or_default();
+        Ok((0..=self.limits.backends as u16).map(entry).collect())
+    }
+
+    fn reset_backend_totals(&mut self, id: u16) -> Result<()> {
+        self.write()?;
+        self.totals.remove(&id);
+        Ok(())
+    }
+
+    fn reset_syn_budget(&mut self, _service: u16) -> Result<()> {
+        self.write()
+    }
+}

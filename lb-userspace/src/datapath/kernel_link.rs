@@ -1,0 +1,97 @@
+//! What XDP program an interface has, by netlink: bpf(2) tells only of links, and programs are
+//! attached without one too.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rtnetlink::{
+    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+    },
+    sys::{Socket, protocols::NETLINK_ROUTE},
+};
+
+/// The XDP program of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Id of the program.
+    pub program: u32,
+    /// Whether the network stack runs it, not the driver.
+    pub generic: bool,
+}
+
+/// The index of an interface of the thread's network namespace.
+pub fn ifindex(name: &str) -> Result<u32> {
+    let path = std::ffi::CString::new(name).context("interface name")?;
+    // SAFETY: the name ends in a zero byte.
+    let index = unsafe { libc::if_nametoindex(path.as_ptr()) };
+    ensure!(index != 0, "interface {name}: there is none of this name; `ip link` lists them");
+    Ok(index)
+}
+
+/// The program of an interface, if it has one.
+pub fn attached(ifindex: u32) -> Result<Option<Attached>> {
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    let RouteNetlinkMessage::NewLink(link) = request(RouteNetlinkMessage::GetLink(link), 0)?
+        .context("netlink answered without a link")?
+    else {
+        bail!("netlink answered with something else than a link");
+    };
+    let xdp = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => Some(xdp),
+        _ => None,
+    });
+    let Some(xdp) = xdp else { return Ok(None) };
+    let mode = xdp.iter().find_map(|attribute| match attribute {
+        LinkXdp::Attached(mode) => Some(*mode),
+        _ => None,
+    });
+    let program = xdp.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
+        _ => None,
+    });
+    let generic = mode == Some(XdpAttached::SocketBuffer);
+    Ok(program.map(|program| Attached { program, generic }))
+}
+
+/// Takes a program off an interface to which it was attached without a link.
+pub fn remove(ifindex: u32, attached: Attached) -> Result<()> {
+    // From linux/if_link.h.
+    const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    let mode = if attached.generic { XDP_FLAGS_SKB_MODE } else { XDP_FLAGS_DRV_MODE };
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    link.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(mode)]));
+    request(RouteNetlinkMessage::SetLink(link), NLM_F_ACK)?;
+    Ok(())
+}
+
+/// Sends a request; the answer, or none for an acknowledgement.
+fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetlinkMessage>> {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let mut socket = Socket::new(NETLINK_ROUTE).context("open a netlink socket")?;
+    socket.bind_auto().context("bind a netlink socket")?;
+    socket.send(&bytes, 0).context("send to netlink")?;
+    let (answer, _) = socket.recv_from_full().context("read from netlink")?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        .context("understand netlink's answer")?;
+    match answer.payload {
+        NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
+        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io().into()),
+        _ => Ok(None),
+    }
+}
+
+/// The name of a loaded program, for people.
+pub fn program_name(id: u32) -> String {
+    let mut programs = aya::programs::loaded_programs().flatten();
+    let program = programs.find(|program| program.id() == id);
+    let name = program.and_then(|program| program.name_as_str().map(str::to_owned));
+    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".into())
+}

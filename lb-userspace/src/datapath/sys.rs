@@ -1,0 +1,238 @@
+//! The calls of bpf(2) that aya lacks: batches, and what the kernel tells of a link.
+
+use std::{
+    ffi::CString,
+    io,
+    marker::PhantomData,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya::maps::MapData;
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
+
+// From linux/bpf.h, enum bpf_cmd.
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const OBJ_GET: libc::c_int = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const LINK_DETACH: libc::c_int = 34;
+
+/// A command of bpf(2) with its attributes.
+///
+/// # Safety
+///
+/// Every pointer in `attr` is valid for what the kernel reads and writes there.
+unsafe fn bpf<A: IntoBytes + FromBytes>(command: libc::c_int, attr: &mut A) -> io::Result<i32> {
+    let bytes = attr.as_mut_bytes();
+    // SAFETY: the attributes are valid for their size; what they point at is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, bytes.as_mut_ptr(), bytes.len()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+#[derive(IntoBytes, FromBytes)]
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[derive(IntoBytes, FromBytes)]
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+#[derive(IntoBytes, FromBytes)]
+#[repr(C)]
+struct Info {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+#[derive(IntoBytes, FromBytes)]
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// A map with keys and values of known types.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    map: MapData,
+    types: PhantomData<fn(K) -> V>,
+}
+
+/// Entries of a batch; grown when a bucket of the kernel's hash table holds more.
+const BATCH: usize = 4_096;
+
+impl<K, V> Table<K, V>
+where
+    K: IntoBytes + FromBytes + Immutable + Copy,
+    V: IntoBytes + FromBytes + Immutable + Copy,
+{
+    /// A typed view of a map.
+    pub fn new(map: MapData) -> io::Result<Self> {
+        let info = map.info().map_err(io::Error::other)?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        if sizes != (size_of::<K>(), size_of::<V>()) {
+            return Err(io::Error::other(format!("keys and values of {sizes:?} bytes")));
+        }
+        Ok(Self { map, types: PhantomData })
+    }
+
+    fn element(&self, key: &K, value: *const V) -> Element {
+        Element {
+            map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+            reserved: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value: value as u64,
+            flags: 0,
+        }
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::new_zeroed();
+        let mut attr = self.element(key, &raw mut value);
+        // SAFETY: key and value have the map's sizes, which `new` has checked.
+        match unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds or replaces an entry.
+    pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut attr = self.element(key, value);
+        // SAFETY: key and value have the map's sizes, which `new` has checked.
+        unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(|_| ())
+    }
+
+    /// Removes an entry; whether there was one.
+    pub fn delete(&self, key: &K) -> io::Result<bool> {
+        let mut attr = self.element(key, std::ptr::null());
+        // SAFETY: the key has the map's size, which `new` has checked.
+        match unsafe { bpf(MAP_DELETE_ELEM, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Visits every entry, thousands to a call. An entry that moves meanwhile may be met twice.
+    pub fn walk(&self, mut visit: impl FnMut(K, V)) -> io::Result<()> {
+        let mut keys = vec![K::new_zeroed(); BATCH];
+        let mut values = vec![V::new_zeroed(); BATCH];
+        // Where to go on: opaque, at most as large as a key or a word.
+        let mut position = vec![0_u8; size_of::<K>().max(8)];
+        let mut next = position.clone();
+        let mut first = true;
+        loop {
+            let mut attr = Batch {
+                in_batch: if first { 0 } else { position.as_ptr() as u64 },
+                out_batch: next.as_mut_ptr() as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: keys.len() as u32,
+                map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+                elem_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: both buffers hold `count` elements of the map's sizes, which `new` has
+            // checked, and both positions have room for a key.
+            let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) };
+            let last = match result {
+                Ok(_) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // A bucket has more entries than the buffers.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    keys.resize(keys.len() * 2, K::new_zeroed());
+                    values.resize(values.len() * 2, V::new_zeroed());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let count = (attr.count as usize).min(keys.len());
+            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(*key, *value));
+            if last {
+                return Ok(());
+            }
+            std::mem::swap(&mut position, &mut next);
+            first = false;
+        }
+    }
+}
+
+/// What the kernel tells of an XDP link.
+#[derive(Clone, Copy, Debug, IntoBytes, FromBytes)]
+#[repr(C)]
+pub struct LinkInfo {
+    /// Kind of link; 6 is XDP.
+    pub kind: u32,
+    /// Id of the link.
+    pub id: u32,
+    /// Id of the program.
+    pub program: u32,
+    reserved: u32,
+    /// Index of the interface; 0 if that is gone.
+    pub ifindex: u32,
+    rest: [u32; 7],
+}
+
+impl LinkInfo {
+    /// `BPF_LINK_TYPE_XDP`.
+    pub const XDP: u32 = 6;
+
+    /// Of the link that is pinned at `path`.
+    pub fn of_pinned(path: &Path) -> io::Result<Self> {
+        let fd = open_pinned(path)?;
+        let mut info = Self::new_zeroed();
+        let mut attr = Info {
+            fd: fd.as_raw_fd() as u32,
+            length: size_of::<Self>() as u32,
+            info: (&raw mut info) as u64,
+        };
+        // SAFETY: `info` has room for `length` bytes.
+        unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+        Ok(info)
+    }
+}
+
+/// Takes the program of the link that is pinned at `path` off its interface, at once: removing the
+/// pin does so too, but some time later. Linux 5.9.
+pub fn detach_link(path: &Path) -> io::Result<()> {
+    let fd = open_pinned(path)?;
+    let mut attr = fd.as_raw_fd() as u32;
+    // SAFETY: the only attribute is a descriptor.
+    unsafe { bpf(LINK_DETACH, &mut attr) }.map(|_| ())
+}
+
+/// The object that is pinned at `path`.
+fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the path ends in a zero byte.
+    let fd = unsafe { bpf(OBJ_GET, &mut attr) }?;
+    // SAFETY: the kernel has just given this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,304 @@
+//! The data plane in the kernel: [`DataPlane`] over the pinned maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    ops::Range,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    abi::{
+        self, BackendCounter, FlowValue, OwnMac, Owners, ServiceKeyV4, ServiceKeyV6, Slot,
+        SynBudget, VerdictCounter, VipKey,
+    },
+    verdict::REASONS,
+};
+use zerocopy::IntoBytes as _;
+
+use super::{
+    BackendTotals, DataPlane, FlowRef, FlowTable, attach::Link, entry, maps, maps::Maps,
+    mmap::Mapped,
+};
+use crate::{
+    desired::{Protocol, ServiceKey},
+    settings::Limits,
+    status::{self, Count},
+};
+
+/// The data plane in the kernel. When it is dropped everything stays: the program goes on with
+/// what the maps hold.
+#[derive(Debug)]
+pub struct Xdp {
+    pub(super) maps: Maps,
+    pub(super) limits: Limits,
+    pub(super) possible_cpus: u32,
+    pub(super) links: Vec<Link>,
+}
+
+impl Xdp {
+    /// The stretch of a CPU in an array that has one of `size` elements for each.
+    fn stretches(&self, size: u32) -> impl Iterator<Item = Range<usize>> {
+        (0..self.possible_cpus).map(move |cpu| (cpu * size) as usize..((cpu + 1) * size) as usize)
+    }
+}
+
+fn key_v4(vip: std::net::Ipv4Addr, key: &ServiceKey) -> ServiceKeyV4 {
+    let proto = key.protocol.number();
+    ServiceKeyV4 { address: vip.octets(), port: key.port.into(), proto, reserved: 0 }
+}
+
+fn key_v6(vip: std::net::Ipv6Addr, key: &ServiceKey) -> ServiceKeyV6 {
+    let proto = key.protocol.number();
+    ServiceKeyV6 { address: vip.octets(), port: key.port.into(), proto, reserved: 0 }
+}
+
+fn key_of(vip: IpAddr, port: u16, proto: u8) -> ServiceKey {
+    let protocol = if proto == abi::proto::UDP { Protocol::Udp } else { Protocol::Tcp };
+    ServiceKey { vip, port, protocol }
+}
+
+/// The kernel's errors of full maps, in words.
+fn explain(error: io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => anyhow::Error::new(error)
+            .context("the map is full; raise its limit under [limits], then `lbctl detach`"),
+        _ => error.into(),
+    }
+}
+
+impl DataPlane for Xdp {
+    type Ring = Mapped<Slot>;
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn online_cpus(&self) -> u32 {
+        aya::util::online_cpus().map_or(self.possible_cpus, |cpus| cpus.len() as u32)
+    }
+
+    fn interfaces(&self) -> Vec<status::Interface> {
+        self.links.iter().map(Link::status).collect()
+    }
+
+    fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
+        let mut services = BTreeMap::new();
+        self.maps.services_v4.walk(|key, value| {
+            let vip = IpAddr::from(key.address);
+            services.insert(key_of(vip, key.port.get(), key.proto), value);
+        })?;
+        self.maps.services_v6.walk(|key, value| {
+            let vip = IpAddr::from(key.address);
+            services.insert(key_of(vip, key.port.get(), key.proto), value);
+        })?;
+        Ok(services)
+    }
+
+    fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()> {
+        match key.vip {
+            IpAddr::V4(vip) => self.maps.services_v4.put(&key_v4(vip, key), value),
+            IpAddr::V6(vip) => self.maps.services_v6.put(&key_v6(vip, key), value),
+        }
+        .map_err(explain)
+    }
+
+    fn delete_service(&mut self, key: &ServiceKey) -> Result<()> {
+        match key.vip {
+            IpAddr::V4(vip) => self.maps.services_v4.delete(&key_v4(vip, key))?,
+            IpAddr::V6(vip) => self.maps.services_v6.delete(&key_v6(vip, key))?,
+        };
+        Ok(())
+    }
+
+    fn vips(&self) -> Result<BTreeSet<IpAddr>> {
+        let mut vips = BTreeSet::new();
+        self.maps.vips.walk(|key, _| {
+            vips.insert(entry::ip_of(key.address));
+        })?;
+        Ok(vips)
+    }
+
+    fn put_vip(&mut self, vip: IpAddr) -> Result<()> {
+        self.maps.vips.put(&VipKey { address: entry::address(vip) }, &1).map_err(explain)
+    }
+
+    fn delete_vip(&mut self, vip: IpAddr) -> Result<()> {
+        self.maps.vips.delete(&VipKey { address: entry::address(vip) })?;
+        Ok(())
+    }
+
+    fn backends(&self) -> Result<BTreeMap<u16, abi::Backend>> {
+        let mut backends = BTreeMap::new();
+        self.maps.backends.walk(|id, value| {
+            if value.as_bytes().iter().any(|&byte| byte != 0) {
+                backends.insert(id as u16, value);
+            }
+        })?;
+        Ok(backends)
+    }
+
+    fn put_backend(&mut self, id: u16, value: &abi::Backend) -> Result<()> {
+        ensure!(id != 0, "id 0 is never a backend");
+        Ok(self.maps.backends.put(&id.into(), value)?)
+    }
+
+    fn rings(&self) -> Result<BTreeSet<u16>> {
+        let mut rings = BTreeSet::new();
+        for id in 0..self.limits.services {
+            if self.maps.rings.get(&id)?.is_some() {
+                rings.insert(id as u16);
+            }
+        }
+        Ok(rings)
+    }
+
+    fn ring(&self, service: u16) -> Result<Mapped<Slot>> {
+        let id = self.maps.rings.get(&service.into())?.context("the service has no ring")?;
+        let map = aya::maps::MapData::from_id(id).context("open the ring's map")?;
+        Mapped::new(&map).context("map the ring")
+    }
+
+    fn publish_ring(&mut self, service: u16, owners: &[Owners]) -> Result<()> {
+        let map = maps::new_ring(owners.len() as u32)?;
+        let slots = Mapped::<Slot>::new(&map).context("map the ring")?;
+        for (slot, owners) in slots.iter().zip(owners) {
+            slot.set_owners(*owners);
+        }
+        let fd = map.fd().as_fd().as_raw_fd() as u32;
+        self.maps.rings.put(&service.into(), &fd).context("publish the ring")
+    }
+
+    fn set_owners(&mut self, service: u16, changes: &[(u32, Owners)]) -> Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let slots = self.ring(service)?;
+        for &(slot, owners) in changes {
+            slots.get(slot as usize).context("the ring has no such slot")?.set_owners(owners);
+        }
+        Ok(())
+    }
+
+    fn delete_ring(&mut self, service: u16) -> Result<()> {
+        self.maps.rings.delete(&service.into())?;
+        Ok(())
+    }
+
+    fn own_macs(&self) -> Result<Vec<[u8; 6]>> {
+        let mut macs = Vec::new();
+        for index in 0..abi::OWN_MACS {
+            match self.maps.own_macs.get(&index)? {
+                Some(entry) if entry.mac != [0; 6] => macs.push(entry.mac),
+                _ => break,
+            }
+        }
+        Ok(macs)
+    }
+
+    /// From the last entry to the first, so that no list in between ends early: an empty one would
+    /// take every frame.
+    fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()> {
+        ensure!(macs.len() <= abi::OWN_MACS as usize, "too many MAC addresses");
+        for index in (0..abi::OWN_MACS).rev() {
+            let mac = macs.get(index as usize).copied().unwrap_or_default();
+            self.maps.own_macs.put(&index, &OwnMac { mac, reserved: [0; 2] })?;
+        }
+        Ok(())
+    }
+
+    fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()> {
+        match table {
+            FlowTable::Pins => self.maps.pins.walk(|key, value| visit(FlowRef::Pin(key), value)),
+            FlowTable::Tracked => {
+                self.maps.tracked.walk(|key, value| visit(FlowRef::Tracked(key), value))
+            }
+            FlowTable::Connections => {
+                self.maps.connections.walk(|key, value| visit(FlowRef::Connection(key), value))
+            }
+        }
+        .map_err(Into::into)
+    }
+
+    fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool> {
+        let maps = &self.maps;
+        let unchanged = match flow {
+            FlowRef::Pin(key) => maps.pins.get(key)? == Some(seen),
+            FlowRef::Tracked(key) => maps.tracked.get(key)? == Some(seen),
+            FlowRef::Connection(key) => maps.connections.get(key)? == Some(seen),
+        };
+        Ok(unchanged
+            && match flow {
+                FlowRef::Pin(key) => maps.pins.delete(key)?,
+                FlowRef::Tracked(key) => maps.tracked.delete(key)?,
+                FlowRef::Connection(key) => maps.connections.delete(key)?,
+            })
+    }
+
+    fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()> {
+        let mut keys = Vec::new();
+        self.maps.fragments.walk(|key, value| {
+            if backends.contains(&value.backend) {
+                keys.push(key);
+            }
+        })?;
+        for key in &keys {
+            self.maps.fragments.delete(key)?;
+        }
+        Ok(())
+    }
+
+    fn verdicts(&self) -> Result<Vec<Count>> {
+        let counters = Mapped::<VerdictCounter>::new(&self.maps.verdicts)?;
+        let mut counts = vec![Count::default(); REASONS as usize];
+        for stretch in self.stretches(REASONS) {
+            for (count, counter) in counts.iter_mut().zip(&counters[stretch]) {
+                count.packets += counter.packets.load();
+                count.bytes += counter.bytes.load();
+            }
+        }
+        Ok(counts)
+    }
+
+    fn backend_totals(&self) -> Result<Vec<BackendTotals>> {
+        let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
+        let size = self.limits.backends + 1;
+        let mut totals = vec![BackendTotals::default(); size as usize];
+        for stretch in self.stretches(size) {
+            for (total, counter) in totals.iter_mut().zip(&counters[stretch]) {
+                total.sent.packets += counter.packets.load();
+                total.sent.bytes += counter.bytes.load();
+                total.new_flows += counter.new_flows.load();
+                total.unpinned += counter.unpinned.load();
+                total.syn_retransmissions += counter.syn_retransmissions.load();
+            }
+        }
+        Ok(totals)
+    }
+
+    fn reset_backend_totals(&mut self, id: u16) -> Result<()> {
+        let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
+        for stretch in self.stretches(self.limits.backends + 1) {
+            let counter = &counters[stretch][usize::from(id)];
+            let BackendCounter { packets, bytes, new_flows, unpinned, syn_retransmissions, .. } =
+                counter;
+            for count in [packets, bytes, new_flows, unpinned, syn_retransmissions] {
+                count.store(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn reset_syn_budget(&mut self, service: u16) -> Result<()> {
+        let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+        for stretch in self.stretches(self.limits.services) {
+            let budget = &budgets[stretch][usize::from(service)];
+            budget.tokens.store(0);
+            // Long ago: the next SYN finds a full bucket.
+            budget.refilled.store(0);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,397 @@
+//! The changes that an operator makes at runtime, as edits of what is desired.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    desired::{Admin, Desired, Service, Weight},
+    spec::{BackendSpec, ServiceSpec},
+    units::{format_duration, nearest},
+};
+
+/// One change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Edit {
+    /// A service more.
+    AddService {
+        /// Its name.
+        name: String,
+        /// The service.
+        spec: ServiceSpec,
+    },
+    /// A service less.
+    RemoveService {
+        /// Its name.
+        name: String,
+        /// Even if it has backends, the flows of which then end.
+        force: bool,
+    },
+    /// A backend more, or one back that was being removed.
+    AddBackend {
+        /// The service's name.
+        service: String,
+        /// The backend's address.
+        address: IpAddr,
+        /// The backend.
+        spec: BackendSpec,
+    },
+    /// Another weight or administrative state.
+    ChangeBackend {
+        /// The service's name.
+        service: String,
+        /// The backend's address.
+        address: IpAddr,
+        /// What changes.
+        change: BackendChange,
+    },
+    /// A backend less.
+    RemoveBackend {
+        /// The service's name.
+        service: String,
+        /// The backend's address.
+        address: IpAddr,
+        /// At once; otherwise it drains first.
+        force: bool,
+    },
+}
+
+/// What changes of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendChange {
+    /// The new weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Weight>,
+    /// The new administrative state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<AdminChange>,
+}
+
+/// An administrative state that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "state", deny_unknown_fields)]
+pub enum AdminChange {
+    /// It takes new flows.
+    Enabled,
+    /// It gets no new flows and keeps the ones it has.
+    Draining {
+        /// Seconds until flows that are left are moved; none: the service's own deadline.
+        #[serde(default)]
+        deadline_secs: Option<u64>,
+    },
+    /// It gets no new flows and keeps the ones it has, for as long as they last.
+    Disabled,
+    /// It gets nothing; its flows move at once.
+    Down,
+}
+
+/// Why something asked for can't be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct Refusal {
+    /// What kind of refusal it is.
+    pub kind: RefusalKind,
+    /// What is wrong.
+    pub error: String,
+    /// What would be right.
+    pub hint: Option<String>,
+}
+
+/// Kinds of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// There is nothing of this name.
+    NotFound,
+    /// It does not go with what is there.
+    Conflict,
+    /// It makes no sense.
+    Invalid,
+    /// It was tried, and did not work.
+    Failed,
+}
+
+impl Refusal {
+    /// A refusal without a hint.
+    #[must_use]
+    pub fn new(kind: RefusalKind, error: impl fmt::Display) -> Self {
+        Self { kind, error: error.to_string(), hint: None }
+    }
+
+    /// With what would be right.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl Edit {
+    /// Makes the change; says what was done. What holds of the whole is for the caller to check.
+    ///
+    /// `deadlines` are those of the services that have one for drains.
+    ///
+    /// # Errors
+    ///
+    /// There is no such service or backend, or there is one already.
+    pub fn apply(
+        &self,
+        desired: &mut Desired,
+        deadlines: &mut BTreeMap<String, Duration>,
+        wall: SystemTime,
+    ) -> Result<String, Refusal> {
+        match self {
+            Self::AddService { name, spec } => {
+                if desired.services.contains_key(name) {
+                    let refusal = Refusal::new(
+                        RefusalKind::Conflict,
+                        format!("service {name} is there already"),
+                    );
+                    return Err(refusal.hint(format!("see it with 'lbctl service show {name}'")));
+                }
+                desired.services.insert(name.clone(), spec.to_service());
+                deadlines.extend(
+                    spec.drain_deadline_secs.map(|s| (name.clone(), Duration::from_secs(s))),
+                );
+                Ok(format!("service {name} added: {} by {}", spec.key(), spec.mode))
+            }
+            Self::RemoveService { name, force } => {
+                let backends = service_mut(desired, name)?.backends.len();
+                if backends > 0 && !force {
+                    let error = format!(
+                        "service {name} has {backends} backend{}",
+                        if backends == 1 { "" } else { "s" }
+                    );
+                    return Err(Refusal::new(RefusalKind::Conflict, error).hint(
+                        "remove its backends first, which lets their flows end, or use --force, which breaks them",
+                    ));
+                }
+                desired.services.remove(name);
+                deadlines.remove(name);
+                Ok(format!("service {name} removed"))
+            }
+            Self::AddBackend { service: name, address, spec } => {
+                let service = service_mut(desired, name)?;
+                let back = match service.backends.get(address).map(|backend| backend.admin) {
+                    None => false,
+                    Some(Admin::Removing { .. }) => true,
+                    Some(_) => {
+                        let error = format!("backend {address} of {name} is there already");
+                        let hint = format!(
+                            "change it with 'lbctl backend weight {name} {address} N', or 'enable'"
+                        );
+                        return Err(Refusal::new(RefusalKind::Conflict, error).hint(hint));
+                    }
+                };
+                service.backends.insert(*address, (*spec).into());
+                let how = if back { "is back" } else { "added" };
+                Ok(format!("backend {address} of {name} {how} with weight {}", spec.weight))
+            }
+            Self::ChangeBackend { service: name, address, change } => {
+                let deadline = deadlines.get(name).copied();
+                let backend = backend_mut(service_mut(desired, name)?, name, *address)?;
+                let mut done = Vec::new();
+                if let Some(weight) = change.weight {
+                    done.push(format!("has weight {weight}"));
+                    backend.weight = weight;
+                }
+                if let Some(admin) = change.admin {
+                    let (admin, said) = admin.at(wall, deadline);
+                    backend.admin = admin;
+                    done.push(said);
+                }
+                if done.is_empty() {
+                    let refusal = Refusal::new(RefusalKind::Invalid, "nothing to change was given");
+                    return Err(refusal.hint("give a weight or a state"));
+                }
+                Ok(format!("backend {address} of {name} {}", done.join(" and ")))
+            }
+            Self::RemoveBackend { service: name, address, force } => {
+                let deadline = deadlines.get(name).copied();
+                let service = service_mut(desired, name)?;
+                let backend = backend_mut(service, name, *address)?;
+                if *force {
+                    service.backends.remove(address);
+                    return Ok(format!(
+                        "backend {address} of {name} removed; its flows move at once"
+                    ));
+                }
+                backend.admin = Admin::Removing { deadline: deadline.map(|after| wall + after) };
+                let until = until(deadline);
+                Ok(format!("backend {address} of {name} drains, and is removed when {until}"))
+            }
+        }
+    }
+}
+
+impl AdminChange {
+    /// The state from `wall` on, and what is said of it.
+    fn at(self, wall: SystemTime, default: Option<Duration>) -> (Admin, String) {
+        match self {
+            Self::Enabled => (Admin::Enabled, "takes new flows".into()),
+            Self::Disabled => {
+                (Admin::Disabled, "gets no new flows and keeps the ones it has".into())
+            }
+            Self::Down => (Admin::Down, "is down; its flows move at once".into()),
+            Self::Draining { deadline_secs } => {
+                let after = deadline_secs.map(Duration::from_secs).or(default);
+                let deadline = after.and_then(|after| wall.checked_add(after));
+                (Admin::Draining { deadline }, format!("drains until {}", until(after)))
+            }
+        }
+    }
+}
+
+/// The event that ends a drain.
+fn until(deadline: Option<Duration>) -> String {
+    match deadline {
+        None => "its last flow has ended".into(),
+        Some(deadline) => {
+            format!("its last flow has ended, or {} have passed", format_duration(deadline))
+        }
+    }
+}
+
+/// A service by name, or the nearest name.
+fn service_mut<'d>(desired: &'d mut Desired, name: &str) -> Result<&'d mut Service, Refusal> {
+    if !desired.services.contains_key(name) {
+        return Err(no_service(name, desired.services.keys().map(String::as_str)));
+    }
+    desired.services.get_mut(name).ok_or_else(|| no_service(name, []))
+}
+
+/// The refusal of a name that no service has.
+pub fn no_service<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Refusal {
+    let refusal = Refusal::new(RefusalKind::NotFound, format!("no service {name}"));
+    match nearest(name, known) {
+        Some(near) => refusal.hint(format!("did you mean {near}?")),
+        None => refusal.hint("'lbctl service list' shows all"),
+    }
+}
+
+fn backend_mut<'s>(
+    service: &'s mut Service,
+    name: &str,
+    address: IpAddr,
+) -> Result<&'s mut crate::desired::Backend, Refusal> {
+    let known: Vec<IpAddr> = service.backends.keys().copied().collect();
+    service.backends.get_mut(&address).ok_or_else(|| no_backend(name, address, known))
+}
+
+/// The refusal of an address that no backend of a service has.
+pub fn no_backend(
+    service: &str,
+    address: IpAddr,
+    known: impl IntoIterator<Item = IpAddr>,
+) -> Refusal {
+    let error = format!("service {service} has no backend {address}");
+    let refusal = Refusal::new(RefusalKind::NotFound, error);
+    let known: Vec<String> = known.into_iter().map(|known| known.to_string()).collect();
+    match nearest(&address.to_string(), known.iter().map(String::as_str)) {
+        Some(near) => refusal.hint(format!("did you mean {near}?")),
+        None => refusal.hint(format!("'lbctl backend list {service}' shows all")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::Mode;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+
+    struct Bench {
+        desired: Desired,
+        deadlines: BTreeMap<String, Duration>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+            spec.backends.insert(A, BackendSpec::default());
+            let services = [("web".to_owned(), spec.to_service())].into();
+            Self { desired: Desired { services }, deadlines: BTreeMap::new() }
+        }
+
+        fn apply(&mut self, edit: &Edit) -> Result<String, Refusal> {
+            edit.apply(&mut self.desired, &mut self.deadlines, SystemTime::UNIX_EPOCH)
+        }
+
+        fn change(&mut self, admin: AdminChange) -> String {
+            let change = BackendChange { admin: Some(admin), weight: None };
+            let edit = Edit::ChangeBackend { service: "web".into(), address: A, change };
+            self.apply(&edit).expect("it is possible")
+        }
+
+        fn admin(&self) -> Admin {
+            self.desired.services["web"].backends[&A].admin
+        }
+    }
+
+    #[test]
+    fn a_drain_has_its_own_deadline_or_the_services() {
+        let mut bench = Bench::new();
+        let after = |secs| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(secs));
+        let said = bench.change(AdminChange::Draining { deadline_secs: None });
+        assert_eq!(said, "backend 10.0.0.11 of web drains until its last flow has ended");
+        assert_eq!(bench.admin(), Admin::Draining { deadline: None });
+        bench.deadlines.insert("web".into(), Duration::from_secs(60));
+        bench.change(AdminChange::Draining { deadline_secs: None });
+        assert_eq!(bench.admin(), Admin::Draining { deadline: after(60) });
+        bench.change(AdminChange::Draining { deadline_secs: Some(5) });
+        assert_eq!(bench.admin(), Admin::Draining { deadline: after(5) });
+    }
+
+    #[test]
+    fn a_backend_is_removed_after_its_drain_or_by_force() {
+        let mut bench = Bench::new();
+        let remove = |force| Edit::RemoveBackend { service: "web".into(), address: A, force };
+        let said = bench.apply(&remove(false)).expect("it is possible");
+        assert_eq!(
+            said,
+            "backend 10.0.0.11 of web drains, and is removed when its last flow has ended"
+        );
+        assert_eq!(bench.admin(), Admin::Removing { deadline: None });
+        let add =
+            Edit::AddBackend { service: "web".into(), address: A, spec: BackendSpec::default() };
+        assert_eq!(
+            bench.apply(&add).expect("it is back"),
+            "backend 10.0.0.11 of web is back with weight 1"
+        );
+        assert_eq!(bench.admin(), Admin::Enabled);
+        assert_eq!(bench.apply(&add).expect_err("it is there").kind, RefusalKind::Conflict);
+        bench.apply(&remove(true)).expect("it is possible");
+        assert!(bench.desired.services["web"].backends.is_empty());
+    }
+
+    #[test]
+    fn a_service_with_backends_is_removed_by_force_only() {
+        let mut bench = Bench::new();
+        let remove = |force| Edit::RemoveService { name: "web".into(), force };
+        let refusal = bench.apply(&remove(false)).expect_err("it has a backend");
+        assert_eq!(
+            (refusal.kind, refusal.error.as_str()),
+            (RefusalKind::Conflict, "service web has 1 backend")
+        );
+        bench.apply(&remove(true)).expect("it is possible");
+        assert_eq!(bench.desired, Desired::default());
+    }
+
+    #[test]
+    fn unknown_names_are_told_the_nearest() {
+        let mut bench = Bench::new();
+        let edit = Edit::RemoveService { name: "wbe".into(), force: false };
+        let refusal = bench.apply(&edit).expect_err("there is none");
+        assert_eq!(refusal.kind, RefusalKind::NotFound);
+        assert_eq!(refusal.hint.as_deref(), Some("did you mean web?"));
+        let address = IpAddr::from([10, 0, 0, 12]);
+        let edit = Edit::RemoveBackend { service: "web".into(), address, force: false };
+        let refusal = bench.apply(&edit).expect_err("there is none");
+        assert_eq!(refusal.error, "service web has no backend 10.0.0.12");
+        assert_eq!(refusal.hint.as_deref(), Some("did you mean 10.0.0.11?"));
+    }
+}

@@ -1,0 +1,347 @@
+//! The one writer: holds what is desired and what the maps hold, and makes them equal.
+//!
+//! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
+//! out; [`Engine::status`] reads the counters. No other code writes maps.
+
+mod report;
+mod sweep;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, Result, bail};
+use lb_common::abi::{self, Owners, Slot, stamp};
+use tracing::info;
+use zerocopy::FromZeros as _;
+
+use self::sweep::Walk;
+use crate::{
+    datapath::DataPlane,
+    desired::Desired,
+    maglev,
+    netlink::{Neighbourhood, Want},
+    reconcile::{self, Applied, Change, Held, Inputs, Ring, Target},
+    ring,
+    settings::Settings,
+};
+
+/// The one writer of the maps.
+#[derive(Debug)]
+pub struct Engine<D> {
+    data_plane: D,
+    settings: Settings,
+    desired: Option<Desired>,
+    neighbourhood: Option<Neighbourhood>,
+    applied: Applied,
+    walk: Walk,
+    last_error: Option<String>,
+}
+
+/// The time, as the two sides tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Whole seconds of CLOCK_MONOTONIC, the program's clock.
+    pub mono_secs: u32,
+    /// The time of day, for the operator's deadlines.
+    pub wall: SystemTime,
+}
+
+impl Now {
+    /// The time by the system's clocks.
+    #[must_use]
+    pub fn read() -> Self {
+        Self { mono_secs: crate::datapath::monotonic_secs(), wall: SystemTime::now() }
+    }
+}
+
+/// What a reconciliation has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Entries of maps that were written; the slots of one ring count as one.
+    pub changes: usize,
+    /// Slots whose new flows have a new owner.
+    pub slots_moved: u64,
+}
+
+/// What a sweep has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Backends in `removing` whose last flow has ended: service name and address. The caller
+    /// takes them out of the desired state; until then they are told again.
+    pub removed: Vec<(String, IpAddr)>,
+    /// Slots whose base owner was cleared.
+    pub settled: u64,
+    /// Pins that were deleted.
+    pub expired: u64,
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// Reads what the maps hold, and goes on from there. Writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If a map can't be read.
+    pub fn adopt(data_plane: D, settings: &Settings) -> Result<Self> {
+        let mut applied = Applied {
+            services: data_plane.services().context("read the services")?,
+            backends: data_plane.backends().context("read the backends")?,
+            rings: BTreeMap::new(),
+            vips: data_plane.vips().context("read the VIPs")?,
+            own_macs: data_plane.own_macs().context("read the node's MAC addresses")?,
+            ..Applied::default()
+        };
+        for id in data_plane.rings().context("read the rings")? {
+            let ring = data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            applied.rings.insert(id, summary(&ring, None));
+        }
+        // An id with packets to its name and no entry was released, perhaps a moment ago.
+        let totals = data_plane.backend_totals().context("read the backends' counters")?;
+        let used = totals.iter().enumerate().filter(|(_, totals)| totals.sent.packets > 0);
+        applied.resting_backends = used
+            .filter_map(|(id, _)| u16::try_from(id).ok())
+            .filter(|id| !applied.backends.contains_key(id))
+            .collect();
+        Ok(Self {
+            data_plane,
+            settings: settings.clone(),
+            desired: None,
+            neighbourhood: None,
+            applied,
+            walk: Walk::default(),
+            last_error: None,
+        })
+    }
+
+    /// The data plane that it writes.
+    pub const fn data_plane(&self) -> &D {
+        &self.data_plane
+    }
+
+    /// The data plane, for who does the program's part.
+    pub const fn data_plane_mut(&mut self) -> &mut D {
+        &mut self.data_plane
+    }
+
+    /// Gives the data plane back; the maps stay as they are.
+    pub fn into_data_plane(self) -> D {
+        self.data_plane
+    }
+
+    /// Replaces what is wanted; [`Self::reconcile`] acts on it. Until the first call nothing is
+    /// written.
+    pub fn set_desired(&mut self, desired: Desired) {
+        self.desired = Some(desired);
+    }
+
+    /// What is wanted.
+    pub fn desired(&self) -> &Desired {
+        static NOTHING: Desired = Desired { services: BTreeMap::new() };
+        self.desired.as_ref().unwrap_or(&NOTHING)
+    }
+
+    /// Replaces what is known of next hops; [`Self::reconcile`] acts on it.
+    pub fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
+        self.neighbourhood = Some(neighbourhood);
+    }
+
+    /// The backends whose next hops must be known.
+    pub fn wants(&self) -> BTreeSet<Want> {
+        let services = self.desired().services.values();
+        let wants = services.flat_map(|service| {
+            service.backends.keys().map(|&address| Want { address, mode: service.mode })
+        });
+        wants.collect()
+    }
+
+    /// Makes the maps equal to what is wanted. After a failure the next call does the rest.
+    ///
+    /// # Errors
+    ///
+    /// If a map could not be written: what comes after it in the plan waits for the next call. If
+    /// a map has no room: everything else is applied.
+    pub fn reconcile(&mut self, now: Now) -> Result<Outcome> {
+        let done = self.try_reconcile(now);
+        self.last_error = done.as_ref().err().map(|error| format!("{error:#}"));
+        done
+    }
+
+    fn try_reconcile(&mut self, now: Now) -> Result<Outcome> {
+        let mut outcome = Outcome::default();
+        if self.desired.is_some() && self.walk.is_first() {
+            // No id is given to anything while a flow of an earlier owner may name it.
+            self.walk_flows(now)?;
+        }
+        let Some(desired) = &self.desired else { return Ok(outcome) };
+        let plan = reconcile::plan(
+            &Inputs {
+                desired,
+                neighbourhood: self.neighbourhood.as_ref(),
+                limits: self.data_plane.limits(),
+                cpus: self.data_plane.online_cpus(),
+                tunnel: &self.settings.tunnel,
+                seed: &self.settings.seed,
+                now,
+            },
+            &self.applied,
+        );
+        for change in plan.changes {
+            self.apply(change, now, &mut outcome)?;
+        }
+        if self.walk.has_homeless(&self.applied) {
+            self.walk_flows(now)?;
+        }
+        if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
+    }
+
+    fn apply(&mut self, change: Change, now: Now, outcome: &mut Outcome) -> Result<()> {
+        let Self { data_plane, applied, .. } = self;
+        match change {
+            Change::SetOwnMacs(macs) => {
+                data_plane.set_own_macs(&macs).context("write the node's MAC addresses")?;
+                applied.own_macs = macs;
+            }
+            Change::PutBackend(id, value) => {
+                let context = || format!("write backend {id}");
+                if !applied.backends.contains_key(&id) {
+                    data_plane.reset_backend_totals(id).with_context(context)?;
+                }
+                data_plane.put_backend(id, &value).with_context(context)?;
+                applied.backends.insert(id, *value);
+            }
+            Change::PublishRing(id, target) => self.publish_ring(id, target, outcome)?,
+            Change::RetargetRing(id, target) => {
+                // It counts only if it writes.
+                return self.retarget_ring(id, target, now, outcome);
+            }
+            Change::PutVip(vip) => {
+                data_plane.put_vip(vip).with_context(|| format!("write VIP {vip}"))?;
+                applied.vips.insert(vip);
+            }
+            Change::PutService(key, value) => {
+                let context = || format!("write service {key}");
+                if !applied.services.contains_key(&key) {
+                    data_plane.reset_syn_budget(value.id).with_context(context)?;
+                }
+                data_plane.put_service(&key, &value).with_context(context)?;
+                applied.services.insert(key, *value);
+            }
+            Change::DeleteService(key) => {
+                data_plane.delete_service(&key).with_context(|| format!("delete service {key}"))?;
+                if let Some(value) = applied.services.remove(&key) {
+                    applied.resting_services.insert(value.id);
+                    self.walk.release_service(value.id, now);
+                }
+            }
+            Change::DeleteVip(vip) => {
+                data_plane.delete_vip(vip).with_context(|| format!("delete VIP {vip}"))?;
+                applied.vips.remove(&vip);
+            }
+            Change::DeleteRing(id) => {
+                data_plane.delete_ring(id).with_context(|| format!("delete ring {id}"))?;
+                applied.rings.remove(&id);
+            }
+            Change::ClearBackend(id) => self.clear_backend(id, now)?,
+        }
+        outcome.changes += 1;
+        Ok(())
+    }
+
+    /// Frees a backend's entry; its id rests until nothing can name it.
+    fn clear_backend(&mut self, id: u16, now: Now) -> Result<()> {
+        let context = || format!("clear backend {id}");
+        self.data_plane.put_backend(id, &abi::Backend::new_zeroed()).with_context(context)?;
+        self.applied.backends.remove(&id);
+        self.applied.resting_backends.insert(id);
+        self.walk.release_backend(id, now);
+        Ok(())
+    }
+
+    fn publish_ring(&mut self, id: u16, target: Target, outcome: &mut Outcome) -> Result<()> {
+        let table = table(&target, &self.settings.seed);
+        let owner = |slot| Owners { current: owner(&target, &table, slot), base: 0 };
+        let owners: Vec<_> = (0..target.slots as usize).map(owner).collect();
+        self.data_plane
+            .publish_ring(id, &owners)
+            .with_context(|| format!("publish a ring of {} slots", target.slots))?;
+        if let Some(old) = self.applied.rings.get(&id) {
+            info!(ring = id, from = old.slots, to = target.slots, "ring resized; its flows move");
+        }
+        let slots: Vec<_> = owners.iter().copied().map(Slot::new).collect();
+        self.applied.rings.insert(id, summary(&slots, Some(target)));
+        outcome.slots_moved += owners.len() as u64;
+        Ok(())
+    }
+
+    fn retarget_ring(
+        &mut self,
+        id: u16,
+        target: Target,
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let context = || format!("write ring {id}");
+        let slots = self.data_plane.ring(id).with_context(context)?;
+        let table = table(&target, &self.settings.seed);
+        let mut keeping = vec![false; usize::from(u16::MAX) + 1];
+        let bases = target.keeping.iter().filter(|_| target.bases);
+        bases.for_each(|&id| keeping[usize::from(id)] = true);
+        let mut changes = Vec::new();
+        let mut moved = 0;
+        for (index, slot) in slots.iter().enumerate() {
+            let before = slot.owners();
+            let after =
+                ring::step(before, owner(&target, &table, index), |id| keeping[usize::from(id)]);
+            if before == after {
+                continue;
+            }
+            if before.base == 0 && after.base != 0 {
+                // The wait for a quiet slot starts at its change.
+                slot.touch_unpinned(stamp(now.mono_secs));
+            }
+            moved += u64::from(before.current != after.current);
+            changes.push((index as u32, after));
+        }
+        if !changes.is_empty() {
+            let ring = self.applied.rings.entry(id).or_default();
+            // What was written is not known until all of it is.
+            ring.target = None;
+            self.data_plane.set_owners(id, &changes).with_context(context)?;
+            info!(ring = id, slots = changes.len(), moved, "ring changed");
+            outcome.changes += 1;
+            outcome.slots_moved += moved;
+        }
+        self.applied.rings.insert(id, summary(&slots, Some(target)));
+        Ok(())
+    }
+}
+
+fn table(target: &Target, seed: &[u8; 16]) -> Vec<u16> {
+    let members: Vec<_> = target.members.iter().map(|(member, _)| *member).collect();
+    maglev::table(&members, seed, target.slots)
+}
+
+fn owner(target: &Target, table: &[u16], slot: usize) -> u16 {
+    table.get(slot).map_or(0, |&index| target.members[usize::from(index)].1)
+}
+
+/// Sums a ring up.
+fn summary(slots: &[Slot], target: Option<Target>) -> Ring {
+    let mut held: Vec<Held> = Vec::new();
+    let mut ring = Ring { slots: slots.len() as u32, target, ..Ring::default() };
+    for slot in slots {
+        let Owners { current, base } = slot.owners();
+        let most = usize::from(current.max(base));
+        if most >= held.len() {
+            held.resize(most + 1, Held::default());
+        }
+        held[usize::from(current)].current += 1;
+        held[usize::from(base)].base += 1;
+        ring.in_flux += u32::from(base != 0);
+        ring.pinned += u32::from(slot.pinned() != 0);
+    }
+    ring.held = (0..).zip(held).skip(1).filter(|(_, held)| *held != Held::default()).collect();
+    ring
+}

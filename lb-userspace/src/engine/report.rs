@@ -1,0 +1,114 @@
+//! What the engine tells of the data plane.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use lb_common::verdict::{Drop, Pass};
+
+use super::Engine;
+use crate::{
+    datapath::{BackendTotals, DataPlane},
+    desired::{self, Admin, Protocol},
+    netlink::{Resolution, Want},
+    status::{Backend, Count, Service, Status, Usage},
+};
+
+impl<D: DataPlane> Engine<D> {
+    /// Everything that the data plane knows; version and uptime are the caller's.
+    ///
+    /// # Errors
+    ///
+    /// If the counters can't be read.
+    pub fn status(&self) -> Result<Status> {
+        let verdicts = self.data_plane.verdicts().context("read the verdicts")?;
+        let totals = self.data_plane.backend_totals().context("read the backends' counters")?;
+        let count = |index: u32| verdicts.get(index as usize).copied().unwrap_or_default();
+        let limits = self.data_plane.limits();
+        let services = self.desired().services.iter();
+        Ok(Status {
+            interfaces: self.data_plane.interfaces(),
+            services: services
+                .map(|(name, service)| (name.clone(), self.service(service, &totals)))
+                .collect(),
+            passed: by_name(Pass::ALL.iter().map(|why| (why.name(), count(why.index())))),
+            dropped: by_name(Drop::ALL.iter().map(|why| (why.name(), count(why.index())))),
+            pins: Usage { used: self.walk.pins, capacity: limits.pins.into() },
+            services_used: usage(self.applied.services.len(), limits.services),
+            backends_used: usage(self.applied.backends.len(), limits.backends),
+            last_error: self.last_error.clone(),
+            ..Status::default()
+        })
+    }
+
+    fn service(&self, service: &desired::Service, totals: &[BackendTotals]) -> Service {
+        let id = self.applied.services.get(&service.key).map(|value| value.id);
+        let ring = id.and_then(|id| self.applied.rings.get(&id));
+        let backends = service.backends.iter().map(|(&address, backend)| {
+            let id = id.and_then(|service| self.id_of(service, address)).unwrap_or(0);
+            let held = ring.and_then(|ring| ring.held.get(&id)).copied().unwrap_or_default();
+            let totals = totals.get(usize::from(id)).filter(|_| id != 0);
+            let totals = totals.copied().unwrap_or_default();
+            let want = Want { address, mode: service.mode };
+            let known = self.neighbourhood.as_ref().and_then(|known| known.hops.get(&want));
+            let hop = match known {
+                Some(Resolution::Resolved(hop)) => Some(hop),
+                _ => None,
+            };
+            let told = Backend {
+                weight: backend.weight.0.get(),
+                admin: backend.admin,
+                unusable: self.unusable(backend, id, known),
+                interface: hop.map(|hop| hop.interface.clone()),
+                mac: hop.map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
+                id,
+                slots: held.current,
+                base_slots: held.base,
+                pins: self.walk.per_backend.get(&id).copied().unwrap_or(0),
+                sent: totals.sent,
+                new_flows: totals.new_flows,
+                unpinned_packets: totals.unpinned,
+                syn_retransmissions: totals.syn_retransmissions,
+            };
+            (address, told)
+        });
+        Service {
+            key: service.key,
+            mode: service.mode,
+            udp_policy: (service.key.protocol == Protocol::Udp).then_some(service.udp_policy),
+            ring_slots: service.ring_slots,
+            slots_in_flux: ring.map_or(0, |ring| ring.in_flux),
+            idle_timeout_secs: service.idle_timeout.as_secs(),
+            backends: backends.collect(),
+        }
+    }
+
+    /// Why a backend can't be sent to.
+    fn unusable(
+        &self,
+        backend: &desired::Backend,
+        id: u16,
+        known: Option<&Resolution>,
+    ) -> Option<String> {
+        use lb_common::abi::backend_flags::USABLE;
+        if self.applied.backends.get(&id).is_some_and(|entry| entry.flags & USABLE != 0) {
+            return None;
+        }
+        Some(match (backend.admin, known) {
+            (Admin::Down, _) => "taken down by the operator".into(),
+            (Admin::Removing { .. }, _) if id == 0 => "its last flow has ended".into(),
+            (_, Some(Resolution::Pending { reason } | Resolution::Unreachable { reason })) => {
+                reason.clone()
+            }
+            (_, None) => "its next hop is not known yet".into(),
+            (_, Some(Resolution::Resolved(_))) => "its entry is not written yet".into(),
+        })
+    }
+}
+
+fn by_name(counts: impl Iterator<Item = (&'static str, Count)>) -> BTreeMap<String, Count> {
+    counts.map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+fn usage(used: usize, capacity: u32) -> Usage {
+    Usage { used: used as u64, capacity: capacity.into() }
+}

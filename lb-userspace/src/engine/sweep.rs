@@ -1,0 +1,322 @@
+//! The work of each second: slots that have become quiet, flows that have ended, backends that may
+//! leave, ids that may be given anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
+use tracing::info;
+
+use super::{Engine, Now, Swept, summary};
+use crate::{
+    datapath::{DataPlane, FlowRef, FlowTable, entry},
+    desired::Admin,
+    reconcile::{Applied, Ring},
+    ring,
+};
+
+/// Seconds without a packet after which a flow that has only sent SYNs is gone: as long as Linux
+/// waits for the third packet of a handshake by default.
+const EMBRYONIC_SECS: u32 = 75;
+/// The same for a flow whose client has sent FIN or RST.
+const CLOSING_SECS: u32 = 60;
+/// Seconds in which a packet that has met an id is certainly gone.
+const REST_SECS: u32 = 2;
+/// Seconds between looks at what should have nothing to be found.
+const FULL_LOOK_SECS: u32 = 64;
+/// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked
+/// in a second.
+const FLOWS_PER_SEC: u64 = 20_000;
+
+/// What the last walk through the flow tables has found.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    /// When it started; none: there was none.
+    started: Option<u32>,
+    /// Whether it left no flow that names what is gone.
+    clean: bool,
+    /// Entries of `PINS` that it left.
+    pub(super) pins: u64,
+    /// Entries of all tables that it left.
+    flows: u64,
+    /// Live flows of each backend, in all tables.
+    pub(super) per_backend: BTreeMap<u16, u64>,
+    /// When ids were released.
+    released_backends: BTreeMap<u16, u32>,
+    released_services: BTreeMap<u16, u32>,
+    /// Backends that were about to leave, without a slot, at the last sweep.
+    leaving: BTreeSet<u16>,
+}
+
+impl Walk {
+    /// Whether there was none yet.
+    pub(super) const fn is_first(&self) -> bool {
+        self.started.is_none()
+    }
+
+    pub(super) fn release_backend(&mut self, id: u16, now: Now) {
+        self.released_backends.insert(id, now.mono_secs);
+    }
+
+    pub(super) fn release_service(&mut self, id: u16, now: Now) {
+        self.released_services.insert(id, now.mono_secs);
+    }
+
+    /// Whether it saw flows on backends that have none to keep by now.
+    pub(super) fn has_homeless(&self, applied: &Applied) -> bool {
+        let keeping = keeping(applied);
+        self.per_backend.iter().any(|(id, &flows)| flows > 0 && !keeping.contains(id))
+    }
+
+    /// Whether an id that was released then can't be named by anything any more.
+    fn has_rested(&self, released: u32, now: Now) -> bool {
+        self.clean
+            && self.started.is_some_and(|started| started > released)
+            && now.mono_secs.saturating_sub(released) >= REST_SECS
+    }
+}
+
+/// The backends that may keep flows: by what their service's ring was written for; while that is
+/// not known, all of them.
+fn keeping(applied: &Applied) -> BTreeSet<u16> {
+    let target = |service| applied.rings.get(&service).and_then(|ring| ring.target.as_ref());
+    let backends = applied.backends.iter().filter(|&(id, backend)| {
+        target(backend.service).is_none_or(|target| {
+            target.keeping.contains(id) || target.members.iter().any(|(_, member)| member == id)
+        })
+    });
+    backends.map(|(&id, _)| id).collect()
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// The work of each second: ends what has run out.
+    ///
+    /// # Errors
+    ///
+    /// If a map could not be read or written; the next call does the rest.
+    pub fn sweep(&mut self, now: Now) -> Result<Swept> {
+        let mut swept = Swept::default();
+        if self.has_expired_deadline(now) {
+            self.reconcile(now)?;
+        }
+        for id in self.applied.rings.keys().copied().collect::<Vec<_>>() {
+            swept.settled += self.sweep_ring(id, now)?;
+        }
+        let leaving = self.leaving();
+        let waits = !leaving.is_empty()
+            || !self.applied.resting_backends.is_empty()
+            || !self.applied.resting_services.is_empty();
+        if self.walk_is_due(now, waits) {
+            swept.expired = self.walk_flows(now)?;
+        }
+        self.let_leave(leaving, now, &mut swept)?;
+        self.end_rests(now)?;
+        Ok(swept)
+    }
+
+    /// Whether a deadline has passed since the rings were written.
+    fn has_expired_deadline(&self, now: Now) -> bool {
+        self.desired().services.values().any(|service| {
+            let Some(value) = self.applied.services.get(&service.key) else { return false };
+            let ring = self.applied.rings.get(&value.id);
+            let Some(target) = ring.and_then(|ring| ring.target.as_ref()) else { return false };
+            service.backends.iter().any(|(address, backend)| {
+                matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. })
+                    && crate::reconcile::flows_are_moved(backend, now)
+                    && self.id_of(value.id, *address).is_some_and(|id| target.keeping.contains(&id))
+            })
+        })
+    }
+
+    /// The id of a backend that is in the maps.
+    pub(super) fn id_of(&self, service: u16, address: std::net::IpAddr) -> Option<u16> {
+        let address = entry::address(address);
+        let mut backends = self.applied.backends.iter();
+        backends.find(|(_, b)| b.service == service && b.address == address).map(|(&id, _)| id)
+    }
+
+    /// Clears the bases that are quiet and the marks of pins that have gone.
+    fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
+        let Some(idle) = self.service_by_id(id).map(|service| service.idle_timeout) else {
+            return Ok(0);
+        };
+        // In a ring without a slot in flux no pin is made, so no mark appears; but for a packet
+        // that had read its slot just before that settled.
+        let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
+        let look = now.mono_secs.is_multiple_of(FULL_LOOK_SECS);
+        if !look && !self.applied.rings.get(&id).is_some_and(busy) {
+            return Ok(0);
+        }
+        let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+        let at = stamp(now.mono_secs);
+        let mut settled = Vec::new();
+        for (index, slot) in (0..).zip(slots.iter()) {
+            let Owners { current, base } = slot.owners();
+            if base != 0 && ring::is_quiet(slot, at, idle) {
+                settled.push((index, Owners { current, base: 0 }));
+            }
+            let _ = ring::settle_pinned(slot, at, idle);
+        }
+        self.data_plane.set_owners(id, &settled).with_context(|| format!("write ring {id}"))?;
+        let ring = self.applied.rings.entry(id).or_default();
+        *ring = summary(&slots, ring.target.take());
+        if !settled.is_empty() {
+            info!(ring = id, slots = settled.len(), in_flux = ring.in_flux, "slots settled");
+        }
+        Ok(settled.len() as u64)
+    }
+
+    fn service_by_id(&self, id: u16) -> Option<Service> {
+        self.applied.services.values().find(|service| service.id == id).copied()
+    }
+
+    fn walk_is_due(&self, now: Now, waits: bool) -> bool {
+        let Some(started) = self.walk.started else { return true };
+        let may_have_flows = self.walk.flows > 0
+            || self.applied.rings.values().any(|ring| ring.in_flux > 0 || ring.pinned > 0)
+            || self
+                .applied
+                .services
+                .values()
+                .any(|service| service.udp_policy != udp_policy::ONESHOT);
+        let since = now.mono_secs.saturating_sub(started);
+        if !waits && !may_have_flows {
+            return since >= FULL_LOOK_SECS;
+        }
+        u64::from(since) > self.walk.flows / FLOWS_PER_SEC
+    }
+
+    /// Walks the flow tables: deletes what has ended and what names a backend or a service that is
+    /// gone, and counts the rest. How many were deleted.
+    pub(super) fn walk_flows(&mut self, now: Now) -> Result<u64> {
+        let mut walk = Walk { started: Some(now.mono_secs), clean: true, ..Walk::default() };
+        let keeping = keeping(&self.applied);
+        let services: BTreeMap<_, _> =
+            self.applied.services.values().map(|service| (service.id, *service)).collect();
+        let mut gone = Vec::new();
+        for table in FlowTable::ALL {
+            self.data_plane
+                .flows(table, &mut |flow, value| {
+                    walk.flows += 1;
+                    walk.pins += u64::from(table == FlowTable::Pins);
+                    let service = services.get(&flow.service());
+                    let service = service.filter(|_| keeping.contains(&value.backend));
+                    match service.map(|service| age(flow, value, service, now)) {
+                        Some(Age::Live) => *walk.per_backend.entry(value.backend).or_default() += 1,
+                        Some(Age::Idle) => {}
+                        Some(Age::Ended) => gone.push((flow, value, false)),
+                        None => gone.push((flow, value, true)),
+                    }
+                })
+                .context("walk the flows")?;
+        }
+        let mut deleted = 0;
+        for (flow, seen, homeless) in gone {
+            let done = self.data_plane.delete_flow(&flow, seen).context("delete a flow")?;
+            deleted += u64::from(done);
+            walk.clean &= done || !homeless;
+            walk.flows -= u64::from(done);
+            walk.pins -= u64::from(done && matches!(flow, FlowRef::Pin(_)));
+        }
+        let old = std::mem::take(&mut self.walk);
+        self.walk = Walk {
+            released_backends: old.released_backends,
+            released_services: old.released_services,
+            leaving: old.leaving,
+            ..walk
+        };
+        Ok(deleted)
+    }
+
+    /// The backends in `removing` that own no slot.
+    fn leaving(&self) -> BTreeSet<u16> {
+        let mut leaving = BTreeSet::new();
+        for service in self.desired().services.values() {
+            let Some(value) = self.applied.services.get(&service.key) else { continue };
+            let Some(ring) = self.applied.rings.get(&value.id) else { continue };
+            let removing =
+                service.backends.iter().filter(|(_, b)| matches!(b.admin, Admin::Removing { .. }));
+            let ids = removing.filter_map(|(address, _)| self.id_of(value.id, *address));
+            leaving.extend(ids.filter(|id| !ring.held.contains_key(id)));
+        }
+        leaving
+    }
+
+    /// Frees the backends that own no slot since the last sweep, and have no flow by a walk that
+    /// started after it; tells of those and of the ones that have left before.
+    fn let_leave(&mut self, leaving: BTreeSet<u16>, now: Now, swept: &mut Swept) -> Result<()> {
+        let walked = self.walk.started == Some(now.mono_secs);
+        let ready: Vec<_> = leaving.intersection(&self.walk.leaving).copied().collect();
+        for id in ready {
+            if walked && !self.walk.per_backend.contains_key(&id) {
+                self.clear_backend(id, now)?;
+            }
+        }
+        self.walk.leaving = leaving;
+        for (name, service) in &self.desired().services {
+            let Some(value) = self.applied.services.get(&service.key) else { continue };
+            for (address, backend) in &service.backends {
+                let removing = matches!(backend.admin, Admin::Removing { .. });
+                if removing && self.id_of(value.id, *address).is_none() {
+                    swept.removed.push((name.clone(), *address));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives ids free that nothing can name any more.
+    fn end_rests(&mut self, now: Now) -> Result<()> {
+        // Ids that rested when the maps were adopted rest from the first sweep on.
+        for &id in &self.applied.resting_backends {
+            self.walk.released_backends.entry(id).or_insert(now.mono_secs);
+        }
+        let walk = &self.walk;
+        let rested = |released: &BTreeMap<u16, u32>| -> BTreeSet<u16> {
+            released
+                .iter()
+                .filter(|(_, at)| walk.has_rested(**at, now))
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        let (backends, services) =
+            (rested(&walk.released_backends), rested(&walk.released_services));
+        let named = |id: &u16| self.applied.rings.values().any(|ring| ring.held.contains_key(id));
+        let backends: BTreeSet<_> = backends.into_iter().filter(|id| !named(id)).collect();
+        if !backends.is_empty() {
+            self.data_plane.forget_fragments(&backends).context("delete marks of fragments")?;
+        }
+        self.walk.released_backends.retain(|id, _| !backends.contains(id));
+        self.walk.released_services.retain(|id, _| !services.contains(id));
+        self.applied.resting_backends.retain(|id| !backends.contains(id));
+        self.applied.resting_services.retain(|id| !services.contains(id));
+        Ok(())
+    }
+}
+
+/// What is to be thought of a flow.
+enum Age {
+    /// It sends.
+    Live,
+    /// It has been silent for longer than its service lets it, and its table forgets it by itself.
+    Idle,
+    /// It is to be deleted.
+    Ended,
+}
+
+fn age(flow: FlowRef, value: FlowValue, service: &Service, now: Now) -> Age {
+    let idle = now.mono_secs.saturating_sub(value.seen);
+    let pinned = matches!(flow, FlowRef::Pin(_));
+    let kept = match value.flags {
+        flags if flags & flow_flags::CLOSING != 0 => service.idle_timeout.min(CLOSING_SECS),
+        flags if pinned && flags & flow_flags::ESTABLISHED == 0 => {
+            service.idle_timeout.min(EMBRYONIC_SECS)
+        }
+        _ => service.idle_timeout,
+    };
+    match (idle > kept, pinned) {
+        (false, _) => Age::Live,
+        (true, true) => Age::Ended,
+        (true, false) => Age::Idle,
+    }
+}

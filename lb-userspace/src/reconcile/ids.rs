@@ -1,0 +1,75 @@
+//! The ids of services and backends: they stay while what they name lives.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{Applied, Inputs};
+use crate::{datapath::entry, desired::ServiceKey, settings::Limits};
+
+/// Hands out ids: those that are in use stay, and the lowest free one is next.
+pub(super) struct Ids<'a> {
+    applied: &'a Applied,
+    limits: Limits,
+    /// Ids of services that are desired.
+    pub(super) services: BTreeMap<ServiceKey, u16>,
+    /// Ids of backends that are desired.
+    pub(super) backends: BTreeSet<u16>,
+    /// Ids that are given by the maps, by what they are given to.
+    known: BTreeMap<(u16, [u8; 16]), u16>,
+    taken_services: BTreeSet<u16>,
+    next_backend: u32,
+    next_service: u32,
+    /// Addresses that the plan adds.
+    pub(super) vips: BTreeSet<IpAddr>,
+}
+
+impl<'a> Ids<'a> {
+    pub(super) fn new(inputs: &Inputs<'_>, applied: &'a Applied) -> Self {
+        let known = applied.backends.iter().rev().map(|(&id, b)| ((b.service, b.address), id));
+        let in_use = applied.services.values().map(|service| service.id);
+        Self {
+            applied,
+            limits: inputs.limits,
+            services: BTreeMap::new(),
+            backends: BTreeSet::new(),
+            known: known.collect(),
+            taken_services: in_use.collect(),
+            next_backend: 1,
+            next_service: 0,
+            vips: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn of_service(&mut self, key: &ServiceKey) -> Option<u16> {
+        let known = self.applied.services.get(key).map(|service| service.id);
+        let id = known.or_else(|| {
+            let free = (self.next_service..self.limits.services)
+                .filter_map(|id| u16::try_from(id).ok())
+                .find(|id| {
+                    !self.taken_services.contains(id) && !self.applied.resting_services.contains(id)
+                })?;
+            self.next_service = u32::from(free) + 1;
+            Some(free)
+        })?;
+        self.services.insert(*key, id);
+        Some(id)
+    }
+
+    pub(super) fn of_backend(&mut self, service: u16, address: IpAddr) -> Option<u16> {
+        let known = self.known.get(&(service, entry::address(address))).copied();
+        let id = known.or_else(|| {
+            let free = (self.next_backend..=self.limits.backends)
+                .filter_map(|id| u16::try_from(id).ok())
+                .find(|id| {
+                    !self.applied.backends.contains_key(id)
+                        && !self.applied.resting_backends.contains(id)
+                })?;
+            self.next_backend = u32::from(free) + 1;
+            Some(free)
+        })?;
+        self.backends.insert(id);
+        Some(id)
+    }
+}

@@ -1,0 +1,316 @@
+//! What must hold of the desired state as a whole, wherever an edit of it came from.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use crate::{
+    desired::{Desired, Mode, Service, ServiceKey},
+    settings::Limits,
+};
+
+/// The largest ring: the largest prime below 2^20.
+pub const MAX_RING_SLOTS: u32 = 1_048_573;
+/// The idle timeouts that stamps of 16 bits of seconds can tell from never.
+pub const IDLE_TIMEOUT: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+/// Slots for each backend, from which on shares are within a percent of the weights.
+pub const SLOTS_PER_BACKEND: u32 = 100;
+
+/// Something that must not be, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The service; empty if it is none in particular.
+    pub service: String,
+    /// The backend, if it is one in particular.
+    pub backend: Option<IpAddr>,
+    /// The field, as the configuration names it.
+    pub field: &'static str,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.service.is_empty() {
+            write!(f, "service {}: ", self.service)?;
+        }
+        if let Some(backend) = self.backend {
+            write!(f, "backend {backend}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Everything that is wrong with `desired`.
+#[must_use]
+pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
+    let mut found = Found(Vec::new());
+    let mut keys: BTreeMap<ServiceKey, &str> = BTreeMap::new();
+    for (name, service) in &desired.services {
+        found.in_service(name, service);
+        if let Some(first) = keys.insert(service.key, name) {
+            let message = format!("{} is service {first} already", service.key);
+            found.push(name, None, "vip", message);
+        }
+    }
+    let vips: BTreeMap<IpAddr, &str> =
+        desired.services.iter().map(|(name, service)| (service.key.vip, name.as_str())).collect();
+    for (name, service) in &desired.services {
+        for address in service.backends.keys() {
+            if let Some(owner) = vips.get(address) {
+                let message = format!(
+                    "{address} is the VIP of service {owner}; give the backend's own address"
+                );
+                found.push(name, Some(*address), "address", message);
+            }
+        }
+    }
+    let backends: usize = desired.services.values().map(|service| service.backends.len()).sum();
+    for (what, count, limit) in [
+        ("services", desired.services.len(), limits.services),
+        ("backends", backends, limits.backends),
+    ] {
+        if count > limit as usize {
+            let message = format!("{count} {what}, but limits.{what} is {limit}; raise it");
+            found.push("", None, what, message);
+        }
+    }
+    found.0
+}
+
+/// What works and is probably not meant.
+#[must_use]
+pub fn doubts(desired: &Desired) -> Vec<Violation> {
+    let mut found = Found(Vec::new());
+    for (name, service) in &desired.services {
+        let wanted = SLOTS_PER_BACKEND as usize * service.backends.len();
+        if (service.ring_slots as usize) < wanted
+            && service.ring_slots as usize >= service.backends.len()
+        {
+            let message = format!(
+                "{} slots for {} backends make shares coarse; at least {wanted} are recommended",
+                service.ring_slots,
+                service.backends.len(),
+            );
+            found.push(name, None, "ring_slots", message);
+        }
+    }
+    found.0
+}
+
+struct Found(Vec<Violation>);
+
+impl Found {
+    fn push(
+        &mut self,
+        service: &str,
+        backend: Option<IpAddr>,
+        field: &'static str,
+        message: String,
+    ) {
+        self.0.push(Violation { service: service.into(), backend, field, message });
+    }
+
+    fn in_service(&mut self, name: &str, service: &Service) {
+        if let Err(message) = check_name(name) {
+            self.push(name, None, "name", message);
+        }
+        if let Err(message) = check_address(service.key.vip) {
+            self.push(name, None, "vip", message);
+        }
+        if service.key.port == 0 {
+            let message = "port 0; a number from 1 to 65535 is expected".into();
+            self.push(name, None, "port", message);
+        }
+        if let Err(message) = check_ring(service.ring_slots, service.backends.len()) {
+            self.push(name, None, "ring_slots", message);
+        }
+        if !IDLE_TIMEOUT.contains(&service.idle_timeout) {
+            let message = "an idle timeout is from 1s to 12h".into();
+            self.push(name, None, "idle_timeout", message);
+        }
+        for address in service.backends.keys() {
+            let fits = check_address(*address)
+                .and_then(|()| check_family(service.mode, service.key.vip, *address));
+            if let Err(message) = fits {
+                self.push(name, Some(*address), "address", message);
+            }
+        }
+    }
+}
+
+/// A service's name: it is a part of paths, of metrics' labels and of commands.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) || name.starts_with(['-', '.'])
+    {
+        return Err(format!(
+            "name `{name}`; a name is 1 to 63 letters, digits, `-`, `_` or `.`, and begins with none of `-.`"
+        ));
+    }
+    Ok(())
+}
+
+/// An address that a VIP or a backend can have.
+fn check_address(address: IpAddr) -> Result<(), String> {
+    let kind = match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            let v4 = v6.to_ipv4_mapped().map(|v4| v4.to_string()).unwrap_or_default();
+            return Err(format!("{address} is an IPv4-mapped address; write {v4}"));
+        }
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_multicast() => "a multicast address",
+        _ if address.is_loopback() => "a loopback address",
+        IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast address",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
+        _ => return Ok(()),
+    };
+    Err(format!("{address} is {kind}; a unicast address of one host is expected"))
+}
+
+/// Whether a backend's family goes with the mode and the VIP's.
+fn check_family(mode: Mode, vip: IpAddr, backend: IpAddr) -> Result<(), String> {
+    match (mode, vip.is_ipv4(), backend.is_ipv4()) {
+        (Mode::Dsr, true, false) => Err(format!(
+            "{backend} is IPv6 and the VIP {vip} IPv4; dsr sends packets on unchanged: give the backend's IPv4 address, or use mode ipip"
+        )),
+        (Mode::Dsr, false, true) => Err(format!(
+            "{backend} is IPv4 and the VIP {vip} IPv6; dsr sends packets on unchanged: give the backend's IPv6 address"
+        )),
+        (Mode::Ipip, false, true) => Err(format!(
+            "{backend} is IPv4 and the VIP {vip} IPv6; IPv6 in IPv4 is not supported: give the backend's IPv6 address"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a ring of as many slots works for as many backends.
+fn check_ring(slots: u32, backends: usize) -> Result<(), String> {
+    if slots > MAX_RING_SLOTS {
+        return Err(format!("{slots} slots; at most {MAX_RING_SLOTS} are possible"));
+    }
+    if !is_prime(slots) {
+        let next = (slots..=MAX_RING_SLOTS).find(|slots| is_prime(*slots));
+        let next = next.unwrap_or(MAX_RING_SLOTS);
+        return Err(format!("{slots} slots; Maglev needs a prime: the next one is {next}"));
+    }
+    if (slots as usize) < backends {
+        return Err(format!(
+            "{slots} slots for {backends} backends; give at least one slot each, better {SLOTS_PER_BACKEND}"
+        ));
+    }
+    Ok(())
+}
+
+fn is_prime(number: u32) -> bool {
+    number >= 2 && (2..).take_while(|d| d * d <= number).all(|d| !number.is_multiple_of(d))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{desired::Backend, spec::ServiceSpec};
+
+    fn service(vip: &str, mode: Mode, backends: &[&str]) -> Service {
+        let mut service = ServiceSpec::new(vip.parse().expect(vip), 80, mode).to_service();
+        for address in backends {
+            let backend = Backend { weight: Default::default(), admin: Default::default() };
+            service.backends.insert(address.parse().expect(address), backend);
+        }
+        service
+    }
+
+    fn messages(services: &[(&str, Service)]) -> Vec<String> {
+        let services = services.iter().map(|(name, service)| ((*name).into(), service.clone()));
+        let desired = Desired { services: services.collect() };
+        violations(&desired, &Limits::default()).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn families_that_go_together_pass() {
+        for (vip, mode, backend) in [
+            ("10.0.0.100", Mode::Dsr, "10.0.0.1"),
+            ("fd00::100", Mode::Dsr, "fd00::1"),
+            ("10.0.0.100", Mode::Ipip, "10.0.0.1"),
+            ("10.0.0.100", Mode::Ipip, "fd00::1"),
+            ("fd00::100", Mode::Ipip, "fd00::1"),
+        ] {
+            assert_eq!(
+                messages(&[("web", service(vip, mode, &[backend]))]),
+                [""; 0],
+                "{vip} {mode} {backend}"
+            );
+        }
+    }
+
+    #[test]
+    fn families_that_do_not_are_refused() {
+        for (vip, mode, backend) in [
+            ("10.0.0.100", Mode::Dsr, "fd00::1"),
+            ("fd00::100", Mode::Dsr, "10.0.0.1"),
+            ("fd00::100", Mode::Ipip, "10.0.0.1"),
+        ] {
+            let found = messages(&[("web", service(vip, mode, &[backend]))]);
+            assert_eq!(found.len(), 1, "{vip} {mode} {backend}: {found:?}");
+            assert!(found[0].contains("give the backend's"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn ring_sizes_are_prime_and_large_enough() {
+        assert!(check_ring(65_537, 500).is_ok());
+        assert!(check_ring(MAX_RING_SLOTS, 1).is_ok());
+        assert!(check_ring(65_536, 1).is_err_and(|message| message.contains("65537")));
+        assert!(check_ring(2, 3).is_err());
+        assert!(check_ring(1_048_583, 1).is_err());
+        assert!(check_ring(0, 0).is_err() && check_ring(1, 0).is_err());
+    }
+
+    #[test]
+    fn addresses_of_no_host_are_refused() {
+        for address in [
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "127.0.0.1",
+            "::",
+            "ff02::1",
+            "fe80::1",
+            "::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(check_address(address.parse().expect(address)).is_err(), "{address}");
+        }
+    }
+
+    #[test]
+    fn two_services_on_one_key_and_a_backend_on_a_vip_are_refused() {
+        let found = messages(&[
+            ("a", service("10.0.0.100", Mode::Dsr, &["10.0.0.1"])),
+            ("b", service("10.0.0.100", Mode::Dsr, &["10.0.0.100"])),
+        ]);
+        assert_eq!(
+            found,
+            [
+                "service b: tcp 10.0.0.100:80 is service a already",
+                "service b: backend 10.0.0.100: 10.0.0.100 is the VIP of service b; give the backend's own address",
+            ]
+        );
+    }
+
+    #[test]
+    fn limits_hold() {
+        let desired = Desired {
+            services: [("a".into(), service("10.0.0.100", Mode::Dsr, &["10.0.0.1", "10.0.0.2"]))]
+                .into(),
+        };
+        let limits = Limits { services: 1, backends: 1, ..Limits::default() };
+        let found = violations(&desired, &limits);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].message, "2 backends, but limits.backends is 1; raise it");
+    }
+}

@@ -1,0 +1,127 @@
+//! The secret that rings and flow hashes are keyed with, and the file that keeps it.
+
+use std::{
+    fmt, fs,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Where the seed comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The configuration holds it.
+    Given([u8; 16]),
+    /// A file holds it; one that is missing is made with random bytes.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Source {
+    /// The seed is secret: whoever knows it can aim at one backend.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(_) => f.write_str("Given(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+/// Reads 32 hexadecimal digits.
+#[must_use]
+pub fn parse(text: &str) -> Option<[u8; 16]> {
+    if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
+}
+
+impl Source {
+    /// The seed; makes the file if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read or made, or holds no seed.
+    pub fn obtain(&self) -> Result<[u8; 16]> {
+        let path = match self {
+            Self::Given(seed) => return Ok(*seed),
+            Self::File(path) => path,
+        };
+        match fs::read_to_string(path) {
+            Ok(text) => parse(text.trim()).with_context(|| {
+                format!(
+                    "{} holds no seed of 32 hexadecimal digits; copy it from another node, or remove it to have one made",
+                    path.display()
+                )
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make(path),
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+}
+
+/// Makes a seed and the file that keeps it, readable for the owner only.
+fn make(path: &Path) -> Result<[u8; 16]> {
+    let mut seed = [0; 16];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut seed))
+        .context("read /dev/urandom")?;
+    let Some(dir) = path.parent() else { bail!("{} is no file", path.display()) };
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let partial = path.with_extension("partial");
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&partial)
+        .and_then(|mut file| {
+            writeln!(file, "{:032x}", u128::from_be_bytes(seed))?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&partial, path))
+        .and_then(|()| fs::File::open(dir)?.sync_all());
+    written.with_context(|| format!("write {}", path.display()))?;
+    tracing::info!(file = %path.display(), "made a seed; give the same to every node that shares the VIPs");
+    Ok(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn seeds_are_32_hexadecimal_digits() {
+        assert_eq!(
+            parse("000102030405060708090a0b0c0d0e0f"),
+            Some(std::array::from_fn(|i| i as u8))
+        );
+        assert_eq!(parse("000102030405060708090a0b0c0d0e0"), None);
+        assert_eq!(parse("+00102030405060708090a0b0c0d0e0f"), None);
+        assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn a_seed_is_made_once_and_kept_private() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("lb/seed");
+        let source = Source::File(path.clone());
+        let seed = source.obtain().expect("it is made");
+        assert_eq!(source.obtain().expect("it is read"), seed);
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_without_a_seed_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("seed");
+        fs::write(&path, "not a seed").expect("it is written");
+        let error = Source::File(path.clone()).obtain().expect_err("it is no seed");
+        assert!(format!("{error:#}").contains("32 hexadecimal digits"));
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "not a seed");
+    }
+}

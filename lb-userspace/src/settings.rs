@@ -1,0 +1,106 @@
+//! What the data plane is built with: the part of the configuration that is no service.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+use lb_common::abi;
+use serde::{Deserialize, Serialize};
+
+/// Everything that the maps, the program and its links are made with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The interfaces that the program is attached to.
+    pub interfaces: Vec<String>,
+    /// Folder in a BPF file system that holds the pinned maps and links.
+    pub pin_dir: PathBuf,
+    /// How the program may be attached.
+    pub xdp: XdpModes,
+    /// Whether a foreign XDP program on an interface is replaced.
+    pub force: bool,
+    /// How much the maps have room for.
+    pub limits: Limits,
+    /// The outer sources of tunnels.
+    pub tunnel: Tunnel,
+    /// The secret behind rings and flow hashes; equal on every node of a group.
+    pub seed: [u8; 16],
+}
+
+/// How the program may be attached to an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpModes {
+    /// By the driver, or not at all.
+    #[default]
+    Native,
+    /// By the driver; where it can't, by the kernel's network stack.
+    NativeOrGeneric,
+    /// By the kernel's network stack.
+    Generic,
+}
+
+/// How much the maps have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Services; at most 65,535.
+    pub services: u32,
+    /// Backends of all services together; at most 65,535.
+    pub backends: u32,
+    /// Pinned flows.
+    pub pins: u32,
+    /// Flows of `tracked` UDP services.
+    pub tracked_flows: u32,
+    /// QUIC connections.
+    pub connections: u32,
+    /// Fragmented packets of which the rest is awaited.
+    pub fragments: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            services: abi::DEFAULT_SERVICES,
+            backends: abi::DEFAULT_BACKENDS,
+            pins: abi::DEFAULT_PINS,
+            tracked_flows: abi::DEFAULT_TRACKED,
+            connections: abi::DEFAULT_CONNECTIONS,
+            fragments: abi::DEFAULT_FRAGMENTS,
+        }
+    }
+}
+
+/// Prefixes of the outer sources of tunnels: address and length. The bits behind the prefix vary
+/// with the flow, so that a backend's receive queues share the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// For IPv4 backends.
+    pub source_v4: (Ipv4Addr, u8),
+    /// For IPv6 backends; only the low 32 bits vary.
+    pub source_v6: (Ipv6Addr, u8),
+}
+
+impl Default for Tunnel {
+    /// 172.16.0.0/16, as Katran has it, and the discard-only prefix 100::/64 (RFC 6666).
+    fn default() -> Self {
+        Self {
+            source_v4: (Ipv4Addr::new(172, 16, 0, 0), 16),
+            source_v6: (Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            pin_dir: PathBuf::from("/sys/fs/bpf/lb"),
+            xdp: XdpModes::default(),
+            force: false,
+            limits: Limits::default(),
+            tunnel: Tunnel::default(),
+            seed: [0; 16],
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Durations and counts as people write and read them.
+
+use std::time::Duration;
+
+/// Units of a duration, largest first, with their length in milliseconds.
+const UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// Reads `500ms`, `30s`, `15m`, `2h`, `1d`, or a sum of them such as `1h30m`.
+///
+/// # Errors
+///
+/// Anything else, with what would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || {
+        format!("`{text}` is no duration; write a number and its unit, as 500ms, 30s, 15m or 2h")
+    };
+    let mut rest = text.trim();
+    let mut total = 0u64;
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, after) = rest.split_at(digits);
+        let letters =
+            after.len() - after.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, after) = after.split_at(letters);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let (_, millis) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?;
+        total = number.checked_mul(*millis).and_then(|n| total.checked_add(n)).ok_or_else(wrong)?;
+        rest = after;
+    }
+    Ok(Duration::from_millis(total))
+}
+
+/// Writes a duration so that [`parse_duration`] reads it, in at most two units.
+#[must_use]
+pub fn format_duration(duration: Duration) -> String {
+    let mut millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    let mut parts = 0;
+    for (unit, length) in UNITS {
+        let count = millis / length;
+        if count > 0 && parts < 2 {
+            text += &format!("{count}{unit}");
+            parts += 1;
+            millis %= length;
+        } else if parts > 0 {
+            break;
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}
+
+/// A count in at most four digits and a prefix: `999`, `1.23k`, `45.6M`.
+#[must_use]
+pub fn format_count(count: u64) -> String {
+    scaled(count, 1000.0, &["", "k", "M", "G", "T", "P", "E"])
+}
+
+/// Bytes in at most four digits and a binary prefix: `512 B`, `1.50 KiB`.
+#[must_use]
+pub fn format_bytes(bytes: u64) -> String {
+    scaled(bytes, 1024.0, &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"])
+}
+
+fn scaled(count: u64, step: f64, suffixes: &[&str]) -> String {
+    let mut value = count as f64;
+    let mut power = 0;
+    while value >= 999.5 && power + 1 < suffixes.len() {
+        value /= step;
+        power += 1;
+    }
+    let decimals = match value {
+        _ if power == 0 => 0,
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}{}", suffixes[power])
+}
+
+/// The name of `known` that is spelled most like `word`, if one is near.
+#[must_use]
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|name| (strsim::normalized_damerau_levenshtein(word, name), name))
+        .filter(|(likeness, _)| *likeness >= 0.6)
+        // Of equally near ones, the first.
+        .min_by(|a, b| b.0.total_cmp(&a.0))
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("15m", 900_000),
+            ("2h", 7_200_000),
+            ("1h30m", 5_400_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in ["", "15", "m", "15 m", "-1s", "1.5s", "1w", "99999999999999999999s", "s15"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_they_are_read() {
+        for text in ["0s", "500ms", "30s", "15m", "2h", "1h30m", "1d1h"] {
+            assert_eq!(format_duration(parse_duration(text).expect(text)), text);
+        }
+        assert_eq!(format_duration(Duration::from_secs(3_723)), "1h2m");
+    }
+
+    #[test]
+    fn counts_fit_their_column() {
+        for (count, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1.00k"),
+            (12_345, "12.3k"),
+            (999_999, "1.00M"),
+            (u64::MAX, "18.4E"),
+        ] {
+            assert_eq!(format_count(count), text);
+        }
+        assert_eq!(format_bytes(512), "512 B");
+        assert_eq!(format_bytes(1536), "1.50 KiB");
+    }
+
+    #[test]
+    fn nearest_name_is_near() {
+        assert_eq!(nearest("prot", ["port", "protocol", "mode"]), Some("port"));
+        assert_eq!(nearest("backned", ["backend", "name"]), Some("backend"));
+        assert_eq!(nearest("zzz", ["backend", "name"]), None);
+    }
+}

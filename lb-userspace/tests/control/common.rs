@@ -1,0 +1,154 @@
+//! A daemon over maps in memory, with a resolver that finds whatever it is asked for.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use lb_userspace::{
+    api::{client::Client, server, socket},
+    config::Config,
+    daemon::{Daemon, Effects, Ended, Inputs, Signal},
+    datapath::fake::Fake,
+    engine::Engine,
+    netlink::{Neighbourhood, NextHop, Resolution},
+    settings::Limits,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+/// Two backends on one TCP service.
+pub const WEB: &str = r#"
+[[service]]
+name = "web"
+vip = "10.0.0.100"
+port = 80
+protocol = "tcp"
+mode = "dsr"
+ring_slots = 1009
+backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", weight = 3 }]
+"#;
+
+/// The folder of one test: configuration, state, socket.
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new(services: &str) -> Self {
+        let place = Self { dir: tempfile::tempdir().expect("a temporary folder") };
+        place.configure(services);
+        place
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("lbd.sock")
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.path("lb.toml")
+    }
+
+    /// Writes the configuration.
+    pub fn configure(&self, services: &str) {
+        let at = |name: &str| self.path(name).display().to_string();
+        let text = format!(
+            "interfaces = [\"eth0\"]\nseed = \"000102030405060708090a0b0c0d0e0f\"\nsocket = \"{}\"\nstate_file = \"{}\"\n{services}",
+            at("lbd.sock"),
+            at("state.json"),
+        );
+        fs::write(self.file(), text).expect("it is written");
+    }
+
+    /// Starts a daemon here, with empty maps.
+    pub async fn start(&self) -> Running {
+        let config = Config::load(&self.file()).expect("the configuration is valid");
+        let mut settings = config.settings(false).expect("the seed is given");
+        settings.limits = Limits { services: 8, backends: 16, ..settings.limits };
+        let engine = Engine::adopt(Fake::new(settings.limits), &settings).expect("empty maps");
+        let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let detached = Arc::clone(&log);
+        let effects = Effects {
+            want: Box::new(move |wants| {
+                let hops = wants.into_iter().map(|want| (want, Resolution::Resolved(hop())));
+                let hops: BTreeMap<_, _> = hops.collect();
+                neighbours_to.send_if_modified(|neighbourhood| {
+                    let differs = neighbourhood.hops != hops;
+                    neighbourhood.hops = hops;
+                    differs
+                });
+            }),
+            detach: Box::new(move || {
+                detached.lock().expect("nobody panics").push("detach");
+                Ok(vec!["link-eth0".into()])
+            }),
+        };
+        let (listener, file) = socket::bind(&config.socket, "root").expect("the socket is free");
+        let daemon = Daemon::new(engine, effects, self.file(), config).expect("the state is fine");
+        let (requests_to, requests) = mpsc::channel(4);
+        let (signals, signals_of) = mpsc::channel(4);
+        let (ready_to, ready) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(server::serve(listener, requests_to, stopped));
+        let inputs = Inputs { requests, signals: signals_of, neighbours };
+        let task = tokio::spawn(async move {
+            let ended = daemon.run(inputs, ready_to).await;
+            drop((stop, file));
+            ended
+        });
+        ready.await.expect("it gets ready");
+        Running { client: Client::new(self.socket()), signals, task, log }
+    }
+}
+
+fn hop() -> NextHop {
+    NextHop {
+        ifindex: 2,
+        interface: "eth0".into(),
+        mac: [2, 0, 0, 0, 0, 1],
+        l2: vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0],
+        mtu: 1500,
+    }
+}
+
+/// A daemon that runs.
+pub struct Running {
+    pub client: Client,
+    pub signals: mpsc::Sender<Signal>,
+    pub task: JoinHandle<anyhow::Result<Ended>>,
+    pub log: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl Running {
+    /// Stops it as SIGTERM does.
+    pub async fn stop(self) {
+        self.signals.send(Signal::Stop).await.expect("it runs");
+        assert_eq!(self.task.await.expect("no panic").expect("no error"), Ended::Stopped);
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The names in a folder.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("a folder");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("it is read").file_name();
+    entries.map(|entry| name(entry).to_string_lossy().into_owned()).collect()
+}

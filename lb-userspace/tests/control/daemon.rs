@@ -1,0 +1,262 @@
+//! The daemon over its socket, with maps in memory.
+
+use std::{fs, net::IpAddr, time::Duration};
+
+use crate::common::{Place, WEB, eventually, names};
+use hyper::{Method, body::Bytes};
+use lb_userspace::{
+    api::{
+        Done,
+        client::{Client, Error},
+    },
+    daemon::{Ended, Signal},
+    desired::{Admin, Mode},
+    edit::{AdminChange, BackendChange},
+    spec::{BackendSpec, ServiceSpec},
+    status::{Backend, Service, Status},
+};
+
+const A: &str = "/v1/services/web/backends/10.0.0.11";
+const B: &str = "/v1/services/web/backends/10.0.0.12";
+const NEW: &str = "/v1/services/web/backends/10.0.0.13";
+
+async fn status(client: &Client) -> Status {
+    client.get("/v1/status").await.expect("it answers")
+}
+
+async fn backend(client: &Client, path: &str) -> Backend {
+    client.get(path).await.expect("it is there")
+}
+
+async fn send(client: &Client, method: Method, path: &str) -> Result<Done, Error> {
+    client.send(method, path, Bytes::new()).await
+}
+
+async fn set(client: &Client, path: &str, admin: AdminChange) {
+    let change = BackendChange { admin: Some(admin), weight: None };
+    let done: Result<Done, _> = client.send_json(Method::PATCH, path, &change).await;
+    done.expect("it is possible");
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+    match result.expect_err("it is refused") {
+        error @ Error::Refused(_) => error.to_string(),
+        error => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_is_in_the_maps_when_it_is_ready() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let status = status(&lbd.client).await;
+    assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
+    let web = &status.services["web"];
+    assert_eq!(web.ring_slots, 1_009);
+    let slots: Vec<u32> = web.backends.values().map(|backend| backend.slots).collect();
+    assert_eq!(slots.iter().sum::<u32>(), 1_009);
+    assert!((200..300).contains(&slots[0]), "a weight of 1 against 3: {slots:?}");
+    assert!(web.backends.values().all(|backend| backend.unusable.is_none()), "{web:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn changes_are_in_the_maps_when_they_are_answered() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let spec = BackendSpec { weight: "4".parse().expect("a weight"), ..BackendSpec::default() };
+    let done: Done = lbd.client.send_json(Method::POST, NEW, &spec).await.expect("it is added");
+    assert_eq!(done.message, "backend 10.0.0.13 of web added with weight 4");
+    eventually("it owns slots", async || backend(&lbd.client, NEW).await.slots > 0).await;
+    let change = BackendChange { weight: Some("9".parse().expect("a weight")), admin: None };
+    let _: Done = lbd.client.send_json(Method::PATCH, A, &change).await.expect("it is possible");
+    assert_eq!(backend(&lbd.client, A).await.weight, 9);
+    set(&lbd.client, B, AdminChange::Down).await;
+    assert_eq!(backend(&lbd.client, B).await.slots, 0);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn services_come_and_go() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Ipip);
+    let done: Done =
+        lbd.client.send_json(Method::POST, "/v1/services/tls", &spec).await.expect("it is added");
+    assert_eq!(done.message, "service tls added: tcp 10.0.0.101:443 by ipip");
+    let _: Service = lbd.client.get("/v1/services/tls").await.expect("it is there");
+    assert_eq!(
+        refusal(lbd.client.send_json::<Done>(Method::POST, "/v1/services/tls2", &spec).await),
+        "service tls2: tcp 10.0.0.101:443 is service tls already"
+    );
+    let refused = refusal(send(&lbd.client, Method::DELETE, "/v1/services/web").await);
+    assert!(refused.starts_with("service web has 2 backends; remove"), "{refused}");
+    send(&lbd.client, Method::DELETE, "/v1/services/web?force=true").await.expect("by force");
+    send(&lbd.client, Method::DELETE, "/v1/services/tls").await.expect("it is empty");
+    assert!(status(&lbd.client).await.services.is_empty());
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_and_changes_nothing() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let client = &lbd.client;
+    let spec = BackendSpec::default();
+    for (path, expected) in [
+        ("/v1/services/wbe/backends/10.0.0.13", "no service wbe; did you mean web?"),
+        (
+            "/v1/services/web/backends/10.0.0.300",
+            "`10.0.0.300` is no IP address; write one as 10.0.0.11 or fd00::11",
+        ),
+        (
+            "/v1/services/web/backends/10.0.0.100",
+            "service web: backend 10.0.0.100: 10.0.0.100 is the VIP of service web; give the backend's own address",
+        ),
+        (
+            A,
+            "backend 10.0.0.11 of web is there already; change it with 'lbctl backend weight web 10.0.0.11 N', or 'enable'",
+        ),
+    ] {
+        assert_eq!(refusal(client.send_json::<Done>(Method::POST, path, &spec).await), expected);
+    }
+    assert_eq!(
+        refusal(client.get::<Backend>("/v1/services/web/backends/10.0.0.41").await),
+        "service web has no backend 10.0.0.41; did you mean 10.0.0.11?"
+    );
+    assert_eq!(refusal(client.get::<Status>("/v1/stauts").await), "no such path");
+    let zero = client.send::<Done>(Method::PATCH, A, Bytes::from_static(b"{\"weight\": 0}")).await;
+    assert!(refusal(zero).contains("expected a nonzero u16"));
+    let junk = client.send::<Done>(Method::PATCH, A, Bytes::from_static(b"}\xff")).await;
+    assert!(refusal(junk).contains("expected value"));
+    assert_eq!(status(client).await.services["web"].backends.len(), 2);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn changes_survive_a_restart() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let _: Done =
+        lbd.client.send_json(Method::POST, NEW, &BackendSpec::default()).await.expect("added");
+    set(&lbd.client, A, AdminChange::Draining { deadline_secs: Some(600) }).await;
+    let admin = backend(&lbd.client, A).await.admin;
+    assert!(matches!(admin, Admin::Draining { deadline: Some(_) }));
+    lbd.stop().await;
+
+    let lbd = place.start().await;
+    assert_eq!(backend(&lbd.client, A).await.admin, admin);
+    assert_eq!(backend(&lbd.client, NEW).await.weight, 1);
+    set(&lbd.client, A, AdminChange::Enabled).await;
+    send(&lbd.client, Method::DELETE, &format!("{NEW}?force=true")).await.expect("by force");
+    lbd.stop().await;
+    let text = fs::read_to_string(place.path("state.json")).expect("it is there");
+    let state: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    assert_eq!(state["overrides"]["services"], serde_json::json!({}), "taken back: no trace");
+}
+
+#[tokio::test]
+async fn a_torn_state_file_is_set_aside() {
+    let place = Place::new(WEB);
+    fs::write(place.path("state.json"), "{\"version\": 1, \"conf").expect("it is written");
+    let lbd = place.start().await;
+    assert_eq!(status(&lbd.client).await.services["web"].backends.len(), 2);
+    let aside = |name: &String| name.starts_with("state.json.broken-");
+    assert!(names(&place.path("")).iter().any(aside));
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
+    let place =
+        Place::new(&format!("{WEB}idle_timeout = \"1s\"\n").replace("backend =", "#backend ="));
+    let lbd = place.start().await;
+    for path in [A, B] {
+        let _: Done =
+            lbd.client.send_json(Method::POST, path, &BackendSpec::default()).await.expect("added");
+    }
+    let done = send(&lbd.client, Method::DELETE, A).await.expect("it drains");
+    assert_eq!(
+        done.message,
+        "backend 10.0.0.11 of web drains, and is removed when its last flow has ended"
+    );
+    assert!(matches!(backend(&lbd.client, A).await.admin, Admin::Removing { .. }));
+    eventually("it is gone", async || lbd.client.get::<Backend>(A).await.is_err()).await;
+    assert_eq!(status(&lbd.client).await.services["web"].backends.len(), 1);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_applies_the_difference_and_keeps_changes() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    set(&lbd.client, B, AdminChange::Disabled).await;
+    let id = backend(&lbd.client, B).await.id;
+    place.configure(
+        &WEB.replace("weight = 3", "weight = 5")
+            .replace("{ address = \"10.0.0.11\" }", "{ address = \"10.0.0.13\" }"),
+    );
+    let done = send(&lbd.client, Method::POST, "/v1/reload").await.expect("it is valid");
+    assert_eq!(done.message, "configuration reloaded: 1 service, 2 backends, on eth0");
+    let kept = backend(&lbd.client, B).await;
+    assert_eq!((kept.id, kept.weight, kept.admin), (id, 5, Admin::Disabled));
+    assert!(matches!(backend(&lbd.client, A).await.admin, Admin::Removing { .. }));
+    backend(&lbd.client, NEW).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_file_changes_nothing() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    place.configure(&WEB.replace("weight = 3", "weight = 0").replace("dsr", "drs"));
+    let refused = refusal(send(&lbd.client, Method::POST, "/v1/reload").await);
+    for expected in
+        ["mode: `drs` is unknown", "weight 0; use 'drain'", "2 errors", "nothing was changed"]
+    {
+        assert!(refused.contains(expected), "{refused}");
+    }
+    assert_eq!(backend(&lbd.client, B).await.weight, 3);
+    // By a signal as well; what comes after it finds the daemon unchanged.
+    lbd.signals.send(Signal::Reload).await.expect("it runs");
+    assert_eq!(backend(&lbd.client, B).await.weight, 3);
+    place.configure(&WEB.replace("weight = 3", "weight = 7"));
+    lbd.signals.send(Signal::Reload).await.expect("it runs");
+    eventually("it is reloaded", async || backend(&lbd.client, B).await.weight == 7).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_tells_what_takes_a_restart() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    place.configure(&format!("xdp = \"generic\"\nlimits = {{ pins = 5 }}\n{WEB}"));
+    for _ in 0..2 {
+        let done = send(&lbd.client, Method::POST, "/v1/reload").await.expect("it is valid");
+        assert_eq!(done.notes, ["restart lbd for the change of xdp, limits"]);
+    }
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn detach_answers_and_ends() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let done = send(&lbd.client, Method::POST, "/v1/detach").await.expect("it is possible");
+    assert_eq!(done.notes, ["link-eth0"]);
+    assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
+    assert_eq!(*lbd.log.lock().expect("nobody panics"), ["detach"]);
+}
+
+#[tokio::test]
+async fn a_state_that_can_not_be_kept_is_told() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    fs::create_dir(place.path("state.json.partial")).expect("a folder is in the way");
+    let change = BackendChange { weight: Some("9".parse().expect("a weight")), admin: None };
+    let done: Done = lbd.client.send_json(Method::PATCH, A, &change).await.expect("it is done");
+    assert_eq!(done.notes.len(), 1);
+    assert!(done.notes[0].contains("not kept over a restart"), "{done:?}");
+    assert_eq!(backend(&lbd.client, A).await.weight, 9);
+    tokio::time::timeout(Duration::from_secs(5), lbd.stop()).await.expect("it stops");
+}

@@ -1,0 +1,5 @@
+//! The control plane, over maps in memory: requests, signals and commands in, answers out.
+
+mod cli;
+mod common;
+mod daemon;

@@ -1,0 +1,492 @@
+//! What the engine makes of a desired state: the maps in memory, golden files, and writes that
+//! fail.
+
+use std::{
+    net::IpAddr,
+    num::NonZeroU16,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use lb_common::abi::{self, FlowKey, FlowValue, Owners, backend_flags, flow_flags};
+use lb_userspace::{
+    datapath::{DataPlane as _, FlowRef, fake::Fake},
+    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    engine::{Engine, Now, Outcome, Swept},
+    netlink::{Neighbourhood, NextHop, Resolution, Want},
+    reconcile::{self, Applied, Change, Inputs},
+    settings::{Limits, Settings},
+};
+
+const IDLE: u32 = 900;
+const SLOTS: u32 = 251;
+
+fn at(mono_secs: u32) -> Now {
+    let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + u64::from(mono_secs));
+    Now { mono_secs, wall }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn settings() -> Settings {
+    Settings { seed: *b"the secret seed.", ..Settings::default() }
+}
+
+fn backend(weight: u16) -> Backend {
+    Backend { weight: Weight(NonZeroU16::new(weight).unwrap()), admin: Admin::Enabled }
+}
+
+fn service(vip: &str, backends: &[(&str, u16)]) -> Service {
+    let key = ServiceKey { vip: ip(vip), port: 80, protocol: Protocol::Tcp };
+    Service {
+        key,
+        mode: Mode::Dsr,
+        udp_policy: UdpPolicy::Tracked,
+        ring_slots: SLOTS,
+        idle_timeout: Duration::from_secs(IDLE.into()),
+        syn_budget: 20_001,
+        backends: backends.iter().map(|(to, weight)| (ip(to), backend(*weight))).collect(),
+    }
+}
+
+/// One service over IPv4 in `dsr`, one over IPv6 in `ipip`, one for UDP.
+fn three_services() -> Desired {
+    let web = service("10.0.0.100", &[("10.0.0.11", 1), ("10.0.0.12", 2), ("10.0.0.13", 1)]);
+    let mut far = service("fd00::100", &[("fd01::11", 1), ("10.9.0.12", 1)]);
+    far.mode = Mode::Ipip;
+    let mut dns = service("10.0.0.100", &[("10.0.0.11", 1), ("10.0.0.12", 1)]);
+    dns.key.protocol = Protocol::Udp;
+    dns.key.port = 53;
+    dns.udp_policy = UdpPolicy::Oneshot;
+    let services = [("web", web), ("far", far), ("dns", dns)];
+    Desired { services: services.map(|(name, service)| (name.to_owned(), service)).into() }
+}
+
+fn one_service(backends: &[(&str, u16)]) -> Desired {
+    Desired { services: [("web".to_owned(), service("10.0.0.100", backends))].into() }
+}
+
+fn resolved(want: Want) -> Resolution {
+    let last = match want.address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    };
+    let mac = [2, 0, 0, 0, 0, last];
+    let ether = if want.address.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+    let l2 = [&mac[..], &[2, 0, 0, 0, 0, 1], &ether].concat();
+    Resolution::Resolved(NextHop { ifindex: 3, interface: "eth0".into(), mac, l2, mtu: 1500 })
+}
+
+/// A neighbourhood in which everything that is wanted is reached.
+fn reached(engine: &Engine<Fake>) -> Neighbourhood {
+    let hops = engine.wants().into_iter().map(|want| (want, resolved(want))).collect();
+    Neighbourhood { hops, own_macs: vec![[2, 0, 0, 0, 0, 1]], ..Neighbourhood::default() }
+}
+
+fn engine_of(desired: Desired, limits: Limits) -> Engine<Fake> {
+    let mut engine = Engine::adopt(Fake::new(limits), &settings()).unwrap();
+    set(&mut engine, desired);
+    engine
+}
+
+/// Sets a desired state of which every backend is reached.
+fn set(engine: &mut Engine<Fake>, desired: Desired) {
+    engine.set_desired(desired);
+    let neighbourhood = reached(engine);
+    engine.set_neighbourhood(neighbourhood);
+}
+
+fn running(desired: Desired) -> Engine<Fake> {
+    let mut engine = engine_of(desired, Limits::default());
+    engine.reconcile(at(100)).unwrap();
+    engine
+}
+
+fn edit(engine: &mut Engine<Fake>, to: &str, admin: Admin) {
+    let mut desired = engine.desired().clone();
+    let web = desired.services.get_mut("web").unwrap();
+    web.backends.get_mut(&ip(to)).unwrap().admin = admin;
+    engine.set_desired(desired);
+}
+
+fn hop(engine: &mut Engine<Fake>, to: &str, state: Resolution) {
+    let mut neighbourhood = reached(engine);
+    neighbourhood.hops.insert(Want { address: ip(to), mode: Mode::Dsr }, state);
+    engine.set_neighbourhood(neighbourhood);
+}
+
+fn unreachable() -> Resolution {
+    Resolution::Unreachable { reason: "neighbour does not answer".into() }
+}
+
+fn pending() -> Resolution {
+    Resolution::Pending { reason: "neighbour is asked".into() }
+}
+
+fn id(engine: &Engine<Fake>, to: &str) -> u16 {
+    engine.status().unwrap().services["web"].backends[&ip(to)].id
+}
+
+fn owners(engine: &Engine<Fake>) -> Vec<Owners> {
+    let ring = engine.data_plane().ring(0).unwrap();
+    ring.iter().map(abi::Slot::owners).collect()
+}
+
+fn pin(port: u16, backend: u16, seen: u32) -> (FlowRef, FlowValue) {
+    let key = FlowKey { source: [9; 16], port: port.into(), service: 0 };
+    (FlowRef::Pin(key), FlowValue { backend, flags: flow_flags::ESTABLISHED, seen })
+}
+
+#[test]
+fn maps_of_three_services_are_as_in_the_golden_file() {
+    let engine = running(three_services());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/three_services.txt");
+    let dump = engine.data_plane().dump();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, &dump).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(dump, golden, "UPDATE_GOLDEN=1 writes {}", path.display());
+}
+
+#[test]
+fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
+    let plan = |desired: &Desired, applied: &Applied, known: Option<&Neighbourhood>| {
+        let settings = settings();
+        let inputs = Inputs {
+            desired,
+            neighbourhood: known,
+            limits: Limits::default(),
+            cpus: 2,
+            tunnel: &settings.tunnel,
+            seed: &settings.seed,
+            now: at(1),
+        };
+        let rank = |change| match change {
+            Change::SetOwnMacs(_) => 0,
+            Change::PutBackend(..) => 1,
+            Change::PublishRing(..) | Change::RetargetRing(..) => 2,
+            Change::PutVip(_) | Change::PutService(..) => 3,
+            Change::DeleteService(_) => 4,
+            Change::DeleteVip(_) => 5,
+            Change::DeleteRing(_) => 6,
+            Change::ClearBackend(_) => 7,
+        };
+        let changes = reconcile::plan(&inputs, applied).changes;
+        changes.into_iter().map(rank).collect::<Vec<_>>()
+    };
+    let engine = running(three_services());
+    let known = reached(&engine);
+    let made = plan(&three_services(), &Applied::default(), Some(&known));
+    assert_eq!(made, [0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3]);
+    // All of it goes.
+    let data_plane = engine.into_data_plane();
+    let rings = (0..3).map(|id| (id, reconcile::Ring::default())).collect();
+    let applied = Applied {
+        services: data_plane.services().unwrap(),
+        backends: data_plane.backends().unwrap(),
+        vips: data_plane.vips().unwrap(),
+        rings,
+        ..Applied::default()
+    };
+    let gone = plan(&Desired::default(), &applied, None);
+    assert_eq!(gone, [4, 4, 4, 5, 5, 6, 6, 6, 7, 7, 7, 7, 7, 7, 7]);
+}
+
+#[test]
+fn nothing_is_written_before_anything_is_desired_nor_twice() {
+    let mut engine = Engine::adopt(Fake::new(Limits::default()), &settings()).unwrap();
+    engine.reconcile(at(1)).unwrap();
+    assert_eq!(engine.data_plane().writes(), 0);
+    set(&mut engine, three_services());
+    assert!(engine.reconcile(at(2)).unwrap().changes > 0);
+    let writes = engine.data_plane().writes();
+    assert_eq!(engine.reconcile(at(3)).unwrap(), Outcome::default());
+    assert_eq!(engine.data_plane().writes(), writes);
+}
+
+#[test]
+fn a_new_engine_adopts_everything_and_moves_nothing() {
+    let mut engine = running(three_services());
+    edit(&mut engine, "10.0.0.12", Admin::Draining { deadline: None });
+    engine.reconcile(at(101)).unwrap();
+    let (flow, value) = pin(7, id(&engine, "10.0.0.12"), 100);
+    engine.data_plane_mut().add_flow(flow, value);
+    let desired = engine.desired().clone();
+    let before = engine.data_plane().dump();
+    let mut engine = Engine::adopt(engine.into_data_plane(), &settings()).unwrap();
+    // Nothing is known of next hops yet: what the map says holds.
+    engine.set_desired(desired);
+    assert_eq!(engine.reconcile(at(200)).unwrap(), Outcome::default());
+    hop(&mut engine, "10.0.0.11", pending());
+    assert_eq!(engine.reconcile(at(201)).unwrap(), Outcome::default());
+    assert_eq!(engine.sweep(at(202)).unwrap(), Swept::default());
+    assert_eq!(engine.data_plane().dump(), before);
+    assert!(engine.data_plane().flow(&flow).is_some());
+}
+
+#[test]
+fn whichever_write_fails_the_next_call_does_the_rest() {
+    let changed = || {
+        let mut desired = three_services();
+        desired.services.remove("dns");
+        let web = desired.services.get_mut("web").unwrap();
+        web.backends.remove(&ip("10.0.0.13"));
+        web.backends.get_mut(&ip("10.0.0.11")).unwrap().admin = Admin::Down;
+        web.backends.insert(ip("10.0.0.14"), backend(3));
+        desired.services.get_mut("far").unwrap().ring_slots = 127;
+        desired
+    };
+    let story = |fail: Option<u64>| {
+        let mut engine = engine_of(three_services(), Limits::default());
+        if let Some(n) = fail {
+            engine.data_plane_mut().fail_nth_write(n);
+        }
+        let mut failures = u64::from(engine.reconcile(at(100)).is_err());
+        failures += u64::from(engine.reconcile(at(100)).is_err());
+        set(&mut engine, changed());
+        failures += u64::from(engine.reconcile(at(200)).is_err());
+        failures += u64::from(engine.reconcile(at(200)).is_err());
+        assert_eq!(engine.reconcile(at(200)).unwrap(), Outcome::default(), "write {fail:?}");
+        (engine.data_plane().dump(), engine.data_plane().writes(), failures)
+    };
+    let (dump, writes, failures) = story(None);
+    assert_eq!(failures, 0);
+    for n in 1..=writes {
+        let (after, _, failures) = story(Some(n));
+        assert_eq!(failures, 1, "write {n}");
+        assert!(after == dump, "write {n} has left other maps");
+    }
+}
+
+#[test]
+fn a_drained_backend_keeps_its_old_flows_until_it_is_quiet() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let (old, new) = (id(&engine, "10.0.0.11"), id(&engine, "10.0.0.12"));
+    let had: Vec<_> = owners(&engine);
+    edit(&mut engine, "10.0.0.11", Admin::Draining { deadline: None });
+    let moved = engine.reconcile(at(1_000)).unwrap().slots_moved;
+    assert_eq!(moved, had.iter().filter(|slot| slot.current == old).count() as u64);
+    for (slot, before) in owners(&engine).into_iter().zip(&had) {
+        let base = if before.current == old { old } else { 0 };
+        assert_eq!(slot, Owners { current: new, base });
+    }
+    // One slot hears an old flow once more; the others are quiet.
+    let noisy = had.iter().position(|slot| slot.current == old).unwrap();
+    engine.data_plane().ring(0).unwrap()[noisy].touch_unpinned(abi::stamp(1_500));
+    assert_eq!(engine.sweep(at(1_000 + IDLE)).unwrap().settled, 0);
+    assert_eq!(engine.sweep(at(1_001 + IDLE)).unwrap().settled, moved - 1);
+    assert_eq!(owners(&engine)[noisy].base, old);
+    assert_eq!(engine.sweep(at(1_501 + IDLE)).unwrap().settled, 1);
+    assert!(!engine.status().unwrap().services["web"].backends[&ip("10.0.0.11")].has_flows());
+    // Back in service it has its slots again.
+    edit(&mut engine, "10.0.0.11", Admin::Enabled);
+    engine.reconcile(at(3_000)).unwrap();
+    assert!(owners(&engine).iter().zip(had).all(|(now, had)| now.current == had.current));
+}
+
+#[test]
+fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let old = id(&engine, "10.0.0.11");
+    edit(&mut engine, "10.0.0.11", Admin::Removing { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    let quiet = 1_001 + IDLE;
+    let (flow, value) = pin(7, old, quiet);
+    engine.data_plane_mut().add_flow(flow, value);
+    for second in quiet..quiet + 5 {
+        assert!(engine.sweep(at(second)).unwrap().removed.is_empty());
+    }
+    let told = engine.status().unwrap();
+    assert_eq!(told.services["web"].backends[&ip("10.0.0.11")].pins, 1);
+    assert_eq!(told.pins.used, 1);
+    let ended = quiet + IDLE + 1;
+    assert_eq!(engine.sweep(at(ended)).unwrap().removed, [("web".to_owned(), ip("10.0.0.11"))]);
+    assert!(engine.data_plane().flow(&flow).is_none());
+    assert!(!engine.data_plane().backends().unwrap().contains_key(&old));
+    // It is told again, and not taken in again, until the operator's wish follows.
+    assert_eq!(engine.reconcile(at(ended)).unwrap(), Outcome::default());
+    assert_eq!(engine.sweep(at(ended + 1)).unwrap().removed.len(), 1);
+    let without = one_service(&[("10.0.0.12", 1)]);
+    set(&mut engine, without);
+    assert_eq!(engine.reconcile(at(ended + 1)).unwrap(), Outcome::default());
+    assert!(engine.sweep(at(ended + 2)).unwrap().removed.is_empty());
+}
+
+#[test]
+fn a_tracked_service_keeps_its_flows_without_base_owners() {
+    let mut desired = one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]);
+    desired.services.get_mut("web").unwrap().key.protocol = Protocol::Udp;
+    let mut engine = running(desired);
+    let old = id(&engine, "10.0.0.11");
+    let (FlowRef::Pin(key), value) = pin(7, old, 1_000) else { unreachable!() };
+    engine.data_plane_mut().add_flow(FlowRef::Tracked(key), value);
+    edit(&mut engine, "10.0.0.11", Admin::Removing { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| slot.current != old && slot.base == 0));
+    for second in [1_001, 1_002, 1_000 + IDLE] {
+        assert!(engine.sweep(at(second)).unwrap().removed.is_empty());
+    }
+    assert!(engine.data_plane().flow(&FlowRef::Tracked(key)).is_some());
+    assert_eq!(engine.sweep(at(1_001 + IDLE)).unwrap().removed.len(), 1);
+}
+
+#[test]
+fn a_deadline_ends_what_is_left() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let old = id(&engine, "10.0.0.11");
+    edit(&mut engine, "10.0.0.11", Admin::Removing { deadline: Some(at(1_060).wall) });
+    engine.reconcile(at(1_000)).unwrap();
+    let (flow, value) = pin(7, old, 1_059);
+    engine.data_plane_mut().add_flow(flow, value);
+    engine.sweep(at(1_059)).unwrap();
+    assert!(owners(&engine).iter().any(|slot| slot.base == old));
+    assert!(engine.data_plane().flow(&flow).is_some());
+    engine.sweep(at(1_060)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| slot.base == 0));
+    assert!(engine.data_plane().flow(&flow).is_none());
+    assert_eq!(engine.sweep(at(1_061)).unwrap().removed.len(), 1);
+}
+
+#[test]
+fn a_backend_that_is_down_loses_slots_bases_and_pins_at_once() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let old = id(&engine, "10.0.0.11");
+    edit(&mut engine, "10.0.0.11", Admin::Disabled);
+    engine.reconcile(at(1_000)).unwrap();
+    let (flow, value) = pin(7, old, 1_000);
+    engine.data_plane_mut().add_flow(flow, value);
+    engine.sweep(at(1_001)).unwrap();
+    assert!(owners(&engine).iter().any(|slot| slot.base == old));
+    edit(&mut engine, "10.0.0.11", Admin::Down);
+    engine.reconcile(at(1_002)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| slot.base == 0 && slot.current != old));
+    assert!(engine.data_plane().flow(&flow).is_none());
+    let entry = engine.data_plane().backends().unwrap()[&old];
+    assert_eq!(entry.flags & backend_flags::USABLE, 0);
+}
+
+#[test]
+fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let lost = id(&engine, "10.0.0.11");
+    let had = owners(&engine);
+    // A question that is not answered yet changes nothing.
+    hop(&mut engine, "10.0.0.11", pending());
+    assert_eq!(engine.reconcile(at(1_000)).unwrap(), Outcome::default());
+    hop(&mut engine, "10.0.0.11", unreachable());
+    engine.reconcile(at(1_001)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| slot.current != lost && slot.base != lost));
+    hop(&mut engine, "10.0.0.11", pending());
+    assert_eq!(engine.reconcile(at(1_002)).unwrap(), Outcome::default());
+    // It returns; the other's flows in its slots stay.
+    hop(&mut engine, "10.0.0.11", resolved(Want { address: ip("10.0.0.11"), mode: Mode::Dsr }));
+    engine.reconcile(at(1_003)).unwrap();
+    assert!(owners(&engine).iter().zip(&had).all(|(now, had)| now.current == had.current));
+    // The link goes, and comes back: nobody is usable in between, and nothing moves.
+    let before = owners(&engine);
+    for state in [unreachable(), pending()] {
+        let mut all = reached(&engine);
+        all.hops.values_mut().for_each(|hop| *hop = state.clone());
+        engine.set_neighbourhood(all);
+        assert_eq!(engine.reconcile(at(1_004)).unwrap().slots_moved, 0);
+        let usable = engine.data_plane().backends().unwrap();
+        assert!(usable.values().all(|entry| entry.flags & backend_flags::USABLE == 0));
+    }
+    hop(&mut engine, "10.0.0.11", pending());
+    assert_eq!(engine.reconcile(at(1_005)).unwrap().slots_moved, 0);
+    let all = reached(&engine);
+    engine.set_neighbourhood(all);
+    assert_eq!(engine.reconcile(at(1_006)).unwrap().slots_moved, 0);
+    assert_eq!(owners(&engine), before);
+}
+
+#[test]
+fn without_an_enabled_backend_new_flows_have_no_owner_and_old_ones_stay() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1)]));
+    let old = id(&engine, "10.0.0.11");
+    edit(&mut engine, "10.0.0.11", Admin::Draining { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    assert!(owners(&engine).iter().all(|slot| *slot == Owners { current: 0, base: old }));
+}
+
+#[test]
+fn an_id_rests_before_it_is_given_anew() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let released = id(&engine, "10.0.0.11");
+    set(&mut engine, one_service(&[("10.0.0.12", 1)]));
+    engine.reconcile(at(1_000)).unwrap();
+    set(&mut engine, one_service(&[("10.0.0.12", 1), ("10.0.0.13", 1)]));
+    engine.reconcile(at(1_001)).unwrap();
+    assert_ne!(id(&engine, "10.0.0.13"), released);
+    for second in 1_002..1_006 {
+        engine.sweep(at(second)).unwrap();
+    }
+    let all = one_service(&[("10.0.0.12", 1), ("10.0.0.13", 1), ("10.0.0.14", 1)]);
+    set(&mut engine, all);
+    engine.reconcile(at(1_006)).unwrap();
+    assert_eq!(id(&engine, "10.0.0.14"), released);
+}
+
+#[test]
+fn pins_end_by_their_state_and_the_marks_of_slots_after_them() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    let to = id(&engine, "10.0.0.12");
+    edit(&mut engine, "10.0.0.11", Admin::Draining { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    engine.data_plane().ring(0).unwrap()[0].touch_pinned(abi::stamp(1_000));
+    let closing = flow_flags::ESTABLISHED | flow_flags::CLOSING;
+    let pins = [(1, closing, 60), (2, 0, 75), (3, flow_flags::ESTABLISHED, IDLE)];
+    for (port, flags, _) in pins {
+        let (flow, value) = pin(port, to, 1_000);
+        engine.data_plane_mut().add_flow(flow, FlowValue { flags, ..value });
+    }
+    for (port, flags, lives) in pins {
+        let (flow, _) = pin(port, to, 0);
+        engine.sweep(at(1_000 + lives)).unwrap();
+        assert!(engine.data_plane().flow(&flow).is_some(), "flags {flags}");
+        assert_eq!(engine.sweep(at(1_001 + lives)).unwrap().expired, 1);
+        assert!(engine.data_plane().flow(&flow).is_none(), "flags {flags}");
+    }
+    let mark = |engine: &Engine<Fake>| engine.data_plane().ring(0).unwrap()[0].pinned();
+    engine.sweep(at(1_002 + IDLE)).unwrap();
+    assert_eq!(mark(&engine), abi::stamp(1_000));
+    engine.sweep(at(1_003 + IDLE)).unwrap();
+    assert_eq!(mark(&engine), 0);
+}
+
+#[test]
+fn what_has_no_room_is_named_and_the_rest_is_applied() {
+    let limits = Limits { services: 2, backends: 5, ..Limits::default() };
+    let mut engine = engine_of(three_services(), limits);
+    let told = format!("{:#}", engine.reconcile(at(1)).unwrap_err());
+    assert!(told.contains("`services` under [limits]") && told.contains("web"), "{told}");
+    assert_eq!(engine.data_plane().services().unwrap().len(), 2);
+    assert_eq!(engine.status().unwrap().last_error, Some(told));
+    let limits = Limits { backends: 6, ..Limits::default() };
+    let mut engine = engine_of(three_services(), limits);
+    let told = format!("{:#}", engine.reconcile(at(1)).unwrap_err());
+    assert!(told.contains("`backends` under [limits]") && told.contains("10.0.0.13"), "{told}");
+    assert_eq!(engine.data_plane().backends().unwrap().len(), 6);
+    assert_eq!(engine.data_plane().services().unwrap().len(), 3);
+}
+
+#[test]
+fn a_thousand_backends_fit_a_plan_and_lose_one_cheaply() {
+    let names: Vec<_> = (0..1_000).map(|n| format!("10.1.{}.{}", n / 250, n % 250 + 1)).collect();
+    let all: Vec<_> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    let with = |backends: &[(&str, u16)]| {
+        let mut desired = one_service(backends);
+        desired.services.get_mut("web").unwrap().ring_slots = abi::DEFAULT_RING_SLOTS;
+        desired
+    };
+    let mut engine = running(with(&all));
+    assert_eq!(engine.status().unwrap().backends_used.used, 1_000);
+    set(&mut engine, with(&all[1..]));
+    let moved = engine.reconcile(at(101)).unwrap().slots_moved;
+    // Its own 65 or 66 slots, and about 1 % of the others'.
+    assert!((65..1_400).contains(&moved), "{moved} slots moved");
+}

@@ -1,0 +1,305 @@
+//! The life of the data plane in the real kernel: made, adopted, changed and taken away.
+//!
+//! Needs root; every test has a network namespace and a pin folder of its own.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::IpAddr,
+    num::NonZeroU16,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::abi::{self, FlowKey, FlowValue, Owners};
+use lb_userspace::{
+    datapath::{DataPlane, FlowRef, FlowTable, Xdp, detach},
+    desired::{Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    engine::{Engine, Now, Outcome},
+    netlink::{Neighbourhood, NextHop, Resolution},
+    settings::{Limits, Settings, XdpModes},
+};
+
+/// A network namespace with a pair of interfaces, and a folder for pins; both go when it does.
+struct Site {
+    name: String,
+    settings: Settings,
+}
+
+impl Site {
+    /// Enters the namespace with the calling thread, which is the test's own.
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // SAFETY: no arguments, no effect.
+        assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root: run it through sudo");
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("lbt-{}-{}", std::process::id(), 900 + number);
+        let site = Self {
+            settings: Settings {
+                interfaces: vec!["va".into()],
+                pin_dir: PathBuf::from("/sys/fs/bpf").join(&name),
+                limits: Limits { services: 8, backends: 64, pins: 1_024, ..Limits::default() },
+                ..Settings::default()
+            },
+            name,
+        };
+        ip(&["netns", "add", &site.name]);
+        let netns = fs::File::open(format!("/var/run/netns/{}", site.name)).unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&netns);
+        // SAFETY: the descriptor is of a network namespace; only this thread moves.
+        let entered = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
+        assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+        ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
+        ip(&["link", "set", "va", "up"]);
+        ip(&["link", "set", "vb", "up"]);
+        site
+    }
+
+    fn open(&self) -> Xdp {
+        Xdp::open(&self.settings).unwrap()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = detach(&self.settings.pin_dir);
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn ip(args: &[&str]) {
+    let status = Command::new("ip").args(args).status().unwrap();
+    assert!(status.success(), "ip {}", args.join(" "));
+}
+
+/// The id of the program on an interface, as iproute2 tells it.
+fn program_on(interface: &str) -> Option<String> {
+    let shown = Command::new("ip").args(["-d", "link", "show", interface]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "prog/xdp");
+    words.find(|word| *word == "id")?;
+    words.next().map(str::to_owned)
+}
+
+fn desired(backends: &[&str]) -> Desired {
+    let vip: IpAddr = "10.0.0.100".parse().unwrap();
+    let one = Backend { weight: Weight(NonZeroU16::MIN), admin: Default::default() };
+    let service = Service {
+        key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
+        mode: Mode::Dsr,
+        udp_policy: UdpPolicy::Tracked,
+        ring_slots: 4_093,
+        idle_timeout: Duration::from_secs(900),
+        syn_budget: 1_000,
+        backends: backends.iter().map(|to| (to.parse().unwrap(), one)).collect(),
+    };
+    Desired { services: [("web".to_owned(), service)].into() }
+}
+
+fn set<D: DataPlane>(engine: &mut Engine<D>, desired: Desired) {
+    engine.set_desired(desired);
+    let mac = [2, 0, 0, 0, 0, 9];
+    let l2 = [&mac[..], &[2, 0, 0, 0, 0, 1, 8, 0]].concat();
+    let hop = NextHop { ifindex: 2, interface: "va".into(), mac, l2, mtu: 1500 };
+    let hops = engine.wants().into_iter().map(|want| (want, Resolution::Resolved(hop.clone())));
+    let own_macs = vec![[2, 0, 0, 0, 0, 1]];
+    engine.set_neighbourhood(Neighbourhood {
+        hops: hops.collect(),
+        own_macs,
+        ..Default::default()
+    });
+}
+
+fn owners(engine: &Engine<Xdp>) -> Vec<Owners> {
+    engine.data_plane().ring(0).unwrap().iter().map(abi::Slot::owners).collect()
+}
+
+#[test]
+fn a_new_start_adopts_the_maps_and_swaps_the_program() {
+    let site = Site::new();
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    set(&mut engine, desired(&["10.0.0.11", "10.0.0.12"]));
+    assert!(engine.reconcile(Now::read()).unwrap().changes > 0);
+    let first = program_on("va").unwrap();
+    let before = owners(&engine);
+    assert!(before.iter().all(|slot| slot.base == 0 && (1..=2).contains(&slot.current)));
+    // A stamp of the program's survives a change of the ring, and of the daemon.
+    engine.data_plane().ring(0).unwrap()[0].touch_pinned(77);
+    drop(engine);
+    assert_eq!(program_on("va").as_ref(), Some(&first), "the program stays without the daemon");
+
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    let second = program_on("va").unwrap();
+    assert_ne!(second, first);
+    engine.set_desired(desired(&["10.0.0.11", "10.0.0.12"]));
+    assert_eq!(engine.reconcile(Now::read()).unwrap(), Outcome::default());
+    assert_eq!(owners(&engine), before);
+    let told = engine.status().unwrap();
+    assert_eq!((told.services_used.used, told.backends_used.used), (1, 2));
+    let interface = &told.interfaces[0];
+    assert!(interface.attached && interface.mode == "native", "{interface:?}");
+
+    set(&mut engine, desired(&["10.0.0.11", "10.0.0.12", "10.0.0.13"]));
+    assert!(engine.reconcile(Now::read()).unwrap().slots_moved > 1_000);
+    for (now, had) in owners(&engine).iter().zip(&before) {
+        let base = if now.current == had.current { 0 } else { had.current };
+        assert_eq!(now.base, base);
+    }
+    assert_eq!(engine.data_plane().ring(0).unwrap()[0].pinned(), 77);
+    engine.sweep(Now::read()).unwrap();
+
+    // Another daemon reads the same from the maps as this one has written.
+    let data_plane = engine.into_data_plane();
+    assert_eq!(data_plane.backends().unwrap().keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(data_plane.own_macs().unwrap(), [[2, 0, 0, 0, 0, 1]]);
+    assert_eq!(data_plane.vips().unwrap().len(), 1);
+    assert_eq!(data_plane.services().unwrap().len(), 1);
+    for table in FlowTable::ALL {
+        data_plane.flows(table, &mut |flow, _| panic!("{flow:?}")).unwrap();
+    }
+}
+
+#[test]
+fn a_service_that_is_removed_leaves_nothing_behind() {
+    let site = Site::new();
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    set(&mut engine, desired(&["10.0.0.11"]));
+    engine.reconcile(Now::read()).unwrap();
+    set(&mut engine, Desired::default());
+    engine.reconcile(Now::read()).unwrap();
+    let data_plane = engine.into_data_plane();
+    assert!(data_plane.services().unwrap().is_empty() && data_plane.vips().unwrap().is_empty());
+    assert!(data_plane.backends().unwrap().is_empty() && data_plane.rings().unwrap().is_empty());
+}
+
+#[test]
+fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
+    let mut site = Site::new();
+    site.settings.limits.pins = 20_000;
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    set(&mut engine, desired(&["10.0.0.11"]));
+    engine.reconcile(Now::read()).unwrap();
+    let maps = site.settings.pin_dir.join(format!("v{}", abi::ABI_VERSION));
+    let pins = MapData::from_pin(maps.join("PINS")).unwrap();
+    let mut pins: HashMap<_, FlowKey, FlowValue> = Map::HashMap(pins).try_into().unwrap();
+    let now = Now::read();
+    let key = |port: u16| FlowKey { source: [1; 16], port: port.into(), service: 0 };
+    for port in 0..15_000_u16 {
+        // A third each: alive, silent for too long, and on a backend that is not there.
+        let (backend, seen) = match port % 3 {
+            0 => (1, now.mono_secs),
+            1 => (1, now.mono_secs.wrapping_sub(2_000)),
+            _ => (7, now.mono_secs),
+        };
+        let value = FlowValue { backend, flags: abi::flow_flags::ESTABLISHED, seen };
+        pins.insert(key(port), value, 0).unwrap();
+    }
+    let mut met = BTreeSet::new();
+    let mut visit = |flow, _| match flow {
+        FlowRef::Pin(key) => assert!(met.insert(key.port.get()), "met twice"),
+        other => panic!("{other:?}"),
+    };
+    engine.data_plane().flows(FlowTable::Pins, &mut visit).unwrap();
+    assert!(met.into_iter().eq(0..15_000));
+    // The slots say that there are pins, which is what makes a sweep look.
+    engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(now.mono_secs));
+    let looked = Now { mono_secs: (now.mono_secs / 64 + 1) * 64, ..now };
+    engine.sweep(looked).unwrap();
+    let later = Now { mono_secs: looked.mono_secs + 1, ..now };
+    engine.sweep(later).unwrap();
+    let told = engine.status().unwrap();
+    assert_eq!(told.pins.used, 5_000);
+    assert_eq!(told.services["web"].backends.values().next().unwrap().pins, 5_000);
+    assert_eq!(pins.keys().count(), 5_000);
+    // One that has changed since it was seen is not deleted.
+    let stale = FlowValue { backend: 1, flags: 0, seen: 0 };
+    let mut data_plane = engine.into_data_plane();
+    assert!(!data_plane.delete_flow(&FlowRef::Pin(key(0)), stale).unwrap());
+    assert!(pins.get(&key(0), 0).is_ok());
+}
+
+#[test]
+fn detach_removes_link_and_maps_and_says_so() {
+    let site = Site::new();
+    drop(site.open());
+    assert!(program_on("va").is_some());
+    let removed = detach(&site.settings.pin_dir).unwrap();
+    assert_eq!(removed.len(), 2, "{removed:?}");
+    assert!(removed[0].contains("link-va") && removed[1].contains("14 maps"), "{removed:?}");
+    assert_eq!(program_on("va"), None);
+    assert!(!site.settings.pin_dir.exists());
+    assert!(detach(&site.settings.pin_dir).unwrap().is_empty());
+}
+
+#[test]
+fn adopted_maps_keep_their_limits() {
+    let mut site = Site::new();
+    drop(site.open());
+    site.settings.limits.backends = 128;
+    assert_eq!(site.open().limits().backends, 64);
+    detach(&site.settings.pin_dir).unwrap();
+    assert_eq!(site.open().limits().backends, 128);
+}
+
+#[test]
+fn interfaces_come_and_go_with_the_settings() {
+    let mut site = Site::new();
+    drop(site.open());
+    site.settings.interfaces = vec!["vb".into()];
+    drop(site.open());
+    assert_eq!((program_on("va"), program_on("vb").is_some()), (None, true));
+    // The interface is made anew: the old link is dead, and a new one is made.
+    ip(&["link", "del", "va"]);
+    ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
+    assert!(site.open().interfaces()[0].attached);
+    // A wrong name is told, and what runs goes on.
+    site.settings.interfaces = vec!["vc".into()];
+    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    assert!(told.contains("interface vc"), "{told}");
+    assert!(program_on("vb").is_some());
+}
+
+#[test]
+fn generic_mode_is_taken_where_it_is_asked_for_and_left_again() {
+    let mut site = Site::new();
+    site.settings.xdp = XdpModes::Generic;
+    assert_eq!(site.open().interfaces()[0].mode, "generic");
+    site.settings.xdp = XdpModes::Native;
+    let interface = &site.open().interfaces()[0];
+    assert!(interface.mode == "native" && interface.attached, "{interface:?}");
+}
+
+#[test]
+fn a_foreign_program_is_named_and_only_its_owner_ends_its_link() {
+    let site = Site::new();
+    drop(site.open());
+    // To another pin folder the program that runs is foreign.
+    let mut other = site.settings.clone();
+    other.pin_dir.set_file_name(format!("{}-other", site.name));
+    let told = format!("{:#}", Xdp::open(&other).unwrap_err());
+    assert!(told.contains("`balance`") && told.contains("--force"), "{told}");
+    other.force = true;
+    let told = format!("{:#}", Xdp::open(&other).unwrap_err());
+    assert!(told.contains("only its owner"), "{told}");
+    assert!(!other.pin_dir.exists(), "a failed first start leaves no maps");
+}
+
+#[test]
+fn maps_of_another_version_are_not_run_over() {
+    let site = Site::new();
+    drop(site.open());
+    let other = site.settings.pin_dir.join("v99999");
+    fs::create_dir(&other).unwrap();
+    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    assert!(told.contains("v99999") && told.contains("lbctl detach"), "{told}");
+    fs::remove_dir(&other).unwrap();
+    // A map of another kind under one of our names.
+    let maps = site.settings.pin_dir.join(format!("v{}", abi::ABI_VERSION));
+    fs::rename(maps.join("PINS"), maps.join("kept")).unwrap();
+    fs::rename(maps.join("VIPS"), maps.join("PINS")).unwrap();
+    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    assert!(told.contains("PINS: a map of type") && told.contains("lbctl detach"), "{told}");
+}

@@ -1,0 +1,327 @@
+//! The balancer under test: `lbd` and `lbctl` as they were built, on the lab's balancer host.
+
+use std::{
+    env, fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Output},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    command,
+    lab::{INTERFACE, Lab},
+    namespace::Namespace,
+    process::{Orphan, Process},
+    status::Status,
+    wait,
+};
+
+/// How long `lbd` may take for anything that it does at once.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A service of the configuration.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// The VIP.
+    pub vip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// `dsr` or `ipip`.
+    pub mode: &'static str,
+    /// The backends' addresses.
+    pub backends: Vec<IpAddr>,
+    /// More lines of the configuration: `idle_timeout = "3s"`.
+    pub settings: String,
+}
+
+/// `lbd` on the lab's balancer. When dropped, it is killed and its pins are removed, unless the lab
+/// stays.
+#[derive(Debug)]
+pub struct Balancer {
+    process: Option<Process>,
+    namespace: Namespace,
+    folder: PathBuf,
+    pins: PathBuf,
+    binaries: PathBuf,
+    orphan: Orphan,
+}
+
+impl Balancer {
+    /// Writes the configuration of these services. `lbd` is not started.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be written, or the binaries are not built.
+    pub fn new(lab: &Lab, services: &[Service]) -> Result<Self> {
+        let balancer = Self {
+            process: None,
+            namespace: Namespace::existing(lab.balancer.namespace.name()),
+            folder: lab.folder().to_owned(),
+            pins: lab.pins().join(&lab.balancer.name),
+            binaries: binaries()?,
+            orphan: lab.orphan(),
+        };
+        balancer.configure(services)?;
+        Ok(balancer)
+    }
+
+    /// As [`Self::new`], and starts `lbd` and waits until it can send to every backend.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come to that.
+    pub fn start(lab: &Lab, services: &[Service]) -> Result<Self> {
+        let mut balancer = Self::new(lab, services)?;
+        balancer.launch()?;
+        balancer.wait_usable()?;
+        Ok(balancer)
+    }
+
+    /// Writes the configuration.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be written.
+    pub fn configure(&self, services: &[Service]) -> Result<()> {
+        let (folder, pins) = (self.folder.display(), self.pins.display());
+        let mut config = format!(
+            "interfaces = [\"{INTERFACE}\"]\nxdp = \"native\"\ngroup = \"root\"\n\
+             seed = \"000102030405060708090a0b0c0d0e0f\"\npin_dir = \"{pins}\"\n\
+             socket = \"{folder}/lbd.sock\"\nstate_file = \"{folder}/state.json\"\n"
+        );
+        for service in services {
+            config.push_str(&service.toml());
+        }
+        fs::write(self.config(), config).context("write lbd.toml")
+    }
+
+    /// Path of the configuration.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("lbd.toml")
+    }
+
+    /// Path of the socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("lbd.sock")
+    }
+
+    /// The folder in which maps and links are pinned.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// From now on, `lbd` and `lbctl` of another folder are run: an upgrade.
+    pub fn use_binaries(&mut self, folder: &Path) {
+        folder.clone_into(&mut self.binaries);
+    }
+
+    /// Starts `lbd` and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub fn launch(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "lbd runs already");
+        let lbd = self.binaries.join("lbd");
+        let config = self.config();
+        let config = config.to_string_lossy();
+        let log = self.folder.join("lbd.log");
+        let mut process =
+            Process::start(&self.namespace, &lbd, &["--config", &config], &log, self.orphan)?;
+        wait::until(SOON, "lbd answers", || {
+            process.check()?;
+            self.status()
+        })
+        .with_context(|| format!("lbd wrote:\n{}", process.log()))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Waits until every backend of every service can be sent to.
+    ///
+    /// # Errors
+    ///
+    /// If that does not come to pass.
+    pub fn wait_usable(&self) -> Result<Status> {
+        wait::until(SOON, "every backend is usable", || {
+            let status = self.status()?;
+            for (name, service) in &status.services {
+                for (address, backend) in &service.backends {
+                    if let Some(why) = &backend.unusable {
+                        bail!("{name} {address}: {why}");
+                    }
+                }
+            }
+            ensure!(status.last_error.is_none(), "last error: {:?}", status.last_error);
+            Ok(status)
+        })
+        .with_context(|| format!("lbd wrote:\n{}", self.log()))
+    }
+
+    /// What `lbd` wrote so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("lbd.log")).unwrap_or_default()
+    }
+
+    /// Stops `lbd` (SIGTERM); forwarding goes on.
+    ///
+    /// # Errors
+    ///
+    /// If it does not end.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.take().context("lbd does not run")?.stop()
+    }
+
+    /// Kills `lbd` (SIGKILL); forwarding goes on.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().context("lbd does not run")?.kill()
+    }
+
+    /// Sends `lbd` a signal.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        self.process.as_ref().context("lbd does not run")?.signal(signal)
+    }
+
+    /// That `lbd` still runs.
+    ///
+    /// # Errors
+    ///
+    /// If it does not; the error has what it wrote.
+    pub fn check(&mut self) -> Result<()> {
+        self.process.as_mut().context("lbd does not run")?.check()
+    }
+
+    /// Runs `lbctl` with these arguments; what it printed.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub fn lbctl(&self, args: &[&str]) -> Result<String> {
+        let mut lbctl = self.lbctl_command();
+        command::run(lbctl.args(args))
+    }
+
+    /// Runs `lbctl` with these arguments, however it ends.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub fn lbctl_output(&self, args: &[&str]) -> Result<Output> {
+        let mut lbctl = self.lbctl_command();
+        command::output(lbctl.args(args), "")
+    }
+
+    /// A command for `lbctl` on the balancer's host, against this `lbd`.
+    #[must_use]
+    pub fn lbctl_command(&self) -> std::process::Command {
+        let mut lbctl = self.namespace.command(self.binaries.join("lbctl"));
+        lbctl.arg("--socket").arg(self.socket());
+        lbctl
+    }
+
+    /// What `lbctl status` tells.
+    ///
+    /// # Errors
+    ///
+    /// If `lbd` does not answer.
+    pub fn status(&self) -> Result<Status> {
+        Status::parse(&self.lbctl(&["-o", "json", "status"])?)
+    }
+
+    /// Lets `lbd` run on when this is dropped.
+    pub fn keep(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.keep();
+        }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        if self.orphan == Orphan::Stays {
+            return;
+        }
+        if let Some(process) = self.process.take() {
+            let _ = process.kill();
+        }
+        let _ = fs::remove_dir_all(&self.pins);
+    }
+}
+
+impl Service {
+    /// A TCP service without more settings.
+    #[must_use]
+    pub fn tcp(
+        name: &str,
+        vip: impl Into<IpAddr>,
+        port: u16,
+        mode: &'static str,
+        backends: Vec<IpAddr>,
+    ) -> Self {
+        let (name, vip, settings) = (name.to_owned(), vip.into(), String::new());
+        Self { name, vip, port, protocol: "tcp", mode, backends, settings }
+    }
+
+    /// With more lines of configuration.
+    #[must_use]
+    pub fn with(mut self, settings: &str) -> Self {
+        self.settings.push_str(settings);
+        self.settings.push('\n');
+        self
+    }
+
+    fn toml(&self) -> String {
+        let Self { name, vip, port, protocol, mode, settings, .. } = self;
+        let backends = self
+            .backends
+            .iter()
+            .map(|address| format!("  [[service.backend]]\n  address = \"{address}\"\n"));
+        format!(
+            "\n[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {port}\n\
+             protocol = \"{protocol}\"\nmode = \"{mode}\"\n{settings}{}",
+            backends.collect::<String>()
+        )
+    }
+}
+
+/// The folder of the built binaries: `LB_BIN_DIR`, or that of this program.
+///
+/// # Errors
+///
+/// If `lbd` and `lbctl` are not there.
+pub fn binaries() -> Result<PathBuf> {
+    let folder = match env::var_os("LB_BIN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            let program = env::current_exe().context("path of this program")?;
+            let folder = program.parent().context("folder of this program")?;
+            // Tests are in `deps`, beside the binaries' folder.
+            let tests = folder.ends_with("deps");
+            if tests { folder.parent().context("target folder")? } else { folder }.to_owned()
+        }
+    };
+    for program in ["lbd", "lbctl"] {
+        let path = folder.join(program);
+        ensure!(path.is_file(), "{} is not built; `cargo xtask build` does it", path.display());
+    }
+    Ok(folder)
+}

@@ -1,0 +1,139 @@
+//! As much of an HTTP client as the tests need: one connection, requests one after another, the
+//! body in full.
+
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::namespace::Namespace;
+
+/// A connection to a web host.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+/// What a web host answered.
+#[derive(Debug)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// Who answered: the header `X-Backend`.
+    pub backend: String,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects from a namespace; `timeout` is also how long any later read or write may take.
+    ///
+    /// # Errors
+    ///
+    /// If nobody answers.
+    pub fn open(from: &Namespace, to: SocketAddr, timeout: Duration) -> Result<Self> {
+        from.enter(|| Self::open_here(to, timeout))?
+    }
+
+    /// Connects from the namespace of this thread.
+    ///
+    /// # Errors
+    ///
+    /// If nobody answers.
+    pub fn open_here(to: SocketAddr, timeout: Duration) -> Result<Self> {
+        let stream =
+            TcpStream::connect_timeout(&to, timeout).with_context(|| format!("connect to {to}"))?;
+        stream.set_nodelay(true).context("TCP_NODELAY")?;
+        stream.set_read_timeout(Some(timeout)).context("read timeout")?;
+        stream.set_write_timeout(Some(timeout)).context("write timeout")?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// The client's end.
+    ///
+    /// # Errors
+    ///
+    /// If the socket has none.
+    pub fn local_addr(&self) -> Result<SocketAddr> {
+        self.stream.get_ref().local_addr().context("address of the socket")
+    }
+
+    /// Sends a GET and reads the answer.
+    ///
+    /// # Errors
+    ///
+    /// If the connection breaks, or what comes is not HTTP.
+    pub fn get(&mut self, path: &str) -> Result<Response> {
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n\r\n"), &[])?;
+        self.receive()
+    }
+
+    /// Sends `body` by POST and reads the answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::get`].
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Result<Response> {
+        let length = body.len();
+        self.send(
+            &format!("POST {path} HTTP/1.1\r\nHost: vip\r\nContent-Length: {length}\r\n\r\n"),
+            body,
+        )?;
+        self.receive()
+    }
+
+    fn send(&mut self, head: &str, body: &[u8]) -> Result<()> {
+        let stream = self.stream.get_mut();
+        stream.write_all(head.as_bytes()).context("send the request")?;
+        stream.write_all(body).context("send the body")
+    }
+
+    fn receive(&mut self) -> Result<Response> {
+        let status = self.line()?;
+        let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let status = status.context("not an HTTP status line")?;
+        let (mut length, mut backend) = (None, None);
+        loop {
+            let line = self.line()?;
+            let Some((name, value)) = line.split_once(':') else { break };
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => length = Some(value.trim().parse::<usize>().context("length")?),
+                "x-backend" => backend = Some(value.trim().to_owned()),
+                _ => {}
+            }
+        }
+        let mut body = vec![0; length.context("an answer without Content-Length")?];
+        self.stream.read_exact(&mut body).context("read the body")?;
+        Ok(Response { status, backend: backend.context("an answer without X-Backend")?, body })
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let read = self.stream.read_line(&mut line).context("read the answer")?;
+        if read == 0 {
+            bail!(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
+        }
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+impl Response {
+    /// That the request succeeded.
+    ///
+    /// # Errors
+    ///
+    /// If the status is not 200.
+    pub fn ok(self) -> Result<Self> {
+        ensure!(self.status == 200, "status {} from {}", self.status, self.backend);
+        Ok(self)
+    }
+
+    /// The body as text, without the line end.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim_end().to_owned()
+    }
+}

@@ -1,0 +1,478 @@
+//! The lab: a client, a balancer and web hosts on one bridge, each a network namespace.
+//!
+//! ```text
+//!  client .2 ──┐                 ┌── web1 .11 (nginx, VIPs on lo)      10.0.0.0/24
+//!              ├── switch (br0) ─┼── web2 .12                          fd00::/64
+//!  balancer .5 ┘                 └── web3 .13
+//!
+//!  with a router: client 10.1.0.2 ── router 10.1.0.1, 10.0.0.1 ── switch ...
+//! ```
+//!
+//! The balancer has the VIPs on its interface, so that it answers for them on the wire. A folder
+//! under [`ROOT`] holds the lab's files and the record by which [`sweep`] finds what is left of it.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    command,
+    namespace::{self, Namespace},
+    nginx::{self, Nginx},
+    process::{Orphan, kill_all, started},
+    xdp,
+};
+
+/// Where the folders of labs are.
+pub const ROOT: &str = "/run/lb-lab";
+
+/// Where bpffs is mounted.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The interface of every host.
+pub const INTERFACE: &str = "eth0";
+
+/// The VIPs that every lab knows, IPv4.
+pub const VIPS_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(10, 0, 0, 100), Ipv4Addr::new(10, 0, 0, 101), Ipv4Addr::new(10, 0, 0, 102)];
+
+/// The VIPs that every lab knows, IPv6.
+pub const VIPS_V6: [Ipv6Addr; 2] = [
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100),
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x101),
+];
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many web hosts.
+    pub webs: u8,
+    /// Whether the client is behind a router.
+    pub router: bool,
+    /// Whether the lab stays when its maker ends.
+    pub stays: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { webs: 3, router: false, stays: false }
+    }
+}
+
+/// A host of the lab.
+#[derive(Debug)]
+pub struct Host {
+    /// What it is called: `client`, `web1`.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+}
+
+/// A web host.
+#[derive(Debug)]
+pub struct Web {
+    /// nginx on it.
+    pub nginx: Nginx,
+    /// The host.
+    pub host: Host,
+}
+
+/// The hosts and the wires between them. All is gone when it is dropped, unless it
+/// [`stays`](Options::stays).
+#[derive(Debug)]
+pub struct Lab {
+    /// The web hosts.
+    pub webs: Vec<Web>,
+    /// The client.
+    pub client: Host,
+    /// The balancer.
+    pub balancer: Host,
+    /// The router before the client, where there is one: `eth0` to the switch, `eth1` to the
+    /// client.
+    pub router: Option<Host>,
+    switch: Namespace,
+    record: Record,
+    folder: PathBuf,
+}
+
+/// What is known of a lab without being its maker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name, which is also that of its folders.
+    pub name: String,
+    /// Its maker's pid.
+    pub pid: u32,
+    /// When its maker started, as [`started`] tells.
+    pub started: u64,
+    /// Whether it stays when its maker ends.
+    pub stays: bool,
+    /// The hosts' names and their namespaces' names.
+    pub hosts: Vec<(String, String)>,
+}
+
+impl Lab {
+    /// Builds the lab and starts nginx on its web hosts.
+    ///
+    /// # Errors
+    ///
+    /// If something is missing or the kernel refuses; nothing is left behind then.
+    pub fn new(options: &Options) -> Result<Self> {
+        mount_bpffs()?;
+        let switch = Namespace::new("switch")?;
+        // The kernel gave the number in the name to this process alone.
+        let name = switch.name().trim_end_matches("-switch").to_owned();
+        let record = Record {
+            name,
+            pid: process::id(),
+            started: started(process::id()).context("own start in /proc")?,
+            stays: options.stays,
+            hosts: vec![("switch".into(), switch.name().to_owned())],
+        };
+        let client = Host::new("client", 2)?;
+        let balancer = Host::new("balancer", 5)?;
+        let router = options.router.then(|| Host::new("router", 1)).transpose()?;
+        let folder = Path::new(ROOT).join(&record.name);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .with_context(|| format!("create {}", folder.display()))?;
+        let mut lab = Self { client, balancer, router, webs: Vec::new(), switch, record, folder };
+        let pins = lab.pins();
+        fs::create_dir(&pins).with_context(|| format!("create {}", pins.display()))?;
+        lab.wire().context("wire the lab")?;
+        lab.start_webs(options)?;
+        let hosts = lab.hosts().map(|host| (host.name.clone(), host.namespace.name().to_owned()));
+        let hosts: Vec<_> = hosts.collect();
+        lab.record.hosts.extend(hosts);
+        let record = serde_json::to_vec_pretty(&lab.record).context("the lab's record")?;
+        fs::write(lab.folder.join("lab.json"), record).context("write lab.json")?;
+        if options.stays {
+            lab.keep();
+        }
+        Ok(lab)
+    }
+
+    /// The lab's name, unique on this machine.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// The folder for everything that belongs to the lab.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder in bpffs, for a folder or a pin of each host.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        pins(self.name())
+    }
+
+    /// What becomes of the lab's processes when this process ends.
+    #[must_use]
+    pub fn orphan(&self) -> Orphan {
+        if self.record.stays { Orphan::Stays } else { Orphan::Dies }
+    }
+
+    /// All hosts but the switch.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        [&self.client, &self.balancer]
+            .into_iter()
+            .chain(&self.router)
+            .chain(self.webs.iter().map(|web| &web.host))
+    }
+
+    /// The web host with this name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn web(&self, name: &str) -> Result<&Web> {
+        let found = self.webs.iter().find(|web| web.host.name == name);
+        found.with_context(|| format!("no web host {name}"))
+    }
+
+    /// The bridge's interfaces have the hosts' names.
+    #[must_use]
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
+    }
+
+    fn wire(&mut self) -> Result<()> {
+        self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
+        self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;
+        let vips = |device: &str| {
+            let v4 = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev {device}\n")).concat();
+            let v6 = VIPS_V6.map(|vip| format!("addr add {vip}/128 dev {device} nodad\n")).concat();
+            v4 + &v6
+        };
+        for host in [&self.client, &self.balancer].into_iter().chain(&self.router) {
+            host.quieten()?;
+        }
+        self.plug(&self.balancer)?;
+        xdp::pass(&self.switch, &self.balancer.name, &self.pins().join("switch"))?;
+        self.balancer.namespace.ip(&vips(INTERFACE))?;
+        let Some(router) = &self.router else { return self.plug(&self.client) };
+        self.plug(router)?;
+        router.namespace.sysctl(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/conf/all/send_redirects", "0"),
+        ])?;
+        let client = self.client.namespace.name().to_owned();
+        router.namespace.ip(&format!(
+            "link add eth1 type veth peer name {INTERFACE} netns {client}\n\
+             addr add 10.1.0.1/24 dev eth1\naddr add fd00:1::1/64 dev eth1 nodad\nlink set eth1 up"
+        ))?;
+        self.client.v4 = Ipv4Addr::new(10, 1, 0, 2);
+        self.client.v6 = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2);
+        self.client.namespace.ip(
+            "addr add 10.1.0.2/24 dev eth0\naddr add fd00:1::2/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via 10.1.0.1\nroute add default via fd00:1::1",
+        )?;
+        router.namespace.ethtool("eth1", OFFLOADS)?;
+        self.client.namespace.ethtool(INTERFACE, OFFLOADS)?;
+        self.balancer.namespace.ip(TO_THE_ROUTER).map(drop)
+    }
+
+    /// Connects a host to the switch.
+    fn plug(&self, host: &Host) -> Result<()> {
+        let (port, namespace) = (&host.name, host.namespace.name());
+        self.switch.ip(&format!(
+            "link add {port} type veth peer name {INTERFACE} netns {namespace}\n\
+             link set {port} master br0\nlink set {port} up"
+        ))?;
+        let (v4, v6) = (host.v4, host.v6);
+        host.namespace.ip(&format!(
+            "addr add {v4}/24 dev {INTERFACE}\naddr add {v6}/64 dev {INTERFACE} nodad\n\
+             link set {INTERFACE} up"
+        ))?;
+        host.namespace.ethtool(INTERFACE, OFFLOADS)?;
+        self.switch.ethtool(port, OFFLOADS)
+    }
+
+    fn start_webs(&mut self, options: &Options) -> Result<()> {
+        let big = self.folder.join("big");
+        fs::write(&big, nginx::big()).with_context(|| format!("write {}", big.display()))?;
+        for n in 1..=options.webs {
+            let host = Host::new(&format!("web{n}"), 10 + n)?;
+            host.quieten()?;
+            // A web host takes packets for the VIP, and leaves it to the balancer to say so.
+            host.namespace.sysctl(&[
+                ("ipv4/conf/all/arp_ignore", "1"),
+                ("ipv4/conf/all/arp_announce", "2"),
+            ])?;
+            self.plug(&host)?;
+            let v4 = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev lo\n")).concat();
+            let v6 = VIPS_V6.map(|vip| format!("addr add {vip}/128 dev lo nodad\n")).concat();
+            host.namespace.ip(&(v4 + &v6))?;
+            if options.router {
+                host.namespace.ip(TO_THE_ROUTER)?;
+            }
+            let folder = self.folder.join(&host.name);
+            let nginx = Nginx::start(&host.namespace, &host.name, &folder, &big, self.orphan())?;
+            self.webs.push(Web { nginx, host });
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self) {
+        self.switch.keep();
+        for host in [&mut self.client, &mut self.balancer].into_iter().chain(&mut self.router) {
+            host.namespace.keep();
+        }
+        for web in &mut self.webs {
+            web.nginx.keep();
+            web.host.namespace.keep();
+        }
+    }
+}
+
+/// The hosts' way to a client behind the router.
+const TO_THE_ROUTER: &str = "route add default via 10.0.0.1\nroute add default via fd00::1";
+
+/// XDP programs see packets as senders leave them: without segmentation and checksums by the
+/// interface, which a veth pair promises and never does.
+const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.record.stays {
+            let _ = fs::remove_dir_all(self.pins());
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+impl Host {
+    fn new(name: &str, last: u8) -> Result<Self> {
+        // The last part of the IPv6 address reads as that of the IPv4 address: .11 and ::11.
+        let v6 = u16::from_str_radix(&last.to_string(), 16).context("decimal digits are hex")?;
+        Ok(Self {
+            name: name.to_owned(),
+            namespace: Namespace::new(name)?,
+            v4: Ipv4Addr::new(10, 0, 0, last),
+            v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, v6),
+        })
+    }
+
+    /// Its address of the family of `like`.
+    #[must_use]
+    pub fn address(&self, like: IpAddr) -> IpAddr {
+        if like.is_ipv4() { self.v4.into() } else { self.v6.into() }
+    }
+
+    /// Settings that every host has before it has an interface.
+    fn quieten(&self) -> Result<()> {
+        self.namespace.sysctl(&[
+            // Packets with a source out of nowhere come out of tunnels.
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/accept_ra", "0"),
+        ])
+    }
+}
+
+impl Record {
+    /// Whether its maker lives, or it needs none.
+    #[must_use]
+    pub fn alive(&self) -> bool {
+        self.stays || started(self.pid) == Some(self.started)
+    }
+
+    /// The namespace of a host.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such host; the error names those that there are.
+    pub fn namespace(&self, host: &str) -> Result<Namespace> {
+        let found = self.hosts.iter().find(|(name, _)| name == host);
+        let names = || self.hosts.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>();
+        let (_, namespace) =
+            found.with_context(|| format!("no host `{host}`; one of: {}", names().join(", ")))?;
+        Ok(Namespace::existing(namespace))
+    }
+
+    /// The lab's folder.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        Path::new(ROOT).join(&self.name)
+    }
+
+    /// Removes everything of the lab: processes, namespaces, pins, files.
+    ///
+    /// # Errors
+    ///
+    /// If a part of it can't be removed.
+    pub fn remove(&self) -> Result<()> {
+        for (name, _) in namespace::all()?.iter().filter(|(name, _)| self.owns(name)) {
+            remove_namespace(name)?;
+        }
+        remove_folder(&pins(&self.name))?;
+        remove_folder(&self.folder())
+    }
+
+    fn owns(&self, namespace: &str) -> bool {
+        self.hosts.iter().any(|(_, name)| name == namespace)
+    }
+}
+
+/// The labs on this machine, newest first.
+///
+/// # Errors
+///
+/// If their folder can't be read.
+pub fn labs() -> Result<Vec<Record>> {
+    let Ok(entries) = fs::read_dir(ROOT) else { return Ok(Vec::new()) };
+    let mut labs = Vec::new();
+    for entry in entries {
+        let path = entry.context("read the folder of labs")?.path();
+        // A lab that is being built or removed has no record.
+        let Ok(record) = fs::read(path.join("lab.json")) else { continue };
+        let record = serde_json::from_slice::<Record>(&record);
+        labs.push(record.with_context(|| format!("{}/lab.json", path.display()))?);
+    }
+    labs.sort_by_key(|lab| std::cmp::Reverse((lab.started, lab.pid)));
+    Ok(labs)
+}
+
+/// Removes what is left of labs and namespaces whose makers are gone; the names of what it
+/// removed.
+///
+/// # Errors
+///
+/// If something of it can't be removed.
+pub fn sweep() -> Result<Vec<String>> {
+    let (alive, dead): (Vec<_>, Vec<_>) = labs()?.into_iter().partition(Record::alive);
+    let mut removed = Vec::new();
+    for lab in dead {
+        lab.remove()?;
+        removed.push(lab.name);
+    }
+    for entry in fs::read_dir(ROOT).into_iter().flatten() {
+        let folder = entry.context("read the folder of labs")?.path();
+        let maker = folder.file_name().and_then(|name| namespace::maker(&name.to_string_lossy()));
+        let gone = maker.is_some_and(|pid| started(pid).is_none());
+        if gone && !folder.join("lab.json").exists() {
+            remove_folder(&folder)?;
+        }
+    }
+    for (name, pid) in namespace::all()? {
+        let kept = alive.iter().any(|lab| lab.owns(&name));
+        if !kept && started(pid).is_none() {
+            remove_namespace(&name)?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
+fn remove_namespace(name: &str) -> Result<()> {
+    let namespace = Namespace::existing(name);
+    kill_all(&namespace.pids()?)?;
+    namespace.remove()
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+            Err(err).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where what belongs to a lab is pinned.
+fn pins(lab: &str) -> PathBuf {
+    Path::new(BPFFS).join(lab)
+}
+
+/// Mounts bpffs where it belongs, unless it is there.
+fn mount_bpffs() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    let mounted = mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(BPFFS) && fields.next() == Some("bpf")
+    });
+    if !mounted {
+        command::run(command::command("mount").args(["-t", "bpf", "bpf", BPFFS]))?;
+    }
+    ensure!(Path::new(BPFFS).is_dir(), "{BPFFS} is missing; this kernel has no BPF file system");
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! nginx on a web host, with a configuration, files and a log of its own.
+//!
+//! | path | |
+//! |---|---|
+//! | `/` | the host's name |
+//! | `/health` | `ok` and the host's name |
+//! | `/big?rate=100k` | [`BIG_BYTES`] bytes, the same on every host; `rate` (bytes a second) is optional |
+//! | `/upload` | takes a body of any size; answers with its length once all of it has come |
+//!
+//! Every answer names the host in the header `X-Backend`.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    command,
+    namespace::Namespace,
+    process::{Orphan, Process},
+    wait,
+};
+
+/// The ports that nginx listens on, IPv4 and IPv6.
+pub const PORTS: [u16; 2] = [80, 8080];
+
+/// Size of `/big`.
+pub const BIG_BYTES: usize = 8 << 20;
+
+/// A running nginx.
+#[derive(Debug)]
+pub struct Nginx {
+    process: Option<Process>,
+    host: String,
+    folder: PathBuf,
+}
+
+impl Nginx {
+    /// Starts nginx in the namespace, and waits until it takes connections. `folder` becomes its
+    /// own; `big` is the file behind `/big`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not installed or does not start.
+    pub fn start(
+        namespace: &Namespace,
+        host: &str,
+        folder: &Path,
+        big: &Path,
+        orphan: Orphan,
+    ) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        let config = folder.join("nginx.conf");
+        fs::write(&config, configuration(host, folder, big)).context("write nginx.conf")?;
+        let mut nginx = Self { process: None, host: host.to_owned(), folder: folder.to_owned() };
+        nginx.restart(namespace, orphan)?;
+        Ok(nginx)
+    }
+
+    /// Starts nginx, after [`Self::kill`] or for the first time.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub fn restart(&mut self, namespace: &Namespace, orphan: Orphan) -> Result<()> {
+        let program = command::find("nginx").context(
+            "nginx is not installed; `apt-get install nginx-light` on Debian and Ubuntu",
+        )?;
+        let folder = self.folder.to_string_lossy();
+        let config = self.folder.join("nginx.conf");
+        let config = config.to_string_lossy();
+        let args = ["-p", &*folder, "-c", &*config, "-e", "stderr"];
+        let log = self.folder.join("nginx.log");
+        let mut process = Process::start(namespace, &program, &args, &log, orphan)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS[0]));
+        wait::until(Duration::from_secs(10), &format!("nginx on {} answers", self.host), || {
+            process.check()?;
+            namespace.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)))??;
+            Ok(())
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills nginx; its connections are reset.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// Lets nginx run on when this is dropped.
+    pub fn keep(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.keep();
+        }
+    }
+}
+
+/// The content of `/big`: numbers that don't repeat, so that a piece that is missing, doubled or
+/// out of place shows.
+#[must_use]
+pub fn big() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        // xorshift64, Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    words.take(BIG_BYTES / 8).flatten().collect()
+}
+
+/// The configuration. One process without a master, so that one pid is all of nginx.
+fn configuration(host: &str, folder: &Path, big: &Path) -> String {
+    let (folder, big) = (folder.display(), big.display());
+    let listen: String = PORTS
+        .iter()
+        .map(|port| format!("    listen {port} backlog=4096;\n    listen [::]:{port} ipv6only=on backlog=4096;\n"))
+        .collect();
+    format!(
+        r#"daemon off;
+master_process off;
+worker_rlimit_nofile 65536;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 16384; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  default_type text/plain;
+  sendfile on;
+  keepalive_timeout 1h;
+  keepalive_requests 1000000000;
+  client_max_body_size 0;
+  map $arg_rate $rate {{ "" 0; default $arg_rate; }}
+  server {{
+{listen}    add_header X-Backend {host} always;
+    location = / {{ return 200 "{host}\n"; }}
+    location = /health {{ return 200 "ok {host}\n"; }}
+    location = /big {{ alias {big}; limit_rate $rate; }}
+    # A request is passed on when all of its body is here; so the answer says that it is.
+    location = /upload {{ proxy_pass http://unix:{folder}/length.sock; }}
+  }}
+  server {{
+    listen unix:{folder}/length.sock;
+    location / {{ return 200 "$http_content_length\n"; }}
+  }}
+}}
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn big_does_not_repeat() {
+        let big = big();
+        assert_eq!(big.len(), BIG_BYTES);
+        let words: HashSet<&[u8]> = big.chunks_exact(8).collect();
+        assert_eq!(words.len(), BIG_BYTES / 8);
+    }
+}

@@ -1,0 +1,170 @@
+//! A process of a host: started in its namespace, killed by its pid when dropped.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{command, namespace::Namespace, wait};
+
+/// A running program; what it writes goes to a file.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    kept: bool,
+}
+
+/// What happens to a process when the process (or the thread) that started it ends without
+/// dropping it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Orphan {
+    /// It is killed with it.
+    Dies,
+    /// It stays.
+    Stays,
+}
+
+impl Process {
+    /// Starts `program` with `args` in the namespace; what it writes is appended to `log`.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub fn start(
+        namespace: &Namespace,
+        program: &Path,
+        args: &[&str],
+        log: &Path,
+        orphan: Orphan,
+    ) -> Result<Self> {
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+        let file = File::options().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("open {}", log.display()))?;
+        // nsenter and setpriv become the program: its pid is the child's.
+        let mut command = match orphan {
+            Orphan::Stays => namespace.command(program),
+            Orphan::Dies => {
+                let mut setpriv = namespace.command("setpriv");
+                setpriv.args(["--pdeathsig", "KILL", "--"]).arg(program);
+                setpriv
+            }
+        };
+        command.args(args).stdin(Stdio::null());
+        command.stdout(file.try_clone().context("a second handle of the log")?).stderr(file);
+        // A group of its own: Ctrl-C reaches the starter alone, which stops things in order.
+        command.process_group(0);
+        let child = command.spawn().with_context(|| command::line(&command))?;
+        Ok(Self { name: name.into_owned(), child, log: log.to_owned(), kept: false })
+    }
+
+    /// The process's id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// That it still runs.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended; the error has what it wrote.
+    pub fn check(&mut self) -> Result<()> {
+        let status = self.child.try_wait().context("ask for a process's end")?;
+        if let Some(status) = status {
+            anyhow::bail!("{} has ended ({status}):\n{}", self.name, self.log());
+        }
+        Ok(())
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    ///
+    /// If the process is gone.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).context("a pid")?;
+        // SAFETY: the child has not been waited for, so the pid is still its own.
+        let sent = unsafe { libc::kill(pid, signal) };
+        let cause = std::io::Error::last_os_error();
+        ensure!(sent == 0, "signal {signal} to {} ({pid}): {cause}", self.name);
+        Ok(())
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that.
+    ///
+    /// # Errors
+    ///
+    /// If it does not within ten seconds.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.signal(libc::SIGTERM)?;
+        wait::until(Duration::from_secs(10), &format!("{} ends", self.name), || {
+            self.child.try_wait()?.context("it still runs")
+        })
+    }
+
+    /// Kills it (SIGKILL) and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be waited for.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("kill {}", self.name))?;
+        self.child.wait().map(drop).with_context(|| format!("wait for {}", self.name))
+    }
+
+    /// Lets the process run on when this is dropped.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.kept {
+            // It may have ended by itself; there is nobody left to tell anything else.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// When the living process with this pid started, in ticks since the boot: with the pid, its
+/// identity.
+#[must_use]
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything. After it (proc_pid_stat(5)) come the state,
+    // field 3, and the start, field 22.
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let alive = !matches!(*fields.first()?, "Z" | "X");
+    alive.then_some(fields.get(19)?.parse().ok()?)
+}
+
+/// Kills processes that are not this process's children, and waits until they are gone.
+///
+/// # Errors
+///
+/// If one still runs after ten seconds.
+pub fn kill_all(pids: &[u32]) -> Result<()> {
+    let known: Vec<(u32, u64)> =
+        pids.iter().filter_map(|&pid| Some((pid, started(pid)?))).collect();
+    for &(pid, _) in &known {
+        command::run(Command::new("kill").args(["-KILL", &pid.to_string()])).ok();
+    }
+    wait::until_true(Duration::from_secs(10), "killed processes end", || {
+        Ok(known.iter().all(|&(pid, start)| started(pid) != Some(start)))
+    })
+}

@@ -1,0 +1,153 @@
+//! What `lbctl -o json status` tells, as far as tests and the live view read it.
+//!
+//! The types are the kit's own: the kit is built before the BPF linker is there, without which the
+//! daemon's crate does not build.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+/// The whole node.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// Version of `lbd`.
+    pub version: String,
+    /// Seconds since `lbd` started.
+    pub uptime_secs: u64,
+    /// The interfaces with the program on them.
+    pub interfaces: Vec<Interface>,
+    /// The services by name.
+    pub services: BTreeMap<String, Service>,
+    /// Packets left to the node's own stack, by reason.
+    pub passed: BTreeMap<String, Count>,
+    /// Packets dropped, by reason.
+    pub dropped: BTreeMap<String, Count>,
+    /// Pins.
+    pub pins: Usage,
+    /// What the last write of the maps met with.
+    pub last_error: Option<String>,
+}
+
+/// An interface with the program on it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: String,
+    /// Whether the program is there.
+    pub attached: bool,
+}
+
+/// How much of a map is used.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Usage {
+    /// Entries.
+    pub used: u64,
+    /// Room for as many.
+    pub capacity: u64,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A service.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Service {
+    /// VIP, port, protocol.
+    pub key: Key,
+    /// `dsr` or `ipip`.
+    pub mode: String,
+    /// Slots of the ring.
+    pub ring_slots: u32,
+    /// Slots in flux.
+    pub slots_in_flux: u32,
+    /// The backends by address.
+    pub backends: BTreeMap<IpAddr, Backend>,
+}
+
+/// VIP, port, protocol.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Key {
+    /// The VIP.
+    pub vip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+}
+
+/// A backend.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Backend {
+    /// Its weight.
+    pub weight: u16,
+    /// Why it can't be sent to, if so.
+    pub unusable: Option<String>,
+    /// The MAC address of its next hop.
+    pub mac: Option<String>,
+    /// Its id.
+    pub id: u16,
+    /// Slots that it owns.
+    pub slots: u32,
+    /// Slots of which it is the base owner while another has new flows.
+    pub base_slots: u32,
+    /// Pins to it.
+    pub pins: u64,
+    /// Packets and bytes sent to it.
+    pub sent: Count,
+    /// Packets that opened a flow.
+    pub new_flows: u64,
+}
+
+impl Status {
+    /// Reads what `lbctl -o json status` printed.
+    ///
+    /// # Errors
+    ///
+    /// If it is not that.
+    pub fn parse(json: &str) -> Result<Self> {
+        serde_json::from_str(json).context("output of lbctl -o json status")
+    }
+
+    /// The service with this name.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn service(&self, name: &str) -> Result<&Service> {
+        self.services.get(name).with_context(|| format!("no service {name}"))
+    }
+
+    /// Packets dropped for a reason.
+    #[must_use]
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.dropped.get(reason).map_or(0, |count| count.packets)
+    }
+}
+
+impl Service {
+    /// The backend at this address.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn backend(&self, address: IpAddr) -> Result<&Backend> {
+        self.backends.get(&address).with_context(|| format!("no backend {address}"))
+    }
+}
+
+impl Key {
+    /// `10.0.0.100:80`, `[fd00::100]:80`.
+    #[must_use]
+    pub fn address(&self) -> std::net::SocketAddr {
+        (self.vip, self.port).into()
+    }
+}

@@ -1,0 +1,121 @@
+//! The ways in which the balancer forwards: mode and addresses, each with a VIP of its own.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    balancer::{Balancer, Service},
+    lab::{Lab, Options, VIPS_V4, VIPS_V6, Web},
+};
+
+/// A way to the web hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Layer 2, IPv4.
+    DsrV4,
+    /// Layer 2, IPv6.
+    DsrV6,
+    /// IPv4 in IPv4.
+    IpipV4,
+    /// IPv6 in IPv6.
+    IpipV6,
+    /// IPv4 in IPv6.
+    IpipV4InV6,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::DsrV4, Self::DsrV6, Self::IpipV4, Self::IpipV6, Self::IpipV4InV6];
+
+    /// The service's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DsrV4 => "dsr-v4",
+            Self::DsrV6 => "dsr-v6",
+            Self::IpipV4 => "ipip-v4",
+            Self::IpipV6 => "ipip-v6",
+            Self::IpipV4InV6 => "ipip-v4-in-v6",
+        }
+    }
+
+    /// The VIP.
+    #[must_use]
+    pub const fn vip(self) -> IpAddr {
+        match self {
+            Self::DsrV4 => IpAddr::V4(VIPS_V4[0]),
+            Self::DsrV6 => IpAddr::V6(VIPS_V6[0]),
+            Self::IpipV4 => IpAddr::V4(VIPS_V4[1]),
+            Self::IpipV6 => IpAddr::V6(VIPS_V6[1]),
+            Self::IpipV4InV6 => IpAddr::V4(VIPS_V4[2]),
+        }
+    }
+
+    /// VIP and port.
+    #[must_use]
+    pub const fn target(self) -> SocketAddr {
+        SocketAddr::new(self.vip(), 80)
+    }
+
+    /// What the tunnel adds to a packet, in bytes.
+    #[must_use]
+    pub const fn overhead(self) -> usize {
+        match self {
+            Self::DsrV4 | Self::DsrV6 => 0,
+            Self::IpipV4 => 20,
+            Self::IpipV6 | Self::IpipV4InV6 => 40,
+        }
+    }
+
+    /// The address by which the balancer reaches a web host.
+    #[must_use]
+    pub fn backend(self, web: &Web) -> IpAddr {
+        match self {
+            Self::DsrV4 | Self::IpipV4 => web.host.v4.into(),
+            Self::DsrV6 | Self::IpipV6 | Self::IpipV4InV6 => web.host.v6.into(),
+        }
+    }
+
+    /// The HTTP service of the lab that is reached this way.
+    #[must_use]
+    pub fn service(self, lab: &Lab) -> Service {
+        let mode = if self.overhead() == 0 { "dsr" } else { "ipip" };
+        let backends = lab.webs.iter().map(|web| self.backend(web)).collect();
+        Service::tcp(self.name(), self.vip(), 80, mode, backends)
+    }
+}
+
+/// A lab with the balancer at work on it: a service for each way, each with `settings`, and the
+/// decapsulator on the web hosts where a way needs it.
+///
+/// # Errors
+///
+/// If it does not come up.
+pub fn balanced(options: &Options, ways: &[Way], settings: &str) -> Result<(Lab, Balancer)> {
+    let lab = Lab::new(options)?;
+    let services: Vec<_> = ways.iter().map(|way| way.service(&lab).with(settings)).collect();
+    let balancer = Balancer::start(&lab, &services)?;
+    if ways.iter().any(|way| way.overhead() > 0) {
+        decapsulate(&lab)?;
+    }
+    Ok((lab, balancer))
+}
+
+/// Attaches the decapsulator on every web host.
+///
+/// # Errors
+///
+/// If `lbctl` fails.
+pub fn decapsulate(lab: &Lab) -> Result<()> {
+    let lbctl = crate::balancer::binaries()?.join("lbctl");
+    for web in &lab.webs {
+        // The hosts share a bpffs; each has a folder of its own in it.
+        let pins = lab.pins().join(&web.host.name);
+        let mut attach = web.host.namespace.command(&lbctl);
+        attach.args(["decap", "attach", "--dev", crate::lab::INTERFACE, "--pin-dir"]).arg(pins);
+        crate::command::run(&mut attach).with_context(|| format!("on {}", web.host.name))?;
+    }
+    Ok(())
+}

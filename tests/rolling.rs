@@ -1,0 +1,159 @@
+//! Changes of every backend while hundreds of real TCP connections run through nginx: none breaks.
+
+use std::{
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kit::{
+    balancer::Balancer,
+    can_run,
+    lab::Options,
+    load::{Load, Plan},
+    status::Service,
+    wait,
+    ways::{Way, balanced},
+};
+
+/// How long a silent flow is kept. The load's pauses are much shorter, the tests' waits longer.
+const IDLE: Duration = Duration::from_secs(3);
+const SETTINGS: &str = "idle_timeout = \"3s\"";
+
+fn plan(way: Way) -> Plan {
+    Plan { target: way.target(), steady: 250, passing: 50, pause: Duration::from_millis(200) }
+}
+
+fn service(balancer: &Balancer, way: Way) -> Result<Service> {
+    Ok(balancer.status()?.service(way.name())?.clone())
+}
+
+fn no_connection_breaks_while_every_backend_is_changed(way: Way) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = balanced(&Options::default(), &[way], SETTINGS)?;
+    let load = Load::start(&lab.client.namespace, plan(way))?;
+    let beat = Duration::from_millis(700);
+    for web in &lab.webs {
+        let backend = way.backend(web);
+        let address = backend.to_string();
+        let change = |what: &[&str]| -> Result<()> {
+            balancer.lbctl(&[&["backend", what[0], way.name(), &address], &what[1..]].concat())?;
+            load.run_for(beat);
+            load.report().check().with_context(|| format!("{what:?} of {address}"))
+        };
+
+        change(&["drain"])?;
+        let before = service(&balancer, way)?.backend(backend)?.new_flows;
+        load.run_for(beat);
+        let drained = service(&balancer, way)?;
+        assert_eq!(drained.backend(backend)?.slots, 0, "no slot gives it new flows");
+        assert_eq!(drained.backend(backend)?.new_flows, before, "it gets no new flow");
+        assert!(drained.backend(backend)?.base_slots > 0, "it keeps the flows that it has");
+        assert!(drained.slots_in_flux > 0);
+
+        change(&["enable"])?;
+        change(&["weight", "5"])?;
+        change(&["weight", "1"])?;
+        change(&["disable"])?;
+        change(&["enable"])?;
+        // Removed with flows on it, it stays until they end; added again, it takes new ones.
+        change(&["remove"])?;
+        change(&["add"])?;
+        assert!(service(&balancer, way)?.backend(backend)?.slots > 0, "it takes new flows again");
+    }
+    // All at once, and longer than idle flows live.
+    for web in &lab.webs[1..] {
+        balancer.lbctl(&["backend", "drain", way.name(), &way.backend(web).to_string()])?;
+    }
+    load.run_for(IDLE * 2);
+    let busy = service(&balancer, way)?;
+    assert!(busy.slots_in_flux > 0, "flows of drained backends live on");
+
+    let report = load.finish();
+    report.check()?;
+    assert_eq!(report.by_backend.len(), 3, "{:?}", report.by_backend);
+    // When the flows have ended, so has all state.
+    wait::until(IDLE * 4, "the rings are steady again", || {
+        let status = balancer.status()?;
+        let service = status.service(way.name())?;
+        ensure!(service.slots_in_flux == 0, "{} slots in flux", service.slots_in_flux);
+        ensure!(status.pins.used == 0, "{} pins", status.pins.used);
+        Ok(())
+    })
+}
+
+#[test]
+fn no_connection_breaks_while_every_backend_is_changed_by_dsr_over_ipv4() -> Result<()> {
+    no_connection_breaks_while_every_backend_is_changed(Way::DsrV4)
+}
+
+#[test]
+fn no_connection_breaks_while_every_backend_is_changed_by_dsr_over_ipv6() -> Result<()> {
+    no_connection_breaks_while_every_backend_is_changed(Way::DsrV6)
+}
+
+#[test]
+fn no_connection_breaks_while_every_backend_is_changed_by_ipip_over_ipv4() -> Result<()> {
+    no_connection_breaks_while_every_backend_is_changed(Way::IpipV4)
+}
+
+#[test]
+fn no_connection_breaks_while_every_backend_is_changed_by_ipip_over_ipv6() -> Result<()> {
+    no_connection_breaks_while_every_backend_is_changed(Way::IpipV6)
+}
+
+#[test]
+fn drain_wait_returns_when_no_flow_is_left_and_not_before() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let (lab, balancer) = balanced(&Options::default(), &[way], SETTINGS)?;
+    let load = Load::start(&lab.client.namespace, Plan { passing: 0, ..plan(way) })?;
+    ensure!(load.report().by_backend.contains_key("web1"), "{:?}", load.report());
+    let backend = way.backend(&lab.webs[0]);
+    let mut drain = balancer.lbctl_command();
+    drain.args(["backend", "drain", way.name(), &backend.to_string(), "--wait"]);
+    let mut drain = drain.stdout(Stdio::null()).spawn().context("lbctl")?;
+    let early = Instant::now() + IDLE * 3;
+    while Instant::now() < early {
+        if let Some(status) = drain.try_wait()? {
+            bail!("it returned ({status}) while connections were on the backend");
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    load.finish().check()?;
+    let ended = Instant::now();
+    let status = wait::until(IDLE * 4, "drain --wait returns", || {
+        drain.try_wait()?.context("it still waits")
+    })?;
+    assert!(status.success(), "{status}");
+    let took = ended.elapsed();
+    assert!(took + Duration::from_secs(1) >= IDLE, "a flow may still have been there: {took:?}");
+    let service = service(&balancer, way)?;
+    let drained = service.backend(backend)?;
+    assert_eq!((drained.slots, drained.base_slots, drained.pins), (0, 0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_removed_backend_is_gone_when_its_flows_have_ended() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let (lab, balancer) = balanced(&Options::default(), &[way], SETTINGS)?;
+    let load = Load::start(&lab.client.namespace, Plan { passing: 0, ..plan(way) })?;
+    let backend = way.backend(&lab.webs[2]);
+    balancer.lbctl(&["backend", "remove", way.name(), &backend.to_string()])?;
+    load.run_for(IDLE * 2);
+    let removing = service(&balancer, way)?;
+    assert!(removing.backend(backend)?.base_slots > 0, "it serves the flows that it has");
+    load.finish().check()?;
+    wait::until_true(IDLE * 4, "the backend is gone", || {
+        Ok(!service(&balancer, way)?.backends.contains_key(&backend))
+    })
+}

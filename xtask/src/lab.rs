@@ -1,0 +1,118 @@
+//! `cargo xtask lab`: the lab to play with, until it is told to go.
+
+use std::{os::unix::process::CommandExt as _, path::Path};
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use kit::{
+    balancer::Balancer,
+    lab::{self, Lab, Options, Record},
+};
+
+use crate::{cargo, root, run, setup};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Build and start the lab: client, balancer, web1, web2, web3
+    Up {
+        /// All is set up and built
+        #[arg(long, hide = true)]
+        built: bool,
+    },
+    /// Run a program on a host of the newest lab: lab exec client -- curl http://10.0.0.100/
+    Exec {
+        /// client, balancer, web1, web2, web3, switch
+        host: String,
+        /// The program and its arguments
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// Remove the lab, and what killed runs left behind
+    Down,
+}
+
+/// Does it.
+///
+/// # Errors
+///
+/// If the lab is not as the command needs it.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up { built } => up(built),
+        Command::Exec { host, command } => exec(&host, &command),
+        Command::Down => down(),
+    }
+}
+
+fn up(built: bool) -> Result<()> {
+    if !built {
+        setup::tools()?;
+        setup::packages()?;
+        cargo::build(false)?;
+    }
+    root::become_root(&["lab", "up", "--built"], "the lab")?;
+    lab::sweep()?;
+    if let Some(record) = lab::labs()?.iter().find(|record| record.stays) {
+        println!("the lab is up already");
+        describe(record);
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { stays: true, ..Options::default() })?;
+    let record = lab::labs()?.into_iter().find(|record| record.name == lab.name());
+    let record = record.context("the lab's record")?;
+    match Balancer::start(&lab, &run::services(&lab)) {
+        Ok(mut balancer) => balancer.keep(),
+        Err(err) => {
+            record.remove()?;
+            return Err(err);
+        }
+    }
+    describe(&record);
+    Ok(())
+}
+
+fn describe(record: &Record) {
+    let folder = record.folder();
+    let hosts: Vec<_> = record.hosts.iter().map(|(name, _)| name.as_str()).collect();
+    println!("hosts: {}; files in {}", hosts.join(", "), folder.display());
+    println!("  cargo xtask lab exec client -- curl -s http://10.0.0.100/");
+    println!("  cargo xtask lab exec balancer -- lbctl status");
+    println!("  cargo xtask lab down");
+}
+
+fn exec(host: &str, command: &[String]) -> Result<()> {
+    let args: Vec<_> =
+        ["lab", "exec", host, "--"].into_iter().chain(command.iter().map(String::as_str)).collect();
+    root::become_root(&args, "the lab")?;
+    let labs = lab::labs()?;
+    let lab = labs.iter().find(|lab| lab.alive());
+    let lab = lab.context("no lab is up; `cargo xtask lab up` or `cargo xtask run` starts one")?;
+    let (program, args) = command.split_first().context("no program")?;
+    // The binaries of this build, and the lab's daemon, are what is meant in a lab.
+    let built = cargo::folder(false)?.join(program);
+    let program = if built.is_file() { built.as_path() } else { Path::new(program) };
+    let mut command = lab.namespace(host)?.command(program);
+    command.env("LB_SOCKET", lab.folder().join("lbd.sock")).args(args);
+    Err(command.exec()).context("nsenter")
+}
+
+fn down() -> Result<()> {
+    root::become_root(&["lab", "down"], "the lab")?;
+    let mut removed = lab::sweep()?;
+    for lab in lab::labs()? {
+        if lab.stays {
+            lab.remove()?;
+            removed.push(lab.name);
+        } else {
+            println!(
+                "{} belongs to a running command (pid {}), which removes it",
+                lab.name, lab.pid
+            );
+        }
+    }
+    match removed.as_slice() {
+        [] => println!("no lab is up"),
+        names => println!("removed {}", names.join(", ")),
+    }
+    Ok(())
+}

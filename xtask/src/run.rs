@@ -1,0 +1,115 @@
+//! `cargo xtask run`: the balancer at work, in the lab or on this machine.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::{Balancer, Service},
+    lab::{self, Lab, Options},
+};
+
+use crate::{cargo, root, setup, signals, smoke, view};
+
+/// Time between two looks at the balancer.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Send 1,000 requests in the lab, print who answered, and end
+    #[arg(long, conflicts_with = "config")]
+    pub smoke: bool,
+    /// Run lbd with this configuration on this machine, in the foreground
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// All is set up and built
+    #[arg(long, hide = true)]
+    built: bool,
+}
+
+/// Does its own set-up and build, then runs what was asked for.
+///
+/// # Errors
+///
+/// If something is missing, does not build or fails.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(config) = &arguments.config {
+        return on_this_machine(config);
+    }
+    if !arguments.built {
+        setup::tools()?;
+        setup::packages()?;
+        cargo::build(false)?;
+    }
+    let again: &[&str] =
+        if arguments.smoke { &["run", "--built", "--smoke"] } else { &["run", "--built"] };
+    root::become_root(again, "the lab")?;
+    signals::catch();
+    for name in lab::sweep()? {
+        println!("removed {name}, which a run left behind that was killed");
+    }
+    let lab = Lab::new(&Options::default())?;
+    let balancer = Balancer::start(&lab, &services(&lab))?;
+    if arguments.smoke { smoke::run(&lab, &balancer) } else { watch(&lab, balancer) }
+}
+
+/// The services of the lab: HTTP on one VIP of each family.
+pub fn services(lab: &Lab) -> [Service; 2] {
+    let v4 = lab.webs.iter().map(|web| web.host.v4.into()).collect();
+    let v6 = lab.webs.iter().map(|web| web.host.v6.into()).collect();
+    [
+        Service::tcp("web", lab::VIPS_V4[0], 80, "dsr", v4),
+        Service::tcp("web6", lab::VIPS_V6[0], 80, "dsr", v6),
+    ]
+}
+
+/// Shows what the balancer does until a signal comes.
+fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
+    let terminal = io::stdout().is_terminal();
+    let names = view::names(lab);
+    let mut before = None;
+    if !terminal {
+        println!("{}", view::advice());
+    }
+    while !signals::caught() {
+        let now = Instant::now();
+        balancer.check()?;
+        let status = balancer.status()?;
+        let frame = view::View { status: &status, before: before.as_ref(), names: &names };
+        let mut out = io::stdout().lock();
+        let shown = if terminal {
+            write!(out, "\x1b[2J\x1b[H{}\n{}\n", frame.table(), view::advice())
+        } else {
+            write!(out, "{}", frame.lines())
+        };
+        // Whoever read the view is gone.
+        if shown.and_then(|()| out.flush()).is_err() {
+            break;
+        }
+        drop(out);
+        before = Some((now, status));
+        while !signals::caught() && now.elapsed() < INTERVAL {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    println!("\nremoving the lab");
+    Ok(())
+}
+
+/// Becomes `lbd` on the machine's own interfaces.
+fn on_this_machine(config: &Path) -> Result<()> {
+    let config = config.canonicalize().with_context(|| format!("open {}", config.display()))?;
+    setup::tools()?;
+    let lbd = cargo::build(true)?.join("lbd");
+    ensure!(lbd.is_file(), "{} was not built", lbd.display());
+    let mut command = Command::new(lbd);
+    command.arg("--config").arg(config);
+    let mut command = root::as_root(command, "lbd")?;
+    Err(command.exec()).context("start lbd")
+}

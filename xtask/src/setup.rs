@@ -1,0 +1,168 @@
+//! What a fresh machine lacks: said, then installed; where that can't be, the command to run.
+//!
+//! What is pinned goes to the workspace's `target/tools`, nothing to the user's home. When all is
+//! there, this reads a few files and is done.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::cargo::{self, cargo};
+
+/// The BPF linker's version: the one that was built and run together with the pinned aya.
+const BPF_LINKER: &str = "0.10.3";
+
+/// Kept while packages are installed: Debian's packages ask it whether to start their services.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// What builds need: the BPF linker, and the sources of `core` for the BPF target.
+///
+/// # Errors
+///
+/// If it can't be installed; the error says what to run.
+pub fn tools() -> Result<()> {
+    rust_src()?;
+    let root = crate::workspace().join("target/tools");
+    if installed(&root) {
+        return Ok(());
+    }
+    let args = ["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--root"];
+    println!("set-up: bpf-linker {BPF_LINKER} is missing; installing it into {}", root.display());
+    println!("set-up: cargo {} {} (takes minutes)", args.join(" "), root.display());
+    cargo::run(cargo().args(args).arg(&root))
+        .context("the BPF program can't be linked without it; see above")
+}
+
+/// What the lab and the tests in namespaces need: [`kit::PROGRAMS`].
+///
+/// # Errors
+///
+/// If a program is missing and can't be installed; the error says what to run.
+pub fn packages() -> Result<()> {
+    let missing = kit::PROGRAMS.iter().filter(|(program, _)| kit::command::find(program).is_none());
+    let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    let apt = kit::command::find("apt-get");
+    let Some(apt) = apt.filter(|_| kit::is_root()) else {
+        let missing = kit::missing().join(", ");
+        bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
+    };
+    println!("set-up: missing programs; {install}");
+    let quiet = Quiet::new(&packages)?;
+    let apt_get = |args: &[&str]| {
+        let mut command = Command::new(&apt);
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
+        cargo::run(&mut command)
+    };
+    let wanted = [&["install", "--no-install-recommends"], &*packages].concat();
+    // The lists of packages may be missing or old.
+    if apt_get(&wanted).is_err() {
+        apt_get(&["update"])?;
+        apt_get(&wanted)?;
+    }
+    drop(quiet);
+    for (program, package) in kit::PROGRAMS {
+        ensure!(
+            kit::command::find(program).is_some(),
+            "{package} is installed and {program} is not in PATH"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the pinned BPF linker is in this folder.
+fn installed(root: &Path) -> bool {
+    let crates = fs::read_to_string(root.join(".crates.toml")).unwrap_or_default();
+    root.join("bin/bpf-linker").is_file() && crates.contains(&format!("\"bpf-linker {BPF_LINKER} "))
+}
+
+/// The BPF target's `core` is built from the toolchain's `rust-src`.
+fn rust_src() -> Result<()> {
+    let Some(toolchain) = env::var_os("CARGO").map(PathBuf::from).and_then(|cargo| {
+        // <toolchain>/bin/cargo
+        Some(cargo.parent()?.parent()?.to_owned())
+    }) else {
+        return Ok(());
+    };
+    if toolchain.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file() {
+        return Ok(());
+    }
+    println!("set-up: rustup component add rust-src (the sources of `core`, for the BPF target)");
+    let mut rustup = Command::new("rustup");
+    rustup.current_dir(crate::workspace()).args(["component", "add", "rust-src"]);
+    cargo::run(&mut rustup)
+        .context("without rustup, install the sources of the toolchain's standard library")
+}
+
+/// While it lives, a package that is installed starts no service. A web server that came with
+/// nginx would take port 80 of this machine; the lab runs nginx itself, in namespaces.
+struct Quiet {
+    made: bool,
+    nginx: bool,
+}
+
+impl Quiet {
+    fn new(packages: &[&str]) -> Result<Self> {
+        let made = !Path::new(POLICY).exists();
+        if made {
+            crate::signals::catch();
+            fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+                .with_context(|| format!("write {POLICY}"))?;
+            kit::command::run(Command::new("chmod").args(["755", POLICY]))?;
+        }
+        Ok(Self { made, nginx: packages.iter().any(|package| package.starts_with("nginx")) })
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if self.made
+            && let Err(err) = fs::remove_file(POLICY)
+        {
+            eprintln!("set-up: remove {POLICY} by hand: {err}");
+        }
+        if self.nginx && kit::command::find("systemctl").is_some() {
+            println!("set-up: systemctl disable nginx, so that the next boot does not start it");
+            if let Err(err) =
+                kit::command::run(Command::new("systemctl").args(["disable", "nginx"]))
+            {
+                eprintln!("set-up: {err:#}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_of_the_linker_does_not_count() -> Result<()> {
+        let folder = env::temp_dir().join(format!("lb-xtask-{}", std::process::id()));
+        fs::create_dir_all(folder.join("bin"))?;
+        let crates = |version: &str| {
+            let source = "(registry+https://example.org/index)";
+            fs::write(
+                folder.join(".crates.toml"),
+                format!("[v1]\n\"bpf-linker {version} {source}\" = [\"bpf-linker\"]\n"),
+            )
+        };
+        assert!(!installed(&folder));
+        crates(BPF_LINKER)?;
+        assert!(!installed(&folder), "the record alone is not the program");
+        fs::write(folder.join("bin/bpf-linker"), "")?;
+        assert!(installed(&folder));
+        crates("0.10.30")?;
+        assert!(!installed(&folder));
+        fs::remove_dir_all(folder)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! The live view: a picture of what `lbctl status` tells, for a terminal or a line for a pipe.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Instant};
+
+use kit::{
+    lab::Lab,
+    status::{Backend, Service, Status},
+};
+
+/// One look at the balancer.
+pub struct View<'a> {
+    /// What it tells.
+    pub status: &'a Status,
+    /// What it told before, and when.
+    pub before: Option<&'a (Instant, Status)>,
+    /// The hosts' names by address.
+    pub names: &'a BTreeMap<IpAddr, String>,
+}
+
+/// What to do next, for whoever watches.
+pub fn advice() -> &'static str {
+    "In another terminal:  cargo xtask lab exec client -- curl -s http://10.0.0.100/\n\
+     Ctrl-C ends it and removes all of it."
+}
+
+/// The web hosts' names by address.
+pub fn names(lab: &Lab) -> BTreeMap<IpAddr, String> {
+    let both = |host: &kit::lab::Host| [host.v4.into(), host.v6.into()];
+    let named =
+        lab.webs.iter().flat_map(|web| both(&web.host).map(|ip| (ip, web.host.name.clone())));
+    named.collect()
+}
+
+impl View<'_> {
+    /// The picture for a terminal.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        for interface in &self.status.interfaces {
+            let there = if interface.attached { "" } else { " (NOT ATTACHED)" };
+            let _ = writeln!(
+                out,
+                "lbd {} on {}: XDP {} mode{there}, up {} s",
+                self.status.version, interface.name, interface.mode, self.status.uptime_secs
+            );
+        }
+        for (name, service) in &self.status.services {
+            let key = &service.key;
+            let _ = writeln!(
+                out,
+                "\n{name}: VIP {} {}, {}, {} slots in flux",
+                key.protocol,
+                key.address(),
+                service.mode,
+                service.slots_in_flux
+            );
+            let _ = writeln!(
+                out,
+                "  {:<8} {:<16} {:>6} {:>7} {:>11} {:>13} {:>11}  state",
+                "host", "address", "weight", "share", "packets/s", "packets", "new flows"
+            );
+            for (address, backend) in &service.backends {
+                let _ = writeln!(
+                    out,
+                    "  {:<8} {:<16} {:>6} {:>7} {:>11} {:>13} {:>11}  {}",
+                    self.name(*address),
+                    address.to_string(),
+                    backend.weight,
+                    share(service, backend),
+                    grouped(self.rate(name, *address, backend)),
+                    grouped(backend.sent.packets),
+                    grouped(backend.new_flows),
+                    backend.unusable.as_deref().unwrap_or("up"),
+                );
+            }
+        }
+        for (title, counts) in [("passed", &self.status.passed), ("dropped", &self.status.dropped)]
+        {
+            let counts = counts.iter().filter(|(_, count)| count.packets > 0);
+            let counts =
+                counts.map(|(reason, count)| format!("{reason} {}", grouped(count.packets)));
+            let counts: Vec<_> = counts.collect();
+            if !counts.is_empty() {
+                let _ = writeln!(out, "\n{title}: {}", counts.join(", "));
+            }
+        }
+        if let Some(error) = &self.status.last_error {
+            let _ = writeln!(out, "\nlast error: {error}");
+        }
+        out
+    }
+
+    /// A line for each service.
+    pub fn lines(&self) -> String {
+        let mut out = String::new();
+        for (name, service) in &self.status.services {
+            let backends = service.backends.iter().map(|(address, backend)| {
+                format!(
+                    "{} {} packets/s {} packets {} flows",
+                    self.name(*address),
+                    self.rate(name, *address, backend),
+                    backend.sent.packets,
+                    backend.new_flows
+                )
+            });
+            let backends: Vec<_> = backends.collect();
+            let _ = writeln!(out, "{name} {}: {}", service.key.address(), backends.join("; "));
+        }
+        out
+    }
+
+    fn name(&self, address: IpAddr) -> &str {
+        self.names.get(&address).map_or("", String::as_str)
+    }
+
+    /// Packets a second since the look before.
+    fn rate(&self, service: &str, address: IpAddr, backend: &Backend) -> u64 {
+        let Some((then, before)) = self.before else { return 0 };
+        let old = before.services.get(service).and_then(|old| old.backends.get(&address));
+        let sent = backend.sent.packets.saturating_sub(old.map_or(0, |old| old.sent.packets));
+        (sent as f64 / then.elapsed().as_secs_f64()).round() as u64
+    }
+}
+
+/// The backend's share of new flows, as the ring gives it.
+fn share(service: &Service, backend: &Backend) -> String {
+    percent(backend.slots.into(), service.ring_slots.into())
+}
+
+/// `33.3%`.
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.1}%", part as f64 * 100.0 / whole as f64) }
+}
+
+/// `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn status(packets: u64) -> Status {
+        let json = serde_json::json!({
+            "version": "0.1.0", "uptime_secs": 3, "last_error": null,
+            "interfaces": [{"name": "eth0", "ifindex": 2, "mode": "native", "attached": true}],
+            "passed": {"not_ip": {"packets": 7, "bytes": 0}},
+            "dropped": {"no_backend": {"packets": 0, "bytes": 0}},
+            "pins": {"used": 0, "capacity": 262_144},
+            "services": {"web": {
+                "key": {"vip": "10.0.0.100", "port": 80, "protocol": "tcp"}, "mode": "dsr",
+                "ring_slots": 65_537, "slots_in_flux": 0,
+                "backends": {"10.0.0.11": {
+                    "weight": 1, "unusable": null, "mac": null, "id": 1, "slots": 65_537,
+                    "base_slots": 0, "pins": 0, "new_flows": 12,
+                    "sent": {"packets": packets, "bytes": 0},
+                }},
+            }},
+        });
+        Status::parse(&json.to_string()).expect("the kit reads what the test wrote")
+    }
+
+    #[test]
+    fn the_view_shows_who_gets_what() {
+        let now = status(1_234_567);
+        let then = Instant::now().checked_sub(Duration::from_secs(1)).expect("up for a second");
+        let before = (then, status(1_233_567));
+        let names = BTreeMap::from([(IpAddr::from([10, 0, 0, 11]), "web1".to_owned())]);
+        let view = View { status: &now, before: Some(&before), names: &names };
+        let table = view.table();
+        for expected in
+            ["native mode", "tcp 10.0.0.100:80", "web1", "100.0%", "1,234,567", "not_ip 7"]
+        {
+            assert!(table.contains(expected), "{expected} is missing in:\n{table}");
+        }
+        assert!(!table.contains("dropped"), "nothing was dropped:\n{table}");
+        let rate = view.rate(
+            "web",
+            [10, 0, 0, 11].into(),
+            &now.services["web"].backends[&IpAddr::from([10, 0, 0, 11])],
+        );
+        assert!((900..=1000).contains(&rate), "{rate} packets a second");
+        assert_eq!(view.lines().lines().count(), 1);
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        let numbers = [0, 12, 123, 1_234, 123_456, 1_234_567];
+        let shown = ["0", "12", "123", "1,234", "123,456", "1,234,567"];
+        assert_eq!(numbers.map(grouped), shown);
+    }
+}
