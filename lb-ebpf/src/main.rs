@@ -20,30 +20,43 @@ use crate::maps::Maps;
 #[xdp(frags)]
 pub fn balance(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
-    let (reason, action) = match decide(&frame, &Maps) {
-        Verdict::Pass(reason) => (reason.index(), xdp_action::XDP_PASS),
-        Verdict::Drop(reason) => (reason.index(), xdp_action::XDP_DROP),
-        Verdict::Forward(to) => match send::forward(&ctx, &frame, &to) {
-            Some(action) => {
-                Maps.count_forward(&to);
-                return action;
+    let bytes = frame.bytes();
+    match decide(&frame, &Maps) {
+        Verdict::Pass(reason) => {
+            Maps.count(reason.index(), bytes);
+            xdp_action::XDP_PASS
+        }
+        Verdict::Drop(reason) => drop(reason, bytes),
+        Verdict::Forward(to) => {
+            // Before the frame is changed: the counter's cache line then comes while the backend's
+            // does, and not after the calls into the kernel.
+            Maps.count_forward(&to, 1);
+            match send::forward(&ctx, &frame, &to) {
+                Some(action) => action,
+                None => {
+                    Maps.count_forward(&to, -1);
+                    drop(Drop::NoHeadroom, bytes)
+                }
             }
-            None => (Drop::NoHeadroom.index(), xdp_action::XDP_DROP),
-        },
+        }
         Verdict::Reply(reply) => {
+            if !send::reply(&ctx, &reply) {
+                return drop(Drop::NoHeadroom, bytes);
+            }
             let reason = match reply.kind {
                 ReplyKind::TooBig => Drop::TooBigReplied,
                 ReplyKind::TtlExceeded => Drop::TtlExceededReplied,
             };
-            if send::reply(&ctx, &reply) {
-                (reason.index(), xdp_action::XDP_TX)
-            } else {
-                (Drop::NoHeadroom.index(), xdp_action::XDP_DROP)
-            }
+            Maps.count(reason.index(), bytes);
+            xdp_action::XDP_TX
         }
-    };
-    Maps.count(reason, frame.bytes());
-    action
+    }
+}
+
+#[inline(always)]
+fn drop(reason: Drop, bytes: usize) -> u32 {
+    Maps.count(reason.index(), bytes);
+    xdp_action::XDP_DROP
 }
 
 #[panic_handler]

@@ -113,26 +113,28 @@ impl Maps {
         }
     }
 
-    /// Counts a packet that goes to a backend.
+    /// Counts a packet that goes to a backend; `by` is 1, or -1 to take it back.
     #[inline(always)]
-    pub fn count_forward(&self, forward: &Forward<&Backend>) {
+    pub fn count_forward(&self, forward: &Forward<&Backend>, by: i64) {
         // SAFETY: the helper has no precondition.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         let index = cpu * BACKENDS_PER_CPU.load() + u32::from(forward.id);
         let Some(counter) = BACKEND_COUNTERS.get(index) else { return };
-        counter.packets.bump(1);
-        counter.bytes.bump(u64::from(forward.len));
+        // Two's complement: adding -1 takes one away.
+        let one = by as u64;
+        counter.packets.bump(one);
+        counter.bytes.bump(u64::from(forward.len).wrapping_mul(one));
         if forward.events == 0 {
             return;
         }
         if forward.events & events::NEW_FLOW != 0 {
-            counter.new_flows.bump(1);
+            counter.new_flows.bump(one);
         }
         if forward.events & events::UNPINNED != 0 {
-            counter.unpinned.bump(1);
+            counter.unpinned.bump(one);
         }
         if forward.events & events::SYN_RETRANSMISSION != 0 {
-            counter.syn_retransmissions.bump(1);
+            counter.syn_retransmissions.bump(one);
         }
     }
 }

@@ -96,49 +96,77 @@ fn place<const L2: usize>(
     stored.then_some(())
 }
 
-/// Turns a frame into an ICMP error to its sender; false if that can't be done. One function for
-/// each length of the quote, as the kernel wants to know it, and out of line: what they keep on the
-/// stack would not fit beside the rest of the program's.
+/// Turns a frame into an ICMP error to its sender; false if that can't be done. A packet that is
+/// shorter than the full quote is quoted as far as its ports.
+///
+/// One function for each length of the quote, as the kernel wants to know it, and out of line: what
+/// they keep on the stack would not fit beside the rest of the program's. They take words and not
+/// the [`Reply`]: LLVM writes that to the stack on paths that never made it, from registers that
+/// the verifier knows to be unset.
 #[inline(always)]
 pub fn reply(ctx: &XdpContext, reply: &Reply) -> bool {
+    let Reply { l3, mtu, .. } = *reply;
     match (reply.v6, reply.kind) {
-        (false, ReplyKind::TooBig) => reply_v4::<{ rewrite::QUOTE_V4 }>(ctx, reply),
-        (false, ReplyKind::TtlExceeded) => reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, reply),
-        (true, ReplyKind::TooBig) => reply_v6::<{ rewrite::QUOTE_V6 }>(ctx, reply),
-        (true, ReplyKind::TtlExceeded) => reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, reply),
+        (false, ReplyKind::TooBig) => {
+            reply_v4::<{ rewrite::QUOTE_V4 }>(ctx, l3, mtu, false)
+                || reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, false)
+        }
+        (false, ReplyKind::TtlExceeded) => {
+            reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, true)
+        }
+        (true, ReplyKind::TooBig) => {
+            reply_v6::<{ rewrite::QUOTE_V6 }>(ctx, l3, mtu, false)
+                || reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, false)
+        }
+        (true, ReplyKind::TtlExceeded) => {
+            reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, true)
+        }
     }
 }
 
 #[inline(never)]
-fn reply_v4<const QUOTE: usize>(ctx: &XdpContext, reply: &Reply) -> bool {
-    answer_v4::<QUOTE>(ctx, reply).is_some()
+fn reply_v4<const QUOTE: usize>(ctx: &XdpContext, l3: usize, mtu: u16, ttl: bool) -> bool {
+    answer_v4::<QUOTE>(ctx, l3 & L3_MASK, mtu, kind(ttl)).is_some()
 }
 
 #[inline(never)]
-fn reply_v6<const QUOTE: usize>(ctx: &XdpContext, reply: &Reply) -> bool {
-    answer_v6::<QUOTE>(ctx, reply).is_some()
+fn reply_v6<const QUOTE: usize>(ctx: &XdpContext, l3: usize, mtu: u16, ttl: bool) -> bool {
+    answer_v6::<QUOTE>(ctx, l3 & L3_MASK, mtu, kind(ttl)).is_some()
 }
 
 #[inline(always)]
-fn answer_v4<const QUOTE: usize>(ctx: &XdpContext, reply: &Reply) -> Option<()> {
+fn kind(ttl: bool) -> ReplyKind {
+    if ttl { ReplyKind::TtlExceeded } else { ReplyKind::TooBig }
+}
+
+#[inline(always)]
+fn answer_v4<const QUOTE: usize>(
+    ctx: &XdpContext,
+    l3: usize,
+    mtu: u16,
+    kind: ReplyKind,
+) -> Option<()> {
     const ADDED: usize = ipv4::LEN + icmp::LEN;
-    let l3 = reply.l3 & L3_MASK;
     let frame = Frame::new(ctx);
     let sum = rewrite::sum(frame.load::<[u8; QUOTE]>(l3)?);
     let ip = frame.load::<Ipv4>(l3)?;
-    let (outer, message) = rewrite::reply_v4(ip, reply.kind, reply.mtu, QUOTE, sum);
+    let (outer, message) = rewrite::reply_v4(ip, kind, mtu, QUOTE, sum);
     let frame = make_room(ctx, &frame, l3, QUOTE, ADDED)?;
     (frame.store(l3, outer) && frame.store(l3 + ipv4::LEN, message)).then_some(())
 }
 
 #[inline(always)]
-fn answer_v6<const QUOTE: usize>(ctx: &XdpContext, reply: &Reply) -> Option<()> {
+fn answer_v6<const QUOTE: usize>(
+    ctx: &XdpContext,
+    l3: usize,
+    mtu: u16,
+    kind: ReplyKind,
+) -> Option<()> {
     const ADDED: usize = ipv6::LEN + icmp::LEN;
-    let l3 = reply.l3 & L3_MASK;
     let frame = Frame::new(ctx);
     let sum = rewrite::sum(frame.load::<[u8; QUOTE]>(l3)?);
     let ip = frame.load::<Ipv6>(l3)?;
-    let (outer, message) = rewrite::reply_v6(ip, reply.kind, reply.mtu, QUOTE, sum);
+    let (outer, message) = rewrite::reply_v6(ip, kind, mtu, QUOTE, sum);
     let frame = make_room(ctx, &frame, l3, QUOTE, ADDED)?;
     (frame.store(l3, outer) && frame.store(l3 + ipv6::LEN, message)).then_some(())
 }

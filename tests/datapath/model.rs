@@ -158,12 +158,13 @@ fn reply(frame: &[u8], to: &Reply) -> Option<Vec<u8>> {
     out[..6].copy_from_slice(&frame[6..12]);
     out[6..12].copy_from_slice(&frame[..6]);
     let packet = &frame[to.l3..];
-    let quote_len = match (to.v6, to.kind) {
-        (false, ReplyKind::TooBig) => rewrite::QUOTE_V4,
-        (false, ReplyKind::TtlExceeded) => rewrite::QUOTE_SHORT_V4,
-        (true, ReplyKind::TooBig) => rewrite::QUOTE_V6,
-        (true, ReplyKind::TtlExceeded) => rewrite::QUOTE_SHORT_V6,
+    let (full, short) = if to.v6 {
+        (rewrite::QUOTE_V6, rewrite::QUOTE_SHORT_V6)
+    } else {
+        (rewrite::QUOTE_V4, rewrite::QUOTE_SHORT_V4)
     };
+    let fits = to.kind == ReplyKind::TooBig && full <= packet.len();
+    let quote_len = if fits { full } else { short };
     let quote = packet.get(..quote_len)?;
     let sum = rewrite::sum(quote);
     if to.v6 {
