@@ -171,9 +171,9 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
             None => false,
         };
-        // The stamp first: whoever finds the pin must have been told to look.
-        slot.touch_pinned(stamp(now));
         if affordable && current != 0 {
+            // The stamp first: whoever finds the pin must have been told to look.
+            slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
             if tables.insert_pin(key, value) {
                 return Choice::of(current).to_word();
