@@ -157,6 +157,11 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
     }
     let Owners { current, base } = owners;
     if what == kind::OPENS {
+        // Nobody takes new flows, as when every backend drains. The base owner drains, too: given
+        // this flow, it would never end.
+        if current == 0 {
+            return Choice::NONE.to_word();
+        }
         // A pin that is left from an older flow must not outlive this one's beginning: it is made
         // to name this flow's backend, for which there is always room.
         if let Some(pin) = &pin {
@@ -171,7 +176,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
             None => false,
         };
-        if affordable && current != 0 {
+        if affordable {
             // The stamp first: whoever finds the pin must have been told to look.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
