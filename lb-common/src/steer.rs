@@ -177,7 +177,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             None => false,
         };
         if affordable {
-            // The stamp first: whoever finds the pin must have been told to look.
+            // The stamp first: whoever is to find the pin must have been told to look.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
             if tables.insert_pin(key, value) {
