@@ -157,7 +157,8 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
     }
     let Owners { current, base } = owners;
     if what == kind::OPENS {
-        // Nobody takes new flows.
+        // Nobody takes new flows, as when every backend drains. The base owner drains, too: given
+        // this flow, it would never end.
         if current == 0 {
             return Choice::NONE.to_word();
         }

@@ -1,4 +1,5 @@
-//! `cargo xtask check`: the formatting, and clippy on both targets with warnings denied.
+//! `cargo xtask check`: the formatting, and clippy on both targets and the documentation's
+//! links, with warnings denied.
 
 use anyhow::{Context as _, Result};
 
@@ -31,10 +32,8 @@ pub fn run() -> Result<()> {
         "warnings",
     ]))?;
     println!("check: documentation");
-    cargo::run(cargo().env("RUSTDOCFLAGS", "-D warnings").args([
-        "doc",
-        "--quiet",
-        "--no-deps",
-        "--document-private-items",
-    ]))
+    // It is read by who works on the project, private items and all.
+    let flags = "-D warnings -A rustdoc::private_intra_doc_links";
+    let doc = ["doc", "--quiet", "--no-deps", "--document-private-items"];
+    cargo::run(cargo().env("RUSTDOCFLAGS", flags).args(doc))
 }

@@ -74,9 +74,6 @@ fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
     let terminal = io::stdout().is_terminal();
     let names = view::names(lab);
     let mut before = None;
-    if !terminal {
-        println!("{}", view::advice());
-    }
     while !signals::caught() {
         let now = Instant::now();
         balancer.check()?;
@@ -85,6 +82,8 @@ fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
         let mut out = io::stdout().lock();
         let shown = if terminal {
             write!(out, "\x1b[2J\x1b[H{}\n{}\n", frame.table(), view::advice())
+        } else if before.is_none() {
+            write!(out, "{}{}\n{}", frame.header(), view::advice(), frame.lines())
         } else {
             write!(out, "{}", frame.lines())
         };
@@ -98,7 +97,8 @@ fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
             thread::sleep(Duration::from_millis(50));
         }
     }
-    println!("\nremoving the lab");
+    // To the error output: whoever read the view may be gone.
+    eprintln!("\nremoving the lab");
     Ok(())
 }
 

@@ -34,15 +34,7 @@ pub fn names(lab: &Lab) -> BTreeMap<IpAddr, String> {
 impl View<'_> {
     /// The picture for a terminal.
     pub fn table(&self) -> String {
-        let mut out = String::new();
-        for interface in &self.status.interfaces {
-            let there = if interface.attached { "" } else { " (NOT ATTACHED)" };
-            let _ = writeln!(
-                out,
-                "lbd {} on {}: XDP {} mode{there}, up {} s",
-                self.status.version, interface.name, interface.mode, self.status.uptime_secs
-            );
-        }
+        let mut out = self.header();
         for (name, service) in &self.status.services {
             let key = &service.key;
             let _ = writeln!(
@@ -85,6 +77,20 @@ impl View<'_> {
         }
         if let Some(error) = &self.status.last_error {
             let _ = writeln!(out, "\nlast error: {error}");
+        }
+        out
+    }
+
+    /// Where the program runs, and how.
+    pub fn header(&self) -> String {
+        let mut out = String::new();
+        for interface in &self.status.interfaces {
+            let there = if interface.attached { "" } else { " (NOT ATTACHED)" };
+            let _ = writeln!(
+                out,
+                "lbd {} on {}: XDP {} mode{there}, up {} s",
+                self.status.version, interface.name, interface.mode, self.status.uptime_secs
+            );
         }
         out
     }

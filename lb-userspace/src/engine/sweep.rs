@@ -18,8 +18,6 @@ use crate::{
 /// Seconds without a packet after which a flow that has only sent SYNs is gone: as long as Linux
 /// waits for the third packet of a handshake by default.
 const EMBRYONIC_SECS: u32 = 75;
-/// The same for a flow whose client has sent FIN or RST.
-const CLOSING_SECS: u32 = 60;
 /// Seconds in which a packet that has met an id is certainly gone.
 const REST_SECS: u32 = 2;
 /// Seconds between looks at what should have nothing to be found.
@@ -307,8 +305,9 @@ enum Age {
 fn age(flow: FlowRef, value: FlowValue, service: &Service, now: Now) -> Age {
     let idle = now.mono_secs.saturating_sub(value.seen);
     let pinned = matches!(flow, FlowRef::Pin(_));
+    // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
+    // can forge either, and a pin that went would take the flow with it.
     let kept = match value.flags {
-        flags if flags & flow_flags::CLOSING != 0 => service.idle_timeout.min(CLOSING_SECS),
         flags if pinned && flags & flow_flags::ESTABLISHED == 0 => {
             service.idle_timeout.min(EMBRYONIC_SECS)
         }
