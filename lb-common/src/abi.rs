@@ -342,7 +342,7 @@ pub struct FlowValue {
     pub backend: u16,
     /// Bits of [`flow_flags`].
     pub flags: u16,
-    /// Second of the last packet, on the clock of [`crate::forward::Tables::now`].
+    /// Second of the last packet, on the clock of [`crate::tables::Tables::now`].
     pub seen: u32,
 }
 

@@ -11,9 +11,12 @@
 pub mod abi;
 pub mod decap;
 pub mod forward;
+pub mod fragment;
 pub mod hash;
 pub mod packet;
+pub mod quoted;
 pub mod rewrite;
 pub mod shared;
 pub mod steer;
+pub mod tables;
 pub mod verdict;

@@ -12,13 +12,13 @@ use crate::{
         ConnectionKey, FlowKey, FlowValue, Owners, SYN_SEEN, Service, Slot, SynBudget,
         backend_flags, flow_flags, proto, stamp, udp_policy,
     },
-    forward::Tables,
     hash::slot_of,
     packet::{
         MAX_OFFSET, Packet,
         quic::{self, Datagram},
     },
-    verdict::events,
+    tables::Tables,
+    verdict::{Drop, Pass, events},
 };
 
 /// A backend, by id, and what is to be counted for the choice. Id 0 means that there is none.
@@ -50,6 +50,45 @@ impl Choice {
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         Self { id: word as u16, events: (word >> 16 & 0xff) as u32 }
+    }
+}
+
+/// What the functions that aren't inlined find out, as one word: a choice, and the entropy that
+/// goes with it; or why there is none.
+#[derive(Clone, Copy)]
+pub enum Found {
+    /// A choice, and the bits of the flow's hash that vary the outer source of a tunnel.
+    Choice(Choice, u32),
+    /// The packet is not the balancer's.
+    Pass(Pass),
+    /// The packet can't be sent on.
+    Drop(Drop),
+}
+
+impl Found {
+    const PASS: u64 = 1 << 62;
+    const DROP: u64 = 1 << 63;
+
+    /// As one word.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        match self {
+            Self::Choice(choice, entropy) => choice.to_word() | (entropy as u64) << 24,
+            Self::Pass(reason) => reason.index() as u64 | Self::PASS,
+            Self::Drop(reason) => reason.index() as u64 | Self::DROP,
+        }
+    }
+
+    /// The inverse of [`Self::to_word`].
+    #[inline(always)]
+    pub fn from_word(word: u64) -> Self {
+        if word & Self::PASS != 0 {
+            return Self::Pass(Pass::from_index(word as u32).unwrap_or(Pass::NotAService));
+        }
+        if word & Self::DROP != 0 {
+            return Self::Drop(Drop::from_index(word as u32).unwrap_or(Drop::NoBackend));
+        }
+        Self::Choice(Choice::from_word(word), (word >> 24) as u32)
     }
 }
 

@@ -21,8 +21,8 @@ use lb_common::{
         FlowValue, Fragment, FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot,
         SynBudget, VerdictCounter, VipKey,
     },
-    forward::Tables,
     shared::SharedU32,
+    tables::Tables,
     verdict::{Forward, REASONS, events},
 };
 

@@ -13,10 +13,11 @@ use lb_common::{
         self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
         Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey, backend_flags,
     },
-    forward::{Tables, decide},
+    forward::decide,
     packet::{ipv4, ipv6, number},
     rewrite,
     shared::SharedU32,
+    tables::Tables,
     verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
 };
 use zerocopy::{FromBytes, IntoBytes};

@@ -1,7 +1,7 @@
 //! Fragments follow their first one.
 
 use lb_common::{
-    forward::FRAGMENT_TIMEOUT,
+    fragment::FRAGMENT_TIMEOUT,
     verdict::{Drop, Pass, ReplyKind, Verdict},
 };
 

@@ -13,10 +13,11 @@ use lb_common::{
         Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey, backend_flags,
         mapped, udp_policy,
     },
-    forward::{Tables, decide},
+    forward::decide,
     hash::FlowKeys,
     packet::number,
     shared::SharedU32,
+    tables::Tables,
     verdict::{Forward, Verdict},
 };
 

@@ -1,0 +1,112 @@
+//! Fragments: the first one has the transport header and finds a backend, the others follow it.
+
+use crate::{
+    abi::{Fragment, FragmentKey, VipKey, mapped},
+    packet::{
+        Packet,
+        ipv4::Ipv4,
+        ipv6::{self, Fragmentation, Ipv6},
+    },
+    steer::{Choice, Found},
+    tables::Tables,
+    verdict::{Drop, Pass},
+};
+
+/// Seconds for which the rest of a fragmented packet is awaited (Linux's `ipfrag_time`).
+pub const FRAGMENT_TIMEOUT: u32 = 30;
+
+/// A fragment without a transport header: it follows its first fragment. Returns a [`Found`] as a
+/// word.
+#[inline(always)]
+fn later_fragment<T: Tables>(tables: &T, key: &FragmentKey) -> u64 {
+    if !tables.is_vip(&VipKey { address: key.destination }) {
+        return Found::Pass(Pass::Fragment).to_word();
+    }
+    match tables.fragment(key) {
+        Some(first) if tables.now().wrapping_sub(first.seen) <= FRAGMENT_TIMEOUT => {
+            if first.backend == 0 {
+                return Found::Pass(Pass::Fragment).to_word();
+            }
+            Found::Choice(Choice::of(first.backend), first.entropy).to_word()
+        }
+        _ => Found::Drop(Drop::FragmentWithoutFirst).to_word(),
+    }
+}
+
+/// What happens to a fragment but the first of an IPv4 packet at `l3`. Returns a [`Found`] as a word.
+#[inline(never)]
+pub fn later_fragment_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize) -> u64 {
+    match fragment_key_v4(pkt, l3) {
+        Some(key) => later_fragment(tables, &key),
+        None => Found::Pass(Pass::Truncated).to_word(),
+    }
+}
+
+/// The same for IPv6.
+#[inline(never)]
+pub fn later_fragment_v6<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize) -> u64 {
+    match fragment_key_v6(pkt, l3) {
+        Some(key) => later_fragment(tables, &key),
+        None => Found::Pass(Pass::Truncated).to_word(),
+    }
+}
+
+/// Where the first fragment went, as one word: a backend's id, 0 for the node itself, and the
+/// entropy.
+#[inline(always)]
+pub const fn told(backend: u16, entropy: u32) -> u64 {
+    backend as u64 | (entropy as u64) << 16
+}
+
+/// Notes where the first fragment of a packet to a VIP went.
+#[inline(always)]
+fn remember<T: Tables>(tables: &T, key: &FragmentKey, told: u64) {
+    if tables.is_vip(&VipKey { address: key.destination }) {
+        let value = Fragment {
+            backend: told as u16,
+            reserved: 0,
+            seen: tables.now(),
+            entropy: (told >> 16) as u32,
+        };
+        tables.insert_fragment(key, value);
+    }
+}
+
+/// Notes where the first fragment of an IPv4 packet at `l3` went; `told` as by [`told`].
+#[inline(never)]
+pub fn remember_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, told: u64) {
+    if let Some(key) = fragment_key_v4(pkt, l3) {
+        remember(tables, &key, told);
+    }
+}
+
+/// The same for IPv6.
+#[inline(never)]
+pub fn remember_v6<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, told: u64) {
+    if let Some(key) = fragment_key_v6(pkt, l3) {
+        remember(tables, &key, told);
+    }
+}
+
+#[inline(always)]
+fn fragment_key_v4<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey> {
+    let ip = pkt.load::<Ipv4>(l3)?;
+    Some(FragmentKey {
+        source: mapped(ip.source),
+        destination: mapped(ip.destination),
+        id: [ip.id[0], ip.id[1], 0, 0],
+        proto: ip.proto,
+        reserved: [0; 3],
+    })
+}
+
+#[inline(always)]
+fn fragment_key_v6<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey> {
+    let ip = pkt.load::<Ipv6>(l3)?;
+    let id = match ipv6::transport(pkt, ip.next, l3 + ipv6::LEN).ok()?.fragmentation {
+        Fragmentation::First(id) | Fragmentation::Later(id) => id,
+        Fragmentation::Whole => return None,
+    };
+    let (source, destination) = (ip.source, ip.destination);
+    Some(FragmentKey { source, destination, id, proto: 0, reserved: [0; 3] })
+}

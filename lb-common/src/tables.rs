@@ -1,0 +1,59 @@
+//! What the decision reads, and the little that it writes.
+
+use core::ops::Deref;
+
+use crate::{
+    abi::{
+        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
+        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+    },
+    shared::SharedU32,
+};
+
+/// The maps, or a model of them.
+pub trait Tables {
+    /// How a backend is handed out.
+    type Backend<'a>: Deref<Target = Backend>
+    where
+        Self: 'a;
+
+    /// The service of an IPv4 packet.
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>>;
+    /// The service of an IPv6 packet.
+    fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>>;
+    /// Slot `index` of the ring of service `service`.
+    fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>>;
+    /// Backend `id`.
+    fn backend(&self, id: u16) -> Option<Self::Backend<'_>>;
+    /// The pin of a flow.
+    fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>>;
+    /// Pins a flow; false if there is no room.
+    fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool;
+    /// A flow of a `tracked` UDP service.
+    fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>>;
+    /// Tracks a flow, at the expense of the one that was used least recently.
+    fn insert_tracked(&self, key: &FlowKey, value: FlowValue);
+    /// A QUIC connection by its server's id.
+    fn connection(&self, key: &ConnectionKey) -> Option<impl Deref<Target = Flow>>;
+    /// Notes a QUIC connection unless its id is known.
+    fn insert_connection(&self, key: &ConnectionKey, value: FlowValue);
+    /// What the first fragment of a packet was told.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Notes what the first fragment of a packet was told.
+    fn insert_fragment(&self, key: &FragmentKey, value: Fragment);
+    /// Whether any service has this address.
+    fn is_vip(&self, key: &VipKey) -> bool;
+    /// Entry `index` of the list of MAC addresses that this node answers to.
+    fn own_mac(&self, index: u32) -> Option<OwnMac>;
+    /// This CPU's budget of pins for a service.
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
+    /// Entry `index` of this CPU's marks of SYNs.
+    fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>>;
+    /// Nanoseconds of CLOCK_MONOTONIC, coarse.
+    fn now_nanos(&self) -> u64;
+    /// Seconds of the same clock.
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        (self.now_nanos() / 1_000_000_000) as u32
+    }
+}
