@@ -35,7 +35,7 @@ fn steady_nanos() -> u64 {
 
 fn install(state: &State, kernel: &mut Kernel, model: &mut Model) -> Result<()> {
     for &(key, value) in &state.services_v4 {
-        kernel.put_service_v4(key, value)?;
+        kernel.put_service_v4(key, value).context("put a service")?;
         model.services_v4.insert(key, value);
         model.budgets.insert(value.id, Rc::new(SynBudget::default()));
     }
@@ -45,7 +45,7 @@ fn install(state: &State, kernel: &mut Kernel, model: &mut Model) -> Result<()> 
         model.budgets.insert(value.id, Rc::new(SynBudget::default()));
     }
     for (service, slots) in &state.rings {
-        kernel.put_ring(*service, slots)?;
+        kernel.put_ring(*service, slots).context("publish a ring")?;
         let ring = slots.iter().map(|&word| {
             let slot = Slot::new(Owners::from_word(word as u32));
             slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
@@ -58,7 +58,7 @@ fn install(state: &State, kernel: &mut Kernel, model: &mut Model) -> Result<()> 
         model.backends.push(backend);
     }
     for &(key, value) in &state.pins {
-        kernel.put_pin(key, value)?;
+        kernel.put_pin(key, value).context("put a pin")?;
         model.pins.borrow_mut().insert(key, Rc::new(Flow::new(value)));
     }
     for &(key, value) in &state.tracked {
@@ -70,7 +70,7 @@ fn install(state: &State, kernel: &mut Kernel, model: &mut Model) -> Result<()> 
         model.connections.borrow_mut().insert(key, Rc::new(Flow::new(value)));
     }
     for &(key, value) in &state.fragments {
-        kernel.put_fragment(key, value)?;
+        kernel.put_fragment(key, value).context("put a fragment")?;
         model.fragments.borrow_mut().insert(key, value);
     }
     for &vip in &state.vips {
