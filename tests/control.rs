@@ -2,6 +2,7 @@
 //! fail.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     num::NonZeroU16,
     path::Path,
@@ -159,6 +160,7 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
         let inputs = Inputs {
             desired,
             neighbourhood: known,
+            recovering: &BTreeSet::new(),
             limits: Limits::default(),
             cpus: 2,
             tunnel: &settings.tunnel,
@@ -402,6 +404,39 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     engine.set_neighbourhood(all);
     assert_eq!(engine.reconcile(at(1_006)).unwrap().slots_moved, 0);
     assert_eq!(owners(&engine), before);
+}
+
+#[test]
+fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
+    let three = [("10.0.0.11", 1), ("10.0.0.12", 1), ("10.0.0.13", 1)];
+    let mut engine = running(one_service(&three));
+    edit(&mut engine, "10.0.0.13", Admin::Draining { deadline: None });
+    engine.reconcile(at(900)).unwrap();
+    let had = owners(&engine);
+    let answered = |engine: &mut Engine<Fake>, these: &[&str], now| {
+        let mut all = reached(engine);
+        for (want, hop) in &mut all.hops {
+            if !these.iter().any(|address| ip(address) == want.address) {
+                *hop = unreachable();
+            }
+        }
+        engine.set_neighbourhood(all);
+        engine.reconcile(at(now)).unwrap().slots_moved
+    };
+    assert_eq!(answered(&mut engine, &[], 1_000), 0);
+    assert_eq!(answered(&mut engine, &["10.0.0.12"], 1_060), 0);
+    assert_eq!(answered(&mut engine, &["10.0.0.12", "10.0.0.11"], 1_061), 0);
+    let all = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
+    assert_eq!(answered(&mut engine, &all, 1_062), 0);
+    assert_eq!(owners(&engine), had, "owners and bases");
+    // Who does not answer in time is lost.
+    answered(&mut engine, &[], 1_100);
+    answered(&mut engine, &["10.0.0.12"], 1_160);
+    engine.sweep(at(1_164)).unwrap();
+    assert_eq!(owners(&engine), had);
+    engine.sweep(at(1_165)).unwrap();
+    let left = id(&engine, "10.0.0.12");
+    assert!(owners(&engine).iter().all(|slot| *slot == Owners { current: left, base: 0 }));
 }
 
 #[test]

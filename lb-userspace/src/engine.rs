@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod outage;
 mod report;
 mod sweep;
 
@@ -17,7 +18,7 @@ use lb_common::abi::{self, Owners, Slot, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-use self::sweep::Walk;
+use self::{outage::Outages, sweep::Walk};
 use crate::{
     datapath::DataPlane,
     desired::Desired,
@@ -37,6 +38,7 @@ pub struct Engine<D> {
     neighbourhood: Option<Neighbourhood>,
     applied: Applied,
     walk: Walk,
+    outages: Outages,
     last_error: Option<String>,
 }
 
@@ -111,6 +113,7 @@ impl<D: DataPlane> Engine<D> {
             neighbourhood: None,
             applied,
             walk: Walk::default(),
+            outages: Outages::default(),
             last_error: None,
         })
     }
@@ -175,10 +178,15 @@ impl<D: DataPlane> Engine<D> {
             self.walk_flows(now)?;
         }
         let Some(desired) = &self.desired else { return Ok(outcome) };
+        if let Some(neighbourhood) = &self.neighbourhood {
+            self.outages.follow(desired, neighbourhood, now);
+        }
+        let recovering = self.outages.recovering();
         let plan = reconcile::plan(
             &Inputs {
                 desired,
                 neighbourhood: self.neighbourhood.as_ref(),
+                recovering: &recovering,
                 limits: self.data_plane.limits(),
                 cpus: self.data_plane.online_cpus(),
                 tunnel: &self.settings.tunnel,

@@ -112,6 +112,9 @@ pub struct Inputs<'a> {
     pub desired: &'a Desired,
     /// What is known of next hops; none: nothing yet.
     pub neighbourhood: Option<&'a Neighbourhood>,
+    /// Services of which nobody could be reached until a moment ago: who can't be yet has time to
+    /// answer.
+    pub recovering: &'a BTreeSet<ServiceKey>,
     /// What the maps have room for.
     pub limits: Limits,
     /// CPUs that share a SYN budget.
@@ -276,12 +279,11 @@ fn place(
             continue;
         }
         let Some(id) = id_of(address) else { continue };
-        found.push((
-            address,
-            backend,
-            id,
-            reach(inputs, applied.backends.get(&id), service, address),
-        ));
+        let reach = match reach(inputs, applied.backends.get(&id), service, address) {
+            Reach::Lost if inputs.recovering.contains(&service.key) => Reach::Waiting,
+            reach => reach,
+        };
+        found.push((address, backend, id, reach));
     }
     let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
     let reached = found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
