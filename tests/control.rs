@@ -440,6 +440,29 @@ fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
 }
 
 #[test]
+fn a_drain_is_not_over_before_the_flows_of_its_last_second_are_counted() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1)]));
+    engine.sweep(at(1_000)).unwrap();
+    // In its slots it is not the first: its flows are pins, and none is counted yet.
+    set(&mut engine, one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    engine.reconcile(at(1_001)).unwrap();
+    let (flow, value) = pin(7, id(&engine, "10.0.0.12"), 1_001);
+    engine.data_plane_mut().add_flow(flow, value);
+    edit(&mut engine, "10.0.0.12", Admin::Draining { deadline: None });
+    engine.reconcile(at(1_001)).unwrap();
+    let drained = |engine: &Engine<Fake>| {
+        engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone()
+    };
+    assert_eq!((drained(&engine).slots, drained(&engine).base_slots), (0, 0));
+    assert!(drained(&engine).has_flows(), "one has just been opened");
+    engine.sweep(at(1_002)).unwrap();
+    assert_eq!((drained(&engine).pins, drained(&engine).pins_stale), (1, false));
+    assert!(drained(&engine).has_flows());
+    engine.sweep(at(1_002 + IDLE)).unwrap();
+    assert!(!drained(&engine).has_flows());
+}
+
+#[test]
 fn without_an_enabled_backend_new_flows_have_no_owner_and_old_ones_stay() {
     let mut engine = running(one_service(&[("10.0.0.11", 1)]));
     let old = id(&engine, "10.0.0.11");

@@ -219,7 +219,7 @@ impl<D: DataPlane> Engine<D> {
                 data_plane.put_backend(id, &value).with_context(context)?;
                 applied.backends.insert(id, *value);
             }
-            Change::PublishRing(id, target) => self.publish_ring(id, target, outcome)?,
+            Change::PublishRing(id, target) => self.publish_ring(id, target, now, outcome)?,
             Change::RetargetRing(id, target) => {
                 // It counts only if it writes.
                 return self.retarget_ring(id, target, now, outcome);
@@ -267,7 +267,13 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    fn publish_ring(&mut self, id: u16, target: Target, outcome: &mut Outcome) -> Result<()> {
+    fn publish_ring(
+        &mut self,
+        id: u16,
+        target: Target,
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let table = table(&target, &self.settings.seed);
         let owner = |slot| Owners { current: owner(&target, &table, slot), base: 0 };
         let owners: Vec<_> = (0..target.slots as usize).map(owner).collect();
@@ -278,7 +284,7 @@ impl<D: DataPlane> Engine<D> {
             info!(ring = id, from = old.slots, to = target.slots, "ring resized; its flows move");
         }
         let slots: Vec<_> = owners.iter().copied().map(Slot::new).collect();
-        self.applied.rings.insert(id, summary(&slots, Some(target)));
+        self.take_ring(id, summary(&slots, Some(target)), now);
         outcome.slots_moved += owners.len() as u64;
         Ok(())
     }
@@ -321,8 +327,19 @@ impl<D: DataPlane> Engine<D> {
             outcome.changes += 1;
             outcome.slots_moved += moved;
         }
-        self.applied.rings.insert(id, summary(&slots, Some(target)));
+        self.take_ring(id, summary(&slots, Some(target)), now);
         Ok(())
+    }
+
+    /// Takes over what a ring has become.
+    fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
+        let gets_flows = |ring: &Ring, id| ring.held.get(id).is_some_and(|held| held.current > 0);
+        if let Some(old) = self.applied.rings.get(&id) {
+            let got = old.held.keys().filter(|id| gets_flows(old, id));
+            got.filter(|id| !gets_flows(&ring, id))
+                .for_each(|&id| self.walk.vacate_backend(id, now));
+        }
+        self.applied.rings.insert(id, ring);
     }
 }
 

@@ -56,6 +56,9 @@ pub(super) async fn wait(
 /// What is left on a backend.
 fn left(backend: &Backend) -> String {
     let slots = backend.slots + backend.base_slots;
+    if slots == 0 && backend.pins == 0 {
+        return "its pinned flows are counted".into();
+    }
     format!(
         "{} pinned flow{}, older flows possible in {slots} slot{}",
         format_count(backend.pins),

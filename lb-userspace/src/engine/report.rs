@@ -64,6 +64,7 @@ impl<D: DataPlane> Engine<D> {
                 slots: held.current,
                 base_slots: held.base,
                 pins: self.walk.per_backend.get(&id).copied().unwrap_or(0),
+                pins_stale: self.walk.is_stale(id),
                 sent: totals.sent,
                 new_flows: totals.new_flows,
                 unpinned_packets: totals.unpinned,

@@ -44,6 +44,8 @@ pub(super) struct Walk {
     released_services: BTreeMap<u16, u32>,
     /// Backends that were about to leave, without a slot, at the last sweep.
     leaving: BTreeSet<u16>,
+    /// When backends ceased to get new flows, until a later walk has counted those they have.
+    vacated: BTreeMap<u16, u32>,
 }
 
 impl Walk {
@@ -58,6 +60,15 @@ impl Walk {
 
     pub(super) fn release_service(&mut self, id: u16, now: Now) {
         self.released_services.insert(id, now.mono_secs);
+    }
+
+    pub(super) fn vacate_backend(&mut self, id: u16, now: Now) {
+        self.vacated.insert(id, now.mono_secs);
+    }
+
+    /// Whether the backend may have got flows since the last walk came by.
+    pub(super) fn is_stale(&self, id: u16) -> bool {
+        self.vacated.contains_key(&id)
     }
 
     /// Whether it saw flows on backends that have none to keep by now.
@@ -102,6 +113,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let leaving = self.leaving();
         let waits = !leaving.is_empty()
+            || !self.walk.vacated.is_empty()
             || !self.applied.resting_backends.is_empty()
             || !self.applied.resting_services.is_empty();
         if self.walk_is_due(now, waits) {
@@ -216,11 +228,14 @@ impl<D: DataPlane> Engine<D> {
             walk.flows -= u64::from(done);
             walk.pins -= u64::from(done && matches!(flow, FlowRef::Pin(_)));
         }
-        let old = std::mem::take(&mut self.walk);
+        let mut old = std::mem::take(&mut self.walk);
+        // A packet that had met the slot before its change may have opened a flow since.
+        old.vacated.retain(|_, at| now.mono_secs <= *at);
         self.walk = Walk {
             released_backends: old.released_backends,
             released_services: old.released_services,
             leaving: old.leaving,
+            vacated: old.vacated,
             ..walk
         };
         Ok(deleted)
