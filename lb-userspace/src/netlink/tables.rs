@@ -144,7 +144,10 @@ impl Tables {
                     | NeighbourState::NoArp,
                 ),
             ) => return self.forget_neighbour(key),
-            (NeighbourState::Failed, _) => {
+            // Nobody has asked for the balancer yet: what others were not answered, however long
+            // ago, says nothing of a backend that gets packets at this moment.
+            (NeighbourState::Failed, None) => return,
+            (NeighbourState::Failed, Some(_)) => {
                 new.mac = None;
                 self.silent.insert(key);
             }
