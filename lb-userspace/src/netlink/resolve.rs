@@ -419,6 +419,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_answered_before_anyone_asked_says_nothing() {
+        let mut tables = tables();
+        let backend = want("10.0.0.9", Mode::Dsr);
+        tables.routes.insert(backend.address, Route::Via { oif: 1, gateway: None, mtu: None });
+        let key = (1, backend.address);
+        set(&mut tables, 1, "10.0.0.9", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Pending { .. }));
+        assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
+        set(&mut tables, 1, "10.0.0.9", NeighbourState::Incomplete, None);
+        set(&mut tables, 1, "10.0.0.9", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Unreachable { .. }));
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_changes_no_outlook() {
+        let mut tables = tables();
+        let key = (1, ip("10.0.0.2"));
+        answer(&mut tables, 1, "10.0.0.2");
+        let before = tables.outlook(key);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Probed, Some(PEER));
+        assert!(tables.outlook(key) == before);
+        answer(&mut tables, 1, "10.0.0.2");
+        assert!(tables.outlook(key) == before);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Probed, Some(PEER));
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert!(tables.outlook(key) != before);
+    }
+
+    #[test]
     fn forgotten_neighbour_keeps_its_mac_until_it_answers_or_fails() {
         let mut tables = tables();
         let backend = want("10.0.0.2", Mode::Dsr);

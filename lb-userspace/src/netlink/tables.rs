@@ -209,6 +209,17 @@ impl Tables {
         self.silent.retain(|key| next_hops.contains(key));
     }
 
+    /// What a next hop with this neighbour depends on: an event that leaves it as it is changes
+    /// nothing.
+    #[must_use]
+    pub fn outlook(&self, key: NeighbourKey) -> impl PartialEq + use<> {
+        let known = self.neighbours.get(&key).map(|known| match known.state {
+            NeighbourState::Probed => (NeighbourState::Valid, known.mac),
+            state => (state, known.mac),
+        });
+        (known, self.is_silent(key))
+    }
+
     /// Whether the neighbour was asked in vain since it last answered.
     #[must_use]
     pub fn is_silent(&self, key: NeighbourKey) -> bool {
