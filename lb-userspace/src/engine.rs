@@ -39,6 +39,8 @@ pub struct Engine<D> {
     applied: Applied,
     walk: Walk,
     outages: Outages,
+    /// Interfaces that have lost the program.
+    bare: BTreeSet<String>,
     last_error: Option<String>,
 }
 
@@ -114,6 +116,7 @@ impl<D: DataPlane> Engine<D> {
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
+            bare: BTreeSet::new(),
             last_error: None,
         })
     }
