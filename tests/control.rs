@@ -160,6 +160,7 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
         let inputs = Inputs {
             desired,
             neighbourhood: known,
+            unreached: &BTreeSet::new(),
             recovering: &BTreeSet::new(),
             limits: Limits::default(),
             cpus: 2,
@@ -388,15 +389,16 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     hop(&mut engine, "10.0.0.11", resolved(Want { address: ip("10.0.0.11"), mode: Mode::Dsr }));
     engine.reconcile(at(1_003)).unwrap();
     assert!(owners(&engine).iter().zip(&had).all(|(now, had)| now.current == had.current));
-    // The link goes, and comes back: nobody is usable in between, and nothing moves.
+    // The link goes, and nobody is usable; it comes back, and all are presumed where they were
+    // before they have answered. Nothing moves.
     let before = owners(&engine);
-    for state in [unreachable(), pending()] {
+    for (state, flag) in [(unreachable(), 0), (pending(), backend_flags::USABLE)] {
         let mut all = reached(&engine);
         all.hops.values_mut().for_each(|hop| *hop = state.clone());
         engine.set_neighbourhood(all);
         assert_eq!(engine.reconcile(at(1_004)).unwrap().slots_moved, 0);
         let usable = engine.data_plane().backends().unwrap();
-        assert!(usable.values().all(|entry| entry.flags & backend_flags::USABLE == 0));
+        assert!(usable.values().all(|entry| entry.flags & backend_flags::USABLE == flag));
     }
     hop(&mut engine, "10.0.0.11", pending());
     assert_eq!(engine.reconcile(at(1_005)).unwrap().slots_moved, 0);
@@ -425,9 +427,25 @@ fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
     };
     assert_eq!(answered(&mut engine, &[], 1_000), 0);
     assert_eq!(answered(&mut engine, &["10.0.0.12"], 1_060), 0);
+    // What is for the others would else be answered by the first with a reset.
+    let entries = engine.data_plane().backends().unwrap();
+    assert!(entries.values().all(|entry| entry.flags & backend_flags::USABLE != 0));
     assert_eq!(answered(&mut engine, &["10.0.0.12", "10.0.0.11"], 1_061), 0);
     let all = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
     assert_eq!(answered(&mut engine, &all, 1_062), 0);
+    assert_eq!(owners(&engine), had, "owners and bases");
+    // The link is back before the network behind it is: all are asked, and fail one by one.
+    let each = |engine: &mut Engine<Fake>, states: [Resolution; 3], now| {
+        let mut hops = reached(engine);
+        hops.hops.values_mut().zip(states).for_each(|(hop, state)| *hop = state);
+        engine.set_neighbourhood(hops);
+        engine.reconcile(at(now)).unwrap().slots_moved
+    };
+    assert_eq!(answered(&mut engine, &[], 1_070), 0);
+    assert_eq!(each(&mut engine, [pending(), pending(), pending()], 1_071), 0);
+    assert_eq!(each(&mut engine, [pending(), unreachable(), pending()], 1_074), 0);
+    assert_eq!(each(&mut engine, [unreachable(), unreachable(), pending()], 1_074), 0);
+    assert_eq!(answered(&mut engine, &all, 1_090), 0);
     assert_eq!(owners(&engine), had, "owners and bases");
     // Who does not answer in time is lost.
     answered(&mut engine, &[], 1_100);

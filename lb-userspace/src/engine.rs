@@ -184,11 +184,12 @@ impl<D: DataPlane> Engine<D> {
         if let Some(neighbourhood) = &self.neighbourhood {
             self.outages.follow(desired, neighbourhood, now);
         }
-        let recovering = self.outages.recovering();
+        let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
         let plan = reconcile::plan(
             &Inputs {
                 desired,
                 neighbourhood: self.neighbourhood.as_ref(),
+                unreached: &unreached,
                 recovering: &recovering,
                 limits: self.data_plane.limits(),
                 cpus: self.data_plane.online_cpus(),

@@ -42,10 +42,18 @@ impl Outages {
         }
     }
 
+    /// The services of which nobody is reached.
+    pub(super) fn lasting(&self) -> BTreeSet<ServiceKey> {
+        self.keys(|outage| outage == Outage::Lasts)
+    }
+
     /// The services whose silent backends have time to answer.
-    pub(super) fn recovering(&self) -> BTreeSet<ServiceKey> {
-        let ending = self.0.iter().filter(|(_, outage)| matches!(outage, Outage::Ends { .. }));
-        ending.map(|(key, _)| *key).collect()
+    pub(super) fn ending(&self) -> BTreeSet<ServiceKey> {
+        self.keys(|outage| outage != Outage::Lasts)
+    }
+
+    fn keys(&self, these: impl Fn(Outage) -> bool) -> BTreeSet<ServiceKey> {
+        self.0.iter().filter(|(_, outage)| these(**outage)).map(|(key, _)| *key).collect()
     }
 
     /// Whether the time to answer is over for some.
