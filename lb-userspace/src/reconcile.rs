@@ -164,7 +164,11 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             left_out.push(full(name, "services", inputs.limits.services));
             continue;
         };
-        let placed = place(inputs, applied, id, service, &mut |address| {
+        let placed = place(inputs, applied, id, service, &mut |address, backend| {
+            // One that has left the maps stays out of them until the operator's wish says so too.
+            if matches!(backend.admin, Admin::Removing { .. }) && !ids.has_backend(id, address) {
+                return None;
+            }
             let found = ids.of_backend(id, address);
             if found.is_none() {
                 left_out.push(full(
@@ -270,24 +274,16 @@ fn place(
     applied: &Applied,
     service_id: u16,
     service: &Service,
-    id_of: &mut dyn FnMut(IpAddr) -> Option<u16>,
+    id_of: &mut dyn FnMut(IpAddr, &Backend) -> Option<u16>,
 ) -> Vec<Placed> {
     let ring = applied.rings.get(&service_id);
-    let known = |address: IpAddr| {
-        let wanted = entry::address(address);
-        applied.backends.iter().find(|(_, b)| b.service == service_id && b.address == wanted)
-    };
     let kept = |id| {
         let keeps = |target: &Target| target.keeping.contains(&id);
         ring.is_some_and(|r| r.held.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
     };
     let mut found = Vec::new();
     for (&address, backend) in &service.backends {
-        // One that has left the maps stays out of them until the operator's wish says so too.
-        if matches!(backend.admin, Admin::Removing { .. }) && known(address).is_none() {
-            continue;
-        }
-        let Some(id) = id_of(address) else { continue };
+        let Some(id) = id_of(address, backend) else { continue };
         let old = applied.backends.get(&id);
         let reach = match reach(inputs, old, service, address) {
             Reach::Lost if inputs.recovering.contains(&service.key) => Reach::Waiting,

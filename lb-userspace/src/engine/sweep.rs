@@ -1,7 +1,11 @@
 //! The work of each second: slots that have become quiet, flows that have ended, backends that may
 //! leave, ids that may be given anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
@@ -97,6 +101,16 @@ fn keeping(applied: &Applied) -> BTreeSet<u16> {
     backends.map(|(&id, _)| id).collect()
 }
 
+/// The ids of backends by service and address.
+pub(super) struct Ids(BTreeMap<(u16, [u8; 16]), u16>);
+
+impl Ids {
+    /// The id of a backend of a service.
+    pub(super) fn of(&self, service: u16, address: IpAddr) -> Option<u16> {
+        self.0.get(&(service, entry::address(address))).copied()
+    }
+}
+
 impl<D: DataPlane> Engine<D> {
     /// The work of each second: ends what has run out.
     ///
@@ -145,6 +159,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// Whether a deadline has passed since the rings were written.
     fn has_expired_deadline(&self, now: Now) -> bool {
+        let ids = LazyCell::new(|| self.ids());
         self.desired().services.values().any(|service| {
             let Some(value) = self.applied.services.get(&service.key) else { return false };
             let ring = self.applied.rings.get(&value.id);
@@ -152,16 +167,15 @@ impl<D: DataPlane> Engine<D> {
             service.backends.iter().any(|(address, backend)| {
                 matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. })
                     && crate::reconcile::flows_are_moved(backend, now)
-                    && self.id_of(value.id, *address).is_some_and(|id| target.keeping.contains(&id))
+                    && ids.of(value.id, *address).is_some_and(|id| target.keeping.contains(&id))
             })
         })
     }
 
-    /// The id of a backend that is in the maps.
-    pub(super) fn id_of(&self, service: u16, address: std::net::IpAddr) -> Option<u16> {
-        let address = entry::address(address);
-        let mut backends = self.applied.backends.iter();
-        backends.find(|(_, b)| b.service == service && b.address == address).map(|(&id, _)| id)
+    /// The ids of the backends that are in the maps.
+    pub(super) fn ids(&self) -> Ids {
+        let backends = self.applied.backends.iter().rev();
+        Ids(backends.map(|(&id, backend)| ((backend.service, backend.address), id)).collect())
     }
 
     /// Clears the bases that are quiet and the marks of pins that have gone.
@@ -263,13 +277,14 @@ impl<D: DataPlane> Engine<D> {
     /// The backends in `removing` that own no slot.
     fn leaving(&self) -> BTreeSet<u16> {
         let mut leaving = BTreeSet::new();
+        let ids = LazyCell::new(|| self.ids());
         for service in self.desired().services.values() {
             let Some(value) = self.applied.services.get(&service.key) else { continue };
             let Some(ring) = self.applied.rings.get(&value.id) else { continue };
             let removing =
                 service.backends.iter().filter(|(_, b)| matches!(b.admin, Admin::Removing { .. }));
-            let ids = removing.filter_map(|(address, _)| self.id_of(value.id, *address));
-            leaving.extend(ids.filter(|id| !ring.held.contains_key(id)));
+            let removing = removing.filter_map(|(address, _)| ids.of(value.id, *address));
+            leaving.extend(removing.filter(|id| !ring.held.contains_key(id)));
         }
         leaving
     }
@@ -285,11 +300,12 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         self.walk.leaving = leaving;
+        let ids = LazyCell::new(|| self.ids());
         for (name, service) in &self.desired().services {
             let Some(value) = self.applied.services.get(&service.key) else { continue };
             for (address, backend) in &service.backends {
                 let removing = matches!(backend.admin, Admin::Removing { .. });
-                if removing && self.id_of(value.id, *address).is_none() {
+                if removing && ids.of(value.id, *address).is_none() {
                     swept.removed.push((name.clone(), *address));
                 }
             }
