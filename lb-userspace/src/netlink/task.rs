@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Neighbourhood, Resolution, Want,
-    resolve::{Ask, next_hop_of, resolve},
+    resolve::{Ask, next_hop_of, no_room, resolve},
     socket::{Event, Failure, Sockets},
     tables::{Neighbour, NeighbourKey, NeighbourState, Tables},
 };
@@ -227,11 +227,17 @@ impl Task {
         for key in ask.select(&next_hops, &self.tables) {
             match self.sockets.use_neighbour(key).await {
                 Ok(()) => {
+                    self.tables.note_room(key, true);
                     // The kernel tells nobody that it has begun to ask.
                     let known = self.tables.neighbours.get(&key).map(|known| known.state);
                     if matches!(known, None | Some(NeighbourState::Forgotten)) {
                         let asked = Neighbour { state: NeighbourState::Incomplete, mac: None };
                         self.tables.update_neighbour(key, asked);
+                    }
+                }
+                Err(Failure::Refused(libc::ENOBUFS)) => {
+                    if self.tables.note_room(key, false) {
+                        warn!("{}", no_room(key.1));
                     }
                 }
                 // Its interface may be gone by now; the event is on its way. Else: the next retry.
