@@ -13,6 +13,7 @@ use lb_common::{
     },
     hash::FlowKeys,
     rewrite,
+    service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
 use lb_userspace::objects;
@@ -97,6 +98,9 @@ impl Harness {
             .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
             .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
+            .map_max_entries("SERVICE_INDEX", buckets(SERVICES))
+            .map_max_entries("SERVICE_ENTRIES", SERVICES)
+            .override_global("SERVICE_INDEX_MASK", &(buckets(SERVICES) - 1), true)
             .override_global("SERVICES_PER_CPU", &SERVICES, true)
             .load(objects::BALANCER)?;
         load(&mut balancer, "balance")?;
@@ -148,26 +152,28 @@ impl Harness {
         if let Flux::Pinned(flows) = setup.flux {
             self.pin(setup, id, first, flows, now)?;
         }
-        if setup.v6 {
-            let key = ServiceKeyV6 {
-                address: VIP_V6,
-                port: setup.port.into(),
-                proto: setup.proto,
-                reserved: 0,
-            };
+        let (port, proto) = (setup.port.into(), setup.proto);
+        let mask = buckets(SERVICES) - 1;
+        let (place, address) = if setup.v6 {
+            let key = ServiceKeyV6 { address: VIP_V6, port, proto, reserved: 0 };
             let map = self.balancer.map_mut("SERVICES_V6").context("no map SERVICES_V6")?;
             HashMap::<_, ServiceKeyV6, Service>::try_from(map)?.insert(key, service, 0)?;
+            (Place::of_v6(&key, mask), VIP_V6)
         } else {
-            let key = ServiceKeyV4 {
-                address: VIP_V4,
-                port: setup.port.into(),
-                proto: setup.proto,
-                reserved: 0,
-            };
+            let key = ServiceKeyV4 { address: VIP_V4, port, proto, reserved: 0 };
             let map = self.balancer.map_mut("SERVICES_V4").context("no map SERVICES_V4")?;
             HashMap::<_, ServiceKeyV4, Service>::try_from(map)?.insert(key, service, 0)?;
-        }
-        Ok(())
+            (Place::of_v4(&key, mask), mapped(VIP_V4))
+        };
+        let map = self.balancer.map_mut("SERVICE_ENTRIES").context("no map SERVICE_ENTRIES")?;
+        let entry = Entry { service, address, port, proto, reserved: [0; 5] };
+        Array::<_, Entry>::try_from(map)?.set(u32::from(id), entry, 0)?;
+        let map = self.balancer.map_mut("SERVICE_INDEX").context("no map SERVICE_INDEX")?;
+        let mut index: Array<_, [u32; WAYS]> = map.try_into()?;
+        let mut words = index.get(&place.bucket, 0)?;
+        let free = words.iter_mut().find(|word| **word == 0).context("the bucket is full")?;
+        *free = place.word(id);
+        Ok(index.set(place.bucket, words, 0)?)
     }
 
     fn pin(&mut self, setup: &Setup, id: u16, first: u16, flows: u32, now: u32) -> Result<()> {

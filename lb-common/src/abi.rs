@@ -538,5 +538,6 @@ mod pod {
         super::ConnectionKey,
         super::VipKey,
         super::OwnMac,
+        crate::service_index::Entry,
     );
 }

@@ -16,6 +16,7 @@ pub mod hash;
 pub mod packet;
 pub mod quoted;
 pub mod rewrite;
+pub mod service_index;
 pub mod shared;
 pub mod steer;
 pub mod tables;

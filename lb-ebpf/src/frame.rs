@@ -70,7 +70,8 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn holds(&self, len: usize) -> bool {
-        if self.start + len <= self.end {
+        // A comparison of lengths: Linux 6.1's verifier takes no pointer plus a length from the wire.
+        if len <= self.bytes() {
             return true;
         }
         // SAFETY: the context is the one that the kernel passed in.

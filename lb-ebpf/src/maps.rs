@@ -21,6 +21,7 @@ use lb_common::{
         FlowValue, Fragment, FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot,
         SynBudget, VerdictCounter, VipKey,
     },
+    service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::SharedU32,
     tables::Tables,
     verdict::{Forward, REASONS, events},
@@ -37,6 +38,22 @@ static BACKENDS_PER_CPU: Global<u32> = Global::new(DEFAULT_BACKENDS + 1);
 /// Entries for each CPU in `SYN_BUDGETS`.
 #[unsafe(no_mangle)]
 static SERVICES_PER_CPU: Global<u32> = Global::new(DEFAULT_SERVICES);
+
+/// Buckets in `SERVICE_INDEX`, less one.
+#[unsafe(no_mangle)]
+static SERVICE_INDEX_MASK: Global<u32> = Global::new(service_index::buckets(DEFAULT_SERVICES) - 1);
+
+/// Where the services are; see [`service_index`].
+#[btf_map]
+static SERVICE_INDEX: Array<
+    Bucket,
+    { service_index::buckets(DEFAULT_SERVICES) as usize },
+    MMAPABLE,
+> = Array::new();
+
+/// The services by id, with their keys.
+#[btf_map]
+static SERVICE_ENTRIES: Array<service_index::Entry, { DEFAULT_SERVICES as usize }> = Array::new();
 
 /// The services with an IPv4 VIP.
 #[btf_map]
@@ -149,16 +166,50 @@ macro_rules! get {
     };
 }
 
+/// The service that a word of a bucket names, if its tag is the key's.
+#[inline(always)]
+fn candidate(bucket: &Bucket, way: usize, place: Place) -> Option<&'static service_index::Entry> {
+    let word = bucket.words[way].load();
+    if word & 0xffff_0000 != place.tag {
+        return None;
+    }
+    SERVICE_ENTRIES.get(word & 0xffff)
+}
+
 impl Tables for Maps {
     type Backend<'a> = &'a Backend;
 
     #[inline(always)]
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        let place = Place::of_v4(key, SERVICE_INDEX_MASK.load());
+        let bucket = SERVICE_INDEX.get(place.bucket)?;
+        for way in 0..WAYS {
+            if let Some(entry) = candidate(bucket, way, place)
+                && entry.is_v4(key)
+            {
+                return Some(&entry.service);
+            }
+        }
+        if bucket.words[WAYS - 1].load() != OVERFLOW {
+            return None;
+        }
         get!(SERVICES_V4, key)
     }
 
     #[inline(always)]
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
+        let place = Place::of_v6(key, SERVICE_INDEX_MASK.load());
+        let bucket = SERVICE_INDEX.get(place.bucket)?;
+        for way in 0..WAYS {
+            if let Some(entry) = candidate(bucket, way, place)
+                && entry.is_v6(key)
+            {
+                return Some(&entry.service);
+            }
+        }
+        if bucket.words[WAYS - 1].load() != OVERFLOW {
+            return None;
+        }
         get!(SERVICES_V6, key)
     }
 

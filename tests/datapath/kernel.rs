@@ -11,8 +11,9 @@ use aya::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, VipKey,
+        ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
     },
+    service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
 };
 use lb_userspace::objects;
@@ -20,6 +21,8 @@ use lb_userspace::objects;
 use crate::model::BackendCount;
 
 const SERVICES: u32 = 64;
+/// So few that some have one service, some several, and some more than they have room for.
+const BUCKETS: u32 = 2;
 const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
 
 /// A ring's slots as words.
@@ -53,6 +56,8 @@ impl Kernel {
         let cpus = u32::try_from(cpus)?;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("SERVICES_V4", SERVICES)
+            .map_max_entries("SERVICE_INDEX", BUCKETS)
+            .map_max_entries("SERVICE_ENTRIES", SERVICES)
             .map_max_entries("SERVICES_V6", SERVICES)
             .map_max_entries("RINGS", SERVICES)
             .map_max_entries("VIPS", SERVICES)
@@ -62,6 +67,7 @@ impl Kernel {
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
             .override_global("BACKENDS_PER_CPU", &backends, true)
+            .override_global("SERVICE_INDEX_MASK", &(BUCKETS - 1), true)
             .override_global("SERVICES_PER_CPU", &SERVICES, true)
             .load(objects::BALANCER)
             .context("load the maps")?;
@@ -94,11 +100,38 @@ impl Kernel {
     }
 
     pub fn put_service_v4(&mut self, key: ServiceKeyV4, value: Service) -> Result<()> {
-        Ok(self.hash("SERVICES_V4")?.insert(key, value, 0)?)
+        self.hash("SERVICES_V4")?.insert(key, value, 0)?;
+        let place = Place::of_v4(&key, BUCKETS - 1);
+        let address = mapped(key.address);
+        let (port, proto) = (key.port, key.proto);
+        self.put_entry(place, Entry { service: value, address, port, proto, reserved: [0; 5] })
+    }
+
+    fn put_entry(&mut self, place: Place, entry: Entry) -> Result<()> {
+        let id = entry.service.id;
+        self.array("SERVICE_ENTRIES")?.set(u32::from(id), entry, 0)?;
+        let mut buckets = self.array::<[u32; WAYS]>("SERVICE_INDEX")?;
+        let mut words = buckets.get(&place.bucket, 0)?;
+        match words.iter_mut().find(|word| **word == 0) {
+            Some(free) => *free = place.word(id),
+            None => words[WAYS - 1] = OVERFLOW,
+        }
+        Ok(buckets.set(place.bucket, words, 0)?)
+    }
+
+    /// Whether some bucket is too small, and some is not.
+    pub fn index_is_of_use(&mut self) -> Result<bool> {
+        let buckets = self.array::<[u32; WAYS]>("SERVICE_INDEX")?;
+        let over = (0..BUCKETS).map(|bucket| Ok(buckets.get(&bucket, 0)?[WAYS - 1] == OVERFLOW));
+        let over: Vec<bool> = over.collect::<Result<_>>()?;
+        Ok(over.contains(&true) && over.contains(&false))
     }
 
     pub fn put_service_v6(&mut self, key: ServiceKeyV6, value: Service) -> Result<()> {
-        Ok(self.hash("SERVICES_V6")?.insert(key, value, 0)?)
+        self.hash("SERVICES_V6")?.insert(key, value, 0)?;
+        let place = Place::of_v6(&key, BUCKETS - 1);
+        let (address, port, proto) = (key.address, key.port, key.proto);
+        self.put_entry(place, Entry { service: value, address, port, proto, reserved: [0; 5] })
     }
 
     pub fn put_vip(&mut self, key: VipKey) -> Result<()> {
@@ -201,6 +234,8 @@ impl Kernel {
         let expected = [
             ("SERVICES_V4", size_of::<ServiceKeyV4>(), size_of::<Service>()),
             ("SERVICES_V6", size_of::<ServiceKeyV6>(), size_of::<Service>()),
+            ("SERVICE_INDEX", 4, size_of::<service_index::Bucket>()),
+            ("SERVICE_ENTRIES", 4, size_of::<Entry>()),
             ("BACKENDS", 4, size_of::<Backend>()),
             ("PINS", size_of::<FlowKey>(), size_of::<FlowValue>()),
             ("TRACKED", size_of::<FlowKey>(), size_of::<FlowValue>()),

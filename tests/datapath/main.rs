@@ -123,6 +123,7 @@ fn run_epoch(seed: u64, frames: usize, met: &mut HashMap<u32, u64>) -> Result<[u
     let nanos = steady_nanos();
     let state = generate::state(&mut random, (nanos / 1_000_000_000) as u32);
     install(&state, &mut kernel, &mut model)?;
+    ensure!(kernel.index_is_of_use()?, "the buckets of the services' index are all alike");
     for number in 0..frames {
         let frame = generate::frame(&mut random);
         model.nanos.set(steady_nanos());

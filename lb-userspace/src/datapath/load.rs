@@ -11,7 +11,7 @@ use aya::{EbpfLoader, programs};
 use lb_common::abi::ABI_VERSION;
 use tracing::{info, warn};
 
-use super::{attach, bpffs, maps, maps::Maps, xdp::Xdp};
+use super::{attach, bpffs, maps, maps::Maps, service_index::ServiceIndex, xdp, xdp::Xdp};
 use crate::{
     objects,
     settings::{Limits, Settings},
@@ -72,6 +72,8 @@ impl Xdp {
         let mut loader = EbpfLoader::new();
         loader.override_global("BACKENDS_PER_CPU", &backends, true);
         loader.override_global("SERVICES_PER_CPU", &services, true);
+        let mask = maps::buckets(&limits) - 1;
+        loader.override_global("SERVICE_INDEX_MASK", &mask, true);
         for (name, entries) in &sizes {
             loader.map_max_entries(name, *entries);
             loader.map_pin_path(name, folder.join(name));
@@ -81,9 +83,13 @@ impl Xdp {
         let program: &mut programs::Xdp = program.try_into().context("the program is not XDP")?;
         program.load().context("the kernel refuses the program")?;
         let maps = Maps::open(folder)?;
+        // Made right before the program asks it, whatever a predecessor's end left of it.
+        let (buckets, entries) = maps::open_index(folder)?;
+        let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
+            .context("make the services' index")?;
         let links = attach::attach(program, settings)?;
         info!(folder = %folder.display(), "data plane is there");
-        Ok(Self { maps, limits, possible_cpus, links, _lock: lock })
+        Ok(Self { maps, index, limits, possible_cpus, links, _lock: lock })
     }
 }
 

@@ -10,6 +10,7 @@ use lb_common::{
         FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VerdictCounter,
         VipKey,
     },
+    service_index::{self, Bucket, Entry},
     verdict::REASONS,
 };
 
@@ -36,7 +37,9 @@ const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) ->
     Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-const SHAPES: [Shape; 14] = [
+const SHAPES: [Shape; 16] = [
+    shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
+    shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
     shape::<ServiceKeyV6, Service>("SERVICES_V6", HASH, |limits, _| limits.services),
     shape::<u32, u32>("RINGS", ARRAY_OF_MAPS, |limits, _| limits.services),
@@ -54,6 +57,11 @@ const SHAPES: [Shape; 14] = [
     shape::<u32, SynBudget>("SYN_BUDGETS", ARRAY, |limits, cpus| limits.services * cpus),
     shape::<u32, u32>("SYN_SEEN", PERCPU_ARRAY, |_, _| abi::SYN_SEEN),
 ];
+
+/// Buckets of the services' index.
+pub const fn buckets(limits: &Limits) -> u32 {
+    service_index::buckets(limits.services)
+}
 
 /// Sizes of every map by name.
 pub fn sizes(limits: &Limits, cpus: u32) -> BTreeMap<&'static str, u32> {
@@ -164,6 +172,14 @@ impl Maps {
             syn_budgets: map("SYN_BUDGETS")?,
         })
     }
+}
+
+/// Opens the maps of the services' index: `SERVICE_INDEX`, to be mapped, and `SERVICE_ENTRIES`.
+pub fn open_index(folder: &Path) -> Result<(MapData, Table<u32, Entry>)> {
+    let map = |name: &str| {
+        MapData::from_pin(folder.join(name)).with_context(|| format!("open map {name}"))
+    };
+    Ok((map("SERVICE_INDEX")?, Table::new(map("SERVICE_ENTRIES")?)?))
 }
 
 /// The kernel's number of a ring's flags: `BPF_F_MMAPABLE` and `BPF_F_INNER_MAP`.

@@ -29,6 +29,7 @@ mod kernel_link;
 mod load;
 mod maps;
 mod mmap;
+mod service_index;
 mod sys;
 mod xdp;
 

@@ -12,16 +12,19 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     abi::{
-        self, BackendCounter, FlowValue, OwnMac, Owners, ServiceKeyV4, ServiceKeyV6, Slot,
-        SynBudget, VerdictCounter, VipKey,
+        self, BackendCounter, FlowValue, OwnMac, Owners, Slot, SynBudget, VerdictCounter, VipKey,
     },
     verdict::REASONS,
 };
 use zerocopy::IntoBytes as _;
 
 use super::{
-    BackendTotals, DataPlane, FlowRef, FlowTable, attach::Link, entry, maps, maps::Maps,
+    BackendTotals, DataPlane, FlowRef, FlowTable,
+    attach::Link,
+    entry, maps,
+    maps::Maps,
     mmap::Mapped,
+    service_index::{ServiceIndex, key_v4, key_v6},
 };
 use crate::{
     desired::{Protocol, ServiceKey},
@@ -34,6 +37,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Xdp {
     pub(super) maps: Maps,
+    pub(super) index: ServiceIndex,
     pub(super) limits: Limits,
     pub(super) possible_cpus: u32,
     pub(super) links: Vec<Link>,
@@ -48,19 +52,23 @@ impl Xdp {
     }
 }
 
-fn key_v4(vip: std::net::Ipv4Addr, key: &ServiceKey) -> ServiceKeyV4 {
-    let proto = key.protocol.number();
-    ServiceKeyV4 { address: vip.octets(), port: key.port.into(), proto, reserved: 0 }
-}
-
-fn key_v6(vip: std::net::Ipv6Addr, key: &ServiceKey) -> ServiceKeyV6 {
-    let proto = key.protocol.number();
-    ServiceKeyV6 { address: vip.octets(), port: key.port.into(), proto, reserved: 0 }
-}
-
 fn key_of(vip: IpAddr, port: u16, proto: u8) -> ServiceKey {
     let protocol = if proto == abi::proto::UDP { Protocol::Udp } else { Protocol::Tcp };
     ServiceKey { vip, port, protocol }
+}
+
+/// All services that the maps hold.
+pub(super) fn services(maps: &Maps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
+    let mut services = BTreeMap::new();
+    maps.services_v4.walk(|key, value| {
+        let vip = IpAddr::from(key.address);
+        services.insert(key_of(vip, key.port.get(), key.proto), value);
+    })?;
+    maps.services_v6.walk(|key, value| {
+        let vip = IpAddr::from(key.address);
+        services.insert(key_of(vip, key.port.get(), key.proto), value);
+    })?;
+    Ok(services)
 }
 
 /// The kernel's errors of full maps, in words.
@@ -88,27 +96,22 @@ impl DataPlane for Xdp {
     }
 
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
-        let mut services = BTreeMap::new();
-        self.maps.services_v4.walk(|key, value| {
-            let vip = IpAddr::from(key.address);
-            services.insert(key_of(vip, key.port.get(), key.proto), value);
-        })?;
-        self.maps.services_v6.walk(|key, value| {
-            let vip = IpAddr::from(key.address);
-            services.insert(key_of(vip, key.port.get(), key.proto), value);
-        })?;
-        Ok(services)
+        services(&self.maps)
     }
 
     fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()> {
+        self.index.put_entry(key, value)?;
         match key.vip {
             IpAddr::V4(vip) => self.maps.services_v4.put(&key_v4(vip, key), value),
             IpAddr::V6(vip) => self.maps.services_v6.put(&key_v6(vip, key), value),
         }
-        .map_err(explain)
+        .map_err(explain)?;
+        self.index.publish(key, value.id);
+        Ok(())
     }
 
     fn delete_service(&mut self, key: &ServiceKey) -> Result<()> {
+        self.index.withdraw(key);
         match key.vip {
             IpAddr::V4(vip) => self.maps.services_v4.delete(&key_v4(vip, key))?,
             IpAddr::V6(vip) => self.maps.services_v6.delete(&key_v6(vip, key))?,

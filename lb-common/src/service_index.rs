@@ -1,0 +1,197 @@
+//! The index of the services: from VIP, port and protocol to a service without a call into the
+//! kernel.
+//!
+//! `SERVICES_V4` and `SERVICES_V6` are the truth. A lookup in them is a function of the kernel's,
+//! and every packet pays it, those of no service too. So the daemon keeps an index beside them, in
+//! arrays, whose lookups are inlined: `SERVICE_INDEX`, buckets of four words, each a tag from the
+//! key's hash and a service's id; and `SERVICE_ENTRIES`, by id, the service with its key. A bucket
+//! that is too small for its services says so in its last word, and then the truth is asked.
+//!
+//! A word is written by one store, after the entry that it names; an id is at rest for a while
+//! before it names another service. So a packet finds a service or does not, and never a wrong one.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, network_endian::U16};
+
+use crate::{
+    abi::{Service, ServiceKeyV4, ServiceKeyV6, mapped},
+    shared::SharedU32,
+};
+
+/// Words of a bucket.
+pub const WAYS: usize = 4;
+/// The last word of a bucket that has more services than words.
+pub const OVERFLOW: u32 = u32::MAX;
+
+/// Buckets for this many services: a power of two, so many that few have more than one service.
+#[must_use]
+pub const fn buckets(services: u32) -> u32 {
+    (services * 4).next_power_of_two()
+}
+
+/// Element of `SERVICE_INDEX`.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Bucket {
+    /// Tag and id of a service each; 0 for none.
+    pub words: [SharedU32; WAYS],
+}
+
+/// Element of `SERVICE_ENTRIES`: a service and its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Entry {
+    /// The service.
+    pub service: Service,
+    /// Its VIP; IPv4 as an IPv4-mapped IPv6 address.
+    pub address: [u8; 16],
+    /// Its port.
+    pub port: U16,
+    /// Its protocol.
+    pub proto: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+impl Entry {
+    /// Whether this is the service of an IPv4 packet.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_v4(&self, key: &ServiceKeyV4) -> bool {
+        self.address == mapped(key.address) && self.port == key.port && self.proto == key.proto
+    }
+
+    /// Whether this is the service of an IPv6 packet.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_v6(&self, key: &ServiceKeyV6) -> bool {
+        self.address == key.address && self.port == key.port && self.proto == key.proto
+    }
+}
+
+/// Where a key is in the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The bucket.
+    pub bucket: u32,
+    /// The tag, in the upper half of a word: neither 0 nor that of [`OVERFLOW`].
+    pub tag: u32,
+}
+
+impl Place {
+    /// From a product that holds the key; `mask` is the number of buckets less one. A product's low
+    /// bits know nothing of its factors' high ones, hence once more.
+    #[inline(always)]
+    const fn of(product: u64, mask: u32) -> Self {
+        let hash = (product ^ product >> 32).wrapping_mul(MULTIPLIER);
+        Self { bucket: (hash >> 32) as u32 & mask, tag: (hash as u32 & 0x7fff_0000) | 1 << 16 }
+    }
+
+    /// The place of an IPv4 service among `mask` + 1 buckets. The keys are the operator's choice,
+    /// so the hash needs no secret.
+    #[must_use]
+    #[inline(always)]
+    pub fn of_v4(key: &ServiceKeyV4, mask: u32) -> Self {
+        let address = u64::from(u32::from_le_bytes(key.address));
+        let rest = u64::from(key.port.get()) << 8 | u64::from(key.proto);
+        Self::of((address | rest << 32).wrapping_mul(MULTIPLIER), mask)
+    }
+
+    /// The place of an IPv6 service.
+    #[must_use]
+    #[inline(always)]
+    pub fn of_v6(key: &ServiceKeyV6, mask: u32) -> Self {
+        let half = |at: usize| {
+            u64::from_le_bytes([
+                key.address[at],
+                key.address[at + 1],
+                key.address[at + 2],
+                key.address[at + 3],
+                key.address[at + 4],
+                key.address[at + 5],
+                key.address[at + 6],
+                key.address[at + 7],
+            ])
+        };
+        let rest = u64::from(key.port.get()) << 8 | u64::from(key.proto);
+        let upper = half(0).wrapping_add(rest).wrapping_mul(MULTIPLIER);
+        Self::of((upper ^ upper >> 32).wrapping_add(half(8)).wrapping_mul(MULTIPLIER), mask)
+    }
+
+    /// The word of this service.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(self, id: u16) -> u32 {
+        self.tag | id as u32
+    }
+}
+
+/// The golden ratio's fraction: spreads what differs in few bits (Knuth, volume 3, 6.4).
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What a bucket of these services' words is to hold.
+#[must_use]
+pub fn filled(words: &[u32]) -> [u32; WAYS] {
+    let mut bucket = [0; WAYS];
+    for (place, &word) in bucket.iter_mut().zip(words) {
+        *place = word;
+    }
+    if words.len() > WAYS {
+        bucket[WAYS - 1] = OVERFLOW;
+    }
+    bucket
+}
+
+const _: () = assert!(size_of::<Bucket>() == 16 && size_of::<Entry>() == 88);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::{collections::BTreeMap, vec::Vec};
+
+    use super::*;
+
+    fn services() -> Vec<Place> {
+        let mask = buckets(512) - 1;
+        let mut places = Vec::new();
+        for n in 0..64_u8 {
+            for port in [80, 443, 8080, 8443] {
+                let port = U16::new(port);
+                let key = ServiceKeyV4 { address: [10, 0, 0, n], port, proto: 6, reserved: 0 };
+                places.push(Place::of_v4(&key, mask));
+                let mut address = mapped([10, 0, 0, n]);
+                address[0] = 0x20;
+                let key = ServiceKeyV6 { address, port, proto: 17, reserved: 0 };
+                places.push(Place::of_v6(&key, mask));
+            }
+        }
+        places
+    }
+
+    #[test]
+    fn services_that_differ_in_little_fill_few_buckets() {
+        let mut used = BTreeMap::<u32, usize>::new();
+        for place in services() {
+            *used.entry(place.bucket).or_default() += 1;
+        }
+        // 512 services in 2,048 buckets: two in a thousand buckets would have three or more.
+        assert!(used.values().all(|&n| n <= WAYS), "{used:?}");
+        assert!(used.len() > 400, "{} buckets are used", used.len());
+    }
+
+    #[test]
+    fn a_word_is_never_empty_nor_an_overflow() {
+        for place in services() {
+            for id in [0, 1, u16::MAX] {
+                assert!(!matches!(place.word(id), 0 | OVERFLOW), "{place:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bucket_tells_that_it_is_too_small() {
+        assert_eq!(filled(&[]), [0; 4]);
+        assert_eq!(filled(&[5, 6, 7, 8]), [5, 6, 7, 8]);
+        assert_eq!(filled(&[5, 6, 7, 8, 9]), [5, 6, 7, OVERFLOW]);
+    }
+}
