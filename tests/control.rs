@@ -2,6 +2,7 @@
 //! fail.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     num::NonZeroU16,
     path::Path,
@@ -159,6 +160,8 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
         let inputs = Inputs {
             desired,
             neighbourhood: known,
+            unreached: &BTreeSet::new(),
+            recovering: &BTreeSet::new(),
             limits: Limits::default(),
             cpus: 2,
             tunnel: &settings.tunnel,
@@ -386,15 +389,16 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     hop(&mut engine, "10.0.0.11", resolved(Want { address: ip("10.0.0.11"), mode: Mode::Dsr }));
     engine.reconcile(at(1_003)).unwrap();
     assert!(owners(&engine).iter().zip(&had).all(|(now, had)| now.current == had.current));
-    // The link goes, and comes back: nobody is usable in between, and nothing moves.
+    // The link goes, and nobody is usable; it comes back, and all are presumed where they were
+    // before they have answered. Nothing moves.
     let before = owners(&engine);
-    for state in [unreachable(), pending()] {
+    for (state, flag) in [(unreachable(), 0), (pending(), backend_flags::USABLE)] {
         let mut all = reached(&engine);
         all.hops.values_mut().for_each(|hop| *hop = state.clone());
         engine.set_neighbourhood(all);
         assert_eq!(engine.reconcile(at(1_004)).unwrap().slots_moved, 0);
         let usable = engine.data_plane().backends().unwrap();
-        assert!(usable.values().all(|entry| entry.flags & backend_flags::USABLE == 0));
+        assert!(usable.values().all(|entry| entry.flags & backend_flags::USABLE == flag));
     }
     hop(&mut engine, "10.0.0.11", pending());
     assert_eq!(engine.reconcile(at(1_005)).unwrap().slots_moved, 0);
@@ -402,6 +406,78 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     engine.set_neighbourhood(all);
     assert_eq!(engine.reconcile(at(1_006)).unwrap().slots_moved, 0);
     assert_eq!(owners(&engine), before);
+}
+
+#[test]
+fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
+    let three = [("10.0.0.11", 1), ("10.0.0.12", 1), ("10.0.0.13", 1)];
+    let mut engine = running(one_service(&three));
+    edit(&mut engine, "10.0.0.13", Admin::Draining { deadline: None });
+    engine.reconcile(at(900)).unwrap();
+    let had = owners(&engine);
+    let answered = |engine: &mut Engine<Fake>, these: &[&str], now| {
+        let mut all = reached(engine);
+        for (want, hop) in &mut all.hops {
+            if !these.iter().any(|address| ip(address) == want.address) {
+                *hop = unreachable();
+            }
+        }
+        engine.set_neighbourhood(all);
+        engine.reconcile(at(now)).unwrap().slots_moved
+    };
+    assert_eq!(answered(&mut engine, &[], 1_000), 0);
+    assert_eq!(answered(&mut engine, &["10.0.0.12"], 1_060), 0);
+    // What is for the others would else be answered by the first with a reset.
+    let entries = engine.data_plane().backends().unwrap();
+    assert!(entries.values().all(|entry| entry.flags & backend_flags::USABLE != 0));
+    assert_eq!(answered(&mut engine, &["10.0.0.12", "10.0.0.11"], 1_061), 0);
+    let all = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
+    assert_eq!(answered(&mut engine, &all, 1_062), 0);
+    assert_eq!(owners(&engine), had, "owners and bases");
+    // The link is back before the network behind it is: all are asked, and fail one by one.
+    let each = |engine: &mut Engine<Fake>, states: [Resolution; 3], now| {
+        let mut hops = reached(engine);
+        hops.hops.values_mut().zip(states).for_each(|(hop, state)| *hop = state);
+        engine.set_neighbourhood(hops);
+        engine.reconcile(at(now)).unwrap().slots_moved
+    };
+    assert_eq!(answered(&mut engine, &[], 1_070), 0);
+    assert_eq!(each(&mut engine, [pending(), pending(), pending()], 1_071), 0);
+    assert_eq!(each(&mut engine, [pending(), unreachable(), pending()], 1_074), 0);
+    assert_eq!(each(&mut engine, [unreachable(), unreachable(), pending()], 1_074), 0);
+    assert_eq!(answered(&mut engine, &all, 1_090), 0);
+    assert_eq!(owners(&engine), had, "owners and bases");
+    // Who does not answer in time is lost.
+    answered(&mut engine, &[], 1_100);
+    answered(&mut engine, &["10.0.0.12"], 1_160);
+    engine.sweep(at(1_164)).unwrap();
+    assert_eq!(owners(&engine), had);
+    engine.sweep(at(1_165)).unwrap();
+    let left = id(&engine, "10.0.0.12");
+    assert!(owners(&engine).iter().all(|slot| *slot == Owners { current: left, base: 0 }));
+}
+
+#[test]
+fn a_drain_is_not_over_before_the_flows_of_its_last_second_are_counted() {
+    let mut engine = running(one_service(&[("10.0.0.11", 1)]));
+    engine.sweep(at(1_000)).unwrap();
+    // In its slots it is not the first: its flows are pins, and none is counted yet.
+    set(&mut engine, one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
+    engine.reconcile(at(1_001)).unwrap();
+    let (flow, value) = pin(7, id(&engine, "10.0.0.12"), 1_001);
+    engine.data_plane_mut().add_flow(flow, value);
+    edit(&mut engine, "10.0.0.12", Admin::Draining { deadline: None });
+    engine.reconcile(at(1_001)).unwrap();
+    let drained = |engine: &Engine<Fake>| {
+        engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone()
+    };
+    assert_eq!((drained(&engine).slots, drained(&engine).base_slots), (0, 0));
+    assert!(drained(&engine).has_flows(), "one has just been opened");
+    engine.sweep(at(1_002)).unwrap();
+    assert_eq!((drained(&engine).pins, drained(&engine).pins_stale), (1, false));
+    assert!(drained(&engine).has_flows());
+    engine.sweep(at(1_002 + IDLE)).unwrap();
+    assert!(!drained(&engine).has_flows());
 }
 
 #[test]

@@ -235,6 +235,19 @@ fn detach_removes_link_and_maps_and_says_so() {
 }
 
 #[test]
+fn pins_have_one_writer() {
+    let site = Site::new();
+    let first = site.open();
+    for told in [Xdp::open(&site.settings).map(drop), detach(&site.settings.pin_dir).map(drop)] {
+        let told = format!("{:#}", told.unwrap_err());
+        assert!(told.contains("an lbd is running with these pins"), "{told}");
+    }
+    assert!(first.interfaces()[0].attached, "nothing was changed");
+    drop(first);
+    drop(site.open());
+}
+
+#[test]
 fn adopted_maps_keep_their_limits() {
     let mut site = Site::new();
     drop(site.open());

@@ -164,7 +164,7 @@ impl<B: Balancer> Daemon<B> {
     /// Overrides that keep what `config` no longer has until its flows have ended.
     fn retired(&self, overrides: Overrides, before: &Desired, config: &Config) -> Overrides {
         let wall = SystemTime::now();
-        let deadline = |name: &str| config.drain_deadlines.get(name).map(|after| wall + *after);
+        let deadline = |name: &str| wall.checked_add(*config.drain_deadlines.get(name)?);
         overrides.retire(before, &config.desired, deadline)
     }
 

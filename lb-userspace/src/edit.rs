@@ -220,7 +220,8 @@ impl Edit {
                         "backend {address} of {name} removed; its flows move at once"
                     ));
                 }
-                backend.admin = Admin::Removing { deadline: deadline.map(|after| wall + after) };
+                let at = deadline.and_then(|after| wall.checked_add(after));
+                backend.admin = Admin::Removing { deadline: at };
                 let until = until(deadline);
                 Ok(format!("backend {address} of {name} drains, and is removed when {until}"))
             }
@@ -330,6 +331,17 @@ mod tests {
         fn admin(&self) -> Admin {
             self.desired.services["web"].backends[&A].admin
         }
+    }
+
+    #[test]
+    fn a_deadline_beyond_all_time_is_none() {
+        let mut bench = Bench::new();
+        bench.deadlines.insert("web".into(), Duration::MAX);
+        let remove = Edit::RemoveBackend { service: "web".into(), address: A, force: false };
+        bench.apply(&remove).expect("it is possible");
+        assert_eq!(bench.admin(), Admin::Removing { deadline: None });
+        bench.change(AdminChange::Draining { deadline_secs: Some(u64::MAX) });
+        assert_eq!(bench.admin(), Admin::Draining { deadline: None });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod outage;
 mod report;
 mod sweep;
 
@@ -17,7 +18,7 @@ use lb_common::abi::{self, Owners, Slot, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-use self::sweep::Walk;
+use self::{outage::Outages, sweep::Walk};
 use crate::{
     datapath::DataPlane,
     desired::Desired,
@@ -37,6 +38,9 @@ pub struct Engine<D> {
     neighbourhood: Option<Neighbourhood>,
     applied: Applied,
     walk: Walk,
+    outages: Outages,
+    /// Interfaces that have lost the program.
+    bare: BTreeSet<String>,
     last_error: Option<String>,
 }
 
@@ -111,6 +115,8 @@ impl<D: DataPlane> Engine<D> {
             neighbourhood: None,
             applied,
             walk: Walk::default(),
+            outages: Outages::default(),
+            bare: BTreeSet::new(),
             last_error: None,
         })
     }
@@ -175,10 +181,16 @@ impl<D: DataPlane> Engine<D> {
             self.walk_flows(now)?;
         }
         let Some(desired) = &self.desired else { return Ok(outcome) };
+        if let Some(neighbourhood) = &self.neighbourhood {
+            self.outages.follow(desired, neighbourhood, now);
+        }
+        let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
         let plan = reconcile::plan(
             &Inputs {
                 desired,
                 neighbourhood: self.neighbourhood.as_ref(),
+                unreached: &unreached,
+                recovering: &recovering,
                 limits: self.data_plane.limits(),
                 cpus: self.data_plane.online_cpus(),
                 tunnel: &self.settings.tunnel,
@@ -211,7 +223,7 @@ impl<D: DataPlane> Engine<D> {
                 data_plane.put_backend(id, &value).with_context(context)?;
                 applied.backends.insert(id, *value);
             }
-            Change::PublishRing(id, target) => self.publish_ring(id, target, outcome)?,
+            Change::PublishRing(id, target) => self.publish_ring(id, target, now, outcome)?,
             Change::RetargetRing(id, target) => {
                 // It counts only if it writes.
                 return self.retarget_ring(id, target, now, outcome);
@@ -259,7 +271,13 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    fn publish_ring(&mut self, id: u16, target: Target, outcome: &mut Outcome) -> Result<()> {
+    fn publish_ring(
+        &mut self,
+        id: u16,
+        target: Target,
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
         let table = table(&target, &self.settings.seed);
         let owner = |slot| Owners { current: owner(&target, &table, slot), base: 0 };
         let owners: Vec<_> = (0..target.slots as usize).map(owner).collect();
@@ -270,7 +288,7 @@ impl<D: DataPlane> Engine<D> {
             info!(ring = id, from = old.slots, to = target.slots, "ring resized; its flows move");
         }
         let slots: Vec<_> = owners.iter().copied().map(Slot::new).collect();
-        self.applied.rings.insert(id, summary(&slots, Some(target)));
+        self.take_ring(id, summary(&slots, Some(target)), now);
         outcome.slots_moved += owners.len() as u64;
         Ok(())
     }
@@ -313,8 +331,19 @@ impl<D: DataPlane> Engine<D> {
             outcome.changes += 1;
             outcome.slots_moved += moved;
         }
-        self.applied.rings.insert(id, summary(&slots, Some(target)));
+        self.take_ring(id, summary(&slots, Some(target)), now);
         Ok(())
+    }
+
+    /// Takes over what a ring has become.
+    fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
+        let gets_flows = |ring: &Ring, id| ring.held.get(id).is_some_and(|held| held.current > 0);
+        if let Some(old) = self.applied.rings.get(&id) {
+            let got = old.held.keys().filter(|id| gets_flows(old, id));
+            got.filter(|id| !gets_flows(&ring, id))
+                .for_each(|&id| self.walk.vacate_backend(id, now));
+        }
+        self.applied.rings.insert(id, ring);
     }
 }
 

@@ -16,7 +16,7 @@ use lb_common::{
 use self::ids::Ids;
 use crate::{
     datapath::entry,
-    desired::{Admin, Backend, Desired, Protocol, Service, ServiceKey, UdpPolicy},
+    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
     engine::Now,
     maglev::Member,
     netlink::{Neighbourhood, Resolution, Want},
@@ -112,6 +112,11 @@ pub struct Inputs<'a> {
     pub desired: &'a Desired,
     /// What is known of next hops; none: nothing yet.
     pub neighbourhood: Option<&'a Neighbourhood>,
+    /// Services of which nobody can be reached.
+    pub unreached: &'a BTreeSet<ServiceKey>,
+    /// Services of which nobody could be reached until a moment ago: who can't be yet has time to
+    /// answer.
+    pub recovering: &'a BTreeSet<ServiceKey>,
     /// What the maps have room for.
     pub limits: Limits,
     /// CPUs that share a SYN budget.
@@ -159,7 +164,11 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             left_out.push(full(name, "services", inputs.limits.services));
             continue;
         };
-        let placed = place(inputs, applied, id, service, &mut |address| {
+        let placed = place(inputs, applied, id, service, &mut |address, backend| {
+            // One that has left the maps stays out of them until the operator's wish says so too.
+            if matches!(backend.admin, Admin::Removing { .. }) && !ids.has_backend(id, address) {
+                return None;
+            }
             let found = ids.of_backend(id, address);
             if found.is_none() {
                 left_out.push(full(
@@ -246,6 +255,9 @@ pub struct Placed {
 enum Reach {
     /// It can; the entry says how.
     Up(abi::Backend),
+    /// It could before nobody could be reached, and has not answered since: the entry says how.
+    /// Its flows must not meet another backend meanwhile, which would reset them.
+    Presumed(abi::Backend),
     /// That is not known yet.
     Waiting,
     /// It can't.
@@ -262,50 +274,55 @@ fn place(
     applied: &Applied,
     service_id: u16,
     service: &Service,
-    id_of: &mut dyn FnMut(IpAddr) -> Option<u16>,
+    id_of: &mut dyn FnMut(IpAddr, &Backend) -> Option<u16>,
 ) -> Vec<Placed> {
     let ring = applied.rings.get(&service_id);
-    let known = |address: IpAddr| {
-        let wanted = entry::address(address);
-        applied.backends.iter().find(|(_, b)| b.service == service_id && b.address == wanted)
+    let kept = |id| {
+        let keeps = |target: &Target| target.keeping.contains(&id);
+        ring.is_some_and(|r| r.held.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
     };
     let mut found = Vec::new();
     for (&address, backend) in &service.backends {
-        // One that has left the maps stays out of them until the operator's wish says so too.
-        if matches!(backend.admin, Admin::Removing { .. }) && known(address).is_none() {
-            continue;
-        }
-        let Some(id) = id_of(address) else { continue };
-        found.push((
-            address,
-            backend,
-            id,
-            reach(inputs, applied.backends.get(&id), service, address),
-        ));
+        let Some(id) = id_of(address, backend) else { continue };
+        let old = applied.backends.get(&id);
+        let reach = match reach(inputs, old, service, address) {
+            Reach::Lost if inputs.recovering.contains(&service.key) => Reach::Waiting,
+            reach => reach,
+        };
+        let reach = match (reach, old) {
+            (Reach::Waiting, Some(old)) if kept(id) && has_way(old, service.mode) => {
+                let blank = entry::blank(service.mode, address, inputs.tunnel);
+                Reach::Presumed(entry::on_way_of(blank, old))
+            }
+            (reach, _) => reach,
+        };
+        found.push((address, backend, id, reach));
     }
     let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
-    let reached = found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
+    let reached = !inputs.unreached.contains(&service.key)
+        && found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
     let owns = |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|held| held.current > 0);
     let placed = found.into_iter().map(|(address, backend, id, reach)| {
         let member = enabled(backend)
             && match reach {
                 Reach::Up(_) => true,
-                Reach::Waiting => owns(id),
+                Reach::Presumed(_) | Reach::Waiting => owns(id),
                 Reach::Lost => owns(id) && !reached,
             };
         let lost = matches!(reach, Reach::Lost) && reached;
         let keeps = !lost && !flows_are_moved(backend, inputs.now);
-        let old = applied.backends.get(&id).copied();
-        let mut value = match reach {
-            Reach::Up(value) => value,
-            _ => {
+        let (mut value, usable) = match reach {
+            Reach::Up(value) | Reach::Presumed(value) => (value, backend.admin != Admin::Down),
+            Reach::Waiting | Reach::Lost => {
                 let blank = entry::blank(service.mode, address, inputs.tunnel);
-                old.map_or(blank, |old| entry::on_way_of(blank, &old))
+                let old = applied.backends.get(&id);
+                (old.map_or(blank, |old| entry::on_way_of(blank, old)), false)
             }
         };
         value.service = service_id;
-        if backend.admin == Admin::Down || !matches!(reach, Reach::Up(_)) {
-            value.flags &= !backend_flags::USABLE;
+        value.flags &= !backend_flags::USABLE;
+        if usable {
+            value.flags |= backend_flags::USABLE;
         }
         Placed { address, weight: backend.weight.0.get(), id, value, member, keeps }
     });
@@ -337,14 +354,18 @@ fn reach(
         Some(Resolution::Unreachable { .. }) => Reach::Lost,
         Some(Resolution::Pending { .. }) | None => match old {
             // Found usable in the map, and nothing was heard that says otherwise.
-            Some(old)
-                if is_usable(old) && (old.flags ^ blank.flags) & backend_flags::TUNNEL == 0 =>
-            {
+            Some(old) if is_usable(old) && has_way(old, service.mode) => {
                 Reach::Up(entry::on_way_of(blank, old))
             }
             _ => Reach::Waiting,
         },
     }
+}
+
+/// Whether an entry tells where packets of this mode go.
+fn has_way(entry: &abi::Backend, mode: Mode) -> bool {
+    let tunnel = entry.flags & backend_flags::TUNNEL != 0;
+    entry.ifindex != 0 && tunnel == (mode == Mode::Ipip)
 }
 
 const fn is_usable(backend: &abi::Backend) -> bool {

@@ -26,7 +26,19 @@ pub fn step(owners: Owners, new_current: u16, keeps_base: impl Fn(u16) -> bool) 
 /// packet came for longer than the idle timeout. `now` is a stamp.
 #[must_use]
 pub fn is_quiet(slot: &Slot, now: u16, idle_timeout: u32) -> bool {
-    u32::from(stamp_age(now, slot.unpinned())) > idle_timeout
+    age(now, slot.unpinned()) > idle_timeout
+}
+
+/// Seconds by which a stamp may be ahead of `now`: packets go on while the daemon looks at slots,
+/// and a look can take longer than what is left of a second.
+const AHEAD: u16 = 600;
+
+/// Seconds since a stamp; none for one that was made after `now`.
+const fn age(now: u16, then: u16) -> u32 {
+    match stamp_age(now, then) {
+        age if age > u16::MAX - AHEAD => 0,
+        age => age as u32,
+    }
 }
 
 /// Seconds that a mark of live pins outlasts the last of them: the two sides' clocks are read at
@@ -38,8 +50,7 @@ const PIN_SLACK: u32 = 2;
 #[must_use]
 pub fn settle_pinned(slot: &Slot, now: u16, idle_timeout: u32) -> bool {
     let seen = slot.pinned();
-    seen == 0
-        || (u32::from(stamp_age(now, seen)) > idle_timeout + PIN_SLACK && slot.clear_pinned(seen))
+    seen == 0 || (age(now, seen) > idle_timeout + PIN_SLACK && slot.clear_pinned(seen))
 }
 
 #[cfg(test)]
@@ -89,6 +100,17 @@ mod tests {
         assert!(is_quiet(&slot, 100 + 901, 900));
         slot.touch_unpinned(u16::MAX);
         assert!(!is_quiet(&slot, 5, 900), "stamps wrap");
+    }
+
+    #[test]
+    fn a_packet_after_the_look_began_is_no_silence() {
+        let slot = Slot::new(owners(2, 1));
+        slot.touch_unpinned(101);
+        slot.touch_pinned(101);
+        assert!(!is_quiet(&slot, 100, 900));
+        assert!(!settle_pinned(&slot, 100, 900));
+        slot.touch_unpinned(1);
+        assert!(!is_quiet(&slot, u16::MAX, 900));
     }
 
     #[test]

@@ -102,6 +102,9 @@ pub struct Backend {
     pub base_slots: u32,
     /// Live pins to it.
     pub pins: u64,
+    /// Whether `pins` was counted before it ceased to get new flows, so that there may be more.
+    #[serde(default)]
+    pub pins_stale: bool,
     /// Packets and bytes sent to it.
     pub sent: Count,
     /// Packets that opened a flow.
@@ -113,10 +116,10 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Whether a flow may still be on the backend: it owns slots, is a slot's base owner, or has
-    /// pins.
+    /// Whether a flow may still be on the backend: it owns slots, is a slot's base owner, has pins,
+    /// or may have some that were not counted yet.
     #[must_use]
     pub fn has_flows(&self) -> bool {
-        self.slots > 0 || self.base_slots > 0 || self.pins > 0
+        self.slots > 0 || self.base_slots > 0 || self.pins > 0 || self.pins_stale
     }
 }

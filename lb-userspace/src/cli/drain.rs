@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::Target;
 use crate::{
-    api::client::Client,
+    api::client::{self, Client},
     desired::Admin,
     status::Backend,
     units::{format_count, format_duration},
@@ -27,10 +27,20 @@ pub(super) async fn wait(
 ) -> Result<ExitCode> {
     let started = Instant::now();
     let mut progress = Progress::default();
+    let mut removing = false;
     loop {
-        let backend: Backend = client.get(&target.path()).await?;
-        let left = left(&backend);
         let Target { service, address } = target;
+        let backend: Backend = match client.get(&target.path()).await {
+            // One that is removed while it drains leaves with its last flow.
+            Err(client::Error::Refused(_)) if removing => {
+                progress.end();
+                eprintln!("backend {address} of {service} has no flow left, and is removed");
+                return Ok(ExitCode::SUCCESS);
+            }
+            answer => answer?,
+        };
+        removing = matches!(backend.admin, Admin::Removing { .. });
+        let left = left(&backend);
         if !matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. }) {
             progress.end();
             eprintln!("lbctl: backend {address} of {service} does not drain any more");
@@ -56,6 +66,9 @@ pub(super) async fn wait(
 /// What is left on a backend.
 fn left(backend: &Backend) -> String {
     let slots = backend.slots + backend.base_slots;
+    if slots == 0 && backend.pins == 0 {
+        return "its pinned flows are counted".into();
+    }
     format!(
         "{} pinned flow{}, older flows possible in {slots} slot{}",
         format_count(backend.pins),

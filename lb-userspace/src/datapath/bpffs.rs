@@ -34,6 +34,24 @@ pub(super) fn ensure_mounted(pin_dir: &Path) -> Result<()> {
     if is_bpffs(pin_dir)? { Ok(()) } else { bail!("{ROOT} is mounted, but is no BPF file system") }
 }
 
+/// Makes the caller the only one that writes what is pinned in `pin_dir`, until the file is dropped
+/// or the process ends, however it does. The API's socket can't: two configurations may differ in
+/// it and share the pins.
+pub(super) fn lock(pin_dir: &Path) -> Result<fs::File> {
+    let folder = fs::File::open(pin_dir).with_context(|| format!("open {}", pin_dir.display()))?;
+    match folder.try_lock() {
+        Ok(()) => Ok(folder),
+        Err(fs::TryLockError::WouldBlock) => bail!(
+            "{}: an lbd is running with these pins; stop it first, or talk to it with \
+             `lbctl --socket` and the `socket` of its configuration",
+            pin_dir.display()
+        ),
+        Err(fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock {}", pin_dir.display()))
+        }
+    }
+}
+
 /// Whether a path, or the nearest folder above it that exists, is in a BPF file system.
 fn is_bpffs(path: &Path) -> Result<bool> {
     let there = path.ancestors().find(|path| path.exists()).context("no such path")?;

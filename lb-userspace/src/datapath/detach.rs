@@ -4,15 +4,21 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::{attach, load};
+use super::{attach, bpffs, load};
 
 /// Removes links first, so that the program is gone before its maps, then the maps of every
 /// version. What was removed, for people; empty if there was nothing.
 ///
 /// # Errors
 ///
-/// If something is there and can't be removed.
+/// If something is there and can't be removed, or an lbd is running with it.
 pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
+    let _lock = if pin_dir.exists() { Some(bpffs::lock(pin_dir)?) } else { None };
+    remove(pin_dir)
+}
+
+/// The same for who has the lock.
+pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for link in attach::pinned_links(pin_dir)? {
         attach::remove_link(&link)?;

@@ -30,8 +30,8 @@ impl Xdp {
     ///
     /// # Errors
     ///
-    /// If there is no BPF file system, the pinned maps are not this version's, the program is
-    /// refused, or an interface can't have it.
+    /// If there is no BPF file system, another lbd is running with the pins, the pinned maps are not
+    /// this version's, the program is refused, or an interface can't have it.
     pub fn open(settings: &Settings) -> Result<Self> {
         let pin_dir = &settings.pin_dir;
         bpffs::ensure_mounted(pin_dir)?;
@@ -43,16 +43,17 @@ impl Xdp {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("make {}", folder.display()))?;
-        let opened = Self::load(settings, &folder);
+        let lock = bpffs::lock(pin_dir)?;
+        let opened = Self::load(settings, &folder, lock);
         if opened.is_err() && !adopted && attach::pinned_links(pin_dir).is_ok_and(|l| l.is_empty())
         {
             // Nothing runs with these maps; the next start is to be free to size them.
-            let _ = super::detach(pin_dir);
+            let _ = super::detach::remove(pin_dir);
         }
         opened
     }
 
-    fn load(settings: &Settings, folder: &Path) -> Result<Self> {
+    fn load(settings: &Settings, folder: &Path, lock: fs::File) -> Result<Self> {
         let possible_cpus = aya::util::nr_cpus()
             .map_err(|(what, error)| anyhow::Error::new(error).context(what))?
             as u32;
@@ -88,7 +89,7 @@ impl Xdp {
             .context("make the services' index")?;
         let links = attach::attach(program, settings)?;
         info!(folder = %folder.display(), "data plane is there");
-        Ok(Self { maps, index, limits, possible_cpus, links })
+        Ok(Self { maps, index, limits, possible_cpus, links, _lock: lock })
     }
 }
 

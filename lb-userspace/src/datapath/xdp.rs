@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
     net::IpAddr,
     ops::Range,
@@ -40,6 +41,8 @@ pub struct Xdp {
     pub(super) limits: Limits,
     pub(super) possible_cpus: u32,
     pub(super) links: Vec<Link>,
+    /// Of the folder of the pins: there is one writer.
+    pub(super) _lock: File,
 }
 
 impl Xdp {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result};
 use lb_common::verdict::{Drop, Pass};
 
-use super::Engine;
+use super::{Engine, sweep::Ids};
 use crate::{
     datapath::{BackendTotals, DataPlane},
     desired::{self, Admin, Protocol},
@@ -25,10 +25,11 @@ impl<D: DataPlane> Engine<D> {
         let count = |index: u32| verdicts.get(index as usize).copied().unwrap_or_default();
         let limits = self.data_plane.limits();
         let services = self.desired().services.iter();
+        let ids = self.ids();
         Ok(Status {
             interfaces: self.data_plane.interfaces(),
             services: services
-                .map(|(name, service)| (name.clone(), self.service(service, &totals)))
+                .map(|(name, service)| (name.clone(), self.service(service, &ids, &totals)))
                 .collect(),
             passed: by_name(Pass::ALL.iter().map(|why| (why.name(), count(why.index())))),
             dropped: by_name(Drop::ALL.iter().map(|why| (why.name(), count(why.index())))),
@@ -40,11 +41,11 @@ impl<D: DataPlane> Engine<D> {
         })
     }
 
-    fn service(&self, service: &desired::Service, totals: &[BackendTotals]) -> Service {
+    fn service(&self, service: &desired::Service, ids: &Ids, totals: &[BackendTotals]) -> Service {
         let id = self.applied.services.get(&service.key).map(|value| value.id);
         let ring = id.and_then(|id| self.applied.rings.get(&id));
         let backends = service.backends.iter().map(|(&address, backend)| {
-            let id = id.and_then(|service| self.id_of(service, address)).unwrap_or(0);
+            let id = id.and_then(|service| ids.of(service, address)).unwrap_or(0);
             let held = ring.and_then(|ring| ring.held.get(&id)).copied().unwrap_or_default();
             let totals = totals.get(usize::from(id)).filter(|_| id != 0);
             let totals = totals.copied().unwrap_or_default();
@@ -64,6 +65,7 @@ impl<D: DataPlane> Engine<D> {
                 slots: held.current,
                 base_slots: held.base,
                 pins: self.walk.per_backend.get(&id).copied().unwrap_or(0),
+                pins_stale: self.walk.is_stale(id),
                 sent: totals.sent,
                 new_flows: totals.new_flows,
                 unpinned_packets: totals.unpinned,

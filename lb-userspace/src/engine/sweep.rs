@@ -1,11 +1,15 @@
 //! The work of each second: slots that have become quiet, flows that have ended, backends that may
 //! leave, ids that may be given anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
-use tracing::info;
+use tracing::{error, info};
 
 use super::{Engine, Now, Swept, summary};
 use crate::{
@@ -44,6 +48,8 @@ pub(super) struct Walk {
     released_services: BTreeMap<u16, u32>,
     /// Backends that were about to leave, without a slot, at the last sweep.
     leaving: BTreeSet<u16>,
+    /// When backends ceased to get new flows, until a later walk has counted those they have.
+    vacated: BTreeMap<u16, u32>,
 }
 
 impl Walk {
@@ -58,6 +64,15 @@ impl Walk {
 
     pub(super) fn release_service(&mut self, id: u16, now: Now) {
         self.released_services.insert(id, now.mono_secs);
+    }
+
+    pub(super) fn vacate_backend(&mut self, id: u16, now: Now) {
+        self.vacated.insert(id, now.mono_secs);
+    }
+
+    /// Whether the backend may have got flows since the last walk came by.
+    pub(super) fn is_stale(&self, id: u16) -> bool {
+        self.vacated.contains_key(&id)
     }
 
     /// Whether it saw flows on backends that have none to keep by now.
@@ -86,6 +101,16 @@ fn keeping(applied: &Applied) -> BTreeSet<u16> {
     backends.map(|(&id, _)| id).collect()
 }
 
+/// The ids of backends by service and address.
+pub(super) struct Ids(BTreeMap<(u16, [u8; 16]), u16>);
+
+impl Ids {
+    /// The id of a backend of a service.
+    pub(super) fn of(&self, service: u16, address: IpAddr) -> Option<u16> {
+        self.0.get(&(service, entry::address(address))).copied()
+    }
+}
+
 impl<D: DataPlane> Engine<D> {
     /// The work of each second: ends what has run out.
     ///
@@ -94,7 +119,8 @@ impl<D: DataPlane> Engine<D> {
     /// If a map could not be read or written; the next call does the rest.
     pub fn sweep(&mut self, now: Now) -> Result<Swept> {
         let mut swept = Swept::default();
-        if self.has_expired_deadline(now) {
+        self.watch_interfaces();
+        if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
         }
         for id in self.applied.rings.keys().copied().collect::<Vec<_>>() {
@@ -102,6 +128,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let leaving = self.leaving();
         let waits = !leaving.is_empty()
+            || !self.walk.vacated.is_empty()
             || !self.applied.resting_backends.is_empty()
             || !self.applied.resting_services.is_empty();
         if self.walk_is_due(now, waits) {
@@ -112,8 +139,27 @@ impl<D: DataPlane> Engine<D> {
         Ok(swept)
     }
 
+    /// Tells of interfaces that lose the program: made anew, or stripped of it by someone.
+    fn watch_interfaces(&mut self) {
+        let there = self.data_plane.interfaces();
+        let bare: BTreeSet<_> =
+            there.into_iter().filter(|there| !there.attached).map(|there| there.name).collect();
+        for interface in bare.difference(&self.bare) {
+            error!(
+                interface,
+                "the XDP program is gone, and what arrives there is not forwarded; a new start of \
+                 lbd attaches it"
+            );
+        }
+        for interface in self.bare.difference(&bare) {
+            info!(interface, "the XDP program is back");
+        }
+        self.bare = bare;
+    }
+
     /// Whether a deadline has passed since the rings were written.
     fn has_expired_deadline(&self, now: Now) -> bool {
+        let ids = LazyCell::new(|| self.ids());
         self.desired().services.values().any(|service| {
             let Some(value) = self.applied.services.get(&service.key) else { return false };
             let ring = self.applied.rings.get(&value.id);
@@ -121,16 +167,15 @@ impl<D: DataPlane> Engine<D> {
             service.backends.iter().any(|(address, backend)| {
                 matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. })
                     && crate::reconcile::flows_are_moved(backend, now)
-                    && self.id_of(value.id, *address).is_some_and(|id| target.keeping.contains(&id))
+                    && ids.of(value.id, *address).is_some_and(|id| target.keeping.contains(&id))
             })
         })
     }
 
-    /// The id of a backend that is in the maps.
-    pub(super) fn id_of(&self, service: u16, address: std::net::IpAddr) -> Option<u16> {
-        let address = entry::address(address);
-        let mut backends = self.applied.backends.iter();
-        backends.find(|(_, b)| b.service == service && b.address == address).map(|(&id, _)| id)
+    /// The ids of the backends that are in the maps.
+    pub(super) fn ids(&self) -> Ids {
+        let backends = self.applied.backends.iter().rev();
+        Ids(backends.map(|(&id, backend)| ((backend.service, backend.address), id)).collect())
     }
 
     /// Clears the bases that are quiet and the marks of pins that have gone.
@@ -216,11 +261,14 @@ impl<D: DataPlane> Engine<D> {
             walk.flows -= u64::from(done);
             walk.pins -= u64::from(done && matches!(flow, FlowRef::Pin(_)));
         }
-        let old = std::mem::take(&mut self.walk);
+        let mut old = std::mem::take(&mut self.walk);
+        // A packet that had met the slot before its change may have opened a flow since.
+        old.vacated.retain(|_, at| now.mono_secs <= *at);
         self.walk = Walk {
             released_backends: old.released_backends,
             released_services: old.released_services,
             leaving: old.leaving,
+            vacated: old.vacated,
             ..walk
         };
         Ok(deleted)
@@ -229,13 +277,14 @@ impl<D: DataPlane> Engine<D> {
     /// The backends in `removing` that own no slot.
     fn leaving(&self) -> BTreeSet<u16> {
         let mut leaving = BTreeSet::new();
+        let ids = LazyCell::new(|| self.ids());
         for service in self.desired().services.values() {
             let Some(value) = self.applied.services.get(&service.key) else { continue };
             let Some(ring) = self.applied.rings.get(&value.id) else { continue };
             let removing =
                 service.backends.iter().filter(|(_, b)| matches!(b.admin, Admin::Removing { .. }));
-            let ids = removing.filter_map(|(address, _)| self.id_of(value.id, *address));
-            leaving.extend(ids.filter(|id| !ring.held.contains_key(id)));
+            let removing = removing.filter_map(|(address, _)| ids.of(value.id, *address));
+            leaving.extend(removing.filter(|id| !ring.held.contains_key(id)));
         }
         leaving
     }
@@ -251,11 +300,12 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         self.walk.leaving = leaving;
+        let ids = LazyCell::new(|| self.ids());
         for (name, service) in &self.desired().services {
             let Some(value) = self.applied.services.get(&service.key) else { continue };
             for (address, backend) in &service.backends {
                 let removing = matches!(backend.admin, Admin::Removing { .. });
-                if removing && self.id_of(value.id, *address).is_none() {
+                if removing && ids.of(value.id, *address).is_none() {
                     swept.removed.push((name.clone(), *address));
                 }
             }

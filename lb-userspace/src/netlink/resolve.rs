@@ -184,8 +184,18 @@ fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
         _ if tables.is_silent(key) => {
             Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
         }
+        _ if !tables.has_room(key) => Err(Obstacle::Awaited(no_room(next_hop))),
         _ => Err(Obstacle::Awaited(format!("neighbour {next_hop} on {name} was asked"))),
     }
+}
+
+/// What to do where the kernel's table of neighbours is full.
+pub fn no_room(next_hop: IpAddr) -> String {
+    let family = if next_hop.is_ipv4() { "ipv4" } else { "ipv6" };
+    format!(
+        "the kernel's table of neighbours has no room for {next_hop}: raise \
+         net.{family}.neigh.default.gc_thresh3 above the number of all neighbours"
+    )
 }
 
 #[cfg(test)]
@@ -416,6 +426,52 @@ mod tests {
         assert_eq!(resolve(&backend, &tables), silent);
         answer(&mut tables, 1, "10.0.0.2");
         assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+    }
+
+    #[test]
+    fn what_was_not_answered_before_anyone_asked_says_nothing() {
+        let mut tables = tables();
+        let backend = want("10.0.0.9", Mode::Dsr);
+        tables.routes.insert(backend.address, Route::Via { oif: 1, gateway: None, mtu: None });
+        let key = (1, backend.address);
+        set(&mut tables, 1, "10.0.0.9", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Pending { .. }));
+        assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
+        set(&mut tables, 1, "10.0.0.9", NeighbourState::Incomplete, None);
+        set(&mut tables, 1, "10.0.0.9", NeighbourState::Failed, None);
+        assert!(matches!(resolve(&backend, &tables), Resolution::Unreachable { .. }));
+    }
+
+    #[test]
+    fn a_full_table_of_neighbours_says_what_to_do() {
+        let mut tables = tables();
+        let backend = want("10.0.0.9", Mode::Dsr);
+        tables.routes.insert(backend.address, Route::Via { oif: 1, gateway: None, mtu: None });
+        let key = (1, backend.address);
+        assert!(tables.note_room(key, false), "it is the first");
+        assert!(!tables.note_room(key, false));
+        let Resolution::Pending { reason } = resolve(&backend, &tables) else { panic!() };
+        assert!(reason.contains("net.ipv4.neigh.default.gc_thresh3"), "{reason}");
+        assert!(!tables.note_room(key, true));
+        assert_eq!(
+            resolve(&backend, &tables),
+            Resolution::Pending { reason: "neighbour 10.0.0.9 on eth0 was asked".into() }
+        );
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_changes_no_outlook() {
+        let mut tables = tables();
+        let key = (1, ip("10.0.0.2"));
+        answer(&mut tables, 1, "10.0.0.2");
+        let before = tables.outlook(key);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Probed, Some(PEER));
+        assert!(tables.outlook(key) == before);
+        answer(&mut tables, 1, "10.0.0.2");
+        assert!(tables.outlook(key) == before);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Probed, Some(PEER));
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        assert!(tables.outlook(key) != before);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Tables {
     /// Neighbours that did not answer, until they do. The kernel forgets that they failed as soon
     /// as it is told to try again.
     silent: BTreeSet<NeighbourKey>,
+    /// Neighbours that the kernel has no room for.
+    homeless: BTreeSet<NeighbourKey>,
 }
 
 /// An interface.
@@ -144,7 +146,10 @@ impl Tables {
                     | NeighbourState::NoArp,
                 ),
             ) => return self.forget_neighbour(key),
-            (NeighbourState::Failed, _) => {
+            // Nobody has asked for the balancer yet: what others were not answered, however long
+            // ago, says nothing of a backend that gets packets at this moment.
+            (NeighbourState::Failed, None) => return,
+            (NeighbourState::Failed, Some(_)) => {
                 new.mac = None;
                 self.silent.insert(key);
             }
@@ -204,6 +209,34 @@ impl Tables {
             neighbour.state != NeighbourState::Forgotten || next_hops.contains(key)
         });
         self.silent.retain(|key| next_hops.contains(key));
+        self.homeless.retain(|key| next_hops.contains(key));
+    }
+
+    /// Notes whether the kernel has room for a neighbour; true if it is the first for which it has
+    /// none.
+    pub fn note_room(&mut self, key: NeighbourKey, room: bool) -> bool {
+        if room {
+            self.homeless.remove(&key);
+            return false;
+        }
+        self.homeless.insert(key) && self.homeless.len() == 1
+    }
+
+    /// Whether the kernel has room for a neighbour.
+    #[must_use]
+    pub fn has_room(&self, key: NeighbourKey) -> bool {
+        !self.homeless.contains(&key)
+    }
+
+    /// What a next hop with this neighbour depends on: an event that leaves it as it is changes
+    /// nothing.
+    #[must_use]
+    pub fn outlook(&self, key: NeighbourKey) -> impl PartialEq + use<> {
+        let known = self.neighbours.get(&key).map(|known| match known.state {
+            NeighbourState::Probed => (NeighbourState::Valid, known.mac),
+            state => (state, known.mac),
+        });
+        (known, self.is_silent(key))
     }
 
     /// Whether the neighbour was asked in vain since it last answered.

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::{
     Neighbourhood, Resolution, Want,
-    resolve::{Ask, next_hop_of, resolve},
+    resolve::{Ask, next_hop_of, no_room, resolve},
     socket::{Event, Failure, Sockets},
     tables::{Neighbour, NeighbourKey, NeighbourState, Tables},
 };
@@ -42,6 +42,10 @@ pub(super) struct Task {
     wants: watch::Receiver<BTreeSet<Want>>,
     wanted: BTreeSet<Want>,
     tables: Tables,
+    /// The neighbours that the wanted backends depend on, as of the last question.
+    next_hops: BTreeSet<NeighbourKey>,
+    /// Whether one of them has changed since.
+    changed: bool,
     published: watch::Sender<Neighbourhood>,
 }
 
@@ -59,6 +63,8 @@ impl Task {
             wants,
             wanted: BTreeSet::new(),
             tables: Tables::default(),
+            next_hops: BTreeSet::new(),
+            changed: false,
             published,
         };
         task.read(Stale::Everything).await?;
@@ -99,6 +105,10 @@ impl Task {
                 let Some(event) = event else { anyhow::bail!("the socket of events is closed") };
                 stale = stale.max(self.take(event));
                 stale = stale.max(self.take_waiting());
+                // Every probe of every neighbour tells of itself, and few change anything.
+                if stale == Stale::Nothing && !self.changed {
+                    return Ok(true);
+                }
             }
             _ = retry.tick() => ask = Ask::Unanswered,
             _ = refresh.tick() => {
@@ -157,14 +167,26 @@ impl Task {
     /// Takes one event over; says what has to be read again for it.
     fn take(&mut self, event: Event) -> Stale {
         match event {
-            Event::Neighbour(key, neighbour) => self.tables.update_neighbour(key, neighbour),
-            Event::NeighbourGone(key) => self.tables.forget_neighbour(key),
+            Event::Neighbour(key, neighbour) => {
+                let before = self.tables.outlook(key);
+                self.tables.update_neighbour(key, neighbour);
+                self.note_change(key, before != self.tables.outlook(key));
+            }
+            Event::NeighbourGone(key) => {
+                let before = self.tables.outlook(key);
+                self.tables.forget_neighbour(key);
+                self.note_change(key, before != self.tables.outlook(key));
+            }
             Event::Links => return Stale::LinksAndRoutes,
             Event::Routes => return Stale::Routes,
             Event::Overrun => return Stale::Everything,
             Event::Other => {}
         }
         Stale::Nothing
+    }
+
+    fn note_change(&mut self, key: NeighbourKey, differs: bool) {
+        self.changed |= differs && self.next_hops.contains(&key);
     }
 
     fn take_waiting(&mut self) -> Stale {
@@ -200,14 +222,22 @@ impl Task {
             self.wanted.iter().filter_map(|want| next_hop_of(want, &self.tables)).collect();
         let addresses = self.wanted.iter().map(|want| want.address).collect();
         self.tables.retain(&addresses, &next_hops);
+        self.changed = false;
+        self.next_hops.clone_from(&next_hops);
         for key in ask.select(&next_hops, &self.tables) {
             match self.sockets.use_neighbour(key).await {
                 Ok(()) => {
+                    self.tables.note_room(key, true);
                     // The kernel tells nobody that it has begun to ask.
                     let known = self.tables.neighbours.get(&key).map(|known| known.state);
                     if matches!(known, None | Some(NeighbourState::Forgotten)) {
                         let asked = Neighbour { state: NeighbourState::Incomplete, mac: None };
                         self.tables.update_neighbour(key, asked);
+                    }
+                }
+                Err(Failure::Refused(libc::ENOBUFS)) => {
+                    if self.tables.note_room(key, false) {
+                        warn!("{}", no_room(key.1));
                     }
                 }
                 // Its interface may be gone by now; the event is on its way. Else: the next retry.

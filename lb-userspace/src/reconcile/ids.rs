@@ -57,6 +57,11 @@ impl<'a> Ids<'a> {
         Some(id)
     }
 
+    /// Whether a backend is in the maps.
+    pub(super) fn has_backend(&self, service: u16, address: IpAddr) -> bool {
+        self.known.contains_key(&(service, entry::address(address)))
+    }
+
     pub(super) fn of_backend(&mut self, service: u16, address: IpAddr) -> Option<u16> {
         let known = self.known.get(&(service, entry::address(address))).copied();
         let id = known.or_else(|| {
