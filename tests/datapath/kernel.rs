@@ -22,7 +22,7 @@ use crate::model::BackendCount;
 
 const SERVICES: u32 = 64;
 /// So few that some have one service, some several, and some more than they have room for.
-const BUCKETS: u32 = 2;
+const BUCKETS: u32 = 4;
 const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
 
 /// A ring's slots as words.
