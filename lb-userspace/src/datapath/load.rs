@@ -78,6 +78,7 @@ impl Xdp {
             loader.map_max_entries(name, *entries);
             loader.map_pin_path(name, folder.join(name));
         }
+        maps::pin_rings(folder, &limits)?;
         let mut object = loader.load(objects::BALANCER).context("load the maps and the program")?;
         let program = object.program_mut(BALANCE).context("the object has no program")?;
         let program: &mut programs::Xdp = program.try_into().context("the program is not XDP")?;

@@ -14,7 +14,7 @@ use lb_common::{
     verdict::REASONS,
 };
 
-use super::sys::Table;
+use super::sys::{self, Table};
 use crate::settings::Limits;
 
 // From linux/bpf.h, enum bpf_map_type.
@@ -116,6 +116,24 @@ pub fn pinned_limits(folder: &Path, wanted: Limits, cpus: u32) -> Result<Limits>
         );
     }
     Ok(limits)
+}
+
+/// Makes and pins `RINGS`, unless it is there, for the loader to find.
+///
+/// The loader would make it from the object, with BTF of a ring's elements; Linux 6.1 then refuses
+/// a ring that was made without, and there is no way to make one with.
+///
+/// # Errors
+///
+/// If the kernel refuses the map or the pin.
+pub fn pin_rings(folder: &Path, limits: &Limits) -> Result<()> {
+    let path = folder.join("RINGS");
+    if path.exists() {
+        return Ok(());
+    }
+    let rings = sys::map_of_maps(ARRAY_OF_MAPS, "RINGS", limits.services, &new_ring(1)?)
+        .context("make the map RINGS")?;
+    rings.pin(&path).with_context(|| format!("pin {}", path.display()))
 }
 
 /// A typed handle of each map. No map's name occurs outside this file.

@@ -15,6 +15,7 @@ use aya::maps::MapData;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 
 // From linux/bpf.h, enum bpf_cmd.
+const MAP_CREATE: libc::c_int = 0;
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
@@ -33,6 +34,39 @@ unsafe fn bpf<A: IntoBytes + FromBytes>(command: libc::c_int, attr: &mut A) -> i
     // SAFETY: the attributes are valid for their size; what they point at is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, bytes.as_mut_ptr(), bytes.len()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+#[derive(IntoBytes, FromBytes)]
+#[repr(C)]
+struct NewMap {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+/// Makes a map of kind `kind` whose elements are maps like `inner`; its keys and values have four
+/// bytes each.
+pub fn map_of_maps(kind: u32, name: &str, entries: u32, inner: &MapData) -> io::Result<MapData> {
+    let mut attr = NewMap::new_zeroed();
+    attr.kind = kind;
+    attr.key_size = size_of::<u32>() as u32;
+    attr.value_size = size_of::<u32>() as u32;
+    attr.max_entries = entries;
+    attr.inner_map_fd = inner.fd().as_fd().as_raw_fd() as u32;
+    // The last byte stays zero: the kernel wants a string.
+    for (to, from) in attr.name[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    // SAFETY: the attributes hold no pointer.
+    let fd = unsafe { bpf(MAP_CREATE, &mut attr) }?;
+    // SAFETY: the kernel has just made this descriptor for this process.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    MapData::from_fd(fd).map_err(io::Error::other)
 }
 
 #[derive(IntoBytes, FromBytes)]
