@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::Write as _,
     net::IpAddr,
     process::{Command, Stdio},
     time::Duration,
@@ -311,7 +312,11 @@ fn backend_on_a_vlan_gets_its_tags() {
     }
     let network = Network::new();
     if !has_vlan(&network.node) {
-        eprintln!("SKIPPED: this kernel has no VLAN devices (8021q)");
+        // Neither root nor a package would mend that. Past the harness, which keeps what a test that
+        // passes prints to itself.
+        let told =
+            "SKIPPED backend_on_a_vlan_gets_its_tags: this kernel has no VLAN devices (8021q)";
+        writeln!(std::io::stderr(), "{told}").unwrap();
         return;
     }
     for (namespace, number) in [(&network.node, 1), (&network.host, 2)] {
