@@ -89,6 +89,8 @@ pub struct Key {
 pub struct Backend {
     /// Its weight.
     pub weight: u16,
+    /// What the operator said of it.
+    pub admin: Admin,
     /// Why it can't be sent to, if so.
     pub unusable: Option<String>,
     /// The MAC address of its next hop.
@@ -105,6 +107,25 @@ pub struct Backend {
     pub sent: Count,
     /// Packets that opened a flow.
     pub new_flows: u64,
+}
+
+/// What the operator said of a backend.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Admin {
+    /// `enabled`, `draining` and so on.
+    pub state: String,
+}
+
+impl Backend {
+    /// In a word: `up`, what the operator said, or why it can't be sent to.
+    #[must_use]
+    pub fn state(&self) -> &str {
+        match (&self.unusable, self.admin.state.as_str()) {
+            (Some(reason), "enabled") => reason,
+            (None, "enabled") => "up",
+            (_, said) => said,
+        }
+    }
 }
 
 impl Status {

@@ -44,6 +44,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// If they don't build.
 pub fn build(release: bool) -> Result<PathBuf> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
+    println!("building lbd and lbctl; the first time takes minutes");
     call(&[&["build", "--quiet", "--package", "lb-userspace", "--bins"], profile].concat())?;
     folder(release)
 }

@@ -75,7 +75,7 @@ fn describe(record: &Record) {
     let folder = record.folder();
     let hosts: Vec<_> = record.hosts.iter().map(|(name, _)| name.as_str()).collect();
     println!("hosts: {}; files in {}", hosts.join(", "), folder.display());
-    println!("  cargo xtask lab exec client -- curl -s http://10.0.0.100/");
+    println!("  cargo xtask lab exec client -- curl -sS http://10.0.0.100/");
     println!("  cargo xtask lab exec balancer -- lbctl status");
     println!("  cargo xtask lab down");
 }
@@ -85,7 +85,8 @@ fn exec(host: &str, command: &[String]) -> Result<()> {
         ["lab", "exec", host, "--"].into_iter().chain(command.iter().map(String::as_str)).collect();
     root::become_root(&args, "the lab")?;
     let labs = lab::labs()?;
-    let lab = labs.iter().find(|lab| lab.alive());
+    // A test's lab is the test's alone, be it newer.
+    let lab = labs.iter().find(|lab| lab.alive() && (lab.stays || is_of_a_command(lab)));
     let lab = lab.context("no lab is up; `cargo xtask lab up` or `cargo xtask run` starts one")?;
     let (program, args) = command.split_first().context("no program")?;
     // The binaries of this build, and the lab's daemon, are what is meant in a lab.
@@ -94,6 +95,12 @@ fn exec(host: &str, command: &[String]) -> Result<()> {
     let mut command = lab.namespace(host)?.command(program);
     command.env("LB_SOCKET", lab.folder().join("lbd.sock")).args(args);
     Err(command.exec()).context("nsenter")
+}
+
+/// Whether a lab was made by `cargo xtask run`.
+fn is_of_a_command(lab: &Record) -> bool {
+    let program = std::fs::read_link(format!("/proc/{}/exe", lab.pid));
+    program.is_ok_and(|program| program.file_name() == Some("xtask".as_ref()))
 }
 
 fn down() -> Result<()> {

@@ -69,10 +69,28 @@ pub fn services(lab: &Lab) -> [Service; 2] {
     ]
 }
 
+/// The terminal's other screen, so that the view leaves nothing in what is scrolled back to.
+struct Screen;
+
+impl Screen {
+    fn enter() -> Self {
+        print!("\x1b[?1049h");
+        Self
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        print!("\x1b[?1049l");
+        let _ = io::stdout().flush();
+    }
+}
+
 /// Shows what the balancer does until a signal comes.
 fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
     let terminal = io::stdout().is_terminal();
     let names = view::names(lab);
+    let _screen = terminal.then(Screen::enter);
     let mut before = None;
     while !signals::caught() {
         let now = Instant::now();
@@ -81,7 +99,7 @@ fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
         let frame = view::View { status: &status, before: before.as_ref(), names: &names };
         let mut out = io::stdout().lock();
         let shown = if terminal {
-            write!(out, "\x1b[2J\x1b[H{}\n{}\n", frame.table(), view::advice())
+            write!(out, "\x1b[H\x1b[J{}\n{}\n", frame.table(), view::advice())
         } else if before.is_none() {
             write!(out, "{}{}\n{}", frame.header(), view::advice(), frame.lines())
         } else {

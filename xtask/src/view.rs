@@ -19,7 +19,7 @@ pub struct View<'a> {
 
 /// What to do next, for whoever watches.
 pub fn advice() -> &'static str {
-    "In another terminal:  cargo xtask lab exec client -- curl -s http://10.0.0.100/\n\
+    "In another terminal:  cargo xtask lab exec client -- curl -sS http://10.0.0.100/\n\
      Ctrl-C ends it and removes all of it."
 }
 
@@ -61,7 +61,7 @@ impl View<'_> {
                     grouped(self.rate(name, *address, backend)),
                     grouped(backend.sent.packets),
                     grouped(backend.new_flows),
-                    backend.unusable.as_deref().unwrap_or("up"),
+                    backend.state(),
                 );
             }
         }
@@ -167,7 +167,8 @@ mod tests {
                 "key": {"vip": "10.0.0.100", "port": 80, "protocol": "tcp"}, "mode": "dsr",
                 "ring_slots": 65_537, "slots_in_flux": 0,
                 "backends": {"10.0.0.11": {
-                    "weight": 1, "unusable": null, "mac": null, "id": 1, "slots": 65_537,
+                    "weight": 1, "admin": {"state": "draining", "deadline": null}, "unusable": null,
+                    "mac": null, "id": 1, "slots": 65_537,
                     "base_slots": 0, "pins": 0, "new_flows": 12,
                     "sent": {"packets": packets, "bytes": 0},
                 }},
@@ -184,9 +185,15 @@ mod tests {
         let names = BTreeMap::from([(IpAddr::from([10, 0, 0, 11]), "web1".to_owned())]);
         let view = View { status: &now, before: Some(&before), names: &names };
         let table = view.table();
-        for expected in
-            ["native mode", "tcp 10.0.0.100:80", "web1", "100.0%", "1,234,567", "not_ip 7"]
-        {
+        for expected in [
+            "native mode",
+            "tcp 10.0.0.100:80",
+            "web1",
+            "100.0%",
+            "1,234,567",
+            "draining",
+            "not_ip 7",
+        ] {
             assert!(table.contains(expected), "{expected} is missing in:\n{table}");
         }
         assert!(!table.contains("dropped"), "nothing was dropped:\n{table}");

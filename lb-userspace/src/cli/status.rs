@@ -17,9 +17,7 @@ pub(super) fn overview(status: &Status) -> String {
         let attached = if interface.attached { "attached" } else { "NOT ATTACHED" };
         text += &format!("interface {}: XDP {}, {attached}\n", interface.name, interface.mode);
     }
-    let usage = |name: &str, usage: Usage| {
-        format!("{name} {} of {}", usage.used, format_count(usage.capacity))
-    };
+    let usage = |name: &str, usage: Usage| format!("{name} {} of {}", usage.used, usage.capacity);
     text += &format!(
         "{}, {}, {}\n",
         usage("services", status.services_used),

@@ -181,8 +181,9 @@ fn evict(interface: &str, ifindex: u32, foreign: kernel_link::Attached, force: b
     let name = kernel_link::program_name(id);
     if !force {
         bail!(
-            "the XDP program `{name}` (id {id}) is there; take it off (`ip link set {interface} \
-             xdp off`), or start lbd with --force to replace it"
+            "the XDP program `{name}` (id {id}) is there; take it off with what put it there (`lbctl \
+             decap detach --dev {interface}`, `lbctl detach --pin-dir DIR`, `ip link set {interface} \
+             xdp off`), or start lbd with --force, which replaces it unless a link holds it"
         );
     }
     kernel_link::remove(ifindex, foreign).with_context(|| {

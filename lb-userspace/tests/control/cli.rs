@@ -93,7 +93,7 @@ fn a_stopped_daemon_is_one_clear_line() {
     let socket = dir.path().join("lbd.sock");
     let line = |why: &str| {
         format!(
-            "lbctl: lbd is not running ({why} {}): start it with 'systemctl start lbd' or 'lbd --config /etc/lb/lb.toml'\n",
+            "lbctl: lbd is not running ({why} {}): start it with 'lbd --config /etc/lb/lb.toml'\n",
             socket.display()
         )
     };

@@ -66,7 +66,7 @@ fn the_overview_shows_all_that_matters() {
     let expected = "\
 lbd 0.1.0, up 1h1m
 interface eth0: XDP native, attached
-services 1 of 512, backends 3 of 4.10k, pins 12345 of 262k
+services 1 of 512, backends 3 of 4096, pins 12345 of 262144
 
 service web: tcp 10.0.0.100:80, dsr, 1009 slots, idle timeout 15m, 9.9 % of the ring in flux
   BACKEND    STATE                    WEIGHT   SHARE  PACKETS     BYTES  NEW FLOWS   PINS  BY
