@@ -82,6 +82,14 @@ pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
     found.0
 }
 
+/// Everything that is wrong with one service in itself.
+#[must_use]
+pub fn violations_of(name: &str, service: &Service) -> Vec<Violation> {
+    let mut found = Found(Vec::new());
+    found.in_service(name, service);
+    found.0
+}
+
 /// What works and is probably not meant.
 #[must_use]
 pub fn doubts(desired: &Desired) -> Vec<Violation> {

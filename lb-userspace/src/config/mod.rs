@@ -220,7 +220,11 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         let found = services.places.find(violation);
         found.unwrap_or_else(|| (0, format!("limits.{}", violation.field)))
     };
-    for violation in rules::violations(&services.desired, &limits) {
+    let incomplete = services.incomplete.services.iter();
+    let incomplete = incomplete
+        .flat_map(|(name, service)| rules::violations_of(name, service))
+        .filter(|violation| violation.field != "name" || services.places.holds(violation));
+    for violation in rules::violations(&services.desired, &limits).into_iter().chain(incomplete) {
         let (offset, path) = place(&violation);
         problems.push(offset, path, violation.message);
     }

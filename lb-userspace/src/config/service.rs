@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -20,6 +20,8 @@ const MAX_DRAIN: Duration = Duration::from_secs(30 * 86_400);
 #[derive(Default)]
 pub(super) struct Services {
     pub(super) desired: Desired,
+    /// Services that lack something, with stand-ins for it: their own mistakes are told all the same.
+    pub(super) incomplete: Desired,
     pub(super) drain_deadlines: BTreeMap<String, Duration>,
     pub(super) places: Places,
 }
@@ -29,6 +31,12 @@ pub(super) struct Services {
 pub(super) struct Places(HashMap<(String, Option<IpAddr>, &'static str), (usize, String)>);
 
 impl Places {
+    /// Whether the field that is wrong is in the file, and not a stand-in for a missing one.
+    pub(super) fn holds(&self, violation: &Violation) -> bool {
+        let Violation { service, backend, field, .. } = violation;
+        self.0.contains_key(&(service.clone(), *backend, *field))
+    }
+
     /// The place of what is wrong: the field's, else its table's.
     pub(super) fn find(&self, violation: &Violation) -> Option<(usize, String)> {
         let key = |field| (violation.service.clone(), violation.backend, field);
@@ -54,14 +62,20 @@ pub(super) fn read_services(root: &Table<'_>) -> Services {
         } else {
             lines.insert(name.clone(), table.path().to_owned());
             read_service(&table, &name, &mut services);
-            if given.is_none() {
-                services.desired.services.remove(&name);
+            if given.is_none()
+                && let Some(service) = services.desired.services.remove(&name)
+            {
+                services.incomplete.services.insert(name, service);
             }
         }
         table.finish();
     }
     services
 }
+
+/// Documentation addresses (RFC 5737, RFC 3849), which no configuration means.
+const STAND_IN_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const STAND_IN_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     let mut places = Vec::from([("", (table.offset(), table.path().to_owned()))]);
@@ -120,16 +134,23 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     let syn_budget = table.optional("syn_budget").and_then(|f| f.integer(0..1 << 32));
     let backends = read_backends(table, name, services);
 
-    let (Some(vip), Some(port), Some(protocol), Some(mode)) = (vip, port, protocol, mode) else {
-        return;
-    };
+    // Stand-ins go with nothing else that could be wrong; what clashes with other services is not
+    // looked for in an incomplete one.
+    let complete = vip.is_some() && port.is_some() && protocol.is_some() && mode.is_some();
+    let family = backends.keys().next().copied().map_or(STAND_IN_V4, |address| match address {
+        IpAddr::V4(_) => STAND_IN_V4,
+        IpAddr::V6(_) => STAND_IN_V6,
+    });
+    let (vip, port) = (vip.unwrap_or(family), port.unwrap_or(1));
+    let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(Mode::Ipip));
     let mut service =
         ServiceSpec { protocol, udp, ..ServiceSpec::new(vip, port, mode) }.to_service();
     service.idle_timeout = idle.unwrap_or(service.idle_timeout);
     service.ring_slots = ring_slots.unwrap_or(service.ring_slots);
     service.syn_budget = syn_budget.unwrap_or(service.syn_budget);
     service.backends = backends;
-    services.desired.services.insert(name.into(), service);
+    let kept = if complete { &mut services.desired } else { &mut services.incomplete };
+    kept.services.insert(name.into(), service);
     services.drain_deadlines.extend(drain.map(|drain| (name.into(), drain)));
 }
 

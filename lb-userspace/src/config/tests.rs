@@ -170,6 +170,29 @@ mode = "dsr"
 }
 
 #[test]
+fn a_mistake_hides_no_other_of_its_service() {
+    let found = mistakes(
+        r#"interfaces = ["eth0"]
+
+[[service]]
+vip = "10.0.0.100"
+port = 0
+protocol = "tcp"
+mode = "dsr"
+ring_slots = 100
+backend = [{ address = "fd00::1" }]
+"#,
+    );
+    let expected = [
+        "3:1: service[0]: `name` is missing; add name = \"web\"",
+        "5:8: service[0].port: 0 is out of range; a number from 1 to 65535 is expected",
+        "8:14: service[0].ring_slots: 100 slots; Maglev needs a prime: the next one is 101",
+        "9:24: service[0].backend[0].address: fd00::1 is IPv6 and the VIP 10.0.0.100 IPv4; dsr sends packets on unchanged: give the backend's IPv4 address, or use mode ipip",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn rules_between_values_have_their_place() {
     let found = mistakes(
         r#"interfaces = ["eth0"]
