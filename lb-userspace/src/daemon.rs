@@ -19,16 +19,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::balancer::Balancer;
 use crate::{
-    api::{Done, Request},
+    api::{Done, Reloaded, Request},
     config::Config,
     desired::{Admin, Desired},
+    diff::Intent,
     edit::{Edit, Refusal, RefusalKind},
     engine::Now,
     netlink::{Neighbourhood, Resolution, Want},
     overrides::Overrides,
     rules,
     settings::Limits,
-    state_file::{self, Loaded, State},
+    state_file::{self, Loaded},
     status::Status,
 };
 
@@ -89,6 +90,8 @@ pub struct Daemon<B> {
     started: Instant,
     /// What the last write of maps met with.
     last_error: Option<String>,
+    /// Whether the state file is not what is in force.
+    unkept: bool,
 }
 
 impl<B: Balancer> Daemon<B> {
@@ -109,6 +112,7 @@ impl<B: Balancer> Daemon<B> {
             config,
             started: Instant::now(),
             last_error: None,
+            unkept: false,
         };
         let path = daemon.config.state_file.clone();
         match state_file::load(&path)? {
@@ -153,9 +157,8 @@ impl<B: Balancer> Daemon<B> {
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
-        if let Err(error) = self.save() {
-            tracing::error!("{error:#}");
-        }
+        // What can't be kept is logged, and tried again.
+        let _ = self.keep();
         // Nobody may be waiting.
         let _ = ready.send(());
 
@@ -171,7 +174,9 @@ impl<B: Balancer> Daemon<B> {
                 _ = tick.tick() => self.tick(),
                 signal = inputs.signals.recv() => match signal {
                     Some(Signal::Reload) => match self.reload() {
-                        Ok(done) => tracing::info!(notes = ?done.notes, "{}", done.message),
+                        Ok(Reloaded { done, .. }) => {
+                            tracing::info!(notes = ?done.notes, "{}", done.message);
+                        },
                         Err(refusal) => tracing::error!("configuration not reloaded: {refusal}"),
                     },
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
@@ -234,12 +239,16 @@ impl<B: Balancer> Daemon<B> {
 
     /// Puts a desired state in force and keeps it; says what did not go as it should.
     fn enact(&mut self, desired: Desired) -> Result<Vec<String>, Refusal> {
-        self.overrides = Overrides::between(&self.config.desired, &desired, &self.deadlines);
+        self.overrides = Overrides::between(
+            self.config.intent(),
+            Intent { desired: &desired, deadlines: &self.deadlines },
+        );
         self.desired = desired;
         let mut notes = Vec::new();
-        if let Err(error) = self.save() {
-            tracing::error!("{error:#}");
-            notes.push(format!("this is not kept over a restart of lbd: {error:#}"));
+        if let Err(error) = self.keep() {
+            notes.push(format!(
+                "this is not kept over a restart of lbd, until it can be written: {error:#}"
+            ));
         }
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
@@ -255,12 +264,6 @@ impl<B: Balancer> Daemon<B> {
                     .hint("the change is kept, and tried again each second; see 'lbctl status'"))
             }
         }
-    }
-
-    fn save(&self) -> Result<()> {
-        let state =
-            State { configured: self.config.desired.clone(), overrides: self.overrides.clone() };
-        state_file::save(&self.config.state_file, &state)
     }
 
     fn detach(self, tell: oneshot::Sender<Result<Done, Refusal>>) -> Result<Ended> {
@@ -285,6 +288,7 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn tick(&mut self) {
+        self.keep_again();
         match self.balancer.sweep(Now::read()) {
             Ok(swept) if !swept.removed.is_empty() => self.finish_removals(&swept.removed),
             Ok(_) if self.last_error.is_some() => self.reconcile(),
