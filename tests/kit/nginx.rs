@@ -95,6 +95,28 @@ impl Nginx {
         self.process.take().map_or(Ok(()), Process::kill)
     }
 
+    /// Stops nginx where it is (SIGSTOP): the kernel takes its connections, and nobody answers.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn freeze(&self) -> Result<()> {
+        self.running()?.signal(libc::SIGSTOP)
+    }
+
+    /// Lets nginx go on that was [frozen](Self::freeze).
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn thaw(&self) -> Result<()> {
+        self.running()?.signal(libc::SIGCONT)
+    }
+
+    fn running(&self) -> Result<&Process> {
+        self.process.as_ref().with_context(|| format!("nginx on {} does not run", self.host))
+    }
+
     /// Lets nginx run on when this is dropped.
     pub fn keep(&mut self) {
         if let Some(process) = &mut self.process {
