@@ -1,6 +1,7 @@
 //! Measures what the balancer costs. `cargo xtask bench` runs it.
 
 mod datapath;
+mod failover;
 mod frames;
 mod harness;
 mod report;
@@ -30,13 +31,20 @@ enum What {
         #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1_000..))]
         packets: u32,
     },
+    /// What a fault of one backend costs the clients, here and with HAProxy
+    Failover(failover::Arguments),
 }
 
 fn main() -> Result<()> {
-    let What::Datapath { json, rounds, packets } = Arguments::parse().what;
-    // SAFETY: no precondition.
-    let user = unsafe { libc::geteuid() };
-    ensure!(user == 0, "the benchmark loads programs into the kernel: run it as root");
+    let what = Arguments::parse().what;
+    ensure!(kit::is_root(), "the benchmark loads programs into the kernel: run it as root");
+    match what {
+        What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),
+        What::Failover(arguments) => failover::run(&arguments),
+    }
+}
+
+fn datapath(json: bool, rounds: u32, packets: u32) -> Result<()> {
     harness::stay_on_one_cpu()?;
     let report = report::Report {
         packets: datapath::measure(rounds, packets)?,
