@@ -36,7 +36,7 @@ fn settings() -> Settings {
 }
 
 fn backend(weight: u16) -> Backend {
-    Backend { weight: Weight(NonZeroU16::new(weight).unwrap()), admin: Admin::Enabled }
+    Backend { weight: Weight(NonZeroU16::new(weight).unwrap()), ..Backend::default() }
 }
 
 fn service(vip: &str, backends: &[(&str, u16)]) -> Service {
@@ -48,6 +48,7 @@ fn service(vip: &str, backends: &[(&str, u16)]) -> Service {
         ring_slots: SLOTS,
         idle_timeout: Duration::from_secs(IDLE.into()),
         syn_budget: 20_001,
+        policy: Default::default(),
         backends: backends.iter().map(|(to, weight)| (ip(to), backend(*weight))).collect(),
     }
 }

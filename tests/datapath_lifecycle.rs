@@ -86,7 +86,7 @@ fn program_on(interface: &str) -> Option<String> {
 
 fn desired(backends: &[&str]) -> Desired {
     let vip: IpAddr = "10.0.0.100".parse().unwrap();
-    let one = Backend { weight: Weight(NonZeroU16::MIN), admin: Default::default() };
+    let one = Backend { weight: Weight(NonZeroU16::MIN), ..Backend::default() };
     let service = Service {
         key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
         mode: Mode::Dsr,

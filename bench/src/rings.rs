@@ -77,7 +77,7 @@ fn address(n: usize) -> IpAddr {
 
 fn desired(backends: usize) -> Desired {
     let vip = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
-    let one = Backend { weight: Weight::default(), admin: Admin::Enabled };
+    let one = Backend::default();
     let service = Service {
         key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
         mode: Mode::Ipip,

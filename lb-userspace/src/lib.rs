@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod desired;
 pub mod edit;
 pub mod engine;
+pub mod health;
 pub mod maglev;
 pub mod netlink;
 pub mod objects;

@@ -41,7 +41,7 @@ pub struct ServiceOverride {
 }
 
 /// What was changed of one backend.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum BackendOverride {
     /// It is there, and as it says; whether the configuration has it or not.
@@ -149,7 +149,8 @@ impl Overrides {
                     None => backend.weight,
                 };
                 let admin = Admin::Removing { deadline: deadline(name) };
-                let change = BackendOverride::Added(BackendSpec { weight, admin });
+                let change =
+                    BackendOverride::Added(BackendSpec { weight, admin, ..backend.clone().into() });
                 self.services.entry(name.clone()).or_default().backends.insert(*address, change);
             }
         }
@@ -158,10 +159,10 @@ impl Overrides {
 }
 
 impl BackendOverride {
-    fn apply(self, address: IpAddr, backends: &mut BTreeMap<IpAddr, Backend>) {
+    fn apply(&self, address: IpAddr, backends: &mut BTreeMap<IpAddr, Backend>) {
         match self {
             Self::Added(spec) => {
-                backends.insert(address, spec.into());
+                backends.insert(address, spec.clone().into());
             }
             Self::Removed => {
                 backends.remove(&address);
@@ -190,8 +191,11 @@ fn backends_between(
     let gone = gone.map(|address| (*address, BackendOverride::Removed));
     let there = desired.iter().filter_map(|(address, backend)| {
         let change = match configured.get(address) {
-            None => BackendOverride::Added((*backend).into()),
+            None => BackendOverride::Added(backend.clone().into()),
             Some(base) if base == backend => return None,
+            Some(base) if base.backup != backend.backup || base.check != backend.check => {
+                BackendOverride::Added(backend.clone().into())
+            }
             Some(base) => BackendOverride::Changed {
                 weight: (base.weight != backend.weight).then_some(backend.weight),
                 admin: (base.admin != backend.admin).then_some(backend.admin),
@@ -224,7 +228,9 @@ mod tests {
             let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, *vip]), 80, Mode::Dsr);
             spec.backends = backends
                 .iter()
-                .map(|(at, w, admin)| (*at, BackendSpec { weight: weight(*w), admin: *admin }))
+                .map(|(at, w, admin)| {
+                    (*at, BackendSpec { weight: weight(*w), admin: *admin, ..Default::default() })
+                })
                 .collect();
             ((*name).to_owned(), spec.to_service())
         });
@@ -310,7 +316,10 @@ mod tests {
                 spec.backends = backends
                     .into_iter()
                     .map(|(at, (w, admin))| {
-                        (IpAddr::from([10, 0, 0, at]), BackendSpec { weight: weight(w), admin })
+                        (
+                            IpAddr::from([10, 0, 0, at]),
+                            BackendSpec { weight: weight(w), admin, ..Default::default() },
+                        )
                     })
                     .collect();
                 (format!("s{vip}"), spec.to_service())

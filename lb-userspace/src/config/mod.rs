@@ -3,6 +3,7 @@
 //! The file is walked by hand over its spanned tree, since a serde type would stop at the first
 //! mistake and know no line for what is wrong between two values.
 
+mod check;
 mod service;
 mod tree;
 
