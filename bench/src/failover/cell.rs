@@ -42,8 +42,9 @@ const ASK: Duration = Duration::from_millis(20);
 #[derive(Debug, Serialize)]
 pub struct Cell {
     /// The system.
-    #[serde(flatten)]
-    pub system: &'static System,
+    pub system: &'static str,
+    /// Its settings in a few words.
+    pub settings: String,
     /// The fault.
     pub fault: Fault,
     /// Requests that were made.
@@ -88,11 +89,11 @@ pub struct Ended {
 /// # Errors
 ///
 /// If something of it can't be done, or a signal came.
-pub fn measure(system: &'static System, fault: Fault) -> Result<Cell> {
+pub fn measure(system: &System, fault: Fault) -> Result<Cell> {
     let mut lab = Lab::new(&Options::default())?;
     let running = system.start(&lab)?;
     // Longer than everything else, so that each is under way when the fault comes and after it.
-    let time = BEFORE + system.after + Duration::from_secs(1);
+    let time = BEFORE + system.after() + Duration::from_secs(1);
     let plan = downloads::Plan { target: TARGET, each: DOWNLOADS, time, patience: LIMIT };
     let downloads = Downloads::start(&lab, plan)?;
     let plan = arrivals::Plan { target: TARGET, every: EVERY, limit: LIMIT };
@@ -101,7 +102,7 @@ pub fn measure(system: &'static System, fault: Fault) -> Result<Cell> {
     let start = Instant::now();
     fault.strike(&mut lab, &running, VICTIM)?;
     let mut noticed = None;
-    pass(system.after.saturating_sub(start.elapsed()), || {
+    pass(system.after().saturating_sub(start.elapsed()), || {
         if noticed.is_none() && !running.chooses(lab.web(VICTIM)?)? {
             noticed = Some(start.elapsed());
         }
@@ -139,7 +140,7 @@ fn pass(time: Duration, mut look: impl FnMut() -> Result<()>) -> Result<()> {
 
 impl Cell {
     fn new(
-        system: &'static System,
+        system: &System,
         fault: Fault,
         arrivals: &[Arrival],
         start: Instant,
@@ -155,7 +156,8 @@ impl Cell {
         let slowest = slowest.map(|arrival| arrival.took).max();
         let late = arrivals.iter().map(|arrival| arrival.late).max();
         Self {
-            system,
+            system: system.name,
+            settings: system.settings(),
             fault,
             requests: arrivals.len(),
             failed: failed().count(),
@@ -204,4 +206,49 @@ fn millis(time: Duration) -> f64 {
 /// From one moment to another, which may have been before it.
 fn since(at: Instant, start: Instant) -> f64 {
     millis(at.saturating_duration_since(start)) - millis(start.saturating_duration_since(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use kit::arrivals::Failure;
+
+    use super::{super::systems, *};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Requests in the second before a fault and the three after it, of which those at these
+    /// milliseconds of the four seconds failed.
+    fn cell(failed: &[u64]) -> Cell {
+        let begin = Instant::now();
+        let arrivals = (0..4_000).step_by(5).map(|ms| Arrival {
+            at: begin + Duration::from_millis(ms),
+            late: Duration::ZERO,
+            took: Duration::from_millis(1),
+            end: if failed.contains(&ms) { Err(Failure::Refused) } else { Ok("web1".to_owned()) },
+        });
+        let arrivals: Vec<_> = arrivals.collect();
+        let (start, end) = (begin + SECOND, begin + SECOND * 4);
+        Cell::new(&systems::ALL[0], Fault::Killed, &arrivals, start, end)
+    }
+
+    #[test]
+    fn the_last_failure_counts_from_the_fault() {
+        let cell = cell(&[1_005, 1_500]);
+        assert_eq!((cell.requests, cell.failed, cell.failed_before), (800, 2, 0));
+        assert_eq!(cell.last_failure_ms, Some(500.0));
+        assert_eq!(cell.failures["refused"], 2);
+        assert!(!cell.failing_at_end);
+    }
+
+    #[test]
+    fn a_fault_that_lasts_is_told_apart_from_one_that_ended() {
+        assert!(cell(&[3_990]).failing_at_end);
+        assert!(!cell(&[3_700]).failing_at_end);
+    }
+
+    #[test]
+    fn a_request_that_failed_before_the_fault_is_no_part_of_it() {
+        let cell = cell(&[500]);
+        assert_eq!((cell.failed, cell.failed_before), (1, 1));
+    }
 }

@@ -36,7 +36,7 @@ impl fmt::Display for Report {
             writeln!(f, "\n{}", fault.describe())?;
             writeln!(
                 f,
-                "{:<20}{:<44}{:>7}{:>6}{:>10}{:>9}{:>9}{:>7}{:>8}",
+                "{:<20}{:<36}{:>7}{:>6}{:>10}{:>9}{:>9}{:>7}{:>8}",
                 "", "", "failed", "of", "last", "noticed", "slowest", "its", "others'"
             )?;
             for cell in cells() {
@@ -58,15 +58,15 @@ impl Cell {
         let seconds =
             |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{:.3}", ms / 1e3));
         let last = seconds(self.last_failure_ms);
-        let last = if self.failing_at_end { format!("{last}..") } else { last };
+        let last = if self.failing_at_end { last + ".." } else { last };
         let broken = |ended: &Ended| format!("{}/{}", ended.broken, ended.downloads);
         let early = if self.failed_before > 0 { "!" } else { "" };
         let late = if self.late_ms > LATE_MS { "~" } else { "" };
         writeln!(
             f,
-            "{:<20}{:<44}{:>7}{:>6}{:>10}{:>9}{:>9}{:>7}{:>8} {early}{late}",
-            self.system.name,
-            self.system.settings,
+            "{:<20}{:<36}{:>7}{:>6}{:>10}{:>9}{:>9}{:>7}{:>8} {early}{late}",
+            self.system,
+            self.settings,
             self.failed,
             self.requests,
             last,
