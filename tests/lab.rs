@@ -145,26 +145,31 @@ fn requests_that_hang_delay_none_that_follow() -> Result<()> {
 }
 
 #[test]
-fn a_host_answers_again_when_it_is_mended_or_thawed() -> Result<()> {
+fn a_host_answers_again_when_it_is_mended_thawed_or_restarted() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
-    let target = SocketAddr::new(lab.webs[0].host.v4.into(), 80);
-    let get = |patience| {
-        let connection = Connection::open(&lab.client.namespace, target, patience);
-        connection.and_then(|mut connection| connection.get("/")?.ok())
+    let mut lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
+    let get = |lab: &Lab, patience| {
+        let target = SocketAddr::new(lab.webs[0].host.v4.into(), 80);
+        Connection::open(&lab.client.namespace, target, patience)?.get("/")?.ok()
     };
     let soon = Duration::from_millis(300);
-    get(PATIENCE)?;
+    get(&lab, PATIENCE)?;
     lab.cut("web1")?;
-    assert!(get(soon).is_err());
+    assert!(get(&lab, soon).is_err());
     lab.mend("web1")?;
-    get(PATIENCE)?;
+    get(&lab, PATIENCE)?;
     lab.webs[0].nginx.freeze()?;
-    assert!(get(soon).is_err());
+    assert!(get(&lab, soon).is_err());
     lab.webs[0].nginx.thaw()?;
-    get(PATIENCE).map(drop)
+    get(&lab, PATIENCE)?;
+    lab.webs[0].nginx.kill()?;
+    assert!(get(&lab, soon).is_err());
+    let orphan = lab.orphan();
+    let web = &mut lab.webs[0];
+    web.nginx.restart(&web.host.namespace, orphan)?;
+    get(&lab, soon).map(drop)
 }
 
 #[test]

@@ -36,7 +36,7 @@ enum Balancing {
     LbPlain,
     /// HAProxy as it comes.
     Haproxy,
-    /// HAProxy that tries another server at once, and ends what a dead one had.
+    /// HAProxy that tries another server at once.
     HaproxyTuned,
 }
 
@@ -135,8 +135,9 @@ impl System {
         };
         let mut settings = self.check.map(|check| check.haproxy()).unwrap_or_default();
         if tuned {
+            // Without `on-marked-down shutdown-sessions`: it would end connections that are about
+            // to be tried on another server.
             settings.lines.push_str("retries 3\noption redispatch 1\ntimeout connect 500ms\n");
-            settings.server.push_str(" on-marked-down shutdown-sessions");
         }
         Ok(Running::Haproxy(Haproxy::start(lab, TARGET, &settings)?))
     }
