@@ -15,8 +15,9 @@ use aya::maps::MapData;
 use lb_common::abi::{ABI_VERSION, Slot};
 use lb_userspace::{
     datapath::{Xdp, detach},
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
     engine::{Engine, Now},
+    health::Policy,
     maglev::{self, Member},
     netlink::{Neighbourhood, NextHop, Resolution},
     settings::Settings,
@@ -85,7 +86,8 @@ fn desired(backends: usize) -> Desired {
         ring_slots: SLOTS,
         idle_timeout: Duration::from_secs(900),
         syn_budget: 20_000,
-        backends: (0..backends).map(|n| (address(n), one)).collect(),
+        policy: Policy::default(),
+        backends: (0..backends).map(|n| (address(n), one.clone())).collect(),
     };
     Desired { services: [("web".to_owned(), service)].into() }
 }
