@@ -7,6 +7,8 @@ mod harness;
 mod report;
 mod rings;
 
+use std::process::ExitCode;
+
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
@@ -35,8 +37,17 @@ enum What {
     Failover(failover::Arguments),
 }
 
-fn main() -> Result<()> {
-    let what = Arguments::parse().what;
+fn main() -> ExitCode {
+    match run(Arguments::parse().what) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("bench: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(what: What) -> Result<()> {
     ensure!(kit::is_root(), "the benchmark loads programs into the kernel: run it as root");
     match what {
         What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),

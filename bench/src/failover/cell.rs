@@ -62,7 +62,7 @@ pub struct Cell {
     /// When the system no longer gave the host new connections.
     pub noticed_ms: Option<f64>,
     /// The longest that a request took that succeeded.
-    pub slowest_ms: f64,
+    pub longest_ms: f64,
     /// Downloads from the host that the fault came to.
     pub faulted: Ended,
     /// Downloads from the other hosts.
@@ -152,8 +152,8 @@ impl Cell {
             *failures.entry(failure.word().to_owned()).or_default() += 1;
         }
         let last = failed().next_back().map(|arrival| arrival.at);
-        let slowest = arrivals.iter().filter(|arrival| arrival.end.is_ok());
-        let slowest = slowest.map(|arrival| arrival.took).max();
+        let longest = arrivals.iter().filter(|arrival| arrival.end.is_ok());
+        let longest = longest.map(|arrival| arrival.took).max();
         let late = arrivals.iter().map(|arrival| arrival.late).max();
         Self {
             system: system.name,
@@ -167,7 +167,7 @@ impl Cell {
             // Every third request or so goes to the host: twenty in a row tell.
             failing_at_end: last.is_some_and(|at| at + EVERY * 20 > end),
             noticed_ms: None,
-            slowest_ms: millis(slowest.unwrap_or_default()),
+            longest_ms: millis(longest.unwrap_or_default()),
             faulted: Ended::new(Vec::new(), start),
             others: Ended::new(Vec::new(), start),
             late_ms: millis(late.unwrap_or_default()),

@@ -40,16 +40,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     signals::catch();
     lab::sweep()?;
     let mut report = Report::default();
+    let measured = measure(&cells, &mut report);
+    // What there is when something fails, or somebody has seen enough, took minutes to measure.
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    measured
+}
+
+fn measure(cells: &[(&System, Fault)], report: &mut Report) -> Result<()> {
     for (n, &(system, fault)) in cells.iter().enumerate() {
         let name = format!("{}, {}", system.name, fault.name());
         let cell = cell::measure(system, fault).with_context(|| name.clone())?;
         eprintln!("[{}/{}] {name}: {cell}", n + 1, cells.len());
         report.cells.push(cell);
-    }
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
     }
     Ok(())
 }

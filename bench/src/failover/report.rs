@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    cell::{Cell, EVERY, Ended, LIMIT},
+    cell::{Cell, EVERY, LIMIT},
     faults::Fault,
 };
 
@@ -24,24 +24,23 @@ impl fmt::Display for Report {
         let (every, limit) = (EVERY.as_millis(), LIMIT.as_secs());
         writeln!(
             f,
-            "a connection every {every} ms, a request each; failed is what has no answer within {limit} s. Times\n\
-             in seconds from the fault: the last request that failed, and when the balancer stopped\n\
-             choosing the host; downloads that broke, of all, from the host and from the others"
+            "a request every {every} ms on a connection of its own; it failed if it has no answer within {limit} s.\n\
+             Times in seconds: from the fault to the beginning of the last request that failed (`..`:\n\
+             they still do), and until the balancer no longer chooses the host; the longest that a\n\
+             request took that did not fail. Downloads that broke: of the host's own, of the others'"
         )?;
         for fault in Fault::ALL {
-            let cells = || self.cells.iter().filter(|cell| cell.fault == fault);
-            if cells().next().is_none() {
+            let mut cells = self.cells.iter().filter(|cell| cell.fault == fault).peekable();
+            if cells.peek().is_none() {
                 continue;
             }
-            writeln!(f, "\n{}", fault.describe())?;
-            writeln!(
-                f,
-                "{:<20}{:<36}{:>7}{:>6}{:>10}{:>9}{:>9}{:>7}{:>8}",
-                "", "", "failed", "of", "last", "noticed", "slowest", "its", "others'"
-            )?;
-            for cell in cells() {
-                cell.line(f)?;
-            }
+            let (requests, downloads) = ("requests", "downloads");
+            writeln!(f, "\n{}\n{:56}{requests:^32}{:9}{downloads:^18}", fault.describe(), "", "")?;
+            let [failed, of, last, noticed] = ["failed", "of", "last", "noticed"];
+            let [longest, own, others] = ["longest", "own", "others'"];
+            write!(f, "{:56}{failed:>7}{of:>6}{last:>10}{longest:>9}", "")?;
+            writeln!(f, "{noticed:>9}{own:>9}{others:>9}")?;
+            cells.try_for_each(|cell| cell.line(f))?;
         }
         if self.cells.iter().any(|cell| cell.failed_before > 0) {
             writeln!(f, "\n!  requests failed before the fault")?;
@@ -57,23 +56,17 @@ impl Cell {
     fn line(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds =
             |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{:.3}", ms / 1e3));
-        let last = seconds(self.last_failure_ms);
-        let last = if self.failing_at_end { last + ".." } else { last };
-        let broken = |ended: &Ended| format!("{}/{}", ended.broken, ended.downloads);
+        let last = seconds(self.last_failure_ms) + if self.failing_at_end { ".." } else { "" };
+        let [longest, noticed] = [Some(self.longest_ms), self.noticed_ms].map(seconds);
+        let [own, others] = [&self.faulted, &self.others]
+            .map(|ended| format!("{}/{}", ended.broken, ended.downloads));
         let early = if self.failed_before > 0 { "!" } else { "" };
         let late = if self.late_ms > LATE_MS { "~" } else { "" };
+        let Self { system, settings, failed, requests, .. } = self;
         writeln!(
             f,
-            "{:<20}{:<36}{:>7}{:>6}{:>10}{:>9}{:>9}{:>7}{:>8} {early}{late}",
-            self.system,
-            self.settings,
-            self.failed,
-            self.requests,
-            last,
-            seconds(self.noticed_ms),
-            seconds(Some(self.slowest_ms)),
-            broken(&self.faulted),
-            broken(&self.others),
+            "{system:<20}{settings:<36}{failed:>7}{requests:>6}{last:>10}{longest:>9}{noticed:>9}\
+             {own:>9}{others:>9} {early}{late}"
         )
     }
 }
