@@ -5,6 +5,7 @@
 //! of what the operator wants.
 
 pub mod check;
+pub mod probe;
 pub mod vip;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
