@@ -5,7 +5,10 @@
 //! of what the operator wants.
 
 pub mod check;
+pub mod damping;
+pub mod fsm;
 pub mod probe;
+pub mod prober;
 pub mod vip;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
