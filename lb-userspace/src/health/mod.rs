@@ -5,6 +5,11 @@
 //! of what the operator wants.
 
 pub mod check;
+pub mod damping;
+pub mod fsm;
+pub mod probe;
+pub mod prober;
+pub mod vip;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
