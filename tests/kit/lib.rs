@@ -54,6 +54,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
+    ("nft", "nftables"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
