@@ -4,6 +4,7 @@
 //! mistake and know no line for what is wrong between two values.
 
 mod check;
+pub mod fold;
 mod service;
 mod tree;
 pub mod write;
