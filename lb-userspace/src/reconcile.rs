@@ -398,7 +398,7 @@ fn service_value(inputs: &Inputs<'_>, id: u16, service: &Service) -> abi::Servic
             UdpPolicy::Tracked => udp_policy::TRACKED,
             UdpPolicy::Quic => udp_policy::QUIC,
         },
-        reserved: 0,
+        flags: 0,
         idle_timeout: u32::try_from(service.idle_timeout.as_secs()).unwrap_or(u32::MAX),
         syn_budget: service.syn_budget.div_ceil(inputs.cpus.max(1)),
     }

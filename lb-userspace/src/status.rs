@@ -113,6 +113,9 @@ pub struct Backend {
     pub unpinned_packets: u64,
     /// SYNs seen again.
     pub syn_retransmissions: u64,
+    /// SYNs that came to it as their slot's second choice.
+    #[serde(default)]
+    pub second_choices: u64,
 }
 
 impl Backend {

@@ -171,6 +171,8 @@ pub struct BackendTotals {
     pub unpinned: u64,
     /// SYNs seen again.
     pub syn_retransmissions: u64,
+    /// SYNs that came to it as their slot's second choice.
+    pub second_choices: u64,
 }
 
 /// Whole seconds of CLOCK_MONOTONIC, the program's clock.

@@ -279,6 +279,7 @@ impl DataPlane for Xdp {
                 total.new_flows += counter.new_flows.load();
                 total.unpinned += counter.unpinned.load();
                 total.syn_retransmissions += counter.syn_retransmissions.load();
+                total.second_choices += counter.second_choices.load();
             }
         }
         Ok(totals)
@@ -288,9 +289,18 @@ impl DataPlane for Xdp {
         let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
         for stretch in self.stretches(self.limits.backends + 1) {
             let counter = &counters[stretch][usize::from(id)];
-            let BackendCounter { packets, bytes, new_flows, unpinned, syn_retransmissions, .. } =
-                counter;
-            for count in [packets, bytes, new_flows, unpinned, syn_retransmissions] {
+            let BackendCounter {
+                packets,
+                bytes,
+                new_flows,
+                unpinned,
+                syn_retransmissions,
+                unanswered,
+                second_choices,
+                reserved: _,
+            } = counter;
+            let all = [packets, bytes, new_flows, unpinned, syn_retransmissions];
+            for count in all.into_iter().chain([unanswered, second_choices]) {
                 count.store(0);
             }
         }

@@ -70,6 +70,7 @@ impl<D: DataPlane> Engine<D> {
                 new_flows: totals.new_flows,
                 unpinned_packets: totals.unpinned,
                 syn_retransmissions: totals.syn_retransmissions,
+                second_choices: totals.second_choices,
             };
             (address, told)
         });

@@ -21,6 +21,7 @@ fn backend_with(admin: Admin, unusable: Option<&str>) -> Backend {
         new_flows: 7,
         unpinned_packets: 0,
         syn_retransmissions: 0,
+        second_choices: 0,
         pins_stale: false,
     }
 }
