@@ -4,6 +4,7 @@
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
 mod outage;
+pub mod preview;
 mod report;
 mod sweep;
 
@@ -39,8 +40,6 @@ pub struct Engine<D> {
     applied: Applied,
     walk: Walk,
     outages: Outages,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
     last_error: Option<String>,
 }
 
@@ -116,7 +115,6 @@ impl<D: DataPlane> Engine<D> {
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
-            bare: BTreeSet::new(),
             last_error: None,
         })
     }

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{desired::Desired, overrides::Overrides, spec::ServiceSpec};
+use crate::{desired::Desired, overrides::Overrides, spec::ServiceSpec, status::Node};
 
 /// Number of the layout in this file.
 const VERSION: u32 = 1;
@@ -28,6 +28,8 @@ pub struct State {
     pub configured: Desired,
     /// The changes.
     pub overrides: Overrides,
+    /// Whether the node leaves.
+    pub node: Node,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -36,6 +38,8 @@ struct Content {
     version: u32,
     configured: BTreeMap<String, ServiceSpec>,
     overrides: Overrides,
+    #[serde(default, skip_serializing_if = "Node::is_default")]
+    node: Node,
 }
 
 #[derive(Deserialize)]
@@ -97,7 +101,8 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let services = content.configured.iter();
     let services = services.map(|(name, spec)| (name.clone(), spec.to_service())).collect();
-    Ok(State { configured: Desired { services }, overrides: content.overrides })
+    let configured = Desired { services };
+    Ok(State { configured, overrides: content.overrides, node: content.node })
 }
 
 /// A free name beside the file.
@@ -125,6 +130,7 @@ pub fn save(path: &Path, state: &State) -> Result<()> {
         version: VERSION,
         configured: configured.map(|(name, s)| (name.clone(), ServiceSpec::of(s, None))).collect(),
         overrides: state.overrides.clone(),
+        node: state.node,
     };
     let text = serde_json::to_vec_pretty(&content).context("write the state as JSON")?;
     replace(path, &text).with_context(|| format!("write state file {}", path.display()))
@@ -156,6 +162,7 @@ mod tests {
         State {
             configured: Desired { services: [("web".into(), spec.to_service())].into() },
             overrides: Overrides { services: [("late".into(), change)].into() },
+            node: Node { draining_since: Some(UNIX_EPOCH + std::time::Duration::from_secs(7)) },
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     config::{self, Config},
     desired::Desired,
     edit::{Refusal, RefusalKind},
+    events::{Kind, News},
     overrides::Overrides,
     rules,
     state_file::{self, State},
@@ -22,15 +23,21 @@ use crate::{
 impl<B: Balancer> Daemon<B> {
     /// Takes up the changes of an earlier run.
     pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let State { configured, overrides } = state;
+        let State { configured, overrides, .. } = state;
         let overrides = self.retired(overrides, &configured, &self.config);
         let desired = overrides.apply(&self.config.desired);
         if let Some(violation) = rules::violations(&desired, &self.limits).first() {
             let to = state_file::set_aside(path)?;
-            tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason = %violation,
-                "the state file does not go with the configuration: changes by lbctl are lost"
-            );
+            self.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} does not go with the configuration, and is {} from here \
+                     on: changes by lbctl are lost",
+                    path.display(),
+                    to.display()
+                ),
+                violation.to_string(),
+            ));
             return Ok(());
         }
         self.deadlines = deadlines(&self.config, &overrides);
@@ -71,12 +78,13 @@ impl<B: Balancer> Daemon<B> {
             state_file: kept.state_file,
             ..config
         };
-        let mut notes = self.enact(desired)?;
+        let mut notes = self.enact(desired, "configuration reloaded")?;
         if !restart.is_empty() {
             notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
         }
         notes.extend(self.config.warnings.iter().map(ToString::to_string));
-        Ok(Done { message: format!("configuration reloaded: {}", self.config.summary()), notes })
+        let message = format!("configuration reloaded: {}", self.config.summary());
+        Ok(Done { message, notes, plan: None })
     }
 }
 
