@@ -172,11 +172,7 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), Error> {
-        let stream = self
-            .within(CONNECT, async {
-                UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))
-            })
-            .await?;
+        let stream = self.within(CONNECT, self.connect()).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         let connection = tokio::spawn(connection);
@@ -189,6 +185,18 @@ impl Client {
             .map_err(|error| self.broken(error))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
         Ok((response, connection))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, Error> {
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                // Too many wait to be taken in.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(CONNECT / 100).await;
+                }
+                stream => return stream.map_err(|error| self.unreachable(error)),
+            }
+        }
     }
 
     async fn within<T>(
