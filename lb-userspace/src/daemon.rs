@@ -8,6 +8,7 @@
 mod balancer;
 mod batch;
 mod guard;
+mod health;
 mod node;
 mod pace;
 mod reach;
@@ -27,8 +28,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-pub use self::balancer::Balancer;
-use self::{batch::Asked, pace::Pace, reach::Reach};
+pub use self::{balancer::Balancer, health::Checks};
+use self::{batch::Asked, health::Health, pace::Pace, reach::Reach};
 use crate::{
     api::{Done, Plan, Reloaded, Request, Terms},
     clock::{self, Clocks, Jump},
@@ -36,8 +37,9 @@ use crate::{
     desired::{Admin, Desired},
     diff::Intent,
     edit::{Refusal, RefusalKind},
-    engine::Now,
+    engine::{Now, Suspicion},
     events::{Events, Kind, News, changes},
+    health::prober::Report,
     netlink::{Neighbourhood, Resolution, Want},
     notify::Notifier,
     overrides::Overrides,
@@ -53,6 +55,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long the start waits for the next hops of all backends, so that none is taken for
 /// unreachable because it was not asked for yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
+/// How often the engine looks for backends that are silent: several times before a client sends its
+/// SYN again.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
 /// that whoever starts it need not wait for ever.
 const START: Duration = Duration::from_secs(30);
@@ -80,6 +85,8 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// The neighbourhood.
     pub neighbours: watch::Receiver<Neighbourhood>,
+    /// What is found out about backends.
+    pub reports: mpsc::UnboundedReceiver<Report>,
 }
 
 /// What the daemon does beside the engine.
@@ -109,6 +116,7 @@ pub enum Ended {
 pub struct Daemon<B> {
     balancer: B,
     effects: Effects,
+    health: Health,
     file: PathBuf,
     config: Config,
     /// Of the maps as they were made; a reload does not change them.
@@ -141,11 +149,18 @@ impl<B: Balancer> Daemon<B> {
     /// # Errors
     ///
     /// The state file can't be read.
-    pub fn new(balancer: B, effects: Effects, file: PathBuf, config: Config) -> Result<Self> {
+    pub fn new(
+        balancer: B,
+        checks: Box<dyn Checks>,
+        effects: Effects,
+        file: PathBuf,
+        config: Config,
+    ) -> Result<Self> {
         let clocks = (effects.clocks)();
         let mut daemon = Self {
             balancer,
             effects,
+            health: Health::new(checks, config.tunnel),
             file,
             limits: config.limits,
             desired: config.desired.clone(),
@@ -182,9 +197,9 @@ impl<B: Balancer> Daemon<B> {
                 daemon.node = state.node;
                 daemon.resume(&path, state)?;
                 // A clock that is behind what was written was set meanwhile, or not yet.
-                let jump = kept_at.ok().and_then(|kept_at| {
-                    Jump::between(kept_at, clocks.wall, Duration::ZERO)
-                });
+                let jump = kept_at
+                    .ok()
+                    .and_then(|kept_at| Jump::between(kept_at, clocks.wall, Duration::ZERO));
                 if let Some(jump @ Jump::Back(_)) = jump {
                     daemon.follow_clock(jump);
                 }
@@ -203,11 +218,7 @@ impl<B: Balancer> Daemon<B> {
             true => "none".to_owned(),
             false => items.join(", "),
         };
-        format!(
-            "ready on {}; services: {}",
-            list(interfaces.collect()),
-            list(services.collect())
-        )
+        format!("ready on {}; services: {}", list(interfaces.collect()), list(services.collect()))
     }
 
     /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
@@ -236,6 +247,7 @@ impl<B: Balancer> Daemon<B> {
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
         self.balancer.set_desired(self.desired.clone());
+        self.health.adopt(self.balancer.adopted_view());
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
@@ -248,7 +260,10 @@ impl<B: Balancer> Daemon<B> {
         let beat = self.effects.notifier.beat();
         let mut watchdog = interval(beat.unwrap_or(TICK));
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
+        let mut reports = Vec::new();
         loop {
             let rest = self.pace.rest(Instant::now());
             let rests = rest.is_some();
@@ -264,8 +279,13 @@ impl<B: Balancer> Daemon<B> {
                         return Ok(Ended::Stopped);
                     }
                 }
+                Some(report) = inputs.reports.recv(), if !rests => reports.push(report),
                 _ = tick.tick() => {
                     self.tick();
+                    continue;
+                }
+                _ = look.tick() => {
+                    self.look();
                     continue;
                 }
                 // By this task itself, so that one that hangs is noticed.
@@ -282,9 +302,15 @@ impl<B: Balancer> Daemon<B> {
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
             }
-            while waiting.len() < BATCH && let Ok(request) = inputs.requests.try_recv() {
+            while waiting.len() < BATCH
+                && let Ok(request) = inputs.requests.try_recv()
+            {
                 waiting.push(request);
             }
+            while let Ok(report) = inputs.reports.try_recv() {
+                reports.push(report);
+            }
+            self.hear(reports.drain(..));
             if inputs.neighbours.has_changed().unwrap_or(false) {
                 self.meet(inputs.neighbours.borrow_and_update().clone());
             }
@@ -353,6 +379,7 @@ impl<B: Balancer> Daemon<B> {
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
         status.node = self.node;
+        self.health.tell(&mut status);
         status.events = self.effects.events.counts();
         Ok(status)
     }
@@ -377,6 +404,7 @@ impl<B: Balancer> Daemon<B> {
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
+        self.check_health();
         self.reconcile();
         match &self.last_error {
             None => Ok(notes),
@@ -490,8 +518,44 @@ impl<B: Balancer> Daemon<B> {
     fn meet(&mut self, neighbourhood: Neighbourhood) {
         let news = self.reach.follow(&self.desired, &neighbourhood);
         news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.health.meet(neighbourhood.clone());
         self.balancer.set_neighbourhood(neighbourhood);
+        self.check_health();
         self.stale = true;
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    fn check_health(&mut self) {
+        self.health.follow(&self.desired);
+        self.balancer.set_view(self.health.view().clone());
+    }
+
+    /// Hears what was found out about backends.
+    fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        for report in reports {
+            let news = self.health.take(report, &self.desired);
+            news.into_iter().for_each(|news| self.effects.events.record(news));
+            self.stale = true;
+        }
+        if self.stale {
+            self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// Looks for backends that are silent, and lets shares grow.
+    fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
     }
 
     fn tick(&mut self) {
@@ -528,7 +592,9 @@ impl<B: Balancer> Daemon<B> {
         let plural = if shifted == 1 { "" } else { "s" };
         self.effects.events.record(News::new(
             Kind::ClockJumped,
-            format!("the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"),
+            format!(
+                "the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"
+            ),
             "the clock was set",
         ));
         if shifted > 0 {
@@ -594,6 +660,8 @@ impl<B: Balancer> Daemon<B> {
                 self.note(Some(format!("{error:#}")));
             }
         }
+        let news = self.health.stand(self.balancer.standings(), &self.desired);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
     }
 
     /// Remembers how the last write of maps went, and tells of it when that is new.
