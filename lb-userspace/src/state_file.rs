@@ -16,7 +16,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{desired::Desired, diff::Intent, overrides::Overrides, spec::ServiceSpec};
+use crate::{
+    desired::Desired, diff::Intent, overrides::Overrides, spec::ServiceSpec, status::Node,
+};
 
 /// Number of the layout in this file.
 ///
@@ -34,6 +36,8 @@ pub struct State {
     pub deadlines: BTreeMap<String, Duration>,
     /// The changes.
     pub overrides: Overrides,
+    /// Whether the node leaves.
+    pub node: Node,
 }
 
 impl State {
@@ -50,6 +54,8 @@ struct Content {
     version: u32,
     configured: BTreeMap<String, ServiceSpec>,
     overrides: Overrides,
+    #[serde(default, skip_serializing_if = "Node::is_default")]
+    node: Node,
 }
 
 #[derive(Deserialize)]
@@ -111,7 +117,7 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
         ));
     }
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut state = State { overrides: content.overrides, ..State::default() };
+    let mut state = State { overrides: content.overrides, node: content.node, ..State::default() };
     for (name, spec) in content.configured {
         let drain = spec.drain_deadline_secs.map(Duration::from_secs);
         state.deadlines.extend(drain.map(|drain| (name.clone(), drain)));
@@ -147,6 +153,7 @@ pub fn save(path: &Path, state: &State) -> Result<()> {
             .map(|(name, s)| (name.clone(), ServiceSpec::of(s, state.configured().deadline(name))))
             .collect(),
         overrides: state.overrides.clone(),
+        node: state.node,
     };
     let text = serde_json::to_vec_pretty(&content).context("write the state as JSON")?;
     replace(path, &text).with_context(|| format!("write state file {}", path.display()))
@@ -179,6 +186,7 @@ mod tests {
             configured: Desired { services: [("web".into(), spec.to_service())].into() },
             deadlines: [("web".into(), Duration::from_secs(60))].into(),
             overrides: Overrides { services: [("late".into(), change)].into() },
+            node: Node { draining_since: Some(UNIX_EPOCH + std::time::Duration::from_secs(7)) },
         }
     }
 

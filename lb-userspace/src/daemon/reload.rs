@@ -11,6 +11,7 @@ use crate::{
     config::{self, Config},
     diff::{Intent, diff},
     edit::{Refusal, RefusalKind},
+    events::{Kind, News},
     overrides::{Merged, Overrides, merge},
     rules,
     state_file::{self, State},
@@ -29,10 +30,16 @@ impl<B: Balancer> Daemon<B> {
         let merged = merge(state.configured(), self.config.intent(), runtime, SystemTime::now());
         if let Some(violation) = rules::violations(&merged.desired, &self.limits).first() {
             let to = state_file::set_aside(path)?;
-            tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason = %violation,
-                "the state file does not go with the configuration: changes by lbctl are lost"
-            );
+            self.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} does not go with the configuration, and is {} from here \
+                     on: changes by lbctl are lost",
+                    path.display(),
+                    to.display()
+                ),
+                violation.to_string(),
+            ));
             return Ok(());
         }
         for conflict in &merged.conflicts {
@@ -83,45 +90,16 @@ impl<B: Balancer> Daemon<B> {
         notes.extend(gone.map(|(name, _)| {
             format!("the flows of service {name} end: nothing is forwarded for it any more")
         }));
-        for conflict in &merged.conflicts {
-            tracing::warn!("{conflict}");
-            notes.push(conflict.to_string());
-        }
+        notes.extend(merged.conflicts.iter().map(ToString::to_string));
         self.deadlines = merged.deadlines;
-        notes.extend(self.enact(merged.desired)?);
+        notes.extend(self.enact(merged.desired, "configuration reloaded")?);
         if !restart.is_empty() {
             notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
         }
         notes.extend(self.config.warnings.iter().map(ToString::to_string));
         let nothing = if differences.is_empty() { ", nothing changed" } else { "" };
         let message = format!("configuration reloaded{nothing}: {}", self.config.summary());
-        Ok(Reloaded { done: Done { message, notes }, differences, conflicts: merged.conflicts })
-    }
-
-    /// Keeps what is in force over a restart; what can't be written is tried again each second.
-    pub(super) fn keep(&mut self) -> Result<()> {
-        let state = State {
-            configured: self.config.desired.clone(),
-            deadlines: self.config.drain_deadlines.clone(),
-            overrides: self.overrides.clone(),
-        };
-        let kept = state_file::save(&self.config.state_file, &state);
-        match &kept {
-            Err(error) if !self.unkept => {
-                tracing::error!("{error:#}; trying again each second");
-            }
-            Ok(()) if self.unkept => tracing::info!("the state file is written again"),
-            _ => {}
-        }
-        self.unkept = kept.is_err();
-        kept
-    }
-
-    /// Keeps what could not be kept when it was changed.
-    pub(super) fn keep_again(&mut self) {
-        if self.unkept {
-            // It was logged when it first went wrong.
-            let _ = self.keep();
-        }
+        let done = Done { message, notes, plan: None };
+        Ok(Reloaded { done, differences, conflicts: merged.conflicts })
     }
 }

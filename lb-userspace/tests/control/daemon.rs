@@ -89,10 +89,12 @@ async fn services_come_and_go() {
         refusal(lbd.client.send_json::<Done>(Method::POST, "/v1/services/tls2", &spec).await),
         "service tls2: tcp 10.0.0.101:443 is service tls already"
     );
-    let refused = refusal(send(&lbd.client, Method::DELETE, "/v1/services/web").await);
-    assert!(refused.starts_with("service web has 2 backends; remove"), "{refused}");
-    send(&lbd.client, Method::DELETE, "/v1/services/web?force=true").await.expect("by force");
-    send(&lbd.client, Method::DELETE, "/v1/services/tls").await.expect("it is empty");
+    for name in ["web", "tls"] {
+        let path = format!("/v1/services/{name}");
+        let refused = refusal(send(&lbd.client, Method::DELETE, &path).await);
+        assert!(refused.starts_with(&format!("this ends service {name}")), "{refused}");
+        send(&lbd.client, Method::DELETE, &format!("{path}?yes=true")).await.expect("a yes");
+    }
     assert!(status(&lbd.client).await.services.is_empty());
     lbd.stop().await;
 }
@@ -292,7 +294,8 @@ async fn a_reload_tells_what_takes_a_restart() {
 async fn detach_answers_and_ends() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    let done = send(&lbd.client, Method::POST, "/v1/detach").await.expect("it is possible");
+    let done =
+        send(&lbd.client, Method::POST, "/v1/detach?yes=true").await.expect("it is possible");
     assert_eq!(done.notes, ["link-eth0"]);
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
     assert_eq!(*lbd.log.lock().expect("nobody panics"), ["detach"]);
