@@ -5,6 +5,7 @@
 
 mod check;
 pub mod fold;
+pub mod save;
 mod service;
 mod tree;
 pub mod write;
