@@ -151,7 +151,7 @@ fn every_form_survives() {
         ),
         (
             "  [[service.backend]]\n    address = \"10.0.0.11\"\n    weight = 0x2 # two\n\n  # gone soon\n  [[service.backend]]\n    address = \"10.0.0.12\"\n    # weight = 9\n\n[limits] # few\nservices = 5\n",
-            "  [[service.backend]]\n    address = \"10.0.0.11\"\n    weight = 3 # two\n\n  [[service.backend]]\n    address = \"10.0.0.13\"\n\n[limits] # few\nservices = 5\n",
+            "  [[service.backend]]\n    address = \"10.0.0.11\"\n    weight = 3 # two\n  [[service.backend]]\n    address = \"10.0.0.13\"\n\n[limits] # few\nservices = 5\n",
         ),
     ] {
         for eol in ["\n", "\r\n"] {
