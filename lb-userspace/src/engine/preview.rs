@@ -54,20 +54,26 @@ impl<D: DataPlane> Engine<D> {
     pub fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
         let neighbourhood = self.neighbourhood.as_ref().map(|known| presumed(known, desired));
         let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
-        let plan = reconcile::plan(
-            &Inputs {
-                desired,
-                neighbourhood: neighbourhood.as_ref(),
-                unreached: &unreached,
-                recovering: &recovering,
-                limits: self.data_plane.limits(),
-                cpus: self.data_plane.online_cpus(),
-                tunnel: &self.settings.tunnel,
-                seed: &self.settings.seed,
-                now,
-            },
-            &self.applied,
-        );
+        let mut ramping = self.ramping.clone();
+        let before = ramping.shares(now);
+        let inputs = Inputs {
+            desired,
+            neighbourhood: neighbourhood.as_ref(),
+            unreached: &unreached,
+            recovering: &recovering,
+            view: &self.view,
+            ramps: &before,
+            limits: self.data_plane.limits(),
+            cpus: self.data_plane.online_cpus(),
+            tunnel: &self.settings.tunnel,
+            seed: &self.settings.seed,
+            now,
+        };
+        let mut plan = reconcile::plan(&inputs, &self.applied);
+        if ramping.follow(&inputs, &plan, &self.applied) {
+            let ramps = ramping.shares(now);
+            plan = reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied);
+        }
         let names = Names::new(self, desired, &plan.changes);
         let mut services: BTreeMap<String, ServicePreview> = BTreeMap::new();
         for change in &plan.changes {
@@ -148,8 +154,12 @@ impl<D: DataPlane> Engine<D> {
 
     /// Flows, as the last walk found them, on backends that would keep none.
     fn flows_that_move(&self, service: u16, target: &Target) -> u64 {
-        let stay: BTreeSet<u16> =
-            target.members.iter().map(|(_, id)| *id).chain(target.keeping.iter().copied()).collect();
+        let stay: BTreeSet<u16> = target
+            .members
+            .iter()
+            .map(|(_, id)| *id)
+            .chain(target.keeping.iter().copied())
+            .collect();
         let backends = self.applied.backends.iter();
         let gone = backends.filter(|(id, value)| value.service == service && !stay.contains(id));
         gone.filter_map(|(id, _)| self.walk.per_backend.get(id)).sum()
@@ -172,7 +182,8 @@ impl Names {
             Change::PutService(key, value) => Some((*key, value.id)),
             _ => None,
         });
-        let name = |key: ServiceKey| named.get(&key).map_or_else(|| key.to_string(), |n| (*n).clone());
+        let name =
+            |key: ServiceKey| named.get(&key).map_or_else(|| key.to_string(), |n| (*n).clone());
         Self(there.chain(added).map(|(key, id)| (id, name(key))).collect())
     }
 }
