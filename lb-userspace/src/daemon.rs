@@ -30,7 +30,7 @@ use tokio::{
 pub use self::balancer::Balancer;
 use self::{batch::Asked, pace::Pace, reach::Reach};
 use crate::{
-    api::{Done, Plan, Request, Terms},
+    api::{Done, Plan, Reloaded, Request, Terms},
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired},
@@ -42,7 +42,7 @@ use crate::{
     overrides::Overrides,
     rules,
     settings::Limits,
-    state_file::{self, Loaded, State},
+    state_file::{self, Loaded},
     status::{Node, Status},
     units::format_duration,
 };
@@ -390,51 +390,21 @@ impl<B: Balancer> Daemon<B> {
 
     /// Takes over what is desired, without a write.
     fn take(&mut self, desired: Desired) {
-        self.overrides = Overrides::between(&self.config.desired, &desired, &self.deadlines);
         self.desired = desired;
-    }
-
-    /// Writes the state file; what is to be said if that does not work.
-    fn keep(&mut self) -> Option<String> {
-        let state = State {
-            configured: self.config.desired.clone(),
-            overrides: self.overrides.clone(),
-            node: self.node,
-        };
-        let error = state_file::save(&self.config.state_file, &state).err();
-        let error = error.map(|error| format!("{error:#}"));
-        let news = match (&error, &self.unkept) {
-            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
-                Kind::StateFileFailing,
-                "changes are not kept over a restart of lbd; trying again each second",
-                error.as_str(),
-            )),
-            (None, Some(error)) => Some(News::new(
-                Kind::StateFileWritten,
-                "changes are kept again",
-                format!("it did not work before: {error}"),
-            )),
-            _ => None,
-        };
-        news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.unkept.clone_from(&error);
-        error.map(|error| format!("this is not kept over a restart of lbd: {error}"))
+        self.overrides = Overrides::between(self.config.intent(), self.in_force());
     }
 
     /// Reads the configuration again, and tells of it.
-    fn reload_for(&mut self, who: &str) -> Result<Done, Refusal> {
+    fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
         self.effects.notifier.reloading();
         let done = self.reload();
         let news = match &done {
-            Ok(done) => News::new(Kind::ConfigReloaded, done.message.as_str(), who),
+            Ok(reloaded) => News::new(Kind::ConfigReloaded, reloaded.done.message.as_str(), who),
             Err(refusal) => {
                 News::new(Kind::ConfigRefused, "configuration not reloaded", refusal.to_string())
             }
         };
         self.effects.events.record(news);
-        for note in done.iter().flat_map(|done| &done.notes) {
-            tracing::warn!("{note}");
-        }
         self.effects.notifier.ready(&self.ready_line());
         done
     }

@@ -16,7 +16,7 @@
 //! | `POST /v1/services/NAME/backends/ADDRESS` | [`crate::spec::BackendSpec`] | [`Done`] |
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`crate::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
-//! | `POST /v1/reload` | | [`Done`] |
+//! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
@@ -32,9 +32,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::{
+    diff::Difference,
     edit::{Edit, Refusal},
     engine::preview::Preview,
     events::Event,
+    overrides::Conflict,
     status::Status,
 };
 
@@ -93,6 +95,18 @@ pub enum Line {
     },
 }
 
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// In words; the notes tell the differences and the conflicts, too.
+    #[serde(flatten)]
+    pub done: Done,
+    /// What it changed of what is in force.
+    pub differences: Vec<Difference>,
+    /// The changes by `lbctl` that it overruled.
+    pub conflicts: Vec<Conflict>,
+}
+
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
@@ -116,7 +130,7 @@ pub enum Request {
     /// A change of the node.
     Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The configuration's difference to what is in force.
-    Reload(oneshot::Sender<Result<Done, Refusal>>),
+    Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

@@ -16,7 +16,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{Done, Error, Request, Terms};
+use super::{Done, Error, Reloaded, Request, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
@@ -202,7 +202,7 @@ async fn remove_backend(
     edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }, terms).await
 }
 
-async fn reload(State(daemon): Daemon) -> Answer<Done> {
+async fn reload(State(daemon): Daemon) -> Answer<Reloaded> {
     ask(&daemon, Request::Reload).await.map(Json)
 }
 

@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        Done, Plan, Terms,
+        Done, Plan, Reloaded, Terms,
         client::{self, Client},
     },
     config::{self, Config},
@@ -79,7 +79,9 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(ConfigCommand::Check { .. }) => {}
             Command::Config(ConfigCommand::Reload) => {
-                printer.done(&client.send(Method::POST, "/v1/reload", Bytes::new()).await?)?;
+                let reloaded: Reloaded =
+                    client.send(Method::POST, "/v1/reload", Bytes::new()).await?;
+                printer.print(&reloaded, || done_text(&reloaded.done))?;
             }
             Command::Events(args) => events::run(args, &client, self.output).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
@@ -135,15 +137,17 @@ impl Printer {
     }
 
     fn done(self, done: &Done) -> Result<()> {
-        self.print(done, || {
-            let plan = done.plan.iter().flat_map(plan::lines);
-            let lines = plan.chain(done.notes.iter().cloned());
-            let lines = lines.map(|line| format!("  {line}\n")).collect::<String>();
-            match done.plan {
-                Some(_) => format!("dry run, nothing was changed: {}\n{lines}", done.message),
-                None => format!("{}\n{lines}", done.message),
-            }
-        })
+        self.print(done, || done_text(done))
+    }
+}
+
+fn done_text(done: &Done) -> String {
+    let plan = done.plan.iter().flat_map(plan::lines);
+    let lines = plan.chain(done.notes.iter().cloned());
+    let lines = lines.map(|line| format!("  {line}\n")).collect::<String>();
+    match done.plan {
+        Some(_) => format!("dry run, nothing was changed: {}\n{lines}", done.message),
+        None => format!("{}\n{lines}", done.message),
     }
 }
 

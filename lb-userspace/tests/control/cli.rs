@@ -205,7 +205,12 @@ async fn a_session_with_backends() {
             "lbctl: this ends service dns, which has 0 backends: its connections break; say --yes to do it all the same\n",
         ),
         ("service remove dns --yes", 0, "service dns removed\n", ""),
-        ("config reload", 0, "configuration reloaded: 1 service, 2 backends, on eth0\n", ""),
+        (
+            "config reload",
+            0,
+            "configuration reloaded, nothing changed: 1 service, 2 backends, on eth0\n",
+            "",
+        ),
     ] {
         let ran = lbctl(&place, line).await;
         assert_eq!(ran, Ran { code: Some(code), out: out.into(), err: err.into() }, "{line}");
