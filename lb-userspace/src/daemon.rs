@@ -396,6 +396,7 @@ impl<B: Balancer> Daemon<B> {
 
     /// Reads the configuration again, and tells of it.
     fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
+        self.look_at_clocks();
         self.effects.notifier.reloading();
         let done = self.reload();
         let news = match &done {
