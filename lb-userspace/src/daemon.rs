@@ -8,6 +8,7 @@
 mod balancer;
 mod batch;
 mod guard;
+mod health;
 mod node;
 mod pace;
 mod reach;
@@ -27,16 +28,17 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-pub use self::balancer::Balancer;
-use self::{batch::Asked, pace::Pace, reach::Reach};
+pub use self::{balancer::Balancer, health::Checks};
+use self::{batch::Asked, health::Health, pace::Pace, reach::Reach};
 use crate::{
     api::{Done, Plan, Reloaded, Request, Terms},
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired},
     edit::{Refusal, RefusalKind},
-    engine::Now,
+    engine::{Now, Suspicion},
     events::{Events, Kind, News, changes},
+    health::prober::Report,
     netlink::{Neighbourhood, Resolution, Want},
     notify::Notifier,
     overrides::Overrides,
@@ -52,6 +54,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long the start waits for the next hops of all backends, so that none is taken for
 /// unreachable because it was not asked for yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
+/// How often the engine looks for backends that are silent: several times before a client sends its
+/// SYN again.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
 /// that whoever starts it need not wait for ever.
 const START: Duration = Duration::from_secs(30);
@@ -79,6 +84,8 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// The neighbourhood.
     pub neighbours: watch::Receiver<Neighbourhood>,
+    /// What is found out about backends.
+    pub reports: mpsc::UnboundedReceiver<Report>,
 }
 
 /// What the daemon does beside the engine.
@@ -108,6 +115,7 @@ pub enum Ended {
 pub struct Daemon<B> {
     balancer: B,
     effects: Effects,
+    health: Health,
     file: PathBuf,
     config: Config,
     /// Of the maps as they were made; a reload does not change them.
@@ -140,11 +148,18 @@ impl<B: Balancer> Daemon<B> {
     /// # Errors
     ///
     /// The state file can't be read.
-    pub fn new(balancer: B, effects: Effects, file: PathBuf, config: Config) -> Result<Self> {
+    pub fn new(
+        balancer: B,
+        checks: Box<dyn Checks>,
+        effects: Effects,
+        file: PathBuf,
+        config: Config,
+    ) -> Result<Self> {
         let clocks = (effects.clocks)();
         let mut daemon = Self {
             balancer,
             effects,
+            health: Health::new(checks, config.tunnel),
             file,
             limits: config.limits,
             desired: config.desired.clone(),
@@ -231,6 +246,7 @@ impl<B: Balancer> Daemon<B> {
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
         self.balancer.set_desired(self.desired.clone());
+        self.health.adopt(self.balancer.adopted_view());
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
@@ -243,7 +259,10 @@ impl<B: Balancer> Daemon<B> {
         let beat = self.effects.notifier.beat();
         let mut watchdog = interval(beat.unwrap_or(TICK));
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
+        let mut reports = Vec::new();
         loop {
             let rest = self.pace.rest(Instant::now());
             let rests = rest.is_some();
@@ -259,8 +278,13 @@ impl<B: Balancer> Daemon<B> {
                         return Ok(Ended::Stopped);
                     }
                 }
+                Some(report) = inputs.reports.recv(), if !rests => reports.push(report),
                 _ = tick.tick() => {
                     self.tick();
+                    continue;
+                }
+                _ = look.tick() => {
+                    self.look();
                     continue;
                 }
                 // By this task itself, so that one that hangs is noticed.
@@ -282,6 +306,10 @@ impl<B: Balancer> Daemon<B> {
             {
                 waiting.push(request);
             }
+            while let Ok(report) = inputs.reports.try_recv() {
+                reports.push(report);
+            }
+            self.hear(reports.drain(..));
             if inputs.neighbours.has_changed().unwrap_or(false) {
                 self.meet(inputs.neighbours.borrow_and_update().clone());
             }
@@ -350,6 +378,7 @@ impl<B: Balancer> Daemon<B> {
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
         status.node = self.node;
+        self.health.tell(&mut status);
         status.events = self.effects.events.counts();
         Ok(status)
     }
@@ -374,6 +403,7 @@ impl<B: Balancer> Daemon<B> {
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
+        self.check_health();
         self.reconcile();
         match &self.last_error {
             None => Ok(notes),
@@ -406,6 +436,13 @@ impl<B: Balancer> Daemon<B> {
             }
         };
         self.effects.events.record(news);
+        if let Ok(Reloaded { done, differences, conflicts }) = &done {
+            // The differences and conflicts are events of their own.
+            let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+            for note in done.notes.iter().skip(differences.len()).filter(|n| !told.contains(n)) {
+                tracing::warn!("{note}");
+            }
+        }
         self.effects.notifier.ready(&self.ready_line());
         done
     }
@@ -453,8 +490,44 @@ impl<B: Balancer> Daemon<B> {
     fn meet(&mut self, neighbourhood: Neighbourhood) {
         let news = self.reach.follow(&self.desired, &neighbourhood);
         news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.health.meet(neighbourhood.clone());
         self.balancer.set_neighbourhood(neighbourhood);
+        self.check_health();
         self.stale = true;
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    fn check_health(&mut self) {
+        self.health.follow(&self.desired);
+        self.balancer.set_view(self.health.view().clone());
+    }
+
+    /// Hears what was found out about backends.
+    fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        for report in reports {
+            let news = self.health.take(report, &self.desired);
+            news.into_iter().for_each(|news| self.effects.events.record(news));
+            self.stale = true;
+        }
+        if self.stale {
+            self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// Looks for backends that are silent, and lets shares grow.
+    fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
     }
 
     fn tick(&mut self) {
@@ -559,6 +632,8 @@ impl<B: Balancer> Daemon<B> {
                 self.note(Some(format!("{error:#}")));
             }
         }
+        let news = self.health.stand(self.balancer.standings(), &self.desired);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
     }
 
     /// Remembers how the last write of maps went, and tells of it when that is new.
