@@ -4,6 +4,7 @@
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
 mod outage;
+pub mod preview;
 mod ramp;
 mod report;
 mod silence;
@@ -49,8 +50,6 @@ pub struct Engine<D> {
     ramps: Ramps,
     silence: Silence,
     standings: BTreeMap<ServiceKey, Standing>,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
     last_error: Option<String>,
 }
 
@@ -137,7 +136,6 @@ impl<D: DataPlane> Engine<D> {
             ramps: Ramps::new(),
             silence: Silence::default(),
             standings: BTreeMap::new(),
-            bare: BTreeSet::new(),
             last_error: None,
         })
     }
@@ -184,8 +182,8 @@ impl<D: DataPlane> Engine<D> {
         &self.standings
     }
 
-    /// What the maps say of the backends' health: those that a predecessor had taken out of their
-    /// rings stay out until a check has asked them.
+    /// What the maps say of the health of the backends that are checked: those that a predecessor
+    /// had taken out of their rings stay out until a check has asked them, and the others stay in.
     pub fn adopted_view(&self) -> View {
         let mut view = View::new();
         let ids = self.ids();
@@ -196,12 +194,16 @@ impl<D: DataPlane> Engine<D> {
             for (&backend, wanted) in &service.backends {
                 let Some(id) = ids.of(value.id, backend) else { continue };
                 let checked = service.check_of(wanted).is_active();
-                if !checked || wanted.backup || wanted.admin != Admin::Enabled || owns(id) {
+                if !checked || wanted.admin != Admin::Enabled {
                     continue;
                 }
                 let entry = self.applied.backends.get(&id);
                 let usable = entry.is_some_and(|b| b.flags & backend_flags::USABLE != 0);
-                let condition = if usable { Condition::SoftDown } else { Condition::HardDown };
+                let condition = match (owns(id) || wanted.backup, usable) {
+                    (true, _) => Condition::Up,
+                    (false, true) => Condition::SoftDown,
+                    (false, false) => Condition::HardDown,
+                };
                 let seen = Seen { condition, ..Seen::default() };
                 view.insert(health::Target { service: service.key, backend }, seen);
             }
