@@ -5,11 +5,12 @@
 //! engine; the answer goes out when the maps are written.
 
 mod balancer;
+mod reload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -19,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use self::balancer::Balancer;
 use crate::{
     api::{Done, Request},
-    config::{self, Config},
+    config::Config,
     desired::{Admin, Desired},
     edit::{Edit, Refusal, RefusalKind},
     engine::Now,
@@ -142,32 +143,6 @@ impl<B: Balancer> Daemon<B> {
         ))
     }
 
-    /// Takes up the changes of an earlier run.
-    fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let State { configured, overrides } = state;
-        let overrides = self.retired(overrides, &configured, &self.config);
-        let desired = overrides.apply(&self.config.desired);
-        if let Some(violation) = rules::violations(&desired, &self.limits).first() {
-            let to = state_file::set_aside(path)?;
-            tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason = %violation,
-                "the state file does not go with the configuration: changes by lbctl are lost"
-            );
-            return Ok(());
-        }
-        self.deadlines = deadlines(&self.config, &overrides);
-        self.overrides = overrides;
-        self.desired = desired;
-        Ok(())
-    }
-
-    /// Overrides that keep what `config` no longer has until its flows have ended.
-    fn retired(&self, overrides: Overrides, before: &Desired, config: &Config) -> Overrides {
-        let wall = SystemTime::now();
-        let deadline = |name: &str| wall.checked_add(*config.drain_deadlines.get(name)?);
-        overrides.retire(before, &config.desired, deadline)
-    }
-
     /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
     ///
     /// # Errors
@@ -288,38 +263,6 @@ impl<B: Balancer> Daemon<B> {
         state_file::save(&self.config.state_file, &state)
     }
 
-    fn reload(&mut self) -> Result<Done, Refusal> {
-        let invalid = |error: config::Error| {
-            let chain = format!("{:#}", anyhow::Error::from(error));
-            Refusal::new(RefusalKind::Invalid, chain).hint("nothing was changed")
-        };
-        let config = Config::load(&self.file).map_err(invalid)?;
-        let overrides = self.retired(self.overrides.clone(), &self.config.desired, &config);
-        let desired = overrides.apply(&config.desired);
-        self.check(&desired).map_err(|refusal| refusal.hint("nothing was changed"))?;
-        let restart = self.config.needs_restart(&config);
-        let kept = self.config.clone();
-        self.deadlines = deadlines(&config, &overrides);
-        self.config = Config {
-            interfaces: kept.interfaces,
-            xdp: kept.xdp,
-            pin_dir: kept.pin_dir,
-            limits: kept.limits,
-            tunnel: kept.tunnel,
-            seed: kept.seed,
-            socket: kept.socket,
-            group: kept.group,
-            state_file: kept.state_file,
-            ..config
-        };
-        let mut notes = self.enact(desired)?;
-        if !restart.is_empty() {
-            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
-        }
-        notes.extend(self.config.warnings.iter().map(ToString::to_string));
-        Ok(Done { message: format!("configuration reloaded: {}", self.config.summary()), notes })
-    }
-
     fn detach(self, tell: oneshot::Sender<Result<Done, Refusal>>) -> Result<Ended> {
         // As long as the engine holds the links, the program stays.
         drop(self.balancer);
@@ -420,15 +363,4 @@ async fn await_first_hops(
         Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
-}
-
-/// Drain deadlines of all services, configured and added.
-fn deadlines(config: &Config, overrides: &Overrides) -> BTreeMap<String, Duration> {
-    let added = overrides.services.iter().filter_map(|(name, change)| {
-        let secs = change.added.as_ref()?.drain_deadline_secs?;
-        Some((name.clone(), Duration::from_secs(secs)))
-    });
-    let mut deadlines: BTreeMap<_, _> = added.collect();
-    deadlines.extend(config.drain_deadlines.clone());
-    deadlines
 }

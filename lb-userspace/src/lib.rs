@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod diff;
 pub mod edit;
 pub mod engine;
 pub mod health;

@@ -187,6 +187,7 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     row("new flows", backend.new_flows.to_string());
     row("unpinned packets", backend.unpinned_packets.to_string());
     row("SYNs sent again", backend.syn_retransmissions.to_string());
+    row("SYNs as second choice", backend.second_choices.to_string());
     table.render()
 }
 
