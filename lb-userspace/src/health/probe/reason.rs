@@ -103,9 +103,11 @@ pub(super) fn tidy(text: &str) -> String {
     for letter in text.trim().chars() {
         let mut shown = String::new();
         // The marks that turn a line's direction are as bad as control characters.
-        if letter.is_control()
-            || matches!(letter, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
+        let turns = matches!(
+            letter,
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        );
+        if letter.is_control() || turns {
             let _ = write!(shown, "{}", letter.escape_default());
         } else {
             shown.push(letter);
@@ -163,6 +165,7 @@ mod tests {
     #[test]
     fn a_reason_is_one_short_line_without_control_characters() {
         assert_eq!(tidy(" a\nb\u{1b}[2Jc\u{202e}"), "a\\nb\\u{1b}[2Jc\\u{202e}");
+        assert_eq!(tidy("quoted…"), "quoted…");
         let long = tidy(&"ä".repeat(1_000));
         assert_eq!(long.chars().count(), MOST);
         assert!(long.ends_with("ä…"));

@@ -105,10 +105,17 @@ fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout:
             format_duration(timeout)
         )),
         (Met::Silence, Own::NotKnown) => Miss::silence(timeout),
-        (Met::Refusal, Own::Answers) => Miss::Refused(
-            format!("refuses connections for {vip}, though it answers at {backend}: does it listen on the VIP?")
-                .into(),
-        ),
+        // A host without the tunnel's protocol says so by ICMP.
+        (Met::Refusal, Own::Answers) => {
+            let hint = match mode {
+                Mode::Dsr => "does it listen on the VIP?",
+                Mode::Ipip => "is the tunnel up, and does it listen on the VIP?",
+            };
+            Miss::Refused(
+                format!("refuses connections for {vip}, though it answers at {backend}: {hint}")
+                    .into(),
+            )
+        }
         (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => {
             Miss::Refused("connection refused".into())
         }
@@ -196,6 +203,10 @@ mod tests {
                     .into()
             )
         );
+        let Miss::Refused(reason) = words(Met::Refusal, Own::Answers, Mode::Ipip) else {
+            unreachable!("a refusal, as above");
+        };
+        assert!(reason.contains("is the tunnel up"), "{reason}");
     }
 
     #[test]
