@@ -4,6 +4,7 @@
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
 mod outage;
+pub mod preview;
 mod ramp;
 mod report;
 mod silence;
@@ -49,8 +50,6 @@ pub struct Engine<D> {
     ramps: Ramps,
     silence: Silence,
     standings: BTreeMap<ServiceKey, Standing>,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
     last_error: Option<String>,
 }
 
@@ -137,7 +136,6 @@ impl<D: DataPlane> Engine<D> {
             ramps: Ramps::new(),
             silence: Silence::default(),
             standings: BTreeMap::new(),
-            bare: BTreeSet::new(),
             last_error: None,
         })
     }

@@ -1,6 +1,6 @@
 //! What the daemon tells of itself: the types that `lbctl` prints and programs read as JSON.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,7 @@ use crate::{
     desired::{Admin, Mode, ServiceKey, UdpPolicy},
     health::Condition,
     reconcile::Standing,
+    units::rfc3339,
 };
 
 /// The whole node at one moment.
@@ -33,6 +34,54 @@ pub struct Status {
     pub backends_used: Usage,
     /// What the last attempt to write the maps met with, if it failed.
     pub last_error: Option<String>,
+    /// Whether this node is to leave.
+    #[serde(default)]
+    pub node: Node,
+    /// What has happened since `lbd` started, by kind.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
+}
+
+/// What the operator wants of the whole node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Since when it is to leave, for maintenance; none: it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "draining_since")]
+    pub draining_since: Option<SystemTime>,
+}
+
+impl Node {
+    /// Whether nothing is wanted of it in particular.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A time that may not be.
+mod draining_since {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
+
+    use super::rfc3339;
+
+    #[derive(Deserialize)]
+    struct At(#[serde(with = "rfc3339")] SystemTime);
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<SystemTime>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(rfc3339::format).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<SystemTime>, D::Error> {
+        Ok(Option::<At>::deserialize(from)?.map(|At(time)| time))
+    }
 }
 
 /// An interface with the program on it.

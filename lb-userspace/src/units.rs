@@ -154,6 +154,40 @@ pub mod millis {
     }
 }
 
+/// A time as RFC 3339 has it, in UTC with milliseconds, for `#[serde(with = "rfc3339")]`.
+pub mod rfc3339 {
+    use std::time::{Duration, SystemTime};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    /// The time as text: `2026-11-21T14:57:36.000Z`.
+    #[must_use]
+    pub fn format(time: SystemTime) -> String {
+        // What has a year of five digits can't be written; nothing that this is used for has.
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
+    }
+
+    /// Writes the time.
+    ///
+    /// # Errors
+    ///
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format(*time))
+    }
+
+    /// Reads a time.
+    ///
+    /// # Errors
+    ///
+    /// What is there is no time.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_rfc3339_weak(&text).map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +255,20 @@ mod tests {
         }
         assert_eq!(format_bytes(512), "512 B");
         assert_eq!(format_bytes(1536), "1.50 KiB");
+    }
+
+    #[test]
+    fn times_are_written_and_read_to_the_millisecond() {
+        use std::time::SystemTime;
+
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct At(#[serde(with = "rfc3339")] SystemTime);
+        let at = At(SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_272_000_123));
+        let json = serde_json::to_string(&at).expect("it is JSON");
+        assert_eq!(json, "\"2026-11-21T12:00:00.123Z\"");
+        assert_eq!(serde_json::from_str::<At>(&json).expect(&json), at);
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(5);
+        assert_eq!(rfc3339::format(before), "1970-01-01T00:00:00.000Z");
     }
 
     #[test]

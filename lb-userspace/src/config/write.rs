@@ -140,7 +140,7 @@ pub fn service(service: &Service, drain_deadline: Option<Duration>) -> Keys {
     keys
 }
 
-const fn udp_word(policy: UdpPolicy) -> &'static str {
+pub(crate) const fn udp_word(policy: UdpPolicy) -> &'static str {
     match policy {
         UdpPolicy::Oneshot => "oneshot",
         UdpPolicy::Tracked => "tracked",

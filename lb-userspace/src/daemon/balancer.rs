@@ -7,9 +7,9 @@ use anyhow::Result;
 use crate::{
     datapath::DataPlane,
     desired::Desired,
-    engine::{Engine, Now, Outcome, Swept},
+    engine::{Engine, Now, Outcome, Swept, preview::Preview},
     netlink::{Neighbourhood, Want},
-    status::Status,
+    status::{Interface, Status},
 };
 
 /// What the daemon needs of the engine.
@@ -32,6 +32,14 @@ pub trait Balancer: Send {
     ///
     /// A map can't be read or written.
     fn sweep(&mut self, now: Now) -> Result<Swept>;
+    /// See [`Engine::preview`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    fn preview(&self, desired: &Desired, now: Now) -> Result<Preview>;
+    /// The interfaces with the program, as the kernel tells it.
+    fn interfaces(&self) -> Vec<Interface>;
     /// See [`Engine::status`].
     ///
     /// # Errors
@@ -59,6 +67,14 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn sweep(&mut self, now: Now) -> Result<Swept> {
         Self::sweep(self, now)
+    }
+
+    fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
+        Self::preview(self, desired, now)
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        self.data_plane().interfaces()
     }
 
     fn status(&self) -> Result<Status> {

@@ -1,64 +1,75 @@
-//! What the configuration and the changes by `lbctl` are together, at a start and at a reload.
+//! What the configuration and the changes by `lbctl` are together, at a start and at a reload, and
+//! that it is kept.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{path::Path, time::SystemTime};
 
 use anyhow::Result;
 
 use super::{Balancer, Daemon};
 use crate::{
-    api::Done,
+    api::{Done, Reloaded},
     config::{self, Config},
-    desired::Desired,
+    diff::{Intent, diff},
     edit::{Refusal, RefusalKind},
-    overrides::Overrides,
+    events::{Kind, News},
+    overrides::{Merged, Overrides, merge},
     rules,
     state_file::{self, State},
 };
 
 impl<B: Balancer> Daemon<B> {
+    /// What is in force.
+    pub(super) const fn in_force(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.deadlines }
+    }
+
     /// Takes up the changes of an earlier run.
     pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let State { configured, overrides } = state;
-        let overrides = self.retired(overrides, &configured, &self.config);
-        let desired = overrides.apply(&self.config.desired);
-        if let Some(violation) = rules::violations(&desired, &self.limits).first() {
+        let (desired, deadlines) = state.overrides.apply(state.configured());
+        let runtime = Intent { desired: &desired, deadlines: &deadlines };
+        let merged = merge(state.configured(), self.config.intent(), runtime, SystemTime::now());
+        if let Some(violation) = rules::violations(&merged.desired, &self.limits).first() {
             let to = state_file::set_aside(path)?;
-            tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason = %violation,
-                "the state file does not go with the configuration: changes by lbctl are lost"
-            );
+            self.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} does not go with the configuration, and is {} from here \
+                     on: changes by lbctl are lost",
+                    path.display(),
+                    to.display()
+                ),
+                violation.to_string(),
+            ));
             return Ok(());
         }
-        self.deadlines = deadlines(&self.config, &overrides);
-        self.overrides = overrides;
-        self.desired = desired;
+        for conflict in &merged.conflicts {
+            tracing::warn!("{conflict}");
+        }
+        self.overrides = Overrides::between(self.config.intent(), merged.intent());
+        self.desired = merged.desired;
+        self.deadlines = merged.deadlines;
         Ok(())
     }
 
-    /// Overrides that keep what `config` no longer has until its flows have ended.
-    fn retired(&self, overrides: Overrides, before: &Desired, config: &Config) -> Overrides {
-        let wall = SystemTime::now();
-        let deadline = |name: &str| wall.checked_add(*config.drain_deadlines.get(name)?);
-        overrides.retire(before, &config.desired, deadline)
+    /// What a reload would put in force.
+    pub(super) fn plan_reload(&self) -> Result<(Config, Merged), Refusal> {
+        let invalid = |error: config::Error| {
+            Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
+        };
+        let config = Config::load(&self.file).map_err(invalid)?;
+        let merged =
+            merge(self.config.intent(), config.intent(), self.in_force(), SystemTime::now());
+        self.check(&merged.desired)?;
+        Ok((config, merged))
     }
 
     /// Reads the file again and puts in force what it changes.
-    pub(super) fn reload(&mut self) -> Result<Done, Refusal> {
-        let invalid = |error: config::Error| {
-            let chain = format!("{:#}", anyhow::Error::from(error));
-            Refusal::new(RefusalKind::Invalid, chain).hint("nothing was changed")
-        };
-        let config = Config::load(&self.file).map_err(invalid)?;
-        let overrides = self.retired(self.overrides.clone(), &self.config.desired, &config);
-        let desired = overrides.apply(&config.desired);
-        self.check(&desired).map_err(|refusal| refusal.hint("nothing was changed"))?;
+    pub(super) fn reload(&mut self) -> Result<Reloaded, Refusal> {
+        let (config, merged) =
+            self.plan_reload().map_err(|refusal| refusal.hint("nothing was changed"))?;
+        let differences = diff(self.in_force(), merged.intent());
         let restart = self.config.needs_restart(&config);
         let kept = self.config.clone();
-        self.deadlines = deadlines(&config, &overrides);
         self.config = Config {
             interfaces: kept.interfaces,
             xdp: kept.xdp,
@@ -71,22 +82,24 @@ impl<B: Balancer> Daemon<B> {
             state_file: kept.state_file,
             ..config
         };
-        let mut notes = self.enact(desired)?;
+        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        let gone = self.desired.services.iter();
+        let gone = gone.filter(|(name, service)| {
+            !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
+        });
+        notes.extend(gone.map(|(name, _)| {
+            format!("the flows of service {name} end: nothing is forwarded for it any more")
+        }));
+        notes.extend(merged.conflicts.iter().map(ToString::to_string));
+        self.deadlines = merged.deadlines;
+        notes.extend(self.enact(merged.desired, "configuration reloaded")?);
         if !restart.is_empty() {
             notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
         }
         notes.extend(self.config.warnings.iter().map(ToString::to_string));
-        Ok(Done { message: format!("configuration reloaded: {}", self.config.summary()), notes })
+        let nothing = if differences.is_empty() { ", nothing changed" } else { "" };
+        let message = format!("configuration reloaded{nothing}: {}", self.config.summary());
+        let done = Done { message, notes, plan: None };
+        Ok(Reloaded { done, differences, conflicts: merged.conflicts })
     }
-}
-
-/// Drain deadlines of all services, configured and added.
-fn deadlines(config: &Config, overrides: &Overrides) -> BTreeMap<String, Duration> {
-    let added = overrides.services.iter().filter_map(|(name, change)| {
-        let secs = change.added.as_ref()?.drain_deadline_secs?;
-        Some((name.clone(), Duration::from_secs(secs)))
-    });
-    let mut deadlines: BTreeMap<_, _> = added.collect();
-    deadlines.extend(config.drain_deadlines.clone());
-    deadlines
 }

@@ -57,6 +57,7 @@ fn node() -> Status {
         services_used: Usage { used: 1, capacity: 512 },
         backends_used: Usage { used: 3, capacity: 4_096 },
         last_error: None,
+        ..Status::default()
     }
 }
 

@@ -258,7 +258,8 @@ impl Schedule {
             }
             self.due(target, deadline, now);
         }
-        self.expected = self.next(now);
+        // What is overdue is no sign of sleep if it was left over.
+        self.expected = self.next(now).map(|next| next.max(now));
     }
 
     fn due(&mut self, target: Target, deadline: Instant, now: Instant) {
