@@ -615,7 +615,7 @@ fn checks_pass_the_data_plane_at_work() -> Result<()> {
 }
 
 #[test]
-fn a_thousand_questions_at_a_time_are_answered() -> Result<()> {
+fn thousands_of_questions_at_a_time_are_answered() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
