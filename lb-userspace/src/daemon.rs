@@ -182,9 +182,9 @@ impl<B: Balancer> Daemon<B> {
                 daemon.node = state.node;
                 daemon.resume(&path, state)?;
                 // A clock that is behind what was written was set meanwhile, or not yet.
-                let jump = kept_at.ok().and_then(|kept_at| {
-                    Jump::between(kept_at, clocks.wall, Duration::ZERO)
-                });
+                let jump = kept_at
+                    .ok()
+                    .and_then(|kept_at| Jump::between(kept_at, clocks.wall, Duration::ZERO));
                 if let Some(jump @ Jump::Back(_)) = jump {
                     daemon.follow_clock(jump);
                 }
@@ -203,11 +203,7 @@ impl<B: Balancer> Daemon<B> {
             true => "none".to_owned(),
             false => items.join(", "),
         };
-        format!(
-            "ready on {}; services: {}",
-            list(interfaces.collect()),
-            list(services.collect())
-        )
+        format!("ready on {}; services: {}", list(interfaces.collect()), list(services.collect()))
     }
 
     /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
@@ -282,7 +278,9 @@ impl<B: Balancer> Daemon<B> {
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
             }
-            while waiting.len() < BATCH && let Ok(request) = inputs.requests.try_recv() {
+            while waiting.len() < BATCH
+                && let Ok(request) = inputs.requests.try_recv()
+            {
                 waiting.push(request);
             }
             if inputs.neighbours.has_changed().unwrap_or(false) {
@@ -528,7 +526,9 @@ impl<B: Balancer> Daemon<B> {
         let plural = if shifted == 1 { "" } else { "s" };
         self.effects.events.record(News::new(
             Kind::ClockJumped,
-            format!("the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"),
+            format!(
+                "the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"
+            ),
             "the clock was set",
         ));
         if shifted > 0 {

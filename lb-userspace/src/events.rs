@@ -381,7 +381,11 @@ mod tests {
             events.record(news(message));
         }
         let all = events.since(0, 10);
-        assert_eq!((messages(&all), all.missed), (vec!["c", "d", "e"], 0), "asked for what is kept");
+        assert_eq!(
+            (messages(&all), all.missed),
+            (vec!["c", "d", "e"], 0),
+            "asked for what is kept"
+        );
         let page = events.since(start, 2);
         assert_eq!((messages(&page), page.missed), (vec!["c", "d"], 2));
         let rest = events.since(page.last, 2);
@@ -407,8 +411,7 @@ mod tests {
         let event = Event {
             seq: 7,
             at: at(1_500),
-            news: news("backend A of web is up")
-                .of_backend("web", IpAddr::from([10, 0, 0, 11])),
+            news: news("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
         };
         let json = serde_json::to_string(&event).expect("it is JSON");
         assert_eq!(

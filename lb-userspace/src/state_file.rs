@@ -117,8 +117,7 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
         ));
     }
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut state =
-        State { overrides: content.overrides, node: content.node, ..State::default() };
+    let mut state = State { overrides: content.overrides, node: content.node, ..State::default() };
     for (name, spec) in content.configured {
         let drain = spec.drain_deadline_secs.map(Duration::from_secs);
         state.deadlines.extend(drain.map(|drain| (name.clone(), drain)));

@@ -12,8 +12,8 @@ use clap::Parser;
 use lb_userspace::{
     api::{server, socket},
     cli,
-    config::{self, Config},
     clock::Clocks,
+    config::{self, Config},
     daemon::{Daemon, Effects, Inputs, Signal},
     datapath::{self, Xdp},
     engine::Engine,

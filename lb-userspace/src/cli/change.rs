@@ -98,9 +98,14 @@ mod tests {
 
     #[test]
     fn only_a_yes_is_a_yes() {
-        for (answer, expected) in
-            [("y\n", true), ("Yes\n", true), ("\n", false), ("", false), ("n\n", false), ("yep\n", false)]
-        {
+        for (answer, expected) in [
+            ("y\n", true),
+            ("Yes\n", true),
+            ("\n", false),
+            ("", false),
+            ("n\n", false),
+            ("yep\n", false),
+        ] {
             let mut out = Vec::new();
             let plan = Plan { changes: vec!["service web removed".into()], ..Plan::default() };
             let agreed = agreed("this ends service web", &plan, answer.as_bytes(), &mut out);

@@ -18,8 +18,8 @@ use std::{
 };
 
 pub use self::args::Cli;
-use self::change::Changer;
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
+use self::change::Changer;
 use anyhow::{Context as _, Result};
 use hyper::{Method, body::Bytes};
 use serde::Serialize;

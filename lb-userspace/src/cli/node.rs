@@ -123,9 +123,10 @@ async fn wait(client: &Client, quiet: Duration, timeout: Option<Duration>) -> Re
         let elapsed = started.elapsed();
         if timeout.is_some_and(|timeout| elapsed >= timeout) {
             progress.end();
-            eprintln!("lbctl: packets still come: {left}, the last one {} ago", format_duration(
-                Duration::from_secs(traffic.silence(now).as_secs())
-            ));
+            eprintln!(
+                "lbctl: packets still come: {left}, the last one {} ago",
+                format_duration(Duration::from_secs(traffic.silence(now).as_secs()))
+            );
             return Ok(ExitCode::FAILURE);
         }
         progress.show(&left, elapsed);

@@ -73,10 +73,7 @@ mod tests {
         let drain = ServicePreview { slots: 65_537, slots_moved: 21_845, ..Default::default() };
         assert_eq!(
             of_service("web", &drain),
-            [
-                "33.3 % of the slots of web get another owner for new flows",
-                "no flow of web moves"
-            ]
+            ["33.3 % of the slots of web get another owner for new flows", "no flow of web moves"]
         );
         let force = ServicePreview { flow_slots_moved: 21_845, flows_moved: 12, ..drain };
         assert_eq!(

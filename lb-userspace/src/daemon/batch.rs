@@ -33,8 +33,7 @@ impl<B: Balancer> Daemon<B> {
             return;
         }
         let mut draft = self.draft();
-        let mut answers: Vec<_> =
-            asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
+        let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
         if self.check(&draft.desired).is_err() {
             // One of them makes no sense: each is looked at by itself.
             draft = self.draft();
@@ -54,7 +53,8 @@ impl<B: Balancer> Daemon<B> {
                     }
                 }
                 let of = asked.edit.service();
-                done.notes.extend(starved.iter().filter(|name| *name == of).map(|name| starves(name)));
+                done.notes
+                    .extend(starved.iter().filter(|name| *name == of).map(|name| starves(name)));
             }
         }
         for (asked, answer) in asked.into_iter().zip(answers) {
@@ -79,8 +79,8 @@ impl<B: Balancer> Daemon<B> {
     /// What another desired state would change.
     pub(super) fn plan(&self, desired: &Desired) -> Result<Plan, Refusal> {
         let preview = self.balancer.preview(desired, self.now());
-        let preview = preview
-            .map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
+        let preview =
+            preview.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
         let news = changes::between(&self.desired, desired, "");
         Ok(Plan { changes: news.into_iter().map(|news| news.message).collect(), preview })
     }
@@ -94,7 +94,9 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn make(&self, Asked { edit, terms, .. }: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
-        if !terms.yes && let Some(loss) = self.loss(edit, &draft.desired) {
+        if !terms.yes
+            && let Some(loss) = self.loss(edit, &draft.desired)
+        {
             let mut after = draft.clone();
             edit.apply(&mut after.desired, &mut after.deadlines, self.now().wall)?;
             return Err(Refusal::unconfirmed(loss, self.plan(&after.desired)?));

@@ -44,9 +44,8 @@ pub(super) fn loss(
         ));
     }
     let at_once = matches!(edit, Edit::RemoveBackend { force: true, .. });
-    (at_once && others(service, *address).next().is_none()).then(|| {
-        format!("{address} is the last backend of {name}: its connections break")
-    })
+    (at_once && others(service, *address).next().is_none())
+        .then(|| format!("{address} is the last backend of {name}: its connections break"))
 }
 
 fn others(service: &Service, but: IpAddr) -> impl Iterator<Item = (IpAddr, &Backend)> {

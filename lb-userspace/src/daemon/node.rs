@@ -58,9 +58,7 @@ impl<B: Balancer> Daemon<B> {
                  dev INTERFACE', and put it on the other node; or withdraw its route",
                 list.join(", ")
             ));
-            notes.push(
-                "'lbctl node drain --wait' tells when no packet comes any more".to_owned(),
-            );
+            notes.push("'lbctl node drain --wait' tells when no packet comes any more".to_owned());
         }
         notes
     }

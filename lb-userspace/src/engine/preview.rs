@@ -150,8 +150,12 @@ impl<D: DataPlane> Engine<D> {
 
     /// Flows, as the last walk found them, on backends that would keep none.
     fn flows_that_move(&self, service: u16, target: &Target) -> u64 {
-        let stay: BTreeSet<u16> =
-            target.members.iter().map(|(_, id)| *id).chain(target.keeping.iter().copied()).collect();
+        let stay: BTreeSet<u16> = target
+            .members
+            .iter()
+            .map(|(_, id)| *id)
+            .chain(target.keeping.iter().copied())
+            .collect();
         let backends = self.applied.backends.iter();
         let gone = backends.filter(|(id, value)| value.service == service && !stay.contains(id));
         gone.filter_map(|(id, _)| self.walk.per_backend.get(id)).sum()
@@ -174,7 +178,8 @@ impl Names {
             Change::PutService(key, value) => Some((*key, value.id)),
             _ => None,
         });
-        let name = |key: ServiceKey| named.get(&key).map_or_else(|| key.to_string(), |n| (*n).clone());
+        let name =
+            |key: ServiceKey| named.get(&key).map_or_else(|| key.to_string(), |n| (*n).clone());
         Self(there.chain(added).map(|(key, id)| (id, name(key))).collect())
     }
 }

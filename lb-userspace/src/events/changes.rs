@@ -147,7 +147,10 @@ mod tests {
         ] {
             assert_eq!(told(&two, &after), [(kind, format!("backend {B} of web {message}"))]);
         }
-        let back = told(&web(&[(A, 2, Admin::Disabled)]), &web(&[(A, 2, Admin::Enabled), (B, 3, Admin::Enabled)]));
+        let back = told(
+            &web(&[(A, 2, Admin::Disabled)]),
+            &web(&[(A, 2, Admin::Enabled), (B, 3, Admin::Enabled)]),
+        );
         assert_eq!(
             back,
             [

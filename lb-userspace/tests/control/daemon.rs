@@ -294,7 +294,8 @@ async fn a_reload_tells_what_takes_a_restart() {
 async fn detach_answers_and_ends() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    let done = send(&lbd.client, Method::POST, "/v1/detach?yes=true").await.expect("it is possible");
+    let done =
+        send(&lbd.client, Method::POST, "/v1/detach?yes=true").await.expect("it is possible");
     assert_eq!(done.notes, ["link-eth0"]);
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
     assert_eq!(*lbd.log.lock().expect("nobody panics"), ["detach"]);

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     cli::{Ran, lbctl, lbctl_command},
-    common::{Place, Running, WEB, eventually, events},
+    common::{Place, Running, WEB, events, eventually},
 };
 use hyper::Method;
 use lb_userspace::{
@@ -112,13 +112,28 @@ async fn a_dry_run_tells_and_changes_nothing() {
             "backend drain web 10.0.0.11 --dry-run",
             "dry run, nothing was changed: backend 10.0.0.11 of web drains until its last flow has ended\n",
         ),
-        ("backend disable web 10.0.0.12 --force --dry-run", "  flows of web move at once: those of "),
-        ("backend weight web 10.0.0.11 3 --dry-run", " of the slots of web get another owner for new flows\n  no flow of web moves\n"),
-        ("backend add web 10.0.0.13 --dry-run", " of the slots of web get another owner for new flows\n  no flow of web moves\n"),
+        (
+            "backend disable web 10.0.0.12 --force --dry-run",
+            "  flows of web move at once: those of ",
+        ),
+        (
+            "backend weight web 10.0.0.11 3 --dry-run",
+            " of the slots of web get another owner for new flows\n  no flow of web moves\n",
+        ),
+        (
+            "backend add web 10.0.0.13 --dry-run",
+            " of the slots of web get another owner for new flows\n  no flow of web moves\n",
+        ),
         ("backend enable web 10.0.0.11 --dry-run", "  no flow moves\n"),
         ("backend remove web 10.0.0.11 --dry-run", ", and is removed then\n"),
-        ("service remove web --dry-run", "  flows of web break at once: those of 1,009 slots (100.0 %)\n"),
-        ("service add dns --vip 10.0.0.101 --port 53 --dry-run", "  service dns added: tcp 10.0.0.101:53 by dsr\n"),
+        (
+            "service remove web --dry-run",
+            "  flows of web break at once: those of 1,009 slots (100.0 %)\n",
+        ),
+        (
+            "service add dns --vip 10.0.0.101 --port 53 --dry-run",
+            "  service dns added: tcp 10.0.0.101:53 by dsr\n",
+        ),
         ("node drain --dry-run", "dry run, nothing was changed: this node drains\n"),
         ("detach --dry-run", "  lbd ends\n"),
     ] {
@@ -147,10 +162,8 @@ async fn a_dry_run_tells_what_the_change_then_does() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
     let slots = async |path: &str| lbd.client.get::<Backend>(path).await.expect("there").slots;
-    let drain = BackendChange {
-        admin: Some(AdminChange::Draining { deadline_secs: None }),
-        weight: None,
-    };
+    let drain =
+        BackendChange { admin: Some(AdminChange::Draining { deadline_secs: None }), weight: None };
     let owned = slots(A).await;
     let path = format!("{A}?dry_run=true");
     let tried: Done = lbd.client.send_json(Method::PATCH, &path, &drain).await.expect("possible");
@@ -236,7 +249,9 @@ async fn every_change_is_one_event_with_its_cause() {
     assert_eq!((counts["backend_added"], counts["config_refused"]), (1, 1));
     // The same, as people and programs see it.
     let table = lbctl(&place, "events --service web --kind backend_draining").await.out;
-    assert!(table.contains("backend 10.0.0.11 of web drains until its last flow has ended (lbctl)"));
+    assert!(
+        table.contains("backend 10.0.0.11 of web drains until its last flow has ended (lbctl)")
+    );
     assert_eq!(table.lines().count(), 1, "{table}");
     let json = lbctl(&place, "events -n 2 -o json --backend 10.0.0.11").await.out;
     let parsed = json.lines().map(|line| serde_json::from_str(line).expect(line));
@@ -358,11 +373,15 @@ async fn a_clock_that_is_set_neither_ends_a_drain_nor_prolongs_it() {
     let lbd = place.start().await;
     let before = SystemTime::now();
     assert_eq!(lbctl(&place, "backend drain web 10.0.0.11 --deadline 10m").await.code, Some(0));
-    let deadline = async |lbd: &Running| {
-        match lbd.client.get::<Backend>(A).await.expect("it is there").admin {
-            Admin::Draining { deadline } => deadline.expect("one"),
-            other => panic!("{other:?}"),
-        }
+    let deadline = async |lbd: &Running| match lbd
+        .client
+        .get::<Backend>(A)
+        .await
+        .expect("it is there")
+        .admin
+    {
+        Admin::Draining { deadline } => deadline.expect("one"),
+        other => panic!("{other:?}"),
     };
     let first = deadline(&lbd).await;
     let year = Duration::from_secs(365 * 86_400);

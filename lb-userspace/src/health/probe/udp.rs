@@ -1,6 +1,6 @@
 //! Datagrams, and what the answer must begin with.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::{net::UdpSocket, time::Instant};
 
@@ -33,7 +33,7 @@ pub(super) async fn exchange(
     network: &vip::Network,
     deadline: Instant,
 ) -> Result<Vec<u8>, Miss> {
-    let own = own_exchange(own_address(question), payload, most);
+    let own = own_exchange(own_address(question), payload, most, network);
     match &question.route {
         Route::Backend => within(deadline, question.timeout, own).await,
         Route::Vip(way) => {
@@ -45,13 +45,19 @@ pub(super) async fn exchange(
 }
 
 /// Its socket is connected: so only the backend is heard, and its ICMP port unreachable too.
-async fn own_exchange(address: SocketAddr, payload: &[u8], most: usize) -> Result<Vec<u8>, Miss> {
-    let any: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+async fn own_exchange(
+    address: SocketAddr,
+    payload: &[u8],
+    most: usize,
+    network: &vip::Network,
+) -> Result<Vec<u8>, Miss> {
+    let any = match address {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
+    let source = network.source_to(address.ip()).await.unwrap_or(any);
     let exchanged = async {
-        let socket = UdpSocket::bind(any).await?;
+        let socket = UdpSocket::bind((source, 0)).await?;
         socket.connect(address).await?;
         socket.send(payload).await?;
         // A few bytes more than asked for, since a wrong answer is quoted.
