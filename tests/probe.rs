@@ -141,7 +141,7 @@ fn a_port_that_nobody_listens_on_refuses_through_the_vip() -> Result<()> {
             assert_eq!(failure(ask_vip(&lab, way, kind, 9)?, true)?, "connection refused");
         }
         let datagram = Kind::Udp(Udp { send: b"x".into(), expect: Vec::new() });
-        assert_eq!(failure(ask_vip(&lab, way, datagram, 9)?, true)?, "connection refused");
+        assert_eq!(failure(ask_vip(&lab, way, datagram, 9)?, true)?, "port unreachable");
     }
     Ok(())
 }

@@ -11,6 +11,9 @@ use crate::units::format_duration;
 /// Characters of a reason.
 pub(super) const MOST: usize = 200;
 
+/// The words for a refusal of which no more is known.
+pub(super) const REFUSED: &str = "connection refused";
+
 /// Bytes of a peer's answer that are quoted.
 const QUOTED: usize = 40;
 
@@ -43,7 +46,7 @@ impl Miss {
     pub(super) fn of_socket(error: &io::Error) -> Self {
         match error.raw_os_error() {
             // RST, and for UDP the ICMP port unreachable.
-            Some(libc::ECONNREFUSED) => Self::Refused("connection refused".into()),
+            Some(libc::ECONNREFUSED) => Self::Refused(REFUSED.into()),
             // From a router's ICMP message, or because nobody answers ARP or neighbour solicitations.
             Some(libc::EHOSTUNREACH) => Self::failed("host unreachable"),
             Some(libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE) => {

@@ -9,7 +9,7 @@ use std::{net::IpAddr, pin::pin, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    reason::Miss,
+    reason::{Miss, REFUSED},
     vip::{Error, Way},
 };
 use crate::{desired::Mode, units::format_duration};
@@ -116,9 +116,7 @@ fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout:
                     .into(),
             )
         }
-        (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => {
-            Miss::Refused("connection refused".into())
-        }
+        (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => Miss::Refused(REFUSED.into()),
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::{net::UdpSocket, time::Instant};
 
 use super::{
     Question, Route, check, own_address,
-    reason::{Miss, quoted},
+    reason::{Miss, REFUSED, quoted},
     through, vip, within,
 };
 
@@ -39,7 +39,7 @@ pub(super) async fn exchange(
         Route::Vip(way) => {
             let answer = network.exchange(way, question.port, payload);
             let own = async { own.await.map(drop) };
-            through::ask(way, question.timeout, deadline, answer, own).await
+            through::ask(way, question.timeout, deadline, answer, own).await.map_err(as_udp)
         }
     }
 }
@@ -66,8 +66,13 @@ async fn own_exchange(
         answer.truncate(length);
         Ok(answer)
     };
-    exchanged.await.map_err(|error| match Miss::of_socket(&error) {
-        Miss::Refused(_) => Miss::Refused("port unreachable".into()),
+    exchanged.await.map_err(|error| as_udp(Miss::of_socket(&error)))
+}
+
+/// UDP has no connections that could be refused.
+fn as_udp(miss: Miss) -> Miss {
+    match miss {
+        Miss::Refused(reason) if reason == REFUSED => Miss::Refused("port unreachable".into()),
         miss => miss,
-    })
+    }
 }

@@ -168,10 +168,10 @@ impl Network {
     /// For IPv6 the kernel takes the address that has most bits in common with the backend's (RFC
     /// 6724), which may be a VIP: the backend, which has the VIP too, would answer to itself.
     pub async fn source_to(&self, backend: IpAddr) -> Option<IpAddr> {
-        let vips = self.0.vips();
-        if backend.is_ipv4() || vips.iter().all(IpAddr::is_ipv4) {
+        if backend.is_ipv4() {
             return None;
         }
+        let vips = self.0.vips();
         let mut sources = self.0.sources.lock().await;
         let (source, read) = sources.instead(backend, &vips).await.ok()?;
         if read {

@@ -19,6 +19,8 @@ use super::{Error, Way};
 
 /// How long what netlink said of the addresses is believed.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long what the kernel would ask from is believed, if the addresses stay the same.
+const STEADY: Duration = Duration::from_secs(60);
 /// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -31,6 +33,13 @@ struct Own {
     deprecated: bool,
 }
 
+impl Own {
+    /// Whether it has no subnet.
+    fn is_lone(&self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+}
+
 /// The addresses of this node as of a moment, and what was chosen of them.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
@@ -38,8 +47,9 @@ pub(super) struct Sources {
     own: Vec<Own>,
     vips: Arc<BTreeSet<IpAddr>>,
     chosen: HashMap<Want, Option<IpAddr>>,
-    /// For questions to backends' own addresses.
+    /// For questions to backends' own addresses, and since when.
     instead: HashMap<IpAddr, Option<IpAddr>>,
+    instead_since: Option<Instant>,
 }
 
 /// What a choice depends on.
@@ -74,8 +84,8 @@ impl Sources {
         chosen.map(|source| (source, stale)).ok_or_else(|| none(way))
     }
 
-    /// The address that asks this address of a backend, where the kernel would take one of `vips`;
-    /// and whether the addresses were read again for it.
+    /// The address that asks this address of a backend, where the kernel would take a VIP; and
+    /// whether the addresses were read again for it.
     ///
     /// # Errors
     ///
@@ -97,15 +107,21 @@ impl Sources {
     /// Reads the addresses if it is time to, and says whether it was.
     async fn refresh(&mut self, vips: &Arc<BTreeSet<IpAddr>>) -> Result<bool, Error> {
         let stale = self.read.is_none_or(|read| read.elapsed() >= FRESH);
+        let mut changed = !Arc::ptr_eq(&self.vips, vips);
         if stale {
             let own = read().await.context("read this node's addresses by netlink");
-            self.own = own.map_err(|error| Error::Local(format!("{error:#}")))?;
+            let own = own.map_err(|error| Error::Local(format!("{error:#}")))?;
+            changed |= own != self.own;
+            self.own = own;
             self.read = Some(Instant::now());
         }
-        if stale || !Arc::ptr_eq(&self.vips, vips) {
+        if stale || changed {
             self.chosen.clear();
-            self.instead.clear();
             self.vips = Arc::clone(vips);
+        }
+        if changed || self.instead_since.is_none_or(|since| since.elapsed() >= STEADY) {
+            self.instead.clear();
+            self.instead_since = Some(Instant::now());
         }
         Ok(stale)
     }
@@ -134,24 +150,27 @@ fn choose(own: &[Own], want: Want, vips: &BTreeSet<IpAddr>) -> Option<IpAddr> {
             && !vips.contains(&own.address)
     });
     let rank = |own: &&Own| {
-        let lone = own.prefix == if own.address.is_ipv4() { 32 } else { 128 };
-        (!covers(own, want.backend), own.ifindex != want.ifindex, own.deprecated, lone)
+        let elsewhere = own.ifindex != want.ifindex;
+        (!covers(own, want.backend), elsewhere, own.deprecated, own.is_lone())
     };
     usable.min_by_key(rank).map(|own| own.address)
 }
 
-/// What to ask from if the kernel would do it from a VIP.
+/// What to ask from if the kernel would do it from a VIP, or from an address without a subnet (which
+/// may be a VIP of someone else's) though there is one on the backend's.
 fn instead_of(
     kernels: IpAddr,
     own: &[Own],
     backend: IpAddr,
     vips: &BTreeSet<IpAddr>,
 ) -> Option<IpAddr> {
-    if !vips.contains(&kernels) {
-        return None;
-    }
-    let ifindex = own.iter().find(|own| own.address == kernels)?.ifindex;
-    choose(own, Want { v4: backend.is_ipv4(), backend, ifindex }, vips)
+    let is_vip = vips.contains(&kernels);
+    let kernels = own.iter().find(|own| own.address == kernels)?;
+    let want = Want { v4: backend.is_ipv4(), backend, ifindex: kernels.ifindex };
+    let chosen = choose(own, want, vips)?;
+    let near =
+        own.iter().any(|own| own.address == chosen && !own.is_lone() && covers(own, backend));
+    (is_vip || (kernels.is_lone() && near)).then_some(chosen)
 }
 
 /// The address that the kernel would ask from; to connect a datagram socket sends nothing.
@@ -276,17 +295,28 @@ mod tests {
     }
 
     #[test]
-    fn only_a_vip_of_the_kernels_choice_is_replaced() {
-        let all = [own("fd00::100/128", 2), own("fd00:1::5/64", 3), own("fd00::5/64", 2)];
+    fn only_a_vip_or_what_may_be_one_is_replaced_as_the_kernels_choice() {
+        let all = [
+            own("fd00::100/128", 2),
+            own("fd00::101/128", 2),
+            own("fd00:1::5/64", 3),
+            own("fd00::5/64", 2),
+        ];
         let vips = BTreeSet::from(["fd00::100".parse().unwrap()]);
         let instead = |kernels: &str, backend: &str| {
             instead_of(kernels.parse().unwrap(), &all, backend.parse().unwrap(), &vips)
                 .map(|address| address.to_string())
         };
         assert_eq!(instead("fd00::100", "fd00::11").unwrap(), "fd00::5");
+        assert_eq!(instead("fd00::101", "fd00::11").unwrap(), "fd00::5");
         assert_eq!(instead("fd00::100", "fd00:1::11").unwrap(), "fd00:1::5");
+        assert_eq!(instead("fd00:1::5", "fd00::11"), None);
         // Behind a router: an address of the interface by which the kernel goes.
         assert_eq!(instead("fd00::100", "fd00:9::11").unwrap(), "fd00::5");
-        assert_eq!(instead("fd00:1::5", "fd00::11"), None);
+        assert_eq!(instead("fd00::101", "fd00:9::11"), None);
+        assert_eq!(
+            instead_of("fd00::7".parse().unwrap(), &[], "fd00::11".parse().unwrap(), &vips),
+            None
+        );
     }
 }
