@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod interfaces;
 mod outage;
 mod report;
 mod sweep;
@@ -18,7 +19,8 @@ use lb_common::abi::{self, Owners, Slot, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-use self::{outage::Outages, sweep::Walk};
+pub use self::interfaces::{InterfaceEvent, InterfaceEventKind};
+use self::{interfaces::Interfaces, outage::Outages, sweep::Walk};
 use crate::{
     datapath::DataPlane,
     desired::Desired,
@@ -39,8 +41,7 @@ pub struct Engine<D> {
     applied: Applied,
     walk: Walk,
     outages: Outages,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
+    interfaces: Interfaces,
     last_error: Option<String>,
 }
 
@@ -80,6 +81,8 @@ pub struct Swept {
     pub settled: u64,
     /// Pins that were deleted.
     pub expired: u64,
+    /// Interfaces that have lost the program, or have it again.
+    pub interfaces: Vec<InterfaceEvent>,
 }
 
 impl<D: DataPlane> Engine<D> {
@@ -116,7 +119,7 @@ impl<D: DataPlane> Engine<D> {
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
-            bare: BTreeSet::new(),
+            interfaces: Interfaces::default(),
             last_error: None,
         })
     }

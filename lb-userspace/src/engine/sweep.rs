@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
-use tracing::{error, info};
+use tracing::info;
 
 use super::{Engine, Now, Swept, summary};
 use crate::{
@@ -136,25 +136,9 @@ impl<D: DataPlane> Engine<D> {
         }
         self.let_leave(leaving, now, &mut swept)?;
         self.end_rests(now)?;
+        // Only when nothing more can fail: what is told in an error's stead is told.
+        swept.interfaces = self.interfaces.take_events();
         Ok(swept)
-    }
-
-    /// Tells of interfaces that lose the program: made anew, or stripped of it by someone.
-    fn watch_interfaces(&mut self) {
-        let there = self.data_plane.interfaces();
-        let bare: BTreeSet<_> =
-            there.into_iter().filter(|there| !there.attached).map(|there| there.name).collect();
-        for interface in bare.difference(&self.bare) {
-            error!(
-                interface,
-                "the XDP program is gone, and what arrives there is not forwarded; a new start of \
-                 lbd attaches it"
-            );
-        }
-        for interface in self.bare.difference(&bare) {
-            info!(interface, "the XDP program is back");
-        }
-        self.bare = bare;
     }
 
     /// Whether a deadline has passed since the rings were written.
