@@ -67,10 +67,10 @@ impl Xdp {
                 tidy(pin_dir, made);
             }
             let opened = opened?;
-            if !finishes {
+            if !finishes || opened.limits == settings.limits {
                 return Ok(opened);
             }
-            // The limits of a migration that another start began may not be the ones of this.
+            // The migration that another start began had other limits than this one.
             lock = opened.lock;
         }
     }
