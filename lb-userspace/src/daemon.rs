@@ -5,11 +5,12 @@
 //! engine; the answer goes out when the maps are written.
 
 mod balancer;
+mod reload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -18,16 +19,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::balancer::Balancer;
 use crate::{
-    api::{Done, Request},
-    config::{self, Config},
+    api::{Done, Reloaded, Request},
+    config::Config,
     desired::{Admin, Desired},
+    diff::Intent,
     edit::{Edit, Refusal, RefusalKind},
     engine::Now,
     netlink::{Neighbourhood, Resolution, Want},
     overrides::Overrides,
     rules,
     settings::Limits,
-    state_file::{self, Loaded, State},
+    state_file::{self, Loaded},
     status::Status,
 };
 
@@ -88,6 +90,8 @@ pub struct Daemon<B> {
     started: Instant,
     /// What the last write of maps met with.
     last_error: Option<String>,
+    /// Whether the state file is not what is in force.
+    unkept: bool,
 }
 
 impl<B: Balancer> Daemon<B> {
@@ -108,6 +112,7 @@ impl<B: Balancer> Daemon<B> {
             config,
             started: Instant::now(),
             last_error: None,
+            unkept: false,
         };
         let path = daemon.config.state_file.clone();
         match state_file::load(&path)? {
@@ -142,32 +147,6 @@ impl<B: Balancer> Daemon<B> {
         ))
     }
 
-    /// Takes up the changes of an earlier run.
-    fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let State { configured, overrides } = state;
-        let overrides = self.retired(overrides, &configured, &self.config);
-        let desired = overrides.apply(&self.config.desired);
-        if let Some(violation) = rules::violations(&desired, &self.limits).first() {
-            let to = state_file::set_aside(path)?;
-            tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason = %violation,
-                "the state file does not go with the configuration: changes by lbctl are lost"
-            );
-            return Ok(());
-        }
-        self.deadlines = deadlines(&self.config, &overrides);
-        self.overrides = overrides;
-        self.desired = desired;
-        Ok(())
-    }
-
-    /// Overrides that keep what `config` no longer has until its flows have ended.
-    fn retired(&self, overrides: Overrides, before: &Desired, config: &Config) -> Overrides {
-        let wall = SystemTime::now();
-        let deadline = |name: &str| wall.checked_add(*config.drain_deadlines.get(name)?);
-        overrides.retire(before, &config.desired, deadline)
-    }
-
     /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
     ///
     /// # Errors
@@ -178,9 +157,8 @@ impl<B: Balancer> Daemon<B> {
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
-        if let Err(error) = self.save() {
-            tracing::error!("{error:#}");
-        }
+        // What can't be kept is logged, and tried again.
+        let _ = self.keep();
         // Nobody may be waiting.
         let _ = ready.send(());
 
@@ -196,7 +174,9 @@ impl<B: Balancer> Daemon<B> {
                 _ = tick.tick() => self.tick(),
                 signal = inputs.signals.recv() => match signal {
                     Some(Signal::Reload) => match self.reload() {
-                        Ok(done) => tracing::info!(notes = ?done.notes, "{}", done.message),
+                        Ok(Reloaded { done, .. }) => {
+                            tracing::info!(notes = ?done.notes, "{}", done.message);
+                        },
                         Err(refusal) => tracing::error!("configuration not reloaded: {refusal}"),
                     },
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
@@ -259,12 +239,16 @@ impl<B: Balancer> Daemon<B> {
 
     /// Puts a desired state in force and keeps it; says what did not go as it should.
     fn enact(&mut self, desired: Desired) -> Result<Vec<String>, Refusal> {
-        self.overrides = Overrides::between(&self.config.desired, &desired, &self.deadlines);
+        self.overrides = Overrides::between(
+            self.config.intent(),
+            Intent { desired: &desired, deadlines: &self.deadlines },
+        );
         self.desired = desired;
         let mut notes = Vec::new();
-        if let Err(error) = self.save() {
-            tracing::error!("{error:#}");
-            notes.push(format!("this is not kept over a restart of lbd: {error:#}"));
+        if let Err(error) = self.keep() {
+            notes.push(format!(
+                "this is not kept over a restart of lbd, until it can be written: {error:#}"
+            ));
         }
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
@@ -280,44 +264,6 @@ impl<B: Balancer> Daemon<B> {
                     .hint("the change is kept, and tried again each second; see 'lbctl status'"))
             }
         }
-    }
-
-    fn save(&self) -> Result<()> {
-        let state =
-            State { configured: self.config.desired.clone(), overrides: self.overrides.clone() };
-        state_file::save(&self.config.state_file, &state)
-    }
-
-    fn reload(&mut self) -> Result<Done, Refusal> {
-        let invalid = |error: config::Error| {
-            let chain = format!("{:#}", anyhow::Error::from(error));
-            Refusal::new(RefusalKind::Invalid, chain).hint("nothing was changed")
-        };
-        let config = Config::load(&self.file).map_err(invalid)?;
-        let overrides = self.retired(self.overrides.clone(), &self.config.desired, &config);
-        let desired = overrides.apply(&config.desired);
-        self.check(&desired).map_err(|refusal| refusal.hint("nothing was changed"))?;
-        let restart = self.config.needs_restart(&config);
-        let kept = self.config.clone();
-        self.deadlines = deadlines(&config, &overrides);
-        self.config = Config {
-            interfaces: kept.interfaces,
-            xdp: kept.xdp,
-            pin_dir: kept.pin_dir,
-            limits: kept.limits,
-            tunnel: kept.tunnel,
-            seed: kept.seed,
-            socket: kept.socket,
-            group: kept.group,
-            state_file: kept.state_file,
-            ..config
-        };
-        let mut notes = self.enact(desired)?;
-        if !restart.is_empty() {
-            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
-        }
-        notes.extend(self.config.warnings.iter().map(ToString::to_string));
-        Ok(Done { message: format!("configuration reloaded: {}", self.config.summary()), notes })
     }
 
     fn detach(self, tell: oneshot::Sender<Result<Done, Refusal>>) -> Result<Ended> {
@@ -342,6 +288,7 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn tick(&mut self) {
+        self.keep_again();
         match self.balancer.sweep(Now::read()) {
             Ok(swept) if !swept.removed.is_empty() => self.finish_removals(&swept.removed),
             Ok(_) if self.last_error.is_some() => self.reconcile(),
@@ -420,15 +367,4 @@ async fn await_first_hops(
         Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
-}
-
-/// Drain deadlines of all services, configured and added.
-fn deadlines(config: &Config, overrides: &Overrides) -> BTreeMap<String, Duration> {
-    let added = overrides.services.iter().filter_map(|(name, change)| {
-        let secs = change.added.as_ref()?.drain_deadline_secs?;
-        Some((name.clone(), Duration::from_secs(secs)))
-    });
-    let mut deadlines: BTreeMap<_, _> = added.collect();
-    deadlines.extend(config.drain_deadlines.clone());
-    deadlines
 }

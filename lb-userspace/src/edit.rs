@@ -187,7 +187,7 @@ impl Edit {
                         return Err(Refusal::new(RefusalKind::Conflict, error).hint(hint));
                     }
                 };
-                service.backends.insert(*address, (*spec).into());
+                service.backends.insert(*address, spec.clone().into());
                 let how = if back { "is back" } else { "added" };
                 Ok(format!("backend {address} of {name} {how} with weight {}", spec.weight))
             }

@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Admin, Mode, ServiceKey, UdpPolicy};
+use crate::{
+    desired::{Admin, Mode, ServiceKey, UdpPolicy},
+    health::Condition,
+    reconcile::Standing,
+};
 
 /// The whole node at one moment.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -77,17 +81,35 @@ pub struct Service {
     pub slots_in_flux: u32,
     /// Seconds after which a silent flow is forgotten.
     pub idle_timeout_secs: u64,
+    /// How it stands: how many of its backends are up, and what is made of that.
+    #[serde(default)]
+    pub standing: Standing,
     /// The backends by address.
     pub backends: BTreeMap<IpAddr, Backend>,
 }
 
 /// A backend at one moment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Backend {
     /// Its weight.
     pub weight: u16,
     /// What the operator said of it.
     pub admin: Admin,
+    /// Whether it serves only when no other backend can.
+    #[serde(default)]
+    pub backup: bool,
+    /// What the checks have found out.
+    #[serde(default)]
+    pub condition: Condition,
+    /// Whether it is up and held back all the same, since it was down too often of late.
+    #[serde(default)]
+    pub held: bool,
+    /// Whether its clients find it silent, and no check has decided yet.
+    #[serde(default)]
+    pub suspect: bool,
+    /// Thousandths of its share that it has in a slow start; none: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_permille: Option<u16>,
     /// Whether it can be sent to, and if not why: `neighbour 10.0.0.7 does not answer`.
     pub unusable: Option<String>,
     /// Name of the interface by which it is reached.

@@ -12,7 +12,7 @@
 //! | `POST /v1/services/NAME/backends/ADDRESS` | [`crate::spec::BackendSpec`] | [`Done`] |
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`crate::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
-//! | `POST /v1/reload` | | [`Done`] |
+//! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! Whatever fails answers with an [`Error`].
@@ -25,7 +25,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::{
+    diff::Difference,
     edit::{Edit, Refusal},
+    overrides::Conflict,
     status::Status,
 };
 
@@ -37,6 +39,18 @@ pub struct Done {
     /// What else there is to know of it.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// In words; the notes tell the differences and the conflicts, too.
+    #[serde(flatten)]
+    pub done: Done,
+    /// What it changed of what is in force.
+    pub differences: Vec<Difference>,
+    /// The changes by `lbctl` that it overruled.
+    pub conflicts: Vec<Conflict>,
 }
 
 /// Why something was not done.
@@ -57,7 +71,7 @@ pub enum Request {
     /// A change; answered when the maps are written.
     Edit(Edit, oneshot::Sender<Result<Done, Refusal>>),
     /// The configuration's difference to what is in force.
-    Reload(oneshot::Sender<Result<Done, Refusal>>),
+    Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(oneshot::Sender<Result<Done, Refusal>>),
 }

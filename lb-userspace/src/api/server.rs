@@ -16,7 +16,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{Done, Error, Request};
+use super::{Done, Error, Reloaded, Request};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     status::{Service, Status},
@@ -179,7 +179,7 @@ async fn remove_backend(
     edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }).await
 }
 
-async fn reload(State(daemon): Daemon) -> Answer<Done> {
+async fn reload(State(daemon): Daemon) -> Answer<Reloaded> {
     ask(&daemon, Request::Reload).await.map(Json)
 }
 

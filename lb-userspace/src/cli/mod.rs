@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        Done,
+        Done, Reloaded,
         client::{self, Client},
     },
     config::{self, Config},
@@ -72,7 +72,9 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(ConfigCommand::Check { .. }) => {}
             Command::Config(ConfigCommand::Reload) => {
-                printer.done(&client.send(Method::POST, "/v1/reload", Bytes::new()).await?)?;
+                let reloaded: Reloaded =
+                    client.send(Method::POST, "/v1/reload", Bytes::new()).await?;
+                printer.print(&reloaded, || done_text(&reloaded.done))?;
             }
             Command::Detach { pin_dir } => printer.done(&detach(&client, pin_dir).await?)?,
             Command::Decap(command) => decap::run(command, printer)?,
@@ -124,11 +126,13 @@ impl Printer {
     }
 
     fn done(self, done: &Done) -> Result<()> {
-        self.print(done, || {
-            let notes = done.notes.iter().map(|note| format!("  {note}\n"));
-            format!("{}\n{}", done.message, notes.collect::<String>())
-        })
+        self.print(done, || done_text(done))
     }
+}
+
+fn done_text(done: &Done) -> String {
+    let notes = done.notes.iter().map(|note| format!("  {note}\n"));
+    format!("{}\n{}", done.message, notes.collect::<String>())
 }
 
 async fn service(command: &ServiceCommand, client: &Client, printer: Printer) -> Result<()> {

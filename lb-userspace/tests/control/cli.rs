@@ -199,7 +199,12 @@ async fn a_session_with_backends() {
             "lbctl: service dns2: 4 slots; Maglev needs a prime: the next one is 5\n",
         ),
         ("service remove dns", 0, "service dns removed\n", ""),
-        ("config reload", 0, "configuration reloaded: 1 service, 2 backends, on eth0\n", ""),
+        (
+            "config reload",
+            0,
+            "configuration reloaded, nothing changed: 1 service, 2 backends, on eth0\n",
+            "",
+        ),
     ] {
         let ran = lbctl(&place, line).await;
         assert_eq!(ran, Ran { code: Some(code), out: out.into(), err: err.into() }, "{line}");
