@@ -10,8 +10,8 @@ use std::{
 use anyhow::bail;
 use lb_common::abi::{ConnectionKey, FlowKey, FlowValue, flow_flags};
 use lb_userspace::{
-    datapath::{DataPlane as _, Step, Xdp, monotonic_secs},
-    engine::Engine,
+    datapath::{DataPlane as _, Step, Xdp},
+    engine::{Engine, Now},
     settings::Limits,
 };
 
@@ -185,7 +185,7 @@ fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
     let wire = Wire::at("vb");
     let old = site.settings.pin_dir.join("v1");
     let next = site.settings.pin_dir.join("v2-next");
-    let now = monotonic_secs();
+    let now = Now::read().mono_secs();
     let value = |backend, seen| FlowValue { backend, flags: flow_flags::ESTABLISHED, seen };
     let quic = |client: u16| ConnectionKey { id: [client as u8; 8], service: 3, reserved: 0 };
     let (newcomers, later) = (10_000..10_100, 11_000..11_100);

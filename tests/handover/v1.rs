@@ -25,7 +25,7 @@ use lb_common::{
     service_index::{self, Entry, Place},
 };
 use lb_userspace::{
-    datapath::monotonic_secs,
+    engine::Now,
     settings::{Limits, Settings},
 };
 use zerocopy::FromZeros as _;
@@ -161,7 +161,7 @@ pub fn flow(client: u16, port: u16, service: u16) -> FlowKey {
 }
 
 fn fill(object: &mut Ebpf, limits: &Limits) {
-    let now = monotonic_secs();
+    let now = Now::read().mono_secs();
     for (id, (port, proto, policy)) in (0..).zip(SERVICES) {
         let key = ServiceKeyV4 { address: VIP, port: port.into(), proto, reserved: 0 };
         let value = service(id, policy);

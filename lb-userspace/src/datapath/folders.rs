@@ -15,8 +15,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
+use lb_common::abi::ABI_VERSION;
 
-use super::{attach, kernel_link, sys::LinkInfo};
+use super::{attach, kernel_link, layouts, sys::LinkInfo};
 
 /// A folder of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,6 +97,8 @@ pub fn remove(folder: &Path) -> Result<usize> {
 struct Set {
     folder: Folder,
     maps: BTreeSet<u32>,
+    /// No map of its layout is missing.
+    whole: bool,
 }
 
 /// What a start has to do.
@@ -124,8 +127,8 @@ pub enum Plan {
     Refuse(Folder),
 }
 
-/// What is there, and what to do with it. `known` tells which older layouts can be read.
-pub fn stand(pin_dir: &Path, own: u32, known: impl Fn(u32) -> bool) -> Result<Standing> {
+/// What is there, and what to do with it.
+pub fn stand(pin_dir: &Path) -> Result<Standing> {
     let mut sets = Vec::new();
     for folder in all(pin_dir)? {
         let path = folder.path(pin_dir);
@@ -136,7 +139,9 @@ pub fn stand(pin_dir: &Path, own: u32, known: impl Fn(u32) -> bool) -> Result<St
                 MapInfo::from_pin(&map).with_context(|| format!("open {}", map.display()))?;
             maps.insert(info.id());
         }
-        sets.push(Set { folder, maps });
+        let shapes = layouts::of(folder.version).unwrap_or_default();
+        let whole = shapes.iter().all(|shape| path.join(shape.name).exists());
+        sets.push(Set { folder, maps, whole });
     }
     let mut running = Vec::new();
     for link in attach::pinned_links(pin_dir)? {
@@ -144,10 +149,12 @@ pub fn stand(pin_dir: &Path, own: u32, known: impl Fn(u32) -> bool) -> Result<St
             LinkInfo::of_pinned(&link).with_context(|| format!("open {}", link.display()))?;
         running.push(kernel_link::program_maps(info.program)?);
     }
-    Ok(decide(&sets, &running, own, known))
+    let known = |version| layouts::of(version).is_some();
+    Ok(decide(&sets, &running, ABI_VERSION, known))
 }
 
-/// The same from what was found: the sets, and the maps of each attached program.
+/// The same from what was found: the sets, and the maps of each attached program. `known` tells
+/// which layouts can be read.
 fn decide(
     sets: &[Set],
     running: &[BTreeSet<u32>],
@@ -162,10 +169,13 @@ fn decide(
         };
         running.iter().flatten().any(|id| set.maps.contains(id) && !elsewhere(id))
     };
-    let mut stale = Vec::new();
+    // A set that was never finished, by a start that ended before it had loaded the program.
+    let torn = |set: &&Set| !set.whole && !runs(set);
+    let mut stale: Vec<_> = sets.iter().filter(torn).map(|set| set.folder).collect();
+    let sets: Vec<_> = sets.iter().filter(|set| !torn(set)).collect();
     let mut strange = Vec::new();
     let mut older: Vec<&Set> = Vec::new();
-    for set in sets.iter().filter(|set| set.folder.version != own) {
+    for &set in sets.iter().filter(|set| set.folder.version != own) {
         let Folder { version, stage } = set.folder;
         let readable = version < own && known(version);
         match (readable, stage) {
@@ -177,7 +187,7 @@ fn decide(
             (false, _) => strange.push(set.folder),
         }
     }
-    let at = |stage| sets.iter().find(|set| set.folder == Folder { version: own, stage });
+    let at = |stage| sets.iter().copied().find(|set| set.folder == Folder { version: own, stage });
     let (current, next, old) = (at(Stage::Current), at(Stage::Next), at(Stage::Old));
     let latest = older.iter().copied().filter(|set| runs(set)).last();
     let folder = |set: &Set| set.folder;
@@ -208,7 +218,7 @@ mod tests {
     use super::*;
 
     fn set(name: &str, maps: &[u32]) -> Set {
-        Set { folder: folder(name), maps: maps.iter().copied().collect() }
+        Set { folder: folder(name), maps: maps.iter().copied().collect(), whole: true }
     }
 
     fn folder(name: &str) -> Folder {
@@ -240,6 +250,16 @@ mod tests {
         let older = [set("v1", &[1]), set("v2", &[2])];
         assert_eq!(told(&older, &[&[1]]), (Plan::Migrate(folder("v1")), vec!["v2".into()]));
         assert_eq!(told(&older, &[]), (Plan::Migrate(folder("v2")), vec!["v1".into()]));
+    }
+
+    #[test]
+    fn a_set_that_was_never_finished_is_removed() {
+        let torn = |name: &str, maps: &[u32]| Set { whole: false, ..set(name, maps) };
+        for name in ["v1", "v3", "v3-next"] {
+            assert_eq!(told(&[torn(name, &[1])], &[]), (Plan::Make, vec![name.into()]));
+        }
+        // A program runs on this one: somebody has removed a pin.
+        assert_eq!(told(&[torn("v3", &[1])], &[&[1]]), (Plan::Adopt(folder("v3")), vec![]));
     }
 
     #[test]

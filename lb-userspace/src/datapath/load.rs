@@ -58,11 +58,11 @@ impl Xdp {
         let pin_dir = &settings.pin_dir;
         bpffs::ensure_mounted(pin_dir)?;
         make_folder(pin_dir)?;
-        let mut lock = bpffs::lock(pin_dir)?;
+        let lock = bpffs::lock(pin_dir)?;
         loop {
             let start = Start::plan(settings)?;
             let (finishes, made) = (start.finishes, start.makes);
-            let opened = start.run(settings, lock, done);
+            let opened = start.run(settings, &lock, done);
             if opened.is_err() {
                 tidy(pin_dir, made);
             }
@@ -71,7 +71,6 @@ impl Xdp {
                 return Ok(opened);
             }
             // The migration that another start began had other limits than this one.
-            lock = opened.lock;
         }
     }
 }
@@ -82,16 +81,12 @@ fn tidy(pin_dir: &Path, made: bool) {
     if made && links.is_ok_and(|links| links.is_empty()) {
         // The next start is to be free to size the maps.
         let _ = super::detach::remove(pin_dir);
-    } else if let Ok(standing) = stand(pin_dir) {
+    } else if let Ok(standing) = folders::stand(pin_dir) {
         let next = standing.stale.iter().filter(|folder| folder.stage == Stage::Next);
         for folder in next {
             let _ = folders::remove(&folder.path(pin_dir));
         }
     }
-}
-
-fn stand(pin_dir: &Path) -> Result<folders::Standing> {
-    folders::stand(pin_dir, ABI_VERSION, |version| layouts::of(version).is_some())
 }
 
 fn make_folder(path: &Path) -> Result<()> {
@@ -122,7 +117,7 @@ impl Start {
         let cpus = aya::util::nr_cpus()
             .map_err(|(what, error)| anyhow::Error::new(error).context(what))?
             as u32;
-        let standing = stand(pin_dir)?;
+        let standing = folders::stand(pin_dir)?;
         let next = CURRENT.as_stage(Stage::Next);
         let open = |folder| Source::open(pin_dir, folder, settings.limits, cpus);
         let start = |folder, from, limits| Self {
@@ -191,7 +186,7 @@ impl Start {
     fn run(
         self,
         settings: &Settings,
-        lock: fs::File,
+        lock: &fs::File,
         done: &mut dyn FnMut(Step) -> Result<()>,
     ) -> Result<Xdp> {
         let Self { folder, from, limits, cpus, finishes, .. } = self;
@@ -237,7 +232,7 @@ impl Start {
             program_id,
             settings,
             links,
-            lock,
+            _lock: lock.try_clone().context("keep the lock")?,
         })
     }
 }

@@ -47,7 +47,7 @@ pub struct Xdp {
     pub(super) settings: Settings,
     pub(super) links: Vec<Link>,
     /// Of the folder of the pins: there is one writer.
-    pub(super) lock: File,
+    pub(super) _lock: File,
 }
 
 impl Xdp {

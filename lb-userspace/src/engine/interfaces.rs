@@ -89,3 +89,56 @@ impl<D: DataPlane> Engine<D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Now, *};
+    use crate::{
+        datapath::fake::Fake,
+        settings::{Limits, Settings},
+    };
+
+    fn engine(reattach: bool) -> Engine<Fake> {
+        let mut data_plane = Fake::new(Limits { services: 4, backends: 4, ..Limits::default() });
+        data_plane.set_interface("eth0", None);
+        data_plane.set_interface("eth1", None);
+        let settings = Settings { reattach, ..Settings::default() };
+        Engine::adopt(data_plane, &settings).unwrap()
+    }
+
+    fn sweep(engine: &mut Engine<Fake>) -> Vec<(InterfaceEventKind, String)> {
+        let swept = engine.sweep(Now::read()).unwrap();
+        swept.interfaces.into_iter().map(|event| (event.kind, event.text)).collect()
+    }
+
+    #[test]
+    fn what_can_not_be_attached_is_tried_each_second_and_told_once() {
+        let mut engine = engine(true);
+        assert_eq!(sweep(&mut engine), []);
+        engine.data_plane_mut().set_interface("eth1", Some("it is gone"));
+        engine.data_plane_mut().refuse_reattach(Some("not yet"));
+        let lost = "eth1: the XDP program is gone: it is gone".to_owned();
+        assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Lost, lost)]);
+        for _ in 0..3 {
+            assert_eq!(sweep(&mut engine), []);
+        }
+        engine.data_plane_mut().refuse_reattach(None);
+        let back = "eth1: the XDP program is attached again".to_owned();
+        assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);
+        assert_eq!(engine.data_plane().problem("eth1"), None);
+        assert_eq!(sweep(&mut engine), []);
+    }
+
+    #[test]
+    fn nothing_is_attached_where_the_settings_forbid_it() {
+        let mut engine = engine(false);
+        engine.data_plane_mut().set_interface("eth0", Some("it was detached"));
+        assert_eq!(sweep(&mut engine).len(), 1);
+        assert_eq!(sweep(&mut engine), []);
+        assert!(engine.data_plane().problem("eth0").is_some());
+        // Whoever has taken it off has put it back.
+        engine.data_plane_mut().set_interface("eth0", None);
+        let back = "eth0: the XDP program is back".to_owned();
+        assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);
+    }
+}
