@@ -163,6 +163,7 @@ impl Config {
             limits: self.limits,
             tunnel: self.tunnel,
             seed: self.seed.obtain().context("obtain the seed")?,
+            reattach: Settings::default().reattach,
         })
     }
 
