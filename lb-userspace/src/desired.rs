@@ -14,6 +14,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::{Check, Policy};
+
 /// Everything that the operator wants of this node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Desired {
@@ -118,17 +120,31 @@ pub struct Service {
     pub idle_timeout: Duration,
     /// Flows per second, over all CPUs, that may be pinned while slots are in flux.
     pub syn_budget: u32,
+    /// How its backends are checked, and what is made of it.
+    pub policy: Policy,
     /// The backends by address.
     pub backends: BTreeMap<IpAddr, Backend>,
 }
 
 /// One backend of a service.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Backend {
     /// Its share of the ring, against the other backends' weights.
     pub weight: Weight,
     /// What the operator said of it.
     pub admin: Admin,
+    /// Whether it serves only when no backend that is no backup can.
+    pub backup: bool,
+    /// How it is checked, if not as the service says.
+    pub check: Option<Box<Check>>,
+}
+
+impl Service {
+    /// How a backend is checked.
+    #[must_use]
+    pub fn check_of<'a>(&'a self, backend: &'a Backend) -> &'a Check {
+        backend.check.as_deref().unwrap_or(&self.policy.check)
+    }
 }
 
 /// What the operator said of a backend.

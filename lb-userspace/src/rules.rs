@@ -226,7 +226,7 @@ mod tests {
     fn service(vip: &str, mode: Mode, backends: &[&str]) -> Service {
         let mut service = ServiceSpec::new(vip.parse().expect(vip), 80, mode).to_service();
         for address in backends {
-            let backend = Backend { weight: Default::default(), admin: Default::default() };
+            let backend = Backend::default();
             service.backends.insert(address.parse().expect(address), backend);
         }
         service

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use lb_common::abi::DEFAULT_RING_SLOTS;
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Admin, Backend, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight};
+use crate::{
+    desired::{Admin, Backend, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    health::{Check, Policy},
+};
 
 /// How long a silent TCP flow is kept, unless the service says otherwise.
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -36,13 +39,16 @@ pub struct ServiceSpec {
     /// How long a backend may drain, unless the command says otherwise; none: as long as it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_deadline_secs: Option<u64>,
+    /// How its backends are checked, and what is made of it.
+    #[serde(default)]
+    pub policy: Policy,
     /// The backends.
     #[serde(default)]
     pub backends: BTreeMap<IpAddr, BackendSpec>,
 }
 
 /// A backend, all of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendSpec {
     /// Its weight.
@@ -51,24 +57,32 @@ pub struct BackendSpec {
     /// What the operator said of it.
     #[serde(default)]
     pub admin: Admin,
+    /// Whether it serves only when no backend that is no backup can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub backup: bool,
+    /// How it is checked, if not as the service says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<Box<Check>>,
 }
 
 impl From<Backend> for BackendSpec {
     fn from(backend: Backend) -> Self {
-        Self { weight: backend.weight, admin: backend.admin }
+        let Backend { weight, admin, backup, check } = backend;
+        Self { weight, admin, backup, check }
     }
 }
 
 impl From<BackendSpec> for Backend {
     fn from(spec: BackendSpec) -> Self {
-        Self { weight: spec.weight, admin: spec.admin }
+        let BackendSpec { weight, admin, backup, check } = spec;
+        Self { weight, admin, backup, check }
     }
 }
 
 impl ServiceSpec {
     /// A TCP service without backends, everything else by default.
     #[must_use]
-    pub const fn new(vip: IpAddr, port: u16, mode: Mode) -> Self {
+    pub fn new(vip: IpAddr, port: u16, mode: Mode) -> Self {
         Self {
             vip,
             port,
@@ -79,6 +93,7 @@ impl ServiceSpec {
             ring_slots: DEFAULT_RING_SLOTS,
             syn_budget: DEFAULT_SYN_BUDGET,
             drain_deadline_secs: None,
+            policy: Policy::default(),
             backends: BTreeMap::new(),
         }
     }
@@ -97,10 +112,11 @@ impl ServiceSpec {
             ring_slots: service.ring_slots,
             syn_budget: service.syn_budget,
             drain_deadline_secs: drain_deadline.map(|deadline| deadline.as_secs()),
+            policy: service.policy.clone(),
             backends: service
                 .backends
                 .iter()
-                .map(|(at, backend)| (*at, (*backend).into()))
+                .map(|(at, backend)| (*at, backend.clone().into()))
                 .collect(),
         }
     }
@@ -121,7 +137,8 @@ impl ServiceSpec {
             ring_slots: self.ring_slots,
             idle_timeout: Duration::from_secs(self.idle_timeout_secs),
             syn_budget: self.syn_budget,
-            backends: self.backends.iter().map(|(at, spec)| (*at, (*spec).into())).collect(),
+            policy: self.policy.clone(),
+            backends: self.backends.iter().map(|(at, spec)| (*at, spec.clone().into())).collect(),
         }
     }
 }

@@ -24,6 +24,9 @@ pub(super) fn overview(status: &Status) -> String {
         usage("backends", status.backends_used),
         usage("pins", status.pins),
     );
+    if status.node.draining_since.is_some() {
+        text += &format!("{}\n", super::node::state(status));
+    }
     if let Some(error) = &status.last_error {
         text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");
     }

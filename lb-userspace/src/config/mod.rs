@@ -3,8 +3,10 @@
 //! The file is walked by hand over its spanned tree, since a serde type would stop at the first
 //! mistake and know no line for what is wrong between two values.
 
+mod check;
 mod service;
 mod tree;
+pub mod write;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +23,7 @@ pub use self::tree::Problem;
 use self::tree::{Problems, Table, parse_prefix};
 use crate::{
     desired::Desired,
+    diff::Intent,
     rules, seed,
     settings::{Limits, Settings, Tunnel, XdpModes},
     units,
@@ -158,6 +161,7 @@ impl Config {
             limits: self.limits,
             tunnel: self.tunnel,
             seed: self.seed.obtain().context("obtain the seed")?,
+            reattach: Settings::default().reattach,
         })
     }
 
@@ -178,6 +182,12 @@ impl Config {
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
+    }
+
+    /// What it says of services.
+    #[must_use]
+    pub const fn intent(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.drain_deadlines }
     }
 
     /// One line that says what the configuration holds.

@@ -6,9 +6,14 @@ use std::{
     time::Duration,
 };
 
-use super::{duration_within, tree::Table};
+use super::{
+    check::{read_check, read_policy},
+    duration_within,
+    tree::Table,
+};
 use crate::{
     desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
+    health::Check,
     rules::{IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
     spec::ServiceSpec,
 };
@@ -132,7 +137,8 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     });
     let ring_slots = ring_field.and_then(|f| f.integer(2..u64::from(MAX_RING_SLOTS) + 1));
     let syn_budget = table.optional("syn_budget").and_then(|f| f.integer(0..1 << 32));
-    let backends = read_backends(table, name, services);
+    let policy = read_policy(table);
+    let backends = read_backends(table, name, &policy.check, services);
 
     // Stand-ins go with nothing else that could be wrong; what clashes with other services is not
     // looked for in an incomplete one.
@@ -148,6 +154,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     service.idle_timeout = idle.unwrap_or(service.idle_timeout);
     service.ring_slots = ring_slots.unwrap_or(service.ring_slots);
     service.syn_budget = syn_budget.unwrap_or(service.syn_budget);
+    service.policy = policy;
     service.backends = backends;
     let kept = if complete { &mut services.desired } else { &mut services.incomplete };
     kept.services.insert(name.into(), service);
@@ -157,6 +164,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
 fn read_backends(
     table: &Table<'_>,
     service: &str,
+    check: &Check,
     services: &mut Services,
 ) -> BTreeMap<IpAddr, Backend> {
     let mut backends = BTreeMap::new();
@@ -176,10 +184,17 @@ fn read_backends(
                 ("disabled", Admin::Disabled),
             ])
         });
+        let backup = table.optional("backup").and_then(|field| field.flag());
+        let own = table.optional("check").and_then(|field| field.table("service.backend.check"));
+        let own = own.map(|table| Box::new(read_check(table, check.clone())));
         if let (Some(at), Some(field)) = (at, field) {
             let place = (field.span().start, field.path().to_owned());
-            let backend =
-                Backend { weight: weight.unwrap_or_default(), admin: admin.unwrap_or_default() };
+            let backend = Backend {
+                weight: weight.unwrap_or_default(),
+                admin: admin.unwrap_or_default(),
+                backup: backup.unwrap_or_default(),
+                check: own,
+            };
             if backends.insert(at, backend).is_some() {
                 field.refuse(format!(
                     "backend {at} is there already; give each backend once, with its weight"

@@ -233,6 +233,15 @@ impl<'a> Field<'a> {
         found
     }
 
+    /// `true` or `false`.
+    pub(super) fn flag(&self) -> Option<bool> {
+        let flag = self.value.get_ref().as_bool();
+        if flag.is_none() {
+            self.refuse(format!("{} instead of true or false", self.kind()));
+        }
+        flag
+    }
+
     /// A whole number of a range.
     pub(super) fn integer<T: TryFrom<u64>>(&self, range: Range<u64>) -> Option<T> {
         let expected = || format!("a number from {} to {} is expected", range.start, range.end - 1);

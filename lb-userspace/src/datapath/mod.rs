@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::Deref,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -21,19 +22,25 @@ use crate::{
 
 mod attach;
 mod bpffs;
+mod counters;
 pub mod decap;
 mod detach;
 pub mod entry;
 pub mod fake;
+mod folders;
 mod kernel_link;
+mod layouts;
 mod load;
 mod maps;
+mod migrate;
 mod mmap;
+mod pin_names;
 mod service_index;
 mod sys;
 mod xdp;
 
 pub use detach::detach;
+pub use migrate::Step;
 pub use mmap::Mapped;
 pub use xdp::Xdp;
 
@@ -53,6 +60,13 @@ pub trait DataPlane {
 
     /// The interfaces with the program, as the kernel tells it.
     fn interfaces(&self) -> Vec<status::Interface>;
+
+    /// Why an interface does not have the program, in words; none if it does.
+    fn problem(&self, interface: &str) -> Option<String>;
+
+    /// Attaches the program again to an interface that has lost it. What somebody else has attached
+    /// there stays, and is named.
+    fn reattach(&mut self, interface: &str) -> Result<()>;
 
     /// All services.
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>>;
@@ -115,6 +129,10 @@ pub trait DataPlane {
     /// What went to each backend, over all CPUs; the index is the backend's id.
     fn backend_totals(&self) -> Result<Vec<BackendTotals>>;
 
+    /// What went to these backends, over all CPUs, in their order: cheap enough for several times a
+    /// second.
+    fn totals_of(&self, ids: &[u16]) -> Result<Vec<BackendTotals>>;
+
     /// Starts a backend's counters from zero.
     fn reset_backend_totals(&mut self, id: u16) -> Result<()>;
 
@@ -175,12 +193,12 @@ pub struct BackendTotals {
     pub second_choices: u64,
 }
 
-/// Whole seconds of CLOCK_MONOTONIC, the program's clock.
+/// CLOCK_MONOTONIC, the program's clock.
 #[must_use]
-pub fn monotonic_secs() -> u32 {
+pub fn monotonic() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid for the write, and the call has no other effect.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     assert_eq!(result, 0, "CLOCK_MONOTONIC always exists");
-    time.tv_sec as u32
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -1,0 +1,267 @@
+//! The `[service.check]` tables of a configuration, and what a service makes of its checks.
+
+use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use super::{
+    duration_within,
+    tree::{Field, Table},
+};
+use crate::health::{
+    Check, Policy,
+    check::{Dns, Exec, Http, Kind, MAX_INTERVAL, MIN_INTERVAL, Start, Tls, Udp, Via},
+};
+
+/// The longest time of a slow start, and the longest half-life of a penalty.
+const MAX_WAIT: Duration = Duration::from_secs(86_400);
+
+/// Reads what a service makes of its backends' health.
+pub(super) fn read_policy(table: &Table<'_>) -> Policy {
+    let default = Policy::default();
+    let wait = |key, example: &str| {
+        table.optional(key)?.parsed(example, |text| duration_within(text, Duration::ZERO, MAX_WAIT))
+    };
+    let slow_start = wait("slow_start", "slow_start = \"30s\"");
+    let flap_half_life = wait("flap_half_life", "flap_half_life = \"60s\"");
+    let panic_threshold = table.optional("panic_threshold").and_then(|field| {
+        field.parsed("panic_threshold = \"50%\"", |text| {
+            let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
+            percent.filter(|percent| *percent <= 100).ok_or_else(|| {
+                format!("`{text}` is no share; write a whole number and a percent sign, as \"50%\"")
+            })
+        })
+    });
+    let min_healthy = table.optional("min_healthy").and_then(|field| field.integer(0..65_536));
+    let second_choice = table.optional("second_choice").and_then(|field| field.flag());
+    let check = table.optional("check").and_then(|field| field.table("service.check"));
+    Policy {
+        check: check.map_or(default.check.clone(), |table| read_check(table, default.check)),
+        slow_start: slow_start.unwrap_or(default.slow_start),
+        panic_threshold: panic_threshold.unwrap_or(default.panic_threshold),
+        min_healthy: min_healthy.unwrap_or(default.min_healthy),
+        flap_half_life: flap_half_life.unwrap_or(default.flap_half_life),
+        second_choice: second_choice.unwrap_or(default.second_choice),
+    }
+}
+
+/// Reads a check; what it does not say is as in `base`.
+pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
+    let kind = read_kind(&table, &base.kind);
+    let port = table.optional("port").and_then(|field| field.integer(1..65_536));
+    let via = table
+        .optional("via")
+        .and_then(|field| field.word(&[("vip", Via::Vip), ("backend", Via::Backend)]));
+    let time = |key: &'static str, example: &str| {
+        let field = table.optional(key)?;
+        field.parsed(example, |text| duration_within(text, MIN_INTERVAL, MAX_INTERVAL))
+    };
+    let interval = time("interval", "interval = \"2s\"");
+    let fast = time("fast_interval", "fast_interval = \"500ms\"");
+    let down = time("down_interval", "down_interval = \"2s\"");
+    let timeout = time("timeout", "timeout = \"1s\"");
+    let times = |key| table.optional(key).and_then(|field| field.integer::<u64>(1..256));
+    let times = |key| times(key).and_then(|times| NonZeroU8::new(u8::try_from(times).ok()?));
+    let rise = times("rise");
+    let fall = times("fall");
+    let jitter = table.optional("jitter").and_then(|field| {
+        field.parsed("jitter = \"10%\"", |text| {
+            let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
+            percent.filter(|percent| *percent <= 50).ok_or_else(|| {
+                format!("`{text}` is no jitter; write a share from \"0%\" to \"50%\"")
+            })
+        })
+    });
+    let start = table
+        .optional("start")
+        .and_then(|field| field.word(&[("up", Start::Up), ("down", Start::Down)]));
+    table.finish();
+    // The other times follow the interval, where only that is said.
+    let follow = |base: Duration, most: Duration| match interval {
+        Some(interval) => most.clamp(MIN_INTERVAL, interval.max(MIN_INTERVAL)),
+        None => base,
+    };
+    let quarter = interval.map_or(base.fast_interval, |interval| interval / 4);
+    let checks = interval.unwrap_or(base.interval);
+    Check {
+        kind,
+        port: port.or(base.port),
+        via: via.unwrap_or(base.via),
+        interval: checks,
+        fast_interval: fast.unwrap_or_else(|| follow(base.fast_interval, quarter)),
+        down_interval: down.unwrap_or_else(|| follow(base.down_interval, checks)),
+        timeout: timeout.unwrap_or_else(|| follow(base.timeout, base.timeout)),
+        rise: rise.unwrap_or(base.rise),
+        fall: fall.unwrap_or(base.fall),
+        jitter: jitter.unwrap_or(base.jitter),
+        start: start.unwrap_or(base.start),
+    }
+}
+
+/// The names of the kinds.
+const KINDS: [&str; 7] = ["none", "tcp", "http", "https", "udp", "dns", "exec"];
+
+fn read_kind(table: &Table<'_>, base: &Kind) -> Kind {
+    let words = KINDS.map(|name| (name, name));
+    let given = table.optional("type").and_then(|field| field.word(&words));
+    let name = given.unwrap_or_else(|| base.name());
+    let (http, tls) = match base {
+        Kind::Http(http) => (http.clone(), Tls::default()),
+        Kind::Https(http, tls) => (http.clone(), tls.clone()),
+        _ => Default::default(),
+    };
+    match name {
+        "tcp" => Kind::Tcp,
+        "http" => Kind::Http(read_http(table, http)),
+        "https" => Kind::Https(read_http(table, http), read_tls(table, tls)),
+        "udp" => Kind::Udp(read_udp(table, base)),
+        "dns" => Kind::Dns(read_dns(table, base)),
+        "exec" => Kind::Exec(read_exec(table, base)),
+        _ => Kind::None,
+    }
+}
+
+fn read_http(table: &Table<'_>, base: Http) -> Http {
+    let text = |key, example: &str| {
+        Some(table.optional(key)?.string(example)?.to_owned()).filter(|text| !text.is_empty())
+    };
+    let method = table.optional("method").and_then(|field| {
+        field.parsed("method = \"GET\"", |text| {
+            let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase());
+            fits.then(|| text.to_owned())
+                .ok_or_else(|| format!("`{text}` is no method; write one as \"GET\" or \"HEAD\""))
+        })
+    });
+    let path = table.optional("path").and_then(|field| {
+        field.parsed("path = \"/healthz\"", |text| {
+            let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+            fits.then(|| text.to_owned()).ok_or_else(|| {
+                format!("`{text}` is no path; begin it with `/`, and write other signs as %20")
+            })
+        })
+    });
+    let host = table.optional("host").and_then(|field| {
+        field.parsed("host = \"www.example.com\"", |text| {
+            let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+            fits.then(|| text.to_owned())
+                .ok_or_else(|| format!("`{text}` is no host; write a name, as \"www.example.com\""))
+        })
+    });
+    let status = table
+        .optional("status")
+        .and_then(|field| field.parsed("status = \"200-399\" or \"200, 301-302\"", parse_status));
+    Http {
+        method: method.unwrap_or(base.method),
+        path: path.unwrap_or(base.path),
+        host: host.or(base.host),
+        status: status.unwrap_or(base.status),
+        body: text("body", "body = \"healthy\"").or(base.body),
+    }
+}
+
+/// Reads `200`, `200-299`, or some of these with commas between them.
+fn parse_status(text: &str) -> Result<Vec<RangeInclusive<u16>>, String> {
+    let code = |text: &str| text.trim().parse().ok().filter(|code| (100..=599).contains(code));
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u16, u16) = (code(first)?, code(last)?);
+        (first <= last).then_some(first..=last)
+    };
+    text.split(',').map(range).collect::<Option<Vec<_>>>().ok_or_else(|| {
+        format!("`{text}` are no status codes; write codes from 100 to 599 and ranges of them, as \"200-299, 301\"")
+    })
+}
+
+fn read_tls(table: &Table<'_>, base: Tls) -> Tls {
+    let ca_file = table.optional("ca_file").and_then(|field| {
+        field.parsed("ca_file = \"/etc/lb/ca.pem\"", |text| {
+            let path = PathBuf::from(text);
+            let fits = path.is_absolute();
+            fits.then_some(path)
+                .ok_or_else(|| format!("`{text}` is not absolute; begin it with `/`"))
+        })
+    });
+    let name = table.optional("server_name");
+    let name = name.and_then(|field| field.string("server_name = \"www.example.com\""));
+    Tls {
+        insecure: table.optional("insecure").and_then(|f| f.flag()).unwrap_or(base.insecure),
+        server_name: name.map(str::to_owned).or(base.server_name),
+        ca_file: ca_file.or(base.ca_file),
+    }
+}
+
+/// A string of bytes, in which `\xNN`, `\r`, `\n`, `\t`, `\0` and `\\` stand for others.
+fn bytes(field: &Field<'_>) -> Option<Vec<u8>> {
+    field.parsed("'PING\\r\\n' or '\\x01\\x02'", |text| {
+        let wrong = |at: &str| {
+            format!("`{at}` is unknown after a `\\`; write \\xNN, \\r, \\n, \\t, \\0 or \\\\")
+        };
+        let mut bytes = Vec::new();
+        let mut rest = text.chars();
+        while let Some(sign) = rest.next() {
+            if sign != '\\' {
+                bytes.extend(sign.encode_utf8(&mut [0; 4]).as_bytes());
+                continue;
+            }
+            bytes.push(match rest.next() {
+                Some('r') => b'\r',
+                Some('n') => b'\n',
+                Some('t') => b'\t',
+                Some('0') => 0,
+                Some('\\') => b'\\',
+                Some('x') => {
+                    let digits: String = rest.by_ref().take(2).collect();
+                    let byte = u8::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 2);
+                    byte.ok_or_else(|| wrong(&format!("x{digits}")))?
+                }
+                other => return Err(wrong(&other.map(String::from).unwrap_or_default())),
+            });
+        }
+        Ok(bytes)
+    })
+}
+
+fn read_udp(table: &Table<'_>, base: &Kind) -> Udp {
+    let base = if let Kind::Udp(udp) = base { udp.clone() } else { Udp::default() };
+    let send = table.optional("send").and_then(|field| bytes(&field));
+    let expect = table.optional("expect").and_then(|field| bytes(&field));
+    Udp { send: send.unwrap_or(base.send), expect: expect.unwrap_or(base.expect) }
+}
+
+fn read_dns(table: &Table<'_>, base: &Kind) -> Dns {
+    let base = if let Kind::Dns(dns) = base { dns.clone() } else { Dns::default() };
+    let name = table.optional("query").and_then(|field| {
+        field.parsed("query = \"example.com\"", |text| {
+            let labels = text.trim_end_matches('.');
+            let fits = text == "."
+                || (labels.len() < 254
+                    && labels.split('.').all(|label| {
+                        (1..64).contains(&label.len())
+                            && label.bytes().all(|b| b.is_ascii_graphic())
+                    }));
+            fits.then(|| text.to_owned())
+                .ok_or_else(|| format!("`{text}` is no domain name; write one as \"example.com\""))
+        })
+    });
+    let words = ["A", "AAAA", "NS", "SOA", "MX", "TXT", "SRV", "CNAME", "PTR"].map(|r| (r, r));
+    let record = table.optional("record").and_then(|field| field.word(&words));
+    Dns { name: name.unwrap_or(base.name), record: record.map_or(base.record, str::to_owned) }
+}
+
+fn read_exec(table: &Table<'_>, base: &Kind) -> Exec {
+    const EXAMPLE: &str = "command = [\"/usr/local/bin/check\", \"--fast\"]";
+    let Some(field) = table.optional("command") else {
+        if let Kind::Exec(exec) = base {
+            return exec.clone();
+        }
+        table.refuse(format!("`command` is missing; add {EXAMPLE}"));
+        return Exec::default();
+    };
+    let words = field.strings(EXAMPLE).unwrap_or_default();
+    let command: Vec<_> =
+        words.iter().filter_map(|word| word.string(EXAMPLE).map(str::to_owned)).collect();
+    match command.first() {
+        Some(program) if program.starts_with('/') => {}
+        Some(program) => field.refuse(format!("`{program}` is not absolute; begin it with `/`")),
+        None => field.refuse(format!("no command; write {EXAMPLE}")),
+    }
+    Exec { command }
+}

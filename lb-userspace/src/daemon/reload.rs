@@ -1,0 +1,148 @@
+//! What the configuration and the changes by `lbctl` are together, at a start and at a reload, and
+//! that it is kept.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::{Balancer, Daemon};
+use crate::{
+    api::{Done, Reloaded},
+    config::{self, Config},
+    diff::{Intent, diff},
+    edit::{Refusal, RefusalKind},
+    events::{Kind, News},
+    overrides::{Conflict, Merged, Overrides, merge},
+    rules,
+    state_file::{self, State},
+};
+
+impl<B: Balancer> Daemon<B> {
+    /// What is in force.
+    pub(super) const fn in_force(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.deadlines }
+    }
+
+    /// Takes up the changes of an earlier run.
+    pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
+        let (desired, deadlines) = state.overrides.apply(state.configured());
+        let runtime = Intent { desired: &desired, deadlines: &deadlines };
+        let merged = merge(state.configured(), self.config.intent(), runtime, self.now().wall);
+        if let Some(violation) = rules::violations(&merged.desired, &self.limits).first() {
+            let to = state_file::set_aside(path)?;
+            self.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} does not go with the configuration, and is {} from here \
+                     on: changes by lbctl are lost",
+                    path.display(),
+                    to.display()
+                ),
+                violation.to_string(),
+            ));
+            return Ok(());
+        }
+        for conflict in &merged.conflicts {
+            self.overruled(conflict);
+        }
+        self.overrides = Overrides::between(self.config.intent(), merged.intent());
+        self.desired = merged.desired;
+        self.deadlines = merged.deadlines;
+        Ok(())
+    }
+
+    /// What a reload would put in force.
+    pub(super) fn plan_reload(&self) -> Result<(Config, Merged), Refusal> {
+        let invalid = |error: config::Error| {
+            Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
+        };
+        let config = Config::load(&self.file).map_err(invalid)?;
+        let merged = merge(self.config.intent(), config.intent(), self.in_force(), self.now().wall);
+        self.check(&merged.desired)?;
+        Ok((config, merged))
+    }
+
+    /// Reads the file again and puts in force what it changes.
+    pub(super) fn reload(&mut self) -> Result<Reloaded, Refusal> {
+        let (config, merged) =
+            self.plan_reload().map_err(|refusal| refusal.hint("nothing was changed"))?;
+        let differences = diff(self.in_force(), merged.intent());
+        let restart = self.config.needs_restart(&config);
+        let kept = self.config.clone();
+        self.config = Config {
+            interfaces: kept.interfaces,
+            xdp: kept.xdp,
+            pin_dir: kept.pin_dir,
+            limits: kept.limits,
+            tunnel: kept.tunnel,
+            seed: kept.seed,
+            socket: kept.socket,
+            group: kept.group,
+            state_file: kept.state_file,
+            ..config
+        };
+        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        let gone = self.desired.services.iter();
+        let gone = gone.filter(|(name, service)| {
+            !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
+        });
+        notes.extend(gone.map(|(name, _)| {
+            format!("the flows of service {name} end: nothing is forwarded for it any more")
+        }));
+        for conflict in &merged.conflicts {
+            self.overruled(conflict);
+            notes.push(conflict.to_string());
+        }
+        self.deadlines = merged.deadlines;
+        notes.extend(self.enact(merged.desired, "configuration reloaded")?);
+        if !restart.is_empty() {
+            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
+        }
+        notes.extend(self.config.warnings.iter().map(ToString::to_string));
+        let nothing = if differences.is_empty() { ", nothing changed" } else { "" };
+        let message = format!("configuration reloaded{nothing}: {}", self.config.summary());
+        Ok(Reloaded {
+            done: Done { message, notes, plan: None },
+            differences,
+            conflicts: merged.conflicts,
+        })
+    }
+
+    /// Tells of a change by `lbctl` that the configuration takes back.
+    fn overruled(&self, conflict: &Conflict) {
+        let cause = "it was changed in the configuration later than by lbctl";
+        let news = News::new(Kind::ConfigConflict, conflict.to_string(), cause);
+        let (service, backend) = (Some(conflict.service.clone()), conflict.backend);
+        self.effects.events.record(News { service, backend, ..news });
+    }
+
+    /// Writes the state file; what is to be said if that does not work.
+    pub(super) fn keep(&mut self) -> Option<String> {
+        let state = State {
+            configured: self.config.desired.clone(),
+            deadlines: self.config.drain_deadlines.clone(),
+            overrides: self.overrides.clone(),
+            node: self.node,
+        };
+        let error = state_file::save(&self.config.state_file, &state).err();
+        let error = error.map(|error| format!("{error:#}"));
+        let news = match (&error, &self.unkept) {
+            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
+                Kind::StateFileFailing,
+                "changes are not kept over a restart of lbd; trying again each second",
+                error.as_str(),
+            )),
+            (None, Some(error)) => Some(News::new(
+                Kind::StateFileWritten,
+                "changes are kept again",
+                format!("it did not work before: {error}"),
+            )),
+            _ => None,
+        };
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.unkept.clone_from(&error);
+        error.map(|error| {
+            format!("this is not kept over a restart of lbd, until it can be written: {error}")
+        })
+    }
+}

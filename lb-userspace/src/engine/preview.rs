@@ -1,0 +1,324 @@
+//! What a desired state would change, without a write.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{Engine, Now, owner, table};
+use crate::{
+    datapath::DataPlane,
+    desired::{Desired, ServiceKey},
+    netlink::{Neighbourhood, NextHop, Resolution, Want},
+    reconcile::{self, Change, Inputs, Target},
+    ring,
+};
+
+/// What would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// What would change of each service that is affected.
+    pub services: BTreeMap<String, ServicePreview>,
+    /// What would have no room in the maps.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+}
+
+/// What would change of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePreview {
+    /// Slots of its ring.
+    pub slots: u32,
+    /// Slots that get another owner for new flows.
+    pub slots_moved: u32,
+    /// Slots of which the flows that are there already move at once, but those that are pinned.
+    pub flow_slots_moved: u32,
+    /// Flows that are known each by itself (pinned, or tracked) and move at once.
+    pub flows_moved: u64,
+    /// Whether no backend has new flows afterwards.
+    pub starved: bool,
+    /// Whether it is gone afterwards, and its flows break instead of moving.
+    pub removed: bool,
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// What [`Engine::reconcile`] would do if this were desired. A backend of which nothing is known
+    /// yet is taken for one that can be reached.
+    ///
+    /// # Errors
+    ///
+    /// If a map can't be read.
+    pub fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
+        let neighbourhood = self.neighbourhood.as_ref().map(|known| presumed(known, desired));
+        let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
+        let mut ramping = self.ramping.clone();
+        let before = ramping.shares(now);
+        let inputs = Inputs {
+            desired,
+            neighbourhood: neighbourhood.as_ref(),
+            unreached: &unreached,
+            recovering: &recovering,
+            view: &self.view,
+            ramps: &before,
+            limits: self.data_plane.limits(),
+            cpus: self.data_plane.online_cpus(),
+            tunnel: &self.settings.tunnel,
+            seed: &self.settings.seed,
+            now,
+        };
+        let mut plan = reconcile::plan(&inputs, &self.applied);
+        if ramping.follow(&inputs, &plan, &self.applied) {
+            let ramps = ramping.shares(now);
+            plan = reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied);
+        }
+        let names = Names::new(self, desired, &plan.changes);
+        let mut services: BTreeMap<String, ServicePreview> = BTreeMap::new();
+        for change in &plan.changes {
+            let (id, seen) = match change {
+                Change::PublishRing(id, target) => (*id, self.published(*id, target)),
+                Change::RetargetRing(id, target) => (*id, self.retargeted(*id, target)?),
+                Change::DeleteRing(id) => (*id, self.deleted(*id)),
+                Change::PutBackend(_, value) => (value.service, ServicePreview::default()),
+                Change::ClearBackend(id) => {
+                    let Some(value) = self.applied.backends.get(id) else { continue };
+                    (value.service, ServicePreview::default())
+                }
+                _ => continue,
+            };
+            let Some(name) = names.0.get(&id) else { continue };
+            let held = services.entry(name.clone()).or_default();
+            if seen != ServicePreview::default() {
+                *held = seen;
+            } else if held.slots == 0 {
+                held.slots = self.applied.rings.get(&id).map_or(0, |ring| ring.slots);
+            }
+        }
+        Ok(Preview { services, left_out: plan.left_out })
+    }
+
+    /// A ring that is made whole: whoever had a flow in the one before has it no more.
+    fn published(&self, id: u16, target: &Target) -> ServicePreview {
+        let (slots, starved) = (target.slots, target.members.is_empty());
+        let Some(old) = self.applied.rings.get(&id) else {
+            return ServicePreview { slots, starved, ..ServicePreview::default() };
+        };
+        let owned: u32 = old.held.values().map(|held| held.current).sum();
+        ServicePreview {
+            slots,
+            slots_moved: slots,
+            flow_slots_moved: if target.bases && owned > 0 { slots } else { 0 },
+            flows_moved: self.flows_that_move(id, target),
+            starved,
+            removed: false,
+        }
+    }
+
+    fn retargeted(&self, id: u16, target: &Target) -> Result<ServicePreview> {
+        let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+        let table = table(target, &self.settings.seed);
+        let keeps = |id| target.bases && target.keeping.contains(&id);
+        let mut seen = ServicePreview {
+            slots: target.slots,
+            flows_moved: self.flows_that_move(id, target),
+            starved: target.members.is_empty(),
+            ..ServicePreview::default()
+        };
+        for (index, slot) in slots.iter().enumerate() {
+            let before = slot.owners();
+            let after = ring::step(before, owner(target, &table, index), keeps);
+            let older = |owners: lb_common::abi::Owners| match owners.base {
+                0 => owners.current,
+                base => base,
+            };
+            seen.slots_moved += u32::from(before.current != after.current);
+            let moves = target.bases && older(before) != 0 && older(before) != older(after);
+            seen.flow_slots_moved += u32::from(moves);
+        }
+        Ok(seen)
+    }
+
+    fn deleted(&self, id: u16) -> ServicePreview {
+        let slots = self.applied.rings.get(&id).map_or(0, |ring| ring.slots);
+        ServicePreview {
+            slots,
+            slots_moved: slots,
+            flow_slots_moved: slots,
+            flows_moved: self.flows_that_move(id, &Target::default()),
+            starved: true,
+            removed: true,
+        }
+    }
+
+    /// Flows, as the last walk found them, on backends that would keep none.
+    fn flows_that_move(&self, service: u16, target: &Target) -> u64 {
+        let stay: BTreeSet<u16> = target
+            .members
+            .iter()
+            .map(|(_, id)| *id)
+            .chain(target.keeping.iter().copied())
+            .collect();
+        let backends = self.applied.backends.iter();
+        let gone = backends.filter(|(id, value)| value.service == service && !stay.contains(id));
+        gone.filter_map(|(id, _)| self.walk.per_backend.get(id)).sum()
+    }
+}
+
+/// The names of services by the ids of their rings.
+struct Names(BTreeMap<u16, String>);
+
+impl Names {
+    fn new<D: DataPlane>(engine: &Engine<D>, desired: &Desired, changes: &[Change]) -> Self {
+        // What goes has its name from what is in force.
+        let named: BTreeMap<ServiceKey, &String> = [engine.desired(), desired]
+            .into_iter()
+            .flat_map(|desired| &desired.services)
+            .map(|(name, service)| (service.key, name))
+            .collect();
+        let there = engine.applied.services.iter().map(|(key, value)| (*key, value.id));
+        let added = changes.iter().filter_map(|change| match change {
+            Change::PutService(key, value) => Some((*key, value.id)),
+            _ => None,
+        });
+        let name =
+            |key: ServiceKey| named.get(&key).map_or_else(|| key.to_string(), |n| (*n).clone());
+        Self(there.chain(added).map(|(key, id)| (id, name(key))).collect())
+    }
+}
+
+/// What is known of next hops, and the best of those of which nothing is known.
+fn presumed(known: &Neighbourhood, desired: &Desired) -> Neighbourhood {
+    let mut all = known.clone();
+    for service in desired.services.values() {
+        for &address in service.backends.keys() {
+            let want = Want { address, mode: service.mode };
+            all.hops.entry(want).or_insert_with(|| Resolution::Resolved(somewhere(address)));
+        }
+    }
+    all
+}
+
+fn somewhere(address: IpAddr) -> NextHop {
+    let kind: [u8; 2] = if address.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+    let mut l2 = vec![0; 12];
+    l2.extend(kind);
+    NextHop { ifindex: 1, interface: String::new(), mac: [0; 6], l2, mtu: 1500 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use lb_common::abi::{FlowKey, FlowValue, flow_flags};
+
+    use super::*;
+    use crate::{
+        datapath::{FlowRef, fake::Fake},
+        desired::{Admin, Mode},
+        settings::{Limits, Settings, Tunnel, XdpModes},
+        spec::{BackendSpec, ServiceSpec},
+    };
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+
+    fn web() -> Desired {
+        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        spec.ring_slots = 1_009;
+        for last in 11..14 {
+            spec.backends.insert(IpAddr::from([10, 0, 0, last]), BackendSpec::default());
+        }
+        Desired { services: [("web".into(), spec.to_service())].into() }
+    }
+
+    fn with(admin: Admin) -> Desired {
+        let mut desired = web();
+        let service = desired.services.get_mut("web").expect("it is there");
+        service.backends.get_mut(&A).expect("it is there").admin = admin;
+        desired
+    }
+
+    /// An engine in which everything is reached, and the first backend has two pinned flows.
+    fn running() -> Engine<Fake> {
+        let limits = Limits::default();
+        let settings = Settings {
+            interfaces: Vec::new(),
+            pin_dir: PathBuf::new(),
+            xdp: XdpModes::default(),
+            force: false,
+            limits,
+            tunnel: Tunnel::default(),
+            seed: [7; 16],
+        };
+        let mut engine = Engine::adopt(Fake::new(limits), &settings).expect("empty maps");
+        engine.set_neighbourhood(presumed(&Neighbourhood::default(), &web()));
+        engine.set_desired(web());
+        engine.reconcile(Now::read()).expect("it is written");
+        let id = engine.status().expect("it is read").services["web"].backends[&A].id;
+        for port in 1..=2_u16 {
+            let key = FlowKey { source: [9; 16], port: port.into(), service: 0 };
+            let seen = Now::read().mono_secs();
+            let flags = flow_flags::ESTABLISHED;
+            let value = FlowValue { seen, backend: id, flags };
+            engine.data_plane_mut().add_flow(FlowRef::Pin(key), value);
+        }
+        engine.walk_flows(Now::read()).expect("it is read");
+        engine
+    }
+
+    #[test]
+    fn a_preview_tells_what_a_reconcile_then_moves_and_writes_nothing() {
+        let deadline = None;
+        for (admin, moved_by_slot, moved) in [
+            (Admin::Enabled, false, 0),
+            (Admin::Draining { deadline }, false, 0),
+            (Admin::Removing { deadline }, false, 0),
+            (Admin::Disabled, false, 0),
+            (Admin::Down, true, 2),
+        ] {
+            let mut engine = running();
+            let (dump, writes) = (engine.data_plane().dump(), engine.data_plane().writes());
+            let desired = with(admin);
+            let preview = engine.preview(&desired, Now::read()).expect("it is read");
+            assert_eq!(engine.data_plane().writes(), writes);
+            assert_eq!(engine.data_plane().dump(), dump);
+            let seen = preview.services.get("web").copied().unwrap_or_default();
+            engine.set_desired(desired);
+            let outcome = engine.reconcile(Now::read()).expect("it is written");
+            assert_eq!(u64::from(seen.slots_moved), outcome.slots_moved, "{admin:?}");
+            assert_eq!(seen.flow_slots_moved > 0, moved_by_slot, "{admin:?}");
+            assert_eq!(seen.flows_moved, moved, "{admin:?}");
+            assert!(!seen.starved && !seen.removed, "{admin:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_goes_takes_its_flows_with_it() {
+        let engine = running();
+        let preview = engine.preview(&Desired::default(), Now::read()).expect("it is read");
+        let expected = ServicePreview {
+            slots: 1_009,
+            slots_moved: 1_009,
+            flow_slots_moved: 1_009,
+            flows_moved: 2,
+            starved: true,
+            removed: true,
+        };
+        assert_eq!(preview.services, [("web".to_owned(), expected)].into());
+    }
+
+    #[test]
+    fn a_drain_back_in_its_ring_moves_what_it_lost() {
+        let mut engine = running();
+        engine.set_desired(with(Admin::Draining { deadline: None }));
+        engine.reconcile(Now::read()).expect("it is written");
+        // Its older flows are on the base owners, so by force they move, and by a return they stay.
+        let down = engine.preview(&with(Admin::Down), Now::read()).expect("it is read");
+        let down = down.services["web"];
+        assert_eq!(down.slots_moved, 0);
+        assert!(down.flow_slots_moved > 300 && down.flows_moved == 2, "{down:?}");
+        let back = engine.preview(&web(), Now::read()).expect("it is read").services["web"];
+        assert_eq!((back.slots_moved, back.flow_slots_moved), (down.flow_slots_moved, 0));
+    }
+}

@@ -1,0 +1,90 @@
+//! Whether backends can serve: what is checked and how ([`check`]), and what a service does with
+//! the answers ([`Policy`]).
+//!
+//! Checks only say what they saw of a backend ([`Seen`]); the engine makes owners of it, as it does
+//! of what the operator wants.
+
+pub mod assign;
+pub mod check;
+pub mod damping;
+pub mod fsm;
+pub mod probe;
+pub mod prober;
+pub mod vip;
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::check::Check;
+use crate::{desired::ServiceKey, units::millis};
+
+/// What a service does with what is known of its backends' health.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// How its backends are checked, unless one has a check of its own.
+    pub check: Check,
+    /// How long a backend that is back takes until it has its whole share; zero: no time.
+    #[serde(with = "millis")]
+    pub slow_start: Duration,
+    /// Percent of the backends: when fewer are up, checks are ignored for choosing. 0: never.
+    pub panic_threshold: u8,
+    /// When fewer backends are up, the service says that it is not ready.
+    pub min_healthy: u16,
+    /// The time in which half of a backend's penalty for going down is forgiven (RFC 2439); zero:
+    /// flapping is not damped.
+    #[serde(with = "millis")]
+    pub flap_half_life: Duration,
+    /// Whether a SYN that is sent again to a silent backend goes to another one.
+    pub second_choice: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            check: Check::default(),
+            slow_start: Duration::ZERO,
+            panic_threshold: 0,
+            min_healthy: 1,
+            flap_half_life: Duration::from_secs(60),
+            second_choice: true,
+        }
+    }
+}
+
+/// A backend of a service, for those who don't care for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceKey,
+    /// The backend's address.
+    pub backend: IpAddr,
+}
+
+/// What the checks have found out about a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// It serves, as far as is known.
+    #[default]
+    Up,
+    /// It does not answer as it should: no new flows, it keeps the ones it has.
+    SoftDown,
+    /// It is certainly not there (it refuses connections): its flows move at once.
+    HardDown,
+}
+
+/// What is seen of a backend at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// What the checks say.
+    pub condition: Condition,
+    /// Whether it is up and is not trusted yet, since it was down too often of late.
+    pub held: bool,
+    /// Whether its clients' packets say that it is silent, and no check has decided yet.
+    pub suspect: bool,
+}
+
+/// What is seen of all backends; one that is not in it is up.
+pub type View = BTreeMap<Target, Seen>;
