@@ -6,6 +6,7 @@ mod config;
 mod decap;
 mod drain;
 mod events;
+mod health;
 mod node;
 mod patience;
 mod plan;
