@@ -2,7 +2,9 @@
 //! notice; what starts takes over what runs.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    net::IpAddr,
     os::unix::process::ExitStatusExt as _,
     path::Path,
     time::{Duration, Instant},
@@ -16,6 +18,7 @@ use kit::{
     http::Connection,
     lab::{INTERFACE, Lab, Options},
     load::{Load, Plan},
+    status::Status,
     udp::{Echo, Probe},
     wait,
     ways::Way,
@@ -146,6 +149,53 @@ fn a_start_adopts_what_runs() -> Result<()> {
             assert_eq!(old.slots, new.slots, "{name} {address}");
             assert_eq!(old.base_slots, new.base_slots, "{name} {address}");
         }
+    }
+    Ok(())
+}
+
+/// Packets sent to each backend of the TCP service.
+fn sent(status: &Status) -> Result<BTreeMap<IpAddr, u64>> {
+    let backends = status.service(WAY.name())?.backends.iter();
+    Ok(backends.map(|(address, backend)| (*address, backend.sent.packets)).collect())
+}
+
+#[test]
+fn counters_survive_reload_and_restart() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, mut balancer) = lab()?;
+    let get = || {
+        Connection::open(&lab.client.namespace, WAY.target(), Duration::from_secs(5))
+            .and_then(|mut connection| connection.get("/")?.ok())
+    };
+    for _ in 0..30 {
+        get()?;
+    }
+    let mut before = sent(&balancer.status()?)?;
+    assert!(before.values().all(|packets| *packets > 0), "each had requests: {before:?}");
+    for act in ["reload", "stop", "kill"] {
+        match act {
+            "reload" => {
+                balancer.signal(libc::SIGHUP)?;
+                wait::until_true(Duration::from_secs(5), "it has reloaded", || {
+                    Ok(balancer.log().contains("configuration reloaded"))
+                })?;
+            }
+            "stop" => drop(balancer.stop()?),
+            _ => balancer.kill()?,
+        }
+        if act != "reload" {
+            balancer.launch()?;
+        }
+        let after = sent(&balancer.wait_usable()?)?;
+        for (address, packets) in &before {
+            ensure!(after[address] >= *packets, "{act}: {address} {packets} -> {}", after[address]);
+        }
+        get()?;
+        let now = sent(&balancer.status()?)?;
+        ensure!(now.values().sum::<u64>() > after.values().sum(), "{act}: {after:?} -> {now:?}");
+        before = now;
     }
     Ok(())
 }
