@@ -87,7 +87,7 @@ struct Inner {
     vips: Mutex<Arc<BTreeSet<IpAddr>>>,
     open: Mutex<Option<Open>>,
     table: Arc<Table>,
-    sources: tokio::sync::Mutex<Sources>,
+    sources: Sources,
     ports: Mutex<HashMap<(IpAddr, Protocol), Ports<Held>>>,
     keys: RandomState,
     drawn: AtomicU64,
@@ -221,12 +221,10 @@ impl Inner {
 
     /// The address to ask from.
     async fn source(&self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
-        let mut sources = self.sources.lock().await;
-        let (source, read) = sources.of(way, vips).await?;
-        if read {
-            lock(&self.ports).retain(|(own, _), ports| ports.is_open() || sources.has(*own));
-        }
-        Ok(source)
+        let forget = |is_own: &dyn Fn(IpAddr) -> bool| {
+            lock(&self.ports).retain(|(own, _), ports| ports.is_open() || is_own(*own));
+        };
+        self.sources.of(way, vips, forget).await
     }
 
     fn lease(&self, source: IpAddr, protocol: Protocol, peer: SocketAddr) -> Result<Lease, Error> {

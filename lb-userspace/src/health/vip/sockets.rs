@@ -9,6 +9,7 @@ use std::{
 };
 
 use lb_common::packet::ethernet;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use socket2::{Domain, Protocol as Number, SockAddr, SockFilter, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -165,5 +166,7 @@ fn attach(socket: &Socket, program: &Program) -> io::Result<()> {
 
 /// Gives a socket its receive buffer, beyond the system's limit where this process may.
 fn enlarge(socket: &Socket) -> io::Result<()> {
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)
+    setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER)
+        .map_err(io::Error::from)
+        .or_else(|_| socket.set_recv_buffer_size(RECEIVE_BUFFER))
 }
