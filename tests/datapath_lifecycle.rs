@@ -186,7 +186,8 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
     let pins = MapData::from_pin(maps.join("PINS")).unwrap();
     let mut pins: HashMap<_, FlowKey, FlowValue> = Map::HashMap(pins).try_into().unwrap();
     // Later than it is: a machine may have started a minute ago.
-    let now = Now { mono_secs: Now::read().mono_secs + 10_000, ..Now::read() };
+    let now = Now::read();
+    let now = Now { mono: now.mono + Duration::from_secs(10_000), ..now };
     let key = |port: u16| FlowKey { source: [1; 16], port: port.into(), service: 0 };
     for port in 0..15_000_u16 {
         // A third each: alive, silent for too long, and on a backend that is not there.
@@ -207,9 +208,10 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
     assert!(met.into_iter().eq(0..15_000));
     // The slots say that there are pins, which is what makes a sweep look.
     engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(now.mono_secs));
-    let looked = Now { mono_secs: (now.mono_secs / 64 + 1) * 64, ..now };
+    let looked = Duration::from_secs((now.mono.as_secs() / 64 + 1) * 64);
+    let looked = Now { mono: looked, ..now };
     engine.sweep(looked).unwrap();
-    let later = Now { mono_secs: looked.mono_secs + 1, ..now };
+    let later = Now { mono: looked.mono + Duration::from_secs(1), ..now };
     engine.sweep(later).unwrap();
     let told = engine.status().unwrap();
     assert_eq!(told.pins.used, 5_000);

@@ -174,7 +174,7 @@ fn detach_removes_everything() -> Result<()> {
     };
     get(Duration::from_secs(5))?;
     let pins = balancer.pins().to_str().context("a path in UTF-8")?;
-    balancer.lbctl(&["detach", "--pin-dir", pins])?;
+    balancer.lbctl(&["detach", "--yes", "--pin-dir", pins])?;
     wait::until_true(Duration::from_secs(5), "the program is gone", || Ok(!has_program(&lab)?))?;
     let left: Vec<_> = fs::read_dir(balancer.pins()).into_iter().flatten().collect();
     assert!(left.is_empty(), "pins are left: {left:?}");

@@ -124,7 +124,7 @@ impl Harness {
             slots: SLOTS,
             id,
             udp_policy: setup.udp_policy,
-            reserved: 0,
+            flags: 0,
             idle_timeout: 900,
             syn_budget: setup.syn_budget,
         };

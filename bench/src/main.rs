@@ -1,10 +1,13 @@
 //! Measures what the balancer costs. `cargo xtask bench` runs it.
 
 mod datapath;
+mod failover;
 mod frames;
 mod harness;
 mod report;
 mod rings;
+
+use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
@@ -30,13 +33,29 @@ enum What {
         #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1_000..))]
         packets: u32,
     },
+    /// What a fault of one backend costs the clients, here and with HAProxy
+    Failover(failover::Arguments),
 }
 
-fn main() -> Result<()> {
-    let What::Datapath { json, rounds, packets } = Arguments::parse().what;
-    // SAFETY: no precondition.
-    let user = unsafe { libc::geteuid() };
-    ensure!(user == 0, "the benchmark loads programs into the kernel: run it as root");
+fn main() -> ExitCode {
+    match run(Arguments::parse().what) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("bench: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(what: What) -> Result<()> {
+    ensure!(kit::is_root(), "the benchmark loads programs into the kernel: run it as root");
+    match what {
+        What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),
+        What::Failover(arguments) => failover::run(&arguments),
+    }
+}
+
+fn datapath(json: bool, rounds: u32, packets: u32) -> Result<()> {
     harness::stay_on_one_cpu()?;
     let report = report::Report {
         packets: datapath::measure(rounds, packets)?,

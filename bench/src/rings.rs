@@ -15,7 +15,7 @@ use aya::maps::MapData;
 use lb_common::abi::{ABI_VERSION, Slot};
 use lb_userspace::{
     datapath::{Xdp, detach},
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
     engine::{Engine, Now},
     maglev::{self, Member},
     netlink::{Neighbourhood, NextHop, Resolution},
@@ -77,7 +77,6 @@ fn address(n: usize) -> IpAddr {
 
 fn desired(backends: usize) -> Desired {
     let vip = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
-    let one = Backend::default();
     let service = Service {
         key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
         mode: Mode::Ipip,
@@ -85,7 +84,8 @@ fn desired(backends: usize) -> Desired {
         ring_slots: SLOTS,
         idle_timeout: Duration::from_secs(900),
         syn_budget: 20_000,
-        backends: (0..backends).map(|n| (address(n), one)).collect(),
+        policy: Default::default(),
+        backends: (0..backends).map(|n| (address(n), Backend::default())).collect(),
     };
     Desired { services: [("web".to_owned(), service)].into() }
 }

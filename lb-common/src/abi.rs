@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_
 use crate::shared::{SharedU16, SharedU32, SharedU64};
 
 /// Number of the layouts in this file; a part of the pin path.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Services, unless the configuration says otherwise.
 pub const DEFAULT_SERVICES: u32 = 512;
@@ -126,6 +126,12 @@ pub mod udp_policy {
     pub const QUIC: u8 = 2;
 }
 
+/// Bits of [`Service::flags`].
+pub mod service_flags {
+    /// TCP: a SYN that is sent again to a backend that seems silent goes to another one.
+    pub const SECOND_CHOICE: u8 = 1;
+}
+
 /// Value of `SERVICES_V4` and `SERVICES_V6`: one cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
@@ -138,8 +144,8 @@ pub struct Service {
     pub id: u16,
     /// One of [`udp_policy`].
     pub udp_policy: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// Bits of [`service_flags`].
+    pub flags: u8,
     /// Seconds without a packet after which a flow counts as gone.
     pub idle_timeout: u32,
     /// Pins that one CPU may make for this service in a second.
@@ -263,6 +269,9 @@ pub mod backend_flags {
     pub const TUNNEL: u8 = 2;
     /// The backend's address is IPv6, and so is the packet that leaves.
     pub const V6: u8 = 4;
+    /// The daemon thinks that the backend may be silent. It gets all its packets as before; only a
+    /// SYN that is sent again is better off elsewhere.
+    pub const SUSPECT: u8 = 8;
 }
 
 /// Value of `BACKENDS`, indexed by backend id. What every packet needs is in the first cache line,
@@ -462,8 +471,14 @@ pub struct BackendCounter {
     pub unpinned: SharedU64,
     /// SYNs that were recognised as sent again.
     pub syn_retransmissions: SharedU64,
+    /// TCP SYNs since the last other packet of a TCP client. A client that goes on after its SYN
+    /// has heard from the backend, whose answers bypass the balancer; so a silent backend's number
+    /// only grows. It is this CPU's view, and no total.
+    pub unanswered: SharedU64,
+    /// SYNs that came here as their slot's second choice.
+    pub second_choices: SharedU64,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: u64,
 }
 
 /// How many pins one CPU may still make for one service: the element of `SYN_BUDGETS`, which has

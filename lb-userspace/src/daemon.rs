@@ -2,33 +2,52 @@
 //!
 //! Requests, signals, news of the neighbourhood and each second come in one after the other. What
 //! changes the desired state is checked as a whole, kept in the state file, and given to the
-//! engine; the answer goes out when the maps are written.
+//! engine; the answer goes out when the maps are written. What waits while the maps are written is
+//! taken together, so that a burst of changes ends in few writes.
 
 mod balancer;
+mod batch;
+mod guard;
+mod health;
+mod node;
+mod pace;
+mod reach;
+mod reload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::IpAddr,
-    path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
 
-pub use self::balancer::Balancer;
+pub use self::{balancer::Balancer, health::Checks};
+use self::{batch::Asked, health::Health, pace::Pace, reach::Reach};
 use crate::{
-    api::{Done, Request},
-    config::{self, Config},
+    api::{Done, Plan, Reloaded, Request, Terms},
+    clock::{self, Clocks, Jump},
+    config::Config,
     desired::{Admin, Desired},
-    edit::{Edit, Refusal, RefusalKind},
-    engine::Now,
+    diff::Intent,
+    edit::{Refusal, RefusalKind},
+    engine::{Now, Suspicion},
+    events::{Events, Kind, News, changes},
+    health::prober::Report,
     netlink::{Neighbourhood, Resolution, Want},
+    notify::Notifier,
     overrides::Overrides,
     rules,
     settings::Limits,
     state_file::{self, Loaded, State},
-    status::Status,
+    status::{Node, Status},
+    units::format_duration,
 };
 
 /// How often the engine looks for what has run out.
@@ -36,6 +55,17 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long the start waits for the next hops of all backends, so that none is taken for
 /// unreachable because it was not asked for yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
+/// How often the engine looks for backends that are silent: several times before a client sends its
+/// SYN again.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
+/// that whoever starts it need not wait for ever.
+const START: Duration = Duration::from_secs(30);
+/// Requests that are taken together.
+const BATCH: usize = 4_096;
+
+/// Where an answer goes.
+type Tell<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// What the operator asks for by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +85,8 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// The neighbourhood.
     pub neighbours: watch::Receiver<Neighbourhood>,
+    /// What is found out about backends.
+    pub reports: mpsc::UnboundedReceiver<Report>,
 }
 
 /// What the daemon does beside the engine.
@@ -63,6 +95,12 @@ pub struct Effects {
     pub want: Box<dyn Fn(BTreeSet<Want>) + Send>,
     /// Removes what is pinned, when the engine is gone.
     pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
+    /// Reads the clocks.
+    pub clocks: Box<dyn Fn() -> Clocks + Send>,
+    /// Where events go.
+    pub events: Events,
+    /// The service manager.
+    pub notifier: Notifier,
 }
 
 /// Why the daemon ended.
@@ -78,6 +116,7 @@ pub enum Ended {
 pub struct Daemon<B> {
     balancer: B,
     effects: Effects,
+    health: Health,
     file: PathBuf,
     config: Config,
     /// Of the maps as they were made; a reload does not change them.
@@ -85,9 +124,23 @@ pub struct Daemon<B> {
     overrides: Overrides,
     desired: Desired,
     deadlines: BTreeMap<String, Duration>,
+    node: Node,
+    reach: Reach,
+    /// Interfaces that have lost the program.
+    bare: BTreeSet<String>,
+    clocks: clock::Watch,
     started: Instant,
+    /// Who waits for the start to be over.
+    ready: Option<oneshot::Sender<()>>,
+    pace: Pace,
+    /// Whether something was heard since the maps were written.
+    stale: bool,
+    /// Whether maps were written in this turn.
+    wrote: bool,
     /// What the last write of maps met with.
     last_error: Option<String>,
+    /// What the last write of the state file met with.
+    unkept: Option<String>,
 }
 
 impl<B: Balancer> Daemon<B> {
@@ -96,38 +149,68 @@ impl<B: Balancer> Daemon<B> {
     /// # Errors
     ///
     /// The state file can't be read.
-    pub fn new(balancer: B, effects: Effects, file: PathBuf, config: Config) -> Result<Self> {
+    pub fn new(
+        balancer: B,
+        checks: Box<dyn Checks>,
+        effects: Effects,
+        file: PathBuf,
+        config: Config,
+    ) -> Result<Self> {
+        let clocks = (effects.clocks)();
         let mut daemon = Self {
             balancer,
             effects,
+            health: Health::new(checks, config.tunnel),
             file,
             limits: config.limits,
             desired: config.desired.clone(),
             deadlines: config.drain_deadlines.clone(),
             overrides: Overrides::default(),
             config,
+            node: Node::default(),
+            reach: Reach::default(),
+            bare: BTreeSet::new(),
+            clocks: clock::Watch::new(clocks),
             started: Instant::now(),
+            ready: None,
+            pace: Pace::default(),
+            stale: false,
+            wrote: false,
             last_error: None,
+            unkept: None,
         };
         let path = daemon.config.state_file.clone();
+        let kept_at = fs::metadata(&path).and_then(|meta| meta.modified());
         match state_file::load(&path)? {
             Loaded::Absent => {}
-            Loaded::SetAside { to, reason } => tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason,
-                "the state file can't be used: changes by lbctl are lost, the configuration is in force"
-            ),
-            Loaded::State(state) => daemon.resume(&path, state)?,
+            Loaded::SetAside { to, reason } => daemon.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} can't be used, and is {} from here on: changes by lbctl \
+                     are lost, the configuration is in force",
+                    path.display(),
+                    to.display()
+                ),
+                reason,
+            )),
+            Loaded::State(state) => {
+                daemon.node = state.node;
+                daemon.resume(&path, state)?;
+                // A clock that is behind what was written was set meanwhile, or not yet.
+                let jump = kept_at
+                    .ok()
+                    .and_then(|kept_at| Jump::between(kept_at, clocks.wall, Duration::ZERO));
+                if let Some(jump @ Jump::Back(_)) = jump {
+                    daemon.follow_clock(jump);
+                }
+            }
         }
         Ok(daemon)
     }
 
     /// One line for when the daemon is ready: VIPs, interfaces and their modes.
-    ///
-    /// # Errors
-    ///
-    /// The maps can't be read.
-    pub fn ready_line(&self) -> Result<String> {
-        let interfaces = self.balancer.status()?.interfaces;
+    fn ready_line(&self) -> String {
+        let interfaces = self.balancer.interfaces();
         let interfaces = interfaces.iter().map(|i| format!("{} (XDP {})", i.name, i.mode));
         let services = self.desired.services.iter();
         let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
@@ -135,37 +218,7 @@ impl<B: Balancer> Daemon<B> {
             true => "none".to_owned(),
             false => items.join(", "),
         };
-        Ok(format!(
-            "ready on {}; services: {}",
-            list(interfaces.collect()),
-            list(services.collect())
-        ))
-    }
-
-    /// Takes up the changes of an earlier run.
-    fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let State { configured, overrides } = state;
-        let overrides = self.retired(overrides, &configured, &self.config);
-        let desired = overrides.apply(&self.config.desired);
-        if let Some(violation) = rules::violations(&desired, &self.limits).first() {
-            let to = state_file::set_aside(path)?;
-            tracing::error!(
-                file = %path.display(), moved_to = %to.display(), reason = %violation,
-                "the state file does not go with the configuration: changes by lbctl are lost"
-            );
-            return Ok(());
-        }
-        self.deadlines = deadlines(&self.config, &overrides);
-        self.overrides = overrides;
-        self.desired = desired;
-        Ok(())
-    }
-
-    /// Overrides that keep what `config` no longer has until its flows have ended.
-    fn retired(&self, overrides: Overrides, before: &Desired, config: &Config) -> Overrides {
-        let wall = SystemTime::now();
-        let deadline = |name: &str| wall.checked_add(*config.drain_deadlines.get(name)?);
-        overrides.retire(before, &config.desired, deadline)
+        format!("ready on {}; services: {}", list(interfaces.collect()), list(services.collect()))
     }
 
     /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
@@ -173,51 +226,150 @@ impl<B: Balancer> Daemon<B> {
     /// # Errors
     ///
     /// The neighbourhood can't be followed any more, or the pins can't be removed.
-    pub async fn run(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+    pub async fn run(self, inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+        let (events, notifier) = (self.effects.events.clone(), self.effects.notifier);
+        let ended = self.serve(inputs, ready).await;
+        let (message, cause) = match &ended {
+            Ok(Ended::Stopped) => {
+                ("lbd ends; forwarding goes on, `lbctl detach` ends it", "it was told to".into())
+            }
+            Ok(Ended::Detached) => {
+                ("detached; nothing is forwarded any more", "lbctl detach".into())
+            }
+            Err(error) => ("lbd ends; forwarding goes on", format!("{error:#}")),
+        };
+        notifier.stopping(message);
+        events.record(News::new(Kind::Stopping, message, cause));
+        events.close();
+        ended
+    }
+
+    async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+        self.ready = Some(ready);
         self.balancer.set_desired(self.desired.clone());
+        self.health.adopt(self.balancer.adopted_view());
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
-        if let Err(error) = self.save() {
-            tracing::error!("{error:#}");
-        }
-        // Nobody may be waiting.
-        let _ = ready.send(());
+        self.reconcile();
+        self.keep();
+        self.get_ready();
 
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let beat = self.effects.notifier.beat();
+        let mut watchdog = interval(beat.unwrap_or(TICK));
+        watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waiting = Vec::new();
+        let mut reports = Vec::new();
         loop {
+            let rest = self.pace.rest(Instant::now());
+            let rests = rest.is_some();
             tokio::select! {
-                changed = inputs.neighbours.changed() => {
+                // The rest is over: what has come meanwhile is taken together.
+                () = sleep_until(rest.unwrap_or_else(Instant::now).into()), if rests => continue,
+                changed = inputs.neighbours.changed(), if !rests => {
                     changed.context("follow the kernel's neighbours")?;
-                    let neighbourhood = inputs.neighbours.borrow_and_update().clone();
-                    self.meet(neighbourhood);
+                    inputs.neighbours.mark_changed();
                 }
-                _ = tick.tick() => self.tick(),
+                count = inputs.requests.recv_many(&mut waiting, BATCH), if !rests => {
+                    if count == 0 {
+                        return Ok(Ended::Stopped);
+                    }
+                }
+                Some(report) = inputs.reports.recv(), if !rests => reports.push(report),
+                _ = tick.tick() => {
+                    self.tick();
+                    continue;
+                }
+                _ = look.tick() => {
+                    self.look();
+                    continue;
+                }
+                // By this task itself, so that one that hangs is noticed.
+                _ = watchdog.tick(), if beat.is_some() => {
+                    self.effects.notifier.alive();
+                    continue;
+                }
                 signal = inputs.signals.recv() => match signal {
-                    Some(Signal::Reload) => match self.reload() {
-                        Ok(done) => tracing::info!(notes = ?done.notes, "{}", done.message),
-                        Err(refusal) => tracing::error!("configuration not reloaded: {refusal}"),
-                    },
+                    Some(Signal::Reload) => {
+                        // Answered by an event.
+                        let _ = self.reload_for("SIGHUP");
+                        continue;
+                    }
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
-                request = inputs.requests.recv() => match request {
-                    None => return Ok(Ended::Stopped),
-                    Some(Request::Detach(tell)) => return self.detach(tell),
-                    Some(request) => self.answer(request),
-                },
+            }
+            while waiting.len() < BATCH
+                && let Ok(request) = inputs.requests.try_recv()
+            {
+                waiting.push(request);
+            }
+            while let Ok(report) = inputs.reports.try_recv() {
+                reports.push(report);
+            }
+            self.hear(reports.drain(..));
+            if inputs.neighbours.has_changed().unwrap_or(false) {
+                self.meet(inputs.neighbours.borrow_and_update().clone());
+            }
+            if let Some(tell) = self.turn(&mut waiting) {
+                return self.detach(tell);
             }
         }
     }
 
-    fn answer(&mut self, request: Request) {
+    /// Does what was heard, with as few writes as that takes. Where to tell it if that is the end.
+    fn turn(&mut self, waiting: &mut Vec<Request>) -> Option<Tell<Done>> {
+        let started = Instant::now();
+        self.wrote = false;
+        self.look_at_clocks();
+        let mut edits = Vec::new();
+        for request in waiting.drain(..) {
+            match request {
+                Request::Edit(edit, terms, tell) if !terms.dry_run => {
+                    edits.push(Asked { edit, terms, tell });
+                }
+                Request::Status(tell) => drop(tell.send(self.status())),
+                // What comes after a change sees it.
+                other => {
+                    self.edits(std::mem::take(&mut edits));
+                    if let Some(tell) = self.answer(other) {
+                        return Some(tell);
+                    }
+                }
+            }
+        }
+        self.edits(edits);
+        if self.stale {
+            self.reconcile();
+        }
+        if self.wrote {
+            self.pace.wrote(started, Instant::now());
+        }
+        None
+    }
+
+    fn answer(&mut self, request: Request) -> Option<Tell<Done>> {
         // Who asked may be gone by the time of an answer.
         match request {
             Request::Status(tell) => drop(tell.send(self.status())),
-            Request::Edit(edit, tell) => drop(tell.send(self.edit(&edit))),
-            Request::Reload(tell) => drop(tell.send(self.reload())),
-            Request::Detach(_) => {}
+            Request::Edit(edit, _, tell) => drop(tell.send(self.try_edit(&edit))),
+            Request::Node(change, terms, tell) => {
+                drop(tell.send(self.change_node(change, terms)));
+            }
+            Request::Reload(tell) => drop(tell.send(self.reload_for("lbctl"))),
+            Request::Detach(terms, tell) => match self.try_detach(terms) {
+                None => return Some(tell),
+                Some(answer) => drop(tell.send(answer)),
+            },
         }
+        None
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: (self.effects.clocks)().wall, ..Now::read() }
     }
 
     fn status(&self) -> Result<Status, Refusal> {
@@ -226,26 +378,10 @@ impl<B: Balancer> Daemon<B> {
         status.version = env!("CARGO_PKG_VERSION").into();
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
+        status.node = self.node;
+        self.health.tell(&mut status);
+        status.events = self.effects.events.counts();
         Ok(status)
-    }
-
-    fn edit(&mut self, edit: &Edit) -> Result<Done, Refusal> {
-        let mut desired = self.desired.clone();
-        let mut deadlines = self.deadlines.clone();
-        let message = edit.apply(&mut desired, &mut deadlines, SystemTime::now())?;
-        self.check(&desired)?;
-        self.deadlines = deadlines;
-        let starved = newly_starved(&self.desired, &desired);
-        let mut notes = self.enact(desired)?;
-        tracing::info!("{message}");
-        for name in starved {
-            let note = format!(
-                "no backend of {name} takes new flows; new connections are dropped until one does"
-            );
-            tracing::warn!("{note}");
-            notes.push(note);
-        }
-        Ok(Done { message, notes })
     }
 
     fn check(&self, desired: &Desired) -> Result<(), Refusal> {
@@ -258,16 +394,17 @@ impl<B: Balancer> Daemon<B> {
     }
 
     /// Puts a desired state in force and keeps it; says what did not go as it should.
-    fn enact(&mut self, desired: Desired) -> Result<Vec<String>, Refusal> {
-        self.overrides = Overrides::between(&self.config.desired, &desired, &self.deadlines);
-        self.desired = desired;
-        let mut notes = Vec::new();
-        if let Err(error) = self.save() {
-            tracing::error!("{error:#}");
-            notes.push(format!("this is not kept over a restart of lbd: {error:#}"));
+    fn enact(&mut self, desired: Desired, cause: &str) -> Result<Vec<String>, Refusal> {
+        let news = changes::between(&self.desired, &desired, cause);
+        for name in newly_starved(&self.desired, &desired) {
+            tracing::warn!("no backend of {name} takes new flows");
         }
+        self.take(desired);
+        let notes = self.keep().into_iter().collect();
+        news.into_iter().for_each(|news| self.effects.events.record(news));
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
+        self.check_health();
         self.reconcile();
         match &self.last_error {
             None => Ok(notes),
@@ -282,45 +419,86 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
-    fn save(&self) -> Result<()> {
-        let state =
-            State { configured: self.config.desired.clone(), overrides: self.overrides.clone() };
-        state_file::save(&self.config.state_file, &state)
+    /// Takes over what is desired, without a write.
+    fn take(&mut self, desired: Desired) {
+        let wanted = Intent { desired: &desired, deadlines: &self.deadlines };
+        self.overrides = Overrides::between(self.config.intent(), wanted);
+        self.desired = desired;
     }
 
-    fn reload(&mut self) -> Result<Done, Refusal> {
-        let invalid = |error: config::Error| {
-            let chain = format!("{:#}", anyhow::Error::from(error));
-            Refusal::new(RefusalKind::Invalid, chain).hint("nothing was changed")
+    /// Writes the state file; what is to be said if that does not work.
+    fn keep(&mut self) -> Option<String> {
+        let state = State {
+            configured: self.config.desired.clone(),
+            deadlines: self.config.drain_deadlines.clone(),
+            overrides: self.overrides.clone(),
+            node: self.node,
         };
-        let config = Config::load(&self.file).map_err(invalid)?;
-        let overrides = self.retired(self.overrides.clone(), &self.config.desired, &config);
-        let desired = overrides.apply(&config.desired);
-        self.check(&desired).map_err(|refusal| refusal.hint("nothing was changed"))?;
-        let restart = self.config.needs_restart(&config);
-        let kept = self.config.clone();
-        self.deadlines = deadlines(&config, &overrides);
-        self.config = Config {
-            interfaces: kept.interfaces,
-            xdp: kept.xdp,
-            pin_dir: kept.pin_dir,
-            limits: kept.limits,
-            tunnel: kept.tunnel,
-            seed: kept.seed,
-            socket: kept.socket,
-            group: kept.group,
-            state_file: kept.state_file,
-            ..config
+        let error = state_file::save(&self.config.state_file, &state).err();
+        let error = error.map(|error| format!("{error:#}"));
+        let news = match (&error, &self.unkept) {
+            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
+                Kind::StateFileFailing,
+                "changes are not kept over a restart of lbd; trying again each second",
+                error.as_str(),
+            )),
+            (None, Some(error)) => Some(News::new(
+                Kind::StateFileWritten,
+                "changes are kept again",
+                format!("it did not work before: {error}"),
+            )),
+            _ => None,
         };
-        let mut notes = self.enact(desired)?;
-        if !restart.is_empty() {
-            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.unkept.clone_from(&error);
+        error.map(|error| format!("this is not kept over a restart of lbd: {error}"))
+    }
+
+    /// Reads the configuration again, and tells of it.
+    fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
+        self.effects.notifier.reloading();
+        let done = self.reload();
+        let news = match &done {
+            Ok(reloaded) => News::new(Kind::ConfigReloaded, reloaded.done.message.as_str(), who),
+            Err(refusal) => {
+                News::new(Kind::ConfigRefused, "configuration not reloaded", refusal.to_string())
+            }
+        };
+        self.effects.events.record(news);
+        if let Ok(Reloaded { done, differences, .. }) = &done {
+            // The differences are events of their own.
+            for note in done.notes.iter().skip(differences.len()) {
+                tracing::warn!("{note}");
+            }
         }
-        notes.extend(self.config.warnings.iter().map(ToString::to_string));
-        Ok(Done { message: format!("configuration reloaded: {}", self.config.summary()), notes })
+        self.effects.notifier.ready(&self.ready_line());
+        done
     }
 
-    fn detach(self, tell: oneshot::Sender<Result<Done, Refusal>>) -> Result<Ended> {
+    /// Why nothing is detached, or what that would do; none: it is to be done.
+    fn try_detach(&self, terms: Terms) -> Option<Result<Done, Refusal>> {
+        if terms.yes && !terms.dry_run {
+            return None;
+        }
+        let plan = self.plan(&Desired::default()).map(|mut plan: Plan| {
+            let interfaces = self.balancer.interfaces();
+            let leaves = interfaces.iter().map(|i| format!("the program leaves {}", i.name));
+            plan.changes.splice(0..0, leaves);
+            plan.changes.push("lbd ends".into());
+            plan
+        });
+        Some(plan.and_then(|plan| {
+            if terms.dry_run {
+                let message = "detached; nothing is forwarded any more".into();
+                let notes = vec!["it takes --yes".into()];
+                return Ok(Done { message, notes, plan: Some(plan) });
+            }
+            let loss = "this ends forwarding: the connections of all services break";
+            Err(Refusal::unconfirmed(loss, plan))
+        }))
+    }
+
+    fn detach(self, tell: Tell<Done>) -> Result<Ended> {
         // As long as the engine holds the links, the program stays.
         drop(self.balancer);
         let removed = (self.effects.detach)().context("detach");
@@ -329,45 +507,146 @@ impl<B: Balancer> Daemon<B> {
             Ok(removed) => Ok(Done {
                 message: "detached; nothing is forwarded any more".into(),
                 notes: removed.clone(),
+                plan: None,
             }),
             Err(error) => Err(Refusal::new(RefusalKind::Failed, format!("{error:#}"))),
         }));
         removed.map(|_| Ended::Detached)
     }
 
-    /// Hears of the neighbourhood; what is new in it, the resolver has logged.
+    /// Hears of the neighbourhood.
     fn meet(&mut self, neighbourhood: Neighbourhood) {
+        let news = self.reach.follow(&self.desired, &neighbourhood);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.health.meet(neighbourhood.clone());
         self.balancer.set_neighbourhood(neighbourhood);
-        self.reconcile();
+        self.check_health();
+        self.stale = true;
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    fn check_health(&mut self) {
+        self.health.follow(&self.desired);
+        self.balancer.set_view(self.health.view().clone());
+    }
+
+    /// Hears what was found out about backends.
+    fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        for report in reports {
+            let news = self.health.take(report, &self.desired);
+            news.into_iter().for_each(|news| self.effects.events.record(news));
+            self.stale = true;
+        }
+        if self.stale {
+            self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// Looks for backends that are silent, and lets shares grow.
+    fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
     }
 
     fn tick(&mut self) {
-        match self.balancer.sweep(Now::read()) {
+        self.look_at_clocks();
+        self.watch_interfaces();
+        match self.balancer.sweep(self.now()) {
             Ok(swept) if !swept.removed.is_empty() => self.finish_removals(&swept.removed),
             Ok(_) if self.last_error.is_some() => self.reconcile(),
             Ok(_) => {}
             Err(error) => self.note(Some(format!("{error:#}"))),
         }
+        if self.unkept.is_some() {
+            self.keep();
+        }
+        self.get_ready();
+    }
+
+    /// Lets the deadlines go with a time of day that is set.
+    fn look_at_clocks(&mut self) {
+        if let Some(jump) = self.clocks.look((self.effects.clocks)()) {
+            self.follow_clock(jump);
+            self.balancer.set_desired(self.desired.clone());
+        }
+    }
+
+    fn follow_clock(&mut self, jump: Jump) {
+        let mut desired = self.desired.clone();
+        let shifted = jump.shift(&mut desired);
+        let (by, way) = match jump {
+            Jump::Forward(by) => (by, "forward"),
+            Jump::Back(by) => (by, "back"),
+        };
+        let by = format_duration(Duration::from_secs(by.as_secs()));
+        let plural = if shifted == 1 { "" } else { "s" };
+        self.effects.events.record(News::new(
+            Kind::ClockJumped,
+            format!(
+                "the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"
+            ),
+            "the clock was set",
+        ));
+        if shifted > 0 {
+            self.take(desired);
+            self.keep();
+        }
+    }
+
+    /// Tells of interfaces that lose the program: made anew, or stripped of it by someone.
+    fn watch_interfaces(&mut self) {
+        let there = self.balancer.interfaces();
+        let bare: BTreeSet<_> =
+            there.into_iter().filter(|there| !there.attached).map(|there| there.name).collect();
+        for interface in bare.difference(&self.bare) {
+            self.effects.events.record(News::new(
+                Kind::InterfaceLost,
+                format!(
+                    "what arrives at {interface} is not forwarded; a new start of lbd attaches \
+                     the program"
+                ),
+                "the XDP program is gone: someone took it off, or the interface was made anew",
+            ));
+        }
+        for interface in self.bare.difference(&bare) {
+            self.effects.events.record(News::new(
+                Kind::InterfaceBack,
+                format!("what arrives at {interface} is forwarded"),
+                "the XDP program is back",
+            ));
+        }
+        self.bare = bare;
     }
 
     /// Takes backends out whose last flow has ended.
     fn finish_removals(&mut self, removed: &[(String, IpAddr)]) {
         let mut desired = self.desired.clone();
         for (service, address) in removed {
-            let found = desired.services.get_mut(service).and_then(|s| s.backends.remove(address));
-            if found.is_some() {
-                tracing::info!(service, backend = %address, "backend removed, its last flow has ended");
+            if let Some(service) = desired.services.get_mut(service) {
+                service.backends.remove(address);
             }
         }
-        if let Err(refusal) = self.enact(desired) {
-            tracing::error!("{refusal}");
+        if let Err(refusal) = self.enact(desired, "its last flow has ended") {
+            tracing::debug!("{refusal}");
         }
     }
 
     fn reconcile(&mut self) {
-        match self.balancer.reconcile(Now::read()) {
+        self.stale = false;
+        match self.balancer.reconcile(self.now()) {
             Ok(outcome) => {
                 if outcome.changes > 0 {
+                    self.wrote = true;
                     tracing::debug!(
                         changes = outcome.changes,
                         slots = outcome.slots_moved,
@@ -376,20 +655,45 @@ impl<B: Balancer> Daemon<B> {
                 }
                 self.note(None);
             }
-            Err(error) => self.note(Some(format!("{error:#}"))),
+            Err(error) => {
+                self.wrote = true;
+                self.note(Some(format!("{error:#}")));
+            }
         }
+        let news = self.health.stand(self.balancer.standings(), &self.desired);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
     }
 
-    /// Remembers how the last write of maps went, and logs it when that is new.
+    /// Remembers how the last write of maps went, and tells of it when that is new.
     fn note(&mut self, error: Option<String>) {
-        match &error {
-            Some(text) if self.last_error.as_ref() != Some(text) => {
-                tracing::error!("the maps can't be written: {text}; trying again each second");
+        let news = match (&error, &self.last_error) {
+            (Some(error), before) if before.as_ref() != Some(error) => {
+                self.effects.notifier.status(&format!("the maps can't be written: {error}"));
+                let message = "the maps can't be written; trying again each second";
+                Some(News::new(Kind::MapsFailing, message, error.as_str()))
             }
-            None if self.last_error.is_some() => tracing::info!("the maps are written again"),
-            _ => {}
-        }
+            (None, Some(error)) => {
+                self.effects.notifier.status(&self.ready_line());
+                let cause = format!("it did not work before: {error}");
+                Some(News::new(Kind::MapsWritten, "the maps are written again", cause))
+            }
+            _ => None,
+        };
+        news.into_iter().for_each(|news| self.effects.events.record(news));
         self.last_error = error;
+    }
+
+    /// Says once that the start is over: when the maps are written, or could not be for a while.
+    fn get_ready(&mut self) {
+        if self.last_error.is_some() && self.started.elapsed() < START {
+            return;
+        }
+        let Some(ready) = self.ready.take() else { return };
+        let line = self.ready_line();
+        self.effects.notifier.ready(&line);
+        self.effects.events.record(News::new(Kind::Started, line, "lbd was started"));
+        // Nobody may be waiting.
+        let _ = ready.send(());
     }
 }
 
@@ -420,15 +724,4 @@ async fn await_first_hops(
         Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
         Ok(Ok(_)) | Err(_) => Ok(()),
     }
-}
-
-/// Drain deadlines of all services, configured and added.
-fn deadlines(config: &Config, overrides: &Overrides) -> BTreeMap<String, Duration> {
-    let added = overrides.services.iter().filter_map(|(name, change)| {
-        let secs = change.added.as_ref()?.drain_deadline_secs?;
-        Some((name.clone(), Duration::from_secs(secs)))
-    });
-    let mut deadlines: BTreeMap<_, _> = added.collect();
-    deadlines.extend(config.drain_deadlines.clone());
-    deadlines
 }

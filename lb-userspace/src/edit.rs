@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    api::Plan,
     desired::{Admin, Desired, Service, Weight},
     spec::{BackendSpec, ServiceSpec},
     units::{format_duration, nearest},
@@ -29,8 +30,6 @@ pub enum Edit {
     RemoveService {
         /// Its name.
         name: String,
-        /// Even if it has backends, the flows of which then end.
-        force: bool,
     },
     /// A backend more, or one back that was being removed.
     AddBackend {
@@ -101,6 +100,8 @@ pub struct Refusal {
     pub error: String,
     /// What would be right.
     pub hint: Option<String>,
+    /// What it would have changed, if all that it takes is a yes.
+    pub unconfirmed: Option<Box<Plan>>,
 }
 
 /// Kinds of refusals.
@@ -114,13 +115,23 @@ pub enum RefusalKind {
     Invalid,
     /// It was tried, and did not work.
     Failed,
+    /// Nobody is there any more to do it.
+    Stopping,
 }
 
 impl Refusal {
     /// A refusal without a hint.
     #[must_use]
     pub fn new(kind: RefusalKind, error: impl fmt::Display) -> Self {
-        Self { kind, error: error.to_string(), hint: None }
+        Self { kind, error: error.to_string(), hint: None, unconfirmed: None }
+    }
+
+    /// Something that is done only for who says yes.
+    #[must_use]
+    pub fn unconfirmed(loss: impl fmt::Display, plan: Plan) -> Self {
+        let refusal = Self::new(RefusalKind::Conflict, loss);
+        let refusal = refusal.hint("say --yes to do it all the same");
+        Self { unconfirmed: Some(Box::new(plan)), ..refusal }
     }
 
     /// With what would be right.
@@ -131,6 +142,17 @@ impl Refusal {
 }
 
 impl Edit {
+    /// The service that is changed.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        match self {
+            Self::AddService { name, .. } | Self::RemoveService { name } => name,
+            Self::AddBackend { service, .. }
+            | Self::ChangeBackend { service, .. }
+            | Self::RemoveBackend { service, .. } => service,
+        }
+    }
+
     /// Makes the change; says what was done. What holds of the whole is for the caller to check.
     ///
     /// `deadlines` are those of the services that have one for drains.
@@ -159,17 +181,8 @@ impl Edit {
                 );
                 Ok(format!("service {name} added: {} by {}", spec.key(), spec.mode))
             }
-            Self::RemoveService { name, force } => {
-                let backends = service_mut(desired, name)?.backends.len();
-                if backends > 0 && !force {
-                    let error = format!(
-                        "service {name} has {backends} backend{}",
-                        if backends == 1 { "" } else { "s" }
-                    );
-                    return Err(Refusal::new(RefusalKind::Conflict, error).hint(
-                        "remove its backends first, which lets their flows end, or use --force, which breaks them",
-                    ));
-                }
+            Self::RemoveService { name } => {
+                service_mut(desired, name)?;
                 desired.services.remove(name);
                 deadlines.remove(name);
                 Ok(format!("service {name} removed"))
@@ -381,22 +394,17 @@ mod tests {
     }
 
     #[test]
-    fn a_service_with_backends_is_removed_by_force_only() {
+    fn a_service_is_removed_with_its_backends() {
         let mut bench = Bench::new();
-        let remove = |force| Edit::RemoveService { name: "web".into(), force };
-        let refusal = bench.apply(&remove(false)).expect_err("it has a backend");
-        assert_eq!(
-            (refusal.kind, refusal.error.as_str()),
-            (RefusalKind::Conflict, "service web has 1 backend")
-        );
-        bench.apply(&remove(true)).expect("it is possible");
+        let said = bench.apply(&Edit::RemoveService { name: "web".into() });
+        assert_eq!(said.expect("it is possible"), "service web removed");
         assert_eq!(bench.desired, Desired::default());
     }
 
     #[test]
     fn unknown_names_are_told_the_nearest() {
         let mut bench = Bench::new();
-        let edit = Edit::RemoveService { name: "wbe".into(), force: false };
+        let edit = Edit::RemoveService { name: "wbe".into() };
         let refusal = bench.apply(&edit).expect_err("there is none");
         assert_eq!(refusal.kind, RefusalKind::NotFound);
         assert_eq!(refusal.hint.as_deref(), Some("did you mean web?"));

@@ -4,27 +4,32 @@
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
 mod outage;
+pub mod preview;
+mod ramp;
 mod report;
+mod silence;
 mod sweep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
-use lb_common::abi::{self, Owners, Slot, stamp};
+use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-use self::{outage::Outages, sweep::Walk};
+pub use self::silence::Suspicion;
+use self::{outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
 use crate::{
     datapath::DataPlane,
-    desired::Desired,
+    desired::{Admin, Desired, ServiceKey},
+    health::{self, Condition, Seen, View},
     maglev,
     netlink::{Neighbourhood, Want},
-    reconcile::{self, Applied, Change, Held, Inputs, Ring, Target},
+    reconcile::{self, Applied, Change, Held, Inputs, Ramps, Ring, Standing, Target},
     ring,
     settings::Settings,
 };
@@ -39,16 +44,20 @@ pub struct Engine<D> {
     applied: Applied,
     walk: Walk,
     outages: Outages,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
+    view: View,
+    ramping: Ramping,
+    /// The shares that the last plan was made with.
+    ramps: Ramps,
+    silence: Silence,
+    standings: BTreeMap<ServiceKey, Standing>,
     last_error: Option<String>,
 }
 
 /// The time, as the two sides tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Whole seconds of CLOCK_MONOTONIC, the program's clock.
-    pub mono_secs: u32,
+    /// CLOCK_MONOTONIC, the program's clock.
+    pub mono: Duration,
     /// The time of day, for the operator's deadlines.
     pub wall: SystemTime,
 }
@@ -57,7 +66,13 @@ impl Now {
     /// The time by the system's clocks.
     #[must_use]
     pub fn read() -> Self {
-        Self { mono_secs: crate::datapath::monotonic_secs(), wall: SystemTime::now() }
+        Self { mono: crate::datapath::monotonic(), wall: SystemTime::now() }
+    }
+
+    /// Whole seconds of CLOCK_MONOTONIC, as the program counts them.
+    #[must_use]
+    pub const fn mono_secs(self) -> u32 {
+        self.mono.as_secs() as u32
     }
 }
 
@@ -116,7 +131,11 @@ impl<D: DataPlane> Engine<D> {
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
-            bare: BTreeSet::new(),
+            view: View::default(),
+            ramping: Ramping::default(),
+            ramps: Ramps::new(),
+            silence: Silence::default(),
+            standings: BTreeMap::new(),
             last_error: None,
         })
     }
@@ -153,6 +172,45 @@ impl<D: DataPlane> Engine<D> {
         self.neighbourhood = Some(neighbourhood);
     }
 
+    /// Replaces what is seen of the backends' health; [`Self::reconcile`] acts on it.
+    pub fn set_view(&mut self, view: View) {
+        self.view = view;
+    }
+
+    /// How the services stand since the last reconciliation.
+    pub const fn standings(&self) -> &BTreeMap<ServiceKey, Standing> {
+        &self.standings
+    }
+
+    /// What the maps say of the health of the backends that are checked: those that a predecessor
+    /// had taken out of their rings stay out until a check has asked them, and the others stay in.
+    pub fn adopted_view(&self) -> View {
+        let mut view = View::new();
+        let ids = self.ids();
+        for service in self.desired().services.values() {
+            let Some(value) = self.applied.services.get(&service.key) else { continue };
+            let Some(ring) = self.applied.rings.get(&value.id) else { continue };
+            let owns = |id| ring.held.get(&id).is_some_and(|held| held.current > 0);
+            for (&backend, wanted) in &service.backends {
+                let Some(id) = ids.of(value.id, backend) else { continue };
+                let checked = service.check_of(wanted).is_active();
+                if !checked || wanted.admin != Admin::Enabled {
+                    continue;
+                }
+                let entry = self.applied.backends.get(&id);
+                let usable = entry.is_some_and(|b| b.flags & backend_flags::USABLE != 0);
+                let condition = match (owns(id) || wanted.backup, usable) {
+                    (true, _) => Condition::Up,
+                    (false, true) => Condition::SoftDown,
+                    (false, false) => Condition::HardDown,
+                };
+                let seen = Seen { condition, ..Seen::default() };
+                view.insert(health::Target { service: service.key, backend }, seen);
+            }
+        }
+        view
+    }
+
     /// The backends whose next hops must be known.
     pub fn wants(&self) -> BTreeSet<Want> {
         let services = self.desired().services.values();
@@ -185,20 +243,27 @@ impl<D: DataPlane> Engine<D> {
             self.outages.follow(desired, neighbourhood, now);
         }
         let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
-        let plan = reconcile::plan(
-            &Inputs {
-                desired,
-                neighbourhood: self.neighbourhood.as_ref(),
-                unreached: &unreached,
-                recovering: &recovering,
-                limits: self.data_plane.limits(),
-                cpus: self.data_plane.online_cpus(),
-                tunnel: &self.settings.tunnel,
-                seed: &self.settings.seed,
-                now,
-            },
-            &self.applied,
-        );
+        let before = self.ramping.shares(now);
+        let inputs = Inputs {
+            desired,
+            neighbourhood: self.neighbourhood.as_ref(),
+            unreached: &unreached,
+            recovering: &recovering,
+            view: &self.view,
+            ramps: &before,
+            limits: self.data_plane.limits(),
+            cpus: self.data_plane.online_cpus(),
+            tunnel: &self.settings.tunnel,
+            seed: &self.settings.seed,
+            now,
+        };
+        let mut plan = reconcile::plan(&inputs, &self.applied);
+        if self.ramping.follow(&inputs, &plan, &self.applied) {
+            let ramps = self.ramping.shares(now);
+            plan = reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied);
+        }
+        self.ramps = self.ramping.shares(now);
+        self.standings = plan.standings;
         for change in plan.changes {
             self.apply(change, now, &mut outcome)?;
         }
@@ -317,7 +382,7 @@ impl<D: DataPlane> Engine<D> {
             }
             if before.base == 0 && after.base != 0 {
                 // The wait for a quiet slot starts at its change.
-                slot.touch_unpinned(stamp(now.mono_secs));
+                slot.touch_unpinned(stamp(now.mono_secs()));
             }
             moved += u64::from(before.current != after.current);
             changes.push((index as u32, after));

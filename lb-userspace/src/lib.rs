@@ -6,15 +6,19 @@
 
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod diff;
 pub mod edit;
 pub mod engine;
+pub mod events;
 pub mod health;
 pub mod maglev;
 pub mod netlink;
+pub mod notify;
 pub mod objects;
 pub mod overrides;
 pub mod reconcile;

@@ -1,7 +1,9 @@
 //! What must be written so that the maps hold what is desired: a pure function, whose order is the
 //! safety argument.
 
+mod choose;
 mod ids;
+mod place;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,17 +11,22 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, backend_flags, udp_policy},
+    abi::{self, service_flags, udp_policy},
     hash::FlowKeys,
 };
 
-use self::ids::Ids;
+pub use self::{choose::Standing, place::flows_are_moved};
+use self::{
+    ids::Ids,
+    place::{Placed, is_usable, place},
+};
 use crate::{
     datapath::entry,
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
+    desired::{Admin, Desired, Protocol, Service, ServiceKey, UdpPolicy},
     engine::Now,
+    health::{self, View},
     maglev::Member,
-    netlink::{Neighbourhood, Resolution, Want},
+    netlink::Neighbourhood,
     settings::{Limits, Tunnel},
 };
 
@@ -117,6 +124,10 @@ pub struct Inputs<'a> {
     /// Services of which nobody could be reached until a moment ago: who can't be yet has time to
     /// answer.
     pub recovering: &'a BTreeSet<ServiceKey>,
+    /// What is seen of the backends' health.
+    pub view: &'a View,
+    /// How far backends are that take their share by and by.
+    pub ramps: &'a Ramps,
     /// What the maps have room for.
     pub limits: Limits,
     /// CPUs that share a SYN budget.
@@ -129,6 +140,9 @@ pub struct Inputs<'a> {
     pub now: Now,
 }
 
+/// The shares, in thousandths of their weights, of backends that don't have all of it yet.
+pub type Ramps = BTreeMap<health::Target, u16>;
+
 /// A plan, and what it had to leave out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
@@ -136,6 +150,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// What has no room in the maps, for people.
     pub left_out: Vec<String>,
+    /// How each service stands.
+    pub standings: BTreeMap<ServiceKey, Standing>,
 }
 
 /// Backends before the rings that name them, rings before the services that use them; deletes in
@@ -146,6 +162,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
     let (mut gains, mut losses) = (Vec::new(), Vec::new());
     let (mut before, mut rings, mut services) = (Vec::new(), Vec::new(), Vec::new());
     let mut shrunk = Vec::new();
+    let mut standings = BTreeMap::new();
     let mut ids = Ids::new(inputs, applied);
 
     if let Some(neighbourhood) = inputs.neighbourhood {
@@ -164,7 +181,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             left_out.push(full(name, "services", inputs.limits.services));
             continue;
         };
-        let placed = place(inputs, applied, id, service, &mut |address, backend| {
+        let (placed, standing) = place(inputs, applied, id, service, &mut |address, backend| {
             // One that has left the maps stays out of them until the operator's wish says so too.
             if matches!(backend.admin, Admin::Removing { .. }) && !ids.has_backend(id, address) {
                 return None;
@@ -179,6 +196,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             }
             found
         });
+        standings.insert(service.key, standing);
         for backend in &placed {
             let old = applied.backends.get(&backend.id);
             if old == Some(&backend.value) {
@@ -224,7 +242,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
                 .map(|id| Change::ClearBackend(*id)),
         );
     let parts = [before, gains, rings, services, shrunk, losses, deletes.collect()];
-    Plan { changes: parts.into_iter().flatten().collect(), left_out }
+    Plan { changes: parts.into_iter().flatten().collect(), left_out, standings }
 }
 
 fn full(what: &str, key: &str, limit: u32) -> String {
@@ -232,144 +250,6 @@ fn full(what: &str, key: &str, limit: u32) -> String {
         "{what}: no room, {limit} {key} are in use or were until a moment ago; raise \
          `{key}` under [limits], then `lbctl detach` and start lbd again"
     )
-}
-
-/// A backend with its id, its entry, and what it may have.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Placed {
-    /// The backend's address.
-    pub address: IpAddr,
-    /// Its weight.
-    pub weight: u16,
-    /// Its id.
-    pub id: u16,
-    /// What its entry in the map must be.
-    pub value: abi::Backend,
-    /// Whether it takes new flows.
-    pub member: bool,
-    /// Whether it keeps the flows that it has.
-    pub keeps: bool,
-}
-
-/// Whether a backend can be sent to.
-enum Reach {
-    /// It can; the entry says how.
-    Up(abi::Backend),
-    /// It could before nobody could be reached, and has not answered since: the entry says how.
-    /// Its flows must not meet another backend meanwhile, which would reset them.
-    Presumed(abi::Backend),
-    /// That is not known yet.
-    Waiting,
-    /// It can't.
-    Lost,
-}
-
-/// Decides for every backend of a service whether it takes new flows and keeps old ones.
-///
-/// A neighbour that has not answered yet never changes who is in the ring. One that can't be
-/// reached leaves it, unless no backend can be reached: then the fault is probably nearer than all
-/// of them, and the ring stays, so that the flows find their backends when it is over.
-fn place(
-    inputs: &Inputs<'_>,
-    applied: &Applied,
-    service_id: u16,
-    service: &Service,
-    id_of: &mut dyn FnMut(IpAddr, &Backend) -> Option<u16>,
-) -> Vec<Placed> {
-    let ring = applied.rings.get(&service_id);
-    let kept = |id| {
-        let keeps = |target: &Target| target.keeping.contains(&id);
-        ring.is_some_and(|r| r.held.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
-    };
-    let mut found = Vec::new();
-    for (&address, backend) in &service.backends {
-        let Some(id) = id_of(address, backend) else { continue };
-        let old = applied.backends.get(&id);
-        let reach = match reach(inputs, old, service, address) {
-            Reach::Lost if inputs.recovering.contains(&service.key) => Reach::Waiting,
-            reach => reach,
-        };
-        let reach = match (reach, old) {
-            (Reach::Waiting, Some(old)) if kept(id) && has_way(old, service.mode) => {
-                let blank = entry::blank(service.mode, address, inputs.tunnel);
-                Reach::Presumed(entry::on_way_of(blank, old))
-            }
-            (reach, _) => reach,
-        };
-        found.push((address, backend, id, reach));
-    }
-    let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
-    let reached = !inputs.unreached.contains(&service.key)
-        && found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
-    let owns = |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|held| held.current > 0);
-    let placed = found.into_iter().map(|(address, backend, id, reach)| {
-        let member = enabled(backend)
-            && match reach {
-                Reach::Up(_) => true,
-                Reach::Presumed(_) | Reach::Waiting => owns(id),
-                Reach::Lost => owns(id) && !reached,
-            };
-        let lost = matches!(reach, Reach::Lost) && reached;
-        let keeps = !lost && !flows_are_moved(backend, inputs.now);
-        let (mut value, usable) = match reach {
-            Reach::Up(value) | Reach::Presumed(value) => (value, backend.admin != Admin::Down),
-            Reach::Waiting | Reach::Lost => {
-                let blank = entry::blank(service.mode, address, inputs.tunnel);
-                let old = applied.backends.get(&id);
-                (old.map_or(blank, |old| entry::on_way_of(blank, old)), false)
-            }
-        };
-        value.service = service_id;
-        value.flags &= !backend_flags::USABLE;
-        if usable {
-            value.flags |= backend_flags::USABLE;
-        }
-        Placed { address, weight: backend.weight.0.get(), id, value, member, keeps }
-    });
-    placed.collect()
-}
-
-/// Whether the operator wants the backend's flows elsewhere, at once or since its deadline.
-#[must_use]
-pub fn flows_are_moved(backend: &Backend, now: Now) -> bool {
-    match backend.admin {
-        Admin::Enabled | Admin::Disabled => false,
-        Admin::Down => true,
-        Admin::Draining { deadline } | Admin::Removing { deadline } => {
-            deadline.is_some_and(|deadline| deadline <= now.wall)
-        }
-    }
-}
-
-fn reach(
-    inputs: &Inputs<'_>,
-    old: Option<&abi::Backend>,
-    service: &Service,
-    address: IpAddr,
-) -> Reach {
-    let blank = entry::blank(service.mode, address, inputs.tunnel);
-    let want = Want { address, mode: service.mode };
-    match inputs.neighbourhood.and_then(|known| known.hops.get(&want)) {
-        Some(Resolution::Resolved(hop)) => Reach::Up(entry::by_hop(blank, hop)),
-        Some(Resolution::Unreachable { .. }) => Reach::Lost,
-        Some(Resolution::Pending { .. }) | None => match old {
-            // Found usable in the map, and nothing was heard that says otherwise.
-            Some(old) if is_usable(old) && has_way(old, service.mode) => {
-                Reach::Up(entry::on_way_of(blank, old))
-            }
-            _ => Reach::Waiting,
-        },
-    }
-}
-
-/// Whether an entry tells where packets of this mode go.
-fn has_way(entry: &abi::Backend, mode: Mode) -> bool {
-    let tunnel = entry.flags & backend_flags::TUNNEL != 0;
-    entry.ifindex != 0 && tunnel == (mode == Mode::Ipip)
-}
-
-const fn is_usable(backend: &abi::Backend) -> bool {
-    backend.flags & backend_flags::USABLE != 0
 }
 
 fn target(service: &Service, placed: &[Placed]) -> Target {
@@ -398,7 +278,7 @@ fn service_value(inputs: &Inputs<'_>, id: u16, service: &Service) -> abi::Servic
             UdpPolicy::Tracked => udp_policy::TRACKED,
             UdpPolicy::Quic => udp_policy::QUIC,
         },
-        reserved: 0,
+        flags: if service.policy.second_choice { service_flags::SECOND_CHOICE } else { 0 },
         idle_timeout: u32::try_from(service.idle_timeout.as_secs()).unwrap_or(u32::MAX),
         syn_budget: service.syn_budget.div_ceil(inputs.cpus.max(1)),
     }

@@ -10,24 +10,42 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{desired::Desired, overrides::Overrides, spec::ServiceSpec};
+use crate::{
+    desired::Desired, diff::Intent, overrides::Overrides, spec::ServiceSpec, status::Node,
+};
 
 /// Number of the layout in this file.
-const VERSION: u32 = 1;
+///
+/// Version 1 had no policies, backups and checks; what it lacks is as if it said the default.
+const VERSION: u32 = 2;
+/// The oldest layout that can be read.
+const OLDEST: u32 = 1;
 
 /// What is kept: the configuration that was in force, and what was changed over it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// The configuration's services.
     pub configured: Desired,
+    /// How long backends of its services may drain.
+    pub deadlines: BTreeMap<String, Duration>,
     /// The changes.
     pub overrides: Overrides,
+    /// Whether the node leaves.
+    pub node: Node,
+}
+
+impl State {
+    /// What the configuration said of services.
+    #[must_use]
+    pub const fn configured(&self) -> Intent<'_> {
+        Intent { desired: &self.configured, deadlines: &self.deadlines }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -36,6 +54,8 @@ struct Content {
     version: u32,
     configured: BTreeMap<String, ServiceSpec>,
     overrides: Overrides,
+    #[serde(default, skip_serializing_if = "Node::is_default")]
+    node: Node,
 }
 
 #[derive(Deserialize)]
@@ -91,13 +111,19 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
 fn parse(bytes: &[u8]) -> Result<State, String> {
     let Version { version } =
         serde_json::from_slice(bytes).map_err(|error| format!("no state of lbd: {error}"))?;
-    if version != VERSION {
-        return Err(format!("version {version}, where this lbd knows version {VERSION}"));
+    if !(OLDEST..=VERSION).contains(&version) {
+        return Err(format!(
+            "version {version}, where this lbd knows versions {OLDEST} to {VERSION}"
+        ));
     }
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let services = content.configured.iter();
-    let services = services.map(|(name, spec)| (name.clone(), spec.to_service())).collect();
-    Ok(State { configured: Desired { services }, overrides: content.overrides })
+    let mut state = State { overrides: content.overrides, node: content.node, ..State::default() };
+    for (name, spec) in content.configured {
+        let drain = spec.drain_deadline_secs.map(Duration::from_secs);
+        state.deadlines.extend(drain.map(|drain| (name.clone(), drain)));
+        state.configured.services.insert(name, spec.to_service());
+    }
+    Ok(state)
 }
 
 /// A free name beside the file.
@@ -123,8 +149,11 @@ pub fn save(path: &Path, state: &State) -> Result<()> {
     let configured = state.configured.services.iter();
     let content = Content {
         version: VERSION,
-        configured: configured.map(|(name, s)| (name.clone(), ServiceSpec::of(s, None))).collect(),
+        configured: configured
+            .map(|(name, s)| (name.clone(), ServiceSpec::of(s, state.configured().deadline(name))))
+            .collect(),
         overrides: state.overrides.clone(),
+        node: state.node,
     };
     let text = serde_json::to_vec_pretty(&content).context("write the state as JSON")?;
     replace(path, &text).with_context(|| format!("write state file {}", path.display()))
@@ -155,7 +184,9 @@ mod tests {
         let change = ServiceOverride { added: Some(spec.clone()), ..Default::default() };
         State {
             configured: Desired { services: [("web".into(), spec.to_service())].into() },
+            deadlines: [("web".into(), Duration::from_secs(60))].into(),
             overrides: Overrides { services: [("late".into(), change)].into() },
+            node: Node { draining_since: Some(UNIX_EPOCH + std::time::Duration::from_secs(7)) },
         }
     }
 
@@ -198,7 +229,7 @@ mod tests {
     fn a_foreign_file_is_set_aside_with_the_reason() {
         for (bytes, expected) in [
             (&b"[1, 2]"[..], "no state of lbd"),
-            (b"{\"version\": 99}", "version 99, where this lbd knows version 1"),
+            (b"{\"version\": 99}", "version 99, where this lbd knows versions 1 to 2"),
             (
                 b"{\"version\": 1, \"configured\": {}, \"overrides\": {}, \"more\": 1}",
                 "unknown field",

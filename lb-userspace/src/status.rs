@@ -1,10 +1,15 @@
 //! What the daemon tells of itself: the types that `lbctl` prints and programs read as JSON.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Admin, Mode, ServiceKey, UdpPolicy};
+use crate::{
+    desired::{Admin, Mode, ServiceKey, UdpPolicy},
+    health::{Condition, prober::status::CheckStatus},
+    reconcile::Standing,
+    units::rfc3339,
+};
 
 /// The whole node at one moment.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,6 +34,54 @@ pub struct Status {
     pub backends_used: Usage,
     /// What the last attempt to write the maps met with, if it failed.
     pub last_error: Option<String>,
+    /// Whether this node is to leave.
+    #[serde(default)]
+    pub node: Node,
+    /// What has happened since `lbd` started, by kind.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
+}
+
+/// What the operator wants of the whole node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Since when it is to leave, for maintenance; none: it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "draining_since")]
+    pub draining_since: Option<SystemTime>,
+}
+
+impl Node {
+    /// Whether nothing is wanted of it in particular.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A time that may not be.
+mod draining_since {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
+
+    use super::rfc3339;
+
+    #[derive(Deserialize)]
+    struct At(#[serde(with = "rfc3339")] SystemTime);
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<SystemTime>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        time.map(rfc3339::format).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<SystemTime>, D::Error> {
+        Ok(Option::<At>::deserialize(from)?.map(|At(time)| time))
+    }
 }
 
 /// An interface with the program on it.
@@ -77,17 +130,38 @@ pub struct Service {
     pub slots_in_flux: u32,
     /// Seconds after which a silent flow is forgotten.
     pub idle_timeout_secs: u64,
+    /// How it stands: how many of its backends are up, and what is made of that.
+    #[serde(default)]
+    pub standing: Standing,
     /// The backends by address.
     pub backends: BTreeMap<IpAddr, Backend>,
 }
 
 /// A backend at one moment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Backend {
     /// Its weight.
     pub weight: u16,
     /// What the operator said of it.
     pub admin: Admin,
+    /// Whether it serves only when no other backend can.
+    #[serde(default)]
+    pub backup: bool,
+    /// What the checks have found out.
+    #[serde(default)]
+    pub condition: Condition,
+    /// Whether it is up and held back all the same, since it was down too often of late.
+    #[serde(default)]
+    pub held: bool,
+    /// Whether its clients find it silent, and no check has decided yet.
+    #[serde(default)]
+    pub suspect: bool,
+    /// Thousandths of its share that it has in a slow start; none: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_permille: Option<u16>,
+    /// What is known of its checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckStatus>,
     /// Whether it can be sent to, and if not why: `neighbour 10.0.0.7 does not answer`.
     pub unusable: Option<String>,
     /// Name of the interface by which it is reached.
@@ -113,6 +187,9 @@ pub struct Backend {
     pub unpinned_packets: u64,
     /// SYNs seen again.
     pub syn_retransmissions: u64,
+    /// SYNs that came to it as their slot's second choice.
+    #[serde(default)]
+    pub second_choices: u64,
 }
 
 impl Backend {

@@ -1,6 +1,6 @@
 //! Durations and counts as people write and read them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Units of a duration, largest first, with their length in milliseconds.
 const UNITS: [(&str, u64); 5] =
@@ -51,6 +51,42 @@ pub fn format_duration(duration: Duration) -> String {
         }
     }
     if text.is_empty() { "0s".into() } else { text }
+}
+
+/// Writes a duration in as many units as it takes, so that [`parse_duration`] reads the same.
+///
+/// What is shorter than a millisecond is cut off.
+#[must_use]
+pub fn exact_duration(duration: Duration) -> String {
+    let mut millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    for (unit, length) in UNITS {
+        if millis >= length {
+            text += &format!("{}{unit}", millis / length);
+            millis %= length;
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}
+
+/// Writes a time as RFC 3339 has it, in UTC and whole seconds.
+#[must_use]
+pub fn format_time(time: SystemTime) -> String {
+    let secs = match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |secs| -secs),
+    };
+    let (days, second) = (secs.div_euclid(86_400), secs.rem_euclid(86_400));
+    // Years begin in March here, so that the leap day is the last, and eras are of 400 years.
+    let from_march = days + 719_468;
+    let (era, day) = (from_march.div_euclid(146_097), from_march.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, (month + 2) % 12 + 1);
+    let year = year + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// A count in at most four digits and a prefix: `999`, `1.23k`, `45.6M`.
@@ -118,6 +154,40 @@ pub mod millis {
     }
 }
 
+/// A time as RFC 3339 has it, in UTC with milliseconds, for `#[serde(with = "rfc3339")]`.
+pub mod rfc3339 {
+    use std::time::{Duration, SystemTime};
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    /// The time as text: `2026-11-21T14:57:36.000Z`.
+    #[must_use]
+    pub fn format(time: SystemTime) -> String {
+        // What has a year of five digits can't be written; nothing that this is used for has.
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
+    }
+
+    /// Writes the time.
+    ///
+    /// # Errors
+    ///
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format(*time))
+    }
+
+    /// Reads a time.
+    ///
+    /// # Errors
+    ///
+    /// What is there is no time.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_rfc3339_weak(&text).map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +221,27 @@ mod tests {
     }
 
     #[test]
+    fn exact_durations_lose_nothing() {
+        for text in ["0s", "1ms", "1s500ms", "1h30m15s", "2d3h4m5s6ms"] {
+            assert_eq!(exact_duration(parse_duration(text).expect(text)), text);
+        }
+    }
+
+    #[test]
+    fn times_are_dates() {
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_200, "2024-03-01T00:00:00Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(format_time(UNIX_EPOCH + Duration::from_secs(secs)), text);
+        }
+        assert_eq!(format_time(UNIX_EPOCH - Duration::from_secs(1)), "1969-12-31T23:59:59Z");
+    }
+
+    #[test]
     fn counts_fit_their_column() {
         for (count, text) in [
             (0, "0"),
@@ -164,6 +255,20 @@ mod tests {
         }
         assert_eq!(format_bytes(512), "512 B");
         assert_eq!(format_bytes(1536), "1.50 KiB");
+    }
+
+    #[test]
+    fn times_are_written_and_read_to_the_millisecond() {
+        use std::time::SystemTime;
+
+        #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+        struct At(#[serde(with = "rfc3339")] SystemTime);
+        let at = At(SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_272_000_123));
+        let json = serde_json::to_string(&at).expect("it is JSON");
+        assert_eq!(json, "\"2026-11-21T12:00:00.123Z\"");
+        assert_eq!(serde_json::from_str::<At>(&json).expect(&json), at);
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(5);
+        assert_eq!(rfc3339::format(before), "1970-01-01T00:00:00.000Z");
     }
 
     #[test]

@@ -17,6 +17,12 @@ pub struct Connection {
     stream: BufReader<TcpStream>,
 }
 
+struct Head {
+    status: u16,
+    backend: String,
+    length: usize,
+}
+
 /// What a web host answered.
 #[derive(Debug)]
 pub struct Response {
@@ -47,9 +53,20 @@ impl Connection {
         let stream =
             TcpStream::connect_timeout(&to, timeout).with_context(|| format!("connect to {to}"))?;
         stream.set_nodelay(true).context("TCP_NODELAY")?;
+        let connection = Self { stream: BufReader::new(stream) };
+        connection.set_timeout(timeout)?;
+        Ok(connection)
+    }
+
+    /// How long any later read or write may take.
+    ///
+    /// # Errors
+    ///
+    /// If it is zero.
+    pub fn set_timeout(&self, timeout: Duration) -> Result<()> {
+        let stream = self.stream.get_ref();
         stream.set_read_timeout(Some(timeout)).context("read timeout")?;
-        stream.set_write_timeout(Some(timeout)).context("write timeout")?;
-        Ok(Self { stream: BufReader::new(stream) })
+        stream.set_write_timeout(Some(timeout)).context("write timeout")
     }
 
     /// The client's end.
@@ -85,6 +102,33 @@ impl Connection {
         self.receive()
     }
 
+    /// Sends a GET and compares the answer's body, piece by piece as it comes; who answered.
+    ///
+    /// # Errors
+    ///
+    /// If the connection breaks, or what comes is something else.
+    pub fn get_expecting(&mut self, path: &str, body: &[u8]) -> Result<String> {
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n\r\n"), &[])?;
+        let head = self.head()?;
+        ensure!(head.status == 200, "status {} from {}", head.status, head.backend);
+        ensure!(head.length == body.len(), "{} bytes were to come", head.length);
+        let mut piece = vec![0; 64 << 10];
+        let mut rest = body;
+        while !rest.is_empty() {
+            let room = piece.len().min(rest.len());
+            let read = self.stream.read(&mut piece[..room]);
+            let come = body.len() - rest.len();
+            let read = read.with_context(|| format!("after {come} bytes of the body"))?;
+            if read == 0 {
+                bail!(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed"));
+            }
+            let (expected, left) = rest.split_at(read);
+            ensure!(piece[..read] == *expected, "other bytes after {come}");
+            rest = left;
+        }
+        Ok(head.backend)
+    }
+
     fn send(&mut self, head: &str, body: &[u8]) -> Result<()> {
         let stream = self.stream.get_mut();
         stream.write_all(head.as_bytes()).context("send the request")?;
@@ -92,6 +136,13 @@ impl Connection {
     }
 
     fn receive(&mut self) -> Result<Response> {
+        let Head { status, backend, length } = self.head()?;
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body).context("read the body")?;
+        Ok(Response { status, backend, body })
+    }
+
+    fn head(&mut self) -> Result<Head> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.context("not an HTTP status line")?;
@@ -105,9 +156,8 @@ impl Connection {
                 _ => {}
             }
         }
-        let mut body = vec![0; length.context("an answer without Content-Length")?];
-        self.stream.read_exact(&mut body).context("read the body")?;
-        Ok(Response { status, backend: backend.context("an answer without X-Backend")?, body })
+        let length = length.context("an answer without Content-Length")?;
+        Ok(Head { status, backend: backend.context("an answer without X-Backend")?, length })
     }
 
     fn line(&mut self) -> Result<String> {

@@ -212,6 +212,24 @@ impl Lab {
         &self.switch
     }
 
+    /// Cuts a host off, as when it loses power: packets to and from it vanish, and nobody is told.
+    ///
+    /// # Errors
+    ///
+    /// If the switch has no such port.
+    pub fn cut(&self, host: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {host} down")).map(drop)
+    }
+
+    /// Connects a host again that was [`cut`](Self::cut) off.
+    ///
+    /// # Errors
+    ///
+    /// If the switch has no such port.
+    pub fn mend(&self, host: &str) -> Result<()> {
+        self.switch.ip(&format!("link set {host} up")).map(drop)
+    }
+
     fn wire(&mut self) -> Result<()> {
         self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
         self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;

@@ -5,14 +5,18 @@
 //! made of cleans up after itself when dropped. What a run left behind that was killed is found by
 //! [`lab::sweep`].
 
+pub mod arrivals;
 pub mod balancer;
 pub mod command;
+pub mod downloads;
+pub mod haproxy;
 pub mod http;
 pub mod lab;
 pub mod load;
 pub mod namespace;
 pub mod nginx;
 pub mod process;
+pub mod signals;
 pub mod status;
 pub mod udp;
 pub mod wait;
@@ -47,8 +51,10 @@ pub fn in_ci() -> bool {
 /// The programs that the lab runs, and the Debian package of each.
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
+    ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
+    ("nft", "nftables"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),

@@ -11,7 +11,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     command,
+    http::Connection,
     namespace::Namespace,
     process::{Orphan, Process},
     wait,
@@ -40,7 +41,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts nginx in the namespace, and waits until it takes connections. `folder` becomes its
+    /// Starts nginx in the namespace, and waits until it answers. `folder` becomes its
     /// own; `big` is the file behind `/big`.
     ///
     /// # Errors
@@ -75,12 +76,14 @@ impl Nginx {
         let config = config.to_string_lossy();
         let args = ["-p", &*folder, "-c", &*config, "-e", "stderr"];
         let log = self.folder.join("nginx.log");
+        // One that was killed leaves it behind, and nginx binds no socket that is there.
+        let _ = fs::remove_file(self.folder.join("length.sock"));
         let mut process = Process::start(namespace, &program, &args, &log, orphan)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS[0]));
         wait::until(Duration::from_secs(10), &format!("nginx on {} answers", self.host), || {
             process.check()?;
-            namespace.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)))??;
-            Ok(())
+            // The kernel takes connections before nginx is ready to answer any.
+            Connection::open(namespace, address, Duration::from_secs(1))?.get("/")?.ok()
         })?;
         self.process = Some(process);
         Ok(())
@@ -93,6 +96,28 @@ impl Nginx {
     /// If it can't be waited for.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().map_or(Ok(()), Process::kill)
+    }
+
+    /// Stops nginx where it is (SIGSTOP): the kernel takes its connections, and nobody answers.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn freeze(&self) -> Result<()> {
+        self.running()?.signal(libc::SIGSTOP)
+    }
+
+    /// Lets nginx go on that was [frozen](Self::freeze).
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn thaw(&self) -> Result<()> {
+        self.running()?.signal(libc::SIGCONT)
+    }
+
+    fn running(&self) -> Result<&Process> {
+        self.process.as_ref().with_context(|| format!("nginx on {} does not run", self.host))
     }
 
     /// Lets nginx run on when this is dropped.

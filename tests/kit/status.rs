@@ -69,8 +69,23 @@ pub struct Service {
     pub ring_slots: u32,
     /// Slots in flux.
     pub slots_in_flux: u32,
+    /// How it stands.
+    pub standing: Standing,
     /// The backends by address.
     pub backends: BTreeMap<IpAddr, Backend>,
+}
+
+/// How a service stands.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Standing {
+    /// Backends that can take new flows.
+    pub up: u16,
+    /// Whether checks are ignored for choosing.
+    pub panic: bool,
+    /// Whether backups serve.
+    pub on_backups: bool,
+    /// Whether as many are up as the service needs.
+    pub ready: bool,
 }
 
 /// VIP, port, protocol.
@@ -93,6 +108,10 @@ pub struct Backend {
     pub admin: Admin,
     /// Why it can't be sent to, if so.
     pub unusable: Option<String>,
+    /// What the checks found out: `up`, `soft_down`, `hard_down`.
+    pub condition: String,
+    /// What is known of its checks.
+    pub check: Option<Check>,
     /// The MAC address of its next hop.
     pub mac: Option<String>,
     /// Its id.
@@ -107,6 +126,17 @@ pub struct Backend {
     pub sent: Count,
     /// Packets that opened a flow.
     pub new_flows: u64,
+    /// SYNs that went to it as the second choice of their slot.
+    pub second_choices: u64,
+}
+
+/// What is known of a backend's checks.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Check {
+    /// What the last one found out.
+    pub last: Option<String>,
+    /// How often it went down.
+    pub went_down: u64,
 }
 
 /// What the operator said of a backend.
@@ -117,6 +147,12 @@ pub struct Admin {
 }
 
 impl Backend {
+    /// Whether the checks say that it serves.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.condition == "up"
+    }
+
     /// In a word: `up`, what the operator said, or why it can't be sent to.
     #[must_use]
     pub fn state(&self) -> &str {

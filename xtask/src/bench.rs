@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 use clap::Subcommand;
+use kit::signals;
 
 use crate::{
     cargo::{self, call},
@@ -25,6 +26,15 @@ pub enum Bench {
         #[arg(long)]
         packets: Option<u32>,
     },
+    /// What a fault of one backend costs the clients, here and with HAProxy
+    Failover {
+        /// Print JSON instead of tables
+        #[arg(long)]
+        json: bool,
+        /// Only these systems and faults; the beginning of a name will do: `lb,haproxy-guides,killed`
+        #[arg(long)]
+        only: Option<String>,
+    },
 }
 
 /// Builds and runs a benchmark.
@@ -33,20 +43,47 @@ pub enum Bench {
 ///
 /// If it does not build, or fails.
 pub fn run(bench: &Bench) -> Result<()> {
-    let Bench::Datapath { json, rounds, packets } = bench;
     setup::tools()?;
+    match bench {
+        Bench::Datapath { json, rounds, packets } => {
+            let rounds = rounds.map(|rounds| rounds.to_string());
+            let packets = packets.map(|packets| packets.to_string());
+            let options = [("--rounds", rounds), ("--packets", packets)];
+            measure("datapath", *json, options, "half a minute")
+        }
+        Bench::Failover { json, only } => {
+            setup::packages()?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
+            measure(
+                "failover",
+                *json,
+                [("--only", only.clone())],
+                "ten minutes, or 10 to 25 s a line of what `--only` leaves",
+            )
+        }
+    }
+}
+
+/// Builds the benchmarks and runs one as root.
+fn measure(
+    name: &str,
+    json: bool,
+    options: impl IntoIterator<Item = (&'static str, Option<String>)>,
+    time: &str,
+) -> Result<()> {
     eprintln!("bench: building it optimised; the first time takes minutes");
     call(&["build", "--quiet", "--release", "--package", "lb-bench"])?;
     let mut command = Command::new(cargo::folder(true)?.join("lb-bench"));
-    command.arg("datapath");
-    if *json {
+    command.arg(name);
+    if json {
         command.arg("--json");
     }
-    for (flag, value) in [("--rounds", rounds), ("--packets", packets)] {
-        if let Some(value) = value {
-            command.args([flag, &value.to_string()]);
-        }
+    for (option, value) in options {
+        command.args(value.into_iter().flat_map(|value| [option.to_owned(), value]));
     }
-    eprintln!("bench: measuring; half a minute");
-    cargo::run(&mut root::as_root(command, "loading programs into the kernel")?)
+    eprintln!("bench: measuring; {time}");
+    // It puts away what it made before it ends.
+    signals::catch();
+    cargo::run(&mut root::as_root(command, "measuring in the kernel")?)
 }

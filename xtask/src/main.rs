@@ -11,7 +11,6 @@ mod lab;
 mod root;
 mod run;
 mod setup;
-mod signals;
 mod smoke;
 mod test;
 mod view;
@@ -19,6 +18,7 @@ mod view;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use kit::signals;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]

@@ -102,11 +102,14 @@ fn rust_src() -> Result<()> {
         .context("without rustup, install the sources of the toolchain's standard library")
 }
 
-/// While it lives, a package that is installed starts no service. A web server that came with
-/// nginx would take port 80 of this machine; the lab runs nginx itself, in namespaces.
+/// The programs among [`kit::PROGRAMS`] whose packages would run them as services of this machine,
+/// where nginx would take port 80. The lab runs them itself, in namespaces.
+const DAEMONS: [&str; 2] = ["nginx", "haproxy"];
+
+/// While it lives, a package that is installed starts no service.
 struct Quiet {
     made: bool,
-    nginx: bool,
+    services: Vec<&'static str>,
 }
 
 impl Quiet {
@@ -118,7 +121,9 @@ impl Quiet {
                 .with_context(|| format!("write {POLICY}"))?;
             kit::command::run(Command::new("chmod").args(["755", POLICY]))?;
         }
-        Ok(Self { made, nginx: packages.iter().any(|package| package.starts_with("nginx")) })
+        let mut services = DAEMONS.to_vec();
+        services.retain(|service| packages.iter().any(|package| package.starts_with(service)));
+        Ok(Self { made, services })
     }
 }
 
@@ -129,11 +134,13 @@ impl Drop for Quiet {
         {
             eprintln!("set-up: remove {POLICY} by hand: {err}");
         }
-        if self.nginx && kit::command::find("systemctl").is_some() {
-            println!("set-up: systemctl disable nginx, so that the next boot does not start it");
-            if let Err(err) =
-                kit::command::run(Command::new("systemctl").args(["disable", "nginx"]))
-            {
+        let Some(systemctl) = kit::command::find("systemctl") else { return };
+        for service in &self.services {
+            println!(
+                "set-up: systemctl disable {service}, so that the next boot does not start it"
+            );
+            let disabled = kit::command::run(Command::new(&systemctl).args(["disable", service]));
+            if let Err(err) = disabled {
                 eprintln!("set-up: {err:#}");
             }
         }

@@ -89,7 +89,7 @@ impl Model {
                     slots,
                     id,
                     udp_policy: policy,
-                    reserved: 0,
+                    flags: 0,
                     idle_timeout: IDLE,
                     syn_budget: 1000,
                 };

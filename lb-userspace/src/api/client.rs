@@ -1,17 +1,29 @@
 //! The client: one connection for each request.
 
 use std::{
+    future::Future,
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::Error as Answer;
+
+/// How long a daemon may take to take a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long it may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// Talks to `lbd`.
 #[derive(Clone, Debug)]
@@ -41,6 +53,17 @@ pub enum Error {
     /// The daemon refused.
     #[error("{}", with_hint(.0))]
     Refused(Answer),
+    /// The daemon ends.
+    #[error("lbd is stopping")]
+    Stopping,
+    /// The daemon does not answer.
+    #[error("lbd does not answer on {} within {} s: it hangs, or its machine does; its log tells more", socket.display(), after.as_secs())]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// For how long.
+        after: Duration,
+    },
     /// Anything else.
     #[error("talk to lbd on {}: {why}", socket.display())]
     Broken {
@@ -55,6 +78,17 @@ fn with_hint(answer: &Answer) -> String {
     match &answer.hint {
         Some(hint) => format!("{}; {hint}", answer.error),
         None => answer.error.clone(),
+    }
+}
+
+impl Error {
+    /// Whether the daemon may be there again in a moment.
+    #[must_use]
+    pub const fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::NotRunning { .. } | Self::Stopping | Self::Silent { .. } | Self::Broken { .. }
+        )
     }
 }
 
@@ -100,8 +134,45 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, Error> {
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
+        self.within(ANSWER, async {
+            let (response, connection) = self.ask(method, path, body).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await;
+            let body = body.map_err(|error| self.broken(error))?.to_bytes();
+            connection.abort();
+            self.check(status, &body)?;
+            serde_json::from_slice(&body).map_err(|error| self.broken(error))
+        })
+        .await
+    }
+
+    /// Asks for lines that come one after the other, for as long as the daemon runs.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn lines(&self, path: &str) -> Result<Lines, Error> {
+        self.within(ANSWER, async {
+            let (response, connection) = self.ask(Method::GET, path, Bytes::new()).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            if !status.is_success() {
+                let body = (&mut body).collect().await.map_err(|error| self.broken(error))?;
+                self.check(status, &body.to_bytes())?;
+            }
+            Ok(Lines { client: self.clone(), body, connection, read: Vec::new() })
+        })
+        .await
+    }
+
+    /// Sends a request; the answer's head.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), Error> {
+        let stream = self.within(CONNECT, self.connect()).await?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         let connection = tokio::spawn(connection);
@@ -113,19 +184,42 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
-        let status = response.status();
-        let body =
-            response.into_body().collect().await.map_err(|error| self.broken(error))?.to_bytes();
-        connection.abort();
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| self.broken(error));
-        }
-        match serde_json::from_slice(&body) {
-            Ok(answer) => Err(Error::Refused(answer)),
-            Err(_) if status == StatusCode::BAD_REQUEST => {
-                Err(self.broken(String::from_utf8_lossy(&body)))
+        Ok((response, connection))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, Error> {
+        loop {
+            match UnixStream::connect(&self.socket).await {
+                // Too many wait to be taken in.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(CONNECT / 100).await;
+                }
+                stream => return stream.map_err(|error| self.unreachable(error)),
             }
-            Err(_) => Err(self.broken(status)),
+        }
+    }
+
+    async fn within<T>(
+        &self,
+        after: Duration,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let silent = |_| Error::Silent { socket: self.socket.clone(), after };
+        tokio::time::timeout(after, answer).await.map_err(silent)?
+    }
+
+    /// Whether an answer is what was asked for.
+    fn check(&self, status: StatusCode, body: &[u8]) -> Result<(), Error> {
+        match status {
+            _ if status.is_success() => Ok(()),
+            StatusCode::SERVICE_UNAVAILABLE => Err(Error::Stopping),
+            _ => Err(match serde_json::from_slice(body) {
+                Ok(answer) => Error::Refused(answer),
+                Err(_) if status == StatusCode::BAD_REQUEST => {
+                    self.broken(String::from_utf8_lossy(body))
+                }
+                Err(_) => self.broken(status),
+            }),
         }
     }
 
@@ -146,6 +240,45 @@ impl Client {
                 Error::Permission { socket, group }
             }
             _ => self.broken(error),
+        }
+    }
+}
+
+/// Lines that come one after the other.
+#[derive(Debug)]
+pub struct Lines {
+    client: Client,
+    body: Incoming,
+    connection: JoinHandle<hyper::Result<()>>,
+    read: Vec<u8>,
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Lines {
+    /// The next line; none when the daemon has said all.
+    ///
+    /// # Errors
+    ///
+    /// The connection has broken.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        loop {
+            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
+                let rest = self.read.split_off(end + 1);
+                let line = std::mem::replace(&mut self.read, rest);
+                return Ok(Some(line));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    self.read.extend(frame.into_data().unwrap_or_default());
+                }
+                Some(Err(error)) => return Err(self.client.broken(error)),
+            }
         }
     }
 }

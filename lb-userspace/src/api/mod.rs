@@ -3,21 +3,28 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`crate::status::Status`] |
+//! | `GET /v1/events?since=SEQ&limit=N` | | [`crate::events::Page`] |
+//! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`Line`]; ends with `lbd` |
+//! | `GET /v1/node` | | [`crate::status::Node`] |
+//! | `PATCH /v1/node` | [`NodeChange`] | [`Done`] |
 //! | `GET /v1/services` | | its services by name |
 //! | `GET /v1/services/NAME` | | [`crate::status::Service`] |
 //! | `POST /v1/services/NAME` | [`crate::spec::ServiceSpec`] | [`Done`] |
-//! | `DELETE /v1/services/NAME?force=true` | | [`Done`] |
+//! | `DELETE /v1/services/NAME` | | [`Done`] |
 //! | `GET /v1/services/NAME/backends` | | its backends by address |
 //! | `GET /v1/services/NAME/backends/ADDRESS` | | [`crate::status::Backend`], which tells how far a drain is |
 //! | `POST /v1/services/NAME/backends/ADDRESS` | [`crate::spec::BackendSpec`] | [`Done`] |
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`crate::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
-//! | `POST /v1/reload` | | [`Done`] |
+//! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
-//! Whatever fails answers with an [`Error`].
+//! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
+//! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
+//! answers with an [`Error`].
 
 pub mod client;
+mod events;
 pub mod server;
 pub mod socket;
 
@@ -25,7 +32,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::{
+    diff::Difference,
     edit::{Edit, Refusal},
+    engine::preview::Preview,
+    events::Event,
+    overrides::Conflict,
     status::Status,
 };
 
@@ -37,6 +48,63 @@ pub struct Done {
     /// What else there is to know of it.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// What would change; then nothing was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+}
+
+/// What would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// In words.
+    pub changes: Vec<String>,
+    /// In slots and flows.
+    #[serde(flatten)]
+    pub preview: Preview,
+}
+
+/// On what terms a change is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Only tell what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Do it even if it takes a service from its clients.
+    #[serde(default)]
+    pub yes: bool,
+}
+
+/// What changes of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeChange {
+    /// Whether it is to leave.
+    pub draining: bool,
+}
+
+/// A line of what follows the events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// What has happened.
+    Event(Event),
+    /// Who follows was too slow for what has happened before the next line.
+    Missed {
+        /// So many events.
+        missed: u64,
+    },
+}
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// In words; the notes tell the differences and the conflicts, too.
+    #[serde(flatten)]
+    pub done: Done,
+    /// What it changed of what is in force.
+    pub differences: Vec<Difference>,
+    /// The changes by `lbctl` that it overruled.
+    pub conflicts: Vec<Conflict>,
 }
 
 /// Why something was not done.
@@ -47,6 +115,9 @@ pub struct Error {
     /// What would be right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What it would have changed, if all that it takes is `yes=true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<Plan>,
 }
 
 /// What the server asks of the daemon.
@@ -55,9 +126,11 @@ pub enum Request {
     /// The state of everything.
     Status(oneshot::Sender<Result<Status, Refusal>>),
     /// A change; answered when the maps are written.
-    Edit(Edit, oneshot::Sender<Result<Done, Refusal>>),
+    Edit(Edit, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// A change of the node.
+    Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The configuration's difference to what is in force.
-    Reload(oneshot::Sender<Result<Done, Refusal>>),
+    Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
     /// The end of forwarding and of the daemon.
-    Detach(oneshot::Sender<Result<Done, Refusal>>),
+    Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

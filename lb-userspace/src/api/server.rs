@@ -16,10 +16,11 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{Done, Error, Request};
+use super::{Done, Error, Reloaded, Request, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
-    status::{Service, Status},
+    events::Events,
+    status::{Node, Service, Status},
 };
 
 type Daemon = State<mpsc::Sender<Request>>;
@@ -32,8 +33,10 @@ impl IntoResponse for Refusal {
             RefusalKind::Conflict => StatusCode::CONFLICT,
             RefusalKind::Invalid => StatusCode::BAD_REQUEST,
             RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            RefusalKind::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
-        (code, Json(Error { error: self.error, hint: self.hint })).into_response()
+        let unconfirmed = self.unconfirmed.map(|plan| *plan);
+        (code, Json(Error { error: self.error, hint: self.hint, unconfirmed })).into_response()
     }
 }
 
@@ -45,18 +48,21 @@ impl IntoResponse for Refusal {
 pub async fn serve(
     listener: UnixListener,
     daemon: mpsc::Sender<Request>,
+    events: Events,
     stop: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let stopped = async {
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    axum::serve(listener, router(daemon)).with_graceful_shutdown(stopped).await
+    let router = router(daemon).merge(super::events::router(events));
+    axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
 fn router(daemon: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/node", get(node).patch(change_node))
         .route("/v1/services", get(services))
         .route("/v1/services/{name}", get(service).post(add_service).delete(remove_service))
         .route("/v1/services/{name}/backends", get(backends))
@@ -80,14 +86,14 @@ async fn ask<T>(
     daemon: &mpsc::Sender<Request>,
     request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
 ) -> Result<T, Refusal> {
-    let stopping = |_| Refusal::new(RefusalKind::Failed, "lbd is stopping");
+    let stopping = |_| Refusal::new(RefusalKind::Stopping, "lbd is stopping");
     let (tell, answer) = oneshot::channel();
     daemon.send(request(tell)).await.map_err(|_| stopping(()))?;
     answer.await.map_err(|_| stopping(()))?
 }
 
-async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit) -> Answer<Done> {
-    ask(daemon, |tell| Request::Edit(edit, tell)).await.map(Json)
+async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answer<Done> {
+    ask(daemon, |tell| Request::Edit(edit, terms, tell)).await.map(Json)
 }
 
 fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
@@ -137,52 +143,69 @@ async fn backend(
     }
 }
 
+async fn node(State(daemon): Daemon) -> Answer<Node> {
+    Ok(Json(ask(&daemon, Request::Status).await?.node))
+}
+
+async fn change_node(
+    State(daemon): Daemon,
+    Query(terms): Query<Terms>,
+    bytes: Bytes,
+) -> Answer<Done> {
+    let change = body(&bytes)?;
+    ask(&daemon, |tell| Request::Node(change, terms, tell)).await.map(Json)
+}
+
 async fn add_service(
     State(daemon): Daemon,
     Path(name): Path<String>,
+    Query(terms): Query<Terms>,
     bytes: Bytes,
 ) -> Answer<Done> {
-    edit(&daemon, Edit::AddService { name, spec: body(&bytes)? }).await
+    edit(&daemon, Edit::AddService { name, spec: body(&bytes)? }, terms).await
 }
 
 async fn remove_service(
     State(daemon): Daemon,
     Path(name): Path<String>,
-    Query(Force { force }): Query<Force>,
+    Query(terms): Query<Terms>,
 ) -> Answer<Done> {
-    edit(&daemon, Edit::RemoveService { name, force }).await
+    edit(&daemon, Edit::RemoveService { name }, terms).await
 }
 
 async fn add_backend(
     State(daemon): Daemon,
     Path((service, at)): Path<(String, String)>,
+    Query(terms): Query<Terms>,
     bytes: Bytes,
 ) -> Answer<Done> {
     let spec = body(&bytes)?;
-    edit(&daemon, Edit::AddBackend { service, address: address(&at)?, spec }).await
+    edit(&daemon, Edit::AddBackend { service, address: address(&at)?, spec }, terms).await
 }
 
 async fn change_backend(
     State(daemon): Daemon,
     Path((service, at)): Path<(String, String)>,
+    Query(terms): Query<Terms>,
     bytes: Bytes,
 ) -> Answer<Done> {
     let change = body(&bytes)?;
-    edit(&daemon, Edit::ChangeBackend { service, address: address(&at)?, change }).await
+    edit(&daemon, Edit::ChangeBackend { service, address: address(&at)?, change }, terms).await
 }
 
 async fn remove_backend(
     State(daemon): Daemon,
     Path((service, at)): Path<(String, String)>,
     Query(Force { force }): Query<Force>,
+    Query(terms): Query<Terms>,
 ) -> Answer<Done> {
-    edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }).await
+    edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }, terms).await
 }
 
-async fn reload(State(daemon): Daemon) -> Answer<Done> {
+async fn reload(State(daemon): Daemon) -> Answer<Reloaded> {
     ask(&daemon, Request::Reload).await.map(Json)
 }
 
-async fn detach(State(daemon): Daemon) -> Answer<Done> {
-    ask(&daemon, Request::Detach).await.map(Json)
+async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {
+    ask(&daemon, |tell| Request::Detach(terms, tell)).await.map(Json)
 }

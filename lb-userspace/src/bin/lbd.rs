@@ -4,7 +4,7 @@ use std::{
     io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -12,11 +12,15 @@ use clap::Parser;
 use lb_userspace::{
     api::{server, socket},
     cli,
+    clock::Clocks,
     config::{self, Config},
-    daemon::{Daemon, Effects, Ended, Inputs, Signal},
+    daemon::{Daemon, Effects, Inputs, Signal},
     datapath::{self, Xdp},
     engine::Engine,
+    events::Events,
+    health::prober::Prober,
     netlink::Resolver,
+    notify::Notifier,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -92,32 +96,28 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
         .context("follow the kernel's neighbours")?;
+    let events = Events::new(SystemTime::now());
     let effects = Effects {
         want: Box::new(move |wants| resolver.want(wants)),
         detach: Box::new(move || datapath::detach(&pin_dir)),
+        clocks: Box::new(Clocks::read),
+        events: events.clone(),
+        notifier: Notifier::from_env(),
     };
-    let daemon = Daemon::new(engine, effects, file.into(), config)?;
-    let ready_line = daemon.ready_line()?;
+    let (prober, reports) = Prober::start().context("start the health checks")?;
+    let daemon = Daemon::new(engine, Box::new(prober), effects, file.into(), config)?;
 
-    let (requests_to, requests) = mpsc::channel(16);
-    let (ready_to, ready) = oneshot::channel();
+    // As many changes at once are written together.
+    let (requests_to, requests) = mpsc::channel(1_024);
+    let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
-    let server = tokio::spawn(server::serve(listener, requests_to, stopped));
-    tokio::spawn(async move {
-        if ready.await.is_ok() {
-            tracing::info!("{ready_line}");
-        }
-    });
-    let ended =
-        tokio::spawn(daemon.run(Inputs { requests, signals, neighbours }, ready_to)).await?;
+    let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));
+    let inputs = Inputs { requests, signals, neighbours, reports };
+    let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.
     drop(stop);
     let _ = tokio::time::timeout(Duration::from_secs(1), server).await;
-    match ended? {
-        Ended::Stopped => tracing::info!("lbd ends; forwarding goes on, `lbctl detach` ends it"),
-        Ended::Detached => tracing::info!("detached; nothing is forwarded any more"),
-    }
-    Ok(())
+    ended.map(drop)
 }
 
 fn listen_to_signals() -> Result<mpsc::Receiver<Signal>> {

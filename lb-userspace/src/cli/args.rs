@@ -5,8 +5,9 @@ use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::decap::DecapCommand;
+use super::{decap::DecapCommand, events::EventsArgs, node::NodeCommand};
 use crate::{
+    api::Terms,
     config,
     desired::{Mode, Protocol, UdpPolicy, Weight},
     spec::ServiceSpec,
@@ -49,6 +50,11 @@ pub(super) enum Command {
     /// List, show, add, drain, enable, disable, weigh and remove backends.
     #[command(subcommand)]
     Backend(BackendCommand),
+    /// Show what has happened, and follow what happens.
+    Events(EventsArgs),
+    /// Show this node, and take it out for maintenance.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Check and reload the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -57,10 +63,43 @@ pub(super) enum Command {
         /// Where links and maps are pinned, for when lbd is not running.
         #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
         pin_dir: PathBuf,
+        #[command(flatten)]
+        ask: Ask,
     },
     /// On a backend: take packets out of their tunnel without a tunnel device.
     #[command(subcommand)]
     Decap(DecapCommand),
+}
+
+/// For what changes something.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Dry {
+    /// Change nothing, and show what would change.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+/// For what may take a service from its clients.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Ask {
+    /// Change nothing, and show what would change.
+    #[arg(long)]
+    dry_run: bool,
+    /// Don't ask before the last backend of a service, or more, is taken away.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl From<Dry> for Terms {
+    fn from(Dry { dry_run }: Dry) -> Self {
+        Self { dry_run, yes: false }
+    }
+}
+
+impl From<Ask> for Terms {
+    fn from(Ask { dry_run, yes }: Ask) -> Self {
+        Self { dry_run, yes }
+    }
 }
 
 /// What to do with services.
@@ -79,9 +118,8 @@ pub(super) enum ServiceCommand {
     Remove {
         /// The service's name.
         service: String,
-        /// Even if it has backends; their flows break.
-        #[arg(long)]
-        force: bool,
+        #[command(flatten)]
+        ask: Ask,
     },
 }
 
@@ -117,6 +155,8 @@ pub(super) struct ServiceAdd {
     /// How long a drain may take, as 1h; without it, as long as flows last.
     #[arg(long, value_parser = parse_duration)]
     drain_deadline: Option<Duration>,
+    #[command(flatten)]
+    pub(super) dry: Dry,
 }
 
 /// What to do with backends.
@@ -136,6 +176,8 @@ pub(super) enum BackendCommand {
         /// Its share, against the other backends' weights.
         #[arg(long, default_value = "1")]
         weight: Weight,
+        #[command(flatten)]
+        dry: Dry,
     },
     /// Give a backend no new flows, and let the ones that it has end.
     Drain {
@@ -150,9 +192,16 @@ pub(super) enum BackendCommand {
         /// Wait no longer than this, as 15m; then say what is left, and exit with 1.
         #[arg(long, value_parser = parse_duration, requires = "wait")]
         timeout: Option<Duration>,
+        #[command(flatten)]
+        ask: Ask,
     },
     /// Give a backend new flows again.
-    Enable(Target),
+    Enable {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        dry: Dry,
+    },
     /// Give a backend no new flows.
     Disable {
         #[command(flatten)]
@@ -160,6 +209,8 @@ pub(super) enum BackendCommand {
         /// And move the flows that it has, at once.
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        ask: Ask,
     },
     /// Change a backend's share.
     Weight {
@@ -167,6 +218,8 @@ pub(super) enum BackendCommand {
         target: Target,
         /// 1 to 65535, against the other backends' weights.
         weight: Weight,
+        #[command(flatten)]
+        dry: Dry,
     },
     /// Remove a backend when its last flow has ended.
     Remove {
@@ -175,6 +228,8 @@ pub(super) enum BackendCommand {
         /// At once; its flows move.
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        ask: Ask,
     },
 }
 
@@ -221,7 +276,7 @@ impl ServiceAdd {
 }
 
 /// A word of an enum, as JSON has it.
-fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| {
         let error = error.to_string();
         error.replace("unknown variant ", "unknown word ")

@@ -75,7 +75,7 @@ pub(super) fn run(command: &DecapCommand, printer: Printer) -> Result<()> {
             } else {
                 format!("there is no decapsulator on {dev}")
             };
-            printer.done(&Done { message, notes: Vec::new() })
+            printer.done(&Done { message, ..Done::default() })
         }
         DecapCommand::Status { pin_dir } => {
             let all = decap::status(pin_dir)?;

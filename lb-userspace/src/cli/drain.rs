@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::Target;
+use super::{Target, patience::Patient};
 use crate::{
     api::client::{self, Client},
     desired::Admin,
@@ -26,11 +26,12 @@ pub(super) async fn wait(
     timeout: Option<Duration>,
 ) -> Result<ExitCode> {
     let started = Instant::now();
-    let mut progress = Progress::default();
+    let mut patient = Patient::new(client);
+    let mut progress = Progress::new(Pulse::EachChange);
     let mut removing = false;
     loop {
         let Target { service, address } = target;
-        let backend: Backend = match client.get(&target.path()).await {
+        let backend: Backend = match patient.get(&target.path()).await {
             // One that is removed while it drains leaves with its last flow.
             Err(client::Error::Refused(_)) if removing => {
                 progress.end();
@@ -77,32 +78,51 @@ fn left(backend: &Backend) -> String {
     )
 }
 
-/// Shows how far it is: one line that changes on a terminal, a line for each change elsewhere.
-#[derive(Default)]
-struct Progress {
-    shown: String,
+/// How often a change is told where no line can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pulse {
+    /// Each.
+    EachChange,
+    /// What it is at the moment, every ten seconds.
+    Slow,
+}
+
+/// Shows how far it is: one line that changes on a terminal, a line now and then elsewhere.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pulse: Pulse,
+    shown: Option<(String, Duration)>,
 }
 
 impl Progress {
-    fn show(&mut self, left: &str, elapsed: Duration) {
+    pub(super) const fn new(pulse: Pulse) -> Self {
+        Self { pulse, shown: None }
+    }
+
+    pub(super) fn show(&mut self, left: &str, elapsed: Duration) {
         let mut out = io::stderr().lock();
+        let is_terminal = out.is_terminal();
+        let is_due = self.shown.as_ref().is_none_or(|(shown, at)| {
+            let slow = Duration::from_secs(10);
+            shown != left && (self.pulse == Pulse::EachChange || elapsed - *at >= slow)
+        });
+        if !is_terminal && !is_due {
+            return;
+        }
+        self.shown = Some((left.into(), elapsed));
         let elapsed = format_duration(Duration::from_secs(elapsed.as_secs()));
         // Progress that can't be shown is no reason to stop waiting.
-        let _ = if out.is_terminal() {
-            self.shown = left.into();
+        let _ = if is_terminal {
             write!(out, "\r\x1b[Kdraining for {elapsed}: {left}").and_then(|()| out.flush())
-        } else if self.shown != left {
-            self.shown = left.into();
-            writeln!(out, "draining: {left}")
         } else {
-            Ok(())
+            writeln!(out, "draining: {left}")
         };
     }
 
     /// Clears the line that changes.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         let mut out = io::stderr().lock();
-        if out.is_terminal() && !self.shown.is_empty() {
+        if out.is_terminal() && self.shown.is_some() {
             let _ = write!(out, "\r\x1b[K");
         }
     }

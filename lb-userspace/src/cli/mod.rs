@@ -1,8 +1,13 @@
 //! What `lbctl` understands, and how it ends: 0 for done, 1 for failed, 2 for misused.
 
 mod args;
+mod change;
 mod decap;
 mod drain;
+mod events;
+mod node;
+mod patience;
+mod plan;
 mod status;
 mod table;
 
@@ -14,13 +19,14 @@ use std::{
 
 pub use self::args::Cli;
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
+use self::change::Changer;
 use anyhow::{Context as _, Result};
 use hyper::{Method, body::Bytes};
 use serde::Serialize;
 
 use crate::{
     api::{
-        Done,
+        Done, Plan, Reloaded, Terms,
         client::{self, Client},
     },
     config::{self, Config},
@@ -63,6 +69,7 @@ impl Cli {
     async fn execute(&self) -> Result<ExitCode> {
         let client = Client::new(&self.socket);
         let printer = Printer { output: self.output };
+        let changer = |terms| Changer { client: &client, printer, terms };
         match &self.command {
             Command::Status => {
                 let status: Status = client.get("/v1/status").await?;
@@ -72,9 +79,15 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(ConfigCommand::Check { .. }) => {}
             Command::Config(ConfigCommand::Reload) => {
-                printer.done(&client.send(Method::POST, "/v1/reload", Bytes::new()).await?)?;
+                let reloaded: Reloaded =
+                    client.send(Method::POST, "/v1/reload", Bytes::new()).await?;
+                printer.print(&reloaded, || done_text(&reloaded.done))?;
             }
-            Command::Detach { pin_dir } => printer.done(&detach(&client, pin_dir).await?)?,
+            Command::Events(args) => events::run(args, &client, self.output).await?,
+            Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
+            Command::Detach { pin_dir, ask } => {
+                detach(&changer((*ask).into()), pin_dir).await?;
+            }
             Command::Decap(command) => decap::run(command, printer)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -124,14 +137,22 @@ impl Printer {
     }
 
     fn done(self, done: &Done) -> Result<()> {
-        self.print(done, || {
-            let notes = done.notes.iter().map(|note| format!("  {note}\n"));
-            format!("{}\n{}", done.message, notes.collect::<String>())
-        })
+        self.print(done, || done_text(done))
+    }
+}
+
+fn done_text(done: &Done) -> String {
+    let plan = done.plan.iter().flat_map(plan::lines);
+    let lines = plan.chain(done.notes.iter().cloned());
+    let lines = lines.map(|line| format!("  {line}\n")).collect::<String>();
+    match done.plan {
+        Some(_) => format!("dry run, nothing was changed: {}\n{lines}", done.message),
+        None => format!("{}\n{lines}", done.message),
     }
 }
 
 async fn service(command: &ServiceCommand, client: &Client, printer: Printer) -> Result<()> {
+    let changer = |terms| Changer { client, printer, terms };
     match command {
         ServiceCommand::List => {
             let services = client.get::<Status>("/v1/status").await?.services;
@@ -143,18 +164,19 @@ async fn service(command: &ServiceCommand, client: &Client, printer: Printer) ->
         }
         ServiceCommand::Add(add) => {
             let path = format!("/v1/services/{}", encoded(&add.service));
-            printer.done(&client.send_json(Method::POST, &path, &add.spec()?).await?)
+            changer(add.dry.into()).make_with(Method::POST, &path, &add.spec()?).await
         }
-        ServiceCommand::Remove { service: name, force } => {
-            let path = format!("/v1/services/{}?force={force}", encoded(name));
-            printer.done(&client.send(Method::DELETE, &path, Bytes::new()).await?)
+        ServiceCommand::Remove { service: name, ask } => {
+            let path = format!("/v1/services/{}", encoded(name));
+            changer((*ask).into()).make(Method::DELETE, &path).await
         }
     }
 }
 
 async fn backend(command: &BackendCommand, client: &Client, printer: Printer) -> Result<ExitCode> {
-    let change = async |target: &Target, change: BackendChange| -> Result<()> {
-        printer.done(&client.send_json(Method::PATCH, &target.path(), &change).await?)
+    let changer = |terms| Changer { client, printer, terms };
+    let change = async |target: &Target, terms: Terms, change: BackendChange| {
+        changer(terms).make_with(Method::PATCH, &target.path(), &change).await
     };
     let admin = |admin| BackendChange { admin: Some(admin), weight: None };
     match command {
@@ -173,47 +195,76 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
             printer
                 .print(&backend, || status::backend(&target.service, target.address, &backend))?;
         }
-        BackendCommand::Add { target, weight } => {
+        BackendCommand::Add { target, weight, dry } => {
             let spec = BackendSpec { weight: *weight, ..BackendSpec::default() };
-            printer.done(&client.send_json(Method::POST, &target.path(), &spec).await?)?;
+            changer((*dry).into()).make_with(Method::POST, &target.path(), &spec).await?;
         }
-        BackendCommand::Drain { target, wait, deadline, timeout } => {
+        BackendCommand::Drain { target, wait, deadline, timeout, ask } => {
             let deadline_secs = deadline.map(|deadline| deadline.as_secs());
-            change(target, admin(AdminChange::Draining { deadline_secs })).await?;
-            if *wait {
+            let terms = Terms::from(*ask);
+            change(target, terms, admin(AdminChange::Draining { deadline_secs })).await?;
+            if *wait && !terms.dry_run {
                 return drain::wait(client, target, *timeout).await;
             }
         }
-        BackendCommand::Enable(target) => change(target, admin(AdminChange::Enabled)).await?,
-        BackendCommand::Disable { target, force } => {
+        BackendCommand::Enable { target, dry } => {
+            change(target, (*dry).into(), admin(AdminChange::Enabled)).await?;
+        }
+        BackendCommand::Disable { target, force, ask } => {
             let to = if *force { AdminChange::Down } else { AdminChange::Disabled };
-            change(target, admin(to)).await?;
+            change(target, (*ask).into(), admin(to)).await?;
         }
-        BackendCommand::Weight { target, weight } => {
-            change(target, BackendChange { weight: Some(*weight), admin: None }).await?;
+        BackendCommand::Weight { target, weight, dry } => {
+            let to = BackendChange { weight: Some(*weight), admin: None };
+            change(target, (*dry).into(), to).await?;
         }
-        BackendCommand::Remove { target, force } => {
+        BackendCommand::Remove { target, force, ask } => {
             let path = format!("{}?force={force}", target.path());
-            printer.done(&client.send(Method::DELETE, &path, Bytes::new()).await?)?;
+            changer((*ask).into()).make(Method::DELETE, &path).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Detaches through the daemon if it runs, otherwise what is pinned.
-async fn detach(client: &Client, pin_dir: &Path) -> Result<Done> {
-    match client.send(Method::POST, "/v1/detach", Bytes::new()).await {
-        Err(client::Error::NotRunning { .. }) => {
-            let removed = datapath::detach(pin_dir).context("detach")?;
-            let message = if removed.is_empty() {
-                format!("nothing is pinned in {}", pin_dir.display())
-            } else {
-                "detached; nothing is forwarded any more".into()
-            };
-            Ok(Done { message, notes: removed })
-        }
-        answer => Ok(answer?),
+async fn detach(changer: &Changer<'_>, pin_dir: &Path) -> Result<()> {
+    let made = changer.make(Method::POST, "/v1/detach").await;
+    let Err(error) = made else { return Ok(()) };
+    if !matches!(error.downcast_ref(), Some(client::Error::NotRunning { .. })) {
+        return Err(error);
     }
+    let pinned = pinned(pin_dir);
+    let message = "detached; nothing is forwarded any more".to_owned();
+    let plan = Plan { changes: pinned, ..Plan::default() };
+    let done = match changer.terms {
+        _ if plan.changes.is_empty() => {
+            let message = format!("nothing is pinned in {}", pin_dir.display());
+            Done { message, ..Done::default() }
+        }
+        Terms { dry_run: true, .. } => Done { message, notes: Vec::new(), plan: Some(plan) },
+        Terms { yes, .. } => {
+            let loss = "this ends forwarding: the connections of all services break";
+            if !yes && !change::is_asked() {
+                anyhow::bail!("{loss}; say --yes to do it all the same");
+            }
+            if !yes {
+                change::confirm(loss, &plan)?;
+            }
+            let notes = datapath::detach(pin_dir).context("detach")?;
+            Done { message, notes, plan: None }
+        }
+    };
+    changer.printer.done(&done)
+}
+
+/// What is pinned there, for people.
+fn pinned(pin_dir: &Path) -> Vec<String> {
+    // A folder that can't be read is told by who removes what is in it.
+    let entries = std::fs::read_dir(pin_dir).into_iter().flatten().flatten();
+    let mut pinned: Vec<_> =
+        entries.map(|entry| format!("{} is removed", entry.path().display())).collect();
+    pinned.sort();
+    pinned
 }
 
 #[cfg(test)]

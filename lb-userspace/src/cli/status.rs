@@ -24,6 +24,9 @@ pub(super) fn overview(status: &Status) -> String {
         usage("backends", status.backends_used),
         usage("pins", status.pins),
     );
+    if status.node.draining_since.is_some() {
+        text += &format!("{}\n", super::node::state(status));
+    }
     if let Some(error) = &status.last_error {
         text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");
     }
@@ -187,6 +190,7 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     row("new flows", backend.new_flows.to_string());
     row("unpinned packets", backend.unpinned_packets.to_string());
     row("SYNs sent again", backend.syn_retransmissions.to_string());
+    row("SYNs as second choice", backend.second_choices.to_string());
     table.render()
 }
 

@@ -6,6 +6,7 @@
 mod check;
 mod service;
 mod tree;
+pub mod write;
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,7 @@ pub use self::tree::Problem;
 use self::tree::{Problems, Table, parse_prefix};
 use crate::{
     desired::Desired,
+    diff::Intent,
     rules, seed,
     settings::{Limits, Settings, Tunnel, XdpModes},
     units,
@@ -179,6 +181,12 @@ impl Config {
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
+    }
+
+    /// What it says of services.
+    #[must_use]
+    pub const fn intent(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.drain_deadlines }
     }
 
     /// One line that says what the configuration holds.

@@ -283,6 +283,10 @@ impl DataPlane for Fake {
         Ok((0..=self.limits.backends as u16).map(entry).collect())
     }
 
+    fn totals_of(&self, ids: &[u16]) -> Result<Vec<BackendTotals>> {
+        Ok(ids.iter().map(|id| self.totals.get(id).copied().unwrap_or_default()).collect())
+    }
+
     fn reset_backend_totals(&mut self, id: u16) -> Result<()> {
         self.write()?;
         self.totals.remove(&id);

@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::Deref,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -115,6 +116,10 @@ pub trait DataPlane {
     /// What went to each backend, over all CPUs; the index is the backend's id.
     fn backend_totals(&self) -> Result<Vec<BackendTotals>>;
 
+    /// What went to these backends, over all CPUs, in their order: cheap enough for several times a
+    /// second.
+    fn totals_of(&self, ids: &[u16]) -> Result<Vec<BackendTotals>>;
+
     /// Starts a backend's counters from zero.
     fn reset_backend_totals(&mut self, id: u16) -> Result<()>;
 
@@ -171,14 +176,16 @@ pub struct BackendTotals {
     pub unpinned: u64,
     /// SYNs seen again.
     pub syn_retransmissions: u64,
+    /// SYNs that came to it as their slot's second choice.
+    pub second_choices: u64,
 }
 
-/// Whole seconds of CLOCK_MONOTONIC, the program's clock.
+/// CLOCK_MONOTONIC, the program's clock.
 #[must_use]
-pub fn monotonic_secs() -> u32 {
+pub fn monotonic() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid for the write, and the call has no other effect.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     assert_eq!(result, 0, "CLOCK_MONOTONIC always exists");
-    time.tv_sec as u32
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

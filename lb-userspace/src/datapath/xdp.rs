@@ -71,6 +71,16 @@ pub(super) fn services(maps: &Maps) -> Result<BTreeMap<ServiceKey, abi::Service>
     Ok(services)
 }
 
+/// Adds what one CPU has counted.
+fn add(total: &mut BackendTotals, counter: &BackendCounter) {
+    total.sent.packets += counter.packets.load();
+    total.sent.bytes += counter.bytes.load();
+    total.new_flows += counter.new_flows.load();
+    total.unpinned += counter.unpinned.load();
+    total.syn_retransmissions += counter.syn_retransmissions.load();
+    total.second_choices += counter.second_choices.load();
+}
+
 /// The kernel's errors of full maps, in words.
 fn explain(error: io::Error) -> anyhow::Error {
     match error.raw_os_error() {
@@ -274,11 +284,23 @@ impl DataPlane for Xdp {
         let mut totals = vec![BackendTotals::default(); size as usize];
         for stretch in self.stretches(size) {
             for (total, counter) in totals.iter_mut().zip(&counters[stretch]) {
-                total.sent.packets += counter.packets.load();
-                total.sent.bytes += counter.bytes.load();
-                total.new_flows += counter.new_flows.load();
-                total.unpinned += counter.unpinned.load();
-                total.syn_retransmissions += counter.syn_retransmissions.load();
+                add(total, counter);
+            }
+        }
+        Ok(totals)
+    }
+
+    fn totals_of(&self, ids: &[u16]) -> Result<Vec<BackendTotals>> {
+        let mut totals = vec![BackendTotals::default(); ids.len()];
+        if ids.is_empty() {
+            return Ok(totals);
+        }
+        // What is not looked at takes no page.
+        let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
+        for stretch in self.stretches(self.limits.backends + 1) {
+            let counters = &counters[stretch];
+            for (total, id) in totals.iter_mut().zip(ids) {
+                counters.get(usize::from(*id)).into_iter().for_each(|c| add(total, c));
             }
         }
         Ok(totals)
@@ -288,9 +310,18 @@ impl DataPlane for Xdp {
         let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
         for stretch in self.stretches(self.limits.backends + 1) {
             let counter = &counters[stretch][usize::from(id)];
-            let BackendCounter { packets, bytes, new_flows, unpinned, syn_retransmissions, .. } =
-                counter;
-            for count in [packets, bytes, new_flows, unpinned, syn_retransmissions] {
+            let BackendCounter {
+                packets,
+                bytes,
+                new_flows,
+                unpinned,
+                syn_retransmissions,
+                unanswered,
+                second_choices,
+                reserved: _,
+            } = counter;
+            let all = [packets, bytes, new_flows, unpinned, syn_retransmissions];
+            for count in all.into_iter().chain([unanswered, second_choices]) {
                 count.store(0);
             }
         }

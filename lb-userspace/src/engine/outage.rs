@@ -36,7 +36,7 @@ impl Outages {
         let before = std::mem::take(&mut self.0);
         for service in desired.services.values() {
             let before = before.get(&service.key).copied();
-            if let Some(outage) = next(before, sight(service, known), now.mono_secs) {
+            if let Some(outage) = next(before, sight(service, known), now.mono_secs()) {
                 self.0.insert(service.key, outage);
             }
         }
@@ -59,7 +59,7 @@ impl Outages {
     /// Whether the time to answer is over for some.
     pub(super) fn has_expired(&self, now: Now) -> bool {
         let over =
-            |outage: &Outage| matches!(outage, Outage::Ends { until } if *until <= now.mono_secs);
+            |outage: &Outage| matches!(outage, Outage::Ends { until } if *until <= now.mono_secs());
         self.0.values().any(over)
     }
 }

@@ -9,6 +9,7 @@ use super::{Engine, sweep::Ids};
 use crate::{
     datapath::{BackendTotals, DataPlane},
     desired::{self, Admin, Protocol},
+    health::{self, Condition, Seen},
     netlink::{Resolution, Want},
     status::{Backend, Count, Service, Status, Usage},
 };
@@ -55,10 +56,18 @@ impl<D: DataPlane> Engine<D> {
                 Some(Resolution::Resolved(hop)) => Some(hop),
                 _ => None,
             };
+            let target = health::Target { service: service.key, backend: address };
+            let seen = self.view.get(&target).copied().unwrap_or_default();
             let told = Backend {
                 weight: backend.weight.0.get(),
                 admin: backend.admin,
-                unusable: self.unusable(backend, id, known),
+                backup: backend.backup,
+                condition: seen.condition,
+                held: seen.held,
+                suspect: seen.suspect,
+                check: None,
+                slow_start_permille: self.ramps.get(&target).copied(),
+                unusable: self.unusable(backend, seen, id, known),
                 interface: hop.map(|hop| hop.interface.clone()),
                 mac: hop.map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
                 id,
@@ -70,6 +79,7 @@ impl<D: DataPlane> Engine<D> {
                 new_flows: totals.new_flows,
                 unpinned_packets: totals.unpinned,
                 syn_retransmissions: totals.syn_retransmissions,
+                second_choices: totals.second_choices,
             };
             (address, told)
         });
@@ -80,6 +90,7 @@ impl<D: DataPlane> Engine<D> {
             ring_slots: service.ring_slots,
             slots_in_flux: ring.map_or(0, |ring| ring.in_flux),
             idle_timeout_secs: service.idle_timeout.as_secs(),
+            standing: self.standings.get(&service.key).copied().unwrap_or_default(),
             backends: backends.collect(),
         }
     }
@@ -88,6 +99,7 @@ impl<D: DataPlane> Engine<D> {
     fn unusable(
         &self,
         backend: &desired::Backend,
+        seen: Seen,
         id: u16,
         known: Option<&Resolution>,
     ) -> Option<String> {
@@ -98,6 +110,9 @@ impl<D: DataPlane> Engine<D> {
         Some(match (backend.admin, known) {
             (Admin::Down, _) => "taken down by the operator".into(),
             (Admin::Removing { .. }, _) if id == 0 => "its last flow has ended".into(),
+            (_, Some(Resolution::Resolved(_))) if seen.condition == Condition::HardDown => {
+                "it refuses connections".into()
+            }
             (_, Some(Resolution::Pending { reason } | Resolution::Unreachable { reason })) => {
                 reason.clone()
             }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
-use tracing::{error, info};
+use tracing::info;
 
 use super::{Engine, Now, Swept, summary};
 use crate::{
@@ -59,15 +59,15 @@ impl Walk {
     }
 
     pub(super) fn release_backend(&mut self, id: u16, now: Now) {
-        self.released_backends.insert(id, now.mono_secs);
+        self.released_backends.insert(id, now.mono_secs());
     }
 
     pub(super) fn release_service(&mut self, id: u16, now: Now) {
-        self.released_services.insert(id, now.mono_secs);
+        self.released_services.insert(id, now.mono_secs());
     }
 
     pub(super) fn vacate_backend(&mut self, id: u16, now: Now) {
-        self.vacated.insert(id, now.mono_secs);
+        self.vacated.insert(id, now.mono_secs());
     }
 
     /// Whether the backend may have got flows since the last walk came by.
@@ -85,7 +85,7 @@ impl Walk {
     fn has_rested(&self, released: u32, now: Now) -> bool {
         self.clean
             && self.started.is_some_and(|started| started > released)
-            && now.mono_secs.saturating_sub(released) >= REST_SECS
+            && now.mono_secs().saturating_sub(released) >= REST_SECS
     }
 }
 
@@ -119,7 +119,6 @@ impl<D: DataPlane> Engine<D> {
     /// If a map could not be read or written; the next call does the rest.
     pub fn sweep(&mut self, now: Now) -> Result<Swept> {
         let mut swept = Swept::default();
-        self.watch_interfaces();
         if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
         }
@@ -137,24 +136,6 @@ impl<D: DataPlane> Engine<D> {
         self.let_leave(leaving, now, &mut swept)?;
         self.end_rests(now)?;
         Ok(swept)
-    }
-
-    /// Tells of interfaces that lose the program: made anew, or stripped of it by someone.
-    fn watch_interfaces(&mut self) {
-        let there = self.data_plane.interfaces();
-        let bare: BTreeSet<_> =
-            there.into_iter().filter(|there| !there.attached).map(|there| there.name).collect();
-        for interface in bare.difference(&self.bare) {
-            error!(
-                interface,
-                "the XDP program is gone, and what arrives there is not forwarded; a new start of \
-                 lbd attaches it"
-            );
-        }
-        for interface in self.bare.difference(&bare) {
-            info!(interface, "the XDP program is back");
-        }
-        self.bare = bare;
     }
 
     /// Whether a deadline has passed since the rings were written.
@@ -186,12 +167,12 @@ impl<D: DataPlane> Engine<D> {
         // In a ring without a slot in flux no pin is made, so no mark appears; but for a packet
         // that had read its slot just before that settled.
         let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
-        let look = now.mono_secs.is_multiple_of(FULL_LOOK_SECS);
+        let look = now.mono_secs().is_multiple_of(FULL_LOOK_SECS);
         if !look && !self.applied.rings.get(&id).is_some_and(busy) {
             return Ok(0);
         }
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
-        let at = stamp(now.mono_secs);
+        let at = stamp(now.mono_secs());
         let mut settled = Vec::new();
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
@@ -222,7 +203,7 @@ impl<D: DataPlane> Engine<D> {
                 .services
                 .values()
                 .any(|service| service.udp_policy != udp_policy::ONESHOT);
-        let since = now.mono_secs.saturating_sub(started);
+        let since = now.mono_secs().saturating_sub(started);
         if !waits && !may_have_flows {
             return since >= FULL_LOOK_SECS;
         }
@@ -232,7 +213,7 @@ impl<D: DataPlane> Engine<D> {
     /// Walks the flow tables: deletes what has ended and what names a backend or a service that is
     /// gone, and counts the rest. How many were deleted.
     pub(super) fn walk_flows(&mut self, now: Now) -> Result<u64> {
-        let mut walk = Walk { started: Some(now.mono_secs), clean: true, ..Walk::default() };
+        let mut walk = Walk { started: Some(now.mono_secs()), clean: true, ..Walk::default() };
         let keeping = keeping(&self.applied);
         let services: BTreeMap<_, _> =
             self.applied.services.values().map(|service| (service.id, *service)).collect();
@@ -263,7 +244,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let mut old = std::mem::take(&mut self.walk);
         // A packet that had met the slot before its change may have opened a flow since.
-        old.vacated.retain(|_, at| now.mono_secs <= *at);
+        old.vacated.retain(|_, at| now.mono_secs() <= *at);
         self.walk = Walk {
             released_backends: old.released_backends,
             released_services: old.released_services,
@@ -292,7 +273,7 @@ impl<D: DataPlane> Engine<D> {
     /// Frees the backends that own no slot since the last sweep, and have no flow by a walk that
     /// started after it; tells of those and of the ones that have left before.
     fn let_leave(&mut self, leaving: BTreeSet<u16>, now: Now, swept: &mut Swept) -> Result<()> {
-        let walked = self.walk.started == Some(now.mono_secs);
+        let walked = self.walk.started == Some(now.mono_secs());
         let ready: Vec<_> = leaving.intersection(&self.walk.leaving).copied().collect();
         for id in ready {
             if walked && !self.walk.per_backend.contains_key(&id) {
@@ -317,7 +298,7 @@ impl<D: DataPlane> Engine<D> {
     fn end_rests(&mut self, now: Now) -> Result<()> {
         // Ids that rested when the maps were adopted rest from the first sweep on.
         for &id in &self.applied.resting_backends {
-            self.walk.released_backends.entry(id).or_insert(now.mono_secs);
+            self.walk.released_backends.entry(id).or_insert(now.mono_secs());
         }
         let walk = &self.walk;
         let rested = |released: &BTreeMap<u16, u32>| -> BTreeSet<u16> {
@@ -353,7 +334,7 @@ enum Age {
 }
 
 fn age(flow: FlowRef, value: FlowValue, service: &Service, now: Now) -> Age {
-    let idle = now.mono_secs.saturating_sub(value.seen);
+    let idle = now.mono_secs().saturating_sub(value.seen);
     let pinned = matches!(flow, FlowRef::Pin(_));
     // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
     // can forge either, and a pin that went would take the flow with it.

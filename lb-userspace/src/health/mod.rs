@@ -4,7 +4,12 @@
 //! Checks only say what they saw of a backend ([`Seen`]); the engine makes owners of it, as it does
 //! of what the operator wants.
 
+pub mod assign;
 pub mod check;
+pub mod damping;
+pub mod fsm;
+pub mod probe;
+pub mod prober;
 pub mod vip;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};

@@ -12,10 +12,10 @@ use lb_userspace::status::{Backend, Status};
 
 /// How a binary ended: status, standard output, standard error.
 #[derive(Debug, PartialEq)]
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
 impl From<Output> for Ran {
@@ -25,14 +25,14 @@ impl From<Output> for Ran {
     }
 }
 
-fn lbctl_command(socket: &Path, line: &str) -> Command {
+pub fn lbctl_command(socket: &Path, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lbctl"));
     command.arg("--socket").arg(socket).args(line.split_whitespace());
     command
 }
 
 /// Runs lbctl while the daemon in this process goes on.
-async fn lbctl(place: &Place, line: &str) -> Ran {
+pub async fn lbctl(place: &Place, line: &str) -> Ran {
     let mut command = lbctl_command(&place.socket(), line);
     let run = tokio::task::spawn_blocking(move || command.output());
     run.await.expect("no panic").expect("it runs").into()
@@ -198,8 +198,19 @@ async fn a_session_with_backends() {
             "",
             "lbctl: service dns2: 4 slots; Maglev needs a prime: the next one is 5\n",
         ),
-        ("service remove dns", 0, "service dns removed\n", ""),
-        ("config reload", 0, "configuration reloaded: 1 service, 2 backends, on eth0\n", ""),
+        (
+            "service remove dns",
+            1,
+            "",
+            "lbctl: this ends service dns, which has 0 backends: its connections break; say --yes to do it all the same\n",
+        ),
+        ("service remove dns --yes", 0, "service dns removed\n", ""),
+        (
+            "config reload",
+            0,
+            "configuration reloaded, nothing changed: 1 service, 2 backends, on eth0\n",
+            "",
+        ),
     ] {
         let ran = lbctl(&place, line).await;
         assert_eq!(ran, Ran { code: Some(code), out: out.into(), err: err.into() }, "{line}");
@@ -258,7 +269,7 @@ async fn taking_the_last_backend_is_told() {
     let running = place.start().await;
     let first = lbctl(&place, "backend disable web 10.0.0.11").await.out;
     assert_eq!(first.lines().count(), 1, "{first}");
-    let last = lbctl(&place, "backend drain web 10.0.0.12").await.out;
+    let last = lbctl(&place, "backend drain web 10.0.0.12 --yes").await.out;
     let note = "  no backend of web takes new flows; new connections are dropped until one does\n";
     assert!(last.ends_with(note), "{last}");
     running.stop().await;
@@ -283,7 +294,7 @@ async fn a_wait_ends_when_the_drain_is_called_off() {
 async fn detach_ends_the_daemon() {
     let place = Place::new(WEB);
     let running = place.start().await;
-    let ran = lbctl(&place, "detach").await;
+    let ran = lbctl(&place, "detach --yes").await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(ran.out, "detached; nothing is forwarded any more\n  link-eth0\n");
     running.task.await.expect("no panic").expect("no error");

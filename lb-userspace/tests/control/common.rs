@@ -5,16 +5,20 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use lb_userspace::{
     api::{client::Client, server, socket},
+    clock::Clocks,
     config::Config,
     daemon::{Daemon, Effects, Ended, Inputs, Signal},
     datapath::fake::Fake,
     engine::Engine,
+    events::{Event, Events, Page},
+    health::prober::Prober,
     netlink::{Neighbourhood, NextHop, Resolution},
+    notify::Notifier,
     settings::Limits,
 };
 use tokio::{
@@ -37,11 +41,14 @@ backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", weight = 3 }]
 /// The folder of one test: configuration, state, socket.
 pub struct Place {
     dir: tempfile::TempDir,
+    /// By how much the time of day is ahead.
+    pub skew: Arc<Mutex<Duration>>,
 }
 
 impl Place {
     pub fn new(services: &str) -> Self {
-        let place = Self { dir: tempfile::tempdir().expect("a temporary folder") };
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let place = Self { dir, skew: Arc::default() };
         place.configure(services);
         place
     }
@@ -77,6 +84,7 @@ impl Place {
         let engine = Engine::adopt(Fake::new(settings.limits), &settings).expect("empty maps");
         let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
         let log = Arc::new(Mutex::new(Vec::new()));
+        let events = Events::new(SystemTime::now());
         let detached = Arc::clone(&log);
         let effects = Effects {
             want: Box::new(move |wants| {
@@ -92,15 +100,27 @@ impl Place {
                 detached.lock().expect("nobody panics").push("detach");
                 Ok(vec!["link-eth0".into()])
             }),
+            clocks: {
+                let skew = Arc::clone(&self.skew);
+                Box::new(move || {
+                    let Clocks { wall, boot } = Clocks::read();
+                    Clocks { wall: wall + *skew.lock().expect("nobody panics"), boot }
+                })
+            },
+            events: events.clone(),
+            notifier: Notifier::default(),
         };
         let (listener, file) = socket::bind(&config.socket, "root").expect("the socket is free");
-        let daemon = Daemon::new(engine, effects, self.file(), config).expect("the state is fine");
-        let (requests_to, requests) = mpsc::channel(4);
+        // Its thread has nothing to ask that is not on loopback.
+        let (prober, reports) = Prober::start().expect("a thread");
+        let daemon = Daemon::new(engine, Box::new(prober), effects, self.file(), config)
+            .expect("the state is fine");
+        let (requests_to, requests) = mpsc::channel(1_024);
         let (signals, signals_of) = mpsc::channel(4);
         let (ready_to, ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(server::serve(listener, requests_to, stopped));
-        let inputs = Inputs { requests, signals: signals_of, neighbours };
+        tokio::spawn(server::serve(listener, requests_to, events, stopped));
+        let inputs = Inputs { requests, signals: signals_of, neighbours, reports };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;
             drop((stop, file));
@@ -135,6 +155,11 @@ impl Running {
         self.signals.send(Signal::Stop).await.expect("it runs");
         assert_eq!(self.task.await.expect("no panic").expect("no error"), Ended::Stopped);
     }
+}
+
+/// The events so far.
+pub async fn events(client: &Client) -> Vec<Event> {
+    client.get::<Page>("/v1/events").await.expect("it answers").events
 }
 
 /// Waits until `condition` holds.

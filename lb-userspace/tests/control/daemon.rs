@@ -6,7 +6,7 @@ use crate::common::{Place, WEB, eventually, names};
 use hyper::{Method, body::Bytes};
 use lb_userspace::{
     api::{
-        Done,
+        Done, Reloaded,
         client::{Client, Error},
     },
     daemon::{Ended, Signal},
@@ -89,10 +89,12 @@ async fn services_come_and_go() {
         refusal(lbd.client.send_json::<Done>(Method::POST, "/v1/services/tls2", &spec).await),
         "service tls2: tcp 10.0.0.101:443 is service tls already"
     );
-    let refused = refusal(send(&lbd.client, Method::DELETE, "/v1/services/web").await);
-    assert!(refused.starts_with("service web has 2 backends; remove"), "{refused}");
-    send(&lbd.client, Method::DELETE, "/v1/services/web?force=true").await.expect("by force");
-    send(&lbd.client, Method::DELETE, "/v1/services/tls").await.expect("it is empty");
+    for name in ["web", "tls"] {
+        let path = format!("/v1/services/{name}");
+        let refused = refusal(send(&lbd.client, Method::DELETE, &path).await);
+        assert!(refused.starts_with(&format!("this ends service {name}")), "{refused}");
+        send(&lbd.client, Method::DELETE, &format!("{path}?yes=true")).await.expect("a yes");
+    }
     assert!(status(&lbd.client).await.services.is_empty());
     lbd.stop().await;
 }
@@ -206,6 +208,56 @@ async fn a_reload_applies_the_difference_and_keeps_changes() {
 }
 
 #[tokio::test]
+async fn a_reload_says_what_it_changed_and_what_it_overruled() {
+    let place = Place::new(&format!("{WEB}{}", WEB.replace("web", "gone").replace("= 80", "= 81")));
+    let lbd = place.start().await;
+    let change = BackendChange { weight: Some("9".parse().expect("a weight")), admin: None };
+    let _: Done = lbd.client.send_json(Method::PATCH, B, &change).await.expect("it is possible");
+    set(&lbd.client, A, AdminChange::Disabled).await;
+    place.configure(&WEB.replace("weight = 3", "weight = 5"));
+    let reload = async || {
+        let reloaded = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new());
+        reloaded.await.expect("it is valid")
+    };
+    let reloaded = reload().await;
+    assert_eq!(
+        reloaded.done.notes,
+        [
+            "service gone removed",
+            "service web: weight of 10.0.0.12 9 -> 5",
+            "the flows of service gone end: nothing is forwarded for it any more",
+            "web 10.0.0.12: weight 5 of the configuration replaces 9, set by lbctl",
+        ]
+    );
+    assert_eq!((reloaded.differences.len(), reloaded.conflicts.len()), (2, 1));
+    assert_eq!(backend(&lbd.client, B).await.weight, 5);
+    assert_eq!(backend(&lbd.client, A).await.admin, Admin::Disabled);
+    let again = reload().await;
+    assert_eq!(
+        again.done.message,
+        "configuration reloaded, nothing changed: 1 service, 2 backends, on eth0"
+    );
+    assert_eq!(again.done.notes, [""; 0]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_value_that_was_configured_while_lbd_was_stopped_wins() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let change = BackendChange { weight: Some("9".parse().expect("a weight")), admin: None };
+    for path in [A, B] {
+        let _: Done = lbd.client.send_json(Method::PATCH, path, &change).await.expect("possible");
+    }
+    lbd.stop().await;
+    place.configure(&WEB.replace("weight = 3", "weight = 5"));
+    let lbd = place.start().await;
+    assert_eq!(backend(&lbd.client, A).await.weight, 9);
+    assert_eq!(backend(&lbd.client, B).await.weight, 5);
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_bad_file_changes_nothing() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
@@ -242,7 +294,8 @@ async fn a_reload_tells_what_takes_a_restart() {
 async fn detach_answers_and_ends() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    let done = send(&lbd.client, Method::POST, "/v1/detach").await.expect("it is possible");
+    let done =
+        send(&lbd.client, Method::POST, "/v1/detach?yes=true").await.expect("it is possible");
     assert_eq!(done.notes, ["link-eth0"]);
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
     assert_eq!(*lbd.log.lock().expect("nobody panics"), ["detach"]);
@@ -258,5 +311,12 @@ async fn a_state_that_can_not_be_kept_is_told() {
     assert_eq!(done.notes.len(), 1);
     assert!(done.notes[0].contains("not kept over a restart"), "{done:?}");
     assert_eq!(backend(&lbd.client, A).await.weight, 9);
+    fs::remove_dir(place.path("state.json.partial")).expect("it is empty");
+    let kept = async || {
+        let text = fs::read_to_string(place.path("state.json")).expect("it is there");
+        text.contains("\"weight\": 9")
+    };
+    assert!(!kept().await);
+    eventually("it is kept by itself", kept).await;
     tokio::time::timeout(Duration::from_secs(5), lbd.stop()).await.expect("it stops");
 }

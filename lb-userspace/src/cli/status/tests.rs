@@ -19,9 +19,7 @@ fn backend_with(admin: Admin, unusable: Option<&str>) -> Backend {
         pins: 12_345,
         sent: Count { packets: 1_000_000, bytes: 3 << 20 },
         new_flows: 7,
-        unpinned_packets: 0,
-        syn_retransmissions: 0,
-        pins_stale: false,
+        ..Backend::default()
     }
 }
 
@@ -35,6 +33,7 @@ fn node() -> Status {
         ring_slots: 1_009,
         slots_in_flux: 100,
         idle_timeout_secs: 900,
+        standing: Default::default(),
         backends: [
             (IpAddr::from([10, 0, 0, 11]), backend_with(Admin::Enabled, None)),
             (IpAddr::from([10, 0, 0, 12]), backend_with(Admin::Enabled, Some("no answer"))),
@@ -58,6 +57,7 @@ fn node() -> Status {
         services_used: Usage { used: 1, capacity: 512 },
         backends_used: Usage { used: 3, capacity: 4_096 },
         last_error: None,
+        ..Status::default()
     }
 }
 

@@ -1,8 +1,10 @@
 //! What the engine makes of a desired state: the maps in memory, golden files, and writes that
 //! fail.
 
+mod health;
+
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU16,
     path::Path,
@@ -14,6 +16,7 @@ use lb_userspace::{
     datapath::{DataPlane as _, FlowRef, fake::Fake},
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
     engine::{Engine, Now, Outcome, Swept},
+    health::View,
     netlink::{Neighbourhood, NextHop, Resolution, Want},
     reconcile::{self, Applied, Change, Inputs},
     settings::{Limits, Settings},
@@ -24,7 +27,7 @@ const SLOTS: u32 = 251;
 
 fn at(mono_secs: u32) -> Now {
     let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + u64::from(mono_secs));
-    Now { mono_secs, wall }
+    Now { mono: Duration::from_secs(mono_secs.into()), wall }
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -163,6 +166,8 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
             neighbourhood: known,
             unreached: &BTreeSet::new(),
             recovering: &BTreeSet::new(),
+            view: &View::new(),
+            ramps: &BTreeMap::new(),
             limits: Limits::default(),
             cpus: 2,
             tunnel: &settings.tunnel,

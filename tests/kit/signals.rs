@@ -18,6 +18,7 @@ pub fn catch() {
 }
 
 /// Whether one of them came.
+#[must_use]
 pub fn caught() -> bool {
     CAUGHT.load(Ordering::Relaxed)
 }

@@ -1,0 +1,107 @@
+//! Which backends the kernel can't reach, and when that changes.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::{
+    desired::{Desired, ServiceKey},
+    events::{Kind, News},
+    netlink::{Neighbourhood, Resolution, Want},
+};
+
+/// The backends that can't be reached.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    lost: BTreeSet<(ServiceKey, IpAddr)>,
+}
+
+impl Reach {
+    /// Hears of the neighbourhood; what has changed by it. A neighbour that is asked again is as it
+    /// was until it has answered.
+    pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood) -> Vec<News> {
+        let before = std::mem::take(&mut self.lost);
+        let mut found = Vec::new();
+        for (name, service) in &desired.services {
+            for &address in service.backends.keys() {
+                let backend = (service.key, address);
+                let was_lost = before.contains(&backend);
+                let told = |kind, what: &str, cause: &str| {
+                    let message = format!("backend {address} of {name} {what}");
+                    News::new(kind, message, cause).of_backend(name, address)
+                };
+                let is_lost = match known.hops.get(&Want { address, mode: service.mode }) {
+                    Some(Resolution::Unreachable { reason }) => {
+                        if !was_lost {
+                            found.push(told(Kind::BackendDown, "can't be reached", reason));
+                        }
+                        true
+                    }
+                    Some(Resolution::Resolved(hop)) => {
+                        if was_lost {
+                            let cause = format!("its next hop answers on {}", hop.interface);
+                            found.push(told(Kind::BackendUp, "can be reached", &cause));
+                        }
+                        false
+                    }
+                    Some(Resolution::Pending { .. }) | None => was_lost,
+                };
+                if is_lost {
+                    self.lost.insert(backend);
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether a backend can't be reached.
+    pub(super) fn is_lost(&self, service: ServiceKey, backend: IpAddr) -> bool {
+        self.lost.contains(&(service, backend))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        desired::Mode,
+        netlink::NextHop,
+        spec::{BackendSpec, ServiceSpec},
+    };
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+
+    #[test]
+    fn a_backend_is_lost_once_and_back_once() {
+        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        spec.backends.insert(A, BackendSpec::default());
+        let desired = Desired { services: [("web".into(), spec.to_service())].into() };
+        let hop = NextHop {
+            ifindex: 2,
+            interface: "eth0".into(),
+            mac: [2; 6],
+            l2: vec![0; 14],
+            mtu: 1500,
+        };
+        let reason = || "neighbour 10.0.0.11 does not answer".to_owned();
+        let lost = || Resolution::Unreachable { reason: reason() };
+        let asked = || Resolution::Pending { reason: "it is asked".into() };
+        let found = || Resolution::Resolved(hop.clone());
+        let mut reach = Reach::default();
+        for (resolution, expected) in [
+            (asked(), None),
+            (found(), None),
+            (asked(), None),
+            (lost(), Some((Kind::BackendDown, reason()))),
+            (asked(), None),
+            (lost(), None),
+            (asked(), None),
+            (found(), Some((Kind::BackendUp, "its next hop answers on eth0".into()))),
+            (found(), None),
+        ] {
+            let hops = [(Want { address: A, mode: Mode::Dsr }, resolution.clone())].into();
+            let known = Neighbourhood { hops, ..Neighbourhood::default() };
+            let told = reach.follow(&desired, &known);
+            let told: Vec<_> = told.into_iter().map(|news| (news.kind, news.cause)).collect();
+            assert_eq!(told, Vec::from_iter(expected), "{resolution:?}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Slow start: a backend that is back takes its share in steps.
+//!
+//! Each step moves a tenth of its share, so few slots are in flux at a time, and a backend whose
+//! caches are cold does not get all of its clients at once.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::Now;
+use crate::{
+    desired::Service,
+    health::{Condition, Target},
+    reconcile::{Applied, Change, Inputs, Plan, Ramps},
+};
+
+/// Steps until a share is whole.
+const STEPS: u32 = 10;
+/// Thousandths of a share in each.
+const STEP: u16 = 100;
+
+/// The backends that don't have their whole share yet.
+#[derive(Debug, Default)]
+pub(super) struct Ramping(BTreeMap<Target, Ramp>);
+
+/// One backend's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ramp {
+    /// When it began, on CLOCK_MONOTONIC.
+    began: Duration,
+    /// How long it takes.
+    takes: Duration,
+}
+
+impl Ramp {
+    /// Thousandths of the whole share at a time: the first step is taken at once.
+    fn share(self, now: Duration) -> u16 {
+        let step = self.takes / STEPS;
+        let done = now.saturating_sub(self.began).as_nanos() / step.as_nanos().max(1);
+        let done = u16::try_from(done).unwrap_or(u16::MAX);
+        STEP.saturating_mul(done.saturating_add(1)).min(STEP * STEPS as u16)
+    }
+}
+
+impl Ramping {
+    /// The shares that are not whole.
+    pub(super) fn shares(&self, now: Now) -> Ramps {
+        let shares = self.0.iter().map(|(target, ramp)| (*target, ramp.share(now.mono)));
+        shares.filter(|(_, share)| *share < STEP * STEPS as u16).collect()
+    }
+
+    /// Whether a share has grown between two moments.
+    pub(super) fn has_stepped(&self, before: Duration, now: Duration) -> bool {
+        self.0.values().any(|ramp| ramp.share(before) != ramp.share(now))
+    }
+
+    /// Takes over who joins the rings by a plan, and who has left them or has its whole share;
+    /// whether anyone has joined, so that the plan must be made anew.
+    pub(super) fn follow(&mut self, inputs: &Inputs<'_>, plan: &Plan, applied: &Applied) -> bool {
+        let now = inputs.now.mono;
+        let services: BTreeMap<_, &Service> =
+            inputs.desired.services.values().map(|service| (service.key, service)).collect();
+        let by_id: BTreeMap<u16, &Service> = applied
+            .services
+            .iter()
+            .filter_map(|(key, value)| Some((value.id, *services.get(key)?)))
+            .collect();
+        let mut joined = false;
+        for change in &plan.changes {
+            let Change::RetargetRing(id, target) = change else { continue };
+            let (Some(service), Some(ring)) = (by_id.get(id), applied.rings.get(id)) else {
+                continue;
+            };
+            let owns = |id| ring.held.get(&id).is_some_and(|held| held.current > 0);
+            let takes = service.policy.slow_start;
+            let others = target.members.iter().any(|(_, id)| owns(*id));
+            let panic = plan.standings.get(&service.key).is_some_and(|standing| standing.panic);
+            for (member, id) in &target.members {
+                let target = Target { service: service.key, backend: member.address };
+                let up = inputs.view.get(&target).is_none_or(|s| s.condition == Condition::Up);
+                // With nobody to compare with, a part of the share is all of it.
+                if owns(*id) || !others || panic || !up || takes.is_zero() {
+                    continue;
+                }
+                if !self.0.contains_key(&target) {
+                    self.0.insert(target, Ramp { began: now, takes });
+                    joined = true;
+                }
+            }
+            let member =
+                |address| target.members.iter().any(|(member, _)| member.address == address);
+            self.0.retain(|at, _| at.service != service.key || member(at.backend));
+        }
+        self.0.retain(|target, ramp| {
+            let service = services.get(&target.service);
+            let there = service.is_some_and(|s| s.backends.contains_key(&target.backend));
+            there && ramp.share(now) < STEP * STEPS as u16
+        });
+        joined
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_grows_in_ten_steps_from_a_tenth() {
+        let ramp = Ramp { began: Duration::from_secs(100), takes: Duration::from_secs(30) };
+        let share = |secs| ramp.share(Duration::from_secs(secs));
+        assert_eq!([share(100), share(102), share(103), share(114)], [100, 100, 200, 500]);
+        assert_eq!([share(126), share(127), share(130), share(9_000)], [900, 1_000, 1_000, 1_000]);
+        assert_eq!(share(0), 100, "a clock that stands still is no harm");
+    }
+}

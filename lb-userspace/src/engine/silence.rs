@@ -1,0 +1,333 @@
+//! Backends that their clients find silent: passive health checks from the program's counters.
+//!
+//! The balancer sees the clients' packets only. A client that gets an answer to its SYN sends more
+//! packets; one that gets none, or a reset, sends nothing but the SYN again. So what distinguishes
+//! a backend that is gone is that SYNs go to it and nothing else does, long before the first SYN is
+//! sent again a second later; and that more of its SYNs are sent again than the others'. Loss on
+//! the clients' side of the network hits all backends alike.
+//!
+//! What stands out is a suspicion. It costs a check, which decides, and never more.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+use anyhow::Result;
+
+use super::{Engine, Now};
+use crate::{
+    datapath::{BackendTotals, DataPlane},
+    desired::{Protocol, ServiceKey},
+    health::Target,
+};
+
+/// SYNs after which nothing else came: of so many clients one would have answered.
+const UNANSWERED: u64 = 4;
+/// How long those clients have.
+const UNANSWERED_FOR: Duration = Duration::from_millis(50);
+/// How long one client has, before it sends its SYN again after a second (RFC 6298, 2.1).
+const ONE_UNANSWERED_FOR: Duration = Duration::from_millis(300);
+/// What is compared is what has happened in this time.
+const WINDOW: Duration = Duration::from_secs(1);
+/// Fewer SYNs than this in a window say nothing about a share.
+const SAMPLE: u64 = 8;
+/// By how much a backend must differ from the others of its service.
+const FACTOR: u64 = 4;
+/// Fewer SYNs than this that were sent again say nothing.
+const RETRANSMISSIONS: u64 = 3;
+
+/// A backend that is suspected to be silent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspicion {
+    /// The backend.
+    pub target: Target,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What has gone to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// SYNs, those that were sent again among them.
+    syns: u64,
+    /// Other packets.
+    others: u64,
+    /// SYNs that were sent again.
+    again: u64,
+}
+
+impl Counts {
+    const fn of(totals: &BackendTotals) -> Self {
+        let syns = totals.new_flows;
+        Self {
+            syns,
+            others: totals.sent.packets.saturating_sub(syns),
+            again: totals.syn_retransmissions,
+        }
+    }
+
+    const fn since(self, before: Self) -> Self {
+        Self {
+            syns: self.syns.saturating_sub(before.syns),
+            others: self.others.saturating_sub(before.others),
+            again: self.again.saturating_sub(before.again),
+        }
+    }
+
+    const fn plus(self, other: Self) -> Self {
+        Self {
+            syns: self.syns + other.syns,
+            others: self.others + other.others,
+            again: self.again + other.again,
+        }
+    }
+}
+
+/// What is remembered of one backend.
+#[derive(Debug, Default)]
+struct Memory {
+    samples: VecDeque<(Duration, Counts)>,
+    /// The sample before the first SYN that nothing but SYNs has followed.
+    unanswered: Option<(Duration, u64)>,
+}
+
+impl Memory {
+    /// Takes a sample in; what has happened within the window.
+    fn take(&mut self, now: Duration, counts: Counts) -> Counts {
+        let last = self.samples.back().map(|(_, counts)| *counts);
+        // A backend of another id has counters of its own.
+        if last.is_some_and(|last| counts.syns < last.syns || counts.others < last.others) {
+            *self = Self::default();
+        }
+        let since = last.map_or(Counts::default(), |last| counts.since(last));
+        if since.others > 0 || self.samples.is_empty() {
+            self.unanswered = None;
+        } else if since.syns > 0 && self.unanswered.is_none() {
+            self.unanswered = Some((now, counts.syns - since.syns));
+        }
+        while self.samples.front().is_some_and(|(at, _)| now.saturating_sub(*at) > WINDOW) {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((now, counts));
+        let first = self.samples.front().map_or(counts, |(_, counts)| *counts);
+        counts.since(first)
+    }
+
+    /// Why the backend seems silent by itself.
+    fn silence(&self, now: Duration, counts: Counts) -> Option<String> {
+        let (since, before) = self.unanswered?;
+        let (syns, lasts) = (counts.syns - before, now.saturating_sub(since));
+        let silent = (syns >= UNANSWERED && lasts >= UNANSWERED_FOR) || lasts >= ONE_UNANSWERED_FOR;
+        silent.then(|| format!("{syns} SYNs in {} ms and no other packet", lasts.as_millis()))
+    }
+}
+
+/// Why a backend stands out against the others of its service, by what has gone to each of them
+/// within a window.
+fn outlier(one: Counts, rest: Counts) -> Option<String> {
+    let comparable = one.syns >= SAMPLE && rest.syns >= SAMPLE;
+    if comparable && one.others * rest.syns * FACTOR < rest.others * one.syns {
+        return Some(format!(
+            "{} packets follow {} SYNs, where {} follow {} to the other backends",
+            one.others, one.syns, rest.others, rest.syns,
+        ));
+    }
+    if one.again < RETRANSMISSIONS || one.again * 10 < one.syns {
+        return None;
+    }
+    // One more of each: with few of them to compare with, it takes more to stand out.
+    let stands_out = if rest.syns == 0 {
+        one.again * 2 >= one.syns
+    } else {
+        one.again * (rest.syns + 1) > (rest.again + 1) * one.syns * FACTOR
+    };
+    stands_out.then(|| {
+        format!(
+            "{} of {} SYNs were sent again, {} of {} to the other backends",
+            one.again, one.syns, rest.again, rest.syns,
+        )
+    })
+}
+
+/// What is remembered of all backends.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    services: BTreeMap<ServiceKey, BTreeMap<IpAddr, Memory>>,
+    /// When it was looked last.
+    looked: Duration,
+}
+
+impl Silence {
+    /// Takes a sample of a service's backends in; which of them seem silent.
+    fn look(
+        &mut self,
+        service: ServiceKey,
+        now: Duration,
+        samples: &[(IpAddr, Counts)],
+    ) -> Vec<Suspicion> {
+        let memories = self.services.entry(service).or_default();
+        memories.retain(|address, _| samples.iter().any(|(at, _)| at == address));
+        let windows: Vec<_> = samples
+            .iter()
+            .map(|(address, counts)| memories.entry(*address).or_default().take(now, *counts))
+            .collect();
+        let all = windows.iter().fold(Counts::default(), |sum, counts| sum.plus(*counts));
+        let suspicions = samples.iter().zip(&windows).filter_map(|((backend, counts), window)| {
+            let alone = memories.get(backend)?.silence(now, *counts);
+            let reason = alone.or_else(|| outlier(*window, all.since(*window)))?;
+            Some(Suspicion { target: Target { service, backend: *backend }, reason })
+        });
+        suspicions.collect()
+    }
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// The work of a moment, several times a second: finds the backends that seem silent.
+    ///
+    /// # Errors
+    ///
+    /// If the counters can't be read.
+    pub fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>> {
+        let mut suspicions = Vec::new();
+        let ids = self.ids();
+        let mut services = BTreeMap::new();
+        for service in self.desired().services.values() {
+            let Some(value) = self.applied.services.get(&service.key) else { continue };
+            if service.key.protocol == Protocol::Tcp {
+                let backends = service.backends.keys();
+                let backends: Vec<_> =
+                    backends.filter_map(|at| Some((*at, ids.of(value.id, *at)?))).collect();
+                services.insert(service.key, backends);
+            }
+        }
+        self.silence.services.retain(|key, _| services.contains_key(key));
+        let wanted: Vec<u16> = services.values().flatten().map(|(_, id)| *id).collect();
+        let mut totals = self.data_plane.totals_of(&wanted)?.into_iter();
+        for (key, backends) in services {
+            let samples: Vec<_> = backends
+                .into_iter()
+                .zip(totals.by_ref())
+                .map(|((address, _), totals)| (address, Counts::of(&totals)))
+                .collect();
+            suspicions.extend(self.silence.look(key, now.mono, &samples));
+        }
+        self.silence.looked = now.mono;
+        Ok(suspicions)
+    }
+
+    /// Whether the share of a backend that takes it by and by has grown since [`Self::watch`], so
+    /// that the rings must be written.
+    pub fn has_stepped(&self, now: Now) -> bool {
+        self.ramping.has_stepped(self.silence.looked, now.mono)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: ServiceKey = ServiceKey {
+        vip: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),
+        port: 80,
+        protocol: Protocol::Tcp,
+    };
+
+    /// Three backends, and what goes to them in each tenth of a second.
+    #[derive(Default)]
+    struct Story {
+        silence: Silence,
+        now: Duration,
+        counts: [Counts; 3],
+    }
+
+    impl Story {
+        /// Passes a tenth of a second in which these go to the backends: SYNs, other packets, SYNs
+        /// that are sent again. Which backends are suspected.
+        fn step(&mut self, sent: [(u64, u64, u64); 3]) -> Vec<usize> {
+            self.now += Duration::from_millis(100);
+            for (counts, (syns, others, again)) in self.counts.iter_mut().zip(sent) {
+                *counts = counts.plus(Counts { syns, others, again });
+            }
+            let address = |n: usize| IpAddr::from([10, 0, 0, n as u8]);
+            let samples: Vec<_> =
+                self.counts.iter().enumerate().map(|(n, counts)| (address(n), *counts)).collect();
+            let found = self.silence.look(KEY, self.now, &samples);
+            (0..3).filter(|n| found.iter().any(|s| s.target.backend == address(*n))).collect()
+        }
+
+        fn steps(&mut self, count: usize, sent: [(u64, u64, u64); 3]) -> Vec<Vec<usize>> {
+            (0..count).map(|_| self.step(sent)).collect()
+        }
+    }
+
+    /// As many SYNs, with four packets after each.
+    const fn served(syns: u64) -> (u64, u64, u64) {
+        (syns, syns * 4, 0)
+    }
+
+    #[test]
+    fn a_backend_that_gets_only_syns_is_suspected_within_two_looks() {
+        let mut story = Story::default();
+        let quiet = story.steps(20, [served(7), served(7), served(7)]);
+        assert!(quiet.iter().all(Vec::is_empty), "{quiet:?}");
+        let found = story.steps(2, [served(7), (7, 0, 0), served(7)]);
+        assert_eq!(found[1], [1], "{found:?}");
+    }
+
+    #[test]
+    fn one_syn_without_an_answer_is_enough_before_it_is_sent_again() {
+        let mut story = Story::default();
+        story.step([(0, 0, 0); 3]);
+        assert_eq!(story.step([(0, 0, 0), (1, 0, 0), (0, 0, 0)]), [0; 0]);
+        let found = story.steps(3, [(0, 0, 0); 3]);
+        assert_eq!(found.last().map(Vec::as_slice), Some(&[1][..]), "{found:?}");
+    }
+
+    #[test]
+    fn established_flows_of_a_dead_backend_do_not_hide_it() {
+        let mut story = Story::default();
+        story.steps(10, [served(7), served(7), served(7)]);
+        // Its clients send what they had sent again, now and then.
+        let found = story.steps(12, [served(7), (7, 2, 0), served(7)]);
+        assert!(found.iter().any(|found| found == &[1]), "{found:?}");
+        assert!(found.iter().all(|found| found.iter().all(|n| *n == 1)), "{found:?}");
+    }
+
+    #[test]
+    fn loss_on_the_clients_side_hits_all_alike_and_ejects_nobody() {
+        let mut story = Story::default();
+        // A third of all SYNs is lost, and of the others' packets as well.
+        for step in 0..200_u64 {
+            let unlucky = |n: u64| {
+                let more = (step * 7 + n * 5) % 4;
+                (6 + more, 12 + (step + n) % 7, 2 + more)
+            };
+            let found = story.step([unlucky(0), unlucky(1), unlucky(2)]);
+            assert_eq!(found, [0; 0], "step {step}");
+        }
+    }
+
+    #[test]
+    fn syns_that_are_sent_again_stand_out_against_the_other_backends() {
+        let rest = Counts { syns: 200, others: 800, again: 4 };
+        assert!(outlier(Counts { syns: 100, others: 300, again: 30 }, rest).is_some());
+        assert!(outlier(Counts { syns: 100, others: 400, again: 5 }, rest).is_none());
+        assert!(outlier(Counts { syns: 100, others: 400, again: 2 }, rest).is_none());
+        // With nobody to compare with, half of them.
+        assert!(outlier(Counts { syns: 6, others: 2, again: 3 }, Counts::default()).is_some());
+        assert!(outlier(Counts { syns: 10, others: 9, again: 3 }, Counts::default()).is_none());
+    }
+
+    #[test]
+    fn an_idle_service_and_a_new_backend_are_no_suspects() {
+        let mut story = Story::default();
+        let found = story.steps(50, [(0, 0, 0); 3]);
+        assert!(found.iter().all(Vec::is_empty));
+        // The counters of another id begin elsewhere.
+        story.steps(5, [served(9), served(9), served(9)]);
+        story.counts[1] = Counts { syns: 3, others: 0, again: 0 };
+        assert_eq!(story.step([served(9), (0, 0, 0), served(9)]), [0; 0]);
+    }
+}

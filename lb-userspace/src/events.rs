@@ -1,0 +1,452 @@
+//! What has happened: every transition once, with its cause.
+//!
+//! [`Events::record`] logs, counts and keeps it, and wakes those who follow. Nobody is waited for:
+//! a follower reads the common history at its own pace, and one that is too slow is told how much
+//! it has missed.
+
+pub mod changes;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::units::rfc3339;
+
+/// Events that are kept.
+pub const KEPT: usize = 10_000;
+/// Events that are given at once.
+pub const PAGE: usize = 1_000;
+
+/// What has happened, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number: one more than that of the event before, and more than all of earlier runs of
+    /// `lbd`.
+    pub seq: u64,
+    /// When.
+    #[serde(with = "rfc3339")]
+    pub at: SystemTime,
+    /// What.
+    #[serde(flatten)]
+    pub news: News,
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct News {
+    /// Its kind.
+    pub kind: Kind,
+    /// The service that it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The backend that it is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<IpAddr>,
+    /// What has happened, for people.
+    pub message: String,
+    /// Why.
+    pub cause: String,
+}
+
+impl News {
+    /// Something that has happened to the node.
+    #[must_use]
+    pub fn new(kind: Kind, message: impl Into<String>, cause: impl Into<String>) -> Self {
+        let (message, cause) = (message.into(), cause.into());
+        Self { kind, service: None, backend: None, message, cause }
+    }
+
+    /// To this service.
+    #[must_use]
+    pub fn of_service(self, service: &str) -> Self {
+        Self { service: Some(service.into()), ..self }
+    }
+
+    /// To this backend.
+    #[must_use]
+    pub fn of_backend(self, service: &str, backend: IpAddr) -> Self {
+        Self { service: Some(service.into()), backend: Some(backend), ..self }
+    }
+}
+
+/// Defines [`Kind`] with the level that each is logged at, so that none is forgotten.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident $name:literal $level:ident,)*) => {
+        /// Kinds of events.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Kind { $($(#[$doc])* $kind,)* }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$kind,)*];
+
+            /// Its name, in JSON and in metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$kind => $name,)* }
+            }
+
+            const fn level(self) -> tracing::Level {
+                match self { $(Self::$kind => tracing::Level::$level,)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A backend serves.
+    BackendUp "backend_up" INFO,
+    /// A backend does not serve.
+    BackendDown "backend_down" WARN,
+    /// Its clients' packets say that a backend is silent.
+    BackendSuspect "backend_suspect" WARN,
+    /// A backend is up, and gets nothing yet since it was down too often.
+    BackendHeld "backend_held" WARN,
+    /// A backend is there.
+    BackendAdded "backend_added" INFO,
+    /// A backend is gone.
+    BackendRemoved "backend_removed" INFO,
+    /// A backend gets no new flows until it is enabled or gone.
+    BackendDraining "backend_draining" INFO,
+    /// A backend may have new flows.
+    BackendEnabled "backend_enabled" INFO,
+    /// A backend gets no new flows, or nothing.
+    BackendDisabled "backend_disabled" INFO,
+    /// A backend has another share.
+    BackendWeight "backend_weight" INFO,
+    /// A backend is configured otherwise.
+    BackendChanged "backend_changed" INFO,
+    /// A service is there.
+    ServiceAdded "service_added" INFO,
+    /// A service is gone.
+    ServiceRemoved "service_removed" INFO,
+    /// A service is configured otherwise.
+    ServiceChanged "service_changed" INFO,
+    /// Enough backends of a service are up.
+    ServiceReady "service_ready" INFO,
+    /// Too few are.
+    ServiceNotReady "service_not_ready" WARN,
+    /// So few are up that checks are ignored.
+    ServicePanic "service_panic" ERROR,
+    /// Checks count again.
+    ServicePanicOver "service_panic_over" INFO,
+    /// The configuration's difference is in force.
+    ConfigReloaded "config_reloaded" INFO,
+    /// The configuration can't be used, and nothing was changed.
+    ConfigRefused "config_refused" ERROR,
+    /// An interface has lost the program.
+    InterfaceLost "interface_lost" ERROR,
+    /// The program is back.
+    InterfaceBack "interface_back" INFO,
+    /// The maps can't be written.
+    MapsFailing "maps_failing" ERROR,
+    /// The maps are written again.
+    MapsWritten "maps_written" INFO,
+    /// The node is to leave.
+    NodeDraining "node_draining" WARN,
+    /// The node stays.
+    NodeEnabled "node_enabled" INFO,
+    /// The time of day was set.
+    ClockJumped "clock_jumped" WARN,
+    /// `lbd` runs.
+    Started "started" INFO,
+    /// `lbd` ends.
+    Stopping "stopping" INFO,
+    /// The state file can't be written.
+    StateFileFailing "state_file_failing" ERROR,
+    /// The state file is written again.
+    StateFileWritten "state_file_written" INFO,
+    /// The state file could not be used, and was set aside.
+    StateFileSetAside "state_file_set_aside" ERROR,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Events in the order in which they happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// The events.
+    pub events: Vec<Event>,
+    /// How many before them were asked for and are not kept any more.
+    #[serde(default)]
+    pub missed: u64,
+    /// The number to ask on from.
+    pub last: u64,
+}
+
+/// The history, shared by who writes it and who reads it.
+#[derive(Clone, Debug)]
+pub struct Events(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    history: Mutex<History>,
+    /// The last event's number; none when no more will come.
+    last: watch::Sender<Option<u64>>,
+}
+
+#[derive(Debug)]
+struct History {
+    kept: VecDeque<Event>,
+    room: usize,
+    last: u64,
+    counts: BTreeMap<Kind, u64>,
+}
+
+impl Events {
+    /// An empty history that begins at `now`.
+    #[must_use]
+    pub fn new(now: SystemTime) -> Self {
+        Self::with_room(now, KEPT)
+    }
+
+    /// An empty history that keeps so many events.
+    #[must_use]
+    pub fn with_room(now: SystemTime, room: usize) -> Self {
+        // Numbers begin with the time, so that those of a later run are larger.
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let last = u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 2);
+        let history = History { kept: VecDeque::new(), room, last, counts: BTreeMap::new() };
+        let (to, _) = watch::channel(Some(last));
+        Self(Arc::new(Shared { history: Mutex::new(history), last: to }))
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        // Nothing in here panics half-way.
+        self.0.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes down what has happened: logs it once, counts it, keeps it.
+    pub fn record(&self, news: News) {
+        log(&news);
+        let mut history = self.history();
+        history.last += 1;
+        *history.counts.entry(news.kind).or_default() += 1;
+        if history.kept.len() == history.room {
+            history.kept.pop_front();
+        }
+        let event = Event { seq: history.last, at: SystemTime::now(), news };
+        history.kept.push_back(event);
+        let last = history.last;
+        drop(history);
+        self.0.last.send_if_modified(|told| {
+            let open = told.is_some();
+            if open {
+                *told = Some(last);
+            }
+            open
+        });
+    }
+
+    /// Says that no more will come: who follows has seen all.
+    pub fn close(&self) {
+        self.0.last.send_replace(None);
+    }
+
+    /// At most `limit` events after that of this number, oldest first.
+    #[must_use]
+    pub fn since(&self, seq: u64, limit: usize) -> Page {
+        let history = self.history();
+        let before = history.last - history.kept.len() as u64;
+        // A number that is still to come is of a run in which the clock was ahead.
+        let seq = if seq > history.last { before } else { seq };
+        let skip = usize::try_from(seq.saturating_sub(before)).unwrap_or(usize::MAX);
+        let events: Vec<_> = history.kept.iter().skip(skip).take(limit).cloned().collect();
+        Page {
+            missed: if seq == 0 { 0 } else { history.missed(seq, before) },
+            last: events.last().map_or(seq.max(before), |event| event.seq),
+            events,
+        }
+    }
+
+    /// The number of the last event.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.history().last
+    }
+
+    /// How many events of each kind there were.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        self.history().counts.iter().map(|(kind, count)| (kind.name().into(), *count)).collect()
+    }
+
+    /// Follows from the event of this number on.
+    #[must_use]
+    pub fn follow(&self, since: u64) -> Follower {
+        Follower { events: self.clone(), seq: since, last: self.0.last.subscribe() }
+    }
+}
+
+impl History {
+    /// How many events after `seq` were there and are not kept.
+    fn missed(&self, seq: u64, before: u64) -> u64 {
+        let all: u64 = self.counts.values().sum();
+        // Numbers before the first one of this run are of an earlier one, or of none.
+        let first = self.last - all;
+        before.saturating_sub(seq.max(first))
+    }
+}
+
+/// One who reads the history while it goes on.
+#[derive(Debug)]
+pub struct Follower {
+    events: Events,
+    seq: u64,
+    last: watch::Receiver<Option<u64>>,
+}
+
+impl Follower {
+    /// The next events; none when no more will come.
+    pub async fn next(&mut self) -> Option<Page> {
+        loop {
+            let open = self.last.borrow_and_update().is_some();
+            let page = self.events.since(self.seq, PAGE);
+            self.seq = page.last;
+            if !page.events.is_empty() || page.missed > 0 {
+                return Some(page);
+            }
+            if !open || self.last.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+}
+
+fn log(news: &News) {
+    let News { kind, service, backend, message, cause } = news;
+    let backend = backend.map(tracing::field::display);
+    // The level of a log line is a constant of its place.
+    macro_rules! at {
+        ($level:ident) => {
+            tracing::$level!(
+                kind = kind.name(),
+                service = service.as_deref(),
+                backend,
+                cause,
+                "{message}"
+            )
+        };
+    }
+    match kind.level() {
+        tracing::Level::ERROR => at!(error),
+        tracing::Level::WARN => at!(warn),
+        _ => at!(info),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn at(millis: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
+    }
+
+    fn news(message: &str) -> News {
+        News::new(Kind::BackendUp, message, "a test")
+    }
+
+    fn messages(page: &Page) -> Vec<&str> {
+        page.events.iter().map(|event| event.news.message.as_str()).collect()
+    }
+
+    #[test]
+    fn kinds_are_named_alike_everywhere() {
+        for kind in Kind::ALL {
+            let json = serde_json::to_value(kind).expect("it is JSON");
+            assert_eq!(json, kind.name(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_history_is_bounded_and_says_what_it_lost() {
+        let events = Events::with_room(at(1), 3);
+        let start = events.last();
+        for message in ["a", "b", "c", "d", "e"] {
+            events.record(news(message));
+        }
+        let all = events.since(0, 10);
+        assert_eq!(
+            (messages(&all), all.missed),
+            (vec!["c", "d", "e"], 0),
+            "asked for what is kept"
+        );
+        let page = events.since(start, 2);
+        assert_eq!((messages(&page), page.missed), (vec!["c", "d"], 2));
+        let rest = events.since(page.last, 2);
+        assert_eq!((messages(&rest), rest.missed, rest.last), (vec!["e"], 0, start + 5));
+        assert_eq!(events.counts(), [("backend_up".to_owned(), 5)].into());
+    }
+
+    #[test]
+    fn numbers_grow_over_a_restart() {
+        let before = Events::new(at(1_000));
+        before.record(news("before"));
+        let after = Events::new(at(1_001));
+        after.record(news("after"));
+        let page = after.since(before.last(), 10);
+        assert_eq!((messages(&page), page.missed), (vec!["after"], 0));
+        // A clock that was ahead in the earlier run hides nothing.
+        let page = after.since(Events::new(at(9_000)).last(), 10);
+        assert_eq!((messages(&page), page.missed), (vec!["after"], 0));
+    }
+
+    #[test]
+    fn an_event_is_flat_json_with_a_readable_time() {
+        let event = Event {
+            seq: 7,
+            at: at(1_500),
+            news: news("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
+        };
+        let json = serde_json::to_string(&event).expect("it is JSON");
+        assert_eq!(
+            json,
+            "{\"seq\":7,\"at\":\"1970-01-01T00:00:01.500Z\",\"kind\":\"backend_up\",\
+             \"service\":\"web\",\"backend\":\"10.0.0.11\",\"message\":\"backend A of web is up\",\
+             \"cause\":\"a test\"}"
+        );
+        assert_eq!(serde_json::from_str::<Event>(&json).expect(&json), event);
+    }
+
+    #[tokio::test]
+    async fn a_follower_sees_everything_and_then_the_end() {
+        let events = Events::with_room(at(1), 3);
+        let mut follower = events.follow(events.last());
+        events.record(news("a"));
+        assert_eq!(messages(&follower.next().await.expect("one")), ["a"]);
+        let waits = tokio::spawn(async move { (follower.next().await, follower) });
+        events.record(news("b"));
+        let (page, mut follower) = waits.await.expect("no panic");
+        assert_eq!(messages(&page.expect("one")), ["b"]);
+        events.record(news("c"));
+        events.close();
+        assert_eq!(messages(&follower.next().await.expect("the last one")), ["c"]);
+        assert_eq!(follower.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_is_told_what_it_missed() {
+        let events = Events::with_room(at(1), 3);
+        let mut follower = events.follow(events.last());
+        for message in ["a", "b", "c", "d", "e"] {
+            events.record(news(message));
+        }
+        let page = follower.next().await.expect("some");
+        assert_eq!((messages(&page), page.missed), (vec!["c", "d", "e"], 2));
+    }
+}

@@ -1,0 +1,464 @@
+//! The state machine of one backend's checks: what is asked next and when, and what the answers
+//! mean.
+//!
+//! ```text
+//!             `fall` bad answers, or one after a suspicion
+//!      ┌───── or if nothing was known before ──────────────┐
+//!      │                                                   ▼
+//!   ┌──────┐                              ┌───────────┐ refused ┌───────────┐
+//!   │  up  │                              │ soft down │────────►│ hard down │
+//!   └──────┘                              └───────────┘         └───────────┘
+//!      ▲       `rise` good answers, or one if nothing │               │
+//!      └────────────── was known before ──────────────┴───────────────┘
+//! ```
+//!
+//! A question that couldn't be asked changes nothing. Time is passed in and only ever compared, so
+//! the time of day does not matter.
+
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Condition, Seen,
+    check::{Check, Start},
+    damping::Damping,
+    probe::Outcome,
+};
+
+/// What a question after a suspicion waits at least, unless the check itself waits less.
+const SHORTEST_DOUBT: Duration = Duration::from_millis(200);
+/// How many times the usual latency a question after a suspicion waits.
+const DOUBT: u32 = 20;
+/// How long suspicions are ignored at least after one that was wrong.
+const SHORTEST_TRUST: Duration = Duration::from_millis(500);
+/// How long an unchecked backend stays suspect.
+const SUSPECT_FOR: Duration = Duration::from_secs(1);
+/// How long after its time an answer is awaited, of whatever kind it is.
+const OVERDUE: Duration = Duration::from_secs(5);
+
+/// What happens to a machine.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The deadline has come.
+    Due,
+    /// The last question was answered.
+    Answered {
+        /// What it found out.
+        outcome: Outcome,
+        /// How long that took.
+        took: Duration,
+    },
+    /// The backend's clients say that it is silent.
+    Suspected {
+        /// What they say.
+        reason: String,
+    },
+    /// The last question was dropped, since the way that it took is no more.
+    Interrupted,
+    /// This process did not run for a while: silence of that time means nothing.
+    Slept,
+    /// The check was configured anew.
+    Reconfigured {
+        /// The check.
+        check: Check,
+        /// The half-life of the penalty for going down.
+        half_life: Duration,
+    },
+}
+
+/// What a machine wants to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// To ask; the question before, if there is one, is abandoned.
+    Ask {
+        /// How long the answer may take.
+        timeout: Duration,
+    },
+    /// To abandon the last question.
+    Abandon,
+    /// To tell that what is seen has changed, and why if it is the condition.
+    Report(Option<Change>),
+}
+
+/// A change of condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What it was.
+    pub from: Condition,
+    /// What it is.
+    pub to: Condition,
+    /// Why: `3 failures in a row: no answer within 1s`.
+    pub cause: String,
+}
+
+/// A question that was not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    at: Instant,
+    /// When its answer is no longer awaited.
+    overdue: Instant,
+    timeout: Duration,
+    /// Whether the process slept meanwhile.
+    slept: bool,
+}
+
+/// The state machine of one backend.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    check: Check,
+    seen: Seen,
+    /// Whether the condition was only assumed: the next answer decides alone.
+    assumed: bool,
+    /// Answers in a row that speak against the condition.
+    against: u8,
+    /// Questions in a row that couldn't be asked.
+    unasked: u32,
+    /// Whether a failure was forgiven because the process slept, and none since.
+    excused: bool,
+    asked: Option<Asked>,
+    /// When the next question is due, or, if nothing is asked, when a suspicion lapses.
+    next: Instant,
+    /// What clients say; the answer to the next question decides alone.
+    suspicion: Option<String>,
+    /// Until when suspicions are ignored.
+    trusted: Option<Instant>,
+    /// Smoothed latency of good answers.
+    latency: Option<Duration>,
+    damping: Damping,
+    random: u64,
+}
+
+impl Machine {
+    /// A backend that was `initial` so far and is first asked at `first`; `seed` makes its
+    /// intervals vary otherwise than those of others.
+    #[must_use]
+    pub fn new(
+        check: Check,
+        half_life: Duration,
+        initial: Condition,
+        first: Instant,
+        seed: u64,
+    ) -> Self {
+        let condition = if check.is_active() { initial } else { Condition::Up };
+        // Down is what `start` asks for, and then `rise` answers are needed. Anything else was
+        // only assumed, or found out by an earlier process.
+        let assumed = check.start == Start::Up || condition != Condition::SoftDown;
+        Self {
+            check,
+            seen: Seen { condition, ..Seen::default() },
+            assumed,
+            against: 0,
+            unasked: 0,
+            excused: false,
+            asked: None,
+            next: first,
+            suspicion: None,
+            trusted: None,
+            latency: None,
+            damping: Damping::new(half_life),
+            random: seed,
+        }
+    }
+
+    /// What is seen of the backend.
+    #[must_use]
+    pub const fn seen(&self) -> Seen {
+        self.seen
+    }
+
+    /// The check.
+    #[must_use]
+    pub const fn check(&self) -> &Check {
+        &self.check
+    }
+
+    /// Whether the condition is only assumed, since nothing was answered yet.
+    #[must_use]
+    pub const fn is_assumed(&self) -> bool {
+        self.assumed
+    }
+
+    /// Answers in a row that speak against the condition; `fall` of them bring it down, `rise` up.
+    #[must_use]
+    pub const fn against(&self) -> u8 {
+        self.against
+    }
+
+    /// When the backend will be let go, if it is held.
+    #[must_use]
+    pub fn release(&self) -> Option<Instant> {
+        self.damping.until().filter(|_| self.seen.held)
+    }
+
+    /// Whether a question waits for its answer.
+    #[must_use]
+    pub const fn is_asking(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// When [`Event::Due`] is to be told; none: nothing will happen by itself.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let waits = match self.asked {
+            Some(asked) => Some(asked.overdue),
+            None if self.check.is_active() || self.suspicion.is_some() => Some(self.next),
+            None => None,
+        };
+        waits.into_iter().chain(self.release()).min()
+    }
+
+    /// Takes one event at `now`; the caller performs `out` in order.
+    pub fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
+        let before = self.seen.condition;
+        let cause = match event {
+            Event::Due => self.due(now, out),
+            Event::Answered { outcome, took } => self.answered(outcome, took, now),
+            Event::Suspected { reason } => self.suspected(reason, now, out),
+            Event::Interrupted => {
+                if self.asked.take().is_some() {
+                    out.push(Action::Abandon);
+                    self.next = now;
+                }
+                None
+            }
+            Event::Slept => {
+                if let Some(asked) = &mut self.asked {
+                    asked.slept = true;
+                    asked.overdue = now + asked.timeout + OVERDUE;
+                }
+                None
+            }
+            Event::Reconfigured { check, half_life } => {
+                self.reconfigure(check, half_life, now, out)
+            }
+        };
+        let to = self.seen.condition;
+        if before == Condition::Up && to != Condition::Up {
+            self.damping.went_down(now);
+        }
+        let is_up = to == Condition::Up && self.check.is_active();
+        let seen = Seen {
+            condition: to,
+            held: is_up && self.damping.holds(now),
+            suspect: self.suspicion.is_some(),
+        };
+        let change = cause.map(|cause| Change { from: before, to, cause });
+        if self.seen != seen || change.is_some() {
+            self.seen = seen;
+            out.push(Action::Report(change));
+        }
+    }
+
+    fn due(&mut self, now: Instant, out: &mut Vec<Action>) -> Option<String> {
+        match self.asked {
+            Some(asked) if now < asked.overdue => return None,
+            Some(asked) => {
+                // Every question ends by itself in its time. One that did not must not leave its
+                // backend unasked for ever.
+                out.push(Action::Abandon);
+                let reason = format!("no answer within {}", text(asked.timeout));
+                let outcome = Outcome::Failed { refused: false, reason };
+                return self.answered(outcome, now.saturating_duration_since(asked.at), now);
+            }
+            None if now < self.next => return None,
+            None => {}
+        }
+        if self.check.is_active() {
+            self.ask(now, out);
+        } else {
+            self.suspicion = None;
+        }
+        None
+    }
+
+    fn ask(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let timeout = if self.suspicion.is_some() { self.doubt() } else { self.check.timeout };
+        let overdue = now + timeout + OVERDUE;
+        self.asked = Some(Asked { at: now, overdue, timeout, slept: false });
+        out.push(Action::Ask { timeout });
+    }
+
+    /// How long an answer after a suspicion may take.
+    fn doubt(&self) -> Duration {
+        let usual = self.latency.map_or(self.check.timeout, |latency| latency * DOUBT);
+        usual.max(SHORTEST_DOUBT).min(self.check.timeout)
+    }
+
+    fn answered(&mut self, outcome: Outcome, took: Duration, now: Instant) -> Option<String> {
+        let asked = self.asked.take()?;
+        let cause = match outcome {
+            Outcome::Unknown { .. } => {
+                self.unasked = self.unasked.saturating_add(1);
+                let backoff = 1 << (self.unasked - 1).min(16);
+                let wait = self.check.fast_interval * backoff;
+                let wait = wait.min(self.check.interval.max(self.check.fast_interval));
+                self.next = now + self.vary(wait);
+                return None;
+            }
+            Outcome::Failed { refused: false, .. } if asked.slept && !self.excused => {
+                self.excused = true;
+                self.next = now;
+                return None;
+            }
+            Outcome::Up => {
+                // As TCP smooths its round-trip times (RFC 6298): an eighth of what is new.
+                self.latency = Some(self.latency.map_or(took, |latency| (latency * 7 + took) / 8));
+                self.good(now)
+            }
+            Outcome::Failed { refused, reason } => self.bad(refused, &reason),
+        };
+        self.unasked = 0;
+        self.excused = false;
+        self.assumed = false;
+        let interval = self.interval();
+        // From question to question; an answer that took longer is followed by the next question.
+        self.next = (asked.at + self.vary(interval)).max(now);
+        cause
+    }
+
+    fn good(&mut self, now: Instant) -> Option<String> {
+        if self.suspicion.take().is_some() {
+            let trust = self.check.fast_interval.max(SHORTEST_TRUST);
+            self.trusted = Some(now + trust);
+        }
+        if self.seen.condition == Condition::Up {
+            self.against = 0;
+            return None;
+        }
+        self.against = self.against.saturating_add(1);
+        if !self.assumed && self.against < self.check.rise.get() {
+            return None;
+        }
+        let cause = match (self.assumed, self.against) {
+            (true, _) => "the first answer is good".into(),
+            (false, 1) => "a good answer".into(),
+            (false, times) => format!("{times} good answers in a row"),
+        };
+        self.seen.condition = Condition::Up;
+        self.against = 0;
+        Some(cause)
+    }
+
+    fn bad(&mut self, refused: bool, reason: &str) -> Option<String> {
+        let suspicion = self.suspicion.take();
+        let down = if refused { Condition::HardDown } else { Condition::SoftDown };
+        match self.seen.condition {
+            Condition::Up => {
+                self.against = self.against.saturating_add(1);
+                let decides = self.assumed || suspicion.is_some();
+                if !decides && self.against < self.check.fall.get() {
+                    return None;
+                }
+                let cause = match (suspicion, self.against) {
+                    (Some(clients), _) => format!("{reason}; asked because {clients}"),
+                    (None, 1) => reason.into(),
+                    (None, times) => format!("{times} failures in a row: {reason}"),
+                };
+                self.against = 0;
+                self.seen.condition = down;
+                Some(cause)
+            }
+            Condition::SoftDown if refused => {
+                self.against = 0;
+                self.seen.condition = Condition::HardDown;
+                Some(reason.into())
+            }
+            Condition::SoftDown | Condition::HardDown => {
+                self.against = 0;
+                None
+            }
+        }
+    }
+
+    /// From the last question to the next, as things are.
+    fn interval(&self) -> Duration {
+        match self.seen.condition {
+            _ if self.against > 0 => self.check.fast_interval,
+            Condition::Up => self.check.interval,
+            Condition::SoftDown | Condition::HardDown => self.check.down_interval,
+        }
+    }
+
+    fn suspected(&mut self, reason: String, now: Instant, out: &mut Vec<Action>) -> Option<String> {
+        if !self.check.is_active() {
+            self.suspicion = Some(reason);
+            self.next = now + SUSPECT_FOR;
+            return None;
+        }
+        let is_trusted = self.trusted.is_some_and(|trusted| now < trusted);
+        if self.seen.condition == Condition::Up && self.suspicion.is_none() && !is_trusted {
+            self.suspicion = Some(reason);
+            self.ask(now, out);
+        }
+        None
+    }
+
+    fn reconfigure(
+        &mut self,
+        check: Check,
+        half_life: Duration,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Option<String> {
+        self.damping.set_half_life(half_life, now);
+        let was_active = self.check.is_active();
+        let same = (&self.check.kind, self.check.port, self.check.via)
+            == (&check.kind, check.port, check.via);
+        let earlier = self.interval();
+        self.check = check;
+        if same {
+            // What was counted counts on; only a question that would now be due sooner is.
+            if self.asked.is_none() && self.unasked == 0 && self.interval() < earlier {
+                let interval = self.interval();
+                self.next = self.next.min(now + self.vary(interval));
+            }
+            return None;
+        }
+        if self.asked.take().is_some() {
+            out.push(Action::Abandon);
+        }
+        self.against = 0;
+        self.unasked = 0;
+        self.excused = false;
+        self.trusted = None;
+        self.latency = None;
+        if !self.check.is_active() {
+            self.suspicion = None;
+            self.assumed = true;
+            let was_up = self.seen.condition == Condition::Up;
+            self.seen.condition = Condition::Up;
+            return (!was_up).then(|| "it is not checked any more".into());
+        }
+        // Another question may be a wrong one: where the condition was found out, it takes as many
+        // answers as ever to overthrow it.
+        self.assumed |= !was_active;
+        self.next = if self.suspicion.is_some() {
+            now
+        } else {
+            now + self.check.fast_interval.mul_f64(self.draw())
+        };
+        None
+    }
+
+    /// The interval, a little longer or shorter.
+    fn vary(&mut self, interval: Duration) -> Duration {
+        let percent = f64::from(self.check.jitter.min(100));
+        interval.mul_f64(1.0 + (2.0 * self.draw() - 1.0) * percent / 100.0)
+    }
+
+    /// A number from 0 to 1 (SplitMix64, by Steele, Lea and Flood).
+    fn draw(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.random;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^= word >> 31;
+        (word >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn text(duration: Duration) -> String {
+    crate::units::format_duration(duration)
+}

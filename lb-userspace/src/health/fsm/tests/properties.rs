@@ -1,0 +1,180 @@
+//! What holds for any history.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What may happen next.
+#[derive(Clone, Debug)]
+enum Happens {
+    /// Time passes, and what is due is told.
+    Wait(u64),
+    Answer(Outcome),
+    Suspected,
+    Interrupted,
+    Slept,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        3 => (0..4_000u64).prop_map(Happens::Wait),
+        3 => Just(Happens::Answer(Outcome::Up)),
+        2 => Just(Happens::Answer(silent())),
+        1 => Just(Happens::Answer(refused())),
+        1 => Just(Happens::Answer(unknown())),
+        1 => Just(Happens::Suspected),
+        1 => Just(Happens::Interrupted),
+        1 => Just(Happens::Slept),
+    ]
+}
+
+fn checks() -> impl Strategy<Value = Check> {
+    (1..4u8, 1..5u8, any::<bool>(), 0..30u8).prop_map(|(rise, fall, is_down, jitter)| Check {
+        rise: NonZeroU8::new(rise).expect("not zero"),
+        fall: NonZeroU8::new(fall).expect("not zero"),
+        start: if is_down { Start::Down } else { Start::Up },
+        jitter,
+        ..check(Kind::Tcp)
+    })
+}
+
+/// An answer as the naive reader of the history sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Read {
+    is_good: bool,
+    is_refusal: bool,
+}
+
+/// The naive reader: the answers that count, oldest first.
+#[derive(Default)]
+struct History {
+    answers: Vec<Read>,
+    forgiven: bool,
+}
+
+impl History {
+    fn streak(&self, is_good: bool) -> usize {
+        self.answers.iter().rev().take_while(|read| read.is_good == is_good).count()
+    }
+
+    /// Whether the last answers speak for the change.
+    fn explains(&self, from: Condition, to: Condition, check: &Check, decided_alone: bool) -> bool {
+        let Some(last) = self.answers.last() else { return false };
+        match (from, to) {
+            (Condition::Up, Condition::Up) => false,
+            (Condition::Up, down) => {
+                let enough = decided_alone || self.streak(false) >= usize::from(check.fall.get());
+                !last.is_good && enough && last.is_refusal == (down == Condition::HardDown)
+            }
+            (_, Condition::Up) => {
+                let is_first = self.answers.len() == 1 && decided_alone;
+                is_first || self.streak(true) >= usize::from(check.rise.get())
+            }
+            (Condition::SoftDown, Condition::HardDown) => last.is_refusal,
+            _ => false,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_change_is_explained_by_the_last_answers(
+        check in checks(),
+        initial in prop_oneof![
+            Just(Condition::Up), Just(Condition::SoftDown), Just(Condition::HardDown)
+        ],
+        story in prop::collection::vec(happens(), 1..200),
+    ) {
+        let mut bench = Bench::new(check.clone(), initial);
+        let mut history = History::default();
+        let mut slept = false;
+        for happens in story {
+            let (from, was_suspect, was_assumed) =
+                (bench.condition(), bench.machine.seen().suspect, bench.machine.is_assumed());
+            let was_asking = bench.machine.is_asking();
+            let actions = match happens.clone() {
+                Happens::Wait(millis) => {
+                    // Not beyond the moment when an answer is overdue.
+                    let until = bench.now + ms(millis);
+                    let deadline = bench.machine.deadline().filter(|_| was_asking);
+                    bench.now = deadline.map_or(until, |at| until.min(at - ms(1)));
+                    bench.tell(Event::Due)
+                }
+                Happens::Answer(outcome) => bench.tell(Event::Answered { outcome, took: ms(5) }),
+                Happens::Suspected => bench.tell(suspected()),
+                Happens::Interrupted => bench.tell(Event::Interrupted),
+                Happens::Slept => bench.tell(Event::Slept),
+            };
+            if let (Happens::Answer(outcome), true) = (&happens, was_asking) {
+                let forgiven = *outcome == silent() && slept && !history.forgiven;
+                match outcome {
+                    Outcome::Unknown { .. } => {}
+                    _ if forgiven => history.forgiven = true,
+                    _ => {
+                        history.forgiven = false;
+                        history.answers.push(Read {
+                            is_good: *outcome == Outcome::Up,
+                            is_refusal: *outcome == refused(),
+                        });
+                    }
+                }
+            }
+            slept = match happens {
+                Happens::Slept => bench.machine.is_asking(),
+                _ if actions.iter().any(|action| matches!(action, Action::Ask { .. })) => false,
+                _ => slept,
+            };
+            let to = bench.condition();
+            let changes: Vec<_> = actions
+                .iter()
+                .filter_map(|action| match action {
+                    Action::Report(Some(change)) => Some((change.from, change.to)),
+                    _ => None,
+                })
+                .collect();
+            if from == to {
+                prop_assert!(changes.is_empty(), "{changes:?}");
+            } else {
+                prop_assert_eq!(changes, vec![(from, to)]);
+                prop_assert!(matches!(happens, Happens::Answer(_)), "{happens:?}");
+                let alone = was_suspect || was_assumed;
+                prop_assert!(history.explains(from, to, &check, alone), "{from:?} to {to:?}");
+            }
+            // Nor does it overlook what the answers say.
+            if to == Condition::Up {
+                let bad = history.streak(false);
+                prop_assert!(bad < usize::from(check.fall.get()) , "{bad} failures and up");
+            } else {
+                let good = history.streak(true);
+                prop_assert!(good < usize::from(check.rise.get()), "{good} good answers and down");
+            }
+            prop_assert!(bench.machine.deadline().is_some(), "it is never forgotten");
+            prop_assert!(!bench.machine.seen().suspect || to == Condition::Up);
+        }
+    }
+
+    #[test]
+    fn questions_are_as_far_apart_as_the_shortest_interval_allows(
+        check in checks(),
+        outcomes in prop::collection::vec(
+            (prop_oneof![Just(Outcome::Up), Just(silent()), Just(refused()), Just(unknown())],
+             0..1_000u64),
+            1..100),
+    ) {
+        let least = check.fast_interval.mul_f64(1.0 - f64::from(check.jitter) / 100.0);
+        let mut bench = Bench::new(check.clone(), Condition::Up);
+        let mut asked = None;
+        for (outcome, took) in outcomes {
+            bench.until_asked();
+            if let Some(asked) = asked.replace(bench.now) {
+                prop_assert!(bench.now - asked >= least, "{:?}", bench.now - asked);
+            }
+            for action in bench.actions.drain(..) {
+                if let Action::Ask { timeout } = action {
+                    prop_assert_eq!(timeout, check.timeout);
+                }
+            }
+            bench.answer_after(ms(took), outcome);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! One question to one backend, and its outcome.
+//!
+//! [`ask`] is all there is to call. A file for each kind of question; [`through`] puts it to the VIP,
+//! and `reason` words what went wrong. Nothing is kept between questions but the TLS configurations
+//! of [`tls::Cache`].
+
+mod dns;
+mod exec;
+mod http;
+mod limit;
+mod reason;
+mod tcp;
+mod through;
+pub mod tls;
+mod udp;
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use self::reason::Miss;
+use super::{Target, check, vip};
+
+/// What a question found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The answer is good.
+    Up,
+    /// It did not answer as it should.
+    Failed {
+        /// Whether it refuses connections (RST, ICMP port unreachable): nobody is there.
+        refused: bool,
+        /// What was wrong, for people.
+        reason: String,
+    },
+    /// The question could not be asked (no file descriptor, no memory, no route of our own yet):
+    /// that says nothing about the backend.
+    Unknown {
+        /// Why not, for people.
+        reason: String,
+    },
+}
+
+/// Where a question goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To the backend's own address.
+    Backend,
+    /// To the VIP, at the backend.
+    Vip(vip::Way),
+}
+
+/// A question to a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The service's name, for commands.
+    pub service: String,
+    /// Whom it is about.
+    pub target: Target,
+    /// What is asked.
+    pub kind: check::Kind,
+    /// The port that is asked.
+    pub port: u16,
+    /// Where it goes.
+    pub route: Route,
+    /// How long the answer may take, all of it.
+    pub timeout: Duration,
+}
+
+/// Asks, in a tokio runtime; takes at most the question's `timeout` (a little more for cleaning up
+/// a command).
+///
+/// Whatever the peer sends, it neither panics nor takes in more than 16 KiB of headers and 64 KiB of
+/// a body. Dropped, it leaves nothing behind: connections are reset, a command is killed.
+pub async fn ask(question: &Question, network: &vip::Network, tls: &tls::Cache) -> Outcome {
+    let deadline = Instant::now() + question.timeout;
+    // Boxed but for the small ones, so that a question that waits is a few hundred bytes.
+    let answer = match &question.kind {
+        check::Kind::None => Ok(()),
+        check::Kind::Tcp => tcp::ask(question, network, deadline).await,
+        check::Kind::Http(http) => {
+            Box::pin(http::ask(question, http, None, network, deadline)).await
+        }
+        check::Kind::Https(http, verify) => {
+            Box::pin(http::ask(question, http, Some((verify, tls)), network, deadline)).await
+        }
+        check::Kind::Udp(udp) => Box::pin(udp::ask(question, udp, network, deadline)).await,
+        check::Kind::Dns(dns) => Box::pin(dns::ask(question, dns, network, deadline)).await,
+        check::Kind::Exec(exec) => Box::pin(exec::ask(question, exec, deadline)).await,
+    };
+    match answer {
+        Ok(()) => Outcome::Up,
+        Err(miss) => miss.into(),
+    }
+}
+
+/// The backend's own address and the port that is asked.
+fn own_address(question: &Question) -> SocketAddr {
+    SocketAddr::new(question.target.backend, question.port)
+}
+
+/// An answer of the backend's own address, or silence.
+async fn within<T>(
+    deadline: Instant,
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, Miss>>,
+) -> Result<T, Miss> {
+    timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(Miss::silence(timeout)))
+}

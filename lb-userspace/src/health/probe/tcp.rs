@@ -1,0 +1,41 @@
+//! Connections to a backend's own address.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::Instant,
+};
+
+use super::{Question, Route, own_address, reason::Miss, through, vip, within};
+
+/// Asks a backend to take a connection, and closes it at once.
+pub(super) async fn ask(
+    question: &Question,
+    network: &vip::Network,
+    deadline: Instant,
+) -> Result<(), Miss> {
+    let own = async { connect(own_address(question)).await.map(drop) };
+    match &question.route {
+        Route::Backend => within(deadline, question.timeout, own).await,
+        Route::Vip(way) => {
+            let answer = network.handshake(way, question.port);
+            through::ask(way, question.timeout, deadline, answer, own).await
+        }
+    }
+}
+
+/// A connection that is reset when it is dropped: the side that closes first would keep the
+/// connection in TIME_WAIT for a minute, and the prober would run out of ports.
+pub(super) async fn connect(address: SocketAddr) -> Result<TcpStream, Miss> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    };
+    let connected = async {
+        let socket = socket?;
+        socket.set_zero_linger()?;
+        socket.connect(address).await
+    };
+    connected.await.map_err(|error| Miss::of_socket(&error))
+}

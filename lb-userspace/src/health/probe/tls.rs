@@ -1,0 +1,254 @@
+//! TLS of https checks: what is trusted, and the words for what is not.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+};
+
+use crate::{health::check, units::format_duration};
+
+/// The largest file of authorities; the system's have a quarter of a megabyte.
+const LARGEST: u64 = 8 << 20;
+
+/// When a search for the system's authorities that found none is made again.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// What TLS connections are made with, kept between checks: one configuration for each file of
+/// authorities, one with the system's, one that verifies nothing.
+///
+/// A file of authorities is read again when it has changed. While it is missing or can't be read,
+/// checks that need it have no outcome ([`super::Outcome::Unknown`]): that is no fault of a backend.
+#[derive(Debug, Default)]
+pub struct Cache {
+    configs: Mutex<Configs>,
+}
+
+#[derive(Debug, Default)]
+struct Configs {
+    files: BTreeMap<PathBuf, (Stamp, Arc<ClientConfig>)>,
+    system: Option<Arc<ClientConfig>>,
+    system_missing: Option<Instant>,
+    insecure: Option<Arc<ClientConfig>>,
+}
+
+/// What tells one version of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    length: u64,
+}
+
+impl Cache {
+    /// An empty one: the system's authorities are looked for when they are first needed.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The configuration for a check, or why there is none.
+    pub(super) fn config(&self, tls: &check::Tls) -> Result<Arc<ClientConfig>, String> {
+        let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        match &tls.ca_file {
+            _ if tls.insecure => Ok(configs.insecure.get_or_insert_with(trusting_all).clone()),
+            Some(file) => configs.of_file(file),
+            None => configs.of_system(),
+        }
+    }
+}
+
+impl Configs {
+    fn of_file(&mut self, file: &Path) -> Result<Arc<ClientConfig>, String> {
+        let unreadable = |error: &std::io::Error| {
+            format!("can't read ca_file {}: {}", file.display(), super::reason::text_of(error))
+        };
+        let metadata = fs::metadata(file).map_err(|error| unreadable(&error))?;
+        // Opening a pipe would wait for its writer.
+        if !metadata.is_file() || metadata.len() > LARGEST {
+            return Err(format!("ca_file {} is no file of PEM certificates", file.display()));
+        }
+        let modified = metadata.modified().map_err(|error| unreadable(&error))?;
+        let stamp = Stamp { modified, length: metadata.len() };
+        if let Some((known, config)) = self.files.get(file)
+            && *known == stamp
+        {
+            return Ok(config.clone());
+        }
+        let mut pem = Vec::new();
+        fs::File::open(file)
+            .and_then(|opened| opened.take(LARGEST).read_to_end(&mut pem))
+            .map_err(|error| unreadable(&error))?;
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem).flatten().collect();
+        let mut roots = RootCertStore::empty();
+        if roots.add_parsable_certificates(certificates).0 == 0 {
+            return Err(format!("no certificate in ca_file {}; write them as PEM", file.display()));
+        }
+        let config = verifying(roots);
+        self.files.insert(file.to_owned(), (stamp, config.clone()));
+        Ok(config)
+    }
+
+    fn of_system(&mut self) -> Result<Arc<ClientConfig>, String> {
+        const MISSING: &str =
+            "no authorities on this system; install ca-certificates, or set `ca_file` in the check";
+        if let Some(config) = &self.system {
+            return Ok(config.clone());
+        }
+        if self.system_missing.is_some_and(|when| when.elapsed() < RETRY) {
+            return Err(MISSING.into());
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            self.system_missing = Some(Instant::now());
+            return Err(MISSING.into());
+        }
+        Ok(self.system.insert(verifying(roots)).clone())
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn verifying(roots: RootCertStore) -> Arc<ClientConfig> {
+    finished(builder().with_root_certificates(roots).with_no_client_auth())
+}
+
+fn trusting_all() -> Arc<ClientConfig> {
+    let verifier = Arc::new(TrustAll(provider()));
+    finished(builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("ring has suites for the default versions")
+}
+
+fn finished(mut config: ClientConfig) -> Arc<ClientConfig> {
+    // A resumed session shows no certificate, and its ticket may be of another backend with the
+    // same name.
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// Takes any certificate, for `insecure = true`.
+#[derive(Debug)]
+struct TrustAll(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for TrustAll {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What went wrong, for people.
+pub(super) fn words(error: &Error, ca_file: Option<&Path>) -> String {
+    match error {
+        Error::InvalidCertificate(error) => words_of_certificate(error, ca_file),
+        Error::InvalidMessage(_) => "answers, but not with TLS".into(),
+        Error::AlertReceived(alert) => format!("TLS alert {alert:?} from the backend"),
+        Error::PeerIncompatible(why) => {
+            format!("no TLS version, cipher or key exchange in common ({why:?})")
+        }
+        Error::NoCertificatesPresented => "shows no certificate".into(),
+        other => format!("TLS: {other}"),
+    }
+}
+
+fn words_of_certificate(error: &CertificateError, ca_file: Option<&Path>) -> String {
+    let between = |from: &UnixTime, to: &UnixTime| {
+        format_duration(Duration::from_secs(to.as_secs().saturating_sub(from.as_secs())))
+    };
+    match error {
+        CertificateError::Expired => "certificate expired".into(),
+        CertificateError::ExpiredContext { time, not_after } => {
+            format!("certificate expired {} ago", between(not_after, time))
+        }
+        CertificateError::NotValidYet => "certificate not valid yet; compare the clocks".into(),
+        CertificateError::NotValidYetContext { time, not_before } => {
+            format!(
+                "certificate not valid yet, only in {}; compare the clocks",
+                between(time, not_before)
+            )
+        }
+        CertificateError::NotValidForName => "certificate not valid for the name asked".into(),
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names = presented.iter().take(3).map(|name| plain(name)).collect::<Vec<_>>();
+            let expected = expected.to_str();
+            match &*names {
+                [] => format!("certificate not valid for {expected}, nor for any other name"),
+                names => {
+                    format!("certificate not valid for {expected}, only for {}", names.join(", "))
+                }
+            }
+        }
+        CertificateError::UnknownIssuer => match ca_file {
+            Some(file) => format!("certificate not issued by an authority in {}", file.display()),
+            None => "certificate of an unknown issuer; set `ca_file` if the authority is your own"
+                .into(),
+        },
+        CertificateError::Revoked => "certificate revoked".into(),
+        CertificateError::BadEncoding => "certificate can't be read".into(),
+        CertificateError::BadSignature => "certificate has a bad signature".into(),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "certificate is not one for servers".into()
+        }
+        other => {
+            let other = other.to_string();
+            if other.contains("CaUsedAsEndEntity") {
+                "certificate is an authority's own, not a server's".into()
+            } else {
+                format!("certificate: {other}")
+            }
+        }
+    }
+}
+
+/// A name as rustls shows it, `DnsName("a.example")`, without what is around it.
+fn plain(name: &str) -> &str {
+    name.split('"').nth(1).unwrap_or(name)
+}

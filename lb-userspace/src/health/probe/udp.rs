@@ -1,0 +1,67 @@
+//! Datagrams, and what the answer must begin with.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::{net::UdpSocket, time::Instant};
+
+use super::{
+    Question, Route, check, own_address,
+    reason::{Miss, quoted},
+    through, vip, within,
+};
+
+/// Asks a backend for a datagram.
+pub(super) async fn ask(
+    question: &Question,
+    udp: &check::Udp,
+    network: &vip::Network,
+    deadline: Instant,
+) -> Result<(), Miss> {
+    let answer = exchange(question, &udp.send, udp.expect.len(), network, deadline).await?;
+    if answer.starts_with(&udp.expect) {
+        return Ok(());
+    }
+    Err(Miss::failed(format!("answers {}, not {}", quoted(&answer), quoted(&udp.expect))))
+}
+
+/// Sends a datagram by the question's route and gives the first answer; at least its first `most`
+/// bytes.
+pub(super) async fn exchange(
+    question: &Question,
+    payload: &[u8],
+    most: usize,
+    network: &vip::Network,
+    deadline: Instant,
+) -> Result<Vec<u8>, Miss> {
+    let own = own_exchange(own_address(question), payload, most);
+    match &question.route {
+        Route::Backend => within(deadline, question.timeout, own).await,
+        Route::Vip(way) => {
+            let answer = network.exchange(way, question.port, payload);
+            let own = async { own.await.map(drop) };
+            through::ask(way, question.timeout, deadline, answer, own).await
+        }
+    }
+}
+
+/// Its socket is connected: so only the backend is heard, and its ICMP port unreachable too.
+async fn own_exchange(address: SocketAddr, payload: &[u8], most: usize) -> Result<Vec<u8>, Miss> {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let exchanged = async {
+        let socket = UdpSocket::bind(any).await?;
+        socket.connect(address).await?;
+        socket.send(payload).await?;
+        // A few bytes more than asked for, since a wrong answer is quoted.
+        let mut answer = vec![0; most.max(64)];
+        let length = socket.recv(&mut answer).await?;
+        answer.truncate(length);
+        Ok(answer)
+    };
+    exchanged.await.map_err(|error| match Miss::of_socket(&error) {
+        Miss::Refused(_) => Miss::Refused("port unreachable".into()),
+        miss => miss,
+    })
+}

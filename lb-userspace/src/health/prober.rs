@@ -1,0 +1,321 @@
+//! Asks the backends, in a thread of its own: what it does disturbs nothing else, and nothing else
+//! makes it late.
+//!
+//! [`schedule`] decides who is asked when, and is told what came of it; [`super::fsm`] decides what
+//! that means. Here are the thread, its runtime and its clock.
+
+mod schedule;
+pub mod status;
+mod trouble;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    runtime,
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+    time,
+};
+use tracing::warn;
+
+use self::{
+    schedule::{Answer, Schedule, Work},
+    status::{CheckStatus, Load},
+};
+pub use super::fsm::Change;
+use super::{
+    Check, Condition, Seen, Target,
+    probe::{self, Outcome, Question, Route},
+    vip,
+};
+
+/// Of the descriptors that the process may have, one in so many is for questions.
+const SHARE: u64 = 2;
+
+/// What a backend's checks are made with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    /// The service's name.
+    pub service: String,
+    /// What is asked, and how often.
+    pub check: Check,
+    /// Where questions go; none: that is not known yet, nothing is asked and nothing said.
+    pub route: Option<Route>,
+    /// The half-life of the penalty for going down; zero: none.
+    pub half_life: Duration,
+    /// What the backend counts as until it has answered; for one that is known already it means
+    /// nothing.
+    pub initial: Condition,
+}
+
+/// What has changed of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The backend.
+    pub target: Target,
+    /// What is seen of it.
+    pub seen: Seen,
+    /// The change of its condition; none: only whether it is held or suspect has changed.
+    pub change: Option<Change>,
+}
+
+/// How questions are asked; tests answer by script.
+pub trait Ask: Send + Sync + 'static {
+    /// Asks, and takes hardly longer than the question's timeout.
+    fn ask(&self, question: Arc<Question>) -> impl Future<Output = Outcome> + Send + 'static;
+
+    /// From now on questions may go to these VIPs, and to no others.
+    fn set_vips(&self, vips: std::collections::BTreeSet<IpAddr>);
+}
+
+/// The real thing.
+#[derive(Clone, Debug, Default)]
+struct Probes {
+    network: vip::Network,
+    tls: Arc<probe::tls::Cache>,
+}
+
+impl Ask for Probes {
+    fn ask(&self, question: Arc<Question>) -> impl Future<Output = Outcome> + Send + 'static {
+        let Self { network, tls } = self.clone();
+        async move { probe::ask(&question, &network, &tls).await }
+    }
+
+    fn set_vips(&self, vips: std::collections::BTreeSet<IpAddr>) {
+        self.network.set_vips(vips);
+    }
+}
+
+/// Asks backends; dropping it ends that.
+#[derive(Debug)]
+pub struct Prober {
+    shared: Arc<Shared>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// `None`: it is over.
+    schedule: Mutex<Option<Schedule>>,
+    wake: Notify,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Option<Schedule>> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Prober {
+    /// Starts the thread, in the network namespace of the calling one. As many file descriptors as
+    /// the hard limit allows are taken for the process. Reports end with the prober.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no thread to give, or no descriptors for its runtime.
+    pub fn start() -> Result<(Self, mpsc::UnboundedReceiver<Report>)> {
+        Self::start_with(Probes::default())
+    }
+
+    /// The same with another way of asking.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start`].
+    pub fn start_with<A: Ask>(asker: A) -> Result<(Self, mpsc::UnboundedReceiver<Report>)> {
+        let limit = raise_descriptors();
+        let schedule = Schedule::new(limit, RandomState::new().hash_one(0));
+        let shared = Arc::new(Shared { schedule: Mutex::new(Some(schedule)), wake: Notify::new() });
+        let (sender, reports) = mpsc::unbounded_channel();
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime of the health checks")?;
+        let task = Task::new(Arc::clone(&shared), asker, sender);
+        let thread = thread::Builder::new()
+            .name("health".into())
+            .spawn(move || {
+                runtime.block_on(task.run());
+                // What still looks a name up or waits for a command may not hold the end up.
+                runtime.shutdown_background();
+            })
+            .context("start the thread of the health checks")?;
+        Ok((Self { shared, thread: Some(thread) }, reports))
+    }
+
+    /// Replaces all assignments. Backends that were known keep their state and counts, except for
+    /// what another check makes meaningless.
+    pub fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+        if let Some(schedule) = &mut *self.shared.lock() {
+            schedule.assign(assignments, Instant::now());
+        }
+        self.shared.wake.notify_one();
+    }
+
+    /// A backend's clients say that it is silent: it is asked at once, and one answer decides.
+    /// `reason` ends the sentence "it was asked because".
+    pub fn suspect(&self, target: Target, reason: String) {
+        if let Some(schedule) = &mut *self.shared.lock() {
+            schedule.suspect(target, reason, Instant::now());
+        }
+        self.shared.wake.notify_one();
+    }
+
+    /// All that is known of the backends, for status.
+    #[must_use]
+    pub fn status(&self) -> BTreeMap<Target, CheckStatus> {
+        let schedule = self.shared.lock();
+        let status = |schedule: &Schedule| schedule.status(Instant::now(), SystemTime::now());
+        schedule.as_ref().map(status).unwrap_or_default()
+    }
+
+    /// What the prober has to do, and how it fares.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        self.shared.lock().as_ref().map(Schedule::load).unwrap_or_default()
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        *self.shared.lock() = None;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("the thread of the health checks had panicked");
+        }
+    }
+}
+
+/// Lets the process have as many descriptors as it may; says how many questions may have.
+fn raise_descriptors() -> usize {
+    let allowed = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) if soft < hard => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+            Ok(()) => hard,
+            Err(error) => {
+                warn!("the limit of {soft} file descriptors stays: {error}");
+                soft
+            }
+        },
+        Ok((soft, _)) => soft,
+        Err(error) => {
+            warn!("the limit of file descriptors can't be read: {error}");
+            1024
+        }
+    };
+    usize::try_from(allowed / SHARE).unwrap_or(usize::MAX)
+}
+
+/// What the thread does.
+struct Task<A> {
+    shared: Arc<Shared>,
+    asker: Arc<A>,
+    reports: mpsc::UnboundedSender<Report>,
+    running: HashMap<u64, AbortHandle>,
+    sender: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl<A: Ask> Task<A> {
+    fn new(shared: Arc<Shared>, asker: A, reports: mpsc::UnboundedSender<Report>) -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let running = HashMap::new();
+        Self { shared, asker: Arc::new(asker), reports, running, sender, answers }
+    }
+
+    async fn run(mut self) {
+        let mut batch: Vec<Answer> = Vec::new();
+        let sleep = time::sleep(Duration::ZERO);
+        tokio::pin!(sleep);
+        loop {
+            for answer in &batch {
+                self.running.remove(&answer.serial);
+            }
+            let now = Instant::now();
+            let (work, next) = match &mut *self.shared.lock() {
+                None => return,
+                Some(schedule) => {
+                    schedule.turn(batch.drain(..), now);
+                    (std::mem::take(&mut schedule.work), schedule.next(now))
+                }
+            };
+            work.into_iter().for_each(|work| self.perform(work));
+            if let Some(next) = next {
+                sleep.as_mut().reset(next.into());
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.wake.notified() => {}
+                _ = self.answers.recv_many(&mut batch, BATCH) => {}
+                () = &mut sleep, if next.is_some() => {}
+            }
+            // Else a queue of questions that are due would be begun before any is answered.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn perform(&mut self, work: Work) {
+        match work {
+            Work::SetVips(vips) => self.asker.set_vips(vips),
+            Work::Ask { target, serial, question } => {
+                let ask = self.asker.ask(question);
+                let mut reply = Reply { sender: self.sender.clone(), target, serial, open: true };
+                let task = tokio::spawn(async move {
+                    let begun = Instant::now();
+                    let outcome = ask.await;
+                    reply.send(outcome, begun.elapsed());
+                });
+                self.running.insert(serial, task.abort_handle());
+            }
+            Work::Abandon(serial) => {
+                if let Some(task) = self.running.remove(&serial) {
+                    task.abort();
+                }
+            }
+            // Nobody listens any more when the daemon is about to end.
+            Work::Report(report) => drop(self.reports.send(report)),
+        }
+    }
+}
+
+/// How many answers are taken in in one turn.
+const BATCH: usize = 256;
+
+/// Sends the answer, and if there is none says so: a question must end in every case.
+struct Reply {
+    sender: mpsc::UnboundedSender<Answer>,
+    target: Target,
+    serial: u64,
+    open: bool,
+}
+
+impl Reply {
+    fn send(&mut self, outcome: Outcome, took: Duration) {
+        self.open = false;
+        let Self { target, serial, .. } = *self;
+        // The receiver is gone when the prober ends.
+        drop(self.sender.send(Answer { target, serial, outcome, took }));
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.open {
+            self.send(Outcome::Unknown { reason: "the check broke off".into() }, Duration::ZERO);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,468 @@
+//! Who is asked when: the machines of all backends, their deadlines, and what is done for them.
+//!
+//! It does nothing itself: what is to be done is left in [`Schedule::work`]. Time is passed in.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tracing::{info, warn};
+
+use super::{
+    Assignment, Report,
+    status::{CheckStatus, Counts, Histogram, Load},
+    trouble::Troubles,
+};
+use crate::health::{
+    Condition, Target,
+    check::Kind,
+    fsm::{Action, Event, Machine},
+    probe::{Outcome, Question, Route},
+};
+
+/// How many questions are begun in one turn, so that answers are taken in between.
+const BATCH: usize = 128;
+/// How far apart the first questions of many backends are, unless an interval is shorter.
+const SPREAD: Duration = Duration::from_millis(1);
+/// How often there is a turn at least while questions are in flight, and how much later a turn may
+/// come before this process is held to have slept.
+const PULSE: Duration = Duration::from_millis(100);
+
+/// What the prober's task is to do.
+#[derive(Debug)]
+pub enum Work {
+    /// To take in packets from these addresses.
+    SetVips(BTreeSet<IpAddr>),
+    /// To ask; the answer comes back with the serial number.
+    Ask {
+        /// Whom it is about.
+        target: Target,
+        /// The number of the question.
+        serial: u64,
+        /// The question.
+        question: Arc<Question>,
+    },
+    /// To drop the question of this number.
+    Abandon(u64),
+    /// To tell what has changed.
+    Report(Report),
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Whom it is about.
+    pub target: Target,
+    /// The number of the question.
+    pub serial: u64,
+    /// What it found out.
+    pub outcome: Outcome,
+    /// How long that took.
+    pub took: Duration,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    serial: u64,
+    descriptors: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    machine: Machine,
+    service: String,
+    route: Option<Route>,
+    half_life: Duration,
+    /// The question as it was asked last.
+    question: Option<Arc<Question>>,
+    in_flight: Option<InFlight>,
+    /// Where it stands in the order of deadlines.
+    deadline: Option<Instant>,
+    since: Instant,
+    last: Option<(Outcome, Instant)>,
+    took: Option<Duration>,
+    counts: Counts,
+    latency: Histogram,
+    went_up: u64,
+    went_down: u64,
+}
+
+impl Entry {
+    /// Whether it can't be asked, though it should be.
+    fn is_waiting(&self) -> bool {
+        self.machine.check().is_active() && self.route.is_none()
+    }
+
+    fn question(&mut self, target: Target, route: Route, timeout: Duration) -> Arc<Question> {
+        if let Some(question) = &self.question
+            && question.timeout == timeout
+        {
+            return Arc::clone(question);
+        }
+        let check = self.machine.check();
+        let question = Arc::new(Question {
+            service: self.service.clone(),
+            target,
+            kind: check.kind.clone(),
+            port: check.port.unwrap_or(target.service.port),
+            route,
+            timeout,
+        });
+        self.question = Some(Arc::clone(&question));
+        question
+    }
+}
+
+/// Everything that the prober knows.
+#[derive(Debug)]
+pub struct Schedule {
+    entries: BTreeMap<Target, Entry>,
+    deadlines: BTreeSet<(Instant, Target)>,
+    vips: BTreeSet<IpAddr>,
+    /// Descriptors that questions may have, and have.
+    limit: usize,
+    used: usize,
+    serial: u64,
+    seed: u64,
+    /// When the next turn should be.
+    expected: Option<Instant>,
+    load: Load,
+    troubles: Troubles,
+    /// What is to be done, in this order.
+    pub work: Vec<Work>,
+}
+
+impl Schedule {
+    /// Nobody is asked yet. Questions may have `limit` descriptors at once; `seed` makes intervals
+    /// vary otherwise than in other processes.
+    pub fn new(limit: usize, seed: u64) -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            vips: BTreeSet::new(),
+            limit: limit.max(1),
+            used: 0,
+            serial: 0,
+            seed,
+            expected: None,
+            load: Load::default(),
+            troubles: Troubles::default(),
+            work: Vec::new(),
+        }
+    }
+
+    /// Replaces all assignments.
+    pub fn assign(&mut self, mut assignments: BTreeMap<Target, Assignment>, now: Instant) {
+        let vips = assignments.values().filter_map(|assignment| match &assignment.route {
+            Some(Route::Vip(way)) => Some(way.vip),
+            _ => None,
+        });
+        let vips: BTreeSet<_> = vips.collect();
+        if vips != self.vips {
+            self.work.push(Work::SetVips(vips.clone()));
+            self.vips = vips;
+        }
+        let gone = |target: &Target, _: &mut Entry| !assignments.contains_key(target);
+        let gone: Vec<_> = self.entries.extract_if(.., gone).collect();
+        for (target, mut entry) in gone {
+            if let Some(deadline) = entry.deadline {
+                self.deadlines.remove(&(deadline, target));
+            }
+            self.abandon(&mut entry);
+        }
+        let known: Vec<_> = self.entries.keys().copied().collect();
+        for target in known {
+            if let Some(assignment) = assignments.remove(&target) {
+                self.change(target, assignment, now);
+            }
+        }
+        let many = u32::try_from(assignments.len()).unwrap_or(u32::MAX);
+        for (n, (target, assignment)) in (0u32..).zip(assignments) {
+            let span = assignment.check.interval.min(SPREAD * many);
+            let first = now + span.mul_f64(f64::from(n) / f64::from(many));
+            self.add(target, assignment, first, now);
+        }
+    }
+
+    fn add(&mut self, target: Target, assignment: Assignment, first: Instant, now: Instant) {
+        let Assignment { service, check, route, half_life, initial } = assignment;
+        self.seed = self.seed.wrapping_add(1);
+        let machine = Machine::new(check, half_life, initial, first, self.seed);
+        let entry = Entry {
+            machine,
+            service,
+            route,
+            half_life,
+            question: None,
+            in_flight: None,
+            deadline: None,
+            since: now,
+            last: None,
+            took: None,
+            counts: Counts::default(),
+            latency: Histogram::default(),
+            went_up: 0,
+            went_down: 0,
+        };
+        self.entries.insert(target, entry);
+        self.place(target);
+    }
+
+    fn change(&mut self, target: Target, assignment: Assignment, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&target) else { return };
+        let Assignment { service, check, route, half_life, initial: _ } = assignment;
+        let is_new_route = entry.route != route;
+        let is_new_check = *entry.machine.check() != check || entry.half_life != half_life;
+        if is_new_route || is_new_check || entry.service != service {
+            entry.question = None;
+            entry.service = service;
+            entry.route = route;
+            entry.half_life = half_life;
+        }
+        if is_new_check {
+            self.step(target, Event::Reconfigured { check, half_life }, now);
+        }
+        if is_new_route {
+            // The frames of a question that is on its way may go where nobody is.
+            self.step(target, Event::Interrupted, now);
+        }
+    }
+
+    /// A backend's clients say that it is silent.
+    pub fn suspect(&mut self, target: Target, reason: String, now: Instant) {
+        if self.entries.get(&target).is_some_and(|entry| !entry.is_waiting()) {
+            self.step(target, Event::Suspected { reason }, now);
+        }
+    }
+
+    /// Takes in answers, and begins what is due.
+    pub fn turn(&mut self, answers: impl Iterator<Item = Answer>, now: Instant) {
+        if self.expected.is_some_and(|expected| now > expected + PULSE) {
+            self.load.pauses += 1;
+            let asking = self.entries.iter().filter(|(_, entry)| entry.in_flight.is_some());
+            let asking: Vec<_> = asking.map(|(target, _)| *target).collect();
+            asking.into_iter().for_each(|target| self.step(target, Event::Slept, now));
+        }
+        answers.for_each(|answer| self.answered(answer, now));
+        for _ in 0..BATCH {
+            if self.used >= self.limit {
+                break;
+            }
+            let Some(&(deadline, target)) = self.deadlines.first() else { break };
+            if deadline > now {
+                break;
+            }
+            self.due(target, deadline, now);
+        }
+        // What is overdue is no sign of sleep if it was left over.
+        self.expected = self.next(now).map(|next| next.max(now));
+    }
+
+    fn due(&mut self, target: Target, deadline: Instant, now: Instant) {
+        let was_asking = self.asks(target);
+        self.step(target, Event::Due, now);
+        match (was_asking, self.asks(target)) {
+            (false, true) => self.load.lateness.add(now.saturating_duration_since(deadline)),
+            (true, false) => {
+                let reason = "the check did not end in time".into();
+                self.count(target, Outcome::Failed { refused: false, reason }, None, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn asks(&self, target: Target) -> bool {
+        self.entries.get(&target).is_some_and(|entry| entry.in_flight.is_some())
+    }
+
+    fn answered(&mut self, answer: Answer, now: Instant) {
+        let Answer { target, serial, outcome, took } = answer;
+        let Some(entry) = self.entries.get_mut(&target) else { return };
+        // It may be an answer to a question that was abandoned when it was already on its way.
+        let Some(in_flight) = entry.in_flight.take_if(|asked| asked.serial == serial) else {
+            return;
+        };
+        self.used -= in_flight.descriptors;
+        self.load.in_flight -= 1;
+        self.count(target, outcome.clone(), Some(took), now);
+        self.step(target, Event::Answered { outcome, took }, now);
+    }
+
+    fn count(&mut self, target: Target, outcome: Outcome, took: Option<Duration>, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&target) else { return };
+        let add = |counts: &mut Counts| match &outcome {
+            Outcome::Up => counts.ok += 1,
+            Outcome::Failed { .. } => counts.failed += 1,
+            Outcome::Unknown { .. } => counts.unknown += 1,
+        };
+        add(&mut entry.counts);
+        add(&mut self.load.counts);
+        match &outcome {
+            Outcome::Unknown { reason } => {
+                if self.troubles.unasked(reason, now) {
+                    warn!("checks can't be asked: {reason}; no backend changes for that");
+                }
+            }
+            _ => {
+                for (reason, questions) in self.troubles.asked(now) {
+                    info!(questions, "checks can be asked again, after: {reason}");
+                }
+            }
+        }
+        if outcome == Outcome::Up
+            && let Some(took) = took
+        {
+            entry.latency.add(took);
+        }
+        entry.took = took;
+        entry.last = Some((outcome, now));
+    }
+
+    /// Tells a machine of an event, and notes what it wants.
+    fn step(&mut self, target: Target, event: Event, now: Instant) {
+        let Some(mut entry) = self.entries.remove(&target) else { return };
+        let mut actions = Vec::new();
+        entry.machine.handle(event, now, &mut actions);
+        for action in actions {
+            match action {
+                Action::Ask { timeout } => {
+                    self.abandon(&mut entry);
+                    if let Some(route) = entry.route.clone() {
+                        self.ask(&mut entry, target, route, timeout);
+                    }
+                }
+                Action::Abandon => self.abandon(&mut entry),
+                Action::Report(change) => {
+                    if let Some(change) = &change {
+                        if change.to == Condition::Up {
+                            entry.went_up += 1;
+                        } else if change.from == Condition::Up {
+                            entry.went_down += 1;
+                        }
+                        entry.since = now;
+                    }
+                    let seen = entry.machine.seen();
+                    self.work.push(Work::Report(Report { target, seen, change }));
+                }
+            }
+        }
+        self.entries.insert(target, entry);
+        self.place(target);
+    }
+
+    fn ask(&mut self, entry: &mut Entry, target: Target, route: Route, timeout: Duration) {
+        let question = entry.question(target, route, timeout);
+        let descriptors = descriptors(&question.kind);
+        self.serial += 1;
+        self.used += descriptors;
+        self.load.in_flight += 1;
+        entry.in_flight = Some(InFlight { serial: self.serial, descriptors });
+        self.work.push(Work::Ask { target, serial: self.serial, question });
+    }
+
+    fn abandon(&mut self, entry: &mut Entry) {
+        if let Some(in_flight) = entry.in_flight.take() {
+            self.used -= in_flight.descriptors;
+            self.load.in_flight -= 1;
+            self.work.push(Work::Abandon(in_flight.serial));
+        }
+    }
+
+    /// Puts a backend where it belongs in the order of deadlines.
+    fn place(&mut self, target: Target) {
+        let Some(entry) = self.entries.get_mut(&target) else { return };
+        let deadline = if entry.is_waiting() { None } else { entry.machine.deadline() };
+        let earlier = mem::replace(&mut entry.deadline, deadline);
+        if earlier == deadline {
+            return;
+        }
+        if let Some(earlier) = earlier {
+            self.deadlines.remove(&(earlier, target));
+        }
+        if let Some(deadline) = deadline {
+            self.deadlines.insert((deadline, target));
+        }
+    }
+
+    /// When the next turn should be, if nothing comes in; none: never.
+    pub fn next(&self, now: Instant) -> Option<Instant> {
+        let pulse = (self.load.in_flight > 0).then(|| now + PULSE);
+        // When all descriptors are taken only an answer helps.
+        let first = self.deadlines.first().filter(|_| self.used < self.limit);
+        pulse.into_iter().chain(first.map(|(deadline, _)| *deadline)).min()
+    }
+
+    /// What is known of all backends.
+    pub fn status(&self, now: Instant, wall: SystemTime) -> BTreeMap<Target, CheckStatus> {
+        let status = |entry: &Entry| {
+            let machine = &entry.machine;
+            let (check, seen) = (machine.check(), machine.seen());
+            let since = wall.checked_sub(now.saturating_duration_since(entry.since));
+            let since = since.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            CheckStatus {
+                kind: check.kind.name().into(),
+                condition: seen.condition,
+                assumed: machine.is_assumed(),
+                waiting: entry.is_waiting(),
+                held_secs: machine
+                    .release()
+                    .map(|at| at.saturating_duration_since(now).as_secs_f64().ceil() as u64),
+                suspect: seen.suspect,
+                last: entry.last.as_ref().map(|(outcome, _)| text(outcome)),
+                last_secs: entry
+                    .last
+                    .as_ref()
+                    .map(|(_, at)| now.saturating_duration_since(*at).as_secs()),
+                since: since.unwrap_or_default().as_secs(),
+                latency_us: entry.took.map(micros),
+                counts: entry.counts,
+                latency: entry.latency.clone(),
+                went_up: entry.went_up,
+                went_down: entry.went_down,
+                against: machine.against(),
+                rise: check.rise.get(),
+                fall: check.fall.get(),
+            }
+        };
+        self.entries.iter().map(|(target, entry)| (*target, status(entry))).collect()
+    }
+
+    /// What the prober tells of itself.
+    pub fn load(&self) -> Load {
+        let is_asked = |entry: &&Entry| entry.machine.check().is_active();
+        Load {
+            backends: self.entries.values().filter(is_asked).count(),
+            limit: self.limit,
+            troubles: self.troubles.reasons(),
+            ..self.load.clone()
+        }
+    }
+}
+
+/// How many descriptors a question needs.
+const fn descriptors(kind: &Kind) -> usize {
+    match kind {
+        // The command's output, its process, and what is needed to start it.
+        Kind::Exec(_) => 6,
+        _ => 1,
+    }
+}
+
+fn text(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Up => "ok".into(),
+        Outcome::Failed { reason, .. } => reason.clone(),
+        Outcome::Unknown { reason } => format!("can't be asked: {reason}"),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

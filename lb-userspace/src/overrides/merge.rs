@@ -1,0 +1,369 @@
+//! A change of the configuration under the changes by `lbctl`: key by key, what was said last wins.
+//!
+//! Three states meet: the configuration as it was, as it is, and what was in force. A key whose value
+//! the configuration has changed gets that value; any other keeps the one in force. That a service
+//! or a backend is there is a key as well.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::write,
+    desired::{Admin, Backend, Desired, Service},
+    diff::Intent,
+    health::{Check, Policy},
+    rules,
+    units::exact_duration,
+};
+
+/// What is in force after a change of the configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Merged {
+    /// The services.
+    pub desired: Desired,
+    /// How long backends of a service may drain.
+    pub deadlines: BTreeMap<String, Duration>,
+    /// The changes by `lbctl` that have gone.
+    pub conflicts: Vec<Conflict>,
+}
+
+impl Merged {
+    /// What it says of services.
+    #[must_use]
+    pub const fn intent(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.deadlines }
+    }
+}
+
+/// A change by `lbctl` that the configuration has overruled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// The service.
+    pub service: String,
+    /// The backend, if it is of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<IpAddr>,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// How a change by `lbctl` ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// The configuration has another value.
+    Replaced {
+        /// The key.
+        key: String,
+        /// What the configuration has.
+        configured: String,
+        /// What `lbctl` had set.
+        runtime: String,
+    },
+    /// What was changed is not there any more.
+    Gone,
+    /// What was removed is there again, since the configuration has changed it.
+    Back,
+    /// What was added or moved does not go with the configuration.
+    Misfit(String),
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.service)?;
+        if let Some(backend) = self.backend {
+            write!(f, " {backend}")?;
+        }
+        f.write_str(": ")?;
+        match &self.ending {
+            Ending::Replaced { key, configured, runtime } => {
+                write!(
+                    f,
+                    "{key} {configured} of the configuration replaces {runtime}, set by lbctl"
+                )
+            }
+            Ending::Gone => f.write_str(
+                "the configuration has removed it, and with it what lbctl changed of it",
+            ),
+            Ending::Back => f.write_str(
+                "it was removed by lbctl, and is back: the configuration has changed it since",
+            ),
+            Ending::Misfit(why) => {
+                write!(f, "what lbctl changed of it does not go with the configuration: {why}")
+            }
+        }
+    }
+}
+
+/// Puts the configuration `after` in the place of `before`, where `runtime` was in force.
+///
+/// Backends that the configuration no longer has drain, and leave when their last flow has ended;
+/// those of a service that it no longer has go with it, since nothing is left that would send to
+/// them.
+#[must_use]
+pub fn merge(
+    before: Intent<'_>,
+    after: Intent<'_>,
+    runtime: Intent<'_>,
+    wall: SystemTime,
+) -> Merged {
+    let mut merge = Merge { conflicts: Vec::new(), wall };
+    let mut desired = Desired::default();
+    let mut deadlines = BTreeMap::new();
+    let of = |intent: &Intent<'_>| intent.desired.services.keys().cloned().collect::<BTreeSet<_>>();
+    for name in &(&of(&before) | &of(&after)) | &of(&runtime) {
+        let find = |intent: &Intent<'_>| {
+            let service = intent.desired.services.get(&name)?.clone();
+            Some(Whole { service, drain: intent.deadline(&name) })
+        };
+        let merged = merge.service(&name, find(&before), find(&after), find(&runtime));
+        if let Some(Whole { service, drain }) = merged {
+            deadlines.extend(drain.map(|drain| (name.clone(), drain)));
+            desired.services.insert(name, service);
+        }
+    }
+    merge.evict(&mut desired, after.desired);
+    deadlines.retain(|name, _| desired.services.contains_key(name));
+    Merged { desired, deadlines, conflicts: merge.conflicts }
+}
+
+/// A service with the deadline of its drains.
+#[derive(Clone, PartialEq)]
+struct Whole {
+    service: Service,
+    drain: Option<Duration>,
+}
+
+struct Merge {
+    conflicts: Vec<Conflict>,
+    wall: SystemTime,
+}
+
+/// The service, and the backend if it is about one.
+type At<'a> = (&'a str, Option<IpAddr>);
+
+impl Merge {
+    fn note(&mut self, (service, backend): At<'_>, ending: Ending) {
+        self.conflicts.push(Conflict { service: service.into(), backend, ending });
+    }
+
+    /// The value of a key; `before` is none if there was no configured value.
+    fn pick<T: PartialEq + Clone>(
+        &mut self,
+        at: At<'_>,
+        key: &str,
+        (before, after, runtime): (Option<&T>, &T, &T),
+        show: impl Fn(&T) -> String,
+    ) -> T {
+        if before == Some(after) {
+            return runtime.clone();
+        }
+        if before != Some(runtime) && after != runtime {
+            let (configured, runtime) = (show(after), show(runtime));
+            self.note(at, Ending::Replaced { key: key.into(), configured, runtime });
+        }
+        after.clone()
+    }
+
+    fn service(
+        &mut self,
+        name: &str,
+        before: Option<Whole>,
+        after: Option<Whole>,
+        runtime: Option<Whole>,
+    ) -> Option<Whole> {
+        match (before, after, runtime) {
+            (Some(before), None, Some(mut runtime)) => {
+                let known = &before.service.backends;
+                runtime.service.backends.retain(|at, backend| {
+                    known.contains_key(at) || !matches!(backend.admin, Admin::Removing { .. })
+                });
+                if runtime != before {
+                    self.note((name, None), Ending::Gone);
+                }
+                None
+            }
+            (None, None, runtime) => runtime,
+            (_, None, None) => None,
+            (None, Some(after), None) => Some(after),
+            (Some(before), Some(after), None) if before == after => None,
+            (Some(_), Some(after), None) => {
+                self.note((name, None), Ending::Back);
+                Some(after)
+            }
+            (before, Some(after), Some(runtime)) => {
+                Some(self.keys_of_service(name, before.as_ref(), &after, &runtime))
+            }
+        }
+    }
+
+    fn keys_of_service(
+        &mut self,
+        name: &str,
+        before: Option<&Whole>,
+        after: &Whole,
+        runtime: &Whole,
+    ) -> Whole {
+        let at = (name, None);
+        macro_rules! pick {
+            ($key:literal, $($field:ident).+, $show:expr) => {{
+                let old = before.map(|before| &before.$($field).+);
+                self.pick(at, $key, (old, &after.$($field).+, &runtime.$($field).+), $show)
+            }};
+        }
+        let share = |percent: &u8| format!("{percent}%");
+        let time = |time: &Duration| exact_duration(*time);
+        let drain = pick!("drain_deadline", drain, |drain| drain
+            .map_or_else(|| "none".to_owned(), exact_duration));
+        let mut service = Service {
+            key: pick!("address", service.key, ToString::to_string),
+            mode: pick!("mode", service.mode, ToString::to_string),
+            udp_policy: pick!("udp", service.udp_policy, |policy| write::udp_word(*policy).into()),
+            ring_slots: pick!("ring_slots", service.ring_slots, ToString::to_string),
+            idle_timeout: pick!("idle_timeout", service.idle_timeout, time),
+            syn_budget: pick!("syn_budget", service.syn_budget, ToString::to_string),
+            policy: Policy {
+                check: pick!("check", service.policy.check, |check| show_check(Some(check))),
+                slow_start: pick!("slow_start", service.policy.slow_start, time),
+                panic_threshold: pick!("panic_threshold", service.policy.panic_threshold, share),
+                min_healthy: pick!("min_healthy", service.policy.min_healthy, ToString::to_string),
+                flap_half_life: pick!("flap_half_life", service.policy.flap_half_life, time),
+                second_choice: pick!(
+                    "second_choice",
+                    service.policy.second_choice,
+                    ToString::to_string
+                ),
+            },
+            backends: BTreeMap::new(),
+        };
+        // Flows of another key or mode have ended: nothing of them can drain.
+        let runtime_flows =
+            runtime.service.key == service.key && runtime.service.mode == service.mode;
+        let until = drain.filter(|_| runtime_flows).and_then(|drain| self.wall.checked_add(drain));
+        let retire = runtime_flows.then_some(until);
+        let none = BTreeMap::new();
+        let old = before.map_or(&none, |before| &before.service.backends);
+        let (new, now) = (&after.service.backends, &runtime.service.backends);
+        let addresses: BTreeSet<&IpAddr> = old.keys().chain(new.keys()).chain(now.keys()).collect();
+        for address in addresses {
+            let triple = (old.get(address), new.get(address), now.get(address));
+            if let Some(backend) = self.backend((name, Some(*address)), triple, retire) {
+                service.backends.insert(*address, backend);
+            }
+        }
+        Whole { service, drain }
+    }
+
+    /// `retire` is the deadline of a drain, if what the configuration no longer has can drain.
+    fn backend(
+        &mut self,
+        at: At<'_>,
+        triple: (Option<&Backend>, Option<&Backend>, Option<&Backend>),
+        retire: Option<Option<SystemTime>>,
+    ) -> Option<Backend> {
+        match triple {
+            (None, None, runtime) => runtime.cloned(),
+            (_, None, None) => None,
+            (Some(before), None, Some(runtime)) => {
+                let like = Backend { admin: before.admin, ..runtime.clone() };
+                if like != *before {
+                    self.note(at, Ending::Gone);
+                }
+                let deadline = retire?;
+                let admin = match runtime.admin {
+                    // Its flows are not there any more.
+                    Admin::Down => return None,
+                    Admin::Removing { .. } => runtime.admin,
+                    Admin::Draining { deadline: own } => {
+                        Admin::Removing { deadline: own.or(deadline) }
+                    }
+                    Admin::Enabled | Admin::Disabled => Admin::Removing { deadline },
+                };
+                Some(Backend { admin, ..runtime.clone() })
+            }
+            (None, Some(after), None) => Some(after.clone()),
+            // It was on its way out; there is nothing of it that was meant to stay.
+            (None, Some(after), Some(runtime))
+                if matches!(runtime.admin, Admin::Removing { .. }) =>
+            {
+                Some(after.clone())
+            }
+            (Some(before), Some(after), None) if before == after => None,
+            (Some(_), Some(after), None) => {
+                self.note(at, Ending::Back);
+                Some(after.clone())
+            }
+            (before, Some(after), Some(runtime)) => {
+                macro_rules! pick {
+                    ($key:literal, $field:ident, $show:expr) => {{
+                        let old = before.map(|before| &before.$field);
+                        self.pick(at, $key, (old, &after.$field, &runtime.$field), $show)
+                    }};
+                }
+                Some(Backend {
+                    weight: pick!("weight", weight, ToString::to_string),
+                    admin: pick!("state", admin, write::state),
+                    backup: pick!("backup", backup, ToString::to_string),
+                    check: pick!("check", check, |check| show_check(check.as_deref())),
+                })
+            }
+        }
+    }
+
+    /// Takes out what was in force and can't be beside what the configuration has.
+    fn evict(&mut self, desired: &mut Desired, configured: &Desired) {
+        while let Some((name, why)) = taken(desired, configured) {
+            self.note((&name, None), Ending::Misfit(why));
+            match configured.services.get(&name) {
+                Some(service) => drop(desired.services.insert(name, service.clone())),
+                None => drop(desired.services.remove(&name)),
+            }
+        }
+        let vips: BTreeSet<IpAddr> = desired.services.values().map(|s| s.key.vip).collect();
+        for (name, service) in &mut desired.services {
+            let base = configured.services.get(name).map(|service| &service.backends);
+            let configured = |at: &IpAddr| base.is_some_and(|base| base.contains_key(at));
+            let vips = service.backends.keys().filter(|at| vips.contains(at));
+            let mut bad: BTreeMap<IpAddr, String> =
+                vips.map(|at| (*at, format!("{at} is a VIP"))).collect();
+            let violations = rules::violations_of(name, service).into_iter();
+            bad.extend(violations.filter_map(|found| Some((found.backend?, found.message))));
+            for (at, why) in bad {
+                if !configured(&at) {
+                    service.backends.remove(&at);
+                    self.note((name, Some(at)), Ending::Misfit(why));
+                }
+            }
+        }
+    }
+}
+
+/// A service whose address is not the configuration's, and is that of another in the configuration.
+fn taken(desired: &Desired, configured: &Desired) -> Option<(String, String)> {
+    let own = |name: &str, service: &Service| {
+        configured.services.get(name).is_some_and(|base| base.key == service.key)
+    };
+    desired.services.iter().find_map(|(name, service)| {
+        let mut others = desired.services.iter();
+        let (other, _) = others.find(|(other, o)| {
+            *other != name && o.key == service.key && own(other, o) && !own(name, service)
+        })?;
+        Some((name.clone(), format!("{} is its service {other}", service.key)))
+    })
+}
+
+fn show_check(check: Option<&Check>) -> String {
+    match check {
+        None => "of the service".into(),
+        Some(check) => format!("{} every {}", check.kind.name(), exact_duration(check.interval)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

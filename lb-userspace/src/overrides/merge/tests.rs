@@ -1,0 +1,360 @@
+use std::{net::Ipv4Addr, time::UNIX_EPOCH};
+
+use proptest::prelude::*;
+
+use super::{
+    super::{
+        Overrides,
+        tests::{Given, any_given, weight},
+    },
+    *,
+};
+use crate::{desired::Mode, health::check::Kind, spec::ServiceSpec};
+
+const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+const ENABLED: Admin = Admin::Enabled;
+const DRAINING: Admin = Admin::Draining { deadline: None };
+const REMOVING: Admin = Admin::Removing { deadline: None };
+
+/// A service: name, last byte of its VIP, backends.
+type Services<'a> = &'a [(&'a str, u8, &'a [(IpAddr, u16, Admin)])];
+
+fn given(services: Services<'_>) -> Given {
+    let services = services.iter().map(|(name, vip, backends)| {
+        let spec = ServiceSpec::new(IpAddr::from([10, 0, 1, *vip]), 80, Mode::Dsr);
+        let mut service = spec.to_service();
+        let backends = backends.iter();
+        service.backends = backends
+            .map(|(at, w, admin)| {
+                (*at, Backend { weight: weight(*w), admin: *admin, ..Backend::default() })
+            })
+            .collect();
+        ((*name).to_owned(), service)
+    });
+    Given { desired: Desired { services: services.collect() }, ..Given::default() }
+}
+
+/// The conflicts of a change from `before` to `after`, with `runtime` in force.
+fn conflicts(before: &Given, after: &Given, runtime: &Given, expected: &Given) -> Vec<String> {
+    let merged = merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH);
+    assert_eq!(merged.desired, expected.desired);
+    assert_eq!(merged.deadlines, expected.deadlines);
+    merged.conflicts.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_was_said_last_wins() {
+    let web = |backends| given(&[("web", 1, backends)]);
+    type Backends<'a> = &'a [(IpAddr, u16, Admin)];
+    let cases: &[(Backends<'_>, Backends<'_>, Backends<'_>, Backends<'_>, &[&str])] = &[
+        // (configuration before, after), (in force before, after), conflicts
+        // Untouched keys keep what lbctl set.
+        (&[(A, 1, ENABLED)], &[(A, 1, ENABLED)], &[(A, 3, DRAINING)], &[(A, 3, DRAINING)], &[]),
+        // A changed key is the configuration's; the other stays.
+        (
+            &[(A, 1, ENABLED)],
+            &[(A, 5, ENABLED)],
+            &[(A, 3, DRAINING)],
+            &[(A, 5, DRAINING)],
+            &["web 10.0.0.1: weight 5 of the configuration replaces 3, set by lbctl"],
+        ),
+        (
+            &[(A, 1, ENABLED)],
+            &[(A, 1, Admin::Disabled)],
+            &[(A, 3, DRAINING)],
+            &[(A, 3, Admin::Disabled)],
+            &["web 10.0.0.1: state disabled of the configuration replaces draining, set by lbctl"],
+        ),
+        // They agree, or lbctl has set nothing.
+        (&[(A, 1, ENABLED)], &[(A, 3, ENABLED)], &[(A, 3, ENABLED)], &[(A, 3, ENABLED)], &[]),
+        (&[(A, 1, ENABLED)], &[(A, 3, ENABLED)], &[(A, 1, ENABLED)], &[(A, 3, ENABLED)], &[]),
+        // A deadline is no part of what the configuration says; its word is newer.
+        (
+            &[(A, 1, ENABLED)],
+            &[(A, 1, DRAINING)],
+            &[(A, 1, Admin::Draining { deadline: Some(UNIX_EPOCH) })],
+            &[(A, 1, DRAINING)],
+            &[
+                "web 10.0.0.1: state draining of the configuration replaces draining until 1970-01-01T00:00:00Z, set by lbctl",
+            ],
+        ),
+        // Removed by lbctl: it stays so until the configuration says something new of it.
+        (&[(A, 1, ENABLED)], &[(A, 1, ENABLED)], &[], &[], &[]),
+        (&[(A, 1, ENABLED)], &[], &[], &[], &[]),
+        (
+            &[(A, 1, ENABLED)],
+            &[(A, 2, ENABLED)],
+            &[],
+            &[(A, 2, ENABLED)],
+            &[
+                "web 10.0.0.1: it was removed by lbctl, and is back: the configuration has changed it since",
+            ],
+        ),
+        // Added by lbctl, and by the configuration since.
+        (&[], &[], &[(A, 3, DRAINING)], &[(A, 3, DRAINING)], &[]),
+        (&[], &[(A, 3, ENABLED)], &[(A, 3, ENABLED)], &[(A, 3, ENABLED)], &[]),
+        (
+            &[],
+            &[(A, 1, ENABLED)],
+            &[(A, 3, ENABLED)],
+            &[(A, 1, ENABLED)],
+            &["web 10.0.0.1: weight 1 of the configuration replaces 3, set by lbctl"],
+        ),
+        // On its way out, and back by the configuration.
+        (&[], &[(A, 1, ENABLED)], &[(A, 3, REMOVING)], &[(A, 1, ENABLED)], &[]),
+        // Gone from the configuration: it drains; what lbctl had drained or removed goes on so.
+        (&[(A, 3, ENABLED)], &[], &[(A, 3, ENABLED)], &[(A, 3, REMOVING)], &[]),
+        (&[(A, 3, ENABLED)], &[], &[(A, 3, REMOVING)], &[(A, 3, REMOVING)], &[]),
+        (
+            &[(A, 3, ENABLED)],
+            &[],
+            &[(A, 3, Admin::Draining { deadline: Some(UNIX_EPOCH) })],
+            &[(A, 3, Admin::Removing { deadline: Some(UNIX_EPOCH) })],
+            &[],
+        ),
+        (&[(A, 3, ENABLED)], &[], &[(A, 3, Admin::Down)], &[], &[]),
+        (
+            &[(A, 3, ENABLED), (B, 1, ENABLED)],
+            &[(B, 1, ENABLED)],
+            &[(A, 5, ENABLED), (B, 2, ENABLED)],
+            &[(A, 5, REMOVING), (B, 2, ENABLED)],
+            &[
+                "web 10.0.0.1: the configuration has removed it, and with it what lbctl changed of it",
+            ],
+        ),
+    ];
+    for (before, after, runtime, expected, said) in cases {
+        let (b, a, r) = (web(*before), web(*after), web(*runtime));
+        assert_eq!(
+            conflicts(&b, &a, &r, &web(*expected)),
+            *said,
+            "{before:?} {after:?} {runtime:?}"
+        );
+    }
+}
+
+#[test]
+fn services_follow_the_same_rule() {
+    let web = given(&[("web", 1, &[(A, 1, ENABLED)])]);
+    let none = given(&[]);
+    let changed = given(&[("web", 1, &[(A, 2, ENABLED)])]);
+    // Removed by lbctl.
+    assert_eq!(conflicts(&web, &web, &none, &none), [""; 0]);
+    assert_eq!(conflicts(&web, &none, &none, &none), [""; 0]);
+    assert_eq!(
+        conflicts(&web, &changed, &none, &changed),
+        ["web: it was removed by lbctl, and is back: the configuration has changed it since"]
+    );
+    // Removed by the configuration.
+    assert_eq!(conflicts(&web, &none, &web, &none), [""; 0]);
+    assert_eq!(
+        conflicts(&web, &none, &changed, &none),
+        ["web: the configuration has removed it, and with it what lbctl changed of it"]
+    );
+    // What only drains since the configuration has removed it is no change by lbctl.
+    let retired = given(&[("web", 1, &[(A, 1, ENABLED), (B, 1, REMOVING)])]);
+    assert_eq!(conflicts(&web, &none, &retired, &none), [""; 0]);
+    // Added by lbctl.
+    assert_eq!(conflicts(&none, &none, &web, &web), [""; 0]);
+    assert_eq!(conflicts(&none, &web, &web, &web), [""; 0]);
+    let mut own = web.clone();
+    let service = own.desired.services.get_mut("web").expect("it is there");
+    service.policy.check.kind = Kind::Tcp;
+    service.backends =
+        given(&[("web", 1, &[(B, 1, ENABLED)])]).desired.services["web"].backends.clone();
+    own.deadlines.insert("web".into(), Duration::from_secs(90));
+    let both = given(&[("web", 1, &[(A, 1, ENABLED), (B, 1, ENABLED)])]);
+    assert_eq!(
+        conflicts(&none, &web, &own, &both),
+        [
+            "web: drain_deadline none of the configuration replaces 1m30s, set by lbctl",
+            "web: check none every 2s of the configuration replaces tcp every 2s, set by lbctl",
+        ]
+    );
+}
+
+#[test]
+fn values_of_a_service_that_stands_for_the_configured_one_are_merged_by_key() {
+    let before = given(&[("web", 1, &[(A, 1, ENABLED)])]);
+    let mut runtime = before.clone();
+    let service = runtime.desired.services.get_mut("web").expect("it is there");
+    (service.syn_budget, service.ring_slots) = (5, 1_009);
+    let mut after = before.clone();
+    after.desired.services.get_mut("web").expect("it is there").syn_budget = 7;
+    let mut expected = after.clone();
+    expected.desired.services.get_mut("web").expect("it is there").ring_slots = 1_009;
+    assert_eq!(
+        conflicts(&before, &after, &runtime, &expected),
+        ["web: syn_budget 7 of the configuration replaces 5, set by lbctl"]
+    );
+}
+
+#[test]
+fn backends_of_another_address_can_not_drain() {
+    let before = given(&[("web", 1, &[(A, 1, ENABLED)])]);
+    let after = given(&[("web", 2, &[])]);
+    assert_eq!(conflicts(&before, &after, &before, &after), [""; 0]);
+}
+
+#[test]
+fn drains_have_the_service_s_deadline() {
+    let mut before = given(&[("web", 1, &[(A, 1, ENABLED)])]);
+    before.deadlines.insert("web".into(), Duration::from_secs(60));
+    let after = Given { deadlines: before.deadlines.clone(), ..given(&[("web", 1, &[])]) };
+    let deadline = Some(UNIX_EPOCH + Duration::from_secs(60));
+    let expected = given(&[("web", 1, &[(A, 1, Admin::Removing { deadline })])]);
+    let expected = Given { deadlines: before.deadlines.clone(), ..expected };
+    assert_eq!(conflicts(&before, &after, &before, &expected), [""; 0]);
+}
+
+#[test]
+fn what_does_not_go_with_the_configuration_leaves() {
+    let none = given(&[]);
+    let mine = given(&[("mine", 1, &[(A, 1, ENABLED)])]);
+    let theirs = given(&[("theirs", 1, &[(B, 1, ENABLED)])]);
+    assert_eq!(
+        conflicts(&none, &theirs, &mine, &theirs),
+        [
+            "mine: what lbctl changed of it does not go with the configuration: tcp 10.0.1.1:80 is its service theirs"
+        ]
+    );
+    // A backend whose address has become a VIP.
+    let vip = IpAddr::from([10, 0, 1, 2]);
+    let before = given(&[("web", 1, &[])]);
+    let runtime = given(&[("web", 1, &[(vip, 1, ENABLED)])]);
+    let after = given(&[("more", 2, &[]), ("web", 1, &[])]);
+    assert_eq!(
+        conflicts(&before, &after, &runtime, &after),
+        [
+            "web 10.0.1.2: what lbctl changed of it does not go with the configuration: 10.0.1.2 is a VIP"
+        ]
+    );
+}
+
+/// The keys of a state as a flat table, as naive as can be: (service, backend, key) -> value.
+fn flat(given: Intent<'_>) -> BTreeMap<(String, Option<IpAddr>, String), String> {
+    let mut table = BTreeMap::new();
+    for (name, service) in &given.desired.services {
+        let mut put = |at: Option<IpAddr>, key: &str, value: String| {
+            table.insert((name.clone(), at, key.to_owned()), value);
+        };
+        let keys = write::service(service, None);
+        for (key, value) in keys.iter().filter(|(key, _)| !["vip", "port"].contains(key)) {
+            put(None, key, value.to_string());
+        }
+        put(None, "drain_deadline", format!("{:?}", given.deadline(name)));
+        put(None, "address", service.key.to_string());
+        for (at, backend) in &service.backends {
+            put(Some(*at), "weight", format!("{:?}", backend.weight));
+            put(Some(*at), "state", format!("{:?}", backend.admin));
+            put(Some(*at), "backup", format!("{:?}", backend.backup));
+            put(Some(*at), "check", format!("{:?}", backend.check));
+        }
+    }
+    table
+}
+
+proptest! {
+    #[test]
+    fn without_a_change_of_the_configuration_nothing_changes(
+        configured in any_given(),
+        runtime in any_given(),
+    ) {
+        let merged = merge(configured.intent(), configured.intent(), runtime.intent(), UNIX_EPOCH);
+        prop_assert_eq!(&merged.desired, &runtime.desired);
+        prop_assert_eq!(&merged.deadlines, &runtime.deadlines);
+        prop_assert_eq!(merged.conflicts, []);
+    }
+
+    #[test]
+    fn without_changes_by_lbctl_the_configuration_is_in_force(
+        before in any_given(),
+        after in any_given(),
+    ) {
+        let merged = merge(before.intent(), after.intent(), before.intent(), UNIX_EPOCH);
+        prop_assert_eq!(&merged.conflicts, &[]);
+        // Besides backends that drain.
+        let mut desired = merged.desired;
+        for (name, service) in &mut desired.services {
+            let configured = &after.desired.services[name].backends;
+            service.backends.retain(|at, backend| {
+                configured.contains_key(at) || !matches!(backend.admin, Admin::Removing { .. })
+            });
+        }
+        prop_assert_eq!(desired, after.desired);
+        prop_assert_eq!(merged.deadlines, after.deadlines);
+    }
+
+    #[test]
+    fn every_key_has_the_value_that_was_said_last(
+        before in any_given(),
+        after in any_given(),
+        runtime in any_given(),
+    ) {
+        let merged = merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH);
+        let [b, a, r, m] =
+            [before.intent(), after.intent(), runtime.intent(), merged.intent()].map(flat);
+        let there = |given: &Given, name: &str, at: Option<IpAddr>| {
+            let service = given.desired.services.get(name);
+            service.is_some_and(|s| at.is_none_or(|at| s.backends.contains_key(&at)))
+        };
+        let known = |given: &Given, name: &str, at: Option<IpAddr>| match at {
+            None => given.desired.services.get(name).map(|service| format!("{service:?}{:?}", given.intent().deadline(name))),
+            Some(at) => given.desired.services.get(name).and_then(|s| s.backends.get(&at)).map(|b| format!("{b:?}")),
+        };
+        for (key, value) in &m {
+            let (name, at, word) = key;
+            let expected = match (b.get(key), a.get(key), r.get(key)) {
+                (old, Some(new), Some(now)) if old == Some(new) => now,
+                (_, Some(new), _) => new,
+                (None, None, Some(now)) => now,
+                (Some(_), None, Some(now)) => {
+                    // Gone from the configuration, and drains.
+                    let drains = merged.desired.services[name].backends[&at.expect("a backend")].admin;
+                    prop_assert!(matches!(drains, Admin::Removing { .. }), "{:?}", key);
+                    if word == "state" { continue }
+                    now
+                }
+                (old, None, None) => panic!("{key:?} of {old:?} came from nowhere"),
+            };
+            prop_assert_eq!(value, expected, "{:?}", key);
+        }
+        // What is not there was removed by whoever spoke last.
+        for key in b.keys().chain(a.keys()).chain(r.keys()).filter(|key| !m.contains_key(key)) {
+            let (name, at, _) = key;
+            if there(&merged_given(&merged), name, *at) || !there(&merged_given(&merged), name, None) && at.is_some() {
+                continue;
+            }
+            match (known(&before, name, *at), known(&after, name, *at), known(&runtime, name, *at)) {
+                (Some(old), Some(new), None) => prop_assert_eq!(old, new, "{:?}", key),
+                (_, Some(_), _) | (None, None, Some(_)) => prop_assert!(false, "{:?} is missing", key),
+                (_, None, _) => {}
+            }
+        }
+        // A value of lbctl that has gone is named, and no other.
+        for (key, now) in &r {
+            let (name, at, word) = key;
+            let (Some(new), true) = (a.get(key), m.contains_key(key)) else { continue };
+            let lost = b.get(key) != Some(new) && b.get(key) != Some(now) && new != now;
+            let leaving = at.is_some_and(|at| {
+                matches!(runtime.desired.services[name].backends[&at].admin, Admin::Removing { .. })
+                    && !there(&before, name, Some(at))
+            });
+            let named = merged.conflicts.iter().any(|conflict| {
+                let replaced = matches!(&conflict.ending, Ending::Replaced { key, .. } if key == word);
+                replaced && conflict.service == *name && conflict.backend == *at
+            });
+            prop_assert_eq!(named, lost && !leaving, "{:?} {:?}", key, &merged.conflicts);
+        }
+        let overrides = Overrides::between(after.intent(), merged.intent());
+        prop_assert_eq!(overrides.apply(after.intent()), (merged.desired.clone(), merged.deadlines.clone()));
+        // The same configuration again changes nothing.
+        let again = merge(after.intent(), after.intent(), merged.intent(), UNIX_EPOCH);
+        prop_assert_eq!((again.desired, again.deadlines), (merged.desired, merged.deadlines));
+    }
+}
+
+fn merged_given(merged: &Merged) -> Given {
+    Given { desired: merged.desired.clone(), deadlines: merged.deadlines.clone() }
+}

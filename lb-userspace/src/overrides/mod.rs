@@ -1,0 +1,199 @@
+//! What `lbctl` changed, apart from what the configuration says.
+//!
+//! The desired state is the configuration with the overrides over it, so a change that is taken back
+//! leaves no trace. What becomes of them when the configuration changes is in [`merge`].
+
+mod merge;
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::merge::{Conflict, Ending, Merged, merge};
+use crate::{
+    desired::{Admin, Backend, Desired, Service, Weight},
+    diff::Intent,
+    health::Check,
+    spec::{BackendSpec, ServiceSpec},
+};
+
+/// All changes, by service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overrides {
+    /// The changes of each service that has any.
+    #[serde(default)]
+    pub services: BTreeMap<String, ServiceOverride>,
+}
+
+/// What was changed of one service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceOverride {
+    /// The service, if it is not as the configuration has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub added: Option<ServiceSpec>,
+    /// The service of this name in the configuration is not wanted; with `added`, another is.
+    #[serde(default)]
+    pub removed: bool,
+    /// The changes of each backend that has any.
+    #[serde(default)]
+    pub backends: BTreeMap<IpAddr, BackendOverride>,
+}
+
+/// What was changed of one backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum BackendOverride {
+    /// It is there, and as it says; whether the configuration has it or not.
+    Added(BackendSpec),
+    /// The configuration's backend, with what differs.
+    Changed {
+        /// Another weight.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        weight: Option<Weight>,
+        /// Another administrative state.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        admin: Option<Admin>,
+        /// Whether it is a backup, if that differs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        backup: Option<bool>,
+        /// Another check.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        check: Option<CheckOverride>,
+    },
+    /// The configuration's backend is not wanted.
+    Removed,
+}
+
+/// Another check than the configuration's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum CheckOverride {
+    /// This one.
+    Own(Box<Check>),
+    /// The service's.
+    Service,
+}
+
+impl Overrides {
+    /// The configuration with the changes over it.
+    ///
+    /// A service that was added under a name or with an address that the configuration has is not
+    /// in it, unless it stands for the configuration's.
+    #[must_use]
+    pub fn apply(&self, configured: Intent<'_>) -> (Desired, BTreeMap<String, Duration>) {
+        let (mut desired, mut deadlines) =
+            (configured.desired.clone(), configured.deadlines.clone());
+        for (name, change) in &self.services {
+            if change.removed {
+                desired.services.remove(name);
+                deadlines.remove(name);
+            }
+            if let Some(spec) = &change.added {
+                let removed = |name| self.services.get(name).is_some_and(|change| change.removed);
+                let mut others = configured.desired.services.iter();
+                let taken = others.any(|(name, s)| s.key == spec.key() && !removed(name));
+                if !taken && !desired.services.contains_key(name) {
+                    desired.services.insert(name.clone(), spec.to_service());
+                    let drain = spec.drain_deadline_secs.map(Duration::from_secs);
+                    deadlines.extend(drain.map(|drain| (name.clone(), drain)));
+                }
+            }
+            let Some(service) = desired.services.get_mut(name) else { continue };
+            for (address, change) in &change.backends {
+                change.apply(*address, &mut service.backends);
+            }
+        }
+        (desired, deadlines)
+    }
+
+    /// The least overrides that make `wanted` of `configured`.
+    #[must_use]
+    pub fn between(configured: Intent<'_>, wanted: Intent<'_>) -> Self {
+        let mut services = BTreeMap::new();
+        let (base_services, wanted_services) =
+            (&configured.desired.services, &wanted.desired.services);
+        for name in base_services.keys().filter(|name| !wanted_services.contains_key(*name)) {
+            services.insert(name.clone(), ServiceOverride { removed: true, ..Default::default() });
+        }
+        for (name, service) in wanted_services {
+            let base = base_services.get(name);
+            let drain = wanted.deadline(name);
+            let same = |base: &&Service| {
+                same_but_backends(base, service) && configured.deadline(name) == drain
+            };
+            let Some(base) = base.filter(same) else {
+                let (spec, removed) = (ServiceSpec::of(service, drain), base.is_some());
+                services.insert(
+                    name.clone(),
+                    ServiceOverride { added: Some(spec), removed, backends: BTreeMap::new() },
+                );
+                continue;
+            };
+            let backends = backends_between(&base.backends, &service.backends);
+            if !backends.is_empty() {
+                services.insert(name.clone(), ServiceOverride { backends, ..Default::default() });
+            }
+        }
+        Self { services }
+    }
+}
+
+impl BackendOverride {
+    fn apply(&self, address: IpAddr, backends: &mut BTreeMap<IpAddr, Backend>) {
+        match self {
+            Self::Added(spec) => {
+                backends.insert(address, spec.clone().into());
+            }
+            Self::Removed => {
+                backends.remove(&address);
+            }
+            Self::Changed { weight, admin, backup, check } => {
+                let Some(backend) = backends.get_mut(&address) else { return };
+                backend.weight = weight.unwrap_or(backend.weight);
+                backend.admin = admin.unwrap_or(backend.admin);
+                backend.backup = backup.unwrap_or(backend.backup);
+                match check {
+                    None => {}
+                    Some(CheckOverride::Own(check)) => backend.check = Some(check.clone()),
+                    Some(CheckOverride::Service) => backend.check = None,
+                }
+            }
+        }
+    }
+}
+
+/// Whether two services are the same one, whatever their backends.
+fn same_but_backends(a: &Service, b: &Service) -> bool {
+    Service { backends: BTreeMap::new(), ..a.clone() }
+        == Service { backends: BTreeMap::new(), ..b.clone() }
+}
+
+fn backends_between(
+    configured: &BTreeMap<IpAddr, Backend>,
+    desired: &BTreeMap<IpAddr, Backend>,
+) -> BTreeMap<IpAddr, BackendOverride> {
+    let gone = configured.keys().filter(|address| !desired.contains_key(*address));
+    let gone = gone.map(|address| (*address, BackendOverride::Removed));
+    let there = desired.iter().filter_map(|(address, backend)| {
+        let change = match configured.get(address) {
+            None => BackendOverride::Added(backend.clone().into()),
+            Some(base) if base == backend => return None,
+            Some(base) => BackendOverride::Changed {
+                weight: (base.weight != backend.weight).then_some(backend.weight),
+                admin: (base.admin != backend.admin).then_some(backend.admin),
+                backup: (base.backup != backend.backup).then_some(backend.backup),
+                check: (base.check != backend.check).then(|| match &backend.check {
+                    Some(check) => CheckOverride::Own(check.clone()),
+                    None => CheckOverride::Service,
+                }),
+            },
+        };
+        Some((*address, change))
+    });
+    gone.chain(there).collect()
+}
+
+#[cfg(test)]
+mod tests;

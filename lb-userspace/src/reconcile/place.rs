@@ -1,0 +1,182 @@
+//! What becomes of each backend of a service: its entry, whether it takes new flows, whether it
+//! keeps the ones that it has.
+
+use std::net::IpAddr;
+
+use lb_common::abi::{self, backend_flags};
+
+use super::{
+    Applied, Inputs, Target,
+    choose::{self, Candidate, Standing},
+};
+use crate::{
+    datapath::entry,
+    desired::{Admin, Backend, Mode, Service},
+    engine::Now,
+    health::{self, Condition},
+    netlink::{Resolution, Want},
+};
+
+/// Thousandths: a share that is whole.
+pub(super) const WHOLE: u16 = 1_000;
+
+/// A backend with its id, its entry, and what it may have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Placed {
+    /// The backend's address.
+    pub(super) address: IpAddr,
+    /// Its weight, in thousandths: a share that grows by and by is a part of it.
+    pub(super) weight: u32,
+    /// Its id.
+    pub(super) id: u16,
+    /// What its entry in the map must be.
+    pub(super) value: abi::Backend,
+    /// Whether it takes new flows.
+    pub(super) member: bool,
+    /// Whether it keeps the flows that it has.
+    pub(super) keeps: bool,
+}
+
+/// Whether a backend can be sent to.
+enum Reach {
+    /// It can; the entry says how.
+    Up(abi::Backend),
+    /// It could before nobody could be reached, and has not answered since: the entry says how.
+    /// Its flows must not meet another backend meanwhile, which would reset them.
+    Presumed(abi::Backend),
+    /// That is not known yet.
+    Waiting,
+    /// It can't.
+    Lost,
+}
+
+/// Decides for every backend of a service whether it takes new flows and keeps old ones.
+///
+/// A neighbour that has not answered yet never changes who is in the ring. One that can't be
+/// reached leaves it, unless no backend can be reached: then the fault is probably nearer than all
+/// of them, and the ring stays, so that the flows find their backends when it is over. Of those
+/// that could take new flows, [`choose`] takes the ones whose health lets them.
+pub(super) fn place(
+    inputs: &Inputs<'_>,
+    applied: &Applied,
+    service_id: u16,
+    service: &Service,
+    id_of: &mut dyn FnMut(IpAddr, &Backend) -> Option<u16>,
+) -> (Vec<Placed>, Standing) {
+    let ring = applied.rings.get(&service_id);
+    let kept = |id| {
+        let keeps = |target: &Target| target.keeping.contains(&id);
+        ring.is_some_and(|r| r.held.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
+    };
+    let mut found = Vec::new();
+    for (&address, backend) in &service.backends {
+        let Some(id) = id_of(address, backend) else { continue };
+        let old = applied.backends.get(&id);
+        let reach = match reach(inputs, old, service, address) {
+            Reach::Lost if inputs.recovering.contains(&service.key) => Reach::Waiting,
+            reach => reach,
+        };
+        let reach = match (reach, old) {
+            (Reach::Waiting, Some(old)) if kept(id) && has_way(old, service.mode) => {
+                let blank = entry::blank(service.mode, address, inputs.tunnel);
+                Reach::Presumed(entry::on_way_of(blank, old))
+            }
+            (reach, _) => reach,
+        };
+        found.push((address, backend, id, reach));
+    }
+    let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
+    let reached = !inputs.unreached.contains(&service.key)
+        && found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
+    let owns = |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|held| held.current > 0);
+    let seen = |address| {
+        let target = health::Target { service: service.key, backend: address };
+        inputs.view.get(&target).copied().unwrap_or_default()
+    };
+    let candidates: Vec<_> = found
+        .iter()
+        .map(|(address, backend, id, reach)| Candidate {
+            enabled: enabled(backend),
+            backup: backend.backup,
+            reached: match reach {
+                Reach::Up(_) => true,
+                Reach::Presumed(_) | Reach::Waiting => owns(*id),
+                Reach::Lost => owns(*id) && !reached,
+            },
+            seen: seen(*address),
+        })
+        .collect();
+    let (chosen, standing) = choose::choose(&service.policy, &candidates);
+    let placed = found.into_iter().zip(candidates).zip(chosen);
+    let placed = placed.map(|(((address, backend, id, reach), candidate), member)| {
+        let lost = matches!(reach, Reach::Lost) && reached;
+        let dead = candidate.seen.condition == Condition::HardDown && !member;
+        let keeps = !lost && !dead && !flows_are_moved(backend, inputs.now);
+        let (mut value, usable) = match reach {
+            Reach::Up(value) | Reach::Presumed(value) => {
+                (value, backend.admin != Admin::Down && !dead)
+            }
+            Reach::Waiting | Reach::Lost => {
+                let blank = entry::blank(service.mode, address, inputs.tunnel);
+                let old = applied.backends.get(&id);
+                (old.map_or(blank, |old| entry::on_way_of(blank, old)), false)
+            }
+        };
+        value.service = service_id;
+        value.flags &= !(backend_flags::USABLE | backend_flags::SUSPECT);
+        if usable {
+            value.flags |= backend_flags::USABLE;
+        }
+        if candidate.seen.suspect {
+            value.flags |= backend_flags::SUSPECT;
+        }
+        let target = health::Target { service: service.key, backend: address };
+        let share = inputs.ramps.get(&target).copied().unwrap_or(WHOLE);
+        let weight = u32::from(backend.weight.0.get()) * u32::from(share.clamp(1, WHOLE));
+        Placed { address, weight, id, value, member, keeps }
+    });
+    (placed.collect(), standing)
+}
+
+/// Whether the operator wants the backend's flows elsewhere, at once or since its deadline.
+#[must_use]
+pub fn flows_are_moved(backend: &Backend, now: Now) -> bool {
+    match backend.admin {
+        Admin::Enabled | Admin::Disabled => false,
+        Admin::Down => true,
+        Admin::Draining { deadline } | Admin::Removing { deadline } => {
+            deadline.is_some_and(|deadline| deadline <= now.wall)
+        }
+    }
+}
+
+fn reach(
+    inputs: &Inputs<'_>,
+    old: Option<&abi::Backend>,
+    service: &Service,
+    address: IpAddr,
+) -> Reach {
+    let blank = entry::blank(service.mode, address, inputs.tunnel);
+    let want = Want { address, mode: service.mode };
+    match inputs.neighbourhood.and_then(|known| known.hops.get(&want)) {
+        Some(Resolution::Resolved(hop)) => Reach::Up(entry::by_hop(blank, hop)),
+        Some(Resolution::Unreachable { .. }) => Reach::Lost,
+        Some(Resolution::Pending { .. }) | None => match old {
+            // Found usable in the map, and nothing was heard that says otherwise.
+            Some(old) if is_usable(old) && has_way(old, service.mode) => {
+                Reach::Up(entry::on_way_of(blank, old))
+            }
+            _ => Reach::Waiting,
+        },
+    }
+}
+
+/// Whether an entry tells where packets of this mode go.
+fn has_way(entry: &abi::Backend, mode: Mode) -> bool {
+    let tunnel = entry.flags & backend_flags::TUNNEL != 0;
+    entry.ifindex != 0 && tunnel == (mode == Mode::Ipip)
+}
+
+pub(super) const fn is_usable(backend: &abi::Backend) -> bool {
+    backend.flags & backend_flags::USABLE != 0
+}

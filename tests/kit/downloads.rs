@@ -1,0 +1,100 @@
+//! Long downloads on every web host, each compared with what it should be: what a change of the
+//! backends must not break.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use crate::{http::Connection, lab::Lab, nginx};
+
+/// What to download.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Where to connect.
+    pub target: SocketAddr,
+    /// Downloads from each web host.
+    pub each: usize,
+    /// About how long one takes.
+    pub time: Duration,
+    /// How long it may be silent before it counts as broken.
+    pub patience: Duration,
+}
+
+/// Downloads that run.
+#[derive(Debug)]
+pub struct Downloads {
+    running: Vec<JoinHandle<Download>>,
+}
+
+/// What became of a download.
+#[derive(Clone, Debug)]
+pub struct Download {
+    /// The host that it came from.
+    pub host: String,
+    /// When it ended.
+    pub at: Instant,
+    /// Whether all of it came, and if not, what happened.
+    pub end: Result<(), String>,
+}
+
+impl Downloads {
+    /// Opens connections from the lab's client until every web host has its number, and starts
+    /// the downloads on them.
+    ///
+    /// # Errors
+    ///
+    /// If there is no connection, or the target leaves a host out.
+    pub fn start(lab: &Lab, plan: Plan) -> Result<Self> {
+        let hosts = lab.webs.iter().map(|web| (web.host.name.clone(), Vec::new()));
+        let mut found: BTreeMap<String, Vec<Connection>> = hosts.collect();
+        let wanted = plan.each * found.len();
+        // By chance alone, each host is chosen far more often than it has to be.
+        for _ in 0..wanted * 20 {
+            if found.values().all(|connections| connections.len() == plan.each) {
+                break;
+            }
+            let from = &lab.client.namespace;
+            let mut connection = Connection::open(from, plan.target, plan.patience)?;
+            let host = connection.get("/")?.ok()?.backend;
+            let connections = found.get_mut(&host).with_context(|| format!("who is {host}"))?;
+            if connections.len() < plan.each {
+                connections.push(connection);
+            }
+        }
+        let expected = Arc::new(nginx::big());
+        let rate = expected.len() as f64 / plan.time.as_secs_f64();
+        let path = format!("/big?rate={}", rate as u64);
+        let mut running = Vec::new();
+        for (host, connections) in found {
+            ensure!(connections.len() == plan.each, "{host} is not chosen");
+            for mut connection in connections {
+                let (path, expected) = (path.clone(), Arc::clone(&expected));
+                let host = host.clone();
+                let thread = thread::Builder::new().spawn(move || {
+                    let end = connection.get_expecting(&path, &expected);
+                    let end = end.map(drop).map_err(|err| format!("{err:#}"));
+                    Download { host, at: Instant::now(), end }
+                });
+                running.push(thread.context("start a thread")?);
+            }
+        }
+        Ok(Self { running })
+    }
+
+    /// Waits for the end of all. What became of them.
+    ///
+    /// # Errors
+    ///
+    /// If a thread panicked.
+    pub fn finish(self) -> Result<Vec<Download>> {
+        let ended = self.running.into_iter().map(JoinHandle::join);
+        let ended = ended.collect::<Result<_, _>>();
+        ended.map_err(|_| anyhow!("the thread of a download panicked"))
+    }
+}
