@@ -251,13 +251,12 @@ fn pins_have_one_writer() {
 }
 
 #[test]
-fn adopted_maps_keep_their_limits() {
+fn new_limits_are_taken_at_a_restart() {
     let mut site = Site::new();
     drop(site.open());
     site.settings.limits.backends = 128;
-    assert_eq!(site.open().limits().backends, 64);
-    detach(&site.settings.pin_dir).unwrap();
-    assert_eq!(site.open().limits().backends, 128);
+    assert_eq!(site.open().limits(), site.settings.limits);
+    assert_eq!(site.open().limits(), site.settings.limits);
 }
 
 #[test]
@@ -301,21 +300,4 @@ fn a_foreign_program_is_named_and_only_its_owner_ends_its_link() {
     let told = format!("{:#}", Xdp::open(&other).unwrap_err());
     assert!(told.contains("only its owner"), "{told}");
     assert!(!other.pin_dir.exists(), "a failed first start leaves no maps");
-}
-
-#[test]
-fn maps_of_another_version_are_not_run_over() {
-    let site = Site::new();
-    drop(site.open());
-    let other = site.settings.pin_dir.join("v99999");
-    fs::create_dir(&other).unwrap();
-    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
-    assert!(told.contains("v99999") && told.contains("lbctl detach"), "{told}");
-    fs::remove_dir(&other).unwrap();
-    // A map of another kind under one of our names.
-    let maps = site.settings.pin_dir.join(format!("v{}", abi::ABI_VERSION));
-    fs::rename(maps.join("PINS"), maps.join("kept")).unwrap();
-    fs::rename(maps.join("VIPS"), maps.join("PINS")).unwrap();
-    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
-    assert!(told.contains("PINS: a map of type") && told.contains("lbctl detach"), "{told}");
 }

@@ -35,7 +35,6 @@ use crate::{
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired},
-    diff::Intent,
     edit::{Refusal, RefusalKind},
     engine::{Now, Suspicion},
     events::{Events, Kind, News, changes},
@@ -45,7 +44,7 @@ use crate::{
     overrides::Overrides,
     rules,
     settings::Limits,
-    state_file::{self, Loaded, State},
+    state_file::{self, Loaded},
     status::{Node, Status},
     units::format_duration,
 };
@@ -421,41 +420,13 @@ impl<B: Balancer> Daemon<B> {
 
     /// Takes over what is desired, without a write.
     fn take(&mut self, desired: Desired) {
-        let wanted = Intent { desired: &desired, deadlines: &self.deadlines };
-        self.overrides = Overrides::between(self.config.intent(), wanted);
         self.desired = desired;
-    }
-
-    /// Writes the state file; what is to be said if that does not work.
-    fn keep(&mut self) -> Option<String> {
-        let state = State {
-            configured: self.config.desired.clone(),
-            deadlines: self.config.drain_deadlines.clone(),
-            overrides: self.overrides.clone(),
-            node: self.node,
-        };
-        let error = state_file::save(&self.config.state_file, &state).err();
-        let error = error.map(|error| format!("{error:#}"));
-        let news = match (&error, &self.unkept) {
-            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
-                Kind::StateFileFailing,
-                "changes are not kept over a restart of lbd; trying again each second",
-                error.as_str(),
-            )),
-            (None, Some(error)) => Some(News::new(
-                Kind::StateFileWritten,
-                "changes are kept again",
-                format!("it did not work before: {error}"),
-            )),
-            _ => None,
-        };
-        news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.unkept.clone_from(&error);
-        error.map(|error| format!("this is not kept over a restart of lbd: {error}"))
+        self.overrides = Overrides::between(self.config.intent(), self.in_force());
     }
 
     /// Reads the configuration again, and tells of it.
     fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
+        self.look_at_clocks();
         self.effects.notifier.reloading();
         let done = self.reload();
         let news = match &done {
@@ -465,9 +436,10 @@ impl<B: Balancer> Daemon<B> {
             }
         };
         self.effects.events.record(news);
-        if let Ok(Reloaded { done, differences, .. }) = &done {
-            // The differences are events of their own.
-            for note in done.notes.iter().skip(differences.len()) {
+        if let Ok(Reloaded { done, differences, conflicts }) = &done {
+            // The differences and conflicts are events of their own.
+            let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+            for note in done.notes.iter().skip(differences.len()).filter(|n| !told.contains(n)) {
                 tracing::warn!("{note}");
             }
         }

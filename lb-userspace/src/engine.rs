@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod interfaces;
 mod outage;
 pub mod preview;
 mod ramp;
@@ -21,8 +22,13 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-pub use self::silence::Suspicion;
-use self::{outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
+pub use self::{
+    interfaces::{InterfaceEvent, InterfaceEventKind},
+    silence::Suspicion,
+};
+use self::{
+    interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk,
+};
 use crate::{
     datapath::DataPlane,
     desired::{Admin, Desired, ServiceKey},
@@ -44,6 +50,7 @@ pub struct Engine<D> {
     applied: Applied,
     walk: Walk,
     outages: Outages,
+    interfaces: Interfaces,
     view: View,
     ramping: Ramping,
     /// The shares that the last plan was made with.
@@ -95,6 +102,8 @@ pub struct Swept {
     pub settled: u64,
     /// Pins that were deleted.
     pub expired: u64,
+    /// Interfaces that have lost the program, or have it again.
+    pub interfaces: Vec<InterfaceEvent>,
 }
 
 impl<D: DataPlane> Engine<D> {
@@ -131,6 +140,7 @@ impl<D: DataPlane> Engine<D> {
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
+            interfaces: Interfaces::default(),
             view: View::default(),
             ramping: Ramping::default(),
             ramps: Ramps::new(),

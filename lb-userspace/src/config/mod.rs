@@ -161,6 +161,7 @@ impl Config {
             limits: self.limits,
             tunnel: self.tunnel,
             seed: self.seed.obtain().context("obtain the seed")?,
+            reattach: Settings::default().reattach,
         })
     }
 

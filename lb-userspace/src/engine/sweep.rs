@@ -135,6 +135,8 @@ impl<D: DataPlane> Engine<D> {
         }
         self.let_leave(leaving, now, &mut swept)?;
         self.end_rests(now)?;
+        // Last, so that an error before it leaves them for the next call.
+        swept.interfaces = self.interfaces.take_events();
         Ok(swept)
     }
 

@@ -91,7 +91,7 @@ pub(super) async fn ask(
         }
         None => None,
     };
-    let own = tcp::connect(own_address(question));
+    let own = tcp::connect(own_address(question), network);
     let wire: Box<dyn Wire> = match &question.route {
         Route::Backend => Box::new(within(deadline, question.timeout, own).await?),
         Route::Vip(way) => {

@@ -11,6 +11,9 @@ use crate::units::format_duration;
 /// Characters of a reason.
 pub(super) const MOST: usize = 200;
 
+/// The words for a refusal of which no more is known.
+pub(super) const REFUSED: &str = "connection refused";
+
 /// Bytes of a peer's answer that are quoted.
 const QUOTED: usize = 40;
 
@@ -43,7 +46,7 @@ impl Miss {
     pub(super) fn of_socket(error: &io::Error) -> Self {
         match error.raw_os_error() {
             // RST, and for UDP the ICMP port unreachable.
-            Some(libc::ECONNREFUSED) => Self::Refused("connection refused".into()),
+            Some(libc::ECONNREFUSED) => Self::Refused(REFUSED.into()),
             // From a router's ICMP message, or because nobody answers ARP or neighbour solicitations.
             Some(libc::EHOSTUNREACH) => Self::failed("host unreachable"),
             Some(libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE) => {
@@ -103,9 +106,11 @@ pub(super) fn tidy(text: &str) -> String {
     for letter in text.trim().chars() {
         let mut shown = String::new();
         // The marks that turn a line's direction are as bad as control characters.
-        if letter.is_control()
-            || matches!(letter, '\u{200e}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        {
+        let turns = matches!(
+            letter,
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        );
+        if letter.is_control() || turns {
             let _ = write!(shown, "{}", letter.escape_default());
         } else {
             shown.push(letter);
@@ -163,6 +168,7 @@ mod tests {
     #[test]
     fn a_reason_is_one_short_line_without_control_characters() {
         assert_eq!(tidy(" a\nb\u{1b}[2Jc\u{202e}"), "a\\nb\\u{1b}[2Jc\\u{202e}");
+        assert_eq!(tidy("quoted…"), "quoted…");
         let long = tidy(&"ä".repeat(1_000));
         assert_eq!(long.chars().count(), MOST);
         assert!(long.ends_with("ä…"));

@@ -15,7 +15,7 @@ pub(super) async fn ask(
     network: &vip::Network,
     deadline: Instant,
 ) -> Result<(), Miss> {
-    let own = async { connect(own_address(question)).await.map(drop) };
+    let own = async { connect(own_address(question), network).await.map(drop) };
     match &question.route {
         Route::Backend => within(deadline, question.timeout, own).await,
         Route::Vip(way) => {
@@ -27,14 +27,19 @@ pub(super) async fn ask(
 
 /// A connection that is reset when it is dropped: the side that closes first would keep the
 /// connection in TIME_WAIT for a minute, and the prober would run out of ports.
-pub(super) async fn connect(address: SocketAddr) -> Result<TcpStream, Miss> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    };
+pub(super) async fn connect(
+    address: SocketAddr,
+    network: &vip::Network,
+) -> Result<TcpStream, Miss> {
     let connected = async {
-        let socket = socket?;
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
         socket.set_zero_linger()?;
+        if let Some(source) = network.source_to(address.ip()).await {
+            socket.bind((source, 0).into())?;
+        }
         socket.connect(address).await
     };
     connected.await.map_err(|error| Miss::of_socket(&error))

@@ -9,7 +9,7 @@ use std::{net::IpAddr, pin::pin, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
-    reason::Miss,
+    reason::{Miss, REFUSED},
     vip::{Error, Way},
 };
 use crate::{desired::Mode, units::format_duration};
@@ -105,13 +105,18 @@ fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout:
             format_duration(timeout)
         )),
         (Met::Silence, Own::NotKnown) => Miss::silence(timeout),
-        (Met::Refusal, Own::Answers) => Miss::Refused(
-            format!("refuses connections for {vip}, though it answers at {backend}: does it listen on the VIP?")
-                .into(),
-        ),
-        (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => {
-            Miss::Refused("connection refused".into())
+        // A host without the tunnel's protocol says so by ICMP.
+        (Met::Refusal, Own::Answers) => {
+            let hint = match mode {
+                Mode::Dsr => "does it listen on the VIP?",
+                Mode::Ipip => "is the tunnel up, and does it listen on the VIP?",
+            };
+            Miss::Refused(
+                format!("refuses connections for {vip}, though it answers at {backend}: {hint}")
+                    .into(),
+            )
         }
+        (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => Miss::Refused(REFUSED.into()),
     }
 }
 
@@ -196,6 +201,10 @@ mod tests {
                     .into()
             )
         );
+        let Miss::Refused(reason) = words(Met::Refusal, Own::Answers, Mode::Ipip) else {
+            unreachable!("a refusal, as above");
+        };
+        assert!(reason.contains("is the tunnel up"), "{reason}");
     }
 
     #[test]

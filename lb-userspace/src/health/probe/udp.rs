@@ -1,12 +1,12 @@
 //! Datagrams, and what the answer must begin with.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::{net::UdpSocket, time::Instant};
 
 use super::{
     Question, Route, check, own_address,
-    reason::{Miss, quoted},
+    reason::{Miss, REFUSED, quoted},
     through, vip, within,
 };
 
@@ -33,25 +33,31 @@ pub(super) async fn exchange(
     network: &vip::Network,
     deadline: Instant,
 ) -> Result<Vec<u8>, Miss> {
-    let own = own_exchange(own_address(question), payload, most);
+    let own = own_exchange(own_address(question), payload, most, network);
     match &question.route {
         Route::Backend => within(deadline, question.timeout, own).await,
         Route::Vip(way) => {
             let answer = network.exchange(way, question.port, payload);
             let own = async { own.await.map(drop) };
-            through::ask(way, question.timeout, deadline, answer, own).await
+            through::ask(way, question.timeout, deadline, answer, own).await.map_err(as_udp)
         }
     }
 }
 
 /// Its socket is connected: so only the backend is heard, and its ICMP port unreachable too.
-async fn own_exchange(address: SocketAddr, payload: &[u8], most: usize) -> Result<Vec<u8>, Miss> {
-    let any: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+async fn own_exchange(
+    address: SocketAddr,
+    payload: &[u8],
+    most: usize,
+    network: &vip::Network,
+) -> Result<Vec<u8>, Miss> {
+    let any = match address {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
+    let source = network.source_to(address.ip()).await.unwrap_or(any);
     let exchanged = async {
-        let socket = UdpSocket::bind(any).await?;
+        let socket = UdpSocket::bind((source, 0)).await?;
         socket.connect(address).await?;
         socket.send(payload).await?;
         // A few bytes more than asked for, since a wrong answer is quoted.
@@ -60,8 +66,13 @@ async fn own_exchange(address: SocketAddr, payload: &[u8], most: usize) -> Resul
         answer.truncate(length);
         Ok(answer)
     };
-    exchanged.await.map_err(|error| match Miss::of_socket(&error) {
-        Miss::Refused(_) => Miss::Refused("port unreachable".into()),
+    exchanged.await.map_err(|error| as_udp(Miss::of_socket(&error)))
+}
+
+/// UDP has no connections that could be refused.
+fn as_udp(miss: Miss) -> Miss {
+    match miss {
+        Miss::Refused(reason) if reason == REFUSED => Miss::Refused("port unreachable".into()),
         miss => miss,
-    })
+    }
 }

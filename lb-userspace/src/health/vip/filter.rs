@@ -9,6 +9,11 @@ const MAX_LEN: usize = 4096;
 /// meets few comparisons.
 const LEAF: usize = 8;
 
+/// Where the kernel shows what the link layer thinks of a packet (`SKF_AD_OFF + SKF_AD_PKTTYPE`), and
+/// what it thinks of one for this host. A switch may flood those of others.
+const PACKET_TYPE: u32 = (-0x1000_i32 + 4).cast_unsigned();
+const TO_THIS_HOST: u32 = 0;
+
 /// All of a packet.
 const ALL: u32 = u32::MAX;
 
@@ -52,6 +57,9 @@ pub(super) fn nothing() -> Program {
 /// with the IPv4 header.
 pub(super) fn from_v4(sources: impl IntoIterator<Item = [u8; 4]>) -> Program {
     let start = [
+        op(LOAD_WORD, PACKET_TYPE),
+        test(JUMP_EQUAL, TO_THIS_HOST, 1, 0),
+        op(RETURN, 0),
         op(LOAD_BYTE, 9),
         test(JUMP_EQUAL, u32::from(number::TCP), 3, 0),
         test(JUMP_EQUAL, u32::from(number::UDP), 2, 0),
@@ -70,6 +78,9 @@ pub(super) fn from_v4(sources: impl IntoIterator<Item = [u8; 4]>) -> Program {
 /// those with the same low 32 bits, of packets that begin with the IPv6 header.
 pub(super) fn from_v6(sources: impl IntoIterator<Item = [u8; 16]>) -> Program {
     let start = [
+        op(LOAD_WORD, PACKET_TYPE),
+        test(JUMP_EQUAL, TO_THIS_HOST, 1, 0),
+        op(RETURN, 0),
         op(LOAD_BYTE, 6),
         test(JUMP_EQUAL, u32::from(number::TCP), 3, 0),
         test(JUMP_EQUAL, u32::from(number::UDP), 2, 0),

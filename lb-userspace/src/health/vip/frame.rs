@@ -329,3 +329,244 @@ impl Ip {
         Some(Self { end: whole.then_some(end), ..ip })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{netlink::NextHop, settings::Tunnel};
+
+    const L2: [u8; 14] = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0];
+    const TAGGED: [u8; 18] = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 0x81, 0, 0, 10, 8, 0];
+
+    fn flow(protocol: Protocol, own: &str, peer: &str) -> Flow {
+        Flow { protocol, own: own.parse().unwrap(), peer: peer.parse().unwrap() }
+    }
+
+    fn flows(protocol: Protocol) -> [Flow; 2] {
+        [
+            flow(protocol, "10.0.0.5:40001", "10.0.0.100:80"),
+            flow(protocol, "[fd00::5]:40001", "[fd00::100]:80"),
+        ]
+    }
+
+    fn path(vip: &str, backend: &str, mode: Mode, l2: &[u8]) -> Result<Path, Error> {
+        let hop = NextHop {
+            ifindex: 7,
+            interface: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 9],
+            l2: l2.to_vec(),
+            mtu: 1500,
+        };
+        Path::of(&Way {
+            vip: vip.parse().unwrap(),
+            backend: backend.parse().unwrap(),
+            mode,
+            hop,
+            tunnel: Tunnel::default(),
+        })
+    }
+
+    /// The flow as the other end sees it.
+    fn back(flow: &Flow) -> Flow {
+        Flow { own: flow.peer, peer: flow.own, ..*flow }
+    }
+
+    /// The sum of all words of pseudo-header and transport, which is all ones if the checksum is
+    /// right.
+    fn transport_sum(flow: &Flow, packet: &[u8]) -> u16 {
+        let mut transport = packet[ip_len(flow)..].to_vec();
+        let length = transport.len();
+        transport.resize(length.next_multiple_of(2), 0);
+        let addresses = match (flow.own.ip(), flow.peer.ip()) {
+            (IpAddr::V4(own), IpAddr::V4(peer)) => [own.octets(), peer.octets()].concat(),
+            (IpAddr::V6(own), IpAddr::V6(peer)) => [own.octets(), peer.octets()].concat(),
+            _ => panic!("one family"),
+        };
+        let number = u32::from(flow.protocol.number());
+        rewrite::fold(rewrite::sum(&addresses) + number + length as u32 + rewrite::sum(&transport))
+    }
+
+    #[test]
+    fn syn_has_its_mss_and_right_checksums() {
+        for flow in flows(Protocol::Tcp) {
+            let syn = Segment {
+                sequence: 0x0102_0304,
+                acknowledgment: 0,
+                flags: tcp::SYN,
+                mss: Some(mss(&flow, 1500)),
+            };
+            let packet = syn.packet(&flow);
+            assert_eq!(packet.len(), ip_len(&flow) + 24);
+            let mss: u16 = if flow.peer.is_ipv4() { 1460 } else { 1440 };
+            let [high, low] = mss.to_be_bytes();
+            assert_eq!(packet[ip_len(&flow) + 20..], [2, 4, high, low]);
+            assert_eq!(transport_sum(&flow, &packet), 0xffff);
+            if flow.peer.is_ipv4() {
+                assert_eq!(rewrite::fold(rewrite::sum(&packet[..20])), 0xffff);
+                assert_eq!(packet[12..20], [10, 0, 0, 5, 10, 0, 0, 100]);
+            }
+            let said = Said::Segment { sequence: 0x0102_0304, acknowledgment: 0, flags: tcp::SYN };
+            assert_eq!(parse(&packet), Some((back(&flow), said)));
+        }
+    }
+
+    #[test]
+    fn datagrams_of_any_length_have_right_checksums() {
+        for flow in flows(Protocol::Udp) {
+            for length in [0, 1, 2, 3, 511, 1472 - 20] {
+                let payload: Vec<u8> = (0..length).map(|n| (n * 7) as u8).collect();
+                let packet = datagram(&flow, &payload);
+                assert_eq!(transport_sum(&flow, &packet), 0xffff, "{length} bytes");
+                let (to, said) = parse(&packet).unwrap();
+                assert_eq!(to, back(&flow));
+                let Said::Datagram(range) = said else { panic!("{said:?}") };
+                assert_eq!(packet[range], payload);
+            }
+        }
+    }
+
+    #[test]
+    fn frames_have_the_headers_of_the_data_plane() {
+        let [v4, v6] = flows(Protocol::Tcp);
+        let segment = Segment { sequence: 1, acknowledgment: 0, flags: tcp::RST, mss: None };
+        let (v4, v6) = (segment.packet(&v4), segment.packet(&v6));
+
+        let dsr = path("10.0.0.100", "10.0.0.9", Mode::Dsr, &L2).unwrap();
+        assert_eq!((dsr.ifindex(), dsr.mtu()), (7, 1500));
+        assert_eq!(dsr.frame(&v4, 5), [&L2[..], &v4].concat());
+        let tagged = path("10.0.0.100", "10.0.0.9", Mode::Dsr, &TAGGED).unwrap();
+        assert_eq!(tagged.frame(&v4, 5), [&TAGGED[..], &v4].concat());
+
+        let ipip = path("10.0.0.100", "10.0.0.9", Mode::Ipip, &TAGGED).unwrap();
+        let frame = ipip.frame(&v4, 0xffff_1234);
+        assert_eq!((ipip.mtu(), frame.len()), (1480, 18 + 20 + v4.len()));
+        assert_eq!(frame[18..22], [0x45, 0, 0, 60]);
+        assert_eq!(frame[18 + 9], number::IPV4);
+        assert_eq!(frame[18 + 12..18 + 20], [172, 16, 0x12, 0x34, 10, 0, 0, 9]);
+        assert_eq!(rewrite::fold(rewrite::sum(&frame[18..38])), 0xffff);
+        assert_eq!(frame[38..], v4);
+
+        for (vip, packet, next) in
+            [("10.0.0.100", &v4, number::IPV4), ("fd00::100", &v6, number::IPV6)]
+        {
+            let ipip = path(vip, "fd00::9", Mode::Ipip, &L2).unwrap();
+            let frame = ipip.frame(packet, 0x0009_1234);
+            assert_eq!((ipip.mtu(), frame.len()), (1460, 14 + 40 + packet.len()));
+            assert_eq!(frame[14..18], [0x60, 9, 0x12, 0x34]);
+            assert_eq!(frame[18..20], (packet.len() as u16).to_be_bytes());
+            assert_eq!(frame[20], next);
+            assert_eq!(&frame[54..], packet);
+        }
+    }
+
+    #[test]
+    fn addresses_that_do_not_go_together_are_no_way() {
+        for (vip, backend, mode) in [
+            ("10.0.0.100", "fd00::9", Mode::Dsr),
+            ("fd00::100", "10.0.0.9", Mode::Dsr),
+            ("fd00::100", "10.0.0.9", Mode::Ipip),
+        ] {
+            let said = path(vip, backend, mode, &L2).unwrap_err().to_string();
+            assert_eq!(said, format!("{vip} does not travel to {backend} by {mode}"));
+        }
+    }
+
+    /// An ICMP error about a packet, from its destination.
+    fn icmp_error(flow: &Flow, kind: u8, code: u8, quote: &[u8]) -> Vec<u8> {
+        let message = [&[kind, code, 0, 0, 0, 0, 0, 0], quote].concat();
+        let back = Flow { own: flow.peer, peer: flow.own, ..*flow };
+        let mut packet = ip_header(&back, message.len());
+        let proto = if flow.peer.is_ipv4() { 9 } else { 6 };
+        packet[proto] = if flow.peer.is_ipv4() { number::ICMP } else { number::ICMPV6 };
+        packet.extend_from_slice(&message);
+        packet
+    }
+
+    #[test]
+    fn unreachable_port_is_told_to_who_asked() {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for flow in flows(protocol) {
+                let asked = match protocol {
+                    Protocol::Udp => datagram(&flow, b"?"),
+                    Protocol::Tcp => {
+                        let flags = tcp::SYN;
+                        Segment { sequence: 1, acknowledgment: 0, flags, mss: None }.packet(&flow)
+                    }
+                };
+                // The quote may end behind the ports.
+                for length in [ip_len(&flow) + 8, asked.len()] {
+                    let quote = &asked[..length];
+                    let (kind, code) = if flow.peer.is_ipv4() { (3, 3) } else { (1, 4) };
+                    let error = icmp_error(&flow, kind, code, quote);
+                    assert_eq!(parse(&error), Some((flow, Said::Unreachable)));
+                    assert_eq!(parse(&icmp_error(&flow, kind, 0, quote)), None);
+                    let short = icmp_error(&flow, kind, code, &asked[..ip_len(&flow) + 7]);
+                    assert_eq!(parse(&short), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_and_bad_lengths_are_ignored() {
+        for flow in flows(Protocol::Udp) {
+            let packet = datagram(&flow, b"payload");
+            for length in 0..packet.len() {
+                assert_eq!(parse(&packet[..length]), None, "{length} bytes");
+            }
+            let padded = [&packet[..], &[0; 20]].concat();
+            assert_eq!(parse(&padded), parse(&packet));
+            let mut bad = packet.clone();
+            bad[ip_len(&flow) + 5] += 1;
+            assert_eq!(parse(&bad), None, "more payload than packet");
+            bad[ip_len(&flow) + 5] = 7;
+            assert_eq!(parse(&bad), None, "less than a header");
+        }
+        let [v4, v6] = flows(Protocol::Udp);
+        for (offset, value) in [(6, 0x20), (7, 1), (0, 0x44), (0, 0x4f), (0, 0x55)] {
+            let mut bad = datagram(&v4, b"");
+            bad[offset] = value;
+            assert_eq!(parse(&bad), None, "{value:#x} at {offset}");
+        }
+        let mut fragment = datagram(&v6, b"");
+        fragment[6] = number::FRAGMENT;
+        assert_eq!(parse(&fragment), None);
+        for flow in flows(Protocol::Tcp) {
+            let segment = Segment { sequence: 1, acknowledgment: 0, flags: tcp::SYN, mss: None };
+            let mut bad = segment.packet(&flow);
+            for data_offset in [0x40, 0x60, 0xf0] {
+                bad[ip_len(&flow) + 12] = data_offset;
+                assert_eq!(parse(&bad), None, "{data_offset:#x}");
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_packet_makes_it_panic(
+            start in proptest::sample::select(vec![0x45_u8, 0x46, 0x4f, 0x60]),
+            proto in proptest::sample::select(vec![1_u8, 6, 17, 58]),
+            mut packet in proptest::collection::vec(proptest::num::u8::ANY, 0..120),
+            true_length in proptest::bool::ANY,
+        ) {
+            let length = packet.len();
+            if let Some(first) = packet.first_mut() {
+                *first = start;
+            }
+            let (proto_at, length_at, length) = match start >> 4 {
+                4 => (9, 3, length),
+                _ => (6, 5, length.saturating_sub(40)),
+            };
+            if let Some(at) = packet.get_mut(proto_at) {
+                *at = proto;
+            }
+            if true_length && packet.len() > length_at {
+                packet[length_at - 1] = 0;
+                packet[length_at] = length as u8;
+            }
+            if let Some((_, Said::Datagram(range))) = parse(&packet) {
+                proptest::prop_assert!(packet.get(range).is_some());
+            }
+        }
+    }
+}

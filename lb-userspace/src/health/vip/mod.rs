@@ -162,6 +162,24 @@ impl Network {
         self.converse(way, Protocol::Udp, port).await?.exchange(payload).await
     }
 
+    /// The address that a socket must be bound to that asks a backend at its own address; none: the
+    /// kernel may choose.
+    ///
+    /// For IPv6 the kernel takes the address that has most bits in common with the backend's (RFC
+    /// 6724), which may be a VIP: the backend, which has the VIP too, would answer to itself.
+    pub async fn source_to(&self, backend: IpAddr) -> Option<IpAddr> {
+        if backend.is_ipv4() {
+            return None;
+        }
+        let vips = self.0.vips();
+        let mut sources = self.0.sources.lock().await;
+        let (source, read) = sources.instead(backend, &vips).await.ok()?;
+        if read {
+            self.0.release_ports(&sources);
+        }
+        source
+    }
+
     /// Opens a conversation.
     async fn converse(
         &self,
@@ -224,9 +242,14 @@ impl Inner {
         let mut sources = self.sources.lock().await;
         let (source, read) = sources.of(way, vips).await?;
         if read {
-            lock(&self.ports).retain(|(own, _), ports| ports.is_open() || sources.has(*own));
+            self.release_ports(&sources);
         }
         Ok(source)
+    }
+
+    /// Gives up the ports of addresses that this node has lost.
+    fn release_ports(&self, sources: &Sources) {
+        lock(&self.ports).retain(|(own, _), ports| ports.is_open() || sources.has(*own));
     }
 
     fn lease(&self, source: IpAddr, protocol: Protocol, peer: SocketAddr) -> Result<Lease, Error> {

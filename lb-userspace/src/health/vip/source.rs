@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr, UdpSocket},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +19,8 @@ use super::{Error, Way};
 
 /// How long what netlink said of the addresses is believed.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long what the kernel would ask from is believed, if the addresses stay the same.
+const STEADY: Duration = Duration::from_secs(60);
 /// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -31,14 +33,37 @@ struct Own {
     deprecated: bool,
 }
 
+impl Own {
+    /// Whether it has no subnet.
+    fn is_lone(&self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+}
+
 /// The addresses of this node as of a moment, and what was chosen of them.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     read: Option<Instant>,
     own: Vec<Own>,
     vips: Arc<BTreeSet<IpAddr>>,
-    /// By what a choice depends on.
-    chosen: HashMap<(bool, IpAddr, u32), Option<IpAddr>>,
+    chosen: HashMap<Want, Option<IpAddr>>,
+    /// For questions to backends' own addresses, and since when.
+    instead: HashMap<IpAddr, Option<IpAddr>>,
+    instead_since: Option<Instant>,
+}
+
+/// What a choice depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Want {
+    v4: bool,
+    backend: IpAddr,
+    ifindex: u32,
+}
+
+impl Want {
+    fn of(way: &Way) -> Self {
+        Self { v4: way.vip.is_ipv4(), backend: way.backend, ifindex: way.hop.ifindex }
+    }
 }
 
 impl Sources {
@@ -53,20 +78,52 @@ impl Sources {
         way: &Way,
         vips: &Arc<BTreeSet<IpAddr>>,
     ) -> Result<(IpAddr, bool), Error> {
+        let stale = self.refresh(vips).await?;
+        let (own, want) = (&self.own, Want::of(way));
+        let chosen = self.chosen.entry(want).or_insert_with(|| choose(own, want, vips));
+        chosen.map(|source| (source, stale)).ok_or_else(|| none(way))
+    }
+
+    /// The address that asks this address of a backend, where the kernel would take a VIP; and
+    /// whether the addresses were read again for it.
+    ///
+    /// # Errors
+    ///
+    /// If netlink can't be spoken to.
+    pub(super) async fn instead(
+        &mut self,
+        backend: IpAddr,
+        vips: &Arc<BTreeSet<IpAddr>>,
+    ) -> Result<(Option<IpAddr>, bool), Error> {
+        let stale = self.refresh(vips).await?;
+        let own = &self.own;
+        let chosen = self
+            .instead
+            .entry(backend)
+            .or_insert_with(|| instead_of(kernels_choice(backend)?, own, backend, vips));
+        Ok((*chosen, stale))
+    }
+
+    /// Reads the addresses if it is time to, and says whether it was.
+    async fn refresh(&mut self, vips: &Arc<BTreeSet<IpAddr>>) -> Result<bool, Error> {
         let stale = self.read.is_none_or(|read| read.elapsed() >= FRESH);
+        let mut changed = !Arc::ptr_eq(&self.vips, vips);
         if stale {
             let own = read().await.context("read this node's addresses by netlink");
-            self.own = own.map_err(|error| Error::Local(format!("{error:#}")))?;
+            let own = own.map_err(|error| Error::Local(format!("{error:#}")))?;
+            changed |= own != self.own;
+            self.own = own;
             self.read = Some(Instant::now());
         }
-        if stale || !Arc::ptr_eq(&self.vips, vips) {
+        if stale || changed {
             self.chosen.clear();
             self.vips = Arc::clone(vips);
         }
-        let key = (way.vip.is_ipv4(), way.backend, way.hop.ifindex);
-        let own = &self.own;
-        let chosen = self.chosen.entry(key).or_insert_with(|| choose(own, way, vips));
-        chosen.map(|source| (source, stale)).ok_or_else(|| none(way))
+        if changed || self.instead_since.is_none_or(|since| since.elapsed() >= STEADY) {
+            self.instead.clear();
+            self.instead_since = Some(Instant::now());
+        }
+        Ok(stale)
     }
 
     /// Whether this node has the address, as far as is known.
@@ -86,17 +143,41 @@ fn none(way: &Way) -> Error {
 
 /// On the backend's own subnet if there is one, else of the interface that frames leave by, else
 /// any. An address without a subnet is the last choice: it may be a VIP of someone else's.
-fn choose(own: &[Own], way: &Way, vips: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+fn choose(own: &[Own], want: Want, vips: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     let usable = own.iter().filter(|own| {
-        own.address.is_ipv4() == way.vip.is_ipv4()
-            && own.address != way.backend
+        own.address.is_ipv4() == want.v4
+            && own.address != want.backend
             && !vips.contains(&own.address)
     });
     let rank = |own: &&Own| {
-        let lone = own.prefix == if own.address.is_ipv4() { 32 } else { 128 };
-        (!covers(own, way.backend), own.ifindex != way.hop.ifindex, own.deprecated, lone)
+        let elsewhere = own.ifindex != want.ifindex;
+        (!covers(own, want.backend), elsewhere, own.deprecated, own.is_lone())
     };
     usable.min_by_key(rank).map(|own| own.address)
+}
+
+/// What to ask from if the kernel would do it from a VIP, or from an address without a subnet (which
+/// may be a VIP of someone else's) though there is one on the backend's.
+fn instead_of(
+    kernels: IpAddr,
+    own: &[Own],
+    backend: IpAddr,
+    vips: &BTreeSet<IpAddr>,
+) -> Option<IpAddr> {
+    let is_vip = vips.contains(&kernels);
+    let kernels = own.iter().find(|own| own.address == kernels)?;
+    let want = Want { v4: backend.is_ipv4(), backend, ifindex: kernels.ifindex };
+    let chosen = choose(own, want, vips)?;
+    let near =
+        own.iter().any(|own| own.address == chosen && !own.is_lone() && covers(own, backend));
+    (is_vip || (kernels.is_lone() && near)).then_some(chosen)
+}
+
+/// The address that the kernel would ask from; to connect a datagram socket sends nothing.
+fn kernels_choice(backend: IpAddr) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((backend, 9)).ok()?;
+    socket.local_addr().ok().map(|local| local.ip())
 }
 
 /// Whether an address is in the subnet of one of ours.
@@ -175,7 +256,7 @@ mod tests {
 
     fn chosen(own: &[Own], way: &Way) -> Option<String> {
         let vips = ["10.0.0.100", "10.0.0.101", "fd00::100"].map(|vip| vip.parse().unwrap());
-        choose(own, way, &BTreeSet::from(vips)).map(|address| address.to_string())
+        choose(own, Want::of(way), &BTreeSet::from(vips)).map(|address| address.to_string())
     }
 
     #[test]
@@ -211,5 +292,31 @@ mod tests {
         let way = way("fd00::100", "fd00::11");
         assert_eq!(chosen(&[old, new], &way).unwrap(), "fd00::6");
         assert_eq!(chosen(&[old], &way).unwrap(), "fd00::5");
+    }
+
+    #[test]
+    fn only_a_vip_or_what_may_be_one_is_replaced_as_the_kernels_choice() {
+        let all = [
+            own("fd00::100/128", 2),
+            own("fd00::101/128", 2),
+            own("fd00:1::5/64", 3),
+            own("fd00::5/64", 2),
+        ];
+        let vips = BTreeSet::from(["fd00::100".parse().unwrap()]);
+        let instead = |kernels: &str, backend: &str| {
+            instead_of(kernels.parse().unwrap(), &all, backend.parse().unwrap(), &vips)
+                .map(|address| address.to_string())
+        };
+        assert_eq!(instead("fd00::100", "fd00::11").unwrap(), "fd00::5");
+        assert_eq!(instead("fd00::101", "fd00::11").unwrap(), "fd00::5");
+        assert_eq!(instead("fd00::100", "fd00:1::11").unwrap(), "fd00:1::5");
+        assert_eq!(instead("fd00:1::5", "fd00::11"), None);
+        // Behind a router: an address of the interface by which the kernel goes.
+        assert_eq!(instead("fd00::100", "fd00:9::11").unwrap(), "fd00::5");
+        assert_eq!(instead("fd00::101", "fd00:9::11"), None);
+        assert_eq!(
+            instead_of("fd00::7".parse().unwrap(), &[], "fd00::11".parse().unwrap(), &vips),
+            None
+        );
     }
 }

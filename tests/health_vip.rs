@@ -1,0 +1,639 @@
+//! Questions to a VIP at one backend, against real nginx in network namespaces: what the checks
+//! see, and that the node's own network notices nothing of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kit::{
+    can_run,
+    lab::{Host, Lab, Options, VIPS_V4, VIPS_V6},
+    namespace::Namespace,
+    nginx,
+    process::{Orphan, kill_all},
+    udp::Echo,
+    wait,
+    ways::{Way, balanced, decapsulate},
+};
+use lb_userspace::{
+    desired::Mode,
+    health::vip::{self, Error, Network, Stream},
+    netlink::{NextHop, Resolution, Resolver, Want},
+    settings::Tunnel,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    task::JoinSet,
+    time::timeout,
+};
+
+/// How long anything may take that happens at once.
+const SOON: Duration = Duration::from_secs(5);
+/// How long silence is waited for.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// Who asks, on the balancer.
+struct Asker {
+    network: Network,
+    hops: BTreeMap<Want, NextHop>,
+}
+
+/// What came of a question: nothing is silence.
+type Answer<T> = Option<Result<T, Error>>;
+
+impl Asker {
+    /// Runs `work` on the balancer, in one thread.
+    fn run<T: Send>(lab: &Lab, work: impl AsyncFnOnce(&Self) -> Result<T> + Send) -> Result<T> {
+        lab.balancer.namespace.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let network = Network::new();
+                network.set_vips(vips());
+                work(&Self { network, hops: hops(lab).await? }).await
+            })
+        })?
+    }
+
+    /// A way to one web host.
+    fn way(&self, lab: &Lab, way: Way, web: usize) -> vip::Way {
+        let want = want(lab, way, web);
+        vip::Way {
+            vip: way.vip(),
+            backend: want.address,
+            mode: want.mode,
+            hop: self.hops[&want].clone(),
+            tunnel: Tunnel::default(),
+        }
+    }
+
+    async fn handshake(&self, way: &vip::Way) -> Result<(), Error> {
+        let shaken = timeout(SOON, self.network.handshake(way, 80)).await;
+        shaken.unwrap_or_else(|_| panic!("{} is silent at {}", way.vip, way.backend))
+    }
+
+    /// What a handshake meets within [`SILENCE`].
+    async fn brief(&self, way: &vip::Way) -> Answer<()> {
+        timeout(SILENCE, self.network.handshake(way, 80)).await.ok()
+    }
+
+    /// The answer to `GET path`, to its end.
+    async fn get(&self, way: &vip::Way, path: &str) -> Result<Vec<u8>> {
+        let mut stream = self.network.connect(way, 80).await?;
+        request(&mut stream, path).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.context("read the answer")?;
+        Ok(answer)
+    }
+}
+
+async fn request(stream: &mut Stream, path: &str) -> Result<()> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.context("write the request")
+}
+
+fn vips() -> BTreeSet<IpAddr> {
+    VIPS_V4.map(IpAddr::from).into_iter().chain(VIPS_V6.map(IpAddr::from)).collect()
+}
+
+fn want(lab: &Lab, way: Way, web: usize) -> Want {
+    let mode = if way.overhead() == 0 { Mode::Dsr } else { Mode::Ipip };
+    Want { address: way.backend(&lab.webs[web]), mode }
+}
+
+/// The next hops of all web hosts.
+async fn hops(lab: &Lab) -> Result<BTreeMap<Want, NextHop>> {
+    let (resolver, mut neighbourhood) = Resolver::start(vec!["eth0".into()]).await?;
+    let webs = 0..lab.webs.len();
+    let wants: BTreeSet<_> = webs.flat_map(|web| Way::ALL.map(|way| want(lab, way, web))).collect();
+    resolver.want(wants.clone());
+    let all = neighbourhood.wait_for(|now| {
+        let resolved = |want| matches!(now.hops.get(want), Some(Resolution::Resolved(_)));
+        wants.iter().all(resolved)
+    });
+    let all = timeout(2 * SOON, all).await.context("the web hosts are not found")??;
+    let resolved = all.hops.iter().filter_map(|(want, resolution)| match resolution {
+        Resolution::Resolved(hop) => Some((*want, hop.clone())),
+        _ => None,
+    });
+    Ok(resolved.collect())
+}
+
+/// Takes the VIPs from the balancer, as on a node that is the backup.
+fn become_backup(host: &Host) -> Result<()> {
+    let lines: String = vips().iter().map(|vip| format!("addr del {vip} dev eth0\n")).collect();
+    host.namespace.ip(&lines).map(drop)
+}
+
+/// How many RSTs the kernel of a host has sent.
+fn resets(host: &Host) -> Result<u64> {
+    let snmp = host.namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = snmp.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, value) = pairs.find(|(name, _)| *name == "OutRsts").context("OutRsts")?;
+    value.parse().context("a number")
+}
+
+/// How many connections of port 80 a host has in a state, as /proc/net/tcp numbers it.
+fn connections(namespace: &Namespace, state: &str) -> Result<usize> {
+    let tables = namespace.enter(|| -> std::io::Result<String> {
+        let v4 = fs::read_to_string("/proc/thread-self/net/tcp")?;
+        Ok(v4 + &fs::read_to_string("/proc/thread-self/net/tcp6")?)
+    })??;
+    let of = tables.lines().filter(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next().is_some_and(|local| local.ends_with(":0050"));
+        local && fields.nth(1) == Some(state)
+    });
+    Ok(of.count())
+}
+
+const ESTABLISHED: &str = "01";
+const SYN_RECEIVED: &str = "03";
+
+/// Bytes that a host's open IPv4 connections have sent and not been acknowledged, and those that
+/// have come and nobody has read.
+fn queues(namespace: &Namespace) -> Result<(u64, u64)> {
+    let table = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/tcp"))??;
+    let mut queues = (0, 0);
+    for line in table.lines() {
+        let mut fields = line.split_whitespace().skip(3);
+        if fields.next() == Some(ESTABLISHED) {
+            let (sent, received) =
+                fields.next().and_then(|both| both.split_once(':')).context("queues")?;
+            queues.0 += u64::from_str_radix(sent, 16)?;
+            queues.1 += u64::from_str_radix(received, 16)?;
+        }
+    }
+    Ok(queues)
+}
+
+/// Waits until no web host has a connection that is open or half open.
+fn all_closed(lab: &Lab) -> Result<()> {
+    wait::until(SOON, "all connections are closed", || {
+        for web in &lab.webs {
+            for state in [ESTABLISHED, SYN_RECEIVED] {
+                let left = connections(&web.host.namespace, state)?;
+                ensure!(left == 0, "{}: {left} in state {state}", web.host.name);
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn handshake_works_on_every_way_and_the_kernel_notices_nothing() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    decapsulate(&lab)?;
+    let before = resets(&lab.balancer)?;
+    for holds_the_vips in [true, false] {
+        if !holds_the_vips {
+            become_backup(&lab.balancer)?;
+        }
+        Asker::run(&lab, async |asker| {
+            for way in Way::ALL {
+                for web in 0..lab.webs.len() {
+                    let to = asker.way(&lab, way, web);
+                    for _ in 0..10 {
+                        let shaken = asker.handshake(&to).await;
+                        shaken.with_context(|| format!("{way:?}, VIPs here: {holds_the_vips}"))?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        all_closed(&lab)?;
+    }
+    assert_eq!(resets(&lab.balancer)?, before, "the kernel has answered");
+    Ok(())
+}
+
+#[test]
+fn only_the_backend_that_does_not_serve_refuses() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut lab = Lab::new(&Options::default())?;
+    decapsulate(&lab)?;
+    lab.webs[0].nginx.kill()?;
+    let before = resets(&lab.balancer)?;
+    Asker::run(&lab, async |asker| {
+        for way in Way::ALL {
+            let (dead, alive) = (asker.way(&lab, way, 0), asker.way(&lab, way, 1));
+            assert_eq!(asker.handshake(&dead).await, Err(Error::Refused), "{way:?}");
+            assert_eq!(asker.handshake(&alive).await, Ok(()), "{way:?}");
+            let refused = timeout(SOON, asker.network.connect(&dead, 80)).await?;
+            assert_eq!(refused.err(), Some(Error::Refused), "{way:?}");
+        }
+        Ok(())
+    })?;
+    let web = &mut lab.webs[0];
+    web.nginx.restart(&web.host.namespace, Orphan::Dies)?;
+    Asker::run(&lab, async |asker| {
+        for way in Way::ALL {
+            assert_eq!(asker.handshake(&asker.way(&lab, way, 0)).await, Ok(()), "{way:?}");
+        }
+        Ok(())
+    })?;
+    assert_eq!(resets(&lab.balancer)?, before, "the kernel has answered");
+    Ok(())
+}
+
+#[test]
+fn backend_without_the_vip_is_silent() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    decapsulate(&lab)?;
+    let lines: String = vips().iter().map(|vip| format!("addr del {vip} dev lo\n")).collect();
+    lab.webs[0].host.namespace.ip(&lines)?;
+    Asker::run(&lab, async |asker| {
+        for way in Way::ALL {
+            assert_eq!(asker.brief(&asker.way(&lab, way, 0)).await, None, "{way:?}");
+            assert_eq!(asker.handshake(&asker.way(&lab, way, 1)).await, Ok(()), "{way:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn backend_without_the_tunnel_is_silent_until_it_has_one() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let tunnels = Way::ALL.into_iter().filter(|way| way.overhead() > 0);
+    let tunnels: Vec<_> = tunnels.collect();
+    Asker::run(&lab, async |asker| {
+        for &way in &tunnels {
+            assert_eq!(asker.brief(&asker.way(&lab, way, 0)).await, None, "{way:?}");
+        }
+        decapsulate(&lab)?;
+        for &way in &tunnels {
+            assert_eq!(asker.handshake(&asker.way(&lab, way, 0)).await, Ok(()), "{way:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn stream_brings_nginxs_page_and_a_long_body() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    decapsulate(&lab)?;
+    let big = nginx::big();
+    let before = resets(&lab.balancer)?;
+    for holds_the_vips in [true, false] {
+        if !holds_the_vips {
+            become_backup(&lab.balancer)?;
+        }
+        Asker::run(&lab, async |asker| {
+            for way in Way::ALL {
+                for (web, host) in lab.webs.iter().enumerate() {
+                    let page = timeout(SOON, asker.get(&asker.way(&lab, way, web), "/")).await;
+                    let page = page.with_context(|| format!("{way:?}"))??;
+                    let text = String::from_utf8_lossy(&page);
+                    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{way:?}: {text}");
+                    assert!(text.ends_with(&format!("\r\n\r\n{}\n", host.host.name)), "{text}");
+                }
+                let long = timeout(6 * SOON, asker.get(&asker.way(&lab, way, 0), "/big")).await;
+                let long = long.with_context(|| format!("{way:?}, the long body"))??;
+                assert!(long.ends_with(&big), "{way:?}: {} bytes", long.len());
+            }
+            Ok(())
+        })?;
+        all_closed(&lab)?;
+    }
+    assert_eq!(resets(&lab.balancer)?, before, "the kernel has answered");
+    Ok(())
+}
+
+#[test]
+fn halves_of_a_stream_can_be_in_two_tasks() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let body: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+    Asker::run(&lab, async |asker| {
+        for way in [Way::DsrV4, Way::DsrV6] {
+            let stream = asker.network.connect(&asker.way(&lab, way, 2), 80).await?;
+            let (mut reader, mut writer) = tokio::io::split(stream);
+            let mut tasks = JoinSet::new();
+            let body = body.clone();
+            let length = body.len();
+            tasks.spawn(async move {
+                let head = format!(
+                    "POST /upload HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\
+                     Content-Length: {length}\r\n\r\n"
+                );
+                writer.write_all(head.as_bytes()).await?;
+                writer.write_all(&body).await?;
+                writer.flush().await
+            });
+            let mut answer = String::new();
+            timeout(2 * SOON, reader.read_to_string(&mut answer)).await??;
+            assert!(answer.ends_with(&format!("\r\n\r\n{length}\n")), "{answer}");
+            tasks.join_next().await.context("the writer")???;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn stream_takes_no_more_than_its_window_while_nobody_reads() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let web = &lab.webs[0].host.namespace;
+    Asker::run(&lab, async |asker| {
+        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+        request(&mut stream, "/big").await?;
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).await?;
+        // The backend has filled the window, and waits with the rest in its own queue.
+        wait::until_true(SOON, "the backend waits", || Ok(queues(web)?.0 > 10_000))?;
+        let mut rest = Vec::new();
+        timeout(6 * SOON, stream.read_to_end(&mut rest)).await??;
+        assert!(rest.ends_with(&nginx::big()));
+        // One that is dropped in the midst of it is reset.
+        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+        request(&mut stream, "/big").await?;
+        stream.read_exact(&mut first).await?;
+        assert_eq!(connections(web, ESTABLISHED)?, 1);
+        drop(stream);
+        Ok(())
+    })?;
+    all_closed(&lab)
+}
+
+#[test]
+fn end_of_what_is_written_reaches_the_server() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    Asker::run(&lab, async |asker| {
+        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+        stream.shutdown().await?;
+        let mut answer = Vec::new();
+        // nginx ends a connection on which nothing was asked.
+        timeout(SOON, stream.read_to_end(&mut answer)).await??;
+        assert_eq!(answer, b"");
+        let written = stream.write_all(b"GET").await;
+        assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+        Ok(())
+    })?;
+    all_closed(&lab)
+}
+
+#[test]
+fn server_that_dies_resets_the_stream() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    Asker::run(&lab, async |asker| {
+        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+        request(&mut stream, "/big?rate=10k").await?;
+        stream.read_exact(&mut [0; 1]).await?;
+        // What nginx has not read when it dies makes a reset of the end.
+        request(&mut stream, "/").await?;
+        let web = &lab.webs[0].host.namespace;
+        wait::until_true(SOON, "the second request is there", || Ok(queues(web)?.1 > 0))?;
+        kill_all(&lab.webs[0].host.namespace.pids()?)?;
+        let mut rest = Vec::new();
+        let end = timeout(SOON, stream.read_to_end(&mut rest)).await?;
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        Ok(())
+    })
+}
+
+#[test]
+fn datagram_is_answered_and_a_closed_port_refuses() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    decapsulate(&lab)?;
+    let payload: Vec<u8> = (0..1500_u32).map(|n| (n / 7) as u8).collect();
+    for holds_the_vips in [true, false] {
+        if !holds_the_vips {
+            become_backup(&lab.balancer)?;
+        }
+        for way in Way::ALL {
+            let _echo = Echo::start(&lab, way.vip(), 5353)?;
+            Asker::run(&lab, async |asker| {
+                for (web, host) in lab.webs.iter().enumerate() {
+                    let to = asker.way(&lab, way, web);
+                    for question in [&b"even"[..], b"odd", b""] {
+                        let answer = asker.network.exchange(&to, 5353, question);
+                        let answer = timeout(SOON, answer).await;
+                        let answer = answer.with_context(|| format!("{way:?}"))??;
+                        let expected = [host.host.name.as_bytes(), b" ", question].concat();
+                        assert_eq!(answer, expected, "{way:?}");
+                    }
+                    let refused = timeout(SOON, asker.network.exchange(&to, 5354, b"?")).await;
+                    let refused = refused.with_context(|| format!("{way:?}, closed port"))?;
+                    assert_eq!(refused, Err(Error::Refused), "{way:?}");
+                }
+                let to = asker.way(&lab, way, 0);
+                // The answer is five bytes longer, and comes without a tunnel.
+                let link = 1500 - if way.vip().is_ipv4() { 28 } else { 48 };
+                let largest = link - way.overhead();
+                let long = &payload[..largest.min(link - 5)];
+                let answer = timeout(SOON, asker.network.exchange(&to, 5353, long)).await;
+                let answer = answer.with_context(|| format!("{way:?}, the longest"))??;
+                assert_eq!(&answer[5..], long, "{way:?}");
+                let longer = asker.network.exchange(&to, 5353, &payload[..=largest]).await;
+                assert!(matches!(longer, Err(Error::Local(_))), "{way:?}: {longer:?}");
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn questions_that_nobody_answers_leave_nothing_behind() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    lab.webs[0].host.namespace.ip("addr del 10.0.0.100 dev lo")?;
+    Asker::run(&lab, async |asker| {
+        let silent = asker.way(&lab, Way::DsrV4, 0);
+        // More than there are ports, so that one that is lost would be missed.
+        for _ in 0..25 {
+            let mut questions = JoinSet::new();
+            for _ in 0..200 {
+                let (network, way) = (asker.network.clone(), silent.clone());
+                questions.spawn(async move {
+                    let wait = Duration::from_millis(20);
+                    timeout(wait, network.handshake(&way, 80)).await
+                });
+            }
+            while let Some(answer) = questions.join_next().await {
+                match answer? {
+                    Err(_) => {}
+                    Ok(answer) => bail!("{answer:?} is no silence"),
+                }
+            }
+        }
+        asker.handshake(&asker.way(&lab, Way::DsrV4, 1)).await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn handshake_that_is_given_up_is_taken_back() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let web = &lab.webs[0].host;
+    // The backend does not know whom to answer to: its SYN-ACK waits.
+    web.namespace.ip("neigh replace 10.0.0.5 lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n")?;
+    Asker::run(&lab, async |asker| {
+        let to = asker.way(&lab, Way::DsrV4, 0);
+        let mut question = Box::pin(asker.network.handshake(&to, 80));
+        // Until the backend has the SYN.
+        let half_open = async {
+            loop {
+                if connections(&web.namespace, SYN_RECEIVED)? == 1 {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            answer = &mut question => bail!("{answer:?} without a way back"),
+            waited = timeout(SOON, half_open) => waited.context("the SYN did not come")??,
+        }
+        drop(question);
+        Ok(())
+    })?;
+    all_closed(&lab)
+}
+
+#[test]
+fn node_without_an_address_says_so() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    Asker::run(&lab, async |asker| {
+        lab.balancer.namespace.ip("addr del 10.0.0.5/24 dev eth0")?;
+        let none = asker.network.handshake(&asker.way(&lab, Way::DsrV4, 0), 80).await;
+        let text = "this node has no IPv4 address of its own on eth0 to check from; use via = \
+                    \"backend\"";
+        assert_eq!(none, Err(Error::Local(text.into())));
+        assert_eq!(asker.handshake(&asker.way(&lab, Way::DsrV6, 0)).await, Ok(()));
+        // Another one is found when there is one.
+        lab.balancer.namespace.ip("addr add 10.0.0.6/24 dev eth0")?;
+        let to = asker.way(&lab, Way::DsrV4, 0);
+        let found = timeout(SOON, async {
+            while asker.network.handshake(&to, 80).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        found.await.context("10.0.0.6 is not used")
+    })
+}
+
+#[test]
+fn only_vips_that_are_known_can_be_asked() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    Asker::run(&lab, async |asker| {
+        let (v4, v6) = (asker.way(&lab, Way::DsrV4, 0), asker.way(&lab, Way::DsrV6, 0));
+        asker.handshake(&v4).await?;
+        asker.network.set_vips(BTreeSet::from([v6.vip]));
+        let unknown = asker.network.handshake(&v4, 80).await;
+        let text = "10.0.0.100 is none of the VIPs that are known";
+        assert_eq!(unknown, Err(Error::Local(text.into())));
+        asker.handshake(&v6).await?;
+        asker.network.set_vips(vips());
+        asker.handshake(&v4).await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn without_the_capability_it_says_so() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    Asker::run(&lab, async |asker| {
+        const NOBODY: libc::uid_t = 65_534;
+        // SAFETY: the call touches no memory. Past the C library it changes this thread only, which
+        // ends with the test.
+        let gave_up = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        ensure!(gave_up == 0, "become nobody");
+        let refused = asker.network.handshake(&asker.way(&lab, Way::DsrV4, 0), 80).await;
+        let Err(Error::Local(text)) = refused else { bail!("{refused:?}") };
+        assert!(text.contains("CAP_NET_RAW"), "{text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn checks_pass_the_data_plane_at_work() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = balanced(&Options::default(), &Way::ALL, "")?;
+    Asker::run(&lab, async |asker| {
+        for way in Way::ALL {
+            for (web, host) in lab.webs.iter().enumerate() {
+                let to = asker.way(&lab, way, web);
+                asker.handshake(&to).await.with_context(|| format!("{way:?}"))?;
+                let page = timeout(SOON, asker.get(&to, "/")).await??;
+                assert!(String::from_utf8_lossy(&page).ends_with(&format!("{}\n", host.host.name)));
+            }
+        }
+        Ok(())
+    })?;
+    // They are no clients' packets.
+    let status = balancer.status()?;
+    assert_eq!(status.dropped.values().map(|count| count.packets).sum::<u64>(), 0);
+    Ok(())
+}
+
+#[test]
+fn thousands_of_questions_at_a_time_are_answered() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let before = resets(&lab.balancer)?;
+    Asker::run(&lab, async |asker| {
+        let mut questions = JoinSet::new();
+        for n in 0..3_000 {
+            let way = [Way::DsrV4, Way::DsrV6][n % 2];
+            let (network, way) = (asker.network.clone(), asker.way(&lab, way, n % 3));
+            questions.spawn(async move { timeout(4 * SOON, network.handshake(&way, 80)).await });
+        }
+        while let Some(answer) = questions.join_next().await {
+            answer?.context("silence")??;
+        }
+        Ok(())
+    })?;
+    all_closed(&lab)?;
+    assert_eq!(resets(&lab.balancer)?, before, "the kernel has answered");
+    Ok(())
+}
