@@ -88,13 +88,14 @@ fn desired(backends: &[&str]) -> Desired {
     let vip: IpAddr = "10.0.0.100".parse().unwrap();
     let one = Backend { weight: Weight(NonZeroU16::MIN), ..Backend::default() };
     let service = Service {
+        policy: Default::default(),
         key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
         mode: Mode::Dsr,
         udp_policy: UdpPolicy::Tracked,
         ring_slots: 4_093,
         idle_timeout: Duration::from_secs(900),
         syn_budget: 1_000,
-        backends: backends.iter().map(|to| (to.parse().unwrap(), one)).collect(),
+        backends: backends.iter().map(|to| (to.parse().unwrap(), one.clone())).collect(),
     };
     Desired { services: [("web".to_owned(), service)].into() }
 }
@@ -192,9 +193,9 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
     for port in 0..15_000_u16 {
         // A third each: alive, silent for too long, and on a backend that is not there.
         let (backend, seen) = match port % 3 {
-            0 => (1, now.mono_secs),
-            1 => (1, now.mono_secs.wrapping_sub(2_000)),
-            _ => (7, now.mono_secs),
+            0 => (1, now.mono_secs()),
+            1 => (1, now.mono_secs().wrapping_sub(2_000)),
+            _ => (7, now.mono_secs()),
         };
         let value = FlowValue { backend, flags: abi::flow_flags::ESTABLISHED, seen };
         pins.insert(key(port), value, 0).unwrap();
@@ -207,7 +208,7 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
     engine.data_plane().flows(FlowTable::Pins, &mut visit).unwrap();
     assert!(met.into_iter().eq(0..15_000));
     // The slots say that there are pins, which is what makes a sweep look.
-    engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(now.mono_secs));
+    engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(now.mono_secs()));
     let looked = Duration::from_secs((now.mono.as_secs() / 64 + 1) * 64);
     let looked = Now { mono: looked, ..now };
     engine.sweep(looked).unwrap();

@@ -36,7 +36,7 @@ use crate::{
     config::Config,
     desired::{Admin, Desired},
     edit::{Refusal, RefusalKind},
-    engine::{Now, Suspicion},
+    engine::{InterfaceEvent, InterfaceEventKind, Now, Suspicion},
     events::{Events, Kind, News, changes},
     health::prober::Report,
     netlink::{Neighbourhood, Resolution, Want},
@@ -125,8 +125,6 @@ pub struct Daemon<B> {
     deadlines: BTreeMap<String, Duration>,
     node: Node,
     reach: Reach,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
     clocks: clock::Watch,
     started: Instant,
     /// Who waits for the start to be over.
@@ -168,7 +166,6 @@ impl<B: Balancer> Daemon<B> {
             config,
             node: Node::default(),
             reach: Reach::default(),
-            bare: BTreeSet::new(),
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,
@@ -532,11 +529,15 @@ impl<B: Balancer> Daemon<B> {
 
     fn tick(&mut self) {
         self.look_at_clocks();
-        self.watch_interfaces();
         match self.balancer.sweep(self.now()) {
-            Ok(swept) if !swept.removed.is_empty() => self.finish_removals(&swept.removed),
-            Ok(_) if self.last_error.is_some() => self.reconcile(),
-            Ok(_) => {}
+            Ok(swept) => {
+                self.tell_of_interfaces(swept.interfaces);
+                if !swept.removed.is_empty() {
+                    self.finish_removals(&swept.removed);
+                } else if self.last_error.is_some() {
+                    self.reconcile();
+                }
+            }
             Err(error) => self.note(Some(format!("{error:#}"))),
         }
         if self.unkept.is_some() {
@@ -575,29 +576,19 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
-    /// Tells of interfaces that lose the program: made anew, or stripped of it by someone.
-    fn watch_interfaces(&mut self) {
-        let there = self.balancer.interfaces();
-        let bare: BTreeSet<_> =
-            there.into_iter().filter(|there| !there.attached).map(|there| there.name).collect();
-        for interface in bare.difference(&self.bare) {
-            self.effects.events.record(News::new(
-                Kind::InterfaceLost,
-                format!(
-                    "what arrives at {interface} is not forwarded; a new start of lbd attaches \
-                     the program"
-                ),
-                "the XDP program is gone: someone took it off, or the interface was made anew",
-            ));
+    /// Tells of interfaces that lose the program and get it again.
+    fn tell_of_interfaces(&self, changes: Vec<InterfaceEvent>) {
+        for InterfaceEvent { interface, kind, text } in changes {
+            let (kind, message) = match kind {
+                InterfaceEventKind::Lost => {
+                    (Kind::InterfaceLost, format!("what arrives at {interface} is not forwarded"))
+                }
+                InterfaceEventKind::Back => {
+                    (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
+                }
+            };
+            self.effects.events.record(News::new(kind, message, text));
         }
-        for interface in self.bare.difference(&bare) {
-            self.effects.events.record(News::new(
-                Kind::InterfaceBack,
-                format!("what arrives at {interface} is forwarded"),
-                "the XDP program is back",
-            ));
-        }
-        self.bare = bare;
     }
 
     /// Takes backends out whose last flow has ended.

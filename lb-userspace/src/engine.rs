@@ -22,12 +22,10 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
+use self::{interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
 pub use self::{
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
-};
-use self::{
-    interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk,
 };
 use crate::{
     datapath::DataPlane,

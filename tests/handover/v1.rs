@@ -231,7 +231,15 @@ fn fill(object: &mut Ebpf, limits: &Limits) {
 fn service(id: u16, udp_policy: u8) -> Service {
     let keys = FlowKeys::derive(&[7; 16], &id.to_be_bytes()).0;
     let slots = SLOTS.into();
-    Service { keys, slots, id, udp_policy, idle_timeout: 900, syn_budget: 10_000, ..Service::new_zeroed() }
+    Service {
+        keys,
+        slots,
+        id,
+        udp_policy,
+        idle_timeout: 900,
+        syn_budget: 10_000,
+        ..Service::new_zeroed()
+    }
 }
 
 fn backend(id: u16) -> Backend {
@@ -269,10 +277,7 @@ fn index(
 pub fn pinned<K: Pod, V: Pod>(folder: &Path, name: &str) -> HashMap<MapData, K, V> {
     let map = MapData::from_pin(folder.join(name)).unwrap();
     let info = map.info().unwrap().map_type().unwrap();
-    let map = if info == aya::maps::MapType::LruHash {
-        Map::LruHashMap(map)
-    } else {
-        Map::HashMap(map)
-    };
+    let map =
+        if info == aya::maps::MapType::LruHash { Map::LruHashMap(map) } else { Map::HashMap(map) };
     map.try_into().unwrap()
 }

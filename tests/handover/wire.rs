@@ -71,8 +71,7 @@ impl Wire {
         address.sll_ifindex = site::ifindex(interface) as i32;
         let length = size_of_val(&address) as u32;
         // SAFETY: the address is of the size that is told.
-        let bound =
-            unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };
+        let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };
         assert_eq!(bound, 0, "{}", io::Error::last_os_error());
         Self(fd)
     }
@@ -81,8 +80,7 @@ impl Wire {
     pub fn send(&self, frame: Frame) {
         let bytes = frame.bytes();
         // SAFETY: the bytes are as many as is told.
-        let sent =
-            unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
         assert_eq!(sent, bytes.len() as isize, "{}", io::Error::last_os_error());
     }
 
@@ -91,7 +89,8 @@ impl Wire {
         let mut bytes = [0_u8; 2_048];
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut poll =
+                libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: the array has one element.
             let ready = unsafe { libc::poll(&raw mut poll, 1, left.as_millis() as i32) };
             if ready <= 0 {

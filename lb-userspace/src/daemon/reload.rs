@@ -72,6 +72,7 @@ impl<B: Balancer> Daemon<B> {
         self.config = Config {
             interfaces: kept.interfaces,
             xdp: kept.xdp,
+            reattach: kept.reattach,
             pin_dir: kept.pin_dir,
             limits: kept.limits,
             tunnel: kept.tunnel,

@@ -129,12 +129,7 @@ impl Start {
             finishes: false,
         };
         let pinned = |folder: Folder| {
-            layouts::pinned_limits(
-                &folder.path(pin_dir),
-                &layouts::SHAPES,
-                settings.limits,
-                cpus,
-            )
+            layouts::pinned_limits(&folder.path(pin_dir), &layouts::SHAPES, settings.limits, cpus)
         };
         let start = match standing.plan {
             Plan::Refuse(folder) => bail!(

@@ -78,7 +78,10 @@ impl Source {
         let keep = |name, has: u32, wanted: &mut u32, used: u64| {
             if u64::from(*wanted) < used {
                 warn!(
-                    limit = name, used, configured = *wanted, kept = has,
+                    limit = name,
+                    used,
+                    configured = *wanted,
+                    kept = has,
                     "what is in use does not fit the configured limit, so the old one stays"
                 );
                 *wanted = has;
@@ -86,7 +89,8 @@ impl Source {
         };
         if wanted.services < has.services {
             let used = xdp::services(maps)?.values().map(|service| service.id).max();
-            let rings = (0..has.services).rev().find(|id| matches!(maps.rings.get(id), Ok(Some(_))));
+            let rings =
+                (0..has.services).rev().find(|id| matches!(maps.rings.get(id), Ok(Some(_))));
             let used = used.map_or(0, |id| u64::from(id) + 1);
             let used = used.max(rings.map_or(0, |id| u64::from(id) + 1));
             keep("services", has.services, &mut limits.services, used);
@@ -195,8 +199,9 @@ impl Source {
 }
 
 fn shapes(folder: Folder) -> Result<&'static [Shape]> {
-    layouts::of(folder.version)
-        .with_context(|| format!("this version does not know the maps of version {}", folder.version))
+    layouts::of(folder.version).with_context(|| {
+        format!("this version does not know the maps of version {}", folder.version)
+    })
 }
 
 /// Puts the next set in the place of the one it was made from.

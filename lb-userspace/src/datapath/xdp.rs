@@ -112,7 +112,10 @@ impl DataPlane for Xdp {
 
     fn problem(&self, interface: &str) -> Option<String> {
         let link = self.links.iter().find(|link| link.interface() == interface);
-        link.map_or_else(|| Some("it is not configured".into()), |link| link.problem(self.program_id))
+        link.map_or_else(
+            || Some("it is not configured".into()),
+            |link| link.problem(self.program_id),
+        )
     }
 
     fn reattach(&mut self, interface: &str) -> Result<()> {

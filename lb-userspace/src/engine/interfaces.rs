@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tracing::{error, info};
+use tracing::error;
 
 use super::Engine;
 use crate::datapath::DataPlane;
@@ -57,17 +57,12 @@ impl<D: DataPlane> Engine<D> {
             let known = interfaces.bare.contains_key(interface);
             let Some(problem) = data_plane.problem(interface) else {
                 if interfaces.bare.remove(interface).is_some() {
-                    info!(interface, "the XDP program is back");
                     let text = format!("{interface}: the XDP program is back");
                     interfaces.tell(interface, InterfaceEventKind::Back, text);
                 }
                 continue;
             };
             if !known {
-                error!(
-                    interface,
-                    "the XDP program is gone, and what arrives there is not forwarded: {problem}"
-                );
                 let text = format!("{interface}: the XDP program is gone: {problem}");
                 interfaces.tell(interface, InterfaceEventKind::Lost, text);
             }
@@ -77,7 +72,6 @@ impl<D: DataPlane> Engine<D> {
                 format!("{error:#}; trying again each second")
             } else {
                 interfaces.bare.remove(interface);
-                info!(interface, "the XDP program is attached again");
                 let text = format!("{interface}: the XDP program is attached again");
                 interfaces.tell(interface, InterfaceEventKind::Back, text);
                 continue;

@@ -209,15 +209,13 @@ fn somewhere(address: IpAddr) -> NextHop {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use lb_common::abi::{FlowKey, FlowValue, flow_flags};
 
     use super::*;
     use crate::{
         datapath::{FlowRef, fake::Fake},
         desired::{Admin, Mode},
-        settings::{Limits, Settings, Tunnel, XdpModes},
+        settings::{Limits, Settings},
         spec::{BackendSpec, ServiceSpec},
     };
 
@@ -242,15 +240,7 @@ mod tests {
     /// An engine in which everything is reached, and the first backend has two pinned flows.
     fn running() -> Engine<Fake> {
         let limits = Limits::default();
-        let settings = Settings {
-            interfaces: Vec::new(),
-            pin_dir: PathBuf::new(),
-            xdp: XdpModes::default(),
-            force: false,
-            limits,
-            tunnel: Tunnel::default(),
-            seed: [7; 16],
-        };
+        let settings = Settings { limits, seed: [7; 16], ..Settings::default() };
         let mut engine = Engine::adopt(Fake::new(limits), &settings).expect("empty maps");
         engine.set_neighbourhood(presumed(&Neighbourhood::default(), &web()));
         engine.set_desired(web());

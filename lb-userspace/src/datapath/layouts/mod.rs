@@ -96,12 +96,7 @@ pub const fn of(version: u32) -> Option<&'static [Shape]> {
 /// # Errors
 ///
 /// If a map is not what the layout has under its name.
-pub fn pinned_limits(
-    folder: &Path,
-    shapes: &[Shape],
-    wanted: Limits,
-    cpus: u32,
-) -> Result<Limits> {
+pub fn pinned_limits(folder: &Path, shapes: &[Shape], wanted: Limits, cpus: u32) -> Result<Limits> {
     let mut found = BTreeMap::new();
     for shape in shapes {
         let path = folder.join(shape.name);
