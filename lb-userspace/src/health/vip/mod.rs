@@ -87,7 +87,7 @@ struct Inner {
     vips: Mutex<Arc<BTreeSet<IpAddr>>>,
     open: Mutex<Option<Open>>,
     table: Arc<Table>,
-    sources: tokio::sync::Mutex<Sources>,
+    sources: Sources,
     ports: Mutex<HashMap<(IpAddr, Protocol), Ports<Held>>>,
     keys: RandomState,
     drawn: AtomicU64,
@@ -172,12 +172,7 @@ impl Network {
             return None;
         }
         let vips = self.0.vips();
-        let mut sources = self.0.sources.lock().await;
-        let (source, read) = sources.instead(backend, &vips).await.ok()?;
-        if read {
-            self.0.release_ports(&sources);
-        }
-        source
+        self.0.sources.instead(backend, &vips, self.0.forget_ports()).await
     }
 
     /// Opens a conversation.
@@ -239,17 +234,12 @@ impl Inner {
 
     /// The address to ask from.
     async fn source(&self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
-        let mut sources = self.sources.lock().await;
-        let (source, read) = sources.of(way, vips).await?;
-        if read {
-            self.release_ports(&sources);
-        }
-        Ok(source)
+        self.sources.of(way, vips, self.forget_ports()).await
     }
 
     /// Gives up the ports of addresses that this node has lost.
-    fn release_ports(&self, sources: &Sources) {
-        lock(&self.ports).retain(|(own, _), ports| ports.is_open() || sources.has(*own));
+    fn forget_ports(&self) -> impl FnOnce(&dyn Fn(IpAddr) -> bool) + '_ {
+        |is_own| lock(&self.ports).retain(|(own, _), ports| ports.is_open() || is_own(*own))
     }
 
     fn lease(&self, source: IpAddr, protocol: Protocol, peer: SocketAddr) -> Result<Lease, Error> {
