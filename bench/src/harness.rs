@@ -9,7 +9,7 @@ use aya::{
 use lb_common::{
     abi::{
         Backend, FlowKey, FlowValue, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6,
-        backend_flags, mapped, stamp,
+        backend_flags, mapped, service_flags, stamp,
     },
     hash::FlowKeys,
     rewrite,
@@ -124,7 +124,7 @@ impl Harness {
             slots: SLOTS,
             id,
             udp_policy: setup.udp_policy,
-            flags: 0,
+            flags: service_flags::SECOND_CHOICE,
             idle_timeout: 900,
             syn_budget: setup.syn_budget,
         };

@@ -4,6 +4,7 @@ mod datapath;
 mod failover;
 mod frames;
 mod harness;
+mod health;
 mod report;
 mod rings;
 
@@ -35,6 +36,14 @@ enum What {
     },
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover(failover::Arguments),
+    /// What checking thousands of backends costs
+    Health(health::Arguments),
+    /// The server of `health`
+    #[command(hide = true)]
+    HealthServer {
+        /// Its port
+        port: u16,
+    },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +61,8 @@ fn run(what: What) -> Result<()> {
     match what {
         What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),
         What::Failover(arguments) => failover::run(&arguments),
+        What::Health(arguments) => health::run(&arguments),
+        What::HealthServer { port } => health::serve(port),
     }
 }
 

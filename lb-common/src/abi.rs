@@ -471,14 +471,64 @@ pub struct BackendCounter {
     pub unpinned: SharedU64,
     /// SYNs that were recognised as sent again.
     pub syn_retransmissions: SharedU64,
-    /// TCP SYNs since the last other packet of a TCP client. A client that goes on after its SYN
-    /// has heard from the backend, whose answers bypass the balancer; so a silent backend's number
-    /// only grows. It is this CPU's view, and no total.
+    /// An [`Unanswered`]: this CPU's view, and no total.
     pub unanswered: SharedU64,
     /// SYNs that came here as their slot's second choice.
     pub second_choices: SharedU64,
     /// Zero.
     pub reserved: u64,
+}
+
+/// Whether a backend seems to answer: the word [`BackendCounter::unanswered`].
+///
+/// The low half counts the packets that opened a flow since a client was last seen to acknowledge
+/// something ([`crate::verdict::events::HEARD`]); the high half is the tick of the first of them. A
+/// client of a UDP service acknowledges nothing that could be seen: there it says nothing, and nobody
+/// asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unanswered(pub u64);
+
+impl Unanswered {
+    /// SYNs without a sign of life after which a backend may be silent. An idle one that lives, and
+    /// whose answer to one client gets lost, has one when that client's SYN comes again, and two the
+    /// next time.
+    pub const SILENT_SYNS: u32 = 3;
+    /// Ticks that a silence takes: more than 0.53 seconds, by which an answer has come however far
+    /// the client is, and at most 0.81 seconds, so that it is over when a client repeats its SYN
+    /// (after one second: RFC 6298, 2.1).
+    pub const SILENT_TICKS: u32 = 3;
+
+    /// The tick of a time: 2^28 nanoseconds.
+    #[must_use]
+    #[inline(always)]
+    pub const fn tick(now_nanos: u64) -> u32 {
+        (now_nanos >> 28) as u32
+    }
+
+    /// Packets that opened a flow since the last sign of life.
+    #[must_use]
+    #[inline(always)]
+    pub const fn syns(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The same with one more.
+    #[must_use]
+    #[inline(always)]
+    pub fn with_syn(self, now_nanos: impl FnOnce() -> u64) -> Self {
+        if self.syns() != 0 {
+            return Self(self.0.wrapping_add(1));
+        }
+        Self(u64::from(Self::tick(now_nanos())) << 32 | 1)
+    }
+
+    /// Whether this is the silence of a backend that does not answer.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_silence(self, now_nanos: u64) -> bool {
+        self.syns() >= Self::SILENT_SYNS
+            && Self::tick(now_nanos).wrapping_sub((self.0 >> 32) as u32) >= Self::SILENT_TICKS
+    }
 }
 
 /// How many pins one CPU may still make for one service: the element of `SYN_BUDGETS`, which has

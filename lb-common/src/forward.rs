@@ -93,6 +93,8 @@ fn segment<P: Packet + ?Sized>(
             Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }
         } else if tcp.closes() {
             Kind::Closes
+        } else if tcp.is_bare_ack(end - offset) {
+            Kind::Acknowledges
         } else {
             Kind::Continues
         };
@@ -276,7 +278,7 @@ fn choose<'a, P, T>(
     service: &Service,
     segment: &Segment,
     hash: u64,
-    query: impl FnOnce() -> Query<'a>,
+    query: impl Fn() -> Query<'a>,
 ) -> Choice
 where
     P: Packet + ?Sized,

@@ -16,6 +16,7 @@ pub mod hash;
 pub mod packet;
 pub mod quoted;
 pub mod rewrite;
+pub mod second_choice;
 pub mod service_index;
 pub mod shared;
 pub mod steer;

@@ -1,5 +1,6 @@
 //! How a flow finds its backend: the slot rule with current and base owners and pins, the SYN
-//! budget, and the policies for UDP.
+//! budget, and the policies for UDP. What a SYN that is sent again does is in
+//! [`crate::second_choice`].
 //!
 //! A slot in the steady state (no base owner, no pin stamp) is answered at once by its current
 //! owner. All else is in [`in_flux`], out of line: it is rare, and the path of the others is
@@ -9,14 +10,15 @@ use zerocopy::network_endian::U16;
 
 use crate::{
     abi::{
-        ConnectionKey, FlowKey, FlowValue, Owners, SYN_SEEN, Service, Slot, SynBudget,
-        backend_flags, flow_flags, proto, stamp, udp_policy,
+        ConnectionKey, FlowKey, FlowValue, Owners, Service, Slot, SynBudget, backend_flags,
+        flow_flags, proto, stamp, udp_policy,
     },
     hash::slot_of,
     packet::{
         MAX_OFFSET, Packet,
         quic::{self, Datagram},
     },
+    second_choice,
     tables::Tables,
     verdict::{Drop, Pass, events},
 };
@@ -102,6 +104,8 @@ pub enum Kind {
     },
     /// Belongs to it.
     Continues,
+    /// Belongs to it and only acknowledges: an ACK without data.
+    Acknowledges,
     /// Belongs to it and says that the client is done: FIN or RST.
     Closes,
 }
@@ -112,7 +116,7 @@ impl Kind {
     const fn number(self) -> u32 {
         match self {
             Self::Opens { .. } => kind::OPENS,
-            Self::Continues => kind::CONTINUES,
+            Self::Continues | Self::Acknowledges => kind::CONTINUES,
             Self::Closes => kind::CLOSES,
         }
     }
@@ -146,31 +150,32 @@ impl<'a> Query<'a> {
     }
 }
 
-/// TCP: the slot rule. `query` is called only where the slot has history.
+/// TCP: the slot rule. `query` is called only where the slot has history, and for a SYN that is sent
+/// again.
 #[inline(always)]
 pub fn by_slot<'a, T: Tables>(
     tables: &T,
     service: &Service,
     hash: u64,
     what: Kind,
-    query: impl FnOnce() -> Query<'a>,
+    query: impl Fn() -> Query<'a>,
 ) -> Choice {
     let Some(slot) = tables.slot(service.id, slot_of(hash, service.slots)) else {
         return Choice::NONE;
     };
     let owners = slot.owners();
-    let mut choice = if owners.base == 0 && slot.pinned() == 0 {
+    let choice = if owners.base == 0 && slot.pinned() == 0 {
         Choice::of(owners.current)
     } else {
         Choice::from_word(in_flux(tables, &query(), &slot, what.number()))
     };
-    if let Kind::Opens { sequence } = what {
-        choice.events |= events::NEW_FLOW;
-        if is_retransmission(tables, hash, sequence) {
-            choice.events |= events::SYN_RETRANSMISSION;
+    match what {
+        Kind::Opens { sequence } => {
+            second_choice::opened(tables, service, &slot, (hash, sequence), choice, query)
         }
+        Kind::Acknowledges => Choice { id: choice.id, events: choice.events | events::HEARD },
+        Kind::Continues | Kind::Closes => choice,
     }
-    choice
 }
 
 /// The slot rule where there is history. Returns a [`Choice`] as a word.
@@ -285,20 +290,6 @@ pub fn take(budget: &SynBudget, rate: u32, now_nanos: u64) -> bool {
     let taken = tokens > 0;
     budget.tokens.store(if taken { tokens - 1 } else { 0 });
     taken
-}
-
-/// Whether this SYN was seen before. A lossy memory per CPU: a mark at a place, both from tuple and
-/// sequence number; another SYN may take the place, so what is counted is a sample.
-#[inline(always)]
-fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
-    let mixed = (hash ^ u64::from(sequence)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_SEEN - 1)) else { return false };
-    let mark = mixed as u32 | 1;
-    if seen.load() == mark {
-        return true;
-    }
-    seen.store(mark);
-    false
 }
 
 /// UDP whose every packet stands alone.

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::{
     abi::{
         Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
     shared::SharedU32,
 };
@@ -49,6 +49,8 @@ pub trait Tables {
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
     /// Entry `index` of this CPU's marks of SYNs.
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>>;
+    /// Whether a backend seems to answer this CPU's clients.
+    fn unanswered(&self, id: u16) -> Unanswered;
     /// Nanoseconds of CLOCK_MONOTONIC, coarse.
     fn now_nanos(&self) -> u64;
     /// Seconds of the same clock.

@@ -1,5 +1,7 @@
 //! Every way in which a packet can end, and the counter that says so.
 
+use crate::abi::{BackendCounter, Unanswered};
+
 /// What happens to a packet. `B` is how the tables hand out a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<B> {
@@ -40,6 +42,64 @@ pub mod events {
     pub const UNPINNED: u32 = 2;
     /// It is a SYN that was seen before.
     pub const SYN_RETRANSMISSION: u32 = 4;
+    /// It is a SYN that goes to its second choice, where it has been pinned.
+    pub const SECOND_CHOICE: u32 = 8;
+    /// It is a bare ACK: its sender has just heard from the backend. What carries data says nothing,
+    /// as a client repeats it for minutes to a backend that is dead; nor does a FIN or RST, by which
+    /// clients give up; nor a later fragment or an ICMP error, which anybody sends at any time.
+    pub const HEARD: u32 = 16;
+}
+
+impl BackendCounter {
+    /// Counts a packet of `len` bytes with these [`events`].
+    #[inline(always)]
+    pub fn count(&self, len: u16, events: u32, now_nanos: impl FnOnce() -> u64) {
+        self.packets.bump(1);
+        self.bytes.bump(u64::from(len));
+        if events & events::HEARD != 0 && self.unanswered.load() != 0 {
+            self.unanswered.store(0);
+        }
+        if events & !events::HEARD == 0 {
+            return;
+        }
+        if events & events::UNPINNED != 0 {
+            self.unpinned.bump(1);
+        }
+        if events & events::NEW_FLOW == 0 {
+            return;
+        }
+        self.new_flows.bump(1);
+        let unanswered = Unanswered(self.unanswered.load());
+        self.unanswered.store(unanswered.with_syn(now_nanos).0);
+        if events & events::SYN_RETRANSMISSION != 0 {
+            self.syn_retransmissions.bump(1);
+        }
+        if events & events::SECOND_CHOICE != 0 {
+            self.second_choices.bump(1);
+        }
+    }
+
+    /// Takes back what [`Self::count`] counted, but for what was heard: it was heard.
+    #[inline(always)]
+    pub fn take_back(&self, len: u16, events: u32) {
+        // Two's complement: adding this takes one away.
+        const LESS: u64 = u64::MAX;
+        self.packets.bump(LESS);
+        self.bytes.bump(u64::from(len).wrapping_neg());
+        if events & events::UNPINNED != 0 {
+            self.unpinned.bump(LESS);
+        }
+        if events & events::NEW_FLOW != 0 {
+            self.new_flows.bump(LESS);
+            self.unanswered.bump(LESS);
+        }
+        if events & events::SYN_RETRANSMISSION != 0 {
+            self.syn_retransmissions.bump(LESS);
+        }
+        if events & events::SECOND_CHOICE != 0 {
+            self.second_choices.bump(LESS);
+        }
+    }
 }
 
 /// An ICMP error for the sender of a packet.

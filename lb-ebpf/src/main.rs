@@ -30,11 +30,11 @@ pub fn balance(ctx: XdpContext) -> u32 {
         Verdict::Forward(to) => {
             // Before the frame is changed: the counter's cache line then comes while the backend's
             // does, and not after the calls into the kernel.
-            Maps.count_forward(&to, 1);
+            Maps.count_forward(&to);
             match send::forward(&ctx, &frame, &to) {
                 Some(action) => action,
                 None => {
-                    Maps.count_forward(&to, -1);
+                    Maps.take_back(&to);
                     drop(Drop::NoHeadroom, bytes)
                 }
             }

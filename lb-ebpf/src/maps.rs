@@ -19,12 +19,12 @@ use lb_common::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey,
         FlowValue, Fragment, FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot,
-        SynBudget, VerdictCounter, VipKey,
+        SynBudget, Unanswered, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::SharedU32,
     tables::Tables,
-    verdict::{Forward, REASONS, events},
+    verdict::{Forward, REASONS},
 };
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): the daemon reads and writes the array through memory.
@@ -130,30 +130,29 @@ impl Maps {
         }
     }
 
-    /// Counts a packet that goes to a backend; `by` is 1, or -1 to take it back.
+    /// Counts a packet that goes to a backend.
     #[inline(always)]
-    pub fn count_forward(&self, forward: &Forward<&Backend>, by: i64) {
-        // SAFETY: the helper has no precondition.
-        let cpu = unsafe { bpf_get_smp_processor_id() };
-        let index = cpu * BACKENDS_PER_CPU.load() + u32::from(forward.id);
-        let Some(counter) = BACKEND_COUNTERS.get(index) else { return };
-        // Two's complement: adding -1 takes one away.
-        let one = by as u64;
-        counter.packets.bump(one);
-        counter.bytes.bump(u64::from(forward.len).wrapping_mul(one));
-        if forward.events == 0 {
-            return;
-        }
-        if forward.events & events::NEW_FLOW != 0 {
-            counter.new_flows.bump(one);
-        }
-        if forward.events & events::UNPINNED != 0 {
-            counter.unpinned.bump(one);
-        }
-        if forward.events & events::SYN_RETRANSMISSION != 0 {
-            counter.syn_retransmissions.bump(one);
+    pub fn count_forward(&self, forward: &Forward<&Backend>) {
+        if let Some(counter) = backend_counter(forward.id) {
+            counter.count(forward.len, forward.events, || self.now_nanos());
         }
     }
+
+    /// Takes that back.
+    #[inline(always)]
+    pub fn take_back(&self, forward: &Forward<&Backend>) {
+        if let Some(counter) = backend_counter(forward.id) {
+            counter.take_back(forward.len, forward.events);
+        }
+    }
+}
+
+/// This CPU's counters of a backend.
+#[inline(always)]
+fn backend_counter(id: u16) -> Option<&'static BackendCounter> {
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    BACKEND_COUNTERS.get(cpu * BACKENDS_PER_CPU.load() + u32::from(id))
 }
 
 /// Wraps a hash map's lookup: its entries may be reused while the program looks at them, which is
@@ -284,6 +283,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
         SYN_SEEN.get(index)
+    }
+
+    #[inline(always)]
+    fn unanswered(&self, id: u16) -> Unanswered {
+        match backend_counter(id) {
+            Some(counter) => Unanswered(counter.unanswered.load()),
+            None => Unanswered::default(),
+        }
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@
 mod balancer;
 mod batch;
 mod guard;
+mod health;
 mod node;
 mod pace;
 mod reach;
@@ -27,23 +28,23 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-pub use self::balancer::Balancer;
-use self::{batch::Asked, pace::Pace, reach::Reach};
+pub use self::{balancer::Balancer, health::Checks};
+use self::{batch::Asked, health::Health, pace::Pace, reach::Reach};
 use crate::{
     api::{Done, Plan, Reloaded, Request, Terms},
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired},
-    diff::Intent,
     edit::{Refusal, RefusalKind},
-    engine::Now,
+    engine::{InterfaceEvent, InterfaceEventKind, Now, Suspicion},
     events::{Events, Kind, News, changes},
+    health::prober::Report,
     netlink::{Neighbourhood, Resolution, Want},
     notify::Notifier,
     overrides::Overrides,
     rules,
     settings::Limits,
-    state_file::{self, Loaded, State},
+    state_file::{self, Loaded},
     status::{Node, Status},
     units::format_duration,
 };
@@ -53,6 +54,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long the start waits for the next hops of all backends, so that none is taken for
 /// unreachable because it was not asked for yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
+/// How often the engine looks for backends that are silent: several times before a client sends its
+/// SYN again.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
 /// that whoever starts it need not wait for ever.
 const START: Duration = Duration::from_secs(30);
@@ -80,6 +84,8 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// The neighbourhood.
     pub neighbours: watch::Receiver<Neighbourhood>,
+    /// What is found out about backends.
+    pub reports: mpsc::UnboundedReceiver<Report>,
 }
 
 /// What the daemon does beside the engine.
@@ -109,6 +115,7 @@ pub enum Ended {
 pub struct Daemon<B> {
     balancer: B,
     effects: Effects,
+    health: Health,
     file: PathBuf,
     config: Config,
     /// Of the maps as they were made; a reload does not change them.
@@ -118,8 +125,6 @@ pub struct Daemon<B> {
     deadlines: BTreeMap<String, Duration>,
     node: Node,
     reach: Reach,
-    /// Interfaces that have lost the program.
-    bare: BTreeSet<String>,
     clocks: clock::Watch,
     started: Instant,
     /// Who waits for the start to be over.
@@ -141,11 +146,18 @@ impl<B: Balancer> Daemon<B> {
     /// # Errors
     ///
     /// The state file can't be read.
-    pub fn new(balancer: B, effects: Effects, file: PathBuf, config: Config) -> Result<Self> {
+    pub fn new(
+        balancer: B,
+        checks: Box<dyn Checks>,
+        effects: Effects,
+        file: PathBuf,
+        config: Config,
+    ) -> Result<Self> {
         let clocks = (effects.clocks)();
         let mut daemon = Self {
             balancer,
             effects,
+            health: Health::new(checks, config.tunnel),
             file,
             limits: config.limits,
             desired: config.desired.clone(),
@@ -154,7 +166,6 @@ impl<B: Balancer> Daemon<B> {
             config,
             node: Node::default(),
             reach: Reach::default(),
-            bare: BTreeSet::new(),
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,
@@ -232,6 +243,7 @@ impl<B: Balancer> Daemon<B> {
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
         self.balancer.set_desired(self.desired.clone());
+        self.health.adopt(self.balancer.adopted_view());
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
@@ -244,7 +256,10 @@ impl<B: Balancer> Daemon<B> {
         let beat = self.effects.notifier.beat();
         let mut watchdog = interval(beat.unwrap_or(TICK));
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
+        let mut reports = Vec::new();
         loop {
             let rest = self.pace.rest(Instant::now());
             let rests = rest.is_some();
@@ -260,8 +275,13 @@ impl<B: Balancer> Daemon<B> {
                         return Ok(Ended::Stopped);
                     }
                 }
+                Some(report) = inputs.reports.recv(), if !rests => reports.push(report),
                 _ = tick.tick() => {
                     self.tick();
+                    continue;
+                }
+                _ = look.tick() => {
+                    self.look();
                     continue;
                 }
                 // By this task itself, so that one that hangs is noticed.
@@ -283,6 +303,10 @@ impl<B: Balancer> Daemon<B> {
             {
                 waiting.push(request);
             }
+            while let Ok(report) = inputs.reports.try_recv() {
+                reports.push(report);
+            }
+            self.hear(reports.drain(..));
             if inputs.neighbours.has_changed().unwrap_or(false) {
                 self.meet(inputs.neighbours.borrow_and_update().clone());
             }
@@ -351,6 +375,7 @@ impl<B: Balancer> Daemon<B> {
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
         status.node = self.node;
+        self.health.tell(&mut status);
         status.events = self.effects.events.counts();
         Ok(status)
     }
@@ -375,6 +400,7 @@ impl<B: Balancer> Daemon<B> {
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
+        self.check_health();
         self.reconcile();
         match &self.last_error {
             None => Ok(notes),
@@ -391,41 +417,13 @@ impl<B: Balancer> Daemon<B> {
 
     /// Takes over what is desired, without a write.
     fn take(&mut self, desired: Desired) {
-        let wanted = Intent { desired: &desired, deadlines: &self.deadlines };
-        self.overrides = Overrides::between(self.config.intent(), wanted);
         self.desired = desired;
-    }
-
-    /// Writes the state file; what is to be said if that does not work.
-    fn keep(&mut self) -> Option<String> {
-        let state = State {
-            configured: self.config.desired.clone(),
-            deadlines: self.config.drain_deadlines.clone(),
-            overrides: self.overrides.clone(),
-            node: self.node,
-        };
-        let error = state_file::save(&self.config.state_file, &state).err();
-        let error = error.map(|error| format!("{error:#}"));
-        let news = match (&error, &self.unkept) {
-            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
-                Kind::StateFileFailing,
-                "changes are not kept over a restart of lbd; trying again each second",
-                error.as_str(),
-            )),
-            (None, Some(error)) => Some(News::new(
-                Kind::StateFileWritten,
-                "changes are kept again",
-                format!("it did not work before: {error}"),
-            )),
-            _ => None,
-        };
-        news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.unkept.clone_from(&error);
-        error.map(|error| format!("this is not kept over a restart of lbd: {error}"))
+        self.overrides = Overrides::between(self.config.intent(), self.in_force());
     }
 
     /// Reads the configuration again, and tells of it.
     fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
+        self.look_at_clocks();
         self.effects.notifier.reloading();
         let done = self.reload();
         let news = match &done {
@@ -435,9 +433,10 @@ impl<B: Balancer> Daemon<B> {
             }
         };
         self.effects.events.record(news);
-        if let Ok(Reloaded { done, differences, .. }) = &done {
-            // The differences are events of their own.
-            for note in done.notes.iter().skip(differences.len()) {
+        if let Ok(Reloaded { done, differences, conflicts }) = &done {
+            // The differences and conflicts are events of their own.
+            let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+            for note in done.notes.iter().skip(differences.len()).filter(|n| !told.contains(n)) {
                 tracing::warn!("{note}");
             }
         }
@@ -488,17 +487,57 @@ impl<B: Balancer> Daemon<B> {
     fn meet(&mut self, neighbourhood: Neighbourhood) {
         let news = self.reach.follow(&self.desired, &neighbourhood);
         news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.health.meet(neighbourhood.clone());
         self.balancer.set_neighbourhood(neighbourhood);
+        self.check_health();
         self.stale = true;
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    fn check_health(&mut self) {
+        self.health.follow(&self.desired);
+        self.balancer.set_view(self.health.view().clone());
+    }
+
+    /// Hears what was found out about backends.
+    fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        for report in reports {
+            let news = self.health.take(report, &self.desired);
+            news.into_iter().for_each(|news| self.effects.events.record(news));
+            self.stale = true;
+        }
+        if self.stale {
+            self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// Looks for backends that are silent, and lets shares grow.
+    fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
     }
 
     fn tick(&mut self) {
         self.look_at_clocks();
-        self.watch_interfaces();
         match self.balancer.sweep(self.now()) {
-            Ok(swept) if !swept.removed.is_empty() => self.finish_removals(&swept.removed),
-            Ok(_) if self.last_error.is_some() => self.reconcile(),
-            Ok(_) => {}
+            Ok(swept) => {
+                self.tell_of_interfaces(swept.interfaces);
+                if !swept.removed.is_empty() {
+                    self.finish_removals(&swept.removed);
+                } else if self.last_error.is_some() {
+                    self.reconcile();
+                }
+            }
             Err(error) => self.note(Some(format!("{error:#}"))),
         }
         if self.unkept.is_some() {
@@ -537,29 +576,19 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
-    /// Tells of interfaces that lose the program: made anew, or stripped of it by someone.
-    fn watch_interfaces(&mut self) {
-        let there = self.balancer.interfaces();
-        let bare: BTreeSet<_> =
-            there.into_iter().filter(|there| !there.attached).map(|there| there.name).collect();
-        for interface in bare.difference(&self.bare) {
-            self.effects.events.record(News::new(
-                Kind::InterfaceLost,
-                format!(
-                    "what arrives at {interface} is not forwarded; a new start of lbd attaches \
-                     the program"
-                ),
-                "the XDP program is gone: someone took it off, or the interface was made anew",
-            ));
+    /// Tells of interfaces that lose the program and get it again.
+    fn tell_of_interfaces(&self, changes: Vec<InterfaceEvent>) {
+        for InterfaceEvent { interface, kind, text } in changes {
+            let (kind, message) = match kind {
+                InterfaceEventKind::Lost => {
+                    (Kind::InterfaceLost, format!("what arrives at {interface} is not forwarded"))
+                }
+                InterfaceEventKind::Back => {
+                    (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
+                }
+            };
+            self.effects.events.record(News::new(kind, message, text));
         }
-        for interface in self.bare.difference(&bare) {
-            self.effects.events.record(News::new(
-                Kind::InterfaceBack,
-                format!("what arrives at {interface} is forwarded"),
-                "the XDP program is back",
-            ));
-        }
-        self.bare = bare;
     }
 
     /// Takes backends out whose last flow has ended.
@@ -594,6 +623,8 @@ impl<B: Balancer> Daemon<B> {
                 self.note(Some(format!("{error:#}")));
             }
         }
+        let news = self.health.stand(self.balancer.standings(), &self.desired);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
     }
 
     /// Remembers how the last write of maps went, and tells of it when that is new.

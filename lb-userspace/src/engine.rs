@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod interfaces;
 mod outage;
 pub mod preview;
 mod ramp;
@@ -21,8 +22,11 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-pub use self::silence::Suspicion;
-use self::{outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
+use self::{interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
+pub use self::{
+    interfaces::{InterfaceEvent, InterfaceEventKind},
+    silence::Suspicion,
+};
 use crate::{
     datapath::DataPlane,
     desired::{Admin, Desired, ServiceKey},
@@ -44,6 +48,7 @@ pub struct Engine<D> {
     applied: Applied,
     walk: Walk,
     outages: Outages,
+    interfaces: Interfaces,
     view: View,
     ramping: Ramping,
     /// The shares that the last plan was made with.
@@ -95,6 +100,8 @@ pub struct Swept {
     pub settled: u64,
     /// Pins that were deleted.
     pub expired: u64,
+    /// Interfaces that have lost the program, or have it again.
+    pub interfaces: Vec<InterfaceEvent>,
 }
 
 impl<D: DataPlane> Engine<D> {
@@ -131,6 +138,7 @@ impl<D: DataPlane> Engine<D> {
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
+            interfaces: Interfaces::default(),
             view: View::default(),
             ramping: Ramping::default(),
             ramps: Ramps::new(),
@@ -182,8 +190,8 @@ impl<D: DataPlane> Engine<D> {
         &self.standings
     }
 
-    /// What the maps say of the backends' health: those that a predecessor had taken out of their
-    /// rings stay out until a check has asked them.
+    /// What the maps say of the health of the backends that are checked: those that a predecessor
+    /// had taken out of their rings stay out until a check has asked them, and the others stay in.
     pub fn adopted_view(&self) -> View {
         let mut view = View::new();
         let ids = self.ids();
@@ -194,12 +202,16 @@ impl<D: DataPlane> Engine<D> {
             for (&backend, wanted) in &service.backends {
                 let Some(id) = ids.of(value.id, backend) else { continue };
                 let checked = service.check_of(wanted).is_active();
-                if !checked || wanted.backup || wanted.admin != Admin::Enabled || owns(id) {
+                if !checked || wanted.admin != Admin::Enabled {
                     continue;
                 }
                 let entry = self.applied.backends.get(&id);
                 let usable = entry.is_some_and(|b| b.flags & backend_flags::USABLE != 0);
-                let condition = if usable { Condition::SoftDown } else { Condition::HardDown };
+                let condition = match (owns(id) || wanted.backup, usable) {
+                    (true, _) => Condition::Up,
+                    (false, true) => Condition::SoftDown,
+                    (false, false) => Condition::HardDown,
+                };
                 let seen = Seen { condition, ..Seen::default() };
                 view.insert(health::Target { service: service.key, backend }, seen);
             }

@@ -142,6 +142,8 @@ kinds! {
     ConfigReloaded "config_reloaded" INFO,
     /// The configuration can't be used, and nothing was changed.
     ConfigRefused "config_refused" ERROR,
+    /// The configuration took a change by `lbctl` back.
+    ConfigConflict "config_conflict" WARN,
     /// An interface has lost the program.
     InterfaceLost "interface_lost" ERROR,
     /// The program is back.

@@ -248,7 +248,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
 fn full(what: &str, key: &str, limit: u32) -> String {
     format!(
         "{what}: no room, {limit} {key} are in use or were until a moment ago; raise \
-         `{key}` under [limits], then `lbctl detach` and start lbd again"
+         `{key}` under [limits] and restart lbd"
     )
 }
 

@@ -19,6 +19,9 @@ pub struct Settings {
     pub xdp: XdpModes,
     /// Whether a foreign XDP program on an interface is replaced.
     pub force: bool,
+    /// Whether the program is attached again to an interface that has lost it, by somebody's deed or
+    /// because the interface was made anew.
+    pub reattach: bool,
     /// How much the maps have room for.
     pub limits: Limits,
     /// The outer sources of tunnels.
@@ -98,6 +101,7 @@ impl Default for Settings {
             pin_dir: PathBuf::from("/sys/fs/bpf/lb"),
             xdp: XdpModes::default(),
             force: false,
+            reattach: true,
             limits: Limits::default(),
             tunnel: Tunnel::default(),
             seed: [0; 16],

@@ -186,7 +186,7 @@ mod tests {
             configured: Desired { services: [("web".into(), spec.to_service())].into() },
             deadlines: [("web".into(), Duration::from_secs(60))].into(),
             overrides: Overrides { services: [("late".into(), change)].into() },
-            node: Node { draining_since: Some(UNIX_EPOCH + std::time::Duration::from_secs(7)) },
+            node: Node { draining_since: Some(UNIX_EPOCH + Duration::from_secs(7)) },
         }
     }
 

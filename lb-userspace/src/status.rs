@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::{Admin, Mode, ServiceKey, UdpPolicy},
-    health::Condition,
+    health::{Condition, prober::status::CheckStatus},
     reconcile::Standing,
     units::rfc3339,
 };
@@ -159,6 +159,9 @@ pub struct Backend {
     /// Thousandths of its share that it has in a slow start; none: all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start_permille: Option<u16>,
+    /// What is known of its checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<CheckStatus>,
     /// Whether it can be sent to, and if not why: `neighbour 10.0.0.7 does not answer`.
     pub unusable: Option<String>,
     /// Name of the interface by which it is reached.

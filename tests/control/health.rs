@@ -252,7 +252,8 @@ fn a_new_engine_knows_who_was_down() {
     let mut engine = Engine::adopt(engine.into_data_plane(), &settings()).unwrap();
     set(&mut engine, desired);
     let adopted = engine.adopted_view();
-    assert_eq!(adopted, view.iter().map(|(to, seen)| (target(to), *seen)).collect());
+    let up = [("10.0.0.11", Seen::default())];
+    assert_eq!(adopted, up.iter().chain(&view).map(|(to, seen)| (target(to), *seen)).collect());
     engine.set_view(adopted);
     engine.reconcile(at(102)).unwrap();
     assert_eq!(owners(&engine), before);

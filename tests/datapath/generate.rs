@@ -4,7 +4,8 @@
 use lb_common::{
     abi::{
         Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Owners, Service,
-        ServiceKeyV4, ServiceKeyV6, VipKey, backend_flags, flow_flags, mapped, stamp, udp_policy,
+        ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey, backend_flags, flow_flags, mapped,
+        service_flags, stamp, udp_policy,
     },
     hash::FlowKeys,
     packet::{
@@ -80,6 +81,7 @@ pub struct State {
     pub fragments: Vec<(FragmentKey, Fragment)>,
     pub vips: Vec<VipKey>,
     pub own_macs: Vec<OwnMac>,
+    pub unanswered: Vec<(u16, Unanswered)>,
 }
 
 fn client_v4(n: usize) -> [u8; 4] {
@@ -111,6 +113,9 @@ fn backend(random: &mut Random, id: u16) -> Backend {
     };
     if id != 0 && !random.one_in(8) {
         flags |= backend_flags::USABLE;
+    }
+    if random.one_in(4) {
+        flags |= backend_flags::SUSPECT;
     }
     let v4 = [192, 0, 2, id as u8];
     let mut v6 = VIP_V6;
@@ -153,9 +158,18 @@ pub fn state(random: &mut Random, now: u32) -> State {
         fragments: Vec::new(),
         vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
         own_macs: [OWN, OWN_TOO].map(|mac| OwnMac { mac, reserved: [0; 2] }).to_vec(),
+        unanswered: Vec::new(),
     };
     if random.one_in(12) {
         state.own_macs.clear();
+    }
+    for id in 1..BACKENDS {
+        if random.one_in(2) {
+            let since = u64::from(now.wrapping_sub(random.of(&[0, 1, 70]))) * 1_000_000_000;
+            let syns = random.of(&[1, 2, 3, 4, 1000]);
+            let one = Unanswered::default().with_syn(|| since);
+            state.unanswered.push((id, Unanswered(one.0 + syns - 1)));
+        }
     }
     let mut id = 0;
     for v6 in [false, true] {
@@ -166,11 +180,11 @@ pub fn state(random: &mut Random, now: u32) -> State {
                 slots: random.of(&[1, 7, 13, 61, 251]),
                 id,
                 udp_policy: policy,
-                flags: 0,
+                flags: random.of(&[service_flags::SECOND_CHOICE, service_flags::SECOND_CHOICE, 0]),
                 idle_timeout: 60,
                 // None at all, or more than a run can spend: what is left of a budget depends on
                 // the moment, and the pins that it bought must not.
-                syn_budget: random.of(&[0, 1_000_000_000]),
+                syn_budget: random.of(&[0, 1_000_000_000, 1_000_000_000]),
             };
             if v6 {
                 let key = ServiceKeyV6 { address: VIP_V6, port: port.into(), proto, reserved: 0 };

@@ -195,6 +195,12 @@ impl Kernel {
         Ok(self.hash("FRAGMENTS")?.iter().collect::<Result<_, _>>()?)
     }
 
+    /// Sets what is unanswered on the CPU that everything runs on.
+    pub fn put_unanswered(&mut self, id: u16, word: u64) -> Result<()> {
+        let counter = [0, 0, 0, 0, 0, word, 0, 0];
+        Ok(self.array::<[u64; 8]>("BACKEND_COUNTERS")?.set(u32::from(id), counter, 0)?)
+    }
+
     /// Packets and bytes by reason, of all CPUs; reasons that were never met are absent.
     pub fn verdicts(&mut self) -> Result<HashMap<u32, [u64; 2]>> {
         let cpus = self.cpus;
@@ -218,7 +224,7 @@ impl Kernel {
         let mut sums = HashMap::new();
         for index in 0..backends * cpus {
             let counter = counters.get(&index, 0)?;
-            if counter[0] > 0 {
+            if counter != [0; 8] {
                 let id = u16::try_from(index % backends)?;
                 let sum: &mut BackendCount = sums.entry(id).or_default();
                 for (sum, count) in sum.iter_mut().zip(counter) {

@@ -11,7 +11,7 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey, backend_flags,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey, backend_flags,
     },
     forward::decide,
     packet::{ipv4, ipv6, number},
@@ -35,8 +35,9 @@ pub enum Action {
     Redirect = 4,
 }
 
-/// Counters of one backend: packets, bytes, new flows, unpinned, SYN retransmissions.
-pub type BackendCount = [u64; 5];
+/// Counters of one backend: packets, bytes, new flows, unpinned, SYN retransmissions, the word of what
+/// is unanswered, second choices.
+pub type BackendCount = [u64; 7];
 
 /// The tables, and the counters that the program would keep.
 pub struct Model {
@@ -56,6 +57,8 @@ pub struct Model {
     pub nanos: Cell<u64>,
     pub verdicts: HashMap<u32, [u64; 2]>,
     pub counts: HashMap<u16, BackendCount>,
+    /// How often a bare ACK had something to do.
+    pub silences_ended: u64,
 }
 
 impl Model {
@@ -77,6 +80,7 @@ impl Model {
             nanos: Cell::new(0),
             verdicts: HashMap::new(),
             counts: HashMap::new(),
+            silences_ended: 0,
         }
     }
 
@@ -104,6 +108,17 @@ impl Model {
                 count[2] += u64::from(to.events & events::NEW_FLOW != 0);
                 count[3] += u64::from(to.events & events::UNPINNED != 0);
                 count[4] += u64::from(to.events & events::SYN_RETRANSMISSION != 0);
+                if to.events & events::HEARD != 0 {
+                    self.silences_ended += u64::from(count[5] != 0);
+                    count[5] = 0;
+                }
+                if to.events & events::NEW_FLOW != 0 {
+                    if count[5] == 0 {
+                        count[5] = self.nanos.get() >> 28 << 32;
+                    }
+                    count[5] += 1;
+                }
+                count[6] += u64::from(to.events & events::SECOND_CHOICE != 0);
                 let same = to.backend.ifindex == ingress;
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
@@ -264,6 +279,10 @@ impl Tables for Model {
 
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
         self.seen.get(index as usize).cloned()
+    }
+
+    fn unanswered(&self, id: u16) -> Unanswered {
+        Unanswered(self.counts.get(&id).map_or(0, |count| count[5]))
     }
 
     fn now_nanos(&self) -> u64 {

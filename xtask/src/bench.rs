@@ -35,6 +35,18 @@ pub enum Bench {
         #[arg(long)]
         only: Option<String>,
     },
+    /// CPU time of health checks, and how late they begin, with thousands of backends
+    Health {
+        /// Print JSON instead of tables
+        #[arg(long)]
+        json: bool,
+        /// How many backends are asked once a second [default: 4096]
+        #[arg(long)]
+        backends: Option<u32>,
+        /// How long each case is measured, in seconds [default: 10]
+        #[arg(long)]
+        seconds: Option<u64>,
+    },
 }
 
 /// Builds and runs a benchmark.
@@ -61,6 +73,12 @@ pub fn run(bench: &Bench) -> Result<()> {
                 [("--only", only.clone())],
                 "ten minutes, or 10 to 25 s a line of what `--only` leaves",
             )
+        }
+        Bench::Health { json, backends, seconds } => {
+            let backends = backends.map(|backends| backends.to_string());
+            let seconds = seconds.map(|seconds| seconds.to_string());
+            let options = [("--backends", backends), ("--seconds", seconds)];
+            measure("health", *json, options, "a minute")
         }
     }
 }

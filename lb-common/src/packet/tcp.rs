@@ -51,6 +51,13 @@ impl Tcp {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
+    /// Nothing but an acknowledgment, in a segment of `len` bytes with its header.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_bare_ack(&self, len: usize) -> bool {
+        self.flags & (SYN | ACK | RST | FIN) == ACK && (self.data_offset >> 4) as usize * 4 == len
+    }
+
     /// The sender has no more to say.
     #[must_use]
     #[inline(always)]

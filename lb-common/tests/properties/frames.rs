@@ -64,6 +64,11 @@ impl Client {
         self.tcp_with(family, port, flags, 64, &[0x5a; 40])
     }
 
+    /// An acknowledgment without data.
+    pub fn bare_ack(&self, family: Family, port: u16) -> Vec<u8> {
+        self.tcp_with(family, port, ACK, 64, &[])
+    }
+
     pub fn tcp_with(
         &self,
         family: Family,

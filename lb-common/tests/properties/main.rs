@@ -11,6 +11,7 @@ mod model;
 mod parse;
 mod quic;
 mod rewrite;
+mod second_choice;
 mod steer;
 mod stories;
 mod udp;

@@ -9,17 +9,19 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
-        Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey, backend_flags,
-        mapped, udp_policy,
+        self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
+        FragmentKey, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        Unanswered, VipKey, backend_flags, mapped, service_flags, udp_policy,
     },
     forward::decide,
-    hash::FlowKeys,
+    hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
     packet::number,
     shared::SharedU32,
     tables::Tables,
     verdict::{Forward, Verdict},
 };
+
+use crate::frames::{Client, Family};
 
 pub const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -60,6 +62,7 @@ pub struct Model {
     pub own_macs: Vec<[u8; 6]>,
     pub budgets: HashMap<u16, Rc<SynBudget>>,
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
+    pub counters: Vec<BackendCounter>,
     pub nanos: Cell<u64>,
 }
 
@@ -80,6 +83,7 @@ impl Model {
             own_macs: vec![OWN],
             budgets: HashMap::new(),
             seen: RefCell::default(),
+            counters: (0..=BACKENDS).map(|_| BackendCounter::default()).collect(),
             nanos: Cell::new(u64::from(START) * 1_000_000_000),
         };
         for (index, (port, proto, policy)) in SERVICES.into_iter().enumerate() {
@@ -89,7 +93,7 @@ impl Model {
                     slots,
                     id,
                     udp_policy: policy,
-                    flags: 0,
+                    flags: service_flags::SECOND_CHOICE,
                     idle_timeout: IDLE,
                     syn_budget: 1000,
                 };
@@ -125,6 +129,40 @@ impl Model {
         }
     }
 
+    /// Slots that belong to backends 1 to `owners` in turn, in every ring.
+    pub fn share_rings(&self, owners: u16) {
+        for ring in self.rings.values() {
+            for (slot, owner) in ring.iter().zip((1..=owners).cycle()) {
+                slot.set_owners(Owners { current: owner, base: 0 });
+            }
+        }
+    }
+
+    /// The slot of a client of the service at port [`WEB`].
+    pub fn slot_of(&self, family: Family, client: &Client) -> &Slot {
+        let id = family.service(1);
+        let mut all = self.services_v4.values().chain(self.services_v6.values());
+        let keys = all.find(|service| service.id == id).expect("all are there").keys;
+        let port = client.port.to_be_bytes();
+        let hash = match family {
+            Family::V4 => flow_hash_v4(&keys, client.v4, port),
+            Family::V6 => flow_hash_v6(&keys, &client.v6, port),
+        };
+        let ring = &self.rings[&id];
+        &ring[slot_of(hash, ring.len() as u32) as usize]
+    }
+
+    /// The clients whose slots have this current owner.
+    pub fn clients_of(&self, family: Family, owner: u16) -> impl Iterator<Item = Client> {
+        let owns = move |client: &Client| self.slot_of(family, client).owners().current == owner;
+        (0..10_000).map(Client::new).filter(owns)
+    }
+
+    /// One of them; another one for every `number`.
+    pub fn client_of(&self, family: Family, owner: u16, number: usize) -> Client {
+        self.clients_of(family, owner).nth(number).expect("the owner has slots")
+    }
+
     /// The only slot of a ring of one.
     pub fn only_slot(&self, service: u16) -> &Slot {
         let ring = &self.rings[&service];
@@ -149,15 +187,18 @@ impl Model {
             Verdict::Pass(reason) => Verdict::Pass(reason),
             Verdict::Drop(reason) => Verdict::Drop(reason),
             Verdict::Reply(reply) => Verdict::Reply(reply),
-            Verdict::Forward(to) => Verdict::Forward(Forward {
-                id: to.id,
-                backend: *to.backend,
-                l3: to.l3,
-                v6: to.v6,
-                len: to.len,
-                entropy: to.entropy,
-                events: to.events,
-            }),
+            Verdict::Forward(to) => {
+                self.counters[usize::from(to.id)].count(to.len, to.events, || self.nanos.get());
+                Verdict::Forward(Forward {
+                    id: to.id,
+                    backend: *to.backend,
+                    l3: to.l3,
+                    v6: to.v6,
+                    len: to.len,
+                    entropy: to.entropy,
+                    events: to.events,
+                })
+            }
         }
     }
 
@@ -273,6 +314,11 @@ impl Tables for Model {
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
         assert!(index < abi::SYN_SEEN);
         Some(self.seen.borrow_mut().entry(index).or_default().clone())
+    }
+
+    fn unanswered(&self, id: u16) -> Unanswered {
+        let counter = self.counters.get(usize::from(id));
+        Unanswered(counter.map_or(0, |counter| counter.unanswered.load()))
     }
 
     fn now_nanos(&self) -> u64 {

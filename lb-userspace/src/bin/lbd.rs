@@ -18,6 +18,7 @@ use lb_userspace::{
     datapath::{self, Xdp},
     engine::Engine,
     events::Events,
+    health::prober::Prober,
     netlink::Resolver,
     notify::Notifier,
 };
@@ -103,15 +104,16 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         events: events.clone(),
         notifier: Notifier::from_env(),
     };
-    let daemon = Daemon::new(engine, effects, file.into(), config)?;
+    let (prober, reports) = Prober::start().context("start the health checks")?;
+    let daemon = Daemon::new(engine, Box::new(prober), effects, file.into(), config)?;
 
     // As many changes at once are written together.
     let (requests_to, requests) = mpsc::channel(1_024);
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));
-    let ended =
-        tokio::spawn(daemon.run(Inputs { requests, signals, neighbours }, ready_to)).await?;
+    let inputs = Inputs { requests, signals, neighbours, reports };
+    let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.
     drop(stop);
     let _ = tokio::time::timeout(Duration::from_secs(1), server).await;

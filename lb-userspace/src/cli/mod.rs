@@ -5,6 +5,7 @@ mod change;
 mod decap;
 mod drain;
 mod events;
+mod health;
 mod node;
 mod patience;
 mod plan;

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
 
-use super::table::Table;
+use super::{health, table::Table};
 use crate::{
     desired::Admin,
+    health::Condition,
     status::{Backend, Count, Service, Status, Usage},
     units::{format_bytes, format_count, format_duration},
 };
@@ -104,6 +105,7 @@ pub(super) fn service(name: &str, service: &Service) -> String {
     if !service.backends.values().any(takes_flows) {
         text += "  NO BACKEND TAKES NEW FLOWS\n";
     }
+    text += &health::standing(service);
     let mut table = Table::new(&[
         "BACKEND",
         "STATE",
@@ -178,6 +180,9 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     let mut row = |name: &str, value: String| table.row([format!("  {name}"), value]);
     row("state", state(backend));
     row("weight", backend.weight.to_string());
+    for (name, value) in backend.check.iter().flat_map(health::rows) {
+        row(name, value);
+    }
     row("interface", backend.interface.clone().unwrap_or_else(|| "-".into()));
     row("next hop", backend.mac.clone().unwrap_or_else(|| "-".into()));
     row("id", backend.id.to_string());
@@ -209,16 +214,21 @@ pub(super) fn state(backend: &Backend) -> String {
     };
     let drains = matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. });
     let drained = (drains && !backend.has_flows()).then(|| String::from("no flow left"));
-    let word = match (backend.admin, &backend.unusable) {
-        (Admin::Enabled, Some(_)) => "unresolved",
-        _ => word,
+    let down = backend.condition == Condition::HardDown;
+    let (word, seen) = match (backend.admin, &backend.unusable) {
+        (Admin::Enabled, Some(_)) if !down => ("unresolved", None),
+        (Admin::Enabled, _) => health::state(backend),
+        _ => (word, None),
     };
-    let notes: Vec<String> = backend.unusable.clone().into_iter().chain(drained.or(left)).collect();
+    let unusable = backend.unusable.clone().filter(|_| seen.is_none());
+    let notes: Vec<String> = unusable.into_iter().chain(seen).chain(drained.or(left)).collect();
     if notes.is_empty() { word.into() } else { format!("{word} ({})", notes.join(", ")) }
 }
 
+/// Whether it gets new flows, or would if it were not a backup.
 fn takes_flows(backend: &Backend) -> bool {
-    backend.admin == Admin::Enabled && backend.unusable.is_none()
+    let up = backend.condition == Condition::Up || backend.slots > 0;
+    backend.admin == Admin::Enabled && backend.unusable.is_none() && up
 }
 
 fn vip(service: &Service) -> String {

@@ -52,6 +52,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// In which modes the program may be attached.
     pub xdp: XdpModes,
+    /// Whether the program is attached again where someone has taken it off.
+    pub reattach: bool,
     /// Where links and maps are pinned.
     pub pin_dir: PathBuf,
     /// Capacities of the maps.
@@ -161,6 +163,7 @@ impl Config {
             limits: self.limits,
             tunnel: self.tunnel,
             seed: self.seed.obtain().context("obtain the seed")?,
+            reattach: self.reattach,
         })
     }
 
@@ -170,6 +173,7 @@ impl Config {
         [
             ("interfaces", self.interfaces != other.interfaces),
             ("xdp", self.xdp != other.xdp),
+            ("reattach", self.reattach != other.reattach),
             ("pin_dir", self.pin_dir != other.pin_dir),
             ("limits", self.limits != other.limits),
             ("tunnel", self.tunnel != other.tunnel),
@@ -215,6 +219,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
             ("generic", XdpModes::Generic),
         ])
     });
+    let reattach = root.optional("reattach").and_then(|field| field.flag());
     let path = |key, default: &str| read_path(&root, key).unwrap_or_else(|| default.into());
     let pin_dir = path("pin_dir", DEFAULT_PIN_DIR);
     let socket = path("socket", DEFAULT_SOCKET);
@@ -246,6 +251,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     Some(Config {
         interfaces: interfaces?,
         xdp: xdp.unwrap_or_default(),
+        reattach: reattach.unwrap_or(true),
         pin_dir,
         limits,
         tunnel,

@@ -1,14 +1,16 @@
 //! What the daemon needs of the engine, so that it can be had without one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
 use crate::{
     datapath::DataPlane,
-    desired::Desired,
-    engine::{Engine, Now, Outcome, Swept, preview::Preview},
+    desired::{Desired, ServiceKey},
+    engine::{Engine, Now, Outcome, Suspicion, Swept, preview::Preview},
+    health::View,
     netlink::{Neighbourhood, Want},
+    reconcile::Standing,
     status::{Interface, Status},
 };
 
@@ -32,6 +34,20 @@ pub trait Balancer: Send {
     ///
     /// A map can't be read or written.
     fn sweep(&mut self, now: Now) -> Result<Swept>;
+    /// See [`Engine::set_view`].
+    fn set_view(&mut self, view: View);
+    /// See [`Engine::adopted_view`].
+    fn adopted_view(&self) -> View;
+    /// See [`Engine::standings`].
+    fn standings(&self) -> &BTreeMap<ServiceKey, Standing>;
+    /// See [`Engine::watch`].
+    ///
+    /// # Errors
+    ///
+    /// The counters can't be read.
+    fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>>;
+    /// See [`Engine::has_stepped`].
+    fn has_stepped(&self, now: Now) -> bool;
     /// See [`Engine::preview`].
     ///
     /// # Errors
@@ -67,6 +83,26 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn sweep(&mut self, now: Now) -> Result<Swept> {
         Self::sweep(self, now)
+    }
+
+    fn set_view(&mut self, view: View) {
+        Self::set_view(self, view);
+    }
+
+    fn adopted_view(&self) -> View {
+        Self::adopted_view(self)
+    }
+
+    fn standings(&self) -> &BTreeMap<ServiceKey, Standing> {
+        Self::standings(self)
+    }
+
+    fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>> {
+        Self::watch(self, now)
+    }
+
+    fn has_stepped(&self, now: Now) -> bool {
+        Self::has_stepped(self, now)
     }
 
     fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {

@@ -8,6 +8,7 @@ use crate::{
     desired::Desired,
     edit::{Edit, Refusal, RefusalKind},
     events::changes,
+    health::{Condition, Target},
 };
 
 /// A change that someone waits for.
@@ -90,7 +91,11 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn loss(&self, edit: &Edit, desired: &Desired) -> Option<String> {
-        guard::loss(edit, desired, |service, backend| self.reach.is_lost(service, backend))
+        guard::loss(edit, desired, |service, backend| {
+            let seen = self.health.view().get(&Target { service, backend });
+            self.reach.is_lost(service, backend)
+                || seen.is_some_and(|seen| seen.held || seen.condition != Condition::Up)
+        })
     }
 
     fn make(&self, Asked { edit, terms, .. }: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {

@@ -7,6 +7,8 @@ const LEAST: Duration = Duration::from_millis(10);
 /// The least time between two writes, as so many times what the last one took: at most a quarter
 /// of the daemon's time is spent on writing.
 const TIMES: u32 = 3;
+/// The most time between two writes: nobody waits longer than this for others' changes.
+const MOST: Duration = Duration::from_millis(500);
 
 /// When the next write may be.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,7 +20,7 @@ impl Pace {
     /// Something was written from one moment to another.
     pub(super) fn wrote(&mut self, started: Instant, ended: Instant) {
         let cost = ended.saturating_duration_since(started);
-        self.not_before = ended.checked_add(LEAST.max(cost * TIMES));
+        self.not_before = ended.checked_add(cost.saturating_mul(TIMES).clamp(LEAST, MOST));
     }
 
     /// Until when what comes in waits for more of it; none: it does not.
@@ -42,5 +44,7 @@ mod tests {
         assert_eq!(pace.rest(ms(11)), None);
         pace.wrote(ms(20), ms(60));
         assert_eq!(pace.rest(ms(60)), Some(ms(180)), "three times what it took");
+        pace.wrote(ms(0), ms(900));
+        assert_eq!(pace.rest(ms(900)), Some(ms(1_400)), "not for ever");
     }
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     kernel_link,
+    pin_names::{self, link_path},
     sys::{LinkInfo, detach_link},
 };
 use crate::{
@@ -33,24 +34,40 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// What the kernel tells of it at this moment.
-    pub(super) fn status(&self) -> status::Interface {
-        let here = LinkInfo::of_pinned(&self.path).ok().filter(|info| info.ifindex == self.ifindex);
+    /// The interface's name.
+    pub(super) fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// What the kernel tells of it at this moment; `program` is the id of ours.
+    pub(super) fn status(&self, program: u32) -> status::Interface {
         let there = kernel_link::attached(self.ifindex).ok().flatten();
-        let attached = here.zip(there).is_some_and(|(here, there)| here.program == there.program);
         let generic = there.map_or(self.generic, |there| there.generic);
         status::Interface {
             name: self.interface.clone(),
             ifindex: self.ifindex,
             mode: if generic { "generic" } else { "native" }.into(),
-            attached,
+            attached: self.problem(program).is_none(),
         }
     }
-}
 
-/// Where the link of an interface is pinned. Names in a BPF file system have no dots.
-pub(super) fn link_path(pin_dir: &Path, interface: &str) -> PathBuf {
-    pin_dir.join(format!("link-{}", interface.replace('.', "_")))
+    /// Why the interface does not run the program with this id, if it does not.
+    pub(super) fn problem(&self, program: u32) -> Option<String> {
+        let info = LinkInfo::of_pinned(&self.path).ok();
+        if let Some(info) = info.filter(|info| info.ifindex == self.ifindex) {
+            let other = || format!("its link runs {}", kernel_link::named(info.program));
+            return (info.program != program).then(other);
+        }
+        let Ok(ifindex) = kernel_link::ifindex(&self.interface) else {
+            return Some("there is no interface of this name".into());
+        };
+        Some(match kernel_link::attached(ifindex) {
+            Ok(Some(foreign)) => format!("{} is there", kernel_link::named(foreign.program)),
+            Ok(None) if ifindex != self.ifindex => "the interface was made anew".into(),
+            Ok(None) => "the program was detached".into(),
+            Err(error) => format!("{error:#}"),
+        })
+    }
 }
 
 /// The pinned links.
@@ -59,7 +76,7 @@ pub(super) fn pinned_links(pin_dir: &Path) -> Result<Vec<PathBuf>> {
     if pin_dir.exists() {
         for entry in fs::read_dir(pin_dir).with_context(|| format!("list {}", pin_dir.display()))? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("link-") {
+            if entry.file_name().to_string_lossy().starts_with(pin_names::PREFIX) {
                 links.push(entry.path());
             }
         }
@@ -77,13 +94,41 @@ pub(super) fn remove_link(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(context)
 }
 
-/// Puts the program on every interface of the settings, and takes it off all others.
-pub(super) fn attach(program: &mut programs::Xdp, settings: &Settings) -> Result<Vec<Link>> {
-    let mut links = Vec::new();
+/// Puts the program on every interface of the settings, and takes it off all others; tells of each
+/// that has it.
+///
+/// What can be refused comes first, so that a start that fails leaves what runs as it was.
+pub(super) fn attach(
+    program: &mut programs::Xdp,
+    settings: &Settings,
+    done: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<Link>> {
+    let context = |interface: &str| format!("attach the XDP program to {interface}");
+    let mut places = Vec::new();
     for interface in &settings.interfaces {
-        let link = attach_one(program, interface, settings)
-            .with_context(|| format!("attach the XDP program to {interface}"))?;
+        places.push(Place::of(interface, settings).with_context(|| context(interface))?);
+    }
+    // A mode that is configured anew ends the old one first, which is risky: last.
+    places.sort_by_key(|place| place.task);
+    let mut links: Vec<Link> = Vec::new();
+    let mut made = Vec::new();
+    for place in places {
+        let interface = place.interface.clone();
+        let task = place.task;
+        let link = match place.take(program, settings).with_context(|| context(&interface)) {
+            Ok(link) => link,
+            Err(error) => {
+                if task == Task::Make {
+                    made.iter().for_each(|path: &PathBuf| drop(remove_link(path)));
+                }
+                return Err(error);
+            }
+        };
+        if task == Task::Make {
+            made.push(link.path.clone());
+        }
         links.push(link);
+        done()?;
     }
     for path in pinned_links(&settings.pin_dir)? {
         if !links.iter().any(|link| link.path == path) {
@@ -91,56 +136,120 @@ pub(super) fn attach(program: &mut programs::Xdp, settings: &Settings) -> Result
             info!(link = %path.display(), "program detached: the interface is not configured");
         }
     }
+    let order = |link: &Link| settings.interfaces.iter().position(|name| *name == link.interface);
+    links.sort_by_key(order);
     Ok(links)
 }
 
-fn attach_one(program: &mut programs::Xdp, interface: &str, settings: &Settings) -> Result<Link> {
-    let ifindex = kernel_link::ifindex(interface)?;
-    let path = link_path(&settings.pin_dir, interface);
-    let there = kernel_link::attached(ifindex)?;
-    if path.exists() {
-        let info =
-            LinkInfo::of_pinned(&path).with_context(|| format!("open {}", path.display()))?;
-        ensure!(info.kind == LinkInfo::XDP, "{} is no XDP link; remove it", path.display());
-        let allowed = match settings.xdp {
-            XdpModes::Native => there.is_some_and(|there| !there.generic),
-            XdpModes::NativeOrGeneric => true,
-            XdpModes::Generic => there.is_some_and(|there| there.generic),
-        };
-        if info.ifindex == ifindex && allowed {
-            swap(program, &path)?;
-            let generic = there.is_some_and(|there| there.generic);
-            info!(interface, "program swapped in place");
-            return Ok(Link { interface: interface.into(), ifindex, generic, path });
+/// Attaches the program to the interface of a link that has lost it.
+pub(super) fn reattach(
+    program: &mut programs::Xdp,
+    interface: &str,
+    settings: &Settings,
+) -> Result<Link> {
+    let place = Place::of(interface, settings)?;
+    if place.task == Task::Swap {
+        let info = LinkInfo::of_pinned(&place.path).context("open the pinned link")?;
+        // Whoever has put another program into our link meant to.
+        ensure!(
+            info.program == program.info()?.id(),
+            "its link runs {}",
+            kernel_link::named(info.program)
+        );
+    }
+    // Never in place of somebody else's: that is for the operator to say, at a start.
+    place.take(program, &Settings { force: false, ..settings.clone() })
+}
+
+/// What is to be done for an interface, in the order in which it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Task {
+    /// There is no link, or it is dead: the interface was made anew.
+    Make,
+    /// The link gets the program.
+    Swap,
+    /// The link has another mode than is wanted.
+    Replace,
+}
+
+/// An interface as it is found.
+#[derive(Debug)]
+struct Place {
+    interface: String,
+    ifindex: u32,
+    generic: bool,
+    path: PathBuf,
+    task: Task,
+}
+
+impl Place {
+    fn of(interface: &str, settings: &Settings) -> Result<Self> {
+        let ifindex = kernel_link::ifindex(interface)?;
+        pin_names::adopt_legacy(&settings.pin_dir, interface, ifindex)?;
+        let path = link_path(&settings.pin_dir, interface);
+        let there = kernel_link::attached(ifindex)?;
+        let generic = there.is_some_and(|there| there.generic);
+        let mut task = Task::Make;
+        if path.exists() {
+            let info =
+                LinkInfo::of_pinned(&path).with_context(|| format!("open {}", path.display()))?;
+            ensure!(info.kind == LinkInfo::XDP, "{} is no XDP link; remove it", path.display());
+            let allowed = match settings.xdp {
+                XdpModes::Native => !generic,
+                XdpModes::NativeOrGeneric => true,
+                XdpModes::Generic => generic,
+            };
+            if info.ifindex == ifindex {
+                task = if allowed { Task::Swap } else { Task::Replace };
+            }
         }
-        // The interface was made anew, or the mode was configured anew.
-        remove_link(&path)?;
+        Ok(Self { interface: interface.into(), ifindex, generic, path, task })
     }
-    // What is there after our own link is gone is not ours.
-    if let Some(foreign) = kernel_link::attached(ifindex)? {
-        evict(interface, ifindex, foreign, settings.force)?;
+
+    fn take(self, program: &mut programs::Xdp, settings: &Settings) -> Result<Link> {
+        let Self { interface, ifindex, mut generic, path, task } = self;
+        if task == Task::Swap {
+            swap(program, &path)?;
+            info!(interface, "program swapped in place");
+        } else {
+            if path.exists() {
+                remove_link(&path)?;
+            }
+            // What is there after our own link is gone is not ours.
+            if let Some(foreign) = kernel_link::attached(ifindex)? {
+                evict(&interface, ifindex, foreign, settings.force)?;
+            }
+            generic = new_link_by(program, ifindex, settings.xdp, &path)?;
+            if generic {
+                warn!(interface, "generic XDP: every packet costs more than by the driver");
+            }
+            info!(interface, generic, "program attached");
+        }
+        Ok(Link { interface, ifindex, generic, path })
     }
-    let modes: &[XdpMode] = match settings.xdp {
+}
+
+/// Makes a link in the first of the modes that can be had; whether it is generic.
+fn new_link_by(
+    program: &mut programs::Xdp,
+    ifindex: u32,
+    modes: XdpModes,
+    path: &Path,
+) -> Result<bool> {
+    let order: &[XdpMode] = match modes {
         XdpModes::Native => &[XdpMode::Driver],
         XdpModes::NativeOrGeneric => &[XdpMode::Driver, XdpMode::Skb],
         XdpModes::Generic => &[XdpMode::Skb],
     };
     let mut refused = None;
-    for &mode in modes {
-        match new_link(program, ifindex, mode, &path) {
-            Ok(()) => {
-                let generic = mode == XdpMode::Skb;
-                if generic {
-                    warn!(interface, "generic XDP: every packet costs more than by the driver");
-                }
-                info!(interface, generic, "program attached");
-                return Ok(Link { interface: interface.into(), ifindex, generic, path });
-            }
+    for &mode in order {
+        match new_link(program, ifindex, mode, path) {
+            Ok(()) => return Ok(mode == XdpMode::Skb),
             Err(error) => refused = Some(error),
         }
     }
     let refused = refused.unwrap_or_else(|| anyhow!("no mode is allowed"));
-    Err(match settings.xdp {
+    Err(match modes {
         XdpModes::Native => refused.context(
             "the driver refuses native XDP; with `xdp = \"native-or-generic\"` the network stack \
              runs the program, more slowly",
@@ -177,18 +286,17 @@ fn source(error: &dyn std::error::Error) -> String {
 
 /// Takes a program that is not ours off, if that is asked for and can be done.
 fn evict(interface: &str, ifindex: u32, foreign: kernel_link::Attached, force: bool) -> Result<()> {
-    let id = foreign.program;
-    let name = kernel_link::program_name(id);
+    let named = kernel_link::named(foreign.program);
     if !force {
         bail!(
-            "the XDP program `{name}` (id {id}) is there; take it off with what put it there (`lbctl \
-             decap detach --dev {interface}`, `lbctl detach --pin-dir DIR`, `ip link set {interface} \
-             xdp off`), or start lbd with --force, which replaces it unless a link holds it"
+            "{named} is there; take it off with what put it there (`lbctl decap detach --dev \
+             {interface}`, `lbctl detach --pin-dir DIR`, `ip link set {interface} xdp off`), or \
+             start lbd with --force, which replaces it unless a link holds it"
         );
     }
     kernel_link::remove(ifindex, foreign).with_context(|| {
-        format!("replace the XDP program `{name}` (id {id}): a link holds it, only its owner can end that")
+        format!("replace {named}: a link holds it, only its owner can end that")
     })?;
-    warn!(interface, id, name, "foreign XDP program replaced");
+    warn!(interface, "foreign XDP program replaced: {named}");
     Ok(())
 }

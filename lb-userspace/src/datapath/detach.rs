@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::{attach, bpffs, load};
+use super::{attach, bpffs, folders};
 
 /// Removes links first, so that the program is gone before its maps, then the maps of every
 /// version. What was removed, for people; empty if there was nothing.
@@ -24,14 +24,9 @@ pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
         attach::remove_link(&link)?;
         removed.push(format!("program detached: {}", link.display()));
     }
-    for folder in load::versions(pin_dir)? {
-        let mut maps = 0;
-        for map in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-            let map = map?.path();
-            fs::remove_file(&map).with_context(|| format!("remove {}", map.display()))?;
-            maps += 1;
-        }
-        fs::remove_dir(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    for folder in folders::all(pin_dir)? {
+        let folder = folder.path(pin_dir);
+        let maps = folders::remove(&folder)?;
         removed.push(format!("{maps} maps removed: {}", folder.display()));
     }
     // The folder may hold what others have pinned there.

@@ -34,6 +34,10 @@ pub struct Fake {
     own_macs: Vec<[u8; 6]>,
     flows: HashMap<FlowRef, FlowValue>,
     totals: BTreeMap<u16, BackendTotals>,
+    /// Why each interface does not have the program, if it does not.
+    interfaces: BTreeMap<String, Option<String>>,
+    /// Why the program can't be attached again.
+    refusal: Option<String>,
     writes: u64,
     fail_at: Cell<Option<u64>>,
 }
@@ -82,6 +86,16 @@ impl Fake {
     /// Sets a backend's counters, as the program would.
     pub fn set_backend_totals(&mut self, id: u16, totals: BackendTotals) {
         self.totals.insert(id, totals);
+    }
+
+    /// Adds an interface with the program, or takes the program off it for a reason.
+    pub fn set_interface(&mut self, name: &str, problem: Option<&str>) {
+        self.interfaces.insert(name.to_owned(), problem.map(str::to_owned));
+    }
+
+    /// Lets every attempt to attach the program again fail with these words, or none.
+    pub fn refuse_reattach(&mut self, why: Option<&str>) {
+        self.refusal = why.map(str::to_owned);
     }
 
     /// Everything that the program would read, as text: for golden files and comparisons.
@@ -154,7 +168,25 @@ impl DataPlane for Fake {
     }
 
     fn interfaces(&self) -> Vec<status::Interface> {
-        Vec::new()
+        let interface = |(name, problem): (&String, &Option<String>)| status::Interface {
+            name: name.clone(),
+            ifindex: 1,
+            mode: "native".into(),
+            attached: problem.is_none(),
+        };
+        self.interfaces.iter().map(interface).collect()
+    }
+
+    fn problem(&self, interface: &str) -> Option<String> {
+        self.interfaces.get(interface).cloned().unwrap_or_else(|| Some("no such interface".into()))
+    }
+
+    fn reattach(&mut self, interface: &str) -> Result<()> {
+        if let Some(refusal) = &self.refusal {
+            bail!("{refusal}");
+        }
+        *self.interfaces.get_mut(interface).context("no such interface")? = None;
+        Ok(())
     }
 
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {

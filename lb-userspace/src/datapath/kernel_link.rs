@@ -1,7 +1,10 @@
 //! What XDP program an interface has, by netlink: bpf(2) tells only of links, and programs are
 //! attached without one too.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::ProgramInfo;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
@@ -88,10 +91,20 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetli
     }
 }
 
-/// The name of a loaded program, for people.
-pub fn program_name(id: u32) -> String {
-    let mut programs = aya::programs::loaded_programs().flatten();
-    let program = programs.find(|program| program.id() == id);
-    let name = program.and_then(|program| program.name_as_str().map(str::to_owned));
-    name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".into())
+fn program(id: u32) -> Option<ProgramInfo> {
+    aya::programs::loaded_programs().flatten().find(|program| program.id() == id)
+}
+
+/// The ids of the maps that a loaded program has.
+pub fn program_maps(id: u32) -> Result<BTreeSet<u32>> {
+    let program = program(id).with_context(|| format!("there is no program {id}"))?;
+    let maps = program.map_ids().with_context(|| format!("ask for the maps of program {id}"))?;
+    Ok(maps.unwrap_or_default().into_iter().collect())
+}
+
+/// A loaded program as people know it.
+pub fn named(id: u32) -> String {
+    let name = program(id).and_then(|program| program.name_as_str().map(str::to_owned));
+    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".into());
+    format!("the XDP program `{name}` (id {id})")
 }

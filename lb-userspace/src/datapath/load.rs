@@ -1,4 +1,5 @@
-//! Loads the program with the maps of this version: those that are pinned, or new ones.
+//! Loads the program with the maps that are to be used: those that are pinned, ones migrated from
+//! them, or new ones.
 
 use std::{
     fs,
@@ -7,11 +8,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::{EbpfLoader, programs};
+use aya::{Ebpf, EbpfLoader, programs};
 use lb_common::abi::ABI_VERSION;
 use tracing::{info, warn};
 
-use super::{attach, bpffs, maps, maps::Maps, service_index::ServiceIndex, xdp, xdp::Xdp};
+use super::{
+    attach, bpffs,
+    folders::{self, Folder, Plan, Stage},
+    layouts,
+    maps::{self, Maps},
+    migrate::{self, Source, Step},
+    service_index::ServiceIndex,
+    xdp::{self, Xdp},
+};
 use crate::{
     objects,
     settings::{Limits, Settings},
@@ -19,79 +28,231 @@ use crate::{
 
 /// Name of the balancer's program in its object.
 const BALANCE: &str = "balance";
-
 /// The folder of this version's maps.
-pub(super) fn maps_dir(pin_dir: &Path) -> PathBuf {
-    pin_dir.join(format!("v{ABI_VERSION}"))
-}
+const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
 impl Xdp {
-    /// Adopts what is pinned, or makes it; puts the program on the interfaces.
+    /// Adopts what is pinned, or makes it; puts the program on the interfaces. Maps of an older
+    /// layout, or of other limits, are migrated: forwarding goes on and no flow is lost.
     ///
     /// # Errors
     ///
-    /// If there is no BPF file system, another lbd is running with the pins, the pinned maps are not
-    /// this version's, the program is refused, or an interface can't have it.
+    /// If there is no BPF file system, another lbd is running with the pins, the pinned maps are of
+    /// a layout that this version does not know, the program is refused, or an interface can't have
+    /// it. What ran before runs on.
     pub fn open(settings: &Settings) -> Result<Self> {
-        let pin_dir = &settings.pin_dir;
-        bpffs::ensure_mounted(pin_dir)?;
-        refuse_other_versions(pin_dir)?;
-        let folder = maps_dir(pin_dir);
-        let adopted = folder.exists();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .with_context(|| format!("make {}", folder.display()))?;
-        let lock = bpffs::lock(pin_dir)?;
-        let opened = Self::load(settings, &folder, lock);
-        if opened.is_err() && !adopted && attach::pinned_links(pin_dir).is_ok_and(|l| l.is_empty())
-        {
-            // Nothing runs with these maps; the next start is to be free to size them.
-            let _ = super::detach::remove(pin_dir);
-        }
-        opened
+        Self::open_by_steps(settings, &mut |_| Ok(()))
     }
 
-    fn load(settings: &Settings, folder: &Path, lock: fs::File) -> Result<Self> {
-        let possible_cpus = aya::util::nr_cpus()
+    /// The same; `done` is told of each step of a migration, for tests that crash or write there.
+    /// An error that it returns ends the start.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], and what `done` returns.
+    pub fn open_by_steps(
+        settings: &Settings,
+        done: &mut dyn FnMut(Step) -> Result<()>,
+    ) -> Result<Self> {
+        check_limits(&settings.limits)?;
+        let pin_dir = &settings.pin_dir;
+        bpffs::ensure_mounted(pin_dir)?;
+        make_folder(pin_dir)?;
+        let lock = bpffs::lock(pin_dir)?;
+        loop {
+            let start = Start::plan(settings)?;
+            let (finishes, made) = (start.finishes, start.makes);
+            let opened = start.run(settings, &lock, done);
+            if opened.is_err() {
+                tidy(pin_dir, made);
+            }
+            let opened = opened?;
+            if !finishes || opened.limits == settings.limits {
+                return Ok(opened);
+            }
+            // The migration that another start began had other limits than this one.
+        }
+    }
+}
+
+/// Removes what a start that has failed leaves and nothing uses.
+fn tidy(pin_dir: &Path, made: bool) {
+    let links = attach::pinned_links(pin_dir);
+    if made && links.is_ok_and(|links| links.is_empty()) {
+        // The next start is to be free to size the maps.
+        let _ = super::detach::remove(pin_dir);
+    } else if let Ok(standing) = folders::stand(pin_dir) {
+        let next = standing.stale.iter().filter(|folder| folder.stage == Stage::Next);
+        for folder in next {
+            let _ = folders::remove(&folder.path(pin_dir));
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("make {}", path.display()))
+}
+
+/// How the data plane starts.
+#[derive(Debug)]
+struct Start {
+    /// The set that the program is to run on.
+    folder: Folder,
+    /// The set that it replaces.
+    from: Option<Source>,
+    limits: Limits,
+    cpus: u32,
+    /// There were no maps at all.
+    makes: bool,
+    /// The program runs on `folder` already, somewhere.
+    finishes: bool,
+}
+
+impl Start {
+    /// Finds out what there is, and removes what nothing needs.
+    fn plan(settings: &Settings) -> Result<Self> {
+        let pin_dir = &settings.pin_dir;
+        let cpus = aya::util::nr_cpus()
             .map_err(|(what, error)| anyhow::Error::new(error).context(what))?
             as u32;
-        check_limits(&settings.limits)?;
-        let limits = maps::pinned_limits(folder, settings.limits, possible_cpus)?;
-        if limits != settings.limits {
-            warn!(
-                running = ?limits,
-                configured = ?settings.limits,
-                "the maps keep the limits that they were made with; new ones take `lbctl detach` \
-                 and a new start",
-            );
+        let standing = folders::stand(pin_dir)?;
+        let next = CURRENT.as_stage(Stage::Next);
+        let open = |folder| Source::open(pin_dir, folder, settings.limits, cpus);
+        let start = |folder, from, limits| Self {
+            folder,
+            from,
+            limits,
+            cpus,
+            makes: standing.plan == Plan::Make,
+            finishes: false,
+        };
+        let pinned = |folder: Folder| {
+            layouts::pinned_limits(&folder.path(pin_dir), &layouts::SHAPES, settings.limits, cpus)
+        };
+        let start = match standing.plan {
+            Plan::Refuse(folder) => bail!(
+                "{} holds the maps of another version of lbd, whose program is attached; start that \
+                 version, or end its forwarding with `lbctl detach`",
+                folder.path(pin_dir).display(),
+            ),
+            Plan::Make => start(CURRENT, None, settings.limits),
+            Plan::Adopt(folder) => {
+                if pinned(folder)? == settings.limits {
+                    start(CURRENT, None, settings.limits)
+                } else {
+                    let from = open(folder)?;
+                    let limits = from.fitting(settings.limits)?;
+                    if limits == from.limits {
+                        start(CURRENT, None, limits)
+                    } else {
+                        start(next, Some(Source { folder: CURRENT, ..from }), limits)
+                    }
+                }
+            }
+            Plan::Migrate(folder) => {
+                let from = open(folder)?;
+                let limits = from.fitting(settings.limits)?;
+                start(next, Some(from), limits)
+            }
+            Plan::Finish(from) => {
+                let from = from.map(open).transpose()?;
+                Self { finishes: true, ..start(next, from, pinned(next)?) }
+            }
+        };
+        for folder in standing.stale {
+            folders::remove(&folder.path(pin_dir))?;
+            info!(folder = %folder.path(pin_dir).display(), "maps removed that nothing used");
         }
-        let sizes = maps::sizes(&limits, possible_cpus);
-        let (backends, services) = (limits.backends + 1, limits.services);
-        let mut loader = EbpfLoader::new();
-        loader.override_global("BACKENDS_PER_CPU", &backends, true);
-        loader.override_global("SERVICES_PER_CPU", &services, true);
-        let mask = maps::buckets(&limits) - 1;
-        loader.override_global("SERVICE_INDEX_MASK", &mask, true);
-        for (name, entries) in &sizes {
-            loader.map_max_entries(name, *entries);
-            loader.map_pin_path(name, folder.join(name));
+        for folder in standing.strange {
+            let folder = folder.path(pin_dir);
+            warn!(folder = %folder.display(), "maps of another version; `lbctl detach` removes them");
         }
-        maps::pin_rings(folder, &limits)?;
-        let mut object = loader.load(objects::BALANCER).context("load the maps and the program")?;
-        let program = object.program_mut(BALANCE).context("the object has no program")?;
-        let program: &mut programs::Xdp = program.try_into().context("the program is not XDP")?;
+        if let Plan::Adopt(folder) = standing.plan
+            && folder != CURRENT
+        {
+            let (aside, current) = (folder.path(pin_dir), CURRENT.path(pin_dir));
+            fs::rename(&aside, &current).with_context(|| format!("rename {}", aside.display()))?;
+        }
+        Ok(start)
+    }
+
+    fn run(
+        self,
+        settings: &Settings,
+        lock: &fs::File,
+        done: &mut dyn FnMut(Step) -> Result<()>,
+    ) -> Result<Xdp> {
+        let Self { folder, from, limits, cpus, finishes, .. } = self;
+        let pin_dir = &settings.pin_dir;
+        let migrates = folder.stage == Stage::Next;
+        let mut done = |step| if migrates { done(step) } else { Ok(()) };
+        let path = folder.path(pin_dir);
+        match &from {
+            Some(from) if !finishes => from.share(pin_dir, folder, &limits, cpus)?,
+            _ => make_folder(&path)?,
+        }
+        let mut object = load_maps(&path, &limits, cpus)?;
+        let maps = Maps::open(&path)?;
+        done(Step::Made)?;
+        if let Some(from) = from.as_ref().filter(|_| !finishes) {
+            from.copy(&maps)?;
+        }
+        done(Step::Copied)?;
+        let program = program(&mut object)?;
         program.load().context("the kernel refuses the program")?;
-        let maps = Maps::open(folder)?;
+        let program_id = program.info().context("ask for the program")?.id();
         // Made right before the program asks it, whatever a predecessor's end left of it.
-        let (buckets, entries) = maps::open_index(folder)?;
+        let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
             .context("make the services' index")?;
-        let links = attach::attach(program, settings)?;
-        info!(folder = %folder.display(), "data plane is there");
-        Ok(Self { maps, index, limits, possible_cpus, links, _lock: lock })
+        done(Step::Loaded)?;
+        let links = attach::attach(program, settings, &mut || done(Step::Swapped))?;
+        if migrates {
+            if let Some(from) = &from {
+                from.catch_up(&maps, &limits, cpus)?;
+            }
+            done(Step::CaughtUp)?;
+            migrate::take_place(pin_dir, folder, from.map(|from| from.folder), &mut done)?;
+        }
+        info!(folder = %CURRENT.path(pin_dir).display(), "data plane is there");
+        let settings = settings.clone();
+        Ok(Xdp {
+            maps,
+            index,
+            limits,
+            possible_cpus: cpus,
+            object,
+            program_id,
+            settings,
+            links,
+            _lock: lock.try_clone().context("keep the lock")?,
+        })
     }
+}
+
+/// The maps of a folder; those that are missing are made.
+fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
+    let (backends, services) = (limits.backends + 1, limits.services);
+    let mask = layouts::buckets(limits) - 1;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("BACKENDS_PER_CPU", &backends, true);
+    loader.override_global("SERVICES_PER_CPU", &services, true);
+    loader.override_global("SERVICE_INDEX_MASK", &mask, true);
+    for shape in &layouts::SHAPES {
+        let path: PathBuf = folder.join(shape.name);
+        loader.map_max_entries(shape.name, (shape.entries)(limits, cpus));
+        loader.map_pin_path(shape.name, path);
+    }
+    maps::pin_rings(folder, limits)?;
+    loader.load(objects::BALANCER).context("load the maps and the program")
+}
+
+/// The balancer's program in its object.
+pub(super) fn program(object: &mut Ebpf) -> Result<&mut programs::Xdp> {
+    let program = object.program_mut(BALANCE).context("the object has no program")?;
+    program.try_into().context("the program is not XDP")
 }
 
 /// What ids of 16 bits can name.
@@ -104,41 +265,4 @@ fn check_limits(limits: &Limits) -> Result<()> {
         limits.backends,
     );
     Ok(())
-}
-
-/// Two versions can't share an interface, and a flow must not lose its backend by a silent flush.
-fn refuse_other_versions(pin_dir: &Path) -> Result<()> {
-    let links = attach::pinned_links(pin_dir)?;
-    for other in versions(pin_dir)? {
-        if other == maps_dir(pin_dir) {
-            continue;
-        }
-        if links.is_empty() {
-            warn!(folder = %other.display(), "maps of another version; `lbctl detach` removes them");
-            continue;
-        }
-        bail!(
-            "{} holds the maps of another version of lbd, whose program is attached; start that \
-             version, or end its forwarding with `lbctl detach`",
-            other.display(),
-        );
-    }
-    Ok(())
-}
-
-/// The folders of maps, of this version and of others.
-pub(super) fn versions(pin_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut versions = Vec::new();
-    if pin_dir.exists() {
-        for entry in fs::read_dir(pin_dir).with_context(|| format!("list {}", pin_dir.display()))? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
-            if number.is_some() {
-                versions.push(entry.path());
-            }
-        }
-    }
-    versions.sort();
-    Ok(versions)
 }

@@ -1,122 +1,25 @@
-//! The maps by name: where they are pinned, how large they are, and a typed handle of each.
+//! A typed handle of each map by its name; how large they are is told in [`super::layouts`].
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{io, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{MapData, MapInfo};
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
 use lb_common::{
     abi::{
-        self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
-        FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VerdictCounter,
-        VipKey,
+        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
+        ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
     },
-    service_index::{self, Bucket, Entry},
-    verdict::REASONS,
+    service_index::Entry,
 };
 
-use super::sys::{self, Table};
+use super::{
+    layouts::ARRAY_OF_MAPS,
+    sys::{self, Table},
+};
 use crate::settings::Limits;
 
 // From linux/bpf.h, enum bpf_map_type.
-const HASH: u32 = 1;
 const ARRAY: u32 = 2;
-const PERCPU_ARRAY: u32 = 6;
-const LRU_HASH: u32 = 9;
-const ARRAY_OF_MAPS: u32 = 12;
-
-/// A map's name, kind, key and value size, and entries for these limits and this many CPUs.
-struct Shape {
-    name: &'static str,
-    kind: u32,
-    key: usize,
-    value: usize,
-    entries: fn(&Limits, u32) -> u32,
-}
-
-const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) -> u32) -> Shape {
-    Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
-}
-
-const SHAPES: [Shape; 16] = [
-    shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
-    shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
-    shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
-    shape::<ServiceKeyV6, Service>("SERVICES_V6", HASH, |limits, _| limits.services),
-    shape::<u32, u32>("RINGS", ARRAY_OF_MAPS, |limits, _| limits.services),
-    shape::<u32, Backend>("BACKENDS", ARRAY, |limits, _| limits.backends + 1),
-    shape::<FlowKey, Flow>("PINS", HASH, |limits, _| limits.pins),
-    shape::<FlowKey, Flow>("TRACKED", LRU_HASH, |limits, _| limits.tracked_flows),
-    shape::<ConnectionKey, Flow>("CONNECTIONS", LRU_HASH, |limits, _| limits.connections),
-    shape::<FragmentKey, Fragment>("FRAGMENTS", LRU_HASH, |limits, _| limits.fragments),
-    shape::<VipKey, u32>("VIPS", HASH, |limits, _| limits.services),
-    shape::<u32, OwnMac>("OWN_MACS", ARRAY, |_, _| abi::OWN_MACS),
-    shape::<u32, VerdictCounter>("VERDICTS", ARRAY, |_, cpus| REASONS * cpus),
-    shape::<u32, BackendCounter>("BACKEND_COUNTERS", ARRAY, |limits, cpus| {
-        (limits.backends + 1) * cpus
-    }),
-    shape::<u32, SynBudget>("SYN_BUDGETS", ARRAY, |limits, cpus| limits.services * cpus),
-    shape::<u32, u32>("SYN_SEEN", PERCPU_ARRAY, |_, _| abi::SYN_SEEN),
-];
-
-/// Buckets of the services' index.
-pub const fn buckets(limits: &Limits) -> u32 {
-    service_index::buckets(limits.services)
-}
-
-/// Sizes of every map by name.
-pub fn sizes(limits: &Limits, cpus: u32) -> BTreeMap<&'static str, u32> {
-    SHAPES.iter().map(|shape| (shape.name, (shape.entries)(limits, cpus))).collect()
-}
-
-/// The limits that the maps pinned in `folder` have; where one is missing, the wanted one.
-///
-/// # Errors
-///
-/// If a map is not what this version has under its name.
-pub fn pinned_limits(folder: &Path, wanted: Limits, cpus: u32) -> Result<Limits> {
-    let mut found = BTreeMap::new();
-    for shape in &SHAPES {
-        let path = folder.join(shape.name);
-        if !path.exists() {
-            continue;
-        }
-        let info = MapInfo::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
-        let kind = info.map_type().map(|kind| kind as u32).unwrap_or(0);
-        let is = (kind, info.key_size() as usize, info.value_size() as usize);
-        ensure!(
-            is == (shape.kind, shape.key, shape.value),
-            "{}: a map of type {}, key {} and value {} bytes, where this version has type {}, {} \
-             and {}; `lbctl detach` removes it, and forwarding stops until lbd is started again",
-            path.display(),
-            is.0,
-            is.1,
-            is.2,
-            shape.kind,
-            shape.key,
-            shape.value,
-        );
-        found.insert(shape.name, info.max_entries());
-    }
-    let of = |name, wanted| found.get(name).copied().unwrap_or(wanted);
-    let limits = Limits {
-        services: of("RINGS", wanted.services),
-        backends: found.get("BACKENDS").map_or(wanted.backends, |entries| entries - 1),
-        pins: of("PINS", wanted.pins),
-        tracked_flows: of("TRACKED", wanted.tracked_flows),
-        connections: of("CONNECTIONS", wanted.connections),
-        fragments: of("FRAGMENTS", wanted.fragments),
-    };
-    for (name, entries) in sizes(&limits, cpus) {
-        let is = of(name, entries);
-        ensure!(
-            is == entries,
-            "{}: {is} entries where the other maps ask for {entries}; `lbctl detach` removes them \
-             all, and forwarding stops until lbd is started again",
-            folder.join(name).display(),
-        );
-    }
-    Ok(limits)
-}
 
 /// Makes and pins `RINGS`, unless it is there, for the loader to find.
 ///
@@ -136,7 +39,7 @@ pub fn pin_rings(folder: &Path, limits: &Limits) -> Result<()> {
     rings.pin(&path).with_context(|| format!("pin {}", path.display()))
 }
 
-/// A typed handle of each map. No map's name occurs outside this file.
+/// A typed handle of each map. No map's name occurs outside this file and the layouts.
 #[derive(Debug)]
 pub struct Maps {
     /// `SERVICES_V4`.

@@ -22,19 +22,25 @@ use crate::{
 
 mod attach;
 mod bpffs;
+mod counters;
 pub mod decap;
 mod detach;
 pub mod entry;
 pub mod fake;
+mod folders;
 mod kernel_link;
+mod layouts;
 mod load;
 mod maps;
+mod migrate;
 mod mmap;
+mod pin_names;
 mod service_index;
 mod sys;
 mod xdp;
 
 pub use detach::detach;
+pub use migrate::Step;
 pub use mmap::Mapped;
 pub use xdp::Xdp;
 
@@ -54,6 +60,13 @@ pub trait DataPlane {
 
     /// The interfaces with the program, as the kernel tells it.
     fn interfaces(&self) -> Vec<status::Interface>;
+
+    /// Why an interface does not have the program, in words; none if it does.
+    fn problem(&self, interface: &str) -> Option<String>;
+
+    /// Attaches the program again to an interface that has lost it. What somebody else has attached
+    /// there stays, and is named.
+    fn reattach(&mut self, interface: &str) -> Result<()>;
 
     /// All services.
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>>;

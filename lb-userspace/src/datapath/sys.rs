@@ -57,7 +57,7 @@ pub fn map_of_maps(kind: u32, name: &str, entries: u32, inner: &MapData) -> io::
     attr.key_size = size_of::<u32>() as u32;
     attr.value_size = size_of::<u32>() as u32;
     attr.max_entries = entries;
-    attr.inner_map_fd = inner.fd().as_fd().as_raw_fd() as u32;
+    attr.inner_map_fd = map_fd(inner);
     // The last byte stays zero: the kernel wants a string.
     for (to, from) in attr.name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
@@ -108,10 +108,35 @@ struct Object {
     flags: u32,
 }
 
+/// A map's descriptor, as the kernel takes it for the element of a map of maps.
+pub fn map_fd(map: &MapData) -> u32 {
+    map.fd().as_fd().as_raw_fd() as u32
+}
+
+/// Whether these are one map in the kernel.
+pub fn is_same_map(one: &MapData, other: &MapData) -> io::Result<bool> {
+    let id = |map: &MapData| map.info().map(|info| info.id()).map_err(io::Error::other);
+    Ok(id(one)? == id(other)?)
+}
+
+/// Waits until every run of a program that is under way has ended, so that one that was swapped out
+/// does not write any more. The kernel does so after each write to a map of maps
+/// (`maybe_wait_bpf_programs()` in kernel/bpf/syscall.c, Linux 4.20).
+pub fn wait_for_programs() -> io::Result<()> {
+    const ARRAY: u32 = 2;
+    const ARRAY_OF_MAPS: u32 = 12;
+    let word = size_of::<u32>() as u32;
+    let inner = aya_obj::Map::new_from_params(ARRAY, word, word, 1, 0);
+    let inner = MapData::create(inner, "inner", None).map_err(io::Error::other)?;
+    let outer = Table::<u32, u32>::new(map_of_maps(ARRAY_OF_MAPS, "outer", 1, &inner)?)?;
+    outer.put(&0, &map_fd(&inner))
+}
+
 /// A map with keys and values of known types.
 #[derive(Debug)]
 pub struct Table<K, V> {
     map: MapData,
+    id: u32,
     types: PhantomData<fn(K) -> V>,
 }
 
@@ -130,12 +155,18 @@ where
         if sizes != (size_of::<K>(), size_of::<V>()) {
             return Err(io::Error::other(format!("keys and values of {sizes:?} bytes")));
         }
-        Ok(Self { map, types: PhantomData })
+        let id = info.id();
+        Ok(Self { map, id, types: PhantomData })
+    }
+
+    /// Whether this is a view of the same map.
+    pub const fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
     }
 
     fn element(&self, key: &K, value: *const V) -> Element {
         Element {
-            map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+            map_fd: map_fd(&self.map),
             reserved: 0,
             key: std::ptr::from_ref(key) as u64,
             value: value as u64,
@@ -160,6 +191,18 @@ where
         let mut attr = self.element(key, value);
         // SAFETY: key and value have the map's sizes, which `new` has checked.
         unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(|_| ())
+    }
+
+    /// Adds an entry unless its key has one; whether it did.
+    pub fn put_new(&self, key: &K, value: &V) -> io::Result<bool> {
+        const BPF_NOEXIST: u64 = 1;
+        let mut attr = Element { flags: BPF_NOEXIST, ..self.element(key, value) };
+        // SAFETY: key and value have the map's sizes, which `new` has checked.
+        match unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes an entry; whether there was one.
@@ -188,7 +231,7 @@ where
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
                 count: keys.len() as u32,
-                map_fd: self.map.fd().as_fd().as_raw_fd() as u32,
+                map_fd: map_fd(&self.map),
                 elem_flags: 0,
                 flags: 0,
             };

@@ -6,10 +6,10 @@ use std::{
     io,
     net::IpAddr,
     ops::Range,
-    os::fd::{AsFd as _, AsRawFd as _},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
 use lb_common::{
     abi::{
         self, BackendCounter, FlowValue, OwnMac, Owners, Slot, SynBudget, VerdictCounter, VipKey,
@@ -20,15 +20,16 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     BackendTotals, DataPlane, FlowRef, FlowTable,
-    attach::Link,
-    entry, maps,
+    attach::{self, Link},
+    entry, load, maps,
     maps::Maps,
     mmap::Mapped,
     service_index::{ServiceIndex, key_v4, key_v6},
+    sys,
 };
 use crate::{
     desired::{Protocol, ServiceKey},
-    settings::Limits,
+    settings::{Limits, Settings},
     status::{self, Count},
 };
 
@@ -40,6 +41,10 @@ pub struct Xdp {
     pub(super) index: ServiceIndex,
     pub(super) limits: Limits,
     pub(super) possible_cpus: u32,
+    /// Holds the program, to attach it again.
+    pub(super) object: Ebpf,
+    pub(super) program_id: u32,
+    pub(super) settings: Settings,
     pub(super) links: Vec<Link>,
     /// Of the folder of the pins: there is one writer.
     pub(super) _lock: File,
@@ -85,7 +90,7 @@ fn add(total: &mut BackendTotals, counter: &BackendCounter) {
 fn explain(error: io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC) => anyhow::Error::new(error)
-            .context("the map is full; raise its limit under [limits], then `lbctl detach`"),
+            .context("the map is full; raise its limit under [limits] and restart lbd"),
         _ => error.into(),
     }
 }
@@ -102,7 +107,22 @@ impl DataPlane for Xdp {
     }
 
     fn interfaces(&self) -> Vec<status::Interface> {
-        self.links.iter().map(Link::status).collect()
+        self.links.iter().map(|link| link.status(self.program_id)).collect()
+    }
+
+    fn problem(&self, interface: &str) -> Option<String> {
+        let link = self.links.iter().find(|link| link.interface() == interface);
+        link.map_or_else(
+            || Some("it is not configured".into()),
+            |link| link.problem(self.program_id),
+        )
+    }
+
+    fn reattach(&mut self, interface: &str) -> Result<()> {
+        let link = self.links.iter_mut().find(|link| link.interface() == interface);
+        let link = link.context("it is not configured")?;
+        *link = attach::reattach(load::program(&mut self.object)?, interface, &self.settings)?;
+        Ok(())
     }
 
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
@@ -183,8 +203,7 @@ impl DataPlane for Xdp {
         for (slot, owners) in slots.iter().zip(owners) {
             slot.set_owners(*owners);
         }
-        let fd = map.fd().as_fd().as_raw_fd() as u32;
-        self.maps.rings.put(&service.into(), &fd).context("publish the ring")
+        self.maps.rings.put(&service.into(), &sys::map_fd(&map)).context("publish the ring")
     }
 
     fn set_owners(&mut self, service: u16, changes: &[(u32, Owners)]) -> Result<()> {

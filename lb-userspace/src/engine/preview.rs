@@ -54,22 +54,26 @@ impl<D: DataPlane> Engine<D> {
     pub fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
         let neighbourhood = self.neighbourhood.as_ref().map(|known| presumed(known, desired));
         let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
-        let plan = reconcile::plan(
-            &Inputs {
-                desired,
-                neighbourhood: neighbourhood.as_ref(),
-                unreached: &unreached,
-                recovering: &recovering,
-                view: &self.view,
-                ramps: &self.ramps,
-                limits: self.data_plane.limits(),
-                cpus: self.data_plane.online_cpus(),
-                tunnel: &self.settings.tunnel,
-                seed: &self.settings.seed,
-                now,
-            },
-            &self.applied,
-        );
+        let mut ramping = self.ramping.clone();
+        let before = ramping.shares(now);
+        let inputs = Inputs {
+            desired,
+            neighbourhood: neighbourhood.as_ref(),
+            unreached: &unreached,
+            recovering: &recovering,
+            view: &self.view,
+            ramps: &before,
+            limits: self.data_plane.limits(),
+            cpus: self.data_plane.online_cpus(),
+            tunnel: &self.settings.tunnel,
+            seed: &self.settings.seed,
+            now,
+        };
+        let mut plan = reconcile::plan(&inputs, &self.applied);
+        if ramping.follow(&inputs, &plan, &self.applied) {
+            let ramps = ramping.shares(now);
+            plan = reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied);
+        }
         let names = Names::new(self, desired, &plan.changes);
         let mut services: BTreeMap<String, ServicePreview> = BTreeMap::new();
         for change in &plan.changes {
@@ -201,4 +205,110 @@ fn somewhere(address: IpAddr) -> NextHop {
     let mut l2 = vec![0; 12];
     l2.extend(kind);
     NextHop { ifindex: 1, interface: String::new(), mac: [0; 6], l2, mtu: 1500 }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{FlowKey, FlowValue, flow_flags};
+
+    use super::*;
+    use crate::{
+        datapath::{FlowRef, fake::Fake},
+        desired::{Admin, Mode},
+        settings::{Limits, Settings},
+        spec::{BackendSpec, ServiceSpec},
+    };
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+
+    fn web() -> Desired {
+        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        spec.ring_slots = 1_009;
+        for last in 11..14 {
+            spec.backends.insert(IpAddr::from([10, 0, 0, last]), BackendSpec::default());
+        }
+        Desired { services: [("web".into(), spec.to_service())].into() }
+    }
+
+    fn with(admin: Admin) -> Desired {
+        let mut desired = web();
+        let service = desired.services.get_mut("web").expect("it is there");
+        service.backends.get_mut(&A).expect("it is there").admin = admin;
+        desired
+    }
+
+    /// An engine in which everything is reached, and the first backend has two pinned flows.
+    fn running() -> Engine<Fake> {
+        let limits = Limits::default();
+        let settings = Settings { limits, seed: [7; 16], ..Settings::default() };
+        let mut engine = Engine::adopt(Fake::new(limits), &settings).expect("empty maps");
+        engine.set_neighbourhood(presumed(&Neighbourhood::default(), &web()));
+        engine.set_desired(web());
+        engine.reconcile(Now::read()).expect("it is written");
+        let id = engine.status().expect("it is read").services["web"].backends[&A].id;
+        for port in 1..=2_u16 {
+            let key = FlowKey { source: [9; 16], port: port.into(), service: 0 };
+            let seen = Now::read().mono_secs();
+            let flags = flow_flags::ESTABLISHED;
+            let value = FlowValue { seen, backend: id, flags };
+            engine.data_plane_mut().add_flow(FlowRef::Pin(key), value);
+        }
+        engine.walk_flows(Now::read()).expect("it is read");
+        engine
+    }
+
+    #[test]
+    fn a_preview_tells_what_a_reconcile_then_moves_and_writes_nothing() {
+        let deadline = None;
+        for (admin, moved_by_slot, moved) in [
+            (Admin::Enabled, false, 0),
+            (Admin::Draining { deadline }, false, 0),
+            (Admin::Removing { deadline }, false, 0),
+            (Admin::Disabled, false, 0),
+            (Admin::Down, true, 2),
+        ] {
+            let mut engine = running();
+            let (dump, writes) = (engine.data_plane().dump(), engine.data_plane().writes());
+            let desired = with(admin);
+            let preview = engine.preview(&desired, Now::read()).expect("it is read");
+            assert_eq!(engine.data_plane().writes(), writes);
+            assert_eq!(engine.data_plane().dump(), dump);
+            let seen = preview.services.get("web").copied().unwrap_or_default();
+            engine.set_desired(desired);
+            let outcome = engine.reconcile(Now::read()).expect("it is written");
+            assert_eq!(u64::from(seen.slots_moved), outcome.slots_moved, "{admin:?}");
+            assert_eq!(seen.flow_slots_moved > 0, moved_by_slot, "{admin:?}");
+            assert_eq!(seen.flows_moved, moved, "{admin:?}");
+            assert!(!seen.starved && !seen.removed, "{admin:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_goes_takes_its_flows_with_it() {
+        let engine = running();
+        let preview = engine.preview(&Desired::default(), Now::read()).expect("it is read");
+        let expected = ServicePreview {
+            slots: 1_009,
+            slots_moved: 1_009,
+            flow_slots_moved: 1_009,
+            flows_moved: 2,
+            starved: true,
+            removed: true,
+        };
+        assert_eq!(preview.services, [("web".to_owned(), expected)].into());
+    }
+
+    #[test]
+    fn a_drain_back_in_its_ring_moves_what_it_lost() {
+        let mut engine = running();
+        engine.set_desired(with(Admin::Draining { deadline: None }));
+        engine.reconcile(Now::read()).expect("it is written");
+        // Its older flows are on the base owners, so by force they move, and by a return they stay.
+        let down = engine.preview(&with(Admin::Down), Now::read()).expect("it is read");
+        let down = down.services["web"];
+        assert_eq!(down.slots_moved, 0);
+        assert!(down.flow_slots_moved > 300 && down.flows_moved == 2, "{down:?}");
+        let back = engine.preview(&web(), Now::read()).expect("it is read").services["web"];
+        assert_eq!((back.slots_moved, back.flow_slots_moved), (down.flow_slots_moved, 0));
+    }
 }

@@ -18,7 +18,7 @@ const STEPS: u32 = 10;
 const STEP: u16 = 100;
 
 /// The backends that don't have their whole share yet.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ramping(BTreeMap<Target, Ramp>);
 
 /// One backend's way.

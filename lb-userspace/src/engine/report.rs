@@ -65,6 +65,7 @@ impl<D: DataPlane> Engine<D> {
                 condition: seen.condition,
                 held: seen.held,
                 suspect: seen.suspect,
+                check: None,
                 slow_start_permille: self.ramps.get(&target).copied(),
                 unusable: self.unusable(backend, seen, id, known),
                 interface: hop.map(|hop| hop.interface.clone()),

@@ -119,6 +119,7 @@ impl<D: DataPlane> Engine<D> {
     /// If a map could not be read or written; the next call does the rest.
     pub fn sweep(&mut self, now: Now) -> Result<Swept> {
         let mut swept = Swept::default();
+        self.watch_interfaces();
         if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
         }
@@ -135,6 +136,8 @@ impl<D: DataPlane> Engine<D> {
         }
         self.let_leave(leaving, now, &mut swept)?;
         self.end_rests(now)?;
+        // Last, so that an error before it leaves them for the next call.
+        swept.interfaces = self.interfaces.take_events();
         Ok(swept)
     }
 

@@ -8,7 +8,7 @@ use tokio::{
     sync::watch,
     time::{self, Interval, MissedTickBehavior, sleep},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Neighbourhood, Resolution, Want,
@@ -283,7 +283,8 @@ fn log_changes(old: &Neighbourhood, new: &Neighbourhood) {
             }
             Resolution::Pending { reason } => info!(backend = %address, %mode, "{reason}"),
             Resolution::Unreachable { reason } => {
-                warn!(backend = %address, %mode, "unreachable: {reason}");
+                // The daemon tells it of each backend that it is of.
+                debug!(backend = %address, %mode, "unreachable: {reason}");
             }
         }
     }

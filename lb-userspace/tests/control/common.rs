@@ -16,6 +16,7 @@ use lb_userspace::{
     datapath::fake::Fake,
     engine::Engine,
     events::{Event, Events, Page},
+    health::prober::Prober,
     netlink::{Neighbourhood, NextHop, Resolution},
     notify::Notifier,
     settings::Limits,
@@ -110,13 +111,16 @@ impl Place {
             notifier: Notifier::default(),
         };
         let (listener, file) = socket::bind(&config.socket, "root").expect("the socket is free");
-        let daemon = Daemon::new(engine, effects, self.file(), config).expect("the state is fine");
+        // Its thread has nothing to ask that is not on loopback.
+        let (prober, reports) = Prober::start().expect("a thread");
+        let daemon = Daemon::new(engine, Box::new(prober), effects, self.file(), config)
+            .expect("the state is fine");
         let (requests_to, requests) = mpsc::channel(1_024);
         let (signals, signals_of) = mpsc::channel(4);
         let (ready_to, ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(server::serve(listener, requests_to, events, stopped));
-        let inputs = Inputs { requests, signals: signals_of, neighbours };
+        let inputs = Inputs { requests, signals: signals_of, neighbours, reports };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;
             drop((stop, file));

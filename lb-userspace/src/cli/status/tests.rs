@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     desired::{Mode, Protocol, ServiceKey},
+    reconcile::Standing,
     status::Interface,
 };
 
@@ -33,7 +34,7 @@ fn node() -> Status {
         ring_slots: 1_009,
         slots_in_flux: 100,
         idle_timeout_secs: 900,
-        standing: Default::default(),
+        standing: Standing { up: 1, enabled: 2, ready: true, ..Standing::default() },
         backends: [
             (IpAddr::from([10, 0, 0, 11]), backend_with(Admin::Enabled, None)),
             (IpAddr::from([10, 0, 0, 12]), backend_with(Admin::Enabled, Some("no answer"))),

@@ -2,8 +2,12 @@
 
 use std::{
     collections::BTreeSet,
+    env,
+    fs::File,
+    io,
     net::{Ipv4Addr, TcpListener},
     pin::Pin,
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -76,7 +80,7 @@ fn report(reports: &mut mpsc::UnboundedReceiver<Report>) -> Report {
     }
 }
 
-fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "{what}");
@@ -212,4 +216,81 @@ fn listener_that_is_gone_is_hard_down() {
     drop(server);
     let change = report(&mut reports).change.expect("a change");
     assert_eq!(change.to, Condition::HardDown, "{}", change.cause);
+}
+
+/// Says to the child of the next test which port the server has.
+const PORT_OF_SERVER: &str = "LB_TEST_PORT";
+
+#[test]
+fn exhausted_descriptors_change_nobody_are_logged_once_and_pass() {
+    if let Ok(port) = env::var(PORT_OF_SERVER) {
+        return exhaust(port.parse().expect("a port"));
+    }
+    let server = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
+    let port = server.local_addr().expect("it is bound").port();
+    thread::spawn(move || server.incoming().for_each(drop));
+    // Limits are those of a process, and other tests run in this one.
+    let name = thread::current().name().expect("tests have names").to_owned();
+    let output = Command::new(env::current_exe().expect("this program"))
+        .args(["--exact", &name, "--nocapture"])
+        .env(PORT_OF_SERVER, port.to_string())
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Where the child logs to.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn lines_with(&self, words: &str) -> usize {
+        let text = self.0.lock().expect("nobody panicked");
+        String::from_utf8_lossy(&text).lines().filter(|line| line.contains(words)).count()
+    }
+}
+
+/// The child: all descriptors are taken, and given back.
+fn exhaust(port: u16) {
+    let log = Log::default();
+    let writer = log.clone();
+    tracing_subscriber::fmt().with_writer(move || writer.clone()).init();
+    setrlimit(Resource::RLIMIT_NOFILE, 64, 64).expect("it is lower than before");
+    let (prober, mut reports) = Prober::start().expect("a thread");
+    assert_eq!(prober.load().limit, 32);
+    let check = Check { port: Some(port), fall: 1.try_into().expect("one"), ..check(50) };
+    prober.assign(assignments(1..=8, &check));
+    let every = |is_so: &dyn Fn(&CheckStatus) -> bool| prober.status().values().all(is_so);
+    wait_for("all are asked", || every(&|status| status.counts.ok > 1));
+    let mut taken = Vec::new();
+    // A question that ends gives one back.
+    let exhausted = || loop {
+        match File::open("/dev/null") {
+            Ok(file) => taken.push(file),
+            Err(_) => break every(&|status| status.counts.unknown > 3),
+        }
+    };
+    wait_for("none can be asked", exhausted);
+    assert_eq!(prober.load().troubles.len(), 1, "{:?}", prober.load().troubles);
+    assert_eq!(log.lines_with("checks can't be asked"), 1);
+    drop(taken);
+    let before = prober.status();
+    wait_for("all are asked again", || {
+        prober.status().iter().all(|(target, now)| now.counts.ok > before[target].counts.ok + 1)
+    });
+    wait_for("it is over", || prober.load().troubles.is_empty());
+    assert_eq!(log.lines_with("checks can be asked again"), 1);
+    assert!(reports.try_recv().is_err(), "nobody changed");
 }

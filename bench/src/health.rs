@@ -1,0 +1,254 @@
+//! What checking many backends costs: CPU time of the prober's thread, and how late it asks.
+//!
+//! Two hosts: one with the prober, one that is all the backends, each an address of it. Its server
+//! is a process of its own. The kernel handles the packets of both hosts where they are sent, so
+//! part of the other host's work is counted too.
+
+mod report;
+mod server;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    net::{IpAddr, Ipv4Addr},
+    process::{Child, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kit::{namespace::Namespace, wait::until};
+use lb_userspace::{
+    desired::{Mode, Protocol, ServiceKey},
+    health::{
+        Check, Condition, Target,
+        check::{Http, Kind},
+        probe::Route,
+        prober::{Assignment, Prober, status::Load},
+        vip::Way,
+    },
+    netlink::NextHop,
+    settings::Tunnel,
+};
+use report::{Case, Report};
+pub use server::serve;
+
+/// The prober's host.
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+/// The backends' host.
+const WEB: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+/// The VIP of all of them.
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 1);
+/// The first backend.
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 0);
+const PORT: u16 = 80;
+const MTU: u16 = 1_500;
+
+/// How many backends, and how long.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+    /// How many backends are asked once a second
+    #[arg(long, default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=65_000))]
+    backends: u32,
+    /// How long each case is measured, in seconds
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+///
+/// If the hosts do not come up, or a backend is found down.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let hosts = Hosts::start()?;
+    let time = Duration::from_secs(arguments.seconds);
+    let often = arguments.backends.div_ceil(20);
+    let second = Duration::from_secs(1);
+    let (tcp, http) = (Kind::Tcp, Kind::Http(Http::default()));
+    let (own, vip) = (Route::Backend, Route::Vip(hosts.way.clone()));
+    let cases = [
+        ("tcp", arguments.backends, second, &tcp, &own),
+        ("http", arguments.backends, second, &http, &own),
+        ("tcp to the VIP", arguments.backends, second, &tcp, &vip),
+        ("http to the VIP", arguments.backends, second, &http, &vip),
+        ("tcp, 20 times as often", often, second / 20, &tcp, &own),
+    ];
+    let mut report = Report { cases: Vec::new() };
+    for (name, backends, interval, kind, route) in cases {
+        let check = Check { kind: kind.clone(), interval, ..Check::default() };
+        let assignments = assignments(backends, &check, route);
+        let measure = || measure(name, interval, assignments, time);
+        let case = hosts.balancer.enter(measure)?.with_context(|| name.to_owned())?;
+        report.cases.push(case);
+    }
+    hosts.stop()?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, Assignment> {
+    let service = ServiceKey { vip: VIP.into(), port: PORT, protocol: Protocol::Tcp };
+    let assignment = |n| {
+        let backend = IpAddr::from(Ipv4Addr::from_bits(FIRST.to_bits() + 1 + n));
+        let route = match route.clone() {
+            Route::Vip(way) => Route::Vip(Way { backend, ..way }),
+            own => own,
+        };
+        let assignment = Assignment {
+            service: "web".into(),
+            check: check.clone(),
+            route: Some(route),
+            half_life: Duration::ZERO,
+            initial: Condition::Up,
+        };
+        (Target { service, backend }, assignment)
+    };
+    (0..backends).map(assignment).collect()
+}
+
+/// One case, in the namespace of the calling thread.
+fn measure(
+    name: &str,
+    interval: Duration,
+    assignments: BTreeMap<Target, Assignment>,
+    time: Duration,
+) -> Result<Case> {
+    let (prober, mut reports) = Prober::start()?;
+    // A thread names itself when it begins to run.
+    let thread = until(Duration::from_secs(5), "the prober runs", || thread_named("health"))?;
+    let backends = assignments.len();
+    prober.assign(assignments);
+    let changed = until(Duration::from_secs(30), "every backend answers", || {
+        if let Ok(report) = reports.try_recv() {
+            return Ok(Some(report));
+        }
+        let answered = prober.status().values().all(|status| status.counts.ok > 1);
+        if answered { Ok(None) } else { bail!("some do not") }
+    })?;
+    ensure!(changed.is_none(), "a backend was found down: {changed:?}");
+    let (before, cpu, begun) = (prober.load(), cpu_time(thread)?, Instant::now());
+    thread::sleep(time);
+    let (after, cpu, took) = (prober.load(), cpu_time(thread)? - cpu, begun.elapsed());
+    ensure!(reports.try_recv().is_err(), "a backend was found down");
+    let count = |load: &Load| load.counts.ok + load.counts.failed + load.counts.unknown;
+    let checks = count(&after) - count(&before);
+    ensure!(checks > 0, "nothing was asked");
+    let mut lateness = after.lateness;
+    for (bucket, before) in lateness.buckets.iter_mut().zip(before.lateness.buckets) {
+        *bucket -= before;
+    }
+    Ok(Case {
+        name: name.into(),
+        backends,
+        interval_ms: interval.as_millis() as u64,
+        checks,
+        checks_per_second: checks as f64 / took.as_secs_f64(),
+        failed: after.counts.failed - before.counts.failed,
+        unknown: after.counts.unknown - before.counts.unknown,
+        cpu_percent: 100.0 * cpu.as_secs_f64() / took.as_secs_f64(),
+        cpu_us_per_check: cpu.as_secs_f64() * 1e6 / checks as f64,
+        late_us_p50: lateness.quantile_us(500),
+        late_us_p99: lateness.quantile_us(990),
+        pauses: after.pauses - before.pauses,
+    })
+}
+
+/// The thread of this process that has this name.
+fn thread_named(name: &str) -> Result<u32> {
+    let is_it = |tid: &u32| {
+        let comm = fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    };
+    let tids = fs::read_dir("/proc/self/task").context("the threads")?;
+    let tids = tids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut tids = tids.filter(is_it);
+    tids.next().with_context(|| format!("no thread is named {name}"))
+}
+
+/// How long a thread has run.
+fn cpu_time(tid: u32) -> Result<Duration> {
+    let path = format!("/proc/self/task/{tid}/schedstat");
+    let times = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let nanos = times.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
+    nanos.map(Duration::from_nanos).with_context(|| format!("{path}: {times}"))
+}
+
+/// The two hosts, and the server.
+struct Hosts {
+    balancer: Namespace,
+    _web: Namespace,
+    server: Child,
+    /// To the VIP at any backend.
+    way: Way,
+}
+
+impl Hosts {
+    fn start() -> Result<Self> {
+        let (balancer, web) = (Namespace::new("balancer")?, Namespace::new("web")?);
+        balancer.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}\naddress add {OWN}/24 dev eth0\nlink set eth0 up",
+            web.name()
+        ))?;
+        web.ip(&format!(
+            "address add {WEB}/24 dev eth0\naddress add {VIP}/32 dev lo\nlink set eth0 up\n\
+             route add local {FIRST}/16 dev lo"
+        ))?;
+        balancer.ip(&format!("route add {FIRST}/16 via {WEB}"))?;
+        // A burst of connections may find the queue full: that would measure retransmissions.
+        web.sysctl(&[("core/somaxconn", "65535"), ("ipv4/tcp_max_syn_backlog", "65535")])?;
+        let server = Self::server(&web)?;
+        let way = Self::way(&balancer, &web)?;
+        Ok(Self { balancer, _web: web, server, way })
+    }
+
+    fn server(web: &Namespace) -> Result<Child> {
+        let program = std::env::current_exe().context("this program")?;
+        let mut command = web.command(program);
+        command.args(["health-server", &PORT.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut server = command.spawn().context("start the server")?;
+        let output = server.stdout.take().context("its output")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).context("its first line")?;
+        ensure!(line.trim_end() == server::READY, "the server does not start");
+        Ok(server)
+    }
+
+    fn way(balancer: &Namespace, web: &Namespace) -> Result<Way> {
+        let (own_mac, mac) = (bytes(&balancer.mac("eth0")?)?, bytes(&web.mac("eth0")?)?);
+        let ifindex =
+            balancer.enter(|| -> Result<u32> { Ok(nix::net::if_::if_nametoindex("eth0")?) })??;
+        let hop = NextHop {
+            ifindex,
+            interface: "eth0".into(),
+            mac,
+            l2: [&mac[..], &own_mac, &[8, 0]].concat(),
+            mtu: MTU,
+        };
+        let tunnel = Tunnel::default();
+        Ok(Way { vip: VIP.into(), backend: WEB.into(), mode: Mode::Dsr, hop, tunnel })
+    }
+
+    fn stop(mut self) -> Result<()> {
+        drop(self.server.stdin.take());
+        let status = self.server.wait().context("wait for the server")?;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+}
+
+/// `02:00:00:00:00:01` as bytes.
+fn bytes(mac: &str) -> Result<[u8; 6]> {
+    let bytes: Result<Vec<_>, _> =
+        mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    bytes.ok().and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("MAC address {mac}"))
+}

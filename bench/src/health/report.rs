@@ -1,0 +1,84 @@
+//! The results, as a table for people and as JSON for programs.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Everything that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    /// The cases.
+    pub cases: Vec<Case>,
+}
+
+/// One kind of check.
+#[derive(Serialize)]
+pub struct Case {
+    /// What was asked.
+    pub name: String,
+    /// How many backends.
+    pub backends: usize,
+    /// The interval of each.
+    pub interval_ms: u64,
+    /// Questions in the time measured.
+    pub checks: u64,
+    /// The same, a second.
+    pub checks_per_second: f64,
+    /// Bad answers among them.
+    pub failed: u64,
+    /// Questions that couldn't be asked among them.
+    pub unknown: u64,
+    /// CPU time of the prober's thread, in per cent of one core.
+    pub cpu_percent: f64,
+    /// The same for each question, in microseconds.
+    pub cpu_us_per_check: f64,
+    /// How much later than due half of the questions were asked at most, in microseconds.
+    pub late_us_p50: Option<u64>,
+    /// The same of 99 in 100.
+    pub late_us_p99: Option<u64>,
+    /// How often the thread could not run for 100 ms.
+    pub pauses: u64,
+}
+
+fn millis(us: Option<u64>) -> String {
+    us.map_or_else(|| "> 1000".into(), |us| format!("<={}", us as f64 / 1_000.0))
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "health checks: CPU time of the prober's thread in per cent of one core and for each check,\n\
+             and how much later than due checks began"
+        )?;
+        writeln!(
+            f,
+            "{:<24}{:>9}{:>10}{:>10}{:>8}{:>9}{:>10}{:>10}{:>8}",
+            "",
+            "backends",
+            "interval",
+            "checks/s",
+            "CPU, %",
+            "us/check",
+            "late p50",
+            "late p99",
+            "failed"
+        )?;
+        for case in &self.cases {
+            writeln!(
+                f,
+                "{:<24}{:>9}{:>7} ms{:>10.0}{:>8.2}{:>9.1}{:>7} ms{:>7} ms{:>8}",
+                case.name,
+                case.backends,
+                case.interval_ms,
+                case.checks_per_second,
+                case.cpu_percent,
+                case.cpu_us_per_check,
+                millis(case.late_us_p50),
+                millis(case.late_us_p99),
+                case.failed + case.unknown
+            )?;
+        }
+        Ok(())
+    }
+}

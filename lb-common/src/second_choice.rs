@@ -1,0 +1,144 @@
+//! A SYN that is sent again: how it is recognised, and where it goes if its backend is silent.
+//!
+//! The answers of a backend bypass the balancer, so what is known of it is what its clients do next:
+//! a SYN that is sent again was not answered, and a bare ACK acknowledges what the backend has just
+//! said ([`events::HEARD`]). A SYN that is sent again to a backend that has been silent for a while
+//! goes to another one, the flow's *second choice*, and is pinned there. So a connection gets
+//! through at the client's first repetition, a second after its SYN, before any check has noticed the
+//! death. What the daemon has marked as suspect is taken for silent at once.
+//!
+//! A backend that lives must not be left: it repeats its SYN-ACK about when the client repeats the
+//! SYN. Then the answers of two backends race, and if the first one's wins, the second one gets the
+//! ACK, and resets. Therefore silence is measured ([`crate::abi::Unanswered`]) by SYNs and by time: a
+//! count alone would call every backend silent in a burst or in a flood, and time alone an idle one.
+//! Nobody leaves a backend that any client has heard within half a second.
+//!
+//! Every CPU knows its own clients only: it can take a backend that lives for a silent one only if
+//! none of its own clients was answered.
+//!
+//! QUIC has no second choice. A client's hello may take several Initial packets, and their numbers
+//! are encrypted: one that is sent again can't be told from the hello's second.
+
+use crate::{
+    abi::{FlowValue, SYN_SEEN, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
+    hash::slot_of,
+    steer::{Choice, Query, take},
+    tables::Tables,
+    verdict::events,
+};
+
+/// How many slots are asked for a second choice. Of two backends with the same weight, one in 2^16
+/// flows meets only the silent one.
+const TRIES: u32 = 16;
+
+/// The golden ratio in 64 bits: odd, and without a pattern.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What becomes of a SYN for which the rule of the slot has made its choice. `query` is called only
+/// if it was seen before.
+#[inline(always)]
+pub(crate) fn opened<'a, T: Tables>(
+    tables: &T,
+    service: &Service,
+    slot: &Slot,
+    (hash, sequence): (u64, u32),
+    first: Choice,
+    query: impl FnOnce() -> Query<'a>,
+) -> Choice {
+    let choice = Choice { id: first.id, events: first.events | events::NEW_FLOW };
+    if !is_retransmission(tables, hash, sequence) {
+        return choice;
+    }
+    let choice = Choice { id: choice.id, events: choice.events | events::SYN_RETRANSMISSION };
+    if service.flags & service_flags::SECOND_CHOICE == 0 {
+        return choice;
+    }
+    Choice::from_word(sent_again(tables, &query(), slot, choice.to_word()))
+}
+
+/// Whether this SYN was seen before. A lossy memory per CPU: a mark at a place, both from tuple and
+/// sequence number; another SYN may take the place, so what is counted is a sample.
+#[inline(always)]
+fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
+    let mixed = (hash ^ u64::from(sequence)).wrapping_mul(GOLDEN);
+    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_SEEN - 1)) else { return false };
+    let mark = mixed as u32 | 1;
+    if seen.load() == mark {
+        return true;
+    }
+    seen.store(mark);
+    false
+}
+
+/// A SYN that was seen before: its backend, or its second choice. Takes and returns a [`Choice`] as a
+/// word.
+#[inline(never)]
+fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, first: u64) -> u64 {
+    let choice = Choice::from_word(first);
+    let now = tables.now_nanos();
+    if may_answer(tables, choice.id, now) {
+        return first;
+    }
+    let second = second_choice(tables, query, choice.id, now);
+    if second == 0 || !pin(tables, query, slot, second) {
+        return first;
+    }
+    let events = choice.events & !events::UNPINNED | events::SECOND_CHOICE;
+    Choice { id: second, events }.to_word()
+}
+
+/// Whether a backend can be sent to, is not suspect and not silent.
+#[inline(always)]
+fn may_answer<T: Tables>(tables: &T, id: u16, now_nanos: u64) -> bool {
+    let Some(backend) = tables.backend(id) else { return false };
+    backend.flags & (backend_flags::USABLE | backend_flags::SUSPECT) == backend_flags::USABLE
+        && !tables.unanswered(id).is_silence(now_nanos)
+}
+
+/// The first backend that may answer, of those that own the flow's own slot and the slots that its
+/// hash, hashed again, leads to; 0 if there is none. Like the ring it is the same on every node that
+/// hears the same backends.
+///
+/// The own slot is of use for a flow that is pinned, or sent to a base owner for want of a pin.
+#[inline(always)]
+fn second_choice<T: Tables>(tables: &T, query: &Query<'_>, first: u16, now_nanos: u64) -> u16 {
+    let Query { service, mut hash, .. } = *query;
+    for _ in 0..=TRIES {
+        let Some(slot) = tables.slot(service.id, slot_of(hash, service.slots)) else { return 0 };
+        let id = slot.owners().current;
+        if id != first && may_answer(tables, id, now_nanos) {
+            return id;
+        }
+        // The halves change places, since a product's high half is the one that knows all bits.
+        hash = hash.rotate_left(32).wrapping_mul(GOLDEN);
+    }
+    0
+}
+
+/// Pins a flow that is not established to a backend; false if that can't be had.
+#[inline(always)]
+fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u16) -> bool {
+    let Query { service, key, .. } = query;
+    let now = tables.now();
+    let value = FlowValue { backend: id, flags: 0, seen: now };
+    let known = if slot.pinned() != 0 { tables.pin(key) } else { None };
+    if let Some(known) = known {
+        // A SYN on an established flow may be forged, however often it comes.
+        if known.get().flags & flow_flags::ESTABLISHED != 0 {
+            return false;
+        }
+        slot.touch_pinned(stamp(now));
+        known.set(value);
+        return true;
+    }
+    let affordable = match tables.syn_budget(service.id) {
+        Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
+        None => false,
+    };
+    if !affordable {
+        return false;
+    }
+    // The stamp first: whoever is to find the pin must have been told to look.
+    slot.touch_pinned(stamp(now));
+    tables.insert_pin(key, value)
+}

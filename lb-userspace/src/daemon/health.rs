@@ -1,0 +1,222 @@
+//! What the daemon makes of health checks: it says who is to be asked, takes the answers in, and
+//! tells what they change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    desired::{Desired, ServiceKey},
+    events::{Kind, News},
+    health::{
+        Condition, Seen, Target, View,
+        assign::assignments,
+        check::Start,
+        prober::{Assignment, Prober, Report, status::CheckStatus},
+    },
+    netlink::Neighbourhood,
+    reconcile::Standing,
+    settings::Tunnel,
+    status::Status,
+};
+
+/// Who asks the backends.
+pub trait Checks: Send {
+    /// See [`Prober::assign`].
+    fn assign(&self, assignments: BTreeMap<Target, Assignment>);
+    /// See [`Prober::suspect`].
+    fn suspect(&self, target: Target, reason: String);
+    /// See [`Prober::status`].
+    fn status(&self) -> BTreeMap<Target, CheckStatus>;
+}
+
+impl Checks for Prober {
+    fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+        Self::assign(self, assignments);
+    }
+
+    fn suspect(&self, target: Target, reason: String) {
+        Self::suspect(self, target, reason);
+    }
+
+    fn status(&self) -> BTreeMap<Target, CheckStatus> {
+        Self::status(self)
+    }
+}
+
+/// What is known of the backends' health.
+pub(super) struct Health {
+    checks: Box<dyn Checks>,
+    tunnel: Tunnel,
+    /// What an earlier run has left, until it is taken up.
+    adopted: View,
+    /// The backends that were assigned.
+    known: BTreeSet<Target>,
+    view: View,
+    neighbourhood: Option<Neighbourhood>,
+    /// Why the clients' packets made suspects of them.
+    reasons: BTreeMap<Target, String>,
+    standings: BTreeMap<ServiceKey, Standing>,
+}
+
+impl Health {
+    pub(super) fn new(checks: Box<dyn Checks>, tunnel: Tunnel) -> Self {
+        Self {
+            checks,
+            tunnel,
+            adopted: View::new(),
+            known: BTreeSet::new(),
+            view: View::new(),
+            neighbourhood: None,
+            reasons: BTreeMap::new(),
+            standings: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what an earlier run has left in the maps.
+    pub(super) fn adopt(&mut self, adopted: View) {
+        self.adopted = adopted;
+    }
+
+    /// What is seen.
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Hears of the ways to the backends.
+    pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
+        self.neighbourhood = Some(neighbourhood);
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    pub(super) fn follow(&mut self, desired: &Desired) {
+        let mut there = BTreeSet::new();
+        for service in desired.services.values() {
+            for (&backend, wanted) in &service.backends {
+                let target = Target { service: service.key, backend };
+                there.insert(target);
+                if self.known.contains(&target) {
+                    continue;
+                }
+                let check = service.check_of(wanted);
+                let down = check.is_active() && check.start == Start::Down;
+                let seen = self.adopted.remove(&target).unwrap_or(Seen {
+                    condition: if down { Condition::SoftDown } else { Condition::Up },
+                    ..Seen::default()
+                });
+                self.see(target, seen);
+            }
+        }
+        self.view.retain(|target, _| there.contains(target));
+        self.reasons.retain(|target, _| there.contains(target));
+        self.known = there;
+        let ways = self.neighbourhood.as_ref();
+        self.checks.assign(assignments(desired, ways, self.tunnel, &self.view));
+    }
+
+    fn see(&mut self, target: Target, seen: Seen) {
+        if seen == Seen::default() {
+            self.view.remove(&target);
+        } else {
+            self.view.insert(target, seen);
+        }
+    }
+
+    /// A backend's clients find it silent.
+    pub(super) fn suspect(&mut self, target: Target, reason: String) {
+        self.reasons.insert(target, reason.clone());
+        self.checks.suspect(target, reason);
+    }
+
+    /// Takes a report in; what there is to tell of it.
+    pub(super) fn take(&mut self, report: Report, desired: &Desired) -> Vec<News> {
+        let Report { target, seen, change } = report;
+        let Some(name) = name_of(desired, target.service) else { return Vec::new() };
+        if !self.known.contains(&target) {
+            return Vec::new();
+        }
+        let before = self.view.get(&target).copied().unwrap_or_default();
+        self.see(target, seen);
+        let mut news = Vec::new();
+        let mut tell = |kind, what: &str, cause: &str| {
+            let message = format!("{name} {} {what}", target.backend);
+            news.push(News::new(kind, message, cause).of_backend(name, target.backend));
+        };
+        if seen.suspect && !before.suspect {
+            let reason = self.reasons.get(&target).map_or("", String::as_str);
+            tell(Kind::BackendSuspect, "is suspected to be silent", reason);
+        }
+        if let Some(change) = change {
+            match change.to {
+                Condition::Up => tell(Kind::BackendUp, "is up", &change.cause),
+                Condition::SoftDown => tell(
+                    Kind::BackendDown,
+                    "is down: no new flows, it keeps the ones it has",
+                    &change.cause,
+                ),
+                Condition::HardDown => {
+                    tell(Kind::BackendDown, "is down: its flows move", &change.cause);
+                }
+            }
+        }
+        match (before.held, seen.held) {
+            (false, true) => tell(
+                Kind::BackendHeld,
+                "is up and gets no new flows yet",
+                "it went down too often of late",
+            ),
+            (true, false) if seen.condition == Condition::Up => {
+                tell(Kind::BackendUp, "gets new flows again", "it has stayed up");
+            }
+            _ => {}
+        }
+        news
+    }
+
+    /// Takes over how the services stand; what there is to tell of it.
+    pub(super) fn stand(
+        &mut self,
+        standings: &BTreeMap<ServiceKey, Standing>,
+        desired: &Desired,
+    ) -> Vec<News> {
+        let mut news = Vec::new();
+        for (key, now) in standings {
+            let Some(name) = name_of(desired, *key) else { continue };
+            let before = self.standings.get(key).copied();
+            let up = format!("{} of {} backends are up", now.up, now.enabled);
+            let mut tell = |kind, what: &str| {
+                let message = format!("service {name} {what}");
+                news.push(News::new(kind, message, up.clone()).of_service(name));
+            };
+            // A service that begins as it should is no news.
+            match (before.is_none_or(|before| before.ready), now.ready) {
+                (true, false) => tell(Kind::ServiceNotReady, "is not ready"),
+                (false, true) => tell(Kind::ServiceReady, "is ready"),
+                _ => {}
+            }
+            match (before.is_some_and(|before| before.panic), now.panic) {
+                (false, true) => {
+                    tell(Kind::ServicePanic, "is in panic: its checks are ignored for choosing");
+                }
+                (true, false) => tell(Kind::ServicePanicOver, "is in panic no more"),
+                _ => {}
+            }
+        }
+        self.standings.clone_from(standings);
+        news
+    }
+
+    /// Adds what is known of the checks.
+    pub(super) fn tell(&self, status: &mut Status) {
+        let mut checks = self.checks.status();
+        for service in status.services.values_mut() {
+            for (address, backend) in &mut service.backends {
+                let target = Target { service: service.key, backend: *address };
+                backend.check = checks.remove(&target);
+            }
+        }
+    }
+}
+
+fn name_of(desired: &Desired, key: ServiceKey) -> Option<&str> {
+    let mut services = desired.services.iter();
+    services.find(|(_, service)| service.key == key).map(|(name, _)| name.as_str())
+}

@@ -1,0 +1,159 @@
+//! The layouts of maps: that of this version, and the older ones that were released and can be
+//! taken over.
+//!
+//! An older layout is a file here, written when the next one came and frozen since. What a map of it
+//! has in common with today's is taken over as it is; so far that is all of them, since layout 2
+//! only gave a meaning to bytes that were zero. A layout that changes a key or a value turns one into
+//! the other in its file, and [`super::migrate`] asks it to.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::MapInfo;
+use lb_common::{
+    abi::{
+        self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
+        FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, SynBudget, VerdictCounter,
+        VipKey,
+    },
+    service_index::{self, Bucket, Entry},
+    verdict::REASONS,
+};
+
+use crate::settings::Limits;
+
+mod v1;
+
+// From linux/bpf.h, enum bpf_map_type.
+const HASH: u32 = 1;
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const LRU_HASH: u32 = 9;
+/// Kind of `RINGS`.
+pub const ARRAY_OF_MAPS: u32 = 12;
+
+/// A map's name, kind, key and value size, and entries for these limits and this many CPUs.
+#[derive(Debug)]
+pub struct Shape {
+    /// Its name.
+    pub name: &'static str,
+    kind: u32,
+    key: usize,
+    value: usize,
+    /// Its entries.
+    pub entries: fn(&Limits, u32) -> u32,
+}
+
+impl Shape {
+    /// Whether a map of the other shape is a map of this one, but for its entries.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.kind, self.key, self.value) == (other.kind, other.key, other.value)
+    }
+}
+
+const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) -> u32) -> Shape {
+    Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
+}
+
+/// The maps of this version.
+pub const SHAPES: [Shape; 16] = [
+    shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
+    shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
+    shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
+    shape::<ServiceKeyV6, Service>("SERVICES_V6", HASH, |limits, _| limits.services),
+    shape::<u32, u32>("RINGS", ARRAY_OF_MAPS, |limits, _| limits.services),
+    shape::<u32, Backend>("BACKENDS", ARRAY, |limits, _| limits.backends + 1),
+    shape::<FlowKey, Flow>("PINS", HASH, |limits, _| limits.pins),
+    shape::<FlowKey, Flow>("TRACKED", LRU_HASH, |limits, _| limits.tracked_flows),
+    shape::<ConnectionKey, Flow>("CONNECTIONS", LRU_HASH, |limits, _| limits.connections),
+    shape::<FragmentKey, Fragment>("FRAGMENTS", LRU_HASH, |limits, _| limits.fragments),
+    shape::<VipKey, u32>("VIPS", HASH, |limits, _| limits.services),
+    shape::<u32, OwnMac>("OWN_MACS", ARRAY, |_, _| abi::OWN_MACS),
+    shape::<u32, VerdictCounter>("VERDICTS", ARRAY, |_, cpus| REASONS * cpus),
+    shape::<u32, BackendCounter>("BACKEND_COUNTERS", ARRAY, |limits, cpus| {
+        (limits.backends + 1) * cpus
+    }),
+    shape::<u32, SynBudget>("SYN_BUDGETS", ARRAY, |limits, cpus| limits.services * cpus),
+    shape::<u32, u32>("SYN_SEEN", PERCPU_ARRAY, |_, _| abi::SYN_SEEN),
+];
+
+/// Buckets of the services' index.
+pub const fn buckets(limits: &Limits) -> u32 {
+    service_index::buckets(limits.services)
+}
+
+/// The maps of a version's layout; none if this version can't read it.
+pub const fn of(version: u32) -> Option<&'static [Shape]> {
+    match version {
+        ABI_VERSION => Some(&SHAPES),
+        1 => Some(&v1::SHAPES),
+        _ => None,
+    }
+}
+
+/// The limits that the maps pinned in `folder` have; where one is missing, the wanted one.
+///
+/// # Errors
+///
+/// If a map is not what the layout has under its name.
+pub fn pinned_limits(folder: &Path, shapes: &[Shape], wanted: Limits, cpus: u32) -> Result<Limits> {
+    let mut found = BTreeMap::new();
+    for shape in shapes {
+        let path = folder.join(shape.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+        let kind = info.map_type().map(|kind| kind as u32).unwrap_or(0);
+        let is = (kind, info.key_size() as usize, info.value_size() as usize);
+        ensure!(
+            is == (shape.kind, shape.key, shape.value),
+            "{}: a map of type {}, key {} and value {} bytes, where its layout has type {}, {} \
+             and {}; `lbctl detach` removes it, and forwarding stops until lbd is started again",
+            path.display(),
+            is.0,
+            is.1,
+            is.2,
+            shape.kind,
+            shape.key,
+            shape.value,
+        );
+        found.insert(shape.name, info.max_entries());
+    }
+    let of = |name, wanted| found.get(name).copied().unwrap_or(wanted);
+    let limits = Limits {
+        services: of("RINGS", wanted.services),
+        backends: found.get("BACKENDS").map_or(wanted.backends, |entries| entries - 1),
+        pins: of("PINS", wanted.pins),
+        tracked_flows: of("TRACKED", wanted.tracked_flows),
+        connections: of("CONNECTIONS", wanted.connections),
+        fragments: of("FRAGMENTS", wanted.fragments),
+    };
+    for shape in shapes {
+        let entries = (shape.entries)(&limits, cpus);
+        let is = of(shape.name, entries);
+        ensure!(
+            is == entries,
+            "{}: {is} entries where the other maps ask for {entries}; `lbctl detach` removes them \
+             all, and forwarding stops until lbd is started again",
+            folder.join(shape.name).display(),
+        );
+    }
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Maps are shared between a set of layout 1 and one of today's, and read by today's types.
+    #[test]
+    fn every_map_of_layout_1_can_be_taken_as_it_is() {
+        let limits = Limits { services: 77, backends: 99, ..Limits::default() };
+        for (then, now) in v1::SHAPES.iter().zip(&SHAPES) {
+            let shape = |shape: &Shape| (shape.name, shape.kind, shape.key, shape.value);
+            assert_eq!(shape(then), shape(now));
+            assert_eq!((then.entries)(&limits, 3), (now.entries)(&limits, 3), "{}", now.name);
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The interfaces' watch: one that loses the program is told, and gets it again.
+
+use std::collections::BTreeMap;
+
+use tracing::error;
+
+use super::Engine;
+use crate::datapath::DataPlane;
+
+/// What has happened to an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceEvent {
+    /// Its name.
+    pub interface: String,
+    /// What has happened.
+    pub kind: InterfaceEventKind,
+    /// The same for people, with the cause.
+    pub text: String,
+}
+
+/// What can happen to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterfaceEventKind {
+    /// It has lost the program: made anew, or stripped of it by someone. What arrives there is not
+    /// forwarded.
+    Lost,
+    /// It has the program again.
+    Back,
+}
+
+/// The interfaces without the program, and what is to be told.
+#[derive(Debug, Default)]
+pub(super) struct Interfaces {
+    /// Why, as it was told last.
+    bare: BTreeMap<String, String>,
+    events: Vec<InterfaceEvent>,
+}
+
+impl Interfaces {
+    /// What has happened since the last call.
+    pub(super) fn take_events(&mut self) -> Vec<InterfaceEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    fn tell(&mut self, interface: &str, kind: InterfaceEventKind, text: String) {
+        self.events.push(InterfaceEvent { interface: interface.to_owned(), kind, text });
+    }
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// Tells of interfaces that have lost the program, and attaches it again, if that is wanted and
+    /// can be done; if not, each call tries again. A cause is logged once.
+    pub(super) fn watch_interfaces(&mut self) {
+        let Self { data_plane, interfaces, settings, .. } = self;
+        for there in data_plane.interfaces() {
+            let interface = there.name.as_str();
+            let known = interfaces.bare.contains_key(interface);
+            let Some(problem) = data_plane.problem(interface) else {
+                if interfaces.bare.remove(interface).is_some() {
+                    let text = format!("{interface}: the XDP program is back");
+                    interfaces.tell(interface, InterfaceEventKind::Back, text);
+                }
+                continue;
+            };
+            if !known {
+                let text = format!("{interface}: the XDP program is gone: {problem}");
+                interfaces.tell(interface, InterfaceEventKind::Lost, text);
+            }
+            let why = if !settings.reattach {
+                format!("{problem}; with `reattach = false` a new start of lbd attaches it")
+            } else if let Err(error) = data_plane.reattach(interface) {
+                format!("{error:#}; trying again each second")
+            } else {
+                interfaces.bare.remove(interface);
+                let text = format!("{interface}: the XDP program is attached again");
+                interfaces.tell(interface, InterfaceEventKind::Back, text);
+                continue;
+            };
+            if interfaces.bare.get(interface) != Some(&why) {
+                error!(interface, "the XDP program is not attached again: {why}");
+                interfaces.bare.insert(interface.to_owned(), why);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Now, *};
+    use crate::{
+        datapath::fake::Fake,
+        settings::{Limits, Settings},
+    };
+
+    fn engine(reattach: bool) -> Engine<Fake> {
+        let mut data_plane = Fake::new(Limits { services: 4, backends: 4, ..Limits::default() });
+        data_plane.set_interface("eth0", None);
+        data_plane.set_interface("eth1", None);
+        let settings = Settings { reattach, ..Settings::default() };
+        Engine::adopt(data_plane, &settings).unwrap()
+    }
+
+    fn sweep(engine: &mut Engine<Fake>) -> Vec<(InterfaceEventKind, String)> {
+        let swept = engine.sweep(Now::read()).unwrap();
+        swept.interfaces.into_iter().map(|event| (event.kind, event.text)).collect()
+    }
+
+    #[test]
+    fn what_can_not_be_attached_is_tried_each_second_and_told_once() {
+        let mut engine = engine(true);
+        assert_eq!(sweep(&mut engine), []);
+        engine.data_plane_mut().set_interface("eth1", Some("it is gone"));
+        engine.data_plane_mut().refuse_reattach(Some("not yet"));
+        let lost = "eth1: the XDP program is gone: it is gone".to_owned();
+        assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Lost, lost)]);
+        for _ in 0..3 {
+            assert_eq!(sweep(&mut engine), []);
+        }
+        engine.data_plane_mut().refuse_reattach(None);
+        let back = "eth1: the XDP program is attached again".to_owned();
+        assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);
+        assert_eq!(engine.data_plane().problem("eth1"), None);
+        assert_eq!(sweep(&mut engine), []);
+    }
+
+    #[test]
+    fn nothing_is_attached_where_the_settings_forbid_it() {
+        let mut engine = engine(false);
+        engine.data_plane_mut().set_interface("eth0", Some("it was detached"));
+        assert_eq!(sweep(&mut engine).len(), 1);
+        assert_eq!(sweep(&mut engine), []);
+        assert!(engine.data_plane().problem("eth0").is_some());
+        // Whoever has taken it off has put it back.
+        engine.data_plane_mut().set_interface("eth0", None);
+        let back = "eth0: the XDP program is back".to_owned();
+        assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);
+    }
+}
