@@ -69,7 +69,7 @@ impl Conversation {
             match opening.judge(&message?.said) {
                 Answer::Open => return Ok(()),
                 Answer::Refused => {
-                    opening.is_over();
+                    opening.settle();
                     return Err(Error::Refused);
                 }
                 // It remembers an earlier conversation: RFC 9293, 3.5.2. Once is enough for one
@@ -153,8 +153,8 @@ impl Opening<'_> {
         judge(said, self.next)
     }
 
-    /// There is nothing to close.
-    fn is_over(mut self) {
+    /// Nothing is left that would have to be closed.
+    fn settle(mut self) {
         self.open = false;
     }
 }

@@ -25,6 +25,8 @@ use crate::{
 
 /// Bytes of a TCP header without options.
 const TCP_LEN: usize = size_of::<Tcp>();
+/// The smallest MTU of a link (RFC 791, 3.2), which leaves room for the headers.
+const MIN_MTU: u16 = 68;
 /// ICMP: code of [`icmp::UNREACHABLE`] for a port on which nobody listens.
 const PORT_UNREACHABLE: u8 = 3;
 /// ICMPv6: destination unreachable, and its code for a port.
@@ -67,7 +69,12 @@ impl Path {
             let mode = way.mode;
             return Err(Error::Local(format!("{vip} does not travel to {backend} by {mode}")));
         }
-        Ok(Self(entry::by_hop(entry::blank(way.mode, backend, &way.tunnel), &way.hop)))
+        let entry = entry::by_hop(entry::blank(way.mode, backend, &way.tunnel), &way.hop);
+        if entry.mtu < MIN_MTU {
+            let (interface, mtu) = (&way.hop.interface, entry.mtu);
+            return Err(Error::Local(format!("the MTU of {mtu} by {interface} is too small")));
+        }
+        Ok(Self(entry))
     }
 
     /// Index of the interface that frames leave by.

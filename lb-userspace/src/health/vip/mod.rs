@@ -87,7 +87,7 @@ struct Inner {
     vips: Mutex<Arc<BTreeSet<IpAddr>>>,
     open: Mutex<Option<Open>>,
     table: Arc<Table>,
-    sources: tokio::sync::Mutex<Sources>,
+    sources: Sources,
     ports: Mutex<HashMap<(IpAddr, Protocol), Ports<Held>>>,
     keys: RandomState,
     drawn: AtomicU64,
@@ -171,13 +171,9 @@ impl Network {
         if backend.is_ipv4() {
             return None;
         }
-        let vips = self.0.vips();
-        let mut sources = self.0.sources.lock().await;
-        let (source, read) = sources.instead(backend, &vips).await.ok()?;
-        if read {
-            self.0.release_ports(&sources);
-        }
-        source
+        let inner = &self.0;
+        let vips = inner.vips();
+        inner.sources.instead(backend, &vips, |is_own| inner.forget(is_own)).await
     }
 
     /// Opens a conversation.
@@ -239,17 +235,12 @@ impl Inner {
 
     /// The address to ask from.
     async fn source(&self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
-        let mut sources = self.sources.lock().await;
-        let (source, read) = sources.of(way, vips).await?;
-        if read {
-            self.release_ports(&sources);
-        }
-        Ok(source)
+        self.sources.of(way, vips, |is_own| self.forget(is_own)).await
     }
 
     /// Gives up the ports of addresses that this node has lost.
-    fn release_ports(&self, sources: &Sources) {
-        lock(&self.ports).retain(|(own, _), ports| ports.is_open() || sources.has(*own));
+    fn forget(&self, is_own: &dyn Fn(IpAddr) -> bool) {
+        lock(&self.ports).retain(|(own, _), ports| ports.is_open() || is_own(*own));
     }
 
     fn lease(&self, source: IpAddr, protocol: Protocol, peer: SocketAddr) -> Result<Lease, Error> {

@@ -9,7 +9,8 @@ use std::{
 };
 
 use lb_common::packet::ethernet;
-use socket2::{Domain, Protocol as Number, SockAddr, SockFilter, Socket, Type};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use socket2::{Domain, Protocol as Number, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
@@ -52,7 +53,7 @@ impl Sender {
     /// Sends a frame by an interface. One for which there is no room in its queue is lost, as on
     /// any link.
     pub(super) fn send(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-        match self.0.send_to(frame, &interface(ifindex)?) {
+        match self.0.send_to(frame, &interface(ifindex)) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
             sent => sent.map(drop),
@@ -61,25 +62,14 @@ impl Sender {
 }
 
 /// The address of an interface, for a socket whose frames bring their own link-layer header.
-fn interface(ifindex: u32) -> io::Result<SockAddr> {
-    // SAFETY: what is written is an address of the family that it names, as long as is said.
-    let made = unsafe {
-        SockAddr::try_init(|storage, length| {
-            let address = libc::sockaddr_ll {
-                sll_family: libc::AF_PACKET as u16,
-                sll_protocol: 0,
-                sll_ifindex: ifindex.cast_signed(),
-                sll_hatype: 0,
-                sll_pkttype: 0,
-                sll_halen: 0,
-                sll_addr: [0; 8],
-            };
-            storage.cast::<libc::sockaddr_ll>().write(address);
-            length.write(size_of::<libc::sockaddr_ll>() as libc::socklen_t);
-            Ok(())
-        })
-    };
-    made.map(|((), address)| address)
+fn interface(ifindex: u32) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: the type is an address, which fits and may have any bytes.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_ifindex = ifindex.cast_signed();
+    // SAFETY: the storage holds an address of the family that it names, of this length.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
 /// Sees the packets of one family come, on any interface and before the kernel looks at them; from
@@ -165,5 +155,7 @@ fn attach(socket: &Socket, program: &Program) -> io::Result<()> {
 
 /// Gives a socket its receive buffer, beyond the system's limit where this process may.
 fn enlarge(socket: &Socket) -> io::Result<()> {
-    socket.set_recv_buffer_size(RECEIVE_BUFFER)
+    setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER)
+        .map_err(io::Error::from)
+        .or_else(|_| socket.set_recv_buffer_size(RECEIVE_BUFFER))
 }

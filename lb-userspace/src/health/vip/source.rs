@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr, UdpSocket},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -13,14 +13,17 @@ use rtnetlink::{
     new_connection,
     packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
 };
-use tokio::time::timeout;
+use tokio::{sync::Notify, task::JoinHandle, time::timeout};
+use tracing::debug;
 
-use super::{Error, Way};
+use super::{Error, Way, demux::lock};
 
 /// How long what netlink said of the addresses is believed.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long what the kernel would ask from is believed, if the addresses stay the same.
 const STEADY: Duration = Duration::from_secs(60);
+/// How long the first who ask wait for it: less than the shortest timeout of a check.
+const FIRST: Duration = Duration::from_millis(20);
 /// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -40,18 +43,6 @@ impl Own {
     }
 }
 
-/// The addresses of this node as of a moment, and what was chosen of them.
-#[derive(Debug, Default)]
-pub(super) struct Sources {
-    read: Option<Instant>,
-    own: Vec<Own>,
-    vips: Arc<BTreeSet<IpAddr>>,
-    chosen: HashMap<Want, Option<IpAddr>>,
-    /// For questions to backends' own addresses, and since when.
-    instead: HashMap<IpAddr, Option<IpAddr>>,
-    instead_since: Option<Instant>,
-}
-
 /// What a choice depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Want {
@@ -66,70 +57,140 @@ impl Want {
     }
 }
 
+/// The addresses of this node, read again as long as someone asks.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    state: Arc<Mutex<State>>,
+    /// The first reading has ended.
+    known: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    own: Option<Vec<Own>>,
+    /// Why they could not be read.
+    failure: String,
+    /// What reads them, and since when.
+    reading: Option<(Instant, JoinHandle<()>)>,
+    vips: Arc<BTreeSet<IpAddr>>,
+    chosen: HashMap<Want, Option<IpAddr>>,
+    /// For questions to backends' own addresses, and since when.
+    instead: HashMap<IpAddr, Option<IpAddr>>,
+    instead_since: Option<Instant>,
+}
+
 impl Sources {
-    /// The address that asks by this way, none of `vips`; and whether the addresses were read again
-    /// for it.
+    /// The address that asks by this way, none of `vips`. `forget` is told, at times, which
+    /// addresses this node has.
+    ///
+    /// Nobody waits for netlink but the first who ask, and they not for long: their caller would
+    /// take it for the backend's silence.
     ///
     /// # Errors
     ///
-    /// If there is none, or netlink can't be spoken to.
+    /// If there is none, or the addresses are not known.
     pub(super) async fn of(
-        &mut self,
+        &self,
         way: &Way,
         vips: &Arc<BTreeSet<IpAddr>>,
-    ) -> Result<(IpAddr, bool), Error> {
-        let stale = self.refresh(vips).await?;
-        let (own, want) = (&self.own, Want::of(way));
-        let chosen = self.chosen.entry(want).or_insert_with(|| choose(own, want, vips));
-        chosen.map(|source| (source, stale)).ok_or_else(|| none(way))
+        forget: impl FnOnce(&dyn Fn(IpAddr) -> bool),
+    ) -> Result<IpAddr, Error> {
+        self.refresh(forget).await;
+        lock(&self.state).choose(way, vips)
     }
 
-    /// The address that asks this address of a backend, where the kernel would take a VIP; and
-    /// whether the addresses were read again for it.
-    ///
-    /// # Errors
-    ///
-    /// If netlink can't be spoken to.
+    /// The address that asks this address of a backend, where the kernel would take a VIP. `forget`
+    /// as for [`Self::of`].
     pub(super) async fn instead(
-        &mut self,
+        &self,
         backend: IpAddr,
         vips: &Arc<BTreeSet<IpAddr>>,
-    ) -> Result<(Option<IpAddr>, bool), Error> {
-        let stale = self.refresh(vips).await?;
-        let own = &self.own;
+        forget: impl FnOnce(&dyn Fn(IpAddr) -> bool),
+    ) -> Option<IpAddr> {
+        self.refresh(forget).await;
+        lock(&self.state).instead(backend, vips)
+    }
+
+    async fn refresh(&self, forget: impl FnOnce(&dyn Fn(IpAddr) -> bool)) {
+        let known = self.known.notified();
+        let mut known = std::pin::pin!(known);
+        known.as_mut().enable();
+        let unknown = {
+            let mut state = lock(&self.state);
+            if state.is_stale() {
+                if let Some(own) = &state.own {
+                    forget(&|address| own.iter().any(|own| own.address == address));
+                }
+                let reader =
+                    tokio::spawn(read_into(Arc::clone(&self.state), Arc::clone(&self.known)));
+                state.reading = Some((Instant::now(), reader));
+            }
+            state.own.is_none()
+        };
+        if unknown {
+            let _ = timeout(FIRST, known).await;
+        }
+    }
+}
+
+impl State {
+    fn is_stale(&self) -> bool {
+        let reading = self.reading.as_ref();
+        reading.is_none_or(|(since, reader)| reader.is_finished() && since.elapsed() >= FRESH)
+    }
+
+    fn choose(&mut self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
+        let Some(own) = &self.own else {
+            let failure = &self.failure;
+            return Err(Error::Local(format!("this node's addresses are not known yet{failure}")));
+        };
+        if !Arc::ptr_eq(&self.vips, vips) {
+            self.chosen.clear();
+            self.instead.clear();
+            self.vips = Arc::clone(vips);
+        }
+        let want = Want::of(way);
+        let chosen = self.chosen.entry(want).or_insert_with(|| choose(own, want, vips));
+        chosen.ok_or_else(|| none(way))
+    }
+
+    fn instead(&mut self, backend: IpAddr, vips: &Arc<BTreeSet<IpAddr>>) -> Option<IpAddr> {
+        let own = self.own.as_ref()?;
+        let steady = self.instead_since.is_some_and(|since| since.elapsed() < STEADY);
+        if !steady || !Arc::ptr_eq(&self.vips, vips) {
+            self.chosen.clear();
+            self.instead.clear();
+            self.instead_since = Some(Instant::now());
+            self.vips = Arc::clone(vips);
+        }
         let chosen = self
             .instead
             .entry(backend)
             .or_insert_with(|| instead_of(kernels_choice(backend)?, own, backend, vips));
-        Ok((*chosen, stale))
+        *chosen
     }
+}
 
-    /// Reads the addresses if it is time to, and says whether it was.
-    async fn refresh(&mut self, vips: &Arc<BTreeSet<IpAddr>>) -> Result<bool, Error> {
-        let stale = self.read.is_none_or(|read| read.elapsed() >= FRESH);
-        let mut changed = !Arc::ptr_eq(&self.vips, vips);
-        if stale {
-            let own = read().await.context("read this node's addresses by netlink");
-            let own = own.map_err(|error| Error::Local(format!("{error:#}")))?;
-            changed |= own != self.own;
-            self.own = own;
-            self.read = Some(Instant::now());
+/// Reads the addresses; what was known stays if that fails.
+async fn read_into(state: Arc<Mutex<State>>, known: Arc<Notify>) {
+    let read = read().await;
+    {
+        let mut state = lock(&state);
+        match read {
+            Ok(own) => {
+                if state.own.as_ref() != Some(&own) {
+                    state.chosen.clear();
+                    state.instead.clear();
+                }
+                state.own = Some(own);
+            }
+            Err(error) => {
+                debug!("read this node's addresses by netlink: {error:#}");
+                state.failure = format!(": netlink: {error:#}");
+            }
         }
-        if stale || changed {
-            self.chosen.clear();
-            self.vips = Arc::clone(vips);
-        }
-        if changed || self.instead_since.is_none_or(|since| since.elapsed() >= STEADY) {
-            self.instead.clear();
-            self.instead_since = Some(Instant::now());
-        }
-        Ok(stale)
     }
-
-    /// Whether this node has the address, as far as is known.
-    pub(super) fn has(&self, address: IpAddr) -> bool {
-        self.own.iter().any(|own| own.address == address)
-    }
+    known.notify_waiters();
 }
 
 fn none(way: &Way) -> Error {
