@@ -167,7 +167,7 @@ fn a_service_without_usable_backends_drops_and_counts() -> Result<()> {
     let way = Way::DsrV4;
     for web in &lab.webs {
         let address = way.backend(web).to_string();
-        balancer.lbctl(&["backend", "disable", way.name(), &address])?;
+        balancer.lbctl(&["backend", "disable", way.name(), &address, "--yes"])?;
     }
     let patience = Duration::from_millis(500);
     let refused = Connection::open(&lab.client.namespace, way.target(), patience);

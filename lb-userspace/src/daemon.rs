@@ -13,6 +13,7 @@ mod node;
 mod pace;
 mod reach;
 mod reload;
+mod save;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -356,6 +357,10 @@ impl<B: Balancer> Daemon<B> {
                 drop(tell.send(self.change_node(change, terms)));
             }
             Request::Reload(tell) => drop(tell.send(self.reload_for("lbctl"))),
+            Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
+            Request::ConfigSave { dry_run, tell } => {
+                drop(tell.send(self.save_config(dry_run)));
+            }
             Request::Detach(terms, tell) => match self.try_detach(terms) {
                 None => return Some(tell),
                 Some(answer) => drop(tell.send(answer)),

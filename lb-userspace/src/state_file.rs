@@ -177,7 +177,10 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::{desired::Mode, overrides::ServiceOverride};
+    use crate::{
+        desired::{Admin, Mode},
+        overrides::ServiceOverride,
+    };
 
     fn state() -> State {
         let spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Ipip);
@@ -217,12 +220,46 @@ mod tests {
         save(&path, &state()).expect("it is written");
         let whole = fs::read(&path).expect("it is there");
         // The last two bytes are the closing brace and a newline.
-        for length in (0..whole.len() - 2).step_by(7) {
+        for length in 0..whole.len() - 2 {
             let (dir, loaded) = loaded_of(&whole[..length]);
             let Loaded::SetAside { to, .. } = loaded else { panic!("{length}: {loaded:?}") };
             assert_eq!(fs::read(&to).expect("it was kept"), &whole[..length]);
             assert!(!dir.path().join("state.json").exists());
         }
+    }
+
+    #[test]
+    fn a_state_of_version_1_is_read() {
+        let (_dir, loaded) = loaded_of(
+            br#"{
+              "version": 1,
+              "configured": {
+                "web": {
+                  "vip": "10.0.0.100", "port": 80, "protocol": "tcp", "mode": "ipip",
+                  "idle_timeout_secs": 900, "ring_slots": 65537, "syn_budget": 20000,
+                  "backends": { "10.0.0.1": { "weight": 2, "admin": { "state": "enabled" } } }
+                }
+              },
+              "overrides": { "services": { "web": {
+                "removed": false,
+                "backends": {
+                  "10.0.0.1": { "changed": { "weight": 3, "admin": { "state": "disabled" } } },
+                  "10.0.0.2": { "added": { "weight": 1, "admin": { "state": "draining", "deadline": null } } },
+                  "10.0.0.3": "removed"
+                }
+              } } }
+            }"#,
+        );
+        let Loaded::State(state) = loaded else { panic!("{loaded:?}") };
+        let web = &state.configured.services["web"];
+        assert_eq!(web.policy, crate::health::Policy::default());
+        let (desired, _) = state.overrides.apply(state.configured());
+        let backends: Vec<_> = desired.services["web"].backends.values().collect();
+        assert_eq!(backends.len(), 2);
+        assert_eq!(backends[0].weight, "3".parse().expect("a weight"));
+        assert_eq!(backends[0].admin, Admin::Disabled);
+        assert_eq!(backends[1].admin, Admin::Draining { deadline: None });
+        assert!(backends.iter().all(|backend| !backend.backup && backend.check.is_none()));
     }
 
     #[test]

@@ -99,8 +99,7 @@ pub fn measure(system: &System, fault: Fault) -> Result<Cell> {
     let plan = arrivals::Plan { target: TARGET, every: EVERY, limit: LIMIT };
     let arrivals = Arrivals::start(&lab.client.namespace, plan)?;
     pass(BEFORE, || Ok(()))?;
-    let start = Instant::now();
-    fault.strike(&mut lab, &running, VICTIM)?;
+    let start = fault.strike(&mut lab, &running, VICTIM)?;
     let mut noticed = None;
     pass(system.after().saturating_sub(start.elapsed()), || {
         if noticed.is_none() && !running.chooses(lab.web(VICTIM)?)? {

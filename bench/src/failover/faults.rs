@@ -1,6 +1,9 @@
 //! What happens to a web host.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use kit::lab::Lab;
@@ -54,28 +57,33 @@ impl Fault {
         }
     }
 
-    /// Lets it happen to the web host with this name.
+    /// Lets it happen to the web host with this name; since when.
     ///
     /// # Errors
     ///
     /// If it can't be done.
-    pub fn strike(self, lab: &mut Lab, system: &Running, host: &str) -> Result<()> {
+    pub fn strike(self, lab: &mut Lab, system: &Running, host: &str) -> Result<Instant> {
         let orphan = lab.orphan();
+        let start = Instant::now();
         match self {
-            Self::CutOff => return lab.cut(host),
-            Self::Drained => return system.drain(lab.web(host)?),
+            Self::CutOff => {
+                // The command that does it may take longer than requests do: those that it cuts
+                // in two have begun before the fault.
+                return lab.cut(host).map(|()| Instant::now());
+            }
+            Self::Drained => return system.drain(lab.web(host)?).map(|()| start),
             Self::Killed | Self::Hangs | Self::Restarted => {}
         }
         let web = lab.webs.iter_mut().find(|web| web.host.name == host);
         let web = web.with_context(|| format!("no web host {host}"))?;
         if self == Self::Hangs {
-            return web.nginx.freeze();
+            return web.nginx.freeze().map(|()| start);
         }
         web.nginx.kill()?;
         if self == Self::Restarted {
             thread::sleep(RESTART);
             web.nginx.restart(&web.host.namespace, orphan)?;
         }
-        Ok(())
+        Ok(start)
     }
 }

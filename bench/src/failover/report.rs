@@ -26,8 +26,9 @@ impl fmt::Display for Report {
             f,
             "a request every {every} ms on a connection of its own; it failed if it has no answer within {limit} s.\n\
              Times in seconds: from the fault to the beginning of the last request that failed (`..`:\n\
-             they still do), and until the balancer no longer chooses the host; the longest that a\n\
-             request took that did not fail. Downloads that broke: of the host's own, of the others'"
+             they still do; below 0: it was under way), and until the balancer no longer chooses the\n\
+             host; the longest that a request took that did not fail. Downloads that broke: of the\n\
+             host's own, of the others'"
         )?;
         for fault in Fault::ALL {
             let mut cells = self.cells.iter().filter(|cell| cell.fault == fault).peekable();

@@ -17,6 +17,8 @@
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`crate::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |
+//! | `GET /v1/config/diff` | | [`ConfigDiff`] |
+//! | `POST /v1/config/save?dry_run=true` | | [`Saved`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
@@ -27,6 +29,8 @@ pub mod client;
 mod events;
 pub mod server;
 pub mod socket;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -107,6 +111,58 @@ pub struct Reloaded {
     pub conflicts: Vec<Conflict>,
 }
 
+/// How the file, the configuration in force and what is in force differ.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigDiff {
+    /// The configuration's file.
+    pub file: PathBuf,
+    /// What `lbctl` changed against the configuration in force.
+    pub runtime: Vec<Difference>,
+    /// What a reload of the file would do.
+    pub reload: Pending,
+}
+
+impl ConfigDiff {
+    /// Whether nothing differs.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        let Pending { error, differences, conflicts, restart } = &self.reload;
+        self.runtime.is_empty()
+            && error.is_none()
+            && differences.is_empty()
+            && conflicts.is_empty()
+            && restart.is_empty()
+    }
+}
+
+/// What a reload of the file would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Why it can't be loaded: every mistake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What it would change of what is in force.
+    pub differences: Vec<Difference>,
+    /// The changes by `lbctl` that it would overrule.
+    pub conflicts: Vec<Conflict>,
+    /// The keys whose change takes a restart of `lbd`.
+    pub restart: Vec<String>,
+}
+
+/// What was written into the file, or would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// In words.
+    #[serde(flatten)]
+    pub done: Done,
+    /// What the file says that it did not say before.
+    pub differences: Vec<Difference>,
+    /// The file's lines that differ, as `diff -u` tells them.
+    pub diff: String,
+    /// What a file can't say, which is kept in the state file.
+    pub left: Vec<String>,
+}
+
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
@@ -131,6 +187,15 @@ pub enum Request {
     Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The configuration's difference to what is in force.
     Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
+    /// How the file, the configuration in force and what is in force differ.
+    ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
+    /// What is in force, to be written into the configuration's file.
+    ConfigSave {
+        /// Whether it is only to be told.
+        dry_run: bool,
+        /// Who asks.
+        tell: oneshot::Sender<Result<Saved, Refusal>>,
+    },
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

@@ -16,7 +16,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::{Done, Error, Reloaded, Request, Terms};
+use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
@@ -71,6 +71,8 @@ fn router(daemon: mpsc::Sender<Request>) -> Router {
             get(backend).post(add_backend).patch(change_backend).delete(remove_backend),
         )
         .route("/v1/reload", post(reload))
+        .route("/v1/config/diff", get(config_diff))
+        .route("/v1/config/save", post(config_save))
         .route("/v1/detach", post(detach))
         .fallback(|| async { Refusal::new(RefusalKind::NotFound, "no such path") })
         .with_state(daemon)
@@ -204,6 +206,20 @@ async fn remove_backend(
 
 async fn reload(State(daemon): Daemon) -> Answer<Reloaded> {
     ask(&daemon, Request::Reload).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct Save {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn config_diff(State(daemon): Daemon) -> Answer<ConfigDiff> {
+    ask(&daemon, Request::ConfigDiff).await.map(Json)
+}
+
+async fn config_save(State(daemon): Daemon, Query(Save { dry_run }): Query<Save>) -> Answer<Saved> {
+    ask(&daemon, |tell| Request::ConfigSave { dry_run, tell }).await.map(Json)
 }
 
 async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {

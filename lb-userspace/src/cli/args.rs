@@ -55,7 +55,7 @@ pub(super) enum Command {
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Check and reload the configuration.
+    /// Check and reload the configuration, compare it to what is in force, and save that.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Stop forwarding: remove the program from the interfaces, and all that is pinned.
@@ -251,8 +251,23 @@ pub(super) enum ConfigCommand {
         #[arg(default_value = config::DEFAULT_FILE)]
         file: PathBuf,
     },
-    /// Have lbd apply what has changed in its file.
+    /// Have lbd apply what has changed in its file, and say what that is.
+    ///
+    /// What was said last wins: a value that the file has changed since replaces what lbctl set, and
+    /// is named; all other changes by lbctl stay.
     Reload,
+    /// Show what lbctl changed against the configuration, and what a reload would change.
+    Diff {
+        /// Exit with 1 if there are differences, or mistakes in the file.
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Have lbd write into its file what lbctl changed; comments and order stay.
+    Save {
+        /// Only show how the file would change.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 impl ServiceAdd {

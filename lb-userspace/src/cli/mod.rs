@@ -2,6 +2,7 @@
 
 mod args;
 mod change;
+mod config;
 mod decap;
 mod drain;
 mod events;
@@ -22,15 +23,15 @@ pub use self::args::Cli;
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
 use self::change::Changer;
 use anyhow::{Context as _, Result};
-use hyper::{Method, body::Bytes};
+use hyper::Method;
 use serde::Serialize;
 
 use crate::{
     api::{
-        Done, Plan, Reloaded, Terms,
+        Done, Plan, Terms,
         client::{self, Client},
     },
-    config::{self, Config},
+    config::{Config, Error as ConfigError},
     datapath,
     edit::{AdminChange, BackendChange},
     spec::BackendSpec,
@@ -78,12 +79,7 @@ impl Cli {
             }
             Command::Service(command) => service(command, &client, printer).await?,
             Command::Backend(command) => return backend(command, &client, printer).await,
-            Command::Config(ConfigCommand::Check { .. }) => {}
-            Command::Config(ConfigCommand::Reload) => {
-                let reloaded: Reloaded =
-                    client.send(Method::POST, "/v1/reload", Bytes::new()).await?;
-                printer.print(&reloaded, || done_text(&reloaded.done))?;
-            }
+            Command::Config(command) => return config::run(command, &client, printer).await,
             Command::Events(args) => events::run(args, &client, self.output).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
             Command::Detach { pin_dir, ask } => {
@@ -110,7 +106,7 @@ pub fn check_config(file: &Path) -> ExitCode {
             println!("{}: ok: {}", file.display(), config.summary());
             ExitCode::SUCCESS
         }
-        Err(config::Error::Invalid(invalid)) => {
+        Err(ConfigError::Invalid(invalid)) => {
             eprintln!("{invalid}");
             ExitCode::from(2)
         }

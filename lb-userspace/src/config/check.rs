@@ -45,7 +45,8 @@ pub(super) fn read_policy(table: &Table<'_>) -> Policy {
 
 /// Reads a check; what it does not say is as in `base`.
 pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
-    let kind = read_kind(&table, &base.kind);
+    let words = KINDS.map(|name| (name, name));
+    let given = table.optional("type").and_then(|field| field.word(&words));
     let port = table.optional("port").and_then(|field| field.integer(1..65_536));
     let via = table
         .optional("via")
@@ -73,22 +74,17 @@ pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
     let start = table
         .optional("start")
         .and_then(|field| field.word(&[("up", Start::Up), ("down", Start::Down)]));
+    let base = implied(&base, given.unwrap_or_else(|| base.kind.name()), interval);
+    let kind = read_kind(&table, base.kind);
     table.finish();
-    // The other times follow the interval, where only that is said.
-    let follow = |base: Duration, most: Duration| match interval {
-        Some(interval) => most.clamp(MIN_INTERVAL, interval.max(MIN_INTERVAL)),
-        None => base,
-    };
-    let quarter = interval.map_or(base.fast_interval, |interval| interval / 4);
-    let checks = interval.unwrap_or(base.interval);
     Check {
         kind,
         port: port.or(base.port),
         via: via.unwrap_or(base.via),
-        interval: checks,
-        fast_interval: fast.unwrap_or_else(|| follow(base.fast_interval, quarter)),
-        down_interval: down.unwrap_or_else(|| follow(base.down_interval, checks)),
-        timeout: timeout.unwrap_or_else(|| follow(base.timeout, base.timeout)),
+        interval: base.interval,
+        fast_interval: fast.unwrap_or(base.fast_interval),
+        down_interval: down.unwrap_or(base.down_interval),
+        timeout: timeout.unwrap_or(base.timeout),
         rise: rise.unwrap_or(base.rise),
         fall: fall.unwrap_or(base.fall),
         jitter: jitter.unwrap_or(base.jitter),
@@ -96,26 +92,50 @@ pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
     }
 }
 
-/// The names of the kinds.
-const KINDS: [&str; 7] = ["none", "tcp", "http", "https", "udp", "dns", "exec"];
+/// What a check is whose table says a type, an interval if that is given, and nothing else.
+pub(super) fn implied(base: &Check, kind: &str, interval: Option<Duration>) -> Check {
+    let mut check = Check { kind: implied_kind(&base.kind, kind), ..base.clone() };
+    // The other times follow the interval, where only that is said.
+    if let Some(interval) = interval {
+        let most = interval.max(MIN_INTERVAL);
+        check.interval = interval;
+        check.fast_interval = (interval / 4).clamp(MIN_INTERVAL, most);
+        check.down_interval = interval.clamp(MIN_INTERVAL, most);
+        check.timeout = base.timeout.clamp(MIN_INTERVAL, most);
+    }
+    check
+}
 
-fn read_kind(table: &Table<'_>, base: &Kind) -> Kind {
-    let words = KINDS.map(|name| (name, name));
-    let given = table.optional("type").and_then(|field| field.word(&words));
-    let name = given.unwrap_or_else(|| base.name());
+/// A kind of this name with what `base` says, as far as it goes.
+fn implied_kind(base: &Kind, name: &str) -> Kind {
     let (http, tls) = match base {
         Kind::Http(http) => (http.clone(), Tls::default()),
         Kind::Https(http, tls) => (http.clone(), tls.clone()),
         _ => Default::default(),
     };
-    match name {
-        "tcp" => Kind::Tcp,
-        "http" => Kind::Http(read_http(table, http)),
-        "https" => Kind::Https(read_http(table, http), read_tls(table, tls)),
-        "udp" => Kind::Udp(read_udp(table, base)),
-        "dns" => Kind::Dns(read_dns(table, base)),
-        "exec" => Kind::Exec(read_exec(table, base)),
+    match (name, base) {
+        ("tcp", _) => Kind::Tcp,
+        ("http", _) => Kind::Http(http),
+        ("https", _) => Kind::Https(http, tls),
+        ("udp" | "dns" | "exec", base) if base.name() == name => base.clone(),
+        ("udp", _) => Kind::Udp(Udp::default()),
+        ("dns", _) => Kind::Dns(Dns::default()),
+        ("exec", _) => Kind::Exec(Exec::default()),
         _ => Kind::None,
+    }
+}
+
+/// The names of the kinds.
+const KINDS: [&str; 7] = ["none", "tcp", "http", "https", "udp", "dns", "exec"];
+
+fn read_kind(table: &Table<'_>, implied: Kind) -> Kind {
+    match implied {
+        Kind::None | Kind::Tcp => implied,
+        Kind::Http(http) => Kind::Http(read_http(table, http)),
+        Kind::Https(http, tls) => Kind::Https(read_http(table, http), read_tls(table, tls)),
+        Kind::Udp(udp) => Kind::Udp(read_udp(table, udp)),
+        Kind::Dns(dns) => Kind::Dns(read_dns(table, dns)),
+        Kind::Exec(exec) => Kind::Exec(read_exec(table, exec)),
     }
 }
 
@@ -219,15 +239,13 @@ fn bytes(field: &Field<'_>) -> Option<Vec<u8>> {
     })
 }
 
-fn read_udp(table: &Table<'_>, base: &Kind) -> Udp {
-    let base = if let Kind::Udp(udp) = base { udp.clone() } else { Udp::default() };
+fn read_udp(table: &Table<'_>, base: Udp) -> Udp {
     let send = table.optional("send").and_then(|field| bytes(&field));
     let expect = table.optional("expect").and_then(|field| bytes(&field));
     Udp { send: send.unwrap_or(base.send), expect: expect.unwrap_or(base.expect) }
 }
 
-fn read_dns(table: &Table<'_>, base: &Kind) -> Dns {
-    let base = if let Kind::Dns(dns) = base { dns.clone() } else { Dns::default() };
+fn read_dns(table: &Table<'_>, base: Dns) -> Dns {
     let name = table.optional("query").and_then(|field| {
         field.parsed("query = \"example.com\"", |text| {
             let labels = text.trim_end_matches('.');
@@ -246,11 +264,11 @@ fn read_dns(table: &Table<'_>, base: &Kind) -> Dns {
     Dns { name: name.unwrap_or(base.name), record: record.map_or(base.record, str::to_owned) }
 }
 
-fn read_exec(table: &Table<'_>, base: &Kind) -> Exec {
+fn read_exec(table: &Table<'_>, base: Exec) -> Exec {
     const EXAMPLE: &str = "command = [\"/usr/local/bin/check\", \"--fast\"]";
     let Some(field) = table.optional("command") else {
-        if let Kind::Exec(exec) = base {
-            return exec.clone();
+        if !base.command.is_empty() {
+            return base;
         }
         table.refuse(format!("`command` is missing; add {EXAMPLE}"));
         return Exec::default();

@@ -4,6 +4,8 @@
 //! mistake and know no line for what is wrong between two values.
 
 mod check;
+pub mod fold;
+pub mod save;
 mod service;
 mod tree;
 pub mod write;

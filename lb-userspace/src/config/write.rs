@@ -92,6 +92,11 @@ impl Keys {
         self.0.extend(value.map(|value| (key, value.into())));
     }
 
+    pub(super) fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+        self.0.retain(|(name, _)| *name != key);
+        self.push(key, value);
+    }
+
     /// The value of a key.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&Value> {

@@ -8,7 +8,7 @@ use crate::{
     desired::Desired,
     edit::{Edit, Refusal, RefusalKind},
     events::changes,
-    health::{Condition, Target},
+    health::{Condition, Seen, Target},
 };
 
 /// A change that someone waits for.
@@ -93,8 +93,10 @@ impl<B: Balancer> Daemon<B> {
     fn loss(&self, edit: &Edit, desired: &Desired) -> Option<String> {
         guard::loss(edit, desired, |service, backend| {
             let seen = self.health.view().get(&Target { service, backend });
-            self.reach.is_lost(service, backend)
-                || seen.is_some_and(|seen| seen.held || seen.condition != Condition::Up)
+            let is_down = |seen: &Seen| seen.held || seen.condition != Condition::Up;
+            // In panic, checks are ignored.
+            let panics = self.balancer.standings().get(&service).is_some_and(|now| now.panic);
+            self.reach.is_lost(service, backend) || (!panics && seen.is_some_and(is_down))
         })
     }
 

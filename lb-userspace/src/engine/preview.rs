@@ -309,6 +309,7 @@ mod tests {
         assert_eq!(down.slots_moved, 0);
         assert!(down.flow_slots_moved > 300 && down.flows_moved == 2, "{down:?}");
         let back = engine.preview(&web(), Now::read()).expect("it is read").services["web"];
-        assert_eq!((back.slots_moved, back.flow_slots_moved), (down.flow_slots_moved, 0));
+        assert!(back.slots_moved >= down.flow_slots_moved, "{back:?}");
+        assert_eq!((back.flow_slots_moved, back.flows_moved), (0, 0));
     }
 }

@@ -2,5 +2,7 @@
 
 mod cli;
 mod common;
+mod config;
 mod daemon;
 mod operations;
+mod storage;

@@ -234,6 +234,8 @@ async fn every_change_is_one_event_with_its_cause() {
         Kind::BackendEnabled,
         Kind::BackendAdded,
         Kind::ServiceAdded,
+        // It has no backend.
+        Kind::ServiceNotReady,
         Kind::ServiceRemoved,
         Kind::ConfigReloaded,
         Kind::NodeDraining,

@@ -171,9 +171,8 @@ impl Network {
         if backend.is_ipv4() {
             return None;
         }
-        let inner = &self.0;
-        let vips = inner.vips();
-        inner.sources.instead(backend, &vips, |is_own| inner.forget(is_own)).await
+        let vips = self.0.vips();
+        self.0.sources.instead(backend, &vips, self.0.forget_ports()).await
     }
 
     /// Opens a conversation.
@@ -235,12 +234,12 @@ impl Inner {
 
     /// The address to ask from.
     async fn source(&self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
-        self.sources.of(way, vips, |is_own| self.forget(is_own)).await
+        self.sources.of(way, vips, self.forget_ports()).await
     }
 
     /// Gives up the ports of addresses that this node has lost.
-    fn forget(&self, is_own: &dyn Fn(IpAddr) -> bool) {
-        lock(&self.ports).retain(|(own, _), ports| ports.is_open() || is_own(*own));
+    fn forget_ports(&self) -> impl FnOnce(&dyn Fn(IpAddr) -> bool) + '_ {
+        |is_own| lock(&self.ports).retain(|(own, _), ports| ports.is_open() || is_own(*own))
     }
 
     fn lease(&self, source: IpAddr, protocol: Protocol, peer: SocketAddr) -> Result<Lease, Error> {

@@ -20,10 +20,10 @@ use super::{Error, Way, demux::lock};
 
 /// How long what netlink said of the addresses is believed.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long what the kernel would ask from is believed, if the addresses stay the same.
-const STEADY: Duration = Duration::from_secs(60);
 /// How long the first who ask wait for it: less than the shortest timeout of a check.
 const FIRST: Duration = Duration::from_millis(20);
+/// How long what the kernel would ask from is believed, if the addresses stay the same.
+const STEADY: Duration = Duration::from_secs(60);
 /// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -40,20 +40,6 @@ impl Own {
     /// Whether it has no subnet.
     fn is_lone(&self) -> bool {
         self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
-    }
-}
-
-/// What a choice depends on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Want {
-    v4: bool,
-    backend: IpAddr,
-    ifindex: u32,
-}
-
-impl Want {
-    fn of(way: &Way) -> Self {
-        Self { v4: way.vip.is_ipv4(), backend: way.backend, ifindex: way.hop.ifindex }
     }
 }
 
@@ -77,6 +63,20 @@ struct State {
     /// For questions to backends' own addresses, and since when.
     instead: HashMap<IpAddr, Option<IpAddr>>,
     instead_since: Option<Instant>,
+}
+
+/// What a choice depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Want {
+    v4: bool,
+    backend: IpAddr,
+    ifindex: u32,
+}
+
+impl Want {
+    fn of(way: &Way) -> Self {
+        Self { v4: way.vip.is_ipv4(), backend: way.backend, ifindex: way.hop.ifindex }
+    }
 }
 
 impl Sources {
@@ -111,6 +111,7 @@ impl Sources {
         lock(&self.state).instead(backend, vips)
     }
 
+    /// Has the addresses read again if it is time to.
     async fn refresh(&self, forget: impl FnOnce(&dyn Fn(IpAddr) -> bool)) {
         let known = self.known.notified();
         let mut known = std::pin::pin!(known);
@@ -140,34 +141,37 @@ impl State {
     }
 
     fn choose(&mut self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
+        if !Arc::ptr_eq(&self.vips, vips) {
+            self.forget();
+            self.vips = Arc::clone(vips);
+        }
         let Some(own) = &self.own else {
             let failure = &self.failure;
             return Err(Error::Local(format!("this node's addresses are not known yet{failure}")));
         };
-        if !Arc::ptr_eq(&self.vips, vips) {
-            self.chosen.clear();
-            self.instead.clear();
-            self.vips = Arc::clone(vips);
-        }
         let want = Want::of(way);
         let chosen = self.chosen.entry(want).or_insert_with(|| choose(own, want, vips));
         chosen.ok_or_else(|| none(way))
     }
 
     fn instead(&mut self, backend: IpAddr, vips: &Arc<BTreeSet<IpAddr>>) -> Option<IpAddr> {
-        let own = self.own.as_ref()?;
-        let steady = self.instead_since.is_some_and(|since| since.elapsed() < STEADY);
-        if !steady || !Arc::ptr_eq(&self.vips, vips) {
-            self.chosen.clear();
-            self.instead.clear();
-            self.instead_since = Some(Instant::now());
+        if !Arc::ptr_eq(&self.vips, vips) {
+            self.forget();
             self.vips = Arc::clone(vips);
         }
-        let chosen = self
-            .instead
-            .entry(backend)
-            .or_insert_with(|| instead_of(kernels_choice(backend)?, own, backend, vips));
-        *chosen
+        if self.instead_since.is_none_or(|since| since.elapsed() >= STEADY) {
+            self.instead.clear();
+            self.instead_since = Some(Instant::now());
+        }
+        let own = self.own.as_ref()?;
+        let choose = || instead_of(kernels_choice(backend)?, own, backend, vips);
+        *self.instead.entry(backend).or_insert_with(choose)
+    }
+
+    /// What was chosen of other addresses.
+    fn forget(&mut self) {
+        self.chosen.clear();
+        self.instead.clear();
     }
 }
 
@@ -179,8 +183,7 @@ async fn read_into(state: Arc<Mutex<State>>, known: Arc<Notify>) {
         match read {
             Ok(own) => {
                 if state.own.as_ref() != Some(&own) {
-                    state.chosen.clear();
-                    state.instead.clear();
+                    state.forget();
                 }
                 state.own = Some(own);
             }

@@ -1,0 +1,69 @@
+//! `lbctl config`: what differs between the file, the configuration in force and what is in force.
+
+use std::{fmt::Display, process::ExitCode};
+
+use anyhow::Result;
+use hyper::{Method, body::Bytes};
+
+use super::{Printer, args::ConfigCommand, check_config, done_text};
+use crate::api::{ConfigDiff, Reloaded, Saved, client::Client};
+
+pub(super) async fn run(
+    command: &ConfigCommand,
+    client: &Client,
+    printer: Printer,
+) -> Result<ExitCode> {
+    match command {
+        ConfigCommand::Check { file } => return Ok(check_config(file)),
+        ConfigCommand::Reload => {
+            let reloaded: Reloaded = client.send(Method::POST, "/v1/reload", Bytes::new()).await?;
+            printer.print(&reloaded, || done_text(&reloaded.done))?;
+        }
+        ConfigCommand::Diff { exit_code } => {
+            let diff: ConfigDiff = client.get("/v1/config/diff").await?;
+            printer.print(&diff, || text(&diff))?;
+            if *exit_code && !diff.is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        ConfigCommand::Save { dry_run } => {
+            let path = format!("/v1/config/save?dry_run={dry_run}");
+            let saved: Saved = client.send(Method::POST, &path, Bytes::new()).await?;
+            printer.print(&saved, || match dry_run {
+                false => done_text(&saved.done),
+                true if saved.diff.is_empty() => done_text(&saved.done),
+                true => {
+                    let left = saved.left.iter().map(|left| format!("# kept beside it: {left}\n"));
+                    format!("{}{}", saved.diff, left.collect::<String>())
+                }
+            })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Both sections, for people.
+fn text(diff: &ConfigDiff) -> String {
+    let ConfigDiff { file, runtime, reload } = diff;
+    let mut text = String::from("changed by lbctl against the configuration in force:\n");
+    text += &lines(runtime);
+    if let Some(error) = &reload.error {
+        text += &format!("{} can't be loaded:\n", file.display());
+        text += &lines(&error.lines().collect::<Vec<_>>());
+        return text;
+    }
+    text += &format!("what a reload of {} would change:\n", file.display());
+    let mut all: Vec<String> = reload.differences.iter().map(ToString::to_string).collect();
+    all.extend(reload.conflicts.iter().map(ToString::to_string));
+    if !reload.restart.is_empty() {
+        all.push(format!("a restart of lbd is needed for {}", reload.restart.join(", ")));
+    }
+    text + &lines(&all)
+}
+
+fn lines(items: &[impl Display]) -> String {
+    if items.is_empty() {
+        return "  nothing\n".into();
+    }
+    items.iter().map(|item| format!("  {item}\n")).collect()
+}

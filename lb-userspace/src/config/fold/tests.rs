@@ -1,0 +1,414 @@
+use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::*;
+use crate::{
+    desired::{Mode, Protocol, UdpPolicy},
+    health::check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
+    spec::ServiceSpec,
+};
+
+/// The example, changed; `edit` is given what it means.
+fn folded(text: &str, edit: impl FnOnce(&mut Writable)) -> String {
+    let config = Config::parse(text).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let mut wanted = Writable {
+        desired: config.desired.clone(),
+        deadlines: config.drain_deadlines.clone(),
+        left: Vec::new(),
+    };
+    edit(&mut wanted);
+    fold(text, wanted.intent()).unwrap_or_else(|error| panic!("{error:#}\n{text}"))
+}
+
+fn at(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
+}
+
+fn weight(wanted: &mut Writable, backend: u8, weight: &str) {
+    let web = wanted.desired.services.get_mut("web").expect("it is there");
+    web.backends.entry(at(backend)).or_default().weight = weight.parse().expect(weight);
+}
+
+fn take(wanted: &mut Writable, backend: u8) {
+    let web = wanted.desired.services.get_mut("web").expect("it is there");
+    web.backends.remove(&at(backend)).expect("it is there");
+}
+
+/// The lines that go and come, as `diff` tells them.
+fn changes(before: &str, after: &str) -> Vec<String> {
+    let diff = similar::TextDiff::from_lines(before, after);
+    let lines = diff.iter_all_changes().filter(|line| line.tag() != similar::ChangeTag::Equal);
+    lines.map(|line| format!("{}{}", line.tag(), line.value())).collect()
+}
+
+const EXAMPLE: &str = include_str!("../../../../deploy/lb.toml");
+
+#[test]
+fn what_changes_nothing_changes_no_byte() {
+    assert_eq!(folded(EXAMPLE, |_| {}), EXAMPLE);
+    let odd = "\u{feff}interface = 'eth0'\r\n\r\n# end".to_owned();
+    assert_eq!(folded(&odd, |_| {}), odd);
+}
+
+#[test]
+fn changes_of_the_example_touch_nothing_else() {
+    let new = folded(EXAMPLE, |wanted| {
+        weight(wanted, 11, "3");
+        weight(wanted, 12, "5");
+        weight(wanted, 13, "1");
+        let web = wanted.desired.services.get_mut("web").expect("it is there");
+        web.syn_budget = 7;
+        web.policy.check.rise = NonZeroU8::new(9).expect("it is not zero");
+        web.backends.get_mut(&at(13)).expect("it is there").admin = Admin::Disabled;
+        wanted.deadlines.insert("web".into(), Duration::from_secs(90));
+    });
+    assert_eq!(
+        changes(EXAMPLE, &new),
+        [
+            "+syn_budget = 7\n",
+            "+drain_deadline = \"1m30s\"\n",
+            "+    rise = 9\n",
+            "+    weight = 3\n",
+            "-    weight = 2\n",
+            "+    weight = 5\n",
+            "+\n",
+            "+    [[service.backend]]\n",
+            "+    address = \"10.0.0.13\"\n",
+            "+    state = \"disabled\"\n",
+        ]
+    );
+}
+
+#[test]
+fn what_goes_takes_its_own_comments_along() {
+    let new = folded(EXAMPLE, |wanted| {
+        take(wanted, 12);
+        wanted.desired.services.remove("dns");
+    });
+    assert_eq!(
+        changes(EXAMPLE, &new).concat(),
+        "-    [[service.backend]]
+-    address = \"10.0.0.12\"
+-    weight = 2
+-
+-# A UDP service says what a packet tells of its flow: udp = \"oneshot\" (every packet by itself, as
+-# for DNS), \"tracked\" (a flow keeps its backend until it is idle), \"quic\" (as TCP, with the
+-# connection's id).
+-[[service]]
+-name = \"dns\"
+-vip = \"10.0.0.100\"
+-port = 53
+-protocol = \"udp\"
+-mode = \"ipip\"
+-udp = \"oneshot\"
+-
+-    # For \"https\" there are insecure = true (the certificate is not verified), server_name and
+-    # ca_file; for \"udp\" send = 'PING\\r\\n' and expect = 'PONG'; for \"exec\" command = [\"/path\", \"argument\"].
+-    [service.check]
+-    type = \"dns\"
+-    # query = \".\"
+-    # record = \"NS\"
+-
+-    [[service.backend]]
+-    address = \"10.1.0.11\"
+-        [service.backend.check] # what differs for this backend
+-        port = 5353
+-
+-    [[service.backend]]
+-    address = \"fd00:1::12\"    # IPv4 travels in IPv6 as well
+"
+    );
+    let first = folded(EXAMPLE, |wanted| take(wanted, 11));
+    assert!(first.contains("    # start = \"up\"            # what is thought"), "{first}");
+}
+
+/// One service in the forms that people write, with what becomes of it: 11 gets a weight, 12 goes,
+/// 13 comes.
+#[test]
+fn every_form_survives() {
+    const HEAD: &str = "interface = \"eth0\" # one\n[[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\nprotocol = \"tcp\"\nmode = \"dsr\"\n";
+    for (before, after) in [
+        (
+            "backend = [{ address = \"10.0.0.11\" }, { address = \"10.0.0.12\" }] # both",
+            "backend = [{ address = \"10.0.0.11\", weight = 3 }, { address = \"10.0.0.13\" }] # both",
+        ),
+        (
+            "backend = [{address=\"10.0.0.12\"},{address=\"10.0.0.11\",weight=2,},]",
+            "backend = [{address=\"10.0.0.11\",weight=3,}, { address = \"10.0.0.13\" }]",
+        ),
+        (
+            "backend = [\n  # the first\n  { address = \"10.0.0.11\" }, # one\n  # the second\n  { address = \"10.0.0.12\" } # two\n  # end\n]\n",
+            "backend = [\n  # the first\n  { address = \"10.0.0.11\", weight = 3 }, # one\n  { address = \"10.0.0.13\" },\n  # end\n]\n",
+        ),
+        (
+            "backend = [\n\t{ address = \"10.0.0.12\" },\n\t{ address = \"10.0.0.11\" }\n]",
+            "backend = [\n\t{ address = \"10.0.0.11\", weight = 3 },\n\t{ address = \"10.0.0.13\" },\n]",
+        ),
+        (
+            "[[service.backend]]\naddress = \"10.0.0.12\"\n# weight = 1\n[[service.backend]]\naddress = '10.0.0.11' # eleven",
+            "# weight = 1\n[[service.backend]]\naddress = '10.0.0.11' # eleven\nweight = 3\n[[service.backend]]\naddress = \"10.0.0.13\"",
+        ),
+        (
+            "  [[service.backend]]\n    address = \"10.0.0.11\"\n    weight = 0x2 # two\n\n  # gone soon\n  [[service.backend]]\n    address = \"10.0.0.12\"\n    # weight = 9\n\n[limits] # few\nservices = 5\n",
+            "  [[service.backend]]\n    address = \"10.0.0.11\"\n    weight = 3 # two\n  [[service.backend]]\n    address = \"10.0.0.13\"\n\n[limits] # few\nservices = 5\n",
+        ),
+    ] {
+        for eol in ["\n", "\r\n"] {
+            let text = |service: &str| format!("{HEAD}{service}").replace('\n', eol);
+            let new = folded(&text(before), |wanted| {
+                weight(wanted, 11, "3");
+                take(wanted, 12);
+                weight(wanted, 13, "1");
+            });
+            assert_eq!(new, text(after), "{before}");
+        }
+    }
+}
+
+#[test]
+fn checks_survive_in_every_form() {
+    const HEAD: &str = "interface = \"eth0\"\n[[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\nprotocol = \"tcp\"\nmode = \"dsr\"\n";
+    let edit = |wanted: &mut Writable| {
+        let web = wanted.desired.services.get_mut("web").expect("it is there");
+        web.policy.check.kind = Kind::Tcp;
+        web.policy.check.fall = NonZeroU8::new(9).expect("it is not zero");
+    };
+    for (before, after) in [
+        (
+            "check.type = \"http\"\ncheck.path = \"/x\"\nsyn_budget = 5\n",
+            "check.type = \"tcp\"\nsyn_budget = 5\ncheck.fall = 9\n",
+        ),
+        (
+            "check = { type = \"http\", path = \"/x\", interval = \"1s\" }\n",
+            "check = { type = \"tcp\", interval = \"1s\", fall = 9 }\n",
+        ),
+        ("check = { type = \"http\" , path = \"/x\" }\n", "check = { type = \"tcp\", fall = 9 }\n"),
+        ("# none\n", "check = { type = \"tcp\", fall = 9 }\n# none\n"),
+        ("check = {}\n", "check = { type = \"tcp\", fall = 9 }\n"),
+        (
+            "[service.check] # how\ntype = \"http\" # H\npath = \"/x\" # P\n# fall = 3\n",
+            "[service.check] # how\ntype = \"tcp\" # H\nfall = 9\n# fall = 3\n",
+        ),
+    ] {
+        assert_eq!(folded(&format!("{HEAD}{before}"), edit), format!("{HEAD}{after}"));
+    }
+}
+
+#[test]
+fn a_check_of_a_backend_comes_changes_and_goes() {
+    let text = "interface = \"eth0\"\nservice = [{ name = \"web\", vip = \"10.0.0.100\", port = 80, protocol = \"tcp\", mode = \"dsr\", check = { type = \"tcp\", interval = \"1s\" }, backend = [{ address = \"10.0.0.11\" }] }]";
+    let with = |text: &str, check: Option<Check>| {
+        folded(text, |wanted| {
+            let web = wanted.desired.services.get_mut("web").expect("it is there");
+            web.backends.get_mut(&at(11)).expect("it is there").check = check.map(Box::new);
+        })
+    };
+    let config = Config::parse(text).expect("it is valid");
+    let base = config.desired.services["web"].policy.check.clone();
+    let one = with(text, Some(Check { port: Some(81), ..base.clone() }));
+    assert!(one.ends_with("{ address = \"10.0.0.11\", check = { port = 81 } }] }]"), "{one}");
+    let interval = Duration::from_millis(400);
+    let two = with(&one, Some(Check { port: Some(81), interval, ..base.clone() }));
+    let expected = "check = { port = 81, interval = \"400ms\", fast_interval = \"250ms\", down_interval = \"1s\", timeout = \"1s\" } }] }]";
+    assert!(two.ends_with(expected), "{two}");
+    let expected = "check = { interval = \"1s\", fast_interval = \"250ms\", down_interval = \"1s\", timeout = \"1s\" } }] }]";
+    let three = with(&two, Some(base));
+    assert!(three.ends_with(expected), "{three}");
+    assert_eq!(with(&two, None), text);
+}
+
+#[test]
+fn what_a_file_can_not_say_is_left() {
+    let config = Config::parse(EXAMPLE).expect("it is valid");
+    let mut wanted = config.desired.clone();
+    let web = wanted.services.get_mut("web").expect("it is there");
+    web.policy.check.port = Some(81);
+    let deadline = Some(std::time::UNIX_EPOCH);
+    for (backend, admin) in [
+        (11, Admin::Draining { deadline }),
+        (12, Admin::Removing { deadline: None }),
+        (13, Admin::Down),
+        (14, Admin::Draining { deadline: None }),
+    ] {
+        web.backends.entry(at(backend)).or_default().admin = admin;
+    }
+    web.backends.entry(at(15)).or_default().check = Some(Box::default());
+    let wanted = Intent { desired: &wanted, deadlines: &config.drain_deadlines };
+    let writable = Writable::of(config.intent(), wanted);
+    assert_eq!(
+        writable.left,
+        [
+            "backend 10.0.0.11 of web: state draining until 1970-01-01T00:00:00Z; the file says draining, without an end",
+            "backend 10.0.0.12 of web: state removing; the file does not have it",
+            "backend 10.0.0.13 of web: state down; the file says disabled, which keeps flows",
+            "backend 10.0.0.15 of web: its check; it has less than the service's, which a file can't say",
+        ]
+    );
+    assert!(fold(EXAMPLE, writable.intent()).is_ok());
+    assert!(fold(EXAMPLE, wanted).is_err(), "no file means that");
+}
+
+#[test]
+fn what_is_no_valid_configuration_is_refused() {
+    let error = fold(
+        EXAMPLE,
+        Intent {
+            desired: &Desired {
+                services: [(
+                    "no name".to_owned(),
+                    ServiceSpec::new(at(1), 80, Mode::Dsr).to_service(),
+                )]
+                .into(),
+            },
+            deadlines: &BTreeMap::new(),
+        },
+    );
+    let error = error.expect_err("the name is none").to_string();
+    assert!(
+        error.contains("what is in force makes no valid file") && error.contains("name `no name`"),
+        "{error}"
+    );
+}
+
+fn any_kind() -> impl Strategy<Value = Kind> {
+    let code = || 100u16..=599;
+    let range = (code(), code()).prop_map(|(a, b)| RangeInclusive::new(a.min(b), a.max(b)));
+    let http = (
+        "[A-Z]{1,5}",
+        "/[!-~]{0,6}",
+        option::of("[!-~]{1,6}"),
+        vec(range, 1..4),
+        option::of("(?s).{1,6}"),
+    );
+    let http = http.prop_map(|(method, path, host, status, body)| Http {
+        method,
+        path,
+        host,
+        status,
+        body,
+    });
+    let tls = (any::<bool>(), option::of("(?s).{0,4}"), option::of("/[a-z ]{1,4}"));
+    let tls = tls.prop_map(|(insecure, server_name, ca_file)| Tls {
+        insecure,
+        server_name,
+        ca_file: ca_file.map(PathBuf::from),
+    });
+    let bytes = || vec(any::<u8>(), 0..6);
+    let name = prop_oneof![Just(".".to_owned()), "[a-z]{1,4}(\\.[a-z]{1,4}){0,2}\\.?"];
+    prop_oneof![
+        Just(Kind::None),
+        Just(Kind::Tcp),
+        http.clone().prop_map(Kind::Http),
+        (http, tls).prop_map(|(http, tls)| Kind::Https(http, tls)),
+        (bytes(), bytes()).prop_map(|(send, expect)| Kind::Udp(Udp { send, expect })),
+        (name, select(vec!["A", "NS", "SOA"]))
+            .prop_map(|(name, record)| Kind::Dns(Dns { name, record: record.into() })),
+        ("/[a-z]{1,4}", vec("(?s).{0,4}", 0..3)).prop_map(|(program, arguments)| {
+            Kind::Exec(Exec { command: std::iter::once(program).chain(arguments).collect() })
+        }),
+    ]
+}
+
+fn any_check() -> impl Strategy<Value = Check> {
+    let time = || prop_oneof![50u64..2_000, 50u64..=3_600_000].prop_map(Duration::from_millis);
+    let times = || any::<NonZeroU8>();
+    let up = any::<bool>().prop_map(|up| if up { Start::Up } else { Start::Down });
+    let via = any::<bool>().prop_map(|vip| if vip { Via::Vip } else { Via::Backend });
+    let own = (option::of(1u16..), via, times(), times(), 0u8..=50, up);
+    (any_kind(), own, time(), time(), time(), time()).prop_map(
+        |(kind, (port, via, rise, fall, jitter, start), a, b, c, d)| Check {
+            kind,
+            port,
+            via,
+            interval: a,
+            fast_interval: b,
+            down_interval: c,
+            timeout: d,
+            rise,
+            fall,
+            jitter,
+            start,
+        },
+    )
+}
+
+fn any_backend() -> impl Strategy<Value = Backend> {
+    let admin = select(vec![
+        Admin::Enabled,
+        Admin::Disabled,
+        Admin::Down,
+        Admin::Draining { deadline: None },
+        Admin::Removing { deadline: None },
+    ]);
+    (1u16.., admin, any::<bool>(), option::of(any_check())).prop_map(
+        |(weight, admin, backup, check)| Backend {
+            weight: weight.to_string().parse().expect("it is not zero"),
+            admin,
+            backup,
+            check: check.map(Box::new),
+        },
+    )
+}
+
+fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
+    let millis = || (0u64..=86_400_000).prop_map(Duration::from_millis);
+    let udp = select(vec![UdpPolicy::Oneshot, UdpPolicy::Tracked, UdpPolicy::Quic]);
+    let shape =
+        (1u16.., option::of(udp), any::<bool>(), select(vec![1_009u32, 65_537]), any::<u32>());
+    let times = (1u64..=43_200, option::of(1u64..=2_592_000), millis(), millis());
+    let policy = (0u8..=100, any::<u16>(), any::<bool>(), any_check());
+    let backends = prop::collection::btree_map(1u8..5, any_backend(), 0..4);
+    (shape, times, policy, backends).prop_map(
+        |((port, udp, dsr, ring_slots, syn_budget), times, policy, backends)| {
+            let (idle, drain, slow_start, half_life) = times;
+            let mode = if dsr { Mode::Dsr } else { Mode::Ipip };
+            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, 1]), port, mode);
+            spec.protocol = if udp.is_some() { Protocol::Udp } else { Protocol::Tcp };
+            spec.udp = udp;
+            (spec.ring_slots, spec.syn_budget, spec.idle_timeout_secs) =
+                (ring_slots, syn_budget, idle);
+            let p = &mut spec.policy;
+            (p.panic_threshold, p.min_healthy, p.second_choice) = (policy.0, policy.1, policy.2);
+            (p.check, p.slow_start, p.flap_half_life) = (policy.3, slow_start, half_life);
+            let mut service = spec.to_service();
+            service.backends = backends.into_iter().map(|(last, b)| (at(last), b)).collect();
+            (service, drain.map(Duration::from_secs))
+        },
+    )
+}
+
+/// States that a file can say; each service has an address of its own.
+fn any_state() -> impl Strategy<Value = Writable> {
+    prop::collection::btree_map(1u8..4, any_service(), 0..3).prop_map(|services| {
+        let mut wanted = Writable::default();
+        for (number, (mut service, drain)) in services {
+            service.key.vip = IpAddr::from([10, 0, 1, number]);
+            let name = format!("s{number}");
+            wanted.deadlines.extend(drain.map(|drain| (name.clone(), drain)));
+            wanted.desired.services.insert(name, service);
+        }
+        let none = Writable::default();
+        Writable::of(none.intent(), wanted.intent())
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_written_is_read_as_it_was(
+        first in any_state(),
+        second in any_state(),
+        inline in any::<bool>(),
+    ) {
+        // That it is read as what was wanted is what `fold` makes sure of.
+        let empty = if inline { "interface = \"eth0\"\nservice = []" } else { "interface = \"eth0\"" };
+        let one = fold(empty, first.intent());
+        prop_assert!(one.is_ok(), "{:?}", one);
+        let one = one.expect("it was just checked");
+        let two = fold(&one, second.intent());
+        prop_assert!(two.is_ok(), "{:?}\n{}", two, one);
+        let config = Config::parse(&two.expect("it was just checked")).expect("it is valid");
+        prop_assert_eq!(config.desired, second.desired);
+        prop_assert_eq!(config.drain_deadlines, second.deadlines);
+    }
+}

@@ -1,0 +1,102 @@
+//! What `lbctl` changed against the configuration: told, and folded into its file.
+
+use super::{Balancer, Daemon};
+use crate::{
+    api::{ConfigDiff, Done, Pending, Saved},
+    config::{
+        Config,
+        fold::{Writable, fold},
+        save::replace,
+    },
+    diff::diff,
+    edit::{Refusal, RefusalKind},
+    overrides::Overrides,
+};
+
+/// How many differences a refusal tells.
+const TOLD: usize = 3;
+
+impl<B: Balancer> Daemon<B> {
+    /// What differs between the file, the configuration in force, and what is in force.
+    pub(super) fn config_diff(&self) -> ConfigDiff {
+        let pending = match self.plan_reload() {
+            Err(refusal) => Pending { error: Some(refusal.error), ..Pending::default() },
+            Ok((config, merged)) => Pending {
+                error: None,
+                differences: diff(self.in_force(), merged.intent()),
+                restart: self
+                    .config
+                    .needs_restart(&config)
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect(),
+                conflicts: merged.conflicts,
+            },
+        };
+        ConfigDiff {
+            file: self.file.clone(),
+            runtime: diff(self.config.intent(), self.in_force()),
+            reload: pending,
+        }
+    }
+
+    /// Writes what is in force into the configuration's file, as far as that can say it.
+    pub(super) fn save_config(&mut self, dry_run: bool) -> Result<Saved, Refusal> {
+        let file = self.file.display().to_string();
+        let failed = |error: anyhow::Error| {
+            Refusal::new(RefusalKind::Failed, format!("{error:#}")).hint("nothing was changed")
+        };
+        let text = std::fs::read_to_string(&self.file)
+            .map_err(|error| failed(anyhow::anyhow!("read {file}: {error}")))?;
+        let on_disk = Config::parse(&text).map_err(|problems| {
+            let all: Vec<String> =
+                problems.iter().map(|problem| format!("{file}:{problem}")).collect();
+            Refusal::new(RefusalKind::Invalid, all.join("\n")).hint("nothing was changed")
+        })?;
+        let edited = diff(self.config.intent(), on_disk.intent());
+        if !edited.is_empty() {
+            let told: Vec<String> = edited.iter().take(TOLD).map(ToString::to_string).collect();
+            let more = if edited.len() > TOLD { "; ..." } else { "" };
+            let error =
+                format!("{file} was edited since it was loaded ({}{more})", told.join("; "));
+            return Err(Refusal::new(RefusalKind::Conflict, error)
+                .hint("run 'lbctl config reload' first; 'lbctl config diff' shows what it does"));
+        }
+        let writable = Writable::of(self.config.intent(), self.in_force());
+        let folded = fold(&text, writable.intent()).map_err(failed)?;
+        let differences = diff(self.config.intent(), writable.intent());
+        let unified = similar::TextDiff::from_lines(&text, &folded);
+        let unified = unified.unified_diff().header(&file, &file).to_string();
+        let count = match differences.len() {
+            1 => "1 change".to_owned(),
+            count => format!("{count} changes"),
+        };
+        let message = match (differences.is_empty(), dry_run) {
+            (true, _) => format!("nothing to save: {file} says what is in force"),
+            (false, true) => format!("{count} would be written into {file}"),
+            (false, false) => format!("{count} written into {file}"),
+        };
+        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        notes.extend(writable.left.iter().map(|left| format!("kept beside the file: {left}")));
+        if !dry_run {
+            if folded != text {
+                replace(&self.file, &text, &folded).map_err(|error| {
+                    failed(error).hint(
+                        "nothing was changed; 'lbctl config save --dry-run' shows what to write by hand",
+                    )
+                })?;
+            }
+            self.config.desired = writable.desired;
+            self.config.drain_deadlines = writable.deadlines;
+            self.overrides = Overrides::between(self.config.intent(), self.in_force());
+            notes.extend(self.keep());
+            tracing::info!(?notes, "{message}");
+        }
+        Ok(Saved {
+            done: Done { message, notes, plan: None },
+            differences,
+            diff: unified,
+            left: writable.left,
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! `lbctl config`: what differs, and that it can be saved.
+
+use std::fs;
+
+use lb_userspace::{
+    api::{ConfigDiff, Saved},
+    desired::Admin,
+};
+
+use crate::{
+    cli::{Ran, lbctl},
+    common::{Place, WEB},
+};
+
+/// The output of a command that works.
+async fn works(place: &Place, line: &str) -> String {
+    let Ran { code, out, err } = lbctl(place, line).await;
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{line}: {out}");
+    out
+}
+
+async fn refused(place: &Place, line: &str) -> String {
+    let Ran { code, out, err } = lbctl(place, line).await;
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{line}: {err}");
+    err
+}
+
+fn state(place: &Place) -> serde_json::Value {
+    let text = fs::read_to_string(place.path("state.json")).expect("it is there");
+    serde_json::from_str(&text).expect("it is JSON")
+}
+
+#[tokio::test]
+async fn diff_tells_both_what_lbctl_changed_and_what_the_file_would() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    let file = place.file().display().to_string();
+    let none = format!(
+        "changed by lbctl against the configuration in force:\n  nothing\nwhat a reload of {file} would change:\n  nothing\n"
+    );
+    assert_eq!(works(&place, "config diff --exit-code").await, none);
+    works(&place, "backend weight web 10.0.0.12 9").await;
+    works(&place, "backend add web 10.0.0.13").await;
+    place.configure(
+        &WEB.replace("weight = 3", "weight = 5").replace("mode", "syn_budget = 7\nmode"),
+    );
+    let expected = format!(
+        "changed by lbctl against the configuration in force:
+  service web: weight of 10.0.0.12 3 -> 9
+  service web: backend 10.0.0.13 added with weight 1
+what a reload of {file} would change:
+  service web: syn_budget 20000 -> 7
+  service web: weight of 10.0.0.12 9 -> 5
+  web 10.0.0.12: weight 5 of the configuration replaces 9, set by lbctl
+"
+    );
+    assert_eq!(works(&place, "config diff").await, expected);
+    let ran = lbctl(&place, "config diff --exit-code").await;
+    assert_eq!((ran.code, ran.out), (Some(1), expected));
+    let json = works(&place, "config diff -o json").await;
+    let diff: ConfigDiff = serde_json::from_str(&json).expect(&json);
+    assert_eq!((diff.runtime.len(), diff.reload.differences.len()), (2, 2));
+    place.configure(&WEB.replace("dsr", "drs"));
+    let out = lbctl(&place, "config diff --exit-code").await;
+    assert_eq!(out.code, Some(1));
+    assert!(
+        out.out.contains("can't be loaded:\n") && out.out.contains("`drs` is unknown"),
+        "{out:?}"
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_saved_is_in_the_file_and_no_override_any_more() {
+    let place = Place::new(&format!("# services\n{WEB}# end\n"));
+    let running = place.start().await;
+    let before = fs::read_to_string(place.file()).expect("it is there");
+    for line in [
+        "backend weight web 10.0.0.12 9",
+        "backend disable web 10.0.0.11",
+        "backend add web 10.0.0.13 --weight 2",
+        "backend drain web 10.0.0.13 --deadline 1h",
+    ] {
+        works(&place, line).await;
+    }
+    let dry = works(&place, "config save --dry-run").await;
+    for expected in [
+        "-backend = [{ address = \"10.0.0.11\" }, { address = \"10.0.0.12\", weight = 3 }]\n",
+        "+backend = [{ address = \"10.0.0.11\", state = \"disabled\" }, { address = \"10.0.0.12\", weight = 9 }, { address = \"10.0.0.13\", weight = 2, state = \"draining\" }]\n",
+        "# kept beside it: backend 10.0.0.13 of web: state draining until ",
+    ] {
+        assert!(dry.contains(expected), "{dry}");
+    }
+    assert_eq!(fs::read_to_string(place.file()).expect("it is there"), before);
+    let json = works(&place, "config save -o json").await;
+    let saved: Saved = serde_json::from_str(&json).expect(&json);
+    assert_eq!((saved.differences.len(), saved.left.len()), (3, 1));
+    let after = fs::read_to_string(place.file()).expect("it is there");
+    assert!(after.contains("# services\n") && after.ends_with("# end\n"), "{after}");
+    let overrides = state(&place)["overrides"]["services"].clone();
+    let backends = overrides["web"]["backends"].as_object().expect("one is left").clone();
+    assert_eq!(backends.keys().collect::<Vec<_>>(), ["10.0.0.13"], "{overrides}");
+    // A reload and a restart find nothing to do, and the drain keeps its end.
+    let out = works(&place, "config reload").await;
+    assert!(out.starts_with("configuration reloaded, nothing changed"), "{out}");
+    running.stop().await;
+    let running = place.start().await;
+    let backend: lb_userspace::status::Backend =
+        running.client.get("/v1/services/web/backends/10.0.0.13").await.expect("it is there");
+    assert!(matches!(backend.admin, Admin::Draining { deadline: Some(_) }), "{backend:?}");
+    let out = works(&place, "config save").await;
+    assert!(out.starts_with("nothing to save: "), "{out}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_was_edited_is_not_overwritten() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    works(&place, "backend weight web 10.0.0.12 9").await;
+    place.configure(&WEB.replace("weight = 3", "weight = 5"));
+    let edited = fs::read_to_string(place.file()).expect("it is there");
+    let err = refused(&place, "config save").await;
+    assert!(
+        err.contains("was edited since it was loaded (service web: weight of 10.0.0.12 3 -> 5)"),
+        "{err}"
+    );
+    assert!(err.contains("run 'lbctl config reload' first"), "{err}");
+    place.configure(&WEB.replace("weight = 3", "weight = 0"));
+    assert!(refused(&place, "config save").await.contains("weight 0; use 'drain'"));
+    fs::write(place.file(), &edited).expect("it is ours");
+    works(&place, "config reload").await;
+    let out = works(&place, "config save").await;
+    assert!(out.starts_with("nothing to save"), "{out}");
+    // Comments may be edited at any time.
+    works(&place, "backend weight web 10.0.0.12 8").await;
+    fs::write(place.file(), format!("# by hand\n{edited}")).expect("it is ours");
+    works(&place, "config save").await;
+    let text = fs::read_to_string(place.file()).expect("it is there");
+    assert_eq!(text, format!("# by hand\n{}", edited.replace("weight = 5", "weight = 8")));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_be_written_stays_and_so_do_the_overrides() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    works(&place, "backend weight web 10.0.0.12 9").await;
+    fs::create_dir(place.path("lb.toml.partial")).expect("a folder is in the way");
+    let before = fs::read_to_string(place.file()).expect("it is there");
+    let err = refused(&place, "config save").await;
+    assert!(err.contains("where lbd must be allowed to make files"), "{err}");
+    assert!(err.contains("nothing was changed"), "{err}");
+    assert_eq!(fs::read_to_string(place.file()).expect("it is there"), before);
+    assert!(works(&place, "config diff").await.contains("weight of 10.0.0.12 3 -> 9"));
+    running.stop().await;
+}

@@ -1,0 +1,122 @@
+//! A state file on a disk that is full, or that nothing can be written to.
+
+use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path, ptr};
+
+use crate::common::{Place, Running, WEB, eventually};
+use hyper::Method;
+use lb_userspace::{api::Done, edit::BackendChange};
+
+const A: &str = "/v1/services/web/backends/10.0.0.11";
+
+/// Whether this can mount; where it can't, says so, which in CI is a failure.
+fn can_mount() -> bool {
+    // SAFETY: no arguments, no effect.
+    if unsafe { libc::geteuid() } == 0 {
+        return true;
+    }
+    let ci = std::env::var("CI").is_ok_and(|ci| !ci.is_empty() && ci != "false" && ci != "0");
+    assert!(!ci, "needs root, to mount a small disk");
+    eprintln!("SKIPPED: needs root, to mount a small disk");
+    false
+}
+
+fn check(result: libc::c_int) {
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// Mounts, or changes what is mounted.
+fn mount(kind: &str, at: &Path, flags: libc::c_ulong, options: &str) {
+    let text = |text: &[u8]| CString::new(text).expect("no zero in it");
+    let (kind, at, options) =
+        (text(kind.as_bytes()), text(at.as_os_str().as_bytes()), text(options.as_bytes()));
+    // SAFETY: the strings live, and end with a zero.
+    check(unsafe {
+        libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast())
+    });
+}
+
+/// A disk of 64 KiB in a folder, which only this thread and its children see.
+fn small_disk(at: &Path) {
+    // SAFETY: no memory is involved; only this thread moves to a namespace of its own.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) });
+    // What is mounted here must not reach the namespace that it was copied from.
+    // SAFETY: the string lives, and what is not used may be null.
+    check(unsafe {
+        libc::mount(
+            ptr::null(),
+            c"/".as_ptr(),
+            ptr::null(),
+            libc::MS_REC | libc::MS_PRIVATE,
+            ptr::null(),
+        )
+    });
+    fs::create_dir(at).expect("the folder is new");
+    mount("tmpfs", at, 0, "size=64k");
+}
+
+async fn weigh(lbd: &Running, weight: &str) -> Vec<String> {
+    let change = BackendChange { weight: Some(weight.parse().expect(weight)), admin: None };
+    let done: Done = lbd.client.send_json(Method::PATCH, A, &change).await.expect("it is done");
+    done.notes
+}
+
+#[tokio::test]
+async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new(WEB);
+    let disk = place.path("disk");
+    small_disk(&disk);
+    let text = fs::read_to_string(place.file()).expect("it is there");
+    fs::write(place.file(), text.replace("state.json", "disk/state.json")).expect("it is ours");
+    let file = disk.join("state.json");
+    let kept = |weight: &str| {
+        let text = fs::read_to_string(&file).expect("it is there");
+        let state: serde_json::Value = serde_json::from_str(&text).expect("it is whole");
+        let change = &state["overrides"]["services"]["web"]["backends"]["10.0.0.11"]["changed"];
+        change["weight"].to_string() == weight
+    };
+    let in_force = async |lbd: &Running, weight: u16| {
+        let backend: lb_userspace::status::Backend = lbd.client.get(A).await.expect("it is there");
+        backend.weight == weight
+    };
+    let lbd = place.start().await;
+    assert_eq!(weigh(&lbd, "5").await, [""; 0]);
+    assert!(kept("5"));
+
+    // The state takes more than is left.
+    let filler = disk.join("filler");
+    let mut room = 128 << 10;
+    while room > 256 {
+        let mut all = fs::read(&filler).unwrap_or_default();
+        all.resize(all.len() + room, 0);
+        if fs::write(&filler, &all).is_err() {
+            room /= 2;
+            all.truncate(all.len() - room * 2);
+            fs::write(&filler, &all).expect("it fitted before");
+        }
+    }
+    let notes = weigh(&lbd, "6").await;
+    assert!(notes.len() == 1 && notes[0].contains("not kept over a restart"), "{notes:?}");
+    assert!(notes[0].contains("No space left on device"), "{notes:?}");
+    assert!(in_force(&lbd, 6).await);
+    assert!(kept("5"), "the old state survives");
+    fs::remove_file(&filler).expect("it is ours");
+    eventually("it is kept when there is room", async || kept("6")).await;
+
+    mount("tmpfs", &disk, libc::MS_REMOUNT | libc::MS_RDONLY, "size=64k");
+    let notes = weigh(&lbd, "7").await;
+    assert!(notes.len() == 1 && notes[0].contains("Read-only file system"), "{notes:?}");
+    assert!(in_force(&lbd, 7).await && kept("6"));
+    mount("tmpfs", &disk, libc::MS_REMOUNT, "size=64k");
+    eventually("it is kept when it can be written", async || kept("7")).await;
+    lbd.stop().await;
+
+    let lbd = place.start().await;
+    assert!(in_force(&lbd, 7).await);
+    lbd.stop().await;
+    let path = CString::new(disk.as_os_str().as_bytes()).expect("no zero in it");
+    // SAFETY: the string lives, and ends with a zero.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) });
+}
