@@ -74,7 +74,7 @@ pub struct Question {
 /// a body. Dropped, it leaves nothing behind: connections are reset, a command is killed.
 pub async fn ask(question: &Question, network: &vip::Network, tls: &tls::Cache) -> Outcome {
     let deadline = Instant::now() + question.timeout;
-    // Boxed but for the small ones, so that a question that waits is a few hundred bytes.
+    // Boxed but for the commonest, so that a question that waits takes a page and no more.
     let answer = match &question.kind {
         check::Kind::None => Ok(()),
         check::Kind::Tcp => tcp::ask(question, network, deadline).await,
