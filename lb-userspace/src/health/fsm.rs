@@ -2,8 +2,8 @@
 //! mean.
 //!
 //! ```text
-//!             `fall` bad answers, or one after a suspicion
-//!      ┌───── or if nothing was known before ──────────────┐
+//!             `fall` bad answers, after a suspicion two or one refusal,
+//!      ┌───── or one if nothing was known before ──────────┐
 //!      │                                                   ▼
 //!   ┌──────┐                              ┌───────────┐ refused ┌───────────┐
 //!   │  up  │                              │ soft down │────────►│ hard down │
@@ -27,10 +27,14 @@ use super::{
     probe::Outcome,
 };
 
-/// What a question after a suspicion waits at least, unless the check itself waits less.
+/// What a question after a suspicion waits at least, unless the check itself waits less. A dead host
+/// in the same network is found after twice that time.
 const SHORTEST_DOUBT: Duration = Duration::from_millis(200);
 /// How many times the usual latency a question after a suspicion waits.
 const DOUBT: u32 = 20;
+/// How many silent answers a suspicion takes at most. Anybody can raise one with a SYN that is not
+/// followed up, and a single packet may be lost: both together may not eject a backend.
+const SILENT: u8 = 2;
 /// How long suspicions are ignored at least after one that was wrong.
 const SHORTEST_TRUST: Duration = Duration::from_millis(500);
 /// How long an unchecked backend stays suspect.
@@ -120,7 +124,7 @@ pub struct Machine {
     asked: Option<Asked>,
     /// When the next question is due, or, if nothing is asked, when a suspicion lapses.
     next: Instant,
-    /// What clients say; the answer to the next question decides alone.
+    /// What clients say; the answers to the next questions decide.
     suspicion: Option<String>,
     /// Until when suspicions are ignored.
     trusted: Option<Instant>,
@@ -214,7 +218,7 @@ impl Machine {
         let before = self.seen.condition;
         let cause = match event {
             Event::Due => self.due(now, out),
-            Event::Answered { outcome, took } => self.answered(outcome, took, now),
+            Event::Answered { outcome, took } => self.answered(outcome, took, now, out),
             Event::Suspected { reason } => self.suspected(reason, now, out),
             Event::Interrupted => {
                 if self.asked.take().is_some() {
@@ -260,7 +264,8 @@ impl Machine {
                 out.push(Action::Abandon);
                 let reason = format!("no answer within {}", text(asked.timeout));
                 let outcome = Outcome::Failed { refused: false, reason };
-                return self.answered(outcome, now.saturating_duration_since(asked.at), now);
+                let took = now.saturating_duration_since(asked.at);
+                return self.answered(outcome, took, now, out);
             }
             None if now < self.next => return None,
             None => {}
@@ -286,7 +291,13 @@ impl Machine {
         usual.max(SHORTEST_DOUBT).min(self.check.timeout)
     }
 
-    fn answered(&mut self, outcome: Outcome, took: Duration, now: Instant) -> Option<String> {
+    fn answered(
+        &mut self,
+        outcome: Outcome,
+        took: Duration,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Option<String> {
         let asked = self.asked.take()?;
         let cause = match outcome {
             Outcome::Unknown { .. } => {
@@ -312,6 +323,11 @@ impl Machine {
         self.unasked = 0;
         self.excused = false;
         self.assumed = false;
+        if self.suspicion.is_some() {
+            // It is not decided yet, and clients wait.
+            self.ask(now, out);
+            return cause;
+        }
         let interval = self.interval();
         // From question to question; an answer that took longer is followed by the next question.
         self.next = (asked.at + self.vary(interval)).max(now);
@@ -342,19 +358,27 @@ impl Machine {
     }
 
     fn bad(&mut self, refused: bool, reason: &str) -> Option<String> {
-        let suspicion = self.suspicion.take();
         let down = if refused { Condition::HardDown } else { Condition::SoftDown };
         match self.seen.condition {
             Condition::Up => {
                 self.against = self.against.saturating_add(1);
-                let decides = self.assumed || suspicion.is_some();
-                if !decides && self.against < self.check.fall.get() {
+                let fall = self.check.fall.get();
+                let needed = match self.suspicion {
+                    _ if self.assumed => 1,
+                    Some(_) if refused => 1,
+                    Some(_) => fall.min(SILENT),
+                    None => fall,
+                };
+                if self.against < needed {
                     return None;
                 }
-                let cause = match (suspicion, self.against) {
-                    (Some(clients), _) => format!("{reason}; asked because {clients}"),
-                    (None, 1) => reason.into(),
-                    (None, times) => format!("{times} failures in a row: {reason}"),
+                let cause = match self.against {
+                    1 => reason.into(),
+                    times => format!("{times} failures in a row: {reason}"),
+                };
+                let cause = match self.suspicion.take() {
+                    Some(clients) => format!("{cause}; asked because {clients}"),
+                    None => cause,
                 };
                 self.against = 0;
                 self.seen.condition = down;

@@ -162,8 +162,8 @@ impl Prober {
         self.shared.wake.notify_one();
     }
 
-    /// A backend's clients say that it is silent: it is asked at once, and one answer decides.
-    /// `reason` ends the sentence "it was asked because".
+    /// A backend's clients say that it is silent: it is asked at once, and again at once if it
+    /// is silent. `reason` ends the sentence "it was asked because".
     pub fn suspect(&self, target: Target, reason: String) {
         if let Some(schedule) = &mut *self.shared.lock() {
             schedule.suspect(target, reason, Instant::now());

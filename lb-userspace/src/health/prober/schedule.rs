@@ -300,20 +300,21 @@ impl Schedule {
     }
 
     fn due(&mut self, target: Target, deadline: Instant, now: Instant) {
-        let was_asking = self.asks(target);
+        let before = self.serial(target);
         self.step(target, Event::Due, now);
-        match (was_asking, self.asks(target)) {
-            (false, true) => self.load.lateness.add(now.saturating_duration_since(deadline)),
-            (true, false) => {
-                let reason = "the check did not end in time".into();
-                self.count(target, Outcome::Failed { refused: false, reason }, None, now);
-            }
-            _ => {}
+        let after = self.serial(target);
+        if before.is_none() && after.is_some() {
+            self.load.lateness.add(now.saturating_duration_since(deadline));
+        }
+        if before.is_some() && before != after {
+            let reason = "the check did not end in time".into();
+            self.count(target, Outcome::Failed { refused: false, reason }, None, now);
         }
     }
 
-    fn asks(&self, target: Target) -> bool {
-        self.entries.get(&target).is_some_and(|entry| entry.in_flight.is_some())
+    /// The number of the question to this backend that waits.
+    fn serial(&self, target: Target) -> Option<u64> {
+        self.entries.get(&target)?.in_flight.as_ref().map(|in_flight| in_flight.serial)
     }
 
     fn answered(&mut self, answer: Answer, now: Instant) {

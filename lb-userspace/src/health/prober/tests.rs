@@ -127,7 +127,7 @@ fn suspicion_is_decided_long_before_the_next_question() {
     let decided = report(&mut reports);
     assert!(!decided.seen.suspect);
     let cause = decided.change.expect("a change").cause;
-    assert_eq!(cause, "no answer; asked because clients repeat their SYNs");
+    assert_eq!(cause, "2 failures in a row: no answer; asked because clients repeat their SYNs");
 }
 
 #[test]

@@ -45,6 +45,13 @@ struct Read {
     is_refusal: bool,
 }
 
+/// What was thought of the backend before an answer.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    is_suspect: bool,
+    is_assumed: bool,
+}
+
 /// The naive reader: the answers that count, oldest first.
 #[derive(Default)]
 struct History {
@@ -58,16 +65,20 @@ impl History {
     }
 
     /// Whether the last answers speak for the change.
-    fn explains(&self, from: Condition, to: Condition, check: &Check, decided_alone: bool) -> bool {
+    fn explains(&self, from: Condition, to: Condition, check: &Check, before: Before) -> bool {
         let Some(last) = self.answers.last() else { return false };
+        let Before { is_suspect, is_assumed } = before;
         match (from, to) {
             (Condition::Up, Condition::Up) => false,
             (Condition::Up, down) => {
-                let enough = decided_alone || self.streak(false) >= usize::from(check.fall.get());
+                let streak = self.streak(false);
+                let enough = is_assumed
+                    || (is_suspect && (last.is_refusal || streak >= 2))
+                    || streak >= usize::from(check.fall.get());
                 !last.is_good && enough && last.is_refusal == (down == Condition::HardDown)
             }
             (_, Condition::Up) => {
-                let is_first = self.answers.len() == 1 && decided_alone;
+                let is_first = self.answers.len() == 1 && is_assumed;
                 is_first || self.streak(true) >= usize::from(check.rise.get())
             }
             (Condition::SoftDown, Condition::HardDown) => last.is_refusal,
@@ -89,8 +100,11 @@ proptest! {
         let mut history = History::default();
         let mut slept = false;
         for happens in story {
-            let (from, was_suspect, was_assumed) =
-                (bench.condition(), bench.machine.seen().suspect, bench.machine.is_assumed());
+            let from = bench.condition();
+            let before = Before {
+                is_suspect: bench.machine.seen().suspect,
+                is_assumed: bench.machine.is_assumed(),
+            };
             let was_asking = bench.machine.is_asking();
             let actions = match happens.clone() {
                 Happens::Wait(millis) => {
@@ -137,8 +151,7 @@ proptest! {
             } else {
                 prop_assert_eq!(changes, vec![(from, to)]);
                 prop_assert!(matches!(happens, Happens::Answer(_)), "{happens:?}");
-                let alone = was_suspect || was_assumed;
-                prop_assert!(history.explains(from, to, &check, alone), "{from:?} to {to:?}");
+                prop_assert!(history.explains(from, to, &check, before), "{from:?} to {to:?}");
             }
             // Nor does it overlook what the answers say.
             if to == Condition::Up {

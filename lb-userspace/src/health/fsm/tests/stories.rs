@@ -73,10 +73,48 @@ fn dead_host_is_found_by_suspicion_in_a_fraction_of_the_interval() {
     bench.now += ms(700);
     let suspected_at = bench.now;
     assert_eq!(bench.tell(suspected())[0], Action::Ask { timeout: ms(200) });
+    let actions = bench.answer_after(ms(200), silent());
+    assert_eq!(actions, [Action::Ask { timeout: ms(200) }], "at once");
+    assert!(bench.machine.seen().suspect);
     bench.answer_after(ms(200), silent());
     assert_eq!(bench.condition(), Condition::SoftDown);
     assert!(!bench.machine.seen().suspect);
-    assert_eq!(bench.now - suspected_at, ms(200));
+    assert_eq!(bench.now - suspected_at, ms(400));
+}
+
+#[test]
+fn refusal_after_a_suspicion_decides_alone() {
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(Outcome::Up);
+    bench.tell(suspected());
+    bench.answer(refused());
+    assert_eq!(conditions(&bench), [Condition::HardDown]);
+}
+
+#[test]
+fn suspicion_never_takes_more_answers_than_fall() {
+    let once = Check { fall: NonZeroU8::MIN, ..check(Kind::Tcp) };
+    let mut bench = Bench::new(once, Condition::Up);
+    bench.answer(Outcome::Up);
+    bench.tell(suspected());
+    bench.answer(silent());
+    assert_eq!(conditions(&bench), [Condition::SoftDown]);
+}
+
+#[test]
+fn lost_packet_in_a_port_scan_ejects_nobody() {
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(Outcome::Up);
+    bench.actions.clear();
+    for _ in 0..20 {
+        bench.tell(suspected());
+        bench.answer_after(ms(200), silent());
+        bench.tell(suspected());
+        bench.answer(Outcome::Up);
+        assert_eq!((bench.machine.seen(), bench.machine.against()), (Seen::default(), 0));
+        bench.now += Duration::from_secs(1);
+    }
+    assert!(conditions(&bench).is_empty());
 }
 
 #[test]

@@ -5,14 +5,24 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Names of the states; each but the last two waits for an answer.
-const STATES: [&str; 9] =
-    ["up", "failing", "soft", "rising", "hard", "assumed", "suspect", "unchecked", "doubted"];
+const STATES: [&str; 10] = [
+    "up",
+    "failing",
+    "soft",
+    "rising",
+    "hard",
+    "assumed",
+    "suspect",
+    "silent",
+    "unchecked",
+    "doubted",
+];
 
 fn state(name: &str) -> Bench {
     let checked = |initial| Bench::new(check(Kind::Tcp), initial);
     let mut bench = checked(Condition::Up);
     let answers: &[Outcome] = match name {
-        "up" | "suspect" => &[Outcome::Up],
+        "up" | "suspect" | "silent" => &[Outcome::Up],
         "failing" => &[Outcome::Up, silent()],
         "soft" => &[silent()],
         "rising" => &[silent(), Outcome::Up],
@@ -25,6 +35,10 @@ fn state(name: &str) -> Bench {
     match name {
         "suspect" => {
             bench.tell(suspected());
+        }
+        "silent" => {
+            bench.tell(suspected());
+            bench.answer(silent());
         }
         "unchecked" => bench = Bench::new(check(Kind::None), Condition::Up),
         "doubted" => {
@@ -154,11 +168,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("assumed", "off", "Up ?; abandon; never"),
         ("assumed", "other", "Up ?; abandon; soon"),
         ("suspect", "good", "Up; report; 1900"),
-        (
-            "suspect",
-            "silent",
-            "SoftDown; SoftDown: no answer; asked because clients repeat their SYNs; 2900",
-        ),
+        ("suspect", "silent", "Up -1 suspect; ask 200; asking"),
         (
             "suspect",
             "refused",
@@ -171,6 +181,26 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("suspect", "slept", "Up suspect; ; asking"),
         ("suspect", "off", "Up ?; abandon, report; never"),
         ("suspect", "other", "Up suspect; abandon; 0"),
+        ("silent", "good", "Up; report; 1900"),
+        (
+            "silent",
+            "silent",
+            "SoftDown; SoftDown: 2 failures in a row: no answer; \
+             asked because clients repeat their SYNs; 2900",
+        ),
+        (
+            "silent",
+            "refused",
+            "HardDown; HardDown: 2 failures in a row: connection refused; \
+             asked because clients repeat their SYNs; 2900",
+        ),
+        ("silent", "unknown", "Up -1 suspect; ; 500"),
+        ("silent", "suspected", "Up -1 suspect; ; asking"),
+        ("silent", "due", "Up -1 suspect; ; asking"),
+        ("silent", "interrupted", "Up -1 suspect; abandon; 0"),
+        ("silent", "slept", "Up -1 suspect; ; asking"),
+        ("silent", "off", "Up ?; abandon, report; never"),
+        ("silent", "other", "Up suspect; abandon; 0"),
         ("unchecked", "good", "Up ?; ; never"),
         ("unchecked", "silent", "Up ?; ; never"),
         ("unchecked", "refused", "Up ?; ; never"),
