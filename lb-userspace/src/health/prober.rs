@@ -74,7 +74,7 @@ pub trait Ask: Send + Sync + 'static {
     /// Asks, and takes hardly longer than the question's timeout.
     fn ask(&self, question: Arc<Question>) -> impl Future<Output = Outcome> + Send + 'static;
 
-    /// From now on questions may go to these VIPs, and to no others.
+    /// From now on questions may go to these VIPs and to no others, and come from none of them.
     fn set_vips(&self, vips: std::collections::BTreeSet<IpAddr>);
 }
 

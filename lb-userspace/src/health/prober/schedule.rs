@@ -35,7 +35,7 @@ const PULSE: Duration = Duration::from_millis(100);
 /// What the prober's task is to do.
 #[derive(Debug)]
 pub enum Work {
-    /// To take in packets from these addresses.
+    /// To take in packets from these addresses, and to ask from none of them.
     SetVips(BTreeSet<IpAddr>),
     /// To ask; the answer comes back with the serial number.
     Ask {
@@ -193,11 +193,8 @@ impl Schedule {
 
     /// Replaces all assignments.
     pub fn assign(&mut self, mut assignments: BTreeMap<Target, Assignment>, now: Instant) {
-        let vips = assignments.values().filter_map(|assignment| match &assignment.route {
-            Some(Route::Vip(way)) => Some(way.vip),
-            _ => None,
-        });
-        let vips: BTreeSet<_> = vips.collect();
+        // Also those that no question goes to: none may come from one either.
+        let vips: BTreeSet<_> = assignments.keys().map(|target| target.service.vip).collect();
         if vips != self.vips {
             self.work.push(Work::SetVips(vips.clone()));
             self.vips = vips;

@@ -215,6 +215,19 @@ fn route_that_changes_keeps_the_state_and_drops_the_question() {
 }
 
 #[test]
+fn vips_that_nobody_is_asked_by_are_told_too() {
+    let mut bench = Bench::new(100, BTreeMap::new());
+    let other = Target {
+        service: ServiceKey { vip: Ipv4Addr::new(10, 0, 0, 101).into(), ..target(0).service },
+        ..target(0)
+    };
+    let nowhere = Assignment { route: None, ..assignment(check()) };
+    let own = assignment(Check { kind: Kind::None, ..check() });
+    bench.assign([(target(0), nowhere), (other, own)].into());
+    assert_eq!(bench.vips, [BTreeSet::from([target(0).service.vip, other.service.vip])]);
+}
+
+#[test]
 fn backend_without_a_next_hop_is_not_asked_and_nothing_is_said() {
     let nowhere = Assignment { route: None, ..assignment(check()) };
     let mut bench = Bench::new(100, BTreeMap::from([(target(0), nowhere)]));
