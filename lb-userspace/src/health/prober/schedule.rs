@@ -29,8 +29,11 @@ const BATCH: usize = 128;
 /// How far apart the first questions of many backends are, unless an interval is shorter.
 const SPREAD: Duration = Duration::from_millis(1);
 /// How often there is a turn at least while questions are in flight, and how much later a turn may
-/// come before this process is held to have slept.
+/// come before this process is held to have slept, unless timeouts are short.
 const PULSE: Duration = Duration::from_millis(100);
+/// Into how many pulses the shortest timeout in flight is divided at least: a sleep that is not
+/// noticed leaves half of it.
+const PULSES: u32 = 4;
 
 /// What the prober's task is to do.
 #[derive(Debug)]
@@ -74,6 +77,8 @@ struct Flight {
     questions: usize,
     /// The number of the last one.
     serial: u64,
+    /// How many have each timeout.
+    timeouts: BTreeMap<Duration, usize>,
 }
 
 impl Flight {
@@ -86,7 +91,9 @@ impl Flight {
         self.serial += 1;
         self.used += descriptors;
         self.questions += 1;
-        entry.in_flight = Some(InFlight { serial: self.serial, descriptors });
+        let timeout = question.timeout;
+        *self.timeouts.entry(timeout).or_default() += 1;
+        entry.in_flight = Some(InFlight { serial: self.serial, descriptors, timeout });
         work.push(Work::Ask { target: question.target, serial: self.serial, question });
     }
 
@@ -97,9 +104,21 @@ impl Flight {
         }
     }
 
-    const fn land(&mut self, in_flight: &InFlight) {
+    fn land(&mut self, in_flight: &InFlight) {
         self.used -= in_flight.descriptors;
         self.questions -= 1;
+        if let Some(many) = self.timeouts.get_mut(&in_flight.timeout) {
+            *many -= 1;
+            if *many == 0 {
+                self.timeouts.remove(&in_flight.timeout);
+            }
+        }
+    }
+
+    /// See [`PULSE`].
+    fn pulse(&self) -> Duration {
+        let shortest = self.timeouts.first_key_value();
+        shortest.map_or(PULSE, |(timeout, _)| PULSE.min(*timeout / PULSES))
     }
 }
 
@@ -107,6 +126,7 @@ impl Flight {
 struct InFlight {
     serial: u64,
     descriptors: usize,
+    timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -275,7 +295,7 @@ impl Schedule {
 
     /// Takes in answers, and begins what is due.
     pub fn turn(&mut self, answers: impl Iterator<Item = Answer>, now: Instant) {
-        if self.expected.is_some_and(|expected| now > expected + PULSE) {
+        if self.expected.is_some_and(|expected| now > expected + self.flight.pulse()) {
             self.load.pauses += 1;
             let asking = self.entries.iter().filter(|(_, entry)| entry.in_flight.is_some());
             let asking: Vec<_> = asking.map(|(target, _)| *target).collect();
@@ -407,7 +427,7 @@ impl Schedule {
 
     /// When the next turn should be, if nothing comes in; none: never.
     pub fn next(&self, now: Instant) -> Option<Instant> {
-        let pulse = (self.flight.questions > 0).then(|| now + PULSE);
+        let pulse = (self.flight.questions > 0).then(|| now + self.flight.pulse());
         // When all descriptors are taken only an answer helps.
         let first = self.deadlines.first().filter(|_| !self.flight.is_full());
         pulse.into_iter().chain(first.map(|(deadline, _)| *deadline)).min()

@@ -286,6 +286,28 @@ fn pause_of_the_process_brings_nobody_down() {
 }
 
 #[test]
+fn short_pause_brings_nobody_down_whose_timeout_is_short() {
+    let timeout = ms(50);
+    let check = Check { fall: 1.try_into().expect("1"), timeout, ..check() };
+    let mut bench = Bench::new(100, backends(10, &check));
+    bench.run(ms(10_000), |_| Outcome::Up);
+    bench.now += ms(2_000);
+    bench.turn(Vec::new());
+    assert_eq!(bench.waiting.len(), 10);
+    let pauses = bench.schedule.load().pauses;
+    assert!(bench.schedule.next(bench.now) <= Some(bench.now + timeout / 4));
+    bench.now += timeout;
+    let timed_out = bench.answers(&|_| silent());
+    bench.turn(timed_out);
+    assert!(bench.reports.is_empty(), "{} are down", bench.reports.len());
+    assert_eq!(bench.schedule.load().pauses, pauses + 1);
+    // Silence of a process that runs counts.
+    bench.run(ms(1_000), |_| Outcome::Up);
+    bench.run(ms(10_000), |_| silent());
+    assert_eq!(bench.reports.len(), 10);
+}
+
+#[test]
 fn exhaustion_is_one_trouble_and_changes_nobody() {
     let mut bench = Bench::new(100, backends(50, &check()));
     bench.run(ms(10_000), |_| Outcome::Up);
