@@ -236,8 +236,11 @@ async fn exchange(
     tokio::select! {
         biased;
         answer = &mut answer => answer,
-        // The connection is over; what it read is at hand.
-        _ = connection => answer.await,
+        // The connection is over; what it read is at hand. hyper does not tell the request why.
+        ended = connection => {
+            let local = ended.err().and_then(|error| Miss::of_this_node(cause(&error)?));
+            answer.await.map_err(|miss| local.unwrap_or(miss))
+        }
     }
 }
 
@@ -270,6 +273,9 @@ fn words(status: StatusCode) -> String {
 }
 
 fn of_hyper(error: &hyper::Error, allowance: &Allowance) -> Miss {
+    if let Some(local) = cause(error).and_then(Miss::of_this_node) {
+        return local;
+    }
     if error.is_parse_too_large() || allowance.is_spent() {
         return Miss::failed("the answer's headers are larger than 16 KiB, or more than 100");
     }
@@ -282,24 +288,122 @@ fn of_hyper(error: &hyper::Error, allowance: &Allowance) -> Miss {
     if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
         return Miss::failed("closed the connection before its answer was complete");
     }
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(cause) = cause.downcast_ref::<io::Error>() {
-            return of_io(cause, None).unwrap_or_else(|| match cause.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Miss::failed("closed the connection before its answer was complete")
-                }
-                _ => Miss::of_socket(cause),
-            });
-        }
-        source = cause.source();
+    if let Some(cause) = cause(error) {
+        return of_io(cause, None).unwrap_or_else(|| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Miss::failed("closed the connection before its answer was complete")
+            }
+            _ => Miss::of_socket(cause),
+        });
     }
     Miss::failed(error.to_string())
 }
 
+/// The error of the connection that is behind an error of hyper.
+fn cause(error: &hyper::Error) -> Option<&io::Error> {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref() {
+            return Some(cause);
+        }
+        source = cause.source();
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        pin::Pin,
+        task::{Context, Poll},
+    };
+
+    use tokio::io::ReadBuf;
+
     use super::*;
+
+    /// When a connection's link goes down.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Down {
+        Before,
+        AfterTheRequest,
+        InTheBody,
+    }
+
+    /// A connection whose link goes down.
+    struct Broken {
+        down: Down,
+        asked: bool,
+    }
+
+    impl Broken {
+        fn new(down: Down) -> Box<Self> {
+            Box::new(Self { down, asked: false })
+        }
+
+        fn error() -> io::Error {
+            io::Error::other(vip::Error::Local("send on eth0: network is down".into()))
+        }
+    }
+
+    impl AsyncRead for Broken {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if !self.asked {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if self.down == Down::InTheBody {
+                buffer.put_slice(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf");
+                self.down = Down::AfterTheRequest;
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Err(Self::error()))
+        }
+    }
+
+    impl AsyncWrite for Broken {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            if self.down == Down::Before {
+                return Poll::Ready(Err(Self::error()));
+            }
+            self.asked = true;
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn link_that_goes_down_under_a_request_says_nothing_about_the_backend() {
+        let http = check::Http { body: Some("ready".into()), ..check::Http::default() };
+        let local = Err(Miss::unknown("send on eth0: network is down"));
+        for down in [Down::Before, Down::AfterTheRequest, Down::InTheBody] {
+            let request = request(&http, IpAddr::from([127, 0, 0, 1]), 80, 80).unwrap();
+            let miss = exchange(Broken::new(down), request, &http, &mut Stage::Head).await;
+            assert_eq!(miss, local, "{down:?}");
+        }
+        let tls = check::Tls { insecure: true, ..check::Tls::default() };
+        let config = tls::Cache::default().config(&tls).unwrap();
+        for down in [Down::Before, Down::AfterTheRequest] {
+            let name = ServerName::try_from("a.example").unwrap();
+            let wire = handshake(Broken::new(down), Arc::clone(&config), name, None).await;
+            assert_eq!(wire.map(drop), local, "{down:?}");
+        }
+    }
 
     #[test]
     fn the_host_is_the_address_without_the_schemes_own_port() {

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt::Write as _, io, time::Duration};
 
-use super::Outcome;
+use super::{Outcome, vip};
 use crate::units::format_duration;
 
 /// Characters of a reason.
@@ -42,8 +42,20 @@ impl Miss {
         Self::Failed(format!("no answer within {}", format_duration(timeout)).into())
     }
 
+    /// What went wrong on this node with a connection by the way of the traffic, if that is what the
+    /// error is.
+    pub(super) fn of_this_node(error: &io::Error) -> Option<Self> {
+        match error.get_ref()?.downcast_ref()? {
+            vip::Error::Local(reason) => Some(Self::unknown(reason.clone())),
+            vip::Error::Refused => None,
+        }
+    }
+
     /// What an error of a socket says, that of connecting most of all.
     pub(super) fn of_socket(error: &io::Error) -> Self {
+        if let Some(local) = Self::of_this_node(error) {
+            return local;
+        }
         match error.raw_os_error() {
             // RST, and for UDP the ICMP port unreachable.
             Some(libc::ECONNREFUSED) => Self::Refused(REFUSED.into()),
@@ -163,6 +175,14 @@ mod tests {
             assert!(matches!(of(number), Miss::Unknown(_)), "{number}: {:?}", of(number));
         }
         assert_eq!(of(libc::ENETUNREACH), Miss::unknown("network is unreachable"));
+    }
+
+    #[test]
+    fn what_breaks_on_the_way_out_says_nothing_about_the_backend() {
+        let local = vip::Error::Local("send on eth0: network is down".into());
+        let miss = Miss::of_socket(&io::Error::other(local));
+        assert_eq!(miss, Miss::unknown("send on eth0: network is down"));
+        assert!(matches!(Miss::of_socket(&io::Error::other(vip::Error::Refused)), Miss::Failed(_)));
     }
 
     #[test]
