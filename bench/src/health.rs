@@ -117,6 +117,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, 
             route: Some(route),
             half_life: Duration::ZERO,
             initial: Condition::Up,
+            found_out: false,
         };
         (Target { service, backend }, assignment)
     };

@@ -48,6 +48,8 @@ pub(super) struct Health {
     tunnel: Tunnel,
     /// What an earlier run has left, until it is taken up.
     adopted: View,
+    /// The backends whose condition that was.
+    found_out: BTreeSet<Target>,
     /// The backends that were assigned.
     known: BTreeSet<Target>,
     view: View,
@@ -63,6 +65,7 @@ impl Health {
             checks,
             tunnel,
             adopted: View::new(),
+            found_out: BTreeSet::new(),
             known: BTreeSet::new(),
             view: View::new(),
             neighbourhood: None,
@@ -73,6 +76,7 @@ impl Health {
 
     /// Takes over what an earlier run has left in the maps.
     pub(super) fn adopt(&mut self, adopted: View) {
+        self.found_out = adopted.keys().copied().collect();
         self.adopted = adopted;
     }
 
@@ -107,9 +111,11 @@ impl Health {
         }
         self.view.retain(|target, _| there.contains(target));
         self.reasons.retain(|target, _| there.contains(target));
+        self.found_out.retain(|target| there.contains(target));
         self.known = there;
         let ways = self.neighbourhood.as_ref();
-        self.checks.assign(assignments(desired, ways, self.tunnel, &self.view));
+        let assignments = assignments(desired, ways, self.tunnel, &self.view, &self.found_out);
+        self.checks.assign(assignments);
     }
 
     fn see(&mut self, target: Target, seen: Seen) {
@@ -219,4 +225,67 @@ impl Health {
 fn name_of(desired: &Desired, key: ServiceKey) -> Option<&str> {
     let mut services = desired.services.iter();
     services.find(|(_, service)| service.key == key).map(|(name, _)| name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+    use crate::{
+        desired::{Backend, Mode},
+        health::check,
+        spec::ServiceSpec,
+    };
+
+    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 11));
+    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 12));
+
+    /// Keeps what it was assigned last.
+    #[derive(Clone, Default)]
+    struct Assigned(Arc<Mutex<BTreeMap<Target, Assignment>>>);
+
+    impl Checks for Assigned {
+        fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+            *self.0.lock().expect("nobody panics") = assignments;
+        }
+
+        fn suspect(&self, _: Target, _: String) {}
+
+        fn status(&self) -> BTreeMap<Target, CheckStatus> {
+            BTreeMap::new()
+        }
+    }
+
+    fn web(backends: &[IpAddr]) -> Desired {
+        let mut service =
+            ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service();
+        service.policy.check.kind = check::Kind::Tcp;
+        service.backends = backends.iter().map(|at| (*at, Backend::default())).collect();
+        Desired { services: [("web".to_owned(), service)].into() }
+    }
+
+    fn target(backend: IpAddr) -> Target {
+        Target { service: web(&[]).services["web"].key, backend }
+    }
+
+    #[test]
+    fn only_what_an_earlier_run_has_left_is_found_out() {
+        let assigned = Assigned::default();
+        let found_out = |backend| {
+            let assigned = assigned.0.lock().expect("nobody panics");
+            assigned.get(&target(backend)).map(|assignment| assignment.found_out)
+        };
+        let mut health = Health::new(Box::new(assigned.clone()), Tunnel::default());
+        health.adopt([(target(A), Seen::default())].into());
+        health.follow(&web(&[A, B]));
+        assert_eq!((found_out(A), found_out(B)), (Some(true), Some(false)));
+        // One that was removed comes back as any other.
+        health.follow(&web(&[B]));
+        health.follow(&web(&[A, B]));
+        assert_eq!(found_out(A), Some(false));
+    }
 }

@@ -1,7 +1,7 @@
 //! Who is asked, how, and by which way: what is desired and what is known of next hops, as
 //! assignments for the prober.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Condition, Target, View, check::Via, probe::Route, prober::Assignment, vip::Way};
 use crate::{
@@ -10,7 +10,8 @@ use crate::{
     settings::Tunnel,
 };
 
-/// The assignments of all backends. `start` is what they count as until they have answered.
+/// The assignments of all backends. `start` is what they count as until they have answered;
+/// `found_out` are those of which an earlier run has found that out.
 ///
 /// A question by the way of the traffic waits until that way is known. A backend that can't be
 /// reached is not asked: that is seen without it.
@@ -20,6 +21,7 @@ pub fn assignments(
     known: Option<&Neighbourhood>,
     tunnel: Tunnel,
     start: &View,
+    found_out: &BTreeSet<Target>,
 ) -> BTreeMap<Target, Assignment> {
     let mut assignments = BTreeMap::new();
     for (name, service) in &desired.services {
@@ -48,6 +50,7 @@ pub fn assignments(
                 route,
                 half_life: service.policy.flap_half_life,
                 initial,
+                found_out: found_out.contains(&target),
             };
             assignments.insert(target, assignment);
         }
@@ -101,7 +104,8 @@ mod tests {
     #[test]
     fn questions_go_the_way_of_the_traffic_unless_the_check_says_otherwise() {
         let known = known(&[A, B]);
-        let made = assignments(&web(), Some(&known), Tunnel::default(), &View::new());
+        let made =
+            assignments(&web(), Some(&known), Tunnel::default(), &View::new(), &BTreeSet::new());
         let Some(Route::Vip(way)) = &made[&target(A)].route else { panic!("{made:?}") };
         assert_eq!((way.vip, way.backend, way.hop.ifindex), (IpAddr::from([10, 0, 0, 100]), A, 3));
         assert_eq!(made[&target(B)].route, Some(Route::Backend));
@@ -110,9 +114,10 @@ mod tests {
     #[test]
     fn who_can_not_be_reached_is_not_asked() {
         let some = known(&[B]);
-        let made = assignments(&web(), Some(&some), Tunnel::default(), &View::new());
+        let made =
+            assignments(&web(), Some(&some), Tunnel::default(), &View::new(), &BTreeSet::new());
         assert_eq!(made[&target(A)].route, None);
-        let made = assignments(&web(), None, Tunnel::default(), &View::new());
+        let made = assignments(&web(), None, Tunnel::default(), &View::new(), &BTreeSet::new());
         assert!(made.values().all(|assignment| assignment.route.is_none()));
     }
 
@@ -120,8 +125,9 @@ mod tests {
     fn who_was_down_starts_down() {
         let seen = Seen { condition: Condition::HardDown, ..Seen::default() };
         let start = [(target(B), seen)].into();
-        let made = assignments(&web(), None, Tunnel::default(), &start);
-        assert_eq!(made[&target(A)].initial, Condition::Up);
-        assert_eq!(made[&target(B)].initial, Condition::HardDown);
+        let made = assignments(&web(), None, Tunnel::default(), &start, &[target(B)].into());
+        let start = |backend| (made[&target(backend)].initial, made[&target(backend)].found_out);
+        assert_eq!(start(A), (Condition::Up, false));
+        assert_eq!(start(B), (Condition::HardDown, true));
     }
 }

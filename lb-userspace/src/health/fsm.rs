@@ -135,20 +135,22 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A backend that was `initial` so far and is first asked at `first`; `seed` makes its
-    /// intervals vary otherwise than those of others.
+    /// A backend that was `initial` so far and is first asked at `first`. If an earlier run has
+    /// found that out, it takes as many answers as ever to overthrow it. `seed` makes its intervals
+    /// vary otherwise than those of others.
     #[must_use]
     pub fn new(
         check: Check,
         half_life: Duration,
         initial: Condition,
+        is_found_out: bool,
         first: Instant,
         seed: u64,
     ) -> Self {
         let condition = if check.is_active() { initial } else { Condition::Up };
-        // Down is what `start` asks for, and then `rise` answers are needed. Anything else was
-        // only assumed, or found out by an earlier process.
-        let assumed = check.start == Start::Up || condition != Condition::SoftDown;
+        // Down is what `start` asks for, and then `rise` answers are needed.
+        let is_settled = is_found_out || check.start == Start::Down;
+        let assumed = !(check.is_active() && is_settled);
         Self {
             check,
             seen: Seen { condition, ..Seen::default() },

@@ -56,6 +56,8 @@ pub struct Assignment {
     /// What the backend counts as until it has answered; for one that is known already it means
     /// nothing.
     pub initial: Condition,
+    /// Whether an earlier run has found that out. Else it is assumed, and the first answer decides.
+    pub found_out: bool,
 }
 
 /// What has changed of a backend.

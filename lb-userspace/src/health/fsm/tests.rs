@@ -43,7 +43,14 @@ pub(super) struct Bench {
 impl Bench {
     pub fn new(check: Check, initial: Condition) -> Self {
         let now = Instant::now();
-        let machine = Machine::new(check, HALF_LIFE, initial, now, 1);
+        let machine = Machine::new(check, HALF_LIFE, initial, false, now, 1);
+        Self { machine, now, actions: Vec::new() }
+    }
+
+    /// A backend of which an earlier run has found out that it is so.
+    pub fn adopted(check: Check, initial: Condition) -> Self {
+        let now = Instant::now();
+        let machine = Machine::new(check, HALF_LIFE, initial, true, now, 1);
         Self { machine, now, actions: Vec::new() }
     }
 

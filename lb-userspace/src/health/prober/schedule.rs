@@ -242,9 +242,9 @@ impl Schedule {
     }
 
     fn add(&mut self, target: Target, assignment: Assignment, first: Instant, now: Instant) {
-        let Assignment { service, check, route, half_life, initial } = assignment;
+        let Assignment { service, check, route, half_life, initial, found_out } = assignment;
         self.seed = self.seed.wrapping_add(1);
-        let machine = Machine::new(check, half_life, initial, first, self.seed);
+        let machine = Machine::new(check, half_life, initial, found_out, first, self.seed);
         let entry = Entry {
             machine,
             service,
@@ -267,7 +267,7 @@ impl Schedule {
 
     fn change(&mut self, target: Target, assignment: Assignment, now: Instant) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
-        let Assignment { service, check, route, half_life, initial: _ } = assignment;
+        let Assignment { service, check, route, half_life, .. } = assignment;
         let is_new_route = entry.route != route;
         let is_new_check = *entry.machine.check() != check || entry.half_life != half_life;
         if is_new_route || is_new_check || entry.service != service {

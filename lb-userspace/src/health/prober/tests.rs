@@ -60,6 +60,7 @@ fn assignments(
         route: Some(Route::Backend),
         half_life: Duration::ZERO,
         initial: Condition::Up,
+        found_out: false,
     };
     backends.into_iter().map(|n| (backend(n), assignment(n))).collect()
 }

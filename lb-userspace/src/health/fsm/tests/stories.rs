@@ -49,18 +49,25 @@ fn backend_that_starts_down_needs_rise() {
     assert_eq!(bench.condition(), Condition::SoftDown);
     bench.answer(Outcome::Up);
     assert_eq!(bench.condition(), Condition::Up);
-    // What an earlier process found out is not what `start` says, and one answer confirms it.
-    for initial in [Condition::Up, Condition::HardDown] {
-        let mut bench = Bench::new(check.clone(), initial);
-        bench.answer(Outcome::Up);
-        assert_eq!(bench.condition(), Condition::Up, "{initial:?}");
-    }
 }
 
 #[test]
-fn adopted_backend_that_was_down_is_up_at_its_first_good_answer() {
+fn adopted_backend_that_was_up_takes_fall_failures_to_go_down() {
+    let mut bench = Bench::adopted(check(Kind::Tcp), Condition::Up);
+    assert!(!bench.machine.is_assumed());
+    bench.answer(silent());
+    bench.answer(refused());
+    assert_eq!(bench.condition(), Condition::Up, "one lost packet after a restart ejects nobody");
+    bench.answer(silent());
+    assert_eq!(conditions(&bench), [Condition::SoftDown]);
+}
+
+#[test]
+fn adopted_backend_that_was_down_takes_rise_good_answers_to_come_up() {
     for initial in [Condition::SoftDown, Condition::HardDown] {
-        let mut bench = Bench::new(check(Kind::Tcp), initial);
+        let mut bench = Bench::adopted(check(Kind::Tcp), initial);
+        bench.answer(Outcome::Up);
+        assert_eq!(bench.condition(), initial);
         bench.answer(Outcome::Up);
         assert_eq!(bench.condition(), Condition::Up, "{initial:?}");
     }
@@ -282,7 +289,7 @@ fn intervals_vary_by_the_jitter_and_otherwise_in_each_machine() {
     let intervals = |seed| {
         let now = Instant::now();
         let mut bench = Bench::new(jittery.clone(), Condition::Up);
-        bench.machine = Machine::new(jittery.clone(), HALF_LIFE, Condition::Up, now, seed);
+        bench.machine = Machine::new(jittery.clone(), HALF_LIFE, Condition::Up, false, now, seed);
         bench.now = now;
         let ask = |_| {
             bench.answer_after(Duration::ZERO, Outcome::Up);

@@ -29,6 +29,7 @@ fn assignment(check: Check) -> Assignment {
         route: Some(Route::Backend),
         half_life: Duration::from_secs(60),
         initial: Condition::Up,
+        found_out: false,
     }
 }
 
