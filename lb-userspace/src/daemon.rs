@@ -276,7 +276,9 @@ impl<B: Balancer> Daemon<B> {
                         return Ok(Ended::Stopped);
                     }
                 }
-                Some(report) = inputs.reports.recv(), if !rests => reports.push(report),
+                report = inputs.reports.recv(), if !rests => {
+                    reports.push(report.context("the health checks have ended")?);
+                }
                 _ = tick.tick() => {
                     self.tick();
                     continue;

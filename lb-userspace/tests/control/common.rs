@@ -16,7 +16,7 @@ use lb_userspace::{
     datapath::fake::Fake,
     engine::Engine,
     events::{Event, Events, Page},
-    health::prober::Prober,
+    health::prober::{Prober, Report},
     netlink::{Neighbourhood, NextHop, Resolution},
     notify::Notifier,
     settings::Limits,
@@ -78,6 +78,17 @@ impl Place {
 
     /// Starts a daemon here, with empty maps.
     pub async fn start(&self) -> Running {
+        // Its thread has nothing to ask that is not on loopback.
+        let (prober, reports) = Prober::start().expect("a thread");
+        self.start_with(prober, reports).await
+    }
+
+    /// The same, with reports of one's own.
+    pub async fn start_with(
+        &self,
+        prober: Prober,
+        reports: mpsc::UnboundedReceiver<Report>,
+    ) -> Running {
         let config = Config::load(&self.file()).expect("the configuration is valid");
         let mut settings = config.settings(false).expect("the seed is given");
         settings.limits = Limits { services: 8, backends: 16, ..settings.limits };
@@ -111,8 +122,6 @@ impl Place {
             notifier: Notifier::default(),
         };
         let (listener, file) = socket::bind(&config.socket, "root").expect("the socket is free");
-        // Its thread has nothing to ask that is not on loopback.
-        let (prober, reports) = Prober::start().expect("a thread");
         let daemon = Daemon::new(engine, Box::new(prober), effects, self.file(), config)
             .expect("the state is fine");
         let (requests_to, requests) = mpsc::channel(1_024);

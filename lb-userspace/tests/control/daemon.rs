@@ -12,9 +12,11 @@ use lb_userspace::{
     daemon::{Ended, Signal},
     desired::{Admin, Mode},
     edit::{AdminChange, BackendChange},
+    health::prober::Prober,
     spec::{BackendSpec, ServiceSpec},
     status::{Backend, Service, Status},
 };
+use tokio::sync::mpsc;
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
 const B: &str = "/v1/services/web/backends/10.0.0.12";
@@ -299,6 +301,17 @@ async fn detach_answers_and_ends() {
     assert_eq!(done.notes, ["link-eth0"]);
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
     assert_eq!(*lbd.log.lock().expect("nobody panics"), ["detach"]);
+}
+
+#[tokio::test]
+async fn end_of_the_health_checks_ends_the_daemon() {
+    let place = Place::new(WEB);
+    let (prober, _own) = Prober::start().expect("a thread");
+    let (reports_to, reports) = mpsc::unbounded_channel();
+    let lbd = place.start_with(prober, reports).await;
+    drop(reports_to);
+    let error = lbd.task.await.expect("no panic").expect_err("nobody checks any more");
+    assert_eq!(error.to_string(), "the health checks have ended");
 }
 
 #[tokio::test]

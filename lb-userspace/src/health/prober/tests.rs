@@ -196,6 +196,14 @@ fn removed_backend_is_not_asked_any_more() {
 }
 
 #[test]
+fn thread_that_dies_ends_the_reports() {
+    let script = Script(|_| -> Answers { panic!("a mistake in the prober") });
+    let (prober, mut reports) = Prober::start_with(script).expect("a thread");
+    prober.assign(assignments([1], &check(50)));
+    assert_eq!(reports.blocking_recv(), None);
+}
+
+#[test]
 fn end_does_not_wait_for_questions() {
     let script = Script(|_| -> Answers { Box::pin(std::future::pending()) });
     let (prober, mut reports) = Prober::start_with(script).expect("a thread");
