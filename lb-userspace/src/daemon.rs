@@ -508,8 +508,9 @@ impl<B: Balancer> Daemon<B> {
 
     /// Hears what was found out about backends.
     fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        let now = Instant::now();
         for report in reports {
-            let news = self.health.take(report, &self.desired);
+            let news = self.health.take(report, &self.desired, now);
             news.into_iter().for_each(|news| self.effects.events.record(news));
             self.stale = true;
         }

@@ -1,7 +1,10 @@
 //! What the daemon makes of health checks: it says who is to be asked, takes the answers in, and
 //! tells what they change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use crate::{
     desired::{Desired, ServiceKey},
@@ -42,6 +45,34 @@ impl Checks for Prober {
     }
 }
 
+/// A suspicion is told after this time at the earliest since the one before it of the same backend:
+/// a port scan raises two a second of each.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// What the clients' packets say against a backend.
+#[derive(Default)]
+struct Suspected {
+    reason: String,
+    /// When that was told last, and how many suspicions there were since.
+    told: Option<Instant>,
+    untold: u32,
+}
+
+impl Suspected {
+    /// A suspicion at `now`: what there is to tell of it.
+    fn again(&mut self, now: Instant) -> Option<String> {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET) {
+            self.untold = self.untold.saturating_add(1);
+            return None;
+        }
+        self.told = Some(now);
+        Some(match std::mem::take(&mut self.untold) {
+            0 => self.reason.clone(),
+            untold => format!("{}; {untold} suspicions before were not told", self.reason),
+        })
+    }
+}
+
 /// What is known of the backends' health.
 pub(super) struct Health {
     checks: Box<dyn Checks>,
@@ -54,8 +85,7 @@ pub(super) struct Health {
     known: BTreeSet<Target>,
     view: View,
     neighbourhood: Option<Neighbourhood>,
-    /// Why the clients' packets made suspects of them.
-    reasons: BTreeMap<Target, String>,
+    suspected: BTreeMap<Target, Suspected>,
     standings: BTreeMap<ServiceKey, Standing>,
 }
 
@@ -69,7 +99,7 @@ impl Health {
             known: BTreeSet::new(),
             view: View::new(),
             neighbourhood: None,
-            reasons: BTreeMap::new(),
+            suspected: BTreeMap::new(),
             standings: BTreeMap::new(),
         }
     }
@@ -110,7 +140,7 @@ impl Health {
             }
         }
         self.view.retain(|target, _| there.contains(target));
-        self.reasons.retain(|target, _| there.contains(target));
+        self.suspected.retain(|target, _| there.contains(target));
         self.found_out.retain(|target| there.contains(target));
         self.known = there;
         let ways = self.neighbourhood.as_ref();
@@ -128,12 +158,12 @@ impl Health {
 
     /// A backend's clients find it silent.
     pub(super) fn suspect(&mut self, target: Target, reason: String) {
-        self.reasons.insert(target, reason.clone());
+        self.suspected.entry(target).or_default().reason.clone_from(&reason);
         self.checks.suspect(target, reason);
     }
 
-    /// Takes a report in; what there is to tell of it.
-    pub(super) fn take(&mut self, report: Report, desired: &Desired) -> Vec<News> {
+    /// Takes a report in at `now`; what there is to tell of it.
+    pub(super) fn take(&mut self, report: Report, desired: &Desired, now: Instant) -> Vec<News> {
         let Report { target, seen, change } = report;
         let Some(name) = name_of(desired, target.service) else { return Vec::new() };
         if !self.known.contains(&target) {
@@ -146,9 +176,11 @@ impl Health {
             let message = format!("{name} {} {what}", target.backend);
             news.push(News::new(kind, message, cause).of_backend(name, target.backend));
         };
-        if seen.suspect && !before.suspect {
-            let reason = self.reasons.get(&target).map_or("", String::as_str);
-            tell(Kind::BackendSuspect, "is suspected to be silent", reason);
+        if seen.suspect
+            && !before.suspect
+            && let Some(cause) = self.suspected.entry(target).or_default().again(now)
+        {
+            tell(Kind::BackendSuspect, "is suspected to be silent", &cause);
         }
         if let Some(change) = change {
             match change.to {
@@ -270,6 +302,34 @@ mod tests {
 
     fn target(backend: IpAddr) -> Target {
         Target { service: web(&[]).services["web"].key, backend }
+    }
+
+    #[test]
+    fn suspicions_of_one_backend_are_told_every_ten_seconds_and_counted() {
+        let desired = web(&[A, B]);
+        let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
+        health.follow(&desired);
+        let begun = Instant::now();
+        let mut causes = BTreeMap::new();
+        let mut suspect = |backend, now| {
+            health.suspect(target(backend), "clients repeat their SYNs".into());
+            for suspect in [true, false] {
+                let seen = Seen { suspect, ..Seen::default() };
+                let report = Report { target: target(backend), seen, change: None };
+                for news in health.take(report, &desired, now) {
+                    assert_eq!((news.kind, news.backend), (Kind::BackendSuspect, Some(backend)));
+                    causes.entry(backend).or_insert_with(Vec::new).push(news.cause);
+                }
+            }
+        };
+        // Two a second for 10 seconds, and one more.
+        for n in 0..=20 {
+            suspect(A, begun + n * Duration::from_millis(500));
+        }
+        suspect(B, begun + Duration::from_secs(5));
+        let first = "clients repeat their SYNs";
+        assert_eq!(causes[&A], [first, &format!("{first}; 19 suspicions before were not told")]);
+        assert_eq!(causes[&B], [first]);
     }
 
     #[test]
