@@ -224,7 +224,7 @@ impl Schedule {
             entry.half_life = half_life;
         }
         if is_new_check {
-            self.step(target, Event::Reconfigured { check, half_life }, now);
+            self.step(target, Event::Reconfigured { check: Box::new(check), half_life }, now);
         }
         if is_new_route {
             // The frames of a question that is on its way may go where nobody is.
