@@ -356,7 +356,10 @@ impl<B: Balancer> Daemon<B> {
             Request::Node(change, terms, tell) => {
                 drop(tell.send(self.change_node(change, terms)));
             }
-            Request::Reload(tell) => drop(tell.send(self.reload_for("lbctl"))),
+            Request::Reload(Terms { dry_run: true, .. }, tell) => {
+                drop(tell.send(self.try_reload()));
+            }
+            Request::Reload(_, tell) => drop(tell.send(self.reload_for("lbctl"))),
             Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
             Request::ConfigSave { dry_run, tell } => {
                 drop(tell.send(self.save_config(dry_run)));

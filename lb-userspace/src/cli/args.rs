@@ -255,7 +255,7 @@ pub(super) enum ConfigCommand {
     ///
     /// What was said last wins: a value that the file has changed since replaces what lbctl set, and
     /// is named; all other changes by lbctl stay.
-    Reload,
+    Reload(Dry),
     /// Show what lbctl changed against the configuration, and what a reload would change.
     Diff {
         /// Exit with 1 if there are differences, or mistakes in the file.

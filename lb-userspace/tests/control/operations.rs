@@ -15,7 +15,7 @@ use crate::{
 };
 use hyper::Method;
 use lb_userspace::{
-    api::{Done, client::Error},
+    api::{Done, Reloaded, client::Error},
     daemon::Signal,
     desired::Admin,
     edit::{AdminChange, BackendChange},
@@ -154,6 +154,47 @@ async fn a_dry_run_tells_and_changes_nothing() {
     let after = serde_json::to_value(status(&lbd).await.services).expect("JSON");
     assert_eq!(before, after);
     assert_eq!(kinds(&events(&lbd.client).await), [Kind::Started]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_dry_run_of_a_reload_tells_what_the_reload_then_does() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    assert_eq!(lbctl(&place, "backend weight web 10.0.0.12 9").await.code, Some(0));
+    place.configure(
+        &WEB.replace("weight = 3", "weight = 5").replace("mode", "syn_budget = 7\nmode"),
+    );
+    let before = serde_json::to_value(status(&lbd).await.services).expect("JSON");
+    let seen = kinds(&events(&lbd.client).await);
+    let reload = async |query: &str| {
+        let path = format!("/v1/reload{query}");
+        lbd.client.send::<Reloaded>(Method::POST, &path, Default::default()).await.expect("valid")
+    };
+    let tried = reload("?dry_run=true").await;
+    let plan = tried.done.plan.clone().expect("a plan");
+    assert_eq!(
+        plan.changes,
+        ["service web: syn_budget 20000 -> 7", "service web: weight of 10.0.0.12 9 -> 5"]
+    );
+    assert!(plan.preview.services["web"].slots_moved > 0, "{plan:?}");
+    let ran = lbctl(&place, "config reload --dry-run").await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    for expected in [
+        "dry run, nothing was changed: configuration reloaded: 1 service, 2 backends, on eth0\n",
+        "  service web: weight of 10.0.0.12 9 -> 5\n",
+        " of the slots of web get another owner for new flows\n",
+        "  web 10.0.0.12: weight 5 of the configuration replaces 9, set by lbctl\n",
+    ] {
+        assert!(ran.out.contains(expected), "{ran:?}");
+    }
+    assert_eq!(before, serde_json::to_value(status(&lbd).await.services).expect("JSON"));
+    assert_eq!(seen, kinds(&events(&lbd.client).await));
+    let made = reload("").await;
+    assert_eq!(made.done.message, tried.done.message);
+    assert_eq!((made.differences, made.conflicts), (tried.differences, tried.conflicts));
+    place.configure("[[service]]\nname = 7\n");
+    assert_eq!(lbctl(&place, "config reload --dry-run").await.code, Some(1));
     lbd.stop().await;
 }
 
