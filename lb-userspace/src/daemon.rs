@@ -119,7 +119,7 @@ pub struct Daemon<B> {
     health: Health,
     file: PathBuf,
     config: Config,
-    /// Of the maps as they were made; a reload does not change them.
+    /// Of the maps as they are: a reload does not change them, and a start may keep larger ones.
     limits: Limits,
     overrides: Overrides,
     desired: Desired,
@@ -155,12 +155,13 @@ impl<B: Balancer> Daemon<B> {
         config: Config,
     ) -> Result<Self> {
         let clocks = (effects.clocks)();
+        let limits = balancer.limits();
         let mut daemon = Self {
             balancer,
             effects,
             health: Health::new(checks, config.tunnel),
             file,
-            limits: config.limits,
+            limits,
             desired: config.desired.clone(),
             deadlines: config.drain_deadlines.clone(),
             overrides: Overrides::default(),
