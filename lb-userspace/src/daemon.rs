@@ -538,16 +538,20 @@ impl<B: Balancer> Daemon<B> {
 
     fn tick(&mut self) {
         self.look_at_clocks();
-        match self.balancer.sweep(self.now()) {
+        let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {
                 self.tell_of_interfaces(swept.interfaces);
                 if !swept.removed.is_empty() {
                     self.finish_removals(&swept.removed);
-                } else if self.last_error.is_some() {
-                    self.reconcile();
                 }
+                None
             }
-            Err(error) => self.note(Some(format!("{error:#}"))),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        // What is not written yet is tried again, whatever the sweep met with.
+        if failed.is_some() || self.last_error.is_some() {
+            let unwritten = self.write();
+            self.note(unwritten.or(failed));
         }
         if self.unkept.is_some() {
             self.keep();
@@ -614,8 +618,14 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn reconcile(&mut self) {
+        let error = self.write();
+        self.note(error);
+    }
+
+    /// Writes the maps; what that met with.
+    fn write(&mut self) -> Option<String> {
         self.stale = false;
-        match self.balancer.reconcile(self.now()) {
+        let error = match self.balancer.reconcile(self.now()) {
             Ok(outcome) => {
                 if outcome.changes > 0 {
                     self.wrote = true;
@@ -625,15 +635,16 @@ impl<B: Balancer> Daemon<B> {
                         "maps written"
                     );
                 }
-                self.note(None);
+                None
             }
             Err(error) => {
                 self.wrote = true;
-                self.note(Some(format!("{error:#}")));
+                Some(format!("{error:#}"))
             }
-        }
+        };
         let news = self.health.stand(self.balancer.standings(), &self.desired);
         news.into_iter().for_each(|news| self.effects.events.record(news));
+        error
     }
 
     /// Remembers how the last write of maps went, and tells of it when that is new.

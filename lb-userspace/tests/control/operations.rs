@@ -103,6 +103,33 @@ async fn each_change_of_a_burst_has_its_own_answer() {
 }
 
 #[tokio::test]
+async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let slots = async || lbd.client.get::<Backend>(A).await.expect("it is there").slots;
+    let before = slots().await;
+    place.wires.failing_sweeps.store(true, Ordering::SeqCst);
+    place.wires.failing_writes.store(2, Ordering::SeqCst);
+    let refused = lbd.client.send_json::<Done>(Method::PATCH, A, &weight(30)).await;
+    let Err(Error::Refused(refused)) = refused else { panic!("{refused:?}") };
+    assert!(refused.hint.is_some_and(|hint| hint.contains("tried again each second")));
+    assert_eq!(slots().await, before);
+    eventually("it is written all the same", async || slots().await > before).await;
+    let error = async || status(&lbd).await.last_error;
+    eventually("the sweep is told of", async || {
+        error().await.is_some_and(|error| error.contains("sweeps were told to fail"))
+    })
+    .await;
+    place.wires.failing_sweeps.store(false, Ordering::SeqCst);
+    eventually("nothing fails", async || error().await.is_none()).await;
+    let seen = kinds(&events(&lbd.client).await);
+    // What fails each second in the same way is one event.
+    assert!(seen.iter().filter(|kind| **kind == Kind::MapsFailing).count() <= 3, "{seen:?}");
+    assert_eq!(seen.iter().filter(|kind| **kind == Kind::MapsWritten).count(), 1, "{seen:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_dry_run_tells_and_changes_nothing() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
