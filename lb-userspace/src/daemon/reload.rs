@@ -27,7 +27,8 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
         let (desired, deadlines) = state.overrides.apply(state.configured());
         let runtime = Intent { desired: &desired, deadlines: &deadlines };
-        let merged = merge(state.configured(), self.config.intent(), runtime, self.now().wall);
+        let (configured, unsaid) = (self.config.intent(), &self.config.unsaid);
+        let merged = merge(state.configured(), configured, runtime, self.now().wall, unsaid);
         if let Some(violation) = rules::violations(&merged.desired, &self.limits).first() {
             let to = state_file::set_aside(path)?;
             self.effects.events.record(News::new(
@@ -57,7 +58,8 @@ impl<B: Balancer> Daemon<B> {
             Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
         };
         let config = Config::load(&self.file).map_err(invalid)?;
-        let merged = merge(self.config.intent(), config.intent(), self.in_force(), self.now().wall);
+        let (before, after) = (self.config.intent(), config.intent());
+        let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
         self.check(&merged.desired)?;
         Ok((config, merged))
     }

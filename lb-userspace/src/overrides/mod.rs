@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::merge::{Conflict, Ending, Merged, merge};
+pub use self::merge::{Conflict, Ending, Merged, Unsaid, merge};
 use crate::{
     desired::{Admin, Backend, Desired, Service, Weight},
     diff::Intent,

@@ -114,6 +114,32 @@ async fn what_is_saved_is_in_the_file_and_no_override_any_more() {
 }
 
 #[tokio::test]
+async fn a_drain_goes_on_when_the_backend_is_copied_into_the_file_without_a_state() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    works(&place, "backend add web 10.0.0.13 --weight 2").await;
+    works(&place, "backend drain web 10.0.0.13").await;
+    let with = |backend: &str| WEB.replace("weight = 3 }", &format!("weight = 3 }}, {backend}"));
+    place.configure(&with("{ address = \"10.0.0.13\" }"));
+    let out = works(&place, "config reload").await;
+    assert!(out.starts_with("configuration reloaded, nothing changed"), "{out}");
+    let backend = async || {
+        let path = "/v1/services/web/backends/10.0.0.13";
+        running.client.get::<lb_userspace::status::Backend>(path).await.expect("it is there")
+    };
+    assert_eq!(backend().await.admin, Admin::Draining { deadline: None });
+    assert_eq!(backend().await.weight, 2);
+    // And over a reload that finds nothing new.
+    works(&place, "config reload").await;
+    assert_eq!(backend().await.admin, Admin::Draining { deadline: None });
+    // What the file says is what counts.
+    place.configure(&with("{ address = \"10.0.0.13\", state = \"disabled\" }"));
+    works(&place, "config reload").await;
+    assert_eq!(backend().await.admin, Admin::Disabled);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_file_that_was_edited_is_not_overwritten() {
     let place = Place::new(WEB);
     let running = place.start().await;
