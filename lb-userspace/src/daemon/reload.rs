@@ -13,7 +13,6 @@ use crate::{
     edit::{Refusal, RefusalKind},
     events::{Kind, News},
     overrides::{Conflict, Merged, Overrides, merge},
-    rules,
     state_file::{self, State},
 };
 
@@ -28,8 +27,8 @@ impl<B: Balancer> Daemon<B> {
         let (desired, deadlines) = state.overrides.apply(state.configured());
         let runtime = Intent { desired: &desired, deadlines: &deadlines };
         let (configured, unsaid) = (self.config.intent(), &self.config.unsaid);
-        let merged = merge(state.configured(), configured, runtime, self.now().wall, unsaid);
-        if let Some(violation) = rules::violations(&merged.desired, &self.limits).first() {
+        let mut merged = merge(state.configured(), configured, runtime, self.now().wall, unsaid);
+        if let Err(violation) = merged.fit(configured, &self.limits) {
             let to = state_file::set_aside(path)?;
             self.effects.events.record(News::new(
                 Kind::StateFileSetAside,

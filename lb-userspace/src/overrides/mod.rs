@@ -3,6 +3,7 @@
 //! The desired state is the configuration with the overrides over it, so a change that is taken back
 //! leaves no trace. What becomes of them when the configuration changes is in [`merge`].
 
+mod fit;
 mod merge;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
