@@ -5,6 +5,7 @@
 
 mod check;
 pub mod fold;
+pub mod piece;
 pub mod save;
 mod service;
 mod tree;
