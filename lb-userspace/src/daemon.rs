@@ -119,7 +119,7 @@ pub struct Daemon<B> {
     health: Health,
     file: PathBuf,
     config: Config,
-    /// Of the maps as they were made; a reload does not change them.
+    /// Of the maps as they are: a reload does not change them, and a start may keep larger ones.
     limits: Limits,
     overrides: Overrides,
     desired: Desired,
@@ -155,12 +155,13 @@ impl<B: Balancer> Daemon<B> {
         config: Config,
     ) -> Result<Self> {
         let clocks = (effects.clocks)();
+        let limits = balancer.limits();
         let mut daemon = Self {
             balancer,
             effects,
             health: Health::new(checks, config.tunnel),
             file,
-            limits: config.limits,
+            limits,
             desired: config.desired.clone(),
             deadlines: config.drain_deadlines.clone(),
             overrides: Overrides::default(),
@@ -358,7 +359,10 @@ impl<B: Balancer> Daemon<B> {
             Request::Node(change, terms, tell) => {
                 drop(tell.send(self.change_node(change, terms)));
             }
-            Request::Reload(tell) => drop(tell.send(self.reload_for("lbctl"))),
+            Request::Reload(Terms { dry_run: true, .. }, tell) => {
+                drop(tell.send(self.try_reload()));
+            }
+            Request::Reload(_, tell) => drop(tell.send(self.reload_for("lbctl"))),
             Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
             Request::ConfigSave { dry_run, tell } => {
                 drop(tell.send(self.save_config(dry_run)));
@@ -537,16 +541,20 @@ impl<B: Balancer> Daemon<B> {
 
     fn tick(&mut self) {
         self.look_at_clocks();
-        match self.balancer.sweep(self.now()) {
+        let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {
                 self.tell_of_interfaces(swept.interfaces);
                 if !swept.removed.is_empty() {
                     self.finish_removals(&swept.removed);
-                } else if self.last_error.is_some() {
-                    self.reconcile();
                 }
+                None
             }
-            Err(error) => self.note(Some(format!("{error:#}"))),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        // What is not written yet is tried again, whatever the sweep met with.
+        if failed.is_some() || self.last_error.is_some() {
+            let unwritten = self.write();
+            self.note(unwritten.or(failed));
         }
         if self.unkept.is_some() {
             self.keep();
@@ -613,8 +621,14 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn reconcile(&mut self) {
+        let error = self.write();
+        self.note(error);
+    }
+
+    /// Writes the maps; what that met with.
+    fn write(&mut self) -> Option<String> {
         self.stale = false;
-        match self.balancer.reconcile(self.now()) {
+        let error = match self.balancer.reconcile(self.now()) {
             Ok(outcome) => {
                 if outcome.changes > 0 {
                     self.wrote = true;
@@ -624,15 +638,16 @@ impl<B: Balancer> Daemon<B> {
                         "maps written"
                     );
                 }
-                self.note(None);
+                None
             }
             Err(error) => {
                 self.wrote = true;
-                self.note(Some(format!("{error:#}")));
+                Some(format!("{error:#}"))
             }
-        }
+        };
         let news = self.health.stand(self.balancer.standings(), &self.desired);
         news.into_iter().for_each(|news| self.effects.events.record(news));
+        error
     }
 
     /// Remembers how the last write of maps went, and tells of it when that is new.

@@ -99,10 +99,10 @@ pub enum Line {
     },
 }
 
-/// What a reload did.
+/// What a reload did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// In words; the notes tell the differences and the conflicts, too.
+    /// In words; the notes, or the plan of a dry run, tell the differences and the conflicts, too.
     #[serde(flatten)]
     pub done: Done,
     /// What it changed of what is in force.
@@ -186,7 +186,7 @@ pub enum Request {
     /// A change of the node.
     Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The configuration's difference to what is in force.
-    Reload(oneshot::Sender<Result<Reloaded, Refusal>>),
+    Reload(Terms, oneshot::Sender<Result<Reloaded, Refusal>>),
     /// How the file, the configuration in force and what is in force differ.
     ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
     /// What is in force, to be written into the configuration's file.

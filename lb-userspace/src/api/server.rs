@@ -204,8 +204,8 @@ async fn remove_backend(
     edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }, terms).await
 }
 
-async fn reload(State(daemon): Daemon) -> Answer<Reloaded> {
-    ask(&daemon, Request::Reload).await.map(Json)
+async fn reload(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Reloaded> {
+    ask(&daemon, |tell| Request::Reload(terms, tell)).await.map(Json)
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,12 @@ use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::{decap::DecapCommand, events::EventsArgs, node::NodeCommand};
+use super::{
+    check::{CheckArgs, PolicyArgs},
+    decap::DecapCommand,
+    events::EventsArgs,
+    node::NodeCommand,
+};
 use crate::{
     api::Terms,
     config,
@@ -156,6 +161,8 @@ pub(super) struct ServiceAdd {
     #[arg(long, value_parser = parse_duration)]
     drain_deadline: Option<Duration>,
     #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
     pub(super) dry: Dry,
 }
 
@@ -176,6 +183,11 @@ pub(super) enum BackendCommand {
         /// Its share, against the other backends' weights.
         #[arg(long, default_value = "1")]
         weight: Weight,
+        /// Let it serve only while no backend that is no backup can.
+        #[arg(long)]
+        backup: bool,
+        #[command(flatten)]
+        check: CheckArgs,
         #[command(flatten)]
         dry: Dry,
     },
@@ -255,7 +267,7 @@ pub(super) enum ConfigCommand {
     ///
     /// What was said last wins: a value that the file has changed since replaces what lbctl set, and
     /// is named; all other changes by lbctl stay.
-    Reload,
+    Reload(Dry),
     /// Show what lbctl changed against the configuration, and what a reload would change.
     Diff {
         /// Exit with 1 if there are differences, or mistakes in the file.
@@ -280,6 +292,7 @@ impl ServiceAdd {
         let mut spec = ServiceSpec::new(self.vip, self.port, self.mode);
         spec.protocol = self.protocol;
         spec.udp = self.udp;
+        spec.policy = self.policy.policy()?;
         spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
         spec.ring_slots = self.ring_slots.map_or(spec.ring_slots, NonZeroU32::get);
         spec.drain_deadline_secs = self.drain_deadline.map(|deadline| deadline.as_secs());

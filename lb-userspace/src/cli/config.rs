@@ -5,7 +5,11 @@ use std::{fmt::Display, process::ExitCode};
 use anyhow::Result;
 use hyper::{Method, body::Bytes};
 
-use super::{Printer, args::ConfigCommand, check_config, done_text};
+use super::{
+    Printer,
+    args::{ConfigCommand, Dry},
+    check_config, done_text,
+};
 use crate::api::{ConfigDiff, Reloaded, Saved, client::Client};
 
 pub(super) async fn run(
@@ -15,8 +19,9 @@ pub(super) async fn run(
 ) -> Result<ExitCode> {
     match command {
         ConfigCommand::Check { file } => return Ok(check_config(file)),
-        ConfigCommand::Reload => {
-            let reloaded: Reloaded = client.send(Method::POST, "/v1/reload", Bytes::new()).await?;
+        ConfigCommand::Reload(Dry { dry_run }) => {
+            let path = format!("/v1/reload?dry_run={dry_run}");
+            let reloaded: Reloaded = client.send(Method::POST, &path, Bytes::new()).await?;
             printer.print(&reloaded, || done_text(&reloaded.done))?;
         }
         ConfigCommand::Diff { exit_code } => {

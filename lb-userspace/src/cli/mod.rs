@@ -2,6 +2,7 @@
 
 mod args;
 mod change;
+mod check;
 mod config;
 mod decap;
 mod drain;
@@ -63,7 +64,7 @@ impl Cli {
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("lbctl: {error:#}");
-                ExitCode::FAILURE
+                if error.is::<Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
             }
         }
     }
@@ -90,6 +91,11 @@ impl Cli {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// Flags that don't go together, or say what makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misuse(String);
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<io::Error>();
@@ -192,8 +198,13 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
             printer
                 .print(&backend, || status::backend(&target.service, target.address, &backend))?;
         }
-        BackendCommand::Add { target, weight, dry } => {
-            let spec = BackendSpec { weight: *weight, ..BackendSpec::default() };
+        BackendCommand::Add { target, weight, backup, check, dry } => {
+            let spec = BackendSpec {
+                weight: *weight,
+                backup: *backup,
+                check: check.check()?.map(Box::new),
+                ..BackendSpec::default()
+            };
             changer((*dry).into()).make_with(Method::POST, &target.path(), &spec).await?;
         }
         BackendCommand::Drain { target, wait, deadline, timeout, ask } => {

@@ -112,6 +112,7 @@ pub fn fold(text: &str, wanted: Intent<'_>) -> Result<String> {
     let expected = Config {
         desired: wanted.desired.clone(),
         drain_deadlines: wanted.deadlines.clone(),
+        unsaid: read.unsaid.clone(),
         warnings: read.warnings.clone(),
         ..config
     };

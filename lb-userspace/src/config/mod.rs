@@ -5,6 +5,7 @@
 
 mod check;
 pub mod fold;
+pub mod piece;
 pub mod save;
 mod service;
 mod tree;
@@ -26,6 +27,7 @@ use self::tree::{Problems, Table, parse_prefix};
 use crate::{
     desired::Desired,
     diff::Intent,
+    overrides::Unsaid,
     rules, seed,
     settings::{Limits, Settings, Tunnel, XdpModes},
     units,
@@ -74,6 +76,8 @@ pub struct Config {
     pub desired: Desired,
     /// How long backends of a service may drain, unless the command says otherwise.
     pub drain_deadlines: BTreeMap<String, Duration>,
+    /// What it does not say of its backends.
+    pub unsaid: Unsaid,
     /// What works and is probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -263,6 +267,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         state_file,
         desired: services.desired,
         drain_deadlines: services.drain_deadlines,
+        unsaid: services.unsaid,
         warnings: doubts.into_sorted(),
     })
 }

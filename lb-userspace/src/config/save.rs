@@ -11,12 +11,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 /// Replaces the file, which is `before`, by `after`; mode and owner stay. A link to a file stays a
-/// link to it.
+/// link to it. What is to be said of it all the same, if it may not outlast a crash of the machine.
 ///
 /// # Errors
 ///
 /// The file has changed meanwhile, or can't be written. It is as it was, then.
-pub fn replace(file: &Path, before: &str, after: &str) -> Result<()> {
+pub fn replace(file: &Path, before: &str, after: &str) -> Result<Option<String>> {
     let file = fs::canonicalize(file).with_context(|| format!("find {}", file.display()))?;
     let mut partial = OsString::from(&file);
     partial.push(".partial");
@@ -26,11 +26,20 @@ pub fn replace(file: &Path, before: &str, after: &str) -> Result<()> {
         // It may not be there, or go with the next try.
         let _ = fs::remove_file(&partial);
     }
-    written
+    written?;
+    Ok(file.parent().and_then(sync))
+}
+
+/// Has the disk keep what a folder holds; what is to be said if it may not.
+fn sync(dir: &Path) -> Option<String> {
+    let error = File::open(dir).and_then(|dir| dir.sync_all()).err()?;
+    Some(format!(
+        "the file is written, but a crash of the machine may bring back what it was: sync {}: {error}",
+        dir.display()
+    ))
 }
 
 fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<()> {
-    let dir = file.parent().context("a file has a folder")?;
     let meta = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?;
     let failed = || format!("write {}", partial.display());
     // Nobody is to read it before it has its owner.
@@ -50,10 +59,7 @@ fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<()> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
     ensure!(read(partial)? == after.as_bytes(), "{} is not as it was written", partial.display());
     ensure!(read(file)? == before.as_bytes(), "{} has changed meanwhile", file.display());
-    fs::rename(partial, file).with_context(|| format!("replace {}", file.display()))?;
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .with_context(|| format!("sync {}", dir.display()))
+    fs::rename(partial, file).with_context(|| format!("replace {}", file.display()))
 }
 
 #[cfg(test)]
@@ -69,11 +75,19 @@ mod tests {
         fs::write(&file, "old").expect("it is written");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("it is ours");
         symlink("real.toml", &link).expect("it is made");
-        replace(&link, "old", "new").expect("it is replaced");
+        assert_eq!(replace(&link, "old", "new").expect("it is replaced"), None);
         assert_eq!(fs::read_to_string(&file).expect("it is there"), "new");
         assert_eq!(fs::metadata(&file).expect("it is there").mode() & 0o7777, 0o640);
         assert!(link.is_symlink());
         assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 2);
+    }
+
+    #[test]
+    fn a_folder_that_can_not_be_synced_is_told_as_that() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(sync(dir.path()), None);
+        let note = sync(&dir.path().join("gone")).expect("it is not there");
+        assert!(note.starts_with("the file is written, but a crash"), "{note}");
     }
 
     #[test]

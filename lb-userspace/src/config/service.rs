@@ -14,6 +14,7 @@ use super::{
 use crate::{
     desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
     health::Check,
+    overrides::Unsaid,
     rules::{IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
     spec::ServiceSpec,
 };
@@ -28,6 +29,7 @@ pub(super) struct Services {
     /// Services that lack something, with stand-ins for it: their own mistakes are told all the same.
     pub(super) incomplete: Desired,
     pub(super) drain_deadlines: BTreeMap<String, Duration>,
+    pub(super) unsaid: Unsaid,
     pub(super) places: Places,
 }
 
@@ -189,6 +191,11 @@ fn read_backends(
         let own = own.map(|table| Box::new(read_check(table, check.clone())));
         if let (Some(at), Some(field)) = (at, field) {
             let place = (field.span().start, field.path().to_owned());
+            for key in ["weight", "state", "backup", "check"] {
+                if table.optional(key).is_none() {
+                    services.unsaid.insert((service.into(), at, key));
+                }
+            }
             let backend = Backend {
                 weight: weight.unwrap_or_default(),
                 admin: admin.unwrap_or_default(),

@@ -11,6 +11,7 @@ use crate::{
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
+    settings::Limits,
     status::{Interface, Status},
 };
 
@@ -54,6 +55,8 @@ pub trait Balancer: Send {
     ///
     /// A map can't be read.
     fn preview(&self, desired: &Desired, now: Now) -> Result<Preview>;
+    /// How much the maps have room for.
+    fn limits(&self) -> Limits;
     /// The interfaces with the program, as the kernel tells it.
     fn interfaces(&self) -> Vec<Interface>;
     /// See [`Engine::status`].
@@ -107,6 +110,10 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
         Self::preview(self, desired, now)
+    }
+
+    fn limits(&self) -> Limits {
+        self.data_plane().limits()
     }
 
     fn interfaces(&self) -> Vec<Interface> {

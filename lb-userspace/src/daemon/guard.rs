@@ -43,9 +43,21 @@ pub(super) fn loss(
             "{address} is the last backend of {name} that takes new flows: without it, new connections are dropped"
         ));
     }
-    let at_once = matches!(edit, Edit::RemoveBackend { force: true, .. });
-    (at_once && others(service, *address).next().is_none())
-        .then(|| format!("{address} is the last backend of {name}: its connections break"))
+    // One that is down has had its flows moved.
+    let has_flows = |backend: &Backend| backend.admin != Admin::Down;
+    let at_once = match edit {
+        Edit::RemoveBackend { force, .. } => *force,
+        Edit::ChangeBackend { change, .. } => change.admin == Some(AdminChange::Down),
+        _ => false,
+    };
+    if at_once && has_flows(backend) && !others(service, *address).any(|(_, b)| has_flows(b)) {
+        return Some(format!(
+            "{address} is the last backend of {name} that may have flows: its connections break"
+        ));
+    }
+    let is_removed = matches!(edit, Edit::RemoveBackend { .. });
+    (is_removed && others(service, *address).next().is_none())
+        .then(|| format!("{address} is the last backend of {name}: without it, {name} has none"))
 }
 
 fn others(service: &Service, but: IpAddr) -> impl Iterator<Item = (IpAddr, &Backend)> {
@@ -114,13 +126,47 @@ mod tests {
     }
 
     #[test]
+    fn the_last_backend_of_all_is_removed_only_by_a_yes() {
+        for admin in [
+            Admin::Enabled,
+            Admin::Draining { deadline: None },
+            Admin::Removing { deadline: None },
+            Admin::Disabled,
+            Admin::Down,
+        ] {
+            for force in [false, true] {
+                let edit = remove(A, force);
+                let lost = loss(&edit, &web(&[(A, admin)]), |_, _| false);
+                assert!(lost.is_some(), "{edit:?} while {admin:?}");
+                let lost = loss(&edit, &web(&[(A, admin), (B, Admin::Enabled)]), |_, _| false);
+                assert!(lost.is_none(), "{edit:?} while {admin:?}: another is left");
+            }
+        }
+    }
+
+    #[test]
     fn what_breaks_all_connections_takes_a_yes() {
-        let drained = web(&[(A, Admin::Draining { deadline: None })]);
+        let draining = Admin::Draining { deadline: None };
+        let drained = web(&[(A, draining)]);
         assert!(loss(&remove(A, true), &drained, |_, _| false).is_some());
-        assert!(loss(&remove(A, false), &drained, |_, _| false).is_none());
         for desired in [web(&[]), drained] {
             let edit = Edit::RemoveService { name: "web".into() };
             assert!(loss(&edit, &desired, |_, _| false).is_some());
+        }
+        // The last one with flows, though it takes no new ones: the other one has none any more.
+        let last = web(&[(A, draining), (B, Admin::Down)]);
+        let two = web(&[(A, draining), (B, Admin::Disabled)]);
+        for edit in [change(A, AdminChange::Down), remove(A, true)] {
+            assert!(loss(&edit, &last, |_, _| false).is_some(), "{edit:?}");
+            assert!(loss(&edit, &two, |_, _| false).is_none(), "{edit:?}: the other one has some");
+        }
+        for edit in [
+            change(B, AdminChange::Down),
+            remove(B, true),
+            remove(A, false),
+            change(A, AdminChange::Disabled),
+        ] {
+            assert!(loss(&edit, &last, |_, _| false).is_none(), "{edit:?}: no flow breaks");
         }
         // What is not there is refused by the change itself.
         let edit = Edit::RemoveService { name: "wbe".into() };

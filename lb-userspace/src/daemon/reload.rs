@@ -9,11 +9,10 @@ use super::{Balancer, Daemon};
 use crate::{
     api::{Done, Reloaded},
     config::{self, Config},
-    diff::{Intent, diff},
+    diff::{Difference, Intent, diff},
     edit::{Refusal, RefusalKind},
     events::{Kind, News},
     overrides::{Conflict, Merged, Overrides, merge},
-    rules,
     state_file::{self, State},
 };
 
@@ -27,8 +26,9 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
         let (desired, deadlines) = state.overrides.apply(state.configured());
         let runtime = Intent { desired: &desired, deadlines: &deadlines };
-        let merged = merge(state.configured(), self.config.intent(), runtime, self.now().wall);
-        if let Some(violation) = rules::violations(&merged.desired, &self.limits).first() {
+        let (configured, unsaid) = (self.config.intent(), &self.config.unsaid);
+        let mut merged = merge(state.configured(), configured, runtime, self.now().wall, unsaid);
+        if let Err(violation) = merged.fit(configured, &self.limits) {
             let to = state_file::set_aside(path)?;
             self.effects.events.record(News::new(
                 Kind::StateFileSetAside,
@@ -57,9 +57,23 @@ impl<B: Balancer> Daemon<B> {
             Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
         };
         let config = Config::load(&self.file).map_err(invalid)?;
-        let merged = merge(self.config.intent(), config.intent(), self.in_force(), self.now().wall);
+        let (before, after) = (self.config.intent(), config.intent());
+        let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
         self.check(&merged.desired)?;
         Ok((config, merged))
+    }
+
+    /// What a reload would do; nothing is changed.
+    pub(super) fn try_reload(&self) -> Result<Reloaded, Refusal> {
+        let (config, merged) = self.plan_reload()?;
+        let differences = diff(self.in_force(), merged.intent());
+        let message = reloaded(&config, &differences);
+        let mut plan = self.plan(&merged.desired)?;
+        // They tell of keys that no event tells of.
+        plan.changes = differences.iter().map(ToString::to_string).collect();
+        let notes = self.notes_of_reload(&config, &merged);
+        let done = Done { message, notes, plan: Some(plan) };
+        Ok(Reloaded { done, differences, conflicts: merged.conflicts })
     }
 
     /// Reads the file again and puts in force what it changes.
@@ -67,7 +81,9 @@ impl<B: Balancer> Daemon<B> {
         let (config, merged) =
             self.plan_reload().map_err(|refusal| refusal.hint("nothing was changed"))?;
         let differences = diff(self.in_force(), merged.intent());
-        let restart = self.config.needs_restart(&config);
+        let message = reloaded(&config, &differences);
+        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        notes.extend(self.notes_of_reload(&config, &merged));
         let kept = self.config.clone();
         self.config = Config {
             interfaces: kept.interfaces,
@@ -82,31 +98,33 @@ impl<B: Balancer> Daemon<B> {
             state_file: kept.state_file,
             ..config
         };
-        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
-        let gone = self.desired.services.iter();
-        let gone = gone.filter(|(name, service)| {
-            !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
-        });
-        notes.extend(gone.map(|(name, _)| {
-            format!("the flows of service {name} end: nothing is forwarded for it any more")
-        }));
-        for conflict in &merged.conflicts {
-            self.overruled(conflict);
-            notes.push(conflict.to_string());
-        }
+        merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
         self.deadlines = merged.deadlines;
         notes.extend(self.enact(merged.desired, "configuration reloaded")?);
-        if !restart.is_empty() {
-            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
-        }
-        notes.extend(self.config.warnings.iter().map(ToString::to_string));
-        let nothing = if differences.is_empty() { ", nothing changed" } else { "" };
-        let message = format!("configuration reloaded{nothing}: {}", self.config.summary());
         Ok(Reloaded {
             done: Done { message, notes, plan: None },
             differences,
             conflicts: merged.conflicts,
         })
+    }
+
+    /// What there is to know of a reload beside the differences.
+    fn notes_of_reload(&self, config: &Config, merged: &Merged) -> Vec<String> {
+        let gone = self.desired.services.iter().filter(|(name, service)| {
+            !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
+        });
+        let mut notes: Vec<String> = gone
+            .map(|(name, _)| {
+                format!("the flows of service {name} end: nothing is forwarded for it any more")
+            })
+            .collect();
+        notes.extend(merged.conflicts.iter().map(ToString::to_string));
+        let restart = self.config.needs_restart(config);
+        if !restart.is_empty() {
+            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
+        }
+        notes.extend(config.warnings.iter().map(ToString::to_string));
+        notes
     }
 
     /// Tells of a change by `lbctl` that the configuration takes back.
@@ -146,4 +164,10 @@ impl<B: Balancer> Daemon<B> {
             format!("this is not kept over a restart of lbd, until it can be written: {error}")
         })
     }
+}
+
+/// A reload in one line.
+fn reloaded(config: &Config, differences: &[Difference]) -> String {
+    let nothing = if differences.is_empty() { ", nothing changed" } else { "" };
+    format!("configuration reloaded{nothing}: {}", config.summary())
 }

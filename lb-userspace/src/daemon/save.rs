@@ -80,11 +80,12 @@ impl<B: Balancer> Daemon<B> {
         notes.extend(writable.left.iter().map(|left| format!("kept beside the file: {left}")));
         if !dry_run {
             if folded != text {
-                replace(&self.file, &text, &folded).map_err(|error| {
+                let doubt = replace(&self.file, &text, &folded).map_err(|error| {
                     failed(error).hint(
                         "nothing was changed; 'lbctl config save --dry-run' shows what to write by hand",
                     )
                 })?;
+                notes.extend(doubt);
             }
             self.config.desired = writable.desired;
             self.config.drain_deadlines = writable.deadlines;

@@ -41,6 +41,9 @@ impl Merged {
     }
 }
 
+/// The keys of backends that a configuration says nothing of: service, backend and key.
+pub type Unsaid = BTreeSet<(String, IpAddr, &'static str)>;
+
 /// A change by `lbctl` that the configuration has overruled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conflict {
@@ -105,15 +108,17 @@ impl fmt::Display for Conflict {
 ///
 /// Backends that the configuration no longer has drain, and leave when their last flow has ended;
 /// those of a service that it no longer has go with it, since nothing is left that would send to
-/// them.
+/// them. What `lbctl` has added and the configuration has since keeps the keys that `after` leaves
+/// `unsaid`: a default is no word against what was said.
 #[must_use]
 pub fn merge(
     before: Intent<'_>,
     after: Intent<'_>,
     runtime: Intent<'_>,
     wall: SystemTime,
+    unsaid: &Unsaid,
 ) -> Merged {
-    let mut merge = Merge { conflicts: Vec::new(), wall };
+    let mut merge = Merge { conflicts: Vec::new(), wall, unsaid };
     let mut desired = Desired::default();
     let mut deadlines = BTreeMap::new();
     let of = |intent: &Intent<'_>| intent.desired.services.keys().cloned().collect::<BTreeSet<_>>();
@@ -140,15 +145,16 @@ struct Whole {
     drain: Option<Duration>,
 }
 
-struct Merge {
+struct Merge<'u> {
     conflicts: Vec<Conflict>,
     wall: SystemTime,
+    unsaid: &'u Unsaid,
 }
 
 /// The service, and the backend if it is about one.
 type At<'a> = (&'a str, Option<IpAddr>);
 
-impl Merge {
+impl Merge<'_> {
     fn note(&mut self, (service, backend): At<'_>, ending: Ending) {
         self.conflicts.push(Conflict { service: service.into(), backend, ending });
     }
@@ -157,11 +163,13 @@ impl Merge {
     fn pick<T: PartialEq + Clone>(
         &mut self,
         at: At<'_>,
-        key: &str,
+        key: &'static str,
         (before, after, runtime): (Option<&T>, &T, &T),
         show: impl Fn(&T) -> String,
     ) -> T {
-        if before == Some(after) {
+        let (service, backend) = at;
+        let is_unsaid = |backend| self.unsaid.contains(&(service.to_owned(), backend, key));
+        if before == Some(after) || (before.is_none() && backend.is_some_and(is_unsaid)) {
             return runtime.clone();
         }
         if before != Some(runtime) && after != runtime {

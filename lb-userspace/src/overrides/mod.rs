@@ -3,13 +3,14 @@
 //! The desired state is the configuration with the overrides over it, so a change that is taken back
 //! leaves no trace. What becomes of them when the configuration changes is in [`merge`].
 
+mod fit;
 mod merge;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::merge::{Conflict, Ending, Merged, merge};
+pub use self::merge::{Conflict, Ending, Merged, Unsaid, merge};
 use crate::{
     desired::{Admin, Backend, Desired, Service, Weight},
     diff::Intent,

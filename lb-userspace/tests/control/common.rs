@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::balancer::{Wired, Wires};
 use lb_userspace::{
     api::{client::Client, server, socket},
     clock::Clocks,
@@ -43,12 +44,17 @@ pub struct Place {
     dir: tempfile::TempDir,
     /// By how much the time of day is ahead.
     pub skew: Arc<Mutex<Duration>>,
+    /// The engine's.
+    pub wires: Arc<Wires>,
+    /// What the maps have room for.
+    pub limits: Limits,
 }
 
 impl Place {
     pub fn new(services: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let place = Self { dir, skew: Arc::default() };
+        let limits = Limits { services: 8, backends: 16, ..Limits::default() };
+        let place = Self { dir, skew: Arc::default(), wires: Arc::default(), limits };
         place.configure(services);
         place
     }
@@ -91,8 +97,9 @@ impl Place {
     ) -> Running {
         let config = Config::load(&self.file()).expect("the configuration is valid");
         let mut settings = config.settings(false).expect("the seed is given");
-        settings.limits = Limits { services: 8, backends: 16, ..settings.limits };
+        settings.limits = self.limits;
         let engine = Engine::adopt(Fake::new(settings.limits), &settings).expect("empty maps");
+        let engine = Wired { engine, wires: Arc::clone(&self.wires) };
         let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::new(SystemTime::now());

@@ -1,10 +1,12 @@
 //! `lbctl config`: what differs, and that it can be saved.
 
-use std::fs;
+use std::{fs, net::IpAddr};
 
 use lb_userspace::{
     api::{ConfigDiff, Saved},
+    config::Config,
     desired::Admin,
+    health::{Policy, check::Via},
 };
 
 use crate::{
@@ -110,6 +112,62 @@ async fn what_is_saved_is_in_the_file_and_no_override_any_more() {
     assert!(matches!(backend.admin, Admin::Draining { deadline: Some(_) }), "{backend:?}");
     let out = works(&place, "config save").await;
     assert!(out.starts_with("nothing to save: "), "{out}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_goes_on_when_the_backend_is_copied_into_the_file_without_a_state() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    works(&place, "backend add web 10.0.0.13 --weight 2").await;
+    works(&place, "backend drain web 10.0.0.13").await;
+    let with = |backend: &str| WEB.replace("weight = 3 }", &format!("weight = 3 }}, {backend}"));
+    place.configure(&with("{ address = \"10.0.0.13\" }"));
+    let out = works(&place, "config reload").await;
+    assert!(out.starts_with("configuration reloaded, nothing changed"), "{out}");
+    let backend = async || {
+        let path = "/v1/services/web/backends/10.0.0.13";
+        running.client.get::<lb_userspace::status::Backend>(path).await.expect("it is there")
+    };
+    assert_eq!(backend().await.admin, Admin::Draining { deadline: None });
+    assert_eq!(backend().await.weight, 2);
+    // And over a reload that finds nothing new.
+    works(&place, "config reload").await;
+    assert_eq!(backend().await.admin, Admin::Draining { deadline: None });
+    // What the file says is what counts.
+    place.configure(&with("{ address = \"10.0.0.13\", state = \"disabled\" }"));
+    works(&place, "config reload").await;
+    assert_eq!(backend().await.admin, Admin::Disabled);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_added_with_checks_has_them_in_the_file() {
+    let place = Place::new(WEB);
+    let running = place.start().await;
+    for line in [
+        "service add www --vip 10.0.0.101 --port 80 --check http --check-path /healthz --check-interval 400ms --check-fall 5 --slow-start 30s --panic-threshold 25% --no-second-choice",
+        "backend add www 10.0.0.14 --backup --check tcp --check-port 8080 --check-via backend",
+        "backend add web 10.0.0.13 --check none",
+    ] {
+        works(&place, line).await;
+    }
+    works(&place, "config save").await;
+    let text = fs::read_to_string(place.file()).expect("it is there");
+    let config = Config::parse(&text).expect(&text);
+    let www = &config.desired.services["www"];
+    let check = &www.policy.check;
+    assert_eq!((check.kind.name(), check.fall.get()), ("http", 5), "{text}");
+    assert_eq!((check.interval.as_millis(), check.fast_interval.as_millis()), (400, 100));
+    assert_eq!((www.policy.slow_start.as_secs(), www.policy.panic_threshold), (30, 25));
+    assert_ne!(www.policy.second_choice, Policy::default().second_choice);
+    let backend = &www.backends[&IpAddr::from([10, 0, 0, 14])];
+    let own = backend.check.as_ref().expect("one of its own");
+    assert!(backend.backup && own.kind.name() == "tcp" && own.port == Some(8080), "{text}");
+    assert_eq!(own.via, Via::Backend);
+    let ran = lbctl(&place, "backend add web 10.0.0.15 --check tcp --check-port 0").await;
+    assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{ran:?}");
+    assert!(ran.err.starts_with("lbctl: --check-port: 0 is out of range"), "{ran:?}");
     running.stop().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr, time::Duration};
 
-use crate::common::{Place, WEB, eventually, names};
+use crate::common::{Place, WEB, events, eventually, names};
 use hyper::{Method, body::Bytes};
 use lb_userspace::{
     api::{
@@ -12,6 +12,7 @@ use lb_userspace::{
     daemon::{Ended, Signal},
     desired::{Admin, Mode},
     edit::{AdminChange, BackendChange},
+    events::Kind,
     health::prober::Prober,
     spec::{BackendSpec, ServiceSpec},
     status::{Backend, Service, Status},
@@ -256,6 +257,38 @@ async fn a_value_that_was_configured_while_lbd_was_stopped_wins() {
     let lbd = place.start().await;
     assert_eq!(backend(&lbd.client, A).await.weight, 9);
     assert_eq!(backend(&lbd.client, B).await.weight, 5);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_takes_back_only_the_changes_that_do_not_fit() {
+    let mut place = Place::new(WEB);
+    let lbd = place.start().await;
+    let _: Done =
+        lbd.client.send_json(Method::POST, NEW, &BackendSpec::default()).await.expect("added");
+    let spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Dsr);
+    let _: Done =
+        lbd.client.send_json(Method::POST, "/v1/services/tls", &spec).await.expect("added");
+    set(&lbd.client, A, AdminChange::Draining { deadline_secs: None }).await;
+    lbd.stop().await;
+    // There is room for what is configured, and for the service, but not for the backend.
+    place.limits.backends = 2;
+    let lbd = place.start().await;
+    assert_eq!(backend(&lbd.client, A).await.admin, Admin::Draining { deadline: None });
+    let services = status(&lbd.client).await.services;
+    assert_eq!(services.keys().collect::<Vec<_>>(), ["tls", "web"]);
+    assert_eq!(services["web"].backends.len(), 2);
+    let seen = events(&lbd.client).await;
+    let told = seen.iter().filter(|event| event.news.kind == Kind::ConfigConflict);
+    let told: Vec<_> = told.map(|event| event.news.message.as_str()).collect();
+    assert_eq!(
+        told,
+        [
+            "web 10.0.0.13: what lbctl changed of it does not go with the configuration: 3 backends, but limits.backends is 2; raise it"
+        ]
+    );
+    let aside = |name: &String| name.starts_with("state.json.broken-");
+    assert!(!names(&place.path("")).iter().any(aside));
     lbd.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! The control plane, over maps in memory: requests, signals and commands in, answers out.
 
+mod balancer;
 mod cli;
 mod common;
 mod config;

@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     os::unix::net::UnixListener,
     process::Stdio,
+    sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +16,7 @@ use crate::{
 };
 use hyper::Method;
 use lb_userspace::{
-    api::{Done, client::Error},
+    api::{Done, Reloaded, client::Error},
     daemon::Signal,
     desired::Admin,
     edit::{AdminChange, BackendChange},
@@ -47,7 +48,7 @@ fn kinds(events: &[Event]) -> Vec<Kind> {
 async fn a_thousand_changes_at_once_end_in_few_writes_and_the_last_one_wins() {
     let place = Place::new(&large());
     let lbd = place.start().await;
-    let before = status(&lbd).await.events.get("backend_weight").copied().unwrap_or(0);
+    let before = place.wires.ring_writes.load(Ordering::SeqCst);
     let changes = (0..1_000).map(|n| {
         let client = lbd.client.clone();
         tokio::spawn(async move {
@@ -59,9 +60,8 @@ async fn a_thousand_changes_at_once_end_in_few_writes_and_the_last_one_wins() {
         let done = change.await.expect("no panic").expect("it is possible");
         assert!(done.message.contains("has weight"), "{done:?}");
     }
-    // Each write of a ring is at most one change of each backend's weight.
-    let written = status(&lbd).await.events["backend_weight"] - before;
-    assert!(written <= 200, "{written} changes were written by themselves");
+    let writes = place.wires.ring_writes.load(Ordering::SeqCst) - before;
+    assert!((1..=30).contains(&writes), "a thousand changes took {writes} writes of the ring");
     let _: Done = lbd.client.send_json(Method::PATCH, A, &weight(777)).await.expect("possible");
     assert_eq!(lbd.client.get::<Backend>(A).await.expect("it is there").weight, 777);
     lbd.stop().await;
@@ -99,6 +99,33 @@ async fn each_change_of_a_burst_has_its_own_answer() {
     let web = &status(&lbd).await.services["web"];
     assert_eq!(web.backends.len(), 2);
     assert_eq!(web.backends[&IpAddr::from([10, 0, 0, 11])].weight, 5);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let slots = async || lbd.client.get::<Backend>(A).await.expect("it is there").slots;
+    let before = slots().await;
+    place.wires.failing_sweeps.store(true, Ordering::SeqCst);
+    place.wires.failing_writes.store(2, Ordering::SeqCst);
+    let refused = lbd.client.send_json::<Done>(Method::PATCH, A, &weight(30)).await;
+    let Err(Error::Refused(refused)) = refused else { panic!("{refused:?}") };
+    assert!(refused.hint.is_some_and(|hint| hint.contains("tried again each second")));
+    assert_eq!(slots().await, before);
+    eventually("it is written all the same", async || slots().await > before).await;
+    let error = async || status(&lbd).await.last_error;
+    eventually("the sweep is told of", async || {
+        error().await.is_some_and(|error| error.contains("sweeps were told to fail"))
+    })
+    .await;
+    place.wires.failing_sweeps.store(false, Ordering::SeqCst);
+    eventually("nothing fails", async || error().await.is_none()).await;
+    let seen = kinds(&events(&lbd.client).await);
+    // What fails each second in the same way is one event.
+    assert!(seen.iter().filter(|kind| **kind == Kind::MapsFailing).count() <= 3, "{seen:?}");
+    assert_eq!(seen.iter().filter(|kind| **kind == Kind::MapsWritten).count(), 1, "{seen:?}");
     lbd.stop().await;
 }
 
@@ -154,6 +181,47 @@ async fn a_dry_run_tells_and_changes_nothing() {
     let after = serde_json::to_value(status(&lbd).await.services).expect("JSON");
     assert_eq!(before, after);
     assert_eq!(kinds(&events(&lbd.client).await), [Kind::Started]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_dry_run_of_a_reload_tells_what_the_reload_then_does() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    assert_eq!(lbctl(&place, "backend weight web 10.0.0.12 9").await.code, Some(0));
+    place.configure(
+        &WEB.replace("weight = 3", "weight = 5").replace("mode", "syn_budget = 7\nmode"),
+    );
+    let before = serde_json::to_value(status(&lbd).await.services).expect("JSON");
+    let seen = kinds(&events(&lbd.client).await);
+    let reload = async |query: &str| {
+        let path = format!("/v1/reload{query}");
+        lbd.client.send::<Reloaded>(Method::POST, &path, Default::default()).await.expect("valid")
+    };
+    let tried = reload("?dry_run=true").await;
+    let plan = tried.done.plan.clone().expect("a plan");
+    assert_eq!(
+        plan.changes,
+        ["service web: syn_budget 20000 -> 7", "service web: weight of 10.0.0.12 9 -> 5"]
+    );
+    assert!(plan.preview.services["web"].slots_moved > 0, "{plan:?}");
+    let ran = lbctl(&place, "config reload --dry-run").await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    for expected in [
+        "dry run, nothing was changed: configuration reloaded: 1 service, 2 backends, on eth0\n",
+        "  service web: weight of 10.0.0.12 9 -> 5\n",
+        " of the slots of web get another owner for new flows\n",
+        "  web 10.0.0.12: weight 5 of the configuration replaces 9, set by lbctl\n",
+    ] {
+        assert!(ran.out.contains(expected), "{ran:?}");
+    }
+    assert_eq!(before, serde_json::to_value(status(&lbd).await.services).expect("JSON"));
+    assert_eq!(seen, kinds(&events(&lbd.client).await));
+    let made = reload("").await;
+    assert_eq!(made.done.message, tried.done.message);
+    assert_eq!((made.differences, made.conflicts), (tried.differences, tried.conflicts));
+    place.configure("[[service]]\nname = 7\n");
+    assert_eq!(lbctl(&place, "config reload --dry-run").await.code, Some(1));
     lbd.stop().await;
 }
 

@@ -37,7 +37,8 @@ fn given(services: Services<'_>) -> Given {
 
 /// The conflicts of a change from `before` to `after`, with `runtime` in force.
 fn conflicts(before: &Given, after: &Given, runtime: &Given, expected: &Given) -> Vec<String> {
-    let merged = merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH);
+    let merged =
+        merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH, &Unsaid::new());
     assert_eq!(merged.desired, expected.desired);
     assert_eq!(merged.deadlines, expected.deadlines);
     merged.conflicts.iter().map(ToString::to_string).collect()
@@ -209,6 +210,25 @@ fn drains_have_the_service_s_deadline() {
 }
 
 #[test]
+fn what_the_configuration_does_not_say_of_an_added_backend_stays() {
+    let none = given(&[("web", 1, &[])]);
+    let added = given(&[("web", 1, &[(A, 3, DRAINING)])]);
+    let after = given(&[("web", 1, &[(A, 1, ENABLED)])]);
+    let merged = |before: &Given, unsaid: &[&'static str]| {
+        let unsaid = unsaid.iter().map(|key| ("web".to_owned(), A, *key)).collect();
+        let merged = merge(before.intent(), after.intent(), added.intent(), UNIX_EPOCH, &unsaid);
+        let backend = merged.desired.services["web"].backends[&A].clone();
+        (backend.weight, backend.admin, merged.conflicts.len())
+    };
+    assert_eq!(merged(&none, &["state"]), (weight(1), DRAINING, 1));
+    assert_eq!(merged(&none, &["state", "weight"]), (weight(3), DRAINING, 0));
+    assert_eq!(merged(&none, &[]), (weight(1), ENABLED, 2));
+    // A key that the configuration had is taken back by leaving it out.
+    let had = given(&[("web", 1, &[(A, 1, Admin::Disabled)])]);
+    assert_eq!(merged(&had, &["state"]).1, ENABLED);
+}
+
+#[test]
 fn what_does_not_go_with_the_configuration_leaves() {
     let none = given(&[]);
     let mine = given(&[("mine", 1, &[(A, 1, ENABLED)])]);
@@ -261,7 +281,7 @@ proptest! {
         configured in any_given(),
         runtime in any_given(),
     ) {
-        let merged = merge(configured.intent(), configured.intent(), runtime.intent(), UNIX_EPOCH);
+        let merged = merge(configured.intent(), configured.intent(), runtime.intent(), UNIX_EPOCH, &Unsaid::new());
         prop_assert_eq!(&merged.desired, &runtime.desired);
         prop_assert_eq!(&merged.deadlines, &runtime.deadlines);
         prop_assert_eq!(merged.conflicts, []);
@@ -272,7 +292,7 @@ proptest! {
         before in any_given(),
         after in any_given(),
     ) {
-        let merged = merge(before.intent(), after.intent(), before.intent(), UNIX_EPOCH);
+        let merged = merge(before.intent(), after.intent(), before.intent(), UNIX_EPOCH, &Unsaid::new());
         prop_assert_eq!(&merged.conflicts, &[]);
         // Besides backends that drain.
         let mut desired = merged.desired;
@@ -292,7 +312,7 @@ proptest! {
         after in any_given(),
         runtime in any_given(),
     ) {
-        let merged = merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH);
+        let merged = merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH, &Unsaid::new());
         let [b, a, r, m] =
             [before.intent(), after.intent(), runtime.intent(), merged.intent()].map(flat);
         let there = |given: &Given, name: &str, at: Option<IpAddr>| {
@@ -350,7 +370,7 @@ proptest! {
         let overrides = Overrides::between(after.intent(), merged.intent());
         prop_assert_eq!(overrides.apply(after.intent()), (merged.desired.clone(), merged.deadlines.clone()));
         // The same configuration again changes nothing.
-        let again = merge(after.intent(), after.intent(), merged.intent(), UNIX_EPOCH);
+        let again = merge(after.intent(), after.intent(), merged.intent(), UNIX_EPOCH, &Unsaid::new());
         prop_assert_eq!((again.desired, again.deadlines), (merged.desired, merged.deadlines));
     }
 }

@@ -1,0 +1,105 @@
+//! An engine over maps in memory, whose writes are counted and fail on order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Result, ensure};
+use lb_userspace::{
+    daemon::Balancer,
+    datapath::fake::Fake,
+    desired::{Desired, ServiceKey},
+    engine::{Engine, Now, Outcome, Suspicion, Swept, preview::Preview},
+    health::View,
+    netlink::{Neighbourhood, Want},
+    reconcile::Standing,
+    settings::Limits,
+    status::{Interface, Status},
+};
+
+/// What a test sees and orders of the engine.
+#[derive(Debug, Default)]
+pub struct Wires {
+    /// Writes that gave slots other owners.
+    pub ring_writes: AtomicU64,
+    /// So many writes are still to fail.
+    pub failing_writes: AtomicU64,
+    /// Whether sweeps fail.
+    pub failing_sweeps: AtomicBool,
+}
+
+/// The engine of a test.
+pub struct Wired {
+    pub engine: Engine<Fake>,
+    pub wires: Arc<Wires>,
+}
+
+impl Balancer for Wired {
+    fn set_desired(&mut self, desired: Desired) {
+        self.engine.set_desired(desired);
+    }
+
+    fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
+        self.engine.set_neighbourhood(neighbourhood);
+    }
+
+    fn wants(&self) -> BTreeSet<Want> {
+        self.engine.wants()
+    }
+
+    fn reconcile(&mut self, now: Now) -> Result<Outcome> {
+        let failing = &self.wires.failing_writes;
+        let fails = failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        ensure!(fails.is_err(), "a write was told to fail");
+        let outcome = self.engine.reconcile(now)?;
+        if outcome.slots_moved > 0 {
+            self.wires.ring_writes.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(outcome)
+    }
+
+    fn sweep(&mut self, now: Now) -> Result<Swept> {
+        ensure!(!self.wires.failing_sweeps.load(Ordering::SeqCst), "sweeps were told to fail");
+        self.engine.sweep(now)
+    }
+
+    fn set_view(&mut self, view: View) {
+        self.engine.set_view(view);
+    }
+
+    fn adopted_view(&self) -> View {
+        self.engine.adopted_view()
+    }
+
+    fn standings(&self) -> &BTreeMap<ServiceKey, Standing> {
+        self.engine.standings()
+    }
+
+    fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>> {
+        self.engine.watch(now)
+    }
+
+    fn has_stepped(&self, now: Now) -> bool {
+        self.engine.has_stepped(now)
+    }
+
+    fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
+        self.engine.preview(desired, now)
+    }
+
+    fn limits(&self) -> Limits {
+        self.engine.limits()
+    }
+
+    fn interfaces(&self) -> Vec<Interface> {
+        self.engine.interfaces()
+    }
+
+    fn status(&self) -> Result<Status> {
+        self.engine.status()
+    }
+}
