@@ -22,7 +22,7 @@
 use core::hint::black_box;
 
 use crate::{
-    abi::{FlowValue, SYN_SEEN, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
+    abi::{FlowValue, SYN_MARKS, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
     hash::slot_of,
     steer::{Choice, Query, take},
     tables::Tables,
@@ -65,12 +65,13 @@ fn forgotten(word: u64, hash: u64) -> u64 {
     black_box(word ^ hash) ^ hash
 }
 
-/// Whether this SYN was seen before. A lossy memory per CPU: a mark at a place, both from tuple and
-/// sequence number; another SYN may take the place, so what is counted is a sample.
+/// Whether this SYN was seen before. A lossy memory: a mark at a place, both from tuple and sequence
+/// number; another SYN may take the place, so what is counted is a sample. All CPUs share it, since a
+/// SYN that is sent again may come on another one; a mark is one word, so no store is half seen.
 #[inline(always)]
 fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
     let mixed = (hash ^ u64::from(sequence)).wrapping_mul(GOLDEN);
-    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_SEEN - 1)) else { return false };
+    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_MARKS - 1)) else { return false };
     let mark = mixed as u32 | 1;
     if seen.load() == mark {
         return true;
