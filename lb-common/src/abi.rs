@@ -33,8 +33,8 @@ pub const DEFAULT_RING_SLOTS: u32 = 65_537;
 
 /// Entries of `OWN_MACS`.
 pub const OWN_MACS: u32 = 16;
-/// Entries of `SYN_SEEN`, per CPU; a power of two.
-pub const SYN_SEEN: u32 = 8_192;
+/// Entries of `SYN_MARKS`; a power of two.
+pub const SYN_MARKS: u32 = 65_536;
 
 /// IP protocol numbers that a service can have.
 pub mod proto {

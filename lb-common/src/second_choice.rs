@@ -19,8 +19,10 @@
 //! QUIC has no second choice. A client's hello may take several Initial packets, and their numbers
 //! are encrypted: one that is sent again can't be told from the hello's second.
 
+use core::hint::black_box;
+
 use crate::{
-    abi::{FlowValue, SYN_SEEN, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
+    abi::{FlowValue, SYN_MARKS, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
     hash::slot_of,
     steer::{Choice, Query, take},
     tables::Tables,
@@ -45,23 +47,31 @@ pub(crate) fn opened<'a, T: Tables>(
     first: Choice,
     query: impl FnOnce() -> Query<'a>,
 ) -> Choice {
-    let choice = Choice { id: first.id, events: first.events | events::NEW_FLOW };
-    if !is_retransmission(tables, hash, sequence) {
-        return choice;
+    let mut choice = Choice { id: first.id, events: first.events | events::NEW_FLOW };
+    if is_retransmission(tables, hash, sequence) {
+        choice.events |= events::SYN_RETRANSMISSION;
+        if service.flags & service_flags::SECOND_CHOICE != 0 {
+            let word = forgotten(choice.to_word(), hash);
+            choice = Choice::from_word(sent_again(tables, &query(), slot, word));
+        }
     }
-    let choice = Choice { id: choice.id, events: choice.events | events::SYN_RETRANSMISSION };
-    if service.flags & service_flags::SECOND_CHOICE == 0 {
-        return choice;
-    }
-    Choice::from_word(sent_again(tables, &query(), slot, choice.to_word()))
+    Choice::from_word(forgotten(choice.to_word(), hash))
 }
 
-/// Whether this SYN was seen before. A lossy memory per CPU: a mark at a place, both from tuple and
-/// sequence number; another SYN may take the place, so what is counted is a sample.
+/// The same word, of which the kernel's verifier knows nothing. If it knows the events of a choice,
+/// it walks all that follows once for each value that they can have.
+#[inline(always)]
+fn forgotten(word: u64, hash: u64) -> u64 {
+    black_box(word ^ hash) ^ hash
+}
+
+/// Whether this SYN was seen before. A lossy memory: a mark at a place, both from tuple and sequence
+/// number; another SYN may take the place, so what is counted is a sample. All CPUs share it, since a
+/// SYN that is sent again may come on another one; a mark is one word, so no store is half seen.
 #[inline(always)]
 fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
     let mixed = (hash ^ u64::from(sequence)).wrapping_mul(GOLDEN);
-    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_SEEN - 1)) else { return false };
+    let Some(seen) = tables.syn_seen((mixed >> 32) as u32 & (SYN_MARKS - 1)) else { return false };
     let mark = mixed as u32 | 1;
     if seen.load() == mark {
         return true;
@@ -71,7 +81,8 @@ fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
 }
 
 /// A SYN that was seen before: its backend, or its second choice. Takes and returns a [`Choice`] as a
-/// word.
+/// word. What it calls isn't inlined either, and returns a word, so that the verifier's many ways
+/// through a search and a pin end as few.
 #[inline(never)]
 fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, first: u64) -> u64 {
     let choice = Choice::from_word(first);
@@ -79,8 +90,8 @@ fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, first: u64)
     if may_answer(tables, choice.id, now) {
         return first;
     }
-    let second = second_choice(tables, query, choice.id, now);
-    if second == 0 || !pin(tables, query, slot, second) {
+    let second = second_choice(tables, query, first, now) as u16;
+    if second == 0 || pin(tables, query, slot, u64::from(second)) == 0 {
         return first;
     }
     let events = choice.events & !events::UNPINNED | events::SECOND_CHOICE;
@@ -100,14 +111,15 @@ fn may_answer<T: Tables>(tables: &T, id: u16, now_nanos: u64) -> bool {
 /// hears the same backends.
 ///
 /// The own slot is of use for a flow that is pinned, or sent to a base owner for want of a pin.
-#[inline(always)]
-fn second_choice<T: Tables>(tables: &T, query: &Query<'_>, first: u16, now_nanos: u64) -> u16 {
+#[inline(never)]
+fn second_choice<T: Tables>(tables: &T, query: &Query<'_>, first: u64, now_nanos: u64) -> u64 {
     let Query { service, mut hash, .. } = *query;
+    let first = first as u16;
     for _ in 0..=TRIES {
         let Some(slot) = tables.slot(service.id, slot_of(hash, service.slots)) else { return 0 };
         let id = slot.owners().current;
         if id != first && may_answer(tables, id, now_nanos) {
-            return id;
+            return u64::from(id);
         }
         // The halves change places, since a product's high half is the one that knows all bits.
         hash = hash.rotate_left(32).wrapping_mul(GOLDEN);
@@ -115,9 +127,10 @@ fn second_choice<T: Tables>(tables: &T, query: &Query<'_>, first: u16, now_nanos
     0
 }
 
-/// Pins a flow that is not established to a backend; false if that can't be had.
-#[inline(always)]
-fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u16) -> bool {
+/// Pins a flow that is not established to a backend; 0 if that can't be had.
+#[inline(never)]
+fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u64) -> u64 {
+    let id = id as u16;
     let Query { service, key, .. } = query;
     let now = tables.now();
     let value = FlowValue { backend: id, flags: 0, seen: now };
@@ -125,20 +138,20 @@ fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u16) -> bool {
     if let Some(known) = known {
         // A SYN on an established flow may be forged, however often it comes.
         if known.get().flags & flow_flags::ESTABLISHED != 0 {
-            return false;
+            return 0;
         }
         slot.touch_pinned(stamp(now));
         known.set(value);
-        return true;
+        return 1;
     }
     let affordable = match tables.syn_budget(service.id) {
         Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
         None => false,
     };
     if !affordable {
-        return false;
+        return 0;
     }
     // The stamp first: whoever is to find the pin must have been told to look.
     slot.touch_pinned(stamp(now));
-    tables.insert_pin(key, value)
+    u64::from(tables.insert_pin(key, value))
 }

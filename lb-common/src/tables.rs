@@ -47,7 +47,7 @@ pub trait Tables {
     fn own_mac(&self, index: u32) -> Option<OwnMac>;
     /// This CPU's budget of pins for a service.
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
-    /// Entry `index` of this CPU's marks of SYNs.
+    /// Entry `index` of the marks of SYNs.
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>>;
     /// Whether a backend seems to answer this CPU's clients.
     fn unanswered(&self, id: u16) -> Unanswered;

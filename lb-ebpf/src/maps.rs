@@ -10,7 +10,7 @@ use core::ops::Deref;
 use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_NOEXIST},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap},
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
@@ -111,9 +111,9 @@ static BACKEND_COUNTERS: Array<BackendCounter, { DEFAULT_BACKENDS as usize + 1 }
 #[btf_map]
 static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = Array::new();
 
-/// Marks of the SYNs seen last, to recognise one that is sent again.
+/// Marks of the SYNs seen last, to recognise one that is sent again, on whatever CPU it comes.
 #[btf_map]
-static SYN_SEEN: PerCpuArray<SharedU32, { abi::SYN_SEEN as usize }> = PerCpuArray::new();
+static SYN_MARKS: Array<SharedU32, { abi::SYN_MARKS as usize }> = Array::new();
 
 /// The maps as the core sees them.
 pub struct Maps;
@@ -282,7 +282,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
-        SYN_SEEN.get(index)
+        SYN_MARKS.get(index)
     }
 
     #[inline(always)]

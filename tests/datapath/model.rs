@@ -53,7 +53,7 @@ pub struct Model {
     pub vips: HashMap<VipKey, u32>,
     pub own_macs: Vec<OwnMac>,
     pub budgets: HashMap<u16, Rc<SynBudget>>,
-    pub seen: Vec<Rc<SharedU32>>,
+    pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
     pub nanos: Cell<u64>,
     pub verdicts: HashMap<u32, [u64; 2]>,
     pub counts: HashMap<u16, BackendCount>,
@@ -76,7 +76,7 @@ impl Model {
             vips: HashMap::new(),
             own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
             budgets: HashMap::new(),
-            seen: (0..abi::SYN_SEEN).map(|_| Rc::default()).collect(),
+            seen: RefCell::default(),
             nanos: Cell::new(0),
             verdicts: HashMap::new(),
             counts: HashMap::new(),
@@ -278,7 +278,8 @@ impl Tables for Model {
     }
 
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
-        self.seen.get(index as usize).cloned()
+        assert!(index < abi::SYN_MARKS);
+        Some(self.seen.borrow_mut().entry(index).or_default().clone())
     }
 
     fn unanswered(&self, id: u16) -> Unanswered {

@@ -312,7 +312,7 @@ impl Tables for Model {
     }
 
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
-        assert!(index < abi::SYN_SEEN);
+        assert!(index < abi::SYN_MARKS);
         Some(self.seen.borrow_mut().entry(index).or_default().clone())
     }
 

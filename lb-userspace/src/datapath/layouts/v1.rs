@@ -26,8 +26,11 @@
 //! SYN mark           4
 //! ```
 
-use super::{ARRAY, ARRAY_OF_MAPS, HASH, LRU_HASH, PERCPU_ARRAY, Shape};
+use super::{ARRAY, ARRAY_OF_MAPS, HASH, LRU_HASH, Shape};
 use crate::settings::Limits;
+
+// From linux/bpf.h, enum bpf_map_type.
+const PERCPU_ARRAY: u32 = 6;
 
 const fn shape(
     name: &'static str,
