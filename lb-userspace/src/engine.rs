@@ -199,6 +199,11 @@ impl<D: DataPlane> Engine<D> {
             let Some(value) = self.applied.services.get(&service.key) else { continue };
             let Some(ring) = self.applied.rings.get(&value.id) else { continue };
             let owns = |id| ring.held.get(&id).is_some_and(|held| held.current > 0);
+            // While others serve, a backup owns no slot though it is up.
+            let backups_serve = service
+                .backends
+                .iter()
+                .any(|(at, wanted)| wanted.backup && ids.of(value.id, *at).is_some_and(owns));
             for (&backend, wanted) in &service.backends {
                 let Some(id) = ids.of(value.id, backend) else { continue };
                 let checked = service.check_of(wanted).is_active();
@@ -207,7 +212,8 @@ impl<D: DataPlane> Engine<D> {
                 }
                 let entry = self.applied.backends.get(&id);
                 let usable = entry.is_some_and(|b| b.flags & backend_flags::USABLE != 0);
-                let condition = match (owns(id) || wanted.backup, usable) {
+                let spare = wanted.backup && !backups_serve && usable;
+                let condition = match (owns(id) || spare, usable) {
                     (true, _) => Condition::Up,
                     (false, true) => Condition::SoftDown,
                     (false, false) => Condition::HardDown,

@@ -241,6 +241,24 @@ fn silence_towards_one_backend_is_a_suspicion() {
 }
 
 #[test]
+fn pins_of_second_choices_are_counted_within_two_seconds() {
+    let mut engine = running(web(Policy::default()));
+    engine.watch(at(130)).unwrap();
+    engine.sweep(at(131)).unwrap();
+    let second = id(&engine, "10.0.0.12");
+    let (flow, value) = pin(7, second, 131);
+    engine.data_plane_mut().add_flow(flow, value);
+    engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(131));
+    let totals = BackendTotals { second_choices: 1, ..BackendTotals::default() };
+    engine.data_plane_mut().set_backend_totals(second, totals);
+    engine.watch(at(132)).unwrap();
+    engine.sweep(at(132)).unwrap();
+    engine.sweep(at(133)).unwrap();
+    let status = engine.status().unwrap();
+    assert_eq!(status.services["web"].backends[&ip("10.0.0.12")].pins, 1);
+}
+
+#[test]
 fn a_new_engine_knows_who_was_down() {
     let check = Check { kind: Kind::Tcp, ..Check::default() };
     let desired = web(Policy { check, ..Policy::default() });
@@ -257,6 +275,28 @@ fn a_new_engine_knows_who_was_down() {
     engine.set_view(adopted);
     engine.reconcile(at(102)).unwrap();
     assert_eq!(owners(&engine), before);
+}
+
+#[test]
+fn a_new_engine_knows_which_backup_was_down() {
+    let check = Check { kind: Kind::Tcp, ..Check::default() };
+    let mut desired = web(Policy { check, ..Policy::default() });
+    let backends = &mut desired.services.get_mut("web").unwrap().backends;
+    for to in ["10.0.0.12", "10.0.0.13"] {
+        backends.get_mut(&ip(to)).unwrap().backup = true;
+    }
+    let adopted = |view: &[(&str, Seen)]| {
+        let mut engine = running(desired.clone());
+        see(&mut engine, at(101), view);
+        let mut engine = Engine::adopt(engine.into_data_plane(), &settings()).unwrap();
+        set(&mut engine, desired.clone());
+        let seen = engine.adopted_view();
+        ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(|to| seen[&target(to)].condition)
+    };
+    let (up, soft) = (Condition::Up, Condition::SoftDown);
+    assert_eq!(adopted(&[]), [up, up, up]);
+    let view = [("10.0.0.11", seen(soft)), ("10.0.0.13", seen(soft))];
+    assert_eq!(adopted(&view), [soft, up, soft]);
 }
 
 #[test]

@@ -59,13 +59,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.smoke { smoke::run(&lab, &balancer) } else { watch(&lab, balancer) }
 }
 
+/// How the web hosts are checked.
+const CHECK: &str = "[service.check]\ntype = \"http\"\ninterval = \"1s\"";
+
 /// The services of the lab: HTTP on one VIP of each family.
 pub fn services(lab: &Lab) -> [Service; 2] {
     let v4 = lab.webs.iter().map(|web| web.host.v4.into()).collect();
     let v6 = lab.webs.iter().map(|web| web.host.v6.into()).collect();
     [
-        Service::tcp("web", lab::VIPS_V4[0], 80, "dsr", v4),
-        Service::tcp("web6", lab::VIPS_V6[0], 80, "dsr", v6),
+        Service::tcp("web", lab::VIPS_V4[0], 80, "dsr", v4).with(CHECK),
+        Service::tcp("web6", lab::VIPS_V6[0], 80, "dsr", v6).with(CHECK),
     ]
 }
 

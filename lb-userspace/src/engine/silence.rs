@@ -64,7 +64,8 @@ impl Counts {
         Self {
             syns,
             others: totals.sent.packets.saturating_sub(syns),
-            again: totals.syn_retransmissions,
+            // One that went to its second choice says nothing of that backend.
+            again: totals.syn_retransmissions.saturating_sub(totals.second_choices),
         }
     }
 
@@ -155,6 +156,8 @@ fn outlier(one: Counts, rest: Counts) -> Option<String> {
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     services: BTreeMap<ServiceKey, BTreeMap<IpAddr, Memory>>,
+    /// SYNs that went to their second choice, which is pinned.
+    second_choices: BTreeMap<ServiceKey, u64>,
     /// When it was looked last.
     looked: Duration,
 }
@@ -203,13 +206,22 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         self.silence.services.retain(|key, _| services.contains_key(key));
+        self.silence.second_choices.retain(|key, _| services.contains_key(key));
         let wanted: Vec<u16> = services.values().flatten().map(|(_, id)| *id).collect();
         let mut totals = self.data_plane.totals_of(&wanted)?.into_iter();
         for (key, backends) in services {
+            let totals: Vec<_> = totals.by_ref().take(backends.len()).collect();
+            let second_choices = totals.iter().map(|totals| totals.second_choices).sum();
+            let before = self.silence.second_choices.insert(key, second_choices);
+            if before.is_some_and(|before| before != second_choices)
+                && let Some(value) = self.applied.services.get(&key)
+            {
+                self.walk.expect_pins(value.id);
+            }
             let samples: Vec<_> = backends
                 .into_iter()
-                .zip(totals.by_ref())
-                .map(|((address, _), totals)| (address, Counts::of(&totals)))
+                .zip(&totals)
+                .map(|((address, _), totals)| (address, Counts::of(totals)))
                 .collect();
             suspicions.extend(self.silence.look(key, now.mono, &samples));
         }
@@ -307,6 +319,16 @@ mod tests {
             let found = story.step([unlucky(0), unlucky(1), unlucky(2)]);
             assert_eq!(found, [0; 0], "step {step}");
         }
+    }
+
+    #[test]
+    fn second_choices_do_not_make_suspects_of_the_living() {
+        let again = |syn_retransmissions, second_choices| {
+            let totals =
+                BackendTotals { syn_retransmissions, second_choices, ..Default::default() };
+            Counts::of(&totals).again
+        };
+        assert_eq!((again(9, 9), again(9, 4), again(2, 0)), (0, 5, 2));
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(super) struct Walk {
     released_services: BTreeMap<u16, u32>,
     /// Backends that were about to leave, without a slot, at the last sweep.
     leaving: BTreeSet<u16>,
+    /// Services whose flows were pinned outside of any flux.
+    pins_expected: BTreeSet<u16>,
     /// When backends ceased to get new flows, until a later walk has counted those they have.
     vacated: BTreeMap<u16, u32>,
 }
@@ -64,6 +66,11 @@ impl Walk {
 
     pub(super) fn release_service(&mut self, id: u16, now: Now) {
         self.released_services.insert(id, now.mono_secs());
+    }
+
+    /// Flows of this service were pinned though its ring is not in flux.
+    pub(super) fn expect_pins(&mut self, service: u16) {
+        self.pins_expected.insert(service);
     }
 
     pub(super) fn vacate_backend(&mut self, id: u16, now: Now) {
@@ -167,10 +174,11 @@ impl<D: DataPlane> Engine<D> {
         let Some(idle) = self.service_by_id(id).map(|service| service.idle_timeout) else {
             return Ok(0);
         };
-        // In a ring without a slot in flux no pin is made, so no mark appears; but for a packet
-        // that had read its slot just before that settled.
+        // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
+        // choice, and a packet that had read its slot just before that settled.
         let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
-        let look = now.mono_secs().is_multiple_of(FULL_LOOK_SECS);
+        let look =
+            self.walk.pins_expected.remove(&id) || now.mono_secs().is_multiple_of(FULL_LOOK_SECS);
         if !look && !self.applied.rings.get(&id).is_some_and(busy) {
             return Ok(0);
         }
@@ -252,6 +260,7 @@ impl<D: DataPlane> Engine<D> {
             released_backends: old.released_backends,
             released_services: old.released_services,
             leaving: old.leaving,
+            pins_expected: old.pins_expected,
             vacated: old.vacated,
             ..walk
         };
