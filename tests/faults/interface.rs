@@ -95,6 +95,11 @@ fn network_that_goes_silent_again_and_again_leaves_every_backend_serving() -> Re
         }
     }
     wait_all_serve(&lab, &balancer, WAY)?;
+    // Nor is the node less ready for it.
+    let held = events(&balancer, "backend_held")?;
+    ensure!(held.is_empty(), "{held:?}");
+    let standing = balancer.status()?.service(WAY.name())?.standing;
+    ensure!(standing.ready && usize::from(standing.up) == lab.webs.len(), "{standing:?}");
     wait_answered(&lab, WAY)?;
     load.finish().check()
 }
@@ -164,7 +169,8 @@ fn program_that_somebody_takes_off_stays_off_where_that_is_configured() -> Resul
     let lab = Lab::new(&Options::default())?;
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab).with(CHECK)])?;
     let config = fs::read_to_string(balancer.config()).context("read lbd.toml")?;
-    fs::write(balancer.config(), format!("reattach = false\n{config}")).context("write lbd.toml")?;
+    fs::write(balancer.config(), format!("reattach = false\n{config}"))
+        .context("write lbd.toml")?;
     balancer.launch()?;
     balancer.wait_usable()?;
     wait_answered(&lab, WAY)?;

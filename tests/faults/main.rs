@@ -27,8 +27,7 @@ mod netlink;
 /// The way of the tests that need no other.
 const WAY: Way = Way::DsrV4;
 /// A check that finds out soon what is wrong.
-const CHECK: &str =
-    "[service.check]\ntype = \"http\"\ninterval = \"100ms\"\ntimeout = \"500ms\"\nrise = 2\nfall = 2";
+const CHECK: &str = "[service.check]\ntype = \"http\"\ninterval = \"100ms\"\ntimeout = \"500ms\"\nrise = 2\nfall = 2";
 /// Long enough for what should take a second.
 const SOON: Duration = Duration::from_secs(10);
 /// Longer than the answer of a host to a client that has to send nothing again.

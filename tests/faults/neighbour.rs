@@ -50,7 +50,9 @@ fn mac_that_changes_breaks_nothing(announced: bool) -> Result<()> {
     let web = &lab.webs[1];
     let at = WAY.backend(web);
     let load = load(&lab)?;
-    web.host.namespace.sysctl(&[("ipv4/conf/eth0/arp_notify", if announced { "1" } else { "0" })])?;
+    web.host
+        .namespace
+        .sysctl(&[("ipv4/conf/eth0/arp_notify", if announced { "1" } else { "0" })])?;
     let new = "02:00:00:00:00:77";
     web.host.namespace.ip(&format!("link set {INTERFACE} address {new}"))?;
     wait_for(&balancer, WAY, at, "has the new address", |backend| {
