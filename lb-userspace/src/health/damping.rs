@@ -21,8 +21,15 @@ pub struct Damping {
     last: Option<(f64, Instant)>,
     /// Until when the backend is held, if it ever was to be.
     until: Option<Instant>,
-    /// `last` and `until` as they were before it went down the last time.
-    before: Option<(Option<(f64, Instant)>, Option<Instant>)>,
+    /// What they were before it went down the last time.
+    before: Option<Before>,
+}
+
+/// `last` and `until` of an earlier moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Before {
+    last: Option<(f64, Instant)>,
+    until: Option<Instant>,
 }
 
 impl Damping {
@@ -48,7 +55,7 @@ impl Damping {
         if self.half_life.is_zero() {
             return;
         }
-        self.before = Some((self.last, self.until));
+        self.before = Some(Before { last: self.last, until: self.until });
         let most = RELEASE_BELOW * f64::from(LONGEST).exp2();
         let penalty = (self.penalty(now) + COST).min(most);
         self.last = Some((penalty, now));
@@ -61,7 +68,7 @@ impl Damping {
 
     /// The last time that the backend went down was not its own doing, and costs nothing.
     pub fn forgive(&mut self) {
-        if let Some((last, until)) = self.before.take() {
+        if let Some(Before { last, until }) = self.before.take() {
             self.last = last;
             self.until = until;
         }
