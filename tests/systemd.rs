@@ -101,7 +101,7 @@ fn systemd_hears_of_start_reload_and_stop_in_order() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     let service = WAY.service(&lab);
-    let mut balancer = Balancer::new(&lab, &[service.clone()])?;
+    let mut balancer = Balancer::new(&lab, std::slice::from_ref(&service))?;
     let socket = lab.folder().join("notify");
     let manager = Manager::listen(&socket)?;
     balancer.use_binaries(&under(&socket, lab.folder())?);

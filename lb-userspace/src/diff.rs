@@ -48,9 +48,8 @@ impl fmt::Display for Difference {
         let Self { service, backend, key, before, after } = self;
         write!(f, "service {service}")?;
         let Some(key) = key else {
-            match backend {
-                Some(backend) => write!(f, ": backend {backend}")?,
-                None => {}
+            if let Some(backend) = backend {
+                write!(f, ": backend {backend}")?;
             }
             return match (after, backend) {
                 (None, _) => f.write_str(" removed"),

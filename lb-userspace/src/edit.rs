@@ -24,7 +24,7 @@ pub enum Edit {
         /// Its name.
         name: String,
         /// The service.
-        spec: ServiceSpec,
+        spec: Box<ServiceSpec>,
     },
     /// A service less.
     RemoveService {

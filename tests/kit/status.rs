@@ -157,6 +157,9 @@ impl Backend {
     #[must_use]
     pub fn state(&self) -> &str {
         match (&self.unusable, self.admin.state.as_str()) {
+            (_, "enabled") if !self.is_up() => {
+                self.check.as_ref().and_then(|check| check.last.as_deref()).unwrap_or("down")
+            }
             (Some(reason), "enabled") => reason,
             (None, "enabled") => "up",
             (_, said) => said,

@@ -7,6 +7,9 @@ use serde::Serialize;
 /// Everything that was measured.
 #[derive(Serialize)]
 pub struct Report {
+    /// CPU time of a bare connection that is made and reset, without a prober, in microseconds:
+    /// what the kernel takes here.
+    pub floor_us: f64,
     /// The cases.
     pub cases: Vec<Case>,
 }
@@ -38,6 +41,8 @@ pub struct Case {
     pub late_us_p99: Option<u64>,
     /// How often the thread could not run for 100 ms.
     pub pauses: u64,
+    /// Why most of those failed that failed last.
+    pub reason: Option<String>,
 }
 
 fn millis(us: Option<u64>) -> String {
@@ -64,6 +69,7 @@ impl fmt::Display for Report {
             "late p99",
             "failed"
         )?;
+        writeln!(f, "{:<24}{:>46.1}", "floor: bare connection", self.floor_us)?;
         for case in &self.cases {
             writeln!(
                 f,
@@ -78,6 +84,9 @@ impl fmt::Display for Report {
                 millis(case.late_us_p99),
                 case.failed + case.unknown
             )?;
+            if let Some(reason) = &case.reason {
+                writeln!(f, "    {reason}")?;
+            }
         }
         Ok(())
     }

@@ -164,7 +164,7 @@ async fn add_service(
     Query(terms): Query<Terms>,
     bytes: Bytes,
 ) -> Answer<Done> {
-    edit(&daemon, Edit::AddService { name, spec: body(&bytes)? }, terms).await
+    edit(&daemon, Edit::AddService { name, spec: Box::new(body(&bytes)?) }, terms).await
 }
 
 async fn remove_service(

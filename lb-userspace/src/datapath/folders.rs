@@ -189,7 +189,7 @@ fn decide(
     }
     let at = |stage| sets.iter().copied().find(|set| set.folder == Folder { version: own, stage });
     let (current, next, old) = (at(Stage::Current), at(Stage::Next), at(Stage::Old));
-    let latest = older.iter().copied().filter(|set| runs(set)).last();
+    let latest = older.iter().copied().rfind(|set| runs(set));
     let folder = |set: &Set| set.folder;
     if next.is_some_and(runs) {
         let from = old.or(current).or(latest).or(older.last().copied());

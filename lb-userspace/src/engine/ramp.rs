@@ -80,10 +80,10 @@ impl Ramping {
                 if owns(*id) || !others || panic || !up || takes.is_zero() {
                     continue;
                 }
-                if !self.0.contains_key(&target) {
-                    self.0.insert(target, Ramp { began: now, takes });
+                self.0.entry(target).or_insert_with(|| {
                     joined = true;
-                }
+                    Ramp { began: now, takes }
+                });
             }
             let member =
                 |address| target.members.iter().any(|(member, _)| member.address == address);

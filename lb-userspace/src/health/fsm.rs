@@ -62,7 +62,7 @@ pub enum Event {
     /// The check was configured anew.
     Reconfigured {
         /// The check.
-        check: Check,
+        check: Box<Check>,
         /// The half-life of the penalty for going down.
         half_life: Duration,
     },
@@ -236,7 +236,7 @@ impl Machine {
                 None
             }
             Event::Reconfigured { check, half_life } => {
-                self.reconfigure(check, half_life, now, out)
+                self.reconfigure(*check, half_life, now, out)
             }
         };
         let to = self.seen.condition;

@@ -75,7 +75,7 @@ pub(super) fn choose(policy: &Policy, candidates: &[Candidate]) -> (Vec<bool>, S
             &|c| c.is_sound() && of_rank(true, c),
             &|c| c.is_up() && of_rank(true, c),
         ];
-        let mut ways = ways.into_iter().map(|way| all(way));
+        let mut ways = ways.into_iter().map(all);
         ways.find(|chosen| chosen.contains(&true)).unwrap_or_default()
     };
     chosen.resize(candidates.len(), false);

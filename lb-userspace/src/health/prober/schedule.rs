@@ -68,6 +68,44 @@ pub struct Answer {
     pub took: Duration,
 }
 
+/// The questions that wait for their answer.
+#[derive(Debug, Default)]
+struct Flight {
+    /// Descriptors that they may have, and have.
+    limit: usize,
+    used: usize,
+    questions: usize,
+    /// The number of the last one.
+    serial: u64,
+}
+
+impl Flight {
+    const fn is_full(&self) -> bool {
+        self.used >= self.limit
+    }
+
+    fn ask(&mut self, entry: &mut Entry, question: Arc<Question>, work: &mut Vec<Work>) {
+        let descriptors = descriptors(&question.kind);
+        self.serial += 1;
+        self.used += descriptors;
+        self.questions += 1;
+        entry.in_flight = Some(InFlight { serial: self.serial, descriptors });
+        work.push(Work::Ask { target: question.target, serial: self.serial, question });
+    }
+
+    fn abandon(&mut self, entry: &mut Entry, work: &mut Vec<Work>) {
+        if let Some(in_flight) = entry.in_flight.take() {
+            self.land(&in_flight);
+            work.push(Work::Abandon(in_flight.serial));
+        }
+    }
+
+    const fn land(&mut self, in_flight: &InFlight) {
+        self.used -= in_flight.descriptors;
+        self.questions -= 1;
+    }
+}
+
 #[derive(Debug)]
 struct InFlight {
     serial: u64,
@@ -126,15 +164,14 @@ pub struct Schedule {
     entries: BTreeMap<Target, Entry>,
     deadlines: BTreeSet<(Instant, Target)>,
     vips: BTreeSet<IpAddr>,
-    /// Descriptors that questions may have, and have.
-    limit: usize,
-    used: usize,
-    serial: u64,
+    flight: Flight,
     seed: u64,
     /// When the next turn should be.
     expected: Option<Instant>,
     load: Load,
     troubles: Troubles,
+    /// What a machine wants; kept for its memory.
+    actions: Vec<Action>,
     /// What is to be done, in this order.
     pub work: Vec<Work>,
 }
@@ -147,13 +184,12 @@ impl Schedule {
             entries: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             vips: BTreeSet::new(),
-            limit: limit.max(1),
-            used: 0,
-            serial: 0,
+            flight: Flight { limit: limit.max(1), ..Flight::default() },
             seed,
             expected: None,
             load: Load::default(),
             troubles: Troubles::default(),
+            actions: Vec::new(),
             work: Vec::new(),
         }
     }
@@ -175,7 +211,7 @@ impl Schedule {
             if let Some(deadline) = entry.deadline {
                 self.deadlines.remove(&(deadline, target));
             }
-            self.abandon(&mut entry);
+            self.flight.abandon(&mut entry, &mut self.work);
         }
         let known: Vec<_> = self.entries.keys().copied().collect();
         for target in known {
@@ -227,6 +263,7 @@ impl Schedule {
             entry.half_life = half_life;
         }
         if is_new_check {
+            let check = Box::new(check);
             self.step(target, Event::Reconfigured { check, half_life }, now);
         }
         if is_new_route {
@@ -252,7 +289,7 @@ impl Schedule {
         }
         answers.for_each(|answer| self.answered(answer, now));
         for _ in 0..BATCH {
-            if self.used >= self.limit {
+            if self.flight.is_full() {
                 break;
             }
             let Some(&(deadline, target)) = self.deadlines.first() else { break };
@@ -289,8 +326,7 @@ impl Schedule {
         let Some(in_flight) = entry.in_flight.take_if(|asked| asked.serial == serial) else {
             return;
         };
-        self.used -= in_flight.descriptors;
-        self.load.in_flight -= 1;
+        self.flight.land(&in_flight);
         self.count(target, outcome.clone(), Some(took), now);
         self.step(target, Event::Answered { outcome, took }, now);
     }
@@ -327,19 +363,20 @@ impl Schedule {
 
     /// Tells a machine of an event, and notes what it wants.
     fn step(&mut self, target: Target, event: Event, now: Instant) {
-        let Some(mut entry) = self.entries.remove(&target) else { return };
-        let mut actions = Vec::new();
+        let Some(entry) = self.entries.get_mut(&target) else { return };
+        let mut actions = mem::take(&mut self.actions);
         let mut went_down = false;
         entry.machine.handle(event, now, &mut actions);
-        for action in actions {
+        for action in actions.drain(..) {
             match action {
                 Action::Ask { timeout } => {
-                    self.abandon(&mut entry);
+                    self.flight.abandon(entry, &mut self.work);
                     if let Some(route) = entry.route.clone() {
-                        self.ask(&mut entry, target, route, timeout);
+                        let question = entry.question(target, route, timeout);
+                        self.flight.ask(entry, question, &mut self.work);
                     }
                 }
-                Action::Abandon => self.abandon(&mut entry),
+                Action::Abandon => self.flight.abandon(entry, &mut self.work),
                 Action::Report(change) => {
                     if let Some(change) = &change {
                         if change.to == Condition::Up {
@@ -355,7 +392,7 @@ impl Schedule {
                 }
             }
         }
-        self.entries.insert(target, entry);
+        self.actions = actions;
         self.place(target);
         if went_down {
             self.forgive_outage(target.service);
@@ -377,24 +414,6 @@ impl Schedule {
         all.for_each(|(_, entry)| entry.machine.forgive());
     }
 
-    fn ask(&mut self, entry: &mut Entry, target: Target, route: Route, timeout: Duration) {
-        let question = entry.question(target, route, timeout);
-        let descriptors = descriptors(&question.kind);
-        self.serial += 1;
-        self.used += descriptors;
-        self.load.in_flight += 1;
-        entry.in_flight = Some(InFlight { serial: self.serial, descriptors });
-        self.work.push(Work::Ask { target, serial: self.serial, question });
-    }
-
-    fn abandon(&mut self, entry: &mut Entry) {
-        if let Some(in_flight) = entry.in_flight.take() {
-            self.used -= in_flight.descriptors;
-            self.load.in_flight -= 1;
-            self.work.push(Work::Abandon(in_flight.serial));
-        }
-    }
-
     /// Puts a backend where it belongs in the order of deadlines.
     fn place(&mut self, target: Target) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
@@ -413,9 +432,9 @@ impl Schedule {
 
     /// When the next turn should be, if nothing comes in; none: never.
     pub fn next(&self, now: Instant) -> Option<Instant> {
-        let pulse = (self.load.in_flight > 0).then(|| now + PULSE);
+        let pulse = (self.flight.questions > 0).then(|| now + PULSE);
         // When all descriptors are taken only an answer helps.
-        let first = self.deadlines.first().filter(|_| self.used < self.limit);
+        let first = self.deadlines.first().filter(|_| !self.flight.is_full());
         pulse.into_iter().chain(first.map(|(deadline, _)| *deadline)).min()
     }
 
@@ -459,7 +478,8 @@ impl Schedule {
         let is_asked = |entry: &&Entry| entry.machine.check().is_active();
         Load {
             backends: self.entries.values().filter(is_asked).count(),
-            limit: self.limit,
+            in_flight: self.flight.questions,
+            limit: self.flight.limit,
             troubles: self.troubles.reasons(),
             ..self.load.clone()
         }

@@ -217,7 +217,7 @@ fn other_timing_keeps_what_was_counted() {
     }
     let faster = Check { fast_interval: ms(100), interval: ms(400), ..check(Kind::Tcp) };
     let half_life = HALF_LIFE;
-    bench.tell(Event::Reconfigured { check: faster, half_life });
+    bench.tell(Event::Reconfigured { check: Box::new(faster), half_life });
     assert_eq!(bench.machine.against(), 2);
     assert_eq!(bench.until_asked(), ms(100));
     bench.answer(silent());
@@ -229,7 +229,7 @@ fn wrong_question_takes_fall_answers_to_bring_a_backend_down() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.answer(Outcome::Up);
     let check = check(Kind::Http(Default::default()));
-    bench.tell(Event::Reconfigured { check, half_life: HALF_LIFE });
+    bench.tell(Event::Reconfigured { check: Box::new(check), half_life: HALF_LIFE });
     assert!(bench.until_asked() < ms(500), "it is asked soon");
     bench.answer(silent());
     bench.answer(silent());

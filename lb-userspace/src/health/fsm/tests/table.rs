@@ -41,7 +41,8 @@ fn state(name: &str) -> Bench {
 
 fn event(name: &str) -> Event {
     let answered = |outcome| Event::Answered { outcome, took: ms(100) };
-    let configured = |kind| Event::Reconfigured { check: check(kind), half_life: HALF_LIFE };
+    let configured =
+        |kind| Event::Reconfigured { check: Box::new(check(kind)), half_life: HALF_LIFE };
     match name {
         "good" => answered(Outcome::Up),
         "silent" => answered(silent()),
