@@ -222,6 +222,54 @@ fn change_of_mac_that_nobody_announces_is_found_by_probing() {
 }
 
 #[test]
+fn change_of_mac_that_nobody_announces_is_found_at_once_where_it_is_doubted() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        for (backend, mac) in [(dsr("10.0.0.2"), 0x79), (dsr("fd00::2"), 0x7a)] {
+            watched.want(&[backend]);
+            watched.resolved(backend).await;
+            network.host.ip(&format!("link set eth0 address 02:00:00:00:00:{mac:x}"));
+            let doubted = Instant::now();
+            watched.resolver.doubt(backend);
+            watched.resolved_as(backend, |hop| hop.mac[5] == mac).await;
+            assert!(doubted.elapsed() < Duration::from_secs(2), "{:?}", doubted.elapsed());
+        }
+    });
+}
+
+#[test]
+fn neighbour_that_is_doubted_in_vain_keeps_its_flows_for_a_while() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.impatient();
+    // A question lasts a second.
+    set_sysctl(&network.node, "ipv4/neigh/eth0/mcast_solicit", "10");
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.2");
+        watched.want(&[backend]);
+        let hop = watched.resolved(backend).await;
+        // The carrier stays, and nobody answers.
+        set_sysctl(&network.host, "ipv4/conf/eth0/arp_ignore", "8");
+        watched.resolver.doubt(backend);
+        let quiet = Instant::now() + Duration::from_millis(1_500);
+        while let Ok(changed) =
+            tokio::time::timeout_at(quiet, watched.neighbourhood.changed()).await
+        {
+            changed.expect("the resolver runs");
+            assert_eq!(watched.of(backend), Some(Resolution::Resolved(hop.clone())));
+        }
+        watched.unreachable(backend).await;
+        set_sysctl(&network.host, "ipv4/conf/eth0/arp_ignore", "0");
+        assert_eq!(watched.resolved(backend).await, hop);
+    });
+}
+
+#[test]
 fn neighbour_that_never_answers_is_unreachable_until_it_does() {
     if !is_root() {
         return;

@@ -39,7 +39,10 @@ use crate::{
     edit::{Refusal, RefusalKind},
     engine::{InterfaceEvent, InterfaceEventKind, Now, Suspicion},
     events::{Events, Kind, News, changes},
-    health::prober::Report,
+    health::{
+        Condition, Target,
+        prober::{Change, Report},
+    },
     netlink::{Neighbourhood, Resolution, Want},
     notify::Notifier,
     overrides::Overrides,
@@ -93,6 +96,8 @@ pub struct Inputs {
 pub struct Effects {
     /// Tells the resolver what next hops are wanted.
     pub want: Box<dyn Fn(BTreeSet<Want>) + Send>,
+    /// Tells the resolver that a backend is silent.
+    pub doubt: Box<dyn Fn(Want) + Send>,
     /// Removes what is pinned, when the engine is gone.
     pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     /// Reads the clocks.
@@ -514,12 +519,25 @@ impl<B: Balancer> Daemon<B> {
     fn hear(&mut self, reports: impl Iterator<Item = Report>) {
         let now = Instant::now();
         for report in reports {
+            self.doubt_way(&report);
             let news = self.health.take(report, &self.desired, now);
             news.into_iter().for_each(|news| self.effects.events.record(news));
             self.stale = true;
         }
         if self.stale {
             self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// A backend that has gone silent may be at another MAC address.
+    fn doubt_way(&self, report: &Report) {
+        let is_silent = |change: &Change| change.to == Condition::SoftDown;
+        if !report.change.as_ref().is_some_and(is_silent) {
+            return;
+        }
+        let Target { service, backend: address } = report.target;
+        if let Some(service) = self.desired.services.values().find(|s| s.key == service) {
+            (self.effects.doubt)(Want { address, mode: service.mode });
         }
     }
 

@@ -203,6 +203,15 @@ impl Balancer {
         self.process.as_ref().context("lbd does not run")?.signal(signal)
     }
 
+    /// The id of `lbd`'s process.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        self.process.as_ref().map(Process::pid).context("lbd does not run")
+    }
+
     /// That `lbd` still runs.
     ///
     /// # Errors

@@ -230,14 +230,33 @@ impl Lab {
         self.switch.ip(&format!("link set {host} up")).map(drop)
     }
 
+    /// Takes the balancer's interface away.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn unplug_balancer(&self) -> Result<()> {
+        self.balancer.namespace.ip(&format!("link del {INTERFACE}"))?;
+        // The program on the other end went with it; a pin of nothing is left.
+        fs::remove_file(self.pins().join("switch")).context("remove the switch's pin")
+    }
+
+    /// Gives the balancer another interface of the same name and with the same addresses, after
+    /// [`Self::unplug_balancer`]. `mac` is its MAC address.
+    ///
+    /// # Errors
+    ///
+    /// If it has one.
+    pub fn plug_balancer(&self, mac: &str) -> Result<()> {
+        self.plug(&self.balancer)?;
+        self.balancer.namespace.ip(&format!("link set {INTERFACE} address {mac}"))?;
+        xdp::pass(&self.switch, &self.balancer.name, &self.pins().join("switch"))?;
+        self.balancer.namespace.ip(&vips(INTERFACE)).map(drop)
+    }
+
     fn wire(&mut self) -> Result<()> {
         self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
         self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;
-        let vips = |device: &str| {
-            let v4 = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev {device}\n")).concat();
-            let v6 = VIPS_V6.map(|vip| format!("addr add {vip}/128 dev {device} nodad\n")).concat();
-            v4 + &v6
-        };
         for host in [&self.client, &self.balancer].into_iter().chain(&self.router) {
             host.quieten()?;
         }
@@ -296,9 +315,7 @@ impl Lab {
                 ("ipv4/conf/all/arp_announce", "2"),
             ])?;
             self.plug(&host)?;
-            let v4 = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev lo\n")).concat();
-            let v6 = VIPS_V6.map(|vip| format!("addr add {vip}/128 dev lo nodad\n")).concat();
-            host.namespace.ip(&(v4 + &v6))?;
+            host.namespace.ip(&vips("lo"))?;
             if options.router {
                 host.namespace.ip(TO_THE_ROUTER)?;
             }
@@ -319,6 +336,13 @@ impl Lab {
             web.host.namespace.keep();
         }
     }
+}
+
+/// The commands that give a device all VIPs.
+fn vips(device: &str) -> String {
+    let v4 = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev {device}\n")).concat();
+    let v6 = VIPS_V6.map(|vip| format!("addr add {vip}/128 dev {device} nodad\n")).concat();
+    v4 + &v6
 }
 
 /// The hosts' way to a client behind the router.

@@ -19,7 +19,9 @@ use crate::namespace::Namespace;
 // From linux/bpf.h: enum bpf_cmd, bpf_prog_type, bpf_attach_type.
 const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
 const LINK_CREATE: libc::c_long = 28;
+const LINK_DETACH: libc::c_long = 34;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 /// `XDP_FLAGS_DRV_MODE`, linux/if_link.h: native mode.
@@ -85,6 +87,19 @@ pub fn pass(namespace: &Namespace, interface: &str, pin: &Path) -> Result<()> {
     let path = CString::new(pin.as_os_str().as_encoded_bytes()).context("a path")?;
     let attr = Pin { path: path.as_ptr() as u64, object: link.as_raw_fd() as u32, flags: 0 };
     call(OBJ_PIN, &attr).with_context(|| format!("pin {}", pin.display()))?;
+    Ok(())
+}
+
+/// Takes the program of a pinned link off its interface, as `bpftool link detach` does.
+///
+/// # Errors
+///
+/// If there is no such link.
+pub fn detach(pin: &Path) -> Result<()> {
+    let path = CString::new(pin.as_os_str().as_encoded_bytes()).context("a path")?;
+    let attr = Pin { path: path.as_ptr() as u64, object: 0, flags: 0 };
+    let link = descriptor(call(OBJ_GET, &attr)).with_context(|| pin.display().to_string())?;
+    call(LINK_DETACH, &link.as_raw_fd()).context("detach a link")?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::{
     io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -97,8 +98,11 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         .await
         .context("follow the kernel's neighbours")?;
     let events = Events::new(SystemTime::now());
+    let resolver = Arc::new(resolver);
+    let doubter = Arc::clone(&resolver);
     let effects = Effects {
         want: Box::new(move |wants| resolver.want(wants)),
+        doubt: Box::new(move |backend| doubter.doubt(backend)),
         detach: Box::new(move || datapath::detach(&pin_dir)),
         clocks: Box::new(Clocks::read),
         events: events.clone(),

@@ -2,7 +2,7 @@
 //! daemon and the next one can swap the program in place.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -53,7 +53,12 @@ impl Link {
 
     /// Why the interface does not run the program with this id, if it does not.
     pub(super) fn problem(&self, program: u32) -> Option<String> {
-        let info = LinkInfo::of_pinned(&self.path).ok();
+        let info = match LinkInfo::of_pinned(&self.path) {
+            Ok(info) => Some(info),
+            // Nothing is seen of it at this moment, which is no reason to give it up.
+            Err(error) if is_shortage(&error) => return None,
+            Err(_) => None,
+        };
         if let Some(info) = info.filter(|info| info.ifindex == self.ifindex) {
             let other = || format!("its link runs {}", kernel_link::named(info.program));
             return (info.program != program).then(other);
@@ -68,6 +73,11 @@ impl Link {
             Err(error) => format!("{error:#}"),
         })
     }
+}
+
+/// Whether something could not be opened because this process or the system is at its limit.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// The pinned links.

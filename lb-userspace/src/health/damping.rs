@@ -21,13 +21,22 @@ pub struct Damping {
     last: Option<(f64, Instant)>,
     /// Until when the backend is held, if it ever was to be.
     until: Option<Instant>,
+    /// What they were before it went down the last time.
+    before: Option<Before>,
+}
+
+/// `last` and `until` of an earlier moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Before {
+    last: Option<(f64, Instant)>,
+    until: Option<Instant>,
 }
 
 impl Damping {
     /// No penalty, of which half is forgiven in `half_life`; zero: nothing is ever damped.
     #[must_use]
     pub const fn new(half_life: Duration) -> Self {
-        Self { half_life, last: None, until: None }
+        Self { half_life, last: None, until: None, before: None }
     }
 
     /// The penalty at `now`.
@@ -46,6 +55,7 @@ impl Damping {
         if self.half_life.is_zero() {
             return;
         }
+        self.before = Some(Before { last: self.last, until: self.until });
         let most = RELEASE_BELOW * f64::from(LONGEST).exp2();
         let penalty = (self.penalty(now) + COST).min(most);
         self.last = Some((penalty, now));
@@ -53,6 +63,14 @@ impl Damping {
         // threshold that began it: else it would come and go at that one.
         if penalty > HOLD_ABOVE || self.holds(now) {
             self.hold(penalty, now);
+        }
+    }
+
+    /// The last time that the backend went down was not its own doing, and costs nothing.
+    pub fn forgive(&mut self) {
+        if let Some(Before { last, until }) = self.before.take() {
+            self.last = last;
+            self.until = until;
         }
     }
 
@@ -121,6 +139,19 @@ mod tests {
         assert!(!damping.holds(now));
         let (damping, now) = after(4, Duration::from_secs(1));
         assert!(damping.holds(now));
+    }
+
+    #[test]
+    fn what_is_forgiven_costs_nothing_and_only_once() {
+        let (before, now) = after(3, Duration::from_secs(1));
+        let mut damping = before;
+        damping.went_down(now);
+        assert!(damping.holds(now));
+        damping.forgive();
+        assert!(!damping.holds(now));
+        assert_eq!(damping.penalty(now), before.penalty(now));
+        damping.forgive();
+        assert_eq!(damping.penalty(now), before.penalty(now));
     }
 
     #[test]

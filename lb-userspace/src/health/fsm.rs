@@ -198,6 +198,11 @@ impl Machine {
         self.damping.until().filter(|_| self.seen.held)
     }
 
+    /// The last time that the backend went down was not its own doing: it is not held for that.
+    pub fn forgive(&mut self) {
+        self.damping.forgive();
+    }
+
     /// Whether a question waits for its answer.
     #[must_use]
     pub const fn is_asking(&self) -> bool {

@@ -129,6 +129,13 @@ pub(super) fn use_neighbour((ifindex, address): NeighbourKey) -> NeighbourMessag
     message
 }
 
+/// The request that makes the kernel forget a neighbour.
+pub(super) fn forget_neighbour(key: NeighbourKey) -> NeighbourMessage {
+    let mut message = use_neighbour(key);
+    message.header.flags = NeighbourFlags::empty();
+    message
+}
+
 /// The request for the route to one address.
 pub(super) fn route_to(address: IpAddr) -> RouteMessage {
     let mut message = RouteMessage::default();

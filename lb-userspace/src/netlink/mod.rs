@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Result;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::desired::Mode;
 
@@ -95,6 +95,7 @@ pub struct Neighbourhood {
 /// Follows the kernel's links, routes and neighbours for the wanted backends; dropping it ends it.
 pub struct Resolver {
     wants: watch::Sender<BTreeSet<Want>>,
+    doubts: mpsc::UnboundedSender<Want>,
 }
 
 impl Resolver {
@@ -106,13 +107,21 @@ impl Resolver {
     /// If netlink can't be spoken to.
     pub async fn start(interfaces: Vec<String>) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         let (wants, wanted) = watch::channel(BTreeSet::new());
-        let (task, neighbourhood) = Task::start(interfaces, wanted).await?;
+        let (doubts, doubted) = mpsc::unbounded_channel();
+        let (task, neighbourhood) = Task::start(interfaces, wanted, doubted).await?;
         tokio::spawn(task.run());
-        Ok((Self { wants }, neighbourhood))
+        Ok((Self { wants, doubts }, neighbourhood))
     }
 
     /// Replaces the set of the wanted backends.
     pub fn want(&self, wants: BTreeSet<Want>) {
         self.wants.send_replace(wants);
+    }
+
+    /// A backend is silent: its neighbour is asked whether its MAC address still holds, which goes on
+    /// being used meanwhile.
+    pub fn doubt(&self, backend: Want) {
+        // The task ends only with this, or the process with it.
+        let _ = self.doubts.send(backend);
     }
 }

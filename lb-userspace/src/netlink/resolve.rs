@@ -414,6 +414,40 @@ mod tests {
     }
 
     #[test]
+    fn doubted_neighbour_keeps_its_address_until_it_tells_another_or_is_silent_for_long() {
+        let key = (1, ip("10.0.0.2"));
+        let backend = want("10.0.0.2", Mode::Dsr);
+        let in_vain = |tables: &mut Tables| {
+            set(tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
+            set(tables, 1, "10.0.0.2", NeighbourState::Failed, None);
+        };
+        let mut tables = tables();
+        assert!(tables.doubt(key));
+        assert!(!tables.doubt(key), "it is asked already");
+        assert_eq!(Ask::Missing.select(&[key].into(), &tables), [key]);
+        for _ in 0..4 {
+            assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+            in_vain(&mut tables);
+        }
+        assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
+        in_vain(&mut tables);
+        let silent = unreachable("neighbour 10.0.0.2 on eth0 does not answer");
+        assert_eq!(resolve(&backend, &tables), silent);
+        assert!(!tables.doubt(key), "nothing is left to doubt");
+
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Valid, Some(PEER));
+        assert!(tables.doubt(key));
+        in_vain(&mut tables);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Valid, Some(TAGGED));
+        assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
+        // What comes later is the kernel's own word again.
+        fail(&mut tables, 1, "10.0.0.2");
+        assert_eq!(resolve(&backend, &tables), silent);
+        set(&mut tables, 1, "10.0.0.2", NeighbourState::Permanent, Some(PEER));
+        assert!(!tables.doubt(key), "what was set by hand is not");
+    }
+
+    #[test]
     fn silent_neighbour_stays_unreachable_while_it_is_asked_again() {
         let mut tables = tables();
         let backend = want("10.0.0.2", Mode::Dsr);

@@ -161,6 +161,12 @@ impl Sockets {
         self.request(request, NLM_F_ACK | NLM_F_CREATE).await.map(|_| ())
     }
 
+    /// Makes the kernel forget a neighbour, so that it asks all when it is used next.
+    pub(super) async fn forget_neighbour(&self, key: NeighbourKey) -> Result<(), Failure> {
+        let request = RouteNetlinkMessage::DelNeighbour(messages::forget_neighbour(key));
+        self.request(request, NLM_F_ACK).await.map(|_| ())
+    }
+
     async fn request(
         &self,
         request: RouteNetlinkMessage,

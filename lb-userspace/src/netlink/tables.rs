@@ -7,6 +7,10 @@ use std::{
 
 use super::Link;
 
+/// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
+/// counts as silent: as long as the kernel takes by itself to give one up.
+const PATIENCE: u8 = 4;
+
 /// A neighbour's key: the interface and the address on it.
 pub type NeighbourKey = (u32, IpAddr);
 
@@ -23,6 +27,8 @@ pub struct Tables {
     /// Neighbours that did not answer, until they do. The kernel forgets that they failed as soon
     /// as it is told to try again.
     silent: BTreeSet<NeighbourKey>,
+    /// Neighbours whose MAC address is doubted: how many questions they may yet leave unanswered.
+    doubted: BTreeMap<NeighbourKey, u8>,
     /// Neighbours that the kernel has no room for.
     homeless: BTreeSet<NeighbourKey>,
 }
@@ -134,6 +140,12 @@ impl Tables {
     /// Takes over what the kernel says of one neighbour.
     pub fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
         let old = self.neighbours.get(&key).copied();
+        if new.state == NeighbourState::Failed
+            && let Some(left) = self.doubted.get_mut(&key).filter(|left| **left > 0)
+        {
+            *left -= 1;
+            return self.forget_neighbour(key);
+        }
         match (new.state, old.map(|old| old.state)) {
             // The kernel gives a neighbour up only after it was probed. Without that someone takes
             // it away (`ip neigh del`), which goes by way of the same state.
@@ -152,6 +164,7 @@ impl Tables {
             (NeighbourState::Failed, Some(_)) => {
                 new.mac = None;
                 self.silent.insert(key);
+                self.doubted.remove(&key);
             }
             (NeighbourState::Incomplete | NeighbourState::Forgotten, _) => {
                 new.mac = old.and_then(|old| old.mac);
@@ -159,6 +172,7 @@ impl Tables {
             (NeighbourState::Probed, _) => {}
             (NeighbourState::Valid | NeighbourState::NoArp | NeighbourState::Permanent, _) => {
                 self.silent.remove(&key);
+                self.doubted.remove(&key);
             }
         }
         if new.state == NeighbourState::Forgotten && new.mac.is_none() {
@@ -194,12 +208,28 @@ impl Tables {
         }
     }
 
+    /// A backend behind this neighbour is silent, maybe since its MAC address is another: that holds
+    /// until the neighbour has told it again. Whether the kernel is to forget it, and then be asked.
+    ///
+    /// The kernel would go on for a minute before it asked by itself, and then give a neighbour up
+    /// that does not answer at the old address, with all of its flows.
+    pub fn doubt(&mut self, key: NeighbourKey) -> bool {
+        let known = self.neighbours.get(&key).map(|known| known.state);
+        if !matches!(known, Some(NeighbourState::Valid | NeighbourState::Probed)) {
+            return false;
+        }
+        self.doubted.insert(key, PATIENCE);
+        self.forget_neighbour(key);
+        true
+    }
+
     /// Takes over all interfaces; what is known of neighbours on the ones that are gone goes too.
     pub fn replace_devices(&mut self, devices: BTreeMap<u32, Device>) {
         self.devices = devices;
         let devices = &self.devices;
         self.neighbours.retain(|(ifindex, _), _| devices.contains_key(ifindex));
         self.silent.retain(|(ifindex, _)| devices.contains_key(ifindex));
+        self.doubted.retain(|(ifindex, _), _| devices.contains_key(ifindex));
     }
 
     /// Drops what nobody wants: routes to other addresses, neighbours that only memory holds.
@@ -209,6 +239,7 @@ impl Tables {
             neighbour.state != NeighbourState::Forgotten || next_hops.contains(key)
         });
         self.silent.retain(|key| next_hops.contains(key));
+        self.doubted.retain(|key, _| next_hops.contains(key));
         self.homeless.retain(|key| next_hops.contains(key));
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{self, Interval, MissedTickBehavior, sleep},
 };
 use tracing::{debug, info, warn};
@@ -41,6 +41,7 @@ pub(super) struct Task {
     interfaces: Vec<String>,
     wants: watch::Receiver<BTreeSet<Want>>,
     wanted: BTreeSet<Want>,
+    doubts: mpsc::UnboundedReceiver<Want>,
     tables: Tables,
     /// The neighbours that the wanted backends depend on, as of the last question.
     next_hops: BTreeSet<NeighbourKey>,
@@ -54,6 +55,7 @@ impl Task {
     pub(super) async fn start(
         interfaces: Vec<String>,
         wants: watch::Receiver<BTreeSet<Want>>,
+        doubts: mpsc::UnboundedReceiver<Want>,
     ) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         let sockets = Sockets::open()?;
         let (published, receiver) = watch::channel(Neighbourhood::default());
@@ -62,6 +64,7 @@ impl Task {
             interfaces,
             wants,
             wanted: BTreeSet::new(),
+            doubts,
             tables: Tables::default(),
             next_hops: BTreeSet::new(),
             changed: false,
@@ -107,6 +110,11 @@ impl Task {
                 stale = stale.max(self.take_waiting());
                 // Every probe of every neighbour tells of itself, and few change anything.
                 if stale == Stale::Nothing && !self.changed {
+                    return Ok(true);
+                }
+            }
+            Some(backend) = self.doubts.recv() => {
+                if !self.doubt(backend).await? {
                     return Ok(true);
                 }
             }
@@ -162,6 +170,19 @@ impl Task {
             }
         }
         Ok(())
+    }
+
+    /// Has the neighbour of a backend asked again; false if that is done already, or of no use.
+    async fn doubt(&mut self, backend: Want) -> Result<bool> {
+        let Some(key) = next_hop_of(&backend, &self.tables).filter(|key| self.tables.doubt(*key))
+        else {
+            return Ok(false);
+        };
+        match self.sockets.forget_neighbour(key).await {
+            // It may have forgotten it by itself.
+            Ok(()) | Err(Failure::Refused(_)) => Ok(true),
+            Err(Failure::Socket(error)) => Err(error),
+        }
     }
 
     /// Takes one event over; says what has to be read again for it.

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -17,11 +17,14 @@ use super::{
     status::{CheckStatus, Counts, Histogram, Load},
     trouble::Troubles,
 };
-use crate::health::{
-    Condition, Target,
-    check::Kind,
-    fsm::{Action, Event, Machine},
-    probe::{Outcome, Question, Route},
+use crate::{
+    desired::ServiceKey,
+    health::{
+        Condition, Target,
+        check::Kind,
+        fsm::{Action, Event, Machine},
+        probe::{Outcome, Question, Route},
+    },
 };
 
 /// How many questions are begun in one turn, so that answers are taken in between.
@@ -380,6 +383,7 @@ impl Schedule {
     fn step(&mut self, target: Target, event: Event, now: Instant) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let mut actions = mem::take(&mut self.actions);
+        let mut went_down = false;
         entry.machine.handle(event, now, &mut actions);
         for action in actions.drain(..) {
             match action {
@@ -397,6 +401,7 @@ impl Schedule {
                             entry.went_up += 1;
                         } else if change.from == Condition::Up {
                             entry.went_down += 1;
+                            went_down = true;
                         }
                         entry.since = now;
                     }
@@ -407,6 +412,24 @@ impl Schedule {
         }
         self.actions = actions;
         self.place(target);
+        if went_down {
+            self.forgive_outage(target.service);
+        }
+    }
+
+    /// Where no backend of a service answers any more, that is likelier the doing of the network
+    /// between than of each of them: none is held for it when they are back.
+    fn forgive_outage(&mut self, service: ServiceKey) {
+        let first = Target { service, backend: Ipv4Addr::UNSPECIFIED.into() };
+        let of_service = |target: &Target| target.service == service;
+        let answers =
+            |entry: &Entry| !entry.is_waiting() && entry.machine.seen().condition == Condition::Up;
+        let mut all = self.entries.range(first..).take_while(|(target, _)| of_service(target));
+        if all.any(|(_, entry)| answers(entry)) {
+            return;
+        }
+        let all = self.entries.range_mut(first..).take_while(|(target, _)| of_service(target));
+        all.for_each(|(_, entry)| entry.machine.forgive());
     }
 
     /// Puts a backend where it belongs in the order of deadlines.

@@ -352,3 +352,29 @@ fn other_check_asks_the_other_question() {
     let (_, (_, question)) = bench.waiting.first_key_value().expect("it is asked soon");
     assert_eq!(question.port, 8_080);
 }
+
+#[test]
+fn who_goes_down_with_all_others_is_not_held_and_who_goes_alone_is() {
+    let often = Check { interval: ms(50), fast_interval: ms(50), down_interval: ms(50), ..check() };
+    let mut assigned = backends(4, &often);
+    // One can't be asked all the while.
+    assigned.insert(target(3), Assignment { route: None, ..assignment(often) });
+    let mut bench = Bench::new(100, assigned);
+    let held = |bench: &Bench| -> Vec<Target> {
+        let status = bench.schedule.status(bench.now, SystemTime::now());
+        let held = status.into_iter().filter(|(_, status)| status.held_secs.is_some());
+        held.map(|(target, _)| target).collect()
+    };
+    for _ in 0..6 {
+        bench.run(ms(1_000), |_| silent());
+        bench.run(ms(1_000), |_| Outcome::Up);
+    }
+    let status = bench.schedule.status(bench.now, SystemTime::now());
+    assert_eq!(status[&target(0)].went_down, 6);
+    assert_eq!(held(&bench), []);
+    for _ in 0..6 {
+        bench.run(ms(1_000), |asked| if asked == target(1) { silent() } else { Outcome::Up });
+        bench.run(ms(1_000), |_| Outcome::Up);
+    }
+    assert_eq!(held(&bench), [target(1)]);
+}
