@@ -118,7 +118,7 @@ pub(super) enum ServiceCommand {
         service: String,
     },
     /// Add a service.
-    Add(ServiceAdd),
+    Add(Box<ServiceAdd>),
     /// Remove a service.
     Remove {
         /// The service's name.
