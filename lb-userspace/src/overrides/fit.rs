@@ -166,8 +166,9 @@ mod tests {
         };
         let kept = merged(&[("web", drains.clone())]);
         let with_vip = merged(&[("web", drains.clone()), ("more", service(2, &[]))]);
-        // (what is in force, limits, what is left, who is named)
-        let cases: &[(Merged, Limits, &Merged, &[(&str, Option<IpAddr>)])] = &[
+        /// What is in force, limits, what is left, who is named.
+        type Case<'a> = (Merged, Limits, &'a Merged, &'a [(&'a str, Option<IpAddr>)]);
+        let cases: &[Case<'_>] = &[
             (kept.clone(), limits(1, 2), &kept, &[]),
             (merged(&[("web", v6)]), limits(9, 9), &kept, &[("web", "fd00::1".parse().ok())]),
             (

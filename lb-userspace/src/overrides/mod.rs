@@ -1,7 +1,7 @@
 //! What `lbctl` changed, apart from what the configuration says.
 //!
 //! The desired state is the configuration with the overrides over it, so a change that is taken back
-//! leaves no trace. What becomes of them when the configuration changes is in [`merge`].
+//! leaves no trace. What becomes of them when the configuration changes is in [`merge()`].
 
 mod fit;
 mod merge;

@@ -71,11 +71,11 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     let text = fs::read_to_string(place.file()).expect("it is there");
     fs::write(place.file(), text.replace("state.json", "disk/state.json")).expect("it is ours");
     let file = disk.join("state.json");
-    let kept = |weight: &str| {
+    let kept = |weight: u16| {
         let text = fs::read_to_string(&file).expect("it is there");
         let state: serde_json::Value = serde_json::from_str(&text).expect("it is whole");
         let change = &state["overrides"]["services"]["web"]["backends"]["10.0.0.11"]["changed"];
-        change["weight"].to_string() == weight
+        change["weight"] == weight
     };
     let in_force = async |lbd: &Running, weight: u16| {
         let backend: lb_userspace::status::Backend = lbd.client.get(A).await.expect("it is there");
@@ -83,7 +83,7 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     };
     let lbd = place.start().await;
     assert_eq!(weigh(&lbd, "5").await, [""; 0]);
-    assert!(kept("5"));
+    assert!(kept(5));
 
     // The state takes more than is left.
     let filler = disk.join("filler");
@@ -101,16 +101,16 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     assert!(notes.len() == 1 && notes[0].contains("not kept over a restart"), "{notes:?}");
     assert!(notes[0].contains("No space left on device"), "{notes:?}");
     assert!(in_force(&lbd, 6).await);
-    assert!(kept("5"), "the old state survives");
+    assert!(kept(5), "the old state survives");
     fs::remove_file(&filler).expect("it is ours");
-    eventually("it is kept when there is room", async || kept("6")).await;
+    eventually("it is kept when there is room", async || kept(6)).await;
 
     mount("tmpfs", &disk, libc::MS_REMOUNT | libc::MS_RDONLY, "size=64k");
     let notes = weigh(&lbd, "7").await;
     assert!(notes.len() == 1 && notes[0].contains("Read-only file system"), "{notes:?}");
-    assert!(in_force(&lbd, 7).await && kept("6"));
+    assert!(in_force(&lbd, 7).await && kept(6));
     mount("tmpfs", &disk, libc::MS_REMOUNT, "size=64k");
-    eventually("it is kept when it can be written", async || kept("7")).await;
+    eventually("it is kept when it can be written", async || kept(7)).await;
     lbd.stop().await;
 
     let lbd = place.start().await;

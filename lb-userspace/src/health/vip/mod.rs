@@ -139,7 +139,7 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
+    /// See [`enum@Error`].
     pub async fn handshake(&self, way: &Way, port: u16) -> Result<(), Error> {
         self.converse(way, Protocol::Tcp, port).await?.handshake().await
     }
@@ -148,7 +148,7 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
+    /// See [`enum@Error`].
     pub async fn connect(&self, way: &Way, port: u16) -> Result<Stream, Error> {
         Stream::open(self.converse(way, Protocol::Tcp, port).await?).await
     }
@@ -157,7 +157,7 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// See [`Error`].
+    /// See [`enum@Error`].
     pub async fn exchange(&self, way: &Way, port: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
         self.converse(way, Protocol::Udp, port).await?.exchange(payload).await
     }
