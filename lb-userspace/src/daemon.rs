@@ -7,8 +7,11 @@
 
 mod balancer;
 mod batch;
+mod end;
 mod guard;
 mod health;
+mod hearing;
+mod moments;
 mod node;
 mod pace;
 mod reach;
@@ -18,7 +21,6 @@ mod save;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -30,34 +32,27 @@ use tokio::{
 };
 
 pub use self::{balancer::Balancer, health::Checks};
-use self::{batch::Asked, health::Health, pace::Pace, reach::Reach};
+use self::{batch::Asked, health::Health, hearing::await_first_hops, pace::Pace, reach::Reach};
 use crate::{
-    api::{Done, Plan, Reloaded, Request, Terms},
+    api::{Done, Reloaded, Request, Terms},
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired},
     edit::{Refusal, RefusalKind},
-    engine::{InterfaceEvent, InterfaceEventKind, Now, Suspicion},
+    engine::Now,
     events::{Events, Kind, News, changes},
-    health::{
-        Condition, Target,
-        prober::{Change, Report},
-    },
-    netlink::{Neighbourhood, Resolution, Want},
+    health::prober::Report,
+    netlink::{Neighbourhood, Want},
     notify::Notifier,
     overrides::Overrides,
     rules,
     settings::Limits,
     state_file::{self, Loaded},
     status::{Node, Status},
-    units::format_duration,
 };
 
 /// How often the engine looks for what has run out.
 const TICK: Duration = Duration::from_secs(1);
-/// How long the start waits for the next hops of all backends, so that none is taken for
-/// unreachable because it was not asked for yet.
-const FIRST_HOPS: Duration = Duration::from_secs(1);
 /// How often the engine looks for backends that are silent: several times before a client sends its
 /// SYN again.
 const LOOK: Duration = Duration::from_millis(100);
@@ -460,184 +455,6 @@ impl<B: Balancer> Daemon<B> {
         done
     }
 
-    /// Why nothing is detached, or what that would do; none: it is to be done.
-    fn try_detach(&self, terms: Terms) -> Option<Result<Done, Refusal>> {
-        if terms.yes && !terms.dry_run {
-            return None;
-        }
-        let plan = self.plan(&Desired::default()).map(|mut plan: Plan| {
-            let interfaces = self.balancer.interfaces();
-            let leaves = interfaces.iter().map(|i| format!("the program leaves {}", i.name));
-            plan.changes.splice(0..0, leaves);
-            plan.changes.push("lbd ends".into());
-            plan
-        });
-        Some(plan.and_then(|plan| {
-            if terms.dry_run {
-                let message = "detached; nothing is forwarded any more".into();
-                let notes = vec!["it takes --yes".into()];
-                return Ok(Done { message, notes, plan: Some(plan) });
-            }
-            let loss = "this ends forwarding: the connections of all services break";
-            Err(Refusal::unconfirmed(loss, plan))
-        }))
-    }
-
-    fn detach(self, tell: Tell<Done>) -> Result<Ended> {
-        // As long as the engine holds the links, the program stays.
-        drop(self.balancer);
-        let removed = (self.effects.detach)().context("detach");
-        // Who asked may be gone.
-        drop(tell.send(match &removed {
-            Ok(removed) => Ok(Done {
-                message: "detached; nothing is forwarded any more".into(),
-                notes: removed.clone(),
-                plan: None,
-            }),
-            Err(error) => Err(Refusal::new(RefusalKind::Failed, format!("{error:#}"))),
-        }));
-        removed.map(|_| Ended::Detached)
-    }
-
-    /// Hears of the neighbourhood.
-    fn meet(&mut self, neighbourhood: Neighbourhood) {
-        let news = self.reach.follow(&self.desired, &neighbourhood);
-        news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.health.meet(neighbourhood.clone());
-        self.balancer.set_neighbourhood(neighbourhood);
-        self.check_health();
-        self.stale = true;
-    }
-
-    /// Has the backends asked that are desired, by the ways that are known.
-    fn check_health(&mut self) {
-        self.health.follow(&self.desired);
-        self.balancer.set_view(self.health.view().clone());
-    }
-
-    /// Hears what was found out about backends.
-    fn hear(&mut self, reports: impl Iterator<Item = Report>) {
-        let now = Instant::now();
-        for report in reports {
-            self.doubt_way(&report);
-            let news = self.health.take(report, &self.desired, now);
-            news.into_iter().for_each(|news| self.effects.events.record(news));
-            self.stale = true;
-        }
-        if self.stale {
-            self.balancer.set_view(self.health.view().clone());
-        }
-    }
-
-    /// A backend that has gone silent may be at another MAC address.
-    fn doubt_way(&self, report: &Report) {
-        let is_silent = |change: &Change| change.to == Condition::SoftDown;
-        if !report.change.as_ref().is_some_and(is_silent) {
-            return;
-        }
-        let Target { service, backend: address } = report.target;
-        if let Some(service) = self.desired.services.values().find(|s| s.key == service) {
-            (self.effects.doubt)(Want { address, mode: service.mode });
-        }
-    }
-
-    /// Looks for backends that are silent, and lets shares grow.
-    fn look(&mut self) {
-        let now = self.now();
-        if self.balancer.has_stepped(now) {
-            self.reconcile();
-        }
-        match self.balancer.watch(now) {
-            Ok(suspicions) => {
-                for Suspicion { target, reason } in suspicions {
-                    self.health.suspect(target, reason);
-                }
-            }
-            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
-        }
-    }
-
-    fn tick(&mut self) {
-        self.look_at_clocks();
-        let failed = match self.balancer.sweep(self.now()) {
-            Ok(swept) => {
-                self.tell_of_interfaces(swept.interfaces);
-                if !swept.removed.is_empty() {
-                    self.finish_removals(&swept.removed);
-                }
-                None
-            }
-            Err(error) => Some(format!("{error:#}")),
-        };
-        // What is not written yet is tried again, whatever the sweep met with.
-        if failed.is_some() || self.last_error.is_some() {
-            let unwritten = self.write();
-            self.note(unwritten.or(failed));
-        }
-        if self.unkept.is_some() {
-            self.keep();
-        }
-        self.get_ready();
-    }
-
-    /// Lets the deadlines go with a time of day that is set.
-    fn look_at_clocks(&mut self) {
-        if let Some(jump) = self.clocks.look((self.effects.clocks)()) {
-            self.follow_clock(jump);
-            self.balancer.set_desired(self.desired.clone());
-        }
-    }
-
-    fn follow_clock(&mut self, jump: Jump) {
-        let mut desired = self.desired.clone();
-        let shifted = jump.shift(&mut desired);
-        let (by, way) = match jump {
-            Jump::Forward(by) => (by, "forward"),
-            Jump::Back(by) => (by, "back"),
-        };
-        let by = format_duration(Duration::from_secs(by.as_secs()));
-        let plural = if shifted == 1 { "" } else { "s" };
-        self.effects.events.record(News::new(
-            Kind::ClockJumped,
-            format!(
-                "the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"
-            ),
-            "the clock was set",
-        ));
-        if shifted > 0 {
-            self.take(desired);
-            self.keep();
-        }
-    }
-
-    /// Tells of interfaces that lose the program and get it again.
-    fn tell_of_interfaces(&self, changes: Vec<InterfaceEvent>) {
-        for InterfaceEvent { interface, kind, text } in changes {
-            let (kind, message) = match kind {
-                InterfaceEventKind::Lost => {
-                    (Kind::InterfaceLost, format!("what arrives at {interface} is not forwarded"))
-                }
-                InterfaceEventKind::Back => {
-                    (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
-                }
-            };
-            self.effects.events.record(News::new(kind, message, text));
-        }
-    }
-
-    /// Takes backends out whose last flow has ended.
-    fn finish_removals(&mut self, removed: &[(String, IpAddr)]) {
-        let mut desired = self.desired.clone();
-        for (service, address) in removed {
-            if let Some(service) = desired.services.get_mut(service) {
-                service.backends.remove(address);
-            }
-        }
-        if let Err(refusal) = self.enact(desired, "its last flow has ended") {
-            tracing::debug!("{refusal}");
-        }
-    }
-
     fn reconcile(&mut self) {
         let error = self.write();
         self.note(error);
@@ -709,23 +526,4 @@ fn newly_starved(before: &Desired, after: &Desired) -> Vec<String> {
     };
     let names = after.services.keys();
     names.filter(|name| fed(before, name) && !fed(after, name)).cloned().collect()
-}
-
-/// Waits until it is known of each next hop whether there is one, for a while.
-async fn await_first_hops(
-    wants: BTreeSet<Want>,
-    neighbours: &mut watch::Receiver<Neighbourhood>,
-) -> Result<()> {
-    let known = |neighbourhood: &Neighbourhood| {
-        wants.iter().all(|want| {
-            matches!(
-                neighbourhood.hops.get(want),
-                Some(Resolution::Resolved(_) | Resolution::Unreachable { .. })
-            )
-        })
-    };
-    match tokio::time::timeout(FIRST_HOPS, neighbours.wait_for(known)).await {
-        Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
-        Ok(Ok(_)) | Err(_) => Ok(()),
-    }
 }

@@ -1,0 +1,102 @@
+//! What the daemon hears of the backends: the ways to them, and what the checks and their clients say.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tokio::sync::watch;
+
+use super::{Balancer, Daemon};
+use crate::{
+    engine::Suspicion,
+    health::{
+        Condition, Target,
+        prober::{Change, Report},
+    },
+    netlink::{Neighbourhood, Resolution, Want},
+};
+
+/// How long the start waits for the next hops of all backends, so that none is taken for
+/// unreachable because it was not asked for yet.
+const FIRST_HOPS: Duration = Duration::from_secs(1);
+
+impl<B: Balancer> Daemon<B> {
+    /// Hears of the neighbourhood.
+    pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
+        let news = self.reach.follow(&self.desired, &neighbourhood);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.health.meet(neighbourhood.clone());
+        self.balancer.set_neighbourhood(neighbourhood);
+        self.check_health();
+        self.stale = true;
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    pub(super) fn check_health(&mut self) {
+        self.health.follow(&self.desired);
+        self.balancer.set_view(self.health.view().clone());
+    }
+
+    /// Hears what was found out about backends.
+    pub(super) fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        let now = Instant::now();
+        for report in reports {
+            self.doubt_way(&report);
+            let news = self.health.take(report, &self.desired, now);
+            news.into_iter().for_each(|news| self.effects.events.record(news));
+            self.stale = true;
+        }
+        if self.stale {
+            self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// A backend that has gone silent may be at another MAC address.
+    pub(super) fn doubt_way(&self, report: &Report) {
+        let is_silent = |change: &Change| change.to == Condition::SoftDown;
+        if !report.change.as_ref().is_some_and(is_silent) {
+            return;
+        }
+        let Target { service, backend: address } = report.target;
+        if let Some(service) = self.desired.services.values().find(|s| s.key == service) {
+            (self.effects.doubt)(Want { address, mode: service.mode });
+        }
+    }
+
+    /// Looks for backends that are silent, and lets shares grow.
+    pub(super) fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
+    }
+}
+
+/// Waits until it is known of each next hop whether there is one, for a while.
+pub(super) async fn await_first_hops(
+    wants: BTreeSet<Want>,
+    neighbours: &mut watch::Receiver<Neighbourhood>,
+) -> Result<()> {
+    let known = |neighbourhood: &Neighbourhood| {
+        wants.iter().all(|want| {
+            matches!(
+                neighbourhood.hops.get(want),
+                Some(Resolution::Resolved(_) | Resolution::Unreachable { .. })
+            )
+        })
+    };
+    match tokio::time::timeout(FIRST_HOPS, neighbours.wait_for(known)).await {
+        Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+    }
+}

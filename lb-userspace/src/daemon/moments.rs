@@ -1,0 +1,94 @@
+//! The work of each second: what has run out, interfaces, the time of day.
+
+use std::{net::IpAddr, time::Duration};
+
+use super::{Balancer, Daemon};
+use crate::{
+    clock::Jump,
+    engine::{InterfaceEvent, InterfaceEventKind},
+    events::{Kind, News},
+    units::format_duration,
+};
+
+impl<B: Balancer> Daemon<B> {
+    pub(super) fn tick(&mut self) {
+        self.look_at_clocks();
+        let failed = match self.balancer.sweep(self.now()) {
+            Ok(swept) => {
+                self.tell_of_interfaces(swept.interfaces);
+                if !swept.removed.is_empty() {
+                    self.finish_removals(&swept.removed);
+                }
+                None
+            }
+            Err(error) => Some(format!("{error:#}")),
+        };
+        // What is not written yet is tried again, whatever the sweep met with.
+        if failed.is_some() || self.last_error.is_some() {
+            let unwritten = self.write();
+            self.note(unwritten.or(failed));
+        }
+        if self.unkept.is_some() {
+            self.keep();
+        }
+        self.get_ready();
+    }
+
+    /// Lets the deadlines go with a time of day that is set.
+    pub(super) fn look_at_clocks(&mut self) {
+        if let Some(jump) = self.clocks.look((self.effects.clocks)()) {
+            self.follow_clock(jump);
+            self.balancer.set_desired(self.desired.clone());
+        }
+    }
+
+    pub(super) fn follow_clock(&mut self, jump: Jump) {
+        let mut desired = self.desired.clone();
+        let shifted = jump.shift(&mut desired);
+        let (by, way) = match jump {
+            Jump::Forward(by) => (by, "forward"),
+            Jump::Back(by) => (by, "back"),
+        };
+        let by = format_duration(Duration::from_secs(by.as_secs()));
+        let plural = if shifted == 1 { "" } else { "s" };
+        self.effects.events.record(News::new(
+            Kind::ClockJumped,
+            format!(
+                "the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"
+            ),
+            "the clock was set",
+        ));
+        if shifted > 0 {
+            self.take(desired);
+            self.keep();
+        }
+    }
+
+    /// Tells of interfaces that lose the program and get it again.
+    pub(super) fn tell_of_interfaces(&self, changes: Vec<InterfaceEvent>) {
+        for InterfaceEvent { interface, kind, text } in changes {
+            let (kind, message) = match kind {
+                InterfaceEventKind::Lost => {
+                    (Kind::InterfaceLost, format!("what arrives at {interface} is not forwarded"))
+                }
+                InterfaceEventKind::Back => {
+                    (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
+                }
+            };
+            self.effects.events.record(News::new(kind, message, text));
+        }
+    }
+
+    /// Takes backends out whose last flow has ended.
+    pub(super) fn finish_removals(&mut self, removed: &[(String, IpAddr)]) {
+        let mut desired = self.desired.clone();
+        for (service, address) in removed {
+            if let Some(service) = desired.services.get_mut(service) {
+                service.backends.remove(address);
+            }
+        }
+        if let Err(refusal) = self.enact(desired, "its last flow has ended") {
+            tracing::debug!("{refusal}");
+        }
+    }
+}
