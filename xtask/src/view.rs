@@ -166,9 +166,10 @@ mod tests {
             "services": {"web": {
                 "key": {"vip": "10.0.0.100", "port": 80, "protocol": "tcp"}, "mode": "dsr",
                 "ring_slots": 65_537, "slots_in_flux": 0,
+                "standing": {"up": 1, "panic": false, "on_backups": false, "ready": true},
                 "backends": {"10.0.0.11": {
                     "weight": 1, "admin": {"state": "draining", "deadline": null}, "unusable": null,
-                    "mac": null, "id": 1, "slots": 65_537,
+                    "condition": "up", "second_choices": 0, "mac": null, "id": 1, "slots": 65_537,
                     "base_slots": 0, "pins": 0, "new_flows": 12,
                     "sent": {"packets": packets, "bytes": 0},
                 }},

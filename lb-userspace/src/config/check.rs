@@ -99,7 +99,9 @@ pub(super) fn implied(base: &Check, kind: &str, interval: Option<Duration>) -> C
     if let Some(interval) = interval {
         let most = interval.max(MIN_INTERVAL);
         check.interval = interval;
-        check.fast_interval = (interval / 4).clamp(MIN_INTERVAL, most);
+        // In whole milliseconds, as a file has them.
+        let quarter = Duration::from_millis(interval.as_millis() as u64 / 4);
+        check.fast_interval = quarter.clamp(MIN_INTERVAL, most);
         check.down_interval = interval.clamp(MIN_INTERVAL, most);
         check.timeout = base.timeout.clamp(MIN_INTERVAL, most);
     }

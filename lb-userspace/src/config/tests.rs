@@ -412,6 +412,8 @@ fn the_other_times_of_a_check_follow_its_interval() {
     assert_eq!(times("type = \"tcp\""), [2_000, 500, 2_000, 1_000]);
     assert_eq!(times("interval = \"100ms\""), [100, 50, 100, 100]);
     assert_eq!(times("interval = \"10s\""), [10_000, 2_500, 10_000, 1_000]);
+    let check = check_of("interval = \"589ms\"");
+    assert_eq!(check.fast_interval, std::time::Duration::from_millis(147), "whole milliseconds");
     assert_eq!(times("interval = \"50ms\"\ntimeout = \"1s\""), [50, 50, 50, 1_000]);
 }
 
