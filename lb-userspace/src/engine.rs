@@ -33,7 +33,7 @@ use crate::{
     health::{self, Condition, Seen, View},
     maglev,
     netlink::{Neighbourhood, Want},
-    reconcile::{self, Applied, Change, Held, Inputs, Ramps, Ring, Standing, Target},
+    reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Standing, Target},
     ring,
     settings::Settings,
 };
@@ -256,11 +256,33 @@ impl<D: DataPlane> Engine<D> {
         if let Some(neighbourhood) = &self.neighbourhood {
             self.outages.follow(desired, neighbourhood, now);
         }
+        let mut ramping = std::mem::take(&mut self.ramping);
+        let plan = self.plan(desired, self.neighbourhood.as_ref(), &mut ramping, now);
+        self.ramps = ramping.shares(now);
+        self.ramping = ramping;
+        self.standings = plan.standings;
+        for change in plan.changes {
+            self.apply(change, now, &mut outcome)?;
+        }
+        if self.walk.has_homeless(&self.applied) {
+            self.walk_flows(now)?;
+        }
+        if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
+    }
+
+    /// What must be written for this to be in force; takes over who joins the rings by it.
+    fn plan(
+        &self,
+        desired: &Desired,
+        neighbourhood: Option<&Neighbourhood>,
+        ramping: &mut Ramping,
+        now: Now,
+    ) -> Plan {
         let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
-        let before = self.ramping.shares(now);
+        let before = ramping.shares(now);
         let inputs = Inputs {
             desired,
-            neighbourhood: self.neighbourhood.as_ref(),
+            neighbourhood,
             unreached: &unreached,
             recovering: &recovering,
             view: &self.view,
@@ -271,20 +293,12 @@ impl<D: DataPlane> Engine<D> {
             seed: &self.settings.seed,
             now,
         };
-        let mut plan = reconcile::plan(&inputs, &self.applied);
-        if self.ramping.follow(&inputs, &plan, &self.applied) {
-            let ramps = self.ramping.shares(now);
-            plan = reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied);
+        let plan = reconcile::plan(&inputs, &self.applied);
+        if !ramping.follow(&inputs, &plan, &self.applied) {
+            return plan;
         }
-        self.ramps = self.ramping.shares(now);
-        self.standings = plan.standings;
-        for change in plan.changes {
-            self.apply(change, now, &mut outcome)?;
-        }
-        if self.walk.has_homeless(&self.applied) {
-            self.walk_flows(now)?;
-        }
-        if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
+        let ramps = ramping.shares(now);
+        reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied)
     }
 
     fn apply(&mut self, change: Change, now: Now, outcome: &mut Outcome) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::{
     datapath::DataPlane,
     desired::{Desired, ServiceKey},
     netlink::{Neighbourhood, NextHop, Resolution, Want},
-    reconcile::{self, Change, Inputs, Target},
+    reconcile::{Change, Target},
     ring,
 };
 
@@ -53,27 +53,8 @@ impl<D: DataPlane> Engine<D> {
     /// If a map can't be read.
     pub fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
         let neighbourhood = self.neighbourhood.as_ref().map(|known| presumed(known, desired));
-        let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
         let mut ramping = self.ramping.clone();
-        let before = ramping.shares(now);
-        let inputs = Inputs {
-            desired,
-            neighbourhood: neighbourhood.as_ref(),
-            unreached: &unreached,
-            recovering: &recovering,
-            view: &self.view,
-            ramps: &before,
-            limits: self.data_plane.limits(),
-            cpus: self.data_plane.online_cpus(),
-            tunnel: &self.settings.tunnel,
-            seed: &self.settings.seed,
-            now,
-        };
-        let mut plan = reconcile::plan(&inputs, &self.applied);
-        if ramping.follow(&inputs, &plan, &self.applied) {
-            let ramps = ramping.shares(now);
-            plan = reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.applied);
-        }
+        let plan = self.plan(desired, neighbourhood.as_ref(), &mut ramping, now);
         let names = Names::new(self, desired, &plan.changes);
         let mut services: BTreeMap<String, ServicePreview> = BTreeMap::new();
         for change in &plan.changes {
