@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod history;
 mod interfaces;
 mod outage;
 pub mod preview;
@@ -22,11 +23,12 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-use self::{interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
 pub use self::{
+    history::Role,
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
 };
+use self::{interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
 use crate::{
     datapath::DataPlane,
     desired::{Admin, Desired, ServiceKey},

@@ -158,6 +158,40 @@ kinds! {
     NodeEnabled "node_enabled" INFO,
     /// The time of day was set.
     ClockJumped "clock_jumped" WARN,
+    /// This node holds the addresses of a virtual router.
+    VrrpActive "vrrp_active" INFO,
+    /// Another node does, or may.
+    VrrpBackup "vrrp_backup" INFO,
+    /// This node can't hold them.
+    VrrpFault "vrrp_fault" ERROR,
+    /// A virtual router has ended on this node.
+    VrrpEnded "vrrp_ended" INFO,
+    /// Two nodes held the addresses at the same time.
+    VrrpTwoActive "vrrp_two_active" ERROR,
+    /// Another node's advertisements are made otherwise than this node's.
+    VrrpMismatch "vrrp_mismatch" ERROR,
+    /// Another host has an address of a virtual router.
+    VrrpAddressElsewhere "vrrp_address_elsewhere" ERROR,
+    /// Addresses that a predecessor left were found.
+    VrrpLeftover "vrrp_leftover" WARN,
+    /// What a virtual router needs does not work.
+    VrrpTrouble "vrrp_trouble" ERROR,
+    /// What a virtual router tracks has failed, or is well again.
+    VrrpTrack "vrrp_track" WARN,
+    /// The virtual routers could not run for longer than their peers wait.
+    VrrpStalled "vrrp_stalled" WARN,
+    /// The addresses are handed over to another node, or were not.
+    VrrpHandover "vrrp_handover" INFO,
+    /// A peer is there.
+    PeerJoined "peer_joined" INFO,
+    /// A peer is gone.
+    PeerLost "peer_lost" WARN,
+    /// A peer can't be told anything, or nothing taken from it.
+    PeerRefused "peer_refused" ERROR,
+    /// This node has all of a peer's history.
+    PeerSynced "peer_synced" INFO,
+    /// Something of a peer's history is missing.
+    PeerUnsynced "peer_unsynced" WARN,
     /// `lbd` runs.
     Started "started" INFO,
     /// `lbd` ends.

@@ -29,4 +29,6 @@ pub mod settings;
 pub mod spec;
 pub mod state_file;
 pub mod status;
+pub mod sync;
 pub mod units;
+pub mod vrrp;

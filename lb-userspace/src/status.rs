@@ -47,7 +47,7 @@ pub struct Status {
 #[serde(deny_unknown_fields)]
 pub struct Node {
     /// Since when it is to leave, for maintenance; none: it stays.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "draining_since")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
     pub draining_since: Option<SystemTime>,
 }
 
@@ -56,31 +56,6 @@ impl Node {
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-/// A time that may not be.
-mod draining_since {
-    use std::time::SystemTime;
-
-    use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
-
-    use super::rfc3339;
-
-    #[derive(Deserialize)]
-    struct At(#[serde(with = "rfc3339")] SystemTime);
-
-    pub(super) fn serialize<S: Serializer>(
-        time: &Option<SystemTime>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        time.map(rfc3339::format).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<SystemTime>, D::Error> {
-        Ok(Option::<At>::deserialize(from)?.map(|At(time)| time))
     }
 }
 

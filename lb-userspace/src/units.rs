@@ -186,6 +186,41 @@ pub mod rfc3339 {
         let text = String::deserialize(from)?;
         humantime::parse_rfc3339_weak(&text).map_err(D::Error::custom)
     }
+
+    /// A time that may not be.
+    pub mod option {
+        use std::time::SystemTime;
+
+        use serde::{Deserialize, Deserializer, Serialize as _, Serializer};
+
+        use super::format;
+
+        #[derive(Deserialize)]
+        struct At(#[serde(with = "super")] SystemTime);
+
+        /// Writes the time, or that there is none.
+        ///
+        /// # Errors
+        ///
+        /// The serializer's.
+        pub fn serialize<S: Serializer>(
+            time: &Option<SystemTime>,
+            to: S,
+        ) -> Result<S::Ok, S::Error> {
+            time.map(format).serialize(to)
+        }
+
+        /// Reads a time, if there is one.
+        ///
+        /// # Errors
+        ///
+        /// What is there is no time.
+        pub fn deserialize<'de, D: Deserializer<'de>>(
+            from: D,
+        ) -> Result<Option<SystemTime>, D::Error> {
+            Ok(Option::<At>::deserialize(from)?.map(|At(time)| time))
+        }
+    }
 }
 
 #[cfg(test)]

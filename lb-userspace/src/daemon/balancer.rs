@@ -1,18 +1,22 @@
 //! What the daemon needs of the engine, so that it can be had without one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Result;
 
 use crate::{
     datapath::DataPlane,
     desired::{Desired, ServiceKey},
-    engine::{Engine, Now, Outcome, Suspicion, Swept, preview::Preview},
+    engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
     settings::Limits,
     status::{Interface, Status},
+    sync::Piece,
 };
 
 /// What the daemon needs of the engine.
@@ -55,6 +59,46 @@ pub trait Balancer: Send {
     ///
     /// A map can't be read.
     fn preview(&self, desired: &Desired, now: Now) -> Result<Preview>;
+    /// See [`Engine::set_roles`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be written.
+    fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()>;
+    /// See [`Engine::news`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    fn news(&mut self, now: Now) -> Result<Vec<Piece>>;
+    /// See [`Engine::history`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    fn history(&mut self, now: Now) -> Result<Vec<Piece>>;
+    /// See [`Engine::forget`].
+    fn forget(&mut self, services: &BTreeSet<ServiceKey>);
+    /// See [`Engine::learn`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be written.
+    fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>>;
+    /// See [`Engine::hold_pins`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be written.
+    fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()>;
+    /// See [`Engine::lease_pins`].
+    fn lease_pins(&mut self, until: Option<Duration>);
+    /// See [`Engine::take_mac`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be written.
+    fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()>;
     /// How much the maps have room for.
     fn limits(&self) -> Limits;
     /// The interfaces with the program, as the kernel tells it.
@@ -110,6 +154,38 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
         Self::preview(self, desired, now)
+    }
+
+    fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
+        Self::set_roles(self, roles, now)
+    }
+
+    fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
+        Self::news(self, now)
+    }
+
+    fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
+        Self::history(self, now)
+    }
+
+    fn forget(&mut self, services: &BTreeSet<ServiceKey>) {
+        Self::forget(self, services);
+    }
+
+    fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
+        Self::learn(self, pieces, now)
+    }
+
+    fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
+        Self::hold_pins(self, services)
+    }
+
+    fn lease_pins(&mut self, until: Option<Duration>) {
+        Self::lease_pins(self, until);
+    }
+
+    fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
+        Self::take_mac(self, mac, take)
     }
 
     fn limits(&self) -> Limits {

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -13,12 +14,13 @@ use lb_userspace::{
     daemon::Balancer,
     datapath::fake::Fake,
     desired::{Desired, ServiceKey},
-    engine::{Engine, Now, Outcome, Suspicion, Swept, preview::Preview},
+    engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
     settings::Limits,
     status::{Interface, Status},
+    sync::Piece,
 };
 
 /// What a test sees and orders of the engine.
@@ -89,6 +91,38 @@ impl Balancer for Wired {
 
     fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
         self.engine.preview(desired, now)
+    }
+
+    fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
+        self.engine.set_roles(roles, now)
+    }
+
+    fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
+        self.engine.news(now)
+    }
+
+    fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
+        self.engine.history(now)
+    }
+
+    fn forget(&mut self, services: &BTreeSet<ServiceKey>) {
+        self.engine.forget(services);
+    }
+
+    fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
+        self.engine.learn(pieces, now)
+    }
+
+    fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
+        self.engine.hold_pins(services)
+    }
+
+    fn lease_pins(&mut self, until: Option<Duration>) {
+        self.engine.lease_pins(until);
+    }
+
+    fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
+        self.engine.take_mac(mac, take)
     }
 
     fn limits(&self) -> Limits {

@@ -1,0 +1,197 @@
+//! What nodes of a group tell each other, so that a failover breaks no connection.
+//!
+//! Nodes compute equal rings; what differs is history: the base owners of slots, and pins. The node
+//! that is Active for a service's VIP sends these to its peers, over UDP, authenticated and
+//! encrypted by a shared key: all of it when one joins, then what changes, within 10 ms. Nodes also
+//! tell each other how their virtual routers stand.
+//!
+//! [`piece`] is what is told, in terms that do not depend on a node's own ids. The daemon gives and
+//! takes it by [`Peers`] and [`Report`].
+
+pub mod piece;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::piece::Piece;
+use crate::{
+    desired::ServiceKey,
+    units::rfc3339,
+    vrrp::{RouterKey, State},
+};
+
+/// Bytes of the shared key.
+pub const KEY_BYTES: usize = 32;
+
+/// The key that the nodes of a group share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(pub [u8; KEY_BYTES]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// How a node talks to its peers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What the node calls itself.
+    pub node: String,
+    /// The address and port that it sends from and listens at.
+    pub listen: SocketAddr,
+    /// Its peers, at most 15.
+    pub peers: Vec<SocketAddr>,
+    /// A multicast group that increments go to once for all peers, and the interface; none: to each.
+    pub multicast: Option<(SocketAddr, String)>,
+    /// The shared key.
+    pub key: Key,
+    /// Most bytes of UDP payload in a second, to all peers together.
+    pub rate: NonZeroU32,
+    /// A peer that says nothing for so long is gone.
+    pub timeout: Duration,
+}
+
+/// Names a peer: its place in [`Config::peers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerId(pub u8);
+
+/// What a node says of itself; a peer is told within 10 ms of a change, and every 100 ms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// What must be equal for flows to be told: see [`Fingerprint`].
+    pub fingerprint: Fingerprint,
+    /// How its virtual routers stand.
+    pub routers: BTreeMap<RouterKey, RouterFacts>,
+    /// Whether it is to leave.
+    pub draining: bool,
+}
+
+/// What must be equal on both nodes, as keyed hashes that tell nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// The seed.
+    pub seed: u64,
+    /// Each service: its ring's size, mode, idle timeout, UDP policy and the addresses of its backends.
+    pub services: BTreeMap<ServiceKey, u64>,
+}
+
+/// How a virtual router stands on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterFacts {
+    /// Its state.
+    pub state: State,
+    /// Its priority as it is.
+    pub priority: u8,
+    /// The source of its advertisements.
+    pub source: Option<IpAddr>,
+    /// A keyed hash of what must be equal for advertisements to be taken: version, authentication,
+    /// and for version 2 the interval.
+    pub fingerprint: u64,
+    /// The interval in centiseconds.
+    pub interval_centis: u16,
+    /// A keyed hash of its advertised addresses.
+    pub addresses: u64,
+}
+
+/// What peers tell, and what becomes of them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// A peer is there, and fresh: what it says from now on is no repetition.
+    Joined(PeerId),
+    /// A peer is gone, and why.
+    Lost(PeerId, String),
+    /// What a peer says of itself has changed.
+    Facts(PeerId, Facts),
+    /// A peer has no history of this node's: it is to get all of it by [`Peers::send_all`].
+    WantsAll(PeerId),
+    /// A peer sends all of its history: what is known of it is void.
+    Begins(PeerId),
+    /// Pieces of a peer's history, in the order in which they were published.
+    Pieces(PeerId, Vec<Piece>),
+    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something is
+    /// missing again.
+    Complete(PeerId, bool),
+    /// A peer asks this node to become Active for these routers, and has told everything before.
+    TakeOver(PeerId, Vec<RouterKey>),
+    /// The answer to [`Peers::ask_to_take_over`]: it does, or why not.
+    Answer(PeerId, Result<(), String>),
+    /// Packets come from a peer's address that can't be taken, and why: another key, another version,
+    /// a clock of another session. At most once in ten seconds and peer.
+    Unreadable(PeerId, String),
+}
+
+/// What the daemon needs of the peers; tests have their own.
+pub trait Peers: Send {
+    /// What this node says of itself from now on.
+    fn tell(&self, facts: Facts);
+    /// What has changed of this node's history, to all peers that have all that was before.
+    fn publish(&self, pieces: Vec<Piece>);
+    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`].
+    fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
+    /// Asks a peer to become Active for these routers, when it has all that was published before.
+    fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
+    /// Answers [`Report::TakeOver`].
+    fn answer(&self, peer: PeerId, answer: Result<(), String>);
+    /// How they stand.
+    fn status(&self) -> Vec<PeerStatus>;
+}
+
+/// A peer at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its address.
+    pub address: SocketAddr,
+    /// What it calls itself, when it was heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether it is there.
+    pub connected: bool,
+    /// Since when it is there, or gone; none: it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
+    pub since: Option<SystemTime>,
+    /// Whether this node has all of the peer's history.
+    pub complete_here: bool,
+    /// Whether the peer says that it has all of this node's.
+    pub complete_there: bool,
+    /// Why nothing is told to it or taken from it, if that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Round trip of the last message, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_micros: Option<u64>,
+    /// Packets and pieces, since `lbd` started.
+    pub counters: PeerCounters,
+}
+
+/// What was counted of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCounters {
+    /// Packets sent to it.
+    pub packets_sent: u64,
+    /// Bytes sent to it.
+    pub bytes_sent: u64,
+    /// Packets taken from it.
+    pub packets_received: u64,
+    /// Pieces told to it.
+    pub pieces_sent: u64,
+    /// Pieces taken from it.
+    pub pieces_received: u64,
+    /// Gaps seen in what came from it.
+    pub gaps: u64,
+    /// Packets sent to it again.
+    pub retransmissions: u64,
+    /// Times that all of the history was told, in either direction.
+    pub full_syncs: u64,
+    /// Packets not taken: not authentic.
+    pub unauthentic: u64,
+    /// Packets not taken: repeated.
+    pub replayed: u64,
+}

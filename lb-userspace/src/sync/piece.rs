@@ -1,0 +1,101 @@
+//! History, in terms that every node understands: services by their key, backends by address, slots
+//! by number, times as ages.
+
+use std::{net::IpAddr, time::Duration};
+
+use crate::desired::ServiceKey;
+
+/// A part of a service's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// The service's ring, as it is for new flows; what was told of its slots before is void.
+    Ring {
+        /// The service.
+        service: ServiceKey,
+        /// Slots of the ring.
+        slots: u32,
+        /// The backends in the ring, by address, with their weights in it (thousandths); the current
+        /// owner of each slot follows from them and the seed.
+        members: Vec<(IpAddr, u32)>,
+        /// [`digest`] of the current owners, to be sure of that.
+        digest: u64,
+    },
+    /// Base owners of slots of the last ring.
+    Bases {
+        /// The service.
+        service: ServiceKey,
+        /// The slots.
+        bases: Vec<Base>,
+    },
+    /// Flows that go somewhere whatever the ring says.
+    Pins {
+        /// The service.
+        service: ServiceKey,
+        /// The flows.
+        pins: Vec<Pin>,
+    },
+    /// Flows that have ended.
+    Ended {
+        /// The service.
+        service: ServiceKey,
+        /// The flows.
+        flows: Vec<Flow>,
+    },
+}
+
+/// The base owner of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The slot.
+    pub slot: u32,
+    /// The base owner; none: the slot has settled.
+    pub backend: Option<IpAddr>,
+}
+
+/// Which flow of a service it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Flow {
+    /// A pinned TCP or QUIC flow: the client's address and port.
+    Pinned(IpAddr, u16),
+    /// A flow of a `tracked` UDP service: the client's address and port.
+    Tracked(IpAddr, u16),
+    /// A QUIC connection, by the first eight bytes of its id.
+    Connection([u8; 8]),
+}
+
+/// A flow and its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// The flow.
+    pub flow: Flow,
+    /// The backend.
+    pub backend: IpAddr,
+    /// [`lb_common::abi::flow_flags`].
+    pub flags: u16,
+    /// How long ago its last packet was, in whole seconds.
+    pub idle: Duration,
+}
+
+impl Piece {
+    /// The service that it is of.
+    #[must_use]
+    pub const fn service(&self) -> ServiceKey {
+        match self {
+            Self::Ring { service, .. }
+            | Self::Bases { service, .. }
+            | Self::Pins { service, .. }
+            | Self::Ended { service, .. } => *service,
+        }
+    }
+}
+
+/// A hash of the current owners of a ring's slots, in their order; unspecified is for none.
+#[must_use]
+pub fn digest(owners: impl Iterator<Item = IpAddr>) -> u64 {
+    use std::hash::Hasher as _;
+    let mut hasher = siphasher::sip::SipHasher13::new_with_keys(0, 0);
+    for owner in owners {
+        hasher.write(&crate::datapath::entry::address(owner));
+    }
+    hasher.finish()
+}
