@@ -500,7 +500,7 @@ impl Peer {
     fn send_answer(&mut self, common: &mut Common, out: &mut Vec<Action>) {
         let Some(trust) = &self.trust else { return };
         if let Some(Asked { id, state: AskedState::Answered(answer), .. }) = &trust.asked {
-            let answer = answer.as_ref().map(|()| ()).map_err(String::as_str);
+            let answer = answer.as_ref().copied().map_err(String::as_str);
             let message = Message::Answer { id: *id, answer };
             send(self.address, trust.session, &message, &mut self.counters, common, out);
         }
