@@ -8,6 +8,7 @@
 pub mod fsm;
 pub mod machine;
 pub mod router;
+pub mod track;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
