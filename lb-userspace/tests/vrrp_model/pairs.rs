@@ -113,6 +113,7 @@ fn every_event_in_every_situation_has_one_known_answer() {
         };
         assert!(seen.insert((situation, event)), "{situation} | {event}: twice");
         let is = happens(&mut in_situation(situation), event);
+        let is = is.trim();
         if is != answer {
             wrong += &format!("{situation} | {event} | {is}\n    instead of {answer}\n");
         }
@@ -123,6 +124,7 @@ fn every_event_in_every_situation_has_one_known_answer() {
         .collect();
     for (situation, event) in all.difference(&seen) {
         let is = happens(&mut in_situation(situation), event);
+        let is = is.trim();
         wrong += &format!("{situation} | {event} | {is}\n");
     }
     assert!(wrong.is_empty(), "these lines are wrong or missing:\n{wrong}");

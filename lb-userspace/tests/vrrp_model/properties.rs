@@ -191,7 +191,7 @@ proptest! {
     }
 
     #[test]
-    fn a_fifth_of_all_packets_lost_moves_nothing_for_a_minute(
+    fn a_fifth_of_all_packets_lost_leaves_no_two_for_long(
         low in 1..150_u8,
         seed in 0..u64::MAX,
     ) {

@@ -206,7 +206,7 @@ impl World {
 
     pub fn does(&mut self, node: usize, deed: &Deed) {
         self.log.push(format!("{:>8?} node {node}: {deed:?}", self.now - self.start));
-        let key = |router| key(router);
+
         match deed {
             Deed::Crash => self.nodes[node].alive = false,
             Deed::PowerOff => {
@@ -330,9 +330,15 @@ impl World {
             return;
         }
         self.nodes[node].waits.0 = None;
-        self.nodes[node].stalled_until = None;
+        let stalled = self.nodes[node].stalled_until.take().is_some();
         for (router, heard) in std::mem::take(&mut self.nodes[node].inbox) {
             self.with(node, |machine, now, out| machine.heard(NAMES[router], heard, now, out));
+        }
+        if stalled {
+            // What has changed meanwhile is read like what was heard.
+            self.configure(node, BTreeSet::new());
+            self.observe(node);
+            self.tell(node);
         }
         self.with(node, Machine::tick);
     }
@@ -455,18 +461,19 @@ impl World {
 /// The routers' names.
 pub const NAMES: [&str; 2] = ["main", "other"];
 
-fn key(router: usize) -> RouterKey {
+/// Its family and VRID.
+pub fn key(router: usize) -> RouterKey {
     let vrid = NonZeroU8::new(router as u8 + 1).expect("not 0");
     RouterKey { family: Family::V4, vrid }
 }
 
 /// Nodes are ordered one way by the addresses of one router, and the other way by those of the other.
-fn address(node: usize, router: usize) -> IpAddr {
+pub fn address(node: usize, router: usize) -> IpAddr {
     let host = if router == 0 { 1 + node as u8 } else { 200 - node as u8 };
     IpAddr::from([10, 0, router as u8, host])
 }
 
-fn router(plan: &Plan, router: usize) -> Router {
+pub fn router(plan: &Plan, router: usize) -> Router {
     Router {
         name: NAMES[router].into(),
         interface: "eth0".into(),
