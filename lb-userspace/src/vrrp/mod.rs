@@ -6,6 +6,7 @@
 //! through [`Vrrp`], and hears [`Report`]s.
 
 pub mod fsm;
+pub mod machine;
 pub mod router;
 
 use std::{
