@@ -19,6 +19,9 @@
 //! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `GET /v1/config/diff` | | [`ConfigDiff`] |
 //! | `POST /v1/config/save?dry_run=true` | | [`Saved`] |
+//! | `GET /v1/vrrp` | | [`crate::status::Pair`]: the virtual routers, and the peers |
+//! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
+//! | `GET /v1/peers` | | a list of [`crate::status::Peer`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
@@ -41,7 +44,7 @@ use crate::{
     engine::preview::Preview,
     events::Event,
     overrides::Conflict,
-    status::Status,
+    status::{Pair, Status},
 };
 
 /// What was done.
@@ -84,6 +87,15 @@ pub struct Terms {
 pub struct NodeChange {
     /// Whether it is to leave.
     pub draining: bool,
+}
+
+/// Which virtual routers are to be Active on another node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    /// Their names; none: all that are Active here.
+    #[serde(default)]
+    pub routers: Vec<String>,
 }
 
 /// A line of what follows the events.
@@ -196,6 +208,10 @@ pub enum Request {
         /// Who asks.
         tell: oneshot::Sender<Result<Saved, Refusal>>,
     },
+    /// The virtual routers and the peers.
+    Pair(oneshot::Sender<Result<Pair, Refusal>>),
+    /// Virtual routers that are to be Active elsewhere; answered when they are.
+    Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }
