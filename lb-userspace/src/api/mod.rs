@@ -119,6 +119,9 @@ pub struct Reloaded {
     pub done: Done,
     /// What it changed of what is in force.
     pub differences: Vec<Difference>,
+    /// What it changed of virtual routers.
+    #[serde(default)]
+    pub routers: Vec<String>,
     /// The changes by `lbctl` that it overruled.
     pub conflicts: Vec<Conflict>,
 }
@@ -138,10 +141,11 @@ impl ConfigDiff {
     /// Whether nothing differs.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        let Pending { error, differences, conflicts, restart } = &self.reload;
+        let Pending { error, differences, routers, conflicts, restart } = &self.reload;
         self.runtime.is_empty()
             && error.is_none()
             && differences.is_empty()
+            && routers.is_empty()
             && conflicts.is_empty()
             && restart.is_empty()
     }
@@ -155,6 +159,9 @@ pub struct Pending {
     pub error: Option<String>,
     /// What it would change of what is in force.
     pub differences: Vec<Difference>,
+    /// What it would change of virtual routers.
+    #[serde(default)]
+    pub routers: Vec<String>,
     /// The changes by `lbctl` that it would overrule.
     pub conflicts: Vec<Conflict>,
     /// The keys whose change takes a restart of `lbd`.

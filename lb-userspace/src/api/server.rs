@@ -233,11 +233,7 @@ async fn peers(State(daemon): Daemon) -> Answer<Vec<Peer>> {
     Ok(Json(ask(&daemon, Request::Pair).await?.peers))
 }
 
-async fn failover(
-    State(daemon): Daemon,
-    Query(terms): Query<Terms>,
-    bytes: Bytes,
-) -> Answer<Done> {
+async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Bytes) -> Answer<Done> {
     let which = body(&bytes)?;
     ask(&daemon, |tell| Request::Failover(which, terms, tell)).await.map(Json)
 }
