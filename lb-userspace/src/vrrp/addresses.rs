@@ -169,6 +169,15 @@ impl Addresses {
         problems
     }
 
+    /// An address was removed, by whomever.
+    pub fn is_gone(&mut self, key: &Key) {
+        // If an operator adds it again, it is the operator's; without the mark nothing else says whose
+        // it is.
+        if self.marks {
+            self.added.remove(key);
+        }
+    }
+
     /// Those that are not where they belong, though their interface is there.
     #[must_use]
     pub fn missing<'a>(&self, router: &'a Router) -> Vec<Placed<'a>> {

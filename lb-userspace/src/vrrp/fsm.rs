@@ -34,6 +34,11 @@ pub enum Event {
 pub struct Heard {
     /// Who has sent it.
     pub from: IpAddr,
+    /// This node's address on the path that it came by: equal priorities are decided by addresses
+    /// (RFC 9568, 6.4.3), and those of one path only can be compared.
+    pub own: IpAddr,
+    /// Whether it came by the second path.
+    pub second_path: bool,
     /// Its priority; 0: it ceases to be Active.
     pub priority: u8,
     /// Its interval.

@@ -97,9 +97,8 @@ pub enum Step {
 /// waits for that.
 #[must_use]
 pub fn plan(wanted: &[Device], tables: &Tables) -> Vec<Step> {
-    let ours = |link: &Link| {
-        link.macvlan && link.alias.as_ref().is_some_and(|a| a.starts_with(ALIAS))
-    };
+    let ours =
+        |link: &Link| link.macvlan && link.alias.as_ref().is_some_and(|a| a.starts_with(ALIAS));
     let (mut steps, mut rest) = (Vec::new(), Vec::new());
     for (index, link) in &tables.links {
         let device = wanted.iter().find(|device| device.name == link.name);

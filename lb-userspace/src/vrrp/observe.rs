@@ -22,8 +22,7 @@ use super::{
 pub fn links(tables: &Tables) -> BTreeMap<String, machine::Link> {
     let name = |index: u32| tables.links.get(&index).map(|link| link.name.clone());
     let links = tables.links.values().map(|link| {
-        let seen =
-            machine::Link { up: link.up && link.carrier, below: link.below.and_then(name) };
+        let seen = machine::Link { up: link.up && link.carrier, below: link.below.and_then(name) };
         (link.name.clone(), seen)
     });
     links.collect()

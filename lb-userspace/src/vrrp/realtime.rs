@@ -82,7 +82,8 @@ fn lock_memory() -> Result<(), String> {
 
 fn may_lock_all() -> bool {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-    let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
+    let unlimited =
+        getrlimit(Resource::RLIMIT_MEMLOCK).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     unlimited || has_capability(&status, CAP_IPC_LOCK)
 }

@@ -237,9 +237,7 @@ fn open() -> io::Result<Socket> {
 }
 
 /// The messages that were read at once, without those that can't be understood.
-fn messages(
-    buffer: &[u8],
-) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> + use<'_> {
+fn messages(buffer: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> + use<'_> {
     let mut rest = buffer;
     std::iter::from_fn(move || {
         let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;

@@ -42,7 +42,8 @@ pub fn script(closed: &[IpAddr]) -> String {
         of_family.map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     script += &format!("table inet {TABLE} {{\n  chain input {{\n");
-    script += "    type filter hook input priority -10; policy accept;\n    iifname \"lo\" accept\n";
+    script +=
+        "    type filter hook input priority -10; policy accept;\n    iifname \"lo\" accept\n";
     let (v4, v6) = (list(true), list(false));
     if !v4.is_empty() {
         script += &format!("    ip daddr {{ {v4} }} counter drop\n");
@@ -77,9 +78,7 @@ pub async fn apply(closed: &[IpAddr]) -> Result<(), String> {
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
             Err("`accept = false` needs the nft command (package nftables)".to_owned())
         }
-        Ok(Ok(output)) => {
-            Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim()))
-        }
+        Ok(Ok(output)) => Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Ok(Err(error)) => Err(format!("nft: {error}")),
         Err(_) => Err(format!("nft: took longer than {LIMIT:?}")),
     }
