@@ -293,6 +293,6 @@ mod tests {
         bytes.extend(message(2));
         bytes.truncate(bytes.len() - 1);
         assert_eq!(indices(&bytes), [1]);
-        assert_eq!(indices(&[0; 16]), []);
+        assert!(indices(&[0; 16]).is_empty());
     }
 }
