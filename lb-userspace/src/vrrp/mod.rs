@@ -20,6 +20,7 @@ pub mod router;
 pub mod scripts;
 pub mod sockets;
 pub mod thread;
+pub mod track;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
