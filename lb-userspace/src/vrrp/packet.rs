@@ -39,6 +39,8 @@
 //! Either may be followed by the trailer of [`auth`](super::auth), which the counts above leave out.
 
 mod codec;
+#[cfg(test)]
+mod fuzz;
 mod refusal;
 #[cfg(test)]
 mod tests;
