@@ -12,7 +12,6 @@
 //!              └─────────────────────────────┘ ──► netlink (addresses), frames (ARP, NA), adverts
 //! ```
 
-mod announcing;
 mod ears;
 pub mod filter;
 mod helper;

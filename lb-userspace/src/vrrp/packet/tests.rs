@@ -114,6 +114,8 @@ fn what_keepalived_sends_is_taken() {
         let taken = Codec::new(&seen.router).read(&packet, Path::First, NOW);
         let heard = Heard {
             from: ip(seen.source),
+            own: ip(seen.destination),
+            second_path: false,
             priority: seen.priority,
             interval: seen.router.interval,
         };

@@ -6,7 +6,6 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::announcing::Schedule;
 use crate::vrrp::{
     Counters, Router,
     addresses::table::Tables,
@@ -31,8 +30,6 @@ pub struct Member {
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
     pub mac_taken: bool,
-    /// When its addresses are announced.
-    pub schedule: Schedule,
     /// What is counted here.
     pub counters: Counters,
     /// What does not work with its addresses.
@@ -57,7 +54,6 @@ impl Member {
             held_since: None,
             robbed: None,
             mac_taken: false,
-            schedule: Schedule::default(),
             counters: Counters::default(),
             problem: None,
             ways: [None, None],

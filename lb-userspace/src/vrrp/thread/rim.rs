@@ -168,24 +168,18 @@ impl Rim {
         self.observe(now, &mut out);
         self.machine.tick(now, &mut out);
         self.perform(out, now);
-        self.announce_due(now);
         self.end(now);
         self.show(now);
         goes_on
     }
 
     fn wait(&self) {
-        let schedules = self.members.values().filter_map(|member| member.schedule.next());
         let last = match self.ending {
             Ending::LastJobs(until) => Some(until),
             _ => None,
         };
-        let deadline = schedules
-            .chain(self.machine.deadline())
-            .chain(last)
-            .chain([self.look_at, self.show_at])
-            .min()
-            .unwrap_or(self.look_at);
+        let own = self.look_at.min(self.show_at);
+        let deadline = self.machine.deadline().into_iter().chain(last).fold(own, Instant::min);
         let mut sockets = vec![self.wake.as_fd(), self.news.as_fd()];
         sockets.extend(self.ears.receivers.values().map(|(_, receiver)| receiver.as_fd()));
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
@@ -227,7 +221,7 @@ impl Rim {
         match told {
             Told::Script { routers, command, result } => {
                 for router in routers {
-                    self.machine.script_ended(&router, &command, result.clone(), now, out);
+                    self.machine.script_ended(&router, &command, &result, now, out);
                 }
             }
             Told::Files(files) => self.files = files,

@@ -44,8 +44,7 @@ impl Rim {
                     watch = true;
                 }
                 Action::Announce => {
-                    let Some(member) = self.members.get_mut(&name) else { continue };
-                    member.schedule.begin(&member.router.announce, now);
+                    let Some(member) = self.members.get(&name) else { continue };
                     let times = member.router.announce.repeat.max(1);
                     self.announce(&name, times, now);
                     debug!(router = &*name, after = ?now.elapsed(), "announced");
@@ -161,7 +160,6 @@ impl Rim {
         let Some(member) = self.members.get_mut(name) else { return };
         member.holding = false;
         member.held_since = None;
-        member.schedule.end();
         let problems = self.addresses.release(placed(&member.router));
         if member.mac_taken {
             member.mac_taken = false;
@@ -200,17 +198,6 @@ impl Rim {
         }
         if let Some(why) = trouble {
             self.notice(name, NoticeKind::Trouble, "an address was not announced", &why, now);
-        }
-    }
-
-    /// Announces what is to be announced again.
-    pub(super) fn announce_due(&mut self, now: Instant) {
-        let due = self.members.iter_mut().filter_map(|(name, member)| {
-            let times = member.schedule.due(&member.router.announce, now)?;
-            Some((Name::clone(name), times))
-        });
-        for (name, times) in due.collect::<Vec<_>>() {
-            self.announce(&name, times, now);
         }
     }
 }
