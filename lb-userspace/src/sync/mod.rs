@@ -6,9 +6,15 @@
 //! tell each other how their virtual routers stand.
 //!
 //! [`piece`] is what is told, in terms that do not depend on a node's own ids. The daemon gives and
-//! takes it by [`Peers`] and [`Report`].
+//! takes it by [`Peers`] and [`Report`]. [`session`] decides what is sent when, as a pure function of
+//! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
+//! and is what the daemon starts.
 
 pub mod piece;
+pub mod seal;
+pub mod session;
+pub mod thread;
+pub mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +26,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::piece::Piece;
+pub use self::{piece::Piece, thread::Link};
 use crate::{
     desired::ServiceKey,
     units::rfc3339,
