@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Slot, udp_policy};
 
-use super::{Role, RingNews, slot_of_flow, to_told};
+use super::{RingNews, Role, slot_of_flow, to_told};
 use crate::{
     datapath::{DataPlane, FlowRef, FlowTable},
     desired::ServiceKey,
@@ -105,7 +105,9 @@ impl<D: DataPlane> Engine<D> {
                 .context("walk the flows")?;
             for (flow, value) in found {
                 let id = flow.service();
-                let (Some(key), Some(service)) = (keys.get(&id), services.get(&id)) else { continue };
+                let (Some(key), Some(service)) = (keys.get(&id), services.get(&id)) else {
+                    continue;
+                };
                 let idle = now.mono_secs().saturating_sub(value.seen);
                 let matters = table == FlowTable::Pins || strays(&flow, value, service, &rings);
                 if matters && idle <= service.idle_timeout {
@@ -146,7 +148,8 @@ impl<D: DataPlane> Engine<D> {
         };
         let service = *key;
         if let Some(changed) = news.slots() {
-            let there = changed.into_iter().filter_map(|slot| Some((slot, slots.get(slot as usize)?)));
+            let there =
+                changed.into_iter().filter_map(|slot| Some((slot, slots.get(slot as usize)?)));
             let bases: Vec<_> = there.map(base).collect();
             pieces.push(Piece::Bases { service, bases });
             return Ok(true);
@@ -229,9 +232,9 @@ where
         FlowRef::Pin(_) => false,
         FlowRef::Connection(_) => true,
         FlowRef::Tracked(key) => {
-            let slot = rings.get(&key.service).and_then(|ring| {
-                ring.get(slot_of_flow(service, key) as usize).map(Slot::owners)
-            });
+            let slot = rings
+                .get(&key.service)
+                .and_then(|ring| ring.get(slot_of_flow(service, key) as usize).map(Slot::owners));
             slot.is_none_or(|owners| owners.current != value.backend)
         }
     }

@@ -249,8 +249,7 @@ mod tests {
 
     #[test]
     fn a_surveyed_flow_is_told_once_again_when_it_moves_and_its_end_is() {
-        let flow =
-            |id| FlowRef::Connection(ConnectionKey { id: [id; 8], service: 0, reserved: 0 });
+        let flow = |id| FlowRef::Connection(ConnectionKey { id: [id; 8], service: 0, reserved: 0 });
         let mut telling = asked();
         assert!(telling.survey([(flow(1), 4)].into()).is_empty());
         assert_eq!(std::mem::take(&mut telling.flows), [flow(1)]);
