@@ -60,7 +60,7 @@ impl Site {
 fn host(switch: &Namespace, name: &str, number: u8) -> Result<Namespace> {
     let namespace = Namespace::new(name)?;
     switch.ip(&format!(
-        "link add {name} type veth peer name eth0 netns {}\nlink set {name} master br0 up",
+        "link add to-{name} type veth peer name eth0 netns {}\nlink set to-{name} master br0 up",
         namespace.name()
     ))?;
     // A link-local address is needed at once, and nobody else has it.

@@ -142,7 +142,8 @@ fn router_that_stops_alone_leaves_its_address_and_is_resumed() -> Result<()> {
         seen.push(site.a.has(VIP)?);
         Ok(site.a.router().is_ok_and(|router| router.state == State::Active))
     })?;
-    assert!(seen.iter().all(|has| *has), "the address was away for a moment");
+    let told = site.a.told();
+    assert!(seen.iter().all(|has| *has), "the address was away for a moment: {told:?}");
     site.a.stop(true)?;
     assert!(!site.a.has(VIP)?);
     Ok(())
@@ -156,11 +157,11 @@ fn router_whose_link_fails_lets_the_other_take_over_and_comes_back() -> Result<(
     let mut site = Site::new()?;
     site.start(&router(Family::V4, 51))?;
     // The other end: this one sees that it has no carrier.
-    site.switch.ip("link set a down")?;
+    site.switch.ip("link set to-a down")?;
     site.a.wait_for(State::Fault)?;
     site.b.wait_for(State::Active)?;
     site.a.wait_to_have(VIP, false)?;
-    site.switch.ip("link set a up")?;
+    site.switch.ip("link set to-a up")?;
     site.a.wait_for(State::Active)?;
     site.b.wait_for(State::Backup)?;
     Ok(())
@@ -173,12 +174,12 @@ fn router_follows_its_interface_when_that_is_made_anew() -> Result<()> {
     }
     let mut site = Site::new()?;
     site.start(&router(Family::V4, 51))?;
-    site.switch.ip("link del a")?;
+    site.switch.ip("link del to-a")?;
     site.a.wait_for(State::Fault)?;
     site.b.wait_for(State::Active)?;
     let node = site.a.namespace.name();
     site.switch.ip(&format!(
-        "link add a type veth peer name eth0 netns {node}\nlink set a master br0 up"
+        "link add to-a type veth peer name eth0 netns {node}\nlink set to-a master br0 up"
     ))?;
     site.a.namespace.ip("addr add 10.0.0.1/24 dev eth0\nlink set eth0 up")?;
     site.a.wait_for(State::Active)?;

@@ -60,7 +60,7 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
         let shown = run(site.switch.command("bridge").args(["fdb", "show", "dev", port]))?;
         Ok(shown.contains(MAC_TEXT))
     };
-    until_true(SOON, "the switch knows", || port("a"))?;
+    until_true(SOON, "the switch knows", || port("to-a"))?;
     // Neither does the interface answer for the virtual address, nor the device for the node's.
     site.client.ip("neigh flush all")?;
     for (address, mac) in [(VIP, MAC_TEXT.to_owned()), ("10.0.0.1", site.a.namespace.mac("eth0")?)]
@@ -71,7 +71,7 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
 
     site.a.die();
     site.b.wait_for(State::Active)?;
-    until_true(SOON, "the switch knows", || port("b"))?;
+    until_true(SOON, "the switch knows", || port("to-b"))?;
     until_true(SOON, "the client reaches it", || ping(&site.client, VIP))?;
     assert_eq!(neighbour(&site.client, VIP)?, MAC_TEXT);
 
@@ -79,7 +79,7 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
     site.a.start(vec![with_priority(&router_with_mac(Family::V4), 150)])?;
     site.a.wait_for(State::Active)?;
     site.b.wait_for(State::Backup)?;
-    until_true(SOON, "the switch knows", || port("a"))?;
+    until_true(SOON, "the switch knows", || port("to-a"))?;
     until_true(SOON, "the client reaches it", || ping(&site.client, VIP))
 }
 
