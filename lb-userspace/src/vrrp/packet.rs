@@ -162,7 +162,7 @@ pub fn encode(
     bytes[3] = count;
     match advertisement.version {
         Version::V2 => {
-            bytes[0] = 2 << 4 | ADVERTISEMENT;
+            bytes[0] = (2 << 4) | ADVERTISEMENT;
             bytes[5] = advertisement.interval.as_secs().try_into().unwrap_or(u8::MAX);
             let (kind, data) = match proof {
                 Proof::None => (0, [0; PASSWORD]),
@@ -173,7 +173,7 @@ pub fn encode(
             bytes.extend(data);
         }
         Version::V3 => {
-            bytes[0] = 3 << 4 | ADVERTISEMENT;
+            bytes[0] = (3 << 4) | ADVERTISEMENT;
             let centiseconds = u16::try_from(advertisement.interval.as_millis() / 10)
                 .unwrap_or(u16::MAX)
                 .min(MAX_CENTISECONDS);
