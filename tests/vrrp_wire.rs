@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     num::NonZeroU8,
     time::{Duration, SystemTime},
 };
@@ -287,6 +287,25 @@ fn only_claims_of_the_watched_address_are_seen() -> Result<()> {
         assert_eq!(wait_for_claim(&watch)?, Claim { address: ip(vip), mac: MAC });
         assert_eq!(watch.claim()?, None);
     }
+    Ok(())
+}
+
+#[test]
+fn any_number_of_addresses_and_routers_is_listened_to() -> Result<()> {
+    let Some(link) = Link::new()? else { return Ok(()) };
+    let announcer = link.b.enter(Announcer::open)??;
+    let watch = watch(&link.a, ip(VIPS[0]))?;
+    for many in [2_000, 60_000_u32] {
+        watch
+            .set_addresses((0..many).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + n))))?;
+        announcer.announce(interface(&link.b, "eth0")?.index, MAC, ip(VIPS[0]), false)?;
+        assert_eq!(wait_for_claim(&watch)?.address, ip(VIPS[0]));
+    }
+    let receiver = receiver(&link.a, Family::V4, 1)?;
+    receiver.set_vrids((1..=u8::MAX).filter_map(NonZeroU8::new))?;
+    let (source, group) = (host(2, Family::V4), Family::V4.group());
+    sender(&link.b, "eth0", source)?.send(&message(255, source, group), group)?;
+    assert_eq!(wait_for(&receiver)?.message[1], 255);
     Ok(())
 }
 

@@ -36,7 +36,7 @@
 //! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //! ```
 //!
-//! Either may be followed by the trailer of [`auth`](super::auth), which the counts above leave out.
+//! Either may be followed by the trailer of [`auth`], which the counts above leave out.
 
 mod codec;
 #[cfg(test)]
@@ -124,7 +124,7 @@ pub struct Decoded<'a> {
     pub proof: Proof,
     /// The message without a trailer.
     pub body: &'a [u8],
-    /// The trailer of [`auth`](super::auth), not verified.
+    /// The trailer of [`auth`], not verified.
     pub trailer: Option<&'a [u8; auth::TRAILER]>,
 }
 
