@@ -124,6 +124,7 @@ impl Node {
 
     /// Ends it in order.
     pub fn stop(&mut self, release: bool) -> Result<()> {
+        self.forget_what_was_told();
         self.order(Order::Stop { release });
         self.wait_to_be_told("that it has stopped", |report| *report == Report::Stopped)?;
         self.thread = None;

@@ -74,6 +74,8 @@ pub struct Rim {
     /// How often that was asked without an answer yet.
     device_jobs: u32,
     filter: Filter,
+    /// How long it is waited for what the helper makes for the first routers, since there are any.
+    patience: Option<Instant>,
     look_at: Instant,
     show_at: Instant,
     /// Whether more than counters has changed since it was shown.
@@ -137,6 +139,7 @@ impl Rim {
             devices: None,
             device_jobs: 0,
             filter: Filter::default(),
+            patience: None,
             look_at: now + LOOK,
             show_at: now + SHOW,
             changed: false,
@@ -273,6 +276,12 @@ impl Rim {
 
     /// Tells the machine what is seen of the system, if that has changed.
     fn observe(&mut self, now: Instant, out: &mut Out) {
+        // Routers begin when the machine is told first. A fault that only means that the filter or a
+        // device was not made yet would take addresses off which a predecessor has left.
+        let is_first = self.observed == Observed::default();
+        if is_first && (self.patience.is_none_or(|until| now < until && self.is_awaiting())) {
+            return;
+        }
         let tables = &self.addresses.tables;
         let sources = self.members.values().filter(|member| self.is_filtered(member));
         let sources = sources
@@ -287,6 +296,13 @@ impl Rim {
             self.observed = observed;
             self.changed = true;
         }
+    }
+
+    /// Whether routers need what the helper has not answered for yet.
+    fn is_awaiting(&self) -> bool {
+        let filters = self.members.values().any(|member| !self.is_filtered(member));
+        let devices = self.members.values().any(|one| !one.has_device(&self.addresses.tables));
+        (filters && !self.filter.asked.is_empty()) || (devices && self.device_jobs > 0)
     }
 
     /// Whether a router that must not accept packets can't: without the filter it does not take part.
