@@ -24,6 +24,7 @@ use nix::{
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 
+use self::act::Deed;
 use super::{
     Input, Shown,
     ears::Ears,
@@ -67,6 +68,10 @@ pub struct Rim {
     news: News,
     ears: Ears,
     announcer: Announcer,
+    /// What is to be done, in order.
+    deeds: VecDeque<(Name, Deed)>,
+    /// Whether other addresses are held than those that claims are looked for of.
+    watch_anew: bool,
     told: notices::Told,
     buffer: Vec<u8>,
     /// The devices with virtual MAC addresses that were asked for.
@@ -134,6 +139,8 @@ impl Rim {
             news,
             ears: Ears::default(),
             announcer: Announcer::open().context("open a packet socket")?,
+            deeds: VecDeque::new(),
+            watch_anew: false,
             told: notices::Told::default(),
             buffer: vec![0; BUFFER],
             devices: None,
@@ -171,6 +178,7 @@ impl Rim {
         self.observe(now, &mut out);
         self.machine.tick(now, &mut out);
         self.perform(out, now);
+        self.work(now);
         self.end(now);
         self.show(now);
         goes_on
@@ -188,7 +196,11 @@ impl Rim {
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
         let mut sockets: Vec<_> =
             sockets.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = if self.deeds.is_empty() {
+            deadline.saturating_duration_since(Instant::now())
+        } else {
+            Duration::ZERO
+        };
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
     }
@@ -202,6 +214,7 @@ impl Rim {
                 Ok(Input::Order(Order::Configure(routers))) => {
                     // What was decided before belongs to the configuration before.
                     self.perform(std::mem::take(out), now);
+                    self.work_to_the_end(now);
                     self.configure(routers, now);
                 }
                 Ok(Input::Order(order)) => {
@@ -315,7 +328,7 @@ impl Rim {
     /// When all routers have ended, sees that nothing is left but what is to be, and says so.
     fn end(&mut self, now: Instant) {
         match self.ending {
-            Ending::Stopping if self.machine.is_stopped() => {
+            Ending::Stopping if self.machine.is_stopped() && self.deeds.is_empty() => {
                 self.give_last_jobs();
                 self.ending = Ending::LastJobs(now + LAST_JOBS);
             }

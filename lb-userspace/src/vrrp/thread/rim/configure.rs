@@ -28,6 +28,7 @@ impl Rim {
         let mut out = Out::new();
         self.machine.retire(&routers, now, &mut out);
         self.perform(out, now);
+        self.work_to_the_end(now);
         let held = self.set_members(&routers, now);
         self.configured = routers;
 
