@@ -11,10 +11,14 @@ pub mod command;
 pub mod downloads;
 pub mod haproxy;
 pub mod http;
+pub mod keepalived;
 pub mod lab;
 pub mod load;
 pub mod namespace;
 pub mod nginx;
+pub mod owners;
+pub mod pair;
+pub mod probes;
 pub mod process;
 pub mod signals;
 pub mod status;
@@ -52,6 +56,7 @@ pub fn in_ci() -> bool {
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
+    ("keepalived", "keepalived"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),
