@@ -224,11 +224,11 @@ impl Keepalived {
     ///
     /// If it does not run.
     pub fn kill(&mut self) -> Result<()> {
-        // The child is told of its parent's death by SIGTERM, and would end in order.
-        let vrrp = self.vrrp()?;
-        signal(vrrp, libc::SIGSTOP)?;
-        self.process.take().context("keepalived does not run")?.kill()?;
-        signal(vrrp, libc::SIGKILL)
+        // A child that hears of its parent's death ends in order, and a parent that hears of its
+        // child's starts another one.
+        self.running()?.signal(libc::SIGSTOP)?;
+        signal(self.vrrp()?, libc::SIGKILL)?;
+        self.process.take().context("keepalived does not run")?.kill()
     }
 
     /// Kills the process of its virtual routers (SIGKILL), which it starts again.

@@ -114,7 +114,7 @@ impl Lab {
     ///
     /// If nft refuses.
     pub fn lose_advertisements(&self, wire: Wire, percent: u8) -> Result<()> {
-        ensure!(percent <= 100, "{percent} of a hundred");
+        ensure!(percent < 100, "{percent} of a hundred is all: part the nodes");
         self.filter(wire, &format!("meta l4proto 112 numgen random mod 100 < {percent} drop"))
     }
 
