@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     command,
-    lab::{INTERFACE, Lab},
+    lab::{Host, INTERFACE, Lab},
     namespace::Namespace,
     process::{Orphan, Process},
     status::Status,
@@ -53,6 +53,7 @@ pub struct Balancer {
     pins: PathBuf,
     binaries: PathBuf,
     orphan: Orphan,
+    more: String,
 }
 
 impl Balancer {
@@ -62,13 +63,34 @@ impl Balancer {
     ///
     /// If the file can't be written, or the binaries are not built.
     pub fn new(lab: &Lab, services: &[Service]) -> Result<Self> {
+        Self::made(lab, &lab.balancer, lab.folder().to_owned(), services, "")
+    }
+
+    /// The same for a node of a pair, with a folder of its own, and with more tables in the
+    /// configuration: its virtual routers, what it tells the other node.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be written, or the binaries are not built.
+    pub fn on(lab: &Lab, node: &Host, services: &[Service], more: &str) -> Result<Self> {
+        Self::made(lab, node, lab.folder_of(node)?, services, more)
+    }
+
+    fn made(
+        lab: &Lab,
+        node: &Host,
+        folder: PathBuf,
+        services: &[Service],
+        more: &str,
+    ) -> Result<Self> {
         let balancer = Self {
             process: None,
-            namespace: Namespace::existing(lab.balancer.namespace.name()),
-            folder: lab.folder().to_owned(),
-            pins: lab.pins().join(&lab.balancer.name),
+            namespace: Namespace::existing(node.namespace.name()),
+            folder,
+            pins: lab.pins().join(&node.name),
             binaries: binaries()?,
             orphan: lab.orphan(),
+            more: more.to_owned(),
         };
         balancer.configure(services)?;
         Ok(balancer)
@@ -101,7 +123,13 @@ impl Balancer {
         for service in services {
             config.push_str(&service.toml());
         }
+        config.push_str(&self.more);
         fs::write(self.config(), config).context("write lbd.toml")
+    }
+
+    /// From the next [`Self::configure`] on, these are the tables beside those of services.
+    pub fn set_more(&mut self, more: &str) {
+        more.clone_into(&mut self.more);
     }
 
     /// Path of the configuration.

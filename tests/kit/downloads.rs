@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -12,6 +12,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{http::Connection, lab::Lab, nginx};
+
+/// What a download gets at most, in bytes a second: dozens of them are not to keep this machine busy.
+const RATE: usize = 192 << 10;
 
 /// What to download.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +32,11 @@ pub struct Plan {
 /// Downloads that run.
 #[derive(Debug)]
 pub struct Downloads {
-    running: Vec<JoinHandle<Download>>,
+    running: Vec<(Last, JoinHandle<Download>)>,
 }
+
+/// When the last piece of a download came.
+type Last = Arc<Mutex<Instant>>;
 
 /// What became of a download.
 #[derive(Clone, Debug)]
@@ -39,6 +45,8 @@ pub struct Download {
     pub host: String,
     /// When it ended.
     pub at: Instant,
+    /// When the last piece came.
+    pub last: Instant,
     /// Whether all of it came, and if not, what happened.
     pub end: Result<(), String>,
 }
@@ -67,7 +75,10 @@ impl Downloads {
                 connections.push(connection);
             }
         }
-        let expected = Arc::new(nginx::big());
+        let mut expected = nginx::big();
+        let most = (plan.time.as_secs_f64() * RATE as f64) as usize;
+        expected.truncate(most.max(1));
+        let expected = Arc::new(expected);
         let rate = expected.len() as f64 / plan.time.as_secs_f64();
         let path = format!("/big?rate={}", rate as u64);
         let mut running = Vec::new();
@@ -76,15 +87,27 @@ impl Downloads {
             for mut connection in connections {
                 let (path, expected) = (path.clone(), Arc::clone(&expected));
                 let host = host.clone();
+                let last = Last::new(Mutex::new(Instant::now()));
+                let told = Arc::clone(&last);
                 let thread = thread::Builder::new().spawn(move || {
-                    let end = connection.get_expecting(&path, &expected);
+                    let come = |at| *told.lock().unwrap_or_else(PoisonError::into_inner) = at;
+                    let progress = || come(Instant::now());
+                    let end = connection.get_expecting(&path, &expected, progress);
                     let end = end.map(drop).map_err(|err| format!("{err:#}"));
-                    Download { host, at: Instant::now(), end }
+                    let last = *told.lock().unwrap_or_else(PoisonError::into_inner);
+                    Download { host, at: Instant::now(), last, end }
                 });
-                running.push(thread.context("start a thread")?);
+                running.push((last, thread.context("start a thread")?));
             }
         }
         Ok(Self { running })
+    }
+
+    /// How many got nothing since a moment.
+    #[must_use]
+    pub fn silent_since(&self, moment: Instant) -> usize {
+        let last = |last: &Last| *last.lock().unwrap_or_else(PoisonError::into_inner);
+        self.running.iter().filter(|(told, _)| last(told) < moment).count()
     }
 
     /// Waits for the end of all. What became of them.
@@ -93,7 +116,7 @@ impl Downloads {
     ///
     /// If a thread panicked.
     pub fn finish(self) -> Result<Vec<Download>> {
-        let ended = self.running.into_iter().map(JoinHandle::join);
+        let ended = self.running.into_iter().map(|(_, thread)| thread.join());
         let ended = ended.collect::<Result<_, _>>();
         ended.map_err(|_| anyhow!("the thread of a download panicked"))
     }

@@ -20,6 +20,7 @@ pub mod owners;
 pub mod pair;
 pub mod probes;
 pub mod process;
+pub mod router;
 pub mod signals;
 pub mod status;
 pub mod udp;

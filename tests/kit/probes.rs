@@ -90,6 +90,7 @@ impl Probes {
         let (path, stopped) = (from.path(), Arc::clone(&stop));
         let thread = thread::Builder::new().spawn(move || {
             namespace::join(&path)?;
+            hurry();
             Prober::new(target)?.run(&stopped)
         });
         Ok(Self { stop, thread: Some(thread.context("start a thread")?) })
@@ -111,6 +112,17 @@ impl Drop for Probes {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Lets this thread run before all that is not in such a hurry: what is measured is the balancer, and
+/// not who else has something to do on this machine.
+fn hurry() {
+    let least = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads the parameters of this thread, which live; where it refuses, probes are
+    // late, which `Answers::late` tells.
+    unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const least)
+    };
 }
 
 /// All probes that are under way.
