@@ -16,6 +16,7 @@ use crate::{
     command,
     lab::{Host, INTERFACE, Lab},
     namespace::Namespace,
+    peers::Pair,
     process::{Orphan, Process},
     status::Status,
     wait,
@@ -292,15 +293,28 @@ impl Balancer {
     ///
     /// If `lbd` does not answer.
     pub fn poll(&self) -> Result<Status> {
+        Status::parse(&self.ask("/v1/status")?)
+    }
+
+    /// What `lbctl vrrp status` tells, from `lbd`'s socket.
+    ///
+    /// # Errors
+    ///
+    /// If `lbd` does not answer.
+    pub fn poll_pair(&self) -> Result<Pair> {
+        Pair::parse(&self.ask("/v1/vrrp")?)
+    }
+
+    fn ask(&self, path: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.socket()).context("connect to lbd")?;
         stream.set_read_timeout(Some(SOON)).context("read timeout")?;
-        let request = "GET /v1/status HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n";
+        let request = format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).context("ask lbd")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).context("read lbd's answer")?;
         let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a head")?;
         ensure!(head.starts_with("HTTP/1.1 200 "), "lbd answered: {head}");
-        Status::parse(body)
+        Ok(body.to_owned())
     }
 
     /// Lets `lbd` run on when this is dropped.

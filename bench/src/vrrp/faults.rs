@@ -73,9 +73,9 @@ impl Fault {
             Self::Killed => site.kill(0),
             Self::Stopped => site.stop(0),
             Self::HandedOver => site.hand_over(0),
-            Self::LinkDown => site.lab.cut(&site.lab.balancer.name),
-            Self::PowerOff => site.lab.freeze(&site.lab.balancer),
-            Self::Parted => site.lab.part(Wire::First),
+            Self::LinkDown => site.lab().cut(&site.lab().balancer.name),
+            Self::PowerOff => site.lab().freeze(&site.lab().balancer),
+            Self::Parted => site.lab().part(Wire::First),
         }
     }
 
@@ -88,9 +88,9 @@ impl Fault {
         match self {
             Self::Killed | Self::Stopped => site.launch(0),
             Self::HandedOver => site.hand_over(1),
-            Self::LinkDown => site.lab.mend(&site.lab.balancer.name),
-            Self::PowerOff => site.lab.thaw(&site.lab.balancer),
-            Self::Parted => site.lab.heal(Wire::First),
+            Self::LinkDown => site.lab().mend(&site.lab().balancer.name),
+            Self::PowerOff => site.lab().thaw(&site.lab().balancer),
+            Self::Parted => site.lab().heal(Wire::First),
         }
     }
 

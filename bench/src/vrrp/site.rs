@@ -12,8 +12,7 @@ use kit::{
     http::Connection,
     keepalived::{Instance, Keepalived},
     lab::{INTERFACE, Lab, Options},
-    pair::Wire,
-    router::{self, Router},
+    twins::{PRIORITIES, Plan, Twins},
     wait,
     ways::Way,
 };
@@ -30,9 +29,6 @@ pub const TARGET: SocketAddr = WAY.target();
 /// The virtual router.
 const VRID: u8 = 51;
 
-/// The nodes' priorities: the first is to be Active whenever it can.
-const PRIORITIES: [u8; 2] = [150, 100];
-
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -47,17 +43,22 @@ pub enum System {
 pub struct Site {
     /// What it is made of.
     pub system: System,
-    /// The hosts.
-    pub lab: Lab,
     /// Between two advertisements.
     pub interval: Duration,
-    nodes: [Node; 2],
+    nodes: Nodes,
 }
 
-/// A balancer.
-enum Node {
-    Lb(Balancer),
-    Keepalived(Keepalived, Haproxy),
+/// The balancers.
+enum Nodes {
+    Lb(Box<Twins>),
+    Keepalived(Box<Today>),
+}
+
+/// High availability as it is built of other parts. The programs end before the hosts do.
+struct Today {
+    keepalived: [Keepalived; 2],
+    haproxy: [Haproxy; 2],
+    lab: Lab,
 }
 
 impl System {
@@ -85,15 +86,24 @@ impl Site {
     ///
     /// If it does not come to that.
     pub fn new(system: System, interval: Duration) -> Result<Self> {
-        let lab = Lab::new(&Options { pair: true, ..Options::default() })?;
-        let node = |n: usize| match system {
-            System::Lb => lbd(&lab, n, interval),
-            System::Keepalived => keepalived(&lab, n, interval),
+        let nodes = match system {
+            System::Lb => {
+                let plan = Plan::new(&[WAY], interval);
+                Nodes::Lb(Box::new(Twins::start(&Options::default(), plan)?))
+            }
+            System::Keepalived => Nodes::Keepalived(Box::new(Today::start(interval)?)),
         };
-        let nodes = [node(0)?, node(1)?];
-        let site = Self { system, lab, interval, nodes };
+        let site = Self { system, interval, nodes };
         site.wait_settled().with_context(|| format!("a pair of {}", system.name()))?;
         Ok(site)
+    }
+
+    /// The hosts.
+    pub fn lab(&self) -> &Lab {
+        match &self.nodes {
+            Nodes::Lb(twins) => &twins.lab,
+            Nodes::Keepalived(today) => &today.lab,
+        }
     }
 
     /// Kills what holds a node's address.
@@ -102,9 +112,9 @@ impl Site {
     ///
     /// If it does not run.
     pub fn kill(&mut self, n: usize) -> Result<()> {
-        match &mut self.nodes[n] {
-            Node::Lb(balancer) => balancer.kill(),
-            Node::Keepalived(keepalived, _) => keepalived.kill(),
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes[n].kill(),
+            Nodes::Keepalived(today) => today.keepalived[n].kill(),
         }
     }
 
@@ -114,9 +124,9 @@ impl Site {
     ///
     /// If it does not run, or does not end.
     pub fn stop(&mut self, n: usize) -> Result<()> {
-        match &mut self.nodes[n] {
-            Node::Lb(balancer) => balancer.stop().map(drop),
-            Node::Keepalived(keepalived, _) => keepalived.stop().map(drop),
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes[n].stop().map(drop),
+            Nodes::Keepalived(today) => today.keepalived[n].stop().map(drop),
         }
     }
 
@@ -126,9 +136,9 @@ impl Site {
     ///
     /// If it does not start.
     pub fn launch(&mut self, n: usize) -> Result<()> {
-        match &mut self.nodes[n] {
-            Node::Lb(balancer) => balancer.launch(),
-            Node::Keepalived(keepalived, _) => keepalived.launch(),
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes[n].launch(),
+            Nodes::Keepalived(today) => today.keepalived[n].launch(),
         }
     }
 
@@ -138,9 +148,9 @@ impl Site {
     ///
     /// If it does not, or can't be told to.
     pub fn hand_over(&self, n: usize) -> Result<()> {
-        match &self.nodes[n] {
-            Node::Lb(balancer) => balancer.lbctl(&["vrrp", "failover", ROUTER]).map(drop),
-            Node::Keepalived(..) => bail!("keepalived can't hand over"),
+        match &self.nodes {
+            Nodes::Lb(twins) => twins.hand_over(n),
+            Nodes::Keepalived(..) => bail!("keepalived can't hand over"),
         }
     }
 
@@ -151,7 +161,7 @@ impl Site {
     /// If a namespace can't be entered.
     pub fn holders(&self) -> Result<Vec<usize>> {
         let mut holders = Vec::new();
-        for (n, node) in self.lab.pair()?.into_iter().enumerate() {
+        for (n, node) in self.lab().pair()?.into_iter().enumerate() {
             if node.namespace.enter(|| UdpSocket::bind((TARGET.ip(), 0)).is_ok())? {
                 holders.push(n);
             }
@@ -165,13 +175,13 @@ impl Site {
     ///
     /// If something has ended.
     pub fn check(&mut self) -> Result<()> {
-        self.nodes.iter_mut().try_for_each(|node| match node {
-            Node::Lb(balancer) => balancer.check(),
-            Node::Keepalived(keepalived, haproxy) => {
-                haproxy.states()?;
-                keepalived.check()
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes.iter_mut().try_for_each(Balancer::check),
+            Nodes::Keepalived(today) => {
+                today.haproxy.iter().try_for_each(|haproxy| haproxy.states().map(drop))?;
+                today.keepalived.iter_mut().try_for_each(Keepalived::check)
             }
-        })
+        }
     }
 
     /// Waits until the second node has the address.
@@ -198,7 +208,7 @@ impl Site {
             ensure!(holders == [0], "who has it: {holders:?}");
             Ok(())
         })
-        .with_context(|| format!("the first node wrote:\n{}", self.nodes[0].log()))
+        .with_context(|| self.logs())
     }
 
     /// Waits until all is as it is without a fault: the first node alone has the address, and the
@@ -209,8 +219,12 @@ impl Site {
     /// If it does not come to that.
     pub fn wait_settled(&self) -> Result<()> {
         self.wait_returned()?;
+        if let Nodes::Lb(twins) = &self.nodes {
+            twins.wait_active(0)?;
+            twins.wait_synced()?;
+        }
         // An entry of which it is sure it may keep for most of a minute, wrong as it may be.
-        let client = &self.lab.client.namespace;
+        let client = &self.lab().client.namespace;
         client.ip(&format!("neigh flush dev {INTERFACE}"))?;
         wait::until(self.patience(), "the client is answered", || {
             Connection::open(client, TARGET, Duration::from_millis(300))?.get("/")?.ok()
@@ -218,41 +232,36 @@ impl Site {
         Ok(())
     }
 
+    fn logs(&self) -> String {
+        match &self.nodes {
+            Nodes::Lb(twins) => twins.logs(),
+            Nodes::Keepalived(today) => {
+                let log = today.keepalived[0].log();
+                let lines: Vec<_> = log.lines().collect();
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            }
+        }
+    }
+
     fn patience(&self) -> Duration {
         Duration::from_secs(20) + self.interval * 4
     }
 }
 
-/// The virtual router's name.
-const ROUTER: &str = "main";
-
-fn lbd(lab: &Lab, n: usize, interval: Duration) -> Result<Node> {
-    let node = lab.pair()?[n];
-    let router = Router::new(ROUTER, VRID, PRIORITIES[n], interval, &[TARGET.ip()]);
-    let more = router.toml() + &router::sync(lab, node, Wire::Second, router::KEY)?;
-    let mut balancer = Balancer::on(lab, node, &[WAY.service(lab)], &more)?;
-    balancer.launch()?;
-    balancer.wait_usable()?;
-    Ok(Node::Lb(balancer))
-}
-
-fn keepalived(lab: &Lab, n: usize, interval: Duration) -> Result<Node> {
-    let node = lab.pair()?[n];
-    // As net.ipv4.ip_nonlocal_bind=1, for one socket.
-    let bind = "transparent".to_owned();
-    let settings = haproxy::Settings { bind, ..haproxy::Settings::default() };
-    let haproxy = Haproxy::on(lab, node, TARGET, &settings)?;
-    let instance = Instance::new(VRID, PRIORITIES[n], interval, &[TARGET.ip()]);
-    Ok(Node::Keepalived(Keepalived::start(lab, node, &[instance])?, haproxy))
-}
-
-impl Node {
-    fn log(&self) -> String {
-        let log = match self {
-            Self::Lb(balancer) => balancer.log(),
-            Self::Keepalived(keepalived, _) => keepalived.log(),
+impl Today {
+    fn start(interval: Duration) -> Result<Self> {
+        let lab = Lab::new(&Options { pair: true, ..Options::default() })?;
+        // As net.ipv4.ip_nonlocal_bind=1, for one socket.
+        let bind = "transparent".to_owned();
+        let settings = haproxy::Settings { bind, ..haproxy::Settings::default() };
+        let [one, other] = lab.pair()?;
+        let haproxy = |node| Haproxy::on(&lab, node, TARGET, &settings);
+        let haproxy = [haproxy(one)?, haproxy(other)?];
+        let keepalived = |node, priority| {
+            let instance = Instance::new(VRID, priority, interval, &[TARGET.ip()]);
+            Keepalived::start(&lab, node, &[instance])
         };
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        let keepalived = [keepalived(one, PRIORITIES[0])?, keepalived(other, PRIORITIES[1])?];
+        Ok(Self { keepalived, haproxy, lab })
     }
 }

@@ -74,8 +74,8 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     let whole = BEFORE + interval * 8 + after + aftermath + Duration::from_secs(3);
     let patience = Duration::from_secs(3) + interval * 8;
     let plan = downloads::Plan { target: TARGET, each: DOWNLOADS, time: whole, patience };
-    let first = Downloads::start(&site.lab, plan)?;
-    let probes = Probes::start(&site.lab.client.namespace, TARGET)?;
+    let first = Downloads::start(site.lab(), plan)?;
+    let probes = Probes::start(&site.lab().client.namespace, TARGET)?;
     // Faults come at any time between two advertisements: the golden ratio spreads few as evenly as
     // many.
     let phase = interval.mul_f64((f64::from(n) * 0.618_034).fract());
@@ -87,10 +87,10 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     // Nobody waits for a node to come back with the connections that it had: what does not go on
     // while it is away is broken.
     let silent = Instant::now() - SILENT - interval * 2;
-    let (ran, broken) = (DOWNLOADS * site.lab.webs.len(), first.silent_since(silent));
+    let (ran, broken) = (DOWNLOADS * site.lab().webs.len(), first.silent_since(silent));
     let at_the_fault = (ran, broken);
     let plan = downloads::Plan { time: whole.saturating_sub(begun.elapsed()), ..plan };
-    let second = Downloads::start(&site.lab, plan)?;
+    let second = Downloads::start(site.lab(), plan)?;
     pass(phase)?;
     let ended = Instant::now();
     fault.end(site)?;
