@@ -265,6 +265,12 @@ impl Keepalived {
         self.process.as_mut().context("keepalived does not run")?.check()
     }
 
+    /// Whether it was started and neither stopped nor killed.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     fn running(&self) -> Result<&Process> {
         self.process.as_ref().context("keepalived does not run")
     }
