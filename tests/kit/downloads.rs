@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -33,6 +36,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Downloads {
     running: Vec<(Last, JoinHandle<Download>)>,
+    stop: Arc<AtomicBool>,
 }
 
 /// When the last piece of a download came.
@@ -81,18 +85,21 @@ impl Downloads {
         let expected = Arc::new(expected);
         let rate = expected.len() as f64 / plan.time.as_secs_f64();
         let path = format!("/big?rate={}", rate as u64);
-        let mut running = Vec::new();
+        let (mut running, stop) = (Vec::new(), Arc::new(AtomicBool::new(false)));
         for (host, connections) in found {
             ensure!(connections.len() == plan.each, "{host} is not chosen");
             for mut connection in connections {
                 let (path, expected) = (path.clone(), Arc::clone(&expected));
-                let host = host.clone();
+                let (host, stop) = (host.clone(), Arc::clone(&stop));
                 let last = Last::new(Mutex::new(Instant::now()));
                 let told = Arc::clone(&last);
                 let thread = thread::Builder::new().spawn(move || {
                     let come = |at| *told.lock().unwrap_or_else(PoisonError::into_inner) = at;
-                    let progress = || come(Instant::now());
-                    let end = connection.get_expecting(&path, &expected, progress);
+                    let go_on = || {
+                        come(Instant::now());
+                        !stop.load(Ordering::Relaxed)
+                    };
+                    let end = connection.get_expecting(&path, &expected, go_on);
                     let end = end.map(drop).map_err(|err| format!("{err:#}"));
                     let last = *told.lock().unwrap_or_else(PoisonError::into_inner);
                     Download { host, at: Instant::now(), last, end }
@@ -100,7 +107,7 @@ impl Downloads {
                 running.push((last, thread.context("start a thread")?));
             }
         }
-        Ok(Self { running })
+        Ok(Self { running, stop })
     }
 
     /// How many got nothing since a moment.
@@ -108,6 +115,23 @@ impl Downloads {
     pub fn silent_since(&self, moment: Instant) -> usize {
         let last = |last: &Last| *last.lock().unwrap_or_else(PoisonError::into_inner);
         self.running.iter().filter(|(told, _)| last(told) < moment).count()
+    }
+
+    /// Lets each end with the next piece that it gets: one that gets none has broken. What became of
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// If a thread panicked.
+    pub fn end(self) -> Result<Vec<Download>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.finish()
+    }
+
+    /// How many have ended by themselves, whole or broken.
+    #[must_use]
+    pub fn ended(&self) -> usize {
+        self.running.iter().filter(|(_, thread)| thread.is_finished()).count()
     }
 
     /// Waits for the end of all. What became of them.

@@ -103,7 +103,7 @@ impl Connection {
     }
 
     /// Sends a GET for as much of a page as `body` is long, and compares what comes with it, piece by
-    /// piece, telling of each by `progress`; who answered.
+    /// piece, asking of each whether to go on; who answered.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl Connection {
         &mut self,
         path: &str,
         body: &[u8],
-        mut progress: impl FnMut(),
+        mut go_on: impl FnMut() -> bool,
     ) -> Result<String> {
         let last = body.len().checked_sub(1).context("nothing is expected")?;
         let range = format!("Range: bytes=0-{last}");
@@ -133,7 +133,9 @@ impl Connection {
             let (expected, left) = rest.split_at(read);
             ensure!(piece[..read] == *expected, "other bytes after {come}");
             rest = left;
-            progress();
+            if !go_on() {
+                break;
+            }
         }
         Ok(head.backend)
     }

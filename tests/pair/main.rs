@@ -1,1 +1,8 @@
-fn main() {}
+//! Two `lbd` that stand for each other, and real clients who are to notice nothing of what befalls
+//! them.
+
+mod agreement;
+mod clients;
+mod faults;
+mod partition;
+mod rolling;
