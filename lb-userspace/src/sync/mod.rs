@@ -6,9 +6,15 @@
 //! tell each other how their virtual routers stand.
 //!
 //! [`piece`] is what is told, in terms that do not depend on a node's own ids. The daemon gives and
-//! takes it by [`Peers`] and [`Report`].
+//! takes it by [`Peers`] and [`Report`]. [`session`] decides what is sent when, as a pure function of
+//! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
+//! and is what the daemon starts.
 
 pub mod piece;
+pub mod seal;
+pub mod session;
+pub mod thread;
+pub mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +26,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::piece::Piece;
+pub use self::{piece::Piece, thread::Link};
 use crate::{
     desired::ServiceKey,
     units::rfc3339,
@@ -136,6 +142,9 @@ pub trait Peers: Send {
     fn publish(&self, pieces: Vec<Piece>);
     /// All of this node's history, to one peer: the answer to [`Report::WantsAll`].
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
+    /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
+    /// taken, since it was not known yet that they count.
+    fn want_all(&self, peer: PeerId);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
     /// Answers [`Report::TakeOver`].
