@@ -17,7 +17,7 @@ use crate::{
     lab::{Host, INTERFACE, Lab},
     namespace::Namespace,
     peers::Pair,
-    process::{Orphan, Process},
+    process::{self, Orphan, Process},
     status::Status,
     wait,
 };
@@ -239,6 +239,18 @@ impl Balancer {
     /// If it does not run.
     pub fn pid(&self) -> Result<u32> {
         self.process.as_ref().map(Process::pid).context("lbd does not run")
+    }
+
+    /// Whether it was started and neither stopped nor killed.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Whether `lbd` runs and is not held where it is (SIGSTOP).
+    #[must_use]
+    pub fn is_answering(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process::state(process.pid()) != Some('T'))
     }
 
     /// That `lbd` still runs.

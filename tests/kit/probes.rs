@@ -8,7 +8,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -40,7 +40,21 @@ pub const RESENT: Duration = Duration::from_millis(180);
 #[derive(Debug)]
 pub struct Probes {
     stop: Arc<AtomicBool>,
+    tally: Arc<Mutex<Tally>>,
     thread: Option<JoinHandle<Result<Answers>>>,
+}
+
+/// What became of the probes since somebody looked.
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    /// Probes that were answered.
+    pub answered: u64,
+    /// Probes that were not.
+    pub failed: u64,
+    /// The longest time without an answer, be it over or not.
+    pub gap: Duration,
+    /// When the last answer came.
+    last: Instant,
 }
 
 /// What became of the probes.
@@ -87,13 +101,26 @@ impl Probes {
             setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard).context("more of them")?;
         }
         let stop = Arc::new(AtomicBool::new(false));
-        let (path, stopped) = (from.path(), Arc::clone(&stop));
+        let now = Instant::now();
+        let none = Tally { answered: 0, failed: 0, gap: Duration::ZERO, last: now };
+        let tally = Arc::new(Mutex::new(none));
+        let (path, stopped, told) = (from.path(), Arc::clone(&stop), Arc::clone(&tally));
         let thread = thread::Builder::new().spawn(move || {
             namespace::join(&path)?;
             hurry();
-            Prober::new(target)?.run(&stopped)
+            Prober::new(target, told)?.run(&stopped)
         });
-        Ok(Self { stop, thread: Some(thread.context("start a thread")?) })
+        Ok(Self { stop, tally, thread: Some(thread.context("start a thread")?) })
+    }
+
+    /// What became of the probes since the last call.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = tally.last;
+        let seen = Tally { gap: tally.gap.max(last.elapsed()), ..*tally };
+        *tally = Tally { answered: 0, failed: 0, gap: Duration::ZERO, last };
+        seen
     }
 
     /// Makes no more, and waits for those that are on their way. What became of them.
@@ -135,6 +162,7 @@ struct Prober {
     order: VecDeque<u64>,
     next: u64,
     answers: Answers,
+    tally: Arc<Mutex<Tally>>,
 }
 
 struct Pending {
@@ -145,10 +173,10 @@ struct Pending {
 }
 
 impl Prober {
-    fn new(target: SocketAddr) -> Result<Self> {
+    fn new(target: SocketAddr, tally: Arc<Mutex<Tally>>) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
         let (pending, order) = (HashMap::new(), VecDeque::new());
-        Ok(Self { target, epoll, pending, order, next: 0, answers: Answers::default() })
+        Ok(Self { target, epoll, pending, order, next: 0, answers: Answers::default(), tally })
     }
 
     fn run(mut self, stop: &AtomicBool) -> Result<Answers> {
@@ -233,6 +261,17 @@ impl Prober {
 
     fn end(&mut self, number: u64, end: Result<Duration, Failure>) {
         let Some(pending) = self.pending.remove(&number) else { return };
+        {
+            let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(took) = &end {
+                let came = pending.at + *took;
+                tally.gap = tally.gap.max(came.saturating_duration_since(tally.last));
+                tally.last = tally.last.max(came);
+                tally.answered += 1;
+            } else {
+                tally.failed += 1;
+            }
+        }
         // Closing takes it off the epoll, too.
         self.answers.probes.push(Probe { at: pending.at, end });
     }
