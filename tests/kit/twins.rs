@@ -239,7 +239,7 @@ impl Twins {
     ///
     /// If it does not come to that.
     pub fn hand_over(&self, from: usize) -> Result<()> {
-        let said = self.nodes[from].lbctl(&["vrrp", "failover"]);
+        let said = self.nodes[from].lbctl(&["vrrp", "failover", "--all"]);
         said.map(drop).with_context(|| self.logs())
     }
 

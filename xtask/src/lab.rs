@@ -99,7 +99,7 @@ fn describe(record: &Record) {
     println!("  cargo xtask lab exec client -- curl -sS http://10.0.0.100/");
     if hosts.contains(&"lb1") {
         println!("  cargo xtask lab exec lb1 -- lbctl vrrp status");
-        println!("  cargo xtask lab exec lb1 -- lbctl vrrp failover");
+        println!("  cargo xtask lab exec lb1 -- lbctl vrrp failover --all");
     } else {
         println!("  cargo xtask lab exec balancer -- lbctl status");
     }

@@ -59,7 +59,7 @@ impl Fault {
             Self::Parted => {
                 "the nodes don't hear each other, clients reach both; then they do again"
             }
-            Self::HandedOver => "`lbctl vrrp failover`; then back the same way",
+            Self::HandedOver => "`lbctl vrrp failover --all`; then back the same way",
         }
     }
 
