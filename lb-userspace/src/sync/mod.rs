@@ -145,6 +145,9 @@ pub trait Peers: Send {
     /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
     /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
+    /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
+    /// taken, since it was not known yet that they count.
+    fn want_all(&self, peer: PeerId);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
     /// Answers [`Report::TakeOver`].

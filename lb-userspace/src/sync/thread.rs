@@ -124,6 +124,10 @@ impl Peers for Link {
         self.order(Event::SendAll(peer, pieces));
     }
 
+    fn want_all(&self, peer: PeerId) {
+        self.order(Event::WantAll(peer));
+    }
+
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
         self.order(Event::Ask(peer, routers));
     }

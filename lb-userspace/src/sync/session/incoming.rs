@@ -68,6 +68,8 @@ pub(super) struct Incoming {
     repaired: u64,
     complete: bool,
     missing_since: Option<Instant>,
+    /// Whether what is arriving is to arrive once more.
+    again: bool,
 }
 
 impl Incoming {
@@ -90,6 +92,24 @@ impl Incoming {
             repaired: 0,
             complete: false,
             missing_since: None,
+            again: false,
+        }
+    }
+
+    /// Not all that was told has been taken: it is wanted again, from the beginning. The peer learns it
+    /// by [`Self::next`].
+    pub(super) fn want_all(&mut self, out: &mut Vec<Action>) {
+        match self.standing {
+            Standing::Nothing => {}
+            // One that is not acknowledged to its end would never end.
+            Standing::Transferring => self.again = true,
+            Standing::Following => {
+                self.again = false;
+                self.standing = Standing::Nothing;
+                self.held.clear();
+                self.repair_at = None;
+                self.set_complete(false, out);
+            }
         }
     }
 
@@ -200,6 +220,9 @@ impl Incoming {
                 self.standing = Standing::Following;
                 self.held_of_all.clear();
                 self.ack_at = Some(now);
+                if self.again {
+                    self.want_all(out);
+                }
                 return self.tell_held(counters, out);
             }
         }
@@ -208,6 +231,7 @@ impl Incoming {
 
     fn begin(&mut self, transfer: u32, since: u64, out: &mut Vec<Action>) {
         self.standing = Standing::Transferring;
+        self.again = false;
         self.transfer = transfer;
         self.next_of_all = 0;
         self.held_of_all.clear();

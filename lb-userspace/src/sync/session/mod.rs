@@ -55,6 +55,8 @@ pub enum Event<'a> {
     Publish(Vec<Piece>),
     /// See [`Peers::send_all`](super::Peers::send_all).
     SendAll(PeerId, Vec<Piece>),
+    /// [`Peers::want_all`](super::Peers::want_all).
+    WantAll(PeerId),
     /// See [`Peers::ask_to_take_over`](super::Peers::ask_to_take_over).
     Ask(PeerId, Vec<RouterKey>),
     /// See [`Peers::answer`](super::Peers::answer).
@@ -168,6 +170,11 @@ impl Session {
             }
             Event::Publish(pieces) => self.publish(pieces, now),
             Event::SendAll(peer, pieces) => self.send_all(peer, pieces),
+            Event::WantAll(peer) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.want_all(now, out);
+                }
+            }
             Event::Ask(peer, routers) => {
                 self.asks += 1;
                 let (id, head) = (self.asks, self.common.log.head);

@@ -220,6 +220,13 @@ impl Peer {
         self.probe_at = Some(at);
     }
 
+    /// All of the peer's history is wanted again.
+    pub(super) fn want_all(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(trust) = &mut self.trust else { return };
+        trust.incoming.want_all(out);
+        self.prompt(now);
+    }
+
     /// When a heartbeat is due.
     fn hello_at(&self) -> Instant {
         self.probe_at.map_or(self.hello_at, |probe| probe.min(self.hello_at))
