@@ -23,12 +23,15 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
+use self::{
+    history::History, interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence,
+    sweep::Walk,
+};
 pub use self::{
     history::Role,
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
 };
-use self::{history::History, interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
 use crate::{
     datapath::DataPlane,
     desired::{Admin, Desired, ServiceKey},

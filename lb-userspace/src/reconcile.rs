@@ -192,7 +192,8 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
         let mut macs = neighbourhood.own_macs.clone();
         // An empty list takes every frame, and one with virtual addresses alone would not.
         if !macs.is_empty() {
-            let others = inputs.virtual_macs.iter().filter(|mac| !neighbourhood.own_macs.contains(mac));
+            let others =
+                inputs.virtual_macs.iter().filter(|mac| !neighbourhood.own_macs.contains(mac));
             macs.extend(others);
         }
         let room = abi::OWN_MACS as usize;

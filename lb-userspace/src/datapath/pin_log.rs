@@ -24,7 +24,8 @@ impl PinLog {
         let map = |name: &str| {
             MapData::from_pin(folder.join(name)).with_context(|| format!("open map {name}"))
         };
-        let heads = Mapped::<PinLogHead>::new(&map("PIN_LOG_HEADS")?).context("map PIN_LOG_HEADS")?;
+        let heads =
+            Mapped::<PinLogHead>::new(&map("PIN_LOG_HEADS")?).context("map PIN_LOG_HEADS")?;
         Ok(Self {
             notes: Mapped::new(&map("PIN_LOG")?).context("map PIN_LOG")?,
             lease: Mapped::new(&map("PIN_LEASE")?).context("map PIN_LEASE")?,

@@ -109,8 +109,7 @@ fn keeping(applied: &Applied, following: &BTreeSet<u16>) -> BTreeSet<u16> {
     let backends = applied.backends.iter().filter(|&(id, backend)| {
         following.contains(&backend.service)
             || target(backend.service).is_none_or(|target| {
-                target.keeping.contains(id)
-                    || target.members.iter().any(|(_, member)| member == id)
+                target.keeping.contains(id) || target.members.iter().any(|(_, member)| member == id)
             })
     });
     backends.map(|(&id, _)| id).collect()
@@ -343,7 +342,8 @@ impl<D: DataPlane> Engine<D> {
         let mut ring = None;
         for (flow, value, service) in stale {
             let id = service.id;
-            if ring.as_ref().is_none_or(|(of, _)| *of != id) && self.applied.rings.contains_key(&id) {
+            if ring.as_ref().is_none_or(|(of, _)| *of != id) && self.applied.rings.contains_key(&id)
+            {
                 ring = Some((id, self.data_plane.ring(id).context("read a ring")?));
             }
             if let (FlowRef::Pin(key), Some((of, ring))) = (&flow, &ring)

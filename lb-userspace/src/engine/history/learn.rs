@@ -229,7 +229,8 @@ impl<D: DataPlane> Engine<D> {
         if own.backend == told.backend {
             return FlowValue { flags: own.flags | told.flags, seen, ..own };
         }
-        let rank = |value: FlowValue| (value.seen, std::cmp::Reverse(self.address_of(value.backend)));
+        let rank =
+            |value: FlowValue| (value.seen, std::cmp::Reverse(self.address_of(value.backend)));
         if rank(told) > rank(own) { told } else { own }
     }
 

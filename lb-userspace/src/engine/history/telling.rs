@@ -135,9 +135,14 @@ pub struct Settling {
 }
 
 impl Settling {
-    /// Whether a slot is told to have settled.
+    /// Whether a slot is told to have settled by the next news.
     pub fn has(&self, slot: u32) -> bool {
-        self.quiet.contains(&slot) || self.told.contains(&slot)
+        self.quiet.contains(&slot) || self.was_told(slot)
+    }
+
+    /// Whether a slot was told to have settled.
+    pub fn was_told(&self, slot: u32) -> bool {
+        self.told.contains(&slot)
     }
 
     /// Takes in whether a slot is quiet; whether that is news.
@@ -243,8 +248,7 @@ mod tests {
 
     #[test]
     fn a_surveyed_flow_is_told_once_again_when_it_moves_and_its_end_is() {
-        let flow =
-            |id| FlowRef::Connection(ConnectionKey { id: [id; 8], service: 0, reserved: 0 });
+        let flow = |id| FlowRef::Connection(ConnectionKey { id: [id; 8], service: 0, reserved: 0 });
         let mut telling = asked();
         assert!(telling.survey([(flow(1), 4)].into()).is_empty());
         assert_eq!(std::mem::take(&mut telling.flows), [flow(1)]);
