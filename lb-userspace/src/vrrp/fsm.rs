@@ -1,8 +1,54 @@
-//! One virtual router: what it hears and what it does about it.
+//! One virtual router: what it hears and what it does about it (RFC 9568, 6; RFC 3768, 6).
+//!
+//! ```text
+//!                    ┌────────────┐
+//!        ┌──────────►│ Initialize │◄──────────┐
+//!        │   ┌───────┤            ├───────┐   │      Stop leads back to Initialize, from Active
+//!        │   │ owner └─────┬──────┘ others│   │      when another router has taken over or none
+//!        │   ▼             │ fault        ▼   │      does; and every state but Initialize leads
+//!    ┌───┴────────┐        │         ┌────────┴───┐  to Fault, which leads to Backup.
+//!    │   Active   │◄───────┼─────────┤   Backup   │
+//!    │            ├────────┼────────►│            │
+//!    └──────┬─────┘        ▼         └───┬────▲───┘
+//!           │       ┌────────────┐       │    │
+//!           └──────►│   Fault    │◄──────┘    │
+//!                   │            ├────────────┘
+//!                   └────────────┘
+//! ```
+//!
+//! What the RFC does not have, and why:
+//!
+//! - A router that yields to a higher one says so by a last advertisement, after its addresses are
+//!   off. The winner hears a lower one, and answers as RFC 9568 wants it; and it announces the
+//!   addresses, so that whoever was told the loser's MAC address meanwhile is told better.
+//! - Addresses that a predecessor left are kept, and it is Active after a short listening if nobody
+//!   else is: a daemon that is started again interrupts nothing.
+//! - A planned end ([`Yield`], `Stop`) keeps addresses until the other router is heard.
+//! - A router that was not run for as long as others wait (it is late by its own clock) gives way to
+//!   any router that it then hears.
+//!
+//! How long two can be Active, when packets take `D` at most and none is lost: the lower one hears
+//! the next advertisement of the higher one, or the answer to its own, after at most
+//! `min(I_higher + D, I_lower + 2 D)`, and ceases. A loss costs one interval more each. What is
+//! asked for by [`Event::Take`] or [`Event::Yield`] lasts as long as the one that gives way does not
+//! hear the other, [`VirtualRouter::yield_limit`] at most.
 
-use std::{net::IpAddr, time::Duration};
+mod active;
+mod backup;
+mod ending;
+mod timing;
 
-use super::{Notice, State, Yield};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use self::{active::Displaced, ending::Yielding};
+use super::{
+    ActiveRouter, Announce, Notice, NoticeKind, OWNER, Router, State, Version, VirtualAddress,
+    Yield,
+};
 
 /// What happens to a virtual router.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +73,10 @@ pub enum Event {
         /// Whether its addresses go in any case.
         release: bool,
     },
+    /// Another router of its sync group has become Active here, by this name.
+    MateActive(String),
+    /// Another router of its sync group is not Active here any more, by this name.
+    MateBackup(String),
 }
 
 /// An advertisement that was taken.
@@ -34,6 +84,11 @@ pub enum Event {
 pub struct Heard {
     /// Who has sent it.
     pub from: IpAddr,
+    /// This node's address on the path that it came by: equal priorities are decided by addresses
+    /// (RFC 9568, 6.4.3), and those of one path only can be compared.
+    pub own: IpAddr,
+    /// Whether it came by the second path.
+    pub second_path: bool,
     /// Its priority; 0: it ceases to be Active.
     pub priority: u8,
     /// Its interval.
@@ -69,4 +124,384 @@ pub enum Action {
     Yielded(Result<IpAddr, String>),
     /// It has ended.
     Stopped,
+}
+
+/// What a virtual router is told by the operator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Its name.
+    pub name: String,
+    /// The version of the protocol.
+    pub version: Version,
+    /// Between advertisements.
+    pub interval: Duration,
+    /// Whether it takes over from a lower one.
+    pub preempt: bool,
+    /// How long it waits with that.
+    pub preempt_delay: Duration,
+    /// Its addresses: only whether they change matters here.
+    pub addresses: Vec<VirtualAddress>,
+    /// When they are announced.
+    pub announce: Announce,
+    /// Whether it leaves it to another router of its sync group to decide between equal priorities,
+    /// for as long as that needs: addresses of different families can order nodes differently.
+    pub defers: bool,
+}
+
+impl From<&Router> for Settings {
+    fn from(router: &Router) -> Self {
+        Self {
+            name: router.name.clone(),
+            version: router.version,
+            interval: router.interval,
+            preempt: router.preempt,
+            preempt_delay: router.preempt_delay,
+            addresses: router.addresses.clone(),
+            announce: router.announce,
+            defers: false,
+        }
+    }
+}
+
+/// How a virtual router stands at the moment, by what is tracked and known elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Its priority.
+    pub priority: u8,
+    /// Why it can't be Active, if so.
+    pub fault: Option<String>,
+    /// Why it does not take over from a lower one, if so.
+    pub holds_back: Option<String>,
+    /// Whether its node is to leave: it is the last choice of all.
+    pub draining: bool,
+}
+
+/// What a virtual router counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Advertisements taken.
+    pub received: u64,
+    /// Times that it became Active.
+    pub became_active: u64,
+    /// Transitions of any kind.
+    pub transitions: u64,
+    /// Advertisements with priority 0 taken.
+    pub priority_zero_received: u64,
+    /// Advertisements of another router while this one was Active, and that it did not replace just
+    /// before.
+    pub two_active: u64,
+}
+
+/// Another router that was heard to be Active.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    from: IpAddr,
+    priority: u8,
+    at: Instant,
+}
+
+/// One virtual router.
+#[derive(Debug)]
+pub struct VirtualRouter {
+    settings: Settings,
+    standing: Standing,
+    state: State,
+    since: Instant,
+    cause: String,
+    tally: Tally,
+    /// Active: the next advertisement (Adver_Timer). Backup: Active_Down_Timer.
+    timer: Option<Instant>,
+    /// Active_Adver_Interval: what the Active router says, or the own one.
+    active_interval: Duration,
+    /// Who was heard to be Active, by path.
+    seen: [Option<Seen>; 2],
+    /// Since when it could take over from a lower one.
+    could_since: Option<Instant>,
+    /// It has given way by an order, and waits until it is needed.
+    abstains: bool,
+    when: When,
+}
+
+/// What belongs to the state that it is in, and ends with it.
+#[derive(Debug, Default)]
+struct When {
+    /// Backup: the addresses are there, left by a predecessor.
+    held: bool,
+    /// Backup: who has ceased to be Active.
+    left: Option<IpAddr>,
+    /// Backup: it was late and has listened once more.
+    listened: bool,
+    /// Active: it is about to end that.
+    yielding: Option<Yielding>,
+    /// Active: whom it has replaced knowingly.
+    displaced: Option<Displaced>,
+    /// Active: whom it has answered, since when and how often.
+    answered: BTreeMap<IpAddr, (Instant, u8)>,
+    /// Active: when it is to answer what it couldn't at once.
+    answer_at: Option<Instant>,
+    /// Active: the next announcement.
+    announce_at: Option<Instant>,
+    /// Active: the last advertisement.
+    sent: Option<Instant>,
+    /// Active: so many advertisements more are as frequent as before the interval has grown.
+    hurry: Option<(u8, Duration)>,
+    /// Active: since when, and at last when, an equal one with a higher address was heard that is
+    /// somebody else's to decide.
+    tie: Option<(Instant, Instant)>,
+}
+
+impl VirtualRouter {
+    /// A virtual router in `Initialize`.
+    #[must_use]
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        Self {
+            standing: Standing { priority: 100, fault: None, holds_back: None, draining: false },
+            state: State::Initialize,
+            since: now,
+            cause: "it has not begun yet".into(),
+            tally: Tally::default(),
+            timer: None,
+            active_interval: settings.interval,
+            seen: [None; 2],
+            could_since: None,
+            abstains: false,
+            when: When::default(),
+            settings,
+        }
+    }
+
+    /// From now on it is configured like this.
+    pub fn set_settings(&mut self, settings: Settings, now: Instant, out: &mut Vec<Action>) {
+        let before = std::mem::replace(&mut self.settings, settings);
+        let paced =
+            (before.interval, before.version) != (self.settings.interval, self.settings.version);
+        let moved = before.addresses != self.settings.addresses;
+        match self.state {
+            State::Active => {
+                self.reconfigured_active(paced.then_some(before.interval), moved, now, out)
+            }
+            State::Backup if paced && self.active().is_none() => self.listen_for_active(now),
+            _ => {}
+        }
+        if before.announce != self.settings.announce && self.state == State::Active {
+            self.plan_announcement(now, true);
+        }
+    }
+
+    /// From now on it stands like this.
+    pub fn set_standing(&mut self, standing: Standing, now: Instant, out: &mut Vec<Action>) {
+        let owned = self.priority() == OWNER;
+        self.standing = standing;
+        if let Some(fault) = self.standing.fault.clone() {
+            match self.state {
+                State::Active => self.fail(fault, now, out),
+                State::Backup => {
+                    if self.when.held {
+                        out.push(Action::Release);
+                    }
+                    self.enter(State::Fault, fault, now, out);
+                }
+                State::Fault => self.cause = fault,
+                State::Initialize => {}
+            }
+        } else if self.state == State::Fault {
+            self.recover(now, out);
+        } else if self.state == State::Backup
+            && (self.priority() == OWNER && !owned)
+            && self.may_preempt(now)
+        {
+            // RFC 9568, 6.4.1: an owner does not wait to see whether somebody else is there.
+            self.become_active("it owns the addresses", None, now, out);
+        }
+    }
+
+    /// Takes one event at `now`; the caller performs `out` in order.
+    pub fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
+        if let Event::Heard(heard) = &event {
+            self.count(heard);
+        }
+        match (self.state, event) {
+            // RFC 9568, 6.4.1.
+            (State::Initialize, Event::Startup { held }) => self.start(held, now, out),
+            (State::Initialize, Event::Stop { .. }) => out.push(Action::Stopped),
+
+            // RFC 9568, 6.4.2.
+            (State::Backup, Event::Timer) => self.backup_timer(now, out),
+            (State::Backup, Event::Heard(heard)) => self.backup_heard(heard, now, out),
+            (State::Backup, Event::Stalled) => self.backup_stalled(now, out),
+            (State::Backup, Event::Stop { release }) => self.backup_stop(release, now, out),
+            (State::Backup, Event::Take) => self.take(now, out),
+            (State::Backup, Event::MateActive(mate)) => {
+                let displaced = self.displace(false, now);
+                let cause = format!("{mate}, of its sync group, is active");
+                self.become_active(cause, displaced, now, out);
+            }
+
+            // RFC 9568, 6.4.3.
+            (State::Active, Event::Timer) => self.active_timer(now, out),
+            (State::Active, Event::Heard(heard)) => self.active_heard(heard, now, out),
+            (State::Active, Event::Stalled) => self.active_stalled(now, out),
+            (State::Active, Event::Stop { release }) => self.active_stop(release, now, out),
+            (State::Active, Event::Yield(how)) => self.active_yield(how, now, out),
+            (State::Active, Event::Take) => self.active_take(now, out),
+            (State::Active, Event::MateBackup(mate)) => self.follow_to_backup(&mate, now, out),
+
+            // No state of the RFC: it hears who is Active, and waits for its fault to end.
+            (State::Fault, Event::Heard(heard)) => self.note(&heard, now),
+            (State::Fault, Event::Stop { .. }) => {
+                self.enter(State::Initialize, "it was stopped", now, out);
+                out.push(Action::Stopped);
+            }
+
+            (State::Initialize | State::Backup | State::Fault, Event::Yield(_)) => {
+                self.yield_without_being_active(now, out);
+            }
+            (State::Initialize | State::Fault, Event::Take) => {
+                let why = format!("it is in state {}: {}", self.state, self.cause);
+                self.notice(NoticeKind::Trouble, "it can't take over", why, out);
+            }
+
+            // Nothing begins twice, nothing is due, and mates matter to those only that differ.
+            (State::Backup | State::Active | State::Fault, Event::Startup { .. })
+            | (State::Initialize | State::Fault, Event::Timer | Event::Stalled)
+            | (State::Initialize, Event::Heard(_))
+            | (State::Initialize | State::Fault, Event::MateActive(_) | Event::MateBackup(_))
+            | (State::Backup, Event::MateBackup(_))
+            | (State::Active, Event::MateActive(_)) => {}
+        }
+    }
+
+    /// When it wants [`Event::Timer`].
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let yielding = self.when.yielding.as_ref().map(|yielding| yielding.until);
+        [self.timer, yielding, self.when.answer_at, self.when.announce_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Waits with becoming Active until then: another router of its sync group still hears somebody.
+    pub fn postpone(&mut self, until: Instant, out: &mut Vec<Action>) {
+        if self.state == State::Backup {
+            self.timer = self.timer.max(Some(until));
+            if std::mem::take(&mut self.when.held) {
+                out.push(Action::Release);
+            }
+        }
+    }
+
+    /// Its state.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        self.state
+    }
+
+    /// Since when.
+    #[must_use]
+    pub const fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn cause(&self) -> &str {
+        &self.cause
+    }
+
+    /// Its priority as it is.
+    #[must_use]
+    pub const fn priority(&self) -> u8 {
+        if self.standing.draining { 1 } else { self.standing.priority }
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub const fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// How it is configured.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether it is Active and about to end that.
+    #[must_use]
+    pub const fn is_yielding(&self) -> bool {
+        self.when.yielding.is_some()
+    }
+
+    /// Whether it has given way by an order, and waits until it is needed.
+    #[must_use]
+    pub const fn abstains(&self) -> bool {
+        self.abstains
+    }
+
+    /// Active_Adver_Interval: its own interval, or that of the Active router.
+    #[must_use]
+    pub fn active_interval(&self) -> Duration {
+        if self.state == State::Backup { self.active_interval } else { self.settings.interval }
+    }
+
+    /// The other router that is Active, as far as it was heard.
+    #[must_use]
+    pub fn active(&self) -> Option<ActiveRouter> {
+        let seen = self.seen.iter().flatten().next().filter(|_| self.state != State::Active)?;
+        Some(ActiveRouter { address: seen.from, priority: seen.priority })
+    }
+
+    /// Why it does not take over from a lower one, though it is configured to.
+    #[must_use]
+    pub fn holds_back(&self) -> Option<String> {
+        if self.state == State::Active {
+            None
+        } else if self.standing.draining {
+            Some("the node is draining".into())
+        } else if self.abstains {
+            Some("it has given way by an order".into())
+        } else {
+            self.standing.holds_back.clone()
+        }
+    }
+
+    fn enter(&mut self, to: State, cause: impl Into<String>, now: Instant, out: &mut Vec<Action>) {
+        let from = std::mem::replace(&mut self.state, to);
+        self.cause = cause.into();
+        self.since = now;
+        self.timer = None;
+        self.could_since = None;
+        self.when = When::default();
+        self.tally.transitions += 1;
+        self.tally.became_active += u64::from(to == State::Active);
+        out.push(Action::Transition { from, to, cause: self.cause.clone() });
+    }
+
+    fn count(&mut self, heard: &Heard) {
+        self.tally.received += 1;
+        self.tally.priority_zero_received += u64::from(heard.priority == 0);
+    }
+
+    /// Remembers who is Active.
+    fn note(&mut self, heard: &Heard, now: Instant) {
+        let seen = &mut self.seen[usize::from(heard.second_path)];
+        if heard.priority > 0 {
+            *seen = Some(Seen { from: heard.from, priority: heard.priority, at: now });
+        } else if seen.is_some_and(|seen| seen.from == heard.from) {
+            self.seen = [None; 2];
+        }
+    }
+
+    fn notice(
+        &self,
+        kind: NoticeKind,
+        what: &str,
+        cause: impl Into<String>,
+        out: &mut Vec<Action>,
+    ) {
+        let router = self.settings.name.clone();
+        let message = format!("{router}: {what}");
+        out.push(Action::Notice(Notice { router, kind, message, cause: cause.into() }));
+    }
 }

@@ -1,12 +1,26 @@
 //! VRRP (RFC 9568, and RFC 3768 for old peers): which node of a group holds the virtual addresses.
 //!
-//! [`fsm`] is one virtual router as a pure function of (state, event, now); `packet` turns
-//! advertisements into bytes and back. `thread` drives both in a thread of its own that nothing
+//! [`fsm`] is one virtual router as a pure function of (state, event, now); [`packet`] turns
+//! advertisements into bytes and back, [`auth`] says who has sent them, [`announce`] what a link is
+//! told, and [`sockets`] carries all that. [`thread`] drives both in a thread of its own that nothing
 //! else makes late; sockets, netlink and timers are there. The daemon gives [`Facts`] and orders
 //! through [`Vrrp`], and hears [`Report`]s.
 
+pub mod addresses;
+pub mod announce;
+pub mod auth;
 pub mod fsm;
+pub mod machine;
+pub mod macvlan;
+pub mod notify;
+pub mod observe;
+pub mod packet;
+pub mod realtime;
 pub mod router;
+pub mod scripts;
+pub mod sockets;
+pub mod thread;
+pub mod track;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -213,6 +227,9 @@ pub struct RouterStatus {
     pub key: RouterKey,
     /// The interface.
     pub interface: String,
+    /// The address that its advertisements are sent from, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
     /// The sync group that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,

@@ -1,0 +1,177 @@
+//! Initialize and Backup: how a router becomes Active, and what keeps it from that.
+
+use super::{active::Displaced, *};
+
+impl VirtualRouter {
+    /// RFC 9568, 6.4.1.
+    pub(super) fn start(&mut self, held: bool, now: Instant, out: &mut Vec<Action>) {
+        self.active_interval = self.settings.interval;
+        self.seen = [None; 2];
+        self.abstains = false;
+        if let Some(fault) = self.standing.fault.clone() {
+            if held {
+                out.push(Action::Release);
+            }
+            self.enter(State::Fault, fault, now, out);
+        } else if self.priority() == OWNER {
+            self.become_active("it owns the addresses", None, now, out);
+        } else {
+            let cause = if held {
+                "it has begun, and listens whether another router is active"
+            } else {
+                "it has begun"
+            };
+            self.enter(State::Backup, cause, now, out);
+            self.when.held = held;
+            let wait = if held { self.short_listening() } else { self.down(self.active_interval) };
+            self.timer = Some(now + wait);
+        }
+    }
+
+    /// Its fault has ended: it begins anew.
+    pub(super) fn recover(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.priority() == OWNER && self.may_preempt(now) {
+            self.become_active("its fault has ended, and it owns the addresses", None, now, out);
+        } else {
+            self.enter(State::Backup, "its fault has ended", now, out);
+            self.listen_for_active(now);
+        }
+    }
+
+    /// Waits Active_Down_Interval, by the own interval.
+    pub(super) fn listen_for_active(&mut self, now: Instant) {
+        self.active_interval = self.settings.interval;
+        self.timer = Some(now + self.down(self.active_interval));
+    }
+
+    /// Backup below a router that was heard.
+    pub(super) fn become_backup(
+        &mut self,
+        heard: &Heard,
+        cause: impl Into<String>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        self.learn(heard.interval);
+        self.seen = [None; 2];
+        self.note(heard, now);
+        self.enter(State::Backup, cause, now, out);
+        self.timer = Some(now + self.down(self.active_interval));
+    }
+
+    pub(super) fn backup_heard(&mut self, heard: Heard, now: Instant, out: &mut Vec<Action>) {
+        if heard.priority == 0 {
+            // RFC 9568, 6.4.2: the Active router leaves, so only the skew time is waited. What one
+            // that isn't the Active router leaves is nothing to anybody.
+            let active = self.seen[usize::from(heard.second_path)];
+            if active.is_none_or(|active| active.from == heard.from) {
+                self.note(&heard, now);
+                self.when.left = Some(heard.from);
+                let soon = now + self.skew(self.active_interval);
+                self.timer = Some(self.timer.map_or(soon, |timer| timer.min(soon)));
+            }
+            return;
+        }
+        let lower = heard.priority < self.priority();
+        if !lower {
+            self.could_since = None;
+        }
+        let discarded = lower && self.may_preempt(now);
+        self.note(&heard, now);
+        self.when.left = None;
+        if std::mem::take(&mut self.when.held) {
+            // What the predecessor left is another router's by now.
+            out.push(Action::Release);
+            self.timer = Some(now + self.down(self.active_interval));
+        }
+        if !discarded {
+            self.learn(heard.interval);
+            self.timer = Some(now + self.down(self.active_interval));
+            self.when.listened = false;
+        }
+    }
+
+    /// Whether lower advertisements are discarded, so that the timer runs out. Asking begins the
+    /// preempt delay.
+    pub(super) fn may_preempt(&mut self, now: Instant) -> bool {
+        let owner = self.priority() == OWNER;
+        if self.holds_back().is_some() || !(owner || self.settings.preempt) {
+            self.could_since = None;
+            return false;
+        }
+        let since = *self.could_since.get_or_insert(now);
+        owner || now.saturating_duration_since(since) >= self.settings.preempt_delay
+    }
+
+    pub(super) fn backup_timer(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(timer) = self.timer.filter(|timer| *timer <= now) else { return };
+        let late = now.saturating_duration_since(timer);
+        if late >= self.down(self.active_interval) && !self.when.listened {
+            return self.backup_stalled(now, out);
+        }
+        let cause = self.reason_to_take_over();
+        let displaced = self.displace(false, now);
+        self.become_active(cause, displaced, now, out);
+    }
+
+    /// It wasn't run, and perhaps its host wasn't: that nobody was heard then says nothing.
+    pub(super) fn backup_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.when.listened = true;
+        self.timer = self.timer.max(Some(now + self.short_listening()));
+        self.notice(NoticeKind::Stalled, "it was not run in time", "it listens once more", out);
+    }
+
+    fn reason_to_take_over(&self) -> String {
+        let own = self.priority();
+        match (self.when.left, self.seen.iter().flatten().next()) {
+            _ if self.when.held => "it was active before, and nobody else is".into(),
+            (Some(left), _) => format!("{left} has left"),
+            (None, Some(seen)) if self.could_since.is_some() && seen.priority < own => {
+                format!("its priority {own} is higher than the {} of {}", seen.priority, seen.from)
+            }
+            (None, Some(seen)) => format!("{} is silent", seen.from),
+            (None, None) => "nobody else is active".into(),
+        }
+    }
+
+    pub(super) fn take(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let displaced = self.displace(true, now);
+        self.become_active("it was told to take over", displaced, now, out);
+    }
+
+    /// Who was Active until now won't be; what it still says is expected.
+    pub(super) fn displace(&self, by_order: bool, now: Instant) -> Option<Displaced> {
+        let fresh = |seen: &Seen| {
+            by_order || now.saturating_duration_since(seen.at) < self.short_listening()
+        };
+        let from = self.seen.map(|seen| seen.filter(fresh).map(|seen| seen.from));
+        let wait = if by_order { self.yield_limit() } else { self.short_listening() };
+        Some(Displaced { from, until: now + wait, by_order })
+    }
+
+    /// It is not wanted any more, whatever the state: it ends at once.
+    pub fn retire(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let yielding = self.when.yielding.take();
+        if self.state == State::Active {
+            out.extend([Action::Advertise { priority: 0 }, Action::Release]);
+        } else if self.when.held {
+            out.push(Action::Release);
+        }
+        let cause = "it is not configured any more";
+        if self.state != State::Initialize {
+            self.enter(State::Initialize, cause, now, out);
+        }
+        if yielding.is_some_and(|yielding| yielding.owed) {
+            out.push(Action::Yielded(Err(cause.into())));
+        }
+        out.push(Action::Stopped);
+    }
+
+    pub(super) fn backup_stop(&mut self, release: bool, now: Instant, out: &mut Vec<Action>) {
+        if self.when.held && release {
+            out.push(Action::Release);
+        }
+        self.enter(State::Initialize, "it was stopped", now, out);
+        out.push(Action::Stopped);
+    }
+}

@@ -1,0 +1,48 @@
+//! The timers' lengths (RFC 9568, 6.1; RFC 3768, 6.1).
+
+use super::*;
+
+/// The shortest interval: that an advertisement says less does not make anybody frantic.
+const SHORTEST: Duration = Duration::from_millis(10);
+/// What a router that gives way waits at most for another one.
+const LONGEST_YIELD: Duration = Duration::from_secs(5);
+
+impl VirtualRouter {
+    /// Skew_Time: the higher the priority, the sooner.
+    pub(super) fn skew(&self, interval: Duration) -> Duration {
+        let base = match self.settings.version {
+            // RFC 3768: "Skew_Time: ( (256 - Priority) / 256 )", in seconds.
+            Version::V2 => Duration::from_secs(1),
+            Version::V3 => interval,
+        };
+        base * (256 - u32::from(self.priority())) / 256
+    }
+
+    /// Active_Down_Interval, with this interval of the Active router.
+    pub(super) fn down(&self, interval: Duration) -> Duration {
+        3 * interval + self.skew(interval)
+    }
+
+    /// How long it listens where the RFC would wait Active_Down_Interval, though it or the others
+    /// need no time to notice anything: whoever is Active is heard in an interval.
+    pub(super) fn short_listening(&self) -> Duration {
+        self.active_interval * 5 / 4
+    }
+
+    /// The longest that it goes on being Active while it gives way: what the slowest router with the
+    /// same interval needs to notice that nobody is, by its timer alone.
+    #[must_use]
+    pub fn yield_limit(&self) -> Duration {
+        (4 * self.settings.interval).min(LONGEST_YIELD)
+    }
+
+    /// Learns Active_Adver_Interval (RFC 9568, 6.4.2).
+    pub(super) fn learn(&mut self, interval: Duration) {
+        self.active_interval = match self.settings.version {
+            Version::V3 => interval.max(SHORTEST),
+            // Version 2 knows no other than the own one. That of a peer which is heard in spite of it
+            // counts if it is longer, lest there are two.
+            Version::V2 => interval.max(self.settings.interval),
+        };
+    }
+}

@@ -1,0 +1,348 @@
+//! All virtual routers of this node and their sync groups, as one pure machine.
+//!
+//! The thread at the rim owns a [`Machine`] and does nothing but this:
+//!
+//! ```text
+//!  new ──► retire, configure ──► set_facts, observe, script_ended ──► loop:
+//!    wait until deadline(), a socket, an order, an observation
+//!    read every socket empty:        heard(name, advertisement, now, &mut out)
+//!    what else has come:             order(..) set_facts(..) observe(..) script_ended(..)
+//!    always, and last:               tick(now, &mut out)
+//!    perform `out` in order
+//! ```
+//!
+//! - Sockets are read empty before [`Machine::tick`], in each round. A thread that was not run for
+//!   a while thereby learns that another router has taken over before it says that it is Active;
+//!   nothing else is to be done about a stall.
+//! - A router of a new configuration takes part as soon as what could be a fault of it is known: the
+//!   daemon's facts, its interface, the first result of its scripts. Until then it is in
+//!   `Initialize`, and addresses that a predecessor left (`held`) stay, unless another Active router
+//!   is heard.
+//! - [`Machine::retire`] ends the routers that a new configuration does not have any more; what it
+//!   puts out is performed with what belongs to the earlier configuration. Then
+//!   [`Machine::configure`] is called with the same routers. A router goes on if its name, interface
+//!   and key are the same.
+//! - After a change of addresses an Active router gets [`Action::Hold`] again: hold what is
+//!   configured by then, and take off what is not any more.
+//! - [`Action::Transition`] comes after what the state takes.
+//! - Every [`Action::Stopped`] is of one router; [`Machine::is_stopped`] says when all have ended.
+
+mod group;
+mod status;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    Facts, Group, Notice, NoticeKind, Order, Router, RouterKey, Routers, State,
+    fsm::{Action, Event, Heard, Settings, VirtualRouter},
+    track::{Change, Tracks},
+};
+
+/// A router's name.
+pub type Name = Arc<str>;
+
+/// What is to be done, in order, and for which router.
+pub type Out = Vec<(Name, Action)>;
+
+/// What the rim sees of the system; always all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Interfaces by name; one that is missing does not exist.
+    pub links: BTreeMap<String, Link>,
+    /// The address that a router's advertisements are sent from, by the router's name. A router
+    /// without one can't advertise, which is a fault.
+    pub sources: BTreeMap<String, IpAddr>,
+    /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
+    pub files: BTreeMap<PathBuf, Result<i64, String>>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Whether it is up, and has a carrier.
+    pub up: bool,
+    /// The interface below, of a VLAN device or a macvlan.
+    pub below: Option<String>,
+}
+
+/// All virtual routers of this node.
+#[derive(Debug, Default)]
+pub struct Machine {
+    routers: Vec<Entry>,
+    groups: Vec<Group>,
+    facts: Option<Facts>,
+    observed: Option<Observed>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: Name,
+    router: Router,
+    machine: VirtualRouter,
+    tracks: Tracks,
+    /// It has not begun; whether its addresses are there.
+    waiting: Option<bool>,
+    /// It would be Active, but for a router of its sync group that hears somebody.
+    deaf: Option<Name>,
+}
+
+impl Machine {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the routers that are not in `routers` any more, at once.
+    pub fn retire(&mut self, routers: &Routers, now: Instant, out: &mut Out) {
+        let (stay, leave): (Vec<_>, _) = self
+            .routers
+            .drain(..)
+            .partition(|entry| routers.routers.iter().any(|router| entry.is(router)));
+        self.routers = stay;
+        for mut entry in leave {
+            if entry.waiting == Some(true) {
+                out.push((entry.name.clone(), Action::Release));
+            }
+            entry.perform(out, |machine, out| machine.retire(now, out));
+        }
+    }
+
+    /// From now on the routers are these. `held` names the new ones whose addresses are on their
+    /// interfaces, left by a predecessor that was Active.
+    pub fn configure(
+        &mut self,
+        routers: &Routers,
+        held: &BTreeSet<String>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        self.retire(routers, now, out);
+        self.groups.clone_from(&routers.groups);
+        let mut before = std::mem::take(&mut self.routers);
+        for router in &routers.routers {
+            let known = before.iter().position(|entry| entry.is(router));
+            let mut entry = match known {
+                Some(known) => before.swap_remove(known),
+                None => Entry::new(router, held.contains(&router.name), now),
+            };
+            entry.tracks.configure(router);
+            entry.router = router.clone();
+            self.routers.push(entry);
+        }
+        for index in 0..self.routers.len() {
+            let settings = self.settings(index);
+            self.routers[index]
+                .perform(out, |machine, out| machine.set_settings(settings, now, out));
+        }
+        self.look(now, out);
+        self.settle_all(now, out);
+    }
+
+    /// What the daemon knows.
+    pub fn set_facts(&mut self, facts: &Facts, now: Instant, out: &mut Out) {
+        self.facts = Some(facts.clone());
+        self.look(now, out);
+    }
+
+    /// What the rim sees.
+    pub fn observe(&mut self, observed: &Observed, now: Instant, out: &mut Out) {
+        self.observed = Some(observed.clone());
+        self.look(now, out);
+    }
+
+    /// A run of a router's tracked script has ended, well or not (a run that takes longer than its
+    /// timeout has failed). How many make a difference is counted here.
+    pub fn script_ended(
+        &mut self,
+        router: &str,
+        command: &[String],
+        result: &Result<(), String>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let Some(index) = self.index(router) else { return };
+        let mut changes = Vec::new();
+        self.routers[index].tracks.script_ended(command, result, now, &mut changes);
+        self.routers[index].tell(changes, out);
+        self.assess(now, out);
+    }
+
+    /// An advertisement for a router was taken.
+    pub fn heard(&mut self, router: &str, heard: Heard, now: Instant, out: &mut Out) {
+        let Some(index) = self.index(router) else { return };
+        let entry = &mut self.routers[index];
+        entry.deaf = None;
+        if heard.priority > 0 && entry.waiting == Some(true) {
+            // What the predecessor left is another router's by now.
+            entry.waiting = Some(false);
+            out.push((entry.name.clone(), Action::Release));
+        }
+        self.drive(&[index], |_| Event::Heard(heard), now, out);
+    }
+
+    /// An order: [`Order::Yield`], [`Order::Take`] and [`Order::Stop`]; and [`Order::Facts`], as
+    /// [`Self::set_facts`]. [`Order::Configure`] is none for this: it needs what is held. The other
+    /// routers of a sync group yield and take over with the one that is named.
+    pub fn order(&mut self, order: &Order, now: Instant, out: &mut Out) {
+        match order {
+            Order::Configure(_) => {}
+            Order::Facts(facts) => self.set_facts(facts, now, out),
+            Order::Yield(key, how) => {
+                self.drive(&self.with_mates(*key), |_| Event::Yield(*how), now, out);
+            }
+            Order::Take(key) => self.drive(&self.with_mates(*key), |_| Event::Take, now, out),
+            Order::Stop { release } => {
+                for entry in &mut self.routers {
+                    if entry.waiting.take() == Some(true) && *release {
+                        out.push((entry.name.clone(), Action::Release));
+                    }
+                }
+                let all: Vec<_> = (0..self.routers.len()).collect();
+                self.drive(&all, |_| Event::Stop { release: *release }, now, out);
+            }
+        }
+    }
+
+    /// When [`Self::tick`] is to be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let due = |entry: &Entry| [entry.machine.deadline(), entry.tracks.deadline()];
+        self.routers.iter().flat_map(due).flatten().min()
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Instant, out: &mut Out) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if self.routers.iter().any(|entry| due(entry.tracks.deadline())) {
+            for entry in &mut self.routers {
+                let mut changes = Vec::new();
+                entry.tracks.tick(now, &mut changes);
+                entry.tell(changes, out);
+            }
+            self.assess(now, out);
+        }
+        for index in 0..self.routers.len() {
+            if due(self.routers[index].machine.deadline()) && !self.waits_for_mates(index, now, out)
+            {
+                self.drive(&[index], |_| Event::Timer, now, out);
+            }
+        }
+    }
+
+    /// Whether all routers have ended, as by [`Order::Stop`].
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.routers
+            .iter()
+            .all(|entry| entry.waiting.is_none() && entry.machine.state() == State::Initialize)
+    }
+
+    /// A router's state.
+    #[must_use]
+    pub fn state(&self, router: &str) -> Option<State> {
+        self.index(router).map(|index| self.routers[index].machine.state())
+    }
+
+    /// Gives an event to some routers, and then sees to their groups.
+    fn drive(
+        &mut self,
+        indices: &[usize],
+        event: impl Fn(usize) -> Event,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        let before = out.len();
+        for index in indices {
+            self.routers[*index]
+                .perform(out, |machine, out| machine.handle(event(*index), now, out));
+        }
+        let changed = |(_, action): &(Name, Action)| {
+            matches!(action, Action::Transition { .. } | Action::Yielded(_))
+        };
+        if out[before..].iter().any(changed) {
+            self.settle(before, now, out);
+            self.assess(now, out);
+        }
+    }
+
+    /// Looks at what is tracked.
+    fn look(&mut self, now: Instant, out: &mut Out) {
+        for entry in &mut self.routers {
+            let mut changes = Vec::new();
+            let (facts, observed) = (self.facts.as_ref(), self.observed.as_ref());
+            entry.tracks.look(&entry.router, facts, observed, now, &mut changes);
+            entry.tell(changes, out);
+        }
+        self.assess(now, out);
+    }
+
+    /// Tells each router how it stands, and begins what can begin.
+    fn assess(&mut self, now: Instant, out: &mut Out) {
+        let before = out.len();
+        let standings: Vec<_> = (0..self.routers.len()).map(|index| self.standing(index)).collect();
+        for (entry, standing) in self.routers.iter_mut().zip(standings) {
+            entry.perform(out, |machine, out| machine.set_standing(standing, now, out));
+        }
+        for index in 0..self.routers.len() {
+            if self.facts.is_some() && self.is_ready(index) {
+                let entry = &mut self.routers[index];
+                let held = entry.waiting.take().unwrap_or(false);
+                entry.perform(out, |machine, out| {
+                    machine.handle(Event::Startup { held }, now, out);
+                });
+            }
+        }
+        if out.len() > before {
+            self.settle(before, now, out);
+        }
+    }
+
+    fn index(&self, router: &str) -> Option<usize> {
+        self.routers.iter().position(|entry| &*entry.name == router)
+    }
+
+    fn named(&self, key: RouterKey) -> impl Iterator<Item = usize> {
+        (0..self.routers.len()).filter(move |index| self.routers[*index].router.key == key)
+    }
+}
+
+impl Entry {
+    fn new(router: &Router, held: bool, now: Instant) -> Self {
+        Self {
+            name: router.name.as_str().into(),
+            router: router.clone(),
+            machine: VirtualRouter::new(Settings::from(router), now),
+            tracks: Tracks::default(),
+            waiting: Some(held),
+            deaf: None,
+        }
+    }
+
+    /// Whether it goes on as this one.
+    fn is(&self, router: &Router) -> bool {
+        let own = &self.router;
+        (&own.name, &own.interface, own.key) == (&router.name, &router.interface, router.key)
+    }
+
+    fn perform(&mut self, out: &mut Out, deed: impl FnOnce(&mut VirtualRouter, &mut Vec<Action>)) {
+        let mut actions = Vec::new();
+        deed(&mut self.machine, &mut actions);
+        out.extend(actions.into_iter().map(|action| (self.name.clone(), action)));
+    }
+
+    fn tell(&self, changes: Vec<Change>, out: &mut Out) {
+        for Change { message, cause } in changes {
+            let router = self.router.name.clone();
+            let message = format!("{router}: {message}");
+            let notice = Notice { router, kind: NoticeKind::Track, message, cause };
+            out.push((self.name.clone(), Action::Notice(notice)));
+        }
+    }
+}

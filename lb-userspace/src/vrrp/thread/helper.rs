@@ -1,0 +1,174 @@
+//! What takes time is done by another thread: scripts and notify programs, reading files, making
+//! devices, the packet filter.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    runtime,
+    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    task::{JoinHandle, spawn_blocking},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::filter;
+use crate::vrrp::{
+    macvlan::{Device, Devices},
+    notify::{Call, Caller},
+    observe::files,
+    scripts::{Ended, Script, run},
+};
+
+/// How often files are read.
+const FILES: Duration = Duration::from_secs(1);
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Job {
+    /// Run these, and no others.
+    Scripts(Vec<Script>),
+    /// Read these, and no others.
+    Files(BTreeSet<PathBuf>),
+    /// Tell of a transition.
+    Notify(Call),
+    /// These devices are to be there, and no others of ours.
+    Devices(Vec<Device>),
+    /// These addresses are not to be taken.
+    Filter(Vec<IpAddr>),
+    /// Say when all before this was done.
+    Mark,
+}
+
+/// What has come of it.
+#[derive(Debug)]
+pub enum Told {
+    /// A run has ended.
+    Script {
+        /// The routers that track it.
+        routers: Vec<String>,
+        /// The program.
+        command: Vec<String>,
+        /// How.
+        result: Result<(), String>,
+    },
+    /// The numbers in all files; told when one has changed.
+    Files(BTreeMap<PathBuf, Result<i64, String>>),
+    /// A notify program has not ended well.
+    NotifyFailed {
+        /// The router.
+        router: String,
+        /// Why.
+        why: String,
+    },
+    /// Devices are as far as possible what they are to be; what does not work.
+    Devices(Vec<String>),
+    /// Whether the filter is as it is to be.
+    Filter(Result<(), String>),
+    /// [`Job::Mark`].
+    Mark,
+}
+
+/// Starts the thread; it ends when there is nobody left to give it jobs.
+///
+/// # Errors
+///
+/// If there can be no thread.
+pub fn start(tell: impl Fn(Told) + Clone + Send + 'static) -> Result<UnboundedSender<Job>> {
+    let (jobs, queue) = mpsc::unbounded_channel();
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("make a runtime for scripts")?;
+    thread::Builder::new()
+        .name("lb-vrrp-help".to_owned())
+        .spawn(move || runtime.block_on(work(queue, tell)))
+        .context("start the thread for scripts")?;
+    Ok(jobs)
+}
+
+async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Send + 'static) {
+    let mut scripts: Vec<(Script, Task)> = Vec::new();
+    let mut watching: Option<Task> = None;
+    let mut devices: Option<Devices> = None;
+    let failed = tell.clone();
+    let mut caller = Caller::new(move |router: &str, why| {
+        failed(Told::NotifyFailed { router: router.to_owned(), why });
+    });
+    while let Some(job) = jobs.recv().await {
+        match job {
+            Job::Scripts(wanted) => {
+                scripts.retain(|(script, _)| wanted.contains(script));
+                for script in wanted {
+                    if !scripts.iter().any(|(one, _)| *one == script) {
+                        let task = Task(tokio::spawn(repeat(script.clone(), tell.clone())));
+                        scripts.push((script, task));
+                    }
+                }
+            }
+            Job::Files(wanted) => {
+                let watch = || Task(tokio::spawn(watch(wanted.clone(), tell.clone())));
+                watching = (!wanted.is_empty()).then(watch);
+            }
+            Job::Notify(call) => caller.call(call),
+            Job::Devices(wanted) => {
+                let problems = match &mut devices {
+                    Some(devices) => devices.bring_about(&wanted),
+                    None => match Devices::open() {
+                        Ok(opened) => devices.insert(opened).bring_about(&wanted),
+                        Err(error) => vec![format!("{error:#}")],
+                    },
+                };
+                tell(Told::Devices(problems));
+            }
+            Job::Filter(closed) => tell(Told::Filter(filter::apply(&closed).await)),
+            Job::Mark => tell(Told::Mark),
+        }
+    }
+    drop((scripts, watching));
+    caller.end().await;
+}
+
+async fn repeat(script: Script, tell: impl Fn(Told)) {
+    let mut ticks = interval(script.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let result = match run(&script.command, &[], script.timeout).await {
+            Ended::Well => Ok(()),
+            Ended::Badly(why) => Err(why),
+        };
+        let (routers, command) = (script.routers.clone(), script.command.clone());
+        tell(Told::Script { routers, command, result });
+    }
+}
+
+async fn watch(paths: BTreeSet<PathBuf>, tell: impl Fn(Told)) {
+    let mut before = None;
+    let mut ticks = interval(FILES);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let paths = paths.clone();
+        // A file of a network may take its time.
+        let Ok(numbers) = spawn_blocking(move || files::read(&paths)).await else { continue };
+        if before.as_ref() != Some(&numbers) {
+            tell(Told::Files(numbers.clone()));
+            before = Some(numbers);
+        }
+    }
+}
+
+/// A task that ends when this is dropped.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,202 @@
+//! What the routers are, and that all is there which they need.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use super::{Ending, Rim};
+use crate::vrrp::{
+    NoticeKind, Router, Routers,
+    addresses::placed,
+    machine::{Name, Out},
+    macvlan::Device,
+    observe,
+    scripts::scripts,
+    thread::{filter, helper::Job, member::Member},
+};
+
+/// How long the first routers wait for what the helper makes for them.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+impl Rim {
+    /// From now on the routers are these.
+    pub(super) fn configure(&mut self, routers: Routers, now: Instant) {
+        if !matches!(self.ending, Ending::No) {
+            return;
+        }
+        let mut out = Out::new();
+        self.machine.retire(&routers, now, &mut out);
+        self.perform(out, now);
+        self.work_to_the_end(now);
+        let held = self.set_members(&routers, now);
+        self.configured = routers;
+
+        self.give(Job::Scripts(scripts(&self.configured.routers)));
+        let files = observe::files(&self.configured.routers);
+        self.files.retain(|path, _| files.contains(path));
+        self.give(Job::Files(files));
+        self.ask_for_filter(filter::closed(&self.configured.routers));
+        let devices = self.configured.routers.iter().filter_map(Device::of).collect();
+        self.ask_for_devices(devices);
+
+        // What is seen comes first, or the machine would find new routers without a source.
+        self.find_ways(now);
+        self.patience.get_or_insert(now + PATIENCE);
+        let mut out = Out::new();
+        self.observe(now, &mut out);
+        self.machine.configure(&self.configured, &held, now, &mut out);
+        self.perform(out, now);
+        self.watch(now);
+        self.changed = true;
+    }
+
+    /// Has these as members; the names of the new ones whose addresses were left by a predecessor.
+    fn set_members(&mut self, routers: &Routers, now: Instant) -> BTreeSet<String> {
+        let is_first = self.devices.is_none();
+        let mut before = std::mem::take(&mut self.members);
+        let mut held = BTreeSet::new();
+        for router in &routers.routers {
+            let name = Name::from(router.name.as_str());
+            let group = routers.groups.iter().find(|group| group.routers.contains(&router.name));
+            let group = group.map(|group| group.name.clone());
+            let same = before.remove(&name).filter(|member| goes_on(&member.router, router));
+            let member = if let Some(mut member) = same {
+                self.drop_addresses(&member, router, now);
+                member.set(router, group);
+                member
+            } else {
+                if self.addresses.held(router) {
+                    self.addresses.adopt(router);
+                    held.insert(router.name.clone());
+                    let what = "addresses of a predecessor are there";
+                    let cause = "it was Active here when it ended";
+                    self.notice(&router.name, NoticeKind::Leftover, what, cause, now);
+                }
+                Member::new(router, group)
+            };
+            self.members.insert(name, member);
+        }
+        if is_first {
+            self.remove_leftovers(&routers.routers, now);
+        }
+        held
+    }
+
+    /// Takes off what a router that goes on has no more.
+    fn drop_addresses(&mut self, member: &Member, router: &Router, now: Instant) {
+        let kept: BTreeMap<_, _> =
+            placed(router).map(|one| ((one.interface, one.address.address), one)).collect();
+        let dropped = placed(&member.router).filter(|one| {
+            let still = kept.get(&(one.interface, one.address.address));
+            still.is_none_or(|still| still.address.prefix != one.address.prefix)
+        });
+        let problems = self.addresses.release(dropped);
+        for why in problems {
+            self.notice(&router.name, NoticeKind::Trouble, "an address stays", &why, now);
+        }
+    }
+
+    /// Removes what a predecessor has left of routers that are no more.
+    fn remove_leftovers(&mut self, routers: &[Router], now: Instant) {
+        let leftovers = self.addresses.leftovers(routers);
+        if leftovers.is_empty() {
+            return;
+        }
+        let which: Vec<_> = leftovers
+            .iter()
+            .map(|key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0)))
+            .collect();
+        let mut problems = self.addresses.remove(leftovers);
+        problems.insert(0, "no virtual router has them".to_owned());
+        let message = format!("removed {}, left by a predecessor", which.join(", "));
+        self.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
+    }
+
+    /// Opens what is sent and heard by, as links and addresses are by now.
+    pub(super) fn find_ways(&mut self, now: Instant) {
+        let mut trouble = Vec::new();
+        for (name, member) in &mut self.members {
+            let why = member.find_ways(&self.addresses.tables);
+            trouble.extend(why.map(|why| (Name::clone(name), why)));
+        }
+        trouble.extend(self.ears.listen(&self.members, &self.addresses.tables));
+        for (name, why) in trouble {
+            self.notice(&name, NoticeKind::Trouble, "a socket can't be opened", &why, now);
+        }
+    }
+
+    /// Looks for others that have the addresses held here.
+    pub(super) fn watch(&mut self, now: Instant) {
+        for why in self.ears.watch(&self.members, &self.addresses.tables) {
+            self.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);
+        }
+    }
+
+    /// Sees that all is still as it is to be.
+    pub(super) fn look_after(&mut self, now: Instant) {
+        let holding = self.members.iter().filter(|(_, member)| member.holding);
+        let names: Vec<_> = holding.map(|(name, _)| Name::clone(name)).collect();
+        for name in names {
+            self.restore(&name, now);
+        }
+        self.find_ways(now);
+        self.watch(now);
+        self.see_to_devices();
+        if self.filter.failed && self.filter.asked.is_empty() {
+            let wanted = self.filter.wanted.take().unwrap_or_default();
+            self.ask_for_filter(wanted);
+        }
+    }
+
+    /// Has devices made that are missing, though the interface below is there.
+    pub(super) fn see_to_devices(&mut self) {
+        let tables = &self.addresses.tables;
+        let missing = self.members.values().any(|member| {
+            !member.has_device(tables) && tables.index(&member.router.interface).is_some()
+        });
+        if missing && self.device_jobs == 0 {
+            self.make_devices();
+        }
+    }
+
+    fn make_devices(&mut self) {
+        let devices = self.devices.clone().unwrap_or_default();
+        self.device_jobs += 1;
+        self.give(Job::Devices(devices));
+    }
+
+    fn ask_for_devices(&mut self, devices: Vec<Device>) {
+        // At the start those of a predecessor may be there, which are to go.
+        if self.devices.as_ref() != Some(&devices) {
+            self.devices = Some(devices);
+            self.make_devices();
+        }
+    }
+
+    fn ask_for_filter(&mut self, closed: Vec<std::net::IpAddr>) {
+        if self.filter.wanted.as_ref() != Some(&closed) {
+            self.filter.asked.push_back(closed.clone());
+            self.filter.wanted = Some(closed.clone());
+            self.give(Job::Filter(closed));
+        }
+    }
+
+    /// At the end: what belongs to addresses that stay is left, and nothing else.
+    pub(super) fn give_last_jobs(&mut self) {
+        let stays: Vec<Router> = (self.members.values())
+            .filter(|member| member.holding)
+            .map(|member| member.router.clone())
+            .collect();
+        self.give(Job::Scripts(Vec::new()));
+        self.give(Job::Files(BTreeSet::new()));
+        self.ask_for_filter(filter::closed(&stays));
+        self.ask_for_devices(stays.iter().filter_map(Device::of).collect());
+        self.give(Job::Mark);
+    }
+}
+
+/// Whether a router is the same as before, with other settings.
+fn goes_on(before: &Router, after: &Router) -> bool {
+    before.name == after.name && before.interface == after.interface && before.key == after.key
+}

@@ -1,0 +1,187 @@
+//! What comes by the sockets.
+
+use std::{
+    io,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::Rim;
+use crate::vrrp::{
+    NoticeKind,
+    addresses::{
+        netlink::Read,
+        table::{Change, Key},
+    },
+    machine::{Name, Out},
+    packet::{self, Path},
+};
+
+/// So much is read of one socket in one round, lest a flood keeps the others waiting.
+const ROUND: usize = 4096;
+/// For so long after a router became Active, the one before it may still say that it has the
+/// addresses.
+const CHANGEOVER: Duration = Duration::from_secs(1);
+/// An address that is removed again that soon is put back only when all are looked after.
+const ROBBED_AGAIN: Duration = Duration::from_millis(500);
+
+impl Rim {
+    pub(super) fn hear_advertisements(&mut self, now: Instant, out: &mut Out) {
+        let wall = SystemTime::now();
+        let mut notices = Vec::new();
+        let mut broken = Vec::new();
+        for (place, (_, receiver)) in &self.ears.receivers {
+            for _ in 0..ROUND {
+                let received = match receiver.receive(&mut self.buffer) {
+                    Ok(Some(received)) => received,
+                    Ok(None) => break,
+                    Err(error) => {
+                        // That an interface has gone down is told here too, once.
+                        if error.raw_os_error() != Some(libc::ENETDOWN) {
+                            broken.push((place.clone(), error));
+                        }
+                        break;
+                    }
+                };
+                let Some(vrid) = packet::vrid(received.packet.message) else { continue };
+                let key = (received.interface, place.1, vrid);
+                let Some((name, path)) = self.ears.whose.get(&key) else { continue };
+                let Some(member) = self.members.get_mut(name) else { continue };
+                let from = received.packet.source;
+                let (mut heard, mismatch) = match member.codec.read(&received.packet, *path, wall) {
+                    Ok(taken) => {
+                        member.counters.mismatches += u64::from(taken.mismatch.is_some());
+                        (taken.heard, taken.mismatch.map(|why| ("are others", why)))
+                    }
+                    Err(refused) => {
+                        refused.why.count(&mut member.counters);
+                        let Some(heard) = refused.heard else { continue };
+                        let known = (member.router.key, from);
+                        let why = refused.why.to_string();
+                        if !self.facts.mismatched.contains(&known) {
+                            notices.push((Name::clone(name), from, "are not taken", why));
+                            continue;
+                        }
+                        let what = "are not made as here, and taken as the peer is known";
+                        (heard, Some((what, why)))
+                    }
+                };
+                heard.second_path = *path == Path::Second;
+                if let Some(own) = member.source(*path) {
+                    heard.own = own;
+                }
+                if let Some((what, why)) = mismatch {
+                    notices.push((Name::clone(name), from, what, why));
+                }
+                self.machine.heard(name, heard, now, out);
+            }
+        }
+        for (name, from, what, why) in notices {
+            let message = format!("advertisements of {from} {what}");
+            self.notice(&name, NoticeKind::Mismatch, &message, &why, now);
+        }
+        for (place, error) in broken {
+            self.ears.receivers.remove(&place);
+            let cause = format!("listen on {}: {error}", place.0);
+            self.notice("", NoticeKind::Trouble, "a socket is broken", &cause, now);
+        }
+    }
+
+    /// Links and addresses that have changed.
+    pub(super) fn hear_news(&mut self, now: Instant) {
+        let mut changes = Vec::new();
+        let tables = &mut self.addresses.tables;
+        let read = self.news.read(|message| changes.extend(tables.take(&message)));
+        match read {
+            Ok(Read::All) if changes.is_empty() => return,
+            Ok(Read::All) => {}
+            Ok(Read::Lost) => {
+                if let Err(error) = self.addresses.read_anew() {
+                    let cause = format!("{error:#}");
+                    self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
+                }
+            }
+            Err(error) => {
+                let cause = format!("{error:#}");
+                self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
+                return;
+            }
+        }
+        let mut gone = Vec::new();
+        for change in changes {
+            match change {
+                Change::AddressGone(key) => {
+                    self.addresses.is_gone(&key);
+                    gone.push(key);
+                }
+                Change::Address(key, seen) if seen.duplicate => self.is_elsewhere(key, "", now),
+                _ => {}
+            }
+        }
+        self.find_ways(now);
+        self.put_back(&gone, now);
+        self.see_to_devices();
+    }
+
+    /// Puts addresses back that somebody has removed.
+    fn put_back(&mut self, gone: &[Key], now: Instant) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut robbed = Vec::new();
+        for (name, member) in &mut self.members {
+            if !member.holding || self.addresses.missing(&member.router).is_empty() {
+                continue;
+            }
+            let again = member.robbed.is_some_and(|at| now.duration_since(at) < ROBBED_AGAIN);
+            member.robbed = Some(now);
+            if !again {
+                robbed.push(Name::clone(name));
+            }
+        }
+        for name in robbed {
+            self.restore(&name, now);
+        }
+    }
+
+    /// Others that say that they have an address of ours.
+    pub(super) fn hear_claims(&mut self, now: Instant) {
+        let mut claims = Vec::new();
+        for (place, (index, watch)) in &self.ears.watches {
+            for _ in 0..ROUND {
+                match watch.claim() {
+                    Ok(Some(claim)) => claims.push((*index, claim)),
+                    Ok(None) => break,
+                    // Once when the interface has gone down; what else it may be is seen to soon.
+                    Err(error) => {
+                        tracing::debug!(interface = place.0, "watch: {error}");
+                        if error.kind() == io::ErrorKind::Interrupted {
+                            continue;
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        for (index, claim) in claims {
+            if self.addresses.tables.links.values().any(|link| link.mac == claim.mac) {
+                continue;
+            }
+            let mac = claim.mac.map(|byte| format!("{byte:02x}")).join(":");
+            self.is_elsewhere((index, claim.address, 0), &format!(" by {mac}"), now);
+        }
+    }
+
+    fn is_elsewhere(&mut self, (index, address, _): Key, by: &str, now: Instant) {
+        let holds = self.members.values().find(|member| {
+            let since = member.held_since.filter(|_| member.holding);
+            since.is_some_and(|since| now.duration_since(since) >= CHANGEOVER)
+                && member.router.addresses.iter().any(|one| one.address == address)
+        });
+        let Some(member) = holds else { return };
+        let router = member.router.name.clone();
+        let interface = self.addresses.interface(index).to_owned();
+        let message = format!("another host on {interface} has {address}");
+        let cause = format!("it was claimed{by}");
+        self.notice(&router, NoticeKind::AddressElsewhere, &message, &cause, now);
+    }
+}
