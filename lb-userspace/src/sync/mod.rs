@@ -110,20 +110,22 @@ pub struct RouterFacts {
 /// What peers tell, and what becomes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Report {
-    /// A peer is there, and fresh: what it says from now on is no repetition.
+    /// A peer is there, and fresh: what it says from now on is no repetition. Nothing is known of its
+    /// history.
     Joined(PeerId),
     /// A peer is gone, and why.
     Lost(PeerId, String),
     /// What a peer says of itself has changed.
     Facts(PeerId, Facts),
-    /// A peer has no history of this node's: it is to get all of it by [`Peers::send_all`].
+    /// A peer has no history of this node's, or has fallen behind: it is to get all of it by
+    /// [`Peers::send_all`]. Told after its first [`Self::Facts`], and at most once in a second.
     WantsAll(PeerId),
     /// A peer sends all of its history: what is known of it is void.
     Begins(PeerId),
     /// Pieces of a peer's history, in the order in which they were published.
     Pieces(PeerId, Vec<Piece>),
-    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something is
-    /// missing again.
+    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something has
+    /// been missing for 30 ms, or all is about to be told anew. False after [`Self::Joined`], untold.
     Complete(PeerId, bool),
     /// A peer asks this node to become Active for these routers, and has told everything before.
     TakeOver(PeerId, Vec<RouterKey>),
@@ -140,7 +142,8 @@ pub trait Peers: Send {
     fn tell(&self, facts: Facts);
     /// What has changed of this node's history, to all peers that have all that was before.
     fn publish(&self, pieces: Vec<Piece>);
-    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`].
+    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
+    /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
     /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
     /// taken, since it was not known yet that they count.

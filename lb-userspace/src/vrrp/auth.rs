@@ -264,7 +264,7 @@ impl Sequence {
     fn at(now: SystemTime) -> Self {
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let fraction = (u64::from(since.subsec_nanos()) << 16) / 1_000_000_000;
-        Self(since.as_secs() << 32 | fraction << 16)
+        Self((since.as_secs() << 32) | (fraction << 16))
     }
 
     /// That of a trailer.
@@ -295,8 +295,7 @@ impl Sequence {
     }
 
     fn is_far_from(self, other: Self, window: Duration) -> bool {
-        let window =
-            window.as_secs() << 32 | (u64::from(window.subsec_nanos()) << 32) / 1_000_000_000;
-        self.distance(other).unsigned_abs() > window
+        let fraction = (u64::from(window.subsec_nanos()) << 32) / 1_000_000_000;
+        self.distance(other).unsigned_abs() > (window.as_secs() << 32) + fraction
     }
 }

@@ -8,8 +8,10 @@
 //!
 //! The kernel answers ARP requests on any interface for any address of the node. With a device of
 //! its own for some of them, it must do so only where the address is, or hosts would learn both MAC
-//! addresses: `arp_ignore` is set to 1 for the device and, while there is one, for the interface
-//! below if it has no other value. As no route leads by the device, `rp_filter` is 2 (loose) for it.
+//! addresses: `arp_ignore` is 1 for the device and, while there is one, for the interface below if it
+//! has no other value. Answers leave by the interface below; when it has to ask for a neighbour first,
+//! it must do so from an address of its own, or that neighbour would learn its MAC address for the
+//! virtual one: `arp_announce` becomes 2 there in the same way. As no route leads by the device, `rp_filter` is 2 (loose) for it.
 //! A router that is not Active must not take frames to its virtual MAC address (RFC 9568, 6.4.2),
 //! which a switch may flood: forwarding is off for the device, so that what is not for an address on
 //! it ends there.
@@ -126,8 +128,8 @@ pub fn plan(wanted: &[Device], tables: &Tables) -> Vec<Step> {
 /// advertisements must not do it.
 pub struct Devices {
     requests: Requests,
-    /// Interfaces whose `arp_ignore` was raised.
-    raised: BTreeMap<String, String>,
+    /// Settings of interfaces below that were raised, by interface and setting.
+    raised: BTreeMap<(String, &'static str), String>,
 }
 
 impl Devices {
@@ -147,13 +149,13 @@ impl Devices {
             Err(error) => return vec![format!("{error:#}")],
         };
         let mut problems = Vec::new();
-        for step in plan(wanted, &tables) {
-            if let Err(error) = self.take(&step) {
+        for device in wanted.iter().filter(|device| device.key.family == Family::V4) {
+            if let Err(error) = self.raise(&device.below) {
                 problems.push(format!("{error:#}"));
             }
         }
-        for device in wanted.iter().filter(|device| device.key.family == Family::V4) {
-            if let Err(error) = self.raise(&device.below) {
+        for step in plan(wanted, &tables) {
+            if let Err(error) = self.take(&step) {
                 problems.push(format!("{error:#}"));
             }
         }
@@ -221,26 +223,29 @@ impl Devices {
         self.requests.one(RouteNetlinkMessage::SetLink(message), 0).with_context(context)
     }
 
-    /// Sees that an interface answers ARP only for its own addresses.
+    /// Sees that an interface answers and asks by ARP only with its own addresses.
     fn raise(&mut self, interface: &str) -> Result<()> {
-        let path = conf("ipv4", interface, "arp_ignore");
-        let Ok(value) = fs::read_to_string(&path) else { return Ok(()) };
-        let all = fs::read_to_string(conf("ipv4", "all", "arp_ignore")).unwrap_or_default();
-        if value.trim() != "0" || !matches!(all.trim(), "" | "0") {
-            return Ok(());
+        for (setting, wanted) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            let path = conf("ipv4", interface, setting);
+            let Ok(value) = fs::read_to_string(&path) else { continue };
+            let all = fs::read_to_string(conf("ipv4", "all", setting)).unwrap_or_default();
+            // The greater of both holds; another value than none is the operator's.
+            if [&value, &all].iter().all(|value| matches!(value.trim(), "" | "0")) {
+                fs::write(&path, wanted)
+                    .with_context(|| format!("{} = {wanted}", path.display()))?;
+                self.raised.insert((interface.to_owned(), setting), value);
+            }
         }
-        fs::write(&path, "1").with_context(|| format!("{} = 1", path.display()))?;
-        self.raised.insert(interface.to_owned(), value);
         Ok(())
     }
 
     /// Sets back what [`Self::raise`] has set where no device is any more.
     fn lower(&mut self, wanted: &[Device]) {
-        self.raised.retain(|interface, value| {
+        self.raised.retain(|(interface, setting), value| {
             let used = wanted.iter().any(|device| device.below == *interface);
             if !used {
                 // The interface may be gone, and its settings with it.
-                let _ = fs::write(conf("ipv4", interface, "arp_ignore"), value.as_bytes());
+                let _ = fs::write(conf("ipv4", interface, setting), value.as_bytes());
             }
             used
         });

@@ -36,7 +36,7 @@
 //! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //! ```
 //!
-//! Either may be followed by the trailer of [`auth`](super::auth), which the counts above leave out.
+//! Either may be followed by the trailer of [`auth`], which the counts above leave out.
 
 mod codec;
 #[cfg(test)]
@@ -124,7 +124,7 @@ pub struct Decoded<'a> {
     pub proof: Proof,
     /// The message without a trailer.
     pub body: &'a [u8],
-    /// The trailer of [`auth`](super::auth), not verified.
+    /// The trailer of [`auth`], not verified.
     pub trailer: Option<&'a [u8; auth::TRAILER]>,
 }
 
@@ -162,7 +162,7 @@ pub fn encode(
     bytes[3] = count;
     match advertisement.version {
         Version::V2 => {
-            bytes[0] = 2 << 4 | ADVERTISEMENT;
+            bytes[0] = (2 << 4) | ADVERTISEMENT;
             bytes[5] = advertisement.interval.as_secs().try_into().unwrap_or(u8::MAX);
             let (kind, data) = match proof {
                 Proof::None => (0, [0; PASSWORD]),
@@ -173,7 +173,7 @@ pub fn encode(
             bytes.extend(data);
         }
         Version::V3 => {
-            bytes[0] = 3 << 4 | ADVERTISEMENT;
+            bytes[0] = (3 << 4) | ADVERTISEMENT;
             let centiseconds = u16::try_from(advertisement.interval.as_millis() / 10)
                 .unwrap_or(u16::MAX)
                 .min(MAX_CENTISECONDS);

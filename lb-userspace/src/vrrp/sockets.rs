@@ -2,10 +2,10 @@
 //! show who has them.
 //!
 //! All are non-blocking and belong to one interface, by its index. When that interface is deleted
-//! they stay, but nothing comes and nothing can be sent (`ENODEV`, `ENXIO`): an interface of the same
-//! name later is another one, and its sockets are opened anew. An interface that only goes down and up
-//! again, or loses and gets addresses, keeps them; a [`Sender`] of which the source address was
-//! removed goes on sending from it.
+//! they stay, but nothing comes and nothing can be sent (`ENODEV`, for IPv6 `ENETUNREACH`): an
+//! interface of the same name later is another one, and its sockets are opened anew. An interface that
+//! only goes down and up again, or loses and gets addresses, keeps them; a [`Sender`] over IPv4 sends
+//! nothing while the node has not its source address.
 
 mod filter;
 mod link;

@@ -113,6 +113,11 @@ impl Incoming {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.held.len() + self.held_of_all.len()
+    }
+
     /// Whether everything that the peer is known to have published has arrived.
     pub(super) const fn is_complete(&self) -> bool {
         self.complete
@@ -137,16 +142,17 @@ impl Incoming {
         self.settle(now, out);
     }
 
-    /// News have come.
+    /// News have come, when the peer had published up to `head`.
     pub(super) fn news(
         &mut self,
         sequence: u64,
+        head: u64,
         parts: &[u8],
         now: Instant,
         counters: &mut PeerCounters,
         out: &mut Vec<Action>,
     ) -> Read<()> {
-        self.head = self.head.max(sequence);
+        self.head = self.head.max(head);
         if matches!(self.standing, Standing::Nothing) || sequence < self.next {
             return Ok(());
         }

@@ -42,8 +42,9 @@ use crate::vrrp::RouterKey;
 
 /// A node says that it is there at least so often.
 const HEARTBEAT: Duration = Duration::from_millis(100);
-/// The last news may have been lost, and nothing that follows tells it; a heartbeat does.
-const PROBE_AFTER: Duration = Duration::from_millis(10);
+/// The last news may have been lost, and nothing that follows tells it; a heartbeat does. News come every
+/// 10 ms while there are some.
+const PROBE_AFTER: Duration = Duration::from_millis(15);
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -232,6 +233,12 @@ impl Session {
         }
     }
 
+    /// Packets that are kept, in the log and for each peer.
+    #[cfg(test)]
+    fn kept(&self) -> (usize, Vec<usize>) {
+        (self.common.log.len(), self.peers.iter().map(Peer::kept).collect())
+    }
+
     fn send_all(&mut self, peer: PeerId, pieces: Vec<Piece>) {
         if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
             self.transfers += 1;
@@ -299,7 +306,8 @@ impl Session {
         let sequence = self.group_cursor.max(self.common.log.oldest());
         self.group_cursor = sequence + 1;
         let Some(packet) = self.common.log.get(sequence) else { return false };
-        let message = Message::News { sequence, parts: &packet.bytes };
+        let ahead = self.common.log.head - sequence;
+        let message = Message::News { sequence, ahead, parts: &packet.bytes };
         let parts = u64::from(packet.parts);
         let datagram = self.common.sealer.seal(message.kind(), None, |body| message.encode(body));
         self.common.pace.take(datagram.len());

@@ -46,6 +46,11 @@ impl Log {
         self.head += 1;
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.packets.len()
+    }
+
     /// The lowest sequence number that is still here.
     pub(super) fn oldest(&self) -> u64 {
         self.head + 1 - self.packets.len() as u64
@@ -107,6 +112,15 @@ impl Outgoing {
             last_ack: 0,
             wants_at: now,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        let window = match &self.standing {
+            Standing::Transferring(transfer) => transfer.window.len() + transfer.again.len(),
+            _ => 0,
+        };
+        self.repairs.len() + window
     }
 
     /// Whether the daemon is to be asked for all of the history; it counts as asked then.
@@ -296,7 +310,7 @@ impl Transfer {
         Self {
             id,
             since,
-            packer: Packer::new(pieces, wire::PARTS),
+            packer: Packer::reordering(pieces, wire::PARTS),
             window: VecDeque::new(),
             base: 0,
             ended: false,

@@ -179,6 +179,11 @@ impl Peer {
         self.trust.is_some()
     }
 
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.trust.as_ref().map_or(0, |trust| trust.outgoing.kept() + trust.incoming.kept())
+    }
+
     /// Whether it gets news.
     pub(super) fn is_subscribed(&self) -> bool {
         self.trust.as_ref().is_some_and(|trust| trust.outgoing.is_subscribed())
@@ -433,8 +438,9 @@ impl Peer {
                     }
                 })
             }
-            Message::News { sequence, parts } => {
-                trust.incoming.news(sequence, parts, now, &mut self.counters, out)
+            Message::News { sequence, ahead, parts } => {
+                let head = sequence.saturating_add(ahead);
+                trust.incoming.news(sequence, head, parts, now, &mut self.counters, out)
             }
             Message::All { transfer, index, last, since, parts } => {
                 let packet = (transfer, index, last, since);
@@ -652,7 +658,8 @@ impl Peer {
         let to = Some(&trust.session);
         let (datagram, parts, again) = match next {
             Next::News(sequence, packet, again) => {
-                let message = Message::News { sequence, parts: &packet.bytes };
+                let ahead = log.head - sequence;
+                let message = Message::News { sequence, ahead, parts: &packet.bytes };
                 let datagram = sealer.seal(message.kind(), to, |body| message.encode(body));
                 (datagram, packet.parts, again)
             }

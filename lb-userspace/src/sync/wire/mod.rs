@@ -183,6 +183,8 @@ pub enum Message<'a> {
     News {
         /// The sequence number, from 1 on.
         sequence: u64,
+        /// How many more were published when this was sent.
+        ahead: u64,
         /// The parts.
         parts: &'a [u8],
     },
@@ -273,8 +275,9 @@ impl<'a> Message<'a> {
                 body.put_varint(u64::from(index.1));
                 body.put(bytes);
             }
-            Self::News { sequence, parts } => {
+            Self::News { sequence, ahead, parts } => {
                 body.put_varint(*sequence);
+                body.put_varint(*ahead);
                 body.put(parts);
             }
             Self::All { transfer, index, last, since, parts } => {
@@ -328,7 +331,11 @@ impl<'a> Message<'a> {
                 }
                 Self::Facts { half, generation, index, bytes: reader.rest() }
             }
-            Self::NEWS => Self::News { sequence: reader.varint()?, parts: reader.rest() },
+            Self::NEWS => Self::News {
+                sequence: reader.varint()?,
+                ahead: reader.varint()?,
+                parts: reader.rest(),
+            },
             Self::ALL => Self::All {
                 transfer: reader.varint32()?,
                 index: reader.varint32()?,

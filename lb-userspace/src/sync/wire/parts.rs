@@ -76,13 +76,43 @@ pub struct Packer {
     begun: Option<usize>,
     limit: usize,
     places: HashMap<IpAddr, u8>,
+    /// Pins of the first piece up to this one are in the order in which they are packed; none: they
+    /// are packed as they come.
+    sorted: Option<usize>,
 }
+
+/// Pins that are sorted at once: so many that few backends are in a packet, and so few that sorting
+/// takes no more than a moment.
+const SORTED: usize = 8192;
+/// More pins than a packet has.
+const PACKET: usize = 512;
 
 impl Packer {
     /// Packets have at most `limit` bytes, at least 128.
     #[must_use]
     pub fn new(pieces: Vec<Piece>, limit: usize) -> Self {
-        Self { pieces: pieces.into(), begun: None, limit: limit.max(128), places: HashMap::new() }
+        let (pieces, places) = (pieces.into(), HashMap::new());
+        Self { pieces, begun: None, limit: limit.max(128), places, sorted: None }
+    }
+
+    /// The same, but the pins of a piece may be packed in another order, by which they take less
+    /// room: no flow is there twice.
+    #[must_use]
+    pub fn reordering(pieces: Vec<Piece>, limit: usize) -> Self {
+        Self { sorted: Some(0), ..Self::new(pieces, limit) }
+    }
+
+    /// Puts pins to the same backend together, from the first one that was not packed on.
+    fn sort(&mut self) {
+        let Some(sorted) = &mut self.sorted else { return };
+        let from = self.begun.unwrap_or(0);
+        if let Some(Piece::Pins { pins, .. }) = self.pieces.front_mut()
+            && from + PACKET > *sorted
+            && *sorted < pins.len()
+        {
+            *sorted = (from + SORTED).min(pins.len());
+            pins[from..*sorted].sort_unstable_by_key(|pin| pin.backend);
+        }
     }
 
     /// Whether all was packed.
@@ -93,6 +123,7 @@ impl Packer {
 
     /// The next packet; without parts when there is nothing left.
     pub fn next_packet(&mut self) -> Packed {
+        self.sort();
         self.places.clear();
         let mut packet = Packet {
             limit: self.limit,
@@ -112,6 +143,7 @@ impl Packer {
                 Taken::All => {
                     self.pieces.pop_front();
                     self.begun = None;
+                    self.sorted = self.sorted.map(|_| 0);
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Filters of received packets, in classic BPF (Linux, Documentation/networking/filter.rst): what is
 //! for nobody here wakes nobody.
 
-use std::{io, net::IpAddr, num::NonZeroU8};
+use std::{collections::BTreeSet, io, net::IpAddr, num::NonZeroU8};
 
 use lb_common::packet::number;
 use socket2::{SockFilter, Socket};
@@ -15,6 +15,9 @@ const OUTGOING: u32 = 4;
 
 /// All of a packet.
 const ALL: u32 = u32::MAX;
+
+/// The kernel takes no program of more than 4,096 instructions (`BPF_MAXINSNS`).
+const MAX_VALUES: usize = 2_000;
 
 // linux/bpf_common.h and linux/filter.h.
 const LOAD_WORD: u16 = 0x20;
@@ -50,8 +53,8 @@ pub(super) fn vrids(v6: bool, vrids: impl IntoIterator<Item = NonZeroU8>) -> Pro
 }
 
 /// Takes the ARP messages that these addresses are the sender's of, or the neighbour advertisements
-/// whose targets have the low 32 bits of these addresses; of frames that begin with the header of
-/// Ethernet.
+/// whose targets have the low 32 bits of these addresses; all of them if there are too many. Frames
+/// begin with the header of Ethernet.
 pub(super) fn claims(family: Family, addresses: impl IntoIterator<Item = IpAddr>) -> Program {
     let mut program = Program::new();
     refuse_unless(&mut program, LOAD_WORD, PACKET_TYPE, Condition::Not(OUTGOING));
@@ -63,12 +66,18 @@ pub(super) fn claims(family: Family, addresses: impl IntoIterator<Item = IpAddr>
         Family::V4 => 14 + 14,
         Family::V6 => 14 + 40 + 8 + 12,
     };
-    program.push(op(LOAD_WORD, at));
-    let words = addresses.into_iter().map(|address| match address {
-        IpAddr::V4(address) => address.to_bits(),
-        IpAddr::V6(address) => address.to_bits() as u32,
-    });
-    take_any(&mut program, words);
+    let words: BTreeSet<u32> = (addresses.into_iter())
+        .map(|address| match address {
+            IpAddr::V4(address) => address.to_bits(),
+            IpAddr::V6(address) => address.to_bits() as u32,
+        })
+        .collect();
+    if words.len() > MAX_VALUES {
+        program.push(op(RETURN, ALL));
+    } else {
+        program.push(op(LOAD_WORD, at));
+        take_any(&mut program, words.into_iter());
+    }
     program
 }
 

@@ -81,8 +81,8 @@ impl Watch {
         filter::attach(&self.socket, &filter::claims(self.family, addresses))
     }
 
-    /// The next claim, if one was seen. For IPv6 it may be one of another address: the filter compares
-    /// a part.
+    /// The next claim, if one was seen. It may be one of another address: of IPv6 the filter compares a
+    /// part, and of very many addresses none.
     ///
     /// # Errors
     ///

@@ -5,6 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6},
 };
 
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{SockaddrIn6, SockaddrStorage},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Interface, filter};
@@ -56,7 +60,7 @@ impl Sender {
         // After the traffic class, which sets it too.
         socket.set_priority(PRIORITY)?;
         let sender = Self { socket, source, scope: interface.index };
-        sender.socket.bind(&sender.endpoint(source).into())?;
+        sender.bind()?;
         Ok(sender)
     }
 
@@ -70,9 +74,24 @@ impl Sender {
     ///
     /// # Errors
     ///
-    /// From the kernel; `ENODEV` or `ENXIO` once the interface is gone.
+    /// From the kernel; `ENODEV` once the interface is gone, and `ENETUNREACH` for IPv6, which is also
+    /// said of one that is down.
     pub fn send(&self, message: &[u8], destination: IpAddr) -> io::Result<()> {
         self.socket.send_to(message, &self.endpoint(destination).into()).map(drop)
+    }
+
+    fn bind(&self) -> io::Result<()> {
+        let to = self.endpoint(self.source).into();
+        match self.socket.bind(&to) {
+            // A link-local address is one of an interface, and that below may be it.
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrNotAvailable && is_elsewhere(self.source) =>
+            {
+                self.socket.set_freebind_v6(true)?;
+                self.socket.bind(&to)
+            }
+            bound => bound,
+        }
     }
 
     fn endpoint(&self, address: IpAddr) -> SocketAddr {
@@ -84,4 +103,14 @@ impl Sender {
             }
         }
     }
+}
+
+/// Whether this is a link-local address of any interface.
+fn is_elsewhere(source: IpAddr) -> bool {
+    let IpAddr::V6(source) = source else { return false };
+    source.is_unicast_link_local()
+        && getifaddrs().is_ok_and(|mut interfaces| {
+            let of = |address: SockaddrStorage| address.as_sockaddr_in6().map(SockaddrIn6::ip);
+            interfaces.any(|one| one.address.and_then(of) == Some(source))
+        })
 }

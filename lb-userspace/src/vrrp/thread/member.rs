@@ -26,6 +26,8 @@ pub struct Member {
     pub holding: bool,
     /// Since when.
     pub held_since: Option<Instant>,
+    /// How often its addresses are still to come off.
+    pub releases: u32,
     /// When somebody has removed one of them last.
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
@@ -52,6 +54,7 @@ impl Member {
             codec: Codec::new(router),
             holding: false,
             held_since: None,
+            releases: 0,
             robbed: None,
             mac_taken: false,
             counters: Counters::default(),

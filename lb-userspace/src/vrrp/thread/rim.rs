@@ -24,6 +24,7 @@ use nix::{
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, warn};
 
+use self::act::Deed;
 use super::{
     Input, Shown,
     ears::Ears,
@@ -67,6 +68,10 @@ pub struct Rim {
     news: News,
     ears: Ears,
     announcer: Announcer,
+    /// What is to be done, in order.
+    deeds: VecDeque<(Name, Deed)>,
+    /// Whether other addresses are held than those that claims are looked for of.
+    watch_anew: bool,
     told: notices::Told,
     buffer: Vec<u8>,
     /// The devices with virtual MAC addresses that were asked for.
@@ -74,6 +79,8 @@ pub struct Rim {
     /// How often that was asked without an answer yet.
     device_jobs: u32,
     filter: Filter,
+    /// How long it is waited for what the helper makes for the first routers, since there are any.
+    patience: Option<Instant>,
     look_at: Instant,
     show_at: Instant,
     /// Whether more than counters has changed since it was shown.
@@ -132,11 +139,14 @@ impl Rim {
             news,
             ears: Ears::default(),
             announcer: Announcer::open().context("open a packet socket")?,
+            deeds: VecDeque::new(),
+            watch_anew: false,
             told: notices::Told::default(),
             buffer: vec![0; BUFFER],
             devices: None,
             device_jobs: 0,
             filter: Filter::default(),
+            patience: None,
             look_at: now + LOOK,
             show_at: now + SHOW,
             changed: false,
@@ -168,6 +178,7 @@ impl Rim {
         self.observe(now, &mut out);
         self.machine.tick(now, &mut out);
         self.perform(out, now);
+        self.work(now);
         self.end(now);
         self.show(now);
         goes_on
@@ -185,7 +196,11 @@ impl Rim {
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
         let mut sockets: Vec<_> =
             sockets.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = if self.deeds.is_empty() {
+            deadline.saturating_duration_since(Instant::now())
+        } else {
+            Duration::ZERO
+        };
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
     }
@@ -199,6 +214,7 @@ impl Rim {
                 Ok(Input::Order(Order::Configure(routers))) => {
                     // What was decided before belongs to the configuration before.
                     self.perform(std::mem::take(out), now);
+                    self.work_to_the_end(now);
                     self.configure(routers, now);
                 }
                 Ok(Input::Order(order)) => {
@@ -273,6 +289,12 @@ impl Rim {
 
     /// Tells the machine what is seen of the system, if that has changed.
     fn observe(&mut self, now: Instant, out: &mut Out) {
+        // Routers begin when the machine is told first. A fault that only means that the filter or a
+        // device was not made yet would take addresses off which a predecessor has left.
+        let is_first = self.observed == Observed::default();
+        if is_first && (self.patience.is_none_or(|until| now < until && self.is_awaiting())) {
+            return;
+        }
         let tables = &self.addresses.tables;
         let sources = self.members.values().filter(|member| self.is_filtered(member));
         let sources = sources
@@ -289,6 +311,13 @@ impl Rim {
         }
     }
 
+    /// Whether routers need what the helper has not answered for yet.
+    fn is_awaiting(&self) -> bool {
+        let filters = self.members.values().any(|member| !self.is_filtered(member));
+        let devices = self.members.values().any(|one| !one.has_device(&self.addresses.tables));
+        (filters && !self.filter.asked.is_empty()) || (devices && self.device_jobs > 0)
+    }
+
     /// Whether a router that must not accept packets can't: without the filter it does not take part.
     fn is_filtered(&self, member: &Member) -> bool {
         let mut addresses = member.router.addresses.iter();
@@ -299,7 +328,7 @@ impl Rim {
     /// When all routers have ended, sees that nothing is left but what is to be, and says so.
     fn end(&mut self, now: Instant) {
         match self.ending {
-            Ending::Stopping if self.machine.is_stopped() => {
+            Ending::Stopping if self.machine.is_stopped() && self.deeds.is_empty() => {
                 self.give_last_jobs();
                 self.ending = Ending::LastJobs(now + LAST_JOBS);
             }

@@ -23,62 +23,116 @@ use crate::vrrp::{
 /// How long it is waited until frames to a virtual MAC address are taken.
 const TAKE_MAC: Duration = Duration::from_millis(20);
 
+/// What takes longer than an advertisement is done for so long before others have their turn: among
+/// hundreds of routers, those that are done with must not be late meanwhile.
+const TURN: Duration = Duration::from_millis(2);
+
+/// Something to be done for a router.
+pub(super) enum Deed {
+    /// What the machine says.
+    Action(Action),
+    /// Announce the addresses so many times more.
+    AnnounceAgain(u8),
+}
+
 impl Rim {
-    /// Performs what the machine has said, in order.
+    /// Sends the advertisements that the machine wants, and puts off what takes longer.
+    ///
+    /// A router's deeds are done in the machine's order, but for advertisements: these go first, so
+    /// that no other node becomes Active meanwhile, unless addresses have to come off before.
     pub(super) fn perform(&mut self, out: Out, now: Instant) {
-        if out.is_empty() {
-            return;
-        }
         self.take_macs(&out);
-        let mut priorities = None;
-        let mut watch = false;
         for (name, action) in out {
+            let Some(member) = self.members.get_mut(&name) else { continue };
             match action {
-                Action::Advertise { priority } => self.advertise(&name, priority, now),
-                Action::Hold => {
-                    self.hold(&name, now);
-                    watch = true;
+                Action::Advertise { priority } if member.releases == 0 => {
+                    self.advertise(&name, priority, now);
+                    continue;
                 }
-                Action::Release => {
-                    self.release(&name, now);
-                    watch = true;
-                }
-                Action::Announce => {
-                    let Some(member) = self.members.get(&name) else { continue };
-                    let times = member.router.announce.repeat.max(1);
-                    self.announce(&name, times, now);
-                    debug!(router = &*name, after = ?now.elapsed(), "announced");
-                }
-                Action::Transition { from, to, cause } => {
-                    let Some(member) = self.members.get(&name) else { continue };
-                    let (router, key) = (member.router.name.clone(), member.router.key);
-                    info!(router, %key, %from, %to, cause, "virtual router");
-                    let transition = Transition { router, key, from, to, cause };
-                    let priorities = priorities.get_or_insert_with(|| {
-                        let status = self.machine.status(now, SystemTime::now());
-                        status.into_iter().map(|one| (one.name, one.priority)).collect::<Vec<_>>()
-                    });
-                    let priority = priorities.iter().find(|one| one.0 == transition.router);
-                    let priority =
-                        priority.map_or_else(|| member.router.priority.get(), |one| one.1);
-                    let group = member.group.as_deref();
-                    if let Some(call) = Call::of(&member.router, group, &transition, priority) {
-                        self.give(Job::Notify(call));
-                    }
-                    self.report(Report::Transition(transition));
-                }
-                Action::Notice(notice) => self.report(Report::Notice(notice)),
-                Action::Yielded(by) => {
-                    let Some(member) = self.members.get(&name) else { continue };
-                    self.report(Report::Yielded { router: member.router.key, by });
-                }
-                Action::Stopped => debug!(router = &*name, "stopped"),
+                Action::Release => member.releases += 1,
+                _ => {}
             }
+            self.deeds.push_back((name, Deed::Action(action)));
         }
-        if watch {
+    }
+
+    /// Does what was put off, for a while.
+    pub(super) fn work(&mut self, now: Instant) {
+        let began = Instant::now();
+        while began.elapsed() < TURN {
+            let Some((name, deed)) = self.deeds.pop_front() else { break };
+            self.act(&name, deed, now);
+        }
+        self.settle(now);
+    }
+
+    /// Does all that was put off.
+    pub(super) fn work_to_the_end(&mut self, now: Instant) {
+        while let Some((name, deed)) = self.deeds.pop_front() {
+            self.act(&name, deed, now);
+        }
+        self.settle(now);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        if self.deeds.is_empty() && std::mem::take(&mut self.watch_anew) {
             self.watch(now);
         }
-        self.changed = true;
+    }
+
+    fn act(&mut self, name: &Name, deed: Deed, now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        match deed {
+            Deed::Action(Action::Advertise { priority }) => self.advertise(name, priority, now),
+            Deed::Action(Action::Hold) => {
+                self.hold(name, now);
+                self.watch_anew = true;
+            }
+            Deed::Action(Action::Release) => {
+                member.releases = member.releases.saturating_sub(1);
+                self.release(name, now);
+                self.watch_anew = true;
+            }
+            Deed::Action(Action::Announce) => {
+                let more = member.router.announce.repeat.saturating_sub(1);
+                self.announce(name, 1, now);
+                debug!(router = &**name, after = ?now.elapsed(), "announced");
+                // The first of each router is worth more than the fifth of one.
+                if more > 0 {
+                    self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
+                }
+            }
+            Deed::AnnounceAgain(times) if member.holding => self.announce(name, times, now),
+            Deed::AnnounceAgain(_) => {}
+            Deed::Action(Action::Transition { from, to, cause }) => {
+                let (router, key) = (member.router.name.clone(), member.router.key);
+                info!(router, %key, %from, %to, cause, "virtual router");
+                self.tell(name, Transition { router, key, from, to, cause }, now);
+                self.changed = true;
+            }
+            Deed::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
+            Deed::Action(Action::Yielded(by)) => {
+                let router = member.router.key;
+                self.report(Report::Yielded { router, by });
+            }
+            Deed::Action(Action::Stopped) => debug!(router = &**name, "stopped"),
+        }
+    }
+
+    fn tell(&mut self, name: &Name, transition: Transition, now: Instant) {
+        if let Some(member) = self.members.get(name)
+            && member.router.notify.is_some()
+        {
+            let status = self.machine.status(now, SystemTime::now());
+            let priority = status.into_iter().find(|one| one.name == transition.router);
+            let priority =
+                priority.map_or_else(|| member.router.priority.get(), |one| one.priority);
+            let group = member.group.as_deref();
+            if let Some(call) = Call::of(&member.router, group, &transition, priority) {
+                self.give(Job::Notify(call));
+            }
+        }
+        self.report(Report::Transition(transition));
     }
 
     pub(super) fn give(&self, job: Job) {

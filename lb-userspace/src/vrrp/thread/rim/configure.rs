@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{Ending, Rim};
@@ -16,6 +16,9 @@ use crate::vrrp::{
     thread::{filter, helper::Job, member::Member},
 };
 
+/// How long the first routers wait for what the helper makes for them.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 impl Rim {
     /// From now on the routers are these.
     pub(super) fn configure(&mut self, routers: Routers, now: Instant) {
@@ -25,6 +28,7 @@ impl Rim {
         let mut out = Out::new();
         self.machine.retire(&routers, now, &mut out);
         self.perform(out, now);
+        self.work_to_the_end(now);
         let held = self.set_members(&routers, now);
         self.configured = routers;
 
@@ -36,10 +40,12 @@ impl Rim {
         let devices = self.configured.routers.iter().filter_map(Device::of).collect();
         self.ask_for_devices(devices);
 
-        let mut out = Out::new();
-        self.machine.configure(&self.configured, &held, now, &mut out);
+        // What is seen comes first, or the machine would find new routers without a source.
         self.find_ways(now);
+        self.patience.get_or_insert(now + PATIENCE);
+        let mut out = Out::new();
         self.observe(now, &mut out);
+        self.machine.configure(&self.configured, &held, now, &mut out);
         self.perform(out, now);
         self.watch(now);
         self.changed = true;

@@ -1,0 +1,150 @@
+//! What becomes of the addresses on the interfaces.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use kit::{
+    command::{command, run},
+    wait::until_true,
+};
+use lb_userspace::vrrp::{Family, NoticeKind, State, sockets::Announcer};
+
+use crate::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
+
+#[test]
+fn address_that_somebody_removes_is_put_back_and_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.start(&router(Family::V4, 51))?;
+    site.a.namespace.ip(&format!("addr del {VIP}/32 dev eth0"))?;
+    site.a.wait_for_notice(NoticeKind::Trouble, "put back")?;
+    site.a.wait_to_have(VIP, true)?;
+    assert_eq!(site.a.router()?.state, State::Active);
+    Ok(())
+}
+
+#[test]
+fn address_of_the_operator_is_never_removed() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.namespace.ip(&format!("addr add {VIP}/32 dev eth0"))?;
+    site.a.start(vec![with_priority(&router(Family::V4, 51), 255)])?;
+    site.a.wait_for(State::Active)?;
+    site.a.stop(true)?;
+    assert!(site.a.has(VIP)?);
+    Ok(())
+}
+
+#[test]
+fn leftovers_that_no_router_has_are_removed_at_the_start() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut left = router(Family::V4, 51);
+    left.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![left])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_to_have(VIP6, true)?;
+    site.a.die();
+    site.a.namespace.ip("addr add 10.0.0.50/32 dev eth0")?;
+    let mut other = router(Family::V4, 52);
+    other.addresses = vec![address_of("10.0.0.101".parse()?)];
+    site.a.start(vec![other])?;
+    site.a.wait_for_notice(NoticeKind::Leftover, "no virtual router has them")?;
+    site.a.wait_to_have(VIP, false)?;
+    assert!(!site.a.has(VIP6)?);
+    assert!(site.a.has("10.0.0.50")?, "that was nobody's leftover");
+    Ok(())
+}
+
+#[test]
+fn change_of_addresses_takes_effect_while_active() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    site.a.start(vec![router.clone()])?;
+    site.a.wait_for(State::Active)?;
+    let transitions = site.a.transitions().len();
+    router.addresses = vec![address_of("10.0.0.101".parse()?)];
+    router.addresses[0].label = Some("eth0:vip".into());
+    site.a.configure(vec![router]);
+    site.a.wait_to_have("10.0.0.101", true)?;
+    site.a.wait_to_have(VIP, false)?;
+    assert_eq!(site.a.transitions().len(), transitions, "it stays active");
+    let shown = run(site.a.namespace.command("ip").args(["addr", "show", "eth0"]))?;
+    assert!(shown.contains("eth0:vip"), "{shown}");
+    site.a.configure(Vec::new());
+    site.a.wait_to_have("10.0.0.101", false)
+}
+
+#[test]
+fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    router.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![router])?;
+    site.a.wait_for(State::Active)?;
+    let claims = |address: IpAddr| -> Result<()> {
+        site.client.enter(|| -> Result<()> {
+            let index = index_of("eth0")?;
+            Announcer::open()?.announce(index, [2, 0, 0, 0, 0, 9], address, false)?;
+            Ok(())
+        })?
+    };
+    for address in [VIP, VIP6] {
+        // Right after a takeover, claims of the one before are none.
+        until_true(SOON, "it is told", || {
+            claims(address.parse()?)?;
+            let message = format!("another host on eth0 has {address}");
+            Ok(site.a.told().iter().any(|(_, report)| {
+                format!("{report:?}").contains(&message)
+                    && format!("{report:?}").contains("02:00:00:00:00:09")
+            }))
+        })?;
+    }
+    Ok(())
+}
+
+fn index_of(interface: &str) -> Result<u32> {
+    let shown = run(command("ip").args(["-o", "link", "show", interface]))?;
+    shown.split(':').next().and_then(|n| n.trim().parse().ok()).context("an index")
+}
+
+#[test]
+fn router_that_does_not_accept_answers_no_ping_but_is_found() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut closed = router(Family::V4, 51);
+    closed.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![closed.clone()])?;
+    site.a.wait_for(State::Active)?;
+    for address in [VIP, VIP6] {
+        until_true(SOON, "it answers", || ping(&site.client, address))?;
+    }
+    closed.accept = false;
+    site.a.configure(vec![closed.clone()]);
+    for address in [VIP, VIP6] {
+        until_true(SOON, "it answers no more", || Ok(!ping(&site.client, address)?))?;
+        site.client.ip("neigh flush all")?;
+        assert!(!ping(&site.client, address)?);
+        assert_eq!(neighbour(&site.client, address)?, site.a.namespace.mac("eth0")?);
+    }
+    assert!(ping(&site.client, "10.0.0.1")?, "that is none of the router's");
+    let tables = |site: &Site| run(site.a.namespace.command("nft").args(["list", "tables"]));
+    assert!(tables(&site)?.contains("lbd_vrrp"));
+    site.a.stop(true)?;
+    assert!(!tables(&site)?.contains("lbd_vrrp"));
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! What is tracked from outside: scripts, files, interfaces; and who is told.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use kit::wait::until_true;
+use lb_userspace::vrrp::{Family, State, Track, Tracked};
+
+use crate::site::{SOON, Site, router, with_priority};
+
+fn shell(path: &Path, lines: &str) -> Result<String> {
+    fs::write(path, format!("#!/bin/sh\n{lines}\n"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(path.to_str().context("a path")?.to_owned())
+}
+
+#[test]
+fn script_that_fails_lets_the_other_node_take_over() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let sick = folder.path().join("sick");
+    let script = shell(&folder.path().join("check"), &format!("test ! -e {}", sick.display()))?;
+    let mut site = Site::new()?;
+    let mut tracked = router(Family::V4, 51);
+    tracked.tracks.push(Track {
+        what: Tracked::Script {
+            command: vec![script],
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_secs(5),
+            rise: 2,
+            fall: 2,
+        },
+        weight: 0,
+    });
+    site.a.start(vec![with_priority(&tracked, 150)])?;
+    site.b.start(vec![router(Family::V4, 51)])?;
+    site.a.wait_for(State::Active)?;
+    fs::write(&sick, "")?;
+    site.a.wait_for(State::Fault)?;
+    site.b.wait_for(State::Active)?;
+    fs::remove_file(&sick)?;
+    site.a.wait_for(State::Active)?;
+    site.b.wait_for(State::Backup)
+}
+
+#[test]
+fn number_in_a_file_changes_the_priority() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("handicap");
+    fs::write(&file, "0")?;
+    let mut site = Site::new()?;
+    let mut tracked = with_priority(&router(Family::V4, 51), 150);
+    tracked.tracks.push(Track { what: Tracked::File(file.clone()), weight: 1 });
+    site.a.start(vec![tracked])?;
+    site.b.start(vec![router(Family::V4, 51)])?;
+    site.a.wait_for(State::Active)?;
+    fs::write(&file, "-100")?;
+    site.b.wait_for(State::Active)?;
+    site.a.wait_for(State::Backup)?;
+    assert_eq!(site.a.router()?.priority, 50);
+    fs::write(&file, "0")?;
+    site.a.wait_for(State::Active)
+}
+
+#[test]
+fn interface_that_is_tracked_is_one_more_that_must_be_up() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.namespace.ip("link add up0 type veth peer name down0\nlink set up0 up")?;
+    let mut tracked = router(Family::V4, 51);
+    tracked.tracks.push(Track { what: Tracked::Interface("up0".into()), weight: 0 });
+    site.a.start(vec![tracked])?;
+    site.a.wait_for(State::Fault)?;
+    site.a.namespace.ip("link set down0 up")?;
+    site.a.wait_for(State::Active)?;
+    site.a.namespace.ip("link del up0")?;
+    site.a.wait_for(State::Fault)
+}
+
+#[test]
+fn notify_program_hears_of_each_transition_in_order() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let log = folder.path().join("log");
+    let line = format!("echo \"$* $LB_FROM $LB_VRID\" >> {}", log.display());
+    let program = shell(&folder.path().join("notify"), &line)?;
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    router.notify = Some(vec![program, "mine".into()]);
+    site.a.start(vec![router])?;
+    site.a.wait_for(State::Active)?;
+    site.a.stop(true)?;
+    let expected = "mine router r51-4 backup 100 initialize 51\n\
+                    mine router r51-4 active 100 backup 51\n\
+                    mine router r51-4 initialize 100 active 51\n";
+    until_true(SOON, "all is told", || {
+        Ok(fs::read_to_string(&log).unwrap_or_default().lines().count() == 3)
+    })?;
+    assert_eq!(fs::read_to_string(&log)?, expected);
+    Ok(())
+}
