@@ -138,7 +138,8 @@ fn all_comes_again_for_who_has_not_taken_it() {
     world.run(millis(20));
     world.reports(1);
     world.want_all(1, 0);
-    world.run(millis(20));
+    // The daemon is asked for all once in a second.
+    world.run(millis(1_100));
     let reports = world.reports(1);
     assert_eq!(reports[..2], [Report::Complete(PEER, false), Report::Begins(PEER)]);
     assert!(matches!(&reports[2..], [Report::Pieces(..), Report::Complete(PEER, true)]));
@@ -147,7 +148,7 @@ fn all_comes_again_for_who_has_not_taken_it() {
     world.run(millis(50));
     world.want_all(1, 0);
     let mut begun = 0;
-    for _ in 0..100 {
+    for _ in 0..1_100 {
         world.run(millis(1));
         begun += world.reports(1).iter().filter(|is| **is == Report::Begins(PEER)).count();
         if begun == 1 {
