@@ -24,7 +24,7 @@ use core::hint::black_box;
 use crate::{
     abi::{FlowValue, SYN_MARKS, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
     hash::slot_of,
-    steer::{Choice, Query, take},
+    steer::{Choice, Query, affords_pin, may_change_pins},
     tables::Tables,
     verdict::events,
 };
@@ -137,21 +137,22 @@ fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u64) -> u64 {
     let known = if slot.pinned() != 0 { tables.pin(key) } else { None };
     if let Some(known) = known {
         // A SYN on an established flow may be forged, however often it comes.
-        if known.get().flags & flow_flags::ESTABLISHED != 0 {
+        if known.get().flags & flow_flags::ESTABLISHED != 0 || !may_change_pins(tables, service) {
             return 0;
         }
         slot.touch_pinned(stamp(now));
         known.set(value);
+        tables.note_pin(key);
         return 1;
     }
-    let affordable = match tables.syn_budget(service.id) {
-        Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
-        None => false,
-    };
-    if !affordable {
+    if !affords_pin(tables, service) {
         return 0;
     }
     // The stamp first: whoever is to find the pin must have been told to look.
     slot.touch_pinned(stamp(now));
-    u64::from(tables.insert_pin(key, value))
+    if !tables.insert_pin(key, value) {
+        return 0;
+    }
+    tables.note_pin(key);
+    1
 }

@@ -11,7 +11,7 @@ use zerocopy::network_endian::U16;
 use crate::{
     abi::{
         ConnectionKey, FlowKey, FlowValue, Owners, Service, Slot, SynBudget, backend_flags,
-        flow_flags, proto, stamp, udp_policy,
+        flow_flags, proto, service_flags, stamp, udp_policy,
     },
     hash::slot_of,
     packet::{
@@ -191,10 +191,15 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // whose backend is gone holds nothing.
         let open = value.flags & flow_flags::CLOSING == 0
             && now.wrapping_sub(value.seen) <= service.idle_timeout;
-        if (what != kind::OPENS || open) && is_usable(tables, value.backend) {
+        let stays = what != kind::OPENS || open || !may_change_pins(tables, service);
+        if stays && is_usable(tables, value.backend) {
             if what != kind::CONCERNS {
                 slot.touch_pinned(stamp(now));
                 pin.touch(now, flags_of(what));
+                // It lives longer from now on.
+                if flags_of(what) & !value.flags & flow_flags::ESTABLISHED != 0 {
+                    tables.note_pin(key);
+                }
             }
             return Choice::of(value.backend).to_word();
         }
@@ -211,20 +216,18 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         if let Some(pin) = &pin {
             slot.touch_pinned(stamp(now));
             pin.set(FlowValue { backend: current, flags: 0, seen: now });
+            tables.note_pin(key);
             return Choice::of(current).to_word();
         }
         if base == 0 {
             return Choice::of(current).to_word();
         }
-        let affordable = match tables.syn_budget(service.id) {
-            Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
-            None => false,
-        };
-        if affordable {
+        if affords_pin(tables, service) {
             // The stamp first: whoever is to find the pin must have been told to look.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
             if tables.insert_pin(key, value) {
+                tables.note_pin(key);
                 return Choice::of(current).to_word();
             }
         }
@@ -260,6 +263,27 @@ const fn flags_of(what: u32) -> u16 {
 fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
     match tables.backend(id) {
         Some(backend) => backend.flags & backend_flags::USABLE != 0,
+        None => false,
+    }
+}
+
+/// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
+/// ceased to renew its lease: then nobody would tell a peer, which is to find each flow where it is
+/// when it takes over.
+#[inline(always)]
+pub fn may_change_pins<T: Tables>(tables: &T, service: &Service) -> bool {
+    let until = tables.pin_lease();
+    service.flags & service_flags::PINS_HELD == 0 && (until == 0 || tables.now_nanos() <= until)
+}
+
+/// Whether another flow of a service may be pinned; takes a token of its budget if so.
+#[inline(always)]
+pub fn affords_pin<T: Tables>(tables: &T, service: &Service) -> bool {
+    if !may_change_pins(tables, service) {
+        return false;
+    }
+    match tables.syn_budget(service.id) {
+        Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
         None => false,
     }
 }

@@ -29,6 +29,10 @@ pub trait Tables {
     fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>>;
     /// Pins a flow; false if there is no room.
     fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool;
+    /// Notes for the daemon that a flow's pin is new or different.
+    fn note_pin(&self, key: &FlowKey);
+    /// Until when pins may be made, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
+    fn pin_lease(&self) -> u64;
     /// A flow of a `tracked` UDP service.
     fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>>;
     /// Tracks a flow, at the expense of the one that was used least recently.

@@ -18,8 +18,8 @@ use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey,
-        FlowValue, Fragment, FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot,
-        SynBudget, Unanswered, VerdictCounter, VipKey,
+        FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES, PinLease, PinLogHead, PinNote,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::SharedU32,
@@ -115,6 +115,18 @@ static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = 
 #[btf_map]
 static SYN_MARKS: Array<SharedU32, { abi::SYN_MARKS as usize }> = Array::new();
 
+/// Notes of pins that are new or different, [`PIN_NOTES`] for each CPU. The daemon sizes it.
+#[btf_map]
+static PIN_LOG: Array<PinNote, { PIN_NOTES as usize }, MMAPABLE> = Array::new();
+
+/// How many notes each CPU has written. The daemon sizes it.
+#[btf_map]
+static PIN_LOG_HEADS: Array<PinLogHead, 1, MMAPABLE> = Array::new();
+
+/// Until when pins may be made.
+#[btf_map]
+static PIN_LEASE: Array<PinLease, 1, MMAPABLE> = Array::new();
+
 /// The maps as the core sees them.
 pub struct Maps;
 
@@ -153,6 +165,21 @@ fn backend_counter(id: u16) -> Option<&'static BackendCounter> {
     // SAFETY: the helper has no precondition.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     BACKEND_COUNTERS.get(cpu * BACKENDS_PER_CPU.load() + u32::from(id))
+}
+
+/// Writes a note into this CPU's stretch of the log, then counts it. Not inlined: it is called from
+/// several places, none of them on the path of many packets.
+#[inline(never)]
+fn note(key: &FlowKey) -> u64 {
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(head) = PIN_LOG_HEADS.get(cpu) else { return 0 };
+    let number = head.notes.load();
+    let place = cpu * PIN_NOTES + (number as u32 & (PIN_NOTES - 1));
+    let Some(note) = PIN_LOG.get(place) else { return 0 };
+    note.write(key, number);
+    head.notes.store(number + 1);
+    1
 }
 
 /// Wraps a hash map's lookup: its entries may be reused while the program looks at them, which is
@@ -230,6 +257,19 @@ impl Tables for Maps {
     #[inline(always)]
     fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
         PINS.insert(key, Flow::new(value), u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn note_pin(&self, key: &FlowKey) {
+        note(key);
+    }
+
+    #[inline(always)]
+    fn pin_lease(&self) -> u64 {
+        match PIN_LEASE.get(0) {
+            Some(lease) => lease.until.load(),
+            None => 0,
+        }
     }
 
     #[inline(always)]

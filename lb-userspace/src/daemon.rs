@@ -8,15 +8,22 @@
 mod balancer;
 mod batch;
 mod end;
+mod failover;
 mod guard;
+mod handover;
 mod health;
 mod hearing;
+mod likeness;
 mod moments;
 mod node;
 mod pace;
+mod peers;
 mod reach;
 mod reload;
+mod roles;
 mod save;
+mod vrrp;
+mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,12 +39,15 @@ use tokio::{
 };
 
 pub use self::{balancer::Balancer, health::Checks};
-use self::{batch::Asked, health::Health, hearing::await_first_hops, pace::Pace, reach::Reach};
+use self::{
+    batch::Asked, end::Leaving, failover::Asker, handover::Handover, health::Health,
+    hearing::await_first_hops, pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
+};
 use crate::{
-    api::{Done, Reloaded, Request, Terms},
+    api::{Reloaded, Request, Terms},
     clock::{self, Clocks, Jump},
     config::Config,
-    desired::{Admin, Desired},
+    desired::{Admin, Desired, ServiceKey},
     edit::{Refusal, RefusalKind},
     engine::Now,
     events::{Events, Kind, News, changes},
@@ -48,7 +58,9 @@ use crate::{
     rules,
     settings::Limits,
     state_file::{self, Loaded},
-    status::{Node, Status},
+    status::{Node, Pair, Status},
+    sync::{self, Peers},
+    vrrp::Vrrp,
 };
 
 /// How often the engine looks for what has run out.
@@ -56,6 +68,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the engine looks for backends that are silent: several times before a client sends its
 /// SYN again.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often peers are told what is new.
+const BEAT: Duration = Duration::from_millis(10);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
 /// that whoever starts it need not wait for ever.
 const START: Duration = Duration::from_secs(30);
@@ -85,6 +99,20 @@ pub struct Inputs {
     pub neighbours: watch::Receiver<Neighbourhood>,
     /// What is found out about backends.
     pub reports: mpsc::UnboundedReceiver<Report>,
+    /// What the virtual routers tell.
+    pub vrrp: mpsc::UnboundedReceiver<crate::vrrp::Report>,
+    /// What the peers tell.
+    pub peers: mpsc::UnboundedReceiver<sync::Report>,
+}
+
+/// The other nodes.
+pub struct Connection {
+    /// How they are talked to.
+    pub peers: Box<dyn Peers>,
+    /// What they are told of who this node is.
+    pub config: sync::Config,
+    /// The seed, which must be theirs.
+    pub seed: [u8; 16],
 }
 
 /// What the daemon does beside the engine.
@@ -97,10 +125,24 @@ pub struct Effects {
     pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     /// Reads the clocks.
     pub clocks: Box<dyn Fn() -> Clocks + Send>,
+    /// The virtual routers.
+    pub vrrp: Box<dyn Vrrp>,
+    /// The peers; none if there are none.
+    pub peers: Option<Connection>,
     /// Where events go.
     pub events: Events,
     /// The service manager.
     pub notifier: Notifier,
+}
+
+/// What is left of [`Effects`] when everything has its place.
+struct Deeds {
+    want: Box<dyn Fn(BTreeSet<Want>) + Send>,
+    doubt: Box<dyn Fn(Want) + Send>,
+    detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
+    clocks: Box<dyn Fn() -> Clocks + Send>,
+    events: Events,
+    notifier: Notifier,
 }
 
 /// Why the daemon ended.
@@ -115,8 +157,18 @@ pub enum Ended {
 /// The daemon's state.
 pub struct Daemon<B> {
     balancer: B,
-    effects: Effects,
+    effects: Deeds,
     health: Health,
+    vrrp: Virtual,
+    group: Option<Group>,
+    /// Whose history counts, of each service.
+    whose: BTreeMap<ServiceKey, Whose>,
+    /// The services of which no flow is pinned, since they are handed over.
+    held: BTreeSet<ServiceKey>,
+    handover: Option<(Handover, Asker)>,
+    leaving: Option<Leaving>,
+    /// Whether the maps were ever as they should be.
+    serves: bool,
     file: PathBuf,
     config: Config,
     /// Of the maps as they are: a reload does not change them, and a start may keep larger ones.
@@ -154,12 +206,21 @@ impl<B: Balancer> Daemon<B> {
         file: PathBuf,
         config: Config,
     ) -> Result<Self> {
+        let Effects { want, doubt, detach, clocks, vrrp, peers, events, notifier } = effects;
+        let effects = Deeds { want, doubt, detach, clocks, events, notifier };
         let clocks = (effects.clocks)();
         let limits = balancer.limits();
         let mut daemon = Self {
             balancer,
             effects,
             health: Health::new(checks, config.tunnel),
+            vrrp: Virtual::new(vrrp),
+            group: peers.map(|Connection { peers, config, seed }| Group::new(peers, config, seed)),
+            whose: BTreeMap::new(),
+            held: BTreeSet::new(),
+            handover: None,
+            leaving: None,
+            serves: false,
             file,
             limits,
             desired: config.desired.clone(),
@@ -216,7 +277,13 @@ impl<B: Balancer> Daemon<B> {
             true => "none".to_owned(),
             false => items.join(", "),
         };
-        format!("ready on {}; services: {}", list(interfaces.collect()), list(services.collect()))
+        let routers = self.routers_line().map(|line| format!("; virtual routers: {line}"));
+        format!(
+            "ready on {}; services: {}{}",
+            list(interfaces.collect()),
+            list(services.collect()),
+            routers.unwrap_or_default(),
+        )
     }
 
     /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
@@ -245,6 +312,9 @@ impl<B: Balancer> Daemon<B> {
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
         self.balancer.set_desired(self.desired.clone());
+        self.configure_routers();
+        self.resume_routers();
+        self.take_fingerprint();
         self.health.adopt(self.balancer.adopted_view());
         (self.effects.want)(self.balancer.wants());
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
@@ -252,6 +322,8 @@ impl<B: Balancer> Daemon<B> {
         self.reconcile();
         self.keep();
         self.get_ready();
+        self.look_at_interfaces();
+        self.settle();
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -260,9 +332,16 @@ impl<B: Balancer> Daemon<B> {
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat_of_news = interval(BEAT);
+        beat_of_news.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
         let mut reports = Vec::new();
         loop {
+            if self.has_left() {
+                return self.end();
+            }
+            let is_connected = self.group.as_ref().is_some_and(Group::is_connected);
+            let wake = self.wakes_at();
             let rest = self.pace.rest(Instant::now());
             let rests = rest.is_some();
             tokio::select! {
@@ -279,6 +358,28 @@ impl<B: Balancer> Daemon<B> {
                 }
                 report = inputs.reports.recv(), if !rests => {
                     reports.push(report.context("the health checks have ended")?);
+                }
+                // What can't wait: addresses are about to move.
+                report = inputs.vrrp.recv() => {
+                    self.hear_routers(report.context("the virtual routers have ended")?);
+                    while let Ok(report) = inputs.vrrp.try_recv() {
+                        self.hear_routers(report);
+                    }
+                    self.settle();
+                    continue;
+                }
+                report = inputs.peers.recv(), if self.group.is_some() => {
+                    self.hear_peers(report.context("what talks to the peers has ended")?);
+                    self.settle();
+                    continue;
+                }
+                _ = beat_of_news.tick(), if is_connected => {
+                    self.tell_news();
+                    continue;
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {
+                    self.look_at_handover();
+                    continue;
                 }
                 _ = tick.tick() => {
                     self.tick();
@@ -299,6 +400,11 @@ impl<B: Balancer> Daemon<B> {
                         let _ = self.reload_for("SIGHUP");
                         continue;
                     }
+                    Some(Signal::Stop) if self.leaving.is_none() => {
+                        self.leave(None);
+                        continue;
+                    }
+                    // Who asks twice does not want to wait.
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
             }
@@ -314,14 +420,18 @@ impl<B: Balancer> Daemon<B> {
             if inputs.neighbours.has_changed().unwrap_or(false) {
                 self.meet(inputs.neighbours.borrow_and_update().clone());
             }
-            if let Some(tell) = self.turn(&mut waiting) {
-                return self.detach(tell);
-            }
+            self.turn(&mut waiting);
         }
     }
 
-    /// Does what was heard, with as few writes as that takes. Where to tell it if that is the end.
-    fn turn(&mut self, waiting: &mut Vec<Request>) -> Option<Tell<Done>> {
+    /// When something that is under way is to be looked at again.
+    fn wakes_at(&self) -> Option<Instant> {
+        let handover = self.handover.as_ref().map(|(handover, _)| handover.deadline());
+        handover.into_iter().chain(self.leaves_until()).min()
+    }
+
+    /// Does what was heard, with as few writes as that takes.
+    fn turn(&mut self, waiting: &mut Vec<Request>) {
         let started = Instant::now();
         self.wrote = false;
         self.look_at_clocks();
@@ -335,9 +445,7 @@ impl<B: Balancer> Daemon<B> {
                 // What comes after a change sees it.
                 other => {
                     self.edits(std::mem::take(&mut edits));
-                    if let Some(tell) = self.answer(other) {
-                        return Some(tell);
-                    }
+                    self.answer(other);
                 }
             }
         }
@@ -348,17 +456,19 @@ impl<B: Balancer> Daemon<B> {
         if self.wrote {
             self.pace.wrote(started, Instant::now());
         }
-        None
     }
 
-    fn answer(&mut self, request: Request) -> Option<Tell<Done>> {
+    fn answer(&mut self, request: Request) {
         // Who asked may be gone by the time of an answer.
         match request {
             Request::Status(tell) => drop(tell.send(self.status())),
             Request::Edit(edit, _, tell) => drop(tell.send(self.try_edit(&edit))),
-            Request::Node(change, terms, tell) => {
-                drop(tell.send(self.change_node(change, terms)));
+            Request::Node(change, terms, tell) => self.change_node(change, terms, tell),
+            Request::Pair(tell) => {
+                let (routers, peers) = (self.status_of_routers(), self.status_of_peers());
+                drop(tell.send(Ok(Pair { routers, peers })));
             }
+            Request::Failover(which, terms, tell) => self.failover(&which, terms, tell),
             Request::Reload(Terms { dry_run: true, .. }, tell) => {
                 drop(tell.send(self.try_reload()));
             }
@@ -368,11 +478,10 @@ impl<B: Balancer> Daemon<B> {
                 drop(tell.send(self.save_config(dry_run)));
             }
             Request::Detach(terms, tell) => match self.try_detach(terms) {
-                None => return Some(tell),
+                None => self.leave(Some(tell)),
                 Some(answer) => drop(tell.send(answer)),
             },
         }
-        None
     }
 
     fn now(&self) -> Now {
@@ -386,6 +495,8 @@ impl<B: Balancer> Daemon<B> {
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
         status.node = self.node;
+        status.vrrp = self.status_of_routers();
+        status.peers = self.status_of_peers();
         self.health.tell(&mut status);
         status.events = self.effects.events.counts();
         Ok(status)
@@ -412,7 +523,10 @@ impl<B: Balancer> Daemon<B> {
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
         self.check_health();
+        // A service that is new is another node's, maybe: then nothing of it is written here first.
+        self.assign_roles();
         self.reconcile();
+        self.settle();
         match &self.last_error {
             None => Ok(notes),
             Some(error) => {
@@ -430,6 +544,7 @@ impl<B: Balancer> Daemon<B> {
     fn take(&mut self, desired: Desired) {
         self.desired = desired;
         self.overrides = Overrides::between(self.config.intent(), self.in_force());
+        self.take_fingerprint();
     }
 
     /// Reads the configuration again, and tells of it.
@@ -444,77 +559,19 @@ impl<B: Balancer> Daemon<B> {
             }
         };
         self.effects.events.record(news);
-        if let Ok(Reloaded { done, differences, conflicts }) = &done {
+        if let Ok(Reloaded { done, differences, routers, conflicts }) = &done {
+            for change in routers {
+                tracing::info!("{change}");
+            }
             // The differences and conflicts are events of their own.
             let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
-            for note in done.notes.iter().skip(differences.len()).filter(|n| !told.contains(n)) {
+            let others = done.notes.iter().skip(differences.len() + routers.len());
+            for note in others.filter(|note| !told.contains(note)) {
                 tracing::warn!("{note}");
             }
         }
         self.effects.notifier.ready(&self.ready_line());
         done
-    }
-
-    fn reconcile(&mut self) {
-        let error = self.write();
-        self.note(error);
-    }
-
-    /// Writes the maps; what that met with.
-    fn write(&mut self) -> Option<String> {
-        self.stale = false;
-        let error = match self.balancer.reconcile(self.now()) {
-            Ok(outcome) => {
-                if outcome.changes > 0 {
-                    self.wrote = true;
-                    tracing::debug!(
-                        changes = outcome.changes,
-                        slots = outcome.slots_moved,
-                        "maps written"
-                    );
-                }
-                None
-            }
-            Err(error) => {
-                self.wrote = true;
-                Some(format!("{error:#}"))
-            }
-        };
-        let news = self.health.stand(self.balancer.standings(), &self.desired);
-        news.into_iter().for_each(|news| self.effects.events.record(news));
-        error
-    }
-
-    /// Remembers how the last write of maps went, and tells of it when that is new.
-    fn note(&mut self, error: Option<String>) {
-        let news = match (&error, &self.last_error) {
-            (Some(error), before) if before.as_ref() != Some(error) => {
-                self.effects.notifier.status(&format!("the maps can't be written: {error}"));
-                let message = "the maps can't be written; trying again each second";
-                Some(News::new(Kind::MapsFailing, message, error.as_str()))
-            }
-            (None, Some(error)) => {
-                self.effects.notifier.status(&self.ready_line());
-                let cause = format!("it did not work before: {error}");
-                Some(News::new(Kind::MapsWritten, "the maps are written again", cause))
-            }
-            _ => None,
-        };
-        news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.last_error = error;
-    }
-
-    /// Says once that the start is over: when the maps are written, or could not be for a while.
-    fn get_ready(&mut self) {
-        if self.last_error.is_some() && self.started.elapsed() < START {
-            return;
-        }
-        let Some(ready) = self.ready.take() else { return };
-        let line = self.ready_line();
-        self.effects.notifier.ready(&line);
-        self.effects.events.record(News::new(Kind::Started, line, "lbd was started"));
-        // Nobody may be waiting.
-        let _ = ready.send(());
     }
 }
 

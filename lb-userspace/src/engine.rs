@@ -23,12 +23,15 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
+use self::{
+    history::History, interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence,
+    sweep::Walk,
+};
 pub use self::{
     history::Role,
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
 };
-use self::{interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence, sweep::Walk};
 use crate::{
     datapath::DataPlane,
     desired::{Admin, Desired, ServiceKey},
@@ -56,6 +59,7 @@ pub struct Engine<D> {
     /// The shares that the last plan was made with.
     ramps: Ramps,
     silence: Silence,
+    history: History,
     standings: BTreeMap<ServiceKey, Standing>,
     last_error: Option<String>,
 }
@@ -145,6 +149,7 @@ impl<D: DataPlane> Engine<D> {
             ramping: Ramping::default(),
             ramps: Ramps::new(),
             silence: Silence::default(),
+            history: History::default(),
             standings: BTreeMap::new(),
             last_error: None,
         })
@@ -254,6 +259,9 @@ impl<D: DataPlane> Engine<D> {
             // No id is given to anything while a flow of an earlier owner may name it.
             self.walk_flows(now)?;
         }
+        if self.desired.is_some() {
+            self.end_stale_lease();
+        }
         let Some(desired) = &self.desired else { return Ok(outcome) };
         if let Some(neighbourhood) = &self.neighbourhood {
             self.outages.follow(desired, neighbourhood, now);
@@ -266,7 +274,7 @@ impl<D: DataPlane> Engine<D> {
         for change in plan.changes {
             self.apply(change, now, &mut outcome)?;
         }
-        if self.walk.has_homeless(&self.applied) {
+        if self.walk.has_homeless(&self.applied, &self.following()) {
             self.walk_flows(now)?;
         }
         if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
@@ -291,6 +299,8 @@ impl<D: DataPlane> Engine<D> {
             ramps: &before,
             limits: self.data_plane.limits(),
             cpus: self.data_plane.online_cpus(),
+            held_pins: &self.history.held,
+            virtual_macs: &self.history.macs,
             tunnel: &self.settings.tunnel,
             seed: &self.settings.seed,
             now,
@@ -340,6 +350,7 @@ impl<D: DataPlane> Engine<D> {
                 if let Some(value) = applied.services.remove(&key) {
                     applied.resting_services.insert(value.id);
                     self.walk.release_service(value.id, now);
+                    self.history.remove_service(&key, value.id);
                 }
             }
             Change::DeleteVip(vip) => {
@@ -384,9 +395,15 @@ impl<D: DataPlane> Engine<D> {
         }
         let slots: Vec<_> = owners.iter().copied().map(Slot::new).collect();
         self.take_ring(id, summary(&slots, Some(target)), now);
+        if let Some(key) = self.key_of(id) {
+            self.history.telling.ring(key);
+        }
         outcome.slots_moved += owners.len() as u64;
         Ok(())
     }
+
+    /// Makes a ring what its target says, by [`ring::step`] from what it is: here, or at the peer that
+    /// the service follows.
 
     fn retarget_ring(
         &mut self,
@@ -398,6 +415,8 @@ impl<D: DataPlane> Engine<D> {
         let context = || format!("write ring {id}");
         let slots = self.data_plane.ring(id).with_context(context)?;
         let table = table(&target, &self.settings.seed);
+        let followed = self.followed(id, &target);
+        let peer = followed.as_ref().map(|(ring, table, ids)| ring.in_ids(table.as_deref(), ids));
         let mut keeping = vec![false; usize::from(u16::MAX) + 1];
         let bases = target.keeping.iter().filter(|_| target.bases);
         bases.for_each(|&id| keeping[usize::from(id)] = true);
@@ -405,8 +424,9 @@ impl<D: DataPlane> Engine<D> {
         let mut moved = 0;
         for (index, slot) in slots.iter().enumerate() {
             let before = slot.owners();
-            let after =
-                ring::step(before, owner(&target, &table, index), |id| keeping[usize::from(id)]);
+            let own = owner(&target, &table, index);
+            let from = peer.as_ref().map_or(before, |peer| peer.of(index, own));
+            let after = ring::step(from, own, |id| keeping[usize::from(id)]);
             if before == after {
                 continue;
             }
@@ -417,6 +437,9 @@ impl<D: DataPlane> Engine<D> {
             moved += u64::from(before.current != after.current);
             changes.push((index as u32, after));
         }
+        let members = |target: &Target| target.members.clone();
+        let was = self.applied.rings.get(&id).and_then(|ring| ring.target.as_ref()).map(members);
+        let other_owners = was.as_ref() != Some(&target.members);
         if !changes.is_empty() {
             let ring = self.applied.rings.entry(id).or_default();
             // What was written is not known until all of it is.
@@ -427,6 +450,14 @@ impl<D: DataPlane> Engine<D> {
             outcome.slots_moved += moved;
         }
         self.take_ring(id, summary(&slots, Some(target)), now);
+        match self.key_of(id) {
+            Some(key) if other_owners => self.history.telling.ring(key),
+            Some(key) => {
+                let slots = changes.iter().map(|(slot, _)| *slot);
+                self.history.telling.slots(key, slots);
+            }
+            None => {}
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, service_flags, udp_policy},
+    abi::{self, Owners, service_flags, udp_policy},
     hash::FlowKeys,
 };
 
@@ -63,6 +63,25 @@ pub struct Ring {
     pub in_flux: u32,
     /// Slots whose stamp says that pins may live.
     pub pinned: u32,
+}
+
+impl Ring {
+    /// Sums up that a slot has other owners.
+    pub fn move_slot(&mut self, before: Owners, after: Owners) {
+        for (owners, by) in [(before, -1), (after, 1)] {
+            let Owners { current, base } = owners;
+            if current != 0 {
+                let held = self.held.entry(current).or_default();
+                held.current = held.current.saturating_add_signed(by);
+            }
+            if base != 0 {
+                let held = self.held.entry(base).or_default();
+                held.base = held.base.saturating_add_signed(by);
+                self.in_flux = self.in_flux.saturating_add_signed(by);
+            }
+        }
+        self.held.retain(|_, held| *held != Held::default());
+    }
 }
 
 /// Slots of one backend.
@@ -132,6 +151,10 @@ pub struct Inputs<'a> {
     pub limits: Limits,
     /// CPUs that share a SYN budget.
     pub cpus: u32,
+    /// Services of which no flow is to be pinned.
+    pub held_pins: &'a BTreeSet<ServiceKey>,
+    /// The virtual MAC addresses that the node answers to.
+    pub virtual_macs: &'a BTreeSet<[u8; 6]>,
     /// The outer sources of tunnels.
     pub tunnel: &'a Tunnel,
     /// The secret behind rings and flow hashes.
@@ -167,6 +190,12 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
 
     if let Some(neighbourhood) = inputs.neighbourhood {
         let mut macs = neighbourhood.own_macs.clone();
+        // An empty list takes every frame, and one with virtual addresses alone would not.
+        if !macs.is_empty() {
+            let others =
+                inputs.virtual_macs.iter().filter(|mac| !neighbourhood.own_macs.contains(mac));
+            macs.extend(others);
+        }
         let room = abi::OWN_MACS as usize;
         if macs.len() > room {
             left_out.push(format!("{} MAC addresses of this node; {room} are used", macs.len()));
@@ -221,6 +250,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             services.push(Change::PutVip(service.key.vip));
         }
         let value = service_value(inputs, id, service);
+        let value = with_pins(value, inputs.held_pins.contains(&service.key));
         if applied.services.get(&service.key) != Some(&value) {
             services.push(Change::PutService(service.key, Box::new(value)));
         }
@@ -262,6 +292,16 @@ fn target(service: &Service, placed: &[Placed]) -> Target {
         keeping: placed.iter().filter(|b| b.keeps).map(|b| b.id).collect(),
         bases,
     }
+}
+
+/// A service's entry whose pins are held, or not.
+#[must_use]
+pub const fn with_pins(mut value: abi::Service, held: bool) -> abi::Service {
+    value.flags &= !service_flags::PINS_HELD;
+    if held {
+        value.flags |= service_flags::PINS_HELD;
+    }
+    value
 }
 
 fn service_value(inputs: &Inputs<'_>, id: u16, service: &Service) -> abi::Service {

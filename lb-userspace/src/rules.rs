@@ -164,7 +164,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// An address that a VIP or a backend can have.
-fn check_address(address: IpAddr) -> Result<(), String> {
+pub(crate) fn check_address(address: IpAddr) -> Result<(), String> {
     let kind = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             let v4 = v6.to_ipv4_mapped().map(|v4| v4.to_string()).unwrap_or_default();

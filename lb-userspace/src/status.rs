@@ -8,7 +8,9 @@ use crate::{
     desired::{Admin, Mode, ServiceKey, UdpPolicy},
     health::{Condition, prober::status::CheckStatus},
     reconcile::Standing,
+    sync::PeerStatus,
     units::rfc3339,
+    vrrp::{RouterKey, RouterStatus, State},
 };
 
 /// The whole node at one moment.
@@ -37,6 +39,12 @@ pub struct Status {
     /// Whether this node is to leave.
     #[serde(default)]
     pub node: Node,
+    /// The virtual routers.
+    #[serde(default)]
+    pub vrrp: Vec<RouterStatus>,
+    /// The peers.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
     /// What has happened since `lbd` started, by kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
@@ -57,6 +65,56 @@ impl Node {
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// What the node and its peers say of the addresses: who holds them, and whether flows are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The virtual routers.
+    pub routers: Vec<RouterStatus>,
+    /// The peers.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+}
+
+/// A peer at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Whether it is there, and has all flows.
+    #[serde(flatten)]
+    pub session: PeerStatus,
+    /// How its virtual routers stand.
+    #[serde(default)]
+    pub routers: Vec<PeerRouter>,
+    /// Whether it is to leave.
+    #[serde(default)]
+    pub draining: bool,
+    /// In what it differs from this node, where it must not.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+impl Peer {
+    /// What it is called: by itself, or its address.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.session.node.clone().unwrap_or_else(|| self.session.address.to_string())
+    }
+}
+
+/// A virtual router on a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRouter {
+    /// Its name on this node, if it is configured here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Family and VRID.
+    #[serde(flatten)]
+    pub key: RouterKey,
+    /// Its state there.
+    pub state: State,
+    /// Its priority there.
+    pub priority: u8,
 }
 
 /// An interface with the program on it.

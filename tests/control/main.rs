@@ -170,6 +170,8 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
             ramps: &BTreeMap::new(),
             limits: Limits::default(),
             cpus: 2,
+            held_pins: &BTreeSet::new(),
+            virtual_macs: &BTreeSet::new(),
             tunnel: &settings.tunnel,
             seed: &settings.seed,
             now: at(1),

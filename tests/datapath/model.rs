@@ -55,6 +55,9 @@ pub struct Model {
     pub budgets: HashMap<u16, Rc<SynBudget>>,
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
     pub nanos: Cell<u64>,
+    /// The flows whose pins were noted, in order.
+    pub notes: RefCell<Vec<FlowKey>>,
+    pub lease: Cell<u64>,
     pub verdicts: HashMap<u32, [u64; 2]>,
     pub counts: HashMap<u16, BackendCount>,
     /// How often a bare ACK had something to do.
@@ -78,6 +81,8 @@ impl Model {
             budgets: HashMap::new(),
             seen: RefCell::default(),
             nanos: Cell::new(0),
+            notes: RefCell::default(),
+            lease: Cell::new(0),
             verdicts: HashMap::new(),
             counts: HashMap::new(),
             silences_ended: 0,
@@ -239,6 +244,14 @@ impl Tables for Model {
         }
         pins.insert(*key, Rc::new(Flow::new(value)));
         true
+    }
+
+    fn note_pin(&self, key: &FlowKey) {
+        self.notes.borrow_mut().push(*key);
+    }
+
+    fn pin_lease(&self) -> u64 {
+        self.lease.get()
     }
 
     fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {

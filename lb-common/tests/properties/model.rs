@@ -64,6 +64,9 @@ pub struct Model {
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
     pub counters: Vec<BackendCounter>,
     pub nanos: Cell<u64>,
+    /// The flows whose pins were noted, in order.
+    pub notes: RefCell<Vec<FlowKey>>,
+    pub lease: Cell<u64>,
 }
 
 impl Model {
@@ -85,6 +88,8 @@ impl Model {
             seen: RefCell::default(),
             counters: (0..=BACKENDS).map(|_| BackendCounter::default()).collect(),
             nanos: Cell::new(u64::from(START) * 1_000_000_000),
+            notes: RefCell::default(),
+            lease: Cell::new(0),
         };
         for (index, (port, proto, policy)) in SERVICES.into_iter().enumerate() {
             for id in [index as u16 + 1, index as u16 + 5] {
@@ -272,6 +277,14 @@ impl Tables for Model {
         }
         pins.insert(*key, Rc::new(Flow::new(value)));
         true
+    }
+
+    fn note_pin(&self, key: &FlowKey) {
+        self.notes.borrow_mut().push(*key);
+    }
+
+    fn pin_lease(&self) -> u64 {
+        self.lease.get()
     }
 
     fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {

@@ -19,6 +19,9 @@
 //! | `POST /v1/reload` | | [`Reloaded`] |
 //! | `GET /v1/config/diff` | | [`ConfigDiff`] |
 //! | `POST /v1/config/save?dry_run=true` | | [`Saved`] |
+//! | `GET /v1/vrrp` | | [`crate::status::Pair`]: the virtual routers, and the peers |
+//! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
+//! | `GET /v1/peers` | | a list of [`crate::status::Peer`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
@@ -41,7 +44,7 @@ use crate::{
     engine::preview::Preview,
     events::Event,
     overrides::Conflict,
-    status::Status,
+    status::{Pair, Status},
 };
 
 /// What was done.
@@ -86,6 +89,15 @@ pub struct NodeChange {
     pub draining: bool,
 }
 
+/// Which virtual routers are to be Active on another node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failover {
+    /// Their names; none: all that are Active here.
+    #[serde(default)]
+    pub routers: Vec<String>,
+}
+
 /// A line of what follows the events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -107,6 +119,9 @@ pub struct Reloaded {
     pub done: Done,
     /// What it changed of what is in force.
     pub differences: Vec<Difference>,
+    /// What it changed of virtual routers.
+    #[serde(default)]
+    pub routers: Vec<String>,
     /// The changes by `lbctl` that it overruled.
     pub conflicts: Vec<Conflict>,
 }
@@ -126,10 +141,11 @@ impl ConfigDiff {
     /// Whether nothing differs.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        let Pending { error, differences, conflicts, restart } = &self.reload;
+        let Pending { error, differences, routers, conflicts, restart } = &self.reload;
         self.runtime.is_empty()
             && error.is_none()
             && differences.is_empty()
+            && routers.is_empty()
             && conflicts.is_empty()
             && restart.is_empty()
     }
@@ -143,6 +159,9 @@ pub struct Pending {
     pub error: Option<String>,
     /// What it would change of what is in force.
     pub differences: Vec<Difference>,
+    /// What it would change of virtual routers.
+    #[serde(default)]
+    pub routers: Vec<String>,
     /// The changes by `lbctl` that it would overrule.
     pub conflicts: Vec<Conflict>,
     /// The keys whose change takes a restart of `lbd`.
@@ -196,6 +215,10 @@ pub enum Request {
         /// Who asks.
         tell: oneshot::Sender<Result<Saved, Refusal>>,
     },
+    /// The virtual routers and the peers.
+    Pair(oneshot::Sender<Result<Pair, Refusal>>),
+    /// Virtual routers that are to be Active elsewhere; answered when they are.
+    Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

@@ -20,7 +20,7 @@ use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
-    status::{Node, Service, Status},
+    status::{Node, Pair, Peer, Service, Status},
 };
 
 type Daemon = State<mpsc::Sender<Request>>;
@@ -73,6 +73,9 @@ fn router(daemon: mpsc::Sender<Request>) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/config/diff", get(config_diff))
         .route("/v1/config/save", post(config_save))
+        .route("/v1/vrrp", get(pair))
+        .route("/v1/vrrp/failover", post(failover))
+        .route("/v1/peers", get(peers))
         .route("/v1/detach", post(detach))
         .fallback(|| async { Refusal::new(RefusalKind::NotFound, "no such path") })
         .with_state(daemon)
@@ -220,6 +223,19 @@ async fn config_diff(State(daemon): Daemon) -> Answer<ConfigDiff> {
 
 async fn config_save(State(daemon): Daemon, Query(Save { dry_run }): Query<Save>) -> Answer<Saved> {
     ask(&daemon, |tell| Request::ConfigSave { dry_run, tell }).await.map(Json)
+}
+
+async fn pair(State(daemon): Daemon) -> Answer<Pair> {
+    ask(&daemon, Request::Pair).await.map(Json)
+}
+
+async fn peers(State(daemon): Daemon) -> Answer<Vec<Peer>> {
+    Ok(Json(ask(&daemon, Request::Pair).await?.peers))
+}
+
+async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Bytes) -> Answer<Done> {
+    let which = body(&bytes)?;
+    ask(&daemon, |tell| Request::Failover(which, terms, tell)).await.map(Json)
 }
 
 async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {

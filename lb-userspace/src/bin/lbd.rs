@@ -15,13 +15,15 @@ use lb_userspace::{
     cli,
     clock::Clocks,
     config::{self, Config},
-    daemon::{Daemon, Effects, Inputs, Signal},
+    daemon::{Connection, Daemon, Effects, Inputs, Signal},
     datapath::{self, Xdp},
     engine::Engine,
     events::Events,
     health::prober::Prober,
     netlink::Resolver,
     notify::Notifier,
+    sync,
+    vrrp::thread::Thread,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -97,6 +99,14 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
         .context("follow the kernel's neighbours")?;
+    let (vrrp_to, vrrp) = mpsc::unbounded_channel();
+    let routers = Thread::start(vrrp_to).context("start the virtual routers")?;
+    let (peers_to, peers) = mpsc::unbounded_channel();
+    let connection = config.sync.clone().map(|config| {
+        let link = sync::thread::Link::start(config.clone(), peers_to);
+        let link = link.context("talk to the peers")?;
+        anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
+    });
     let events = Events::new(SystemTime::now());
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
@@ -105,6 +115,8 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         doubt: Box::new(move |backend| doubter.doubt(backend)),
         detach: Box::new(move || datapath::detach(&pin_dir)),
         clocks: Box::new(Clocks::read),
+        vrrp: Box::new(routers),
+        peers: connection.transpose()?,
         events: events.clone(),
         notifier: Notifier::from_env(),
     };
@@ -116,7 +128,7 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));
-    let inputs = Inputs { requests, signals, neighbours, reports };
+    let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
     let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.
     drop(stop);

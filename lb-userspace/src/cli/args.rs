@@ -10,6 +10,7 @@ use super::{
     decap::DecapCommand,
     events::EventsArgs,
     node::NodeCommand,
+    vrrp::{SyncCommand, VrrpCommand},
 };
 use crate::{
     api::Terms,
@@ -60,6 +61,12 @@ pub(super) enum Command {
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Show the virtual routers, and hand their addresses over to another node.
+    #[command(subcommand)]
+    Vrrp(VrrpCommand),
+    /// Show the peers that know this node's flows, and make a key for them.
+    #[command(subcommand)]
+    Sync(SyncCommand),
     /// Check and reload the configuration, compare it to what is in force, and save that.
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -13,6 +13,7 @@ mod patience;
 mod plan;
 mod status;
 mod table;
+mod vrrp;
 
 use std::{
     io::{self, Write as _},
@@ -83,6 +84,8 @@ impl Cli {
             Command::Config(command) => return config::run(command, &client, printer).await,
             Command::Events(args) => events::run(args, &client, self.output).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
+            Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
+            Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,
             Command::Detach { pin_dir, ask } => {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }

@@ -32,7 +32,8 @@ const PATH: &str = "/v1/node";
 pub(super) enum NodeCommand {
     /// Show whether it is to leave, and what it serves.
     Show,
-    /// Mark it as leaving, for maintenance; forwarding goes on until its VIPs are elsewhere.
+    /// Mark it as leaving, for maintenance: virtual routers are handed over, and not taken back until
+    /// it is enabled; what other VIPs draw is forwarded until they are elsewhere.
     Drain(NodeDrain),
     /// Take that back.
     Enable {

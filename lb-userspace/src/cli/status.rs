@@ -28,6 +28,7 @@ pub(super) fn overview(status: &Status) -> String {
     if status.node.draining_since.is_some() {
         text += &format!("{}\n", super::node::state(status));
     }
+    text += &super::vrrp::lines(status);
     if let Some(error) = &status.last_error {
         text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");
     }

@@ -3,11 +3,18 @@
 //! The file is walked by hand over its spanned tree, since a serde type would stop at the first
 //! mistake and know no line for what is wrong between two values.
 
+mod address;
 mod check;
+mod clash;
 pub mod fold;
+mod group;
 pub mod piece;
+mod router;
 pub mod save;
+mod secret;
 mod service;
+mod sync;
+mod track;
 mod tree;
 pub mod write;
 
@@ -31,6 +38,7 @@ use crate::{
     rules, seed,
     settings::{Limits, Settings, Tunnel, XdpModes},
     units,
+    vrrp::Routers,
 };
 
 /// Where `lbd` looks for its configuration.
@@ -72,6 +80,10 @@ pub struct Config {
     pub group: String,
     /// Where changes by `lbctl` are kept.
     pub state_file: PathBuf,
+    /// The virtual routers.
+    pub routers: Routers,
+    /// How the node talks to its peers; none: it has none.
+    pub sync: Option<crate::sync::Config>,
     /// The services.
     pub desired: Desired,
     /// How long backends of a service may drain, unless the command says otherwise.
@@ -187,6 +199,7 @@ impl Config {
             ("socket", self.socket != other.socket),
             ("group", self.group != other.group),
             ("state_file", self.state_file != other.state_file),
+            ("sync", self.sync != other.sync),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -204,8 +217,12 @@ impl Config {
     pub fn summary(&self) -> String {
         let backends: usize = self.desired.services.values().map(|s| s.backends.len()).sum();
         let plural = |count: usize| if count == 1 { "" } else { "s" };
+        let routers = match self.routers.routers.len() {
+            0 => String::new(),
+            count => format!(", {count} virtual router{}", plural(count)),
+        };
         format!(
-            "{} service{}, {backends} backend{}, on {}",
+            "{} service{}, {backends} backend{}{routers}, on {}",
             self.desired.services.len(),
             plural(self.desired.services.len()),
             plural(backends),
@@ -235,6 +252,11 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     let limits = read_limits(&root);
     let tunnel = read_tunnel(&root);
     let services = service::read_services(&root);
+    let doubts = Problems::new(problems.text());
+    let routers = router::read_routers(&root, &doubts);
+    let groups = group::read_groups(&root, &routers);
+    let sync = sync::read_sync(&root, &doubts);
+    clash::check(&routers, &services, interfaces.as_deref().unwrap_or_default(), &doubts);
 
     let place = |violation: &rules::Violation| {
         let found = services.places.find(violation);
@@ -248,7 +270,6 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         let (offset, path) = place(&violation);
         problems.push(offset, path, violation.message);
     }
-    let doubts = Problems::new(problems.text());
     for violation in rules::doubts(&services.desired) {
         let (offset, path) = place(&violation);
         doubts.push(offset, path, violation.message);
@@ -265,6 +286,8 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         socket,
         group: group.unwrap_or(DEFAULT_GROUP).into(),
         state_file,
+        routers: Routers { routers: routers.into_iter().map(|read| read.router).collect(), groups },
+        sync,
         desired: services.desired,
         drain_deadlines: services.drain_deadlines,
         unsaid: services.unsaid,
@@ -298,13 +321,8 @@ fn read_interfaces(root: &Table<'_>) -> Option<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for field in fields {
         let Some(name) = field.string(EXAMPLE) else { continue };
-        // IFNAMSIZ is 16 with the final zero; the kernel refuses these characters as well.
-        if name.is_empty()
-            || name.len() > 15
-            || name.contains(['/', ':'])
-            || name.contains(char::is_whitespace)
-        {
-            field.refuse(format!("`{name}` is no name of an interface; `ip link` lists them"));
+        if let Err(message) = check_interface(name) {
+            field.refuse(message);
         } else if names.iter().any(|known| known == name) {
             field.refuse(format!("{name} is named twice; once is enough"));
         }
@@ -313,15 +331,46 @@ fn read_interfaces(root: &Table<'_>) -> Option<Vec<String>> {
     Some(names)
 }
 
+/// Whether the kernel takes a name for an interface.
+fn check_interface(name: &str) -> Result<(), String> {
+    // IFNAMSIZ is 16 with the final zero; the kernel refuses these characters as well.
+    if name.len() > 15 {
+        let length = name.len();
+        return Err(format!(
+            "`{name}` is no name of an interface: {length} characters, where 15 are possible"
+        ));
+    }
+    if name.is_empty() || name.contains(['/', ':']) || name.contains(char::is_whitespace) {
+        return Err(format!("`{name}` is no name of an interface; `ip link` lists them"));
+    }
+    Ok(())
+}
+
 fn read_path(root: &Table<'_>, key: &'static str) -> Option<PathBuf> {
-    root.optional(key)?.parsed(&format!("{key} = \"/an/absolute/path\""), |text| {
-        let path = PathBuf::from(text);
-        if path.is_absolute() {
-            Ok(path)
-        } else {
-            Err(format!("`{text}` is not absolute; begin it with `/`"))
-        }
-    })
+    root.optional(key)?.parsed(&format!("{key} = \"/an/absolute/path\""), absolute)
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(format!("`{text}` is not absolute; begin it with `/`")),
+    }
+}
+
+/// A program and its arguments, for `key`.
+fn command(field: &tree::Field<'_>, key: &str) -> Option<Vec<String>> {
+    let example = format!("{key} = [\"/usr/local/bin/{key}\", \"--argument\"]");
+    let words = field.strings(&example)?;
+    let words: Option<Vec<String>> =
+        words.iter().map(|word| word.string(&example).map(str::to_owned)).collect();
+    let words = words?;
+    match words.first() {
+        Some(program) if program.starts_with('/') => return Some(words),
+        Some(program) => field.refuse(format!("`{program}` is not absolute; begin it with `/`")),
+        None => field.refuse(format!("no program; write {example}")),
+    }
+    None
 }
 
 fn read_seed(root: &Table<'_>) -> seed::Source {

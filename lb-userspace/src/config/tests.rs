@@ -33,7 +33,7 @@ fn mistake_of(line: &str) -> String {
 fn the_example_is_valid() {
     let config = parse(include_str!("../../../deploy/lb.toml"));
     assert_eq!(config.interfaces, ["eth0"]);
-    assert_eq!(config.summary(), "2 services, 4 backends, on eth0");
+    assert_eq!(config.summary(), "2 services, 4 backends, 1 virtual router, on eth0");
     assert_eq!(config.warnings, []);
     assert_eq!(config.limits, Limits::default());
     assert_eq!(config.tunnel, Tunnel::default());
@@ -48,8 +48,10 @@ fn every_default_in_the_example_is_the_default() {
             // `seed` and `seed_file` exclude each other; the others have no default.
             Some(key)
                 if ["seed", "drain_deadline", "host", "body", "port"]
-                    .iter()
-                    .any(|name| key.split_once(' ').is_some_and(|(first, _)| first == *name)) =>
+                    .into_iter()
+                    .chain(["peers", "source", "min_ttl", "password", "notify", "second_path"])
+                    .chain(["hmac_key_file", "hmac_key_id"])
+                    .any(|name| key.split_once(' ').is_some_and(|(first, _)| first == name)) =>
             {
                 "\n".into()
             }
@@ -253,7 +255,9 @@ fn no_interface_is_a_mistake() {
         ["1:20: interfaces[1]: a is named twice; once is enough"]
     );
     let long = mistakes("interface = \"averylongnameofalink\"");
-    assert!(long[0].contains("`ip link` lists them"), "{long:?}");
+    assert!(long[0].contains("20 characters, where 15 are possible"), "{long:?}");
+    let odd = mistakes("interface = \"a b\"");
+    assert!(odd[0].contains("`ip link` lists them"), "{odd:?}");
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! Walks a parsed TOML document, and keeps every mistake with its place.
 
-use std::{cell::RefCell, fmt, ops::Range, str::FromStr};
+use std::{
+    cell::RefCell,
+    fmt,
+    ops::{Range, RangeInclusive},
+    str::FromStr,
+};
 
 use toml::{
     Spanned,
@@ -54,6 +59,11 @@ impl<'t> Problems<'t> {
             message: message.into(),
         };
         self.found.borrow_mut().push((offset, problem));
+    }
+
+    /// Says something of a field, here and not where its mistakes go.
+    pub(super) fn push_at(&self, field: &Field<'_>, message: impl Into<String>) {
+        self.push(field.span().start, field.path(), message);
     }
 
     pub(super) const fn text(&self) -> &'t str {
@@ -200,6 +210,14 @@ impl<'a> Field<'a> {
         })
     }
 
+    pub(super) fn is_table(&self) -> bool {
+        self.value.get_ref().is_table()
+    }
+
+    pub(super) fn is_flag(&self) -> bool {
+        self.value.get_ref().as_bool().is_some()
+    }
+
     /// A string; `example` is what would be right.
     pub(super) fn string(&self, example: &str) -> Option<&'a str> {
         let text = self.value.get_ref().as_str();
@@ -250,6 +268,22 @@ impl<'a> Field<'a> {
             return None;
         };
         let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let number = number.filter(|number| range.contains(number));
+        let value = number.and_then(|number| T::try_from(number).ok());
+        if value.is_none() {
+            self.refuse(format!("{integer} is out of range; {}", expected()));
+        }
+        value
+    }
+
+    /// A whole number of a range, which may be negative.
+    pub(super) fn signed<T: TryFrom<i64>>(&self, range: RangeInclusive<i64>) -> Option<T> {
+        let expected = || format!("a number from {} to {} is expected", range.start(), range.end());
+        let Some(integer) = self.value.get_ref().as_integer() else {
+            self.refuse(format!("{} instead of a number; {}", self.kind(), expected()));
+            return None;
+        };
+        let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
         let number = number.filter(|number| range.contains(number));
         let value = number.and_then(|number| T::try_from(number).ok());
         if value.is_none() {

@@ -1,15 +1,95 @@
-//! The end of forwarding.
+//! The end: of the daemon, or of forwarding.
+//!
+//! Before either, the addresses go to another node, if there is one. The end of the daemon alone leaves
+//! them where they are otherwise, since forwarding goes on; that of forwarding takes them off.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::{Balancer, Daemon, Ended, Tell};
+use super::{Balancer, Daemon, Ended, Tell, failover::Asker, handover::Way};
 use crate::{
     api::{Done, Plan, Terms},
     desired::Desired,
     edit::{Refusal, RefusalKind},
+    vrrp::Order,
 };
 
+/// How long the virtual routers may take to end: they wait for another Active router for 5 s at most.
+const PATIENCE: Duration = Duration::from_millis(5_500);
+
+/// An end that has begun.
+pub(super) struct Leaving {
+    /// Who has asked for the end of forwarding; none: the daemon alone ends.
+    tell: Option<Tell<Done>>,
+    /// Until when the virtual routers may take; none: they are still handed over.
+    until: Option<Instant>,
+}
+
 impl<B: Balancer> Daemon<B> {
+    /// Begins the end.
+    pub(super) fn leave(&mut self, tell: Option<Tell<Done>>) {
+        if self.leaving.is_some() {
+            if let Some(tell) = tell {
+                let refusal = Refusal::new(RefusalKind::Stopping, "lbd is stopping");
+                let _ = tell.send(Err(refusal));
+            }
+            return;
+        }
+        self.leaving = Some(Leaving { tell, until: None });
+        // The end of a handover that is under way goes on here.
+        if self.handover.is_none() {
+            self.hand_all_over();
+        }
+    }
+
+    /// Hands over what another node can take with all flows, and goes on.
+    pub(super) fn hand_all_over(&mut self) {
+        let mut units = self.units(&self.active_routers());
+        // Who is only told hears it from the routers' own end.
+        units.retain(|(_, way)| matches!(way, Way::Asked(..)));
+        match units.is_empty() {
+            true => self.go_on_leaving(),
+            false => {
+                self.effects.notifier.status("handing the addresses over to another node");
+                self.hand_over(units, Asker::End);
+            }
+        }
+    }
+
+    /// Ends the virtual routers, when nothing is handed over any more.
+    pub(super) fn go_on_leaving(&mut self) {
+        let Some(leaving) = &mut self.leaving else { return };
+        if leaving.until.is_some() {
+            return;
+        }
+        let release = leaving.tell.is_some();
+        leaving.until = Some(Instant::now() + PATIENCE);
+        match self.routers().is_empty() {
+            true => self.vrrp.stopped = true,
+            false => self.vrrp.rim.order(Order::Stop { release }),
+        }
+    }
+
+    /// Until when an end that has begun waits for the virtual routers.
+    pub(super) fn leaves_until(&self) -> Option<Instant> {
+        self.leaving.as_ref()?.until
+    }
+
+    /// Whether the end has come.
+    pub(super) fn has_left(&self) -> bool {
+        let over = |until: Instant| self.vrrp.stopped || Instant::now() >= until;
+        self.leaves_until().is_some_and(over)
+    }
+
+    /// Ends.
+    pub(super) fn end(mut self) -> Result<Ended> {
+        match self.leaving.take().and_then(|leaving| leaving.tell) {
+            Some(tell) => self.detach(tell),
+            None => Ok(Ended::Stopped),
+        }
+    }
+
     /// Why nothing is detached, or what that would do; none: it is to be done.
     pub(super) fn try_detach(&self, terms: Terms) -> Option<Result<Done, Refusal>> {
         if terms.yes && !terms.dry_run {
@@ -19,6 +99,8 @@ impl<B: Balancer> Daemon<B> {
             let interfaces = self.balancer.interfaces();
             let leaves = interfaces.iter().map(|i| format!("the program leaves {}", i.name));
             plan.changes.splice(0..0, leaves);
+            let routers = self.routers().iter();
+            plan.changes.extend(routers.map(|r| format!("virtual router {} ends", r.name)));
             plan.changes.push("lbd ends".into());
             plan
         });

@@ -10,7 +10,6 @@ use tokio::sync::watch;
 
 use super::{Balancer, Daemon};
 use crate::{
-    engine::Suspicion,
     health::{
         Condition, Target,
         prober::{Change, Report},
@@ -62,22 +61,6 @@ impl<B: Balancer> Daemon<B> {
         let Target { service, backend: address } = report.target;
         if let Some(service) = self.desired.services.values().find(|s| s.key == service) {
             (self.effects.doubt)(Want { address, mode: service.mode });
-        }
-    }
-
-    /// Looks for backends that are silent, and lets shares grow.
-    pub(super) fn look(&mut self) {
-        let now = self.now();
-        if self.balancer.has_stepped(now) {
-            self.reconcile();
-        }
-        match self.balancer.watch(now) {
-            Ok(suspicions) => {
-                for Suspicion { target, reason } in suspicions {
-                    self.health.suspect(target, reason);
-                }
-            }
-            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
         }
     }
 }

@@ -1,11 +1,15 @@
-//! The work of each second: what has run out, interfaces, the time of day.
+//! The work of each second: what has run out, interfaces, the time of day. And of each tenth of one:
+//! backends that are silent, and who is Active.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{Balancer, Daemon};
 use crate::{
     clock::Jump,
-    engine::{InterfaceEvent, InterfaceEventKind},
+    engine::{InterfaceEvent, InterfaceEventKind, Suspicion},
     events::{Kind, News},
     units::format_duration,
 };
@@ -32,6 +36,26 @@ impl<B: Balancer> Daemon<B> {
             self.keep();
         }
         self.get_ready();
+    }
+
+    /// Looks for backends that are silent, lets shares grow, and looks who is Active.
+    pub(super) fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
+        self.look_at_interfaces();
+        self.look_for_two(Instant::now());
+        self.look_at_handover();
+        self.settle();
     }
 
     /// Lets the deadlines go with a time of day that is set.

@@ -2,22 +2,18 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Balancer, Daemon};
+use super::{Balancer, Daemon, Tell, failover::Asker, roles::holders};
 use crate::{
     api::{Done, NodeChange, Plan, Terms},
-    edit::Refusal,
     events::{Kind, News},
     status::Node,
     units::rfc3339,
 };
 
 impl<B: Balancer> Daemon<B> {
-    /// Marks the node as leaving, or takes that back.
-    pub(super) fn change_node(
-        &mut self,
-        change: NodeChange,
-        terms: Terms,
-    ) -> Result<Done, Refusal> {
+    /// Marks the node as leaving, or takes that back. One that is to leave hands its virtual routers
+    /// over, and answers when that is over.
+    pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, tell: Tell<Done>) {
         let (message, mut notes) = match (change.draining, self.node.draining_since) {
             (true, Some(since)) => {
                 (format!("this node is draining since {}", rfc3339::format(since)), self.advice())
@@ -27,9 +23,16 @@ impl<B: Balancer> Daemon<B> {
         };
         let is_new = change.draining != self.node.draining_since.is_some();
         if terms.dry_run {
-            let changes = if is_new { vec![message.clone()] } else { Vec::new() };
+            let mut changes = if is_new { vec![message.clone()] } else { Vec::new() };
+            if change.draining {
+                let active = self.active_routers();
+                let active = active.into_iter().map(|key| self.router_name(key));
+                changes.extend(active.map(|name| format!("{name} is handed over")));
+            }
             let plan = Some(Plan { changes, ..Plan::default() });
-            return Ok(Done { message, notes, plan });
+            // Who asked may be gone, here and below.
+            let _ = tell.send(Ok(Done { message, notes, plan }));
+            return;
         }
         if is_new {
             let draining_since = change.draining.then(|| self.now().wall);
@@ -41,25 +44,39 @@ impl<B: Balancer> Daemon<B> {
             self.effects.events.record(News::new(kind, message, "lbctl"));
             notes.extend(self.keep());
         }
-        Ok(Done { message, notes, plan: None })
+        let done = Done { message, notes, plan: None };
+        let active = self.active_routers();
+        let begins = change.draining && !active.is_empty() && self.handover.is_none();
+        if begins {
+            self.hand_over(self.units(&active), Asker::Drain(tell, done));
+        } else {
+            let _ = tell.send(Ok(done));
+        }
+        self.settle();
     }
 
     /// What there is to be done for the traffic to leave.
     fn advice(&self) -> Vec<String> {
+        let held = holders(self.routers());
         let vips: BTreeSet<IpAddr> = self.desired.services.values().map(|s| s.key.vip).collect();
-        let mut notes = vec![
-            "nothing takes over by itself: lbd has no peer; forwarding goes on here".to_owned(),
-        ];
-        if let Some(first) = vips.first() {
-            let list: Vec<String> = vips.iter().map(ToString::to_string).collect();
-            let length = if first.is_ipv4() { 32 } else { 128 };
-            notes.push(format!(
-                "move the VIPs ({}): take each off here, as by 'ip address delete {first}/{length} \
-                 dev INTERFACE', and put it on the other node; or withdraw its route",
-                list.join(", ")
-            ));
-            notes.push("'lbctl node drain --wait' tells when no packet comes any more".to_owned());
-        }
-        notes
+        let vips: BTreeSet<IpAddr> =
+            vips.into_iter().filter(|vip| !held.contains_key(vip)).collect();
+        let wait = "'lbctl node drain --wait' tells when no packet comes any more";
+        let Some(first) = vips.first() else {
+            return if held.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
+        };
+        let list: Vec<String> = vips.iter().map(ToString::to_string).collect();
+        let list = list.join(", ");
+        let length = if first.is_ipv4() { 32 } else { 128 };
+        vec![
+            format!(
+                "nothing takes over by itself: no virtual router holds {list}; forwarding goes on here"
+            ),
+            format!(
+                "move the VIPs ({list}): take each off here, as by 'ip address delete {first}/{length} \
+                 dev INTERFACE', and put it on the other node; or withdraw its route"
+            ),
+            wait.to_owned(),
+        ]
     }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Balancer, Daemon};
+use super::{Balancer, Daemon, vrrp::changes};
 use crate::{
     api::{Done, Reloaded},
     config::{self, Config},
-    diff::{Difference, Intent, diff},
+    diff::{Intent, diff},
     edit::{Refusal, RefusalKind},
     events::{Kind, News},
     overrides::{Conflict, Merged, Overrides, merge},
@@ -67,13 +67,15 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn try_reload(&self) -> Result<Reloaded, Refusal> {
         let (config, merged) = self.plan_reload()?;
         let differences = diff(self.in_force(), merged.intent());
-        let message = reloaded(&config, &differences);
+        let routers = changes(&self.config.routers, &config.routers);
+        let message = reloaded(&config, differences.is_empty() && routers.is_empty());
         let mut plan = self.plan(&merged.desired)?;
         // They tell of keys that no event tells of.
-        plan.changes = differences.iter().map(ToString::to_string).collect();
+        let all = differences.iter().map(ToString::to_string);
+        plan.changes = all.chain(routers.iter().cloned()).collect();
         let notes = self.notes_of_reload(&config, &merged);
         let done = Done { message, notes, plan: Some(plan) };
-        Ok(Reloaded { done, differences, conflicts: merged.conflicts })
+        Ok(Reloaded { done, differences, routers, conflicts: merged.conflicts })
     }
 
     /// Reads the file again and puts in force what it changes.
@@ -81,8 +83,10 @@ impl<B: Balancer> Daemon<B> {
         let (config, merged) =
             self.plan_reload().map_err(|refusal| refusal.hint("nothing was changed"))?;
         let differences = diff(self.in_force(), merged.intent());
-        let message = reloaded(&config, &differences);
+        let routers = changes(&self.config.routers, &config.routers);
+        let message = reloaded(&config, differences.is_empty() && routers.is_empty());
         let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        notes.extend(routers.iter().cloned());
         notes.extend(self.notes_of_reload(&config, &merged));
         let kept = self.config.clone();
         self.config = Config {
@@ -96,14 +100,19 @@ impl<B: Balancer> Daemon<B> {
             socket: kept.socket,
             group: kept.group,
             state_file: kept.state_file,
+            sync: kept.sync,
             ..config
         };
         merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
         self.deadlines = merged.deadlines;
+        if !routers.is_empty() {
+            self.configure_routers();
+        }
         notes.extend(self.enact(merged.desired, "configuration reloaded")?);
         Ok(Reloaded {
             done: Done { message, notes, plan: None },
             differences,
+            routers,
             conflicts: merged.conflicts,
         })
     }
@@ -167,7 +176,7 @@ impl<B: Balancer> Daemon<B> {
 }
 
 /// A reload in one line.
-fn reloaded(config: &Config, differences: &[Difference]) -> String {
-    let nothing = if differences.is_empty() { ", nothing changed" } else { "" };
+fn reloaded(config: &Config, nothing: bool) -> String {
+    let nothing = if nothing { ", nothing changed" } else { "" };
     format!("configuration reloaded{nothing}: {}", config.summary())
 }

@@ -1,6 +1,6 @@
 //! What `lbctl` changed against the configuration: told, and folded into its file.
 
-use super::{Balancer, Daemon};
+use super::{Balancer, Daemon, vrrp::changes};
 use crate::{
     api::{ConfigDiff, Done, Pending, Saved},
     config::{
@@ -24,6 +24,7 @@ impl<B: Balancer> Daemon<B> {
             Ok((config, merged)) => Pending {
                 error: None,
                 differences: diff(self.in_force(), merged.intent()),
+                routers: changes(&self.config.routers, &config.routers),
                 restart: self
                     .config
                     .needs_restart(&config)

@@ -1,7 +1,10 @@
 //! A data plane in memory: the same semantics as the kernel's maps, and writes that fail on order.
+//! It can play the program as well: [`program`].
+
+pub mod program;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
     net::IpAddr,
@@ -10,11 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
-    abi::{self, FlowValue, Owners, Slot},
+    abi::{self, Flow, FlowKey, FlowValue, Owners, Slot},
     verdict::REASONS,
 };
 use zerocopy::IntoBytes as _;
 
+use self::program::Program;
 use super::{BackendTotals, DataPlane, FlowRef, FlowTable};
 use crate::{
     desired::ServiceKey,
@@ -23,7 +27,7 @@ use crate::{
 };
 
 /// The maps, in memory. What a program would write, a test writes: flows by [`Fake::add_flow`],
-/// stamps through [`DataPlane::ring`].
+/// stamps through [`DataPlane::ring`]. Or it lets the core decide on frames, over these maps.
 #[derive(Debug, Default)]
 pub struct Fake {
     limits: Limits,
@@ -32,7 +36,8 @@ pub struct Fake {
     backends: BTreeMap<u16, abi::Backend>,
     rings: BTreeMap<u16, Arc<Vec<Slot>>>,
     own_macs: Vec<[u8; 6]>,
-    flows: HashMap<FlowRef, FlowValue>,
+    flows: RefCell<HashMap<FlowRef, Arc<Flow>>>,
+    program: Program,
     totals: BTreeMap<u16, BackendTotals>,
     /// Why each interface does not have the program, if it does not.
     interfaces: BTreeMap<String, Option<String>>,
@@ -74,13 +79,27 @@ impl Fake {
 
     /// Adds a flow, as the program would.
     pub fn add_flow(&mut self, flow: FlowRef, value: FlowValue) {
-        self.flows.insert(flow, value);
+        self.flows.borrow_mut().insert(flow, Arc::new(Flow::new(value)));
     }
 
     /// A flow, as the program would find it.
     #[must_use]
     pub fn flow(&self, flow: &FlowRef) -> Option<FlowValue> {
-        self.flows.get(flow).copied()
+        self.flows.borrow().get(flow).map(|flow| flow.get())
+    }
+
+    /// How many flows a table holds.
+    #[must_use]
+    pub fn flow_count(&self, table: FlowTable) -> usize {
+        self.flows.borrow().keys().filter(|flow| table_of(flow) == table).count()
+    }
+
+    /// Whether a flow has a place in its table, or there is room for one. Tables that make room by
+    /// themselves have it always.
+    fn has_room(&self, flow: &FlowRef) -> bool {
+        !matches!(flow, FlowRef::Pin(_))
+            || self.flows.borrow().contains_key(flow)
+            || self.flow_count(FlowTable::Pins) < self.limits.pins as usize
     }
 
     /// Sets a backend's counters, as the program would.
@@ -146,6 +165,14 @@ impl Fake {
             bail!("write {} was told to fail", self.writes);
         }
         Ok(())
+    }
+}
+
+const fn table_of(flow: &FlowRef) -> FlowTable {
+    match flow {
+        FlowRef::Pin(_) => FlowTable::Pins,
+        FlowRef::Tracked(_) => FlowTable::Tracked,
+        FlowRef::Connection(_) => FlowTable::Connections,
     }
 }
 
@@ -280,14 +307,9 @@ impl DataPlane for Fake {
     }
 
     fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()> {
-        for (flow, value) in &self.flows {
-            let of = match flow {
-                FlowRef::Pin(_) => FlowTable::Pins,
-                FlowRef::Tracked(_) => FlowTable::Tracked,
-                FlowRef::Connection(_) => FlowTable::Connections,
-            };
-            if of == table {
-                visit(*flow, *value);
+        for (flow, value) in self.flows.borrow().iter() {
+            if table_of(flow) == table {
+                visit(*flow, value.get());
             }
         }
         Ok(())
@@ -295,11 +317,32 @@ impl DataPlane for Fake {
 
     fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool> {
         self.write()?;
-        let unchanged = self.flows.get(flow) == Some(&seen);
+        let unchanged = self.flow(flow) == Some(seen);
         if unchanged {
-            self.flows.remove(flow);
+            self.flows.borrow_mut().remove(flow);
         }
         Ok(unchanged)
+    }
+
+    fn flow_value(&self, flow: &FlowRef) -> Result<Option<FlowValue>> {
+        Ok(self.flow(flow))
+    }
+
+    fn put_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<bool> {
+        self.write()?;
+        if !self.has_room(flow) {
+            return Ok(false);
+        }
+        self.add_flow(*flow, value);
+        Ok(true)
+    }
+
+    fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool> {
+        Ok(self.program.read_notes(visit))
+    }
+
+    fn lease_pins(&mut self, until: u64) {
+        self.program.lease.set(until);
     }
 
     fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {
@@ -325,7 +368,9 @@ impl DataPlane for Fake {
         Ok(())
     }
 
-    fn reset_syn_budget(&mut self, _service: u16) -> Result<()> {
-        self.write()
+    fn reset_syn_budget(&mut self, service: u16) -> Result<()> {
+        self.write()?;
+        self.program.fill_budget(service);
+        Ok(())
     }
 }

@@ -97,7 +97,7 @@ pub fn remove(folder: &Path) -> Result<usize> {
 struct Set {
     folder: Folder,
     maps: BTreeSet<u32>,
-    /// No map of its layout is missing.
+    /// No map of its layout is missing that holds what forwarding needs.
     whole: bool,
 }
 
@@ -140,7 +140,7 @@ pub fn stand(pin_dir: &Path) -> Result<Standing> {
             maps.insert(info.id());
         }
         let shapes = layouts::of(folder.version).unwrap_or_default();
-        let whole = shapes.iter().all(|shape| path.join(shape.name).exists());
+        let whole = shapes.iter().all(|shape| shape.is_spare || path.join(shape.name).exists());
         sets.push(Set { folder, maps, whole });
     }
     let mut running = Vec::new();

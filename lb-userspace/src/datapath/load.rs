@@ -18,6 +18,7 @@ use super::{
     layouts,
     maps::{self, Maps},
     migrate::{self, Source, Step},
+    pin_log::PinLog,
     service_index::ServiceIndex,
     xdp::{self, Xdp},
 };
@@ -207,6 +208,7 @@ impl Start {
         let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
             .context("make the services' index")?;
+        let pin_log = PinLog::open(&path)?;
         done(Step::Loaded)?;
         let links = attach::attach(program, settings, &mut || done(Step::Swapped))?;
         if migrates {
@@ -221,6 +223,7 @@ impl Start {
         Ok(Xdp {
             maps,
             index,
+            pin_log,
             limits,
             possible_cpus: cpus,
             object,

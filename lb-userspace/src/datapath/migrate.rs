@@ -141,7 +141,9 @@ impl Source {
                 "{}: this version can't take the map over",
                 from.join(shape.name).display(),
             );
-            if (there.entries)(&self.limits, cpus) != (shape.entries)(limits, cpus) {
+            if (there.entries)(&self.limits, cpus) != (shape.entries)(limits, cpus)
+                || (there.is_spare && !from.join(shape.name).exists())
+            {
                 continue;
             }
             let context = || format!("share {}", from.join(shape.name).display());

@@ -34,6 +34,7 @@ mod load;
 mod maps;
 mod migrate;
 mod mmap;
+mod pin_log;
 mod pin_names;
 mod service_index;
 mod sys;
@@ -119,6 +120,21 @@ pub trait DataPlane {
 
     /// Removes a flow unless it has changed since it was `seen`; whether it did.
     fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool>;
+
+    /// A flow as it is at this moment.
+    fn flow_value(&self, flow: &FlowRef) -> Result<Option<FlowValue>>;
+
+    /// Adds or replaces a flow; false if its table has no room. Of a flow that the program touches
+    /// meanwhile, what it writes may be lost.
+    fn put_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<bool>;
+
+    /// Visits the flows whose pins the program has made, renamed, or seen become established since
+    /// the last call, or since the maps were opened; a flow may be visited several times. False if
+    /// there were more than it could note: any pin may then be new.
+    fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool>;
+
+    /// Lets the program make pins until this time, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
+    fn lease_pins(&mut self, until: u64);
 
     /// Removes the marks of fragmented packets that went to any of these backends.
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;

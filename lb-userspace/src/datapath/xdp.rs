@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use lb_common::{
     abi::{
-        self, BackendCounter, FlowValue, OwnMac, Owners, Slot, SynBudget, VerdictCounter, VipKey,
+        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, Slot, SynBudget, VerdictCounter,
+        VipKey,
     },
     verdict::REASONS,
 };
@@ -24,6 +25,7 @@ use super::{
     entry, load, maps,
     maps::Maps,
     mmap::Mapped,
+    pin_log::PinLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
 };
@@ -39,6 +41,7 @@ use crate::{
 pub struct Xdp {
     pub(super) maps: Maps,
     pub(super) index: ServiceIndex,
+    pub(super) pin_log: PinLog,
     pub(super) limits: Limits,
     pub(super) possible_cpus: u32,
     /// Holds the program, to attach it again.
@@ -270,6 +273,37 @@ impl DataPlane for Xdp {
                 FlowRef::Tracked(key) => maps.tracked.delete(key)?,
                 FlowRef::Connection(key) => maps.connections.delete(key)?,
             })
+    }
+
+    fn flow_value(&self, flow: &FlowRef) -> Result<Option<FlowValue>> {
+        let maps = &self.maps;
+        Ok(match flow {
+            FlowRef::Pin(key) => maps.pins.get(key)?,
+            FlowRef::Tracked(key) => maps.tracked.get(key)?,
+            FlowRef::Connection(key) => maps.connections.get(key)?,
+        })
+    }
+
+    fn put_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<bool> {
+        let maps = &self.maps;
+        let done = match flow {
+            FlowRef::Pin(key) => maps.pins.put(key, &value),
+            FlowRef::Tracked(key) => maps.tracked.put(key, &value),
+            FlowRef::Connection(key) => maps.connections.put(key, &value),
+        };
+        match done {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool> {
+        Ok(self.pin_log.read(visit))
+    }
+
+    fn lease_pins(&mut self, until: u64) {
+        self.pin_log.lease(until);
     }
 
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()> {

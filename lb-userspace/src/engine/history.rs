@@ -1,14 +1,45 @@
 //! History: what this node tells its peers of its rings and flows, and what it takes from them.
+//!
+//! Nodes compute equal rings, so what differs is which older owner the slots in flux have, and which
+//! flows are pinned. For each service one node's history counts ([`Role`]). That node *tells* it
+//! ([`tell`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`learn`]):
+//! what [`crate::ring::step`] makes of the peer's slot when this node's own view chooses its owner.
+//! So a difference of views is a change like any other, and when this node takes over, its maps are
+//! what they must be.
+//!
+//! While a service follows, nothing of it ends here by itself: the node that sees its packets says
+//! so. Its flows and slots are kept fresh instead, so that neither this process nor the next one takes
+//! them for ended when it takes over.
+
+mod learn;
+mod mirror;
+mod tell;
+mod telling;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    abi::{self, FlowKey, Service},
+    hash::{flow_hash_v4, flow_hash_v6, slot_of},
+};
 
+pub(super) use self::tell::strays;
+use self::{
+    mirror::PeerRing,
+    telling::{RingNews, Settling, Telling},
+};
 use super::{Engine, Now};
-use crate::{datapath::DataPlane, desired::ServiceKey, sync::Piece};
+use crate::{
+    datapath::{DataPlane, FlowRef, entry},
+    desired::ServiceKey,
+    reconcile,
+    sync::piece::Flow,
+};
 
 /// Whose history of a service counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,67 +53,276 @@ pub enum Role {
     Shared,
 }
 
+/// What the engine knows of histories.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    roles: BTreeMap<ServiceKey, Role>,
+    /// When services became this node's own that had followed, in seconds of CLOCK_MONOTONIC.
+    taken_over: BTreeMap<ServiceKey, u32>,
+    pub(super) telling: Telling,
+    /// Slots that are about to settle.
+    settling: BTreeMap<ServiceKey, Settling>,
+    mirrors: BTreeMap<ServiceKey, Mirror>,
+    /// What was told already and is not told again.
+    complaints: BTreeSet<String>,
+    /// Services whose pins are held.
+    pub(super) held: BTreeSet<ServiceKey>,
+    /// The virtual MAC addresses.
+    pub(super) macs: BTreeSet<[u8; 6]>,
+    /// Whether the lease was set, or found to be none.
+    is_leased: bool,
+}
+
+/// What is known of a peer's history of a service.
+#[derive(Debug, Default)]
+struct Mirror {
+    /// The ring that was told last, whole.
+    ring: Option<PeerRing>,
+    /// One of which a part is missing.
+    next: Option<PeerRing>,
+    /// The owners of `ring` for new flows, while it is in flux and they differ from this node's.
+    table: Option<Vec<u16>>,
+    /// While a full history is being told: the flows that it has named.
+    named: Option<HashSet<FlowRef>>,
+}
+
+impl History {
+    /// Whose history of a service counts.
+    pub(super) fn role(&self, service: &ServiceKey) -> Role {
+        self.roles.get(service).copied().unwrap_or_default()
+    }
+
+    /// Before which second nothing of a service can have been idle.
+    pub(super) fn floor(&self, service: &ServiceKey) -> u32 {
+        self.taken_over.get(service).copied().unwrap_or(0)
+    }
+
+    /// The ring of the peer that a service follows, if it was told.
+    fn peer_ring(&self, service: &ServiceKey) -> Option<&PeerRing> {
+        self.mirrors.get(service)?.ring.as_ref()
+    }
+
+    /// Whether the peer that a service follows may have flows on a backend.
+    pub(super) fn names(&self, service: &ServiceKey, backend: IpAddr) -> bool {
+        self.peer_ring(service).is_some_and(|ring| ring.named().any(|name| name == backend))
+    }
+
+    /// The slots of a service that are about to settle.
+    pub(super) fn settling(&mut self, service: &ServiceKey) -> Settling {
+        let mut settling = self.settling.remove(service).unwrap_or_default();
+        settling.tells = self.telling.is_asked() && self.role(service) == Role::Own;
+        settling.was_told = !self.telling.rings.contains_key(service);
+        settling
+    }
+
+    /// Takes them back; what has changed is to be told.
+    pub(super) fn keep_settling(&mut self, service: ServiceKey, mut settling: Settling) {
+        self.telling.slots(service, std::mem::take(&mut settling.changed).into_iter());
+        if settling.tells && !settling.is_empty() {
+            self.settling.insert(service, settling);
+        }
+    }
+
+    /// Forgets a service that is no more.
+    pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
+        self.mirrors.remove(service);
+        self.settling.remove(service);
+        self.taken_over.remove(service);
+        self.telling.drop_service(service, Some(id));
+    }
+}
+
 impl<D: DataPlane> Engine<D> {
     /// Says whose history of each service counts; one that is not named is this node's own.
+    ///
+    /// A service that has followed is what it must be already: nothing is written.
     ///
     /// # Errors
     ///
     /// A map can't be written; the roles are taken, and the next reconciliation does the rest.
-    pub fn set_roles(&mut self, _roles: BTreeMap<ServiceKey, Role>, _now: Now) -> Result<()> {
+    pub fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
+        let before = std::mem::replace(&mut self.history.roles, roles);
+        let keys: BTreeSet<_> = before.keys().chain(self.history.roles.keys()).copied().collect();
+        for key in keys {
+            let was = before.get(&key).copied().unwrap_or_default();
+            let history = &mut self.history;
+            match (was, history.role(&key)) {
+                (was, is) if was == is => {}
+                (_, Role::Follows) => {
+                    history.taken_over.remove(&key);
+                    history.settling.remove(&key);
+                    let id = self.applied.services.get(&key).map(|service| service.id);
+                    history.telling.drop_service(&key, id);
+                }
+                (Role::Follows, is) => {
+                    history.mirrors.remove(&key);
+                    history.taken_over.insert(key, now.mono_secs());
+                    if is == Role::Own {
+                        history.telling.ring(key);
+                    }
+                }
+                (_, Role::Own) => history.telling.ring(key),
+                (_, Role::Shared) => {}
+            }
+        }
         Ok(())
     }
 
-    /// What has changed since the last call, of services whose history is this node's or shared.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read; the next call tells it.
-    pub fn news(&mut self, _now: Now) -> Result<Vec<Piece>> {
-        Ok(Vec::new())
-    }
-
-    /// All of the history of services whose history is this node's or shared.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read.
-    pub fn history(&mut self, _now: Now) -> Result<Vec<Piece>> {
-        Ok(Vec::new())
-    }
-
-    /// What was learnt of the services that a peer is about to tell all of is void.
-    pub fn forget(&mut self, _services: &BTreeSet<ServiceKey>) {}
-
-    /// Takes pieces of a peer's history, of services that follow it or share it. What can't be taken
-    /// is told, as `web: backend 10.0.0.13 is not known here`.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be written.
-    pub fn learn(&mut self, _pieces: Vec<Piece>, _now: Now) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    /// What was learnt of the services that a peer is about to tell all of is void, when all of it has
+    /// been told; until then it holds.
+    pub fn forget(&mut self, services: &BTreeSet<ServiceKey>) {
+        for key in services {
+            if self.history.role(key) == Role::Own {
+                continue;
+            }
+            let mirror = self.history.mirrors.entry(*key).or_default();
+            mirror.next = None;
+            mirror.named = Some(HashSet::new());
+            let of = format!("{}: ", self.name_of(key));
+            self.history.complaints.retain(|complaint| !complaint.starts_with(&of));
+        }
     }
 
     /// From now on no flow of these services is pinned: SYNs go to the base owner where a pin would
-    /// be needed. So whoever takes over knows all pins that there are.
+    /// be needed. So whoever takes over knows all pins that there are. Others are pinned again.
     ///
     /// # Errors
     ///
-    /// A map can't be written.
-    pub fn hold_pins(&mut self, _services: &BTreeSet<ServiceKey>) -> Result<()> {
+    /// A map can't be written; the next reconciliation does it.
+    pub fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
+        self.history.held.clone_from(services);
+        for (key, value) in &mut self.applied.services {
+            let held = reconcile::with_pins(*value, services.contains(key));
+            if held != *value {
+                let context = || format!("write service {key}");
+                self.data_plane.put_service(key, &held).with_context(context)?;
+                *value = held;
+            }
+        }
         Ok(())
     }
 
     /// Flows may be pinned until this time on CLOCK_MONOTONIC; none: always. So the program ceases to
     /// make pins that no peer is told of when the daemon has ceased to run.
-    pub fn lease_pins(&mut self, _until: Option<Duration>) {}
+    pub fn lease_pins(&mut self, until: Option<Duration>) {
+        self.history.is_leased = true;
+        let nanos = until.map_or(0, |until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
+        self.data_plane.lease_pins(nanos);
+    }
+
+    /// Ends the lease that another process has left, unless there is one by this.
+    pub(super) fn end_stale_lease(&mut self) {
+        if !self.history.is_leased {
+            self.lease_pins(None);
+        }
+    }
 
     /// Frames to this virtual MAC address are this node's, or no more.
     ///
     /// # Errors
     ///
-    /// A map can't be written.
-    pub fn take_mac(&mut self, _mac: [u8; 6], _take: bool) -> Result<()> {
+    /// A map can't be written, or it has no room.
+    pub fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
+        let mut virtual_macs = self.history.macs.clone();
+        let changed = if take { virtual_macs.insert(mac) } else { virtual_macs.remove(&mac) };
+        if !changed {
+            return Ok(());
+        }
+        // While the list is empty every frame is taken, and the first entry would shut the others out.
+        let mut macs = self.applied.own_macs.clone();
+        if !macs.is_empty() {
+            let own = self.neighbourhood.as_ref().map(|known| &known.own_macs);
+            let is_own = own.is_some_and(|own| own.contains(&mac));
+            match macs.iter().position(|known| *known == mac) {
+                Some(place) if !take && !is_own => drop(macs.remove(place)),
+                None if take => macs.push(mac),
+                _ => {}
+            }
+        }
+        let room = abi::OWN_MACS as usize;
+        ensure!(
+            macs.len().max(virtual_macs.len()) <= room,
+            "there is room for {room} MAC addresses of this node and of its virtual routers; use \
+             fewer interfaces, or `virtual_mac` on fewer of them",
+        );
+        if macs != self.applied.own_macs {
+            self.data_plane.set_own_macs(&macs).context("write the node's MAC addresses")?;
+            self.applied.own_macs = macs;
+        }
+        self.history.macs = virtual_macs;
         Ok(())
+    }
+
+    /// What people call a service.
+    fn name_of(&self, key: &ServiceKey) -> String {
+        let services = self.desired().services.iter();
+        let named = services.filter(|(_, service)| service.key == *key).map(|(name, _)| name);
+        named.cloned().next().unwrap_or_else(|| key.to_string())
+    }
+
+    /// The key of a service by its id.
+    pub(super) fn key_of(&self, id: u16) -> Option<ServiceKey> {
+        self.applied.services.iter().find(|(_, service)| service.id == id).map(|(key, _)| *key)
+    }
+
+    /// Ids of the services that follow a peer.
+    pub(super) fn following(&self) -> BTreeSet<u16> {
+        let services = self.applied.services.iter();
+        let following = services.filter(|(key, _)| self.history.role(key) == Role::Follows);
+        following.map(|(_, service)| service.id).collect()
+    }
+
+    /// The keys of the services that are told of, by id.
+    fn told(&self) -> BTreeMap<u16, ServiceKey> {
+        let services = self.applied.services.iter();
+        let told = services.filter(|(key, _)| self.history.role(key) != Role::Follows);
+        told.map(|(key, service)| (service.id, *key)).collect()
+    }
+
+    /// The addresses of backends by id.
+    fn address_of(&self, id: u16) -> Option<IpAddr> {
+        self.applied.backends.get(&id).map(|backend| entry::ip_of(backend.address))
+    }
+}
+
+/// The slot of a flow.
+pub(super) fn slot_of_flow(service: &Service, key: &FlowKey) -> u32 {
+    let port = key.port.to_bytes();
+    let hash = match entry::ip_of(key.source) {
+        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port),
+        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
+    };
+    slot_of(hash, service.slots)
+}
+
+/// A flow as peers are told of it.
+pub(super) fn to_told(flow: &FlowRef) -> Flow {
+    let client = |key: &FlowKey| (entry::ip_of(key.source), key.port.get());
+    match flow {
+        FlowRef::Pin(key) => {
+            let (source, port) = client(key);
+            Flow::Pinned(source, port)
+        }
+        FlowRef::Tracked(key) => {
+            let (source, port) = client(key);
+            Flow::Tracked(source, port)
+        }
+        FlowRef::Connection(key) => Flow::Connection(key.id),
+    }
+}
+
+/// The inverse of [`to_told`], for a service of this node.
+fn from_told(flow: &Flow, service: u16) -> FlowRef {
+    let key = |source: IpAddr, port: u16| FlowKey {
+        source: entry::address(source),
+        port: port.into(),
+        service,
+    };
+    match *flow {
+        Flow::Pinned(source, port) => FlowRef::Pin(key(source, port)),
+        Flow::Tracked(source, port) => FlowRef::Tracked(key(source, port)),
+        Flow::Connection(id) => {
+            FlowRef::Connection(abi::ConnectionKey { id, service, reserved: 0 })
+        }
     }
 }

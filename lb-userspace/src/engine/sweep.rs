@@ -3,7 +3,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -11,10 +11,14 @@ use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
 use tracing::info;
 
-use super::{Engine, Now, Swept, summary};
+use super::{
+    Engine, Now, Swept,
+    history::{Role, slot_of_flow, strays, to_told},
+    summary,
+};
 use crate::{
     datapath::{DataPlane, FlowRef, FlowTable, entry},
-    desired::Admin,
+    desired::{Admin, ServiceKey},
     reconcile::{Applied, Ring},
     ring,
 };
@@ -29,6 +33,8 @@ const FULL_LOOK_SECS: u32 = 64;
 /// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked
 /// in a second.
 const FLOWS_PER_SEC: u64 = 20_000;
+/// Flows that one walk keeps fresh at most: some tens of milliseconds.
+const REFRESHED: usize = 16_384;
 
 /// What the last walk through the flow tables has found.
 #[derive(Debug, Default)]
@@ -83,8 +89,8 @@ impl Walk {
     }
 
     /// Whether it saw flows on backends that have none to keep by now.
-    pub(super) fn has_homeless(&self, applied: &Applied) -> bool {
-        let keeping = keeping(applied);
+    pub(super) fn has_homeless(&self, applied: &Applied, following: &BTreeSet<u16>) -> bool {
+        let keeping = keeping(applied, following);
         self.per_backend.iter().any(|(id, &flows)| flows > 0 && !keeping.contains(id))
     }
 
@@ -97,13 +103,14 @@ impl Walk {
 }
 
 /// The backends that may keep flows: by what their service's ring was written for; while that is
-/// not known, all of them.
-fn keeping(applied: &Applied) -> BTreeSet<u16> {
+/// not known, and of services that follow a peer, all of them.
+fn keeping(applied: &Applied, following: &BTreeSet<u16>) -> BTreeSet<u16> {
     let target = |service| applied.rings.get(&service).and_then(|ring| ring.target.as_ref());
     let backends = applied.backends.iter().filter(|&(id, backend)| {
-        target(backend.service).is_none_or(|target| {
-            target.keeping.contains(id) || target.members.iter().any(|(_, member)| member == id)
-        })
+        following.contains(&backend.service)
+            || target(backend.service).is_none_or(|target| {
+                target.keeping.contains(id) || target.members.iter().any(|(_, member)| member == id)
+            })
     });
     backends.map(|(&id, _)| id).collect()
 }
@@ -126,6 +133,7 @@ impl<D: DataPlane> Engine<D> {
     /// If a map could not be read or written; the next call does the rest.
     pub fn sweep(&mut self, now: Now) -> Result<Swept> {
         let mut swept = Swept::default();
+        self.history.telling.end_unless_asked(now.mono_secs());
         self.watch_interfaces();
         if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
@@ -169,11 +177,14 @@ impl<D: DataPlane> Engine<D> {
         Ids(backends.map(|(&id, backend)| ((backend.service, backend.address), id)).collect())
     }
 
-    /// Clears the bases that are quiet and the marks of pins that have gone.
+    /// Clears the bases that are quiet and the marks of pins that have gone. In a ring that follows a
+    /// peer's, slots in flux are kept fresh instead.
     fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
-        let Some(idle) = self.service_by_id(id).map(|service| service.idle_timeout) else {
-            return Ok(0);
-        };
+        let Some((key, idle)) = self.service_by_id(id) else { return Ok(0) };
+        let follows = self.history.role(&key) == Role::Follows;
+        // Nothing has been idle for longer than this node has seen its packets.
+        let floor = self.history.floor(&key);
+        let rested = floor == 0 || now.mono_secs().saturating_sub(floor) > idle;
         // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
         // choice, and a packet that had read its slot just before that settled.
         let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
@@ -185,13 +196,24 @@ impl<D: DataPlane> Engine<D> {
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let at = stamp(now.mono_secs());
         let mut settled = Vec::new();
+        let mut settling = self.history.settling(&key);
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
-            if base != 0 && ring::is_quiet(slot, at, idle) {
-                settled.push((index, Owners { current, base: 0 }));
+            if follows {
+                if base != 0 && ring::is_quiet(slot, at, idle / 2) {
+                    slot.touch_unpinned(at);
+                }
+                // The marks of pins that live are kept fresh together with them.
+                let _ = ring::settle_pinned(slot, at, idle.saturating_mul(2));
+            } else if rested {
+                let is_quiet = base != 0 && ring::is_quiet(slot, at, idle);
+                if settling.settles(index, is_quiet) {
+                    settled.push((index, Owners { current, base: 0 }));
+                }
+                let _ = ring::settle_pinned(slot, at, idle);
             }
-            let _ = ring::settle_pinned(slot, at, idle);
         }
+        self.history.keep_settling(key, settling);
         self.data_plane.set_owners(id, &settled).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());
@@ -201,8 +223,11 @@ impl<D: DataPlane> Engine<D> {
         Ok(settled.len() as u64)
     }
 
-    fn service_by_id(&self, id: u16) -> Option<Service> {
-        self.applied.services.values().find(|service| service.id == id).copied()
+    /// The key of a service, and its idle timeout.
+    fn service_by_id(&self, id: u16) -> Option<(ServiceKey, u32)> {
+        let mut services = self.applied.services.iter();
+        let found = services.find(|(_, service)| service.id == id);
+        found.map(|(key, service)| (*key, service.idle_timeout))
     }
 
     fn walk_is_due(&self, now: Now, waits: bool) -> bool {
@@ -225,9 +250,18 @@ impl<D: DataPlane> Engine<D> {
     /// gone, and counts the rest. How many were deleted.
     pub(super) fn walk_flows(&mut self, now: Now) -> Result<u64> {
         let mut walk = Walk { started: Some(now.mono_secs()), clean: true, ..Walk::default() };
-        let keeping = keeping(&self.applied);
-        let services: BTreeMap<_, _> =
-            self.applied.services.values().map(|service| (service.id, *service)).collect();
+        let following = self.following();
+        let keeping = keeping(&self.applied, &following);
+        let services: BTreeMap<_, _> = self
+            .applied
+            .services
+            .iter()
+            .map(|(key, service)| (service.id, (*service, self.history.floor(key))))
+            .collect();
+        let tells = self.history.telling.is_asked();
+        let rings = if tells { self.tracked_rings()? } else { HashMap::new() };
+        let mut surveyed = HashMap::new();
+        let mut stale = Vec::new();
         let mut gone = Vec::new();
         for table in FlowTable::ALL {
             self.data_plane
@@ -236,18 +270,46 @@ impl<D: DataPlane> Engine<D> {
                     walk.pins += u64::from(table == FlowTable::Pins);
                     let service = services.get(&flow.service());
                     let service = service.filter(|_| keeping.contains(&value.backend));
-                    match service.map(|service| age(flow, value, service, now)) {
-                        Some(Age::Live) => *walk.per_backend.entry(value.backend).or_default() += 1,
-                        Some(Age::Idle) => {}
-                        Some(Age::Ended) => gone.push((flow, value, false)),
-                        None => gone.push((flow, value, true)),
+                    let Some((service, floor)) = service else {
+                        gone.push((flow, value, true));
+                        return;
+                    };
+                    let live = &mut *walk.per_backend.entry(value.backend).or_default();
+                    let (age, kept) = age(flow, value, service, *floor, now);
+                    if following.contains(&flow.service()) {
+                        *live += 1;
+                        if idle(value, *floor, now) > kept / 4 && stale.len() < REFRESHED {
+                            stale.push((flow, value, *service));
+                        }
+                        return;
+                    }
+                    match age {
+                        Age::Live => {
+                            *live += 1;
+                            if tells && strays(&flow, value, service, &rings) {
+                                surveyed.insert(flow, value.backend);
+                            }
+                        }
+                        Age::Idle => {}
+                        Age::Ended => gone.push((flow, value, false)),
                     }
                 })
                 .context("walk the flows")?;
         }
+        walk.per_backend.retain(|_, flows| *flows > 0);
+        drop(rings);
+        if tells {
+            for flow in self.history.telling.survey(surveyed) {
+                self.tell_end(&flow);
+            }
+        }
+        self.refresh(stale, now)?;
         let mut deleted = 0;
         for (flow, seen, homeless) in gone {
             let done = self.data_plane.delete_flow(&flow, seen).context("delete a flow")?;
+            if done {
+                self.tell_end(&flow);
+            }
             deleted += u64::from(done);
             walk.clean &= done || !homeless;
             walk.flows -= u64::from(done);
@@ -267,7 +329,40 @@ impl<D: DataPlane> Engine<D> {
         Ok(deleted)
     }
 
-    /// The backends in `removing` that own no slot.
+    /// Keeps flows of services that follow a peer fresh, and the marks of their slots: only who sees
+    /// their packets can tell when they end.
+    fn refresh(&mut self, stale: Vec<(FlowRef, FlowValue, Service)>, now: Now) -> Result<()> {
+        let mut stale = stale;
+        stale.sort_unstable_by_key(|(_, _, service)| service.id);
+        let mut ring = None;
+        for (flow, value, service) in stale {
+            let id = service.id;
+            if ring.as_ref().is_none_or(|(of, _)| *of != id) && self.applied.rings.contains_key(&id)
+            {
+                ring = Some((id, self.data_plane.ring(id).context("read a ring")?));
+            }
+            if let (FlowRef::Pin(key), Some((of, ring))) = (&flow, &ring)
+                && *of == id
+            {
+                let slot = ring.get(slot_of_flow(&service, key) as usize);
+                slot.into_iter().for_each(|slot| slot.touch_pinned(stamp(now.mono_secs())));
+            }
+            let fresh = FlowValue { seen: now.mono_secs(), ..value };
+            self.data_plane.put_flow(&flow, fresh).context("write a flow")?;
+        }
+        Ok(())
+    }
+
+    /// Peers are to know that a flow has ended.
+    fn tell_end(&mut self, flow: &FlowRef) {
+        if let Some(key) = self.key_of(flow.service())
+            && self.history.role(&key) != Role::Follows
+        {
+            self.history.telling.end(key, to_told(flow));
+        }
+    }
+
+    /// The backends in `removing` that own no slot, here or at the peer that is followed.
     fn leaving(&self) -> BTreeSet<u16> {
         let mut leaving = BTreeSet::new();
         let ids = LazyCell::new(|| self.ids());
@@ -276,6 +371,9 @@ impl<D: DataPlane> Engine<D> {
             let Some(ring) = self.applied.rings.get(&value.id) else { continue };
             let removing =
                 service.backends.iter().filter(|(_, b)| matches!(b.admin, Admin::Removing { .. }));
+            let follows = self.history.role(&service.key) == Role::Follows;
+            let removing = removing
+                .filter(|(address, _)| !follows || !self.history.names(&service.key, **address));
             let removing = removing.filter_map(|(address, _)| ids.of(value.id, *address));
             leaving.extend(removing.filter(|id| !ring.held.contains_key(id)));
         }
@@ -345,8 +443,14 @@ enum Age {
     Ended,
 }
 
-fn age(flow: FlowRef, value: FlowValue, service: &Service, now: Now) -> Age {
-    let idle = now.mono_secs().saturating_sub(value.seen);
+/// For how many seconds a flow has been idle; not for longer than since `floor`.
+fn idle(value: FlowValue, floor: u32, now: Now) -> u32 {
+    now.mono_secs().saturating_sub(value.seen.max(floor))
+}
+
+/// What is to be thought of a flow, and how many seconds it may be idle.
+fn age(flow: FlowRef, value: FlowValue, service: &Service, floor: u32, now: Now) -> (Age, u32) {
+    let idle = idle(value, floor, now);
     let pinned = matches!(flow, FlowRef::Pin(_));
     // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
     // can forge either, and a pin that went would take the flow with it.
@@ -356,9 +460,10 @@ fn age(flow: FlowRef, value: FlowValue, service: &Service, now: Now) -> Age {
         }
         _ => service.idle_timeout,
     };
-    match (idle > kept, pinned) {
+    let age = match (idle > kept, pinned) {
         (false, _) => Age::Live,
         (true, true) => Age::Ended,
         (true, false) => Age::Idle,
-    }
+    };
+    (age, kept)
 }

@@ -6,9 +6,15 @@
 //! tell each other how their virtual routers stand.
 //!
 //! [`piece`] is what is told, in terms that do not depend on a node's own ids. The daemon gives and
-//! takes it by [`Peers`] and [`Report`].
+//! takes it by [`Peers`] and [`Report`]. [`session`] decides what is sent when, as a pure function of
+//! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
+//! and is what the daemon starts.
 
 pub mod piece;
+pub mod seal;
+pub mod session;
+pub mod thread;
+pub mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +26,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::piece::Piece;
+pub use self::{piece::Piece, thread::Link};
 use crate::{
     desired::ServiceKey,
     units::rfc3339,
@@ -104,20 +110,22 @@ pub struct RouterFacts {
 /// What peers tell, and what becomes of them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Report {
-    /// A peer is there, and fresh: what it says from now on is no repetition.
+    /// A peer is there, and fresh: what it says from now on is no repetition. Nothing is known of its
+    /// history.
     Joined(PeerId),
     /// A peer is gone, and why.
     Lost(PeerId, String),
     /// What a peer says of itself has changed.
     Facts(PeerId, Facts),
-    /// A peer has no history of this node's: it is to get all of it by [`Peers::send_all`].
+    /// A peer has no history of this node's, or has fallen behind: it is to get all of it by
+    /// [`Peers::send_all`]. Told after its first [`Self::Facts`], and at most once in a second.
     WantsAll(PeerId),
     /// A peer sends all of its history: what is known of it is void.
     Begins(PeerId),
     /// Pieces of a peer's history, in the order in which they were published.
     Pieces(PeerId, Vec<Piece>),
-    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something is
-    /// missing again.
+    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something has
+    /// been missing for 30 ms, or all is about to be told anew. False after [`Self::Joined`], untold.
     Complete(PeerId, bool),
     /// A peer asks this node to become Active for these routers, and has told everything before.
     TakeOver(PeerId, Vec<RouterKey>),
@@ -134,8 +142,12 @@ pub trait Peers: Send {
     fn tell(&self, facts: Facts);
     /// What has changed of this node's history, to all peers that have all that was before.
     fn publish(&self, pieces: Vec<Piece>);
-    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`].
+    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
+    /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
+    /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
+    /// taken, since it was not known yet that they count.
+    fn want_all(&self, peer: PeerId);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
     /// Answers [`Report::TakeOver`].

@@ -1,14 +1,19 @@
 //! History, in terms that every node understands: services by their key, backends by address, slots
 //! by number, times as ages.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use crate::desired::ServiceKey;
 
 /// A part of a service's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// The service's ring, as it is for new flows; what was told of its slots before is void.
+    /// The service's ring, as it is for new flows; what was told of its slots before is void. The
+    /// base owners of all slots that have one follow, and then [`Self::ring_is_whole`]: until that
+    /// comes, what was told before holds.
     Ring {
         /// The service.
         service: ServiceKey,
@@ -34,7 +39,8 @@ pub enum Piece {
         /// The flows.
         pins: Vec<Pin>,
     },
-    /// Flows that have ended.
+    /// Flows that have ended. Two flows that nobody can have mean something else:
+    /// [`Self::ring_is_whole`] and [`Self::all_is_told`].
     Ended {
         /// The service.
         service: ServiceKey,
@@ -76,7 +82,39 @@ pub struct Pin {
     pub idle: Duration,
 }
 
+/// The flow that stands for [`Piece::ring_is_whole`]: no client has this address.
+const RING_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
+/// The flow that stands for [`Piece::all_is_told`].
+const ALL_IS_TOLD: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2);
+
+impl Flow {
+    /// Whether it stands for [`Piece::ring_is_whole`].
+    #[must_use]
+    pub fn ends_a_ring(&self) -> bool {
+        *self == RING_IS_WHOLE
+    }
+
+    /// Whether it stands for [`Piece::all_is_told`].
+    #[must_use]
+    pub fn ends_a_history(&self) -> bool {
+        *self == ALL_IS_TOLD
+    }
+}
+
 impl Piece {
+    /// Says that all base owners of the ring that was told last have been told.
+    #[must_use]
+    pub fn ring_is_whole(service: ServiceKey) -> Self {
+        Self::Ended { service, flows: vec![RING_IS_WHOLE] }
+    }
+
+    /// Says that all of a service's history has been told: it ends a full history, and flows that
+    /// were not named in it are no more.
+    #[must_use]
+    pub fn all_is_told(service: ServiceKey) -> Self {
+        Self::Ended { service, flows: vec![ALL_IS_TOLD] }
+    }
+
     /// The service that it is of.
     #[must_use]
     pub const fn service(&self) -> ServiceKey {

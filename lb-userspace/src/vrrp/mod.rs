@@ -227,6 +227,9 @@ pub struct RouterStatus {
     pub key: RouterKey,
     /// The interface.
     pub interface: String,
+    /// The address that its advertisements are sent from, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
     /// The sync group that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,

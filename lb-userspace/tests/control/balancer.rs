@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::fakes::{Deed, Deeds};
 use anyhow::{Result, ensure};
 use lb_userspace::{
     daemon::Balancer,
@@ -32,6 +33,8 @@ pub struct Wires {
     pub failing_writes: AtomicU64,
     /// Whether sweeps fail.
     pub failing_sweeps: AtomicBool,
+    /// What was done, by others as well.
+    pub deeds: Deeds,
 }
 
 /// The engine of a test.
@@ -94,6 +97,8 @@ impl Balancer for Wired {
     }
 
     fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
+        let told = roles.iter().map(|(key, role)| (*key, *role)).collect();
+        self.wires.deeds.push(Deed::Roles(told));
         self.engine.set_roles(roles, now)
     }
 
@@ -106,22 +111,27 @@ impl Balancer for Wired {
     }
 
     fn forget(&mut self, services: &BTreeSet<ServiceKey>) {
+        self.wires.deeds.push(Deed::Forget(services.iter().copied().collect()));
         self.engine.forget(services);
     }
 
     fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
+        self.wires.deeds.push(Deed::Learn(pieces.clone()));
         self.engine.learn(pieces, now)
     }
 
     fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
+        self.wires.deeds.push(Deed::Hold(services.iter().copied().collect()));
         self.engine.hold_pins(services)
     }
 
     fn lease_pins(&mut self, until: Option<Duration>) {
+        self.wires.deeds.push(Deed::Lease(until.is_some()));
         self.engine.lease_pins(until);
     }
 
     fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
+        self.wires.deeds.push(Deed::TakeMac(mac, take));
         self.engine.take_mac(mac, take)
     }
 

@@ -8,12 +8,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::balancer::{Wired, Wires};
+use crate::{
+    balancer::{Wired, Wires},
+    fakes::{Deed, Script},
+};
 use lb_userspace::{
     api::{client::Client, server, socket},
     clock::Clocks,
     config::Config,
-    daemon::{Daemon, Effects, Ended, Inputs, Signal},
+    daemon::{Connection, Daemon, Effects, Ended, Inputs, Signal},
     datapath::fake::Fake,
     engine::Engine,
     events::{Event, Events, Page},
@@ -48,13 +51,16 @@ pub struct Place {
     pub wires: Arc<Wires>,
     /// What the maps have room for.
     pub limits: Limits,
+    /// The maps of a predecessor; none: empty ones.
+    pub maps: Mutex<Option<Fake>>,
 }
 
 impl Place {
     pub fn new(services: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let limits = Limits { services: 8, backends: 16, ..Limits::default() };
-        let place = Self { dir, skew: Arc::default(), wires: Arc::default(), limits };
+        let (skew, wires, maps) = (Arc::default(), Arc::default(), Mutex::default());
+        let place = Self { dir, skew, wires, limits, maps };
         place.configure(services);
         place
     }
@@ -98,12 +104,25 @@ impl Place {
         let config = Config::load(&self.file()).expect("the configuration is valid");
         let mut settings = config.settings(false).expect("the seed is given");
         settings.limits = self.limits;
-        let engine = Engine::adopt(Fake::new(settings.limits), &settings).expect("empty maps");
+        let mut maps = Fake::new(settings.limits);
+        maps.set_interface("eth0", None);
+        let maps = self.maps.lock().expect("nobody panics").take().unwrap_or(maps);
+        let engine = Engine::adopt(maps, &settings).expect("they are ours");
         let engine = Wired { engine, wires: Arc::clone(&self.wires) };
         let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::new(SystemTime::now());
         let detached = Arc::clone(&log);
+        let deeds = self.wires.deeds.clone();
+        let detached_too = deeds.clone();
+        let (vrrp_to, vrrp) = mpsc::unbounded_channel();
+        let (peers_to, peers) = mpsc::unbounded_channel();
+        let script = Script::new(deeds, vrrp_to, peers_to);
+        let connection = config.sync.clone().map(|config| Connection {
+            peers: script.connect(&config),
+            config,
+            seed: settings.seed,
+        });
         let effects = Effects {
             want: Box::new(move |wants| {
                 let hops = wants.into_iter().map(|want| (want, Resolution::Resolved(hop())));
@@ -117,6 +136,7 @@ impl Place {
             doubt: Box::new(|_| {}),
             detach: Box::new(move || {
                 detached.lock().expect("nobody panics").push("detach");
+                detached_too.push(Deed::Detach);
                 Ok(vec!["link-eth0".into()])
             }),
             clocks: {
@@ -126,6 +146,8 @@ impl Place {
                     Clocks { wall: wall + *skew.lock().expect("nobody panics"), boot }
                 })
             },
+            vrrp: Box::new(script.clone()),
+            peers: connection,
             events: events.clone(),
             notifier: Notifier::default(),
         };
@@ -137,14 +159,14 @@ impl Place {
         let (ready_to, ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         tokio::spawn(server::serve(listener, requests_to, events, stopped));
-        let inputs = Inputs { requests, signals: signals_of, neighbours, reports };
+        let inputs = Inputs { requests, signals: signals_of, neighbours, reports, vrrp, peers };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;
             drop((stop, file));
             ended
         });
         ready.await.expect("it gets ready");
-        Running { client: Client::new(self.socket()), signals, task, log }
+        Running { client: Client::new(self.socket()), signals, task, log, script }
     }
 }
 
@@ -164,6 +186,7 @@ pub struct Running {
     pub signals: mpsc::Sender<Signal>,
     pub task: JoinHandle<anyhow::Result<Ended>>,
     pub log: Arc<Mutex<Vec<&'static str>>>,
+    pub script: Script,
 }
 
 impl Running {

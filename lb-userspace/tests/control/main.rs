@@ -5,5 +5,8 @@ mod cli;
 mod common;
 mod config;
 mod daemon;
+mod fakes;
+mod handover;
 mod operations;
+mod pair;
 mod storage;

@@ -14,8 +14,8 @@ use aya::maps::MapInfo;
 use lb_common::{
     abi::{
         self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
-        FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, SynBudget, VerdictCounter,
-        VipKey,
+        FragmentKey, OwnMac, PinLease, PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6,
+        SynBudget, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
@@ -42,9 +42,16 @@ pub struct Shape {
     value: usize,
     /// Its entries.
     pub entries: fn(&Limits, u32) -> u32,
+    /// Whether a set without it is whole: it holds nothing that forwarding needs, and is made when
+    /// it is missing.
+    pub is_spare: bool,
 }
 
 impl Shape {
+    const fn spare(self) -> Self {
+        Self { is_spare: true, ..self }
+    }
+
     /// Whether a map of the other shape is a map of this one, but for its entries.
     pub fn is_like(&self, other: &Self) -> bool {
         (self.kind, self.key, self.value) == (other.kind, other.key, other.value)
@@ -52,11 +59,12 @@ impl Shape {
 }
 
 const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) -> u32) -> Shape {
-    Shape { name, kind, key: size_of::<K>(), value: size_of::<V>(), entries }
+    let (key, value) = (size_of::<K>(), size_of::<V>());
+    Shape { name, kind, key, value, entries, is_spare: false }
 }
 
 /// The maps of this version.
-pub const SHAPES: [Shape; 16] = [
+pub const SHAPES: [Shape; 19] = [
     shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
     shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
@@ -75,6 +83,9 @@ pub const SHAPES: [Shape; 16] = [
     }),
     shape::<u32, SynBudget>("SYN_BUDGETS", ARRAY, |limits, cpus| limits.services * cpus),
     shape::<u32, u32>("SYN_MARKS", ARRAY, |_, _| abi::SYN_MARKS),
+    shape::<u32, PinNote>("PIN_LOG", ARRAY, |_, cpus| abi::PIN_NOTES * cpus).spare(),
+    shape::<u32, PinLogHead>("PIN_LOG_HEADS", ARRAY, |_, cpus| cpus).spare(),
+    shape::<u32, PinLease>("PIN_LEASE", ARRAY, |_, _| 1).spare(),
 ];
 
 /// Buckets of the services' index.

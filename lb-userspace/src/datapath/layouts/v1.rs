@@ -38,7 +38,7 @@ const fn shape(
     (key, value): (usize, usize),
     entries: fn(&Limits, u32) -> u32,
 ) -> Shape {
-    Shape { name, kind, key, value, entries }
+    Shape { name, kind, key, value, entries, is_spare: false }
 }
 
 /// Its maps.

@@ -144,13 +144,14 @@ impl VirtualRouter {
     }
 
     pub(super) fn active_heard(&mut self, heard: Heard, now: Instant, out: &mut Vec<Action>) {
-        if self.is_yielding() {
-            if heard.priority > 0 {
-                self.has_yielded(&heard, now, out);
+        if heard.priority == 0 {
+            // RFC 9568, 6.4.3: another one has ceased, and this one says that it is there. But not if
+            // it has said itself that it leaves.
+            if !self.is_leaving() {
+                self.answer(&heard, now, out);
             }
-        } else if heard.priority == 0 {
-            // RFC 9568, 6.4.3: another one has ceased, and this one says that it is there.
-            self.answer(&heard, now, out);
+        } else if self.is_yielding() {
+            self.has_yielded(&heard, now, out);
         } else if self.is_late(now) {
             self.give_way_after_a_stall(&heard, now, out);
         } else {

@@ -27,6 +27,8 @@ impl VirtualRouter {
             *owed = true;
             return;
         }
+        // What others were told is not taken back.
+        let how = if self.is_leaving() { Yield::Told } else { how };
         let until = now + self.yield_limit();
         self.when.yielding = Some(Yielding { how, until, owed: true, stop: None });
         self.say_that_it_leaves(now, out);

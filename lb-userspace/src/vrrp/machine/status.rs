@@ -24,6 +24,7 @@ impl Machine {
             name: router.name.clone(),
             key: router.key,
             interface: router.interface.clone(),
+            source: self.observed.as_ref().and_then(|seen| seen.sources.get(&router.name).copied()),
             group: self.group(index).map(|group| group.name.clone()),
             state: machine.state(),
             since: wall

@@ -1,0 +1,56 @@
+//! Keys that a configuration names the files of.
+
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
+
+use super::tree::{Field, Problems};
+
+/// Who else may read the file of a key without a word: its group, as that of a daemon's user.
+const MODE: u32 = 0o640;
+/// Files that are larger hold no key.
+const MOST: u64 = 4_096;
+
+/// The content of a key's file. `remedy` says what to do when it is missing.
+pub(super) fn read(
+    field: &Field<'_>,
+    doubts: &Problems<'_>,
+    remedy: impl FnOnce(&str) -> String,
+) -> Option<Vec<u8>> {
+    let path = field.parsed("key_file = \"/etc/lb/sync.key\"", super::absolute)?;
+    match look(&path) {
+        Ok((bytes, mode)) => {
+            if mode & 0o777 & !MODE != 0 {
+                let path = path.display();
+                doubts.push_at(
+                    field,
+                    format!(
+                        "{path} has mode {:04o}, so that others can read or change the key; run \
+                         'chmod 0640 {path}'",
+                        mode & 0o7777
+                    ),
+                );
+            }
+            Some(bytes)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path = path.display().to_string();
+            field.refuse(format!("{path} is missing; {}", remedy(&path)));
+            None
+        }
+        Err(error) => {
+            let how = match error.kind() {
+                io::ErrorKind::PermissionDenied => "; be root to read it",
+                _ => "",
+            };
+            field.refuse(format!("read {}: {error}{how}", path.display()));
+            None
+        }
+    }
+}
+
+fn look(path: &PathBuf) -> io::Result<(Vec<u8>, u32)> {
+    let meta = fs::metadata(path)?;
+    if !meta.is_file() || meta.len() > MOST {
+        return Err(io::Error::other("it is no file with a key"));
+    }
+    Ok((fs::read(path)?, meta.mode()))
+}

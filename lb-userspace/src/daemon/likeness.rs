@@ -1,0 +1,322 @@
+//! In what two nodes must be alike, as keyed hashes: they tell each other, and nobody else, whether
+//! they differ, and not what of it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ring::hmac;
+
+use crate::{
+    desired::{Desired, Service, UdpPolicy},
+    events::Kind,
+    sync::{Facts, Fingerprint, Key, RouterFacts},
+    vrrp::{Auth, Router, RouterStatus, State, Version},
+};
+
+/// Makes keyed hashes.
+pub(super) struct Hasher(hmac::Key);
+
+impl Hasher {
+    pub(super) fn new(key: &Key) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &key.0))
+    }
+
+    /// A hash of some parts; `of` says what they are, so that no two kinds of things are alike.
+    fn hash<'p>(&self, of: &str, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(b"lb likeness ");
+        context.update(of.as_bytes());
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let tag = context.sign();
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&tag.as_ref()[..8]);
+        u64::from_be_bytes(bytes)
+    }
+
+    /// Of what makes rings equal.
+    pub(super) fn fingerprint(&self, seed: &[u8; 16], desired: &Desired) -> Fingerprint {
+        let services = desired.services.values();
+        Fingerprint {
+            seed: self.hash("seed", [&seed[..]]),
+            services: services.map(|service| (service.key, self.service(service))).collect(),
+        }
+    }
+
+    fn service(&self, service: &Service) -> u64 {
+        let udp: &[u8] = match service.udp_policy {
+            UdpPolicy::Oneshot => b"oneshot",
+            UdpPolicy::Tracked => b"tracked",
+            UdpPolicy::Quic => b"quic",
+        };
+        let (mode, slots) = (service.mode.to_string(), service.ring_slots.to_be_bytes());
+        let idle = service.idle_timeout.as_millis().to_be_bytes();
+        let backends: Vec<Vec<u8>> = service.backends.keys().map(octets).collect();
+        let settings = [mode.as_bytes(), &slots, &idle, udp];
+        self.hash("service", settings.into_iter().chain(backends.iter().map(Vec::as_slice)))
+    }
+
+    /// How a virtual router of this node stands, and what its advertisements are like.
+    pub(super) fn router(
+        &self,
+        router: &Router,
+        state: State,
+        status: Option<&RouterStatus>,
+    ) -> RouterFacts {
+        let mut addresses: Vec<Vec<u8>> = router
+            .addresses
+            .iter()
+            .filter(|vip| vip.advertised)
+            .map(|vip| octets(&vip.address))
+            .collect();
+        addresses.sort();
+        let centis = router.interval.as_millis() / 10;
+        RouterFacts {
+            state,
+            priority: status.map_or(router.priority.get(), |status| status.priority),
+            source: status.and_then(|status| status.source).or(router.source),
+            fingerprint: self.advertisements(router),
+            interval_centis: u16::try_from(centis).unwrap_or(u16::MAX),
+            addresses: self.hash("addresses", addresses.iter().map(Vec::as_slice)),
+        }
+    }
+
+    /// Of what must be equal for advertisements to be taken.
+    fn advertisements(&self, router: &Router) -> u64 {
+        // Version 3 learns the interval of the Active router.
+        let (version, interval) = match router.version {
+            Version::V2 => (2, router.interval.as_millis().to_be_bytes()),
+            Version::V3 => (3, [0; 16]),
+        };
+        let (kind, id, secret): (_, _, &[u8]) = match &router.auth {
+            Auth::None => (0, 0, &[]),
+            Auth::Pass(password) => (1, 0, password),
+            Auth::Hmac { id, secret } => (2, *id, secret),
+        };
+        self.hash("advertisements", [&[version, kind, id][..], &interval, secret])
+    }
+}
+
+fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().into(),
+        IpAddr::V6(v6) => v6.octets().into(),
+    }
+}
+
+/// In what a peer is unlike this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unlike {
+    /// Why nothing of it can be taken.
+    pub(super) altogether: Option<String>,
+    /// Services whose flows can't be taken, and why.
+    pub(super) services: BTreeMap<crate::desired::ServiceKey, String>,
+    /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
+    /// in words.
+    pub(super) deaf: BTreeMap<crate::vrrp::RouterKey, (Option<IpAddr>, String)>,
+    /// Routers that advertise other addresses, in words.
+    pub(super) addresses: BTreeMap<crate::vrrp::RouterKey, String>,
+}
+
+impl Unlike {
+    /// Everything, in words.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &str> {
+        self.told().map(|(_, text)| text)
+    }
+
+    /// Everything, in words, with the kind of event that each is.
+    pub(super) fn told(&self) -> impl Iterator<Item = (Kind, &str)> {
+        let flows = self.altogether.iter().chain(self.services.values());
+        let routers = self.deaf.values().map(|(_, text)| text).chain(self.addresses.values());
+        let flows = flows.map(|text| (Kind::PeerRefused, text.as_str()));
+        flows.chain(routers.map(|text| (Kind::VrrpMismatch, text.as_str())))
+    }
+}
+
+/// Compares what this node says of itself with what a peer says.
+pub(super) fn compare(
+    own: &Facts,
+    theirs: &Facts,
+    desired: &Desired,
+    routers: &[Router],
+) -> Unlike {
+    let mut unlike = Unlike::default();
+    if own.fingerprint.seed != theirs.fingerprint.seed {
+        let text =
+            "its seed is another one, so its rings are, too; give both nodes the same `seed`";
+        unlike.altogether = Some(text.into());
+    }
+    for (name, service) in &desired.services {
+        let key = service.key;
+        let theirs = theirs.fingerprint.services.get(&key);
+        let text = match theirs {
+            None => format!("{name}: {key} is no service there"),
+            Some(hash) if own.fingerprint.services.get(&key) != Some(hash) => format!(
+                "{name}: mode, ring_slots, idle_timeout, udp or the backends' addresses are others there"
+            ),
+            Some(_) => continue,
+        };
+        unlike.services.insert(key, text);
+    }
+    for key in theirs.fingerprint.services.keys() {
+        if !own.fingerprint.services.contains_key(key) {
+            unlike.services.insert(*key, format!("{key} is a service there, and none here"));
+        }
+    }
+    for router in routers {
+        let (Some(here), Some(there)) =
+            (own.routers.get(&router.key), theirs.routers.get(&router.key))
+        else {
+            continue;
+        };
+        let RouterFacts { fingerprint, addresses, source, .. } = there;
+        if here.fingerprint != *fingerprint {
+            let text = format!(
+                "virtual router {}: version, password, key{} are others there, so that no advertisement can be taken",
+                router.name,
+                if router.version == Version::V2 { " or interval" } else { "" },
+            );
+            unlike.deaf.insert(router.key, (*source, text));
+        }
+        if here.addresses != *addresses {
+            let text = format!("virtual router {}: its addresses are others there", router.name);
+            unlike.addresses.insert(router.key, text);
+        }
+    }
+    unlike
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const NODE: &str = r#"
+        interfaces = ["eth0"]
+        [[virtual_router]]
+        name = "main"
+        interface = "eth0"
+        vrid = 51
+        version = 2
+        priority = 150
+        password = "secret"
+        addresses = ["10.0.0.100", "10.0.0.101"]
+        [[service]]
+        name = "web"
+        vip = "10.0.0.100"
+        port = 80
+        protocol = "tcp"
+        mode = "dsr"
+        idle_timeout = "10m"
+        ring_slots = 1009
+        backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", weight = 3 }]
+    "#;
+
+    /// What a node of this configuration says of itself.
+    fn facts(config: &Config, key: u8, seed: u8) -> Facts {
+        let hasher = Hasher::new(&Key([key; 32]));
+        let routers = config.routers.routers.iter();
+        Facts {
+            fingerprint: hasher.fingerprint(&[seed; 16], &config.desired),
+            routers: routers
+                .map(|router| (router.key, hasher.router(router, State::Backup, None)))
+                .collect(),
+            draining: false,
+        }
+    }
+
+    /// What a node finds of a peer whose configuration has `to` where its own has `from`.
+    fn found(from: &str, to: &str) -> Vec<String> {
+        let parse = |text: &str| Config::parse(text).unwrap_or_else(|p| panic!("{p:?}"));
+        assert!(NODE.contains(from), "{from}");
+        let (here, there) = (parse(NODE), parse(&NODE.replace(from, to)));
+        let unlike = compare(
+            &facts(&here, 1, 1),
+            &facts(&there, 1, 1),
+            &here.desired,
+            &here.routers.routers,
+        );
+        unlike.problems().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn nodes_may_differ_in_what_is_their_own() {
+        for (from, to) in [
+            ("main", "other"),
+            ("150", "100"),
+            ("\"web\"", "\"www\""),
+            ("weight = 3", "weight = 7"),
+            ("\"10.0.0.100\", \"10.0.0.101\"", "\"10.0.0.101\", \"10.0.0.100\""),
+            ("ring_slots", "syn_budget = 5\nring_slots"),
+        ] {
+            assert_eq!(found(from, to), [""; 0], "{to}");
+        }
+    }
+
+    #[test]
+    fn what_makes_flows_go_elsewhere_is_found() {
+        let others =
+            "web: mode, ring_slots, idle_timeout, udp or the backends' addresses are others there";
+        for (from, to, expected) in [
+            ("dsr", "ipip", vec![others]),
+            ("1009", "1013", vec![others]),
+            ("10m", "11m", vec![others]),
+            ("10.0.0.12", "10.0.0.13", vec![others]),
+            (
+                "port = 80",
+                "port = 81",
+                vec![
+                    "web: tcp 10.0.0.100:80 is no service there",
+                    "tcp 10.0.0.100:81 is a service there, and none here",
+                ],
+            ),
+            (
+                "secret",
+                "other",
+                vec![
+                    "virtual router main: version, password, key or interval are others there, so that no advertisement can be taken",
+                ],
+            ),
+            (
+                "version = 2",
+                "version = 2\ninterval = \"2s\"",
+                vec![
+                    "virtual router main: version, password, key or interval are others there, so that no advertisement can be taken",
+                ],
+            ),
+            (
+                "version = 2\n        priority = 150\n        password = \"secret\"\n",
+                "",
+                vec![
+                    "virtual router main: version, password, key or interval are others there, so that no advertisement can be taken",
+                ],
+            ),
+            (", \"10.0.0.101\"", "", vec!["virtual router main: its addresses are others there"]),
+        ] {
+            assert_eq!(found(from, to), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn another_seed_makes_a_stranger() {
+        let config = Config::parse(NODE).expect("it is valid");
+        let routers = &config.routers.routers;
+        let unlike =
+            compare(&facts(&config, 1, 1), &facts(&config, 1, 2), &config.desired, routers);
+        assert!(unlike.altogether.is_some_and(|text| text.contains("give both nodes the same")));
+        assert_eq!(unlike.services, BTreeMap::new());
+    }
+
+    #[test]
+    fn without_the_key_hashes_tell_nothing() {
+        let config = Config::parse(NODE).expect("it is valid");
+        let (one, other) = (facts(&config, 1, 1), facts(&config, 2, 1));
+        assert_ne!(one.fingerprint.seed, other.fingerprint.seed);
+        let key = config.routers.routers[0].key;
+        assert_ne!(one.routers[&key].fingerprint, other.routers[&key].fingerprint);
+        assert_ne!(one.routers[&key].addresses, other.routers[&key].addresses);
+        let service = config.desired.services["web"].key;
+        assert_ne!(one.fingerprint.services[&service], other.fingerprint.services[&service]);
+    }
+}

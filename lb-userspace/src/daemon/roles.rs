@@ -1,0 +1,199 @@
+//! Whose history of each service counts, as a pure function of who is Active.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::{
+    desired::{Desired, ServiceKey},
+    engine::Role,
+    sync::PeerId,
+    vrrp::{Router, RouterKey, State},
+};
+
+/// Whose history of a service counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// This node's.
+    Own,
+    /// This peer's, which is Active.
+    Peers(PeerId),
+    /// Every node's.
+    Shared,
+}
+
+impl Whose {
+    pub(super) const fn role(self) -> Role {
+        match self {
+            Self::Own => Role::Own,
+            Self::Peers(_) => Role::Follows,
+            Self::Shared => Role::Shared,
+        }
+    }
+}
+
+/// A peer that is there, as far as it matters here.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) peer: PeerId,
+    /// Routers that it is Active for, with its priority there.
+    pub(super) active: BTreeMap<RouterKey, u8>,
+    /// Services that it can't be followed in, since it has them otherwise.
+    pub(super) refused: BTreeSet<ServiceKey>,
+}
+
+/// Who is Active for what.
+pub(super) struct Scene<'a> {
+    pub(super) desired: &'a Desired,
+    pub(super) routers: &'a [Router],
+    /// How this node's routers stand.
+    pub(super) states: &'a BTreeMap<RouterKey, State>,
+    /// Whether it has peers at all.
+    pub(super) has_peers: bool,
+    /// The peers that are there, and are no strangers.
+    pub(super) candidates: &'a [Candidate],
+}
+
+impl Scene<'_> {
+    /// Whose history counts, for each service.
+    ///
+    /// A service without a virtual router is served by all nodes at once, as behind ECMP. A service
+    /// with one follows the Active node. While that is nobody who is known, each node goes by its own
+    /// history: what it has learnt so far is part of it.
+    pub(super) fn whose(&self) -> BTreeMap<ServiceKey, Whose> {
+        let holders = holders(self.routers);
+        let keys = self.desired.services.values().map(|service| service.key);
+        keys.map(|key| (key, self.whose_is(key, holders.get(&key.vip).copied()))).collect()
+    }
+
+    fn whose_is(&self, service: ServiceKey, router: Option<RouterKey>) -> Whose {
+        let Some(router) = router else {
+            return if self.has_peers { Whose::Shared } else { Whose::Own };
+        };
+        if self.states.get(&router) == Some(&State::Active) {
+            return Whose::Own;
+        }
+        let active = self.candidates.iter().filter(|peer| !peer.refused.contains(&service));
+        let active = active.filter_map(|peer| Some((peer.active.get(&router)?, peer.peer)));
+        // For a moment there may be two: the one with the higher priority stays.
+        let leader = active.max_by_key(|(priority, peer)| (**priority, std::cmp::Reverse(*peer)));
+        leader.map_or(Whose::Own, |(_, peer)| Whose::Peers(peer))
+    }
+}
+
+/// The router of each virtual address.
+pub(super) fn holders(routers: &[Router]) -> BTreeMap<IpAddr, RouterKey> {
+    let pairs = routers
+        .iter()
+        .flat_map(|router| router.addresses.iter().map(|vip| (vip.address, router.key)));
+    pairs.collect()
+}
+
+/// The services of some routers.
+pub(super) fn services_of(
+    desired: &Desired,
+    routers: &[Router],
+    these: &BTreeSet<RouterKey>,
+) -> BTreeSet<ServiceKey> {
+    let holders = holders(routers);
+    let keys = desired.services.values().map(|service| service.key);
+    keys.filter(|key| holders.get(&key.vip).is_some_and(|router| these.contains(router))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{desired::Mode, spec::ServiceSpec};
+
+    const A: PeerId = PeerId(0);
+    const B: PeerId = PeerId(1);
+
+    fn routers() -> Vec<Router> {
+        let text = "interfaces = [\"eth0\"]\n[[virtual_router]]\nname = \"main\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"10.0.0.100\"]";
+        crate::config::Config::parse(text).expect("it is valid").routers.routers
+    }
+
+    fn peer(peer: PeerId, priority: Option<u8>, refused: bool) -> Candidate {
+        let router = routers()[0].key;
+        let active = priority.map(|priority| (router, priority)).into_iter().collect();
+        let refused = if refused { [web().key].into() } else { BTreeSet::new() };
+        Candidate { peer, active, refused }
+    }
+
+    fn web() -> crate::desired::Service {
+        ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service()
+    }
+
+    #[test]
+    fn history_is_the_active_node_s() {
+        use State::{Active, Backup, Fault, Initialize};
+        let table = [
+            // This node, its peers, and whose history counts.
+            (Some(Active), vec![], Whose::Own),
+            (Some(Backup), vec![], Whose::Own),
+            (Some(Backup), vec![peer(A, None, false)], Whose::Own),
+            (Some(Backup), vec![peer(A, Some(100), false)], Whose::Peers(A)),
+            (Some(Fault), vec![peer(A, Some(100), false)], Whose::Peers(A)),
+            (Some(Initialize), vec![peer(A, Some(100), false)], Whose::Peers(A)),
+            (None, vec![peer(A, Some(100), false)], Whose::Peers(A)),
+            // Both say that they are Active, as for a moment in a takeover.
+            (Some(Active), vec![peer(A, Some(100), false)], Whose::Own),
+            (
+                Some(Backup),
+                vec![peer(A, Some(100), false), peer(B, Some(101), false)],
+                Whose::Peers(B),
+            ),
+            (
+                Some(Backup),
+                vec![peer(A, Some(100), false), peer(B, Some(100), false)],
+                Whose::Peers(A),
+            ),
+            // Who has the service otherwise is not followed.
+            (Some(Backup), vec![peer(A, Some(200), true)], Whose::Own),
+            (
+                Some(Backup),
+                vec![peer(A, Some(200), true), peer(B, Some(1), false)],
+                Whose::Peers(B),
+            ),
+        ];
+        let (routers, desired) = (routers(), Desired { services: [("web".into(), web())].into() });
+        for (state, candidates, expected) in table {
+            let states = state.map(|state| (routers[0].key, state)).into_iter().collect();
+            let scene = Scene {
+                desired: &desired,
+                routers: &routers,
+                states: &states,
+                has_peers: true,
+                candidates: &candidates,
+            };
+            assert_eq!(scene.whose()[&web().key], expected, "{state:?} {candidates:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_of_no_router_is_everybody_s_if_there_is_anybody() {
+        let desired = Desired { services: [("web".into(), web())].into() };
+        for (has_peers, expected) in [(true, Whose::Shared), (false, Whose::Own)] {
+            let scene = Scene {
+                desired: &desired,
+                routers: &[],
+                states: &BTreeMap::new(),
+                has_peers,
+                candidates: &[],
+            };
+            assert_eq!(scene.whose()[&web().key], expected);
+        }
+    }
+
+    #[test]
+    fn services_belong_to_the_router_of_their_vip() {
+        let routers = routers();
+        let mut other = web();
+        other.key.vip = IpAddr::from([10, 0, 0, 101]);
+        let desired = Desired { services: [("web".into(), web()), ("other".into(), other)].into() };
+        let all = services_of(&desired, &routers, &[routers[0].key].into());
+        assert_eq!(all, [web().key].into());
+        assert_eq!(services_of(&desired, &routers, &BTreeSet::new()), BTreeSet::new());
+    }
+}

@@ -1,0 +1,341 @@
+//! What the daemon says to the virtual routers, and what it makes of what they report.
+//!
+//! They are configured when the daemon starts, and take part when they know its facts: that is when
+//! the maps are written for the first time, since a node that can't serve must not hold a VIP. A
+//! restart of `lbd` forwards all the while by the maps of its predecessor; then the facts are told at
+//! once, by what these maps say, so that addresses that are held still are advertised soon again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Balancer, Daemon};
+use crate::{
+    events::{Kind, News},
+    sync::PeerId,
+    vrrp::{
+        Facts, NoticeKind, Order, Report, Router, RouterKey, RouterStatus, State, Transition, Vrrp,
+    },
+};
+
+/// The virtual routers, as the daemon sees them.
+pub(super) struct Virtual {
+    pub(super) rim: Box<dyn Vrrp>,
+    /// As it was reported.
+    pub(super) states: BTreeMap<RouterKey, State>,
+    /// The facts that were told last; none before the first time.
+    told: Option<Facts>,
+    /// The interfaces that forward, as they were looked at last.
+    forwarding: BTreeSet<String>,
+    /// Whether they have ended.
+    pub(super) stopped: bool,
+}
+
+impl Virtual {
+    pub(super) fn new(rim: Box<dyn Vrrp>) -> Self {
+        Self {
+            rim,
+            states: BTreeMap::new(),
+            told: None,
+            forwarding: BTreeSet::new(),
+            stopped: false,
+        }
+    }
+
+    /// A router's state.
+    pub(super) fn state(&self, router: RouterKey) -> State {
+        self.states.get(&router).copied().unwrap_or_default()
+    }
+}
+
+impl<B: Balancer> Daemon<B> {
+    /// The routers as they are configured.
+    pub(super) fn routers(&self) -> &[Router] {
+        &self.config.routers.routers
+    }
+
+    pub(super) fn router(&self, key: RouterKey) -> Option<&Router> {
+        self.routers().iter().find(|router| router.key == key)
+    }
+
+    /// A router's name, for people.
+    pub(super) fn router_name(&self, key: RouterKey) -> String {
+        self.router(key).map_or_else(|| key.to_string(), |router| router.name.clone())
+    }
+
+    /// Says what routers there are.
+    pub(super) fn configure_routers(&mut self) {
+        let keys: BTreeSet<RouterKey> = self.routers().iter().map(|router| router.key).collect();
+        self.vrrp.states.retain(|key, _| keys.contains(key));
+        self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
+    }
+
+    /// Tells the facts by the maps of a predecessor, if they serve all that routers hold: the addresses
+    /// may be here still.
+    pub(super) fn resume_routers(&mut self) {
+        if self.routers().is_empty() {
+            return;
+        }
+        let Ok(status) = self.balancer.status() else { return };
+        let healthy = status.services.iter().map(|(name, service)| {
+            let serving = service.backends.values().filter(|backend| backend.slots > 0).count();
+            (name.clone(), u32::try_from(serving).unwrap_or(u32::MAX))
+        });
+        let healthy: BTreeMap<String, u32> = healthy.collect();
+        if healthy.is_empty() || healthy.values().any(|serving| *serving == 0) {
+            return;
+        }
+        self.look_at_interfaces();
+        let facts = Facts { healthy, ..self.facts_of_routers() };
+        self.tell_routers(facts);
+    }
+
+    /// Looks which interfaces forward.
+    pub(super) fn look_at_interfaces(&mut self) {
+        if self.routers().is_empty() {
+            return;
+        }
+        let interfaces = self.balancer.interfaces().into_iter();
+        let forwarding = interfaces.filter(|interface| interface.attached);
+        self.vrrp.forwarding = forwarding.map(|interface| interface.name).collect();
+    }
+
+    /// What the virtual routers depend on.
+    fn facts_of_routers(&self) -> Facts {
+        let standings = self.balancer.standings();
+        let healthy = self.desired.services.iter().map(|(name, service)| {
+            let up = standings.get(&service.key).map_or(0, |standing| standing.up);
+            (name.clone(), u32::from(up))
+        });
+        Facts {
+            forwarding: self.vrrp.forwarding.clone(),
+            healthy: healthy.collect(),
+            // Who is asked to take over would do so by itself, and not when it has all flows.
+            draining: self.node.draining_since.is_some() && self.handover.is_none(),
+            unsynced: self.unsynced(),
+            mismatched: self.mismatched(),
+        }
+    }
+
+    /// Tells what has changed of it.
+    pub(super) fn update_routers(&mut self) {
+        // Before the maps are written there is nothing to say but what a predecessor's said.
+        if self.serves {
+            self.tell_routers(self.facts_of_routers());
+        }
+    }
+
+    fn tell_routers(&mut self, facts: Facts) {
+        if self.vrrp.told.as_ref() != Some(&facts) {
+            self.vrrp.rim.order(Order::Facts(facts.clone()));
+            self.vrrp.told = Some(facts);
+        }
+    }
+
+    /// Takes in what the virtual routers tell.
+    pub(super) fn hear_routers(&mut self, report: Report) {
+        match report {
+            Report::TakeMac { mac, take, done } => {
+                if let Err(error) = self.balancer.take_mac(mac, take) {
+                    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                    let message = format!("frames to {mac} can't be taken");
+                    self.tell(News::new(Kind::VrrpTrouble, message, format!("{error:#}")));
+                }
+                // It goes on without an answer, after a while.
+                let _ = done.0.try_send(());
+            }
+            Report::Transition(transition) => self.follow(transition),
+            Report::Notice(notice) => {
+                let kind = match notice.kind {
+                    NoticeKind::TwoActive => Kind::VrrpTwoActive,
+                    NoticeKind::Mismatch => Kind::VrrpMismatch,
+                    NoticeKind::AddressElsewhere => Kind::VrrpAddressElsewhere,
+                    NoticeKind::Leftover => Kind::VrrpLeftover,
+                    NoticeKind::Trouble => Kind::VrrpTrouble,
+                    NoticeKind::Track => Kind::VrrpTrack,
+                    NoticeKind::Stalled => Kind::VrrpStalled,
+                };
+                let message = match notice.router.as_str() {
+                    "" => notice.message,
+                    router => format!("{router}: {}", notice.message),
+                };
+                self.tell(News::new(kind, message, notice.cause));
+            }
+            Report::Yielded { router, by } => self.yielded(router, by),
+            Report::Stopped => self.vrrp.stopped = true,
+        }
+    }
+
+    fn follow(&mut self, Transition { router, key, from, to, cause }: Transition) {
+        self.vrrp.states.insert(key, to);
+        let addresses = self.router(key).map_or_else(String::new, |router| {
+            let all: Vec<_> = router.addresses.iter().map(|vip| vip.address.to_string()).collect();
+            all.join(", ")
+        });
+        let (kind, message) = match to {
+            State::Active => {
+                (Kind::VrrpActive, format!("{router} is active: this node holds {addresses}"))
+            }
+            State::Backup => (Kind::VrrpBackup, format!("{router} is backup")),
+            State::Fault => {
+                (Kind::VrrpFault, format!("{router} is in fault: this node can't hold {addresses}"))
+            }
+            State::Initialize => (Kind::VrrpEnded, format!("{router} has ended")),
+        };
+        let message = match from {
+            State::Active => format!("{message}, and was active"),
+            _ => message,
+        };
+        self.tell(News::new(kind, message, cause));
+        self.moved(key, to);
+        self.effects.notifier.status(&self.ready_line());
+    }
+
+    pub(super) fn tell(&self, news: News) {
+        self.effects.events.record(news);
+    }
+
+    /// How the routers stand, with what the peers say.
+    pub(super) fn status_of_routers(&self) -> Vec<RouterStatus> {
+        let mut all = self.vrrp.rim.status();
+        for status in &mut all {
+            let found = self.problems_of(status.key);
+            status.problems.extend(found);
+        }
+        all
+    }
+
+    /// The routers in a few words: `main active, main6 backup`.
+    pub(super) fn routers_line(&self) -> Option<String> {
+        let states = self
+            .routers()
+            .iter()
+            .map(|router| format!("{} {}", router.name, self.vrrp.state(router.key)));
+        let states: Vec<String> = states.collect();
+        (!states.is_empty()).then(|| states.join(", "))
+    }
+
+    /// Routers of which a peer's flows are not known here yet, though they could be.
+    fn unsynced(&self) -> BTreeSet<RouterKey> {
+        let Some(group) = &self.group else { return BTreeSet::new() };
+        let keys = self.routers().iter().map(|router| router.key);
+        keys.filter(|key| group.lacks_flows_of(*key, &self.services_of([*key]))).collect()
+    }
+
+    /// What peers say against a router.
+    fn problems_of(&self, key: RouterKey) -> Vec<String> {
+        let Some(group) = &self.group else { return Vec::new() };
+        let unlike = |(id, text): (PeerId, String)| format!("{}: {text}", group.name(id));
+        group.problems_of(key).into_iter().map(unlike).collect()
+    }
+}
+
+/// What a new configuration changes of virtual routers, in words.
+pub(super) fn changes(before: &crate::vrrp::Routers, after: &crate::vrrp::Routers) -> Vec<String> {
+    let named = |routers: &crate::vrrp::Routers, name: &str| {
+        routers.routers.iter().find(|router| router.name == name).cloned()
+    };
+    let mut all = Vec::new();
+    for old in &before.routers {
+        match named(after, &old.name) {
+            None => all.push(format!("virtual router {} removed", old.name)),
+            Some(new) if new != *old => {
+                let keys = differing(old, &new);
+                all.push(format!("virtual router {}: {} changed", old.name, keys.join(", ")));
+            }
+            Some(_) => {}
+        }
+    }
+    let added = after.routers.iter().filter(|new| named(before, &new.name).is_none());
+    all.extend(added.map(|new| format!("virtual router {} added", new.name)));
+    for group in &before.groups {
+        if !after.groups.iter().any(|new| new.name == group.name) {
+            all.push(format!("sync group {} removed", group.name));
+        }
+    }
+    for group in &after.groups {
+        match before.groups.iter().find(|old| old.name == group.name) {
+            None => all.push(format!("sync group {} added", group.name)),
+            Some(old) if old != group => {
+                all.push(format!("sync group {}: routers changed", group.name));
+            }
+            Some(_) => {}
+        }
+    }
+    all
+}
+
+/// The keys of the configuration in which two routers differ.
+fn differing(old: &Router, new: &Router) -> Vec<&'static str> {
+    let keys = [
+        ("interface", old.interface != new.interface),
+        ("family", old.key.family != new.key.family),
+        ("vrid", old.key.vrid != new.key.vrid),
+        ("version", old.version != new.version),
+        ("priority", old.priority != new.priority),
+        ("interval", old.interval != new.interval),
+        ("preempt", old.preempt != new.preempt),
+        ("preempt_delay", old.preempt_delay != new.preempt_delay),
+        ("accept", old.accept != new.accept),
+        ("addresses", old.addresses != new.addresses),
+        ("source", old.source != new.source),
+        ("peers", old.peers != new.peers),
+        ("min_ttl", old.min_ttl != new.min_ttl),
+        ("second_path", old.second_path != new.second_path),
+        ("password or hmac_key", old.auth != new.auth),
+        ("checksum", old.checksum != new.checksum),
+        ("virtual_mac", old.virtual_mac != new.virtual_mac),
+        ("announce", old.announce != new.announce),
+        ("track", old.tracks != new.tracks),
+        ("notify", old.notify != new.notify),
+    ];
+    keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const TWO: &str = r#"
+        interfaces = ["eth0"]
+        [[virtual_router]]
+        name = "main"
+        interface = "eth0"
+        vrid = 51
+        addresses = ["10.0.0.100"]
+        [[virtual_router]]
+        name = "main6"
+        interface = "eth0"
+        vrid = 51
+        addresses = ["fd00::100"]
+        [[sync_group]]
+        name = "all"
+        routers = ["main", "main6"]
+    "#;
+
+    #[test]
+    fn changes_of_routers_are_told_by_their_keys() {
+        let routers = |text: &str| Config::parse(text).expect("it is valid").routers;
+        let before = routers(TWO);
+        for (from, to, expected) in [
+            ("", "", vec![]),
+            ("\"fd00::100\"", "\"fd00::101\"", vec!["virtual router main6: addresses changed"]),
+            (
+                "vrid = 51\n        addresses = [\"10.0.0.100\"]",
+                "vrid = 52\n        priority = 7\n        addresses = [\"10.0.0.100\"]",
+                vec!["virtual router main: vrid, priority changed"],
+            ),
+            (
+                "main6",
+                "other",
+                vec![
+                    "virtual router main6 removed",
+                    "virtual router other added",
+                    "sync group all: routers changed",
+                ],
+            ),
+            ("\"all\"", "\"both\"", vec!["sync group all removed", "sync group both added"]),
+        ] {
+            assert_eq!(changes(&before, &routers(&TWO.replace(from, to))), expected, "{to}");
+        }
+    }
+}

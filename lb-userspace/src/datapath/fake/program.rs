@@ -1,0 +1,177 @@
+//! The program's part: [`lb_common::forward::decide`] runs over a [`Fake`], at a time that the test
+//! sets.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::IpAddr,
+    ops::Deref,
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::{
+    abi::{
+        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
+        PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+    },
+    shared::SharedU32,
+    tables::Tables,
+};
+
+use super::{super::FlowRef, Fake};
+use crate::{
+    datapath::entry,
+    desired::{Protocol, ServiceKey},
+};
+
+/// What the program keeps beside the flows and the rings. It has one CPU.
+#[derive(Debug, Default)]
+pub(super) struct Program {
+    now: Cell<Duration>,
+    pub(super) lease: Cell<u64>,
+    notes: RefCell<Vec<FlowKey>>,
+    budgets: RefCell<HashMap<u16, Arc<SynBudget>>>,
+    marks: RefCell<HashMap<u32, Arc<SharedU32>>>,
+    fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    unanswered: RefCell<HashMap<u16, Unanswered>>,
+}
+
+impl Program {
+    /// Visits what was noted; false if some of it was written over.
+    pub(super) fn read_notes(&self, visit: &mut dyn FnMut(FlowKey)) -> bool {
+        let notes = std::mem::take(&mut *self.notes.borrow_mut());
+        let all = notes.len() <= PIN_NOTES as usize;
+        if all {
+            notes.into_iter().for_each(visit);
+        }
+        all
+    }
+
+    /// Lets a service's budget be full.
+    pub(super) fn fill_budget(&self, service: u16) {
+        self.budgets.borrow_mut().remove(&service);
+    }
+}
+
+impl Fake {
+    /// Sets the program's clock.
+    pub fn set_time(&self, now: Duration) {
+        self.program.now.set(now);
+    }
+
+    /// Until when pins may be made, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
+    #[must_use]
+    pub const fn leased_until(&self) -> u64 {
+        self.program.lease.get()
+    }
+
+    /// Makes a backend seem to answer nobody, or somebody.
+    pub fn set_unanswered(&self, id: u16, unanswered: Unanswered) {
+        self.program.unanswered.borrow_mut().insert(id, unanswered);
+    }
+
+    fn service_at(&self, vip: IpAddr, port: u16, proto: u8) -> Option<&Service> {
+        let protocol = match proto {
+            abi::proto::TCP => Protocol::Tcp,
+            abi::proto::UDP => Protocol::Udp,
+            _ => return None,
+        };
+        self.services.get(&ServiceKey { vip, port, protocol })
+    }
+
+    fn live(&self, flow: &FlowRef) -> Option<Arc<Flow>> {
+        self.flows.borrow().get(flow).cloned()
+    }
+}
+
+impl Tables for Fake {
+    type Backend<'a> = &'a Backend;
+
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        self.service_at(key.address.into(), key.port.get(), key.proto)
+    }
+
+    fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
+        self.service_at(key.address.into(), key.port.get(), key.proto)
+    }
+
+    fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
+        self.rings.get(&service)?.get(index as usize)
+    }
+
+    fn backend(&self, id: u16) -> Option<&Backend> {
+        self.backends.get(&id)
+    }
+
+    fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        self.live(&FlowRef::Pin(*key))
+    }
+
+    fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
+        let flow = FlowRef::Pin(*key);
+        let room = self.has_room(&flow);
+        if room {
+            self.flows.borrow_mut().insert(flow, Arc::new(Flow::new(value)));
+        }
+        room
+    }
+
+    fn note_pin(&self, key: &FlowKey) {
+        self.program.notes.borrow_mut().push(*key);
+    }
+
+    fn pin_lease(&self) -> u64 {
+        self.program.lease.get()
+    }
+
+    fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
+        self.live(&FlowRef::Tracked(*key))
+    }
+
+    fn insert_tracked(&self, key: &FlowKey, value: FlowValue) {
+        self.flows.borrow_mut().insert(FlowRef::Tracked(*key), Arc::new(Flow::new(value)));
+    }
+
+    fn connection(&self, key: &ConnectionKey) -> Option<impl Deref<Target = Flow>> {
+        self.live(&FlowRef::Connection(*key))
+    }
+
+    fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
+        let mut flows = self.flows.borrow_mut();
+        flows.entry(FlowRef::Connection(*key)).or_insert_with(|| Arc::new(Flow::new(value)));
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.program.fragments.borrow().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, value: Fragment) {
+        self.program.fragments.borrow_mut().insert(*key, value);
+    }
+
+    fn is_vip(&self, key: &VipKey) -> bool {
+        self.vips.contains(&entry::ip_of(key.address))
+    }
+
+    fn own_mac(&self, index: u32) -> Option<OwnMac> {
+        let mac = self.own_macs.get(index as usize).copied().unwrap_or_default();
+        (index < abi::OWN_MACS).then_some(OwnMac { mac, reserved: [0; 2] })
+    }
+
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+        Some(self.program.budgets.borrow_mut().entry(service).or_default().clone())
+    }
+
+    fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
+        Some(self.program.marks.borrow_mut().entry(index).or_default().clone())
+    }
+
+    fn unanswered(&self, id: u16) -> Unanswered {
+        self.program.unanswered.borrow().get(&id).copied().unwrap_or_default()
+    }
+
+    fn now_nanos(&self) -> u64 {
+        self.program.now.get().as_nanos() as u64
+    }
+}

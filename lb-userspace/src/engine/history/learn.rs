@@ -1,0 +1,450 @@
+//! What this node takes from a peer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::abi::{FlowValue, Owners, Service, stamp};
+
+use super::{Mirror, PeerRing, Role, from_told, slot_of_flow};
+use crate::{
+    datapath::{DataPlane, FlowRef, FlowTable, entry},
+    desired::ServiceKey,
+    engine::{Engine, Now, Outcome},
+    reconcile::Target,
+    ring,
+    sync::{
+        Piece,
+        piece::{Base, Flow, Pin},
+    },
+};
+
+/// Flows that a full history may name, beyond what all tables hold: more can't be of use.
+const MOST_NAMED: usize = 1 << 20;
+
+/// What one call of [`Engine::learn`] has found.
+#[derive(Debug, Default)]
+struct Lesson {
+    /// What can't be taken, for people.
+    complaints: BTreeSet<String>,
+    /// Services whose rings were told whole.
+    rings: BTreeSet<ServiceKey>,
+    /// Slots of others that have another base owner.
+    slots: BTreeMap<ServiceKey, BTreeSet<u32>>,
+    /// Services of which all was told.
+    complete: BTreeSet<ServiceKey>,
+    failed: Option<anyhow::Error>,
+}
+
+impl Lesson {
+    fn note(&mut self, done: Result<()>) {
+        if let Err(error) = done {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// Takes pieces of a peer's history, of services that follow it or share it. What can't be taken
+    /// is told once, as `web: backend 10.0.0.13 is not known here`.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be written. All that could be taken was; the next reconciliation writes the rings.
+    pub fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
+        let mut lesson = Lesson::default();
+        let mut ids = BTreeMap::new();
+        for piece in pieces {
+            let key = piece.service();
+            if self.history.role(&key) == Role::Own {
+                continue;
+            }
+            let service = self.applied.services.get(&key).copied();
+            let Some(service) = service else {
+                lesson.complaints.insert(format!("{key}: there is no such service here"));
+                continue;
+            };
+            let ids = Arc::clone(
+                ids.entry(service.id).or_insert_with(|| Arc::new(self.backend_ids(service.id))),
+            );
+            match piece {
+                Piece::Ring { slots, members, digest, .. } => {
+                    self.learn_ring(key, PeerRing::new(slots, members, digest), &ids, &mut lesson);
+                }
+                Piece::Bases { bases, .. } => self.learn_bases(key, &bases, &ids, &mut lesson),
+                Piece::Pins { pins, .. } => {
+                    let done = self.learn_pins(key, &service, &pins, &ids, now, &mut lesson);
+                    lesson.note(done);
+                }
+                Piece::Ended { flows, .. } => {
+                    let done = self.learn_ends(key, &service, &flows, now, &mut lesson);
+                    lesson.note(done);
+                }
+            }
+        }
+        for key in std::mem::take(&mut lesson.rings) {
+            lesson.slots.remove(&key);
+            let done = self.take_peer_ring(key, now, &mut lesson);
+            lesson.note(done);
+        }
+        for (key, slots) in std::mem::take(&mut lesson.slots) {
+            let done = self.take_peer_bases(key, &slots, now);
+            lesson.note(done);
+        }
+        for key in std::mem::take(&mut lesson.complete) {
+            let done = self.end_unnamed(key);
+            lesson.note(done);
+        }
+        let known = &mut self.history.complaints;
+        let complaints = lesson.complaints.into_iter();
+        let complaints = complaints.filter(|complaint| known.insert(complaint.clone())).collect();
+        lesson.failed.map_or(Ok(complaints), Err)
+    }
+
+    /// The ids of a service's backends.
+    pub(in crate::engine) fn backend_ids(&self, service: u16) -> HashMap<IpAddr, u16> {
+        let backends = self.applied.backends.iter().rev();
+        let its = backends.filter(|(_, backend)| backend.service == service);
+        its.map(|(&id, backend)| (entry::ip_of(backend.address), id)).collect()
+    }
+
+    fn complain_of_unknown(
+        &self,
+        key: &ServiceKey,
+        backends: impl IntoIterator<Item = IpAddr>,
+        ids: &HashMap<IpAddr, u16>,
+        lesson: &mut Lesson,
+    ) {
+        let unknown: BTreeSet<_> =
+            backends.into_iter().filter(|backend| !ids.contains_key(backend)).collect();
+        for backend in unknown {
+            let name = self.name_of(key);
+            lesson.complaints.insert(format!("{name}: backend {backend} is not known here"));
+        }
+    }
+
+    fn learn_ring(
+        &mut self,
+        key: ServiceKey,
+        told: Option<PeerRing>,
+        ids: &HashMap<IpAddr, u16>,
+        lesson: &mut Lesson,
+    ) {
+        if let Some(told) = &told {
+            self.complain_of_unknown(&key, told.named(), ids, lesson);
+        } else {
+            let name = self.name_of(&key);
+            lesson.complaints.insert(format!("{name}: the peer tells of a ring that can't be"));
+        }
+        self.history.mirrors.entry(key).or_default().next = told;
+    }
+
+    fn learn_bases(
+        &mut self,
+        key: ServiceKey,
+        bases: &[Base],
+        ids: &HashMap<IpAddr, u16>,
+        lesson: &mut Lesson,
+    ) {
+        self.complain_of_unknown(&key, bases.iter().filter_map(|base| base.backend), ids, lesson);
+        let Some(mirror) = self.history.mirrors.get_mut(&key) else { return };
+        let Mirror { ring, next, .. } = mirror;
+        match (next, ring) {
+            (Some(next), _) => {
+                for base in bases {
+                    next.set_base(base);
+                }
+            }
+            (None, Some(ring)) => {
+                let slots = lesson.slots.entry(key).or_default();
+                slots.extend(bases.iter().filter(|base| ring.set_base(base)).map(|base| base.slot));
+            }
+            // Of a ring that is not known nothing can be made.
+            (None, None) => {}
+        }
+    }
+
+    fn learn_pins(
+        &mut self,
+        key: ServiceKey,
+        service: &Service,
+        pins: &[Pin],
+        ids: &HashMap<IpAddr, u16>,
+        now: Now,
+        lesson: &mut Lesson,
+    ) -> Result<()> {
+        self.complain_of_unknown(&key, pins.iter().map(|pin| pin.backend), ids, lesson);
+        let shares = self.history.role(&key) == Role::Shared;
+        let slots = match self.applied.rings.contains_key(&service.id) {
+            true => Some(self.data_plane.ring(service.id).context("read a ring")?),
+            false => None,
+        };
+        let mut full = 0;
+        for pin in pins {
+            let Some(&backend) = ids.get(&pin.backend) else { continue };
+            let flow = from_told(&pin.flow, service.id);
+            let idle = u32::try_from(pin.idle.as_secs()).unwrap_or(u32::MAX);
+            let seen = if shares { now.mono_secs().saturating_sub(idle) } else { now.mono_secs() };
+            let mut value = FlowValue { backend, flags: pin.flags, seen };
+            if shares && let Some(own) = self.data_plane.flow_value(&flow).context("read a flow")? {
+                value = self.merged(own, value);
+                if value == own {
+                    continue;
+                }
+            }
+            if let FlowRef::Pin(pinned) = &flow {
+                // The stamp first: whoever is to find the pin must have been told to look.
+                let slot = slot_of_flow(service, pinned) as usize;
+                let slot = slots.as_ref().and_then(|slots| slots.get(slot));
+                slot.into_iter().for_each(|slot| slot.touch_pinned(stamp(now.mono_secs())));
+                self.walk.expect_pins(service.id);
+            }
+            if !self.data_plane.put_flow(&flow, value).context("write a flow")? {
+                full += 1;
+            }
+            let mirror = self.history.mirrors.entry(key).or_default();
+            if let Some(named) = &mut mirror.named {
+                named.insert(flow);
+                if named.len() > MOST_NAMED {
+                    mirror.named = None;
+                }
+            }
+        }
+        if full > 0 {
+            lesson.complaints.insert(format!(
+                "{}: no room for all pins of the peer; raise `pins` under [limits] and restart lbd",
+                self.name_of(&key)
+            ));
+        }
+        Ok(())
+    }
+
+    /// What becomes of a flow that two nodes know: who has heard it later says where it is, and if
+    /// both have just done so, the lower address, so that both come to the same.
+    fn merged(&self, own: FlowValue, told: FlowValue) -> FlowValue {
+        let seen = own.seen.max(told.seen);
+        if own.backend == told.backend {
+            return FlowValue { flags: own.flags | told.flags, seen, ..own };
+        }
+        let rank =
+            |value: FlowValue| (value.seen, std::cmp::Reverse(self.address_of(value.backend)));
+        if rank(told) > rank(own) { told } else { own }
+    }
+
+    fn learn_ends(
+        &mut self,
+        key: ServiceKey,
+        service: &Service,
+        flows: &[Flow],
+        now: Now,
+        lesson: &mut Lesson,
+    ) -> Result<()> {
+        for flow in flows {
+            if flow.ends_a_ring() {
+                let mirror = self.history.mirrors.entry(key).or_default();
+                if mirror.next.is_some() {
+                    self.check_peer_ring(key, lesson);
+                }
+                continue;
+            }
+            if flow.ends_a_history() {
+                lesson.complete.insert(key);
+                continue;
+            }
+            let flow = from_told(flow, service.id);
+            if let Some(named) = self.history.mirrors.get_mut(&key).and_then(|m| m.named.as_mut()) {
+                named.remove(&flow);
+            }
+            let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? else {
+                continue;
+            };
+            let idle = now.mono_secs().saturating_sub(value.seen);
+            if self.history.role(&key) == Role::Shared && idle <= service.idle_timeout {
+                // It goes by this node now, and the peer is to know.
+                self.history.telling.flows.push(flow);
+                continue;
+            }
+            self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
+        }
+        Ok(())
+    }
+
+    /// Puts the ring that is whole by now in the place of the one before, if it is what it should be.
+    fn check_peer_ring(&mut self, key: ServiceKey, lesson: &mut Lesson) {
+        let name = self.name_of(&key);
+        let own = self.applied.services.get(&key).map_or(0, |service| service.slots);
+        let Some(mirror) = self.history.mirrors.get_mut(&key) else { return };
+        let Some(next) = mirror.next.take() else { return };
+        if next.slots != own {
+            let told = next.slots;
+            let complaint = format!("{name}: the peer's ring has {told} slots, and {own} here");
+            lesson.complaints.insert(complaint);
+            return;
+        }
+        let table = next.table(&self.settings.seed);
+        if !next.is_like(&table) {
+            let complaint = format!(
+                "{name}: the peer's ring is not what its backends and this node's seed make of it"
+            );
+            lesson.complaints.insert(complaint);
+            return;
+        }
+        mirror.table = Some(table);
+        mirror.ring = Some(next);
+        lesson.rings.insert(key);
+    }
+
+    /// Makes this node's ring of the peer's.
+    fn take_peer_ring(&mut self, key: ServiceKey, now: Now, lesson: &mut Lesson) -> Result<()> {
+        let Some(id) = self.applied.services.get(&key).map(|service| service.id) else {
+            return Ok(());
+        };
+        if self.history.role(&key) == Role::Shared {
+            let done = self.join_peer_ring(key, id, now);
+            if done.is_ok() {
+                self.history.mirrors.entry(key).or_default().ring = None;
+            }
+            return done;
+        }
+        let target = self.applied.rings.get(&id).and_then(|ring| ring.target.clone());
+        // Without a target the next reconciliation writes all of it.
+        let Some(target) = target else { return Ok(()) };
+        let mut outcome = Outcome::default();
+        let done = self.retarget_ring(id, target, now, &mut outcome);
+        lesson.slots.remove(&key);
+        done
+    }
+
+    /// The owners that the slots of a ring have at the peer which its service follows, for
+    /// [`Engine::retarget_ring`]; none if it is not known, or this node's own ring counts.
+    pub(in crate::engine) fn followed(
+        &mut self,
+        id: u16,
+        target: &Target,
+    ) -> Option<(PeerRing, Option<Vec<u16>>, HashMap<IpAddr, u16>)> {
+        let key = self.key_of(id)?;
+        if self.history.role(&key) != Role::Follows {
+            return None;
+        }
+        let seed = self.settings.seed;
+        let ids = self.backend_ids(id);
+        let mirror = self.history.mirrors.get_mut(&key)?;
+        let ring = mirror.ring.as_ref().filter(|ring| ring.slots == target.slots)?;
+        let table = if is_same(ring, target) {
+            mirror.table = None;
+            None
+        } else {
+            Some(mirror.table.get_or_insert_with(|| ring.table(&seed)).clone())
+        };
+        Some((ring.clone(), table, ids))
+    }
+
+    /// Follows changes of some slots.
+    fn take_peer_bases(&mut self, key: ServiceKey, slots: &BTreeSet<u32>, now: Now) -> Result<()> {
+        let Some(id) = self.applied.services.get(&key).map(|service| service.id) else {
+            return Ok(());
+        };
+        if self.history.role(&key) != Role::Follows {
+            return Ok(());
+        }
+        let Some(there) = self.applied.rings.get(&id) else { return Ok(()) };
+        let Some(target) = there.target.clone() else { return Ok(()) };
+        let Some((ring, table, ids)) = self.followed(id, &target) else { return Ok(()) };
+        let peer = ring.in_ids(table.as_deref(), &ids);
+        let keeps = |id| target.bases && target.keeping.contains(&id);
+        let here = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+        let mut changes = Vec::new();
+        for &index in slots {
+            let Some(slot) = here.get(index as usize) else { continue };
+            let before = slot.owners();
+            let own = before.current;
+            let after = ring::step(peer.of(index as usize, own), own, keeps);
+            if before != after {
+                changes.push((index, before, after));
+            }
+        }
+        self.write_bases(id, &here, &changes, now)
+    }
+
+    /// Takes over the base owners that a peer has, where this node has none: for who joins.
+    fn join_peer_ring(&mut self, key: ServiceKey, id: u16, now: Now) -> Result<()> {
+        let seed = self.settings.seed;
+        let ids = self.backend_ids(id);
+        let Some(there) = self.applied.rings.get(&id) else { return Ok(()) };
+        let Some(target) = there.target.clone() else { return Ok(()) };
+        let Some(mirror) = self.history.mirrors.get(&key) else { return Ok(()) };
+        let Some(ring) = &mirror.ring else { return Ok(()) };
+        let table = if is_same(ring, &target) { None } else { Some(ring.table(&seed)) };
+        let peer = ring.in_ids(table.as_deref(), &ids);
+        let keeps = |id| target.bases && target.keeping.contains(&id);
+        let here = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+        let mut changes = Vec::new();
+        for (index, slot) in here.iter().enumerate() {
+            let before = slot.owners();
+            let after = ring::step(peer.of(index, before.current), before.current, keeps);
+            if before.base == 0 && after.base != 0 {
+                changes.push((index as u32, before, after));
+            }
+        }
+        self.write_bases(id, &here, &changes, now)
+    }
+
+    /// Writes other base owners into a ring.
+    fn write_bases(
+        &mut self,
+        id: u16,
+        slots: &D::Ring,
+        changes: &[(u32, Owners, Owners)],
+        now: Now,
+    ) -> Result<()> {
+        for (index, before, after) in changes {
+            if before.base == 0 && after.base != 0 {
+                slots[*index as usize].touch_unpinned(stamp(now.mono_secs()));
+            }
+        }
+        let ring = self.applied.rings.entry(id).or_default();
+        // What was written is not known until all of it is.
+        let target = ring.target.take();
+        let owners: Vec<_> = changes.iter().map(|(index, _, after)| (*index, *after)).collect();
+        self.data_plane.set_owners(id, &owners).with_context(|| format!("write ring {id}"))?;
+        changes.iter().for_each(|(_, before, after)| ring.move_slot(*before, *after));
+        ring.target = target;
+        Ok(())
+    }
+
+    /// Deletes the flows of a service that the full history which has ended has not named.
+    fn end_unnamed(&mut self, key: ServiceKey) -> Result<()> {
+        let Some(id) = self.applied.services.get(&key).map(|service| service.id) else {
+            return Ok(());
+        };
+        let Some(named) = self.history.mirrors.get_mut(&key).and_then(|m| m.named.take()) else {
+            return Ok(());
+        };
+        if self.history.role(&key) != Role::Follows {
+            return Ok(());
+        }
+        let mut unnamed = Vec::new();
+        for table in FlowTable::ALL {
+            self.data_plane
+                .flows(table, &mut |flow, value| {
+                    if flow.service() == id && !named.contains(&flow) {
+                        unnamed.push((flow, value));
+                    }
+                })
+                .context("walk the flows")?;
+        }
+        for (flow, value) in unnamed {
+            self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a peer's ring has the same owners for new flows as this node's.
+fn is_same(ring: &PeerRing, target: &Target) -> bool {
+    let members = target.members.iter().map(|(member, _)| (member.address, member.weight));
+    ring.slots == target.slots && members.eq(ring.members.iter().copied())
+}

@@ -1,0 +1,241 @@
+//! What this node tells: news, and all of it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context as _, Result};
+use lb_common::abi::{FlowValue, Slot, udp_policy};
+
+use super::{RingNews, Role, slot_of_flow, to_told};
+use crate::{
+    datapath::{DataPlane, FlowRef, FlowTable},
+    desired::ServiceKey,
+    engine::{Engine, Now},
+    sync::{
+        Piece,
+        piece::{Base, Pin, digest},
+    },
+};
+
+/// Pins of each service.
+type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
+
+impl<D: DataPlane> Engine<D> {
+    /// What has changed since the last call, of services whose history is this node's or shared.
+    ///
+    /// What is told is as it is at this moment, whatever it was when it changed.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read; the next call tells it.
+    pub fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
+        let Self { data_plane, history, .. } = self;
+        let telling = &mut history.telling;
+        if let Some(since) = telling.ask(now.mono_secs()) {
+            telling.missed_since = Some(since.saturating_sub(MISSED_SECS));
+            self.applied.services.keys().for_each(|key| telling.ring(*key));
+        }
+        let noted = &mut telling.noted;
+        let all = data_plane
+            .noted_pins(&mut |key| {
+                noted.insert(key);
+            })
+            .context("read the log of pins")?;
+        if !all {
+            telling.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
+        }
+        if telling.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = self.told();
+        let mut pieces = Vec::new();
+        let mut told_rings = Vec::new();
+        for (key, news) in &self.history.telling.rings {
+            if self.history.role(key) != Role::Own || self.tell_ring(key, news, &mut pieces)? {
+                told_rings.push(*key);
+            }
+        }
+        let mut pins = Pins::new();
+        if let Some(since) = self.history.telling.missed_since {
+            self.tell_pins_since(since, &keys, now, &mut pins)?;
+        }
+        let telling = &self.history.telling;
+        let noted = telling.noted.iter().map(|key| FlowRef::Pin(*key));
+        for flow in noted.chain(telling.flows.iter().copied()) {
+            let Some(key) = keys.get(&flow.service()) else { continue };
+            if let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? {
+                pins.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
+            }
+        }
+        pieces.extend(pins.into_iter().map(|(service, pins)| Piece::Pins { service, pins }));
+
+        let telling = &mut self.history.telling;
+        let mut ended = BTreeMap::<_, Vec<_>>::new();
+        for (service, flow) in telling.ended.drain(..) {
+            ended.entry(service).or_default().push(flow);
+        }
+        // A flow that has ended may have begun again, so its end comes first.
+        let ended = ended.into_iter().map(|(service, flows)| Piece::Ended { service, flows });
+        pieces.splice(0..0, ended);
+        telling.noted.clear();
+        telling.flows.clear();
+        telling.missed_since = None;
+        told_rings.iter().for_each(|key| drop(telling.rings.remove(key)));
+        Ok(pieces)
+    }
+
+    /// All of the history of services whose history is this node's or shared.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    pub fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
+        // What changes from now on is news.
+        if !self.history.telling.is_asked() {
+            self.history.telling.ask(now.mono_secs());
+        }
+        let keys = self.told();
+        let mut flows = Pins::new();
+        let services: HashMap<_, _> =
+            self.applied.services.values().map(|service| (service.id, *service)).collect();
+        let rings = self.tracked_rings()?;
+        for table in FlowTable::ALL {
+            let mut found = Vec::new();
+            self.data_plane
+                .flows(table, &mut |flow, value| found.push((flow, value)))
+                .context("walk the flows")?;
+            for (flow, value) in found {
+                let id = flow.service();
+                let (Some(key), Some(service)) = (keys.get(&id), services.get(&id)) else {
+                    continue;
+                };
+                let idle = now.mono_secs().saturating_sub(value.seen);
+                let matters = table == FlowTable::Pins || strays(&flow, value, service, &rings);
+                if matters && idle <= service.idle_timeout {
+                    flows.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
+                }
+            }
+        }
+        let mut pieces = Vec::new();
+        for service in keys.into_values() {
+            self.tell_ring(&service, &RingNews::Whole, &mut pieces)?;
+            if let Some(pins) = flows.remove(&service) {
+                pieces.push(Piece::Pins { service, pins });
+            }
+            pieces.push(Piece::all_is_told(service));
+        }
+        Ok(pieces)
+    }
+
+    /// Tells of a service's ring; false if it is not known what it is: a write has failed.
+    fn tell_ring(
+        &self,
+        key: &ServiceKey,
+        news: &RingNews,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<bool> {
+        let Some(service) = self.applied.services.get(key) else { return Ok(true) };
+        let Some(ring) = self.applied.rings.get(&service.id) else { return Ok(true) };
+        let Some(target) = &ring.target else { return Ok(false) };
+        let slots = self.data_plane.ring(service.id);
+        let slots = slots.with_context(|| format!("read ring {}", service.id))?;
+        let mut addresses = HashMap::new();
+        let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| self.address_of(id));
+        let settling = self.history.settling.get(key);
+        let settles = |slot| settling.is_some_and(|settling| settling.has(slot));
+        let mut base = |(slot, at): (u32, &Slot)| Base {
+            slot,
+            backend: address(at.owners().base).filter(|_| !settles(slot)),
+        };
+        let service = *key;
+        if let Some(changed) = news.slots() {
+            let there =
+                changed.into_iter().filter_map(|slot| Some((slot, slots.get(slot as usize)?)));
+            let bases: Vec<_> = there.map(base).collect();
+            pieces.push(Piece::Bases { service, bases });
+            return Ok(true);
+        }
+        let in_flux = (0..).zip(slots.iter()).filter(|(_, slot)| slot.owners().base != 0);
+        let bases = in_flux.map(&mut base).filter(|base| base.backend.is_some());
+        let bases: Vec<_> = bases.collect();
+        let nobody = std::net::IpAddr::from([0; 4]);
+        let currents = slots.iter().map(|slot| address(slot.owners().current).unwrap_or(nobody));
+        pieces.push(Piece::Ring {
+            service,
+            slots: target.slots,
+            members: target.members.iter().map(|(m, _)| (m.address, m.weight)).collect(),
+            digest: digest(currents),
+        });
+        if !bases.is_empty() {
+            pieces.push(Piece::Bases { service, bases });
+        }
+        pieces.push(Piece::ring_is_whole(service));
+        Ok(true)
+    }
+
+    /// Tells of the pins that were used since a second.
+    fn tell_pins_since(
+        &self,
+        since: u32,
+        keys: &BTreeMap<u16, ServiceKey>,
+        now: Now,
+        pins: &mut Pins,
+    ) -> Result<()> {
+        self.data_plane
+            .flows(FlowTable::Pins, &mut |flow, value| {
+                if let Some(key) = keys.get(&flow.service())
+                    && value.seen >= since
+                {
+                    pins.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
+                }
+            })
+            .context("walk the pins")
+    }
+
+    fn to_pin(&self, flow: &FlowRef, value: FlowValue, now: Now) -> Option<Pin> {
+        let idle = now.mono_secs().saturating_sub(value.seen);
+        Some(Pin {
+            flow: to_told(flow),
+            backend: self.address_of(value.backend)?,
+            flags: value.flags,
+            idle: std::time::Duration::from_secs(idle.into()),
+        })
+    }
+
+    /// The rings of the services that track their flows, for [`strays`].
+    pub(in crate::engine) fn tracked_rings(&self) -> Result<HashMap<u16, D::Ring>> {
+        let tracked = self.applied.services.values().filter(|service| {
+            service.udp_policy == udp_policy::TRACKED
+                && self.applied.rings.contains_key(&service.id)
+        });
+        let ring = |id| self.data_plane.ring(id).with_context(|| format!("read ring {id}"));
+        // The policy of a TCP service is unused, and the type of its flows is another.
+        tracked.map(|service| Ok((service.id, ring(service.id)?))).collect()
+    }
+}
+
+/// Seconds that pins have been used for when their notes were written over: the clocks of both sides
+/// are read at different moments, and between two calls there is less.
+const MISSED_SECS: u32 = 2;
+
+/// Whether a flow of a UDP service goes where the ring would not send it. Of a QUIC connection that
+/// can't be told, for its client may have another address by now: it always counts as one.
+pub(in crate::engine) fn strays<R>(
+    flow: &FlowRef,
+    value: FlowValue,
+    service: &lb_common::abi::Service,
+    rings: &HashMap<u16, R>,
+) -> bool
+where
+    R: std::ops::Deref<Target = [Slot]>,
+{
+    match flow {
+        FlowRef::Pin(_) => false,
+        FlowRef::Connection(_) => true,
+        FlowRef::Tracked(key) => {
+            let slot = rings
+                .get(&key.service)
+                .and_then(|ring| ring.get(slot_of_flow(service, key) as usize).map(Slot::owners));
+            slot.is_none_or(|owners| owners.current != value.backend)
+        }
+    }
+}

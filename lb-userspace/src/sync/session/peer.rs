@@ -1,0 +1,783 @@
+//! One peer: whether it is there, and what it says.
+
+use std::{
+    mem,
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    Action, Common, HEARTBEAT, Target,
+    facts::{Hearing, Telling},
+    incoming::Incoming,
+    outgoing::{Log, Next, Outgoing},
+};
+use crate::{
+    sync::{
+        Facts, PeerCounters, PeerId, PeerStatus, Piece, Report,
+        seal::{Opener, Refused, SessionId},
+        wire::{Header, Hello, Message, bytes::Malformed, facts::HALVES},
+    },
+    vrrp::RouterKey,
+};
+
+/// Heartbeats that answer something are this far apart.
+const HELLOS_APART: Duration = Duration::from_millis(5);
+/// What can't be read is told once in this time.
+const UNREADABLE_APART: Duration = Duration::from_secs(10);
+const FIRST_ASK_AGAIN: Duration = Duration::from_millis(20);
+const LONGEST_ASK_AGAIN: Duration = Duration::from_millis(100);
+/// A question that has no answer for so long gets none.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who asks asks again; if it does not, it has given up.
+const ASKED_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A peer, there or not.
+pub(super) struct Peer {
+    id: PeerId,
+    address: SocketAddr,
+    /// Opens the session that was trusted last, trusted or not: what it has taken is not taken again.
+    opener: Option<Opener>,
+    /// The session that has said goodbye.
+    ended: Option<SessionId>,
+    /// What is to be repeated by who is to be trusted.
+    challenge: u32,
+    /// How often this node has lost it.
+    losses: u32,
+    trust: Option<Trust>,
+    /// While nobody is trusted: the session that was heard last, and its challenge.
+    candidate: Option<(SessionId, u32)>,
+    /// While another one is trusted: a session that is to have an answer.
+    stranger: Option<(SessionId, u32)>,
+    hello_at: Instant,
+    probe_at: Option<Instant>,
+    hello_sent: Option<Instant>,
+    node: Option<String>,
+    changed: Option<Instant>,
+    unreadable: Option<(Instant, String)>,
+    counters: PeerCounters,
+}
+
+/// A session of a peer that is there.
+struct Trust {
+    session: SessionId,
+    challenge: u32,
+    losses: u32,
+    heard: Instant,
+    /// The counter of the last Hello.
+    last_hello: u64,
+    clock: (u64, Instant),
+    round_trip: Option<Duration>,
+    facts: Facts,
+    facts_told: bool,
+    hearing: [Hearing; HALVES],
+    telling: [Telling; HALVES],
+    outgoing: Outgoing,
+    incoming: Incoming,
+    complete_there: bool,
+    asking: Option<Asking>,
+    asked: Option<Asked>,
+}
+
+/// A question that waits for its answer.
+struct Asking {
+    id: u64,
+    head: u64,
+    routers: Vec<RouterKey>,
+    since: Instant,
+    again_at: Instant,
+    again: Duration,
+}
+
+/// A question of the peer.
+struct Asked {
+    id: u64,
+    head: u64,
+    routers: Vec<RouterKey>,
+    heard: Instant,
+    state: AskedState,
+}
+
+enum AskedState {
+    /// Something that was published before has not arrived yet.
+    Held,
+    Told,
+    Answered(Result<(), String>),
+}
+
+impl Trust {
+    fn new(session: SessionId, peer: PeerId, hello: &Hello<'_>, now: Instant) -> Self {
+        Self {
+            session,
+            challenge: hello.challenge,
+            losses: hello.losses,
+            heard: now,
+            last_hello: 0,
+            clock: (0, now),
+            round_trip: None,
+            facts: Facts::default(),
+            facts_told: false,
+            hearing: Default::default(),
+            telling: Default::default(),
+            outgoing: Outgoing::new(now),
+            incoming: Incoming::new(peer),
+            complete_there: false,
+            asking: None,
+            asked: None,
+        }
+    }
+
+    /// How long a packet and its answer take; a guess before the first was measured.
+    fn flight(&self) -> Duration {
+        self.round_trip.unwrap_or(Duration::from_millis(5))
+    }
+}
+
+impl Peer {
+    pub(super) const fn new(id: PeerId, address: SocketAddr, now: Instant) -> Self {
+        Self {
+            id,
+            address,
+            opener: None,
+            ended: None,
+            challenge: 1,
+            losses: 0,
+            trust: None,
+            candidate: None,
+            stranger: None,
+            hello_at: now,
+            probe_at: None,
+            hello_sent: None,
+            node: None,
+            changed: None,
+            unreadable: None,
+            counters: PeerCounters {
+                packets_sent: 0,
+                bytes_sent: 0,
+                packets_received: 0,
+                pieces_sent: 0,
+                pieces_received: 0,
+                gaps: 0,
+                retransmissions: 0,
+                full_syncs: 0,
+                unauthentic: 0,
+                replayed: 0,
+            },
+        }
+    }
+
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The session that is trusted.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.trust.as_ref().map(|trust| trust.session)
+    }
+
+    pub(super) const fn is_connected(&self) -> bool {
+        self.trust.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.trust.as_ref().map_or(0, |trust| trust.outgoing.kept() + trust.incoming.kept())
+    }
+
+    /// Whether it gets news.
+    pub(super) fn is_subscribed(&self) -> bool {
+        self.trust.as_ref().is_some_and(|trust| trust.outgoing.is_subscribed())
+    }
+
+    pub(super) const fn count_sent(&mut self, bytes: usize, parts: u64) {
+        self.counters.packets_sent += 1;
+        self.counters.bytes_sent += bytes as u64;
+        self.counters.pieces_sent += parts;
+    }
+
+    pub(super) fn status(&self, log: &Log, now: Instant, wall: SystemTime) -> PeerStatus {
+        let trust = self.trust.as_ref();
+        let has_all = |trust: &Trust| trust.complete_there && trust.outgoing.has_all(log.head);
+        let since = self.changed.map(|at| wall - now.saturating_duration_since(at));
+        let refused = self.unreadable.as_ref().filter(|_| trust.is_none());
+        PeerStatus {
+            address: self.address,
+            node: self.node.clone(),
+            connected: trust.is_some(),
+            since,
+            complete_here: trust.is_some_and(|trust| trust.incoming.is_complete()),
+            complete_there: trust.is_some_and(has_all),
+            refused: refused.map(|(_, why)| why.clone()),
+            round_trip_micros: trust
+                .and_then(|trust| trust.round_trip)
+                .map(|round_trip| round_trip.as_micros() as u64),
+            counters: self.counters,
+        }
+    }
+
+    /// A heartbeat is due at that time, unless this is called again: later news tell of a gap as well.
+    pub(super) const fn probe(&mut self, at: Instant) {
+        self.probe_at = Some(at);
+    }
+
+    /// All of the peer's history is wanted again.
+    pub(super) fn want_all(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(trust) = &mut self.trust else { return };
+        trust.incoming.want_all(out);
+        self.prompt(now);
+    }
+
+    /// When a heartbeat is due.
+    fn hello_at(&self) -> Instant {
+        self.probe_at.map_or(self.hello_at, |probe| probe.min(self.hello_at))
+    }
+
+    /// A heartbeat is due at once, or when the last one is long enough ago.
+    fn prompt(&mut self, now: Instant) {
+        let earliest = self.hello_sent.map_or(now, |sent| now.max(sent + HELLOS_APART));
+        self.hello_at = self.hello_at.min(earliest);
+    }
+
+    pub(super) fn received(
+        &mut self,
+        datagram: &mut [u8],
+        others: &[SessionId],
+        group_cursor: Option<u64>,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        let (header, sealed) = match Header::split(datagram) {
+            Ok(split) => split,
+            Err(error) => {
+                let from = self.address.ip();
+                return self.unreadable(now, out, || format!("packets from {from}: {error}"));
+            }
+        };
+        let session = SessionId(header.session);
+        // One's own come back from nobody who means well.
+        if session == common.own() || self.ended == Some(session) {
+            return;
+        }
+        let own = common.own();
+        let is_hello = header.kind == Message::HELLO;
+        let trusted = self.session() == Some(session);
+        if !trusted && !is_hello {
+            return;
+        }
+        let known = self.opener.as_mut().filter(|opener| opener.session() == session);
+        let mut unknown = None;
+        let opener = match known {
+            Some(opener) => opener,
+            None => unknown.insert(Opener::new(&common.key, session)),
+        };
+        let body = match opener.open(&header, &own, sealed) {
+            Ok(body) => body,
+            Err(refused) => return self.refused(refused, now, out),
+        };
+        self.counters.packets_received += 1;
+        let message = match Message::decode(header.kind, body) {
+            Ok(message) => message,
+            Err(error) => return self.malformed(error, now, out),
+        };
+        if let Message::Hello(hello) = message {
+            let taken = others.contains(&session);
+            self.hello(&hello, &header, unknown, taken, now, common, out);
+        } else if let Err(error) =
+            self.message(message, header.counter.get(), group_cursor, now, common, out)
+        {
+            self.malformed(error, now, out);
+        }
+    }
+
+    fn refused(&mut self, refused: Refused, now: Instant, out: &mut Vec<Action>) {
+        match refused {
+            Refused::Replayed => self.counters.replayed += 1,
+            Refused::ElseWhere => {}
+            Refused::NotAuthentic => {
+                self.counters.unauthentic += 1;
+                let (from, connected) = (self.address.ip(), self.is_connected());
+                self.unreadable(now, out, || {
+                    if connected {
+                        format!(
+                            "some packets from {from} are not authentic, though others are: \
+                             somebody damages or forges them"
+                        )
+                    } else {
+                        format!(
+                            "packets from {from} are not authentic: is the key the same on both \
+                             nodes?"
+                        )
+                    }
+                });
+            }
+        }
+    }
+
+    fn malformed(&mut self, error: Malformed, now: Instant, out: &mut Vec<Action>) {
+        let from = self.address.ip();
+        self.unreadable(now, out, || {
+            format!(
+                "a message from {from} makes no sense, {error}: run the same release on both nodes"
+            )
+        });
+    }
+
+    fn unreadable(&mut self, now: Instant, out: &mut Vec<Action>, why: impl FnOnce() -> String) {
+        if self.unreadable.as_ref().is_some_and(|(at, _)| now < *at + UNREADABLE_APART) {
+            return;
+        }
+        let why = why();
+        self.unreadable = Some((now, why.clone()));
+        out.push(Action::Report(Report::Unreadable(self.id, why)));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that decides whether a session is trusted")]
+    fn hello(
+        &mut self,
+        hello: &Hello<'_>,
+        header: &Header,
+        unknown: Option<Opener>,
+        taken: bool,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        let session = SessionId(header.session);
+        if self.session() != Some(session) {
+            let fresh = hello.echo == (common.own(), self.challenge);
+            if !fresh || taken {
+                let heard = Some((session, hello.challenge));
+                if self.trust.is_some() {
+                    self.stranger = heard;
+                } else {
+                    self.candidate = heard;
+                }
+                self.prompt(now);
+                return;
+            }
+            self.lose("it has started anew".into(), now, out);
+            if let Some(opener) = unknown {
+                self.opener = Some(opener);
+                self.challenge += 1;
+            }
+            self.join(Trust::new(session, self.id, hello, now), now, out);
+        } else if hello.echo.0 != common.own() {
+            // It was for a former session of this node, or for another one.
+            return;
+        }
+        if self.trust.as_ref().is_some_and(|trust| trust.losses != hello.losses) {
+            let stale = |trust: &Trust| trust.last_hello >= header.counter.get();
+            if self.trust.as_ref().is_some_and(stale) {
+                return;
+            }
+            self.lose("it had lost this node".into(), now, out);
+            self.join(Trust::new(session, self.id, hello, now), now, out);
+        }
+        if let Some(trust) = &mut self.trust {
+            trust.heard = now;
+            if trust.last_hello < header.counter.get() {
+                trust.last_hello = header.counter.get();
+                if self.node.as_deref() != Some(hello.node) {
+                    self.node = Some(hello.node.to_owned());
+                }
+                trust.hello(hello, header.counter.get(), now, common, out);
+            }
+        }
+    }
+
+    fn join(&mut self, trust: Trust, now: Instant, out: &mut Vec<Action>) {
+        self.trust = Some(trust);
+        (self.candidate, self.stranger, self.unreadable) = (None, None, None);
+        self.changed = Some(now);
+        out.push(Action::Report(Report::Joined(self.id)));
+        self.prompt(now);
+    }
+
+    /// The peer is gone, if it was there.
+    fn lose(&mut self, why: String, now: Instant, out: &mut Vec<Action>) {
+        let Some(trust) = self.trust.take() else { return };
+        self.candidate = Some((trust.session, trust.challenge));
+        self.changed = Some(now);
+        if trust.asking.is_some() {
+            out.push(Action::Report(Report::Answer(self.id, Err(format!("it is gone: {why}")))));
+        }
+        out.push(Action::Report(Report::Lost(self.id, why)));
+    }
+
+    /// A message of the trusted session, other than Hello.
+    fn message(
+        &mut self,
+        message: Message<'_>,
+        counter: u64,
+        group_cursor: Option<u64>,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Malformed> {
+        let Some(trust) = &mut self.trust else { return Ok(()) };
+        trust.heard = now;
+        let was_complete = trust.incoming.is_complete();
+        let mut prompt = false;
+        let result = match message {
+            Message::Hello(_) => Ok(()),
+            Message::Facts { half, generation, index, bytes } => {
+                let hearing = &mut trust.hearing[usize::from(half)];
+                let whole = hearing.take(half, generation, index, bytes, &trust.facts);
+                // The peer is to know what need not be sent again.
+                prompt = hearing.generation >= generation;
+                let known = trust.hearing.iter().all(|hearing| hearing.generation > 0);
+                whole.map(|facts| {
+                    let Some(facts) = facts else { return };
+                    let changed = !trust.facts_told || facts != trust.facts;
+                    trust.facts = facts;
+                    if known && changed {
+                        trust.facts_told = true;
+                        let facts = Report::Facts(self.id, trust.facts.clone());
+                        out.push(Action::Report(facts));
+                    }
+                })
+            }
+            Message::News { sequence, ahead, parts } => {
+                let head = sequence.saturating_add(ahead);
+                trust.incoming.news(sequence, head, parts, now, &mut self.counters, out)
+            }
+            Message::All { transfer, index, last, since, parts } => {
+                let packet = (transfer, index, last, since);
+                trust.incoming.all(packet, parts, now, &mut self.counters, out)
+            }
+            Message::Ack { transfer, next, missing } => {
+                let flight = trust.flight();
+                let arrived = (next, missing.as_slice());
+                trust.outgoing.acked_transfer(transfer, arrived, counter, flight, now);
+                Ok(())
+            }
+            Message::Nack { missing } => {
+                let sent = group_cursor.unwrap_or_else(|| trust.outgoing.cursor());
+                trust.outgoing.missing(&missing, &common.log, sent);
+                Ok(())
+            }
+            Message::Ask { id, head, routers } => {
+                self.asked(id, head, routers, now, common, out);
+                Ok(())
+            }
+            Message::Answer { id, answer } => {
+                if trust.asking.take_if(|asking| asking.id == id).is_some() {
+                    let answer = answer.map_err(str::to_owned);
+                    out.push(Action::Report(Report::Answer(self.id, answer)));
+                }
+                Ok(())
+            }
+            Message::Bye => {
+                self.ended = Some(trust.session);
+                self.lose("it has ended".into(), now, out);
+                self.candidate = None;
+                Ok(())
+            }
+        };
+        let complete = self.trust.as_ref().is_some_and(|trust| trust.incoming.is_complete());
+        if prompt || complete != was_complete {
+            self.prompt(now);
+        }
+        result
+    }
+
+    fn asked(
+        &mut self,
+        id: u64,
+        head: u64,
+        routers: Vec<RouterKey>,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(trust) = &mut self.trust else { return };
+        match &mut trust.asked {
+            Some(asked) if id < asked.id => return,
+            Some(asked) if id == asked.id => asked.heard = now,
+            asked => {
+                *asked = Some(Asked { id, head, routers, heard: now, state: AskedState::Held });
+            }
+        }
+        trust.incoming.published(head, now, out);
+        self.send_answer(common, out);
+    }
+
+    /// Sends the answer, if there is one.
+    fn send_answer(&mut self, common: &mut Common, out: &mut Vec<Action>) {
+        let Some(trust) = &self.trust else { return };
+        if let Some(Asked { id, state: AskedState::Answered(answer), .. }) = &trust.asked {
+            let answer = answer.as_ref().map(|()| ()).map_err(String::as_str);
+            let message = Message::Answer { id: *id, answer };
+            send(self.address, trust.session, &message, &mut self.counters, common, out);
+        }
+    }
+
+    pub(super) fn ask(
+        &mut self,
+        id: u64,
+        head: u64,
+        routers: Vec<RouterKey>,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let mut answer = |why: &str| {
+            out.push(Action::Report(Report::Answer(self.id, Err(why.to_owned()))));
+        };
+        let Some(trust) = &mut self.trust else { return answer("it is not there") };
+        if trust.asking.is_some() {
+            answer("it was asked again");
+        }
+        let (since, again_at, again) = (now, now, FIRST_ASK_AGAIN);
+        trust.asking = Some(Asking { id, head, routers, since, again_at, again });
+    }
+
+    pub(super) fn answer(
+        &mut self,
+        answer: Result<(), String>,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(asked) = self.trust.as_mut().and_then(|trust| trust.asked.as_mut())
+            && matches!(asked.state, AskedState::Told)
+        {
+            asked.state = AskedState::Answered(answer);
+            self.send_answer(common, out);
+        }
+    }
+
+    pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
+        if let Some(trust) = &mut self.trust {
+            trust.outgoing.send_all(id, pieces, since);
+            self.counters.full_syncs += 1;
+        }
+    }
+
+    pub(super) fn bye(&mut self, common: &mut Common, out: &mut Vec<Action>) {
+        if let Some(trust) = &self.trust {
+            // It may be lost; then the timeout tells.
+            for _ in 0..2 {
+                let counters = &mut self.counters;
+                send(self.address, trust.session, &Message::Bye, counters, common, out);
+            }
+        }
+    }
+
+    /// Sees whether the peer is still there: everything that has come must have been taken.
+    pub(super) fn expire(&mut self, now: Instant, common: &Common, out: &mut Vec<Action>) {
+        let silent = |trust: &Trust| trust.heard + common.timeout <= now;
+        if self.trust.as_ref().is_some_and(silent) {
+            self.losses += 1;
+            let why = format!("it has said nothing for {} ms", common.timeout.as_millis());
+            self.lose(why, now, out);
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, now: Instant, common: &mut Common, out: &mut Vec<Action>) {
+        if let Some(trust) = &mut self.trust {
+            let was_complete = trust.incoming.is_complete();
+            trust.tick(self.id, self.address, now, &mut self.counters, common, out);
+            if trust.incoming.is_complete() != was_complete {
+                self.prompt(now);
+            }
+        }
+        if self.hello_at() <= now {
+            self.send_hellos(now, common, out);
+        }
+    }
+
+    fn send_hellos(&mut self, now: Instant, common: &mut Common, out: &mut Vec<Action>) {
+        let micros = |duration: Duration| duration.as_micros() as u64;
+        let node = mem::take(&mut common.node);
+        let unknown = Hello {
+            node: &node,
+            challenge: self.challenge,
+            echo: self.candidate.unwrap_or_default(),
+            losses: self.losses,
+            clock: micros(now - common.started) + 1,
+            head: common.log.head,
+            facts: common.told.generations(),
+            ..Hello::default()
+        };
+        let mut hellos = Vec::with_capacity(2);
+        if let Some(echo) = self.stranger.take() {
+            hellos.push(Hello { echo, ..unknown });
+        }
+        hellos.push(match &self.trust {
+            None => unknown,
+            Some(trust) => Hello {
+                echo: (trust.session, trust.challenge),
+                echo_clock: (trust.clock.0, micros(now.saturating_duration_since(trust.clock.1))),
+                next: trust.incoming.next(),
+                complete: trust.incoming.is_complete(),
+                has: [trust.hearing[0].generation, trust.hearing[1].generation],
+                ..unknown
+            },
+        });
+        for hello in hellos {
+            let message = Message::Hello(hello);
+            let datagram = common.seal(message.kind(), None, |body| message.encode(body));
+            self.count_sent(datagram.len(), 0);
+            out.push(Action::Send(Target::Peer(self.address), datagram));
+        }
+        common.node = node;
+        self.hello_sent = Some(now);
+        self.probe_at = None;
+        self.hello_at = now + HEARTBEAT.min(common.timeout / 4);
+    }
+
+    pub(super) fn deadline(&self, common: &Common) -> Instant {
+        let Some(trust) = &self.trust else { return self.hello_at() };
+        let generations = common.told.generations();
+        let telling = trust.telling.iter().zip(generations);
+        let facts = telling.filter_map(|(telling, generation)| telling.deadline(generation));
+        let wants = trust.outgoing.wants_by().filter(|_| trust.facts_told);
+        let asks = trust.asking.as_ref().map(|asking| asking.again_at);
+        let others = [wants, asks, trust.outgoing.deadline(), trust.incoming.deadline()];
+        let all = others.into_iter().flatten().chain(facts);
+        all.fold(self.hello_at().min(trust.heard + common.timeout), Instant::min)
+    }
+
+    /// Whether something waits for the pace.
+    pub(super) fn has_more(&self, common: &Common) -> bool {
+        let more = |trust: &Trust| trust.outgoing.has_more(&common.log, common.group);
+        self.trust.as_ref().is_some_and(more)
+    }
+
+    /// Sends the next packet of history; false: there is none.
+    pub(super) fn send_next(
+        &mut self,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(trust) = &mut self.trust else { return false };
+        let Common { log, sealer, pace, group, .. } = common;
+        let Some(next) = trust.outgoing.next(log, *group, now) else { return false };
+        let to = Some(&trust.session);
+        let (datagram, parts, again) = match next {
+            Next::News(sequence, packet, again) => {
+                let ahead = log.head - sequence;
+                let message = Message::News { sequence, ahead, parts: &packet.bytes };
+                let datagram = sealer.seal(message.kind(), to, |body| message.encode(body));
+                (datagram, packet.parts, again)
+            }
+            Next::All(encoded, parts, again) => {
+                let seal = |body: &mut Vec<u8>| body.extend_from_slice(encoded);
+                (sealer.seal(Message::ALL, to, seal), parts, again)
+            }
+        };
+        pace.take(datagram.len());
+        self.counters.retransmissions += u64::from(again);
+        self.count_sent(datagram.len(), if again { 0 } else { u64::from(parts) });
+        out.push(Action::Send(Target::Peer(self.address), datagram));
+        true
+    }
+}
+
+impl Trust {
+    /// Takes the last Hello.
+    fn hello(
+        &mut self,
+        hello: &Hello<'_>,
+        counter: u64,
+        now: Instant,
+        common: &Common,
+        out: &mut Vec<Action>,
+    ) {
+        self.challenge = hello.challenge;
+        self.clock = (hello.clock, now);
+        if let (1.., held) = hello.echo_clock {
+            let sent = Duration::from_micros(hello.echo_clock.0 - 1);
+            let passed = (now - common.started).checked_sub(sent);
+            self.round_trip = passed
+                .and_then(|passed| passed.checked_sub(Duration::from_micros(held)))
+                .or(self.round_trip);
+        }
+        for (telling, has) in self.telling.iter_mut().zip(hello.has) {
+            telling.acknowledged(has);
+        }
+        self.complete_there = hello.complete;
+        self.outgoing.acknowledged(hello.next, counter);
+        self.incoming.published(hello.head, now, out);
+    }
+
+    fn tick(
+        &mut self,
+        id: PeerId,
+        address: SocketAddr,
+        now: Instant,
+        counters: &mut PeerCounters,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        for half in 0..HALVES {
+            let generation = common.told.halves[half].generation;
+            if self.telling[half].is_due(generation, now) {
+                let told = mem::take(&mut common.told);
+                for (index, bytes) in told.fragments(half) {
+                    let message = Message::Facts { half: half as u8, generation, index, bytes };
+                    send(address, self.session, &message, counters, common, out);
+                }
+                common.told = told;
+            }
+        }
+        let flight = self.flight();
+        let messages = self.incoming.tick(now, flight, counters, out);
+        for message in messages.iter().flatten() {
+            send(address, self.session, message, counters, common, out);
+        }
+        self.outgoing.tick(now);
+        if self.facts_told && self.outgoing.wants_all(now) {
+            out.push(Action::Report(Report::WantsAll(id)));
+        }
+        self.tick_questions(id, address, now, counters, common, out);
+    }
+
+    fn tick_questions(
+        &mut self,
+        id: PeerId,
+        address: SocketAddr,
+        now: Instant,
+        counters: &mut PeerCounters,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        if self.asking.take_if(|asking| asking.since + ASK_TIMEOUT <= now).is_some() {
+            let why = format!("it has not answered for {} s", ASK_TIMEOUT.as_secs());
+            out.push(Action::Report(Report::Answer(id, Err(why))));
+        }
+        if let Some(asking) = self.asking.as_mut().filter(|asking| asking.again_at <= now) {
+            asking.again_at = now + asking.again;
+            asking.again = (asking.again * 2).min(LONGEST_ASK_AGAIN);
+            let routers = asking.routers.clone();
+            let message = Message::Ask { id: asking.id, head: asking.head, routers };
+            send(address, self.session, &message, counters, common, out);
+        }
+        if let Some(asked) = &mut self.asked
+            && matches!(asked.state, AskedState::Held)
+            && asked.heard + ASKED_TIMEOUT > now
+            && self.incoming.has(asked.head)
+        {
+            asked.state = AskedState::Told;
+            let routers = asked.routers.clone();
+            out.push(Action::Report(Report::TakeOver(id, routers)));
+        }
+    }
+}
+
+/// Sends a message that does not wait for the pace.
+fn send(
+    address: SocketAddr,
+    session: SessionId,
+    message: &Message<'_>,
+    counters: &mut PeerCounters,
+    common: &mut Common,
+    out: &mut Vec<Action>,
+) {
+    let datagram = common.seal(message.kind(), Some(&session), |body| message.encode(body));
+    counters.packets_sent += 1;
+    counters.bytes_sent += datagram.len() as u64;
+    out.push(Action::Send(Target::Peer(address), datagram));
+}

@@ -1,0 +1,181 @@
+//! What happens in one case.
+
+use std::time::Duration;
+
+use super::{Links, World, pins, ring, router};
+use crate::sync::{Facts, PeerId, Report, RouterFacts};
+
+const PEER: PeerId = PeerId(0);
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Two nodes that have joined.
+fn pair() -> World {
+    let mut world = World::new(2, false, 7, Links::SOUND);
+    world.run(millis(50));
+    for node in 0..2 {
+        assert_eq!(world.reports(node).last(), Some(&Report::Complete(PEER, true)));
+    }
+    world
+}
+
+#[test]
+fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
+    let mut world = World::new(2, false, 7, Links::SOUND);
+    world.run(millis(20));
+    let reports = [
+        Report::Joined(PEER),
+        Report::Facts(PEER, Facts::default()),
+        Report::WantsAll(PEER),
+        Report::Begins(PEER),
+        Report::Complete(PEER, true),
+    ];
+    for node in 0..2 {
+        assert_eq!(world.reports(node), reports);
+    }
+}
+
+#[test]
+fn a_change_of_facts_is_told_within_ten_milliseconds() {
+    let mut world = pair();
+    let facts = RouterFacts {
+        state: crate::vrrp::State::Active,
+        priority: 150,
+        source: None,
+        fingerprint: 1,
+        interval_centis: 100,
+        addresses: 2,
+    };
+    for priority in [150, 151, 152] {
+        let facts = RouterFacts { priority, ..facts.clone() };
+        let routers = [(router(51), facts)].into();
+        let facts = Facts { routers, draining: false, ..Facts::default() };
+        world.tell(0, facts.clone());
+        world.run(millis(10));
+        assert_eq!(world.reports(1), [Report::Facts(PEER, facts)]);
+    }
+}
+
+#[test]
+fn news_that_nothing_follows_are_repaired_when_they_are_lost() {
+    let mut world = pair();
+    world.cut(0, 1, millis(5));
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(30));
+    let reports = world.reports(1);
+    assert!(matches!(&reports[..], [Report::Pieces(PEER, _)]), "{reports:?}");
+    assert_eq!(world.status(0)[0].counters.retransmissions, 1);
+}
+
+#[test]
+fn what_is_missing_for_long_makes_the_history_incomplete() {
+    let mut world = pair();
+    world.cut(1, 0, millis(300));
+    world.cut(0, 1, millis(5));
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(200));
+    assert_eq!(world.reports(1), [Report::Complete(PEER, false)]);
+    world.run(millis(400));
+    let reports = world.reports(1);
+    let complete = Report::Complete(PEER, true);
+    assert!(matches!(&reports[..], [Report::Pieces(..), last] if *last == complete), "{reports:?}");
+}
+
+#[test]
+fn a_peer_that_says_nothing_is_lost_and_joins_again() {
+    let mut world = pair();
+    world.cut(1, 0, millis(2000));
+    world.run(millis(1200));
+    let reports = world.reports(0);
+    assert_eq!(reports, [Report::Lost(PEER, "it has said nothing for 1000 ms".into())]);
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.settle();
+}
+
+#[test]
+fn a_peer_that_starts_anew_is_told_at_once() {
+    let mut world = pair();
+    world.restart(1, false);
+    world.run(millis(20));
+    let reports = world.reports(0);
+    assert_eq!(
+        reports[..2],
+        [Report::Lost(PEER, "it has started anew".into()), Report::Joined(PEER)]
+    );
+    world.settle();
+}
+
+#[test]
+fn a_peer_that_says_goodbye_is_told_at_once() {
+    let mut world = pair();
+    world.restart(1, true);
+    world.run(millis(1));
+    assert_eq!(world.reports(0)[0], Report::Lost(PEER, "it has ended".into()));
+    world.settle();
+}
+
+#[test]
+fn a_takeover_waits_for_what_was_published_before() {
+    let mut world = pair();
+    world.cut(0, 1, millis(40));
+    world.publish(0, vec![ring(500, 3), pins(0..90, 1)]);
+    world.run(millis(35));
+    world.ask(0, 1);
+    world.run(millis(200));
+    let reports = world.reports(1);
+    let is_told = |report: &Report| matches!(report, Report::TakeOver(..));
+    let at = reports.iter().position(is_told).expect("it is told");
+    assert!(reports[..at].iter().any(|report| matches!(report, Report::Pieces(..))), "{reports:?}");
+    assert_eq!(world.reports(0), [Report::Answer(PEER, Ok(()))]);
+}
+
+#[test]
+fn a_question_to_nobody_is_answered() {
+    let mut world = World::new(2, false, 7, Links::SOUND);
+    world.ask(0, 1);
+    assert_eq!(world.reports(0), [Report::Answer(PEER, Err("it is not there".into()))]);
+}
+
+#[test]
+fn a_question_to_who_is_gone_is_answered() {
+    let mut world = pair();
+    world.cut(0, 1, millis(5000));
+    world.cut(1, 0, millis(5000));
+    world.ask(0, 1);
+    world.run(millis(1500));
+    let reports = world.reports(0);
+    assert!(matches!(&reports[..], [Report::Answer(_, Err(_)), Report::Lost(..)]), "{reports:?}");
+}
+
+#[test]
+fn a_peer_that_takes_nothing_costs_nothing_and_gets_all_later() {
+    let mut world = World::new(2, false, 7, Links::SOUND);
+    world.rate = 100_000;
+    world.restart(0, false);
+    world.run(millis(500));
+    world.reports(0);
+    // Ten times what the rate lets through, for ten seconds.
+    for step in 0..1000 {
+        world.publish(0, (0..12).map(|part| pins(part * 90..part * 90 + 90, step % 9)).collect());
+        world.run(millis(10));
+        let (log, peers) = world.kept(0);
+        assert!(log <= 4096 && peers[0] <= 4096 + 512, "{log} {peers:?}");
+    }
+    let wanted = world.reports(0);
+    let wanted = wanted.iter().filter(|report| **report == Report::WantsAll(PEER)).count();
+    assert!((1..=11).contains(&wanted), "{wanted}");
+    assert!(world.sent < 2000, "{} datagrams", world.sent);
+    world.settle();
+}
+
+#[test]
+fn a_node_that_stood_still_hears_what_waits_before_it_gives_anybody_up() {
+    let mut world = World::new(2, false, 7, Links::SOUND);
+    world.run(millis(50));
+    world.reports(0);
+    world.freeze(0, millis(900));
+    world.run(millis(1500));
+    assert_eq!(world.reports(0), []);
+}

@@ -1,0 +1,249 @@
+//! Over real sockets on the loopback device.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::*;
+use crate::{
+    desired::{Protocol, ServiceKey},
+    sync::{
+        Key,
+        piece::{Flow, Pin},
+    },
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node of a test.
+struct Node {
+    link: Link,
+    reports: UnboundedReceiver<Report>,
+    /// What was reported and not looked at yet.
+    seen: Vec<Report>,
+}
+
+impl Node {
+    fn start(config: Config) -> Self {
+        let (sender, reports) = unbounded_channel();
+        let link = Link::start(config, sender).expect("it starts");
+        Self { link, reports, seen: Vec::new() }
+    }
+
+    /// Waits for a report that `wanted` takes something from; answers what is to be answered.
+    fn until<T>(&mut self, what: &str, mut wanted: impl FnMut(&Report) -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.reports.try_recv() {
+                Ok(report) => {
+                    let found = wanted(&report);
+                    self.seen.push(report);
+                    if let Some(found) = found {
+                        return found;
+                    }
+                }
+                Err(_) if Instant::now() < end => thread::sleep(Duration::from_micros(50)),
+                Err(_) => panic!("no {what}; {:?}", self.seen),
+            }
+        }
+    }
+
+    fn until_report(&mut self, report: &Report) {
+        if self.seen.contains(report) {
+            return;
+        }
+        self.until(&format!("{report:?}"), |seen| (seen == report).then_some(()));
+    }
+}
+
+/// Two addresses of the loopback device, with ports that are free.
+fn addresses(one: IpAddr, other: IpAddr) -> [SocketAddr; 2] {
+    [one, other].map(|ip| {
+        let socket = UdpSocket::bind((ip, 0)).expect("a port");
+        socket.local_addr().expect("its number")
+    })
+}
+
+fn config(listen: SocketAddr, peer: SocketAddr) -> Config {
+    Config {
+        node: listen.to_string(),
+        listen,
+        peers: vec![peer],
+        multicast: None,
+        key: Key([7; 32]),
+        rate: NonZeroU32::new(125_000_000).expect("it is more than 0"),
+        timeout: Duration::from_secs(1),
+    }
+}
+
+fn v4() -> [SocketAddr; 2] {
+    addresses(Ipv4Addr::new(127, 0, 0, 1).into(), Ipv4Addr::new(127, 0, 0, 2).into())
+}
+
+fn service() -> ServiceKey {
+    ServiceKey { vip: Ipv4Addr::new(10, 0, 0, 100).into(), port: 443, protocol: Protocol::Tcp }
+}
+
+fn pin(number: u32) -> Pin {
+    Pin {
+        flow: Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number / 1000).into(), number as u16),
+        backend: Ipv4Addr::from(0x0a00_0200 + number % 100).into(),
+        flags: 1,
+        idle: Duration::from_secs(u64::from(number % 900)),
+    }
+}
+
+fn pins(numbers: std::ops::Range<u32>) -> Piece {
+    Piece::Pins { service: service(), pins: numbers.map(pin).collect() }
+}
+
+/// The CPU time of this process.
+fn cpu() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    time.expect("the clock is there").into()
+}
+
+const PEER: PeerId = PeerId(0);
+
+/// Two nodes that have joined and are complete, with this history of the first.
+fn joined([one, other]: [SocketAddr; 2], history: Vec<Piece>) -> (Node, Node) {
+    let mut active = Node::start(config(one, other));
+    let mut backup = Node::start(config(other, one));
+    for node in [&active, &backup] {
+        node.link.tell(Facts::default());
+    }
+    active.until_report(&Report::WantsAll(PEER));
+    active.link.send_all(PEER, history);
+    backup.until_report(&Report::WantsAll(PEER));
+    backup.link.send_all(PEER, Vec::new());
+    active.until_report(&Report::Complete(PEER, true));
+    backup.until_report(&Report::Complete(PEER, true));
+    (active, backup)
+}
+
+/// All pieces that were reported.
+fn told(node: &Node) -> Vec<Piece> {
+    let mut all = Vec::new();
+    for report in &node.seen {
+        if let Report::Pieces(_, pieces) = report {
+            all.extend(pieces.iter().cloned());
+        }
+    }
+    all
+}
+
+fn pins_of(pieces: &[Piece]) -> Vec<Pin> {
+    let of = |piece: &Piece| match piece {
+        Piece::Pins { pins, .. } => pins.clone(),
+        _ => Vec::new(),
+    };
+    pieces.iter().flat_map(of).collect()
+}
+
+#[test]
+fn a_quarter_of_a_million_pins_arrive_whole() {
+    const PINS: u32 = 262_144;
+    let [one, other] = v4();
+    let (start, used) = (Instant::now(), cpu());
+    let (active, backup) = joined([one, other], vec![pins(0..PINS)]);
+    let (took, used) = (start.elapsed(), cpu() - used);
+    let mut pins = pins_of(&told(&backup));
+    pins.sort_by_key(|pin| pin.flow);
+    assert_eq!(pins.len(), PINS as usize);
+    let mut expected: Vec<_> = (0..PINS).map(pin).collect();
+    expected.sort_by_key(|pin| pin.flow);
+    assert!(pins == expected, "some are others");
+    let counters = active.link.status()[0].counters;
+    let per_pin = counters.bytes_sent as f64 / f64::from(PINS);
+    println!("{PINS} pins: {took:?}, {used:?} of CPU on both sides, {per_pin:.2} bytes each");
+    println!("{counters:?}");
+}
+
+#[test]
+fn what_is_published_arrives_within_milliseconds() {
+    let (active, mut backup) = joined(v4(), Vec::new());
+    let mut times: Vec<Duration> = (0..200)
+        .map(|number| {
+            let start = Instant::now();
+            active.link.publish(vec![pins(number..number + 1)]);
+            backup.until("pieces", |report| {
+                matches!(report, Report::Pieces(..)).then(|| start.elapsed())
+            })
+        })
+        .collect();
+    times.sort();
+    println!("publish to pieces: median {:?}, worst {:?}", times[100], times[199]);
+    assert!(times[100] < Duration::from_millis(5), "{:?}", times[100]);
+    assert_eq!(pins_of(&told(&backup)), (0..200).map(pin).collect::<Vec<_>>());
+}
+
+#[test]
+fn nodes_talk_over_ipv6() {
+    let [one, other] = addresses("::1".parse().unwrap(), "::1".parse().unwrap());
+    let (_active, backup) = joined([one, other], vec![pins(0..1000)]);
+    assert_eq!(pins_of(&told(&backup)).len(), 1000);
+    let status = &backup.link.status()[0];
+    assert!(status.connected && status.complete_here, "{status:?}");
+    assert_eq!(status.node.as_deref(), Some(one.to_string().as_str()));
+}
+
+#[test]
+fn a_node_that_ends_says_so_and_can_come_back() {
+    let [one, other] = v4();
+    let (active, mut backup) = joined([one, other], vec![pins(0..10)]);
+    let start = Instant::now();
+    drop(active);
+    backup.until("goodbye", |report| matches!(report, Report::Lost(..)).then_some(()));
+    assert!(start.elapsed() < Duration::from_millis(500), "it was the timeout that told");
+    backup.seen.clear();
+    let active = Node::start(config(one, other));
+    active.link.tell(Facts::default());
+    backup.until_report(&Report::Joined(PEER));
+}
+
+#[test]
+fn another_key_is_told_on_both_sides() {
+    let [one, other] = v4();
+    let mut active = Node::start(config(one, other));
+    let mut backup = Node::start(Config { key: Key([8; 32]), ..config(other, one) });
+    for node in [&mut active, &mut backup] {
+        let why = node.until("report", |report| match report {
+            Report::Unreadable(PEER, why) => Some(why.clone()),
+            _ => None,
+        });
+        assert!(why.contains("is the key the same on both nodes?"), "{why}");
+        let status = &node.link.status()[0];
+        assert_eq!((status.connected, status.refused.as_ref()), (false, Some(&why)));
+    }
+}
+
+#[test]
+fn an_address_that_another_program_has_is_an_error() {
+    let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let listen = taken.local_addr().expect("its number");
+    let (sender, _reports) = unbounded_channel();
+    let peer = "127.0.0.2:9".parse().unwrap();
+    let error = Link::start(config(listen, peer), sender).expect_err("it is taken");
+    assert!(format!("{error:#}").contains(&format!("listen at {listen}")), "{error:#}");
+}
+
+#[test]
+fn nonsense_is_refused() {
+    let refused = |config: Config| {
+        let (sender, _reports) = unbounded_channel();
+        format!("{:#}", Link::start(config, sender).expect_err("it is nonsense"))
+    };
+    let [one, other] = v4();
+    let six = "[::1]:3780".parse().unwrap();
+    assert!(refused(config(one, one)).contains("this node itself"));
+    assert!(refused(config(one, six)).contains("not of the family"));
+    let twice = Config { peers: vec![other, other], ..config(one, other) };
+    assert!(refused(twice).contains("twice"));
+    let group = Some((other, "lo".to_owned()));
+    let no_group = Config { multicast: group, ..config(one, other) };
+    assert!(refused(no_group).contains("no multicast group"));
+}

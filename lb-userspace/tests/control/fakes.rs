@@ -1,0 +1,244 @@
+//! Virtual routers and peers that do what a test says, and write down what is asked of them.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use lb_userspace::{
+    desired::ServiceKey,
+    engine::Role,
+    sync::{self, PeerCounters, PeerId, PeerStatus, Peers, Piece},
+    vrrp::{
+        Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State, Transition, Vrrp,
+    },
+};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Something that the daemon has done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Deed {
+    Order(Order),
+    Tell(sync::Facts),
+    Publish(Vec<Piece>),
+    SendAll(PeerId, Vec<Piece>),
+    WantAll(PeerId),
+    Ask(PeerId, Vec<RouterKey>),
+    Answer(PeerId, Result<(), String>),
+    Roles(Vec<(ServiceKey, Role)>),
+    Hold(Vec<ServiceKey>),
+    Forget(Vec<ServiceKey>),
+    Learn(Vec<Piece>),
+    Lease(bool),
+    TakeMac([u8; 6], bool),
+    Detach,
+}
+
+/// What the daemon has done, in order. Shared by all that it does it to.
+#[derive(Clone, Debug, Default)]
+pub struct Deeds(Arc<Mutex<Vec<Deed>>>);
+
+impl Deeds {
+    fn all(&self) -> MutexGuard<'_, Vec<Deed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes one down; what is done over and over is there once in a row.
+    pub fn push(&self, deed: Deed) {
+        let mut all = self.all();
+        if all.last() != Some(&deed) {
+            all.push(deed);
+        }
+    }
+
+    /// All of them, and none any more.
+    pub fn take(&self) -> Vec<Deed> {
+        std::mem::take(&mut self.all())
+    }
+
+    /// Those that `pick` makes something of.
+    pub fn of<T>(&self, pick: impl FnMut(&Deed) -> Option<T>) -> Vec<T> {
+        self.all().iter().filter_map(pick).collect()
+    }
+
+    /// The facts that the virtual routers were told last.
+    pub fn facts(&self) -> Option<lb_userspace::vrrp::Facts> {
+        let facts = self.of(|deed| match deed {
+            Deed::Order(Order::Facts(facts)) => Some(facts.clone()),
+            _ => None,
+        });
+        facts.last().cloned()
+    }
+
+    /// What the peers were told last.
+    pub fn told(&self) -> Option<sync::Facts> {
+        let told = self.of(|deed| match deed {
+            Deed::Tell(facts) => Some(facts.clone()),
+            _ => None,
+        });
+        told.last().cloned()
+    }
+}
+
+/// What a test sees and says of both.
+#[derive(Clone)]
+pub struct Script {
+    pub deeds: Deeds,
+    pub vrrp: UnboundedSender<Report>,
+    pub peers: UnboundedSender<sync::Report>,
+    routers: Arc<Mutex<Vec<RouterStatus>>>,
+    connected: Arc<Mutex<Vec<PeerStatus>>>,
+    /// Whether an order to end is followed at once.
+    ends: Arc<Mutex<bool>>,
+}
+
+impl Script {
+    pub fn new(
+        deeds: Deeds,
+        vrrp: UnboundedSender<Report>,
+        peers: UnboundedSender<sync::Report>,
+    ) -> Self {
+        let ends = Arc::new(Mutex::new(true));
+        Self { deeds, vrrp, peers, routers: Arc::default(), connected: Arc::default(), ends }
+    }
+
+    /// From now on an end is not said by itself.
+    pub fn hold_end(&self) {
+        *self.ends.lock().expect("nobody panics") = false;
+    }
+
+    /// A router gets another state.
+    pub fn becomes(&self, router: &Router, to: State, cause: &str) {
+        let mut all = self.routers.lock().expect("nobody panics");
+        let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
+        let from = std::mem::replace(&mut status.state, to);
+        cause.clone_into(&mut status.cause);
+        let transition = Transition {
+            router: router.name.clone(),
+            key: router.key,
+            from,
+            to,
+            cause: cause.into(),
+        };
+        self.vrrp.send(Report::Transition(transition)).expect("it is heard");
+    }
+
+    /// A yield has ended.
+    pub fn yielded(&self, router: &Router, by: Result<IpAddr, &str>) {
+        let by = by.map_err(str::to_owned);
+        self.vrrp.send(Report::Yielded { router: router.key, by }).expect("it is heard");
+    }
+
+    /// A peer is there, and says this of itself.
+    pub fn joins(&self, peer: PeerId, facts: sync::Facts) {
+        self.connected.lock().expect("nobody panics")[usize::from(peer.0)].connected = true;
+        self.says(sync::Report::Joined(peer));
+        self.says(sync::Report::Facts(peer, facts));
+    }
+
+    /// It has told all of its flows, and knows all of this node's.
+    pub fn is_synced(&self, peer: PeerId) {
+        self.connected.lock().expect("nobody panics")[usize::from(peer.0)].complete_there = true;
+        self.says(sync::Report::Begins(peer));
+        self.says(sync::Report::Complete(peer, true));
+    }
+
+    pub fn says(&self, report: sync::Report) {
+        self.peers.send(report).expect("it is heard");
+    }
+
+    pub fn connect(&self, config: &sync::Config) -> Box<dyn Peers> {
+        let peer = |address| PeerStatus {
+            address,
+            node: Some("lb2".into()),
+            connected: false,
+            since: None,
+            complete_here: false,
+            complete_there: false,
+            refused: None,
+            round_trip_micros: None,
+            counters: PeerCounters::default(),
+        };
+        let peers = config.peers.iter().copied().map(peer).collect();
+        *self.connected.lock().expect("nobody panics") = peers;
+        Box::new(self.clone())
+    }
+
+    fn configure(&self, Routers { routers, .. }: &Routers) {
+        let mut all = self.routers.lock().expect("nobody panics");
+        let before = std::mem::take(&mut *all);
+        *all = routers
+            .iter()
+            .map(|router| {
+                let known = before.iter().find(|status| status.key == router.key);
+                RouterStatus {
+                    name: router.name.clone(),
+                    key: router.key,
+                    interface: router.interface.clone(),
+                    source: Some(IpAddr::from([10, 0, 0, 2])),
+                    group: None,
+                    state: known.map_or(State::Initialize, |status| status.state),
+                    since: SystemTime::now(),
+                    cause: known.map_or_else(|| "it begins".into(), |status| status.cause.clone()),
+                    base_priority: router.priority.get(),
+                    priority: router.priority.get(),
+                    interval_millis: 1_000,
+                    active: None,
+                    addresses: router.addresses.iter().map(|vip| vip.address.to_string()).collect(),
+                    problems: Vec::new(),
+                    holds_back: None,
+                    counters: Counters::default(),
+                }
+            })
+            .collect();
+    }
+}
+
+impl Vrrp for Script {
+    fn order(&self, order: Order) {
+        match &order {
+            Order::Configure(routers) => self.configure(routers),
+            Order::Stop { .. } if *self.ends.lock().expect("nobody panics") => {
+                // Who has ended the daemon does not hear it.
+                let _ = self.vrrp.send(Report::Stopped);
+            }
+            _ => {}
+        }
+        self.deeds.push(Deed::Order(order));
+    }
+
+    fn status(&self) -> Vec<RouterStatus> {
+        self.routers.lock().expect("nobody panics").clone()
+    }
+}
+
+impl Peers for Script {
+    fn tell(&self, facts: sync::Facts) {
+        self.deeds.push(Deed::Tell(facts));
+    }
+
+    fn publish(&self, pieces: Vec<Piece>) {
+        self.deeds.push(Deed::Publish(pieces));
+    }
+
+    fn send_all(&self, peer: PeerId, pieces: Vec<Piece>) {
+        self.deeds.push(Deed::SendAll(peer, pieces));
+    }
+
+    fn want_all(&self, peer: PeerId) {
+        self.deeds.push(Deed::WantAll(peer));
+    }
+
+    fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
+        self.deeds.push(Deed::Ask(peer, routers));
+    }
+
+    fn answer(&self, peer: PeerId, answer: Result<(), String>) {
+        self.deeds.push(Deed::Answer(peer, answer));
+    }
+
+    fn status(&self) -> Vec<PeerStatus> {
+        self.connected.lock().expect("nobody panics").clone()
+    }
+}

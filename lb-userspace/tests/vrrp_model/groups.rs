@@ -1,0 +1,214 @@
+//! Sync groups, and what a machine waits for.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant, SystemTime},
+};
+
+use lb_userspace::vrrp::{
+    Facts, Group, Order, Routers, State, Track, Tracked, Yield,
+    fsm::Action,
+    machine::{Link, Machine, Observed, Out},
+};
+
+use crate::world::{Deed, NAMES, Plan, World, address, key, router};
+
+const TENTH: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn plan(priority: u8) -> Plan {
+    Plan { priority, interval: TENTH, preempt: true }
+}
+
+fn pair() -> World {
+    let mut world = World::new(&[plan(150), plan(100)], true, 3);
+    world.does(0, &Deed::Start);
+    world.does(1, &Deed::Start);
+    world.run(2 * SECOND);
+    assert_eq!([world.holders(0), world.holders(1)], [[0], [0]]);
+    world
+}
+
+#[test]
+fn a_group_is_handed_over_whole() {
+    let mut world = pair();
+    world.does(1, &Deed::Handover);
+    world.run(SECOND);
+    assert_eq!([world.holders(0), world.holders(1)], [[1], [1]]);
+    let transitions = world.transitions;
+    world.run(10 * SECOND);
+    assert_eq!(world.transitions, transitions, "{:#?}", world.log);
+}
+
+#[test]
+fn a_group_stays_where_it_is_while_the_nodes_hear_each_other_anywhere() {
+    let mut world = pair();
+    world.does(1, &Deed::Side(1, 1));
+    let transitions = world.transitions;
+    world.run(10 * SECOND);
+    assert_eq!(world.transitions, transitions, "{:#?}", world.log);
+    world.does(1, &Deed::Side(0, 1));
+    world.run(SECOND);
+    assert_eq!([world.holders(0), world.holders(1)], [[0, 1], [0, 1]], "nothing is heard at all");
+    world.does(1, &Deed::Side(1, 0));
+    world.run(3 * TENTH);
+    assert_eq!([world.holders(0), world.holders(1)], [[0], [0]], "{:#?}", world.log);
+}
+
+struct Node {
+    machine: Machine,
+    routers: Routers,
+    observed: Observed,
+    now: Instant,
+}
+
+impl Node {
+    fn new(change: impl FnOnce(&mut Routers)) -> Self {
+        let routers = [0, 1].map(|number| router(&plan(100), number));
+        let group = Group { name: "all".into(), routers: NAMES.map(str::to_owned).to_vec() };
+        let mut routers = Routers { routers: routers.to_vec(), groups: vec![group] };
+        change(&mut routers);
+        let sources = [0, 1].map(|number| (NAMES[number].to_owned(), address(0, number)));
+        let link = Link { up: true, below: None };
+        let observed = Observed {
+            links: [("eth0".to_owned(), link)].into(),
+            sources: sources.into(),
+            ..Observed::default()
+        };
+        Self { machine: Machine::new(), routers, observed, now: Instant::now() }
+    }
+
+    fn states(&self) -> [State; 2] {
+        NAMES.map(|name| self.machine.state(name).expect("it is there"))
+    }
+
+    fn begin(&mut self, held: &[&str]) -> Out {
+        let held: BTreeSet<_> = held.iter().map(|name| (*name).to_owned()).collect();
+        let mut out = Out::new();
+        self.machine.configure(&self.routers, &held, self.now, &mut out);
+        self.machine.set_facts(&Facts::default(), self.now, &mut out);
+        self.machine.observe(&self.observed, self.now, &mut out);
+        out
+    }
+
+    fn wait(&mut self) -> Out {
+        let mut out = Out::new();
+        self.now = self.machine.deadline().expect("something is due");
+        self.machine.tick(self.now, &mut out);
+        out
+    }
+
+    fn status(&self, router: usize) -> lb_userspace::vrrp::RouterStatus {
+        self.machine.status(self.now, SystemTime::UNIX_EPOCH + SECOND)[router].clone()
+    }
+}
+
+#[test]
+fn a_fault_of_one_is_a_fault_of_all_and_so_is_its_end() {
+    let mut node = Node::new(|_| {});
+    node.begin(&[]);
+    node.wait();
+    assert_eq!(node.states(), [State::Active; 2]);
+    let source = node.observed.sources.remove("other").expect("it has one");
+    let mut out = Out::new();
+    node.machine.observe(&node.observed, node.now, &mut out);
+    assert_eq!(node.states(), [State::Fault; 2]);
+    let status = node.status(0);
+    assert_eq!(
+        status.cause,
+        "other, of its sync group: interface eth0 has no IPv4 address to advertise from"
+    );
+    assert_eq!((status.problems.len(), node.status(1).problems.len()), (0, 1));
+    assert_eq!(out.iter().filter(|(_, action)| *action == Action::Release).count(), 2);
+    node.observed.sources.insert("other".into(), source);
+    node.machine.observe(&node.observed, node.now, &mut out);
+    assert_eq!(node.states(), [State::Backup; 2]);
+}
+
+#[test]
+fn a_group_has_the_priority_of_its_lowest() {
+    let mut node = Node::new(|routers| {
+        routers.routers[1].priority = std::num::NonZeroU8::new(60).expect("not 0");
+    });
+    node.begin(&[]);
+    assert_eq!([0, 1].map(|router| node.status(router).priority), [60, 60]);
+    assert_eq!([0, 1].map(|router| node.status(router).base_priority), [100, 60]);
+}
+
+fn script() -> Track {
+    let what = Tracked::Script {
+        command: vec!["/bin/check".into()],
+        interval: SECOND,
+        timeout: SECOND,
+        rise: 1,
+        fall: 1,
+    };
+    Track { what, weight: 0 }
+}
+
+#[test]
+fn routers_wait_for_what_could_be_their_fault_and_keep_what_is_held_meanwhile() {
+    let mut node = Node::new(|routers| routers.routers[1].tracks.push(script()));
+    assert_eq!(node.begin(&NAMES), [], "nothing is done");
+    assert_eq!(node.states(), [State::Initialize; 2]);
+    assert_eq!(node.status(0).cause, "it waits until what it tracks is known");
+    let (command, mut out) = (["/bin/check".to_owned()], Out::new());
+    node.machine.script_ended("other", &command, &Ok(()), node.now, &mut out);
+    assert_eq!(node.states(), [State::Backup; 2]);
+    node.wait();
+    assert_eq!(node.states(), [State::Active; 2], "nobody else was heard");
+}
+
+#[test]
+fn what_is_held_goes_when_another_router_is_heard_even_before_the_start() {
+    let mut node = Node::new(|routers| routers.routers[1].tracks.push(script()));
+    node.begin(&NAMES);
+    let heard = lb_userspace::vrrp::fsm::Heard {
+        from: address(1, 0),
+        own: address(0, 0),
+        second_path: false,
+        priority: 50,
+        interval: TENTH,
+    };
+    let mut out = Out::new();
+    node.machine.heard("main", heard, node.now, &mut out);
+    assert_eq!(out, [("main".into(), Action::Release)]);
+}
+
+#[test]
+fn routers_that_are_no_more_end_at_once_and_the_others_go_on() {
+    let mut node = Node::new(|routers| routers.groups.clear());
+    node.begin(&[]);
+    while node.states() != [State::Active; 2] {
+        node.wait();
+    }
+    let mut fewer = node.routers.clone();
+    fewer.routers.truncate(1);
+    let mut out = Out::new();
+    node.machine.retire(&fewer, node.now, &mut out);
+    assert!(out.iter().all(|(name, _)| &**name == "other"), "{out:?}");
+    assert_eq!(
+        out[..2].iter().map(|(_, action)| action).collect::<Vec<_>>(),
+        [&Action::Advertise { priority: 0 }, &Action::Release]
+    );
+    out.clear();
+    node.machine.configure(&fewer, &BTreeSet::new(), node.now, &mut out);
+    assert_eq!((out, node.machine.state("main")), (Out::new(), Some(State::Active)));
+}
+
+#[test]
+fn all_have_stopped_when_each_has() {
+    let mut node = Node::new(|_| {});
+    node.begin(&[]);
+    node.wait();
+    let mut out = Out::new();
+    node.machine.order(&Order::Yield(key(0), Yield::Asked), node.now, &mut out);
+    node.machine.order(&Order::Stop { release: false }, node.now, &mut out);
+    assert!(!node.machine.is_stopped(), "somebody may still take over");
+    while !node.machine.is_stopped() {
+        out.extend(node.wait());
+    }
+    let count = |what: &Action| out.iter().filter(|(_, action)| action == what).count();
+    assert_eq!((count(&Action::Stopped), count(&Action::Release)), (2, 0));
+    assert_eq!(node.machine.deadline(), None);
+}

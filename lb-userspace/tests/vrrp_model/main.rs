@@ -1,0 +1,8 @@
+//! Virtual routers as a model: each state with each event, whole stories, and nodes on bad links.
+
+mod common;
+mod groups;
+mod pairs;
+mod properties;
+mod stories;
+mod world;

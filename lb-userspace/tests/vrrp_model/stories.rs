@@ -1,0 +1,348 @@
+//! Whole stories of one router, and of nodes that nothing bad happens to.
+
+use std::time::Duration;
+
+use lb_userspace::vrrp::{
+    Announce, State, Version, Yield,
+    fsm::{Event, Heard, Settings},
+};
+
+use crate::{
+    common::{Desk, SECOND, heard, settings},
+    world::{Deed, Plan, World},
+};
+
+const TENTH: Duration = Duration::from_millis(100);
+
+/// Priority 100: 156/256 of an interval.
+fn skew(interval: Duration) -> Duration {
+    interval * 156 / 256
+}
+
+#[test]
+fn a_router_that_hears_priority_zero_waits_the_skew_time() {
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+    desk.hears(3, 0);
+    assert_eq!(desk.due(), Some(skew(SECOND)));
+    desk.after(TENTH).hears(3, 0);
+    assert_eq!(desk.due(), Some(skew(SECOND) - TENTH), "said again, it is no later");
+    desk.wait();
+    assert_eq!(desk.router.cause(), "10.0.0.3 has left");
+}
+
+#[test]
+fn priority_zero_of_one_that_is_not_active_is_nothing() {
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    desk.hears(4, 0);
+    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+}
+
+#[test]
+fn version_3_counts_by_the_interval_of_the_active_router_and_version_2_by_seconds() {
+    let slow = Heard { interval: 2 * SECOND, ..heard(3, 150) };
+    let mut desk = Desk::backup(settings());
+    desk.does(Event::Heard(slow));
+    assert_eq!(desk.due(), Some(6 * SECOND + skew(2 * SECOND)));
+    let v2 = Settings { version: Version::V2, interval: 2 * SECOND, ..settings() };
+    let mut desk = Desk::backup(v2);
+    desk.hears(3, 150);
+    assert_eq!(desk.due(), Some(6 * SECOND + skew(SECOND)), "the own interval");
+    desk.does(Event::Heard(Heard { interval: 3 * SECOND, ..heard(3, 150) }));
+    assert_eq!(desk.due(), Some(9 * SECOND + skew(SECOND)), "a longer one makes no two owners");
+}
+
+#[test]
+fn a_higher_router_preempts_after_the_delay_only() {
+    let mut desk = Desk::backup(Settings { preempt_delay: 5 * SECOND, ..settings() });
+    for _ in 0..5 {
+        desk.hears(3, 50);
+        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+        desk.after(SECOND);
+    }
+    while desk.due() > Some(Duration::ZERO) {
+        desk.hears(3, 50);
+        desk.after(desk.due().expect("it waits").min(SECOND));
+    }
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+    assert_eq!(desk.router.cause(), "its priority 100 is higher than the 50 of 10.0.0.3");
+    assert_eq!(desk.hears(3, 50), "active: advertise 100, announce", "it is expected: no notice");
+    assert_eq!(desk.router.tally().two_active, 0);
+}
+
+#[test]
+fn a_router_that_holds_back_hears_lower_ones_until_nothing_holds_it() {
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    for _ in 0..10 {
+        desk.hears(3, 50);
+        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+        desk.after(SECOND);
+    }
+    assert_eq!(desk.router.holds_back().as_deref(), Some("unsynced"));
+    desk.stand(|standing| standing.holds_back = None);
+    desk.hears(3, 50);
+    assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
+}
+
+#[test]
+fn a_router_without_preemption_leaves_a_lower_one_alone_and_replaces_a_silent_one() {
+    let mut desk = Desk::backup(Settings { preempt: false, ..settings() });
+    for _ in 0..10 {
+        desk.hears(3, 50);
+        desk.after(SECOND);
+    }
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+    assert_eq!(desk.router.cause(), "10.0.0.3 is silent");
+}
+
+#[test]
+fn a_draining_router_is_the_last_but_takes_over_when_nobody_is_heard() {
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| standing.draining = true);
+    assert_eq!(desk.router.priority(), 1);
+    desk.hears(3, 50);
+    assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 255 / 256));
+    assert_eq!(desk.wait(), "active: advertise 1, hold, announce, was backup");
+}
+
+#[test]
+fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
+    let mut desk = Desk::new(settings());
+    desk.stand(|standing| standing.priority = 255);
+    assert_eq!(
+        desk.does(Event::Startup { held: false }),
+        "active: advertise 255, hold, announce, was initialize"
+    );
+    let mut desk = Desk::new(settings());
+    desk.stand(|standing| (standing.priority, standing.draining) = (255, true));
+    assert_eq!(desk.does(Event::Startup { held: false }), "backup: was initialize");
+}
+
+#[test]
+fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
+    let mut desk = Desk::active(settings());
+    desk.does(Event::Yield(Yield::Asked));
+    desk.hears(3, 50);
+    for _ in 0..10 {
+        desk.after(SECOND).hears(3, 50);
+    }
+    assert_eq!(desk.router.holds_back().as_deref(), Some("it has given way by an order"));
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+    assert_eq!(desk.after(TENTH).hears(4, 150).split(':').next(), Some("backup"));
+    assert_eq!(desk.router.holds_back(), None);
+}
+
+#[test]
+fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
+    let mut desk = Desk::active(settings());
+    assert_eq!(desk.does(Event::Yield(Yield::Told)), "active: advertise 0");
+    for _ in 0..3 {
+        assert_eq!(desk.wait(), "active: advertise 0", "it is said again, as it may be lost");
+    }
+    assert_eq!(desk.wait(), "active: advertise 100, not yielded");
+    assert_eq!(desk.due(), Some(SECOND));
+}
+
+#[test]
+fn a_stopped_router_keeps_its_addresses_if_nobody_takes_over_unless_told_otherwise() {
+    for (release, end) in [
+        (false, "initialize: was active, stopped"),
+        (true, "initialize: release, was active, stopped"),
+    ] {
+        let mut desk = Desk::active(settings());
+        desk.does(Event::Stop { release });
+        for _ in 0..3 {
+            assert_eq!(desk.wait(), "active: advertise 0");
+        }
+        assert_eq!(desk.wait(), end);
+        assert_eq!(desk.due(), None);
+    }
+}
+
+#[test]
+fn who_takes_over_by_order_bears_the_higher_one_until_it_must_have_heard() {
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    desk.does(Event::Take);
+    for _ in 0..4 {
+        let answer = desk.hears(3, 150);
+        assert_eq!(answer, "active: advertise 100, announce", "{:?}", desk.now - desk.start);
+        desk.after(SECOND);
+    }
+    assert_eq!(desk.hears(3, 150), "backup: notice two, release, advertise 100, was active");
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    desk.does(Event::Take);
+    let other = desk.hears(4, 150);
+    assert!(other.starts_with("backup"), "another one was not asked to give way: {other}");
+}
+
+#[test]
+fn an_active_router_that_was_not_run_gives_way_to_any_that_it_then_hears() {
+    let mut desk = Desk::active(settings());
+    desk.after(4 * SECOND);
+    assert_eq!(desk.hears(3, 50), "backup: release, advertise 0, notice stalled, was active");
+    let mut desk = Desk::active(settings());
+    desk.after(4 * SECOND);
+    assert_eq!(desk.does(Event::Timer), "active: advertise 100, announce, notice stalled");
+    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce");
+}
+
+#[test]
+fn a_backup_router_that_was_not_run_listens_once_more_and_only_once() {
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    desk.after(20 * SECOND);
+    assert_eq!(desk.does(Event::Timer), "backup: notice stalled");
+    assert_eq!(desk.due(), Some(SECOND * 5 / 4));
+    desk.after(20 * SECOND);
+    assert_eq!(desk.does(Event::Timer), "active: advertise 100, hold, announce, was backup");
+}
+
+#[test]
+fn one_sender_is_answered_twice_in_an_interval_and_then_at_its_end() {
+    let mut desk = Desk::active(settings());
+    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce");
+    assert_eq!(desk.hears(3, 50), "active: advertise 100, announce");
+    assert_eq!(desk.after(TENTH).hears(3, 50), "active: ");
+    assert_eq!(desk.hears(4, 50), "active: notice two, advertise 100, announce", "another one");
+    assert_eq!(desk.due(), Some(SECOND - TENTH));
+    assert_eq!(desk.wait(), "active: advertise 100, announce");
+    assert_eq!(desk.router.tally().two_active, 4);
+}
+
+#[test]
+fn equal_priorities_on_the_second_path_are_decided_by_the_first_if_it_can() {
+    let second = Event::Heard(Heard { second_path: true, ..heard(3, 100) });
+    let mut desk = Desk::active(settings());
+    for _ in 0..2 {
+        assert!(desk.does(second.clone()).starts_with("active"));
+        desk.after(SECOND);
+    }
+    let mut alone = desk;
+    assert!(alone.does(second).starts_with("backup"), "the first path does not decide");
+    let mut desk = Desk::active(Settings { defers: true, ..settings() });
+    assert!(desk.hears(3, 100).starts_with("active"), "the first of its group decides");
+    assert!(desk.hears(3, 101).starts_with("backup"), "a higher priority is no question");
+}
+
+#[test]
+fn addresses_are_announced_at_once_after_the_delay_and_from_time_to_time() {
+    let announce = Announce { repeat: 1, delay: 5 * SECOND, refresh: 60 * SECOND };
+    let mut desk = Desk::active(Settings { announce, ..settings() });
+    let begin = desk.router.since();
+    let mut announced = Vec::new();
+    while desk.now < begin + 130 * SECOND {
+        if desk.wait().contains("announce") {
+            announced.push((desk.now - begin).as_secs());
+        }
+    }
+    assert_eq!(announced, [5, 65, 125]);
+}
+
+#[test]
+fn a_longer_interval_is_told_at_the_pace_of_the_shorter_one() {
+    let mut desk = Desk::active(settings());
+    let slow = Settings { interval: 10 * SECOND, ..settings() };
+    assert_eq!(desk.configure(slow), "active: advertise 100");
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        waits.extend(desk.due());
+        desk.wait();
+    }
+    assert_eq!(waits, [SECOND, SECOND, SECOND, 10 * SECOND]);
+}
+
+#[test]
+fn other_addresses_are_put_up_and_announced() {
+    let mut desk = Desk::active(settings());
+    let address = lb_userspace::vrrp::VirtualAddress {
+        address: [10, 0, 0, 100].into(),
+        prefix: 32,
+        interface: None,
+        label: None,
+        nodad: true,
+        advertised: true,
+    };
+    let other = Settings { addresses: vec![address], ..settings() };
+    assert_eq!(desk.configure(other.clone()), "active: advertise 100, hold, announce");
+    assert_eq!(desk.configure(other), "active: ");
+}
+
+fn pair(high: u8, low: u8) -> World {
+    let plan = |priority| Plan { priority, interval: TENTH, preempt: true };
+    let mut world = World::new(&[plan(high), plan(low)], false, 7);
+    world.does(0, &Deed::Start);
+    world.does(1, &Deed::Start);
+    world.run(2 * SECOND);
+    assert_eq!(world.holders(0), [0]);
+    world
+}
+
+/// Lets time pass, and sees that the addresses are never nowhere.
+fn always_held(world: &mut World, time: Duration) {
+    let end = world.now + time;
+    while world.now < end {
+        world.run(Duration::from_micros(50));
+        assert!(!world.holders(0).is_empty(), "nobody holds: {:#?}", world.log);
+    }
+}
+
+#[test]
+fn a_handover_to_a_lower_router_and_back_leaves_no_gap() {
+    let mut world = pair(150, 100);
+    world.does(1, &Deed::Handover);
+    always_held(&mut world, SECOND);
+    assert_eq!((world.holders(0), world.announced[0]), (vec![1], Some((1, false))));
+    always_held(&mut world, 10 * SECOND);
+    assert_eq!(world.holders(0), [1], "it does not come back by itself");
+    world.does(0, &Deed::Handover);
+    always_held(&mut world, SECOND);
+    assert_eq!((world.holders(0), world.announced[0]), (vec![0], Some((0, false))));
+}
+
+#[test]
+fn a_stop_leaves_no_gap_and_takes_no_longer_than_a_skew() {
+    let mut world = pair(150, 100);
+    world.does(0, &Deed::Stop { release: false });
+    let begin = world.now;
+    while world.is_alive(0) {
+        always_held(&mut world, Duration::from_millis(1));
+    }
+    assert!(world.now - begin < skew(TENTH) + Duration::from_millis(5));
+    // Its last word is under way.
+    always_held(&mut world, Duration::from_millis(2));
+    assert_eq!((world.holders(0), world.announced[0]), (vec![1], Some((1, false))));
+}
+
+#[test]
+fn a_router_that_has_given_way_takes_over_when_its_peer_dies() {
+    let mut world = pair(150, 100);
+    world.does(1, &Deed::Handover);
+    world.run(SECOND);
+    world.does(1, &Deed::PowerOff);
+    let took = world.run_until(SECOND, |world| world.holders(0) == [0]);
+    assert!(took <= 4 * TENTH, "{took:?}");
+}
+
+#[test]
+fn a_daemon_that_is_started_again_in_time_interrupts_nothing() {
+    let mut world = pair(150, 100);
+    world.does(0, &Deed::Crash);
+    world.run(TENTH);
+    world.does(0, &Deed::Start);
+    always_held(&mut world, SECOND);
+    assert_eq!((world.holders(0), world.state(1, 0)), (vec![0], State::Backup));
+}
+
+#[test]
+fn two_that_both_take_over_come_to_an_end_of_it() {
+    let mut world = pair(150, 100);
+    world.does(0, &Deed::Take);
+    world.does(1, &Deed::Take);
+    always_held(&mut world, 6 * TENTH);
+    assert_eq!(world.holders(0), [0]);
+}
