@@ -31,8 +31,8 @@ fn all_routers_of_a_link_take_over_from_each_other() -> Result<()> {
     }
     let mut site = Site::new()?;
     site.a.start(routers(150))?;
-    site.b.start(routers(100))?;
     site.a.wait_for(State::Active)?;
+    site.b.start(routers(100))?;
     site.b.wait_for(State::Backup)?;
     // Its own, fd00::1 and a link-local one.
     assert_eq!(site.a.addresses("eth0")?.len(), 510 + 3);
