@@ -7,6 +7,7 @@ mod harness;
 mod health;
 mod report;
 mod rings;
+mod vrrp;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum What {
     },
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover(failover::Arguments),
+    /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
+    Vrrp(vrrp::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
     /// The server of `health`
@@ -61,6 +64,7 @@ fn run(what: What) -> Result<()> {
     match what {
         What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),
         What::Failover(arguments) => failover::run(&arguments),
+        What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
         What::HealthServer { port } => health::serve(port),
     }

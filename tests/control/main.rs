@@ -2,6 +2,7 @@
 //! fail.
 
 mod health;
+mod pair;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

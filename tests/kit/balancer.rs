@@ -14,9 +14,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     command,
-    lab::{INTERFACE, Lab},
+    lab::{Host, INTERFACE, Lab},
     namespace::Namespace,
-    process::{Orphan, Process},
+    peers::Pair,
+    process::{self, Orphan, Process},
     status::Status,
     wait,
 };
@@ -53,6 +54,7 @@ pub struct Balancer {
     pins: PathBuf,
     binaries: PathBuf,
     orphan: Orphan,
+    more: String,
 }
 
 impl Balancer {
@@ -62,13 +64,34 @@ impl Balancer {
     ///
     /// If the file can't be written, or the binaries are not built.
     pub fn new(lab: &Lab, services: &[Service]) -> Result<Self> {
+        Self::made(lab, &lab.balancer, lab.folder().to_owned(), services, "")
+    }
+
+    /// The same for a node of a pair, with a folder of its own, and with more tables in the
+    /// configuration: its virtual routers, what it tells the other node.
+    ///
+    /// # Errors
+    ///
+    /// If the file can't be written, or the binaries are not built.
+    pub fn on(lab: &Lab, node: &Host, services: &[Service], more: &str) -> Result<Self> {
+        Self::made(lab, node, lab.folder_of(node)?, services, more)
+    }
+
+    fn made(
+        lab: &Lab,
+        node: &Host,
+        folder: PathBuf,
+        services: &[Service],
+        more: &str,
+    ) -> Result<Self> {
         let balancer = Self {
             process: None,
-            namespace: Namespace::existing(lab.balancer.namespace.name()),
-            folder: lab.folder().to_owned(),
-            pins: lab.pins().join(&lab.balancer.name),
+            namespace: Namespace::existing(node.namespace.name()),
+            folder,
+            pins: lab.pins().join(&node.name),
             binaries: binaries()?,
             orphan: lab.orphan(),
+            more: more.to_owned(),
         };
         balancer.configure(services)?;
         Ok(balancer)
@@ -101,7 +124,13 @@ impl Balancer {
         for service in services {
             config.push_str(&service.toml());
         }
+        config.push_str(&self.more);
         fs::write(self.config(), config).context("write lbd.toml")
+    }
+
+    /// From the next [`Self::configure`] on, these are the tables beside those of services.
+    pub fn set_more(&mut self, more: &str) {
+        more.clone_into(&mut self.more);
     }
 
     /// Path of the configuration.
@@ -212,6 +241,18 @@ impl Balancer {
         self.process.as_ref().map(Process::pid).context("lbd does not run")
     }
 
+    /// Whether it was started and neither stopped nor killed.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Whether `lbd` runs and is not held where it is (SIGSTOP).
+    #[must_use]
+    pub fn is_answering(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process::state(process.pid()) != Some('T'))
+    }
+
     /// That `lbd` still runs.
     ///
     /// # Errors
@@ -264,15 +305,28 @@ impl Balancer {
     ///
     /// If `lbd` does not answer.
     pub fn poll(&self) -> Result<Status> {
+        Status::parse(&self.ask("/v1/status")?)
+    }
+
+    /// What `lbctl vrrp status` tells, from `lbd`'s socket.
+    ///
+    /// # Errors
+    ///
+    /// If `lbd` does not answer.
+    pub fn poll_pair(&self) -> Result<Pair> {
+        Pair::parse(&self.ask("/v1/vrrp")?)
+    }
+
+    fn ask(&self, path: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.socket()).context("connect to lbd")?;
         stream.set_read_timeout(Some(SOON)).context("read timeout")?;
-        let request = "GET /v1/status HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n";
+        let request = format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).context("ask lbd")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).context("read lbd's answer")?;
         let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a head")?;
         ensure!(head.starts_with("HTTP/1.1 200 "), "lbd answered: {head}");
-        Status::parse(body)
+        Ok(body.to_owned())
     }
 
     /// Lets `lbd` run on when this is dropped.

@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -12,6 +15,9 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{http::Connection, lab::Lab, nginx};
+
+/// What a download gets at most, in bytes a second: dozens of them are not to keep this machine busy.
+const RATE: usize = 192 << 10;
 
 /// What to download.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +35,12 @@ pub struct Plan {
 /// Downloads that run.
 #[derive(Debug)]
 pub struct Downloads {
-    running: Vec<JoinHandle<Download>>,
+    running: Vec<(Last, JoinHandle<Download>)>,
+    stop: Arc<AtomicBool>,
 }
+
+/// When the last piece of a download came.
+type Last = Arc<Mutex<Instant>>;
 
 /// What became of a download.
 #[derive(Clone, Debug)]
@@ -39,6 +49,8 @@ pub struct Download {
     pub host: String,
     /// When it ended.
     pub at: Instant,
+    /// When the last piece came.
+    pub last: Instant,
     /// Whether all of it came, and if not, what happened.
     pub end: Result<(), String>,
 }
@@ -67,24 +79,59 @@ impl Downloads {
                 connections.push(connection);
             }
         }
-        let expected = Arc::new(nginx::big());
+        let mut expected = nginx::big();
+        let most = (plan.time.as_secs_f64() * RATE as f64) as usize;
+        expected.truncate(most.max(1));
+        let expected = Arc::new(expected);
         let rate = expected.len() as f64 / plan.time.as_secs_f64();
         let path = format!("/big?rate={}", rate as u64);
-        let mut running = Vec::new();
+        let (mut running, stop) = (Vec::new(), Arc::new(AtomicBool::new(false)));
         for (host, connections) in found {
             ensure!(connections.len() == plan.each, "{host} is not chosen");
             for mut connection in connections {
                 let (path, expected) = (path.clone(), Arc::clone(&expected));
-                let host = host.clone();
+                let (host, stop) = (host.clone(), Arc::clone(&stop));
+                let last = Last::new(Mutex::new(Instant::now()));
+                let told = Arc::clone(&last);
                 let thread = thread::Builder::new().spawn(move || {
-                    let end = connection.get_expecting(&path, &expected);
+                    let come = |at| *told.lock().unwrap_or_else(PoisonError::into_inner) = at;
+                    let go_on = || {
+                        come(Instant::now());
+                        !stop.load(Ordering::Relaxed)
+                    };
+                    let end = connection.get_expecting(&path, &expected, go_on);
                     let end = end.map(drop).map_err(|err| format!("{err:#}"));
-                    Download { host, at: Instant::now(), end }
+                    let last = *told.lock().unwrap_or_else(PoisonError::into_inner);
+                    Download { host, at: Instant::now(), last, end }
                 });
-                running.push(thread.context("start a thread")?);
+                running.push((last, thread.context("start a thread")?));
             }
         }
-        Ok(Self { running })
+        Ok(Self { running, stop })
+    }
+
+    /// How many got nothing since a moment.
+    #[must_use]
+    pub fn silent_since(&self, moment: Instant) -> usize {
+        let last = |last: &Last| *last.lock().unwrap_or_else(PoisonError::into_inner);
+        self.running.iter().filter(|(told, _)| last(told) < moment).count()
+    }
+
+    /// Lets each end with the next piece that it gets: one that gets none has broken. What became of
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// If a thread panicked.
+    pub fn end(self) -> Result<Vec<Download>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.finish()
+    }
+
+    /// How many have ended by themselves, whole or broken.
+    #[must_use]
+    pub fn ended(&self) -> usize {
+        self.running.iter().filter(|(_, thread)| thread.is_finished()).count()
     }
 
     /// Waits for the end of all. What became of them.
@@ -93,7 +140,7 @@ impl Downloads {
     ///
     /// If a thread panicked.
     pub fn finish(self) -> Result<Vec<Download>> {
-        let ended = self.running.into_iter().map(JoinHandle::join);
+        let ended = self.running.into_iter().map(|(_, thread)| thread.join());
         let ended = ended.collect::<Result<_, _>>();
         ended.map_err(|_| anyhow!("the thread of a download panicked"))
     }

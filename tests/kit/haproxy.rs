@@ -1,4 +1,4 @@
-//! HAProxy in TCP mode on the lab's balancer, in front of the same web hosts as `lbd`: to compare
+//! HAProxy in TCP mode on a balancer of the lab, in front of the same web hosts as `lbd`: to compare
 //! with.
 
 use std::{
@@ -13,7 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{command, lab::Lab, process::Process, wait};
+use crate::{
+    command,
+    lab::{Host, Lab},
+    process::Process,
+    wait,
+};
 
 /// A running HAProxy; killed when dropped.
 #[derive(Debug)]
@@ -29,29 +34,41 @@ pub struct Settings {
     pub lines: String,
     /// What stands behind the address of every server: `check inter 2s`.
     pub server: String,
+    /// What stands behind the address that it listens on: `transparent`, if the node may not have it.
+    pub bind: String,
 }
 
 /// The proxy's name in its configuration.
 const PROXY: &str = "web";
 
 impl Haproxy {
-    /// Starts it with a server for every web host, named as the host, and waits until all are up.
+    /// Starts it on the lab's balancer with a server for every web host, named as the host, and waits
+    /// until all are up.
     ///
     /// # Errors
     ///
     /// If it is not installed, or does not come to that.
     pub fn start(lab: &Lab, target: SocketAddr, settings: &Settings) -> Result<Self> {
+        Self::on(lab, &lab.balancer, target, settings)
+    }
+
+    /// As [`Self::start`], on any host of the lab.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn on(lab: &Lab, host: &Host, target: SocketAddr, settings: &Settings) -> Result<Self> {
         let program = command::find("haproxy")
             .context("HAProxy is not installed; `apt-get install haproxy` on Debian and Ubuntu")?;
-        let folder = lab.folder();
+        let folder = lab.folder_of(host)?;
         let (config, socket) = (folder.join("haproxy.cfg"), folder.join("haproxy.sock"));
-        fs::write(&config, configuration(lab, target, settings)).context("write haproxy.cfg")?;
+        let text = configuration(lab, &folder, target, settings);
+        fs::write(&config, text).context("write haproxy.cfg")?;
         let config = config.to_string_lossy();
         // In the foreground: its pid is the one that is killed.
         let args = ["-db", "-f", &*config];
         let log = folder.join("haproxy.log");
-        let namespace = &lab.balancer.namespace;
-        let process = Process::start(namespace, &program, &args, &log, lab.orphan())?;
+        let process = Process::start(&host.namespace, &program, &args, &log, lab.orphan())?;
         let mut haproxy = Self { process, socket };
         wait::until(Duration::from_secs(10), "every server of HAProxy is up", || {
             haproxy.process.check()?;
@@ -62,6 +79,15 @@ impl Haproxy {
         })
         .with_context(|| format!("HAProxy wrote:\n{}", haproxy.process.log()))?;
         Ok(haproxy)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Gives a command to its administrator's socket: `set server web/web1 state drain`. What it
@@ -108,9 +134,8 @@ pub fn is_up(state: &str) -> bool {
     state.starts_with("UP") || state == "no check"
 }
 
-fn configuration(lab: &Lab, target: SocketAddr, settings: &Settings) -> String {
-    let folder: &Path = lab.folder();
-    let folder = folder.display();
+fn configuration(lab: &Lab, folder: &Path, target: SocketAddr, settings: &Settings) -> String {
+    let (folder, bind) = (folder.display(), &settings.bind);
     let servers = lab.webs.iter().map(|web| {
         let (name, address) = (&web.host.name, web.host.address(target.ip()));
         let address = SocketAddr::new(address, target.port());
@@ -123,7 +148,7 @@ fn configuration(lab: &Lab, target: SocketAddr, settings: &Settings) -> String {
         "global\n  maxconn 8000\n  pidfile {folder}/haproxy.pid\n  \
          stats socket {folder}/haproxy.sock mode 600 level admin\n\
          defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 50s\n  timeout server 50s\n\
-         listen {PROXY}\n  bind {target}\n  balance roundrobin\n{lines}{servers}"
+         listen {PROXY}\n  bind {target} {bind}\n  balance roundrobin\n{lines}{servers}"
     )
 }
 

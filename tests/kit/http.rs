@@ -102,15 +102,23 @@ impl Connection {
         self.receive()
     }
 
-    /// Sends a GET and compares the answer's body, piece by piece as it comes; who answered.
+    /// Sends a GET for as much of a page as `body` is long, and compares what comes with it, piece by
+    /// piece, asking of each whether to go on; who answered.
     ///
     /// # Errors
     ///
     /// If the connection breaks, or what comes is something else.
-    pub fn get_expecting(&mut self, path: &str, body: &[u8]) -> Result<String> {
-        self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n\r\n"), &[])?;
+    pub fn get_expecting(
+        &mut self,
+        path: &str,
+        body: &[u8],
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<String> {
+        let last = body.len().checked_sub(1).context("nothing is expected")?;
+        let range = format!("Range: bytes=0-{last}");
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n{range}\r\n\r\n"), &[])?;
         let head = self.head()?;
-        ensure!(head.status == 200, "status {} from {}", head.status, head.backend);
+        ensure!(head.status == 206, "status {} from {}", head.status, head.backend);
         ensure!(head.length == body.len(), "{} bytes were to come", head.length);
         let mut piece = vec![0; 64 << 10];
         let mut rest = body;
@@ -125,6 +133,9 @@ impl Connection {
             let (expected, left) = rest.split_at(read);
             ensure!(piece[..read] == *expected, "other bytes after {come}");
             rest = left;
+            if !go_on() {
+                break;
+            }
         }
         Ok(head.backend)
     }

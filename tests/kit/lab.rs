@@ -6,10 +6,12 @@
 //!  balancer .5 ┘                 └── web3 .13
 //!
 //!  with a router: client 10.1.0.2 ── router 10.1.0.1, 10.0.0.1 ── switch ...
+//!  as a pair: lb1 .5 and lb2 .6 instead of the balancer, with a second wire between them
 //! ```
 //!
-//! The balancer has the VIPs on its interface, so that it answers for them on the wire. A folder
-//! under [`ROOT`] holds the lab's files and the record by which [`sweep`] finds what is left of it.
+//! The balancer has the VIPs on its interface, so that it answers for them on the wire; the nodes of
+//! a pair have none until they take them. A folder under [`ROOT`] holds the lab's files and the record
+//! by which [`sweep`] finds what is left of it.
 
 use std::{
     fs,
@@ -26,6 +28,7 @@ use crate::{
     command,
     namespace::{self, Namespace},
     nginx::{self, Nginx},
+    pair,
     process::{Orphan, kill_all, started},
     xdp,
 };
@@ -56,13 +59,15 @@ pub struct Options {
     pub webs: u8,
     /// Whether the client is behind a router.
     pub router: bool,
+    /// Whether there are two balancers, and the VIPs are theirs to take.
+    pub pair: bool,
     /// Whether the lab stays when its maker ends.
     pub stays: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { webs: 3, router: false, stays: false }
+        Self { webs: 3, router: false, pair: false, stays: false }
     }
 }
 
@@ -96,8 +101,10 @@ pub struct Lab {
     pub webs: Vec<Web>,
     /// The client.
     pub client: Host,
-    /// The balancer.
+    /// The balancer; the first of a pair is called `lb1`.
     pub balancer: Host,
+    /// The other balancer of a pair: `lb2`.
+    pub peer: Option<Host>,
     /// The router before the client, where there is one: `eth0` to the switch, `eth1` to the
     /// client.
     pub router: Option<Host>,
@@ -140,7 +147,8 @@ impl Lab {
             hosts: vec![("switch".into(), switch.name().to_owned())],
         };
         let client = Host::new("client", 2)?;
-        let balancer = Host::new("balancer", 5)?;
+        let balancer = Host::new(if options.pair { "lb1" } else { "balancer" }, 5)?;
+        let peer = options.pair.then(|| Host::new("lb2", 6)).transpose()?;
         let router = options.router.then(|| Host::new("router", 1)).transpose()?;
         let folder = Path::new(ROOT).join(&record.name);
         fs::DirBuilder::new()
@@ -148,7 +156,8 @@ impl Lab {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("create {}", folder.display()))?;
-        let mut lab = Self { client, balancer, router, webs: Vec::new(), switch, record, folder };
+        let mut lab =
+            Self { client, balancer, peer, router, webs: Vec::new(), switch, record, folder };
         let pins = lab.pins();
         fs::create_dir(&pins).with_context(|| format!("create {}", pins.display()))?;
         lab.wire().context("wire the lab")?;
@@ -192,6 +201,7 @@ impl Lab {
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         [&self.client, &self.balancer]
             .into_iter()
+            .chain(&self.peer)
             .chain(&self.router)
             .chain(self.webs.iter().map(|web| &web.host))
     }
@@ -251,18 +261,28 @@ impl Lab {
         self.plug(&self.balancer)?;
         self.balancer.namespace.ip(&format!("link set {INTERFACE} address {mac}"))?;
         xdp::pass(&self.switch, &self.balancer.name, &self.pins().join("switch"))?;
+        if self.peer.is_some() {
+            return Ok(());
+        }
         self.balancer.namespace.ip(&vips(INTERFACE)).map(drop)
     }
 
     fn wire(&mut self) -> Result<()> {
         self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
         self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;
-        for host in [&self.client, &self.balancer].into_iter().chain(&self.router) {
+        let balancers = [&self.client, &self.balancer].into_iter().chain(&self.peer);
+        for host in balancers.chain(&self.router) {
             host.quieten()?;
         }
         self.plug(&self.balancer)?;
         xdp::pass(&self.switch, &self.balancer.name, &self.pins().join("switch"))?;
-        self.balancer.namespace.ip(&vips(INTERFACE))?;
+        if let Some(peer) = &self.peer {
+            self.plug(peer)?;
+            xdp::pass(&self.switch, &peer.name, &self.pins().join("switch2"))?;
+            pair::wire(&self.switch, [&self.balancer, peer])?;
+        } else {
+            self.balancer.namespace.ip(&vips(INTERFACE))?;
+        }
         let Some(router) = &self.router else { return self.plug(&self.client) };
         self.plug(router)?;
         router.namespace.sysctl(&[
@@ -284,7 +304,10 @@ impl Lab {
         )?;
         router.namespace.ethtool("eth1", OFFLOADS)?;
         self.client.namespace.ethtool(INTERFACE, OFFLOADS)?;
-        self.balancer.namespace.ip(TO_THE_ROUTER).map(drop)
+        for balancer in [&self.balancer].into_iter().chain(&self.peer) {
+            balancer.namespace.ip(TO_THE_ROUTER)?;
+        }
+        Ok(())
     }
 
     /// Connects a host to the switch.
@@ -328,7 +351,8 @@ impl Lab {
 
     fn keep(&mut self) {
         self.switch.keep();
-        for host in [&mut self.client, &mut self.balancer].into_iter().chain(&mut self.router) {
+        let hosts = [&mut self.client, &mut self.balancer].into_iter();
+        for host in hosts.chain(&mut self.peer).chain(&mut self.router) {
             host.namespace.keep();
         }
         for web in &mut self.webs {
@@ -350,7 +374,7 @@ const TO_THE_ROUTER: &str = "route add default via 10.0.0.1\nroute add default v
 
 /// XDP programs see packets as senders leave them: without segmentation and checksums by the
 /// interface, which a veth pair promises and never does.
-const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
+pub(crate) const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
 
 impl Drop for Lab {
     fn drop(&mut self) {

@@ -11,13 +11,20 @@ pub mod command;
 pub mod downloads;
 pub mod haproxy;
 pub mod http;
+pub mod keepalived;
 pub mod lab;
 pub mod load;
 pub mod namespace;
 pub mod nginx;
+pub mod owners;
+pub mod pair;
+pub mod peers;
+pub mod probes;
 pub mod process;
+pub mod router;
 pub mod signals;
 pub mod status;
+pub mod twins;
 pub mod udp;
 pub mod wait;
 pub mod ways;
@@ -52,6 +59,7 @@ pub fn in_ci() -> bool {
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
+    ("keepalived", "keepalived"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),

@@ -166,6 +166,8 @@ http {{
   scgi_temp_path {folder}/scgi;
   default_type text/plain;
   sendfile on;
+  # A download with a rate comes in pieces of this size, and is at work all the time.
+  sendfile_max_chunk 32k;
   keepalive_timeout 1h;
   keepalive_requests 1000000000;
   client_max_body_size 0;

@@ -145,12 +145,22 @@ impl Drop for Process {
 /// identity.
 #[must_use]
 pub fn started(pid: u32) -> Option<u64> {
+    // Field 22 of proc_pid_stat(5), after the state, which is field 3.
+    let alive = !matches!(state(pid)?, 'Z' | 'X');
+    alive.then_some(fields(pid)?.get(19)?.parse().ok()?)
+}
+
+/// The state of a process, as a letter: `T` for one that is stopped (SIGSTOP).
+#[must_use]
+pub fn state(pid: u32) -> Option<char> {
+    fields(pid)?.first()?.chars().next()
+}
+
+/// What the kernel tells of a process behind its name, which stands in parentheses and may hold
+/// anything.
+fn fields(pid: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything. After it (proc_pid_stat(5)) come the state,
-    // field 3, and the start, field 22.
-    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let alive = !matches!(*fields.first()?, "Z" | "X");
-    alive.then_some(fields.get(19)?.parse().ok()?)
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Kills processes that are not this process's children, and waits until they are gone.

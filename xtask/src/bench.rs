@@ -35,6 +35,21 @@ pub enum Bench {
         #[arg(long)]
         only: Option<String>,
     },
+    /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
+    Vrrp {
+        /// Print JSON instead of tables
+        #[arg(long)]
+        json: bool,
+        /// How often each fault comes [default: 20]
+        #[arg(long)]
+        trials: Option<u32>,
+        /// Times between two advertisements [default: 1s,100ms,10ms]
+        #[arg(long)]
+        interval: Option<String>,
+        /// Only these systems and faults; the beginning of a name will do: `lb,keepalived,killed`
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// CPU time of health checks, and how late they begin, with thousands of backends
     Health {
         /// Print JSON instead of tables
@@ -72,6 +87,18 @@ pub fn run(bench: &Bench) -> Result<()> {
                 *json,
                 [("--only", only.clone())],
                 "ten minutes, or 10 to 25 s a line of what `--only` leaves",
+            )
+        }
+        Bench::Vrrp { json, trials, interval, only } => {
+            setup::packages()?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
+            let trials = trials.map(|trials| trials.to_string());
+            measure(
+                "vrrp",
+                *json,
+                [("--trials", trials), ("--interval", interval.clone()), ("--only", only.clone())],
+                "an hour and a half, or 20 to 60 s a trial of all faults and both systems",
             )
         }
         Bench::Health { json, backends, seconds } => {

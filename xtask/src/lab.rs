@@ -7,21 +7,25 @@ use clap::Subcommand;
 use kit::{
     balancer::Balancer,
     lab::{self, Lab, Options, Record},
+    twins::Twins,
 };
 
-use crate::{cargo, root, run, setup};
+use crate::{cargo, pair, root, run, setup};
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Build and start the lab: client, balancer, web1, web2, web3
     Up {
+        /// Two balancers that stand for each other: lb1 and lb2
+        #[arg(long)]
+        pair: bool,
         /// All is set up and built
         #[arg(long, hide = true)]
         built: bool,
     },
     /// Run a program on a host of the newest lab: lab exec client -- curl http://10.0.0.100/
     Exec {
-        /// client, balancer, web1, web2, web3, switch
+        /// client, balancer (or lb1, lb2), web1, web2, web3, switch
         host: String,
         /// The program and its arguments
         #[arg(required = true, trailing_var_arg = true)]
@@ -38,36 +42,53 @@ pub enum Command {
 /// If the lab is not as the command needs it.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Up { built } => up(built),
+        Command::Up { pair, built } => up(pair, built),
         Command::Exec { host, command } => exec(&host, &command),
         Command::Down => down(),
     }
 }
 
-fn up(built: bool) -> Result<()> {
+fn up(pair: bool, built: bool) -> Result<()> {
     if !built {
         setup::tools()?;
         setup::packages()?;
         cargo::build(false)?;
     }
-    root::become_root(&["lab", "up", "--built"], "the lab")?;
+    let again: &[&str] =
+        if pair { &["lab", "up", "--built", "--pair"] } else { &["lab", "up", "--built"] };
+    root::become_root(again, "the lab")?;
     lab::sweep()?;
     if let Some(record) = lab::labs()?.iter().find(|record| record.stays) {
         println!("the lab is up already");
         describe(record);
         return Ok(());
     }
-    let lab = Lab::new(&Options { stays: true, ..Options::default() })?;
-    let record = lab::labs()?.into_iter().find(|record| record.name == lab.name());
-    let record = record.context("the lab's record")?;
-    match Balancer::start(&lab, &run::services(&lab)) {
-        Ok(mut balancer) => balancer.keep(),
-        Err(err) => {
-            record.remove()?;
-            return Err(err);
+    let options = Options { stays: true, pair, ..Options::default() };
+    let started = if pair { start_pair(&options) } else { start(&options) };
+    let record = lab::labs()?.into_iter().find(|record| record.pid == std::process::id());
+    match (started, record) {
+        (Ok(()), record) => {
+            describe(&record.context("the lab's record")?);
+            Ok(())
+        }
+        (Err(err), record) => {
+            record.map_or(Ok(()), |record| record.remove())?;
+            Err(err)
         }
     }
-    describe(&record);
+}
+
+/// Starts a lab with one balancer, which stays.
+fn start(options: &Options) -> Result<()> {
+    let lab = Lab::new(options)?;
+    Balancer::start(&lab, &run::services(&lab))?.keep();
+    Ok(())
+}
+
+/// Starts a lab with a pair, which stays.
+fn start_pair(options: &Options) -> Result<()> {
+    let mut twins = Twins::start(options, pair::plan())?;
+    twins.nodes.iter_mut().for_each(Balancer::keep);
     Ok(())
 }
 
@@ -76,7 +97,12 @@ fn describe(record: &Record) {
     let hosts: Vec<_> = record.hosts.iter().map(|(name, _)| name.as_str()).collect();
     println!("hosts: {}; files in {}", hosts.join(", "), folder.display());
     println!("  cargo xtask lab exec client -- curl -sS http://10.0.0.100/");
-    println!("  cargo xtask lab exec balancer -- lbctl status");
+    if hosts.contains(&"lb1") {
+        println!("  cargo xtask lab exec lb1 -- lbctl vrrp status");
+        println!("  cargo xtask lab exec lb1 -- lbctl vrrp failover --all");
+    } else {
+        println!("  cargo xtask lab exec balancer -- lbctl status");
+    }
     println!("  cargo xtask lab down");
 }
 
@@ -93,7 +119,10 @@ fn exec(host: &str, command: &[String]) -> Result<()> {
     let built = cargo::folder(false)?.join(program);
     let program = if built.is_file() { built.as_path() } else { Path::new(program) };
     let mut command = lab.namespace(host)?.command(program);
-    command.env("LB_SOCKET", lab.folder().join("lbd.sock")).args(args);
+    // The balancers of a pair have a folder each.
+    let own = lab.folder().join(host).join("lbd.sock");
+    let socket = if own.exists() { own } else { lab.folder().join("lbd.sock") };
+    command.env("LB_SOCKET", socket).args(args);
     Err(command.exec()).context("nsenter")
 }
 

@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod check;
 mod lab;
+mod pair;
 mod root;
 mod run;
 mod setup;
@@ -44,7 +45,7 @@ enum Command {
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// The lab without a view: client, balancer, web hosts
+    /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
     /// What CI runs: check and test; a test that can't run counts as failed

@@ -15,7 +15,7 @@ use kit::{
     lab::{self, Lab, Options},
 };
 
-use crate::{cargo, root, setup, signals, smoke, view};
+use crate::{cargo, pair, root, setup, signals, smoke, view};
 
 /// Time between two looks at the balancer.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -25,6 +25,9 @@ pub struct Arguments {
     /// Send 1,000 requests in the lab, print who answered, and end
     #[arg(long, conflicts_with = "config")]
     pub smoke: bool,
+    /// Two balancers, and what the clients notice when one dies; with --smoke, it does by itself
+    #[arg(long, conflicts_with = "config")]
+    pub pair: bool,
     /// Run lbd with this configuration on this machine, in the foreground
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -47,12 +50,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         setup::packages()?;
         cargo::build(false)?;
     }
-    let again: &[&str] =
-        if arguments.smoke { &["run", "--built", "--smoke"] } else { &["run", "--built"] };
-    root::become_root(again, "the lab")?;
+    let chosen = [("--smoke", arguments.smoke), ("--pair", arguments.pair)];
+    let chosen = chosen.iter().filter(|(_, chosen)| *chosen).map(|(option, _)| *option);
+    let again: Vec<_> = ["run", "--built"].into_iter().chain(chosen).collect();
+    root::become_root(&again, "the lab")?;
     signals::catch();
     for name in lab::sweep()? {
         println!("removed {name}, which a run left behind that was killed");
+    }
+    if arguments.pair {
+        return pair::run(arguments.smoke);
     }
     let lab = Lab::new(&Options::default())?;
     let balancer = Balancer::start(&lab, &services(&lab))?;

@@ -162,7 +162,8 @@ impl Check {
         let lines = "option httpchk GET /health\nhttp-check expect status 200-399\n";
         let lines = if self.page { lines } else { "" }.to_owned();
         let (ms, fall) = (self.interval.as_millis(), self.fall);
-        haproxy::Settings { lines, server: format!("check inter {ms}ms rise 2 fall {fall}") }
+        let server = format!("check inter {ms}ms rise 2 fall {fall}");
+        haproxy::Settings { lines, server, ..haproxy::Settings::default() }
     }
 }
 

@@ -71,6 +71,8 @@ pub(super) struct History {
     pub(super) macs: BTreeSet<[u8; 6]>,
     /// Whether the lease was set, or found to be none.
     is_leased: bool,
+    /// Slots that have settled since the last sweep.
+    pub(super) settled: u64,
 }
 
 /// What is known of a peer's history of a service.
@@ -107,19 +109,20 @@ impl History {
         self.peer_ring(service).is_some_and(|ring| ring.named().any(|name| name == backend))
     }
 
-    /// The slots of a service that are about to settle.
-    pub(super) fn settling(&mut self, service: &ServiceKey) -> Settling {
-        let mut settling = self.settling.remove(service).unwrap_or_default();
-        settling.tells = self.telling.is_asked() && self.role(service) == Role::Own;
-        settling.was_told = !self.telling.rings.contains_key(service);
-        settling
+    /// Whether peers are told of a service's ring, so that a slot may settle only after they were.
+    pub(super) fn tells_slots(&self, service: &ServiceKey) -> bool {
+        self.telling.is_asked() && self.role(service) == Role::Own
     }
 
-    /// Takes them back; what has changed is to be told.
-    pub(super) fn keep_settling(&mut self, service: ServiceKey, mut settling: Settling) {
-        self.telling.slots(service, std::mem::take(&mut settling.changed).into_iter());
-        if settling.tells && !settling.is_empty() {
-            self.settling.insert(service, settling);
+    /// The slots of a service that are about to settle.
+    pub(super) fn settling(&mut self, service: ServiceKey) -> &mut Settling {
+        self.settling.entry(service).or_default()
+    }
+
+    /// Slots that are told to have settled have a base owner after all.
+    fn keep_bases(&mut self, service: ServiceKey) {
+        if let Some(settling) = self.settling.remove(&service) {
+            self.telling.slots(service, settling.into_slots());
         }
     }
 
@@ -191,6 +194,8 @@ impl<D: DataPlane> Engine<D> {
     /// A map can't be written; the next reconciliation does it.
     pub fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
         self.history.held.clone_from(services);
+        // Without a pin, a flow that is born in one of these slots goes to the base owner.
+        services.iter().for_each(|key| self.history.keep_bases(*key));
         for (key, value) in &mut self.applied.services {
             let held = reconcile::with_pins(*value, services.contains(key));
             if held != *value {

@@ -142,6 +142,7 @@ impl<D: DataPlane> Engine<D> {
             swept.settled += self.sweep_ring(id, now)?;
         }
         let leaving = self.leaving();
+        swept.settled += std::mem::take(&mut self.history.settled);
         let waits = !leaving.is_empty()
             || !self.walk.vacated.is_empty()
             || !self.applied.resting_backends.is_empty()
@@ -196,7 +197,8 @@ impl<D: DataPlane> Engine<D> {
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let at = stamp(now.mono_secs());
         let mut settled = Vec::new();
-        let mut settling = self.history.settling(&key);
+        let tells = self.history.tells_slots(&key);
+        let mut news = Vec::new();
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
             if follows {
@@ -207,13 +209,16 @@ impl<D: DataPlane> Engine<D> {
                 let _ = ring::settle_pinned(slot, at, idle.saturating_mul(2));
             } else if rested {
                 let is_quiet = base != 0 && ring::is_quiet(slot, at, idle);
-                if settling.settles(index, is_quiet) {
+                if tells {
+                    let settling = self.history.settling(key);
+                    news.extend(settling.look(index, is_quiet).then_some(index));
+                } else if is_quiet {
                     settled.push((index, Owners { current, base: 0 }));
                 }
                 let _ = ring::settle_pinned(slot, at, idle);
             }
         }
-        self.history.keep_settling(key, settling);
+        self.history.telling.slots(key, news.into_iter());
         self.data_plane.set_owners(id, &settled).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());

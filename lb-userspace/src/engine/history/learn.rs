@@ -393,7 +393,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Writes other base owners into a ring.
-    fn write_bases(
+    pub(super) fn write_bases(
         &mut self,
         id: u16,
         slots: &D::Ring,

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, Slot, udp_policy};
+use lb_common::abi::{FlowValue, Owners, Slot, stamp, udp_policy};
 
-use super::{RingNews, Role, slot_of_flow, to_told};
+use super::{RingNews, Role, Settling, slot_of_flow, to_told};
 use crate::{
     datapath::{DataPlane, FlowRef, FlowTable},
     desired::ServiceKey,
     engine::{Engine, Now},
+    ring,
     sync::{
         Piece,
         piece::{Base, Pin, digest},
@@ -43,7 +44,8 @@ impl<D: DataPlane> Engine<D> {
         if !all {
             telling.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
         }
-        if telling.is_empty() {
+        self.settle_told(now)?;
+        if self.history.telling.is_empty() {
             return Ok(Vec::new());
         }
         let keys = self.told();
@@ -79,8 +81,54 @@ impl<D: DataPlane> Engine<D> {
         telling.noted.clear();
         telling.flows.clear();
         telling.missed_since = None;
-        told_rings.iter().for_each(|key| drop(telling.rings.remove(key)));
+        for key in told_rings {
+            telling.rings.remove(&key);
+            if let Some(settling) = self.history.settling.get_mut(&key) {
+                settling.tell();
+            }
+        }
         Ok(pieces)
+    }
+
+    /// Clears the base owners of slots that were told to have settled, if they are quiet still.
+    fn settle_told(&mut self, now: Now) -> Result<()> {
+        let at = stamp(now.mono_secs());
+        let keys: Vec<_> = self.history.settling.keys().copied().collect();
+        for key in keys {
+            let told = self.history.settling(key).take_told();
+            if *self.history.settling(key) == Settling::default() {
+                self.history.settling.remove(&key);
+            }
+            let Some(service) = self.applied.services.get(&key).copied() else { continue };
+            if told.is_empty() || !self.applied.rings.contains_key(&service.id) {
+                continue;
+            }
+            let context = || format!("write ring {}", service.id);
+            let slots = self.data_plane.ring(service.id).with_context(context)?;
+            let (mut settled, mut noisy) = (Vec::new(), Vec::new());
+            for index in told {
+                let Some(slot) = slots.get(index as usize) else { continue };
+                let before = slot.owners();
+                if before.base == 0 {
+                    continue;
+                }
+                if ring::is_quiet(slot, at, service.idle_timeout) {
+                    settled.push((index, before, Owners { base: 0, ..before }));
+                } else {
+                    noisy.push(index);
+                }
+            }
+            self.history.settled += settled.len() as u64;
+            self.history.telling.slots(key, noisy.into_iter());
+            // If this fails they are told again: what they were told to be is not what they are.
+            let all: Vec<_> = settled.iter().map(|(index, ..)| *index).collect();
+            let done = self.write_bases(service.id, &slots, &settled, now);
+            if done.is_err() {
+                self.history.telling.slots(key, all.into_iter());
+            }
+            done?;
+        }
+        Ok(())
     }
 
     /// All of the history of services whose history is this node's or shared.

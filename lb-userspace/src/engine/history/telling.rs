@@ -123,46 +123,44 @@ impl Telling {
     }
 }
 
-/// Slots that are quiet, and are told to have settled before they do: else a flow that is born in one
-/// right after, and is not pinned, would be looked for at the old base owner by a peer that takes over.
-#[derive(Clone, Debug, Default)]
+/// Slots that are quiet. They are told to have settled right before they do: else a flow that is born
+/// in one right after, and is not pinned, would be looked for at the old base owner by a peer that
+/// takes over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
-    /// Whether anybody is told.
-    pub tells: bool,
-    /// Whether what was quiet by the last look was told.
-    pub was_told: bool,
-    slots: BTreeSet<u32>,
-    /// Slots of which something else is to be told.
-    pub changed: Vec<u32>,
+    /// Slots of which that is to be told.
+    quiet: BTreeSet<u32>,
+    /// Slots of which it was.
+    told: BTreeSet<u32>,
 }
 
 impl Settling {
     /// Whether a slot is told to have settled.
     pub fn has(&self, slot: u32) -> bool {
-        self.slots.contains(&slot)
+        self.quiet.contains(&slot) || self.told.contains(&slot)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+    /// Takes in whether a slot is quiet; whether that is news.
+    pub fn look(&mut self, slot: u32, is_quiet: bool) -> bool {
+        if self.told.contains(&slot) {
+            return false;
+        }
+        if is_quiet { self.quiet.insert(slot) } else { self.quiet.remove(&slot) }
     }
 
-    /// Takes in whether a slot is quiet; whether its base owner is to be cleared.
-    pub fn settles(&mut self, slot: u32, is_quiet: bool) -> bool {
-        if !self.tells {
-            return is_quiet;
-        }
-        if !is_quiet {
-            if !self.slots.is_empty() && self.slots.remove(&slot) {
-                self.changed.push(slot);
-            }
-            return false;
-        }
-        if self.slots.insert(slot) {
-            self.changed.push(slot);
-            return false;
-        }
-        self.was_told && self.slots.remove(&slot)
+    /// All was told.
+    pub fn tell(&mut self) {
+        self.told.append(&mut self.quiet);
+    }
+
+    /// The slots that may settle, since that was told.
+    pub fn take_told(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// All slots, told or not.
+    pub fn into_slots(self) -> impl Iterator<Item = u32> {
+        self.quiet.into_iter().chain(self.told)
     }
 }
 
@@ -221,20 +219,16 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_quiet_settles_when_that_was_told() {
-        let mut settling = Settling { tells: true, ..Settling::default() };
-        assert!(!settling.settles(5, true));
-        assert_eq!((settling.changed.clone(), settling.has(5)), (vec![5], true));
-        // Not told yet.
-        settling.was_told = false;
-        assert!(!settling.settles(5, true));
-        // A packet has come meanwhile: it has a base owner again.
-        settling.was_told = true;
-        assert!(!settling.settles(5, false));
-        assert_eq!((settling.changed.clone(), settling.has(5)), (vec![5, 5], false));
-        assert!(!settling.settles(5, true));
-        assert!(settling.settles(5, true));
+        let mut settling = Settling::default();
+        assert!(settling.look(5, true) && settling.look(6, true));
+        assert!(!settling.look(5, true), "no news");
+        assert!(settling.has(5) && settling.take_told().is_empty());
+        assert!(settling.look(6, false), "a packet has come");
+        assert!(!settling.has(6));
+        settling.tell();
+        assert!(settling.has(5) && !settling.look(5, false));
+        assert_eq!(settling.take_told(), [5].into());
         assert!(!settling.has(5));
-        assert!(Settling::default().settles(6, true), "nobody is told");
     }
 
     #[test]

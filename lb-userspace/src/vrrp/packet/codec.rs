@@ -1,6 +1,9 @@
 //! One virtual router's advertisements: what it sends, and which it takes (RFC 9568, 7.1; RFC 3768,
 //! 7.1).
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv6Addr},

@@ -1,0 +1,136 @@
+//! The results, as a table for people and as JSON for programs.
+
+use std::{fmt, time::Duration};
+
+use serde::Serialize;
+
+use super::{
+    faults::Fault,
+    site::System,
+    trial::{Event, TOLERATED, Trial},
+};
+
+/// Everything that was measured.
+#[derive(Default, Serialize)]
+pub struct Report {
+    /// One system, interval and fault each.
+    pub cells: Vec<Cell>,
+}
+
+/// The trials of one fault with one system at one interval.
+#[derive(Serialize)]
+pub struct Cell {
+    /// The system.
+    pub system: System,
+    /// Between two advertisements, in milliseconds.
+    pub interval_ms: u64,
+    /// The fault.
+    pub fault: Fault,
+    /// What became of each.
+    pub trials: Vec<Trial>,
+}
+
+impl Cell {
+    /// Without trials.
+    pub fn new(system: System, interval: Duration, fault: Fault) -> Self {
+        let interval_ms = interval.as_millis() as u64;
+        Self { system, interval_ms, fault, trials: Vec::new() }
+    }
+
+    /// Median and worst outage, the longest trouble, the worst number of probes lost, the downloads
+    /// that broke, and of how many.
+    fn columns(&self, event: impl Fn(&Trial) -> &Event) -> String {
+        let worst = |what: fn(&Event) -> f64| {
+            self.trials.iter().map(|trial| what(event(trial))).max_by(f64::total_cmp).unwrap_or(0.0)
+        };
+        let sum = |what: fn(&Event) -> usize| -> usize {
+            self.trials.iter().map(|trial| what(event(trial))).sum()
+        };
+        let mut outages: Vec<_> = self.trials.iter().map(|trial| event(trial).outage_ms).collect();
+        let median = median(&mut outages);
+        let (longest, trouble) = (worst(|event| event.outage_ms), worst(|event| event.trouble_ms));
+        let lost = worst(|event| event.lost as f64);
+        let broken = format!("{}/{}", sum(|event| event.broken), sum(|event| event.downloads));
+        format!("{median:>8.1}{longest:>8.1}{trouble:>9.0}{lost:>6.0}{broken:>12}")
+    }
+}
+
+/// The median, or the mean of the two in the middle.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => 0.0,
+        odd if odd % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "a probe every 2 ms. Outage: the longest time between two answers, in milliseconds, median and\n\
+             worst of all trials. Trouble: the longest time from the change until the clients noticed\n\
+             nothing more of it (no time without answers above {} ms, no probe failed). Lost: probes that\n\
+             lost a packet, in the worst trial. Broken: downloads that did not come whole, of those that ran,\n\
+             in all trials together",
+            TOLERATED.as_millis()
+        )?;
+        for fault in Fault::ALL {
+            let mut cells = self.cells.iter().filter(|cell| cell.fault == fault).peekable();
+            if cells.peek().is_none() {
+                continue;
+            }
+            writeln!(f, "\n{}", fault.describe())?;
+            let (at, end) = ("at the change", "at its end");
+            writeln!(f, "{:31}{at:^43} | {end:^43}", "")?;
+            let [median, worst, trouble, lost] = ["median", "worst", "trouble", "lost"];
+            let columns = format!("{median:>8}{worst:>8}{trouble:>9}{lost:>6}{:>12}", "broken");
+            writeln!(f, "{:12}{:>10}{:>8} {columns} | {columns}", "", "interval", "trials")?;
+            for cell in cells {
+                let (name, trials) = (cell.system.name(), cell.trials.len());
+                let interval = format!("{:?}", Duration::from_millis(cell.interval_ms));
+                let at = cell.columns(|trial| &trial.fault);
+                let end = cell.columns(|trial| &trial.end);
+                writeln!(f, "{name:12}{interval:>10}{trials:>8} {at} | {end}")?;
+            }
+        }
+        let late = self.cells.iter().flat_map(|cell| &cell.trials).map(|trial| trial.late_ms);
+        let late = late.max_by(f64::total_cmp).unwrap_or(0.0);
+        writeln!(f, "\nat the worst, this machine was too busy for a probe for {late:.1} ms")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_one_in_the_middle() {
+        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(&mut [4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_table_has_a_line_for_each_cell() {
+        let event = |outage_ms, broken| Event {
+            outage_ms,
+            trouble_ms: outage_ms,
+            lost: 1,
+            probes: 100,
+            downloads: 48,
+            broken,
+        };
+        let trial =
+            |ms, broken| Trial { fault: event(ms, broken), end: event(2.0, 0), late_ms: 0.5 };
+        let mut cell = Cell::new(System::Keepalived, Duration::from_millis(100), Fault::LinkDown);
+        cell.trials = vec![trial(310.0, 48), trial(350.0, 48), trial(300.0, 0)];
+        let table = Report { cells: vec![cell] }.to_string();
+        let line = table.lines().find(|line| line.starts_with("keepalived")).unwrap_or_default();
+        let words: Vec<_> = line.split_whitespace().collect();
+        let expected = ["keepalived", "100ms", "3", "310.0", "350.0", "350", "1", "96/144", "|"];
+        assert_eq!(words[..9], expected, "{table}");
+        assert!(table.contains("cable is pulled") && !table.contains("is killed"), "{table}");
+    }
+}

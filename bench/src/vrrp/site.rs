@@ -1,0 +1,267 @@
+//! A pair of balancers of one kind, before three web hosts.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kit::{
+    balancer::Balancer,
+    haproxy::{self, Haproxy},
+    http::Connection,
+    keepalived::{Instance, Keepalived},
+    lab::{INTERFACE, Lab, Options},
+    twins::{PRIORITIES, Plan, Twins},
+    wait,
+    ways::Way,
+};
+use serde::Serialize;
+
+use super::faults::Fault;
+
+/// The service that is measured.
+const WAY: Way = Way::DsrV4;
+
+/// Where the client connects.
+pub const TARGET: SocketAddr = WAY.target();
+
+/// The virtual router.
+const VRID: u8 = 51;
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// `lbd` on both nodes.
+    Lb,
+    /// keepalived for the address, and HAProxy in TCP mode, on both nodes.
+    Keepalived,
+}
+
+/// A pair at work.
+pub struct Site {
+    /// What it is made of.
+    pub system: System,
+    /// Between two advertisements.
+    pub interval: Duration,
+    nodes: Nodes,
+}
+
+/// The balancers.
+enum Nodes {
+    Lb(Box<Twins>),
+    Keepalived(Box<Today>),
+}
+
+/// High availability as it is built of other parts. The programs end before the hosts do.
+struct Today {
+    keepalived: [Keepalived; 2],
+    haproxy: [Haproxy; 2],
+    lab: Lab,
+}
+
+impl System {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Lb, Self::Keepalived];
+
+    /// As `--only` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lb => "lb",
+            Self::Keepalived => "keepalived",
+        }
+    }
+
+    /// Whether this fault can come to it.
+    pub fn is_asked(self, fault: Fault) -> bool {
+        fault != Fault::HandedOver || self == Self::Lb
+    }
+}
+
+impl Site {
+    /// Builds the hosts, starts both nodes, and waits until the first is Active.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come to that.
+    pub fn new(system: System, interval: Duration) -> Result<Self> {
+        let nodes = match system {
+            System::Lb => {
+                let plan = Plan::new(&[WAY], interval);
+                Nodes::Lb(Box::new(Twins::start(&Options::default(), plan)?))
+            }
+            System::Keepalived => Nodes::Keepalived(Box::new(Today::start(interval)?)),
+        };
+        let site = Self { system, interval, nodes };
+        site.wait_settled().with_context(|| format!("a pair of {}", system.name()))?;
+        Ok(site)
+    }
+
+    /// The hosts.
+    pub fn lab(&self) -> &Lab {
+        match &self.nodes {
+            Nodes::Lb(twins) => &twins.lab,
+            Nodes::Keepalived(today) => &today.lab,
+        }
+    }
+
+    /// Kills what holds a node's address.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn kill(&mut self, n: usize) -> Result<()> {
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes[n].kill(),
+            Nodes::Keepalived(today) => today.keepalived[n].kill(),
+        }
+    }
+
+    /// Stops it in order.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run, or does not end.
+    pub fn stop(&mut self, n: usize) -> Result<()> {
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes[n].stop().map(drop),
+            Nodes::Keepalived(today) => today.keepalived[n].stop().map(drop),
+        }
+    }
+
+    /// Starts it again.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub fn launch(&mut self, n: usize) -> Result<()> {
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes[n].launch(),
+            Nodes::Keepalived(today) => today.keepalived[n].launch(),
+        }
+    }
+
+    /// Lets the other node take over from this one.
+    ///
+    /// # Errors
+    ///
+    /// If it does not, or can't be told to.
+    pub fn hand_over(&self, n: usize) -> Result<()> {
+        match &self.nodes {
+            Nodes::Lb(twins) => twins.hand_over(n),
+            Nodes::Keepalived(..) => bail!("keepalived can't hand over"),
+        }
+    }
+
+    /// Which of the nodes have the address.
+    ///
+    /// # Errors
+    ///
+    /// If a namespace can't be entered.
+    pub fn holders(&self) -> Result<Vec<usize>> {
+        let mut holders = Vec::new();
+        for (n, node) in self.lab().pair()?.into_iter().enumerate() {
+            if node.namespace.enter(|| UdpSocket::bind((TARGET.ip(), 0)).is_ok())? {
+                holders.push(n);
+            }
+        }
+        Ok(holders)
+    }
+
+    /// That everything still runs.
+    ///
+    /// # Errors
+    ///
+    /// If something has ended.
+    pub fn check(&mut self) -> Result<()> {
+        match &mut self.nodes {
+            Nodes::Lb(twins) => twins.nodes.iter_mut().try_for_each(Balancer::check),
+            Nodes::Keepalived(today) => {
+                today.haproxy.iter().try_for_each(|haproxy| haproxy.states().map(drop))?;
+                today.keepalived.iter_mut().try_for_each(Keepalived::check)
+            }
+        }
+    }
+
+    /// Waits until the second node has the address.
+    ///
+    /// # Errors
+    ///
+    /// If that does not come to pass.
+    pub fn wait_taken_over(&self) -> Result<()> {
+        wait::until(self.patience(), "the second node has the address", || {
+            let holders = self.holders()?;
+            ensure!(holders.contains(&1), "who has it: {holders:?}");
+            Ok(())
+        })
+    }
+
+    /// Waits until the first node alone has the address.
+    ///
+    /// # Errors
+    ///
+    /// If that does not come to pass.
+    pub fn wait_returned(&self) -> Result<()> {
+        wait::until(self.patience(), "the first node alone has the address", || {
+            let holders = self.holders()?;
+            ensure!(holders == [0], "who has it: {holders:?}");
+            Ok(())
+        })
+        .with_context(|| self.logs())
+    }
+
+    /// Waits until all is as it is without a fault: the first node alone has the address, and the
+    /// client is answered. What the client knows of its neighbours it forgets.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come to that.
+    pub fn wait_settled(&self) -> Result<()> {
+        self.wait_returned()?;
+        if let Nodes::Lb(twins) = &self.nodes {
+            twins.wait_active(0)?;
+            twins.wait_synced()?;
+        }
+        // An entry of which it is sure it may keep for most of a minute, wrong as it may be.
+        let client = &self.lab().client.namespace;
+        client.ip(&format!("neigh flush dev {INTERFACE}"))?;
+        wait::until(self.patience(), "the client is answered", || {
+            Connection::open(client, TARGET, Duration::from_millis(300))?.get("/")?.ok()
+        })?;
+        Ok(())
+    }
+
+    fn logs(&self) -> String {
+        match &self.nodes {
+            Nodes::Lb(twins) => twins.logs(),
+            Nodes::Keepalived(today) => {
+                let log = today.keepalived[0].log();
+                let lines: Vec<_> = log.lines().collect();
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(20) + self.interval * 4
+    }
+}
+
+impl Today {
+    fn start(interval: Duration) -> Result<Self> {
+        let lab = Lab::new(&Options { pair: true, ..Options::default() })?;
+        // As net.ipv4.ip_nonlocal_bind=1, for one socket.
+        let bind = "transparent".to_owned();
+        let settings = haproxy::Settings { bind, ..haproxy::Settings::default() };
+        let [one, other] = lab.pair()?;
+        let haproxy = |node| Haproxy::on(&lab, node, TARGET, &settings);
+        let haproxy = [haproxy(one)?, haproxy(other)?];
+        let keepalived = |node, priority| {
+            let instance = Instance::new(VRID, priority, interval, &[TARGET.ip()]);
+            Keepalived::start(&lab, node, &[instance])
+        };
+        let keepalived = [keepalived(one, PRIORITIES[0])?, keepalived(other, PRIORITIES[1])?];
+        Ok(Self { keepalived, haproxy, lab })
+    }
+}

@@ -1,0 +1,155 @@
+//! One fault at one site: what became of the probes and of the downloads.
+
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use kit::{
+    downloads::{self, Download, Downloads},
+    probes::{Answers, Probes},
+    signals,
+};
+use serde::Serialize;
+
+use super::{
+    faults::Fault,
+    site::{Site, TARGET},
+};
+
+/// Downloads from each of the three web hosts, so 48.
+const DOWNLOADS: usize = 16;
+
+/// How long probes are made before the fault, and then a part of an interval more.
+const BEFORE: Duration = Duration::from_millis(200);
+
+/// A time without answers that is not yet trouble: probes come every 2 ms, and this machine has other
+/// things to do as well.
+pub const TOLERATED: Duration = Duration::from_millis(50);
+
+/// A download gets a piece every 0.2 s. One that got none for so long, and an interval or two, does not
+/// run.
+const SILENT: Duration = Duration::from_millis(500);
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Trial {
+    /// When the fault came.
+    pub fault: Event,
+    /// When it ended.
+    pub end: Event,
+    /// The longest that this machine was too busy to make a probe, in milliseconds.
+    pub late_ms: f64,
+}
+
+/// What a change of who is Active did.
+#[derive(Debug, Serialize)]
+pub struct Event {
+    /// The longest time between two answers, in milliseconds.
+    pub outage_ms: f64,
+    /// How long after it there was trouble for the last time, in milliseconds.
+    pub trouble_ms: f64,
+    /// Probes that lost a packet.
+    pub lost: usize,
+    /// Probes.
+    pub probes: usize,
+    /// Downloads that ran when it came.
+    pub downloads: usize,
+    /// How many of them broke by it.
+    pub broken: usize,
+}
+
+/// Lets a fault come and go, the `n`-th time.
+///
+/// # Errors
+///
+/// If something of it can't be done, or a signal came.
+pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
+    let interval = site.interval;
+    // A sender that has lost packets for all of an outage may wait as long again.
+    let after = interval * 8 + SILENT * 2;
+    let aftermath = fault.aftermath(interval).max(SILENT * 2);
+    // Starts of programs are in there.
+    let whole = BEFORE + interval * 8 + after + aftermath + Duration::from_secs(3);
+    let patience = Duration::from_secs(3) + interval * 8;
+    let plan = downloads::Plan { target: TARGET, each: DOWNLOADS, time: whole, patience };
+    let first = Downloads::start(site.lab(), plan)?;
+    let probes = Probes::start(&site.lab().client.namespace, TARGET)?;
+    // Faults come at any time between two advertisements: the golden ratio spreads few as evenly as
+    // many.
+    let phase = interval.mul_f64((f64::from(n) * 0.618_034).fract());
+    pass(BEFORE + phase)?;
+    let begun = Instant::now();
+    fault.strike(site)?;
+    pass(after.saturating_sub(begun.elapsed()))?;
+    site.wait_taken_over()?;
+    // Nobody waits for a node to come back with the connections that it had: what does not go on
+    // while it is away is broken.
+    let silent = Instant::now() - SILENT - interval * 2;
+    let (ran, broken) = (DOWNLOADS * site.lab().webs.len(), first.silent_since(silent));
+    let at_the_fault = (ran, broken);
+    let plan = downloads::Plan { time: whole.saturating_sub(begun.elapsed()), ..plan };
+    let second = Downloads::start(site.lab(), plan)?;
+    pass(phase)?;
+    let ended = Instant::now();
+    fault.end(site)?;
+    site.wait_returned()?;
+    pass(aftermath.saturating_sub(ended.elapsed()))?;
+    let over = Instant::now();
+    let answers = probes.finish()?;
+    let (first, second) = (first.finish()?, second.finish()?);
+    let broke = |downloads: &[Download]| downloads.iter().filter(|one| one.end.is_err()).count();
+    let living = ran.saturating_sub(broken);
+    let at_the_end = (living + second.len(), broke(&first).saturating_sub(broken) + broke(&second));
+    site.check()?;
+    site.wait_settled()?;
+    Ok(Trial {
+        fault: Event::new(&answers, begun, ended, at_the_fault),
+        end: Event::new(&answers, ended, over, at_the_end),
+        late_ms: millis(answers.late),
+    })
+}
+
+/// Lets time go by.
+fn pass(time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        ensure!(!signals::caught(), "interrupted");
+        let left = end.saturating_duration_since(Instant::now());
+        thread::sleep(left.min(Duration::from_millis(100)));
+    }
+    Ok(())
+}
+
+impl Event {
+    fn new(answers: &Answers, from: Instant, to: Instant, downloads: (usize, usize)) -> Self {
+        Self {
+            outage_ms: millis(answers.outage(from, to)),
+            trouble_ms: millis(answers.trouble(from, to, TOLERATED)),
+            lost: answers.lost(from, to).count(),
+            probes: answers.between(from, to).count(),
+            downloads: downloads.0,
+            broken: downloads.1,
+        }
+    }
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fault, end, late_ms } = self;
+        write!(f, "{fault}; its end: {end}; late {late_ms:.1} ms")
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { outage_ms, trouble_ms, lost, broken, downloads, .. } = self;
+        write!(f, "{outage_ms:.1} ms, trouble for {trouble_ms:.0} ms, {lost} probes lost, ")?;
+        write!(f, "{broken}/{downloads} downloads broken")
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
+}

@@ -1,0 +1,121 @@
+//! Nodes that are not configured alike: it is told on both, and no harm comes of it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    can_run,
+    lab::Options,
+    router,
+    twins::{Plan, Twins},
+    wait,
+    ways::Way,
+};
+
+const INTERVAL: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until a node says something in its events that has all of these words.
+fn wait_event(twins: &Twins, n: usize, words: &[&str]) -> Result<()> {
+    wait::until(SOON, &format!("node {n} tells of {words:?}"), || {
+        let events = twins.nodes[n].lbctl(&["events"])?;
+        let told = events.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        ensure!(told, "events of node {n}:\n{events}");
+        Ok(())
+    })
+}
+
+/// Starts both nodes, whatever comes of it.
+fn launch(twins: &mut Twins) -> Result<()> {
+    twins.nodes.iter_mut().try_for_each(|node| {
+        node.launch()?;
+        node.wait_usable().map(drop)
+    })
+}
+
+#[test]
+fn another_password_is_told_on_both_nodes_and_makes_no_two_owners() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let interval = Duration::from_secs(1);
+    let lines = ["one", "other"].map(|word| format!("version = 2\npassword = \"{word}\""));
+    let plan = Plan { lines, ..Plan::new(&[Way::DsrV4], interval) };
+    let mut twins = Twins::new(&Options::default(), plan)?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    for n in [0, 1] {
+        wait_event(&twins, n, &["main", "authentication"])
+            .or_else(|_| wait_event(&twins, n, &["main", "password"]))?;
+    }
+    // Longer than a router waits for one that it does not hear.
+    std::thread::sleep(interval * 5);
+    ensure!(twins.holders(Way::DsrV4.vip())? == [0], "{}", twins.logs());
+    Ok(())
+}
+
+#[test]
+fn a_peer_with_another_seed_is_refused_and_told_on_both_nodes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins = Twins::new(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    let config = std::fs::read_to_string(twins.nodes[1].config())?;
+    ensure!(config.contains("seed = \"0001"), "{config}");
+    let config = config.replace("seed = \"0001", "seed = \"ff01");
+    std::fs::write(twins.nodes[1].config(), config)?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    for n in [0, 1] {
+        wait_event(&twins, n, &["seed"])?;
+        wait::until(SOON, "the peer is refused", || {
+            let pair = twins.pair(n)?;
+            let peer = pair.peers.first().context("a peer")?;
+            let said = format!("{:?} {:?}", peer.refused, peer.problems);
+            ensure!(said.contains("seed"), "{peer:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_that_differs_is_told_on_both_nodes_and_the_others_are_synced() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let plan = Plan::new(&[Way::DsrV4, Way::IpipV4], INTERVAL);
+    let mut twins = Twins::new(&Options::default(), plan)?;
+    let mut services = twins.plan.services(&twins.lab);
+    services[1].backends.pop();
+    twins.nodes[1].configure(&services)?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    for n in [0, 1] {
+        wait_event(&twins, n, &[Way::IpipV4.name()])?;
+    }
+    let problems = twins.pair(0)?.peers.first().context("a peer")?.problems.join("; ");
+    ensure!(problems.contains(Way::IpipV4.name()), "{problems}");
+    ensure!(!problems.contains(Way::DsrV4.name()), "{problems}");
+    Ok(())
+}
+
+#[test]
+fn a_peer_with_another_key_is_no_peer_and_told_on_both_nodes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins = Twins::new(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    let config = std::fs::read_to_string(twins.nodes[1].config())?;
+    let other = router::KEY.replace('0', "f");
+    ensure!(config.contains(router::KEY), "{config}");
+    std::fs::write(twins.nodes[1].config(), config.replace(router::KEY, &other))?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    for n in [0, 1] {
+        wait_event(&twins, n, &["key"])?;
+        let pair = twins.pair(n)?;
+        ensure!(pair.peers.iter().all(|peer| !peer.connected), "{:?}", pair.peers);
+    }
+    Ok(())
+}

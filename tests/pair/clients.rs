@@ -1,0 +1,105 @@
+//! The clients of a pair, who are to notice nothing: long downloads, connections that ask for pages now
+//! and then, and a new one every five milliseconds.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use kit::{
+    arrivals::{self, Arrivals},
+    downloads::{self, Downloads},
+    load::{self, Load},
+    twins::Twins,
+    ways::Way,
+};
+
+/// Between two new connections, of all ways together.
+const EVERY: Duration = Duration::from_millis(5);
+
+/// How long a request may take: a SYN that is lost is sent again after one second, then three.
+const LIMIT: Duration = Duration::from_secs(8);
+
+/// Long downloads, of all ways together.
+const DOWNLOADS: usize = 48;
+
+/// The clients of one pair.
+pub struct Clients {
+    ways: Vec<(Way, Load, Arrivals, Option<Downloads>)>,
+    downloads: usize,
+}
+
+impl Clients {
+    /// Starts all; downloads that would take for `time` to come whole.
+    pub fn start(twins: &Twins, time: Duration) -> Result<Self> {
+        Self::begin(twins, Some(time))
+    }
+
+    /// Starts those that don't stay long.
+    pub fn start_short(twins: &Twins) -> Result<Self> {
+        Self::begin(twins, None)
+    }
+
+    fn begin(twins: &Twins, time: Option<Duration>) -> Result<Self> {
+        let (lab, ways) = (&twins.lab, &twins.plan.ways);
+        let each = DOWNLOADS / ways.len() / lab.webs.len();
+        let mut clients = Self { ways: Vec::new(), downloads: 0 };
+        for &way in ways {
+            let target = way.target();
+            let downloads = time.map(|time| {
+                let plan = downloads::Plan { target, each, time, patience: LIMIT };
+                Downloads::start(lab, plan)
+            });
+            let downloads = downloads.transpose()?;
+            clients.downloads += if downloads.is_some() { each * lab.webs.len() } else { 0 };
+            // Connections that go on for ever would hold a drain up.
+            let steady = if downloads.is_some() { 24 } else { 0 };
+            let pause = Duration::from_millis(200);
+            let load = load::Plan { target, steady, passing: 12, pause };
+            let load = Load::start(&lab.client.namespace, load)?;
+            let every = EVERY * ways.len() as u32;
+            let arrivals = arrivals::Plan { target, every, limit: LIMIT };
+            let arrivals = Arrivals::start(&lab.client.namespace, arrivals)?;
+            clients.ways.push((way, load, arrivals, downloads));
+        }
+        Ok(clients)
+    }
+
+    /// That nothing has broken until now; those that would be silent are given a while to show.
+    pub fn go_on(&self) -> Result<()> {
+        thread::sleep(Duration::from_millis(600));
+        for (way, load, _, downloads) in &self.ways {
+            let report = load.report();
+            ensure!(report.broken.is_empty(), "{}: {:?}", way.name(), report.broken);
+            let ended = downloads.as_ref().map_or(0, Downloads::ended);
+            ensure!(ended == 0, "{}: {ended} downloads have ended", way.name());
+        }
+        Ok(())
+    }
+
+    /// Ends all: every download got all its bytes until the end, every connection its answers, and
+    /// every request one.
+    pub fn finish(self) -> Result<()> {
+        let (mut whole, begun) = (0, Instant::now());
+        for (way, load, arrivals, downloads) in self.ways {
+            let name = way.name();
+            for download in downloads.map(Downloads::end).transpose()?.unwrap_or_default() {
+                ensure!(
+                    download.end.is_ok(),
+                    "{name}: {download:?}, {:?} ago",
+                    begun - download.at
+                );
+                whole += 1;
+            }
+            load.finish().check()?;
+            let arrivals = arrivals.finish()?;
+            let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
+            let (number, of) = (failed.len(), arrivals.len());
+            let first = &failed[..number.min(3)];
+            ensure!(number == 0, "{name}: {number} of {of} requests failed: {first:?}");
+        }
+        ensure!(whole == self.downloads, "{whole} of {} downloads are whole", self.downloads);
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! Two `lbd` that stand for each other, and real clients who are to notice nothing of what befalls
+//! them.
+
+mod agreement;
+mod clients;
+mod faults;
+mod partition;
+mod rolling;

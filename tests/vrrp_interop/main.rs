@@ -1,0 +1,158 @@
+//! `lbd` and Debian's keepalived as each other's peers: exactly one of them has the address, at all
+//! times but the failover itself, and that takes what RFC 9568 says.
+
+mod site;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kit::{
+    can_run,
+    lab::{VIPS_V4, VIPS_V6},
+    wait,
+};
+use site::{Change, Plan, ROUTER, Site, Who};
+
+/// Everything that makes the address move, from whoever has the higher priority to the other and back.
+fn the_address_moves_as_the_protocol_has_it(plan: Plan) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (higher, lower) = (plan.higher, plan.higher.other());
+    let high = plan.priority(higher);
+    let mut site = Site::start(plan)?;
+    site.step("nothing happens", higher, Change::None, |_| Ok(()))?;
+    site.step("the lower one stops", higher, Change::None, |site| site.stop(lower))?;
+    site.step("the lower one starts", higher, Change::None, |site| site.launch(lower))?;
+    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
+    site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
+    site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))?;
+    // It finds what it had left behind, and the other one at work.
+    let change = Change::Taken;
+    site.step("the killed one starts", higher, change, |site| site.launch(higher))?;
+    site.step("the lower one is killed", higher, Change::None, |site| site.kill(lower))?;
+    site.step("the lower one starts again", higher, Change::None, |site| site.launch(lower))?;
+    site.step("the higher one becomes the lowest", lower, Change::Taken, |site| {
+        site.reload(higher, 50)
+    })?;
+    site.step("it becomes the higher one again", higher, Change::Taken, |site| {
+        site.reload(higher, high)
+    })?;
+    let router = site.ours.poll_pair()?.router(ROUTER)?.clone();
+    assert!(router.counters.sent > 0 && router.counters.received > 0, "{router:?}");
+    assert_eq!((router.counters.auth_errors, router.counters.mismatches), (0, 0), "{router:?}");
+    Ok(())
+}
+
+#[test]
+fn lbd_leads_keepalived_over_ipv4() -> Result<()> {
+    the_address_moves_as_the_protocol_has_it(Plan::new(VIPS_V4[0], Who::Ours))
+}
+
+#[test]
+fn keepalived_leads_lbd_over_ipv4() -> Result<()> {
+    the_address_moves_as_the_protocol_has_it(Plan::new(VIPS_V4[0], Who::Theirs))
+}
+
+#[test]
+fn lbd_leads_keepalived_over_ipv6() -> Result<()> {
+    the_address_moves_as_the_protocol_has_it(Plan::new(VIPS_V6[0], Who::Ours))
+}
+
+#[test]
+fn keepalived_leads_lbd_over_ipv6() -> Result<()> {
+    the_address_moves_as_the_protocol_has_it(Plan::new(VIPS_V6[0], Who::Theirs))
+}
+
+/// Without preemption, who has the address keeps it until it goes.
+fn who_has_the_address_keeps_it(plan: Plan) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let plan = Plan { preempt: false, ..plan };
+    let (higher, lower) = (plan.higher, plan.higher.other());
+    let mut site = Site::start(plan)?;
+    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
+    site.step("the higher one starts", lower, Change::None, |site| site.launch(higher))?;
+    site.step("the lower one is killed", higher, Change::Silent, |site| site.kill(lower))?;
+    site.step("the killed one starts", higher, Change::Returned(lower), |site| site.launch(lower))
+}
+
+#[test]
+fn without_preemption_the_owner_stays_lbd_being_the_higher_one() -> Result<()> {
+    who_has_the_address_keeps_it(Plan::new(VIPS_V4[0], Who::Ours))
+}
+
+#[test]
+fn without_preemption_the_owner_stays_keepalived_being_the_higher_one() -> Result<()> {
+    who_has_the_address_keeps_it(Plan::new(VIPS_V6[0], Who::Theirs))
+}
+
+/// By unicast, and with nothing on the group.
+fn unicast_does_as_multicast_does(plan: Plan) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let plan = Plan { unicast: true, ..plan };
+    let (higher, lower) = (plan.higher, plan.higher.other());
+    let mut site = Site::start(plan)?;
+    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
+    site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
+    site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))?;
+    site.step("the killed one starts", higher, Change::Returned(higher), |site| site.launch(higher))
+}
+
+#[test]
+fn unicast_over_ipv4_does_as_multicast_does() -> Result<()> {
+    unicast_does_as_multicast_does(Plan::new(VIPS_V4[0], Who::Theirs))
+}
+
+#[test]
+fn unicast_over_ipv6_does_as_multicast_does() -> Result<()> {
+    unicast_does_as_multicast_does(Plan::new(VIPS_V6[0], Who::Ours))
+}
+
+/// Version 2 counts in seconds, so the story is short.
+fn version_2_with_a_password_moves_the_address(higher: Who) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let interval = Duration::from_secs(1);
+    let plan = Plan { interval, password: Some("lbtest"), ..Plan::new(VIPS_V4[0], higher) };
+    let lower = higher.other();
+    let mut site = Site::start(plan)?;
+    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
+    site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
+    site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))
+}
+
+#[test]
+fn version_2_with_a_password_moves_the_address_from_lbd() -> Result<()> {
+    version_2_with_a_password_moves_the_address(Who::Ours)
+}
+
+#[test]
+fn version_2_with_a_password_moves_the_address_from_keepalived() -> Result<()> {
+    version_2_with_a_password_moves_the_address(Who::Theirs)
+}
+
+#[test]
+fn another_password_is_told_and_its_advertisements_are_not_taken() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let interval = Duration::from_secs(1);
+    let plan = Plan { interval, password: Some("lbtest"), ..Plan::new(VIPS_V4[0], Who::Theirs) };
+    let mut site = Site::start(plan.clone())?;
+    let other = Plan { password: Some("another"), ..plan };
+    site.replace_theirs(&other)?;
+    wait::until(Duration::from_secs(10), "lbd tells of it", || {
+        let router = site.ours.poll_pair()?.router(ROUTER)?.clone();
+        ensure!(router.counters.auth_errors > 0, "{router:?}");
+        let events = site.ours.lbctl(&["events"])?;
+        ensure!(events.contains("password") || events.contains("authentic"), "{events}");
+        // Nobody that it may hear says that it is Active.
+        ensure!(router.is_active(), "{router:?}");
+        Ok(())
+    })
+}
