@@ -331,7 +331,11 @@ impl Rim {
     /// Whether a router that must not accept packets can't: without the filter it does not take part.
     fn is_filtered(&self, member: &Member) -> bool {
         let mut addresses = member.router.addresses.iter();
+        // One that takes part already goes on while the filter follows a change of it.
+        let follows = !self.filter.asked.is_empty()
+            && self.observed.sources.contains_key(&member.router.name);
         !super::filter::is_closed(&member.router)
+            || follows
             || addresses.all(|one| self.filter.done.contains(&one.address))
     }
 
