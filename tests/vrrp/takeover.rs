@@ -238,8 +238,8 @@ fn second_path_keeps_one_router_active_when_the_first_is_cut() -> Result<()> {
     }
     let [for_a, for_b] = &routers[..] else { unreachable!("there are two") };
     site.a.start(vec![for_a.clone()])?;
-    site.b.start(vec![for_b.clone()])?;
     site.a.wait_for(State::Active)?;
+    site.b.start(vec![for_b.clone()])?;
     site.b.wait_for(State::Backup)?;
 
     // Both keep their carrier: they hear nothing of each other on eth0.
