@@ -224,7 +224,7 @@ impl<B: Balancer> Daemon<B> {
     /// A peer has answered whether it takes over.
     pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>) {
         if let Some((handover, _)) = &mut self.handover {
-            handover.answered(peer, answer);
+            handover.answered(peer, answer, Instant::now());
         }
     }
 
@@ -233,6 +233,12 @@ impl<B: Balancer> Daemon<B> {
         let Some((handover, _)) = &mut self.handover else { return };
         let Some(endings) = handover.ended(Instant::now()) else { return };
         let Some((_, asker)) = self.handover.take() else { return };
+        // Who is still busy with the question must not take over when it is forgotten here.
+        let stay = endings.iter().filter(|ending| ending.outcome.is_err());
+        let asked: BTreeSet<PeerId> = stay.filter_map(|ending| ending.asked).collect();
+        if let Some(group) = &self.group {
+            asked.into_iter().for_each(|peer| group.rim.withdraw(peer));
+        }
         for Ending { name, outcome, .. } in &endings {
             let text = match outcome {
                 Ok(text) => format!("{name} is handed over: {text}"),

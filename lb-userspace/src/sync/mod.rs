@@ -150,6 +150,9 @@ pub trait Peers: Send {
     fn want_all(&self, peer: PeerId);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
+    /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not been told of the
+    /// question yet never is.
+    fn withdraw(&self, peer: PeerId);
     /// Answers [`Report::TakeOver`].
     fn answer(&self, peer: PeerId, answer: Result<(), String>);
     /// How they stand.

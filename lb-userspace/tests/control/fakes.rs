@@ -25,6 +25,7 @@ pub enum Deed {
     SendAll(PeerId, Vec<Piece>),
     WantAll(PeerId),
     Ask(PeerId, Vec<RouterKey>),
+    Withdraw(PeerId),
     Answer(PeerId, Result<(), String>),
     Roles(Vec<(ServiceKey, Role)>),
     Hold(Vec<ServiceKey>),
@@ -236,6 +237,10 @@ impl Peers for Script {
 
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
         self.deeds.push(Deed::Ask(peer, routers));
+    }
+
+    fn withdraw(&self, peer: PeerId) {
+        self.deeds.push(Deed::Withdraw(peer));
     }
 
     fn answer(&self, peer: PeerId, answer: Result<(), String>) {

@@ -123,6 +123,8 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
         "lbctl: main stays here: lb2 does not take it: it is to leave itself; nothing was interrupted; see 'lbctl vrrp status' on both nodes\n"
     );
     assert_eq!(ran.code, Some(1));
+    let withdrawn = |deed: &Deed| (*deed == Deed::Withdraw(PEER)).then_some(());
+    assert_eq!(lbd.script.deeds.of(withdrawn).len(), 1, "it does not take over any more");
     assert_eq!(steps(&lbd).last(), Some(&Deed::Hold(vec![])), "pins are made again");
     let told = handovers(&lbd).await;
     assert_eq!(

@@ -147,6 +147,18 @@ fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
 }
 
 #[test]
+fn a_yield_that_a_peer_was_asked_for_lasts_five_seconds_however_short_the_interval_is() {
+    let mut desk = Desk::active(Settings { interval: TENTH / 10, ..settings() });
+    desk.does(Event::Yield(Yield::Asked));
+    let begun = desk.now;
+    while desk.router.is_yielding() {
+        desk.wait();
+    }
+    assert_eq!(desk.now - begun, 5 * SECOND);
+    assert_eq!(desk.router.state(), State::Active);
+}
+
+#[test]
 fn a_stopped_router_keeps_its_addresses_if_nobody_takes_over_unless_told_otherwise() {
     for (release, end) in [
         (false, "initialize: was active, stopped"),

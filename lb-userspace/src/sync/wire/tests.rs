@@ -105,6 +105,7 @@ proptest! {
         (id, head) in any::<(u64, u64)>(), routers in vec(router_key(), 0..510), refusal in ".{0,60}",
     ) {
         round_trip(&Message::Ask { id, head, routers });
+        round_trip(&Message::Withdraw { id });
         round_trip(&Message::Answer { id, answer: Ok(()) });
         round_trip(&Message::Answer { id, answer: Err(&refusal) });
     }

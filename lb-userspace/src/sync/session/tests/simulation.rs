@@ -355,6 +355,12 @@ impl World {
         self.handle(at, Event::Ask(Self::peer(at, other), routers));
     }
 
+    /// A node goes on after all.
+    pub fn withdraw(&mut self, at: usize, other: usize) {
+        self.nodes[at].unanswered -= 1;
+        self.handle(at, Event::Withdraw(Self::peer(at, other)));
+    }
+
     /// A node has not taken what another one told.
     pub fn want_all(&mut self, at: usize, other: usize) {
         self.handle(at, Event::WantAll(Self::peer(at, other)));
