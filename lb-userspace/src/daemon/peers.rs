@@ -151,7 +151,7 @@ impl Group {
             peer.unlike.altogether.is_none()
                 && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
                 && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
-                && known.is_some_and(|status| status.connected && status.complete_there)
+                && known.is_some_and(|status| status.connected && status.follows)
         };
         let priority = |peer: &Peer| {
             let facts = peer.facts.iter().flat_map(|facts| &facts.routers);

@@ -176,6 +176,10 @@ pub struct PeerStatus {
     pub complete_here: bool,
     /// Whether the peer says that it has all of this node's.
     pub complete_there: bool,
+    /// Whether it has had all of this node's history once, and has got what was new ever since; the
+    /// last of that may be on its way. A question for a takeover waits for it.
+    #[serde(default)]
+    pub follows: bool,
     /// Why nothing is told to it or taken from it, if that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,

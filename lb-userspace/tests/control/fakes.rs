@@ -144,9 +144,14 @@ impl Script {
 
     /// It has told all of its flows, and knows all of this node's.
     pub fn is_synced(&self, peer: PeerId) {
-        self.connected.lock().expect("nobody panics")[usize::from(peer.0)].complete_there = true;
+        self.change(peer, |status| (status.complete_there, status.follows) = (true, true));
         self.says(sync::Report::Begins(peer));
         self.says(sync::Report::Complete(peer, true));
+    }
+
+    /// Something changes of how a peer stands.
+    pub fn change(&self, peer: PeerId, change: impl FnOnce(&mut PeerStatus)) {
+        change(&mut self.connected.lock().expect("nobody panics")[usize::from(peer.0)]);
     }
 
     pub fn says(&self, report: sync::Report) {
@@ -161,6 +166,7 @@ impl Script {
             since: None,
             complete_here: false,
             complete_there: false,
+            follows: false,
             refused: None,
             round_trip_micros: None,
             counters: PeerCounters::default(),

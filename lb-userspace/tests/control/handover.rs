@@ -105,6 +105,19 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
 }
 
 #[tokio::test]
+async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    lbd.script.change(PEER, |status| status.complete_there = false);
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains("main goes to lb2, which has all flows"), "{dry:?}");
+    lbd.script.change(PEER, |status| status.follows = false);
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains("main is given up by an advertisement"), "{dry:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;

@@ -44,6 +44,7 @@ fn peer(connected: bool) -> Peer {
             since: Some(now() - Duration::from_secs(7)),
             complete_here: true,
             complete_there: true,
+            follows: true,
             refused: None,
             round_trip_micros: Some(210),
             counters: PeerCounters { bytes_sent: 2_048, full_syncs: 2, ..Default::default() },

@@ -154,6 +154,11 @@ impl Outgoing {
         matches!(self.standing, Standing::Transferring(_) | Standing::Following)
     }
 
+    /// Whether it has had all, and gets what is new.
+    pub(super) const fn is_followed(&self) -> bool {
+        matches!(self.standing, Standing::Following)
+    }
+
     /// Whether it has said to have everything up to `head`.
     pub(super) fn has_all(&self, head: u64) -> bool {
         matches!(self.standing, Standing::Following) && self.acked > head

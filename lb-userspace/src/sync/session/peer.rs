@@ -115,6 +115,7 @@ impl Peer {
     pub(super) fn status(&self, log: &Log, now: Instant, wall: SystemTime) -> PeerStatus {
         let trust = self.trust.as_ref();
         let has_all = |trust: &Trust| trust.complete_there && trust.outgoing.has_all(log.head);
+        let follows = |trust: &Trust| trust.complete_there && trust.outgoing.is_followed();
         let since = self.changed.map(|at| wall - now.saturating_duration_since(at));
         let refused = self.unreadable.as_ref().filter(|_| trust.is_none());
         PeerStatus {
@@ -124,6 +125,7 @@ impl Peer {
             since,
             complete_here: trust.is_some_and(|trust| trust.incoming.is_complete()),
             complete_there: trust.is_some_and(has_all),
+            follows: trust.is_some_and(follows),
             refused: refused.map(|(_, why)| why.clone()),
             round_trip_micros: trust
                 .and_then(|trust| trust.round_trip)

@@ -153,6 +153,19 @@ fn a_takeover_that_was_withdrawn_is_told_to_nobody() {
 }
 
 #[test]
+fn a_peer_follows_while_the_last_news_are_on_their_way() {
+    let mut world = pair();
+    for number in 0..20 {
+        world.publish(0, vec![pins(number..number + 1, 1)]);
+        let [status] = &world.status(0)[..] else { panic!("one peer") };
+        assert!(status.follows && !status.complete_there, "{status:?}");
+        world.run(millis(10));
+    }
+    world.run(millis(300));
+    assert!(world.status(0)[0].complete_there);
+}
+
+#[test]
 fn all_comes_again_for_who_has_not_taken_it() {
     let mut world = pair();
     world.publish(0, vec![pins(0..10, 1)]);
