@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Balancer, Daemon,
+    BEAT, Balancer, Daemon,
     likeness::{Hasher, Unlike, compare},
     roles::{Candidate, Scene, Whose, services_of},
 };
@@ -22,8 +22,9 @@ use crate::{
     vrrp::{RouterKey, State},
 };
 
-/// How long a new pin may be made without the daemon; it says so again every ten milliseconds.
-const LEASE: Duration = Duration::from_millis(100);
+/// How long new pins may be made without the daemon, which says so again with each beat. Longer than two
+/// beats that are late, and no longer: peers know nothing of a pin that is made when it is dead.
+const LEASE: Duration = BEAT.saturating_mul(3);
 /// How long peers may take to be there, after a start, before a router preempts without their flows.
 const GATHERING: Duration = Duration::from_secs(10);
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.

@@ -31,6 +31,8 @@ pub struct Wires {
     pub ring_writes: AtomicU64,
     /// So many writes are still to fail.
     pub failing_writes: AtomicU64,
+    /// The longest that pins were leased for, in milliseconds.
+    pub longest_lease: AtomicU64,
     /// Whether sweeps fail.
     pub failing_sweeps: AtomicBool,
     /// What was done, by others as well.
@@ -127,6 +129,9 @@ impl Balancer for Wired {
 
     fn lease_pins(&mut self, until: Option<Duration>) {
         self.wires.deeds.push(Deed::Lease(until.is_some()));
+        let lease = until.map_or(0, |until| until.saturating_sub(Now::read().mono).as_millis());
+        let lease = u64::try_from(lease).unwrap_or(u64::MAX);
+        self.wires.longest_lease.fetch_max(lease, Ordering::SeqCst);
         self.engine.lease_pins(until);
     }
 

@@ -274,6 +274,9 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     assert_eq!(leases(&lbd), [false; 0], "nobody is told");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("they are leased", async || leases(&lbd).last() == Some(&true)).await;
+    // What is pinned after the daemon's death is known to nobody.
+    let longest = place.wires.longest_lease.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((20..=30).contains(&longest), "{longest} ms");
     lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
     eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
     assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
