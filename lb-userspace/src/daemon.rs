@@ -523,6 +523,7 @@ impl<B: Balancer> Daemon<B> {
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
         self.check_health();
+        self.release_stray_pins();
         // A service that is new is another node's, maybe: then nothing of it is written here first.
         self.assign_roles();
         self.reconcile();

@@ -214,6 +214,12 @@ impl<B: Balancer> Daemon<B> {
         self.look_at_handover();
     }
 
+    /// Flows of services that no router holds any more are pinned again: nobody would say so later.
+    pub(super) fn release_stray_pins(&mut self) {
+        let theirs = self.services_of(self.routers().iter().map(|router| router.key));
+        self.hold(self.held.intersection(&theirs).copied().collect());
+    }
+
     /// Flows of these routers' services may be pinned again.
     fn release_pins(&mut self, routers: impl IntoIterator<Item = RouterKey>) {
         let theirs = self.services_of(routers);

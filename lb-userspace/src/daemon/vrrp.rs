@@ -87,6 +87,7 @@ impl<B: Balancer> Daemon<B> {
         };
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
         self.vrrp.gather_states();
+        self.release_stray_pins();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
     }
 

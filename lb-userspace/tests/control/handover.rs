@@ -118,6 +118,21 @@ async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
 }
 
 #[tokio::test]
+async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let failover = begin(&place, "vrrp failover main");
+    asked(&lbd).await;
+    takes_over(&lbd, &place);
+    assert_eq!(failover.await.expect("no panic").code, Some(0));
+    lbd.script.deeds.take();
+    place.configure(&format!("{WEB}{SYNC}"));
+    assert_eq!(lbctl(&place, "config reload").await.code, Some(0));
+    deed(&lbd, "pins are made again", |deed| (*deed == Deed::Hold(vec![])).then_some(())).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
