@@ -19,6 +19,9 @@ pub(super) enum Whose {
     Own,
     /// This peer's, which is Active.
     Peers(PeerId),
+    /// That of whoever was Active last, as it was learnt: nobody is known who is now. Nothing of it
+    /// ends by this node's own silence, since it sees none of the packets.
+    Kept,
     /// Every node's.
     Shared,
 }
@@ -27,7 +30,7 @@ impl Whose {
     pub(super) const fn role(self) -> Role {
         match self {
             Self::Own => Role::Own,
-            Self::Peers(_) => Role::Follows,
+            Self::Peers(_) | Self::Kept => Role::Follows,
             Self::Shared => Role::Shared,
         }
     }
@@ -59,8 +62,9 @@ impl Scene<'_> {
     /// Whose history counts, for each service.
     ///
     /// A service without a virtual router is served by all nodes at once, as behind ECMP. A service
-    /// with one follows the Active node. While that is nobody who is known, each node goes by its own
-    /// history: what it has learnt so far is part of it.
+    /// with one follows the Active node. While that is nobody who is known, what was learnt so far is
+    /// kept. A node without peers goes by what it sees, and so does one whose Active peer has the
+    /// service otherwise: nobody would ever tell it what ends.
     pub(super) fn whose(&self) -> BTreeMap<ServiceKey, Whose> {
         let holders = holders(self.routers);
         let keys = self.desired.services.values().map(|service| service.key);
@@ -74,11 +78,20 @@ impl Scene<'_> {
         if self.states.get(&router) == Some(&State::Active) {
             return Whose::Own;
         }
-        let active = self.candidates.iter().filter(|peer| !peer.refused.contains(&service));
-        let active = active.filter_map(|peer| Some((peer.active.get(&router)?, peer.peer)));
+        if !self.has_peers {
+            return Whose::Own;
+        }
+        let active = self.candidates.iter().filter(|peer| peer.active.contains_key(&router));
+        let (refused, active): (Vec<_>, Vec<_>) =
+            active.partition(|peer| peer.refused.contains(&service));
+        let active = active.into_iter().map(|peer| (peer.active.get(&router), peer.peer));
         // For a moment there may be two: the one with the higher priority stays.
-        let leader = active.max_by_key(|(priority, peer)| (**priority, std::cmp::Reverse(*peer)));
-        leader.map_or(Whose::Own, |(_, peer)| Whose::Peers(peer))
+        let leader = active.max_by_key(|(priority, peer)| (*priority, std::cmp::Reverse(*peer)));
+        match leader {
+            Some((_, peer)) => Whose::Peers(peer),
+            None if refused.is_empty() => Whose::Kept,
+            None => Whose::Own,
+        }
     }
 }
 
@@ -131,8 +144,10 @@ mod tests {
         let table = [
             // This node, its peers, and whose history counts.
             (Some(Active), vec![], Whose::Own),
-            (Some(Backup), vec![], Whose::Own),
-            (Some(Backup), vec![peer(A, None, false)], Whose::Own),
+            (Some(Backup), vec![], Whose::Kept),
+            (Some(Fault), vec![], Whose::Kept),
+            (None, vec![], Whose::Kept),
+            (Some(Backup), vec![peer(A, None, false)], Whose::Kept),
             (Some(Backup), vec![peer(A, Some(100), false)], Whose::Peers(A)),
             (Some(Fault), vec![peer(A, Some(100), false)], Whose::Peers(A)),
             (Some(Initialize), vec![peer(A, Some(100), false)], Whose::Peers(A)),
@@ -168,6 +183,21 @@ mod tests {
                 candidates: &candidates,
             };
             assert_eq!(scene.whose()[&web().key], expected, "{state:?} {candidates:?}");
+        }
+    }
+
+    #[test]
+    fn without_peers_a_node_goes_by_what_it_sees() {
+        let (routers, desired) = (routers(), Desired { services: [("web".into(), web())].into() });
+        for state in State::ALL {
+            let scene = Scene {
+                desired: &desired,
+                routers: &routers,
+                states: &[(routers[0].key, state)].into(),
+                has_peers: false,
+                candidates: &[],
+            };
+            assert_eq!(scene.whose()[&web().key], Whose::Own, "{state}");
         }
     }
 

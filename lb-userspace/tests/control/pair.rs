@@ -222,7 +222,7 @@ async fn history_follows_who_is_active() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     let (main, web) = (main(&place), web(&place));
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     let piece = Piece::Ended { service: web, flows: Vec::new() };
@@ -230,7 +230,6 @@ async fn history_follows_who_is_active() {
     lbd.script.is_synced(PEER);
     lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()]));
     lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
-    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for again", wants).await;
     let learnt = |deed: &Deed| matches!(deed, Deed::Learn(_)).then(|| deed.clone());
@@ -329,7 +328,8 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     let mut stranger = alike;
     stranger.fingerprint.seed = 1;
     lbd.script.says(sync::Report::Facts(PEER, stranger));
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let refused_altogether = async || refused().await.len() == 2;
+    eventually("it is refused", refused_altogether).await;
     let json = lbctl(&place, "sync status -o json").await.out;
     let peers: Vec<lb_userspace::status::Peer> = serde_json::from_str(&json).expect(&json);
     let why = peers[0].session.refused.as_deref().expect("it is refused");
