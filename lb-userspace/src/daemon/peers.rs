@@ -13,7 +13,7 @@ use std::{
 use super::{
     BEAT, Balancer, Daemon,
     likeness::{Hasher, Unlike, compare},
-    roles::{Candidate, Scene, Whose, services_of},
+    roles::{Candidate, Scene, Tenure, Whose, services_of},
 };
 use crate::{
     desired::ServiceKey,
@@ -41,6 +41,8 @@ pub(super) struct Group {
     started: Instant,
     peers: BTreeMap<PeerId, Peer>,
     fingerprint: Fingerprint,
+    /// How often a peer was learnt to be Active for a router.
+    turns: u64,
     /// What was told last.
     told: Option<Facts>,
     /// Since when this node and a peer are both Active, and whether that was told.
@@ -51,6 +53,8 @@ pub(super) struct Group {
 #[derive(Default)]
 struct Peer {
     facts: Option<Facts>,
+    /// Routers that it is Active for, in the order in which that was learnt.
+    turns: BTreeMap<RouterKey, u64>,
     unlike: Unlike,
     /// Whether all of its history was told.
     complete: bool,
@@ -78,6 +82,7 @@ impl Group {
             started: Instant::now(),
             peers: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
+            turns: 0,
             told: None,
             both_active: BTreeMap::new(),
         }
@@ -96,6 +101,19 @@ impl Group {
         !self.peers.is_empty()
     }
 
+    /// A peer says this of itself from now on.
+    fn take_facts(&mut self, id: PeerId, facts: Facts) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.turns.retain(|key, _| is_active(&facts, *key));
+        for key in facts.routers.keys().filter(|key| is_active(&facts, **key)) {
+            peer.turns.entry(*key).or_insert_with(|| {
+                self.turns += 1;
+                self.turns
+            });
+        }
+        peer.facts = Some(facts);
+    }
+
     fn candidates(&self) -> Vec<Candidate> {
         let kin = self.peers.iter().filter(|(_, peer)| peer.unlike.altogether.is_none());
         let candidate = |(id, peer): (&PeerId, &Peer)| Candidate {
@@ -105,7 +123,11 @@ impl Group {
                 .iter()
                 .flat_map(|facts| &facts.routers)
                 .filter(|(_, router)| router.state == State::Active)
-                .map(|(key, router)| (*key, router.priority))
+                .map(|(key, router)| {
+                    let (source, priority) = (router.source, router.priority);
+                    let turn = peer.turns.get(key).copied().unwrap_or(0);
+                    (*key, Tenure { source, turn, priority })
+                })
                 .collect(),
             refused: peer.unlike.services.keys().copied().collect(),
         };
@@ -260,6 +282,7 @@ impl<B: Balancer> Daemon<B> {
             desired: &self.desired,
             routers: &self.config.routers.routers,
             states: &self.vrrp.states,
+            heard: &self.vrrp.heard(),
             has_peers: self.group.is_some(),
             candidates: &candidates,
         };
@@ -306,8 +329,8 @@ impl<B: Balancer> Daemon<B> {
                 }
             }
             Report::Facts(id, facts) => {
-                if let Some(peer) = self.peer(id) {
-                    peer.facts = Some(facts);
+                if let Some(group) = &mut self.group {
+                    group.take_facts(id, facts);
                 }
             }
             Report::WantsAll(id) => self.send_all(id),
@@ -495,6 +518,10 @@ impl<B: Balancer> Daemon<B> {
         });
         all.collect()
     }
+}
+
+fn is_active(facts: &Facts, router: RouterKey) -> bool {
+    facts.routers.get(&router).is_some_and(|facts| facts.state == State::Active)
 }
 
 /// The services whose pieces count when this peer tells them.

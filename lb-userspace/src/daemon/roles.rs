@@ -40,10 +40,20 @@ impl Whose {
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) peer: PeerId,
-    /// Routers that it is Active for, with its priority there.
-    pub(super) active: BTreeMap<RouterKey, u8>,
+    /// Routers that it is Active for, and how it came to be.
+    pub(super) active: BTreeMap<RouterKey, Tenure>,
     /// Services that it can't be followed in, since it has them otherwise.
     pub(super) refused: BTreeSet<ServiceKey>,
+}
+
+/// How a peer is Active, as it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tenure {
+    /// Where its advertisements come from.
+    pub(super) source: Option<IpAddr>,
+    /// It was learnt as the so many-th: of two, the later one has taken over.
+    pub(super) turn: u64,
+    pub(super) priority: u8,
 }
 
 /// Who is Active for what.
@@ -52,6 +62,8 @@ pub(super) struct Scene<'a> {
     pub(super) routers: &'a [Router],
     /// How this node's routers stand.
     pub(super) states: &'a BTreeMap<RouterKey, State>,
+    /// Who was heard to be Active for a router.
+    pub(super) heard: &'a BTreeMap<RouterKey, IpAddr>,
     /// Whether it has peers at all.
     pub(super) has_peers: bool,
     /// The peers that are there, and are no strangers.
@@ -84,11 +96,17 @@ impl Scene<'_> {
         let active = self.candidates.iter().filter(|peer| peer.active.contains_key(&router));
         let (refused, active): (Vec<_>, Vec<_>) =
             active.partition(|peer| peer.refused.contains(&service));
-        let active = active.into_iter().map(|peer| (peer.active.get(&router), peer.peer));
-        // For a moment there may be two: the one with the higher priority stays.
-        let leader = active.max_by_key(|(priority, peer)| (*priority, std::cmp::Reverse(*peer)));
+        let heard = self.heard.get(&router);
+        // There may be two for a moment, or one that is dead and not missed yet: it is the one whose
+        // advertisements come, or else the one that has taken over from the other.
+        let leader = active.into_iter().max_by_key(|peer| {
+            let tenure = peer.active.get(&router);
+            let is_heard = heard.is_some() && tenure.and_then(|t| t.source).as_ref() == heard;
+            let (turn, priority) = tenure.map_or((0, 0), |t| (t.turn, t.priority));
+            (is_heard, turn, priority, std::cmp::Reverse(peer.peer))
+        });
         match leader {
-            Some((_, peer)) => Whose::Peers(peer),
+            Some(leader) => Whose::Peers(leader.peer),
             None if refused.is_empty() => Whose::Kept,
             None => Whose::Own,
         }
@@ -129,9 +147,15 @@ mod tests {
 
     fn peer(peer: PeerId, priority: Option<u8>, refused: bool) -> Candidate {
         let router = routers()[0].key;
-        let active = priority.map(|priority| (router, priority)).into_iter().collect();
+        let source = Some(address(peer));
+        let tenure = |priority| Tenure { source, turn: 1, priority };
+        let active = priority.map(|priority| (router, tenure(priority))).into_iter().collect();
         let refused = if refused { [web().key].into() } else { BTreeSet::new() };
         Candidate { peer, active, refused }
+    }
+
+    fn address(peer: PeerId) -> IpAddr {
+        IpAddr::from([10, 0, 0, 3 + peer.0])
     }
 
     fn web() -> crate::desired::Service {
@@ -179,10 +203,36 @@ mod tests {
                 desired: &desired,
                 routers: &routers,
                 states: &states,
+                heard: &BTreeMap::new(),
                 has_peers: true,
                 candidates: &candidates,
             };
             assert_eq!(scene.whose()[&web().key], expected, "{state:?} {candidates:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_the_one_is_followed_that_is_heard_or_has_taken_over() {
+        let (routers, desired) = (routers(), Desired { services: [("web".into(), web())].into() });
+        let key = routers[0].key;
+        // B has taken over from A, which has the higher priority, is dead, and not missed yet.
+        let mut candidates = [peer(A, Some(200), false), peer(B, Some(100), false)];
+        candidates[1].active.get_mut(&key).expect("it is active").turn = 2;
+        for (heard, expected) in [
+            (None, B),
+            (Some(address(B)), B),
+            (Some(address(A)), A),
+            (Some(IpAddr::from([10, 0, 0, 99])), B),
+        ] {
+            let scene = Scene {
+                desired: &desired,
+                routers: &routers,
+                states: &[(key, State::Backup)].into(),
+                heard: &heard.map(|heard| (key, heard)).into_iter().collect(),
+                has_peers: true,
+                candidates: &candidates,
+            };
+            assert_eq!(scene.whose()[&web().key], Whose::Peers(expected), "{heard:?}");
         }
     }
 
@@ -194,6 +244,7 @@ mod tests {
                 desired: &desired,
                 routers: &routers,
                 states: &[(routers[0].key, state)].into(),
+                heard: &BTreeMap::new(),
                 has_peers: false,
                 candidates: &[],
             };
@@ -209,6 +260,7 @@ mod tests {
                 desired: &desired,
                 routers: &[],
                 states: &BTreeMap::new(),
+                heard: &BTreeMap::new(),
                 has_peers,
                 candidates: &[],
             };

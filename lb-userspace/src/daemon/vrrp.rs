@@ -5,7 +5,10 @@
 //! restart of `lbd` forwards all the while by the maps of its predecessor; then the facts are told at
 //! once, by what these maps say, so that addresses that are held still are advertised soon again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{Balancer, Daemon};
 use crate::{
@@ -56,6 +59,12 @@ impl Virtual {
             let most = self.states.entry(*key).or_default();
             *most = (*most).max(*state);
         }
+    }
+
+    /// Who was heard to be Active for each router, if somebody was.
+    pub(super) fn heard(&self) -> BTreeMap<RouterKey, IpAddr> {
+        let heard = self.rim.status().into_iter();
+        heard.filter_map(|status| Some((status.key, status.active?.address))).collect()
     }
 
     /// A router's state.
