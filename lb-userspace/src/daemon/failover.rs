@@ -156,8 +156,8 @@ impl<B: Balancer> Daemon<B> {
         if !asked.is_empty() {
             let services = self.services_of(asked);
             self.hold(services);
-            self.tell_news();
         }
+        self.tell_news_if_connected();
         for (keys, way) in &units {
             let how = match way {
                 Way::Asked(..) => Yield::Asked,

@@ -29,6 +29,8 @@ const LEASE: Duration = BEAT.saturating_mul(3);
 const GATHERING: Duration = Duration::from_secs(10);
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
+/// How long a peer that comes back is told what was pinned here until another node took over.
+const LEGACY: Duration = Duration::from_secs(10);
 /// Different things that could not be learnt of a peer, which are told.
 const TOLD: usize = 100;
 
@@ -45,6 +47,8 @@ pub(super) struct Group {
     turns: u64,
     /// What was told last.
     told: Option<Facts>,
+    /// What was pinned here when services ceased to be this node's own and a peer was not there.
+    legacy: Option<(Instant, Vec<Piece>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
     both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
 }
@@ -84,6 +88,7 @@ impl Group {
             fingerprint: Fingerprint::default(),
             turns: 0,
             told: None,
+            legacy: None,
             both_active: BTreeMap::new(),
         }
     }
@@ -153,6 +158,15 @@ impl Group {
                 }
                 Some(_) => false,
             })
+    }
+
+    /// What is left of this node's own history, of services that are not its own any more.
+    fn legacy_of(&self, whose: &BTreeMap<ServiceKey, Whose>) -> Vec<Piece> {
+        let fresh = self.legacy.as_ref().filter(|(at, _)| at.elapsed() < LEGACY);
+        let others = |piece: &&Piece| {
+            matches!(whose.get(&piece.service()), Some(Whose::Peers(_) | Whose::Kept))
+        };
+        fresh.into_iter().flat_map(|(_, pieces)| pieces).filter(others).cloned().collect()
     }
 
     /// What is wrong with a router, by what peers say of it.
@@ -288,6 +302,12 @@ impl<B: Balancer> Daemon<B> {
         };
         let whose = scene.whose();
         if whose != self.whose {
+            let was_own = |key: &&ServiceKey| self.whose.get(key) == Some(&Whose::Own);
+            let left = whose.iter().filter(|(_, whose)| **whose != Whose::Own).map(|(key, _)| key);
+            let left: BTreeSet<_> = left.filter(was_own).copied().collect();
+            if !left.is_empty() {
+                self.tell_last(&left);
+            }
             let roles = whose.iter().map(|(key, whose)| (*key, whose.role())).collect();
             let set = self.balancer.set_roles(roles, self.now());
             self.whose = whose;
@@ -392,12 +412,45 @@ impl<B: Balancer> Daemon<B> {
         self.tell_news();
         let now = self.now();
         match self.balancer.history(now) {
-            Ok(pieces) => {
+            Ok(mut pieces) => {
                 if let Some(group) = &self.group {
+                    pieces.extend(group.legacy_of(&self.whose));
                     group.rim.send_all(id, pieces);
                 }
             }
             Err(error) => self.history_fails(&error),
+        }
+    }
+
+    /// Tells what was not told yet of services that are about to be another node's: afterwards nothing
+    /// of them is told from here.
+    ///
+    /// While two nodes are Active for them, neither knows what the other one has pinned, and the one
+    /// that stays learns it here. A peer that is not there gets it when it comes, if that is soon.
+    fn tell_last(&mut self, services: &BTreeSet<ServiceKey>) {
+        self.tell_news_if_connected();
+        let Some(group) = &self.group else { return };
+        let is_apart = group.peers.len() < group.config.peers.len();
+        let both: BTreeSet<_> = group.both_active.keys().map(|(router, _)| *router).collect();
+        let both = self.services_of(both);
+        if !is_apart && both.is_disjoint(services) {
+            return;
+        }
+        let now = self.now();
+        let mut pieces = match self.balancer.history(now) {
+            Ok(pieces) => pieces,
+            Err(error) => return self.history_fails(&error),
+        };
+        pieces.retain(|piece| {
+            matches!(piece, Piece::Pins { .. }) && services.contains(&piece.service())
+        });
+        let Some(group) = &mut self.group else { return };
+        if is_apart {
+            group.legacy = Some((Instant::now(), pieces.clone()));
+        }
+        pieces.retain(|piece| both.contains(&piece.service()));
+        if !pieces.is_empty() {
+            group.rim.publish(pieces);
         }
     }
 
@@ -407,8 +460,19 @@ impl<B: Balancer> Daemon<B> {
             return;
         };
         let counted = counted(&self.whose, id, &peer.unlike);
-        let (taken, left): (Vec<_>, Vec<_>) =
-            pieces.into_iter().partition(|piece| counted.contains(&piece.service()));
+        let alike = |key: &ServiceKey| {
+            peer.unlike.altogether.is_none() && !peer.unlike.services.contains_key(key)
+        };
+        // Who tells pins of a service is Active for it, or was until now: beside this node, or before
+        // it. It is where their flows were; what is not pinned here is taken.
+        let late = |piece: &Piece| {
+            matches!(piece, Piece::Pins { .. })
+                && self.whose.get(&piece.service()) == Some(&Whose::Own)
+                && alike(&piece.service())
+        };
+        let (taken, left): (Vec<_>, Vec<_>) = pieces
+            .into_iter()
+            .partition(|piece| counted.contains(&piece.service()) || late(piece));
         for piece in left {
             peer.followed.remove(&piece.service());
         }
@@ -454,6 +518,13 @@ impl<B: Balancer> Daemon<B> {
             Err(error) => return self.history_fails(&error),
         }
         self.balancer.lease_pins(Some(now.mono + LEASE));
+    }
+
+    /// The same, if anybody is there. Without, pins need no lease.
+    pub(super) fn tell_news_if_connected(&mut self) {
+        if self.group.as_ref().is_some_and(Group::is_connected) {
+            self.tell_news();
+        }
     }
 
     /// Tells of routers that this node and a peer both hold, for longer than a handover takes.

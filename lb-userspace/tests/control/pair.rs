@@ -11,7 +11,10 @@ use lb_userspace::{
     events::Kind,
     netlink::Neighbourhood,
     status::{Pair, Status},
-    sync::{self, PeerId, Piece},
+    sync::{
+        self, PeerId, Piece,
+        piece::{Flow, Pin},
+    },
     vrrp::{Done as Answered, Notice, NoticeKind, Order, Report, Router, State},
 };
 
@@ -256,6 +259,83 @@ async fn history_follows_who_is_active() {
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
     deed(&lbd, "the other one gets it", sent).await;
     assert_eq!(lbd.script.deeds.of(learnt), [], "what is late does not count");
+    lbd.stop().await;
+}
+
+/// Flows that are pinned, as peers tell of them.
+fn pins(place: &Place, flow: u16) -> Piece {
+    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), flow);
+    let backend = IpAddr::from([10, 0, 0, 11]);
+    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    Piece::Pins { service: web(place), pins: vec![pin] }
+}
+
+#[tokio::test]
+async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    // Both are active for longer than a handover takes.
+    let both = async || !told(&lbd, Kind::VrrpTwoActive).await.is_empty();
+    eventually("both are active", both).await;
+    let (last, all) = (pins(&place, 1), pins(&place, 2));
+    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
+    *place.wires.history.lock().expect("nobody panics") = vec![ended, all.clone()];
+    *place.wires.news.lock().expect("nobody panics") = vec![last.clone()];
+    lbd.script.deeds.take();
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
+    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    let deeds = lbd.script.deeds.of(|deed| match deed {
+        Deed::Publish(_) | Deed::Roles(_) => Some(deed.clone()),
+        _ => None,
+    });
+    let roles = Deed::Roles(vec![(web(&place), Role::Follows)]);
+    let expected = [Deed::Publish(vec![last]), Deed::Publish(vec![all]), roles];
+    assert_eq!(deeds, expected, "what it has pinned meanwhile is known to nobody else");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let pins = pins(&place, 1);
+    *place.wires.history.lock().expect("nobody panics") = vec![pins.clone()];
+    // The other node was active as well, and is heard before its session is there.
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
+    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    let sent = |deed: &Deed| match deed {
+        Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
+        _ => None,
+    };
+    assert_eq!(deed(&lbd, "it is told", sent).await, [pins]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "10.0.0.3 has left");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let pins = pins(&place, 1);
+    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
+    lbd.script.says(sync::Report::Pieces(PEER, vec![ended, pins.clone()]));
+    let learnt = |deed: &Deed| match deed {
+        Deed::Learn(pieces) => Some(pieces.clone()),
+        _ => None,
+    };
+    assert_eq!(deed(&lbd, "they are learnt", learnt).await, [pins]);
     lbd.stop().await;
 }
 
