@@ -148,6 +148,9 @@ impl<D: DataPlane> Engine<D> {
         let keys: BTreeSet<_> = before.keys().chain(self.history.roles.keys()).copied().collect();
         for key in keys {
             let was = before.get(&key).copied().unwrap_or_default();
+            if was == Role::Follows {
+                self.keep_news(now);
+            }
             let history = &mut self.history;
             match (was, history.role(&key)) {
                 (was, is) if was == is => {}

@@ -29,12 +29,9 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// A map can't be read; the next call tells it.
     pub fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
+        self.keep_news(now);
         let Self { data_plane, history, .. } = self;
         let telling = &mut history.telling;
-        if let Some(since) = telling.ask(now.mono_secs()) {
-            telling.missed_since = Some(since.saturating_sub(MISSED_SECS));
-            self.applied.services.keys().for_each(|key| telling.ring(*key));
-        }
         let noted = &mut telling.noted;
         let all = data_plane
             .noted_pins(&mut |key| {
@@ -52,7 +49,10 @@ impl<D: DataPlane> Engine<D> {
         let mut pieces = Vec::new();
         let mut told_rings = Vec::new();
         for (key, news) in &self.history.telling.rings {
-            if self.history.role(key) != Role::Own || self.tell_ring(key, news, &mut pieces)? {
+            let settling = self.history.settling.get(key);
+            let settles = |slot| settling.is_some_and(|settling| settling.has(slot));
+            let is_told = self.history.role(key) != Role::Own;
+            if is_told || self.tell_ring(key, news, settles, &mut pieces)? {
                 told_rings.push(*key);
             }
         }
@@ -88,6 +88,15 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         Ok(pieces)
+    }
+
+    /// What changes from now on is kept as news. What was not kept meanwhile is.
+    pub(super) fn keep_news(&mut self, now: Now) {
+        let telling = &mut self.history.telling;
+        if let Some(since) = telling.ask(now.mono_secs()) {
+            telling.missed_since = Some(since.saturating_sub(MISSED_SECS));
+            self.applied.services.keys().for_each(|key| telling.ring(*key));
+        }
     }
 
     /// Clears the base owners of slots that were told to have settled, if they are quiet still.
@@ -137,10 +146,7 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// A map can't be read.
     pub fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
-        // What changes from now on is news.
-        if !self.history.telling.is_asked() {
-            self.history.telling.ask(now.mono_secs());
-        }
+        self.keep_news(now);
         let keys = self.told();
         let mut flows = Pins::new();
         let services: HashMap<_, _> =
@@ -165,7 +171,10 @@ impl<D: DataPlane> Engine<D> {
         }
         let mut pieces = Vec::new();
         for service in keys.into_values() {
-            self.tell_ring(&service, &RingNews::Whole, &mut pieces)?;
+            // What is about to settle is news to come: who stops here has a base owner there still.
+            let settling = self.history.settling.get(&service);
+            let settles = |slot| settling.is_some_and(|settling| settling.was_told(slot));
+            self.tell_ring(&service, &RingNews::Whole, settles, &mut pieces)?;
             if let Some(pins) = flows.remove(&service) {
                 pieces.push(Piece::Pins { service, pins });
             }
@@ -174,11 +183,13 @@ impl<D: DataPlane> Engine<D> {
         Ok(pieces)
     }
 
-    /// Tells of a service's ring; false if it is not known what it is: a write has failed.
+    /// Tells of a service's ring; false if it is not known what it is: a write has failed. Slots that
+    /// settle have no base owner any more.
     fn tell_ring(
         &self,
         key: &ServiceKey,
         news: &RingNews,
+        settles: impl Fn(u32) -> bool,
         pieces: &mut Vec<Piece>,
     ) -> Result<bool> {
         let Some(service) = self.applied.services.get(key) else { return Ok(true) };
@@ -188,8 +199,6 @@ impl<D: DataPlane> Engine<D> {
         let slots = slots.with_context(|| format!("read ring {}", service.id))?;
         let mut addresses = HashMap::new();
         let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| self.address_of(id));
-        let settling = self.history.settling.get(key);
-        let settles = |slot| settling.is_some_and(|settling| settling.has(slot));
         let mut base = |(slot, at): (u32, &Slot)| Base {
             slot,
             backend: address(at.owners().base).filter(|_| !settles(slot)),

@@ -135,9 +135,14 @@ pub struct Settling {
 }
 
 impl Settling {
-    /// Whether a slot is told to have settled.
+    /// Whether a slot is told to have settled by the next news.
     pub fn has(&self, slot: u32) -> bool {
-        self.quiet.contains(&slot) || self.told.contains(&slot)
+        self.quiet.contains(&slot) || self.was_told(slot)
+    }
+
+    /// Whether a slot was told to have settled.
+    pub fn was_told(&self, slot: u32) -> bool {
+        self.told.contains(&slot)
     }
 
     /// Takes in whether a slot is quiet; whether that is news.
