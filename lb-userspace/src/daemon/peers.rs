@@ -11,7 +11,8 @@ use std::{
 };
 
 use super::{
-    BEAT, Balancer, Daemon,
+    Balancer, Daemon,
+    flows::counted,
     likeness::{Hasher, Unlike, compare},
     roles::{Candidate, Scene, Tenure, Whose, services_of},
 };
@@ -22,17 +23,12 @@ use crate::{
     vrrp::{RouterKey, State},
 };
 
-/// How long new pins may be made without the daemon, which says so again with each beat. Longer than two
-/// beats that are late, and no longer: peers know nothing of a pin that is made when it is dead.
-const LEASE: Duration = BEAT.saturating_mul(3);
 /// How long peers may take to be there, after a start, before a router preempts without their flows.
 const GATHERING: Duration = Duration::from_secs(10);
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
 /// How long a peer that comes back is told what was pinned here until another node took over.
 const LEGACY: Duration = Duration::from_secs(10);
-/// Different things that could not be learnt of a peer, which are told.
-const TOLD: usize = 100;
 
 /// The peers.
 pub(super) struct Group {
@@ -41,33 +37,33 @@ pub(super) struct Group {
     hasher: Hasher,
     seed: [u8; 16],
     started: Instant,
-    peers: BTreeMap<PeerId, Peer>,
+    pub(super) peers: BTreeMap<PeerId, Peer>,
     fingerprint: Fingerprint,
     /// How often a peer was learnt to be Active for a router.
     turns: u64,
     /// What was told last.
     told: Option<Facts>,
     /// What was pinned here when services ceased to be this node's own and a peer was not there.
-    legacy: Option<(Instant, Vec<Piece>)>,
+    pub(super) legacy: Option<(Instant, Vec<Piece>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
-    both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
+    pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
 }
 
 /// What is known of a peer that is there.
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     facts: Option<Facts>,
     /// Routers that it is Active for, in the order in which that was learnt.
     turns: BTreeMap<RouterKey, u64>,
-    unlike: Unlike,
+    pub(super) unlike: Unlike,
     /// Whether all of its history was told.
     complete: bool,
     /// The services of which nothing was left out since it began.
-    followed: BTreeSet<ServiceKey>,
+    pub(super) followed: BTreeSet<ServiceKey>,
     /// Whether all of its history was asked for again, and has not begun.
     wanted: bool,
     /// What could not be learnt.
-    unlearnt: BTreeSet<String>,
+    pub(super) unlearnt: BTreeSet<String>,
 }
 
 impl Peer {
@@ -119,6 +115,11 @@ impl Group {
         peer.facts = Some(facts);
     }
 
+    /// Whether one of the configured peers is not there.
+    pub(super) fn misses_some(&self) -> bool {
+        self.peers.len() < self.config.peers.len()
+    }
+
     fn candidates(&self) -> Vec<Candidate> {
         let kin = self.peers.iter().filter(|(_, peer)| peer.unlike.altogether.is_none());
         let candidate = |(id, peer): (&PeerId, &Peer)| Candidate {
@@ -161,7 +162,7 @@ impl Group {
     }
 
     /// What is left of this node's own history, of services that are not its own any more.
-    fn legacy_of(&self, whose: &BTreeMap<ServiceKey, Whose>) -> Vec<Piece> {
+    pub(super) fn legacy_of(&self, whose: &BTreeMap<ServiceKey, Whose>) -> Vec<Piece> {
         let fresh = self.legacy.as_ref().filter(|(at, _)| at.elapsed() < LEGACY);
         let others = |piece: &&Piece| {
             matches!(whose.get(&piece.service()), Some(Whose::Peers(_) | Whose::Kept))
@@ -406,127 +407,6 @@ impl<B: Balancer> Daemon<B> {
         });
     }
 
-    /// Tells a peer all of this node's history.
-    fn send_all(&mut self, id: PeerId) {
-        // What the others have not been told yet is not to be told to this one twice.
-        self.tell_news();
-        let now = self.now();
-        match self.balancer.history(now) {
-            Ok(mut pieces) => {
-                if let Some(group) = &self.group {
-                    pieces.extend(group.legacy_of(&self.whose));
-                    group.rim.send_all(id, pieces);
-                }
-            }
-            Err(error) => self.history_fails(&error),
-        }
-    }
-
-    /// Tells what was not told yet of services that are about to be another node's: afterwards nothing
-    /// of them is told from here.
-    ///
-    /// While two nodes are Active for them, neither knows what the other one has pinned, and the one
-    /// that stays learns it here. A peer that is not there gets it when it comes, if that is soon.
-    fn tell_last(&mut self, services: &BTreeSet<ServiceKey>) {
-        self.tell_news_if_connected();
-        let Some(group) = &self.group else { return };
-        let is_apart = group.peers.len() < group.config.peers.len();
-        let both: BTreeSet<_> = group.both_active.keys().map(|(router, _)| *router).collect();
-        let both = self.services_of(both);
-        if !is_apart && both.is_disjoint(services) {
-            return;
-        }
-        let now = self.now();
-        let mut pieces = match self.balancer.history(now) {
-            Ok(pieces) => pieces,
-            Err(error) => return self.history_fails(&error),
-        };
-        pieces.retain(|piece| {
-            matches!(piece, Piece::Pins { .. }) && services.contains(&piece.service())
-        });
-        let Some(group) = &mut self.group else { return };
-        if is_apart {
-            group.legacy = Some((Instant::now(), pieces.clone()));
-        }
-        pieces.retain(|piece| both.contains(&piece.service()));
-        if !pieces.is_empty() {
-            group.rim.publish(pieces);
-        }
-    }
-
-    /// Learns what a peer tells, as far as it counts.
-    fn learn(&mut self, id: PeerId, pieces: Vec<Piece>) {
-        let Some(peer) = self.group.as_mut().and_then(|group| group.peers.get_mut(&id)) else {
-            return;
-        };
-        let counted = counted(&self.whose, id, &peer.unlike);
-        let alike = |key: &ServiceKey| {
-            peer.unlike.altogether.is_none() && !peer.unlike.services.contains_key(key)
-        };
-        // Who tells pins of a service is Active for it, or was until now: beside this node, or before
-        // it. It is where their flows were; what is not pinned here is taken.
-        let late = |piece: &Piece| {
-            matches!(piece, Piece::Pins { .. })
-                && self.whose.get(&piece.service()) == Some(&Whose::Own)
-                && alike(&piece.service())
-        };
-        let (taken, left): (Vec<_>, Vec<_>) = pieces
-            .into_iter()
-            .partition(|piece| counted.contains(&piece.service()) || late(piece));
-        for piece in left {
-            peer.followed.remove(&piece.service());
-        }
-        if taken.is_empty() {
-            return;
-        }
-        let now = self.now();
-        match self.balancer.learn(taken, now) {
-            Ok(unlearnt) => self.tell_unlearnt(id, unlearnt),
-            Err(error) => self.history_fails(&error),
-        }
-    }
-
-    fn tell_unlearnt(&mut self, id: PeerId, unlearnt: Vec<String>) {
-        let Some(group) = &mut self.group else { return };
-        let name = if unlearnt.is_empty() { String::new() } else { group.name(id) };
-        let Some(peer) = group.peers.get_mut(&id) else { return };
-        let mut news = Vec::new();
-        for text in unlearnt {
-            if peer.unlearnt.len() < TOLD && peer.unlearnt.insert(text.clone()) {
-                let message = format!("{name}: {text}");
-                news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
-            }
-        }
-        news.into_iter().for_each(|news| self.tell(news));
-    }
-
-    fn history_fails(&mut self, error: &anyhow::Error) {
-        // The sweep meets with the same, and tells of it.
-        tracing::debug!("the history of flows: {error:#}");
-    }
-
-    /// Tells the peers what has changed, and lets the program make pins for a while.
-    pub(super) fn tell_news(&mut self) {
-        let now = self.now();
-        match self.balancer.news(now) {
-            Ok(pieces) if pieces.is_empty() => {}
-            Ok(pieces) => {
-                if let Some(group) = &self.group {
-                    group.rim.publish(pieces);
-                }
-            }
-            Err(error) => return self.history_fails(&error),
-        }
-        self.balancer.lease_pins(Some(now.mono + LEASE));
-    }
-
-    /// The same, if anybody is there. Without, pins need no lease.
-    pub(super) fn tell_news_if_connected(&mut self) {
-        if self.group.as_ref().is_some_and(Group::is_connected) {
-            self.tell_news();
-        }
-    }
-
     /// Tells of routers that this node and a peer both hold, for longer than a handover takes.
     pub(super) fn look_for_two(&mut self, now: Instant) {
         let Some(group) = &mut self.group else { return };
@@ -593,20 +473,4 @@ impl<B: Balancer> Daemon<B> {
 
 fn is_active(facts: &Facts, router: RouterKey) -> bool {
     facts.routers.get(&router).is_some_and(|facts| facts.state == State::Active)
-}
-
-/// The services whose pieces count when this peer tells them.
-fn counted(
-    whose: &BTreeMap<ServiceKey, Whose>,
-    peer: PeerId,
-    unlike: &Unlike,
-) -> BTreeSet<ServiceKey> {
-    if unlike.altogether.is_some() {
-        return BTreeSet::new();
-    }
-    let theirs = whose.iter().filter(|(key, whose)| {
-        (**whose == Whose::Peers(peer) || **whose == Whose::Shared)
-            && !unlike.services.contains_key(key)
-    });
-    theirs.map(|(key, _)| *key).collect()
 }
