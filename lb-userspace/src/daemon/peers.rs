@@ -14,7 +14,7 @@ use super::{
     Balancer, Daemon,
     flows::counted,
     likeness::{Hasher, Unlike, compare},
-    roles::{Candidate, Scene, Tenure, Whose, services_of},
+    roles::{Candidate, Known, Scene, Tells, Tenure, Whose, is_unsynced, services_of},
 };
 use crate::{
     desired::ServiceKey,
@@ -23,8 +23,6 @@ use crate::{
     vrrp::{RouterKey, State},
 };
 
-/// How long peers may take to be there, after a start, before a router preempts without their flows.
-const GATHERING: Duration = Duration::from_secs(10);
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
 /// How long a peer that comes back is told what was pinned here until another node took over.
@@ -36,7 +34,6 @@ pub(super) struct Group {
     config: Config,
     hasher: Hasher,
     seed: [u8; 16],
-    started: Instant,
     pub(super) peers: BTreeMap<PeerId, Peer>,
     fingerprint: Fingerprint,
     /// How often a peer was learnt to be Active for a router.
@@ -79,7 +76,6 @@ impl Group {
             hasher: Hasher::new(&config.key),
             config,
             seed,
-            started: Instant::now(),
             peers: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
             turns: 0,
@@ -140,25 +136,49 @@ impl Group {
         kin.map(candidate).collect()
     }
 
-    /// Whether flows of a router are known to a peer that is there, or may come to be, and not here.
+    /// Whether this node has yet to learn flows of a router that a peer has which is there.
     pub(super) fn lacks_flows_of(
         &self,
         router: RouterKey,
         services: &BTreeSet<ServiceKey>,
     ) -> bool {
-        let gathers = self.peers.len() < self.config.peers.len();
-        (gathers && self.started.elapsed() < GATHERING)
-            || self.peers.values().any(|peer| match peer.state(router) {
-                // It has not said yet.
-                None => peer.facts.is_none(),
-                Some(State::Active) => {
-                    let all = services.iter();
-                    let mut kin = all.filter(|key| !peer.unlike.services.contains_key(key));
-                    peer.unlike.altogether.is_none()
-                        && (!peer.complete || kin.any(|key| !peer.followed.contains(key)))
-                }
-                Some(_) => false,
-            })
+        self.known_of(router, services).any(|known| match known.tells {
+            Tells::Nothing => true,
+            Tells::Active { all } => !all,
+            Tells::NotActive => false,
+        })
+    }
+
+    /// Whether a router that takes over from who was heard may break flows.
+    pub(super) fn is_unsynced(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+        heard: Option<IpAddr>,
+    ) -> bool {
+        let known: Vec<_> = self.known_of(router, services).collect();
+        is_unsynced(heard, &known, self.misses_some())
+    }
+
+    /// What is known of a router's flows, by peer. Those of whom nothing can be taken tell nothing that
+    /// could be waited for.
+    fn known_of(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+    ) -> impl Iterator<Item = Known> {
+        self.peers.values().map(move |peer| {
+            let facts = peer.facts.as_ref().and_then(|facts| facts.routers.get(&router));
+            let mut kin = services.iter().filter(|key| !peer.unlike.services.contains_key(key));
+            let stranger = peer.unlike.altogether.is_some();
+            let all = stranger || (peer.complete && kin.all(|key| peer.followed.contains(key)));
+            let tells = match (&peer.facts, facts.map(|facts| facts.state)) {
+                (None, _) => Tells::Nothing,
+                (_, Some(State::Active)) => Tells::Active { all },
+                _ => Tells::NotActive,
+            };
+            Known { source: facts.and_then(|facts| facts.source), tells }
+        })
     }
 
     /// What is left of this node's own history, of services that are not its own any more.

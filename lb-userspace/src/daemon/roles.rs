@@ -113,6 +113,45 @@ impl Scene<'_> {
     }
 }
 
+/// What a peer that is there tells of a router.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    /// Where its advertisements come from.
+    pub(super) source: Option<IpAddr>,
+    pub(super) tells: Tells,
+}
+
+/// Whether a peer is Active for a router, and what of its flows is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tells {
+    /// It has said nothing of itself yet.
+    Nothing,
+    /// It is not.
+    NotActive,
+    /// It is, and all of its flows that can be taken are known, or not.
+    Active { all: bool },
+}
+
+/// Whether a router that takes over from `heard` may break flows, since those of the Active node are
+/// not known here. It is asked before anybody is heard, too, and the answer must hold when somebody
+/// is: then there is no time to ask again. It keeps a router from nothing while nobody is heard.
+pub(super) fn is_unsynced(heard: Option<IpAddr>, known: &[Known], misses_some: bool) -> bool {
+    let lacks = |known: &Known| matches!(known.tells, Tells::Nothing | Tells::Active { all: false });
+    if known.iter().any(lacks) {
+        return true;
+    }
+    let has = |known: &Known| matches!(known.tells, Tells::Active { all: true });
+    match heard {
+        None => !known.iter().any(has),
+        Some(heard) => match known.iter().find(|known| known.source == Some(heard)) {
+            // One that does not say yet that it is Active has not told of its flows.
+            Some(known) => !has(known),
+            // It is none of the peers that are there: one that is not, or one that tells nothing ever.
+            None => misses_some,
+        },
+    }
+}
+
 /// The router of each virtual address.
 pub(super) fn holders(routers: &[Router]) -> BTreeMap<IpAddr, RouterKey> {
     let pairs = routers
@@ -265,6 +304,37 @@ mod tests {
                 candidates: &[],
             };
             assert_eq!(scene.whose()[&web().key], expected);
+        }
+    }
+
+    #[test]
+    fn nobody_preempts_without_the_flows_of_the_active_node() {
+        let known = |peer, tells| Known { source: Some(address(peer)), tells };
+        let (all, part) = (Tells::Active { all: true }, Tells::Active { all: false });
+        let stranger = Some(IpAddr::from([10, 0, 0, 99]));
+        let (a, b) = (Some(address(A)), Some(address(B)));
+        let table = [
+            // Who was heard, what is known of peers, whether some are missing; whether flows may be.
+            (None, vec![], true, true),
+            (a, vec![], true, true),
+            (a, vec![known(A, Tells::Nothing)], false, true),
+            (a, vec![known(A, part)], false, true),
+            (a, vec![known(A, all)], false, false),
+            (None, vec![known(A, all)], false, false),
+            // It has become Active just now, and has not said so, or was not heard yet.
+            (a, vec![known(A, Tells::NotActive)], false, true),
+            (None, vec![known(A, Tells::NotActive)], false, true),
+            // Three nodes.
+            (a, vec![known(A, all)], true, false),
+            (b, vec![known(A, Tells::NotActive)], true, true),
+            (b, vec![known(A, all), known(B, Tells::NotActive)], false, true),
+            (b, vec![known(A, Tells::NotActive), known(B, all)], false, false),
+            // A router that is no peer will never tell anything.
+            (stranger, vec![known(A, Tells::NotActive)], false, false),
+        ];
+        for (heard, known, misses_some, expected) in table {
+            let unsynced = is_unsynced(heard, &known, misses_some);
+            assert_eq!(unsynced, expected, "{heard:?} {known:?} {misses_some}");
         }
     }
 

@@ -11,7 +11,7 @@ use lb_userspace::{
     engine::Role,
     sync::{self, PeerCounters, PeerId, PeerStatus, Peers, Piece},
     vrrp::{
-        Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State, Transition, Vrrp,
+        ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State, Transition, Vrrp,
     },
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -118,6 +118,7 @@ impl Script {
         let mut all = self.routers.lock().expect("nobody panics");
         let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
         let from = std::mem::replace(&mut status.state, to);
+        status.counters.transitions += 1;
         cause.clone_into(&mut status.cause);
         let transition = Transition {
             router: router.name.clone(),
@@ -127,6 +128,13 @@ impl Script {
             cause: cause.into(),
         };
         self.vrrp.send(Report::Transition(transition)).expect("it is heard");
+    }
+
+    /// A router hears this one, from now on.
+    pub fn hears(&self, router: &Router, address: IpAddr) {
+        let mut all = self.routers.lock().expect("nobody panics");
+        let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
+        status.active = Some(ActiveRouter { address, priority: 100 });
     }
 
     /// A yield has ended.

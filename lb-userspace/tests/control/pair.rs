@@ -340,6 +340,39 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "eth0 is up");
+    let unsynced = || lbd.script.deeds.facts().is_some_and(|f| f.unsynced.contains(&main.key));
+    let at = |count| move |facts: &lb_userspace::vrrp::Facts| facts.transitions["main"] == count;
+    let told = async |count: u64| {
+        eventually("it is told", async || lbd.script.deeds.facts().as_ref().is_some_and(at(count)))
+            .await;
+    };
+    told(1).await;
+    assert!(unsynced(), "nobody is there to tell of flows");
+    // The session is there again before the peer says what has happened.
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.is_synced(PEER);
+    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.becomes(&main, State::Fault, "eth0 is down");
+    lbd.script.becomes(&main, State::Backup, "eth0 is up");
+    told(3).await;
+    assert!(unsynced(), "it is Active by now, and has not told of its flows");
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "all is asked for", wants).await;
+    assert!(unsynced());
+    lbd.script.is_synced(PEER);
+    eventually("it may preempt", async || !unsynced()).await;
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    eventually("it may not", async || unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn pins_are_leased_while_a_peer_is_told_of_them() {
     let place = Place::new(&all());
     let lbd = place.start().await;

@@ -109,6 +109,26 @@ fn a_draining_router_is_the_last_but_takes_over_when_nobody_is_heard() {
 }
 
 #[test]
+fn after_a_transition_a_router_waits_until_it_is_told_what_flows_are_known() {
+    let mut desk = Desk::active(settings());
+    let now = desk.router.tally().transitions;
+    desk.stand(|standing| standing.known_after = Some(now));
+    // Another one has taken over while it was not run, and is lower.
+    desk.after(10 * SECOND);
+    desk.hears(3, 50);
+    assert_eq!(desk.router.state(), State::Backup);
+    for _ in 0..10 {
+        desk.hears(3, 50);
+        assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 156 / 256), "it is heard");
+        desk.after(SECOND);
+    }
+    desk.stand(|standing| standing.known_after = Some(now + 1));
+    desk.hears(3, 50);
+    assert!(desk.due() < Some(3 * SECOND), "it is discarded: the timer runs out");
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+}
+
+#[test]
 fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
     let mut desk = Desk::new(settings());
     desk.stand(|standing| standing.priority = 255);

@@ -126,6 +126,9 @@ pub struct Standing {
     pub fault: Option<String>,
     /// Why it does not take over from a lower one, if so.
     pub holds_back: Option<String>,
+    /// After how many of its transitions `holds_back` was found; after another one it holds back
+    /// until that is found anew. None: it depends on none.
+    pub known_after: Option<u64>,
     /// Whether its node is to leave: it is the last choice of all.
     pub draining: bool,
 }
