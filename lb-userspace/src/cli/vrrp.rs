@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use hyper::Method;
 
-use super::{Misuse, args::Dry, change::Changer, table::Table};
+use super::{Misuse, args::Ask, change::Changer, table::Table};
 use crate::{
     api::Failover,
     status::{Pair, Peer, Status},
@@ -39,7 +39,7 @@ pub(super) struct FailoverArgs {
     #[arg(long, conflicts_with = "routers")]
     all: bool,
     #[command(flatten)]
-    dry: Dry,
+    ask: Ask,
 }
 
 /// What to do with peers.
@@ -58,12 +58,12 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
             let pair: Pair = client.get(PATH).await?;
             printer.print(&pair, || status(&pair, SystemTime::now()))
         }
-        VrrpCommand::Failover(FailoverArgs { routers, all, dry }) => {
+        VrrpCommand::Failover(FailoverArgs { routers, all, ask }) => {
             if routers.is_empty() && !all {
                 let message = "name the virtual routers to hand over, or say --all";
                 return Err(Misuse(message.into()).into());
             }
-            let changer = Changer { terms: (*dry).into(), ..*changer };
+            let changer = Changer { terms: (*ask).into(), ..*changer };
             let which = Failover { routers: routers.clone() };
             changer.make_with(Method::POST, &format!("{PATH}/failover"), &which).await
         }

@@ -83,9 +83,8 @@ impl<B: Balancer> Daemon<B> {
                 && self.whose.get(&piece.service()) == Some(&Whose::Own)
                 && alike(&piece.service())
         };
-        let (taken, left): (Vec<_>, Vec<_>) = pieces
-            .into_iter()
-            .partition(|piece| counted.contains(&piece.service()) || late(piece));
+        let (taken, left): (Vec<_>, Vec<_>) =
+            pieces.into_iter().partition(|piece| counted.contains(&piece.service()) || late(piece));
         for piece in left {
             peer.followed.remove(&piece.service());
         }

@@ -201,8 +201,13 @@ impl Group {
         found
     }
 
-    /// Who could take these routers over: it is Backup for all of them, has all flows, and stays.
-    pub(super) fn successor(&self, routers: &BTreeSet<RouterKey>) -> Option<PeerId> {
+    /// Who could take these routers over: it is Backup for all of them, has all flows but those that
+    /// it [refuses](Self::refused_by), and stays.
+    pub(super) fn successor(
+        &self,
+        routers: &BTreeSet<RouterKey>,
+        services: &BTreeSet<ServiceKey>,
+    ) -> Option<PeerId> {
         let status = self.rim.status();
         let fits = |(id, peer): &(&PeerId, &Peer)| {
             let known = status.get(usize::from(id.0));
@@ -215,8 +220,21 @@ impl Group {
             let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
             facts.filter(|(key, _)| routers.contains(key)).map(|(_, facts)| facts.priority).max()
         };
-        let best = self.peers.iter().filter(fits).max_by_key(|(_, peer)| priority(peer));
-        best.map(|(id, _)| *id)
+        // Who can take most of the flows.
+        let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
+        let fit = self.peers.iter().filter(fits);
+        fit.max_by_key(|(id, peer)| (lost(**id), priority(peer))).map(|(id, _)| *id)
+    }
+
+    /// The services of these whose flows a peer can't take, since it has them otherwise.
+    pub(super) fn refused_by(
+        &self,
+        peer: PeerId,
+        services: &BTreeSet<ServiceKey>,
+    ) -> BTreeSet<ServiceKey> {
+        let unlike = self.peers.get(&peer).map(|peer| &peer.unlike.services);
+        let refused = unlike.into_iter().flat_map(BTreeMap::keys);
+        refused.filter(|key| services.contains(key)).copied().collect()
     }
 }
 

@@ -136,7 +136,8 @@ pub(super) enum Tells {
 /// not known here. It is asked before anybody is heard, too, and the answer must hold when somebody
 /// is: then there is no time to ask again. It keeps a router from nothing while nobody is heard.
 pub(super) fn is_unsynced(heard: Option<IpAddr>, known: &[Known], misses_some: bool) -> bool {
-    let lacks = |known: &Known| matches!(known.tells, Tells::Nothing | Tells::Active { all: false });
+    let lacks =
+        |known: &Known| matches!(known.tells, Tells::Nothing | Tells::Active { all: false });
     if known.iter().any(lacks) {
         return true;
     }

@@ -298,8 +298,8 @@ impl<B: Balancer> Daemon<B> {
         let keys = self.routers().iter().map(|router| router.key);
         // What an Active router would know tells nothing of what it will have to know.
         let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
-        let unsynced = others
-            .filter(|key| group.is_unsynced(*key, &self.services_of([*key]), heard(*key)));
+        let unsynced =
+            others.filter(|key| group.is_unsynced(*key, &self.services_of([*key]), heard(*key)));
         unsynced.collect()
     }
 

@@ -11,7 +11,8 @@ use lb_userspace::{
     engine::Role,
     sync::{self, PeerCounters, PeerId, PeerStatus, Peers, Piece},
     vrrp::{
-        ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State, Transition, Vrrp,
+        ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State,
+        Transition, Vrrp,
     },
 };
 use tokio::sync::mpsc::UnboundedSender;

@@ -133,6 +133,30 @@ async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
 }
 
 #[tokio::test]
+async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let mut unlike = facts(&lbd, &place, State::Backup).await;
+    unlike.fingerprint.services.remove(&web(&place));
+    lbd.script.says(sync::Report::Facts(PEER, unlike));
+    let heard = async || lbctl(&place, "vrrp status").await.out.contains("is no service there");
+    eventually("it is heard", heard).await;
+    let lost = "the flows of web break: lb2 has the service otherwise";
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains(&format!("\n  main goes to lb2\n  {lost}\n")), "{dry:?}");
+    let refused = lbctl(&place, "vrrp failover main").await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains(lost) && refused.err.contains("--yes"), "{refused:?}");
+    assert_eq!(steps(&lbd), []);
+    let failover = begin(&place, "vrrp failover main --yes");
+    asked(&lbd).await;
+    takes_over(&lbd, &place);
+    assert_eq!(failover.await.expect("no panic").code, Some(0));
+    assert!(handovers(&lbd).await.iter().any(|told| told == lost));
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
