@@ -13,7 +13,7 @@ use std::{
 use super::{
     Balancer, Daemon,
     flows::counted,
-    likeness::{Hasher, Unlike, compare},
+    likeness::{Apart, Hasher, Unlike, compare},
     roles::{Candidate, Known, Scene, Tells, Tenure, Whose, is_unsynced, services_of},
 };
 use crate::{
@@ -53,6 +53,7 @@ pub(super) struct Peer {
     /// Routers that it is Active for, in the order in which that was learnt.
     turns: BTreeMap<RouterKey, u64>,
     pub(super) unlike: Unlike,
+    apart: Apart,
     /// Whether all of its history was told.
     complete: bool,
     /// The services of which nothing was left out since it began.
@@ -297,9 +298,10 @@ impl<B: Balancer> Daemon<B> {
         let Some(own) = &group.told else { return };
         let mut news = Vec::new();
         let mut changed = Vec::new();
-        for (id, peer) in &group.peers {
+        for (id, peer) in &mut group.peers {
             let Some(theirs) = &peer.facts else { continue };
-            let unlike = compare(own, theirs, &self.desired, &self.config.routers.routers);
+            let mut unlike = compare(own, theirs, &self.desired, &self.config.routers.routers);
+            peer.apart.lasting(&mut unlike.backends, Instant::now());
             if unlike != peer.unlike {
                 changed.push((*id, unlike));
             }

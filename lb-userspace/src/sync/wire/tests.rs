@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     desired::{Protocol, ServiceKey},
-    sync::{Facts, Fingerprint, RouterFacts},
+    sync::{Facts, Fingerprint, Likeness, RouterFacts},
     vrrp::{Family, RouterKey, State},
 };
 
@@ -37,7 +37,9 @@ fn router_facts() -> impl Strategy<Value = RouterFacts> {
 
 fn facts() -> impl Strategy<Value = Facts> {
     let routers = proptest::collection::btree_map(router_key(), router_facts(), 0..60);
-    let services = proptest::collection::btree_map(service_key(), any::<u64>(), 0..200);
+    let likeness =
+        any::<(u64, u64)>().prop_map(|(settings, backends)| Likeness { settings, backends });
+    let services = proptest::collection::btree_map(service_key(), likeness, 0..200);
     (any::<u64>(), services, routers, any::<bool>()).prop_map(
         |(seed, services, routers, draining)| Facts {
             fingerprint: Fingerprint { seed, services },
