@@ -162,20 +162,38 @@ impl Balancer {
     ///
     /// If it does not.
     pub fn launch(&mut self) -> Result<()> {
+        self.begin()?;
+        self.wait_answers()
+    }
+
+    /// Starts `lbd` and waits for nothing.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start, or runs already.
+    pub fn begin(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "lbd runs already");
         let lbd = self.binaries.join("lbd");
         let config = self.config();
         let config = config.to_string_lossy();
         let log = self.folder.join("lbd.log");
-        let mut process =
-            Process::start(&self.namespace, &lbd, &["--config", &config], &log, self.orphan)?;
-        wait::until(SOON, "lbd answers", || {
-            process.check()?;
-            self.status()
-        })
-        .with_context(|| format!("lbd wrote:\n{}", process.log()))?;
+        let args = ["--config", &config];
+        let process = Process::start(&self.namespace, &lbd, &args, &log, self.orphan)?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Waits until `lbd` answers.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub fn wait_answers(&mut self) -> Result<()> {
+        let answers = wait::until(SOON, "lbd answers", || {
+            self.check()?;
+            self.status()
+        });
+        answers.map(drop).with_context(|| format!("lbd wrote:\n{}", self.log()))
     }
 
     /// Waits until every backend of every service can be sent to.

@@ -3,13 +3,14 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -53,8 +54,26 @@ pub struct Report {
     pub requests: u64,
     /// Connections by the backend that answered.
     pub by_backend: BTreeMap<String, u64>,
-    /// Connections that could not be opened, broke, or changed their backend: what happened.
-    pub broken: Vec<String>,
+    /// Connections that could not be opened, broke, or changed their backend.
+    pub broken: Vec<Broken>,
+}
+
+/// A connection that broke.
+#[derive(Clone)]
+pub struct Broken {
+    /// When it was opened, or was to be.
+    pub opened: Instant,
+    /// When it broke.
+    pub at: Instant,
+    /// What happened.
+    pub what: String,
+}
+
+impl fmt::Debug for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (age, ago) = (self.at - self.opened, self.at.elapsed());
+        write!(f, "{} (after {age:.3?}, {ago:.3?} ago)", self.what)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -80,7 +99,7 @@ impl Load {
             let builder = thread::Builder::new().stack_size(256 << 10);
             let thread = builder.spawn(move || {
                 if let Err(err) = namespace::join(&path) {
-                    return shared.broken(&format!("{err:#}"));
+                    return shared.broken(Instant::now(), &format!("{err:#}"));
                 }
                 if n < plan.steady { shared.steady(plan) } else { shared.passing(plan, n) }
             });
@@ -168,9 +187,9 @@ impl Shared {
 
     /// One connection from its beginning to its end.
     fn connection(&self, plan: Plan, go_on: &mut dyn FnMut(usize) -> bool) {
-        let mut told = String::new();
+        let (mut told, opened) = (String::new(), Instant::now());
         if let Err(err) = self.requests(plan, go_on, &mut told) {
-            self.broken(&format!("{told}{err:#}"));
+            self.broken(opened, &format!("{told}{err:#}"));
             thread::sleep(plan.pause);
         }
     }
@@ -203,9 +222,10 @@ impl Shared {
         Ok(())
     }
 
-    fn broken(&self, what: &str) {
+    fn broken(&self, opened: Instant, what: &str) {
+        let broken = Broken { opened, at: Instant::now(), what: what.to_owned() };
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.broken.push(what.to_owned());
+        report.broken.push(broken);
     }
 }
 

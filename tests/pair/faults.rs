@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
+    balancer::Balancer,
     can_run,
     lab::Options,
     owners::Watch,
@@ -162,12 +163,8 @@ fn of_two_nodes_that_start_at_once_one_is_active() -> Result<()> {
             let nodes = twins.lab.pair()?.map(|host| &host.namespace);
             Watch::start(&nodes, Way::DsrV4.vip())?
         };
-        let [one, other] = &mut twins.nodes;
-        thread::scope(|scope| {
-            let one = scope.spawn(|| one.launch());
-            other.launch()?;
-            one.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
-        })?;
+        twins.nodes.iter_mut().try_for_each(Balancer::begin)?;
+        twins.nodes.iter_mut().try_for_each(Balancer::wait_answers)?;
         twins.wait_active(0).with_context(|| format!("round {round}"))?;
         twins.wait_synced()?;
         thread::sleep(INTERVAL * 4);

@@ -170,7 +170,7 @@ impl Place {
     }
 }
 
-fn hop() -> NextHop {
+pub fn hop() -> NextHop {
     NextHop {
         ifindex: 2,
         interface: "eth0".into(),

@@ -1,1 +1,367 @@
+//! Addresses that move on purpose: by `lbctl vrrp failover`, by a drain, at the end.
 
+use std::{net::IpAddr, time::Duration};
+
+use lb_userspace::{
+    daemon::{Ended, Signal},
+    events::Kind,
+    status::Status,
+    sync,
+    vrrp::{Order, State, Yield},
+};
+use tokio::task::JoinHandle;
+
+use crate::{
+    cli::{Ran, lbctl, lbctl_command},
+    common::{Place, Running, WEB, events, eventually},
+    fakes::Deed,
+    pair::{PEER, PEER_ADDRESS, ROUTER, SYNC, all, deed, facts, main, web},
+};
+
+/// Runs lbctl while the test goes on.
+fn begin(place: &Place, line: &str) -> JoinHandle<Ran> {
+    let mut command = lbctl_command(&place.socket(), line);
+    tokio::task::spawn_blocking(move || command.output().expect("it runs").into())
+}
+
+/// A node that is active, with a peer that knows its flows.
+async fn pair(place: &Place) -> Running {
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(place), State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, place, State::Backup).await);
+    lbd.script.is_synced(PEER);
+    let synced = async || {
+        let peers: Vec<lb_userspace::status::Peer> =
+            lbd.client.get("/v1/peers").await.expect("it answers");
+        peers[0].session.complete_here && peers[0].session.complete_there
+    };
+    eventually("they are synced", synced).await;
+    lbd.script.deeds.take();
+    lbd
+}
+
+/// What matters of a handover, in order.
+fn steps(lbd: &Running) -> Vec<Deed> {
+    lbd.script.deeds.of(|deed| match deed {
+        Deed::Hold(_) | Deed::Ask(..) | Deed::Answer(..) | Deed::Detach => Some(deed.clone()),
+        Deed::Order(Order::Yield(..) | Order::Take(_) | Order::Stop { .. }) => Some(deed.clone()),
+        _ => None,
+    })
+}
+
+async fn asked(lbd: &Running) {
+    deed(lbd, "the peer is asked", |deed| matches!(deed, Deed::Ask(..)).then_some(())).await;
+}
+
+/// The peer takes over, and is heard.
+fn takes_over(lbd: &Running, place: &Place) {
+    let main = main(place);
+    lbd.script.says(sync::Report::Answer(PEER, Ok(())));
+    lbd.script.yielded(&main, Ok(PEER_ADDRESS));
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has taken over");
+}
+
+async fn handovers(lbd: &Running) -> Vec<String> {
+    let events = events(&lbd.client).await.into_iter();
+    let of = events.filter(|event| event.news.kind == Kind::VrrpHandover);
+    of.map(|event| event.news.message).collect()
+}
+
+#[tokio::test]
+async fn a_peer_takes_over_when_it_knows_all_flows() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let (key, web) = (main(&place).key, web(&place));
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert_eq!(
+        dry.out,
+        "dry run, nothing was changed: main handed over\n  main goes to lb2, which has all flows\n  no flow moves\n"
+    );
+    assert_eq!(steps(&lbd), []);
+    let failover = begin(&place, "vrrp failover main");
+    asked(&lbd).await;
+    assert_eq!(
+        steps(&lbd),
+        [
+            Deed::Hold(vec![web]),
+            // Before the other one is asked: it may be heard at once.
+            Deed::Order(Order::Yield(key, Yield::Asked)),
+            Deed::Ask(PEER, vec![key]),
+        ]
+    );
+    let busy = lbctl(&place, "vrrp failover --all").await;
+    assert_eq!(busy.err, "lbctl: a handover is under way; wait for its end\n");
+    takes_over(&lbd, &place);
+    let ran = failover.await.expect("no panic");
+    assert!(
+        ran.out.starts_with("main handed over\n  main: lb2 (10.0.0.3) has it, after "),
+        "{ran:?}"
+    );
+    assert_eq!(ran.code, Some(0));
+    assert_eq!(steps(&lbd).len(), 3, "nothing is pinned until it is active again");
+    lbd.script.becomes(&main(&place), State::Active, "it has come back");
+    deed(&lbd, "pins are made again", |deed| (*deed == Deed::Hold(vec![])).then_some(())).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_refuses_leaves_everything_as_it_is() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let failover = begin(&place, "vrrp failover --all");
+    asked(&lbd).await;
+    lbd.script.says(sync::Report::Answer(PEER, Err("it is to leave itself".into())));
+    // What comes after the answer is seen.
+    let leaves = sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
+    lbd.script.says(sync::Report::Facts(PEER, leaves));
+    let seen = async || lbctl(&place, "vrrp status").await.out.contains(", draining");
+    eventually("it is heard", seen).await;
+    lbd.script.yielded(&main(&place), Err("no other router has become active"));
+    let ran = failover.await.expect("no panic");
+    assert_eq!(
+        ran.err,
+        "lbctl: main stays here: lb2 does not take it: it is to leave itself; nothing was interrupted; see 'lbctl vrrp status' on both nodes\n"
+    );
+    assert_eq!(ran.code, Some(1));
+    assert_eq!(steps(&lbd).last(), Some(&Deed::Hold(vec![])), "pins are made again");
+    let told = handovers(&lbd).await;
+    assert_eq!(
+        told,
+        ["main is not handed over, and stays: lb2 does not take it: it is to leave itself"]
+    );
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_goes_while_it_is_asked_is_told_of() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let failover = begin(&place, "vrrp failover main");
+    asked(&lbd).await;
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    let lost = |event: &lb_userspace::events::Event| event.news.kind == Kind::PeerLost;
+    eventually("it is gone", async || events(&lbd.client).await.iter().any(lost)).await;
+    lbd.script.yielded(&main(&place), Err("no other router has become active"));
+    let ran = failover.await.expect("no panic");
+    assert!(ran.err.contains("main stays here: lb2 does not take it: it is gone"), "{ran:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_peer_others_are_told_by_an_advertisement() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let lbd = place.start().await;
+    let key = main(&place).key;
+    for (line, expected) in [
+        ("vrrp failover", "lbctl: name the virtual routers to hand over, or say --all\n"),
+        ("vrrp failover mian", "lbctl: no virtual router mian; did you mean main?\n"),
+        (
+            "vrrp failover main",
+            "lbctl: main is not active here: it is in state initialize; run this on the node that is active; see 'lbctl vrrp status'\n",
+        ),
+        (
+            "vrrp failover --all",
+            "lbctl: no virtual router is active here; run this on the node that is active; see 'lbctl vrrp status'\n",
+        ),
+    ] {
+        assert_eq!(lbctl(&place, line).await.err, expected, "{line}");
+    }
+    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    let told = |deed: &Deed| (*deed == Deed::Order(Order::Yield(key, Yield::Told))).then_some(());
+    for (by, code, expected) in [
+        (
+            Err("nobody else is there"),
+            1,
+            "main stays here: nobody else is there; nothing was interrupted",
+        ),
+        (Ok(IpAddr::from([10, 0, 0, 9])), 0, "main handed over\n  main: 10.0.0.9 has it, after "),
+    ] {
+        lbd.script.deeds.take();
+        eventually("it is active", async || {
+            lbctl(&place, "vrrp failover main --dry-run").await.code == Some(0)
+        })
+        .await;
+        let failover = begin(&place, "vrrp failover main");
+        deed(&lbd, "others are told", told).await;
+        lbd.script.yielded(&main(&place), by);
+        let ran = failover.await.expect("no panic");
+        assert_eq!(ran.code, Some(code), "{ran:?}");
+        assert!(format!("{}{}", ran.out, ran.err).contains(expected), "{ran:?}");
+    }
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn this_node_takes_over_only_what_it_can_serve() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let key = main(&place).key;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    let answers = |lbd: &Running| {
+        lbd.script.deeds.of(|deed| match deed {
+            Deed::Answer(PEER, answer) => Some(answer.clone()),
+            _ => None,
+        })
+    };
+    let ask = async |expected: Result<(), &str>| {
+        lbd.script.deeds.take();
+        lbd.script.says(sync::Report::TakeOver(PEER, vec![key]));
+        eventually("it is answered", async || !answers(&lbd).is_empty()).await;
+        assert_eq!(answers(&lbd), [expected.map_err(str::to_owned)]);
+    };
+    ask(Err("main does not take part there yet")).await;
+    let is = async |kind| events(&lbd.client).await.iter().any(|event| event.news.kind == kind);
+    lbd.script.becomes(&main(&place), State::Fault, "eth0 is down");
+    eventually("it is in fault", async || is(Kind::VrrpFault).await).await;
+    ask(Err("main is in fault there")).await;
+    lbd.script.becomes(&main(&place), State::Backup, "eth0 is up");
+    eventually("it is backup", async || is(Kind::VrrpBackup).await).await;
+    ask(Err("not all flows of main are known there")).await;
+    lbd.script.is_synced(PEER);
+    let take = |deed: &Deed| (*deed == Deed::Order(Order::Take(key))).then_some(());
+    assert_eq!(lbd.script.deeds.of(take), []);
+    ask(Ok(())).await;
+    assert_eq!(steps(&lbd), [Deed::Order(Order::Take(key)), Deed::Answer(PEER, Ok(()))]);
+    assert_eq!(
+        handovers(&lbd).await.last().map(String::as_str),
+        Some("this node takes main over from lb2")
+    );
+    lbctl(&place, "node drain").await;
+    ask(Err("the node is to leave itself")).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_drains_hands_over_first_and_does_not_come_back() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let drain = begin(&place, "node drain");
+    asked(&lbd).await;
+    let draining = || lbd.script.deeds.facts().is_some_and(|facts| facts.draining);
+    assert!(!draining(), "the peer is asked, and does not preempt by itself");
+    takes_over(&lbd, &place);
+    let ran = drain.await.expect("no panic");
+    assert!(
+        ran.out.starts_with("this node drains\n  main: lb2 (10.0.0.3) has it, after "),
+        "{ran:?}"
+    );
+    assert!(!ran.out.contains("nothing takes over by itself"), "{ran:?}");
+    eventually("it does not preempt", async || draining()).await;
+    assert_eq!(lbctl(&place, "node enable").await.code, Some(0));
+    eventually("it may", async || !draining()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_vip_that_no_router_holds_is_moved_by_hand() {
+    let place = Place::new(&format!("{WEB}{}", ROUTER.replace("0.100", "0.101")));
+    let lbd = place.start().await;
+    let ran = lbctl(&place, "node drain").await;
+    assert!(
+        ran.out.contains("nothing takes over by itself: no virtual router holds 10.0.0.100;"),
+        "{ran:?}"
+    );
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    lbd.script.hold_end();
+    let key = main(&place).key;
+    lbd.signals.send(Signal::Stop).await.expect("it runs");
+    asked(&lbd).await;
+    // It answers until the end.
+    let _: Status = lbd.client.get("/v1/status").await.expect("it answers");
+    takes_over(&lbd, &place);
+    let stop = Deed::Order(Order::Stop { release: false });
+    deed(&lbd, "the routers end", |deed| (*deed == stop).then_some(())).await;
+    assert_eq!(
+        steps(&lbd),
+        [
+            Deed::Hold(vec![web(&place)]),
+            Deed::Order(Order::Yield(key, Yield::Asked)),
+            Deed::Ask(PEER, vec![key]),
+            stop,
+        ]
+    );
+    assert!(!lbd.task.is_finished());
+    lbd.script.vrrp.send(lb_userspace::vrrp::Report::Stopped).expect("it is heard");
+    assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Stopped);
+}
+
+#[tokio::test]
+async fn who_asks_twice_for_the_end_does_not_wait() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    lbd.script.hold_end();
+    for _ in 0..2 {
+        lbd.signals.send(Signal::Stop).await.expect("it runs");
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(2), lbd.task).await.expect("at once");
+    assert_eq!(ended.expect("no panic").expect("no error"), Ended::Stopped);
+}
+
+#[tokio::test]
+async fn routers_that_do_not_end_hold_the_end_up_for_a_while() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let lbd = place.start().await;
+    lbd.script.hold_end();
+    lbd.signals.send(Signal::Stop).await.expect("it runs");
+    let ended = tokio::time::timeout(Duration::from_secs(9), lbd.task).await.expect("not for ever");
+    assert_eq!(ended.expect("no panic").expect("no error"), Ended::Stopped);
+}
+
+#[tokio::test]
+async fn detach_takes_the_addresses_off_before_the_program() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    let ran = lbctl(&place, "detach --yes").await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let deeds = lbd.script.deeds.clone();
+    assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
+    let last = deeds.of(|deed| match deed {
+        Deed::Order(Order::Stop { .. }) | Deed::Detach => Some(deed.clone()),
+        _ => None,
+    });
+    assert_eq!(last, [Deed::Order(Order::Stop { release: true }), Deed::Detach]);
+}
+
+#[tokio::test]
+async fn routers_of_a_group_go_together() {
+    let six = ROUTER.replace("\"main\"", "\"six\"").replace("10.0.0.100", "fd00::100");
+    let group = "[[sync_group]]\nname = \"both\"\nrouters = [\"main\", \"six\"]\n";
+    let place = Place::new(&format!("{WEB}{ROUTER}{six}{group}{SYNC}"));
+    let lbd = place.start().await;
+    let routers = crate::pair::config(&place).routers.routers;
+    for router in &routers {
+        lbd.script.becomes(router, State::Active, "nobody was heard");
+    }
+    let mut said = facts(&lbd, &place, State::Backup).await;
+    for router in said.routers.values_mut() {
+        router.state = State::Backup;
+    }
+    lbd.script.joins(PEER, said);
+    lbd.script.is_synced(PEER);
+    eventually("they are synced", async || {
+        let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+        dry.out.contains("main, six goes to lb2")
+    })
+    .await;
+    lbd.script.deeds.take();
+    let failover = begin(&place, "vrrp failover six");
+    asked(&lbd).await;
+    let keys: Vec<_> = routers.iter().map(|router| router.key).collect();
+    assert_eq!(
+        steps(&lbd)[1..],
+        [Deed::Order(Order::Yield(keys[0], Yield::Asked)), Deed::Ask(PEER, keys)]
+    );
+    for router in &routers {
+        lbd.script.yielded(router, Ok(PEER_ADDRESS));
+    }
+    let ran = failover.await.expect("no panic");
+    assert!(ran.out.starts_with("main, six handed over\n"), "{ran:?}");
+    lbd.stop().await;
+}

@@ -1,1 +1,447 @@
+//! Virtual routers and peers: what they are told, and what is made of what they tell.
 
+use std::{collections::BTreeSet, fs, net::IpAddr, sync::mpsc, time::Duration};
+
+use hyper::{Method, body::Bytes};
+use lb_userspace::{
+    api::Done,
+    config::Config,
+    desired::ServiceKey,
+    engine::{Engine, Role},
+    events::Kind,
+    netlink::Neighbourhood,
+    status::{Pair, Status},
+    sync::{self, PeerId, Piece},
+    vrrp::{Done as Answered, Notice, NoticeKind, Order, Report, Router, State},
+};
+
+use crate::{
+    cli::lbctl,
+    common::{Place, Running, WEB, events, eventually},
+    fakes::Deed,
+};
+
+/// A router for the VIP of [`WEB`].
+pub const ROUTER: &str = r#"
+[[virtual_router]]
+name = "main"
+interface = "eth0"
+vrid = 51
+priority = 150
+addresses = ["10.0.0.100"]
+"#;
+pub const SYNC: &str = r#"
+[sync]
+key = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+listen = "10.0.0.2:3780"
+peers = ["10.0.0.3:3780"]
+node = "lb1"
+"#;
+pub const PEER: PeerId = PeerId(0);
+pub const PEER_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 3));
+
+/// A service, a router and a peer.
+pub fn all() -> String {
+    format!("{WEB}{ROUTER}{SYNC}")
+}
+
+pub fn config(place: &Place) -> Config {
+    Config::load(&place.file()).expect("it is valid")
+}
+
+pub fn main(place: &Place) -> Router {
+    config(place).routers.routers.remove(0)
+}
+
+pub fn web(place: &Place) -> ServiceKey {
+    config(place).desired.services["web"].key
+}
+
+/// What a peer says of itself that is as this node is, but for how its router stands.
+pub async fn facts(lbd: &Running, place: &Place, state: State) -> sync::Facts {
+    eventually("the peers are told", async || lbd.script.deeds.told().is_some()).await;
+    let mut facts = lbd.script.deeds.told().expect("they are");
+    let router = facts.routers.get_mut(&main(place).key).expect("it is configured");
+    (router.state, router.priority) = (state, 100);
+    router.source = Some(PEER_ADDRESS);
+    facts
+}
+
+/// Waits for a deed, and gives what `pick` makes of it.
+pub async fn deed<T: Clone>(lbd: &Running, what: &str, pick: impl Fn(&Deed) -> Option<T>) -> T {
+    eventually(what, async || !lbd.script.deeds.of(&pick).is_empty()).await;
+    lbd.script.deeds.of(&pick).remove(0)
+}
+
+/// The role of the service that was given last.
+fn role(lbd: &Running) -> Option<Role> {
+    let roles = lbd.script.deeds.of(|deed| match deed {
+        Deed::Roles(roles) => Some(roles.clone()),
+        _ => None,
+    });
+    roles.last()?.first().map(|(_, role)| *role)
+}
+
+async fn told(lbd: &Running, kind: Kind) -> Vec<String> {
+    let events = events(&lbd.client).await.into_iter();
+    events.filter(|event| event.news.kind == kind).map(|event| event.news.message).collect()
+}
+
+#[tokio::test]
+async fn routers_take_part_when_the_maps_are_written() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let lbd = place.start().await;
+    eventually("they know the facts", async || lbd.script.deeds.facts().is_some()).await;
+    let orders = lbd.script.deeds.of(|deed| match deed {
+        Deed::Order(order) => Some(order.clone()),
+        _ => None,
+    });
+    assert_eq!(orders[0], Order::Configure(config(&place).routers));
+    let facts = lbd.script.deeds.facts().expect("they are told");
+    assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
+    assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
+    assert!(!facts.draining && facts.unsynced.is_empty() && facts.mismatched.is_empty());
+    // What the operator takes out is not healthy.
+    lbctl(&place, "backend disable web 10.0.0.11").await;
+    let healthy = async || lbd.script.deeds.facts().is_some_and(|facts| facts.healthy["web"] == 1);
+    eventually("one is left", healthy).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn routers_wait_while_the_maps_can_not_be_written() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    place.wires.failing_writes.store(3, std::sync::atomic::Ordering::SeqCst);
+    let lbd = place.start().await;
+    let before = place.wires.failing_writes.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(before, 0, "it was ready when the fourth write went well");
+    let deeds = lbd.script.deeds.take();
+    let facts = deeds.iter().filter(|deed| matches!(deed, Deed::Order(Order::Facts(_))));
+    assert!(facts.count() <= 1, "{deeds:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_predecessor_serves_is_enough_to_resume() {
+    let router = format!("{ROUTER}virtual_mac = true\n");
+    let place = Place::new(&format!("{WEB}{router}"));
+    // The maps of one that had them in order.
+    let config = config(&place);
+    let settings = lb_userspace::settings::Settings {
+        limits: place.limits,
+        ..config.settings(false).expect("the seed is given")
+    };
+    let mut maps = lb_userspace::datapath::fake::Fake::new(place.limits);
+    maps.set_interface("eth0", None);
+    let mut engine = Engine::adopt(maps, &settings).expect("empty maps");
+    engine.set_desired(config.desired.clone());
+    let wants = engine.wants().into_iter();
+    let hop = crate::common::hop;
+    let hops = wants.map(|want| (want, lb_userspace::netlink::Resolution::Resolved(hop())));
+    let hops = hops.collect();
+    engine.set_neighbourhood(Neighbourhood { hops, ..Neighbourhood::default() });
+    engine.reconcile(lb_userspace::engine::Now::read()).expect("they are written");
+    *place.maps.lock().expect("nobody panics") = Some(engine.into_data_plane());
+    // And a first write of this one that does not go well.
+    place.wires.failing_writes.store(1, std::sync::atomic::Ordering::SeqCst);
+    let lbd = place.start().await;
+    let deeds = lbd.script.deeds.take();
+    let Some(Deed::Order(Order::Configure(_))) = deeds.first() else { panic!("{deeds:?}") };
+    let Some(Deed::Order(Order::Facts(facts))) = deeds.get(1) else { panic!("{deeds:?}") };
+    assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
+    assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
+    // Before a write could take it out of the maps.
+    let mac = [0, 0, 0x5e, 0, 1, 51];
+    assert_eq!(deeds.get(2), Some(&Deed::TakeMac(mac, true)));
+    lbd.script.becomes(&main(&place), State::Backup, "it listens");
+    lbd.script.becomes(&main(&place), State::Fault, "eth0 is down");
+    let gone = |deed: &Deed| (*deed == Deed::TakeMac(mac, false)).then_some(());
+    deed(&lbd, "it is given up", gone).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn every_transition_is_an_event_and_is_seen() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    eventually("it is active", async || !told(&lbd, Kind::VrrpActive).await.is_empty()).await;
+    lbd.script.becomes(&main, State::Fault, "interface eth0 is down");
+    eventually("it is in fault", async || !told(&lbd, Kind::VrrpFault).await.is_empty()).await;
+    assert_eq!(told(&lbd, Kind::VrrpBackup).await, ["main is backup"]);
+    assert_eq!(told(&lbd, Kind::VrrpActive).await, ["main is active: this node holds 10.0.0.100"]);
+    assert_eq!(
+        told(&lbd, Kind::VrrpFault).await,
+        ["main is in fault: this node can't hold 10.0.0.100, and was active"]
+    );
+    let notice = Notice {
+        router: "main".into(),
+        kind: NoticeKind::AddressElsewhere,
+        message: "10.0.0.100 is at 02:00:00:00:00:09, too".into(),
+        cause: "an ARP reply".into(),
+    };
+    lbd.script.vrrp.send(Report::Notice(notice)).expect("it is heard");
+    let elsewhere = async || told(&lbd, Kind::VrrpAddressElsewhere).await;
+    eventually("it is told", async || !elsewhere().await.is_empty()).await;
+    assert_eq!(elsewhere().await, ["main: 10.0.0.100 is at 02:00:00:00:00:09, too"]);
+    let status: Status = lbd.client.get("/v1/status").await.expect("it answers");
+    assert_eq!(status.vrrp[0].state, State::Fault);
+    let pair: Pair = lbd.client.get("/v1/vrrp").await.expect("it answers");
+    assert_eq!((pair.routers, pair.peers), (status.vrrp, vec![]));
+    let table = lbctl(&place, "vrrp status").await.out;
+    assert!(table.contains("\nmain    IPv4 VRID 51  eth0       fault"), "{table}");
+    let overview = lbctl(&place, "status").await.out;
+    assert!(overview.contains("\nvirtual routers: main fault\n"), "{overview}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn frames_to_a_virtual_mac_are_taken_before_anything_else() {
+    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let lbd = place.start().await;
+    // A change was written just now, and those that follow wait for the next one.
+    lbctl(&place, "backend weight web 10.0.0.12 9").await;
+    let (done, answered) = mpsc::sync_channel(1);
+    let mac = [0, 0, 0x5e, 0, 1, 51];
+    let done = Answered(done);
+    lbd.script.vrrp.send(Report::TakeMac { mac, take: true, done }).expect("it is heard");
+    let wait = move || answered.recv_timeout(Duration::from_secs(5));
+    tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
+    let taken = lbd.script.deeds.of(|deed| match deed {
+        Deed::TakeMac(mac, take) => Some((*mac, *take)),
+        _ => None,
+    });
+    assert_eq!(taken, [(mac, true)]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn history_follows_who_is_active() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let (main, web) = (main(&place), web(&place));
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    let piece = Piece::Ended { service: web, flows: Vec::new() };
+    // Nobody is active: what it tells does not count, and is missed when it is.
+    lbd.script.is_synced(PEER);
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()]));
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "all is asked for again", wants).await;
+    let learnt = |deed: &Deed| matches!(deed, Deed::Learn(_)).then(|| deed.clone());
+    assert_eq!(lbd.script.deeds.of(learnt), []);
+    let unsynced = || lbd.script.deeds.facts().is_some_and(|f| f.unsynced.contains(&main.key));
+    assert!(unsynced(), "it does not preempt");
+    lbd.script.deeds.take();
+    lbd.script.is_synced(PEER);
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()]));
+    assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::Learn(vec![piece.clone()]));
+    let forgotten = |deed: &Deed| match deed {
+        Deed::Forget(services) => Some(services.clone()),
+        _ => None,
+    };
+    assert_eq!(lbd.script.deeds.of(forgotten), [vec![web]]);
+    eventually("it may preempt", async || !unsynced()).await;
+    assert_eq!(lbd.script.deeds.of(wants), [], "nothing is missing");
+    // It takes over: what it has learnt is its own.
+    lbd.script.becomes(&main, State::Active, "the other one is gone");
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    lbd.script.deeds.take();
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece]));
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
+    deed(&lbd, "the other one gets it", sent).await;
+    assert_eq!(lbd.script.deeds.of(learnt), [], "what is late does not count");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn pins_are_leased_while_a_peer_is_told_of_them() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let leases = |lbd: &Running| {
+        lbd.script.deeds.of(|deed| match deed {
+            Deed::Lease(lease) => Some(*lease),
+            _ => None,
+        })
+    };
+    lbctl(&place, "status").await;
+    assert_eq!(leases(&lbd), [false; 0], "nobody is told");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("they are leased", async || leases(&lbd).last() == Some(&true)).await;
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
+    assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let (main, web) = (main(&place), web(&place));
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    let alike = facts(&lbd, &place, State::Active).await;
+    let mut unlike = alike.clone();
+    unlike.fingerprint.services.insert(web, 1);
+    let router = unlike.routers.get_mut(&main.key).expect("it is there");
+    (router.fingerprint, router.addresses) = (1, 1);
+    lbd.script.joins(PEER, unlike.clone());
+    let refused = async || told(&lbd, Kind::PeerRefused).await;
+    eventually("it is told", async || !refused().await.is_empty()).await;
+    assert_eq!(
+        refused().await,
+        [
+            "lb2: web: mode, ring_slots, idle_timeout, udp or the backends' addresses are others there"
+        ]
+    );
+    assert_eq!(
+        told(&lbd, Kind::VrrpMismatch).await,
+        [
+            "lb2: virtual router main: version, password, key are others there, so that no advertisement can be taken",
+            "lb2: virtual router main: its addresses are others there",
+        ]
+    );
+    // Its advertisements are heard all the same, lest there are two.
+    let heard = async || {
+        let facts = lbd.script.deeds.facts().expect("they are told");
+        facts.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
+    };
+    eventually("it is heard", heard).await;
+    assert_eq!(role(&lbd), Some(Role::Own), "it is not followed");
+    let status = lbctl(&place, "vrrp status").await.out;
+    assert!(status.contains("\nmain: PROBLEM: lb2: virtual router main: version"), "{status}");
+    assert!(status.contains("\n  PROBLEM: web: mode, ring_slots"), "{status}");
+    // What comes again is not told again.
+    lbd.script.says(sync::Report::Facts(PEER, unlike.clone()));
+    lbd.script.says(sync::Report::Facts(PEER, alike.clone()));
+    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    assert_eq!(refused().await.len(), 1);
+    // Another seed makes it a stranger.
+    let mut stranger = alike;
+    stranger.fingerprint.seed = 1;
+    lbd.script.says(sync::Report::Facts(PEER, stranger));
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let json = lbctl(&place, "sync status -o json").await.out;
+    let peers: Vec<lb_userspace::status::Peer> = serde_json::from_str(&json).expect(&json);
+    let why = peers[0].session.refused.as_deref().expect("it is refused");
+    assert!(why.contains("give both nodes the same `seed`"), "{why}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn two_nodes_that_are_active_for_long_are_told() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    let both = async || told(&lbd, Kind::VrrpTwoActive).await;
+    eventually("it is told", async || !both().await.is_empty()).await;
+    assert_eq!(both().await, ["main is active here and on lb2: both hold its addresses"]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(both().await.len(), 1, "once");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_changes_routers_and_leaves_the_others_alone() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    let reload = async || {
+        lbd.script.deeds.take();
+        let done: Done =
+            lbd.client.send(Method::POST, "/v1/reload", Bytes::new()).await.expect("it is valid");
+        let configured = lbd.script.deeds.of(|deed| match deed {
+            Deed::Order(Order::Configure(routers)) => Some(routers.clone()),
+            _ => None,
+        });
+        (done, configured)
+    };
+    let (done, configured) = reload().await;
+    assert!(done.message.contains("nothing changed: 1 service, 2 backends, 1 virtual router"));
+    assert_eq!((done.notes, configured), (vec![], vec![]));
+    let other = ROUTER.replace("main", "other").replace("51", "52").replace("0.100", "0.101");
+    let text = all().replace("priority = 150", "priority = 120");
+    place.configure(&format!("{text}{other}"));
+    let diff = lbctl(&place, "config diff").await.out;
+    assert!(diff.contains("\n  virtual router main: priority changed\n"), "{diff}");
+    let (done, configured) = reload().await;
+    assert!(!done.message.contains("nothing changed"), "{done:?}");
+    assert_eq!(done.notes, ["virtual router main: priority changed", "virtual router other added"]);
+    assert_eq!(configured, [config(&place).routers]);
+    // It is still active, as far as the daemon knows.
+    lbctl(&place, "vrrp failover main --dry-run").await;
+    place.configure(&all().replace("10.0.0.3:3780", "10.0.0.4:3780"));
+    let (done, _) = reload().await;
+    assert_eq!(
+        done.notes,
+        [
+            "virtual router main: priority changed",
+            "virtual router other removed",
+            "restart lbd for the change of sync",
+        ]
+    );
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_saved_leaves_routers_and_peers_as_they_are_written() {
+    let text = format!("{WEB}# routers\n{ROUTER}# peers\n{SYNC}# end\n");
+    let place = Place::new(&text);
+    let lbd = place.start().await;
+    assert_eq!(lbctl(&place, "backend weight web 10.0.0.12 9").await.code, Some(0));
+    assert_eq!(lbctl(&place, "config save").await.code, Some(0));
+    let saved = fs::read_to_string(place.file()).expect("it is there");
+    assert!(saved.ends_with(&text.replace("weight = 3", "weight = 9")), "{saved}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_for_peers_needs_no_daemon() {
+    let place = Place::new(&all());
+    let key = lbctl(&place, "sync key").await;
+    assert_eq!((key.code, key.out.len(), key.err.as_str()), (Some(0), 65, ""));
+    let file = place.path("sync.key");
+    fs::write(&file, &key.out).expect("it is written");
+    let from_file = format!("key_file = \"{}\"", file.display());
+    let given = SYNC.lines().find(|line| line.starts_with("key")).expect("it has one");
+    place.configure(&all().replace(given, &from_file));
+    let read = config(&place).sync.expect("there is one").key;
+    let hex: String = read.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, key.out.trim());
+}
+
+#[tokio::test]
+async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
+    // One VRID on two interfaces has one virtual MAC address.
+    let with_mac = |name: &str, interface: &str, vip: &str| {
+        let router = ROUTER.replace("main", name).replace("eth0", interface);
+        router.replace("10.0.0.100", vip) + &format!("virtual_mac = \"v-{name}\"\n")
+    };
+    let one = with_mac("main", "eth0", "10.0.0.100");
+    let two = with_mac("other", "eth1", "10.0.0.101");
+    let place = Place::new(&format!("{WEB}{one}{two}"));
+    let lbd = place.start().await;
+    let say = async |take| {
+        let (done, answered) = mpsc::sync_channel(1);
+        let (mac, done) = ([0, 0, 0x5e, 0, 1, 51], Answered(done));
+        lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("it is heard");
+        let wait = move || answered.recv_timeout(Duration::from_secs(5));
+        tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
+        lbd.script.deeds.of(|deed| match deed {
+            Deed::TakeMac(_, take) => Some(*take),
+            _ => None,
+        })
+    };
+    assert_eq!(say(true).await, [true]);
+    assert_eq!(say(true).await, [true]);
+    assert_eq!(say(false).await, [true], "the other one needs it");
+    assert_eq!(say(false).await, [true, false]);
+    lbd.stop().await;
+}
