@@ -8,8 +8,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, FlowKey, FlowValue, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6,
-        backend_flags, mapped, service_flags, stamp,
+        Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, Service, ServiceKeyV4,
+        ServiceKeyV6, backend_flags, mapped, service_flags, stamp,
     },
     hash::FlowKeys,
     rewrite,
@@ -97,6 +97,8 @@ impl Harness {
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+            .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
+            .map_max_entries("PIN_LOG_HEADS", cpus)
             .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
             .map_max_entries("SERVICE_INDEX", buckets(SERVICES))
             .map_max_entries("SERVICE_ENTRIES", SERVICES)

@@ -180,7 +180,12 @@ pub fn state(random: &mut Random, now: u32) -> State {
                 slots: random.of(&[1, 7, 13, 61, 251]),
                 id,
                 udp_policy: policy,
-                flags: random.of(&[service_flags::SECOND_CHOICE, service_flags::SECOND_CHOICE, 0]),
+                flags: random.of(&[
+                    service_flags::SECOND_CHOICE,
+                    service_flags::SECOND_CHOICE,
+                    service_flags::SECOND_CHOICE | service_flags::PINS_HELD,
+                    0,
+                ]),
                 idle_timeout: 60,
                 // None at all, or more than a run can spend: what is left of a budget depends on
                 // the moment, and the pins that it bought must not.

@@ -10,13 +10,14 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES,
+        Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
     },
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
 };
 use lb_userspace::objects;
+use zerocopy::transmute;
 
 use crate::model::BackendCount;
 
@@ -66,6 +67,8 @@ impl Kernel {
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+            .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
+            .map_max_entries("PIN_LOG_HEADS", cpus)
             .override_global("BACKENDS_PER_CPU", &backends, true)
             .override_global("SERVICE_INDEX_MASK", &(BUCKETS - 1), true)
             .override_global("SERVICES_PER_CPU", &SERVICES, true)
@@ -201,6 +204,26 @@ impl Kernel {
         Ok(self.array::<[u64; 8]>("BACKEND_COUNTERS")?.set(u32::from(id), counter, 0)?)
     }
 
+    /// Lets pins be made until this time; 0 for always.
+    pub fn lease_pins(&mut self, until: u64) -> Result<()> {
+        Ok(self.array::<u64>("PIN_LEASE")?.set(0, until, 0)?)
+    }
+
+    /// The flows whose pins were noted, by CPU and in order; those that were written over are missing.
+    pub fn notes(&mut self) -> Result<Vec<FlowKey>> {
+        let mut keys = Vec::new();
+        for cpu in 0..self.cpus {
+            let written = self.array::<[u64; 8]>("PIN_LOG_HEADS")?.get(&cpu, 0)?[0];
+            let notes = self.array::<[u64; 4]>("PIN_LOG")?;
+            for number in written.saturating_sub(PIN_NOTES.into())..written {
+                let place = cpu * PIN_NOTES + (number % u64::from(PIN_NOTES)) as u32;
+                let note: abi::PinNote = transmute!(notes.get(&place, 0)?);
+                keys.push(note.read(number).with_context(|| format!("note {number} is no note"))?);
+            }
+        }
+        Ok(keys)
+    }
+
     /// Packets and bytes by reason, of all CPUs; reasons that were never met are absent.
     pub fn verdicts(&mut self) -> Result<HashMap<u32, [u64; 2]>> {
         let cpus = self.cpus;
@@ -250,6 +273,9 @@ impl Kernel {
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
             ("SYN_BUDGETS", 4, size_of::<abi::SynBudget>()),
+            ("PIN_LOG", 4, size_of::<abi::PinNote>()),
+            ("PIN_LOG_HEADS", 4, size_of::<abi::PinLogHead>()),
+            ("PIN_LEASE", 4, size_of::<abi::PinLease>()),
         ];
         for (name, key, value) in expected {
             let info = match self.ebpf.map(name).with_context(|| format!("no map {name}"))? {

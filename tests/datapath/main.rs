@@ -13,6 +13,8 @@ use lb_common::abi::{Flow, FlowValue, Owners, Slot, SynBudget, Unanswered};
 use model::{Action, BackendCount, Model};
 
 const PINS: u32 = 180;
+/// Frames after which the lease of pins changes.
+const LEASES: usize = 150;
 
 /// Nanoseconds of the clock that the program reads.
 fn coarse_nanos() -> u64 {
@@ -115,6 +117,7 @@ fn compare_tables(kernel: &mut Kernel, model: &Model) -> Result<()> {
             .collect();
         ensure!(kernel.ring(service)? == slots, "the ring of service {service} differs");
     }
+    ensure!(kernel.notes()? == *model.notes.borrow(), "notes of pins differ");
     let (verdicts, counts) = (kernel.verdicts()?, kernel.counts()?);
     ensure!(verdicts == model.verdicts, "verdicts: {verdicts:?}, the core {:?}", model.verdicts);
     ensure!(counts == model.counts, "counts: {counts:?}, the core {:?}", model.counts);
@@ -135,6 +138,8 @@ fn run_epoch(seed: u64, frames: usize, met: &mut HashMap<u32, u64>) -> Result<Ba
     install(&state, &mut kernel, &mut model)?;
     ensure!(kernel.index_is_of_use()?, "the buckets of the services' index are all alike");
     let mut sent: Vec<Vec<u8>> = Vec::new();
+    // Pins that were made within the lease, and past it.
+    let mut made = [0, 0];
     for number in 0..frames {
         // Some of those that were sent on are sent again.
         let frame = if random.one_in(4) && !sent.is_empty() {
@@ -142,9 +147,17 @@ fn run_epoch(seed: u64, frames: usize, met: &mut HashMap<u32, u64>) -> Result<Ba
         } else {
             generate::frame(&mut random)
         };
+        if number % LEASES == 0 {
+            // In turn there is none, one that lasts, and one that is over.
+            let lease = [0, u64::MAX, 1][number / LEASES % 3];
+            kernel.lease_pins(lease)?;
+            model.lease.set(lease);
+        }
         model.nanos.set(steady_nanos());
+        let pins = model.pins.borrow().len();
         let (action, out) = kernel.run(&frame)?;
         let (expected, expected_out) = model.run(&frame, INGRESS);
+        made[usize::from(model.lease.get() == 1)] += model.pins.borrow().len() - pins;
         ensure!(
             action == expected as u32,
             "frame {number}: the program says {action}, the core {expected:?}\n{}",
@@ -165,6 +178,8 @@ fn run_epoch(seed: u64, frames: usize, met: &mut HashMap<u32, u64>) -> Result<Ba
         }
     }
     compare_tables(&mut kernel, &model)?;
+    ensure!(made[1] == 0, "{} pins were made past the lease", made[1]);
+    ensure!(!model.notes.borrow().is_empty() && made[0] > 0, "no pin was made");
     for (&reason, count) in &model.verdicts {
         *met.entry(reason).or_default() += count[0];
     }

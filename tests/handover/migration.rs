@@ -17,7 +17,7 @@ use lb_userspace::{
 
 use crate::{
     content::Content,
-    site::{LIMITS, Site, ip, link_at},
+    site::{LIMITS, Site, detach_link, ip, link_at},
     v1::{self, CLIENT_PORT, FLOWS, GAME, STEADY, WEB, pinned},
     wire::{Frame, Kind, Wire},
 };
@@ -121,6 +121,40 @@ fn other_limits_at_a_restart_lose_nothing() {
         assert_eq!(decisions(&wire), decided);
     }
     assert_eq!(link_at(&site.settings.pin_dir.join("link-va")).0, link);
+}
+
+/// Maps of this layout that were made before the ones that a pair needs were added to it.
+#[test]
+fn maps_that_lack_the_log_of_pins_get_it_and_lose_nothing() {
+    const LATER: [&str; 3] = ["PIN_LOG", "PIN_LOG_HEADS", "PIN_LEASE"];
+    let Some(mut site) = Site::new() else { return };
+    drop(v1::start(&site.settings));
+    drop(site.open());
+    let wire = Wire::at("vb");
+    let decided = decisions(&wire);
+    for limits in [LIMITS, LARGER] {
+        LATER.iter().for_each(|name| fs::remove_file(site.current().join(name)).unwrap());
+        site.settings.limits = limits;
+        let before = Content::of(&site.current());
+        let mut data_plane = site.open();
+        assert_eq!(data_plane.limits(), limits);
+        assert_eq!(Content::of(&site.current()), before);
+        assert!(LATER.iter().all(|name| site.current().join(name).exists()));
+        assert_eq!(site.pinned(), site.whole());
+        let mut noted = 0;
+        assert!(data_plane.noted_pins(&mut |_| noted += 1).unwrap());
+        assert_eq!(noted, 0);
+        assert_eq!(decisions(&wire), decided);
+    }
+    // Nor are they flushed when nothing is attached.
+    let before = Content::of(&site.current());
+    for link in ["link-va", "link-vc"] {
+        detach_link(&site.settings.pin_dir.join(link));
+        fs::remove_file(site.settings.pin_dir.join(link)).unwrap();
+    }
+    LATER.iter().for_each(|name| fs::remove_file(site.current().join(name)).unwrap());
+    drop(site.open());
+    assert_eq!(Content::of(&site.current()).pins, before.pins);
 }
 
 #[test]

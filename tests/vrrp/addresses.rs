@@ -142,6 +142,12 @@ fn router_that_does_not_accept_answers_no_ping_but_is_found() -> Result<()> {
         assert_eq!(neighbour(&site.client, address)?, site.a.namespace.mac("eth0")?);
     }
     assert!(ping(&site.client, "10.0.0.1")?, "that is none of the router's");
+    closed.addresses.push(address_of("10.0.0.101".parse()?));
+    site.a.configure(vec![closed.clone()]);
+    site.a.wait_to_have("10.0.0.101", true)?;
+    until_true(SOON, "it does not answer", || Ok(!ping(&site.client, "10.0.0.101")?))?;
+    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "the filter was changed while it was active");
     let tables = |site: &Site| run(site.a.namespace.command("nft").args(["list", "tables"]));
     assert!(tables(&site)?.contains("lbd_vrrp"));
     site.a.stop(true)?;

@@ -46,12 +46,12 @@ impl Site {
         Ok(Self { a, b, client, switch })
     }
 
-    /// Starts both nodes with the same router, the first with priority 150 and the other with 100,
-    /// and waits until the first is Active.
+    /// Starts both nodes with the same router: the first with priority 150, and when that is Active
+    /// the other with 100.
     pub fn start(&mut self, router: &Router) -> Result<()> {
         self.a.start(vec![with_priority(router, 150)])?;
-        self.b.start(vec![with_priority(router, 100)])?;
         self.a.wait_for(State::Active)?;
+        self.b.start(vec![with_priority(router, 100)])?;
         self.b.wait_for(State::Backup)
     }
 }

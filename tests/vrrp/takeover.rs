@@ -7,7 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use kit::wait::{until, until_true};
-use lb_userspace::vrrp::{Family, NoticeKind, Order, Report, State, Yield};
+use lb_userspace::vrrp::{
+    Auth, Facts, Family, NoticeKind, Order, Report, SecondPath, State, Version, Yield,
+};
 
 use crate::site::{SOON, Site, VIP, VIP6, neighbour, ping, router, with_priority};
 
@@ -210,5 +212,81 @@ fn at_10_ms_the_backup_takes_over_within_the_protocols_bound() -> Result<()> {
     eprintln!("took over after {took:?}");
     assert!(took >= Duration::from_millis(26), "{took:?}");
     assert!(took < Duration::from_millis(1000), "{took:?}");
+    Ok(())
+}
+
+#[test]
+fn second_path_keeps_one_router_active_when_the_first_is_cut() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    // A wire between the nodes themselves.
+    let other = site.b.namespace.name();
+    site.a.namespace.ip(&format!("link add eth1 type veth peer name eth1 netns {other}"))?;
+    let mut routers = Vec::new();
+    for (node, number, peer, priority) in [(&site.a, 1, 2, 150), (&site.b, 2, 1, 100)] {
+        node.namespace.ip(&format!("addr add 10.1.0.{number}/24 dev eth1\nlink set eth1 up"))?;
+        let mut router = with_priority(&router(Family::V4, 51), priority);
+        router.peers = vec![format!("10.0.0.{peer}").parse()?];
+        router.second_path = Some(SecondPath {
+            interface: "eth1".into(),
+            source: None,
+            peers: vec![format!("10.1.0.{peer}").parse()?],
+        });
+        routers.push(router);
+    }
+    let [for_a, for_b] = &routers[..] else { unreachable!("there are two") };
+    site.a.start(vec![for_a.clone()])?;
+    site.a.wait_for(State::Active)?;
+    site.b.start(vec![for_b.clone()])?;
+    site.b.wait_for(State::Backup)?;
+
+    // Both keep their carrier: they hear nothing of each other on eth0.
+    site.switch.ip("link set to-b nomaster")?;
+    let received = || site.b.router().map_or(0, |router| router.counters.received);
+    let before = received();
+    until_true(SOON, "it hears the other one by the second path", || Ok(received() > before + 20))?;
+    assert_eq!(site.b.router()?.state, State::Backup);
+    assert_eq!(site.b.router()?.counters.became_active, 0);
+
+    // Without any path it can't know.
+    site.a.namespace.ip("link set eth1 down")?;
+    site.b.wait_for(State::Active)?;
+    assert_eq!(site.a.router()?.state, State::Active);
+    site.switch.ip("link set to-b master br0")?;
+    site.b.wait_for(State::Backup)?;
+    site.b.wait_to_have(VIP, false)?;
+    assert_eq!(site.a.router()?.state, State::Active);
+    until_true(SOON, "both were counted", || Ok(site.a.router()?.counters.two_active > 0))
+}
+
+#[test]
+fn peer_with_another_password_is_told_and_heard_once_it_is_known() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    router.version = Version::V2;
+    router.interval = Duration::from_secs(1);
+    router.auth = Auth::Pass(*b"password");
+    site.a.start(vec![with_priority(&router, 150)])?;
+    site.a.wait_for(State::Active)?;
+    router.auth = Auth::Pass(*b"passw0rd");
+    site.b.start(vec![with_priority(&router, 100)])?;
+    site.b.wait_for(State::Active)?;
+    for (node, peer) in [(&site.a, "10.0.0.2"), (&site.b, "10.0.0.1")] {
+        let words = format!("advertisements of {peer} are not taken");
+        node.wait_for_notice(NoticeKind::Mismatch, &words)?;
+        let counted = || Ok(node.router()?.counters.auth_errors > 0);
+        until_true(SOON, "it is counted", counted)?;
+    }
+    // The sync key has told that it is the peer.
+    let mismatched = [(router.key, "10.0.0.1".parse()?)].into();
+    site.b.order(Order::Facts(Facts { mismatched, ..Facts::default() }));
+    site.b.wait_for(State::Backup)?;
+    site.b.wait_to_have(VIP, false)?;
+    assert!(site.a.has(VIP)?);
     Ok(())
 }

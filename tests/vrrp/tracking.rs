@@ -35,8 +35,8 @@ fn script_that_fails_lets_the_other_node_take_over() -> Result<()> {
         weight: 0,
     });
     site.a.start(vec![with_priority(&tracked, 150)])?;
-    site.b.start(vec![router(Family::V4, 51)])?;
     site.a.wait_for(State::Active)?;
+    site.b.start(vec![router(Family::V4, 51)])?;
     fs::write(&sick, "")?;
     site.a.wait_for(State::Fault)?;
     site.b.wait_for(State::Active)?;
@@ -57,8 +57,8 @@ fn number_in_a_file_changes_the_priority() -> Result<()> {
     let mut tracked = with_priority(&router(Family::V4, 51), 150);
     tracked.tracks.push(Track { what: Tracked::File(file.clone()), weight: 1 });
     site.a.start(vec![tracked])?;
-    site.b.start(vec![router(Family::V4, 51)])?;
     site.a.wait_for(State::Active)?;
+    site.b.start(vec![router(Family::V4, 51)])?;
     fs::write(&file, "-100")?;
     site.b.wait_for(State::Active)?;
     site.a.wait_for(State::Backup)?;

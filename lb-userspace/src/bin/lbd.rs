@@ -22,7 +22,7 @@ use lb_userspace::{
     health::prober::Prober,
     netlink::Resolver,
     notify::Notifier,
-    sync,
+    sync::thread::Link,
     vrrp::thread::Thread,
 };
 use tokio::{
@@ -103,8 +103,7 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let routers = Thread::start(vrrp_to).context("start the virtual routers")?;
     let (peers_to, peers) = mpsc::unbounded_channel();
     let connection = config.sync.clone().map(|config| {
-        let link = sync::thread::Link::start(config.clone(), peers_to);
-        let link = link.context("talk to the peers")?;
+        let link = Link::start(config.clone(), peers_to).context("talk to the peers")?;
         anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
     });
     let events = Events::new(SystemTime::now());

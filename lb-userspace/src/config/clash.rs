@@ -21,6 +21,7 @@ pub(super) fn check(
     routers: &[Read<'_>],
     services: &Services,
     interfaces: &[String],
+    has_peers: bool,
     doubts: &Problems<'_>,
 ) {
     let mut names = BTreeSet::new();
@@ -35,10 +36,20 @@ pub(super) fn check(
         }
         if let Some(field) = &read.vrid
             && !router.interface.is_empty()
-            && let Some(first) = keys.insert((&router.interface, router.key), name)
         {
-            let (key, interface) = (router.key, &router.interface);
-            field.refuse(format!("{key} on {interface} is virtual router {first} already"));
+            let (key, interface) = (router.key, router.interface.as_str());
+            if let Some(first) = keys.insert((interface, key), name) {
+                field.refuse(format!("{key} on {interface} is virtual router {first} already"));
+            } else if has_peers
+                && let Some(first) =
+                    keys.iter().find(|((on, of), _)| *of == key && *on != interface)
+            {
+                let first = first.1;
+                field.refuse(format!(
+                    "{key} is virtual router {first} already, on another interface; with [sync] \
+                     give each its own, since peers tell routers by it"
+                ));
+            }
         }
         for (vip, field) in router.addresses.iter().zip(&read.addresses) {
             check_vip(vip.address, router, field, &mut holders, services);

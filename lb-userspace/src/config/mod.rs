@@ -256,7 +256,8 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     let routers = router::read_routers(&root, &doubts);
     let groups = group::read_groups(&root, &routers);
     let sync = sync::read_sync(&root, &doubts);
-    clash::check(&routers, &services, interfaces.as_deref().unwrap_or_default(), &doubts);
+    let named = interfaces.as_deref().unwrap_or_default();
+    clash::check(&routers, &services, named, sync.is_some(), &doubts);
 
     let place = |violation: &rules::Violation| {
         let found = services.places.find(violation);

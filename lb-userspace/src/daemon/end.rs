@@ -37,6 +37,7 @@ impl<B: Balancer> Daemon<B> {
             return;
         }
         self.leaving = Some(Leaving { tell, until: None });
+        self.effects.notifier.stopping("the virtual routers end");
         // The end of a handover that is under way goes on here.
         if self.handover.is_none() {
             self.hand_all_over();
@@ -51,7 +52,7 @@ impl<B: Balancer> Daemon<B> {
         match units.is_empty() {
             true => self.go_on_leaving(),
             false => {
-                self.effects.notifier.status("handing the addresses over to another node");
+                self.effects.notifier.status("the addresses are handed over to another node");
                 self.hand_over(units, Asker::End);
             }
         }

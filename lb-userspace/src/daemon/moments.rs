@@ -53,6 +53,7 @@ impl<B: Balancer> Daemon<B> {
             Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
         }
         self.look_at_interfaces();
+        self.end_resuming();
         self.look_for_two(Instant::now());
         self.look_at_handover();
         self.settle();

@@ -13,14 +13,21 @@ use crate::{
     sync::PeerId,
     vrrp::{
         Facts, NoticeKind, Order, Report, Router, RouterKey, RouterStatus, State, Transition, Vrrp,
+        macvlan::mac,
     },
 };
 
 /// The virtual routers, as the daemon sees them.
 pub(super) struct Virtual {
     pub(super) rim: Box<dyn Vrrp>,
-    /// As it was reported.
+    /// As it was reported. Where a VRID is on two interfaces, the most of both.
     pub(super) states: BTreeMap<RouterKey, State>,
+    /// The same by name.
+    reported: BTreeMap<String, (RouterKey, State)>,
+    /// How many routers each virtual MAC address is taken for.
+    macs: BTreeMap<[u8; 6], usize>,
+    /// Routers whose virtual MAC address is taken since a predecessor may have held it.
+    resumed: BTreeSet<String>,
     /// The facts that were told last; none before the first time.
     told: Option<Facts>,
     /// The interfaces that forward, as they were looked at last.
@@ -34,9 +41,20 @@ impl Virtual {
         Self {
             rim,
             states: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            resumed: BTreeSet::new(),
             told: None,
             forwarding: BTreeSet::new(),
             stopped: false,
+        }
+    }
+
+    fn gather_states(&mut self) {
+        self.states.clear();
+        for (key, state) in self.reported.values() {
+            let most = self.states.entry(*key).or_default();
+            *most = (*most).max(*state);
         }
     }
 
@@ -63,8 +81,12 @@ impl<B: Balancer> Daemon<B> {
 
     /// Says what routers there are.
     pub(super) fn configure_routers(&mut self) {
-        let keys: BTreeSet<RouterKey> = self.routers().iter().map(|router| router.key).collect();
-        self.vrrp.states.retain(|key, _| keys.contains(key));
+        let configured = |name: &str, key: RouterKey| {
+            let routers = &self.config.routers.routers;
+            routers.iter().any(|router| router.name == name && router.key == key)
+        };
+        self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
+        self.vrrp.gather_states();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
     }
 
@@ -86,6 +108,47 @@ impl<B: Balancer> Daemon<B> {
         self.look_at_interfaces();
         let facts = Facts { healthy, ..self.facts_of_routers() };
         self.tell_routers(facts);
+        // The first write of the maps would take the virtual MAC addresses out that are held still.
+        let held = self.routers().iter().filter(|router| router.virtual_mac.is_some());
+        let held: Vec<_> = held.map(|router| (router.name.clone(), mac(router.key))).collect();
+        for (name, mac) in held {
+            self.take_mac(mac, true);
+            self.vrrp.resumed.insert(name);
+        }
+    }
+
+    /// Looks which routers hold addresses no more that a predecessor held, or have said themselves what
+    /// they need.
+    pub(super) fn end_resuming(&mut self) {
+        if self.vrrp.resumed.is_empty() {
+            return;
+        }
+        for status in self.vrrp.rim.status() {
+            let ended = match status.state {
+                State::Initialize => false,
+                // It listens, and another router was heard, or not yet.
+                State::Backup => status.active.is_some(),
+                State::Active | State::Fault => true,
+            };
+            if ended && self.vrrp.resumed.remove(&status.name) {
+                self.take_mac(mac(status.key), false);
+            }
+        }
+    }
+
+    /// Has frames to a virtual MAC address taken, or no more when no router needs it.
+    fn take_mac(&mut self, mac: [u8; 6], take: bool) {
+        let count = self.vrrp.macs.entry(mac).or_default();
+        let before = *count;
+        *count = if take { before + 1 } else { before.saturating_sub(1) };
+        if (before == 0) == (*count == 0) {
+            return;
+        }
+        if let Err(error) = self.balancer.take_mac(mac, take) {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            let message = format!("frames to {mac} can't be taken");
+            self.tell(News::new(Kind::VrrpTrouble, message, format!("{error:#}")));
+        }
     }
 
     /// Looks which interfaces forward.
@@ -134,11 +197,7 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn hear_routers(&mut self, report: Report) {
         match report {
             Report::TakeMac { mac, take, done } => {
-                if let Err(error) = self.balancer.take_mac(mac, take) {
-                    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-                    let message = format!("frames to {mac} can't be taken");
-                    self.tell(News::new(Kind::VrrpTrouble, message, format!("{error:#}")));
-                }
+                self.take_mac(mac, take);
                 // It goes on without an answer, after a while.
                 let _ = done.0.try_send(());
             }
@@ -165,7 +224,8 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn follow(&mut self, Transition { router, key, from, to, cause }: Transition) {
-        self.vrrp.states.insert(key, to);
+        self.vrrp.reported.insert(router.clone(), (key, to));
+        self.vrrp.gather_states();
         let addresses = self.router(key).map_or_else(String::new, |router| {
             let all: Vec<_> = router.addresses.iter().map(|vip| vip.address.to_string()).collect();
             all.join(", ")

@@ -28,7 +28,7 @@ use rtnetlink::{
 
 use self::{
     netlink::Requests,
-    table::{Key, Tables},
+    table::{Key, Seen, Tables},
 };
 use super::{Router, VirtualAddress};
 
@@ -89,10 +89,13 @@ impl Addresses {
         Ok(())
     }
 
-    /// Puts all of them on their interfaces; what is there already stays as it is. What did not
-    /// work, for people.
-    pub fn hold<'a>(&mut self, wanted: impl IntoIterator<Item = Placed<'a>>) -> Vec<String> {
-        let mut problems = Vec::new();
+    /// Puts all of them on their interfaces; what is there already stays as it is. Which were not
+    /// there, and what did not work, for people.
+    pub fn hold<'a>(
+        &mut self,
+        wanted: impl IntoIterator<Item = Placed<'a>>,
+    ) -> (Vec<IpAddr>, Vec<String>) {
+        let (mut added, mut problems) = (Vec::new(), Vec::new());
         let mut keys = Vec::new();
         let mut requests = Vec::new();
         for placed in wanted {
@@ -113,13 +116,17 @@ impl Addresses {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 problems.push(format!("add addresses: {error:#}"));
-                return problems;
+                return (added, problems);
             }
         };
         for ((key, placed), outcome) in keys.into_iter().zip(outcomes) {
             match outcome {
                 Ok(()) => {
                     self.added.insert(key);
+                    // The news of it may come late: that of IPv6 is told by a kernel thread.
+                    let seen = Seen { protocol: PROTOCOL, ..Seen::default() };
+                    self.tables.add_address(key, seen);
+                    added.push(key.1);
                 }
                 Err(libc::EEXIST) => {}
                 Err(errno) => problems.push(format!(
@@ -131,7 +138,7 @@ impl Addresses {
                 )),
             }
         }
-        problems
+        (added, problems)
     }
 
     /// Takes those that are ours off their interfaces. What did not work, for people.
@@ -157,6 +164,7 @@ impl Addresses {
                 // The second and third: somebody was faster.
                 Ok(()) | Err(libc::EADDRNOTAVAIL | libc::ENODEV) => {
                     self.added.remove(&key);
+                    self.tables.addresses.remove(&key);
                 }
                 Err(errno) => problems.push(format!(
                     "remove {}/{}: {}",

@@ -228,7 +228,13 @@ impl Machine {
             }
             self.assess(now, out);
         }
-        for index in 0..self.routers.len() {
+        // Hundreds may be due at once; those that are in no group need not be seen to one by one.
+        let (alone, mates): (Vec<_>, Vec<_>) =
+            (0..self.routers.len()).partition(|index| self.group(*index).is_none());
+        let is_due = |index: &usize| due(self.routers[*index].machine.deadline());
+        let alone: Vec<_> = alone.into_iter().filter(is_due).collect();
+        self.drive(&alone, |_| Event::Timer, now, out);
+        for index in mates {
             if due(self.routers[index].machine.deadline()) && !self.waits_for_mates(index, now, out)
             {
                 self.drive(&[index], |_| Event::Timer, now, out);
@@ -268,7 +274,10 @@ impl Machine {
         };
         if out[before..].iter().any(changed) {
             self.settle(before, now, out);
-            self.assess(now, out);
+            // How others stand depends on a router only within its group.
+            if indices.iter().any(|index| self.group(*index).is_some()) {
+                self.assess(now, out);
+            }
         }
     }
 

@@ -11,10 +11,12 @@
 //! addresses: `arp_ignore` is 1 for the device and, while there is one, for the interface below if it
 //! has no other value. Answers leave by the interface below; when it has to ask for a neighbour first,
 //! it must do so from an address of its own, or that neighbour would learn its MAC address for the
-//! virtual one: `arp_announce` becomes 2 there in the same way. As no route leads by the device, `rp_filter` is 2 (loose) for it.
-//! A router that is not Active must not take frames to its virtual MAC address (RFC 9568, 6.4.2),
-//! which a switch may flood: forwarding is off for the device, so that what is not for an address on
-//! it ends there.
+//! virtual one: `arp_announce` becomes 2 there in the same way. What a process that died has set there
+//! stays, as it can't be told from what an operator has set.
+//!
+//! As no route leads by the device, `rp_filter` is 2 (loose) for it. A router that is not Active must
+//! not take frames to its virtual MAC address (RFC 9568, 6.4.2), which a switch may flood: forwarding
+//! is off for the device, so that what is not for an address on it ends there.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

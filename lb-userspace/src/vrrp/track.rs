@@ -4,9 +4,6 @@
 //! a short time only before: then it has to stay well, longer with each failure. So a carrier that
 //! comes and goes moves the addresses a few times, not all the time.
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     net::IpAddr,
     time::{Duration, Instant},

@@ -37,47 +37,51 @@ pub enum Deed {
 
 /// What the daemon has done, in order. Shared by all that it does it to.
 #[derive(Clone, Debug, Default)]
-pub struct Deeds(Arc<Mutex<Vec<Deed>>>);
+pub struct Deeds(Arc<Mutex<Done>>);
+
+#[derive(Debug, Default)]
+struct Done {
+    all: Vec<Deed>,
+    facts: Option<lb_userspace::vrrp::Facts>,
+    told: Option<sync::Facts>,
+}
 
 impl Deeds {
-    fn all(&self) -> MutexGuard<'_, Vec<Deed>> {
+    fn done(&self) -> MutexGuard<'_, Done> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes one down; what is done over and over is there once in a row.
     pub fn push(&self, deed: Deed) {
-        let mut all = self.all();
-        if all.last() != Some(&deed) {
-            all.push(deed);
+        let mut done = self.done();
+        match &deed {
+            Deed::Order(Order::Facts(facts)) => done.facts = Some(facts.clone()),
+            Deed::Tell(facts) => done.told = Some(facts.clone()),
+            _ => {}
+        }
+        if done.all.last() != Some(&deed) {
+            done.all.push(deed);
         }
     }
 
     /// All of them, and none any more.
     pub fn take(&self) -> Vec<Deed> {
-        std::mem::take(&mut self.all())
+        std::mem::take(&mut self.done().all)
     }
 
     /// Those that `pick` makes something of.
     pub fn of<T>(&self, pick: impl FnMut(&Deed) -> Option<T>) -> Vec<T> {
-        self.all().iter().filter_map(pick).collect()
+        self.done().all.iter().filter_map(pick).collect()
     }
 
     /// The facts that the virtual routers were told last.
     pub fn facts(&self) -> Option<lb_userspace::vrrp::Facts> {
-        let facts = self.of(|deed| match deed {
-            Deed::Order(Order::Facts(facts)) => Some(facts.clone()),
-            _ => None,
-        });
-        facts.last().cloned()
+        self.done().facts.clone()
     }
 
     /// What the peers were told last.
     pub fn told(&self) -> Option<sync::Facts> {
-        let told = self.of(|deed| match deed {
-            Deed::Tell(facts) => Some(facts.clone()),
-            _ => None,
-        });
-        told.last().cloned()
+        self.done().told.clone()
     }
 }
 

@@ -123,7 +123,8 @@ async fn routers_wait_while_the_maps_can_not_be_written() {
 
 #[tokio::test]
 async fn what_a_predecessor_serves_is_enough_to_resume() {
-    let place = Place::new(&format!("{WEB}{ROUTER}"));
+    let router = format!("{ROUTER}virtual_mac = true\n");
+    let place = Place::new(&format!("{WEB}{router}"));
     // The maps of one that had them in order.
     let config = config(&place);
     let settings = lb_userspace::settings::Settings {
@@ -149,6 +150,13 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     let Some(Deed::Order(Order::Facts(facts))) = deeds.get(1) else { panic!("{deeds:?}") };
     assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
     assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
+    // Before a write could take it out of the maps.
+    let mac = [0, 0, 0x5e, 0, 1, 51];
+    assert_eq!(deeds.get(2), Some(&Deed::TakeMac(mac, true)));
+    lbd.script.becomes(&main(&place), State::Backup, "it listens");
+    lbd.script.becomes(&main(&place), State::Fault, "eth0 is down");
+    let gone = |deed: &Deed| (*deed == Deed::TakeMac(mac, false)).then_some(());
+    deed(&lbd, "it is given up", gone).await;
     lbd.stop().await;
 }
 
@@ -407,4 +415,33 @@ async fn a_key_for_peers_needs_no_daemon() {
     let read = config(&place).sync.expect("there is one").key;
     let hex: String = read.0.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, key.out.trim());
+}
+
+#[tokio::test]
+async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
+    // One VRID on two interfaces has one virtual MAC address.
+    let with_mac = |name: &str, interface: &str, vip: &str| {
+        let router = ROUTER.replace("main", name).replace("eth0", interface);
+        router.replace("10.0.0.100", vip) + &format!("virtual_mac = \"v-{name}\"\n")
+    };
+    let one = with_mac("main", "eth0", "10.0.0.100");
+    let two = with_mac("other", "eth1", "10.0.0.101");
+    let place = Place::new(&format!("{WEB}{one}{two}"));
+    let lbd = place.start().await;
+    let say = async |take| {
+        let (done, answered) = mpsc::sync_channel(1);
+        let (mac, done) = ([0, 0, 0x5e, 0, 1, 51], Answered(done));
+        lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("it is heard");
+        let wait = move || answered.recv_timeout(Duration::from_secs(5));
+        tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
+        lbd.script.deeds.of(|deed| match deed {
+            Deed::TakeMac(_, take) => Some(*take),
+            _ => None,
+        })
+    };
+    assert_eq!(say(true).await, [true]);
+    assert_eq!(say(true).await, [true]);
+    assert_eq!(say(false).await, [true], "the other one needs it");
+    assert_eq!(say(false).await, [true, false]);
+    lbd.stop().await;
 }

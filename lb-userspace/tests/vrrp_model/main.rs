@@ -1,8 +1,10 @@
-//! Virtual routers as a model: each state with each event, whole stories, and nodes on bad links.
+//! Virtual routers as a model: each state with each event, whole stories, what is tracked, and nodes on
+//! bad links.
 
 mod common;
 mod groups;
 mod pairs;
 mod properties;
 mod stories;
+mod tracks;
 mod world;

@@ -500,6 +500,15 @@ fn routers_that_clash_are_told() {
         let other = MAIN.replace("main", "other").replace("0.100", "0.101");
         parse(&with(&format!("{MAIN}[[virtual_router]]\n{}", other.replace(change.0, change.1))));
     }
+    // But peers could not tell them apart.
+    let sync = "[sync]\nkey = \"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\"\nlisten = \"10.0.0.2:1\"\npeers = [\"10.0.0.3:1\"]\n";
+    let other = MAIN.replace("main", "other").replace("0.100", "0.101").replace("eth0", "eth1");
+    assert_eq!(
+        mistakes(&format!("{MAIN}[[virtual_router]]\n{other}{sync}")),
+        [
+            "8:8: virtual_router[1].vrid: IPv4 VRID 51 is virtual router main already, on another interface; with [sync] give each its own, since peers tell routers by it"
+        ]
+    );
     // And so is a link-local address.
     let local = |link: &str, name: &str| {
         MAIN.replace("10.0.0.100", "fe80::1").replace("eth0", link).replace("main", name)

@@ -26,6 +26,7 @@ mod incoming;
 mod outgoing;
 mod pace;
 mod peer;
+mod trust;
 
 use std::{
     net::SocketAddr,

@@ -70,7 +70,7 @@ enum Standing {
     /// The daemon was asked.
     Wanting,
     /// It is being sent.
-    Transferring(Transfer),
+    Transferring(Box<Transfer>),
     /// It has all that was, and gets what is new.
     Following,
 }
@@ -140,7 +140,7 @@ impl Outgoing {
 
     /// Begins to send all of the history as it is after the news with number `since`.
     pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
-        self.standing = Standing::Transferring(Transfer::new(id, pieces, since));
+        self.standing = Standing::Transferring(Box::new(Transfer::new(id, pieces, since)));
         self.since = since;
         self.cursor = since + 1;
         self.repairs.clear();

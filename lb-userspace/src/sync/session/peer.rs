@@ -8,15 +8,14 @@ use std::{
 
 use super::{
     Action, Common, HEARTBEAT, Target,
-    facts::{Hearing, Telling},
-    incoming::Incoming,
-    outgoing::{Log, Next, Outgoing},
+    outgoing::{Log, Next},
+    trust::{Asked, AskedState, Asking, FIRST_ASK_AGAIN, Trust, send},
 };
 use crate::{
     sync::{
-        Facts, PeerCounters, PeerId, PeerStatus, Piece, Report,
+        PeerCounters, PeerId, PeerStatus, Piece, Report,
         seal::{Opener, Refused, SessionId},
-        wire::{Header, Hello, Message, bytes::Malformed, facts::HALVES},
+        wire::{Header, Hello, Message, bytes::Malformed},
     },
     vrrp::RouterKey,
 };
@@ -25,13 +24,6 @@ use crate::{
 const HELLOS_APART: Duration = Duration::from_millis(5);
 /// What can't be read is told once in this time.
 const UNREADABLE_APART: Duration = Duration::from_secs(10);
-const FIRST_ASK_AGAIN: Duration = Duration::from_millis(20);
-const LONGEST_ASK_AGAIN: Duration = Duration::from_millis(100);
-/// A question that has no answer for so long gets none.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Who asks asks again; if it does not, it has given up.
-const ASKED_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// A peer, there or not.
 pub(super) struct Peer {
     id: PeerId,
@@ -56,81 +48,6 @@ pub(super) struct Peer {
     changed: Option<Instant>,
     unreadable: Option<(Instant, String)>,
     counters: PeerCounters,
-}
-
-/// A session of a peer that is there.
-struct Trust {
-    session: SessionId,
-    challenge: u32,
-    losses: u32,
-    heard: Instant,
-    /// The counter of the last Hello.
-    last_hello: u64,
-    clock: (u64, Instant),
-    round_trip: Option<Duration>,
-    facts: Facts,
-    facts_told: bool,
-    hearing: [Hearing; HALVES],
-    telling: [Telling; HALVES],
-    outgoing: Outgoing,
-    incoming: Incoming,
-    complete_there: bool,
-    asking: Option<Asking>,
-    asked: Option<Asked>,
-}
-
-/// A question that waits for its answer.
-struct Asking {
-    id: u64,
-    head: u64,
-    routers: Vec<RouterKey>,
-    since: Instant,
-    again_at: Instant,
-    again: Duration,
-}
-
-/// A question of the peer.
-struct Asked {
-    id: u64,
-    head: u64,
-    routers: Vec<RouterKey>,
-    heard: Instant,
-    state: AskedState,
-}
-
-enum AskedState {
-    /// Something that was published before has not arrived yet.
-    Held,
-    Told,
-    Answered(Result<(), String>),
-}
-
-impl Trust {
-    fn new(session: SessionId, peer: PeerId, hello: &Hello<'_>, now: Instant) -> Self {
-        Self {
-            session,
-            challenge: hello.challenge,
-            losses: hello.losses,
-            heard: now,
-            last_hello: 0,
-            clock: (0, now),
-            round_trip: None,
-            facts: Facts::default(),
-            facts_told: false,
-            hearing: Default::default(),
-            telling: Default::default(),
-            outgoing: Outgoing::new(now),
-            incoming: Incoming::new(peer),
-            complete_there: false,
-            asking: None,
-            asked: None,
-        }
-    }
-
-    /// How long a packet and its answer take; a guess before the first was measured.
-    fn flight(&self) -> Duration {
-        self.round_trip.unwrap_or(Duration::from_millis(5))
-    }
 }
 
 impl Peer {
@@ -507,7 +424,7 @@ impl Peer {
     fn send_answer(&mut self, common: &mut Common, out: &mut Vec<Action>) {
         let Some(trust) = &self.trust else { return };
         if let Some(Asked { id, state: AskedState::Answered(answer), .. }) = &trust.asked {
-            let answer = answer.as_ref().map(|()| ()).map_err(String::as_str);
+            let answer = answer.as_ref().copied().map_err(String::as_str);
             let message = Message::Answer { id: *id, answer };
             send(self.address, trust.session, &message, &mut self.counters, common, out);
         }
@@ -674,110 +591,4 @@ impl Peer {
         out.push(Action::Send(Target::Peer(self.address), datagram));
         true
     }
-}
-
-impl Trust {
-    /// Takes the last Hello.
-    fn hello(
-        &mut self,
-        hello: &Hello<'_>,
-        counter: u64,
-        now: Instant,
-        common: &Common,
-        out: &mut Vec<Action>,
-    ) {
-        self.challenge = hello.challenge;
-        self.clock = (hello.clock, now);
-        if let (1.., held) = hello.echo_clock {
-            let sent = Duration::from_micros(hello.echo_clock.0 - 1);
-            let passed = (now - common.started).checked_sub(sent);
-            self.round_trip = passed
-                .and_then(|passed| passed.checked_sub(Duration::from_micros(held)))
-                .or(self.round_trip);
-        }
-        for (telling, has) in self.telling.iter_mut().zip(hello.has) {
-            telling.acknowledged(has);
-        }
-        self.complete_there = hello.complete;
-        self.outgoing.acknowledged(hello.next, counter);
-        self.incoming.published(hello.head, now, out);
-    }
-
-    fn tick(
-        &mut self,
-        id: PeerId,
-        address: SocketAddr,
-        now: Instant,
-        counters: &mut PeerCounters,
-        common: &mut Common,
-        out: &mut Vec<Action>,
-    ) {
-        for half in 0..HALVES {
-            let generation = common.told.halves[half].generation;
-            if self.telling[half].is_due(generation, now) {
-                let told = mem::take(&mut common.told);
-                for (index, bytes) in told.fragments(half) {
-                    let message = Message::Facts { half: half as u8, generation, index, bytes };
-                    send(address, self.session, &message, counters, common, out);
-                }
-                common.told = told;
-            }
-        }
-        let flight = self.flight();
-        let messages = self.incoming.tick(now, flight, counters, out);
-        for message in messages.iter().flatten() {
-            send(address, self.session, message, counters, common, out);
-        }
-        self.outgoing.tick(now);
-        if self.facts_told && self.outgoing.wants_all(now) {
-            out.push(Action::Report(Report::WantsAll(id)));
-        }
-        self.tick_questions(id, address, now, counters, common, out);
-    }
-
-    fn tick_questions(
-        &mut self,
-        id: PeerId,
-        address: SocketAddr,
-        now: Instant,
-        counters: &mut PeerCounters,
-        common: &mut Common,
-        out: &mut Vec<Action>,
-    ) {
-        if self.asking.take_if(|asking| asking.since + ASK_TIMEOUT <= now).is_some() {
-            let why = format!("it has not answered for {} s", ASK_TIMEOUT.as_secs());
-            out.push(Action::Report(Report::Answer(id, Err(why))));
-        }
-        if let Some(asking) = self.asking.as_mut().filter(|asking| asking.again_at <= now) {
-            asking.again_at = now + asking.again;
-            asking.again = (asking.again * 2).min(LONGEST_ASK_AGAIN);
-            let routers = asking.routers.clone();
-            let message = Message::Ask { id: asking.id, head: asking.head, routers };
-            send(address, self.session, &message, counters, common, out);
-        }
-        if let Some(asked) = &mut self.asked
-            && matches!(asked.state, AskedState::Held)
-            && asked.heard + ASKED_TIMEOUT > now
-            && self.incoming.has(asked.head)
-        {
-            asked.state = AskedState::Told;
-            let routers = asked.routers.clone();
-            out.push(Action::Report(Report::TakeOver(id, routers)));
-        }
-    }
-}
-
-/// Sends a message that does not wait for the pace.
-fn send(
-    address: SocketAddr,
-    session: SessionId,
-    message: &Message<'_>,
-    counters: &mut PeerCounters,
-    common: &mut Common,
-    out: &mut Vec<Action>,
-) {
-    let datagram = common.seal(message.kind(), Some(&session), |body| message.encode(body));
-    counters.packets_sent += 1;
-    counters.bytes_sent += datagram.len() as u64;
-    out.push(Action::Send(Target::Peer(address), datagram));
 }

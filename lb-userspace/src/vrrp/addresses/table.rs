@@ -57,8 +57,8 @@ pub enum Change {
     LinkGone(u32),
     /// An address is there.
     Address(Key, Seen),
-    /// An address is gone.
-    AddressGone(Key),
+    /// An address is gone; what was known of it.
+    AddressGone(Key, Seen),
 }
 
 /// Links by index, and addresses.
@@ -115,18 +115,13 @@ impl Tables {
                 Some(Change::LinkGone(index))
             }
             RouteNetlinkMessage::NewAddress(message) => {
-                let (key, mut seen) = address(message)?;
-                let before = self.addresses.get(&key);
-                self.count += 1;
-                seen.order = before.map_or(self.count, |before| before.order);
-                let changed = before != Some(&seen);
-                self.addresses.insert(key, seen);
-                changed.then_some(Change::Address(key, seen))
+                let (key, seen) = address(message)?;
+                self.add_address(key, seen).then_some(Change::Address(key, seen))
             }
             RouteNetlinkMessage::DelAddress(message) => {
                 let (key, _) = address(message)?;
-                self.addresses.remove(&key)?;
-                Some(Change::AddressGone(key))
+                let seen = self.addresses.remove(&key)?;
+                Some(Change::AddressGone(key, seen))
             }
             _ => None,
         }
@@ -136,6 +131,16 @@ impl Tables {
     pub fn add_link(&mut self, index: u32, link: Link) {
         self.names.insert(link.name.clone(), index);
         self.links.insert(index, link);
+    }
+
+    /// Has an address from now on; whether that is new.
+    pub fn add_address(&mut self, key: Key, mut seen: Seen) -> bool {
+        let before = self.addresses.get(&key);
+        self.count += 1;
+        seen.order = before.map_or(self.count, |before| before.order);
+        let changed = before != Some(&seen);
+        self.addresses.insert(key, seen);
+        changed
     }
 
     /// The index of an interface.
@@ -263,7 +268,7 @@ mod tests {
             AddressAttribute::Protocol(AddressProtocol::Other(112)),
         ];
         let added = RouteNetlinkMessage::NewAddress(new_address(2, attributes));
-        let seen = Seen { protocol: 112, order: 1, ..Seen::default() };
+        let seen = Seen { protocol: 112, ..Seen::default() };
         assert_eq!(tables.take(&added), Some(Change::Address((2, vip, 32), seen)));
         let mut gone = LinkMessage::default();
         gone.header.index = 2;

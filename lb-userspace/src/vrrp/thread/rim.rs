@@ -64,6 +64,8 @@ pub struct Rim {
     files: BTreeMap<PathBuf, Result<i64, String>>,
     /// What the machine was told last.
     observed: Observed,
+    /// Whether that may have changed.
+    look_anew: bool,
     addresses: Addresses,
     news: News,
     ears: Ears,
@@ -135,6 +137,7 @@ impl Rim {
             facts: Facts::default(),
             files: BTreeMap::new(),
             observed: Observed::default(),
+            look_anew: false,
             addresses: Addresses::open()?,
             news,
             ears: Ears::default(),
@@ -240,7 +243,10 @@ impl Rim {
                     self.machine.script_ended(&router, &command, &result, now, out);
                 }
             }
-            Told::Files(files) => self.files = files,
+            Told::Files(files) => {
+                self.files = files;
+                self.look_anew = true;
+            }
             Told::NotifyFailed { router, why } => {
                 self.notice(&router, NoticeKind::Trouble, "its notify program failed", &why, now);
             }
@@ -263,6 +269,7 @@ impl Rim {
 
     fn take_filter(&mut self, result: Result<(), String>, now: Instant) {
         let asked = self.filter.asked.pop_front().unwrap_or_default();
+        self.look_anew = true;
         match result {
             Ok(()) => {
                 self.filter.done = asked.into_iter().collect();
@@ -292,9 +299,12 @@ impl Rim {
         // Routers begin when the machine is told first. A fault that only means that the filter or a
         // device was not made yet would take addresses off which a predecessor has left.
         let is_first = self.observed == Observed::default();
-        if is_first && (self.patience.is_none_or(|until| now < until && self.is_awaiting())) {
+        if !self.look_anew
+            || is_first && self.patience.is_none_or(|until| now < until && self.is_awaiting())
+        {
             return;
         }
+        self.look_anew = false;
         let tables = &self.addresses.tables;
         let sources = self.members.values().filter(|member| self.is_filtered(member));
         let sources = sources
@@ -321,7 +331,11 @@ impl Rim {
     /// Whether a router that must not accept packets can't: without the filter it does not take part.
     fn is_filtered(&self, member: &Member) -> bool {
         let mut addresses = member.router.addresses.iter();
+        // One that takes part already goes on while the filter follows a change of it.
+        let follows = !self.filter.asked.is_empty()
+            && self.observed.sources.contains_key(&member.router.name);
         !super::filter::is_closed(&member.router)
+            || follows
             || addresses.all(|one| self.filter.done.contains(&one.address))
     }
 
@@ -360,7 +374,8 @@ impl Rim {
 
     /// Lets others see how the routers stand.
     fn show(&mut self, now: Instant) {
-        if !self.changed && now < self.show_at {
+        // Not for each of many deeds.
+        if now < self.show_at && !(self.changed && self.deeds.is_empty()) {
             return;
         }
         self.show_at = now + SHOW;

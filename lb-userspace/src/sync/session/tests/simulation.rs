@@ -341,6 +341,11 @@ impl World {
         self.handle(at, Event::Ask(Self::peer(at, other), routers));
     }
 
+    /// A node has not taken what another one told.
+    pub fn want_all(&mut self, at: usize, other: usize) {
+        self.handle(at, Event::WantAll(Self::peer(at, other)));
+    }
+
     pub fn restart(&mut self, at: usize, goodbye: bool) {
         if goodbye {
             self.handle(at, Event::Bye);

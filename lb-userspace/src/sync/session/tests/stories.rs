@@ -132,6 +132,37 @@ fn a_takeover_waits_for_what_was_published_before() {
 }
 
 #[test]
+fn all_comes_again_for_who_has_not_taken_it() {
+    let mut world = pair();
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(20));
+    world.reports(1);
+    world.want_all(1, 0);
+    // The daemon is asked for all once in a second.
+    world.run(millis(1_100));
+    let reports = world.reports(1);
+    assert_eq!(reports[..2], [Report::Complete(PEER, false), Report::Begins(PEER)]);
+    assert!(matches!(&reports[2..], [Report::Pieces(..), Report::Complete(PEER, true)]));
+    // While it is on its way, it comes once more after that.
+    world.publish(0, vec![ring(500, 3), pins(0..5_000, 1)]);
+    world.run(millis(50));
+    world.want_all(1, 0);
+    let mut begun = 0;
+    for _ in 0..1_100 {
+        world.run(millis(1));
+        begun += world.reports(1).iter().filter(|is| **is == Report::Begins(PEER)).count();
+        if begun == 1 {
+            break;
+        }
+    }
+    world.want_all(1, 0);
+    world.run(millis(2_000));
+    begun += world.reports(1).iter().filter(|is| **is == Report::Begins(PEER)).count();
+    assert_eq!(begun, 2);
+    world.settle();
+}
+
+#[test]
 fn a_question_to_nobody_is_answered() {
     let mut world = World::new(2, false, 7, Links::SOUND);
     world.ask(0, 1);
@@ -167,6 +198,8 @@ fn a_peer_that_takes_nothing_costs_nothing_and_gets_all_later() {
     let wanted = wanted.iter().filter(|report| **report == Report::WantsAll(PEER)).count();
     assert!((1..=11).contains(&wanted), "{wanted}");
     assert!(world.sent < 2000, "{} datagrams", world.sent);
+    // The log alone, at this rate.
+    world.run(Duration::from_secs(60));
     world.settle();
 }
 

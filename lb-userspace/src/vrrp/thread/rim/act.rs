@@ -174,7 +174,7 @@ impl Rim {
             member.holding = true;
             member.held_since = Some(now);
         }
-        let problems = self.addresses.hold(placed(&member.router));
+        let (_, problems) = self.addresses.hold(placed(&member.router));
         debug!(router = &**name, after = ?now.elapsed(), "addresses are held");
         self.tell_problems(name, problems, now);
     }
@@ -186,17 +186,17 @@ impl Rim {
         if missing.is_empty() {
             return;
         }
-        let which: Vec<_> = missing.iter().map(|one| one.address.address.to_string()).collect();
         let missing: Vec<_> = missing.iter().map(|one| (*one.address).clone()).collect();
         let router = member.router.clone();
         let wanted = placed(&router).filter(|one| missing.contains(one.address));
-        let problems = self.addresses.hold(wanted);
-        let message = format!("{} was missing, and was put back", which.join(", "));
-        if problems.is_empty() {
+        let (added, problems) = self.addresses.hold(wanted);
+        if !added.is_empty() {
+            let which: Vec<_> = added.iter().map(ToString::to_string).collect();
+            let message = format!("{} was missing, and was put back", which.join(", "));
             self.notice(name, NoticeKind::Trouble, &message, "somebody has removed it", now);
+            self.announce(name, 1, now);
         }
         self.tell_problems(name, problems, now);
-        self.announce(name, 1, now);
     }
 
     fn tell_problems(&mut self, name: &Name, problems: Vec<String>, now: Instant) {

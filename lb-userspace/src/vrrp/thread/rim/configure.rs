@@ -121,6 +121,7 @@ impl Rim {
             trouble.extend(why.map(|why| (Name::clone(name), why)));
         }
         trouble.extend(self.ears.listen(&self.members, &self.addresses.tables));
+        self.look_anew = true;
         for (name, why) in trouble {
             self.notice(&name, NoticeKind::Trouble, "a socket can't be opened", &why, now);
         }

@@ -9,6 +9,7 @@ use super::Rim;
 use crate::vrrp::{
     NoticeKind,
     addresses::{
+        PROTOCOL,
         netlink::Read,
         table::{Change, Key},
     },
@@ -95,6 +96,7 @@ impl Rim {
             Ok(Read::All) if changes.is_empty() => return,
             Ok(Read::All) => {}
             Ok(Read::Lost) => {
+                changes.clear();
                 if let Err(error) = self.addresses.read_anew() {
                     let cause = format!("{error:#}");
                     self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
@@ -106,20 +108,30 @@ impl Rim {
                 return;
             }
         }
+        // Nothing depends on the virtual addresses that come and go with the routers.
+        let mut matters = changes.is_empty();
         let mut gone = Vec::new();
         for change in changes {
             match change {
-                Change::AddressGone(key) => {
+                Change::AddressGone(key, seen) => {
+                    matters |= seen.protocol != PROTOCOL;
                     self.addresses.is_gone(&key);
                     gone.push(key);
                 }
-                Change::Address(key, seen) if seen.duplicate => self.is_elsewhere(key, "", now),
-                _ => {}
+                Change::Address(key, seen) => {
+                    matters |= seen.protocol != PROTOCOL;
+                    if seen.duplicate {
+                        self.is_elsewhere(key, "", now);
+                    }
+                }
+                Change::Link(_) | Change::LinkGone(_) => matters = true,
             }
         }
-        self.find_ways(now);
+        if matters {
+            self.find_ways(now);
+            self.see_to_devices();
+        }
         self.put_back(&gone, now);
-        self.see_to_devices();
     }
 
     /// Puts addresses back that somebody has removed.

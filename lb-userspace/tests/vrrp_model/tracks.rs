@@ -1,7 +1,15 @@
-use std::num::NonZeroU8;
+//! What a router depends on, and what that makes of its priority.
 
-use super::*;
-use crate::vrrp::{Announce, Auth, Checksum, Family, RouterKey, Version};
+use std::{
+    num::NonZeroU8,
+    time::{Duration, Instant},
+};
+
+use lb_userspace::vrrp::{
+    Announce, Auth, Checksum, Facts, Family, OWNER, Router, RouterKey, Track, Tracked, Version,
+    machine::{Link, Observed},
+    track::{Change, Tracks, Verdict},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
