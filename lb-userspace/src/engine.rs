@@ -281,6 +281,7 @@ impl<D: DataPlane> Engine<D> {
         if self.walk.has_homeless(&self.applied, &self.following()) {
             self.walk_flows(now)?;
         }
+        self.survey_if_due(now)?;
         if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
     }
 
@@ -401,6 +402,7 @@ impl<D: DataPlane> Engine<D> {
         self.take_ring(id, summary(&slots, Some(target)), now);
         if let Some(key) = self.key_of(id) {
             self.history.telling.ring(key);
+            self.expect_strays(&key);
         }
         outcome.slots_moved += owners.len() as u64;
         Ok(())
@@ -454,7 +456,10 @@ impl<D: DataPlane> Engine<D> {
         }
         self.take_ring(id, summary(&slots, Some(target)), now);
         match self.key_of(id) {
-            Some(key) if other_owners => self.history.telling.ring(key),
+            Some(key) if other_owners => {
+                self.history.telling.ring(key);
+                self.expect_strays(&key);
+            }
             Some(key) => {
                 let slots = changes.iter().map(|(slot, _)| *slot);
                 self.history.telling.slots(key, slots);

@@ -13,6 +13,7 @@
 
 mod learn;
 mod mirror;
+mod survey;
 mod tell;
 mod telling;
 
@@ -75,6 +76,8 @@ pub(super) struct History {
     pub(super) settled: u64,
 }
 
+    /// Flows of UDP services may go where the ring does not send them since it has changed.
+    survey_due: bool,
 /// What is known of a peer's history of a service.
 #[derive(Debug, Default)]
 struct Mirror {

@@ -309,9 +309,7 @@ impl<D: DataPlane> Engine<D> {
         walk.per_backend.retain(|_, flows| *flows > 0);
         drop(rings);
         if tells {
-            for flow in self.history.telling.survey(surveyed) {
-                self.tell_end(&flow);
-            }
+            self.take_survey(surveyed);
         }
         let mut deleted = 0;
         for (flow, seen, homeless) in gone {
@@ -326,9 +324,9 @@ impl<D: DataPlane> Engine<D> {
         }
         let mut old = std::mem::take(&mut self.walk);
         // A packet that had met the slot before its change may have opened a flow since.
-            stale,
         old.vacated.retain(|_, at| now.mono_secs() <= *at);
         self.walk = Walk {
+            stale,
             released_backends: old.released_backends,
             released_services: old.released_services,
             leaving: old.leaving,
@@ -376,7 +374,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Peers are to know that a flow has ended.
-    fn tell_end(&mut self, flow: &FlowRef) {
+    pub(super) fn tell_end(&mut self, flow: &FlowRef) {
         if let Some(key) = self.key_of(flow.service())
             && self.history.role(&key) != Role::Follows
         {
@@ -468,6 +466,11 @@ enum Age {
 /// For how many seconds a flow has been idle; not for longer than since `floor`.
 fn idle(value: FlowValue, floor: u32, now: Now) -> u32 {
     now.mono_secs().saturating_sub(value.seen.max(floor))
+}
+
+/// Whether a flow of a UDP service has been heard within the idle timeout.
+pub(super) fn is_kept(value: FlowValue, service: &Service, floor: u32, now: Now) -> bool {
+    idle(value, floor, now) <= service.idle_timeout
 }
 
 /// What is to be thought of a flow, and how many seconds it may be idle.
