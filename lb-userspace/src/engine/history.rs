@@ -64,6 +64,8 @@ pub(super) struct History {
     /// Slots that are about to settle.
     settling: BTreeMap<ServiceKey, Settling>,
     mirrors: BTreeMap<ServiceKey, Mirror>,
+    /// Services of which something could not be taken.
+    unlearnt: BTreeSet<ServiceKey>,
     /// What was told already and is not told again.
     complaints: BTreeSet<String>,
     /// Services whose pins are held.
@@ -132,6 +134,7 @@ impl History {
     /// Forgets a service that is no more.
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
+        self.unlearnt.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
         self.telling.drop_service(service, Some(id));
