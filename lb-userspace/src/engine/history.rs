@@ -39,7 +39,7 @@ use crate::{
     datapath::{DataPlane, FlowRef, entry},
     desired::ServiceKey,
     reconcile,
-    sync::piece::Flow,
+    sync::{Piece, piece::Flow},
 };
 
 /// Whose history of a service counts.
@@ -76,10 +76,10 @@ pub(super) struct History {
     is_leased: bool,
     /// Slots that have settled since the last sweep.
     pub(super) settled: u64,
-}
-
     /// Flows of UDP services may go where the ring does not send them since it has changed.
     survey_due: bool,
+}
+
 /// What is known of a peer's history of a service.
 #[derive(Debug, Default)]
 struct Mirror {
@@ -144,21 +144,31 @@ impl History {
 impl<D: DataPlane> Engine<D> {
     /// Says whose history of each service counts; one that is not named is this node's own.
     ///
-    /// A service that has followed is what it must be already: nothing is written.
+    /// A service that has followed is what it must be already: nothing is written. One that begins to
+    /// follow goes by what it knows itself until somebody tells more, for however long: there may be
+    /// nobody, and then it goes on from there when it is this node's own again.
+    ///
+    /// Of what follows nothing is told any more. So whoever takes a role of its own from a service
+    /// calls [`Self::news`] right before, and has peers told of it: that has the last pins.
     ///
     /// # Errors
     ///
-    /// A map can't be written; the roles are taken, and the next reconciliation does the rest.
+    /// A ring can't be read; the roles are taken all the same.
     pub fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
         let before = std::mem::replace(&mut self.history.roles, roles);
         let keys: BTreeSet<_> = before.keys().chain(self.history.roles.keys()).copied().collect();
+        let mut done = Ok(());
         for key in keys {
             let was = before.get(&key).copied().unwrap_or_default();
             if was == Role::Follows {
                 self.keep_news(now);
             }
+            let is = self.history.role(&key);
+            if was != is && is == Role::Follows {
+                done = done.and(self.remember(key));
+            }
             let history = &mut self.history;
-            match (was, history.role(&key)) {
+            match (was, is) {
                 (was, is) if was == is => {}
                 (_, Role::Follows) => {
                     history.taken_over.remove(&key);
@@ -177,6 +187,30 @@ impl<D: DataPlane> Engine<D> {
                 (_, Role::Shared) => {}
             }
         }
+        done
+    }
+
+    /// Keeps what this node's ring is as if a peer had told of it: what the node sees of backends from
+    /// then on, perhaps without a link, ends nothing that it knows.
+    fn remember(&mut self, key: ServiceKey) -> Result<()> {
+        let mut pieces = Vec::new();
+        self.tell_ring(&key, &RingNews::Whole, |_| false, &mut pieces)?;
+        let mut ring = None;
+        for piece in pieces {
+            match piece {
+                Piece::Ring { slots, members, digest, .. } => {
+                    ring = PeerRing::new(slots, members, digest);
+                }
+                Piece::Bases { bases, .. } => {
+                    for base in bases {
+                        ring.as_mut().map(|ring| ring.set_base(&base));
+                    }
+                }
+                Piece::Pins { .. } | Piece::Ended { .. } => {}
+            }
+        }
+        let mirror = Mirror { ring, ..Mirror::default() };
+        self.history.mirrors.insert(key, mirror);
         Ok(())
     }
 
