@@ -173,7 +173,7 @@ pub struct News {
 pub enum Read {
     /// There is no more for now.
     All,
-    /// News were lost: all is to be read anew.
+    /// News were lost, and none waits: all is to be read anew.
     Lost,
 }
 
@@ -197,16 +197,19 @@ impl News {
         Ok(Self { socket, buffer: Vec::with_capacity(ROOM) })
     }
 
-    /// Everything that waits.
+    /// Everything that waits. After a loss, what waits is thrown away: it is older than what is then
+    /// read anew, and until it is out of the way the kernel drops what comes and says so no more.
     ///
     /// # Errors
     ///
     /// If the socket fails.
     pub fn read(&mut self, mut each: impl FnMut(RouteNetlinkMessage)) -> Result<Read> {
+        let mut lost = false;
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
                 Ok(0) => bail!("netlink's socket of news is closed"),
+                Ok(_) if lost => {}
                 Ok(_) => {
                     for message in messages(&self.buffer) {
                         if let NetlinkPayload::InnerMessage(inner) = message.payload {
@@ -214,9 +217,11 @@ impl News {
                         }
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Read::All),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(if lost { Read::Lost } else { Read::All });
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Read::Lost),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
                 Err(error) => return Err(error).context("read news from netlink"),
             }
         }

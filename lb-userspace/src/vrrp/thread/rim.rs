@@ -68,6 +68,8 @@ pub struct Rim {
     look_anew: bool,
     addresses: Addresses,
     news: News,
+    /// Whether some were lost, and all has not been read anew since.
+    news_lost: bool,
     ears: Ears,
     announcer: Announcer,
     /// What is to be done, in order.
@@ -140,6 +142,7 @@ impl Rim {
             look_anew: false,
             addresses: Addresses::open()?,
             news,
+            news_lost: false,
             ears: Ears::default(),
             announcer: Announcer::open().context("open a packet socket")?,
             deeds: VecDeque::new(),

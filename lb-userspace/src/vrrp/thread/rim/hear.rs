@@ -92,21 +92,20 @@ impl Rim {
         let mut changes = Vec::new();
         let tables = &mut self.addresses.tables;
         let read = self.news.read(|message| changes.extend(tables.take(&message)));
-        match read {
-            Ok(Read::All) if changes.is_empty() => return,
-            Ok(Read::All) => {}
-            Ok(Read::Lost) => {
-                changes.clear();
-                if let Err(error) = self.addresses.read_anew() {
-                    let cause = format!("{error:#}");
-                    self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
-                }
-            }
-            Err(error) => {
-                let cause = format!("{error:#}");
-                self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
-                return;
-            }
+        self.news_lost |= matches!(read, Ok(Read::Lost));
+        let read = match read {
+            Ok(_) if self.news_lost => self.addresses.read_anew(),
+            read => read.map(drop),
+        };
+        if let Err(error) = read {
+            let cause = format!("{error:#}");
+            self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
+            return;
+        }
+        if std::mem::take(&mut self.news_lost) {
+            changes.clear();
+        } else if changes.is_empty() {
+            return;
         }
         // Nothing depends on the virtual addresses that come and go with the routers.
         let mut matters = changes.is_empty();
