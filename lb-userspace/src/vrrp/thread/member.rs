@@ -28,6 +28,9 @@ pub struct Member {
     pub held_since: Option<Instant>,
     /// How often its addresses are still to come off.
     pub releases: u32,
+    /// Whether they are still to be announced, and announced again.
+    pub announcing: bool,
+    pub announcing_again: bool,
     /// When somebody has removed one of them last.
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
@@ -55,6 +58,8 @@ impl Member {
             holding: false,
             held_since: None,
             releases: 0,
+            announcing: false,
+            announcing_again: false,
             robbed: None,
             mac_taken: false,
             counters: Counters::default(),

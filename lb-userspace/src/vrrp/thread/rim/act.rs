@@ -49,7 +49,16 @@ impl Rim {
                     self.advertise(&name, priority, now);
                     continue;
                 }
-                Action::Release => member.releases += 1,
+                // What was to be announced before is not done any more.
+                Action::Release => {
+                    member.releases += 1;
+                    member.announcing = false;
+                }
+                // What it holds from then on may be more.
+                Action::Hold => member.announcing = false,
+                // Once is enough: other routers that do not hear this one make it announce again and
+                // again.
+                Action::Announce if std::mem::replace(&mut member.announcing, true) => continue,
                 _ => {}
             }
             self.deeds.push_back((name, Deed::Action(action)));
@@ -93,17 +102,26 @@ impl Rim {
                 self.release(name, now);
                 self.watch_anew = true;
             }
+            Deed::Action(Action::Announce) if member.releases > 0 => {}
             Deed::Action(Action::Announce) => {
+                member.announcing = false;
                 let more = member.router.announce.repeat.saturating_sub(1);
                 self.announce(name, 1, now);
                 debug!(router = &**name, after = ?now.elapsed(), "announced");
                 // The first of each router is worth more than the fifth of one.
-                if more > 0 {
+                if more > 0
+                    && let Some(member) = self.members.get_mut(name)
+                    && !std::mem::replace(&mut member.announcing_again, true)
+                {
                     self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
                 }
             }
-            Deed::AnnounceAgain(times) if member.holding => self.announce(name, times, now),
-            Deed::AnnounceAgain(_) => {}
+            Deed::AnnounceAgain(times) => {
+                member.announcing_again = false;
+                if member.holding && member.releases == 0 {
+                    self.announce(name, times, now);
+                }
+            }
             Deed::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 info!(router, %key, %from, %to, cause, "virtual router");
