@@ -1,6 +1,7 @@
 //! What is done for the routers.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     sync::mpsc::sync_channel,
@@ -41,7 +42,6 @@ impl Rim {
     /// A router's deeds are done in the machine's order, but for advertisements: these go first, so
     /// that no other node becomes Active meanwhile, unless addresses have to come off before.
     pub(super) fn perform(&mut self, out: Out, now: Instant) {
-        self.take_macs(&out);
         for (name, action) in out {
             let Some(member) = self.members.get_mut(&name) else { continue };
             match action {
@@ -94,6 +94,7 @@ impl Rim {
         match deed {
             Deed::Action(Action::Advertise { priority }) => self.advertise(name, priority, now),
             Deed::Action(Action::Hold) => {
+                self.take_macs(name);
                 self.hold(name, now);
                 self.watch_anew = true;
             }
@@ -158,14 +159,26 @@ impl Rim {
         let _ = self.jobs.send(job);
     }
 
-    /// Before routers hold addresses on a virtual MAC address, frames to that must be taken.
-    fn take_macs(&mut self, out: &Out) {
+    /// Before a router holds addresses on a virtual MAC address, frames to that must be taken; those
+    /// of others that are to hold theirs next are asked for with it.
+    fn take_macs(&mut self, name: &Name) {
+        let needs = |name: &Name| {
+            let member = self.members.get(name);
+            member.is_some_and(|one| one.router.virtual_mac.is_some() && !one.mac_taken)
+        };
+        if !needs(name) {
+            return;
+        }
+        let waiting = self.deeds.iter().filter_map(|(other, deed)| {
+            // One that is to release before gives it back with that.
+            let holds = matches!(deed, Deed::Action(Action::Hold))
+                && self.members.get(other).is_some_and(|member| member.releases == 0);
+            (holds && needs(other)).then(|| Name::clone(other))
+        });
+        let names: BTreeSet<Name> = waiting.chain([Name::clone(name)]).collect();
         let mut answers = Vec::new();
-        for (name, action) in out {
-            let Some(member) = self.members.get_mut(name) else { continue };
-            if *action != Action::Hold || member.router.virtual_mac.is_none() || member.mac_taken {
-                continue;
-            }
+        for name in names {
+            let Some(member) = self.members.get_mut(&name) else { continue };
             member.mac_taken = true;
             let (done, answer) = sync_channel(1);
             let mac = macvlan::mac(member.router.key);
