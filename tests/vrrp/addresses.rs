@@ -92,6 +92,22 @@ fn nothing_older_than_a_loss_of_news_is_read_after_it() -> Result<()> {
 }
 
 #[test]
+fn address_goes_though_its_interface_has_another_name() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.start(vec![router(Family::V4, 51)])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_to_have(VIP, true)?;
+    site.a.namespace.ip("link set eth0 name other")?;
+    site.a.wait_for(State::Fault)?;
+    until_true(SOON, "it goes", || {
+        Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32")))
+    })
+}
+
+#[test]
 fn change_of_addresses_takes_effect_while_active() -> Result<()> {
     if !kit::can_run() {
         return Ok(());

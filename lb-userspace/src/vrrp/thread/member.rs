@@ -24,6 +24,8 @@ pub struct Member {
     pub codec: Codec,
     /// Whether its addresses are to be on their interfaces.
     pub holding: bool,
+    /// Whether a predecessor has left them there, and what becomes of them is not decided yet.
+    pub left: bool,
     /// Since when.
     pub held_since: Option<Instant>,
     /// How often its addresses are still to come off.
@@ -56,6 +58,7 @@ impl Member {
             group,
             codec: Codec::new(router),
             holding: false,
+            left: false,
             held_since: None,
             releases: 0,
             announcing: false,

@@ -10,10 +10,10 @@ use std::{
 
 use tracing::{debug, info};
 
-use super::Rim;
+use super::{Ending, Rim};
 use crate::vrrp::{
     Done, NoticeKind, Report, Transition,
-    addresses::{self, placed},
+    addresses::{self, placed, table::Key},
     fsm::Action,
     machine::{Name, Out},
     macvlan,
@@ -201,6 +201,7 @@ impl Rim {
 
     fn hold(&mut self, name: &Name, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
+        member.left = false;
         if !member.holding {
             member.holding = true;
             member.held_since = Some(now);
@@ -244,6 +245,7 @@ impl Rim {
     fn release(&mut self, name: &Name, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
         member.holding = false;
+        member.left = false;
         member.held_since = None;
         let problems = self.addresses.release(placed(&member.router));
         if member.mac_taken {
@@ -253,6 +255,35 @@ impl Rim {
             self.report(Report::TakeMac { mac, take: false, done: Done(done) });
         }
         self.tell_problems(name, problems, now);
+    }
+
+    /// Takes addresses of ours off that no router is to have: what could not be removed before, or was
+    /// on an interface that has another name by now.
+    pub(super) fn remove_strays(&mut self, now: Instant) {
+        if self.ending != Ending::No || !self.deeds.is_empty() || self.devices.is_none() {
+            return;
+        }
+        let keepers = self.members.values().filter(|member| member.holding || member.left);
+        let strays = self.addresses.strays(keepers.flat_map(|member| placed(&member.router)));
+        if strays.is_empty() {
+            return;
+        }
+        let which = self.listed(&strays);
+        let problems = self.addresses.remove(strays);
+        if problems.is_empty() {
+            let cause = "no virtual router holds them";
+            let message = format!("removed {which}");
+            self.notice("", NoticeKind::Leftover, &message, cause, now);
+        } else {
+            let why = problems.join("; ");
+            self.notice("", NoticeKind::Trouble, "an address stays", &why, now);
+        }
+    }
+
+    /// Addresses and their interfaces, for people.
+    pub(super) fn listed(&self, keys: &[Key]) -> String {
+        let one = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0));
+        keys.iter().map(one).collect::<Vec<_>>().join(", ")
     }
 
     /// Announces the addresses of a router so many times.

@@ -73,10 +73,12 @@ impl Rim {
                     let cause = "it was Active here when it ended";
                     self.notice(&router.name, NoticeKind::Leftover, what, cause, now);
                 }
-                Member::new(router, group)
+                Member { left: held.contains(&router.name), ..Member::new(router, group) }
             };
             self.members.insert(name, member);
         }
+        let members = &self.members;
+        self.told.keep(|router| members.contains_key(router));
         if is_first {
             self.remove_leftovers(&routers.routers, now);
         }
@@ -103,13 +105,10 @@ impl Rim {
         if leftovers.is_empty() {
             return;
         }
-        let which: Vec<_> = leftovers
-            .iter()
-            .map(|key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0)))
-            .collect();
+        let which = self.listed(&leftovers);
         let mut problems = self.addresses.remove(leftovers);
         problems.insert(0, "no virtual router has them".to_owned());
-        let message = format!("removed {}, left by a predecessor", which.join(", "));
+        let message = format!("removed {which}, left by a predecessor");
         self.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
     }
 
@@ -141,6 +140,7 @@ impl Rim {
         for name in names {
             self.restore(&name, now);
         }
+        self.remove_strays(now);
         self.find_ways(now);
         self.watch(now);
         self.see_to_devices();
