@@ -34,6 +34,8 @@ pub(super) enum Deed {
     Action(Action),
     /// Announce the addresses so many times more.
     AnnounceAgain(u8),
+    /// Take the addresses off where they were before they were moved.
+    MoveOff,
 }
 
 impl Rim {
@@ -123,6 +125,7 @@ impl Rim {
                     self.announce(name, times, now);
                 }
             }
+            Deed::MoveOff => self.remove_strays_of(name, now),
             Deed::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 info!(router, %key, %from, %to, cause, "virtual router");
@@ -192,6 +195,12 @@ impl Rim {
         }
     }
 
+    /// Frames to a virtual MAC address are not taken any more.
+    pub(super) fn return_mac(&self, mac: [u8; 6]) {
+        let (done, _) = sync_channel(1);
+        self.report(Report::TakeMac { mac, take: false, done: Done(done) });
+    }
+
     fn advertise(&mut self, name: &Name, priority: u8, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
         if let Err(why) = member.advertise(priority, SystemTime::now()) {
@@ -248,11 +257,9 @@ impl Rim {
         member.left = false;
         member.held_since = None;
         let problems = self.addresses.release(placed(&member.router));
-        if member.mac_taken {
-            member.mac_taken = false;
-            let mac = macvlan::mac(member.router.key);
-            let (done, _) = sync_channel(1);
-            self.report(Report::TakeMac { mac, take: false, done: Done(done) });
+        member.moving = false;
+        if std::mem::take(&mut member.mac_taken) {
+            self.return_mac(macvlan::mac(member.router.key));
         }
         self.tell_problems(name, problems, now);
     }
@@ -263,8 +270,9 @@ impl Rim {
         if self.ending != Ending::No || !self.deeds.is_empty() || self.devices.is_none() {
             return;
         }
-        let keepers = self.members.values().filter(|member| member.holding || member.left);
-        let strays = self.addresses.strays(keepers.flat_map(|member| placed(&member.router)));
+        let mut strays = self.strays();
+        let moving: Vec<_> = self.members.values().filter(|member| member.moving).collect();
+        strays.retain(|key| !moving.iter().any(|member| member.has(key.1)));
         if strays.is_empty() {
             return;
         }
@@ -278,6 +286,24 @@ impl Rim {
             let why = problems.join("; ");
             self.notice("", NoticeKind::Trouble, "an address stays", &why, now);
         }
+    }
+
+    /// Takes those of one router off that are still where they were before.
+    fn remove_strays_of(&mut self, name: &Name, now: Instant) {
+        let mut strays = self.strays();
+        let Some(member) = self.members.get(name) else { return };
+        // They are somewhere at least.
+        if !member.holding || !self.addresses.missing(&member.router).is_empty() {
+            return;
+        }
+        strays.retain(|key| member.has(key.1));
+        let problems = self.addresses.remove(strays);
+        self.tell_problems(name, problems, now);
+    }
+
+    fn strays(&self) -> Vec<Key> {
+        let keepers = self.members.values().filter(|member| member.holding || member.left);
+        self.addresses.strays(keepers.flat_map(|member| placed(&member.router)))
     }
 
     /// Addresses and their interfaces, for people.

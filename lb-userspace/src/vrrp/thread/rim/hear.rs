@@ -157,6 +157,7 @@ impl Rim {
         if matters {
             self.find_ways(now);
             self.see_to_devices();
+            self.move_addresses();
         }
         self.put_back(&gone, now);
     }
@@ -168,7 +169,7 @@ impl Rim {
         }
         let mut robbed = Vec::new();
         for (name, member) in &mut self.members {
-            if !member.holding || self.addresses.missing(&member.router).is_empty() {
+            if !member.holding || member.moving || self.addresses.missing(&member.router).is_empty() {
                 continue;
             }
             let again = member.robbed.is_some_and(|at| now.duration_since(at) < ROBBED_AGAIN);
