@@ -102,9 +102,7 @@ fn address_goes_though_its_interface_has_another_name() -> Result<()> {
     site.a.wait_to_have(VIP, true)?;
     site.a.namespace.ip("link set eth0 name other")?;
     site.a.wait_for(State::Fault)?;
-    until_true(SOON, "it goes", || {
-        Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32")))
-    })
+    until_true(SOON, "it goes", || Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32"))))
 }
 
 #[test]
@@ -160,7 +158,7 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
     Ok(())
 }
 
-fn index_of(interface: &str) -> Result<u32> {
+pub fn index_of(interface: &str) -> Result<u32> {
     let shown = run(command("ip").args(["-o", "link", "show", interface]))?;
     shown.split(':').next().and_then(|n| n.trim().parse().ok()).context("an index")
 }
