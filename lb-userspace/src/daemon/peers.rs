@@ -12,24 +12,21 @@ use std::{
 
 use super::{
     Balancer, Daemon,
+    flows::counted,
     likeness::{Hasher, Unlike, compare},
     roles::{Candidate, Scene, Whose, services_of},
 };
 use crate::{
     desired::ServiceKey,
     events::{Kind, News},
-    sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece, Report},
+    sync::{Config, Facts, Fingerprint, PeerId, Peers, Report},
     vrrp::{RouterKey, State},
 };
 
-/// How long a new pin may be made without the daemon; it says so again every ten milliseconds.
-const LEASE: Duration = Duration::from_millis(100);
 /// How long peers may take to be there, after a start, before a router preempts without their flows.
 const GATHERING: Duration = Duration::from_secs(10);
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
-/// Different things that could not be learnt of a peer, which are told.
-const TOLD: usize = 100;
 
 /// The peers.
 pub(super) struct Group {
@@ -38,7 +35,7 @@ pub(super) struct Group {
     hasher: Hasher,
     seed: [u8; 16],
     started: Instant,
-    peers: BTreeMap<PeerId, Peer>,
+    pub(super) peers: BTreeMap<PeerId, Peer>,
     fingerprint: Fingerprint,
     /// What was told last.
     told: Option<Facts>,
@@ -48,17 +45,17 @@ pub(super) struct Group {
 
 /// What is known of a peer that is there.
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     facts: Option<Facts>,
-    unlike: Unlike,
+    pub(super) unlike: Unlike,
     /// Whether all of its history was told.
     complete: bool,
     /// The services of which nothing was left out since it began.
-    followed: BTreeSet<ServiceKey>,
+    pub(super) followed: BTreeSet<ServiceKey>,
     /// Whether all of its history was asked for again, and has not begun.
     wanted: bool,
     /// What could not be learnt.
-    unlearnt: BTreeSet<String>,
+    pub(super) unlearnt: BTreeSet<String>,
 }
 
 impl Peer {
@@ -362,76 +359,6 @@ impl<B: Balancer> Daemon<B> {
         });
     }
 
-    /// Tells a peer all of this node's history.
-    fn send_all(&mut self, id: PeerId) {
-        // What the others have not been told yet is not to be told to this one twice.
-        self.tell_news();
-        let now = self.now();
-        match self.balancer.history(now) {
-            Ok(pieces) => {
-                if let Some(group) = &self.group {
-                    group.rim.send_all(id, pieces);
-                }
-            }
-            Err(error) => self.history_fails(&error),
-        }
-    }
-
-    /// Learns what a peer tells, as far as it counts.
-    fn learn(&mut self, id: PeerId, pieces: Vec<Piece>) {
-        let Some(peer) = self.group.as_mut().and_then(|group| group.peers.get_mut(&id)) else {
-            return;
-        };
-        let counted = counted(&self.whose, id, &peer.unlike);
-        let (taken, left): (Vec<_>, Vec<_>) =
-            pieces.into_iter().partition(|piece| counted.contains(&piece.service()));
-        for piece in left {
-            peer.followed.remove(&piece.service());
-        }
-        if taken.is_empty() {
-            return;
-        }
-        let now = self.now();
-        match self.balancer.learn(taken, now) {
-            Ok(unlearnt) => self.tell_unlearnt(id, unlearnt),
-            Err(error) => self.history_fails(&error),
-        }
-    }
-
-    fn tell_unlearnt(&mut self, id: PeerId, unlearnt: Vec<String>) {
-        let Some(group) = &mut self.group else { return };
-        let name = if unlearnt.is_empty() { String::new() } else { group.name(id) };
-        let Some(peer) = group.peers.get_mut(&id) else { return };
-        let mut news = Vec::new();
-        for text in unlearnt {
-            if peer.unlearnt.len() < TOLD && peer.unlearnt.insert(text.clone()) {
-                let message = format!("{name}: {text}");
-                news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
-            }
-        }
-        news.into_iter().for_each(|news| self.tell(news));
-    }
-
-    fn history_fails(&mut self, error: &anyhow::Error) {
-        // The sweep meets with the same, and tells of it.
-        tracing::debug!("the history of flows: {error:#}");
-    }
-
-    /// Tells the peers what has changed, and lets the program make pins for a while.
-    pub(super) fn tell_news(&mut self) {
-        let now = self.now();
-        match self.balancer.news(now) {
-            Ok(pieces) if pieces.is_empty() => {}
-            Ok(pieces) => {
-                if let Some(group) = &self.group {
-                    group.rim.publish(pieces);
-                }
-            }
-            Err(error) => return self.history_fails(&error),
-        }
-        self.balancer.lease_pins(Some(now.mono + LEASE));
-    }
-
     /// Tells of routers that this node and a peer both hold, for longer than a handover takes.
     pub(super) fn look_for_two(&mut self, now: Instant) {
         let Some(group) = &mut self.group else { return };
@@ -494,20 +421,4 @@ impl<B: Balancer> Daemon<B> {
         });
         all.collect()
     }
-}
-
-/// The services whose pieces count when this peer tells them.
-fn counted(
-    whose: &BTreeMap<ServiceKey, Whose>,
-    peer: PeerId,
-    unlike: &Unlike,
-) -> BTreeSet<ServiceKey> {
-    if unlike.altogether.is_some() {
-        return BTreeSet::new();
-    }
-    let theirs = whose.iter().filter(|(key, whose)| {
-        (**whose == Whose::Peers(peer) || **whose == Whose::Shared)
-            && !unlike.services.contains_key(key)
-    });
-    theirs.map(|(key, _)| *key).collect()
 }

@@ -28,9 +28,9 @@ use lb_common::{
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 
-pub(super) use self::tell::strays;
+pub(super) use self::{learn::Followed, tell::strays};
 use self::{
-    mirror::PeerRing,
+    mirror::{PeerOwners, PeerRing},
     telling::{RingNews, Settling, Telling},
 };
 use super::{Engine, Now};
@@ -264,8 +264,8 @@ impl<D: DataPlane> Engine<D> {
     /// What people call a service.
     fn name_of(&self, key: &ServiceKey) -> String {
         let services = self.desired().services.iter();
-        let named = services.filter(|(_, service)| service.key == *key).map(|(name, _)| name);
-        named.cloned().next().unwrap_or_else(|| key.to_string())
+        let mut named = services.filter(|(_, service)| service.key == *key);
+        named.next().map(|(name, _)| name.clone()).unwrap_or_else(|| key.to_string())
     }
 
     /// The key of a service by its id.

@@ -137,12 +137,3 @@ fn the_overview_has_a_line_for_routers_and_one_for_peers() {
     );
     assert_eq!(lines(&Status::default()), "");
 }
-
-#[test]
-fn keys_are_random_and_of_the_form_that_files_have() {
-    let (one, other) = (new_key().expect("random"), new_key().expect("random"));
-    assert_ne!(one, other);
-    for key in [one, other] {
-        assert!(key.len() == 64 && key.bytes().all(|digit| digit.is_ascii_hexdigit()), "{key}");
-    }
-}

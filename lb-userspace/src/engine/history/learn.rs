@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, stamp};
 
-use super::{Mirror, PeerRing, Role, from_told, slot_of_flow};
+use super::{Mirror, PeerOwners, PeerRing, Role, from_told, slot_of_flow};
 use crate::{
     datapath::{DataPlane, FlowRef, FlowTable, entry},
     desired::ServiceKey,
@@ -320,11 +320,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// The owners that the slots of a ring have at the peer which its service follows, for
     /// [`Engine::retarget_ring`]; none if it is not known, or this node's own ring counts.
-    pub(in crate::engine) fn followed(
-        &mut self,
-        id: u16,
-        target: &Target,
-    ) -> Option<(PeerRing, Option<Vec<u16>>, HashMap<IpAddr, u16>)> {
+    pub(in crate::engine) fn followed(&mut self, id: u16, target: &Target) -> Option<Followed> {
         let key = self.key_of(id)?;
         if self.history.role(&key) != Role::Follows {
             return None;
@@ -339,7 +335,7 @@ impl<D: DataPlane> Engine<D> {
         } else {
             Some(mirror.table.get_or_insert_with(|| ring.table(&seed)).clone())
         };
-        Some((ring.clone(), table, ids))
+        Some(Followed { ring: ring.clone(), table, ids })
     }
 
     /// Follows changes of some slots.
@@ -352,8 +348,8 @@ impl<D: DataPlane> Engine<D> {
         }
         let Some(there) = self.applied.rings.get(&id) else { return Ok(()) };
         let Some(target) = there.target.clone() else { return Ok(()) };
-        let Some((ring, table, ids)) = self.followed(id, &target) else { return Ok(()) };
-        let peer = ring.in_ids(table.as_deref(), &ids);
+        let Some(followed) = self.followed(id, &target) else { return Ok(()) };
+        let peer = followed.owners();
         let keeps = |id| target.bases && target.keeping.contains(&id);
         let here = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let mut changes = Vec::new();
@@ -440,6 +436,22 @@ impl<D: DataPlane> Engine<D> {
             self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
         }
         Ok(())
+    }
+}
+
+/// The ring of the peer that a service follows.
+#[derive(Debug)]
+pub(in crate::engine) struct Followed {
+    ring: PeerRing,
+    /// Its owners for new flows, if they differ from this node's.
+    table: Option<Vec<u16>>,
+    ids: HashMap<IpAddr, u16>,
+}
+
+impl Followed {
+    /// The owners of its slots.
+    pub(in crate::engine) fn owners(&self) -> PeerOwners<'_> {
+        self.ring.in_ids(self.table.as_deref(), &self.ids)
     }
 }
 
