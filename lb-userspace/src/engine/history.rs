@@ -202,8 +202,10 @@ impl<D: DataPlane> Engine<D> {
                     ring = PeerRing::new(slots, members, digest);
                 }
                 Piece::Bases { bases, .. } => {
-                    for base in bases {
-                        ring.as_mut().map(|ring| ring.set_base(&base));
+                    if let Some(ring) = &mut ring {
+                        bases.iter().for_each(|base| {
+                            ring.set_base(base);
+                        });
                     }
                 }
                 Piece::Pins { .. } | Piece::Ended { .. } => {}
