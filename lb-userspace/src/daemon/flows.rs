@@ -15,6 +15,9 @@ use crate::{
 /// How long new pins may be made without the daemon, which says so again with each beat. Longer than two
 /// beats that are late, and no longer: peers know nothing of a pin that is made when it is dead.
 const LEASE: Duration = BEAT.saturating_mul(3);
+/// When a peer is asked again for what could not be taken.
+const FIRST_AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 /// Different things that could not be learnt of a peer, which are told.
 const TOLD: usize = 100;
 
@@ -31,7 +34,13 @@ impl<B: Balancer> Daemon<B> {
                     group.rim.send_all(id, pieces);
                 }
             }
-            Err(error) => self.history_fails(&error),
+            Err(error) => {
+                // The session asks once.
+                if let Some(group) = &mut self.group {
+                    group.owed.insert(id);
+                }
+                self.history_fails(&error);
+            }
         }
     }
 
@@ -96,6 +105,41 @@ impl<B: Balancer> Daemon<B> {
             Ok(unlearnt) => self.tell_unlearnt(id, unlearnt),
             Err(error) => self.history_fails(&error),
         }
+        self.miss(id);
+    }
+
+    /// What could not be taken is missing here until all is told again: soon, and then less and less
+    /// often, since what has no room is not likely to have it a moment later.
+    fn miss(&mut self, id: PeerId) {
+        let mut missed = self.balancer.take_unlearnt();
+        let Some(peer) = self.peer(id) else { return };
+        missed.retain(|key| peer.followed.remove(key));
+        if missed.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let wait = match peer.again {
+            None => Some(FIRST_AGAIN),
+            Some((at, wait)) => (at <= now).then(|| (wait * 2).min(LONGEST_AGAIN)),
+        };
+        if let Some(wait) = wait {
+            peer.again = Some((now + wait, wait));
+        }
+        let services = self.desired.services.iter();
+        let names = services.filter(|(_, service)| missed.contains(&service.key));
+        let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
+        let name = self.group.as_ref().map(|group| group.name(id)).unwrap_or_default();
+        self.tell(News::new(
+            Kind::PeerUnsynced,
+            format!("flows of {} that {name} tells of are missing here", names.join(", ")),
+            "they could not be written; it is asked for them again",
+        ));
+    }
+
+    /// Tells those peers everything to whom it could not be told.
+    pub(super) fn send_owed(&mut self) {
+        let owed = self.group.as_mut().map(|group| std::mem::take(&mut group.owed));
+        owed.into_iter().flatten().for_each(|id| self.send_all(id));
     }
 
     fn tell_unlearnt(&mut self, id: PeerId, unlearnt: Vec<String>) {

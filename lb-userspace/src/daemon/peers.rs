@@ -40,6 +40,8 @@ pub(super) struct Group {
     turns: u64,
     /// What was told last.
     told: Option<Facts>,
+    /// Peers that are to be told everything, which has not worked yet.
+    pub(super) owed: BTreeSet<PeerId>,
     /// What was pinned here when services ceased to be this node's own and a peer was not there.
     pub(super) legacy: Option<(Instant, Vec<Piece>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
@@ -58,6 +60,8 @@ pub(super) struct Peer {
     complete: bool,
     /// The services of which nothing was left out since it began.
     pub(super) followed: BTreeSet<ServiceKey>,
+    /// When it may be asked again for what could not be taken, and how long that was waited for.
+    pub(super) again: Option<(Instant, Duration)>,
     /// Whether all of its history was asked for again, and has not begun.
     wanted: bool,
     /// What could not be learnt.
@@ -81,6 +85,7 @@ impl Group {
             fingerprint: Fingerprint::default(),
             turns: 0,
             told: None,
+            owed: BTreeSet::new(),
             legacy: None,
             both_active: BTreeMap::new(),
         }
@@ -359,7 +364,14 @@ impl<B: Balancer> Daemon<B> {
         let Some(group) = &mut self.group else { return };
         for (id, peer) in &mut group.peers {
             let followed = counted(&self.whose, *id, &peer.unlike);
-            if !peer.wanted && followed.iter().any(|key| !peer.followed.contains(key)) {
+            if followed.is_subset(&peer.followed) {
+                if peer.complete {
+                    peer.again = None;
+                }
+                continue;
+            }
+            let waits = peer.again.is_some_and(|(at, _)| Instant::now() < at);
+            if !peer.wanted && !waits {
                 peer.wanted = true;
                 peer.complete = false;
                 group.rim.want_all(*id);
@@ -380,6 +392,7 @@ impl<B: Balancer> Daemon<B> {
             Report::Lost(id, why) => {
                 let Some(group) = &mut self.group else { return };
                 group.peers.remove(&id);
+                group.owed.remove(&id);
                 group.both_active.retain(|(_, peer), _| *peer != id);
                 let (name, last) = (group.name(id), !group.is_connected());
                 self.tell(News::new(Kind::PeerLost, format!("peer {name} is gone"), why));
@@ -426,7 +439,7 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
-    fn peer(&mut self, id: PeerId) -> Option<&mut Peer> {
+    pub(super) fn peer(&mut self, id: PeerId) -> Option<&mut Peer> {
         self.group.as_mut()?.peers.get_mut(&id)
     }
 
@@ -485,7 +498,10 @@ impl<B: Balancer> Daemon<B> {
             let peer = group.peers.get(&id);
             let facts = peer.and_then(|peer| peer.facts.as_ref());
             let unlike = peer.map(|peer| &peer.unlike);
-            session.complete_here = peer.is_some_and(|peer| peer.complete);
+            session.complete_here = peer.is_some_and(|peer| {
+                let counted = counted(&self.whose, id, &peer.unlike);
+                peer.complete && counted.is_subset(&peer.followed)
+            });
             let altogether = unlike.and_then(|unlike| unlike.altogether.clone());
             session.refused = session.refused.or(altogether);
             let routers = facts.iter().flat_map(|facts| &facts.routers);

@@ -36,6 +36,10 @@ pub struct Wires {
     /// What the engine has to tell beside its own, once: news, and all of the history.
     pub news: Mutex<Vec<Piece>>,
     pub history: Mutex<Vec<Piece>>,
+    /// Whether the history can't be read.
+    pub failing_history: AtomicBool,
+    /// Services of which something could not be learnt.
+    pub unlearnt: Mutex<BTreeSet<ServiceKey>>,
     /// Whether sweeps fail.
     pub failing_sweeps: AtomicBool,
     /// What was done, by others as well.
@@ -113,6 +117,7 @@ impl Balancer for Wired {
     }
 
     fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
+        ensure!(!self.wires.failing_history.load(Ordering::SeqCst), "it was told to fail");
         let more = std::mem::take(&mut *self.wires.history.lock().expect("nobody panics"));
         Ok([more, self.engine.history(now)?].concat())
     }
@@ -125,6 +130,12 @@ impl Balancer for Wired {
     fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
         self.wires.deeds.push(Deed::Learn(pieces.clone()));
         self.engine.learn(pieces, now)
+    }
+
+    fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
+        let mut unlearnt = std::mem::take(&mut *self.wires.unlearnt.lock().expect("nobody panics"));
+        unlearnt.append(&mut self.engine.take_unlearnt());
+        unlearnt
     }
 
     fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {

@@ -373,6 +373,48 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
 }
 
 #[tokio::test]
+async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    let unsynced = || lbd.script.deeds.facts().is_some_and(|f| f.unsynced.contains(&main.key));
+    eventually("it may preempt", async || !unsynced()).await;
+    lbd.script.deeds.take();
+    place.wires.unlearnt.lock().expect("nobody panics").insert(web(&place));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)]));
+    eventually("it may not", async || unsynced()).await;
+    assert_eq!(
+        told(&lbd, Kind::PeerUnsynced).await,
+        ["flows of web that lb2 tells of are missing here"]
+    );
+    assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "it is asked for them", wants).await;
+    lbd.script.is_synced(PEER);
+    eventually("it may again", async || !unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_history_that_could_not_be_read_is_told_later() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    place.wires.failing_history.store(true, std::sync::atomic::Ordering::SeqCst);
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    // What comes after it is heard.
+    lbd.script.says(sync::Report::Complete(PEER, false));
+    lbctl(&place, "sync status").await;
+    place.wires.failing_history.store(false, std::sync::atomic::Ordering::SeqCst);
+    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
+    deed(&lbd, "it is told", sent).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn pins_are_leased_while_a_peer_is_told_of_them() {
     let place = Place::new(&all());
     let lbd = place.start().await;
