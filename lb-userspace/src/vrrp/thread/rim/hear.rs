@@ -56,9 +56,8 @@ impl Rim {
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
                         let Some(heard) = refused.heard else { continue };
-                        let known = (member.router.key, from);
                         let why = refused.why.to_string();
-                        if !self.facts.mismatched.contains(&known) {
+                        if !self.facts.hear(member.router.key, from, refused.why) {
                             notices.push((Name::clone(name), from, "are not taken", why));
                             continue;
                         }
