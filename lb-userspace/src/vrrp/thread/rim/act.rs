@@ -102,6 +102,7 @@ impl Rim {
                     self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
                 }
             }
+            Deed::Action(Action::AnnounceOnce) => self.announce(name, 1, now),
             Deed::AnnounceAgain(times) if member.holding => self.announce(name, times, now),
             Deed::AnnounceAgain(_) => {}
             Deed::Action(Action::Transition { from, to, cause }) => {
