@@ -252,6 +252,7 @@ impl Rim {
             }
             Told::Devices(problems) => {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
+                self.look_anew = true;
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
@@ -312,6 +313,7 @@ impl Rim {
         let observed = Observed {
             links: observe::links(tables),
             sources: sources.collect(),
+            pending: self.pending(),
             files: self.files.clone(),
         };
         if observed != self.observed {
@@ -319,6 +321,16 @@ impl Rim {
             self.observed = observed;
             self.changed = true;
         }
+    }
+
+    /// The routers that have no source for as long as the helper makes what they need.
+    fn pending(&self) -> BTreeSet<String> {
+        let is_pending = |member: &&Member| {
+            let device = self.device_jobs > 0 && !member.has_device(&self.addresses.tables);
+            device || (!self.filter.asked.is_empty() && !self.is_filtered(member))
+        };
+        let members = self.members.values().filter(is_pending);
+        members.map(|member| member.router.name.clone()).collect()
     }
 
     /// Whether routers need what the helper has not answered for yet.
