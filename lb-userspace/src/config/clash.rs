@@ -21,11 +21,10 @@ pub(super) fn check(
     routers: &[Read<'_>],
     services: &Services,
     interfaces: &[String],
-    has_peers: bool,
     doubts: &Problems<'_>,
 ) {
     let mut names = BTreeSet::new();
-    let mut keys: BTreeMap<(&str, RouterKey), &str> = BTreeMap::new();
+    let mut keys: BTreeMap<RouterKey, (&str, &str)> = BTreeMap::new();
     let mut holders: BTreeMap<(IpAddr, Option<&str>), &str> = BTreeMap::new();
     let mut devices: BTreeMap<&str, &str> = BTreeMap::new();
     for read in routers {
@@ -37,17 +36,13 @@ pub(super) fn check(
         if let Some(field) = &read.vrid
             && !router.interface.is_empty()
         {
+            // The RFC tells them apart by the link too; but a second path may lead to the same link,
+            // and nodes and orders name a router by its key alone.
             let (key, interface) = (router.key, router.interface.as_str());
-            if let Some(first) = keys.insert((interface, key), name) {
-                field.refuse(format!("{key} on {interface} is virtual router {first} already"));
-            } else if has_peers
-                && let Some(first) =
-                    keys.iter().find(|((on, of), _)| *of == key && *on != interface)
-            {
-                let first = first.1;
+            if let Some((first, on)) = keys.insert(key, (name, interface)) {
                 field.refuse(format!(
-                    "{key} is virtual router {first} already, on another interface; with [sync] \
-                     give each its own, since peers tell routers by it"
+                    "{key} is virtual router {first} already, on {on}; give each one of the node \
+                     its own"
                 ));
             }
         }

@@ -257,7 +257,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     let groups = group::read_groups(&root, &routers);
     let sync = sync::read_sync(&root, &doubts);
     let named = interfaces.as_deref().unwrap_or_default();
-    clash::check(&routers, &services, named, sync.is_some(), &doubts);
+    clash::check(&routers, &services, named, &doubts);
 
     let place = |violation: &rules::Violation| {
         let found = services.places.find(violation);

@@ -259,6 +259,14 @@ impl<B: Balancer> Daemon<B> {
         deaf.filter_map(|(key, (source, _))| Some((*key, (*source)?))).collect()
     }
 
+    /// Peers that say that they are Active, by router and source of their advertisements.
+    pub(super) fn active_peers(&self) -> BTreeSet<(RouterKey, IpAddr)> {
+        let peers = self.group.iter().flat_map(|group| group.peers.values());
+        let routers = peers.filter_map(|peer| peer.facts.as_ref()).flat_map(|facts| &facts.routers);
+        let active = routers.filter(|(_, router)| router.state == State::Active);
+        active.filter_map(|(key, router)| Some((*key, router.source?))).collect()
+    }
+
     /// Takes note of another desired state: what it makes of the node is told.
     pub(super) fn take_fingerprint(&mut self) {
         if let Some(group) = &mut self.group {

@@ -190,6 +190,7 @@ impl<B: Balancer> Daemon<B> {
             draining: self.node.draining_since.is_some() && self.handover.is_none(),
             unsynced: self.unsynced(&status),
             mismatched: self.mismatched(),
+            active: self.active_peers(),
         }
     }
 

@@ -74,7 +74,7 @@ pub enum Failure {
     UnknownKey(u8),
     /// Its HMAC is wrong.
     Wrong,
-    /// It is too old, or the sender's clock is wrong, or this node's.
+    /// Its HMAC is right; but it is too old, or the sender's clock is wrong, or this node's.
     Stale,
     /// It, or a newer one of its sender, was taken before.
     Replayed,
@@ -90,7 +90,9 @@ impl Failure {
             | Self::Password
             | Self::UnknownKey(_)
             | Self::Wrong => true,
-            Self::Malformed | Self::Stale | Self::Replayed => false,
+            // Its key is right; but it may be a repetition, too old to be known for one.
+            Self::Stale => false,
+            Self::Malformed | Self::Replayed => false,
         }
     }
 }
@@ -190,15 +192,14 @@ impl Hmac {
         if id != self.id {
             return Err(Failure::UnknownKey(id));
         }
-        // Before the hash, so that a flood of old ones costs little.
+        let tag = self.tag(message, trailer, version, source);
+        if !bool::from(tag.ct_eq(&trailer[TAG_AT..])) {
+            return Err(Failure::Wrong);
+        }
         let sequence = Sequence::of(trailer);
         let clock = Sequence::at(now);
         if sequence.is_far_from(clock, self.window) {
             return Err(Failure::Stale);
-        }
-        let tag = self.tag(message, trailer, version, source);
-        if !bool::from(tag.ct_eq(&trailer[TAG_AT..])) {
-            return Err(Failure::Wrong);
         }
         // A mark that is far off is of a clock that was wrong: it would keep the sender out for long.
         let mark = self.heard.get(&source).filter(|mark| !mark.is_far_from(clock, self.window));

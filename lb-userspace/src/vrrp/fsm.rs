@@ -46,7 +46,10 @@ use std::{
 };
 
 pub use self::words::{Action, Event, Heard, Settings, Standing, Tally};
-use self::{active::Displaced, ending::Yielding};
+use self::{
+    active::{Answers, Displaced},
+    ending::Yielding,
+};
 use super::{ActiveRouter, Announce, Notice, NoticeKind, OWNER, State, Version, Yield};
 
 /// Another router that was heard to be Active.
@@ -96,6 +99,8 @@ struct When {
     answered: BTreeMap<IpAddr, (Instant, u8)>,
     /// Active: when it is to answer what it couldn't at once.
     answer_at: Option<Instant>,
+    /// Active: announcements in answers.
+    answers: Answers,
     /// Active: the next announcement.
     announce_at: Option<Instant>,
     /// Active: the last advertisement.
@@ -138,7 +143,8 @@ impl VirtualRouter {
         let before = std::mem::replace(&mut self.settings, settings);
         let paced =
             (before.interval, before.version) != (self.settings.interval, self.settings.version);
-        let moved = before.addresses != self.settings.addresses;
+        let place = |settings: &Settings| (settings.addresses.clone(), settings.device.clone());
+        let moved = place(&before) != place(&self.settings);
         match self.state {
             State::Active => {
                 self.reconfigured_active(paced.then_some(before.interval), moved, now, out)
@@ -238,13 +244,27 @@ impl VirtualRouter {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let yielding = self.when.yielding.as_ref().map(|yielding| yielding.until);
-        [self.timer, yielding, self.when.answer_at, self.when.announce_at]
+        [self.timer, yielding, self.when.answer_at, self.when.answers.due, self.when.announce_at]
             .into_iter()
             .flatten()
             .min()
     }
 
-    /// Waits with becoming Active until then: another router of its sync group still hears somebody.
+    /// Whether another router is Active, as far as it was heard.
+    #[must_use]
+    pub fn hears_active(&self, now: Instant) -> bool {
+        let down = self.down(self.active_interval);
+        self.seen.iter().flatten().any(|seen| now.saturating_duration_since(seen.at) < down)
+    }
+
+    /// Whether it is Backup, and has the addresses that a predecessor left.
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.when.held
+    }
+
+    /// Waits with becoming Active until then: another router of its sync group still hears somebody,
+    /// who has what a predecessor left here.
     pub fn postpone(&mut self, until: Instant, out: &mut Vec<Action>) {
         if self.state == State::Backup {
             self.timer = self.timer.max(Some(until));

@@ -58,6 +58,9 @@ pub struct Observed {
     /// The address that a router's advertisements are sent from, by the router's name. A router
     /// without one can't advertise, which is a fault.
     pub sources: BTreeMap<String, IpAddr>,
+    /// Routers whose device or packet filter is being made, by name: until then it is no fault of a
+    /// new one that it has no source.
+    pub pending: BTreeSet<String>,
     /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
     pub files: BTreeMap<PathBuf, Result<i64, String>>,
 }
@@ -78,6 +81,8 @@ pub struct Machine {
     groups: Vec<Group>,
     facts: Option<Facts>,
     observed: Option<Observed>,
+    /// It was told to end, and so was all around it: what is tracked says nothing any more.
+    ending: bool,
 }
 
 #[derive(Debug)]
@@ -167,7 +172,7 @@ impl Machine {
         now: Instant,
         out: &mut Out,
     ) {
-        let Some(index) = self.index(router) else { return };
+        let Some(index) = self.index(router).filter(|_| !self.ending) else { return };
         let mut changes = Vec::new();
         self.routers[index].tracks.script_ended(command, result, now, &mut changes);
         self.routers[index].tell(changes, out);
@@ -199,6 +204,7 @@ impl Machine {
             }
             Order::Take(key) => self.drive(&self.with_mates(*key), |_| Event::Take, now, out),
             Order::Stop { release } => {
+                self.ending = true;
                 for entry in &mut self.routers {
                     if entry.waiting.take() == Some(true) && *release {
                         out.push((entry.name.clone(), Action::Release));
@@ -286,7 +292,13 @@ impl Machine {
         for entry in &mut self.routers {
             let mut changes = Vec::new();
             let (facts, observed) = (self.facts.as_ref(), self.observed.as_ref());
-            entry.tracks.look(&entry.router, facts, observed, now, &mut changes);
+            match observed {
+                Some(observed) if self.ending => {
+                    entry.tracks.look_at_links(&entry.router, observed, now, &mut changes);
+                }
+                _ if self.ending => {}
+                _ => entry.tracks.look(&entry.router, facts, observed, now, &mut changes),
+            }
             entry.tell(changes, out);
         }
         self.assess(now, out);

@@ -96,6 +96,21 @@ pub struct Facts {
     /// this node's are (password, interval, version): they are heard all the same, so that there are
     /// not two owners.
     pub mismatched: BTreeSet<(RouterKey, IpAddr)>,
+    /// Peers that are connected and authenticated by the sync key, and say that they are Active: what
+    /// they sign is heard even if the clocks are far apart. A repetition says no more than they do.
+    pub active: BTreeSet<(RouterKey, IpAddr)>,
+}
+
+impl Facts {
+    /// Whether an advertisement that was refused is heard all the same, as its sender is known.
+    #[must_use]
+    pub fn hear(&self, router: RouterKey, from: IpAddr, why: packet::Refusal) -> bool {
+        let known = (router, from);
+        match why.is_stale() {
+            true => self.mismatched.contains(&known) || self.active.contains(&known),
+            false => why.is_mismatch() && self.mismatched.contains(&known),
+        }
+    }
 }
 
 /// How a router's addresses are given up.

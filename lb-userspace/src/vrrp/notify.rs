@@ -12,7 +12,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::{
-    sync::mpsc::{self, UnboundedSender},
+    sync::{
+        mpsc::{self, UnboundedSender},
+        watch,
+    },
     task::JoinSet,
 };
 use tracing::debug;
@@ -71,32 +74,45 @@ impl Call {
 pub struct Caller<F> {
     queues: BTreeMap<String, UnboundedSender<Call>>,
     tasks: JoinSet<()>,
+    /// How many calls have not ended.
+    open: watch::Sender<usize>,
     failed: F,
 }
 
 impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
     /// `failed` is told of each call that does not end well: the router and why.
     pub fn new(failed: F) -> Self {
-        Self { queues: BTreeMap::new(), tasks: JoinSet::new(), failed }
+        Self { queues: BTreeMap::new(), tasks: JoinSet::new(), open: watch::Sender::new(0), failed }
     }
 
     /// Makes a call when those of the same router before it have ended.
     pub fn call(&mut self, call: Call) {
         let queue = self.queues.entry(call.router.clone()).or_insert_with(|| {
             let (queue, mut calls) = mpsc::unbounded_channel::<Call>();
-            let failed = self.failed.clone();
+            let (failed, open) = (self.failed.clone(), self.open.clone());
             self.tasks.spawn(async move {
                 while let Some(call) = calls.recv().await {
                     debug!(router = call.router, command = ?call.command, "notify");
                     if let Ended::Badly(why) = run(&call.command, &call.environment, LIMIT).await {
                         failed(&call.router, why);
                     }
+                    open.send_modify(|open| *open -= 1);
                 }
             });
             queue
         });
+        self.open.send_modify(|open| *open += 1);
         // The task ends only after its queue.
         let _ = queue.send(call);
+    }
+
+    /// Ends when no call is under way.
+    pub fn idle(&self) -> impl Future<Output = ()> + Send + use<F> {
+        let mut open = self.open.subscribe();
+        async move {
+            // Without a caller there is no call.
+            let _ = open.wait_for(|open| *open == 0).await;
+        }
     }
 
     /// Waits until all calls were made and have ended.
@@ -138,6 +154,19 @@ mod tests {
         caller.end().await;
         let expected: String = (0..5).map(|n| format!("begin {n}\nend {n}\n")).collect();
         assert_eq!(std::fs::read_to_string(&log).expect("the log"), expected);
+    }
+
+    #[tokio::test]
+    async fn it_is_idle_when_the_last_call_has_ended() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let log = folder.path().join("log");
+        let mut caller = Caller::new(|_: &str, why| panic!("{why}"));
+        caller.idle().await;
+        for _ in 0..2 {
+            caller.call(call("main", format!("sleep 0.1; echo done >> {}", log.display())));
+        }
+        caller.idle().await;
+        assert_eq!(std::fs::read_to_string(&log).expect("the log"), "done\ndone\n");
     }
 
     #[tokio::test]

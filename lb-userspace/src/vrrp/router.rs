@@ -275,7 +275,7 @@ pub struct Group {
 /// Everything that is said of virtual routers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routers {
-    /// The routers; their names and keys (by interface) are unique.
+    /// The routers; their names and keys are unique.
     pub routers: Vec<Router>,
     /// The groups; a router is in one at most.
     pub groups: Vec<Group>,

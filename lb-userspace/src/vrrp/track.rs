@@ -159,6 +159,22 @@ impl Tracks {
         }
     }
 
+    /// Looks at interfaces and sources alone.
+    pub fn look_at_links(
+        &mut self,
+        router: &Router,
+        observed: &Observed,
+        now: Instant,
+        changes: &mut Vec<Change>,
+    ) {
+        self.look_at_own(router, observed, now, changes);
+        for (track, rating) in &mut self.told {
+            let Tracked::Interface(name) = &track.what else { continue };
+            let changed = rating.see(link_state(observed, name), now);
+            note(rating, changed, track.weight, &track.what.to_string(), changes);
+        }
+    }
+
     /// Looks at everything but scripts.
     pub fn look(
         &mut self,
@@ -169,17 +185,30 @@ impl Tracks {
         changes: &mut Vec<Change>,
     ) {
         if let Some(observed) = observed {
-            let [link, source] = &mut self.own;
-            let changed = link.see(link_state(observed, &router.interface), now);
-            note(link, changed, 0, &format!("interface {}", router.interface), changes);
-            let address = observed.sources.get(&router.name);
-            let changed = source.see(source_state(router, address), now);
-            note(source, changed, 0, "the source of advertisements", changes);
+            self.look_at_own(router, observed, now, changes);
         }
         for (track, rating) in &mut self.told {
             let Some(seen) = seen(track, rating, router, facts, observed) else { continue };
             let changed = rating.see(seen, now);
             note(rating, changed, track.weight, &track.what.to_string(), changes);
+        }
+    }
+
+    fn look_at_own(
+        &mut self,
+        router: &Router,
+        observed: &Observed,
+        now: Instant,
+        changes: &mut Vec<Change>,
+    ) {
+        let [link, source] = &mut self.own;
+        let changed = link.see(link_state(observed, &router.interface), now);
+        note(link, changed, 0, &format!("interface {}", router.interface), changes);
+        let address = observed.sources.get(&router.name);
+        // That it can't have one yet says nothing.
+        if address.is_some() || source.seen.is_some() || !observed.pending.contains(&router.name) {
+            let changed = source.see(source_state(router, address), now);
+            note(source, changed, 0, "the source of advertisements", changes);
         }
     }
 
@@ -298,13 +327,14 @@ fn seen(
                 }),
             )
         }
-        Tracked::Service { name, min_healthy } => Some(match facts?.healthy.get(name) {
-            Some(healthy) if healthy >= min_healthy => Ok(()),
-            Some(healthy) => Err(format!(
+        Tracked::Service { name, min_healthy } => match facts?.healthy.get(name) {
+            Some(healthy) if healthy >= min_healthy => Some(Ok(())),
+            Some(healthy) => Some(Err(format!(
                 "service {name} has {healthy} healthy backends, and needs {min_healthy}"
-            )),
-            None => Err(format!("service {name} does not exist")),
-        }),
+            ))),
+            // A new configuration is known here before what the daemon knows of its services.
+            None => rating.seen.is_some().then(|| Err(format!("service {name} does not exist"))),
+        },
         Tracked::Script { .. } => None,
         Tracked::File(path) => {
             let number = observed?.files.get(path)?;

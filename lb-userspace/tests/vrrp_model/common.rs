@@ -31,6 +31,7 @@ pub fn settings() -> Settings {
         preempt: true,
         preempt_delay: Duration::ZERO,
         addresses: Vec::new(),
+        device: None,
         announce: Announce { repeat: 1, delay: Duration::ZERO, refresh: Duration::ZERO },
         defers: false,
     }
@@ -134,6 +135,7 @@ fn told(action: &Action) -> String {
         Action::Hold => "hold".into(),
         Action::Release => "release".into(),
         Action::Announce => "announce".into(),
+        Action::AnnounceOnce => "announce once".into(),
         Action::Transition { from, .. } => format!("was {from}"),
         Action::Notice(notice) => match notice.kind {
             NoticeKind::TwoActive => "notice two".into(),

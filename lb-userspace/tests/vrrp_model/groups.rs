@@ -212,3 +212,165 @@ fn all_have_stopped_when_each_has() {
     assert_eq!((count(&Action::Stopped), count(&Action::Release)), (2, 0));
     assert_eq!(node.machine.deadline(), None);
 }
+
+fn service(name: &str) -> Track {
+    Track { what: Tracked::Service { name: name.into(), min_healthy: 1 }, weight: 0 }
+}
+
+fn active() -> Node {
+    let mut node = Node::new(|_| {});
+    node.begin(&[]);
+    node.wait();
+    assert_eq!(node.states(), [State::Active; 2]);
+    node
+}
+
+/// Reloads with another configuration, as the rim does.
+fn reload(node: &mut Node, change: impl FnOnce(&mut Routers)) -> Out {
+    let mut out = Out::new();
+    change(&mut node.routers);
+    node.machine.observe(&node.observed, node.now, &mut out);
+    node.machine.configure(&node.routers, &BTreeSet::new(), node.now, &mut out);
+    out
+}
+
+#[test]
+fn a_new_track_on_a_new_service_keeps_the_addresses_until_the_service_is_known() {
+    let mut node = active();
+    let out = reload(&mut node, |routers| routers.routers[0].tracks.push(service("web")));
+    assert_eq!(out, [], "the daemon tells of the service after that");
+    let mut out = Out::new();
+    let facts = |up| Facts { healthy: [("web".to_owned(), up)].into(), ..Facts::default() };
+    node.machine.set_facts(&facts(1), node.now, &mut out);
+    assert_eq!(node.states(), [State::Active; 2]);
+    node.machine.set_facts(&facts(0), node.now, &mut out);
+    assert_eq!(node.states(), [State::Fault; 2]);
+    node.machine.set_facts(&facts(1), node.now, &mut out);
+    node.machine.set_facts(&Facts::default(), node.now, &mut out);
+    assert_eq!(node.states(), [State::Fault; 2], "it was known, and is gone");
+}
+
+/// Another router in the group.
+fn grow(routers: &mut Routers) {
+    let mut third = routers.routers[1].clone();
+    third.name = "third".into();
+    third.key.vrid = std::num::NonZeroU8::new(3).expect("not 0");
+    routers.routers.push(third);
+    routers.groups[0].routers.push("third".into());
+}
+
+#[test]
+fn a_new_router_of_a_group_follows_those_that_are_active() {
+    let mut node = active();
+    node.observed.sources.insert("third".into(), address(0, 0));
+    let out = reload(&mut node, grow);
+    assert_eq!(node.states(), [State::Active; 2], "{out:?}");
+    assert_eq!(node.machine.state("third"), Some(State::Active), "{out:?}");
+    assert!(!out.iter().any(|(_, action)| *action == Action::Release), "{out:?}");
+}
+
+#[test]
+fn a_new_router_waits_while_its_device_is_made_and_is_no_fault_of_its_group() {
+    let mut node = active();
+    node.observed.pending.insert("third".into());
+    reload(&mut node, grow);
+    assert_eq!(node.states(), [State::Active; 2]);
+    assert_eq!(node.machine.state("third"), Some(State::Initialize));
+    node.observed.pending.clear();
+    node.observed.sources.insert("third".into(), address(0, 0));
+    let mut out = Out::new();
+    node.machine.observe(&node.observed, node.now, &mut out);
+    assert_eq!(node.machine.state("third"), Some(State::Active), "{out:?}");
+    assert_eq!(node.states(), [State::Active; 2], "{out:?}");
+}
+
+#[test]
+fn routers_that_become_a_group_are_active_together_unless_one_hears_another_node() {
+    for hears in [false, true] {
+        let mut node = Node::new(|routers| routers.groups.clear());
+        node.begin(&[]);
+        let mut out = Out::new();
+        node.machine.order(&Order::Take(key(0)), node.now, &mut out);
+        if hears {
+            node.machine.heard("other", heard(100, SECOND), node.now, &mut out);
+        }
+        assert_eq!(node.states(), [State::Active, State::Backup]);
+        reload(&mut node, |routers| {
+            let routers_of = NAMES.map(str::to_owned).to_vec();
+            routers.groups.push(Group { name: "all".into(), routers: routers_of });
+        });
+        let expected = if hears { State::Backup } else { State::Active };
+        assert_eq!(node.states(), [expected; 2]);
+    }
+}
+
+fn heard(priority: u8, interval: Duration) -> lb_userspace::vrrp::fsm::Heard {
+    lb_userspace::vrrp::fsm::Heard {
+        from: address(1, 0),
+        own: address(0, 0),
+        second_path: false,
+        priority,
+        interval,
+    }
+}
+
+/// A router with ten times the interval of its mate.
+fn slow(routers: &mut Routers) {
+    routers.routers[0].interval = SECOND;
+}
+
+#[test]
+fn what_is_held_stays_while_a_mate_only_listens() {
+    for held in [&NAMES[..], &NAMES[..1], &NAMES[1..]] {
+        let mut node = Node::new(slow);
+        let mut out = node.begin(held);
+        while node.states() != [State::Active; 2] {
+            out.extend(node.wait());
+        }
+        let released = out.iter().any(|(_, action)| *action == Action::Release);
+        assert!(!released, "{held:?}: {out:?}");
+    }
+}
+
+#[test]
+fn what_is_held_goes_when_a_mate_hears_the_active_router() {
+    let mut node = Node::new(slow);
+    let mut out = node.begin(&NAMES);
+    node.machine.heard("main", heard(100, SECOND), node.now, &mut out);
+    out.extend(node.wait());
+    let released = out.iter().filter(|(_, action)| *action == Action::Release);
+    let released: Vec<_> = released.map(|(name, _)| &**name).collect();
+    assert_eq!(released, NAMES, "the other node has all of the group");
+    assert_eq!(node.states(), [State::Backup; 2]);
+}
+
+#[test]
+fn what_is_tracked_says_nothing_once_all_is_stopped_but_links_do() {
+    let stopping = || {
+        let mut node = Node::new(|routers| {
+            routers.routers[0].tracks.extend([script(), service("web")]);
+        });
+        node.begin(&[]);
+        let (command, mut out) = (["/bin/check".to_owned()], Out::new());
+        let facts = Facts { healthy: [("web".to_owned(), 1)].into(), ..Facts::default() };
+        node.machine.set_facts(&facts, node.now, &mut out);
+        node.machine.script_ended("main", &command, &Ok(()), node.now, &mut out);
+        node.wait();
+        assert_eq!(node.states(), [State::Active; 2]);
+        node.machine.order(&Order::Stop { release: false }, node.now, &mut out);
+        out.clear();
+        node.machine.script_ended("main", &command, &Err("killed".into()), node.now, &mut out);
+        node.machine.set_facts(&Facts::default(), node.now, &mut out);
+        assert_eq!((node.states(), &out), ([State::Active; 2], &Out::new()));
+        node
+    };
+    let mut node = stopping();
+    let out = node.wait();
+    assert!(!out.iter().any(|(_, action)| *action == Action::Release), "{out:?}");
+    let mut node = stopping();
+    node.observed.links.clear();
+    let mut out = Out::new();
+    node.machine.observe(&node.observed, node.now, &mut out);
+    let released = out.iter().filter(|(_, action)| *action == Action::Release).count();
+    assert_eq!((released, node.machine.is_stopped()), (2, true), "{out:?}");
+}

@@ -68,7 +68,11 @@ fn a_higher_router_preempts_after_the_delay_only() {
     }
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
     assert_eq!(desk.router.cause(), "its priority 100 is higher than the 50 of 10.0.0.3");
-    assert_eq!(desk.hears(3, 50), "active: advertise 100, announce", "it is expected: no notice");
+    assert_eq!(
+        desk.hears(3, 50),
+        "active: advertise 100, announce once",
+        "it is expected: no notice"
+    );
     assert_eq!(desk.router.tally().two_active, 0);
 }
 
@@ -201,7 +205,7 @@ fn who_takes_over_by_order_bears_the_higher_one_until_it_must_have_heard() {
     desk.does(Event::Take);
     for _ in 0..4 {
         let answer = desk.hears(3, 150);
-        assert_eq!(answer, "active: advertise 100, announce", "{:?}", desk.now - desk.start);
+        assert_eq!(answer, "active: advertise 100, announce once", "{:?}", desk.now - desk.start);
         desk.after(SECOND);
     }
     assert_eq!(desk.hears(3, 150), "backup: notice two, release, advertise 100, was active");
@@ -220,7 +224,7 @@ fn an_active_router_that_was_not_run_gives_way_to_any_that_it_then_hears() {
     let mut desk = Desk::active(settings());
     desk.after(4 * SECOND);
     assert_eq!(desk.does(Event::Timer), "active: advertise 100, announce, notice stalled");
-    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce");
+    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce once");
 }
 
 #[test]
@@ -237,12 +241,16 @@ fn a_backup_router_that_was_not_run_listens_once_more_and_only_once() {
 #[test]
 fn one_sender_is_answered_twice_in_an_interval_and_then_at_its_end() {
     let mut desk = Desk::active(settings());
-    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce");
-    assert_eq!(desk.hears(3, 50), "active: advertise 100, announce");
+    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce once");
+    assert_eq!(desk.hears(3, 50), "active: advertise 100, announce once");
     assert_eq!(desk.after(TENTH).hears(3, 50), "active: ");
-    assert_eq!(desk.hears(4, 50), "active: notice two, advertise 100, announce", "another one");
+    assert_eq!(
+        desk.hears(4, 50),
+        "active: notice two, advertise 100, announce once",
+        "another one"
+    );
     assert_eq!(desk.due(), Some(SECOND - TENTH));
-    assert_eq!(desk.wait(), "active: advertise 100, announce");
+    assert_eq!(desk.wait(), "active: advertise 100, announce once");
     assert_eq!(desk.router.tally().two_active, 4);
 }
 
@@ -301,7 +309,43 @@ fn other_addresses_are_put_up_and_announced() {
     };
     let other = Settings { addresses: vec![address], ..settings() };
     assert_eq!(desk.configure(other.clone()), "active: advertise 100, hold, announce");
-    assert_eq!(desk.configure(other), "active: ");
+    assert_eq!(desk.configure(other.clone()), "active: ");
+    // As other ones are those that move to a device of their own.
+    let device = Settings { device: Some("vrrp.51".into()), ..other };
+    assert_eq!(desk.configure(device), "active: advertise 100, hold, announce");
+}
+
+#[test]
+fn a_router_that_does_not_hear_the_answers_is_told_the_link_ten_times_a_second_at_most() {
+    let centis = Duration::from_millis(10);
+    let mut desk = Desk::active(Settings { interval: centis, ..settings() });
+    desk.now = desk.router.since();
+    let (mut announced, mut last) = (0, desk.now);
+    let end = desk.now + SECOND;
+    while desk.now < end {
+        let at = desk.now + centis / 2;
+        while desk.router.deadline().is_some_and(|due| due <= at) {
+            let done = desk.wait();
+            announced += done.matches("announce").count();
+        }
+        desk.now = at;
+        if desk.hears(3, 50).contains("announce once") {
+            announced += 1;
+            last = desk.now;
+        }
+    }
+    assert!((10..=14).contains(&announced), "{announced} times");
+    // The last answer of all is announced, too.
+    while desk.now < end + SECOND {
+        if desk.wait().contains("announce once") {
+            last = desk.now;
+        }
+    }
+    assert!(
+        last > end - centis,
+        "the last one {:?} before the end",
+        end.checked_duration_since(last)
+    );
 }
 
 fn pair(high: u8, low: u8) -> World {

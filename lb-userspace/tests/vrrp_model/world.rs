@@ -380,7 +380,7 @@ impl World {
                     *stale = true;
                 }
             }
-            Action::Announce => {
+            Action::Announce | Action::AnnounceOnce => {
                 assert!(self.nodes[node].holds[router], "nobody announces what is not held");
                 self.announced[router] = Some((node, false));
             }

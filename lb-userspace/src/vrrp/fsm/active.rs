@@ -14,6 +14,21 @@ const HURRIED: u8 = 3;
 /// How many intervals an equal router is borne, when it is somebody else's to decide.
 const PATIENCE: u32 = 2;
 
+/// So many answers are announced however soon they follow each other.
+const ANNOUNCED: u8 = 4;
+/// Then one in so long: a router that does not hear this one goes on for ever, and each announcement
+/// is a broadcast for each address.
+const ANNOUNCE_GAP: Duration = Duration::from_millis(100);
+
+/// Announcements in answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Answers {
+    /// The last one, and how many were soon after another.
+    last: Option<(Instant, u8)>,
+    /// One that was put off.
+    pub due: Option<Instant>,
+}
+
 /// Whom it has replaced knowingly.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Displaced {
@@ -109,7 +124,7 @@ impl VirtualRouter {
         if due(self.when.answer_at) {
             self.when.answer_at = None;
             self.advertise(now, out);
-            out.push(Action::Announce);
+            self.announce_answer(now, out);
         }
         if due(self.timer) {
             // RFC 9568, 6.4.3: "If the Adver_Timer fires".
@@ -125,6 +140,9 @@ impl VirtualRouter {
             if next > now {
                 self.timer = Some(next);
             }
+        }
+        if due(self.when.answers.due) {
+            self.announce_answer(now, out);
         }
         if due(self.when.announce_at) {
             out.push(Action::Announce);
@@ -230,10 +248,26 @@ impl VirtualRouter {
         if *count < ANSWERS {
             *count += 1;
             self.advertise(now, out);
-            out.push(Action::Announce);
+            self.announce_answer(now, out);
         } else {
             let at = *since + interval;
             self.when.answer_at = Some(self.when.answer_at.map_or(at, |other| other.min(at)));
+        }
+    }
+
+    /// Announces the addresses once, now or soon.
+    fn announce_answer(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let answers = &mut self.when.answers;
+        let soon = answers.last.filter(|(at, _)| now.saturating_duration_since(*at) < ANNOUNCE_GAP);
+        match soon {
+            // The last answer of all is announced, if late: it corrects what the other one has said.
+            Some((at, count)) if count >= ANNOUNCED => answers.due = Some(at + ANNOUNCE_GAP),
+            _ => {
+                let again = answers.due.take().is_some() || soon.is_some();
+                let count = answers.last.filter(|_| again).map_or(0, |(_, count)| count);
+                answers.last = Some((now, (count + 1).min(ANNOUNCED)));
+                out.push(Action::AnnounceOnce);
+            }
         }
     }
 

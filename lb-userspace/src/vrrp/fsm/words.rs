@@ -61,8 +61,11 @@ pub enum Action {
     Hold,
     /// Take them off.
     Release,
-    /// Announce them on the link.
+    /// Announce them on the link, as often as is configured.
     Announce,
+    /// Announce them on the link once: another router has said that it is Active too, and says so
+    /// again if it goes on.
+    AnnounceOnce,
     /// Tell of a new state.
     Transition {
         /// The state before.
@@ -95,6 +98,8 @@ pub struct Settings {
     pub preempt_delay: Duration,
     /// Its addresses: only whether they change matters here.
     pub addresses: Vec<VirtualAddress>,
+    /// The interface with the virtual MAC address that they are on, if they are on one.
+    pub device: Option<String>,
     /// When they are announced.
     pub announce: Announce,
     /// Whether it leaves it to another router of its sync group to decide between equal priorities,
@@ -111,6 +116,7 @@ impl From<&Router> for Settings {
             preempt: router.preempt,
             preempt_delay: router.preempt_delay,
             addresses: router.addresses.clone(),
+            device: router.virtual_mac.as_ref().map(|mac| mac.interface.clone()),
             announce: router.announce,
             defers: false,
         }

@@ -6,8 +6,10 @@
 //!   the group would never come to rest.
 //! - One that becomes Active takes the others along, and so does one that ceases; but while one gives
 //!   way by an order, each of them waits for its own peer.
+//! - One that is new follows the others, whatever they are, unless it hears the Active router.
 //! - One that hears nobody waits while another hears the Active router: the other node is alive, and
-//!   has all of the group.
+//!   has all of the group. It also waits while another has not listened for long enough, but not if
+//!   it has what a predecessor left, and others may miss it.
 
 use super::*;
 use crate::vrrp::fsm::Standing;
@@ -88,26 +90,41 @@ impl Machine {
 
     /// Brings the groups together, after what was put out from `since` on.
     pub(super) fn settle(&mut self, since: usize, now: Instant, out: &mut Out) {
-        let risen: BTreeSet<_> = out[since..]
-            .iter()
-            .filter(|(_, action)| matches!(action, Action::Transition { to: State::Active, .. }))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for group in self.groups.clone() {
-            let members = group.routers.iter().filter_map(|name| self.index(name));
-            self.settle_group(&members.collect::<Vec<_>>(), &risen, now, out);
-        }
+        let with = |is: fn(State, State) -> bool| -> BTreeSet<Name> {
+            let all = out[since..].iter().filter(|(_, action)| {
+                matches!(action, Action::Transition { from, to, .. } if is(*from, *to))
+            });
+            all.map(|(name, _)| name.clone()).collect()
+        };
+        let risen = with(|_, to| to == State::Active);
+        let new = with(|from, to| (from, to) == (State::Initialize, State::Backup));
+        self.settle_groups(&risen, &new, now, out);
     }
 
     /// Brings the groups together, when nothing has happened but that they are other ones.
     pub(super) fn settle_all(&mut self, now: Instant, out: &mut Out) {
-        self.settle(out.len(), now, out);
+        let all = self.routers.iter().map(|entry| entry.name.clone()).collect();
+        self.settle_groups(&BTreeSet::new(), &all, now, out);
+    }
+
+    fn settle_groups(
+        &mut self,
+        risen: &BTreeSet<Name>,
+        new: &BTreeSet<Name>,
+        now: Instant,
+        out: &mut Out,
+    ) {
+        for group in self.groups.clone() {
+            let members = group.routers.iter().filter_map(|name| self.index(name));
+            self.settle_group(&members.collect::<Vec<_>>(), risen, new, now, out);
+        }
     }
 
     fn settle_group(
         &mut self,
         members: &[usize],
         risen: &BTreeSet<Name>,
+        new: &BTreeSet<Name>,
         now: Instant,
         out: &mut Out,
     ) {
@@ -122,6 +139,10 @@ impl Machine {
         let Some(ceased) = backup.first() else { return };
         let name = |index: usize| self.routers[index].router.name.clone();
         let up = active.iter().find(|member| risen.contains(&self.routers[**member].name));
+        let follows = |member: &usize| {
+            new.contains(&self.routers[*member].name) && !machine(member).hears_active(now)
+        };
+        let up = up.or_else(|| active.first().filter(|_| backup.iter().all(follows)));
         let (event, followers) = match up {
             Some(up) => (Event::MateActive(name(*up)), backup),
             None => (Event::MateBackup(name(*ceased)), active),
@@ -138,9 +159,13 @@ impl Machine {
         if self.routers[index].machine.state() != State::Backup {
             return false;
         }
+        let held = self.routers[index].machine.is_held();
         let hears = |mate: &usize| {
             let entry = &self.routers[*mate];
             let until = entry.machine.deadline().filter(|until| *until > now)?;
+            if held && !entry.machine.hears_active(now) {
+                return None;
+            }
             (entry.machine.state() == State::Backup).then(|| (until, entry.name.clone()))
         };
         let Some((until, mate)) = self.group_of(index).iter().filter_map(hears).max() else {

@@ -168,7 +168,10 @@ impl Codec {
             interval: advertisement.interval,
         };
         if let Err(why) = self.fits(&decoded, packet.source, now) {
-            return Err(Refused { why, heard: why.is_mismatch().then_some(heard) });
+            return Err(Refused {
+                why,
+                heard: (why.is_mismatch() || why.is_stale()).then_some(heard),
+            });
         }
         Ok(Taken { heard, mismatch: self.mismatch(advertisement) })
     }

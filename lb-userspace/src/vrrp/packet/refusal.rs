@@ -9,7 +9,8 @@ use crate::vrrp::{Counters, auth, fsm::Heard};
 pub struct Refused {
     /// Why.
     pub why: Refusal,
-    /// What it would be if it were taken, when only [`Refusal::is_mismatch`] keeps it from that.
+    /// What it would be if it were taken, when nothing else than [`Refusal::is_mismatch`] or
+    /// [`Refusal::is_stale`] keeps it from that.
     pub heard: Option<Heard>,
 }
 
@@ -45,6 +46,12 @@ impl Refusal {
             Self::Auth(failure) => failure.is_mismatch(),
             _ => false,
         }
+    }
+
+    /// Whether nothing is wrong but that the clocks differ, or that it is an old one.
+    #[must_use]
+    pub const fn is_stale(self) -> bool {
+        matches!(self, Self::Auth(auth::Failure::Stale))
     }
 
     /// Whether an operator is to be told: these are all that may mean that two routers of one network

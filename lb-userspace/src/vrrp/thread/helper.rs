@@ -41,7 +41,7 @@ pub enum Job {
     Devices(Vec<Device>),
     /// These addresses are not to be taken.
     Filter(Vec<IpAddr>),
-    /// Say when all before this was done.
+    /// Say when all before this was done, and the programs that were told have ended.
     Mark,
 }
 
@@ -127,7 +127,13 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
                 tell(Told::Devices(problems));
             }
             Job::Filter(closed) => tell(Told::Filter(filter::apply(&closed).await)),
-            Job::Mark => tell(Told::Mark),
+            Job::Mark => {
+                let (idle, tell) = (caller.idle(), tell.clone());
+                tokio::spawn(async move {
+                    idle.await;
+                    tell(Told::Mark);
+                });
+            }
         }
     }
     drop((scripts, watching));

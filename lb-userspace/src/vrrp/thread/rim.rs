@@ -277,6 +277,7 @@ impl Rim {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
                 // The news of what was made have come before.
                 self.hear_news(now);
+                self.look_anew = true;
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
@@ -337,6 +338,7 @@ impl Rim {
         let observed = Observed {
             links: observe::links(tables),
             sources: sources.collect(),
+            pending: self.pending(),
             files: self.files.clone(),
         };
         if observed != self.observed {
@@ -349,6 +351,12 @@ impl Rim {
     /// Whether the machine was told what is seen.
     fn has_begun(&self) -> bool {
         self.observed != Observed::default()
+    }
+
+    /// The routers that have no source for as long as the helper makes what they need.
+    fn pending(&self) -> BTreeSet<String> {
+        let members = self.members.values().filter(|member| self.awaits(member));
+        members.map(|member| member.router.name.clone()).collect()
     }
 
     /// Whether routers need what the helper has not answered for yet.

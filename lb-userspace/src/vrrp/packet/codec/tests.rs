@@ -260,3 +260,26 @@ fn a_signed_advertisement_is_taken_once_and_of_either_family_and_version() {
         assert_eq!(unexpected.why, Refusal::Auth(Failure::Unexpected));
     }
 }
+
+#[test]
+fn what_is_signed_by_a_wrong_clock_is_heard_of_known_peers_alone() {
+    let router = Router {
+        auth: Auth::Hmac { id: 1, secret: vec![1; 32] },
+        ..router(Family::V4, 51, Version::V3, &["10.0.0.100"])
+    };
+    let (source, group) = (IpAddr::from([10, 0, 0, 1]), router.key.family.group());
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let message = Codec::new(&router).write(9, Path::First, source, group, then);
+    let packet = Packet { source, destination: group, ttl: 255, message: &message };
+    let late = then + Duration::from_secs(60);
+    let refused = Codec::new(&router).read(&packet, Path::First, late).unwrap_err();
+    assert_eq!(refused.why, Refusal::Auth(Failure::Stale));
+    assert!(refused.why.is_to_be_told());
+    assert_eq!(refused.heard.map(|heard| heard.priority), Some(9));
+    let mut facts = crate::vrrp::Facts::default();
+    assert!(!facts.hear(router.key, source, refused.why));
+    facts.active.insert((router.key, source));
+    assert!(facts.hear(router.key, source, refused.why));
+    // What is not signed at all needs more than that.
+    assert!(!facts.hear(router.key, source, Refusal::Auth(Failure::Missing)));
+}

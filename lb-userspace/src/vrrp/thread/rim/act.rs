@@ -119,6 +119,7 @@ impl Rim {
                     self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
                 }
             }
+            Deed::Action(Action::AnnounceOnce) => self.announce(name, 1, now),
             Deed::AnnounceAgain(times) => {
                 member.announcing_again = false;
                 if member.holding && member.releases == 0 {

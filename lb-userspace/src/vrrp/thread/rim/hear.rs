@@ -78,8 +78,9 @@ impl Rim {
                     }
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
-                        let is_known = self.facts.mismatched.contains(&(member.router.key, from));
-                        let heard = refused.heard.filter(|_| is_known);
+                        let key = member.router.key;
+                        let heard =
+                            refused.heard.filter(|_| self.facts.hear(key, from, refused.why));
                         if !refused.why.is_to_be_told() || notices.contains_key(name) {
                             let Some(heard) = heard else { continue };
                             (heard, None)
