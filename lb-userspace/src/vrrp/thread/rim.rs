@@ -207,7 +207,7 @@ impl Rim {
         goes_on
     }
 
-    /// Waits for something; until when it wanted to at most.
+    /// Waits for something; when it should have gone on at the latest.
     fn wait(&self) -> Instant {
         let last = match self.ending {
             Ending::LastJobs(until) => Some(until),
@@ -225,7 +225,8 @@ impl Rim {
         let left = until.saturating_duration_since(began);
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
-        until
+        // What took long to read after it was not run is no reason to do so again.
+        if self.late { until } else { deadline }
     }
 
     /// Orders, and what the helper tells.

@@ -257,11 +257,19 @@ impl Rim {
         member.holding = false;
         member.left = false;
         member.held_since = None;
-        let problems = self.addresses.release(placed(&member.router));
-        member.moving = false;
+        let mut problems = self.addresses.release(placed(&member.router));
+        let tables = &self.addresses.tables;
+        // Then they may be where its settings do not say.
+        let astray = std::mem::take(&mut member.moving)
+            || placed(&member.router).any(|one| tables.index(one.interface).is_none());
         if std::mem::take(&mut member.mac_taken) {
             let mac = macvlan::mac(member.router.key);
             self.return_mac(mac);
+        }
+        if astray && let Some(member) = self.members.get(name) {
+            let mut strays = self.strays();
+            strays.retain(|key| member.has(key.1));
+            problems.extend(self.addresses.remove(strays));
         }
         self.tell_problems(name, problems, now);
     }
