@@ -1,6 +1,9 @@
 //! What operators do to backends, while the nodes take over from each other.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
@@ -32,10 +35,12 @@ fn change(twins: &Twins, what: &str, web: usize) -> Result<()> {
 
 /// Lets the second node take over from the first one, which dies, and the first one come back.
 fn die(twins: &mut Twins, clients: &Clients) -> Result<()> {
+    let killed = Instant::now();
     twins.nodes[0].kill()?;
     clients.note("lbd on lb1 was killed");
     twins.wait_holds(1)?;
     clients.note("lb2 took over");
+    clients.note_death(killed);
     twins.nodes[0].launch()?;
     clients.note("lbd on lb1 is back");
     twins.wait_active(0)?;
@@ -67,7 +72,9 @@ fn no_connection_breaks_by_drains_between_failovers() -> Result<()> {
         clients.note("drained");
         clients.go_on().with_context(|| format!("{host} is drained"))?;
         die(&mut twins, &clients)?;
-        clients.go_on().with_context(|| format!("the Active node died, {host} being drained"))?;
+        clients.go_on().with_context(|| {
+            format!("the Active node died, {host} being drained; {}", twins.logs())
+        })?;
         hand_over(&twins, 0, &clients)?;
         clients.go_on().with_context(|| format!("handed over, {host} being drained"))?;
         change(&twins, "enable", web)?;
@@ -117,7 +124,9 @@ fn no_connection_breaks_by_a_rolling_restart_between_failovers() -> Result<()> {
         web_host.nginx.restart(&web_host.host.namespace, orphan)?;
         change(&twins, "enable", web)?;
         clients.note("enabled");
-        clients.go_on().with_context(|| format!("web{} was restarted", web + 1))?;
+        clients
+            .go_on()
+            .with_context(|| format!("web{} was restarted; {}", web + 1, twins.logs()))?;
     }
     clients.finish().with_context(|| twins.logs())
 }
