@@ -115,6 +115,43 @@ fn virtual_mac_address_of_ipv6_is_told_and_reached() -> Result<()> {
 }
 
 #[test]
+fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let with = router_with_mac(Family::V4);
+    let mut plain = with.clone();
+    plain.virtual_mac = None;
+    site.start(&plain)?;
+    let transitions = site.a.transitions().len();
+    let vip = format!("{VIP}/32");
+    site.a.configure(vec![with_priority(&with, 150)]);
+    until_true(SOON, "the address moves to the device", || {
+        let is_there = site.a.addresses("vrrp.81").is_ok_and(|all| all.contains(&vip));
+        let is_here = site.a.addresses("eth0")?.contains(&vip);
+        assert!(is_there || is_here, "it is somewhere all the time");
+        Ok(is_there && !is_here)
+    })?;
+    site.a.wait_to_be_told("that it takes the MAC address", |report| {
+        matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC)
+    })?;
+    until_true(SOON, "the client is told", || {
+        Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? == MAC_TEXT)
+    })?;
+    site.a.configure(vec![with_priority(&plain, 150)]);
+    site.a.wait_to_be_told("that it gives the MAC address back", |report| {
+        matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC)
+    })?;
+    site.a.wait_to_have(VIP, true)?;
+    until_true(SOON, "the client is told", || {
+        Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? != MAC_TEXT)
+    })?;
+    assert_eq!(site.a.transitions().len(), transitions, "it stays active");
+    Ok(())
+}
+
+#[test]
 fn device_goes_with_its_router_and_settings_are_put_back() -> Result<()> {
     if !kit::can_run() {
         return Ok(());

@@ -47,6 +47,13 @@ impl Refusal {
         }
     }
 
+    /// Whether an operator is to be told: these are all that may mean that two routers of one network
+    /// do not understand each other.
+    #[must_use]
+    pub const fn is_to_be_told(self) -> bool {
+        !matches!(self, Self::Own | Self::Vrid | Self::Foreign)
+    }
+
     /// Counts it.
     pub const fn count(self, counters: &mut Counters) {
         match self {

@@ -44,6 +44,8 @@ use crate::vrrp::{
 
 /// How often it is looked after what is to be so: held addresses, devices, sockets.
 const LOOK: Duration = Duration::from_secs(1);
+/// Being woken so much too late means that this thread was not run.
+const LATE: Duration = Duration::from_millis(10);
 /// How often it is shown what was counted, if nothing else is to be shown.
 const SHOW: Duration = Duration::from_millis(500);
 /// How long the helper may take when all is over.
@@ -68,6 +70,8 @@ pub struct Rim {
     look_anew: bool,
     addresses: Addresses,
     news: News,
+    /// Whether some were lost, and all has not been read anew since.
+    news_lost: bool,
     ears: Ears,
     announcer: Announcer,
     /// What is to be done, in order.
@@ -76,6 +80,8 @@ pub struct Rim {
     watch_anew: bool,
     told: notices::Told,
     buffer: Vec<u8>,
+    /// Whether this thread was just not run in time.
+    late: bool,
     /// The devices with virtual MAC addresses that were asked for.
     devices: Option<Vec<Device>>,
     /// How often that was asked without an answer yet.
@@ -140,12 +146,14 @@ impl Rim {
             look_anew: false,
             addresses: Addresses::open()?,
             news,
+            news_lost: false,
             ears: Ears::default(),
             announcer: Announcer::open().context("open a packet socket")?,
             deeds: VecDeque::new(),
             watch_anew: false,
             told: notices::Told::default(),
             buffer: vec![0; BUFFER],
+            late: false,
             devices: None,
             device_jobs: 0,
             filter: Filter::default(),
@@ -165,8 +173,9 @@ impl Rim {
 
     /// Waits for something, and does what is to be done about it; false at the end.
     fn round(&mut self) -> bool {
-        self.wait();
+        let due = self.wait();
         let now = Instant::now();
+        self.late = now.saturating_duration_since(due) >= LATE;
         let mut out = Out::new();
         // Advertisements first: if this thread did not run for a while, another router may be Active
         // by now, which is to be known before anything is said.
@@ -187,7 +196,8 @@ impl Rim {
         goes_on
     }
 
-    fn wait(&self) {
+    /// Waits for something; until when it wanted to at most.
+    fn wait(&self) -> Instant {
         let last = match self.ending {
             Ending::LastJobs(until) => Some(until),
             _ => None,
@@ -199,13 +209,12 @@ impl Rim {
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
         let mut sockets: Vec<_> =
             sockets.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let left = if self.deeds.is_empty() {
-            deadline.saturating_duration_since(Instant::now())
-        } else {
-            Duration::ZERO
-        };
+        let began = Instant::now();
+        let until = if self.deeds.is_empty() { deadline.max(began) } else { began };
+        let left = until.saturating_duration_since(began);
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
+        until
     }
 
     /// Orders, and what the helper tells.
@@ -356,7 +365,7 @@ impl Rim {
 
     /// Tells of something, unless the same was told just now.
     fn notice(&mut self, router: &str, kind: NoticeKind, message: &str, cause: &str, now: Instant) {
-        if self.told.is_new(router, &format!("{message}: {cause}"), now) {
+        if self.told.is_new(router, kind, &format!("{message}: {cause}"), now) {
             warn!(router, "{message}: {cause}");
             self.report(Report::Notice(Notice {
                 router: router.to_owned(),

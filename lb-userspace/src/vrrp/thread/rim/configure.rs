@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Ending, Rim};
+use super::{Ending, Rim, act::Deed};
 use crate::vrrp::{
     NoticeKind, Router, Routers,
     addresses::placed,
+    fsm::Action,
     machine::{Name, Out},
-    macvlan::Device,
+    macvlan::{self, Device},
     observe,
     scripts::scripts,
     thread::{filter, helper::Job, member::Member},
@@ -31,6 +32,9 @@ impl Rim {
         self.work_to_the_end(now);
         let held = self.set_members(&routers, now);
         self.configured = routers;
+        // Those whose device is to go leave it before.
+        self.move_addresses();
+        self.work_to_the_end(now);
 
         self.give(Job::Scripts(scripts(&self.configured.routers)));
         let files = observe::files(&self.configured.routers);
@@ -47,8 +51,24 @@ impl Rim {
         self.observe(now, &mut out);
         self.machine.configure(&self.configured, &held, now, &mut out);
         self.perform(out, now);
+        self.move_addresses();
         self.watch(now);
         self.changed = true;
+    }
+
+    /// Has those held anew that are to move and have the place for it.
+    pub(super) fn move_addresses(&mut self) {
+        let tables = &self.addresses.tables;
+        let ready = |member: &&mut Member| member.moving && member.has_device(tables);
+        for member in self.members.values_mut().filter(ready) {
+            member.moving = false;
+            let name = Name::from(member.router.name.as_str());
+            if member.holding {
+                self.deeds.push_back((Name::clone(&name), Deed::Action(Action::Hold)));
+                self.deeds.push_back((Name::clone(&name), Deed::MoveOff));
+                self.deeds.push_back((name, Deed::Action(Action::Announce)));
+            }
+        }
     }
 
     /// Has these as members; the names of the new ones whose addresses were left by a predecessor.
@@ -63,6 +83,10 @@ impl Rim {
             let same = before.remove(&name).filter(|member| goes_on(&member.router, router));
             let member = if let Some(mut member) = same {
                 self.drop_addresses(&member, router, now);
+                member.moving |= member.holding && member.router.virtual_mac != router.virtual_mac;
+                if router.virtual_mac.is_none() && std::mem::take(&mut member.mac_taken) {
+                    self.return_mac(macvlan::mac(router.key));
+                }
                 member.set(router, group);
                 member
             } else {
@@ -73,10 +97,12 @@ impl Rim {
                     let cause = "it was Active here when it ended";
                     self.notice(&router.name, NoticeKind::Leftover, what, cause, now);
                 }
-                Member::new(router, group)
+                Member { left: held.contains(&router.name), ..Member::new(router, group) }
             };
             self.members.insert(name, member);
         }
+        let members = &self.members;
+        self.told.keep(|router| members.contains_key(router));
         if is_first {
             self.remove_leftovers(&routers.routers, now);
         }
@@ -86,10 +112,11 @@ impl Rim {
     /// Takes off what a router that goes on has no more.
     fn drop_addresses(&mut self, member: &Member, router: &Router, now: Instant) {
         let kept: BTreeMap<_, _> =
-            placed(router).map(|one| ((one.interface, one.address.address), one)).collect();
+            router.addresses.iter().map(|one| ((&one.interface, one.address), one)).collect();
+        // Those that move with the virtual MAC address stay until they are at their new place.
         let dropped = placed(&member.router).filter(|one| {
-            let still = kept.get(&(one.interface, one.address.address));
-            still.is_none_or(|still| still.address.prefix != one.address.prefix)
+            let still = kept.get(&(&one.address.interface, one.address.address));
+            still.is_none_or(|still| still.prefix != one.address.prefix)
         });
         let problems = self.addresses.release(dropped);
         for why in problems {
@@ -103,13 +130,10 @@ impl Rim {
         if leftovers.is_empty() {
             return;
         }
-        let which: Vec<_> = leftovers
-            .iter()
-            .map(|key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0)))
-            .collect();
+        let which = self.listed(&leftovers);
         let mut problems = self.addresses.remove(leftovers);
         problems.insert(0, "no virtual router has them".to_owned());
-        let message = format!("removed {}, left by a predecessor", which.join(", "));
+        let message = format!("removed {which}, left by a predecessor");
         self.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
     }
 
@@ -136,11 +160,12 @@ impl Rim {
 
     /// Sees that all is still as it is to be.
     pub(super) fn look_after(&mut self, now: Instant) {
-        let holding = self.members.iter().filter(|(_, member)| member.holding);
+        let holding = self.members.iter().filter(|(_, one)| one.holding && !one.moving);
         let names: Vec<_> = holding.map(|(name, _)| Name::clone(name)).collect();
         for name in names {
             self.restore(&name, now);
         }
+        self.remove_strays(now);
         self.find_ways(now);
         self.watch(now);
         self.see_to_devices();
