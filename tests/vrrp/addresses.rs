@@ -102,9 +102,7 @@ fn address_goes_though_its_interface_has_another_name() -> Result<()> {
     site.a.wait_to_have(VIP, true)?;
     site.a.namespace.ip("link set eth0 name other")?;
     site.a.wait_for(State::Fault)?;
-    until_true(SOON, "it goes", || {
-        Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32")))
-    })
+    until_true(SOON, "it goes", || Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32"))))
 }
 
 #[test]

@@ -133,16 +133,18 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
         assert!(is_there || is_here, "it is somewhere all the time");
         Ok(is_there && !is_here)
     })?;
-    site.a.wait_to_be_told("that it takes the MAC address", |report| {
-        matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC)
-    })?;
+    site.a.wait_to_be_told(
+        "that it takes the MAC address",
+        |report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC),
+    )?;
     until_true(SOON, "the client is told", || {
         Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? == MAC_TEXT)
     })?;
     site.a.configure(vec![with_priority(&plain, 150)]);
-    site.a.wait_to_be_told("that it gives the MAC address back", |report| {
-        matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC)
-    })?;
+    site.a.wait_to_be_told(
+        "that it gives the MAC address back",
+        |report| matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC),
+    )?;
     site.a.wait_to_have(VIP, true)?;
     until_true(SOON, "the client is told", || {
         Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? != MAC_TEXT)
