@@ -158,7 +158,7 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
     Ok(())
 }
 
-fn index_of(interface: &str) -> Result<u32> {
+pub fn index_of(interface: &str) -> Result<u32> {
     let shown = run(command("ip").args(["-o", "link", "show", interface]))?;
     shown.split(':').next().and_then(|n| n.trim().parse().ok()).context("an index")
 }

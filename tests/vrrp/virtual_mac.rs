@@ -8,7 +8,7 @@ use kit::{
 };
 use lb_userspace::vrrp::{Family, Report, Router, State, VirtualMac};
 
-use crate::site::{SOON, Site, VIP, VIP6, neighbour, ping, router, with_priority};
+use crate::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
 
 /// Of VRID 81, which is 0x51.
 const MAC: [u8; 6] = [0, 0, 0x5e, 0, 1, 81];
@@ -128,8 +128,9 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
     let vip = format!("{VIP}/32");
     site.a.configure(vec![with_priority(&with, 150)]);
     until_true(SOON, "the address moves to the device", || {
-        let is_there = site.a.addresses("vrrp.81").is_ok_and(|all| all.contains(&vip));
+        // In this order: it is there before it is not here any more.
         let is_here = site.a.addresses("eth0")?.contains(&vip);
+        let is_there = site.a.addresses("vrrp.81").is_ok_and(|all| all.contains(&vip));
         assert!(is_there || is_here, "it is somewhere all the time");
         Ok(is_there && !is_here)
     })?;
@@ -150,6 +151,28 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
         Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? != MAC_TEXT)
     })?;
     assert_eq!(site.a.transitions().len(), transitions, "it stays active");
+    Ok(())
+}
+
+#[test]
+fn router_that_is_added_begins_when_its_device_is_there() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let other = router(Family::V4, 82);
+    let mut added = router_with_mac(Family::V4);
+    added.addresses = vec![address_of("10.0.0.101".parse()?)];
+    let mut closed = router(Family::V4, 83);
+    closed.addresses = vec![address_of("10.0.0.102".parse()?)];
+    closed.accept = false;
+    site.a.start(vec![other.clone()])?;
+    site.a.wait_for(State::Active)?;
+    site.a.configure(vec![other, added, closed]);
+    until_true(SOON, "all three are there", || Ok(site.a.status().len() == 3))?;
+    site.a.wait_for(State::Active)?;
+    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "{:?}", site.a.transitions());
     Ok(())
 }
 

@@ -89,6 +89,7 @@ pub struct Rim {
     filter: Filter,
     /// How long it is waited for what the helper makes for the first routers, since there are any.
     patience: Option<Instant>,
+    late_routers: Option<LateRouters>,
     look_at: Instant,
     show_at: Instant,
     /// Whether more than counters has changed since it was shown.
@@ -106,6 +107,14 @@ struct Filter {
     /// What was asked for last.
     wanted: Option<Vec<IpAddr>>,
     failed: bool,
+}
+
+/// New routers that the machine is not told of yet, as they wait for what the helper makes.
+struct LateRouters {
+    late: BTreeSet<String>,
+    /// Of the new ones, those whose addresses were left by a predecessor.
+    held: BTreeSet<String>,
+    until: Instant,
 }
 
 /// How far the end has come.
@@ -158,6 +167,7 @@ impl Rim {
             device_jobs: 0,
             filter: Filter::default(),
             patience: None,
+            late_routers: None,
             look_at: now + LOOK,
             show_at: now + SHOW,
             changed: false,
@@ -188,6 +198,7 @@ impl Rim {
             self.look_after(now);
         }
         self.observe(now, &mut out);
+        self.begin_late(now, &mut out);
         self.machine.tick(now, &mut out);
         self.perform(out, now);
         self.work(now);
@@ -232,7 +243,10 @@ impl Rim {
                 Ok(Input::Order(order)) => {
                     match &order {
                         Order::Facts(facts) => self.facts = facts.clone(),
-                        Order::Stop { .. } => self.ending = Ending::Stopping,
+                        Order::Stop { .. } => {
+                            self.ending = Ending::Stopping;
+                            self.begin_late(now, out);
+                        }
                         _ => {}
                     }
                     self.machine.order(&order, now, out);
@@ -261,6 +275,8 @@ impl Rim {
             }
             Told::Devices(problems) => {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
+                // The news of what was made have come before.
+                self.hear_news(now);
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
@@ -307,9 +323,9 @@ impl Rim {
     fn observe(&mut self, now: Instant, out: &mut Out) {
         // Routers begin when the machine is told first. A fault that only means that the filter or a
         // device was not made yet would take addresses off which a predecessor has left.
-        let is_first = self.observed == Observed::default();
         if !self.look_anew
-            || is_first && self.patience.is_none_or(|until| now < until && self.is_awaiting())
+            || !self.has_begun()
+                && self.patience.is_none_or(|until| now < until && self.is_awaiting())
         {
             return;
         }
@@ -330,11 +346,21 @@ impl Rim {
         }
     }
 
+    /// Whether the machine was told what is seen.
+    fn has_begun(&self) -> bool {
+        self.observed != Observed::default()
+    }
+
     /// Whether routers need what the helper has not answered for yet.
     fn is_awaiting(&self) -> bool {
-        let filters = self.members.values().any(|member| !self.is_filtered(member));
-        let devices = self.members.values().any(|one| !one.has_device(&self.addresses.tables));
-        (filters && !self.filter.asked.is_empty()) || (devices && self.device_jobs > 0)
+        self.members.values().any(|member| self.awaits(member))
+    }
+
+    /// Whether a router does.
+    fn awaits(&self, member: &Member) -> bool {
+        let filter = !self.is_filtered(member) && !self.filter.asked.is_empty();
+        let device = !member.has_device(&self.addresses.tables) && self.device_jobs > 0;
+        filter || device
     }
 
     /// Whether a router that must not accept packets can't: without the filter it does not take part.

@@ -259,7 +259,8 @@ impl Rim {
         let problems = self.addresses.release(placed(&member.router));
         member.moving = false;
         if std::mem::take(&mut member.mac_taken) {
-            self.return_mac(macvlan::mac(member.router.key));
+            let mac = macvlan::mac(member.router.key);
+            self.return_mac(mac);
         }
         self.tell_problems(name, problems, now);
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Ending, Rim, act::Deed};
+use super::{Ending, LateRouters, Rim, act::Deed};
 use crate::vrrp::{
     NoticeKind, Router, Routers,
     addresses::placed,
@@ -49,10 +49,43 @@ impl Rim {
         self.patience.get_or_insert(now + PATIENCE);
         let mut out = Out::new();
         self.observe(now, &mut out);
-        self.machine.configure(&self.configured, &held, now, &mut out);
+        self.begin(held, now, &mut out);
         self.perform(out, now);
         self.move_addresses();
         self.watch(now);
+        self.changed = true;
+    }
+
+    /// Has the machine know the routers. New ones that still wait for their device or the filter are
+    /// left out until they have it: a fault that only means that would be one of their sync group.
+    fn begin(&mut self, held: BTreeSet<String>, now: Instant, out: &mut Out) {
+        let is_late = |router: &&Router| {
+            let member = self.members.get(router.name.as_str());
+            let awaits = member.is_some_and(|member| self.awaits(member));
+            self.has_begun() && awaits && self.machine.state(&router.name).is_none()
+        };
+        let late: BTreeSet<String> =
+            self.configured.routers.iter().filter(is_late).map(|one| one.name.clone()).collect();
+        let mut routers = self.configured.clone();
+        routers.routers.retain(|router| !late.contains(&router.name));
+        self.machine.configure(&routers, &held, now, out);
+        let until = now + PATIENCE;
+        self.late_routers = (!late.is_empty()).then_some(LateRouters { late, held, until });
+    }
+
+    /// Has those begin that were left out, when they have what they waited for, or when that has
+    /// taken too long: then it is a fault.
+    pub(super) fn begin_late(&mut self, now: Instant, out: &mut Out) {
+        let Some(waiting) = &self.late_routers else { return };
+        let mut waiting_members = waiting.late.iter().filter_map(|name| self.members.get(&**name));
+        if self.ending == Ending::No
+            && now < waiting.until
+            && waiting_members.any(|member| self.awaits(member))
+        {
+            return;
+        }
+        let held = self.late_routers.take().map(|waiting| waiting.held).unwrap_or_default();
+        self.machine.configure(&self.configured, &held, now, out);
         self.changed = true;
     }
 
@@ -75,7 +108,8 @@ impl Rim {
     fn set_members(&mut self, routers: &Routers, now: Instant) -> BTreeSet<String> {
         let is_first = self.devices.is_none();
         let mut before = std::mem::take(&mut self.members);
-        let mut held = BTreeSet::new();
+        let mut held = self.late_routers.take().map(|late| late.held).unwrap_or_default();
+        held.retain(|name| routers.routers.iter().any(|router| router.name == *name));
         for router in &routers.routers {
             let name = Name::from(router.name.as_str());
             let group = routers.groups.iter().find(|group| group.routers.contains(&router.name));
@@ -97,7 +131,9 @@ impl Rim {
                     let cause = "it was Active here when it ended";
                     self.notice(&router.name, NoticeKind::Leftover, what, cause, now);
                 }
-                Member { left: held.contains(&router.name), ..Member::new(router, group) }
+                let mut member = Member::new(router, group);
+                member.left = held.contains(&router.name);
+                member
             };
             self.members.insert(name, member);
         }

@@ -169,7 +169,8 @@ impl Rim {
         }
         let mut robbed = Vec::new();
         for (name, member) in &mut self.members {
-            if !member.holding || member.moving || self.addresses.missing(&member.router).is_empty() {
+            if !member.holding || member.moving || self.addresses.missing(&member.router).is_empty()
+            {
                 continue;
             }
             let again = member.robbed.is_some_and(|at| now.duration_since(at) < ROBBED_AGAIN);
