@@ -70,19 +70,23 @@ fn no_connection_breaks_by_drains_between_failovers() -> Result<()> {
         // A node that takes over while slots are in flux has to know their history.
         change(&twins, "drain", web)?;
         clients.note("drained");
-        clients.go_on().with_context(|| format!("{host} is drained"))?;
+        clients.go_on().with_context(|| format!("{host} is drained; {}", twins.logs()))?;
         die(&mut twins, &clients)?;
         clients.go_on().with_context(|| {
             format!("the Active node died, {host} being drained; {}", twins.logs())
         })?;
         hand_over(&twins, 0, &clients)?;
-        clients.go_on().with_context(|| format!("handed over, {host} being drained"))?;
+        clients
+            .go_on()
+            .with_context(|| format!("handed over, {host} being drained; {}", twins.logs()))?;
         change(&twins, "enable", web)?;
         clients.note("enabled");
-        clients.go_on().with_context(|| format!("{host} is enabled"))?;
+        clients.go_on().with_context(|| format!("{host} is enabled; {}", twins.logs()))?;
         hand_over(&twins, 1, &clients)?;
         twins.wait_synced()?;
-        clients.go_on().with_context(|| format!("handed back, {host} being enabled"))?;
+        clients
+            .go_on()
+            .with_context(|| format!("handed back, {host} being enabled; {}", twins.logs()))?;
     }
     clients.finish().with_context(|| twins.logs())
 }
