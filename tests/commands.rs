@@ -150,3 +150,24 @@ fn the_smoke_run_tells_who_answered_and_the_mode() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_smoke_run_of_a_pair_tells_who_took_over_and_leaves_nothing_behind() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut run = xtask()?;
+    let child = run.args(["run", "--", "--pair", "--smoke", "--built"]);
+    let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pid = child.id();
+    let smoke = child.wait_with_output()?;
+    let said = text(&smoke);
+    assert!(smoke.status.success(), "{said}");
+    for expected in
+        ["lbd on lb1 was killed", "lb2 is Active", "24 of 24 downloads whole", "0 failed"]
+    {
+        assert!(said.contains(expected), "{expected} is missing:\n{said}");
+    }
+    assert_eq!(left_of(pid)?, Vec::<String>::new());
+    Ok(())
+}

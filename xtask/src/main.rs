@@ -117,6 +117,11 @@ mod tests {
             };
             assert!(run.smoke, "{line}");
         }
+        let words = "xtask run -- --pair --smoke".split(' ').map(str::to_owned).collect();
+        let Command::Run(run) = Arguments::parse_from(without_separator(words)).command else {
+            panic!("it is not run");
+        };
+        assert!(run.pair && run.smoke);
     }
 
     #[test]

@@ -182,6 +182,11 @@ impl Program {
         self.package == INTEGRATION
     }
 
+    /// Whether its tests wait for nodes to notice each other's silence, most of the time.
+    fn waits_mostly(&self) -> bool {
+        self.package == INTEGRATION && matches!(self.name.as_str(), "pair" | "vrrp_interop")
+    }
+
     fn run(&self, filter: Option<&str>, in_ci: bool) -> Result<()> {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
@@ -190,7 +195,9 @@ impl Program {
             command.env("CI", "true");
         }
         command.args(filter);
-        if self.suite() == Suite::Network {
+        if self.waits_mostly() {
+            command.arg("--test-threads=2");
+        } else if self.suite() == Suite::Network {
             // Each has a lab and load of its own: side by side they would measure each other.
             command.arg("--test-threads=1");
         }

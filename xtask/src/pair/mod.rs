@@ -123,7 +123,7 @@ fn watch(mut show: Show) -> Result<()> {
         let header = lines % 20 == 0;
         let head = if header { view::header(keys.is_some()) } else { String::new() };
         // Whoever read the view is gone.
-        if write!(out, "{head}{line}\n").and_then(|()| out.flush()).is_err() {
+        if writeln!(out, "{head}{line}").and_then(|()| out.flush()).is_err() {
             break;
         }
         drop(out);

@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// Slots that are cleared right after a second look at them.
+const AT_ONCE: usize = 64;
+
 /// Pins of each service.
 type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
 
@@ -127,14 +130,30 @@ impl<D: DataPlane> Engine<D> {
                     noisy.push(index);
                 }
             }
-            self.history.settled += settled.len() as u64;
-            self.history.telling.slots(key, noisy.into_iter());
-            // If this fails they are told again: what they were told to be is not what they are.
-            let all: Vec<_> = settled.iter().map(|(index, ..)| *index).collect();
-            let done = self.write_bases(service.id, &slots, &settled, now);
-            if done.is_err() {
-                self.history.telling.slots(key, all.into_iter());
+            let mut done = Ok(());
+            for few in settled.chunks(AT_ONCE) {
+                // Whatever held this process up since the look at these slots held up its lease as
+                // well: flows may have begun at their base owners without a pin.
+                let mut quiet = Vec::with_capacity(few.len());
+                for change in few {
+                    let slot = slots.get(change.0 as usize);
+                    if slot.is_some_and(|slot| ring::is_quiet(slot, at, service.idle_timeout)) {
+                        quiet.push(*change);
+                    } else {
+                        noisy.push(change.0);
+                    }
+                }
+                done = self.write_bases(service.id, &slots, &quiet, now);
+                if done.is_err() {
+                    break;
+                }
+                self.history.settled += quiet.len() as u64;
             }
+            // If this fails they are told again: what they were told to be is not what they are.
+            if done.is_err() {
+                noisy.extend(settled.iter().map(|(index, ..)| *index));
+            }
+            self.history.telling.slots(key, noisy.into_iter());
             done?;
         }
         Ok(())
