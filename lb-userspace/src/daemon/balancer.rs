@@ -71,6 +71,12 @@ pub trait Balancer: Send {
     ///
     /// A map can't be read.
     fn news(&mut self, now: Now) -> Result<Vec<Piece>>;
+    /// See [`Engine::survey`].
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    fn survey(&mut self, now: Now) -> Result<()>;
     /// See [`Engine::history`].
     ///
     /// # Errors
@@ -164,6 +170,10 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
         Self::news(self, now)
+    }
+
+    fn survey(&mut self, now: Now) -> Result<()> {
+        Self::survey(self, now)
     }
 
     fn history(&mut self, now: Now) -> Result<Vec<Piece>> {

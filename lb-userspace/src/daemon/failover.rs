@@ -187,6 +187,10 @@ impl<B: Balancer> Daemon<B> {
             let services = self.services_of(asked);
             self.hold(services);
         }
+        // Flows of UDP services are told when they are walked by, which is each second.
+        if let Err(error) = self.balancer.survey(self.now()) {
+            self.history_fails(&error);
+        }
         self.tell_news_if_connected();
         for lost in self.lost_by(&units) {
             self.tell(News::new(Kind::VrrpHandover, lost, asker.name()));

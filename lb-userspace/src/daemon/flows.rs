@@ -156,7 +156,7 @@ impl<B: Balancer> Daemon<B> {
         news.into_iter().for_each(|news| self.tell(news));
     }
 
-    fn history_fails(&mut self, error: &anyhow::Error) {
+    pub(super) fn history_fails(&self, error: &anyhow::Error) {
         // The sweep meets with the same, and tells of it.
         tracing::debug!("the history of flows: {error:#}");
     }

@@ -116,6 +116,11 @@ impl Balancer for Wired {
         Ok([more, self.engine.news(now)?].concat())
     }
 
+    fn survey(&mut self, now: Now) -> Result<()> {
+        self.wires.deeds.push(Deed::Survey);
+        self.engine.survey(now)
+    }
+
     fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
         ensure!(!self.wires.failing_history.load(Ordering::SeqCst), "it was told to fail");
         let more = std::mem::take(&mut *self.wires.history.lock().expect("nobody panics"));

@@ -26,6 +26,7 @@ pub enum Deed {
     SendAll(PeerId, Vec<Piece>),
     WantAll(PeerId),
     Ask(PeerId, Vec<RouterKey>),
+    Survey,
     Withdraw(PeerId),
     Answer(PeerId, Result<(), String>),
     Roles(Vec<(ServiceKey, Role)>),

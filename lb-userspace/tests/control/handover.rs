@@ -89,6 +89,11 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
             Deed::Ask(PEER, vec![key]),
         ]
     );
+    let before = lbd.script.deeds.of(|deed| match deed {
+        Deed::Survey | Deed::Ask(..) => Some(matches!(deed, Deed::Survey)),
+        _ => None,
+    });
+    assert_eq!(before, [true, false], "what the last second has seen is told as well");
     let busy = lbctl(&place, "vrrp failover --all").await;
     assert_eq!(busy.err, "lbctl: a handover is under way; wait for its end\n");
     takes_over(&lbd, &place);
