@@ -8,7 +8,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -24,6 +25,9 @@ use crate::{
     units::nearest,
     vrrp::{Order, RouterKey, State, Yield},
 };
+
+/// How long a packet can be on its way through the program, with much to spare.
+const UNDERWAY: Duration = Duration::from_millis(1);
 
 /// Who waits for a handover.
 pub(super) enum Asker {
@@ -227,6 +231,10 @@ impl<B: Balancer> Daemon<B> {
         if let Err(error) = self.balancer.hold_pins(&services) {
             // Flows that are pinned now may be lost to the other node; nothing else is.
             tracing::warn!("pins are made during a handover: {error:#}");
+        }
+        if !services.is_subset(&self.held) {
+            // Packets that have met the service as it was are still on their way through the program.
+            thread::sleep(UNDERWAY);
         }
         self.held = services;
     }
