@@ -310,6 +310,26 @@ fn any_number_of_addresses_and_routers_is_listened_to() -> Result<()> {
 }
 
 #[test]
+fn what_comes_while_nobody_reads_is_kept() -> Result<()> {
+    let Some(link) = Link::new()? else { return Ok(()) };
+    let receiver = receiver(&link.a, Family::V4, 1)?;
+    let (source, group) = (host(2, Family::V4), Family::V4.group());
+    let sender = sender(&link.b, "eth0", source)?;
+    // Of a hundred routers in two seconds, ten a second.
+    let message = message(1, source, group);
+    for _ in 0..2_000 {
+        sender.send(&message, group)?;
+    }
+    let mut count = 0;
+    wait::until_true(SOON, "all are there", || {
+        while next(&receiver)?.is_some() {
+            count += 1;
+        }
+        Ok(count == 2_000)
+    })
+}
+
+#[test]
 fn an_interface_that_comes_back_is_another_one() -> Result<()> {
     let Some(link) = Link::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {

@@ -9,6 +9,7 @@ mod balancer;
 mod batch;
 mod end;
 mod failover;
+mod flows;
 mod guard;
 mod handover;
 mod health;
@@ -20,6 +21,7 @@ mod pace;
 mod peers;
 mod reach;
 mod reload;
+mod requests;
 mod roles;
 mod save;
 mod vrrp;
@@ -40,11 +42,11 @@ use tokio::{
 
 pub use self::{balancer::Balancer, health::Checks};
 use self::{
-    batch::Asked, end::Leaving, failover::Asker, handover::Handover, health::Health,
-    hearing::await_first_hops, pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
+    end::Leaving, failover::Asker, handover::Handover, health::Health, hearing::await_first_hops,
+    pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
 };
 use crate::{
-    api::{Reloaded, Request, Terms},
+    api::Request,
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired, ServiceKey},
@@ -58,7 +60,7 @@ use crate::{
     rules,
     settings::Limits,
     state_file::{self, Loaded},
-    status::{Node, Pair, Status},
+    status::Node,
     sync::{self, Peers},
     vrrp::Vrrp,
 };
@@ -430,76 +432,8 @@ impl<B: Balancer> Daemon<B> {
         handover.into_iter().chain(self.leaves_until()).min()
     }
 
-    /// Does what was heard, with as few writes as that takes.
-    fn turn(&mut self, waiting: &mut Vec<Request>) {
-        let started = Instant::now();
-        self.wrote = false;
-        self.look_at_clocks();
-        let mut edits = Vec::new();
-        for request in waiting.drain(..) {
-            match request {
-                Request::Edit(edit, terms, tell) if !terms.dry_run => {
-                    edits.push(Asked { edit, terms, tell });
-                }
-                Request::Status(tell) => drop(tell.send(self.status())),
-                // What comes after a change sees it.
-                other => {
-                    self.edits(std::mem::take(&mut edits));
-                    self.answer(other);
-                }
-            }
-        }
-        self.edits(edits);
-        if self.stale {
-            self.reconcile();
-        }
-        if self.wrote {
-            self.pace.wrote(started, Instant::now());
-        }
-    }
-
-    fn answer(&mut self, request: Request) {
-        // Who asked may be gone by the time of an answer.
-        match request {
-            Request::Status(tell) => drop(tell.send(self.status())),
-            Request::Edit(edit, _, tell) => drop(tell.send(self.try_edit(&edit))),
-            Request::Node(change, terms, tell) => self.change_node(change, terms, tell),
-            Request::Pair(tell) => {
-                let (routers, peers) = (self.status_of_routers(), self.status_of_peers());
-                drop(tell.send(Ok(Pair { routers, peers })));
-            }
-            Request::Failover(which, terms, tell) => self.failover(&which, terms, tell),
-            Request::Reload(Terms { dry_run: true, .. }, tell) => {
-                drop(tell.send(self.try_reload()));
-            }
-            Request::Reload(_, tell) => drop(tell.send(self.reload_for("lbctl"))),
-            Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
-            Request::ConfigSave { dry_run, tell } => {
-                drop(tell.send(self.save_config(dry_run)));
-            }
-            Request::Detach(terms, tell) => match self.try_detach(terms) {
-                None => self.leave(Some(tell)),
-                Some(answer) => drop(tell.send(answer)),
-            },
-        }
-    }
-
     fn now(&self) -> Now {
         Now { wall: (self.effects.clocks)().wall, ..Now::read() }
-    }
-
-    fn status(&self) -> Result<Status, Refusal> {
-        let failed = |error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
-        let mut status = self.balancer.status().map_err(failed)?;
-        status.version = env!("CARGO_PKG_VERSION").into();
-        status.uptime_secs = self.started.elapsed().as_secs();
-        status.last_error = self.last_error.clone().or(status.last_error);
-        status.node = self.node;
-        status.vrrp = self.status_of_routers();
-        status.peers = self.status_of_peers();
-        self.health.tell(&mut status);
-        status.events = self.effects.events.counts();
-        Ok(status)
     }
 
     fn check(&self, desired: &Desired) -> Result<(), Refusal> {
@@ -523,6 +457,7 @@ impl<B: Balancer> Daemon<B> {
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
         self.check_health();
+        self.release_stray_pins();
         // A service that is new is another node's, maybe: then nothing of it is written here first.
         self.assign_roles();
         self.reconcile();
@@ -545,33 +480,6 @@ impl<B: Balancer> Daemon<B> {
         self.desired = desired;
         self.overrides = Overrides::between(self.config.intent(), self.in_force());
         self.take_fingerprint();
-    }
-
-    /// Reads the configuration again, and tells of it.
-    fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
-        self.look_at_clocks();
-        self.effects.notifier.reloading();
-        let done = self.reload();
-        let news = match &done {
-            Ok(reloaded) => News::new(Kind::ConfigReloaded, reloaded.done.message.as_str(), who),
-            Err(refusal) => {
-                News::new(Kind::ConfigRefused, "configuration not reloaded", refusal.to_string())
-            }
-        };
-        self.effects.events.record(news);
-        if let Ok(Reloaded { done, differences, routers, conflicts }) = &done {
-            for change in routers {
-                tracing::info!("{change}");
-            }
-            // The differences and conflicts are events of their own.
-            let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
-            let others = done.notes.iter().skip(differences.len() + routers.len());
-            for note in others.filter(|note| !told.contains(note)) {
-                tracing::warn!("{note}");
-            }
-        }
-        self.effects.notifier.ready(&self.ready_line());
-        done
     }
 }
 

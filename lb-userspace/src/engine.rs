@@ -23,14 +23,18 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-use self::{
-    history::History, interfaces::Interfaces, outage::Outages, ramp::Ramping, silence::Silence,
-    sweep::Walk,
-};
 pub use self::{
     history::Role,
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
+};
+use self::{
+    history::{Followed, History},
+    interfaces::Interfaces,
+    outage::Outages,
+    ramp::Ramping,
+    silence::Silence,
+    sweep::Walk,
 };
 use crate::{
     datapath::DataPlane,
@@ -277,6 +281,7 @@ impl<D: DataPlane> Engine<D> {
         if self.walk.has_homeless(&self.applied, &self.following()) {
             self.walk_flows(now)?;
         }
+        self.survey_if_due(now)?;
         if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
     }
 
@@ -397,6 +402,7 @@ impl<D: DataPlane> Engine<D> {
         self.take_ring(id, summary(&slots, Some(target)), now);
         if let Some(key) = self.key_of(id) {
             self.history.telling.ring(key);
+            self.expect_strays(&key);
         }
         outcome.slots_moved += owners.len() as u64;
         Ok(())
@@ -404,7 +410,6 @@ impl<D: DataPlane> Engine<D> {
 
     /// Makes a ring what its target says, by [`ring::step`] from what it is: here, or at the peer that
     /// the service follows.
-
     fn retarget_ring(
         &mut self,
         id: u16,
@@ -416,7 +421,7 @@ impl<D: DataPlane> Engine<D> {
         let slots = self.data_plane.ring(id).with_context(context)?;
         let table = table(&target, &self.settings.seed);
         let followed = self.followed(id, &target);
-        let peer = followed.as_ref().map(|(ring, table, ids)| ring.in_ids(table.as_deref(), ids));
+        let peer = followed.as_ref().map(Followed::owners);
         let mut keeping = vec![false; usize::from(u16::MAX) + 1];
         let bases = target.keeping.iter().filter(|_| target.bases);
         bases.for_each(|&id| keeping[usize::from(id)] = true);
@@ -451,7 +456,10 @@ impl<D: DataPlane> Engine<D> {
         }
         self.take_ring(id, summary(&slots, Some(target)), now);
         match self.key_of(id) {
-            Some(key) if other_owners => self.history.telling.ring(key),
+            Some(key) if other_owners => {
+                self.history.telling.ring(key);
+                self.expect_strays(&key);
+            }
             Some(key) => {
                 let slots = changes.iter().map(|(slot, _)| *slot);
                 self.history.telling.slots(key, slots);

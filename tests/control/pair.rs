@@ -1,6 +1,8 @@
 //! Two nodes, as the engine and the core see them: whatever happens to rings, and whoever takes over,
 //! no flow that was told of changes its backend.
 
+mod takeover;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -573,6 +575,7 @@ fn pins_that_find_no_room_are_told_and_the_others_hold() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("web: no room for all pins of the peer"), "{told:?}");
     assert_eq!(small.data_plane().flow_count(FlowTable::Pins), 5);
+    assert_eq!(small.take_unlearnt(), [web()].into(), "it does not have all");
 }
 
 #[test]

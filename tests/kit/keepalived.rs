@@ -48,6 +48,7 @@ pub struct Keepalived {
     namespace: Namespace,
     folder: PathBuf,
     orphan: Orphan,
+    globals: String,
 }
 
 impl Instance {
@@ -123,6 +124,7 @@ impl Keepalived {
             namespace: Namespace::existing(node.namespace.name()),
             folder: lab.folder_of(node)?,
             orphan: lab.orphan(),
+            globals: String::new(),
         };
         keepalived.configure(instances)?;
         Ok(keepalived)
@@ -139,14 +141,21 @@ impl Keepalived {
         Ok(keepalived)
     }
 
+    /// Lets its virtual routers run before everything else from the next [`Self::configure`] and start
+    /// on, as `lbd`'s do. A reload kills it then: it spends more time at once than it allows itself.
+    #[must_use]
+    pub fn in_real_time(mut self) -> Self {
+        self.globals = "  vrrp_no_swap\n  vrrp_rt_priority 50\n".to_owned();
+        self
+    }
+
     /// Writes the configuration; [`Self::reload`] lets it be read.
     ///
     /// # Errors
     ///
     /// If the file can't be written.
     pub fn configure(&self, instances: &[Instance]) -> Result<()> {
-        // As real-time a process as lbd's thread is.
-        let mut text = "global_defs {\n  vrrp_no_swap\n  vrrp_rt_priority 50\n}\n".to_owned();
+        let mut text = format!("global_defs {{\n{}}}\n", self.globals);
         text.extend(instances.iter().map(Instance::section));
         fs::write(self.path("keepalived.conf"), text).context("write keepalived.conf")
     }

@@ -2,11 +2,12 @@
 //! and then, and a new one every five milliseconds.
 
 use std::{
+    cell::RefCell,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use kit::{
     arrivals::{self, Arrivals},
     downloads::{self, Downloads},
@@ -28,6 +29,7 @@ const DOWNLOADS: usize = 48;
 pub struct Clients {
     ways: Vec<(Way, Load, Arrivals, Option<Downloads>)>,
     downloads: usize,
+    deeds: RefCell<Vec<(Instant, String)>>,
 }
 
 impl Clients {
@@ -44,7 +46,7 @@ impl Clients {
     fn begin(twins: &Twins, time: Option<Duration>) -> Result<Self> {
         let (lab, ways) = (&twins.lab, &twins.plan.ways);
         let each = DOWNLOADS / ways.len() / lab.webs.len();
-        let mut clients = Self { ways: Vec::new(), downloads: 0 };
+        let mut clients = Self { ways: Vec::new(), downloads: 0, deeds: RefCell::default() };
         for &way in ways {
             let target = way.target();
             let downloads = time.map(|time| {
@@ -66,12 +68,26 @@ impl Clients {
         Ok(clients)
     }
 
+    /// Notes that something was done just now, to be told beside what breaks.
+    pub fn note(&self, deed: &str) {
+        self.deeds.borrow_mut().push((Instant::now(), deed.to_owned()));
+    }
+
+    /// The last deeds, and how long ago each was.
+    fn story(&self) -> String {
+        let deeds = self.deeds.borrow();
+        let last = &deeds[deeds.len().saturating_sub(8)..];
+        let told = last.iter().map(|(at, deed)| format!("{deed} {:.3?} ago", at.elapsed()));
+        told.collect::<Vec<_>>().join(", ")
+    }
+
     /// That nothing has broken until now; those that would be silent are given a while to show.
     pub fn go_on(&self) -> Result<()> {
         thread::sleep(Duration::from_millis(600));
         for (way, load, _, downloads) in &self.ways {
             let report = load.report();
-            ensure!(report.broken.is_empty(), "{}: {:?}", way.name(), report.broken);
+            let (name, broken) = (way.name(), &report.broken);
+            ensure!(broken.is_empty(), "{name}: {broken:?}; {}", self.story());
             let ended = downloads.as_ref().map_or(0, Downloads::ended);
             ensure!(ended == 0, "{}: {ended} downloads have ended", way.name());
         }
@@ -81,7 +97,7 @@ impl Clients {
     /// Ends all: every download got all its bytes until the end, every connection its answers, and
     /// every request one.
     pub fn finish(self) -> Result<()> {
-        let (mut whole, begun) = (0, Instant::now());
+        let (mut whole, begun, story) = (0, Instant::now(), self.story());
         for (way, load, arrivals, downloads) in self.ways {
             let name = way.name();
             for download in downloads.map(Downloads::end).transpose()?.unwrap_or_default() {
@@ -92,7 +108,7 @@ impl Clients {
                 );
                 whole += 1;
             }
-            load.finish().check()?;
+            load.finish().check().with_context(|| format!("{name}; {story}"))?;
             let arrivals = arrivals.finish()?;
             let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
             let (number, of) = (failed.len(), arrivals.len());

@@ -30,13 +30,25 @@ fn change(twins: &Twins, what: &str, web: usize) -> Result<()> {
     Ok(())
 }
 
-/// Lets the other node take over from a node that dies, and the first one come back.
-fn die(twins: &mut Twins, active: usize) -> Result<()> {
-    twins.nodes[active].kill()?;
-    twins.wait_holds(1 - active)?;
-    twins.nodes[active].launch()?;
+/// Lets the second node take over from the first one, which dies, and the first one come back.
+fn die(twins: &mut Twins, clients: &Clients) -> Result<()> {
+    twins.nodes[0].kill()?;
+    clients.note("lbd on lb1 was killed");
+    twins.wait_holds(1)?;
+    clients.note("lb2 took over");
+    twins.nodes[0].launch()?;
+    clients.note("lbd on lb1 is back");
     twins.wait_active(0)?;
+    clients.note("lb1 is Active");
     twins.wait_synced()
+}
+
+/// Hands over from a node, and waits until it is done.
+fn hand_over(twins: &Twins, from: usize, clients: &Clients) -> Result<()> {
+    twins.hand_over(from)?;
+    twins.wait_active(1 - from)?;
+    clients.note(&format!("{} handed over", twins.host(from).name));
+    Ok(())
 }
 
 #[test]
@@ -52,16 +64,16 @@ fn no_connection_breaks_by_drains_between_failovers() -> Result<()> {
         let host = twins.lab.webs[web].host.name.clone();
         // A node that takes over while slots are in flux has to know their history.
         change(&twins, "drain", web)?;
+        clients.note("drained");
         clients.go_on().with_context(|| format!("{host} is drained"))?;
-        die(&mut twins, 0)?;
+        die(&mut twins, &clients)?;
         clients.go_on().with_context(|| format!("the Active node died, {host} being drained"))?;
-        twins.hand_over(0)?;
-        twins.wait_active(1)?;
+        hand_over(&twins, 0, &clients)?;
         clients.go_on().with_context(|| format!("handed over, {host} being drained"))?;
         change(&twins, "enable", web)?;
+        clients.note("enabled");
         clients.go_on().with_context(|| format!("{host} is enabled"))?;
-        twins.hand_over(1)?;
-        twins.wait_active(0)?;
+        hand_over(&twins, 1, &clients)?;
         twins.wait_synced()?;
         clients.go_on().with_context(|| format!("handed back, {host} being enabled"))?;
     }
@@ -79,11 +91,12 @@ fn no_connection_breaks_by_a_rolling_restart_between_failovers() -> Result<()> {
     let clients = Clients::start_short(&twins)?;
     for web in 0..3 {
         change(&twins, "drain", web)?;
+        clients.note("drained");
         thread::sleep(IDLE / 4);
         match web {
-            0 => die(&mut twins, 0)?,
-            1 => twins.hand_over(0).and_then(|()| twins.wait_active(1))?,
-            _ => twins.hand_over(1).and_then(|()| twins.wait_active(0))?,
+            0 => die(&mut twins, &clients)?,
+            1 => hand_over(&twins, 0, &clients)?,
+            _ => hand_over(&twins, 1, &clients)?,
         }
         let active = usize::from(web == 1);
         wait::until(IDLE * 10, "the backend has no flow any more", || {
@@ -100,8 +113,10 @@ fn no_connection_breaks_by_a_rolling_restart_between_failovers() -> Result<()> {
         let orphan = twins.lab.orphan();
         let web_host = &mut twins.lab.webs[web];
         web_host.nginx.kill()?;
+        clients.note(&format!("nginx of web{} was killed", web + 1));
         web_host.nginx.restart(&web_host.host.namespace, orphan)?;
         change(&twins, "enable", web)?;
+        clients.note("enabled");
         clients.go_on().with_context(|| format!("web{} was restarted", web + 1))?;
     }
     clients.finish().with_context(|| twins.logs())

@@ -5,9 +5,14 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use kit::{
     command::{command, run},
+    namespace::Namespace,
     wait::until_true,
 };
-use lb_userspace::vrrp::{Family, NoticeKind, State, sockets::Announcer};
+use lb_userspace::vrrp::{
+    Family, NoticeKind, State,
+    addresses::netlink::{News, Read},
+    sockets::Announcer,
+};
 
 use crate::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
 
@@ -63,6 +68,44 @@ fn leftovers_that_no_router_has_are_removed_at_the_start() -> Result<()> {
 }
 
 #[test]
+fn nothing_older_than_a_loss_of_news_is_read_after_it() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let namespace = Namespace::new("a")?;
+    let mut news = namespace.enter(News::open)??;
+    // More than is kept for a reader that is late.
+    let change = |n: u32| {
+        let address = std::net::Ipv4Addr::from(0x0a01_0000 + n);
+        format!("addr add {address}/32 dev lo\naddr del {address}/32 dev lo\n")
+    };
+    let changes: String = (1..=12_000).map(change).collect();
+    namespace.ip(changes.trim_end())?;
+    assert_eq!(news.read(drop)?, Read::Lost);
+    let mut count = 0;
+    assert_eq!(news.read(|_| count += 1)?, Read::All);
+    assert_eq!(count, 0, "old news");
+    namespace.ip("addr add 10.0.0.1/32 dev lo")?;
+    assert_eq!(news.read(|_| count += 1)?, Read::All);
+    assert!(count > 0, "it hears again");
+    Ok(())
+}
+
+#[test]
+fn address_goes_though_its_interface_has_another_name() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.start(vec![router(Family::V4, 51)])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_to_have(VIP, true)?;
+    site.a.namespace.ip("link set eth0 name other")?;
+    site.a.wait_for(State::Fault)?;
+    until_true(SOON, "it goes", || Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32"))))
+}
+
+#[test]
 fn change_of_addresses_takes_effect_while_active() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
@@ -115,7 +158,7 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
     Ok(())
 }
 
-fn index_of(interface: &str) -> Result<u32> {
+pub fn index_of(interface: &str) -> Result<u32> {
     let shown = run(command("ip").args(["-o", "link", "show", interface]))?;
     shown.split(':').next().and_then(|n| n.trim().parse().ok()).context("an index")
 }

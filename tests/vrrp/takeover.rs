@@ -9,9 +9,13 @@ use anyhow::{Context as _, Result};
 use kit::wait::{until, until_true};
 use lb_userspace::vrrp::{
     Auth, Facts, Family, NoticeKind, Order, Report, SecondPath, State, Version, Yield,
+    sockets::{Interface, Sender},
 };
 
-use crate::site::{SOON, Site, VIP, VIP6, neighbour, ping, router, with_priority};
+use crate::{
+    addresses::index_of,
+    site::{SOON, Site, VIP, VIP6, neighbour, ping, router, with_priority},
+};
 
 #[test]
 fn backup_takes_over_when_the_active_router_dies() -> Result<()> {
@@ -259,6 +263,26 @@ fn second_path_keeps_one_router_active_when_the_first_is_cut() -> Result<()> {
     site.b.wait_to_have(VIP, false)?;
     assert_eq!(site.a.router()?.state, State::Active);
     until_true(SOON, "both were counted", || Ok(site.a.router()?.counters.two_active > 0))
+}
+
+#[test]
+fn advertisements_that_cannot_be_read_are_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.start(vec![router(Family::V4, 51)])?;
+    site.a.wait_for(State::Active)?;
+    site.client.enter(|| -> Result<()> {
+        let eth0 = Interface { name: "eth0".into(), index: index_of("eth0")? };
+        // Version 3, with a checksum that is not its own.
+        let message = [0x31, 51, 200, 1, 0, 10, 1, 2, 10, 0, 0, 100];
+        Sender::open(&eth0, "10.0.0.9".parse()?)?.send(&message, Family::V4.group())?;
+        Ok(())
+    })??;
+    site.a.wait_for_notice(NoticeKind::Mismatch, "advertisements of 10.0.0.9 are not taken")?;
+    assert_eq!(site.a.router()?.state, State::Active);
+    Ok(())
 }
 
 #[test]

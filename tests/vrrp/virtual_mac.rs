@@ -8,7 +8,7 @@ use kit::{
 };
 use lb_userspace::vrrp::{Family, Report, Router, State, VirtualMac};
 
-use crate::site::{SOON, Site, VIP, VIP6, neighbour, ping, router, with_priority};
+use crate::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
 
 /// Of VRID 81, which is 0x51.
 const MAC: [u8; 6] = [0, 0, 0x5e, 0, 1, 81];
@@ -111,6 +111,68 @@ fn virtual_mac_address_of_ipv6_is_told_and_reached() -> Result<()> {
     site.start(&router_with_mac(Family::V6))?;
     until_true(SOON, "the client reaches it", || ping(&site.client, VIP6))?;
     assert_eq!(neighbour(&site.client, VIP6)?, "00:00:5e:00:02:51");
+    Ok(())
+}
+
+#[test]
+fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let with = router_with_mac(Family::V4);
+    let mut plain = with.clone();
+    plain.virtual_mac = None;
+    site.start(&plain)?;
+    let transitions = site.a.transitions().len();
+    let vip = format!("{VIP}/32");
+    site.a.configure(vec![with_priority(&with, 150)]);
+    until_true(SOON, "the address moves to the device", || {
+        // In this order: it is there before it is not here any more.
+        let is_here = site.a.addresses("eth0")?.contains(&vip);
+        let is_there = site.a.addresses("vrrp.81").is_ok_and(|all| all.contains(&vip));
+        assert!(is_there || is_here, "it is somewhere all the time");
+        Ok(is_there && !is_here)
+    })?;
+    site.a.wait_to_be_told(
+        "that it takes the MAC address",
+        |report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC),
+    )?;
+    until_true(SOON, "the client is told", || {
+        Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? == MAC_TEXT)
+    })?;
+    site.a.configure(vec![with_priority(&plain, 150)]);
+    site.a.wait_to_be_told(
+        "that it gives the MAC address back",
+        |report| matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC),
+    )?;
+    site.a.wait_to_have(VIP, true)?;
+    until_true(SOON, "the client is told", || {
+        Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? != MAC_TEXT)
+    })?;
+    assert_eq!(site.a.transitions().len(), transitions, "it stays active");
+    Ok(())
+}
+
+#[test]
+fn router_that_is_added_begins_when_its_device_is_there() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let other = router(Family::V4, 82);
+    let mut added = router_with_mac(Family::V4);
+    added.addresses = vec![address_of("10.0.0.101".parse()?)];
+    let mut closed = router(Family::V4, 83);
+    closed.addresses = vec![address_of("10.0.0.102".parse()?)];
+    closed.accept = false;
+    site.a.start(vec![other.clone()])?;
+    site.a.wait_for(State::Active)?;
+    site.a.configure(vec![other, added, closed]);
+    until_true(SOON, "all three are there", || Ok(site.a.status().len() == 3))?;
+    site.a.wait_for(State::Active)?;
+    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "{:?}", site.a.transitions());
     Ok(())
 }
 

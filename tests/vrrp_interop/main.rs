@@ -27,8 +27,7 @@ fn the_address_moves_as_the_protocol_has_it(plan: Plan) -> Result<()> {
     site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
     site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
     site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))?;
-    // It finds what it had left behind, and the other one at work.
-    let change = Change::Taken;
+    let change = Change::Returned(higher);
     site.step("the killed one starts", higher, change, |site| site.launch(higher))?;
     site.step("the lower one is killed", higher, Change::None, |site| site.kill(lower))?;
     site.step("the lower one starts again", higher, Change::None, |site| site.launch(lower))?;
@@ -110,6 +109,11 @@ fn unicast_over_ipv4_does_as_multicast_does() -> Result<()> {
 #[test]
 fn unicast_over_ipv6_does_as_multicast_does() -> Result<()> {
     unicast_does_as_multicast_does(Plan::new(VIPS_V6[0], Who::Ours))
+}
+
+#[test]
+fn unicast_over_ipv6_from_keepalived_does_as_multicast_does() -> Result<()> {
+    unicast_does_as_multicast_does(Plan::new(VIPS_V6[0], Who::Theirs))
 }
 
 /// Version 2 counts in seconds, so the story is short.

@@ -124,6 +124,9 @@ impl Plan {
         if self.unicast {
             let [from, to] = self.ends(lab)?;
             router = router.unicast(from, &[to]);
+            if self.takes_short_hops() {
+                router = router.with("min_ttl = 64");
+            }
         }
         Ok(router.toml())
     }
@@ -139,8 +142,17 @@ impl Plan {
         if self.unicast {
             let [to, from] = self.ends(lab)?;
             instance = instance.unicast(from, &[to]);
+            if !self.takes_short_hops() {
+                instance = instance.with("unicast_ttl 255");
+            }
         }
         Ok(instance)
+    }
+
+    /// Whether `lbd` takes advertisements as keepalived sends them by unicast over IPv6 unless it is told
+    /// otherwise: with the kernel's hop limit, where RFC 9568 asks for 255. Else keepalived is told.
+    fn takes_short_hops(&self) -> bool {
+        self.vip.is_ipv6() && self.higher == Who::Theirs
     }
 
     /// The addresses of unicast: ours and theirs.
@@ -314,6 +326,7 @@ impl Site {
             lines[lines.len().saturating_sub(25)..].join("\n")
         };
         let (ours, theirs) = (tail(self.ours.log()), tail(self.theirs.log()));
-        format!("lbd wrote:\n{ours}\nkeepalived wrote:\n{theirs}\n")
+        let said = self.ours.lbctl(&["-o", "json", "vrrp", "status"]).unwrap_or_default();
+        format!("lbd wrote:\n{ours}\nand says:\n{said}\nkeepalived wrote:\n{theirs}\n")
     }
 }

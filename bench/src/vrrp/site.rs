@@ -259,7 +259,11 @@ impl Today {
         let haproxy = [haproxy(one)?, haproxy(other)?];
         let keepalived = |node, priority| {
             let instance = Instance::new(VRID, priority, interval, &[TARGET.ip()]);
-            Keepalived::start(&lab, node, &[instance])
+            let instances = [instance];
+            let mut keepalived = Keepalived::new(&lab, node, &instances)?.in_real_time();
+            keepalived.configure(&instances)?;
+            keepalived.launch()?;
+            anyhow::Ok(keepalived)
         };
         let keepalived = [keepalived(one, PRIORITIES[0])?, keepalived(other, PRIORITIES[1])?];
         Ok(Self { keepalived, haproxy, lab })

@@ -2,16 +2,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use hyper::Method;
-use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::{Misuse, args::Dry, change::Changer, table::Table};
+use super::{Misuse, args::Ask, change::Changer, table::Table};
 use crate::{
     api::Failover,
     status::{Pair, Peer, Status},
-    sync::KEY_BYTES,
+    sync::Key,
     units::{format_bytes, format_count, format_duration},
     vrrp::{RouterStatus, State},
 };
@@ -40,7 +39,7 @@ pub(super) struct FailoverArgs {
     #[arg(long, conflicts_with = "routers")]
     all: bool,
     #[command(flatten)]
-    dry: Dry,
+    ask: Ask,
 }
 
 /// What to do with peers.
@@ -59,12 +58,12 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
             let pair: Pair = client.get(PATH).await?;
             printer.print(&pair, || status(&pair, SystemTime::now()))
         }
-        VrrpCommand::Failover(FailoverArgs { routers, all, dry }) => {
+        VrrpCommand::Failover(FailoverArgs { routers, all, ask }) => {
             if routers.is_empty() && !all {
                 let message = "name the virtual routers to hand over, or say --all";
                 return Err(Misuse(message.into()).into());
             }
-            let changer = Changer { terms: (*dry).into(), ..*changer };
+            let changer = Changer { terms: (*ask).into(), ..*changer };
             let which = Failover { routers: routers.clone() };
             changer.make_with(Method::POST, &format!("{PATH}/failover"), &which).await
         }
@@ -78,18 +77,10 @@ pub(super) async fn sync(command: SyncCommand, changer: &Changer<'_>) -> Result<
             changer.printer.print(&peers, || sync_status(&peers, SystemTime::now()))
         }
         SyncCommand::Key => {
-            let key = new_key()?;
+            let key = Key::generate()?.to_text();
             changer.printer.print(&key, || format!("{key}\n"))
         }
     }
-}
-
-/// A random key, as files have it.
-fn new_key() -> Result<String> {
-    let mut bytes = [0; KEY_BYTES];
-    let filled = SystemRandom::new().fill(&mut bytes);
-    filled.ok().context("the system has no randomness")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Routers and peers, for people.

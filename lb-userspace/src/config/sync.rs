@@ -11,7 +11,7 @@ use super::{
     check_interface, duration_within, secret,
     tree::{Field, Problems, Table},
 };
-use crate::sync::{Config, KEY_BYTES, Key};
+use crate::sync::{Config, Key};
 
 /// The port that peers listen at unless another is given.
 const EXAMPLE: &str = "listen = \"10.0.0.2:3780\"";
@@ -70,7 +70,7 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
             None
         }
         (Some(given), None) => given.parsed(HOW, |text| {
-            parse_key(text).ok_or_else(|| {
+            text.parse().map_err(|_| {
                 format!("{} characters that are no key; write {HOW}", text.chars().count())
             })
         }),
@@ -80,7 +80,7 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
                     "make it on one node with 'umask 077; lbctl sync key > {path}', and copy it to the others"
                 )
             })?;
-            let key = std::str::from_utf8(&bytes).ok().and_then(|text| parse_key(text.trim()));
+            let key = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
             if key.is_none() {
                 file.refuse(format!("the file holds no key; a key is {HOW}"));
             }
@@ -93,18 +93,6 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
             None
         }
     }
-}
-
-/// Reads 64 hexadecimal digits.
-fn parse_key(text: &str) -> Option<Key> {
-    let mut key = Key([0; KEY_BYTES]);
-    if text.len() != 2 * KEY_BYTES || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (index, byte) in key.0.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
-    }
-    Some(key)
 }
 
 fn read_peers(table: &Table<'_>, listen: Option<SocketAddr>) -> Vec<SocketAddr> {

@@ -85,6 +85,8 @@ pub trait Balancer: Send {
     ///
     /// A map can't be written.
     fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>>;
+    /// See [`Engine::take_unlearnt`].
+    fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey>;
     /// See [`Engine::hold_pins`].
     ///
     /// # Errors
@@ -174,6 +176,10 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
         Self::learn(self, pieces, now)
+    }
+
+    fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
+        Self::take_unlearnt(self)
     }
 
     fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {

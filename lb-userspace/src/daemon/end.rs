@@ -68,7 +68,10 @@ impl<B: Balancer> Daemon<B> {
         leaving.until = Some(Instant::now() + PATIENCE);
         match self.routers().is_empty() {
             true => self.vrrp.stopped = true,
-            false => self.vrrp.rim.order(Order::Stop { release }),
+            false => {
+                self.tell_news_if_connected();
+                self.vrrp.rim.order(Order::Stop { release });
+            }
         }
     }
 

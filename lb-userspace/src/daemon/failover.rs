@@ -55,7 +55,8 @@ impl<B: Balancer> Daemon<B> {
             Ok(units) => units,
             Err(refusal) => return drop(tell.send(Err(refusal))),
         };
-        if !terms.dry_run {
+        let lost = self.lost_by(&units);
+        if !terms.dry_run && (terms.yes || lost.is_empty()) {
             return self.hand_over(units, Asker::Operator(tell));
         }
         let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
@@ -63,16 +64,26 @@ impl<B: Balancer> Daemon<B> {
         let changes = units.iter().map(|(keys, way)| {
             let names = self.names(keys.iter().copied());
             match way {
-                Way::Asked(_, peer) => format!("{names} goes to {peer}, which has all flows"),
+                Way::Asked(_, peer) if self.lost_by([&(keys.clone(), way.clone())]).is_empty() => {
+                    format!("{names} goes to {peer}, which has all flows")
+                }
+                Way::Asked(_, peer) => format!("{names} goes to {peer}"),
                 Way::Told => format!(
                     "{names} is given up by an advertisement, to whoever hears it; no peer is \
                      there that has all flows, so some may break"
                 ),
             }
         });
-        let plan = Some(Plan { changes: changes.collect(), ..Plan::default() });
+        let changes = changes.chain(lost.iter().cloned()).collect();
+        let plan = Plan { changes, ..Plan::default() };
         // Who asked may be gone.
-        let _ = tell.send(Ok(Done { message, notes: Vec::new(), plan }));
+        let _ = tell.send(match terms.dry_run {
+            false => Err(Refusal::unconfirmed(lost.join("; "), plan)),
+            true => {
+                let yes = (!lost.is_empty()).then(|| "it takes --yes".to_owned());
+                Ok(Done { message, notes: yes.into_iter().collect(), plan: Some(plan) })
+            }
+        });
     }
 
     fn plan_failover(&self, which: &Failover) -> Result<Vec<Unit>, Refusal> {
@@ -124,11 +135,30 @@ impl<B: Balancer> Daemon<B> {
             }
             let unit = self.with_mates(*key);
             let group = self.group.as_ref();
-            let successor = group.and_then(|group| Some((group, group.successor(&unit)?)));
+            let services = self.services_of(unit.iter().copied());
+            let successor =
+                group.and_then(|group| Some((group, group.successor(&unit, &services)?)));
             let way = successor.map_or(Way::Told, |(group, id)| Way::Asked(id, group.name(id)));
             units.push((unit, way));
         }
         units
+    }
+
+    /// What breaks when these go to who takes them, in words.
+    pub(super) fn lost_by<'u>(&self, units: impl IntoIterator<Item = &'u Unit>) -> Vec<String> {
+        let Some(group) = &self.group else { return Vec::new() };
+        let mut all = Vec::new();
+        for (keys, way) in units {
+            let Way::Asked(id, peer) = way else { continue };
+            let services = self.services_of(keys.iter().copied());
+            let lost = group.refused_by(*id, &services);
+            let named = self.desired.services.iter();
+            let named = named.filter(|(_, service)| lost.contains(&service.key));
+            all.extend(named.map(|(name, _)| {
+                format!("the flows of {name} break: {peer} has the service otherwise")
+            }));
+        }
+        all
     }
 
     /// A router with the others of its sync group.
@@ -156,7 +186,10 @@ impl<B: Balancer> Daemon<B> {
         if !asked.is_empty() {
             let services = self.services_of(asked);
             self.hold(services);
-            self.tell_news();
+        }
+        self.tell_news_if_connected();
+        for lost in self.lost_by(&units) {
+            self.tell(News::new(Kind::VrrpHandover, lost, asker.name()));
         }
         for (keys, way) in &units {
             let how = match way {
@@ -214,6 +247,12 @@ impl<B: Balancer> Daemon<B> {
         self.look_at_handover();
     }
 
+    /// Flows of services that no router holds any more are pinned again: nobody would say so later.
+    pub(super) fn release_stray_pins(&mut self) {
+        let theirs = self.services_of(self.routers().iter().map(|router| router.key));
+        self.hold(self.held.intersection(&theirs).copied().collect());
+    }
+
     /// Flows of these routers' services may be pinned again.
     fn release_pins(&mut self, routers: impl IntoIterator<Item = RouterKey>) {
         let theirs = self.services_of(routers);
@@ -224,7 +263,7 @@ impl<B: Balancer> Daemon<B> {
     /// A peer has answered whether it takes over.
     pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>) {
         if let Some((handover, _)) = &mut self.handover {
-            handover.answered(peer, answer);
+            handover.answered(peer, answer, Instant::now());
         }
     }
 
@@ -233,6 +272,12 @@ impl<B: Balancer> Daemon<B> {
         let Some((handover, _)) = &mut self.handover else { return };
         let Some(endings) = handover.ended(Instant::now()) else { return };
         let Some((_, asker)) = self.handover.take() else { return };
+        // Who is still busy with the question must not take over when it is forgotten here.
+        let stay = endings.iter().filter(|ending| ending.outcome.is_err());
+        let asked: BTreeSet<PeerId> = stay.filter_map(|ending| ending.asked).collect();
+        if let Some(group) = &self.group {
+            asked.into_iter().for_each(|peer| group.rim.withdraw(peer));
+        }
         for Ending { name, outcome, .. } in &endings {
             let text = match outcome {
                 Ok(text) => format!("{name} is handed over: {text}"),

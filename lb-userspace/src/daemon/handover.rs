@@ -41,12 +41,24 @@ struct Wait {
     left: bool,
 }
 
+impl Wait {
+    fn ends(self, router: RouterKey, outcome: Result<String, String>) -> Ending {
+        let asked = match self.way {
+            Way::Asked(peer, _) => Some(peer),
+            Way::Told => None,
+        };
+        Ending { router, name: self.name, asked, outcome }
+    }
+}
+
 /// What came of a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ending {
     pub(super) router: RouterKey,
     /// Its name.
     pub(super) name: String,
+    /// Who was asked to take it.
+    pub(super) asked: Option<PeerId>,
     /// In words: who has it, or why it stays.
     pub(super) outcome: Result<String, String>,
 }
@@ -96,11 +108,16 @@ impl Handover {
     }
 
     /// A peer has answered, or is gone.
-    pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>) {
+    ///
+    /// One that refuses won't be heard, whatever the yield still waits for.
+    pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>, now: Instant) {
         for wait in self.waits.values_mut() {
             if matches!(&wait.way, Way::Asked(asked, _) if *asked == peer) {
                 wait.answer.get_or_insert_with(|| answer.clone());
             }
+        }
+        if self.waits.values().all(|wait| matches!(wait.answer, Some(Err(_)))) {
+            self.deadline = self.deadline.min(now + TAIL);
         }
     }
 
@@ -120,7 +137,7 @@ impl Handover {
             (Err(why), Way::Asked(_, peer), None) => Err(format!("{peer} has not answered: {why}")),
             (Err(why), Way::Told, _) => Err(why),
         };
-        self.endings.push(Ending { router, name: wait.name, outcome });
+        self.endings.push(wait.ends(router, outcome));
     }
 
     /// A router has another state.
@@ -141,11 +158,14 @@ impl Handover {
             return None;
         }
         for (router, wait) in std::mem::take(&mut self.waits) {
-            let outcome = match wait.left {
-                true => Ok("another node has it".into()),
-                false => Err(format!("nothing was heard for {}", format_duration(PATIENCE))),
+            let outcome = match (wait.left, &wait.way, &wait.answer) {
+                (true, ..) => Ok("another node has it".into()),
+                (false, Way::Asked(_, peer), Some(Err(why))) => {
+                    Err(format!("{peer} does not take it: {why}"))
+                }
+                (false, ..) => Err(format!("nothing was heard for {}", format_duration(PATIENCE))),
             };
-            self.endings.push(Ending { router, name: wait.name, outcome });
+            self.endings.push(wait.ends(router, outcome));
         }
         Some(std::mem::take(&mut self.endings))
     }
@@ -199,8 +219,8 @@ mod tests {
             let start = Instant::now();
             let mut handover = one(way, start);
             if let Some(answer) = &answer {
-                handover.answered(PEER, answer);
-                handover.answered(PEER, &Err("too late".into()));
+                handover.answered(PEER, answer, start);
+                handover.answered(PEER, &Err("too late".into()), start);
             }
             assert_eq!(handover.ended(start), None);
             handover.yielded(key(1), by, start + Duration::from_millis(3));
@@ -234,6 +254,17 @@ mod tests {
         assert_eq!(handover.ended(start + PATIENCE - Duration::from_millis(1)), None);
         let outcomes = outcomes(handover.ended(start + PATIENCE));
         assert_eq!(outcomes, [Err("nothing was heard for 6s".to_owned())]);
+    }
+
+    #[test]
+    fn a_refusal_is_not_waited_upon() {
+        let start = Instant::now();
+        let mut handover = one(Way::Asked(PEER, "lb2".into()), start);
+        handover.answered(PEER, &Err("it drains".into()), start);
+        assert_eq!(handover.deadline(), start + TAIL);
+        let endings = handover.ended(start + TAIL).expect("it has ended");
+        assert_eq!(endings[0].asked, Some(PEER));
+        assert_eq!(endings[0].outcome, Err("lb2 does not take it: it drains".into()));
     }
 
     #[test]

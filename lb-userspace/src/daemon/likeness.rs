@@ -1,16 +1,23 @@
 //! In what two nodes must be alike, as keyed hashes: they tell each other, and nobody else, whether
 //! they differ, and not what of it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use ring::hmac;
 
 use crate::{
-    desired::{Desired, Service, UdpPolicy},
+    desired::{Desired, Service, ServiceKey, UdpPolicy},
     events::Kind,
-    sync::{Facts, Fingerprint, Key, RouterFacts},
+    sync::{Facts, Fingerprint, Key, Likeness, RouterFacts},
     vrrp::{Auth, Router, RouterStatus, State, Version},
 };
+
+/// How long services may have other backends on two nodes before that is told.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// Makes keyed hashes.
 pub(super) struct Hasher(hmac::Key);
@@ -44,7 +51,7 @@ impl Hasher {
         }
     }
 
-    fn service(&self, service: &Service) -> u64 {
+    fn service(&self, service: &Service) -> Likeness {
         let udp: &[u8] = match service.udp_policy {
             UdpPolicy::Oneshot => b"oneshot",
             UdpPolicy::Tracked => b"tracked",
@@ -54,7 +61,10 @@ impl Hasher {
         let idle = service.idle_timeout.as_millis().to_be_bytes();
         let backends: Vec<Vec<u8>> = service.backends.keys().map(octets).collect();
         let settings = [mode.as_bytes(), &slots, &idle, udp];
-        self.hash("service", settings.into_iter().chain(backends.iter().map(Vec::as_slice)))
+        Likeness {
+            settings: self.hash("service", settings),
+            backends: self.hash("backends", backends.iter().map(Vec::as_slice)),
+        }
     }
 
     /// How a virtual router of this node stands, and what its advertisements are like.
@@ -111,7 +121,10 @@ pub(super) struct Unlike {
     /// Why nothing of it can be taken.
     pub(super) altogether: Option<String>,
     /// Services whose flows can't be taken, and why.
-    pub(super) services: BTreeMap<crate::desired::ServiceKey, String>,
+    pub(super) services: BTreeMap<ServiceKey, String>,
+    /// Services that have other backends there, in words: flows on those that one node does not have
+    /// can't be taken.
+    pub(super) backends: BTreeMap<ServiceKey, String>,
     /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
     /// in words.
     pub(super) deaf: BTreeMap<crate::vrrp::RouterKey, (Option<IpAddr>, String)>,
@@ -130,7 +143,25 @@ impl Unlike {
         let flows = self.altogether.iter().chain(self.services.values());
         let routers = self.deaf.values().map(|(_, text)| text).chain(self.addresses.values());
         let flows = flows.map(|text| (Kind::PeerRefused, text.as_str()));
+        let backends = self.backends.values().map(|text| (Kind::PeerUnsynced, text.as_str()));
+        let flows = flows.chain(backends);
         flows.chain(routers.map(|text| (Kind::VrrpMismatch, text.as_str())))
+    }
+}
+
+/// Since when services have had other backends on a peer.
+#[derive(Debug, Default)]
+pub(super) struct Apart(BTreeMap<ServiceKey, Instant>);
+
+impl Apart {
+    /// Leaves those that have been apart for long: whoever changes both nodes needs a moment, and a
+    /// backend that leaves does so when its last flow on that node has ended.
+    pub(super) fn lasting(&mut self, apart: &mut BTreeMap<ServiceKey, String>, now: Instant) {
+        self.0.retain(|key, _| apart.contains_key(key));
+        apart.retain(|key, _| {
+            let since = *self.0.entry(*key).or_insert(now);
+            now.saturating_duration_since(since) >= LASTING
+        });
     }
 }
 
@@ -150,12 +181,21 @@ pub(super) fn compare(
     for (name, service) in &desired.services {
         let key = service.key;
         let theirs = theirs.fingerprint.services.get(&key);
+        let ours = own.fingerprint.services.get(&key);
         let text = match theirs {
             None => format!("{name}: {key} is no service there"),
-            Some(hash) if own.fingerprint.services.get(&key) != Some(hash) => format!(
-                "{name}: mode, ring_slots, idle_timeout, udp or the backends' addresses are others there"
-            ),
-            Some(_) => continue,
+            Some(theirs) if ours.map(|ours| ours.settings) != Some(theirs.settings) => {
+                format!("{name}: mode, ring_slots, idle_timeout or udp are others there")
+            }
+            Some(theirs) => {
+                if ours.map(|ours| ours.backends) != Some(theirs.backends) {
+                    let text = format!(
+                        "{name}: the backends' addresses are others there; flows on those that one node lacks are not taken over"
+                    );
+                    unlike.backends.insert(key, text);
+                }
+                continue;
+            }
         };
         unlike.services.insert(key, text);
     }
@@ -256,13 +296,13 @@ mod tests {
 
     #[test]
     fn what_makes_flows_go_elsewhere_is_found() {
-        let others =
-            "web: mode, ring_slots, idle_timeout, udp or the backends' addresses are others there";
+        let others = "web: mode, ring_slots, idle_timeout or udp are others there";
+        let backends = "web: the backends' addresses are others there; flows on those that one node lacks are not taken over";
         for (from, to, expected) in [
             ("dsr", "ipip", vec![others]),
             ("1009", "1013", vec![others]),
             ("10m", "11m", vec![others]),
-            ("10.0.0.12", "10.0.0.13", vec![others]),
+            ("10.0.0.12", "10.0.0.13", vec![backends]),
             (
                 "port = 80",
                 "port = 81",
@@ -296,6 +336,28 @@ mod tests {
         ] {
             assert_eq!(found(from, to), expected, "{to}");
         }
+    }
+
+    #[test]
+    fn flows_are_taken_while_backends_differ_and_that_is_told_when_it_lasts() {
+        let parse = |text: &str| Config::parse(text).expect("it is valid");
+        let (here, there) = (parse(NODE), parse(&NODE.replace("10.0.0.12", "10.0.0.13")));
+        let (own, theirs) = (facts(&here, 1, 1), facts(&there, 1, 1));
+        let unlike = || compare(&own, &theirs, &here.desired, &here.routers.routers).backends;
+        assert_eq!(
+            compare(&own, &theirs, &here.desired, &here.routers.routers).services,
+            BTreeMap::new()
+        );
+        let (mut apart, start) = (Apart::default(), Instant::now());
+        let told = |apart: &mut Apart, mut unlike: BTreeMap<_, _>, after| {
+            apart.lasting(&mut unlike, start + after);
+            unlike.len()
+        };
+        assert_eq!(told(&mut apart, unlike(), Duration::ZERO), 0);
+        assert_eq!(told(&mut apart, unlike(), LASTING - Duration::from_millis(1)), 0);
+        assert_eq!(told(&mut apart, unlike(), LASTING), 1);
+        assert_eq!(told(&mut apart, BTreeMap::new(), LASTING), 0);
+        assert_eq!(told(&mut apart, unlike(), LASTING), 0, "it begins anew");
     }
 
     #[test]

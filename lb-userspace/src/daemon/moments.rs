@@ -17,6 +17,7 @@ use crate::{
 impl<B: Balancer> Daemon<B> {
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
+        self.send_owed();
         let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {
                 self.tell_of_interfaces(swept.interfaces);

@@ -28,6 +28,7 @@ impl<B: Balancer> Daemon<B> {
                 let active = self.active_routers();
                 let active = active.into_iter().map(|key| self.router_name(key));
                 changes.extend(active.map(|name| format!("{name} is handed over")));
+                changes.extend(self.lost_by(&self.units(&self.active_routers())));
             }
             let plan = Some(Plan { changes, ..Plan::default() });
             // Who asked may be gone, here and below.
@@ -44,8 +45,11 @@ impl<B: Balancer> Daemon<B> {
             self.effects.events.record(News::new(kind, message, "lbctl"));
             notes.extend(self.keep());
         }
-        let done = Done { message, notes, plan: None };
         let active = self.active_routers();
+        if change.draining && self.handover.is_none() {
+            notes.extend(self.lost_by(&self.units(&active)));
+        }
+        let done = Done { message, notes, plan: None };
         let begins = change.draining && !active.is_empty() && self.handover.is_none();
         if begins {
             self.hand_over(self.units(&active), Asker::Drain(tell, done));

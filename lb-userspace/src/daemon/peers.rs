@@ -12,8 +12,9 @@ use std::{
 
 use super::{
     Balancer, Daemon,
-    likeness::{Hasher, Unlike, compare},
-    roles::{Candidate, Scene, Whose, services_of},
+    flows::counted,
+    likeness::{Apart, Hasher, Unlike, compare},
+    roles::{Candidate, Known, Scene, Tells, Tenure, Whose, is_unsynced, services_of},
 };
 use crate::{
     desired::ServiceKey,
@@ -22,14 +23,10 @@ use crate::{
     vrrp::{RouterKey, State},
 };
 
-/// How long a new pin may be made without the daemon; it says so again every ten milliseconds.
-const LEASE: Duration = Duration::from_millis(100);
-/// How long peers may take to be there, after a start, before a router preempts without their flows.
-const GATHERING: Duration = Duration::from_secs(10);
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
-/// Different things that could not be learnt of a peer, which are told.
-const TOLD: usize = 100;
+/// How long a peer that comes back is told what was pinned here until another node took over.
+const LEGACY: Duration = Duration::from_secs(10);
 
 /// The peers.
 pub(super) struct Group {
@@ -37,28 +34,38 @@ pub(super) struct Group {
     config: Config,
     hasher: Hasher,
     seed: [u8; 16],
-    started: Instant,
-    peers: BTreeMap<PeerId, Peer>,
+    pub(super) peers: BTreeMap<PeerId, Peer>,
     fingerprint: Fingerprint,
+    /// How often a peer was learnt to be Active for a router.
+    turns: u64,
     /// What was told last.
     told: Option<Facts>,
+    /// Peers that are to be told everything, which has not worked yet.
+    pub(super) owed: BTreeSet<PeerId>,
+    /// What was pinned here when services ceased to be this node's own and a peer was not there.
+    pub(super) legacy: Option<(Instant, Vec<Piece>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
-    both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
+    pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
 }
 
 /// What is known of a peer that is there.
 #[derive(Default)]
-struct Peer {
+pub(super) struct Peer {
     facts: Option<Facts>,
-    unlike: Unlike,
+    /// Routers that it is Active for, in the order in which that was learnt.
+    turns: BTreeMap<RouterKey, u64>,
+    pub(super) unlike: Unlike,
+    apart: Apart,
     /// Whether all of its history was told.
     complete: bool,
     /// The services of which nothing was left out since it began.
-    followed: BTreeSet<ServiceKey>,
+    pub(super) followed: BTreeSet<ServiceKey>,
+    /// When it may be asked again for what could not be taken, and how long that was waited for.
+    pub(super) again: Option<(Instant, Duration)>,
     /// Whether all of its history was asked for again, and has not begun.
     wanted: bool,
     /// What could not be learnt.
-    unlearnt: BTreeSet<String>,
+    pub(super) unlearnt: BTreeSet<String>,
 }
 
 impl Peer {
@@ -74,10 +81,12 @@ impl Group {
             hasher: Hasher::new(&config.key),
             config,
             seed,
-            started: Instant::now(),
             peers: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
+            turns: 0,
             told: None,
+            owed: BTreeSet::new(),
+            legacy: None,
             both_active: BTreeMap::new(),
         }
     }
@@ -95,6 +104,24 @@ impl Group {
         !self.peers.is_empty()
     }
 
+    /// A peer says this of itself from now on.
+    fn take_facts(&mut self, id: PeerId, facts: Facts) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.turns.retain(|key, _| is_active(&facts, *key));
+        for key in facts.routers.keys().filter(|key| is_active(&facts, **key)) {
+            peer.turns.entry(*key).or_insert_with(|| {
+                self.turns += 1;
+                self.turns
+            });
+        }
+        peer.facts = Some(facts);
+    }
+
+    /// Whether one of the configured peers is not there.
+    pub(super) fn misses_some(&self) -> bool {
+        self.peers.len() < self.config.peers.len()
+    }
+
     fn candidates(&self) -> Vec<Candidate> {
         let kin = self.peers.iter().filter(|(_, peer)| peer.unlike.altogether.is_none());
         let candidate = |(id, peer): (&PeerId, &Peer)| Candidate {
@@ -104,32 +131,69 @@ impl Group {
                 .iter()
                 .flat_map(|facts| &facts.routers)
                 .filter(|(_, router)| router.state == State::Active)
-                .map(|(key, router)| (*key, router.priority))
+                .map(|(key, router)| {
+                    let (source, priority) = (router.source, router.priority);
+                    let turn = peer.turns.get(key).copied().unwrap_or(0);
+                    (*key, Tenure { source, turn, priority })
+                })
                 .collect(),
             refused: peer.unlike.services.keys().copied().collect(),
         };
         kin.map(candidate).collect()
     }
 
-    /// Whether flows of a router are known to a peer that is there, or may come to be, and not here.
+    /// Whether this node has yet to learn flows of a router that a peer has which is there.
     pub(super) fn lacks_flows_of(
         &self,
         router: RouterKey,
         services: &BTreeSet<ServiceKey>,
     ) -> bool {
-        let gathers = self.peers.len() < self.config.peers.len();
-        (gathers && self.started.elapsed() < GATHERING)
-            || self.peers.values().any(|peer| match peer.state(router) {
-                // It has not said yet.
-                None => peer.facts.is_none(),
-                Some(State::Active) => {
-                    let all = services.iter();
-                    let mut kin = all.filter(|key| !peer.unlike.services.contains_key(key));
-                    peer.unlike.altogether.is_none()
-                        && (!peer.complete || kin.any(|key| !peer.followed.contains(key)))
-                }
-                Some(_) => false,
-            })
+        self.known_of(router, services).any(|known| match known.tells {
+            Tells::Nothing => true,
+            Tells::Active { all } => !all,
+            Tells::NotActive => false,
+        })
+    }
+
+    /// Whether a router that takes over from who was heard may break flows.
+    pub(super) fn is_unsynced(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+        heard: Option<IpAddr>,
+    ) -> bool {
+        let known: Vec<_> = self.known_of(router, services).collect();
+        is_unsynced(heard, &known, self.misses_some())
+    }
+
+    /// What is known of a router's flows, by peer. Those of whom nothing can be taken tell nothing that
+    /// could be waited for.
+    fn known_of(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+    ) -> impl Iterator<Item = Known> {
+        self.peers.values().map(move |peer| {
+            let facts = peer.facts.as_ref().and_then(|facts| facts.routers.get(&router));
+            let mut kin = services.iter().filter(|key| !peer.unlike.services.contains_key(key));
+            let stranger = peer.unlike.altogether.is_some();
+            let all = stranger || (peer.complete && kin.all(|key| peer.followed.contains(key)));
+            let tells = match (&peer.facts, facts.map(|facts| facts.state)) {
+                (None, _) => Tells::Nothing,
+                (_, Some(State::Active)) => Tells::Active { all },
+                _ => Tells::NotActive,
+            };
+            Known { source: facts.and_then(|facts| facts.source), tells }
+        })
+    }
+
+    /// What is left of this node's own history, of services that are not its own any more.
+    pub(super) fn legacy_of(&self, whose: &BTreeMap<ServiceKey, Whose>) -> Vec<Piece> {
+        let fresh = self.legacy.as_ref().filter(|(at, _)| at.elapsed() < LEGACY);
+        let others = |piece: &&Piece| {
+            matches!(whose.get(&piece.service()), Some(Whose::Peers(_) | Whose::Kept))
+        };
+        fresh.into_iter().flat_map(|(_, pieces)| pieces).filter(others).cloned().collect()
     }
 
     /// What is wrong with a router, by what peers say of it.
@@ -143,22 +207,40 @@ impl Group {
         found
     }
 
-    /// Who could take these routers over: it is Backup for all of them, has all flows, and stays.
-    pub(super) fn successor(&self, routers: &BTreeSet<RouterKey>) -> Option<PeerId> {
+    /// Who could take these routers over: it is Backup for all of them, has all flows but those that
+    /// it [refuses](Self::refused_by), and stays.
+    pub(super) fn successor(
+        &self,
+        routers: &BTreeSet<RouterKey>,
+        services: &BTreeSet<ServiceKey>,
+    ) -> Option<PeerId> {
         let status = self.rim.status();
         let fits = |(id, peer): &(&PeerId, &Peer)| {
             let known = status.get(usize::from(id.0));
             peer.unlike.altogether.is_none()
                 && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
                 && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
-                && known.is_some_and(|status| status.connected && status.complete_there)
+                && known.is_some_and(|status| status.connected && status.follows)
         };
         let priority = |peer: &Peer| {
             let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
             facts.filter(|(key, _)| routers.contains(key)).map(|(_, facts)| facts.priority).max()
         };
-        let best = self.peers.iter().filter(fits).max_by_key(|(_, peer)| priority(peer));
-        best.map(|(id, _)| *id)
+        // Who can take most of the flows.
+        let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
+        let fit = self.peers.iter().filter(fits);
+        fit.max_by_key(|(id, peer)| (lost(**id), priority(peer))).map(|(id, _)| *id)
+    }
+
+    /// The services of these whose flows a peer can't take, since it has them otherwise.
+    pub(super) fn refused_by(
+        &self,
+        peer: PeerId,
+        services: &BTreeSet<ServiceKey>,
+    ) -> BTreeSet<ServiceKey> {
+        let unlike = self.peers.get(&peer).map(|peer| &peer.unlike.services);
+        let refused = unlike.into_iter().flat_map(BTreeMap::keys);
+        refused.filter(|key| services.contains(key)).copied().collect()
     }
 }
 
@@ -229,9 +311,10 @@ impl<B: Balancer> Daemon<B> {
         let Some(own) = &group.told else { return };
         let mut news = Vec::new();
         let mut changed = Vec::new();
-        for (id, peer) in &group.peers {
+        for (id, peer) in &mut group.peers {
             let Some(theirs) = &peer.facts else { continue };
-            let unlike = compare(own, theirs, &self.desired, &self.config.routers.routers);
+            let mut unlike = compare(own, theirs, &self.desired, &self.config.routers.routers);
+            peer.apart.lasting(&mut unlike.backends, Instant::now());
             if unlike != peer.unlike {
                 changed.push((*id, unlike));
             }
@@ -267,11 +350,18 @@ impl<B: Balancer> Daemon<B> {
             desired: &self.desired,
             routers: &self.config.routers.routers,
             states: &self.vrrp.states,
+            heard: &self.vrrp.heard(),
             has_peers: self.group.is_some(),
             candidates: &candidates,
         };
         let whose = scene.whose();
         if whose != self.whose {
+            let was_own = |key: &&ServiceKey| self.whose.get(key) == Some(&Whose::Own);
+            let left = whose.iter().filter(|(_, whose)| **whose != Whose::Own).map(|(key, _)| key);
+            let left: BTreeSet<_> = left.filter(was_own).copied().collect();
+            if !left.is_empty() {
+                self.tell_last(&left);
+            }
             let roles = whose.iter().map(|(key, whose)| (*key, whose.role())).collect();
             let set = self.balancer.set_roles(roles, self.now());
             self.whose = whose;
@@ -282,7 +372,14 @@ impl<B: Balancer> Daemon<B> {
         let Some(group) = &mut self.group else { return };
         for (id, peer) in &mut group.peers {
             let followed = counted(&self.whose, *id, &peer.unlike);
-            if !peer.wanted && followed.iter().any(|key| !peer.followed.contains(key)) {
+            if followed.is_subset(&peer.followed) {
+                if peer.complete {
+                    peer.again = None;
+                }
+                continue;
+            }
+            let waits = peer.again.is_some_and(|(at, _)| Instant::now() < at);
+            if !peer.wanted && !waits {
                 peer.wanted = true;
                 peer.complete = false;
                 group.rim.want_all(*id);
@@ -303,6 +400,7 @@ impl<B: Balancer> Daemon<B> {
             Report::Lost(id, why) => {
                 let Some(group) = &mut self.group else { return };
                 group.peers.remove(&id);
+                group.owed.remove(&id);
                 group.both_active.retain(|(_, peer), _| *peer != id);
                 let (name, last) = (group.name(id), !group.is_connected());
                 self.tell(News::new(Kind::PeerLost, format!("peer {name} is gone"), why));
@@ -313,8 +411,8 @@ impl<B: Balancer> Daemon<B> {
                 }
             }
             Report::Facts(id, facts) => {
-                if let Some(peer) = self.peer(id) {
-                    peer.facts = Some(facts);
+                if let Some(group) = &mut self.group {
+                    group.take_facts(id, facts);
                 }
             }
             Report::WantsAll(id) => self.send_all(id),
@@ -349,7 +447,7 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
-    fn peer(&mut self, id: PeerId) -> Option<&mut Peer> {
+    pub(super) fn peer(&mut self, id: PeerId) -> Option<&mut Peer> {
         self.group.as_mut()?.peers.get_mut(&id)
     }
 
@@ -368,76 +466,6 @@ impl<B: Balancer> Daemon<B> {
                 "something was lost on the way",
             ),
         });
-    }
-
-    /// Tells a peer all of this node's history.
-    fn send_all(&mut self, id: PeerId) {
-        // What the others have not been told yet is not to be told to this one twice.
-        self.tell_news();
-        let now = self.now();
-        match self.balancer.history(now) {
-            Ok(pieces) => {
-                if let Some(group) = &self.group {
-                    group.rim.send_all(id, pieces);
-                }
-            }
-            Err(error) => self.history_fails(&error),
-        }
-    }
-
-    /// Learns what a peer tells, as far as it counts.
-    fn learn(&mut self, id: PeerId, pieces: Vec<Piece>) {
-        let Some(peer) = self.group.as_mut().and_then(|group| group.peers.get_mut(&id)) else {
-            return;
-        };
-        let counted = counted(&self.whose, id, &peer.unlike);
-        let (taken, left): (Vec<_>, Vec<_>) =
-            pieces.into_iter().partition(|piece| counted.contains(&piece.service()));
-        for piece in left {
-            peer.followed.remove(&piece.service());
-        }
-        if taken.is_empty() {
-            return;
-        }
-        let now = self.now();
-        match self.balancer.learn(taken, now) {
-            Ok(unlearnt) => self.tell_unlearnt(id, unlearnt),
-            Err(error) => self.history_fails(&error),
-        }
-    }
-
-    fn tell_unlearnt(&mut self, id: PeerId, unlearnt: Vec<String>) {
-        let Some(group) = &mut self.group else { return };
-        let name = if unlearnt.is_empty() { String::new() } else { group.name(id) };
-        let Some(peer) = group.peers.get_mut(&id) else { return };
-        let mut news = Vec::new();
-        for text in unlearnt {
-            if peer.unlearnt.len() < TOLD && peer.unlearnt.insert(text.clone()) {
-                let message = format!("{name}: {text}");
-                news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
-            }
-        }
-        news.into_iter().for_each(|news| self.tell(news));
-    }
-
-    fn history_fails(&mut self, error: &anyhow::Error) {
-        // The sweep meets with the same, and tells of it.
-        tracing::debug!("the history of flows: {error:#}");
-    }
-
-    /// Tells the peers what has changed, and lets the program make pins for a while.
-    pub(super) fn tell_news(&mut self) {
-        let now = self.now();
-        match self.balancer.news(now) {
-            Ok(pieces) if pieces.is_empty() => {}
-            Ok(pieces) => {
-                if let Some(group) = &self.group {
-                    group.rim.publish(pieces);
-                }
-            }
-            Err(error) => return self.history_fails(&error),
-        }
-        self.balancer.lease_pins(Some(now.mono + LEASE));
     }
 
     /// Tells of routers that this node and a peer both hold, for longer than a handover takes.
@@ -478,7 +506,10 @@ impl<B: Balancer> Daemon<B> {
             let peer = group.peers.get(&id);
             let facts = peer.and_then(|peer| peer.facts.as_ref());
             let unlike = peer.map(|peer| &peer.unlike);
-            session.complete_here = peer.is_some_and(|peer| peer.complete);
+            session.complete_here = peer.is_some_and(|peer| {
+                let counted = counted(&self.whose, id, &peer.unlike);
+                peer.complete && counted.is_subset(&peer.followed)
+            });
             let altogether = unlike.and_then(|unlike| unlike.altogether.clone());
             session.refused = session.refused.or(altogether);
             let routers = facts.iter().flat_map(|facts| &facts.routers);
@@ -504,18 +535,6 @@ impl<B: Balancer> Daemon<B> {
     }
 }
 
-/// The services whose pieces count when this peer tells them.
-fn counted(
-    whose: &BTreeMap<ServiceKey, Whose>,
-    peer: PeerId,
-    unlike: &Unlike,
-) -> BTreeSet<ServiceKey> {
-    if unlike.altogether.is_some() {
-        return BTreeSet::new();
-    }
-    let theirs = whose.iter().filter(|(key, whose)| {
-        (**whose == Whose::Peers(peer) || **whose == Whose::Shared)
-            && !unlike.services.contains_key(key)
-    });
-    theirs.map(|(key, _)| *key).collect()
+fn is_active(facts: &Facts, router: RouterKey) -> bool {
+    facts.routers.get(&router).is_some_and(|facts| facts.state == State::Active)
 }

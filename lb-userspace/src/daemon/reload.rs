@@ -51,6 +51,33 @@ impl<B: Balancer> Daemon<B> {
         Ok(())
     }
 
+    /// Reads the configuration again, and tells of it.
+    pub(super) fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
+        self.look_at_clocks();
+        self.effects.notifier.reloading();
+        let done = self.reload();
+        let news = match &done {
+            Ok(reloaded) => News::new(Kind::ConfigReloaded, reloaded.done.message.as_str(), who),
+            Err(refusal) => {
+                News::new(Kind::ConfigRefused, "configuration not reloaded", refusal.to_string())
+            }
+        };
+        self.effects.events.record(news);
+        if let Ok(Reloaded { done, differences, routers, conflicts }) = &done {
+            for change in routers {
+                tracing::info!("{change}");
+            }
+            // The differences and conflicts are events of their own.
+            let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+            let others = done.notes.iter().skip(differences.len() + routers.len());
+            for note in others.filter(|note| !told.contains(note)) {
+                tracing::warn!("{note}");
+            }
+        }
+        self.effects.notifier.ready(&self.ready_line());
+        done
+    }
+
     /// What a reload would put in force.
     pub(super) fn plan_reload(&self) -> Result<(Config, Merged), Refusal> {
         let invalid = |error: config::Error| {

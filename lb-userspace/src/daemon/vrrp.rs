@@ -5,7 +5,10 @@
 //! restart of `lbd` forwards all the while by the maps of its predecessor; then the facts are told at
 //! once, by what these maps say, so that addresses that are held still are advertised soon again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{Balancer, Daemon};
 use crate::{
@@ -58,6 +61,12 @@ impl Virtual {
         }
     }
 
+    /// Who was heard to be Active for each router, if somebody was.
+    pub(super) fn heard(&self) -> BTreeMap<RouterKey, IpAddr> {
+        let heard = self.rim.status().into_iter();
+        heard.filter_map(|status| Some((status.key, status.active?.address))).collect()
+    }
+
     /// A router's state.
     pub(super) fn state(&self, router: RouterKey) -> State {
         self.states.get(&router).copied().unwrap_or_default()
@@ -87,6 +96,7 @@ impl<B: Balancer> Daemon<B> {
         };
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
         self.vrrp.gather_states();
+        self.release_stray_pins();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
     }
 
@@ -168,12 +178,17 @@ impl<B: Balancer> Daemon<B> {
             let up = standings.get(&service.key).map_or(0, |standing| standing.up);
             (name.clone(), u32::from(up))
         });
+        // Before what is known is looked at: of what has happened since, it says nothing.
+        let status = self.vrrp.rim.status();
+        let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
+        let transitions = transitions.filter(|_| self.group.is_some()).collect();
         Facts {
+            transitions,
             forwarding: self.vrrp.forwarding.clone(),
             healthy: healthy.collect(),
             // Who is asked to take over would do so by itself, and not when it has all flows.
             draining: self.node.draining_since.is_some() && self.handover.is_none(),
-            unsynced: self.unsynced(),
+            unsynced: self.unsynced(&status),
             mismatched: self.mismatched(),
             active: self.active_peers(),
         }
@@ -274,11 +289,19 @@ impl<B: Balancer> Daemon<B> {
         (!states.is_empty()).then(|| states.join(", "))
     }
 
-    /// Routers of which a peer's flows are not known here yet, though they could be.
-    fn unsynced(&self) -> BTreeSet<RouterKey> {
+    /// Routers that would take over without the flows of who is Active.
+    fn unsynced(&self, all: &[RouterStatus]) -> BTreeSet<RouterKey> {
         let Some(group) = &self.group else { return BTreeSet::new() };
+        let heard = |key| {
+            let status = all.iter().find(|status| status.key == key)?;
+            Some(status.active.as_ref()?.address)
+        };
         let keys = self.routers().iter().map(|router| router.key);
-        keys.filter(|key| group.lacks_flows_of(*key, &self.services_of([*key]))).collect()
+        // What an Active router would know tells nothing of what it will have to know.
+        let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
+        let unsynced =
+            others.filter(|key| group.is_unsynced(*key, &self.services_of([*key]), heard(*key)));
+        unsynced.collect()
     }
 
     /// What peers say against a router.

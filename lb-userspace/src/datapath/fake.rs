@@ -19,7 +19,7 @@ use lb_common::{
 use zerocopy::IntoBytes as _;
 
 use self::program::Program;
-use super::{BackendTotals, DataPlane, FlowRef, FlowTable};
+use super::{Added, BackendTotals, DataPlane, FlowRef, FlowTable};
 use crate::{
     desired::ServiceKey,
     settings::Limits,
@@ -335,6 +335,18 @@ impl DataPlane for Fake {
         }
         self.add_flow(*flow, value);
         Ok(true)
+    }
+
+    fn put_new_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<Added> {
+        self.write()?;
+        if self.flow(flow).is_some() {
+            return Ok(Added::Known);
+        }
+        if !self.has_room(flow) {
+            return Ok(Added::NoRoom);
+        }
+        self.add_flow(*flow, value);
+        Ok(Added::Yes)
     }
 
     fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool> {

@@ -293,7 +293,7 @@ where
                 let Some(value) = newer(value, there) else { return Ok(()) };
                 to.put(key, &value)?;
             }
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => {
+            Err(error) if sys::has_no_room(&error) => {
                 lost += 1;
                 return Ok(());
             }

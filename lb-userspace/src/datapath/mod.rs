@@ -45,6 +45,17 @@ pub use migrate::Step;
 pub use mmap::Mapped;
 pub use xdp::Xdp;
 
+/// What has come of adding a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is there, as it was given.
+    Yes,
+    /// It was there already, and is as it was.
+    Known,
+    /// Its table has no room.
+    NoRoom,
+}
+
 /// The maps of the balancer, as the one writer sees them.
 ///
 /// Every method that takes `&mut self` writes, and may fail without having written; none writes
@@ -127,6 +138,9 @@ pub trait DataPlane {
     /// Adds or replaces a flow; false if its table has no room. Of a flow that the program touches
     /// meanwhile, what it writes may be lost.
     fn put_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<bool>;
+
+    /// Adds a flow unless it is known by then, even if the program adds it at this moment.
+    fn put_new_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<Added>;
 
     /// Visits the flows whose pins the program has made, renamed, or seen become established since
     /// the last call, or since the maps were opened; a flow may be visited several times. False if

@@ -313,3 +313,21 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just given this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Whether an entry was refused because its map has no room: a hash map says that it is full, and one
+/// that makes room by itself that it could not find any at this moment.
+pub fn has_no_room(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_has_no_room_in_the_words_of_either_kind() {
+        let no_room = |errno| has_no_room(&io::Error::from_raw_os_error(errno));
+        assert!(no_room(libc::E2BIG) && no_room(libc::ENOMEM));
+        assert!(!no_room(libc::EINVAL) && !no_room(libc::EEXIST));
+    }
+}

@@ -20,7 +20,7 @@ use lb_common::{
 use zerocopy::IntoBytes as _;
 
 use super::{
-    BackendTotals, DataPlane, FlowRef, FlowTable,
+    Added, BackendTotals, DataPlane, FlowRef, FlowTable,
     attach::{self, Link},
     entry, load, maps,
     maps::Maps,
@@ -293,7 +293,22 @@ impl DataPlane for Xdp {
         };
         match done {
             Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(false),
+            Err(error) if sys::has_no_room(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn put_new_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<Added> {
+        let maps = &self.maps;
+        let done = match flow {
+            FlowRef::Pin(key) => maps.pins.put_new(key, &value),
+            FlowRef::Tracked(key) => maps.tracked.put_new(key, &value),
+            FlowRef::Connection(key) => maps.connections.put_new(key, &value),
+        };
+        match done {
+            Ok(true) => Ok(Added::Yes),
+            Ok(false) => Ok(Added::Known),
+            Err(error) if sys::has_no_room(&error) => Ok(Added::NoRoom),
             Err(error) => Err(error.into()),
         }
     }

@@ -13,6 +13,7 @@
 
 mod learn;
 mod mirror;
+mod survey;
 mod tell;
 mod telling;
 
@@ -28,9 +29,9 @@ use lb_common::{
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 
-pub(super) use self::tell::strays;
+pub(super) use self::{learn::Followed, tell::strays};
 use self::{
-    mirror::PeerRing,
+    mirror::{PeerOwners, PeerRing},
     telling::{RingNews, Settling, Telling},
 };
 use super::{Engine, Now};
@@ -38,7 +39,7 @@ use crate::{
     datapath::{DataPlane, FlowRef, entry},
     desired::ServiceKey,
     reconcile,
-    sync::piece::Flow,
+    sync::{Piece, piece::Flow},
 };
 
 /// Whose history of a service counts.
@@ -63,6 +64,8 @@ pub(super) struct History {
     /// Slots that are about to settle.
     settling: BTreeMap<ServiceKey, Settling>,
     mirrors: BTreeMap<ServiceKey, Mirror>,
+    /// Services of which something could not be taken.
+    unlearnt: BTreeSet<ServiceKey>,
     /// What was told already and is not told again.
     complaints: BTreeSet<String>,
     /// Services whose pins are held.
@@ -73,6 +76,8 @@ pub(super) struct History {
     is_leased: bool,
     /// Slots that have settled since the last sweep.
     pub(super) settled: u64,
+    /// Flows of UDP services may go where the ring does not send them since it has changed.
+    survey_due: bool,
 }
 
 /// What is known of a peer's history of a service.
@@ -129,6 +134,7 @@ impl History {
     /// Forgets a service that is no more.
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
+        self.unlearnt.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
         self.telling.drop_service(service, Some(id));
@@ -138,21 +144,31 @@ impl History {
 impl<D: DataPlane> Engine<D> {
     /// Says whose history of each service counts; one that is not named is this node's own.
     ///
-    /// A service that has followed is what it must be already: nothing is written.
+    /// A service that has followed is what it must be already: nothing is written. One that begins to
+    /// follow goes by what it knows itself until somebody tells more, for however long: there may be
+    /// nobody, and then it goes on from there when it is this node's own again.
+    ///
+    /// Of what follows nothing is told any more. So whoever takes a role of its own from a service
+    /// calls [`Self::news`] right before, and has peers told of it: that has the last pins.
     ///
     /// # Errors
     ///
-    /// A map can't be written; the roles are taken, and the next reconciliation does the rest.
+    /// A ring can't be read; the roles are taken all the same.
     pub fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
         let before = std::mem::replace(&mut self.history.roles, roles);
         let keys: BTreeSet<_> = before.keys().chain(self.history.roles.keys()).copied().collect();
+        let mut done = Ok(());
         for key in keys {
             let was = before.get(&key).copied().unwrap_or_default();
             if was == Role::Follows {
                 self.keep_news(now);
             }
+            let is = self.history.role(&key);
+            if was != is && is == Role::Follows {
+                done = done.and(self.remember(key));
+            }
             let history = &mut self.history;
-            match (was, history.role(&key)) {
+            match (was, is) {
                 (was, is) if was == is => {}
                 (_, Role::Follows) => {
                     history.taken_over.remove(&key);
@@ -171,6 +187,32 @@ impl<D: DataPlane> Engine<D> {
                 (_, Role::Shared) => {}
             }
         }
+        done
+    }
+
+    /// Keeps what this node's ring is as if a peer had told of it: what the node sees of backends from
+    /// then on, perhaps without a link, ends nothing that it knows.
+    fn remember(&mut self, key: ServiceKey) -> Result<()> {
+        let mut pieces = Vec::new();
+        self.tell_ring(&key, &RingNews::Whole, |_| false, &mut pieces)?;
+        let mut ring = None;
+        for piece in pieces {
+            match piece {
+                Piece::Ring { slots, members, digest, .. } => {
+                    ring = PeerRing::new(slots, members, digest);
+                }
+                Piece::Bases { bases, .. } => {
+                    if let Some(ring) = &mut ring {
+                        bases.iter().for_each(|base| {
+                            ring.set_base(base);
+                        });
+                    }
+                }
+                Piece::Pins { .. } | Piece::Ended { .. } => {}
+            }
+        }
+        let mirror = Mirror { ring, ..Mirror::default() };
+        self.history.mirrors.insert(key, mirror);
         Ok(())
     }
 
@@ -264,8 +306,8 @@ impl<D: DataPlane> Engine<D> {
     /// What people call a service.
     fn name_of(&self, key: &ServiceKey) -> String {
         let services = self.desired().services.iter();
-        let named = services.filter(|(_, service)| service.key == *key).map(|(name, _)| name);
-        named.cloned().next().unwrap_or_else(|| key.to_string())
+        let mut named = services.filter(|(_, service)| service.key == *key);
+        named.next().map(|(name, _)| name.clone()).unwrap_or_else(|| key.to_string())
     }
 
     /// The key of a service by its id.

@@ -33,7 +33,7 @@ const FULL_LOOK_SECS: u32 = 64;
 /// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked
 /// in a second.
 const FLOWS_PER_SEC: u64 = 20_000;
-/// Flows that one walk keeps fresh at most: some tens of milliseconds.
+/// Flows that are kept fresh in a second at most: some tens of milliseconds.
 const REFRESHED: usize = 16_384;
 
 /// What the last walk through the flow tables has found.
@@ -56,6 +56,8 @@ pub(super) struct Walk {
     leaving: BTreeSet<u16>,
     /// Services whose flows were pinned outside of any flux.
     pins_expected: BTreeSet<u16>,
+    /// Flows of services that follow a peer, to be kept fresh.
+    stale: Vec<FlowRef>,
     /// When backends ceased to get new flows, until a later walk has counted those they have.
     vacated: BTreeMap<u16, u32>,
 }
@@ -150,6 +152,7 @@ impl<D: DataPlane> Engine<D> {
         if self.walk_is_due(now, waits) {
             swept.expired = self.walk_flows(now)?;
         }
+        self.refresh(now)?;
         self.let_leave(leaving, now, &mut swept)?;
         self.end_rests(now)?;
         // Last, so that an error before it leaves them for the next call.
@@ -205,8 +208,8 @@ impl<D: DataPlane> Engine<D> {
                 if base != 0 && ring::is_quiet(slot, at, idle / 2) {
                     slot.touch_unpinned(at);
                 }
-                // The marks of pins that live are kept fresh together with them.
-                let _ = ring::settle_pinned(slot, at, idle.saturating_mul(2));
+                // The marks of pins stay: those that live are refreshed when their turn comes, and
+                // after a takeover the others go as they do everywhere.
             } else if rested {
                 let is_quiet = base != 0 && ring::is_quiet(slot, at, idle);
                 if tells {
@@ -266,7 +269,9 @@ impl<D: DataPlane> Engine<D> {
         let tells = self.history.telling.is_asked();
         let rings = if tells { self.tracked_rings()? } else { HashMap::new() };
         let mut surveyed = HashMap::new();
-        let mut stale = Vec::new();
+        // Those that wait come first: a walk meets all flows in the same order each time.
+        let mut stale = std::mem::take(&mut self.walk.stale);
+        let collects = stale.is_empty();
         let mut gone = Vec::new();
         for table in FlowTable::ALL {
             self.data_plane
@@ -283,8 +288,8 @@ impl<D: DataPlane> Engine<D> {
                     let (age, kept) = age(flow, value, service, *floor, now);
                     if following.contains(&flow.service()) {
                         *live += 1;
-                        if idle(value, *floor, now) > kept / 4 && stale.len() < REFRESHED {
-                            stale.push((flow, value, *service));
+                        if collects && idle(value, *floor, now) > kept / 4 {
+                            stale.push(flow);
                         }
                         return;
                     }
@@ -304,11 +309,8 @@ impl<D: DataPlane> Engine<D> {
         walk.per_backend.retain(|_, flows| *flows > 0);
         drop(rings);
         if tells {
-            for flow in self.history.telling.survey(surveyed) {
-                self.tell_end(&flow);
-            }
+            self.take_survey(surveyed);
         }
-        self.refresh(stale, now)?;
         let mut deleted = 0;
         for (flow, seen, homeless) in gone {
             let done = self.data_plane.delete_flow(&flow, seen).context("delete a flow")?;
@@ -324,6 +326,7 @@ impl<D: DataPlane> Engine<D> {
         // A packet that had met the slot before its change may have opened a flow since.
         old.vacated.retain(|_, at| now.mono_secs() <= *at);
         self.walk = Walk {
+            stale,
             released_backends: old.released_backends,
             released_services: old.released_services,
             leaving: old.leaving,
@@ -335,12 +338,24 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Keeps flows of services that follow a peer fresh, and the marks of their slots: only who sees
-    /// their packets can tell when they end.
-    fn refresh(&mut self, stale: Vec<(FlowRef, FlowValue, Service)>, now: Now) -> Result<()> {
-        let mut stale = stale;
-        stale.sort_unstable_by_key(|(_, _, service)| service.id);
+    /// their packets can tell when they end. As many as a second has time for; the next goes on.
+    fn refresh(&mut self, now: Now) -> Result<()> {
+        let rest = self.walk.stale.len().saturating_sub(REFRESHED);
+        let mut stale = self.walk.stale.split_off(rest);
+        stale.sort_unstable_by_key(FlowRef::service);
+        let mut services = BTreeMap::new();
+        for (key, service) in &self.applied.services {
+            if self.history.role(key) == Role::Follows {
+                services.insert(service.id, *service);
+            }
+        }
         let mut ring = None;
-        for (flow, value, service) in stale {
+        for flow in stale {
+            let Some(service) = services.get(&flow.service()) else { continue };
+            // Since the walk it may have ended, or moved.
+            let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? else {
+                continue;
+            };
             let id = service.id;
             if ring.as_ref().is_none_or(|(of, _)| *of != id) && self.applied.rings.contains_key(&id)
             {
@@ -349,7 +364,7 @@ impl<D: DataPlane> Engine<D> {
             if let (FlowRef::Pin(key), Some((of, ring))) = (&flow, &ring)
                 && *of == id
             {
-                let slot = ring.get(slot_of_flow(&service, key) as usize);
+                let slot = ring.get(slot_of_flow(service, key) as usize);
                 slot.into_iter().for_each(|slot| slot.touch_pinned(stamp(now.mono_secs())));
             }
             let fresh = FlowValue { seen: now.mono_secs(), ..value };
@@ -359,7 +374,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Peers are to know that a flow has ended.
-    fn tell_end(&mut self, flow: &FlowRef) {
+    pub(super) fn tell_end(&mut self, flow: &FlowRef) {
         if let Some(key) = self.key_of(flow.service())
             && self.history.role(&key) != Role::Follows
         {
@@ -451,6 +466,11 @@ enum Age {
 /// For how many seconds a flow has been idle; not for longer than since `floor`.
 fn idle(value: FlowValue, floor: u32, now: Now) -> u32 {
     now.mono_secs().saturating_sub(value.seen.max(floor))
+}
+
+/// Whether a flow of a UDP service has been heard within the idle timeout.
+pub(super) fn is_kept(value: FlowValue, service: &Service, floor: u32, now: Now) -> bool {
+    idle(value, floor, now) <= service.idle_timeout
 }
 
 /// What is to be thought of a flow, and how many seconds it may be idle.

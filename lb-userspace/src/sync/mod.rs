@@ -72,7 +72,7 @@ pub struct PeerId(pub u8);
 /// What a node says of itself; a peer is told within 10 ms of a change, and every 100 ms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// What must be equal for flows to be told: see [`Fingerprint`].
+    /// What it makes rings of: see [`Fingerprint`].
     pub fingerprint: Fingerprint,
     /// How its virtual routers stand.
     pub routers: BTreeMap<RouterKey, RouterFacts>,
@@ -80,13 +80,23 @@ pub struct Facts {
     pub draining: bool,
 }
 
-/// What must be equal on both nodes, as keyed hashes that tell nothing else.
+/// What should be equal on both nodes, as keyed hashes that tell nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// The seed.
     pub seed: u64,
-    /// Each service: its ring's size, mode, idle timeout, UDP policy and the addresses of its backends.
-    pub services: BTreeMap<ServiceKey, u64>,
+    /// Each service.
+    pub services: BTreeMap<ServiceKey, Likeness>,
+}
+
+/// What a service is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Likeness {
+    /// Its ring's size, mode, idle timeout and UDP policy, without which flows mean nothing.
+    pub settings: u64,
+    /// The addresses of its backends. They differ for a while whenever one comes or goes, and flows
+    /// on those that both nodes have are told all the same.
+    pub backends: u64,
 }
 
 /// How a virtual router stands on a node.
@@ -150,6 +160,9 @@ pub trait Peers: Send {
     fn want_all(&self, peer: PeerId);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
+    /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not been told of the
+    /// question yet never is.
+    fn withdraw(&self, peer: PeerId);
     /// Answers [`Report::TakeOver`].
     fn answer(&self, peer: PeerId, answer: Result<(), String>);
     /// How they stand.
@@ -173,6 +186,10 @@ pub struct PeerStatus {
     pub complete_here: bool,
     /// Whether the peer says that it has all of this node's.
     pub complete_there: bool,
+    /// Whether it has had all of this node's history once, and has got what was new ever since; the
+    /// last of that may be on its way. A question for a takeover waits for it.
+    #[serde(default)]
+    pub follows: bool,
     /// Why nothing is told to it or taken from it, if that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,

@@ -132,6 +132,10 @@ impl Peers for Link {
         self.order(Event::Ask(peer, routers));
     }
 
+    fn withdraw(&self, peer: PeerId) {
+        self.order(Event::Withdraw(peer));
+    }
+
     fn answer(&self, peer: PeerId, answer: Result<(), String>) {
         self.order(Event::Answer(peer, answer));
     }

@@ -234,6 +234,14 @@ impl Addresses {
         marked.map(|(key, _)| *key).filter(|key| !wanted.contains(key)).collect()
     }
 
+    /// Addresses of ours that are not among these, on whatever interface they are.
+    #[must_use]
+    pub fn strays<'a>(&self, kept: impl IntoIterator<Item = Placed<'a>>) -> Vec<Key> {
+        let kept: BTreeSet<Key> = kept.into_iter().filter_map(|placed| self.key(placed)).collect();
+        let ours = self.tables.addresses.keys().filter(|key| self.is_ours(key));
+        ours.filter(|key| !kept.contains(key)).copied().collect()
+    }
+
     /// The name of an interface.
     #[must_use]
     pub fn interface(&self, index: u32) -> &str {

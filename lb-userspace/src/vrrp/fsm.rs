@@ -117,7 +117,13 @@ impl VirtualRouter {
     #[must_use]
     pub fn new(settings: Settings, now: Instant) -> Self {
         Self {
-            standing: Standing { priority: 100, fault: None, holds_back: None, draining: false },
+            standing: Standing {
+                priority: 100,
+                fault: None,
+                holds_back: None,
+                known_after: None,
+                draining: false,
+            },
             state: State::Initialize,
             since: now,
             cause: "it has not begun yet".into(),
@@ -137,8 +143,7 @@ impl VirtualRouter {
         let before = std::mem::replace(&mut self.settings, settings);
         let paced =
             (before.interval, before.version) != (self.settings.interval, self.settings.version);
-        let place = |settings: &Settings| (settings.addresses.clone(), settings.device.clone());
-        let moved = place(&before) != place(&self.settings);
+        let moved = before.addresses != self.settings.addresses;
         match self.state {
             State::Active => {
                 self.reconfigured_active(paced.then_some(before.interval), moved, now, out)
@@ -338,6 +343,8 @@ impl VirtualRouter {
             Some("the node is draining".into())
         } else if self.abstains {
             Some("it has given way by an order".into())
+        } else if self.standing.known_after.is_some_and(|known| known < self.tally.transitions) {
+            Some("it is not known yet whether the flows of another node are known here".into())
         } else {
             self.standing.holds_back.clone()
         }

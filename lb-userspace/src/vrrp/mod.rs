@@ -88,6 +88,10 @@ pub struct Facts {
     /// Routers of which another node's flows are not known here yet, though they could be: none of
     /// these preempts.
     pub unsynced: BTreeSet<RouterKey>,
+    /// How many transitions each router had made when `unsynced` was found, by its name: after the next
+    /// one that counts no more, and it does not preempt before it is told anew. Empty if there is
+    /// nobody whose flows could be known.
+    pub transitions: BTreeMap<String, u64>,
     /// Peers that are authenticated by the sync key and say that their advertisements are not made as
     /// this node's are (password, interval, version): they are heard all the same, so that there are
     /// not two owners.

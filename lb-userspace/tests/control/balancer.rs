@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,6 +31,15 @@ pub struct Wires {
     pub ring_writes: AtomicU64,
     /// So many writes are still to fail.
     pub failing_writes: AtomicU64,
+    /// The longest that pins were leased for, in milliseconds.
+    pub longest_lease: AtomicU64,
+    /// What the engine has to tell beside its own, once: news, and all of the history.
+    pub news: Mutex<Vec<Piece>>,
+    pub history: Mutex<Vec<Piece>>,
+    /// Whether the history can't be read.
+    pub failing_history: AtomicBool,
+    /// Services of which something could not be learnt.
+    pub unlearnt: Mutex<BTreeSet<ServiceKey>>,
     /// Whether sweeps fail.
     pub failing_sweeps: AtomicBool,
     /// What was done, by others as well.
@@ -103,11 +112,14 @@ impl Balancer for Wired {
     }
 
     fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
-        self.engine.news(now)
+        let more = std::mem::take(&mut *self.wires.news.lock().expect("nobody panics"));
+        Ok([more, self.engine.news(now)?].concat())
     }
 
     fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
-        self.engine.history(now)
+        ensure!(!self.wires.failing_history.load(Ordering::SeqCst), "it was told to fail");
+        let more = std::mem::take(&mut *self.wires.history.lock().expect("nobody panics"));
+        Ok([more, self.engine.history(now)?].concat())
     }
 
     fn forget(&mut self, services: &BTreeSet<ServiceKey>) {
@@ -120,6 +132,12 @@ impl Balancer for Wired {
         self.engine.learn(pieces, now)
     }
 
+    fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
+        let mut unlearnt = std::mem::take(&mut *self.wires.unlearnt.lock().expect("nobody panics"));
+        unlearnt.append(&mut self.engine.take_unlearnt());
+        unlearnt
+    }
+
     fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
         self.wires.deeds.push(Deed::Hold(services.iter().copied().collect()));
         self.engine.hold_pins(services)
@@ -127,6 +145,9 @@ impl Balancer for Wired {
 
     fn lease_pins(&mut self, until: Option<Duration>) {
         self.wires.deeds.push(Deed::Lease(until.is_some()));
+        let lease = until.map_or(0, |until| until.saturating_sub(Now::read().mono).as_millis());
+        let lease = u64::try_from(lease).unwrap_or(u64::MAX);
+        self.wires.longest_lease.fetch_max(lease, Ordering::SeqCst);
         self.engine.lease_pins(until);
     }
 

@@ -11,7 +11,8 @@ use lb_userspace::{
     engine::Role,
     sync::{self, PeerCounters, PeerId, PeerStatus, Peers, Piece},
     vrrp::{
-        Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State, Transition, Vrrp,
+        ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State,
+        Transition, Vrrp,
     },
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -25,6 +26,7 @@ pub enum Deed {
     SendAll(PeerId, Vec<Piece>),
     WantAll(PeerId),
     Ask(PeerId, Vec<RouterKey>),
+    Withdraw(PeerId),
     Answer(PeerId, Result<(), String>),
     Roles(Vec<(ServiceKey, Role)>),
     Hold(Vec<ServiceKey>),
@@ -117,6 +119,7 @@ impl Script {
         let mut all = self.routers.lock().expect("nobody panics");
         let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
         let from = std::mem::replace(&mut status.state, to);
+        status.counters.transitions += 1;
         cause.clone_into(&mut status.cause);
         let transition = Transition {
             router: router.name.clone(),
@@ -126,6 +129,13 @@ impl Script {
             cause: cause.into(),
         };
         self.vrrp.send(Report::Transition(transition)).expect("it is heard");
+    }
+
+    /// A router hears this one, from now on.
+    pub fn hears(&self, router: &Router, address: IpAddr) {
+        let mut all = self.routers.lock().expect("nobody panics");
+        let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
+        status.active = Some(ActiveRouter { address, priority: 100 });
     }
 
     /// A yield has ended.
@@ -143,9 +153,14 @@ impl Script {
 
     /// It has told all of its flows, and knows all of this node's.
     pub fn is_synced(&self, peer: PeerId) {
-        self.connected.lock().expect("nobody panics")[usize::from(peer.0)].complete_there = true;
+        self.change(peer, |status| (status.complete_there, status.follows) = (true, true));
         self.says(sync::Report::Begins(peer));
         self.says(sync::Report::Complete(peer, true));
+    }
+
+    /// Something changes of how a peer stands.
+    pub fn change(&self, peer: PeerId, change: impl FnOnce(&mut PeerStatus)) {
+        change(&mut self.connected.lock().expect("nobody panics")[usize::from(peer.0)]);
     }
 
     pub fn says(&self, report: sync::Report) {
@@ -160,6 +175,7 @@ impl Script {
             since: None,
             complete_here: false,
             complete_there: false,
+            follows: false,
             refused: None,
             round_trip_micros: None,
             counters: PeerCounters::default(),
@@ -236,6 +252,10 @@ impl Peers for Script {
 
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
         self.deeds.push(Deed::Ask(peer, routers));
+    }
+
+    fn withdraw(&self, peer: PeerId) {
+        self.deeds.push(Deed::Withdraw(peer));
     }
 
     fn answer(&self, peer: PeerId, answer: Result<(), String>) {

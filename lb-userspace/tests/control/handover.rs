@@ -105,6 +105,58 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
 }
 
 #[tokio::test]
+async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    lbd.script.change(PEER, |status| status.complete_there = false);
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains("main goes to lb2, which has all flows"), "{dry:?}");
+    lbd.script.change(PEER, |status| status.follows = false);
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains("main is given up by an advertisement"), "{dry:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let failover = begin(&place, "vrrp failover main");
+    asked(&lbd).await;
+    takes_over(&lbd, &place);
+    assert_eq!(failover.await.expect("no panic").code, Some(0));
+    lbd.script.deeds.take();
+    place.configure(&format!("{WEB}{SYNC}"));
+    assert_eq!(lbctl(&place, "config reload").await.code, Some(0));
+    deed(&lbd, "pins are made again", |deed| (*deed == Deed::Hold(vec![])).then_some(())).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let mut unlike = facts(&lbd, &place, State::Backup).await;
+    unlike.fingerprint.services.remove(&web(&place));
+    lbd.script.says(sync::Report::Facts(PEER, unlike));
+    let heard = async || lbctl(&place, "vrrp status").await.out.contains("is no service there");
+    eventually("it is heard", heard).await;
+    let lost = "the flows of web break: lb2 has the service otherwise";
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains(&format!("\n  main goes to lb2\n  {lost}\n")), "{dry:?}");
+    let refused = lbctl(&place, "vrrp failover main").await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains(lost) && refused.err.contains("--yes"), "{refused:?}");
+    assert_eq!(steps(&lbd), []);
+    let failover = begin(&place, "vrrp failover main --yes");
+    asked(&lbd).await;
+    takes_over(&lbd, &place);
+    assert_eq!(failover.await.expect("no panic").code, Some(0));
+    assert!(handovers(&lbd).await.iter().any(|told| told == lost));
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
@@ -123,6 +175,8 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
         "lbctl: main stays here: lb2 does not take it: it is to leave itself; nothing was interrupted; see 'lbctl vrrp status' on both nodes\n"
     );
     assert_eq!(ran.code, Some(1));
+    let withdrawn = |deed: &Deed| (*deed == Deed::Withdraw(PEER)).then_some(());
+    assert_eq!(lbd.script.deeds.of(withdrawn).len(), 1, "it does not take over any more");
     assert_eq!(steps(&lbd).last(), Some(&Deed::Hold(vec![])), "pins are made again");
     let told = handovers(&lbd).await;
     assert_eq!(

@@ -11,7 +11,10 @@ use lb_userspace::{
     events::Kind,
     netlink::Neighbourhood,
     status::{Pair, Status},
-    sync::{self, PeerId, Piece},
+    sync::{
+        self, PeerId, Piece,
+        piece::{Flow, Pin},
+    },
     vrrp::{Done as Answered, Notice, NoticeKind, Order, Report, Router, State},
 };
 
@@ -222,7 +225,7 @@ async fn history_follows_who_is_active() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     let (main, web) = (main(&place), web(&place));
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     let piece = Piece::Ended { service: web, flows: Vec::new() };
@@ -230,7 +233,6 @@ async fn history_follows_who_is_active() {
     lbd.script.is_synced(PEER);
     lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()]));
     lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
-    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for again", wants).await;
     let learnt = |deed: &Deed| matches!(deed, Deed::Learn(_)).then(|| deed.clone());
@@ -260,6 +262,158 @@ async fn history_follows_who_is_active() {
     lbd.stop().await;
 }
 
+/// Flows that are pinned, as peers tell of them.
+fn pins(place: &Place, flow: u16) -> Piece {
+    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), flow);
+    let backend = IpAddr::from([10, 0, 0, 11]);
+    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    Piece::Pins { service: web(place), pins: vec![pin] }
+}
+
+#[tokio::test]
+async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    // Both are active for longer than a handover takes.
+    let both = async || !told(&lbd, Kind::VrrpTwoActive).await.is_empty();
+    eventually("both are active", both).await;
+    let (last, all) = (pins(&place, 1), pins(&place, 2));
+    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
+    *place.wires.history.lock().expect("nobody panics") = vec![ended, all.clone()];
+    *place.wires.news.lock().expect("nobody panics") = vec![last.clone()];
+    lbd.script.deeds.take();
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
+    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    let deeds = lbd.script.deeds.of(|deed| match deed {
+        Deed::Publish(_) | Deed::Roles(_) => Some(deed.clone()),
+        _ => None,
+    });
+    let roles = Deed::Roles(vec![(web(&place), Role::Follows)]);
+    let expected = [Deed::Publish(vec![last]), Deed::Publish(vec![all]), roles];
+    assert_eq!(deeds, expected, "what it has pinned meanwhile is known to nobody else");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let pins = pins(&place, 1);
+    *place.wires.history.lock().expect("nobody panics") = vec![pins.clone()];
+    // The other node was active as well, and is heard before its session is there.
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
+    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    let sent = |deed: &Deed| match deed {
+        Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
+        _ => None,
+    };
+    assert_eq!(deed(&lbd, "it is told", sent).await, [pins]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "10.0.0.3 has left");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let pins = pins(&place, 1);
+    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
+    lbd.script.says(sync::Report::Pieces(PEER, vec![ended, pins.clone()]));
+    let learnt = |deed: &Deed| match deed {
+        Deed::Learn(pieces) => Some(pieces.clone()),
+        _ => None,
+    };
+    assert_eq!(deed(&lbd, "they are learnt", learnt).await, [pins]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "eth0 is up");
+    let unsynced = || lbd.script.deeds.facts().is_some_and(|f| f.unsynced.contains(&main.key));
+    let at = |count| move |facts: &lb_userspace::vrrp::Facts| facts.transitions["main"] == count;
+    let told = async |count: u64| {
+        eventually("it is told", async || lbd.script.deeds.facts().as_ref().is_some_and(at(count)))
+            .await;
+    };
+    told(1).await;
+    assert!(unsynced(), "nobody is there to tell of flows");
+    // The session is there again before the peer says what has happened.
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.is_synced(PEER);
+    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.becomes(&main, State::Fault, "eth0 is down");
+    lbd.script.becomes(&main, State::Backup, "eth0 is up");
+    told(3).await;
+    assert!(unsynced(), "it is Active by now, and has not told of its flows");
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "all is asked for", wants).await;
+    assert!(unsynced());
+    lbd.script.is_synced(PEER);
+    eventually("it may preempt", async || !unsynced()).await;
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    eventually("it may not", async || unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    let unsynced = || lbd.script.deeds.facts().is_some_and(|f| f.unsynced.contains(&main.key));
+    eventually("it may preempt", async || !unsynced()).await;
+    lbd.script.deeds.take();
+    place.wires.unlearnt.lock().expect("nobody panics").insert(web(&place));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)]));
+    eventually("it may not", async || unsynced()).await;
+    assert_eq!(
+        told(&lbd, Kind::PeerUnsynced).await,
+        ["flows of web that lb2 tells of are missing here"]
+    );
+    assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "it is asked for them", wants).await;
+    lbd.script.is_synced(PEER);
+    eventually("it may again", async || !unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_history_that_could_not_be_read_is_told_later() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    place.wires.failing_history.store(true, std::sync::atomic::Ordering::SeqCst);
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    // What comes after it is heard.
+    lbd.script.says(sync::Report::Complete(PEER, false));
+    lbctl(&place, "sync status").await;
+    place.wires.failing_history.store(false, std::sync::atomic::Ordering::SeqCst);
+    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
+    deed(&lbd, "it is told", sent).await;
+    lbd.stop().await;
+}
+
 #[tokio::test]
 async fn pins_are_leased_while_a_peer_is_told_of_them() {
     let place = Place::new(&all());
@@ -274,6 +428,9 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     assert_eq!(leases(&lbd), [false; 0], "nobody is told");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("they are leased", async || leases(&lbd).last() == Some(&true)).await;
+    // What is pinned after the daemon's death is known to nobody.
+    let longest = place.wires.longest_lease.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((20..=30).contains(&longest), "{longest} ms");
     lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
     eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
     assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
@@ -288,7 +445,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     lbd.script.becomes(&main, State::Backup, "it begins");
     let alike = facts(&lbd, &place, State::Active).await;
     let mut unlike = alike.clone();
-    unlike.fingerprint.services.insert(web, 1);
+    unlike.fingerprint.services.entry(web).or_default().settings = 1;
     let router = unlike.routers.get_mut(&main.key).expect("it is there");
     (router.fingerprint, router.addresses) = (1, 1);
     lbd.script.joins(PEER, unlike.clone());
@@ -296,9 +453,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     eventually("it is told", async || !refused().await.is_empty()).await;
     assert_eq!(
         refused().await,
-        [
-            "lb2: web: mode, ring_slots, idle_timeout, udp or the backends' addresses are others there"
-        ]
+        ["lb2: web: mode, ring_slots, idle_timeout or udp are others there"]
     );
     assert_eq!(
         told(&lbd, Kind::VrrpMismatch).await,
@@ -319,6 +474,9 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     assert!(status.contains("\n  PROBLEM: web: mode, ring_slots"), "{status}");
     // What comes again is not told again.
     lbd.script.says(sync::Report::Facts(PEER, unlike.clone()));
+    // One that has another backend is followed all the same.
+    let mut alike = alike;
+    alike.fingerprint.services.entry(web).or_default().backends = 1;
     lbd.script.says(sync::Report::Facts(PEER, alike.clone()));
     eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
     assert_eq!(refused().await.len(), 1);
@@ -326,7 +484,8 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     let mut stranger = alike;
     stranger.fingerprint.seed = 1;
     lbd.script.says(sync::Report::Facts(PEER, stranger));
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let refused_altogether = async || refused().await.len() == 2;
+    eventually("it is refused", refused_altogether).await;
     let json = lbctl(&place, "sync status -o json").await.out;
     let peers: Vec<lb_userspace::status::Peer> = serde_json::from_str(&json).expect(&json);
     let why = peers[0].session.refused.as_deref().expect("it is refused");

@@ -31,7 +31,6 @@ pub fn settings() -> Settings {
         preempt: true,
         preempt_delay: Duration::ZERO,
         addresses: Vec::new(),
-        device: None,
         announce: Announce { repeat: 1, delay: Duration::ZERO, refresh: Duration::ZERO },
         defers: false,
     }
@@ -39,7 +38,7 @@ pub fn settings() -> Settings {
 
 /// Nothing is wrong.
 pub fn standing(priority: u8) -> Standing {
-    Standing { priority, fault: None, holds_back: None, draining: false }
+    Standing { priority, fault: None, holds_back: None, known_after: None, draining: false }
 }
 
 /// 10.0.0.2 has heard this from 10.0.0.`from`.

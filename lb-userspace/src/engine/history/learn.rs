@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, Owners, Service, stamp};
+use lb_common::abi::{FlowValue, Owners, Service, Slot, stamp};
 
-use super::{Mirror, PeerRing, Role, from_told, slot_of_flow};
+use super::{Mirror, PeerOwners, PeerRing, Role, from_told, slot_of_flow};
 use crate::{
-    datapath::{DataPlane, FlowRef, FlowTable, entry},
+    datapath::{Added, DataPlane, FlowRef, FlowTable, entry},
     desired::ServiceKey,
     engine::{Engine, Now, Outcome},
     reconcile::Target,
@@ -36,6 +36,8 @@ struct Lesson {
     slots: BTreeMap<ServiceKey, BTreeSet<u32>>,
     /// Services of which all was told.
     complete: BTreeSet<ServiceKey>,
+    /// Services of which something was not taken.
+    missed: BTreeSet<ServiceKey>,
     failed: Option<anyhow::Error>,
 }
 
@@ -45,25 +47,42 @@ impl Lesson {
             self.failed.get_or_insert(error);
         }
     }
+
+    /// As [`Self::note`], of what is lost if it was not done.
+    fn miss(&mut self, service: ServiceKey, done: Result<()>) {
+        if done.is_err() {
+            self.missed.insert(service);
+        }
+        self.note(done);
+    }
 }
 
 impl<D: DataPlane> Engine<D> {
     /// Takes pieces of a peer's history, of services that follow it or share it. What can't be taken
     /// is told once, as `web: backend 10.0.0.13 is not known here`.
     ///
+    /// Of a service whose history is this node's own, the pins are taken of flows that it does not
+    /// know, and nothing else: they are what a predecessor has told late, or another node that is
+    /// Active at the same time. Whether to hear such a node at all is the caller's choice.
+    ///
     /// # Errors
     ///
-    /// A map can't be written. All that could be taken was; the next reconciliation writes the rings.
+    /// A map can't be written. All that could be taken was; the next reconciliation writes the rings,
+    /// and [`Self::take_unlearnt`] says which services lack something else.
     pub fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
         let mut lesson = Lesson::default();
         let mut ids = BTreeMap::new();
         for piece in pieces {
             let key = piece.service();
-            if self.history.role(&key) == Role::Own {
+            let is_own = self.history.role(&key) == Role::Own;
+            if is_own && !matches!(piece, Piece::Pins { .. }) {
                 continue;
             }
             let service = self.applied.services.get(&key).copied();
             let Some(service) = service else {
+                if is_own {
+                    continue;
+                }
                 lesson.complaints.insert(format!("{key}: there is no such service here"));
                 continue;
             };
@@ -77,11 +96,10 @@ impl<D: DataPlane> Engine<D> {
                 Piece::Bases { bases, .. } => self.learn_bases(key, &bases, &ids, &mut lesson),
                 Piece::Pins { pins, .. } => {
                     let done = self.learn_pins(key, &service, &pins, &ids, now, &mut lesson);
-                    lesson.note(done);
+                    lesson.miss(key, done);
                 }
                 Piece::Ended { flows, .. } => {
-                    let done = self.learn_ends(key, &service, &flows, now, &mut lesson);
-                    lesson.note(done);
+                    self.learn_ends(key, &service, &flows, now, &mut lesson);
                 }
             }
         }
@@ -98,10 +116,24 @@ impl<D: DataPlane> Engine<D> {
             let done = self.end_unnamed(key);
             lesson.note(done);
         }
+        self.history.unlearnt.append(&mut lesson.missed);
+        if let Some(error) = lesson.failed {
+            // What else could not be taken is told by the next call that meets with it.
+            return Err(error);
+        }
         let known = &mut self.history.complaints;
         let complaints = lesson.complaints.into_iter();
-        let complaints = complaints.filter(|complaint| known.insert(complaint.clone())).collect();
-        lesson.failed.map_or(Ok(complaints), Err)
+        Ok(complaints.filter(|complaint| known.insert(complaint.clone())).collect())
+    }
+
+    /// The services of which something that could have been taken was not since the last call, by
+    /// [`Self::learn`]: a write has failed, there was no room, or a ring was not what it should be.
+    /// Their histories must be told again, whole, before this node has all of them.
+    ///
+    /// A backend that is not known here is no such thing: its flows have no place here however often
+    /// they are told.
+    pub fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.history.unlearnt)
     }
 
     /// The ids of a service's backends.
@@ -177,49 +209,79 @@ impl<D: DataPlane> Engine<D> {
         lesson: &mut Lesson,
     ) -> Result<()> {
         self.complain_of_unknown(&key, pins.iter().map(|pin| pin.backend), ids, lesson);
-        let shares = self.history.role(&key) == Role::Shared;
         let slots = match self.applied.rings.contains_key(&service.id) {
             true => Some(self.data_plane.ring(service.id).context("read a ring")?),
             false => None,
         };
         let mut full = 0;
         for pin in pins {
-            let Some(&backend) = ids.get(&pin.backend) else { continue };
-            let flow = from_told(&pin.flow, service.id);
-            let idle = u32::try_from(pin.idle.as_secs()).unwrap_or(u32::MAX);
-            let seen = if shares { now.mono_secs().saturating_sub(idle) } else { now.mono_secs() };
-            let mut value = FlowValue { backend, flags: pin.flags, seen };
-            if shares && let Some(own) = self.data_plane.flow_value(&flow).context("read a flow")? {
-                value = self.merged(own, value);
-                if value == own {
-                    continue;
-                }
-            }
-            if let FlowRef::Pin(pinned) = &flow {
-                // The stamp first: whoever is to find the pin must have been told to look.
-                let slot = slot_of_flow(service, pinned) as usize;
-                let slot = slots.as_ref().and_then(|slots| slots.get(slot));
-                slot.into_iter().for_each(|slot| slot.touch_pinned(stamp(now.mono_secs())));
-                self.walk.expect_pins(service.id);
-            }
-            if !self.data_plane.put_flow(&flow, value).context("write a flow")? {
-                full += 1;
-            }
-            let mirror = self.history.mirrors.entry(key).or_default();
-            if let Some(named) = &mut mirror.named {
-                named.insert(flow);
-                if named.len() > MOST_NAMED {
-                    mirror.named = None;
-                }
+            match self.learn_pin(key, service, slots.as_deref(), pin, ids, now) {
+                Ok(taken) => full += usize::from(!taken),
+                // The others may well be taken.
+                Err(error) => lesson.miss(key, Err(error)),
             }
         }
         if full > 0 {
+            lesson.missed.insert(key);
             lesson.complaints.insert(format!(
                 "{}: no room for all pins of the peer; raise `pins` under [limits] and restart lbd",
                 self.name_of(&key)
             ));
         }
         Ok(())
+    }
+
+    /// Takes one pin; false if there is no room for it.
+    fn learn_pin(
+        &mut self,
+        key: ServiceKey,
+        service: &Service,
+        slots: Option<&[Slot]>,
+        pin: &Pin,
+        ids: &HashMap<IpAddr, u16>,
+        now: Now,
+    ) -> Result<bool> {
+        let Some(&backend) = ids.get(&pin.backend) else { return Ok(true) };
+        let role = self.history.role(&key);
+        let flow = from_told(&pin.flow, service.id);
+        let idle = u32::try_from(pin.idle.as_secs()).unwrap_or(u32::MAX);
+        let seen = match role {
+            Role::Follows => now.mono_secs(),
+            Role::Own | Role::Shared => now.mono_secs().saturating_sub(idle),
+        };
+        let mut value = FlowValue { backend, flags: pin.flags, seen };
+        if role == Role::Shared
+            && let Some(own) = self.data_plane.flow_value(&flow).context("read a flow")?
+        {
+            value = self.merged(own, value);
+            if value == own {
+                return Ok(true);
+            }
+        }
+        if let FlowRef::Pin(pinned) = &flow {
+            // The stamp first: whoever is to find the pin must have been told to look.
+            let slot = slot_of_flow(service, pinned) as usize;
+            let slot = slots.and_then(|slots| slots.get(slot));
+            slot.into_iter().for_each(|slot| slot.touch_pinned(stamp(now.mono_secs())));
+            self.walk.expect_pins(service.id);
+        }
+        if role == Role::Own {
+            let added = self.data_plane.put_new_flow(&flow, value).context("write a flow")?;
+            if added == Added::Yes {
+                // No note of the program tells of it, and whoever follows this node must know.
+                self.history.telling.flow(flow);
+            }
+            return Ok(added != Added::NoRoom);
+        }
+        let taken = self.data_plane.put_flow(&flow, value).context("write a flow")?;
+        let mirror = self.history.mirrors.entry(key).or_default();
+        if let Some(named) = &mut mirror.named {
+            named.insert(flow);
+            if named.len() > MOST_NAMED {
+                mirror.named = None;
+            }
+        }
+        Ok(taken)
     }
 
     /// What becomes of a flow that two nodes know: who has heard it later says where it is, and if
@@ -241,34 +303,42 @@ impl<D: DataPlane> Engine<D> {
         flows: &[Flow],
         now: Now,
         lesson: &mut Lesson,
-    ) -> Result<()> {
+    ) {
         for flow in flows {
             if flow.ends_a_ring() {
                 let mirror = self.history.mirrors.entry(key).or_default();
                 if mirror.next.is_some() {
                     self.check_peer_ring(key, lesson);
                 }
-                continue;
-            }
-            if flow.ends_a_history() {
+            } else if flow.ends_a_history() {
                 lesson.complete.insert(key);
-                continue;
+            } else {
+                let done = self.learn_end(key, service, from_told(flow, service.id), now);
+                lesson.miss(key, done);
             }
-            let flow = from_told(flow, service.id);
-            if let Some(named) = self.history.mirrors.get_mut(&key).and_then(|m| m.named.as_mut()) {
-                named.remove(&flow);
-            }
-            let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? else {
-                continue;
-            };
-            let idle = now.mono_secs().saturating_sub(value.seen);
-            if self.history.role(&key) == Role::Shared && idle <= service.idle_timeout {
-                // It goes by this node now, and the peer is to know.
-                self.history.telling.flows.push(flow);
-                continue;
-            }
-            self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
         }
+    }
+
+    fn learn_end(
+        &mut self,
+        key: ServiceKey,
+        service: &Service,
+        flow: FlowRef,
+        now: Now,
+    ) -> Result<()> {
+        if let Some(named) = self.history.mirrors.get_mut(&key).and_then(|m| m.named.as_mut()) {
+            named.remove(&flow);
+        }
+        let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? else {
+            return Ok(());
+        };
+        let idle = now.mono_secs().saturating_sub(value.seen);
+        if self.history.role(&key) == Role::Shared && idle <= service.idle_timeout {
+            // It goes by this node now, and the peer is to know.
+            self.history.telling.flow(flow);
+            return Ok(());
+        }
+        self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
         Ok(())
     }
 
@@ -282,6 +352,7 @@ impl<D: DataPlane> Engine<D> {
             let told = next.slots;
             let complaint = format!("{name}: the peer's ring has {told} slots, and {own} here");
             lesson.complaints.insert(complaint);
+            lesson.missed.insert(key);
             return;
         }
         let table = next.table(&self.settings.seed);
@@ -290,6 +361,7 @@ impl<D: DataPlane> Engine<D> {
                 "{name}: the peer's ring is not what its backends and this node's seed make of it"
             );
             lesson.complaints.insert(complaint);
+            lesson.missed.insert(key);
             return;
         }
         mirror.table = Some(table);
@@ -320,11 +392,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// The owners that the slots of a ring have at the peer which its service follows, for
     /// [`Engine::retarget_ring`]; none if it is not known, or this node's own ring counts.
-    pub(in crate::engine) fn followed(
-        &mut self,
-        id: u16,
-        target: &Target,
-    ) -> Option<(PeerRing, Option<Vec<u16>>, HashMap<IpAddr, u16>)> {
+    pub(in crate::engine) fn followed(&mut self, id: u16, target: &Target) -> Option<Followed> {
         let key = self.key_of(id)?;
         if self.history.role(&key) != Role::Follows {
             return None;
@@ -339,7 +407,7 @@ impl<D: DataPlane> Engine<D> {
         } else {
             Some(mirror.table.get_or_insert_with(|| ring.table(&seed)).clone())
         };
-        Some((ring.clone(), table, ids))
+        Some(Followed { ring: ring.clone(), table, ids })
     }
 
     /// Follows changes of some slots.
@@ -352,8 +420,8 @@ impl<D: DataPlane> Engine<D> {
         }
         let Some(there) = self.applied.rings.get(&id) else { return Ok(()) };
         let Some(target) = there.target.clone() else { return Ok(()) };
-        let Some((ring, table, ids)) = self.followed(id, &target) else { return Ok(()) };
-        let peer = ring.in_ids(table.as_deref(), &ids);
+        let Some(followed) = self.followed(id, &target) else { return Ok(()) };
+        let peer = followed.owners();
         let keeps = |id| target.bases && target.keeping.contains(&id);
         let here = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let mut changes = Vec::new();
@@ -440,6 +508,22 @@ impl<D: DataPlane> Engine<D> {
             self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
         }
         Ok(())
+    }
+}
+
+/// The ring of the peer that a service follows.
+#[derive(Debug)]
+pub(in crate::engine) struct Followed {
+    ring: PeerRing,
+    /// Its owners for new flows, if they differ from this node's.
+    table: Option<Vec<u16>>,
+    ids: HashMap<IpAddr, u16>,
+}
+
+impl Followed {
+    /// The owners of its slots.
+    pub(in crate::engine) fn owners(&self) -> PeerOwners<'_> {
+        self.ring.in_ids(self.table.as_deref(), &self.ids)
     }
 }
 

@@ -185,7 +185,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// Tells of a service's ring; false if it is not known what it is: a write has failed. Slots that
     /// settle have no base owner any more.
-    fn tell_ring(
+    pub(super) fn tell_ring(
         &self,
         key: &ServiceKey,
         news: &RingNews,

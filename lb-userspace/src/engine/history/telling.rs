@@ -101,6 +101,13 @@ impl Telling {
         }
     }
 
+    /// A flow has a place of which no note tells.
+    pub fn flow(&mut self, flow: FlowRef) {
+        if self.is_asked() {
+            self.flows.push(flow);
+        }
+    }
+
     /// Takes over which flows of UDP services go where the ring would not send them, or could not
     /// tell. Those that were not told yet are told; those that were and are no more have ended, which
     /// is returned.

@@ -66,6 +66,8 @@ pub(super) struct Incoming {
     repair_after: Duration,
     /// What was missing first when it was last asked for.
     repaired: u64,
+    /// What was missing first when `repair_at` was set.
+    checked: u64,
     complete: bool,
     missing_since: Option<Instant>,
     /// Whether what is arriving is to arrive once more.
@@ -90,6 +92,7 @@ impl Incoming {
             repair_at: None,
             repair_after: FIRST_REPAIR,
             repaired: 0,
+            checked: 0,
             complete: false,
             missing_since: None,
             again: false,
@@ -264,7 +267,10 @@ impl Incoming {
             self.repair_after = FIRST_REPAIR;
             self.set_complete(true, out);
         } else {
-            self.repair_at.get_or_insert(now + REORDERED);
+            if self.repair_at.is_none() {
+                self.repair_at = Some(now + REORDERED);
+                self.checked = self.next;
+            }
             if self.complete {
                 self.missing_since.get_or_insert(now);
             }
@@ -288,7 +294,13 @@ impl Incoming {
             self.set_complete(false, out);
         }
         let ack = self.unacked >= ACK_PACKETS || self.ack_at.is_some_and(|at| at <= now);
-        let repair = self.repair_at.is_some_and(|at| at <= now);
+        let mut repair = self.repair_at.is_some_and(|at| at <= now);
+        if repair && self.held.is_empty() && self.checked != self.next {
+            // No gap: the peer sends what it has published as fast as it may.
+            self.repair_at = Some(now + FIRST_REPAIR);
+            self.checked = self.next;
+            repair = false;
+        }
         [ack.then(|| self.ack()), repair.then(|| self.nack(now, flight, counters))]
     }
 
@@ -312,7 +324,7 @@ impl Incoming {
             counters.gaps += 1;
             self.repair_after = FIRST_REPAIR;
         }
-        self.repaired = self.next;
+        (self.repaired, self.checked) = (self.next, self.next);
         self.repair_at = Some(now + self.repair_after.max(flight * 2));
         let ends = self.held.keys().copied().chain([self.head + 1]);
         Message::Nack { missing: gaps(self.next, ends, ASKED) }

@@ -16,7 +16,7 @@
 //! **Complete** is who has a transfer and all news up to the highest number that the peer has told.
 //!
 //! **Taking over** is a question with the last sequence number: it is told to the daemon only when
-//! everything up to there has arrived, and repeated until it is answered.
+//! everything up to there has arrived, and repeated until it is answered or withdrawn.
 //!
 //! Nothing grows with what a peer does or fails to do: the log, windows and what is held back are
 //! bounded, and the rest are single values.
@@ -60,6 +60,8 @@ pub enum Event<'a> {
     WantAll(PeerId),
     /// See [`Peers::ask_to_take_over`](super::Peers::ask_to_take_over).
     Ask(PeerId, Vec<RouterKey>),
+    /// See [`Peers::withdraw`](super::Peers::withdraw).
+    Withdraw(PeerId),
     /// See [`Peers::answer`](super::Peers::answer).
     Answer(PeerId, Result<(), String>),
     /// A datagram has come; it is decrypted where it stands.
@@ -181,6 +183,11 @@ impl Session {
                 let (id, head) = (self.asks, self.common.log.head);
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
                     peer.ask(id, head, routers, now, out);
+                }
+            }
+            Event::Withdraw(peer) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.withdraw(&mut self.common, out);
                 }
             }
             Event::Answer(peer, answer) => {

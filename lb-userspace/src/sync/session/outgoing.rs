@@ -20,6 +20,9 @@ pub(super) const LOG: usize = 4096;
 /// Packets of a transfer that are on their way.
 const WINDOW: usize = 512;
 
+/// News that are sent during a transfer: the receiver holds no more until it has the transfer.
+const NEWS_DURING_TRANSFER: u64 = 1000;
+
 /// How long after one [`Report::WantsAll`](crate::sync::Report::WantsAll) the next one comes, if
 /// the peer has fallen behind again.
 pub(super) const WANTS_AGAIN: Duration = Duration::from_secs(1);
@@ -151,6 +154,11 @@ impl Outgoing {
         matches!(self.standing, Standing::Transferring(_) | Standing::Following)
     }
 
+    /// Whether it has had all, and gets what is new.
+    pub(super) const fn is_followed(&self) -> bool {
+        matches!(self.standing, Standing::Following)
+    }
+
     /// Whether it has said to have everything up to `head`.
     pub(super) fn has_all(&self, head: u64) -> bool {
         matches!(self.standing, Standing::Following) && self.acked > head
@@ -248,7 +256,15 @@ impl Outgoing {
     }
 
     fn has_news(&self, log: &Log, group: bool) -> bool {
-        !self.repairs.is_empty() || (!group && self.cursor <= log.head)
+        !self.repairs.is_empty() || (!group && self.cursor <= self.last_news(log))
+    }
+
+    /// The last news that it is to have.
+    fn last_news(&self, log: &Log) -> u64 {
+        match self.standing {
+            Standing::Transferring(_) => log.head.min(self.since + NEWS_DURING_TRANSFER),
+            _ => log.head,
+        }
     }
 
     /// What to send next, if there is something.
@@ -261,23 +277,25 @@ impl Outgoing {
         if !self.is_subscribed() {
             return None;
         }
+        // Without the transfer the news are of no use.
+        if matches!(&self.standing, Standing::Transferring(transfer) if transfer.has_more()) {
+            let Standing::Transferring(transfer) = &mut self.standing else { return None };
+            return transfer.next(now);
+        }
         while let Some(sequence) = self.repairs.pop_first() {
             if let Some(packet) = log.get(sequence) {
                 return Some(Next::News(sequence, packet, true));
             }
         }
-        if !group && self.cursor <= log.head {
-            let Some(packet) = log.get(self.cursor) else {
-                self.fall_behind();
-                return None;
-            };
-            self.cursor += 1;
-            return Some(Next::News(self.cursor - 1, packet, false));
+        if group || self.cursor > self.last_news(log) {
+            return None;
         }
-        match &mut self.standing {
-            Standing::Transferring(transfer) => transfer.next(now),
-            _ => None,
-        }
+        let Some(packet) = log.get(self.cursor) else {
+            self.fall_behind();
+            return None;
+        };
+        self.cursor += 1;
+        Some(Next::News(self.cursor - 1, packet, false))
     }
 }
 
@@ -361,6 +379,7 @@ impl Transfer {
         if arrived > 0 {
             self.window.drain(..arrived as usize);
             self.base += arrived;
+            self.again = self.again.split_off(&self.base);
             self.timeout = FIRST_TIMEOUT.max(flight * 4);
             self.timeout_at = (!self.window.is_empty()).then(|| now + self.timeout);
         }

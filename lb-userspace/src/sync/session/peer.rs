@@ -115,6 +115,7 @@ impl Peer {
     pub(super) fn status(&self, log: &Log, now: Instant, wall: SystemTime) -> PeerStatus {
         let trust = self.trust.as_ref();
         let has_all = |trust: &Trust| trust.complete_there && trust.outgoing.has_all(log.head);
+        let follows = |trust: &Trust| trust.complete_there && trust.outgoing.is_followed();
         let since = self.changed.map(|at| wall - now.saturating_duration_since(at));
         let refused = self.unreadable.as_ref().filter(|_| trust.is_none());
         PeerStatus {
@@ -124,6 +125,7 @@ impl Peer {
             since,
             complete_here: trust.is_some_and(|trust| trust.incoming.is_complete()),
             complete_there: trust.is_some_and(has_all),
+            follows: trust.is_some_and(follows),
             refused: refused.map(|(_, why)| why.clone()),
             round_trip_micros: trust
                 .and_then(|trust| trust.round_trip)
@@ -378,6 +380,22 @@ impl Peer {
                 self.asked(id, head, routers, now, common, out);
                 Ok(())
             }
+            Message::Withdraw { id } => {
+                let state = AskedState::Withdrawn;
+                match &mut trust.asked {
+                    Some(asked) if id < asked.id => {}
+                    Some(asked) if id == asked.id => {
+                        if matches!(asked.state, AskedState::Held) {
+                            asked.state = state;
+                        }
+                    }
+                    asked => {
+                        let routers = Vec::new();
+                        *asked = Some(Asked { id, head: 0, routers, heard: now, state });
+                    }
+                }
+                Ok(())
+            }
             Message::Answer { id, answer } => {
                 if trust.asking.take_if(|asking| asking.id == id).is_some() {
                     let answer = answer.map_err(str::to_owned);
@@ -447,6 +465,16 @@ impl Peer {
         }
         let (since, again_at, again) = (now, now, FIRST_ASK_AGAIN);
         trust.asking = Some(Asking { id, head, routers, since, again_at, again });
+    }
+
+    /// Takes the question back. If that is lost, it is held for a while yet, and not asked again.
+    pub(super) fn withdraw(&mut self, common: &mut Common, out: &mut Vec<Action>) {
+        let Some(trust) = &mut self.trust else { return };
+        let Some(Asking { id, .. }) = trust.asking.take() else { return };
+        for _ in 0..2 {
+            let message = Message::Withdraw { id };
+            send(self.address, trust.session, &message, &mut self.counters, common, out);
+        }
     }
 
     pub(super) fn answer(

@@ -72,6 +72,8 @@ pub(super) enum AskedState {
     /// Something that was published before has not arrived yet.
     Held,
     Told,
+    /// Who had asked goes on; what of the question is still on its way does not count.
+    Withdrawn,
     Answered(Result<(), String>),
 }
 

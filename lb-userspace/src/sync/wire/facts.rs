@@ -12,7 +12,7 @@ use super::{
     bytes::{Malformed, Read, Reader, Writer},
 };
 use crate::{
-    sync::{Facts, Fingerprint, RouterFacts},
+    sync::{Facts, Fingerprint, Likeness, RouterFacts},
     vrrp::{Family, RouterKey, State},
 };
 
@@ -24,7 +24,7 @@ pub const ROUTERS: u8 = 0;
 /// The half with the fingerprint.
 pub const FINGERPRINT: u8 = 1;
 
-/// Most fragments of a half: over 40,000 services.
+/// Most fragments of a half: over 25,000 services.
 pub const FRAGMENTS: u16 = 1024;
 
 /// Encodes a half.
@@ -41,9 +41,10 @@ pub fn encode(half: u8, facts: &Facts) -> Vec<u8> {
     } else {
         bytes.put(&facts.fingerprint.seed.to_be_bytes());
         bytes.put_varint(facts.fingerprint.services.len() as u64);
-        for (key, fingerprint) in &facts.fingerprint.services {
+        for (key, likeness) in &facts.fingerprint.services {
             bytes.put_service(key);
-            bytes.put(&fingerprint.to_be_bytes());
+            bytes.put(&likeness.settings.to_be_bytes());
+            bytes.put(&likeness.backends.to_be_bytes());
         }
     }
     bytes
@@ -69,7 +70,8 @@ pub fn decode(half: u8, bytes: &[u8], facts: &mut Facts) -> Read<()> {
             facts.fingerprint = Fingerprint { seed: reader.u64()?, ..Fingerprint::default() };
             for _ in 0..reader.varint32()? {
                 let key = reader.service()?;
-                facts.fingerprint.services.insert(key, reader.u64()?);
+                let likeness = Likeness { settings: reader.u64()?, backends: reader.u64()? };
+                facts.fingerprint.services.insert(key, likeness);
             }
         }
         _ => return Err(Malformed("no such half")),

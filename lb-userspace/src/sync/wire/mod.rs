@@ -224,6 +224,11 @@ pub enum Message<'a> {
         /// The routers.
         routers: Vec<RouterKey>,
     },
+    /// [`Message::Ask`] is taken back.
+    Withdraw {
+        /// The question's number.
+        id: u64,
+    },
     /// The answer to [`Message::Ask`].
     Answer {
         /// Which question.
@@ -247,6 +252,7 @@ impl<'a> Message<'a> {
     const ASK: u8 = 7;
     const ANSWER: u8 = 8;
     const BYE: u8 = 9;
+    const WITHDRAW: u8 = 10;
 
     /// The kind in the header.
     #[must_use]
@@ -259,6 +265,7 @@ impl<'a> Message<'a> {
             Self::Ack { .. } => Self::ACK,
             Self::Nack { .. } => Self::NACK,
             Self::Ask { .. } => Self::ASK,
+            Self::Withdraw { .. } => Self::WITHDRAW,
             Self::Answer { .. } => Self::ANSWER,
             Self::Bye => Self::BYE,
         }
@@ -301,6 +308,7 @@ impl<'a> Message<'a> {
                     facts::put_router_key(body, router);
                 }
             }
+            Self::Withdraw { id } => body.put_varint(*id),
             Self::Answer { id, answer } => {
                 body.put_varint(*id);
                 body.put(&[u8::from(answer.is_ok())]);
@@ -358,6 +366,7 @@ impl<'a> Message<'a> {
                 let routers = (0..count).map(|_| facts::router_key(&mut reader));
                 Self::Ask { id, head, routers: routers.collect::<Read<_>>()? }
             }
+            Self::WITHDRAW => Self::Withdraw { id: reader.varint()? },
             Self::ANSWER => {
                 let id = reader.varint()?;
                 let answer = if reader.bool()? { Ok(()) } else { Err(reader.text()?) };

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     desired::{Protocol, ServiceKey},
-    sync::{Facts, Fingerprint, RouterFacts},
+    sync::{Facts, Fingerprint, Likeness, RouterFacts},
     vrrp::{Family, RouterKey, State},
 };
 
@@ -37,7 +37,9 @@ fn router_facts() -> impl Strategy<Value = RouterFacts> {
 
 fn facts() -> impl Strategy<Value = Facts> {
     let routers = proptest::collection::btree_map(router_key(), router_facts(), 0..60);
-    let services = proptest::collection::btree_map(service_key(), any::<u64>(), 0..200);
+    let likeness =
+        any::<(u64, u64)>().prop_map(|(settings, backends)| Likeness { settings, backends });
+    let services = proptest::collection::btree_map(service_key(), likeness, 0..200);
     (any::<u64>(), services, routers, any::<bool>()).prop_map(
         |(seed, services, routers, draining)| Facts {
             fingerprint: Fingerprint { seed, services },
@@ -105,6 +107,7 @@ proptest! {
         (id, head) in any::<(u64, u64)>(), routers in vec(router_key(), 0..510), refusal in ".{0,60}",
     ) {
         round_trip(&Message::Ask { id, head, routers });
+        round_trip(&Message::Withdraw { id });
         round_trip(&Message::Answer { id, answer: Ok(()) });
         round_trip(&Message::Answer { id, answer: Err(&refusal) });
     }

@@ -1,5 +1,14 @@
 //! A small netlink client for a thread that must not wait: the kernel answers a request while it is
 //! being sent, so the answer is there to be read when `send` returns, or never comes.
+//!
+//! What it can wait for is the kernel's lock of all links and addresses (RTNL), inside of `send`:
+//! whoever else changes a link or an address of the machine, in any network namespace, holds that
+//! meanwhile. It takes microseconds for an address, and milliseconds to tens of milliseconds for what
+//! waits for other processors: a macvlan device that is made or removed, an interface that is set up
+//! or down, an XDP program that is attached to a driver. Reading takes the lock for a moment, too. A
+//! router sends its first advertisement before it changes an address, so that others do not take
+//! over meanwhile, but its later ones can be that late; this node makes its own devices only when it
+//! is configured.
 
 use std::{
     io,
@@ -173,7 +182,7 @@ pub struct News {
 pub enum Read {
     /// There is no more for now.
     All,
-    /// News were lost: all is to be read anew.
+    /// News were lost, and none waits: all is to be read anew.
     Lost,
 }
 
@@ -197,16 +206,19 @@ impl News {
         Ok(Self { socket, buffer: Vec::with_capacity(ROOM) })
     }
 
-    /// Everything that waits.
+    /// Everything that waits. After a loss, what waits is thrown away: it is older than what is then
+    /// read anew, and until it is out of the way the kernel drops what comes and says so no more.
     ///
     /// # Errors
     ///
     /// If the socket fails.
     pub fn read(&mut self, mut each: impl FnMut(RouteNetlinkMessage)) -> Result<Read> {
+        let mut lost = false;
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
                 Ok(0) => bail!("netlink's socket of news is closed"),
+                Ok(_) if lost => {}
                 Ok(_) => {
                     for message in messages(&self.buffer) {
                         if let NetlinkPayload::InnerMessage(inner) = message.payload {
@@ -214,9 +226,11 @@ impl News {
                         }
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Read::All),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(if lost { Read::Lost } else { Read::All });
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Read::Lost),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
                 Err(error) => return Err(error).context("read news from netlink"),
             }
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use rtnetlink::packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
@@ -96,9 +96,15 @@ impl Tables {
     /// Takes one message; what it has changed.
     pub fn take(&mut self, message: &RouteNetlinkMessage) -> Option<Change> {
         match message {
+            // News of bridges' ports, and of settings of IPv6, have the same form: one says that a link
+            // is gone when it has only left its bridge.
+            RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
+                if message.header.interface_family != AddressFamily::Unspec =>
+            {
+                None
+            }
             RouteNetlinkMessage::NewLink(message) => {
                 let (index, link) = link(message);
-                // News of bridges' ports have the same form, and say less.
                 if link.name.is_empty() {
                     return None;
                 }
@@ -274,6 +280,20 @@ mod tests {
         gone.header.index = 2;
         assert_eq!(tables.take(&RouteNetlinkMessage::DelLink(gone)), Some(Change::LinkGone(2)));
         assert!(tables.links.is_empty() && tables.addresses.is_empty());
+    }
+
+    #[test]
+    fn link_that_leaves_its_bridge_stays_a_link() {
+        let mut tables = Tables::default();
+        tables.take(&new_link(2, vec![LinkAttribute::IfName("eth0".into())]));
+        let before = tables.clone();
+        let mut port = LinkMessage::default();
+        port.header.index = 2;
+        port.header.interface_family = AddressFamily::Bridge;
+        port.attributes = vec![LinkAttribute::IfName("eth0".into())];
+        assert_eq!(tables.take(&RouteNetlinkMessage::NewLink(port.clone())), None);
+        assert_eq!(tables.take(&RouteNetlinkMessage::DelLink(port)), None);
+        assert_eq!(tables, before);
     }
 
     #[test]

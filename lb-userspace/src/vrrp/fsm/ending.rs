@@ -29,7 +29,7 @@ impl VirtualRouter {
         }
         // What others were told is not taken back.
         let how = if self.is_leaving() { Yield::Told } else { how };
-        let until = now + self.yield_limit();
+        let until = now + self.limit_of(how);
         self.when.yielding = Some(Yielding { how, until, owed: true, stop: None });
         self.say_that_it_leaves(now, out);
     }
@@ -90,7 +90,8 @@ impl VirtualRouter {
 
     pub(super) fn nobody_took_over(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(yielding) = self.when.yielding.take() else { return };
-        let why = format!("no other router has become active within {:?}", self.yield_limit());
+        let limit = self.limit_of(yielding.how);
+        let why = format!("no other router has become active within {limit:?}");
         match yielding.stop {
             Some(release) => {
                 if release {

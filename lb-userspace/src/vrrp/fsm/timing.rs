@@ -36,6 +36,15 @@ impl VirtualRouter {
         (4 * self.settings.interval).min(LONGEST_YIELD)
     }
 
+    /// The same, by how it gives way. Who was asked makes sure first that it has all flows; this one
+    /// goes on as before meanwhile, so that waiting costs nothing.
+    pub(super) fn limit_of(&self, how: Yield) -> Duration {
+        match how {
+            Yield::Asked => LONGEST_YIELD,
+            Yield::Told => self.yield_limit(),
+        }
+    }
+
     /// Learns Active_Adver_Interval (RFC 9568, 6.4.2).
     pub(super) fn learn(&mut self, interval: Duration) {
         self.active_interval = match self.settings.version {

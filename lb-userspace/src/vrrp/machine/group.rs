@@ -66,6 +66,8 @@ impl Machine {
             priority: mates.iter().map(|mate| mate.0).fold(own.0, u8::min),
             fault: own.1.or_else(|| mates.iter().find_map(|mate| mate.1.clone())),
             holds_back: own.2.or_else(|| mates.iter().find_map(|mate| mate.2.clone())),
+            known_after: facts
+                .and_then(|facts| facts.transitions.get(&self.routers[index].router.name).copied()),
             draining: facts.is_some_and(|facts| facts.draining),
         }
     }

@@ -54,9 +54,10 @@ impl Refusal {
         matches!(self, Self::Auth(auth::Failure::Stale))
     }
 
-    /// Whether operators are to know of it: what others have sent for this router, and is not taken.
+    /// Whether an operator is to be told: these are all that may mean that two routers of one network
+    /// do not understand each other.
     #[must_use]
-    pub const fn is_told(self) -> bool {
+    pub const fn is_to_be_told(self) -> bool {
         !matches!(self, Self::Own | Self::Vrid | Self::Foreign)
     }
 

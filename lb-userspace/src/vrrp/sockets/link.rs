@@ -15,6 +15,9 @@ use crate::vrrp::{
     announce::{self, Claim, Mac},
 };
 
+/// So many frames that claim nothing are read at once: a flood of them must not keep the thread.
+const FRAMES: usize = 64;
+
 /// Announces addresses, on any interface.
 #[derive(Debug)]
 pub struct Announcer(Socket);
@@ -81,15 +84,15 @@ impl Watch {
         filter::attach(&self.socket, &filter::claims(self.family, addresses))
     }
 
-    /// The next claim, if one was seen. It may be one of another address: of IPv6 the filter compares a
-    /// part, and of very many addresses none.
+    /// The next claim, if one was seen among some frames. It may be one of another address: of IPv6 the
+    /// filter compares a part, and of very many addresses none.
     ///
     /// # Errors
     ///
     /// From the kernel; `ENETDOWN` once when the interface has gone down.
     pub fn claim(&self) -> io::Result<Option<Claim>> {
         let mut buffer = [0; 2048];
-        loop {
+        for _ in 0..FRAMES {
             match (&self.socket).read(&mut buffer) {
                 Ok(len) => {
                     if let Some(claim) = announce::claim(&buffer[..len]) {
@@ -101,6 +104,7 @@ impl Watch {
                 Err(error) => return Err(error),
             }
         }
+        Ok(None)
     }
 }
 

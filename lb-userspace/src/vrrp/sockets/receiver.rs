@@ -12,7 +12,7 @@ use nix::{
     errno::Errno,
     sys::socket::{
         ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt,
-        sockopt::{Ipv4PacketInfo, Ipv6RecvHopLimit, Ipv6RecvPacketInfo},
+        sockopt::{Ipv4PacketInfo, Ipv6RecvHopLimit, Ipv6RecvPacketInfo, RcvBufForce},
     },
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
@@ -25,6 +25,10 @@ use crate::vrrp::{
 
 /// Room for any advertisement with its IPv4 header.
 pub const BUFFER: usize = MAX_LEN + 60;
+
+/// Room in the kernel for what is not read yet: a thread that was stopped for seconds is to find the
+/// advertisement of who has taken over meanwhile behind those of hundreds of other routers.
+const BACKLOG: usize = 4 * 1024 * 1024;
 
 /// A message that has come.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +61,10 @@ impl Receiver {
         };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(PROTOCOL))))?;
         filter::attach(&socket, &filter::nothing())?;
+        if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
+            // As much as is allowed.
+            socket.set_recv_buffer_size(BACKLOG)?;
+        }
         socket.set_nonblocking(true)?;
         socket.bind_device(Some(interface.name.as_bytes()))?;
         match family.group() {

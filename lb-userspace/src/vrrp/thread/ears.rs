@@ -28,6 +28,8 @@ pub struct Ears {
     pub watches: BTreeMap<Place, (u32, Watch)>,
     /// Whose an advertisement is, by the interface's index.
     pub whose: BTreeMap<(u32, Family, NonZeroU8), (Name, Path)>,
+    /// Which of the receivers is the first to be read, by its order.
+    pub next: usize,
     vrids: BTreeMap<Place, BTreeSet<NonZeroU8>>,
     claimed: BTreeMap<Place, BTreeSet<IpAddr>>,
 }

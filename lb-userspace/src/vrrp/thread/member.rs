@@ -24,10 +24,18 @@ pub struct Member {
     pub codec: Codec,
     /// Whether its addresses are to be on their interfaces.
     pub holding: bool,
+    /// Whether a predecessor has left them there, and what becomes of them is not decided yet.
+    pub left: bool,
     /// Since when.
     pub held_since: Option<Instant>,
     /// How often its addresses are still to come off.
     pub releases: u32,
+    /// Whether they are to be elsewhere by now than they are, as its virtual MAC address has come or
+    /// gone.
+    pub moving: bool,
+    /// Whether they are still to be announced, and announced again.
+    pub announcing: bool,
+    pub announcing_again: bool,
     /// When somebody has removed one of them last.
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
@@ -53,8 +61,12 @@ impl Member {
             group,
             codec: Codec::new(router),
             holding: false,
+            left: false,
             held_since: None,
             releases: 0,
+            moving: false,
+            announcing: false,
+            announcing_again: false,
             robbed: None,
             mac_taken: false,
             counters: Counters::default(),
@@ -78,7 +90,10 @@ impl Member {
         let device = self.router.virtual_mac.as_ref().map(|mac| mac.interface.clone());
         let first = device.unwrap_or_else(|| self.router.interface.clone());
         let source = observe::source(&self.router, tables).filter(|_| self.has_device(tables));
-        let trouble = self.find_way(Path::First, &first, source, tables);
+        // Until its new device is there, it goes on as before.
+        let stays = self.moving && !self.has_device(tables);
+        let trouble =
+            (!stays).then(|| self.find_way(Path::First, &first, source, tables)).flatten();
         let second = self.router.second_path.as_ref().map(|path| path.interface.clone());
         let source = observe::second_source(&self.router, tables);
         let other = second.and_then(|second| self.find_way(Path::Second, &second, source, tables));
@@ -114,6 +129,11 @@ impl Member {
                 Some(format!("send from {source} by {}: {error}", interface.name))
             }
         }
+    }
+
+    /// Whether an address is one of its virtual ones.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.router.addresses.iter().any(|one| one.address == address)
     }
 
     /// Whether its device with the virtual MAC address is there and up, if it needs one.

@@ -44,6 +44,8 @@ use crate::vrrp::{
 
 /// How often it is looked after what is to be so: held addresses, devices, sockets.
 const LOOK: Duration = Duration::from_secs(1);
+/// Being woken so much too late means that this thread was not run.
+const LATE: Duration = Duration::from_millis(10);
 /// How often it is shown what was counted, if nothing else is to be shown.
 const SHOW: Duration = Duration::from_millis(500);
 /// How long the helper may take when all is over.
@@ -68,6 +70,8 @@ pub struct Rim {
     look_anew: bool,
     addresses: Addresses,
     news: News,
+    /// Whether some were lost, and all has not been read anew since.
+    news_lost: bool,
     ears: Ears,
     announcer: Announcer,
     /// What is to be done, in order.
@@ -76,6 +80,8 @@ pub struct Rim {
     watch_anew: bool,
     told: notices::Told,
     buffer: Vec<u8>,
+    /// Whether this thread was just not run in time.
+    late: bool,
     /// The devices with virtual MAC addresses that were asked for.
     devices: Option<Vec<Device>>,
     /// How often that was asked without an answer yet.
@@ -83,6 +89,7 @@ pub struct Rim {
     filter: Filter,
     /// How long it is waited for what the helper makes for the first routers, since there are any.
     patience: Option<Instant>,
+    late_routers: Option<LateRouters>,
     look_at: Instant,
     show_at: Instant,
     /// Whether more than counters has changed since it was shown.
@@ -100,6 +107,14 @@ struct Filter {
     /// What was asked for last.
     wanted: Option<Vec<IpAddr>>,
     failed: bool,
+}
+
+/// New routers that the machine is not told of yet, as they wait for what the helper makes.
+struct LateRouters {
+    late: BTreeSet<String>,
+    /// Of the new ones, those whose addresses were left by a predecessor.
+    held: BTreeSet<String>,
+    until: Instant,
 }
 
 /// How far the end has come.
@@ -140,16 +155,19 @@ impl Rim {
             look_anew: false,
             addresses: Addresses::open()?,
             news,
+            news_lost: false,
             ears: Ears::default(),
             announcer: Announcer::open().context("open a packet socket")?,
             deeds: VecDeque::new(),
             watch_anew: false,
             told: notices::Told::default(),
             buffer: vec![0; BUFFER],
+            late: false,
             devices: None,
             device_jobs: 0,
             filter: Filter::default(),
             patience: None,
+            late_routers: None,
             look_at: now + LOOK,
             show_at: now + SHOW,
             changed: false,
@@ -165,8 +183,9 @@ impl Rim {
 
     /// Waits for something, and does what is to be done about it; false at the end.
     fn round(&mut self) -> bool {
-        self.wait();
+        let due = self.wait();
         let now = Instant::now();
+        self.late = now.saturating_duration_since(due) >= LATE;
         let mut out = Out::new();
         // Advertisements first: if this thread did not run for a while, another router may be Active
         // by now, which is to be known before anything is said.
@@ -179,6 +198,7 @@ impl Rim {
             self.look_after(now);
         }
         self.observe(now, &mut out);
+        self.begin_late(now, &mut out);
         self.machine.tick(now, &mut out);
         self.perform(out, now);
         self.work(now);
@@ -187,7 +207,8 @@ impl Rim {
         goes_on
     }
 
-    fn wait(&self) {
+    /// Waits for something; until when it wanted to at most.
+    fn wait(&self) -> Instant {
         let last = match self.ending {
             Ending::LastJobs(until) => Some(until),
             _ => None,
@@ -199,13 +220,12 @@ impl Rim {
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
         let mut sockets: Vec<_> =
             sockets.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let left = if self.deeds.is_empty() {
-            deadline.saturating_duration_since(Instant::now())
-        } else {
-            Duration::ZERO
-        };
+        let began = Instant::now();
+        let until = if self.deeds.is_empty() { deadline.max(began) } else { began };
+        let left = until.saturating_duration_since(began);
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
+        until
     }
 
     /// Orders, and what the helper tells.
@@ -223,7 +243,10 @@ impl Rim {
                 Ok(Input::Order(order)) => {
                     match &order {
                         Order::Facts(facts) => self.facts = facts.clone(),
-                        Order::Stop { .. } => self.ending = Ending::Stopping,
+                        Order::Stop { .. } => {
+                            self.ending = Ending::Stopping;
+                            self.begin_late(now, out);
+                        }
                         _ => {}
                     }
                     self.machine.order(&order, now, out);
@@ -252,7 +275,8 @@ impl Rim {
             }
             Told::Devices(problems) => {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
-                self.look_anew = true;
+                // The news of what was made have come before.
+                self.hear_news(now);
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
@@ -299,9 +323,9 @@ impl Rim {
     fn observe(&mut self, now: Instant, out: &mut Out) {
         // Routers begin when the machine is told first. A fault that only means that the filter or a
         // device was not made yet would take addresses off which a predecessor has left.
-        let is_first = self.observed == Observed::default();
         if !self.look_anew
-            || is_first && self.patience.is_none_or(|until| now < until && self.is_awaiting())
+            || !self.has_begun()
+                && self.patience.is_none_or(|until| now < until && self.is_awaiting())
         {
             return;
         }
@@ -313,7 +337,6 @@ impl Rim {
         let observed = Observed {
             links: observe::links(tables),
             sources: sources.collect(),
-            pending: self.pending(),
             files: self.files.clone(),
         };
         if observed != self.observed {
@@ -323,21 +346,21 @@ impl Rim {
         }
     }
 
-    /// The routers that have no source for as long as the helper makes what they need.
-    fn pending(&self) -> BTreeSet<String> {
-        let is_pending = |member: &&Member| {
-            let device = self.device_jobs > 0 && !member.has_device(&self.addresses.tables);
-            device || (!self.filter.asked.is_empty() && !self.is_filtered(member))
-        };
-        let members = self.members.values().filter(is_pending);
-        members.map(|member| member.router.name.clone()).collect()
+    /// Whether the machine was told what is seen.
+    fn has_begun(&self) -> bool {
+        self.observed != Observed::default()
     }
 
     /// Whether routers need what the helper has not answered for yet.
     fn is_awaiting(&self) -> bool {
-        let filters = self.members.values().any(|member| !self.is_filtered(member));
-        let devices = self.members.values().any(|one| !one.has_device(&self.addresses.tables));
-        (filters && !self.filter.asked.is_empty()) || (devices && self.device_jobs > 0)
+        self.members.values().any(|member| self.awaits(member))
+    }
+
+    /// Whether a router does.
+    fn awaits(&self, member: &Member) -> bool {
+        let filter = !self.is_filtered(member) && !self.filter.asked.is_empty();
+        let device = !member.has_device(&self.addresses.tables) && self.device_jobs > 0;
+        filter || device
     }
 
     /// Whether a router that must not accept packets can't: without the filter it does not take part.
@@ -368,7 +391,7 @@ impl Rim {
 
     /// Tells of something, unless the same was told just now.
     fn notice(&mut self, router: &str, kind: NoticeKind, message: &str, cause: &str, now: Instant) {
-        if self.told.is_new(router, &format!("{message}: {cause}"), now) {
+        if self.told.is_new(router, kind, &format!("{message}: {cause}"), now) {
             warn!(router, "{message}: {cause}");
             self.report(Report::Notice(Notice {
                 router: router.to_owned(),

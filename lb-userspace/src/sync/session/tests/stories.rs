@@ -132,6 +132,40 @@ fn a_takeover_waits_for_what_was_published_before() {
 }
 
 #[test]
+fn a_takeover_that_was_withdrawn_is_told_to_nobody() {
+    let mut world = pair();
+    world.cut(0, 1, millis(40));
+    world.publish(0, vec![pins(0..90, 1)]);
+    world.run(millis(35));
+    world.ask(0, 1);
+    // The question has come, and what is before it has not.
+    world.run(millis(6));
+    world.withdraw(0, 1);
+    world.run(millis(2_000));
+    let reports = world.reports(1);
+    assert!(reports.iter().any(|report| matches!(report, Report::Pieces(..))), "{reports:?}");
+    assert!(!reports.iter().any(|report| matches!(report, Report::TakeOver(..))), "{reports:?}");
+    assert_eq!(world.reports(0), []);
+    // The next one is another one.
+    world.ask(0, 1);
+    world.run(millis(100));
+    assert!(matches!(&world.reports(1)[..], [Report::TakeOver(..)]));
+}
+
+#[test]
+fn a_peer_follows_while_the_last_news_are_on_their_way() {
+    let mut world = pair();
+    for number in 0..20 {
+        world.publish(0, vec![pins(number..number + 1, 1)]);
+        let [status] = &world.status(0)[..] else { panic!("one peer") };
+        assert!(status.follows && !status.complete_there, "{status:?}");
+        world.run(millis(10));
+    }
+    world.run(millis(300));
+    assert!(world.status(0)[0].complete_there);
+}
+
+#[test]
 fn all_comes_again_for_who_has_not_taken_it() {
     let mut world = pair();
     world.publish(0, vec![pins(0..10, 1)]);

@@ -274,7 +274,7 @@ fn what_is_signed_by_a_wrong_clock_is_heard_of_known_peers_alone() {
     let late = then + Duration::from_secs(60);
     let refused = Codec::new(&router).read(&packet, Path::First, late).unwrap_err();
     assert_eq!(refused.why, Refusal::Auth(Failure::Stale));
-    assert!(refused.why.is_told());
+    assert!(refused.why.is_to_be_told());
     assert_eq!(refused.heard.map(|heard| heard.priority), Some(9));
     let mut facts = crate::vrrp::Facts::default();
     assert!(!facts.hear(router.key, source, refused.why));

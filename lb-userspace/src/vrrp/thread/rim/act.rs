@@ -1,6 +1,7 @@
 //! What is done for the routers.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::IpAddr,
     sync::mpsc::sync_channel,
@@ -9,10 +10,10 @@ use std::{
 
 use tracing::{debug, info};
 
-use super::Rim;
+use super::{Ending, Rim};
 use crate::vrrp::{
     Done, NoticeKind, Report, Transition,
-    addresses::{self, placed},
+    addresses::{self, placed, table::Key},
     fsm::Action,
     machine::{Name, Out},
     macvlan,
@@ -33,6 +34,8 @@ pub(super) enum Deed {
     Action(Action),
     /// Announce the addresses so many times more.
     AnnounceAgain(u8),
+    /// Take the addresses off where they were before they were moved.
+    MoveOff,
 }
 
 impl Rim {
@@ -41,7 +44,6 @@ impl Rim {
     /// A router's deeds are done in the machine's order, but for advertisements: these go first, so
     /// that no other node becomes Active meanwhile, unless addresses have to come off before.
     pub(super) fn perform(&mut self, out: Out, now: Instant) {
-        self.take_macs(&out);
         for (name, action) in out {
             let Some(member) = self.members.get_mut(&name) else { continue };
             match action {
@@ -49,7 +51,16 @@ impl Rim {
                     self.advertise(&name, priority, now);
                     continue;
                 }
-                Action::Release => member.releases += 1,
+                // What was to be announced before is not done any more.
+                Action::Release => {
+                    member.releases += 1;
+                    member.announcing = false;
+                }
+                // What it holds from then on may be more.
+                Action::Hold => member.announcing = false,
+                // Once is enough: other routers that do not hear this one make it announce again and
+                // again.
+                Action::Announce if std::mem::replace(&mut member.announcing, true) => continue,
                 _ => {}
             }
             self.deeds.push_back((name, Deed::Action(action)));
@@ -85,6 +96,7 @@ impl Rim {
         match deed {
             Deed::Action(Action::Advertise { priority }) => self.advertise(name, priority, now),
             Deed::Action(Action::Hold) => {
+                self.take_macs(name);
                 self.hold(name, now);
                 self.watch_anew = true;
             }
@@ -93,18 +105,32 @@ impl Rim {
                 self.release(name, now);
                 self.watch_anew = true;
             }
+            Deed::Action(Action::Announce) if member.releases > 0 => {}
             Deed::Action(Action::Announce) => {
+                member.announcing = false;
                 let more = member.router.announce.repeat.saturating_sub(1);
                 self.announce(name, 1, now);
                 debug!(router = &**name, after = ?now.elapsed(), "announced");
                 // The first of each router is worth more than the fifth of one.
-                if more > 0 {
+                if more > 0
+                    && let Some(member) = self.members.get_mut(name)
+                    && !std::mem::replace(&mut member.announcing_again, true)
+                {
                     self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
                 }
             }
-            Deed::Action(Action::AnnounceOnce) => self.announce(name, 1, now),
-            Deed::AnnounceAgain(times) if member.holding => self.announce(name, times, now),
-            Deed::AnnounceAgain(_) => {}
+            Deed::Action(Action::AnnounceOnce) => {
+                if member.releases == 0 {
+                    self.announce(name, 1, now);
+                }
+            }
+            Deed::AnnounceAgain(times) => {
+                member.announcing_again = false;
+                if member.holding && member.releases == 0 {
+                    self.announce(name, times, now);
+                }
+            }
+            Deed::MoveOff => self.remove_strays_of(name, now),
             Deed::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 info!(router, %key, %from, %to, cause, "virtual router");
@@ -141,14 +167,26 @@ impl Rim {
         let _ = self.jobs.send(job);
     }
 
-    /// Before routers hold addresses on a virtual MAC address, frames to that must be taken.
-    fn take_macs(&mut self, out: &Out) {
+    /// Before a router holds addresses on a virtual MAC address, frames to that must be taken; those
+    /// of others that are to hold theirs next are asked for with it.
+    fn take_macs(&mut self, name: &Name) {
+        let needs = |name: &Name| {
+            let member = self.members.get(name);
+            member.is_some_and(|one| one.router.virtual_mac.is_some() && !one.mac_taken)
+        };
+        if !needs(name) {
+            return;
+        }
+        let waiting = self.deeds.iter().filter_map(|(other, deed)| {
+            // One that is to release before gives it back with that.
+            let holds = matches!(deed, Deed::Action(Action::Hold))
+                && self.members.get(other).is_some_and(|member| member.releases == 0);
+            (holds && needs(other)).then(|| Name::clone(other))
+        });
+        let names: BTreeSet<Name> = waiting.chain([Name::clone(name)]).collect();
         let mut answers = Vec::new();
-        for (name, action) in out {
-            let Some(member) = self.members.get_mut(name) else { continue };
-            if *action != Action::Hold || member.router.virtual_mac.is_none() || member.mac_taken {
-                continue;
-            }
+        for name in names {
+            let Some(member) = self.members.get_mut(&name) else { continue };
             member.mac_taken = true;
             let (done, answer) = sync_channel(1);
             let mac = macvlan::mac(member.router.key);
@@ -162,6 +200,12 @@ impl Rim {
         }
     }
 
+    /// Frames to a virtual MAC address are not taken any more.
+    pub(super) fn return_mac(&self, mac: [u8; 6]) {
+        let (done, _) = sync_channel(1);
+        self.report(Report::TakeMac { mac, take: false, done: Done(done) });
+    }
+
     fn advertise(&mut self, name: &Name, priority: u8, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
         if let Err(why) = member.advertise(priority, SystemTime::now()) {
@@ -171,6 +215,7 @@ impl Rim {
 
     fn hold(&mut self, name: &Name, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
+        member.left = false;
         if !member.holding {
             member.holding = true;
             member.held_since = Some(now);
@@ -214,15 +259,63 @@ impl Rim {
     fn release(&mut self, name: &Name, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
         member.holding = false;
+        member.left = false;
         member.held_since = None;
         let problems = self.addresses.release(placed(&member.router));
-        if member.mac_taken {
-            member.mac_taken = false;
+        member.moving = false;
+        if std::mem::take(&mut member.mac_taken) {
             let mac = macvlan::mac(member.router.key);
-            let (done, _) = sync_channel(1);
-            self.report(Report::TakeMac { mac, take: false, done: Done(done) });
+            self.return_mac(mac);
         }
         self.tell_problems(name, problems, now);
+    }
+
+    /// Takes addresses of ours off that no router is to have: what could not be removed before, or was
+    /// on an interface that has another name by now.
+    pub(super) fn remove_strays(&mut self, now: Instant) {
+        if self.ending != Ending::No || !self.deeds.is_empty() || self.devices.is_none() {
+            return;
+        }
+        let mut strays = self.strays();
+        let moving: Vec<_> = self.members.values().filter(|member| member.moving).collect();
+        strays.retain(|key| !moving.iter().any(|member| member.has(key.1)));
+        if strays.is_empty() {
+            return;
+        }
+        let which = self.listed(&strays);
+        let problems = self.addresses.remove(strays);
+        if problems.is_empty() {
+            let cause = "no virtual router holds them";
+            let message = format!("removed {which}");
+            self.notice("", NoticeKind::Leftover, &message, cause, now);
+        } else {
+            let why = problems.join("; ");
+            self.notice("", NoticeKind::Trouble, "an address stays", &why, now);
+        }
+    }
+
+    /// Takes those of one router off that are still where they were before.
+    fn remove_strays_of(&mut self, name: &Name, now: Instant) {
+        let mut strays = self.strays();
+        let Some(member) = self.members.get(name) else { return };
+        // They are somewhere at least.
+        if !member.holding || !self.addresses.missing(&member.router).is_empty() {
+            return;
+        }
+        strays.retain(|key| member.has(key.1));
+        let problems = self.addresses.remove(strays);
+        self.tell_problems(name, problems, now);
+    }
+
+    fn strays(&self) -> Vec<Key> {
+        let keepers = self.members.values().filter(|member| member.holding || member.left);
+        self.addresses.strays(keepers.flat_map(|member| placed(&member.router)))
+    }
+
+    /// Addresses and their interfaces, for people.
+    pub(super) fn listed(&self, keys: &[Key]) -> String {
+        let one = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0));
+        keys.iter().map(one).collect::<Vec<_>>().join(", ")
     }
 
     /// Announces the addresses of a router so many times.

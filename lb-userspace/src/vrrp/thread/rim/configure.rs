@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Ending, Rim};
+use super::{Ending, LateRouters, Rim, act::Deed};
 use crate::vrrp::{
     NoticeKind, Router, Routers,
     addresses::placed,
+    fsm::Action,
     machine::{Name, Out},
-    macvlan::Device,
+    macvlan::{self, Device},
     observe,
     scripts::scripts,
     thread::{filter, helper::Job, member::Member},
@@ -31,6 +32,9 @@ impl Rim {
         self.work_to_the_end(now);
         let held = self.set_members(&routers, now);
         self.configured = routers;
+        // Those whose device is to go leave it before.
+        self.move_addresses();
+        self.work_to_the_end(now);
 
         self.give(Job::Scripts(scripts(&self.configured.routers)));
         let files = observe::files(&self.configured.routers);
@@ -45,17 +49,67 @@ impl Rim {
         self.patience.get_or_insert(now + PATIENCE);
         let mut out = Out::new();
         self.observe(now, &mut out);
-        self.machine.configure(&self.configured, &held, now, &mut out);
+        self.begin(held, now, &mut out);
         self.perform(out, now);
+        self.move_addresses();
         self.watch(now);
         self.changed = true;
+    }
+
+    /// Has the machine know the routers. New ones that still wait for their device or the filter are
+    /// left out until they have it: a fault that only means that would be one of their sync group.
+    fn begin(&mut self, held: BTreeSet<String>, now: Instant, out: &mut Out) {
+        let is_late = |router: &&Router| {
+            let member = self.members.get(router.name.as_str());
+            let awaits = member.is_some_and(|member| self.awaits(member));
+            self.has_begun() && awaits && self.machine.state(&router.name).is_none()
+        };
+        let late: BTreeSet<String> =
+            self.configured.routers.iter().filter(is_late).map(|one| one.name.clone()).collect();
+        let mut routers = self.configured.clone();
+        routers.routers.retain(|router| !late.contains(&router.name));
+        self.machine.configure(&routers, &held, now, out);
+        let until = now + PATIENCE;
+        self.late_routers = (!late.is_empty()).then_some(LateRouters { late, held, until });
+    }
+
+    /// Has those begin that were left out, when they have what they waited for, or when that has
+    /// taken too long: then it is a fault.
+    pub(super) fn begin_late(&mut self, now: Instant, out: &mut Out) {
+        let Some(waiting) = &self.late_routers else { return };
+        let mut waiting_members = waiting.late.iter().filter_map(|name| self.members.get(&**name));
+        if self.ending == Ending::No
+            && now < waiting.until
+            && waiting_members.any(|member| self.awaits(member))
+        {
+            return;
+        }
+        let held = self.late_routers.take().map(|waiting| waiting.held).unwrap_or_default();
+        self.machine.configure(&self.configured, &held, now, out);
+        self.changed = true;
+    }
+
+    /// Has those held anew that are to move and have the place for it.
+    pub(super) fn move_addresses(&mut self) {
+        let tables = &self.addresses.tables;
+        let ready = |member: &&mut Member| member.moving && member.has_device(tables);
+        for member in self.members.values_mut().filter(ready) {
+            member.moving = false;
+            let name = Name::from(member.router.name.as_str());
+            if member.holding {
+                self.deeds.push_back((Name::clone(&name), Deed::Action(Action::Hold)));
+                self.deeds.push_back((Name::clone(&name), Deed::MoveOff));
+                self.deeds.push_back((name, Deed::Action(Action::Announce)));
+            }
+        }
     }
 
     /// Has these as members; the names of the new ones whose addresses were left by a predecessor.
     fn set_members(&mut self, routers: &Routers, now: Instant) -> BTreeSet<String> {
         let is_first = self.devices.is_none();
         let mut before = std::mem::take(&mut self.members);
-        let mut held = BTreeSet::new();
+        let mut held = self.late_routers.take().map(|late| late.held).unwrap_or_default();
+        held.retain(|name| routers.routers.iter().any(|router| router.name == *name));
         for router in &routers.routers {
             let name = Name::from(router.name.as_str());
             let group = routers.groups.iter().find(|group| group.routers.contains(&router.name));
@@ -63,6 +117,10 @@ impl Rim {
             let same = before.remove(&name).filter(|member| goes_on(&member.router, router));
             let member = if let Some(mut member) = same {
                 self.drop_addresses(&member, router, now);
+                member.moving |= member.holding && member.router.virtual_mac != router.virtual_mac;
+                if router.virtual_mac.is_none() && std::mem::take(&mut member.mac_taken) {
+                    self.return_mac(macvlan::mac(router.key));
+                }
                 member.set(router, group);
                 member
             } else {
@@ -73,10 +131,14 @@ impl Rim {
                     let cause = "it was Active here when it ended";
                     self.notice(&router.name, NoticeKind::Leftover, what, cause, now);
                 }
-                Member::new(router, group)
+                let mut member = Member::new(router, group);
+                member.left = held.contains(&router.name);
+                member
             };
             self.members.insert(name, member);
         }
+        let members = &self.members;
+        self.told.keep(|router| members.contains_key(router));
         if is_first {
             self.remove_leftovers(&routers.routers, now);
         }
@@ -86,10 +148,11 @@ impl Rim {
     /// Takes off what a router that goes on has no more.
     fn drop_addresses(&mut self, member: &Member, router: &Router, now: Instant) {
         let kept: BTreeMap<_, _> =
-            placed(router).map(|one| ((one.interface, one.address.address), one)).collect();
+            router.addresses.iter().map(|one| ((&one.interface, one.address), one)).collect();
+        // Those that move with the virtual MAC address stay until they are at their new place.
         let dropped = placed(&member.router).filter(|one| {
-            let still = kept.get(&(one.interface, one.address.address));
-            still.is_none_or(|still| still.address.prefix != one.address.prefix)
+            let still = kept.get(&(&one.address.interface, one.address.address));
+            still.is_none_or(|still| still.prefix != one.address.prefix)
         });
         let problems = self.addresses.release(dropped);
         for why in problems {
@@ -103,13 +166,10 @@ impl Rim {
         if leftovers.is_empty() {
             return;
         }
-        let which: Vec<_> = leftovers
-            .iter()
-            .map(|key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0)))
-            .collect();
+        let which = self.listed(&leftovers);
         let mut problems = self.addresses.remove(leftovers);
         problems.insert(0, "no virtual router has them".to_owned());
-        let message = format!("removed {}, left by a predecessor", which.join(", "));
+        let message = format!("removed {which}, left by a predecessor");
         self.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
     }
 
@@ -136,11 +196,12 @@ impl Rim {
 
     /// Sees that all is still as it is to be.
     pub(super) fn look_after(&mut self, now: Instant) {
-        let holding = self.members.iter().filter(|(_, member)| member.holding);
+        let holding = self.members.iter().filter(|(_, one)| one.holding && !one.moving);
         let names: Vec<_> = holding.map(|(name, _)| Name::clone(name)).collect();
         for name in names {
             self.restore(&name, now);
         }
+        self.remove_strays(now);
         self.find_ways(now);
         self.watch(now);
         self.see_to_devices();

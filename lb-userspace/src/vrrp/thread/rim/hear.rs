@@ -1,6 +1,7 @@
 //! What comes by the sockets.
 
 use std::{
+    collections::BTreeMap,
     io,
     time::{Duration, Instant, SystemTime},
 };
@@ -17,8 +18,14 @@ use crate::vrrp::{
     packet::{self, Path},
 };
 
-/// So much is read of one socket in one round, lest a flood keeps the others waiting.
-const ROUND: usize = 4096;
+/// So much is read of one socket in one round, and for so long of all: a flood keeps neither other
+/// sockets waiting nor what is due.
+const ROUND: usize = 256;
+const TURN: Duration = Duration::from_millis(1);
+/// The same in the first round after this thread was not run in time: whether another router has
+/// become Active is to be known before anything is said.
+const LATE_ROUND: usize = 4096;
+const LATE_TURN: Duration = Duration::from_millis(20);
 /// For so long after a router became Active, the one before it may still say that it has the
 /// addresses.
 const CHANGEOVER: Duration = Duration::from_secs(1);
@@ -28,10 +35,26 @@ const ROBBED_AGAIN: Duration = Duration::from_millis(500);
 impl Rim {
     pub(super) fn hear_advertisements(&mut self, now: Instant, out: &mut Out) {
         let wall = SystemTime::now();
-        let mut notices = Vec::new();
+        let (round, turn) = if self.late { (LATE_ROUND, LATE_TURN) } else { (ROUND, TURN) };
+        let began = Instant::now();
+        // One of each router: a stranger can send as many as it likes.
+        let mut notices = BTreeMap::new();
         let mut broken = Vec::new();
-        for (place, (_, receiver)) in &self.ears.receivers {
-            for _ in 0..ROUND {
+        // Where the time was over, the next one begins.
+        let count = self.ears.receivers.len();
+        let first = std::mem::take(&mut self.ears.next);
+        let turns = (first..count).chain(0..first.min(count));
+        let receivers: Vec<_> = self.ears.receivers.iter().collect();
+        for turn_of in turns {
+            let (place, (_, receiver)) = receivers[turn_of];
+            if began.elapsed() >= turn {
+                self.ears.next = turn_of;
+                break;
+            }
+            for _ in 0..round {
+                if began.elapsed() >= turn {
+                    break;
+                }
                 let received = match receiver.receive(&mut self.buffer) {
                     Ok(Some(received)) => received,
                     Ok(None) => break,
@@ -55,14 +78,20 @@ impl Rim {
                     }
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
-                        let Some(heard) = refused.heard else { continue };
-                        let why = refused.why.to_string();
-                        if !self.facts.hear(member.router.key, from, refused.why) {
-                            notices.push((Name::clone(name), from, "are not taken", why));
-                            continue;
+                        let is_known = self.facts.hear(member.router.key, from, refused.why);
+                        let heard = refused.heard.filter(|_| is_known);
+                        if !refused.why.is_to_be_told() || notices.contains_key(name) {
+                            let Some(heard) = heard else { continue };
+                            (heard, None)
+                        } else {
+                            let why = refused.why.to_string();
+                            let Some(heard) = heard else {
+                                notices.insert(Name::clone(name), (from, "are not taken", why));
+                                continue;
+                            };
+                            let what = "are not made as here, and taken as the peer is known";
+                            (heard, Some((what, why)))
                         }
-                        let what = "are not made as here, and taken as the peer is known";
-                        (heard, Some((what, why)))
                     }
                 };
                 heard.second_path = *path == Path::Second;
@@ -70,12 +99,12 @@ impl Rim {
                     heard.own = own;
                 }
                 if let Some((what, why)) = mismatch {
-                    notices.push((Name::clone(name), from, what, why));
+                    notices.entry(Name::clone(name)).or_insert((from, what, why));
                 }
                 self.machine.heard(name, heard, now, out);
             }
         }
-        for (name, from, what, why) in notices {
+        for (name, (from, what, why)) in notices {
             let message = format!("advertisements of {from} {what}");
             self.notice(&name, NoticeKind::Mismatch, &message, &why, now);
         }
@@ -91,21 +120,20 @@ impl Rim {
         let mut changes = Vec::new();
         let tables = &mut self.addresses.tables;
         let read = self.news.read(|message| changes.extend(tables.take(&message)));
-        match read {
-            Ok(Read::All) if changes.is_empty() => return,
-            Ok(Read::All) => {}
-            Ok(Read::Lost) => {
-                changes.clear();
-                if let Err(error) = self.addresses.read_anew() {
-                    let cause = format!("{error:#}");
-                    self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
-                }
-            }
-            Err(error) => {
-                let cause = format!("{error:#}");
-                self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
-                return;
-            }
+        self.news_lost |= matches!(read, Ok(Read::Lost));
+        let read = match read {
+            Ok(_) if self.news_lost => self.addresses.read_anew(),
+            read => read.map(drop),
+        };
+        if let Err(error) = read {
+            let cause = format!("{error:#}");
+            self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
+            return;
+        }
+        if std::mem::take(&mut self.news_lost) {
+            changes.clear();
+        } else if changes.is_empty() {
+            return;
         }
         // Nothing depends on the virtual addresses that come and go with the routers.
         let mut matters = changes.is_empty();
@@ -129,6 +157,7 @@ impl Rim {
         if matters {
             self.find_ways(now);
             self.see_to_devices();
+            self.move_addresses();
         }
         self.put_back(&gone, now);
     }
@@ -140,7 +169,8 @@ impl Rim {
         }
         let mut robbed = Vec::new();
         for (name, member) in &mut self.members {
-            if !member.holding || self.addresses.missing(&member.router).is_empty() {
+            if !member.holding || member.moving || self.addresses.missing(&member.router).is_empty()
+            {
                 continue;
             }
             let again = member.robbed.is_some_and(|at| now.duration_since(at) < ROBBED_AGAIN);
@@ -156,11 +186,21 @@ impl Rim {
 
     /// Others that say that they have an address of ours.
     pub(super) fn hear_claims(&mut self, now: Instant) {
-        let mut claims = Vec::new();
+        let began = Instant::now();
+        let own = |mac| self.addresses.tables.links.values().any(|link| link.mac == mac);
+        let mut claims = BTreeMap::new();
         for (place, (index, watch)) in &self.ears.watches {
             for _ in 0..ROUND {
+                if began.elapsed() >= TURN {
+                    break;
+                }
                 match watch.claim() {
-                    Ok(Some(claim)) => claims.push((*index, claim)),
+                    Ok(Some(claim)) => {
+                        let key = (*index, claim.address);
+                        if !claims.contains_key(&key) && !own(claim.mac) {
+                            claims.insert(key, claim.mac);
+                        }
+                    }
                     Ok(None) => break,
                     // Once when the interface has gone down; what else it may be is seen to soon.
                     Err(error) => {
@@ -173,12 +213,9 @@ impl Rim {
                 }
             }
         }
-        for (index, claim) in claims {
-            if self.addresses.tables.links.values().any(|link| link.mac == claim.mac) {
-                continue;
-            }
-            let mac = claim.mac.map(|byte| format!("{byte:02x}")).join(":");
-            self.is_elsewhere((index, claim.address, 0), &format!(" by {mac}"), now);
+        for ((index, address), mac) in claims {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            self.is_elsewhere((index, address, 0), &format!(" by {mac}"), now);
         }
     }
 

@@ -1,0 +1,84 @@
+//! Flows of UDP services that go where the ring would not send them: peers are told of them by the
+//! walk of each second, and at once when a ring has changed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context as _, Result};
+use lb_common::abi::{Service, udp_policy};
+
+use super::{Role, strays};
+use crate::{
+    datapath::{DataPlane, FlowRef, FlowTable},
+    desired::{Protocol, ServiceKey},
+    engine::{Engine, Now, sweep::is_kept},
+};
+
+impl<D: DataPlane> Engine<D> {
+    /// Looks which flows of UDP services [`Self::news`] is to tell of, as the walk of each second does:
+    /// for a handover, where the last second counts. It costs a tenth of a microsecond a flow.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read; the next walk does it.
+    pub fn survey(&mut self, now: Now) -> Result<()> {
+        self.history.survey_due = false;
+        let services: BTreeMap<_, _> = self.surveyed_services().collect();
+        if !self.history.telling.is_asked() || services.is_empty() {
+            return Ok(());
+        }
+        let rings = self.tracked_rings()?;
+        let mut found = HashMap::new();
+        for table in [FlowTable::Tracked, FlowTable::Connections] {
+            self.data_plane
+                .flows(table, &mut |flow: FlowRef, value| {
+                    let Some((service, floor)) = services.get(&flow.service()) else { return };
+                    let live = is_kept(value, service, *floor, now);
+                    if live && strays(&flow, value, service, &rings) {
+                        found.insert(flow, value.backend);
+                    }
+                })
+                .context("walk the flows of UDP services")?;
+        }
+        drop(rings);
+        self.take_survey(found);
+        Ok(())
+    }
+
+    /// Takes over what a walk has found, and has peers told.
+    pub(in crate::engine) fn take_survey(&mut self, found: HashMap<FlowRef, u16>) {
+        for flow in self.history.telling.survey(found) {
+            self.tell_end(&flow);
+        }
+    }
+
+    /// The ring of a service has changed, and flows of it may stay where it does not send them.
+    pub(in crate::engine) fn expect_strays(&mut self, key: &ServiceKey) {
+        let tracks = self.applied.services.get(key).is_some_and(|service| tracks(key, service));
+        self.history.survey_due |= tracks && self.history.telling.is_asked();
+    }
+
+    /// Looks for such flows if a ring has changed since the last look.
+    pub(in crate::engine) fn survey_if_due(&mut self, now: Now) -> Result<()> {
+        if !self.history.survey_due {
+            return Ok(());
+        }
+        let done = self.survey(now);
+        self.history.survey_due = done.is_err();
+        done
+    }
+
+    /// The services that are told of and have flows of their own, by id, with the second before which
+    /// nothing of them can have been idle.
+    fn surveyed_services(&self) -> impl Iterator<Item = (u16, (Service, u32))> {
+        let services = self.applied.services.iter();
+        let told = services.filter(|(key, service)| {
+            tracks(key, service) && self.history.role(key) != Role::Follows
+        });
+        told.map(|(key, service)| (service.id, (*service, self.history.floor(key))))
+    }
+}
+
+/// Whether a service's flows are known one by one.
+fn tracks(key: &ServiceKey, service: &Service) -> bool {
+    key.protocol == Protocol::Udp && service.udp_policy != udp_policy::ONESHOT
+}

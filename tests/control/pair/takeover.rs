@@ -1,0 +1,161 @@
+//! What a takeover must find: pins that come late, flows that were told in time, and a history that
+//! has waited for long.
+
+use lb_common::abi::{FlowValue, stamp};
+use lb_userspace::{datapath::FlowRef, desired::Protocol};
+
+use super::*;
+
+/// The flows of the pins that some pieces tell of.
+fn pinned(pieces: &[Piece]) -> Vec<Flow> {
+    let pins = pieces.iter().map(|piece| match piece {
+        Piece::Pins { pins, .. } => pins.as_slice(),
+        _ => &[],
+    });
+    pins.flatten().map(|pin| pin.flow).collect()
+}
+
+#[test]
+fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
+    let mut pair = pinned_pair();
+    (0..100).for_each(|_| pair.open());
+    // The other one has become Active; this one tells what is left, and then follows.
+    let mut late = pair.news();
+    let flows = pinned(&late);
+    assert!(flows.len() > 5, "{late:?}");
+    pair.clients.values_mut().for_each(|client| client.known = true);
+    pair.take_over();
+    let now = pair.at();
+    // One of them has come again to the new Active, which has sent it elsewhere.
+    let Flow::Pinned(source, port) = flows[0] else { panic!("{flows:?}") };
+    let key = abi::FlowKey { source: entry::address(source), port: port.into(), service: 0 };
+    let own = FlowValue { backend: 4, flags: 0, seen: now.mono_secs() };
+    pair.nodes[1].engine.data_plane_mut().add_flow(FlowRef::Pin(key), own);
+    pair.clients.remove(&port);
+    // Nothing else of it counts any more.
+    let (service, before) = (web(), pair.nodes[1].engine.data_plane().dump());
+    let members = vec![(ip(BACKENDS[1]), 1)];
+    late.push(Piece::Ring { service, slots: 251, members, digest: 1 });
+    late.push(Piece::ring_is_whole(service));
+    late.push(Piece::Bases { service, bases: Vec::new() });
+    late.push(Piece::Ended { service, flows: flows[1..].to_vec() });
+    let new_active = &mut pair.nodes[1].engine;
+    assert_eq!(new_active.learn(late.clone(), now).unwrap(), Vec::<String>::new());
+    assert_eq!(new_active.data_plane().dump(), before);
+    assert_eq!(new_active.data_plane().flow(&FlowRef::Pin(key)), Some(own));
+    pair.send(5).unwrap();
+    // Whoever follows it is told of them, once.
+    let told: BTreeSet<_> = pinned(&pair.news()).into_iter().collect();
+    assert!(flows[1..].iter().all(|flow| told.contains(flow)), "{told:?}");
+    let new_active = &mut pair.nodes[1].engine;
+    new_active.learn(late, now).unwrap();
+    assert_eq!(new_active.news(now).unwrap(), []);
+}
+
+#[test]
+fn flows_of_a_tracked_service_are_told_with_the_change_of_its_ring() {
+    let mut desired = desired();
+    desired.services.get_mut("web").unwrap().key.protocol = Protocol::Udp;
+    let mut engine = Engine::adopt(Fake::new(Limits::default()), &settings()).unwrap();
+    set(&mut engine, desired);
+    engine.reconcile(at(START)).unwrap();
+    engine.news(at(START)).unwrap();
+    let to = crate::id(&engine, BACKENDS[0]);
+    let add = |engine: &mut Engine<Fake>, port: u16| {
+        let (FlowRef::Pin(key), value) = pin(port, to, START) else { unreachable!() };
+        engine.data_plane_mut().add_flow(FlowRef::Tracked(key), value);
+    };
+    (1..=60).for_each(|port| add(&mut engine, port));
+    let now = at(START + 1);
+    engine.sweep(now).unwrap();
+    let before = pinned(&engine.news(now).unwrap());
+    assert!(!before.is_empty() && before.len() < 60, "the ring would send some there anyway");
+    edit(&mut engine, BACKENDS[0], Admin::Draining { deadline: None });
+    engine.reconcile(now).unwrap();
+    let after = pinned(&engine.news(now).unwrap());
+    assert_eq!(before.len() + after.len(), 60, "all of them, and each once");
+    // What has begun since is told before a handover, without waiting for the next walk.
+    add(&mut engine, 61);
+    assert_eq!(engine.news(now).unwrap(), []);
+    engine.survey(now).unwrap();
+    assert_eq!(pinned(&engine.news(now).unwrap()).len(), 1);
+}
+
+#[test]
+fn who_follows_keeps_more_flows_fresh_than_one_look_has_time_for() {
+    let mut node = Node::new();
+    node.engine.set_roles([(web(), Role::Follows)].into(), at(START)).unwrap();
+    let flows: Vec<_> = (0..60_000_u16).map(|port| pin(port, 2, START)).collect();
+    for (flow, value) in &flows {
+        node.engine.data_plane_mut().add_flow(*flow, *value);
+    }
+    let end = START + 3 * IDLE;
+    (START..=end).for_each(|second| drop(node.engine.sweep(at(second)).unwrap()));
+    let seen = |flow| node.engine.data_plane().flow(flow).map(|value| value.seen);
+    let stale = flows.iter().filter(|(flow, _)| seen(flow).is_none_or(|seen| seen < end - IDLE));
+    assert_eq!(stale.count(), 0);
+}
+
+#[test]
+fn marks_of_pins_outlast_any_time_at_who_follows() {
+    let mut node = Node::new();
+    node.engine.set_roles([(web(), Role::Follows)].into(), at(START)).unwrap();
+    node.engine.data_plane().ring(0).unwrap()[7].touch_pinned(stamp(START));
+    let marked = |node: &Node| node.engine.data_plane().ring(0).unwrap()[7].pinned() != 0;
+    (START..START + 5 * IDLE).for_each(|second| drop(node.engine.sweep(at(second)).unwrap()));
+    assert!(marked(&node));
+    // It goes like any other when nothing has used it since the takeover.
+    let taken = START + 5 * IDLE;
+    node.engine.set_roles([(web(), Role::Own)].into(), at(taken)).unwrap();
+    (taken..=taken + IDLE).for_each(|second| drop(node.engine.sweep(at(second)).unwrap()));
+    assert!(marked(&node));
+    (taken + IDLE..taken + 4 * IDLE)
+        .for_each(|second| drop(node.engine.sweep(at(second)).unwrap()));
+    assert!(!marked(&node));
+}
+
+#[test]
+fn who_follows_nobody_keeps_all_whatever_it_sees_of_backends() {
+    let mut pair = pinned_pair();
+    pair.send(5).unwrap();
+    // It was Active, and loses its link: it sees no backend any more.
+    let now = pair.at();
+    pair.nodes[0].engine.set_roles([(web(), Role::Follows)].into(), now).unwrap();
+    let see_all = |pair: &mut Pair, condition| {
+        (0..BACKENDS.len()).for_each(|backend| pair.see(0, backend, condition));
+    };
+    see_all(&mut pair, Condition::HardDown);
+    for _ in 0..5 * IDLE {
+        pair.now += 1;
+        let now = pair.at();
+        pair.nodes[0].engine.sweep(now).unwrap();
+    }
+    see_all(&mut pair, Condition::Up);
+    // Nobody else was there. All clients have kept silent for as long.
+    let now = pair.at();
+    pair.nodes[0].engine.set_roles([(web(), Role::Own)].into(), now).unwrap();
+    pair.send(5).unwrap();
+    (0..IDLE).for_each(|_| {
+        pair.now += 1;
+        let now = pair.at();
+        pair.nodes[0].engine.sweep(now).unwrap();
+    });
+    pair.send(5).unwrap();
+}
+
+#[test]
+fn a_pin_that_can_not_be_written_costs_no_other() {
+    let mut pair = pinned_pair();
+    (0..100).for_each(|_| pair.open());
+    let news = pair.news();
+    let (before, told) = (pair.nodes[1].pins(), pinned(&news).len());
+    let now = pair.at();
+    let follower = &mut pair.nodes[1].engine;
+    follower.data_plane_mut().fail_nth_write(1);
+    follower.learn(news.clone(), now).unwrap_err();
+    assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told - 1);
+    assert_eq!(follower.take_unlearnt(), [web()].into(), "it must be told again");
+    follower.learn(news, now).unwrap();
+    assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told);
+    assert_eq!(follower.take_unlearnt(), BTreeSet::new());
+}
