@@ -143,8 +143,7 @@ impl VirtualRouter {
         let before = std::mem::replace(&mut self.settings, settings);
         let paced =
             (before.interval, before.version) != (self.settings.interval, self.settings.version);
-        let place = |settings: &Settings| (settings.addresses.clone(), settings.device.clone());
-        let moved = place(&before) != place(&self.settings);
+        let moved = before.addresses != self.settings.addresses;
         match self.state {
             State::Active => {
                 self.reconfigured_active(paced.then_some(before.interval), moved, now, out)

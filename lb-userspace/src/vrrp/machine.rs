@@ -58,9 +58,6 @@ pub struct Observed {
     /// The address that a router's advertisements are sent from, by the router's name. A router
     /// without one can't advertise, which is a fault.
     pub sources: BTreeMap<String, IpAddr>,
-    /// Routers whose device or packet filter is being made, by name: until then it is no fault of a
-    /// new one that it has no source.
-    pub pending: BTreeSet<String>,
     /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
     pub files: BTreeMap<PathBuf, Result<i64, String>>,
 }

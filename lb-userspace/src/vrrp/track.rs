@@ -205,11 +205,8 @@ impl Tracks {
         let changed = link.see(link_state(observed, &router.interface), now);
         note(link, changed, 0, &format!("interface {}", router.interface), changes);
         let address = observed.sources.get(&router.name);
-        // That it can't have one yet says nothing.
-        if address.is_some() || source.seen.is_some() || !observed.pending.contains(&router.name) {
-            let changed = source.see(source_state(router, address), now);
-            note(source, changed, 0, "the source of advertisements", changes);
-        }
+        let changed = source.see(source_state(router, address), now);
+        note(source, changed, 0, "the source of advertisements", changes);
     }
 
     /// A run of a script has ended.

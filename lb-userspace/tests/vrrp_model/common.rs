@@ -31,7 +31,6 @@ pub fn settings() -> Settings {
         preempt: true,
         preempt_delay: Duration::ZERO,
         addresses: Vec::new(),
-        device: None,
         announce: Announce { repeat: 1, delay: Duration::ZERO, refresh: Duration::ZERO },
         defers: false,
     }

@@ -270,21 +270,6 @@ fn a_new_router_of_a_group_follows_those_that_are_active() {
 }
 
 #[test]
-fn a_new_router_waits_while_its_device_is_made_and_is_no_fault_of_its_group() {
-    let mut node = active();
-    node.observed.pending.insert("third".into());
-    reload(&mut node, grow);
-    assert_eq!(node.states(), [State::Active; 2]);
-    assert_eq!(node.machine.state("third"), Some(State::Initialize));
-    node.observed.pending.clear();
-    node.observed.sources.insert("third".into(), address(0, 0));
-    let mut out = Out::new();
-    node.machine.observe(&node.observed, node.now, &mut out);
-    assert_eq!(node.machine.state("third"), Some(State::Active), "{out:?}");
-    assert_eq!(node.states(), [State::Active; 2], "{out:?}");
-}
-
-#[test]
 fn routers_that_become_a_group_are_active_together_unless_one_hears_another_node() {
     for hears in [false, true] {
         let mut node = Node::new(|routers| routers.groups.clear());

@@ -309,10 +309,7 @@ fn other_addresses_are_put_up_and_announced() {
     };
     let other = Settings { addresses: vec![address], ..settings() };
     assert_eq!(desk.configure(other.clone()), "active: advertise 100, hold, announce");
-    assert_eq!(desk.configure(other.clone()), "active: ");
-    // As other ones are those that move to a device of their own.
-    let device = Settings { device: Some("vrrp.51".into()), ..other };
-    assert_eq!(desk.configure(device), "active: advertise 100, hold, announce");
+    assert_eq!(desk.configure(other), "active: ");
 }
 
 #[test]

@@ -98,8 +98,6 @@ pub struct Settings {
     pub preempt_delay: Duration,
     /// Its addresses: only whether they change matters here.
     pub addresses: Vec<VirtualAddress>,
-    /// The interface with the virtual MAC address that they are on, if they are on one.
-    pub device: Option<String>,
     /// When they are announced.
     pub announce: Announce,
     /// Whether it leaves it to another router of its sync group to decide between equal priorities,
@@ -116,7 +114,6 @@ impl From<&Router> for Settings {
             preempt: router.preempt,
             preempt_delay: router.preempt_delay,
             addresses: router.addresses.clone(),
-            device: router.virtual_mac.as_ref().map(|mac| mac.interface.clone()),
             announce: router.announce,
             defers: false,
         }

@@ -207,7 +207,7 @@ impl Rim {
         goes_on
     }
 
-    /// Waits for something; when it should have gone on at the latest.
+    /// Waits for something; until when it wanted to at most.
     fn wait(&self) -> Instant {
         let last = match self.ending {
             Ending::LastJobs(until) => Some(until),
@@ -225,8 +225,7 @@ impl Rim {
         let left = until.saturating_duration_since(began);
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
-        // What took long to read after it was not run is no reason to do so again.
-        if self.late { until } else { deadline }
+        until
     }
 
     /// Orders, and what the helper tells.
@@ -278,7 +277,6 @@ impl Rim {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
                 // The news of what was made have come before.
                 self.hear_news(now);
-                self.look_anew = true;
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
@@ -339,7 +337,6 @@ impl Rim {
         let observed = Observed {
             links: observe::links(tables),
             sources: sources.collect(),
-            pending: self.pending(),
             files: self.files.clone(),
         };
         if observed != self.observed {
@@ -352,12 +349,6 @@ impl Rim {
     /// Whether the machine was told what is seen.
     fn has_begun(&self) -> bool {
         self.observed != Observed::default()
-    }
-
-    /// The routers that have no source for as long as the helper makes what they need.
-    fn pending(&self) -> BTreeSet<String> {
-        let members = self.members.values().filter(|member| self.awaits(member));
-        members.map(|member| member.router.name.clone()).collect()
     }
 
     /// Whether routers need what the helper has not answered for yet.

@@ -119,7 +119,11 @@ impl Rim {
                     self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
                 }
             }
-            Deed::Action(Action::AnnounceOnce) => self.announce(name, 1, now),
+            Deed::Action(Action::AnnounceOnce) => {
+                if member.releases == 0 {
+                    self.announce(name, 1, now);
+                }
+            }
             Deed::AnnounceAgain(times) => {
                 member.announcing_again = false;
                 if member.holding && member.releases == 0 {
@@ -257,19 +261,11 @@ impl Rim {
         member.holding = false;
         member.left = false;
         member.held_since = None;
-        let mut problems = self.addresses.release(placed(&member.router));
-        let tables = &self.addresses.tables;
-        // Then they may be where its settings do not say.
-        let astray = std::mem::take(&mut member.moving)
-            || placed(&member.router).any(|one| tables.index(one.interface).is_none());
+        let problems = self.addresses.release(placed(&member.router));
+        member.moving = false;
         if std::mem::take(&mut member.mac_taken) {
             let mac = macvlan::mac(member.router.key);
             self.return_mac(mac);
-        }
-        if astray && let Some(member) = self.members.get(name) {
-            let mut strays = self.strays();
-            strays.retain(|key| member.has(key.1));
-            problems.extend(self.addresses.remove(strays));
         }
         self.tell_problems(name, problems, now);
     }

@@ -78,9 +78,8 @@ impl Rim {
                     }
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
-                        let key = member.router.key;
-                        let heard =
-                            refused.heard.filter(|_| self.facts.hear(key, from, refused.why));
+                        let is_known = self.facts.hear(member.router.key, from, refused.why);
+                        let heard = refused.heard.filter(|_| is_known);
                         if !refused.why.is_to_be_told() || notices.contains_key(name) {
                             let Some(heard) = heard else { continue };
                             (heard, None)
