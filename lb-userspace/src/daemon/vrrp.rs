@@ -23,11 +23,11 @@ use crate::{
 /// The virtual routers, as the daemon sees them.
 pub(super) struct Virtual {
     pub(super) rim: Box<dyn Vrrp>,
-    /// As it was reported. Where a VRID is on two interfaces, the most of both.
+    /// As it was reported.
     pub(super) states: BTreeMap<RouterKey, State>,
     /// The same by name.
     reported: BTreeMap<String, (RouterKey, State)>,
-    /// How many routers each virtual MAC address is taken for.
+    /// How often each virtual MAC address is taken: for a router, and since a predecessor may have held it.
     macs: BTreeMap<[u8; 6], usize>,
     /// Routers whose virtual MAC address is taken since a predecessor may have held it.
     resumed: BTreeSet<String>,
