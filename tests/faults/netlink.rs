@@ -111,10 +111,12 @@ fn flood_of_events_hides_no_change_of_a_mac_and_costs_no_request() -> Result<()>
         return Ok(());
     }
     let (lab, balancer) = balanced(&Options::default(), &[WAY], CHECK)?;
-    let events = sockets(&balancer)?.into_iter().find(|socket| socket.follows);
-    let events = events.context("lbd has a socket for events")?;
-    // The least that the kernel grants, so that any flood is too much.
-    set(&borrow(&balancer, &events)?, libc::SO_RCVBUF, &0_i32)?;
+    let events: Vec<_> = sockets(&balancer)?.into_iter().filter(|socket| socket.follows).collect();
+    ensure!(events.len() >= 2, "one of the resolver, one of the virtual routers");
+    for socket in &events {
+        // The least that the kernel grants, so that any flood is too much.
+        set(&borrow(&balancer, socket)?, libc::SO_RCVBUF, &0_i32)?;
+    }
     let mut flood = String::new();
     for what in ["add", "del"] {
         for number in 0..5_000 {
@@ -132,8 +134,9 @@ fn flood_of_events_hides_no_change_of_a_mac_and_costs_no_request() -> Result<()>
         flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))?
     })?;
     wait_mac(&lab, &balancer, 1, "02:00:00:00:00:77")?;
-    let lost = sockets(&balancer)?.iter().map(|socket| socket.drops).sum::<u64>();
-    ensure!(lost > 0, "events were lost");
+    for socket in sockets(&balancer)?.iter().filter(|socket| socket.follows) {
+        ensure!(socket.drops > 0, "each socket has lost events");
+    }
     wait_all_serve(&lab, &balancer, WAY)?;
     wait_answered(&lab, WAY)
 }
