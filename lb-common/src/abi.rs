@@ -9,6 +9,13 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 
+mod pin_log;
+mod slot;
+
+pub use self::{
+    pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},
+    slot::{Owners, Slot, stamp, stamp_age},
+};
 use crate::shared::{SharedU16, SharedU32, SharedU64};
 
 /// Number of the layouts in this file; a part of the pin path.
@@ -35,8 +42,6 @@ pub const DEFAULT_RING_SLOTS: u32 = 65_537;
 pub const OWN_MACS: u32 = 16;
 /// Entries of `SYN_MARKS`; a power of two.
 pub const SYN_MARKS: u32 = 65_536;
-/// Notes of each CPU in `PIN_LOG`; a power of two.
-pub const PIN_NOTES: u32 = 4_096;
 
 /// IP protocol numbers that a service can have.
 pub mod proto {
@@ -44,24 +49,6 @@ pub mod proto {
     pub const TCP: u8 = 6;
     /// User Datagram Protocol.
     pub const UDP: u8 = 17;
-}
-
-/// Gives up seconds to a stamp of 16 bits in which 0 means never.
-///
-/// A stamp wraps after 18 hours. The daemon clears stamps long before; one that were missed would
-/// cost a lookup, never a wrong answer.
-#[must_use]
-#[inline(always)]
-pub const fn stamp(now_secs: u32) -> u16 {
-    let low = now_secs as u16;
-    if low == 0 { 1 } else { low }
-}
-
-/// Whole seconds from `then` to `now`, both from [`stamp`]; wraps as they do.
-#[must_use]
-#[inline(always)]
-pub const fn stamp_age(now: u16, then: u16) -> u16 {
-    now.wrapping_sub(then)
 }
 
 /// Key of `SERVICES_V4`.
@@ -155,115 +142,6 @@ pub struct Service {
     pub idle_timeout: u32,
     /// Pins that one CPU may make for this service in a second.
     pub syn_budget: u32,
-}
-
-/// One slot of a ring: the element of the maps in `RINGS`.
-///
-/// The daemon writes `owners` whole, by one store of 32 bits; the program only reads it. The
-/// program writes the stamps; the daemon clears them by compare-and-swap. So neither ever undoes
-/// what the other wrote, and a packet, which reads one slot, sees it before a change or after it.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C, align(8))]
-pub struct Slot {
-    owners: SharedU32,
-    unpinned: SharedU16,
-    pinned: SharedU16,
-}
-
-/// The owners of a slot: backend ids, 0 for none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Owners {
-    /// Gets new flows.
-    pub current: u16,
-    /// Has the flows that are older than the first change of this slot; 0 in the steady state.
-    pub base: u16,
-}
-
-impl Owners {
-    /// The word that a [`Slot`] holds.
-    #[must_use]
-    #[inline(always)]
-    pub const fn to_word(self) -> u32 {
-        self.current as u32 | (self.base as u32) << 16
-    }
-
-    /// The inverse of [`Self::to_word`].
-    #[must_use]
-    #[inline(always)]
-    pub const fn from_word(word: u32) -> Self {
-        Self { current: word as u16, base: (word >> 16) as u16 }
-    }
-}
-
-impl Slot {
-    /// A slot with these owners and no stamps.
-    #[must_use]
-    pub const fn new(owners: Owners) -> Self {
-        Self {
-            owners: SharedU32::new(owners.to_word()),
-            unpinned: SharedU16::new(0),
-            pinned: SharedU16::new(0),
-        }
-    }
-
-    /// Both owners, from one load.
-    #[inline(always)]
-    pub fn owners(&self) -> Owners {
-        Owners::from_word(self.owners.load())
-    }
-
-    /// Replaces both owners by one store. Only the daemon does so.
-    #[inline(always)]
-    pub fn set_owners(&self, owners: Owners) {
-        self.owners.store(owners.to_word());
-    }
-
-    /// [`stamp`] of the last packet that went to the base owner without a pin; 0 for never.
-    #[inline(always)]
-    pub fn unpinned(&self) -> u16 {
-        self.unpinned.load()
-    }
-
-    /// [`stamp`] of the last use of a pin whose flow hashes to this slot; 0 if there is no pin.
-    #[inline(always)]
-    pub fn pinned(&self) -> u16 {
-        self.pinned.load()
-    }
-
-    /// Notes an unpinned packet; `stamp` as by [`stamp`]. Stores only a change, to keep the cache
-    /// line shared between CPUs.
-    #[inline(always)]
-    pub fn touch_unpinned(&self, stamp: u16) {
-        if self.unpinned.load() != stamp {
-            self.unpinned.store(stamp);
-        }
-    }
-
-    /// Notes the use of a pin; `stamp` as by [`stamp`].
-    #[inline(always)]
-    pub fn touch_pinned(&self, stamp: u16) {
-        if self.pinned.load() != stamp {
-            self.pinned.store(stamp);
-        }
-    }
-
-    /// Sets both stamps, for tests and for copying a ring.
-    pub fn set_stamps(&self, unpinned: u16, pinned: u16) {
-        self.unpinned.store(unpinned);
-        self.pinned.store(pinned);
-    }
-
-    /// Clears the unpinned stamp if it is still `seen`; false if the program has written since.
-    #[cfg(not(target_arch = "bpf"))]
-    pub fn clear_unpinned(&self, seen: u16) -> bool {
-        self.unpinned.replace_if(seen, 0)
-    }
-
-    /// Clears the pinned stamp if it is still `seen`; false if the program has written since.
-    #[cfg(not(target_arch = "bpf"))]
-    pub fn clear_pinned(&self, seen: u16) -> bool {
-        self.pinned.replace_if(seen, 0)
-    }
 }
 
 /// Bits of [`Backend::flags`].
@@ -545,86 +423,6 @@ pub struct SynBudget {
     pub tokens: SharedU64,
     /// When they were last refilled, in nanoseconds of CLOCK_MONOTONIC.
     pub refilled: SharedU64,
-}
-
-/// A note that a flow has a pin that is new or different: the element of `PIN_LOG`, which has
-/// [`PIN_NOTES`] elements for each CPU in turn.
-///
-/// A CPU writes its notes one after the other, round and round, and then counts them in its
-/// [`PinLogHead`]. The daemon reads while they are written, and nothing orders the stores of one
-/// CPU for another. So a note proves itself: its check covers its words and its number, and one
-/// that is half written, or of another round, has none that fits.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C, align(8))]
-pub struct PinNote {
-    words: [SharedU64; 3],
-    check: SharedU64,
-}
-
-impl PinNote {
-    /// Writes the `number`th note of a CPU.
-    #[inline(always)]
-    pub fn write(&self, key: &FlowKey, number: u64) {
-        let words = Self::words_of(key, number);
-        self.words[0].store(words[0]);
-        self.words[1].store(words[1]);
-        self.words[2].store(words[2]);
-        self.check.store(Self::check_of(words));
-    }
-
-    /// The flow, if this is the `number`th note of its CPU, whole.
-    pub fn read(&self, number: u64) -> Option<FlowKey> {
-        let check = self.check.load();
-        let words = [self.words[0].load(), self.words[1].load(), self.words[2].load()];
-        if check != Self::check_of(words) || words[2] >> 32 != number & 0xffff_ffff {
-            return None;
-        }
-        let mut source = [0; 16];
-        source[..8].copy_from_slice(&words[0].to_ne_bytes());
-        source[8..].copy_from_slice(&words[1].to_ne_bytes());
-        let port = U16::from_bytes((words[2] as u16).to_ne_bytes());
-        Some(FlowKey { source, port, service: (words[2] >> 16) as u16 })
-    }
-
-    #[inline(always)]
-    const fn words_of(key: &FlowKey, number: u64) -> [u64; 3] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = key.source;
-        let port = u16::from_ne_bytes(key.port.to_bytes());
-        [
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
-            port as u64 | (key.service as u64) << 16 | number << 32,
-        ]
-    }
-
-    /// Not zero for words that are.
-    #[inline(always)]
-    const fn check_of(words: [u64; 3]) -> u64 {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let sum = (words[0] ^ ODD).wrapping_mul(ODD);
-        let sum = (sum.rotate_left(29) ^ words[1]).wrapping_mul(ODD);
-        (sum.rotate_left(29) ^ words[2]).wrapping_mul(ODD)
-    }
-}
-
-/// How many notes a CPU has written: the element of `PIN_LOG_HEADS`, which has one for each CPU. One
-/// cache line, since each CPU writes its own.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C, align(8))]
-pub struct PinLogHead {
-    /// Notes so far.
-    pub notes: SharedU64,
-    /// Zero.
-    pub reserved: [u64; 7],
-}
-
-/// The element of `PIN_LEASE`, which has one: until when pins may be made, in nanoseconds of
-/// CLOCK_MONOTONIC; 0 for always.
-#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C, align(8))]
-pub struct PinLease {
-    /// The time.
-    pub until: SharedU64,
 }
 
 /// Element of `OWN_MACS`: a MAC address that this node answers to, in the low six bytes as on the

@@ -87,7 +87,7 @@ fn a_service_that_differs_is_told_on_both_nodes_and_the_others_are_synced() -> R
     let plan = Plan::new(&[Way::DsrV4, Way::IpipV4], INTERVAL);
     let mut twins = Twins::new(&Options::default(), plan)?;
     let mut services = twins.plan.services(&twins.lab);
-    services[1].backends.pop();
+    services[1] = services[1].clone().with("ring_slots = 16381");
     twins.nodes[1].configure(&services)?;
     launch(&mut twins)?;
     twins.wait_active(0)?;
@@ -97,6 +97,29 @@ fn a_service_that_differs_is_told_on_both_nodes_and_the_others_are_synced() -> R
     let problems = twins.pair(0)?.peers.first().context("a peer")?.problems.join("; ");
     ensure!(problems.contains(Way::IpipV4.name()), "{problems}");
     ensure!(!problems.contains(Way::DsrV4.name()), "{problems}");
+    Ok(())
+}
+
+#[test]
+fn backends_that_differ_for_long_are_told_on_both_nodes_and_stop_nothing() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins = Twins::new(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    let mut services = twins.plan.services(&twins.lab);
+    services[0].backends.pop();
+    twins.nodes[1].configure(&services)?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    for n in [0, 1] {
+        // It is not told of a difference that a change on one node after the other makes.
+        wait::until(2 * SOON, &format!("node {n} tells of the backends"), || {
+            let events = twins.nodes[n].lbctl(&["events", "--kind", "peer_unsynced"])?;
+            ensure!(events.contains("the backends' addresses"), "events of node {n}:\n{events}");
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 
