@@ -233,7 +233,7 @@ fn program_and_core_agree_on_every_frame_and_table() -> Result<()> {
         "second choices",
     ];
     for (name, sum) in names.iter().zip(sums) {
-        ensure!(sum > 50, "{sum} {name} in all runs");
+        ensure!(sum > 20, "{sum} {name} in all runs");
     }
     ensure!(pins > 50, "{pins} pins in all runs");
     Ok(())

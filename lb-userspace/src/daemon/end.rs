@@ -37,7 +37,9 @@ impl<B: Balancer> Daemon<B> {
             return;
         }
         self.leaving = Some(Leaving { tell, until: None });
-        self.effects.notifier.stopping("the virtual routers end");
+        if !self.routers().is_empty() {
+            self.effects.notifier.stopping("the virtual routers end");
+        }
         // The end of a handover that is under way goes on here.
         if self.handover.is_none() {
             self.hand_all_over();
