@@ -134,9 +134,9 @@ fn flood_of_events_hides_no_change_of_a_mac_and_costs_no_request() -> Result<()>
         flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))?
     })?;
     wait_mac(&lab, &balancer, 1, "02:00:00:00:00:77")?;
-    for socket in sockets(&balancer)?.iter().filter(|socket| socket.follows) {
-        ensure!(socket.drops > 0, "each socket has lost events");
-    }
+    // Of routes, which the virtual routers do not follow.
+    let lost = sockets(&balancer)?.iter().map(|socket| socket.drops).sum::<u64>();
+    ensure!(lost > 0, "events were lost");
     wait_all_serve(&lab, &balancer, WAY)?;
     wait_answered(&lab, WAY)
 }
