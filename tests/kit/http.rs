@@ -124,7 +124,11 @@ impl Connection {
         let mut rest = body;
         while !rest.is_empty() {
             let room = piece.len().min(rest.len());
-            let read = self.stream.read(&mut piece[..room]);
+            let read = match self.stream.read(&mut piece[..room]) {
+                // A signal to this process says nothing of the connection.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read,
+            };
             let come = body.len() - rest.len();
             let read = read.with_context(|| format!("after {come} bytes of the body"))?;
             if read == 0 {

@@ -100,6 +100,15 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     let answers = probes.finish()?;
     let (first, second) = (first.finish()?, second.finish()?);
     let broke = |downloads: &[Download]| downloads.iter().filter(|one| one.end.is_err()).count();
+    if site.system == super::site::System::Lb {
+        // None should, so what ended one is of interest.
+        for one in first.iter().chain(&second) {
+            if let Err(why) = &one.end {
+                let silent = one.at.saturating_duration_since(one.last);
+                eprintln!("a download from {} broke, silent for {silent:?}: {why}", one.host);
+            }
+        }
+    }
     let living = ran.saturating_sub(broken);
     let at_the_end = (living + second.len(), broke(&first).saturating_sub(broken) + broke(&second));
     site.check()?;
