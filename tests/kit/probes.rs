@@ -320,7 +320,8 @@ impl Pending {
 }
 
 fn waits(err: &io::Error) -> bool {
-    matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
+    use io::ErrorKind::{Interrupted, NotConnected, WouldBlock};
+    matches!(err.kind(), WouldBlock | NotConnected | Interrupted)
 }
 
 /// Whether a page has come to its end. Pages of `/` are a line, and the only line after the head.
