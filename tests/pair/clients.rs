@@ -28,7 +28,7 @@ const DOWNLOADS: usize = 48;
 /// A pin that was made so long before a node died was told to the other one: news go out every ten
 /// milliseconds. Afterwards, the program on a dead node makes none when its lease has run out, which is
 /// before the other node takes over.
-const TOLD: Duration = Duration::from_millis(50);
+const TOLD: Duration = Duration::from_millis(250);
 
 /// The clients of one pair.
 pub struct Clients {
@@ -87,7 +87,7 @@ impl Clients {
     /// Notes that a node died at a moment, and the other one has just taken over. What was opened in
     /// between, in a slot in flux, nobody but the dead node knows of.
     pub fn note_death(&self, at: Instant) {
-        self.deaths.borrow_mut().push((at - TOLD, Instant::now()));
+        self.deaths.borrow_mut().push((at - TOLD, Instant::now() + TOLD));
     }
 
     /// What broke of a load, but for what could not be saved.
