@@ -25,9 +25,10 @@ const LIMIT: Duration = Duration::from_secs(8);
 /// Long downloads, of all ways together.
 const DOWNLOADS: usize = 48;
 
-/// A pin that was made so long before a node died was told to the other one: news go out every ten
-/// milliseconds. Afterwards, the program on a dead node makes none when its lease has run out, which is
-/// before the other node takes over.
+/// How far from the death of a node, before it and after the takeover, what breaks is not held against
+/// the balancer. By its design 40 milliseconds before would do, a beat of news and the lease, and
+/// nothing after: connections of this test were seen to break outside of 50 milliseconds before, which is
+/// not explained. So this is wider than what can't be saved.
 const TOLD: Duration = Duration::from_millis(250);
 
 /// The clients of one pair.
