@@ -22,6 +22,7 @@
 //! | `GET /v1/vrrp` | | [`crate::status::Pair`]: the virtual routers, and the peers |
 //! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
 //! | `GET /v1/peers` | | a list of [`crate::status::Peer`] |
+//! | `POST /v1/explain` | [`crate::explain::Questions`] | a list of [`crate::explain::Explained`]; nothing is written |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
@@ -43,6 +44,7 @@ use crate::{
     edit::{Edit, Refusal},
     engine::preview::Preview,
     events::Event,
+    explain::{Explained, Questions},
     overrides::Conflict,
     status::{Pair, Status},
 };
@@ -219,6 +221,8 @@ pub enum Request {
     Pair(oneshot::Sender<Result<Pair, Refusal>>),
     /// Virtual routers that are to be Active elsewhere; answered when they are.
     Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// What would happen to packets.
+    Explain(Box<Questions>, oneshot::Sender<Result<Vec<Explained>, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

@@ -20,6 +20,7 @@ use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    explain::Explained,
     status::{Node, Pair, Peer, Service, Status},
 };
 
@@ -77,6 +78,7 @@ fn router(daemon: mpsc::Sender<Request>) -> Router {
         .route("/v1/vrrp/failover", post(failover))
         .route("/v1/peers", get(peers))
         .route("/v1/detach", post(detach))
+        .route("/v1/explain", post(explain))
         .fallback(|| async { Refusal::new(RefusalKind::NotFound, "no such path") })
         .with_state(daemon)
 }
@@ -236,6 +238,11 @@ async fn peers(State(daemon): Daemon) -> Answer<Vec<Peer>> {
 async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Bytes) -> Answer<Done> {
     let which = body(&bytes)?;
     ask(&daemon, |tell| Request::Failover(which, terms, tell)).await.map(Json)
+}
+
+async fn explain(State(daemon): Daemon, bytes: Bytes) -> Answer<Vec<Explained>> {
+    let questions = Box::new(body(&bytes)?);
+    ask(&daemon, |tell| Request::Explain(questions, tell)).await.map(Json)
 }
 
 async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {

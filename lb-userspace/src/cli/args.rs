@@ -9,6 +9,7 @@ use super::{
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
     events::EventsArgs,
+    explain::ExplainArgs,
     node::NodeCommand,
     vrrp::{SyncCommand, VrrpCommand},
 };
@@ -58,6 +59,8 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Show what has happened, and follow what happens.
     Events(EventsArgs),
+    /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
+    Explain(Box<ExplainArgs>),
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),

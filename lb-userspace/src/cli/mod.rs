@@ -7,6 +7,7 @@ mod config;
 mod decap;
 mod drain;
 mod events;
+mod explain;
 mod health;
 mod node;
 mod patience;
@@ -89,6 +90,7 @@ impl Cli {
             Command::Detach { pin_dir, ask } => {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }
+            Command::Explain(args) => return explain::run(args, &client, printer).await,
             Command::Decap(command) => decap::run(command, printer)?,
         }
         Ok(ExitCode::SUCCESS)

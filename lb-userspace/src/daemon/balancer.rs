@@ -11,6 +11,7 @@ use crate::{
     datapath::DataPlane,
     desired::{Desired, ServiceKey},
     engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
+    explain::{Explained, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
@@ -111,6 +112,13 @@ pub trait Balancer: Send {
     fn limits(&self) -> Limits;
     /// The interfaces with the program, as the kernel tells it.
     fn interfaces(&self) -> Vec<Interface>;
+    /// See [`Engine::explain`].
+    ///
+    /// # Errors
+    ///
+    /// A packet makes no sense, or a map can't be read.
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64)
+    -> Result<Vec<Explained>>;
     /// See [`Engine::status`].
     ///
     /// # Errors
@@ -210,6 +218,15 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn interfaces(&self) -> Vec<Interface> {
         self.data_plane().interfaces()
+    }
+
+    fn explain(
+        &self,
+        questions: &Questions,
+        status: &Status,
+        nanos: u64,
+    ) -> Result<Vec<Explained>> {
+        Self::explain(self, questions, status, nanos)
     }
 
     fn status(&self) -> Result<Status> {

@@ -5,7 +5,9 @@ use std::time::Instant;
 use super::{Balancer, Daemon, batch::Asked};
 use crate::{
     api::{Request, Terms},
+    datapath,
     edit::{Refusal, RefusalKind},
+    explain::{Explained, Questions},
     status::{Pair, Status},
 };
 
@@ -57,11 +59,20 @@ impl<B: Balancer> Daemon<B> {
             Request::ConfigSave { dry_run, tell } => {
                 drop(tell.send(self.save_config(dry_run)));
             }
+            Request::Explain(questions, tell) => drop(tell.send(self.explain(&questions))),
             Request::Detach(terms, tell) => match self.try_detach(terms) {
                 None => self.leave(Some(tell)),
                 Some(answer) => drop(tell.send(answer)),
             },
         }
+    }
+
+    /// What would happen to packets; changes nothing.
+    fn explain(&self, questions: &Questions) -> Result<Vec<Explained>, Refusal> {
+        let status = self.status()?;
+        let nanos = datapath::coarse_nanos();
+        let explained = self.balancer.explain(questions, &status, nanos);
+        explained.map_err(|error| Refusal::new(RefusalKind::Invalid, format!("{error:#}")))
     }
 
     fn status(&self) -> Result<Status, Refusal> {

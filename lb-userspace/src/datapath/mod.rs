@@ -16,6 +16,7 @@ use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, Slot};
 
 use crate::{
     desired::ServiceKey,
+    explain::View,
     settings::Limits,
     status::{self, Count},
 };
@@ -38,6 +39,7 @@ mod pin_log;
 mod pin_names;
 mod service_index;
 mod sys;
+mod view;
 mod xdp;
 
 pub use detach::detach;
@@ -60,7 +62,7 @@ pub enum Added {
 ///
 /// Every method that takes `&mut self` writes, and may fail without having written; none writes
 /// half of one value.
-pub trait DataPlane {
+pub trait DataPlane: View {
     /// A ring in memory, shared with the program.
     type Ring: Deref<Target = [Slot]>;
 
@@ -226,9 +228,19 @@ pub struct BackendTotals {
 /// CLOCK_MONOTONIC, the program's clock.
 #[must_use]
 pub fn monotonic() -> Duration {
+    read_clock(libc::CLOCK_MONOTONIC)
+}
+
+/// The same in nanoseconds as the program reads it, which is some milliseconds behind.
+#[must_use]
+pub fn coarse_nanos() -> u64 {
+    read_clock(libc::CLOCK_MONOTONIC_COARSE).as_nanos() as u64
+}
+
+fn read_clock(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid for the write, and the call has no other effect.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    assert_eq!(result, 0, "CLOCK_MONOTONIC always exists");
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    assert_eq!(result, 0, "both clocks always exist");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -9,12 +9,29 @@ use super::{Engine, sweep::Ids};
 use crate::{
     datapath::{BackendTotals, DataPlane},
     desired::{self, Admin, Protocol},
+    explain::{self, Around, Explained, Questions},
     health::{self, Condition, Seen},
     netlink::{Resolution, Want},
     status::{Backend, Count, Service, Status, Usage},
 };
 
 impl<D: DataPlane> Engine<D> {
+    /// What the program would do with packets at this moment; `status` has the names for it. Writes
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// If a packet makes no sense, or a map can't be read.
+    pub fn explain(
+        &self,
+        questions: &Questions,
+        status: &Status,
+        nanos: u64,
+    ) -> Result<Vec<Explained>> {
+        let room_for_pins = self.walk.pins < u64::from(self.data_plane.limits().pins);
+        explain::explain(&self.data_plane, questions, &Around { status, nanos, room_for_pins })
+    }
+
     /// Everything that the data plane knows; version and uptime are the caller's.
     ///
     /// # Errors

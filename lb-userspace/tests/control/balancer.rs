@@ -16,6 +16,7 @@ use lb_userspace::{
     datapath::fake::Fake,
     desired::{Desired, ServiceKey},
     engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
+    explain::{Explained, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
@@ -167,6 +168,15 @@ impl Balancer for Wired {
 
     fn interfaces(&self) -> Vec<Interface> {
         self.engine.interfaces()
+    }
+
+    fn explain(
+        &self,
+        questions: &Questions,
+        status: &Status,
+        nanos: u64,
+    ) -> Result<Vec<Explained>> {
+        self.engine.explain(questions, status, nanos)
     }
 
     fn status(&self) -> Result<Status> {
