@@ -44,7 +44,7 @@ use crate::{
     edit::{Edit, Refusal},
     engine::preview::Preview,
     events::Event,
-    explain::{Explained, Questions},
+    explain::{Answers, Questions},
     overrides::Conflict,
     status::{Pair, Status},
 };
@@ -222,7 +222,7 @@ pub enum Request {
     /// Virtual routers that are to be Active elsewhere; answered when they are.
     Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// What would happen to packets.
-    Explain(Box<Questions>, oneshot::Sender<Result<Vec<Explained>, Refusal>>),
+    Explain(Box<Questions>, oneshot::Sender<Result<Answers, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

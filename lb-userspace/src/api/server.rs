@@ -242,7 +242,11 @@ async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Byte
 
 async fn explain(State(daemon): Daemon, bytes: Bytes) -> Answer<Vec<Explained>> {
     let questions = Box::new(body(&bytes)?);
-    ask(&daemon, |tell| Request::Explain(questions, tell)).await.map(Json)
+    let answers = ask(&daemon, |tell| Request::Explain(questions, tell)).await?;
+    // To load the program takes a while; the daemon goes on meanwhile.
+    let verified = tokio::task::spawn_blocking(|| answers.verified()).await;
+    let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
+    verified.map_err(|error| failed(error.into()))?.map(Json).map_err(failed)
 }
 
 async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {

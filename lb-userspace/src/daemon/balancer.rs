@@ -11,7 +11,7 @@ use crate::{
     datapath::DataPlane,
     desired::{Desired, ServiceKey},
     engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
-    explain::{Explained, Questions},
+    explain::{Answers, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
@@ -117,8 +117,7 @@ pub trait Balancer: Send {
     /// # Errors
     ///
     /// A packet makes no sense, or a map can't be read.
-    fn explain(&self, questions: &Questions, status: &Status, nanos: u64)
-    -> Result<Vec<Explained>>;
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers>;
     /// See [`Engine::status`].
     ///
     /// # Errors
@@ -220,12 +219,7 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
         self.data_plane().interfaces()
     }
 
-    fn explain(
-        &self,
-        questions: &Questions,
-        status: &Status,
-        nanos: u64,
-    ) -> Result<Vec<Explained>> {
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
         Self::explain(self, questions, status, nanos)
     }
 

@@ -7,7 +7,7 @@ use crate::{
     api::{Request, Terms},
     datapath,
     edit::{Refusal, RefusalKind},
-    explain::{Explained, Questions},
+    explain::{Answers, Questions},
     status::{Pair, Status},
 };
 
@@ -68,7 +68,7 @@ impl<B: Balancer> Daemon<B> {
     }
 
     /// What would happen to packets; changes nothing.
-    fn explain(&self, questions: &Questions) -> Result<Vec<Explained>, Refusal> {
+    fn explain(&self, questions: &Questions) -> Result<Answers, Refusal> {
         let status = self.status()?;
         let nanos = datapath::coarse_nanos();
         let explained = self.balancer.explain(questions, &status, nanos);

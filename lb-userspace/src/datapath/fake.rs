@@ -22,6 +22,7 @@ use self::program::Program;
 use super::{Added, BackendTotals, DataPlane, FlowRef, FlowTable};
 use crate::{
     desired::ServiceKey,
+    explain::{Case, Verifier},
     settings::Limits,
     status::{self, Count},
 };
@@ -359,6 +360,10 @@ impl DataPlane for Fake {
 
     fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {
         self.write()
+    }
+
+    fn verifier(&self, _cases: Vec<Case>) -> Result<Verifier> {
+        bail!("there is no program in the kernel to ask")
     }
 
     fn verdicts(&self) -> Result<Vec<Count>> {

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Name of the balancer's program in its object.
-const BALANCE: &str = "balance";
+pub(super) const BALANCE: &str = "balance";
 /// The folder of this version's maps.
 const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
@@ -236,7 +236,7 @@ impl Start {
 }
 
 /// The maps of a folder; those that are missing are made.
-fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
+pub(super) fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
     let (backends, services) = (limits.backends + 1, limits.services);
     let mask = layouts::buckets(limits) - 1;
     let mut loader = EbpfLoader::new();
@@ -256,6 +256,13 @@ fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut programs::Xdp> {
     let program = object.program_mut(BALANCE).context("the object has no program")?;
     program.try_into().context("the program is not XDP")
+}
+
+/// What the kernel tells of the balancer's program.
+pub(super) fn program_info(object: &Ebpf) -> Result<programs::ProgramInfo> {
+    let program = object.program(BALANCE).context("the object has no program")?;
+    let program: &programs::Xdp = program.try_into().context("the program is not XDP")?;
+    program.info().context("ask for the program")
 }
 
 /// What ids of 16 bits can name.

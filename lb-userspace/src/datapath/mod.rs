@@ -16,7 +16,7 @@ use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, Slot};
 
 use crate::{
     desired::ServiceKey,
-    explain::View,
+    explain::{Case, Verifier, View},
     settings::Limits,
     status::{self, Count},
 };
@@ -39,6 +39,7 @@ mod pin_log;
 mod pin_names;
 mod service_index;
 mod sys;
+mod verify;
 mod view;
 mod xdp;
 
@@ -154,6 +155,10 @@ pub trait DataPlane: View {
 
     /// Removes the marks of fragmented packets that went to any of these backends.
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;
+
+    /// What lets the program decide on packets without a change of these maps: it has copies of what
+    /// it needs.
+    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier>;
 
     /// Packets and bytes by verdict, over all CPUs.
     fn verdicts(&self) -> Result<Vec<Count>>;

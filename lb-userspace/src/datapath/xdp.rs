@@ -28,9 +28,11 @@ use super::{
     pin_log::PinLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
+    verify::Specimen,
 };
 use crate::{
     desired::{Protocol, ServiceKey},
+    explain::{Case, Verifier},
     settings::{Limits, Settings},
     status::{self, Count},
 };
@@ -332,6 +334,11 @@ impl DataPlane for Xdp {
             self.maps.fragments.delete(key)?;
         }
         Ok(())
+    }
+
+    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier> {
+        let specimen = Specimen::of(self, cases)?;
+        Ok(Box::new(move || specimen.run()))
     }
 
     fn verdicts(&self) -> Result<Vec<Count>> {

@@ -9,7 +9,7 @@ use super::{Engine, sweep::Ids};
 use crate::{
     datapath::{BackendTotals, DataPlane},
     desired::{self, Admin, Protocol},
-    explain::{self, Around, Explained, Questions},
+    explain::{self, Answers, Around, Questions},
     health::{self, Condition, Seen},
     netlink::{Resolution, Want},
     status::{Backend, Count, Service, Status, Usage},
@@ -22,14 +22,16 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// If a packet makes no sense, or a map can't be read.
-    pub fn explain(
-        &self,
-        questions: &Questions,
-        status: &Status,
-        nanos: u64,
-    ) -> Result<Vec<Explained>> {
+    pub fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
         let room_for_pins = self.walk.pins < u64::from(self.data_plane.limits().pins);
-        explain::explain(&self.data_plane, questions, &Around { status, nanos, room_for_pins })
+        let around = Around { status, nanos, room_for_pins };
+        let all = explain::explain(&self.data_plane, questions, &around)?;
+        let (explained, cases) = all.into_iter().unzip();
+        let verifier = match questions.verify {
+            true => Some(self.data_plane.verifier(cases).context("copy the maps")?),
+            false => None,
+        };
+        Ok(Answers { explained, verifier })
     }
 
     /// Everything that the data plane knows; version and uptime are the caller's.

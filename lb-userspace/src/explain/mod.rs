@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     frame::{Flags, IcmpError, Made, Payload},
-    overlay::Overlay,
+    overlay::{Entry, Overlay},
     packet::{Snap, describe, hex},
     view::View,
 };
@@ -180,6 +180,100 @@ pub struct Verified {
     pub nanos: u64,
 }
 
+/// A packet that was explained, for the program to decide on as well.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The packet.
+    pub snap: Snap,
+    /// The entries of the maps that its decision depends on.
+    pub entries: Vec<Entry>,
+    /// Whether it is met twice, and the second time counts.
+    pub again: bool,
+    /// The index of the interface that it comes in on.
+    pub ingress: u32,
+    /// When it was explained, in nanoseconds of the program's clock.
+    pub nanos: u64,
+    /// Whether there was room for a pin.
+    pub room_for_pins: bool,
+}
+
+/// What the program did with a packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ran {
+    /// What it returned: `XDP_TX`.
+    pub action: &'static str,
+    /// The frame that it left.
+    pub bytes: Vec<u8>,
+    /// The reason that it counted, by name.
+    pub reason: Option<String>,
+    /// The backend that it counted the packet for, by id; 0 for none.
+    pub backend: u16,
+    /// How long it took, in nanoseconds.
+    pub nanos: u64,
+}
+
+impl Ran {
+    /// Compares it to what was explained.
+    fn verify(&self, explained: &Explained) -> Verified {
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, program: &str, core: &str| {
+            if program != core {
+                differences.push(format!("{what}: the program {program}, the explanation {core}"));
+            }
+        };
+        let leaves = hex(&self.bytes);
+        compare("action", self.action, &explained.action);
+        compare("frame", &leaves, &explained.leaves);
+        let reason = |reason: Option<&String>| reason.map_or("none", String::as_str).to_owned();
+        compare("reason", &reason(self.reason.as_ref()), &reason(explained.reason.as_ref()));
+        compare("backend", &self.backend.to_string(), &explained.backend_id.to_string());
+        let agrees = differences.is_empty();
+        Verified { agrees, action: self.action.into(), leaves, differences, nanos: self.nanos }
+    }
+}
+
+/// Lets the program decide on packets: loads it once more, over copies of the maps.
+pub type Verifier = Box<dyn FnOnce() -> Result<Vec<Result<Ran>>> + Send>;
+
+/// What came of questions.
+pub struct Answers {
+    /// What the core says.
+    pub explained: Vec<Explained>,
+    /// Asks the program; takes a while, and nothing of the daemon's.
+    pub verifier: Option<Verifier>,
+}
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Answers").field(&self.explained).finish()
+    }
+}
+
+impl Answers {
+    /// What the core says, compared to what the program does if that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// If the program can't be asked.
+    pub fn verified(self) -> Result<Vec<Explained>> {
+        let Self { mut explained, verifier } = self;
+        let Some(verifier) = verifier else { return Ok(explained) };
+        for (one, ran) in explained.iter_mut().zip(verifier()?) {
+            one.verified = Some(ran.map_or_else(
+                |error| Verified {
+                    agrees: false,
+                    action: String::new(),
+                    leaves: String::new(),
+                    differences: vec![format!("the program could not be asked: {error:#}")],
+                    nanos: 0,
+                },
+                |ran| ran.verify(one),
+            ));
+        }
+        Ok(explained)
+    }
+}
+
 /// What is known beside the maps.
 #[derive(Clone, Copy, Debug)]
 pub struct Around<'a> {
@@ -200,7 +294,7 @@ pub fn explain<V: View + ?Sized>(
     view: &V,
     questions: &Questions,
     around: &Around<'_>,
-) -> Result<Vec<Explained>> {
+) -> Result<Vec<(Explained, Case)>> {
     anyhow::ensure!(
         questions.packets.len() <= MOST,
         "{} packets; at most {MOST} are explained at once",
@@ -222,7 +316,7 @@ pub fn explain<V: View + ?Sized>(
                 Snap { length: (*length as usize).max(bytes.len()), bytes }
             }
         };
-        all.push(one(view, &snap, questions, ingress, around)?);
+        all.push(one(view, snap, questions, ingress, around)?);
     }
     Ok(all)
 }
@@ -264,21 +358,22 @@ fn run<V: View + ?Sized>(snap: &Snap, tables: &Overlay<'_, V>) -> Plain {
 
 fn one<V: View + ?Sized>(
     view: &V,
-    snap: &Snap,
+    snap: Snap,
     questions: &Questions,
     ingress: u32,
     around: &Around<'_>,
-) -> Result<Explained> {
+) -> Result<(Explained, Case)> {
     let tables = Overlay::new(view, questions.cpu, around.nanos, around.room_for_pins);
     if questions.again {
-        let first = run(snap, &tables);
+        let first = run(&snap, &tables);
         tables.count(&first);
     }
     tables.begin();
-    let verdict = run(snap, &tables);
+    let verdict = run(&snap, &tables);
     tables.check()?;
     let (notes, writes) = (tables.notes(), tables.writes());
-    let left = leave::leave(snap, &verdict, ingress);
+    let entries = tables.entries();
+    let left = leave::leave(&snap, &verdict, ingress);
     let book = words::Book::new(around, ingress, questions);
     let mut explained = Explained {
         packet: describe(&snap.bytes),
@@ -288,16 +383,17 @@ fn one<V: View + ?Sized>(
         writes: book.writes(&writes),
         ..Explained::default()
     };
-    book.tell(&mut explained, snap, &verdict, &notes, &left);
+    book.tell(&mut explained, &snap, &verdict, &notes, &left);
     if let Some(next) = snap.next() {
-        let first = tables.count(&verdict);
-        debug_assert!(first);
+        tables.count(&verdict);
         tables.begin();
         let second = run(&next.0, &tables);
         tables.check()?;
         explained.next = book.next(next.1, &verdict, &second, &tables.notes());
     }
-    Ok(explained)
+    let &Around { nanos, room_for_pins, .. } = around;
+    let again = questions.again;
+    Ok((explained, Case { snap, entries, again, ingress, nanos, room_for_pins }))
 }
 
 /// The counter that a verdict ends in, of those that have a reason.

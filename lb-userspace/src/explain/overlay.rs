@@ -83,6 +83,23 @@ pub enum Write {
     Noted,
 }
 
+/// An entry as the maps had it when it was first read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A slot: service, number, owners, both stamps.
+    Slot(u16, u32, Owners, (u16, u16)),
+    /// An entry of a table of flows, or that there is none.
+    Flow(FlowRef, Option<FlowValue>),
+    /// What the first fragment of a packet was told, if it was seen.
+    Fragment(FragmentKey, Option<Fragment>),
+    /// The budget of a service: tokens, and when they were refilled.
+    Budget(u16, u64, u64),
+    /// The mark at a place.
+    Mark(u32, u32),
+    /// What a backend has not answered.
+    Unanswered(u16, u64),
+}
+
 /// A value that is copied on its first use, and what it was then.
 #[derive(Debug)]
 struct Copied<T, P> {
@@ -104,6 +121,7 @@ pub struct Overlay<'a, V: ?Sized> {
     budgets: RefCell<HashMap<u16, Copied<SynBudget, u64>>>,
     marks: RefCell<HashMap<u32, Copied<SharedU32, u32>>>,
     counters: RefCell<HashMap<u16, Rc<BackendCounter>>>,
+    reads: RefCell<Vec<Entry>>,
     failed: RefCell<Option<io::Error>>,
 }
 
@@ -134,6 +152,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             budgets: RefCell::default(),
             marks: RefCell::default(),
             counters: RefCell::default(),
+            reads: RefCell::default(),
             failed: RefCell::default(),
         }
     }
@@ -160,6 +179,11 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         self.notes.borrow().clone()
     }
 
+    /// What the maps had where they were read, from the beginning on.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.reads.borrow().clone()
+    }
+
     /// Why a map could not be read, if one could not.
     ///
     /// # Errors
@@ -173,11 +197,10 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     }
 
     /// Counts a verdict as the program does: what follows depends on it.
-    pub fn count<B>(&self, verdict: &Verdict<B>) -> bool {
+    pub fn count<B>(&self, verdict: &Verdict<B>) {
         if let Verdict::Forward(to) = verdict {
             self.counter(to.id).count(to.len, to.events, || self.nanos);
         }
-        true
     }
 
     /// What was written since [`Self::begin`].
@@ -230,17 +253,31 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         let mut counters = self.counters.borrow_mut();
         let counter = counters.entry(id).or_insert_with(|| {
             let counter = BackendCounter::default();
-            counter.unanswered.store(self.read(self.view.unanswered(self.cpu, id)));
+            let word = self.read(self.view.unanswered(self.cpu, id));
+            self.reads.borrow_mut().push(Entry::Unanswered(id, word));
+            counter.unanswered.store(word);
             Rc::new(counter)
         });
         Rc::clone(counter)
+    }
+
+    fn flow_of(&self, flow: FlowRef) -> Option<FlowValue> {
+        let found = self.read(self.view.flow(&flow));
+        self.reads.borrow_mut().push(Entry::Flow(flow, found));
+        found
+    }
+
+    fn fragment_of(&self, key: &FragmentKey) -> Option<Fragment> {
+        let found = self.read(self.view.fragment(key));
+        self.reads.borrow_mut().push(Entry::Fragment(*key, found));
+        found
     }
 
     fn live(&self, flow: FlowRef) -> Option<Rc<Flow>> {
         let mut flows = self.flows.borrow_mut();
         let found = match flows.get(&flow) {
             Some(known) => Some(Rc::clone(&known.now)),
-            None => self.read(self.view.flow(&flow)).map(|value| {
+            None => self.flow_of(flow).map(|value| {
                 let now = Rc::new(Flow::new(value));
                 flows.insert(flow, Copied { now: Rc::clone(&now), before: Some(value) });
                 now
@@ -253,7 +290,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     fn insert(&self, flow: FlowRef, value: FlowValue, replaces: bool) -> bool {
         let mut flows = self.flows.borrow_mut();
         let known = flows.contains_key(&flow)
-            || matches!(self.read(self.view.flow(&flow)), Some(known) if {
+            || matches!(self.flow_of(flow), Some(known) if {
                 let now = Rc::new(Flow::new(known));
                 flows.insert(flow, Copied { now, before: Some(known) });
                 true
@@ -304,6 +341,8 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
                 return None;
             };
             let before = (slot.unpinned(), slot.pinned());
+            let entry = Entry::Slot(service, index, slot.owners(), before);
+            self.reads.borrow_mut().push(entry);
             slots.insert((service, index), Copied { now: Rc::new(slot), before });
         }
         let slot = slots.get(&(service, index)).map(|slot| Rc::clone(&slot.now))?;
@@ -354,7 +393,7 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         let here = self.fragments.borrow().get(key).copied();
-        let found = here.or_else(|| self.read(self.view.fragment(key)));
+        let found = here.or_else(|| self.fragment_of(key));
         self.note(Note::Fragment(found));
         found
     }
@@ -378,6 +417,7 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         let mut budgets = self.budgets.borrow_mut();
         if !budgets.contains_key(&service) {
             let (tokens, refilled) = self.read(self.view.syn_budget(self.cpu, service))?;
+            self.reads.borrow_mut().push(Entry::Budget(service, tokens, refilled));
             let budget = SynBudget::default();
             budget.tokens.store(tokens);
             budget.refilled.store(refilled);
@@ -392,6 +432,7 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         let mut marks = self.marks.borrow_mut();
         if !marks.contains_key(&index) {
             let mark = self.read(self.view.syn_mark(index))?;
+            self.reads.borrow_mut().push(Entry::Mark(index, mark));
             marks.insert(index, Copied { now: Rc::new(SharedU32::new(mark)), before: mark });
         }
         self.note(Note::SynMark);

@@ -93,7 +93,7 @@ fn asked(fake: &Fake, status: &Status, made: Made, again: bool) -> Explained {
         verify: false,
     };
     let around = Around { status, nanos: NOW, room_for_pins: true };
-    explain(fake, &questions, &around).unwrap().remove(0)
+    explain(fake, &questions, &around).unwrap().remove(0).0
 }
 
 /// The first port whose flow is in a slot that is odd, or even.
@@ -229,7 +229,7 @@ fn a_packet_of_which_only_the_start_was_saved_is_not_taken_for_truncated() {
             verify: false,
         };
         let around = Around { status: &status, nanos: NOW, room_for_pins: true };
-        assert_eq!(explain(&fake, &questions, &around).unwrap()[0].outcome, outcome, "{kept}");
+        assert_eq!(explain(&fake, &questions, &around).unwrap()[0].0.outcome, outcome, "{kept}");
     }
 }
 

@@ -16,7 +16,7 @@ use lb_userspace::{
     datapath::fake::Fake,
     desired::{Desired, ServiceKey},
     engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
-    explain::{Explained, Questions},
+    explain::{Answers, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
@@ -170,12 +170,7 @@ impl Balancer for Wired {
         self.engine.interfaces()
     }
 
-    fn explain(
-        &self,
-        questions: &Questions,
-        status: &Status,
-        nanos: u64,
-    ) -> Result<Vec<Explained>> {
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
         self.engine.explain(questions, status, nanos)
     }
 
