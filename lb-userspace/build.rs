@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-const OBJECTS: [&str; 3] = ["balancer", "bench", "decap"];
+const OBJECTS: [&str; 4] = ["balancer", "bench", "capture", "decap"];
 
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;

@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub mod api;
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;

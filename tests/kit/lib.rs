@@ -66,6 +66,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
+    ("tshark", "tshark"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.

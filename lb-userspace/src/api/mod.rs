@@ -23,12 +23,15 @@
 //! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
 //! | `GET /v1/peers` | | a list of [`crate::status::Peer`] |
 //! | `POST /v1/explain` | [`crate::explain::Questions`] | a list of [`crate::explain::Explained`]; nothing is written |
+//! | `POST /v1/capture` | [`crate::capture::Spec`] | pcapng, as long as it runs |
+//! | `DELETE /v1/capture` | | [`Done`]; the capture that runs ends |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
 //! answers with an [`Error`].
 
+mod capture;
 pub mod client;
 mod events;
 pub mod server;
@@ -40,6 +43,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::{
+    capture::{Spec, book::Book},
+    datapath::capture::{Capturer, Loader, Tap},
     diff::Difference,
     edit::{Edit, Refusal},
     engine::preview::Preview,
@@ -221,6 +226,12 @@ pub enum Request {
     Pair(oneshot::Sender<Result<Pair, Refusal>>),
     /// Virtual routers that are to be Active elsewhere; answered when they are.
     Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// What loads the program that captures, and the names of what it finds.
+    PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, Book), Refusal>>),
+    /// A capture begins.
+    BeginCapture(Box<Capturer>, oneshot::Sender<Result<Tap, Refusal>>),
+    /// It ends; answered when the normal program is back.
+    EndCapture(oneshot::Sender<Result<(), Refusal>>),
     /// What would happen to packets.
     Explain(Box<Questions>, oneshot::Sender<Result<Answers, Refusal>>),
     /// The end of forwarding and of the daemon.

@@ -56,7 +56,9 @@ pub async fn serve(
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = router(daemon).merge(super::events::router(events));
+    let router = router(daemon.clone())
+        .merge(super::events::router(events))
+        .merge(super::capture::router(daemon));
     axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
@@ -89,7 +91,7 @@ struct Force {
     force: bool,
 }
 
-async fn ask<T>(
+pub(super) async fn ask<T>(
     daemon: &mpsc::Sender<Request>,
     request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
 ) -> Result<T, Refusal> {
@@ -103,7 +105,7 @@ async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answe
     ask(daemon, |tell| Request::Edit(edit, terms, tell)).await.map(Json)
 }
 
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
+pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalKind::Invalid, error))
 }
 

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
+    capture::CaptureArgs,
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
     events::EventsArgs,
@@ -59,6 +60,8 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Show what has happened, and follow what happens.
     Events(EventsArgs),
+    /// Save packets before and after the decision, with the verdict, as pcapng for Wireshark.
+    Capture(CaptureArgs),
     /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
     Explain(Box<ExplainArgs>),
     /// Show this node, and take it out for maintenance.

@@ -230,13 +230,29 @@ impl Start {
             program_id,
             settings,
             links,
+            capture: None,
             _lock: lock.try_clone().context("keep the lock")?,
         })
     }
 }
 
+/// The folder of the maps that are in use.
+pub(super) fn current(pin_dir: &Path) -> PathBuf {
+    CURRENT.path(pin_dir)
+}
+
 /// The maps of a folder; those that are missing are made.
 pub(super) fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
+    load_object(objects::BALANCER, folder, limits, cpus)
+}
+
+/// An object over the maps of a folder.
+pub(super) fn load_object(
+    object: &[u8],
+    folder: &Path,
+    limits: &Limits,
+    cpus: u32,
+) -> Result<Ebpf> {
     let (backends, services) = (limits.backends + 1, limits.services);
     let mask = layouts::buckets(limits) - 1;
     let mut loader = EbpfLoader::new();
@@ -248,8 +264,11 @@ pub(super) fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebp
         loader.map_max_entries(shape.name, (shape.entries)(limits, cpus));
         loader.map_pin_path(shape.name, path);
     }
+    // Of one that captures.
+    loader.map_max_entries("CAPTURE_COUNTERS", cpus);
+    loader.map_max_entries("CAPTURE_BUDGETS", cpus);
     maps::pin_rings(folder, limits)?;
-    loader.load(objects::BALANCER).context("load the maps and the program")
+    loader.load(object).context("load the maps and the program")
 }
 
 /// The balancer's program in its object.

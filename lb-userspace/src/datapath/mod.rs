@@ -14,7 +14,9 @@ use std::{
 use anyhow::Result;
 use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, Slot};
 
+use self::capture::{Capturer, Loader, Tap};
 use crate::{
+    capture::Spec,
     desired::ServiceKey,
     explain::{Case, Verifier, View},
     settings::Limits,
@@ -23,6 +25,7 @@ use crate::{
 
 mod attach;
 mod bpffs;
+pub mod capture;
 mod counters;
 pub mod decap;
 mod detach;
@@ -159,6 +162,20 @@ pub trait DataPlane: View {
     /// What lets the program decide on packets without a change of these maps: it has copies of what
     /// it needs.
     fn verifier(&self, cases: Vec<Case>) -> Result<Verifier>;
+
+    /// What loads the program that captures. `service` and `backend` are ids.
+    fn prepare_capture(
+        &self,
+        spec: &Spec,
+        service: Option<u16>,
+        backend: Option<u16>,
+    ) -> Result<Loader>;
+
+    /// Puts the program that captures in the place of the normal one.
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap>;
+
+    /// Puts the normal program back; nothing is done if it is there.
+    fn end_capture(&mut self) -> Result<()>;
 
     /// Packets and bytes by verdict, over all CPUs.
     fn verdicts(&self) -> Result<Vec<Count>>;

@@ -22,6 +22,7 @@ use zerocopy::IntoBytes as _;
 use super::{
     Added, BackendTotals, DataPlane, FlowRef, FlowTable,
     attach::{self, Link},
+    capture::{Capturer, Captures, Loader, Tap},
     entry, load, maps,
     maps::Maps,
     mmap::Mapped,
@@ -31,6 +32,7 @@ use super::{
     verify::Specimen,
 };
 use crate::{
+    capture::Spec,
     desired::{Protocol, ServiceKey},
     explain::{Case, Verifier},
     settings::{Limits, Settings},
@@ -51,11 +53,19 @@ pub struct Xdp {
     pub(super) program_id: u32,
     pub(super) settings: Settings,
     pub(super) links: Vec<Link>,
+    /// What is in the place of the program at this moment.
+    pub(super) capture: Option<Captures>,
     /// Of the folder of the pins: there is one writer.
     pub(super) _lock: File,
 }
 
 impl Xdp {
+    /// The ids of the programs that may be on the interfaces.
+    fn programs(&self) -> Vec<u32> {
+        let captures = self.capture.iter().map(|capture| capture.program);
+        std::iter::once(self.program_id).chain(captures).collect()
+    }
+
     /// The stretch of a CPU in an array that has one of `size` elements for each.
     fn stretches(&self, size: u32) -> impl Iterator<Item = Range<usize>> {
         (0..self.possible_cpus).map(move |cpu| (cpu * size) as usize..((cpu + 1) * size) as usize)
@@ -112,14 +122,14 @@ impl DataPlane for Xdp {
     }
 
     fn interfaces(&self) -> Vec<status::Interface> {
-        self.links.iter().map(|link| link.status(self.program_id)).collect()
+        self.links.iter().map(|link| link.status(&self.programs())).collect()
     }
 
     fn problem(&self, interface: &str) -> Option<String> {
         let link = self.links.iter().find(|link| link.interface() == interface);
         link.map_or_else(
             || Some("it is not configured".into()),
-            |link| link.problem(self.program_id),
+            |link| link.problem(&self.programs()),
         )
     }
 
@@ -339,6 +349,23 @@ impl DataPlane for Xdp {
     fn verifier(&self, cases: Vec<Case>) -> Result<Verifier> {
         let specimen = Specimen::of(self, cases)?;
         Ok(Box::new(move || specimen.run()))
+    }
+
+    fn prepare_capture(
+        &self,
+        spec: &Spec,
+        service: Option<u16>,
+        backend: Option<u16>,
+    ) -> Result<Loader> {
+        Loader::of(self, spec, service, backend)
+    }
+
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
+        self.swap_in(capturer)
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
+        self.swap_back()
     }
 
     fn verdicts(&self) -> Result<Vec<Count>> {
