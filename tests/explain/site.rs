@@ -13,8 +13,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     TestRun as _,
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapInfo},
-    programs::{self, TestRunOptions, Xdp, xdp::XdpAttachType},
+    programs::{self, TestRunOptions, Xdp},
 };
+use aya_obj::programs::XdpAttachType;
 use kit::{
     balancer::{Balancer, Service},
     lab::{INTERFACE, Lab, Options},
@@ -135,7 +136,8 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut dump = BTreeMap::new();
     for folder in fs::read_dir(balancer.pins())? {
         let folder = folder?.path();
-        if !folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('v')) {
+        let name = folder.file_name().context("a name")?.to_string_lossy().into_owned();
+        if !name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()) {
             continue;
         }
         for map in fs::read_dir(&folder)? {

@@ -125,6 +125,8 @@ impl std::ops::Drop for Folder {
     fn drop(&mut self) {
         // What can't be removed is found by the next one.
         let _ = fs::remove_dir_all(&self.0);
+        // Another one may be at work beside it.
+        let _ = self.0.parent().map(fs::remove_dir);
     }
 }
 

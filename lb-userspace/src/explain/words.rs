@@ -34,7 +34,6 @@ pub struct Book<'a> {
     nanos: u64,
     ingress: u32,
     cpu: u32,
-    again: bool,
 }
 
 /// A service as it was found.
@@ -46,8 +45,7 @@ struct Met<'a> {
 
 impl<'a> Book<'a> {
     pub fn new(around: &Around<'a>, ingress: u32, questions: &Questions) -> Self {
-        let Questions { cpu, again, .. } = *questions;
-        Self { status: around.status, nanos: around.nanos, ingress, cpu, again }
+        Self { status: around.status, nanos: around.nanos, ingress, cpu: questions.cpu }
     }
 
     /// Tells the steps and the end of a decision.
@@ -72,7 +70,7 @@ impl<'a> Book<'a> {
             Note::Slot { index, .. } => Some(*index),
             _ => None,
         });
-        self.lookups(&mut steps, snap, notes, met);
+        self.lookups(&mut steps, snap, verdict, notes, met);
         match verdict {
             Verdict::Pass(reason) => steps.add("end", pass_words(*reason)),
             Verdict::Drop(reason) => steps.add("end", drop_words(*reason)),
@@ -161,9 +159,16 @@ impl<'a> Book<'a> {
     }
 
     /// What was looked up, in the order in which it was.
-    fn lookups(&self, steps: &mut Steps, snap: &Snap, notes: &[Note], met: Option<Met<'_>>) {
+    fn lookups(
+        &self,
+        steps: &mut Steps,
+        snap: &Snap,
+        verdict: &Plain,
+        notes: &[Note],
+        met: Option<Met<'_>>,
+    ) {
         let mut searches = 0;
-        for (place, note) in notes.iter().enumerate() {
+        for note in notes {
             match note {
                 Note::Service(key, found) => {
                     steps.add("service", self.service(*key, found.as_ref()));
@@ -210,12 +215,12 @@ impl<'a> Book<'a> {
                 }
                 Note::SynMark => {
                     let again = matches!(
-                        notes.get(place + 1),
-                        Some(Note::Backend(..)) if self.again
+                        verdict,
+                        Verdict::Forward(to) if to.events & events::SYN_RETRANSMISSION != 0
                     );
-                    let text = match (self.again, again) {
-                        (true, _) => "the SYN was seen before: it is sent again",
-                        (false, _) => "the place of its mark: whether the SYN was seen before",
+                    let text = match again {
+                        true => "the SYN was seen before: it is sent again",
+                        false => "the SYN was not seen before",
                     };
                     steps.add("mark", text.into());
                 }
