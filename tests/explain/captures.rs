@@ -13,7 +13,7 @@ use kit::{balancer::Balancer, can_run, command, http::Connection, lab::Lab, wait
 
 use crate::site::{VIP, attached, site};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A frame as tshark tells it.
 #[derive(Debug)]
