@@ -12,6 +12,7 @@ use crate::{
     diff::{Intent, diff},
     edit::{Refusal, RefusalKind},
     events::{Kind, News},
+    logs,
     overrides::{Conflict, Merged, Overrides, merge},
     state_file::{self, State},
 };
@@ -132,6 +133,7 @@ impl<B: Balancer> Daemon<B> {
         };
         // Their files may have changed while the configuration has not.
         (self.effects.doors)(self.config.http.as_ref());
+        logs::configure(&self.config.log);
         merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
         self.deadlines = merged.deadlines;
         if !routers.is_empty() {
