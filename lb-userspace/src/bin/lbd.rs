@@ -92,7 +92,11 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
-    let engine = Engine::adopt(Xdp::open(&settings)?, &settings).context("adopt the maps")?;
+    let mut xdp = Xdp::open(&settings)?;
+    if let Some(log) = xdp.take_log() {
+        tokio::spawn(log.run());
+    }
+    let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
         .context("follow the kernel's neighbours")?;

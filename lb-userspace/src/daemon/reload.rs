@@ -129,6 +129,7 @@ impl<B: Balancer> Daemon<B> {
             group: kept.group,
             state_file: kept.state_file,
             sync: kept.sync,
+            log: logs::Settings { form: kept.log.form, ..config.log },
             ..config
         };
         // Their files may have changed while the configuration has not.
