@@ -15,17 +15,21 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     let (lab, mut balancer) = site(|_| "[log]\nlevel = \"info\"\n".into())?;
     balancer.launch()?;
     balancer.wait_usable()?;
-    ensure!(balancer.lbctl(&["log", "level"])? == "log level info", "as configured");
+    let level = |more: &[&str]| -> Result<String> {
+        let told = balancer.lbctl(&[&["log", "level"], more].concat())?;
+        Ok(told.trim_end().to_owned())
+    };
+    ensure!(level(&[])? == "log level info", "as configured");
     let slip = balancer.lbctl_output(&["log", "level", "dbug"])?;
     ensure!(slip.status.code() == Some(2), "{slip:?}");
     let words = String::from_utf8_lossy(&slip.stderr).into_owned();
     ensure!(words.contains("`dbug` is no level; did you mean debug?"), "{words}");
-    let told = balancer.lbctl(&["log", "level", "info,engine=debug", "--for", "3s"])?;
+    let told = level(&["info,engine=debug", "--for", "3s"])?;
     ensure!(told == "log level info,engine=debug for 3s, then info", "{told}");
     let status = balancer.lbctl(&["status"])?;
     ensure!(status.contains("log level info,engine=debug for "), "{status}");
     wait::until(PATIENCE, "its time is over", || {
-        ensure!(balancer.lbctl(&["log", "level"])? == "log level info", "not yet");
+        ensure!(level(&[])? == "log level info", "not yet");
         Ok(())
     })?;
 
@@ -38,7 +42,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     };
     ensure!(!knock()?, "nobody answers");
     ensure!(!balancer.log().contains("no_backend"), "it was not asked to");
-    let told = balancer.lbctl(&["log", "level", "info,xdp=debug"])?;
+    let told = level(&["info,xdp=debug"])?;
     ensure!(told.ends_with("set by lbctl; the configuration says info"), "{told}");
     wait::until(PATIENCE, "the program tells of a packet that was dropped", || {
         knock()?;
@@ -50,8 +54,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
         ensure!(line.contains("interface=") && line.contains("frame="), "{line}");
         Ok(())
     })?;
-    balancer.lbctl(&["log", "level", "--reset"])?;
-    ensure!(balancer.lbctl(&["log", "level"])? == "log level info", "as configured");
+    ensure!(level(&["--reset"])? == "log level info", "as configured");
     // What was granted is used up, or taken back within a second.
     let quiet = || balancer.log().matches("packet dropped:").count();
     wait::until(PATIENCE, "the program is silent", || {

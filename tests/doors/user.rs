@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{balancer, can_run, command, http::Connection, wait};
+use kit::{balancer, can_run, command, http::Connection, lab::ROOT, wait};
 
 use crate::{PATIENCE, PORT, WAY, client::get, site};
 
@@ -60,7 +60,10 @@ fn lbd_does_everything_as_a_user_with_three_capabilities() -> Result<()> {
         chown(place, Some(NOBODY), Some(NOBODY)).with_context(|| place.display().to_string())?;
     }
     chown(balancer.config(), Some(NOBODY), Some(NOBODY))?;
-    fs::set_permissions("/run/lb-lab", fs::Permissions::from_mode(0o755))?;
+    // Anybody may pass to the socket, so that what refuses them is what is tested.
+    for place in [Path::new(ROOT), &folder, &own_folder] {
+        fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;
+    }
     let config = fs::read_to_string(balancer.config())?;
     let config = config.replace("group = \"root\"", "group = \"nogroup\"");
     fs::write(balancer.config(), config)?;
