@@ -74,6 +74,7 @@ impl<B: Balancer> Daemon<B> {
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
+        status.writes = self.writes.clone();
         status.events = self.effects.events.counts();
         Ok(status)
     }
