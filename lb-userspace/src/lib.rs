@@ -17,6 +17,7 @@ pub mod engine;
 pub mod events;
 pub mod health;
 pub mod maglev;
+pub mod metrics;
 pub mod netlink;
 pub mod notify;
 pub mod objects;

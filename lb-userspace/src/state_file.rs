@@ -218,7 +218,8 @@ mod tests {
             deadlines: [("web".into(), Duration::from_secs(60))].into(),
             overrides: Overrides { services: [("late".into(), change)].into() },
             node: Node { draining_since: Some(UNIX_EPOCH + Duration::from_secs(7)) },
-            retired: [(spec.key(), Totals { sent: Count { packets: 3, bytes: 4 }, new_flows: 1 })].into(),
+            retired: [(spec.key(), Totals { sent: Count { packets: 3, bytes: 4 }, new_flows: 1 })]
+                .into(),
         }
     }
 

@@ -20,6 +20,7 @@ use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    metrics,
     status::{Node, Pair, Peer, Service, Status},
 };
 
@@ -55,7 +56,10 @@ pub async fn serve(
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = router(daemon).merge(super::events::router(events));
+    let router = router(daemon.clone())
+        .merge(super::events::router(events))
+        .merge(metrics::router(daemon.clone()))
+        .merge(metrics::haproxy_router(daemon));
     axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
