@@ -33,3 +33,4 @@ pub mod status;
 pub mod sync;
 pub mod units;
 pub mod vrrp;
+pub mod web;

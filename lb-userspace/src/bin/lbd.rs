@@ -24,6 +24,7 @@ use lb_userspace::{
     notify::Notifier,
     sync::thread::Link,
     vrrp::thread::Thread,
+    web::Doors,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -107,6 +108,9 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
     });
     let events = Events::new(SystemTime::now());
+    // As many changes at once are written together.
+    let (requests_to, requests) = mpsc::channel(1_024);
+    let doors = Doors::start(requests_to.clone(), events.clone())?;
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let effects = Effects {
@@ -116,14 +120,13 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),
         peers: connection.transpose()?,
+        doors: Box::new(move |config| doors.set(config)),
         events: events.clone(),
         notifier: Notifier::from_env(),
     };
     let (prober, reports) = Prober::start().context("start the health checks")?;
     let daemon = Daemon::new(engine, Box::new(prober), effects, file.into(), config)?;
 
-    // As many changes at once are written together.
-    let (requests_to, requests) = mpsc::channel(1_024);
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));
