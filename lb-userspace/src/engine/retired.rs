@@ -63,9 +63,9 @@ impl<D: DataPlane> Engine<D> {
         if self.retired.cleared.is_empty() {
             return Ok(());
         }
-        let totals = self.data_plane.backend_totals().context("read the backends' counters")?;
-        for (service, id) in std::mem::take(&mut self.retired.cleared) {
-            let Some(counted) = totals.get(usize::from(id)) else { continue };
+        let ids: Vec<u16> = self.retired.cleared.iter().map(|(_, id)| *id).collect();
+        let totals = self.data_plane.totals_of(&ids).context("read the backends' counters")?;
+        for ((service, _), counted) in self.retired.cleared.drain(..).zip(totals) {
             let more = Totals { sent: counted.sent, new_flows: counted.new_flows };
             if more != Totals::default() {
                 self.retired.sums.entry(service).or_default().add(more);
