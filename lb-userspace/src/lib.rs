@@ -18,6 +18,7 @@ pub mod events;
 pub mod health;
 pub mod logs;
 pub mod maglev;
+pub mod metrics;
 pub mod netlink;
 pub mod notify;
 pub mod objects;

@@ -18,6 +18,7 @@ use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms, peer, sock
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    metrics,
     status::{Node, Pair, Peer, Service, Status},
     web::ready,
 };
@@ -57,6 +58,8 @@ pub async fn serve(
     let router = reading(daemon.clone(), events)
         .merge(changing(daemon.clone()))
         .merge(super::log::router())
+        .merge(metrics::router(daemon.clone()))
+        .merge(metrics::haproxy_router(daemon.clone()))
         .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(listener.group, peer::check));

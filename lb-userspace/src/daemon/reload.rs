@@ -183,6 +183,7 @@ impl<B: Balancer> Daemon<B> {
             deadlines: self.config.drain_deadlines.clone(),
             overrides: self.overrides.clone(),
             node: self.node,
+            retired: self.balancer.retired().clone(),
         };
         let error = state_file::save(&self.config.state_file, &state).err();
         let error = error.map(|error| format!("{error:#}"));
@@ -201,6 +202,7 @@ impl<B: Balancer> Daemon<B> {
         };
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.unkept.clone_from(&error);
+        self.kept_sums = state.retired;
         error.map(|error| {
             format!("this is not kept over a restart of lbd, until it can be written: {error}")
         })

@@ -76,6 +76,7 @@ impl<B: Balancer> Daemon<B> {
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
         status.log = logs::current();
+        status.writes = self.writes.clone();
         status.events = self.effects.events.counts();
         Ok(status)
     }

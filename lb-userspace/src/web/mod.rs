@@ -40,6 +40,7 @@ pub use self::{
 use crate::{
     api::{Request, server},
     events::Events,
+    metrics,
 };
 
 /// Connections at one moment, unless the configuration says otherwise.
@@ -116,7 +117,12 @@ impl Doors {
 }
 
 /// What is behind the doors.
-fn rooms(_config: &Config, daemon: &mpsc::Sender<Request>, events: &Events) -> Router {
-    let known = server::reading(daemon.clone(), events.clone());
-    known.merge(ready::router(daemon.clone())).fallback(server::no_such_path)
+fn rooms(config: &Config, daemon: &mpsc::Sender<Request>, events: &Events) -> Router {
+    let mut rooms = server::reading(daemon.clone(), events.clone())
+        .merge(ready::router(daemon.clone()))
+        .merge(metrics::router(daemon.clone()));
+    if config.haproxy_metrics {
+        rooms = rooms.merge(metrics::haproxy_router(daemon.clone()));
+    }
+    rooms.fallback(server::no_such_path)
 }
