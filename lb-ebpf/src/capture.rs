@@ -8,6 +8,7 @@
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
 mod exit;
+mod log;
 mod maps;
 mod save;
 mod send;

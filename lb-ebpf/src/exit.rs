@@ -14,9 +14,15 @@ macro_rules! settle {
         match $verdict {
             Verdict::Pass(reason) => {
                 Maps.count(reason.index(), $bytes);
+                if reason.is_odd() {
+                    $crate::log::frame(&$ctx, reason.index());
+                }
                 xdp_action::XDP_PASS
             }
-            Verdict::Drop(reason) => $crate::exit::drop(reason, $bytes),
+            Verdict::Drop(reason) => {
+                $crate::log::frame(&$ctx, reason.index());
+                $crate::exit::drop(reason, $bytes)
+            }
             Verdict::Forward(to) => {
                 // Before the frame is changed: the counter's cache line then comes while the
                 // backend's does, and not after the calls into the kernel.

@@ -47,8 +47,9 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     twins.wait_active(0)?;
     twins.wait_synced()?;
     clients.go_on()?;
-    let seen = watch.finish()?.longest(begun, Instant::now());
-    ensure!(seen.none == Duration::ZERO, "somebody holds the address: {seen}");
+    let owners = watch.finish()?;
+    let seen = owners.longest(begun, Instant::now());
+    ensure!(seen.none <= owners.precision, "somebody holds the address: {seen}");
     let events = twins.nodes[1].lbctl(&["events"])?;
     let told = "main is handed over: lb1";
     ensure!(events.contains(told) && !events.contains("two_active"), "events of lb2:\n{events}");

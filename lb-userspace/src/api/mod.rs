@@ -25,7 +25,12 @@
 //! | `POST /v1/explain` | [`crate::explain::Questions`] | a list of [`crate::explain::Explained`]; nothing is written |
 //! | `POST /v1/capture` | [`crate::capture::Spec`] | pcapng, as long as it runs |
 //! | `DELETE /v1/capture` | | [`Done`]; the capture that runs ends |
+//! | `GET /v1/log` | | [`crate::logs::Current`] |
+//! | `PUT /v1/log` | [`crate::logs::Change`] | [`crate::logs::Current`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
+//!
+//! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
+//! only tells over TCP as well, all but the configuration and the log.
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
@@ -34,6 +39,8 @@
 mod capture;
 pub mod client;
 mod events;
+mod log;
+mod peer;
 pub mod server;
 pub mod socket;
 

@@ -10,6 +10,7 @@ mod drain;
 mod events;
 mod explain;
 mod health;
+mod log;
 mod node;
 mod patience;
 mod plan;
@@ -93,6 +94,7 @@ impl Cli {
             }
             Command::Capture(args) => capture::run(args, &client, printer).await?,
             Command::Explain(args) => return explain::run(args, &client, printer).await,
+            Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
         }
         Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ use crate::{
     datapath::{self, capture::Loader},
     edit::{Refusal, RefusalKind},
     explain::{Answers, Questions},
+    logs,
     status::{Pair, Status},
 };
 
@@ -112,6 +113,8 @@ impl<B: Balancer> Daemon<B> {
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
+        status.log = logs::current();
+        status.writes = self.writes.clone();
         status.events = self.effects.events.counts();
         Ok(status)
     }

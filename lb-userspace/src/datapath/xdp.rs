@@ -27,6 +27,7 @@ use super::{
     maps::Maps,
     mmap::Mapped,
     pin_log::PinLog,
+    program_log::ProgramLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
     verify::Specimen,
@@ -46,6 +47,7 @@ pub struct Xdp {
     pub(super) maps: Maps,
     pub(super) index: ServiceIndex,
     pub(super) pin_log: PinLog,
+    pub(super) log: Option<ProgramLog>,
     pub(super) limits: Limits,
     pub(super) possible_cpus: u32,
     /// Holds the program, to attach it again.
@@ -64,6 +66,11 @@ impl Xdp {
     fn programs(&self) -> Vec<u32> {
         let captures = self.capture.iter().map(|capture| capture.program);
         std::iter::once(self.program_id).chain(captures).collect()
+    }
+
+    /// What the program says, to be passed on; once.
+    pub const fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// The stretch of a CPU in an array that has one of `size` elements for each.
