@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | | [`crate::status::Status`] |
 //! | `GET /v1/events?since=SEQ&limit=N` | | [`crate::events::Page`] |
 //! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`Line`]; ends with `lbd` |
+//! | `GET /v1/samples?service=NAME&last=SECONDS&totals=true` | | [`crate::samples::Page`]: figures per second |
 //! | `GET /v1/node` | | [`crate::status::Node`] |
 //! | `PATCH /v1/node` | [`NodeChange`] | [`Done`] |
 //! | `GET /v1/services` | | its services by name |

@@ -18,8 +18,10 @@ use tokio::{
 
 use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
 use crate::{
+    dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
 };
 
@@ -55,7 +57,11 @@ pub async fn serve(
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = router(daemon).merge(super::events::router(events));
+    let samples = Samples::start(daemon.clone());
+    let router = router(daemon)
+        .merge(super::events::router(events.clone()))
+        .merge(samples::router(samples.clone()))
+        .merge(dashboard::router(samples, events));
     axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
