@@ -3,6 +3,9 @@
 import { keep, make, reshape, say, set, shape } from './dom.js';
 import { several } from './format.js';
 
+/** As many are shown at once. */
+const SHOWN = 8;
+
 const NAMES = { error: 'Error', warning: 'Warning', note: 'Note' };
 
 /** What is wrong with the node: `{ level, text }`, the worst first. */
@@ -38,10 +41,12 @@ function addService(add, name, service) {
     add('warning', `${name} is not ready: ${service.up} of ${service.enabled} backends are up`);
   }
   if (service.on_backups) add('warning', `${name} is served by its backups: no other backend is up`);
-  const down = backends.filter(isTrouble).length;
-  if (service.up > 0 && down > 0 && service.ready && !service.panic) {
-    add('warning', `${name}: ${several(down, 'backend')} of ${backends.length} ${down === 1 ? 'is' : 'are'} in trouble`);
-  }
+  const bad = Object.entries(service.backends).filter(([, backend]) => isTrouble(backend));
+  if (bad.length === 0 || service.up === 0 || service.panic) return;
+  const [address, { word, why }] = bad[0];
+  add('warning', bad.length === 1
+    ? `${name}: ${address} is ${word}${why ? ` (${why})` : ''}`
+    : `${name}: ${bad.length} of ${several(backends.length, 'backend')} are in trouble`);
 }
 
 /** Whether a backend is not as its operator wants it. */
@@ -65,9 +70,13 @@ function addPeer(add, peer) {
   for (const problem of peer.problems) add('error', `Peer ${peer.name} differs: ${problem}`);
 }
 
-/** Shows them. */
-export function show(found) {
+/** Shows them, the first of many. */
+export function show(all) {
   const list = document.querySelector('#alerts ul');
+  const found = all.slice(0, SHOWN);
+  if (all.length > SHOWN) {
+    found.push({ level: all[SHOWN].level, text: `and ${all.length - SHOWN} more; 'Trouble only' shows the backends` });
+  }
   keep(list, found, ({ text }) => text, () => {
     const picture = shape('note');
     const level = make('strong');

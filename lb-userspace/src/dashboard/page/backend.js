@@ -11,7 +11,7 @@ export const COLUMNS = [
   ['State', 'state', 'What it does, and why'],
   ['Last 5 min', 'health', 'Its states; a mark at the top is a check that failed'],
   ['Weight', 'weight number', 'Its weight'],
-  ['Share', 'share', 'Its slots of the ring, and its packets of the last second'],
+  ['Share: ring, packets', 'share', 'Its slots of the ring, and its packets of the last second'],
   ['Packets/s', 'rate packets', 'Packets per second'],
   ['Bytes/s', 'rate bytes', 'Bytes per second'],
   ['New flows/s', 'rate flows', 'New flows per second'],
@@ -48,7 +48,7 @@ export function create(service, address) {
     cell(2, health.root),
     cell(3),
     cell(4, ring.root, traffic.root),
-    ...rates.map(({ figure, curve: its }, n) => cell(5 + n, its.root, figure)),
+    ...rates.map(({ figure, curve: its }, n) => cell(5 + n, make('div', { class: 'pair' }, its.root, figure))),
     cell(8),
     cell(9),
   );
@@ -57,8 +57,8 @@ export function create(service, address) {
   const root = make('tbody', { role: 'rowgroup' }, row, below);
   const part = { root, row, button, picture, word, why, state, health, cells, rates, ring, traffic, more, below, service, address };
   button.addEventListener('click', () => toggle(part));
-  watch(root);
-  part.leave = () => unwatch(root);
+  watch(root, () => draw(part));
+  part.leave = () => unwatch(root, () => draw(part));
   return part;
 }
 
@@ -88,30 +88,33 @@ export function update(part, backend, service, now) {
   showBar(part.ring, backend.slots, service.slots);
   showBar(part.traffic, backend.rate[0], service.rate[0]);
   [short, bytes, short].forEach((format, n) => say(part.rates[n].figure, format(backend.rate[n])));
-  say(part.cells.kept, kept(backend));
+  say(part.cells.kept, kept(backend, service.slots));
   say(part.cells.check, checked(backend.check));
-  if (part.root.lbSeen) {
-    const its = series.ofBackend(part.service, part.address);
-    part.health.draw(its?.states);
-    part.rates[0].curve.draw(its?.packets);
-    part.rates[1].curve.draw(its?.bytes);
-    part.rates[2].curve.draw(its?.new_flows);
-  }
+  set(part.cells.check, 'title', backend.check?.last);
+  if (part.root.lbSeen) draw(part);
   if (!part.below.hidden) facts(part, backend, now);
 }
 
+function draw(part) {
+  const its = series.ofBackend(part.service, part.address);
+  part.health.draw(its?.states);
+  ['packets', 'bytes', 'new_flows'].forEach((figure, n) => part.rates[n].curve.draw(its?.[figure]));
+}
+
 /** What is left on a backend of older flows. */
-export function kept(backend) {
+export function kept(backend, slots) {
   const some = [];
-  if (backend.base_slots) some.push(`${short(backend.base_slots)} slots`);
+  if (backend.base_slots) some.push(`${percent(backend.base_slots, slots)} of slots`);
   if (backend.pins || backend.pins_stale) some.push(`${backend.pins_stale ? '≥ ' : ''}${short(backend.pins)} pins`);
   return some.join(', ') || 'none';
 }
 
 function checked(check) {
   if (!check) return 'none';
-  const took = check.micros != null && check.last === 'ok' ? `, ${micros(check.micros)}` : '';
-  return `${check.kind} ${check.last ?? 'not asked yet'}${took}`;
+  if (check.last == null) return `${check.kind}, not asked yet`;
+  // What was wrong stands beside the state.
+  if (check.last !== 'ok') return `${check.kind} failed`;
+  return check.micros == null ? `${check.kind} ok` : `${check.kind} ${micros(check.micros)}`;
 }
 
 function toggle(part) {

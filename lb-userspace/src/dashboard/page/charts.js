@@ -118,12 +118,16 @@ export function strip() {
 }
 
 const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) entry.target.lbSeen = entry.isIntersecting;
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting && !target.lbSeen) target.lbDraw();
+    target.lbSeen = isIntersecting;
+  }
 }, { rootMargin: '200px' });
 
-/** Watches whether an element is on the screen: what is not need not be drawn. */
-export function watch(element) {
-  element.lbSeen = true;
+/** Watches whether an element is on the screen: what is not is not drawn, and is when it comes. */
+export function watch(element, draw) {
+  element.lbSeen = false;
+  element.lbDraw = draw;
   seen.observe(element);
 }
 

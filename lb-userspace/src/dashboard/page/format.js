@@ -33,7 +33,8 @@ function scaled(number, units) {
 
 /** `33.3 %`. */
 export function percent(part, all) {
-  return all > 0 ? `${((100 * part) / all).toFixed(1)} %` : '-';
+  if (!(all > 0)) return '-';
+  return part === all ? '100 %' : `${((100 * part) / all).toFixed(1)} %`;
 }
 
 /** Seconds as `3 d 4 h`, `5 min`, `12 s`. */

@@ -101,7 +101,7 @@ function drains(node) {
     say(part.word, word);
     const done = !backend.has_flows;
     part.rail.style.width = slots > 0 ? `${(100 * backend.base_slots) / slots}%` : '0';
-    say(part.left, done ? 'no flow left' : `flows left: ${kept(backend)}`);
+    say(part.left, done ? 'no flow left' : `flows left: ${kept(backend, slots)}`);
     const limit = backend.deadline && !done ? `, ends in ${duration((backend.deadline - node.at) / 1000)} at the latest` : '';
     say(part.rate, `${short(backend.rate[0])} packets/s${limit}`);
   });
@@ -226,7 +226,7 @@ function verdicts(node) {
       const drawn = curve(kind);
       const total = make('td', { class: 'number' });
       const name = make('th', { scope: 'row', title: REASONS[reason] ?? null, text: words(reason) });
-      return { root: make('tr', {}, name, make('td', { class: 'rate' }, drawn.root, rate), total), rate, drawn, total };
+      return { root: make('tr', {}, name, make('td', { class: 'rate' }, make('div', { class: 'pair' }, drawn.root, rate)), total), rate, drawn, total };
     }, (its, [reason, { rate, total }]) => {
       say(its.rate, short(rate[0]));
       say(its.total, count(total.packets));

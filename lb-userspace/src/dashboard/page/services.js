@@ -120,9 +120,9 @@ function create(name) {
     chosen.set(name, !root.open);
     again();
   });
-  watch(root);
+  watch(root, () => draw(part));
   part.leave = () => {
-    unwatch(root);
+    unwatch(root, () => draw(part));
     close(part);
   };
   return part;
@@ -146,12 +146,7 @@ function update(part, { name, service, backends }, node, found) {
   reshape(part.picture, level);
   say(part.word, words);
   [short, bytes, short].forEach((format, n) => say(part.rates[n].figure, format(service.rate[n])));
-  if (part.root.lbSeen) {
-    const its = series.ofService(name);
-    part.rates[0].curve.draw(its?.packets);
-    part.rates[1].curve.draw(its?.bytes);
-    part.rates[2].curve.draw(its?.new_flows);
-  }
+  if (part.root.lbSeen) draw(part);
   const open = chosen.has(name) ? chosen.get(name) : found || isOpen(name, node);
   if (part.root.open !== open) part.root.open = open;
   if (!open) return close(part);
@@ -165,6 +160,11 @@ function update(part, { name, service, backends }, node, found) {
     ([address]) => row.create(name, address),
     (its, [, backend]) => row.update(its, backend, service, node.at),
   );
+}
+
+function draw(part) {
+  const its = series.ofService(part.name);
+  ['packets', 'bytes', 'new_flows'].forEach((figure, n) => part.rates[n].curve.draw(its?.[figure]));
 }
 
 /** How a service stands: a state's name, and words. */
