@@ -63,6 +63,7 @@ use crate::{
     status::Node,
     sync::{self, Peers},
     vrrp::Vrrp,
+    web,
 };
 
 /// How often the engine looks for what has run out.
@@ -131,6 +132,8 @@ pub struct Effects {
     pub vrrp: Box<dyn Vrrp>,
     /// The peers; none if there are none.
     pub peers: Option<Connection>,
+    /// Where who only looks is answered over TCP.
+    pub doors: Box<dyn Fn(Option<&web::Config>) + Send>,
     /// Where events go.
     pub events: Events,
     /// The service manager.
@@ -143,6 +146,7 @@ struct Deeds {
     doubt: Box<dyn Fn(Want) + Send>,
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
+    doors: Box<dyn Fn(Option<&web::Config>) + Send>,
     events: Events,
     notifier: Notifier,
 }
@@ -208,8 +212,8 @@ impl<B: Balancer> Daemon<B> {
         file: PathBuf,
         config: Config,
     ) -> Result<Self> {
-        let Effects { want, doubt, detach, clocks, vrrp, peers, events, notifier } = effects;
-        let effects = Deeds { want, doubt, detach, clocks, events, notifier };
+        let Effects { want, doubt, detach, clocks, vrrp, peers, doors, events, notifier } = effects;
+        let effects = Deeds { want, doubt, detach, clocks, doors, events, notifier };
         let clocks = (effects.clocks)();
         let limits = balancer.limits();
         let mut daemon = Self {
@@ -313,6 +317,7 @@ impl<B: Balancer> Daemon<B> {
 
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
+        (self.effects.doors)(self.config.http.as_ref());
         self.balancer.set_desired(self.desired.clone());
         self.configure_routers();
         self.resume_routers();

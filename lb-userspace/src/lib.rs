@@ -34,3 +34,4 @@ pub mod status;
 pub mod sync;
 pub mod units;
 pub mod vrrp;
+pub mod web;

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, patch, post},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -23,6 +23,7 @@ use crate::{
     events::Events,
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
+    web::ready,
 };
 
 type Daemon = State<mpsc::Sender<Request>>;
@@ -51,40 +52,57 @@ pub async fn serve(
     listener: UnixListener,
     daemon: mpsc::Sender<Request>,
     events: Events,
+    samples: Samples,
     stop: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let stopped = async {
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let samples = Samples::start(daemon.clone());
-    let router = router(daemon)
-        .merge(super::events::router(events.clone()))
-        .merge(samples::router(samples.clone()))
-        .merge(dashboard::router(samples, events));
+    let router = reading(daemon.clone(), events.clone(), samples.clone())
+        .merge(changing(daemon.clone()))
+        .merge(dashboard::router(samples, events))
+        .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
+        .fallback(no_such_path);
     axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
-fn router(daemon: mpsc::Sender<Request>) -> Router {
+/// What only tells, and is served to who only looks as well.
+pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Router {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/node", get(node).patch(change_node))
+        .route("/v1/node", get(node))
         .route("/v1/services", get(services))
-        .route("/v1/services/{name}", get(service).post(add_service).delete(remove_service))
+        .route("/v1/services/{name}", get(service))
         .route("/v1/services/{name}/backends", get(backends))
+        .route("/v1/services/{name}/backends/{address}", get(backend))
+        .route("/v1/vrrp", get(pair))
+        .route("/v1/peers", get(peers))
+        .with_state(daemon)
+        .merge(super::events::router(events))
+        .merge(samples::router(samples))
+}
+
+/// What changes something, or tells of files, for who may use the socket.
+fn changing(daemon: mpsc::Sender<Request>) -> Router {
+    Router::new()
+        .route("/v1/node", patch(change_node))
+        .route("/v1/services/{name}", post(add_service).delete(remove_service))
         .route(
             "/v1/services/{name}/backends/{address}",
-            get(backend).post(add_backend).patch(change_backend).delete(remove_backend),
+            post(add_backend).patch(change_backend).delete(remove_backend),
         )
         .route("/v1/reload", post(reload))
         .route("/v1/config/diff", get(config_diff))
         .route("/v1/config/save", post(config_save))
-        .route("/v1/vrrp", get(pair))
         .route("/v1/vrrp/failover", post(failover))
-        .route("/v1/peers", get(peers))
         .route("/v1/detach", post(detach))
-        .fallback(|| async { Refusal::new(RefusalKind::NotFound, "no such path") })
         .with_state(daemon)
+}
+
+/// Where nothing is.
+pub(crate) async fn no_such_path() -> Refusal {
+    Refusal::new(RefusalKind::NotFound, "no such path")
 }
 
 #[derive(Deserialize)]

@@ -22,8 +22,10 @@ use lb_userspace::{
     health::prober::Prober,
     netlink::Resolver,
     notify::Notifier,
+    samples::Samples,
     sync::thread::Link,
     vrrp::thread::Thread,
+    web::Doors,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -107,6 +109,10 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
     });
     let events = Events::new(SystemTime::now());
+    // As many changes at once are written together.
+    let (requests_to, requests) = mpsc::channel(1_024);
+    let samples = Samples::start(requests_to.clone());
+    let doors = Doors::start(requests_to.clone(), events.clone(), samples.clone())?;
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let effects = Effects {
@@ -116,17 +122,16 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),
         peers: connection.transpose()?,
+        doors: Box::new(move |config| doors.set(config)),
         events: events.clone(),
         notifier: Notifier::from_env(),
     };
     let (prober, reports) = Prober::start().context("start the health checks")?;
     let daemon = Daemon::new(engine, Box::new(prober), effects, file.into(), config)?;
 
-    // As many changes at once are written together.
-    let (requests_to, requests) = mpsc::channel(1_024);
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
-    let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));
+    let server = tokio::spawn(server::serve(listener, requests_to, events, samples, stopped));
     let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
     let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.

@@ -8,6 +8,7 @@ mod check;
 mod clash;
 pub mod fold;
 mod group;
+mod http;
 pub mod piece;
 mod router;
 pub mod save;
@@ -84,6 +85,8 @@ pub struct Config {
     pub routers: Routers,
     /// How the node talks to its peers; none: it has none.
     pub sync: Option<crate::sync::Config>,
+    /// Where who only looks is answered over TCP; none: nowhere.
+    pub http: Option<crate::web::Config>,
     /// The services.
     pub desired: Desired,
     /// How long backends of a service may drain, unless the command says otherwise.
@@ -262,6 +265,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     let routers = router::read_routers(&root, &doubts);
     let groups = group::read_groups(&root, &routers);
     let sync = sync::read_sync(&root, &doubts);
+    let http = http::read_http(&root, &doubts);
     let named = interfaces.as_deref().unwrap_or_default();
     clash::check(&routers, &services, named, &doubts);
 
@@ -295,6 +299,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         state_file,
         routers: Routers { routers: routers.into_iter().map(|read| read.router).collect(), groups },
         sync,
+        http,
         desired: services.desired,
         drain_deadlines: services.drain_deadlines,
         unsaid: services.unsaid,

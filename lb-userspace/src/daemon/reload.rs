@@ -130,6 +130,8 @@ impl<B: Balancer> Daemon<B> {
             sync: kept.sync,
             ..config
         };
+        // Their files may have changed while the configuration has not.
+        (self.effects.doors)(self.config.http.as_ref());
         merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
         self.deadlines = merged.deadlines;
         if !routers.is_empty() {

@@ -23,6 +23,7 @@ use lb_userspace::{
     health::prober::{Prober, Report},
     netlink::{Neighbourhood, NextHop, Resolution},
     notify::Notifier,
+    samples::Samples,
     settings::Limits,
 };
 use tokio::{
@@ -148,6 +149,7 @@ impl Place {
             },
             vrrp: Box::new(script.clone()),
             peers: connection,
+            doors: Box::new(|_| {}),
             events: events.clone(),
             notifier: Notifier::default(),
         };
@@ -158,7 +160,8 @@ impl Place {
         let (signals, signals_of) = mpsc::channel(4);
         let (ready_to, ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(server::serve(listener, requests_to, events, stopped));
+        let samples = Samples::start(requests_to.clone());
+        tokio::spawn(server::serve(listener, requests_to, events, samples, stopped));
         let inputs = Inputs { requests, signals: signals_of, neighbours, reports, vrrp, peers };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;
