@@ -7,6 +7,7 @@
 
 pub mod arrivals;
 pub mod balancer;
+pub mod browser;
 pub mod command;
 pub mod downloads;
 pub mod haproxy;
@@ -66,6 +67,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
+    ("chromium", "chromium"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.
