@@ -5,6 +5,8 @@
 //! | `GET /v1/status` | | [`crate::status::Status`] |
 //! | `GET /v1/events?since=SEQ&limit=N` | | [`crate::events::Page`] |
 //! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`Line`]; ends with `lbd` |
+//! | `GET /v1/flows?service=NAME&backend=ADDRESS&client=PREFIX&kind=KIND&limit=N` | | [`crate::flows::Found`] |
+//! | `GET /v1/flows?stream=true&…` | | a line of JSON for each flow, see [`crate::flows::Line`] |
 //! | `GET /v1/node` | | [`crate::status::Node`] |
 //! | `PATCH /v1/node` | [`NodeChange`] | [`Done`] |
 //! | `GET /v1/services` | | its services by name |
@@ -30,6 +32,7 @@
 
 pub mod client;
 mod events;
+mod flows;
 pub mod server;
 pub mod socket;
 

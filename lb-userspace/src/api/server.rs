@@ -1,6 +1,6 @@
 //! The server: takes requests apart, hands them to the daemon, and writes its answers.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -20,6 +20,7 @@ use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    flows::Source,
     status::{Node, Pair, Peer, Service, Status},
 };
 
@@ -49,13 +50,15 @@ pub async fn serve(
     listener: UnixListener,
     daemon: mpsc::Sender<Request>,
     events: Events,
+    flows: Arc<dyn Source>,
     stop: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let stopped = async {
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = router(daemon).merge(super::events::router(events));
+    let flows = super::flows::router(daemon.clone(), flows);
+    let router = router(daemon).merge(super::events::router(events)).merge(flows);
     axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }
 
@@ -87,7 +90,7 @@ struct Force {
     force: bool,
 }
 
-async fn ask<T>(
+pub(super) async fn ask<T>(
     daemon: &mpsc::Sender<Request>,
     request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
 ) -> Result<T, Refusal> {

@@ -9,6 +9,7 @@ use super::{
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
     events::EventsArgs,
+    flows::FlowsArgs,
     node::NodeCommand,
     vrrp::{SyncCommand, VrrpCommand},
 };
@@ -58,6 +59,8 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Show what has happened, and follow what happens.
     Events(EventsArgs),
+    /// Show which client is on which backend: pins, tracked UDP flows, QUIC connections.
+    Flows(FlowsArgs),
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),

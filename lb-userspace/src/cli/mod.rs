@@ -7,6 +7,7 @@ mod config;
 mod decap;
 mod drain;
 mod events;
+mod flows;
 mod health;
 mod node;
 mod patience;
@@ -83,6 +84,7 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(command) => return config::run(command, &client, printer).await,
             Command::Events(args) => events::run(args, &client, self.output).await?,
+            Command::Flows(args) => flows::run(args, &client, printer).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
             Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
             Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,
