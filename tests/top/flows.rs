@@ -101,7 +101,7 @@ fn full_tables_are_read_in_bounded_memory_while_the_daemon_answers() -> Result<(
     let mut walks = Vec::new();
     let mut lbctl = balancer.lbctl_command();
     lbctl.args(["flows", "--count"]);
-    for _ in 0..10 {
+    for _ in 0..3 {
         let start = Instant::now();
         let mut walk = lbctl.stdout(std::process::Stdio::null()).spawn()?;
         while walk.try_wait()?.is_none() {
@@ -121,8 +121,8 @@ fn full_tables_are_read_in_bounded_memory_while_the_daemon_answers() -> Result<(
         most(&busy),
         busy.len()
     );
-    // A walk on the daemon's own task would be as long as the walk, each time.
-    ensure!(middle(&busy) < middle(&idle) * 4 + Duration::from_millis(5), "{busy:?}");
+    // If the daemon's own task walked, who asks it something else would wait for that each time.
+    ensure!(middle(&busy) < middle(&walks) / 4, "{:?} of {:?}", middle(&busy), middle(&walks));
 
     // All of them as lines, of which few are in memory.
     let mut lbctl = balancer.lbctl_command();

@@ -1,7 +1,9 @@
 //! Where the output is no terminal it is plain; where it is one, it moves.
 
+use std::{env, fs, path::Path, process::Command, time::Duration};
+
 use anyhow::{Context as _, Result, ensure};
-use kit::{can_run, tmux::Terminal};
+use kit::{can_run, command, progress::Progress, tmux::Terminal, wait};
 
 use crate::site::{Site, WAY};
 
@@ -60,4 +62,52 @@ fn a_drain_that_is_waited_for_moves_on_a_terminal_and_is_plain_in_a_pipe() -> Re
     // Who interrupts it has the prompt again.
     terminal.types("echo done")?;
     terminal.wait_for("\ndone").map(drop)
+}
+
+/// Set for a run of this program that only shows progress: the file that it waits for between two steps.
+const SHOWS: &str = "LB_TEST_PROGRESS";
+
+/// Two steps: the second one begins, and ends when there is a file.
+fn show_progress(until: &Path) -> Result<()> {
+    let mut progress = Progress::new(2);
+    progress.begin("the first step");
+    progress.end(Some("the first step: fine"));
+    progress.begin("the second step");
+    wait::until_true(Duration::from_secs(30), "the file is there", || Ok(until.exists()))?;
+    progress.end(None);
+    Ok(())
+}
+
+#[test]
+fn steps_are_a_line_that_changes_on_a_terminal_and_lines_in_a_pipe() -> Result<()> {
+    if let Some(until) = env::var_os(SHOWS) {
+        return show_progress(Path::new(&until));
+    }
+    if !can_run() {
+        return Ok(());
+    }
+    let site = Site::new()?;
+    let file = site.lab.folder().join("progress");
+    let this = env::current_exe()?;
+    let name = "plain::steps_are_a_line_that_changes_on_a_terminal_and_lines_in_a_pipe";
+    let args = ["--exact", name, "--nocapture"];
+
+    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let program = format!("{} {}", this.display(), args.join(" "));
+    terminal.types(&format!("clear; {SHOWS}={} {program} >/dev/null", file.display()))?;
+    let screen = terminal.wait_for("[2/2] the second step; ")?;
+    ensure!(screen.contains("[1/2] the first step: fine\n"), "a result stays:\n{screen}");
+    ensure!(!screen.contains("[1/2] the first step\n"), "a step does not:\n{screen}");
+    fs::write(&file, "")?;
+    terminal.wait_until("the line is taken back", |screen| !screen.contains("second step"))?;
+
+    let piped = command::output(Command::new(this).args(args).env(SHOWS, &file), "")?;
+    let said = String::from_utf8(piped.stderr).context("UTF-8")?;
+    ensure!(piped.status.success() && is_plain(&said), "{said:?}");
+    for line in
+        ["[1/2] the first step\n", "[1/2] the first step: fine\n", "[2/2] the second step; "]
+    {
+        ensure!(said.contains(line), "{line:?} is missing in {said:?}");
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     ops::ControlFlow,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -23,13 +24,12 @@ use axum::{
 use futures_util::stream;
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::spawn_blocking,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
 use super::{Request, server::ask};
 use crate::{
-    datapath::monotonic,
+    datapath::{monotonic, stand_back},
     desired::ServiceKey,
     edit::{Refusal, RefusalKind},
     flows::{Found, Line, Names, Query, Search, Source},
@@ -85,10 +85,12 @@ impl Reader {
         if query.stream {
             return stream_of(source, names, query, permits, self.patience).await;
         }
-        let found = spawn_blocking(move || {
+        let (tell, found) = oneshot::channel();
+        beside(move || {
             let _permits = permits;
-            find(&*source, &names, &query)
-        });
+            // Who asked may be gone.
+            let _ = tell.send(find(&*source, &names, &query));
+        })?;
         Ok(Json(found.await.map_err(failed)??).into_response())
     }
 
@@ -100,6 +102,16 @@ impl Reader {
         let walk = Arc::clone(&self.walks).acquire_owned().await.map_err(failed)?;
         Ok((question, walk))
     }
+}
+
+/// Does it on a thread of its own, which has the daemon's and all others run first.
+fn beside(work: impl FnOnce() + Send + 'static) -> Result<(), Refusal> {
+    let thread = thread::Builder::new().name("flows".into());
+    let spawned = thread.spawn(move || {
+        stand_back();
+        work();
+    });
+    spawned.map(drop).map_err(failed)
 }
 
 fn failed(error: impl std::fmt::Display) -> Refusal {
@@ -133,7 +145,7 @@ async fn stream_of(
 ) -> Result<Response, Refusal> {
     let (to, chunks) = mpsc::channel::<Result<Bytes, Refusal>>(CHUNKS);
     let runtime = Handle::current();
-    spawn_blocking(move || {
+    beside(move || {
         let _permits = permits;
         let until = Instant::now() + patience;
         let send = |chunk| {
@@ -145,7 +157,7 @@ async fn stream_of(
             Ok(()) => drop(send(Ok(lines.into()))),
             Err(refusal) => drop(send(Err(refusal))),
         }
-    });
+    })?;
     let mut chunks = chunks;
     // A refusal can only be told before the first line.
     let first = match chunks.recv().await {

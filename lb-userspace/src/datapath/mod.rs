@@ -42,7 +42,7 @@ mod sys;
 mod xdp;
 
 pub use detach::detach;
-pub use flow_reader::FlowReader;
+pub use flow_reader::{FlowReader, stand_back};
 pub use migrate::Step;
 pub use mmap::Mapped;
 pub use xdp::Xdp;

@@ -60,7 +60,14 @@ impl Screen {
         terminal::enable_raw_mode().context("take keys one by one")?;
         let all = terminal::Clear(ClearType::All);
         execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide, all)?;
-        Ok(self.terminal.clear()?)
+        self.redraw()
+    }
+
+    /// Draws everything anew with the next frame. `Terminal::clear` would ask the terminal for its
+    /// cursor, and the answer goes to who waits for keys.
+    fn redraw(&mut self) -> Result<()> {
+        let size = self.terminal.size().context("ask for the terminal's size")?;
+        Ok(self.terminal.resize(size.into())?)
     }
 }
 
@@ -254,7 +261,7 @@ async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<Ex
             Some(Action::Quit) => return Ok(ExitCode::SUCCESS),
             // The whole group, as the terminal does it where keys are its own.
             Some(Action::Suspend) => suspend(screen, Pid::from_raw(0))?,
-            Some(Action::Redraw) => screen.terminal.clear()?,
+            Some(Action::Redraw) => screen.redraw()?,
             Some(Action::Ask) => asker.ask_now(),
             None => {}
         }
