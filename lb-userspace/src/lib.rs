@@ -16,6 +16,7 @@ pub mod diff;
 pub mod edit;
 pub mod engine;
 pub mod events;
+pub mod flows;
 pub mod health;
 pub mod maglev;
 pub mod netlink;

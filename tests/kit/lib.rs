@@ -22,9 +22,11 @@ pub mod pair;
 pub mod peers;
 pub mod probes;
 pub mod process;
+pub mod progress;
 pub mod router;
 pub mod signals;
 pub mod status;
+pub mod tmux;
 pub mod twins;
 pub mod udp;
 pub mod wait;
@@ -66,6 +68,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
+    ("tmux", "tmux"),
     ("nsenter", "util-linux"),
     ("chromium", "chromium"),
 ];

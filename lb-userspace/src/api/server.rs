@@ -1,6 +1,6 @@
 //! The server: takes requests apart, hands them to the daemon, and writes its answers.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Extension, Json, Router,
@@ -21,6 +21,7 @@ use crate::{
     dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    flows::Source,
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
     web::ready,
@@ -53,6 +54,7 @@ pub async fn serve(
     daemon: mpsc::Sender<Request>,
     events: Events,
     samples: Samples,
+    flows: Arc<dyn Source>,
     stop: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let stopped = async {
@@ -62,6 +64,7 @@ pub async fn serve(
     let router = reading(daemon.clone(), events.clone(), samples.clone())
         .merge(changing(daemon.clone()))
         .merge(dashboard::router(samples, events))
+        .merge(super::flows::router(daemon.clone(), flows))
         .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
         .fallback(no_such_path);
     axum::serve(listener, router).with_graceful_shutdown(stopped).await
@@ -111,7 +114,7 @@ struct Force {
     force: bool,
 }
 
-async fn ask<T>(
+pub(super) async fn ask<T>(
     daemon: &mpsc::Sender<Request>,
     request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
 ) -> Result<T, Refusal> {

@@ -97,7 +97,9 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
-    let engine = Engine::adopt(Xdp::open(&settings)?, &settings).context("adopt the maps")?;
+    let xdp = Xdp::open(&settings)?;
+    let flows = Arc::new(xdp.flow_reader()?);
+    let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
         .context("follow the kernel's neighbours")?;
@@ -131,7 +133,8 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
 
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
-    let server = tokio::spawn(server::serve(listener, requests_to, events, samples, stopped));
+    let server =
+        tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
     let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
     let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.

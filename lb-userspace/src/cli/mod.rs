@@ -7,12 +7,14 @@ mod config;
 mod decap;
 mod drain;
 mod events;
+mod flows;
 mod health;
 mod node;
 mod patience;
 mod plan;
 mod status;
 mod table;
+mod top;
 mod vrrp;
 
 use std::{
@@ -83,6 +85,8 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(command) => return config::run(command, &client, printer).await,
             Command::Events(args) => events::run(args, &client, self.output).await?,
+            Command::Top(args) => return top::run(args, &client, self.output).await,
+            Command::Flows(args) => flows::run(args, &client, printer).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
             Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
             Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,

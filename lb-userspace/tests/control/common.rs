@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     balancer::{Wired, Wires},
-    fakes::{Deed, Script},
+    fakes::{Deed, NoFlows, Script},
 };
 use lb_userspace::{
     api::{client::Client, server, socket},
@@ -161,7 +161,8 @@ impl Place {
         let (ready_to, ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let samples = Samples::start(requests_to.clone());
-        tokio::spawn(server::serve(listener, requests_to, events, samples, stopped));
+        let flows = Arc::new(NoFlows);
+        tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
         let inputs = Inputs { requests, signals: signals_of, neighbours, reports, vrrp, peers };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;

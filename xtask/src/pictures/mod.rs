@@ -66,7 +66,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     signals::catch();
     lab::sweep()?;
     if !Path::new("/usr/share/fonts/opentype/inter").exists() {
-        println!("the pictures were made with the typeface of Debian's {TYPEFACE}, which is not here");
+        println!(
+            "the pictures were made with the typeface of Debian's {TYPEFACE}, which is not here"
+        );
     }
     let folder = crate::workspace().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -149,9 +151,11 @@ fn let_happen(twins: &mut Twins, time: Duration) -> Result<Vec<Load>> {
 fn take(twins: &Twins, folder: &Path) -> Result<()> {
     let host = twins.host(0);
     let browser = Browser::start(&host.namespace, &twins.lab.folder().join("chromium"))?;
-    for (name, screen) in
-        [("dashboard-light", DESK), ("dashboard-dark", Screen { dark: true, ..DESK }), ("dashboard-phone", PHONE)]
-    {
+    for (name, screen) in [
+        ("dashboard-light", DESK),
+        ("dashboard-dark", Screen { dark: true, ..DESK }),
+        ("dashboard-phone", PHONE),
+    ] {
         let page = browser.open(ADDRESS, screen)?;
         let soon = Duration::from_secs(20);
         page.wait(soon, "document.querySelector('#link').dataset.link", "live")?;
