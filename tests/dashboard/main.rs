@@ -41,13 +41,14 @@ impl Stage {
         let browser = Browser::start(&lab.balancer.namespace, &lab.folder().join("chromium"))?;
         Ok(Self { browser, balancer, lab })
     }
+}
 
-    fn open(&self, screen: Screen) -> Result<Page<'_>> {
-        let page = self.browser.open(ADDRESS, screen)?;
-        page.wait(SOON, LINK, "live")?;
-        page.wait(SOON, "document.querySelector('#main').getAttribute('aria-busy')", ())?;
-        Ok(page)
-    }
+/// Opens the page, and waits until it shows the node.
+fn open(browser: &Browser, screen: Screen) -> Result<Page<'_>> {
+    let page = browser.open(ADDRESS, screen)?;
+    page.wait(SOON, LINK, "live")?;
+    page.wait(SOON, "document.querySelector('#main').getAttribute('aria-busy')", ())?;
+    Ok(page)
 }
 
 /// HTTP on both families, and one whose name is hostile.
@@ -95,15 +96,15 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut stage = Stage::new(web)?;
+    let Stage { mut lab, balancer, browser } = Stage::new(web)?;
     let load = Plan {
         target: (VIPS_V4[0], 80).into(),
         steady: 12,
         passing: 4,
         pause: Duration::from_millis(20),
     };
-    let load = Load::start(&stage.lab.client.namespace, load)?;
-    let page = stage.open(DESK)?;
+    let load = Load::start(&lab.client.namespace, load)?;
+    let page = open(&browser, DESK)?;
     page.evaluate("window.sameAsBefore = true")?;
 
     // All services with all backends, up, and the rates of the load.
@@ -124,18 +125,18 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     page.wait(SOON, "document.querySelectorAll('main img').length", 0)?;
 
     // A drain, from its beginning to the last flow.
-    stage.balancer.lbctl(&["backend", "drain", "web", "10.0.0.12"])?;
+    balancer.lbctl(&["backend", "drain", "web", "10.0.0.12"])?;
     page.wait(SOON, &of_backend("web", "10.0.0.12", ".badge b"), "draining")?;
     page.wait(SOON, &says("#drains", "10.0.0.12"), true)?;
     page.wait(SOON, &says("#drains", "flows left: "), true)?;
     page.wait(SOON, &says("#events", "backend 10.0.0.12 of web drains"), true)?;
-    stage.balancer.lbctl(&["backend", "enable", "web", "10.0.0.12"])?;
+    balancer.lbctl(&["backend", "enable", "web", "10.0.0.12"])?;
     page.wait(SOON, "document.querySelector('#drains').hidden", true)?;
     page.wait(SOON, &of_backend("web", "10.0.0.12", ".badge b"), "up")?;
     drop(load);
 
     // A death, and its place in the backend's history and in the strip.
-    stage.lab.webs[2].nginx.kill()?;
+    lab.webs[2].nginx.kill()?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", ".badge b"), "down")?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", "td.state small"), "connection refused")?;
     page.wait(SOON, &says("#alerts", "web: 10.0.0.13 is down (connection refused)"), true)?;
@@ -150,7 +151,7 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
         "/^Last five minutes: up .* down .*checks failed/.test({strip}.getAttribute('aria-label'))"
     );
     page.wait(SOON, &told, true)?;
-    let nginx = &mut stage.lab.webs[2];
+    let nginx = &mut lab.webs[2];
     nginx.nginx.restart(&nginx.host.namespace, kit::process::Orphan::Dies)?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", ".badge b"), "up")?;
 
@@ -196,7 +197,7 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
     let stage = Stage::new(web)?;
     stage.balancer.wait_usable()?;
     stage.balancer.lbctl(&["backend", "drain", "web", "10.0.0.12"])?;
-    let page = stage.open(DESK)?;
+    let page = open(&stage.browser, DESK)?;
     page.wait(SOON, &of_backend("web", "10.0.0.12", ".badge b"), "draining")?;
     page.evaluate("document.querySelector('.open').click()")?;
     let overflow = "document.documentElement.scrollWidth - window.innerWidth";
@@ -269,7 +270,7 @@ fn a_keyboard_and_a_screen_reader_find_everything() -> Result<()> {
         return Ok(());
     }
     let stage = Stage::new(web)?;
-    let page = stage.open(DESK)?;
+    let page = open(&stage.browser, DESK)?;
     page.wait(SOON, &of_backend("web6", "fd00::11", ".badge b"), "up")?;
     // The filter, by its key; what does not match is gone.
     page.press("/")?;
@@ -318,7 +319,7 @@ fn a_thousand_backends_stay_usable() -> Result<()> {
         (0..100).map(service).collect()
     };
     let stage = Stage::new(many)?;
-    let page = stage.open(DESK)?;
+    let page = open(&stage.browser, DESK)?;
     page.wait(SOON, &says("#services-count", "100 services, 1,000 backends"), true)?;
     // Closed, until they are opened or a filter asks for few.
     page.wait(SOON, "document.querySelectorAll('.backends').length", 0)?;
