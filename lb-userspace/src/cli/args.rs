@@ -9,8 +9,10 @@ use super::{
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
     events::EventsArgs,
+    flows::FlowsArgs,
     log::LogCommand,
     node::NodeCommand,
+    top::TopArgs,
     vrrp::{SyncCommand, VrrpCommand},
 };
 use crate::{
@@ -59,6 +61,10 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Show what has happened, and follow what happens.
     Events(EventsArgs),
+    /// Watch services, backends and flows as they are from second to second.
+    Top(TopArgs),
+    /// Show which client is on which backend: pins, tracked UDP flows, QUIC connections.
+    Flows(FlowsArgs),
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),

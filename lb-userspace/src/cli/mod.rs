@@ -7,6 +7,7 @@ mod config;
 mod decap;
 mod drain;
 mod events;
+mod flows;
 mod health;
 mod log;
 mod node;
@@ -14,6 +15,7 @@ mod patience;
 mod plan;
 mod status;
 mod table;
+mod top;
 mod vrrp;
 
 use std::{
@@ -84,6 +86,8 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(command) => return config::run(command, &client, printer).await,
             Command::Events(args) => events::run(args, &client, self.output).await?,
+            Command::Top(args) => return top::run(args, &client, self.output).await,
+            Command::Flows(args) => flows::run(args, &client, printer).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
             Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
             Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,

@@ -27,6 +27,7 @@ pub mod decap;
 mod detach;
 pub mod entry;
 pub mod fake;
+mod flow_reader;
 mod folders;
 mod kernel_link;
 mod layouts;
@@ -42,6 +43,7 @@ mod sys;
 mod xdp;
 
 pub use detach::detach;
+pub use flow_reader::{FlowReader, stand_back};
 pub use migrate::Step;
 pub use mmap::Mapped;
 pub use xdp::Xdp;
@@ -172,7 +174,7 @@ pub trait DataPlane {
 }
 
 /// The tables of flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FlowTable {
     /// Flows that a change of the ring would otherwise move.
     Pins,
