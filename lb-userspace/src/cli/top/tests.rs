@@ -58,6 +58,7 @@ pub(super) fn node() -> Status {
         addresses: vec!["10.0.0.100/32".into()],
         problems: Vec::new(),
         holds_back: None,
+        wants: false,
         counters: Counters::default(),
     };
     Status {
