@@ -1,6 +1,7 @@
 //! The cost of a packet: every case in every round in turn, so that a noisy moment hits all alike.
 
 use anyhow::{Result, ensure};
+use kit::progress::Progress;
 use lb_common::abi::{backend_flags, proto, udp_policy};
 
 use crate::{
@@ -122,7 +123,9 @@ pub fn measure(rounds: u32, packets: u32) -> Result<Vec<PacketCase>> {
     }
     let mut cases = cases();
     let balance = harness.balance()?;
+    let mut progress = Progress::new(rounds as usize + 1);
     for round in 0..=rounds {
+        progress.begin("a round of all cases");
         for case in &mut cases {
             let target = match case.floor {
                 Some(name) => harness.floor(name)?,
@@ -144,6 +147,7 @@ pub fn measure(rounds: u32, packets: u32) -> Result<Vec<PacketCase>> {
                 case.samples.push(nanos);
             }
         }
+        progress.end(None);
     }
     Ok(report(cases))
 }

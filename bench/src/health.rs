@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kit::{namespace::Namespace, wait::until};
+use kit::{namespace::Namespace, progress::Progress, wait::until};
 use lb_userspace::{
     desired::{Mode, Protocol, ServiceKey},
     health::{
@@ -86,13 +86,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     ];
     let floor_us = hosts.balancer.enter(|| floor(arguments.backends))?.context("the floor")?;
     let mut report = Report { floor_us, cases: Vec::new() };
+    let mut progress = Progress::new(cases.len());
     let measured = cases.into_iter().try_for_each(|(name, backends, interval, kind, route)| {
+        progress.begin(name);
         let check = Check { kind: kind.clone(), interval, ..Check::default() };
         let assignments = assignments(backends, &check, route);
         let measure = || measure(name, interval, assignments, time);
         report.cases.push(hosts.balancer.enter(measure)?.with_context(|| name.to_owned())?);
+        progress.end(None);
         Ok(())
     });
+    drop(progress);
     hosts.stop()?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -94,6 +94,11 @@ impl Now {
     }
 }
 
+/// The slot of a client's flow.
+pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
+    history::slot_of_flow(service, key)
+}
+
 /// What a reconciliation has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {

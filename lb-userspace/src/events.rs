@@ -94,7 +94,9 @@ macro_rules! kinds {
                 match self { $(Self::$kind => $name,)* }
             }
 
-            const fn level(self) -> tracing::Level {
+            /// How much it matters: the level that it is logged at.
+            #[must_use]
+            pub const fn level(self) -> tracing::Level {
                 match self { $(Self::$kind => tracing::Level::$level,)* }
             }
         }
@@ -307,6 +309,16 @@ impl Events {
         }
     }
 
+    /// The last events of a backend, at most `limit`, newest first.
+    #[must_use]
+    pub fn of_backend(&self, service: &str, backend: IpAddr, limit: usize) -> Vec<Event> {
+        let history = self.history();
+        let its = history.kept.iter().rev().filter(|event| {
+            event.news.backend == Some(backend) && event.news.service.as_deref() == Some(service)
+        });
+        its.take(limit).cloned().collect()
+    }
+
     /// The number of the last event.
     #[must_use]
     pub fn last(&self) -> u64 {
@@ -457,6 +469,20 @@ mod tests {
              \"cause\":\"a test\"}"
         );
         assert_eq!(serde_json::from_str::<Event>(&json).expect(&json), event);
+    }
+
+    #[test]
+    fn a_backend_s_history_is_its_own_and_begins_with_the_last_event() {
+        let events = Events::new(at(1));
+        let [one, other] = [[10, 0, 0, 11], [10, 0, 0, 12]].map(IpAddr::from);
+        for (message, service, backend) in
+            [("a", "web", one), ("b", "web", other), ("c", "mail", one), ("d", "web", one)]
+        {
+            events.record(news(message).of_backend(service, backend));
+        }
+        let said = |limit| events.of_backend("web", one, limit).into_iter();
+        let said = |limit| said(limit).map(|event| event.news.message).collect::<Vec<_>>();
+        assert_eq!((said(9), said(1)), (vec!["d".into(), "a".into()], vec!["d".into()]));
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! What the daemon tells of itself: the types that `lbctl` prints and programs read as JSON.
 
+mod word;
+
 use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::word::Word;
 use crate::{
     desired::{Admin, Mode, ServiceKey, UdpPolicy},
     health::{
@@ -21,6 +24,9 @@ use crate::{
 pub struct Status {
     /// Version of `lbd`.
     pub version: String,
+    /// What the node calls itself.
+    #[serde(default)]
+    pub name: String,
     /// Seconds since `lbd` started.
     pub uptime_secs: u64,
     /// The interfaces that the program is attached to.

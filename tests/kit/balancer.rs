@@ -308,6 +308,12 @@ impl Balancer {
         lbctl
     }
 
+    /// The host that it runs on.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        Namespace::existing(self.namespace.name())
+    }
+
     /// What `lbctl status` tells.
     ///
     /// # Errors

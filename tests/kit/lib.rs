@@ -7,6 +7,7 @@
 
 pub mod arrivals;
 pub mod balancer;
+pub mod browser;
 pub mod command;
 pub mod downloads;
 pub mod haproxy;
@@ -21,10 +22,12 @@ pub mod pair;
 pub mod peers;
 pub mod probes;
 pub mod process;
+pub mod progress;
 pub mod prometheus;
 pub mod router;
 pub mod signals;
 pub mod status;
+pub mod tmux;
 pub mod twins;
 pub mod udp;
 pub mod wait;
@@ -68,8 +71,10 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("curl", "curl"),
     ("ping", "iputils-ping"),
+    ("tmux", "tmux"),
     ("nsenter", "util-linux"),
     ("tshark", "tshark"),
+    ("chromium", "chromium"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.

@@ -93,7 +93,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Failover { json, only } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
-            call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
+            build("lb-userspace")?;
             measure(
                 "failover",
                 *json,
@@ -104,7 +104,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         Bench::Vrrp { json, trials, interval, only } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
-            call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
+            build("lb-userspace")?;
             let trials = trials.map(|trials| trials.to_string());
             measure(
                 "vrrp",
@@ -131,6 +131,11 @@ pub fn run(bench: &Bench) -> Result<()> {
     }
 }
 
+fn build(package: &str) -> Result<()> {
+    let build = ["build", "--release", "--bins", "--package", package];
+    call(&[&build, cargo::quiet()].concat())
+}
+
 /// Builds the benchmarks and runs one as root.
 fn measure(
     name: &str,
@@ -139,7 +144,7 @@ fn measure(
     time: &str,
 ) -> Result<()> {
     eprintln!("bench: building it optimised; the first time takes minutes");
-    call(&["build", "--quiet", "--release", "--package", "lb-bench"])?;
+    build("lb-bench")?;
     let mut command = Command::new(cargo::folder(true)?.join("lb-bench"));
     command.arg(name);
     if json {

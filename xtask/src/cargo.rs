@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    io::{self, IsTerminal as _},
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -37,6 +38,11 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// What makes cargo quiet, unless somebody watches: on a terminal it shows how far it is.
+pub fn quiet() -> &'static [&'static str] {
+    if io::stderr().is_terminal() { &[] } else { &["--quiet"] }
+}
+
 /// Builds `lbd` and `lbctl`; the folder that they are in.
 ///
 /// # Errors
@@ -45,7 +51,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 pub fn build(release: bool) -> Result<PathBuf> {
     let profile: &[&str] = if release { &["--release"] } else { &[] };
     println!("building lbd and lbctl; the first time takes minutes");
-    call(&[&["build", "--quiet", "--package", "lb-userspace", "--bins"], profile].concat())?;
+    call(&[&["build", "--package", "lb-userspace", "--bins"], quiet(), profile].concat())?;
     folder(release)
 }
 

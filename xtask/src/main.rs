@@ -9,6 +9,7 @@ mod cargo;
 mod check;
 mod lab;
 mod pair;
+mod pictures;
 mod root;
 mod run;
 mod setup;
@@ -48,6 +49,8 @@ enum Command {
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
+    Pictures(pictures::Arguments),
     /// What CI runs: check and test; a test that can't run counts as failed
     Ci,
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Check => setup::tools().and_then(|()| check::run()),
         Command::Bench(bench) => bench::run(&bench),
         Command::Lab(command) => lab::run(command),
+        Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())
             .and_then(|()| test::run(&test::Arguments::default(), true)),

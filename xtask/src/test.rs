@@ -107,7 +107,8 @@ fn seconds(time: Duration) -> f64 {
 /// Builds the suite's test programs.
 fn build(suite: Suite) -> Result<Vec<Program>> {
     let mut command = cargo();
-    command.args(["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"]);
+    command.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    command.args(cargo::quiet());
     match suite {
         Suite::All => {}
         Suite::Unit => {

@@ -12,7 +12,7 @@ mod systems;
 
 use anyhow::{Context as _, Result, bail};
 use faults::Fault;
-use kit::{lab, signals};
+use kit::{lab, progress::Progress, signals};
 use report::Report;
 use systems::System;
 
@@ -51,10 +51,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn measure(cells: &[(&System, Fault)], report: &mut Report) -> Result<()> {
-    for (n, &(system, fault)) in cells.iter().enumerate() {
+    let mut progress = Progress::new(cells.len());
+    for &(system, fault) in cells {
         let name = format!("{}, {}", system.name, fault.name());
+        progress.begin(&name);
         let cell = cell::measure(system, fault).with_context(|| name.clone())?;
-        eprintln!("[{}/{}] {name}: {cell}", n + 1, cells.len());
+        progress.end(Some(&format!("{name}: {cell}")));
         report.cells.push(cell);
     }
     Ok(())

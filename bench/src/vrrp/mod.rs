@@ -14,7 +14,7 @@ mod trial;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use kit::{lab, signals};
+use kit::{lab, progress::Progress, signals};
 
 use faults::Fault;
 use report::{Cell, Report};
@@ -76,6 +76,9 @@ fn measure(
 ) -> Result<()> {
     let sites = systems.iter().map(|&system| Site::new(system, interval));
     let mut sites: Vec<Site> = sites.collect::<Result<_>>()?;
+    let asked = |fault| sites.iter().filter(|site| site.system.is_asked(fault)).count();
+    let cells: usize = faults.iter().map(|&fault| asked(fault)).sum();
+    let mut progress = Progress::new(cells * trials as usize);
     for &fault in faults {
         let first = report.cells.len();
         let asked = |site: &&mut Site| site.system.is_asked(fault);
@@ -84,8 +87,10 @@ fn measure(
         for n in 0..trials {
             for (cell, site) in sites.iter_mut().filter(asked).enumerate() {
                 let name = format!("{}, {}, trial {}", site.system.name(), fault.name(), n + 1);
+                let name = format!("{interval:?}, {name} of {trials}");
+                progress.begin(&name);
                 let trial = trial::run(site, fault, n).with_context(|| name.clone())?;
-                eprintln!("{interval:?}, {name} of {trials}: {trial}");
+                progress.end(Some(&format!("{name}: {trial}")));
                 report.cells[first + cell].trials.push(trial);
             }
         }

@@ -5,6 +5,9 @@
 //! | `GET /v1/status` | | [`crate::status::Status`] |
 //! | `GET /v1/events?since=SEQ&limit=N` | | [`crate::events::Page`] |
 //! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`Line`]; ends with `lbd` |
+//! | `GET /v1/samples?service=NAME&last=SECONDS&totals=true` | | [`crate::samples::Page`]: figures per second |
+//! | `GET /v1/flows?service=NAME&backend=ADDRESS&client=PREFIX&kind=KIND&limit=N` | | [`crate::flows::Found`] |
+//! | `GET /v1/flows?stream=true&…` | | a line of JSON for each flow, see [`crate::flows::Line`] |
 //! | `GET /v1/node` | | [`crate::status::Node`] |
 //! | `PATCH /v1/node` | [`NodeChange`] | [`Done`] |
 //! | `GET /v1/services` | | its services by name |
@@ -39,6 +42,7 @@
 mod capture;
 pub mod client;
 mod events;
+mod flows;
 mod log;
 mod peer;
 pub mod server;

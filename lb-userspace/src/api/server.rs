@@ -1,6 +1,6 @@
 //! The server: takes requests apart, hands them to the daemon, and writes its answers.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Extension, Json, Router,
@@ -16,10 +16,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms, peer, socket::Listener};
 use crate::{
+    dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
     explain::Explained,
+    flows::Source,
     metrics,
+    samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
     web::ready,
 };
@@ -50,18 +53,22 @@ pub async fn serve(
     listener: Listener,
     daemon: mpsc::Sender<Request>,
     events: Events,
+    samples: Samples,
+    flows: Arc<dyn Source>,
     stop: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
     let stopped = async {
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = reading(daemon.clone(), events)
+    let router = reading(daemon.clone(), events.clone(), samples.clone())
         .merge(changing(daemon.clone()))
         .merge(super::log::router())
         .merge(super::capture::router(daemon.clone()))
         .merge(metrics::router(daemon.clone()))
         .merge(metrics::haproxy_router(daemon.clone()))
+        .merge(dashboard::router(samples, events))
+        .merge(super::flows::router(daemon.clone(), flows))
         .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(listener.group, peer::check));
@@ -70,7 +77,7 @@ pub async fn serve(
 }
 
 /// What only tells, and is served to who only looks as well.
-pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events) -> Router {
+pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/node", get(node))
@@ -82,6 +89,7 @@ pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events) -> Router {
         .route("/v1/peers", get(peers))
         .with_state(daemon)
         .merge(super::events::router(events))
+        .merge(samples::router(samples))
 }
 
 /// What changes something, or tells of files, for who may use the socket.

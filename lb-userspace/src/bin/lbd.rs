@@ -22,6 +22,7 @@ use lb_userspace::{
     logs,
     netlink::Resolver,
     notify::Notifier,
+    samples::Samples,
     sync::thread::Link,
     vrrp::thread::Thread,
     web::Doors,
@@ -96,6 +97,7 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     if let Some(log) = xdp.take_log() {
         tokio::spawn(log.run());
     }
+    let flows = Arc::new(xdp.flow_reader()?);
     let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
@@ -110,7 +112,8 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let events = Events::new(SystemTime::now());
     // As many changes at once are written together.
     let (requests_to, requests) = mpsc::channel(1_024);
-    let doors = Doors::start(requests_to.clone(), events.clone())?;
+    let samples = Samples::start(requests_to.clone());
+    let doors = Doors::start(requests_to.clone(), events.clone(), samples.clone())?;
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let effects = Effects {
@@ -129,7 +132,8 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
 
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
-    let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));
+    let server =
+        tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
     let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
     let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.

@@ -11,8 +11,10 @@ use super::{
     decap::DecapCommand,
     events::EventsArgs,
     explain::ExplainArgs,
+    flows::FlowsArgs,
     log::LogCommand,
     node::NodeCommand,
+    top::TopArgs,
     vrrp::{SyncCommand, VrrpCommand},
 };
 use crate::{
@@ -65,6 +67,10 @@ pub(super) enum Command {
     Capture(CaptureArgs),
     /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
     Explain(Box<ExplainArgs>),
+    /// Watch services, backends and flows as they are from second to second.
+    Top(TopArgs),
+    /// Show which client is on which backend: pins, tracked UDP flows, QUIC connections.
+    Flows(FlowsArgs),
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),

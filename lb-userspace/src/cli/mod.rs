@@ -9,6 +9,7 @@ mod decap;
 mod drain;
 mod events;
 mod explain;
+mod flows;
 mod health;
 mod log;
 mod node;
@@ -16,6 +17,7 @@ mod patience;
 mod plan;
 mod status;
 mod table;
+mod top;
 mod vrrp;
 
 use std::{
@@ -86,6 +88,8 @@ impl Cli {
             Command::Backend(command) => return backend(command, &client, printer).await,
             Command::Config(command) => return config::run(command, &client, printer).await,
             Command::Events(args) => events::run(args, &client, self.output).await?,
+            Command::Top(args) => return top::run(args, &client, self.output).await,
+            Command::Flows(args) => flows::run(args, &client, printer).await?,
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
             Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
             Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,

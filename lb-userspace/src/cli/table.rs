@@ -25,6 +25,11 @@ impl Table {
         self.rows.push(cells.into());
     }
 
+    /// A row of cells that are not counted before.
+    pub(super) fn cells(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rows.len() == 1
     }

@@ -265,25 +265,24 @@ pub(super) fn lines(status: &Status) -> String {
     if !routers.is_empty() {
         text += &format!("virtual routers: {}\n", routers.join(", "));
     }
-    let peers: Vec<_> = status
-        .peers
-        .iter()
-        .map(|peer| {
-            let state = match peer.session.connected {
-                false => "GONE",
-                true if problems(peer).next().is_some() => "CONFIGURED OTHERWISE",
-                true => match (peer.session.complete_here, peer.session.complete_there) {
-                    (true, true) => "synced",
-                    _ => "NOT SYNCED",
-                },
-            };
-            format!("{} {state}", peer.name())
-        })
-        .collect();
+    let peers: Vec<_> =
+        status.peers.iter().map(|peer| format!("{} {}", peer.name(), peer_state(peer))).collect();
     if !peers.is_empty() {
         text += &format!("peers: {}\n", peers.join(", "));
     }
     text
+}
+
+/// Whether a peer is there and knows all flows, in a word.
+pub(super) fn peer_state(peer: &Peer) -> &'static str {
+    match peer.session.connected {
+        false => "GONE",
+        true if problems(peer).next().is_some() => "CONFIGURED OTHERWISE",
+        true => match (peer.session.complete_here, peer.session.complete_there) {
+            (true, true) => "synced",
+            _ => "NOT SYNCED",
+        },
+    }
 }
 
 #[cfg(test)]

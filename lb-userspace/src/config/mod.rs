@@ -154,6 +154,12 @@ impl Config {
         Self::parse(&text).map_err(|problems| Invalid { file: file.into(), problems }.into())
     }
 
+    /// What the node calls itself: what its peers are told, or the machine's name.
+    #[must_use]
+    pub fn node_name(&self) -> String {
+        self.sync.as_ref().map_or_else(sync::host_name, |sync| sync.node.clone())
+    }
+
     /// Reads the text of a file.
     ///
     /// # Errors

@@ -107,6 +107,7 @@ impl<B: Balancer> Daemon<B> {
         let failed = |error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
         let mut status = self.balancer.status().map_err(failed)?;
         status.version = env!("CARGO_PKG_VERSION").into();
+        status.name = self.config.node_name();
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
         status.node = self.node;

@@ -31,7 +31,7 @@ use crate::{
 /// Name of the balancer's program in its object.
 pub(super) const BALANCE: &str = "balance";
 /// The folder of this version's maps.
-const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
+pub(super) const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
 impl Xdp {
     /// Adopts what is pinned, or makes it; puts the program on the interfaces. Maps of an older

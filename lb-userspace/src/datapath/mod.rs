@@ -31,6 +31,7 @@ pub mod decap;
 mod detach;
 pub mod entry;
 pub mod fake;
+mod flow_reader;
 mod folders;
 mod kernel_link;
 mod layouts;
@@ -48,6 +49,7 @@ mod view;
 mod xdp;
 
 pub use detach::detach;
+pub use flow_reader::{FlowReader, stand_back};
 pub use migrate::Step;
 pub use mmap::Mapped;
 pub use xdp::Xdp;
@@ -196,7 +198,7 @@ pub trait DataPlane: View {
 }
 
 /// The tables of flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FlowTable {
     /// Flows that a change of the ring would otherwise move.
     Pins,

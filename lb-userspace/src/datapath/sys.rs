@@ -4,6 +4,7 @@ use std::{
     ffi::CString,
     io,
     marker::PhantomData,
+    ops::ControlFlow,
     os::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -218,6 +219,14 @@ where
 
     /// Visits every entry, thousands to a call. An entry that moves meanwhile may be met twice.
     pub fn walk(&self, mut visit: impl FnMut(K, V)) -> io::Result<()> {
+        self.walk_while(|key, value| {
+            visit(key, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same, until the visitor has seen enough.
+    pub fn walk_while(&self, mut visit: impl FnMut(K, V) -> ControlFlow<()>) -> io::Result<()> {
         let mut keys = vec![K::new_zeroed(); BATCH];
         let mut values = vec![V::new_zeroed(); BATCH];
         // Where to go on: opaque, at most as large as a key or a word.
@@ -250,8 +259,9 @@ where
                 Err(error) => return Err(error),
             };
             let count = (attr.count as usize).min(keys.len());
-            keys[..count].iter().zip(&values[..count]).for_each(|(key, value)| visit(*key, *value));
-            if last {
+            let mut entries = keys[..count].iter().zip(&values[..count]);
+            let seen = entries.try_for_each(|(key, value)| visit(*key, *value));
+            if last || seen.is_break() {
                 return Ok(());
             }
             std::mem::swap(&mut position, &mut next);

@@ -98,6 +98,17 @@ pub(super) fn services(maps: &Maps) -> Result<BTreeMap<ServiceKey, abi::Service>
     Ok(services)
 }
 
+/// All backends that the maps hold, by id.
+pub(super) fn backends(maps: &Maps) -> Result<BTreeMap<u16, abi::Backend>> {
+    let mut backends = BTreeMap::new();
+    maps.backends.walk(|id, value| {
+        if value.as_bytes().iter().any(|&byte| byte != 0) {
+            backends.insert(id as u16, value);
+        }
+    })?;
+    Ok(backends)
+}
+
 /// Adds what one CPU has counted.
 fn add(total: &mut BackendTotals, counter: &BackendCounter) {
     total.sent.packets += counter.packets.load();
@@ -189,13 +200,7 @@ impl DataPlane for Xdp {
     }
 
     fn backends(&self) -> Result<BTreeMap<u16, abi::Backend>> {
-        let mut backends = BTreeMap::new();
-        self.maps.backends.walk(|id, value| {
-            if value.as_bytes().iter().any(|&byte| byte != 0) {
-                backends.insert(id as u16, value);
-            }
-        })?;
-        Ok(backends)
+        backends(&self.maps)
     }
 
     fn put_backend(&mut self, id: u16, value: &abi::Backend) -> Result<()> {

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Config, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
-use crate::{api::Request, events::Events};
+use crate::{api::Request, events::Events, samples::Samples};
 
 /// How often connections are looked at, and listeners that can't be had are tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,6 +42,7 @@ pub(super) async fn keep(
     mut wanted: watch::Receiver<Option<Config>>,
     daemon: mpsc::Sender<Request>,
     events: Events,
+    samples: Samples,
 ) {
     let mailbox = mailbox::open(daemon);
     let crowd = Arc::new(Crowd::default());
@@ -59,7 +60,8 @@ pub(super) async fn keep(
             }
         }
         let config = wanted.borrow_and_update().clone();
-        let setup = config.as_ref().map(|config| set_up(config, &mailbox, &events)).transpose();
+        let set_up = |config| set_up(config, &mailbox, &events, &samples);
+        let setup = config.as_ref().map(set_up).transpose();
         let setup = setup.unwrap_or_else(|error| {
             tracing::error!("the HTTP listener can't be set up: {error:#}");
             None
@@ -72,8 +74,13 @@ pub(super) async fn keep(
     }
 }
 
-fn set_up(config: &Config, mailbox: &mpsc::Sender<Request>, events: &Events) -> Result<Setup> {
-    let gate = Arc::new(Gate::new(config, rooms(config, mailbox, events))?);
+fn set_up(
+    config: &Config,
+    mailbox: &mpsc::Sender<Request>,
+    events: &Events,
+    samples: &Samples,
+) -> Result<Setup> {
+    let gate = Arc::new(Gate::new(config, rooms(config, mailbox, events, samples))?);
     let tls = config.tls.as_ref().map(|identity| TlsAcceptor::from(identity.config()));
     Ok(Setup { gate, tls, connections: config.connections })
 }

@@ -39,8 +39,10 @@ pub use self::{
 };
 use crate::{
     api::{Request, server},
+    dashboard,
     events::Events,
     metrics,
+    samples::Samples,
 };
 
 /// Connections at one moment, unless the configuration says otherwise.
@@ -89,7 +91,7 @@ impl Doors {
     /// # Errors
     ///
     /// There is no room for a thread.
-    pub fn start(daemon: mpsc::Sender<Request>, events: Events) -> Result<Self> {
+    pub fn start(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Result<Self> {
         let (config, wanted) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -99,7 +101,7 @@ impl Doors {
             .context("make the runtime of the doors")?;
         std::thread::Builder::new()
             .name("lbd-http".into())
-            .spawn(move || runtime.block_on(listen::keep(wanted, daemon, events)))
+            .spawn(move || runtime.block_on(listen::keep(wanted, daemon, events, samples)))
             .context("start the thread of the doors")?;
         Ok(Self { config })
     }
@@ -117,12 +119,20 @@ impl Doors {
 }
 
 /// What is behind the doors.
-fn rooms(config: &Config, daemon: &mpsc::Sender<Request>, events: &Events) -> Router {
-    let mut rooms = server::reading(daemon.clone(), events.clone())
+fn rooms(
+    config: &Config,
+    daemon: &mpsc::Sender<Request>,
+    events: &Events,
+    samples: &Samples,
+) -> Router {
+    let mut rooms = server::reading(daemon.clone(), events.clone(), samples.clone())
         .merge(ready::router(daemon.clone()))
         .merge(metrics::router(daemon.clone()));
     if config.haproxy_metrics {
         rooms = rooms.merge(metrics::haproxy_router(daemon.clone()));
+    }
+    if config.dashboard {
+        rooms = rooms.merge(dashboard::router(samples.clone(), events.clone()));
     }
     rooms.fallback(server::no_such_path)
 }

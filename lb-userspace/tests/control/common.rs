@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     balancer::{Wired, Wires},
-    fakes::{Deed, Script},
+    fakes::{Deed, NoFlows, Script},
 };
 use lb_userspace::{
     api::{client::Client, server, socket},
@@ -23,6 +23,7 @@ use lb_userspace::{
     health::prober::{Prober, Report},
     netlink::{Neighbourhood, NextHop, Resolution},
     notify::Notifier,
+    samples::Samples,
     settings::Limits,
 };
 use tokio::{
@@ -159,7 +160,9 @@ impl Place {
         let (signals, signals_of) = mpsc::channel(4);
         let (ready_to, ready) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(server::serve(listener, requests_to, events, stopped));
+        let samples = Samples::start(requests_to.clone());
+        let flows = Arc::new(NoFlows);
+        tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
         let inputs = Inputs { requests, signals: signals_of, neighbours, reports, vrrp, peers };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;

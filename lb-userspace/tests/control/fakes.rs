@@ -1,7 +1,9 @@
 //! Virtual routers and peers that do what a test says, and write down what is asked of them.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
+    ops::ControlFlow,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,9 +11,12 @@ use std::{
     time::SystemTime,
 };
 
+use lb_common::abi::{self, FlowValue};
 use lb_userspace::{
+    datapath::{FlowRef, FlowTable},
     desired::ServiceKey,
     engine::Role,
+    flows::Source,
     sync::{self, Mark, PeerCounters, PeerId, PeerStatus, Peers, Piece},
     vrrp::{
         ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State,
@@ -306,5 +311,26 @@ impl Peers for Script {
 
     fn status(&self) -> Vec<PeerStatus> {
         self.connected.lock().expect("nobody panics").clone()
+    }
+}
+
+/// Flow tables without a flow.
+pub struct NoFlows;
+
+impl Source for NoFlows {
+    fn services(&self) -> anyhow::Result<BTreeMap<ServiceKey, abi::Service>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn backends(&self) -> anyhow::Result<BTreeMap<u16, abi::Backend>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn walk(
+        &self,
+        _: FlowTable,
+        _: &mut dyn FnMut(FlowRef, FlowValue) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
+        Ok(())
     }
 }

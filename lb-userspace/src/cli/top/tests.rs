@@ -1,0 +1,84 @@
+//! What a test looks at.
+
+use std::{net::IpAddr, time::SystemTime};
+
+use crate::{
+    desired::{Admin, Mode, Protocol, ServiceKey},
+    health::Condition,
+    reconcile::Standing,
+    status::{Backend, Count, Interface, Service, Status, Totals, Usage},
+    vrrp::{Counters, Family, RouterKey, RouterStatus, State},
+};
+
+fn backend(slots: u32, packets: u64) -> Backend {
+    Backend {
+        weight: 1,
+        slots,
+        pins: 7,
+        sent: Count { packets, bytes: packets * 100 },
+        new_flows: packets / 10,
+        interface: Some("eth0".into()),
+        ..Backend::default()
+    }
+}
+
+fn service(port: u16, protocol: Protocol, backends: Vec<(u8, Backend)>) -> Service {
+    let at = |last: u8| IpAddr::from([10, 0, 0, last]);
+    Service {
+        key: ServiceKey { vip: at(100), port, protocol },
+        mode: Mode::Dsr,
+        udp_policy: None,
+        ring_slots: 1_000,
+        slots_in_flux: 0,
+        idle_timeout_secs: 900,
+        standing: Standing { up: 1, enabled: 1, ready: true, ..Standing::default() },
+        totals: Totals::default(),
+        backends: backends.into_iter().map(|(last, backend)| (at(last), backend)).collect(),
+    }
+}
+
+/// Two services, three of whose backends have something.
+pub(super) fn node() -> Status {
+    let down = Backend { condition: Condition::HardDown, ..backend(0, 0) };
+    let draining = Backend { admin: Admin::Draining { deadline: None }, ..backend(0, 500) };
+    let web =
+        vec![(11, backend(600, 1_000)), (12, backend(400, 2_000)), (13, down), (14, draining)];
+    let router = RouterStatus {
+        name: "main".into(),
+        key: RouterKey { family: Family::V4, vrid: 51.try_into().expect("not zero") },
+        interface: "eth0".into(),
+        source: None,
+        group: None,
+        state: State::Active,
+        since: SystemTime::UNIX_EPOCH,
+        cause: "no other router was heard".into(),
+        base_priority: 150,
+        priority: 150,
+        interval_millis: 1_000,
+        active: None,
+        addresses: vec!["10.0.0.100/32".into()],
+        problems: Vec::new(),
+        holds_back: None,
+        wants: false,
+        counters: Counters::default(),
+    };
+    Status {
+        version: "0.1.0".into(),
+        uptime_secs: 3_700,
+        interfaces: vec![Interface {
+            name: "eth0".into(),
+            ifindex: 2,
+            mode: "native".into(),
+            attached: true,
+        }],
+        services: [
+            ("web".into(), service(80, Protocol::Tcp, web)),
+            ("dns".into(), service(53, Protocol::Udp, vec![(11, backend(1_000, 10))])),
+        ]
+        .into(),
+        dropped: [("no_backend".into(), Count { packets: 5, bytes: 300 })].into(),
+        pins: Usage { used: 12_345, capacity: 262_144 },
+        vrrp: vec![router],
+        ..Status::default()
+    }
+}

@@ -1,0 +1,55 @@
+//! The dashboard: a page that `lbd` serves, and what keeps it up to date.
+//!
+//! It only reads. The page is in `dashboard/page/`, written by hand and embedded, and asks for nothing
+//! beside what is served here:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | the page; its parts are below `/dashboard/` |
+//! | `GET /dashboard/stream` | server-sent events, see [`stream`] |
+//! | `GET /dashboard/samples` | as `GET /v1/samples` |
+//! | `GET /dashboard/history?service=NAME&backend=ADDRESS` | the backend's last events, newest first |
+
+mod page;
+mod patch;
+pub mod stream;
+mod view;
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use serde::Deserialize;
+
+use crate::{
+    events::Events,
+    samples::{self, Samples},
+};
+
+/// Events of a backend that are told.
+const HISTORY: usize = 30;
+
+/// The dashboard's routes.
+pub fn router(samples: Samples, events: Events) -> Router {
+    let streams = Arc::new(stream::Streams::new(samples.clone(), events.clone()));
+    Router::new()
+        .route("/dashboard/stream", get(stream::answer).with_state(streams))
+        .route("/dashboard/samples", get(samples::answer).with_state(samples))
+        .route("/dashboard/history", get(history).with_state(events))
+        .merge(page::router())
+        .layer(axum::middleware::map_response(page::guard))
+}
+
+#[derive(Deserialize)]
+struct Of {
+    service: String,
+    backend: IpAddr,
+}
+
+async fn history(State(events): State<Events>, Query(of): Query<Of>) -> Response {
+    Json(events.of_backend(&of.service, of.backend, HISTORY)).into_response()
+}

@@ -1,0 +1,249 @@
+//! The search for flows: what is asked for, by ids; what is met, with names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
+
+use anyhow::Result;
+use lb_common::abi::{FlowKey, FlowValue, Service, flow_flags};
+
+use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
+use crate::{
+    datapath::{FlowRef, entry},
+    desired::ServiceKey,
+    edit::{Refusal, RefusalKind, no_backend, no_service},
+    engine::slot_of_flow,
+};
+
+/// What the ids in the flow tables stand for.
+#[derive(Debug, Default)]
+pub struct Names {
+    services: BTreeMap<u16, (String, Service)>,
+    backends: BTreeMap<u16, (u16, std::net::IpAddr)>,
+}
+
+impl Names {
+    /// As the maps have them, with the services' names.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    pub fn read(source: &dyn Source, names: &BTreeMap<ServiceKey, String>) -> Result<Self> {
+        let services = source.services()?.into_iter().map(|(key, service)| {
+            let name = names.get(&key).cloned().unwrap_or_else(|| key.to_string());
+            (service.id, (name, service))
+        });
+        let backends = source.backends()?.into_iter();
+        let backends =
+            backends.map(|(id, backend)| (id, (backend.service, entry::ip_of(backend.address))));
+        Ok(Self { services: services.collect(), backends: backends.collect() })
+    }
+
+    fn flow(&self, flow: &FlowRef, value: FlowValue, now: u32) -> Flow {
+        let service = self.services.get(&flow.service());
+        let slot = |key: &FlowKey| {
+            let (_, service) = service.filter(|(_, service)| service.slots > 0)?;
+            Some(slot_of_flow(service, key))
+        };
+        let (kind, client, connection) = match flow {
+            FlowRef::Pin(key) => (Kind::Pin, Some(key), None),
+            FlowRef::Tracked(key) => (Kind::Tracked, Some(key), None),
+            FlowRef::Connection(key) => (Kind::Quic, None, Some(key)),
+        };
+        Flow {
+            kind,
+            service: service.map(|(name, _)| name.clone()),
+            client: client.map(|key| entry::ip_of(key.source)),
+            port: client.map(|key| key.port.get()),
+            connection: connection
+                .map(|key| key.id.iter().map(|byte| format!("{byte:02x}")).collect()),
+            backend: self.backends.get(&value.backend).map(|(_, address)| *address),
+            backend_id: value.backend,
+            slot: client.and_then(slot),
+            established: value.flags & flow_flags::ESTABLISHED != 0,
+            closing: value.flags & flow_flags::CLOSING != 0,
+            idle_secs: now.saturating_sub(value.seen),
+        }
+    }
+}
+
+/// A search: what is asked for, and what was found of it.
+#[derive(Debug)]
+pub struct Search<'a> {
+    names: &'a Names,
+    wanted: Wanted<'a>,
+    tally: Tally,
+}
+
+/// What is asked for, by ids.
+#[derive(Debug)]
+struct Wanted<'a> {
+    query: &'a Query,
+    service: Option<u16>,
+    backends: Option<BTreeSet<u16>>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+struct Tally {
+    limit: usize,
+    matched: u64,
+    kept: Vec<(FlowRef, FlowValue)>,
+    counts: BTreeMap<(u16, u16), Count>,
+}
+
+impl<'a> Search<'a> {
+    /// A search that has found nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// There is no such service or backend.
+    pub fn new(names: &'a Names, query: &'a Query) -> Result<Self, Refusal> {
+        let mut service = None;
+        if let Some(name) = &query.service {
+            let known = || names.services.values().map(|(name, _)| name.as_str());
+            let found = names.services.iter().find(|(_, (known, _))| known == name);
+            service = Some(*found.ok_or_else(|| no_service(name, known()))?.0);
+        }
+        let mut backends = None;
+        if let Some(address) = query.backend {
+            let of_service = |of: u16| service.is_none_or(|service| service == of);
+            let all = || names.backends.iter().filter(|&(_, &(of, _))| of_service(of));
+            let ids: BTreeSet<u16> =
+                all().filter(|(_, (_, known))| *known == address).map(|(id, _)| *id).collect();
+            if ids.is_empty() {
+                let known = all().map(|(_, (_, address))| *address);
+                return Err(match &query.service {
+                    Some(name) => no_backend(name, address, known),
+                    None => {
+                        let error = format!("no service has a backend {address}");
+                        Refusal::new(RefusalKind::NotFound, error)
+                            .hint("'lbctl backend list' shows all")
+                    }
+                });
+            }
+            backends = Some(ids);
+        }
+        let limit = query.limit.unwrap_or(LIMIT).min(MOST);
+        let tally = Tally { limit, ..Tally::default() };
+        Ok(Self { names, wanted: Wanted { query, service, backends }, tally })
+    }
+
+    /// Finds all.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    pub fn run(&mut self, source: &dyn Source) -> Result<()> {
+        let Self { wanted, tally, .. } = self;
+        wanted.walk(source, &mut |flow, value| {
+            tally.take(flow, value);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Visits all as they are met, with their names, until the visitor has seen enough; `now` is the
+    /// second of the program's clock.
+    ///
+    /// # Errors
+    ///
+    /// A map can't be read.
+    pub fn visit(
+        &self,
+        source: &dyn Source,
+        now: u32,
+        visit: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let names = self.names;
+        self.wanted.walk(source, &mut |flow, value| visit(names.flow(&flow, value, now)))
+    }
+
+    /// What was found, at second `now` of the program's clock.
+    #[must_use]
+    pub fn found(self, now: u32) -> Found {
+        let Self { names, mut tally, .. } = self;
+        tally.keep_latest();
+        let mut flows: Vec<_> =
+            tally.kept.iter().map(|(flow, value)| names.flow(flow, *value, now)).collect();
+        flows.sort_by(|a, b| {
+            let key = |flow: &Flow| (flow.idle_secs, flow.client, flow.port);
+            key(a).cmp(&key(b)).then_with(|| a.connection.cmp(&b.connection))
+        });
+        let backends = tally.counts.into_iter().map(|((service, backend), count)| Count {
+            service: names.services.get(&service).map(|(name, _)| name.clone()),
+            backend: names.backends.get(&backend).map(|(_, address)| *address),
+            ..count
+        });
+        let mut backends: Vec<_> = backends.collect();
+        backends.sort_by(|a, b| (&a.service, a.backend).cmp(&(&b.service, b.backend)));
+        Found { matched: tally.matched, backends, flows }
+    }
+}
+
+impl Wanted<'_> {
+    /// Walks the tables that can have what is asked for.
+    fn walk(
+        &self,
+        source: &dyn Source,
+        visit: &mut dyn FnMut(FlowRef, FlowValue) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let wanted = |kind: &Kind| self.query.kind.is_none_or(|wanted| wanted == *kind);
+        for kind in [Kind::Pin, Kind::Tracked, Kind::Quic].into_iter().filter(wanted) {
+            let mut seen = ControlFlow::Continue(());
+            source.walk(kind.table(), &mut |flow, value| {
+                if self.wants(&flow, value) {
+                    seen = visit(flow, value);
+                }
+                seen
+            })?;
+            if seen.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, flow: &FlowRef, value: FlowValue) -> bool {
+        let client = |client: super::Prefix| match flow {
+            FlowRef::Pin(key) | FlowRef::Tracked(key) => client.contains(entry::ip_of(key.source)),
+            FlowRef::Connection(_) => false,
+        };
+        self.service.is_none_or(|service| flow.service() == service)
+            && self.backends.as_ref().is_none_or(|ids| ids.contains(&value.backend))
+            && self.query.client.is_none_or(client)
+    }
+}
+
+impl Tally {
+    /// Counts a flow, and keeps it while few are later.
+    fn take(&mut self, flow: FlowRef, value: FlowValue) {
+        self.matched += 1;
+        let count = self.counts.entry((flow.service(), value.backend)).or_default();
+        *match flow {
+            FlowRef::Pin(_) => &mut count.pins,
+            FlowRef::Tracked(_) => &mut count.tracked,
+            FlowRef::Connection(_) => &mut count.quic,
+        } += 1;
+        if self.limit == 0 {
+            return;
+        }
+        self.kept.push((flow, value));
+        // Each flow is moved twice on average, whatever the order that they come in.
+        if self.kept.len() >= 2 * self.limit {
+            self.keep_latest();
+        }
+    }
+
+    fn keep_latest(&mut self) {
+        if self.kept.len() > self.limit {
+            self.kept.select_nth_unstable_by_key(self.limit - 1, |(_, value)| {
+                std::cmp::Reverse(value.seen)
+            });
+            self.kept.truncate(self.limit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

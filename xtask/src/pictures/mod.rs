@@ -1,0 +1,191 @@
+//! `cargo xtask pictures`: the pictures of the README, of a pair in the lab at work.
+//!
+//! Clients load and ask, backends drain and die, the addresses go to the other node and come back; then
+//! the dashboard is looked at by a real browser, and `lbctl top` by a real terminal.
+
+mod terminal;
+
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    browser::{Browser, Screen},
+    command,
+    lab::{self, Options},
+    load::{Load, Plan},
+    process::Orphan,
+    signals, tmux,
+    twins::Twins,
+    ways::Way,
+};
+
+use crate::{cargo, pair, root, setup};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How long the clients are at work before the pictures are taken, in seconds
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
+    /// All is set up and built
+    #[arg(long, hide = true)]
+    built: bool,
+}
+
+/// Where the pictures are.
+const FOLDER: &str = "docs/pictures";
+/// A picture in the README is to be smaller, in bytes.
+const MOST: usize = 300_000;
+
+const ADDRESS: &str = "http://127.0.0.1:9105/";
+const HTTP: &str = "\n[http]\nlisten = [\"127.0.0.1:9105\"]\n";
+
+const DESK: Screen = Screen { width: 1360, height: 960, scale: 1.25, dark: false };
+const PHONE: Screen = Screen { width: 390, height: 844, scale: 1.5, dark: false };
+
+/// The typeface that the pictures have, if it is there: the page takes what the machine has.
+const TYPEFACE: &str = "fonts-inter";
+
+/// Makes the pictures.
+///
+/// # Errors
+///
+/// If the lab does not come up, or a picture is not as it should be.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    if !arguments.built {
+        setup::tools()?;
+        setup::packages()?;
+        cargo::build(false)?;
+    }
+    let seconds = arguments.seconds.to_string();
+    root::become_root(&["pictures", "--built", "--seconds", &seconds], "the lab")?;
+    signals::catch();
+    lab::sweep()?;
+    if !Path::new("/usr/share/fonts/opentype/inter").exists() {
+        println!(
+            "the pictures were made with the typeface of Debian's {TYPEFACE}, which is not here"
+        );
+    }
+    let folder = crate::workspace().join(FOLDER);
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    println!("starting lb1, lb2, three web hosts and a client");
+    let mut twins = start()?;
+    println!("clients are at work for {seconds} s");
+    let loads = let_happen(&mut twins, Duration::from_secs(arguments.seconds))?;
+    let kept = take(&twins, &folder);
+    for load in loads {
+        // What breaks while hosts are killed is no matter of a picture.
+        let _ = load.finish();
+    }
+    kept
+}
+
+/// The pair, with the dashboard on.
+fn start() -> Result<Twins> {
+    let mut twins = Twins::new(&Options::default(), pair::plan())?;
+    let services = twins.plan.services(&twins.lab);
+    for n in [0, 1] {
+        let tables = twins.plan.tables(&twins.lab, n)?;
+        twins.nodes[n].set_more(&(tables + HTTP));
+        twins.nodes[n].configure(&services)?;
+        twins.nodes[n].launch()?;
+        twins.nodes[n].wait_usable()?;
+    }
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    Ok(twins)
+}
+
+/// Load that varies, and what befalls a pair, over so long a time.
+fn let_happen(twins: &mut Twins, time: Duration) -> Result<Vec<Load>> {
+    let begin = Instant::now();
+    let wait_until = |part: f64| {
+        while begin.elapsed() < time.mul_f64(part) && !signals::caught() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        ensure!(!signals::caught(), "interrupted");
+        Ok(())
+    };
+    let client = twins.lab.client.namespace.path();
+    let client = client.file_name().context("a namespace's name")?.to_string_lossy().into_owned();
+    let client = kit::namespace::Namespace::existing(&client);
+    let load = |way: Way, steady, passing, millis| {
+        let pause = Duration::from_millis(millis);
+        Load::start(&client, Plan { target: way.target(), steady, passing, pause })
+    };
+    let both = |twins: &Twins, words: &[&str]| {
+        twins.nodes.iter().try_for_each(|node| node.lbctl(words).map(drop))
+    };
+    let mut loads = vec![load(Way::DsrV4, 60, 30, 60)?, load(Way::DsrV6, 20, 10, 90)?];
+    both(twins, &["backend", "weight", "dsr-v4", "10.0.0.11", "2"])?;
+    wait_until(0.25)?;
+    loads.push(load(Way::DsrV4, 30, 20, 45)?);
+    wait_until(0.40)?;
+    twins.hand_over(0)?;
+    twins.wait_active(1)?;
+    wait_until(0.50)?;
+    twins.hand_over(1)?;
+    twins.wait_active(0)?;
+    wait_until(0.55)?;
+    drop(loads.remove(1));
+    loads.push(load(Way::DsrV6, 30, 20, 50)?);
+    wait_until(0.60)?;
+    twins.lab.webs[2].nginx.kill()?;
+    wait_until(0.72)?;
+    let web = &mut twins.lab.webs[2];
+    web.nginx.restart(&web.host.namespace, Orphan::Dies)?;
+    wait_until(0.88)?;
+    both(twins, &["backend", "drain", "dsr-v4", "10.0.0.12", "--deadline", "10m"])?;
+    both(twins, &["backend", "disable", "dsr-v6", "fd00::12"])?;
+    wait_until(0.95)?;
+    twins.lab.webs[2].nginx.kill()?;
+    wait_until(1.0)?;
+    Ok(loads)
+}
+
+/// Takes the pictures.
+fn take(twins: &Twins, folder: &Path) -> Result<()> {
+    let host = twins.host(0);
+    let browser = Browser::start(&host.namespace, &twins.lab.folder().join("chromium"))?;
+    for (name, screen) in [
+        ("dashboard-light", DESK),
+        ("dashboard-dark", Screen { dark: true, ..DESK }),
+        ("dashboard-phone", PHONE),
+    ] {
+        let page = browser.open(ADDRESS, screen)?;
+        let soon = Duration::from_secs(20);
+        page.wait(soon, "document.querySelector('#link').dataset.link", "live")?;
+        let drawn = "document.querySelector('.strip path[d^=M]') !== null";
+        page.wait(soon, drawn, true)?;
+        let drawn = "document.querySelector('.backends .line').getAttribute('d').length > 20";
+        page.wait(soon, drawn, true)?;
+        if name != "dashboard-phone" {
+            // All of it, which is not much higher than a screen.
+            let height = page.evaluate("document.documentElement.scrollHeight")?;
+            let height = u32::try_from(height.as_u64().context("a height")?)?;
+            page.look(Screen { height, ..screen })?;
+            // What is drawn when it is seen.
+            page.evaluate("new Promise((done) => setTimeout(done, 1500))")?;
+        }
+        keep(folder, &format!("{name}.png"), &page.picture()?)?;
+    }
+    let screen =
+        tmux::picture_of_top(&twins.nodes[0], (110, 30), &["Enter"], Duration::from_secs(5))?;
+    keep(folder, "top.svg", terminal::svg(&screen, "lbctl top").as_bytes())
+}
+
+fn keep(folder: &Path, name: &str, picture: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    ensure!(picture.len() < MOST, "{name} has {} bytes, {MOST} are the most", picture.len());
+    fs::write(&path, picture).with_context(|| format!("write {}", path.display()))?;
+    // Who called sudo is to own what is in the work tree.
+    if let Ok(user) = std::env::var("SUDO_UID") {
+        command::run(command::command("chown").arg(user).arg(&path))?;
+    }
+    println!("{FOLDER}/{name}: {} kB", picture.len().div_ceil(1_000));
+    Ok(())
+}
