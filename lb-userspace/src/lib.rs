@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod desired;
 pub mod diff;
+pub mod doctor;
 pub mod edit;
 pub mod engine;
 pub mod events;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::{
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
+    doctor::DoctorArgs,
     events::EventsArgs,
     node::NodeCommand,
     vrrp::{SyncCommand, VrrpCommand},
@@ -81,6 +82,8 @@ pub(super) enum Command {
     /// On a backend: take packets out of their tunnel without a tunnel device.
     #[command(subcommand)]
     Decap(DecapCommand),
+    /// Examine this machine: what is wrong, why it matters, and the command that mends it.
+    Doctor(DoctorArgs),
 }
 
 /// For what changes something.

@@ -5,6 +5,7 @@ mod change;
 mod check;
 mod config;
 mod decap;
+mod doctor;
 mod drain;
 mod events;
 mod health;
@@ -90,6 +91,7 @@ impl Cli {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }
             Command::Decap(command) => decap::run(command, printer)?,
+            Command::Doctor(args) => return doctor::run(args, printer).await,
         }
         Ok(ExitCode::SUCCESS)
     }
