@@ -9,6 +9,7 @@ mod doctor;
 mod drain;
 mod events;
 mod health;
+mod lbd;
 mod node;
 mod patience;
 mod plan;
@@ -22,9 +23,9 @@ use std::{
     process::ExitCode,
 };
 
-pub use self::args::Cli;
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
 use self::change::Changer;
+pub use self::{args::Cli, lbd::Lbd};
 use anyhow::{Context as _, Result};
 use hyper::Method;
 use serde::Serialize;
