@@ -66,6 +66,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("ping", "iputils-ping"),
     ("nsenter", "util-linux"),
+    ("systemd-nspawn", "systemd-container"),
+    ("strip", "binutils"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.

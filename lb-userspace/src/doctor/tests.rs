@@ -203,14 +203,9 @@ fn mistakes_of_the_configuration_are_told() {
     facts.config = Err(mistakes);
     facts.kernel.jit = Some(0);
     assert_eq!(examine(&facts).count(Grade::Wrong), 3);
-    let doubtful = format!("{CONFIG}{ROUTER}password = \"x\"\nversion = 2\n");
-    let doubt = changed(node::configuration, |facts| {
-        let mut config = config(CONFIG);
-        config.warnings = Config::parse(&doubtful).map_or_else(|all| all, |config| config.warnings);
-        assert!(!config.warnings.is_empty());
-        facts.config = Ok(config);
-    });
-    assert_told(&doubt, Grade::Warning, &[]);
+    let doubtful = CONFIG.replace("port = 80", "port = 80\nring_slots = 7");
+    let doubt = changed(node::configuration, |facts| facts.config = Ok(config(&doubtful)));
+    assert_told(&doubt, Grade::Warning, &["7 slots for 1 backends"]);
 }
 
 #[test]
@@ -425,7 +420,13 @@ fn tunnels_need_room() {
 
 #[test]
 fn a_firewall_that_may_drop_what_nodes_tell_each_other_is_told() {
-    let sync = "[sync]\nkey_file = \"/etc/lb/sync.key\"\nlisten = \"10.0.0.2:3780\"\npeers = [\"10.0.0.3:3780\"]\n";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let key = folder.path().join("sync.key");
+    std::fs::write(&key, "0".repeat(64)).expect("it is written");
+    let sync = format!(
+        "[sync]\nkey_file = \"{}\"\nlisten = \"10.0.0.2:3780\"\npeers = [\"10.0.0.3:3780\"]\n",
+        key.display()
+    );
     let pair = format!("{CONFIG}{ROUTER}{sync}");
     let firewall = |firewall| {
         changed(node::firewall, |facts| {
