@@ -108,7 +108,7 @@ fn each_fault_of_a_backend_is_named_and_its_command_mends_it() -> Result<()> {
     let report = examine(&host, dsr)?;
     assert_eq!(wrong(&report), <[&str; 0]>::default());
     find(&report, "vip", "10.0.0.100/32 is on the loopback")?;
-    let address = host.ip("-4 address show dev lo")?;
+    let address = host.ip("address show dev lo")?;
     assert!(address.contains("10.0.0.100/32"), "{address}");
     drop(router);
 

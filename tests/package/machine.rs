@@ -29,11 +29,13 @@ impl Machine {
         let folder = lab.folder().join("machine");
         fs::create_dir(&folder)?;
         // In a mount namespace of its own, so that everything ends with it: the layer, and a BPF file
-        // system that is not this machine's.
+        // system that is not this machine's. What sets the kernel's own switches stays off: there is one kernel.
         let script = format!(
             "set -e; cd {folder}; mount -t tmpfs tmpfs .; mkdir upper work root bpf\n\
              mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root\n\
              mount -t bpf -o mode=0700 bpf bpf\n\
+             for unit in sysctl modules-load binfmt; do\n\
+             ln -s /dev/null root/etc/systemd/system/systemd-$unit.service\ndone\n\
              exec systemd-nspawn --quiet --directory=root --machine={name} --register=no --keep-unit \
              --resolv-conf=off --timezone=off --link-journal=no --capability=all \
              --system-call-filter='bpf perf_event_open' --bind={folder}/bpf:/sys/fs/bpf \
@@ -49,14 +51,26 @@ impl Machine {
             &lab.balancer.namespace,
             Path::new("/usr/bin/env"),
             // Real files of /sys and /proc/sys: the network is configured by them.
-            &["SYSTEMD_NSPAWN_API_VFS_WRITABLE=1", "unshare", "--mount", "sh", &start],
+            &[
+                "SYSTEMD_NSPAWN_API_VFS_WRITABLE=1",
+                "unshare",
+                "--mount",
+                // The machine outlives nspawn, but not a namespace of pids whose first process is nspawn.
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                &start,
+            ],
             &lab.folder().join("machine.log"),
             Orphan::Dies,
         )?;
         let mut machine = Self { process, leader: 0 };
         let booted = wait::until(BOOT, "the machine is up", || {
             machine.process.check()?;
-            machine.leader = child_of(machine.process.pid())?;
+            machine.leader =
+                child_of(child_of(machine.process.pid(), "systemd-nspawn")?, "systemd")?;
             let state = machine.output("systemctl is-system-running")?;
             let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
             match state.as_str() {
@@ -98,12 +112,13 @@ impl Machine {
     }
 }
 
-/// The first process of the container that nspawn has made: its own child.
-fn child_of(pid: u32) -> Result<u32> {
+/// The one child of a process, when it runs this program.
+fn child_of(pid: u32, program: &str) -> Result<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     let child = children.split_whitespace().next().context("it has no process yet")?;
     let child: u32 = child.parse()?;
     let name = fs::read_to_string(format!("/proc/{child}/comm"))?;
-    ensure!(name.trim() == "systemd", "it is {name} yet");
+    // The kernel keeps 15 characters of a name.
+    ensure!(!name.trim().is_empty() && program.starts_with(name.trim()), "it is {name} yet");
     Ok(child)
 }

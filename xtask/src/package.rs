@@ -5,7 +5,7 @@
 
 use std::{
     env, fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -191,16 +191,22 @@ impl Recipe {
             let section = name.rsplit_once('.').context("a page has a section")?.1;
             tree.zip(&format!("usr/share/man/man{section}/{name}"), fs::read(&page)?)?;
         }
-        let completions = folder.join("completions");
-        for (program, _) in PROGRAMS {
-            let fish = format!("{program}.fish");
-            for (from, to) in [
-                (format!("{program}.bash"), format!("bash-completion/completions/{program}")),
-                (format!("_{program}"), format!("zsh/vendor-completions/_{program}")),
-                (fish.clone(), format!("fish/vendor_completions.d/{fish}")),
-            ] {
-                tree.copy(&completions.join(from), &format!("usr/share/{to}"), 0o644)?;
+        for (shell, ours, theirs) in [
+            ("bash", "lbd.bash", "bash-completion/completions/"),
+            ("zsh", "_lbd", "zsh/vendor-completions/_"),
+            ("fish", "lbd.fish", "fish/vendor_completions.d/"),
+        ] {
+            let end = if shell == "fish" { ".fish" } else { "" };
+            let to = |program: &str| format!("usr/share/{theirs}{program}{end}");
+            tree.copy(&folder.join("completions").join(ours), &to("lbd"), 0o644)?;
+            // It asks lbctl, by its name: whichever is in PATH.
+            let mut asks = Command::new(self.binaries.join("lbctl"));
+            let mut asks = said(asks.arg0("lbctl").env("COMPLETE", shell))?;
+            if shell == "zsh" {
+                // A file of this folder is a function, which is called when it is loaded.
+                asks += "_clap_dynamic_completer_lbctl \"$@\"\n";
             }
+            tree.write(&to("lbctl"), asks, 0o644)?;
         }
         fs::remove_dir_all(&folder)?;
         Ok(())

@@ -1,4 +1,5 @@
-//! Writes what a package has beside the programs: man pages, and completions for shells. It is run when
+//! Writes what a package has beside the programs: man pages, and completions of lbd for shells (lbctl
+//! writes its own). It is run when
 //! a package is built and in none, so that neither can be out of date.
 
 use std::{
@@ -35,7 +36,6 @@ fn main() -> Result<()> {
     write(&man.join("lbd.8"), &page)?;
     write(&man.join("lb.toml.5"), settings(SETTINGS).as_bytes())?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut Cli::command(), "lbctl", &completions)?;
         generate_to(shell, &mut Lbd::command(), "lbd", &completions)?;
     }
     Ok(())

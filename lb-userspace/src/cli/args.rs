@@ -4,9 +4,11 @@ use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
 
 use super::{
     check::{CheckArgs, PolicyArgs},
+    complete,
     decap::DecapCommand,
     doctor::DoctorArgs,
     events::EventsArgs,
@@ -125,6 +127,7 @@ pub(super) enum ServiceCommand {
     /// Show one service and its backends.
     Show {
         /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
         service: String,
     },
     /// Add a service.
@@ -132,6 +135,7 @@ pub(super) enum ServiceCommand {
     /// Remove a service.
     Remove {
         /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
         service: String,
         #[command(flatten)]
         ask: Ask,
@@ -182,6 +186,7 @@ pub(super) enum BackendCommand {
     /// List the backends of a service, or of all.
     List {
         /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
         service: Option<String>,
     },
     /// Show one backend.
@@ -259,8 +264,10 @@ pub(super) enum BackendCommand {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Target {
     /// The service's name.
+    #[arg(add = ArgValueCandidates::new(complete::services))]
     pub(super) service: String,
     /// The backend's address.
+    #[arg(add = ArgValueCandidates::new(complete::backends))]
     pub(super) address: IpAddr,
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod change;
 mod check;
+mod complete;
 mod config;
 mod decap;
 mod doctor;
