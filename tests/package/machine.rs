@@ -31,7 +31,7 @@ impl Machine {
         // In a mount namespace of its own, so that everything ends with it: the layer, and a BPF file
         // system that is not this machine's. What sets the kernel's own switches stays off: there is one kernel.
         let script = format!(
-            "set -e; cd {folder}; mount -t tmpfs tmpfs .; mkdir upper work root bpf\n\
+            "set -e; mount -t tmpfs tmpfs {folder}; cd {folder}; mkdir upper work root bpf\n\
              mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root\n\
              mount -t bpf -o mode=0700 bpf bpf\n\
              for unit in sysctl modules-load binfmt; do\n\

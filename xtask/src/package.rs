@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         architecture: said(Command::new("dpkg").arg("--print-architecture"))?.trim().to_owned(),
         binaries,
         output,
-        compression: if quick { "-z1" } else { "-z9" },
+        compression: if quick { "-Znone" } else { "-Zxz" },
     };
     println!("built {}", recipe.package()?.display());
     if !quick {
