@@ -86,7 +86,7 @@ fn each_fault_of_a_backend_is_named_and_its_command_mends_it() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (router, host) = hosts()?;
+    let (_router, host) = hosts()?;
     let pins = Pins::new("doctor");
     host.sysctl(&[
         ("ipv4/conf/all/arp_ignore", "0"),
@@ -110,7 +110,6 @@ fn each_fault_of_a_backend_is_named_and_its_command_mends_it() -> Result<()> {
     find(&report, "vip", "10.0.0.100/32 is on the loopback")?;
     let address = host.ip("address show dev lo")?;
     assert!(address.contains("10.0.0.100/32"), "{address}");
-    drop(router);
 
     let ipip =
         format!("backend --vip 10.0.0.100 --mode ipip --port 80 --pin-dir {}", pins.0.display());

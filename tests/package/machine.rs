@@ -30,10 +30,12 @@ impl Machine {
         fs::create_dir(&folder)?;
         // In a mount namespace of its own, so that everything ends with it: the layer, and a BPF file
         // system that is not this machine's. What sets the kernel's own switches stays off: there is one kernel.
+        // Nor does it matter here whether packages may start services on this machine.
         let script = format!(
             "set -e; mount -t tmpfs tmpfs {folder}; cd {folder}; mkdir upper work root bpf\n\
              mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root\n\
              mount -t bpf -o mode=0700 bpf bpf\n\
+             rm -f root/usr/sbin/policy-rc.d\n\
              for unit in sysctl modules-load binfmt; do\n\
              ln -s /dev/null root/etc/systemd/system/systemd-$unit.service\ndone\n\
              exec systemd-nspawn --quiet --directory=root --machine={name} --register=no --keep-unit \

@@ -24,6 +24,9 @@ pub struct Arguments {
     /// Programs that are built already: the folder with lbd, lbctl and lb-documents
     #[arg(long, value_name = "FOLDER", conflicts_with = "profile")]
     binaries: Option<PathBuf>,
+    /// Make the package with the symbols for debuggers, too, as is done of release builds
+    #[arg(long)]
+    symbols: bool,
     /// The package's revision of this version
     #[arg(long, default_value_t = 1)]
     revision: u32,
@@ -76,7 +79,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         compression: if quick { "-Znone" } else { "-Zxz" },
     };
     println!("built {}", recipe.package()?.display());
-    if !quick {
+    if arguments.symbols || !quick {
         println!("built {}", recipe.symbols()?.display());
     }
     Ok(())
@@ -239,12 +242,11 @@ impl Recipe {
                 }
             }
         }
-        for name in ["README.md", "CHANGELOG.md"] {
-            tree.zip(&format!("{DOC}/{name}"), read(&workspace.join(name))?)?;
-        }
+        tree.zip(&format!("{DOC}/README.md"), read(&workspace.join("README.md"))?)?;
+        tree.zip(&format!("{DOC}/changelog"), read(&workspace.join("CHANGELOG.md"))?)?;
         let date = said(Command::new("date").args(["-R", "-u", "-d", &format!("@{}", epoch()?)]))?;
         let changelog = format!(
-            "{NAME} ({}) unstable; urgency=medium\n\n  * What has changed is in CHANGELOG.md.\n\n \
+            "{NAME} ({}) unstable; urgency=medium\n\n  * What has changed is in changelog.gz.\n\n \
              -- {MAINTAINER}  {date}",
             self.version
         );
@@ -284,7 +286,7 @@ impl Recipe {
 }
 
 const COPYRIGHT: &str = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
-    Upstream-Name: lb\n\nFiles: *\nCopyright: The lb authors\nLicense: MIT or Apache-2.0\n\n\
+    Upstream-Name: lb\n\nFiles: *\nCopyright: 2026 The lb authors\nLicense: MIT or Apache-2.0\n\n\
     License: MIT\n Permission is hereby granted, free of charge, to any person obtaining a copy of\n \
     this software and associated documentation files (the \"Software\"), to deal in\n the Software \
     without restriction, including without limitation the rights to\n use, copy, modify, merge, \
