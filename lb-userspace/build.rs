@@ -4,18 +4,16 @@
 //! By hand and not by aya-build: that one passes every line of the inner build on as a warning,
 //! and keeps a target folder for each profile of this crate. Here all share `target/bpf`.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 const OBJECTS: [&str; 3] = ["balancer", "bench", "decap"];
 
 fn main() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
+    let root =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo says where this is")?);
+    let root = root.parent().context("the workspace's folder")?;
     for watched in ["lb-ebpf", "lb-common", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }

@@ -119,7 +119,8 @@ impl Node {
                 Report::Complete(PeerId(peer), complete) => {
                     self.complete[usize::from(peer)] = complete;
                 }
-                Report::Pieces(PeerId(peer), pieces) => {
+                Report::Pieces(PeerId(peer), pieces, mark) => {
+                    self.link.took(PeerId(peer), mark);
                     for piece in pieces {
                         let Piece::Pins { pins, .. } = piece else { panic!("{piece:?}") };
                         self.pins[usize::from(peer)].extend(pins);
@@ -132,7 +133,7 @@ impl Node {
 
     fn publish(&mut self, pins: Piece) {
         self.history.push(pins.clone());
-        self.link.publish(vec![pins]);
+        self.link.publish(self.history.len() as u64, vec![pins]);
     }
 
     fn status(&self) -> Vec<PeerStatus> {

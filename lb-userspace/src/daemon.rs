@@ -168,6 +168,8 @@ pub struct Daemon<B> {
     /// The services of which no flow is pinned, since they are handed over.
     held: BTreeSet<ServiceKey>,
     handover: Option<(Handover, Asker)>,
+    /// When routers were handed over, or should have been, to a peer with a higher priority.
+    gave_way: BTreeMap<crate::vrrp::RouterKey, Instant>,
     leaving: Option<Leaving>,
     /// Whether the maps were ever as they should be.
     serves: bool,
@@ -221,6 +223,7 @@ impl<B: Balancer> Daemon<B> {
             whose: BTreeMap::new(),
             held: BTreeSet::new(),
             handover: None,
+            gave_way: BTreeMap::new(),
             leaving: None,
             serves: false,
             file,

@@ -65,12 +65,14 @@ pub trait Balancer: Send {
     ///
     /// A map can't be written.
     fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()>;
-    /// See [`Engine::news`].
+    /// See [`Engine::news`]; with their number.
     ///
     /// # Errors
     ///
     /// A map can't be read.
-    fn news(&mut self, now: Now) -> Result<Vec<Piece>>;
+    fn news(&mut self, now: Now) -> Result<(u64, Vec<Piece>)>;
+    /// See [`Engine::news_are_taken`].
+    fn news_are_taken(&mut self, number: u64);
     /// See [`Engine::survey`].
     ///
     /// # Errors
@@ -168,8 +170,13 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
         Self::set_roles(self, roles, now)
     }
 
-    fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
-        Self::news(self, now)
+    fn news(&mut self, now: Now) -> Result<(u64, Vec<Piece>)> {
+        let pieces = Self::news(self, now)?;
+        Ok((self.news_number(), pieces))
+    }
+
+    fn news_are_taken(&mut self, number: u64) {
+        Self::news_are_taken(self, number);
     }
 
     fn survey(&mut self, now: Now) -> Result<()> {

@@ -29,6 +29,9 @@ use crate::{
 /// How long a packet can be on its way through the program, with much to spare.
 const UNDERWAY: Duration = Duration::from_millis(1);
 
+/// When a peer that has not taken over what it waits for is asked again.
+const GIVE_WAY_AGAIN: Duration = Duration::from_secs(10);
+
 /// Who waits for a handover.
 pub(super) enum Asker {
     /// `lbctl vrrp failover`.
@@ -37,14 +40,17 @@ pub(super) enum Asker {
     Drain(Tell<Done>, Done),
     /// The end of the daemon.
     End,
+    /// A peer with a higher priority.
+    Higher(String),
 }
 
 impl Asker {
-    const fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         match self {
             Self::Operator(_) => "lbctl vrrp failover",
             Self::Drain(..) => "lbctl node drain",
             Self::End => "lbd ends",
+            Self::Higher(why) => why,
         }
     }
 }
@@ -65,16 +71,20 @@ impl<B: Balancer> Daemon<B> {
         }
         let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
         let message = format!("{} handed over", self.names(keys));
+        let group = self.group.as_ref();
         let changes = units.iter().map(|(keys, way)| {
             let names = self.names(keys.iter().copied());
             match way {
+                Way::Asked(id, peer) if !group.is_some_and(|group| group.follows(*id)) => {
+                    format!("{names} goes to {peer}, when it has all flows")
+                }
                 Way::Asked(_, peer) if self.lost_by([&(keys.clone(), way.clone())]).is_empty() => {
                     format!("{names} goes to {peer}, which has all flows")
                 }
                 Way::Asked(_, peer) => format!("{names} goes to {peer}"),
                 Way::Told => format!(
                     "{names} is given up by an advertisement, to whoever hears it; no peer is \
-                     there that has all flows, so some may break"
+                     there that could have all flows, so some may break"
                 ),
             }
         });
@@ -201,6 +211,7 @@ impl<B: Balancer> Daemon<B> {
         }
         for (keys, way) in &units {
             let how = match way {
+                Way::Asked(..) if matches!(asker, Asker::Higher(_)) => Yield::Outranked,
                 Way::Asked(..) => Yield::Asked,
                 Way::Told => Yield::Told,
             };
@@ -221,6 +232,33 @@ impl<B: Balancer> Daemon<B> {
         }
         self.handover = Some((handover, asker));
         self.look_at_handover();
+    }
+
+    /// Hands over what a peer with a higher priority waits for, so that it takes over when it has all
+    /// flows: if it preempted, those would be lost that have begun in the last moment.
+    pub(super) fn give_way(&mut self, now: Instant) {
+        if self.handover.is_some() || self.leaving.is_some() {
+            return;
+        }
+        let Some(group) = &self.group else { return };
+        let mut wanted = group.wanted();
+        wanted.retain(|key, _| self.vrrp.state(*key) == State::Active);
+        self.gave_way.retain(|key, _| wanted.contains_key(key));
+        if wanted.is_empty() {
+            return;
+        }
+        for status in self.vrrp.rim.status() {
+            wanted.retain(|key, (_, theirs)| *key != status.key || *theirs > status.priority);
+        }
+        wanted.retain(|key, _| self.gave_way.get(key).is_none_or(|at| *at + GIVE_WAY_AGAIN <= now));
+        let (keys, peers): (BTreeSet<_>, BTreeSet<_>) =
+            wanted.into_iter().map(|(key, (peer, _))| (key, peer)).unzip();
+        let mut units = self.units(&keys);
+        units.retain(|(_, way)| matches!(way, Way::Asked(peer, _) if peers.contains(peer)));
+        let Some((_, Way::Asked(_, peer))) = units.first() else { return };
+        let why = format!("{peer} has the higher priority");
+        self.gave_way.extend(units.iter().flat_map(|(keys, _)| keys).map(|key| (*key, now)));
+        self.hand_over(units, Asker::Higher(why));
     }
 
     /// Has no flow of these services pinned.
@@ -397,6 +435,6 @@ fn answer(endings: &[Ending], asker: Asker) {
             done.notes.splice(0..0, told.chain(stay));
             let _ = tell.send(Ok(done));
         }
-        Asker::End => {}
+        Asker::End | Asker::Higher(_) => {}
     }
 }

@@ -1,7 +1,7 @@
 //! The history of flows, on its way to the peers and from them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -9,11 +9,12 @@ use super::{BEAT, Balancer, Daemon, likeness::Unlike, peers::Group, roles::Whose
 use crate::{
     desired::ServiceKey,
     events::{Kind, News},
-    sync::{PeerId, Piece},
+    sync::{Mark, PeerId, Piece},
 };
 
-/// How long new pins may be made without the daemon, which says so again with each beat. Longer than two
-/// beats that are late, and no longer: peers know nothing of a pin that is made when it is dead.
+/// How long new pins may be made of which no peer knows: without the daemon, which allows it again with
+/// each beat, or with news that a peer has not taken yet. Longer than two beats that are late, and no
+/// longer: nobody else knows of a pin that is made when the daemon is dead.
 const LEASE: Duration = BEAT.saturating_mul(3);
 /// When a peer is asked again for what could not be taken.
 const FIRST_AGAIN: Duration = Duration::from_secs(1);
@@ -72,12 +73,19 @@ impl<B: Balancer> Daemon<B> {
         }
         pieces.retain(|piece| both.contains(&piece.service()));
         if !pieces.is_empty() {
-            group.rim.publish(pieces);
+            group.publish(pieces);
         }
     }
 
     /// Learns what a peer tells, as far as it counts.
-    pub(super) fn learn(&mut self, id: PeerId, pieces: Vec<Piece>) {
+    pub(super) fn learn(&mut self, id: PeerId, pieces: Vec<Piece>, mark: Mark) {
+        self.learn_pieces(id, pieces);
+        if let Some(group) = &self.group {
+            group.rim.took(id, mark);
+        }
+    }
+
+    fn learn_pieces(&mut self, id: PeerId, pieces: Vec<Piece>) {
         let Some(peer) = self.group.as_mut().and_then(|group| group.peers.get_mut(&id)) else {
             return;
         };
@@ -164,16 +172,17 @@ impl<B: Balancer> Daemon<B> {
     /// Tells the peers what has changed, and lets the program make pins for a while.
     pub(super) fn tell_news(&mut self) {
         let now = self.now();
+        let Some(group) = &mut self.group else { return };
+        self.balancer.news_are_taken(group.untaken.taken(group.rim.taken(), now.mono));
         match self.balancer.news(now) {
-            Ok(pieces) if pieces.is_empty() => {}
-            Ok(pieces) => {
-                if let Some(group) = &self.group {
-                    group.rim.publish(pieces);
-                }
+            Ok((_, pieces)) if pieces.is_empty() => {}
+            Ok((number, pieces)) => {
+                group.untaken.told(number, now.mono);
+                group.publish(pieces);
             }
             Err(error) => return self.history_fails(&error),
         }
-        self.balancer.lease_pins(Some(now.mono + LEASE));
+        self.balancer.lease_pins(Some(group.untaken.since().unwrap_or(now.mono) + LEASE));
     }
 
     /// The same, if anybody is there. Without, pins need no lease.
@@ -181,6 +190,51 @@ impl<B: Balancer> Daemon<B> {
         if self.group.as_ref().is_some_and(Group::is_connected) {
             self.tell_news();
         }
+    }
+}
+
+/// News that peers have not taken yet.
+///
+/// As long as there are some from longer ago than the lease, no pin is made, and no slot settles before
+/// peers know. So what dies with a node is what it has done within that time, however late peers are. A
+/// peer that stays behind for long is not waited for: then drains would never end.
+#[derive(Debug, Default)]
+pub(super) struct Untaken {
+    /// Their numbers, and when they were told, on CLOCK_MONOTONIC.
+    news: VecDeque<(u64, Duration)>,
+    last: u64,
+    taken: u64,
+}
+
+impl Untaken {
+    /// How long peers are waited for.
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    /// News with this number are told.
+    fn told(&mut self, number: u64, now: Duration) {
+        self.last = number;
+        self.news.push_back((number, now));
+    }
+
+    /// Peers have taken all up to a number; the last one that they are not waited for any more.
+    fn taken(&mut self, taken: u64, now: Duration) -> u64 {
+        let over = |(number, told): &mut (u64, Duration)| {
+            *number <= taken || now.saturating_sub(*told) > Self::PATIENCE
+        };
+        while let Some((number, _)) = self.news.pop_front_if(over) {
+            self.taken = number;
+        }
+        self.taken
+    }
+
+    /// When the first of them were told.
+    fn since(&self) -> Option<Duration> {
+        self.news.front().map(|(_, told)| *told)
+    }
+
+    /// The number of the last ones.
+    pub(super) const fn last(&self) -> u64 {
+        self.last
     }
 }
 

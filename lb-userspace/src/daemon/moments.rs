@@ -56,6 +56,7 @@ impl<B: Balancer> Daemon<B> {
         self.look_at_interfaces();
         self.end_resuming();
         self.look_for_two(Instant::now());
+        self.look_at_wanting(Instant::now());
         self.look_at_handover();
         self.settle();
     }

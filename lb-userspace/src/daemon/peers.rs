@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Balancer, Daemon,
-    flows::counted,
+    flows::{Untaken, counted},
     likeness::{Apart, Hasher, Unlike, compare},
     roles::{Candidate, Known, Scene, Tells, Tenure, Whose, is_unsynced, services_of},
 };
@@ -46,6 +46,8 @@ pub(super) struct Group {
     pub(super) legacy: Option<(Instant, Vec<Piece>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
     pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
+    /// News that are on their way.
+    pub(super) untaken: Untaken,
 }
 
 /// What is known of a peer that is there.
@@ -88,6 +90,7 @@ impl Group {
             owed: BTreeSet::new(),
             legacy: None,
             both_active: BTreeMap::new(),
+            untaken: Untaken::default(),
         }
     }
 
@@ -97,6 +100,11 @@ impl Group {
         let said = self.rim.status().into_iter().nth(at).and_then(|status| status.node);
         let address = || self.config.peers.get(at).map(ToString::to_string);
         said.or_else(address).unwrap_or_else(|| format!("peer {}", peer.0))
+    }
+
+    /// Tells all peers.
+    pub(super) fn publish(&self, pieces: Vec<Piece>) {
+        self.rim.publish(self.untaken.last(), pieces);
     }
 
     /// Whether anybody is there.
@@ -166,6 +174,27 @@ impl Group {
         is_unsynced(heard, &known, self.misses_some())
     }
 
+    /// Routers that peers are Active for whose flows count here.
+    pub(super) fn active_for(&self) -> BTreeSet<RouterKey> {
+        let kin = self.peers.values().filter(|peer| peer.unlike.altogether.is_none());
+        kin.flat_map(|peer| peer.turns.keys()).copied().collect()
+    }
+
+    /// Routers that a peer would preempt, and waits with for this node to hand them over.
+    pub(super) fn wanted(&self) -> BTreeMap<RouterKey, (PeerId, u8)> {
+        let mut wanted = BTreeMap::new();
+        for (id, peer) in &self.peers {
+            let routers = peer.facts.iter().flat_map(|facts| &facts.routers);
+            for (key, router) in routers.filter(|(_, router)| router.wants) {
+                let best = wanted.entry(*key).or_insert((*id, router.priority));
+                if router.priority > best.1 {
+                    *best = (*id, router.priority);
+                }
+            }
+        }
+        wanted
+    }
+
     /// What is known of a router's flows, by peer. Those of whom nothing can be taken tell nothing that
     /// could be waited for.
     fn known_of(
@@ -207,8 +236,8 @@ impl Group {
         found
     }
 
-    /// Who could take these routers over: it is Backup for all of them, has all flows but those that
-    /// it [refuses](Self::refused_by), and stays.
+    /// Who could take these routers over: it is Backup for all of them and stays. It has all flows but those
+    /// that it [refuses](Self::refused_by), or gets them now; then it takes over when it has.
     pub(super) fn successor(
         &self,
         routers: &BTreeSet<RouterKey>,
@@ -220,7 +249,7 @@ impl Group {
             peer.unlike.altogether.is_none()
                 && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
                 && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
-                && known.is_some_and(|status| status.connected && status.follows)
+                && known.is_some_and(|status| status.connected)
         };
         let priority = |peer: &Peer| {
             let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
@@ -229,7 +258,14 @@ impl Group {
         // Who can take most of the flows.
         let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
         let fit = self.peers.iter().filter(fits);
-        fit.max_by_key(|(id, peer)| (lost(**id), priority(peer))).map(|(id, _)| *id)
+        let rank = |(id, peer): &(&PeerId, &Peer)| (self.follows(**id), lost(**id), priority(peer));
+        fit.max_by_key(rank).map(|(id, _)| *id)
+    }
+
+    /// Whether a peer has all flows of this node, but for the last news.
+    pub(super) fn follows(&self, peer: PeerId) -> bool {
+        let status = self.rim.status().into_iter().nth(usize::from(peer.0));
+        status.is_some_and(|status| status.follows)
     }
 
     /// The services of these whose flows a peer can't take, since it has them otherwise.
@@ -281,6 +317,7 @@ impl<B: Balancer> Daemon<B> {
         self.compare_peers();
         self.assign_roles();
         self.update_routers();
+        self.give_way(Instant::now());
     }
 
     /// Says what this node is, where that has changed.
@@ -428,7 +465,7 @@ impl<B: Balancer> Daemon<B> {
                 let services = peer.followed.iter().filter(theirs).copied().collect();
                 self.balancer.forget(&services);
             }
-            Report::Pieces(id, pieces) => self.learn(id, pieces),
+            Report::Pieces(id, pieces, mark) => self.learn(id, pieces, mark),
             Report::Complete(id, complete) => {
                 let Some(peer) = self.peer(id) else { return };
                 let before = std::mem::replace(&mut peer.complete, complete && !peer.wanted);

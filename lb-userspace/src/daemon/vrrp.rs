@@ -8,9 +8,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
-use super::{Balancer, Daemon};
+use super::{Balancer, Daemon, peers::Group};
 use crate::{
     events::{Kind, News},
     sync::PeerId,
@@ -19,6 +20,9 @@ use crate::{
         macvlan::mac,
     },
 };
+
+/// How long a peer is waited for that is to hand over; then it is preempted.
+const IN_VAIN: Duration = Duration::from_secs(3);
 
 /// The virtual routers, as the daemon sees them.
 pub(super) struct Virtual {
@@ -37,6 +41,9 @@ pub(super) struct Virtual {
     forwarding: BTreeSet<String>,
     /// Whether they have ended.
     pub(super) stopped: bool,
+    /// Since when routers wait for a peer to hand over, and those of which that was in vain.
+    wanting: BTreeMap<RouterKey, Instant>,
+    in_vain: BTreeSet<RouterKey>,
 }
 
 impl Virtual {
@@ -50,6 +57,8 @@ impl Virtual {
             told: None,
             forwarding: BTreeSet::new(),
             stopped: false,
+            wanting: BTreeMap::new(),
+            in_vain: BTreeSet::new(),
         }
     }
 
@@ -189,6 +198,7 @@ impl<B: Balancer> Daemon<B> {
             // Who is asked to take over would do so by itself, and not when it has all flows.
             draining: self.node.draining_since.is_some() && self.handover.is_none(),
             unsynced: self.unsynced(&status),
+            handed_over: self.handed_over(),
             mismatched: self.mismatched(),
             active: self.active_peers(),
         }
@@ -206,6 +216,27 @@ impl<B: Balancer> Daemon<B> {
         if self.vrrp.told.as_ref() != Some(&facts) {
             self.vrrp.rim.order(Order::Facts(facts.clone()));
             self.vrrp.told = Some(facts);
+        }
+    }
+
+    /// Routers that a peer is Active for which would hand them over. One that does not is preempted.
+    fn handed_over(&self) -> BTreeSet<RouterKey> {
+        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
+        theirs.difference(&self.vrrp.in_vain).copied().collect()
+    }
+
+    /// Looks which routers have waited for a peer to hand over, and for how long.
+    pub(super) fn look_at_wanting(&mut self, now: Instant) {
+        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
+        let Virtual { rim, wanting, in_vain, .. } = &mut self.vrrp;
+        in_vain.retain(|key| theirs.contains(key));
+        let wants = rim.status().into_iter().filter(|status| status.wants);
+        let wants: BTreeSet<RouterKey> = wants.map(|status| status.key).collect();
+        wanting.retain(|key, _| wants.contains(key));
+        for key in wants {
+            if now.saturating_duration_since(*wanting.entry(key).or_insert(now)) >= IN_VAIN {
+                in_vain.insert(key);
+            }
         }
     }
 

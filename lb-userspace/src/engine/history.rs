@@ -32,7 +32,7 @@ use lb_common::{
 pub(super) use self::{learn::Followed, tell::strays};
 use self::{
     mirror::{PeerOwners, PeerRing},
-    telling::{RingNews, Settling, Telling},
+    telling::{RingNews, Settling, Telling, Window},
 };
 use super::{Engine, Now};
 use crate::{
@@ -63,6 +63,9 @@ pub(super) struct History {
     pub(super) telling: Telling,
     /// Slots that are about to settle.
     settling: BTreeMap<ServiceKey, Settling>,
+    /// The last number of the news that every peer has taken in; none: they don't say so.
+    taken: Option<u64>,
+    window: Window,
     mirrors: BTreeMap<ServiceKey, Mirror>,
     /// Services of which something could not be taken.
     unlearnt: BTreeSet<ServiceKey>,
@@ -127,7 +130,7 @@ impl History {
     /// Slots that are told to have settled have a base owner after all.
     fn keep_bases(&mut self, service: ServiceKey) {
         if let Some(settling) = self.settling.remove(&service) {
-            self.telling.slots(service, settling.into_slots());
+            self.telling.slots(service, settling.into_told());
         }
     }
 

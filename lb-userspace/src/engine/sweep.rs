@@ -201,7 +201,6 @@ impl<D: DataPlane> Engine<D> {
         let at = stamp(now.mono_secs());
         let mut settled = Vec::new();
         let tells = self.history.tells_slots(&key);
-        let mut news = Vec::new();
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
             if follows {
@@ -213,15 +212,13 @@ impl<D: DataPlane> Engine<D> {
             } else if rested {
                 let is_quiet = base != 0 && ring::is_quiet(slot, at, idle);
                 if tells {
-                    let settling = self.history.settling(key);
-                    news.extend(settling.look(index, is_quiet).then_some(index));
+                    self.history.settling(key).look(index, is_quiet);
                 } else if is_quiet {
                     settled.push((index, Owners { current, base: 0 }));
                 }
                 let _ = ring::settle_pinned(slot, at, idle);
             }
         }
-        self.history.telling.slots(key, news.into_iter());
         self.data_plane.set_owners(id, &settled).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());

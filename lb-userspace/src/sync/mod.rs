@@ -106,6 +106,8 @@ pub struct RouterFacts {
     pub state: State,
     /// Its priority as it is.
     pub priority: u8,
+    /// Whether it would preempt, and waits for the Active router to hand over.
+    pub wants: bool,
     /// The source of its advertisements.
     pub source: Option<IpAddr>,
     /// A keyed hash of what must be equal for advertisements to be taken: version, authentication,
@@ -116,6 +118,10 @@ pub struct RouterFacts {
     /// A keyed hash of its advertised addresses.
     pub addresses: u64,
 }
+
+/// How far a peer's history is, in [`Report::Pieces`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark(u64);
 
 /// What peers tell, and what becomes of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,8 +138,9 @@ pub enum Report {
     WantsAll(PeerId),
     /// A peer sends all of its history: what is known of it is void.
     Begins(PeerId),
-    /// Pieces of a peer's history, in the order in which they were published.
-    Pieces(PeerId, Vec<Piece>),
+    /// Pieces of a peer's history, in the order in which they were published, perhaps none. When they
+    /// are taken, the mark is for [`Peers::took`].
+    Pieces(PeerId, Vec<Piece>, Mark),
     /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something has
     /// been missing for 30 ms, or all is about to be told anew. False after [`Self::Joined`], untold.
     Complete(PeerId, bool),
@@ -150,8 +157,14 @@ pub enum Report {
 pub trait Peers: Send {
     /// What this node says of itself from now on.
     fn tell(&self, facts: Facts);
-    /// What has changed of this node's history, to all peers that have all that was before.
-    fn publish(&self, pieces: Vec<Piece>);
+    /// What has changed of this node's history, to all peers that have all that was before. The number
+    /// does not fall; see [`Self::taken`].
+    fn publish(&self, number: u64, pieces: Vec<Piece>);
+    /// The highest number of which, and of all before, every peer that gets news has said that its
+    /// daemon has taken them; those of peers that don't are not waited for.
+    fn taken(&self) -> u64;
+    /// What a peer has told up to this mark was taken.
+    fn took(&self, peer: PeerId, mark: Mark);
     /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
     /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);

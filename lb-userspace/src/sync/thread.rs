@@ -6,6 +6,7 @@ use std::{
     os::fd::AsFd as _,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
         mpsc::{self, Receiver, Sender, TryRecvError},
     },
     thread::{self, JoinHandle},
@@ -26,7 +27,7 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    Config, Facts, PeerId, PeerStatus, Peers, Piece, Report,
+    Config, Facts, Mark, PeerId, PeerStatus, Peers, Piece, Report,
     seal::SessionId,
     session::{Action, Event, Session, Target},
     wire,
@@ -54,6 +55,7 @@ pub struct Link {
     orders: Option<Sender<Event<'static>>>,
     wake: Arc<EventFd>,
     status: Arc<Mutex<Vec<PeerStatus>>>,
+    taken: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,6 +75,7 @@ impl Link {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = Arc::new(wake.context("make an eventfd")?);
         let status = Arc::new(Mutex::new(Vec::new()));
+        let taken = Arc::new(AtomicU64::new(0));
         let (orders, receiver) = mpsc::channel();
         let mut runner = Runner {
             ears: Ears::Waiting { since: None, again_at: Instant::now() },
@@ -81,6 +84,7 @@ impl Link {
             orders: receiver,
             wake: Arc::clone(&wake),
             status: Arc::clone(&status),
+            taken: Arc::clone(&taken),
             reports,
             out: Vec::new(),
             deaf: false,
@@ -91,7 +95,7 @@ impl Link {
         let run = move || runner.run();
         let thread = thread::Builder::new().name("sync".into()).spawn(run);
         let thread = Some(thread.context("start the thread of the flow sync")?);
-        Ok(Self { orders: Some(orders), wake, status, thread })
+        Ok(Self { orders: Some(orders), wake, status, taken, thread })
     }
 
     fn order(&self, order: Event<'static>) {
@@ -114,10 +118,18 @@ impl Peers for Link {
         self.order(Event::Tell(facts));
     }
 
-    fn publish(&self, pieces: Vec<Piece>) {
+    fn publish(&self, number: u64, pieces: Vec<Piece>) {
         if !pieces.is_empty() {
-            self.order(Event::Publish(pieces));
+            self.order(Event::Publish(number, pieces));
         }
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn took(&self, peer: PeerId, mark: Mark) {
+        self.order(Event::Took(peer, mark));
     }
 
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>) {
@@ -192,6 +204,7 @@ struct Runner {
     orders: Receiver<Event<'static>>,
     wake: Arc<EventFd>,
     status: Arc<Mutex<Vec<PeerStatus>>>,
+    taken: Arc<AtomicU64>,
     reports: UnboundedSender<Report>,
     out: Vec<Action>,
     /// Whether the last datagram could not be sent.
@@ -348,7 +361,8 @@ impl Runner {
     }
 
     /// Lets the daemon see how the peers stand.
-    fn show(&self) {
+    fn show(&mut self) {
+        self.taken.store(self.session.taken(), Ordering::Relaxed);
         let mut status = self.session.status(Instant::now(), SystemTime::now());
         if matches!(self.ears, Ears::Waiting { .. }) {
             for peer in &mut status {

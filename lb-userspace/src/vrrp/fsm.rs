@@ -123,6 +123,7 @@ impl VirtualRouter {
                 holds_back: None,
                 known_after: None,
                 draining: false,
+                handed_over: false,
             },
             state: State::Initialize,
             since: now,
@@ -271,6 +272,17 @@ impl VirtualRouter {
                 out.push(Action::Release);
             }
         }
+    }
+
+    /// Whether it would take over from a lower one, and waits for that one to hand over.
+    #[must_use]
+    pub fn wants(&self, now: Instant) -> bool {
+        let owner = self.priority() == OWNER;
+        let delay = if owner { Duration::ZERO } else { self.settings.preempt_delay };
+        let since = self.could_since.filter(|_| self.standing.handed_over);
+        self.state == State::Backup
+            && since.is_some_and(|since| now.saturating_duration_since(since) >= delay)
+            && self.active().is_some_and(|active| active.priority < self.priority())
     }
 
     /// Its state.

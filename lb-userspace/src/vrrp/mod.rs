@@ -92,6 +92,9 @@ pub struct Facts {
     /// one that counts no more, and it does not preempt before it is told anew. Empty if there is
     /// nobody whose flows could be known.
     pub transitions: BTreeMap<String, u64>,
+    /// Routers that a peer is Active for which hands over when it is told that this node would preempt: so
+    /// none of these preempts by itself.
+    pub handed_over: BTreeSet<RouterKey>,
     /// Peers that are authenticated by the sync key and say that their advertisements are not made as
     /// this node's are (password, interval, version): they are heard all the same, so that there are
     /// not two owners.
@@ -118,6 +121,9 @@ impl Facts {
 pub enum Yield {
     /// A peer was asked to take over by another way, and is about to.
     Asked,
+    /// The same, of a peer with a higher priority that has said that it would preempt: this node takes
+    /// over again when its own is the higher one.
+    Outranked,
     /// By an advertisement with priority 0, for peers that are to be told by nothing else.
     Told,
 }
@@ -276,6 +282,9 @@ pub struct RouterStatus {
     /// Whether it keeps from preempting, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds_back: Option<String>,
+    /// Whether it would preempt, and waits for the Active peer to hand over.
+    #[serde(default)]
+    pub wants: bool,
     /// What was counted since `lbd` started.
     pub counters: Counters,
 }

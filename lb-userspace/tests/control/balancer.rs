@@ -33,8 +33,12 @@ pub struct Wires {
     pub failing_writes: AtomicU64,
     /// The longest that pins were leased for, in milliseconds.
     pub longest_lease: AtomicU64,
+    /// When the lease ends, in milliseconds of CLOCK_MONOTONIC.
+    pub lease_ends: AtomicU64,
     /// What the engine has to tell beside its own, once: news, and all of the history.
     pub news: Mutex<Vec<Piece>>,
+    /// How often such news were told.
+    pub more_told: AtomicU64,
     pub history: Mutex<Vec<Piece>>,
     /// Whether the history can't be read.
     pub failing_history: AtomicBool,
@@ -111,9 +115,16 @@ impl Balancer for Wired {
         self.engine.set_roles(roles, now)
     }
 
-    fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
+    fn news(&mut self, now: Now) -> Result<(u64, Vec<Piece>)> {
         let more = std::mem::take(&mut *self.wires.news.lock().expect("nobody panics"));
-        Ok([more, self.engine.news(now)?].concat())
+        let more_told = u64::from(!more.is_empty());
+        let told = self.wires.more_told.fetch_add(more_told, Ordering::SeqCst) + more_told;
+        let pieces = [more, self.engine.news(now)?].concat();
+        Ok((self.engine.news_number() + told, pieces))
+    }
+
+    fn news_are_taken(&mut self, number: u64) {
+        self.engine.news_are_taken(number);
     }
 
     fn survey(&mut self, now: Now) -> Result<()> {
@@ -153,6 +164,8 @@ impl Balancer for Wired {
         let lease = until.map_or(0, |until| until.saturating_sub(Now::read().mono).as_millis());
         let lease = u64::try_from(lease).unwrap_or(u64::MAX);
         self.wires.longest_lease.fetch_max(lease, Ordering::SeqCst);
+        let ends = until.map_or(0, |until| u64::try_from(until.as_millis()).unwrap_or(u64::MAX));
+        self.wires.lease_ends.store(ends, Ordering::SeqCst);
         self.engine.lease_pins(until);
     }
 

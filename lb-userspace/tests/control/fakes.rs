@@ -2,14 +2,17 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
 use lb_userspace::{
     desired::ServiceKey,
     engine::Role,
-    sync::{self, PeerCounters, PeerId, PeerStatus, Peers, Piece},
+    sync::{self, Mark, PeerCounters, PeerId, PeerStatus, Peers, Piece},
     vrrp::{
         ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State,
         Transition, Vrrp,
@@ -33,6 +36,7 @@ pub enum Deed {
     Hold(Vec<ServiceKey>),
     Forget(Vec<ServiceKey>),
     Learn(Vec<Piece>),
+    Took(PeerId, Mark),
     Lease(bool),
     TakeMac([u8; 6], bool),
     Detach,
@@ -98,6 +102,9 @@ pub struct Script {
     connected: Arc<Mutex<Vec<PeerStatus>>>,
     /// Whether an order to end is followed at once.
     ends: Arc<Mutex<bool>>,
+    /// Whether peers don't take what they are told, and the last number that they have taken.
+    slow: Arc<AtomicBool>,
+    taken: Arc<AtomicU64>,
 }
 
 impl Script {
@@ -107,7 +114,22 @@ impl Script {
         peers: UnboundedSender<sync::Report>,
     ) -> Self {
         let ends = Arc::new(Mutex::new(true));
-        Self { deeds, vrrp, peers, routers: Arc::default(), connected: Arc::default(), ends }
+        Self {
+            deeds,
+            vrrp,
+            peers,
+            routers: Arc::default(),
+            connected: Arc::default(),
+            ends,
+            slow: Arc::default(),
+            taken: Arc::default(),
+        }
+    }
+
+    /// From now on peers take nothing any more; or all that they were told.
+    pub fn be_slow(&self, slow: bool, taken: u64) {
+        self.slow.store(slow, Ordering::SeqCst);
+        self.taken.fetch_max(taken, Ordering::SeqCst);
     }
 
     /// From now on an end is not said by itself.
@@ -137,6 +159,13 @@ impl Script {
         let mut all = self.routers.lock().expect("nobody panics");
         let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
         status.active = Some(ActiveRouter { address, priority: 100 });
+    }
+
+    /// A router would preempt.
+    pub fn wants(&self, router: &Router) {
+        let mut all = self.routers.lock().expect("nobody panics");
+        let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
+        status.wants = true;
     }
 
     /// A yield has ended.
@@ -209,6 +238,7 @@ impl Script {
                     addresses: router.addresses.iter().map(|vip| vip.address.to_string()).collect(),
                     problems: Vec::new(),
                     holds_back: None,
+                    wants: false,
                     counters: Counters::default(),
                 }
             })
@@ -239,8 +269,19 @@ impl Peers for Script {
         self.deeds.push(Deed::Tell(facts));
     }
 
-    fn publish(&self, pieces: Vec<Piece>) {
+    fn publish(&self, number: u64, pieces: Vec<Piece>) {
+        if !self.slow.load(Ordering::SeqCst) {
+            self.taken.store(number, Ordering::SeqCst);
+        }
         self.deeds.push(Deed::Publish(pieces));
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Ordering::SeqCst)
+    }
+
+    fn took(&self, peer: PeerId, mark: Mark) {
+        self.deeds.push(Deed::Took(peer, mark));
     }
 
     fn send_all(&self, peer: PeerId, pieces: Vec<Piece>) {

@@ -110,6 +110,79 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
 }
 
 #[tokio::test]
+async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let (key, web) = (main(&place).key, web(&place));
+    let mut higher = facts(&lbd, &place, State::Backup).await;
+    let router = higher.routers.get_mut(&key).expect("it is there");
+    (router.priority, router.wants) = (150, true);
+    lbd.script.says(sync::Report::Facts(PEER, higher.clone()));
+    lbctl(&place, "status").await;
+    assert_eq!(steps(&lbd), [], "its priority is no higher");
+    higher.routers.get_mut(&key).expect("it is there").priority = 151;
+    lbd.script.says(sync::Report::Facts(PEER, higher.clone()));
+    asked(&lbd).await;
+    assert_eq!(
+        steps(&lbd),
+        [
+            Deed::Hold(vec![web]),
+            Deed::Order(Order::Yield(key, Yield::Outranked)),
+            Deed::Ask(PEER, vec![key]),
+        ]
+    );
+    takes_over(&lbd, &place);
+    let told = async || handovers(&lbd).await.len() == 1;
+    eventually("it is told", told).await;
+    let handovers = handovers(&lbd).await;
+    assert!(
+        handovers[0].starts_with("main is handed over: lb2 (10.0.0.3) has it"),
+        "{handovers:?}"
+    );
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_once() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let key = main(&place).key;
+    let mut higher = facts(&lbd, &place, State::Backup).await;
+    let router = higher.routers.get_mut(&key).expect("it is there");
+    (router.priority, router.wants) = (200, true);
+    lbd.script.says(sync::Report::Facts(PEER, higher));
+    asked(&lbd).await;
+    lbd.script.says(sync::Report::Answer(PEER, Err("it drains".into())));
+    lbd.script.yielded(&main(&place), Err("nobody was heard"));
+    eventually("it is told", async || handovers(&lbd).await.len() == 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asks = lbd.script.deeds.of(|deed| matches!(deed, Deed::Ask(..)).then_some(()));
+    assert_eq!(asks.len(), 1);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_router_below_whose_place_a_peer_hands_over_preempts_when_that_is_in_vain() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    let waits = |waits: bool| {
+        let facts = lbd.script.deeds.facts();
+        facts.is_some_and(|facts| facts.handed_over.contains(&main.key) == waits)
+    };
+    eventually("it does not preempt by itself", async || waits(true)).await;
+    lbd.script.wants(&main);
+    let said = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].wants);
+    eventually("the peer is told", async || said()).await;
+    eventually("it does after a while", async || waits(false)).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
@@ -117,6 +190,10 @@ async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main goes to lb2, which has all flows"), "{dry:?}");
     lbd.script.change(PEER, |status| status.follows = false);
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains("main goes to lb2, when it has all flows"), "{dry:?}");
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    lbctl(&place, "status").await;
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main is given up by an advertisement"), "{dry:?}");
     lbd.stop().await;

@@ -12,7 +12,7 @@ use lb_userspace::{
     netlink::Neighbourhood,
     status::{Pair, Status},
     sync::{
-        self, PeerId, Piece,
+        self, Mark, PeerId, Piece,
         piece::{Flow, Pin},
     },
     vrrp::{Done as Answered, Notice, NoticeKind, Order, Report, Router, State},
@@ -231,7 +231,7 @@ async fn history_follows_who_is_active() {
     let piece = Piece::Ended { service: web, flows: Vec::new() };
     // Nobody is active: what it tells does not count, and is missed when it is.
     lbd.script.is_synced(PEER);
-    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()]));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
     lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for again", wants).await;
@@ -241,7 +241,7 @@ async fn history_follows_who_is_active() {
     assert!(unsynced(), "it does not preempt");
     lbd.script.deeds.take();
     lbd.script.is_synced(PEER);
-    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()]));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
     assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::Learn(vec![piece.clone()]));
     let forgotten = |deed: &Deed| match deed {
         Deed::Forget(services) => Some(services.clone()),
@@ -254,7 +254,7 @@ async fn history_follows_who_is_active() {
     lbd.script.becomes(&main, State::Active, "the other one is gone");
     eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
     lbd.script.deeds.take();
-    lbd.script.says(sync::Report::Pieces(PEER, vec![piece]));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece], Mark::default()));
     lbd.script.says(sync::Report::WantsAll(PEER));
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
     deed(&lbd, "the other one gets it", sent).await;
@@ -330,7 +330,7 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
     eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
     let pins = pins(&place, 1);
     let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
-    lbd.script.says(sync::Report::Pieces(PEER, vec![ended, pins.clone()]));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![ended, pins.clone()], Mark::default()));
     let learnt = |deed: &Deed| match deed {
         Deed::Learn(pieces) => Some(pieces.clone()),
         _ => None,
@@ -384,7 +384,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     eventually("it may preempt", async || !unsynced()).await;
     lbd.script.deeds.take();
     place.wires.unlearnt.lock().expect("nobody panics").insert(web(&place));
-    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)]));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         told(&lbd, Kind::PeerUnsynced).await,
@@ -434,6 +434,55 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
     eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
     assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_while() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.is_synced(PEER);
+    let flow = Flow::Pinned(PEER_ADDRESS, 4242);
+    let news = Piece::Ended { service: web(&place), flows: vec![flow] };
+    let ends = || place.wires.lease_ends.load(std::sync::atomic::Ordering::SeqCst);
+    let renewed = async || {
+        let before = ends();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        ends() > before
+    };
+    eventually("pins are leased", renewed).await;
+    lbd.script.be_slow(true, 0);
+    place.wires.news.lock().expect("nobody panics").push(news.clone());
+    let published = |deed: &Deed| matches!(deed, Deed::Publish(told) if told.contains(&news));
+    deed(&lbd, "it is told", |deed| published(deed).then_some(())).await;
+    let told = ends();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(ends(), told, "the lease ends with what the peer does not know");
+    lbd.script.be_slow(false, u64::MAX);
+    eventually("the peer knows all, and pins are leased again", renewed).await;
+    lbd.script.be_slow(true, 0);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    deed(&lbd, "it is said", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(())).await;
+    let order = lbd.script.deeds.of(|deed| match deed {
+        Deed::Learn(_) => Some("learnt"),
+        Deed::Took(..) => Some("took"),
+        _ => None,
+    });
+    assert_eq!(order, ["learnt", "took"]);
     lbd.stop().await;
 }
 

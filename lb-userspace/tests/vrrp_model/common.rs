@@ -38,7 +38,14 @@ pub fn settings() -> Settings {
 
 /// Nothing is wrong.
 pub fn standing(priority: u8) -> Standing {
-    Standing { priority, fault: None, holds_back: None, known_after: None, draining: false }
+    Standing {
+        priority,
+        fault: None,
+        holds_back: None,
+        known_after: None,
+        draining: false,
+        handed_over: false,
+    }
 }
 
 /// 10.0.0.2 has heard this from 10.0.0.`from`.

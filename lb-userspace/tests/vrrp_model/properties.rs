@@ -39,7 +39,7 @@ fn misfortune() -> impl Strategy<Value = Deed> {
         3 => Just(Deed::Start),
         1 => (1..2_000_u64).prop_map(|time| Deed::Stall(Duration::from_millis(time))),
         1 => any::<bool>().prop_map(Deed::Broken),
-        1 => prop_oneof![Just(Yield::Asked), Just(Yield::Told)].prop_map(Deed::Yield),
+        1 => prop_oneof![Just(Yield::Asked), Just(Yield::Told), Just(Yield::Outranked)].prop_map(Deed::Yield),
         1 => any::<bool>().prop_map(|release| Deed::Stop { release }),
         1 => any::<bool>().prop_map(Deed::Unsynced),
     ]

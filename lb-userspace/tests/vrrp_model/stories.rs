@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lb_userspace::vrrp::{
     Announce, State, Version, Yield,
-    fsm::{Event, Heard, Settings},
+    fsm::{Event, Heard, Settings, Standing},
 };
 
 use crate::{
@@ -89,6 +89,50 @@ fn a_router_that_holds_back_hears_lower_ones_until_nothing_holds_it() {
     desk.stand(|standing| standing.holds_back = None);
     desk.hears(3, 50);
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
+}
+
+#[test]
+fn a_router_that_is_to_be_handed_over_to_says_when_it_would_preempt_and_waits() {
+    let mut desk = Desk::backup(Settings { preempt_delay: 2 * SECOND, ..settings() });
+    desk.stand(|standing| standing.handed_over = true);
+    for second in 0..6 {
+        desk.hears(3, 50);
+        assert_eq!(desk.router.wants(desk.now), second >= 2, "after {second} s");
+        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "it hears the lower one");
+        desk.after(SECOND);
+    }
+    desk.stand(|standing| standing.handed_over = false);
+    desk.hears(3, 50);
+    assert!(!desk.router.wants(desk.now));
+    assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "in vain: the timer runs on");
+}
+
+#[test]
+fn a_router_that_is_not_to_preempt_wants_nothing() {
+    for change in [
+        |standing: &mut Standing| standing.holds_back = Some("unsynced".into()),
+        |standing: &mut Standing| standing.draining = true,
+        |standing: &mut Standing| standing.priority = 40,
+    ] {
+        let mut desk = Desk::backup(settings());
+        desk.stand(|standing| standing.handed_over = true);
+        desk.stand(change);
+        desk.hears(3, 50);
+        desk.after(SECOND);
+        desk.hears(3, 50);
+        assert!(!desk.router.wants(desk.now));
+    }
+}
+
+#[test]
+fn a_router_that_gives_way_to_a_higher_one_takes_over_again_when_it_is_the_higher_one() {
+    let mut desk = Desk::active(settings());
+    desk.does(Event::Yield(Yield::Outranked));
+    desk.hears(3, 150);
+    assert_eq!(desk.router.state(), State::Backup);
+    assert_eq!(desk.router.holds_back(), None);
+    desk.hears(3, 50);
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
 
 #[test]

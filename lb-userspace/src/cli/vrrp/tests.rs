@@ -30,6 +30,7 @@ fn router(name: &str, state: State) -> RouterStatus {
         addresses: vec!["10.0.0.100/32".into(), "10.0.0.101/24".into()],
         problems: Vec::new(),
         holds_back: None,
+        wants: false,
         counters: Counters::default(),
     }
 }

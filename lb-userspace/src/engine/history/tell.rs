@@ -26,7 +26,8 @@ type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
 impl<D: DataPlane> Engine<D> {
     /// What has changed since the last call, of services whose history is this node's or shared.
     ///
-    /// What is told is as it is at this moment, whatever it was when it changed.
+    /// What is told is as it is at this moment, whatever it was when it changed. What is told by one call
+    /// has the number [`Self::news_number`]; [`Self::news_are_taken`] says how far peers are.
     ///
     /// # Errors
     ///
@@ -45,6 +46,7 @@ impl<D: DataPlane> Engine<D> {
             telling.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
         }
         self.settle_told(now)?;
+        self.tell_settling(now);
         if self.history.telling.is_empty() {
             return Ok(Vec::new());
         }
@@ -53,7 +55,7 @@ impl<D: DataPlane> Engine<D> {
         let mut told_rings = Vec::new();
         for (key, news) in &self.history.telling.rings {
             let settling = self.history.settling.get(key);
-            let settles = |slot| settling.is_some_and(|settling| settling.has(slot));
+            let settles = |slot| settling.is_some_and(|settling| settling.was_told(slot));
             let is_told = self.history.role(key) != Role::Own;
             if is_told || self.tell_ring(key, news, settles, &mut pieces)? {
                 told_rings.push(*key);
@@ -84,13 +86,22 @@ impl<D: DataPlane> Engine<D> {
         telling.noted.clear();
         telling.flows.clear();
         telling.missed_since = None;
+        telling.number += 1;
         for key in told_rings {
             telling.rings.remove(&key);
-            if let Some(settling) = self.history.settling.get_mut(&key) {
-                settling.tell();
-            }
         }
         Ok(pieces)
+    }
+
+    /// The number of the last news.
+    pub const fn news_number(&self) -> u64 {
+        self.history.telling.number
+    }
+
+    /// Every peer that is to has taken in all news up to this number. Until this is called for the first
+    /// time, news count as taken when the next ones are told.
+    pub const fn news_are_taken(&mut self, number: u64) {
+        self.history.taken = Some(number);
     }
 
     /// What changes from now on is kept as news. What was not kept meanwhile is.
@@ -102,12 +113,33 @@ impl<D: DataPlane> Engine<D> {
         }
     }
 
-    /// Clears the base owners of slots that were told to have settled, if they are quiet still.
+    /// Has the next news tell of slots that are quiet, as many as there is room for.
+    fn tell_settling(&mut self, now: Now) {
+        let Self { history, applied, .. } = self;
+        let mut room = history.window.room(history.taken, now.mono);
+        let number = history.telling.number + 1;
+        for (key, settling) in &mut history.settling {
+            let ring = applied.services.get(key).and_then(|service| applied.rings.get(&service.id));
+            // Of a ring that is not known nothing is told.
+            if ring.is_none_or(|ring| ring.target.is_none()) {
+                continue;
+            }
+            let slots = settling.tell(room, number);
+            if !slots.is_empty() {
+                room -= slots.len();
+                history.window.tell(number, now.mono);
+                history.telling.slots(*key, slots.into_iter());
+            }
+        }
+    }
+
+    /// Clears the base owners of slots that peers know to have settled, if they are quiet still.
     fn settle_told(&mut self, now: Now) -> Result<()> {
         let at = stamp(now.mono_secs());
+        let taken = self.history.taken.unwrap_or(u64::MAX);
         let keys: Vec<_> = self.history.settling.keys().copied().collect();
         for key in keys {
-            let told = self.history.settling(key).take_told();
+            let told = self.history.settling(key).take_told(taken);
             if *self.history.settling(key) == Settling::default() {
                 self.history.settling.remove(&key);
             }

@@ -1,7 +1,10 @@
 //! What is still to be told: a list that the engine adds to while it writes, and that
 //! [`super::tell`] empties.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    time::Duration,
+};
 
 use lb_common::abi::FlowKey;
 
@@ -16,6 +19,8 @@ const PATIENCE_SECS: u32 = 10;
 /// What has changed since it was told.
 #[derive(Debug, Default)]
 pub struct Telling {
+    /// How often something was told.
+    pub number: u64,
     /// The second in which somebody has asked last. Until then nothing is kept.
     asked: Option<u32>,
     /// The same, when it was so long ago that nothing is kept any more.
@@ -58,7 +63,8 @@ impl Telling {
     /// Keeps nothing any more if nobody has asked for long.
     pub fn end_unless_asked(&mut self, now: u32) {
         if let Some(asked) = self.asked.filter(|asked| now.saturating_sub(*asked) > PATIENCE_SECS) {
-            *self = Self { asked_once: Some(asked), ..Self::default() };
+            let number = self.number;
+            *self = Self { number, asked_once: Some(asked), ..Self::default() };
         }
     }
 
@@ -130,49 +136,106 @@ impl Telling {
     }
 }
 
-/// Slots that are quiet. They are told to have settled right before they do: else a flow that is born
-/// in one right after, and is not pinned, would be looked for at the old base owner by a peer that
-/// takes over.
+/// How many slots peers are told at once to have settled.
+///
+/// While a peer has not taken that in, it is not known which owner it goes by if it takes over. A flow
+/// that is born there unpinned in that time, since the peer is late, may be lost to it. So few slots are
+/// told at first, and more as long as peers are quick.
+#[derive(Debug)]
+pub struct Window {
+    size: usize,
+    /// The number of the last news with such slots, and when they were told.
+    told: Option<(u64, Duration)>,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { size: Self::LEAST, told: None }
+    }
+}
+
+impl Window {
+    const LEAST: usize = 64;
+    const MOST: usize = 4096;
+    /// A peer that has not taken something in after this time is late.
+    const LATE: Duration = Duration::from_millis(25);
+
+    /// How many slots may be told now, when peers have taken all news up to a number; none: they don't
+    /// say.
+    pub fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
+        let Some(taken) = taken else { return usize::MAX };
+        match self.told {
+            Some((number, at)) if number > taken => {
+                if now.saturating_sub(at) > Self::LATE {
+                    self.size = Self::LEAST;
+                }
+                return 0;
+            }
+            Some(_) => self.size = (self.size * 2).min(Self::MOST),
+            None => {}
+        }
+        self.told = None;
+        self.size
+    }
+
+    /// Slots are told by the news with this number.
+    pub const fn tell(&mut self, number: u64, now: Duration) {
+        self.told = Some((number, now));
+    }
+}
+
+/// Slots that are quiet. They are told to have settled before they do, and settle when every peer has
+/// taken that in: else a flow that is born in one right after, and is not pinned, would be looked for at
+/// the old base owner by a peer that takes over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
     /// Slots of which that is to be told.
     quiet: BTreeSet<u32>,
-    /// Slots of which it was.
-    told: BTreeSet<u32>,
+    /// Slots of which it was, with the number of the news.
+    told: VecDeque<(u64, BTreeSet<u32>)>,
 }
 
 impl Settling {
-    /// Whether a slot is told to have settled by the next news.
-    pub fn has(&self, slot: u32) -> bool {
-        self.quiet.contains(&slot) || self.was_told(slot)
-    }
-
-    /// Whether a slot was told to have settled.
+    /// Whether a slot was told to have settled, or is by the news that are made.
     pub fn was_told(&self, slot: u32) -> bool {
-        self.told.contains(&slot)
+        self.told.iter().any(|(_, slots)| slots.contains(&slot))
     }
 
-    /// Takes in whether a slot is quiet; whether that is news.
-    pub fn look(&mut self, slot: u32, is_quiet: bool) -> bool {
-        if self.told.contains(&slot) {
-            return false;
+    /// Takes in whether a slot is quiet.
+    pub fn look(&mut self, slot: u32, is_quiet: bool) {
+        if is_quiet && !self.was_told(slot) {
+            self.quiet.insert(slot);
+        } else {
+            self.quiet.remove(&slot);
         }
-        if is_quiet { self.quiet.insert(slot) } else { self.quiet.remove(&slot) }
     }
 
-    /// All was told.
-    pub fn tell(&mut self) {
-        self.told.append(&mut self.quiet);
+    /// Tells of some of the slots by the news with this number; which.
+    pub fn tell(&mut self, most: usize, number: u64) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while slots.len() < most
+            && let Some(slot) = self.quiet.pop_first()
+        {
+            slots.push(slot);
+        }
+        if !slots.is_empty() {
+            self.told.push_back((number, slots.iter().copied().collect()));
+        }
+        slots
     }
 
-    /// The slots that may settle, since that was told.
-    pub fn take_told(&mut self) -> BTreeSet<u32> {
-        std::mem::take(&mut self.told)
+    /// The slots that may settle, since all news up to this one were taken in.
+    pub fn take_told(&mut self, taken: u64) -> BTreeSet<u32> {
+        let mut slots = BTreeSet::new();
+        while let Some((_, told)) = self.told.pop_front_if(|(number, _)| *number <= taken) {
+            slots.extend(told);
+        }
+        slots
     }
 
-    /// All slots, told or not.
-    pub fn into_slots(self) -> impl Iterator<Item = u32> {
-        self.quiet.into_iter().chain(self.told)
+    /// All slots that were told.
+    pub fn into_told(self) -> impl Iterator<Item = u32> {
+        self.told.into_iter().flat_map(|(_, slots)| slots)
     }
 }
 
@@ -230,17 +293,37 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_quiet_settles_when_that_was_told() {
+    fn a_slot_that_is_quiet_settles_when_it_was_told_and_taken_in() {
         let mut settling = Settling::default();
-        assert!(settling.look(5, true) && settling.look(6, true));
-        assert!(!settling.look(5, true), "no news");
-        assert!(settling.has(5) && settling.take_told().is_empty());
-        assert!(settling.look(6, false), "a packet has come");
-        assert!(!settling.has(6));
-        settling.tell();
-        assert!(settling.has(5) && !settling.look(5, false));
-        assert_eq!(settling.take_told(), [5].into());
-        assert!(!settling.has(5));
+        for slot in 5..9 {
+            settling.look(slot, true);
+        }
+        assert!(settling.take_told(u64::MAX).is_empty());
+        settling.look(6, false);
+        assert_eq!(settling.tell(2, 7), [5, 7], "a packet has come for 6");
+        assert!(settling.was_told(5) && !settling.was_told(8));
+        settling.look(5, true);
+        assert_eq!(settling.tell(9, 8), [8], "what was told is not told again");
+        assert_eq!(settling.take_told(6), [].into(), "a peer has not heard of it");
+        assert_eq!(settling.take_told(7), [5, 7].into());
+        assert!(!settling.was_told(5) && settling.was_told(8));
+        assert_eq!(settling.take_told(9), [8].into());
+    }
+
+    #[test]
+    fn more_slots_are_told_at_once_as_long_as_peers_are_quick() {
+        let millis = Duration::from_millis;
+        let mut window = Window::default();
+        assert_eq!(window.room(None, millis(0)), usize::MAX, "nobody says how far they are");
+        for (step, expected) in (0..8).zip([64, 128, 256, 512, 1024, 2048, 4096, 4096]) {
+            let at = millis(step * 20);
+            assert_eq!(window.room(Some(step), at), expected);
+            window.tell(step + 1, at);
+            assert_eq!(window.room(Some(step), at + millis(10)), 0, "one at a time");
+        }
+        assert_eq!(window.room(Some(7), millis(170)), 0);
+        assert_eq!(window.room(Some(8), millis(180)), 128, "it was late");
+        assert_eq!(window.room(Some(8), millis(190)), 128, "nothing was told");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use super::Action;
 use crate::sync::{
-    PeerCounters, PeerId, Piece, Report,
+    Mark, PeerCounters, PeerId, Piece, Report,
     wire::{
         Message, RANGES, Range,
         bytes::Read,
@@ -52,6 +52,8 @@ pub(super) struct Incoming {
     head: u64,
     /// The first sequence number that is missing.
     next: u64,
+    /// The first one that the daemon has not taken; 0: it lacks what was before as well.
+    taken: u64,
     held: BTreeMap<u64, Vec<u8>>,
     pieces: Assembler,
     /// The last transfer that was begun.
@@ -81,6 +83,7 @@ impl Incoming {
             standing: Standing::Nothing,
             head: 0,
             next: 0,
+            taken: 0,
             held: BTreeMap::new(),
             pieces: Assembler::default(),
             transfer: 0,
@@ -110,6 +113,7 @@ impl Incoming {
                 self.again = false;
                 self.standing = Standing::Nothing;
                 self.held.clear();
+                self.taken = 0;
                 self.repair_at = None;
                 self.set_complete(false, out);
             }
@@ -132,6 +136,18 @@ impl Incoming {
             Standing::Following => self.next,
             _ => 0,
         }
+    }
+
+    /// The daemon has taken everything before this sequence number.
+    pub(super) fn took(&mut self, next: u64) {
+        if matches!(self.standing, Standing::Following) {
+            self.taken = self.taken.max(next.min(self.next));
+        }
+    }
+
+    /// The first sequence number that the daemon has not taken; 0: it has taken none.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Whether all has arrived that had been published up to this sequence number.
@@ -176,6 +192,7 @@ impl Incoming {
         while let Some(parts) = self.held.remove(&self.next) {
             tell(self.peer, &mut self.pieces, &parts, counters, out)?;
             self.next += 1;
+            mark(self.peer, self.next, out);
         }
         Ok(())
     }
@@ -225,6 +242,8 @@ impl Incoming {
                 self.ack_at = Some(now);
                 if self.again {
                     self.want_all(out);
+                } else {
+                    mark(self.peer, self.next, out);
                 }
                 return self.tell_held(counters, out);
             }
@@ -241,6 +260,7 @@ impl Incoming {
         self.pieces_of_all = Assembler::default();
         self.unacked = 0;
         self.next = since + 1;
+        self.taken = 0;
         self.head = self.head.max(since);
         self.held = self.held.split_off(&self.next);
         self.pieces = Assembler::default();
@@ -359,12 +379,27 @@ fn tell(
     let parts = unpack(parts)?;
     counters.pieces_received += parts.len() as u64;
     let result = assembler.take(parts, &mut pieces);
-    if let Some(Action::Report(Report::Pieces(last, told))) = out.last_mut()
-        && *last == peer
-    {
+    if !pieces.is_empty() {
+        let (told, _) = pieces_of(peer, out);
         told.append(&mut pieces);
-    } else if !pieces.is_empty() {
-        out.push(Action::Report(Report::Pieces(peer, pieces)));
     }
     result
+}
+
+/// Whoever takes all that was told until now has taken everything before this sequence number.
+fn mark(peer: PeerId, next: u64, out: &mut Vec<Action>) {
+    *pieces_of(peer, out).1 = Mark(next);
+}
+
+/// The report of pieces that comes next.
+fn pieces_of(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Piece>, &mut Mark) {
+    let goes_on =
+        matches!(out.last(), Some(Action::Report(Report::Pieces(last, ..))) if *last == peer);
+    if !goes_on {
+        out.push(Action::Report(Report::Pieces(peer, Vec::new(), Mark::default())));
+    }
+    match out.last_mut() {
+        Some(Action::Report(Report::Pieces(_, told, mark))) => (told, mark),
+        _ => unreachable!("it was pushed above"),
+    }
 }

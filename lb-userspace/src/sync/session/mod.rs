@@ -29,13 +29,14 @@ mod peer;
 mod trust;
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     time::{Duration, Instant, SystemTime},
 };
 
 use self::{facts::Told, outgoing::Log, pace::Pace, peer::Peer};
 use super::{
-    Config, Facts, Key, PeerId, PeerStatus, Piece, Report,
+    Config, Facts, Key, Mark, PeerId, PeerStatus, Piece, Report,
     seal::{Sealer, SessionId},
     wire::{self, Message, parts::Packer},
 };
@@ -47,13 +48,18 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 /// 10 ms while there are some.
 const PROBE_AFTER: Duration = Duration::from_millis(15);
 
+/// News that are known one by one until all have taken them: more than the log has.
+const UNTAKEN: usize = 2 * outgoing::LOG;
+
 /// What happens to a session.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// See [`Peers::tell`](super::Peers::tell).
     Tell(Facts),
     /// See [`Peers::publish`](super::Peers::publish).
-    Publish(Vec<Piece>),
+    Publish(u64, Vec<Piece>),
+    /// See [`Peers::took`](super::Peers::took).
+    Took(PeerId, Mark),
     /// See [`Peers::send_all`](super::Peers::send_all).
     SendAll(PeerId, Vec<Piece>),
     /// [`Peers::want_all`](super::Peers::want_all).
@@ -136,6 +142,10 @@ pub struct Session {
     turn: usize,
     /// Whether something waits for the pace.
     waits: bool,
+    /// What was published and not taken by all: its number, and its last sequence number.
+    untaken: VecDeque<(u64, u64)>,
+    /// The last number that was.
+    taken: u64,
 }
 
 impl Session {
@@ -161,6 +171,8 @@ impl Session {
             asks: 0,
             turn: 0,
             waits: false,
+            untaken: VecDeque::new(),
+            taken: 0,
         }
     }
 
@@ -171,7 +183,12 @@ impl Session {
             Event::Tell(facts) => {
                 self.common.told.tell(&facts);
             }
-            Event::Publish(pieces) => self.publish(pieces, now),
+            Event::Publish(number, pieces) => self.publish(number, pieces, now),
+            Event::Took(peer, mark) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.took(mark.0, now);
+                }
+            }
             Event::SendAll(peer, pieces) => self.send_all(peer, pieces),
             Event::WantAll(peer) => {
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
@@ -227,15 +244,30 @@ impl Session {
         self.peers.iter().map(|peer| peer.status(&self.common.log, now, wall)).collect()
     }
 
-    fn publish(&mut self, pieces: Vec<Piece>, now: Instant) {
+    /// See [`Peers::taken`](super::Peers::taken).
+    pub fn taken(&mut self) -> u64 {
+        let has = |head: u64| self.peers.iter().all(|peer| peer.has_taken(head));
+        while let Some((number, _)) = self.untaken.pop_front_if(|(_, head)| has(*head)) {
+            self.taken = number;
+        }
+        self.taken
+    }
+
+    fn publish(&mut self, number: u64, pieces: Vec<Piece>, now: Instant) {
         // Who joins later gets all of the history, which includes these.
         if !self.peers.iter().any(Peer::is_connected) {
+            self.untaken.clear();
+            self.taken = number;
             return;
         }
         let mut packer = Packer::new(pieces, wire::PARTS);
         while !packer.is_empty() {
             self.common.log.push(packer.next_packet());
         }
+        if self.untaken.len() == UNTAKEN {
+            self.untaken.pop_front();
+        }
+        self.untaken.push_back((number, self.common.log.head));
         for peer in &mut self.peers {
             peer.probe(now + PROBE_AFTER);
         }

@@ -146,6 +146,22 @@ impl Peer {
         self.prompt(now);
     }
 
+    /// The daemon has taken everything before this sequence number, and the peer is to know.
+    pub(super) fn took(&mut self, next: u64, now: Instant) {
+        let Some(trust) = &mut self.trust else { return };
+        let before = trust.incoming.taken();
+        trust.incoming.took(next);
+        if trust.incoming.taken() != before {
+            self.prompt(now);
+        }
+    }
+
+    /// Whether its daemon has taken everything up to this sequence number, or gets no news.
+    pub(super) fn has_taken(&self, head: u64) -> bool {
+        let lacks = |trust: &Trust| trust.outgoing.is_followed() && trust.taken_there <= head;
+        !self.trust.as_ref().is_some_and(lacks)
+    }
+
     /// When a heartbeat is due.
     fn hello_at(&self) -> Instant {
         self.probe_at.map_or(self.hello_at, |probe| probe.min(self.hello_at))
@@ -555,6 +571,7 @@ impl Peer {
                 echo: (trust.session, trust.challenge),
                 echo_clock: (trust.clock.0, micros(now.saturating_duration_since(trust.clock.1))),
                 next: trust.incoming.next(),
+                taken: trust.incoming.taken(),
                 complete: trust.incoming.is_complete(),
                 has: [trust.hearing[0].generation, trust.hearing[1].generation],
                 ..unknown

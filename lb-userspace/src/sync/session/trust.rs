@@ -45,6 +45,8 @@ pub(super) struct Trust {
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
     pub(super) complete_there: bool,
+    /// The first sequence number that its daemon has not taken.
+    pub(super) taken_there: u64,
     pub(super) asking: Option<Asking>,
     pub(super) asked: Option<Asked>,
 }
@@ -94,6 +96,7 @@ impl Trust {
             outgoing: Outgoing::new(now),
             incoming: Incoming::new(peer),
             complete_there: false,
+            taken_there: 0,
             asking: None,
             asked: None,
         }
@@ -126,6 +129,7 @@ impl Trust {
             telling.acknowledged(has);
         }
         self.complete_there = hello.complete;
+        self.taken_there = hello.taken;
         self.outgoing.acknowledged(hello.next, counter);
         self.incoming.published(hello.head, now, out);
     }

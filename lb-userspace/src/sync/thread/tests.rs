@@ -129,7 +129,7 @@ fn joined([one, other]: [SocketAddr; 2], history: Vec<Piece>) -> (Node, Node) {
 fn told(node: &Node) -> Vec<Piece> {
     let mut all = Vec::new();
     for report in &node.seen {
-        if let Report::Pieces(_, pieces) = report {
+        if let Report::Pieces(_, pieces, _) = report {
             all.extend(pieces.iter().cloned());
         }
     }
@@ -169,7 +169,7 @@ fn what_is_published_arrives_within_milliseconds() {
     let mut times: Vec<Duration> = (0..200)
         .map(|number| {
             let start = Instant::now();
-            active.link.publish(vec![pins(number..number + 1)]);
+            active.link.publish(u64::from(number), vec![pins(number..number + 1)]);
             backup.until("pieces", |report| {
                 matches!(report, Report::Pieces(..)).then(|| start.elapsed())
             })

@@ -117,7 +117,7 @@ fn put_router(bytes: &mut Vec<u8>, router: &RouterFacts) {
         State::Active => 3,
     };
     let family = router.source.map_or(0, |source| if source.is_ipv6() { 6 } else { 4 });
-    bytes.put(&[state, router.priority, family]);
+    bytes.put(&[state, router.priority, u8::from(router.wants), family]);
     if let Some(source) = router.source {
         bytes.put_address(source);
     }
@@ -136,6 +136,7 @@ fn router(reader: &mut Reader<'_>) -> Read<RouterFacts> {
             _ => return Err(Malformed("a router is in no state")),
         },
         priority: reader.u8()?,
+        wants: reader.bool()?,
         source: match reader.u8()? {
             0 => None,
             4 => Some(reader.address(false)?),

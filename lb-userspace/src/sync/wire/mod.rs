@@ -146,6 +146,9 @@ pub struct Hello<'a> {
     pub head: u64,
     /// The first sequence number of the receiver that is missing; 0: everything is.
     pub next: u64,
+    /// The first sequence number of the receiver that the node has not made use of yet, of those that
+    /// have arrived; 0: of none.
+    pub taken: u64,
     /// Whether the node has everything of the receiver's.
     pub complete: bool,
     /// The generations of the node's [`facts`].
@@ -392,6 +395,7 @@ impl<'a> Hello<'a> {
         body.put_varint(self.echo_clock.1);
         body.put_varint(self.head);
         body.put_varint(self.next);
+        body.put_varint(self.taken);
         body.put(&[u8::from(self.complete)]);
         for generation in self.facts.into_iter().chain(self.has) {
             body.put_varint(u64::from(generation));
@@ -408,6 +412,7 @@ impl<'a> Hello<'a> {
             echo_clock: (reader.varint()?, reader.varint()?),
             head: reader.varint()?,
             next: reader.varint()?,
+            taken: reader.varint()?,
             complete: reader.bool()?,
             facts: [reader.varint32()?, reader.varint32()?],
             has: [reader.varint32()?, reader.varint32()?],

@@ -29,10 +29,18 @@ pub(super) fn service_key() -> impl Strategy<Value = ServiceKey> {
 
 fn router_facts() -> impl Strategy<Value = RouterFacts> {
     let state = proptest::sample::select(State::ALL.to_vec());
-    (state, any::<u8>(), any::<Option<IpAddr>>(), any::<u64>(), any::<u16>(), any::<u64>())
-        .prop_map(|(state, priority, source, fingerprint, interval_centis, addresses)| {
-            RouterFacts { state, priority, source, fingerprint, interval_centis, addresses }
-        })
+    let standing = (state, any::<u8>(), any::<bool>(), any::<Option<IpAddr>>());
+    (standing, any::<u64>(), any::<u16>(), any::<u64>()).prop_map(
+        |((state, priority, wants, source), fingerprint, interval_centis, addresses)| RouterFacts {
+            state,
+            priority,
+            wants,
+            source,
+            fingerprint,
+            interval_centis,
+            addresses,
+        },
+    )
 }
 
 fn facts() -> impl Strategy<Value = Facts> {
@@ -78,12 +86,13 @@ proptest! {
     fn hellos_come_back_as_they_were(
         node in "[a-zä-ü.0-9-]{0,32}",
         (challenge, session, echoed, losses) in any::<(u32, [u8; 16], u32, u32)>(),
-        (clock, echo_clock, head, next, complete) in any::<(u64, (u64, u64), u64, u64, bool)>(),
+        (clock, echo_clock, head) in any::<(u64, (u64, u64), u64)>(),
+        (next, taken, complete) in any::<(u64, u64, bool)>(),
         (facts, has) in any::<([u32; 2], [u32; 2])>(),
     ) {
         let echo = (SessionId(session), echoed);
         round_trip(&Message::Hello(Hello {
-            node: &node, challenge, echo, losses, clock, echo_clock, head, next, complete, facts, has,
+            node: &node, challenge, echo, losses, clock, echo_clock, head, next, taken, complete, facts, has,
         }));
     }
 

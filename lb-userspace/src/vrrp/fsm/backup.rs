@@ -76,7 +76,7 @@ impl VirtualRouter {
         if !lower {
             self.could_since = None;
         }
-        let discarded = lower && self.may_preempt(now);
+        let discarded = lower && self.may_preempt(now) && !self.standing.handed_over;
         self.note(&heard, now);
         self.when.left = None;
         if std::mem::take(&mut self.when.held) {

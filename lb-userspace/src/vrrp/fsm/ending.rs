@@ -78,9 +78,10 @@ impl VirtualRouter {
         // when the addresses are off here.
         out.extend([Action::Release, Action::Advertise { priority: 0 }]);
         let cause = format!("{} has taken over", heard.from);
+        let abstains = yielding.how != Yield::Outranked;
         self.end_yield(yielding, State::Backup, Ok(heard.from), cause, now, out);
         if self.state == State::Backup {
-            self.abstains = true;
+            self.abstains = abstains;
             self.seen = [None; 2];
             self.note(heard, now);
             self.learn(heard.interval);

@@ -40,7 +40,7 @@ impl VirtualRouter {
     /// goes on as before meanwhile, so that waiting costs nothing.
     pub(super) fn limit_of(&self, how: Yield) -> Duration {
         match how {
-            Yield::Asked => LONGEST_YIELD,
+            Yield::Asked | Yield::Outranked => LONGEST_YIELD,
             Yield::Told => self.yield_limit(),
         }
     }

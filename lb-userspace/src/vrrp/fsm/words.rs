@@ -134,6 +134,9 @@ pub struct Standing {
     pub known_after: Option<u64>,
     /// Whether its node is to leave: it is the last choice of all.
     pub draining: bool,
+    /// Whether the Active router hands over when it learns by another way that this one would preempt,
+    /// so that no preemption is needed.
+    pub handed_over: bool,
 }
 
 /// What a virtual router counts.

@@ -69,6 +69,10 @@ impl Machine {
             known_after: facts
                 .and_then(|facts| facts.transitions.get(&self.routers[index].router.name).copied()),
             draining: facts.is_some_and(|facts| facts.draining),
+            handed_over: facts.is_some_and(|facts| {
+                let key = |index: &usize| self.routers[*index].router.key;
+                group.iter().any(|index| facts.handed_over.contains(&key(index)))
+            }),
         }
     }
 

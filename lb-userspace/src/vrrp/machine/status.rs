@@ -42,6 +42,7 @@ impl Machine {
                 .collect(),
             problems,
             holds_back: machine.holds_back(),
+            wants: machine.wants(now),
             counters: Counters {
                 received: tally.received,
                 became_active: tally.became_active,

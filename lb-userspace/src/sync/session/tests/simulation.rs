@@ -144,6 +144,8 @@ pub struct World {
     /// Datagrams sent.
     pub sent: u64,
     pub rate: u32,
+    /// Whether daemons don't say that they have taken what they were told.
+    pub slow: bool,
 }
 
 fn address(node: usize) -> SocketAddr {
@@ -165,6 +167,7 @@ impl World {
             asked: 0,
             sent: 0,
             rate: 12_500_000,
+            slow: false,
         };
         for at in 0..count {
             let node = world.node(at, count, Model::default());
@@ -221,7 +224,7 @@ impl World {
         if peer >= node { peer + 1 } else { peer }
     }
 
-    fn handle(&mut self, at: usize, event: Event<'_>) {
+    pub fn handle(&mut self, at: usize, event: Event<'_>) {
         let mut out = Vec::new();
         self.nodes[at].session.handle(event, self.now, &mut out);
         let (log, peers) = self.nodes[at].session.kept();
@@ -286,10 +289,13 @@ impl World {
                 assert!(known.joined && !known.complete);
                 known.model = Model::default();
             }
-            Report::Pieces(peer, pieces) => {
+            Report::Pieces(peer, pieces, mark) => {
                 let known = node.known.get_mut(&peer).expect("it has joined");
                 assert!(known.joined);
                 pieces.iter().for_each(|piece| known.model.take(piece));
+                if !self.slow {
+                    self.handle(at, Event::Took(peer, mark));
+                }
             }
             Report::Complete(peer, complete) => {
                 let known = node.known.get_mut(&peer).expect("it has joined");
@@ -343,7 +349,13 @@ impl World {
         pieces.iter().for_each(|piece| node.model.take(piece));
         node.version += 1;
         node.versions.insert(node.model.digest(), node.version);
-        self.handle(at, Event::Publish(pieces));
+        let number = node.version as u64;
+        self.handle(at, Event::Publish(number, pieces));
+    }
+
+    /// The number of the last publication that all have taken.
+    pub fn taken(&mut self, at: usize) -> u64 {
+        self.nodes[at].session.taken()
     }
 
     pub fn ask(&mut self, at: usize, other: usize) {

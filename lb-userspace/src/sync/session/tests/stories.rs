@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Links, World, pins, ring, router};
-use crate::sync::{Facts, PeerId, Report, RouterFacts};
+use crate::sync::{Facts, Mark, PeerId, Report, RouterFacts, session::Event};
 
 const PEER: PeerId = PeerId(0);
 
@@ -30,6 +30,7 @@ fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
         Report::Facts(PEER, Facts::default()),
         Report::WantsAll(PEER),
         Report::Begins(PEER),
+        Report::Pieces(PEER, Vec::new(), Mark(1)),
         Report::Complete(PEER, true),
     ];
     for node in 0..2 {
@@ -43,6 +44,7 @@ fn a_change_of_facts_is_told_within_ten_milliseconds() {
     let facts = RouterFacts {
         state: crate::vrrp::State::Active,
         priority: 150,
+        wants: false,
         source: None,
         fingerprint: 1,
         interval_centis: 100,
@@ -65,8 +67,47 @@ fn news_that_nothing_follows_are_repaired_when_they_are_lost() {
     world.publish(0, vec![pins(0..10, 1)]);
     world.run(millis(30));
     let reports = world.reports(1);
-    assert!(matches!(&reports[..], [Report::Pieces(PEER, _)]), "{reports:?}");
+    assert!(matches!(&reports[..], [Report::Pieces(PEER, ..)]), "{reports:?}");
     assert_eq!(world.status(0)[0].counters.retransmissions, 1);
+}
+
+#[test]
+fn news_are_taken_when_the_peers_daemon_says_so() {
+    let mut world = pair();
+    world.slow = true;
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(150));
+    let reports = world.reports(1);
+    let Some(Report::Pieces(PEER, _, mark)) = reports.first() else { panic!("{reports:?}") };
+    assert_eq!(world.taken(0), 0, "they have arrived, and nothing more");
+    world.handle(1, Event::Took(PEER, *mark));
+    world.run(millis(7));
+    assert_eq!(world.taken(0), 1);
+}
+
+#[test]
+fn a_lost_word_that_news_are_taken_is_said_again_by_a_heartbeat() {
+    let mut world = pair();
+    world.cut(1, 0, millis(20));
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(20));
+    assert_eq!(world.taken(0), 0);
+    world.run(millis(100));
+    assert_eq!(world.taken(0), 1);
+}
+
+#[test]
+fn who_gets_no_news_is_not_waited_for() {
+    let mut world = pair();
+    world.slow = true;
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(20));
+    assert_eq!(world.taken(0), 0);
+    world.cut(1, 0, millis(2000));
+    world.run(millis(1200));
+    assert_eq!(world.taken(0), 1, "the peer is gone");
+    world.publish(0, vec![pins(0..10, 1)]);
+    assert_eq!(world.taken(0), 2, "nobody is there");
 }
 
 #[test]
