@@ -5,7 +5,10 @@
 
 use std::{
     env, fs,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -173,6 +176,9 @@ impl Recipe {
             command::run(objcopy.arg(&binary).arg(&path))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
+        // What it says of itself is said by the other one.
+        let doc = tree.path(&format!("usr/share/doc/{name}"))?;
+        symlink(NAME, &doc).with_context(|| doc.display().to_string())?;
         let more = format!(
             "Depends: {NAME} (= {})\nDescription: debug symbols for {NAME}\n \
              What gdb and perf need to name the functions of lbd and lbctl.\n",
