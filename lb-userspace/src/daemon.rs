@@ -60,9 +60,10 @@ use crate::{
     rules,
     settings::Limits,
     state_file::{self, Loaded},
-    status::Node,
+    status::{Node, Totals, Writes},
     sync::{self, Peers},
     vrrp::Vrrp,
+    web,
 };
 
 /// How often the engine looks for what has run out.
@@ -131,6 +132,8 @@ pub struct Effects {
     pub vrrp: Box<dyn Vrrp>,
     /// The peers; none if there are none.
     pub peers: Option<Connection>,
+    /// Where who only looks is answered over TCP.
+    pub doors: Box<dyn Fn(Option<&web::Config>) + Send>,
     /// Where events go.
     pub events: Events,
     /// The service manager.
@@ -143,6 +146,7 @@ struct Deeds {
     doubt: Box<dyn Fn(Want) + Send>,
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
+    doors: Box<dyn Fn(Option<&web::Config>) + Send>,
     events: Events,
     notifier: Notifier,
 }
@@ -195,6 +199,9 @@ pub struct Daemon<B> {
     last_error: Option<String>,
     /// What the last write of the state file met with.
     unkept: Option<String>,
+    /// What the state file says of backends that are gone.
+    kept_sums: BTreeMap<ServiceKey, Totals>,
+    writes: Writes,
 }
 
 impl<B: Balancer> Daemon<B> {
@@ -210,8 +217,8 @@ impl<B: Balancer> Daemon<B> {
         file: PathBuf,
         config: Config,
     ) -> Result<Self> {
-        let Effects { want, doubt, detach, clocks, vrrp, peers, events, notifier } = effects;
-        let effects = Deeds { want, doubt, detach, clocks, events, notifier };
+        let Effects { want, doubt, detach, clocks, vrrp, peers, doors, events, notifier } = effects;
+        let effects = Deeds { want, doubt, detach, clocks, doors, events, notifier };
         let clocks = (effects.clocks)();
         let limits = balancer.limits();
         let mut daemon = Self {
@@ -242,6 +249,8 @@ impl<B: Balancer> Daemon<B> {
             wrote: false,
             last_error: None,
             unkept: None,
+            kept_sums: BTreeMap::new(),
+            writes: Writes::default(),
         };
         let path = daemon.config.state_file.clone();
         let kept_at = fs::metadata(&path).and_then(|meta| meta.modified());
@@ -259,6 +268,8 @@ impl<B: Balancer> Daemon<B> {
             )),
             Loaded::State(state) => {
                 daemon.node = state.node;
+                daemon.kept_sums.clone_from(&state.retired);
+                daemon.balancer.set_retired(state.retired.clone());
                 daemon.resume(&path, state)?;
                 // A clock that is behind what was written was set meanwhile, or not yet.
                 let jump = kept_at
@@ -316,6 +327,7 @@ impl<B: Balancer> Daemon<B> {
 
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
+        (self.effects.doors)(self.config.http.as_ref());
         self.balancer.set_desired(self.desired.clone());
         self.configure_routers();
         self.resume_routers();

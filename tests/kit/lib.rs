@@ -21,6 +21,7 @@ pub mod pair;
 pub mod peers;
 pub mod probes;
 pub mod process;
+pub mod prometheus;
 pub mod router;
 pub mod signals;
 pub mod status;
@@ -60,6 +61,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("keepalived", "keepalived"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),

@@ -240,11 +240,11 @@ impl Recipe {
         tree.copy(&deploy.join("lb.toml"), &format!("{DOC}/examples/lb.toml"), 0o644)?;
         // Alert rules and dashboards, as many as there are.
         for kind in ["prometheus", "grafana"] {
-            for file in files(&deploy.join(kind))? {
-                let name = file_name(&file)?;
+            for file in files_below(&deploy.join(kind))? {
+                let name = file.strip_prefix(&deploy)?.to_str().context("a name as text")?;
                 // What tests the rules is of no use to who has them.
                 if !name.contains(".test.") {
-                    tree.copy(&file, &format!("usr/share/lb/{kind}/{name}"), 0o644)?;
+                    tree.copy(&file, &format!("usr/share/lb/{name}"), 0o644)?;
                 }
             }
         }
@@ -353,6 +353,19 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     files.retain(|path| path.is_file());
     files.sort();
     Ok(files)
+}
+
+/// The files of a folder and of those in it.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = files(folder)?;
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.with_context(|| folder.display().to_string())?.path();
+        if path.is_dir() {
+            found.extend(files_below(&path)?);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn file_name(path: &Path) -> Result<&str> {

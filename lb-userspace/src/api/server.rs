@@ -3,24 +3,24 @@
 use std::net::IpAddr;
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, State},
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{get, patch, post},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
+use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms, peer, socket::Listener};
 use crate::{
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    metrics,
     status::{Node, Pair, Peer, Service, Status},
+    web::ready,
 };
 
 type Daemon = State<mpsc::Sender<Request>>;
@@ -46,7 +46,7 @@ impl IntoResponse for Refusal {
 ///
 /// The socket fails.
 pub async fn serve(
-    listener: UnixListener,
+    listener: Listener,
     daemon: mpsc::Sender<Request>,
     events: Events,
     stop: oneshot::Receiver<()>,
@@ -55,30 +55,53 @@ pub async fn serve(
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = router(daemon).merge(super::events::router(events));
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await
+    let router = reading(daemon.clone(), events)
+        .merge(changing(daemon.clone()))
+        .merge(super::log::router())
+        .merge(metrics::router(daemon.clone()))
+        .merge(metrics::haproxy_router(daemon.clone()))
+        .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
+        .fallback(no_such_path)
+        .layer(middleware::from_fn_with_state(listener.group, peer::check));
+    let router = router.into_make_service_with_connect_info::<peer::Seen>();
+    axum::serve(listener.listener, router).with_graceful_shutdown(stopped).await
 }
 
-fn router(daemon: mpsc::Sender<Request>) -> Router {
+/// What only tells, and is served to who only looks as well.
+pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events) -> Router {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/node", get(node).patch(change_node))
+        .route("/v1/node", get(node))
         .route("/v1/services", get(services))
-        .route("/v1/services/{name}", get(service).post(add_service).delete(remove_service))
+        .route("/v1/services/{name}", get(service))
         .route("/v1/services/{name}/backends", get(backends))
+        .route("/v1/services/{name}/backends/{address}", get(backend))
+        .route("/v1/vrrp", get(pair))
+        .route("/v1/peers", get(peers))
+        .with_state(daemon)
+        .merge(super::events::router(events))
+}
+
+/// What changes something, or tells of files, for who may use the socket.
+fn changing(daemon: mpsc::Sender<Request>) -> Router {
+    Router::new()
+        .route("/v1/node", patch(change_node))
+        .route("/v1/services/{name}", post(add_service).delete(remove_service))
         .route(
             "/v1/services/{name}/backends/{address}",
-            get(backend).post(add_backend).patch(change_backend).delete(remove_backend),
+            post(add_backend).patch(change_backend).delete(remove_backend),
         )
         .route("/v1/reload", post(reload))
         .route("/v1/config/diff", get(config_diff))
         .route("/v1/config/save", post(config_save))
-        .route("/v1/vrrp", get(pair))
         .route("/v1/vrrp/failover", post(failover))
-        .route("/v1/peers", get(peers))
         .route("/v1/detach", post(detach))
-        .fallback(|| async { Refusal::new(RefusalKind::NotFound, "no such path") })
         .with_state(daemon)
+}
+
+/// Where nothing is.
+pub(crate) async fn no_such_path() -> Refusal {
+    Refusal::new(RefusalKind::NotFound, "no such path")
 }
 
 #[derive(Deserialize)]
@@ -101,7 +124,7 @@ async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answe
     ask(daemon, |tell| Request::Edit(edit, terms, tell)).await.map(Json)
 }
 
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
+pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalKind::Invalid, error))
 }
 

@@ -1,7 +1,6 @@
 //! `lbd`: the load balancer's daemon.
 
 use std::{
-    io::IsTerminal as _,
     path::Path,
     process::ExitCode,
     sync::Arc,
@@ -20,10 +19,12 @@ use lb_userspace::{
     engine::Engine,
     events::Events,
     health::prober::Prober,
+    logs,
     netlink::Resolver,
     notify::Notifier,
     sync::thread::Link,
     vrrp::thread::Thread,
+    web::Doors,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -35,14 +36,6 @@ fn main() -> ExitCode {
     if let Some(file) = &args.check {
         return cli::check_config(file);
     }
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("LB_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(config::Error::Invalid(invalid)) => {
@@ -54,6 +47,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = logs::start(&config.log) {
+        eprintln!("lbd: {error:#}");
+        return ExitCode::from(2);
+    }
     match run(&args.config, config, args.force) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -79,7 +76,11 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
-    let engine = Engine::adopt(Xdp::open(&settings)?, &settings).context("adopt the maps")?;
+    let mut xdp = Xdp::open(&settings)?;
+    if let Some(log) = xdp.take_log() {
+        tokio::spawn(log.run());
+    }
+    let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
         .context("follow the kernel's neighbours")?;
@@ -91,6 +92,9 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
     });
     let events = Events::new(SystemTime::now());
+    // As many changes at once are written together.
+    let (requests_to, requests) = mpsc::channel(1_024);
+    let doors = Doors::start(requests_to.clone(), events.clone())?;
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let effects = Effects {
@@ -100,14 +104,13 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),
         peers: connection.transpose()?,
+        doors: Box::new(move |config| doors.set(config)),
         events: events.clone(),
         notifier: Notifier::from_env(),
     };
     let (prober, reports) = Prober::start().context("start the health checks")?;
     let daemon = Daemon::new(engine, Box::new(prober), effects, file.into(), config)?;
 
-    // As many changes at once are written together.
-    let (requests_to, requests) = mpsc::channel(1_024);
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(server::serve(listener, requests_to, events, stopped));

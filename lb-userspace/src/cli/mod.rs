@@ -11,6 +11,7 @@ mod drain;
 mod events;
 mod health;
 mod lbd;
+mod log;
 mod node;
 mod patience;
 mod plan;
@@ -92,6 +93,7 @@ impl Cli {
             Command::Detach { pin_dir, ask } => {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }
+            Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
             Command::Doctor(args) => return doctor::run(args, printer).await,
         }

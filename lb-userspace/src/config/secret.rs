@@ -9,16 +9,51 @@ const MODE: u32 = 0o640;
 /// Files that are larger hold no key.
 const MOST: u64 = 4_096;
 
+/// Files that are larger hold no certificate, and no list of passwords.
+const MOST_LISTED: u64 = 256 << 10;
+
 /// The content of a key's file. `remedy` says what to do when it is missing.
 pub(super) fn read(
     field: &Field<'_>,
     doubts: &Problems<'_>,
     remedy: impl FnOnce(&str) -> String,
 ) -> Option<Vec<u8>> {
-    let path = field.parsed("key_file = \"/etc/lb/sync.key\"", super::absolute)?;
-    match look(&path) {
+    read_file(field, "key_file = \"/etc/lb/sync.key\"", MOST, Some(doubts), remedy)
+}
+
+/// The content of a file with keys, passwords or tokens, under a key of its own.
+pub(super) fn read_as(
+    field: &Field<'_>,
+    example: &str,
+    doubts: &Problems<'_>,
+    remedy: impl FnOnce(&str) -> String,
+) -> Option<Vec<u8>> {
+    read_file(field, example, MOST_LISTED, Some(doubts), remedy)
+}
+
+/// The content of a file that belongs to one with a key, and that anybody may read.
+pub(super) fn read_public(
+    field: &Field<'_>,
+    example: &str,
+    remedy: impl FnOnce(&str) -> String,
+) -> Option<Vec<u8>> {
+    read_file(field, example, MOST_LISTED, None, remedy)
+}
+
+/// `doubts` is told when others can read or change what is secret.
+fn read_file(
+    field: &Field<'_>,
+    example: &str,
+    most: u64,
+    doubts: Option<&Problems<'_>>,
+    remedy: impl FnOnce(&str) -> String,
+) -> Option<Vec<u8>> {
+    let path = field.parsed(example, super::absolute)?;
+    match look(&path, most) {
         Ok((bytes, mode)) => {
-            if mode & 0o777 & !MODE != 0 {
+            if let Some(doubts) = doubts
+                && mode & 0o777 & !MODE != 0
+            {
                 let path = path.display();
                 doubts.push_at(
                     field,
@@ -47,9 +82,9 @@ pub(super) fn read(
     }
 }
 
-fn look(path: &PathBuf) -> io::Result<(Vec<u8>, u32)> {
+fn look(path: &PathBuf, most: u64) -> io::Result<(Vec<u8>, u32)> {
     let meta = fs::metadata(path)?;
-    if !meta.is_file() || meta.len() > MOST {
+    if !meta.is_file() || meta.len() > most {
         return Err(io::Error::other("it is no file with a key"));
     }
     Ok((fs::read(path)?, meta.mode()))

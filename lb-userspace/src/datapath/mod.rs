@@ -37,6 +37,7 @@ mod mmap;
 mod pin_log;
 mod pin_names;
 pub mod probe;
+mod program_log;
 mod service_index;
 mod sys;
 mod xdp;

@@ -148,6 +148,7 @@ impl Place {
             },
             vrrp: Box::new(script.clone()),
             peers: connection,
+            doors: Box::new(|_| {}),
             events: events.clone(),
             notifier: Notifier::default(),
         };

@@ -1,0 +1,316 @@
+//! Who may look: by a password (`htpasswd -B`), or by a token.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use ring::digest::{SHA256, digest};
+use subtle::{Choice, ConstantTimeEq as _};
+use tokio::sync::Semaphore;
+
+/// What bcrypt may cost. Less is guessed too fast, more takes seconds for each who looks.
+const COSTS: std::ops::RangeInclusive<u32> = 5..=15;
+/// A shorter token could be guessed.
+const SHORTEST: usize = 16;
+/// Passwords that have been right are known again, so many of them.
+const REMEMBERED: usize = 256;
+/// Who may look by a password: names, and what bcrypt made of their passwords.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Users(BTreeMap<String, String>);
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Users(..)")
+    }
+}
+
+/// Who may look by a token: a digest of each.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Tokens(Vec<[u8; 32]>);
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens(..)")
+    }
+}
+
+/// The lines that say something, by their numbers.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+    lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+}
+
+impl Users {
+    /// Reads lines of `NAME:$2y$...`, as `htpasswd -B` writes them.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes with their lines, and nothing of what is secret.
+    pub fn parse(text: &str) -> Result<Self, Vec<(usize, String)>> {
+        let mut users = BTreeMap::new();
+        let mut mistakes = Vec::new();
+        for (number, line) in lines(text) {
+            const HOW: &str = "write what 'htpasswd -nB NAME' prints";
+            match line.split_once(':') {
+                None => mistakes.push((number, format!("no `:` behind a name; {HOW}"))),
+                Some(("", _)) => mistakes.push((number, format!("no name; {HOW}"))),
+                Some((name, hash)) => match check(hash) {
+                    Err(what) => mistakes.push((number, format!("{name}: {what}; {HOW}"))),
+                    Ok(()) if users.insert(name.to_owned(), hash.to_owned()).is_some() => {
+                        mistakes.push((number, format!("{name} is there already")));
+                    }
+                    Ok(()) => {}
+                },
+            }
+        }
+        if users.is_empty() && mistakes.is_empty() {
+            mistakes.push((1, "nobody; write what 'htpasswd -nB NAME' prints".into()));
+        }
+        if mistakes.is_empty() { Ok(Self(users)) } else { Err(mistakes) }
+    }
+
+    fn is_right(&self, name: &str, password: &str) -> bool {
+        let user = self.0.get(name);
+        // Of another one if there is no such user, so that it takes as long to say so.
+        let Some(hash) = user.or_else(|| self.0.values().next()) else { return false };
+        // What is no hash was refused when it was read.
+        let right = bcrypt::verify(password, hash).unwrap_or(false);
+        user.is_some() && right
+    }
+}
+
+/// Whether bcrypt made it, at a price that can be paid.
+fn check(hash: &str) -> Result<(), String> {
+    let parts: bcrypt::HashParts =
+        hash.parse().map_err(|_| "its password is not hashed by bcrypt".to_owned())?;
+    let cost = parts.get_cost();
+    match COSTS.contains(&cost) {
+        true => Ok(()),
+        false => {
+            let (least, most) = COSTS.into_inner();
+            Err(format!("a cost of {cost}, where {least} to {most} is possible (htpasswd -C)"))
+        }
+    }
+}
+
+impl Tokens {
+    /// Reads tokens, one a line.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes with their lines, and nothing of what is secret.
+    pub fn parse(text: &str) -> Result<Self, Vec<(usize, String)>> {
+        const HOW: &str = "write one as 'openssl rand -hex 32' prints it";
+        let mut mistakes = Vec::new();
+        let mut tokens = Vec::new();
+        for (number, line) in lines(text) {
+            if line.len() < SHORTEST {
+                let length = line.len();
+                mistakes.push((number, format!("a token of {length} characters; {HOW}")));
+            } else if !line.bytes().all(|byte| byte.is_ascii_graphic()) {
+                mistakes
+                    .push((number, format!("a token with a character that it can't have; {HOW}")));
+            }
+            tokens.push(sha256(&[line.as_bytes()]));
+        }
+        if tokens.is_empty() {
+            mistakes.push((1, format!("no token; {HOW}")));
+        }
+        if mistakes.is_empty() { Ok(Self(tokens)) } else { Err(mistakes) }
+    }
+
+    fn is_right(&self, token: &str) -> bool {
+        let token = sha256(&[token.as_bytes()]);
+        let found = self.0.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&token));
+        found.into()
+    }
+}
+
+fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    let all = parts.concat();
+    digest(&SHA256, &all).as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// Lets those in who may look.
+#[derive(Debug)]
+pub(super) struct Doorkeeper {
+    users: Option<Users>,
+    tokens: Option<Tokens>,
+    /// What was right before, as a digest with `salt`: bcrypt is not asked for each scrape.
+    remembered: Mutex<HashSet<[u8; 32]>>,
+    salt: [u8; 32],
+    /// Passwords are compared one at a time, so that guessing takes one CPU at most.
+    turn: Semaphore,
+}
+
+impl Doorkeeper {
+    pub(super) fn new(users: Option<Users>, tokens: Option<Tokens>) -> anyhow::Result<Self> {
+        let mut salt = [0; 32];
+        let random = ring::rand::SystemRandom::new();
+        ring::rand::SecureRandom::fill(&random, &mut salt)
+            .map_err(|_| anyhow::anyhow!("the kernel has no random numbers"))?;
+        let remembered = Mutex::default();
+        Ok(Self { users, tokens, remembered, salt, turn: Semaphore::new(1) })
+    }
+
+    /// Whether who asks may look.
+    pub(super) async fn admits(&self, headers: &HeaderMap) -> bool {
+        if self.users.is_none() && self.tokens.is_none() {
+            return true;
+        }
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        let (Some(value), None) = (given.next(), given.next()) else { return false };
+        let Some((scheme, value)) = value.to_str().ok().and_then(|value| value.split_once(' '))
+        else {
+            return false;
+        };
+        let value = value.trim();
+        match (&self.users, &self.tokens) {
+            (_, Some(tokens)) if scheme.eq_ignore_ascii_case("bearer") => tokens.is_right(value),
+            (Some(users), _) if scheme.eq_ignore_ascii_case("basic") => {
+                self.knows(users, value).await
+            }
+            _ => false,
+        }
+    }
+
+    async fn knows(&self, users: &Users, value: &str) -> bool {
+        let mark = sha256(&[&self.salt, value.as_bytes()]);
+        // A set is whole at every moment.
+        let remembered = || self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered().contains(&mark) {
+            return true;
+        }
+        let Some((name, password)) = decode(value) else { return false };
+        let Ok(_turn) = self.turn.acquire().await else { return false };
+        let users = users.clone();
+        let right = tokio::task::spawn_blocking(move || users.is_right(&name, &password)).await;
+        let right = right.unwrap_or(false);
+        if right {
+            let mut remembered = remembered();
+            if remembered.len() >= REMEMBERED {
+                remembered.clear();
+            }
+            remembered.insert(mark);
+        }
+        right
+    }
+
+    /// How one may say who one is.
+    pub(super) fn challenges(&self) -> impl Iterator<Item = HeaderValue> {
+        let basic = self.users.as_ref().map(|_| r#"Basic realm="lb", charset="UTF-8""#);
+        let bearer = self.tokens.as_ref().map(|_| r#"Bearer realm="lb""#);
+        basic.into_iter().chain(bearer).map(HeaderValue::from_static)
+    }
+}
+
+/// Name and password of the header's value.
+fn decode(value: &str) -> Option<(String, String)> {
+    let bytes = BASE64_STANDARD.decode(value).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let (name, password) = text.split_once(':')?;
+    Some((name.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bcrypt makes of a password.
+    fn hash(password: &str) -> String {
+        bcrypt::hash_with_salt(password, 5, [7; 16]).expect("it is hashed").to_string()
+    }
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let values = values.iter().map(|value| HeaderValue::from_str(value).expect("a value"));
+        values.map(|value| (header::AUTHORIZATION, value)).collect()
+    }
+
+    fn basic(name: &str, password: &str) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}")))
+    }
+
+    async fn admits(keeper: &Doorkeeper, value: &str) -> bool {
+        keeper.admits(&headers(&[value])).await
+    }
+
+    #[tokio::test]
+    async fn a_password_or_a_token_opens_and_nothing_else_does() {
+        let ann = hash("correct horse").replace("$2b$", "$2y$");
+        let users = Users::parse(&format!("ann:{ann}\nbob:{}\n", hash(""))).expect("users");
+        let token = "0123456789abcdef0123456789abcdef";
+        let tokens = Tokens::parse(&format!("# of Prometheus\n{token}\n")).expect("a token");
+        let keeper = Doorkeeper::new(Some(users), Some(tokens)).expect("random numbers");
+        for (value, is_right) in [
+            (basic("ann", "correct horse"), true),
+            (basic("ann", "correct horse").replace("Basic", "basic"), true),
+            (basic("bob", ""), true),
+            (basic("ann", ""), false),
+            (basic("ann", "correct horse "), false),
+            (basic("bob", "correct horse"), false),
+            (basic("eve", "correct horse"), false),
+            (basic("ann", &ann), false),
+            (format!("Bearer {token}"), true),
+            (format!("bearer {token}"), true),
+            (format!("Bearer {}", &token[1..]), false),
+            (format!("Bearer {token}0"), false),
+            (format!("Basic {token}"), false),
+            (format!("Digest {token}"), false),
+            ("Bearer ".into(), false),
+            ("Basic !".into(), false),
+            (token.into(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(admits(&keeper, &value).await, is_right, "{value}");
+            // From memory, it is the same.
+            assert_eq!(admits(&keeper, &value).await, is_right, "{value}, again");
+        }
+        let right = format!("Bearer {token}");
+        assert!(!keeper.admits(&HeaderMap::new()).await);
+        assert!(!keeper.admits(&headers(&[&right, &right])).await, "which of the two is meant?");
+        assert_eq!(keeper.challenges().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_configured_opens_nothing() {
+        let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
+        let keeper = Doorkeeper::new(Some(users), None).expect("random numbers");
+        assert!(!admits(&keeper, "Bearer 0123456789abcdef0123456789abcdef").await);
+        let challenges: Vec<_> = keeper.challenges().collect();
+        assert_eq!(challenges, [r#"Basic realm="lb", charset="UTF-8""#]);
+        let open = Doorkeeper::new(None, None).expect("random numbers");
+        assert!(open.admits(&HeaderMap::new()).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_right_once_costs_no_second_time() {
+        let hash = bcrypt::hash_with_salt("x", 11, [7; 16]).expect("it is hashed").to_string();
+        let users = Users::parse(&format!("ann:{hash}")).expect("users");
+        let keeper = Doorkeeper::new(Some(users), None).expect("random numbers");
+        let started = std::time::Instant::now();
+        assert!(admits(&keeper, &basic("ann", "x")).await);
+        let once = started.elapsed();
+        for _ in 0..100 {
+            assert!(admits(&keeper, &basic("ann", "x")).await);
+        }
+        assert!(started.elapsed() < 20 * once, "{once:?}, {:?}", started.elapsed());
+    }
+
+    #[test]
+    fn it_takes_as_long_to_refuse_who_is_unknown() {
+        let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
+        let time = |name: &str| {
+            let started = std::time::Instant::now();
+            assert!(!users.is_right(name, "wrong"));
+            started.elapsed()
+        };
+        // The quickest of several, since others use the CPUs as well.
+        let quickest = |name: &str| (0..9).map(|_| time(name)).min().expect("nine");
+        let (known, unknown) = (quickest("ann"), quickest("eve"));
+        assert!(unknown * 2 > known, "{unknown:?} for who is unknown, {known:?} for who is known");
+    }
+}

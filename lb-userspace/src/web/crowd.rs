@@ -1,0 +1,257 @@
+//! Who is at the doors, and who has to go when there are too many.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+/// How long a request may take, till the last byte of its answer.
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
+/// How long a client may not read while something waits to be sent to it.
+pub(super) const STALL: Duration = Duration::from_secs(30);
+/// A client that has not read for so long may have to go for another.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// What a connection does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It has asked for nothing, or not all of it yet.
+    Waiting,
+    /// It is being answered; the answer has an end.
+    Answering,
+    /// It is being told something that goes on for ever.
+    Streaming,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) peer: IpAddr,
+    state: Mutex<State>,
+    /// Told when it has to go.
+    goes: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    phase: Phase,
+    /// Since when.
+    since: Instant,
+    /// Since when its client does not read what is there for it.
+    stalled: Option<Instant>,
+}
+
+impl Guest {
+    fn new(peer: IpAddr, now: Instant) -> Self {
+        let state = State { phase: Phase::Waiting, since: now, stalled: None };
+        Self { peer, state: Mutex::new(state), goes: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A state is whole at every moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It does something else. What is answered and turns out to be a stream goes on.
+    pub(super) fn becomes(&self, phase: Phase, now: Instant) {
+        let mut state = self.state();
+        state.phase = phase;
+        state.since = now;
+    }
+
+    /// Whether its client reads what is there for it.
+    pub(super) fn reads(&self, reads: bool, now: Instant) {
+        let mut state = self.state();
+        state.stalled = if reads { None } else { state.stalled.or(Some(now)) };
+    }
+
+    /// Returns when it has to go.
+    pub(super) async fn goes(&self) {
+        self.goes.notified().await;
+    }
+
+    /// Since when it keeps the balancer waiting, so that it can go for another.
+    fn idle_since(&self, now: Instant) -> Option<Instant> {
+        let State { phase, since, stalled } = *self.state();
+        match phase {
+            Phase::Waiting => Some(since),
+            _ => stalled.filter(|stalled| now.duration_since(*stalled) >= SLOW),
+        }
+    }
+
+    /// Whether it has had its time.
+    fn is_overdue(&self, now: Instant) -> bool {
+        let State { phase, since, stalled } = *self.state();
+        let past = |since: Instant, most| now.saturating_duration_since(since) >= most;
+        phase == Phase::Answering && past(since, ANSWER)
+            || stalled.is_some_and(|stalled| past(stalled, STALL))
+    }
+}
+
+/// All connections.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    guests: Mutex<Guests>,
+}
+
+#[derive(Debug, Default)]
+struct Guests {
+    next: u64,
+    here: HashMap<u64, Arc<Guest>>,
+}
+
+/// A place in the crowd, which is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    crowd: Arc<Crowd>,
+    number: u64,
+    pub(super) guest: Arc<Guest>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.crowd.guests().here.remove(&self.number);
+    }
+}
+
+impl Crowd {
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        // Guests come and go in one step each.
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets one in. When there are `most` already another one has to go; none that can: it is not
+    /// let in.
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, most: u32, now: Instant) -> Option<Place> {
+        let mut guests = self.guests();
+        if guests.here.len() >= most as usize {
+            let leaves = choose(&guests.here, now)?;
+            if let Some(guest) = guests.here.remove(&leaves) {
+                guest.goes.notify_one();
+            }
+        }
+        let guest = Arc::new(Guest::new(peer, now));
+        let number = guests.next;
+        guests.next += 1;
+        guests.here.insert(number, Arc::clone(&guest));
+        Some(Place { crowd: Arc::clone(self), number, guest })
+    }
+
+    /// Has those leave that have had their time.
+    pub(super) fn sweep(&self, now: Instant) {
+        for guest in self.guests().here.values().filter(|guest| guest.is_overdue(now)) {
+            guest.goes.notify_one();
+        }
+    }
+
+    /// Has everyone leave.
+    pub(super) fn clear(&self) {
+        self.guests().here.drain().for_each(|(_, guest)| guest.goes.notify_one());
+    }
+}
+
+/// Who can go for another: of the address that has most, the one that has waited longest. So who opens
+/// many takes only from itself.
+fn choose(here: &HashMap<u64, Arc<Guest>>, now: Instant) -> Option<u64> {
+    let mut held: HashMap<IpAddr, usize> = HashMap::new();
+    for guest in here.values() {
+        *held.entry(guest.peer).or_default() += 1;
+    }
+    here.iter()
+        .filter_map(|(number, guest)| Some((guest.idle_since(now)?, *number, guest.peer)))
+        .max_by_key(|(since, number, peer)| {
+            (held[peer], std::cmp::Reverse(*since), std::cmp::Reverse(*number))
+        })
+        .map(|(_, number, _)| number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn address(last: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    fn has_to_go(place: &Place) -> bool {
+        place.guest.goes().now_or_never().is_some()
+    }
+
+    #[test]
+    fn who_has_waited_longest_goes_first() {
+        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
+        let enter = |after| crowd.enter(address(1), 2, start + after * SECOND);
+        let first = enter(0).expect("there is room");
+        let second = enter(1).expect("there is room");
+        // It has just been answered.
+        first.guest.becomes(Phase::Answering, start + 2 * SECOND);
+        first.guest.becomes(Phase::Waiting, start + 2 * SECOND);
+        let third = enter(3).expect("another one goes");
+        assert_eq!([&first, &second, &third].map(has_to_go), [false, true, false]);
+    }
+
+    #[test]
+    fn who_holds_many_loses_one_of_them() {
+        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
+        let alone = crowd.enter(address(9), 4, start).expect("there is room");
+        let enter = |last| crowd.enter(address(last), 4, start + SECOND).expect("another one goes");
+        let many = [1, 1, 1].map(enter);
+        let late = enter(2);
+        assert!(!has_to_go(&alone) && !has_to_go(&late));
+        assert_eq!(many.iter().filter(|place| has_to_go(place)).count(), 1);
+    }
+
+    #[test]
+    fn nobody_goes_who_is_being_answered() {
+        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
+        let first = crowd.enter(address(1), 1, start).expect("there is room");
+        for phase in [Phase::Answering, Phase::Streaming] {
+            first.guest.becomes(phase, start);
+            assert!(crowd.enter(address(2), 1, start + SECOND).is_none());
+        }
+        // Its client does not read.
+        first.guest.reads(false, start + SECOND);
+        first.guest.reads(false, start + 2 * SECOND);
+        assert!(crowd.enter(address(2), 1, start + 2 * SECOND).is_none());
+        assert!(crowd.enter(address(2), 1, start + 3 * SECOND).is_some());
+        assert!(has_to_go(&first));
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_its_guest_has_left() {
+        let (crowd, now) = (Arc::new(Crowd::default()), Instant::now());
+        let first = crowd.enter(address(1), 1, now).expect("there is room");
+        first.guest.becomes(Phase::Answering, now);
+        drop(first);
+        assert!(crowd.enter(address(1), 1, now).is_some());
+    }
+
+    #[test]
+    fn an_answer_has_its_time_and_a_stream_goes_on_while_it_is_read() {
+        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
+        let enter = |last| crowd.enter(address(last), 9, start).expect("there is room");
+        let [answered, streams, stalled] = [1, 2, 3].map(enter);
+        answered.guest.becomes(Phase::Answering, start);
+        streams.guest.becomes(Phase::Streaming, start);
+        streams.guest.reads(false, start + ANSWER - SECOND);
+        stalled.guest.becomes(Phase::Streaming, start);
+        stalled.guest.reads(false, start);
+        crowd.sweep(start + ANSWER - SECOND);
+        assert!(![&answered, &streams, &stalled].into_iter().any(has_to_go));
+        crowd.sweep(start + ANSWER);
+        assert_eq!([&answered, &streams, &stalled].map(has_to_go), [true, false, true]);
+        streams.guest.reads(true, start + ANSWER);
+        crowd.sweep(start + 100 * ANSWER);
+        assert!(!has_to_go(&streams));
+    }
+}

@@ -1,0 +1,128 @@
+//! The doors for who only looks: HTTP over TCP, with metrics, the dashboard, `/healthz`, `/readyz` and
+//! what the API tells. Nothing that changes something comes in here, whoever asks.
+//!
+//! It has a thread of its own, so that who floods it holds up nobody but other lookers. What it can
+//! take of the process is bounded:
+//!
+//! | what | bound |
+//! |---|---|
+//! | connections | [`Config::connections`]; past that the one that has kept the balancer waiting longest goes, of the address that has most of them; if none waits, the one that comes |
+//! | a handshake of TLS, the head of a request, the time between two | 5 s, 10 s, 10 s |
+//! | a head | 16 KiB, 64 fields |
+//! | a body | none |
+//! | requests of a connection | 1,000 |
+//! | requests at work | 16; others wait for their turn |
+//! | an answer, till its last byte | 30 s |
+//! | streams that go on for ever | [`Config::streams`]; one that its client does not read ends after 30 s |
+//! | questions to the daemon | one in 100 ms; who asks meanwhile shares the answer |
+//!
+//! Who says who it is wrongly is told so after bcrypt's own time, one at a time.
+
+mod auth;
+mod connection;
+mod crowd;
+mod gate;
+mod listen;
+mod mailbox;
+pub(crate) mod ready;
+mod tls;
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use axum::Router;
+use tokio::sync::{mpsc, watch};
+
+pub use self::{
+    auth::{Tokens, Users},
+    tls::{Identity, WrongIdentity},
+};
+use crate::{
+    api::{Request, server},
+    events::Events,
+    metrics,
+};
+
+/// Connections at one moment, unless the configuration says otherwise.
+pub const DEFAULT_CONNECTIONS: u32 = 256;
+/// Streams at one moment, unless the configuration says otherwise.
+pub const DEFAULT_STREAMS: u32 = 32;
+
+/// Who may look, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The addresses and ports.
+    pub listen: Vec<SocketAddr>,
+    /// What TLS is spoken with; none: it is not.
+    pub tls: Option<Identity>,
+    /// Who may look by a password.
+    pub users: Option<Users>,
+    /// Who may look by a token.
+    pub tokens: Option<Tokens>,
+    /// Whether metrics are told by HAProxy's names as well.
+    pub haproxy_metrics: bool,
+    /// Whether the dashboard is there.
+    pub dashboard: bool,
+    /// How many connections there may be at one moment.
+    pub connections: u32,
+    /// How many of them may be streams that go on for ever.
+    pub streams: u32,
+}
+
+impl Config {
+    /// Whether one must say who one is.
+    #[must_use]
+    pub const fn asks_who(&self) -> bool {
+        self.users.is_some() || self.tokens.is_some()
+    }
+}
+
+/// Opens and closes the doors.
+#[derive(Debug)]
+pub struct Doors {
+    config: watch::Sender<Option<Config>>,
+}
+
+impl Doors {
+    /// Starts the thread that keeps the doors. It ends with the process, or when this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for a thread.
+    pub fn start(daemon: mpsc::Sender<Request>, events: Events) -> Result<Self> {
+        let (config, wanted) = watch::channel(None);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // They compare passwords, one at a time.
+            .max_blocking_threads(2)
+            .build()
+            .context("make the runtime of the doors")?;
+        std::thread::Builder::new()
+            .name("lbd-http".into())
+            .spawn(move || runtime.block_on(listen::keep(wanted, daemon, events)))
+            .context("start the thread of the doors")?;
+        Ok(Self { config })
+    }
+
+    /// Has the doors be as a configuration says. What stays the same stays open.
+    pub fn set(&self, config: Option<&Config>) {
+        self.config.send_if_modified(|current| {
+            let differs = current.as_ref() != config;
+            if differs {
+                *current = config.cloned();
+            }
+            differs
+        });
+    }
+}
+
+/// What is behind the doors.
+fn rooms(config: &Config, daemon: &mpsc::Sender<Request>, events: &Events) -> Router {
+    let mut rooms = server::reading(daemon.clone(), events.clone())
+        .merge(ready::router(daemon.clone()))
+        .merge(metrics::router(daemon.clone()));
+    if config.haproxy_metrics {
+        rooms = rooms.merge(metrics::haproxy_router(daemon.clone()));
+    }
+    rooms.fallback(server::no_such_path)
+}
