@@ -75,6 +75,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("chromium", "chromium"),
     ("tshark", "tshark"),
+    ("systemd-nspawn", "systemd-container"),
+    ("strip", "binutils"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.
