@@ -16,6 +16,7 @@ pub mod edit;
 pub mod engine;
 pub mod events;
 pub mod health;
+pub mod logs;
 pub mod maglev;
 pub mod metrics;
 pub mod netlink;

@@ -9,6 +9,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -191,7 +192,10 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let mut partial = OsString::from(path);
     partial.push(".partial");
-    let mut file = fs::File::create(&partial)?;
+    let mut options = fs::File::options();
+    // Nothing in it is secret; how a site is built is nobody else's business all the same.
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(bytes)?;
     file.write_all(b"\n")?;
     file.sync_all()?;

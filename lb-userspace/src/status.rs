@@ -48,6 +48,9 @@ pub struct Status {
     /// The peers.
     #[serde(default)]
     pub peers: Vec<Peer>,
+    /// How much is logged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<crate::logs::Current>,
     /// What has happened since `lbd` started, by kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,

@@ -9,6 +9,7 @@ use super::{
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
     events::EventsArgs,
+    log::LogCommand,
     node::NodeCommand,
     vrrp::{SyncCommand, VrrpCommand},
 };
@@ -70,6 +71,9 @@ pub(super) enum Command {
     /// Check and reload the configuration, compare it to what is in force, and save that.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Show and change how much lbd logs.
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Stop forwarding: remove the program from the interfaces, and all that is pinned.
     Detach {
         /// Where links and maps are pinned, for when lbd is not running.

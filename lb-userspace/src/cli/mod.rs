@@ -8,6 +8,7 @@ mod decap;
 mod drain;
 mod events;
 mod health;
+mod log;
 mod node;
 mod patience;
 mod plan;
@@ -89,6 +90,7 @@ impl Cli {
             Command::Detach { pin_dir, ask } => {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }
+            Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
         }
         Ok(ExitCode::SUCCESS)

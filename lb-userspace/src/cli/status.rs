@@ -28,6 +28,9 @@ pub(super) fn overview(status: &Status) -> String {
     if status.node.draining_since.is_some() {
         text += &format!("{}\n", super::node::state(status));
     }
+    if let Some(log) = status.log.as_ref().filter(|log| log.configured.is_some()) {
+        text += &format!("{}\n", super::log::line(log));
+    }
     text += &super::vrrp::lines(status);
     if let Some(error) = &status.last_error {
         text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");
