@@ -5,6 +5,7 @@ mod failover;
 mod frames;
 mod harness;
 mod health;
+mod metrics;
 mod report;
 mod rings;
 mod vrrp;
@@ -41,6 +42,8 @@ enum What {
     Vrrp(vrrp::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
+    /// What a scrape of many backends takes
+    Metrics(metrics::Arguments),
     /// The server of `health`
     #[command(hide = true)]
     HealthServer {
@@ -66,6 +69,7 @@ fn run(what: What) -> Result<()> {
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
+        What::Metrics(arguments) => metrics::run(&arguments),
         What::HealthServer { port } => health::serve(port),
     }
 }

@@ -209,6 +209,15 @@ reasons! {
     }
 }
 
+impl Pass {
+    /// Whether such packets are rare in a network that is well, so that one is worth a word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_odd(self) -> bool {
+        matches!(self, Self::VlanDepth | Self::Truncated | Self::Malformed | Self::ExtensionHeaders)
+    }
+}
+
 const _: () = {
     assert!(Pass::ALL.len() <= 16);
     assert!(Drop::ALL.len() <= (REASONS - 16) as usize);

@@ -3,6 +3,7 @@
 #![no_main]
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
+mod log;
 mod maps;
 mod send;
 
@@ -24,9 +25,15 @@ pub fn balance(ctx: XdpContext) -> u32 {
     match decide(&frame, &Maps) {
         Verdict::Pass(reason) => {
             Maps.count(reason.index(), bytes);
+            if reason.is_odd() {
+                log::frame(&ctx, reason.index());
+            }
             xdp_action::XDP_PASS
         }
-        Verdict::Drop(reason) => drop(reason, bytes),
+        Verdict::Drop(reason) => {
+            log::frame(&ctx, reason.index());
+            drop(reason, bytes)
+        }
         Verdict::Forward(to) => {
             // Before the frame is changed: the counter's cache line then comes while the backend's
             // does, and not after the calls into the kernel.

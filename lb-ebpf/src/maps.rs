@@ -256,7 +256,11 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
-        PINS.insert(key, Flow::new(value), u64::from(BPF_ANY)).is_ok()
+        let inserted = PINS.insert(key, Flow::new(value), u64::from(BPF_ANY)).is_ok();
+        if !inserted {
+            crate::log::no_room_for_pin(key);
+        }
+        inserted
     }
 
     #[inline(always)]

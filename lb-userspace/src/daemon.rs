@@ -60,7 +60,7 @@ use crate::{
     rules,
     settings::Limits,
     state_file::{self, Loaded},
-    status::Node,
+    status::{Node, Totals, Writes},
     sync::{self, Peers},
     vrrp::Vrrp,
     web,
@@ -199,6 +199,9 @@ pub struct Daemon<B> {
     last_error: Option<String>,
     /// What the last write of the state file met with.
     unkept: Option<String>,
+    /// What the state file says of backends that are gone.
+    kept_sums: BTreeMap<ServiceKey, Totals>,
+    writes: Writes,
 }
 
 impl<B: Balancer> Daemon<B> {
@@ -246,6 +249,8 @@ impl<B: Balancer> Daemon<B> {
             wrote: false,
             last_error: None,
             unkept: None,
+            kept_sums: BTreeMap::new(),
+            writes: Writes::default(),
         };
         let path = daemon.config.state_file.clone();
         let kept_at = fs::metadata(&path).and_then(|meta| meta.modified());
@@ -263,6 +268,8 @@ impl<B: Balancer> Daemon<B> {
             )),
             Loaded::State(state) => {
                 daemon.node = state.node;
+                daemon.kept_sums.clone_from(&state.retired);
+                daemon.balancer.set_retired(state.retired.clone());
                 daemon.resume(&path, state)?;
                 // A clock that is behind what was written was set meanwhile, or not yet.
                 let jump = kept_at

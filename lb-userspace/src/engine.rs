@@ -9,6 +9,7 @@ mod outage;
 pub mod preview;
 mod ramp;
 mod report;
+mod retired;
 mod silence;
 mod sweep;
 
@@ -33,6 +34,7 @@ use self::{
     interfaces::Interfaces,
     outage::Outages,
     ramp::Ramping,
+    retired::Retired,
     silence::Silence,
     sweep::Walk,
 };
@@ -65,6 +67,7 @@ pub struct Engine<D> {
     silence: Silence,
     history: History,
     standings: BTreeMap<ServiceKey, Standing>,
+    retired: Retired,
     last_error: Option<String>,
 }
 
@@ -160,6 +163,7 @@ impl<D: DataPlane> Engine<D> {
             silence: Silence::default(),
             history: History::default(),
             standings: BTreeMap::new(),
+            retired: Retired::default(),
             last_error: None,
         })
     }
@@ -258,6 +262,7 @@ impl<D: DataPlane> Engine<D> {
     /// a map has no room: everything else is applied.
     pub fn reconcile(&mut self, now: Now) -> Result<Outcome> {
         let done = self.try_reconcile(now);
+        let done = done.and_then(|outcome| self.retire().map(|()| outcome));
         self.last_error = done.as_ref().err().map(|error| format!("{error:#}"));
         done
     }
@@ -360,6 +365,7 @@ impl<D: DataPlane> Engine<D> {
                 if let Some(value) = applied.services.remove(&key) {
                     applied.resting_services.insert(value.id);
                     self.walk.release_service(value.id, now);
+                    self.retired.forget(&key);
                     self.history.remove_service(&key, value.id);
                 }
             }
@@ -381,7 +387,11 @@ impl<D: DataPlane> Engine<D> {
     fn clear_backend(&mut self, id: u16, now: Now) -> Result<()> {
         let context = || format!("clear backend {id}");
         self.data_plane.put_backend(id, &abi::Backend::new_zeroed()).with_context(context)?;
-        self.applied.backends.remove(&id);
+        if let Some(entry) = self.applied.backends.remove(&id)
+            && let Some(key) = self.key_of(entry.service)
+        {
+            self.retired.clear(key, id);
+        }
         self.applied.resting_backends.insert(id);
         self.walk.release_backend(id, now);
         Ok(())

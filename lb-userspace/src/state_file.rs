@@ -9,6 +9,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,7 +18,11 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    desired::Desired, diff::Intent, overrides::Overrides, spec::ServiceSpec, status::Node,
+    desired::{Desired, ServiceKey},
+    diff::Intent,
+    overrides::Overrides,
+    spec::ServiceSpec,
+    status::{Node, Totals},
 };
 
 /// Number of the layout in this file.
@@ -38,6 +43,8 @@ pub struct State {
     pub overrides: Overrides,
     /// Whether the node leaves.
     pub node: Node,
+    /// What went to backends that their services have no more.
+    pub retired: BTreeMap<ServiceKey, Totals>,
 }
 
 impl State {
@@ -56,6 +63,16 @@ struct Content {
     overrides: Overrides,
     #[serde(default, skip_serializing_if = "Node::is_default")]
     node: Node,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    retired: Vec<Retired>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Retired {
+    #[serde(flatten)]
+    service: ServiceKey,
+    #[serde(flatten)]
+    totals: Totals,
 }
 
 #[derive(Deserialize)]
@@ -117,7 +134,13 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
         ));
     }
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut state = State { overrides: content.overrides, node: content.node, ..State::default() };
+    let retired = content.retired.into_iter().map(|Retired { service, totals }| (service, totals));
+    let mut state = State {
+        overrides: content.overrides,
+        node: content.node,
+        retired: retired.collect(),
+        ..State::default()
+    };
     for (name, spec) in content.configured {
         let drain = spec.drain_deadline_secs.map(Duration::from_secs);
         state.deadlines.extend(drain.map(|drain| (name.clone(), drain)));
@@ -154,6 +177,11 @@ pub fn save(path: &Path, state: &State) -> Result<()> {
             .collect(),
         overrides: state.overrides.clone(),
         node: state.node,
+        retired: state
+            .retired
+            .iter()
+            .map(|(&service, &totals)| Retired { service, totals })
+            .collect(),
     };
     let text = serde_json::to_vec_pretty(&content).context("write the state as JSON")?;
     replace(path, &text).with_context(|| format!("write state file {}", path.display()))
@@ -164,7 +192,10 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let mut partial = OsString::from(path);
     partial.push(".partial");
-    let mut file = fs::File::create(&partial)?;
+    let mut options = fs::File::options();
+    // Nothing in it is secret; how a site is built is nobody else's business all the same.
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(bytes)?;
     file.write_all(b"\n")?;
     file.sync_all()?;
@@ -180,6 +211,7 @@ mod tests {
     use crate::{
         desired::{Admin, Mode},
         overrides::ServiceOverride,
+        status::Count,
     };
 
     fn state() -> State {
@@ -190,6 +222,8 @@ mod tests {
             deadlines: [("web".into(), Duration::from_secs(60))].into(),
             overrides: Overrides { services: [("late".into(), change)].into() },
             node: Node { draining_since: Some(UNIX_EPOCH + Duration::from_secs(7)) },
+            retired: [(spec.key(), Totals { sent: Count { packets: 3, bytes: 4 }, new_flows: 1 })]
+                .into(),
         }
     }
 

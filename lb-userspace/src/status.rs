@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 pub use self::word::Word;
 use crate::{
     desired::{Admin, Mode, ServiceKey, UdpPolicy},
-    health::{Condition, prober::status::CheckStatus},
+    health::{
+        Condition,
+        prober::status::{CheckStatus, Histogram, Load},
+    },
     reconcile::Standing,
     sync::PeerStatus,
     units::rfc3339,
@@ -51,9 +54,31 @@ pub struct Status {
     /// The peers.
     #[serde(default)]
     pub peers: Vec<Peer>,
+    /// How much is logged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<crate::logs::Current>,
     /// What has happened since `lbd` started, by kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
+    /// The writes of maps since `lbd` started.
+    #[serde(default)]
+    pub writes: Writes,
+    /// What the health checks have to do, and how they fare.
+    #[serde(default)]
+    pub checks: Load,
+}
+
+/// What it took to make the maps equal to what is desired.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writes {
+    /// How long each attempt took, those included that found nothing to write.
+    pub duration: Histogram,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Entries of maps that were written; the slots of one ring count as one.
+    pub changes: u64,
+    /// Slots whose new flows have got a new owner.
+    pub slots_moved: u64,
 }
 
 /// What the operator wants of the whole node.
@@ -154,6 +179,26 @@ pub struct Count {
     pub bytes: u64,
 }
 
+/// What went to backends of a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Packets and bytes.
+    #[serde(flatten)]
+    pub sent: Count,
+    /// Packets that opened a flow.
+    pub new_flows: u64,
+}
+
+impl Totals {
+    /// Adds what went to more of them.
+    pub const fn add(&mut self, more: Self) {
+        // The program's counters wrap as well.
+        self.sent.packets = self.sent.packets.wrapping_add(more.sent.packets);
+        self.sent.bytes = self.sent.bytes.wrapping_add(more.sent.bytes);
+        self.new_flows = self.new_flows.wrapping_add(more.new_flows);
+    }
+}
+
 /// A service at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Service {
@@ -172,6 +217,9 @@ pub struct Service {
     /// How it stands: how many of its backends are up, and what is made of that.
     #[serde(default)]
     pub standing: Standing,
+    /// What was sent to its backends, those included that it has no more.
+    #[serde(default)]
+    pub totals: Totals,
     /// The backends by address.
     pub backends: BTreeMap<IpAddr, Backend>,
 }

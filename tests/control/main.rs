@@ -3,6 +3,7 @@
 
 mod health;
 mod pair;
+mod sums;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

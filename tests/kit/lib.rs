@@ -23,6 +23,7 @@ pub mod peers;
 pub mod probes;
 pub mod process;
 pub mod progress;
+pub mod prometheus;
 pub mod router;
 pub mod signals;
 pub mod status;
@@ -63,6 +64,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
     ("keepalived", "keepalived"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),

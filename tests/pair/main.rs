@@ -5,4 +5,5 @@ mod agreement;
 mod clients;
 mod faults;
 mod partition;
+mod preemption;
 mod rolling;

@@ -114,13 +114,13 @@ fn change_of_addresses_takes_effect_while_active() -> Result<()> {
     let mut router = router(Family::V4, 51);
     site.a.start(vec![router.clone()])?;
     site.a.wait_for(State::Active)?;
-    let transitions = site.a.transitions().len();
+    let transitions = site.a.status()[0].counters.transitions;
     router.addresses = vec![address_of("10.0.0.101".parse()?)];
     router.addresses[0].label = Some("eth0:vip".into());
     site.a.configure(vec![router]);
     site.a.wait_to_have("10.0.0.101", true)?;
     site.a.wait_to_have(VIP, false)?;
-    assert_eq!(site.a.transitions().len(), transitions, "it stays active");
+    assert_eq!(site.a.status()[0].counters.transitions, transitions, "it stays active");
     let shown = run(site.a.namespace.command("ip").args(["addr", "show", "eth0"]))?;
     assert!(shown.contains("eth0:vip"), "{shown}");
     site.a.configure(Vec::new());

@@ -62,6 +62,18 @@ pub enum Bench {
         #[arg(long)]
         seconds: Option<u64>,
     },
+    /// How long a scrape of /metrics takes, with a hundred services of ten backends each
+    Metrics {
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+        /// How many services [default: 100]
+        #[arg(long)]
+        services: Option<u16>,
+        /// How many scrapes [default: 40]
+        #[arg(long)]
+        scrapes: Option<u32>,
+    },
 }
 
 /// Builds and runs a benchmark.
@@ -106,6 +118,15 @@ pub fn run(bench: &Bench) -> Result<()> {
             let seconds = seconds.map(|seconds| seconds.to_string());
             let options = [("--backends", backends), ("--seconds", seconds)];
             measure("health", *json, options, "a minute")
+        }
+        Bench::Metrics { json, services, scrapes } => {
+            setup::packages()?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
+            let services = services.map(|services| services.to_string());
+            let scrapes = scrapes.map(|scrapes| scrapes.to_string());
+            let options = [("--services", services), ("--scrapes", scrapes)];
+            measure("metrics", *json, options, "half a minute")
         }
     }
 }

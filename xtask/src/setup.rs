@@ -104,7 +104,7 @@ fn rust_src() -> Result<()> {
 
 /// The programs among [`kit::PROGRAMS`] whose packages would run them as services of this machine,
 /// where nginx would take port 80. The lab runs them itself, in namespaces.
-const DAEMONS: [&str; 3] = ["nginx", "haproxy", "keepalived"];
+const DAEMONS: [&str; 4] = ["nginx", "haproxy", "keepalived", "prometheus"];
 
 /// While it lives, a package that is installed starts no service.
 struct Quiet {

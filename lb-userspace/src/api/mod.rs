@@ -25,7 +25,12 @@
 //! | `GET /v1/vrrp` | | [`crate::status::Pair`]: the virtual routers, and the peers |
 //! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
 //! | `GET /v1/peers` | | a list of [`crate::status::Peer`] |
+//! | `GET /v1/log` | | [`crate::logs::Current`] |
+//! | `PUT /v1/log` | [`crate::logs::Change`] | [`crate::logs::Current`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
+//!
+//! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
+//! only tells over TCP as well, all but the configuration and the log.
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
@@ -34,6 +39,8 @@
 pub mod client;
 mod events;
 mod flows;
+mod log;
+mod peer;
 pub mod server;
 pub mod socket;
 

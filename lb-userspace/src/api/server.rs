@@ -7,21 +7,20 @@ use axum::{
     body::Bytes,
     extract::{Path, Query, State},
     http::StatusCode,
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, patch, post},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms};
+use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms, peer, socket::Listener};
 use crate::{
     dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
     flows::Source,
+    metrics,
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
     web::ready,
@@ -50,7 +49,7 @@ impl IntoResponse for Refusal {
 ///
 /// The socket fails.
 pub async fn serve(
-    listener: UnixListener,
+    listener: Listener,
     daemon: mpsc::Sender<Request>,
     events: Events,
     samples: Samples,
@@ -65,9 +64,14 @@ pub async fn serve(
         .merge(changing(daemon.clone()))
         .merge(dashboard::router(samples, events))
         .merge(super::flows::router(daemon.clone(), flows))
+        .merge(super::log::router())
+        .merge(metrics::router(daemon.clone()))
+        .merge(metrics::haproxy_router(daemon.clone()))
         .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
-        .fallback(no_such_path);
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await
+        .fallback(no_such_path)
+        .layer(middleware::from_fn_with_state(listener.group, peer::check));
+    let router = router.into_make_service_with_connect_info::<peer::Seen>();
+    axum::serve(listener.listener, router).with_graceful_shutdown(stopped).await
 }
 
 /// What only tells, and is served to who only looks as well.
@@ -128,7 +132,7 @@ async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answe
     ask(daemon, |tell| Request::Edit(edit, terms, tell)).await.map(Json)
 }
 
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
+pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalKind::Invalid, error))
 }
 

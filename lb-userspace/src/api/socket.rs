@@ -7,6 +7,7 @@ use std::{
         net::UnixStream,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -23,12 +24,19 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes the socket, for root and `group`.
+/// The socket, and the group whose members may use it.
+#[derive(Debug)]
+pub struct Listener {
+    pub(super) listener: UnixListener,
+    pub(super) group: Arc<str>,
+}
+
+/// Makes the socket, for root, the user of this process and `group`.
 ///
 /// # Errors
 ///
 /// Someone answers there, or the file can't be made.
-pub fn bind(path: &Path, group: &str) -> Result<(UnixListener, SocketFile)> {
+pub fn bind(path: &Path, group: &str) -> Result<(Listener, SocketFile)> {
     make_way(path)?;
     let dir = path.parent().context("the socket's path has no folder")?;
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
@@ -43,7 +51,7 @@ pub fn bind(path: &Path, group: &str) -> Result<(UnixListener, SocketFile)> {
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))
         .with_context(|| format!("set the mode of {}", path.display()))?;
-    Ok((listener, file))
+    Ok((Listener { listener, group: group.into() }, file))
 }
 
 /// Removes a socket that nobody listens on.
@@ -66,7 +74,7 @@ fn make_way(path: &Path) -> Result<()> {
 }
 
 /// The id of a group of this machine.
-fn group_id(name: &str) -> Option<u32> {
+pub(super) fn group_id(name: &str) -> Option<u32> {
     let groups = fs::read_to_string("/etc/group").ok()?;
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');

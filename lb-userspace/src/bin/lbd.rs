@@ -1,7 +1,6 @@
 //! `lbd`: the load balancer's daemon.
 
 use std::{
-    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -20,6 +19,7 @@ use lb_userspace::{
     engine::Engine,
     events::Events,
     health::prober::Prober,
+    logs,
     netlink::Resolver,
     notify::Notifier,
     samples::Samples,
@@ -53,14 +53,6 @@ fn main() -> ExitCode {
     if let Some(file) = &args.check {
         return cli::check_config(file);
     }
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_env("LB_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(config::Error::Invalid(invalid)) => {
@@ -72,6 +64,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = logs::start(&config.log) {
+        eprintln!("lbd: {error:#}");
+        return ExitCode::from(2);
+    }
     match run(&args.config, config, args.force) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -97,7 +93,10 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
-    let xdp = Xdp::open(&settings)?;
+    let mut xdp = Xdp::open(&settings)?;
+    if let Some(log) = xdp.take_log() {
+        tokio::spawn(log.run());
+    }
     let flows = Arc::new(xdp.flow_reader()?);
     let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())

@@ -10,6 +10,7 @@ use super::{
     decap::DecapCommand,
     events::EventsArgs,
     flows::FlowsArgs,
+    log::LogCommand,
     node::NodeCommand,
     top::TopArgs,
     vrrp::{SyncCommand, VrrpCommand},
@@ -76,6 +77,9 @@ pub(super) enum Command {
     /// Check and reload the configuration, compare it to what is in force, and save that.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Show and change how much lbd logs.
+    #[command(subcommand)]
+    Log(LogCommand),
     /// Stop forwarding: remove the program from the interfaces, and all that is pinned.
     Detach {
         /// Where links and maps are pinned, for when lbd is not running.

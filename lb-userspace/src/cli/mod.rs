@@ -9,6 +9,7 @@ mod drain;
 mod events;
 mod flows;
 mod health;
+mod log;
 mod node;
 mod patience;
 mod plan;
@@ -93,6 +94,7 @@ impl Cli {
             Command::Detach { pin_dir, ask } => {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }
+            Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
         }
         Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use super::{health, table::Table};
 use crate::{
     desired::Admin,
     health::Condition,
-    status::{Backend, Count, Service, Status, Usage},
+    status::{Backend, Count, Service, Status, Totals, Usage},
     units::{format_bytes, format_count, format_duration},
 };
 
@@ -27,6 +27,9 @@ pub(super) fn overview(status: &Status) -> String {
     );
     if status.node.draining_since.is_some() {
         text += &format!("{}\n", super::node::state(status));
+    }
+    if let Some(log) = status.log.as_ref().filter(|log| log.configured.is_some()) {
+        text += &format!("{}\n", super::log::line(log));
     }
     text += &super::vrrp::lines(status);
     if let Some(error) = &status.last_error {
@@ -66,7 +69,7 @@ pub(super) fn services(services: &BTreeMap<String, Service>) -> String {
     ]);
     for (name, service) in services {
         let usable = service.backends.values().filter(|backend| takes_flows(backend)).count();
-        let (sent, new_flows) = sums(service);
+        let Totals { sent, new_flows } = service.totals;
         table.row([
             name.clone(),
             service.key.protocol.to_string(),
@@ -237,14 +240,6 @@ fn vip(service: &Service) -> String {
         IpAddr::V4(vip) => format!("{vip}:{}", service.key.port),
         IpAddr::V6(vip) => format!("[{vip}]:{}", service.key.port),
     }
-}
-
-fn sums(service: &Service) -> (Count, u64) {
-    service.backends.values().fold((Count::default(), 0), |(sent, flows), backend| {
-        let packets = sent.packets + backend.sent.packets;
-        let bytes = sent.bytes + backend.sent.bytes;
-        (Count { packets, bytes }, flows + backend.new_flows)
-    })
 }
 
 fn share(slots: u32, of: u32) -> String {

@@ -169,3 +169,6 @@ fn read_lines<T>(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ mod clash;
 pub mod fold;
 mod group;
 mod http;
+mod log;
 pub mod piece;
 mod router;
 pub mod save;
@@ -85,6 +86,8 @@ pub struct Config {
     pub routers: Routers,
     /// How the node talks to its peers; none: it has none.
     pub sync: Option<crate::sync::Config>,
+    /// How much is logged, and in what form.
+    pub log: crate::logs::Settings,
     /// Where who only looks is answered over TCP; none: nowhere.
     pub http: Option<crate::web::Config>,
     /// The services.
@@ -209,6 +212,7 @@ impl Config {
             ("group", self.group != other.group),
             ("state_file", self.state_file != other.state_file),
             ("sync", self.sync != other.sync),
+            ("log.format", self.log.form != other.log.form),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
@@ -266,6 +270,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     let groups = group::read_groups(&root, &routers);
     let sync = sync::read_sync(&root, &doubts);
     let http = http::read_http(&root, &doubts);
+    let log = log::read_log(&root);
     let named = interfaces.as_deref().unwrap_or_default();
     clash::check(&routers, &services, named, &doubts);
 
@@ -300,6 +305,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         routers: Routers { routers: routers.into_iter().map(|read| read.router).collect(), groups },
         sync,
         http,
+        log,
         desired: services.desired,
         drain_deadlines: services.drain_deadlines,
         unsaid: services.unsaid,

@@ -15,7 +15,7 @@ use crate::{
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
     settings::Limits,
-    status::{Interface, Status},
+    status::{Interface, Status, Totals},
     sync::Piece,
 };
 
@@ -109,6 +109,10 @@ pub trait Balancer: Send {
     ///
     /// A map can't be written.
     fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()>;
+    /// See [`Engine::retired`].
+    fn retired(&self) -> &BTreeMap<ServiceKey, Totals>;
+    /// See [`Engine::set_retired`].
+    fn set_retired(&mut self, sums: BTreeMap<ServiceKey, Totals>);
     /// How much the maps have room for.
     fn limits(&self) -> Limits;
     /// The interfaces with the program, as the kernel tells it.
@@ -209,6 +213,14 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
         Self::take_mac(self, mac, take)
+    }
+
+    fn retired(&self) -> &BTreeMap<ServiceKey, Totals> {
+        Self::retired(self)
+    }
+
+    fn set_retired(&mut self, sums: BTreeMap<ServiceKey, Totals>) {
+        Self::set_retired(self, sums);
     }
 
     fn limits(&self) -> Limits {

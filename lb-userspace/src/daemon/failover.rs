@@ -71,16 +71,20 @@ impl<B: Balancer> Daemon<B> {
         }
         let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
         let message = format!("{} handed over", self.names(keys));
+        let group = self.group.as_ref();
         let changes = units.iter().map(|(keys, way)| {
             let names = self.names(keys.iter().copied());
             match way {
+                Way::Asked(id, peer) if !group.is_some_and(|group| group.follows(*id)) => {
+                    format!("{names} goes to {peer}, when it has all flows")
+                }
                 Way::Asked(_, peer) if self.lost_by([&(keys.clone(), way.clone())]).is_empty() => {
                     format!("{names} goes to {peer}, which has all flows")
                 }
                 Way::Asked(_, peer) => format!("{names} goes to {peer}"),
                 Way::Told => format!(
                     "{names} is given up by an advertisement, to whoever hears it; no peer is \
-                     there that has all flows, so some may break"
+                     there that could have all flows, so some may break"
                 ),
             }
         });

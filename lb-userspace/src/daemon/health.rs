@@ -13,7 +13,10 @@ use crate::{
         Condition, Seen, Target, View,
         assign::assignments,
         check::Start,
-        prober::{Assignment, Prober, Report, status::CheckStatus},
+        prober::{
+            Assignment, Prober, Report,
+            status::{CheckStatus, Load},
+        },
     },
     netlink::Neighbourhood,
     reconcile::Standing,
@@ -29,6 +32,8 @@ pub trait Checks: Send {
     fn suspect(&self, target: Target, reason: String);
     /// See [`Prober::status`].
     fn status(&self) -> BTreeMap<Target, CheckStatus>;
+    /// See [`Prober::load`].
+    fn load(&self) -> Load;
 }
 
 impl Checks for Prober {
@@ -42,6 +47,10 @@ impl Checks for Prober {
 
     fn status(&self) -> BTreeMap<Target, CheckStatus> {
         Self::status(self)
+    }
+
+    fn load(&self) -> Load {
+        Self::load(self)
     }
 }
 
@@ -244,6 +253,7 @@ impl Health {
 
     /// Adds what is known of the checks.
     pub(super) fn tell(&self, status: &mut Status) {
+        status.checks = self.checks.load();
         let mut checks = self.checks.status();
         for service in status.services.values_mut() {
             for (address, backend) in &mut service.backends {
@@ -289,6 +299,10 @@ mod tests {
 
         fn status(&self) -> BTreeMap<Target, CheckStatus> {
             BTreeMap::new()
+        }
+
+        fn load(&self) -> Load {
+            Load::default()
         }
     }
 

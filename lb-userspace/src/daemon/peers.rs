@@ -236,8 +236,8 @@ impl Group {
         found
     }
 
-    /// Who could take these routers over: it is Backup for all of them, has all flows but those that
-    /// it [refuses](Self::refused_by), and stays.
+    /// Who could take these routers over: it is Backup for all of them and stays. It has all flows but those
+    /// that it [refuses](Self::refused_by), or gets them now; then it takes over when it has.
     pub(super) fn successor(
         &self,
         routers: &BTreeSet<RouterKey>,
@@ -249,7 +249,7 @@ impl Group {
             peer.unlike.altogether.is_none()
                 && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
                 && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
-                && known.is_some_and(|status| status.connected && status.follows)
+                && known.is_some_and(|status| status.connected)
         };
         let priority = |peer: &Peer| {
             let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
@@ -258,7 +258,14 @@ impl Group {
         // Who can take most of the flows.
         let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
         let fit = self.peers.iter().filter(fits);
-        fit.max_by_key(|(id, peer)| (lost(**id), priority(peer))).map(|(id, _)| *id)
+        let rank = |(id, peer): &(&PeerId, &Peer)| (self.follows(**id), lost(**id), priority(peer));
+        fit.max_by_key(rank).map(|(id, _)| *id)
+    }
+
+    /// Whether a peer has all flows of this node, but for the last news.
+    pub(super) fn follows(&self, peer: PeerId) -> bool {
+        let status = self.rim.status().into_iter().nth(usize::from(peer.0));
+        status.is_some_and(|status| status.follows)
     }
 
     /// The services of these whose flows a peer can't take, since it has them otherwise.

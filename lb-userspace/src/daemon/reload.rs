@@ -12,6 +12,7 @@ use crate::{
     diff::{Intent, diff},
     edit::{Refusal, RefusalKind},
     events::{Kind, News},
+    logs,
     overrides::{Conflict, Merged, Overrides, merge},
     state_file::{self, State},
 };
@@ -128,10 +129,12 @@ impl<B: Balancer> Daemon<B> {
             group: kept.group,
             state_file: kept.state_file,
             sync: kept.sync,
+            log: logs::Settings { form: kept.log.form, ..config.log },
             ..config
         };
         // Their files may have changed while the configuration has not.
         (self.effects.doors)(self.config.http.as_ref());
+        logs::configure(&self.config.log);
         merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
         self.deadlines = merged.deadlines;
         if !routers.is_empty() {
@@ -180,6 +183,7 @@ impl<B: Balancer> Daemon<B> {
             deadlines: self.config.drain_deadlines.clone(),
             overrides: self.overrides.clone(),
             node: self.node,
+            retired: self.balancer.retired().clone(),
         };
         let error = state_file::save(&self.config.state_file, &state).err();
         let error = error.map(|error| format!("{error:#}"));
@@ -198,6 +202,7 @@ impl<B: Balancer> Daemon<B> {
         };
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.unkept.clone_from(&error);
+        self.kept_sums = state.retired;
         error.map(|error| {
             format!("this is not kept over a restart of lbd, until it can be written: {error}")
         })

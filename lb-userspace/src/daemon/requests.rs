@@ -6,6 +6,7 @@ use super::{Balancer, Daemon, batch::Asked};
 use crate::{
     api::{Request, Terms},
     edit::{Refusal, RefusalKind},
+    logs,
     status::{Pair, Status},
 };
 
@@ -75,6 +76,8 @@ impl<B: Balancer> Daemon<B> {
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
+        status.log = logs::current();
+        status.writes = self.writes.clone();
         status.events = self.effects.events.counts();
         Ok(status)
     }

@@ -1,5 +1,7 @@
 //! The maps as they are written, and what is said of it.
 
+use std::time::Instant;
+
 use super::{Balancer, Daemon, START};
 use crate::events::{Kind, News};
 
@@ -12,8 +14,13 @@ impl<B: Balancer> Daemon<B> {
     /// Writes the maps; what that met with.
     pub(super) fn write(&mut self) -> Option<String> {
         self.stale = false;
-        let error = match self.balancer.reconcile(self.now()) {
+        let begun = Instant::now();
+        let done = self.balancer.reconcile(self.now());
+        self.writes.duration.add(begun.elapsed());
+        let error = match done {
             Ok(outcome) => {
+                self.writes.changes += outcome.changes as u64;
+                self.writes.slots_moved += outcome.slots_moved;
                 if outcome.changes > 0 {
                     self.wrote = true;
                     tracing::debug!(
@@ -27,11 +34,15 @@ impl<B: Balancer> Daemon<B> {
             }
             Err(error) => {
                 self.wrote = true;
+                self.writes.failed += 1;
                 Some(format!("{error:#}"))
             }
         };
         let news = self.health.stand(self.balancer.standings(), &self.desired);
         news.into_iter().for_each(|news| self.effects.events.record(news));
+        if *self.balancer.retired() != self.kept_sums {
+            self.keep();
+        }
         error
     }
 

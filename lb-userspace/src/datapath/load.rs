@@ -19,6 +19,7 @@ use super::{
     maps::{self, Maps},
     migrate::{self, Source, Step},
     pin_log::PinLog,
+    program_log::ProgramLog,
     service_index::ServiceIndex,
     xdp::{self, Xdp},
 };
@@ -201,6 +202,8 @@ impl Start {
             from.copy(&maps)?;
         }
         done(Step::Copied)?;
+        // Before the program is borrowed; it needs the maps until it is loaded, and so they are kept.
+        let log = ProgramLog::take(&mut object)?;
         let program = program(&mut object)?;
         program.load().context("the kernel refuses the program")?;
         let program_id = program.info().context("ask for the program")?.id();
@@ -224,6 +227,7 @@ impl Start {
             maps,
             index,
             pin_log,
+            log: Some(log),
             limits,
             possible_cpus: cpus,
             object,

@@ -37,6 +37,7 @@ mod migrate;
 mod mmap;
 mod pin_log;
 mod pin_names;
+mod program_log;
 mod service_index;
 mod sys;
 mod xdp;

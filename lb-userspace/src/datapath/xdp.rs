@@ -26,6 +26,7 @@ use super::{
     maps::Maps,
     mmap::Mapped,
     pin_log::PinLog,
+    program_log::ProgramLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
 };
@@ -42,6 +43,7 @@ pub struct Xdp {
     pub(super) maps: Maps,
     pub(super) index: ServiceIndex,
     pub(super) pin_log: PinLog,
+    pub(super) log: Option<ProgramLog>,
     pub(super) limits: Limits,
     pub(super) possible_cpus: u32,
     /// Holds the program, to attach it again.
@@ -54,6 +56,11 @@ pub struct Xdp {
 }
 
 impl Xdp {
+    /// What the program says, to be passed on; once.
+    pub const fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
+    }
+
     /// The stretch of a CPU in an array that has one of `size` elements for each.
     fn stretches(&self, size: u32) -> impl Iterator<Item = Range<usize>> {
         (0..self.possible_cpus).map(move |cpu| (cpu * size) as usize..((cpu + 1) * size) as usize)

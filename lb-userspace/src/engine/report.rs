@@ -83,6 +83,7 @@ impl<D: DataPlane> Engine<D> {
             };
             (address, told)
         });
+        let backends: BTreeMap<_, _> = backends.collect();
         Service {
             key: service.key,
             mode: service.mode,
@@ -91,7 +92,8 @@ impl<D: DataPlane> Engine<D> {
             slots_in_flux: ring.map_or(0, |ring| ring.in_flux),
             idle_timeout_secs: service.idle_timeout.as_secs(),
             standing: self.standings.get(&service.key).copied().unwrap_or_default(),
-            backends: backends.collect(),
+            totals: self.retired.with(&service.key, backends.values()),
+            backends,
         }
     }
 

@@ -153,7 +153,9 @@ impl<D: DataPlane> Engine<D> {
             swept.expired = self.walk_flows(now)?;
         }
         self.refresh(now)?;
-        self.let_leave(leaving, now, &mut swept)?;
+        let left = self.let_leave(leaving, now, &mut swept);
+        self.retire()?;
+        left?;
         self.end_rests(now)?;
         // Last, so that an error before it leaves them for the next call.
         swept.interfaces = self.interfaces.take_events();

@@ -259,6 +259,12 @@ impl Machine {
         self.index(router).map(|index| self.routers[index].machine.state())
     }
 
+    /// Whether a router is about to give its addresses to another node.
+    #[must_use]
+    pub fn is_yielding(&self, router: &str) -> bool {
+        self.index(router).is_some_and(|index| self.routers[index].machine.is_yielding())
+    }
+
     /// Gives an event to some routers, and then sees to their groups.
     fn drive(
         &mut self,

@@ -18,9 +18,6 @@ const COSTS: std::ops::RangeInclusive<u32> = 5..=15;
 const SHORTEST: usize = 16;
 /// Passwords that have been right are known again, so many of them.
 const REMEMBERED: usize = 256;
-/// Of a user that there is not, so that it takes as long to say so as for one that there is.
-const NOBODY: &str = "$2y$10$abcdefghijklmnopqrstuuJ7F1YyqPhXzzzzzzzzzzzzzzzzzzzzz";
-
 /// Who may look by a password: names, and what bcrypt made of their passwords.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Users(BTreeMap<String, String>);
@@ -78,7 +75,8 @@ impl Users {
 
     fn is_right(&self, name: &str, password: &str) -> bool {
         let user = self.0.get(name);
-        let hash = user.or_else(|| self.0.values().next()).map_or(NOBODY, String::as_str);
+        // Of another one if there is no such user, so that it takes as long to say so.
+        let Some(hash) = user.or_else(|| self.0.values().next()) else { return false };
         // What is no hash was refused when it was read.
         let right = bcrypt::verify(password, hash).unwrap_or(false);
         user.is_some() && right
@@ -216,4 +214,103 @@ fn decode(value: &str) -> Option<(String, String)> {
     let text = String::from_utf8(bytes).ok()?;
     let (name, password) = text.split_once(':')?;
     Some((name.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What bcrypt makes of a password.
+    fn hash(password: &str) -> String {
+        bcrypt::hash_with_salt(password, 5, [7; 16]).expect("it is hashed").to_string()
+    }
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let values = values.iter().map(|value| HeaderValue::from_str(value).expect("a value"));
+        values.map(|value| (header::AUTHORIZATION, value)).collect()
+    }
+
+    fn basic(name: &str, password: &str) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}")))
+    }
+
+    async fn admits(keeper: &Doorkeeper, value: &str) -> bool {
+        keeper.admits(&headers(&[value])).await
+    }
+
+    #[tokio::test]
+    async fn a_password_or_a_token_opens_and_nothing_else_does() {
+        let ann = hash("correct horse").replace("$2b$", "$2y$");
+        let users = Users::parse(&format!("ann:{ann}\nbob:{}\n", hash(""))).expect("users");
+        let token = "0123456789abcdef0123456789abcdef";
+        let tokens = Tokens::parse(&format!("# of Prometheus\n{token}\n")).expect("a token");
+        let keeper = Doorkeeper::new(Some(users), Some(tokens)).expect("random numbers");
+        for (value, is_right) in [
+            (basic("ann", "correct horse"), true),
+            (basic("ann", "correct horse").replace("Basic", "basic"), true),
+            (basic("bob", ""), true),
+            (basic("ann", ""), false),
+            (basic("ann", "correct horse "), false),
+            (basic("bob", "correct horse"), false),
+            (basic("eve", "correct horse"), false),
+            (basic("ann", &ann), false),
+            (format!("Bearer {token}"), true),
+            (format!("bearer {token}"), true),
+            (format!("Bearer {}", &token[1..]), false),
+            (format!("Bearer {token}0"), false),
+            (format!("Basic {token}"), false),
+            (format!("Digest {token}"), false),
+            ("Bearer ".into(), false),
+            ("Basic !".into(), false),
+            (token.into(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(admits(&keeper, &value).await, is_right, "{value}");
+            // From memory, it is the same.
+            assert_eq!(admits(&keeper, &value).await, is_right, "{value}, again");
+        }
+        let right = format!("Bearer {token}");
+        assert!(!keeper.admits(&HeaderMap::new()).await);
+        assert!(!keeper.admits(&headers(&[&right, &right])).await, "which of the two is meant?");
+        assert_eq!(keeper.challenges().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_configured_opens_nothing() {
+        let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
+        let keeper = Doorkeeper::new(Some(users), None).expect("random numbers");
+        assert!(!admits(&keeper, "Bearer 0123456789abcdef0123456789abcdef").await);
+        let challenges: Vec<_> = keeper.challenges().collect();
+        assert_eq!(challenges, [r#"Basic realm="lb", charset="UTF-8""#]);
+        let open = Doorkeeper::new(None, None).expect("random numbers");
+        assert!(open.admits(&HeaderMap::new()).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_right_once_costs_no_second_time() {
+        let hash = bcrypt::hash_with_salt("x", 11, [7; 16]).expect("it is hashed").to_string();
+        let users = Users::parse(&format!("ann:{hash}")).expect("users");
+        let keeper = Doorkeeper::new(Some(users), None).expect("random numbers");
+        let started = std::time::Instant::now();
+        assert!(admits(&keeper, &basic("ann", "x")).await);
+        let once = started.elapsed();
+        for _ in 0..100 {
+            assert!(admits(&keeper, &basic("ann", "x")).await);
+        }
+        assert!(started.elapsed() < 20 * once, "{once:?}, {:?}", started.elapsed());
+    }
+
+    #[test]
+    fn it_takes_as_long_to_refuse_who_is_unknown() {
+        let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
+        let time = |name: &str| {
+            let started = std::time::Instant::now();
+            assert!(!users.is_right(name, "wrong"));
+            started.elapsed()
+        };
+        // The quickest of several, since others use the CPUs as well.
+        let quickest = |name: &str| (0..9).map(|_| time(name)).min().expect("nine");
+        let (known, unknown) = (quickest("ann"), quickest("eve"));
+        assert!(unknown * 2 > known, "{unknown:?} for who is unknown, {known:?} for who is known");
+    }
 }

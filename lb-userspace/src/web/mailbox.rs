@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::api::Terms;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_asks_at_one_time_shares_an_answer() {
         let (to, mut daemon) = mpsc::channel(8);
         let mailbox = open(to);

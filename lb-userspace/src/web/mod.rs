@@ -41,6 +41,7 @@ use crate::{
     api::{Request, server},
     dashboard,
     events::Events,
+    metrics,
     samples::Samples,
 };
 
@@ -124,9 +125,14 @@ fn rooms(
     events: &Events,
     samples: &Samples,
 ) -> Router {
-    let mut known = server::reading(daemon.clone(), events.clone(), samples.clone());
-    if config.dashboard {
-        known = known.merge(dashboard::router(samples.clone(), events.clone()));
+    let mut rooms = server::reading(daemon.clone(), events.clone(), samples.clone())
+        .merge(ready::router(daemon.clone()))
+        .merge(metrics::router(daemon.clone()));
+    if config.haproxy_metrics {
+        rooms = rooms.merge(metrics::haproxy_router(daemon.clone()));
     }
-    known.merge(ready::router(daemon.clone())).fallback(server::no_such_path)
+    if config.dashboard {
+        rooms = rooms.merge(dashboard::router(samples.clone(), events.clone()));
+    }
+    rooms.fallback(server::no_such_path)
 }

@@ -20,7 +20,7 @@ use lb_userspace::{
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
     settings::Limits,
-    status::{Interface, Status},
+    status::{Interface, Status, Totals},
     sync::Piece,
 };
 
@@ -172,6 +172,14 @@ impl Balancer for Wired {
     fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
         self.wires.deeds.push(Deed::TakeMac(mac, take));
         self.engine.take_mac(mac, take)
+    }
+
+    fn retired(&self) -> &BTreeMap<ServiceKey, Totals> {
+        self.engine.retired()
+    }
+
+    fn set_retired(&mut self, sums: BTreeMap<ServiceKey, Totals>) {
+        self.engine.set_retired(sums);
     }
 
     fn limits(&self) -> Limits {

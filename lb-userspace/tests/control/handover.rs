@@ -191,6 +191,10 @@ async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
     assert!(dry.out.contains("main goes to lb2, which has all flows"), "{dry:?}");
     lbd.script.change(PEER, |status| status.follows = false);
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
+    assert!(dry.out.contains("main goes to lb2, when it has all flows"), "{dry:?}");
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    lbctl(&place, "status").await;
+    let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main is given up by an advertisement"), "{dry:?}");
     lbd.stop().await;
 }

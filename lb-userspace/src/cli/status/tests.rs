@@ -35,6 +35,7 @@ fn node() -> Status {
         slots_in_flux: 100,
         idle_timeout_secs: 900,
         standing: Standing { up: 1, enabled: 2, ready: true, ..Standing::default() },
+        totals: Totals { sent: Count { packets: 3_000_000, bytes: 9 << 20 }, new_flows: 21 },
         backends: [
             (IpAddr::from([10, 0, 0, 11]), backend_with(Admin::Enabled, None)),
             (IpAddr::from([10, 0, 0, 12]), backend_with(Admin::Enabled, Some("no answer"))),

@@ -225,6 +225,8 @@ impl Rim {
             since.is_some_and(|since| now.duration_since(since) >= CHANGEOVER)
                 && member.router.addresses.iter().any(|one| one.address == address)
         });
+        // Whom it yields to announces itself, and may be heard by that before its advertisement.
+        let holds = holds.filter(|member| !self.machine.is_yielding(&member.router.name));
         let Some(member) = holds else { return };
         let router = member.router.name.clone();
         let interface = self.addresses.interface(index).to_owned();

@@ -1,0 +1,61 @@
+//! What the program says of packets that are rare, for `lbd`'s log.
+//!
+//! It says nothing unless it is asked to: `lbd` grants it some messages each second while its log
+//! takes them, at level `debug`. All of it is out of line, so that the way of the packets that are
+//! forwarded has not one instruction more.
+
+use aya_ebpf::{btf_maps::Array, macros::btf_map, programs::XdpContext};
+use aya_log_ebpf::debug;
+use lb_common::{abi::FlowKey, packet::Packet as _, shared::SharedU64};
+use lb_ebpf::frame::Frame;
+
+/// Bytes of a frame that are told: Ethernet, IPv4 and TCP without options.
+const HEAD: usize = 54;
+
+/// How many messages may be written until `lbd` grants more.
+#[btf_map]
+static LOG_BUDGET: Array<SharedU64, 1> = Array::new();
+
+/// Whether something may be said; then it counts as said. Two CPUs at once may count one.
+#[inline(always)]
+fn may_speak() -> bool {
+    let Some(budget) = LOG_BUDGET.get(0) else { return false };
+    let left = budget.load();
+    if left == 0 {
+        return false;
+    }
+    budget.store(left - 1);
+    true
+}
+
+/// Tells of a frame that was dropped or passed for the reason with this index.
+#[inline(never)]
+pub fn frame(ctx: &XdpContext, reason: u32) -> u64 {
+    if !may_speak() {
+        return 0;
+    }
+    let frame = Frame::new(ctx);
+    let (interface, length) = (ctx.ingress_ifindex() as u32, frame.bytes() as u32);
+    match frame.load::<[u8; HEAD]>(0) {
+        Some(head) => debug!(
+            ctx,
+            "reason={} interface={} length={} frame={:x}",
+            reason,
+            interface,
+            length,
+            &head[..]
+        ),
+        None => debug!(ctx, "reason={} interface={} length={}", reason, interface, length),
+    }
+    1
+}
+
+/// Tells of a flow that should have been pinned.
+#[inline(never)]
+pub fn no_room_for_pin(key: &FlowKey) -> u64 {
+    if !may_speak() {
+        return 0;
+    }
+    debug!(key, "no room for a pin: client={:i} port={}", key.source, key.port.get());
+    1
+}

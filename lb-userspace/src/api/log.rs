@@ -1,0 +1,24 @@
+//! The log over the API: how much it says, and a change of that.
+
+use axum::{Json, Router, body::Bytes, routing::get};
+
+use super::server::body;
+use crate::{
+    edit::{Refusal, RefusalKind},
+    logs::{self, Current},
+};
+
+/// The route of the log. It is the process's, so the daemon's task is not asked.
+pub(super) fn router() -> Router {
+    Router::new().route("/v1/log", get(show).put(change))
+}
+
+async fn show() -> Result<Json<Current>, Refusal> {
+    let none = || Refusal::new(RefusalKind::NotFound, "there is no log");
+    logs::current().map(Json).ok_or_else(none)
+}
+
+async fn change(bytes: Bytes) -> Result<Json<Current>, Refusal> {
+    let failed = |why| Refusal::new(RefusalKind::Failed, why);
+    logs::set(body(&bytes)?).map(Json).map_err(failed)
+}

@@ -1,0 +1,76 @@
+//! What went to backends that their services have no more.
+//!
+//! A backend's counters go with its id. Without this a service's sums would fall when one of its
+//! backends goes, which whoever follows them takes for a restart, and counts all of them again.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+
+use super::Engine;
+use crate::{
+    datapath::DataPlane,
+    desired::ServiceKey,
+    status::{Backend, Totals},
+};
+
+/// The sums of backends that are gone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Retired {
+    sums: BTreeMap<ServiceKey, Totals>,
+    /// Ids that were cleared and whose counters are still to be added.
+    cleared: Vec<(ServiceKey, u16)>,
+}
+
+impl Retired {
+    /// A backend's entry was cleared: nothing more will be counted for it.
+    pub(super) fn clear(&mut self, service: ServiceKey, id: u16) {
+        self.cleared.push((service, id));
+    }
+
+    /// A service is gone, and its sums with it.
+    pub(super) fn forget(&mut self, service: &ServiceKey) {
+        self.sums.remove(service);
+        self.cleared.retain(|(key, _)| key != service);
+    }
+
+    /// The sums of a service, with what went to the backends that it has.
+    pub(super) fn with<'a>(
+        &self,
+        service: &ServiceKey,
+        backends: impl Iterator<Item = &'a Backend>,
+    ) -> Totals {
+        let mut totals = self.sums.get(service).copied().unwrap_or_default();
+        backends.for_each(|b| totals.add(Totals { sent: b.sent, new_flows: b.new_flows }));
+        totals
+    }
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// What went to backends that are gone, of each service that has had some.
+    pub const fn retired(&self) -> &BTreeMap<ServiceKey, Totals> {
+        &self.retired.sums
+    }
+
+    /// Goes on from what an earlier run knew of backends that were gone.
+    pub fn set_retired(&mut self, sums: BTreeMap<ServiceKey, Totals>) {
+        self.retired.sums = sums;
+    }
+
+    /// Adds the counters of the backends that were cleared. Their ids rest for two seconds and name
+    /// nobody else until then.
+    pub(super) fn retire(&mut self) -> Result<()> {
+        if self.retired.cleared.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<u16> = self.retired.cleared.iter().map(|(_, id)| *id).collect();
+        let totals = self.data_plane.totals_of(&ids).context("read the backends' counters")?;
+        for ((service, _), counted) in self.retired.cleared.drain(..).zip(totals) {
+            let more = Totals { sent: counted.sent, new_flows: counted.new_flows };
+            if more != Totals::default() {
+                self.retired.sums.entry(service).or_default().add(more);
+            }
+        }
+        Ok(())
+    }
+}

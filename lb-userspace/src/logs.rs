@@ -1,0 +1,241 @@
+//! The log: where it goes, in what form, and how much of it.
+//!
+//! It goes to the standard error, a line for each event. On a terminal lines have colours; where the
+//! journal listens they begin with their priority, as `<4>`, and have no time, since the journal knows
+//! it. How much is said can be changed while `lbd` runs, for a while or till the next start.
+
+mod filter;
+mod line;
+
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::{
+        self,
+        format::{Format, JsonFields},
+    },
+    layer::SubscriberExt as _,
+    reload,
+    util::SubscriberInitExt as _,
+};
+
+pub use self::filter::Filter;
+use self::line::Line;
+use crate::units::rfc3339;
+
+/// The variable that goes before the configuration.
+const VARIABLE: &str = "LB_LOG";
+
+/// What the configuration says of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How much is said.
+    pub filter: Filter,
+    /// In what form.
+    pub form: Form,
+}
+
+/// In what form an event is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// For people: words, then fields as `name=value`.
+    #[default]
+    Text,
+    /// For programs: an object.
+    Json,
+}
+
+/// How much is said at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Current {
+    /// What is in force.
+    pub filter: String,
+    /// What the configuration says, if that is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<String>,
+    /// Until when; none: until `lbd` ends.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
+    pub until: Option<SystemTime>,
+}
+
+/// What is asked of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// How much is to be said; none: what the configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
+    /// For so long; none: until `lbd` ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_secs: Option<u64>,
+}
+
+/// The log of this process. There is one, as there is one standard error.
+static LOGS: OnceLock<Logs> = OnceLock::new();
+
+/// A log whose filter can be changed.
+#[derive(Debug)]
+struct Logs {
+    handle: reload::Handle<EnvFilter, Registry>,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    configured: Filter,
+    /// Whether that is of the environment, which goes before the file.
+    is_fixed: bool,
+    set: Option<(Filter, Option<SystemTime>)>,
+    /// Of changes, so that the end of one that was changed again ends nothing.
+    number: u64,
+}
+
+impl State {
+    fn filter(&self) -> &Filter {
+        self.set.as_ref().map_or(&self.configured, |(filter, _)| filter)
+    }
+
+    fn current(&self) -> Current {
+        let configured = self.set.as_ref().map(|_| self.configured.to_string());
+        let until = self.set.as_ref().and_then(|(_, until)| *until);
+        Current { filter: self.filter().to_string(), configured, until }
+    }
+}
+
+/// Begins to log.
+///
+/// # Errors
+///
+/// The environment's filter is none, or somebody else logs for this process already.
+pub fn start(settings: &Settings) -> Result<()> {
+    let given = env::var(VARIABLE).ok().filter(|given| !given.is_empty());
+    let is_fixed = given.is_some();
+    let configured = match given {
+        Some(given) => given.parse().map_err(|why: String| anyhow::anyhow!("{VARIABLE}: {why}"))?,
+        None => settings.filter.clone(),
+    };
+    let (filter, handle) = reload::Layer::new(configured.made());
+    let registry = tracing_subscriber::registry().with(filter).with(layer(settings.form));
+    registry.try_init().context("begin to log")?;
+    let state = Mutex::new(State { configured, is_fixed, set: None, number: 0 });
+    let logs = Logs { handle, state };
+    LOGS.set(logs).map_err(|_| anyhow::anyhow!("the log has begun already"))
+}
+
+/// What writes lines, by what the standard error is.
+fn layer<S>(form: Form) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'l> tracing_subscriber::registry::LookupSpan<'l>,
+{
+    let is_journal = is_journal();
+    let layer = fmt::layer().with_writer(io::stderr);
+    let format = Format::default().with_target(false);
+    match form {
+        Form::Json => {
+            let format = Line { inner: format.json().flatten_event(true), is_journal };
+            layer.with_ansi(false).fmt_fields(JsonFields::new()).event_format(format).boxed()
+        }
+        Form::Text if is_journal => {
+            let format = Line { inner: format.without_time().with_level(true), is_journal };
+            layer.with_ansi(false).event_format(format).boxed()
+        }
+        Form::Text if io::stderr().is_terminal() => layer.event_format(format).boxed(),
+        Form::Text => {
+            let format = Line { inner: format, is_journal };
+            layer.with_ansi(false).event_format(format).boxed()
+        }
+    }
+}
+
+/// Whether the journal reads the standard error: it says which file it means (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Ok(named) = env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() else { return false };
+    let meta = std::fs::File::from(stderr).metadata();
+    meta.is_ok_and(|meta| named == format!("{}:{}", meta.dev(), meta.ino()))
+}
+
+impl Logs {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A state is whole at every moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and puts the filter in force; its number.
+    fn put(&self, why: &str, change: impl FnOnce(&mut State) -> bool) -> Option<u64> {
+        let (before, filter, number) = {
+            let mut state = self.state();
+            let before = state.filter().clone();
+            if !change(&mut state) {
+                return None;
+            }
+            state.number += 1;
+            (before, state.filter().clone(), state.number)
+        };
+        if before != filter {
+            // Before and after, since one of the two may not say it.
+            tracing::info!(%before, %filter, "the log's level changes: {why}");
+            // An error is that of a subscriber that is gone, with the process.
+            let _ = self.handle.reload(filter.made());
+            if tracing_subscriber::filter::LevelFilter::current() < tracing::Level::INFO {
+                tracing::error!(%before, %filter, "the log's level has changed: {why}");
+            }
+        }
+        Some(number)
+    }
+}
+
+/// How much is said; none before [`start`].
+pub fn current() -> Option<Current> {
+    LOGS.get().map(|logs| logs.state().current())
+}
+
+/// Takes what a configuration that was read again says. What [`set`] has set stays.
+pub fn configure(settings: &Settings) {
+    let Some(logs) = LOGS.get() else { return };
+    logs.put("configuration reloaded", |state| {
+        let differs = !state.is_fixed && state.configured != settings.filter;
+        if differs {
+            state.configured = settings.filter.clone();
+        }
+        differs
+    });
+}
+
+/// Changes how much is said, for a while or until the process ends. Takes a runtime for the former.
+///
+/// # Errors
+///
+/// There is no log.
+pub fn set(change: Change) -> Result<Current, String> {
+    let logs = LOGS.get().ok_or("there is no log")?;
+    let lasts = change.for_secs.map(Duration::from_secs);
+    // What ends later than clocks can tell does not end.
+    let until = lasts.and_then(|lasts| SystemTime::now().checked_add(lasts));
+    let number = logs.put("lbctl log level", |state| {
+        state.set = change.filter.map(|filter| (filter, until));
+        true
+    });
+    if let (Some(lasts), Some(number)) = (lasts.filter(|_| until.is_some()), number) {
+        tokio::spawn(async move {
+            tokio::time::sleep(lasts).await;
+            logs.put("its time is over", |state| {
+                let same = state.number == number;
+                if same {
+                    state.set = None;
+                }
+                same
+            });
+        });
+    }
+    Ok(logs.state().current())
+}

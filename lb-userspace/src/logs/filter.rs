@@ -1,0 +1,159 @@
+//! How much is said: a level for all, and levels for parts.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use tracing_subscriber::EnvFilter;
+
+use crate::units::nearest;
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+/// The parts of this crate that say something, and `xdp`, the balancer's program.
+const PARTS: [&str; 16] = [
+    "api", "cli", "clock", "config", "daemon", "datapath", "engine", "events", "health", "logs",
+    "netlink", "notify", "sync", "vrrp", "web", XDP,
+];
+/// What the balancer's program says.
+pub(crate) const XDP: &str = "xdp";
+/// Libraries that say something.
+const LIBRARIES: [&str; 6] = ["aya", "hyper", "hyper_util", "mio", "rustls", "tokio"];
+
+/// A filter of what is logged: `info`, or `warn,vrrp=debug`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter(String);
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self("info".into())
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Filter {
+    type Err = String;
+
+    /// Takes only what means something: a filter with a slip in it would say nothing at all.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let directives: Result<Vec<_>, _> =
+            text.split(',').map(|one| directive(one.trim())).collect();
+        let directives: Vec<_> = directives?.into_iter().map(|(said, _)| said).collect();
+        Ok(Self(directives.join(",")))
+    }
+}
+
+/// A directive as it was said, and as the library takes it.
+fn directive(text: &str) -> Result<(String, String), String> {
+    let Some((part, level)) = text.split_once('=') else {
+        let level = check_level(text)?;
+        return Ok((level.clone(), level));
+    };
+    let (part, level) = (part.trim(), check_level(level.trim())?);
+    let (first, rest) = part.split_once("::").unwrap_or((part, ""));
+    let is_path = rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte));
+    let target = match first {
+        XDP => part.to_owned(),
+        "lb_userspace" | "lbd" => part.to_owned(),
+        first if LIBRARIES.contains(&first) => part.to_owned(),
+        first if PARTS.contains(&first) => format!("lb_userspace::{part}"),
+        _ => {
+            let known = PARTS.iter().chain(&LIBRARIES).copied();
+            return Err(match nearest(first, known) {
+                Some(near) => format!("`{first}` is no part that logs; did you mean {near}?"),
+                None => format!("`{first}` is no part that logs; these are {}", PARTS.join(", ")),
+            });
+        }
+    };
+    if !is_path {
+        return Err(format!("`{part}` is no part that logs; write one as vrrp or vrrp::machine"));
+    }
+    Ok((format!("{part}={level}"), format!("{target}={level}")))
+}
+
+fn check_level(text: &str) -> Result<String, String> {
+    let level = text.to_ascii_lowercase();
+    if LEVELS.contains(&level.as_str()) {
+        return Ok(level);
+    }
+    let all = "error, warn, info, debug, trace or off";
+    Err(match nearest(&level, LEVELS) {
+        Some(near) => format!("`{text}` is no level; did you mean {near}?"),
+        None => format!("`{text}` is no level; write {all}, or a part and one, as vrrp=debug"),
+    })
+}
+
+impl Filter {
+    /// As the library takes it.
+    pub(super) fn made(&self) -> EnvFilter {
+        let directives = self.0.split(',').filter_map(|one| directive(one).ok());
+        let directives: Vec<_> = directives.map(|(_, taken)| taken).collect();
+        EnvFilter::new(directives.join(","))
+    }
+}
+
+impl Serialize for Filter {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Filter {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_levels_for_all_and_for_parts() {
+        for (said, kept, taken) in [
+            ("info", "info", "info"),
+            (" WARN , vrrp=debug", "warn,vrrp=debug", "warn,lb_userspace::vrrp=debug"),
+            ("info,xdp=debug,hyper=off", "info,xdp=debug,hyper=off", "hyper=off,xdp=debug,info"),
+            ("vrrp::machine=trace", "vrrp::machine=trace", "lb_userspace::vrrp::machine=trace"),
+            ("lb_userspace::web=info", "lb_userspace::web=info", "lb_userspace::web=info"),
+        ] {
+            let filter: Filter = said.parse().expect(said);
+            assert_eq!(filter.to_string(), kept);
+            let sorted = |text: &str| {
+                let mut all: Vec<_> = text.split(',').map(str::to_owned).collect();
+                all.sort_unstable();
+                all
+            };
+            assert_eq!(sorted(&filter.made().to_string()), sorted(taken));
+        }
+    }
+
+    #[test]
+    fn a_slip_is_told_with_what_is_meant() {
+        for (said, expected) in [
+            ("inof", "`inof` is no level; did you mean info?"),
+            (
+                "",
+                "`` is no level; write error, warn, info, debug, trace or off, or a part and one, as vrrp=debug",
+            ),
+            ("vrpp=debug", "`vrpp` is no part that logs; did you mean vrrp?"),
+            (
+                "vrrp=loud",
+                "`loud` is no level; write error, warn, info, debug, trace or off, or a part and one, as vrrp=debug",
+            ),
+            (
+                "vrrp::a b=info",
+                "`vrrp::a b` is no part that logs; write one as vrrp or vrrp::machine",
+            ),
+            (
+                "info,[span]=debug",
+                "`[span]` is no part that logs; these are api, cli, clock, config, daemon, datapath, engine, events, health, logs, netlink, notify, sync, vrrp, web, xdp",
+            ),
+        ] {
+            assert_eq!(said.parse::<Filter>().expect_err(said), expected);
+        }
+    }
+}

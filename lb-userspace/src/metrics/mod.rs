@@ -1,0 +1,131 @@
+//! What Prometheus reads.
+//!
+//! A scrape asks the daemon for its [`Status`], as `lbctl status` does, and writes families of it, by
+//! topic: [`services`], [`node`], [`vrrp`], [`sync`], [`health`], [`process`]. Labels are what the
+//! configuration names and words of this program: their number is bounded, whatever clients do.
+
+mod format;
+mod haproxy;
+mod health;
+mod node;
+mod page;
+mod process;
+mod services;
+mod sync;
+mod text;
+mod vrrp;
+
+use std::{fmt, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{self, DescriptorEncoder},
+    registry::Registry,
+};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use self::{format::Format, page::Page, process::Process};
+use crate::{
+    api::Request,
+    edit::{Refusal, RefusalKind},
+    status::Status,
+};
+
+/// How many scrapes are answered at once; others wait. Each takes megabytes where there are a thousand
+/// backends.
+const AT_ONCE: usize = 2;
+
+/// Serves `GET /metrics`.
+pub fn router(daemon: mpsc::Sender<Request>) -> Router {
+    serve("/metrics", daemon, Names::Own)
+}
+
+/// Serves `GET /metrics/haproxy`: the figures by the names of HAProxy's exporter.
+pub fn haproxy_router(daemon: mpsc::Sender<Request>) -> Router {
+    serve("/metrics/haproxy", daemon, Names::HaProxy)
+}
+
+/// Whose names figures are told by.
+#[derive(Clone, Copy, Debug)]
+enum Names {
+    Own,
+    HaProxy,
+}
+
+#[derive(Debug)]
+struct Exporter {
+    daemon: mpsc::Sender<Request>,
+    names: Names,
+    turns: Semaphore,
+}
+
+fn serve(path: &str, daemon: mpsc::Sender<Request>, names: Names) -> Router {
+    let exporter = Exporter { daemon, names, turns: Semaphore::new(AT_ONCE) };
+    Router::new().route(path, get(scrape)).with_state(Arc::new(exporter))
+}
+
+async fn scrape(
+    State(exporter): State<Arc<Exporter>>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::wanted(accept.unwrap_or_default());
+    let stopping = || Refusal::new(RefusalKind::Stopping, "lbd is stopping");
+    let _turn = exporter.turns.acquire().await.map_err(|_| stopping())?;
+    let (tell, answer) = oneshot::channel();
+    exporter.daemon.send(Request::Status(tell)).await.map_err(|_| stopping())?;
+    let status = answer.await.map_err(|_| stopping())??;
+    let names = exporter.names;
+    // It takes milliseconds, which the daemon's own task need not wait for.
+    let page = tokio::task::spawn_blocking(move || write(names, status, Process::read(), format));
+    Ok(match page.await {
+        Ok(page) => ([(header::CONTENT_TYPE, format.content_type())], page).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("write the metrics: {error}"))
+            .into_response(),
+    })
+}
+
+/// All families in a format.
+fn write(names: Names, status: Status, process: Option<Process>, format: Format) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot { names, status, process }));
+    let mut page = String::new();
+    encoding::text::encode(&mut page, &registry).expect("a string takes everything");
+    match format {
+        Format::OpenMetrics => page,
+        Format::Text => text::from_openmetrics(&page),
+    }
+}
+
+/// The node at the moment of a scrape.
+#[derive(Debug)]
+struct Snapshot {
+    names: Names,
+    status: Status,
+    process: Option<Process>,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        if let Names::HaProxy = self.names {
+            return haproxy::write(&mut page, &self.status, self.process.as_ref());
+        }
+        services::write(&mut page, &self.status)?;
+        node::write(&mut page, &self.status)?;
+        vrrp::write(&mut page, &self.status)?;
+        sync::write(&mut page, &self.status)?;
+        health::write(&mut page, &self.status)?;
+        self.process.iter().try_for_each(|process| process::write(&mut page, process))
+    }
+}
+
+#[cfg(test)]
+mod tests;

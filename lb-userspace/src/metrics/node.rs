@@ -1,0 +1,144 @@
+//! The node: its program, its maps, what it passes and drops, and what has happened.
+
+use std::fmt;
+
+use lb_common::abi::ABI_VERSION;
+
+use super::page::{Family, Page, truth};
+use crate::{
+    events::Kind,
+    status::{Status, Usage},
+};
+
+pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let abi = ABI_VERSION.to_string();
+    page.infos(
+        Family::new("lb_build", "Version of lbd, and of the layout of its maps"),
+        [[("version", status.version.as_str()), ("abi", &abi)]],
+    )?;
+    page.gauge(
+        Family::new("lb_node_draining", "Whether the node is to leave, for maintenance"),
+        truth(status.node.draining_since.is_some()),
+    )?;
+    program(page, status)?;
+    verdicts(page, status)?;
+    maps(page, status)?;
+    writes(page, status)?;
+    let count = |kind: &Kind| status.events.get(kind.name()).copied().unwrap_or_default();
+    page.counters(
+        Family::new(
+            "lb_events",
+            "What has happened since lbd started, by kind, as lbctl events tells it",
+        ),
+        Kind::ALL.iter().map(|kind| ([("kind", kind.name())], count(kind))),
+    )
+}
+
+fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    page.gauges(
+        Family::new(
+            "lb_xdp_mode",
+            "How the XDP program runs on an interface: native is in the driver, generic is slow",
+        ),
+        status.interfaces.iter().flat_map(|interface| {
+            ["native", "generic"].map(|mode| {
+                (
+                    [("interface", interface.name.as_str()), ("mode", mode)],
+                    truth(mode == interface.mode),
+                )
+            })
+        }),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_xdp_attached",
+            "Whether the XDP program is on the interface at this moment",
+        ),
+        status
+            .interfaces
+            .iter()
+            .map(|interface| ([("interface", interface.name.as_str())], truth(interface.attached))),
+    )
+}
+
+fn verdicts(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let packets = |of: &'static str| {
+        let counts = if of == "dropped" { &status.dropped } else { &status.passed };
+        counts.iter().map(|(reason, count)| ([("reason", reason.as_str())], count))
+    };
+    page.counters(
+        Family::new(
+            "lb_dropped_packets",
+            "Packets of services that were dropped, or answered instead of forwarded, by reason",
+        ),
+        packets("dropped").map(|(labels, count)| (labels, count.packets)),
+    )?;
+    page.counters(
+        Family::bytes("lb_dropped", "Bytes of IP of packets that were dropped, by reason"),
+        packets("dropped").map(|(labels, count)| (labels, count.bytes)),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_passed_packets",
+            "Packets that were left to the node's own network stack, by reason",
+        ),
+        packets("passed").map(|(labels, count)| (labels, count.packets)),
+    )?;
+    page.counters(
+        Family::bytes("lb_passed", "Bytes of IP of packets that were left to the node, by reason"),
+        packets("passed").map(|(labels, count)| (labels, count.bytes)),
+    )
+}
+
+fn maps(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    page.gauge(
+        Family::new("lb_pins", "Flows that are pinned, since a change of backends would move them"),
+        status.pins.used,
+    )?;
+    let all = |value: fn(Usage) -> u64| {
+        [
+            ("backends", status.backends_used),
+            ("pins", status.pins),
+            ("services", status.services_used),
+        ]
+        .map(|(map, usage)| ([("map", map)], value(usage)))
+    };
+    page.gauges(
+        Family::new("lb_map_entries", "Entries of a map that are used"),
+        all(|map| map.used),
+    )?;
+    page.gauges(
+        Family::new("lb_map_capacity", "Entries that a map has room for, as [limits] says"),
+        all(|map| map.capacity),
+    )
+}
+
+fn writes(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let writes = &status.writes;
+    page.gauge(
+        Family::new("lb_maps_failing", "Whether the last attempt to write the maps failed"),
+        truth(status.last_error.is_some()),
+    )?;
+    page.histogram(
+        Family::seconds(
+            "lb_reconcile_duration",
+            "How long it took to make the maps equal to what is desired, each time",
+        ),
+        &writes.duration,
+    )?;
+    page.counter(
+        Family::new("lb_reconcile_failures", "Times that the maps could not be written"),
+        writes.failed,
+    )?;
+    page.counter(
+        Family::new(
+            "lb_reconcile_changes",
+            "Entries of maps that were written; the slots of a ring count as one",
+        ),
+        writes.changes,
+    )?;
+    page.counter(
+        Family::new("lb_reconcile_slots_moved", "Slots whose new flows have got another backend"),
+        writes.slots_moved,
+    )
+}

@@ -1,0 +1,325 @@
+//! Services and their backends: what they get, and how they stand.
+
+use std::fmt;
+
+use super::page::{Family, Labels, Page, seconds, truth};
+use crate::{
+    desired::{Admin, UdpPolicy},
+    health::Condition,
+    status::{Backend, Service, Status},
+};
+
+/// A backend with its labels.
+struct Row<'s> {
+    service: &'s str,
+    address: String,
+    backend: &'s Backend,
+}
+
+impl Row<'_> {
+    fn labels(&self) -> Labels<'_, 2> {
+        [("service", self.service), ("backend", &self.address)]
+    }
+
+    fn labelled<'s>(&'s self, name: &'static str, value: &'s str) -> Labels<'s, 3> {
+        [("service", self.service), ("backend", &self.address), (name, value)]
+    }
+}
+
+/// The states of a backend, of which each has one at a time.
+const STATES: [&str; 9] = [
+    "up",
+    "backup",
+    "held",
+    "down",
+    "unresolved",
+    "draining",
+    "removing",
+    "disabled",
+    "taken_down",
+];
+
+/// What a backend does, in one of the words of [`STATES`].
+fn state(backend: &Backend) -> &'static str {
+    match (backend.admin, backend.condition, &backend.unusable) {
+        (Admin::Draining { .. }, _, _) => "draining",
+        (Admin::Removing { .. }, _, _) => "removing",
+        (Admin::Disabled, _, _) => "disabled",
+        (Admin::Down, _, _) => "taken_down",
+        (Admin::Enabled, Condition::HardDown, _) => "down",
+        (Admin::Enabled, _, Some(_)) => "unresolved",
+        (Admin::Enabled, Condition::SoftDown, None) => "down",
+        (Admin::Enabled, Condition::Up, None) if backend.held => "held",
+        (Admin::Enabled, Condition::Up, None) if backend.backup => "backup",
+        (Admin::Enabled, Condition::Up, None) => "up",
+    }
+}
+
+/// Whether a backend serves, as far as checks and the neighbourhood tell, whatever the operator has
+/// said of it.
+pub(super) fn is_up(backend: &Backend) -> bool {
+    let reached = backend.unusable.is_none() || backend.admin == Admin::Down;
+    backend.condition == Condition::Up && reached
+}
+
+pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    services(page, status)?;
+    let rows: Vec<Row<'_>> = status
+        .services
+        .iter()
+        .flat_map(|(service, told)| {
+            let row = |(address, backend): (&_, _)| Row {
+                service,
+                address: ToString::to_string(address),
+                backend,
+            };
+            told.backends.iter().map(row)
+        })
+        .collect();
+    traffic(page, &rows)?;
+    standing(page, &rows)?;
+    checks(page, &rows)
+}
+
+fn services(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let all = |value: fn(&Service) -> u64| {
+        status.services.iter().map(move |(name, told)| ([("service", name.as_str())], value(told)))
+    };
+    let keys: Vec<_> = status
+        .services
+        .iter()
+        .map(|(name, told)| {
+            let key = told.key;
+            let words = [key.vip.to_string(), key.port.to_string(), key.protocol.to_string()];
+            (name, words, told.mode.to_string(), told.udp_policy)
+        })
+        .collect();
+    page.infos(
+        Family::new(
+            "lb_service",
+            "A service: its VIP, port, protocol, forwarding mode and UDP policy",
+        ),
+        keys.iter().map(|(name, [vip, port, protocol], mode, udp)| {
+            let udp = match udp {
+                None => "",
+                Some(UdpPolicy::Oneshot) => "oneshot",
+                Some(UdpPolicy::Tracked) => "tracked",
+                Some(UdpPolicy::Quic) => "quic",
+            };
+            [
+                ("service", name.as_str()),
+                ("vip", vip),
+                ("port", port),
+                ("protocol", protocol),
+                ("mode", mode),
+                ("udp", udp),
+            ]
+        }),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_service_packets",
+            "Packets sent to the backends of a service, those included that it has no more",
+        ),
+        all(|service| service.totals.sent.packets),
+    )?;
+    page.counters(
+        Family::bytes(
+            "lb_service",
+            "Bytes of IP sent to the backends of a service, those included that it has no more",
+        ),
+        all(|service| service.totals.sent.bytes),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_service_new_flows",
+            "Packets that opened a flow to a backend of a service, those included that it has no more",
+        ),
+        all(|service| service.totals.new_flows),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_service_backends_enabled",
+            "Backends of a service that the operator lets have new flows",
+        ),
+        all(|service| service.standing.enabled.into()),
+    )?;
+    page.gauges(
+        Family::new("lb_service_backends_up", "Backends of a service that can have new flows"),
+        all(|service| service.standing.up.into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_service_ready",
+            "Whether as many backends are up as the service needs (min_healthy)",
+        ),
+        all(|service| service.standing.ready.into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_service_panic",
+            "Whether so few backends are up that checks are ignored (panic_threshold)",
+        ),
+        all(|service| service.standing.panic.into()),
+    )?;
+    page.gauges(
+        Family::new("lb_service_on_backups", "Whether backups serve, since no other backend is up"),
+        all(|service| service.standing.on_backups.into()),
+    )?;
+    page.gauges(
+        Family::new("lb_ring_slots", "Slots of a service's ring"),
+        all(|service| service.ring_slots.into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_slots_in_flux",
+            "Slots whose older flows are still on another backend than their new ones",
+        ),
+        all(|service| service.slots_in_flux.into()),
+    )
+}
+
+fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
+    let all =
+        |value: fn(&Backend) -> u64| rows.iter().map(move |row| (row.labels(), value(row.backend)));
+    page.counters(
+        Family::new("lb_backend_packets", "Packets sent to a backend"),
+        all(|backend| backend.sent.packets),
+    )?;
+    page.counters(
+        Family::bytes("lb_backend", "Bytes of IP sent to a backend"),
+        all(|backend| backend.sent.bytes),
+    )?;
+    page.counters(
+        Family::new("lb_backend_new_flows", "Packets that opened a flow to a backend"),
+        all(|backend| backend.new_flows),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_backend_unpinned_packets",
+            "Packets sent to a backend as a slot's older owner, without a pin",
+        ),
+        all(|backend| backend.unpinned_packets),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_backend_syn_retransmissions",
+            "SYNs to a backend that were seen before: it did not answer",
+        ),
+        all(|backend| backend.syn_retransmissions),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_backend_second_choices",
+            "SYNs that a silent backend did not answer and that came to this one",
+        ),
+        all(|backend| backend.second_choices),
+    )
+}
+
+fn standing(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
+    let all =
+        |value: fn(&Backend) -> u64| rows.iter().map(move |row| (row.labels(), value(row.backend)));
+    page.gauges(
+        Family::new(
+            "lb_backend_up",
+            "Whether a backend serves, as far as checks and its next hop tell, whatever the operator said of it",
+        ),
+        all(|backend| is_up(backend).into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_backend_state",
+            "What a backend does: 1 for the state that it has, 0 for the others",
+        ),
+        rows.iter().flat_map(|row| {
+            let now = state(row.backend);
+            STATES.iter().map(move |state| (row.labelled("state", state), truth(*state == now)))
+        }),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_backend_suspect",
+            "Whether its clients find a backend silent, and no check has decided yet",
+        ),
+        all(|backend| backend.suspect.into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_backend_weight",
+            "The weight of a backend, relative to the others of its service",
+        ),
+        all(|backend| backend.weight.into()),
+    )?;
+    page.gauges(
+        Family::new("lb_backend_slots", "Slots whose new flows go to a backend"),
+        all(|backend| backend.slots.into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_backend_base_slots",
+            "Slots whose older flows stay on a backend while new ones go to another",
+        ),
+        all(|backend| backend.base_slots.into()),
+    )?;
+    page.gauges(
+        Family::new("lb_backend_pins", "Flows that are pinned to a backend"),
+        all(|backend| backend.pins),
+    )
+}
+
+fn checks(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
+    let checked = || {
+        let check = |row| Some((row, Row::check(row)?));
+        rows.iter().filter_map(check)
+    };
+    page.counters(
+        Family::new(
+            "lb_backend_health_checks",
+            "Questions of a backend's check, by what came of them",
+        ),
+        checked().flat_map(|(row, check)| {
+            let counts = check.counts;
+            [("ok", counts.ok), ("failed", counts.failed), ("unknown", counts.unknown)]
+                .map(|(result, count)| (row.labelled("result", result), count))
+        }),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_backend_health_transitions",
+            "Times that a backend came up or went down by its check",
+        ),
+        checked().flat_map(|(row, check)| {
+            [("up", check.went_up), ("down", check.went_down)]
+                .map(|(to, count)| (row.labelled("to", to), count))
+        }),
+    )?;
+    page.gauges(
+        Family::seconds(
+            "lb_backend_health_since_timestamp",
+            "Since when the condition of a backend is as it is",
+        ),
+        checked().map(|(row, check)| (row.labels(), check.since)),
+    )?;
+    page.gauges(
+        Family::seconds(
+            "lb_backend_health_check_last_duration",
+            "How long the last answer to a backend's check took",
+        ),
+        checked().filter_map(|(row, check)| Some((row.labels(), seconds(check.latency_us?)))),
+    )?;
+    page.histograms(
+        Family::seconds(
+            "lb_backend_health_check_duration",
+            "How long good answers to a backend's check took",
+        ),
+        checked().map(|(row, check)| (row.labels(), &check.latency)),
+    )
+}
+
+impl Row<'_> {
+    /// What is known of the checks, if there are any.
+    fn check(&self) -> Option<&crate::health::prober::status::CheckStatus> {
+        self.backend.check.as_ref().filter(|check| check.kind != "none")
+    }
+}

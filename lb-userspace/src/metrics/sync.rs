@@ -1,0 +1,120 @@
+//! The peers: whether they are there, and know this node's flows.
+
+use std::fmt;
+
+use super::page::{Family, Labels, Page, seconds, truth};
+use crate::{
+    status::{Peer, Status},
+    sync::PeerCounters,
+};
+
+pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    // By address: what a peer calls itself is known only when it was heard.
+    let peers: Vec<_> =
+        status.peers.iter().map(|peer| (peer.session.address.to_string(), peer)).collect();
+    let all = |value: fn(&Peer) -> bool| {
+        peers.iter().map(move |(address, peer)| ([("peer", address.as_str())], truth(value(peer))))
+    };
+    page.infos(
+        Family::new("lb_sync_peer", "A peer, and what it calls itself"),
+        peers.iter().map(|(address, peer)| {
+            [("peer", address.as_str()), ("node", peer.session.node.as_deref().unwrap_or_default())]
+        }),
+    )?;
+    page.gauges(
+        Family::new("lb_sync_connected", "Whether a peer is there"),
+        all(|peer| peer.session.connected),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_sync_complete",
+            "Whether all flows are known: here those of the peer, there those of this node",
+        ),
+        peers.iter().flat_map(|(address, peer)| {
+            let at = |at: &'static str| -> Labels<'_, 2> { [("peer", address), ("at", at)] };
+            let session = &peer.session;
+            [
+                (at("here"), truth(session.complete_here)),
+                (at("there"), truth(session.complete_there)),
+            ]
+        }),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_sync_refused",
+            "Whether nothing is told to a peer or taken from it, since it differs too much",
+        ),
+        all(|peer| peer.session.refused.is_some()),
+    )?;
+    page.gauges(
+        Family::new("lb_sync_peer_draining", "Whether a peer is to leave"),
+        all(|peer| peer.draining),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_sync_differences",
+            "In how much a peer differs from this node, where it must not",
+        ),
+        peers
+            .iter()
+            .map(|(address, peer)| ([("peer", address.as_str())], peer.problems.len() as u64)),
+    )?;
+    page.gauges(
+        Family::seconds("lb_sync_round_trip", "Round trip of the last message to a peer"),
+        peers.iter().filter_map(|(address, peer)| {
+            Some(([("peer", address.as_str())], seconds(peer.session.round_trip_micros?)))
+        }),
+    )?;
+    counters(page, &peers)
+}
+
+fn counters(page: &mut Page<'_>, peers: &[(String, &Peer)]) -> fmt::Result {
+    let all = |value: fn(&PeerCounters) -> u64| {
+        peers.iter().map(move |(address, peer)| {
+            ([("peer", address.as_str())], value(&peer.session.counters))
+        })
+    };
+    page.counters(
+        Family::new("lb_sync_packets_sent", "Packets sent to a peer"),
+        all(|counters| counters.packets_sent),
+    )?;
+    page.counters(
+        Family::new("lb_sync_packets_received", "Packets taken from a peer"),
+        all(|counters| counters.packets_received),
+    )?;
+    page.counters(
+        Family::bytes("lb_sync_sent", "Bytes sent to a peer"),
+        all(|counters| counters.bytes_sent),
+    )?;
+    page.counters(
+        Family::new("lb_sync_pieces_sent", "Pieces of history told to a peer"),
+        all(|counters| counters.pieces_sent),
+    )?;
+    page.counters(
+        Family::new("lb_sync_pieces_received", "Pieces of history taken from a peer"),
+        all(|counters| counters.pieces_received),
+    )?;
+    page.counters(
+        Family::new("lb_sync_gaps", "Gaps seen in what came from a peer"),
+        all(|counters| counters.gaps),
+    )?;
+    page.counters(
+        Family::new("lb_sync_retransmissions", "Packets sent to a peer again"),
+        all(|counters| counters.retransmissions),
+    )?;
+    page.counters(
+        Family::new("lb_sync_full", "Times that all of the history was told, in either direction"),
+        all(|counters| counters.full_syncs),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_sync_rejected_packets",
+            "Packets from a peer's address that were not taken, by reason",
+        ),
+        peers.iter().flat_map(|(address, peer)| {
+            let counters = peer.session.counters;
+            [("unauthentic", counters.unauthentic), ("replayed", counters.replayed)]
+                .map(|(reason, count)| ([("peer", address.as_str()), ("reason", reason)], count))
+        }),
+    )
+}

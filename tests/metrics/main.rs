@@ -1,0 +1,194 @@
+//! What Prometheus makes of what `lbd` exports, and of the rules and dashboards that are shipped.
+
+mod haproxy;
+mod size;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::Balancer,
+    can_run,
+    http::Connection,
+    lab::{Host, Lab, Options},
+    prometheus::{Prometheus, fetch, promtool},
+    twins::{Plan, Twins},
+    wait,
+    ways::Way,
+};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(20);
+const PORT: u16 = 9105;
+/// A check that is asked often, so that there is something to tell of it.
+const CHECK: &str = "[service.check]\ntype = \"http\"\ninterval = \"200ms\"";
+
+fn shipped(path: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests are in it");
+    workspace.join("deploy").join(path)
+}
+
+/// The table of the configuration that has metrics served at a node's own address.
+fn http(host: &Host) -> String {
+    format!(
+        "\n[http]\nlisten = [\"{}:{PORT}\"]\nallow_unprotected = true\nhaproxy_metrics = true\n",
+        host.v4
+    )
+}
+
+/// What a node exports, as a scraper that accepts this gets it.
+fn metrics(lab: &Lab, host: &Host, path: &str, accept: &str) -> Result<String> {
+    let url = format!("http://{}:{PORT}{path}", host.v4);
+    fetch(&lab.client.namespace, &url, &["--header", &format!("Accept: {accept}")])
+}
+
+#[test]
+fn the_alert_rules_are_well_formed_and_pass_their_tests() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let folder = shipped("prometheus");
+    promtool(&folder, &["check", "rules", "--lint-fatal", "lb.rules.yml"], "")?;
+    promtool(&folder, &["test", "rules", "lb.rules.test.yml"], "").map(drop)
+}
+
+/// Two nodes with everything that is exported, clients, and a Prometheus that scrapes both.
+#[test]
+fn prometheus_scrapes_a_pair_and_each_shipped_query_finds_something() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let mut plan = Plan::new(&[way], Duration::from_millis(100));
+    plan.settings = CHECK.into();
+    let mut twins = Twins::new(&Options::default(), plan)?;
+    for n in 0..2 {
+        let tables = twins.plan.tables(&twins.lab, n)? + &http(twins.host(n));
+        let services = twins.plan.services(&twins.lab);
+        let node = &mut twins.nodes[n];
+        node.set_more(&tables);
+        node.configure(&services)?;
+        node.launch()?;
+        node.wait_usable()?;
+    }
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    let nodes = [twins.host(0), twins.host(1)];
+    let lab = &twins.lab;
+
+    for host in nodes {
+        let page = metrics(lab, host, "/metrics", "text/plain")?;
+        let said = promtool(&shipped(""), &["check", "metrics"], &page)?;
+        ensure!(said.is_empty(), "promtool check metrics: {said}");
+        let openmetrics = metrics(lab, host, "/metrics", "application/openmetrics-text")?;
+        ensure!(openmetrics.ends_with("# EOF\n"), "{openmetrics}");
+    }
+
+    let targets = nodes.map(|host| format!("{}:{PORT}", host.v4));
+    let rules = shipped("prometheus/lb.rules.yml");
+    let prometheus = Prometheus::start(lab, &lab.client, &targets, &rules)?;
+    wait::until(SOON, "both nodes are scraped", || {
+        let up = prometheus.query("sum(up{job=\"lb\"}) == 2")?;
+        ensure!(up.len() == 1, "{}", prometheus.api("targets", &[])?);
+        Ok(())
+    })?;
+    browse(lab, way)?;
+    scraped_as_openmetrics(&prometheus)?;
+    each_rule_is_evaluated(&prometheus)?;
+    each_query_finds_something(&prometheus, way)?;
+    counts_agree(&prometheus, &twins.nodes[0], way)
+}
+
+/// Sends some requests through the balancer.
+fn browse(lab: &Lab, way: Way) -> Result<()> {
+    for _ in 0..20 {
+        let mut connection = Connection::open(&lab.client.namespace, way.target(), SOON)?;
+        connection.get("/")?.ok()?;
+    }
+    Ok(())
+}
+
+/// The older format has no units.
+fn scraped_as_openmetrics(prometheus: &Prometheus) -> Result<()> {
+    let told = prometheus.api("targets/metadata", &["metric=lb_service_bytes"])?;
+    let told = told.as_array().context("a list")?.clone();
+    ensure!(told.len() == 2, "{told:?}");
+    ensure!(told.iter().all(|one| one["unit"] == "bytes" && one["type"] == "counter"), "{told:?}");
+    Ok(())
+}
+
+fn each_rule_is_evaluated(prometheus: &Prometheus) -> Result<()> {
+    wait::until(SOON, "each rule was evaluated", || {
+        let groups = prometheus.api("rules", &[])?;
+        let rules = groups["groups"][0]["rules"].as_array().context("rules")?.clone();
+        ensure!(rules.len() >= 10, "{groups}");
+        for rule in rules {
+            ensure!(rule["health"] == "ok", "{rule}");
+        }
+        Ok(())
+    })?;
+    // Nothing is wrong that would wake somebody.
+    let firing = prometheus.query("ALERTS{alertstate=\"firing\",severity=\"page\"}")?;
+    ensure!(firing.is_empty(), "{firing:?}");
+    Ok(())
+}
+
+/// All queries of a dashboard.
+fn queries<'j>(json: &'j Value, found: &mut BTreeSet<&'j str>) {
+    match json {
+        Value::Object(fields) => {
+            found.extend(fields.get("expr").and_then(Value::as_str));
+            fields.values().for_each(|value| queries(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| queries(item, found)),
+        _ => {}
+    }
+}
+
+fn each_query_finds_something(prometheus: &Prometheus, way: Way) -> Result<()> {
+    let mut seen = 0;
+    for entry in fs::read_dir(shipped("grafana/dashboards")).context("the dashboards")? {
+        let path = entry.context("an entry")?.path();
+        let dashboard = fs::read_to_string(&path).context("a dashboard")?;
+        let dashboard: Value = serde_json::from_str(&dashboard).context("a dashboard")?;
+        let mut found = BTreeSet::new();
+        queries(&dashboard, &mut found);
+        for query in found {
+            let asked = query
+                .replace("$job", "lb")
+                .replace("$instance", ".*")
+                .replace("$router", ".*")
+                .replace("$service", way.name())
+                .replace("$__rate_interval", "10s")
+                .replace("$__interval", "10s");
+            // What is shown only if it is not zero may be nothing.
+            let all = asked.trim_end_matches(" > 0").trim_end_matches(" == 1");
+            wait::until(SOON, "a query finds something", || {
+                ensure!(!prometheus.query(all)?.is_empty(), "{}: {all}", path.display());
+                Ok(())
+            })?;
+            seen += 1;
+        }
+    }
+    ensure!(seen > 50, "only {seen} queries");
+    Ok(())
+}
+
+/// What Prometheus knows is what `lbctl` tells.
+fn counts_agree(prometheus: &Prometheus, node: &Balancer, way: Way) -> Result<()> {
+    wait::until(SOON, "Prometheus has counted what lbctl tells", || {
+        let status = node.status()?;
+        let flows: u64 = status.service(way.name())?.backends.values().map(|b| b.new_flows).sum();
+        ensure!(flows >= 20, "{flows} flows");
+        let query = format!("max(lb_service_new_flows_total{{service=\"{}\"}})", way.name());
+        let found = prometheus.query(&query)?;
+        let told = found.first().and_then(|one| one["value"][1].as_str()).unwrap_or_default();
+        ensure!(told == flows.to_string(), "{told} and {flows}");
+        Ok(())
+    })
+}

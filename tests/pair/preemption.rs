@@ -1,0 +1,57 @@
+//! A node with the higher priority that comes back: it waits for the flows, and is handed over to.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    can_run,
+    lab::Options,
+    owners::Watch,
+    pair::Wire,
+    twins::{Plan, Twins},
+    ways::Way,
+};
+
+use crate::clients::Clients;
+
+const INTERVAL: Duration = Duration::from_millis(50);
+
+#[test]
+fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins =
+        Twins::start(&Options::default(), Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL))?;
+    let clients = Clients::start(&twins, Duration::from_secs(120))?;
+    twins.nodes[0].stop()?;
+    twins.wait_holds(1)?;
+    // What it can't be told it does not know, however long it hears the lower one.
+    twins.lab.part(Wire::Second)?;
+    twins.nodes[0].launch()?;
+    twins.nodes[0].wait_usable()?;
+    thread::sleep(INTERVAL * 40);
+    let router = twins.pair(0)?.router("main")?.clone();
+    let why = router.holds_back.clone().unwrap_or_default();
+    ensure!(why.contains("flows of another node"), "{router:?}; {}", twins.logs());
+    ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{router:?}; {}", twins.logs());
+    let watch = {
+        let nodes = twins.lab.pair()?.map(|host| &host.namespace);
+        Watch::start(&nodes, Way::DsrV4.vip())?
+    };
+    let begun = Instant::now();
+    twins.lab.heal(Wire::Second)?;
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    clients.go_on()?;
+    let owners = watch.finish()?;
+    let seen = owners.longest(begun, Instant::now());
+    ensure!(seen.none <= owners.precision, "somebody holds the address: {seen}");
+    let events = twins.nodes[1].lbctl(&["events"])?;
+    let told = "main is handed over: lb1";
+    ensure!(events.contains(told) && !events.contains("two_active"), "events of lb2:\n{events}");
+    clients.finish().with_context(|| twins.logs())
+}
