@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod capture;
 pub mod decap;
 pub mod forward;
 pub mod fragment;

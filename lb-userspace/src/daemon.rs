@@ -118,6 +118,9 @@ pub struct Connection {
     pub seed: [u8; 16],
 }
 
+/// Opens and closes the doors as a configuration says; none: all are closed.
+pub type SetDoors = Box<dyn Fn(Option<&web::Config>) + Send>;
+
 /// What the daemon does beside the engine.
 pub struct Effects {
     /// Tells the resolver what next hops are wanted.
@@ -133,7 +136,7 @@ pub struct Effects {
     /// The peers; none if there are none.
     pub peers: Option<Connection>,
     /// Where who only looks is answered over TCP.
-    pub doors: Box<dyn Fn(Option<&web::Config>) + Send>,
+    pub doors: SetDoors,
     /// Where events go.
     pub events: Events,
     /// The service manager.
@@ -146,7 +149,7 @@ struct Deeds {
     doubt: Box<dyn Fn(Want) + Send>,
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
-    doors: Box<dyn Fn(Option<&web::Config>) + Send>,
+    doors: SetDoors,
     events: Events,
     notifier: Notifier,
 }

@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub mod api;
+pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod diff;
 pub mod edit;
 pub mod engine;
 pub mod events;
+pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod logs;

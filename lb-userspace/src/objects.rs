@@ -3,6 +3,9 @@
 /// The balancer: program `balance`.
 pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/balancer"));
 
+/// The balancer as it is while it captures: program `capture`.
+pub static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
+
 /// The decapsulator of backends: program `decapsulate`.
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
 

@@ -74,6 +74,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("tmux", "tmux"),
     ("nsenter", "util-linux"),
     ("chromium", "chromium"),
+    ("tshark", "tshark"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.

@@ -50,11 +50,13 @@ fn top_is_sorted_filtered_drilled_into_and_gives_the_terminal_back() -> Result<(
     let terminal = Terminal::open(&site.balancer, 80, 24)?;
     let before = settings(&terminal, "before top")?;
     terminal.types(TOP)?;
-    let screen = terminal.wait_for("services (1), by PPS ▼")?;
+    // It is drawn from the top to the bottom, and looked at in between.
+    let expected = ["lbd ", "eth0 XDP native", "forwarding: ", "dropped: ", "3/3", "q quit"];
+    terminal.wait_until("everything is shown", |screen| {
+        screen.contains("services (1), by PPS ▼")
+            && expected.iter().all(|text| screen.contains(text))
+    })?;
     ensure!(terminal.is_taken()?, "it has a screen of its own");
-    for expected in ["lbd ", "eth0 XDP native", "forwarding: ", "dropped: ", "3/3", "q quit"] {
-        ensure!(screen.contains(expected), "{expected} is missing:\n{screen}");
-    }
     terminal.wait_until("rates are known", |screen| !screen.contains("forwarding: - pps"))?;
 
     // Sorted by another column, and the other way round.
@@ -64,20 +66,26 @@ fn top_is_sorted_filtered_drilled_into_and_gives_the_terminal_back() -> Result<(
     terminal.wait_for("SERVICE▼")?;
 
     terminal.press(&["Enter"])?;
-    let screen = terminal.wait_for(&format!("backends of {} (3)", WAY.name()))?;
-    ensure!(screen.contains(&backend) && screen.contains("up"), "{screen}");
+    let title = format!("backends of {} (3)", WAY.name());
+    terminal.wait_until("the backends are shown", |screen| {
+        screen.contains(&title)
+            && screen.contains(&format!("{backend} "))
+            && screen.contains(" up ")
+    })?;
 
     // Filtered while it is typed.
     terminal.press(&["/"])?;
     terminal.types(&backend)?;
-    let screen = terminal.wait_for("(1)")?;
     let other = site.backend(1).to_string();
-    ensure!(screen.contains(&backend) && !screen.contains(&other), "{screen}");
+    terminal.wait_until("one is left", |screen| {
+        screen.contains("(1)") && screen.contains(&backend) && !screen.contains(&other)
+    })?;
 
     terminal.press(&["Enter"])?;
     terminal.wait_for("flows of dsr-v4 on")?;
-    let screen = terminal.wait_for("198.51.100.7:3")?;
-    ensure!(screen.contains("established") && screen.contains("(3)"), "{screen}");
+    terminal.wait_until("the flows are shown", |screen| {
+        screen.matches("established").count() == 3 && screen.contains("(3)")
+    })?;
 
     // Back, with the filter as it was; then without.
     terminal.press(&["Escape"])?;

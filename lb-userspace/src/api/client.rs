@@ -165,6 +165,31 @@ impl Client {
         .await
     }
 
+    /// Sends a value; the answer's bytes as they come, for as long as the daemon has some.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Pieces, Error> {
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+        self.within(ANSWER, async {
+            let (response, connection) = self.ask(method, path, body.into()).await?;
+            let status = response.status();
+            let mut body = response.into_body();
+            if !status.is_success() {
+                let body = (&mut body).collect().await.map_err(|error| self.broken(error))?;
+                self.check(status, &body.to_bytes())?;
+            }
+            Ok(Pieces { client: self.clone(), body, connection })
+        })
+        .await
+    }
+
     /// Sends a request; the answer's head.
     async fn ask(
         &self,
@@ -240,6 +265,41 @@ impl Client {
                 Error::Permission { socket, group }
             }
             _ => self.broken(error),
+        }
+    }
+}
+
+/// Bytes that come piece by piece.
+#[derive(Debug)]
+pub struct Pieces {
+    client: Client,
+    body: Incoming,
+    connection: JoinHandle<hyper::Result<()>>,
+}
+
+impl Drop for Pieces {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Pieces {
+    /// The next piece; none when the daemon has said all.
+    ///
+    /// # Errors
+    ///
+    /// The connection has broken.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        return Ok(Some(piece));
+                    }
+                }
+                Some(Err(error)) => return Err(self.client.broken(error)),
+            }
         }
     }
 }

@@ -149,8 +149,8 @@ async fn stream_of(
         let _permits = permits;
         let until = Instant::now() + patience;
         let send = |chunk| {
-            let sent = runtime.block_on(tokio::time::timeout_at(until.into(), to.send(chunk)));
-            matches!(sent, Ok(Ok(())))
+            let sent = async { tokio::time::timeout_at(until.into(), to.send(chunk)).await };
+            matches!(runtime.block_on(sent), Ok(Ok(())))
         };
         let mut lines = Vec::with_capacity(CHUNK);
         match walk(&*source, &names, &query, &mut lines, &mut |chunk| send(Ok(chunk))) {

@@ -25,6 +25,9 @@
 //! | `GET /v1/vrrp` | | [`crate::status::Pair`]: the virtual routers, and the peers |
 //! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
 //! | `GET /v1/peers` | | a list of [`crate::status::Peer`] |
+//! | `POST /v1/explain` | [`crate::explain::Questions`] | a list of [`crate::explain::Explained`]; nothing is written |
+//! | `POST /v1/capture` | [`crate::capture::Spec`] | pcapng, as long as it runs |
+//! | `DELETE /v1/capture` | | [`Done`]; the capture that runs ends |
 //! | `GET /v1/log` | | [`crate::logs::Current`] |
 //! | `PUT /v1/log` | [`crate::logs::Change`] | [`crate::logs::Current`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
@@ -36,6 +39,7 @@
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
 //! answers with an [`Error`].
 
+mod capture;
 pub mod client;
 mod events;
 mod flows;
@@ -50,10 +54,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::{
+    capture::{Spec, book::Book},
+    datapath::capture::{Capturer, Loader, Tap},
     diff::Difference,
     edit::{Edit, Refusal},
     engine::preview::Preview,
     events::Event,
+    explain::{Answers, Questions},
     overrides::Conflict,
     status::{Pair, Status},
 };
@@ -230,6 +237,14 @@ pub enum Request {
     Pair(oneshot::Sender<Result<Pair, Refusal>>),
     /// Virtual routers that are to be Active elsewhere; answered when they are.
     Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// What loads the program that captures, and the names of what it finds.
+    PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, Book), Refusal>>),
+    /// A capture begins.
+    BeginCapture(Box<Capturer>, oneshot::Sender<Result<Tap, Refusal>>),
+    /// It ends; answered when the normal program is back.
+    EndCapture(oneshot::Sender<Result<(), Refusal>>),
+    /// What would happen to packets.
+    Explain(Box<Questions>, oneshot::Sender<Result<Answers, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
 }

@@ -19,6 +19,7 @@ use crate::{
     dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
+    explain::Explained,
     flows::Source,
     metrics,
     samples::{self, Samples},
@@ -62,11 +63,12 @@ pub async fn serve(
     };
     let router = reading(daemon.clone(), events.clone(), samples.clone())
         .merge(changing(daemon.clone()))
-        .merge(dashboard::router(samples, events))
-        .merge(super::flows::router(daemon.clone(), flows))
         .merge(super::log::router())
+        .merge(super::capture::router(daemon.clone()))
         .merge(metrics::router(daemon.clone()))
         .merge(metrics::haproxy_router(daemon.clone()))
+        .merge(dashboard::router(samples, events))
+        .merge(super::flows::router(daemon.clone(), flows))
         .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
         .fallback(no_such_path)
         .layer(middleware::from_fn_with_state(listener.group, peer::check));
@@ -104,6 +106,7 @@ fn changing(daemon: mpsc::Sender<Request>) -> Router {
         .route("/v1/config/save", post(config_save))
         .route("/v1/vrrp/failover", post(failover))
         .route("/v1/detach", post(detach))
+        .route("/v1/explain", post(explain))
         .with_state(daemon)
 }
 
@@ -267,6 +270,15 @@ async fn peers(State(daemon): Daemon) -> Answer<Vec<Peer>> {
 async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Bytes) -> Answer<Done> {
     let which = body(&bytes)?;
     ask(&daemon, |tell| Request::Failover(which, terms, tell)).await.map(Json)
+}
+
+async fn explain(State(daemon): Daemon, bytes: Bytes) -> Answer<Vec<Explained>> {
+    let questions = Box::new(body(&bytes)?);
+    let answers = ask(&daemon, |tell| Request::Explain(questions, tell)).await?;
+    // To load the program takes a while; the daemon goes on meanwhile.
+    let verified = tokio::task::spawn_blocking(|| answers.verified()).await;
+    let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
+    verified.map_err(|error| failed(error.into()))?.map(Json).map_err(failed)
 }
 
 async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {

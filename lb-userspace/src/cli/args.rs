@@ -6,9 +6,11 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
+    capture::CaptureArgs,
     check::{CheckArgs, PolicyArgs},
     decap::DecapCommand,
     events::EventsArgs,
+    explain::ExplainArgs,
     flows::FlowsArgs,
     log::LogCommand,
     node::NodeCommand,
@@ -65,6 +67,10 @@ pub(super) enum Command {
     Top(TopArgs),
     /// Show which client is on which backend: pins, tracked UDP flows, QUIC connections.
     Flows(FlowsArgs),
+    /// Save packets before and after the decision, with the verdict, as pcapng for Wireshark.
+    Capture(CaptureArgs),
+    /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
+    Explain(Box<ExplainArgs>),
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),

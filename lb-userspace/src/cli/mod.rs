@@ -1,12 +1,14 @@
 //! What `lbctl` understands, and how it ends: 0 for done, 1 for failed, 2 for misused.
 
 mod args;
+mod capture;
 mod change;
 mod check;
 mod config;
 mod decap;
 mod drain;
 mod events;
+mod explain;
 mod flows;
 mod health;
 mod log;
@@ -94,6 +96,8 @@ impl Cli {
             Command::Detach { pin_dir, ask } => {
                 detach(&changer((*ask).into()), pin_dir).await?;
             }
+            Command::Capture(args) => capture::run(args, &client, printer).await?,
+            Command::Explain(args) => return explain::run(args, &client, printer).await,
             Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
         }

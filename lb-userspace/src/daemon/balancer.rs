@@ -8,9 +8,14 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    datapath::DataPlane,
+    capture::{Spec, book::Book},
+    datapath::{
+        DataPlane,
+        capture::{Capturer, Loader, Tap},
+    },
     desired::{Desired, ServiceKey},
     engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
+    explain::{Answers, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
@@ -117,6 +122,30 @@ pub trait Balancer: Send {
     fn limits(&self) -> Limits;
     /// The interfaces with the program, as the kernel tells it.
     fn interfaces(&self) -> Vec<Interface>;
+    /// See [`Engine::prepare_capture`].
+    ///
+    /// # Errors
+    ///
+    /// What is to be captured makes no sense, or a capture is running.
+    fn prepare_capture(&self, spec: &Spec, status: &Status) -> Result<(Loader, Book)>;
+    /// See [`Engine::begin_capture`].
+    ///
+    /// # Errors
+    ///
+    /// One is running, or the program can't be put into its place.
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap>;
+    /// See [`Engine::end_capture`].
+    ///
+    /// # Errors
+    ///
+    /// The normal program can't be put back.
+    fn end_capture(&mut self) -> Result<()>;
+    /// See [`Engine::explain`].
+    ///
+    /// # Errors
+    ///
+    /// A packet makes no sense, or a map can't be read.
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers>;
     /// See [`Engine::status`].
     ///
     /// # Errors
@@ -229,6 +258,22 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn interfaces(&self) -> Vec<Interface> {
         self.data_plane().interfaces()
+    }
+
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
+        Self::explain(self, questions, status, nanos)
+    }
+
+    fn prepare_capture(&self, spec: &Spec, status: &Status) -> Result<(Loader, Book)> {
+        Self::prepare_capture(self, spec, status)
+    }
+
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
+        Self::begin_capture(self, capturer)
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
+        Self::end_capture(self)
     }
 
     fn status(&self) -> Result<Status> {

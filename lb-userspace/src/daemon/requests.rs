@@ -5,10 +5,17 @@ use std::time::Instant;
 use super::{Balancer, Daemon, batch::Asked};
 use crate::{
     api::{Request, Terms},
+    capture::{Spec, book::Book},
+    datapath::{self, capture::Loader},
     edit::{Refusal, RefusalKind},
+    explain::{Answers, Questions},
     logs,
     status::{Pair, Status},
 };
+
+fn conflict(error: anyhow::Error) -> Refusal {
+    Refusal::new(RefusalKind::Conflict, format!("{error:#}"))
+}
 
 impl<B: Balancer> Daemon<B> {
     /// Does what was heard, with as few writes as that takes.
@@ -58,11 +65,42 @@ impl<B: Balancer> Daemon<B> {
             Request::ConfigSave { dry_run, tell } => {
                 drop(tell.send(self.save_config(dry_run)));
             }
+            Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
+            Request::BeginCapture(capturer, tell) => {
+                let begun = self.balancer.begin_capture(*capturer);
+                if let Err(Ok(_)) = tell.send(begun.map_err(conflict)) {
+                    // Nobody waits for it any more.
+                    let _ = self.end_capture();
+                }
+            }
+            Request::EndCapture(tell) => {
+                drop(tell.send(self.end_capture()));
+            }
+            Request::Explain(questions, tell) => drop(tell.send(self.explain(&questions))),
             Request::Detach(terms, tell) => match self.try_detach(terms) {
                 None => self.leave(Some(tell)),
                 Some(answer) => drop(tell.send(answer)),
             },
         }
+    }
+
+    fn prepare_capture(&self, spec: &Spec) -> Result<(Loader, Book), Refusal> {
+        let status = self.status()?;
+        self.balancer.prepare_capture(spec, &status).map_err(conflict)
+    }
+
+    /// Puts the normal program back.
+    fn end_capture(&mut self) -> Result<(), Refusal> {
+        let ended = self.balancer.end_capture();
+        ended.inspect_err(|error| tracing::warn!("{error:#}")).map_err(conflict)
+    }
+
+    /// What would happen to packets; changes nothing.
+    fn explain(&self, questions: &Questions) -> Result<Answers, Refusal> {
+        let status = self.status()?;
+        let nanos = datapath::coarse_nanos();
+        let explained = self.balancer.explain(questions, &status, nanos);
+        explained.map_err(|error| Refusal::new(RefusalKind::Invalid, format!("{error:#}")))
     }
 
     fn status(&self) -> Result<Status, Refusal> {

@@ -39,20 +39,25 @@ impl Link {
         &self.interface
     }
 
-    /// What the kernel tells of it at this moment; `program` is the id of ours.
-    pub(super) fn status(&self, program: u32) -> status::Interface {
+    /// Where it is pinned.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the kernel tells of it at this moment; `programs` are the ids of ours.
+    pub(super) fn status(&self, programs: &[u32]) -> status::Interface {
         let there = kernel_link::attached(self.ifindex).ok().flatten();
         let generic = there.map_or(self.generic, |there| there.generic);
         status::Interface {
             name: self.interface.clone(),
             ifindex: self.ifindex,
             mode: if generic { "generic" } else { "native" }.into(),
-            attached: self.problem(program).is_none(),
+            attached: self.problem(programs).is_none(),
         }
     }
 
-    /// Why the interface does not run the program with this id, if it does not.
-    pub(super) fn problem(&self, program: u32) -> Option<String> {
+    /// Why the interface does not run a program with one of these ids, if it does not.
+    pub(super) fn problem(&self, programs: &[u32]) -> Option<String> {
         let info = match LinkInfo::of_pinned(&self.path) {
             Ok(info) => Some(info),
             // Nothing is seen of it at this moment, which is no reason to give it up.
@@ -61,7 +66,7 @@ impl Link {
         };
         if let Some(info) = info.filter(|info| info.ifindex == self.ifindex) {
             let other = || format!("its link runs {}", kernel_link::named(info.program));
-            return (info.program != program).then(other);
+            return (!programs.contains(&info.program)).then(other);
         }
         let Ok(ifindex) = kernel_link::ifindex(&self.interface) else {
             return Some("there is no interface of this name".into());
@@ -269,7 +274,7 @@ fn new_link_by(
 }
 
 /// Lets the pinned link run this program instead of the one that it has, without a gap.
-fn swap(program: &mut programs::Xdp, path: &Path) -> Result<()> {
+pub(super) fn swap(program: &mut programs::Xdp, path: &Path) -> Result<()> {
     let pinned = PinnedLink::from_pin(path).context("open the pinned link")?;
     let link = XdpLink::try_from(FdLink::from(pinned)).context("take the pinned link over")?;
     let id = program.attach_to_link(link).context("swap the program")?;

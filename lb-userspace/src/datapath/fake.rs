@@ -19,9 +19,12 @@ use lb_common::{
 use zerocopy::IntoBytes as _;
 
 use self::program::Program;
+use super::capture::{Capturer, Loader, Tap};
 use super::{Added, BackendTotals, DataPlane, FlowRef, FlowTable};
 use crate::{
+    capture::Spec,
     desired::ServiceKey,
+    explain::{Case, Verifier},
     settings::Limits,
     status::{self, Count},
 };
@@ -359,6 +362,27 @@ impl DataPlane for Fake {
 
     fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {
         self.write()
+    }
+
+    fn verifier(&self, _cases: Vec<Case>) -> Result<Verifier> {
+        bail!("there is no program in the kernel to ask")
+    }
+
+    fn prepare_capture(
+        &self,
+        _spec: &Spec,
+        _service: Option<u16>,
+        _backend: Option<u16>,
+    ) -> Result<Loader> {
+        bail!("there is no program in the kernel to capture with")
+    }
+
+    fn begin_capture(&mut self, _capturer: Capturer) -> Result<Tap> {
+        bail!("there is no program in the kernel to capture with")
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
+        Ok(())
     }
 
     fn verdicts(&self) -> Result<Vec<Count>> {

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Name of the balancer's program in its object.
-const BALANCE: &str = "balance";
+pub(super) const BALANCE: &str = "balance";
 /// The folder of this version's maps.
 pub(super) const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
@@ -234,13 +234,29 @@ impl Start {
             program_id,
             settings,
             links,
+            capture: None,
             _lock: lock.try_clone().context("keep the lock")?,
         })
     }
 }
 
+/// The folder of the maps that are in use.
+pub(super) fn current(pin_dir: &Path) -> PathBuf {
+    CURRENT.path(pin_dir)
+}
+
 /// The maps of a folder; those that are missing are made.
-fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
+pub(super) fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
+    load_object(objects::BALANCER, folder, limits, cpus)
+}
+
+/// An object over the maps of a folder.
+pub(super) fn load_object(
+    object: &[u8],
+    folder: &Path,
+    limits: &Limits,
+    cpus: u32,
+) -> Result<Ebpf> {
     let (backends, services) = (limits.backends + 1, limits.services);
     let mask = layouts::buckets(limits) - 1;
     let mut loader = EbpfLoader::new();
@@ -252,14 +268,24 @@ fn load_maps(folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebpf> {
         loader.map_max_entries(shape.name, (shape.entries)(limits, cpus));
         loader.map_pin_path(shape.name, path);
     }
+    // Of one that captures.
+    loader.map_max_entries("CAPTURE_COUNTERS", cpus);
+    loader.map_max_entries("CAPTURE_BUDGETS", cpus);
     maps::pin_rings(folder, limits)?;
-    loader.load(objects::BALANCER).context("load the maps and the program")
+    loader.load(object).context("load the maps and the program")
 }
 
 /// The balancer's program in its object.
 pub(super) fn program(object: &mut Ebpf) -> Result<&mut programs::Xdp> {
     let program = object.program_mut(BALANCE).context("the object has no program")?;
     program.try_into().context("the program is not XDP")
+}
+
+/// What the kernel tells of the balancer's program.
+pub(super) fn program_info(object: &Ebpf) -> Result<programs::ProgramInfo> {
+    let program = object.program(BALANCE).context("the object has no program")?;
+    let program: &programs::Xdp = program.try_into().context("the program is not XDP")?;
+    program.info().context("ask for the program")
 }
 
 /// What ids of 16 bits can name.

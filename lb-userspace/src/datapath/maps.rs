@@ -68,6 +68,8 @@ pub struct Maps {
     pub backend_counters: MapData,
     /// `SYN_BUDGETS`, to be mapped.
     pub syn_budgets: MapData,
+    /// `SYN_MARKS`.
+    pub syn_marks: Table<u32, u32>,
 }
 
 impl Maps {
@@ -91,6 +93,7 @@ impl Maps {
             verdicts: map("VERDICTS")?,
             backend_counters: map("BACKEND_COUNTERS")?,
             syn_budgets: map("SYN_BUDGETS")?,
+            syn_marks: Table::new(map("SYN_MARKS")?)?,
         })
     }
 }

@@ -14,14 +14,18 @@ use std::{
 use anyhow::Result;
 use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, Slot};
 
+use self::capture::{Capturer, Loader, Tap};
 use crate::{
+    capture::Spec,
     desired::ServiceKey,
+    explain::{Case, Verifier, View},
     settings::Limits,
     status::{self, Count},
 };
 
 mod attach;
 mod bpffs;
+pub mod capture;
 mod counters;
 pub mod decap;
 mod detach;
@@ -40,6 +44,8 @@ mod pin_names;
 mod program_log;
 mod service_index;
 mod sys;
+mod verify;
+mod view;
 mod xdp;
 
 pub use detach::detach;
@@ -63,7 +69,7 @@ pub enum Added {
 ///
 /// Every method that takes `&mut self` writes, and may fail without having written; none writes
 /// half of one value.
-pub trait DataPlane {
+pub trait DataPlane: View {
     /// A ring in memory, shared with the program.
     type Ring: Deref<Target = [Slot]>;
 
@@ -156,6 +162,24 @@ pub trait DataPlane {
     /// Removes the marks of fragmented packets that went to any of these backends.
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;
 
+    /// What lets the program decide on packets without a change of these maps: it has copies of what
+    /// it needs.
+    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier>;
+
+    /// What loads the program that captures. `service` and `backend` are ids.
+    fn prepare_capture(
+        &self,
+        spec: &Spec,
+        service: Option<u16>,
+        backend: Option<u16>,
+    ) -> Result<Loader>;
+
+    /// Puts the program that captures in the place of the normal one.
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap>;
+
+    /// Puts the normal program back; nothing is done if it is there.
+    fn end_capture(&mut self) -> Result<()>;
+
     /// Packets and bytes by verdict, over all CPUs.
     fn verdicts(&self) -> Result<Vec<Count>>;
 
@@ -229,9 +253,19 @@ pub struct BackendTotals {
 /// CLOCK_MONOTONIC, the program's clock.
 #[must_use]
 pub fn monotonic() -> Duration {
+    read_clock(libc::CLOCK_MONOTONIC)
+}
+
+/// The same in nanoseconds as the program reads it, which is some milliseconds behind.
+#[must_use]
+pub fn coarse_nanos() -> u64 {
+    read_clock(libc::CLOCK_MONOTONIC_COARSE).as_nanos() as u64
+}
+
+fn read_clock(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid for the write, and the call has no other effect.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    assert_eq!(result, 0, "CLOCK_MONOTONIC always exists");
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    assert_eq!(result, 0, "both clocks always exist");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

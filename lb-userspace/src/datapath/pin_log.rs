@@ -44,6 +44,11 @@ impl PinLog {
         all
     }
 
+    /// The time until which pins may be made.
+    pub fn leased_until(&self) -> u64 {
+        self.lease.first().map_or(0, |lease| lease.until.load())
+    }
+
     /// Sets the time until which pins may be made.
     pub fn lease(&self, until: u64) {
         if let Some(lease) = self.lease.first() {

@@ -10,7 +10,8 @@ use std::{
 use aya::maps::MapData;
 use lb_common::{
     abi::{Service, ServiceKeyV4, ServiceKeyV6},
-    service_index::{Bucket, Entry, Place, filled},
+    service_index::{Bucket, Entry, OVERFLOW, Place, WAYS, filled},
+    shared::SharedU32,
 };
 
 use super::{entry, mmap::Mapped, sys::Table};
@@ -53,6 +54,39 @@ impl ServiceIndex {
             index.write(bucket);
         }
         Ok(index)
+    }
+
+    /// The service of an IPv4 packet, as the program finds it by the index; the outer none: the index
+    /// has no room for it, and the truth is to be asked.
+    pub fn find_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Option<Service>>> {
+        let place = Place::of_v4(key, self.buckets.len() as u32 - 1);
+        self.find(place, |entry| entry.is_v4(key))
+    }
+
+    /// The same for IPv6.
+    pub fn find_v6(&self, key: &ServiceKeyV6) -> io::Result<Option<Option<Service>>> {
+        let place = Place::of_v6(key, self.buckets.len() as u32 - 1);
+        self.find(place, |entry| entry.is_v6(key))
+    }
+
+    fn find(
+        &self,
+        place: Place,
+        is_it: impl Fn(&Entry) -> bool,
+    ) -> io::Result<Option<Option<Service>>> {
+        let Some(bucket) = self.buckets.get(place.bucket as usize) else { return Ok(Some(None)) };
+        for word in bucket.words.iter().map(SharedU32::load) {
+            if word & 0xffff_0000 != place.tag {
+                continue;
+            }
+            if let Some(entry) = self.entries.get(&(word & 0xffff))?
+                && is_it(&entry)
+            {
+                return Ok(Some(Some(entry.service)));
+            }
+        }
+        let overflows = bucket.words[WAYS - 1].load() == OVERFLOW;
+        Ok(if overflows { None } else { Some(None) })
     }
 
     /// Writes a service's entry, which no word names yet, or which is the same service's.

@@ -22,6 +22,7 @@ use zerocopy::IntoBytes as _;
 use super::{
     Added, BackendTotals, DataPlane, FlowRef, FlowTable,
     attach::{self, Link},
+    capture::{Capturer, Captures, Loader, Tap},
     entry, load, maps,
     maps::Maps,
     mmap::Mapped,
@@ -29,9 +30,12 @@ use super::{
     program_log::ProgramLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
+    verify::Specimen,
 };
 use crate::{
+    capture::Spec,
     desired::{Protocol, ServiceKey},
+    explain::{Case, Verifier},
     settings::{Limits, Settings},
     status::{self, Count},
 };
@@ -51,11 +55,19 @@ pub struct Xdp {
     pub(super) program_id: u32,
     pub(super) settings: Settings,
     pub(super) links: Vec<Link>,
+    /// What is in the place of the program at this moment.
+    pub(super) capture: Option<Captures>,
     /// Of the folder of the pins: there is one writer.
     pub(super) _lock: File,
 }
 
 impl Xdp {
+    /// The ids of the programs that may be on the interfaces.
+    fn programs(&self) -> Vec<u32> {
+        let captures = self.capture.iter().map(|capture| capture.program);
+        std::iter::once(self.program_id).chain(captures).collect()
+    }
+
     /// What the program says, to be passed on; once.
     pub const fn take_log(&mut self) -> Option<ProgramLog> {
         self.log.take()
@@ -128,14 +140,14 @@ impl DataPlane for Xdp {
     }
 
     fn interfaces(&self) -> Vec<status::Interface> {
-        self.links.iter().map(|link| link.status(self.program_id)).collect()
+        self.links.iter().map(|link| link.status(&self.programs())).collect()
     }
 
     fn problem(&self, interface: &str) -> Option<String> {
         let link = self.links.iter().find(|link| link.interface() == interface);
         link.map_or_else(
             || Some("it is not configured".into()),
-            |link| link.problem(self.program_id),
+            |link| link.problem(&self.programs()),
         )
     }
 
@@ -344,6 +356,28 @@ impl DataPlane for Xdp {
             self.maps.fragments.delete(key)?;
         }
         Ok(())
+    }
+
+    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier> {
+        let specimen = Specimen::of(self, cases)?;
+        Ok(Box::new(move || specimen.run()))
+    }
+
+    fn prepare_capture(
+        &self,
+        spec: &Spec,
+        service: Option<u16>,
+        backend: Option<u16>,
+    ) -> Result<Loader> {
+        Loader::of(self, spec, service, backend)
+    }
+
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
+        self.swap_in(capturer)
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
+        self.swap_back()
     }
 
     fn verdicts(&self) -> Result<Vec<Count>> {

@@ -2,19 +2,102 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use lb_common::verdict::{Drop, Pass};
 
 use super::{Engine, sweep::Ids};
 use crate::{
-    datapath::{BackendTotals, DataPlane},
+    capture::{Spec, book::Book},
+    datapath::{
+        BackendTotals, DataPlane,
+        capture::{Capturer, Loader, Tap},
+    },
     desired::{self, Admin, Protocol},
+    explain::{self, Answers, Around, Questions},
     health::{self, Condition, Seen},
     netlink::{Resolution, Want},
     status::{Backend, Count, Service, Status, Usage},
+    units::nearest,
 };
 
 impl<D: DataPlane> Engine<D> {
+    /// What a capture needs to begin; `status` has the names.
+    ///
+    /// # Errors
+    ///
+    /// What is to be captured makes no sense, is not there, or a capture is running.
+    pub fn prepare_capture(&self, spec: &Spec, status: &Status) -> Result<(Loader, Book)> {
+        spec.check().map_err(anyhow::Error::msg)?;
+        let mut book = Book::default();
+        for (name, service) in &status.services {
+            if let Some(value) = self.applied.services.get(&service.key) {
+                book.services.insert(value.id, name.clone());
+            }
+            let ids = service.backends.iter().map(|(address, backend)| (backend.id, *address));
+            book.backends.extend(ids.filter(|(id, _)| *id != 0));
+        }
+        let interfaces = status.interfaces.iter();
+        book.interfaces = interfaces.map(|i| (i.ifindex, i.name.clone())).collect();
+        let service = spec.service.as_ref().map(|name| {
+            let found = book.services.iter().find(|(_, known)| *known == name);
+            let near = || nearest(name, status.services.keys().map(String::as_str));
+            found.map(|(id, _)| *id).with_context(|| match near() {
+                Some(near) => format!("no service {name}; did you mean {near}?"),
+                None => format!("no service {name}; 'lbctl service list' shows all"),
+            })
+        });
+        let service = service.transpose()?;
+        let backend = spec.backend.map(|address| {
+            let services = status.services.iter();
+            let asked = services.filter(|(name, _)| spec.service.iter().all(|one| one == *name));
+            let ids = asked.filter_map(|(_, service)| service.backends.get(&address));
+            let ids: Vec<u16> = ids.map(|backend| backend.id).filter(|id| *id != 0).collect();
+            match ids.as_slice() {
+                [id] => Ok(*id),
+                [] => bail!("no backend {address}; 'lbctl backend list' shows all"),
+                _ => bail!("{address} is a backend of several services; name one by --service"),
+            }
+        });
+        let loader = self.data_plane.prepare_capture(spec, service, backend.transpose()?)?;
+        Ok((loader, book))
+    }
+
+    /// Begins a capture.
+    ///
+    /// # Errors
+    ///
+    /// One is running, or the program can't be put into its place.
+    pub fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
+        self.data_plane.begin_capture(capturer)
+    }
+
+    /// Ends a capture; nothing is done if none is running.
+    ///
+    /// # Errors
+    ///
+    /// The normal program can't be put back.
+    pub fn end_capture(&mut self) -> Result<()> {
+        self.data_plane.end_capture()
+    }
+
+    /// What the program would do with packets at this moment; `status` has the names for it. Writes
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// If a packet makes no sense, or a map can't be read.
+    pub fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
+        let room_for_pins = self.walk.pins < u64::from(self.data_plane.limits().pins);
+        let around = Around { status, nanos, room_for_pins };
+        let all = explain::explain(&self.data_plane, questions, &around)?;
+        let (explained, cases) = all.into_iter().unzip();
+        let verifier = match questions.verify {
+            true => Some(self.data_plane.verifier(cases).context("copy the maps")?),
+            false => None,
+        };
+        Ok(Answers { explained, verifier })
+    }
+
     /// Everything that the data plane knows; version and uptime are the caller's.
     ///
     /// # Errors

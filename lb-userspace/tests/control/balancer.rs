@@ -12,10 +12,15 @@ use std::{
 use crate::fakes::{Deed, Deeds};
 use anyhow::{Result, ensure};
 use lb_userspace::{
+    capture::{Spec, book::Book},
     daemon::Balancer,
-    datapath::fake::Fake,
+    datapath::{
+        capture::{Capturer, Loader, Tap},
+        fake::Fake,
+    },
     desired::{Desired, ServiceKey},
     engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
+    explain::{Answers, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
@@ -188,6 +193,22 @@ impl Balancer for Wired {
 
     fn interfaces(&self) -> Vec<Interface> {
         self.engine.interfaces()
+    }
+
+    fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
+        self.engine.explain(questions, status, nanos)
+    }
+
+    fn prepare_capture(&self, spec: &Spec, status: &Status) -> Result<(Loader, Book)> {
+        self.engine.prepare_capture(spec, status)
+    }
+
+    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
+        self.engine.begin_capture(capturer)
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
+        self.engine.end_capture()
     }
 
     fn status(&self) -> Result<Status> {

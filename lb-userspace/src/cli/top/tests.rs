@@ -6,7 +6,7 @@ use crate::{
     desired::{Admin, Mode, Protocol, ServiceKey},
     health::Condition,
     reconcile::Standing,
-    status::{Backend, Count, Interface, Service, Status, Usage},
+    status::{Backend, Count, Interface, Service, Status, Totals, Usage},
     vrrp::{Counters, Family, RouterKey, RouterStatus, State},
 };
 
@@ -32,6 +32,7 @@ fn service(port: u16, protocol: Protocol, backends: Vec<(u8, Backend)>) -> Servi
         slots_in_flux: 0,
         idle_timeout_secs: 900,
         standing: Standing { up: 1, enabled: 1, ready: true, ..Standing::default() },
+        totals: Totals::default(),
         backends: backends.into_iter().map(|(last, backend)| (at(last), backend)).collect(),
     }
 }
@@ -58,6 +59,7 @@ pub(super) fn node() -> Status {
         addresses: vec!["10.0.0.100/32".into()],
         problems: Vec::new(),
         holds_back: None,
+        wants: false,
         counters: Counters::default(),
     };
     Status {

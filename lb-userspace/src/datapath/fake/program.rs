@@ -4,6 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    io,
     net::IpAddr,
     ops::Deref,
     sync::Arc,
@@ -23,6 +24,7 @@ use super::{super::FlowRef, Fake};
 use crate::{
     datapath::entry,
     desired::{Protocol, ServiceKey},
+    explain::View,
 };
 
 /// What the program keeps beside the flows and the rings. It has one CPU.
@@ -173,5 +175,60 @@ impl Tables for Fake {
 
     fn now_nanos(&self) -> u64 {
         self.program.now.get().as_nanos() as u64
+    }
+}
+
+impl View for Fake {
+    fn service_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Service>> {
+        Ok(Tables::service_v4(self, key).map(|service| *service))
+    }
+
+    fn service_v6(&self, key: &ServiceKeyV6) -> io::Result<Option<Service>> {
+        Ok(Tables::service_v6(self, key).map(|service| *service))
+    }
+
+    fn slot(&self, service: u16, index: u32) -> io::Result<Option<Slot>> {
+        Ok(Tables::slot(self, service, index).map(|slot| {
+            let copy = Slot::new(slot.owners());
+            copy.set_stamps(slot.unpinned(), slot.pinned());
+            copy
+        }))
+    }
+
+    fn backend(&self, id: u16) -> io::Result<Option<Backend>> {
+        Ok(Tables::backend(self, id).copied())
+    }
+
+    fn flow(&self, flow: &FlowRef) -> io::Result<Option<FlowValue>> {
+        Ok(Self::flow(self, flow))
+    }
+
+    fn pin_lease(&self) -> u64 {
+        self.leased_until()
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>> {
+        Ok(Tables::fragment(self, key))
+    }
+
+    fn is_vip(&self, key: &VipKey) -> io::Result<bool> {
+        Ok(Tables::is_vip(self, key))
+    }
+
+    fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>> {
+        Ok(Tables::own_mac(self, index))
+    }
+
+    fn syn_budget(&self, _cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {
+        let budget = Tables::syn_budget(self, service);
+        Ok(budget.map(|budget| (budget.tokens.load(), budget.refilled.load())))
+    }
+
+    fn syn_mark(&self, index: u32) -> io::Result<Option<u32>> {
+        Ok(Tables::syn_seen(self, index).map(|mark| mark.load()))
+    }
+
+    fn unanswered(&self, _cpu: u32, id: u16) -> io::Result<u64> {
+        Ok(Tables::unanswered(self, id).0)
     }
 }

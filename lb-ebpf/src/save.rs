@@ -1,0 +1,182 @@
+//! Saves frames into a ring that the daemon reads: what was asked for, and no more than that.
+
+use aya_ebpf::{
+    bindings::BPF_RB_NO_WAKEUP,
+    btf_maps::{Array, PerCpuArray, RingBuf},
+    helpers::{
+        bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_xdp_get_buff_len,
+        bpf_xdp_load_bytes,
+    },
+    macros::btf_map,
+    programs::XdpContext,
+};
+use lb_common::{
+    abi::{SynBudget, mapped},
+    capture::{ANY, CaptureCounter, Head, MAX_SNAP, NO_SERVICE, NO_SLOT, Plan, Scratch, flags},
+    packet::{Packet, ethernet, ipv4::Ipv4, ipv6::Ipv6},
+    steer,
+};
+use lb_ebpf::frame::Frame;
+
+const MMAPABLE: usize = 1 << 10;
+/// Bytes of the ring: what the daemon may be behind.
+const RING: usize = 4 << 20;
+
+/// What is asked for.
+#[btf_map]
+static CAPTURE_PLAN: Array<Plan, 1> = Array::new();
+
+/// Where a frame is written together.
+#[btf_map]
+static CAPTURE_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// What has become of packets; the daemon sizes it.
+#[btf_map]
+static CAPTURE_COUNTERS: Array<CaptureCounter, 1, MMAPABLE> = Array::new();
+
+/// How much each CPU may still save; the daemon sizes it.
+#[btf_map]
+static CAPTURE_BUDGETS: Array<SynBudget, 1> = Array::new();
+
+/// The frames.
+#[btf_map]
+static CAPTURE_RING: RingBuf<(), RING> = RingBuf::new();
+
+fn cpu() -> u32 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
+/// What is being noted of the packet at hand.
+#[inline(always)]
+pub fn with_head(note: impl FnOnce(&mut Head)) {
+    if let Some(scratch) = CAPTURE_SCRATCH.get_ptr_mut(0) {
+        // SAFETY: the value is this CPU's own, and nothing else holds a reference to it meanwhile.
+        note(unsafe { &mut (*scratch).head });
+    }
+}
+
+/// Begins to note.
+#[inline(always)]
+pub fn begin() {
+    with_head(|head| {
+        head.service = NO_SERVICE;
+        head.slot = NO_SLOT;
+        head.flags = 0;
+        head.current = 0;
+        head.base = 0;
+    });
+}
+
+/// Saves a frame as it came, if it is asked for; whether it was. `what` is the index of the reason,
+/// the backend's id and the events, from its low bits on.
+#[inline(never)]
+pub fn before(ctx: &XdpContext, what: u64, egress: u32) -> u64 {
+    let Some(plan) = CAPTURE_PLAN.get(0) else { return 0 };
+    let Some(counter) = CAPTURE_COUNTERS.get(cpu()) else { return 0 };
+    let Some(scratch) = CAPTURE_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the value is this CPU's own, and nothing else holds a reference to it meanwhile.
+    let head = unsafe { &mut (*scratch).head };
+    counter.seen.bump(1);
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let (reason, backend) = (what as u32 & 0xff, (what >> 16) as u16);
+    if now > plan.until
+        || plan.verdicts >> (reason & 63) & 1 == 0
+        || plan.service != ANY && plan.service != u32::from(head.service)
+        || plan.backend != ANY && plan.backend != u32::from(backend)
+        || !is_client(ctx, plan)
+    {
+        return 0;
+    }
+    counter.matched.bump(1);
+    // SAFETY: the helper has no precondition.
+    if plan.sample != u32::MAX && unsafe { bpf_get_prandom_u32() } > plan.sample {
+        counter.sampled_out.bump(1);
+        return 0;
+    }
+    let Some(budget) = CAPTURE_BUDGETS.get(cpu()) else { return 0 };
+    if !steer::take(budget, plan.rate, now) {
+        counter.limited.bump(1);
+        return 0;
+    }
+    head.nanos = now;
+    head.number = counter.saved.load();
+    head.cpu = cpu();
+    head.ingress = ctx.ingress_ifindex() as u32;
+    head.egress = egress;
+    head.reason = reason as u16;
+    head.backend = backend;
+    head.events = (what >> 32) as u16;
+    head.action = 0;
+    if save(ctx, plan.snap) == 0 {
+        counter.lost.bump(1);
+        return 0;
+    }
+    counter.saved.bump(1);
+    1
+}
+
+/// Saves the same frame as it leaves.
+#[inline(never)]
+pub fn after(ctx: &XdpContext, action: u32) -> u64 {
+    let Some(plan) = CAPTURE_PLAN.get(0) else { return 0 };
+    with_head(|head| {
+        head.flags |= flags::AFTER;
+        head.action = action as u16;
+    });
+    save(ctx, plan.snap)
+}
+
+/// Whether the packet comes from a client that is asked for.
+#[inline(always)]
+fn is_client(ctx: &XdpContext, plan: &Plan) -> bool {
+    if plan.mask == [0; 2] {
+        return true;
+    }
+    let frame = Frame::new(ctx);
+    let Ok(link) = ethernet::parse(&frame) else { return false };
+    let source = match link.ethertype {
+        ethernet::IPV4 => match frame.load::<Ipv4>(link.l3) {
+            Some(ip) => mapped(ip.source),
+            None => return false,
+        },
+        ethernet::IPV6 => match frame.load::<Ipv6>(link.l3) {
+            Some(ip) => ip.source,
+            None => return false,
+        },
+        _ => return false,
+    };
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = source;
+    let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+    let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+    high & plan.mask[0] == plan.client[0] && low & plan.mask[1] == plan.client[1]
+}
+
+/// Writes what is known of the frame and its first bytes into the ring; 0 if there is no room.
+#[inline(never)]
+fn save(ctx: &XdpContext, snap: u32) -> u64 {
+    let Some(scratch) = CAPTURE_SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the context is the one that the kernel passed in.
+    let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    let wanted = if length < snap { length } else { snap };
+    // From 1 to MAX_SNAP, in a form that the verifier can follow.
+    let saved = (wanted.wrapping_sub(1) & (MAX_SNAP as u32 - 1)) + 1;
+    if saved > length {
+        return 0;
+    }
+    // SAFETY: the value is this CPU's own, and nothing else holds a reference to it meanwhile.
+    let Scratch { head, bytes } = unsafe { &mut *scratch };
+    head.length = length;
+    head.saved = saved;
+    // SAFETY: the context is the kernel's, and `bytes` has room for MAX_SNAP.
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, bytes.as_mut_ptr().cast(), saved) } != 0 {
+        return 0;
+    }
+    let size = size_of::<Head>() + saved as usize;
+    // SAFETY: the scratch has at least `size` bytes, all of them written, as a new map's are.
+    let record = unsafe { core::slice::from_raw_parts(scratch.cast::<u8>(), size) };
+    // Nobody is woken: the daemon looks by itself, which costs the packet nothing.
+    let put = CAPTURE_RING.output_untyped::<[u8]>(record, u64::from(BPF_RB_NO_WAKEUP));
+    u64::from(put.is_ok())
+}

@@ -1,0 +1,266 @@
+//! `lbctl explain`: what the balancer does with a packet, and why.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::Args;
+use hyper::Method;
+use serde::Serialize;
+
+use super::{Misuse, Printer, table::Table};
+use crate::{
+    api::client::Client,
+    desired::Protocol,
+    explain::{
+        Explained, Flags, IcmpError, Made, Packet, Payload, Questions, hex,
+        saved::{self, Saved},
+        sums,
+    },
+};
+
+/// Packets of a saved capture that are asked about at a time.
+const BATCH: usize = 100;
+/// Bytes of frames that are asked about at a time.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// Which packet, and how much is to be told.
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// tcp or udp.
+    #[arg(value_parser = super::args::word::<Protocol>, required_unless_present = "pcap", requires = "destination")]
+    protocol: Option<Protocol>,
+    /// The client, as 198.51.100.7:4242 or [2001:db8::7]:4242.
+    source: Option<SocketAddr>,
+    /// Whom it talks to, as 10.0.0.100:80.
+    destination: Option<SocketAddr>,
+    /// Explain the packets of this capture, pcap or pcapng, one by one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["protocol", "made"])]
+    pcap: Option<PathBuf>,
+    /// Explain so many packets of a capture.
+    #[arg(long, default_value = "1000", value_name = "N", requires = "pcap")]
+    limit: usize,
+    /// Take the frames of a capture for frames to this node, whatever MAC address they have.
+    #[arg(long, requires = "pcap")]
+    any_mac: bool,
+    /// Tell all steps of each packet of a capture.
+    #[arg(short, long, requires = "pcap")]
+    verbose: bool,
+    #[command(flatten)]
+    made: MadeArgs,
+    /// The interface that it comes in on; the first one with the program unless given.
+    #[arg(long)]
+    interface: Option<String>,
+    /// The CPU that it comes in on: budgets of pins and signs of life are each CPU's own.
+    #[arg(long, default_value = "0")]
+    cpu: u32,
+    /// Explain it as one that is met a second time: a SYN that is sent again.
+    #[arg(long)]
+    again: bool,
+    /// Run it through the loaded program as well, on copies of the maps, and compare; exit with 1 if
+    /// they differ.
+    #[arg(long)]
+    verify: bool,
+}
+
+/// The packet.
+#[derive(Debug, Args)]
+#[group(id = "made", multiple = true)]
+struct MadeArgs {
+    /// A SYN: it opens a connection. The default for TCP.
+    #[arg(long, conflicts_with_all = ["ack", "flags"])]
+    syn: bool,
+    /// An ACK: it belongs to a connection.
+    #[arg(long, conflicts_with = "flags")]
+    ack: bool,
+    /// Flags, as psh,ack.
+    #[arg(long)]
+    flags: Option<Flags>,
+    /// The sequence number.
+    #[arg(long)]
+    sequence: Option<u32>,
+    /// Time to live, or hop limit; 64 unless given.
+    #[arg(long)]
+    ttl: Option<u8>,
+    /// Bytes of the IP packet; as few as its headers take unless given.
+    #[arg(long)]
+    length: Option<u16>,
+    /// A VLAN tag; twice for two, the outer one first.
+    #[arg(long = "vlan", value_name = "ID", value_parser = clap::value_parser!(u16).range(..4096))]
+    vlans: Vec<u16>,
+    /// What a datagram carries: plain, quic-initial, quic-handshake:ID or quic-short:ID, with the first
+    /// eight bytes of the connection id in hexadecimal.
+    #[arg(long)]
+    payload: Option<Payload>,
+    /// Instead, an ICMP error about the flow.
+    #[arg(long, value_name = "KIND")]
+    icmp: Option<IcmpError>,
+    /// Who sends the ICMP error; the client unless given.
+    #[arg(long, value_name = "ADDRESS", requires = "icmp")]
+    from: Option<IpAddr>,
+}
+
+impl ExplainArgs {
+    fn questions(&self, packets: Vec<Packet>) -> Questions {
+        Questions {
+            packets,
+            interface: self.interface.clone(),
+            cpu: self.cpu,
+            any_mac: self.any_mac,
+            again: self.again,
+            verify: self.verify,
+        }
+    }
+
+    fn made(&self) -> Result<Made> {
+        let (Some(protocol), Some(source), Some(destination)) =
+            (self.protocol, self.source, self.destination)
+        else {
+            let example = "lbctl explain tcp 198.51.100.7:4242 10.0.0.100:80";
+            return Err(Misuse(format!("which packet? as in '{example}'")).into());
+        };
+        let made = &self.made;
+        let flags = match (made.flags, made.ack) {
+            (Some(flags), _) => flags,
+            (None, true) => Flags::ACK,
+            (None, false) => Flags::SYN,
+        };
+        Ok(Made {
+            protocol,
+            source,
+            destination,
+            flags,
+            sequence: made.sequence.unwrap_or(0),
+            ttl: made.ttl.unwrap_or(64),
+            length: made.length,
+            vlans: made.vlans.clone(),
+            payload: made.payload.clone().unwrap_or_default(),
+            error: made.icmp.map(|kind| (kind, made.from.unwrap_or(source.ip()))),
+        })
+    }
+}
+
+pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -> Result<ExitCode> {
+    let ask = async |questions: &Questions| -> Result<Vec<Explained>> {
+        Ok(client.send_json(Method::POST, "/v1/explain", questions).await?)
+    };
+    let Some(file) = &args.pcap else {
+        let questions = args.questions(vec![Packet::Made(Box::new(args.made()?))]);
+        let all = ask(&questions).await?;
+        printer.print(&all.first(), || all.iter().map(steps).collect())?;
+        return Ok(code(&all));
+    };
+    let saved = saved::read(file, args.limit)?;
+    let mut all = Vec::new();
+    let mut packets = saved.packets.iter().peekable();
+    while packets.peek().is_some() {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while batch.len() < BATCH
+            && bytes < BATCH_BYTES
+            && let Some(packet) = packets.next()
+        {
+            bytes += packet.bytes.len();
+            let length = packet.length as u32;
+            batch.push(Packet::Frame { bytes: hex(&packet.bytes), length });
+        }
+        all.extend(ask(&args.questions(batch)).await?);
+    }
+    let told = Told { counts: sums(&all), more: saved.more, foreign: saved.foreign, packets: &all };
+    printer.print(&told, || capture(&told, &saved, args.verbose))?;
+    Ok(code(&all))
+}
+
+/// 1 if the program in the kernel did not do what is explained.
+fn code(all: &[Explained]) -> ExitCode {
+    let agrees = |one: &Explained| one.verified.as_ref().is_none_or(|verified| verified.agrees);
+    if all.iter().all(agrees) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A capture's packets and their sums.
+#[derive(Serialize)]
+struct Told<'a> {
+    counts: std::collections::BTreeMap<String, u64>,
+    more: bool,
+    foreign: usize,
+    packets: &'a [Explained],
+}
+
+fn capture(told: &Told<'_>, saved: &Saved, verbose: bool) -> String {
+    let mut text = String::new();
+    for (number, one) in told.packets.iter().enumerate() {
+        text += &match verbose {
+            true => format!("{}: {}\n", number + 1, steps(one)),
+            false => format!("{}: {}: {}{}\n", number + 1, one.packet, end(one), verified(one)),
+        };
+    }
+    let mut table = Table::new(&[">PACKETS", "END"]).indented(2);
+    for (end, count) in &told.counts {
+        table.row([count.to_string(), end.clone()]);
+    }
+    text += &format!("{} packets, each as if it came in now:\n", told.packets.len());
+    if !table.is_empty() {
+        text += &table.render();
+    }
+    if told.more {
+        text += &format!("there are more; --limit is {}\n", saved.packets.len());
+    }
+    if told.foreign > 0 {
+        text += &format!("{} packets are not of Ethernet and were left out\n", told.foreign);
+    }
+    text
+}
+
+/// How a packet ends, in a few words.
+fn end(one: &Explained) -> String {
+    let outcome = one.outcome.name();
+    match (&one.reason, one.backend) {
+        (Some(reason), _) => format!("{outcome}, {reason}"),
+        (None, Some(backend)) => {
+            let service = one.service.as_deref().unwrap_or("a service");
+            format!("{outcome} by {service} to {backend}")
+        }
+        (None, None) => outcome.into(),
+    }
+}
+
+fn verified(one: &Explained) -> &'static str {
+    match &one.verified {
+        None => "",
+        Some(verified) if verified.agrees => ", the program agrees",
+        Some(_) => ", THE PROGRAM DIFFERS",
+    }
+}
+
+fn steps(one: &Explained) -> String {
+    let mut rows: Vec<(&str, String)> =
+        one.steps.iter().map(|step| (step.about.as_str(), step.text.clone())).collect();
+    rows.push(("verdict", format!("{} ({})", end(one), one.action)));
+    rows.push(("counted", one.counted.clone()));
+    rows.extend(one.writes.iter().map(|write| ("would write", write.clone())));
+    if let Some(next) = one.next.as_ref().filter(|next| next.differs) {
+        rows.push(("next", format!("{}: {}, {}", next.packet, next.goes_to, next.why)));
+    }
+    if let Some(verified) = &one.verified {
+        rows.push(match verified.agrees {
+            true => {
+                ("verified", format!("the loaded program does the same ({} ns)", verified.nanos))
+            }
+            false => ("verified", "THE PROGRAM DIFFERS".into()),
+        });
+        rows.extend(verified.differences.iter().map(|difference| ("", difference.clone())));
+    }
+    let width = rows.iter().map(|(about, _)| about.len()).max().unwrap_or(0);
+    let mut text = format!("{}\n", one.packet);
+    let mut before = "";
+    for (about, line) in &rows {
+        let shown = if *about == before { "" } else { about };
+        text += format!("  {shown:width$}  {line}").trim_end();
+        text.push('\n');
+        before = about;
+    }
+    text
+}

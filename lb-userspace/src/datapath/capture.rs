@@ -1,0 +1,225 @@
+//! The variant of the program that captures: loaded over the pinned maps, swapped in and out.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+    programs,
+};
+use lb_common::capture::{ANY, CaptureCounter, Head, Plan};
+use tracing::warn;
+use zerocopy::FromBytes as _;
+
+use super::{
+    attach, entry, load,
+    mmap::Mapped,
+    monotonic,
+    sys::{LinkInfo, Table},
+    xdp::Xdp,
+};
+use crate::{
+    capture::{Counts, Spec},
+    objects,
+    settings::Limits,
+};
+
+/// Name of the program in its object.
+const CAPTURE: &str = "capture";
+
+/// What it takes to load the program: nothing of the daemon's, so that this may take its time.
+#[derive(Debug)]
+pub struct Loader {
+    folder: PathBuf,
+    limits: Limits,
+    cpus: u32,
+    plan: Plan,
+}
+
+impl Loader {
+    /// Of the maps that `xdp` has. `service` and `backend` are ids.
+    pub fn of(xdp: &Xdp, spec: &Spec, service: Option<u16>, backend: Option<u16>) -> Result<Self> {
+        ensure!(xdp.capture.is_none(), "a capture is running; one at a time");
+        let (mut client, mut mask) = ([0; 2], [0; 2]);
+        if let Some((address, bits)) = spec.client {
+            let ones = if address.is_ipv4() { 96 + u32::from(bits) } else { bits.into() };
+            let ones = u128::MAX.checked_shl(128 - ones).unwrap_or(0).to_be_bytes();
+            let bytes = entry::address(IpAddr::to_canonical(&address));
+            for (half, at) in [0, 8].into_iter().enumerate() {
+                let word = |bytes: &[u8; 16]| {
+                    let mut word = [0; 8];
+                    word.copy_from_slice(&bytes[at..at + 8]);
+                    u64::from_ne_bytes(word)
+                };
+                mask[half] = word(&ones);
+                client[half] = word(&bytes) & mask[half];
+            }
+        }
+        let plan = Plan {
+            // Set when it begins.
+            until: spec.millis,
+            verdicts: spec.verdict_bits().map_err(anyhow::Error::msg)?,
+            client,
+            mask,
+            service: service.map_or(ANY, u32::from),
+            backend: backend.map_or(ANY, u32::from),
+            sample: match spec.sample {
+                0 | 1 => u32::MAX,
+                n => u32::MAX / n,
+            },
+            rate: spec.rate,
+            snap: spec.snaplen,
+            reserved: 0,
+        };
+        let folder = load::current(&xdp.settings.pin_dir);
+        Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan })
+    }
+
+    /// Loads it.
+    pub fn load(self) -> Result<Capturer> {
+        let mut object =
+            load::load_object(objects::CAPTURE, &self.folder, &self.limits, self.cpus)?;
+        let program: &mut programs::Xdp =
+            object.program_mut(CAPTURE).context("the object has no program")?.try_into()?;
+        program.load().context("the kernel refuses the program that captures")?;
+        Ok(Capturer { object, plan: self.plan })
+    }
+}
+
+/// The program, loaded.
+#[derive(Debug)]
+pub struct Capturer {
+    object: Ebpf,
+    plan: Plan,
+}
+
+impl Capturer {
+    fn program(&mut self) -> Result<&mut programs::Xdp> {
+        let program = self.object.program_mut(CAPTURE).context("the object has no program")?;
+        program.try_into().context("the program is not XDP")
+    }
+
+    fn map(&mut self, name: &str) -> Result<MapData> {
+        let map = self.object.take_map(name).with_context(|| format!("no map {name}"))?;
+        Ok(match map {
+            aya::maps::Map::Array(map) | aya::maps::Map::RingBuf(map) => map,
+            _ => bail!("{name} is of another kind"),
+        })
+    }
+
+    /// Sets its plan in force.
+    fn tap(&mut self) -> Result<Tap> {
+        let plan = Table::<u32, Plan>::new(self.map("CAPTURE_PLAN")?)?;
+        let until = monotonic() + Duration::from_millis(self.plan.until);
+        plan.put(&0, &Plan { until: until.as_nanos() as u64, ..self.plan })?;
+        let counters = Mapped::new(&self.map("CAPTURE_COUNTERS")?).context("map the counters")?;
+        let ring = RingBuf::try_from(aya::maps::Map::RingBuf(self.map("CAPTURE_RING")?))?;
+        Ok(Tap { ring, counters })
+    }
+}
+
+/// What is read of a capture while it runs.
+pub struct Tap {
+    ring: RingBuf<MapData>,
+    counters: Mapped<CaptureCounter>,
+}
+
+impl std::fmt::Debug for Tap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tap").field(&self.counts()).finish()
+    }
+}
+
+impl Tap {
+    /// Visits what was saved since the last call, at most so many frames; how many there were.
+    pub fn drain(&mut self, most: usize, visit: &mut dyn FnMut(&Head, &[u8])) -> usize {
+        for n in 0..most {
+            let Some(record) = self.ring.next() else { return n };
+            if let Ok((head, bytes)) = Head::read_from_prefix(&record) {
+                let saved = (head.saved as usize).min(bytes.len());
+                visit(&head, &bytes[..saved]);
+            }
+        }
+        most
+    }
+
+    /// What has become of packets, over all CPUs.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for counter in self.counters.iter() {
+            counts.seen += counter.seen.load();
+            counts.matched += counter.matched.load();
+            counts.sampled_out += counter.sampled_out.load();
+            counts.limited += counter.limited.load();
+            counts.lost += counter.lost.load();
+            counts.saved += counter.saved.load();
+        }
+        counts
+    }
+}
+
+/// A capture that runs.
+#[derive(Debug)]
+pub(super) struct Captures {
+    /// Id of the program.
+    pub program: u32,
+}
+
+impl Xdp {
+    /// Puts the program that captures in the place of the normal one, wherever that is.
+    pub(super) fn swap_in(&mut self, mut capturer: Capturer) -> Result<Tap> {
+        ensure!(self.capture.is_none(), "a capture is running; one at a time");
+        let tap = capturer.tap()?;
+        let program = capturer.program()?;
+        let id = program.info().context("ask for the program")?.id();
+        self.capture = Some(Captures { program: id });
+        let own = self.program_id;
+        for path in self.paths() {
+            if LinkInfo::of_pinned(&path).is_ok_and(|info| info.program == own) {
+                let swapped = attach::swap(program, &path);
+                if let Err(error) = swapped {
+                    self.swap_back()?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(tap)
+    }
+
+    /// Puts the normal program back. Without a capture nothing is done.
+    pub(super) fn swap_back(&mut self) -> Result<()> {
+        let Some(Captures { program: captures }) = self.capture else { return Ok(()) };
+        let mut failed = None;
+        for path in self.paths() {
+            if LinkInfo::of_pinned(&path).is_ok_and(|info| info.program == captures) {
+                let program = load::program(&mut self.object)?;
+                failed = attach::swap(program, &path).err().or(failed);
+            }
+        }
+        match failed {
+            None => {
+                self.capture = None;
+                Ok(())
+            }
+            Some(error) => Err(error.context("end the capture; it is tried again")),
+        }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        self.links.iter().map(|link| Path::to_owned(link.path())).collect()
+    }
+}
+
+impl Drop for Xdp {
+    fn drop(&mut self) {
+        if let Err(error) = self.swap_back() {
+            warn!("the program that captures stays until lbd is started again: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The maps entry by entry, for who explains what the program would do with them.
+
+use std::io;
+
+use aya::maps::MapData;
+use lb_common::abi::{
+    Backend, BackendCounter, FlowValue, Fragment, FragmentKey, OwnMac, Owners, Service,
+    ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+};
+
+use super::{FlowRef, mmap::Mapped, sys::Table, xdp::Xdp};
+use crate::explain::View;
+
+/// The slot that a ring's element of eight bytes is.
+pub fn slot_of_word(word: u64) -> Slot {
+    let slot = Slot::new(Owners::from_word(word as u32));
+    slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
+    slot
+}
+
+impl View for Xdp {
+    fn service_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Service>> {
+        match self.index.find_v4(key)? {
+            Some(found) => Ok(found),
+            None => self.maps.services_v4.get(key),
+        }
+    }
+
+    fn service_v6(&self, key: &ServiceKeyV6) -> io::Result<Option<Service>> {
+        match self.index.find_v6(key)? {
+            Some(found) => Ok(found),
+            None => self.maps.services_v6.get(key),
+        }
+    }
+
+    fn slot(&self, service: u16, index: u32) -> io::Result<Option<Slot>> {
+        let Some(id) = self.maps.rings.get(&service.into())? else { return Ok(None) };
+        let ring = MapData::from_id(id).map_err(io::Error::other)?;
+        Ok(Table::<u32, u64>::new(ring)?.get(&index)?.map(slot_of_word))
+    }
+
+    fn backend(&self, id: u16) -> io::Result<Option<Backend>> {
+        self.maps.backends.get(&id.into())
+    }
+
+    fn flow(&self, flow: &FlowRef) -> io::Result<Option<FlowValue>> {
+        match flow {
+            FlowRef::Pin(key) => self.maps.pins.get(key),
+            FlowRef::Tracked(key) => self.maps.tracked.get(key),
+            FlowRef::Connection(key) => self.maps.connections.get(key),
+        }
+    }
+
+    fn pin_lease(&self) -> u64 {
+        self.pin_log.leased_until()
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>> {
+        self.maps.fragments.get(key)
+    }
+
+    fn is_vip(&self, key: &VipKey) -> io::Result<bool> {
+        Ok(self.maps.vips.get(key)?.is_some())
+    }
+
+    fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>> {
+        self.maps.own_macs.get(&index)
+    }
+
+    fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {
+        let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+        let at = (cpu * self.limits.services + u32::from(service)) as usize;
+        Ok(budgets.get(at).map(|budget| (budget.tokens.load(), budget.refilled.load())))
+    }
+
+    fn syn_mark(&self, index: u32) -> io::Result<Option<u32>> {
+        self.maps.syn_marks.get(&index)
+    }
+
+    fn unanswered(&self, cpu: u32, id: u16) -> io::Result<u64> {
+        let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
+        let at = (cpu * (self.limits.backends + 1) + u32::from(id)) as usize;
+        Ok(counters.get(at).map_or(0, |counter| counter.unanswered.load()))
+    }
+}

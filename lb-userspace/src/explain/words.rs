@@ -1,0 +1,574 @@
+//! The notes of a decision, in words.
+
+use std::net::IpAddr;
+
+use lb_common::{
+    abi::{
+        Backend, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags, service_flags,
+        stamp, stamp_age, udp_policy,
+    },
+    hash::{flow_hash_v4, flow_hash_v6, slot_of},
+    packet::{ethernet, number, tcp},
+    rewrite,
+    verdict::{Drop, Pass, ReplyKind, Verdict, events},
+};
+
+use super::{
+    Around, Explained, Next, Outcome, Plain, Questions, Snap, Step, counters_of,
+    leave::Left,
+    overlay::{Note, Write},
+    packet, reason_of,
+};
+use crate::{
+    datapath::{FlowRef, entry},
+    desired::{Admin, Mode, ServiceKey},
+    health::Condition,
+    status::{self, Status},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// What is known when notes are put into words.
+pub struct Book<'a> {
+    status: &'a Status,
+    nanos: u64,
+    ingress: u32,
+    cpu: u32,
+}
+
+/// A service as it was found.
+#[derive(Clone, Copy)]
+struct Met<'a> {
+    service: Service,
+    named: Option<(&'a str, &'a status::Service)>,
+}
+
+impl<'a> Book<'a> {
+    pub fn new(around: &Around<'a>, ingress: u32, questions: &Questions) -> Self {
+        Self { status: around.status, nanos: around.nanos, ingress, cpu: questions.cpu }
+    }
+
+    /// Tells the steps and the end of a decision.
+    pub fn tell(
+        &self,
+        explained: &mut Explained,
+        snap: &Snap,
+        verdict: &Plain,
+        notes: &[Note],
+        left: &Left,
+    ) {
+        let mut steps = Steps::default();
+        self.parse(&mut steps, snap, verdict);
+        let met = notes.iter().find_map(|note| match note {
+            Note::Service(Some(key), Some(service)) => Some(self.met(key, *service)),
+            _ => None,
+        });
+        if let Some(Met { named: Some((name, _)), .. }) = met {
+            explained.service = Some(name.into());
+        }
+        explained.slot = notes.iter().find_map(|note| match note {
+            Note::Slot { index, .. } => Some(*index),
+            _ => None,
+        });
+        self.lookups(&mut steps, snap, verdict, notes, met);
+        match verdict {
+            Verdict::Pass(reason) => steps.add("end", pass_words(*reason)),
+            Verdict::Drop(reason) => steps.add("end", drop_words(*reason)),
+            Verdict::Reply(reply) => {
+                let word = match reply.kind {
+                    ReplyKind::TooBig => format!(
+                        "the packet is longer than the {} bytes that reach the backend: its sender \
+                         is told by ICMP",
+                        reply.mtu
+                    ),
+                    ReplyKind::TtlExceeded => {
+                        "its time to live has run out here: its sender is told by ICMP".into()
+                    }
+                };
+                steps.add("answer", word);
+            }
+            Verdict::Forward(to) => {
+                explained.backend = Some(entry::ip_of(to.backend.address));
+                explained.backend_id = to.id;
+                self.way(&mut steps, to.id, &to.backend, to.len, met);
+                if to.events & events::SECOND_CHOICE != 0 {
+                    steps.add("second choice", "the SYN is pinned to another backend".into());
+                }
+            }
+        }
+        if left.no_room {
+            steps.add("headers", "the frame is too short for them".into());
+        } else if matches!(verdict, Verdict::Forward(_) | Verdict::Reply(_)) {
+            for line in packet::headers(&left.bytes) {
+                steps.add("leaves", line);
+            }
+        }
+        explained.steps = steps.0;
+        match reason_of(verdict, left.no_room) {
+            Some((outcome, reason)) => {
+                let whose = if outcome == Outcome::Passed { "passed" } else { "dropped" };
+                explained.outcome = outcome;
+                explained.reason = Some(reason.into());
+                explained.counted = format!("{whose} {reason}");
+            }
+            None => {
+                explained.outcome = Outcome::Forwarded;
+                if let Verdict::Forward(to) = verdict {
+                    let names = counters_of(to.events).join(", ");
+                    explained.counted = format!("backend {}: {names}", self.backend(to.id));
+                }
+            }
+        }
+    }
+
+    fn met(&self, key: &ServiceKey, service: Service) -> Met<'a> {
+        let mut services = self.status.services.iter();
+        let named = services.find(|(_, known)| known.key == *key);
+        Met { service, named: named.map(|(name, service)| (name.as_str(), service)) }
+    }
+
+    fn parse(&self, steps: &mut Steps, snap: &Snap, verdict: &Plain) {
+        for line in packet::headers(&snap.bytes) {
+            steps.add("comes", line);
+        }
+        if !snap.is_whole() {
+            let (have, had) = (snap.bytes.len(), snap.length);
+            steps.add("comes", format!("only {have} of its {had} bytes were saved"));
+        }
+        let at = packet::transport(&snap.bytes);
+        if let Some(at) = &at
+            && at.proto == number::TCP
+            && let Some(flags) = snap.bytes.get(at.offset + 13)
+        {
+            let text = if flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN {
+                "a SYN: it opens a flow"
+            } else if flags & (tcp::RST | tcp::FIN) != 0 {
+                "FIN or RST: it belongs to a flow, and the client is done"
+            } else {
+                "neither SYN, FIN nor RST: it belongs to a flow that is there"
+            };
+            steps.add("parse", text.into());
+        }
+        if !matches!(verdict, Verdict::Pass(Pass::OtherHost)) {
+            let to: Option<[u8; 6]> = snap.bytes.get(..6).and_then(|mac| mac.try_into().ok());
+            let to = to.map(packet::mac).unwrap_or_default();
+            let interface = self.interface(self.ingress);
+            let text = format!("{to} on {interface} is this node; CPU {}", self.cpu);
+            steps.add("node", text);
+        }
+    }
+
+    /// What was looked up, in the order in which it was.
+    fn lookups(
+        &self,
+        steps: &mut Steps,
+        snap: &Snap,
+        verdict: &Plain,
+        notes: &[Note],
+        met: Option<Met<'_>>,
+    ) {
+        let mut searches = 0;
+        for note in notes {
+            match note {
+                Note::Service(key, found) => {
+                    steps.add("service", self.service(*key, found.as_ref()));
+                    if let (Some(service), true) = (found, self.hashes(snap, notes).is_some()) {
+                        let hash = self.hash(snap, service);
+                        steps.add("hash", format!("{hash:#018x} of the client's address and port"));
+                    }
+                }
+                Note::NoSlot => steps.add("slot", "the service has no ring: no backend".into()),
+                Note::Slot { index, owners, unpinned, pinned, .. } => {
+                    searches += 1;
+                    if searches > 1 {
+                        let text = format!(
+                            "slot {index} is asked for a second choice: {}",
+                            self.backend(owners.current)
+                        );
+                        steps.add("second choice", text);
+                        continue;
+                    }
+                    steps.add("slot", self.slot(*index, *owners, met));
+                    self.stamps(steps, *owners, *unpinned, *pinned, met);
+                }
+                Note::Flow(flow, value) => {
+                    let text = self.flow(flow, *value, met);
+                    steps.add(flow_word(flow), text);
+                }
+                Note::Lease(until) => {
+                    if met.is_some_and(|met| met.service.flags & service_flags::PINS_HELD != 0) {
+                        steps.add("pins", "held: another node is about to take over".into());
+                    } else if *until != 0 && self.nanos > *until {
+                        steps.add("pins", "lbd's lease is over: no pin is made".into());
+                    }
+                }
+                Note::Budget(tokens, refilled) => {
+                    steps.add("budget", self.budget(*tokens, *refilled, met));
+                }
+                Note::Insert(flow, value, room) => {
+                    let to = self.backend(value.backend);
+                    let text = match room {
+                        true => format!("would be made: to {to}"),
+                        false => "there is no room for another".into(),
+                    };
+                    steps.add(flow_word(flow), text);
+                }
+                Note::SynMark => {
+                    let again = matches!(
+                        verdict,
+                        Verdict::Forward(to) if to.events & events::SYN_RETRANSMISSION != 0
+                    );
+                    let text = match again {
+                        true => "the SYN was seen before: it is sent again",
+                        false => "the SYN was not seen before",
+                    };
+                    steps.add("mark", text.into());
+                }
+                Note::Unanswered(id, word) => {
+                    steps.add("silence", self.silence(*id, *word));
+                }
+                Note::Fragment(found) => steps.add(
+                    "fragment",
+                    match found {
+                        Some(first) if first.backend == 0 => {
+                            "its first fragment was for the node itself".into()
+                        }
+                        Some(first) => {
+                            let to = self.backend(first.backend);
+                            let age = self.age(first.seen);
+                            format!("its first fragment went to {to}, {age} s ago")
+                        }
+                        None => "its first fragment was not seen".into(),
+                    },
+                ),
+                Note::InsertFragment(id) => {
+                    let to = self.backend(*id);
+                    steps.add("fragment", format!("the others would follow it to {to}"));
+                }
+                Note::Vip(is) => {
+                    let text = if *is { "the address is a VIP" } else { "the address is no VIP" };
+                    steps.add("vip", text.into());
+                }
+                Note::Backend(id, found) => {
+                    let usable = found.is_some_and(|b| b.flags & backend_flags::USABLE != 0);
+                    if !usable {
+                        steps.add("backend", self.unusable(*id));
+                    }
+                }
+                Note::PinNoted => {}
+            }
+        }
+    }
+
+    fn service(&self, key: Option<ServiceKey>, found: Option<&Service>) -> String {
+        let Some(key) = key else { return "no service has this protocol".into() };
+        let Some(service) = found else { return format!("{key} is none") };
+        let Met { named, .. } = self.met(&key, *service);
+        let name = named.map_or("(not in the configuration)", |(name, _)| name);
+        let policy = match (key.protocol.number() == number::UDP, service.udp_policy) {
+            (false, _) => "",
+            (true, udp_policy::ONESHOT) => ", oneshot",
+            (true, udp_policy::QUIC) => ", quic",
+            (true, _) => ", tracked",
+        };
+        let mode = named.map_or(String::new(), |(_, service)| format!(", {}", service.mode));
+        let (id, slots) = (service.id, service.slots);
+        format!("{name}: {key}{policy}{mode}, id {id}, a ring of {slots} slots")
+    }
+
+    /// The hash, if it leads to the slot that was looked up.
+    fn hashes(&self, snap: &Snap, notes: &[Note]) -> Option<u64> {
+        notes.iter().zip(notes.iter().skip(1)).find_map(|(one, _)| match one {
+            Note::Service(_, Some(service)) => {
+                let hash = self.hash(snap, service);
+                let first = notes.iter().find_map(|note| match note {
+                    Note::Slot { index, .. } => Some(*index),
+                    _ => None,
+                });
+                (first == Some(slot_of(hash, service.slots))).then_some(hash)
+            }
+            _ => None,
+        })
+    }
+
+    /// The hash of the flow that a frame belongs to by its own header.
+    fn hash(&self, snap: &Snap, service: &Service) -> u64 {
+        let Some(at) = packet::transport(&snap.bytes) else { return 0 };
+        let port = snap.bytes.get(at.offset..at.offset + 2);
+        let port = port.and_then(|port| port.try_into().ok()).unwrap_or_default();
+        let v6 = ethernet::parse(snap.bytes.as_slice())
+            .is_ok_and(|link| link.ethertype == ethernet::IPV6);
+        match at.source {
+            IpAddr::V4(source) if !v6 => flow_hash_v4(&service.keys, source.octets(), port),
+            IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
+            IpAddr::V4(_) => 0,
+        }
+    }
+
+    fn slot(&self, index: u32, owners: Owners, met: Option<Met<'_>>) -> String {
+        let of = met.map_or(String::new(), |met| format!(" of {}", met.service.slots));
+        let current = match owners.current {
+            0 => "nobody takes new flows".into(),
+            id => format!("the current owner is {}", self.backend(id)),
+        };
+        let base = match owners.base {
+            0 => "no base owner: steady".into(),
+            id => {
+                format!("the base owner, who has the older flows, is {}: in flux", self.backend(id))
+            }
+        };
+        format!("{index}{of}: {current}; {base}")
+    }
+
+    fn stamps(
+        &self,
+        steps: &mut Steps,
+        owners: Owners,
+        unpinned: u16,
+        pinned: u16,
+        met: Option<Met<'_>>,
+    ) {
+        let now = stamp((self.nanos / SECOND) as u32);
+        let ago = |stamp: u16| match stamp {
+            0 => "never".into(),
+            then => format!("{} s ago", stamp_age(now, then)),
+        };
+        if owners.base != 0 || unpinned != 0 || pinned != 0 {
+            let text = format!(
+                "last packet to the base owner {}, last use of a pin {}",
+                ago(unpinned),
+                ago(pinned)
+            );
+            steps.add("stamps", text);
+        }
+        let stateless = met.is_some_and(|met| {
+            let udp = met.named.is_some_and(|(_, known)| known.udp_policy.is_some());
+            udp && met.service.udp_policy != udp_policy::QUIC
+        });
+        if stateless {
+            return;
+        }
+        if owners.base == 0 && pinned == 0 {
+            steps.add("pin", "not looked for: the slot is steady and has none".into());
+        } else if pinned == 0 {
+            steps.add("pin", "not looked for: no flow of the slot has one".into());
+        }
+    }
+
+    fn flow(&self, flow: &FlowRef, value: Option<FlowValue>, met: Option<Met<'_>>) -> String {
+        let Some(value) = value else { return "none for this flow".into() };
+        let mut words = Vec::new();
+        if value.flags & flow_flags::ESTABLISHED != 0 {
+            words.push("established");
+        }
+        if value.flags & flow_flags::CLOSING != 0 {
+            words.push("closing");
+        }
+        let idle = met.map_or(u32::MAX, |met| met.service.idle_timeout);
+        let age = self.age(value.seen);
+        if age > idle && !matches!(flow, FlowRef::Connection(_)) {
+            words.push("idle for too long");
+        }
+        let words = if words.is_empty() { "opening".into() } else { words.join(", ") };
+        format!("to {}, {words}, last packet {age} s ago", self.backend(value.backend))
+    }
+
+    fn budget(&self, tokens: u64, refilled: u64, met: Option<Met<'_>>) -> String {
+        let rate = met.map_or(0, |met| u64::from(met.service.syn_budget));
+        let elapsed = self.nanos.wrapping_sub(refilled);
+        let now = match elapsed >= SECOND {
+            true => rate,
+            false => (tokens + elapsed * rate / SECOND).min(rate.max(tokens)),
+        };
+        let left = if now == 0 { "spent: no pin" } else { "a pin can be had" };
+        format!("{now} of {rate} pins of this second left on CPU {}: {left}", self.cpu)
+    }
+
+    fn silence(&self, id: u16, word: Unanswered) -> String {
+        let of = self.backend(id);
+        match word.is_silence(self.nanos) {
+            true => format!("{of} has answered none of {} SYNs: taken for silent", word.syns()),
+            false => format!("{of} is not known to be silent"),
+        }
+    }
+
+    /// How a packet goes to its backend.
+    fn way(&self, steps: &mut Steps, id: u16, backend: &Backend, len: u16, met: Option<Met<'_>>) {
+        let known = met.and_then(|met| met.named).and_then(|(_, service)| {
+            let (_, backend) = service.backends.iter().find(|(_, b)| b.id == id)?;
+            Some((service, backend))
+        });
+        let state = known.map_or_else(
+            || String::from("not in the configuration any more"),
+            |(_, backend)| state(backend),
+        );
+        let suspect = backend.flags & backend_flags::SUSPECT != 0;
+        let suspect = if suspect { ", suspected to be silent" } else { "" };
+        steps.add("backend", format!("{}: {state}{suspect}", self.backend(id)));
+        let tunnel = backend.flags & backend_flags::TUNNEL != 0;
+        let mode = if tunnel { Mode::Ipip } else { Mode::Dsr };
+        let how = if tunnel { "a header is put before it" } else { "the MAC addresses change" };
+        steps.add("mode", format!("{mode}: {how}, the TTL is lowered by one"));
+        let hop: Option<[u8; 6]> = backend.l2.get(..6).and_then(|mac| mac.try_into().ok());
+        let hop = hop.map(packet::mac).unwrap_or_default();
+        steps.add("next hop", hop);
+        let interface = known.and_then(|(_, backend)| backend.interface.clone());
+        let interface = interface.unwrap_or_else(|| self.interface(backend.ifindex));
+        let same = backend.ifindex == self.ingress;
+        let action = if same { "where it came from (XDP_TX)" } else { "redirected (XDP_REDIRECT)" };
+        steps.add("egress", format!("{interface}: {action}"));
+        steps.add("mtu", format!("{len} of at most {} bytes", backend.mtu));
+        if tunnel {
+            let ttl = rewrite::TTL;
+            steps.add("tunnel", format!("to {}, TTL {ttl}", entry::ip_of(backend.address)));
+        }
+    }
+
+    fn unusable(&self, id: u16) -> String {
+        if id == 0 {
+            return "none".into();
+        }
+        let why = self.named(id).and_then(|(_, backend)| backend.unusable.clone());
+        let why = why.map_or(String::new(), |why| format!(" ({why})"));
+        format!("{} can't be sent to{why}", self.backend(id))
+    }
+
+    fn age(&self, seen: u32) -> u32 {
+        ((self.nanos / SECOND) as u32).wrapping_sub(seen)
+    }
+
+    fn named(&self, id: u16) -> Option<(IpAddr, &'a status::Backend)> {
+        let services = self.status.services.values();
+        let mut all = services.flat_map(|service| &service.backends);
+        all.find(|(_, backend)| backend.id == id).map(|(address, backend)| (*address, backend))
+    }
+
+    /// A backend by its address, or by its id where it has none any more.
+    fn backend(&self, id: u16) -> String {
+        match self.named(id) {
+            Some((address, _)) => format!("{address} (id {id})"),
+            None if id == 0 => "nobody".into(),
+            None => format!("id {id}"),
+        }
+    }
+
+    fn interface(&self, index: u32) -> String {
+        let mut known = self.status.interfaces.iter();
+        match known.find(|interface| interface.ifindex == index) {
+            Some(interface) => interface.name.clone(),
+            None => format!("interface {index}"),
+        }
+    }
+
+    /// What would be written, in words.
+    pub fn writes(&self, writes: &[Write]) -> Vec<String> {
+        let words = writes.iter().map(|write| match write {
+            Write::Flow(flow, before, value) => {
+                let what = match before {
+                    None => "made",
+                    Some(before) if before.backend != value.backend => "given",
+                    Some(_) => "refreshed",
+                };
+                format!("{} {what}: to {}", flow_word(flow), self.backend(value.backend))
+            }
+            Write::Unpinned(slot) => format!("slot {slot}: stamp of the base owner"),
+            Write::Pinned(slot) => format!("slot {slot}: stamp of pins"),
+            Write::Token(left) => format!("budget: {left} pins left of this second"),
+            Write::Mark => "mark of the SYN".into(),
+            Write::Fragment(id) => format!("fragments follow to {}", self.backend(*id)),
+            Write::Noted => "note of the pin for lbd and its peers".into(),
+        });
+        words.collect()
+    }
+
+    /// What happens to the flow's next packet.
+    pub fn next(&self, what: &str, first: &Plain, second: &Plain, notes: &[Note]) -> Option<Next> {
+        let goes_to = |verdict: &Plain| match verdict {
+            Verdict::Forward(to) => self.backend(to.id),
+            verdict => {
+                let (outcome, reason) =
+                    reason_of(verdict, false).unwrap_or((Outcome::Forwarded, ""));
+                format!("{} {reason}", outcome.name())
+            }
+        };
+        if !matches!(first, Verdict::Forward(_)) && goes_to(first) == goes_to(second) {
+            return None;
+        }
+        let held = notes.iter().find_map(|note| match note {
+            Note::Flow(flow, Some(_)) => Some(flow_word(flow)),
+            _ => None,
+        });
+        let unpinned = matches!(second, Verdict::Forward(to) if to.events & events::UNPINNED != 0);
+        let why = match (held, unpinned) {
+            (Some(word), _) => format!("by its {word}"),
+            (None, true) => "the slot's base owner, without a pin".into(),
+            (None, false) => "by its slot, as this one".into(),
+        };
+        let differs = goes_to(first) != goes_to(second) || held.is_some() || unpinned;
+        Some(Next { packet: what.into(), goes_to: goes_to(second), differs, why })
+    }
+}
+
+/// Steps that are being told; the same is not told twice.
+#[derive(Default)]
+struct Steps(Vec<Step>);
+
+impl Steps {
+    fn add(&mut self, about: &str, text: String) {
+        let step = Step { about: about.into(), text };
+        if !self.0.contains(&step) {
+            self.0.push(step);
+        }
+    }
+}
+
+/// What a backend does, in words.
+fn state(backend: &status::Backend) -> String {
+    let admin = match backend.admin {
+        Admin::Enabled => match backend.condition {
+            Condition::Up => "up",
+            Condition::SoftDown => "does not pass its check: no new flows",
+            Condition::HardDown => "refuses connections",
+        },
+        Admin::Draining { .. } => "draining: no new flows",
+        Admin::Disabled => "disabled: no new flows",
+        Admin::Down => "down",
+        Admin::Removing { .. } => "draining, to be removed: no new flows",
+    };
+    format!("{admin}, weight {}", backend.weight)
+}
+
+const fn flow_word(flow: &FlowRef) -> &'static str {
+    match flow {
+        FlowRef::Pin(_) => "pin",
+        FlowRef::Tracked(_) => "tracked flow",
+        FlowRef::Connection(_) => "connection",
+    }
+}
+
+fn pass_words(reason: Pass) -> String {
+    let words = match reason {
+        Pass::NotAService => "no service: the node's own stack gets it",
+        Pass::NotIp => "neither IPv4 nor IPv6: the node's own stack gets it",
+        Pass::Protocol => "neither TCP, UDP nor an ICMP error: the node's own stack gets it",
+        Pass::OtherHost => "the frame is for another MAC address than this node's",
+        Pass::VlanDepth => "more than two VLAN tags",
+        Pass::Truncated => "the frame ends before its headers do",
+        Pass::Malformed => "a header contradicts itself",
+        Pass::ExtensionHeaders => "IPv6 extension headers that can't be followed",
+        Pass::Fragment => "a fragment of a packet for the node itself",
+    };
+    words.into()
+}
+
+fn drop_words(reason: Drop) -> String {
+    let words = match reason {
+        Drop::NoBackend => "no backend can take it",
+        Drop::FragmentWithoutFirst => "a fragment whose first fragment was not seen",
+        Drop::TooBig => "too big for the way to the backend, and no error may be sent for it",
+        Drop::TtlExceeded => "its time to live has run out, and no error may be sent for it",
+        Drop::TooBigReplied | Drop::TtlExceededReplied => "its sender was told",
+        Drop::NoHeadroom => "the frame has no room for the headers",
+    };
+    words.into()
+}
