@@ -41,6 +41,7 @@ fn balancer(mode: Mode) -> (Fake, Status) {
         slots_in_flux: 125,
         idle_timeout_secs: 900,
         standing: Default::default(),
+        totals: Default::default(),
         backends: BTreeMap::new(),
     };
     for id in 1..=3_u16 {
