@@ -14,6 +14,7 @@ pub mod dashboard;
 pub mod datapath;
 pub mod desired;
 pub mod diff;
+pub mod doctor;
 pub mod edit;
 pub mod engine;
 pub mod events;

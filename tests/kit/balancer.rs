@@ -395,7 +395,9 @@ impl Service {
         self
     }
 
-    fn toml(&self) -> String {
+    /// Its part of a configuration.
+    #[must_use]
+    pub fn toml(&self) -> String {
         let Self { name, vip, port, protocol, mode, settings, .. } = self;
         let backends = self
             .backends

@@ -37,6 +37,7 @@ const OPTIONS: &[&str] = &[
     "--no-first-run",
     "--no-default-browser-check",
     "--hide-scrollbars",
+    "--disable-lcd-text",
     "--force-color-profile=srgb",
     "--remote-debugging-pipe",
 ];

@@ -73,8 +73,10 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("tmux", "tmux"),
     ("nsenter", "util-linux"),
-    ("tshark", "tshark"),
     ("chromium", "chromium"),
+    ("tshark", "tshark"),
+    ("systemd-nspawn", "systemd-container"),
+    ("strip", "binutils"),
 ];
 
 /// What of root and [`PROGRAMS`] is missing.

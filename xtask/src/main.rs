@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod check;
 mod lab;
+mod package;
 mod pair;
 mod pictures;
 mod root;
@@ -43,6 +44,8 @@ enum Command {
     },
     /// Check the formatting, and clippy on the host and on the BPF target
     Check,
+    /// Build the Debian package
+    Package(package::Arguments),
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
             Ok(())
         }),
         Command::Check => setup::tools().and_then(|()| check::run()),
+        Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
         Command::Lab(command) => lab::run(command),
         Command::Pictures(arguments) => pictures::run(&arguments),

@@ -1,17 +1,17 @@
 //! `lbd`: the load balancer's daemon.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::Parser as _;
 use lb_userspace::{
     api::{server, socket},
-    cli,
+    cli::{self, Lbd},
     clock::Clocks,
     config::{self, Config},
     daemon::{Connection, Daemon, Effects, Inputs, Signal},
@@ -32,24 +32,8 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-/// Loads the balancer's program, keeps its maps as the configuration and lbctl want them, and
-/// serves lbctl. Forwarding goes on when it ends; `lbctl detach` ends that.
-#[derive(Debug, Parser)]
-#[command(name = "lbd", version)]
-struct Args {
-    /// The configuration.
-    #[arg(long, default_value = config::DEFAULT_FILE)]
-    config: PathBuf,
-    /// Tell every mistake in a configuration, and exit: 0 for none, 2 for some.
-    #[arg(long, value_name = "FILE", conflicts_with = "force")]
-    check: Option<PathBuf>,
-    /// Replace a foreign XDP program on an interface.
-    #[arg(long)]
-    force: bool,
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Lbd::parse();
     if let Some(file) = &args.check {
         return cli::check_config(file);
     }

@@ -4,11 +4,14 @@ use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
 
 use super::{
     capture::CaptureArgs,
     check::{CheckArgs, PolicyArgs},
+    complete,
     decap::DecapCommand,
+    doctor::DoctorArgs,
     events::EventsArgs,
     explain::ExplainArgs,
     flows::FlowsArgs,
@@ -63,14 +66,14 @@ pub(super) enum Command {
     Backend(BackendCommand),
     /// Show what has happened, and follow what happens.
     Events(EventsArgs),
-    /// Save packets before and after the decision, with the verdict, as pcapng for Wireshark.
-    Capture(CaptureArgs),
-    /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
-    Explain(Box<ExplainArgs>),
     /// Watch services, backends and flows as they are from second to second.
     Top(TopArgs),
     /// Show which client is on which backend: pins, tracked UDP flows, QUIC connections.
     Flows(FlowsArgs),
+    /// Save packets before and after the decision, with the verdict, as pcapng for Wireshark.
+    Capture(CaptureArgs),
+    /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
+    Explain(Box<ExplainArgs>),
     /// Show this node, and take it out for maintenance.
     #[command(subcommand)]
     Node(NodeCommand),
@@ -97,6 +100,8 @@ pub(super) enum Command {
     /// On a backend: take packets out of their tunnel without a tunnel device.
     #[command(subcommand)]
     Decap(DecapCommand),
+    /// Examine this machine: what is wrong, why it matters, and the command that mends it.
+    Doctor(DoctorArgs),
 }
 
 /// For what changes something.
@@ -138,6 +143,7 @@ pub(super) enum ServiceCommand {
     /// Show one service and its backends.
     Show {
         /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
         service: String,
     },
     /// Add a service.
@@ -145,6 +151,7 @@ pub(super) enum ServiceCommand {
     /// Remove a service.
     Remove {
         /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
         service: String,
         #[command(flatten)]
         ask: Ask,
@@ -195,6 +202,7 @@ pub(super) enum BackendCommand {
     /// List the backends of a service, or of all.
     List {
         /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
         service: Option<String>,
     },
     /// Show one backend.
@@ -272,8 +280,10 @@ pub(super) enum BackendCommand {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Target {
     /// The service's name.
+    #[arg(add = ArgValueCandidates::new(complete::services))]
     pub(super) service: String,
     /// The backend's address.
+    #[arg(add = ArgValueCandidates::new(complete::backends))]
     pub(super) address: IpAddr,
 }
 

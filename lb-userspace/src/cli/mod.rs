@@ -4,13 +4,16 @@ mod args;
 mod capture;
 mod change;
 mod check;
+mod complete;
 mod config;
 mod decap;
+mod doctor;
 mod drain;
 mod events;
 mod explain;
 mod flows;
 mod health;
+mod lbd;
 mod log;
 mod node;
 mod patience;
@@ -26,9 +29,9 @@ use std::{
     process::ExitCode,
 };
 
-pub use self::args::Cli;
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
 use self::change::Changer;
+pub use self::{args::Cli, lbd::Lbd};
 use anyhow::{Context as _, Result};
 use hyper::Method;
 use serde::Serialize;
@@ -100,6 +103,7 @@ impl Cli {
             Command::Explain(args) => return explain::run(args, &client, printer).await,
             Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
+            Command::Doctor(args) => return doctor::run(args, printer).await,
         }
         Ok(ExitCode::SUCCESS)
     }

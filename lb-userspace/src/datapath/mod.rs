@@ -41,6 +41,7 @@ mod migrate;
 mod mmap;
 mod pin_log;
 mod pin_names;
+pub mod probe;
 mod program_log;
 mod service_index;
 mod sys;

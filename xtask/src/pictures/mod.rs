@@ -44,7 +44,7 @@ const MOST: usize = 300_000;
 const ADDRESS: &str = "http://127.0.0.1:9105/";
 const HTTP: &str = "\n[http]\nlisten = [\"127.0.0.1:9105\"]\n";
 
-const DESK: Screen = Screen { width: 1360, height: 960, scale: 1.25, dark: false };
+const DESK: Screen = Screen { width: 1280, height: 960, scale: 1.0, dark: false };
 const PHONE: Screen = Screen { width: 390, height: 844, scale: 1.5, dark: false };
 
 /// The typeface that the pictures have, if it is there: the page takes what the machine has.
@@ -164,9 +164,9 @@ fn take(twins: &Twins, folder: &Path) -> Result<()> {
         let drawn = "document.querySelector('.backends .line').getAttribute('d').length > 20";
         page.wait(soon, drawn, true)?;
         if name != "dashboard-phone" {
-            // All of it, which is not much higher than a screen.
+            // More than a screen: down to who holds the addresses.
             let height = page.evaluate("document.documentElement.scrollHeight")?;
-            let height = u32::try_from(height.as_u64().context("a height")?)?;
+            let height = u32::try_from(height.as_u64().context("a height")?)?.min(1_320);
             page.look(Screen { height, ..screen })?;
             // What is drawn when it is seen.
             page.evaluate("new Promise((done) => setTimeout(done, 1500))")?;

@@ -110,6 +110,7 @@ fn router() -> RouterStatus {
         addresses: vec!["10.0.0.100/32".into()],
         problems: vec!["eth1 is down".into()],
         holds_back: None,
+        wants: false,
         counters: Counters { sent: 7, transitions: 2, ..Counters::default() },
     }
 }

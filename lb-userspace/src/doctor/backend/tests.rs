@@ -1,0 +1,230 @@
+//! Each check of a backend, once for each way in which it can come out.
+
+use super::*;
+use crate::doctor::Grade;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn vip() -> IpAddr {
+    address("10.0.0.100")
+}
+
+/// A backend at which nothing is to be mended.
+fn healthy(mode: Mode) -> Facts {
+    let link = Interface {
+        ifindex: 2,
+        up: true,
+        mtu: 1520,
+        mac: Some([2, 0, 0, 0, 0, 11]),
+        addresses: vec![(address("10.0.0.11"), 24)],
+        offloads: Some(BTreeSet::new()),
+        ..Interface::default()
+    };
+    let loopback = Interface {
+        ifindex: 1,
+        up: true,
+        loopback: true,
+        addresses: vec![(address("127.0.0.1"), 8), (address("::1"), 128), (vip(), 32)],
+        ..Interface::default()
+    };
+    let silent = KEEP_SILENT.map(|(name, value)| (conf("all", name), value));
+    let decaps = (mode == Mode::Ipip).then(|| ("eth0".to_owned(), Vec::new()));
+    Facts {
+        question: Question { ports: vec![(Protocol::Tcp, 80)], ..Question::default() },
+        interfaces: [("eth0".to_owned(), link), ("lo".to_owned(), loopback)].into(),
+        sysctls: Sysctls(silent.into()),
+        firewall: Firewall::Known(Rules::default()),
+        listeners: [(Protocol::Tcp, "0.0.0.0:80".parse().expect("an address"))].into(),
+        decaps: decaps.into_iter().collect(),
+        announced_segment: None,
+        uplink: Some("eth0".into()),
+    }
+}
+
+fn interface<'a>(facts: &'a mut Facts, name: &str) -> &'a mut Interface {
+    facts.interfaces.get_mut(name).expect("the backend has it")
+}
+
+fn set(facts: &mut Facts, of: &str, name: &str, value: i64) {
+    facts.sysctls.0.insert(conf(of, name), value);
+}
+
+/// A backend after a change, and what a check then finds: its worst grade, and all that is said.
+fn changed(
+    mode: Mode,
+    check: fn(&Facts) -> Vec<Finding>,
+    change: impl FnOnce(&mut Facts),
+) -> (Grade, String) {
+    let mut facts = healthy(mode);
+    change(&mut facts);
+    let findings = check(&facts);
+    let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
+    for finding in &findings {
+        assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
+    }
+    let said = |one: &Finding| format!("{}\n{}\n", one.found, one.mend.as_deref().unwrap_or(""));
+    (worst, findings.iter().map(said).collect())
+}
+
+#[track_caller]
+fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
+    assert_eq!(told.0, grade, "{}", told.1);
+    for part in parts {
+        assert!(told.1.contains(part), "{part:?} is not in {}", told.1);
+    }
+}
+
+#[test]
+fn at_a_healthy_backend_all_is_well() {
+    for mode in [Mode::Dsr, Mode::Ipip] {
+        let report = examine(&healthy(mode));
+        let unwell: Vec<_> = report.findings.iter().filter(|one| one.grade != Grade::Ok).collect();
+        assert!(unwell.is_empty(), "{mode}: {unwell:?}");
+    }
+}
+
+#[test]
+fn the_vip_must_be_on_the_loopback_and_nowhere_else() {
+    let vips = |held: &[(&str, &str, u8)], asked: &[&str]| {
+        changed(Mode::Dsr, vips, |facts| {
+            interface(facts, "lo").addresses.pop();
+            for (name, text, length) in held {
+                interface(facts, name).addresses.push((address(text), *length));
+            }
+            facts.question.vips = asked.iter().map(|text| address(text)).collect();
+        })
+    };
+    assert_told(&vips(&[], &[]), Grade::Wrong, &["lbctl doctor backend --vip"]);
+    let add = "ip address add 10.0.0.100/32 dev lo";
+    assert_told(&vips(&[], &["10.0.0.100"]), Grade::Wrong, &[add]);
+    assert_told(&vips(&[("lo", "10.0.0.100", 32)], &["10.0.0.100"]), Grade::Ok, &["/32 is on"]);
+    assert_told(&vips(&[("lo", "10.0.0.100", 32)], &[]), Grade::Ok, &["/32 is on"]);
+    let wide = vips(&[("lo", "10.0.0.100", 24)], &["10.0.0.100"]);
+    assert_told(&wide, Grade::Wrong, &[&format!("ip address del 10.0.0.100/24 dev lo && {add}")]);
+    let exposed = vips(&[("eth0", "10.0.0.100", 32)], &["10.0.0.100"]);
+    assert_told(
+        &exposed,
+        Grade::Wrong,
+        &[&format!("ip address del 10.0.0.100/32 dev eth0 && {add}")],
+    );
+    let both = [("eth0", "10.0.0.100", 24), ("lo", "10.0.0.100", 32)];
+    let both = vips(&both, &[]);
+    assert_told(&both, Grade::Wrong, &["ip address del 10.0.0.100/24 dev eth0\n"]);
+    let v6 = vips(&[], &["fd00::100"]);
+    assert_told(&v6, Grade::Wrong, &["ip address add fd00::100/128 dev lo nodad"]);
+}
+
+#[test]
+fn a_backend_that_answers_for_the_vip_is_told() {
+    let arp = |mode, all: [i64; 2], own: [i64; 2]| {
+        changed(mode, arp, |facts| {
+            for (of, values) in [("all", all), ("eth0", own)] {
+                set(facts, of, "arp_ignore", values[0]);
+                set(facts, of, "arp_announce", values[1]);
+            }
+        })
+    };
+    let mend = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2";
+    assert_told(&arp(Mode::Dsr, [0, 0], [0, 0]), Grade::Wrong, &[mend]);
+    assert_told(&arp(Mode::Ipip, [0, 0], [0, 0]), Grade::Warning, &[mend]);
+    assert_told(&arp(Mode::Dsr, [1, 2], [0, 0]), Grade::Ok, &[]);
+    assert_told(&arp(Mode::Dsr, [0, 0], [1, 2]), Grade::Ok, &[]);
+    let half = arp(Mode::Dsr, [1, 0], [0, 1]);
+    assert_told(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.all.arp_announce=2\n"]);
+    // 3 is for addresses of the host's own scope, which a VIP is not; it counts as the larger one.
+    let other = arp(Mode::Dsr, [0, 2], [3, 0]);
+    assert_told(&other, Grade::Wrong, &["sysctl -w net.ipv4.conf.eth0.arp_ignore=1\n"]);
+}
+
+#[test]
+fn something_must_take_packets_out_of_their_tunnel() {
+    let nothing = changed(Mode::Ipip, tunnel, |facts| {
+        facts.decaps.clear();
+        facts.question.mode = Some(Mode::Ipip);
+    });
+    assert_told(&nothing, Grade::Wrong, &["lbctl decap attach --dev eth0"]);
+    let device = changed(Mode::Ipip, tunnel, |facts| {
+        facts.decaps.clear();
+        let tunnel = Interface { up: true, kind: Some("ipip".into()), ..Interface::default() };
+        facts.interfaces.insert("tunl0".into(), tunnel);
+    });
+    assert_told(&device, Grade::Ok, &["tunl0 (ipip)"]);
+    let others = changed(Mode::Ipip, tunnel, |facts| {
+        facts.decaps.insert("eth0".into(), vec![address("10.0.0.101")]);
+    });
+    let mend = "lbctl decap attach --dev eth0 --vip 10.0.0.101 --vip 10.0.0.100";
+    assert_told(&others, Grade::Wrong, &[mend]);
+    assert_eq!(changed(Mode::Dsr, tunnel, |_| ()), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn sources_must_not_be_checked_strictly_where_a_tunnel_ends() {
+    let strict = |facts: &mut Facts| set(facts, "all", "rp_filter", 1);
+    let decap = changed(Mode::Ipip, rp_filter, strict);
+    assert_told(&decap, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
+    let device = changed(Mode::Ipip, rp_filter, |facts| {
+        strict(facts);
+        let tunnel = Interface { up: true, kind: Some("ipip".into()), ..Interface::default() };
+        facts.interfaces.insert("tunl0".into(), tunnel);
+    });
+    assert_told(&device, Grade::Wrong, &["sysctl -w net.ipv4.conf.tunl0.rp_filter=2"]);
+    let loose = changed(Mode::Ipip, rp_filter, |facts| set(facts, "eth0", "rp_filter", 2));
+    assert_told(&loose, Grade::Ok, &["does not check"]);
+    assert_eq!(changed(Mode::Dsr, rp_filter, strict), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn clients_must_be_told_to_send_what_fits_the_tunnel() {
+    let small = |facts: &mut Facts| interface(facts, "eth0").mtu = 1500;
+    let told = changed(Mode::Ipip, segment_size, small);
+    assert_told(&told, Grade::Warning, &["ip saddr 10.0.0.100", "tcp option maxseg size set 1440"]);
+    let announced = |segment| {
+        changed(Mode::Ipip, segment_size, |facts| {
+            small(facts);
+            facts.announced_segment = Some(segment);
+        })
+    };
+    assert_told(&announced(1440), Grade::Ok, &["1440 bytes"]);
+    assert_told(&announced(1460), Grade::Warning, &[]);
+    let clamped = changed(Mode::Ipip, segment_size, |facts| {
+        small(facts);
+        facts.firewall = Firewall::Known(Rules { clamps: true, ..Rules::default() });
+    });
+    assert_told(&clamped, Grade::Ok, &["lowers the segment size"]);
+    assert_told(&changed(Mode::Ipip, segment_size, |_| ()), Grade::Ok, &["fit a tunnel"]);
+    assert_eq!(changed(Mode::Dsr, segment_size, small), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn a_server_must_listen_on_the_vip() {
+    let listening = |at: &[&str], ports: &[(Protocol, u16)]| {
+        changed(Mode::Dsr, listeners, |facts| {
+            let parsed = at.iter().map(|at| (Protocol::Tcp, at.parse().expect("an address")));
+            facts.listeners = parsed.collect();
+            facts.question.ports = ports.to_vec();
+        })
+    };
+    let http = [(Protocol::Tcp, 80)];
+    for at in ["0.0.0.0:80", "10.0.0.100:80", "[::]:80"] {
+        assert_told(&listening(&[at], &http), Grade::Ok, &["TCP port 80 of 10.0.0.100"]);
+    }
+    let elsewhere = listening(&["127.0.0.1:80", "10.0.0.11:80"], &http);
+    assert_told(&elsewhere, Grade::Wrong, &["but on 10.0.0.11:80"]);
+    assert_told(&listening(&["127.0.0.1:80"], &http), Grade::Wrong, &["nothing listens"]);
+    let udp = listening(&["0.0.0.0:80"], &[(Protocol::Udp, 80)]);
+    assert_told(&udp, Grade::Wrong, &["nothing listens on UDP port 80"]);
+    assert_told(&listening(&["0.0.0.0:80"], &[]), Grade::Ok, &["TCP 80"]);
+    assert_told(&listening(&["127.0.0.1:80"], &[]), Grade::Warning, &["nothing listens"]);
+}
+
+#[test]
+fn offloads_that_merge_are_told_where_a_tunnel_ends() {
+    let merge = |facts: &mut Facts| {
+        interface(facts, "eth0").offloads = Some(["rx-lro".to_owned()].into());
+    };
+    let told = changed(Mode::Ipip, offloads, merge);
+    assert_told(&told, Grade::Wrong, &["ethtool -K eth0 lro off"]);
+    assert_eq!(changed(Mode::Dsr, offloads, merge), (Grade::Ok, String::new()));
+}

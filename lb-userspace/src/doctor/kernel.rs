@@ -1,0 +1,100 @@
+//! Checks of the kernel.
+
+use super::{Finding, facts::Facts};
+
+/// What everything is tested on, and what the program at least loads on.
+const TESTED: (u32, u32) = (6, 18);
+const LEAST: (u32, u32) = (6, 1);
+
+pub(super) fn release(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "kernel";
+    let release = &facts.kernel.release;
+    let found = format!("Linux {release}");
+    let why = "the program was never tried on a kernel that old: the verifier may refuse it";
+    vec![match version(release) {
+        Some(version) if version >= TESTED => Finding::ok(CHECK, found),
+        Some(version) if version >= LEAST => {
+            Finding::ok(CHECK, format!("{found}; tested least on what is older than 6.18"))
+        }
+        Some(_) => Finding::wrong(CHECK, found, why)
+            .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
+        None => Finding::warning(CHECK, format!("`{release}` is no version that is known"), why),
+    }]
+}
+
+/// The first two numbers of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+pub(super) fn features(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "bpf";
+    let Some(features) = &facts.kernel.features else {
+        return vec![
+            Finding::warning(
+                CHECK,
+                "the kernel does not let this user ask what it can do",
+                "without CAP_BPF a part of the examination is left out",
+            )
+            .mended_by("sudo lbctl doctor"),
+        ];
+    };
+    let missing: Vec<_> =
+        features.iter().filter(|(_, there)| !there).map(|(name, _)| name.as_str()).collect();
+    if missing.is_empty() {
+        let names: Vec<_> = features.iter().map(|(name, _)| name.as_str()).collect();
+        return vec![Finding::ok(CHECK, format!("the kernel has {}", names.join(", ")))];
+    }
+    let found = format!("the kernel lacks {}", missing.join(", "));
+    vec![
+        Finding::wrong(CHECK, found, "the program can't be loaded without it")
+            .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
+    ]
+}
+
+pub(super) fn settings(facts: &Facts) -> Vec<Finding> {
+    let jit = match facts.kernel.jit {
+        Some(0) => Finding::wrong(
+            "jit",
+            "the JIT compiler of BPF is off",
+            "the program is interpreted, and costs about ten times as much for each packet",
+        )
+        .mended_by("sysctl -w net.core.bpf_jit_enable=1"),
+        Some(2) => Finding::warning(
+            "jit",
+            "the JIT compiler of BPF writes what it makes into the kernel's log",
+            "that is for debugging, and shows addresses of the kernel",
+        )
+        .mended_by("sysctl -w net.core.bpf_jit_enable=1"),
+        Some(_) => Finding::ok("jit", "the JIT compiler of BPF is on"),
+        // The file is missing where the kernel can't do without the compiler, or has no network
+        // sysctls of its own to show, as in some containers.
+        None => Finding::ok("jit", "the kernel has no switch for the JIT compiler of BPF"),
+    };
+    let btf = match facts.kernel.btf {
+        true => Finding::ok("btf", "the kernel describes its types (/sys/kernel/btf/vmlinux)"),
+        false => Finding::warning(
+            "btf",
+            "the kernel does not describe its types (/sys/kernel/btf/vmlinux)",
+            "the balancer does without; tools that look into it (bpftool, pwru) need it",
+        ),
+    };
+    vec![jit, btf]
+}
+
+pub(super) fn bpffs(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "bpffs";
+    let Ok(config) = &facts.config else { return Vec::new() };
+    let pins = &config.pin_dir;
+    let mounted = facts.kernel.bpffs.iter().find(|at| pins.starts_with(at));
+    vec![match mounted {
+        Some(at) => Finding::ok(CHECK, format!("a BPF file system is mounted at {}", at.display())),
+        None => Finding::wrong(
+            CHECK,
+            format!("{} is in no BPF file system", pins.display()),
+            "program and maps are pinned there, so that forwarding goes on without lbd",
+        )
+        .mended_by("mount -t bpf bpf /sys/fs/bpf"),
+    }]
+}

@@ -1,0 +1,165 @@
+//! Checks of the interfaces that packets come in by.
+
+use super::{
+    Finding,
+    facts::{Facts, Interface},
+};
+use crate::settings::XdpModes;
+
+/// From linux/netdev.h, enum netdev_xdp_act.
+const XDP_BASIC: u64 = 1;
+const XDP_REDIRECT: u64 = 2;
+const XDP_TRANSMIT: u64 = 4;
+
+/// The configured interfaces that exist.
+fn configured(facts: &Facts) -> impl Iterator<Item = (&str, &Interface)> {
+    let names = facts.config.iter().flat_map(|config| &config.interfaces);
+    names.filter_map(|name| Some((name.as_str(), facts.interfaces.get(name)?)))
+}
+
+pub(super) fn there(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "interface";
+    let names = facts.config.iter().flat_map(|config| &config.interfaces);
+    let check = |name: &String| match facts.interfaces.get(name) {
+        None => {
+            let others: Vec<_> = facts.interfaces.iter().filter(|(_, one)| !one.loopback).collect();
+            let others: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
+            let mut finding = Finding::wrong(
+                CHECK,
+                format!("{name} does not exist; there are {}", others.join(", ")),
+                "packets for the VIPs come in by it",
+            );
+            if let [only] = *others {
+                let file = facts.file.display();
+                finding = finding.mended_by(format!("sed -i 's/\\b{name}\\b/{only}/' {file}"));
+            }
+            finding
+        }
+        Some(interface) if !interface.up => Finding::wrong(
+            CHECK,
+            format!("{name} is down, or has no carrier"),
+            "packets for the VIPs come in by it",
+        )
+        .mended_by(format!("ip link set {name} up")),
+        Some(interface) => Finding::ok(CHECK, format!("{name} is up, MTU {}", interface.mtu)),
+    };
+    names.map(check).collect()
+}
+
+pub(super) fn program(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "program";
+    let check = |(name, interface): (&str, &Interface)| match &interface.xdp {
+        Some(xdp) if !xdp.ours => Finding::wrong(
+            CHECK,
+            format!("{name} has {}, which is not the balancer's", xdp.name),
+            "an interface has room for one, and lbd leaves somebody else's alone",
+        )
+        .mended_by(match xdp.name.contains("`decapsulate`") {
+            true => format!("lbctl decap detach --dev {name}"),
+            false => format!("ip link set dev {name} xdp off"),
+        }),
+        Some(xdp) if xdp.generic => Finding::warning(
+            CHECK,
+            format!("{name}: the balancer runs in the network stack (generic XDP)"),
+            "every packet costs several times as much as in the driver",
+        ),
+        Some(_) => Finding::ok(CHECK, format!("{name}: the balancer runs in the driver")),
+        None if facts.daemon.is_some() => Finding::wrong(
+            CHECK,
+            format!("{name}: lbd runs, and its program is not there"),
+            "nothing is balanced; lbd's log tells why",
+        )
+        .mended_by("systemctl restart lbd"),
+        None => Finding::ok(CHECK, format!("{name} is free for the balancer")),
+    };
+    configured(facts).map(check).collect()
+}
+
+pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "driver";
+    let Ok(config) = &facts.config else { return Vec::new() };
+    let file = facts.file.display();
+    let check = |(name, interface): (&str, &Interface)| {
+        let Some(bits) = interface.xdp_features else {
+            let found = format!("{name}: the kernel does not say what the driver can do for XDP");
+            return Finding::ok(CHECK, found);
+        };
+        let has = |bit| bits & bit == bit;
+        if !has(XDP_BASIC) {
+            let found = format!("{name}: the driver has no native XDP");
+            return if config.xdp == XdpModes::Native {
+                let why = "lbd refuses to start: the configuration allows nothing but native XDP";
+                Finding::wrong(CHECK, found, why).mended_by(format!(
+                    "sed -i -e '1i xdp = \"native-or-generic\"' -e '/^xdp *=/d' {file}"
+                ))
+            } else {
+                let why = "the network stack runs the program, at several times the cost";
+                Finding::warning(CHECK, found, why)
+            };
+        }
+        let lacking: Vec<_> = [
+            (XDP_REDIRECT, "send packets on by another interface"),
+            (XDP_TRANSMIT, "take packets from another interface"),
+        ]
+        .into_iter()
+        .filter(|(bit, _)| !has(*bit))
+        .map(|(_, what)| what)
+        .collect();
+        let several = config.interfaces.len() > 1;
+        if !several || lacking.is_empty() {
+            return Finding::ok(CHECK, format!("{name}: the driver has native XDP"));
+        }
+        let found = format!("{name}: the driver can't {}", lacking.join(", nor "));
+        Finding::warning(CHECK, found, "with several interfaces, packets may go by another one")
+    };
+    configured(facts).map(check).collect()
+}
+
+pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "queues";
+    let cpus = facts.cpus;
+    let check = |(name, interface): (&str, &Interface)| {
+        let channels = interface.channels?;
+        let (kind, now, most) = match channels.combined_max {
+            0 => ("rx", channels.rx, channels.rx_max),
+            most => ("combined", channels.combined, most),
+        };
+        let wanted = cpus.min(most);
+        let found = format!("{name} has {now} queues for {cpus} CPUs");
+        Some(if now < wanted {
+            let why = "only as many CPUs balance as there are queues";
+            Finding::warning(CHECK, found, why)
+                .mended_by(format!("ethtool -L {name} {kind} {wanted}"))
+        } else if now < cpus {
+            Finding::ok(CHECK, format!("{found}, which is all that it can have"))
+        } else {
+            Finding::ok(CHECK, found)
+        })
+    };
+    configured(facts).filter_map(check).collect()
+}
+
+/// Offloads that merge packets before the program sees them, and ethtool's word for each.
+const MERGERS: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
+
+pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "offloads";
+    let check = |(name, interface): (&str, &Interface)| {
+        let on = interface.offloads.as_ref()?;
+        let mergers: Vec<_> = MERGERS.iter().filter(|(feature, _)| on.contains(*feature)).collect();
+        if mergers.is_empty() {
+            return Some(Finding::ok(CHECK, format!("{name} merges no packets in hardware")));
+        }
+        let words: Vec<_> = mergers.iter().map(|(_, word)| *word).collect();
+        let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
+        Some(
+            Finding::wrong(
+                CHECK,
+                format!("{name} merges packets in hardware: {}", words.join(", ")),
+                "the program would see packets larger than the link takes; drivers refuse XDP with it",
+            )
+            .mended_by(format!("ethtool -K {name} {}", off.join(" "))),
+        )
+    };
+    configured(facts).filter_map(check).collect()
+}

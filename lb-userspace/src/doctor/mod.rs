@@ -1,0 +1,130 @@
+//! `lbctl doctor`: what of a machine keeps the balancer, or a backend, from working, and the command
+//! that mends it.
+//!
+//! Facts are read at the rim ([`rim`]), and each check is a function of them alone. It needs no `lbd`
+//! that runs, and changes nothing.
+
+pub mod backend;
+pub mod facts;
+mod kernel;
+mod links;
+mod node;
+mod process;
+pub mod rim;
+
+use serde::{Deserialize, Serialize};
+
+use self::facts::Facts;
+
+/// How a check has come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grade {
+    /// As it should be.
+    Ok,
+    /// It works, but not as well as it could, or can't be told.
+    Warning,
+    /// It does not work, or will not.
+    Wrong,
+}
+
+impl Grade {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Wrong => "wrong",
+        }
+    }
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The check's name.
+    pub check: String,
+    /// How it has come out.
+    pub grade: Grade,
+    /// What is so.
+    pub found: String,
+    /// Why that matters; empty if it is as it should be.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// The command that mends it, for a shell of root; none if no command does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &str, grade: Grade, found: impl Into<String>, why: &str) -> Self {
+        Self { check: check.into(), grade, found: found.into(), why: why.into(), mend: None }
+    }
+
+    /// It is as it should be.
+    fn ok(check: &str, found: impl Into<String>) -> Self {
+        Self::new(check, Grade::Ok, found, "")
+    }
+
+    fn warning(check: &str, found: impl Into<String>, why: &str) -> Self {
+        Self::new(check, Grade::Warning, found, why)
+    }
+
+    fn wrong(check: &str, found: impl Into<String>, why: &str) -> Self {
+        Self::new(check, Grade::Wrong, found, why)
+    }
+
+    /// The command that mends it.
+    fn mended_by(self, command: impl Into<String>) -> Self {
+        Self { mend: Some(command.into()), ..self }
+    }
+}
+
+/// What all checks have found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// In the order of the checks.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// How many findings have this grade.
+    #[must_use]
+    pub fn count(&self, grade: Grade) -> usize {
+        self.findings.iter().filter(|finding| finding.grade == grade).count()
+    }
+}
+
+/// The checks of a node with the balancer.
+#[must_use]
+pub fn examine(facts: &Facts) -> Report {
+    let checks: [fn(&Facts) -> Vec<Finding>; _] = [
+        kernel::release,
+        kernel::features,
+        kernel::settings,
+        kernel::bpffs,
+        node::configuration,
+        links::there,
+        links::program,
+        links::driver,
+        links::channels,
+        links::offloads,
+        node::vips,
+        node::arp,
+        node::rp_filter,
+        node::gateway,
+        node::next_hops,
+        node::tunnel_mtu,
+        node::firewall,
+        process::clock,
+        process::daemon,
+        process::capabilities,
+        process::limits,
+        process::socket,
+    ];
+    Report { findings: checks.iter().flat_map(|check| check(facts)).collect() }
+}
+
+#[cfg(test)]
+mod tests;

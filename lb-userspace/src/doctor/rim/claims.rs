@@ -1,0 +1,192 @@
+//! Asks a link who has an address: ARP (RFC 826) and neighbour solicitations (RFC 4861, 7.2.2), by
+//! which the kernel can't be made to ask where it has the address itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    packet::{ethernet, number},
+    rewrite::{fold, sum},
+};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::{
+    doctor::facts::{Interface, Mac},
+    vrrp::announce,
+};
+
+/// For as long answers are awaited: a host on the link needs a millisecond.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// How often it is asked anew, since a host that wakes up may miss a frame.
+const ASKED: u32 = 2;
+const ETH_P_ALL: u16 = 3;
+const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// Who else answers for these addresses on the links of these interfaces; none if this process may
+/// not ask.
+pub(super) async fn ask(
+    interfaces: &BTreeMap<String, Interface>,
+    names: &[String],
+    addresses: BTreeSet<IpAddr>,
+) -> Option<BTreeMap<IpAddr, BTreeSet<Mac>>> {
+    let own: BTreeSet<Mac> = interfaces.values().filter_map(|interface| interface.mac).collect();
+    let mut links = Vec::new();
+    for interface in names.iter().filter_map(|name| interfaces.get(name)) {
+        let Some(mac) = interface.mac.filter(|_| interface.up) else { continue };
+        let frames: Vec<_> =
+            addresses.iter().filter_map(|address| question(*address, mac, interface)).collect();
+        links.push((open(interface.ifindex).ok()?, interface.ifindex, frames));
+    }
+    let mut claims = BTreeMap::<_, BTreeSet<Mac>>::new();
+    let end = Instant::now() + PATIENCE;
+    for round in 0..ASKED {
+        for (socket, ifindex, frames) in &links {
+            for frame in frames {
+                // A link that takes no frame has nobody on it who answers.
+                let _ = socket.send_to(frame, &on(*ifindex, 0));
+            }
+        }
+        let until = end - PATIENCE / ASKED * (ASKED - 1 - round);
+        while Instant::now() < until {
+            for (socket, ..) in &links {
+                hear(socket, |claim| {
+                    if addresses.contains(&claim.address) && !own.contains(&claim.mac) {
+                        claims.entry(claim.address).or_default().insert(claim.mac);
+                    }
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    Some(claims)
+}
+
+/// Takes what has come.
+fn hear(mut socket: &Socket, mut each: impl FnMut(announce::Claim)) {
+    let mut buffer = [0; 2_048];
+    // No more than some at once: a busy link must not keep this from its end.
+    for _ in 0..1_024 {
+        match socket.read(&mut buffer) {
+            Ok(length) => announce::claim(&buffer[..length]).into_iter().for_each(&mut each),
+            Err(_) => return,
+        }
+    }
+}
+
+fn open(ifindex: u32) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&on(ifindex, ETH_P_ALL))?;
+    Ok(socket)
+}
+
+/// An interface, and the frames of a type on it.
+fn on(ifindex: u32, kind: u16) -> SockAddr {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: the type is an address, which fits and may have any bytes.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_protocol = kind.to_be();
+    address.sll_ifindex = ifindex.cast_signed();
+    // SAFETY: the storage holds an address of the family that it names, of this length.
+    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+/// The frame that asks who has an address, in the name of another address of the interface.
+fn question(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>> {
+    let own = interface.addresses.iter().map(|(own, _)| *own).filter(|own| *own != address);
+    match address {
+        IpAddr::V4(address) => {
+            let own = own.into_iter().find_map(|own| match own {
+                IpAddr::V4(own) => Some(own),
+                IpAddr::V6(_) => None,
+            });
+            // RFC 5227, 2.1.1: who has none asks all the same.
+            Some(arp_request(address, mac, own.unwrap_or(Ipv4Addr::UNSPECIFIED)))
+        }
+        IpAddr::V6(address) => {
+            let own = own.into_iter().find_map(|own| match own {
+                IpAddr::V6(own) if own.is_unicast_link_local() => Some(own),
+                _ => None,
+            });
+            // Without a source it would look as if the address were about to be taken.
+            own.map(|own| solicitation(address, mac, own))
+        }
+    }
+}
+
+fn arp_request(address: Ipv4Addr, mac: Mac, own: Ipv4Addr) -> Vec<u8> {
+    let mut frame = [[0xff; 6], mac].concat();
+    frame.extend(ETHERTYPE_ARP.to_be_bytes());
+    // Ethernet, IPv4, the lengths of their addresses, and that it is a request.
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(own.octets());
+    frame.extend([0; 6]);
+    frame.extend(address.octets());
+    frame
+}
+
+fn solicitation(address: Ipv6Addr, mac: Mac, own: Ipv6Addr) -> Vec<u8> {
+    const SOLICITATION: u8 = 135;
+    const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
+    let [.., a, b, c] = address.octets();
+    // RFC 4291, 2.7.1.
+    let to =
+        Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
+    message.extend(address.octets());
+    message.extend([SOURCE_LINK_LAYER_ADDRESS, 1]);
+    message.extend(mac);
+    let pseudo = [own.octets(), to.octets()].concat();
+    let total = sum(&pseudo) + message.len() as u32 + u32::from(number::ICMPV6) + sum(&message);
+    message[2..4].copy_from_slice(&(!fold(total)).to_be_bytes());
+    let mut frame = [[0x33, 0x33, 0xff, a, b, c], mac].concat();
+    frame.extend(ethernet::IPV6.to_be_bytes());
+    frame.extend([0x60, 0, 0, 0, 0, message.len() as u8, number::ICMPV6, 255]);
+    frame.extend(own.octets());
+    frame.extend(to.octets());
+    frame.extend(message);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: Mac = [2, 0, 0, 0, 0, 1];
+
+    #[test]
+    fn it_is_asked_in_the_name_of_another_address() {
+        let mut interface = Interface::default();
+        let vip: Ipv4Addr = [10, 0, 0, 100].into();
+        interface.addresses.push((vip.into(), 32));
+        let frame = question(vip.into(), MAC, &interface).expect("a frame");
+        assert_eq!(frame[28..32], [0; 4], "nothing is claimed");
+        interface.addresses.push(([10, 0, 0, 2].into(), 24));
+        let frame = question(vip.into(), MAC, &interface).expect("a frame");
+        assert_eq!((&frame[28..32], &frame[38..42]), (&[10, 0, 0, 2][..], &[10, 0, 0, 100][..]));
+        assert_eq!(announce::claim(&frame).map(|claim| claim.address), Some([10, 0, 0, 2].into()));
+
+        let vip: Ipv6Addr = "fd00::12:3456".parse().expect("an address");
+        assert_eq!(question(vip.into(), MAC, &interface), None);
+        let own: Ipv6Addr = "fe80::1".parse().expect("an address");
+        interface.addresses.push((own.into(), 64));
+        let frame = question(vip.into(), MAC, &interface).expect("a frame");
+        assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+        assert_eq!(frame.len(), 14 + 40 + 32);
+    }
+
+    #[test]
+    fn the_checksum_of_a_solicitation_is_right() {
+        let own: Ipv6Addr = "fe80::1".parse().expect("an address");
+        let frame = solicitation("fd00::100".parse().expect("an address"), MAC, own);
+        let (header, message) = frame[14..].split_at(40);
+        let pseudo = sum(&header[8..]) + message.len() as u32 + u32::from(number::ICMPV6);
+        assert_eq!(fold(pseudo + sum(message)), 0xffff);
+    }
+}

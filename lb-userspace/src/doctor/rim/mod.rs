@@ -1,0 +1,141 @@
+//! Reads the facts. What can't be read is left out, and the checks say so; nothing is changed.
+
+mod claims;
+mod firewall;
+mod generic;
+mod links;
+mod system;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use super::{
+    backend::{self, Question},
+    facts::{Facts, Kernel, SocketFile},
+};
+use crate::{
+    config::{Config, Error as ConfigError},
+    datapath::{decap, probe},
+    netlink::{Resolution, Resolver, Want},
+};
+
+/// How long neighbours and other holders of a VIP may take to answer: they do so within
+/// milliseconds, or after the second in which the kernel asks again.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// Reads what is known of a node with the balancer.
+///
+/// # Errors
+///
+/// If netlink can't be spoken to.
+pub async fn balancer(file: &Path) -> anyhow::Result<Facts> {
+    let config = read_config(file);
+    let links = links::read().await?;
+    let mut interfaces = links.interfaces;
+    let mut hops = BTreeMap::new();
+    let mut claims = None;
+    if let Ok(config) = &config {
+        for name in &config.interfaces {
+            let Some(interface) = interfaces.get_mut(name) else { continue };
+            generic::describe(name, interface);
+            interface.xdp = probe::program_on(&config.pin_dir, interface.ifindex).map(Into::into);
+        }
+        let services = config.desired.services.values();
+        let vips: BTreeSet<_> = services.map(|service| service.key.vip).collect();
+        let (resolved, told) =
+            tokio::join!(resolve(config), claims::ask(&interfaces, &config.interfaces, vips));
+        hops = resolved?;
+        claims = told;
+    }
+    let socket = config.as_ref().map(|config| config.socket.clone());
+    let socket = socket.unwrap_or_else(|_| crate::config::DEFAULT_SOCKET.into());
+    let (daemon, refused) = system::daemon(&socket);
+    let group = config.as_ref().map_or(crate::config::DEFAULT_GROUP, |config| &config.group);
+    let socket = SocketFile {
+        group_exists: system::group_exists(group),
+        mode: system::mode(&socket),
+        refused,
+        path: socket,
+    };
+    Ok(Facts {
+        kernel: Kernel {
+            release: system::release(),
+            btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            jit: system::number("/proc/sys/net/core/bpf_jit_enable"),
+            features: probe::features(),
+            bpffs: system::bpffs(),
+        },
+        file: file.into(),
+        sysctls: system::sysctls(interfaces.keys()),
+        cpus: system::cpus(),
+        interfaces,
+        config,
+        firewall: firewall::read(),
+        hops,
+        claims,
+        clock_synchronised: system::clock_synchronised(),
+        daemon,
+        socket,
+    })
+}
+
+fn read_config(file: &Path) -> Result<Config, Vec<String>> {
+    Config::load(file).map_err(|error| match error {
+        ConfigError::Invalid(invalid) => {
+            let line = |problem| format!("{}:{problem}", file.display());
+            invalid.problems.iter().map(line).collect()
+        }
+        error @ ConfigError::Unreadable { .. } => vec![format!("{:#}", anyhow::Error::from(error))],
+    })
+}
+
+/// How the backends are reached, when all have answered or have had the time to.
+async fn resolve(config: &Config) -> anyhow::Result<BTreeMap<Want, Resolution>> {
+    let services = config.desired.services.values();
+    let wants: BTreeSet<Want> = services
+        .flat_map(|service| {
+            service.backends.keys().map(|&address| Want { address, mode: service.mode })
+        })
+        .collect();
+    let (resolver, mut news) = Resolver::start(config.interfaces.clone()).await?;
+    resolver.want(wants.clone());
+    let known = |hops: &BTreeMap<Want, Resolution>| {
+        let is_known =
+            |want| hops.get(want).is_some_and(|hop| !matches!(hop, Resolution::Pending { .. }));
+        wants.iter().all(is_known)
+    };
+    // Whoever has not answered by then is told as pending.
+    let _ = tokio::time::timeout(PATIENCE, news.wait_for(|news| known(&news.hops))).await;
+    let hops = news.borrow().hops.clone();
+    Ok(hops)
+}
+
+/// Reads what is known of a backend.
+///
+/// # Errors
+///
+/// If netlink can't be spoken to.
+pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backend::Facts> {
+    let links = links::read().await?;
+    let mut interfaces = links.interfaces;
+    // Without pins, or the right to read them, there is no decapsulator that could be told of.
+    let decaps = decap::status(pin_dir).unwrap_or_default();
+    let decaps = decaps.into_iter().filter(|one| one.mode != "detached");
+    let decaps: BTreeMap<_, _> = decaps.map(|one| (one.dev, one.vips)).collect();
+    for (name, interface) in &mut interfaces {
+        generic::describe(name, interface);
+    }
+    Ok(backend::Facts {
+        question,
+        sysctls: system::sysctls(interfaces.keys()),
+        interfaces,
+        firewall: firewall::read(),
+        listeners: system::listeners(),
+        decaps,
+        announced_segment: links.announced_segment,
+        uplink: links.uplink,
+    })
+}

@@ -1,0 +1,184 @@
+//! What `deploy/` has for containers: each program, path, port and probe that it names is there.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::{self, Balancer},
+    can_run, command,
+    lab::{Lab, Options},
+    wait,
+    ways::Way,
+};
+use yaml_rust2::{Yaml, YamlLoader};
+
+const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+
+fn deploy(name: &str) -> Result<String> {
+    let path = workspace().join("deploy").join(name);
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+fn workspace() -> PathBuf {
+    let mut folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    folder.pop();
+    folder
+}
+
+/// An object of the manifest.
+fn object(kind: &str) -> Result<Yaml> {
+    let all = YamlLoader::load_from_str(&deploy("kubernetes/lb.yaml")?)?;
+    let mut found = all.into_iter().filter(|object| object["kind"].as_str() == Some(kind));
+    let object = found.next().with_context(|| format!("there is no {kind}"))?;
+    ensure!(found.next().is_none(), "there are several of {kind}");
+    Ok(object)
+}
+
+fn words(list: &Yaml) -> Vec<&str> {
+    list.as_vec().into_iter().flatten().filter_map(Yaml::as_str).collect()
+}
+
+/// The configuration in the manifest, which `lbd --check` must take.
+fn config() -> Result<String> {
+    let map = object("ConfigMap")?;
+    Ok(map["data"]["lb.toml"].as_str().context("the ConfigMap has lb.toml")?.to_owned())
+}
+
+/// What a line of the Containerfile says after its instruction.
+fn instructions<'a>(text: &'a str, instruction: &str) -> Vec<Vec<&'a str>> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix(instruction)?.strip_prefix(' '));
+    lines.map(|line| line.split_whitespace().collect()).collect()
+}
+
+/// The list of an instruction as JSON.
+fn list(text: &str, instruction: &str) -> Result<Vec<String>> {
+    let line = text.lines().find_map(|line| line.strip_prefix(instruction));
+    Ok(serde_json::from_str(line.with_context(|| format!("there is no {instruction}"))?)?)
+}
+
+#[test]
+fn the_container_is_built_of_what_is_there() -> Result<()> {
+    let text = deploy("Containerfile")?;
+    let toolchain = fs::read_to_string(workspace().join("rust-toolchain.toml"))?;
+    let stages = instructions(&text, "FROM");
+    let rust = stages[0][0].rsplit_once(':').context("the image has a tag")?.1;
+    let version = rust.split('-').next().context("a version")?;
+    ensure!(toolchain.contains(&format!("channel = \"{version}.")), "{rust} is another toolchain");
+    let named: Vec<_> =
+        stages.iter().filter(|words| words.get(1) == Some(&"AS")).map(|words| words[2]).collect();
+    let mut programs = BTreeSet::new();
+    for copy in instructions(&text, "COPY") {
+        let (to, from) = copy.split_last().context("COPY has a destination")?;
+        match from[0].strip_prefix("--from=") {
+            Some(stage) => {
+                ensure!(named.contains(&stage), "no stage is called {stage}");
+                programs.insert((*to).to_owned());
+            }
+            None => {
+                for source in from {
+                    ensure!(workspace().join(source).exists(), "{source} does not exist");
+                }
+            }
+        }
+    }
+    // Every member of the workspace is there, or cargo would refuse it.
+    let members = fs::read_to_string(workspace().join("Cargo.toml"))?;
+    let members =
+        members.lines().find_map(|line| line.strip_prefix("members = ")).context("members")?;
+    for member in serde_json::from_str::<Vec<String>>(members)? {
+        let copied = instructions(&text, "COPY").iter().any(|copy| copy[0] == member);
+        ensure!(copied, "{member} is not copied");
+    }
+    let mut command = list(&text, "ENTRYPOINT ")?;
+    ensure!(programs.contains(&command[0]), "{command:?} is none of {programs:?}");
+    command.extend(list(&text, "CMD ")?);
+    let pod = object("DaemonSet")?;
+    let container = &pod["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(words(&container["command"]), command, "the pod starts the same");
+    let image = format!("lb:{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(container["image"].as_str(), Some(image.as_str()));
+    Ok(())
+}
+
+#[test]
+fn the_pod_has_what_the_unit_has() -> Result<()> {
+    let unit = deploy("lbd.service")?;
+    let capabilities = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities="));
+    let expected: BTreeSet<_> =
+        capabilities.context("the unit has some")?.split_whitespace().collect();
+    let pod = object("DaemonSet")?;
+    let pod = &pod["spec"]["template"]["spec"];
+    assert_eq!(pod["hostNetwork"].as_bool(), Some(true));
+    let container = &pod["containers"][0];
+    let context = &container["securityContext"];
+    assert_eq!(context["privileged"].as_bool(), Some(false));
+    assert_eq!(words(&context["capabilities"]["drop"]), ["ALL"]);
+    let added: Vec<String> =
+        words(&context["capabilities"]["add"]).iter().map(|name| format!("CAP_{name}")).collect();
+    assert_eq!(added.iter().map(String::as_str).collect::<BTreeSet<_>>(), expected);
+
+    let volumes = pod["volumes"].as_vec().context("volumes")?;
+    let mounts = container["volumeMounts"].as_vec().context("mounts")?;
+    assert_eq!(volumes.len(), mounts.len());
+    let paths: Vec<_> = mounts.iter().filter_map(|mount| mount["mountPath"].as_str()).collect();
+    for mount in mounts {
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]);
+        let volume = volume.with_context(|| format!("{mount:?} mounts nothing"))?;
+        let host = volume["hostPath"]["path"].as_str();
+        ensure!(host.is_none() || host == mount["mountPath"].as_str(), "{mount:?}");
+    }
+    // Where lbd pins, keeps and listens unless the configuration says otherwise.
+    for default in [
+        lb_userspace::config::DEFAULT_FILE,
+        lb_userspace::config::DEFAULT_PIN_DIR,
+        lb_userspace::config::DEFAULT_STATE_FILE,
+        lb_userspace::config::DEFAULT_SOCKET,
+    ] {
+        ensure!(paths.iter().any(|path| default.starts_with(path)), "{default} is nowhere");
+    }
+    Ok(())
+}
+
+#[test]
+fn lbd_takes_the_configurations_and_answers_the_probes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let config = config()?;
+    for (name, text) in [("map", config.clone()), ("package", deploy("debian/lb.toml")?)] {
+        let file = lab.folder().join(format!("{name}.toml"));
+        fs::write(&file, text)?;
+        let checked =
+            Command::new(balancer::binaries()?.join("lbd")).arg("--check").arg(&file).output()?;
+        let said = String::from_utf8_lossy(&checked.stderr);
+        ensure!(checked.status.success() && said.is_empty(), "{name}: {said}");
+    }
+
+    let pod = object("DaemonSet")?;
+    let container = &pod["spec"]["template"]["spec"]["containers"][0];
+    let http = config.split("[http]\n").nth(1).context("the configuration has a listener")?;
+    let listen = http.lines().next().context("a line")?;
+    let mut balancer = Balancer::on(
+        &lab,
+        &lab.balancer,
+        &[Way::DsrV4.service(&lab)],
+        &format!("[http]\n{listen}\n"),
+    )?;
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let get = &container[probe]["httpGet"];
+        let (host, port) =
+            (get["host"].as_str().context("a host")?, get["port"].as_i64().context("a port")?);
+        assert_eq!(container["ports"][0]["containerPort"].as_i64(), Some(port), "{probe}");
+        ensure!(listen.contains(&format!("\"{host}:{port}\"")), "{probe}: {listen}");
+        let path = get["path"].as_str().context("a path")?;
+        let url = format!("http://{host}:{port}{path}");
+        wait::until(SOON, probe, || {
+            let mut curl = lab.balancer.namespace.command("curl");
+            command::run(curl.args(["-sSf", "--max-time", "5", &url]))
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! The Debian package on a machine with systemd: installed, started, upgraded and removed, with clients
+//! at work.
+
+mod machine;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer, can_run, command,
+    http::Connection,
+    lab::{Lab, Options},
+    load::{Load, Plan},
+    wait,
+    ways::Way,
+};
+use machine::Machine;
+
+const WAY: Way = Way::DsrV4;
+const SOON: Duration = Duration::from_secs(20);
+/// Long against anything that a start of lbd does.
+const BEAT: Duration = Duration::from_millis(500);
+/// What `systemd-analyze security` may say at most, of 100: lower is safer. A unit without anything has
+/// 96; most of what is left are the capabilities that lbd can't do without.
+const EXPOSURE: u32 = 30;
+
+/// Makes the package from the programs that are built, in two revisions.
+fn packages(folder: &Path) -> Result<[PathBuf; 2]> {
+    let binaries = balancer::binaries()?;
+    let xtask = binaries.join("xtask");
+    ensure!(xtask.is_file(), "{} is not built; `cargo build -p xtask` does it", xtask.display());
+    for revision in ["1", "2"] {
+        let mut make = Command::new(&xtask);
+        make.args(["package", "--revision", revision, "--binaries"]).arg(&binaries);
+        command::run(make.arg("--output").arg(folder))?;
+    }
+    let architecture = command::run(Command::new("dpkg").arg("--print-architecture"))?;
+    let version = env!("CARGO_PKG_VERSION");
+    let name = |revision| format!("lb_{version}-{revision}_{}.deb", architecture.trim());
+    Ok([folder.join(name(1)), folder.join(name(2))])
+}
+
+fn install(machine: &Machine, package: &Path) -> Result<String> {
+    let name = package.file_name().context("a package has a name")?.to_string_lossy();
+    machine.run(&format!("dpkg --force-unsafe-io -i /packages/{name}"))
+}
+
+/// The files that a package has.
+fn files(package: &Path) -> Result<Vec<String>> {
+    let listed = command::run(Command::new("dpkg-deb").arg("--contents").arg(package))?;
+    let names = listed.lines().filter_map(|line| line.split_whitespace().nth(5));
+    Ok(names.filter(|name| !name.ends_with('/')).map(|name| name[1..].to_owned()).collect())
+}
+
+/// A field of /proc/PID/status of the daemon.
+fn field(machine: &Machine, name: &str) -> Result<String> {
+    let line = format!(
+        "grep ^{name}: /proc/$(systemctl show --property MainPID --value lbd)/status | cut -f 2-"
+    );
+    Ok(machine.run(&line)?.trim().to_owned())
+}
+
+#[test]
+fn the_package_is_installed_serves_is_upgraded_under_load_and_leaves_nothing() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let folder = lab.folder().join("packages");
+    fs::create_dir(&folder)?;
+    let [first, second] = packages(&folder)?;
+    let machine = Machine::boot(&lab, &folder)?;
+
+    installed(&machine, &first)?;
+    let service = WAY.service(&lab);
+    started(&machine, &service.toml())?;
+    let client = &lab.client.namespace;
+    let mut connection = Connection::open(client, WAY.target(), SOON)?;
+    let backend = connection.get("/")?.ok()?.backend;
+    who_may_use_the_socket(&machine)?;
+
+    // An upgrade is a restart of lbd, which no packet notices.
+    let pause = Duration::from_millis(50);
+    let load = Load::start(client, Plan { target: WAY.target(), steady: 20, passing: 5, pause })?;
+    load.run_for(BEAT);
+    let before = machine.run("systemctl show --property MainPID --value lbd")?;
+    install(&machine, &second)?;
+    let after = machine.run("systemctl show --property MainPID --value lbd")?;
+    ensure!(before != after, "the old lbd runs on");
+    load.run_for(BEAT);
+    load.finish().check()?;
+    assert_eq!(connection.get("/")?.ok()?.backend, backend);
+
+    // A stop leaves forwarding on.
+    machine.run("systemctl stop lbd")?;
+    assert_eq!(connection.get("/")?.ok()?.backend, backend);
+    Connection::open(client, WAY.target(), SOON)?.get("/")?.ok()?;
+    machine.run("systemctl start lbd")?;
+
+    removed(&machine, &second)
+}
+
+fn installed(machine: &Machine, package: &Path) -> Result<()> {
+    let said = install(machine, package)?;
+    ensure!(said.contains("systemctl enable --now lbd"), "it says how to go on: {said}");
+    ensure!(!machine.holds("systemctl is-active --quiet lbd")?, "nobody has started it");
+    let checked = machine.run("lbd --check /etc/lb/lb.toml")?;
+    ensure!(checked.contains("ok: 0 services"), "the example is harmless: {checked}");
+    let modes = machine.run("stat -c '%U:%G %a' /etc/lb /etc/lb/lb.toml")?;
+    assert_eq!(modes, "root:lb 770\nroot:lb 640\n");
+    for page in ["lbctl.1", "lbctl-backend-drain.1", "lbctl-doctor.1", "lb.toml.5", "lbd.8"] {
+        let section = page.rsplit_once('.').context("a page has a section")?.1;
+        let text = machine.run(&format!("zcat /usr/share/man/man{section}/{page}.gz"))?;
+        ensure!(text.contains(".TH"), "{page}: {text}");
+    }
+    for program in ["lbctl", "lbd"] {
+        machine.run(&format!("bash -n /usr/share/bash-completion/completions/{program}"))?;
+        let zsh =
+            machine.run(&format!("head -n 1 /usr/share/zsh/vendor-completions/_{program}"))?;
+        assert_eq!(zsh, format!("#compdef {program}\n"));
+        let fish = format!("/usr/share/fish/vendor_completions.d/{program}.fish");
+        let fish = machine.run(&format!("cat {fish}"))?;
+        ensure!(
+            fish.contains(&format!("-c {program}"))
+                || fish.contains(&format!("--command {program}")),
+            "{fish}"
+        );
+    }
+    machine.run("systemd-analyze verify --man=no lbd.service")?;
+    machine.run(&format!("systemd-analyze security --threshold={EXPOSURE} lbd.service"))?;
+    Ok(())
+}
+
+fn started(machine: &Machine, service: &str) -> Result<()> {
+    machine.write("/etc/lb/lb.toml", &format!("interfaces = [\"eth0\"]\n{service}"))?;
+    let started = machine.run("systemctl enable --now lbd");
+    started.with_context(|| machine.run("journalctl -u lbd --no-pager").unwrap_or_default())?;
+    // Type=notify: what is started has written its maps.
+    machine.run("systemctl reload lbd")?;
+    wait::until_true(SOON, "every backend is up", || {
+        Ok(!machine.run("lbctl backend list")?.contains("unreachable"))
+    })?;
+    let user = machine.run("id -u lb")?;
+    let user = user.trim();
+    assert_eq!(field(machine, "Uid")?, [user; 4].join("\t"));
+    assert_eq!(field(machine, "NoNewPrivs")?, "1");
+    // BPF, PERFMON, SYS_NICE, SYS_ADMIN, IPC_LOCK, NET_RAW and NET_ADMIN, and nothing that opens files or
+    // becomes another user.
+    let expected: u64 = [39, 38, 23, 21, 14, 13, 12].iter().map(|bit| 1_u64 << bit).sum();
+    for set in ["CapEff", "CapBnd", "CapPrm"] {
+        assert_eq!(u64::from_str_radix(&field(machine, set)?, 16)?, expected, "{set}");
+    }
+    let report = machine.output("lbctl doctor --quiet")?;
+    let report = String::from_utf8_lossy(&report.stdout).into_owned();
+    ensure!(report.contains("0 wrong"), "{report}");
+    // Changes are kept where only lbd writes, and in its own file.
+    machine.run("lbctl config save")?;
+    // As bash does at a key: the names come from lbd.
+    let completed = machine.run(
+        "COMPLETE=bash _CLAP_COMPLETE_INDEX=3 _CLAP_IFS='\n' _CLAP_COMPLETE_COMP_TYPE=9 \
+         _CLAP_COMPLETE_SPACE=true lbctl -- lbctl backend drain ''",
+    )?;
+    ensure!(completed.contains(WAY.name()), "{completed:?}");
+    assert_eq!(machine.run("stat -c '%U' /var/lib/lb")?, "lb\n");
+    Ok(())
+}
+
+fn who_may_use_the_socket(machine: &Machine) -> Result<()> {
+    let status = |group: &str| {
+        let user = format!("setpriv --reuid nobody --regid {group} --clear-groups");
+        machine.holds(&format!("{user} lbctl status"))
+    };
+    ensure!(status("lb")?, "its group may use lbctl");
+    ensure!(!status("nogroup")?, "others may not");
+    Ok(())
+}
+
+fn removed(machine: &Machine, package: &Path) -> Result<()> {
+    machine.run("dpkg -r lb")?;
+    ensure!(!machine.holds("pidof lbd")?, "lbd is gone");
+    let link = machine.run("ip link show eth0")?;
+    ensure!(!link.contains("xdp"), "the program is off: {link}");
+    ensure!(!machine.holds("test -e /sys/fs/bpf/lb")?, "no pin is left");
+    ensure!(machine.holds("test -e /etc/lb/lb.toml")?, "the configuration stays until a purge");
+    machine.run("dpkg -P lb")?;
+    let mut gone = files(package)?;
+    ensure!(gone.len() > 20, "{gone:?}");
+    gone.extend(
+        ["/etc/lb", "/var/lib/lb", "/run/lb", "/usr/share/lb", "/usr/share/doc/lb"]
+            .map(str::to_owned),
+    );
+    gone.push("/etc/systemd/system/multi-user.target.wants/lbd.service".into());
+    // One shell for all of them.
+    let line = format!("for file in {}; do ls -d $file 2>/dev/null; done; true", gone.join(" "));
+    let left = machine.run(&line)?;
+    ensure!(left.is_empty(), "it leaves {left}");
+    Ok(())
+}
