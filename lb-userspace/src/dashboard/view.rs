@@ -118,7 +118,6 @@ struct OfService<'a> {
     #[serde(flatten)]
     standing: crate::reconcile::Standing,
     rate: Three,
-    total: Three,
     backends: BTreeMap<IpAddr, OfBackend<'a>>,
 }
 
@@ -281,9 +280,6 @@ fn service<'a>(service: &'a Service, rates: Option<&ServiceRates>) -> OfService<
         idle_timeout: service.idle_timeout_secs,
         standing: service.standing,
         rate: rate(rates.map(|rates| rates.total).unwrap_or_default()),
-        total: service.backends.values().map(totals).fold([0; 3], |[a, b, c], [x, y, z]| {
-            [a.saturating_add(x), b.saturating_add(y), c.saturating_add(z)]
-        }),
         backends: backends.map(|(at, of_it)| (*at, backend(of_it, of(at)))).collect(),
     }
 }
