@@ -247,7 +247,8 @@ fn peer(peer: &Peer) -> Neighbour<'_> {
         connected: session.connected,
         since: session.since.map(millis),
         here: session.complete_here,
-        there: session.complete_there,
+        // The last of what is new may be on its way, at any moment.
+        there: session.complete_there || session.follows,
         refused: session.refused.as_deref(),
         // To a tenth of a millisecond, so that it does not differ each time.
         round_trip_micros: session.round_trip_micros.map(|micros| micros.div_ceil(100) * 100),
