@@ -19,7 +19,8 @@ const LOGIN: &str = "correct horse";
 /// A secret in the forms in which it might slip out.
 fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![secret.to_owned(), secret.to_uppercase()];
-    let digits = secret.len() % 2 == 0 && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let digits =
+        secret.len().is_multiple_of(2) && secret.bytes().all(|byte| byte.is_ascii_hexdigit());
     let bytes: Vec<u8> = match digits {
         true => (0..secret.len())
             .step_by(2)

@@ -137,7 +137,7 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
     for folder in fs::read_dir(balancer.pins())? {
         let folder = folder?.path();
         let name = folder.file_name().context("a name")?.to_string_lossy().into_owned();
-        if !name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()) {
+        if name.strip_prefix('v').is_none_or(|number| number.parse::<u32>().is_err()) {
             continue;
         }
         for map in fs::read_dir(&folder)? {

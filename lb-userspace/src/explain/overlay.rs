@@ -1,7 +1,14 @@
 //! The tables as one packet would find them: reads go through to the maps, writes stay here, and
 //! each lookup is noted.
 
-use std::{cell::RefCell, collections::HashMap, io, net::IpAddr, ops::Deref, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map},
+    io,
+    net::IpAddr,
+    ops::Deref,
+    rc::Rc,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::{
@@ -107,6 +114,9 @@ struct Copied<T, P> {
     before: P,
 }
 
+/// Of a slot: the last unpinned packet, and the last use of a pin.
+type Stamps = (u16, u16);
+
 /// The tables of one packet, and of those that follow it.
 #[derive(Debug)]
 pub struct Overlay<'a, V: ?Sized> {
@@ -115,7 +125,7 @@ pub struct Overlay<'a, V: ?Sized> {
     nanos: u64,
     room_for_pins: bool,
     notes: RefCell<Vec<Note>>,
-    slots: RefCell<HashMap<(u16, u32), Copied<Slot, (u16, u16)>>>,
+    slots: RefCell<HashMap<(u16, u32), Copied<Slot, Stamps>>>,
     flows: RefCell<HashMap<FlowRef, Copied<Flow, Option<FlowValue>>>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     budgets: RefCell<HashMap<u16, Copied<SynBudget, u64>>>,
@@ -334,18 +344,19 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
     }
 
     fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
-        let mut slots = self.slots.borrow_mut();
-        if !slots.contains_key(&(service, index)) {
-            let Some(slot) = self.read(self.view.slot(service, index)) else {
-                self.note(Note::NoSlot);
-                return None;
-            };
-            let before = (slot.unpinned(), slot.pinned());
-            let entry = Entry::Slot(service, index, slot.owners(), before);
-            self.reads.borrow_mut().push(entry);
-            slots.insert((service, index), Copied { now: Rc::new(slot), before });
-        }
-        let slot = slots.get(&(service, index)).map(|slot| Rc::clone(&slot.now))?;
+        let slot = match self.slots.borrow_mut().entry((service, index)) {
+            hash_map::Entry::Occupied(known) => Rc::clone(&known.get().now),
+            hash_map::Entry::Vacant(place) => {
+                let Some(slot) = self.read(self.view.slot(service, index)) else {
+                    self.note(Note::NoSlot);
+                    return None;
+                };
+                let before = (slot.unpinned(), slot.pinned());
+                let entry = Entry::Slot(service, index, slot.owners(), before);
+                self.reads.borrow_mut().push(entry);
+                Rc::clone(&place.insert(Copied { now: Rc::new(slot), before }).now)
+            }
+        };
         let (unpinned, pinned) = (slot.unpinned(), slot.pinned());
         self.note(Note::Slot { service, index, owners: slot.owners(), unpinned, pinned });
         Some(slot)
@@ -414,29 +425,33 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
-        let mut budgets = self.budgets.borrow_mut();
-        if !budgets.contains_key(&service) {
-            let (tokens, refilled) = self.read(self.view.syn_budget(self.cpu, service))?;
-            self.reads.borrow_mut().push(Entry::Budget(service, tokens, refilled));
-            let budget = SynBudget::default();
-            budget.tokens.store(tokens);
-            budget.refilled.store(refilled);
-            budgets.insert(service, Copied { now: Rc::new(budget), before: tokens });
-        }
-        let budget = budgets.get(&service).map(|budget| Rc::clone(&budget.now))?;
+        let budget = match self.budgets.borrow_mut().entry(service) {
+            hash_map::Entry::Occupied(known) => Rc::clone(&known.get().now),
+            hash_map::Entry::Vacant(place) => {
+                let (tokens, refilled) = self.read(self.view.syn_budget(self.cpu, service))?;
+                self.reads.borrow_mut().push(Entry::Budget(service, tokens, refilled));
+                let budget = SynBudget::default();
+                budget.tokens.store(tokens);
+                budget.refilled.store(refilled);
+                Rc::clone(&place.insert(Copied { now: Rc::new(budget), before: tokens }).now)
+            }
+        };
         self.note(Note::Budget(budget.tokens.load(), budget.refilled.load()));
         Some(budget)
     }
 
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
-        let mut marks = self.marks.borrow_mut();
-        if !marks.contains_key(&index) {
-            let mark = self.read(self.view.syn_mark(index))?;
-            self.reads.borrow_mut().push(Entry::Mark(index, mark));
-            marks.insert(index, Copied { now: Rc::new(SharedU32::new(mark)), before: mark });
-        }
+        let mark = match self.marks.borrow_mut().entry(index) {
+            hash_map::Entry::Occupied(known) => Rc::clone(&known.get().now),
+            hash_map::Entry::Vacant(place) => {
+                let before = self.read(self.view.syn_mark(index))?;
+                self.reads.borrow_mut().push(Entry::Mark(index, before));
+                let now = Rc::new(SharedU32::new(before));
+                Rc::clone(&place.insert(Copied { now, before }).now)
+            }
+        };
         self.note(Note::SynMark);
-        marks.get(&index).map(|mark| Rc::clone(&mark.now))
+        Some(mark)
     }
 
     fn unanswered(&self, id: u16) -> Unanswered {
