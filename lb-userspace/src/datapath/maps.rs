@@ -68,8 +68,8 @@ pub struct Maps {
     pub backend_counters: MapData,
     /// `SYN_BUDGETS`, to be mapped.
     pub syn_budgets: MapData,
-    /// `SYN_MARKS`.
-    pub syn_marks: Table<u32, u32>,
+    /// `SYN_MARKS`, which layout 1 has not.
+    pub syn_marks: Option<Table<u32, u32>>,
 }
 
 impl Maps {
@@ -93,7 +93,10 @@ impl Maps {
             verdicts: map("VERDICTS")?,
             backend_counters: map("BACKEND_COUNTERS")?,
             syn_budgets: map("SYN_BUDGETS")?,
-            syn_marks: Table::new(map("SYN_MARKS")?)?,
+            syn_marks: match folder.join("SYN_MARKS").exists() {
+                true => Some(Table::new(map("SYN_MARKS")?)?),
+                false => None,
+            },
         })
     }
 }

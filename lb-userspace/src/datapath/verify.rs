@@ -253,7 +253,11 @@ impl Copy {
                         });
                     }
                 }
-                Entry::Mark(index, mark) => self.maps.syn_marks.put(index, mark)?,
+                Entry::Mark(index, mark) => {
+                    if let Some(marks) = &self.maps.syn_marks {
+                        marks.put(index, mark)?;
+                    }
+                }
                 Entry::Unanswered(id, word) => {
                     let counters = Mapped::<BackendCounter>::new(&self.maps.backend_counters)?;
                     let tick = ((word >> 32) as u32).wrapping_add(ticks);

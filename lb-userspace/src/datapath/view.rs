@@ -74,7 +74,7 @@ impl View for Xdp {
     }
 
     fn syn_mark(&self, index: u32) -> io::Result<Option<u32>> {
-        self.maps.syn_marks.get(&index)
+        self.maps.syn_marks.as_ref().map_or(Ok(None), |marks| marks.get(&index))
     }
 
     fn unanswered(&self, cpu: u32, id: u16) -> io::Result<u64> {
