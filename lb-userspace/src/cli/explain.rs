@@ -33,6 +33,7 @@ pub(super) struct ExplainArgs {
     /// tcp or udp.
     #[arg(value_parser = super::args::word::<Protocol>, required_unless_present = "pcap", requires = "destination")]
     protocol: Option<Protocol>,
+    #[allow(rustdoc::broken_intra_doc_links, reason = "an address, and the words of --help")]
     /// The client, as 198.51.100.7:4242 or [2001:db8::7]:4242.
     source: Option<SocketAddr>,
     /// Whom it talks to, as 10.0.0.100:80.
