@@ -244,7 +244,8 @@ impl Site {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(20) + self.interval * 4
+        // An interface that fails every few seconds has to stay well for up to 30 s before it counts.
+        Duration::from_secs(45) + self.interval * 4
     }
 }
 
