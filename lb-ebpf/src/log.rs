@@ -1,8 +1,8 @@
 //! What the program says of packets that are rare, for `lbd`'s log.
 //!
 //! It says nothing unless it is asked to: `lbd` grants it some messages each second while its log
-//! takes them, at level `debug`. All of it is out of line, so that the way of the packets that are
-//! forwarded has not one instruction more.
+//! takes them, at level `debug`. All of it is out of line, and nothing of it is called for packets that
+//! are forwarded.
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map, programs::XdpContext};
 use aya_log_ebpf::debug;
