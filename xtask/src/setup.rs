@@ -43,8 +43,23 @@ pub fn tools() -> Result<()> {
 ///
 /// If a program is missing and can't be installed; the error says what to run.
 pub fn packages() -> Result<()> {
-    let missing = kit::PROGRAMS.iter().filter(|(program, _)| kit::command::find(program).is_none());
-    let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    programs(kit::PROGRAMS)
+}
+
+/// What the engine that fuzzes is built with: a compiler of C++.
+///
+/// # Errors
+///
+/// If there is none and it can't be installed; the error says what to run.
+pub fn compiler() -> Result<()> {
+    programs(&[("c++", "g++")])
+}
+
+/// These programs, each with its Debian package.
+fn programs(wanted: &[(&str, &'static str)]) -> Result<()> {
+    let is_missing = |(program, _): &&(&str, &str)| kit::command::find(program).is_none();
+    let missing: Vec<_> = wanted.iter().filter(is_missing).collect();
+    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -52,7 +67,9 @@ pub fn packages() -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     let apt = kit::command::find("apt-get");
     let Some(apt) = apt.filter(|_| kit::is_root()) else {
-        let missing = kit::missing().join(", ");
+        let mut missing: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+        missing.extend((!kit::is_root()).then_some("root"));
+        let missing = missing.join(", ");
         bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
     };
     println!("set-up: missing programs; {install}");
@@ -69,7 +86,7 @@ pub fn packages() -> Result<()> {
         apt_get(&wanted)?;
     }
     drop(quiet);
-    for (program, package) in kit::PROGRAMS {
+    for (program, package) in wanted {
         ensure!(
             kit::command::find(program).is_some(),
             "{package} is installed and {program} is not in PATH"

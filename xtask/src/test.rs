@@ -112,7 +112,8 @@ fn build(suite: Suite) -> Result<Vec<Program>> {
     match suite {
         Suite::All => {}
         Suite::Unit => {
-            command.args(["--workspace", "--exclude", "lb-ebpf", "--exclude", INTEGRATION]);
+            let others = ["--exclude", "lb-ebpf", "--exclude", "lb-fuzz", "--exclude", INTEGRATION];
+            command.arg("--workspace").args(others);
         }
         _ => {
             command.args(["--package", INTEGRATION]);

@@ -20,7 +20,9 @@ fn conflict(error: anyhow::Error) -> Refusal {
 impl<B: Balancer> Daemon<B> {
     /// Does what was heard, with as few writes as that takes.
     pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
-        let started = Instant::now();
+        // By the clock that the rest after it is slept by.
+        let clock = || tokio::time::Instant::now().into_std();
+        let started = clock();
         self.wrote = false;
         self.look_at_clocks();
         let mut edits = Vec::new();
@@ -42,7 +44,7 @@ impl<B: Balancer> Daemon<B> {
             self.reconcile();
         }
         if self.wrote {
-            self.pace.wrote(started, Instant::now());
+            self.pace.wrote(started, clock());
         }
     }
 
