@@ -2,8 +2,8 @@
 //! maps in memory.
 //!
 //! Nothing panics, nothing is answered with 500 but what maps in memory can't do, the daemon answers
-//! afterwards, and what it has kept can be read again. Time is that of the runtime, which goes on
-//! when nothing else is to be done; nothing leaves the process but files in a folder of its own.
+//! afterwards, and what it has kept can be read again. Nothing leaves the process but files in a
+//! folder of its own.
 
 use std::{
     collections::BTreeMap,
@@ -91,7 +91,7 @@ addresses = ["10.0.0.100"]
 /// Takes what comes in by a connection.
 pub fn run(bytes: &[u8]) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
+    let runtime = runtime.enable_time().build().expect("a runtime");
     let folder = tempfile::Builder::new().prefix("lb-fuzz-").tempdir_in(MEMORY);
     let folder = folder.or_else(|_| tempfile::tempdir()).expect("a temporary folder");
     runtime.block_on(serve(folder.path(), bytes.to_vec()));

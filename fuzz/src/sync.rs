@@ -18,7 +18,7 @@ use lb_userspace::{
         seal::{self, Opener, Sealer, SessionId},
         session::{Action, Event, Session, Target},
         wire::{
-            self, BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,
+            BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,
             parts::{Assembler, Packer, unpack},
         },
     },
@@ -153,7 +153,6 @@ struct Desk {
     last: Vec<u8>,
     marks: Vec<Mark>,
     has_joined: bool,
-    /// It was told what the peer is like.
     ended: bool,
 }
 
@@ -357,14 +356,13 @@ impl Desk {
             Err(seal::Refused::ElseWhere) => return,
             Err(refused) => panic!("{refused:?}"),
         };
-        wire::decode(header.kind, body).or_else(|error| match header.kind {
-            // A packet of many, of a ring that the one before has begun.
-            3 | Message::ALL => unpack_alone(header.kind, body),
-            _ => Err(error),
-        })
-        .expect("it is a message");
-        if let Ok(Message::Hello(hello)) = Message::decode(header.kind, body) {
-            self.challenge = hello.challenge;
+        // A half of facts, or a ring, may be in several.
+        match Message::decode(header.kind, body).expect("it is a message") {
+            Message::News { parts, .. } | Message::All { parts, .. } => {
+                unpack(parts).expect("each part can be read");
+            }
+            Message::Hello(hello) => self.challenge = hello.challenge,
+            _ => {}
         }
     }
 
@@ -385,14 +383,6 @@ impl Desk {
             Report::Unreadable(..) => {}
             report => assert!(self.has_joined, "of a peer that is not there: {report:?}"),
         }
-    }
-}
-
-/// Whether each part can be read, whatever was before.
-fn unpack_alone(kind: u8, body: &[u8]) -> Result<(), wire::bytes::Malformed> {
-    match Message::decode(kind, body)? {
-        Message::News { parts, .. } | Message::All { parts, .. } => unpack(parts).map(|_| ()),
-        _ => Ok(()),
     }
 }
 

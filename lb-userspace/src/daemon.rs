@@ -362,8 +362,7 @@ impl<B: Balancer> Daemon<B> {
             }
             let is_connected = self.group.as_ref().is_some_and(Group::is_connected);
             let wake = self.wakes_at();
-            // By the clock that the rest is slept by.
-            let rest = self.pace.rest(tokio::time::Instant::now().into_std());
+            let rest = self.pace.rest(Instant::now());
             let rests = rest.is_some();
             tokio::select! {
                 // The rest is over: what has come meanwhile is taken together.

@@ -29,16 +29,6 @@ use crate::{
     root, setup,
 };
 
-/// What the compiler is told: to count edges, and to tell what is compared with what.
-const COUNTING: [&str; 5] = [
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-];
-/// The only machine that the balancer is built for; naming it keeps the flags off build scripts.
-const MACHINE: &str = "x86_64-unknown-linux-gnu";
 /// The variable that names the target to the program.
 const VARIABLE: &str = "LB_FUZZ_TARGET";
 /// Bytes of each target that are kept in the tree.
@@ -160,20 +150,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program, with counters in all of it; its path.
+/// Builds the program, with counters in what is the project's own; its path.
+///
+/// Others' code is that of the ordinary build, which has most of it already.
 fn build() -> Result<PathBuf> {
     eprintln!("fuzz: building the targets with counters; the first time takes minutes");
-    let folder = built();
-    let flags = COUNTING.map(|flag| format!("{flag:?}")).join(", ");
     let mut command = cargo();
-    command.args(["build", "--package", "lb-fuzz", "--features", "engine", "--profile", "fuzz"]);
-    command.args(["--target", MACHINE, "--target-dir"]).arg(&folder).args(cargo::quiet());
-    // Not by the environment: build scripts have cargos of their own.
-    command.arg("--config").arg(format!("target.{MACHINE}.rustflags=[{flags}]"));
-    // What the caller's environment says goes before that.
-    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.args(["build", "--package", "lb-fuzz", "--features", "engine"]).args(cargo::quiet());
+    command.env("RUSTC_WORKSPACE_WRAPPER", crate::workspace().join("fuzz/count-edges"));
     cargo::run(&mut command)?;
-    Ok(folder.join(MACHINE).join("fuzz/lb-fuzz"))
+    Ok(cargo::folder(false)?.join("lb-fuzz"))
 }
 
 /// The engine for a target; in the workspace's folder.

@@ -20,9 +20,7 @@ fn conflict(error: anyhow::Error) -> Refusal {
 impl<B: Balancer> Daemon<B> {
     /// Does what was heard, with as few writes as that takes.
     pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
-        // By the clock that the rest after it is slept by.
-        let clock = || tokio::time::Instant::now().into_std();
-        let started = clock();
+        let started = Instant::now();
         self.wrote = false;
         self.look_at_clocks();
         let mut edits = Vec::new();
@@ -44,7 +42,7 @@ impl<B: Balancer> Daemon<B> {
             self.reconcile();
         }
         if self.wrote {
-            self.pace.wrote(started, clock());
+            self.pace.wrote(started, Instant::now());
         }
     }
 
