@@ -23,6 +23,8 @@ use super::model::BackendCount;
 const SERVICES: u32 = 64;
 /// So few that some have one service, some several, and some more than they have room for.
 const BUCKETS: u32 = 4;
+/// So many that none makes room for another, and no more: all are read again and again.
+const FLOWS: u32 = 4_096;
 const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
 
 /// A ring's slots as words.
@@ -72,6 +74,9 @@ impl Kernel {
             .map_max_entries("VIPS", SERVICES)
             .map_max_entries("BACKENDS", backends)
             .map_max_entries("PINS", pins)
+            .map_max_entries("TRACKED", FLOWS)
+            .map_max_entries("CONNECTIONS", FLOWS)
+            .map_max_entries("FRAGMENTS", FLOWS)
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)

@@ -5,10 +5,10 @@ pub mod generate;
 pub mod kernel;
 pub mod model;
 
-use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
+use std::{cell::RefCell, collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Flow, FlowValue, Owners, Slot, SynBudget, Unanswered};
+use lb_common::abi::{Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unanswered};
 
 use self::{
     generate::{BACKENDS, INGRESS, State},
@@ -168,6 +168,29 @@ impl Twins {
         Ok(())
     }
 
+    /// Has the core believe what the program has written, when both have not seen the same time.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn adopt(&mut self) -> Result<()> {
+        let Self { kernel, model } = self;
+        model.pins = RefCell::new(shared(kernel.pins()?));
+        model.tracked = RefCell::new(shared(kernel.tracked()?));
+        model.connections = RefCell::new(shared(kernel.connections()?));
+        model.fragments = RefCell::new(kernel.fragments()?);
+        for (service, ring) in &mut model.rings {
+            *ring = kernel.ring(*service)?.into_iter().map(slot_of).collect();
+        }
+        model.verdicts = kernel.verdicts()?;
+        model.counts = kernel.counts()?;
+        for index in 0..SYN_MARKS {
+            kernel.clear_syn_mark(index)?;
+        }
+        model.seen.borrow_mut().clear();
+        Ok(())
+    }
+
     /// Brings both back to a state that was installed in them, which their services, VIPs and MAC
     /// addresses are still of; the ages of flows may be others. Both have written the same since.
     ///
@@ -211,7 +234,8 @@ impl Twins {
                 }
             }
         }
-        for (id, (backend, &initial)) in model.backends.iter_mut().zip(&state.backends).enumerate() {
+        for (id, (backend, &initial)) in model.backends.iter_mut().zip(&state.backends).enumerate()
+        {
             if *backend != initial {
                 kernel.put_backend(u16::try_from(id)?, initial)?;
                 *backend = initial;
@@ -261,6 +285,10 @@ fn undo<K: Copy + Eq + Hash>(
 
 fn plain<K: Copy + Eq + Hash>(flows: &HashMap<K, Rc<Flow>>) -> HashMap<K, FlowValue> {
     flows.iter().map(|(&key, flow)| (key, flow.get())).collect()
+}
+
+fn shared<K: Eq + Hash>(flows: HashMap<K, FlowValue>) -> HashMap<K, Rc<Flow>> {
+    flows.into_iter().map(|(key, value)| (key, Rc::new(Flow::new(value)))).collect()
 }
 
 /// A slot of this word.
