@@ -79,11 +79,11 @@ fn programs(wanted: &[(&str, &'static str)]) -> Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let wanted = [&["install", "--no-install-recommends"], &*packages].concat();
+    let install = [&["install", "--no-install-recommends"], &*packages].concat();
     // The lists of packages may be missing or old.
-    if apt_get(&wanted).is_err() {
+    if apt_get(&install).is_err() {
         apt_get(&["update"])?;
-        apt_get(&wanted)?;
+        apt_get(&install)?;
     }
     drop(quiet);
     for (program, package) in wanted {
