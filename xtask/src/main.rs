@@ -15,6 +15,7 @@ mod root;
 mod run;
 mod setup;
 mod smoke;
+mod soak;
 mod test;
 mod view;
 
@@ -49,6 +50,8 @@ enum Command {
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Random operations on a pair of balancers under checked traffic, and a model of what may break
+    Soak(soak::Arguments),
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Check => setup::tools().and_then(|()| check::run()),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Lab(command) => lab::run(command),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
