@@ -11,13 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use kit::{signals, wait};
+use kit::signals;
 
 use crate::{
     clients::Clients,
     clock::Clock,
     facts::Reader,
-    model::{self, Answer, Facts, History, Life, Span},
+    model::{self, Answer, Done, Facts, History, Life, Span},
     plan::{Op, Plan, Step, WAYS, epoch},
     report::{Node, Report, Violation, time},
     samples::{Course, Sample, Sampler, growths},
@@ -41,9 +41,9 @@ const JUDGED: Duration = Duration::from_secs(4);
 /// How long the pair may take to be whole again.
 const WHOLE: Duration = Duration::from_secs(60);
 
-/// How long it may take after the last connection until no state is left: two idle timeouts of the longest
-/// kind, and the steps that slots settle by.
-const SETTLED: Duration = Duration::from_secs(150);
+/// How long it may take after the last connection that state begins to go, or goes on to: the longest idle
+/// timeout, and the steps that slots settle by on a machine that is busy with other things.
+const SETTLED: Duration = Duration::from_secs(90);
 
 /// How many operations are told beside a violation.
 const TOLD: usize = 20;
@@ -67,6 +67,8 @@ struct Run {
     /// Since when each node was spared.
     turns: Vec<(usize, Duration)>,
     told: Duration,
+    /// When the progress was told, where that takes a line each time.
+    told_line: Duration,
     doing: String,
 }
 
@@ -97,6 +99,7 @@ pub fn run(arguments: Arguments) -> Result<Report> {
         looked_at: (0, 0),
         turns: Vec::new(),
         told: Duration::ZERO,
+        told_line: Duration::ZERO,
         doing: String::new(),
     };
     let done = run.steps(&clients);
@@ -108,6 +111,9 @@ impl Run {
     fn steps(&mut self, clients: &Clients) -> Result<()> {
         let mut plan = Plan::new(self.arguments.seed);
         let begun = self.clock.now();
+        // What the nodes said when they were started is not of this run.
+        self.reader.read(&mut self.facts)?;
+        self.looked_at = (self.facts.moved.len(), self.facts.takeovers.len());
         let end = begun + self.arguments.length;
         let mut late = begun;
         while self.clock.now() < end && !signals::caught() {
@@ -290,8 +296,7 @@ impl Run {
         let first = first.unwrap_or_default();
         let mut lines: Vec<(Duration, String)> = Vec::new();
         for done in &before[before.len().saturating_sub(TOLD)..] {
-            let took = done.ended.map(|ended| ended - done.began);
-            lines.push((done.began, format!("{}, took {took:.3?}", done.op)));
+            lines.push((done.began, told(done)));
         }
         let shown = Span { from: first, until: soon };
         for moved in self.facts.moved.iter().filter(|moved| shown.contains(moved.span.from)) {
@@ -307,7 +312,7 @@ impl Run {
             }
         }
         let stalls = self.facts.stalls.range(shown.from..shown.until);
-        for (at, late) in stalls.filter(|(_, late)| **late >= Duration::from_millis(50)) {
+        for (at, late) in stalls.filter(|(_, late)| **late >= Duration::from_millis(100)) {
             lines.push((*at, format!("  the machine was late by {late:.0?}")));
         }
         lines.sort();
@@ -318,11 +323,12 @@ impl Run {
     }
 
     /// Tells how far it is.
-    fn tell(&self, clients: &Clients) {
+    fn tell(&mut self, clients: &Clients) {
         let is_terminal = io::stderr().is_terminal();
-        if !is_terminal && self.told.as_secs() % 30 != 0 {
+        if !is_terminal && self.told < self.told_line + Duration::from_secs(30) {
             return;
         }
+        self.told_line = self.told;
         let counts = clients.counts();
         let allowed: u64 = self.report.broken_allowed.values().sum();
         let line = format!(
@@ -361,14 +367,32 @@ impl Run {
         self.judge(None)?;
         if went_well && !signals::caught() {
             eprintln!("soak: what flows have left behind has to go");
-            if let Err(err) = wait::until(SETTLED, "no state is left", || self.site.settled()) {
-                self.violation(self.clock.now(), "state that stays", format!("{err:#}"));
-            }
+            self.settle();
         }
         self.report.takeovers = self.facts.takeovers.len() as u64;
         self.report.flows_moved = self.facts.moved.len() as u64;
         self.keep();
         self.grown()
+    }
+
+    /// Waits until no state is left, for as long as it becomes less.
+    fn settle(&mut self) {
+        let (mut least, mut limit) = (u64::MAX, self.clock.now() + SETTLED);
+        loop {
+            let left = self.site.left();
+            let now = self.clock.now();
+            match left {
+                Ok(0) => return,
+                Ok(left) if left < least => (least, limit) = (left, now + SETTLED),
+                _ if now <= limit => {}
+                Ok(left) => {
+                    let what = format!("{left} slots in flux and pins, no fewer for {SETTLED:?}");
+                    return self.violation(now, "state that stays", what);
+                }
+                Err(err) => return self.violation(now, "state that stays", format!("{err:#}")),
+            }
+            thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// What both `lbd` held, and whether that goes on to grow.
@@ -411,9 +435,7 @@ impl Run {
     fn keep(&self) {
         let mut operations = String::new();
         for done in &self.site.log.done {
-            let took = done.ended.map(|ended| ended - done.began);
-            let at = done.began.as_secs_f64();
-            let _ = writeln!(operations, "{at:>10.3} s {}, took {took:.3?}", done.op);
+            let _ = writeln!(operations, "{:>10.3} s {}", done.began.as_secs_f64(), told(done));
         }
         let folder = &self.arguments.folder;
         let mut kept = vec![fs::write(folder.join("operations.txt"), operations)];
@@ -451,6 +473,14 @@ impl std::fmt::Display for Life {
             )?;
         }
         write!(f, ", ended at {:.3}: {:?}", seconds(&self.ended), self.end)
+    }
+}
+
+/// An operation, and how long it took.
+fn told(done: &Done) -> String {
+    match done.ended {
+        Some(ended) => format!("{}, took {:.3?}", done.op, ended - done.began),
+        None => format!("{}, not done on both nodes", done.op),
     }
 }
 
