@@ -49,6 +49,9 @@ const LATE: Duration = Duration::from_millis(150);
 /// How long before a takeover its cause may lie.
 const TAKEOVER: Duration = Duration::from_secs(2);
 
+/// How long a peer may take to take news in.
+const NEWS: Duration = Duration::from_secs(2);
+
 /// Delays that let a lease of pins run out, which is one of 30 ms.
 const LEASE: Duration = Duration::from_millis(10);
 
@@ -285,10 +288,17 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
     if gone.into_iter().any(|gone| gone.from + slack < life.opened && answered < gone.until) {
         return Answer::Wrong;
     }
-    // A pin takes a lease that the daemon renews while the peer follows.
+    // A pin takes a lease, which the daemon renews when it has told its news, and a peer may take its
+    // time to take them in. A change of a ring is many of them.
     let begun = life.opened.saturating_sub(Duration::from_millis(100));
+    let news = Span { from: began.from.saturating_sub(NEWS), until: began.until };
+    let changed = history.changes.iter().any(|change| change.overlaps(news))
+        || facts
+            .moved
+            .iter()
+            .any(|moved| news.contains(moved.span.from) || news.contains(moved.span.until));
     let troubled = history.troubles.iter().any(|trouble| trouble.span.overlaps(began));
-    if troubled || facts.stall(begun, answered) >= LEASE {
+    if troubled || changed || facts.stall(begun, answered) >= LEASE {
         return Answer::BaseOwner;
     }
     Answer::Wrong

@@ -20,9 +20,9 @@ pub const HOSTS: usize = 4;
 /// that lives.
 pub const EPOCH: Duration = Duration::from_secs(600);
 
-/// How long a silent flow is kept, at least: more than the silence of any fault here, and of the
-/// repetition that ends it, which TCP has put off meanwhile.
-pub const SHORTEST_IDLE: Duration = Duration::from_secs(20);
+/// How long a silent flow is kept: longer than the silence of any fault here, and of the repetition that
+/// ends it, which TCP has put off meanwhile.
+pub const IDLE: Duration = Duration::from_secs(20);
 
 /// A backend of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,8 +72,8 @@ pub enum Op {
     Rattle(usize, u8, Duration),
     /// The files have another weight, and are loaded.
     ReloadWeight(Backend, u16),
-    /// The files have another idle timeout, and are loaded.
-    ReloadIdle(Duration),
+    /// The files have checks at another interval, and are loaded.
+    ReloadCheck(Duration),
     /// The files have a mistake, and are to be refused.
     ReloadMistake,
     /// `lbd` is asked to end.
@@ -321,7 +321,7 @@ impl Plan {
                 None
             }
             0 => Some(Op::ReloadWeight(backend, weight)),
-            1 => Some(Op::ReloadIdle(SHORTEST_IDLE + millis(5_000) * self.random.below(3) as u32)),
+            1 => Some(Op::ReloadCheck(millis(400) + millis(100) * self.random.below(3) as u32)),
             _ => Some(Op::ReloadMistake),
         }
     }
@@ -381,7 +381,7 @@ impl Op {
             Self::Mend(_) => "cable_plug",
             Self::Rattle(..) => "cable_flap",
             Self::ReloadWeight(..) => "reload_weight",
-            Self::ReloadIdle(_) => "reload_idle_timeout",
+            Self::ReloadCheck(_) => "reload_check",
             Self::ReloadMistake => "reload_mistake",
             Self::Stop(_) => "lbd_stop",
             Self::Slay(_) => "lbd_kill",
@@ -466,7 +466,7 @@ impl fmt::Display for Op {
                 write!(f, "{kind} web{}, {times} times {each:?}", host + 1)
             }
             Self::ReloadWeight(backend, weight) => write!(f, "{kind} {backend}: {weight}"),
-            Self::ReloadIdle(idle) => write!(f, "{kind}: {idle:?}"),
+            Self::ReloadCheck(interval) => write!(f, "{kind}: {interval:?}"),
             Self::Stop(node)
             | Self::Slay(node)
             | Self::Start(node, _)

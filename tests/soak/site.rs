@@ -15,7 +15,7 @@ use kit::{
 use crate::{
     clock::Clock,
     model::{Done, Log, Span, Trouble},
-    plan::{Backend, HOSTS, Op, SHORTEST_IDLE, WAYS},
+    plan::{Backend, HOSTS, IDLE, Op, WAYS},
 };
 
 /// Between two advertisements.
@@ -54,7 +54,7 @@ struct Node {
 #[derive(Clone, Debug)]
 struct Files {
     weights: [[u16; HOSTS]; WAYS.len()],
-    idle: Duration,
+    interval: Duration,
 }
 
 impl Site {
@@ -66,7 +66,7 @@ impl Site {
     pub fn start(clock: Clock) -> Result<Self> {
         let options = Options { webs: HOSTS as u8, ..Options::default() };
         let twins = Twins::new(&options, Plan::new(&WAYS, INTERVAL))?;
-        let files = Files { weights: [[1; HOSTS]; WAYS.len()], idle: SHORTEST_IDLE };
+        let files = Files { weights: [[1; HOSTS]; WAYS.len()], interval: INTERVAL * 5 };
         let mut site = Self { twins, log: Log::default(), clock, nodes: Default::default(), files };
         for n in [0, 1] {
             site.launch(n)?;
@@ -147,8 +147,8 @@ impl Site {
                 self.files.weights[backend.service][backend.host] = weight;
                 self.reload()
             }
-            Op::ReloadIdle(idle) => {
-                self.files.idle = idle;
+            Op::ReloadCheck(interval) => {
+                self.files.interval = interval;
                 self.reload()
             }
             Op::ReloadMistake => self.reload_mistake(),
@@ -390,9 +390,10 @@ impl Files {
         for (service, weights) in services.iter_mut().zip(&self.weights) {
             let mut lines = format!(
                 "idle_timeout = \"{}s\"\nflap_half_life = \"5s\"\n[service.check]\ntype = \"http\"\npath = \"/health\"\n\
-                 interval = \"500ms\"\nfast_interval = \"250ms\"\ndown_interval = \"250ms\"\n\
+                 interval = \"{}ms\"\nfast_interval = \"250ms\"\ndown_interval = \"250ms\"\n\
                  timeout = \"2s\"\nrise = 1\nfall = 2\n",
-                self.idle.as_secs()
+                IDLE.as_secs(),
+                self.interval.as_millis()
             );
             for (address, weight) in service.backends.drain(..).zip(weights) {
                 // Nothing fails to be written to a string.

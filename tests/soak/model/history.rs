@@ -67,6 +67,8 @@ pub struct History {
     pub gone: OfBackends,
     /// The deadlines of its drains came.
     pub deadlines: OfBackends,
+    /// What may have changed a ring.
+    pub changes: Vec<Span>,
     /// The troubles of the nodes.
     pub troubles: Vec<Trouble>,
 }
@@ -135,6 +137,7 @@ impl History {
     fn take(&mut self, done: &Done) {
         let (from, until) = (done.began, done.ended.unwrap_or(Duration::MAX));
         let span = Span { from, until };
+        self.changes.push(span);
         match done.op {
             Op::Kill(host) => begin(&mut self.dead[host], from),
             Op::Revive(host) => end(&mut self.dead[host], until),
