@@ -12,12 +12,14 @@
 //! | a node moved the flows of its backend, which had been killed or cut off | [`Reason::Moved`] |
 //! | its backend was disabled or removed with `--force` | [`Reason::Forced`] |
 //! | the deadline of its backend's drain came | [`Reason::Deadline`] |
-//! | it began in the last moment before a node died, or before the other one took over | [`Reason::Untold`] |
+//! | it began in the moment in which a node died | [`Reason::Untold`] |
+//! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //!
 //! Nothing else: not a drain, a removal, another weight, a reload, a cut cable, a stopped nginx, the end,
-//! the death or the start of an `lbd`, a handover, a partition.
+//! the death or the start of an `lbd`, a handover. And no partition breaks a connection that is older: what
+//! begins in one is known to one of two Active nodes, and clients go to the one that has announced itself last.
 
 mod history;
 #[cfg(test)]
@@ -35,8 +37,8 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How long the checks and the clients' packets may take to show that a backend is dead, or back.
 pub const FOUND_OUT: Duration = Duration::from_secs(3);
 
-/// How long before the death of a node nobody else may know of a flow that begins in a slot in flux: a
-/// beat of news and the lease.
+/// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
+/// flux: a beat of news and the lease. What begins later is not pinned, and found by who takes over.
 const TOLD: Duration = Duration::from_millis(50);
 
 /// What a machine that is not busy adds to the times of operations.
@@ -104,6 +106,7 @@ pub enum Reason {
     Forced,
     Deadline,
     Untold,
+    Parted,
     NoBackend,
     Patience,
 }
@@ -173,6 +176,9 @@ pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
         if is_untold(history, facts, life, slack) {
             return Some(Reason::Untold);
         }
+        if is_parted(history, facts, life, slack) {
+            return Some(Reason::Parted);
+        }
         let nobody = life.answered.is_none() && nobody_there(history, facts, life);
         nobody.then_some(Reason::NoBackend)
     })
@@ -227,31 +233,43 @@ fn of_backend(
     patience.then_some(Reason::Patience)
 }
 
-/// Whether a connection began when the only node that could have known of it died: in a slot in flux, in
-/// the last moment before the other one took over.
+/// Whether a connection began when the only node that could have known of it died.
 fn is_untold(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
     facts.takeovers.iter().any(|&(node, at)| {
         if began.from > at + slack || began.until + TAKEOVER + PATIENCE < at {
             return false;
         }
-        let from = match history.strike(at, slack) {
-            // An operator's wish: whoever lets go has told everything.
-            Some(Trouble { op: Op::HandOver | Op::Stop(_), .. }) => return false,
-            Some(Trouble { op, span }) => {
-                let struck = op.node().is_none_or(|struck| struck != node);
-                if !struck {
+        let died = match history.strike(at, slack) {
+            Some(Trouble { op, span }) if op.node().is_some_and(|struck| struck != node) => {
+                // An operator's wish: whoever is to end has told everything.
+                if matches!(op, Op::Stop(_)) {
                     return false;
                 }
-                span.from
+                Span { from: span.from, until: span.from }
             }
+            Some(_) => return false,
+            // A machine that is so busy that a node was thought dead kept it from telling, too.
             None if facts.stall(at.saturating_sub(TAKEOVER), at) >= LATE => {
-                at.saturating_sub(TAKEOVER)
+                Span { from: at.saturating_sub(TAKEOVER), until: at }
             }
             None => return false,
         };
-        let window = Span { from: from.saturating_sub(TOLD + slack), until: at + slack };
+        let window =
+            Span { from: died.from.saturating_sub(TOLD + slack), until: died.until + TOLD + slack };
         window.overlaps(began)
+    })
+}
+
+/// Whether a connection began when both nodes were Active, and neither could tell the other of it.
+fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
+    let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
+    history.troubles.iter().any(|trouble| {
+        let Span { from, until } = trouble.span;
+        let both = facts.takeovers.iter().filter(|(_, at)| trouble.span.contains(*at));
+        trouble.op == Op::Part(true, true)
+            && both.count() > 0
+            && Span { from, until: until.saturating_add(slack) }.overlaps(began)
     })
 }
 

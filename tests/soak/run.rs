@@ -66,6 +66,8 @@ struct Run {
     looked_at: (usize, usize),
     /// Since when each node was spared.
     turns: Vec<(usize, Duration)>,
+    /// When the first step could be taken.
+    begun: Duration,
     told: Duration,
     /// When the progress was told, where that takes a line each time.
     told_line: Duration,
@@ -98,6 +100,7 @@ pub fn run(arguments: Arguments) -> Result<Report> {
         pending: Vec::new(),
         looked_at: (0, 0),
         turns: Vec::new(),
+        begun: clock.now(),
         told: Duration::ZERO,
         told_line: Duration::ZERO,
         doing: String::new(),
@@ -334,7 +337,7 @@ impl Run {
         let line = format!(
             "[{} of {}] {} operations, {} requests, {} downloads, {} MiB compared; broken: {allowed} as \
              they may, {} not; {}",
-            time(self.clock.now()),
+            time(self.clock.now().saturating_sub(self.begun)),
             time(self.arguments.length),
             self.report.operations.values().sum::<u64>(),
             counts.requests.load(Ordering::Relaxed),
@@ -413,7 +416,8 @@ impl Run {
                 bpf_programs: course(|sample| sample.held.bpf_programs),
             });
             let ends = self.turns.iter().skip(1).map(|(_, from)| *from);
-            let ends = ends.chain([Duration::from_secs_f64(self.report.duration_seconds)]);
+            let length = Duration::from_secs_f64(self.report.duration_seconds);
+            let ends = ends.chain([self.begun + length]);
             let spared = self.turns.iter().zip(ends).filter(|((spared, _), _)| *spared == n);
             let spared: Vec<_> = spared.map(|(&(_, from), until)| Span { from, until }).collect();
             self.report.growth.extend(growths(n, samples, &spared));

@@ -271,7 +271,7 @@ mod tests {
         let mut held = samples(|_| 30, |_| 1);
         for (n, sample) in held.iter_mut().enumerate() {
             sample.held.fds += n as u64 / 10;
-            sample.held.bpf_maps += n as u64 / 90;
+            sample.held.bpf_maps += n as u64 / 60;
         }
         assert_eq!(leaks(&held), ["fds", "bpf_maps"]);
     }

@@ -56,7 +56,7 @@ fn a_connection_to_a_killed_nginx_may_break_and_no_other() {
 #[test]
 fn a_dead_nginx_may_refuse_until_the_checks_know() {
     let ops = [(5_000, Op::Kill(1)), (60_000, Op::Revive(1))];
-    assert_eq!(why(&ops, &refused(5_100, 5_110)), Some(Reason::Undetected));
+    assert_eq!(why(&ops, &refused(5_500, 5_510)), Some(Reason::Undetected));
     assert_eq!(why(&ops, &refused(20_000, 20_010)), None);
     let ops = [ops[0], (20_000, Op::Enable(B)), ops[1]];
     assert_eq!(why(&ops, &refused(20_020, 20_030)), Some(Reason::Undetected), "it was asked for");
@@ -166,11 +166,23 @@ fn struck(op: Op, node: usize) -> (History, Facts) {
 fn a_flow_of_the_last_moment_before_a_death_may_break_and_no_older_one() {
     let (history, facts) = struck(Op::Slay(0), 1);
     assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), Some(Reason::Untold));
-    assert_eq!(excuse(&history, &facts, &reset(5_300, 6_000)), Some(Reason::Untold));
+    assert_eq!(excuse(&history, &facts, &reset(4_950, 6_000)), Some(Reason::Untold));
     assert_eq!(excuse(&history, &facts, &reset(4_000, 6_000)), None);
-    assert_eq!(excuse(&history, &facts, &reset(6_000, 8_000)), None);
+    assert_eq!(excuse(&history, &facts, &reset(5_390, 8_000)), None, "past the lease");
     let (history, facts) = struck(Op::Slay(1), 1);
     assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), None, "the one that died came back");
+}
+
+#[test]
+fn what_begins_while_both_are_active_may_break_and_nothing_older() {
+    let (history, facts) = struck(Op::Part(true, true), 1);
+    assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), Some(Reason::Parted));
+    assert_eq!(excuse(&history, &facts, &reset(4_000, 8_000)), None);
+    assert_eq!(excuse(&history, &facts, &reset(11_000, 12_000)), None);
+    let (history, facts) = struck(Op::Part(true, false), 1);
+    assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), None, "they told each other");
+    let (history, _) = struck(Op::Part(true, true), 1);
+    assert_eq!(excuse(&history, &Facts::default(), &reset(7_000, 8_000)), None, "one was Active");
 }
 
 #[test]
