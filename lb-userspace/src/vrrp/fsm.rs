@@ -197,7 +197,6 @@ impl VirtualRouter {
             // RFC 9568, 6.4.2.
             (State::Backup, Event::Timer) => self.backup_timer(now, out),
             (State::Backup, Event::Heard(heard)) => self.backup_heard(heard, now, out),
-            (State::Backup, Event::Stalled) => self.backup_stalled(now, out),
             (State::Backup, Event::Stop { release }) => self.backup_stop(release, now, out),
             (State::Backup, Event::Take) => self.take(now, out),
             (State::Backup, Event::MateActive(mate)) => {
@@ -209,7 +208,6 @@ impl VirtualRouter {
             // RFC 9568, 6.4.3.
             (State::Active, Event::Timer) => self.active_timer(now, out),
             (State::Active, Event::Heard(heard)) => self.active_heard(heard, now, out),
-            (State::Active, Event::Stalled) => self.active_stalled(now, out),
             (State::Active, Event::Stop { release }) => self.active_stop(release, now, out),
             (State::Active, Event::Yield(how)) => self.active_yield(how, now, out),
             (State::Active, Event::Take) => self.active_take(now, out),
@@ -232,7 +230,7 @@ impl VirtualRouter {
 
             // Nothing begins twice, nothing is due, and mates matter to those only that differ.
             (State::Backup | State::Active | State::Fault, Event::Startup { .. })
-            | (State::Initialize | State::Fault, Event::Timer | Event::Stalled)
+            | (State::Initialize | State::Fault, Event::Timer)
             | (State::Initialize, Event::Heard(_))
             | (State::Initialize | State::Fault, Event::MateActive(_) | Event::MateBackup(_))
             | (State::Backup, Event::MateBackup(_))

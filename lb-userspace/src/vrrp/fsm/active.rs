@@ -151,10 +151,7 @@ impl VirtualRouter {
     }
 
     /// It wasn't run for as long as others wait. Nobody else was heard, or it would be Backup by now.
-    pub(super) fn active_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.is_yielding() {
-            return;
-        }
+    fn active_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.advertise(now, out);
         out.push(Action::Announce);
         let why = "no other router was heard meanwhile: it goes on";
