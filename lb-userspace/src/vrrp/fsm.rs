@@ -95,6 +95,8 @@ struct When {
     yielding: Option<Yielding>,
     /// Active: whom it has replaced knowingly.
     displaced: Option<Displaced>,
+    /// Active: how many others that are Active were told of, and since when that is counted.
+    alarms: Option<(Instant, u8)>,
     /// Active: whom it has answered, since when and how often.
     answered: BTreeMap<IpAddr, (Instant, u8)>,
     /// Active: when it is to answer what it couldn't at once.
@@ -394,8 +396,7 @@ impl VirtualRouter {
         cause: impl Into<String>,
         out: &mut Vec<Action>,
     ) {
-        let router = self.settings.name.clone();
-        let message = format!("{router}: {what}");
+        let (router, message) = (self.settings.name.clone(), what.to_owned());
         out.push(Action::Notice(Notice { router, kind, message, cause: cause.into() }));
     }
 }

@@ -364,7 +364,6 @@ impl Entry {
     fn tell(&self, changes: Vec<Change>, out: &mut Out) {
         for Change { message, cause } in changes {
             let router = self.router.name.clone();
-            let message = format!("{router}: {message}");
             let notice = Notice { router, kind: NoticeKind::Track, message, cause };
             out.push((self.name.clone(), Action::Notice(notice)));
         }

@@ -299,6 +299,24 @@ fn one_sender_is_answered_twice_in_an_interval_and_then_at_its_end() {
 }
 
 #[test]
+fn a_flood_of_others_that_say_they_are_active_is_counted_and_told_of_for_a_few() {
+    let centis = Duration::from_millis(10);
+    let mut desk = Desk::active(Settings { interval: centis, ..settings() });
+    let (mut told, end) = (0, desk.now + SECOND);
+    while desk.now < end {
+        for from in 3..=255 {
+            told += desk.hears(from, 50).matches("notice").count();
+        }
+        desk.after(centis);
+    }
+    assert_eq!(told, 16);
+    assert_eq!(desk.router.tally().two_active, 100 * 253);
+    desk.after(10 * SECOND);
+    // It was not run for so long that it gives way to whoever is heard first.
+    assert!(desk.hears(3, 50).contains("notice stalled"));
+}
+
+#[test]
 fn equal_priorities_on_the_second_path_are_decided_by_the_first_if_it_can() {
     let second = Event::Heard(Heard { second_path: true, ..heard(3, 100) });
     let mut desk = Desk::active(settings());

@@ -7,7 +7,8 @@ use super::*;
 const ANSWERS: u8 = 2;
 /// A sender that was not answered for so long, and for two intervals, is told of again.
 const FORGOTTEN: Duration = Duration::from_secs(10);
-/// So many senders are told apart.
+/// So many senders are told apart, and so many are told of until they are forgotten: who makes up more
+/// says nothing new.
 const SENDERS: usize = 16;
 /// So many advertisements tell of a longer interval at the pace of the shorter one.
 const HURRIED: u8 = 3;
@@ -190,7 +191,7 @@ impl VirtualRouter {
             let told = self.when.answered.get(&from).is_some_and(|(since, _)| {
                 now.saturating_duration_since(*since) < FORGOTTEN + 2 * self.settings.interval
             });
-            if yields || !told {
+            if yields || (!told && self.may_alarm(now)) {
                 self.notice(NoticeKind::TwoActive, &what, format!("{why} with its {own}"), out);
             }
         }
@@ -204,6 +205,16 @@ impl VirtualRouter {
         let than = if other > own { "higher" } else { "equal, with a higher address" };
         let cause = format!("{from} has priority {other}, which is {than} (here {own})");
         self.become_backup(heard, cause, now, out);
+    }
+
+    /// Whether one more that is Active too is told of.
+    fn may_alarm(&mut self, now: Instant) -> bool {
+        let (since, count) = self.when.alarms.get_or_insert((now, 0));
+        if now.saturating_duration_since(*since) >= FORGOTTEN {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        usize::from(*count) <= SENDERS
     }
 
     fn is_outranked(&mut self, heard: &Heard, now: Instant) -> bool {

@@ -22,7 +22,7 @@ use nix::{
     sys::{eventfd::EventFd, time::TimeSpec},
 };
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use self::act::Deed;
 use super::{
@@ -392,7 +392,7 @@ impl Rim {
     /// Tells of something, unless the same was told just now.
     fn notice(&mut self, router: &str, kind: NoticeKind, message: &str, cause: &str, now: Instant) {
         if self.told.is_new(router, kind, &format!("{message}: {cause}"), now) {
-            warn!(router, "{message}: {cause}");
+            // The daemon logs it, as all that is told it.
             self.report(Report::Notice(Notice {
                 router: router.to_owned(),
                 kind,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{Ending, Rim};
 use crate::vrrp::{
@@ -133,7 +133,7 @@ impl Rim {
             Deed::MoveOff => self.remove_strays_of(name, now),
             Deed::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
-                info!(router, %key, %from, %to, cause, "virtual router");
+                debug!(router, %key, %from, %to, cause, "virtual router");
                 self.tell(name, Transition { router, key, from, to, cause }, now);
                 self.changed = true;
             }
