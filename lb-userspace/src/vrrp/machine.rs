@@ -58,6 +58,8 @@ pub struct Observed {
     /// The address that a router's advertisements are sent from, by the router's name. A router
     /// without one can't advertise, which is a fault.
     pub sources: BTreeMap<String, IpAddr>,
+    /// What else a router without a source lacks than an address of its interface, by its name.
+    pub lacks: BTreeMap<String, String>,
     /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
     pub files: BTreeMap<PathBuf, Result<i64, String>>,
 }

@@ -144,6 +144,13 @@ impl Member {
         })
     }
 
+    /// That its device with the virtual MAC address is not there, in words.
+    pub fn missing_device(&self, tables: &Tables) -> Option<String> {
+        let device = self.router.virtual_mac.as_ref().filter(|_| !self.has_device(tables))?;
+        let interface = &device.interface;
+        Some(format!("interface {interface} with its virtual MAC address is missing or down"))
+    }
+
     /// The address that it sends from by a path, if it can.
     pub fn source(&self, path: Path) -> Option<IpAddr> {
         self.ways[path as usize].as_ref().map(|way| way.sender.source())

@@ -331,14 +331,20 @@ impl Rim {
         }
         self.look_anew = false;
         let tables = &self.addresses.tables;
-        let sources = self.members.values().filter(|member| self.is_filtered(member));
-        let sources = sources
-            .filter_map(|member| Some((member.router.name.clone(), member.source(Path::First)?)));
-        let observed = Observed {
-            links: observe::links(tables),
-            sources: sources.collect(),
-            files: self.files.clone(),
-        };
+        let (mut sources, mut lacks) = (BTreeMap::new(), BTreeMap::new());
+        for member in self.members.values() {
+            let name = member.router.name.clone();
+            match (self.is_filtered(member), member.source(Path::First)) {
+                (false, _) => {
+                    let what = "packets to its addresses are not filtered, as accept = false asks";
+                    lacks.insert(name, what.to_owned());
+                }
+                (true, Some(source)) => drop(sources.insert(name, source)),
+                (true, None) => drop(member.missing_device(tables).map(|why| lacks.insert(name, why))),
+            }
+        }
+        let links = observe::links(tables);
+        let observed = Observed { links, sources, lacks, files: self.files.clone() };
         if observed != self.observed {
             self.machine.observe(&observed, now, out);
             self.observed = observed;
