@@ -45,6 +45,22 @@ fn address_of_the_operator_is_never_removed() -> Result<()> {
 }
 
 #[test]
+fn address_that_was_set_by_hand_on_a_node_that_is_not_active_is_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.start(&router(Family::V4, 51))?;
+    site.b.namespace.ip(&format!("addr add {VIP}/24 dev eth0"))?;
+    site.b.wait_for_notice(NoticeKind::Trouble, &format!("{VIP}/24 on eth0 is set by hand"))?;
+    until_true(SOON, "it is a problem", || {
+        Ok(site.b.router()?.problems.iter().any(|one| one.contains("ip address del 10.0.0.100/24")))
+    })?;
+    site.b.namespace.ip(&format!("addr del {VIP}/24 dev eth0"))?;
+    until_true(SOON, "it is no problem", || Ok(site.b.router()?.problems.is_empty()))
+}
+
+#[test]
 fn leftovers_that_no_router_has_are_removed_at_the_start() -> Result<()> {
     if !kit::can_run() {
         return Ok(());

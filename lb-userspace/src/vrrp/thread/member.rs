@@ -44,6 +44,8 @@ pub struct Member {
     pub counters: Counters,
     /// What does not work with its addresses.
     pub problem: Option<String>,
+    /// Which of its addresses somebody has put there, though this node does not hold them.
+    pub stray: Option<String>,
     ways: [Option<Way>; 2],
 }
 
@@ -71,6 +73,7 @@ impl Member {
             mac_taken: false,
             counters: Counters::default(),
             problem: None,
+            stray: None,
             ways: [None, None],
         }
     }

@@ -425,6 +425,7 @@ impl Rim {
             let Some(member) = self.members.get(router.name.as_str()) else { continue };
             add(&mut router.counters, &member.counters);
             router.problems.extend(member.problem.clone());
+            router.problems.extend(member.stray.clone());
         }
         // Who reads it copies it and goes on; this thread does not wait for that.
         match self.shown.try_lock() {
