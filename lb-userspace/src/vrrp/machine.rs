@@ -261,6 +261,12 @@ impl Machine {
         self.index(router).map(|index| self.routers[index].machine.state())
     }
 
+    /// A router's priority as it is.
+    #[must_use]
+    pub fn priority(&self, router: &str) -> Option<u8> {
+        self.index(router).map(|index| self.routers[index].machine.priority())
+    }
+
     /// Whether a router is about to give its addresses to another node.
     #[must_use]
     pub fn is_yielding(&self, router: &str) -> bool {

@@ -201,6 +201,13 @@ fn a_router_of_version_2_has_a_password_and_whole_seconds() {
 }
 
 #[test]
+fn a_second_path_alone_may_be_behind_routers() {
+    let path = "second_path = { interface = \"eth1\", peers = [\"192.168.9.3\"] }";
+    let read = router(&format!("{MAIN}{path}\nmin_ttl = 254\n"));
+    assert_eq!((read.min_ttl, read.peers), (254, vec![]));
+}
+
+#[test]
 fn the_owner_has_priority_255_however_it_is_said() {
     for line in ["owner = true", "priority = 255", "owner = true\npriority = 255"] {
         assert_eq!(router(&format!("{MAIN}{line}\n")).priority.get(), 255, "{line}");

@@ -311,10 +311,12 @@ impl Rim {
         }
     }
 
-    /// The router whose device a problem is about: it is named first.
+    /// The router whose device a problem names.
     fn whose_device(&self, problem: &str) -> String {
         let device = |member: &&Member| {
-            member.router.virtual_mac.as_ref().is_some_and(|mac| problem.contains(&mac.interface))
+            let mut words = problem.split([' ', ':', '/']);
+            let mac = member.router.virtual_mac.as_ref();
+            mac.is_some_and(|mac| words.any(|word| word == mac.interface))
         };
         self.members.values().find(device).map_or_else(String::new, |one| one.router.name.clone())
     }

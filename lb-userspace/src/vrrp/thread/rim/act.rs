@@ -141,7 +141,7 @@ impl Rim {
             Deed::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 debug!(router, %key, %from, %to, cause, "virtual router");
-                self.tell(name, Transition { router, key, from, to, cause }, now);
+                self.tell(name, Transition { router, key, from, to, cause });
                 self.changed = true;
             }
             Deed::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
@@ -153,14 +153,12 @@ impl Rim {
         }
     }
 
-    fn tell(&mut self, name: &Name, transition: Transition, now: Instant) {
+    fn tell(&self, name: &Name, transition: Transition) {
         if let Some(member) = self.members.get(name)
             && member.router.notify.is_some()
         {
-            let status = self.machine.status(now, SystemTime::now());
-            let priority = status.into_iter().find(|one| one.name == transition.router);
-            let priority =
-                priority.map_or_else(|| member.router.priority.get(), |one| one.priority);
+            let configured = member.router.priority.get();
+            let priority = self.machine.priority(&transition.router).unwrap_or(configured);
             let group = member.group.as_deref();
             if let Some(call) = Call::of(&member.router, group, &transition, priority) {
                 self.give(Job::Notify(call));
