@@ -261,6 +261,20 @@ fn who_takes_over_by_order_bears_the_higher_one_until_it_must_have_heard() {
 }
 
 #[test]
+fn who_takes_over_by_order_bears_the_higher_one_on_a_path_that_has_just_come_back() {
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    desk.does(Event::Take);
+    let second = Event::Heard(Heard { second_path: true, ..heard(33, 150) });
+    for _ in 0..2 {
+        assert_eq!(desk.does(second.clone()), "active: advertise 100, announce once");
+        desk.after(SECOND);
+    }
+    let another = Event::Heard(Heard { second_path: true, ..heard(4, 150) });
+    assert!(desk.does(another).starts_with("backup"), "that one was not asked to give way");
+}
+
+#[test]
 fn an_active_router_that_was_not_run_gives_way_to_any_that_it_then_hears() {
     let mut desk = Desk::active(settings());
     desk.after(4 * SECOND);

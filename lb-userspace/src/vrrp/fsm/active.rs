@@ -42,10 +42,10 @@ pub(super) struct Displaced {
 }
 
 impl Displaced {
-    /// Who was asked to give way, but never heard, is the first one that is heard now.
+    /// Who was asked to give way, but never heard on a path, is the first one that is heard there now.
     fn with(mut self, heard: &Heard) -> Self {
-        if self.by_order && self.from == [None; 2] {
-            self.from[usize::from(heard.second_path)] = Some(heard.from);
+        if self.by_order {
+            self.from[usize::from(heard.second_path)].get_or_insert(heard.from);
         }
         self
     }
