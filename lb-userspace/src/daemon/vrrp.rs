@@ -106,12 +106,12 @@ impl<B: Balancer> Daemon<B> {
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
         self.vrrp.gather_states();
         let resumed = std::mem::take(&mut self.vrrp.resumed);
-        let (still, gone) = resumed.into_iter().partition(|(name, mac)| {
+        type Macs = BTreeMap<String, [u8; 6]>;
+        let (still, gone): (Macs, Macs) = resumed.into_iter().partition(|(name, mac)| {
             let router = self.routers().iter().find(|router| router.name == *name);
             router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == *mac)
         });
         self.vrrp.resumed = still;
-        let gone: BTreeMap<String, [u8; 6]> = gone;
         for mac in gone.into_values() {
             self.take_mac(mac, false);
         }
