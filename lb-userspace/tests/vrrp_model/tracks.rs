@@ -126,7 +126,14 @@ fn every_interface_that_an_address_is_to_be_on_is_needed() {
     desk.link("eth1", false);
     assert_eq!(desk.fault().as_deref(), Some("interface eth1 is down"));
     let told: Vec<_> = desk.changes.iter().map(|change| change.message.as_str()).collect();
-    assert_eq!(told, ["interface eth1 does not exist", "every interface is well again", "interface eth1 is down"]);
+    assert_eq!(
+        told,
+        [
+            "interface eth1 does not exist",
+            "every interface is well again",
+            "interface eth1 is down"
+        ]
+    );
 }
 
 #[test]

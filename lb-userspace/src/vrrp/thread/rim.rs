@@ -342,7 +342,9 @@ impl Rim {
                     lacks.insert(name, what.to_owned());
                 }
                 (true, Some(source)) => drop(sources.insert(name, source)),
-                (true, None) => drop(member.missing_device(tables).map(|why| lacks.insert(name, why))),
+                (true, None) => {
+                    drop(member.missing_device(tables).map(|why| lacks.insert(name, why)))
+                }
             }
         }
         let links = observe::links(tables);

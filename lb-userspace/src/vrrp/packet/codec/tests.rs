@@ -232,8 +232,7 @@ fn peers_behind_routers_need_a_lower_least_ttl() {
 
 #[test]
 fn a_second_path_may_cross_routers_though_the_first_is_multicast() {
-    let path =
-        SecondPath { interface: "eth1".into(), source: None, peers: vec![ip("192.0.2.1")] };
+    let path = SecondPath { interface: "eth1".into(), source: None, peers: vec![ip("192.0.2.1")] };
     let router = Router {
         second_path: Some(path),
         min_ttl: 250,

@@ -371,7 +371,13 @@ impl Rim {
             }
         }
         if let Some(why) = trouble {
-            self.notice(name, NoticeKind::Trouble, "it was not asked who has an address", &why, now);
+            self.notice(
+                name,
+                NoticeKind::Trouble,
+                "it was not asked who has an address",
+                &why,
+                now,
+            );
         }
     }
 }
