@@ -201,7 +201,7 @@ fn top_does_not_stop_where_nobody_could_continue_it() -> Result<()> {
     send("CONT", &pid)?;
     listens()?;
     terminal.press(&["q"])?;
-    wait::until_true(PATIENCE, "it ends", || Ok(!Path::new("/proc").join(&pid).exists())).map(drop)
+    wait::until_true(PATIENCE, "it ends", || Ok(!Path::new("/proc").join(&pid).exists()))
 }
 
 #[test]
