@@ -248,7 +248,8 @@ fn a_capture_saves_what_was_asked_for_and_no_more_of_it() -> Result<()> {
     ensure!(cut.len() == saved.len(), "{} of {}", cut.len(), saved.len());
 
     // The program can't be asked about a part of a frame, which is no difference.
-    let verify = balancer.lbctl_output(&["explain", "--pcap", &path, "--limit", "2", "--verify"])?;
+    let verify =
+        balancer.lbctl_output(&["explain", "--pcap", &path, "--limit", "2", "--verify"])?;
     let told = String::from_utf8_lossy(&verify.stdout);
     ensure!(told.contains("the program could not be asked") && !told.contains("DIFFERS"), "{told}");
     ensure!(verify.status.code() == Some(1), "{verify:?}");

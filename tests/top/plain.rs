@@ -74,7 +74,9 @@ fn a_capture_moves_on_a_terminal_and_ends_by_a_key_with_a_whole_file() -> Result
     let terminal = Terminal::open(&site.balancer, 80, 24)?;
     terminal.types(&format!("lbctl capture --duration 10m -w {}", file.display()))?;
     // The kernel verifies a program first.
-    let moment = |screen: &str| screen.lines().find(|line| line.contains("; Ctrl-C ends it")).map(str::to_owned);
+    let moment = |screen: &str| {
+        screen.lines().find(|line| line.contains("; Ctrl-C ends it")).map(str::to_owned)
+    };
     let patience = Duration::from_secs(90);
     let first = wait::until(patience, "it captures", || {
         let screen = terminal.screen()?;

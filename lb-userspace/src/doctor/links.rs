@@ -143,7 +143,8 @@ pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
 const MERGERS: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
 
 pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
-    let why = "the program would see packets larger than the link takes; drivers refuse XDP with it";
+    let why =
+        "the program would see packets larger than the link takes; drivers refuse XDP with it";
     configured(facts).filter_map(|(name, interface)| merging(name, interface, why)).collect()
 }
 
@@ -152,8 +153,11 @@ pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
 pub(super) fn merging(name: &str, interface: &Interface, why: &str) -> Option<Finding> {
     const CHECK: &str = "offloads";
     let on = interface.offloads.as_ref()?;
-    let words: Vec<_> =
-        MERGERS.iter().filter(|(feature, _)| on.contains(*feature)).map(|(_, word)| *word).collect();
+    let words: Vec<_> = MERGERS
+        .iter()
+        .filter(|(feature, _)| on.contains(*feature))
+        .map(|(_, word)| *word)
+        .collect();
     if words.is_empty() {
         return Some(Finding::ok(CHECK, format!("{name} merges no packets in hardware")));
     }

@@ -337,8 +337,7 @@ mod tests {
             panic!("{WORDS}");
         }
         let this = env::current_exe().expect("it is a file");
-        let name =
-            "cli::top::screen::tests::a_panic_is_told_on_the_terminal_as_it_was_before";
+        let name = "cli::top::screen::tests::a_panic_is_told_on_the_terminal_as_it_was_before";
         let line = format!("{} --exact {name} --nocapture; stty -a", this.display());
         let mut script = Command::new("script");
         script.args(["--quiet", "--command", &line, "/dev/null"]).stdin(Stdio::null());

@@ -168,7 +168,11 @@ fn sources_must_not_be_checked_strictly_where_a_tunnel_ends() {
 fn clients_must_be_told_to_send_what_fits_the_tunnel() {
     let small = |facts: &mut Facts| interface(facts, "eth0").mtu = 1500;
     let unwell = changed(Mode::Ipip, segment_size, small);
-    assert_told(&unwell, Grade::Warning, &["ip saddr 10.0.0.100", "tcp option maxseg size set 1440"]);
+    assert_told(
+        &unwell,
+        Grade::Warning,
+        &["ip saddr 10.0.0.100", "tcp option maxseg size set 1440"],
+    );
     let announced = |segment| {
         changed(Mode::Ipip, segment_size, |facts| {
             small(facts);

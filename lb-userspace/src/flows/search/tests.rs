@@ -205,7 +205,10 @@ fn what_has_been_silent_for_too_long_is_no_flow() {
         // These stay in their tables until another one needs the place.
         (
             FlowTable::Tracked,
-            vec![(FlowRef::Tracked(key(6)), opening(900)), (FlowRef::Tracked(key(7)), opening(901))],
+            vec![
+                (FlowRef::Tracked(key(6)), opening(900)),
+                (FlowRef::Tracked(key(7)), opening(901)),
+            ],
         ),
         (
             FlowTable::Connections,
@@ -229,7 +232,10 @@ fn what_has_been_silent_for_too_long_is_no_flow() {
         met += 1;
         ControlFlow::Continue(())
     };
-    Search::new(&names, &query, NOW).expect("it is valid").visit(&tables, &mut count).expect("it is");
+    Search::new(&names, &query, NOW)
+        .expect("it is valid")
+        .visit(&tables, &mut count)
+        .expect("it is");
     assert_eq!(met, 5, "as lines as well");
 }
 
