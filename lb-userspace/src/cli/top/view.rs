@@ -242,7 +242,8 @@ fn aligned(text: String, right: bool) -> ratatui::widgets::Cell<'static> {
 
 /// The keys that can be pressed here.
 fn foot(app: &App, looks: Looks) -> Line<'static> {
-    const EVERYWHERE: &[(&str, &str)] = &[
+    type Keys = &'static [(&'static str, &'static str)];
+    const EVERYWHERE: Keys = &[
         ("< >", "sort"),
         ("r", "reverse"),
         ("/", "filter"),
@@ -250,8 +251,8 @@ fn foot(app: &App, looks: Looks) -> Line<'static> {
         ("?", "help"),
         ("q", "quit"),
     ];
-    let (here, everywhere): (&[_], _) = match (app.writes, &app.page().place) {
-        (true, _) => (&[("Enter", "keep the filter"), ("Esc", "clear it")], &[][..]),
+    let (here, everywhere): (Keys, Keys) = match (app.writes, &app.page().place) {
+        (true, _) => (&[("Enter", "keep the filter"), ("Esc", "clear it")], &[]),
         (false, Place::Services) => (&[("Enter", "backends")], EVERYWHERE),
         (false, Place::Backends(_)) => (&[("Enter", "flows"), ("Esc", "back")], EVERYWHERE),
         (false, Place::Flows(..)) => (&[("Esc", "back")], EVERYWHERE),

@@ -228,7 +228,7 @@ fn what_has_been_silent_for_too_long_is_no_flow() {
     let names = Names::read(&tables, &names()).expect("they are in memory");
     let query = Query::default();
     let mut met = 0;
-    let mut count = |_| {
+    let mut count = |_: Flow| {
         met += 1;
         ControlFlow::Continue(())
     };
