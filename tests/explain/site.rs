@@ -71,7 +71,8 @@ pub fn ask(balancer: &Balancer, packets: Vec<Packet>, verify: bool) -> Result<Ve
         Questions { packets, interface: None, cpu: 0, any_mac: false, again: false, verify };
     let body = serde_json::to_string(&questions)?;
     let mut stream = UnixStream::connect(balancer.socket()).context("connect to lbd")?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    // As lbctl does where the kernel verifies a program for it.
+    stream.set_read_timeout(Some(Duration::from_secs(180)))?;
     let length = body.len();
     write!(
         stream,

@@ -81,7 +81,7 @@ impl Link {
 }
 
 /// Whether something could not be opened because this process or the system is at its limit.
-fn is_shortage(error: &io::Error) -> bool {
+pub(super) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
