@@ -17,7 +17,7 @@ use futures_util::stream;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use super::{
@@ -126,10 +126,17 @@ impl Capture {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = first;
         loop {
-            // A reader that is slow holds this up; what does not fit into the ring meanwhile is
-            // counted as lost.
-            if !out.is_empty() && to.send(std::mem::take(&mut out).into()).await.is_err() {
-                return;
+            // A reader that is slow holds this up, but not the end; what does not fit into the ring
+            // meanwhile is counted as lost.
+            if !out.is_empty() {
+                tokio::select! {
+                    room = to.reserve() => match room {
+                        Ok(room) => room.send(std::mem::take(&mut out).into()),
+                        Err(_) => return,
+                    },
+                    () = sleep_until(until.into()) => break,
+                    _ = stopped.changed() => break,
+                }
             }
             tokio::select! {
                 _ = look.tick() => {}
