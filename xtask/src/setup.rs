@@ -49,32 +49,49 @@ pub fn packages() -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
-    let apt = kit::command::find("apt-get");
-    let Some(apt) = apt.filter(|_| kit::is_root()) else {
-        let missing = kit::missing().join(", ");
-        bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
-    };
-    println!("set-up: missing programs; {install}");
-    let quiet = Quiet::new(&packages)?;
-    let apt_get = |args: &[&str]| {
-        let mut command = Command::new(&apt);
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
-        cargo::run(&mut command)
-    };
-    let wanted = [&["install", "--no-install-recommends"], &*packages].concat();
-    // The lists of packages may be missing or old.
-    if apt_get(&wanted).is_err() {
-        apt_get(&["update"])?;
-        apt_get(&wanted)?;
-    }
-    drop(quiet);
+    install(&packages, &kit::missing().join(", "))?;
     for (program, package) in kit::PROGRAMS {
         ensure!(
             kit::command::find(program).is_some(),
             "{package} is installed and {program} is not in PATH"
         );
     }
+    Ok(())
+}
+
+/// The typeface of the pictures. They can be made without it: the page takes what the machine has.
+///
+/// # Errors
+///
+/// If it is missing and can't be installed; the error says what to run.
+pub fn typeface() -> Result<()> {
+    match Path::new("/usr/share/fonts/opentype/inter").exists() {
+        true => Ok(()),
+        false => install(&["fonts-inter"], "the typeface of the pictures"),
+    }
+}
+
+/// Installs packages of Debian for what is missing.
+fn install(packages: &[&str], missing: &str) -> Result<()> {
+    let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    let apt = kit::command::find("apt-get");
+    let Some(apt) = apt.filter(|_| kit::is_root()) else {
+        bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
+    };
+    println!("set-up: missing: {missing}; {install}");
+    let quiet = Quiet::new(packages)?;
+    let apt_get = |args: &[&str]| {
+        let mut command = Command::new(&apt);
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
+        cargo::run(&mut command)
+    };
+    let wanted = [&["install", "--no-install-recommends"], packages].concat();
+    // The lists of packages may be missing or old.
+    if apt_get(&wanted).is_err() {
+        apt_get(&["update"])?;
+        apt_get(&wanted)?;
+    }
+    drop(quiet);
     Ok(())
 }
 
