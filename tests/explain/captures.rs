@@ -2,14 +2,18 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::{SocketAddr, UdpSocket},
+    os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer::Balancer, can_run, command, http::Connection, lab::Lab, wait};
+use lb_userspace::capture::Spec;
 
 use crate::site::{VIP, attached, site};
 
@@ -290,4 +294,49 @@ fn whoever_dies_the_normal_program_comes_back() -> Result<()> {
     is_back(&lab, capture.lab_program)?;
     let _ = capture.child.wait_with_output()?;
     get(&lab)
+}
+
+#[test]
+fn who_asks_for_a_capture_and_does_not_read_it_keeps_it_no_longer_than_who_does() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = site()?;
+    let normal = attached(&lab)?;
+    let lasts = Duration::from_secs(3);
+    let spec = Spec {
+        count: 1_000_000,
+        millis: lasts.as_millis() as u64,
+        rate: 50_000,
+        ..Spec::default()
+    };
+    let body = serde_json::to_string(&spec)?;
+    let mut stream = UnixStream::connect(balancer.socket()).context("connect to lbd")?;
+    let length = body.len();
+    write!(
+        stream,
+        "POST /v1/capture HTTP/1.1\r\nHost: lbd\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    wait::until_true(PATIENCE, "the program that captures is there", || {
+        Ok(attached(&lab)? != normal)
+    })?;
+    // More than all that is between lbd and its reader has room for.
+    lab.client.namespace.enter(|| -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let begun = Instant::now();
+        while begun.elapsed() < lasts {
+            for n in 0..50_u32 {
+                socket.send_to(&n.to_be_bytes(), (VIP, 53))?;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    })??;
+    is_back(&lab, normal)?;
+    // The next one may begin, while the first one is still not read.
+    let file = lab.folder().join("next.pcapng");
+    let path = file.to_string_lossy().into_owned();
+    balancer.lbctl(&["capture", "-w", &path, "--duration", "100ms"])?;
+    drop(stream);
+    Ok(())
 }
