@@ -1,6 +1,7 @@
 //! The variant of the program that captures: loaded over the pinned maps, swapped in and out.
 
 use std::{
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,7 +20,7 @@ use zerocopy::FromBytes as _;
 use super::{
     attach, entry, load,
     mmap::Mapped,
-    monotonic,
+    monotonic, program_pins,
     sys::{LinkInfo, Table},
     xdp::Xdp,
 };
@@ -177,7 +178,8 @@ impl Xdp {
         ensure!(self.capture.is_none(), "a capture is running; one at a time");
         let tap = capturer.tap()?;
         let program = capturer.program()?;
-        let id = program.info().context("ask for the program")?.id();
+        // A start that finds it on a link has to know its maps.
+        let id = program_pins::pin(&load::current(&self.settings.pin_dir), program)?;
         self.capture = Some(Captures { program: id });
         let own = self.program_id;
         for path in self.paths() {
@@ -205,6 +207,9 @@ impl Xdp {
         match failed {
             None => {
                 self.capture = None;
+                // What stays is removed by the next start.
+                let pin = program_pins::path(&load::current(&self.settings.pin_dir), captures);
+                let _ = fs::remove_file(pin);
                 Ok(())
             }
             Some(error) => Err(error.context("end the capture; it is tried again")),
