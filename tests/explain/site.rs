@@ -144,7 +144,8 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
         for map in fs::read_dir(&folder)? {
             let path = map?.path();
             let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
-            if matches!(name.as_str(), "VERDICTS" | "RINGS") {
+            // A program is no map.
+            if matches!(name.as_str(), "VERDICTS" | "RINGS") || name.starts_with("program-") {
                 continue;
             }
             let info = MapInfo::from_pin(&path)?;

@@ -1,6 +1,11 @@
 //! The variant of the program that captures: loaded over the pinned maps, swapped in and out.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -15,7 +20,7 @@ use zerocopy::FromBytes as _;
 use super::{
     attach, entry, load,
     mmap::Mapped,
-    monotonic,
+    monotonic, program_pins,
     sys::{LinkInfo, Table},
     xdp::Xdp,
 };
@@ -174,7 +179,8 @@ impl Xdp {
         let pins = self.pins_of(self.program_id)?;
         let tap = capturer.tap()?;
         let program = capturer.program()?;
-        let id = program.info().context("ask for the program")?.id();
+        // A start that finds it on a link has to know its maps.
+        let id = program_pins::pin(&load::current(&self.settings.pin_dir), program)?;
         self.capture = Some(Captures { program: id });
         for pin in pins {
             if let Err(error) = attach::swap(program, &pin) {
@@ -199,6 +205,9 @@ impl Xdp {
         match failed {
             None => {
                 self.capture = None;
+                // What stays is removed by the next start.
+                let pin = program_pins::path(&load::current(&self.settings.pin_dir), captures);
+                let _ = fs::remove_file(pin);
                 Ok(())
             }
             Some(error) => Err(error.context("end the capture; it is tried again")),
