@@ -105,7 +105,9 @@ impl Telling {
 
     /// A flow has ended.
     pub fn end(&mut self, service: ServiceKey, flow: Flow) {
-        if self.is_asked() && self.ended.len() < MOST_ENDED {
+        // Nobody has these addresses, but anybody can forge them.
+        let is_mark = flow.ends_a_ring() || flow.ends_a_history();
+        if self.is_asked() && !is_mark && self.ended.len() < MOST_ENDED {
             self.ended.push((service, flow));
         }
     }
@@ -422,6 +424,16 @@ mod tests {
             window.room(Some(number), at + LATE / 2);
         }
         assert!(window.is_over(at, at + LATE));
+    }
+
+    #[test]
+    fn no_client_ends_a_history_by_a_forged_address() {
+        let mut telling = asked();
+        for port in 0..4 {
+            telling.end(WEB, Flow::Pinned([0; 4].into(), port));
+        }
+        let told: Vec<_> = telling.ended.into_iter().map(|(_, flow)| flow).collect();
+        assert_eq!(told, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port)));
     }
 
     #[test]
