@@ -24,11 +24,6 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-pub use self::{
-    history::Role,
-    interfaces::{InterfaceEvent, InterfaceEventKind},
-    silence::Suspicion,
-};
 use self::{
     history::{Followed, History},
     interfaces::Interfaces,
@@ -37,6 +32,11 @@ use self::{
     retired::Retired,
     silence::Silence,
     sweep::Walk,
+};
+pub use self::{
+    history::{LATE, Role},
+    interfaces::{InterfaceEvent, InterfaceEventKind},
+    silence::Suspicion,
 };
 use crate::{
     datapath::{DataPlane, FlowRef},

@@ -212,7 +212,8 @@ impl<D: DataPlane> Engine<D> {
                 // The marks of pins stay: those that live are refreshed when their turn comes, and
                 // after a takeover the others go as they do everywhere.
             } else if rested {
-                let is_quiet = base != 0 && ring::is_quiet(slot, at, idle);
+                // One that is its own base owner was about to settle.
+                let is_quiet = base != 0 && (base == current || ring::is_quiet(slot, at, idle));
                 if tells {
                     self.history.settling(key).look(index, is_quiet);
                 } else if is_quiet {
