@@ -21,12 +21,11 @@ use crate::{
 };
 
 /// Kinds of events that must not come, whatever is done here.
-const ALARMS: [&str; 6] = [
+const ALARMS: [&str; 5] = [
     "maps_failing",
     "interface_lost",
     "state_file_failing",
     "state_file_set_aside",
-    "peer_refused",
     "vrrp_mismatch",
 ];
 

@@ -24,6 +24,7 @@ mod samples;
 mod site;
 
 use std::{
+    fs,
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -45,6 +46,9 @@ struct Arguments {
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
+    /// Write the JSON to this file as well
+    #[arg(long)]
+    json_file: Option<PathBuf>,
     /// Where logs are kept, in a folder of the seed
     #[arg(long, default_value = "target/soak")]
     folder: PathBuf,
@@ -81,8 +85,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
     kit::signals::catch();
     let folder = arguments.folder.join(format!("seed-{seed}"));
     let report = run::run(run::Arguments { seed, length, folder: folder.clone() })?;
+    let json = serde_json::to_string(&report).context("the report")?;
+    if let Some(file) = &arguments.json_file {
+        fs::write(file, &json).with_context(|| format!("write {}", file.display()))?;
+    }
     if arguments.json {
-        println!("{}", serde_json::to_string(&report).context("the report")?);
+        println!("{json}");
     } else {
         print!("{report}");
     }

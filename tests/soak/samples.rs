@@ -211,8 +211,8 @@ const ENOUGH: usize = 60;
 
 /// How the figures of a node have grown, in each of the times in which it was spared.
 ///
-/// Memory may have grown by a twentieth and 2 MiB, for what is kept of the last events; descriptors by
-/// four, for who asks just then; maps and programs not at all.
+/// Memory may have grown by an eighth and 4 MiB, for what is kept of the last events and of the flows of a
+/// peer, and what the allocator keeps of former peaks; descriptors by four, for who asks just then; maps and programs not at all.
 #[must_use]
 pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> {
     let mut growths = Vec::new();
@@ -227,7 +227,7 @@ pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> 
         }
         let third = held.len() / 3;
         let figures: [(&str, fn(&Held) -> u64, fn(u64) -> u64); 4] = [
-            ("rss_bytes", |held| held.rss_bytes, |middle| middle + middle / 20 + (2 << 20)),
+            ("rss_bytes", |held| held.rss_bytes, |middle| middle + middle / 8 + (4 << 20)),
             ("fds", |held| held.fds, |middle| middle + 4),
             ("bpf_maps", |held| held.bpf_maps, |middle| middle),
             ("bpf_programs", |held| held.bpf_programs, |middle| middle),

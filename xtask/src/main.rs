@@ -7,6 +7,7 @@
 mod bench;
 mod cargo;
 mod check;
+mod documents;
 mod lab;
 mod package;
 mod pair;
@@ -52,6 +53,8 @@ enum Command {
     Bench(bench::Bench),
     /// Random operations on a pair of balancers under checked traffic, and a model of what may break
     Soak(soak::Arguments),
+    /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results
+    Documents,
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
         Command::Soak(arguments) => soak::run(&arguments),
+        Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()

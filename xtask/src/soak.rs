@@ -1,13 +1,17 @@
 //! `cargo xtask soak`: random operations on a pair of balancers under checked traffic.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use kit::signals;
 
-use crate::{cargo, root, setup, workspace};
+use crate::{
+    cargo,
+    documents::{self, Saving},
+    root, setup, workspace,
+};
 
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args)]
 pub struct Arguments {
     /// How long operations are carried out, in minutes
     #[arg(long, default_value_t = 3.0)]
@@ -15,9 +19,8 @@ pub struct Arguments {
     /// Replays a run: what the operations are a function of [default: the time of day]
     #[arg(long)]
     seed: Option<u64>,
-    /// Print JSON instead of tables
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    saving: Saving,
     /// Print the operations of the seed and end
     #[arg(long)]
     plan: bool,
@@ -33,7 +36,7 @@ pub struct Arguments {
 ///
 /// If it does not build, or something was that must not be.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { minutes, seed, json, plan, release } = arguments;
+    let Arguments { minutes, seed, saving, plan, release } = arguments;
     setup::tools()?;
     setup::packages()?;
     let profile: &[&str] = if *release { &["--release"] } else { &[] };
@@ -47,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     command.arg("--minutes").arg(minutes.to_string());
     command.arg("--folder").arg(workspace().join("target/soak"));
     command.args(seed.iter().flat_map(|seed| ["--seed".to_owned(), seed.to_string()]));
-    for (flag, is_set) in [("--json", json), ("--plan", plan)] {
+    for (flag, is_set) in [("--json", &saving.json), ("--plan", plan)] {
         command.args(is_set.then_some(flag));
     }
     if *plan {
@@ -55,5 +58,17 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     // It puts away what it made before it ends.
     signals::catch();
-    cargo::run(&mut root::as_root(command, "a lab of network namespaces")?)
+    let results = folder.join("lb-soak-results.json");
+    if saving.save {
+        // Made by who called, so that what root writes stays theirs.
+        fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;
+        command.arg("--json-file").arg(&results);
+    }
+    cargo::run(&mut root::as_root(command, "a lab of network namespaces")?)?;
+    if saving.save {
+        let text =
+            fs::read_to_string(&results).with_context(|| format!("read {}", results.display()))?;
+        documents::save("soak", &["nginx"], &text)?;
+    }
+    Ok(())
 }

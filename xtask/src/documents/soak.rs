@@ -1,13 +1,16 @@
-//! What `cargo xtask soak` found out, for docs/RELIABILITY.md.
+//! The chapter of `soak`.
 
 use std::fmt::Write as _;
 
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
-/// Writes the section of a soak: what was done, what broke, what `lbd` held.
-pub fn render(results: &Value, out: &mut String) {
-    // Nothing fails to be written to a string.
-    let _ = write(results, out);
+use super::Page;
+
+/// Writes it: what was done, what broke, what `lbd` held.
+pub fn render(results: &Value, page: &mut Page) -> Result<()> {
+    ensure!(results["operations"].is_object(), "no operations");
+    Ok(write(results, &mut page.text)?)
 }
 
 fn write(results: &Value, out: &mut String) -> std::fmt::Result {
@@ -17,7 +20,7 @@ fn write(results: &Value, out: &mut String) -> std::fmt::Result {
     let (allowed, not) = (sum(&results["broken_allowed"]), number("broken_not_allowed"));
     writeln!(
         out,
-        "{operations} random operations in {minutes:.0} minutes on a pair of nodes with four web hosts and \
+        "\n{operations} random operations in {minutes:.0} minutes on a pair of nodes with four web hosts and \
          four services (`dsr` and `ipip`, IPv4 and IPv6), at whole traffic: every answer was compared with \
          what it should be. `cargo xtask soak --minutes {minutes:.0} --seed {}` does the same operations \
          again; the kernel's scheduling is not replayed.\n",
@@ -103,8 +106,9 @@ mod tests {
             "broken_allowed": { "Killed": 5 }, "broken_not_allowed": 1, "requests": 12,
             "nodes": [{ "name": "lb1", "rss_bytes": { "first": 2048, "median": 4096, "last": 5120 } }],
         });
-        let mut out = String::new();
-        render(&results, &mut out);
+        let mut page = Page::default();
+        render(&results, &mut page).unwrap();
+        let out = page.text;
         for line in [
             "5 random operations in 3 minutes",
             "--seed 7",
