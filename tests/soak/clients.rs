@@ -223,13 +223,14 @@ impl Client {
     /// Asks for a page, which names its host.
     fn ask(&self, connection: &mut Connection, life: &mut Life) -> Result<()> {
         let page = connection.get("/")?;
-        let (status, text) = (page.status, page.text());
-        if status != 200 || text != page.backend {
-            bail!("status {status} and page {text:?} from {}", page.backend);
+        let (status, text, length) = (page.status, page.text(), page.body.len());
+        let host = page.backend()?;
+        if status != 200 || text != host {
+            bail!("status {status} and page {text:?} from {host}");
         }
-        self.heard_from(&page.backend, life)?;
+        self.heard_from(&host, life)?;
         self.shared.counts.requests.fetch_add(1, Ordering::Relaxed);
-        self.shared.counts.bytes.fetch_add(page.body.len() as u64, Ordering::Relaxed);
+        self.shared.counts.bytes.fetch_add(length as u64, Ordering::Relaxed);
         Ok(())
     }
 

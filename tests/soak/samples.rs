@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn growth_that_goes_on_is_told() {
-        assert_eq!(leaks(&samples(|second| 30 + second / 6, |_| 1)), ["rss_bytes"]);
+        assert_eq!(leaks(&samples(|second| 30 + second / 4, |_| 1)), ["rss_bytes"]);
         let mut held = samples(|_| 30, |_| 1);
         for (n, sample) in held.iter_mut().enumerate() {
             sample.held.fds += n as u64 / 10;

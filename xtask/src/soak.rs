@@ -41,8 +41,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::packages()?;
     let profile: &[&str] = if *release { &["--release"] } else { &[] };
     eprintln!("soak: building lbd, lbctl and lb-soak; the first time takes minutes");
-    for build in [["--package", "lb-userspace", "--bins"], ["--package", "lb-tests", "--bins"]] {
-        cargo::call(&[&["build"], &build, profile, cargo::quiet()].concat())?;
+    for package in ["lb-userspace", "lb-tests"] {
+        let build = ["build", "--bins", "--package", package];
+        cargo::call(&[&build, profile, cargo::quiet()].concat())?;
     }
     let folder = cargo::folder(*release)?;
     let mut command = Command::new(folder.join("lb-soak"));
