@@ -60,30 +60,47 @@ pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
+    let missing: Vec<_> = missing.iter().map(|&&(program, _)| program).collect();
+    install(&packages, &missing.join(", "))?;
+    for (program, package) in wanted {
+        ensure!(here(program), "{package} is installed and {program} is not there");
+    }
+    Ok(())
+}
+
+/// The typeface of the pictures. They can be made without it: the page takes what the machine has.
+///
+/// # Errors
+///
+/// If it is missing and can't be installed; the error says what to run.
+pub fn typeface() -> Result<()> {
+    match Path::new("/usr/share/fonts/opentype/inter").exists() {
+        true => Ok(()),
+        false => install(&["fonts-inter"], "the typeface of the pictures"),
+    }
+}
+
+/// Installs packages of Debian for what is missing.
+fn install(packages: &[&str], missing: &str) -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     let apt = kit::command::find("apt-get");
     let Some(apt) = apt.filter(|_| kit::is_root()) else {
-        let missing: Vec<_> = missing.iter().map(|&&(program, _)| program).collect();
-        let missing = missing.join(", ");
         bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
     };
-    println!("set-up: missing programs; {install}");
-    let quiet = Quiet::new(&packages)?;
+    println!("set-up: missing: {missing}; {install}");
+    let quiet = Quiet::new(packages)?;
     let apt_get = |args: &[&str]| {
         let mut command = Command::new(&apt);
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let order = [&["install", "--no-install-recommends"], &*packages].concat();
+    let wanted = [&["install", "--no-install-recommends"], packages].concat();
     // The lists of packages may be missing or old.
-    if apt_get(&order).is_err() {
+    if apt_get(&wanted).is_err() {
         apt_get(&["update"])?;
-        apt_get(&order)?;
+        apt_get(&wanted)?;
     }
     drop(quiet);
-    for (program, package) in wanted {
-        ensure!(here(program), "{package} is installed and {program} is not there");
-    }
     Ok(())
 }
 

@@ -65,7 +65,10 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         "Time of one run of the loaded program on a frame that is restored before each run, and, as *net*, \
          without the restoring. `swap` is a program that only rewrites MAC addresses, `encapsulate` one \
          that only puts a fixed outer header before the packet: what dsr and ipip can't go below. Cases \
-         alternate in every round; the program's own counters are compared with the number of runs.",
+         alternate in every round; the program's own counters are compared with the number of runs. The last \
+         rows are variants of the program over the same maps, against the program itself: without its log \
+         calls, and as it is while it captures, asked for packets of another service or for all, of which \
+         it saves as many as `lbctl capture` takes if it is not told otherwise.",
     );
     let bar = |case: &Packet| {
         let kind = usize::from(!case.is_floor);
@@ -88,7 +91,7 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         "median, ns",
         "minimum, ns",
         "net minimum, ns",
-        "floor",
+        "against",
         "ratio of medians",
         "of minima",
     ];
