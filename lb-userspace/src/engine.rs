@@ -39,7 +39,7 @@ pub use self::{
     silence::Suspicion,
 };
 use crate::{
-    datapath::DataPlane,
+    datapath::{DataPlane, FlowRef},
     desired::{Admin, Desired, ServiceKey},
     health::{self, Condition, Seen, View},
     maglev,
@@ -97,6 +97,11 @@ impl Now {
 /// The slot of a client's flow.
 pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
     history::slot_of_flow(service, key)
+}
+
+/// How many seconds a flow may be idle before it counts as gone.
+pub(crate) fn kept_secs(flow: &FlowRef, value: abi::FlowValue, service: &abi::Service) -> u32 {
+    sweep::kept_secs(flow, value, service)
 }
 
 /// What a reconciliation has done.

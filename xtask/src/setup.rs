@@ -43,38 +43,64 @@ pub fn tools() -> Result<()> {
 ///
 /// If a program is missing and can't be installed; the error says what to run.
 pub fn packages() -> Result<()> {
-    let missing = kit::PROGRAMS.iter().filter(|(program, _)| kit::command::find(program).is_none());
-    let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    these(kit::PROGRAMS)
+}
+
+/// What some commands need beside that: programs, or files by their whole path, with the Debian package
+/// of each.
+///
+/// # Errors
+///
+/// If something is missing and can't be installed; the error says what to run.
+pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
+    let here = |program: &str| kit::command::find(program).is_some();
+    let missing: Vec<_> = wanted.iter().filter(|(program, _)| !here(program)).collect();
+    let mut packages: Vec<_> = missing.iter().map(|&&(_, package)| package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
     }
+    let missing: Vec<_> = missing.iter().map(|&&(program, _)| program).collect();
+    install(&packages, &missing.join(", "))?;
+    for (program, package) in wanted {
+        ensure!(here(program), "{package} is installed and {program} is not there");
+    }
+    Ok(())
+}
+
+/// The typeface of the pictures. They can be made without it: the page takes what the machine has.
+///
+/// # Errors
+///
+/// If it is missing and can't be installed; the error says what to run.
+pub fn typeface() -> Result<()> {
+    match Path::new("/usr/share/fonts/opentype/inter").exists() {
+        true => Ok(()),
+        false => install(&["fonts-inter"], "the typeface of the pictures"),
+    }
+}
+
+/// Installs packages of Debian for what is missing.
+fn install(packages: &[&str], missing: &str) -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     let apt = kit::command::find("apt-get");
     let Some(apt) = apt.filter(|_| kit::is_root()) else {
-        let missing = kit::missing().join(", ");
         bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
     };
-    println!("set-up: missing programs; {install}");
-    let quiet = Quiet::new(&packages)?;
+    println!("set-up: missing: {missing}; {install}");
+    let quiet = Quiet::new(packages)?;
     let apt_get = |args: &[&str]| {
         let mut command = Command::new(&apt);
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let wanted = [&["install", "--no-install-recommends"], &*packages].concat();
+    let wanted = [&["install", "--no-install-recommends"], packages].concat();
     // The lists of packages may be missing or old.
     if apt_get(&wanted).is_err() {
         apt_get(&["update"])?;
         apt_get(&wanted)?;
     }
     drop(quiet);
-    for (program, package) in kit::PROGRAMS {
-        ensure!(
-            kit::command::find(program).is_some(),
-            "{package} is installed and {program} is not in PATH"
-        );
-    }
     Ok(())
 }
 
