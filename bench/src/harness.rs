@@ -1,5 +1,10 @@
 //! The programs in the kernel: the balancer with its tables, the floors, and `restore` around them.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
@@ -11,12 +16,13 @@ use lb_common::{
         Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, Service, ServiceKeyV4,
         ServiceKeyV6, backend_flags, mapped, service_flags, stamp,
     },
+    capture::{ANY, Plan as CapturePlan},
     hash::FlowKeys,
     rewrite,
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
-use lb_userspace::objects;
+use lb_userspace::{capture::Spec, objects};
 use zerocopy::IntoBytes;
 
 use crate::frames::{self, OWN, Plan, VIP_V4, VIP_V6};
@@ -44,6 +50,21 @@ pub fn stay_on_one_cpu() -> Result<()> {
     Ok(())
 }
 
+/// A program that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A floor: `transmit`, `swap` or `encapsulate`.
+    Floor(&'static str),
+    /// The balancer's.
+    Balancer,
+    /// The balancer's without anything that it says.
+    Silent,
+    /// The one that captures, asked for packets of another service.
+    CapturesOthers,
+    /// The one that captures, asked for all packets, as many as `lbctl capture` takes if it is not told.
+    Captures,
+}
+
 /// Whether a ring is in flux, and with what history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flux {
@@ -53,6 +74,8 @@ pub enum Flux {
     Unpinned,
     /// Every slot has a base owner, and this many flows are pinned.
     Pinned(u32),
+    /// No slot has an owner.
+    Unowned,
 }
 
 /// A service to measure.
@@ -76,6 +99,8 @@ pub struct Setup {
 /// The programs and their maps.
 pub struct Harness {
     balancer: Ebpf,
+    silent: Ebpf,
+    capture: Ebpf,
     bench: Ebpf,
     cpus: u32,
     services: u16,
@@ -92,20 +117,14 @@ impl Harness {
     pub fn load() -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
         let cpus = u32::try_from(cpus)?;
-        let mut balancer = EbpfLoader::new()
-            .map_max_entries("PINS", PINS)
-            .map_max_entries("VERDICTS", REASONS * cpus)
-            .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
-            .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
-            .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
-            .map_max_entries("PIN_LOG_HEADS", cpus)
-            .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
-            .map_max_entries("SERVICE_INDEX", buckets(SERVICES))
-            .map_max_entries("SERVICE_ENTRIES", SERVICES)
-            .override_global("SERVICE_INDEX_MASK", &(buckets(SERVICES) - 1), true)
-            .override_global("SERVICES_PER_CPU", &SERVICES, true)
-            .load(objects::BALANCER)?;
+        let mut balancer = object(objects::BALANCER, cpus, None)?;
         load(&mut balancer, "balance")?;
+        // Its variants have the same maps.
+        let shared = Shared::of(&balancer)?;
+        let mut silent = object(objects::SILENT, cpus, Some(&shared))?;
+        load(&mut silent, "silent")?;
+        let mut capture = object(objects::CAPTURE, cpus, Some(&shared))?;
+        load(&mut capture, "capture")?;
         let mut bench = EbpfLoader::new().load(objects::BENCH)?;
         for name in ["restore", "transmit", "swap", "encapsulate"] {
             load(&mut bench, name)?;
@@ -113,7 +132,7 @@ impl Harness {
         let mut macs: Array<_, OwnMac> =
             balancer.map_mut("OWN_MACS").context("no map OWN_MACS")?.try_into()?;
         macs.set(0, OwnMac { mac: OWN, reserved: [0; 2] }, 0)?;
-        Ok(Self { balancer, bench, cpus, services: 0 })
+        Ok(Self { balancer, silent, capture, bench, cpus, services: 0 })
     }
 
     /// Adds a service with its backends and its ring.
@@ -139,11 +158,11 @@ impl Harness {
         let pinned = if let Flux::Pinned(_) = setup.flux { stamp(now) } else { 0 };
         let mut ring = Array::<MapData, u64>::create(SLOTS, MMAPABLE_INNER)?;
         for slot in 0..SLOTS {
-            let current = first + (slot % u32::from(BACKENDS)) as u16;
-            let base = if setup.flux == Flux::Steady {
-                0
-            } else {
-                first + ((slot + 1) % u32::from(BACKENDS)) as u16
+            let owner = |n: u32| first + (n % u32::from(BACKENDS)) as u16;
+            let (current, base) = match setup.flux {
+                Flux::Unowned => (0, 0),
+                Flux::Steady => (owner(slot), 0),
+                Flux::Unpinned | Flux::Pinned(_) => (owner(slot), owner(slot + 1)),
             };
             let word = u64::from(Owners { current, base }.to_word()) | u64::from(pinned) << 48;
             ring.set(slot, word, 0)?;
@@ -196,14 +215,36 @@ impl Harness {
         Ok(())
     }
 
-    /// The balancer's program.
-    pub fn balance(&self) -> Result<ProgramFd> {
-        program_fd(&self.balancer, "balance")
+    /// The program, ready to run.
+    pub fn program(&mut self, program: Program) -> Result<ProgramFd> {
+        match program {
+            Program::Floor(name) => program_fd(&self.bench, name),
+            Program::Balancer => program_fd(&self.balancer, "balance"),
+            Program::Silent => program_fd(&self.silent, "silent"),
+            // No service has this id.
+            Program::CapturesOthers => self.captures(SERVICES),
+            Program::Captures => self.captures(ANY),
+        }
     }
 
-    /// A floor: `transmit`, `swap` or `encapsulate`.
-    pub fn floor(&self, name: &str) -> Result<ProgramFd> {
-        program_fd(&self.bench, name)
+    fn captures(&mut self, service: u32) -> Result<ProgramFd> {
+        let spec = Spec::default();
+        let plan = CapturePlan {
+            until: u64::MAX,
+            verdicts: u64::MAX,
+            client: [0; 2],
+            mask: [0; 2],
+            service,
+            backend: ANY,
+            sample: u32::MAX,
+            rate: spec.rate,
+            snap: spec.snaplen,
+            reserved: 0,
+        };
+        let map = self.capture.map_mut("CAPTURE_PLAN").context("no map CAPTURE_PLAN")?;
+        let words: [u8; size_of::<CapturePlan>()] = plan.as_bytes().try_into()?;
+        Array::<_, [u8; size_of::<CapturePlan>()]>::try_from(map)?.set(0, words, 0)?;
+        program_fd(&self.capture, "capture")
     }
 
     /// Runs `target` behind `restore` on `packets` frames of the plan; nanoseconds of one.
@@ -239,6 +280,64 @@ impl Harness {
         }
         Ok(sum)
     }
+}
+
+/// The maps of a program, pinned for others to find; the pins go with this.
+struct Shared {
+    folder: PathBuf,
+    names: Vec<String>,
+}
+
+impl Shared {
+    fn of(ebpf: &Ebpf) -> Result<Self> {
+        let folder = Path::new("/sys/fs/bpf").join(format!("lb-bench-{}", std::process::id()));
+        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let mut shared = Self { folder, names: Vec::new() };
+        for (name, map) in ebpf.maps() {
+            // The object's own data, which each has for itself.
+            if name.contains('.') {
+                continue;
+            }
+            shared.names.push(name.to_owned());
+            map.pin(shared.folder.join(name)).with_context(|| format!("pin {name}"))?;
+        }
+        Ok(shared)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = fs::remove_file(self.folder.join(name));
+        }
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// An object of the balancer or a variant of it.
+fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
+    let mask = buckets(SERVICES) - 1;
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries("PINS", PINS)
+        .map_max_entries("VERDICTS", REASONS * cpus)
+        .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
+        .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+        .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
+        .map_max_entries("PIN_LOG_HEADS", cpus)
+        .map_max_entries("CAPTURE_COUNTERS", cpus)
+        .map_max_entries("CAPTURE_BUDGETS", cpus)
+        .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
+        .map_max_entries("SERVICE_INDEX", mask + 1)
+        .map_max_entries("SERVICE_ENTRIES", SERVICES)
+        .override_global("SERVICE_INDEX_MASK", &mask, true)
+        .override_global("SERVICES_PER_CPU", &SERVICES, true);
+    for shared in shared {
+        for name in &shared.names {
+            loader.map_pin_path(name, shared.folder.join(name));
+        }
+    }
+    Ok(loader.load(object)?)
 }
 
 fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {

@@ -385,6 +385,12 @@ impl<B: Balancer> Daemon<B> {
                     while let Ok(report) = inputs.vrrp.try_recv() {
                         self.hear_routers(report);
                     }
+                    // What has come from a peer counts that was Active when it was told: once this
+                    // node is, it goes by its own history.
+                    for _ in 0..inputs.peers.len() {
+                        let Ok(report) = inputs.peers.try_recv() else { break };
+                        self.hear_peers(report);
+                    }
                     self.settle();
                     continue;
                 }

@@ -24,6 +24,7 @@ pub mod probes;
 pub mod process;
 pub mod progress;
 pub mod prometheus;
+pub mod record;
 pub mod router;
 pub mod signals;
 pub mod status;

@@ -7,6 +7,7 @@
 mod bench;
 mod cargo;
 mod check;
+mod documents;
 mod lab;
 mod package;
 mod pair;
@@ -49,6 +50,8 @@ enum Command {
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results
+    Documents,
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Check => setup::tools().and_then(|()| check::run()),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()

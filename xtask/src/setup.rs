@@ -43,18 +43,27 @@ pub fn tools() -> Result<()> {
 ///
 /// If a program is missing and can't be installed; the error says what to run.
 pub fn packages() -> Result<()> {
-    let missing = kit::PROGRAMS.iter().filter(|(program, _)| kit::command::find(program).is_none());
-    let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
+    these(kit::PROGRAMS)
+}
+
+/// What some commands need beside that: programs, or files by their whole path, with the Debian package
+/// of each.
+///
+/// # Errors
+///
+/// If something is missing and can't be installed; the error says what to run.
+pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
+    let here = |program: &str| kit::command::find(program).is_some();
+    let missing: Vec<_> = wanted.iter().filter(|(program, _)| !here(program)).collect();
+    let mut packages: Vec<_> = missing.iter().map(|&&(_, package)| package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
     }
-    install(&packages, &kit::missing().join(", "))?;
-    for (program, package) in kit::PROGRAMS {
-        ensure!(
-            kit::command::find(program).is_some(),
-            "{package} is installed and {program} is not in PATH"
-        );
+    let missing: Vec<_> = missing.iter().map(|&&(program, _)| program).collect();
+    install(&packages, &missing.join(", "))?;
+    for (program, package) in wanted {
+        ensure!(here(program), "{package} is installed and {program} is not there");
     }
     Ok(())
 }

@@ -183,9 +183,12 @@ impl Program {
         self.package == INTEGRATION
     }
 
-    /// Whether its tests wait for nodes to notice each other's silence, most of the time.
+    /// Whether its tests wait most of the time, for a browser, a terminal, a scrape, or nodes that notice
+    /// each other's silence, and two at once do not spoil what they measure.
     fn waits_mostly(&self) -> bool {
-        self.package == INTEGRATION && matches!(self.name.as_str(), "pair" | "vrrp_interop")
+        const WAIT: [&str; 7] =
+            ["dashboard", "doors", "explain", "metrics", "pair", "top", "vrrp_interop"];
+        self.package == INTEGRATION && WAIT.contains(&self.name.as_str())
     }
 
     fn run(&self, filter: Option<&str>, in_ci: bool) -> Result<()> {

@@ -30,7 +30,8 @@ use crate::{
     edit::{Refusal, RefusalKind},
 };
 
-/// How often the ring is looked at: it holds what comes in this time at the highest rate.
+/// How often the ring is looked at. In this time it fills only with the longest frames at the highest
+/// rates, and what it has no room for is counted.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a failure the normal program is put back again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -66,10 +67,14 @@ async fn begin(State(doors): State<Doors>, bytes: Bytes) -> Result<Response, Ref
     let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
     let loaded = spawn_blocking(|| loader.load()).await.map_err(|error| failed(error.into()))?;
     let capturer = Box::new(loaded.map_err(failed)?);
-    let tap = ask(&doors.daemon, |tell| Request::BeginCapture(capturer, tell)).await?;
+    // A task of its own: who asked may go at any moment, and what has begun must end.
+    let begun = tokio::spawn(async move {
+        let tap = ask(&doors.daemon, |tell| Request::BeginCapture(capturer, tell)).await?;
+        Ok::<_, Refusal>((tap, Ending(Some(doors.daemon))))
+    });
+    let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
     let (writer, first) = Writer::begin(&spec, book, datapath::monotonic(), SystemTime::now());
     let (to, pieces) = mpsc::channel(PIECES);
-    let ending = Ending(Some(doors.daemon));
     let until = Instant::now() + Duration::from_millis(spec.millis);
     tokio::spawn(Capture { tap, writer, until, ending, stopped, to }.run(first));
     let body = stream::unfold(pieces, |mut pieces| async move {

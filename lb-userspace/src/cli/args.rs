@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 
 use super::{
+    Misuse,
     capture::CaptureArgs,
     check::{CheckArgs, PolicyArgs},
     complete,
@@ -318,10 +319,9 @@ pub(super) enum ConfigCommand {
 impl ServiceAdd {
     /// The service that is meant.
     pub(super) fn spec(&self) -> Result<ServiceSpec> {
-        anyhow::ensure!(
-            self.udp.is_none() || self.protocol == Protocol::Udp,
-            "--udp is for services with --protocol udp"
-        );
+        if self.udp.is_some() && self.protocol != Protocol::Udp {
+            return Err(Misuse("--udp is for services with --protocol udp".into()).into());
+        }
         let mut spec = ServiceSpec::new(self.vip, self.port, self.mode);
         spec.protocol = self.protocol;
         spec.udp = self.udp;

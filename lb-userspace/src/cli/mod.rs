@@ -18,6 +18,7 @@ mod log;
 mod node;
 mod patience;
 mod plan;
+mod progress;
 mod status;
 mod table;
 mod top;

@@ -123,7 +123,8 @@ fn changed(check: fn(&Facts) -> Vec<Finding>, change: impl FnOnce(&mut Facts)) -
     told(&check(&facts))
 }
 
-fn told(findings: &[Finding]) -> (Grade, String) {
+/// The worst grade of findings, and all that is said.
+pub(super) fn told(findings: &[Finding]) -> (Grade, String) {
     let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
     for finding in findings {
         assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
@@ -134,7 +135,7 @@ fn told(findings: &[Finding]) -> (Grade, String) {
 }
 
 #[track_caller]
-fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
+pub(super) fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
     assert_eq!(told.0, grade, "{}", told.1);
     for part in parts {
         assert!(told.1.contains(part), "{part:?} is not in {}", told.1);
@@ -485,6 +486,9 @@ fn capabilities_that_the_daemon_lacks_are_told() {
     assert_told(&lacking(bit(21) | bit(12) | bit(13), CONFIG), Grade::Ok, &[]);
     let without = lacking(needed & !bit(13), CONFIG);
     assert_told(&without, Grade::Wrong, &["lacks CAP_NET_RAW", "AmbientCapabilities=CAP_NET_RAW"]);
+    // One command does not undo another.
+    let both = lacking(bit(38) | bit(39), CONFIG);
+    assert_told(&both, Grade::Wrong, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
     let pair = format!("{CONFIG}{ROUTER}");
     assert_told(&lacking(needed, &pair), Grade::Warning, &["lacks CAP_SYS_NICE"]);
     assert_told(&lacking(needed | bit(23), &pair), Grade::Ok, &[]);

@@ -39,7 +39,7 @@ pub(super) fn sysctls<'a>(interfaces: impl Iterator<Item = &'a String>) -> Sysct
     Sysctls(names.into_iter().chain(of_interface).filter_map(value).collect())
 }
 
-/// How many CPUs this process may run on, or else how many are online.
+/// How many CPUs are online, or else how many this process may run on.
 pub(super) fn cpus() -> u32 {
     let online = read("/sys/devices/system/cpu/online");
     let count = count_of_list(online.trim());
