@@ -43,7 +43,16 @@ pub fn tools() -> Result<()> {
 ///
 /// If a program is missing and can't be installed; the error says what to run.
 pub fn packages() -> Result<()> {
-    let missing = kit::PROGRAMS.iter().filter(|(program, _)| kit::command::find(program).is_none());
+    programs(kit::PROGRAMS)
+}
+
+/// Installs the Debian packages of those programs that are missing.
+///
+/// # Errors
+///
+/// If a program is missing and can't be installed; the error says what to run.
+pub fn programs(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing = wanted.iter().filter(|(program, _)| kit::command::find(program).is_none());
     let mut packages: Vec<_> = missing.map(|&(_, package)| package).collect();
     packages.dedup();
     if packages.is_empty() {
@@ -52,7 +61,7 @@ pub fn packages() -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     let apt = kit::command::find("apt-get");
     let Some(apt) = apt.filter(|_| kit::is_root()) else {
-        let missing = kit::missing().join(", ");
+        let missing = packages.join(", ");
         bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
     };
     println!("set-up: missing programs; {install}");
@@ -62,14 +71,14 @@ pub fn packages() -> Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let wanted = [&["install", "--no-install-recommends"], &*packages].concat();
+    let install = [&["install", "--no-install-recommends"], &*packages].concat();
     // The lists of packages may be missing or old.
-    if apt_get(&wanted).is_err() {
+    if apt_get(&install).is_err() {
         apt_get(&["update"])?;
-        apt_get(&wanted)?;
+        apt_get(&install)?;
     }
     drop(quiet);
-    for (program, package) in kit::PROGRAMS {
+    for (program, package) in wanted {
         ensure!(
             kit::command::find(program).is_some(),
             "{package} is installed and {program} is not in PATH"
