@@ -5,6 +5,7 @@ mod failover;
 mod frames;
 mod harness;
 mod health;
+mod instructions;
 mod metrics;
 mod report;
 mod rings;
@@ -36,6 +37,8 @@ enum What {
         #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1_000..))]
         packets: u32,
     },
+    /// Instructions of a packet, here and with IPVS, on a machine whose clock counts them
+    Instructions(instructions::Arguments),
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover(failover::Arguments),
     /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
@@ -66,6 +69,7 @@ fn run(what: What) -> Result<()> {
     ensure!(kit::is_root(), "the benchmark loads programs into the kernel: run it as root");
     match what {
         What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),
+        What::Instructions(arguments) => instructions::run(&arguments),
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Health(arguments) => health::run(&arguments),

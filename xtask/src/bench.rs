@@ -26,6 +26,9 @@ pub enum Bench {
         #[arg(long)]
         packets: Option<u32>,
     },
+    /// Instructions that a packet takes, here and with IPVS, in a virtual machine whose clock counts
+    /// them: the same however busy this machine is
+    Instructions(crate::instructions::Arguments),
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover {
         /// Print JSON instead of tables
@@ -90,6 +93,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             let options = [("--rounds", rounds), ("--packets", packets)];
             measure("datapath", *json, options, "half a minute")
         }
+        Bench::Instructions(arguments) => crate::instructions::run(arguments),
         Bench::Failover { json, only } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
