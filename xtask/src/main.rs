@@ -8,6 +8,8 @@ mod bench;
 mod cargo;
 mod check;
 mod documents;
+mod instructions;
+mod kernels;
 mod lab;
 mod package;
 mod pair;
@@ -18,6 +20,7 @@ mod setup;
 mod smoke;
 mod test;
 mod view;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -55,6 +58,8 @@ enum Command {
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Run a command on another kernel, in a virtual machine over a scratch copy of this one's root
+    Vm(vm::Arguments),
     /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
     Pictures(pictures::Arguments),
     /// What CI runs: check and test; a test that can't run counts as failed
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(&bench),
         Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
+        Command::Vm(arguments) => vm::run(&arguments),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())
