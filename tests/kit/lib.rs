@@ -17,6 +17,7 @@ pub mod lab;
 pub mod load;
 pub mod namespace;
 pub mod nginx;
+pub mod nics;
 pub mod owners;
 pub mod pair;
 pub mod peers;

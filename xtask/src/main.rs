@@ -8,6 +8,8 @@ mod bench;
 mod cargo;
 mod check;
 mod documents;
+mod instructions;
+mod kernels;
 mod lab;
 mod package;
 mod pair;
@@ -19,6 +21,7 @@ mod smoke;
 mod soak;
 mod test;
 mod view;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -58,6 +61,8 @@ enum Command {
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Run a command on another kernel, in a virtual machine over a scratch copy of this one's root
+    Vm(vm::Arguments),
     /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
     Pictures(pictures::Arguments),
     /// What CI runs: check and test; a test that can't run counts as failed
@@ -80,6 +85,7 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
+        Command::Vm(arguments) => vm::run(&arguments),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())

@@ -94,11 +94,11 @@ fn install(packages: &[&str], missing: &str) -> Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let wanted = [&["install", "--no-install-recommends"], packages].concat();
+    let order = [&["install", "--no-install-recommends"], packages].concat();
     // The lists of packages may be missing or old.
-    if apt_get(&wanted).is_err() {
+    if apt_get(&order).is_err() {
         apt_get(&["update"])?;
-        apt_get(&wanted)?;
+        apt_get(&order)?;
     }
     drop(quiet);
     Ok(())

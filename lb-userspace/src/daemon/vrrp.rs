@@ -105,15 +105,13 @@ impl<B: Balancer> Daemon<B> {
         };
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
         self.vrrp.gather_states();
-        let resumed = std::mem::take(&mut self.vrrp.resumed);
-        type Macs = BTreeMap<String, [u8; 6]>;
-        let (still, gone): (Macs, Macs) = resumed.into_iter().partition(|(name, mac)| {
-            let router = self.routers().iter().find(|router| router.name == *name);
-            router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == *mac)
-        });
-        self.vrrp.resumed = still;
-        for mac in gone.into_values() {
-            self.take_mac(mac, false);
+        for (name, mac) in std::mem::take(&mut self.vrrp.resumed) {
+            let router = self.routers().iter().find(|router| router.name == name);
+            if router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == mac) {
+                self.vrrp.resumed.insert(name, mac);
+            } else {
+                self.take_mac(mac, false);
+            }
         }
         self.release_stray_pins();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
