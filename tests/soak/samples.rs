@@ -209,10 +209,14 @@ impl Growth {
 /// Samples that such a time must have of one process to be judged: a third of them is then twenty seconds.
 const ENOUGH: usize = 60;
 
+/// Samples of a time that is long enough for memory to have flattened: five minutes of them.
+const LONG: usize = 300;
+
 /// How the figures of a node have grown, in each of the times in which it was spared.
 ///
 /// Memory may have grown by an eighth and 4 MiB, for what is kept of the last events and of the flows of a
-/// peer, and what the allocator keeps of former peaks; descriptors by four, for who asks just then; maps and programs not at all.
+/// peer, and what the allocator keeps of former peaks; in a time shorter than [`LONG`] by a half, since a
+/// process that has just begun to work still grows; descriptors by four, for who asks just then; maps and programs not at all.
 #[must_use]
 pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> {
     let mut growths = Vec::new();
@@ -226,11 +230,13 @@ pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> 
             continue;
         }
         let third = held.len() / 3;
-        let figures: [(&str, fn(&Held) -> u64, fn(u64) -> u64); 4] = [
-            ("rss_bytes", |held| held.rss_bytes, |middle| middle + middle / 8 + (4 << 20)),
-            ("fds", |held| held.fds, |middle| middle + 4),
-            ("bpf_maps", |held| held.bpf_maps, |middle| middle),
-            ("bpf_programs", |held| held.bpf_programs, |middle| middle),
+        let rss = if held.len() < LONG { 2 } else { 8 };
+        type Bound<'a> = &'a dyn Fn(u64) -> u64;
+        let figures: [(&str, fn(&Held) -> u64, Bound<'_>); 4] = [
+            ("rss_bytes", |held| held.rss_bytes, &|middle| middle + middle / rss + (4 << 20)),
+            ("fds", |held| held.fds, &|middle| middle + 4),
+            ("bpf_maps", |held| held.bpf_maps, &|middle| middle),
+            ("bpf_programs", |held| held.bpf_programs, &|middle| middle),
         ];
         for (what, figure, bound) in figures {
             let of = |held: &[Held]| median(&held.iter().map(figure).collect::<Vec<_>>());
@@ -252,7 +258,7 @@ mod tests {
             pid: pid(second),
             held: Held { rss_bytes: rss(second) << 20, fds: 50, bpf_maps: 20, bpf_programs: 1 },
         };
-        (0..180).map(sample).collect()
+        (0..360).map(sample).collect()
     }
 
     fn leaks(samples: &[Sample]) -> Vec<&'static str> {
@@ -262,7 +268,7 @@ mod tests {
 
     #[test]
     fn growth_that_ends_is_none() {
-        assert!(leaks(&samples(|second| 30 + second.min(60), |_| 1)).is_empty());
+        assert!(leaks(&samples(|second| 30 + second.min(120), |_| 1)).is_empty());
     }
 
     #[test]
@@ -270,8 +276,8 @@ mod tests {
         assert_eq!(leaks(&samples(|second| 30 + second / 4, |_| 1)), ["rss_bytes"]);
         let mut held = samples(|_| 30, |_| 1);
         for (n, sample) in held.iter_mut().enumerate() {
-            sample.held.fds += n as u64 / 10;
-            sample.held.bpf_maps += n as u64 / 60;
+            sample.held.fds += n as u64 / 20;
+            sample.held.bpf_maps += n as u64 / 120;
         }
         assert_eq!(leaks(&held), ["fds", "bpf_maps"]);
     }
@@ -279,7 +285,7 @@ mod tests {
     #[test]
     fn a_process_is_compared_with_itself() {
         let held =
-            samples(|second| if second < 90 { 20 } else { 40 }, |second| (second / 90) as u32);
+            samples(|second| if second < 180 { 20 } else { 40 }, |second| (second / 180) as u32);
         assert!(leaks(&held).is_empty());
     }
 
