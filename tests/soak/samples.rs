@@ -209,6 +209,12 @@ impl Growth {
 /// Samples that such a time must have of one process to be judged: a third of them is then twenty seconds.
 const ENOUGH: usize = 60;
 
+/// One of the figures.
+type Figure = fn(&Held) -> u64;
+
+/// What a figure may be in the end, by what it was in the middle.
+type Bound<'a> = &'a dyn Fn(u64) -> u64;
+
 /// Samples of a time that is long enough for memory to have flattened: five minutes of them.
 const LONG: usize = 300;
 
@@ -231,8 +237,7 @@ pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> 
         }
         let third = held.len() / 3;
         let rss = if held.len() < LONG { 2 } else { 8 };
-        type Bound<'a> = &'a dyn Fn(u64) -> u64;
-        let figures: [(&str, fn(&Held) -> u64, Bound<'_>); 4] = [
+        let figures: [(&str, Figure, Bound<'_>); 4] = [
             ("rss_bytes", |held| held.rss_bytes, &|middle| middle + middle / rss + (4 << 20)),
             ("fds", |held| held.fds, &|middle| middle + 4),
             ("bpf_maps", |held| held.bpf_maps, &|middle| middle),

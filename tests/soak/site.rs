@@ -35,6 +35,8 @@ pub struct Site {
     /// What was done.
     pub log: Log,
     clock: Clock,
+    /// Whether a fault of the nodes lasts, whatever they have noticed of it.
+    struck: bool,
     nodes: [Node; 2],
     files: Files,
 }
@@ -67,7 +69,14 @@ impl Site {
         let options = Options { webs: HOSTS as u8, ..Options::default() };
         let twins = Twins::new(&options, Plan::new(&WAYS, INTERVAL))?;
         let files = Files { weights: [[1; HOSTS]; WAYS.len()], interval: INTERVAL * 5 };
-        let mut site = Self { twins, log: Log::default(), clock, nodes: Default::default(), files };
+        let mut site = Self {
+            twins,
+            log: Log::default(),
+            clock,
+            struck: false,
+            nodes: Default::default(),
+            files,
+        };
         for n in [0, 1] {
             site.launch(n)?;
             site.twins.nodes[n].wait_usable()?;
@@ -100,8 +109,12 @@ impl Site {
         self.log.done.push(Done { op, began, ended: None });
         if op.strikes_a_node() {
             self.log.troubles.push(Trouble { op, span: Span::since(began) });
+            self.struck = op != Op::HandOver;
         }
         self.act(op, place).with_context(|| op.to_string())?;
+        if matches!(op, Op::Start(..) | Op::Resume(_) | Op::MendNode(_) | Op::Heal) {
+            self.struck = false;
+        }
         if self.nodes.iter().all(|node| !node.missed.contains(&place)) {
             self.log.done[place].ended = Some(self.clock.now());
         }
@@ -314,6 +327,7 @@ impl Site {
     ///
     /// What is missing.
     pub fn whole(&self) -> Result<()> {
+        ensure!(!self.struck, "what was done to the nodes lasts");
         let mut active = 0;
         for n in [0, 1] {
             let name = &self.twins.host(n).name;
