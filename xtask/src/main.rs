@@ -19,6 +19,7 @@ mod root;
 mod run;
 mod setup;
 mod smoke;
+mod soak;
 mod test;
 mod view;
 mod vm;
@@ -56,6 +57,8 @@ enum Command {
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Random operations on a pair of balancers under checked traffic, and a model of what may break
+    Soak(soak::Arguments),
     /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results
     Documents,
     /// The lab without a view: client, balancer or a pair of them, web hosts
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
         Command::Vm(arguments) => vm::run(&arguments),

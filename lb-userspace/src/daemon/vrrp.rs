@@ -338,8 +338,11 @@ impl<B: Balancer> Daemon<B> {
         let keys = self.routers().iter().map(|router| router.key);
         // What an Active router would know tells nothing of what it will have to know.
         let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
-        let unsynced =
-            others.filter(|key| group.is_unsynced(*key, &self.services_of([*key]), heard(*key)));
+        // A node that did not run for a while finds much that was said meanwhile: in the middle of it, that
+        // all is known, and in the end that the peer has given this node up long since.
+        let unsynced = others.filter(|key| {
+            self.behind || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
+        });
         unsynced.collect()
     }
 
