@@ -9,6 +9,8 @@ pub mod arrivals;
 pub mod balancer;
 pub mod browser;
 pub mod command;
+#[cfg(feature = "datapath")]
+pub mod datapath;
 pub mod downloads;
 pub mod haproxy;
 pub mod http;

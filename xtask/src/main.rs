@@ -10,6 +10,7 @@ mod check;
 mod documents;
 mod instructions;
 mod kernels;
+mod fuzz;
 mod lab;
 mod package;
 mod pair;
@@ -49,6 +50,8 @@ enum Command {
     },
     /// Check the formatting, and clippy on the host and on the BPF target
     Check,
+    /// Look for inputs that break what reads them: frames, messages, requests, files
+    Fuzz(fuzz::Arguments),
     /// Build the Debian package
     Package(package::Arguments),
     /// Measure what the balancer costs
@@ -65,7 +68,7 @@ enum Command {
     Vm(vm::Arguments),
     /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
     Pictures(pictures::Arguments),
-    /// What CI runs: check and test; a test that can't run counts as failed
+    /// What CI runs: check, test and fuzz; a test that can't run counts as failed
     Ci,
 }
 
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
             Ok(())
         }),
         Command::Check => setup::tools().and_then(|()| check::run()),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
         Command::Soak(arguments) => soak::run(&arguments),
@@ -89,7 +93,8 @@ fn main() -> ExitCode {
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())
-            .and_then(|()| test::run(&test::Arguments::default(), true)),
+            .and_then(|()| test::run(&test::Arguments::default(), true))
+            .and_then(|()| fuzz::ci()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

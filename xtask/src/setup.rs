@@ -46,6 +46,15 @@ pub fn packages() -> Result<()> {
     these(kit::PROGRAMS)
 }
 
+/// What the engine that fuzzes is built with: a compiler of C++.
+///
+/// # Errors
+///
+/// If there is none and it can't be installed; the error says what to run.
+pub fn compiler() -> Result<()> {
+    these(&[("c++", "g++")])
+}
+
 /// What some commands need beside that: programs, or files by their whole path, with the Debian package
 /// of each.
 ///
