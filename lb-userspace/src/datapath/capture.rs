@@ -1,11 +1,6 @@
 //! The variant of the program that captures: loaded over the pinned maps, swapped in and out.
 
-use std::{
-    fs,
-    net::IpAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
