@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
     maps::{Array, ArrayOfMaps, HashMap, MapData, ProgramArray},
-    programs::{ProgramFd, TestRunOptions, Xdp},
+    programs::{ProgramFd, TestRunAttrs, TestRunOptions, Xdp, XdpMode, xdp::XdpLink},
 };
 use lb_common::{
     abi::{
@@ -104,7 +104,14 @@ pub struct Harness {
     bench: Ebpf,
     cpus: u32,
     services: u16,
+    /// The interface of all backends.
+    ifindex: u32,
+    /// Bits that every client's address has.
+    base: u32,
 }
+
+/// Frames that one call into the kernel makes at a time.
+const BATCH: u32 = 64;
 
 fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     let program: &mut Xdp =
@@ -113,8 +120,13 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
 }
 
 impl Harness {
-    /// Loads everything; the maps are empty.
+    /// Loads everything for test runs; the maps are empty.
     pub fn load() -> Result<Self> {
+        Self::load_for(LOOPBACK, 0)
+    }
+
+    /// The same, with all backends on this interface and all clients' addresses of these bits.
+    pub fn load_for(ifindex: u32, base: u32) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
         let cpus = u32::try_from(cpus)?;
         let mut balancer = object(objects::BALANCER, cpus, None)?;
@@ -126,13 +138,13 @@ impl Harness {
         let mut capture = object(objects::CAPTURE, cpus, Some(&shared))?;
         load(&mut capture, "capture")?;
         let mut bench = EbpfLoader::new().load(objects::BENCH)?;
-        for name in ["restore", "transmit", "swap", "encapsulate"] {
+        for name in ["restore", "transmit", "swap", "encapsulate", "generate", "pass", "sink"] {
             load(&mut bench, name)?;
         }
         let mut macs: Array<_, OwnMac> =
             balancer.map_mut("OWN_MACS").context("no map OWN_MACS")?.try_into()?;
         macs.set(0, OwnMac { mac: OWN, reserved: [0; 2] }, 0)?;
-        Ok(Self { balancer, silent, capture, bench, cpus, services: 0 })
+        Ok(Self { balancer, silent, capture, bench, cpus, services: 0, ifindex, base })
     }
 
     /// Adds a service with its backends and its ring.
@@ -152,7 +164,7 @@ impl Harness {
         let mut backends: Array<_, Backend> =
             self.balancer.map_mut("BACKENDS").context("no map BACKENDS")?.try_into()?;
         for n in 0..BACKENDS {
-            backends.set(u32::from(first + n), backend(setup.backend, n as u8), 0)?;
+            backends.set(u32::from(first + n), backend(setup.backend, n as u8, self.ifindex), 0)?;
         }
         let now = monotonic_secs();
         let pinned = if let Flux::Pinned(_) = setup.flux { stamp(now) } else { 0 };
@@ -201,7 +213,7 @@ impl Harness {
         let map = self.balancer.map_mut("PINS").context("no map PINS")?;
         let mut pins: HashMap<_, FlowKey, FlowValue> = map.try_into()?;
         for flow in 0..flows {
-            let (address, port) = frames::client(flow);
+            let (address, port) = frames::client(self.base, flow);
             let source = if setup.v6 {
                 let mut source = VIP_V6;
                 source[12..].copy_from_slice(&address);
@@ -265,6 +277,40 @@ impl Harness {
         ensure!(result.return_value != 0, "the program gave up on a frame");
         // The kernel tells the mean of one run, in whole nanoseconds.
         Ok(result.duration.as_nanos() as f64)
+    }
+
+    /// Lets a program take the frames of an interface, in native mode, until what is returned is
+    /// dropped: `balance`, `sink`, `pass`, or a floor.
+    pub fn attach(&mut self, name: &str, ifindex: u32) -> Result<XdpLink> {
+        let ebpf = if name == "balance" { &mut self.balancer } else { &mut self.bench };
+        let program: &mut Xdp =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        let id = program.attach_to_if_index(ifindex, XdpMode::Driver);
+        let id = id.with_context(|| format!("attach {name} to interface {ifindex}"))?;
+        Ok(program.take_link(id)?)
+    }
+
+    /// Sends so many frames of the plan to its interface.
+    pub fn generate(&mut self, plan: &mut Plan, packets: u32) -> Result<()> {
+        let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
+        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.set(0, words, 0)?;
+        plan.runs += u64::from(packets);
+        let frame = vec![0; plan.frame_len as usize];
+        let generate: &Xdp = self.bench.program("generate").context("no generate")?.try_into()?;
+        generate.test_run(TestRunOptions {
+            data_in: Some(&frame),
+            repeat: packets,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::new()
+        })?;
+        Ok(())
+    }
+
+    /// Frames that `sink` has taken so far.
+    pub fn sunk(&mut self) -> Result<u64> {
+        let map = self.bench.map_mut("SUNK").context("no map SUNK")?;
+        Ok(Array::<_, u64>::try_from(map)?.get(&0, 0)?)
     }
 
     /// Packets that went to any backend so far.
@@ -346,7 +392,7 @@ fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-fn backend(flags: u8, n: u8) -> Backend {
+fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
     let is_v6 = flags & backend_flags::V6 != 0;
     let mut l2 = [0; 22];
     l2[..6].copy_from_slice(&[2, 0, 0, 0, 1, n]);
@@ -362,7 +408,7 @@ fn backend(flags: u8, n: u8) -> Backend {
         l2,
         l2_len: 14,
         flags: flags | backend_flags::USABLE,
-        ifindex: LOOPBACK,
+        ifindex,
         mtu: 1480,
         service: 0,
         outer_sum: rewrite::ipv4_template_sum(source_v4, address_v4),

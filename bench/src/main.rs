@@ -6,6 +6,7 @@ mod frames;
 mod harness;
 mod health;
 mod http;
+mod instructions;
 mod metrics;
 mod output;
 mod report;
@@ -30,6 +31,8 @@ struct Arguments {
 enum What {
     /// Cost of a packet in the program, of a ring's change, and of the maps in memory
     Datapath(Datapath),
+    /// Instructions of a packet, here and with IPVS, on a machine whose clock counts them
+    Instructions(instructions::Arguments),
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover(failover::Arguments),
     /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
@@ -75,6 +78,7 @@ fn run(what: What) -> Result<()> {
     ensure!(kit::is_root(), "the benchmark loads programs into the kernel: run it as root");
     match what {
         What::Datapath(arguments) => datapath(&arguments),
+        What::Instructions(arguments) => instructions::run(&arguments),
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Http(arguments) => http::run(&arguments),

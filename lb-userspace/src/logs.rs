@@ -233,8 +233,7 @@ pub fn set(change: Change) -> Result<Current, String> {
     // What ends later than clocks can tell does not end.
     let until = lasts.and_then(|lasts| SystemTime::now().checked_add(lasts));
     let filter = change.filter.map(|filter| (filter, until));
-    let (number, told) =
-        logs.put("lbctl log level", |state| (state.set(filter), state.current()));
+    let (number, told) = logs.put("lbctl log level", |state| (state.set(filter), state.current()));
     if let Some(lasts) = lasts.filter(|_| until.is_some()) {
         tokio::spawn(async move {
             tokio::time::sleep(lasts).await;

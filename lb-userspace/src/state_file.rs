@@ -125,7 +125,12 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(to)
 }
 
-fn parse(bytes: &[u8]) -> Result<State, String> {
+/// Reads what is in the file.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn parse(bytes: &[u8]) -> Result<State, String> {
     let Version { version } =
         serde_json::from_slice(bytes).map_err(|error| format!("no state of lbd: {error}"))?;
     if !(OLDEST..=VERSION).contains(&version) {
@@ -163,12 +168,12 @@ fn aside(path: &Path) -> PathBuf {
     (0..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0))
 }
 
-/// Replaces the file; after a crash it is the old one or the new one, whole.
+/// What the file says of a state.
 ///
 /// # Errors
 ///
-/// The file can't be written. The old one is still there.
-pub fn save(path: &Path, state: &State) -> Result<()> {
+/// It can't be said in JSON.
+pub fn text(state: &State) -> Result<Vec<u8>> {
     let configured = state.configured.services.iter();
     let content = Content {
         version: VERSION,
@@ -183,8 +188,16 @@ pub fn save(path: &Path, state: &State) -> Result<()> {
             .map(|(&service, &totals)| Retired { service, totals })
             .collect(),
     };
-    let text = serde_json::to_vec_pretty(&content).context("write the state as JSON")?;
-    replace(path, &text).with_context(|| format!("write state file {}", path.display()))
+    serde_json::to_vec_pretty(&content).context("write the state as JSON")
+}
+
+/// Replaces the file; after a crash it is the old one or the new one, whole.
+///
+/// # Errors
+///
+/// The file can't be written. The old one is still there.
+pub fn save(path: &Path, state: &State) -> Result<()> {
+    replace(path, &text(state)?).with_context(|| format!("write state file {}", path.display()))
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {

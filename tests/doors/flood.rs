@@ -123,8 +123,7 @@ fn who_guesses_passwords_keeps_nobody_out() -> Result<()> {
     let to: SocketAddr = (lab.balancer.v4, PORT).into();
     let (attacker, other) = (&lab.client.namespace, &lab.webs[0].host.namespace);
     // `ann:wrong`
-    let guess =
-        "GET /v1/status HTTP/1.1\r\nHost: lb\r\nAuthorization: Basic YW5uOndyb25n\r\n\r\n";
+    let guess = "GET /v1/status HTTP/1.1\r\nHost: lb\r\nAuthorization: Basic YW5uOndyb25n\r\n\r\n";
     let guesses = client::open(attacker, to, 2 * MOST, guess)?;
     ensure!(guesses.len() == 2 * MOST, "{} came about", guesses.len());
     for round in 0..5 {

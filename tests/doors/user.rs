@@ -226,11 +226,7 @@ fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<(
 }
 
 /// The socket is open to all by its mode; the credentials decide all the same.
-fn who_may_use_the_socket(
-    lab: &Lab,
-    balancer: &Balancer,
-    programs: &Path,
-) -> Result<()> {
+fn who_may_use_the_socket(lab: &Lab, balancer: &Balancer, programs: &Path) -> Result<()> {
     fs::set_permissions(balancer.socket(), fs::Permissions::from_mode(0o666))?;
     let ask = |user: &str, group: &str, groups: &[&str]| {
         let mut setpriv = lab.balancer.namespace.command("setpriv");

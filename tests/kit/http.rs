@@ -125,7 +125,12 @@ impl Connection {
         let range = format!("Range: bytes=0-{last}");
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n{range}\r\n\r\n"), &[])?;
         let head = self.head()?;
-        ensure!(head.status == 206, "status {} from {}", head.status, name(head.backend.as_deref()));
+        ensure!(
+            head.status == 206,
+            "status {} from {}",
+            head.status,
+            name(head.backend.as_deref())
+        );
         ensure!(head.length == body.len(), "{} bytes were to come", head.length);
         let mut piece = vec![0; 64 << 10];
         let mut rest = body;
@@ -199,7 +204,12 @@ impl Response {
     ///
     /// If the status is not 200.
     pub fn ok(self) -> Result<Self> {
-        ensure!(self.status == 200, "status {} from {}", self.status, name(self.backend.as_deref()));
+        ensure!(
+            self.status == 200,
+            "status {} from {}",
+            self.status,
+            name(self.backend.as_deref())
+        );
         Ok(self)
     }
 

@@ -9,6 +9,8 @@ pub mod arrivals;
 pub mod balancer;
 pub mod browser;
 pub mod command;
+#[cfg(feature = "datapath")]
+pub mod datapath;
 pub mod downloads;
 pub mod haproxy;
 pub mod http;
@@ -17,6 +19,7 @@ pub mod lab;
 pub mod load;
 pub mod namespace;
 pub mod nginx;
+pub mod nics;
 pub mod owners;
 pub mod pair;
 pub mod peers;

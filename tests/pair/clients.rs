@@ -84,10 +84,10 @@ impl Clients {
         self.deeds.borrow_mut().push((Instant::now(), deed.to_owned()));
     }
 
-    /// Notes that a node died at a moment. What was opened just then, in a slot in flux, nobody but the
-    /// dead node knows of.
-    pub fn note_death(&self, at: Instant) {
-        self.deaths.borrow_mut().push((at - TOLD, at + TOLD));
+    /// Notes that a node has died between a moment and now. What was opened just then, in a slot in flux,
+    /// nobody but the dead node knows of.
+    pub fn note_death(&self, killed: Instant) {
+        self.deaths.borrow_mut().push((killed - TOLD, Instant::now() + TOLD));
     }
 
     /// What broke of a load, but for what could not be saved.

@@ -33,6 +33,9 @@ pub enum Bench {
         #[arg(long)]
         packets: Option<u32>,
     },
+    /// Instructions that a packet takes, here and with IPVS, in a virtual machine whose clock counts
+    /// them: the same however busy this machine is
+    Instructions(crate::instructions::Arguments),
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover {
         #[command(flatten)]
@@ -108,6 +111,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             let options = [("--rounds", rounds), ("--packets", packets)];
             measure("datapath", &[], *saving, options, "half a minute")
         }
+        Bench::Instructions(arguments) => crate::instructions::run(arguments),
         Bench::Failover { saving, only } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");

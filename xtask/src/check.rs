@@ -15,6 +15,8 @@ pub fn run() -> Result<()> {
     call(&["fmt", "--all", "--check"]).context("`cargo fmt --all` puts it right")?;
     println!("check: clippy on the host");
     call(&["clippy", "--quiet", "--all-targets", "--", "-D", "warnings"])?;
+    // No default member.
+    call(&["clippy", "--quiet", "--package", "lb-fuzz", "--", "-D", "warnings"])?;
     println!("check: clippy on the BPF target");
     // Cargo offers -Z build-std on a stable toolchain only with this variable; the BPF target has
     // no `core` of its own.

@@ -8,6 +8,9 @@ mod bench;
 mod cargo;
 mod check;
 mod documents;
+mod instructions;
+mod kernels;
+mod fuzz;
 mod lab;
 mod package;
 mod pair;
@@ -16,8 +19,10 @@ mod root;
 mod run;
 mod setup;
 mod smoke;
+mod soak;
 mod test;
 mod view;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -45,19 +50,25 @@ enum Command {
     },
     /// Check the formatting, and clippy on the host and on the BPF target
     Check,
+    /// Look for inputs that break what reads them: frames, messages, requests, files
+    Fuzz(fuzz::Arguments),
     /// Build the Debian package
     Package(package::Arguments),
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Random operations on a pair of balancers under checked traffic, and a model of what may break
+    Soak(soak::Arguments),
     /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results
     Documents,
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Run a command on another kernel, in a virtual machine over a scratch copy of this one's root
+    Vm(vm::Arguments),
     /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
     Pictures(pictures::Arguments),
-    /// What CI runs: check and test; a test that can't run counts as failed
+    /// What CI runs: check, test and fuzz; a test that can't run counts as failed
     Ci,
 }
 
@@ -72,14 +83,18 @@ fn main() -> ExitCode {
             Ok(())
         }),
         Command::Check => setup::tools().and_then(|()| check::run()),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
+        Command::Vm(arguments) => vm::run(&arguments),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())
-            .and_then(|()| test::run(&test::Arguments::default(), true)),
+            .and_then(|()| test::run(&test::Arguments::default(), true))
+            .and_then(|()| fuzz::ci()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -46,6 +46,15 @@ pub fn packages() -> Result<()> {
     these(kit::PROGRAMS)
 }
 
+/// What the engine that fuzzes is built with: a compiler of C++.
+///
+/// # Errors
+///
+/// If there is none and it can't be installed; the error says what to run.
+pub fn compiler() -> Result<()> {
+    these(&[("c++", "g++")])
+}
+
 /// What some commands need beside that: programs, or files by their whole path, with the Debian package
 /// of each.
 ///
@@ -94,11 +103,11 @@ fn install(packages: &[&str], missing: &str) -> Result<()> {
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let wanted = [&["install", "--no-install-recommends"], packages].concat();
+    let order = [&["install", "--no-install-recommends"], packages].concat();
     // The lists of packages may be missing or old.
-    if apt_get(&wanted).is_err() {
+    if apt_get(&order).is_err() {
         apt_get(&["update"])?;
-        apt_get(&wanted)?;
+        apt_get(&order)?;
     }
     drop(quiet);
     Ok(())

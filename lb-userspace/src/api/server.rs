@@ -61,7 +61,20 @@ pub async fn serve(
         // An error is a sender that is gone, which is as good.
         let _ = stop.await;
     };
-    let router = reading(daemon.clone(), events.clone(), samples.clone())
+    let router = router(daemon, events, samples, flows)
+        .layer(middleware::from_fn_with_state(listener.group, peer::check));
+    let router = router.into_make_service_with_connect_info::<peer::Seen>();
+    axum::serve(listener.listener, router).with_graceful_shutdown(stopped).await
+}
+
+/// What is answered over the socket to who may use it.
+pub fn router(
+    daemon: mpsc::Sender<Request>,
+    events: Events,
+    samples: Samples,
+    flows: Arc<dyn Source>,
+) -> Router {
+    reading(daemon.clone(), events.clone(), samples.clone())
         .merge(changing(daemon.clone()))
         .merge(super::log::router())
         .merge(super::capture::router(daemon.clone()))
@@ -71,9 +84,6 @@ pub async fn serve(
         .merge(super::flows::router(daemon.clone(), flows))
         .merge(ready::router(daemon).layer(Extension(ready::IsKnown(true))))
         .fallback(no_such_path)
-        .layer(middleware::from_fn_with_state(listener.group, peer::check));
-    let router = router.into_make_service_with_connect_info::<peer::Seen>();
-    axum::serve(listener.listener, router).with_graceful_shutdown(stopped).await
 }
 
 /// What only tells, and is served to who only looks as well.

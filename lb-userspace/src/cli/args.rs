@@ -26,7 +26,7 @@ use crate::{
     config,
     desired::{Mode, Protocol, UdpPolicy, Weight},
     spec::ServiceSpec,
-    units::parse_duration,
+    units::{parse_duration, whole_secs},
 };
 
 /// Operates the load balancer: talks to lbd over its socket.
@@ -328,7 +328,7 @@ impl ServiceAdd {
         spec.policy = self.policy.policy()?;
         spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
         spec.ring_slots = self.ring_slots.map_or(spec.ring_slots, NonZeroU32::get);
-        spec.drain_deadline_secs = self.drain_deadline.map(|deadline| deadline.as_secs());
+        spec.drain_deadline_secs = self.drain_deadline.map(whole_secs);
         if let Some(idle_timeout) = self.idle_timeout {
             spec.idle_timeout_secs = idle_timeout.as_secs();
         }

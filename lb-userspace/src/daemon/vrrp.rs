@@ -105,15 +105,13 @@ impl<B: Balancer> Daemon<B> {
         };
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
         self.vrrp.gather_states();
-        let resumed = std::mem::take(&mut self.vrrp.resumed);
-        type Macs = BTreeMap<String, [u8; 6]>;
-        let (still, gone): (Macs, Macs) = resumed.into_iter().partition(|(name, mac)| {
-            let router = self.routers().iter().find(|router| router.name == *name);
-            router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == *mac)
-        });
-        self.vrrp.resumed = still;
-        for mac in gone.into_values() {
-            self.take_mac(mac, false);
+        for (name, mac) in std::mem::take(&mut self.vrrp.resumed) {
+            let router = self.routers().iter().find(|router| router.name == name);
+            if router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == mac) {
+                self.vrrp.resumed.insert(name, mac);
+            } else {
+                self.take_mac(mac, false);
+            }
         }
         self.release_stray_pins();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
@@ -340,8 +338,11 @@ impl<B: Balancer> Daemon<B> {
         let keys = self.routers().iter().map(|router| router.key);
         // What an Active router would know tells nothing of what it will have to know.
         let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
-        let unsynced =
-            others.filter(|key| group.is_unsynced(*key, &self.services_of([*key]), heard(*key)));
+        // A node that did not run for a while finds much that was said meanwhile: in the middle of it, that
+        // all is known, and in the end that the peer has given this node up long since.
+        let unsynced = others.filter(|key| {
+            self.behind || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
+        });
         unsynced.collect()
     }
 

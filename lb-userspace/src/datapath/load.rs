@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{
     attach, bpffs,
     folders::{self, Folder, Plan, Stage},
-    layouts,
+    kernel, layouts,
     maps::{self, Maps},
     migrate::{self, Source, Step},
     pin_log::PinLog,
@@ -40,7 +40,7 @@ impl Xdp {
     ///
     /// # Errors
     ///
-    /// If there is no BPF file system, another lbd is running with the pins, the pinned maps are of
+    /// If the kernel is too old, there is no BPF file system, another lbd is running with the pins, the pinned maps are of
     /// a layout that this version does not know, the program is refused, or an interface can't have
     /// it. What ran before runs on.
     pub fn open(settings: &Settings) -> Result<Self> {
@@ -57,6 +57,7 @@ impl Xdp {
         settings: &Settings,
         done: &mut dyn FnMut(Step) -> Result<()>,
     ) -> Result<Self> {
+        kernel::check()?;
         check_limits(&settings.limits)?;
         let pin_dir = &settings.pin_dir;
         bpffs::ensure_mounted(pin_dir)?;

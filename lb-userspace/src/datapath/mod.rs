@@ -33,6 +33,7 @@ pub mod entry;
 pub mod fake;
 mod flow_reader;
 mod folders;
+pub mod kernel;
 mod kernel_link;
 mod layouts;
 mod load;

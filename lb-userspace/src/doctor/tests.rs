@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    datapath::kernel::Feature,
     desired::Mode,
     netlink::{NextHop, Resolution, Want},
 };
@@ -50,6 +51,10 @@ fn vip() -> IpAddr {
     [10, 0, 0, 100].into()
 }
 
+fn feature(name: &'static str, without: Option<&'static str>, there: bool) -> Feature {
+    Feature { name, since: "5.18", without, there }
+}
+
 fn hop(mac: [u8; 6], mtu: u16) -> Resolution {
     let interface = "eth0".to_owned();
     Resolution::Resolved(NextHop { ifindex: 2, interface, mac, l2: vec![0; 14], mtu })
@@ -80,7 +85,7 @@ fn healthy() -> Facts {
             release: "6.18.4-amd64".into(),
             btf: true,
             jit: Some(1),
-            features: Some(vec![("XDP".into(), true)]),
+            features: Some(vec![feature("XDP", None, true)]),
             bpffs: vec!["/sys/fs/bpf".into()],
         },
         file: "/etc/lb/lb.toml".into(),
@@ -155,8 +160,8 @@ fn old_kernels_are_told() {
     let release =
         |release: &str| changed(kernel::release, |facts| facts.kernel.release = release.into());
     assert_told(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
-    assert_told(&release("6.1.0-30"), Grade::Ok, &["tested least"]);
-    assert_told(&release("7.0.1"), Grade::Ok, &[]);
+    assert_told(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
+    assert_told(&release("99.0.1"), Grade::Ok, &["newer than what"]);
     assert_told(&release("5.15.0"), Grade::Wrong, &["apt-get install -y linux-image"]);
     assert_told(&release("unknown"), Grade::Warning, &["`unknown`"]);
 }
@@ -164,8 +169,11 @@ fn old_kernels_are_told() {
 #[test]
 fn features_that_the_kernel_lacks_are_told() {
     let features = |features| changed(kernel::features, |facts| facts.kernel.features = features);
-    let missing = Some(vec![("XDP".to_owned(), true), ("arrays of maps".to_owned(), false)]);
-    assert_told(&features(missing), Grade::Wrong, &["lacks arrays of maps"]);
+    let there = feature("XDP", None, true);
+    let missing = Some(vec![there, feature("arrays of maps", None, false)]);
+    assert_told(&features(missing), Grade::Wrong, &["lacks arrays of maps (Linux 5.18)"]);
+    let worse = Some(vec![there, feature("names", Some("nothing is named"), false)]);
+    assert_told(&features(worse), Grade::Warning, &["lacks names (Linux 5.18)"]);
     assert_told(&features(None), Grade::Warning, &["sudo lbctl doctor"]);
 }
 

@@ -10,8 +10,8 @@ use crate::units::nearest;
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The parts of this crate that say something, and `xdp`, the balancer's program.
 const PARTS: [&str; 15] = [
-    "api", "daemon", "datapath", "engine", "events", "health", "logs", "netlink", "notify", "samples",
-    "seed", "sync", "vrrp", "web", XDP,
+    "api", "daemon", "datapath", "engine", "events", "health", "logs", "netlink", "notify",
+    "samples", "seed", "sync", "vrrp", "web", XDP,
 ];
 /// What the balancer's program says.
 pub(crate) const XDP: &str = "xdp";

@@ -230,7 +230,7 @@ fn what_a_peer_is_late_with_settles_later_and_flows_begin_at_the_base_owner_agai
     pair.tell();
     assert_eq!(in_flux(&pair.nodes[0]), (flux, 0));
     let told = told(&pair);
-    assert_eq!(told[flux..], vec![Some(ip(BACKENDS[0])); flux], "it is told, too");
+    assert!(told.len() == 2 * flux && told[flux..].iter().all(Option::is_some), "{told:?}");
     open_unpinned(&mut pair);
     assert!(pair.clients.values().any(|client| client.backend == ip(BACKENDS[0])));
     // It takes over without having taken any of it in: all is as it was.

@@ -10,6 +10,7 @@ mod health;
 mod http;
 mod metrics;
 pub mod plot;
+mod soak;
 pub mod table;
 mod vrrp;
 
@@ -101,6 +102,7 @@ const DOCUMENTS: [Document; 2] = [
         chapters: &[
             chapter("failover", "A backend fails", failover::render),
             chapter("vrrp", "A node of the pair fails", vrrp::render),
+            chapter("soak", "Anything at any time", soak::render),
         ],
     },
 ];

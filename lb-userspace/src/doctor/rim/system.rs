@@ -20,10 +20,6 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-pub(super) fn release() -> String {
-    read("/proc/sys/kernel/osrelease").trim().to_owned()
-}
-
 pub(super) fn number(path: &str) -> Option<i64> {
     read(path).trim().parse().ok()
 }

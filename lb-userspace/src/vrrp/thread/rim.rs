@@ -336,15 +336,13 @@ impl Rim {
         let (mut sources, mut lacks) = (BTreeMap::new(), BTreeMap::new());
         for member in self.members.values() {
             let name = member.router.name.clone();
-            match (self.is_filtered(member), member.source(Path::First)) {
-                (false, _) => {
-                    let what = "packets to its addresses are not filtered, as accept = false asks";
-                    lacks.insert(name, what.to_owned());
-                }
-                (true, Some(source)) => drop(sources.insert(name, source)),
-                (true, None) => {
-                    drop(member.missing_device(tables).map(|why| lacks.insert(name, why)))
-                }
+            if !self.is_filtered(member) {
+                let what = "packets to its addresses are not filtered, as accept = false asks";
+                lacks.insert(name, what.to_owned());
+            } else if let Some(source) = member.source(Path::First) {
+                sources.insert(name, source);
+            } else if let Some(why) = member.missing_device(tables) {
+                lacks.insert(name, why);
             }
         }
         let links = observe::links(tables);

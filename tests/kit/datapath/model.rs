@@ -40,31 +40,51 @@ pub enum Action {
 pub type BackendCount = [u64; 7];
 
 /// The tables, and the counters that the program would keep.
+#[derive(Debug)]
 pub struct Model {
+    /// The services of IPv4.
     pub services_v4: HashMap<ServiceKeyV4, Service>,
+    /// The services of IPv6.
     pub services_v6: HashMap<ServiceKeyV6, Service>,
+    /// The rings, by service.
     pub rings: HashMap<u16, Vec<Rc<Slot>>>,
+    /// The backends, by id.
     pub backends: Vec<Backend>,
+    /// The pins.
     pub pins: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    /// How many pins there may be.
     pub pin_capacity: usize,
+    /// The tracked flows.
     pub tracked: RefCell<HashMap<FlowKey, Rc<Flow>>>,
+    /// The connections.
     pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
+    /// Fragmented packets.
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
+    /// The VIPs.
     pub vips: HashMap<VipKey, u32>,
+    /// The MAC addresses that the node answers to.
     pub own_macs: Vec<OwnMac>,
+    /// How many pins each service may make.
     pub budgets: HashMap<u16, Rc<SynBudget>>,
+    /// Marks of SYNs.
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
+    /// The time.
     pub nanos: Cell<u64>,
     /// The flows whose pins were noted, in order.
     pub notes: RefCell<Vec<FlowKey>>,
+    /// Until when pins may be made; 0: always.
     pub lease: Cell<u64>,
+    /// Packets and bytes by verdict.
     pub verdicts: HashMap<u32, [u64; 2]>,
+    /// What went to each backend.
     pub counts: HashMap<u16, BackendCount>,
     /// How often a bare ACK had something to do.
     pub silences_ended: u64,
 }
 
 impl Model {
+    /// Empty tables with room for so many pins.
+    #[must_use]
     pub fn new(pin_capacity: usize) -> Self {
         Self {
             services_v4: HashMap::new(),
@@ -204,6 +224,7 @@ fn reply(frame: &[u8], to: &Reply) -> Option<Vec<u8>> {
 }
 
 /// A value that is handed out by reference.
+#[derive(Debug)]
 pub struct Owned<T>(T);
 
 impl<T> Deref for Owned<T> {

@@ -16,10 +16,9 @@ use lb_common::{
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
 };
-use lb_userspace::objects;
 use zerocopy::transmute;
 
-use crate::model::BackendCount;
+use super::model::BackendCount;
 
 const SERVICES: u32 = 64;
 /// So few that some have one service, some several, and some more than they have room for.
@@ -36,7 +35,11 @@ pub struct Kernel {
     backends: u32,
 }
 
-/// The first CPU, on which everything runs: counters are per CPU.
+/// Has this thread run on the first CPU only: counters are per CPU.
+///
+/// # Errors
+///
+/// The kernel refuses it.
 pub fn stay_on_one_cpu() -> Result<()> {
     // SAFETY: all zeroes is an empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -49,7 +52,12 @@ pub fn stay_on_one_cpu() -> Result<()> {
 }
 
 impl Kernel {
-    pub fn load(backends: u32, pins: u32) -> Result<Self> {
+    /// Loads the balancer's object with so much room; as root.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn load(object: &[u8], backends: u32, pins: u32) -> Result<Self> {
         // SAFETY: no precondition.
         let user = unsafe { libc::geteuid() };
         ensure!(user == 0, "the datapath tests load programs into the kernel: run them as root");
@@ -72,7 +80,7 @@ impl Kernel {
             .override_global("BACKENDS_PER_CPU", &backends, true)
             .override_global("SERVICE_INDEX_MASK", &(BUCKETS - 1), true)
             .override_global("SERVICES_PER_CPU", &SERVICES, true)
-            .load(objects::BALANCER)
+            .load(object)
             .context("load the maps")?;
         let program: &mut Xdp = ebpf.program_mut("balance").context("no `balance`")?.try_into()?;
         program.load().context("load the program")?;
@@ -80,6 +88,10 @@ impl Kernel {
     }
 
     /// Runs one frame; returns the action and the frame that is left.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; frame.len() + 256];
         let program: &Xdp = self.ebpf.program("balance").context("no `balance`")?.try_into()?;
@@ -102,6 +114,11 @@ impl Kernel {
         map.try_into().with_context(|| name.to_owned())
     }
 
+    /// Makes a service known.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_service_v4(&mut self, key: ServiceKeyV4, value: Service) -> Result<()> {
         self.hash("SERVICES_V4")?.insert(key, value, 0)?;
         let place = Place::of_v4(&key, BUCKETS - 1);
@@ -123,6 +140,10 @@ impl Kernel {
     }
 
     /// Whether some bucket is too small, and some is not.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn index_is_of_use(&mut self) -> Result<bool> {
         let buckets = self.array::<[u32; WAYS]>("SERVICE_INDEX")?;
         let over = (0..BUCKETS).map(|bucket| Ok(buckets.get(&bucket, 0)?[WAYS - 1] == OVERFLOW));
@@ -130,6 +151,11 @@ impl Kernel {
         Ok(over.contains(&true) && over.contains(&false))
     }
 
+    /// Makes a service known.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_service_v6(&mut self, key: ServiceKeyV6, value: Service) -> Result<()> {
         self.hash("SERVICES_V6")?.insert(key, value, 0)?;
         let place = Place::of_v6(&key, BUCKETS - 1);
@@ -137,18 +163,38 @@ impl Kernel {
         self.put_entry(place, Entry { service: value, address, port, proto, reserved: [0; 5] })
     }
 
+    /// Makes an address a VIP.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_vip(&mut self, key: VipKey) -> Result<()> {
         Ok(self.hash("VIPS")?.insert(key, 1u32, 0)?)
     }
 
+    /// Makes a backend this one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_backend(&mut self, id: u16, value: Backend) -> Result<()> {
         Ok(self.array("BACKENDS")?.set(u32::from(id), value, 0)?)
     }
 
+    /// Sets a MAC address that the node answers to.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_own_mac(&mut self, index: u32, value: OwnMac) -> Result<()> {
         Ok(self.array("OWN_MACS")?.set(index, value, 0)?)
     }
 
+    /// Publishes the ring of a service, as the words of its slots.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_ring(&mut self, service: u16, slots: &[u64]) -> Result<()> {
         let mut ring = Ring::create(u32::try_from(slots.len())?, MMAPABLE_INNER)?;
         for (index, slot) in slots.iter().enumerate() {
@@ -159,6 +205,11 @@ impl Kernel {
         Ok(rings.set(u32::from(service), &ring, 0)?)
     }
 
+    /// The ring of a service.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn ring(&mut self, service: u16) -> Result<Vec<u64>> {
         let map = self.ebpf.map_mut("RINGS").context("no map RINGS")?;
         let rings: ArrayOfMaps<&mut MapData, Ring> = map.try_into()?;
@@ -166,50 +217,168 @@ impl Kernel {
         Ok(ring.iter().collect::<Result<_, _>>()?)
     }
 
+    /// Puts a pin into its table.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_pin(&mut self, key: FlowKey, value: FlowValue) -> Result<()> {
         Ok(self.hash("PINS")?.insert(key, value, 0)?)
     }
 
+    /// Puts a tracked flow into its table.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_tracked(&mut self, key: FlowKey, value: FlowValue) -> Result<()> {
         Ok(self.hash("TRACKED")?.insert(key, value, 0)?)
     }
 
+    /// Puts a connection into its table.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_connection(&mut self, key: ConnectionKey, value: FlowValue) -> Result<()> {
         Ok(self.hash("CONNECTIONS")?.insert(key, value, 0)?)
     }
 
+    /// Puts a fragmented packet into its table.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_fragment(&mut self, key: FragmentKey, value: Fragment) -> Result<()> {
         Ok(self.hash("FRAGMENTS")?.insert(key, value, 0)?)
     }
 
+    /// All pins.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn pins(&mut self) -> Result<HashMap<FlowKey, FlowValue>> {
         Ok(self.hash("PINS")?.iter().collect::<Result<_, _>>()?)
     }
 
+    /// All tracked flows.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn tracked(&mut self) -> Result<HashMap<FlowKey, FlowValue>> {
         Ok(self.hash("TRACKED")?.iter().collect::<Result<_, _>>()?)
     }
 
+    /// All connections.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn connections(&mut self) -> Result<HashMap<ConnectionKey, FlowValue>> {
         Ok(self.hash("CONNECTIONS")?.iter().collect::<Result<_, _>>()?)
     }
 
+    /// All fragmented packets.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn fragments(&mut self) -> Result<HashMap<FragmentKey, Fragment>> {
         Ok(self.hash("FRAGMENTS")?.iter().collect::<Result<_, _>>()?)
     }
 
     /// Sets what is unanswered on the CPU that everything runs on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn put_unanswered(&mut self, id: u16, word: u64) -> Result<()> {
         let counter = [0, 0, 0, 0, 0, word, 0, 0];
         Ok(self.array::<[u64; 8]>("BACKEND_COUNTERS")?.set(u32::from(id), counter, 0)?)
     }
 
+    /// Takes a flow out of its table.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    pub fn remove_pin(&mut self, key: &FlowKey) -> Result<()> {
+        Ok(self.hash::<FlowKey, FlowValue>("PINS")?.remove(key)?)
+    }
+
+    /// The same for a tracked flow.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    pub fn remove_tracked(&mut self, key: &FlowKey) -> Result<()> {
+        Ok(self.hash::<FlowKey, FlowValue>("TRACKED")?.remove(key)?)
+    }
+
+    /// The same for a connection.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    pub fn remove_connection(&mut self, key: &ConnectionKey) -> Result<()> {
+        Ok(self.hash::<ConnectionKey, FlowValue>("CONNECTIONS")?.remove(key)?)
+    }
+
+    /// The same for a fragmented packet.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    pub fn remove_fragment(&mut self, key: &FragmentKey) -> Result<()> {
+        Ok(self.hash::<FragmentKey, Fragment>("FRAGMENTS")?.remove(key)?)
+    }
+
+    /// Sets one slot of the ring of a service.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn put_slot(&mut self, service: u16, index: u32, slot: u64) -> Result<()> {
+        let map = self.ebpf.map_mut("RINGS").context("no map RINGS")?;
+        let rings: ArrayOfMaps<&mut MapData, Ring> = map.try_into()?;
+        let mut ring = rings.get(&u32::from(service), 0)?;
+        Ok(ring.set(index, slot, 0)?)
+    }
+
+    /// Forgets a SYN, by the place of its mark.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn clear_syn_mark(&mut self, index: u32) -> Result<()> {
+        Ok(self.array::<u32>("SYN_MARKS")?.set(index, 0, 0)?)
+    }
+
+    /// Forgets the notes of pins of the CPU that everything runs on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn clear_notes(&mut self) -> Result<()> {
+        Ok(self.array::<[u64; 8]>("PIN_LOG_HEADS")?.set(0, [0; 8], 0)?)
+    }
+
     /// Lets pins be made until this time; 0 for always.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn lease_pins(&mut self, until: u64) -> Result<()> {
         Ok(self.array::<u64>("PIN_LEASE")?.set(0, until, 0)?)
     }
 
     /// The flows whose pins were noted, by CPU and in order; those that were written over are missing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn notes(&mut self) -> Result<Vec<FlowKey>> {
         let mut keys = Vec::new();
         for cpu in 0..self.cpus {
@@ -225,6 +394,10 @@ impl Kernel {
     }
 
     /// Packets and bytes by reason, of all CPUs; reasons that were never met are absent.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn verdicts(&mut self) -> Result<HashMap<u32, [u64; 2]>> {
         let cpus = self.cpus;
         let counters = self.array::<[u64; 2]>("VERDICTS")?;
@@ -241,6 +414,10 @@ impl Kernel {
     }
 
     /// Counters by backend, of all CPUs; backends that got nothing are absent.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
     pub fn counts(&mut self) -> Result<HashMap<u16, BackendCount>> {
         let (cpus, backends) = (self.cpus, self.backends);
         let counters = self.array::<[u64; 8]>("BACKEND_COUNTERS")?;
@@ -259,6 +436,10 @@ impl Kernel {
     }
 
     /// Whether the object's maps have the sizes of the types in [`abi`].
+    ///
+    /// # Errors
+    ///
+    /// One has not.
     pub fn check_sizes(&mut self) -> Result<()> {
         let expected = [
             ("SERVICES_V4", size_of::<ServiceKeyV4>(), size_of::<Service>()),

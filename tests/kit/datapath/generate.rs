@@ -19,9 +19,12 @@ use lb_common::{
 use zerocopy::{IntoBytes, network_endian::U16};
 
 /// SplitMix64 (Steele et al., 2014): the same numbers for the same seed, everywhere.
+#[derive(Debug)]
 pub struct Random(pub u64);
 
 impl Random {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -35,22 +38,28 @@ impl Random {
         (self.next() % bound as u64) as usize
     }
 
+    /// Whether it is one of `n` cases.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
+    /// One of these.
     pub fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 
+    /// Random bytes.
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         std::array::from_fn(|_| self.next() as u8)
     }
 }
 
+/// The VIP of IPv4.
 pub const VIP_V4: [u8; 4] = [10, 0, 0, 100];
+/// The VIP of IPv6.
 pub const VIP_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x64];
 const NODE_V4: [u8; 4] = [10, 0, 0, 1];
+/// The MAC address that frames come to.
 pub const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OWN_TOO: [u8; 6] = [0, 0, 0x5e, 0, 1, 7];
 const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -67,20 +76,33 @@ const PORTS: [(u16, u8, u8); 6] = [
 const CLIENTS: usize = 24;
 /// The interface that `BPF_PROG_TEST_RUN` says a frame came in on: the loopback.
 pub const INGRESS: u32 = 1;
+/// Backends, with the one that is none.
 pub const BACKENDS: u16 = 33;
 
 /// Everything that a run of the program can read, as plain values.
+#[derive(Clone, Debug)]
 pub struct State {
+    /// The services of IPv4.
     pub services_v4: Vec<(ServiceKeyV4, Service)>,
+    /// The services of IPv6.
     pub services_v6: Vec<(ServiceKeyV6, Service)>,
+    /// The rings, as words, by service.
     pub rings: Vec<(u16, Vec<u64>)>,
+    /// The backends, by id.
     pub backends: Vec<Backend>,
+    /// The pins.
     pub pins: Vec<(FlowKey, FlowValue)>,
+    /// The tracked flows.
     pub tracked: Vec<(FlowKey, FlowValue)>,
+    /// The connections.
     pub connections: Vec<(ConnectionKey, FlowValue)>,
+    /// Fragmented packets.
     pub fragments: Vec<(FragmentKey, Fragment)>,
+    /// The VIPs.
     pub vips: Vec<VipKey>,
+    /// The MAC addresses that the node answers to.
     pub own_macs: Vec<OwnMac>,
+    /// What backends have not answered.
     pub unanswered: Vec<(u16, Unanswered)>,
 }
 
@@ -146,6 +168,7 @@ fn backend(random: &mut Random, id: u16) -> Backend {
 }
 
 /// A random state at second `now`.
+#[must_use]
 pub fn state(random: &mut Random, now: u32) -> State {
     let mut state = State {
         services_v4: Vec::new(),

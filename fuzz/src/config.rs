@@ -1,0 +1,72 @@
+//! The configuration: any text is a list of mistakes, or a configuration that is equal when it was
+//! written and read again.
+
+use std::fmt::Write as _;
+
+use lb_userspace::{
+    config::{
+        Config,
+        fold::{Writable, fold},
+    },
+    desired::Desired,
+    diff::Intent,
+    settings::Limits,
+    spec::ServiceSpec,
+};
+
+/// Takes the bytes of a file.
+pub fn run(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match Config::parse(text) {
+        Ok(config) => accepted(text, &config),
+        Err(problems) => {
+            assert!(!problems.is_empty(), "refused, and nothing is said");
+            let lines = text.lines().count().max(1) + 1;
+            for problem in problems {
+                assert!(!problem.message.is_empty(), "a mistake without words");
+                assert!(problem.line <= lines, "{problem}: of {lines} lines");
+            }
+        }
+    }
+}
+
+fn accepted(text: &str, config: &Config) {
+    let _ = config.summary();
+    let intent = config.intent();
+    assert_eq!(fold(text, intent).expect("it says that already"), text, "nothing was to be changed");
+    for (name, service) in &intent.desired.services {
+        let spec = ServiceSpec::of(service, intent.deadline(name));
+        assert_eq!(spec.to_service(), *service, "{name}, as the state file has it");
+    }
+    let nothing = (Desired::default(), std::collections::BTreeMap::new());
+    let nothing = Intent { desired: &nothing.0, deadlines: &nothing.1 };
+    let writable = Writable::of(nothing, intent);
+    assert_eq!(writable.left, Vec::<String>::new(), "a file said it, so a file can say it");
+    assert_eq!(writable.desired, *intent.desired);
+    let written = fold(&skeleton(&config.limits), intent).expect("the services can be written");
+    let again = Config::parse(&written).expect("what was written is read");
+    assert_eq!(again.desired, config.desired);
+    assert_eq!(again.drain_deadlines, config.drain_deadlines);
+    // Tables may be laid out so that nothing can be cut out of them; that is said, then.
+    if let Ok(empty) = fold(text, nothing) {
+        let config = Config::parse(&empty).expect("what was written is read");
+        assert!(config.desired.services.is_empty());
+    }
+}
+
+/// A file without services, but with room for them.
+fn skeleton(limits: &Limits) -> String {
+    let Limits { services, backends, pins, tracked_flows, connections, fragments } = limits;
+    let mut text = "interfaces = [\"eth0\"]\n[limits]\n".to_owned();
+    for (key, limit) in [
+        ("services", services),
+        ("backends", backends),
+        ("pins", pins),
+        ("tracked_flows", tracked_flows),
+        ("connections", connections),
+        ("fragments", fragments),
+    ] {
+        let _ = writeln!(text, "{key} = {limit}");
+    }
+    text
+}

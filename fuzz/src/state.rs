@@ -1,0 +1,35 @@
+//! The state file: any bytes are a clear error, or a state that is equal when it was written and read
+//! again.
+
+use lb_userspace::{
+    overrides::Overrides,
+    rules,
+    settings::Limits,
+    state_file::{self, State},
+};
+
+/// Takes the bytes of a file.
+pub fn run(bytes: &[u8]) {
+    let state = match state_file::parse(bytes) {
+        Ok(state) => state,
+        Err(reason) => {
+            assert!(!reason.is_empty(), "the error says nothing");
+            return;
+        }
+    };
+    let text = state_file::text(&state).expect("a state can be written");
+    let again = state_file::parse(&text).expect("what was written is read");
+    assert_eq!(again, state);
+    put_in_force(&state);
+}
+
+/// What the daemon makes of it.
+fn put_in_force(state: &State) {
+    let (desired, deadlines) = state.overrides.apply(state.configured());
+    let _ = rules::violations(&desired, &Limits::default());
+    let intent = lb_userspace::diff::Intent { desired: &desired, deadlines: &deadlines };
+    let overrides = Overrides::between(state.configured(), intent);
+    let (same, same_deadlines) = overrides.apply(state.configured());
+    assert_eq!(same, desired, "what is in force, as changes of what is configured");
+    assert_eq!(same_deadlines, deadlines);
+}

@@ -1,0 +1,468 @@
+//! Sync: any bytes as messages, and a session with a peer that has the key and says anything.
+//!
+//! The first byte of an input says which. What is read is written and read again; a session panics
+//! at nothing, tells of a peer only between that it has joined and that it is lost, and sends nothing
+//! that its peer can't open and read.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::{NonZeroU8, NonZeroU32},
+    time::{Duration, Instant, SystemTime},
+};
+
+use lb_userspace::{
+    desired::{Protocol, ServiceKey},
+    sync::{
+        Config, Facts, Key, Mark, PeerId, Piece, Report, RouterFacts,
+        piece::{Base, Flow, Pin},
+        seal::{self, Opener, Sealer, SessionId},
+        session::{Action, Event, Session, Target},
+        wire::{
+            BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,
+            parts::{Assembler, Packer, unpack},
+        },
+    },
+    vrrp::{Family, RouterKey, State},
+};
+
+use crate::input::Input;
+
+/// What an input may do at most.
+const DEEDS: usize = 256;
+/// Ticks that may be due at one moment, one after the other.
+const AT_ONCE: usize = 8;
+const PEER: PeerId = PeerId(0);
+const KEY: Key = Key([7; 32]);
+
+/// Takes an input.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    match input.byte() {
+        b'm' => {
+            let kind = input.byte();
+            message(kind, input.0);
+        }
+        b'n' => news(input.0),
+        b'd' => {
+            let mut datagram = input.0.to_vec();
+            let _ = seal::open(&KEY, &SessionId([1; 16]), &mut datagram);
+        }
+        _ => {
+            let mut desk = Desk::new();
+            for _ in 0..DEEDS {
+                if input.is_empty() || desk.ended {
+                    break;
+                }
+                desk.act(&mut input);
+            }
+        }
+    }
+}
+
+/// A body of a kind.
+fn message(kind: u8, body: &[u8]) {
+    if body.len() > BODY {
+        return;
+    }
+    let Ok(message) = Message::decode(kind, body) else { return };
+    let mut written = Vec::new();
+    message.encode(&mut written);
+    // Longer names are cut off where they are written.
+    let is_long =
+        matches!(&message, Message::Hello(hello) if hello.node.len() > usize::from(NAME));
+    if !is_long {
+        assert_eq!(message.kind(), kind);
+        assert_eq!(Message::decode(kind, &written).expect("what was written is read"), message);
+    }
+    match message {
+        Message::News { parts, .. } | Message::All { parts, .. } => news(parts),
+        Message::Facts { half, bytes, .. } => said(half, bytes),
+        _ => {}
+    }
+}
+
+/// A half of what a node says of itself.
+fn said(half: u8, bytes: &[u8]) {
+    let mut read = Facts::default();
+    if facts::decode(half, bytes, &mut read).is_err() {
+        return;
+    }
+    let mut again = Facts::default();
+    facts::decode(half, &facts::encode(half, &read), &mut again).expect("what was written is read");
+    assert_eq!(again, read);
+}
+
+/// The parts of a packet of news.
+fn news(parts: &[u8]) {
+    let Ok(parts) = unpack(parts) else { return };
+    let mut pieces = Vec::new();
+    if Assembler::default().take(parts, &mut pieces).is_err() {
+        return;
+    }
+    let mut again = Vec::new();
+    let mut assembler = Assembler::default();
+    let mut packer = Packer::new(pieces.clone(), PARTS);
+    while !packer.is_empty() {
+        let packed = packer.next_packet();
+        assert!(packed.bytes.len() <= PARTS, "{} bytes", packed.bytes.len());
+        assert!(packed.parts > 0, "a packet without parts, and there is more to tell");
+        let parts = unpack(&packed.bytes).expect("what was packed is unpacked");
+        assembler.take(parts, &mut again).expect("parts of one piece belong together");
+    }
+    assert_eq!(joined(again), joined(pieces));
+}
+
+/// Pieces as they were before they were split over packets; those that say nothing are left out.
+fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
+    let mut all: Vec<Piece> = Vec::new();
+    for piece in pieces {
+        match (all.last_mut(), piece) {
+            (Some(Piece::Bases { service, bases }), Piece::Bases { service: of, bases: more })
+                if *service == of =>
+            {
+                bases.extend(more);
+            }
+            (Some(Piece::Pins { service, pins }), Piece::Pins { service: of, pins: more })
+                if *service == of =>
+            {
+                pins.extend(more);
+            }
+            (Some(Piece::Ended { service, flows }), Piece::Ended { service: of, flows: more })
+                if *service == of =>
+            {
+                flows.extend(more);
+            }
+            (_, piece) => all.push(piece),
+        }
+    }
+    all
+}
+
+/// A session, and its peer: who has the key, and says what the input has it say.
+struct Desk {
+    session: Session,
+    own: SessionId,
+    at: SocketAddr,
+    now: Instant,
+    sealer: Sealer,
+    opener: Opener,
+    /// The last challenge that was heard.
+    challenge: u32,
+    /// Sessions of the peer so far.
+    lives: u8,
+    last: Vec<u8>,
+    marks: Vec<Mark>,
+    has_joined: bool,
+    ended: bool,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let now = Instant::now();
+        let at: SocketAddr = (Ipv4Addr::new(10, 0, 0, 2), 3780).into();
+        let config = Config {
+            node: "one".into(),
+            listen: (Ipv4Addr::new(10, 0, 0, 1), 3780).into(),
+            peers: vec![at],
+            multicast: None,
+            key: KEY,
+            rate: NonZeroU32::new(12_500_000).expect("it is not 0"),
+            timeout: Duration::from_secs(1),
+        };
+        let own = SessionId([1; 16]);
+        let mut desk = Self {
+            session: Session::new(&config, own, now),
+            own,
+            at,
+            now,
+            sealer: Sealer::new(&KEY, SessionId([2; 16])),
+            opener: Opener::new(&KEY, own),
+            challenge: 0,
+            lives: 2,
+            last: Vec::new(),
+            marks: Vec::new(),
+            has_joined: false,
+            ended: false,
+        };
+        desk.does(Event::Tell(Facts::default()));
+        desk
+    }
+
+    fn act(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 20 {
+            0..=2 => self.hello(input),
+            3..=5 => {
+                let (kind, count) = (input.byte() % 12, input.byte());
+                let body = input.bytes(usize::from(count) * 2);
+                self.say(kind, input.byte() & 7 != 7, body);
+            }
+            6 => {
+                let (sequence, ahead) = (u64::from(input.byte()), u64::from(input.byte() % 4));
+                let parts = Packer::new(pieces(input), PARTS).next_packet().bytes;
+                self.tell(&Message::News { sequence, ahead, parts: &parts });
+            }
+            7 => {
+                let flags = input.byte();
+                let (transfer, index) = (u32::from(flags >> 4), u32::from(input.byte() % 8));
+                let parts = Packer::new(pieces(input), PARTS).next_packet().bytes;
+                let since = u64::from(input.byte());
+                let last = flags & 1 != 0;
+                self.tell(&Message::All { transfer, index, last, since, parts: &parts });
+            }
+            8 => {
+                let half = input.byte() % 2;
+                let generation = u32::from(input.byte());
+                let bytes = facts::encode(half, &facts_of(input));
+                let fragments: Vec<_> = facts::fragments(&bytes).collect();
+                for (index, bytes) in fragments.iter().enumerate() {
+                    let index = (index as u16, fragments.len() as u16);
+                    self.tell(&Message::Facts { half, generation, index, bytes });
+                }
+            }
+            9 => {
+                // What was sent before, changed or not.
+                let mut datagram = self.last.clone();
+                let (at, change) = (input.below(datagram.len().max(1)), input.byte());
+                if let Some(byte) = datagram.get_mut(at) {
+                    *byte ^= change;
+                }
+                self.receive(datagram);
+            }
+            10 => {
+                let count = input.byte();
+                let mut datagram = input.bytes(usize::from(count)).to_vec();
+                if count & 1 != 0 {
+                    let header = Header::new(input.byte(), self.own.tag(), &self.own, 1);
+                    datagram.splice(0..0, zerocopy::IntoBytes::as_bytes(&header).iter().copied());
+                }
+                self.receive(datagram);
+            }
+            11 | 12 => self.wait(input),
+            13 => {
+                let number = u64::from(input.byte());
+                let pieces = pieces(input);
+                self.does(Event::Publish(number, pieces));
+            }
+            14 => {
+                let pieces = pieces(input);
+                self.does(Event::SendAll(PEER, pieces));
+            }
+            15 => match input.byte() % 5 {
+                0 => self.does(Event::WantAll(PEER)),
+                1 => self.does(Event::Ask(PEER, vec![router(input)])),
+                2 => self.does(Event::Withdraw(PEER)),
+                3 => self.does(Event::Answer(PEER, Ok(()))),
+                _ => self.does(Event::Answer(PEER, Err("x".repeat(usize::from(input.short()))))),
+            },
+            16 => {
+                if let Some(mark) = self.marks.pop() {
+                    self.does(Event::Took(PEER, mark));
+                }
+            }
+            17 => {
+                let facts = facts_of(input);
+                self.does(Event::Tell(facts));
+            }
+            18 => {
+                self.lives = self.lives.wrapping_add(1).max(2);
+                self.sealer = Sealer::new(&KEY, SessionId([self.lives; 16]));
+            }
+            _ if input.byte() == 0 => {
+                self.does(Event::Bye);
+                self.ended = true;
+            }
+            _ => {
+                let _ = self.session.status(self.now, SystemTime::UNIX_EPOCH);
+                let _ = self.session.taken();
+            }
+        }
+    }
+
+    fn hello(&mut self, input: &mut Input<'_>) {
+        let flags = input.byte();
+        let echo = if flags & 1 == 0 { self.challenge } else { u32::from(input.byte()) };
+        let own = if flags & 2 == 0 { self.own } else { SessionId([0; 16]) };
+        let hello = Hello {
+            node: "two",
+            challenge: u32::from(flags >> 6),
+            echo: (own, echo),
+            losses: u32::from(flags >> 5 & 1),
+            clock: u64::from(input.byte()),
+            echo_clock: (u64::from(input.byte()), u64::from(input.byte())),
+            head: u64::from(input.byte()),
+            next: u64::from(input.byte()),
+            taken: u64::from(input.byte()),
+            complete: flags & 4 != 0,
+            facts: [u32::from(input.byte()), u32::from(input.byte())],
+            has: [u32::from(input.byte()), u32::from(input.byte())],
+        };
+        let mut body = Vec::new();
+        Message::Hello(hello).encode(&mut body);
+        self.say(Message::HELLO, flags & 8 == 0, &body);
+    }
+
+    fn tell(&mut self, message: &Message<'_>) {
+        let mut body = Vec::new();
+        message.encode(&mut body);
+        self.say(message.kind(), true, &body);
+    }
+
+    fn say(&mut self, kind: u8, bound: bool, body: &[u8]) {
+        let to = bound.then_some(self.own);
+        let datagram = self.sealer.seal(kind, to.as_ref(), |out| out.extend_from_slice(body));
+        self.receive(datagram);
+    }
+
+    fn receive(&mut self, mut datagram: Vec<u8>) {
+        self.last.clone_from(&datagram);
+        let from = self.at;
+        self.does(Event::Received(from, &mut datagram));
+    }
+
+    /// Time goes on, from one deadline to the next.
+    fn wait(&mut self, input: &mut Input<'_>) {
+        let until = self.now + Duration::from_millis(u64::from(input.short() % 4_096));
+        while let Some(at) = self.session.deadline().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            let mut ticks = 0;
+            while self.session.deadline().is_some_and(|at| at <= self.now) {
+                self.does(Event::Tick);
+                ticks += 1;
+                assert!(ticks <= AT_ONCE, "its deadline is always now");
+            }
+        }
+        self.now = until;
+    }
+
+    fn does(&mut self, event: Event<'_>) {
+        let mut out = Vec::new();
+        self.session.handle(event, self.now, &mut out);
+        for action in out {
+            match action {
+                Action::Send(target, datagram) => self.sent(target, datagram),
+                Action::Report(report) => self.reported(report),
+            }
+        }
+    }
+
+    /// What it has sent can be opened and read.
+    fn sent(&mut self, target: Target, mut datagram: Vec<u8>) {
+        assert_eq!(target, Target::Peer(self.at));
+        assert!(datagram.len() <= DATAGRAM, "{} bytes", datagram.len());
+        let (header, sealed) = Header::split(&mut datagram).expect("it has a header");
+        let body = match self.opener.open(&header, &self.sealer.session(), sealed) {
+            Ok(body) => body,
+            // It is for who the peer was before.
+            Err(seal::Refused::ElseWhere) => return,
+            Err(refused) => panic!("{refused:?}"),
+        };
+        // A half of facts, or a ring, may be in several.
+        match Message::decode(header.kind, body).expect("it is a message") {
+            Message::News { parts, .. } | Message::All { parts, .. } => {
+                unpack(parts).expect("each part can be read");
+            }
+            Message::Hello(hello) => self.challenge = hello.challenge,
+            _ => {}
+        }
+    }
+
+    fn reported(&mut self, report: Report) {
+        match report {
+            Report::Joined(_) => {
+                assert!(!self.has_joined, "it has joined twice");
+                self.has_joined = true;
+            }
+            Report::Lost(..) => {
+                assert!(self.has_joined, "it is lost, and was not there");
+                self.has_joined = false;
+            }
+            Report::Pieces(_, _, mark) => {
+                assert!(self.has_joined, "pieces of a peer that is not there");
+                self.marks.push(mark);
+            }
+            Report::Unreadable(..) => {}
+            report => assert!(self.has_joined, "of a peer that is not there: {report:?}"),
+        }
+    }
+}
+
+fn router(input: &mut Input<'_>) -> RouterKey {
+    let number = input.byte();
+    let family = if number & 1 == 0 { Family::V4 } else { Family::V6 };
+    RouterKey { family, vrid: NonZeroU8::new(number).unwrap_or(NonZeroU8::MIN) }
+}
+
+fn facts_of(input: &mut Input<'_>) -> Facts {
+    let mut facts = Facts { draining: input.byte() & 1 != 0, ..Facts::default() };
+    facts.fingerprint.seed = u64::from(input.byte());
+    for _ in 0..input.byte() {
+        let router_facts = RouterFacts {
+            state: input.of(&State::ALL),
+            priority: input.byte(),
+            wants: input.byte() & 1 != 0,
+            source: Some(address(input)),
+            fingerprint: u64::from(input.byte()),
+            interval_centis: input.short(),
+            addresses: u64::from(input.byte()),
+        };
+        facts.routers.insert(router(input), router_facts);
+    }
+    facts
+}
+
+fn address(input: &mut Input<'_>) -> IpAddr {
+    let number = input.byte();
+    match number & 1 {
+        0 => IpAddr::from([10, 0, 0, number]),
+        _ => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(number)]),
+    }
+}
+
+fn flow(input: &mut Input<'_>) -> Flow {
+    let kind = input.byte();
+    match kind % 3 {
+        0 => Flow::Pinned(address(input), input.short()),
+        1 => Flow::Tracked(address(input), input.short()),
+        _ => Flow::Connection([kind; 8]),
+    }
+}
+
+/// A few pieces, of up to thousands of items.
+fn pieces(input: &mut Input<'_>) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for _ in 0..input.byte() % 5 {
+        let head = input.byte();
+        let protocol = if head & 1 == 0 { Protocol::Tcp } else { Protocol::Udp };
+        let service = ServiceKey { vip: address(input), port: 80, protocol };
+        let count = match input.byte() {
+            many @ 250.. => u32::from(many - 249) * 300,
+            few => u32::from(few % 32),
+        };
+        let (first, second) = (address(input), address(input));
+        let backend = |number: u32| if number % 2 == 0 { first } else { second };
+        let some_flow = flow(input);
+        pieces.push(match head >> 1 & 3 {
+            0 => Piece::Ring {
+                service,
+                slots: 1_009,
+                members: (0..count).map(|n| (Ipv4Addr::from(n).into(), n)).collect(),
+                digest: u64::from(head),
+            },
+            1 => {
+                let base = |slot| Base { slot, backend: (slot % 3 != 0).then(|| backend(slot)) };
+                Piece::Bases { service, bases: (0..count).map(base).collect() }
+            }
+            2 => {
+                let pin = |n: u32| Pin {
+                    flow: Flow::Pinned(Ipv4Addr::from(n).into(), n as u16),
+                    backend: backend(n),
+                    flags: n as u16,
+                    idle: Duration::from_secs(u64::from(n)),
+                };
+                Piece::Pins { service, pins: (0..count).map(pin).collect() }
+            }
+            _ => Piece::Ended { service, flows: vec![some_flow] },
+        });
+    }
+    pieces
+}

@@ -1,0 +1,286 @@
+//! The loaded object beside the core: the same tables in both, the same frames through both, and
+//! whatever differs is an error.
+
+pub mod generate;
+pub mod kernel;
+pub mod model;
+
+use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::abi::{Flow, FlowValue, Owners, Slot, SynBudget, Unanswered};
+
+use self::{
+    generate::{BACKENDS, INGRESS, State},
+    kernel::Kernel,
+    model::{Action, Model},
+};
+
+/// Nanoseconds of the clock that the program reads.
+#[must_use]
+pub fn coarse_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a valid timespec; the clock exists since Linux 2.6.32.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Whether the program takes two moments for one: the second and the tick are the same.
+#[must_use]
+pub fn is_same_moment(one: u64, other: u64) -> bool {
+    one / 1_000_000_000 == other / 1_000_000_000 && Unanswered::tick(one) == Unanswered::tick(other)
+}
+
+/// A moment at which neither the second nor the tick changes within `margin`.
+#[must_use]
+pub fn steady_nanos(margin: Duration) -> u64 {
+    loop {
+        let now = coarse_nanos();
+        if is_same_moment(now, now + margin.as_nanos() as u64) {
+            return now;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The object and the core, with the same tables.
+pub struct Twins {
+    /// The object in the kernel.
+    pub kernel: Kernel,
+    /// The core.
+    pub model: Model,
+}
+
+impl Twins {
+    /// Loads the object, with room for so many pins; the tables are empty.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn load(object: &[u8], pins: u32) -> Result<Self> {
+        let kernel = Kernel::load(object, u32::from(BACKENDS), pins)?;
+        Ok(Self { kernel, model: Model::new(pins as usize) })
+    }
+
+    /// Puts a state into both, whose tables are empty.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn install(&mut self, state: &State) -> Result<()> {
+        let Self { kernel, model } = self;
+        for &(key, value) in &state.services_v4 {
+            kernel.put_service_v4(key, value).context("put a service")?;
+            model.services_v4.insert(key, value);
+            model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+        }
+        for &(key, value) in &state.services_v6 {
+            kernel.put_service_v6(key, value)?;
+            model.services_v6.insert(key, value);
+            model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+        }
+        for (service, slots) in &state.rings {
+            kernel.put_ring(*service, slots).context("publish a ring")?;
+            let ring = slots.iter().map(|&word| slot_of(word));
+            model.rings.insert(*service, ring.collect());
+        }
+        for (id, &backend) in state.backends.iter().enumerate() {
+            kernel.put_backend(u16::try_from(id)?, backend)?;
+            model.backends.push(backend);
+        }
+        for &(key, value) in &state.pins {
+            kernel.put_pin(key, value).context("put a pin")?;
+            model.pins.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+        }
+        for &(key, value) in &state.tracked {
+            kernel.put_tracked(key, value)?;
+            model.tracked.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+        }
+        for &(key, value) in &state.connections {
+            kernel.put_connection(key, value)?;
+            model.connections.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+        }
+        for &(key, value) in &state.fragments {
+            kernel.put_fragment(key, value).context("put a fragment")?;
+            model.fragments.borrow_mut().insert(key, value);
+        }
+        for &vip in &state.vips {
+            kernel.put_vip(vip)?;
+            model.vips.insert(vip, 1);
+        }
+        for &(id, unanswered) in &state.unanswered {
+            kernel.put_unanswered(id, unanswered.0)?;
+            model.counts.insert(id, [0, 0, 0, 0, 0, unanswered.0, 0]);
+        }
+        for (index, &mac) in state.own_macs.iter().enumerate() {
+            kernel.put_own_mac(u32::try_from(index)?, mac)?;
+            model.own_macs[index] = mac;
+        }
+        Ok(())
+    }
+
+    /// Runs a frame through both, which must do the same with it.
+    ///
+    /// # Errors
+    ///
+    /// They do not, or the kernel refuses the frame.
+    pub fn run(&mut self, frame: &[u8]) -> Result<Action> {
+        let (action, out) = self.kernel.run(frame)?;
+        let (expected, expected_out) = self.model.run(frame, INGRESS);
+        ensure!(
+            action == expected as u32,
+            "the program says {action}, the core {expected:?}\n{}",
+            hex(frame)
+        );
+        ensure!(
+            out == expected_out,
+            "{expected:?}\nin      {}\nprogram {}\ncore    {}",
+            hex(frame),
+            hex(&out),
+            hex(&expected_out)
+        );
+        Ok(expected)
+    }
+
+    /// Compares what both have written.
+    ///
+    /// # Errors
+    ///
+    /// They have not written the same.
+    pub fn compare_tables(&mut self) -> Result<()> {
+        let Self { kernel, model } = self;
+        ensure!(kernel.pins()? == plain(&model.pins.borrow()), "pins differ");
+        ensure!(kernel.tracked()? == plain(&model.tracked.borrow()), "tracked flows differ");
+        ensure!(kernel.connections()? == plain(&model.connections.borrow()), "connections differ");
+        ensure!(kernel.fragments()? == *model.fragments.borrow(), "fragments differ");
+        for (&service, slots) in &model.rings {
+            let slots: Vec<u64> = slots.iter().map(|slot| word_of(slot)).collect();
+            ensure!(kernel.ring(service)? == slots, "the ring of service {service} differs");
+        }
+        ensure!(kernel.notes()? == *model.notes.borrow(), "notes of pins differ");
+        let (verdicts, counts) = (kernel.verdicts()?, kernel.counts()?);
+        ensure!(
+            verdicts == model.verdicts,
+            "verdicts: {verdicts:?}, the core {:?}",
+            model.verdicts
+        );
+        ensure!(counts == model.counts, "counts: {counts:?}, the core {:?}", model.counts);
+        Ok(())
+    }
+
+    /// Brings both back to a state that was installed in them, which their services, VIPs and MAC
+    /// addresses are still of; the ages of flows may be others. Both have written the same since.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn reset(&mut self, state: &State) -> Result<()> {
+        let Self { kernel, model } = self;
+        let pins = &mut *model.pins.borrow_mut();
+        undo(pins, &state.pins, |key, value| match value {
+            Some(value) => kernel.put_pin(*key, value),
+            None => kernel.remove_pin(key),
+        })?;
+        let tracked = &mut *model.tracked.borrow_mut();
+        undo(tracked, &state.tracked, |key, value| match value {
+            Some(value) => kernel.put_tracked(*key, value),
+            None => kernel.remove_tracked(key),
+        })?;
+        let connections = &mut *model.connections.borrow_mut();
+        undo(connections, &state.connections, |key, value| match value {
+            Some(value) => kernel.put_connection(*key, value),
+            None => kernel.remove_connection(key),
+        })?;
+        let fragments = &mut *model.fragments.borrow_mut();
+        let initial: HashMap<_, _> = state.fragments.iter().copied().collect();
+        for key in fragments.keys().filter(|key| !initial.contains_key(key)) {
+            kernel.remove_fragment(key)?;
+        }
+        for (key, value) in &initial {
+            if fragments.get(key) != Some(value) {
+                kernel.put_fragment(*key, *value)?;
+            }
+        }
+        *fragments = initial;
+        for (service, words) in &state.rings {
+            let ring = model.rings.entry(*service).or_default();
+            for (index, (slot, &word)) in ring.iter_mut().zip(words).enumerate() {
+                if word_of(slot) != word {
+                    kernel.put_slot(*service, u32::try_from(index)?, word)?;
+                    *slot = slot_of(word);
+                }
+            }
+        }
+        for (id, (backend, &initial)) in model.backends.iter_mut().zip(&state.backends).enumerate() {
+            if *backend != initial {
+                kernel.put_backend(u16::try_from(id)?, initial)?;
+                *backend = initial;
+            }
+        }
+        let unanswered = state.unanswered.iter().map(|&(id, word)| (id, word.0));
+        let unanswered: HashMap<u16, u64> = unanswered.collect();
+        for id in model.counts.keys() {
+            kernel.put_unanswered(*id, unanswered.get(id).copied().unwrap_or_default())?;
+        }
+        for (&id, &word) in unanswered.iter().filter(|(id, _)| !model.counts.contains_key(id)) {
+            kernel.put_unanswered(id, word)?;
+        }
+        let count = |(id, word)| (id, [0, 0, 0, 0, 0, word, 0]);
+        model.counts = unanswered.into_iter().map(count).collect();
+        for (index, _) in model.seen.borrow_mut().drain() {
+            kernel.clear_syn_mark(index)?;
+        }
+        kernel.clear_notes()?;
+        model.notes.borrow_mut().clear();
+        kernel.lease_pins(0)?;
+        model.lease.set(0);
+        Ok(())
+    }
+}
+
+/// Makes a table of flows what it was; the kernel is told each value that differs, or that a flow
+/// goes.
+fn undo<K: Copy + Eq + Hash>(
+    flows: &mut HashMap<K, Rc<Flow>>,
+    initial: &[(K, FlowValue)],
+    mut tell: impl FnMut(&K, Option<FlowValue>) -> Result<()>,
+) -> Result<()> {
+    let initial: HashMap<K, FlowValue> = initial.iter().copied().collect();
+    for key in flows.keys().filter(|key| !initial.contains_key(key)) {
+        tell(key, None)?;
+    }
+    flows.retain(|key, _| initial.contains_key(key));
+    for (key, &value) in &initial {
+        if flows.get(key).is_none_or(|flow| flow.get() != value) {
+            tell(key, Some(value))?;
+            flows.insert(*key, Rc::new(Flow::new(value)));
+        }
+    }
+    Ok(())
+}
+
+fn plain<K: Copy + Eq + Hash>(flows: &HashMap<K, Rc<Flow>>) -> HashMap<K, FlowValue> {
+    flows.iter().map(|(&key, flow)| (key, flow.get())).collect()
+}
+
+/// A slot of this word.
+#[must_use]
+pub fn slot_of(word: u64) -> Rc<Slot> {
+    let slot = Slot::new(Owners::from_word(word as u32));
+    slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
+    Rc::new(slot)
+}
+
+/// The word of a slot.
+#[must_use]
+pub fn word_of(slot: &Slot) -> u64 {
+    u64::from(slot.owners().to_word())
+        | u64::from(slot.unpinned()) << 32
+        | u64::from(slot.pinned()) << 48
+}
+
+/// Bytes for people.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
