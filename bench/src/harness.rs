@@ -378,7 +378,7 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("SERVICE_ENTRIES", SERVICES)
         .override_global("SERVICE_INDEX_MASK", &mask, true)
         .override_global("SERVICES_PER_CPU", &SERVICES, true);
-    for shared in shared {
+    if let Some(shared) = shared {
         for name in &shared.names {
             loader.map_pin_path(name, shared.folder.join(name));
         }

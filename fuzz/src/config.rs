@@ -33,7 +33,11 @@ pub fn run(bytes: &[u8]) {
 fn accepted(text: &str, config: &Config) {
     let _ = config.summary();
     let intent = config.intent();
-    assert_eq!(fold(text, intent).expect("it says that already"), text, "nothing was to be changed");
+    assert_eq!(
+        fold(text, intent).expect("it says that already"),
+        text,
+        "nothing was to be changed"
+    );
     for (name, service) in &intent.desired.services {
         let spec = ServiceSpec::of(service, intent.deadline(name));
         assert_eq!(spec.to_service(), *service, "{name}, as the state file has it");

@@ -68,8 +68,7 @@ fn message(kind: u8, body: &[u8]) {
     let mut written = Vec::new();
     message.encode(&mut written);
     // Longer names are cut off where they are written.
-    let is_long =
-        matches!(&message, Message::Hello(hello) if hello.node.len() > usize::from(NAME));
+    let is_long = matches!(&message, Message::Hello(hello) if hello.node.len() > usize::from(NAME));
     if !is_long {
         assert_eq!(message.kind(), kind);
         assert_eq!(Message::decode(kind, &written).expect("what was written is read"), message);

@@ -260,7 +260,12 @@ impl Desk {
                     // As it would be sent; who has sent knows itself.
                     let (from, to) = (peer(self.family(), 2), self.destination(2));
                     let bytes = self.own.write(*priority, Path::First, from, to, self.wall);
-                    self.round_trip(&Packet { source: from, destination: to, ttl: 255, message: &bytes });
+                    self.round_trip(&Packet {
+                        source: from,
+                        destination: to,
+                        ttl: 255,
+                        message: &bytes,
+                    });
                 }
                 _ => {}
             }

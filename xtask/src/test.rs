@@ -125,7 +125,15 @@ fn seconds(time: Duration) -> f64 {
 fn build(suite: Suite) -> Result<Vec<Program>> {
     let which: &[&str] = match suite {
         Suite::All => &[],
-        Suite::Unit => &["--workspace", "--exclude", "lb-ebpf", "--exclude", "lb-fuzz", "--exclude", INTEGRATION],
+        Suite::Unit => &[
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--exclude",
+            "lb-fuzz",
+            "--exclude",
+            INTEGRATION,
+        ],
         _ => &["--package", INTEGRATION],
     };
     let mut programs = build_with(which)?;

@@ -211,7 +211,8 @@ impl Twins {
                 }
             }
         }
-        for (id, (backend, &initial)) in model.backends.iter_mut().zip(&state.backends).enumerate() {
+        for (id, (backend, &initial)) in model.backends.iter_mut().zip(&state.backends).enumerate()
+        {
             if *backend != initial {
                 kernel.put_backend(u16::try_from(id)?, initial)?;
                 *backend = initial;
