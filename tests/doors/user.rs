@@ -192,16 +192,16 @@ fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<(
     let mut old = Connection::open(&lab.client.namespace, WAY.target(), PATIENCE)?;
     let host = old.get("/")?.ok()?.backend()?;
     balancer.stop()?;
-    let without = || {
-        for pin in [pins(&balancer, "ring-")?, pins(&balancer, "program-")?].concat() {
+    let without = |balancer: &balancer::Balancer| {
+        for pin in [pins(balancer, "ring-")?, pins(balancer, "program-")?].concat() {
             fs::remove_file(pin)?;
         }
         anyhow::Ok(())
     };
-    without()?;
+    without(&balancer)?;
     become_user(&lab, &mut balancer)?;
     // That was `lbd --prepare`; without it the kernel says no, and lbd says what to do.
-    without()?;
+    without(&balancer)?;
     balancer.begin()?;
     wait::until_true(PATIENCE, "it ends", || Ok(balancer.check().is_err()))?;
     balancer.kill()?;
@@ -216,7 +216,7 @@ fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<(
 
     // One that is root needs no help, and pins them for those that are not.
     balancer.stop()?;
-    without()?;
+    without(&balancer)?;
     balancer.use_binaries(&balancer::binaries()?);
     balancer.launch()?;
     balancer.wait_usable()?;
