@@ -69,6 +69,9 @@ fn system(name: &str) -> &str {
     }
 }
 
+/// One of the two events of a trial.
+type Side = fn(&Trial) -> &Event;
+
 /// None of no trials.
 fn sum(trials: &[Trial], of: impl Fn(&Trial) -> &Event) -> Option<Sum> {
     let events = || trials.iter().map(&of);
@@ -121,8 +124,7 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
             "lost",
             "broken",
         ]);
-        let sides: [(&str, fn(&Trial) -> &Event); 2] =
-            [(begins, |trial| &trial.fault), (ends, |trial| &trial.end)];
+        let sides: [(&str, Side); 2] = [(begins, |trial| &trial.fault), (ends, |trial| &trial.end)];
         for (side, (title, of)) in sides.into_iter().enumerate() {
             for cell in cells() {
                 let Some(sum) = sum(&cell.trials, of) else { continue };
