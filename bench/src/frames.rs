@@ -39,6 +39,10 @@ pub struct Plan {
     pub base: u32,
     /// Where `generate` sends frames.
     pub ifindex: u32,
+    /// When `generate` has begun the first batch, in nanoseconds.
+    pub first: u64,
+    /// When it has begun the last one.
+    pub last: u64,
 }
 
 /// Which packet.
@@ -100,16 +104,9 @@ pub fn plan(v6: bool, shape: Shape, port: u16, flows: u32) -> Plan {
     frame.resize(HEADERS, 0);
     let headers = frame.try_into().expect("the headers were just sized");
     let (address, port) = (address as u32, port_at as u32);
-    Plan {
-        headers,
-        frame_len,
-        address,
-        port,
-        mask: flows.wrapping_sub(1),
-        runs: 0,
-        base: 0,
-        ifindex: 0,
-    }
+    let mask = flows.wrapping_sub(1);
+    let (runs, base, ifindex, first, last) = Default::default();
+    Plan { headers, frame_len, address, port, mask, runs, base, ifindex, first, last }
 }
 
 fn transport(shape: Shape, port: u16) -> (Vec<u8>, u8) {

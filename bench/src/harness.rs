@@ -23,7 +23,7 @@ use lb_common::{
     verdict::REASONS,
 };
 use lb_userspace::{capture::Spec, objects};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes as _, IntoBytes};
 
 use crate::frames::{self, OWN, Plan, VIP_V4, VIP_V6};
 
@@ -110,7 +110,7 @@ pub struct Harness {
     base: u32,
 }
 
-/// Frames that one call into the kernel makes at a time.
+/// Frames that one call into the kernel makes at a time; as in the program.
 const BATCH: u32 = 64;
 
 fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
@@ -290,12 +290,17 @@ impl Harness {
         Ok(program.take_link(id)?)
     }
 
-    /// Sends so many frames of the plan to its interface.
-    pub fn generate(&mut self, plan: &mut Plan, packets: u32) -> Result<()> {
+    /// Sends so many frames of the plan to its interface; nanoseconds of one, with all that becomes of
+    /// it on this CPU.
+    ///
+    /// From the first batch's begin to the last one's, so that what the call does before and after is
+    /// not in it: for some of that it waits.
+    pub fn generate(&mut self, plan: &mut Plan, packets: u32) -> Result<f64> {
+        ensure!(packets % BATCH == 0 && packets > BATCH, "{packets} packets are no whole batches");
+        (plan.first, plan.last) = (0, 0);
         let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
         let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
         Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.set(0, words, 0)?;
-        plan.runs += u64::from(packets);
         let frame = vec![0; plan.frame_len as usize];
         let generate: &Xdp = self.bench.program("generate").context("no generate")?.try_into()?;
         generate.test_run(TestRunOptions {
@@ -304,7 +309,12 @@ impl Harness {
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::new()
         })?;
-        Ok(())
+        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        let words = Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.get(&0, 0)?;
+        let runs = plan.runs + u64::from(packets);
+        *plan = Plan::read_from_bytes(&words).map_err(|err| anyhow::anyhow!("{err}"))?;
+        ensure!(plan.runs == runs, "{} frames were made, not {runs}", plan.runs);
+        Ok((plan.last - plan.first) as f64 / f64::from(packets - BATCH))
     }
 
     /// Frames that `sink` has taken so far.

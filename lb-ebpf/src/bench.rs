@@ -14,7 +14,7 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
-    helpers::bpf_redirect,
+    helpers::{bpf_ktime_get_ns, bpf_redirect},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -53,7 +53,14 @@ pub struct Plan {
     base: SharedU32,
     /// Where `generate` sends frames.
     ifindex: SharedU32,
+    /// When `generate` has begun the first batch, in nanoseconds.
+    first: SharedU64,
+    /// When it has begun the last one.
+    last: SharedU64,
 }
+
+/// Frames that a test run with live frames makes before any of them goes further.
+const BATCH: u64 = 64;
 
 #[btf_map]
 static PLAN: Array<Plan, 1> = Array::new();
@@ -108,6 +115,14 @@ fn write(frame: &Frame, plan: &Plan) -> Option<()> {
 #[xdp]
 pub fn generate(ctx: XdpContext) -> u32 {
     let Some(plan) = PLAN.get(0) else { return xdp_action::XDP_ABORTED };
+    if plan.runs.load() % BATCH == 0 {
+        // SAFETY: the helper has no precondition.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if plan.first.load() == 0 {
+            plan.first.store(now);
+        }
+        plan.last.store(now);
+    }
     let frame = Frame::new(&ctx);
     if write(&frame, plan).is_none() || complete(&frame).is_none() {
         return xdp_action::XDP_ABORTED;

@@ -20,6 +20,9 @@ const KERNELS: [&str; 3] = ["6.1", "6.12", vm::kernel::NEWEST];
 /// For one kernel. Two minutes are enough; a machine that does much else gets more.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// Of the thirty states that the datapath tests compare here; each takes seconds there.
+const EPOCHS: u8 = 4;
+
 /// The balancers' NICs, each with one for the switch.
 const NICS: u8 = 4;
 
@@ -87,7 +90,9 @@ fn script(programs: &[Program]) -> Result<String> {
     let macs: Vec<_> = (0..NICS).map(vm::mac).collect();
     let binaries = quoted(&cargo::folder(false)?.to_string_lossy());
     // In a guest, too, a test that can't run has failed.
-    let mut script = format!("export CI=true LB_BIN_DIR={binaries} RUST_BACKTRACE=0\nfailed=0\n");
+    let mut script = format!(
+        "export CI=true LB_EPOCHS={EPOCHS} LB_BIN_DIR={binaries} RUST_BACKTRACE=0\nfailed=0\n"
+    );
     for (what, variable, program) in [
         ("the loaded program", String::new(), datapath),
         ("a node and a pair on veth", String::new(), short),

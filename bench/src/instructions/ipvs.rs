@@ -7,6 +7,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
+use kit::command::{command, run_with_input};
 
 use super::rig::{NODE, call, ip};
 use crate::frames::VIP_V4;
@@ -61,21 +62,16 @@ pub fn set_up() -> Result<()> {
     }
     // Small packets are nothing to be joined; to try would be charged to it.
     call("ethtool", &["-K", NODE, "gro", "off"])?;
+    let mut lines = String::new();
     for (method, flag) in [(Method::Dr, "-g"), (Method::Tunnel, "-i")] {
-        let service = format!("{vip}:{}", method.port());
+        let port = method.port();
         // With the port of the client in the hash, as here.
-        call("ipvsadm", &["-A", "-t", &service, "-s", "mh", "-b", "mh-port"])?;
+        lines += &format!("-A -t {vip}:{port} -s mh -b mh-port\n");
         for n in 1..=BACKENDS {
-            // A tunnel keeps the port, the other method must.
-            let backend = format!("{}:{}", backend(n), method.port());
-            call("ipvsadm", &["-a", "-t", &service, "-r", &backend, flag])?;
+            lines += &format!("-a -t {vip}:{port} -r 192.168.1.{n}:{port} {flag}\n");
         }
     }
-    Ok(())
-}
-
-fn backend(n: u8) -> String {
-    format!("192.168.1.{n}")
+    run_with_input(command("ipvsadm").arg("-R"), &lines).map(drop)
 }
 
 /// Packets that have left so far.

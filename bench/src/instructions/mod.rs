@@ -82,9 +82,13 @@ fn measure_all() -> Result<Report> {
         }
     }
     let plans = plans();
-    let mut progress = Progress::new(plans.len() + 3 + 6);
+    let mut progress = Progress::new(plans.len() + 3 + 2 * KINDS.len());
+    let mut begun = false;
     let mut step = |name: &str| {
-        progress.end(None);
+        if begun {
+            progress.end(None);
+        }
+        begun = true;
         progress.begin(name);
     };
 

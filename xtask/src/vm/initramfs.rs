@@ -49,13 +49,25 @@ fn busybox(root: &Path) -> Result<()> {
     let program = root.join("bin/busybox");
     fs::copy(&there, &program).context("copy busybox")?;
     let elf = fs::read(&program).context("read busybox")?;
-    // A program that needs a dynamic linker names it.
-    let is_static = !elf.windows(9).any(|name| name == b"ld-linux-");
+    let is_static = !needs_linker(&elf);
     ensure!(is_static, "{} is not static: apt-get install -y busybox-static", there.display());
     for link in ["sh", "modprobe"] {
         symlink("busybox", root.join("bin").join(link)).context("link to busybox")?;
     }
     Ok(())
+}
+
+/// Whether a program of 64 bits names a dynamic linker, which the guest has not: by a segment of the
+/// type PT_INTERP (elf(5)).
+fn needs_linker(elf: &[u8]) -> bool {
+    const INTERPRETER: u64 = 3;
+    let number = |at: u64, len: usize| {
+        let at = at as usize;
+        let bytes = elf.get(at..at + len).unwrap_or_default();
+        bytes.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let (table, size, count) = (number(0x20, 8), number(0x36, 2), number(0x38, 2));
+    (0..count).any(|n| number(table + n * size, 4) == INTERPRETER)
 }
 
 /// Copies the modules with what they need, unpacked: busybox can't read all kinds of packing.
@@ -126,4 +138,23 @@ fn list(root: &Path, inside: &Path, names: &mut Vec<String>) -> Result<()> {
         list(root, &inside.join(entry.context("a folder's entry")?.file_name()), names)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_needs_a_dynamic_linker_is_told() -> Result<()> {
+        let own = fs::read(std::env::current_exe()?)?;
+        assert!(needs_linker(&own), "this program is linked dynamically");
+        let mut header = vec![0; 0x40 + 0x38];
+        (header[0x20], header[0x36], header[0x38]) = (0x40, 0x38, 1);
+        header[0x40] = 1;
+        assert!(!needs_linker(&header), "its one segment is loaded");
+        header[0x40] = 3;
+        assert!(needs_linker(&header));
+        assert!(!needs_linker(b""));
+        Ok(())
+    }
 }
