@@ -158,6 +158,8 @@ fn build() -> Result<PathBuf> {
     let mut command = cargo();
     command.args(["build", "--package", "lb-fuzz", "--features", "engine"]).args(cargo::quiet());
     command.env("RUSTC_WORKSPACE_WRAPPER", crate::workspace().join("fuzz/count-edges"));
+    // What is optimised in hundreds of small pieces takes several times as long.
+    command.env("CARGO_INCREMENTAL", "0");
     cargo::run(&mut command)?;
     Ok(cargo::folder(false)?.join("lb-fuzz"))
 }
