@@ -127,6 +127,15 @@ fn the_pod_has_what_the_unit_has() -> Result<()> {
         let host = volume["hostPath"]["path"].as_str();
         ensure!(host.is_none() || host == mount["mountPath"].as_str(), "{mount:?}");
     }
+    // Nodes that share VIPs have one seed, which is no part of what anybody may read.
+    let config = config()?;
+    let seed = config.lines().find_map(|line| line.strip_prefix("seed_file = "));
+    let seed: String = serde_json::from_str(seed.context("a seed's file")?)?;
+    let secret = volumes.iter().find(|volume| !volume["secret"].is_badvalue());
+    let secret = &secret.context("a volume of secrets")?["name"];
+    let mounted = mounts.iter().find(|mount| mount["name"] == *secret).context("it is mounted")?;
+    let folder = mounted["mountPath"].as_str().context("a path")?;
+    ensure!(seed.strip_prefix(folder) == Some("/seed"), "{seed} is not in {folder}");
     // Where lbd pins, keeps and listens unless the configuration says otherwise.
     for default in [
         lb_userspace::config::DEFAULT_FILE,

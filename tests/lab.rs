@@ -38,7 +38,7 @@ fn every_web_host_answers_the_client_under_its_own_name() -> Result<()> {
             let mut connection = Connection::open(&lab.client.namespace, address, PATIENCE)?;
             let page = connection.get("/")?.ok()?;
             assert_eq!(page.text(), web.host.name);
-            assert_eq!(page.backend, web.host.name);
+            assert_eq!(page.backend()?, web.host.name);
             assert_eq!(connection.get("/health")?.ok()?.text(), format!("ok {}", web.host.name));
             assert!(connection.get("/big")?.ok()?.body == nginx::big());
             let length = connection.post("/upload", &nginx::big())?.ok()?;
@@ -210,7 +210,7 @@ fn haproxy_sends_to_every_host_but_those_that_are_drained_or_dead() -> Result<()
     let hosts = || -> Result<BTreeSet<String>> {
         let host = |_| {
             let mut connection = Connection::open(&lab.client.namespace, target, PATIENCE)?;
-            Ok(connection.get("/")?.ok()?.backend)
+            connection.get("/")?.ok()?.backend()
         };
         (0..12).map(host).collect()
     };
@@ -223,7 +223,7 @@ fn haproxy_sends_to_every_host_but_those_that_are_drained_or_dead() -> Result<()
         Ok(haproxy.states()?.get("web2").is_some_and(|state| !haproxy::is_up(state)))
     })?;
     let mut connection = Connection::open(&lab.client.namespace, target, PATIENCE)?;
-    assert_eq!(connection.get("/")?.ok()?.backend, "web3");
+    assert_eq!(connection.get("/")?.ok()?.backend()?, "web3");
     Ok(())
 }
 

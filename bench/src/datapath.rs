@@ -6,7 +6,7 @@ use lb_common::abi::{backend_flags, proto, udp_policy};
 
 use crate::{
     frames::{self, Plan, Shape},
-    harness::{Flux, Harness, Setup},
+    harness::{Flux, Harness, Program, Setup},
     report::PacketCase,
 };
 
@@ -19,9 +19,8 @@ const NEW: u32 = 0;
 
 struct Case {
     name: &'static str,
-    /// `None`: the balancer.
-    floor: Option<&'static str>,
-    /// The floor that the ratio is to.
+    program: Program,
+    /// The case that the ratio is to.
     against: &'static str,
     plan: Plan,
     /// Whether each packet must have been counted for a backend.
@@ -31,11 +30,19 @@ struct Case {
 
 fn floor(name: &'static str) -> Case {
     let plan = frames::plan(false, Shape::Tcp, 81, 1);
-    Case { name, floor: Some(name), against: name, plan, forwards: false, samples: Vec::new() }
+    let program = Program::Floor(name);
+    Case { name, program, against: name, plan, forwards: false, samples: Vec::new() }
 }
 
 fn case(name: &'static str, against: &'static str, plan: Plan) -> Case {
-    Case { name, floor: None, against, plan, forwards: true, samples: Vec::new() }
+    let program = Program::Balancer;
+    Case { name, program, against, plan, forwards: true, samples: Vec::new() }
+}
+
+/// A variant of the balancer's program beside the program itself.
+fn variant(name: &'static str, program: Program, of: &Case) -> Case {
+    let Case { name: against, plan, forwards, .. } = *of;
+    Case { name, program, against, plan, forwards, samples: Vec::new() }
 }
 
 fn services() -> Vec<Setup> {
@@ -67,6 +74,7 @@ fn services() -> Vec<Setup> {
         tcp(true, 80, V6, Flux::Steady, 0),
         tcp(true, 81, TUNNEL | V6, Flux::Steady, 0),
         tcp(true, 84, TUNNEL | V6, Flux::Pinned(65_536), 0),
+        tcp(false, 86, 0, Flux::Unowned, 0),
         udp(53, udp_policy::ONESHOT),
         udp(54, udp_policy::TRACKED),
         udp(443, udp_policy::QUIC),
@@ -81,16 +89,32 @@ fn cases() -> Vec<Case> {
     pass.forwards = false;
     let mut pass_v6 = case("no service, IPv6", swap, v6(Shape::Tcp, 22, 65_536));
     pass_v6.forwards = false;
-    vec![
+    let mut dropped = case("dropped, no backend", swap, v4(Shape::Tcp, 86, 65_536));
+    dropped.forwards = false;
+    let one = case("ipip, IPv4 TCP, one flow", encapsulate, v4(Shape::Tcp, 81, 1));
+    let many = case("ipip, IPv4 TCP, a million flows", encapsulate, v4(Shape::Tcp, 81, MANY));
+    let (silent, others, all) = (Program::Silent, Program::CapturesOthers, Program::Captures);
+    let variants = [
+        variant("one flow, without log calls", silent, &one),
+        variant("a million flows, without log calls", silent, &many),
+        variant("dropped, without log calls", silent, &dropped),
+        variant("no service, without log calls", silent, &pass),
+        variant("one flow, others are captured", others, &one),
+        variant("a million flows, others are captured", others, &many),
+        variant("one flow, captured", all, &one),
+        variant("a million flows, captured", all, &many),
+        variant("no service, captured", all, &pass),
+    ];
+    let mut cases = vec![
         floor("transmit"),
         floor(swap),
         floor(encapsulate),
         case("dsr, IPv4 TCP, one flow", swap, v4(Shape::Tcp, 80, 1)),
         case("dsr, IPv4 TCP, 65,536 flows", swap, v4(Shape::Tcp, 80, 65_536)),
         case("dsr, IPv4 TCP, a million flows", swap, v4(Shape::Tcp, 80, MANY)),
-        case("ipip, IPv4 TCP, one flow", encapsulate, v4(Shape::Tcp, 81, 1)),
+        one,
         case("ipip, IPv4 TCP, 65,536 flows", encapsulate, v4(Shape::Tcp, 81, 65_536)),
-        case("ipip, IPv4 TCP, a million flows", encapsulate, v4(Shape::Tcp, 81, MANY)),
+        many,
         case("ipip, IPv4 TCP, 16 million flows", encapsulate, v4(Shape::Tcp, 81, ALL)),
         case("ipip, IPv4 SYN, a new flow each", encapsulate, v4(Shape::Syn, 81, NEW)),
         // Of a few SYNs without any ACK: all backends are silent, so all slots are asked in vain.
@@ -112,7 +136,10 @@ fn cases() -> Vec<Case> {
         case("in flux, SYN that is pinned", encapsulate, v4(Shape::Syn, 85, NEW)),
         pass,
         pass_v6,
-    ]
+        dropped,
+    ];
+    cases.extend(variants);
+    cases
 }
 
 /// Measures every case in `rounds` rounds of `packets` packets.
@@ -122,18 +149,14 @@ pub fn measure(rounds: u32, packets: u32) -> Result<Vec<PacketCase>> {
         harness.add(&setup)?;
     }
     let mut cases = cases();
-    let balance = harness.balance()?;
     let mut progress = Progress::new(rounds as usize + 1);
     for round in 0..=rounds {
         progress.begin("a round of all cases");
         for case in &mut cases {
-            let target = match case.floor {
-                Some(name) => harness.floor(name)?,
-                None => balance.try_clone()?,
-            };
+            let target = harness.program(case.program)?;
             let before = harness.forwarded()?;
             let nanos = harness.run(&target, &mut case.plan, packets)?;
-            if case.floor.is_none() {
+            if !is_floor(case) {
                 let forwarded = harness.forwarded()? - before;
                 let expected = if case.forwards { u64::from(packets) } else { 0 };
                 ensure!(
@@ -152,12 +175,16 @@ pub fn measure(rounds: u32, packets: u32) -> Result<Vec<PacketCase>> {
     Ok(report(cases))
 }
 
+fn is_floor(case: &Case) -> bool {
+    matches!(case.program, Program::Floor(_))
+}
+
 fn report(mut cases: Vec<Case>) -> Vec<PacketCase> {
     for case in &mut cases {
         case.samples.sort_by(f64::total_cmp);
     }
     let figures = |name: &str| {
-        let case = cases.iter().find(|case| case.floor == Some(name)).expect("a floor's name");
+        let case = cases.iter().find(|case| case.name == name).expect("a case's name");
         (case.samples[case.samples.len() / 2], case.samples[0])
     };
     let (restore, restore_min) = figures("transmit");
@@ -166,10 +193,10 @@ fn report(mut cases: Vec<Case>) -> Vec<PacketCase> {
         .map(|case| {
             let (floor, floor_min) = figures(case.against);
             let (median, min) = (case.samples[case.samples.len() / 2], case.samples[0]);
-            let own = (case.floor != Some("transmit")).then_some(());
+            let own = (case.name != "transmit").then_some(());
             PacketCase {
                 name: case.name.into(),
-                is_floor: case.floor.is_some(),
+                is_floor: is_floor(case),
                 median_ns: median,
                 min_ns: min,
                 net_median_ns: median - restore,

@@ -35,6 +35,14 @@ pub struct Plan {
     pub mask: u32,
     /// Runs so far.
     pub runs: u64,
+    /// Bits that every client's address has.
+    pub base: u32,
+    /// Where `generate` sends frames.
+    pub ifindex: u32,
+    /// When `generate` has begun the first batch, in nanoseconds.
+    pub first: u64,
+    /// When it has begun the last one.
+    pub last: u64,
 }
 
 /// Which packet.
@@ -57,9 +65,9 @@ pub const VIP_V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 /// The MAC address of the balancer.
 pub const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// The client of flow `flow`, as `restore` makes it: the varying part of its address, and its port.
-pub fn client(flow: u32) -> ([u8; 4], [u8; 2]) {
-    ((flow >> 8).to_be_bytes(), (0x0400 | (flow & 0xff) as u16).to_be_bytes())
+/// The client of flow `flow`, as the programs make it: the varying part of its address, and its port.
+pub fn client(base: u32, flow: u32) -> ([u8; 4], [u8; 2]) {
+    ((base | flow >> 8).to_be_bytes(), (0x0400 | (flow & 0xff) as u16).to_be_bytes())
 }
 
 /// Frames to `port` of the VIP, of `flows` flows.
@@ -96,7 +104,9 @@ pub fn plan(v6: bool, shape: Shape, port: u16, flows: u32) -> Plan {
     frame.resize(HEADERS, 0);
     let headers = frame.try_into().expect("the headers were just sized");
     let (address, port) = (address as u32, port_at as u32);
-    Plan { headers, frame_len, address, port, mask: flows.wrapping_sub(1), runs: 0 }
+    let mask = flows.wrapping_sub(1);
+    let (runs, base, ifindex, first, last) = Default::default();
+    Plan { headers, frame_len, address, port, mask, runs, base, ifindex, first, last }
 }
 
 fn transport(shape: Shape, port: u16) -> (Vec<u8>, u8) {

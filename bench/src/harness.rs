@@ -1,23 +1,29 @@
 //! The programs in the kernel: the balancer with its tables, the floors, and `restore` around them.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
     maps::{Array, ArrayOfMaps, HashMap, MapData, ProgramArray},
-    programs::{ProgramFd, TestRunOptions, Xdp},
+    programs::{ProgramFd, TestRunAttrs, TestRunOptions, Xdp, XdpMode, xdp::XdpLink},
 };
 use lb_common::{
     abi::{
         Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, Service, ServiceKeyV4,
         ServiceKeyV6, backend_flags, mapped, service_flags, stamp,
     },
+    capture::{ANY, Plan as CapturePlan},
     hash::FlowKeys,
     rewrite,
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
-use lb_userspace::objects;
-use zerocopy::IntoBytes;
+use lb_userspace::{capture::Spec, objects};
+use zerocopy::{FromBytes as _, IntoBytes};
 
 use crate::frames::{self, OWN, Plan, VIP_V4, VIP_V6};
 
@@ -44,6 +50,21 @@ pub fn stay_on_one_cpu() -> Result<()> {
     Ok(())
 }
 
+/// A program that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A floor: `transmit`, `swap` or `encapsulate`.
+    Floor(&'static str),
+    /// The balancer's.
+    Balancer,
+    /// The balancer's without anything that it says.
+    Silent,
+    /// The one that captures, asked for packets of another service.
+    CapturesOthers,
+    /// The one that captures, asked for all packets, as many as `lbctl capture` takes if it is not told.
+    Captures,
+}
+
 /// Whether a ring is in flux, and with what history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flux {
@@ -53,6 +74,8 @@ pub enum Flux {
     Unpinned,
     /// Every slot has a base owner, and this many flows are pinned.
     Pinned(u32),
+    /// No slot has an owner.
+    Unowned,
 }
 
 /// A service to measure.
@@ -76,10 +99,19 @@ pub struct Setup {
 /// The programs and their maps.
 pub struct Harness {
     balancer: Ebpf,
+    silent: Ebpf,
+    capture: Ebpf,
     bench: Ebpf,
     cpus: u32,
     services: u16,
+    /// The interface of all backends.
+    ifindex: u32,
+    /// Bits that every client's address has.
+    base: u32,
 }
+
+/// Frames that one call into the kernel makes at a time; as in the program.
+const BATCH: u32 = 64;
 
 fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
     let program: &mut Xdp =
@@ -88,32 +120,31 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
 }
 
 impl Harness {
-    /// Loads everything; the maps are empty.
+    /// Loads everything for test runs; the maps are empty.
     pub fn load() -> Result<Self> {
+        Self::load_for(LOOPBACK, 0)
+    }
+
+    /// The same, with all backends on this interface and all clients' addresses of these bits.
+    pub fn load_for(ifindex: u32, base: u32) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
         let cpus = u32::try_from(cpus)?;
-        let mut balancer = EbpfLoader::new()
-            .map_max_entries("PINS", PINS)
-            .map_max_entries("VERDICTS", REASONS * cpus)
-            .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
-            .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
-            .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
-            .map_max_entries("PIN_LOG_HEADS", cpus)
-            .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
-            .map_max_entries("SERVICE_INDEX", buckets(SERVICES))
-            .map_max_entries("SERVICE_ENTRIES", SERVICES)
-            .override_global("SERVICE_INDEX_MASK", &(buckets(SERVICES) - 1), true)
-            .override_global("SERVICES_PER_CPU", &SERVICES, true)
-            .load(objects::BALANCER)?;
+        let mut balancer = object(objects::BALANCER, cpus, None)?;
         load(&mut balancer, "balance")?;
+        // Its variants have the same maps.
+        let shared = Shared::of(&balancer)?;
+        let mut silent = object(objects::SILENT, cpus, Some(&shared))?;
+        load(&mut silent, "silent")?;
+        let mut capture = object(objects::CAPTURE, cpus, Some(&shared))?;
+        load(&mut capture, "capture")?;
         let mut bench = EbpfLoader::new().load(objects::BENCH)?;
-        for name in ["restore", "transmit", "swap", "encapsulate"] {
+        for name in ["restore", "transmit", "swap", "encapsulate", "generate", "pass", "sink"] {
             load(&mut bench, name)?;
         }
         let mut macs: Array<_, OwnMac> =
             balancer.map_mut("OWN_MACS").context("no map OWN_MACS")?.try_into()?;
         macs.set(0, OwnMac { mac: OWN, reserved: [0; 2] }, 0)?;
-        Ok(Self { balancer, bench, cpus, services: 0 })
+        Ok(Self { balancer, silent, capture, bench, cpus, services: 0, ifindex, base })
     }
 
     /// Adds a service with its backends and its ring.
@@ -133,17 +164,17 @@ impl Harness {
         let mut backends: Array<_, Backend> =
             self.balancer.map_mut("BACKENDS").context("no map BACKENDS")?.try_into()?;
         for n in 0..BACKENDS {
-            backends.set(u32::from(first + n), backend(setup.backend, n as u8), 0)?;
+            backends.set(u32::from(first + n), backend(setup.backend, n as u8, self.ifindex), 0)?;
         }
         let now = monotonic_secs();
         let pinned = if let Flux::Pinned(_) = setup.flux { stamp(now) } else { 0 };
         let mut ring = Array::<MapData, u64>::create(SLOTS, MMAPABLE_INNER)?;
         for slot in 0..SLOTS {
-            let current = first + (slot % u32::from(BACKENDS)) as u16;
-            let base = if setup.flux == Flux::Steady {
-                0
-            } else {
-                first + ((slot + 1) % u32::from(BACKENDS)) as u16
+            let owner = |n: u32| first + (n % u32::from(BACKENDS)) as u16;
+            let (current, base) = match setup.flux {
+                Flux::Unowned => (0, 0),
+                Flux::Steady => (owner(slot), 0),
+                Flux::Unpinned | Flux::Pinned(_) => (owner(slot), owner(slot + 1)),
             };
             let word = u64::from(Owners { current, base }.to_word()) | u64::from(pinned) << 48;
             ring.set(slot, word, 0)?;
@@ -182,7 +213,7 @@ impl Harness {
         let map = self.balancer.map_mut("PINS").context("no map PINS")?;
         let mut pins: HashMap<_, FlowKey, FlowValue> = map.try_into()?;
         for flow in 0..flows {
-            let (address, port) = frames::client(flow);
+            let (address, port) = frames::client(self.base, flow);
             let source = if setup.v6 {
                 let mut source = VIP_V6;
                 source[12..].copy_from_slice(&address);
@@ -196,14 +227,36 @@ impl Harness {
         Ok(())
     }
 
-    /// The balancer's program.
-    pub fn balance(&self) -> Result<ProgramFd> {
-        program_fd(&self.balancer, "balance")
+    /// The program, ready to run.
+    pub fn program(&mut self, program: Program) -> Result<ProgramFd> {
+        match program {
+            Program::Floor(name) => program_fd(&self.bench, name),
+            Program::Balancer => program_fd(&self.balancer, "balance"),
+            Program::Silent => program_fd(&self.silent, "silent"),
+            // No service has this id.
+            Program::CapturesOthers => self.captures(SERVICES),
+            Program::Captures => self.captures(ANY),
+        }
     }
 
-    /// A floor: `transmit`, `swap` or `encapsulate`.
-    pub fn floor(&self, name: &str) -> Result<ProgramFd> {
-        program_fd(&self.bench, name)
+    fn captures(&mut self, service: u32) -> Result<ProgramFd> {
+        let spec = Spec::default();
+        let plan = CapturePlan {
+            until: u64::MAX,
+            verdicts: u64::MAX,
+            client: [0; 2],
+            mask: [0; 2],
+            service,
+            backend: ANY,
+            sample: u32::MAX,
+            rate: spec.rate,
+            snap: spec.snaplen,
+            reserved: 0,
+        };
+        let map = self.capture.map_mut("CAPTURE_PLAN").context("no map CAPTURE_PLAN")?;
+        let words: [u8; size_of::<CapturePlan>()] = plan.as_bytes().try_into()?;
+        Array::<_, [u8; size_of::<CapturePlan>()]>::try_from(map)?.set(0, words, 0)?;
+        program_fd(&self.capture, "capture")
     }
 
     /// Runs `target` behind `restore` on `packets` frames of the plan; nanoseconds of one.
@@ -226,6 +279,50 @@ impl Harness {
         Ok(result.duration.as_nanos() as f64)
     }
 
+    /// Lets a program take the frames of an interface, in native mode, until what is returned is
+    /// dropped: `balance`, `sink`, `pass`, or a floor.
+    pub fn attach(&mut self, name: &str, ifindex: u32) -> Result<XdpLink> {
+        let ebpf = if name == "balance" { &mut self.balancer } else { &mut self.bench };
+        let program: &mut Xdp =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        let id = program.attach_to_if_index(ifindex, XdpMode::Driver);
+        let id = id.with_context(|| format!("attach {name} to interface {ifindex}"))?;
+        Ok(program.take_link(id)?)
+    }
+
+    /// Sends so many frames of the plan to its interface; nanoseconds of one, with all that becomes of
+    /// it on this CPU.
+    ///
+    /// From the first batch's begin to the last one's, so that what the call does before and after is
+    /// not in it: for some of that it waits.
+    pub fn generate(&mut self, plan: &mut Plan, packets: u32) -> Result<f64> {
+        ensure!(packets % BATCH == 0 && packets > BATCH, "{packets} packets are no whole batches");
+        (plan.first, plan.last) = (0, 0);
+        let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
+        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.set(0, words, 0)?;
+        let frame = vec![0; plan.frame_len as usize];
+        let generate: &Xdp = self.bench.program("generate").context("no generate")?.try_into()?;
+        generate.test_run(TestRunOptions {
+            data_in: Some(&frame),
+            repeat: packets,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::new()
+        })?;
+        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        let words = Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.get(&0, 0)?;
+        let runs = plan.runs + u64::from(packets);
+        *plan = Plan::read_from_bytes(&words).map_err(|err| anyhow::anyhow!("{err}"))?;
+        ensure!(plan.runs == runs, "{} frames were made, not {runs}", plan.runs);
+        Ok((plan.last - plan.first) as f64 / f64::from(packets - BATCH))
+    }
+
+    /// Frames that `sink` has taken so far.
+    pub fn sunk(&mut self) -> Result<u64> {
+        let map = self.bench.map_mut("SUNK").context("no map SUNK")?;
+        Ok(Array::<_, u64>::try_from(map)?.get(&0, 0)?)
+    }
+
     /// Packets that went to any backend so far.
     pub fn forwarded(&mut self) -> Result<u64> {
         let used = 1 + u32::from(self.services) * u32::from(BACKENDS);
@@ -241,13 +338,71 @@ impl Harness {
     }
 }
 
+/// The maps of a program, pinned for others to find; the pins go with this.
+struct Shared {
+    folder: PathBuf,
+    names: Vec<String>,
+}
+
+impl Shared {
+    fn of(ebpf: &Ebpf) -> Result<Self> {
+        let folder = Path::new("/sys/fs/bpf").join(format!("lb-bench-{}", std::process::id()));
+        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        let mut shared = Self { folder, names: Vec::new() };
+        for (name, map) in ebpf.maps() {
+            // The object's own data, which each has for itself.
+            if name.contains('.') {
+                continue;
+            }
+            shared.names.push(name.to_owned());
+            map.pin(shared.folder.join(name)).with_context(|| format!("pin {name}"))?;
+        }
+        Ok(shared)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = fs::remove_file(self.folder.join(name));
+        }
+        let _ = fs::remove_dir(&self.folder);
+    }
+}
+
+/// An object of the balancer or a variant of it.
+fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
+    let mask = buckets(SERVICES) - 1;
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries("PINS", PINS)
+        .map_max_entries("VERDICTS", REASONS * cpus)
+        .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
+        .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+        .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
+        .map_max_entries("PIN_LOG_HEADS", cpus)
+        .map_max_entries("CAPTURE_COUNTERS", cpus)
+        .map_max_entries("CAPTURE_BUDGETS", cpus)
+        .override_global("BACKENDS_PER_CPU", &MAX_BACKENDS, true)
+        .map_max_entries("SERVICE_INDEX", mask + 1)
+        .map_max_entries("SERVICE_ENTRIES", SERVICES)
+        .override_global("SERVICE_INDEX_MASK", &mask, true)
+        .override_global("SERVICES_PER_CPU", &SERVICES, true);
+    if let Some(shared) = shared {
+        for name in &shared.names {
+            loader.map_pin_path(name, shared.folder.join(name));
+        }
+    }
+    Ok(loader.load(object)?)
+}
+
 fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
     let program: &Xdp =
         ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?;
     Ok(program.fd()?.try_clone()?)
 }
 
-fn backend(flags: u8, n: u8) -> Backend {
+fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
     let is_v6 = flags & backend_flags::V6 != 0;
     let mut l2 = [0; 22];
     l2[..6].copy_from_slice(&[2, 0, 0, 0, 1, n]);
@@ -263,7 +418,7 @@ fn backend(flags: u8, n: u8) -> Backend {
         l2,
         l2_len: 14,
         flags: flags | backend_flags::USABLE,
-        ifindex: LOOPBACK,
+        ifindex,
         mtu: 1480,
         service: 0,
         outer_sum: rewrite::ipv4_template_sum(source_v4, address_v4),

@@ -36,7 +36,7 @@ use report::{Case, Report};
 pub use server::serve;
 use socket2::{Domain, Socket, Type};
 
-use crate::harness;
+use crate::{harness, output::Output};
 
 /// The prober's host.
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -54,9 +54,8 @@ const OTHER_CPU: &str = "2";
 /// How many backends, and how long.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print JSON instead of tables
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// How many backends are asked once a second
     #[arg(long, default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=65_000))]
     backends: u32,
@@ -98,11 +97,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     });
     drop(progress);
     hosts.stop()?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
+    arguments.output.tell(&report)?;
     measured
 }
 

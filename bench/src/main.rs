@@ -5,7 +5,10 @@ mod failover;
 mod frames;
 mod harness;
 mod health;
+mod http;
+mod instructions;
 mod metrics;
+mod output;
 mod report;
 mod rings;
 mod vrrp;
@@ -14,6 +17,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+
+use output::Output;
 
 /// Measures what the balancer costs
 #[derive(Parser)]
@@ -25,21 +30,15 @@ struct Arguments {
 #[derive(Subcommand)]
 enum What {
     /// Cost of a packet in the program, of a ring's change, and of the maps in memory
-    Datapath {
-        /// Print JSON instead of tables
-        #[arg(long)]
-        json: bool,
-        /// How often each case is measured; medians and minima are told
-        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
-        rounds: u32,
-        /// Packets in each measurement
-        #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1_000..))]
-        packets: u32,
-    },
+    Datapath(Datapath),
+    /// Instructions of a packet, here and with IPVS, on a machine whose clock counts them
+    Instructions(instructions::Arguments),
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover(failover::Arguments),
     /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
     Vrrp(vrrp::Arguments),
+    /// What a request costs through each kind of balancer
+    Http(http::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
     /// What a scrape of many backends takes
@@ -50,6 +49,19 @@ enum What {
         /// Its port
         port: u16,
     },
+}
+
+/// How the datapath is measured.
+#[derive(clap::Args)]
+struct Datapath {
+    #[command(flatten)]
+    output: Output,
+    /// How often each case is measured; medians and minima are told
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Packets in each measurement
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1_000..))]
+    packets: u32,
 }
 
 fn main() -> ExitCode {
@@ -65,26 +77,23 @@ fn main() -> ExitCode {
 fn run(what: What) -> Result<()> {
     ensure!(kit::is_root(), "the benchmark loads programs into the kernel: run it as root");
     match what {
-        What::Datapath { json, rounds, packets } => datapath(json, rounds, packets),
+        What::Datapath(arguments) => datapath(&arguments),
+        What::Instructions(arguments) => instructions::run(&arguments),
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
+        What::Http(arguments) => http::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
         What::Metrics(arguments) => metrics::run(&arguments),
         What::HealthServer { port } => health::serve(port),
     }
 }
 
-fn datapath(json: bool, rounds: u32, packets: u32) -> Result<()> {
+fn datapath(arguments: &Datapath) -> Result<()> {
     harness::stay_on_one_cpu()?;
     let report = report::Report {
-        packets: datapath::measure(rounds, packets)?,
-        rings: rings::measure(rounds)?,
+        packets: datapath::measure(arguments.rounds, arguments.packets)?,
+        rings: rings::measure(arguments.rounds)?,
         memory: rings::memory()?,
     };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
+    arguments.output.tell(&report)
 }

@@ -17,6 +17,8 @@ use kit::{
 use nix::unistd::{SysconfVar, sysconf};
 use serde::Serialize;
 
+use crate::output::Output;
+
 const PORT: u16 = 9105;
 /// Backends of each service: as many as the first addresses that no host of the lab has allow.
 const EACH: u8 = 10;
@@ -26,9 +28,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// How many, and how often.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// How many services, with ten backends each
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=400))]
     services: u16,
@@ -98,11 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         report.backends == usize::from(arguments.services) * usize::from(EACH),
         "not all are told"
     );
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
+    arguments.output.tell(&report)?;
     Ok(())
 }
 

@@ -30,7 +30,7 @@ pub struct PacketCase {
     pub net_median_ns: f64,
     /// The same of the minima.
     pub net_min_ns: f64,
-    /// The floor to compare with.
+    /// The floor to compare with, or for a variant of the balancer's program the program itself.
     pub floor: String,
     /// Ratio of the net medians.
     pub ratio_median: Option<f64>,
@@ -67,14 +67,14 @@ impl fmt::Display for Report {
         writeln!(f, "cost of a packet, in nanoseconds; `net` is without restoring the frame")?;
         writeln!(
             f,
-            "{:<38}{:>8}{:>8}{:>8}{:>8}  {:<12}{:>7}",
-            "", "median", "min", "net", "net min", "floor", "ratio"
+            "{:<40}{:>8}{:>8}{:>8}{:>8}  {:<33}{:>6}",
+            "", "median", "min", "net", "net min", "against", "ratio"
         )?;
         for case in &self.packets {
             let ratio = case.ratio_median.map_or_else(|| "-".into(), |r| format!("{r:.2}"));
             writeln!(
                 f,
-                "{:<38}{:>8.0}{:>8.0}{:>8.0}{:>8.0}  {:<12}{:>7}",
+                "{:<40}{:>8.0}{:>8.0}{:>8.0}{:>8.0}  {:<33}{:>6}",
                 case.name,
                 case.median_ns,
                 case.min_ns,

@@ -439,7 +439,7 @@ fn pieces(input: &mut Input<'_>) -> Vec<Piece> {
             few => u32::from(few % 32),
         };
         let (first, second) = (address(input), address(input));
-        let backend = |number: u32| if number % 2 == 0 { first } else { second };
+        let backend = |number: u32| if number.is_multiple_of(2) { first } else { second };
         let some_flow = flow(input);
         pieces.push(match head >> 1 & 3 {
             0 => Piece::Ring {

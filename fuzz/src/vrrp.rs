@@ -176,10 +176,9 @@ impl Desk {
                 let how = input.of(&[Yield::Asked, Yield::Outranked, Yield::Told]);
                 self.tell(Event::Yield(how));
             }
-            12 => self.tell(match input.byte() % 4 {
+            12 => self.tell(match input.byte() % 3 {
                 0 => Event::Take,
-                1 => Event::Stalled,
-                2 => Event::MateActive("mate".into()),
+                1 => Event::MateActive("mate".into()),
                 _ => Event::MateBackup("mate".into()),
             }),
             13 => self.stand(input),

@@ -4,6 +4,9 @@
 //! `BPF_PROG_TEST_RUN` with `repeat` gives the next run the frame that the last one left. So
 //! `restore` is what is run: it takes off what was put before the frame, writes the headers anew
 //! with the flow's address and port, and calls the program behind it by a tail call.
+//!
+//! With live frames, a test run sends what it makes: `generate` writes each frame and sends it to an
+//! interface, whose far end has the program that is measured, and `sink` counts what comes back.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
@@ -11,6 +14,7 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
+    helpers::{bpf_ktime_get_ns, bpf_redirect},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -45,10 +49,25 @@ pub struct Plan {
     mask: SharedU32,
     /// Runs so far.
     runs: SharedU64,
+    /// Bits that every client's address has.
+    base: SharedU32,
+    /// Where `generate` sends frames.
+    ifindex: SharedU32,
+    /// When `generate` has begun the first batch, in nanoseconds.
+    first: SharedU64,
+    /// When it has begun the last one.
+    last: SharedU64,
 }
+
+/// Frames that a test run with live frames makes before any of them goes further.
+const BATCH: u64 = 64;
 
 #[btf_map]
 static PLAN: Array<Plan, 1> = Array::new();
+
+/// Frames that `sink` has taken.
+#[btf_map]
+static SUNK: Array<SharedU64, 1> = Array::new();
 
 #[btf_map]
 static TARGET: ProgramArray<1> = ProgramArray::new();
@@ -72,7 +91,12 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     if !frame.adjust_head(grown as i32) {
         return None;
     }
-    let frame = Frame::new(ctx);
+    write(&Frame::new(ctx), plan)
+}
+
+/// Writes the headers of the next frame.
+#[inline(always)]
+fn write(frame: &Frame, plan: &Plan) -> Option<()> {
     let run = plan.runs.load();
     plan.runs.store(run + 1);
     // An odd factor visits every flow once before any a second time, in no order that a cache
@@ -81,9 +105,56 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     if !frame.store(0, plan.headers) {
         return None;
     }
-    frame.store((plan.address.load() & 0x3f) as usize, (flow >> 8).to_be_bytes());
+    let address = plan.base.load() | flow >> 8;
+    frame.store((plan.address.load() & 0x3f) as usize, address.to_be_bytes());
     frame.store((plan.port.load() & 0x3f) as usize, (0x0400 | (flow & 0xff) as u16).to_be_bytes());
     Some(())
+}
+
+/// Writes a frame of IPv4 and sends it to the plan's interface.
+#[xdp]
+pub fn generate(ctx: XdpContext) -> u32 {
+    let Some(plan) = PLAN.get(0) else { return xdp_action::XDP_ABORTED };
+    if plan.runs.load() % BATCH == 0 {
+        // SAFETY: the helper has no precondition.
+        let now = unsafe { bpf_ktime_get_ns() };
+        if plan.first.load() == 0 {
+            plan.first.store(now);
+        }
+        plan.last.store(now);
+    }
+    let frame = Frame::new(&ctx);
+    if write(&frame, plan).is_none() || complete(&frame).is_none() {
+        return xdp_action::XDP_ABORTED;
+    }
+    // SAFETY: the helper checks the index itself.
+    unsafe { bpf_redirect(plan.ifindex.load(), 0) as u32 }
+}
+
+/// Adds the client's address to the header's checksum, which was made without it: a kernel that takes
+/// the packet looks.
+#[inline(always)]
+fn complete(frame: &Frame) -> Option<()> {
+    let ip = frame.load::<Ipv4>(14)?;
+    let [a, b, c, d] = ip.source.map(u32::from);
+    let sum = u32::from(!ip.check.get()) + (a << 8 | b) + (c << 8 | d);
+    let check = U16::new(!rewrite::fold(sum));
+    frame.store(14 + core::mem::offset_of!(Ipv4, check), check).then_some(())
+}
+
+/// Lets every frame pass.
+#[xdp(frags)]
+pub fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Takes every frame, and counts it.
+#[xdp(frags)]
+pub fn sink(_ctx: XdpContext) -> u32 {
+    if let Some(sunk) = SUNK.get(0) {
+        sunk.store(sunk.load() + 1);
+    }
+    xdp_action::XDP_DROP
 }
 
 /// The lower floor: transmits.

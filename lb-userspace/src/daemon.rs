@@ -175,6 +175,8 @@ pub struct Daemon<B> {
     /// The services of which no flow is pinned, since they are handed over.
     held: BTreeSet<ServiceKey>,
     handover: Option<(Handover, Asker)>,
+    /// Whether peers have said more than was heard: what is known of them was so once.
+    behind: bool,
     /// When routers were handed over, or should have been, to a peer with a higher priority.
     gave_way: BTreeMap<crate::vrrp::RouterKey, Instant>,
     leaving: Option<Leaving>,
@@ -233,6 +235,7 @@ impl<B: Balancer> Daemon<B> {
             whose: BTreeMap::new(),
             held: BTreeSet::new(),
             handover: None,
+            behind: false,
             gave_way: BTreeMap::new(),
             leaving: None,
             serves: false,
@@ -381,14 +384,22 @@ impl<B: Balancer> Daemon<B> {
                 }
                 // What can't wait: addresses are about to move.
                 report = inputs.vrrp.recv() => {
+                    self.behind = !inputs.peers.is_empty();
                     self.hear_routers(report.context("the virtual routers have ended")?);
                     while let Ok(report) = inputs.vrrp.try_recv() {
                         self.hear_routers(report);
+                    }
+                    // What has come from a peer counts that was Active when it was told: once this
+                    // node is, it goes by its own history.
+                    for _ in 0..inputs.peers.len() {
+                        let Ok(report) = inputs.peers.try_recv() else { break };
+                        self.hear_peers(report);
                     }
                     self.settle();
                     continue;
                 }
                 report = inputs.peers.recv(), if self.group.is_some() => {
+                    self.behind = !inputs.peers.is_empty();
                     self.hear_peers(report.context("what talks to the peers has ended")?);
                     self.settle();
                     continue;
@@ -402,6 +413,7 @@ impl<B: Balancer> Daemon<B> {
                     continue;
                 }
                 _ = tick.tick() => {
+                    self.behind = !inputs.peers.is_empty();
                     self.tick();
                     continue;
                 }
@@ -428,6 +440,7 @@ impl<B: Balancer> Daemon<B> {
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
             }
+            self.behind = !inputs.peers.is_empty();
             while waiting.len() < BATCH
                 && let Ok(request) = inputs.requests.try_recv()
             {

@@ -24,11 +24,6 @@ use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
-pub use self::{
-    history::Role,
-    interfaces::{InterfaceEvent, InterfaceEventKind},
-    silence::Suspicion,
-};
 use self::{
     history::{Followed, History},
     interfaces::Interfaces,
@@ -38,8 +33,13 @@ use self::{
     silence::Silence,
     sweep::Walk,
 };
+pub use self::{
+    history::{LATE, Role},
+    interfaces::{InterfaceEvent, InterfaceEventKind},
+    silence::Suspicion,
+};
 use crate::{
-    datapath::DataPlane,
+    datapath::{DataPlane, FlowRef},
     desired::{Admin, Desired, ServiceKey},
     health::{self, Condition, Seen, View},
     maglev,
@@ -97,6 +97,11 @@ impl Now {
 /// The slot of a client's flow.
 pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
     history::slot_of_flow(service, key)
+}
+
+/// How many seconds a flow may be idle before it counts as gone.
+pub(crate) fn kept_secs(flow: &FlowRef, value: abi::FlowValue, service: &abi::Service) -> u32 {
+    sweep::kept_secs(flow, value, service)
 }
 
 /// What a reconciliation has done.

@@ -95,7 +95,7 @@ struct State {
     /// Whether that is of the environment, which goes before the file.
     is_fixed: bool,
     set: Option<(Filter, Option<SystemTime>)>,
-    /// Of changes, so that the end of one that was changed again ends nothing.
+    /// Of what was set last, so that the end of what was set before it ends nothing.
     number: u64,
 }
 
@@ -108,6 +108,27 @@ impl State {
         let configured = self.set.as_ref().map(|_| self.configured.to_string());
         let until = self.set.as_ref().and_then(|(_, until)| *until);
         Current { filter: self.filter().to_string(), configured, until }
+    }
+
+    /// Takes what a configuration says.
+    fn configure(&mut self, filter: &Filter) {
+        if !self.is_fixed {
+            self.configured = filter.clone();
+        }
+    }
+
+    /// Sets a filter over what is configured, or takes it away; its number.
+    fn set(&mut self, set: Option<(Filter, Option<SystemTime>)>) -> u64 {
+        self.set = set;
+        self.number += 1;
+        self.number
+    }
+
+    /// The time of what was set with this number is over.
+    fn expire(&mut self, number: u64) {
+        if self.number == number {
+            self.set = None;
+        }
     }
 }
 
@@ -170,18 +191,14 @@ impl Logs {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, and puts the filter in force; its number.
-    fn put(&self, why: &str, change: impl FnOnce(&mut State) -> bool) -> Option<u64> {
-        let (before, filter, number) = {
-            let mut state = self.state();
-            let before = state.filter().clone();
-            if !change(&mut state) {
-                return None;
-            }
-            state.number += 1;
-            (before, state.filter().clone(), state.number)
-        };
-        if before != filter {
+    /// Changes the state, and puts the filter in force.
+    fn put<T>(&self, why: &str, change: impl FnOnce(&mut State) -> T) -> T {
+        // Till the end, or two who change it could put the older one in force.
+        let mut state = self.state();
+        let before = state.filter().clone();
+        let told = change(&mut state);
+        let filter = state.filter();
+        if before != *filter {
             // Before and after, since one of the two may not say it.
             tracing::info!(%before, %filter, "the log's level changes: {why}");
             // An error is that of a subscriber that is gone, with the process.
@@ -190,7 +207,7 @@ impl Logs {
                 tracing::error!(%before, %filter, "the log's level has changed: {why}");
             }
         }
-        Some(number)
+        told
     }
 }
 
@@ -202,13 +219,7 @@ pub fn current() -> Option<Current> {
 /// Takes what a configuration that was read again says. What [`set`] has set stays.
 pub fn configure(settings: &Settings) {
     let Some(logs) = LOGS.get() else { return };
-    logs.put("configuration reloaded", |state| {
-        let differs = !state.is_fixed && state.configured != settings.filter;
-        if differs {
-            state.configured = settings.filter.clone();
-        }
-        differs
-    });
+    logs.put("configuration reloaded", |state| state.configure(&settings.filter));
 }
 
 /// Changes how much is said, for a while or until the process ends. Takes a runtime for the former.
@@ -221,21 +232,55 @@ pub fn set(change: Change) -> Result<Current, String> {
     let lasts = change.for_secs.map(Duration::from_secs);
     // What ends later than clocks can tell does not end.
     let until = lasts.and_then(|lasts| SystemTime::now().checked_add(lasts));
-    let number = logs.put("lbctl log level", |state| {
-        state.set = change.filter.map(|filter| (filter, until));
-        true
-    });
-    if let (Some(lasts), Some(number)) = (lasts.filter(|_| until.is_some()), number) {
+    let filter = change.filter.map(|filter| (filter, until));
+    let (number, told) = logs.put("lbctl log level", |state| (state.set(filter), state.current()));
+    if let Some(lasts) = lasts.filter(|_| until.is_some()) {
         tokio::spawn(async move {
             tokio::time::sleep(lasts).await;
-            logs.put("its time is over", |state| {
-                let same = state.number == number;
-                if same {
-                    state.set = None;
-                }
-                same
-            });
+            logs.put("its time is over", |state| state.expire(number));
         });
     }
-    Ok(logs.state().current())
+    Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(text: &str) -> Filter {
+        text.parse().expect(text)
+    }
+
+    fn state(is_fixed: bool) -> State {
+        State { configured: filter("info"), is_fixed, set: None, number: 0 }
+    }
+
+    #[test]
+    fn what_is_set_for_a_while_ends_though_the_configuration_changes_meanwhile() {
+        let mut state = state(false);
+        let number = state.set(Some((filter("debug"), None)));
+        state.configure(&filter("warn"));
+        assert_eq!(state.filter(), &filter("debug"), "what lbctl has set stays");
+        assert_eq!(state.current().configured.as_deref(), Some("warn"));
+        state.expire(number);
+        assert_eq!(state.filter(), &filter("warn"));
+    }
+
+    #[test]
+    fn the_end_of_what_was_set_before_ends_nothing() {
+        let mut state = state(false);
+        let first = state.set(Some((filter("debug"), None)));
+        let second = state.set(Some((filter("trace"), None)));
+        state.expire(first);
+        assert_eq!(state.filter(), &filter("trace"));
+        state.expire(second);
+        assert_eq!(state.filter(), &filter("info"));
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_configuration() {
+        let mut state = state(true);
+        state.configure(&filter("trace"));
+        assert_eq!(state.filter(), &filter("info"));
+    }
 }

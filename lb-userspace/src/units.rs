@@ -34,6 +34,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(total))
 }
 
+/// A duration in whole seconds, rounded up: what is to wait may not end early.
+#[must_use]
+pub const fn whole_secs(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add((duration.subsec_nanos() > 0) as u64)
+}
+
 /// Writes a duration so that [`parse_duration`] reads it, in at most two units.
 #[must_use]
 pub fn format_duration(duration: Duration) -> String {
@@ -259,6 +265,13 @@ mod tests {
     fn exact_durations_lose_nothing() {
         for text in ["0s", "1ms", "1s500ms", "1h30m15s", "2d3h4m5s6ms"] {
             assert_eq!(exact_duration(parse_duration(text).expect(text)), text);
+        }
+    }
+
+    #[test]
+    fn a_time_to_wait_is_rounded_up() {
+        for (millis, secs) in [(0, 0), (1, 1), (1_000, 1), (9_957, 10)] {
+            assert_eq!(whole_secs(Duration::from_millis(millis)), secs, "{millis}");
         }
     }
 

@@ -118,8 +118,14 @@ struct Pair {
     synced: bool,
     /// Of a history that is told again: what has not arrived yet.
     rest: Vec<Piece>,
-    /// The Active's daemon stands still, since this second.
-    stopped: Option<u32>,
+    /// The Active's daemon stands still.
+    stopped: bool,
+    /// The follower's daemon stands still: what it is told waits for it.
+    late: bool,
+    /// What it has not taken yet: the number of the news, and when they were told.
+    queue: Vec<(u64, u32, Vec<Piece>)>,
+    /// Until when pins may be made.
+    leased: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +156,8 @@ enum Event {
     Crash,
     /// The Active's daemon stops, packets go on.
     Stop,
+    /// The follower's daemon stops, or goes on.
+    Late(bool),
     /// The follower's daemon is restarted.
     RestartFollower,
 }
@@ -170,7 +178,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0_usize..6).prop_map(Event::HalfResync),
         2 => Just(Event::HandOver),
         2 => Just(Event::Crash),
-        1 => Just(Event::Stop),
+        2 => Just(Event::Stop),
+        2 => any::<bool>().prop_map(Event::Late),
         1 => Just(Event::RestartFollower),
     ]
 }
@@ -186,7 +195,10 @@ impl Pair {
             born: 1_024,
             synced: false,
             rest: Vec::new(),
-            stopped: None,
+            stopped: false,
+            late: false,
+            queue: Vec::new(),
+            leased: 0,
         };
         pair.set_roles();
         pair.resync(usize::MAX);
@@ -214,14 +226,17 @@ impl Pair {
     }
 
     fn lease(&mut self) {
-        let until = Duration::from_secs((self.now + LEASE).into());
+        let oldest = self.queue.first().map_or(self.now, |(_, told, _)| *told);
+        self.leased = oldest + LEASE;
+        let until = Duration::from_secs(self.leased.into());
         self.active().engine.lease_pins(Some(until));
     }
 
     fn news(&mut self) -> Vec<Piece> {
         let now = self.at();
+        let news = self.active().engine.news(now).unwrap();
         self.lease();
-        self.active().engine.news(now).unwrap()
+        news
     }
 
     fn learn(&mut self, pieces: Vec<Piece>) {
@@ -231,20 +246,34 @@ impl Pair {
 
     fn tell(&mut self) {
         // Twice, as in twenty milliseconds: a slot that was told to have settled does so.
-        let mut news = self.news();
-        news.extend(self.news());
-        if self.synced {
-            // As it comes over the wire: in order, piece by piece, cut into small ones.
-            let rest = std::mem::take(&mut self.rest);
-            for piece in rest.into_iter().chain(news.into_iter().flat_map(cut)) {
-                self.learn(vec![piece]);
+        for _ in 0..2 {
+            let news = self.news();
+            if self.synced {
+                // As it comes over the wire: in order, piece by piece, cut into small ones.
+                let rest = std::mem::take(&mut self.rest);
+                let pieces = rest.into_iter().chain(news.into_iter().flat_map(cut)).collect();
+                let number = self.active().engine.news_number();
+                self.queue.push((number, self.now, pieces));
+                self.clients.values_mut().for_each(|client| client.known = true);
             }
-            self.clients.values_mut().for_each(|client| client.known = true);
+            if !self.late {
+                self.take();
+            }
         }
+    }
+
+    /// The follower takes what it was told.
+    fn take(&mut self) {
+        for (_, _, pieces) in std::mem::take(&mut self.queue) {
+            pieces.into_iter().for_each(|piece| self.learn(vec![piece]));
+        }
+        let number = self.active().engine.news_number();
+        self.active().engine.news_are_taken(number);
     }
 
     /// Tells all, of which so many pieces arrive.
     fn resync(&mut self, arrive: usize) {
+        self.take();
         let now = self.at();
         self.follower().engine.forget(&[web()].into());
         let mut history: Vec<_> =
@@ -258,11 +287,13 @@ impl Pair {
         }
     }
 
-    /// The follower becomes Active; clients that it can't know are gone.
+    /// The follower becomes Active, when it has taken what it was told; clients that it can't know are
+    /// gone.
     fn take_over(&mut self) {
+        self.take();
         self.clients.retain(|_, client| client.known);
         self.active = 1 - self.active;
-        self.stopped = None;
+        (self.stopped, self.late) = (false, false);
         self.rest.clear();
         self.set_roles();
         self.lease();
@@ -271,7 +302,7 @@ impl Pair {
     fn reconcile(&mut self) {
         let now = self.at();
         for number in 0..2 {
-            if self.stopped.is_none() || number != self.active {
+            if !self.stopped || number != self.active {
                 let node = &mut self.nodes[number];
                 node.engine.set_view(node.view.clone());
                 node.engine.reconcile(now).unwrap();
@@ -300,14 +331,15 @@ impl Pair {
     fn open(&mut self) {
         self.born += 1;
         let (client, now) = (self.born, self.at());
-        let leased = self.stopped.is_none_or(|since| self.now <= since + LEASE);
+        let leased = self.now <= self.leased;
         let before = self.active().pins();
         let Some(backend) = self.active().send(&frame(client, SYN, client.into()), now) else {
             return;
         };
         let pinned = self.active().pins() > before;
         assert!(leased || !pinned, "a pin was made past the lease");
-        self.clients.insert(client, Client { backend, seen: self.now, known: !leased });
+        // One without a pin is where the other node looks for it, if it has what it was told.
+        self.clients.insert(client, Client { backend, seen: self.now, known: !pinned });
     }
 
     fn send(&mut self, rest: u16) -> Result<(), TestCaseError> {
@@ -327,11 +359,11 @@ impl Pair {
             self.now += 1;
             let now = self.at();
             for number in 0..2 {
-                if self.stopped.is_none() || number != self.active {
+                if !self.stopped || number != self.active {
                     self.nodes[number].engine.sweep(now).unwrap();
                 }
             }
-            if self.stopped.is_none() {
+            if !self.stopped {
                 self.lease();
                 // Rarely, so that much happens in between; but who never asks is told nothing.
                 if self.now.is_multiple_of(4) {
@@ -353,7 +385,7 @@ impl Pair {
             Event::Send(rest) => self.send(rest)?,
             Event::Wait(seconds) => self.wait(seconds),
             // The daemon that stands still hears of nothing.
-            _ if self.stopped.is_some() && !matches!(event, Event::Crash) => {}
+            _ if self.stopped && !matches!(event, Event::Crash) => {}
             Event::Drain(backend) => self.edit(backend, Admin::Draining { deadline: None }),
             Event::Enable(backend) => self.edit(backend, Admin::Enabled),
             Event::Down(_, backend) if alone(self, backend) || self.dead.contains(&backend) => {}
@@ -395,7 +427,13 @@ impl Pair {
                 self.synced = false;
                 self.resync(usize::MAX);
             }
-            Event::Stop => self.stopped = Some(self.now),
+            Event::Stop => self.stopped = true,
+            Event::Late(late) => {
+                self.late = late;
+                if !late {
+                    self.take();
+                }
+            }
             Event::RestartFollower => {
                 let now = self.at();
                 self.follower().restart(now);

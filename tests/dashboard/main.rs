@@ -7,8 +7,10 @@ use kit::{
     balancer::{Balancer, Service},
     browser::{Browser, Page, Screen},
     can_run,
+    keepalived::{Instance, Keepalived},
     lab::{Lab, Options, VIPS_V4, VIPS_V6},
     load::{Load, Plan},
+    router::Router,
 };
 
 /// Long enough for what should take a second or two, on a busy machine.
@@ -167,6 +169,35 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     // What lbd forwards and drops is told by its reason.
     page.wait(SOON, &says("#verdicts", "Passed to the node itself"), true)?;
     ensure!(page.evaluate("window.sameAsBefore")? == true, "the page was loaded again");
+    check(&page)
+}
+
+#[test]
+fn who_holds_the_addresses_is_named_though_it_is_no_peer() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let (addresses, interval) = ([IpAddr::from([10, 77, 77, 77])], Duration::from_millis(200));
+    let router = Router::new("main", 51, 100, interval, &addresses);
+    let more = HTTP.to_owned() + &router.toml();
+    let mut balancer = Balancer::on(&lab, &lab.balancer, &web(&lab), &more)?;
+    balancer.launch()?;
+    let browser = Browser::start(&lab.balancer.namespace, &lab.folder().join("chromium"))?;
+    let page = open(&browser, DESK)?;
+    let state = "document.querySelector('tr[data-router=main] .badge b').textContent";
+    let holder = says("tr[data-router=main] th", "held by");
+    page.wait(SOON, state, "Active")?;
+    page.wait(SOON, &holder, false)?;
+    let other = &lab.webs[2].host;
+    let instance = Instance::new(51, 150, interval, &addresses);
+    let mut keepalived = Keepalived::start(&lab, other, &[instance])?;
+    page.wait(SOON, state, "Backup")?;
+    let named = says("tr[data-router=main] th", &format!("held by {}", other.v4));
+    page.wait(SOON, &named, true)?;
+    keepalived.stop()?;
+    page.wait(SOON, state, "Active")?;
+    page.wait(SOON, &holder, false)?;
     check(&page)
 }
 

@@ -3,19 +3,29 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
-    path::Path,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{balancer, can_run, command, http::Connection, lab::ROOT, wait};
+use kit::{
+    balancer::{self, Balancer},
+    can_run, command,
+    http::Connection,
+    lab::{INTERFACE, Lab, ROOT},
+    wait,
+};
+use lb_common::abi::ABI_VERSION;
 
 use crate::{PATIENCE, PORT, WAY, client::get, site};
 
 /// A user and a group that have nothing.
 const NOBODY: u32 = 65_534;
-/// What `lbd` needs: to find its maps and programs by their numbers (SYS_ADMIN, which has BPF and PERFMON
-/// in it), to attach, to set addresses and routes (NET_ADMIN), to send and see packets (NET_RAW).
-const NEEDED: [&str; 3] = ["sys_admin", "net_admin", "net_raw"];
+/// What `lbd` needs: to make maps and load programs (BPF) that compare packets' pointers (PERFMON), to
+/// attach, to set addresses and routes (NET_ADMIN), to send and see packets (NET_RAW).
+const NEEDED: [&str; 4] = ["bpf", "perfmon", "net_admin", "net_raw"];
+/// They are 39, 38, 12 and 13.
+const NUMBERS: &str = "000000c000003000";
 
 /// Programs that anybody may run: a copy of the binaries, and `lbd` in front of it as another user.
 fn unprivileged(folder: &Path, capabilities: &[&str]) -> Result<()> {
@@ -37,8 +47,53 @@ fn unprivileged(folder: &Path, capabilities: &[&str]) -> Result<()> {
     Ok(fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?)
 }
 
+/// Gives all that `lbd` writes to the user, and has it run as that.
+fn become_user(lab: &Lab, balancer: &mut Balancer) -> Result<PathBuf> {
+    let folder = lab.folder().to_owned();
+    let programs = folder.join("programs");
+    unprivileged(&programs, &NEEDED)?;
+    balancer.use_binaries(&programs);
+    let own_folder = balancer.config().parent().context("a folder")?.to_owned();
+    prepare(balancer)?;
+    for place in [folder.as_path(), &own_folder] {
+        chown(place, Some(NOBODY), Some(NOBODY)).with_context(|| place.display().to_string())?;
+    }
+    chown(balancer.config(), Some(NOBODY), Some(NOBODY))?;
+    // Anybody may pass to the socket, so that what refuses them is what is tested.
+    for place in [Path::new(ROOT), &folder, &own_folder] {
+        fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;
+    }
+    let config = fs::read_to_string(balancer.config())?;
+    let config = config.replace("group = \"root\"", "group = \"nogroup\"");
+    fs::write(balancer.config(), config)?;
+    Ok(programs)
+}
+
+/// As the unit does: root makes the folder of the pins, pins what has no pin, and gives all away. What
+/// was pinned.
+fn prepare(balancer: &Balancer) -> Result<String> {
+    let mut lbd = Command::new(balancer::binaries()?.join("lbd"));
+    let said = command::run(lbd.arg("--prepare").arg(balancer.pins()))?;
+    let mut give = Command::new("chown");
+    command::run(give.args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(balancer.pins()))?;
+    Ok(said)
+}
+
+/// The pins of this version's maps whose names begin so.
+fn pins(balancer: &Balancer, prefix: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(balancer.pins().join(format!("v{ABI_VERSION}")))? {
+        let path = entry?.path();
+        let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
+        if name.starts_with(prefix) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
 #[test]
-fn lbd_does_everything_as_a_user_with_three_capabilities() -> Result<()> {
+fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
@@ -50,35 +105,19 @@ fn lbd_does_everything_as_a_user_with_three_capabilities() -> Result<()> {
             lab.balancer.v4
         )
     })?;
-    let folder = lab.folder().to_owned();
-    let programs = folder.join("programs");
-    unprivileged(&programs, &NEEDED)?;
-    balancer.use_binaries(&programs);
-    let own_folder = balancer.config().parent().context("a folder")?.to_owned();
-    fs::create_dir_all(balancer.pins())?;
-    for place in [folder.as_path(), &own_folder, balancer.pins()] {
-        chown(place, Some(NOBODY), Some(NOBODY)).with_context(|| place.display().to_string())?;
-    }
-    chown(balancer.config(), Some(NOBODY), Some(NOBODY))?;
-    // Anybody may pass to the socket, so that what refuses them is what is tested.
-    for place in [Path::new(ROOT), &folder, &own_folder] {
-        fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;
-    }
-    let config = fs::read_to_string(balancer.config())?;
-    let config = config.replace("group = \"root\"", "group = \"nogroup\"");
-    fs::write(balancer.config(), config)?;
+    let programs = become_user(&lab, &mut balancer)?;
     balancer.launch()?;
     balancer.wait_usable()?;
 
     let status = fs::read_to_string(format!("/proc/{}/status", balancer.pid()?))?;
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     ensure!(line("Uid:").is_some_and(|ids| ids.starts_with("65534")), "{status}");
-    // CAP_NET_ADMIN is 12, CAP_NET_RAW 13, CAP_SYS_ADMIN 21.
-    ensure!(line("CapEff:") == Some("0000000000203000"), "{status}");
-    ensure!(line("CapBnd:") == Some("0000000000203000"), "{status}");
+    ensure!(line("CapEff:") == Some(NUMBERS), "{status}");
+    ensure!(line("CapBnd:") == Some(NUMBERS), "{status}");
 
     let web = || Connection::open(&lab.client.namespace, WAY.target(), PATIENCE)?.get("/");
-    ensure!(web()?.status == 200, "it forwards");
+    let mut old = Connection::open(&lab.client.namespace, WAY.target(), PATIENCE)?;
+    let host_of_old = old.get("/")?.ok()?.backend()?;
     let holds = || {
         let addresses = lab.balancer.namespace.ip("address show")?;
         ensure!(addresses.contains("10.77.77.77/32"), "{addresses}");
@@ -92,14 +131,30 @@ fn lbd_does_everything_as_a_user_with_three_capabilities() -> Result<()> {
     balancer.lbctl(&["backend", "drain", WAY.name(), &host, "--yes"])?;
     balancer.lbctl(&["backend", "enable", WAY.name(), &host])?;
 
-    // The next one takes over what this one leaves, and can end it.
+    // What somebody takes off comes back, and what looks at packets may.
+    kit::xdp::detach(&balancer.pins().join(format!("link-{INTERFACE}")))?;
+    let back = || {
+        let told = balancer.lbctl(&["events", "--kind", "interface_back", "-o", "json"])?;
+        ensure!(told.contains("interface_back"), "{told}");
+        Ok(())
+    };
+    wait::until(PATIENCE, "the program is attached again", back)?;
+    looks_at_packets(&lab, &balancer)?;
+
+    // The next one takes over what this one leaves.
     balancer.stop()?;
     ensure!(web()?.status == 200, "it forwards on");
+    let rings = pins(&balancer, "ring-")?;
+    ensure!(rings.len() == 1, "one for each service: {rings:?}");
     balancer.launch()?;
     let status = balancer.wait_usable()?;
     ensure!(status.services.contains_key(WAY.name()), "it has what was there");
     ensure!(web()?.status == 200, "and forwards");
+    ensure!(old.get("/")?.ok()?.backend()? == host_of_old, "what was open, too");
+    let programs_pinned = pins(&balancer, "program-")?;
+    ensure!(programs_pinned.len() == 1, "the old program is gone: {programs_pinned:?}");
 
+    // It can end what it has begun.
     who_may_use_the_socket(&lab, &balancer, &programs)?;
     balancer.lbctl(&["detach", "--yes"])?;
     let left = fs::read_dir(balancer.pins()).map_or(0, Iterator::count);
@@ -107,12 +162,71 @@ fn lbd_does_everything_as_a_user_with_three_capabilities() -> Result<()> {
     Ok(())
 }
 
+/// A capture, and a packet that the program is asked about.
+fn looks_at_packets(lab: &Lab, balancer: &Balancer) -> Result<()> {
+    let file = lab.folder().join("packets.pcapng");
+    let mut capture = balancer.lbctl_command();
+    capture.args(["capture", "-c", "3", "--duration", "20s", "-w"]).arg(&file);
+    let mut capture = capture.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    wait::until_true(PATIENCE, "three packets are captured", || {
+        Connection::open(&lab.client.namespace, WAY.target(), PATIENCE)?.get("/")?.ok()?;
+        Ok(capture.try_wait()?.is_some())
+    })?;
+    ensure!(capture.wait()?.success() && fs::metadata(&file)?.len() > 500, "it has captured them");
+    ensure!(pins(balancer, "program-")?.len() == 1, "the program that captures has gone");
+    let (client, vip) = (format!("{}:4242", lab.client.v4), WAY.target().to_string());
+    let told = balancer.lbctl(&["explain", "tcp", &client, &vip, "--verify"])?;
+    ensure!(told.contains("the loaded program does the same"), "{told}");
+    Ok(())
+}
+
+/// What an lbd that was root, of a version without these pins, has left.
+#[test]
+fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, mut balancer) = site(|_| String::new())?;
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    let mut old = Connection::open(&lab.client.namespace, WAY.target(), PATIENCE)?;
+    let host = old.get("/")?.ok()?.backend()?;
+    balancer.stop()?;
+    let without = |balancer: &Balancer| {
+        for pin in [pins(balancer, "ring-")?, pins(balancer, "program-")?].concat() {
+            fs::remove_file(pin)?;
+        }
+        anyhow::Ok(())
+    };
+    without(&balancer)?;
+    become_user(&lab, &mut balancer)?;
+    // That was `lbd --prepare`; without it the kernel says no, and lbd says what to do.
+    without(&balancer)?;
+    balancer.begin()?;
+    wait::until_true(PATIENCE, "it ends", || Ok(balancer.check().is_err()))?;
+    balancer.kill()?;
+    let refused = balancer.log();
+    ensure!(refused.contains("`lbd --prepare`, run as root, makes the pin"), "{refused}");
+    let said = prepare(&balancer)?;
+    ensure!(said.contains("1 rings pinned") && said.contains("program pinned"), "{said}");
+    ensure!(prepare(&balancer)?.is_empty(), "there is no more to pin");
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    ensure!(old.get("/")?.ok()?.backend()? == host, "nothing was lost");
+
+    // One that is root needs no help, and pins them for those that are not.
+    balancer.stop()?;
+    without(&balancer)?;
+    balancer.use_binaries(&balancer::binaries()?);
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    ensure!(old.get("/")?.ok()?.backend()? == host, "nothing was lost");
+    ensure!(pins(&balancer, "ring-")?.len() == 1 && pins(&balancer, "program-")?.len() == 1);
+    Ok(())
+}
+
 /// The socket is open to all by its mode; the credentials decide all the same.
-fn who_may_use_the_socket(
-    lab: &kit::lab::Lab,
-    balancer: &balancer::Balancer,
-    programs: &Path,
-) -> Result<()> {
+fn who_may_use_the_socket(lab: &Lab, balancer: &Balancer, programs: &Path) -> Result<()> {
     fs::set_permissions(balancer.socket(), fs::Permissions::from_mode(0o666))?;
     let ask = |user: &str, group: &str, groups: &[&str]| {
         let mut setpriv = lab.balancer.namespace.command("setpriv");

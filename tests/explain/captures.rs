@@ -2,14 +2,18 @@
 
 use std::{
     fs,
+    io::Write as _,
     net::{SocketAddr, UdpSocket},
+    os::unix::net::UnixStream,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer::Balancer, can_run, command, http::Connection, lab::Lab, wait};
+use lb_userspace::capture::Spec;
 
 use crate::site::{VIP, attached, site};
 
@@ -214,6 +218,49 @@ fn a_flood_is_forwarded_whole_and_what_was_not_saved_is_counted() -> Result<()> 
 }
 
 #[test]
+fn a_capture_saves_what_was_asked_for_and_no_more_of_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    const DATAGRAMS: u32 = 2_000;
+    let (lab, balancer) = site()?;
+    let file = lab.folder().join("some.pcapng");
+    let path = file.to_string_lossy().into_owned();
+    let backend = lab.webs[1].host.v4.to_string();
+    // Of one service to one backend, the first bytes of one in ten.
+    let args = ["-w", &path, "--service", "dns", "--backend", &backend, "--sample", "1/10"];
+    let more = ["--snaplen", "50", "--rate", "50000", "-c", "100000", "--duration", "5s"];
+    let capture = Capture::start(&lab, &balancer, &[&args[..], &more].concat())?;
+    lab.client.namespace.enter(|| -> Result<()> {
+        for n in 0..DATAGRAMS {
+            // Each by a port of its own, so that they go to all backends.
+            UdpSocket::bind("0.0.0.0:0")?.send_to(&[n as u8; 100], (VIP, 53))?;
+        }
+        Ok(())
+    })??;
+    get(&lab)?;
+    let said = capture.end(&lab)?;
+    let saved = frames(&file, "frame")?;
+    let came = frames(&file, "frame.interface_name == \"eth0 before\"")?;
+    let to = format!("service dns; backend {backend}");
+    ensure!(saved.iter().all(|frame| frame.comment.contains(&to)), "{saved:#?}");
+    // A tenth of a third, give or take five deviations.
+    let expected = DATAGRAMS as usize / 30;
+    ensure!((expected / 2..expected * 2).contains(&came.len()), "{} of {said}", came.len());
+    ensure!(!said.contains(" 0 by the sample"), "{said}");
+    let cut = frames(&file, "frame.cap_len == 50 && frame.len > 100")?;
+    ensure!(cut.len() == saved.len(), "{} of {}", cut.len(), saved.len());
+
+    // The program can't be asked about a part of a frame, which is no difference.
+    let verify =
+        balancer.lbctl_output(&["explain", "--pcap", &path, "--limit", "2", "--verify"])?;
+    let told = String::from_utf8_lossy(&verify.stdout);
+    ensure!(told.contains("the program could not be asked") && !told.contains("DIFFERS"), "{told}");
+    ensure!(verify.status.code() == Some(1), "{verify:?}");
+    Ok(())
+}
+
+#[test]
 fn whoever_dies_the_normal_program_comes_back() -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -247,4 +294,49 @@ fn whoever_dies_the_normal_program_comes_back() -> Result<()> {
     is_back(&lab, capture.lab_program)?;
     let _ = capture.child.wait_with_output()?;
     get(&lab)
+}
+
+#[test]
+fn who_asks_for_a_capture_and_does_not_read_it_keeps_it_no_longer_than_who_does() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = site()?;
+    let normal = attached(&lab)?;
+    let lasts = Duration::from_secs(3);
+    let spec = Spec {
+        count: 1_000_000,
+        millis: lasts.as_millis() as u64,
+        rate: 50_000,
+        ..Spec::default()
+    };
+    let body = serde_json::to_string(&spec)?;
+    let mut stream = UnixStream::connect(balancer.socket()).context("connect to lbd")?;
+    let length = body.len();
+    write!(
+        stream,
+        "POST /v1/capture HTTP/1.1\r\nHost: lbd\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    wait::until_true(PATIENCE, "the program that captures is there", || {
+        Ok(attached(&lab)? != normal)
+    })?;
+    // More than all that is between lbd and its reader has room for.
+    lab.client.namespace.enter(|| -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        let begun = Instant::now();
+        while begun.elapsed() < lasts {
+            for n in 0..50_u32 {
+                socket.send_to(&n.to_be_bytes(), (VIP, 53))?;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    })??;
+    is_back(&lab, normal)?;
+    // The next one may begin, while the first one is still not read.
+    let file = lab.folder().join("next.pcapng");
+    let path = file.to_string_lossy().into_owned();
+    balancer.lbctl(&["capture", "-w", &path, "--duration", "100ms"])?;
+    drop(stream);
+    Ok(())
 }

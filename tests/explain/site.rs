@@ -71,7 +71,8 @@ pub fn ask(balancer: &Balancer, packets: Vec<Packet>, verify: bool) -> Result<Ve
         Questions { packets, interface: None, cpu: 0, any_mac: false, again: false, verify };
     let body = serde_json::to_string(&questions)?;
     let mut stream = UnixStream::connect(balancer.socket()).context("connect to lbd")?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    // As lbctl does where the kernel verifies a program for it.
+    stream.set_read_timeout(Some(Duration::from_secs(180)))?;
     let length = body.len();
     write!(
         stream,
@@ -143,7 +144,8 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
         for map in fs::read_dir(&folder)? {
             let path = map?.path();
             let name = path.file_name().context("a name")?.to_string_lossy().into_owned();
-            if matches!(name.as_str(), "VERDICTS" | "RINGS") {
+            // A program is no map.
+            if matches!(name.as_str(), "VERDICTS" | "RINGS") || name.starts_with("program-") {
                 continue;
             }
             let info = MapInfo::from_pin(&path)?;

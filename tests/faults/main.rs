@@ -90,7 +90,7 @@ fn load(lab: &Lab) -> Result<Load> {
 /// Asks for one page; who answers.
 fn ask(lab: &Lab, way: Way, limit: Duration) -> Result<String> {
     let mut connection = Connection::open(&lab.client.namespace, way.target(), limit)?;
-    Ok(connection.get("/")?.ok()?.backend)
+    connection.get("/")?.ok()?.backend()
 }
 
 /// Waits until clients are answered at once, by every host.

@@ -58,6 +58,7 @@ fn survives(site: &mut Site, from: &str, at: Step, limits: Limits, then: Limits,
     site.settings.limits = then;
     assert_eq!(site.open().limits(), then, "{at:?}");
     assert_eq!(site.pinned(), site.whole(), "{at:?}");
+    site.check_pins();
     let after = Content::of(&site.current());
     assert_eq!(after.pins.len(), before.pins.len() + newcomers.len(), "{at:?}");
     assert_eq!(after.tracked.len(), before.tracked.len(), "{at:?}");
@@ -115,6 +116,7 @@ fn a_crash_while_every_map_is_shared_loses_no_flow() {
         drop(site.open());
         assert_eq!(Content::of(&site.current()), before, "{at:?}");
         assert_eq!(site.pinned(), site.whole(), "{at:?}");
+        site.check_pins();
         assert_eq!(decisions(&wire), decided, "{at:?}");
     }
 }

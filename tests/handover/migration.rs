@@ -76,6 +76,7 @@ fn from_layout_1(limits: Limits) {
     let data_plane = site.open();
     assert_eq!(data_plane.limits(), limits);
     assert_eq!(site.pinned(), site.whole());
+    site.check_pins();
     assert_eq!(Content::of(&site.current()), before);
     for (pin, (link, program)) in pins.iter().zip(links) {
         let now = link_at(pin);

@@ -15,6 +15,8 @@ use lb_userspace::{
     settings::{Limits, Settings},
 };
 
+use crate::content::Content;
+
 /// The balancer's end of each pair, and the far end.
 pub const PAIRS: [(&str, &str); 2] = [("va", "vb"), ("vc", "vd")];
 
@@ -86,11 +88,19 @@ impl Site {
 
     /// Names of the folders and links that are pinned.
     pub fn pinned(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.settings.pin_dir).unwrap();
-        let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
-        let mut names: Vec<_> = entries.map(|entry| name(entry.unwrap())).collect();
-        names.sort();
-        names
+        names(&self.settings.pin_dir)
+    }
+
+    /// That each ring has a pin beside the maps, and the one program that runs, and nothing else.
+    pub fn check_pins(&self) {
+        let mut names = names(&self.current());
+        names.retain(|name| name.contains('-'));
+        let rings = Content::of(&self.current()).rings;
+        let mut expected: Vec<_> = rings.keys().map(|id| format!("ring-{id}")).collect();
+        let link = self.settings.pin_dir.join(format!("link-{}", self.settings.interfaces[0]));
+        expected.push(format!("program-{}", link_at(&link).1));
+        expected.sort();
+        assert_eq!(names, expected);
     }
 
     /// The pins of a data plane that is whole: this version's maps, and the links.
@@ -123,6 +133,15 @@ pub fn ifindex(interface: &str) -> u32 {
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     assert_ne!(index, 0, "no interface {interface}");
     index
+}
+
+/// The names in a folder, in order.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 /// Runs `ip` in the thread's namespace.

@@ -134,7 +134,7 @@ fn request(plan: Plan) -> Result<String> {
     let mut connection = Connection::open_here(plan.target, plan.limit)?;
     let left = end.saturating_duration_since(Instant::now());
     connection.set_timeout(left.max(Duration::from_millis(1)))?;
-    Ok(connection.get("/")?.ok()?.backend)
+    connection.get("/")?.ok()?.backend()
 }
 
 impl Failure {

@@ -73,7 +73,7 @@ impl Downloads {
             }
             let from = &lab.client.namespace;
             let mut connection = Connection::open(from, plan.target, plan.patience)?;
-            let host = connection.get("/")?.ok()?.backend;
+            let host = connection.get("/")?.ok()?.backend()?;
             let connections = found.get_mut(&host).with_context(|| format!("who is {host}"))?;
             if connections.len() < plan.each {
                 connections.push(connection);

@@ -19,8 +19,15 @@ pub struct Connection {
 
 struct Head {
     status: u16,
-    backend: String,
+    backend: Option<String>,
     length: usize,
+}
+
+const UNNAMED: &str = "an answer without X-Backend";
+
+/// Who answered, for messages.
+fn name(backend: Option<&str>) -> &str {
+    backend.unwrap_or("a host that does not say its name")
 }
 
 /// What a web host answered.
@@ -28,8 +35,8 @@ struct Head {
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// Who answered: the header `X-Backend`.
-    pub backend: String,
+    /// Who answered, if it says so: the header `X-Backend`, which every web host of the lab sends.
+    pub backend: Option<String>,
     /// The body.
     pub body: Vec<u8>,
 }
@@ -118,7 +125,12 @@ impl Connection {
         let range = format!("Range: bytes=0-{last}");
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n{range}\r\n\r\n"), &[])?;
         let head = self.head()?;
-        ensure!(head.status == 206, "status {} from {}", head.status, head.backend);
+        ensure!(
+            head.status == 206,
+            "status {} from {}",
+            head.status,
+            name(head.backend.as_deref())
+        );
         ensure!(head.length == body.len(), "{} bytes were to come", head.length);
         let mut piece = vec![0; 64 << 10];
         let mut rest = body;
@@ -141,7 +153,7 @@ impl Connection {
                 break;
             }
         }
-        Ok(head.backend)
+        head.backend.context(UNNAMED)
     }
 
     fn send(&mut self, head: &str, body: &[u8]) -> Result<()> {
@@ -172,7 +184,7 @@ impl Connection {
             }
         }
         let length = length.context("an answer without Content-Length")?;
-        Ok(Head { status, backend: backend.context("an answer without X-Backend")?, length })
+        Ok(Head { status, backend, length })
     }
 
     fn line(&mut self) -> Result<String> {
@@ -192,8 +204,22 @@ impl Response {
     ///
     /// If the status is not 200.
     pub fn ok(self) -> Result<Self> {
-        ensure!(self.status == 200, "status {} from {}", self.status, self.backend);
+        ensure!(
+            self.status == 200,
+            "status {} from {}",
+            self.status,
+            name(self.backend.as_deref())
+        );
         Ok(self)
+    }
+
+    /// The web host that answered.
+    ///
+    /// # Errors
+    ///
+    /// If it does not say who it is.
+    pub fn backend(self) -> Result<String> {
+        self.backend.context(UNNAMED)
     }
 
     /// The body as text, without the line end.

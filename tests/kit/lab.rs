@@ -28,6 +28,7 @@ use crate::{
     command,
     namespace::{self, Namespace},
     nginx::{self, Nginx},
+    nics::{self, Joined},
     pair,
     process::{Orphan, kill_all, started},
     xdp,
@@ -63,11 +64,13 @@ pub struct Options {
     pub pair: bool,
     /// Whether the lab stays when its maker ends.
     pub stays: bool,
+    /// NICs of this machine for the balancers, in place of veth pairs.
+    pub nics: Vec<Joined>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { webs: 3, router: false, pair: false, stays: false }
+        Self { webs: 3, router: false, pair: false, stays: false, nics: Vec::new() }
     }
 }
 
@@ -160,7 +163,7 @@ impl Lab {
             Self { client, balancer, peer, router, webs: Vec::new(), switch, record, folder };
         let pins = lab.pins();
         fs::create_dir(&pins).with_context(|| format!("create {}", pins.display()))?;
-        lab.wire().context("wire the lab")?;
+        lab.wire(&options.nics).context("wire the lab")?;
         lab.start_webs(options)?;
         let hosts = lab.hosts().map(|host| (host.name.clone(), host.namespace.name().to_owned()));
         let hosts: Vec<_> = hosts.collect();
@@ -267,18 +270,16 @@ impl Lab {
         self.balancer.namespace.ip(&vips(INTERFACE)).map(drop)
     }
 
-    fn wire(&mut self) -> Result<()> {
+    fn wire(&mut self, nics: &[Joined]) -> Result<()> {
         self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
         self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;
         let balancers = [&self.client, &self.balancer].into_iter().chain(&self.peer);
         for host in balancers.chain(&self.router) {
             host.quieten()?;
         }
-        self.plug(&self.balancer)?;
-        xdp::pass(&self.switch, &self.balancer.name, &self.pins().join("switch"))?;
+        self.plug_node(&self.balancer, nics.first(), "switch")?;
         if let Some(peer) = &self.peer {
-            self.plug(peer)?;
-            xdp::pass(&self.switch, &peer.name, &self.pins().join("switch2"))?;
+            self.plug_node(peer, nics.get(1), "switch2")?;
             pair::wire(&self.switch, [&self.balancer, peer])?;
         } else {
             self.balancer.namespace.ip(&vips(INTERFACE))?;
@@ -310,20 +311,37 @@ impl Lab {
         Ok(())
     }
 
+    /// Connects a balancer to the switch, by NICs of this machine if there are any for it.
+    fn plug_node(&self, host: &Host, nics: Option<&Joined>, pin: &str) -> Result<()> {
+        let Some(nics) = nics else {
+            self.plug(host)?;
+            return xdp::pass(&self.switch, &host.name, &self.pins().join(pin));
+        };
+        nics::plug(&nics.port, &self.switch, &host.name)?;
+        nics::plug(&nics.host, &host.namespace, INTERFACE)?;
+        self.connect(host)
+    }
+
     /// Connects a host to the switch.
     fn plug(&self, host: &Host) -> Result<()> {
         let (port, namespace) = (&host.name, host.namespace.name());
-        self.switch.ip(&format!(
-            "link add {port} type veth peer name {INTERFACE} netns {namespace}\n\
-             link set {port} master br0\nlink set {port} up"
-        ))?;
-        let (v4, v6) = (host.v4, host.v6);
-        host.namespace.ip(&format!(
-            "addr add {v4}/24 dev {INTERFACE}\naddr add {v6}/64 dev {INTERFACE} nodad\n\
-             link set {INTERFACE} up"
-        ))?;
+        let veth = format!("link add {port} type veth peer name {INTERFACE} netns {namespace}");
+        self.switch.ip(&veth)?;
+        self.connect(host)?;
         host.namespace.ethtool(INTERFACE, OFFLOADS)?;
         self.switch.ethtool(port, OFFLOADS)
+    }
+
+    /// Sets up both ends of a host's wire.
+    fn connect(&self, host: &Host) -> Result<()> {
+        let port = &host.name;
+        self.switch.ip(&format!("link set {port} master br0\nlink set {port} up"))?;
+        let (v4, v6) = (host.v4, host.v6);
+        let lines = format!(
+            "addr add {v4}/24 dev {INTERFACE}\naddr add {v6}/64 dev {INTERFACE} nodad\n\
+             link set {INTERFACE} up"
+        );
+        host.namespace.ip(&lines).map(drop)
     }
 
     fn start_webs(&mut self, options: &Options) -> Result<()> {

@@ -232,7 +232,8 @@ impl Shared {
 impl crate::http::Response {
     /// The name of the host, which the page and the header agree on.
     fn checked(self) -> Result<String> {
-        ensure!(self.text() == self.backend, "page {:?} from {}", self.text(), self.backend);
-        Ok(self.backend)
+        let (page, host) = (self.text(), self.backend()?);
+        ensure!(page == host, "page {page:?} from {host}");
+        Ok(host)
     }
 }

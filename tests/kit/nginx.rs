@@ -98,6 +98,15 @@ impl Nginx {
         self.process.take().map_or(Ok(()), Process::kill)
     }
 
+    /// Asks nginx to end (SIGTERM) and waits for that; its connections are closed.
+    ///
+    /// # Errors
+    ///
+    /// If it does not end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), |process| process.stop().map(drop))
+    }
+
     /// Stops nginx where it is (SIGSTOP): the kernel takes its connections, and nobody answers.
     ///
     /// # Errors

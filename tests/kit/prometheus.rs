@@ -97,7 +97,7 @@ impl Prometheus {
 ///
 /// # Errors
 ///
-/// If that fails, or the answer is an error other than 400 and 422, which tell why.
+/// If that fails, or the answer is an error; what it tells is in it.
 pub fn fetch(from: &Namespace, url: &str, args: &[&str]) -> Result<String> {
     let mut curl = from.command("curl");
     curl.args(["--silent", "--show-error", "--max-time", "20", "--fail-with-body"]);

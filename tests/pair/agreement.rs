@@ -55,6 +55,35 @@ fn another_password_is_told_on_both_nodes_and_makes_no_two_owners() -> Result<()
 }
 
 #[test]
+fn another_interval_of_version_2_is_told_on_both_nodes_and_makes_no_two_owners() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let interval = Duration::from_secs(1);
+    let lines = ["version = 2"; 2].map(str::to_owned);
+    let plan = Plan { lines, ..Plan::new(&[Way::DsrV4], interval) };
+    let mut twins = Twins::new(&Options::default(), plan)?;
+    let tables = twins.plan.tables(&twins.lab, 1)?;
+    let slower = tables.replace("interval = \"1000ms\"", "interval = \"2s\"");
+    ensure!(slower != tables, "no interval in:\n{tables}");
+    twins.nodes[1].set_more(&slower);
+    twins.nodes[1].configure(&twins.plan.services(&twins.lab))?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    for n in [0, 1] {
+        wait_event(&twins, n, &["main", "interval"])?;
+    }
+    for n in [0, 1] {
+        let router = twins.pair(n)?.router("main")?.clone();
+        ensure!(!router.problems.is_empty(), "node {n} has it among its problems: {router:?}");
+    }
+    // Longer than the slower one waits for one that it does not hear.
+    std::thread::sleep(interval * 9);
+    ensure!(twins.holders(Way::DsrV4.vip())? == [0], "{}", twins.logs());
+    Ok(())
+}
+
+#[test]
 fn a_peer_with_another_seed_is_refused_and_told_on_both_nodes() -> Result<()> {
     if !can_run() {
         return Ok(());

@@ -25,8 +25,9 @@ const LIMIT: Duration = Duration::from_secs(8);
 /// Long downloads, of all ways together.
 const DOWNLOADS: usize = 48;
 
-/// How long before the death of a node nobody else may know of a flow that begins in a slot in flux: a
-/// beat of news and the lease, 40 milliseconds, and what this process needs to note when that was.
+/// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
+/// flux: a beat of news and the lease, 40 milliseconds, and what this process needs to note when that
+/// was. What begins later and before the other node takes over is not pinned, and found there.
 const TOLD: Duration = Duration::from_millis(50);
 
 /// The clients of one pair.
@@ -83,10 +84,10 @@ impl Clients {
         self.deeds.borrow_mut().push((Instant::now(), deed.to_owned()));
     }
 
-    /// Notes that a node died at a moment, and the other one has just taken over. What was opened in
-    /// between, in a slot in flux, nobody but the dead node knows of.
-    pub fn note_death(&self, at: Instant) {
-        self.deaths.borrow_mut().push((at - TOLD, Instant::now()));
+    /// Notes that a node has died between a moment and now. What was opened just then, in a slot in flux,
+    /// nobody but the dead node knows of.
+    pub fn note_death(&self, killed: Instant) {
+        self.deaths.borrow_mut().push((killed - TOLD, Instant::now() + TOLD));
     }
 
     /// What broke of a load, but for what could not be saved.

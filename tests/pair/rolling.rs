@@ -37,10 +37,10 @@ fn change(twins: &Twins, what: &str, web: usize) -> Result<()> {
 fn die(twins: &mut Twins, clients: &Clients) -> Result<()> {
     let killed = Instant::now();
     twins.nodes[0].kill()?;
+    clients.note_death(killed);
     clients.note("lbd on lb1 was killed");
     twins.wait_holds(1)?;
     clients.note("lb2 took over");
-    clients.note_death(killed);
     twins.nodes[0].launch()?;
     clients.note("lbd on lb1 is back");
     twins.wait_active(0)?;

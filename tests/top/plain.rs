@@ -64,6 +64,32 @@ fn a_drain_that_is_waited_for_moves_on_a_terminal_and_is_plain_in_a_pipe() -> Re
     terminal.wait_for("\ndone").map(drop)
 }
 
+#[test]
+fn a_capture_moves_on_a_terminal_and_ends_by_a_key_with_a_whole_file() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let site = Site::new()?;
+    let file = site.lab.folder().join("keys.pcapng");
+    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    terminal.types(&format!("lbctl capture --duration 10m -w {}", file.display()))?;
+    // The kernel verifies a program first.
+    let moment = |screen: &str| {
+        screen.lines().find(|line| line.contains("; Ctrl-C ends it")).map(str::to_owned)
+    };
+    let patience = Duration::from_secs(90);
+    let first = wait::until(patience, "it captures", || {
+        let screen = terminal.screen()?;
+        moment(&screen).with_context(|| screen.clone())
+    })?;
+    terminal.wait_until("it goes on", |screen| moment(screen).is_some_and(|now| now != first))?;
+    terminal.press(&["C-c"])?;
+    let screen = terminal.wait_for(" packets written to ")?;
+    ensure!(moment(&screen).is_none(), "the line is taken back:\n{screen}");
+    ensure!(screen.contains(" packets seen, "), "it has its sums:\n{screen}");
+    command::run(Command::new("capinfos").arg(&file)).map(drop)
+}
+
 /// Set for a run of this program that only shows progress: the file that it waits for between two steps.
 const SHOWS: &str = "LB_TEST_PROGRESS";
 

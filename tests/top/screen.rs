@@ -1,9 +1,9 @@
 //! `lbctl top` on a terminal of tmux.
 
-use std::{thread, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{can_run, http::Connection, tmux::Terminal, wait};
+use kit::{balancer, can_run, command, http::Connection, tmux::Terminal, wait};
 
 use crate::site::{Site, WAY};
 
@@ -31,6 +31,17 @@ fn is_given_back(terminal: &Terminal, before: &str, mark: &str) -> Result<()> {
     let after = settings(terminal, mark)?;
     ensure!(after == before, "the terminal was {before}, and is {after}");
     Ok(())
+}
+
+/// The `lbctl top` that runs: of all of them, the one of this balancer.
+fn pid_of_top(site: &Site) -> Result<String> {
+    let line = format!("{} top", site.balancer.socket().display());
+    let pids = command::run(Command::new("pgrep").args(["-f", &line]))?;
+    Ok(pids.lines().last().context("it runs")?.to_owned())
+}
+
+fn send(signal: &str, pid: &str) -> Result<()> {
+    command::run(Command::new("kill").args([&format!("-{signal}"), pid])).map(drop)
 }
 
 #[test]
@@ -131,19 +142,66 @@ fn top_gives_the_terminal_back_when_it_is_terminated() -> Result<()> {
     for (signal, code) in [("TERM", "143"), ("HUP", "129"), ("INT", "130")] {
         terminal.types(&format!("{TOP}; echo code $?"))?;
         terminal.wait_for("services (1)")?;
-        // Of those that run, only the one of this balancer.
-        let socket = site.balancer.socket().display().to_string();
-        let pids = kit::command::run(
-            std::process::Command::new("pgrep").args(["-f", &format!("{socket} top")]),
-        )?;
-        let pid = pids.lines().last().context("it runs")?;
-        kit::command::run(std::process::Command::new("kill").args([&format!("-{signal}"), pid]))?;
+        send(signal, &pid_of_top(&site)?)?;
         terminal.wait_for(&format!("code {code}"))?;
         is_given_back(&terminal, &before, signal)?;
         terminal.types("clear; echo before top")?;
         terminal.wait_until("the screen is clear", |screen| !screen.contains("code"))?;
     }
     Ok(())
+}
+
+#[test]
+fn top_gives_the_terminal_back_while_it_is_stopped() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let site = Site::new()?;
+    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let before = settings(&terminal, "before top")?;
+    terminal.types(TOP)?;
+    terminal.wait_for("services (1)")?;
+    for mark in ["once", "twice"] {
+        send("TSTP", &pid_of_top(&site)?)?;
+        is_given_back(&terminal, &before, mark)?;
+        terminal.types("fg")?;
+        terminal.wait_for("services (1)")?;
+        ensure!(terminal.is_taken()?, "it has its screen again");
+    }
+    terminal.press(&["q"])?;
+    is_given_back(&terminal, &before, "after top")
+}
+
+#[test]
+fn top_does_not_stop_where_nobody_could_continue_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let site = Site::new()?;
+    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    // In the place of the shell, as by `ssh -t NODE lbctl top`.
+    let lbctl = balancer::binaries()?.join("lbctl");
+    let socket = site.balancer.socket();
+    terminal.types(&format!("exec {} --socket {} top", lbctl.display(), socket.display()))?;
+    terminal.wait_for("services (1)")?;
+    let pid = pid_of_top(&site)?;
+    let listens = || -> Result<()> {
+        terminal.press(&["?"])?;
+        terminal.wait_for("any of them closes this")?;
+        terminal.press(&["x"])?;
+        terminal.wait_until("the help is closed", |screen| !screen.contains("closes this"))?;
+        Ok(())
+    };
+    terminal.press(&["C-z"])?;
+    listens()?;
+    send("TSTP", &pid)?;
+    listens()?;
+    // Nothing keeps from this; whoever sends it can send the other.
+    send("STOP", &pid)?;
+    send("CONT", &pid)?;
+    listens()?;
+    terminal.press(&["q"])?;
+    wait::until_true(PATIENCE, "it ends", || Ok(!Path::new("/proc").join(&pid).exists()))
 }
 
 #[test]
@@ -185,8 +243,8 @@ fn top_has_colours_unless_they_are_not_wanted() -> Result<()> {
     for (start, expected) in [(TOP, true), ("export NO_COLOR=1; lbctl top", false)] {
         let terminal = Terminal::open(&site.balancer, 80, 24)?;
         terminal.types(start)?;
-        terminal.wait_for("services (1)")?;
-        thread::sleep(Duration::from_millis(100));
+        // The last line is drawn last.
+        terminal.wait_for("q quit")?;
         let screen = terminal.coloured()?;
         ensure!(colours(&screen) == expected, "{start}: {screen:?}");
     }

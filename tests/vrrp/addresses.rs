@@ -1,6 +1,6 @@
 //! What becomes of the addresses on the interfaces.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use kit::{
@@ -9,7 +9,7 @@ use kit::{
     wait::until_true,
 };
 use lb_userspace::vrrp::{
-    Family, NoticeKind, State,
+    Family, NoticeKind, Report, State,
     addresses::netlink::{News, Read},
     sockets::Announcer,
 };
@@ -42,6 +42,22 @@ fn address_of_the_operator_is_never_removed() -> Result<()> {
     site.a.stop(true)?;
     assert!(site.a.has(VIP)?);
     Ok(())
+}
+
+#[test]
+fn address_that_was_set_by_hand_on_a_node_that_is_not_active_is_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.start(&router(Family::V4, 51))?;
+    site.b.namespace.ip(&format!("addr add {VIP}/24 dev eth0"))?;
+    site.b.wait_for_notice(NoticeKind::Trouble, &format!("{VIP}/24 on eth0 is set by hand"))?;
+    until_true(SOON, "it is a problem", || {
+        Ok(site.b.router()?.problems.iter().any(|one| one.contains("ip address del 10.0.0.100/24")))
+    })?;
+    site.b.namespace.ip(&format!("addr del {VIP}/24 dev eth0"))?;
+    until_true(SOON, "it is no problem", || Ok(site.b.router()?.problems.is_empty()))
 }
 
 #[test]
@@ -153,6 +169,28 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
                 format!("{report:?}").contains(&message)
                     && format!("{report:?}").contains("02:00:00:00:00:09")
             }))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn other_host_that_has_an_address_of_ours_and_says_nothing_is_found_and_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.client.ip(&format!("addr add {VIP}/32 dev eth0\naddr add {VIP6}/128 dev eth0 nodad"))?;
+    let mac = site.client.mac("eth0")?;
+    let mut router = router(Family::V4, 51);
+    router.announce.refresh = Duration::from_secs(1);
+    router.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![router])?;
+    for address in [VIP, VIP6] {
+        let message = format!("another host on eth0 has {address}");
+        site.a.wait_to_be_told(&message, |report| match report {
+            Report::Notice(notice) => notice.message == message && notice.cause.contains(&mac),
+            _ => false,
         })?;
     }
     Ok(())

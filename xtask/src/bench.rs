@@ -1,24 +1,31 @@
 //! `cargo xtask bench`: builds the benchmark optimised, and runs it as root.
 
-use std::process::Command;
+use std::{fs, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use kit::signals;
 
 use crate::{
     cargo::{self, call},
+    documents::{self, Saving},
     root, setup,
 };
+
+/// What `http` needs beside what the tests do.
+const HTTP: [(&str, &str); 3] = [
+    ("wrk", "wrk"),
+    ("iperf3", "iperf3"),
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+];
 
 #[derive(Subcommand)]
 pub enum Bench {
     /// Cost of a packet in the program beside two floors, of a ring's change, and of the maps in
     /// memory
     Datapath {
-        /// Print JSON instead of tables
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        saving: Saving,
         /// How often each case is measured [default: 11]
         #[arg(long)]
         rounds: Option<u32>,
@@ -26,20 +33,21 @@ pub enum Bench {
         #[arg(long)]
         packets: Option<u32>,
     },
+    /// Instructions that a packet takes, here and with IPVS, in a virtual machine whose clock counts
+    /// them: the same however busy this machine is
+    Instructions(crate::instructions::Arguments),
     /// What a fault of one backend costs the clients, here and with HAProxy
     Failover {
-        /// Print JSON instead of tables
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        saving: Saving,
         /// Only these systems and faults; the beginning of a name will do: `lb,haproxy-guides,killed`
         #[arg(long)]
         only: Option<String>,
     },
     /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
     Vrrp {
-        /// Print JSON instead of tables
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        saving: Saving,
         /// How often each fault comes [default: 20]
         #[arg(long)]
         trials: Option<u32>,
@@ -50,11 +58,25 @@ pub enum Bench {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Requests a second, latency and CPU time through lb, HAProxy, nginx and nftables, and without a
+    /// balancer
+    Http {
+        #[command(flatten)]
+        saving: Saving,
+        /// How often each case is measured [default: 5]
+        #[arg(long)]
+        rounds: Option<u32>,
+        /// How long each run takes, in seconds [default: 3]
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Only these systems; the beginning of a name will do: `direct,lb,haproxy`
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// CPU time of health checks, and how late they begin, with thousands of backends
     Health {
-        /// Print JSON instead of tables
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        saving: Saving,
         /// How many backends are asked once a second [default: 4096]
         #[arg(long)]
         backends: Option<u32>,
@@ -64,9 +86,8 @@ pub enum Bench {
     },
     /// How long a scrape of /metrics takes, with a hundred services of ten backends each
     Metrics {
-        /// Print JSON instead of a table
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        saving: Saving,
         /// How many services [default: 100]
         #[arg(long)]
         services: Option<u16>,
@@ -84,49 +105,63 @@ pub enum Bench {
 pub fn run(bench: &Bench) -> Result<()> {
     setup::tools()?;
     match bench {
-        Bench::Datapath { json, rounds, packets } => {
+        Bench::Datapath { saving, rounds, packets } => {
             let rounds = rounds.map(|rounds| rounds.to_string());
             let packets = packets.map(|packets| packets.to_string());
             let options = [("--rounds", rounds), ("--packets", packets)];
-            measure("datapath", *json, options, "half a minute")
+            measure("datapath", &[], *saving, options, "half a minute")
         }
-        Bench::Failover { json, only } => {
+        Bench::Instructions(arguments) => crate::instructions::run(arguments),
+        Bench::Failover { saving, only } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
             measure(
                 "failover",
-                *json,
+                &["haproxy", "nginx"],
+                *saving,
                 [("--only", only.clone())],
                 "ten minutes, or 10 to 25 s a line of what `--only` leaves",
             )
         }
-        Bench::Vrrp { json, trials, interval, only } => {
+        Bench::Vrrp { saving, trials, interval, only } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
             let trials = trials.map(|trials| trials.to_string());
             measure(
                 "vrrp",
-                *json,
+                &["haproxy", "keepalived", "nginx"],
+                *saving,
                 [("--trials", trials), ("--interval", interval.clone()), ("--only", only.clone())],
                 "an hour and a half, or 20 to 60 s a trial of all faults and both systems",
             )
         }
-        Bench::Health { json, backends, seconds } => {
+        Bench::Http { saving, rounds, seconds, only } => {
+            setup::packages()?;
+            setup::these(&HTTP)?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            build("lb-userspace")?;
+            let rounds = rounds.map(|rounds| rounds.to_string());
+            let seconds = seconds.map(|seconds| seconds.to_string());
+            let programs = ["haproxy", "iperf3", "nft", "nginx", "wrk"];
+            let options = [("--rounds", rounds), ("--seconds", seconds), ("--only", only.clone())];
+            measure("http", &programs, *saving, options, "ten minutes")
+        }
+        Bench::Health { saving, backends, seconds } => {
             let backends = backends.map(|backends| backends.to_string());
             let seconds = seconds.map(|seconds| seconds.to_string());
             let options = [("--backends", backends), ("--seconds", seconds)];
-            measure("health", *json, options, "a minute")
+            measure("health", &[], *saving, options, "a minute")
         }
-        Bench::Metrics { json, services, scrapes } => {
+        Bench::Metrics { saving, services, scrapes } => {
             setup::packages()?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
             let services = services.map(|services| services.to_string());
             let scrapes = scrapes.map(|scrapes| scrapes.to_string());
             let options = [("--services", services), ("--scrapes", scrapes)];
-            measure("metrics", *json, options, "half a minute")
+            measure("metrics", &[], *saving, options, "half a minute")
         }
     }
 }
@@ -136,19 +171,27 @@ fn build(package: &str) -> Result<()> {
     call(&[&build, cargo::quiet()].concat())
 }
 
-/// Builds the benchmarks and runs one as root.
+/// Builds the benchmarks and runs one as root; `programs` take part in it.
 fn measure(
     name: &str,
-    json: bool,
+    programs: &[&str],
+    saving: Saving,
     options: impl IntoIterator<Item = (&'static str, Option<String>)>,
     time: &str,
 ) -> Result<()> {
     eprintln!("bench: building it optimised; the first time takes minutes");
     build("lb-bench")?;
-    let mut command = Command::new(cargo::folder(true)?.join("lb-bench"));
+    let folder = cargo::folder(true)?;
+    let mut command = Command::new(folder.join("lb-bench"));
     command.arg(name);
-    if json {
+    if saving.json {
         command.arg("--json");
+    }
+    let results = folder.join("lb-bench-results.json");
+    if saving.save {
+        // Made by who called, so that what root writes stays theirs.
+        fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;
+        command.arg("--json-file").arg(&results);
     }
     for (option, value) in options {
         command.args(value.into_iter().flat_map(|value| [option.to_owned(), value]));
@@ -156,5 +199,11 @@ fn measure(
     eprintln!("bench: measuring; {time}");
     // It puts away what it made before it ends.
     signals::catch();
-    cargo::run(&mut root::as_root(command, "measuring in the kernel")?)
+    cargo::run(&mut root::as_root(command, "measuring in the kernel")?)?;
+    if saving.save {
+        let text =
+            fs::read_to_string(&results).with_context(|| format!("read {}", results.display()))?;
+        documents::save(name, programs, &text)?;
+    }
+    Ok(())
 }

@@ -7,7 +7,10 @@
 mod bench;
 mod cargo;
 mod check;
+mod documents;
 mod fuzz;
+mod instructions;
+mod kernels;
 mod lab;
 mod package;
 mod pair;
@@ -16,8 +19,10 @@ mod root;
 mod run;
 mod setup;
 mod smoke;
+mod soak;
 mod test;
 mod view;
+mod vm;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -52,9 +57,15 @@ enum Command {
     /// Measure what the balancer costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Random operations on a pair of balancers under checked traffic, and a model of what may break
+    Soak(soak::Arguments),
+    /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results
+    Documents,
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Run a command on another kernel, in a virtual machine over a scratch copy of this one's root
+    Vm(vm::Arguments),
     /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
     Pictures(pictures::Arguments),
     /// What CI runs: check, test and fuzz; a test that can't run counts as failed
@@ -75,7 +86,10 @@ fn main() -> ExitCode {
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Soak(arguments) => soak::run(&arguments),
+        Command::Documents => documents::write(),
         Command::Lab(command) => lab::run(command),
+        Command::Vm(arguments) => vm::run(&arguments),
         Command::Pictures(arguments) => pictures::run(&arguments),
         Command::Ci => setup::tools()
             .and_then(|()| check::run())

@@ -280,11 +280,7 @@ impl Recipe {
         command::run(Command::new("chmod").args(["-R", "u+rwX,go+rX,go-w"]).arg(root))?;
         let to = self.output.join(format!("{name}_{}_{}.deb", self.version, self.architecture));
         let mut pack = Command::new("dpkg-deb");
-        pack.env("SOURCE_DATE_EPOCH", epoch()?).args([
-            "--root-owner-group",
-            "-Zxz",
-            self.compression,
-        ]);
+        pack.env("SOURCE_DATE_EPOCH", epoch()?).args(["--root-owner-group", self.compression]);
         command::run(pack.arg("--build").arg(root).arg(&to))?;
         fs::remove_dir_all(root).with_context(|| root.display().to_string())?;
         Ok(to)

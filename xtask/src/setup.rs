@@ -43,7 +43,7 @@ pub fn tools() -> Result<()> {
 ///
 /// If a program is missing and can't be installed; the error says what to run.
 pub fn packages() -> Result<()> {
-    programs(kit::PROGRAMS)
+    these(kit::PROGRAMS)
 }
 
 /// What the engine that fuzzes is built with: a compiler of C++.
@@ -52,46 +52,64 @@ pub fn packages() -> Result<()> {
 ///
 /// If there is none and it can't be installed; the error says what to run.
 pub fn compiler() -> Result<()> {
-    programs(&[("c++", "g++")])
+    these(&[("c++", "g++")])
 }
 
-/// These programs, each with its Debian package.
-fn programs(wanted: &[(&str, &'static str)]) -> Result<()> {
-    let is_missing = |(program, _): &&(&str, &str)| kit::command::find(program).is_none();
-    let missing: Vec<_> = wanted.iter().filter(is_missing).collect();
-    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+/// What some commands need beside that: programs, or files by their whole path, with the Debian package
+/// of each.
+///
+/// # Errors
+///
+/// If something is missing and can't be installed; the error says what to run.
+pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
+    let here = |program: &str| kit::command::find(program).is_some();
+    let missing: Vec<_> = wanted.iter().filter(|(program, _)| !here(program)).collect();
+    let mut packages: Vec<_> = missing.iter().map(|&&(_, package)| package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
     }
+    let missing: Vec<_> = missing.iter().map(|&&(program, _)| program).collect();
+    install(&packages, &missing.join(", "))?;
+    for (program, package) in wanted {
+        ensure!(here(program), "{package} is installed and {program} is not there");
+    }
+    Ok(())
+}
+
+/// The typeface of the pictures. They can be made without it: the page takes what the machine has.
+///
+/// # Errors
+///
+/// If it is missing and can't be installed; the error says what to run.
+pub fn typeface() -> Result<()> {
+    match Path::new("/usr/share/fonts/opentype/inter").exists() {
+        true => Ok(()),
+        false => install(&["fonts-inter"], "the typeface of the pictures"),
+    }
+}
+
+/// Installs packages of Debian for what is missing.
+fn install(packages: &[&str], missing: &str) -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     let apt = kit::command::find("apt-get");
     let Some(apt) = apt.filter(|_| kit::is_root()) else {
-        let mut missing: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-        missing.extend((!kit::is_root()).then_some("root"));
-        let missing = missing.join(", ");
         bail!("not here: {missing}. On Debian and Ubuntu, this installs it: sudo {install}");
     };
-    println!("set-up: missing programs; {install}");
-    let quiet = Quiet::new(&packages)?;
+    println!("set-up: missing: {missing}; {install}");
+    let quiet = Quiet::new(packages)?;
     let apt_get = |args: &[&str]| {
         let mut command = Command::new(&apt);
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         cargo::run(&mut command)
     };
-    let install = [&["install", "--no-install-recommends"], &*packages].concat();
+    let order = [&["install", "--no-install-recommends"], packages].concat();
     // The lists of packages may be missing or old.
-    if apt_get(&install).is_err() {
+    if apt_get(&order).is_err() {
         apt_get(&["update"])?;
-        apt_get(&install)?;
+        apt_get(&order)?;
     }
     drop(quiet);
-    for (program, package) in wanted {
-        ensure!(
-            kit::command::find(program).is_some(),
-            "{package} is installed and {program} is not in PATH"
-        );
-    }
     Ok(())
 }
 

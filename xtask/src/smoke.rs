@@ -84,8 +84,10 @@ pub fn run(lab: &Lab, balancer: &Balancer) -> Result<()> {
 /// One request on a connection of its own; who answered.
 fn request(target: SocketAddr) -> Result<String> {
     let page = Connection::open_here(target, PATIENCE)?.get("/")?.ok()?;
-    ensure!(page.text() == page.backend, "page {:?} from {}", page.text(), page.backend);
-    Ok(page.backend)
+    let text = page.text();
+    let backend = page.backend()?;
+    ensure!(text == backend, "page {text:?} from {backend}");
+    Ok(backend)
 }
 
 fn report(status: &kit::status::Status, tallies: &[Tally]) {

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 
 use crate::{
     cargo::{self, cargo},
-    root, setup,
+    kernels, root, setup,
 };
 
 #[derive(clap::Args, Default)]
@@ -22,8 +22,9 @@ pub struct Arguments {
     /// Which tests
     #[arg(value_enum, default_value_t)]
     suite: Suite,
-    /// Only tests whose name contains this
-    filter: Option<String>,
+    /// Only tests whose names contain one of these; of the suite `kernels`, the kernels: 6.12, newest,
+    /// or the folder of an unpacked kernel package
+    filters: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -36,18 +37,22 @@ enum Suite {
     Control,
     /// Real hosts in network namespaces
     Network,
-    /// All of them
+    /// The loaded BPF object and a short network test on other kernels, in virtual machines
+    Kernels,
+    /// All of them; in CI, those on other kernels, too
     #[default]
     All,
 }
 
 /// A built test program.
 #[derive(Debug, PartialEq, Eq)]
-struct Program {
+pub struct Program {
     package: String,
     name: String,
-    executable: PathBuf,
-    folder: PathBuf,
+    /// Its file.
+    pub executable: PathBuf,
+    /// The folder that it is to run in.
+    pub folder: PathBuf,
     is_integration: bool,
 }
 
@@ -61,6 +66,9 @@ const INTEGRATION: &str = "lb-tests";
 /// If a test fails.
 pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     setup::tools()?;
+    if arguments.suite == Suite::Kernels {
+        return kernels::run(&arguments.filters);
+    }
     let programs = build(arguments.suite)?;
     ensure!(!programs.is_empty(), "no test program in this suite");
     if programs.iter().any(Program::needs_root) {
@@ -74,13 +82,13 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     for program in &programs {
         let start = Instant::now();
         println!("\n== {}", program.title());
-        if let Err(err) = program.run(arguments.filter.as_deref(), in_ci) {
+        if let Err(err) = program.run(&arguments.filters, in_ci) {
             eprintln!("xtask: {err:#}");
             failed.push(program.title());
         }
         times.push((program.title(), start.elapsed()));
     }
-    if matches!(arguments.suite, Suite::Unit | Suite::All) && arguments.filter.is_none() {
+    if matches!(arguments.suite, Suite::Unit | Suite::All) && arguments.filters.is_empty() {
         let start = Instant::now();
         println!("\n== examples in the documentation");
         if let Err(err) = cargo::call(&["test", "--quiet", "--doc"]) {
@@ -88,6 +96,15 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
             failed.push("examples in the documentation".into());
         }
         times.push(("examples in the documentation".into(), start.elapsed()));
+    }
+    if arguments.suite == Suite::All && arguments.filters.is_empty() && in_ci {
+        let start = Instant::now();
+        let title = "tests on other kernels".to_owned();
+        if let Err(err) = kernels::run(&[]) {
+            eprintln!("xtask: {err:#}");
+            failed.push(title.clone());
+        }
+        times.push((title, start.elapsed()));
     }
     println!();
     for (title, time) in times {
@@ -106,27 +123,44 @@ fn seconds(time: Duration) -> f64 {
 
 /// Builds the suite's test programs.
 fn build(suite: Suite) -> Result<Vec<Program>> {
-    let mut command = cargo();
-    command.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
-    command.args(cargo::quiet());
-    match suite {
-        Suite::All => {}
-        Suite::Unit => {
-            let others = ["--exclude", "lb-ebpf", "--exclude", "lb-fuzz", "--exclude", INTEGRATION];
-            command.arg("--workspace").args(others);
-        }
-        _ => {
-            command.args(["--package", INTEGRATION]);
-        }
-    }
-    command.stderr(Stdio::inherit());
-    let output = command.output().context("cargo test --no-run")?;
-    ensure!(output.status.success(), "the tests don't build");
-    let mut programs = parse(&String::from_utf8_lossy(&output.stdout))?;
+    let which: &[&str] = match suite {
+        Suite::All => &[],
+        Suite::Unit => &[
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--exclude",
+            "lb-fuzz",
+            "--exclude",
+            INTEGRATION,
+        ],
+        _ => &["--package", INTEGRATION],
+    };
+    let mut programs = build_with(which)?;
     programs.retain(|program| suite == Suite::All || program.suite() == suite);
     // What is quick and basic fails first.
     programs.sort_by_key(|program| (program.suite() as u8, program.title()));
     Ok(programs)
+}
+
+/// Builds these of the integration tests' programs.
+///
+/// # Errors
+///
+/// If they don't build.
+pub fn build_some(names: &[&str]) -> Result<Vec<Program>> {
+    let named = names.iter().flat_map(|name| ["--test", name]);
+    build_with(&["--package", INTEGRATION].into_iter().chain(named).collect::<Vec<_>>())
+}
+
+fn build_with(which: &[&str]) -> Result<Vec<Program>> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    command.args(cargo::quiet()).args(which);
+    command.stderr(Stdio::inherit());
+    let output = command.output().context("cargo test --no-run")?;
+    ensure!(output.status.success(), "the tests don't build");
+    parse(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// Reads cargo's messages.
@@ -161,6 +195,11 @@ fn package_name(id: &str) -> &str {
 }
 
 impl Program {
+    /// Whether it is the integration tests' program of this name.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.package == INTEGRATION && self.name == name
+    }
+
     fn title(&self) -> String {
         let kind = if self.is_integration { "tests of" } else { "unit tests of" };
         format!("{kind} {} {}", self.package, self.name)
@@ -184,19 +223,22 @@ impl Program {
         self.package == INTEGRATION
     }
 
-    /// Whether its tests wait for nodes to notice each other's silence, most of the time.
+    /// Whether its tests wait most of the time, for a browser, a terminal, a scrape, or nodes that notice
+    /// each other's silence, and two at once do not spoil what they measure.
     fn waits_mostly(&self) -> bool {
-        self.package == INTEGRATION && matches!(self.name.as_str(), "pair" | "vrrp_interop")
+        const WAIT: [&str; 7] =
+            ["dashboard", "doors", "explain", "metrics", "pair", "top", "vrrp_interop"];
+        self.package == INTEGRATION && WAIT.contains(&self.name.as_str())
     }
 
-    fn run(&self, filter: Option<&str>, in_ci: bool) -> Result<()> {
+    fn run(&self, filters: &[String], in_ci: bool) -> Result<()> {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
         command.env("LB_BIN_DIR", cargo::folder(false)?);
         if in_ci {
             command.env("CI", "true");
         }
-        command.args(filter);
+        command.args(filters);
         if self.waits_mostly() {
             command.arg("--test-threads=2");
         } else if self.suite() == Suite::Network {

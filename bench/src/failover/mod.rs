@@ -10,6 +10,7 @@ mod faults;
 mod report;
 mod systems;
 
+use crate::output::Output;
 use anyhow::{Context as _, Result, bail};
 use faults::Fault;
 use kit::{lab, progress::Progress, signals};
@@ -19,9 +20,8 @@ use systems::System;
 /// What to measure, and how to tell it.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print JSON instead of tables
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// Only these systems and faults; the beginning of a name will do: `lb,haproxy-guides,killed`
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -42,11 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut report = Report::default();
     let measured = measure(&cells, &mut report);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
+    arguments.output.tell(&report)?;
     measured
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use kit::{lab, progress::Progress, signals};
 
+use crate::output::Output;
 use faults::Fault;
 use report::{Cell, Report};
 use site::{Site, System};
@@ -23,9 +24,8 @@ use site::{Site, System};
 /// What to measure, and how to tell it.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print JSON instead of tables
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// How often each fault comes
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     trials: u32,
@@ -59,11 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
+    arguments.output.tell(&report)?;
     measured
 }
 

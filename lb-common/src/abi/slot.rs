@@ -40,7 +40,9 @@ pub struct Slot {
 pub struct Owners {
     /// Gets new flows.
     pub current: u16,
-    /// Has the flows that are older than the first change of this slot; 0 in the steady state.
+    /// Has the flows that are older than the first change of this slot; 0 in the steady state. The
+    /// current owner itself while the slot is about to settle, and peers may not know that yet: flows
+    /// are pinned still.
     pub base: u16,
 }
 

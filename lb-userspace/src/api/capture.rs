@@ -17,7 +17,7 @@ use futures_util::stream;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use super::{
@@ -30,7 +30,8 @@ use crate::{
     edit::{Refusal, RefusalKind},
 };
 
-/// How often the ring is looked at: it holds what comes in this time at the highest rate.
+/// How often the ring is looked at. In this time it fills only with the longest frames at the highest
+/// rates, and what it has no room for is counted.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a failure the normal program is put back again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -66,10 +67,14 @@ async fn begin(State(doors): State<Doors>, bytes: Bytes) -> Result<Response, Ref
     let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
     let loaded = spawn_blocking(|| loader.load()).await.map_err(|error| failed(error.into()))?;
     let capturer = Box::new(loaded.map_err(failed)?);
-    let tap = ask(&doors.daemon, |tell| Request::BeginCapture(capturer, tell)).await?;
+    // A task of its own: who asked may go at any moment, and what has begun must end.
+    let begun = tokio::spawn(async move {
+        let tap = ask(&doors.daemon, |tell| Request::BeginCapture(capturer, tell)).await?;
+        Ok::<_, Refusal>((tap, Ending(Some(doors.daemon))))
+    });
+    let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
     let (writer, first) = Writer::begin(&spec, book, datapath::monotonic(), SystemTime::now());
     let (to, pieces) = mpsc::channel(PIECES);
-    let ending = Ending(Some(doors.daemon));
     let until = Instant::now() + Duration::from_millis(spec.millis);
     tokio::spawn(Capture { tap, writer, until, ending, stopped, to }.run(first));
     let body = stream::unfold(pieces, |mut pieces| async move {
@@ -126,10 +131,17 @@ impl Capture {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = first;
         loop {
-            // A reader that is slow holds this up; what does not fit into the ring meanwhile is
-            // counted as lost.
-            if !out.is_empty() && to.send(std::mem::take(&mut out).into()).await.is_err() {
-                return;
+            // A reader that is slow holds this up, but not the end; what does not fit into the ring
+            // meanwhile is counted as lost.
+            if !out.is_empty() {
+                tokio::select! {
+                    room = to.reserve() => match room {
+                        Ok(room) => room.send(std::mem::take(&mut out).into()),
+                        Err(_) => return,
+                    },
+                    () = sleep_until(until.into()) => break,
+                    _ = stopped.changed() => break,
+                }
             }
             tokio::select! {
                 _ = look.tick() => {}

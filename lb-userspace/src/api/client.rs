@@ -24,11 +24,14 @@ use super::Error as Answer;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
+/// How long if the kernel verifies a program for it: a second, or many of them where all CPUs are busy.
+const LOADED: Duration = Duration::from_secs(180);
 
 /// Talks to `lbd`.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    patience: Duration,
 }
 
 /// Why a request was not answered as hoped.
@@ -96,7 +99,13 @@ impl Client {
     /// A client of the daemon on this socket.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), patience: ANSWER }
+    }
+
+    /// The same for questions for which a program is loaded.
+    #[must_use]
+    pub fn for_a_program(&self) -> Self {
+        Self { patience: LOADED, ..self.clone() }
     }
 
     /// Asks for something.
@@ -134,7 +143,7 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, Error> {
-        self.within(ANSWER, async {
+        self.within(self.patience, async {
             let (response, connection) = self.ask(method, path, body).await?;
             let status = response.status();
             let body = response.into_body().collect().await;
@@ -152,7 +161,7 @@ impl Client {
     ///
     /// See [`Error`].
     pub async fn lines(&self, path: &str) -> Result<Lines, Error> {
-        self.within(ANSWER, async {
+        self.within(self.patience, async {
             let (response, connection) = self.ask(Method::GET, path, Bytes::new()).await?;
             let status = response.status();
             let mut body = response.into_body();
@@ -177,7 +186,7 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<Pieces, Error> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
-        self.within(ANSWER, async {
+        self.within(self.patience, async {
             let (response, connection) = self.ask(method, path, body.into()).await?;
             let status = response.status();
             let mut body = response.into_body();

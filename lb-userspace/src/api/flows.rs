@@ -129,9 +129,9 @@ fn find(
     query: &Query,
 ) -> Result<Found, Refusal> {
     let names = Names::read(source, names).map_err(failed)?;
-    let mut search = Search::new(&names, query)?;
+    let mut search = Search::new(&names, query, now())?;
     search.run(source).map_err(failed)?;
-    Ok(search.found(now()))
+    Ok(search.found())
 }
 
 /// Lines as they are met. The walk waits for its reader, so that nothing piles up for one that does
@@ -189,12 +189,12 @@ fn walk(
     send: &mut dyn FnMut(Bytes) -> bool,
 ) -> Result<(), Refusal> {
     let names = Names::read(source, names).map_err(failed)?;
-    let search = Search::new(&names, query)?;
+    let search = Search::new(&names, query, now())?;
     let most = query.limit.map_or(u64::MAX, |limit| limit as u64);
     let (mut told, mut is_read) = (0, true);
     if most > 0 {
         search
-            .visit(source, now(), &mut |flow| {
+            .visit(source, &mut |flow| {
                 lines.extend(line(&Line::Flow(flow)));
                 told += 1;
                 if lines.len() >= CHUNK {

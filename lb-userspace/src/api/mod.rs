@@ -33,7 +33,7 @@
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
-//! only tells over TCP as well, all but the configuration and the log.
+//! only tells over TCP as well, all but the configuration, the log and the flows.
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails

@@ -12,14 +12,14 @@ use axum::{
     routing::{get, patch, post},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms, peer, socket::Listener};
 use crate::{
     dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
     events::Events,
-    explain::Explained,
+    explain::{Explained, Questions},
     flows::Source,
     metrics,
     samples::{self, Samples},
@@ -282,11 +282,23 @@ async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Byte
     ask(&daemon, |tell| Request::Failover(which, terms, tell)).await.map(Json)
 }
 
+/// Copies of the maps that may be there at a time.
+static COPIES: Semaphore = Semaphore::const_new(1);
+
 async fn explain(State(daemon): Daemon, bytes: Bytes) -> Answer<Vec<Explained>> {
-    let questions = Box::new(body(&bytes)?);
+    let questions: Box<Questions> = Box::new(body(&bytes)?);
+    let copy = match questions.verify {
+        true => Some(COPIES.acquire().await.expect("nobody closes it")),
+        false => None,
+    };
     let answers = ask(&daemon, |tell| Request::Explain(questions, tell)).await?;
-    // To load the program takes a while; the daemon goes on meanwhile.
-    let verified = tokio::task::spawn_blocking(|| answers.verified()).await;
+    // To load the program takes a while; the daemon goes on meanwhile. Who asked may go: the copy is
+    // there for as long as that takes.
+    let verify = move || {
+        let _copy = copy;
+        answers.verified()
+    };
+    let verified = tokio::task::spawn_blocking(verify).await;
     let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
     verified.map_err(|error| failed(error.into()))?.map(Json).map_err(failed)
 }

@@ -37,6 +37,9 @@ fn main() -> ExitCode {
     if let Some(file) = &args.check {
         return cli::check_config(file);
     }
+    if let Some(pin_dir) = &args.prepare {
+        return prepare(pin_dir);
+    }
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(config::Error::Invalid(invalid)) => {
@@ -56,6 +59,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lbd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare(pin_dir: &Path) -> ExitCode {
+    match datapath::prepare(pin_dir) {
+        Ok(done) => {
+            done.iter().for_each(|line| println!("{line}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("lbd: prepare {}: {error:#}", pin_dir.display());
             ExitCode::FAILURE
         }
     }

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
 
 use super::{
+    Misuse,
     capture::CaptureArgs,
     check::{CheckArgs, PolicyArgs},
     complete,
@@ -25,7 +26,7 @@ use crate::{
     config,
     desired::{Mode, Protocol, UdpPolicy, Weight},
     spec::ServiceSpec,
-    units::parse_duration,
+    units::{parse_duration, whole_secs},
 };
 
 /// Operates the load balancer: talks to lbd over its socket.
@@ -318,17 +319,16 @@ pub(super) enum ConfigCommand {
 impl ServiceAdd {
     /// The service that is meant.
     pub(super) fn spec(&self) -> Result<ServiceSpec> {
-        anyhow::ensure!(
-            self.udp.is_none() || self.protocol == Protocol::Udp,
-            "--udp is for services with --protocol udp"
-        );
+        if self.udp.is_some() && self.protocol != Protocol::Udp {
+            return Err(Misuse("--udp is for services with --protocol udp".into()).into());
+        }
         let mut spec = ServiceSpec::new(self.vip, self.port, self.mode);
         spec.protocol = self.protocol;
         spec.udp = self.udp;
         spec.policy = self.policy.policy()?;
         spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
         spec.ring_slots = self.ring_slots.map_or(spec.ring_slots, NonZeroU32::get);
-        spec.drain_deadline_secs = self.drain_deadline.map(|deadline| deadline.as_secs());
+        spec.drain_deadline_secs = self.drain_deadline.map(whole_secs);
         if let Some(idle_timeout) = self.idle_timeout {
             spec.idle_timeout_secs = idle_timeout.as_secs();
         }

@@ -10,18 +10,19 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use hyper::{Method, body::Bytes};
 use serde::Serialize;
 
-use super::{Misuse, Printer};
+use super::{
+    Misuse, Printer, complete,
+    progress::{Progress, SHOWN},
+};
 use crate::{
     api::{Done, client::Client},
     capture::{Spec, pcapng::Follower},
     units::parse_duration,
 };
-
-/// How often progress is shown.
-const SHOWN: Duration = Duration::from_millis(200);
 
 /// Which packets, and how many.
 #[derive(Debug, Args)]
@@ -30,10 +31,10 @@ pub(super) struct CaptureArgs {
     #[arg(short, long, value_name = "FILE", default_value = "lb.pcapng")]
     write: PathBuf,
     /// Only packets of this service.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only packets to this backend.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
     backend: Option<IpAddr>,
     /// Only packets that end so: forwarded, passed, dropped, or a reason as no_backend; several by
     /// commas.
@@ -114,7 +115,8 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
         );
     }
     // A capture that is refused leaves an older file as it was.
-    let mut pieces = client.stream(Method::POST, "/v1/capture", &spec).await?;
+    let patient = client.for_a_program();
+    let mut pieces = patient.stream(Method::POST, "/v1/capture", &spec).await?;
     let name = || format!("write {}", args.write.display());
     let mut out: Box<dyn Write> = match to_stdout {
         true => Box::new(io::stdout()),
@@ -122,6 +124,7 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
     };
     let mut follower = Follower::default();
     let mut progress = Progress::new();
+    let began = Instant::now();
     let mut stopping = false;
     loop {
         let piece = tokio::select! {
@@ -141,9 +144,12 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
         let Some(piece) = piece else { break };
         out.write_all(&piece).and_then(|()| out.flush()).with_context(name)?;
         follower.follow(&piece);
-        progress.show(follower.packets);
+        progress.show(|| {
+            let time = began.elapsed().as_secs_f64();
+            format!("{} packets, {time:.1} s; Ctrl-C ends it ", follower.packets)
+        });
     }
-    progress.end();
+    drop(progress);
     let file = (!to_stdout).then(|| args.write.clone());
     let captured = Captured { packets: follower.packets, file, summary: follower.sum };
     let text = || {
@@ -160,35 +166,6 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
         return Ok(());
     }
     printer.print(&captured, text)
-}
-
-/// A line that is written over, on a terminal; elsewhere nothing.
-struct Progress {
-    terminal: bool,
-    began: Instant,
-    shown: Option<Instant>,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { terminal: io::stderr().is_terminal(), began: Instant::now(), shown: None }
-    }
-
-    fn show(&mut self, packets: u64) {
-        if !self.terminal || self.shown.is_some_and(|shown| shown.elapsed() < SHOWN) {
-            return;
-        }
-        self.shown = Some(Instant::now());
-        let time = self.began.elapsed().as_secs_f64();
-        eprint!("\r{packets} packets, {time:.1} s; Ctrl-C ends it ");
-    }
-
-    fn end(&self) {
-        if self.shown.is_some() {
-            // Erases the line.
-            eprint!("\r\x1b[K");
-        }
-    }
 }
 
 #[cfg(test)]

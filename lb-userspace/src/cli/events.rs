@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 
-use super::{args::Output, args::word, patience::Patient};
+use super::{args::Output, args::word, complete, patience::Patient};
 use crate::{
     api::{
         Line,
@@ -28,10 +29,10 @@ pub(super) struct EventsArgs {
     #[arg(short = 'n', long, default_value = "100", value_name = "N")]
     lines: usize,
     /// Only those of this service and its backends.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only those of this backend.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
     backend: Option<IpAddr>,
     /// Only those of this kind, as backend_down.
     #[arg(long, value_parser = word::<Kind>)]

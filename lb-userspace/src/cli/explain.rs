@@ -11,7 +11,7 @@ use clap::Args;
 use hyper::Method;
 use serde::Serialize;
 
-use super::{Misuse, Printer, table::Table};
+use super::{Misuse, Printer, progress::Progress, table::Table};
 use crate::{
     api::client::Client,
     desired::Protocol,
@@ -61,8 +61,8 @@ pub(super) struct ExplainArgs {
     /// Explain it as one that is met a second time: a SYN that is sent again.
     #[arg(long)]
     again: bool,
-    /// Run it through the loaded program as well, on copies of the maps, and compare; exit with 1 if
-    /// they differ.
+    /// Run it through the loaded program as well, on copies of the maps, and compare; exit with 1 unless
+    /// it does the same.
     #[arg(long)]
     verify: bool,
 }
@@ -145,6 +145,7 @@ impl ExplainArgs {
 }
 
 pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -> Result<ExitCode> {
+    let client = if args.verify { &client.for_a_program() } else { client };
     let ask = async |questions: &Questions| -> Result<Vec<Explained>> {
         Ok(client.send_json(Method::POST, "/v1/explain", questions).await?)
     };
@@ -156,6 +157,7 @@ pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -
     };
     let saved = saved::read(file, args.limit)?;
     let mut all = Vec::new();
+    let mut progress = Progress::new();
     let mut packets = saved.packets.iter().peekable();
     while packets.peek().is_some() {
         let mut batch = Vec::new();
@@ -168,14 +170,17 @@ pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -
             let length = packet.length as u32;
             batch.push(Packet::Frame { bytes: hex(&packet.bytes), length });
         }
-        all.extend(ask(&args.questions(batch)).await?);
+        let batch = ask(&args.questions(batch)).await?;
+        all.extend(batch);
+        progress.show(|| format!("{} of {} packets ", all.len(), saved.packets.len()));
     }
+    drop(progress);
     let told = Told { counts: sums(&all), more: saved.more, foreign: saved.foreign, packets: &all };
     printer.print(&told, || capture(&told, &saved, args.verbose))?;
     Ok(code(&all))
 }
 
-/// 1 if the program in the kernel did not do what is explained.
+/// 1 unless the program in the kernel did what is explained, where it was to be asked.
 fn code(all: &[Explained]) -> ExitCode {
     let agrees = |one: &Explained| one.verified.as_ref().is_none_or(|verified| verified.agrees);
     if all.iter().all(agrees) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -232,6 +237,7 @@ fn verified(one: &Explained) -> &'static str {
     match &one.verified {
         None => "",
         Some(verified) if verified.agrees => ", the program agrees",
+        Some(verified) if !verified.asked => ", the program could not be asked",
         Some(_) => ", THE PROGRAM DIFFERS",
     }
 }
@@ -246,12 +252,12 @@ fn steps(one: &Explained) -> String {
         rows.push(("next", format!("{}: {}, {}", next.packet, next.goes_to, next.why)));
     }
     if let Some(verified) = &one.verified {
-        rows.push(match verified.agrees {
-            true => {
-                ("verified", format!("the loaded program does the same ({} ns)", verified.nanos))
-            }
-            false => ("verified", "THE PROGRAM DIFFERS".into()),
-        });
+        let text = match (verified.agrees, verified.asked) {
+            (true, _) => format!("the loaded program does the same ({} ns)", verified.nanos),
+            (false, true) => "THE PROGRAM DIFFERS".into(),
+            (false, false) => "the program could not be asked".into(),
+        };
+        rows.push(("verified", text));
         rows.extend(verified.differences.iter().map(|difference| ("", difference.clone())));
     }
     let width = rows.iter().map(|(about, _)| about.len()).max().unwrap_or(0);
@@ -264,4 +270,32 @@ fn steps(one: &Explained) -> String {
         before = about;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explain::Verified;
+
+    fn explained(agrees: bool, asked: bool) -> Explained {
+        let differences = if agrees { Vec::new() } else { vec!["because".to_owned()] };
+        let (action, leaves) = (String::new(), String::new());
+        let verified = Verified { agrees, asked, action, leaves, differences, nanos: 9 };
+        Explained { verified: Some(verified), ..Explained::default() }
+    }
+
+    #[test]
+    fn a_program_that_was_not_asked_is_not_said_to_differ() {
+        for (agrees, asked, words) in [
+            (true, true, "the loaded program does the same (9 ns)"),
+            (false, true, "THE PROGRAM DIFFERS\n            because"),
+            (false, false, "the program could not be asked\n            because"),
+        ] {
+            let one = explained(agrees, asked);
+            assert!(steps(&one).contains(words), "{}", steps(&one));
+            assert_eq!(verified(&one).contains("DIFFERS"), !agrees && asked);
+            let code = if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            assert_eq!(format!("{:?}", super::code(&[one])), format!("{code:?}"));
+        }
+    }
 }

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
+use clap_complete::ArgValueCandidates;
 
-use super::{Printer, args::Output, encoded, table::Table};
+use super::{Misuse, Printer, args::Output, complete, encoded, table::Table};
 use crate::{
     api::client::Client,
     flows::{Flow, Found, Kind, LIMIT, Line, MOST, Prefix},
@@ -20,9 +21,10 @@ use crate::{
 #[derive(Debug, Args)]
 pub(super) struct FlowsArgs {
     /// Only those of this service.
+    #[arg(add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only those on this backend.
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
     backend: Option<IpAddr>,
     /// Only those of this client, or of all in this prefix, as 198.51.100.0/24.
     #[arg(long, value_name = "PREFIX")]
@@ -95,7 +97,8 @@ pub(super) async fn run(args: &FlowsArgs, client: &Client, printer: Printer) -> 
     }
     let most = args.limit.unwrap_or(LIMIT);
     if most > MOST {
-        bail!("{most} flows are too many for a table of {MOST}; 'lbctl -o json flows' tells all");
+        let many = format!("{most} flows are too many for a table of {MOST}");
+        return Err(Misuse(format!("{many}; 'lbctl -o json flows' tells all")).into());
     }
     let found: Found = client.get(&args.path(&[limit(most)])).await?;
     printer.print(&found, || text(&found))

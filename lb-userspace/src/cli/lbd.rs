@@ -20,4 +20,8 @@ pub struct Lbd {
     /// Replace a foreign XDP program on an interface.
     #[arg(long)]
     pub force: bool,
+    /// Do what takes root before lbd starts as another user, and exit: mount the BPF file system, make the
+    /// folder of the pins, and pin what an earlier version has left there without.
+    #[arg(long, value_name = "PIN_DIR", conflicts_with_all = ["force", "check"])]
+    pub prepare: Option<PathBuf>,
 }

@@ -18,6 +18,7 @@ mod log;
 mod node;
 mod patience;
 mod plan;
+mod progress;
 mod status;
 mod table;
 mod top;
@@ -46,6 +47,7 @@ use crate::{
     edit::{AdminChange, BackendChange},
     spec::BackendSpec,
     status::{Service, Status},
+    units::whole_secs,
 };
 
 impl Target {
@@ -225,7 +227,7 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
             changer((*dry).into()).make_with(Method::POST, &target.path(), &spec).await?;
         }
         BackendCommand::Drain { target, wait, deadline, timeout, ask } => {
-            let deadline_secs = deadline.map(|deadline| deadline.as_secs());
+            let deadline_secs = deadline.map(whole_secs);
             let terms = Terms::from(*ask);
             change(target, terms, admin(AdminChange::Draining { deadline_secs })).await?;
             if *wait && !terms.dry_run {

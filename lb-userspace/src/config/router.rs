@@ -66,12 +66,12 @@ fn read_router<'a>(table: Table<'a>, doubts: &Problems<'_>) -> Read<'a> {
     let source = read_source(&table, family);
     let peers = read_peers(&table, family);
     let min_ttl = table.optional("min_ttl");
-    if let (Some(field), true) = (&min_ttl, peers.is_empty()) {
+    let second_path = read_second_path(&table, family, interface.as_deref());
+    if let (Some(field), true, None) = (&min_ttl, peers.is_empty(), &second_path) {
         field.refuse(
             "`min_ttl` is for unicast: multicast is never forwarded; remove it, or name `peers`",
         );
     }
-    let second_path = read_second_path(&table, family, interface.as_deref());
     let auth = read_auth(&table, version, doubts);
     let checksum = read_checksum(&table, version, family);
     let key = RouterKey {

@@ -8,14 +8,16 @@ use std::{
 use super::{BEAT, Balancer, Daemon, likeness::Unlike, peers::Group, roles::Whose};
 use crate::{
     desired::ServiceKey,
+    engine::LATE,
     events::{Kind, News},
     sync::{Mark, PeerId, Piece},
 };
 
 /// How long new pins may be made of which no peer knows: without the daemon, which allows it again with
-/// each beat, or with news that a peer has not taken yet. Longer than two beats that are late, and no
-/// longer: nobody else knows of a pin that is made when the daemon is dead.
-const LEASE: Duration = BEAT.saturating_mul(3);
+/// each beat, or with news that a peer has not taken yet. No longer than it takes to see that a peer is
+/// late, and to tell what follows from that: nobody else knows of a pin that is made when the daemon is
+/// dead.
+const LEASE: Duration = LATE.saturating_add(BEAT);
 /// When a peer is asked again for what could not be taken.
 const FIRST_AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(60);

@@ -34,7 +34,7 @@ pub(super) struct Virtual {
     /// How often each virtual MAC address is taken: for a router, and since a predecessor may have held it.
     macs: BTreeMap<[u8; 6], usize>,
     /// Routers whose virtual MAC address is taken since a predecessor may have held it.
-    resumed: BTreeSet<String>,
+    resumed: BTreeMap<String, [u8; 6]>,
     /// The facts that were told last; none before the first time.
     told: Option<Facts>,
     /// The interfaces that forward, as they were looked at last.
@@ -53,7 +53,7 @@ impl Virtual {
             states: BTreeMap::new(),
             reported: BTreeMap::new(),
             macs: BTreeMap::new(),
-            resumed: BTreeSet::new(),
+            resumed: BTreeMap::new(),
             told: None,
             forwarding: BTreeSet::new(),
             stopped: false,
@@ -105,6 +105,14 @@ impl<B: Balancer> Daemon<B> {
         };
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
         self.vrrp.gather_states();
+        for (name, mac) in std::mem::take(&mut self.vrrp.resumed) {
+            let router = self.routers().iter().find(|router| router.name == name);
+            if router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == mac) {
+                self.vrrp.resumed.insert(name, mac);
+            } else {
+                self.take_mac(mac, false);
+            }
+        }
         self.release_stray_pins();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
     }
@@ -132,7 +140,7 @@ impl<B: Balancer> Daemon<B> {
         let held: Vec<_> = held.map(|router| (router.name.clone(), mac(router.key))).collect();
         for (name, mac) in held {
             self.take_mac(mac, true);
-            self.vrrp.resumed.insert(name);
+            self.vrrp.resumed.insert(name, mac);
         }
     }
 
@@ -149,8 +157,8 @@ impl<B: Balancer> Daemon<B> {
                 State::Backup => status.active.is_some(),
                 State::Active | State::Fault => true,
             };
-            if ended && self.vrrp.resumed.remove(&status.name) {
-                self.take_mac(mac(status.key), false);
+            if ended && let Some(mac) = self.vrrp.resumed.remove(&status.name) {
+                self.take_mac(mac, false);
             }
         }
     }
@@ -330,8 +338,11 @@ impl<B: Balancer> Daemon<B> {
         let keys = self.routers().iter().map(|router| router.key);
         // What an Active router would know tells nothing of what it will have to know.
         let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
-        let unsynced =
-            others.filter(|key| group.is_unsynced(*key, &self.services_of([*key]), heard(*key)));
+        // A node that did not run for a while finds much that was said meanwhile: in the middle of it, that
+        // all is known, and in the end that the peer has given this node up long since.
+        let unsynced = others.filter(|key| {
+            self.behind || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
+        });
         unsynced.collect()
     }
 

@@ -2,6 +2,7 @@
 //! daemon and the next one can swap the program in place.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -81,7 +82,7 @@ impl Link {
 }
 
 /// Whether something could not be opened because this process or the system is at its limit.
-fn is_shortage(error: &io::Error) -> bool {
+pub(super) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
@@ -98,6 +99,15 @@ pub(super) fn pinned_links(pin_dir: &Path) -> Result<Vec<PathBuf>> {
     }
     links.sort();
     Ok(links)
+}
+
+/// The ids of the programs that the pinned links run.
+pub(super) fn running(pin_dir: &Path) -> Result<BTreeSet<u32>> {
+    let program = |link: PathBuf| {
+        let info = LinkInfo::of_pinned(&link);
+        Ok(info.with_context(|| format!("open {}", link.display()))?.program)
+    };
+    pinned_links(pin_dir)?.into_iter().map(program).collect()
 }
 
 /// Takes the program of a pinned link off its interface, and the pin away.

@@ -1,10 +1,6 @@
 //! The variant of the program that captures: loaded over the pinned maps, swapped in and out.
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -19,7 +15,7 @@ use zerocopy::FromBytes as _;
 use super::{
     attach, entry, load,
     mmap::Mapped,
-    monotonic,
+    monotonic, program_pins,
     sys::{LinkInfo, Table},
     xdp::Xdp,
 };
@@ -175,18 +171,19 @@ impl Xdp {
     /// Puts the program that captures in the place of the normal one, wherever that is.
     pub(super) fn swap_in(&mut self, mut capturer: Capturer) -> Result<Tap> {
         ensure!(self.capture.is_none(), "a capture is running; one at a time");
+        let pins = self.pins_of(self.program_id)?;
         let tap = capturer.tap()?;
         let program = capturer.program()?;
-        let id = program.info().context("ask for the program")?.id();
+        // A start that finds it on a link has to know its maps.
+        let id = program_pins::pin(&load::current(&self.settings.pin_dir), program)?;
         self.capture = Some(Captures { program: id });
-        let own = self.program_id;
-        for path in self.paths() {
-            if LinkInfo::of_pinned(&path).is_ok_and(|info| info.program == own) {
-                let swapped = attach::swap(program, &path);
-                if let Err(error) = swapped {
-                    self.swap_back()?;
-                    return Err(error);
-                }
+        for pin in pins {
+            if let Err(error) = attach::swap(program, &pin) {
+                // Another link may have it already.
+                return Err(match self.swap_back() {
+                    Ok(()) => error,
+                    Err(and) => error.context(format!("{and:#}")),
+                });
             }
         }
         Ok(tap)
@@ -196,23 +193,37 @@ impl Xdp {
     pub(super) fn swap_back(&mut self) -> Result<()> {
         let Some(Captures { program: captures }) = self.capture else { return Ok(()) };
         let mut failed = None;
-        for path in self.paths() {
-            if LinkInfo::of_pinned(&path).is_ok_and(|info| info.program == captures) {
-                let program = load::program(&mut self.object)?;
-                failed = attach::swap(program, &path).err().or(failed);
-            }
+        for pin in self.pins_of(captures)? {
+            let program = load::program(&mut self.object)?;
+            failed = attach::swap(program, &pin).err().or(failed);
         }
         match failed {
             None => {
                 self.capture = None;
+                // What stays is removed by the next start.
+                let pin = program_pins::path(&load::current(&self.settings.pin_dir), captures);
+                let _ = fs::remove_file(pin);
                 Ok(())
             }
             Some(error) => Err(error.context("end the capture; it is tried again")),
         }
     }
 
-    fn paths(&self) -> Vec<PathBuf> {
-        self.links.iter().map(|link| Path::to_owned(link.path())).collect()
+    /// The pins of the links that run this program.
+    fn pins_of(&self, program: u32) -> Result<Vec<PathBuf>> {
+        let mut pins = Vec::new();
+        for pin in self.links.iter().map(attach::Link::path) {
+            match LinkInfo::of_pinned(pin) {
+                Ok(info) if info.program == program => pins.push(pin.to_owned()),
+                // It may run the program, and must not be passed over.
+                Err(error) if attach::is_shortage(&error) => {
+                    return Err(error).with_context(|| format!("open {}", pin.display()));
+                }
+                // It is gone, as with its interface, or runs another one.
+                _ => {}
+            }
+        }
+        Ok(pins)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 
-use super::{attach, bpffs, folders};
+use super::{attach, bpffs, folders, verify};
 
 /// Removes links first, so that the program is gone before its maps, then the maps of every
 /// version. What was removed, for people; empty if there was nothing.
@@ -29,6 +29,8 @@ pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
         let maps = folders::remove(&folder)?;
         removed.push(format!("{maps} maps removed: {}", folder.display()));
     }
+    // An lbd that was killed may have left copies.
+    let _ = fs::remove_dir_all(verify::folder(pin_dir));
     // The folder may hold what others have pinned there.
     let _ = fs::remove_dir(pin_dir);
     Ok(removed)

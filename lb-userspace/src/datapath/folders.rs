@@ -5,10 +5,11 @@
 //! made in `v2-next`, whatever layout the one before it has, and takes its name when the program
 //! runs on it; one of the same layout is set aside as `v2-old` just before. Two sets share the maps
 //! that need no change. What tells them apart after a crash are the maps that they do not share:
-//! the program in the kernel has either the ones or the others.
+//! the program in the kernel has either the ones or the others. Beside its maps a set has the pins of
+//! its rings and of the programs that run on it ([`super::rings`], [`super::program_pins`]).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -17,7 +18,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
 use lb_common::abi::ABI_VERSION;
 
-use super::{attach, kernel_link, layouts, sys::LinkInfo};
+use super::{attach, kernel_link, layouts, program_pins, rings};
 
 /// A folder of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,13 +81,21 @@ pub fn all(pin_dir: &Path) -> Result<Vec<Folder>> {
     Ok(folders)
 }
 
-/// Removes a folder with the pins in it; how many there were.
+/// Whether something in a folder is one of its maps, not a ring or a program.
+fn is_map(pin: &fs::DirEntry) -> bool {
+    let name = pin.file_name();
+    let others = [rings::PREFIX, program_pins::PREFIX];
+    name.to_str().is_none_or(|name| !others.iter().any(|prefix| name.starts_with(prefix)))
+}
+
+/// Removes a folder with the pins in it; how many maps there were.
 pub fn remove(folder: &Path) -> Result<usize> {
     let mut maps = 0;
-    for map in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
-        let map = map?.path();
-        fs::remove_file(&map).with_context(|| format!("remove {}", map.display()))?;
-        maps += 1;
+    for pin in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let pin = pin?;
+        let path = pin.path();
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        maps += usize::from(is_map(&pin));
     }
     fs::remove_dir(folder).with_context(|| format!("remove {}", folder.display()))?;
     Ok(maps)
@@ -127,27 +136,37 @@ pub enum Plan {
     Refuse(Folder),
 }
 
+/// The ids of a folder's maps.
+pub fn map_ids(folder: &Path) -> Result<BTreeSet<u32>> {
+    let mut maps = BTreeSet::new();
+    for pin in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let pin = pin?;
+        if is_map(&pin) {
+            let path = pin.path();
+            let info = MapInfo::from_pin(&path);
+            maps.insert(info.with_context(|| format!("open {}", path.display()))?.id());
+        }
+    }
+    Ok(maps)
+}
+
 /// What is there, and what to do with it.
 pub fn stand(pin_dir: &Path) -> Result<Standing> {
-    let mut sets = Vec::new();
+    let (mut sets, mut programs) = (Vec::new(), BTreeMap::new());
     for folder in all(pin_dir)? {
         let path = folder.path(pin_dir);
-        let mut maps = BTreeSet::new();
-        for map in fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
-            let map = map?.path();
-            let info =
-                MapInfo::from_pin(&map).with_context(|| format!("open {}", map.display()))?;
-            maps.insert(info.id());
-        }
+        let maps = map_ids(&path)?;
+        programs.append(&mut program_pins::all(&path)?);
         let shapes = layouts::of(folder.version).unwrap_or_default();
         let whole = shapes.iter().all(|shape| shape.is_spare || path.join(shape.name).exists());
         sets.push(Set { folder, maps, whole });
     }
     let mut running = Vec::new();
-    for link in attach::pinned_links(pin_dir)? {
-        let info =
-            LinkInfo::of_pinned(&link).with_context(|| format!("open {}", link.display()))?;
-        running.push(kernel_link::program_maps(info.program)?);
+    for id in attach::running(pin_dir)? {
+        running.push(match programs.remove(&id) {
+            Some(maps) => maps,
+            None => kernel_link::program_maps(id)?,
+        });
     }
     let known = |version| layouts::of(version).is_some();
     Ok(decide(&sets, &running, ABI_VERSION, known))

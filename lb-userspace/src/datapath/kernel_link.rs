@@ -1,10 +1,9 @@
 //! What XDP program an interface has, by netlink: bpf(2) tells only of links, and programs are
 //! attached without one too.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, io};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::programs::ProgramInfo;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
@@ -13,6 +12,8 @@ use rtnetlink::{
     },
     sys::{Socket, protocols::NETLINK_ROUTE},
 };
+
+use super::sys::program::{ProgramInfo, open_program};
 
 /// The XDP program of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,20 +92,27 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetli
     }
 }
 
-fn program(id: u32) -> Option<ProgramInfo> {
-    aya::programs::loaded_programs().flatten().find(|program| program.id() == id)
+/// A loaded program, found by its number.
+fn program(id: u32) -> io::Result<ProgramInfo> {
+    ProgramInfo::of(&open_program(id)?)
 }
 
-/// The ids of the maps that a loaded program has.
+/// The ids of the maps that a loaded program has. It is one that has no pin.
 pub fn program_maps(id: u32) -> Result<BTreeSet<u32>> {
-    let program = program(id).with_context(|| format!("there is no program {id}"))?;
-    let maps = program.map_ids().with_context(|| format!("ask for the maps of program {id}"))?;
-    Ok(maps.unwrap_or_default().into_iter().collect())
+    let program = program(id).with_context(|| {
+        format!(
+            "open program {id} by its number, as it has no pin; the kernel wants CAP_SYS_ADMIN for \
+             that, and `lbd --prepare`, run as root, makes the pin"
+        )
+    })?;
+    Ok(program.maps)
 }
 
 /// A loaded program as people know it.
 pub fn named(id: u32) -> String {
-    let name = program(id).and_then(|program| program.name_as_str().map(str::to_owned));
-    let name = name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".into());
-    format!("the XDP program `{name}` (id {id})")
+    match program(id) {
+        Ok(ProgramInfo { name: Some(name), .. }) => format!("the XDP program `{name}` (id {id})"),
+        // It has none, or one has to be root to see it.
+        _ => format!("the XDP program with id {id}"),
+    }
 }

@@ -15,11 +15,12 @@ use tracing::{info, warn};
 use super::{
     attach, bpffs,
     folders::{self, Folder, Plan, Stage},
-    layouts,
+    kernel, layouts,
     maps::{self, Maps},
     migrate::{self, Source, Step},
     pin_log::PinLog,
     program_log::ProgramLog,
+    program_pins,
     service_index::ServiceIndex,
     xdp::{self, Xdp},
 };
@@ -39,7 +40,7 @@ impl Xdp {
     ///
     /// # Errors
     ///
-    /// If there is no BPF file system, another lbd is running with the pins, the pinned maps are of
+    /// If the kernel is too old, there is no BPF file system, another lbd is running with the pins, the pinned maps are of
     /// a layout that this version does not know, the program is refused, or an interface can't have
     /// it. What ran before runs on.
     pub fn open(settings: &Settings) -> Result<Self> {
@@ -56,6 +57,7 @@ impl Xdp {
         settings: &Settings,
         done: &mut dyn FnMut(Step) -> Result<()>,
     ) -> Result<Self> {
+        kernel::check()?;
         check_limits(&settings.limits)?;
         let pin_dir = &settings.pin_dir;
         bpffs::ensure_mounted(pin_dir)?;
@@ -83,15 +85,21 @@ fn tidy(pin_dir: &Path, made: bool) {
     if made && links.is_ok_and(|links| links.is_empty()) {
         // The next start is to be free to size the maps.
         let _ = super::detach::remove(pin_dir);
-    } else if let Ok(standing) = folders::stand(pin_dir) {
+        return;
+    }
+    if let Ok(standing) = folders::stand(pin_dir) {
         let next = standing.stale.iter().filter(|folder| folder.stage == Stage::Next);
         for folder in next {
             let _ = folders::remove(&folder.path(pin_dir));
         }
     }
+    if let Ok(running) = attach::running(pin_dir) {
+        let _ = program_pins::retain(&CURRENT.path(pin_dir), &running);
+    }
 }
 
-fn make_folder(path: &Path) -> Result<()> {
+/// Makes a folder of pins, for its owner alone.
+pub(super) fn make_folder(path: &Path) -> Result<()> {
     let mut builder = fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("make {}", path.display()))
@@ -149,7 +157,7 @@ impl Start {
                     if limits == from.limits {
                         start(CURRENT, None, limits)
                     } else {
-                        start(next, Some(Source { folder: CURRENT, ..from }), limits)
+                        start(next, Some(from.moved(pin_dir, CURRENT)), limits)
                     }
                 }
             }
@@ -196,17 +204,18 @@ impl Start {
             _ => make_folder(&path)?,
         }
         let mut object = load_maps(&path, &limits, cpus)?;
-        let maps = Maps::open(&path)?;
+        let mut maps = Maps::open(&path)?;
         done(Step::Made)?;
         if let Some(from) = from.as_ref().filter(|_| !finishes) {
             from.copy(&maps)?;
         }
+        maps.rings.settle().context("pin the rings")?;
         done(Step::Copied)?;
         // Before the program is borrowed; it needs the maps until it is loaded, and so they are kept.
         let log = ProgramLog::take(&mut object)?;
         let program = program(&mut object)?;
         program.load().context("the kernel refuses the program")?;
-        let program_id = program.info().context("ask for the program")?.id();
+        let program_id = program_pins::pin(&path, program)?;
         // Made right before the program asks it, whatever a predecessor's end left of it.
         let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
@@ -220,7 +229,11 @@ impl Start {
             }
             done(Step::CaughtUp)?;
             migrate::take_place(pin_dir, folder, from.map(|from| from.folder), &mut done)?;
+            maps.rings.moved(&CURRENT.path(pin_dir));
         }
+        let mut programs = attach::running(pin_dir)?;
+        programs.insert(program_id);
+        program_pins::retain(&CURRENT.path(pin_dir), &programs)?;
         info!(folder = %CURRENT.path(pin_dir).display(), "data plane is there");
         let settings = settings.clone();
         Ok(Xdp {

@@ -14,6 +14,7 @@ use lb_common::{
 
 use super::{
     layouts::ARRAY_OF_MAPS,
+    rings::Rings,
     sys::{self, Table},
 };
 use crate::settings::Limits;
@@ -46,8 +47,8 @@ pub struct Maps {
     pub services_v4: Table<ServiceKeyV4, Service>,
     /// `SERVICES_V6`.
     pub services_v6: Table<ServiceKeyV6, Service>,
-    /// `RINGS`: written as descriptors, read as ids.
-    pub rings: Table<u32, u32>,
+    /// `RINGS`, and the pins of what is in it.
+    pub rings: Rings,
     /// `BACKENDS`.
     pub backends: Table<u32, Backend>,
     /// `PINS`.
@@ -82,7 +83,7 @@ impl Maps {
         Ok(Self {
             services_v4: Table::new(map("SERVICES_V4")?)?,
             services_v6: Table::new(map("SERVICES_V6")?)?,
-            rings: Table::new(map("RINGS")?)?,
+            rings: Rings::new(map("RINGS")?, folder)?,
             backends: Table::new(map("BACKENDS")?)?,
             pins: Table::new(map("PINS")?)?,
             tracked: Table::new(map("TRACKED")?)?,
@@ -99,6 +100,17 @@ impl Maps {
             },
         })
     }
+}
+
+/// The rings of the set in `folder`; none if there is no such map.
+pub fn open_rings(folder: &Path) -> Result<Option<Rings>> {
+    let path = folder.join("RINGS");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let context = || format!("open {}", path.display());
+    let map = MapData::from_pin(&path).with_context(context)?;
+    Rings::new(map, folder).map(Some).with_context(context)
 }
 
 /// Opens the maps of the services' index: `SERVICE_INDEX`, to be mapped, and `SERVICE_ENTRIES`.

@@ -70,6 +70,12 @@ impl Source {
         Ok(Self { folder, limits, maps: Maps::open(&path)? })
     }
 
+    /// The same when its folder has got another name.
+    pub(super) fn moved(mut self, pin_dir: &Path, folder: Folder) -> Self {
+        self.maps.rings.moved(&folder.path(pin_dir));
+        Self { folder, ..self }
+    }
+
     /// The limits for the next set: the wanted ones, but for those that are too small for what
     /// lives.
     pub(super) fn fitting(&self, wanted: Limits) -> Result<Limits> {
@@ -89,10 +95,8 @@ impl Source {
         };
         if wanted.services < has.services {
             let used = xdp::services(maps)?.values().map(|service| service.id).max();
-            let rings =
-                (0..has.services).rev().find(|id| matches!(maps.rings.get(id), Ok(Some(_))));
-            let used = used.map_or(0, |id| u64::from(id) + 1);
-            let used = used.max(rings.map_or(0, |id| u64::from(id) + 1));
+            let rings = maps.rings.services()?.next_back();
+            let used = used.max(rings).map_or(0, |id| u64::from(id) + 1);
             keep("services", has.services, &mut limits.services, used);
         }
         if wanted.backends < has.backends {
@@ -168,14 +172,7 @@ impl Source {
         copy(&from.tracked, &to.tracked).context("copy TRACKED")?;
         copy(&from.connections, &to.connections).context("copy CONNECTIONS")?;
         copy(&from.fragments, &to.fragments).context("copy FRAGMENTS")?;
-        if !from.rings.is_same(&to.rings) {
-            for id in 0..self.limits.services {
-                let Some(ring) = from.rings.get(&id).context("read RINGS")? else { continue };
-                let ring = MapData::from_id(ring).context("open a ring")?;
-                to.rings.put(&id, &sys::map_fd(&ring)).context("share a ring")?;
-            }
-        }
-        Ok(())
+        from.rings.share(&to.rings).context("share the rings")
     }
 
     /// Copies what the old program did since [`Self::copy`], when no packet meets it any more.

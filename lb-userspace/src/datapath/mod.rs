@@ -33,6 +33,7 @@ pub mod entry;
 pub mod fake;
 mod flow_reader;
 mod folders;
+pub mod kernel;
 mod kernel_link;
 mod layouts;
 mod load;
@@ -41,8 +42,11 @@ mod migrate;
 mod mmap;
 mod pin_log;
 mod pin_names;
+mod prepare;
 pub mod probe;
 mod program_log;
+mod program_pins;
+mod rings;
 mod service_index;
 mod sys;
 mod verify;
@@ -53,6 +57,7 @@ pub use detach::detach;
 pub use flow_reader::{FlowReader, stand_back};
 pub use migrate::Step;
 pub use mmap::Mapped;
+pub use prepare::prepare;
 pub use xdp::Xdp;
 
 /// What has come of adding a flow.

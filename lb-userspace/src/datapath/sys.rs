@@ -1,4 +1,4 @@
-//! The calls of bpf(2) that aya lacks: batches, and what the kernel tells of a link.
+//! The calls of bpf(2) that aya lacks: batches, and what the kernel tells of links and programs.
 
 use std::{
     ffi::CString,
@@ -14,6 +14,8 @@ use std::{
 
 use aya::maps::MapData;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
+
+pub mod program;
 
 // From linux/bpf.h, enum bpf_cmd.
 const MAP_CREATE: libc::c_int = 0;
@@ -138,6 +140,7 @@ pub fn wait_for_programs() -> io::Result<()> {
 pub struct Table<K, V> {
     map: MapData,
     id: u32,
+    entries: u32,
     types: PhantomData<fn(K) -> V>,
 }
 
@@ -156,13 +159,18 @@ where
         if sizes != (size_of::<K>(), size_of::<V>()) {
             return Err(io::Error::other(format!("keys and values of {sizes:?} bytes")));
         }
-        let id = info.id();
-        Ok(Self { map, id, types: PhantomData })
+        let (id, entries) = (info.id(), info.max_entries());
+        Ok(Self { map, id, entries, types: PhantomData })
     }
 
     /// Whether this is a view of the same map.
     pub const fn is_same(&self, other: &Self) -> bool {
         self.id == other.id
+    }
+
+    /// How many entries it has room for.
+    pub const fn entries(&self) -> u32 {
+        self.entries
     }
 
     fn element(&self, key: &K, value: *const V) -> Element {

@@ -4,7 +4,11 @@
 //! the entries that the decision on each packet depends on; times are moved by as much as has
 //! passed since they were copied.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{Ebpf, TestRun as _, maps::MapData, programs::TestRunOptions};
@@ -97,7 +101,7 @@ impl Specimen {
             backends: xdp.backends()?,
             rings,
             lease: xdp.pin_lease(),
-            folder: xdp.settings.pin_dir.join("verify"),
+            folder: folder(&xdp.settings.pin_dir),
             tag,
         })
     }
@@ -118,32 +122,31 @@ struct Copy {
     _index: ServiceIndex,
 }
 
-/// A folder of pins, which goes with this.
-struct Folder(PathBuf);
+/// Where copies are pinned for a moment. Nothing of them is kept: what is there was left by an lbd that
+/// was killed.
+pub(super) fn folder(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("verify")
+}
 
-impl std::ops::Drop for Folder {
+/// A folder of pins, which goes with this.
+struct Folder<'a>(&'a Path);
+
+impl std::ops::Drop for Folder<'_> {
     fn drop(&mut self) {
         // What can't be removed is found by the next one.
-        let _ = fs::remove_dir_all(&self.0);
-        // Another one may be at work beside it.
-        let _ = self.0.parent().map(fs::remove_dir);
+        let _ = fs::remove_dir_all(self.0);
     }
 }
 
 impl Copy {
     fn make(specimen: &Specimen) -> Result<Self> {
         // The handles are opened by name, and RINGS has to be made before the object is loaded; when
-        // all is open, nothing needs a name any more.
-        let folder = Folder(
-            specimen.folder.join(
-                format!("{:?}", std::thread::current().id())
-                    .replace(|c: char| !c.is_ascii_alphanumeric(), ""),
-            ),
-        );
-        let _ = fs::remove_dir_all(&folder.0);
-        fs::create_dir_all(&folder.0).with_context(|| format!("make {}", folder.0.display()))?;
-        let mut object = load::load_maps(&folder.0, &specimen.limits, specimen.cpus)?;
-        let maps = Maps::open(&folder.0)?;
+        // all is open, nothing needs a name any more. There is one copy at a time.
+        let folder = Folder(&specimen.folder);
+        let _ = fs::remove_dir_all(folder.0);
+        fs::create_dir_all(folder.0).with_context(|| format!("make {}", folder.0.display()))?;
+        let mut object = load::load_maps(folder.0, &specimen.limits, specimen.cpus)?;
+        let maps = Maps::open(folder.0)?;
         let program = load::program(&mut object)?;
         program.load().context("load the program once more")?;
         if let Some(tag) = specimen.tag {
@@ -156,7 +159,7 @@ impl Copy {
                 std::net::IpAddr::V6(vip) => maps.services_v6.put(&key_v6(vip, key), service)?,
             }
         }
-        let (buckets, entries) = maps::open_index(&folder.0)?;
+        let (buckets, entries) = maps::open_index(folder.0)?;
         let index = ServiceIndex::open(&buckets, entries, &specimen.services)?;
         for vip in &specimen.vips {
             maps.vips.put(vip, &1)?;
@@ -175,10 +178,10 @@ impl Copy {
                 slot.set_owners(abi::Owners::from_word(*word as u32));
                 slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
             }
-            maps.rings.put(&(*service).into(), &sys::map_fd(&map))?;
+            maps.rings.put(*service, &map)?;
             rings.insert(*service, slots);
         }
-        let pin_log = PinLog::open(&folder.0)?;
+        let pin_log = PinLog::open(folder.0)?;
         Ok(Self { object, maps, pin_log, rings, _index: index })
     }
 

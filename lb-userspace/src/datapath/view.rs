@@ -2,7 +2,6 @@
 
 use std::io;
 
-use aya::maps::MapData;
 use lb_common::abi::{
     Backend, BackendCounter, FlowValue, Fragment, FragmentKey, OwnMac, Owners, Service,
     ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
@@ -34,8 +33,8 @@ impl View for Xdp {
     }
 
     fn slot(&self, service: u16, index: u32) -> io::Result<Option<Slot>> {
-        let Some(id) = self.maps.rings.get(&service.into())? else { return Ok(None) };
-        let ring = MapData::from_id(id).map_err(io::Error::other)?;
+        let ring = self.maps.rings.get(service).map_err(io::Error::other)?;
+        let Some(ring) = ring else { return Ok(None) };
         Ok(Table::<u32, u64>::new(ring)?.get(&index)?.map(slot_of_word))
     }
 

@@ -209,18 +209,11 @@ impl DataPlane for Xdp {
     }
 
     fn rings(&self) -> Result<BTreeSet<u16>> {
-        let mut rings = BTreeSet::new();
-        for id in 0..self.limits.services {
-            if self.maps.rings.get(&id)?.is_some() {
-                rings.insert(id as u16);
-            }
-        }
-        Ok(rings)
+        Ok(self.maps.rings.services()?.collect())
     }
 
     fn ring(&self, service: u16) -> Result<Mapped<Slot>> {
-        let id = self.maps.rings.get(&service.into())?.context("the service has no ring")?;
-        let map = aya::maps::MapData::from_id(id).context("open the ring's map")?;
+        let map = self.maps.rings.get(service)?.context("the service has no ring")?;
         Mapped::new(&map).context("map the ring")
     }
 
@@ -230,7 +223,7 @@ impl DataPlane for Xdp {
         for (slot, owners) in slots.iter().zip(owners) {
             slot.set_owners(*owners);
         }
-        self.maps.rings.put(&service.into(), &sys::map_fd(&map)).context("publish the ring")
+        self.maps.rings.put(service, &map)
     }
 
     fn set_owners(&mut self, service: u16, changes: &[(u32, Owners)]) -> Result<()> {
@@ -245,8 +238,7 @@ impl DataPlane for Xdp {
     }
 
     fn delete_ring(&mut self, service: u16) -> Result<()> {
-        self.maps.rings.delete(&service.into())?;
-        Ok(())
+        Ok(self.maps.rings.delete(service)?)
     }
 
     fn own_macs(&self) -> Result<Vec<[u8; 6]>> {

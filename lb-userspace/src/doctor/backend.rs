@@ -9,6 +9,7 @@ use std::{
 use super::{
     Finding, Report,
     facts::{Firewall, Interface, Rules, Sysctls, conf, sysctl},
+    links::merging,
     node::KEEP_SILENT,
 };
 use crate::desired::{Mode, Protocol};
@@ -322,7 +323,10 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
         )];
     }
     let vip = facts.vips().first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-    let (family, segment) = if vip.is_ipv4() { ("ip", segment) } else { ("ip6", segment - 20) };
+    let (family, segment) = match vip.is_ipv4() {
+        true => ("ip", segment),
+        false => ("ip6", segment.saturating_sub(20)),
+    };
     vec![
         Finding::warning(
             CHECK,
@@ -395,28 +399,9 @@ fn listeners(facts: &Facts) -> Vec<Finding> {
 
 /// Merging in hardware is done by the outer header, and a decapsulator would see the result.
 fn offloads(facts: &Facts) -> Vec<Finding> {
-    const CHECK: &str = "offloads";
-    let check = |name: &String| {
-        let on = facts.interfaces.get(name)?.offloads.as_ref()?;
-        let words: Vec<_> = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")]
-            .into_iter()
-            .filter(|(feature, _)| on.contains(*feature))
-            .map(|(_, word)| word)
-            .collect();
-        if words.is_empty() {
-            return Some(Finding::ok(CHECK, format!("{name} merges no packets in hardware")));
-        }
-        let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
-        Some(
-            Finding::wrong(
-                CHECK,
-                format!("{name} merges packets in hardware: {}", words.join(", ")),
-                "the decapsulator would see what the link never carried; drivers refuse XDP with it",
-            )
-            .mended_by(format!("ethtool -K {name} {}", off.join(" "))),
-        )
-    };
-    facts.decaps.keys().filter_map(check).collect()
+    let why = "the decapsulator would see what the link never carried; drivers refuse XDP with it";
+    let decaps = facts.decaps.keys();
+    decaps.filter_map(|name| merging(name, facts.interfaces.get(name)?, why)).collect()
 }
 
 #[cfg(test)]

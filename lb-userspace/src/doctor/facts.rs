@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     config::Config,
+    datapath::kernel::Feature,
     netlink::{Resolution, Want},
 };
 
@@ -52,9 +53,8 @@ pub struct Kernel {
     pub btf: bool,
     /// `net.core.bpf_jit_enable`.
     pub jit: Option<i64>,
-    /// What the balancer's objects need of it, and whether that is there; none if it was not allowed
-    /// to ask.
-    pub features: Option<Vec<(String, bool)>>,
+    /// What the balancer asks of it; none if it was not allowed to look.
+    pub features: Option<Vec<Feature>>,
     /// Where BPF file systems are mounted.
     pub bpffs: Vec<PathBuf>,
 }

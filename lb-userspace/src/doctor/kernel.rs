@@ -1,10 +1,10 @@
 //! Checks of the kernel.
 
 use super::{Finding, facts::Facts};
+use crate::datapath::kernel::{LEAST, version};
 
-/// What everything is tested on, and what the program at least loads on.
-const TESTED: (u32, u32) = (6, 18);
-const LEAST: (u32, u32) = (6, 1);
+/// The newest that the tests ran on.
+const NEWEST: (u32, u32) = (6, 18);
 
 pub(super) fn release(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "kernel";
@@ -12,20 +12,14 @@ pub(super) fn release(facts: &Facts) -> Vec<Finding> {
     let found = format!("Linux {release}");
     let why = "the program was never tried on a kernel that old: the verifier may refuse it";
     vec![match version(release) {
-        Some(version) if version >= TESTED => Finding::ok(CHECK, found),
-        Some(version) if version >= LEAST => {
-            Finding::ok(CHECK, format!("{found}; tested least on what is older than 6.18"))
+        Some(version) if version > NEWEST => {
+            Finding::ok(CHECK, format!("{found}; newer than what this version was tried on"))
         }
+        Some(version) if version >= LEAST => Finding::ok(CHECK, found),
         Some(_) => Finding::wrong(CHECK, found, why)
             .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
         None => Finding::warning(CHECK, format!("`{release}` is no version that is known"), why),
     }]
-}
-
-/// The first two numbers of a release.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 pub(super) fn features(facts: &Facts) -> Vec<Finding> {
@@ -40,17 +34,20 @@ pub(super) fn features(facts: &Facts) -> Vec<Finding> {
             .mended_by("sudo lbctl doctor"),
         ];
     };
-    let missing: Vec<_> =
-        features.iter().filter(|(_, there)| !there).map(|(name, _)| name.as_str()).collect();
-    if missing.is_empty() {
-        let names: Vec<_> = features.iter().map(|(name, _)| name.as_str()).collect();
-        return vec![Finding::ok(CHECK, format!("the kernel has {}", names.join(", ")))];
+    let mut findings = Vec::new();
+    for feature in features.iter().filter(|feature| !feature.there) {
+        let found = format!("the kernel lacks {} (Linux {})", feature.name, feature.since);
+        findings.push(match feature.without {
+            None => Finding::wrong(CHECK, found, "the program can't be loaded without it")
+                .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
+            Some(without) => Finding::warning(CHECK, found, without),
+        });
     }
-    let found = format!("the kernel lacks {}", missing.join(", "));
-    vec![
-        Finding::wrong(CHECK, found, "the program can't be loaded without it")
-            .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
-    ]
+    if findings.is_empty() {
+        let names: Vec<_> = features.iter().map(|feature| feature.name).collect();
+        findings.push(Finding::ok(CHECK, format!("the kernel has {}", names.join(", "))));
+    }
+    findings
 }
 
 pub(super) fn settings(facts: &Facts) -> Vec<Finding> {

@@ -143,23 +143,26 @@ pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
 const MERGERS: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
 
 pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
+    let why =
+        "the program would see packets larger than the link takes; drivers refuse XDP with it";
+    configured(facts).filter_map(|(name, interface)| merging(name, interface, why)).collect()
+}
+
+/// Whether an interface merges packets in hardware, and why that matters to a program on it; none if
+/// its offloads are not known.
+pub(super) fn merging(name: &str, interface: &Interface, why: &str) -> Option<Finding> {
     const CHECK: &str = "offloads";
-    let check = |(name, interface): (&str, &Interface)| {
-        let on = interface.offloads.as_ref()?;
-        let mergers: Vec<_> = MERGERS.iter().filter(|(feature, _)| on.contains(*feature)).collect();
-        if mergers.is_empty() {
-            return Some(Finding::ok(CHECK, format!("{name} merges no packets in hardware")));
-        }
-        let words: Vec<_> = mergers.iter().map(|(_, word)| *word).collect();
-        let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
-        Some(
-            Finding::wrong(
-                CHECK,
-                format!("{name} merges packets in hardware: {}", words.join(", ")),
-                "the program would see packets larger than the link takes; drivers refuse XDP with it",
-            )
-            .mended_by(format!("ethtool -K {name} {}", off.join(" "))),
-        )
-    };
-    configured(facts).filter_map(check).collect()
+    let on = interface.offloads.as_ref()?;
+    let words: Vec<_> = MERGERS
+        .iter()
+        .filter(|(feature, _)| on.contains(*feature))
+        .map(|(_, word)| *word)
+        .collect();
+    if words.is_empty() {
+        return Some(Finding::ok(CHECK, format!("{name} merges no packets in hardware")));
+    }
+    let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
+    let found = format!("{name} merges packets in hardware: {}", words.join(", "));
+    let mend = format!("ethtool -K {name} {}", off.join(" "));
+    Some(Finding::wrong(CHECK, found, why).mended_by(mend))
 }

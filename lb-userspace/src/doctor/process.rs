@@ -100,9 +100,12 @@ pub(super) fn capabilities(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The command that gives a capability to the service.
+/// The command that gives a capability to the service, beside others that are given so.
 fn grant(name: &str) -> String {
-    drop_in("capabilities", &format!("AmbientCapabilities={name}\nCapabilityBoundingSet={name}"))
+    drop_in(
+        &name.to_lowercase(),
+        &format!("AmbientCapabilities={name}\nCapabilityBoundingSet={name}"),
+    )
 }
 
 /// The command that changes the service, and starts it again.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    datapath::kernel::Feature,
     desired::Mode,
     netlink::{NextHop, Resolution, Want},
 };
@@ -50,6 +51,10 @@ fn vip() -> IpAddr {
     [10, 0, 0, 100].into()
 }
 
+fn feature(name: &'static str, without: Option<&'static str>, there: bool) -> Feature {
+    Feature { name, since: "5.18", without, there }
+}
+
 fn hop(mac: [u8; 6], mtu: u16) -> Resolution {
     let interface = "eth0".to_owned();
     Resolution::Resolved(NextHop { ifindex: 2, interface, mac, l2: vec![0; 14], mtu })
@@ -80,7 +85,7 @@ fn healthy() -> Facts {
             release: "6.18.4-amd64".into(),
             btf: true,
             jit: Some(1),
-            features: Some(vec![("XDP".into(), true)]),
+            features: Some(vec![feature("XDP", None, true)]),
             bpffs: vec!["/sys/fs/bpf".into()],
         },
         file: "/etc/lb/lb.toml".into(),
@@ -123,7 +128,8 @@ fn changed(check: fn(&Facts) -> Vec<Finding>, change: impl FnOnce(&mut Facts)) -
     told(&check(&facts))
 }
 
-fn told(findings: &[Finding]) -> (Grade, String) {
+/// The worst grade of findings, and all that is said.
+pub(super) fn told(findings: &[Finding]) -> (Grade, String) {
     let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
     for finding in findings {
         assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
@@ -134,7 +140,7 @@ fn told(findings: &[Finding]) -> (Grade, String) {
 }
 
 #[track_caller]
-fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
+pub(super) fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
     assert_eq!(told.0, grade, "{}", told.1);
     for part in parts {
         assert!(told.1.contains(part), "{part:?} is not in {}", told.1);
@@ -154,8 +160,8 @@ fn old_kernels_are_told() {
     let release =
         |release: &str| changed(kernel::release, |facts| facts.kernel.release = release.into());
     assert_told(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
-    assert_told(&release("6.1.0-30"), Grade::Ok, &["tested least"]);
-    assert_told(&release("7.0.1"), Grade::Ok, &[]);
+    assert_told(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
+    assert_told(&release("99.0.1"), Grade::Ok, &["newer than what"]);
     assert_told(&release("5.15.0"), Grade::Wrong, &["apt-get install -y linux-image"]);
     assert_told(&release("unknown"), Grade::Warning, &["`unknown`"]);
 }
@@ -163,8 +169,11 @@ fn old_kernels_are_told() {
 #[test]
 fn features_that_the_kernel_lacks_are_told() {
     let features = |features| changed(kernel::features, |facts| facts.kernel.features = features);
-    let missing = Some(vec![("XDP".to_owned(), true), ("arrays of maps".to_owned(), false)]);
-    assert_told(&features(missing), Grade::Wrong, &["lacks arrays of maps"]);
+    let there = feature("XDP", None, true);
+    let missing = Some(vec![there, feature("arrays of maps", None, false)]);
+    assert_told(&features(missing), Grade::Wrong, &["lacks arrays of maps (Linux 5.18)"]);
+    let worse = Some(vec![there, feature("names", Some("nothing is named"), false)]);
+    assert_told(&features(worse), Grade::Warning, &["lacks names (Linux 5.18)"]);
     assert_told(&features(None), Grade::Warning, &["sudo lbctl doctor"]);
 }
 
@@ -485,6 +494,9 @@ fn capabilities_that_the_daemon_lacks_are_told() {
     assert_told(&lacking(bit(21) | bit(12) | bit(13), CONFIG), Grade::Ok, &[]);
     let without = lacking(needed & !bit(13), CONFIG);
     assert_told(&without, Grade::Wrong, &["lacks CAP_NET_RAW", "AmbientCapabilities=CAP_NET_RAW"]);
+    // One command does not undo another.
+    let both = lacking(bit(38) | bit(39), CONFIG);
+    assert_told(&both, Grade::Wrong, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
     let pair = format!("{CONFIG}{ROUTER}");
     assert_told(&lacking(needed, &pair), Grade::Warning, &["lacks CAP_SYS_NICE"]);
     assert_told(&lacking(needed | bit(23), &pair), Grade::Ok, &[]);

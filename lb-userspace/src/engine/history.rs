@@ -29,6 +29,7 @@ use lb_common::{
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 
+pub use self::telling::LATE;
 pub(super) use self::{learn::Followed, tell::strays};
 use self::{
     mirror::{PeerOwners, PeerRing},
@@ -127,13 +128,6 @@ impl History {
         self.settling.entry(service).or_default()
     }
 
-    /// Slots that are told to have settled have a base owner after all.
-    fn keep_bases(&mut self, service: ServiceKey) {
-        if let Some(settling) = self.settling.remove(&service) {
-            self.telling.slots(service, settling.into_told());
-        }
-    }
-
     /// Forgets a service that is no more.
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
@@ -197,7 +191,7 @@ impl<D: DataPlane> Engine<D> {
     /// then on, perhaps without a link, ends nothing that it knows.
     fn remember(&mut self, key: ServiceKey) -> Result<()> {
         let mut pieces = Vec::new();
-        self.tell_ring(&key, &RingNews::Whole, |_| false, &mut pieces)?;
+        self.tell_ring(&key, &RingNews::Whole, &mut pieces)?;
         let mut ring = None;
         for piece in pieces {
             match piece {
@@ -242,8 +236,6 @@ impl<D: DataPlane> Engine<D> {
     /// A map can't be written; the next reconciliation does it.
     pub fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
         self.history.held.clone_from(services);
-        // Without a pin, a flow that is born in one of these slots goes to the base owner.
-        services.iter().for_each(|key| self.history.keep_bases(*key));
         for (key, value) in &mut self.applied.services {
             let held = reconcile::with_pins(*value, services.contains(key));
             if held != *value {

@@ -212,7 +212,8 @@ impl<D: DataPlane> Engine<D> {
                 // The marks of pins stay: those that live are refreshed when their turn comes, and
                 // after a takeover the others go as they do everywhere.
             } else if rested {
-                let is_quiet = base != 0 && ring::is_quiet(slot, at, idle);
+                // One that is its own base owner was about to settle.
+                let is_quiet = base != 0 && (base == current || ring::is_quiet(slot, at, idle));
                 if tells {
                     self.history.settling(key).look(index, is_quiet);
                 } else if is_quiet {
@@ -474,20 +475,22 @@ pub(super) fn is_kept(value: FlowValue, service: &Service, floor: u32, now: Now)
 
 /// What is to be thought of a flow, and how many seconds it may be idle.
 fn age(flow: FlowRef, value: FlowValue, service: &Service, floor: u32, now: Now) -> (Age, u32) {
-    let idle = idle(value, floor, now);
-    let pinned = matches!(flow, FlowRef::Pin(_));
-    // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
-    // can forge either, and a pin that went would take the flow with it.
-    let kept = match value.flags {
-        flags if pinned && flags & flow_flags::ESTABLISHED == 0 => {
-            service.idle_timeout.min(EMBRYONIC_SECS)
-        }
-        _ => service.idle_timeout,
-    };
-    let age = match (idle > kept, pinned) {
+    let kept = kept_secs(&flow, value, service);
+    let age = match (idle(value, floor, now) > kept, flow) {
         (false, _) => Age::Live,
-        (true, true) => Age::Ended,
-        (true, false) => Age::Idle,
+        (true, FlowRef::Pin(_)) => Age::Ended,
+        (true, _) => Age::Idle,
     };
     (age, kept)
+}
+
+/// How many seconds a flow may be idle.
+pub(super) fn kept_secs(flow: &FlowRef, value: FlowValue, service: &Service) -> u32 {
+    // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
+    // can forge either, and a pin that went would take the flow with it.
+    let is_embryonic = value.flags & flow_flags::ESTABLISHED == 0;
+    match flow {
+        FlowRef::Pin(_) if is_embryonic => service.idle_timeout.min(EMBRYONIC_SECS),
+        _ => service.idle_timeout,
+    }
 }

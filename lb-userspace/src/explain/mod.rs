@@ -168,6 +168,8 @@ pub struct Next {
 pub struct Verified {
     /// Whether it did what is explained.
     pub agrees: bool,
+    /// Whether it could be asked; [`Self::differences`] says why not.
+    pub asked: bool,
     /// What XDP was told to do.
     pub action: String,
     /// The frame that it left, in hexadecimal.
@@ -228,7 +230,8 @@ impl Ran {
         compare("reason", &reason(self.reason.as_ref()), &reason(explained.reason.as_ref()));
         compare("backend", &self.backend.to_string(), &explained.backend_id.to_string());
         let agrees = differences.is_empty();
-        Verified { agrees, action: self.action.into(), leaves, differences, nanos: self.nanos }
+        let (action, nanos) = (self.action.into(), self.nanos);
+        Verified { agrees, asked: true, action, leaves, differences, nanos }
     }
 }
 
@@ -262,9 +265,10 @@ impl Answers {
             one.verified = Some(ran.map_or_else(
                 |error| Verified {
                     agrees: false,
+                    asked: false,
                     action: String::new(),
                     leaves: String::new(),
-                    differences: vec![format!("the program could not be asked: {error:#}")],
+                    differences: vec![format!("{error:#}")],
                     nanos: 0,
                 },
                 |ran| ran.verify(one),

@@ -8,7 +8,7 @@ use lb_common::{
         stamp, stamp_age, udp_policy,
     },
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
-    packet::{ethernet, number, tcp},
+    packet::{number, tcp},
     rewrite,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
@@ -172,8 +172,7 @@ impl<'a> Book<'a> {
             match note {
                 Note::Service(key, found) => {
                     steps.add("service", self.service(*key, found.as_ref()));
-                    if let (Some(service), true) = (found, self.hashes(snap, notes).is_some()) {
-                        let hash = self.hash(snap, service);
+                    if let Some(hash) = found.and_then(|service| hash(snap, &service, notes)) {
                         steps.add("hash", format!("{hash:#018x} of the client's address and port"));
                     }
                 }
@@ -274,35 +273,6 @@ impl<'a> Book<'a> {
         let mode = named.map_or(String::new(), |(_, service)| format!(", {}", service.mode));
         let (id, slots) = (service.id, service.slots);
         format!("{name}: {key}{policy}{mode}, id {id}, a ring of {slots} slots")
-    }
-
-    /// The hash, if it leads to the slot that was looked up.
-    fn hashes(&self, snap: &Snap, notes: &[Note]) -> Option<u64> {
-        notes.iter().zip(notes.iter().skip(1)).find_map(|(one, _)| match one {
-            Note::Service(_, Some(service)) => {
-                let hash = self.hash(snap, service);
-                let first = notes.iter().find_map(|note| match note {
-                    Note::Slot { index, .. } => Some(*index),
-                    _ => None,
-                });
-                (first == Some(slot_of(hash, service.slots))).then_some(hash)
-            }
-            _ => None,
-        })
-    }
-
-    /// The hash of the flow that a frame belongs to by its own header.
-    fn hash(&self, snap: &Snap, service: &Service) -> u64 {
-        let Some(at) = packet::transport(&snap.bytes) else { return 0 };
-        let port = snap.bytes.get(at.offset..at.offset + 2);
-        let port = port.and_then(|port| port.try_into().ok()).unwrap_or_default();
-        let v6 = ethernet::parse(snap.bytes.as_slice())
-            .is_ok_and(|link| link.ethertype == ethernet::IPV6);
-        match at.source {
-            IpAddr::V4(source) if !v6 => flow_hash_v4(&service.keys, source.octets(), port),
-            IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
-            IpAddr::V4(_) => 0,
-        }
     }
 
     fn slot(&self, index: u32, owners: Owners, met: Option<Met<'_>>) -> String {
@@ -507,6 +477,22 @@ impl<'a> Book<'a> {
         let differs = goes_to(first) != goes_to(second) || held.is_some() || unpinned;
         Some(Next { packet: what.into(), goes_to: goes_to(second), differs, why })
     }
+}
+
+/// The hash of the flow that a frame belongs to by its own header, if it is what led to the slot that was
+/// looked up.
+fn hash(snap: &Snap, service: &Service, notes: &[Note]) -> Option<u64> {
+    let at = packet::transport(&snap.bytes)?;
+    let port = snap.bytes.get(at.offset..at.offset + 2)?.try_into().ok()?;
+    let hash = match at.source {
+        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port),
+        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
+    };
+    let slot = notes.iter().find_map(|note| match note {
+        Note::Slot { index, .. } => Some(*index),
+        _ => None,
+    })?;
+    (slot == slot_of(hash, service.slots)).then_some(hash)
 }
 
 /// Steps that are being told; the same is not told twice.

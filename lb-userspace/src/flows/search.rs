@@ -13,7 +13,7 @@ use crate::{
     datapath::{FlowRef, entry},
     desired::ServiceKey,
     edit::{Refusal, RefusalKind, no_backend, no_service},
-    engine::slot_of_flow,
+    engine::{kept_secs, slot_of_flow},
 };
 
 /// What the ids in the flow tables stand for.
@@ -38,6 +38,13 @@ impl Names {
         let backends =
             backends.map(|(id, backend)| (id, (backend.service, entry::ip_of(backend.address))));
         Ok(Self { services: services.collect(), backends: backends.collect() })
+    }
+
+    /// Whether a flow may still send. Of a service that is gone nobody knows how long it may be silent.
+    fn is_live(&self, flow: &FlowRef, value: FlowValue, now: u32) -> bool {
+        let service = self.services.get(&flow.service());
+        let idle = now.saturating_sub(value.seen);
+        service.is_none_or(|(_, service)| idle <= kept_secs(flow, value, service))
     }
 
     fn flow(&self, flow: &FlowRef, value: FlowValue, now: u32) -> Flow {
@@ -68,10 +75,12 @@ impl Names {
     }
 }
 
-/// A search: what is asked for, and what was found of it.
+/// A search: what is asked for, and what was found of it. A flow that has been idle for longer than its
+/// service lets it is none: its entry waits for the sweep, or for another one that needs its place.
 #[derive(Debug)]
 pub struct Search<'a> {
     names: &'a Names,
+    now: u32,
     wanted: Wanted<'a>,
     tally: Tally,
 }
@@ -94,12 +103,12 @@ struct Tally {
 }
 
 impl<'a> Search<'a> {
-    /// A search that has found nothing yet.
+    /// A search that has found nothing yet, at second `now` of the program's clock.
     ///
     /// # Errors
     ///
     /// There is no such service or backend.
-    pub fn new(names: &'a Names, query: &'a Query) -> Result<Self, Refusal> {
+    pub fn new(names: &'a Names, query: &'a Query, now: u32) -> Result<Self, Refusal> {
         let mut service = None;
         if let Some(name) = &query.service {
             let known = || names.services.values().map(|(name, _)| name.as_str());
@@ -127,7 +136,7 @@ impl<'a> Search<'a> {
         }
         let limit = query.limit.unwrap_or(LIMIT).min(MOST);
         let tally = Tally { limit, ..Tally::default() };
-        Ok(Self { names, wanted: Wanted { query, service, backends }, tally })
+        Ok(Self { names, now, wanted: Wanted { query, service, backends }, tally })
     }
 
     /// Finds all.
@@ -136,15 +145,16 @@ impl<'a> Search<'a> {
     ///
     /// A map can't be read.
     pub fn run(&mut self, source: &dyn Source) -> Result<()> {
-        let Self { wanted, tally, .. } = self;
+        let Self { names, now, wanted, tally } = self;
         wanted.walk(source, &mut |flow, value| {
-            tally.take(flow, value);
+            if names.is_live(&flow, value, *now) {
+                tally.take(flow, value);
+            }
             ControlFlow::Continue(())
         })
     }
 
-    /// Visits all as they are met, with their names, until the visitor has seen enough; `now` is the
-    /// second of the program's clock.
+    /// Visits all as they are met, with their names, until the visitor has seen enough.
     ///
     /// # Errors
     ///
@@ -152,17 +162,19 @@ impl<'a> Search<'a> {
     pub fn visit(
         &self,
         source: &dyn Source,
-        now: u32,
         visit: &mut dyn FnMut(Flow) -> ControlFlow<()>,
     ) -> Result<()> {
-        let names = self.names;
-        self.wanted.walk(source, &mut |flow, value| visit(names.flow(&flow, value, now)))
+        let Self { names, now, .. } = *self;
+        self.wanted.walk(source, &mut |flow, value| match names.is_live(&flow, value, now) {
+            true => visit(names.flow(&flow, value, now)),
+            false => ControlFlow::Continue(()),
+        })
     }
 
-    /// What was found, at second `now` of the program's clock.
+    /// What was found.
     #[must_use]
-    pub fn found(self, now: u32) -> Found {
-        let Self { names, mut tally, .. } = self;
+    pub fn found(self) -> Found {
+        let Self { names, now, mut tally, .. } = self;
         tally.keep_latest();
         let mut flows: Vec<_> =
             tally.kept.iter().map(|(flow, value)| names.flow(flow, *value, now)).collect();

@@ -9,9 +9,9 @@ use crate::units::nearest;
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The parts of this crate that say something, and `xdp`, the balancer's program.
-const PARTS: [&str; 16] = [
-    "api", "cli", "clock", "config", "daemon", "datapath", "engine", "events", "health", "logs",
-    "netlink", "notify", "sync", "vrrp", "web", XDP,
+const PARTS: [&str; 15] = [
+    "api", "daemon", "datapath", "engine", "events", "health", "logs", "netlink", "notify",
+    "samples", "seed", "sync", "vrrp", "web", XDP,
 ];
 /// What the balancer's program says.
 pub(crate) const XDP: &str = "xdp";
@@ -109,7 +109,35 @@ impl<'de> Deserialize<'de> for Filter {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
     use super::*;
+
+    /// Whether a file, or one in a folder, has something to log.
+    fn logs(path: &Path) -> bool {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).expect("it is there");
+            return entries.map(|entry| entry.expect("it is read").path()).any(|path| logs(&path));
+        }
+        let text = fs::read_to_string(path).expect("it is text");
+        let text = text.split("mod tests {").next().unwrap_or_default();
+        let macros = ["error!", "warn!", "info!", "debug!", "trace!", "$level!"];
+        text.contains("use tracing::")
+            || macros.iter().any(|name| text.contains(&format!("tracing::{name}(")))
+    }
+
+    #[test]
+    fn the_parts_are_those_that_log() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let entries = fs::read_dir(sources).expect("the sources are there");
+        let paths = entries.map(|entry| entry.expect("it is read").path());
+        // The programs are crates of their own.
+        let parts = paths.filter(|path| !path.ends_with("bin") && logs(path));
+        let name = |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let mut found: BTreeSet<String> = parts.map(|path| name(&path)).collect();
+        found.insert(XDP.to_owned());
+        assert_eq!(found, PARTS.iter().map(ToString::to_string).collect());
+    }
 
     #[test]
     fn a_filter_is_levels_for_all_and_for_parts() {
@@ -150,7 +178,7 @@ mod tests {
             ),
             (
                 "info,[span]=debug",
-                "`[span]` is no part that logs; these are api, cli, clock, config, daemon, datapath, engine, events, health, logs, netlink, notify, sync, vrrp, web, xdp",
+                "`[span]` is no part that logs; these are api, daemon, datapath, engine, events, health, logs, netlink, notify, samples, seed, sync, vrrp, web, xdp",
             ),
         ] {
             assert_eq!(said.parse::<Filter>().expect_err(said), expected);

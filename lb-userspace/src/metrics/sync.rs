@@ -28,14 +28,15 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.gauges(
         Family::new(
             "lb_sync_complete",
-            "Whether all flows are known: here those of the peer, there those of this node",
+            "Whether all flows are known but for the last, on their way: here the peer's, there this node's",
         ),
         peers.iter().flat_map(|(address, peer)| {
             let at = |at: &'static str| -> Labels<'_, 2> { [("peer", address), ("at", at)] };
             let session = &peer.session;
             [
                 (at("here"), truth(session.complete_here)),
-                (at("there"), truth(session.complete_there)),
+                // While flows begin all the time, the last of them are on their way at most moments.
+                (at("there"), truth(session.complete_there || session.follows)),
             ]
         }),
     )?;

@@ -107,6 +107,18 @@ fn a_node_without_anything_is_told_without_empty_families() {
     }
 }
 
+#[test]
+fn a_peer_that_follows_knows_all_though_the_last_is_on_its_way() {
+    for (complete_there, follows, told) in [(true, true, 1), (false, true, 1), (false, false, 0)] {
+        let mut status = node();
+        let session = &mut status.peers[0].session;
+        (session.complete_there, session.follows) = (complete_there, follows);
+        let page = super::write(Names::Own, status, None, Format::Text);
+        let line = format!("lb_sync_complete{{peer=\"10.0.0.3:3780\",at=\"there\"}} {told}\n");
+        assert!(page.contains(&line), "{line}{page}");
+    }
+}
+
 /// Sixty bytes a sample and forty samples a backend are what a scrape of a thousand must stay near to.
 #[test]
 fn the_number_of_samples_depends_on_the_configuration_alone() {

@@ -29,7 +29,7 @@ pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
         admin_up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
         mtu: 0,
-        master: None,
+        port_of: None,
         xdp_prog_id: None,
     };
     let mut parent = None;
@@ -44,7 +44,7 @@ pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
             LinkAttribute::Link(ifindex) => parent = Some(*ifindex),
             LinkAttribute::LinkNetNsId(_) => foreign_parent = true,
-            LinkAttribute::Controller(ifindex) => device.master = Some(*ifindex),
+            LinkAttribute::Controller(ifindex) => device.port_of = Some(*ifindex),
             LinkAttribute::LinkInfo(all) => info = all,
             LinkAttribute::Xdp(all) => device.xdp_prog_id = xdp_program(all),
             _ => {}

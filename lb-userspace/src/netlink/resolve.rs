@@ -226,7 +226,7 @@ mod tests {
             admin_up: true,
             carrier: true,
             mtu: 1500,
-            master: None,
+            port_of: None,
             xdp_prog_id: None,
         }
     }
@@ -575,7 +575,7 @@ mod tests {
         tables.devices.insert(5, device("eth1.10", vlan(4, 0x8100, 10), mac(5)));
         tables.devices.insert(6, device("br0", DeviceKind::Own, mac(6)));
         tables.devices.insert(7, device("br0.7", vlan(6, 0x8100, 7), NODE));
-        tables.devices.get_mut(&1).expect("inserted").master = Some(6);
+        tables.devices.get_mut(&1).expect("inserted").port_of = Some(6);
         assert_eq!(tables.own_macs(&["eth0".into()]), [NODE, mac(2), mac(6), mac(3)]);
         assert_eq!(tables.own_macs(&["none".into()]), [[0; 6]; 0]);
     }

@@ -8,7 +8,8 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
     },
     packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage},
     sys::AsyncSocket as _,
@@ -33,6 +34,8 @@ const GROUPS: [MulticastGroup; 8] = [
 ];
 /// Room for events, in bytes; the kernel may grant less.
 const EVENT_BUFFER: u32 = 1 << 20;
+/// How often it is read anew what has changed while it was read.
+const ATTEMPTS: u32 = 4;
 /// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -109,8 +112,7 @@ impl Sockets {
 
     /// All interfaces.
     pub(super) async fn devices(&self) -> Result<BTreeMap<u32, Device>> {
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let answers = self.request(request, NLM_F_DUMP).await;
+        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).await;
         let answers =
             answers.map_err(anyhow::Error::from).context("read the interfaces by netlink")?;
         Ok(answers
@@ -125,7 +127,7 @@ impl Sockets {
     /// All neighbours.
     pub(super) async fn neighbours(&self) -> Result<BTreeMap<NeighbourKey, Neighbour>> {
         let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        let answers = self.request(request, NLM_F_DUMP).await;
+        let answers = self.dump(request).await;
         let answers =
             answers.map_err(anyhow::Error::from).context("read the neighbours by netlink")?;
         Ok(answers
@@ -167,11 +169,36 @@ impl Sockets {
         self.request(request, NLM_F_ACK).await.map(|_| ())
     }
 
+    /// Everything of a kind. What has changed while it was read is read anew, as something else may be
+    /// missing then.
+    async fn dump(
+        &self,
+        request: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+        let mut left = ATTEMPTS;
+        loop {
+            left -= 1;
+            let (answers, whole) = self.exchange(request.clone(), NLM_F_DUMP).await?;
+            if whole || left == 0 {
+                return Ok(answers);
+            }
+        }
+    }
+
     async fn request(
         &self,
         request: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, Failure> {
+        self.exchange(request, flags).await.map(|(answers, _)| answers)
+    }
+
+    /// The answers, and whether nothing has changed while they were made.
+    async fn exchange(
+        &self,
+        request: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), Failure> {
         let mut request = NetlinkMessage::from(request);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut stream = self
@@ -179,14 +206,15 @@ impl Sockets {
             .clone()
             .request(request)
             .map_err(|_| Failure::Socket(anyhow!("netlink's socket is closed")))?;
-        let mut answers = Vec::new();
+        let (mut answers, mut whole) = (Vec::new(), true);
         loop {
             // An answer that the decoder can't read never comes.
             let next = timeout(ANSWER, stream.next())
                 .await
                 .map_err(|_| Failure::Socket(anyhow!("netlink does not answer")))?;
+            whole &= next.as_ref().is_none_or(|one| one.header.flags & NLM_F_DUMP_INTR == 0);
             match next.map(|message| message.payload) {
-                None => return Ok(answers),
+                None => return Ok((answers, whole)),
                 Some(NetlinkPayload::InnerMessage(answer)) => answers.push(answer),
                 Some(NetlinkPayload::Error(error)) => {
                     if let Some(code) = error.code {

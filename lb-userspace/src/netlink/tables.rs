@@ -53,7 +53,7 @@ pub struct Device {
     /// Its MTU.
     pub mtu: u32,
     /// The bridge, bond or the like that it is a port of.
-    pub master: Option<u32>,
+    pub port_of: Option<u32>,
     /// Id of the XDP program on it.
     pub xdp_prog_id: Option<u32>,
 }
@@ -289,9 +289,9 @@ impl Tables {
         let mut next = 0;
         while let Some(below) = members.get(next).copied() {
             next += 1;
-            let master = self.devices.get(&below).and_then(|device| device.master);
+            let above_it = self.devices.get(&below).and_then(|device| device.port_of);
             for (&ifindex, device) in &self.devices {
-                let above = device.parent() == Some(below) || master == Some(ifindex);
+                let above = device.parent() == Some(below) || above_it == Some(ifindex);
                 if above && !members.contains(&ifindex) {
                     members.push(ifindex);
                 }

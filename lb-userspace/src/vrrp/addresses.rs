@@ -3,7 +3,7 @@
 //! Every address that is put there carries the protocol number of VRRP (`IFA_PROTO`, Linux 5.18), by
 //! which what a predecessor has left is known from what an operator has set: the latter is never
 //! removed. Older kernels keep no such number; there, an address that is configured counts as ours
-//! when it was found at the start or was added by this process.
+//! when it was found at the start or was added by this process, unless the node is its owner.
 //!
 //! An IPv4 address with a prefix of 32 bits is no secondary address of the link's own, so it neither
 //! goes when that is removed (`promote_secondaries`) nor is chosen as a source. An IPv6 address gets
@@ -30,7 +30,7 @@ use self::{
     netlink::Requests,
     table::{Key, Seen, Tables},
 };
-use super::{Router, VirtualAddress};
+use super::{OWNER, Router, VirtualAddress};
 
 /// The number of VRRP among IP's protocols marks addresses as ours.
 pub const PROTOCOL: u8 = 112;
@@ -214,15 +214,30 @@ impl Addresses {
         }
     }
 
-    /// Takes over what a predecessor has left of a router, on kernels that keep no mark.
+    /// Takes over what is there of a router, on kernels that keep no mark: some of its addresses may be
+    /// all that is left of a predecessor.
     pub fn adopt(&mut self, router: &Router) {
+        // Those of the owner are the interface's own.
+        if self.marks || router.priority.get() == OWNER {
+            return;
+        }
         let found: Vec<Key> = placed(router)
             .filter_map(|placed| self.key(placed))
             .filter(|key| self.tables.addresses.contains_key(key))
             .collect();
-        if !self.marks {
-            self.added.extend(found);
-        }
+        self.added.extend(found);
+    }
+
+    /// Addresses of a router that are on their interfaces, with whatever prefix, and not ours: somebody
+    /// has set them by hand, and they stay when another node holds them.
+    #[must_use]
+    pub fn set_by_others(&self, router: &Router) -> Vec<Key> {
+        let keys = placed(router).filter_map(|placed| self.key(placed));
+        let there = keys.flat_map(|(index, address, _)| {
+            let all = (index, address, 0)..=(index, address, u8::MAX);
+            self.tables.addresses.range(all).map(|(key, _)| *key)
+        });
+        there.filter(|key| !self.is_ours(key)).collect()
     }
 
     /// Addresses with our mark that none of these routers has where it is.
@@ -307,7 +322,10 @@ fn message((index, address, prefix): Key, settings: Option<&VirtualAddress>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU8;
+
     use super::*;
+    use crate::vrrp::{Family, RouterKey, addresses::table::Link, thread::test_router};
 
     fn address(address: &str) -> VirtualAddress {
         let address: IpAddr = address.parse().expect("an address");
@@ -323,6 +341,44 @@ mod tests {
 
     fn attributes(settings: &VirtualAddress) -> Vec<AddressAttribute> {
         message((2, settings.address, settings.prefix), Some(settings)).attributes
+    }
+
+    fn addresses(marks: bool, there: &[(&str, u8)]) -> Addresses {
+        let mut all = Addresses::open().expect("netlink answers everybody");
+        all.marks = marks;
+        all.tables = Tables::default();
+        all.tables.add_link(2, Link { name: "eth0".into(), up: true, ..Link::default() });
+        for (address, protocol) in there {
+            let seen = Seen { protocol: *protocol, ..Seen::default() };
+            all.tables.add_address((2, address.parse().expect("an address"), 32), seen);
+        }
+        all
+    }
+
+    fn two(priority: u8) -> Router {
+        let key = RouterKey { family: Family::V4, vrid: NonZeroU8::MIN };
+        let mut router = test_router("main", key);
+        router.addresses.push(address("10.0.0.101"));
+        router.priority = NonZeroU8::new(priority).expect("not 0");
+        router
+    }
+
+    #[test]
+    fn what_is_left_of_a_router_is_ours_on_kernels_without_the_mark_be_it_a_part() {
+        let mut all = addresses(false, &[("10.0.0.101", 0), ("10.0.0.50", 0)]);
+        assert!(!all.held(&two(100)), "one is missing: it was not held to the end");
+        all.adopt(&two(100));
+        assert_eq!(all.strays([]), [(2, "10.0.0.101".parse().expect("an address"), 32)]);
+        let mut all = addresses(false, &[("10.0.0.100", 0), ("10.0.0.101", 0)]);
+        all.adopt(&two(OWNER));
+        assert_eq!(all.strays([]), [], "they are the owner's own");
+    }
+
+    #[test]
+    fn address_that_was_set_by_hand_is_known_by_its_mark() {
+        let all = addresses(true, &[("10.0.0.100", 0), ("10.0.0.101", PROTOCOL)]);
+        let by_hand = [(2, "10.0.0.100".parse().expect("an address"), 32)];
+        assert_eq!(all.set_by_others(&two(100)), by_hand);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How it is told on a link who has an address: gratuitous ARP (RFC 5227, 3; RFC 5944, 4.6) and
 //! unsolicited neighbour advertisements (RFC 4861, 7.2.6; RFC 9568, 8.2.2). As bytes, both ways: what
-//! the Active router sends, and what it sees others claim.
+//! the Active router sends, and what it sees others claim, by themselves or when they are asked.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -40,7 +40,7 @@ pub type Mac = [u8; 6];
 const ETHERNET: usize = 14;
 /// Of ARP between Ethernet and IPv4.
 const ARP: usize = 28;
-/// Of the fixed part of a neighbour advertisement, and with the option that it has here.
+/// Of the fixed part of a neighbour advertisement or solicitation, and with the option that it has here.
 const ADVERTISEMENT: usize = 24;
 const ADVERTISEMENT_AND_OPTION: usize = 32;
 const IPV6: usize = 40;
@@ -55,9 +55,11 @@ pub(super) const ETHERTYPE_ARP: u16 = 0x0806;
 const ARP_START: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const ARP_REQUEST: [u8; 2] = [0, 1];
 
+const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const ROUTER: u8 = 0x80;
 const OVERRIDE: u8 = 0x20;
+const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
 const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 /// RFC 4861, 7.1.2: a lower one has crossed a router.
 const HOP_LIMIT: u8 = 255;
@@ -103,9 +105,45 @@ fn neighbour_advertisement(address: Ipv6Addr, mac: Mac, router: bool) -> Vec<u8>
     frame.extend(address.octets());
     frame.extend([TARGET_LINK_LAYER_ADDRESS, 1]);
     frame.extend(mac);
+    fill_checksum(&mut frame);
+    frame
+}
+
+/// The frame that asks who has an address. `from` is another address of the node; without one, the
+/// question is one that nobody learns anything from (a probe, RFC 5227, 2.1.1).
+#[must_use]
+pub fn arp_question(address: Ipv4Addr, mac: Mac, from: Option<Ipv4Addr>) -> Vec<u8> {
+    let mut frame = ethernet_header(BROADCAST, mac, ETHERTYPE_ARP);
+    frame.extend(ARP_START);
+    frame.extend(ARP_REQUEST);
+    frame.extend(mac);
+    frame.extend(from.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+    frame.extend([0; 6]);
+    frame.extend(address.octets());
+    frame
+}
+
+/// The same over IPv6 (RFC 4861, 7.2.2); `from` is a link-local address of the node.
+#[must_use]
+pub fn solicitation(address: Ipv6Addr, mac: Mac, from: Ipv6Addr) -> Vec<u8> {
+    let [.., a, b, c] = address.octets();
+    // RFC 4291, 2.7.1.
+    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c];
+    let mut frame = ethernet_header([0x33, 0x33, 0xff, a, b, c], mac, ethernet::IPV6);
+    frame.extend([0x60, 0, 0, 0, 0, ADVERTISEMENT_AND_OPTION as u8, number::ICMPV6, HOP_LIMIT]);
+    frame.extend(from.octets());
+    frame.extend(group);
+    frame.extend([NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0]);
+    frame.extend(address.octets());
+    frame.extend([SOURCE_LINK_LAYER_ADDRESS, 1]);
+    frame.extend(mac);
+    fill_checksum(&mut frame);
+    frame
+}
+
+fn fill_checksum(frame: &mut [u8]) {
     let check = !icmpv6_sum(&frame[ETHERNET..]);
     frame[ETHERNET + IPV6 + 2..][..2].copy_from_slice(&check.to_be_bytes());
-    frame
 }
 
 fn ethernet_header(to: Mac, from: Mac, kind: u16) -> Vec<u8> {

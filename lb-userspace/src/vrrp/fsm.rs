@@ -95,6 +95,8 @@ struct When {
     yielding: Option<Yielding>,
     /// Active: whom it has replaced knowingly.
     displaced: Option<Displaced>,
+    /// Active: how many others that are Active were told of, and since when that is counted.
+    alarms: Option<(Instant, u8)>,
     /// Active: whom it has answered, since when and how often.
     answered: BTreeMap<IpAddr, (Instant, u8)>,
     /// Active: when it is to answer what it couldn't at once.
@@ -197,7 +199,6 @@ impl VirtualRouter {
             // RFC 9568, 6.4.2.
             (State::Backup, Event::Timer) => self.backup_timer(now, out),
             (State::Backup, Event::Heard(heard)) => self.backup_heard(heard, now, out),
-            (State::Backup, Event::Stalled) => self.backup_stalled(now, out),
             (State::Backup, Event::Stop { release }) => self.backup_stop(release, now, out),
             (State::Backup, Event::Take) => self.take(now, out),
             (State::Backup, Event::MateActive(mate)) => {
@@ -209,7 +210,6 @@ impl VirtualRouter {
             // RFC 9568, 6.4.3.
             (State::Active, Event::Timer) => self.active_timer(now, out),
             (State::Active, Event::Heard(heard)) => self.active_heard(heard, now, out),
-            (State::Active, Event::Stalled) => self.active_stalled(now, out),
             (State::Active, Event::Stop { release }) => self.active_stop(release, now, out),
             (State::Active, Event::Yield(how)) => self.active_yield(how, now, out),
             (State::Active, Event::Take) => self.active_take(now, out),
@@ -232,7 +232,7 @@ impl VirtualRouter {
 
             // Nothing begins twice, nothing is due, and mates matter to those only that differ.
             (State::Backup | State::Active | State::Fault, Event::Startup { .. })
-            | (State::Initialize | State::Fault, Event::Timer | Event::Stalled)
+            | (State::Initialize | State::Fault, Event::Timer)
             | (State::Initialize, Event::Heard(_))
             | (State::Initialize | State::Fault, Event::MateActive(_) | Event::MateBackup(_))
             | (State::Backup, Event::MateBackup(_))
@@ -396,8 +396,7 @@ impl VirtualRouter {
         cause: impl Into<String>,
         out: &mut Vec<Action>,
     ) {
-        let router = self.settings.name.clone();
-        let message = format!("{router}: {what}");
+        let (router, message) = (self.settings.name.clone(), what.to_owned());
         out.push(Action::Notice(Notice { router, kind, message, cause: cause.into() }));
     }
 }

@@ -58,6 +58,8 @@ pub struct Observed {
     /// The address that a router's advertisements are sent from, by the router's name. A router
     /// without one can't advertise, which is a fault.
     pub sources: BTreeMap<String, IpAddr>,
+    /// What else a router without a source lacks than an address of its interface, by its name.
+    pub lacks: BTreeMap<String, String>,
     /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
     pub files: BTreeMap<PathBuf, Result<i64, String>>,
 }
@@ -259,6 +261,12 @@ impl Machine {
         self.index(router).map(|index| self.routers[index].machine.state())
     }
 
+    /// A router's priority as it is.
+    #[must_use]
+    pub fn priority(&self, router: &str) -> Option<u8> {
+        self.index(router).map(|index| self.routers[index].machine.priority())
+    }
+
     /// Whether a router is about to give its addresses to another node.
     #[must_use]
     pub fn is_yielding(&self, router: &str) -> bool {
@@ -364,7 +372,6 @@ impl Entry {
     fn tell(&self, changes: Vec<Change>, out: &mut Out) {
         for Change { message, cause } in changes {
             let router = self.router.name.clone();
-            let message = format!("{router}: {message}");
             let notice = Notice { router, kind: NoticeKind::Track, message, cause };
             out.push((self.name.clone(), Action::Notice(notice)));
         }

@@ -205,11 +205,11 @@ pub struct Transition {
 /// Something to be told of a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
-    /// The router's name.
+    /// The router's name; empty if it is about none, or more than one.
     pub router: String,
     /// What it is about.
     pub kind: NoticeKind,
-    /// What has happened, for people.
+    /// What has happened, for people; without the router's name.
     pub message: String,
     /// Why.
     pub cause: String,

@@ -4,7 +4,7 @@ pub mod files;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::PathBuf,
 };
 
@@ -68,6 +68,18 @@ fn first_address(
             && !(virtual_one(key.1) && router.priority.get() != super::OWNER)
     });
     own.min_by_key(|(_, seen)| (seen.secondary, seen.order)).map(|(key, _)| key.1)
+}
+
+/// The first link-local IPv6 address of an interface that is its own.
+#[must_use]
+pub fn link_local(index: u32, tables: &Tables) -> Option<Ipv6Addr> {
+    let from = (index, IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 0);
+    let own = tables.addresses.range(from..).take_while(|((at, ..), _)| *at == index);
+    own.filter(|(_, seen)| seen.protocol != PROTOCOL && !seen.tentative && !seen.duplicate)
+        .find_map(|(key, _)| match key.1 {
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(v6),
+            _ => None,
+        })
 }
 
 /// The files that are tracked.
@@ -144,6 +156,15 @@ mod tests {
         let router = router(Family::V6);
         assert_eq!(source(&router, &tables_with(Seen::default())), Some(ip("fe80::1")));
         assert_eq!(source(&router, &tables_with(tentative)), None);
+    }
+
+    #[test]
+    fn a_question_is_asked_from_the_interfaces_own_link_local_address() {
+        let ours = Seen { protocol: PROTOCOL, ..Seen::default() };
+        let own = Seen::default();
+        let tables = tables(&[("fd00::1", own), ("fe80::1", ours), ("fe80::2", own)]);
+        assert_eq!(link_local(2, &tables), "fe80::2".parse().ok());
+        assert_eq!(link_local(1, &tables), None);
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub struct Router {
     pub source: Option<IpAddr>,
     /// Unicast peers; empty: multicast.
     pub peers: Vec<IpAddr>,
-    /// The least TTL (or hop limit) that is taken: 255 unless peers are behind routers.
+    /// The least TTL (or hop limit) that is taken of unicast: 255 unless peers are behind routers.
     pub min_ttl: u8,
     /// A second way to the same peers.
     pub second_path: Option<SecondPath>,

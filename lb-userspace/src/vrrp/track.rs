@@ -4,10 +4,7 @@
 //! a short time only before: then it has to stay well, longer with each failure. So a carrier that
 //! comes and goes moves the addresses a few times, not all the time.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     Facts, OWNER, Router, Track, Tracked,
@@ -202,10 +199,17 @@ impl Tracks {
         changes: &mut Vec<Change>,
     ) {
         let [link, source] = &mut self.own;
-        let changed = link.see(link_state(observed, &router.interface), now);
-        note(link, changed, 0, &format!("interface {}", router.interface), changes);
-        let address = observed.sources.get(&router.name);
-        let changed = source.see(source_state(router, address), now);
+        // What is not on its interface can't be held, whatever the others are.
+        let others = router.addresses.iter().filter_map(|one| one.interface.as_deref());
+        let mut all = std::iter::once(router.interface.as_str()).chain(others);
+        let state = all.try_for_each(|name| link_state(observed, name));
+        let changed = link.see(state, now);
+        let named = match router.addresses.iter().all(|one| one.interface.is_none()) {
+            true => format!("interface {}", router.interface),
+            false => "every interface".to_owned(),
+        };
+        note(link, changed, 0, &named, changes);
+        let changed = source.see(source_state(router, observed), now);
         note(source, changed, 0, "the source of advertisements", changes);
     }
 
@@ -357,14 +361,20 @@ fn link_state(observed: &Observed, name: &str) -> Result<(), String> {
     }
 }
 
-fn source_state(router: &Router, address: Option<&IpAddr>) -> Result<(), String> {
-    let family = router.key.family;
-    address.map(|_| ()).ok_or_else(|| {
-        let kind = match family {
-            super::Family::V4 => "IPv4",
-            super::Family::V6 => "link-local IPv6",
-        };
-        format!("interface {} has no {kind} address to advertise from", router.interface)
+fn source_state(router: &Router, observed: &Observed) -> Result<(), String> {
+    if observed.sources.contains_key(&router.name) {
+        return Ok(());
+    }
+    let kind = match router.key.family {
+        super::Family::V4 => "IPv4",
+        super::Family::V6 => "link-local IPv6",
+    };
+    Err(match (observed.lacks.get(&router.name), router.source) {
+        (Some(lacks), _) => lacks.clone(),
+        (None, Some(source)) => format!("its source {source} is no address of this node"),
+        (None, None) => {
+            format!("interface {} has no {kind} address to advertise from", router.interface)
+        }
     })
 }
 

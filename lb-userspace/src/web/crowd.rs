@@ -19,7 +19,7 @@ const SLOW: Duration = Duration::from_secs(2);
 /// What a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It has asked for nothing, or not all of it yet.
+    /// It has asked for nothing, or not all of it yet, or it is not known whether it may.
     Waiting,
     /// It is being answered; the answer has an end.
     Answering,

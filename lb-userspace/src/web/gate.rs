@@ -1,10 +1,11 @@
 //! What every request passes on its way in, and every answer on its way out.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -32,6 +33,12 @@ use crate::api;
 const AT_WORK: usize = 16;
 /// How long a request may wait for its turn, and for the head of its answer.
 const HEAD: Duration = Duration::from_secs(20);
+/// Bytes of answers that wait for who reads them: at one address, and at all.
+const UNREAD: [u64; 2] = [16 << 20, 64 << 20];
+/// Answers up to this size always have room.
+const SMALL: u64 = 64 << 10;
+/// An answer is handed on in pieces of this size, so that it is over when nearly all of it has left.
+const PIECE: usize = 64 << 10;
 /// Who may not look is logged at most this often.
 const LOGGED: Duration = Duration::from_secs(10);
 
@@ -42,6 +49,7 @@ pub(super) struct Gate {
     keeper: Doorkeeper,
     work: Semaphore,
     streams: Arc<Semaphore>,
+    unread: Arc<Unread>,
     /// How many were turned away, and when that was logged.
     turned_away: Mutex<(u64, Option<Instant>)>,
 }
@@ -53,6 +61,7 @@ impl Gate {
             keeper: Doorkeeper::new(config.users.clone(), config.tokens.clone())?,
             work: Semaphore::new(AT_WORK),
             streams: Arc::new(Semaphore::new(config.streams as usize)),
+            unread: Arc::default(),
             turned_away: Mutex::default(),
         })
     }
@@ -63,9 +72,8 @@ impl Gate {
         request: hyper::Request<Incoming>,
         guest: &Arc<Guest>,
     ) -> Response {
-        guest.becomes(Phase::Answering, Instant::now());
         let asked = (request.method().clone(), request.uri().path().to_owned());
-        let answer = match tokio::time::timeout(HEAD, self.let_in(request, guest.peer)).await {
+        let answer = match tokio::time::timeout(HEAD, self.let_in(request, guest)).await {
             Ok(answer) => answer,
             Err(_) => refusal(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -77,7 +85,9 @@ impl Gate {
         self.see_out(answer, guest)
     }
 
-    async fn let_in(&self, request: hyper::Request<Incoming>, peer: IpAddr) -> Response {
+    /// Until it is known that a guest may look it waits as one that says nothing does: so many who guess
+    /// passwords keep nobody else out.
+    async fn let_in(&self, request: hyper::Request<Incoming>, guest: &Guest) -> Response {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut answer = refusal(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -96,9 +106,9 @@ impl Gate {
                 hint,
             ));
         }
-        let is_known = self.keeper.admits(request.headers()).await;
+        let is_known = self.keeper.admits(request.headers(), guest.peer).await;
         if !is_known && !OPEN.contains(&request.uri().path()) {
-            self.turn_away(peer, request.headers());
+            self.turn_away(guest.peer, request.headers());
             let mut answer = refusal(
                 StatusCode::UNAUTHORIZED,
                 "who are you?".into(),
@@ -109,6 +119,7 @@ impl Gate {
             }
             return answer;
         }
+        guest.becomes(Phase::Answering, Instant::now());
         let _turn = self.work.acquire().await.expect("it is never closed");
         let mut request: Request = request.map(Body::new);
         // Nothing behind the gate has a use for it.
@@ -137,7 +148,8 @@ impl Gate {
 
     /// Keeps the books of an answer until it is over.
     fn see_out(&self, mut answer: Response, guest: &Arc<Guest>) -> Response {
-        let mut permit = None;
+        let (mut permit, mut unread) = (None, None);
+        let bytes = answer.body().size_hint().lower();
         if goes_on(answer.headers()) {
             match Arc::clone(&self.streams).try_acquire_owned() {
                 Ok(stream) => {
@@ -154,6 +166,17 @@ impl Gate {
                     answer.headers_mut().insert(header::RETRY_AFTER, later);
                 }
             }
+        } else if bytes > SMALL {
+            unread = self.unread.take(guest.peer, bytes);
+            if unread.is_none() {
+                answer = refusal(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "too many answers wait to be read".into(),
+                    "read them, or close their connections",
+                );
+                let later = HeaderValue::from_static("10");
+                answer.headers_mut().insert(header::RETRY_AFTER, later);
+            }
         }
         for (name, value) in [
             (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -165,7 +188,8 @@ impl Gate {
             answer.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
         }
         let guest = Arc::clone(guest);
-        answer.map(|body| Body::new(Outgoing { body, _told: Told { guest, _permit: permit } }))
+        let told = Told { guest, _permit: permit, _unread: unread };
+        answer.map(|body| Body::new(Outgoing { body, rest: Bytes::new(), _told: told }))
     }
 }
 
@@ -186,9 +210,49 @@ fn ending(mut answer: Response) -> Response {
     answer
 }
 
+/// Answers that wait for who reads them: their bytes by address.
+#[derive(Debug, Default)]
+struct Unread(Mutex<HashMap<IpAddr, u64>>);
+
+impl Unread {
+    /// Room for an answer: for one of any size while there is no other.
+    fn take(self: &Arc<Self>, peer: IpAddr, bytes: u64) -> Option<Reserved> {
+        let [by_one, by_all] = UNREAD;
+        let fits = |held: u64, most| held == 0 || held.saturating_add(bytes) <= most;
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, all) = (held.get(&peer).copied().unwrap_or_default(), held.values().sum());
+        if !fits(own, by_one) || !fits(all, by_all) {
+            return None;
+        }
+        held.insert(peer, own + bytes);
+        Some(Reserved { unread: Arc::clone(self), peer, bytes })
+    }
+}
+
+/// The room of an answer, which is free again when this is dropped.
+#[derive(Debug)]
+struct Reserved {
+    unread: Arc<Unread>,
+    peer: IpAddr,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut held = self.unread.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = held.get(&self.peer).map_or(0, |held| held.saturating_sub(self.bytes));
+        match left {
+            0 => held.remove(&self.peer),
+            left => held.insert(self.peer, left),
+        };
+    }
+}
+
 /// The body of an answer.
 struct Outgoing {
     body: Body,
+    /// What has come of it and is still to be handed on.
+    rest: Bytes,
     _told: Told,
 }
 
@@ -196,6 +260,7 @@ struct Outgoing {
 struct Told {
     guest: Arc<Guest>,
     _permit: Option<OwnedSemaphorePermit>,
+    _unread: Option<Reserved>,
 }
 
 impl Drop for Told {
@@ -212,14 +277,84 @@ impl hyper::body::Body for Outgoing {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        while self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let length = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest + body.lower());
+        if let Some(upper) = body.upper() {
+            hint.set_upper(rest + upper);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::web::crowd::Crowd;
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_over_before_nearly_all_of_it_has_left() {
+        let (crowd, now) = (Arc::new(Crowd::default()), Instant::now());
+        let place = crowd.enter(address(1), 1, now).expect("there is room");
+        place.guest.becomes(Phase::Answering, now);
+        let guest = Arc::clone(&place.guest);
+        let told = Told { guest, _permit: None, _unread: None };
+        let (whole, rest) = (vec![7; 10 * PIECE + 1], Bytes::new());
+        let mut body = Outgoing { body: Body::from(whole.clone()), rest, _told: told };
+        assert_eq!(body.size_hint().exact(), Some(whole.len() as u64));
+        let mut told = Vec::new();
+        while !body.is_end_stream() {
+            let frame = body.frame().await.expect("there is more").expect("it is in memory");
+            let piece = frame.into_data().expect("bytes");
+            assert!(piece.len() <= PIECE);
+            told.extend(piece);
+            assert_eq!(body.size_hint().exact(), Some((whole.len() - told.len()) as u64));
+            assert!(crowd.enter(address(2), 1, now).is_none(), "it is being answered");
+        }
+        assert_eq!(told, whole);
+        drop(body);
+        assert!(crowd.enter(address(2), 1, now).is_some(), "it waits now");
+    }
+
+    #[test]
+    fn what_waits_to_be_read_is_bounded_for_each_and_for_all() {
+        let (unread, [by_one, by_all]) = (Arc::new(Unread::default()), UNREAD);
+        let take = |last, bytes| unread.take(address(last), bytes);
+        let half = by_one / 2;
+        let (first, second) = (take(1, half).expect("room"), take(1, half).expect("room"));
+        assert!(take(1, 1).is_none(), "it has enough");
+        assert!(take(2, by_one).is_some(), "another one has room");
+        drop(first);
+        let third = take(1, half).expect("there is room again");
+        let others: Vec<_> = (3..=5).map(|last| take(last, by_one).expect("room")).collect();
+        assert_eq!(others.len() as u64, by_all / by_one - 1);
+        assert!(take(6, SMALL + 1).is_none(), "together they have enough");
+        drop((second, third, others));
+        assert!(unread.0.lock().expect("nobody panics").is_empty());
+        assert!(take(1, 2 * by_all).is_some(), "of any size, if it is alone");
     }
 }

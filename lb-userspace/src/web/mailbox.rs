@@ -44,25 +44,28 @@ async fn pass_on(mut asked: mpsc::Receiver<Request>, daemon: mpsc::Sender<Reques
         while let Ok(request) = asked.try_recv() {
             sort(request, &mut askers);
         }
-        if askers.is_empty() {
-            continue;
-        }
+        let Some(last) = askers.pop() else { continue };
         let (tell, answer) = oneshot::channel();
         // A daemon that is gone drops `tell`.
         let _ = daemon.send(Request::Status(tell)).await;
         let stopping = |_| Refusal::new(RefusalKind::Stopping, "lbd is stopping");
         let status = answer.await.map_err(stopping).flatten();
         for asker in askers {
-            // Who asked may be gone.
-            match asker {
-                Asker::Status(tell) => drop(tell.send(status.clone())),
-                Asker::Pair(tell) => {
-                    let pair = status.as_ref().map(|status| Pair {
-                        routers: status.vrrp.clone(),
-                        peers: status.peers.clone(),
-                    });
-                    drop(tell.send(pair.map_err(Clone::clone)));
-                }
+            asker.tell(status.clone());
+        }
+        // Mostly there is one: what a thousand backends are is not copied for it.
+        last.tell(status);
+    }
+}
+
+impl Asker {
+    /// Answers. Who asked may be gone.
+    fn tell(self, status: Result<Status, Refusal>) {
+        match self {
+            Self::Status(tell) => drop(tell.send(status)),
+            Self::Pair(tell) => {
+                let pair = |status: Status| Pair { routers: status.vrrp, peers: status.peers };
+                drop(tell.send(status.map(pair)));
             }
         }
     }

@@ -13,10 +13,12 @@
 //! | requests of a connection | 1,000 |
 //! | requests at work | 16; others wait for their turn |
 //! | an answer, till its last byte | 30 s |
+//! | answers that wait to be read | 16 MiB for an address, 64 MiB together, or a single one |
 //! | streams that go on for ever | [`Config::streams`]; one that its client does not read ends after 30 s |
 //! | questions to the daemon | one in 100 ms; who asks meanwhile shares the answer |
 //!
-//! Who says who it is wrongly is told so after bcrypt's own time, one at a time.
+//! Who says who it is wrongly is told so after bcrypt's own time, one at a time, and waits behind others of
+//! its own address only; while it does, it counts as one that has not asked for anything yet.
 
 mod auth;
 mod connection;
@@ -95,7 +97,7 @@ impl Doors {
         let (config, wanted) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            // They compare passwords, one at a time.
+            // One compares passwords, one at a time; the other writes metrics.
             .max_blocking_threads(2)
             .build()
             .context("make the runtime of the doors")?;

@@ -340,6 +340,28 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    let learnt = || lbd.script.deeds.of(|deed| matches!(deed, Deed::Learn(_)).then_some(())).len();
+    for turn in 1..=16 {
+        eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+        // Both wait when the daemon looks.
+        let piece = Piece::Ended { service: web(&place), flows: Vec::new() };
+        lbd.script.says(sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+        lbd.script.becomes(&main, State::Active, "the other one is silent");
+        eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+        assert_eq!(learnt(), turn);
+        lbd.script.becomes(&main, State::Backup, "the other one is heard");
+    }
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     let place = Place::new(&all());
     let lbd = place.start().await;

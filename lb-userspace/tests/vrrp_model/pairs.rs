@@ -11,7 +11,7 @@ const SITUATIONS: [&str; 9] =
     ["initialize", "fault", "backup", "held", "behind", "active", "asked", "told", "stopping"];
 
 /// What happens to it. It has priority 100 and 10.0.0.2.
-const EVENTS: [&str; 20] = [
+const EVENTS: [&str; 19] = [
     "startup",
     "startup held",
     "timer",
@@ -21,7 +21,6 @@ const EVENTS: [&str; 20] = [
     "equal, higher address",
     "higher",
     "leaves",
-    "stalled",
     "yield asked",
     "yield told",
     "take",
@@ -78,7 +77,6 @@ fn happens(desk: &mut Desk, event: &str) -> String {
         "equal, higher address" => desk.hears(3, 100),
         "higher" => desk.hears(3, 150),
         "leaves" => desk.hears(3, 0),
-        "stalled" => desk.does(Event::Stalled),
         "yield asked" => desk.does(Event::Yield(Yield::Asked)),
         "yield told" => desk.does(Event::Yield(Yield::Told)),
         "take" => desk.does(Event::Take),

@@ -261,6 +261,20 @@ fn who_takes_over_by_order_bears_the_higher_one_until_it_must_have_heard() {
 }
 
 #[test]
+fn who_takes_over_by_order_bears_the_higher_one_on_a_path_that_has_just_come_back() {
+    let mut desk = Desk::backup(settings());
+    desk.hears(3, 150);
+    desk.does(Event::Take);
+    let second = Event::Heard(Heard { second_path: true, ..heard(33, 150) });
+    for _ in 0..2 {
+        assert_eq!(desk.does(second.clone()), "active: advertise 100, announce once");
+        desk.after(SECOND);
+    }
+    let another = Event::Heard(Heard { second_path: true, ..heard(4, 150) });
+    assert!(desk.does(another).starts_with("backup"), "that one was not asked to give way");
+}
+
+#[test]
 fn an_active_router_that_was_not_run_gives_way_to_any_that_it_then_hears() {
     let mut desk = Desk::active(settings());
     desk.after(4 * SECOND);
@@ -296,6 +310,24 @@ fn one_sender_is_answered_twice_in_an_interval_and_then_at_its_end() {
     assert_eq!(desk.due(), Some(SECOND - TENTH));
     assert_eq!(desk.wait(), "active: advertise 100, announce once");
     assert_eq!(desk.router.tally().two_active, 4);
+}
+
+#[test]
+fn a_flood_of_others_that_say_they_are_active_is_counted_and_told_of_for_a_few() {
+    let centis = Duration::from_millis(10);
+    let mut desk = Desk::active(Settings { interval: centis, ..settings() });
+    let (mut told, end) = (0, desk.now + SECOND);
+    while desk.now < end {
+        for from in 3..=255 {
+            told += desk.hears(from, 50).matches("notice").count();
+        }
+        desk.after(centis);
+    }
+    assert_eq!(told, 16);
+    assert_eq!(desk.router.tally().two_active, 100 * 253);
+    desk.after(10 * SECOND);
+    // It was not run for so long that it gives way to whoever is heard first.
+    assert!(desk.hears(3, 50).contains("notice stalled"));
 }
 
 #[test]

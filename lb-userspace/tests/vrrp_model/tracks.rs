@@ -7,6 +7,7 @@ use std::{
 
 use lb_userspace::vrrp::{
     Announce, Auth, Checksum, Facts, Family, OWNER, Router, RouterKey, Track, Tracked, Version,
+    VirtualAddress,
     machine::{Link, Observed},
     track::{Change, Tracks, Verdict},
 };
@@ -101,6 +102,38 @@ fn the_own_interface_and_source_are_always_needed() {
     desk.observed.sources.clear();
     let fault = desk.fault();
     assert_eq!(fault.as_deref(), Some("interface eth0 has no IPv4 address to advertise from"));
+    desk.router.source = Some([10, 0, 0, 3].into());
+    let fault = desk.fault();
+    assert_eq!(fault.as_deref(), Some("its source 10.0.0.3 is no address of this node"));
+    desk.observed.lacks.insert("main".into(), "no filter".into());
+    assert_eq!(desk.fault().as_deref(), Some("no filter"), "its addresses are no matter then");
+}
+
+#[test]
+fn every_interface_that_an_address_is_to_be_on_is_needed() {
+    let mut desk = Desk::new(vec![]);
+    desk.router.addresses.push(VirtualAddress {
+        address: [10, 0, 1, 100].into(),
+        prefix: 32,
+        interface: Some("eth1".into()),
+        label: None,
+        nodad: true,
+        advertised: false,
+    });
+    assert_eq!(desk.fault().as_deref(), Some("interface eth1 does not exist"));
+    desk.link("eth1", true);
+    assert_eq!(desk.fault(), None);
+    desk.link("eth1", false);
+    assert_eq!(desk.fault().as_deref(), Some("interface eth1 is down"));
+    let told: Vec<_> = desk.changes.iter().map(|change| change.message.as_str()).collect();
+    assert_eq!(
+        told,
+        [
+            "interface eth1 does not exist",
+            "every interface is well again",
+            "interface eth1 is down"
+        ]
+    );
 }
 
 #[test]

@@ -159,3 +159,123 @@ fn a_pin_that_can_not_be_written_costs_no_other() {
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told);
     assert_eq!(follower.take_unlearnt(), BTreeSet::new());
 }
+
+/// Nobody sends anything for so long that flows have ended, as the nodes see at the end.
+fn be_silent(pair: &mut Pair) {
+    for _ in 0..=IDLE {
+        pair.tell();
+        pair.now += 1;
+        let now = pair.at();
+        pair.nodes.iter_mut().for_each(|node| drop(node.engine.sweep(now).unwrap()));
+    }
+}
+
+/// A pair whose follower was just told of slots that settle, and has not taken that in. For long nobody
+/// has sent anything.
+fn settling_pair() -> Pair {
+    let mut pair = Pair::new();
+    pair.edit(0, Admin::Draining { deadline: None });
+    be_silent(&mut pair);
+    let (flux, own) = in_flux(&pair.nodes[0]);
+    assert!(flux > 10 && own == 0);
+    pair.late = true;
+    pair.tell();
+    assert_eq!(told(&pair), vec![None; flux]);
+    pair
+}
+
+/// Slots with a base owner, and those of them that are their own.
+fn in_flux(node: &Node) -> (usize, usize) {
+    let ring = node.engine.data_plane().ring(0).unwrap();
+    let owners = ring.iter().map(abi::Slot::owners).filter(|owners| owners.base != 0);
+    let own = owners.clone().filter(|owners| owners.base == owners.current);
+    (owners.count(), own.count())
+}
+
+/// The base owners of which the follower was told and has not taken it in.
+fn told(pair: &Pair) -> Vec<Option<IpAddr>> {
+    let pieces = pair.queue.iter().flat_map(|(_, _, pieces)| pieces);
+    let bases = pieces.map(|piece| match piece {
+        Piece::Bases { bases, .. } => bases.as_slice(),
+        _ => &[],
+    });
+    bases.flatten().map(|base| base.backend).collect()
+}
+
+/// Clients come that can't be pinned.
+fn open_unpinned(pair: &mut Pair) {
+    let before = pair.active().pins();
+    (0..400).for_each(|_| pair.open());
+    assert_eq!(pair.active().pins(), before);
+}
+
+#[test]
+fn a_flow_that_begins_unpinned_while_slots_settle_is_where_a_peer_looks_that_takes_over() {
+    let mut pair = settling_pair();
+    let (flux, own) = in_flux(&pair.nodes[0]);
+    assert!(own == flux, "what is told holds here as well");
+    // The daemon is dead, and packets go on until the peer takes over.
+    pair.now += LEASE + 1;
+    open_unpinned(&mut pair);
+    pair.take_over();
+    assert_eq!(in_flux(&pair.nodes[1]), (0, 0));
+    pair.send(5).unwrap();
+}
+
+#[test]
+fn what_a_peer_is_late_with_settles_later_and_flows_begin_at_the_base_owner_again() {
+    let mut pair = settling_pair();
+    let (flux, _) = in_flux(&pair.nodes[0]);
+    pair.now += LEASE + 1;
+    pair.tell();
+    assert_eq!(in_flux(&pair.nodes[0]), (flux, 0));
+    let told = told(&pair);
+    assert!(told.len() == 2 * flux && told[flux..].iter().all(Option::is_some), "{told:?}");
+    open_unpinned(&mut pair);
+    assert!(pair.clients.values().any(|client| client.backend == ip(BACKENDS[0])));
+    // It takes over without having taken any of it in: all is as it was.
+    let mut hasty = settling_pair();
+    hasty.queue.clear();
+    hasty.clients = pair.clients.clone();
+    hasty.take_over();
+    hasty.send(5).unwrap();
+    // Or with all of it.
+    pair.take_over();
+    pair.send(5).unwrap();
+}
+
+#[test]
+fn slots_in_which_flows_have_begun_unpinned_are_not_taken_back() {
+    let mut pair = settling_pair();
+    let (flux, _) = in_flux(&pair.nodes[0]);
+    pair.now += LEASE + 1;
+    open_unpinned(&mut pair);
+    pair.tell();
+    let (_, own) = in_flux(&pair.nodes[0]);
+    assert!(own > 0 && own < flux, "{own} of {flux}");
+    pair.send(5).unwrap();
+    // They settle when the peer knows.
+    pair.late = false;
+    pair.tell();
+    assert_eq!(in_flux(&pair.nodes[0]), (flux - own, 0));
+    pair.take_over();
+    pair.send(5).unwrap();
+}
+
+#[test]
+fn no_slot_is_told_to_settle_while_pins_are_held() {
+    let mut pair = settling_pair();
+    pair.late = false;
+    pair.tell();
+    pair.edit(1, Admin::Draining { deadline: None });
+    pair.tell();
+    pair.late = true;
+    pair.active().engine.hold_pins(&[web()].into()).unwrap();
+    be_silent(&mut pair);
+    // Who takes over does not wait for these.
+    pair.tell();
+    assert_eq!(told(&pair), []);
+    pair.active().engine.hold_pins(&BTreeSet::new()).unwrap();
+    pair.tell();
+    assert!(!told(&pair).is_empty());
+}

@@ -47,9 +47,6 @@ const HTTP: &str = "\n[http]\nlisten = [\"127.0.0.1:9105\"]\n";
 const DESK: Screen = Screen { width: 1280, height: 960, scale: 1.0, dark: false };
 const PHONE: Screen = Screen { width: 390, height: 844, scale: 1.5, dark: false };
 
-/// The typeface that the pictures have, if it is there: the page takes what the machine has.
-const TYPEFACE: &str = "fonts-inter";
-
 /// Makes the pictures.
 ///
 /// # Errors
@@ -59,17 +56,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.built {
         setup::tools()?;
         setup::packages()?;
+        if let Err(error) = setup::typeface() {
+            println!("the pictures get another typeface than those that are there: {error:#}");
+        }
         cargo::build(false)?;
     }
     let seconds = arguments.seconds.to_string();
     root::become_root(&["pictures", "--built", "--seconds", &seconds], "the lab")?;
     signals::catch();
     lab::sweep()?;
-    if !Path::new("/usr/share/fonts/opentype/inter").exists() {
-        println!(
-            "the pictures were made with the typeface of Debian's {TYPEFACE}, which is not here"
-        );
-    }
     let folder = crate::workspace().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     println!("starting lb1, lb2, three web hosts and a client");

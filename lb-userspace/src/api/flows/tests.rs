@@ -23,7 +23,7 @@ impl Source for Pins {
         let key = "10.0.0.100".parse().expect("an address");
         let key = ServiceKey { vip: key, port: 80, protocol: crate::desired::Protocol::Tcp };
         let mut service = abi::Service::new_zeroed();
-        (service.id, service.slots) = (1, 1_009);
+        (service.id, service.slots, service.idle_timeout) = (1, 1_009, 900);
         Ok([(key, service)].into())
     }
 
@@ -47,7 +47,7 @@ impl Source for Pins {
             let mut source = [0; 16];
             source[12..].copy_from_slice(&index.to_be_bytes());
             let key = FlowKey { source, port: 1.into(), service: 1 };
-            let value = FlowValue { backend: 1, flags: 0, seen: 0 };
+            let value = FlowValue { backend: 1, flags: 0, seen: now() };
             if visit(FlowRef::Pin(key), value).is_break() {
                 break;
             }

@@ -258,7 +258,10 @@ impl App {
                 return (!self.pauses).then_some(Action::Ask);
             }
             KeyCode::Char('+') => self.interval = slower(self.interval),
-            KeyCode::Char('-') => self.interval = faster(self.interval),
+            KeyCode::Char('-') => {
+                self.interval = faster(self.interval);
+                return Some(Action::Ask);
+            }
             KeyCode::Char('<' | ',') => self.sort_by(self.page().sort.checked_sub(1)),
             KeyCode::Char('>' | '.') => self.sort_by(Some(self.page().sort + 1)),
             KeyCode::Char(digit @ '1'..='9') => {

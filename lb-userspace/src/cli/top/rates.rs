@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::status::{Backend, Count, Status};
+use crate::status::{Backend, Count, Service, Status};
 
 /// Looks that are kept of each rate.
 pub(super) const KEPT: usize = 120;
@@ -55,12 +55,21 @@ impl Total {
     }
 
     /// What has come since an earlier look. Counters that start anew tell nothing.
-    fn since(self, earlier: Self, seconds: f64) -> Rate {
-        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
+    const fn since(self, earlier: Self) -> Self {
+        Self {
+            sent: Count {
+                packets: self.sent.packets.saturating_sub(earlier.sent.packets),
+                bytes: self.sent.bytes.saturating_sub(earlier.sent.bytes),
+            },
+            new_flows: self.new_flows.saturating_sub(earlier.new_flows),
+        }
+    }
+
+    fn per_second(self, seconds: f64) -> Rate {
         Rate {
-            packets: rate(self.sent.packets, earlier.sent.packets),
-            bytes: rate(self.sent.bytes, earlier.sent.bytes),
-            new_flows: rate(self.new_flows, earlier.new_flows),
+            packets: self.sent.packets as f64 / seconds,
+            bytes: self.sent.bytes as f64 / seconds,
+            new_flows: self.new_flows as f64 / seconds,
         }
     }
 }
@@ -68,6 +77,14 @@ impl Total {
 impl From<&Backend> for Total {
     fn from(backend: &Backend) -> Self {
         Self { sent: backend.sent, new_flows: backend.new_flows }
+    }
+}
+
+impl From<&Service> for Total {
+    /// With what went to backends that it has no more: a sum of those that are left would fall when
+    /// one goes, and hide what the others got.
+    fn from(service: &Service) -> Self {
+        Self { sent: service.totals.sent, new_flows: service.totals.new_flows }
     }
 }
 
@@ -93,22 +110,32 @@ impl Rates {
             return;
         }
         let mut old = std::mem::take(&mut self.series);
+        let mut node = old.get(&Of::Node).map(|series| series.total).unwrap_or_default();
         for (of, total) in totals(status) {
-            let known = old.remove(&of);
-            let is_known = known.is_some();
-            let mut series = known.unwrap_or_default();
-            if let Some(elapsed) = elapsed.filter(|_| is_known) {
-                let rate = total.since(series.total, elapsed.as_secs_f64());
-                if series.packets.len() == KEPT {
-                    series.packets.pop_front();
-                }
-                series.packets.push_back(rate.packets);
-                series.rate = Some(rate);
+            if let (Of::Service(_), Some(known)) = (&of, old.get(&of)) {
+                node.add(total.since(known.total));
             }
-            series.total = total;
-            self.series.insert(of, series);
+            self.take(old.remove(&of), of, total, elapsed);
         }
+        // What the services got while they were there: one that is removed takes its counters along.
+        self.take(old.remove(&Of::Node), Of::Node, node, elapsed);
         self.at = Some(now);
+    }
+
+    /// Goes on with a series, or begins it.
+    fn take(&mut self, known: Option<Series>, of: Of, total: Total, elapsed: Option<Duration>) {
+        let is_known = known.is_some();
+        let mut series = known.unwrap_or_default();
+        if let Some(elapsed) = elapsed.filter(|_| is_known) {
+            let rate = total.since(series.total).per_second(elapsed.as_secs_f64());
+            if series.packets.len() == KEPT {
+                series.packets.pop_front();
+            }
+            series.packets.push_back(rate.packets);
+            series.rate = Some(rate);
+        }
+        series.total = total;
+        self.series.insert(of, series);
     }
 
     /// Whether there were two looks.
@@ -138,21 +165,14 @@ impl Rates {
     }
 }
 
-/// All counters of a status.
+/// All counters of a status but the node's own.
 fn totals(status: &Status) -> Vec<(Of, Total)> {
     let mut all = Vec::new();
-    let mut node = Total::default();
     for (name, service) in &status.services {
-        let mut sum = Total::default();
-        for (address, backend) in &service.backends {
-            let total = Total::from(backend);
-            sum.add(total);
-            all.push((Of::Backend(name.clone(), *address), total));
-        }
-        node.add(sum);
-        all.push((Of::Service(name.clone()), sum));
+        let backends = service.backends.iter();
+        all.extend(backends.map(|(at, one)| (Of::Backend(name.clone(), *at), Total::from(one))));
+        all.push((Of::Service(name.clone()), Total::from(service)));
     }
-    all.push((Of::Node, node));
     let mut drops = Total::default();
     for (reason, &sent) in &status.dropped {
         let total = Total { sent, new_flows: 0 };
@@ -165,7 +185,10 @@ fn totals(status: &Status) -> Vec<(Of, Total)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::node, *};
+    use super::{
+        super::tests::{node, send},
+        *,
+    };
 
     #[test]
     fn a_rate_is_the_difference_of_two_looks_by_the_time_between() {
@@ -174,16 +197,12 @@ mod tests {
         rates.look(&status, start);
         assert!(!rates.is_known());
         assert_eq!(rates.of(&Of::Node), None);
-        let at = IpAddr::from([10, 0, 0, 11]);
-        let backend = status.services.get_mut("web").and_then(|web| web.backends.get_mut(&at));
-        let backend = backend.expect("it is there");
-        backend.sent.packets += 1_000;
-        backend.sent.bytes += 64_000;
-        backend.new_flows += 10;
+        send(&mut status, "web", 11, 1_000);
         status.dropped.entry("no_backend".into()).or_default().packets += 4;
         rates.look(&status, start + Duration::from_secs(2));
-        let expected = Rate { packets: 500.0, bytes: 32_000.0, new_flows: 5.0 };
+        let expected = Rate { packets: 500.0, bytes: 50_000.0, new_flows: 50.0 };
         let web = || "web".to_owned();
+        let at = IpAddr::from([10, 0, 0, 11]);
         for of in [Of::Backend(web(), at), Of::Service(web()), Of::Node] {
             assert_eq!(rates.of(&of), Some(expected), "{of:?}");
         }
@@ -193,15 +212,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_removed_hides_nothing_of_what_the_others_get() {
+        let (mut rates, start) = (Rates::default(), Instant::now());
+        let mut status = node();
+        rates.look(&status, start);
+        send(&mut status, "web", 11, 100);
+        let web = status.services.get_mut("web").expect("it is there");
+        web.backends.remove(&IpAddr::from([10, 0, 0, 12])).expect("it had the most");
+        rates.look(&status, start + Duration::from_secs(1));
+        let packets = |rates: &Rates, of: &Of| rates.of(of).map(|rate| rate.packets);
+        for of in [Of::Service("web".into()), Of::Node] {
+            assert_eq!(packets(&rates, &of), Some(100.0), "{of:?}");
+        }
+        status.services.remove("web");
+        send(&mut status, "dns", 11, 7);
+        rates.look(&status, start + Duration::from_secs(2));
+        assert_eq!(packets(&rates, &Of::Node), Some(7.0));
+    }
+
+    #[test]
     fn counters_that_start_anew_give_no_rate_below_zero() {
         let (mut rates, start) = (Rates::default(), Instant::now());
         let mut status = node();
         rates.look(&status, start);
-        for backend in status.services.values_mut().flat_map(|s| s.backends.values_mut()) {
-            backend.sent = Count::default();
+        for service in status.services.values_mut() {
+            service.totals.sent = Count::default();
+            service.backends.values_mut().for_each(|backend| backend.sent = Count::default());
         }
         rates.look(&status, start + Duration::from_secs(1));
-        assert_eq!(rates.of(&Of::Node).map(|rate| rate.packets), Some(0.0));
+        for of in [Of::Node, Of::Backend("web".into(), [10, 0, 0, 11].into())] {
+            assert_eq!(rates.of(&of).map(|rate| rate.packets), Some(0.0), "{of:?}");
+        }
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! answers of the daemon.
 
 use std::{
+    fs,
     io::{self, Stdout},
     panic,
     pin::Pin,
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,7 +18,7 @@ use crossterm::{
 use futures_util::StreamExt as _;
 use nix::{
     sys::signal::{self, Signal},
-    unistd::Pid,
+    unistd::{Pid, getpgid, getppid, getsid},
 };
 use ratatui::{Terminal, backend::CrosstermBackend};
 use tokio::{
@@ -42,6 +44,10 @@ const FLOWS_SHARE: u32 = 10;
 /// How soon `lbd` is asked again while it does not answer.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// Whether the terminal is this program's. It is given back once: a second time would put the cursor
+/// to where it was before, over what was written since, as the message of a panic.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
 /// The terminal while it is this program's.
 struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
@@ -57,6 +63,7 @@ impl Screen {
 
     /// Takes the whole terminal, and draws everything anew.
     fn enter(&mut self) -> Result<()> {
+        TAKEN.store(true, Ordering::Relaxed);
         terminal::enable_raw_mode().context("take keys one by one")?;
         let all = terminal::Clear(ClearType::All);
         execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide, all)?;
@@ -77,8 +84,11 @@ impl Drop for Screen {
     }
 }
 
-/// Leaves the terminal as it was found.
+/// Leaves the terminal as it was found, if that was not done yet.
 fn give_back() {
+    if !TAKEN.swap(false, Ordering::Relaxed) {
+        return;
+    }
     // Nothing better can be done about a terminal that is gone.
     let _ = execute!(io::stdout(), terminal::LeaveAlternateScreen, cursor::Show);
     let _ = terminal::disable_raw_mode();
@@ -198,15 +208,19 @@ pub(super) async fn run(interval: Duration, client: &Client) -> Result<ExitCode>
         }
         Err(error) => drop(app.handle(Event::Away(error.to_string()), Instant::now())),
     }
+    tell_panics_on_the_terminal_as_it_was();
+    let mut screen = Screen::take()?;
+    let ended = watch(&mut screen, &mut app, client).await;
+    drop(screen);
+    ended
+}
+
+fn tell_panics_on_the_terminal_as_it_was() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         give_back();
         before(info);
     }));
-    let mut screen = Screen::take()?;
-    let ended = watch(&mut screen, &mut app, client).await;
-    drop(screen);
-    ended
 }
 
 async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<ExitCode> {
@@ -273,9 +287,66 @@ fn ended_by(signal: i32) -> ExitCode {
     ExitCode::from(128 + signal as u8)
 }
 
-/// Gives the terminal back and stops; takes it again when the shell says so.
+/// Gives the terminal back and stops; takes it again when the shell says so. Without a shell to say so,
+/// nothing is done.
 fn suspend(screen: &mut Screen, whom: Pid) -> Result<()> {
+    if is_orphan() {
+        return Ok(());
+    }
     give_back();
     signal::kill(whom, Signal::SIGSTOP).context("stop")?;
     screen.enter()
+}
+
+/// Whether nobody could continue this program, as where it is all that a terminal was opened for. The
+/// kernel keeps such a group of processes from stopping by SIGTSTP (POSIX: orphaned process group), but
+/// not by SIGSTOP. One that can't be told counts as such: who can't stop it may still end it.
+fn is_orphan() -> bool {
+    let (Ok(group), Ok(session)) = (getpgid(None), getsid(None)) else { return true };
+    let mut parent = getppid();
+    // Up to the first one outside of this group: a shell, if it is of the same session.
+    while parent.as_raw() > 0 && getsid(Some(parent)) == Ok(session) {
+        if getpgid(Some(parent)) != Ok(group) {
+            return false;
+        }
+        let status = fs::read_to_string(format!("/proc/{parent}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        parent = Pid::from_raw(line.and_then(|pid| pid.trim().parse().ok()).unwrap_or(0));
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env,
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Set for a run of this program that only takes the terminal, and panics.
+    const PANICS: &str = "LB_TEST_TOP_PANICS";
+    const WORDS: &str = "something has gone wrong in a test";
+
+    #[test]
+    fn a_panic_is_told_on_the_terminal_as_it_was_before() {
+        if env::var_os(PANICS).is_some() {
+            tell_panics_on_the_terminal_as_it_was();
+            let _screen = Screen::take().expect("there is a terminal");
+            panic!("{WORDS}");
+        }
+        let this = env::current_exe().expect("it is a file");
+        let name = "cli::top::screen::tests::a_panic_is_told_on_the_terminal_as_it_was_before";
+        let line = format!("{} --exact {name} --nocapture; stty -a", this.display());
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--command", &line, "/dev/null"]).stdin(Stdio::null());
+        let output = script.env(PANICS, "1").output().expect("script gives it a terminal");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let at = |what: &str| said.find(what).unwrap_or_else(|| panic!("no {what:?} in {said:?}"));
+        let (taken, given_back) = ("\x1b[?1049h", "\x1b[?1049l");
+        assert!(at(taken) < at(given_back) && at(given_back) < at(WORDS), "{said:?}");
+        assert_eq!(said.matches(given_back).count(), 1, "{said:?}");
+        assert!(said.contains(" icanon") && said.contains(" echo "), "{said:?}");
+    }
 }

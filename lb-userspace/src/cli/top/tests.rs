@@ -24,6 +24,10 @@ fn backend(slots: u32, packets: u64) -> Backend {
 
 fn service(port: u16, protocol: Protocol, backends: Vec<(u8, Backend)>) -> Service {
     let at = |last: u8| IpAddr::from([10, 0, 0, last]);
+    let mut totals = Totals::default();
+    for (_, backend) in &backends {
+        totals.add(Totals { sent: backend.sent, new_flows: backend.new_flows });
+    }
     Service {
         key: ServiceKey { vip: at(100), port, protocol },
         mode: Mode::Dsr,
@@ -32,7 +36,7 @@ fn service(port: u16, protocol: Protocol, backends: Vec<(u8, Backend)>) -> Servi
         slots_in_flux: 0,
         idle_timeout_secs: 900,
         standing: Standing { up: 1, enabled: 1, ready: true, ..Standing::default() },
-        totals: Totals::default(),
+        totals,
         backends: backends.into_iter().map(|(last, backend)| (at(last), backend)).collect(),
     }
 }
@@ -81,4 +85,17 @@ pub(super) fn node() -> Status {
         vrrp: vec![router],
         ..Status::default()
     }
+}
+
+/// Lets so many packets go to a backend of it.
+pub(super) fn send(status: &mut Status, name: &str, last: u8, packets: u64) {
+    let sent = Count { packets, bytes: packets * 100 };
+    let more = Totals { sent, new_flows: packets / 10 };
+    let service = status.services.get_mut(name).expect("it is there");
+    service.totals.add(more);
+    let backend = service.backends.get_mut(&IpAddr::from([10, 0, 0, last]));
+    let backend = backend.expect("it is there");
+    let mut all = Totals { sent: backend.sent, new_flows: backend.new_flows };
+    all.add(more);
+    (backend.sent, backend.new_flows) = (all.sent, all.new_flows);
 }

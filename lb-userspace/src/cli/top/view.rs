@@ -242,39 +242,23 @@ fn aligned(text: String, right: bool) -> ratatui::widgets::Cell<'static> {
 
 /// The keys that can be pressed here.
 fn foot(app: &App, looks: Looks) -> Line<'static> {
-    let keys: &[(&str, &str)] = match (app.writes, &app.page().place) {
-        (true, _) => &[("Enter", "keep the filter"), ("Esc", "clear it")],
-        (false, Place::Services) => &[
-            ("Enter", "backends"),
-            ("< >", "sort"),
-            ("r", "reverse"),
-            ("/", "filter"),
-            ("p", "pause"),
-            ("?", "help"),
-            ("q", "quit"),
-        ],
-        (false, Place::Backends(_)) => &[
-            ("Enter", "flows"),
-            ("Esc", "back"),
-            ("< >", "sort"),
-            ("r", "reverse"),
-            ("/", "filter"),
-            ("p", "pause"),
-            ("?", "help"),
-            ("q", "quit"),
-        ],
-        (false, Place::Flows(..)) => &[
-            ("Esc", "back"),
-            ("< >", "sort"),
-            ("r", "reverse"),
-            ("/", "filter"),
-            ("p", "pause"),
-            ("?", "help"),
-            ("q", "quit"),
-        ],
+    type Keys = &'static [(&'static str, &'static str)];
+    const EVERYWHERE: Keys = &[
+        ("< >", "sort"),
+        ("r", "reverse"),
+        ("/", "filter"),
+        ("p", "pause"),
+        ("?", "help"),
+        ("q", "quit"),
+    ];
+    let (here, everywhere): (Keys, Keys) = match (app.writes, &app.page().place) {
+        (true, _) => (&[("Enter", "keep the filter"), ("Esc", "clear it")], &[]),
+        (false, Place::Services) => (&[("Enter", "backends")], EVERYWHERE),
+        (false, Place::Backends(_)) => (&[("Enter", "flows"), ("Esc", "back")], EVERYWHERE),
+        (false, Place::Flows(..)) => (&[("Esc", "back")], EVERYWHERE),
     };
     let mut spans = Vec::new();
-    for (key, meaning) in keys {
+    for (key, meaning) in here.iter().chain(everywhere) {
         spans.push(Span::styled(*key, looks.key()));
         spans.push(Span::raw(format!(" {meaning}  ")));
     }

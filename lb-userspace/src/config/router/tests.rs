@@ -201,6 +201,13 @@ fn a_router_of_version_2_has_a_password_and_whole_seconds() {
 }
 
 #[test]
+fn a_second_path_alone_may_be_behind_routers() {
+    let path = "second_path = { interface = \"eth1\", peers = [\"192.168.9.3\"] }";
+    let read = router(&format!("{MAIN}{path}\nmin_ttl = 254\n"));
+    assert_eq!((read.min_ttl, read.peers), (254, vec![]));
+}
+
+#[test]
 fn the_owner_has_priority_255_however_it_is_said() {
     for line in ["owner = true", "priority = 255", "owner = true\npriority = 255"] {
         assert_eq!(router(&format!("{MAIN}{line}\n")).priority.get(), 255, "{line}");
@@ -607,4 +614,45 @@ fn a_key_of_hmac_is_what_its_file_says_but_for_the_last_newline() {
         mistakes(&format!("{lines}version = 2\n"))[0],
         "5:17: virtual_router[0].hmac_key_file: HMAC is for version 3; remove `version`, or use a password"
     );
+}
+
+/// What the README says to those who come from keepalived.
+fn from_keepalived() -> &'static str {
+    let readme = include_str!("../../../../README.md");
+    let (_, chapter) = readme.split_once("### Coming from keepalived").expect("the chapter");
+    chapter.split_once("\n## ").expect("the next chapter").0
+}
+
+#[test]
+fn the_readme_has_each_keyword_that_keepalived_has_of_virtual_routers() {
+    // keepalived.conf(5) of 2.2.7: vrrp_instance, vrrp_sync_group, vrrp_script, and what is global.
+    let keywords = "accept advert_int auth_pass auth_type check_unicast_src debug dont_track_primary \
+        down_timer_adverts enable_script_security garp_extra_if garp_interval garp_lower_prio_delay \
+        garp_lower_prio_repeat garp_master_delay garp_master_refresh garp_master_refresh_repeat \
+        garp_master_repeat global_tracking gna_interval group higher_prio_send_advert init_fail interface \
+        lower_prio_no_advert lvs_sync_daemon mcast_dst_ip mcast_src_ip native_ipv6 no_accept nopreempt \
+        notify notify_backup notify_deleted notify_fault notify_fifo notify_master \
+        notify_master_rx_lower_pri notify_priority_changes notify_stop old_unicast_checksum \
+        preempt_delay priority promote_secondaries reverse script_user skip_check_adv_addr smtp_alert \
+        state strict_mode sync_group_tracking_weight track_bfd track_file track_interface track_process \
+        track_script track_src_ip unicast_fault_no_peer unicast_peer unicast_src_ip unicast_ttl \
+        use_ipvlan use_vmac use_vmac_addr version virtual_ipaddress virtual_ipaddress_excluded \
+        virtual_router_id virtual_routes virtual_rules vmac_xmit_base vrrp_cpu_affinity vrrp_ipsets \
+        vrrp_iptables vrrp_mcast_group4 vrrp_mcast_group6 vrrp_min_garp vrrp_no_swap vrrp_priority \
+        vrrp_rlimit_rttime vrrp_rt_priority vrrp_script vrrp_startup_delay vrrp_strict \
+        vrrp_sync_group vrrp_version weight";
+    let is_of_a_word = |sign: char| sign.is_ascii_alphanumeric() || sign == '_';
+    let known: Vec<&str> =
+        from_keepalived().lines().flat_map(|row| row.split(|sign| !is_of_a_word(sign))).collect();
+    let missing = keywords.split_whitespace().filter(|keyword| !known.contains(keyword));
+    assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn what_the_readme_says_to_write_for_a_tracked_interface_is_taken() {
+    let row = from_keepalived().lines().find(|row| row.starts_with("| `track_interface")).unwrap();
+    let lines: Vec<&str> = row.split('`').skip(3).step_by(2).collect();
+    let read = router(&format!("{MAIN}{}\n", lines.join("\n")));
+    let eth1 = Track { what: Tracked::Interface("eth1".into()), weight: -20 };
+    assert_eq!(read.tracks.last(), Some(&eth1), "{lines:?}");
 }

@@ -58,7 +58,7 @@ export function create(service, address) {
   const part = { root, row, button, picture, word, why, state, health, cells, rates, ring, traffic, more, below, service, address };
   button.addEventListener('click', () => toggle(part));
   watch(root, () => draw(part));
-  part.leave = () => unwatch(root, () => draw(part));
+  part.leave = () => unwatch(root);
   return part;
 }
 

@@ -132,18 +132,22 @@ function routers(node) {
   keep(box.querySelector('tbody'), node.routers, ({ name, key }) => `${name} ${key} ${nodes.length}`, (router) => {
     const addresses = make('b');
     const name = make('small');
+    const holder = make('small');
     const cells = nodes.map(() => {
       const picture = shape('disabled');
       const word = make('b');
       const note = make('small');
       return { root: make('td', {}, make('span', { class: 'badge' }, picture, word), note), picture, word, note };
     });
-    const root = make('tr', {}, make('th', { scope: 'row' }, addresses, name), ...cells.map((cell) => cell.root));
+    const root = make('tr', {}, make('th', { scope: 'row' }, addresses, name, holder), ...cells.map((cell) => cell.root));
     root.dataset.router = router.name;
-    return { root, addresses, name, cells };
+    return { root, addresses, name, holder, cells };
   }, (part, router) => {
     say(part.addresses, router.addresses.map((address) => address.replace(/\/(32|128)$/, '')).join(', '));
     say(part.name, `${router.name}, ${router.key}, ${router.interface}`);
+    // One that is no peer, as keepalived, has no column.
+    const isShown = nodes.some(({ peer }) => peer?.connected && peer.routers.some((its) => its.key === router.key && its.state === 'active'));
+    say(part.holder, router.active && !isShown ? `held by ${router.active}` : '');
     nodes.forEach(({ peer }, n) => {
       const its = peer ? peer.routers.find(({ key }) => key === router.key) : router;
       const gone = peer && !peer.connected;

@@ -122,7 +122,7 @@ function create(name) {
   });
   watch(root, () => draw(part));
   part.leave = () => {
-    unwatch(root, () => draw(part));
+    unwatch(root);
     close(part);
   };
   return part;

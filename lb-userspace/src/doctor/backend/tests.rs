@@ -1,7 +1,10 @@
 //! Each check of a backend, once for each way in which it can come out.
 
 use super::*;
-use crate::doctor::Grade;
+use crate::doctor::{
+    Grade,
+    tests::{assert_told, told},
+};
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -59,21 +62,7 @@ fn changed(
 ) -> (Grade, String) {
     let mut facts = healthy(mode);
     change(&mut facts);
-    let findings = check(&facts);
-    let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
-    for finding in &findings {
-        assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
-    }
-    let said = |one: &Finding| format!("{}\n{}\n", one.found, one.mend.as_deref().unwrap_or(""));
-    (worst, findings.iter().map(said).collect())
-}
-
-#[track_caller]
-fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
-    assert_eq!(told.0, grade, "{}", told.1);
-    for part in parts {
-        assert!(told.1.contains(part), "{part:?} is not in {}", told.1);
-    }
+    told(&check(&facts))
 }
 
 #[test]
@@ -178,8 +167,12 @@ fn sources_must_not_be_checked_strictly_where_a_tunnel_ends() {
 #[test]
 fn clients_must_be_told_to_send_what_fits_the_tunnel() {
     let small = |facts: &mut Facts| interface(facts, "eth0").mtu = 1500;
-    let told = changed(Mode::Ipip, segment_size, small);
-    assert_told(&told, Grade::Warning, &["ip saddr 10.0.0.100", "tcp option maxseg size set 1440"]);
+    let unwell = changed(Mode::Ipip, segment_size, small);
+    assert_told(
+        &unwell,
+        Grade::Warning,
+        &["ip saddr 10.0.0.100", "tcp option maxseg size set 1440"],
+    );
     let announced = |segment| {
         changed(Mode::Ipip, segment_size, |facts| {
             small(facts);
@@ -194,6 +187,12 @@ fn clients_must_be_told_to_send_what_fits_the_tunnel() {
     });
     assert_told(&clamped, Grade::Ok, &["lowers the segment size"]);
     assert_told(&changed(Mode::Ipip, segment_size, |_| ()), Grade::Ok, &["fit a tunnel"]);
+    // However little fits.
+    let least = changed(Mode::Ipip, segment_size, |facts| {
+        interface(facts, "eth0").mtu = 68;
+        facts.question.vips = vec![address("fd00::100")];
+    });
+    assert_told(&least, Grade::Warning, &["ip6 saddr fd00::100"]);
     assert_eq!(changed(Mode::Dsr, segment_size, small), (Grade::Ok, String::new()));
 }
 
@@ -224,7 +223,7 @@ fn offloads_that_merge_are_told_where_a_tunnel_ends() {
     let merge = |facts: &mut Facts| {
         interface(facts, "eth0").offloads = Some(["rx-lro".to_owned()].into());
     };
-    let told = changed(Mode::Ipip, offloads, merge);
-    assert_told(&told, Grade::Wrong, &["ethtool -K eth0 lro off"]);
+    let merging = changed(Mode::Ipip, offloads, merge);
+    assert_told(&merging, Grade::Wrong, &["ethtool -K eth0 lro off"]);
     assert_eq!(changed(Mode::Dsr, offloads, merge), (Grade::Ok, String::new()));
 }

@@ -4,14 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, Read as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
-use lb_common::{
-    packet::{ethernet, number},
-    rewrite::{fold, sum},
-};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use crate::{
@@ -24,7 +20,6 @@ const PATIENCE: Duration = Duration::from_millis(700);
 /// How often it is asked anew, since a host that wakes up may miss a frame.
 const ASKED: u32 = 2;
 const ETH_P_ALL: u16 = 3;
-const ETHERTYPE_ARP: u16 = 0x0806;
 
 /// Who else answers for these addresses on the links of these interfaces; none if this process may
 /// not ask.
@@ -96,7 +91,8 @@ fn on(ifindex: u32, kind: u16) -> SockAddr {
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
-/// The frame that asks who has an address, in the name of another address of the interface.
+/// The frame that asks who has an address, in the name of another address of the interface. Over IPv6
+/// it takes one: without a source it would look as if the address were about to be taken.
 fn question(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>> {
     let own = interface.addresses.iter().map(|(own, _)| *own).filter(|own| *own != address);
     match address {
@@ -105,57 +101,22 @@ fn question(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>>
                 IpAddr::V4(own) => Some(own),
                 IpAddr::V6(_) => None,
             });
-            // RFC 5227, 2.1.1: who has none asks all the same.
-            Some(arp_request(address, mac, own.unwrap_or(Ipv4Addr::UNSPECIFIED)))
+            Some(announce::arp_question(address, mac, own))
         }
         IpAddr::V6(address) => {
             let own = own.into_iter().find_map(|own| match own {
                 IpAddr::V6(own) if own.is_unicast_link_local() => Some(own),
                 _ => None,
             });
-            // Without a source it would look as if the address were about to be taken.
-            own.map(|own| solicitation(address, mac, own))
+            own.map(|own| announce::solicitation(address, mac, own))
         }
     }
 }
 
-fn arp_request(address: Ipv4Addr, mac: Mac, own: Ipv4Addr) -> Vec<u8> {
-    let mut frame = [[0xff; 6], mac].concat();
-    frame.extend(ETHERTYPE_ARP.to_be_bytes());
-    // Ethernet, IPv4, the lengths of their addresses, and that it is a request.
-    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(mac);
-    frame.extend(own.octets());
-    frame.extend([0; 6]);
-    frame.extend(address.octets());
-    frame
-}
-
-fn solicitation(address: Ipv6Addr, mac: Mac, own: Ipv6Addr) -> Vec<u8> {
-    const SOLICITATION: u8 = 135;
-    const SOURCE_LINK_LAYER_ADDRESS: u8 = 1;
-    let [.., a, b, c] = address.octets();
-    // RFC 4291, 2.7.1.
-    let to =
-        Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
-    let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
-    message.extend(address.octets());
-    message.extend([SOURCE_LINK_LAYER_ADDRESS, 1]);
-    message.extend(mac);
-    let pseudo = [own.octets(), to.octets()].concat();
-    let total = sum(&pseudo) + message.len() as u32 + u32::from(number::ICMPV6) + sum(&message);
-    message[2..4].copy_from_slice(&(!fold(total)).to_be_bytes());
-    let mut frame = [[0x33, 0x33, 0xff, a, b, c], mac].concat();
-    frame.extend(ethernet::IPV6.to_be_bytes());
-    frame.extend([0x60, 0, 0, 0, 0, message.len() as u8, number::ICMPV6, 255]);
-    frame.extend(own.octets());
-    frame.extend(to.octets());
-    frame.extend(message);
-    frame
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     const MAC: Mac = [2, 0, 0, 0, 0, 1];
@@ -179,14 +140,5 @@ mod tests {
         let frame = question(vip.into(), MAC, &interface).expect("a frame");
         assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
         assert_eq!(frame.len(), 14 + 40 + 32);
-    }
-
-    #[test]
-    fn the_checksum_of_a_solicitation_is_right() {
-        let own: Ipv6Addr = "fe80::1".parse().expect("an address");
-        let frame = solicitation("fd00::100".parse().expect("an address"), MAC, own);
-        let (header, message) = frame[14..].split_at(40);
-        let pseudo = sum(&header[8..]) + message.len() as u32 + u32::from(number::ICMPV6);
-        assert_eq!(fold(pseudo + sum(message)), 0xffff);
     }
 }

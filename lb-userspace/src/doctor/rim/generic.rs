@@ -66,6 +66,16 @@ pub(super) fn describe(name: &str, interface: &mut Interface) {
     interface.xdp_features = told.and_then(|answer| xdp_features(&answer));
 }
 
+/// Whether the kernel has a family of generic netlink.
+pub(crate) fn has_family(name: &str) -> bool {
+    let name = [name.as_bytes(), &[0]].concat();
+    let answer = Socket::new(NETLINK_GENERIC).and_then(|mut socket| {
+        socket.bind_auto()?;
+        exchange(&socket, CONTROL, GET_FAMILY, &attribute(FAMILY_NAME, &name))
+    });
+    answer.is_ok()
+}
+
 fn of_name(name: &str) -> Vec<u8> {
     let name = [name.as_bytes(), &[0]].concat();
     attribute(ETHTOOL_HEADER | NESTED, &attribute(HEADER_DEV_NAME, &name))

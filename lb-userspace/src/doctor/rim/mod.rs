@@ -2,7 +2,7 @@
 
 mod claims;
 mod firewall;
-mod generic;
+pub(crate) mod generic;
 mod links;
 mod system;
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{Config, Error as ConfigError},
-    datapath::{decap, probe},
+    datapath::{decap, kernel, probe},
     netlink::{Resolution, Resolver, Want},
 };
 
@@ -62,10 +62,10 @@ pub async fn balancer(file: &Path) -> anyhow::Result<Facts> {
     };
     Ok(Facts {
         kernel: Kernel {
-            release: system::release(),
+            release: kernel::release(),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             jit: system::number("/proc/sys/net/core/bpf_jit_enable"),
-            features: probe::features(),
+            features: kernel::features(),
             bpffs: system::bpffs(),
         },
         file: file.into(),

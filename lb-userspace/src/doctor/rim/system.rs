@@ -20,10 +20,6 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
 
-pub(super) fn release() -> String {
-    read("/proc/sys/kernel/osrelease").trim().to_owned()
-}
-
 pub(super) fn number(path: &str) -> Option<i64> {
     read(path).trim().parse().ok()
 }
@@ -39,7 +35,7 @@ pub(super) fn sysctls<'a>(interfaces: impl Iterator<Item = &'a String>) -> Sysct
     Sysctls(names.into_iter().chain(of_interface).filter_map(value).collect())
 }
 
-/// How many CPUs this process may run on, or else how many are online.
+/// How many CPUs are online, or else how many this process may run on.
 pub(super) fn cpus() -> u32 {
     let online = read("/sys/devices/system/cpu/online");
     let count = count_of_list(online.trim());

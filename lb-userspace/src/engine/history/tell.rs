@@ -17,8 +17,11 @@ use crate::{
     },
 };
 
-/// Slots that are cleared right after a second look at them.
+/// Slots that are written right after a second look at them.
 const AT_ONCE: usize = 64;
+
+/// Other owners of a slot: where it is, before and after.
+type Move = (u32, Owners, Owners);
 
 /// Pins of each service.
 type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
@@ -46,7 +49,8 @@ impl<D: DataPlane> Engine<D> {
             telling.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
         }
         self.settle_told(now)?;
-        self.tell_settling(now);
+        self.take_late_back(now)?;
+        self.tell_settling(now)?;
         if self.history.telling.is_empty() {
             return Ok(Vec::new());
         }
@@ -54,10 +58,8 @@ impl<D: DataPlane> Engine<D> {
         let mut pieces = Vec::new();
         let mut told_rings = Vec::new();
         for (key, news) in &self.history.telling.rings {
-            let settling = self.history.settling.get(key);
-            let settles = |slot| settling.is_some_and(|settling| settling.was_told(slot));
             let is_told = self.history.role(key) != Role::Own;
-            if is_told || self.tell_ring(key, news, settles, &mut pieces)? {
+            if is_told || self.tell_ring(key, news, &mut pieces)? {
                 told_rings.push(*key);
             }
         }
@@ -113,81 +115,145 @@ impl<D: DataPlane> Engine<D> {
         }
     }
 
-    /// Has the next news tell of slots that are quiet, as many as there is room for.
-    fn tell_settling(&mut self, now: Now) {
-        let Self { history, applied, .. } = self;
-        let mut room = history.window.room(history.taken, now.mono);
-        let number = history.telling.number + 1;
-        for (key, settling) in &mut history.settling {
-            let ring = applied.services.get(key).and_then(|service| applied.rings.get(&service.id));
+    /// The services of which slots are on their way to settle, with their rings.
+    fn settling_rings(&self) -> Vec<(ServiceKey, u16, u32)> {
+        let services = self.history.settling.keys().filter_map(|key| {
+            let service = self.applied.services.get(key)?;
             // Of a ring that is not known nothing is told.
-            if ring.is_none_or(|ring| ring.target.is_none()) {
-                continue;
-            }
-            let slots = settling.tell(room, number);
-            if !slots.is_empty() {
-                room -= slots.len();
-                history.window.tell(number, now.mono);
-                history.telling.slots(*key, slots.into_iter());
-            }
-        }
+            self.applied.rings.get(&service.id)?.target.as_ref()?;
+            Some((*key, service.id, service.idle_timeout))
+        });
+        services.collect()
     }
 
-    /// Clears the base owners of slots that peers know to have settled, if they are quiet still.
-    fn settle_told(&mut self, now: Now) -> Result<()> {
-        let at = stamp(now.mono_secs());
-        let taken = self.history.taken.unwrap_or(u64::MAX);
-        let keys: Vec<_> = self.history.settling.keys().copied().collect();
-        for key in keys {
-            let told = self.history.settling(key).take_told(taken);
-            if *self.history.settling(key) == Settling::default() {
-                self.history.settling.remove(&key);
-            }
-            let Some(service) = self.applied.services.get(&key).copied() else { continue };
-            if told.is_empty() || !self.applied.rings.contains_key(&service.id) {
+    /// Has the next news tell of slots that are quiet, as many as there is room for, and makes them
+    /// their own base owners.
+    ///
+    /// Not while pins are held: the peer that takes over does not wait for what is told from then on.
+    fn tell_settling(&mut self, now: Now) -> Result<()> {
+        let mut room = self.history.window.room(self.history.taken, now.mono);
+        let number = self.history.telling.number + 1;
+        for (key, id, idle) in self.settling_rings() {
+            if self.history.held.contains(&key) {
                 continue;
             }
-            let context = || format!("write ring {}", service.id);
-            let slots = self.data_plane.ring(service.id).with_context(context)?;
-            let (mut settled, mut noisy) = (Vec::new(), Vec::new());
-            for index in told {
+            let quiet = self.history.settling(key).take_quiet(room);
+            if quiet.is_empty() {
+                continue;
+            }
+            let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            let (mut bases, mut moves) = (BTreeMap::new(), Vec::new());
+            for index in quiet {
                 let Some(slot) = slots.get(index as usize) else { continue };
                 let before = slot.owners();
-                if before.base == 0 {
-                    continue;
-                }
-                if ring::is_quiet(slot, at, service.idle_timeout) {
-                    settled.push((index, before, Owners { base: 0, ..before }));
-                } else {
-                    noisy.push(index);
+                if before.base == before.current {
+                    bases.insert(index, before.base);
+                } else if before.base != 0 {
+                    moves.push((index, before, Owners { base: before.current, ..before }));
                 }
             }
-            let mut done = Ok(());
-            for few in settled.chunks(AT_ONCE) {
-                // Whatever held this process up since the look at these slots held up its lease as
-                // well: flows may have begun at their base owners without a pin.
-                let mut quiet = Vec::with_capacity(few.len());
-                for change in few {
-                    let slot = slots.get(change.0 as usize);
-                    if slot.is_some_and(|slot| ring::is_quiet(slot, at, service.idle_timeout)) {
-                        quiet.push(*change);
-                    } else {
-                        noisy.push(change.0);
-                    }
-                }
-                done = self.write_bases(service.id, &slots, &quiet, now);
-                if done.is_err() {
-                    break;
-                }
-                self.history.settled += quiet.len() as u64;
+            let (moved, done) = self.move_quiet(id, &slots, &moves, idle, now);
+            bases.extend(moved.iter().map(|(index, before, _)| (*index, before.base)));
+            if !bases.is_empty() {
+                room = room.saturating_sub(bases.len());
+                self.history.window.tell(number, now.mono);
+                self.history.telling.slots(key, bases.keys().copied());
+                self.history.settling(key).tell(bases, number, now.mono);
             }
-            // If this fails they are told again: what they were told to be is not what they are.
-            if done.is_err() {
-                noisy.extend(settled.iter().map(|(index, ..)| *index));
-            }
-            self.history.telling.slots(key, noisy.into_iter());
             done?;
         }
+        Ok(())
+    }
+
+    /// Gives slots their base owners again with which a peer is late, where nothing has gone to their
+    /// current owners unpinned, and has the next news tell of it.
+    ///
+    /// Not while pins are held, as above.
+    fn take_late_back(&mut self, now: Now) -> Result<()> {
+        let number = self.history.telling.number + 1;
+        let mut are_back = false;
+        for (key, id, idle) in self.settling_rings() {
+            if self.history.held.contains(&key) {
+                continue;
+            }
+            let Self { history, applied, .. } = self;
+            let window = &history.window;
+            let settling = history.settling.entry(key).or_default();
+            let late = settling.late(|told| window.is_over(told, now.mono));
+            let target = applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
+            let keeps = |base| target.is_some_and(|at| at.bases && at.keeping.contains(&base));
+            let late: Vec<_> = late.into_iter().filter(|(_, base)| keeps(*base)).collect();
+            if late.is_empty() {
+                continue;
+            }
+            let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            let moves = late.into_iter().filter_map(|(index, base)| {
+                let before = slots.get(index as usize)?.owners();
+                let settles = before.base == before.current && before.current != base;
+                settles.then_some((index, before, Owners { base, ..before }))
+            });
+            let (moved, done) = self.move_quiet(id, &slots, &moves.collect::<Vec<_>>(), idle, now);
+            let moved: Vec<_> = moved.into_iter().map(|(index, ..)| index).collect();
+            are_back |= !moved.is_empty();
+            self.history.settling(key).take_back(&moved);
+            self.history.telling.slots(key, moved.into_iter());
+            done?;
+        }
+        if are_back {
+            self.history.window.take_back(number, now.mono);
+        }
+        Ok(())
+    }
+
+    /// Gives those of these slots that are quiet other base owners; which were, and whether all that
+    /// are could be written.
+    fn move_quiet(
+        &mut self,
+        id: u16,
+        slots: &D::Ring,
+        moves: &[Move],
+        idle: u32,
+        now: Now,
+    ) -> (Vec<Move>, Result<()>) {
+        let at = stamp(now.mono_secs());
+        let mut moved = Vec::new();
+        for few in moves.chunks(AT_ONCE) {
+            // Whatever held this process up since the last look held up its lease as well: flows may
+            // have begun without a pin where these slots had them go.
+            let is_quiet = |(index, ..): &&Move| {
+                let slot = slots.get(*index as usize);
+                slot.is_some_and(|slot| ring::is_quiet(slot, at, idle))
+            };
+            let few: Vec<_> = few.iter().filter(is_quiet).copied().collect();
+            let done = self.write_bases(id, slots, &few, now);
+            if done.is_err() {
+                return (moved, done);
+            }
+            moved.extend(few);
+        }
+        (moved, Ok(()))
+    }
+
+    /// Clears the base owners of slots that peers know to have settled.
+    fn settle_told(&mut self, now: Now) -> Result<()> {
+        let taken = self.history.taken.unwrap_or(u64::MAX);
+        for (key, id, _) in self.settling_rings() {
+            let told = self.history.settling(key).take_told(taken);
+            if told.is_empty() {
+                continue;
+            }
+            let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            let moves = told.into_iter().filter_map(|index| {
+                let before = slots.get(index as usize)?.owners();
+                // If its current owner has changed meanwhile it is in flux again.
+                let settles = before.base != 0 && before.base == before.current;
+                settles.then_some((index, before, Owners { base: 0, ..before }))
+            });
+            let moves: Vec<_> = moves.collect();
+            self.write_bases(id, &slots, &moves, now)?;
+            self.history.settled += moves.len() as u64;
+        }
+        self.history.settling.retain(|_, settling| *settling != Settling::default());
         Ok(())
     }
 
@@ -222,10 +288,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let mut pieces = Vec::new();
         for service in keys.into_values() {
-            // What is about to settle is news to come: who stops here has a base owner there still.
-            let settling = self.history.settling.get(&service);
-            let settles = |slot| settling.is_some_and(|settling| settling.was_told(slot));
-            self.tell_ring(&service, &RingNews::Whole, settles, &mut pieces)?;
+            self.tell_ring(&service, &RingNews::Whole, &mut pieces)?;
             if let Some(pins) = flows.remove(&service) {
                 pieces.push(Piece::Pins { service, pins });
             }
@@ -235,12 +298,11 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Tells of a service's ring; false if it is not known what it is: a write has failed. Slots that
-    /// settle have no base owner any more.
+    /// are their own base owners are told to have none.
     pub(super) fn tell_ring(
         &self,
         key: &ServiceKey,
         news: &RingNews,
-        settles: impl Fn(u32) -> bool,
         pieces: &mut Vec<Piece>,
     ) -> Result<bool> {
         let Some(service) = self.applied.services.get(key) else { return Ok(true) };
@@ -250,9 +312,9 @@ impl<D: DataPlane> Engine<D> {
         let slots = slots.with_context(|| format!("read ring {}", service.id))?;
         let mut addresses = HashMap::new();
         let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| self.address_of(id));
-        let mut base = |(slot, at): (u32, &Slot)| Base {
-            slot,
-            backend: address(at.owners().base).filter(|_| !settles(slot)),
+        let mut base = |(slot, at): (u32, &Slot)| {
+            let Owners { current, base } = at.owners();
+            Base { slot, backend: address(base).filter(|_| base != current) }
         };
         let service = *key;
         if let Some(changed) = news.slots() {

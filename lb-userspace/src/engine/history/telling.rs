@@ -16,6 +16,9 @@ const MOST_ENDED: usize = 262_144;
 /// Seconds without a question after which nothing is kept: who asks does so a hundred times a second.
 const PATIENCE_SECS: u32 = 10;
 
+/// A peer that has not taken news in after this time is late.
+pub const LATE: Duration = Duration::from_millis(20);
+
 /// What has changed since it was told.
 #[derive(Debug, Default)]
 pub struct Telling {
@@ -102,7 +105,9 @@ impl Telling {
 
     /// A flow has ended.
     pub fn end(&mut self, service: ServiceKey, flow: Flow) {
-        if self.is_asked() && self.ended.len() < MOST_ENDED {
+        // Nobody has these addresses, but anybody can forge them.
+        let is_mark = flow.ends_a_ring() || flow.ends_a_history();
+        if self.is_asked() && !is_mark && self.ended.len() < MOST_ENDED {
             self.ended.push((service, flow));
         }
     }
@@ -136,106 +141,161 @@ impl Telling {
     }
 }
 
-/// How many slots peers are told at once to have settled.
+/// How many slots peers are told at once to have settled, and how long they have for it.
 ///
-/// While a peer has not taken that in, it is not known which owner it goes by if it takes over. A flow
-/// that is born there unpinned in that time, since the peer is late, may be lost to it. So few slots are
-/// told at first, and more as long as peers are quick.
+/// Until a peer has taken that in it goes by another owner than this node for what is not pinned, and
+/// if it took over then, such a flow would break. So few slots are told at first, and more as long as
+/// peers are quick.
 #[derive(Debug)]
 pub struct Window {
     size: usize,
-    /// The number of the last news with such slots, and when they were told.
-    told: Option<(u64, Duration)>,
+    patience: Duration,
+    /// What peers must have taken in before more is told.
+    told: Option<Sent>,
+}
+
+/// News that tell of slots that settle.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    number: u64,
+    at: Duration,
+    /// Whether they say that these don't settle after all.
+    is_taken_back: bool,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { size: Self::LEAST, told: None }
+        Self { size: Self::LEAST, patience: LATE, told: None }
     }
 }
 
 impl Window {
     const LEAST: usize = 64;
     const MOST: usize = 4096;
-    /// A peer that has not taken something in after this time is late.
-    const LATE: Duration = Duration::from_millis(25);
+    /// Peers that are late have twice as long the next time, up to this: slots are to settle in the
+    /// end, however slow peers are.
+    const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
     /// How many slots may be told now, when peers have taken all news up to a number; none: they don't
     /// say.
     pub fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
         let Some(taken) = taken else { return usize::MAX };
-        match self.told {
-            Some((number, at)) if number > taken => {
-                if now.saturating_sub(at) > Self::LATE {
-                    self.size = Self::LEAST;
-                }
-                return 0;
-            }
-            Some(_) => self.size = (self.size * 2).min(Self::MOST),
-            None => {}
+        let Some(sent) = self.told else { return self.size };
+        if sent.number > taken {
+            return 0;
         }
         self.told = None;
+        let took = now.saturating_sub(sent.at);
+        if took > self.patience {
+            self.size = Self::LEAST;
+        } else if !sent.is_taken_back {
+            self.size = (self.size * 2).min(Self::MOST);
+            if took <= self.patience / 2 {
+                self.patience = (self.patience / 2).max(LATE);
+            }
+        }
         self.size
     }
 
     /// Slots are told by the news with this number.
     pub const fn tell(&mut self, number: u64, now: Duration) {
-        self.told = Some((number, now));
+        self.told = Some(Sent { number, at: now, is_taken_back: false });
+    }
+
+    /// Whether peers are late with what was told then.
+    pub fn is_over(&self, told: Duration, now: Duration) -> bool {
+        now.saturating_sub(told) >= self.patience
+    }
+
+    /// What was told is taken back by the news with this number, since peers are late.
+    pub fn take_back(&mut self, number: u64, now: Duration) {
+        self.size = Self::LEAST;
+        self.patience = (self.patience * 2).min(Self::MOST_PATIENCE);
+        self.told = Some(Sent { number, at: now, is_taken_back: true });
     }
 }
 
-/// Slots that are quiet. They are told to have settled before they do, and settle when every peer has
-/// taken that in: else a flow that is born in one right after, and is not pinned, would be looked for at
-/// the old base owner by a peer that takes over.
+/// Slots that are quiet, on their way to have no base owner.
+///
+/// At any moment a peer that takes in all that was told so far, and takes over, must go by the same
+/// owner as this node for what is not pinned: nobody tells of such a flow. So a slot that peers are told
+/// has settled becomes its own base owner with that: what can't be pinned goes to its current owner as
+/// well. The rest is pinned still, for a peer that does not know yet. When every peer has taken it in,
+/// the slot settles, and nothing is pinned any more. If one is late, the slot has its base owner again
+/// and peers are told so, before flows begin there unpinned since the peer is late.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
-    /// Slots of which that is to be told.
+    /// Slots of which it is to be told.
     quiet: BTreeSet<u32>,
-    /// Slots of which it was, with the number of the news.
-    told: VecDeque<(u64, BTreeSet<u32>)>,
+    /// Slots of which it was, oldest first.
+    told: VecDeque<Told>,
+}
+
+/// Slots that were told to have settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    /// The number of the news, and when they were told.
+    number: u64,
+    at: Duration,
+    /// Their base owners until then.
+    bases: BTreeMap<u32, u16>,
+    /// Whether peers were late with it: then what could be taken back was.
+    was_late: bool,
 }
 
 impl Settling {
-    /// Whether a slot was told to have settled, or is by the news that are made.
-    pub fn was_told(&self, slot: u32) -> bool {
-        self.told.iter().any(|(_, slots)| slots.contains(&slot))
-    }
-
     /// Takes in whether a slot is quiet.
     pub fn look(&mut self, slot: u32, is_quiet: bool) {
-        if is_quiet && !self.was_told(slot) {
+        if is_quiet && !self.told.iter().any(|told| told.bases.contains_key(&slot)) {
             self.quiet.insert(slot);
         } else {
             self.quiet.remove(&slot);
         }
     }
 
-    /// Tells of some of the slots by the news with this number; which.
-    pub fn tell(&mut self, most: usize, number: u64) -> Vec<u32> {
+    /// Some of the slots that were quiet when it was looked last.
+    pub fn take_quiet(&mut self, most: usize) -> Vec<u32> {
         let mut slots = Vec::new();
         while slots.len() < most
             && let Some(slot) = self.quiet.pop_first()
         {
             slots.push(slot);
         }
-        if !slots.is_empty() {
-            self.told.push_back((number, slots.iter().copied().collect()));
-        }
         slots
+    }
+
+    /// These are told to have settled by the news with this number; with their base owners.
+    pub fn tell(&mut self, bases: BTreeMap<u32, u16>, number: u64, now: Duration) {
+        self.told.push_back(Told { number, at: now, bases, was_late: false });
     }
 
     /// The slots that may settle, since all news up to this one were taken in.
-    pub fn take_told(&mut self, taken: u64) -> BTreeSet<u32> {
-        let mut slots = BTreeSet::new();
-        while let Some((_, told)) = self.told.pop_front_if(|(number, _)| *number <= taken) {
-            slots.extend(told);
+    pub fn take_told(&mut self, taken: u64) -> Vec<u32> {
+        let mut slots = Vec::new();
+        while let Some(told) = self.told.pop_front_if(|told| told.number <= taken) {
+            slots.extend(told.bases.into_keys());
         }
         slots
     }
 
-    /// All slots that were told.
-    pub fn into_told(self) -> impl Iterator<Item = u32> {
-        self.told.into_iter().flat_map(|(_, slots)| slots)
+    /// The slots with which peers are late for the first time, and their base owners until they were
+    /// told.
+    pub fn late(&mut self, is_over: impl Fn(Duration) -> bool) -> Vec<(u32, u16)> {
+        let mut late = Vec::new();
+        for told in self.told.iter_mut().filter(|told| !told.was_late && is_over(told.at)) {
+            told.was_late = true;
+            late.extend(told.bases.iter().map(|(slot, base)| (*slot, *base)));
+        }
+        late
+    }
+
+    /// These slots have their base owners again.
+    pub fn take_back(&mut self, slots: &[u32]) {
+        for told in &mut self.told {
+            for slot in slots {
+                told.bases.remove(slot);
+            }
+        }
     }
 }
 
@@ -294,20 +354,37 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_quiet_settles_when_it_was_told_and_taken_in() {
+        let millis = Duration::from_millis;
         let mut settling = Settling::default();
         for slot in 5..9 {
             settling.look(slot, true);
         }
-        assert!(settling.take_told(u64::MAX).is_empty());
+        assert_eq!(settling.take_told(u64::MAX), [0; 0]);
         settling.look(6, false);
-        assert_eq!(settling.tell(2, 7), [5, 7], "a packet has come for 6");
-        assert!(settling.was_told(5) && !settling.was_told(8));
+        assert_eq!(settling.take_quiet(2), [5, 7], "a packet has come for 6");
+        settling.tell([(5, 1), (7, 2)].into(), 7, millis(10));
         settling.look(5, true);
-        assert_eq!(settling.tell(9, 8), [8], "what was told is not told again");
-        assert_eq!(settling.take_told(6), [].into(), "a peer has not heard of it");
-        assert_eq!(settling.take_told(7), [5, 7].into());
-        assert!(!settling.was_told(5) && settling.was_told(8));
-        assert_eq!(settling.take_told(9), [8].into());
+        assert_eq!(settling.take_quiet(9), [8], "what was told is not told again");
+        settling.tell([(8, 1)].into(), 8, millis(20));
+        assert_eq!(settling.take_told(6), [0; 0], "a peer has not heard of it");
+        assert_eq!(settling.take_told(7), [5, 7]);
+        assert_eq!(settling.take_told(9), [8]);
+    }
+
+    #[test]
+    fn what_a_peer_is_late_with_is_taken_back_once() {
+        let millis = Duration::from_millis;
+        let mut settling = Settling::default();
+        settling.tell([(5, 1), (7, 2)].into(), 7, millis(10));
+        settling.tell([(8, 1)].into(), 8, millis(20));
+        let late = |settling: &mut Settling, by: u64| settling.late(|told| told < millis(by));
+        assert_eq!(late(&mut settling, 10), []);
+        assert_eq!(late(&mut settling, 20), [(5, 1), (7, 2)]);
+        settling.take_back(&[7]);
+        settling.look(7, true);
+        assert_eq!(settling.take_quiet(9), [7], "it is quiet still, and told anew");
+        assert_eq!(late(&mut settling, 30), [(8, 1)]);
+        assert_eq!(settling.take_told(9), [5, 8], "of 5 it could not be taken back");
     }
 
     #[test]
@@ -320,10 +397,43 @@ mod tests {
             assert_eq!(window.room(Some(step), at), expected);
             window.tell(step + 1, at);
             assert_eq!(window.room(Some(step), at + millis(10)), 0, "one at a time");
+            assert!(!window.is_over(at, at + millis(19)) && window.is_over(at, at + LATE));
         }
         assert_eq!(window.room(Some(7), millis(170)), 0);
-        assert_eq!(window.room(Some(8), millis(180)), 128, "it was late");
-        assert_eq!(window.room(Some(8), millis(190)), 128, "nothing was told");
+        assert_eq!(window.room(Some(8), millis(180)), 64, "it was late");
+        assert_eq!(window.room(Some(8), millis(190)), 64, "nothing was told");
+    }
+
+    #[test]
+    fn a_peer_that_is_late_has_longer_each_time_until_it_is_quick_again() {
+        let millis = Duration::from_millis;
+        let mut window = Window::default();
+        let (mut at, mut patience) = (millis(0), LATE);
+        for number in 1..10 {
+            assert!(!window.is_over(at, at + patience - millis(1)));
+            assert!(window.is_over(at, at + patience));
+            window.tell(number * 2, at);
+            at += patience;
+            window.take_back(number * 2 + 1, at);
+            assert_eq!(window.room(Some(number * 2), at + LATE), 0, "it may go by the old news");
+            assert_eq!(window.room(Some(number * 2 + 1), at + LATE), 64);
+            patience = (patience * 2).min(Duration::from_secs(1));
+        }
+        for number in 100..110 {
+            window.tell(number, at);
+            window.room(Some(number), at + LATE / 2);
+        }
+        assert!(window.is_over(at, at + LATE));
+    }
+
+    #[test]
+    fn no_client_ends_a_history_by_a_forged_address() {
+        let mut telling = asked();
+        for port in 0..4 {
+            telling.end(WEB, Flow::Pinned([0; 4].into(), port));
+        }
+        let told: Vec<_> = telling.ended.into_iter().map(|(_, flow)| flow).collect();
+        assert_eq!(told, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port)));
     }
 
     #[test]

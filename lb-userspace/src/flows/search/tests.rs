@@ -8,6 +8,9 @@ use zerocopy::FromZeros as _;
 use super::*;
 use crate::{datapath::FlowTable, desired::Protocol};
 
+/// The second at which is asked.
+const NOW: u32 = 10_000;
+
 /// Tables in memory.
 #[derive(Default)]
 struct Tables {
@@ -51,8 +54,9 @@ fn client(text: &str, port: u16, service: u16) -> FlowKey {
     FlowKey { source: address(text), port: port.into(), service }
 }
 
-const fn seen(backend: u16, seen: u32) -> FlowValue {
-    FlowValue { backend, flags: flow_flags::ESTABLISHED, seen }
+/// An established flow that has been silent for so long.
+const fn silent(backend: u16, secs: u32) -> FlowValue {
+    FlowValue { backend, flags: flow_flags::ESTABLISHED, seen: NOW - secs }
 }
 
 /// Two services: `web` with two backends, `dns` with one.
@@ -60,7 +64,7 @@ fn tables() -> Tables {
     let mut tables = Tables::default();
     for (id, port) in [(1, 80), (2, 53)] {
         let mut service = Service::new_zeroed();
-        (service.id, service.slots) = (id, 1_009);
+        (service.id, service.slots, service.idle_timeout) = (id, 1_009, 900);
         tables.services.insert(key(port), service);
     }
     for (id, service, at) in [(1, 1, "10.0.0.11"), (2, 1, "10.0.0.12"), (3, 2, "10.0.0.11")] {
@@ -70,17 +74,17 @@ fn tables() -> Tables {
     }
     let pin = |at, port, service, value| (FlowRef::Pin(client(at, port, service)), value);
     let pins = vec![
-        pin("198.51.100.7", 4_242, 1, seen(1, 90)),
-        pin("198.51.100.8", 1_000, 1, seen(2, 100)),
-        pin("2001:db8::7", 1_000, 1, FlowValue { flags: 0, ..seen(2, 95) }),
+        pin("198.51.100.7", 4_242, 1, silent(1, 10)),
+        pin("198.51.100.8", 1_000, 1, silent(2, 0)),
+        pin("2001:db8::7", 1_000, 1, FlowValue { flags: 0, ..silent(2, 5) }),
     ];
     tables.flows.insert(FlowTable::Pins, pins);
     let tracked = FlowRef::Tracked(client("198.51.100.7", 53, 2));
-    tables.flows.insert(FlowTable::Tracked, vec![(tracked, seen(3, 99))]);
+    tables.flows.insert(FlowTable::Tracked, vec![(tracked, silent(3, 1))]);
     let id = [0xab, 1, 2, 3, 4, 5, 6, 7];
     let quic = FlowRef::Connection(ConnectionKey { id, service: 2, reserved: 0 });
     let closing = flow_flags::ESTABLISHED | flow_flags::CLOSING;
-    let value = FlowValue { flags: closing, ..seen(3, 40) };
+    let value = FlowValue { flags: closing, ..silent(3, 60) };
     tables.flows.insert(FlowTable::Connections, vec![(quic, value)]);
     tables
 }
@@ -91,9 +95,9 @@ fn names() -> BTreeMap<ServiceKey, String> {
 
 fn found(tables: &Tables, query: &Query) -> Result<Found, Refusal> {
     let names = Names::read(tables, &names()).expect("they are in memory");
-    let mut search = Search::new(&names, query)?;
+    let mut search = Search::new(&names, query, NOW)?;
     search.run(tables).expect("they are in memory");
-    Ok(search.found(100))
+    Ok(search.found())
 }
 
 /// The clients and connections that are found.
@@ -164,7 +168,7 @@ fn a_limit_keeps_the_latest_and_counts_all() {
     let mut tables = tables();
     let many = (1..=1_000).map(|port| {
         // In no order of time.
-        let value = seen(1, u32::from(port) * 617 % 1_009);
+        let value = silent(1, u32::from(port) * 617 % 1_009 % 900);
         (FlowRef::Pin(client("203.0.113.1", port, 1)), value)
     });
     tables.flows.insert(FlowTable::Pins, many.collect());
@@ -172,14 +176,67 @@ fn a_limit_keeps_the_latest_and_counts_all() {
     let found = found(&tables, &query).expect("it is valid");
     assert_eq!(found.matched, 1_000);
     assert_eq!(found.flows.len(), 7);
-    let all = tables.flows[&FlowTable::Pins].iter().map(|(_, value)| value.seen);
+    let all = tables.flows[&FlowTable::Pins].iter().map(|(_, value)| NOW - value.seen);
     let mut latest: Vec<u32> = all.collect();
-    latest.sort_unstable_by(|a, b| b.cmp(a));
-    let kept =
-        found.flows.iter().map(|flow| u32::from(flow.port.expect("it has one")) * 617 % 1_009);
-    let mut kept: Vec<u32> = kept.collect();
-    kept.sort_unstable_by(|a, b| b.cmp(a));
+    latest.sort_unstable();
+    let kept: Vec<u32> = found.flows.iter().map(|flow| flow.idle_secs).collect();
     assert_eq!(kept, latest[..7]);
+}
+
+#[test]
+fn what_has_been_silent_for_too_long_is_no_flow() {
+    let mut tables = tables();
+    let key = |port| client("203.0.113.1", port, 1);
+    let opening = |secs| FlowValue { flags: 0, ..silent(1, secs) };
+    let connection = |first| ConnectionKey { id: [first; 8], service: 1, reserved: 0 };
+    tables.flows = [
+        (
+            FlowTable::Pins,
+            vec![
+                (FlowRef::Pin(key(1)), silent(1, 900)),
+                (FlowRef::Pin(key(2)), silent(1, 901)),
+                // A handshake is not waited for as long.
+                (FlowRef::Pin(key(3)), opening(75)),
+                (FlowRef::Pin(key(4)), opening(76)),
+                // Nobody knows how long one of a service that is gone may be silent.
+                (FlowRef::Pin(client("203.0.113.1", 5, 9)), silent(1, 5_000)),
+            ],
+        ),
+        // These stay in their tables until another one needs the place.
+        (
+            FlowTable::Tracked,
+            vec![
+                (FlowRef::Tracked(key(6)), opening(900)),
+                (FlowRef::Tracked(key(7)), opening(901)),
+            ],
+        ),
+        (
+            FlowTable::Connections,
+            vec![
+                (FlowRef::Connection(connection(8)), silent(1, 900)),
+                (FlowRef::Connection(connection(9)), silent(1, 901)),
+            ],
+        ),
+    ]
+    .into();
+    let all = found(&tables, &Query::default()).expect("it is valid");
+    let mut ports: Vec<_> = all.flows.iter().map(|flow| flow.port).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [None, Some(1), Some(3), Some(5), Some(6)]);
+    assert_eq!(all.matched, 5);
+    assert_eq!(all.backends.iter().map(Count::all).sum::<u64>(), 5);
+    let names = Names::read(&tables, &names()).expect("they are in memory");
+    let query = Query::default();
+    let mut met = 0;
+    let mut count = |_: Flow| {
+        met += 1;
+        ControlFlow::Continue(())
+    };
+    Search::new(&names, &query, NOW)
+        .expect("it is valid")
+        .visit(&tables, &mut count)
+        .expect("it is");
+    assert_eq!(met, 5, "as lines as well");
 }
 
 #[test]
@@ -235,9 +292,9 @@ fn a_flow_of_what_is_gone_is_told_by_what_is_left() {
     tables.backends.remove(&2);
     let names = Names::read(&tables, &BTreeMap::new()).expect("they are in memory");
     let query = Query { kind: Some(Kind::Pin), ..Query::default() };
-    let mut search = Search::new(&names, &query).expect("it is valid");
+    let mut search = Search::new(&names, &query, NOW).expect("it is valid");
     search.run(&tables).expect("they are in memory");
-    let first = search.found(100).flows.remove(0);
+    let first = search.found().flows.remove(0);
     assert_eq!(first.service.as_deref(), Some("tcp 10.0.0.100:80"));
     assert_eq!((first.backend, first.backend_id), (None, 2));
 }

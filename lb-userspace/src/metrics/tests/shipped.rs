@@ -154,6 +154,10 @@ fn provisionable(dashboard: &Value, name: &str) {
         if panel["type"] != "row" {
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{name}: {title}");
         }
+        // A step as short as Grafana likes holds no two samples, and an increase takes two.
+        if panel.to_string().contains("[$__interval]") {
+            assert_eq!(panel["interval"], "1m", "{name}: {title}");
+        }
     }
     let mut sources = Vec::new();
     values(dashboard, "datasource", &mut sources);

@@ -259,7 +259,7 @@ impl Incoming {
         self.held_of_all.clear();
         self.pieces_of_all = Assembler::default();
         self.unacked = 0;
-        self.next = since + 1;
+        self.next = since.saturating_add(1);
         self.taken = 0;
         self.head = self.head.max(since);
         self.held = self.held.split_off(&self.next);
@@ -346,7 +346,7 @@ impl Incoming {
         }
         (self.repaired, self.checked) = (self.next, self.next);
         self.repair_at = Some(now + self.repair_after.max(flight * 2));
-        let ends = self.held.keys().copied().chain([self.head + 1]);
+        let ends = self.held.keys().copied().chain([self.head.saturating_add(1)]);
         Message::Nack { missing: gaps(self.next, ends, ASKED) }
     }
 }
@@ -363,7 +363,7 @@ fn gaps(mut next: u64, held: impl Iterator<Item = u64>, mut most: u64) -> Vec<Ra
         if most == 0 || gaps.len() == RANGES {
             break;
         }
-        next = held + 1;
+        next = held.saturating_add(1);
     }
     gaps
 }

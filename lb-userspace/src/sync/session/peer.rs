@@ -1,27 +1,25 @@
-//! One peer: whether it is there, and what it says.
+//! One peer: what it says, and what it is sent. Whether it is there is in [`presence`], and what the two
+//! ask each other in [`question`].
+
+mod presence;
+pub(super) mod question;
 
 use std::{
-    mem,
     net::SocketAddr,
     time::{Duration, Instant, SystemTime},
 };
 
 use super::{
-    Action, Common, HEARTBEAT, Target,
+    Action, Common, Target,
     outgoing::{Log, Next},
-    trust::{Asked, AskedState, Asking, FIRST_ASK_AGAIN, Trust, send},
+    trust::Trust,
 };
-use crate::{
-    sync::{
-        PeerCounters, PeerId, PeerStatus, Piece, Report,
-        seal::{Opener, Refused, SessionId},
-        wire::{Header, Hello, Message, bytes::Malformed},
-    },
-    vrrp::RouterKey,
+use crate::sync::{
+    PeerCounters, PeerId, PeerStatus, Piece, Report,
+    seal::{Opener, Refused, SessionId},
+    wire::{Header, Message, bytes::Malformed},
 };
 
-/// Heartbeats that answer something are this far apart.
-const HELLOS_APART: Duration = Duration::from_millis(5);
 /// What can't be read is told once in this time.
 const UNREADABLE_APART: Duration = Duration::from_secs(10);
 /// A peer, there or not.
@@ -134,11 +132,6 @@ impl Peer {
         }
     }
 
-    /// A heartbeat is due at that time, unless this is called again: later news tell of a gap as well.
-    pub(super) const fn probe(&mut self, at: Instant) {
-        self.probe_at = Some(at);
-    }
-
     /// All of the peer's history is wanted again.
     pub(super) fn want_all(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(trust) = &mut self.trust else { return };
@@ -160,17 +153,6 @@ impl Peer {
     pub(super) fn has_taken(&self, head: u64) -> bool {
         let lacks = |trust: &Trust| trust.outgoing.is_followed() && trust.taken_there <= head;
         !self.trust.as_ref().is_some_and(lacks)
-    }
-
-    /// When a heartbeat is due.
-    fn hello_at(&self) -> Instant {
-        self.probe_at.map_or(self.hello_at, |probe| probe.min(self.hello_at))
-    }
-
-    /// A heartbeat is due at once, or when the last one is long enough ago.
-    fn prompt(&mut self, now: Instant) {
-        let earliest = self.hello_sent.map_or(now, |sent| now.max(sent + HELLOS_APART));
-        self.hello_at = self.hello_at.min(earliest);
     }
 
     pub(super) fn received(
@@ -267,79 +249,6 @@ impl Peer {
         out.push(Action::Report(Report::Unreadable(self.id, why)));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that decides whether a session is trusted")]
-    fn hello(
-        &mut self,
-        hello: &Hello<'_>,
-        header: &Header,
-        unknown: Option<Opener>,
-        taken: bool,
-        now: Instant,
-        common: &mut Common,
-        out: &mut Vec<Action>,
-    ) {
-        let session = SessionId(header.session);
-        if self.session() != Some(session) {
-            let fresh = hello.echo == (common.own(), self.challenge);
-            if !fresh || taken {
-                let heard = Some((session, hello.challenge));
-                if self.trust.is_some() {
-                    self.stranger = heard;
-                } else {
-                    self.candidate = heard;
-                }
-                self.prompt(now);
-                return;
-            }
-            self.lose("it has started anew".into(), now, out);
-            if let Some(opener) = unknown {
-                self.opener = Some(opener);
-                self.challenge += 1;
-            }
-            self.join(Trust::new(session, self.id, hello, now), now, out);
-        } else if hello.echo.0 != common.own() {
-            // It was for a former session of this node, or for another one.
-            return;
-        }
-        if self.trust.as_ref().is_some_and(|trust| trust.losses != hello.losses) {
-            let stale = |trust: &Trust| trust.last_hello >= header.counter.get();
-            if self.trust.as_ref().is_some_and(stale) {
-                return;
-            }
-            self.lose("it had lost this node".into(), now, out);
-            self.join(Trust::new(session, self.id, hello, now), now, out);
-        }
-        if let Some(trust) = &mut self.trust {
-            trust.heard = now;
-            if trust.last_hello < header.counter.get() {
-                trust.last_hello = header.counter.get();
-                if self.node.as_deref() != Some(hello.node) {
-                    self.node = Some(hello.node.to_owned());
-                }
-                trust.hello(hello, header.counter.get(), now, common, out);
-            }
-        }
-    }
-
-    fn join(&mut self, trust: Trust, now: Instant, out: &mut Vec<Action>) {
-        self.trust = Some(trust);
-        (self.candidate, self.stranger, self.unreadable) = (None, None, None);
-        self.changed = Some(now);
-        out.push(Action::Report(Report::Joined(self.id)));
-        self.prompt(now);
-    }
-
-    /// The peer is gone, if it was there.
-    fn lose(&mut self, why: String, now: Instant, out: &mut Vec<Action>) {
-        let Some(trust) = self.trust.take() else { return };
-        self.candidate = Some((trust.session, trust.challenge));
-        self.changed = Some(now);
-        if trust.asking.is_some() {
-            out.push(Action::Report(Report::Answer(self.id, Err(format!("it is gone: {why}")))));
-        }
-        out.push(Action::Report(Report::Lost(self.id, why)));
-    }
-
     /// A message of the trusted session, other than Hello.
     fn message(
         &mut self,
@@ -397,19 +306,7 @@ impl Peer {
                 Ok(())
             }
             Message::Withdraw { id } => {
-                let state = AskedState::Withdrawn;
-                match &mut trust.asked {
-                    Some(asked) if id < asked.id => {}
-                    Some(asked) if id == asked.id => {
-                        if matches!(asked.state, AskedState::Held) {
-                            asked.state = state;
-                        }
-                    }
-                    asked => {
-                        let routers = Vec::new();
-                        *asked = Some(Asked { id, head: 0, routers, heard: now, state });
-                    }
-                }
+                trust.withdrawn(id, now);
                 Ok(())
             }
             Message::Answer { id, answer } => {
@@ -433,104 +330,10 @@ impl Peer {
         result
     }
 
-    fn asked(
-        &mut self,
-        id: u64,
-        head: u64,
-        routers: Vec<RouterKey>,
-        now: Instant,
-        common: &mut Common,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(trust) = &mut self.trust else { return };
-        match &mut trust.asked {
-            Some(asked) if id < asked.id => return,
-            Some(asked) if id == asked.id => asked.heard = now,
-            asked => {
-                *asked = Some(Asked { id, head, routers, heard: now, state: AskedState::Held });
-            }
-        }
-        trust.incoming.published(head, now, out);
-        self.send_answer(common, out);
-    }
-
-    /// Sends the answer, if there is one.
-    fn send_answer(&mut self, common: &mut Common, out: &mut Vec<Action>) {
-        let Some(trust) = &self.trust else { return };
-        if let Some(Asked { id, state: AskedState::Answered(answer), .. }) = &trust.asked {
-            let answer = answer.as_ref().copied().map_err(String::as_str);
-            let message = Message::Answer { id: *id, answer };
-            send(self.address, trust.session, &message, &mut self.counters, common, out);
-        }
-    }
-
-    pub(super) fn ask(
-        &mut self,
-        id: u64,
-        head: u64,
-        routers: Vec<RouterKey>,
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) {
-        let mut answer = |why: &str| {
-            out.push(Action::Report(Report::Answer(self.id, Err(why.to_owned()))));
-        };
-        let Some(trust) = &mut self.trust else { return answer("it is not there") };
-        if trust.asking.is_some() {
-            answer("it was asked again");
-        }
-        let (since, again_at, again) = (now, now, FIRST_ASK_AGAIN);
-        trust.asking = Some(Asking { id, head, routers, since, again_at, again });
-    }
-
-    /// Takes the question back. If that is lost, it is held for a while yet, and not asked again.
-    pub(super) fn withdraw(&mut self, common: &mut Common, out: &mut Vec<Action>) {
-        let Some(trust) = &mut self.trust else { return };
-        let Some(Asking { id, .. }) = trust.asking.take() else { return };
-        for _ in 0..2 {
-            let message = Message::Withdraw { id };
-            send(self.address, trust.session, &message, &mut self.counters, common, out);
-        }
-    }
-
-    pub(super) fn answer(
-        &mut self,
-        answer: Result<(), String>,
-        common: &mut Common,
-        out: &mut Vec<Action>,
-    ) {
-        if let Some(asked) = self.trust.as_mut().and_then(|trust| trust.asked.as_mut())
-            && matches!(asked.state, AskedState::Told)
-        {
-            asked.state = AskedState::Answered(answer);
-            self.send_answer(common, out);
-        }
-    }
-
     pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
         if let Some(trust) = &mut self.trust {
             trust.outgoing.send_all(id, pieces, since);
             self.counters.full_syncs += 1;
-        }
-    }
-
-    pub(super) fn bye(&mut self, common: &mut Common, out: &mut Vec<Action>) {
-        if let Some(trust) = &self.trust {
-            // It may be lost; then the timeout tells.
-            for _ in 0..2 {
-                let counters = &mut self.counters;
-                send(self.address, trust.session, &Message::Bye, counters, common, out);
-            }
-        }
-    }
-
-    /// Sees whether the peer is still there: everything that has come must have been taken.
-    pub(super) fn expire(&mut self, now: Instant, common: &Common, out: &mut Vec<Action>) {
-        let silent = |trust: &Trust| trust.heard + common.timeout <= now;
-        if self.trust.as_ref().is_some_and(silent) {
-            self.losses += 1;
-            let why = format!("it has said nothing for {} ms", common.timeout.as_millis());
-            self.lose(why, now, out);
         }
     }
 
@@ -546,47 +349,6 @@ impl Peer {
         if self.hello_at() <= now {
             self.send_hellos(now, common, out);
         }
-    }
-
-    fn send_hellos(&mut self, now: Instant, common: &mut Common, out: &mut Vec<Action>) {
-        let micros = |duration: Duration| duration.as_micros() as u64;
-        let node = mem::take(&mut common.node);
-        let unknown = Hello {
-            node: &node,
-            challenge: self.challenge,
-            echo: self.candidate.unwrap_or_default(),
-            losses: self.losses,
-            clock: micros(now - common.started) + 1,
-            head: common.log.head,
-            facts: common.told.generations(),
-            ..Hello::default()
-        };
-        let mut hellos = Vec::with_capacity(2);
-        if let Some(echo) = self.stranger.take() {
-            hellos.push(Hello { echo, ..unknown });
-        }
-        hellos.push(match &self.trust {
-            None => unknown,
-            Some(trust) => Hello {
-                echo: (trust.session, trust.challenge),
-                echo_clock: (trust.clock.0, micros(now.saturating_duration_since(trust.clock.1))),
-                next: trust.incoming.next(),
-                taken: trust.incoming.taken(),
-                complete: trust.incoming.is_complete(),
-                has: [trust.hearing[0].generation, trust.hearing[1].generation],
-                ..unknown
-            },
-        });
-        for hello in hellos {
-            let message = Message::Hello(hello);
-            let datagram = common.seal(message.kind(), None, |body| message.encode(body));
-            self.count_sent(datagram.len(), 0);
-            out.push(Action::Send(Target::Peer(self.address), datagram));
-        }
-        common.node = node;
-        self.hello_sent = Some(now);
-        self.probe_at = None;
-        self.hello_at = now + HEARTBEAT.min(common.timeout / 4);
     }
 
     pub(super) fn deadline(&self, common: &Common) -> Instant {

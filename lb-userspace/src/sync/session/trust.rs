@@ -11,22 +11,13 @@ use super::{
     facts::{Hearing, Telling},
     incoming::Incoming,
     outgoing::Outgoing,
+    peer::question::{Asked, Asking},
 };
-use crate::{
-    sync::{
-        Facts, PeerCounters, PeerId, Report,
-        seal::SessionId,
-        wire::{Hello, Message, facts::HALVES},
-    },
-    vrrp::RouterKey,
+use crate::sync::{
+    Facts, PeerCounters, PeerId, Report,
+    seal::SessionId,
+    wire::{Hello, Message, facts::HALVES},
 };
-
-pub(super) const FIRST_ASK_AGAIN: Duration = Duration::from_millis(20);
-const LONGEST_ASK_AGAIN: Duration = Duration::from_millis(100);
-/// A question that has no answer for so long gets none.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Who asks asks again; if it does not, it has given up.
-const ASKED_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A session of a peer that is there.
 pub(super) struct Trust {
@@ -49,34 +40,6 @@ pub(super) struct Trust {
     pub(super) taken_there: u64,
     pub(super) asking: Option<Asking>,
     pub(super) asked: Option<Asked>,
-}
-
-/// A question that waits for its answer.
-pub(super) struct Asking {
-    pub(super) id: u64,
-    pub(super) head: u64,
-    pub(super) routers: Vec<RouterKey>,
-    pub(super) since: Instant,
-    pub(super) again_at: Instant,
-    pub(super) again: Duration,
-}
-
-/// A question of the peer.
-pub(super) struct Asked {
-    pub(super) id: u64,
-    pub(super) head: u64,
-    pub(super) routers: Vec<RouterKey>,
-    pub(super) heard: Instant,
-    pub(super) state: AskedState,
-}
-
-pub(super) enum AskedState {
-    /// Something that was published before has not arrived yet.
-    Held,
-    Told,
-    /// Who had asked goes on; what of the question is still on its way does not count.
-    Withdrawn,
-    Answered(Result<(), String>),
 }
 
 impl Trust {
@@ -164,37 +127,6 @@ impl Trust {
             out.push(Action::Report(Report::WantsAll(id)));
         }
         self.tick_questions(id, address, now, counters, common, out);
-    }
-
-    pub(super) fn tick_questions(
-        &mut self,
-        id: PeerId,
-        address: SocketAddr,
-        now: Instant,
-        counters: &mut PeerCounters,
-        common: &mut Common,
-        out: &mut Vec<Action>,
-    ) {
-        if self.asking.take_if(|asking| asking.since + ASK_TIMEOUT <= now).is_some() {
-            let why = format!("it has not answered for {} s", ASK_TIMEOUT.as_secs());
-            out.push(Action::Report(Report::Answer(id, Err(why))));
-        }
-        if let Some(asking) = self.asking.as_mut().filter(|asking| asking.again_at <= now) {
-            asking.again_at = now + asking.again;
-            asking.again = (asking.again * 2).min(LONGEST_ASK_AGAIN);
-            let routers = asking.routers.clone();
-            let message = Message::Ask { id: asking.id, head: asking.head, routers };
-            send(address, self.session, &message, counters, common, out);
-        }
-        if let Some(asked) = &mut self.asked
-            && matches!(asked.state, AskedState::Held)
-            && asked.heard + ASKED_TIMEOUT > now
-            && self.incoming.has(asked.head)
-        {
-            asked.state = AskedState::Told;
-            let routers = asked.routers.clone();
-            out.push(Action::Report(Report::TakeOver(id, routers)));
-        }
     }
 }
 

@@ -19,7 +19,8 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
     packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
+        NetlinkPayload,
     },
     packet_route::RouteNetlinkMessage,
     sys::{Socket, protocols::NETLINK_ROUTE},
@@ -32,6 +33,9 @@ const ROOM: usize = 64 * 1024;
 /// Room in the kernel for news that the thread has not read yet.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
+/// How often it is read anew what has changed while it was read.
+const ATTEMPTS: u32 = 4;
+
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -40,6 +44,14 @@ const GROUPS: [u32; 3] = [1, 5, 9];
 
 /// What became of one request: `Err` has the positive errno.
 pub type Outcome = Result<(), i32>;
+
+/// What a dump has come to.
+enum Dump {
+    /// It is all that there is.
+    Whole(Vec<RouteNetlinkMessage>),
+    /// Something has changed meanwhile, so that what has not changed may be missing.
+    Interrupted(Vec<RouteNetlinkMessage>),
+}
 
 /// A socket for requests.
 pub struct Requests {
@@ -103,18 +115,32 @@ impl Requests {
     ///
     /// If the kernel refuses or the socket fails.
     pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        for _ in 1..ATTEMPTS {
+            if let Dump::Whole(all) = self.dump_once(request.clone())? {
+                return Ok(all);
+            }
+        }
+        // It changes all the time: some of it is better than nothing.
+        let (Dump::Whole(all) | Dump::Interrupted(all)) = self.dump_once(request)?;
+        Ok(all)
+    }
+
+    fn dump_once(&mut self, request: RouteNetlinkMessage) -> Result<Dump> {
         self.out.clear();
         self.push(request, NLM_F_REQUEST | NLM_F_DUMP);
         self.socket.send(&self.out, 0).context("ask netlink")?;
         let mut all = Vec::new();
+        let mut interrupted = false;
         loop {
             self.receive()?;
             for message in messages(&self.buffer) {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(all),
+                    NetlinkPayload::Done(_) if interrupted => return Ok(Dump::Interrupted(all)),
+                    NetlinkPayload::Done(_) => return Ok(Dump::Whole(all)),
                     NetlinkPayload::InnerMessage(inner) => all.push(inner),
                     NetlinkPayload::Error(error) => {
                         if let Some(code) = error.code {

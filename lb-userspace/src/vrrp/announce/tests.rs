@@ -44,6 +44,24 @@ fn requests_and_replies_claim_and_probes_do_not() {
     assert_eq!(claim(&frame), None);
 }
 
+#[test]
+fn questions_ask_and_claim_nothing() {
+    let frame = arp_question([10, 0, 0, 100].into(), MAC, None);
+    let asks = "ffffffffffffca9b156cdcc00806\
+                0001080006040001ca9b156cdcc0000000000000000000000a000064";
+    assert_eq!((frame.clone(), claim(&frame)), (hex(asks), None));
+    let from = Some([10, 0, 0, 2].into());
+    let claimed = claim(&arp_question([10, 0, 0, 100].into(), MAC, from));
+    assert_eq!(claimed.map(|claim| claim.address), Some(ip("10.0.0.2")), "that is its own");
+
+    let (vip, own) = ("2001:db8::12:3456".parse().unwrap(), "fe80::1".parse().unwrap());
+    let frame = solicitation(vip, MAC, own);
+    assert_eq!(claim(&frame), None);
+    assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
+    assert_eq!(frame.len(), ETHERNET + IPV6 + ADVERTISEMENT_AND_OPTION);
+    assert_eq!(icmpv6_sum(&frame[ETHERNET..]), 0xffff);
+}
+
 /// A change at `at`, with a checksum that is right again.
 fn changed(at: usize, to: u8) -> Vec<u8> {
     let mut frame = frame(ip("2001:db8::100"), MAC, false);

@@ -7,7 +7,8 @@ use super::*;
 const ANSWERS: u8 = 2;
 /// A sender that was not answered for so long, and for two intervals, is told of again.
 const FORGOTTEN: Duration = Duration::from_secs(10);
-/// So many senders are told apart.
+/// So many senders are told apart, and so many are told of until they are forgotten: who makes up more
+/// says nothing new.
 const SENDERS: usize = 16;
 /// So many advertisements tell of a longer interval at the pace of the shorter one.
 const HURRIED: u8 = 3;
@@ -41,10 +42,10 @@ pub(super) struct Displaced {
 }
 
 impl Displaced {
-    /// Who was asked to give way, but never heard, is the first one that is heard now.
+    /// Who was asked to give way, but never heard on a path, is the first one that is heard there now.
     fn with(mut self, heard: &Heard) -> Self {
-        if self.by_order && self.from == [None; 2] {
-            self.from[usize::from(heard.second_path)] = Some(heard.from);
+        if self.by_order {
+            self.from[usize::from(heard.second_path)].get_or_insert(heard.from);
         }
         self
     }
@@ -151,10 +152,7 @@ impl VirtualRouter {
     }
 
     /// It wasn't run for as long as others wait. Nobody else was heard, or it would be Backup by now.
-    pub(super) fn active_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.is_yielding() {
-            return;
-        }
+    fn active_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.advertise(now, out);
         out.push(Action::Announce);
         let why = "no other router was heard meanwhile: it goes on";
@@ -193,7 +191,7 @@ impl VirtualRouter {
             let told = self.when.answered.get(&from).is_some_and(|(since, _)| {
                 now.saturating_duration_since(*since) < FORGOTTEN + 2 * self.settings.interval
             });
-            if yields || !told {
+            if yields || (!told && self.may_alarm(now)) {
                 self.notice(NoticeKind::TwoActive, &what, format!("{why} with its {own}"), out);
             }
         }
@@ -207,6 +205,16 @@ impl VirtualRouter {
         let than = if other > own { "higher" } else { "equal, with a higher address" };
         let cause = format!("{from} has priority {other}, which is {than} (here {own})");
         self.become_backup(heard, cause, now, out);
+    }
+
+    /// Whether one more that is Active too is told of.
+    fn may_alarm(&mut self, now: Instant) -> bool {
+        let (since, count) = self.when.alarms.get_or_insert((now, 0));
+        if now.saturating_duration_since(*since) >= FORGOTTEN {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        usize::from(*count) <= SENDERS
     }
 
     fn is_outranked(&mut self, heard: &Heard, now: Instant) -> bool {

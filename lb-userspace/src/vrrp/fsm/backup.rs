@@ -115,7 +115,7 @@ impl VirtualRouter {
     }
 
     /// It wasn't run, and perhaps its host wasn't: that nobody was heard then says nothing.
-    pub(super) fn backup_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
+    fn backup_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.when.listened = true;
         self.timer = self.timer.max(Some(now + self.short_listening()));
         self.notice(NoticeKind::Stalled, "it was not run in time", "it listens once more", out);

@@ -16,8 +16,6 @@ pub enum Event {
     Timer,
     /// An advertisement that was taken.
     Heard(Heard),
-    /// It did not run for longer than the other routers wait, and has handled what came meanwhile.
-    Stalled,
     /// It is to give up being Active.
     Yield(Yield),
     /// It is to become Active.

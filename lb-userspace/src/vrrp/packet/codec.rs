@@ -148,7 +148,9 @@ impl Codec {
         if self.sources.contains(&Some(packet.source)) {
             return Err(refuse(Refusal::Own));
         }
-        if packet.ttl < self.min_ttl {
+        // Multicast is never forwarded.
+        let least = if self.peers[path as usize].is_some() { self.min_ttl } else { super::TTL };
+        if packet.ttl < least {
             return Err(refuse(Refusal::Ttl(packet.ttl)));
         }
         if Family::of(packet.source) != self.key.family || !self.is_peer(packet, path) {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read as _},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -46,6 +46,28 @@ impl Announcer {
         router: bool,
     ) -> io::Result<()> {
         let frame = announce::frame(address, mac, router);
+        self.0.send_to(&frame, &link_address(interface, 0)).map(drop)
+    }
+
+    /// Asks a link who else has `address`; who has says so to a [`Watch`]. `from` is a link-local address
+    /// of the interface: without one, IPv6 is not asked.
+    ///
+    /// # Errors
+    ///
+    /// From the kernel.
+    pub fn ask(
+        &self,
+        interface: u32,
+        mac: Mac,
+        address: IpAddr,
+        from: Option<Ipv6Addr>,
+    ) -> io::Result<()> {
+        let frame = match (address, from) {
+            // It is asked in nobody's name: nobody learns from it where the address is.
+            (IpAddr::V4(address), _) => announce::arp_question(address, mac, None),
+            (IpAddr::V6(address), Some(from)) => announce::solicitation(address, mac, from),
+            (IpAddr::V6(_), None) => return Ok(()),
+        };
         self.0.send_to(&frame, &link_address(interface, 0)).map(drop)
     }
 }

@@ -44,6 +44,8 @@ pub struct Member {
     pub counters: Counters,
     /// What does not work with its addresses.
     pub problem: Option<String>,
+    /// Which of its addresses somebody has put there, though this node does not hold them.
+    pub stray: Option<String>,
     ways: [Option<Way>; 2],
 }
 
@@ -71,6 +73,7 @@ impl Member {
             mac_taken: false,
             counters: Counters::default(),
             problem: None,
+            stray: None,
             ways: [None, None],
         }
     }
@@ -142,6 +145,13 @@ impl Member {
             let link = tables.link(&device.interface);
             link.is_some_and(|(_, link)| link.up && link.mac == macvlan::mac(self.router.key))
         })
+    }
+
+    /// That its device with the virtual MAC address is not there, in words.
+    pub fn missing_device(&self, tables: &Tables) -> Option<String> {
+        let device = self.router.virtual_mac.as_ref().filter(|_| !self.has_device(tables))?;
+        let interface = &device.interface;
+        Some(format!("interface {interface} with its virtual MAC address is missing or down"))
     }
 
     /// The address that it sends from by a path, if it can.

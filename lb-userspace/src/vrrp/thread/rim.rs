@@ -22,7 +22,7 @@ use nix::{
     sys::{eventfd::EventFd, time::TimeSpec},
 };
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use self::act::Deed;
 use super::{
@@ -311,10 +311,12 @@ impl Rim {
         }
     }
 
-    /// The router whose device a problem is about: it is named first.
+    /// The router whose device a problem names.
     fn whose_device(&self, problem: &str) -> String {
         let device = |member: &&Member| {
-            member.router.virtual_mac.as_ref().is_some_and(|mac| problem.contains(&mac.interface))
+            let mut words = problem.split([' ', ':', '/']);
+            let mac = member.router.virtual_mac.as_ref();
+            mac.is_some_and(|mac| words.any(|word| word == mac.interface))
         };
         self.members.values().find(device).map_or_else(String::new, |one| one.router.name.clone())
     }
@@ -331,14 +333,20 @@ impl Rim {
         }
         self.look_anew = false;
         let tables = &self.addresses.tables;
-        let sources = self.members.values().filter(|member| self.is_filtered(member));
-        let sources = sources
-            .filter_map(|member| Some((member.router.name.clone(), member.source(Path::First)?)));
-        let observed = Observed {
-            links: observe::links(tables),
-            sources: sources.collect(),
-            files: self.files.clone(),
-        };
+        let (mut sources, mut lacks) = (BTreeMap::new(), BTreeMap::new());
+        for member in self.members.values() {
+            let name = member.router.name.clone();
+            if !self.is_filtered(member) {
+                let what = "packets to its addresses are not filtered, as accept = false asks";
+                lacks.insert(name, what.to_owned());
+            } else if let Some(source) = member.source(Path::First) {
+                sources.insert(name, source);
+            } else if let Some(why) = member.missing_device(tables) {
+                lacks.insert(name, why);
+            }
+        }
+        let links = observe::links(tables);
+        let observed = Observed { links, sources, lacks, files: self.files.clone() };
         if observed != self.observed {
             self.machine.observe(&observed, now, out);
             self.observed = observed;
@@ -392,7 +400,7 @@ impl Rim {
     /// Tells of something, unless the same was told just now.
     fn notice(&mut self, router: &str, kind: NoticeKind, message: &str, cause: &str, now: Instant) {
         if self.told.is_new(router, kind, &format!("{message}: {cause}"), now) {
-            warn!(router, "{message}: {cause}");
+            // The daemon logs it, as all that is told it.
             self.report(Report::Notice(Notice {
                 router: router.to_owned(),
                 kind,
@@ -419,6 +427,7 @@ impl Rim {
             let Some(member) = self.members.get(router.name.as_str()) else { continue };
             add(&mut router.counters, &member.counters);
             router.problems.extend(member.problem.clone());
+            router.problems.extend(member.stray.clone());
         }
         // Who reads it copies it and goes on; this thread does not wait for that.
         match self.shown.try_lock() {

@@ -4,7 +4,10 @@ use std::{fs, path::Path};
 
 use ratatui::{Terminal, backend::TestBackend, style::Color};
 
-use super::{super::tests::node, *};
+use super::{
+    super::tests::{node, send},
+    *,
+};
 use crate::{
     cli::top::{
         batch,
@@ -99,12 +102,7 @@ fn text(terminal: &Terminal<TestBackend>) -> String {
 fn later() -> Status {
     let mut status = node();
     for (name, last, packets) in [("web", 11, 100), ("web", 12, 300), ("dns", 11, 50)] {
-        let service = status.services.get_mut(name).expect("it is there");
-        let backend = service.backends.get_mut(&IpAddr::from([10, 0, 0, last]));
-        let backend = backend.expect("it is there");
-        backend.sent.packets += packets;
-        backend.sent.bytes += packets * 100;
-        backend.new_flows += packets / 10;
+        send(&mut status, name, last, packets);
     }
     status.dropped.get_mut("no_backend").expect("it is there").packets += 3;
     status
@@ -326,7 +324,8 @@ fn the_interval_goes_in_steps() {
     story.presses(KeyCode::Char('+'));
     assert_eq!(seconds(&story), 2.0);
     for _ in 0..9 {
-        story.presses(KeyCode::Char('-'));
+        // Who wants to know oftener does not wait for the end of the longer interval.
+        assert_eq!(story.presses(KeyCode::Char('-')), Some(Action::Ask));
     }
     assert_eq!(seconds(&story), 0.25);
 }

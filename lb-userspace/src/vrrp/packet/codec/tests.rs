@@ -231,6 +231,25 @@ fn peers_behind_routers_need_a_lower_least_ttl() {
 }
 
 #[test]
+fn a_second_path_may_cross_routers_though_the_first_is_multicast() {
+    let path = SecondPath { interface: "eth1".into(), source: None, peers: vec![ip("192.0.2.1")] };
+    let router = Router {
+        second_path: Some(path),
+        min_ttl: 250,
+        ..router(Family::V4, 51, Version::V3, &["10.0.0.100"])
+    };
+    let read = |path, source: &str, destination: &str| {
+        let mut codec = Codec::new(&router);
+        let message = codec.write(9, path, ip(source), ip(destination), NOW);
+        let packet = Packet { ttl: 250, ..packet(source, destination, &message) };
+        Codec::new(&router).read(&packet, path, NOW).map_err(|refused| refused.why)
+    };
+    assert!(read(Path::Second, "192.0.2.1", "192.0.2.9").is_ok());
+    let multicast = read(Path::First, "10.0.0.1", "224.0.0.18");
+    assert_eq!(multicast, Err(Refusal::Ttl(250)), "that is never forwarded");
+}
+
+#[test]
 fn a_signed_advertisement_is_taken_once_and_of_either_family_and_version() {
     let secret = Auth::Hmac { id: 3, secret: vec![7; 32] };
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);

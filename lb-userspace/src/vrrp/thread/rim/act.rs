@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tracing::{debug, info};
+use tracing::debug;
 
-use super::{Ending, Rim};
+use super::{Ending, Rim, hear::CHANGEOVER};
 use crate::vrrp::{
     Done, NoticeKind, Report, Transition,
     addresses::{self, placed, table::Key},
@@ -18,6 +18,7 @@ use crate::vrrp::{
     machine::{Name, Out},
     macvlan,
     notify::Call,
+    observe,
     thread::helper::Job,
 };
 
@@ -109,8 +110,14 @@ impl Rim {
             Deed::Action(Action::Announce) => {
                 member.announcing = false;
                 let more = member.router.announce.repeat.saturating_sub(1);
+                // What was just taken may still be with who had it before.
+                let since = member.held_since;
+                let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
                 self.announce(name, 1, now);
                 debug!(router = &**name, after = ?now.elapsed(), "announced");
+                if settled {
+                    self.ask(name, now);
+                }
                 // The first of each router is worth more than the fifth of one.
                 if more > 0
                     && let Some(member) = self.members.get_mut(name)
@@ -133,8 +140,8 @@ impl Rim {
             Deed::MoveOff => self.remove_strays_of(name, now),
             Deed::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
-                info!(router, %key, %from, %to, cause, "virtual router");
-                self.tell(name, Transition { router, key, from, to, cause }, now);
+                debug!(router, %key, %from, %to, cause, "virtual router");
+                self.tell(name, Transition { router, key, from, to, cause });
                 self.changed = true;
             }
             Deed::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
@@ -146,14 +153,12 @@ impl Rim {
         }
     }
 
-    fn tell(&mut self, name: &Name, transition: Transition, now: Instant) {
+    fn tell(&self, name: &Name, transition: Transition) {
         if let Some(member) = self.members.get(name)
             && member.router.notify.is_some()
         {
-            let status = self.machine.status(now, SystemTime::now());
-            let priority = status.into_iter().find(|one| one.name == transition.router);
-            let priority =
-                priority.map_or_else(|| member.router.priority.get(), |one| one.priority);
+            let configured = member.router.priority.get();
+            let priority = self.machine.priority(&transition.router).unwrap_or(configured);
             let group = member.group.as_deref();
             if let Some(call) = Call::of(&member.router, group, &transition, priority) {
                 self.give(Job::Notify(call));
@@ -346,6 +351,33 @@ impl Rim {
         }
         if let Some(why) = trouble {
             self.notice(name, NoticeKind::Trouble, "an address was not announced", &why, now);
+        }
+    }
+
+    /// Asks on the links who else has the addresses of a router: a host that has them, and says nothing by
+    /// itself, is not heard otherwise. Answers come as claims.
+    fn ask(&mut self, name: &Name, now: Instant) {
+        let Some(member) = self.members.get(name) else { return };
+        let tables = &self.addresses.tables;
+        let mut trouble = None;
+        for one in &member.router.addresses {
+            // Where claims are looked for; in the name of a virtual MAC address, others would learn that
+            // the node's own address is there.
+            let interface = one.interface.as_ref().unwrap_or(&member.router.interface);
+            let Some((index, link)) = tables.link(interface) else { continue };
+            let from = observe::link_local(index, tables);
+            if let Err(error) = self.announcer.ask(index, link.mac, one.address, from) {
+                trouble = Some(format!("{} on {interface}: {error}", one.address));
+            }
+        }
+        if let Some(why) = trouble {
+            self.notice(
+                name,
+                NoticeKind::Trouble,
+                "it was not asked who has an address",
+                &why,
+                now,
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Ending, LateRouters, Rim, act::Deed};
 use crate::vrrp::{
-    NoticeKind, Router, Routers,
+    NoticeKind, OWNER, Router, Routers, State,
     addresses::placed,
     fsm::Action,
     machine::{Name, Out},
@@ -124,8 +124,9 @@ impl Rim {
                 member.set(router, group);
                 member
             } else {
-                if self.addresses.held(router) {
-                    self.addresses.adopt(router);
+                let is_held = self.addresses.held(router);
+                self.addresses.adopt(router);
+                if is_held {
                     held.insert(router.name.clone());
                     let what = "addresses of a predecessor are there";
                     let cause = "it was Active here when it ended";
@@ -201,6 +202,7 @@ impl Rim {
         for name in names {
             self.restore(&name, now);
         }
+        self.tell_what_was_set_by_hand(now);
         self.remove_strays(now);
         self.find_ways(now);
         self.watch(now);
@@ -208,6 +210,40 @@ impl Rim {
         if self.filter.failed && self.filter.asked.is_empty() {
             let wanted = self.filter.wanted.take().unwrap_or_default();
             self.ask_for_filter(wanted);
+        }
+    }
+
+    /// Addresses that this node does not hold, and that somebody has put on its interfaces all the same:
+    /// it answers for them beside the node that holds them.
+    fn tell_what_was_set_by_hand(&mut self, now: Instant) {
+        let mut found = Vec::new();
+        for (name, member) in &self.members {
+            let state = self.machine.state(name);
+            let another = matches!(state, Some(State::Backup | State::Fault));
+            let keys = match another && !member.left && member.router.priority.get() != OWNER {
+                true => self.addresses.set_by_others(&member.router),
+                false => Vec::new(),
+            };
+            let problem = keys.first().map(|(index, address, prefix)| {
+                let interface = self.addresses.interface(*index);
+                let remedy = format!("ip address del {address}/{prefix} dev {interface}");
+                (self.listed(&keys), remedy)
+            });
+            if problem.is_some() || member.stray.is_some() {
+                found.push((Name::clone(name), problem));
+            }
+        }
+        for (name, problem) in found {
+            let problem = problem.map(|(which, remedy)| {
+                let message = format!("{which} is set by hand, and this node is not active");
+                let cause = format!("hosts may find two nodes that have it; run '{remedy}'");
+                self.notice(&name, NoticeKind::Trouble, &message, &cause, now);
+                format!("{message}: {cause}")
+            });
+            if let Some(member) = self.members.get_mut(&name) {
+                self.changed |= member.stray != problem;
+                member.stray = problem;
+            }
         }
     }
 

@@ -28,7 +28,7 @@ const LATE_ROUND: usize = 4096;
 const LATE_TURN: Duration = Duration::from_millis(20);
 /// For so long after a router became Active, the one before it may still say that it has the
 /// addresses.
-const CHANGEOVER: Duration = Duration::from_secs(1);
+pub(super) const CHANGEOVER: Duration = Duration::from_secs(1);
 /// An address that is removed again that soon is put back only when all are looked after.
 const ROBBED_AGAIN: Duration = Duration::from_millis(500);
 

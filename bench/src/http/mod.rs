@@ -1,0 +1,159 @@
+//! What a request costs through each kind of balancer, and without one: the same three nginx, the same
+//! client, the same wires.
+//!
+//! Each of the [systems](systems::System) has a lab of its own. Their runs alternate in every round, so
+//! that all meet the same machine.
+
+mod report;
+mod systems;
+mod throughput;
+mod wrk;
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kit::{lab, progress::Progress, signals};
+
+use crate::output::Output;
+use report::{Case, Report, Run, Throughput};
+use systems::{Site, System};
+
+/// How the clients ask: how many connections, and whether they are kept.
+const LOADS: [(u16, bool); 4] = [(16, true), (64, true), (16, false), (64, false)];
+
+/// A run that is thrown away, so that all is warm.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// What to measure, and how to tell it.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    output: Output,
+    /// How often each case is measured; medians are told
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How long each run takes, in seconds
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Only these systems; the beginning of a name will do: `direct,lb,haproxy`
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+///
+/// If a lab does not come up, a system answers wrongly, or a signal came.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let systems = select(&arguments.only)?;
+    if let Some(missing) = Some(kit::missing()).filter(|missing| !missing.is_empty()) {
+        bail!("needs {}; `cargo xtask bench http` sees to it", missing.join(", "));
+    }
+    signals::catch();
+    lab::sweep()?;
+    let sites = systems
+        .iter()
+        .map(|&system| Site::new(system).with_context(|| format!("set up {}", system.name())));
+    let sites: Vec<Site> = sites.collect::<Result<_>>()?;
+    let time = Duration::from_secs(arguments.seconds);
+    let mut report =
+        Report { seconds: arguments.seconds, cases: cases(&systems), throughput: Vec::new() };
+    report.throughput.extend(systems.iter().map(|&system| Throughput::new(system)));
+    let measured = measure(&sites, arguments.rounds, time, &mut report);
+    // What there is when something fails, or somebody has seen enough, took minutes to measure.
+    arguments.output.tell(&report)?;
+    measured
+}
+
+fn cases(systems: &[System]) -> Vec<Case> {
+    let of = |&(connections, keep_alive): &(u16, bool)| {
+        let case =
+            move |&system: &System| Case { system, connections, keep_alive, runs: Vec::new() };
+        systems.iter().map(case).collect::<Vec<_>>()
+    };
+    LOADS.iter().flat_map(of).collect()
+}
+
+fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> Result<()> {
+    let each = report.cases.len() + report.throughput.len();
+    let mut progress = Progress::new(each * rounds as usize);
+    for round in 0..rounds {
+        // The order changes, so that nobody always comes after the same one.
+        for n in 0..report.cases.len() {
+            let n = (n + round as usize) % report.cases.len();
+            let case = &mut report.cases[n];
+            let site = site(sites, case.system)?;
+            let name = case.describe();
+            progress.begin(&name);
+            ensure!(!signals::caught(), "interrupted");
+            wrk::run(site, case.connections, case.keep_alive, WARM_UP).context(name.clone())?;
+            let run: Run =
+                wrk::run(site, case.connections, case.keep_alive, time).context(name.clone())?;
+            progress.end(Some(&format!("{name}: {run}")));
+            case.runs.push(run);
+        }
+        for of in &mut report.throughput {
+            let name = format!("{}, throughput", of.system.name());
+            progress.begin(&name);
+            ensure!(!signals::caught(), "interrupted");
+            let bits = throughput::run(site(sites, of.system)?, time).context(name.clone())?;
+            progress.end(Some(&format!("{name}: {:.2} Gbit/s", bits / 1e9)));
+            of.bits_per_second.push(bits);
+        }
+    }
+    Ok(())
+}
+
+fn site(sites: &[Site], system: System) -> Result<&Site> {
+    sites.iter().find(|site| site.system == system).context("a system without a lab")
+}
+
+/// The systems that these words leave.
+fn select(only: &[String]) -> Result<Vec<System>> {
+    let names = System::ALL.map(System::name);
+    for word in only {
+        if !names.iter().any(|name| name.starts_with(word.as_str())) {
+            bail!("`{word}` is no system; one of: {}", names.join(", "));
+        }
+    }
+    let chosen =
+        |name: &str| only.is_empty() || only.iter().any(|word| name.starts_with(word.as_str()));
+    Ok(System::ALL.into_iter().filter(|system| chosen(system.name())).collect())
+}
+
+/// Busy CPU time of the whole machine since it started, of all CPUs together.
+fn busy() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let ticks = busy_ticks(&stat).context("the first line of /proc/stat")?;
+    let each = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("clock ticks")?;
+    Ok(Duration::from_secs_f64(ticks as f64 / each as f64))
+}
+
+/// user, nice, system, irq, softirq of proc_stat(5): not idle, iowait, and what the hypervisor took.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+    (ticks.len() >= 7).then(|| [0, 1, 2, 5, 6].iter().map(|&n| ticks[n]).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_is_what_is_neither_idle_nor_stolen() {
+        let stat = "cpu  10 20 30 4000 500 6 7 8000 90 0\ncpu0 1 2 3\n";
+        assert_eq!(busy_ticks(stat), Some(10 + 20 + 30 + 6 + 7));
+        assert_eq!(busy_ticks("intr 1"), None);
+    }
+
+    #[test]
+    fn the_beginning_of_a_name_chooses_systems() -> Result<()> {
+        let only = |words: &str| select(&[words.to_owned()]);
+        assert_eq!(select(&[])?, System::ALL);
+        assert_eq!(only("lb")?, [System::Dsr, System::Ipip]);
+        assert!(only("traefik").is_err());
+        Ok(())
+    }
+}

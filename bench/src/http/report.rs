@@ -1,0 +1,200 @@
+//! The results, as tables for people and as JSON for programs.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::systems::System;
+
+/// Everything that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    /// How long each run took.
+    pub seconds: u64,
+    /// One system under one load each.
+    pub cases: Vec<Case>,
+    /// One connection with as many bytes as go through.
+    pub throughput: Vec<Throughput>,
+}
+
+/// A system under a load.
+#[derive(Serialize)]
+pub struct Case {
+    /// The system.
+    pub system: System,
+    /// Connections of the client at a time.
+    pub connections: u16,
+    /// Whether they are kept, or closed after each request.
+    pub keep_alive: bool,
+    /// The runs.
+    pub runs: Vec<Run>,
+}
+
+/// A run.
+#[derive(Debug, Serialize)]
+pub struct Run {
+    /// Requests that were answered.
+    pub requests_per_second: f64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// How long the answer took, in the median.
+    pub p50_us: u64,
+    /// The same, of 99 in 100.
+    pub p99_us: u64,
+    /// The same, of 999 in 1,000.
+    pub p999_us: u64,
+    /// Busy time of all CPUs: client, balancer, web hosts and kernel.
+    pub machine_cpu_us_per_request: f64,
+}
+
+/// What one connection carries.
+#[derive(Serialize)]
+pub struct Throughput {
+    /// The system.
+    pub system: System,
+    /// What came to the server in each run.
+    pub bits_per_second: Vec<f64>,
+}
+
+impl Case {
+    /// In a few words.
+    pub fn describe(&self) -> String {
+        let keep_alive = if self.keep_alive { "keep-alive" } else { "a connection each" };
+        format!("{}, {} connections, {keep_alive}", self.system.name(), self.connections)
+    }
+
+    fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
+        median(self.runs.iter().map(of).collect())
+    }
+}
+
+impl Throughput {
+    /// Without runs.
+    pub const fn new(system: System) -> Self {
+        Self { system, bits_per_second: Vec::new() }
+    }
+}
+
+/// The median, or the lower of the two in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len().saturating_sub(1) / 2;
+    values.get(middle).copied().unwrap_or(0.0)
+}
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.0} requests/s, p50 {} us, p99 {} us, p99.9 {} us, {:.1} us of CPU each, {} errors",
+            self.requests_per_second,
+            self.p50_us,
+            self.p99_us,
+            self.p999_us,
+            self.machine_cpu_us_per_request,
+            self.errors
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "medians of {} runs of {} s. Of direct: requests/s beside those without a balancer; CPU: busy\n\
+             time of the whole machine for each request, and how much of it is more than without one",
+            self.cases.iter().map(|case| case.runs.len()).max().unwrap_or(0),
+            self.seconds
+        )?;
+        let mut load = None;
+        for case in self.cases.iter().filter(|case| !case.runs.is_empty()) {
+            let direct = self.cases.iter().find(|direct| {
+                let same = direct.connections == case.connections;
+                same && direct.keep_alive == case.keep_alive && direct.system == System::Direct
+            });
+            if load != Some((case.connections, case.keep_alive)) {
+                load = Some((case.connections, case.keep_alive));
+                let keep = if case.keep_alive { "keep-alive" } else { "a connection each" };
+                writeln!(f, "\n{} connections, {keep}", case.connections)?;
+                writeln!(
+                    f,
+                    "{:<16}{:>11}{:>8}{:>15}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}",
+                    "",
+                    "requests/s",
+                    "spread",
+                    "of direct",
+                    "p50, us",
+                    "p99",
+                    "p99.9",
+                    "CPU, us",
+                    "more",
+                    "errors"
+                )?;
+            }
+            let rates: Vec<_> = case.runs.iter().map(|run| run.requests_per_second).collect();
+            let rate = median(rates.clone());
+            let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = rates.iter().copied().fold(0.0, f64::max);
+            let cpu = case.median(|run| run.machine_cpu_us_per_request);
+            let direct = direct.filter(|direct| !direct.runs.is_empty());
+            let of_direct = direct.map_or_else(
+                || "-".into(),
+                |direct| format!("{:.2}", rate / direct.median(|run| run.requests_per_second)),
+            );
+            let more = direct.map_or_else(
+                || "-".into(),
+                |direct| {
+                    format!("{:+.1}", cpu - direct.median(|run| run.machine_cpu_us_per_request))
+                },
+            );
+            writeln!(
+                f,
+                "{:<16}{rate:>11.0}{:>7.0}%{of_direct:>15}{:>9.0}{:>9.0}{:>9.0}{cpu:>9.1}{more:>9}{:>8}",
+                case.system.name(),
+                (most - least) / rate * 100.0,
+                case.median(|run| run.p50_us as f64),
+                case.median(|run| run.p99_us as f64),
+                case.median(|run| run.p999_us as f64),
+                case.runs.iter().map(|run| run.errors).sum::<u64>(),
+            )?;
+        }
+        writeln!(
+            f,
+            "\none connection, as many bytes as go through (offloads are off on all hosts)"
+        )?;
+        for of in self.throughput.iter().filter(|of| !of.bits_per_second.is_empty()) {
+            let gbits = median(of.bits_per_second.clone()) / 1e9;
+            writeln!(f, "{:<16}{gbits:>11.2} Gbit/s", of.system.name())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(system: System, rate: f64, cpu: f64) -> Case {
+        let run = |rate| Run {
+            requests_per_second: rate,
+            errors: 0,
+            p50_us: 1,
+            p99_us: 2,
+            p999_us: 3,
+            machine_cpu_us_per_request: cpu,
+        };
+        let runs = vec![run(rate * 0.5), run(rate), run(rate * 1.5)];
+        Case { system, connections: 64, keep_alive: false, runs }
+    }
+
+    #[test]
+    fn a_system_is_told_beside_none() {
+        let cases = vec![case(System::Direct, 20_000.0, 74.0), case(System::Dsr, 19_000.0, 78.5)];
+        let report = Report { seconds: 3, cases, throughput: Vec::new() };
+        let text = report.to_string();
+        let line = text.lines().find(|line| line.starts_with("lb-dsr")).unwrap_or_default();
+        let words: Vec<_> = line.split_whitespace().collect();
+        let expected = ["lb-dsr", "19000", "100%", "0.95", "1", "2", "3", "78.5", "+4.5", "0"];
+        assert_eq!(words, expected, "{text}");
+    }
+}

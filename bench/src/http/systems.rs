@@ -1,0 +1,226 @@
+//! What is compared, each in a lab of its own.
+
+use std::{fmt::Write as _, fs, net::Ipv4Addr, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use kit::{
+    balancer::{Balancer, Service},
+    command,
+    http::Connection,
+    lab::{Lab, Options, VIPS_V4},
+    process::Process,
+    wait,
+    ways::{self, Way},
+};
+use serde::Serialize;
+
+/// The port of iperf3's server, which is on the first web host alone: a run of it has two connections,
+/// which must meet.
+pub const IPERF: u16 = 5_201;
+
+/// A way from the client to the web hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// No balancer: the client knows the hosts.
+    Direct,
+    /// `lbd`, layer 2.
+    #[serde(rename = "lb-dsr")]
+    Dsr,
+    /// `lbd`, through tunnels.
+    #[serde(rename = "lb-ipip")]
+    Ipip,
+    /// HAProxy in TCP mode.
+    Haproxy,
+    /// nginx with its stream module.
+    NginxStream,
+    /// nftables: the destination is rewritten, and the source, so that answers come back.
+    NftablesDnat,
+}
+
+impl System {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Direct, Self::Dsr, Self::Ipip, Self::Haproxy, Self::NginxStream, Self::NftablesDnat];
+
+    /// As `--only` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Dsr => "lb-dsr",
+            Self::Ipip => "lb-ipip",
+            Self::Haproxy => "haproxy",
+            Self::NginxStream => "nginx-stream",
+            Self::NftablesDnat => "nftables-dnat",
+        }
+    }
+
+    /// The lab's services know this VIP.
+    const fn vip(self) -> Ipv4Addr {
+        match self {
+            Self::Ipip => VIPS_V4[1],
+            _ => VIPS_V4[0],
+        }
+    }
+}
+
+/// A lab with a system at work in it.
+pub struct Site {
+    /// The system.
+    pub system: System,
+    // What runs in the lab ends before the lab does.
+    _balancer: Option<Balancer>,
+    _proxy: Option<Process>,
+    _iperf: Process,
+    /// The lab.
+    pub lab: Lab,
+}
+
+impl Site {
+    /// Builds it, and waits until every target answers.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come up.
+    pub fn new(system: System) -> Result<Self> {
+        let lab = Lab::new(&Options::default())?;
+        for host in lab.hosts() {
+            // Tens of thousands of connections a second, to one address.
+            host.namespace.sysctl(&[
+                ("ipv4/ip_local_port_range", "1024 65535"),
+                ("ipv4/tcp_tw_reuse", "1"),
+            ])?;
+        }
+        let (mut balancer, mut proxy) = (None, None);
+        match system {
+            System::Direct => {}
+            System::Dsr => balancer = Some(Balancer::start(&lab, &services(&lab, Way::DsrV4))?),
+            System::Ipip => {
+                balancer = Some(Balancer::start(&lab, &services(&lab, Way::IpipV4))?);
+                ways::decapsulate(&lab)?;
+            }
+            System::Haproxy => proxy = Some(haproxy(&lab, system.vip())?),
+            System::NginxStream => proxy = Some(nginx_stream(&lab, system.vip())?),
+            System::NftablesDnat => nftables(&lab, system.vip())?,
+        }
+        let server = command::find("iperf3").context("iperf3 is not installed")?;
+        let log = lab.folder().join("iperf3.log");
+        let args = ["-s", "-p", &IPERF.to_string()];
+        let web = &lab.webs[0].host.namespace;
+        let iperf = Process::start(web, &server, &args, &log, lab.orphan())?;
+        let site = Self { system, _balancer: balancer, _proxy: proxy, _iperf: iperf, lab };
+        site.wait()?;
+        Ok(site)
+    }
+
+    /// Whom the client asks.
+    pub fn targets(&self) -> Vec<String> {
+        match self.system {
+            System::Direct => self.lab.webs.iter().map(|web| web.host.v4.to_string()).collect(),
+            balanced => vec![balanced.vip().to_string()],
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        for target in self.targets() {
+            let target: Ipv4Addr = target.parse().context("an address")?;
+            wait::until(Duration::from_secs(15), &format!("{target} answers"), || {
+                let second = Duration::from_secs(1);
+                Connection::open(&self.lab.client.namespace, (target, 80).into(), second)?
+                    .get("/")?
+                    .ok()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn services(lab: &Lab, way: Way) -> [Service; 2] {
+    let mut iperf = way.service(lab);
+    iperf.name = "iperf".into();
+    iperf.port = IPERF;
+    iperf.backends.truncate(1);
+    [way.service(lab), iperf]
+}
+
+/// Starts a proxy on the balancer.
+fn proxy(lab: &Lab, program: &str, args: &[&str]) -> Result<Process> {
+    let path = command::find(program).with_context(|| format!("{program} is not installed"))?;
+    let log = lab.folder().join(format!("{program}-proxy.log"));
+    Process::start(&lab.balancer.namespace, &path, args, &log, lab.orphan())
+}
+
+/// HAProxy with its defaults: a thread for each CPU, buffers spliced where that pays.
+fn haproxy(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
+    let mut servers = String::new();
+    for web in &lab.webs {
+        let _ = writeln!(servers, "  server {} {}:80", web.host.name, web.host.v4);
+    }
+    let first = lab.webs[0].host.v4;
+    let text = format!(
+        "global\n  maxconn 8000\n\
+         defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 50s\n  timeout server 50s\n\
+         listen web\n  bind {vip}:80\n  balance roundrobin\n{servers}\
+         listen iperf\n  bind {vip}:{IPERF}\n  server web1 {first}:{IPERF}\n"
+    );
+    let config = written(lab, "haproxy-bench.cfg", &text)?;
+    proxy(lab, "haproxy", &["-db", "-f", &config])
+}
+
+/// Where Debian has nginx's stream module.
+const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+fn nginx_stream(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
+    anyhow::ensure!(
+        Path::new(STREAM).exists(),
+        "{STREAM} is not here: Debian's libnginx-mod-stream"
+    );
+    let mut servers = String::new();
+    for web in &lab.webs {
+        let _ = writeln!(servers, "    server {}:80;", web.host.v4);
+    }
+    let (folder, first) = (lab.folder().display(), lab.webs[0].host.v4);
+    let text = format!(
+        "load_module {STREAM};\ndaemon off;\nuser root;\nworker_processes auto;\nworker_rlimit_nofile 65536;\n\
+         pid {folder}/stream.pid;\nerror_log stderr warn;\n\
+         events {{ worker_connections 16384; }}\n\
+         stream {{\n  upstream web {{\n{servers}  }}\n\
+         \x20 server {{ listen {vip}:80 reuseport backlog=4096; proxy_pass web; }}\n\
+         \x20 server {{ listen {vip}:{IPERF} reuseport; proxy_pass {first}:{IPERF}; }}\n}}\n"
+    );
+    let config = written(lab, "stream.conf", &text)?;
+    let folder = folder.to_string();
+    proxy(lab, "nginx", &["-p", &folder, "-c", &config, "-e", "stderr"])
+}
+
+/// A rule set as guides have it, and short times for connections that have ended: the tables of the
+/// whole machine have bounds that a benchmark without keep-alive meets.
+fn nftables(lab: &Lab, vip: Ipv4Addr) -> Result<()> {
+    let webs: Vec<_> = lab.webs.iter().map(|web| web.host.v4.to_string()).collect();
+    let map: Vec<_> = webs.iter().enumerate().map(|(n, web)| format!("{n} : {web}")).collect();
+    let (map, count, all, first) = (map.join(", "), webs.len(), webs.join(", "), &webs[0]);
+    let rules = format!(
+        "table ip bench {{\n\
+         chain before {{ type nat hook prerouting priority dstnat;\n\
+         ip daddr {vip} tcp dport 80 dnat to numgen inc mod {count} map {{ {map} }}\n\
+         ip daddr {vip} tcp dport {IPERF} dnat to {first}\n}}\n\
+         chain after {{ type nat hook postrouting priority srcnat;\n\
+         ip daddr {{ {all} }} masquerade\n}}\n}}\n"
+    );
+    let balancer = &lab.balancer.namespace;
+    let nft = command::find("nft").context("nftables is not installed")?;
+    command::run_with_input(balancer.command(nft).args(["-f", "-"]), &rules)?;
+    balancer.sysctl(&[
+        ("ipv4/ip_forward", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("netfilter/nf_conntrack_tcp_timeout_time_wait", "1"),
+        ("netfilter/nf_conntrack_tcp_timeout_close", "1"),
+        ("netfilter/nf_conntrack_tcp_timeout_last_ack", "1"),
+    ])
+}
+
+fn written(lab: &Lab, name: &str, text: &str) -> Result<String> {
+    let path = lab.folder().join(name);
+    fs::write(&path, text).with_context(|| format!("write {name}"))?;
+    Ok(path.to_string_lossy().into_owned())
+}

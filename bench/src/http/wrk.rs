@@ -1,0 +1,101 @@
+//! A run of wrk: requests for a small page, and how long they took.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::command;
+use serde::Deserialize;
+
+use super::{busy, report::Run, systems::Site};
+
+/// Threads of wrk. Without a balancer each asks one host.
+const THREADS: u16 = 4;
+
+/// wrk tells percentiles in words only; this has it tell a line of JSON, and gives each thread its target.
+const SCRIPT: &str = r#"
+local targets = { TARGETS }
+local next_target = 0
+function setup(thread)
+  local target = targets[next_target % #targets + 1]
+  next_target = next_target + 1
+  thread.addr = wrk.lookup(target, "80")[1]
+end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '\nRESULT {"requests":%d,"duration_us":%d,"errors":%d,"p50_us":%d,"p99_us":%d,"p999_us":%d}\n',
+    summary.requests, summary.duration, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50), latency:percentile(99), latency:percentile(99.9)))
+end
+"#;
+
+/// What the script tells.
+#[derive(Debug, Deserialize)]
+struct Told {
+    requests: u64,
+    duration_us: u64,
+    errors: u64,
+    p50_us: u64,
+    p99_us: u64,
+    p999_us: u64,
+}
+
+/// Asks for so long.
+///
+/// # Errors
+///
+/// If wrk fails, or more than one request in a thousand does.
+pub fn run(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> Result<Run> {
+    let targets: Vec<_> = site.targets().iter().map(|target| format!("\"{target}\"")).collect();
+    let script = site.lab.folder().join("wrk.lua");
+    fs::write(&script, SCRIPT.replace("TARGETS", &targets.join(", "))).context("write wrk.lua")?;
+    let wrk = command::find("wrk").context("wrk is not installed")?;
+    let mut wrk = site.lab.client.namespace.command(wrk);
+    // wrk takes whole seconds; a shorter run is one that is thrown away.
+    let seconds = time.as_secs().max(1);
+    wrk.arg(format!("-t{THREADS}")).arg(format!("-c{connections}"));
+    wrk.arg(format!("-d{seconds}s")).arg("-s").arg(&script);
+    if !keep_alive {
+        wrk.args(["-H", "Connection: close"]);
+    }
+    wrk.arg(format!("http://{}/", site.targets()[0]));
+    let before = busy()?;
+    let said = command::run(&mut wrk)?;
+    let cpu = busy()? - before;
+    let told = read(&said)?;
+    ensure!(
+        told.requests > 0 && told.errors * 1_000 <= told.requests,
+        "{} of {} requests failed:\n{said}",
+        told.errors,
+        told.requests
+    );
+    Ok(Run {
+        requests_per_second: told.requests as f64 / (told.duration_us as f64 / 1e6),
+        errors: told.errors,
+        p50_us: told.p50_us,
+        p99_us: told.p99_us,
+        p999_us: told.p999_us,
+        machine_cpu_us_per_request: cpu.as_secs_f64() * 1e6 / told.requests as f64,
+    })
+}
+
+fn read(said: &str) -> Result<Told> {
+    let line = said.lines().find_map(|line| line.strip_prefix("RESULT "));
+    let line = line.with_context(|| format!("no result in what wrk says:\n{said}"))?;
+    serde_json::from_str(line).with_context(|| format!("wrk's result: {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_result_is_found_in_what_wrk_says() -> Result<()> {
+        let line =
+            r#"RESULT {"requests":9,"duration_us":1,"errors":0,"p50_us":2,"p99_us":3,"p999_us":4}"#;
+        let told = read(&format!("Running 3s test\n  4 threads\n\n{line}\n"))?;
+        assert_eq!((told.requests, told.p50_us, told.p999_us), (9, 2, 4));
+        assert!(read("unable to connect").is_err());
+        Ok(())
+    }
+}

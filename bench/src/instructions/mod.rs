@@ -1,0 +1,186 @@
+//! Instructions that the machine executes for one packet: the same however busy it is.
+//!
+//! `cargo xtask bench instructions` runs this in a virtual machine whose clock counts instructions.
+//! A test run with live frames makes packets and sends them over a veth pair to the node, which takes
+//! them as from a NIC, by the driver's poll. What a packet costs is what the whole costs less what it
+//! costs when the node drops each packet: that has the making, the first way and one receipt in it, and
+//! what is left is the decision, the transmission, and the receipt at the other end, which is done by
+//! the same driver and costs the same. IPVS goes out by a dummy interface instead, so less is charged
+//! to it.
+
+mod ipvs;
+mod report;
+mod rig;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use kit::progress::Progress;
+use lb_common::abi::{backend_flags, proto};
+
+use self::{
+    ipvs::Method,
+    report::{Case, FLOOR, Kind, Report},
+    rig::{Measured, NODE, WIRE, index, measure},
+};
+use crate::{
+    frames::{self, Plan, Shape},
+    harness::{Flux, Harness, Setup, stay_on_one_cpu},
+};
+
+/// Options of the command.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Write JSON into this file, beside the table
+    #[arg(long)]
+    json_file: Option<PathBuf>,
+    /// Compare with the figures in this file, and fail if a packet costs 3 % more
+    #[arg(long)]
+    against: Option<PathBuf>,
+}
+
+/// Clients are in 20.0.0.0/8: a kernel takes nothing from 0.0.0.0/8.
+const CLIENTS: u32 = 20 << 24;
+/// Flows of the cases with many.
+const MANY: u32 = 65_536;
+/// Every packet a flow of its own.
+const NEW: u32 = 0;
+/// Packets before the measurement where there is no flow to be visited first.
+const WARM: u32 = 4_096;
+/// For few flows in flux, and for many.
+const STEADY: [u16; 2] = [80, 81];
+const IN_FLUX: [u16; 2] = [90, 91];
+
+/// Measures and reports.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    stay_on_one_cpu()?;
+    rig::ensure_counted()?;
+    let report = measure_all()?;
+    let before = arguments.against.as_ref().map(|file| {
+        let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        serde_json::from_str::<Report>(&text).with_context(|| file.display().to_string())
+    });
+    let before = before.transpose()?;
+    print!("{}", report.table(before.as_ref()));
+    if let Some(file) = &arguments.json_file {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        fs::write(file, text).with_context(|| file.display().to_string())?;
+    }
+    before.map_or(Ok(()), |before| report.check(&before))
+}
+
+fn measure_all() -> Result<Report> {
+    rig::wire()?;
+    let node = index(NODE)?;
+    let mut harness = Harness::load_for(node, CLIENTS)?;
+    for (flux, ports, syn_budget) in
+        [(Flux::Steady, STEADY, 0), (Flux::Pinned(MANY), IN_FLUX, u32::MAX)]
+    {
+        for (port, backend) in ports.into_iter().zip([0, backend_flags::TUNNEL]) {
+            let (v6, proto, udp_policy) = (false, proto::TCP, 0);
+            harness.add(&Setup { v6, port, proto, udp_policy, backend, flux, syn_budget })?;
+        }
+    }
+    let plans = plans();
+    let mut progress = Progress::new(plans.len() + 3 + 2 * KINDS.len());
+    let mut begun = false;
+    let mut step = |name: &str| {
+        if begun {
+            progress.end(None);
+        }
+        begun = true;
+        progress.begin(name);
+    };
+
+    // Each packet taken at the node, and nothing more.
+    step("the way to the node");
+    let link = harness.attach("sink", node)?;
+    let mut any = plan(Shape::Tcp, STEADY[0], 1);
+    let taken_off = measure(&mut harness, "taken off", &mut any, WARM, Harness::sunk)?;
+    drop(link);
+
+    let mut cases = Vec::new();
+    let mut note = |name: &str, kind, measured: &Measured| {
+        cases.push(Case {
+            name: name.to_owned(),
+            kind,
+            instructions_per_packet: round(measured.instructions - taken_off.instructions),
+            spread: (measured.spread * 1e5).round() / 1e5,
+        });
+    };
+    let sink = harness.attach("sink", index(WIRE)?)?;
+    for (name, program) in
+        [(FLOOR, "swap"), ("floor: one outer header for all, and transmit", "encapsulate")]
+    {
+        step(name);
+        let link = harness.attach(program, node)?;
+        note(name, Kind::Floor, &measure(&mut harness, name, &mut any, WARM, Harness::sunk)?);
+        drop(link);
+    }
+    let link = harness.attach("balance", node)?;
+    for (name, mut plan) in plans {
+        step(&name);
+        let warm = warm(&plan);
+        let forwarded = harness.forwarded()?;
+        let measured = measure(&mut harness, &name, &mut plan, warm, Harness::sunk)?;
+        let forwarded = harness.forwarded()? - forwarded;
+        anyhow::ensure!(forwarded == plan.runs, "{name}: {forwarded} of {}", plan.runs);
+        note(&name, Kind::Lb, &measured);
+    }
+    drop(link);
+    drop(sink);
+
+    // A veth interface takes frames from programs only while it has one.
+    let _link = harness.attach("pass", node)?;
+    ipvs::set_up()?;
+    for (method, what) in [(Method::Dr, "IPVS DR"), (Method::Tunnel, "IPVS tunnel")] {
+        for (shape, flows, flow_words) in KINDS {
+            let name = format!("{what}, {flow_words}");
+            step(&name);
+            let mut plan = plan(shape, method.port(), flows);
+            let warm = warm(&plan);
+            let sent = |_: &mut Harness| ipvs::sent();
+            note(&name, Kind::Ipvs, &measure(&mut harness, &name, &mut plan, warm, sent)?);
+        }
+    }
+    let kernel =
+        fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
+    Ok(Report {
+        kernel: kernel.trim().to_owned(),
+        taken_off_instructions_per_packet: round(taken_off.instructions),
+        cases,
+    })
+}
+
+/// Which packets every balancer gets.
+const KINDS: [(Shape, u32, &str); 3] = [
+    (Shape::Tcp, 1, "one flow"),
+    (Shape::Tcp, MANY, "65,536 flows"),
+    (Shape::Syn, NEW, "a new flow each"),
+];
+
+/// The balancer's cases.
+fn plans() -> Vec<(String, Plan)> {
+    let mut plans = Vec::new();
+    for (ports, state) in [(STEADY, ""), (IN_FLUX, ", in flux")] {
+        for (port, mode) in ports.into_iter().zip(["dsr", "ipip"]) {
+            for (shape, flows, flow_words) in KINDS {
+                plans.push((format!("{mode}{state}, {flow_words}"), plan(shape, port, flows)));
+            }
+        }
+    }
+    plans
+}
+
+fn plan(shape: Shape, port: u16, flows: u32) -> Plan {
+    Plan { base: CLIENTS, ..frames::plan(false, shape, port, flows) }
+}
+
+/// So many that each flow was there once, where that makes a difference.
+fn warm(plan: &Plan) -> u32 {
+    if plan.mask == MANY - 1 { MANY } else { WARM }
+}
+
+fn round(instructions: f64) -> f64 {
+    (instructions * 10.0).round() / 10.0
+}

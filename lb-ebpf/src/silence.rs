@@ -1,0 +1,16 @@
+//! In place of `log` in a program that says nothing.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::abi::FlowKey;
+
+/// Of a frame that was dropped or passed, nothing.
+#[inline(always)]
+pub const fn frame(_ctx: &XdpContext, _reason: u32) -> u64 {
+    0
+}
+
+/// Of a flow that should have been pinned, nothing.
+#[inline(always)]
+pub const fn no_room_for_pin(_key: &FlowKey) -> u64 {
+    0
+}

@@ -1,0 +1,126 @@
+//! What a node and a pair do, in short: for kernels and drivers that the other tests don't run on.
+//!
+//! `cargo xtask test kernels` runs it in virtual machines, on veth and on virtio NICs; it is all
+//! real programs and real connections, and expects native mode.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::Balancer,
+    can_run,
+    downloads::{self, Downloads},
+    http::Connection,
+    lab::{Lab, Options},
+    nics,
+    twins::{self, Twins},
+    ways::{Way, balanced},
+};
+
+/// Both modes, both families.
+const WAYS: [Way; 2] = [Way::DsrV4, Way::IpipV6];
+/// A virtual machine without help of the processor is slow.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between advertisements: what is missed must be the other node and not a moment on the CPU.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How long downloads would take if nobody ended them.
+const LONG: Duration = Duration::from_secs(100);
+/// For this long, changes are given time to break what they can.
+const A_WHILE: Duration = Duration::from_secs(2);
+
+fn options() -> Result<Options> {
+    Ok(Options { nics: nics::of_this_machine()?, ..Options::default() })
+}
+
+/// Who answers how many of these requests, each on a connection of its own.
+fn spread(lab: &Lab, way: Way, requests: usize) -> Result<BTreeMap<String, usize>> {
+    let mut answers = BTreeMap::new();
+    for n in 0..requests {
+        let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
+            .and_then(|mut connection| connection.get("/")?.ok())
+            .with_context(|| format!("request {n} by {}", way.name()))?;
+        *answers.entry(page.text()).or_default() += 1;
+    }
+    Ok(answers)
+}
+
+fn download(lab: &Lab, way: Way) -> Result<Downloads> {
+    let (target, patience) = (way.target(), PATIENCE);
+    Downloads::start(lab, downloads::Plan { target, each: 1, time: LONG, patience })
+}
+
+/// That every download has got more since a moment, and ends whole.
+fn check(downloads: Downloads, since: Instant) -> Result<()> {
+    let (silent, ended) = (downloads.silent_since(since), downloads.ended());
+    ensure!(silent == 0 && ended == 0, "{silent} got nothing any more, {ended} have ended");
+    for download in downloads.end()? {
+        let end = download.end.as_ref();
+        ensure!(end.is_ok(), "the download from {}: {:?}", download.host, download.end);
+    }
+    Ok(())
+}
+
+fn is_native(balancer: &Balancer) -> Result<()> {
+    let status = balancer.status()?;
+    for interface in &status.interfaces {
+        ensure!(interface.mode == "native", "{interface:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_backend_answers_and_a_drain_breaks_nothing_that_is_established() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = balanced(&options()?, &WAYS, "")?;
+    is_native(&balancer)?;
+    let drained = &lab.webs[0];
+    for way in WAYS {
+        let answers = spread(&lab, way, 40)?;
+        ensure!(answers.len() == 3, "every host answers by {}: {answers:?}", way.name());
+        let downloads = download(&lab, way)?;
+        let address = way.backend(drained).to_string();
+        balancer.lbctl(&["backend", "drain", way.name(), &address])?;
+        let answers = spread(&lab, way, 20)?;
+        let name = &drained.host.name;
+        ensure!(!answers.contains_key(name), "{name} is drained by {}: {answers:?}", way.name());
+        let since = Instant::now();
+        thread::sleep(A_WHILE);
+        check(downloads, since).with_context(|| format!("drain by {}", way.name()))?;
+    }
+    let status = balancer.status()?;
+    let dropped: u64 = status.dropped.values().map(|count| count.packets).sum();
+    ensure!(dropped == 0, "dropped: {:?}", status.dropped);
+    Ok(())
+}
+
+#[test]
+fn a_failover_of_a_pair_breaks_nothing_that_is_established() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let twins = Twins::start(&options()?, twins::Plan::new(&WAYS, INTERVAL))?;
+    for node in &twins.nodes {
+        is_native(node)?;
+    }
+    let downloads = WAYS.map(|way| download(&twins.lab, way));
+    twins.lab.freeze(twins.host(0))?;
+    twins.wait_holds(1)?;
+    for way in WAYS {
+        let answers = spread(&twins.lab, way, 10)?;
+        ensure!(answers.values().sum::<usize>() == 10, "{answers:?}");
+    }
+    // TCP sends again what was lost meanwhile, at growing intervals.
+    thread::sleep(INTERVAL * 3);
+    let since = Instant::now();
+    thread::sleep(A_WHILE);
+    for (way, downloads) in WAYS.iter().zip(downloads) {
+        check(downloads?, since).with_context(|| format!("failover by {}", way.name()))?;
+    }
+    Ok(())
+}

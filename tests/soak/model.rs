@@ -1,0 +1,340 @@
+//! What may break and what may not: a pure function of what was done, what the nodes said, and a
+//! connection's life.
+//!
+//! The operations are the causes. What the nodes' logs tell ([`Facts`]) only narrows down what a cause
+//! may excuse, and never excuses by itself: a backend whose flows a node has moved must have been dead
+//! or cut off ([`unfounded`]), and a node that took over must have had a reason ([`uncalled`]).
+//!
+//! | a connection may break when | |
+//! |---|---|
+//! | its nginx was killed or restarted while it lived | [`Reason::Killed`] |
+//! | it was opened to a dead nginx before the checks could know | [`Reason::Undetected`] |
+//! | a node moved the flows of its backend, which had been killed or cut off | [`Reason::Moved`] |
+//! | its backend was disabled or removed with `--force` | [`Reason::Forced`] |
+//! | the deadline of its backend's drain came | [`Reason::Deadline`] |
+//! | it began in the moment in which a node died | [`Reason::Untold`] |
+//! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
+//! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
+//! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
+//!
+//! Nothing else: not a drain, a removal, another weight, a reload, a cut cable, a stopped nginx, the end,
+//! the death or the start of an `lbd`, a handover. And no partition breaks a connection that is older: what
+//! begins in one is known to one of two Active nodes, and clients go to the one that has announced itself last.
+
+mod history;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, time::Duration};
+
+pub use history::{Done, History, Log, Span, Trouble};
+
+use crate::plan::{Backend, HOSTS, Op};
+
+/// How long a client waits for anything, a connection or the next bytes.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// How long the checks and the clients' packets may take to show that a backend is dead, or back.
+pub const FOUND_OUT: Duration = Duration::from_secs(3);
+
+/// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
+/// flux: a beat of news and the lease. What begins later is not pinned, and found by who takes over.
+const TOLD: Duration = Duration::from_millis(50);
+
+/// What a machine that is not busy adds to the times of operations.
+const SLACK: Duration = Duration::from_millis(300);
+
+/// From which delay of this very program on a node may be thought dead by the other one: it advertises
+/// every 100 ms, and is missed after three to four of these.
+const LATE: Duration = Duration::from_millis(150);
+
+/// How long before a takeover its cause may lie.
+const TAKEOVER: Duration = Duration::from_secs(2);
+
+/// How long a peer may take to take news in.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// Delays that let a lease of pins run out, which is one of 30 ms.
+const LEASE: Duration = Duration::from_millis(10);
+
+/// A connection, from its beginning to its end. Times are those since the start of the run.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// The service.
+    pub service: usize,
+    /// The client's port.
+    pub port: u16,
+    /// The host that answered.
+    pub host: Option<usize>,
+    /// When it was begun.
+    pub opened: Duration,
+    /// When the first answer was there.
+    pub answered: Option<Duration>,
+    /// When anything came last.
+    pub heard: Duration,
+    /// When it ended.
+    pub ended: Duration,
+    /// What it was for.
+    pub kind: &'static str,
+    /// How it ended.
+    pub end: Result<(), Failure>,
+}
+
+/// How a connection broke.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It was refused.
+    Refused,
+    /// It was reset.
+    Reset,
+    /// It was closed before its time.
+    Closed,
+    /// Nothing came for [`PATIENCE`].
+    TimedOut,
+    /// Something else than expected came.
+    Wrong(String),
+    /// Anything else.
+    Other(String),
+}
+
+/// Why a connection may break; the table above has it in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    Killed,
+    Undetected,
+    Moved,
+    Forced,
+    Deadline,
+    Untold,
+    Parted,
+    NoBackend,
+    Patience,
+}
+
+/// What is known beside the operations.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Backends whose flows a node has moved, by what it said, and until when.
+    pub moved: Vec<Moved>,
+    /// When a node became Active.
+    pub takeovers: Vec<(usize, Duration)>,
+    /// When this program was late, and by how much: what the machine was busy with.
+    pub stalls: BTreeMap<Duration, Duration>,
+}
+
+/// A node's word that it moves the flows of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// The node.
+    pub node: usize,
+    /// The backend.
+    pub backend: Backend,
+    /// Until it said that it is back.
+    pub span: Span,
+}
+
+/// Whether a host may have answered a new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It takes new flows.
+    Right,
+    /// It takes none, and is the base owner of a flow that could not be pinned.
+    BaseOwner,
+    /// It may not.
+    Wrong,
+}
+
+impl Facts {
+    /// The longest delay in a time.
+    #[must_use]
+    pub fn stall(&self, from: Duration, until: Duration) -> Duration {
+        self.stalls.range(from..=until).map(|(_, late)| *late).max().unwrap_or_default()
+    }
+
+    /// What the machine may have added to operations in a time.
+    fn slack(&self, from: Duration, until: Duration) -> Duration {
+        SLACK + 2 * self.stall(from.saturating_sub(TAKEOVER), until + TAKEOVER)
+    }
+}
+
+/// Why a connection that broke may have; none: it may not.
+#[must_use]
+pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
+    let failure = life.end.as_ref().err()?;
+    if let Failure::Wrong(_) = failure {
+        return None;
+    }
+    let slack = facts.slack(life.opened, life.ended);
+    let lived = Span { from: life.opened.saturating_sub(slack), until: life.ended + slack };
+    // One that has had no answer may have been on any of them.
+    let hosts = life.host.map_or(0..HOSTS, |host| host..host + 1);
+    let found = hosts.filter_map(|host| {
+        let backend = Backend { service: life.service, host };
+        of_backend(history, facts, life, backend, lived, slack)
+    });
+    found.min().or_else(|| {
+        if is_untold(history, facts, life, slack) {
+            return Some(Reason::Untold);
+        }
+        if is_parted(history, facts, life, slack) {
+            return Some(Reason::Parted);
+        }
+        let nobody = life.answered.is_none() && nobody_there(history, facts, life);
+        nobody.then_some(Reason::NoBackend)
+    })
+}
+
+/// What may have befallen one backend in the life of a connection to it.
+fn of_backend(
+    history: &History,
+    facts: &Facts,
+    life: &Life,
+    backend: Backend,
+    lived: Span,
+    slack: Duration,
+) -> Option<Reason> {
+    let Backend { service, host } = backend;
+    let dead = history.dead[host].iter().filter(|dead| dead.overlaps(lived));
+    for dead in dead {
+        // It died under the connection.
+        if lived.from <= dead.from {
+            return Some(Reason::Killed);
+        }
+        // One that has answered was on nobody dead, but for the clocks' slack.
+        let joined =
+            history.joined[service][host].iter().filter(|joined| joined.from <= life.ended);
+        let news = joined.map(|joined| joined.until).chain([dead.from]).max().unwrap_or_default();
+        if life.answered.is_none() && lived.from <= news + FOUND_OUT {
+            return Some(Reason::Undetected);
+        }
+    }
+    let moved = facts.moved.iter().any(|moved| {
+        moved.backend == backend
+            && moved.span.overlaps(lived)
+            && history.is_lost(host, moved.span.from, slack)
+    });
+    if moved {
+        return Some(Reason::Moved);
+    }
+    if history.forced[service][host].iter().any(|forced| forced.overlaps(lived)) {
+        return Some(Reason::Forced);
+    }
+    if history.deadlines[service][host].iter().any(|deadline| deadline.overlaps(lived)) {
+        return Some(Reason::Deadline);
+    }
+    // TCP has waited for twice as long at most when the next repetition gets through.
+    let silent = |faults: &[Span], times| {
+        faults.iter().any(|fault| {
+            fault.overlaps(lived) && fault.length(life.ended) * times + slack >= PATIENCE
+        })
+    };
+    let patience = life.end == Err(Failure::TimedOut)
+        && (silent(&history.cut[host], 2) || silent(&history.frozen[host], 1));
+    patience.then_some(Reason::Patience)
+}
+
+/// Whether a connection began when the only node that could have known of it died.
+fn is_untold(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
+    let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
+    facts.takeovers.iter().any(|&(node, at)| {
+        if began.from > at + slack || began.until + TAKEOVER + PATIENCE < at {
+            return false;
+        }
+        let died = match history.strike(at, slack) {
+            Some(Trouble { op, span }) if op.node().is_some_and(|struck| struck != node) => {
+                // An operator's wish: whoever is to end has told everything.
+                if matches!(op, Op::Stop(_)) {
+                    return false;
+                }
+                Span { from: span.from, until: span.from }
+            }
+            Some(_) => return false,
+            // A machine that is so busy that a node was thought dead kept it from telling, too.
+            None if facts.stall(at.saturating_sub(TAKEOVER), at) >= LATE => {
+                Span { from: at.saturating_sub(TAKEOVER), until: at }
+            }
+            None => return false,
+        };
+        let window =
+            Span { from: died.from.saturating_sub(TOLD + slack), until: died.until + TOLD + slack };
+        window.overlaps(began)
+    })
+}
+
+/// Whether a connection began when both nodes were Active, and neither could tell the other of it.
+fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
+    let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
+    history.troubles.iter().any(|trouble| {
+        let Span { from, until } = trouble.span;
+        let both = facts.takeovers.iter().filter(|(_, at)| trouble.span.contains(*at));
+        trouble.op == Op::Part(true, true)
+            && both.count() > 0
+            && Span { from, until: until.saturating_add(slack) }.overlaps(began)
+    })
+}
+
+/// Whether there was a moment in the life of a connection when no backend could be counted on.
+fn nobody_there(history: &History, facts: &Facts, life: &Life) -> bool {
+    let step = Duration::from_millis(50);
+    let mut at = life.opened;
+    while at <= life.ended {
+        let moved = |backend: Backend| {
+            facts.moved.iter().any(|moved| moved.backend == backend && moved.span.contains(at))
+        };
+        let counts = |host| {
+            let backend = Backend { service: life.service, host };
+            history.is_sure(backend, at) && !moved(backend)
+        };
+        if !(0..HOSTS).any(counts) {
+            return true;
+        }
+        at += step;
+    }
+    false
+}
+
+/// Whether a host may have answered a new connection.
+#[must_use]
+pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
+    let (Some(host), Some(answered)) = (life.host, life.answered) else { return Answer::Right };
+    let slack = facts.slack(life.opened, answered);
+    let began = Span { from: life.opened.saturating_sub(slack), until: answered + slack };
+    if history.takes[life.service][host].iter().any(|takes| takes.overlaps(began)) {
+        return Answer::Right;
+    }
+    let gone = history.gone[life.service][host].iter();
+    if gone.into_iter().any(|gone| gone.from + slack < life.opened && answered < gone.until) {
+        return Answer::Wrong;
+    }
+    // A pin takes a lease, which the daemon renews when it has told its news, and a peer may take its
+    // time to take them in. A change of a ring is many of them.
+    let begun = life.opened.saturating_sub(Duration::from_millis(100));
+    let news = Span { from: began.from.saturating_sub(NEWS), until: began.until };
+    let changed = history.changes.iter().any(|change| change.overlaps(news))
+        || facts
+            .moved
+            .iter()
+            .any(|moved| news.contains(moved.span.from) || news.contains(moved.span.until));
+    let troubled = history.troubles.iter().any(|trouble| trouble.span.overlaps(began));
+    if troubled || changed || facts.stall(begun, answered) >= LEASE {
+        return Answer::BaseOwner;
+    }
+    Answer::Wrong
+}
+
+/// Whether a node had no reason to move the flows of a backend.
+#[must_use]
+pub fn unfounded(history: &History, facts: &Facts, moved: &Moved) -> bool {
+    let at = moved.span.from;
+    let slack = facts.slack(at, at);
+    let own_cable =
+        |trouble: &Trouble| trouble.op == Op::CutNode(moved.node) && trouble.span.contains(at);
+    !history.is_lost(moved.backend.host, at, slack) && !history.troubles.iter().any(own_cable)
+}
+
+/// Whether a node had no reason to become Active.
+#[must_use]
+pub fn uncalled(history: &History, facts: &Facts, at: Duration) -> bool {
+    let slack = facts.slack(at, at);
+    history.strike(at, slack).is_none() && facts.stall(at.saturating_sub(TAKEOVER), at) < LATE
+}

@@ -1,0 +1,225 @@
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+const B: Backend = Backend { service: 0, host: 1 };
+
+/// Operations that were begun at these milliseconds, and took ten.
+fn log(ops: &[(u32, Op)]) -> Log {
+    let done = ops.iter().map(|&(at, op)| Done { op, began: at * MS, ended: Some((at + 10) * MS) });
+    Log { done: done.collect(), troubles: Vec::new() }
+}
+
+fn history(ops: &[(u32, Op)]) -> History {
+    History::of(&log(ops))
+}
+
+/// A connection to [`B`] that was answered at once and broke.
+fn reset(opened: u32, ended: u32) -> Life {
+    Life {
+        service: 0,
+        port: 1,
+        host: Some(1),
+        opened: opened * MS,
+        answered: Some((opened + 20) * MS),
+        heard: ended * MS,
+        ended: ended * MS,
+        kind: "test",
+        end: Err(Failure::Reset),
+    }
+}
+
+/// A connection that never came to be.
+fn refused(opened: u32, ended: u32) -> Life {
+    Life { host: None, answered: None, end: Err(Failure::Refused), ..reset(opened, ended) }
+}
+
+fn why(ops: &[(u32, Op)], life: &Life) -> Option<Reason> {
+    excuse(&history(ops), &Facts::default(), life)
+}
+
+#[test]
+fn with_nothing_done_nothing_may_break() {
+    assert_eq!(why(&[], &reset(0, 60_000)), None);
+    assert_eq!(why(&[], &refused(0, 10)), None);
+}
+
+#[test]
+fn a_connection_to_a_killed_nginx_may_break_and_no_other() {
+    let ops = [(5_000, Op::Kill(1)), (8_000, Op::Revive(1))];
+    assert_eq!(why(&ops, &reset(1_000, 5_010)), Some(Reason::Killed));
+    assert_eq!(why(&ops, &reset(1_000, 40_000)), Some(Reason::Killed), "silent until then");
+    assert_eq!(why(&ops, &reset(1_000, 4_000)), None, "before");
+    assert_eq!(why(&ops, &reset(9_000, 30_000)), None, "after");
+    assert_eq!(why(&ops, &Life { host: Some(2), ..reset(1_000, 5_010) }), None, "another host");
+}
+
+#[test]
+fn a_dead_nginx_may_refuse_until_the_checks_know() {
+    let ops = [(5_000, Op::Kill(1)), (60_000, Op::Revive(1))];
+    assert_eq!(why(&ops, &refused(5_500, 5_510)), Some(Reason::Undetected));
+    assert_eq!(why(&ops, &refused(20_000, 20_010)), None);
+    let ops = [ops[0], (20_000, Op::Enable(B)), ops[1]];
+    assert_eq!(why(&ops, &refused(20_020, 20_030)), Some(Reason::Undetected), "it was asked for");
+}
+
+#[test]
+fn drains_removals_and_weights_break_nothing() {
+    let ops = [
+        (1_000, Op::Drain(B, None)),
+        (2_000, Op::Enable(B)),
+        (3_000, Op::Weight(B, 7)),
+        (4_000, Op::Disable(B)),
+        (5_000, Op::Enable(B)),
+        (6_000, Op::Remove(B)),
+        (7_000, Op::Add(B, 1)),
+        (8_000, Op::Freeze(1)),
+        (9_000, Op::Thaw(1)),
+    ];
+    assert_eq!(why(&ops, &reset(0, 30_000)), None);
+}
+
+#[test]
+fn force_breaks_what_lives_and_nothing_later() {
+    for op in [Op::ForceDown(B), Op::ForceOut(B)] {
+        let ops = [(5_000, op)];
+        assert_eq!(why(&ops, &reset(1_000, 9_000)), Some(Reason::Forced));
+        assert_eq!(why(&ops, &reset(6_000, 9_000)), None);
+        let other = Life { service: 1, ..reset(1_000, 9_000) };
+        assert_eq!(why(&ops, &other), None, "another service of the host");
+    }
+}
+
+#[test]
+fn a_node_that_was_away_may_move_flows_when_it_is_told() {
+    let mut log = log(&[(5_000, Op::ForceDown(B))]);
+    log.done[0].ended = Some(9_000 * MS);
+    let life = reset(8_000, 9_500);
+    let judge = |log: &Log| excuse(&History::of(log), &Facts::default(), &life);
+    assert_eq!(judge(&log), Some(Reason::Forced));
+    log.done[0].ended = None;
+    assert_eq!(judge(&log), Some(Reason::Forced));
+}
+
+#[test]
+fn a_drained_connection_may_break_at_the_deadline_and_not_before() {
+    let ops = [(1_000, Op::Drain(B, Some(10_000 * MS)))];
+    assert_eq!(why(&ops, &reset(500, 8_000)), None);
+    assert_eq!(why(&ops, &reset(500, 12_000)), Some(Reason::Deadline));
+    let ops = [ops[0], (5_000, Op::Enable(B))];
+    assert_eq!(why(&ops, &reset(500, 12_000)), None, "it was enabled in time");
+}
+
+#[test]
+fn a_cut_cable_breaks_only_what_a_node_has_moved() {
+    let history = history(&[(5_000, Op::Cut(1)), (9_000, Op::Mend(1))]);
+    let life = reset(1_000, 11_000);
+    assert_eq!(excuse(&history, &Facts::default(), &life), None);
+    let at = |from: u32| Moved {
+        node: 0,
+        backend: B,
+        span: Span { from: from * MS, until: (from + 2_000) * MS },
+    };
+    let facts = |from| Facts { moved: vec![at(from)], ..Facts::default() };
+    assert_eq!(excuse(&history, &facts(6_000), &life), Some(Reason::Moved));
+    assert!(!unfounded(&history, &facts(6_000), &at(6_000)));
+    // A node's word alone excuses nothing.
+    let late = reset(21_000, 31_000);
+    assert_eq!(excuse(&history, &facts(30_000), &late), None);
+    assert!(unfounded(&history, &facts(30_000), &at(30_000)));
+}
+
+#[test]
+fn a_cable_that_was_cut_for_too_long_may_cost_the_clients_patience() {
+    let cut = |until| [(5_000, Op::Cut(1)), (until, Op::Mend(1))];
+    let life = Life { end: Err(Failure::TimedOut), ..reset(1_000, 50_000) };
+    assert_eq!(why(&cut(11_000), &life), None);
+    assert_eq!(why(&cut(30_000), &life), Some(Reason::Patience));
+    assert_eq!(why(&cut(30_000), &reset(1_000, 50_000)), None, "a reset is no lack of patience");
+}
+
+#[test]
+fn while_nobody_is_there_new_connections_may_fail() {
+    let all = (0..HOSTS).map(|host| (5_000, Op::Drain(Backend { service: 0, host }, None)));
+    let mut ops: Vec<_> = all.collect();
+    assert_eq!(why(&ops, &refused(6_000, 46_000)), Some(Reason::NoBackend));
+    assert_eq!(why(&ops, &reset(6_000, 46_000)), None, "one that was answered is not new");
+    ops.pop();
+    assert_eq!(why(&ops, &refused(6_000, 46_000)), None);
+}
+
+#[test]
+fn wrong_bytes_are_never_excused() {
+    let life = Life { end: Err(Failure::Wrong("other bytes".into())), ..reset(1_000, 5_010) };
+    assert_eq!(why(&[(5_000, Op::Kill(1))], &life), None);
+}
+
+/// A trouble of a node from the fifth second to the ninth, and a takeover by another one shortly after
+/// its begin.
+fn struck(op: Op, node: usize) -> (History, Facts) {
+    let span = Span { from: 5_000 * MS, until: 9_000 * MS };
+    let log = Log { troubles: vec![Trouble { op, span }], ..Log::default() };
+    let facts = Facts { takeovers: vec![(node, 5_400 * MS)], ..Facts::default() };
+    (History::of(&log), facts)
+}
+
+#[test]
+fn a_flow_of_the_last_moment_before_a_death_may_break_and_no_older_one() {
+    let (history, facts) = struck(Op::Slay(0), 1);
+    assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), Some(Reason::Untold));
+    assert_eq!(excuse(&history, &facts, &reset(4_950, 6_000)), Some(Reason::Untold));
+    assert_eq!(excuse(&history, &facts, &reset(4_000, 6_000)), None);
+    assert_eq!(excuse(&history, &facts, &reset(5_390, 8_000)), None, "past the lease");
+    let (history, facts) = struck(Op::Slay(1), 1);
+    assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), None, "the one that died came back");
+}
+
+#[test]
+fn what_begins_while_both_are_active_may_break_and_nothing_older() {
+    let (history, facts) = struck(Op::Part(true, true), 1);
+    assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), Some(Reason::Parted));
+    assert_eq!(excuse(&history, &facts, &reset(4_000, 8_000)), None);
+    assert_eq!(excuse(&history, &facts, &reset(11_000, 12_000)), None);
+    let (history, facts) = struck(Op::Part(true, false), 1);
+    assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), None, "they told each other");
+    let (history, _) = struck(Op::Part(true, true), 1);
+    assert_eq!(excuse(&history, &Facts::default(), &reset(7_000, 8_000)), None, "one was Active");
+}
+
+#[test]
+fn a_planned_handover_breaks_nothing() {
+    for op in [Op::HandOver, Op::Stop(0)] {
+        let (history, facts) = struck(op, 1);
+        assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), None, "{op}");
+    }
+}
+
+#[test]
+fn a_takeover_takes_a_fault_or_a_busy_machine() {
+    let (history, mut facts) = struck(Op::Slay(0), 1);
+    assert!(!uncalled(&history, &facts, 5_400 * MS));
+    assert!(uncalled(&history, &facts, 30_000 * MS));
+    facts.stalls.insert(29_500 * MS, 400 * MS);
+    assert!(!uncalled(&history, &facts, 30_000 * MS));
+    facts.stalls.insert(29_500 * MS, 40 * MS);
+    assert!(uncalled(&history, &facts, 30_000 * MS));
+}
+
+#[test]
+fn a_new_connection_goes_to_who_takes_new_flows() {
+    let history = history(&[
+        (5_000, Op::Drain(B, None)),
+        (20_000, Op::Enable(B)),
+        (30_000, Op::ForceDown(B)),
+    ]);
+    let mut facts = Facts::default();
+    let answer = |facts: &Facts, opened| may_answer(&history, facts, &reset(opened, opened + 100));
+    assert_eq!(answer(&facts, 1_000), Answer::Right);
+    assert_eq!(answer(&facts, 5_100), Answer::Right, "just then");
+    assert_eq!(answer(&facts, 10_000), Answer::Wrong);
+    assert_eq!(answer(&facts, 25_000), Answer::Right);
+    assert_eq!(answer(&facts, 35_000), Answer::Wrong);
+    // Without a lease of pins, the base owner has to take it: one that has flows.
+    facts.stalls.extend([(9_990 * MS, 40 * MS), (34_990 * MS, 40 * MS)]);
+    assert_eq!(answer(&facts, 10_000), Answer::BaseOwner);
+    assert_eq!(answer(&facts, 35_000), Answer::Wrong);
+}

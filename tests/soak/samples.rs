@@ -1,0 +1,303 @@
+//! What both `lbd` hold, once a second: memory, descriptors, maps and programs. And how late a thread of
+//! this program is, which tells how busy the machine is.
+
+use std::{
+    fs,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::{clock::Clock, model::Span};
+
+/// What one process holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// Memory in use (resident).
+    pub rss_bytes: u64,
+    /// Descriptors.
+    pub fds: u64,
+    /// Of these, maps.
+    pub bpf_maps: u64,
+    /// And programs.
+    pub bpf_programs: u64,
+}
+
+/// A sample of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// When.
+    pub at: Duration,
+    /// The process.
+    pub pid: u32,
+    /// What it held.
+    pub held: Held,
+}
+
+/// What is sampled.
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    pids: Mutex<[Option<u32>; 2]>,
+    samples: Mutex<[Vec<Sample>; 2]>,
+    stalls: Mutex<Vec<(Duration, Duration)>>,
+}
+
+/// Takes samples.
+#[derive(Debug)]
+pub struct Sampler {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// From which delay one is noted.
+const NOTED: Duration = Duration::from_millis(8);
+
+impl Sampler {
+    /// Starts to take samples.
+    ///
+    /// # Errors
+    ///
+    /// If there are no threads for it.
+    pub fn start(clock: Clock) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (held, late) = (Arc::clone(&shared), Arc::clone(&shared));
+        let held = thread::Builder::new().spawn(move || held.sample(clock));
+        let late = thread::Builder::new().spawn(move || late.be_late(clock));
+        let threads = vec![held.context("start a thread")?, late.context("start a thread")?];
+        Ok(Self { shared, threads })
+    }
+
+    /// From now on, these are the processes.
+    pub fn follow(&self, pids: [Option<u32>; 2]) {
+        *lock(&self.shared.pids) = pids;
+    }
+
+    /// How late this program was, and when, since the last call.
+    #[must_use]
+    pub fn stalls(&self) -> Vec<(Duration, Duration)> {
+        std::mem::take(&mut lock(&self.shared.stalls))
+    }
+
+    /// The samples of each node.
+    ///
+    /// # Errors
+    ///
+    /// If a thread panicked.
+    pub fn finish(self) -> Result<[Vec<Sample>; 2]> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a thread that samples panicked"))?;
+        }
+        Ok(std::mem::take(&mut lock(&self.shared.samples)))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn sample(&self, clock: Clock) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let pids = *lock(&self.pids);
+            for (node, pid) in pids.into_iter().enumerate() {
+                // One that has just ended holds nothing.
+                let Some((pid, held)) = pid.and_then(|pid| Some((pid, held(pid)?))) else {
+                    continue;
+                };
+                lock(&self.samples)[node].push(Sample { at: clock.now(), pid, held });
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn be_late(&self, clock: Clock) {
+        let beat = Duration::from_millis(5);
+        let mut due = clock.now() + beat;
+        while !self.stop.load(Ordering::Relaxed) {
+            thread::sleep(due.saturating_sub(clock.now()));
+            let now = clock.now();
+            let late = now.saturating_sub(due);
+            if late >= NOTED {
+                lock(&self.stalls).push((now, late));
+            }
+            due = now + beat;
+        }
+    }
+}
+
+/// What a process holds; nothing if it is gone.
+fn held(pid: u32) -> Option<Held> {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let status = fs::read_to_string(folder.join("status")).ok()?;
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let rss_kib: u64 = rss.trim().strip_suffix(" kB")?.parse().ok()?;
+    let mut held = Held { rss_bytes: rss_kib << 10, ..Held::default() };
+    for fd in fs::read_dir(folder.join("fd")).ok()? {
+        held.fds += 1;
+        let Ok(file) = fs::read_link(fd.ok()?.path()) else { continue };
+        match file.as_os_str().as_bytes() {
+            b"anon_inode:bpf-map" => held.bpf_maps += 1,
+            b"anon_inode:bpf-prog" => held.bpf_programs += 1,
+            _ => {}
+        }
+    }
+    Some(held)
+}
+
+/// The first, the median and the last of a figure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Course {
+    /// The first one.
+    pub first: u64,
+    /// The median.
+    pub median: u64,
+    /// The last one.
+    pub last: u64,
+}
+
+impl Course {
+    /// Of these.
+    #[must_use]
+    pub fn of(values: &[u64]) -> Self {
+        let ends = values.first().zip(values.last());
+        let (first, last) = ends.map_or((0, 0), |(first, last)| (*first, *last));
+        Self { first, median: median(values), last }
+    }
+}
+
+fn median(values: &[u64]) -> u64 {
+    let mut values = values.to_vec();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// How a figure has grown in a node's spared time: the medians of its middle and last third.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Growth {
+    /// The node.
+    pub node: String,
+    /// The number of that time.
+    pub turn: usize,
+    /// The figure.
+    pub what: &'static str,
+    /// The median of the middle third.
+    pub middle: u64,
+    /// That of the last third.
+    pub last: u64,
+    /// What that may be at most.
+    pub bound: u64,
+}
+
+impl Growth {
+    /// Whether it does not flatten.
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.last > self.bound
+    }
+}
+
+/// Samples that such a time must have of one process to be judged: a third of them is then twenty seconds.
+const ENOUGH: usize = 60;
+
+/// One of the figures.
+type Figure = fn(&Held) -> u64;
+
+/// What a figure may be in the end, by what it was in the middle.
+type Bound<'a> = &'a dyn Fn(u64) -> u64;
+
+/// Samples of a time that is long enough for memory to have flattened: five minutes of them.
+const LONG: usize = 300;
+
+/// How the figures of a node have grown, in each of the times in which it was spared.
+///
+/// Memory may have grown by an eighth and 4 MiB, for what is kept of the last events and of the flows of a
+/// peer, and what the allocator keeps of former peaks; in a time shorter than [`LONG`] by a half, since a
+/// process that has just begun to work still grows; descriptors by four, for who asks just then; maps and programs not at all.
+#[must_use]
+pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> {
+    let mut growths = Vec::new();
+    for (turn, span) in spared.iter().enumerate() {
+        let within: Vec<_> = samples.iter().filter(|sample| span.contains(sample.at)).collect();
+        // The process that it ended with: it may have been struck in the moment before.
+        let Some(pid) = within.last().map(|sample| sample.pid) else { continue };
+        let held: Vec<_> =
+            within.iter().filter(|sample| sample.pid == pid).map(|sample| sample.held).collect();
+        if held.len() < ENOUGH {
+            continue;
+        }
+        let third = held.len() / 3;
+        let rss = if held.len() < LONG { 2 } else { 8 };
+        let figures: [(&str, Figure, Bound<'_>); 4] = [
+            ("rss_bytes", |held| held.rss_bytes, &|middle| middle + middle / rss + (4 << 20)),
+            ("fds", |held| held.fds, &|middle| middle + 4),
+            ("bpf_maps", |held| held.bpf_maps, &|middle| middle),
+            ("bpf_programs", |held| held.bpf_programs, &|middle| middle),
+        ];
+        for (what, figure, bound) in figures {
+            let of = |held: &[Held]| median(&held.iter().map(figure).collect::<Vec<_>>());
+            let (middle, last) = (of(&held[third..2 * third]), of(&held[2 * third..]));
+            let (node, bound) = (format!("lb{}", node + 1), bound(middle));
+            growths.push(Growth { node, turn, what, middle, last, bound });
+        }
+    }
+    growths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(rss: impl Fn(u64) -> u64, pid: impl Fn(u64) -> u32) -> Vec<Sample> {
+        let sample = |second| Sample {
+            at: Duration::from_secs(second),
+            pid: pid(second),
+            held: Held { rss_bytes: rss(second) << 20, fds: 50, bpf_maps: 20, bpf_programs: 1 },
+        };
+        (0..360).map(sample).collect()
+    }
+
+    fn leaks(samples: &[Sample]) -> Vec<&'static str> {
+        let growths = growths(0, samples, &[Span::since(Duration::ZERO)]);
+        growths.iter().filter(|growth| growth.goes_on()).map(|growth| growth.what).collect()
+    }
+
+    #[test]
+    fn growth_that_ends_is_none() {
+        assert!(leaks(&samples(|second| 30 + second.min(120), |_| 1)).is_empty());
+    }
+
+    #[test]
+    fn growth_that_goes_on_is_told() {
+        assert_eq!(leaks(&samples(|second| 30 + second / 4, |_| 1)), ["rss_bytes"]);
+        let mut held = samples(|_| 30, |_| 1);
+        for (n, sample) in held.iter_mut().enumerate() {
+            sample.held.fds += n as u64 / 20;
+            sample.held.bpf_maps += n as u64 / 120;
+        }
+        assert_eq!(leaks(&held), ["fds", "bpf_maps"]);
+    }
+
+    #[test]
+    fn a_process_is_compared_with_itself() {
+        let held =
+            samples(|second| if second < 180 { 20 } else { 40 }, |second| (second / 180) as u32);
+        assert!(leaks(&held).is_empty());
+    }
+
+    #[test]
+    fn this_process_holds_something() {
+        let held = held(std::process::id()).unwrap();
+        assert!(held.rss_bytes > 1 << 20 && held.fds >= 3, "{held:?}");
+        assert_eq!(super::held(u32::MAX), None);
+    }
+}

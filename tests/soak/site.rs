@@ -1,0 +1,428 @@
+//! The pair and its web hosts, on which the operations are carried out.
+
+use std::{fmt::Write as _, path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kit::{
+    balancer::Service,
+    lab::Options,
+    pair::Wire,
+    status,
+    twins::{Plan, Twins},
+    wait,
+};
+
+use crate::{
+    clock::Clock,
+    model::{Done, Log, Span, Trouble},
+    plan::{Backend, HOSTS, IDLE, Op, WAYS},
+};
+
+/// Between two advertisements.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long an `lbd` may take to start, on a machine that is busy with other things.
+const START: Duration = Duration::from_secs(60);
+
+/// Room for pins; an upgrade goes from one to the other, and has all maps made anew.
+const PINS: [u32; 2] = [65_536, 131_072];
+
+/// The pair at work.
+#[derive(Debug)]
+pub struct Site {
+    /// The nodes and hosts.
+    pub twins: Twins,
+    /// What was done.
+    pub log: Log,
+    clock: Clock,
+    /// Whether a fault of the nodes lasts, whatever they have noticed of it.
+    struck: bool,
+    nodes: [Node; 2],
+    files: Files,
+}
+
+/// What is known of a node.
+#[derive(Clone, Debug, Default)]
+struct Node {
+    /// Whether its `lbd` takes commands.
+    away: bool,
+    /// Which of [`PINS`].
+    pins: usize,
+    /// The operations that it has missed, by their place in the log.
+    missed: Vec<usize>,
+}
+
+/// What the configuration files say that changes.
+#[derive(Clone, Debug)]
+struct Files {
+    weights: [[u16; HOSTS]; WAYS.len()],
+    interval: Duration,
+}
+
+impl Site {
+    /// Builds it all, and starts both nodes; the first one is Active.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come to that.
+    pub fn start(clock: Clock) -> Result<Self> {
+        let options = Options { webs: HOSTS as u8, ..Options::default() };
+        let twins = Twins::new(&options, Plan::new(&WAYS, INTERVAL))?;
+        let files = Files { weights: [[1; HOSTS]; WAYS.len()], interval: INTERVAL * 5 };
+        let mut site = Self {
+            twins,
+            log: Log::default(),
+            clock,
+            struck: false,
+            nodes: Default::default(),
+            files,
+        };
+        for n in [0, 1] {
+            site.launch(n)?;
+            site.twins.nodes[n].wait_usable()?;
+        }
+        wait::until(START, "the pair is whole", || site.whole())?;
+        ensure!(site.active()? == 0, "the second node is Active");
+        Ok(site)
+    }
+
+    /// Where a node's log is.
+    #[must_use]
+    pub fn logs(&self) -> [PathBuf; 2] {
+        [0, 1].map(|n| self.twins.nodes[n].config().with_file_name("lbd.log"))
+    }
+
+    /// The processes of both `lbd`.
+    #[must_use]
+    pub fn pids(&self) -> [Option<u32>; 2] {
+        [0, 1].map(|n| self.twins.nodes[n].pid().ok())
+    }
+
+    /// Carries an operation out, and notes it.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub fn carry_out(&mut self, op: Op) -> Result<()> {
+        let began = self.clock.now();
+        let place = self.log.done.len();
+        self.log.done.push(Done { op, began, ended: None });
+        if op.strikes_a_node() {
+            self.log.troubles.push(Trouble { op, span: Span::since(began) });
+            self.struck = op != Op::HandOver;
+        }
+        self.act(op, place).with_context(|| op.to_string())?;
+        if matches!(op, Op::Start(..) | Op::Resume(_) | Op::MendNode(_) | Op::Heal) {
+            self.struck = false;
+        }
+        if self.nodes.iter().all(|node| !node.missed.contains(&place)) {
+            self.log.done[place].ended = Some(self.clock.now());
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, op: Op, place: usize) -> Result<()> {
+        let orphan = self.twins.lab.orphan();
+        match op {
+            _ if op.backend().is_some() => self.tell_all(op, place),
+            Op::Kill(host) => self.twins.lab.webs[host].nginx.kill(),
+            Op::Revive(host) => {
+                let web = &mut self.twins.lab.webs[host];
+                web.nginx.restart(&web.host.namespace, orphan)
+            }
+            Op::Restart(host) => {
+                let web = &mut self.twins.lab.webs[host];
+                web.nginx.stop()?;
+                web.nginx.restart(&web.host.namespace, orphan)
+            }
+            Op::Freeze(host) => self.twins.lab.webs[host].nginx.freeze(),
+            Op::Thaw(host) => self.twins.lab.webs[host].nginx.thaw(),
+            Op::Flap(host, times, each) => {
+                let nginx = &self.twins.lab.webs[host].nginx;
+                (0..times).try_for_each(|_| {
+                    nginx.freeze()?;
+                    thread::sleep(each);
+                    nginx.thaw()?;
+                    thread::sleep(each);
+                    Ok(())
+                })
+            }
+            Op::Cut(host) => self.twins.lab.cut(&web(host)),
+            Op::Mend(host) => self.twins.lab.mend(&web(host)),
+            Op::Rattle(host, times, each) => (0..times).try_for_each(|_| {
+                self.twins.lab.cut(&web(host))?;
+                thread::sleep(each);
+                self.twins.lab.mend(&web(host))?;
+                thread::sleep(each);
+                Ok(())
+            }),
+            Op::ReloadWeight(backend, weight) => {
+                self.files.weights[backend.service][backend.host] = weight;
+                self.reload()
+            }
+            Op::ReloadCheck(interval) => {
+                self.files.interval = interval;
+                self.reload()
+            }
+            Op::ReloadMistake => self.reload_mistake(),
+            Op::Stop(n) => {
+                self.nodes[n].away = true;
+                let status = self.twins.nodes[n].stop()?;
+                ensure!(status.success(), "lbd ended with {status}");
+                Ok(())
+            }
+            Op::Slay(n) => {
+                self.nodes[n].away = true;
+                self.twins.nodes[n].kill()
+            }
+            Op::Start(n, upgrade) => {
+                self.nodes[n].pins ^= usize::from(upgrade);
+                self.launch(n)?;
+                self.catch_up(n)
+            }
+            Op::Stall(n) => {
+                self.nodes[n].away = true;
+                self.twins.nodes[n].signal(libc::SIGSTOP)
+            }
+            Op::Resume(n) => {
+                self.twins.nodes[n].signal(libc::SIGCONT)?;
+                self.catch_up(n)
+            }
+            Op::CutNode(n) => self.twins.lab.cut(&self.twins.host(n).name),
+            Op::MendNode(n) => self.twins.lab.mend(&self.twins.host(n).name),
+            Op::HandOver => self.twins.hand_over(self.active()?),
+            Op::Part(first, second) => {
+                let wires = [(first, Wire::First), (second, Wire::Second)];
+                let parted = wires.into_iter().filter(|(parted, _)| *parted);
+                parted.map(|(_, wire)| wire).try_for_each(|wire| self.twins.lab.part(wire))
+            }
+            Op::Heal => {
+                self.twins.lab.heal(Wire::First)?;
+                self.twins.lab.heal(Wire::Second)
+            }
+            _ => bail!("nobody knows how to do it"),
+        }
+    }
+
+    /// Has both nodes do what an operator asks for; one that is away is told later.
+    fn tell_all(&mut self, op: Op, place: usize) -> Result<()> {
+        for n in [0, 1] {
+            if self.nodes[n].away {
+                self.nodes[n].missed.push(place);
+            } else {
+                self.tell(n, op)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, n: usize, op: Op) -> Result<()> {
+        let Backend { service, host } = op.backend().context("a command about no backend")?;
+        let way = WAYS[service];
+        let address = way.backend(&self.twins.lab.webs[host]).to_string();
+        let mut line = vec!["backend"];
+        let (command, options): (_, &[&str]) = match op {
+            Op::Drain(_, None) => ("drain", &["--yes"]),
+            Op::Drain(_, Some(_)) => ("drain", &["--yes", "--deadline"]),
+            Op::Enable(_) => ("enable", &[]),
+            Op::Disable(_) => ("disable", &["--yes"]),
+            Op::ForceDown(_) => ("disable", &["--yes", "--force"]),
+            Op::Weight(..) => ("weight", &[]),
+            Op::Remove(_) => ("remove", &["--yes"]),
+            Op::ForceOut(_) => ("remove", &["--yes", "--force"]),
+            _ => ("add", &["--weight"]),
+        };
+        let last = match op {
+            Op::Drain(_, Some(deadline)) => Some(format!("{}ms", deadline.as_millis())),
+            Op::Weight(_, weight) | Op::Add(_, weight) => Some(weight.to_string()),
+            _ => None,
+        };
+        line.extend([command, way.name(), &address]);
+        line.extend(options);
+        line.extend(last.as_deref());
+        self.twins.nodes[n].lbctl(&line).map(drop).with_context(|| self.twins.host(n).name.clone())
+    }
+
+    /// Tells a node what it has missed.
+    fn catch_up(&mut self, n: usize) -> Result<()> {
+        self.nodes[n].away = false;
+        for place in std::mem::take(&mut self.nodes[n].missed) {
+            self.tell(n, self.log.done[place].op)?;
+            self.log.done[place].ended = Some(self.clock.now());
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, n: usize) -> Result<()> {
+        self.configure(n)?;
+        let node = &mut self.twins.nodes[n];
+        node.begin()?;
+        let answers = wait::until(START, "lbd answers", || {
+            node.check()?;
+            node.poll()
+        });
+        answers.map(drop).with_context(|| self.twins.logs())
+    }
+
+    /// Writes a node's file.
+    fn configure(&mut self, n: usize) -> Result<()> {
+        let Self { twins, nodes, files, .. } = self;
+        let tables = twins.plan.tables(&twins.lab, n)?;
+        let pins = PINS[nodes[n].pins];
+        let more = format!("{tables}\n[log]\nformat = \"json\"\n\n[limits]\npins = {pins}\n");
+        let services = files.services(twins);
+        twins.nodes[n].set_more(&more);
+        twins.nodes[n].configure(&services)
+    }
+
+    /// Has both nodes read their files again; one that is away will when it starts.
+    fn reload(&mut self) -> Result<()> {
+        for n in [0, 1] {
+            self.configure(n)?;
+            if !self.nodes[n].away {
+                self.twins.nodes[n].lbctl(&["config", "reload"])?;
+            } else if self.twins.nodes[n].is_running() {
+                // One that was stopped where it is hears the signal when it goes on.
+                self.twins.nodes[n].signal(libc::SIGHUP)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has both nodes read a file with a mistake, which they must refuse.
+    fn reload_mistake(&mut self) -> Result<()> {
+        for n in [0, 1] {
+            if self.nodes[n].away {
+                continue;
+            }
+            let node = &self.twins.nodes[n];
+            let good = std::fs::read_to_string(node.config()).context("read lbd.toml")?;
+            let bad = good.replacen("weight = ", "weight = -", 1);
+            ensure!(bad != good, "no weight in lbd.toml");
+            std::fs::write(node.config(), bad).context("write lbd.toml")?;
+            let output = node.lbctl_output(&["config", "reload"]);
+            std::fs::write(node.config(), good).context("write lbd.toml")?;
+            ensure!(!output?.status.success(), "a file with a mistake was taken");
+        }
+        Ok(())
+    }
+
+    /// The node that is Active.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or a node does not answer.
+    pub fn active(&self) -> Result<usize> {
+        for n in [0, 1] {
+            if self.twins.pair(n)?.is_active() {
+                return Ok(n);
+            }
+        }
+        bail!("no node is Active")
+    }
+
+    /// That both nodes are there, one of them is Active, and each knows all flows of the other.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub fn whole(&self) -> Result<()> {
+        ensure!(!self.struck, "what was done to the nodes lasts");
+        let mut active = 0;
+        for n in [0, 1] {
+            let name = &self.twins.host(n).name;
+            ensure!(!self.nodes[n].away, "{name} is away");
+            let pair = self.twins.pair(n)?;
+            ensure!(pair.synced(), "{name} says of its peer: {:?}", pair.peers);
+            active += pair.routers.iter().filter(|router| router.is_active()).count();
+            let all = [0, pair.routers.len()];
+            let held = pair.routers.iter().filter(|router| router.is_active()).count();
+            ensure!(all.contains(&held), "{name} is in between: {:?}", pair.routers);
+            if held > 0 {
+                ensure!(active == held, "both nodes are Active");
+            }
+        }
+        ensure!(active > 0, "no node is Active");
+        Ok(())
+    }
+
+    /// Whether something is wrong with the nodes, by what was done and not yet found whole again.
+    #[must_use]
+    pub fn is_troubled(&self) -> bool {
+        self.log.troubles.last().is_some_and(|trouble| trouble.span.until == Duration::MAX)
+    }
+
+    /// Looks whether the pair is whole after a trouble, and notes it.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub fn look(&mut self) -> Result<()> {
+        if self.is_troubled() {
+            self.whole()?;
+            let now = self.clock.now();
+            if let Some(trouble) = self.log.troubles.last_mut() {
+                trouble.span.until = now;
+            }
+        }
+        Ok(())
+    }
+
+    /// How much is left of what was done, on both nodes: slots in flux, pins, and backends that take no
+    /// new flows.
+    ///
+    /// # Errors
+    ///
+    /// If a node can't tell, or could not write its maps.
+    pub fn left(&self) -> Result<u64> {
+        let mut left = 0;
+        for n in [0, 1] {
+            let name = &self.twins.host(n).name;
+            let status = self.twins.nodes[n].poll()?;
+            ensure!(status.last_error.is_none(), "{name}: {:?}", status.last_error);
+            for (service, state) in &status.services {
+                ensure!(
+                    state.backends.len() == HOSTS,
+                    "{name}: {service}: {:?}",
+                    state.backends.keys()
+                );
+                left += u64::from(state.slots_in_flux);
+                let idle =
+                    |backend: &&status::Backend| backend.state() != "up" || backend.slots == 0;
+                left += state.backends.values().filter(idle).count() as u64;
+            }
+            left += status.pins.used;
+        }
+        Ok(left)
+    }
+}
+
+impl Files {
+    /// The services, with the checks and the backends in words of their own.
+    fn services(&self, twins: &Twins) -> Vec<Service> {
+        let mut services = twins.plan.services(&twins.lab);
+        for (service, weights) in services.iter_mut().zip(&self.weights) {
+            let mut lines = format!(
+                "idle_timeout = \"{}s\"\nflap_half_life = \"5s\"\n[service.check]\ntype = \"http\"\npath = \"/health\"\n\
+                 interval = \"{}ms\"\nfast_interval = \"250ms\"\ndown_interval = \"250ms\"\n\
+                 timeout = \"2s\"\nrise = 1\nfall = 2\n",
+                IDLE.as_secs(),
+                self.interval.as_millis()
+            );
+            for (address, weight) in service.backends.drain(..).zip(weights) {
+                // Nothing fails to be written to a string.
+                let _ = writeln!(
+                    lines,
+                    "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"
+                );
+            }
+            service.settings = lines;
+        }
+        services
+    }
+}
+
+/// The name of a web host.
+fn web(host: usize) -> String {
+    format!("web{}", host + 1)
+}

@@ -1,0 +1,142 @@
+//! The chapter of `bench http`.
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    Page,
+    plot::{self, Bar},
+    table::{Table, commas},
+    typed,
+};
+
+#[derive(Deserialize)]
+struct Report {
+    seconds: u64,
+    cases: Vec<Case>,
+    throughput: Vec<Throughput>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    system: String,
+    connections: u64,
+    keep_alive: bool,
+    runs: Vec<Run>,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    requests_per_second: f64,
+    errors: u64,
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    machine_cpu_us_per_request: f64,
+}
+
+#[derive(Deserialize)]
+struct Throughput {
+    system: String,
+    bits_per_second: Vec<f64>,
+}
+
+impl Case {
+    fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
+        median(self.runs.iter().map(of).collect())
+    }
+}
+
+/// The median, or the lower of the two in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len().saturating_sub(1) / 2;
+    values.get(middle).copied().unwrap_or(0.0)
+}
+
+/// Writes it.
+pub fn render(results: &Value, page: &mut Page) -> Result<()> {
+    let report: Report = typed(results)?;
+    let rounds = report.cases.iter().map(|case| case.runs.len()).max().unwrap_or(0);
+    page.say(&format!(
+        "A client (wrk) asks three nginx for a small page: without a balancer, through lb, and through what is \
+         in use today, each as it comes, on hosts alike. Medians of {rounds} runs of {} s, in turn. *CPU* is \
+         busy time of the whole machine for each request, client and web hosts included; *more* is what \
+         the balancer adds to direct. *Spread*: between the best and the worst run.",
+        report.seconds
+    ));
+    let mut loads: Vec<(u64, bool)> = Vec::new();
+    for case in &report.cases {
+        if !loads.contains(&(case.connections, case.keep_alive)) {
+            loads.push((case.connections, case.keep_alive));
+        }
+    }
+    for (connections, keep_alive) in loads {
+        let keep = if keep_alive { "keep-alive" } else { "a connection for each request" };
+        let title = format!("{connections} connections, {keep}");
+        page.say(&format!("### {title}"));
+        let same = |case: &&Case| (case.connections, case.keep_alive) == (connections, keep_alive);
+        let cases: Vec<_> =
+            report.cases.iter().filter(same).filter(|case| !case.runs.is_empty()).collect();
+        let direct = cases.iter().find(|case| case.system == "direct");
+        let head = [
+            "",
+            "requests/s",
+            "spread",
+            "of direct",
+            "p50, µs",
+            "p99, µs",
+            "p99.9, µs",
+            "CPU, µs",
+            "more, µs",
+            "errors",
+        ];
+        let mut table = Table::new(head);
+        let mut bars = Vec::new();
+        for case in &cases {
+            let rates = || case.runs.iter().map(|run| run.requests_per_second);
+            let rate = case.median(|run| run.requests_per_second);
+            let spread = rates().fold(0.0, f64::max) - rates().fold(f64::INFINITY, f64::min);
+            let cpu = case.median(|run| run.machine_cpu_us_per_request);
+            let beside =
+                |of: &dyn Fn(&Case) -> String| direct.map_or_else(|| "-".into(), |case| of(case));
+            let kind = if case.system.starts_with("lb-") { 0 } else { 5 };
+            bars.push(Bar { name: case.system.clone(), value: rate, kind });
+            table.row([
+                case.system.clone(),
+                commas(rate.round() as u64),
+                format!("{:.0} %", spread / rate * 100.0),
+                beside(&|direct| {
+                    format!("{:.2}", rate / direct.median(|run| run.requests_per_second))
+                }),
+                commas(case.median(|run| run.p50_us) as u64),
+                commas(case.median(|run| run.p99_us) as u64),
+                commas(case.median(|run| run.p999_us) as u64),
+                format!("{cpu:.1}"),
+                beside(&|direct| {
+                    format!("{:+.1}", cpu - direct.median(|run| run.machine_cpu_us_per_request))
+                }),
+                commas(case.runs.iter().map(|run| run.errors).sum()),
+            ]);
+        }
+        let kept = if keep_alive { "keep" } else { "close" };
+        let svg = plot::bars(&title, "requests a second", &bars)?;
+        page.plot(
+            &format!("http-{connections}-{kept}"),
+            &format!("Requests a second, {title}"),
+            svg,
+        );
+        table.write(&mut page.text);
+    }
+    page.say(
+        "One connection of iperf3, as many bytes as go through. Segmentation offloads are off on all hosts, as \
+         native XDP on virtual Ethernet wants it; with them a proxy carries more here.",
+    );
+    let mut table = Table::new(["", "Gbit/s"]);
+    for of in report.throughput {
+        table.row([of.system, format!("{:.2}", median(of.bits_per_second) / 1e9)]);
+    }
+    table.write(&mut page.text);
+    Ok(())
+}

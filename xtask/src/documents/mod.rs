@@ -1,0 +1,241 @@
+//! `docs/BENCHMARKS.md` and `docs/RELIABILITY.md`: written of the records in `docs/results`, and of nothing
+//! else, so that no figure in them is typed by hand.
+//!
+//! Each kind of record has a file here that renders it. A command with `--save` keeps its record and
+//! writes both documents anew.
+
+mod datapath;
+mod failover;
+mod health;
+mod http;
+mod metrics;
+pub mod plot;
+mod soak;
+pub mod table;
+mod vrrp;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use kit::record::{Machine, Record};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// The records' folder in the workspace.
+const RESULTS: &str = "docs/results";
+
+/// How a benchmark tells what it measured.
+#[derive(clap::Args, Clone, Copy)]
+pub struct Saving {
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Keep the results in docs/results, and write docs/BENCHMARKS.md and docs/RELIABILITY.md anew
+    #[arg(long)]
+    pub save: bool,
+}
+
+/// What is written of a document: its text, and its plots by name.
+#[derive(Default)]
+pub struct Page {
+    /// Markdown.
+    pub text: String,
+    plots: BTreeMap<String, String>,
+}
+
+impl Page {
+    /// Adds a paragraph.
+    pub fn say(&mut self, paragraph: &str) {
+        let _ = writeln!(self.text, "\n{paragraph}");
+    }
+
+    /// Adds a plot, with a text for who can't see it.
+    pub fn plot(&mut self, name: &str, text: &str, svg: String) {
+        let _ = writeln!(self.text, "\n![{text}](plots/{name}.svg)");
+        self.plots.insert(name.to_owned(), svg);
+    }
+}
+
+/// How a record's results are written.
+type Render = fn(&Value, &mut Page) -> Result<()>;
+
+/// A chapter: the record that it is about, its title, how it is written.
+struct Chapter {
+    record: &'static str,
+    title: &'static str,
+    render: Render,
+}
+
+const fn chapter(record: &'static str, title: &'static str, render: Render) -> Chapter {
+    Chapter { record, title, render }
+}
+
+/// A document: its file in `docs`, its title, what is said before all, its chapters.
+struct Document {
+    file: &'static str,
+    title: &'static str,
+    begin: &'static str,
+    chapters: &'static [Chapter],
+}
+
+const DOCUMENTS: [Document; 2] = [
+    Document {
+        file: "BENCHMARKS.md",
+        title: "Benchmarks",
+        begin: include_str!("benchmarks.md"),
+        chapters: &[
+            chapter("datapath", "A packet in the program", datapath::render),
+            chapter("http", "Beside the alternatives", http::render),
+            chapter("health", "Health checks", health::render),
+            chapter("metrics", "A scrape", metrics::render),
+        ],
+    },
+    Document {
+        file: "RELIABILITY.md",
+        title: "Reliability",
+        begin: include_str!("reliability.md"),
+        chapters: &[
+            chapter("failover", "A backend fails", failover::render),
+            chapter("vrrp", "A node of the pair fails", vrrp::render),
+            chapter("soak", "Anything at any time", soak::render),
+        ],
+    },
+];
+
+/// Keeps a record of what a command measured, and writes the documents.
+///
+/// # Errors
+///
+/// If `results` is not what the command tells, or a file can't be written.
+pub fn save(name: &str, programs: &[&str], results: &str) -> Result<()> {
+    let results = serde_json::from_str(results).with_context(|| format!("results of {name}"))?;
+    let record = Record::new(name, command(), programs, results)?;
+    let workspace = crate::workspace();
+    let path = record.save(&workspace.join(RESULTS))?;
+    println!("kept: {}", path.strip_prefix(&workspace).unwrap_or(&path).display());
+    write()
+}
+
+/// What was typed, less what does not change the results.
+fn command() -> String {
+    let args = std::env::args().skip(1).filter(|arg| arg != "--save" && arg != "--json");
+    let words: Vec<_> = ["cargo".to_owned(), "xtask".to_owned()].into_iter().chain(args).collect();
+    words.join(" ")
+}
+
+/// Writes both documents of the records that there are.
+///
+/// # Errors
+///
+/// If a record is not as its command tells it, or a file can't be written.
+pub fn write() -> Result<()> {
+    let docs = crate::workspace().join("docs");
+    let records = Record::all(&crate::workspace().join(RESULTS))?;
+    for (path, text) in render(&records)? {
+        let path = docs.join(path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    println!("written: docs/BENCHMARKS.md, docs/RELIABILITY.md");
+    Ok(())
+}
+
+/// The files of all documents, by their paths in `docs`.
+fn render(records: &BTreeMap<String, Record>) -> Result<BTreeMap<PathBuf, String>> {
+    let mut files = BTreeMap::new();
+    for document in &DOCUMENTS {
+        let mut page = Page::default();
+        let _ = writeln!(page.text, "# {}\n\n{}", document.title, document.begin.trim_end());
+        for chapter in document.chapters {
+            let _ = writeln!(page.text, "\n## {}", chapter.title);
+            match records.get(chapter.record) {
+                Some(record) => {
+                    (chapter.render)(&record.results, &mut page)
+                        .with_context(|| format!("{RESULTS}/{}.json", chapter.record))?;
+                    origin(record, &mut page);
+                }
+                None => page.say("Not measured."),
+            }
+        }
+        for (name, svg) in page.plots {
+            files.insert(Path::new("plots").join(name + ".svg"), svg);
+        }
+        files.insert(document.file.into(), page.text);
+    }
+    Ok(files)
+}
+
+/// Where the figures are from, and how to repeat them.
+fn origin(record: &Record, page: &mut Page) {
+    let Machine { cpu, cores, memory_bytes, kernel, virtualised } = &record.machine;
+    let gib = *memory_bytes as f64 / f64::from(1 << 30);
+    let guest = if *virtualised { ", a virtual machine" } else { "" };
+    let versions: Vec<_> =
+        record.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let (name, command, date) = (&record.name, &record.command, &record.date);
+    page.say(&format!(
+        "<sub>`{command}`, {date}; {cores} cores of {cpu}, {gib:.0} GiB{guest}; Linux {kernel}; {}. \
+         Raw figures: [results/{name}.json](results/{name}.json).</sub>",
+        versions.join(", "),
+    ));
+}
+
+/// The results, as the command's own types.
+///
+/// # Errors
+///
+/// If they are something else.
+fn typed<T: DeserializeOwned>(results: &Value) -> Result<T> {
+    T::deserialize(results).context("not what the command tells today; run it again with --save")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_are_those_of_the_records() -> Result<()> {
+        let workspace = crate::workspace();
+        let records = Record::all(&workspace.join(RESULTS))?;
+        for (path, text) in render(&records)? {
+            let path = workspace.join("docs").join(path);
+            let kept = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            assert!(kept == text, "{}: `cargo xtask documents` writes it anew", path.display());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_record_has_a_chapter() -> Result<()> {
+        for name in Record::all(&crate::workspace().join(RESULTS))?.keys() {
+            let chapters = || DOCUMENTS.iter().flat_map(|document| document.chapters);
+            assert!(chapters().any(|chapter| chapter.record == name), "{name}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_not_measured_is_said() -> Result<()> {
+        let files = render(&BTreeMap::new())?;
+        let text = &files[Path::new("RELIABILITY.md")];
+        assert!(text.contains("## A backend fails\n\nNot measured.\n"), "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn results_of_another_shape_are_refused_with_what_to_do() -> Result<()> {
+        let results = serde_json::json!({ "cells": 7 });
+        let record = Record::new("vrrp", "cargo xtask bench vrrp".into(), &[], results)?;
+        let err = render(&BTreeMap::from([("vrrp".to_owned(), record)])).expect_err("no cells");
+        let err = format!("{err:#}");
+        assert!(err.contains("docs/results/vrrp.json") && err.contains("--save"), "{err}");
+        Ok(())
+    }
+}

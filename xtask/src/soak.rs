@@ -1,0 +1,75 @@
+//! `cargo xtask soak`: random operations on a pair of balancers under checked traffic.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result};
+use kit::signals;
+
+use crate::{
+    cargo,
+    documents::{self, Saving},
+    root, setup, workspace,
+};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How long operations are carried out, in minutes
+    #[arg(long, default_value_t = 3.0)]
+    minutes: f64,
+    /// Replays a run: what the operations are a function of [default: the time of day]
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    saving: Saving,
+    /// Print the operations of the seed and end
+    #[arg(long)]
+    plan: bool,
+    /// With lbd optimised, as it is used; the first time takes minutes
+    #[arg(long)]
+    release: bool,
+}
+
+/// Builds it and runs it. It fails when a connection broke that may not have, or anything else was that
+/// must not be; the operations, the nodes' logs and what was told are then in `target/soak`.
+///
+/// # Errors
+///
+/// If it does not build, or something was that must not be.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let Arguments { minutes, seed, saving, plan, release } = arguments;
+    setup::tools()?;
+    setup::packages()?;
+    let profile: &[&str] = if *release { &["--release"] } else { &[] };
+    eprintln!("soak: building lbd, lbctl and lb-soak; the first time takes minutes");
+    for package in ["lb-userspace", "lb-tests"] {
+        let build = ["build", "--bins", "--package", package];
+        cargo::call(&[&build, profile, cargo::quiet()].concat())?;
+    }
+    let folder = cargo::folder(*release)?;
+    let mut command = Command::new(folder.join("lb-soak"));
+    command.env("LB_BIN_DIR", &folder);
+    command.arg("--minutes").arg(minutes.to_string());
+    command.arg("--folder").arg(workspace().join("target/soak"));
+    command.args(seed.iter().flat_map(|seed| ["--seed".to_owned(), seed.to_string()]));
+    for (flag, is_set) in [("--json", &saving.json), ("--plan", plan)] {
+        command.args(is_set.then_some(flag));
+    }
+    if *plan {
+        return cargo::run(&mut command);
+    }
+    // It puts away what it made before it ends.
+    signals::catch();
+    let results = folder.join("lb-soak-results.json");
+    if saving.save {
+        // Made by who called, so that what root writes stays theirs.
+        fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;
+        command.arg("--json-file").arg(&results);
+    }
+    cargo::run(&mut root::as_root(command, "a lab of network namespaces")?)?;
+    if saving.save {
+        let text =
+            fs::read_to_string(&results).with_context(|| format!("read {}", results.display()))?;
+        documents::save("soak", &["nginx"], &text)?;
+    }
+    Ok(())
+}

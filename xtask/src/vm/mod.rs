@@ -1,0 +1,199 @@
+//! Virtual machines that run a Debian kernel over this machine's own files: what the tests and
+//! benchmarks meet on kernels that people run.
+//!
+//! [`kernel`] fetches a packaged kernel into `target/vm` and installs nothing; [`initramfs`] holds the
+//! modules for the machine's own devices and the guest's first program; [`qemu`] boots both, lets the
+//! guest run one script as root over a scratch copy of this machine's root, and brings its exit code
+//! home by the serial console. Nothing reaches the network.
+
+mod apt;
+mod initramfs;
+pub mod kernel;
+mod qemu;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::kernel::Kernel;
+use crate::setup;
+
+/// Options of `cargo xtask vm`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A series (6.12), `newest`, or the folder of an unpacked kernel package
+    kernel: String,
+    /// Its clock counts instructions, and it has one CPU
+    #[arg(long)]
+    counted: bool,
+    /// How many virtio NICs it has, joined two by two
+    #[arg(long, default_value_t = 0)]
+    nics: u8,
+    /// What it runs as root
+    #[arg(required = true, last = true)]
+    command: Vec<String>,
+}
+
+/// Runs a command on another kernel.
+///
+/// # Errors
+///
+/// If it fails, or the machine can't be had.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    packages()?;
+    let kernel = Kernel::obtain(&arguments.kernel)?;
+    let machine = Machine {
+        kernel: &kernel,
+        folder: None,
+        cpus: 2,
+        memory_mib: 2_048,
+        nics: arguments.nics,
+        counted: arguments.counted,
+        limit: Duration::from_secs(3_600),
+    };
+    let words: Vec<_> = arguments.command.iter().map(|word| quoted(word)).collect();
+    machine.run(&format!("exec {}", words.join(" ")), Output::Stdout)
+}
+
+/// The programs that it takes, and the Debian package of each.
+pub const PROGRAMS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("cpio", "cpio"),
+    ("xz", "xz-utils"),
+];
+
+/// Where the guest sees [`Machine::folder`].
+pub const SHARED: &str = "/host";
+
+/// A machine to be booted.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// Its kernel.
+    pub kernel: &'a Kernel,
+    /// A folder of this machine that the guest may write to, as [`SHARED`].
+    pub folder: Option<&'a Path>,
+    /// How many CPUs it has.
+    pub cpus: u8,
+    /// Its memory.
+    pub memory_mib: u32,
+    /// Virtio NICs, joined two by two: the first with the second, and so on. [`mac`] tells them apart.
+    pub nics: u8,
+    /// Whether its clock counts instructions: one CPU, on which an instruction takes a nanosecond and
+    /// idle time none. What it measures is the same however busy this machine is.
+    pub counted: bool,
+    /// For boot and script together.
+    pub limit: Duration,
+}
+
+/// How a machine has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// The script ended with this exit code.
+    Exited(i32),
+    /// It took too long.
+    TimedOut,
+    /// The machine ended before the script did: it did not boot, or it panicked.
+    Died,
+}
+
+/// Where the output of the script goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// To the standard output.
+    Stdout,
+    /// To the standard error, where the standard output is for something else.
+    Stderr,
+}
+
+impl Machine<'_> {
+    /// Boots it and runs a shell script as root, its output going where ours goes.
+    ///
+    /// # Errors
+    ///
+    /// If the script fails or the machine does not come to its end; what it said last is then shown.
+    pub fn run(&self, script: &str, output: Output) -> Result<()> {
+        let work = Work::new()?;
+        let initrd = initramfs::build(self.kernel, script, &work.0)?;
+        let (end, console) = qemu::run(self, &initrd, &work.0, output)?;
+        let release = &self.kernel.release;
+        match end {
+            End::Exited(0) => Ok(()),
+            End::Exited(code) => bail!("Linux {release}: exit code {code}"),
+            End::TimedOut => {
+                bail!("Linux {release}: not done within {:?}; it said last:\n{console}", self.limit)
+            }
+            End::Died => {
+                bail!(
+                    "Linux {release}: the machine ended before its work; it said last:\n{console}"
+                )
+            }
+        }
+    }
+}
+
+/// The MAC address of NIC `n`, from 0.
+pub fn mac(n: u8) -> String {
+    format!("52:54:00:00:00:{:02x}", n + 1)
+}
+
+/// Installs what is missing for machines.
+///
+/// # Errors
+///
+/// If it can't be; the error says what to run.
+pub fn packages() -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("machines for other kernels are made on x86-64 only");
+    }
+    setup::these(PROGRAMS)
+}
+
+/// The folder that keeps kernels and lists of packages.
+fn cache() -> PathBuf {
+    crate::workspace().join("target/vm")
+}
+
+/// A folder for the time of one run.
+struct Work(PathBuf);
+
+impl Work {
+    fn new() -> Result<Self> {
+        let path = cache().join(format!("run-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A word as a shell reads it back.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_quoted_words_back() -> Result<()> {
+        for word in ["plain", "two words", "it's", "$HOME `id`", ""] {
+            let mut shell = kit::command::command("sh");
+            let said =
+                kit::command::run(shell.args(["-c", &format!("printf %s {}", quoted(word))]))?;
+            assert_eq!(said, word);
+        }
+        Ok(())
+    }
+}
