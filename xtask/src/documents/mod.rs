@@ -8,6 +8,7 @@ mod datapath;
 mod failover;
 mod health;
 mod http;
+mod instructions;
 mod metrics;
 pub mod plot;
 mod soak;
@@ -90,6 +91,7 @@ const DOCUMENTS: [Document; 2] = [
         begin: include_str!("benchmarks.md"),
         chapters: &[
             chapter("datapath", "A packet in the program", datapath::render),
+            chapter("instructions", "A packet in instructions", instructions::render),
             chapter("http", "Beside the alternatives", http::render),
             chapter("health", "Health checks", health::render),
             chapter("metrics", "A scrape", metrics::render),
