@@ -296,7 +296,10 @@ impl Harness {
     /// From the first batch's begin to the last one's, so that what the call does before and after is
     /// not in it: for some of that it waits.
     pub fn generate(&mut self, plan: &mut Plan, packets: u32) -> Result<f64> {
-        ensure!(packets % BATCH == 0 && packets > BATCH, "{packets} packets are no whole batches");
+        ensure!(
+            packets.is_multiple_of(BATCH) && packets > BATCH,
+            "{packets} packets are no whole batches"
+        );
         (plan.first, plan.last) = (0, 0);
         let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
         let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
