@@ -26,6 +26,7 @@ use clap::ValueEnum;
 use self::report::{Report, Run};
 use crate::{
     cargo::{self, cargo},
+    documents::{self, Saving},
     root, setup,
 };
 
@@ -44,9 +45,8 @@ pub struct Arguments {
     /// For how long, each
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    saving: Saving,
     /// Run this input, and nothing else
     #[arg(long, value_name = "FILE", requires = "target")]
     replay: Option<PathBuf>,
@@ -136,7 +136,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let targets = arguments.target.map_or(Target::value_variants().to_vec(), |one| vec![one]);
     let report = Report { runs: side_by_side(&program, &targets, arguments.seconds)? };
-    if arguments.json {
+    if arguments.saving.save {
+        documents::save("fuzz", &[], &report.json().to_string())?;
+    }
+    if arguments.saving.json {
         println!("{}", report.json());
     } else {
         print!("{}", report.table());
@@ -293,5 +296,6 @@ fn keep(program: &Path, target: Target) -> Result<()> {
 ///
 /// If something was found, or a target ran nothing at all.
 pub fn ci() -> Result<()> {
-    run(&Arguments { target: None, seconds: 60, json: false, replay: None, keep: false })
+    let saving = Saving { json: false, save: false };
+    run(&Arguments { target: None, seconds: 60, saving, replay: None, keep: false })
 }
