@@ -223,7 +223,8 @@ fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {
     }
     let mut command = engine(program, target)?;
     command.arg(format!("-max_total_time={seconds}"));
-    command.arg(format!("-timeout={HANGS}"));
+    // What is slow is no finding, only what hangs: the machine may have others to serve.
+    command.arg(format!("-timeout={HANGS}")).arg(format!("-report_slow_units={HANGS}"));
     command.arg(format!("-max_len={}", target.longest()));
     command.arg(format!("-artifact_prefix=fuzz/findings/{}-", target.name()));
     command.args(["-print_final_stats=1", "-rss_limit_mb=2048", "-use_value_profile=1"]);
