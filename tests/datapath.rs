@@ -70,12 +70,13 @@ fn run_epoch(
         *met.entry(reason).or_default() += count[0];
     }
     let mut sum = BackendCount::default();
-    for count in model.counts.values() {
+    for mut count in model.counts.values().copied() {
+        // What is unanswered is no number: there is a moment in it, and no sum.
+        count[5] = 0;
         for (sum, count) in sum.iter_mut().zip(count) {
             *sum += count;
         }
     }
-    // In place of what is unanswered, of which there is no sum.
     sum[5] = model.silences_ended;
     Ok((sum, made[0]))
 }

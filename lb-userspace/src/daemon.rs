@@ -384,16 +384,20 @@ impl<B: Balancer> Daemon<B> {
                 }
                 // What can't wait: addresses are about to move.
                 report = inputs.vrrp.recv() => {
+                    let report = report.context("the virtual routers have ended")?;
+                    // What the peer has said that is followed counts, though it waits: once this node
+                    // is Active, it goes by its own history.
+                    let waiting = if self.follows() { inputs.peers.len() } else { 0 };
+                    for _ in 0..waiting {
+                        let Ok(report) = inputs.peers.try_recv() else { break };
+                        self.behind = !inputs.peers.is_empty();
+                        self.hear_peers(report);
+                        self.settle();
+                    }
                     self.behind = !inputs.peers.is_empty();
-                    self.hear_routers(report.context("the virtual routers have ended")?);
+                    self.hear_routers(report);
                     while let Ok(report) = inputs.vrrp.try_recv() {
                         self.hear_routers(report);
-                    }
-                    // What has come from a peer counts that was Active when it was told: once this
-                    // node is, it goes by its own history.
-                    for _ in 0..inputs.peers.len() {
-                        let Ok(report) = inputs.peers.try_recv() else { break };
-                        self.hear_peers(report);
                     }
                     self.settle();
                     continue;

@@ -58,7 +58,10 @@ fn become_user(lab: &Lab, balancer: &mut Balancer) -> Result<PathBuf> {
     for place in [folder.as_path(), &own_folder] {
         chown(place, Some(NOBODY), Some(NOBODY)).with_context(|| place.display().to_string())?;
     }
-    chown(balancer.config(), Some(NOBODY), Some(NOBODY))?;
+    // What it may have written as root: its configuration is there, and perhaps its state.
+    for entry in fs::read_dir(&own_folder)? {
+        chown(entry?.path(), Some(NOBODY), Some(NOBODY))?;
+    }
     // Anybody may pass to the socket, so that what refuses them is what is tested.
     for place in [Path::new(ROOT), &folder, &own_folder] {
         fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;

@@ -290,13 +290,3 @@ fn keep(program: &Path, target: Target) -> Result<()> {
     eprintln!("fuzz: {}: {} of {all} inputs kept, {bytes} bytes", target.name(), inputs.len());
     Ok(())
 }
-
-/// What CI runs: every target for a minute.
-///
-/// # Errors
-///
-/// If something was found, or a target ran nothing at all.
-pub fn ci() -> Result<()> {
-    let saving = Saving { json: false, save: false };
-    run(&Arguments { target: None, seconds: 60, saving, replay: None, keep: false })
-}

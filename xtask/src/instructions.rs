@@ -6,7 +6,9 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 
 use crate::{
-    cargo, setup,
+    cargo,
+    documents::{self, Saving},
+    setup,
     vm::{self, Machine, Output, SHARED, kernel::Kernel, quoted},
 };
 
@@ -21,9 +23,8 @@ const IPVSADM: (&str, &str) = ("ipvsadm", "ipvsadm");
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    saving: Saving,
     /// Fail if a packet takes 3 % more instructions than bench/instructions.json says
     #[arg(long)]
     check: bool,
@@ -67,12 +68,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         script += &format!(" --against {}", quoted(&noted.to_string_lossy()));
     }
     eprintln!("bench: measuring on Linux {}; two minutes", kernel.release);
-    let output = if arguments.json { Output::Stderr } else { Output::Stdout };
+    let output = if arguments.saving.json { Output::Stderr } else { Output::Stdout };
     machine.run(&script, output)?;
     let results = folder.0.join("results.json");
     let results = fs::read_to_string(&results).context("the machine left no results")?;
-    if arguments.json {
+    if arguments.saving.json {
         print!("{results}");
+    }
+    if arguments.saving.save {
+        documents::save("instructions", &["ipvsadm"], &results)?;
     }
     if arguments.update {
         fs::write(&noted, results).with_context(|| noted.display().to_string())?;

@@ -39,7 +39,7 @@ enum Suite {
     Network,
     /// The loaded BPF object and a short network test on other kernels, in virtual machines
     Kernels,
-    /// All of them; in CI, those on other kernels, too
+    /// All of them but those on other kernels
     #[default]
     All,
 }
@@ -96,15 +96,6 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
             failed.push("examples in the documentation".into());
         }
         times.push(("examples in the documentation".into(), start.elapsed()));
-    }
-    if arguments.suite == Suite::All && arguments.filters.is_empty() && in_ci {
-        let start = Instant::now();
-        let title = "tests on other kernels".to_owned();
-        if let Err(err) = kernels::run(&[]) {
-            eprintln!("xtask: {err:#}");
-            failed.push(title.clone());
-        }
-        times.push((title, start.elapsed()));
     }
     println!();
     for (title, time) in times {

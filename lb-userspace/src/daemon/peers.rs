@@ -380,6 +380,11 @@ impl<B: Balancer> Daemon<B> {
         news.into_iter().for_each(|news| self.tell(news));
     }
 
+    /// Whether a peer is followed: what it tells of flows counts while it is.
+    pub(super) fn follows(&self) -> bool {
+        self.whose.values().any(|whose| matches!(whose, Whose::Peers(_) | Whose::Kept))
+    }
+
     /// Says whose history counts, and asks for what of it was not taken.
     pub(super) fn assign_roles(&mut self) {
         let candidates = self.group.as_ref().map(Group::candidates).unwrap_or_default();

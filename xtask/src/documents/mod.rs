@@ -9,6 +9,7 @@ mod failover;
 mod fuzz;
 mod health;
 mod http;
+mod instructions;
 mod metrics;
 pub mod plot;
 mod soak;
@@ -91,6 +92,7 @@ const DOCUMENTS: [Document; 2] = [
         begin: include_str!("benchmarks.md"),
         chapters: &[
             chapter("datapath", "A packet in the program", datapath::render),
+            chapter("instructions", "A packet in instructions", instructions::render),
             chapter("http", "Beside the alternatives", http::render),
             chapter("health", "Health checks", health::render),
             chapter("metrics", "A scrape", metrics::render),
