@@ -26,6 +26,7 @@ use clap::ValueEnum;
 use self::report::{Report, Run};
 use crate::{
     cargo::{self, cargo},
+    documents::{self, Saving},
     root, setup,
 };
 
@@ -44,9 +45,8 @@ pub struct Arguments {
     /// For how long, each
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    saving: Saving,
     /// Run this input, and nothing else
     #[arg(long, value_name = "FILE", requires = "target")]
     replay: Option<PathBuf>,
@@ -136,7 +136,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let targets = arguments.target.map_or(Target::value_variants().to_vec(), |one| vec![one]);
     let report = Report { runs: side_by_side(&program, &targets, arguments.seconds)? };
-    if arguments.json {
+    if arguments.saving.save {
+        documents::save("fuzz", &[], &report.json().to_string())?;
+    }
+    if arguments.saving.json {
         println!("{}", report.json());
     } else {
         print!("{}", report.table());
@@ -220,7 +223,8 @@ fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {
     }
     let mut command = engine(program, target)?;
     command.arg(format!("-max_total_time={seconds}"));
-    command.arg(format!("-timeout={HANGS}"));
+    // What is slow is no finding, only what hangs: the machine may have others to serve.
+    command.arg(format!("-timeout={HANGS}")).arg(format!("-report_slow_units={HANGS}"));
     command.arg(format!("-max_len={}", target.longest()));
     command.arg(format!("-artifact_prefix=fuzz/findings/{}-", target.name()));
     command.args(["-print_final_stats=1", "-rss_limit_mb=2048", "-use_value_profile=1"]);

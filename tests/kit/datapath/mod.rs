@@ -184,10 +184,19 @@ impl Twins {
         }
         model.verdicts = kernel.verdicts()?;
         model.counts = kernel.counts()?;
+        Ok(())
+    }
+
+    /// Forgets every SYN that the program has marked, those included that the core knows nothing of.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn forget_syns(&mut self) -> Result<()> {
         for index in 0..SYN_MARKS {
-            kernel.clear_syn_mark(index)?;
+            self.kernel.clear_syn_mark(index)?;
         }
-        model.seen.borrow_mut().clear();
+        self.model.seen.borrow_mut().clear();
         Ok(())
     }
 

@@ -1,26 +1,36 @@
-//! What fuzzing has come to, for the document on reliability.
+//! The chapter of `fuzz`.
 
 use std::fmt::Write as _;
 
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-/// Appends the table of `cargo xtask fuzz --json`.
-pub fn render(results: &Value, out: &mut String) {
-    out.push_str(
-        "Inputs that coverage leads to, in one process with what reads them, with all assertions and overflow checks: \
-         a packet goes through the core on the host and through the program in the kernel, which must agree in the \
-         verdict, in every byte and in every table that they have written; an advertisement is read, written and read \
-         again, and heard by a virtual router; a peer that has the key says anything to a session; requests come to \
-         the API of a daemon over maps in memory, and none is answered with 500; a configuration or a state file is \
-         refused with words, or equal when it was written and read again. What was found before is fixed, and is a \
-         test beside the code.\n\n",
+use super::Page;
+
+/// Writes it: what was run, what it reached, what was found.
+pub fn render(results: &Value, page: &mut Page) -> Result<()> {
+    let runs = results["targets"].as_array().context("no targets")?;
+    page.say(
+        "Inputs that coverage leads to, in one process with what reads them, with all assertions and overflow checks. \
+         `packets`: the core on the host and the program in the kernel agree in the verdict, in every byte and in every \
+         table that they have written. `vrrp`: an advertisement is read, written and read again, and heard by a virtual \
+         router. `sync`: a peer that has the key says anything to a session. `api`: requests to a daemon over maps in \
+         memory, none of which is answered with 500. `config` and `state`: a file is refused with words, or equal when it \
+         was written and read again. What is found is fixed, and becomes a test beside the code.",
     );
-    out.push_str("| target | inputs run | seconds | per second | edges reached | inputs kept | found |\n");
-    out.push_str("|---|---:|---:|---:|---:|---:|---:|\n");
-    for run in results["targets"].as_array().into_iter().flatten() {
+    Ok(write(runs, &mut page.text)?)
+}
+
+fn write(runs: &[Value], out: &mut String) -> std::fmt::Result {
+    writeln!(
+        out,
+        "\n| target | inputs run | seconds | per second | edges reached | inputs kept | found |"
+    )?;
+    writeln!(out, "|---|---:|---:|---:|---:|---:|---:|")?;
+    for run in runs {
         let number = |key: &str| run[key].as_f64().unwrap_or_default();
         let found = run["findings"].as_array().map_or(0, Vec::len);
-        let _ = writeln!(
+        writeln!(
             out,
             "| {} | {} | {:.0} | {} | {} | {} | {found} |",
             run["target"].as_str().unwrap_or_default(),
@@ -29,10 +39,11 @@ pub fn render(results: &Value, out: &mut String) {
             number("executions_per_second"),
             number("coverage_edges"),
             number("corpus_inputs"),
-        );
+        )?;
     }
-    out.push_str(
-        "\nThis shows the absence of nothing. Not reached are the sockets and the drivers around these parts, real \
-         NICs among them, and what takes two CPUs at one moment.\n",
-    );
+    writeln!(
+        out,
+        "\nThat nothing is found shows the absence of nothing. Not reached are sockets and drivers around these parts, \
+         and what takes two CPUs at one moment."
+    )
 }

@@ -6,6 +6,7 @@
 
 mod datapath;
 mod failover;
+mod fuzz;
 mod health;
 mod http;
 mod instructions;
@@ -105,6 +106,7 @@ const DOCUMENTS: [Document; 2] = [
             chapter("failover", "A backend fails", failover::render),
             chapter("vrrp", "A node of the pair fails", vrrp::render),
             chapter("soak", "Anything at any time", soak::render),
+            chapter("fuzz", "Any bytes", fuzz::render),
         ],
     },
 ];

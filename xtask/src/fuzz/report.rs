@@ -33,6 +33,9 @@ impl Run {
         let mut run = Self { target, seconds: time.as_secs_f64(), ..Self::default() };
         for line in log.lines() {
             if let Some(file) = line.split("Test unit written to ").nth(1) {
+                if file.contains("-slow-unit-") {
+                    continue;
+                }
                 run.findings.push(file.trim().trim_start_matches("./").to_owned());
             } else if let Some(count) = line.strip_prefix("stat::number_of_executed_units:") {
                 run.executions = count.trim().parse().unwrap_or_default();
@@ -167,6 +170,7 @@ mod tests {
 thread '<unnamed>' panicked at fuzz/src/state.rs:9:1:
 it differs
 ==7== ERROR: libFuzzer: deadly signal
+artifact_prefix='fuzz/findings/state-'; Test unit written to fuzz/findings/state-slow-unit-2c
 artifact_prefix='fuzz/findings/state-'; Test unit written to fuzz/findings/state-crash-0a1b
 stat::number_of_executed_units: 2100
 ";
