@@ -264,12 +264,10 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
     };
     choose("light")?;
     page.wait(SOON, colour, light.clone())?;
-    page.evaluate("location.reload()")?;
-    page.wait(
-        SOON,
-        &format!("document.querySelector('#link')?.dataset.link === 'live' && {colour}"),
-        light,
-    )?;
+    // The old page is there, and live, for a moment after it was told to go.
+    page.evaluate("window.old = true; location.reload()")?;
+    let live = "!window.old && document.querySelector('#link')?.dataset.link === 'live'";
+    page.wait(SOON, &format!("{live} && {colour}"), light)?;
     choose("auto")?;
     page.wait(SOON, colour, dark)?;
 
