@@ -69,7 +69,7 @@ impl Size {
 
 /// The nth backend of a service.
 pub fn address(service: u16, n: u16) -> IpAddr {
-    let before = u32::from(service) << 16;
+    let before = u32::from(service) << 12;
     IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + before + u32::from(n)))
 }
 
