@@ -92,10 +92,10 @@ pub enum Bench {
         /// How often packets and changes are measured [default: 9]
         #[arg(long)]
         rounds: Option<u32>,
-        /// Packets in each measurement [default: 1048576]
+        /// Packets in each measurement [default: 524288]
         #[arg(long)]
         packets: Option<u32>,
-        /// How often lbd is started at each size [default: 5]
+        /// How often lbd is started at each size [default: 3]
         #[arg(long)]
         starts: Option<u32>,
         /// How long health checks are measured, in seconds for each kind [default: 5]

@@ -72,6 +72,11 @@ pub struct Case {
 }
 
 impl Case {
+    /// What it is, for people.
+    pub fn words(&self) -> String {
+        words(self.sweep, self.value, self.packets)
+    }
+
     /// Its packets.
     pub fn plan(&self) -> Plan {
         let (port, services) = match self.to {
@@ -82,6 +87,11 @@ impl Case {
         let plan = frames::plan(false, Shape::Tcp, port, self.flows);
         Plan { services: u32::from(services - 1), ..plan }
     }
+}
+
+/// What a case is, for people.
+pub fn words(sweep: Sweep, value: u32, packets: &str) -> String {
+    format!("{} {value}, {packets}", sweep.name())
 }
 
 /// All cases.

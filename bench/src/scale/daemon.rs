@@ -99,9 +99,9 @@ impl Bench {
         let mut progress = Progress::new(rounds as usize * SIZES.len());
         for _ in 0..rounds {
             for ((count, each), samples) in &mut samples {
-                progress.begin(&format!("lbd with {count} services of {each} backends"));
+                progress.begin(&format!("lbd: services {count}, backends of each {each}"));
                 self.measure_size(*count, *each, samples)
-                    .with_context(|| format!("{count} services of {each} backends"))?;
+                    .with_context(|| format!("services {count}, backends of each {each}"))?;
                 progress.end(None);
             }
         }

@@ -30,10 +30,10 @@ pub struct Arguments {
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Packets in each measurement
-    #[arg(long, default_value_t = 1_048_576, value_parser = clap::value_parser!(u32).range(1_000..))]
+    #[arg(long, default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1_000..))]
     packets: u32,
     /// How often lbd is started at each size
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     starts: u32,
     /// How long health checks are measured, in seconds for each kind
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]

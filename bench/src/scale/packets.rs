@@ -82,7 +82,7 @@ fn sites(namespace: &Namespace, runner: &mut Runner, cases: &[Case]) -> Result<V
             }
             Ok(site)
         });
-        sites.push(made.with_context(|| format!("{size:?}"))?);
+        sites.push(made.with_context(|| size.words())?);
         progress.end(None);
     }
     Ok(sites)
@@ -93,9 +93,10 @@ fn syns(flows: u32) -> Plan {
     frames::plan(false, Shape::Syn, PORT, flows)
 }
 
-/// Has the program pin as many flows: each sends one SYN.
+/// Has the program pin as many flows: each sends one SYN, and an ACK, the first of which costs more.
 fn pin(site: &mut Site, runner: &mut Runner, flows: u32) -> Result<()> {
     site.run(runner, &mut syns(flows), flows)?;
+    site.run(runner, &mut frames::plan(false, Shape::Tcp, PORT, flows), flows)?;
     let pins = site.pins()?;
     ensure!(pins == flows, "{pins} flows of {flows} were pinned");
     Ok(())
@@ -146,9 +147,7 @@ fn in_turns(
         for (case, turn) in &mut turns {
             let site = of(sites, case.size)?;
             let nanos = site.run(runner, &mut turn.plan, packets);
-            let nanos = nanos.with_context(|| {
-                format!("{} {}, {}", case.value, case.sweep.name(), case.packets)
-            })?;
+            let nanos = nanos.with_context(|| case.words())?;
             turn.samples.extend((round > 0).then_some(nanos));
         }
         progress.end(None);

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::cases::Sweep;
+use super::cases::{Sweep, words};
 use crate::health;
 
 /// Everything that was measured.
@@ -233,7 +233,7 @@ impl Report {
         }
         for case in &self.packets {
             let figures = [case.median_ns, case.min_ns, case.net_median_ns, case.net_min_ns];
-            row(&format!("{} {}, {}", case.value, case.sweep.name(), case.packets), figures)?;
+            row(&words(case.sweep, case.value, &case.packets), figures)?;
         }
         Ok(())
     }
@@ -384,7 +384,7 @@ mod tests {
         };
         let text = report.to_string();
         for part in [
-            "512 services, to all of them                                 140     130      81      71\n",
+            "services 512, to all of them                                 140     130      81      71\n",
             "        1         8         262144     48.0      0.5\n",
             "      512      4096     1.50     4.25         4.00           8192\n",
             "      512      4096       41      41       41      41     41.0    41.0           25.0\n",

@@ -60,6 +60,12 @@ impl Size {
         u32::from(self.services) * u32::from(self.each)
     }
 
+    /// It, for people.
+    pub fn words(self) -> String {
+        let pins = self.pins.map_or_else(String::new, |pins| format!(", in flux with pins {pins}"));
+        format!("services {}, backends of each {}{pins}", self.services, self.each)
+    }
+
     fn desired(self) -> Desired {
         // The service beside one in flux is the last.
         let services = self.services + u16::from(self.pins.is_some());
