@@ -256,7 +256,9 @@ fn daemon(sizes: &[Daemon], page: &mut Page) {
          which is when the maps are as they should be and every backend can be sent to. *Adopt*: the same of \
          one that finds what a killed one has left; packets are forwarded all the while. *lbctl*: `lbctl \
          backend disable` and `enable`, from the start of the command to its end. *Resident*: the most of \
-         `lbd`'s memory that was in RAM.",
+         `lbd`'s memory that was in RAM. The kernel lets a new ring be published only when every CPU is done with \
+         what it has read before (`synchronize_rcu`), so a start that makes hundreds of services' rings mostly \
+         waits; a change of a ring that is there does not, and neither does who adopts it.",
     );
     let head = [
         "services",
