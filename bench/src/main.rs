@@ -11,6 +11,8 @@ mod metrics;
 mod output;
 mod report;
 mod rings;
+mod runner;
+mod scale;
 mod vrrp;
 
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ enum What {
     Http(http::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
+    /// What more services, backends, flows and pins cost, and where it ends
+    Scale(scale::Arguments),
     /// What a scrape of many backends takes
     Metrics(metrics::Arguments),
     /// The server of `health`
@@ -83,6 +87,7 @@ fn run(what: What) -> Result<()> {
         What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Http(arguments) => http::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
+        What::Scale(arguments) => scale::run(&arguments),
         What::Metrics(arguments) => metrics::run(&arguments),
         What::HealthServer { port } => health::serve(port),
     }
