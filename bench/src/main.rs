@@ -1,5 +1,6 @@
 //! Measures what the balancer costs. `cargo xtask bench` runs it.
 
+mod attack;
 mod datapath;
 mod failover;
 mod frames;
@@ -39,6 +40,8 @@ enum What {
     Vrrp(vrrp::Arguments),
     /// What a request costs through each kind of balancer
     Http(http::Arguments),
+    /// What floods cost legitimate traffic
+    Attack(attack::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
     /// What a scrape of many backends takes
@@ -82,6 +85,7 @@ fn run(what: What) -> Result<()> {
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Http(arguments) => http::run(&arguments),
+        What::Attack(arguments) => attack::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
         What::Metrics(arguments) => metrics::run(&arguments),
         What::HealthServer { port } => health::serve(port),
