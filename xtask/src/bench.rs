@@ -78,7 +78,7 @@ pub enum Bench {
     Attack {
         #[command(flatten)]
         saving: Saving,
-        /// How long each flood lasts, in seconds [default: 8]
+        /// How long each flood lasts, in seconds [default: 6]
         #[arg(long)]
         seconds: Option<u64>,
         /// Frames of a flood in a second, if this machine can send as many [default: 50000]
@@ -170,7 +170,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             let seconds = seconds.map(|seconds| seconds.to_string());
             let rate = rate.map(|rate| rate.to_string());
             let options = [("--seconds", seconds), ("--rate", rate), ("--only", only.clone())];
-            measure("attack", &["nft", "nginx"], *saving, options, "six minutes")
+            measure("attack", &["nft", "nginx"], *saving, options, "five minutes")
         }
         Bench::Health { saving, backends, seconds } => {
             let backends = backends.map(|backends| backends.to_string());

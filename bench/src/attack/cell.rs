@@ -36,7 +36,7 @@ pub const EVERY: Duration = Duration::from_millis(5);
 /// How long a request may take.
 pub const LIMIT: Duration = Duration::from_secs(5);
 /// Connections that stay, older than the drain, and as many younger ones.
-const CONNECTIONS: usize = 30;
+const CONNECTIONS: usize = 60;
 /// Downloads from each host.
 const DOWNLOADS: usize = 3;
 /// UDP flows, and those whose packets are too long for one frame.

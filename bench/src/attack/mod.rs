@@ -25,7 +25,7 @@ pub struct Arguments {
     #[command(flatten)]
     output: Output,
     /// How long each flood lasts, in seconds
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
     /// Frames of a flood in a second, if this machine can send as many
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

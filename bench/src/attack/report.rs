@@ -133,10 +133,11 @@ impl fmt::Display for Tables {
         writeln!(
             f,
             "\nfloods through the program, one frame at a time; flows that a change of backends after them moves\n\
-             {:<22}{:>9}{:>10}{:>9}{:>8}{:>9}{:>15}{:>15}{:>13}",
+             {:<22}{:>9}{:>10}{:>7}{:>9}{:>8}{:>9}{:>15}{:>15}{:>13}",
             "",
             "MiB",
             "frames",
+            "each",
             "entries",
             "lost",
             "after",
@@ -148,10 +149,11 @@ impl fmt::Display for Tables {
             let moved = |of: Moved| format!("{} of {}", of.moved, of.flows);
             writeln!(
                 f,
-                "{:<22}{:>9.1}{:>10}{:>9}{:>8}{:>9}{:>15}{:>15}{:>13}",
+                "{:<22}{:>9.1}{:>10}{:>7}{:>9}{:>8}{:>9}{:>15}{:>15}{:>13}",
                 run.system,
                 run.table_bytes as f64 / f64::from(1 << 20),
                 run.flood_frames,
+                run.frames_per_tuple,
                 run.entries_before,
                 run.entries_lost,
                 run.entries_after,
