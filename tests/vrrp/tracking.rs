@@ -1,10 +1,10 @@
 //! What is tracked from outside: scripts, files, interfaces; and who is told.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use kit::wait::until_true;
-use lb_userspace::vrrp::{Family, State, Track, Tracked};
+use lb_userspace::vrrp::{Family, NoticeKind, State, Track, Tracked};
 
 use crate::site::{SOON, Site, router, with_priority};
 
@@ -82,6 +82,34 @@ fn interface_that_is_tracked_is_one_more_that_must_be_up() -> Result<()> {
     site.a.wait_for(State::Active)?;
     site.a.namespace.ip("link del up0")?;
     site.a.wait_for(State::Fault)
+}
+
+#[test]
+fn router_whose_addresses_the_kernel_refuses_lets_the_other_take_over() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut elsewhere = router(Family::V6, 51);
+    elsewhere.addresses[0].interface = Some("up0".into());
+    for node in [&site.a, &site.b] {
+        let pair = "link add up0 type veth peer name down0\nlink set up0 up\nlink set down0 up";
+        node.namespace.ip(pair)?;
+    }
+    site.a.namespace.sysctl(&[("ipv6/conf/up0/disable_ipv6", "1")])?;
+    site.b.start(vec![with_priority(&elsewhere, 100)])?;
+    site.b.wait_for(State::Active)?;
+    site.a.start(vec![with_priority(&elsewhere, 150)])?;
+    site.a.wait_for_notice(NoticeKind::Track, "the kernel takes none of its addresses")?;
+    site.a.wait_for(State::Fault)?;
+    site.b.wait_for(State::Active)?;
+    // It asks again, and does not take the addresses from the other for that.
+    site.b.forget_what_was_told();
+    thread::sleep(Duration::from_secs(7));
+    assert!(site.b.transitions().is_empty(), "{:?}", site.b.transitions());
+    site.a.namespace.sysctl(&[("ipv6/conf/up0/disable_ipv6", "0")])?;
+    site.a.wait_for(State::Active)?;
+    site.b.wait_for(State::Backup)
 }
 
 #[test]

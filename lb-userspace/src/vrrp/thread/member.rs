@@ -46,7 +46,17 @@ pub struct Member {
     pub problem: Option<String>,
     /// Which of its addresses somebody has put there, though this node does not hold them.
     pub stray: Option<String>,
+    /// That the kernel takes none of its addresses.
+    pub refused: Option<Refused>,
     ways: [Option<Way>; 2],
+}
+
+/// The kernel takes none of a router's addresses.
+pub struct Refused {
+    /// What it says.
+    pub why: String,
+    /// When it is asked again.
+    pub ask_at: Instant,
 }
 
 /// How advertisements leave by a path.
@@ -74,6 +84,7 @@ impl Member {
             counters: Counters::default(),
             problem: None,
             stray: None,
+            refused: None,
             ways: [None, None],
         }
     }
@@ -84,6 +95,7 @@ impl Member {
             let mut before = std::mem::replace(&mut self.codec, Codec::new(router));
             self.codec.resume(&mut before);
             self.router = router.clone();
+            self.refused = None;
         }
         self.group = group;
     }

@@ -339,6 +339,9 @@ impl Rim {
             if !self.is_filtered(member) {
                 let what = "packets to its addresses are not filtered, as accept = false asks";
                 lacks.insert(name, what.to_owned());
+            } else if let Some(refused) = &member.refused {
+                let why = &refused.why;
+                lacks.insert(name, format!("the kernel takes none of its addresses ({why})"));
             } else if let Some(source) = member.source(Path::First) {
                 sources.insert(name, source);
             } else if let Some(why) = member.missing_device(tables) {

@@ -19,7 +19,7 @@ use crate::vrrp::{
     macvlan,
     notify::Call,
     observe,
-    thread::helper::Job,
+    thread::{helper::Job, member::Refused},
 };
 
 /// How long it is waited until frames to a virtual MAC address are taken.
@@ -28,6 +28,9 @@ const TAKE_MAC: Duration = Duration::from_millis(20);
 /// What takes longer than an advertisement is done for so long before others have their turn: among
 /// hundreds of routers, those that are done with must not be late meanwhile.
 const TURN: Duration = Duration::from_millis(2);
+
+/// How often the kernel is asked whether it takes addresses that it has refused.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Something to be done for a router.
 pub(super) enum Deed {
@@ -227,7 +230,40 @@ impl Rim {
         }
         let (_, problems) = self.addresses.hold(placed(&member.router));
         debug!(router = &**name, after = ?now.elapsed(), "addresses are held");
+        self.see_refusal(name, &problems, now);
         self.tell_problems(name, problems, now);
+    }
+
+    /// A router of whose addresses the kernel takes none is Active in vain: that is a fault, so that a
+    /// peer takes over. With some of them it serves those.
+    fn see_refusal(&mut self, name: &Name, problems: &[String], now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        let missing = self.addresses.missing(&member.router).len();
+        let none = missing > 0 && missing == member.router.addresses.len();
+        if none && !problems.is_empty() {
+            let ask_at = now + ASK_AGAIN;
+            member.refused = Some(Refused { why: problems.join("; "), ask_at });
+            self.look_anew = true;
+        }
+    }
+
+    /// Asks the kernel whether it takes what it has refused, for a moment: to become Active for that
+    /// would take the addresses from a node that has them.
+    pub(super) fn ask_kernel_again(&mut self, now: Instant) {
+        for member in self.members.values_mut().filter(|member| !member.holding) {
+            let Some(refused) = member.refused.take_if(|refused| refused.ask_at <= now) else {
+                continue;
+            };
+            let (taken, _) = self.addresses.hold(placed(&member.router));
+            let taken: BTreeSet<_> = taken.into_iter().collect();
+            let unwanted = placed(&member.router).filter(|one| taken.contains(&one.address.address));
+            self.addresses.release(unwanted);
+            if taken.is_empty() {
+                member.refused = Some(Refused { ask_at: now + ASK_AGAIN, ..refused });
+            } else {
+                self.look_anew = true;
+            }
+        }
     }
 
     /// Puts back what is missing of a router's addresses.
@@ -247,6 +283,7 @@ impl Rim {
             self.notice(name, NoticeKind::Trouble, &message, "somebody has removed it", now);
             self.announce(name, 1, now);
         }
+        self.see_refusal(name, &problems, now);
         self.tell_problems(name, problems, now);
     }
 

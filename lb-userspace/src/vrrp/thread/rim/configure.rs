@@ -202,6 +202,7 @@ impl Rim {
         for name in names {
             self.restore(&name, now);
         }
+        self.ask_kernel_again(now);
         self.tell_what_was_set_by_hand(now);
         self.remove_strays(now);
         self.find_ways(now);
