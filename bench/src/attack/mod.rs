@@ -6,6 +6,7 @@
 //! fall, if whoever chose them does not know the seed.
 
 mod cell;
+mod figures;
 mod report;
 mod slots;
 mod tables;

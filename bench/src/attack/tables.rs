@@ -371,11 +371,11 @@ mod tests {
 
     #[test]
     fn a_flood_moves_nobody_with_pins_and_many_with_a_table_of_all_flows() -> Result<()> {
-        if !kit::is_root() {
+        if !kit::can_run() {
             return Ok(());
         }
         stay_on_one_cpu()?;
-        let flood = (4 * u64::from(DEFAULT_PINS), 2);
+        let flood = (3 * u64::from(DEFAULT_PINS), 2);
         let ours = run(System::Lb(u32::MAX), flood, 1_000)?;
         assert!(ours.entries_before > 200, "{ours:?}");
         assert_eq!(ours.entries_lost, 0);
@@ -383,7 +383,8 @@ mod tests {
         let full = run(System::FullTable, flood, 1_000)?;
         assert_eq!(full.entries_before, 2_000);
         assert!(full.silent.moved > full.silent.flows / 5, "{full:?}");
-        assert!(full.table_bytes >= ours.table_bytes, "the same memory at least: {full:?}");
+        // The same memory, to a hundredth.
+        assert!(full.table_bytes.abs_diff(ours.table_bytes) < ours.table_bytes / 100, "{full:?}");
         Ok(())
     }
 
