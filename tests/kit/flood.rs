@@ -4,6 +4,7 @@ mod frames;
 
 use std::{
     io,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -86,6 +87,11 @@ impl Attacker {
     pub fn new(lab: &Lab) -> Result<Self> {
         let namespace = Namespace::new("attacker")?;
         namespace.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
+        let filters = || Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
+        if lab.switch().enter(filters)? {
+            // A bridge that shows packets to netfilter drops the malformed ones itself.
+            lab.switch().sysctl(&[("bridge/bridge-nf-call-iptables", "0")])?;
+        }
         lab.switch().ip(&format!(
             "link add attacker type veth peer name {INTERFACE} netns {}\n\
              link set attacker master br0\nlink set attacker up",

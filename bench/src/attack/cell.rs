@@ -47,6 +47,8 @@ const LONG: (usize, usize) = (4, 2_000);
 const QUIET: Duration = Duration::from_secs(3);
 /// How long is waited for a change.
 const SOON: Duration = Duration::from_secs(1);
+/// In which time the daemon counts the pins again.
+const COUNTED: Duration = Duration::from_millis(2_500);
 
 /// A flood, or what it is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +165,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
     let after = balancer.poll()?;
     // What the flood has left in the tables meets a change.
     drain(&lab, &balancer, if phase == Phase::InFlux { NEXT } else { FIRST })?;
-    pass(SOON)?;
+    pass(COUNTED)?;
 
     let downloads = downloads.end()?;
     let reports = [older.finish(), younger.finish()];
@@ -193,7 +195,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
         pins: Pins {
             clients: Kept::of(&pinned, &pinned_after),
             used_before: before.pins.used,
-            used_after: after.pins.used,
+            used_after: last.pins.used,
             capacity: after.pins.capacity,
         },
         tracked: Kept::of(&tracked, &tracked_after),

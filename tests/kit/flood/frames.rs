@@ -83,7 +83,7 @@ pub fn frame(kind: Kind, aim: &Aim, number: u64) -> Vec<u8> {
             let payload = aim.udp(from, &[0x55; 24]);
             let mut packet = ipv4(from.0, aim.vip, UDP, &payload);
             // Half of them say nothing of ports.
-            packet[4..6].copy_from_slice(&(mix(number) as u16).to_be_bytes());
+            packet[4..6].copy_from_slice(&((mix(number) >> 48) as u16).to_be_bytes());
             packet[6..8].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
             aim.ethernet(checked(packet))
         }
@@ -277,6 +277,17 @@ mod tests {
             assert_eq!(quoted[16..20] == AIM.client.octets(), number % 2 == 0);
             assert_eq!(fold(sum(&frame[14 + 20..])), 0xffff, "the checksum");
         }
+    }
+
+    #[test]
+    fn later_fragments_follow_no_first_one() {
+        let key = |number| {
+            let frame = frame(Kind::Fragments, &AIM, number);
+            [&frame[18..20], &frame[26..30]].concat()
+        };
+        let first: HashSet<_> = (0..50_000).step_by(2).map(key).collect();
+        let met = (1..50_000).step_by(2).filter(|&number| first.contains(&key(number))).count();
+        assert!(met < 5, "{met} of 25,000 by chance");
     }
 
     #[test]
