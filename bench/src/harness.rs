@@ -379,7 +379,8 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
     Ok(loader.load(object)?)
 }
 
-fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
+/// A backend with these flags that can be sent to; its MAC address ends in its number.
+pub fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
     let is_v6 = flags & backend_flags::V6 != 0;
     let mut l2 = [0; 22];
     l2[..6].copy_from_slice(&[2, 0, 0, 0, 1, n]);

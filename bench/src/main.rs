@@ -1,5 +1,6 @@
 //! Measures what the balancer costs. `cargo xtask bench` runs it.
 
+mod attack;
 mod datapath;
 mod failover;
 mod frames;
@@ -41,6 +42,8 @@ enum What {
     Vrrp(vrrp::Arguments),
     /// What a request costs through each kind of balancer
     Http(http::Arguments),
+    /// What floods cost legitimate traffic
+    Attack(attack::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
     /// What more services, backends, flows and pins cost, and where it ends
@@ -86,6 +89,7 @@ fn run(what: What) -> Result<()> {
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
         What::Http(arguments) => http::run(&arguments),
+        What::Attack(arguments) => attack::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
         What::Scale(arguments) => scale::run(&arguments),
         What::Metrics(arguments) => metrics::run(&arguments),

@@ -1,9 +1,10 @@
 //! The balancer under test: `lbd` and `lbctl` as they were built, on the lab's balancer host.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     io::{Read as _, Write as _},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{ExitStatus, Output},
@@ -339,6 +340,24 @@ impl Balancer {
     /// If `lbd` does not answer.
     pub fn poll_pair(&self) -> Result<Pair> {
         Pair::parse(&self.ask("/v1/vrrp")?)
+    }
+
+    /// A client's flows in a table (`pin`, `tracked`) that neither side has ended: port and backend.
+    ///
+    /// # Errors
+    ///
+    /// If `lbctl` fails.
+    pub fn open_flows(&self, client: Ipv4Addr, kind: &str) -> Result<BTreeSet<(u16, String)>> {
+        let client = client.to_string();
+        let lines = self.lbctl(&["-o", "json", "flows", "--client", &client, "--kind", kind])?;
+        let flows = lines.lines().map(|line| {
+            let flow: serde_json::Value = serde_json::from_str(line).context("a flow of lbctl")?;
+            let port = flow["port"].as_u64().and_then(|port| port.try_into().ok());
+            let backend = flow["backend"].as_str().unwrap_or("gone").to_owned();
+            let open = flow["closing"] != true;
+            Ok(open.then_some((port.context("a flow without a port")?, backend)))
+        });
+        flows.filter_map(Result::transpose).collect()
     }
 
     fn ask(&self, path: &str) -> Result<String> {

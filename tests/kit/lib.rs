@@ -12,6 +12,7 @@ pub mod command;
 #[cfg(feature = "datapath")]
 pub mod datapath;
 pub mod downloads;
+pub mod flood;
 pub mod haproxy;
 pub mod http;
 pub mod keepalived;

@@ -104,13 +104,29 @@ impl Probe {
         flows: usize,
         pause: Duration,
     ) -> Result<Self> {
+        Self::start_of_size(from, target, flows, pause, 0)
+    }
+
+    /// The same with packets of at least so many bytes, 2,000 at most: what no frame has room for comes in
+    /// fragments.
+    ///
+    /// # Errors
+    ///
+    /// If there are no sockets.
+    pub fn start_of_size(
+        from: &Namespace,
+        target: SocketAddr,
+        flows: usize,
+        pause: Duration,
+        bytes: usize,
+    ) -> Result<Self> {
         let any: SocketAddr =
             if target.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
         let sockets = (0..flows).map(|_| {
             let socket = bind(from, any)?;
             socket.connect(target).with_context(|| format!("route to {target}"))?;
             socket.set_nonblocking(true).context("non-blocking")?;
-            Ok(Flow { socket, next: 0, answers: BTreeMap::new() })
+            Ok(Flow { socket, bytes, next: 0, answers: BTreeMap::new() })
         });
         let mut flows = sockets.collect::<Result<Vec<_>>>()?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -165,6 +181,7 @@ impl Tally {
 #[derive(Debug)]
 struct Flow {
     socket: UdpSocket,
+    bytes: usize,
     next: u64,
     /// Who answered, by number.
     answers: BTreeMap<u64, String>,
@@ -172,7 +189,8 @@ struct Flow {
 
 impl Flow {
     fn send(&mut self) -> Result<()> {
-        self.socket.send(self.next.to_string().as_bytes()).context("send a packet")?;
+        let packet = format!("{:<width$}", self.next, width = self.bytes);
+        self.socket.send(packet.as_bytes()).context("send a packet")?;
         self.next += 1;
         Ok(())
     }
@@ -187,7 +205,7 @@ impl Flow {
             };
             let answer = String::from_utf8_lossy(&packet[..length]);
             let (host, number) = answer.split_once(' ').context("an answer of someone else's")?;
-            self.answers.insert(number.parse().context("a number")?, host.to_owned());
+            self.answers.insert(number.trim_end().parse().context("a number")?, host.to_owned());
         }
     }
 

@@ -73,6 +73,21 @@ pub enum Bench {
         #[arg(long)]
         only: Option<String>,
     },
+    /// What floods of SYNs, datagrams, fragments, ICMP errors and nonsense cost legitimate traffic, and what
+    /// they do to pins and to a table of all flows in the same memory
+    Attack {
+        #[command(flatten)]
+        saving: Saving,
+        /// How long each flood lasts, in seconds [default: 6]
+        #[arg(long)]
+        seconds: Option<u64>,
+        /// Frames of a flood in a second, if this machine can send as many [default: 50000]
+        #[arg(long)]
+        rate: Option<u32>,
+        /// Only these floods and parts; the beginning of a name will do: `syn,steady,tables`
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// CPU time of health checks, and how late they begin, with thousands of backends
     Health {
         #[command(flatten)]
@@ -165,6 +180,15 @@ pub fn run(bench: &Bench) -> Result<()> {
             let programs = ["haproxy", "iperf3", "nft", "nginx", "wrk"];
             let options = [("--rounds", rounds), ("--seconds", seconds), ("--only", only.clone())];
             measure("http", &programs, *saving, options, "ten minutes")
+        }
+        Bench::Attack { saving, seconds, rate, only } => {
+            setup::packages()?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            build("lb-userspace")?;
+            let seconds = seconds.map(|seconds| seconds.to_string());
+            let rate = rate.map(|rate| rate.to_string());
+            let options = [("--seconds", seconds), ("--rate", rate), ("--only", only.clone())];
+            measure("attack", &["nft", "nginx"], *saving, options, "five minutes")
         }
         Bench::Health { saving, backends, seconds } => {
             let backends = backends.map(|backends| backends.to_string());

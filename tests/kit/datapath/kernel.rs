@@ -1,6 +1,9 @@
 //! The loaded object: maps filled from the model, frames run through the program.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -60,6 +63,15 @@ impl Kernel {
     ///
     /// The kernel refuses it.
     pub fn load(object: &[u8], backends: u32, pins: u32) -> Result<Self> {
+        Self::load_with(object, backends, pins, FLOWS)
+    }
+
+    /// The same with so much room for tracked flows.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn load_with(object: &[u8], backends: u32, pins: u32, tracked: u32) -> Result<Self> {
         // SAFETY: no precondition.
         let user = unsafe { libc::geteuid() };
         ensure!(user == 0, "the datapath tests load programs into the kernel: run them as root");
@@ -74,7 +86,7 @@ impl Kernel {
             .map_max_entries("VIPS", SERVICES)
             .map_max_entries("BACKENDS", backends)
             .map_max_entries("PINS", pins)
-            .map_max_entries("TRACKED", FLOWS)
+            .map_max_entries("TRACKED", tracked)
             .map_max_entries("CONNECTIONS", FLOWS)
             .map_max_entries("FRAGMENTS", FLOWS)
             .map_max_entries("VERDICTS", REASONS * cpus)
@@ -438,6 +450,23 @@ impl Kernel {
             }
         }
         Ok(sums)
+    }
+
+    /// The kernel's memory for a hash map.
+    ///
+    /// # Errors
+    ///
+    /// There is no such map, or the kernel does not tell.
+    pub fn memory_bytes(&self, name: &str) -> Result<u64> {
+        use aya::maps::Map;
+        let map = self.ebpf.map(name).with_context(|| format!("no map {name}"))?;
+        let (Map::HashMap(data) | Map::LruHashMap(data)) = map else {
+            anyhow::bail!("{name} is no hash map");
+        };
+        let fd = data.fd().as_fd().as_raw_fd();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        Ok(bytes.context("the kernel does not tell the memory of a map")?.trim().parse()?)
     }
 
     /// Whether the object's maps have the sizes of the types in [`abi`].

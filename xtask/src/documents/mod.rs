@@ -4,6 +4,7 @@
 //! Each kind of record has a file here that renders it. A command with `--save` keeps its record and
 //! writes both documents anew.
 
+mod attack;
 mod datapath;
 mod failover;
 mod fuzz;
@@ -107,6 +108,7 @@ const DOCUMENTS: [Document; 2] = [
         chapters: &[
             chapter("failover", "A backend fails", failover::render),
             chapter("vrrp", "A node of the pair fails", vrrp::render),
+            chapter("attack", "Floods", attack::render),
             chapter("soak", "Anything at any time", soak::render),
             chapter("fuzz", "Any bytes", fuzz::render),
         ],
