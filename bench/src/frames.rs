@@ -43,6 +43,10 @@ pub struct Plan {
     pub first: u64,
     /// When it has begun the last one.
     pub last: u64,
+    /// The port of the first service that `restore` sends to; the others' ports follow it.
+    pub service: u32,
+    /// Number of services less one; a power of two less one.
+    pub services: u32,
 }
 
 /// Which packet.
@@ -103,10 +107,24 @@ pub fn plan(v6: bool, shape: Shape, port: u16, flows: u32) -> Plan {
     let frame_len = frame.len().max(HEADERS) as u32;
     frame.resize(HEADERS, 0);
     let headers = frame.try_into().expect("the headers were just sized");
-    let (address, port) = (address as u32, port_at as u32);
+    let address = address as u32;
     let mask = flows.wrapping_sub(1);
-    let (runs, base, ifindex, first, last) = Default::default();
-    Plan { headers, frame_len, address, port, mask, runs, base, ifindex, first, last }
+    let (runs, base, ifindex, first, last, services) = Default::default();
+    let (port, service) = (port_at as u32, port.into());
+    Plan {
+        headers,
+        frame_len,
+        address,
+        port,
+        mask,
+        runs,
+        base,
+        ifindex,
+        first,
+        last,
+        service,
+        services,
+    }
 }
 
 fn transport(shape: Shape, port: u16) -> (Vec<u8>, u8) {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
-    maps::{Array, ArrayOfMaps, HashMap, MapData, ProgramArray},
+    maps::{Array, ArrayOfMaps, HashMap, MapData},
     programs::{ProgramFd, TestRunAttrs, TestRunOptions, Xdp, XdpMode, xdp::XdpLink},
 };
 use lb_common::{
@@ -25,7 +25,10 @@ use lb_common::{
 use lb_userspace::{capture::Spec, objects};
 use zerocopy::{FromBytes as _, IntoBytes};
 
-use crate::frames::{self, OWN, Plan, VIP_V4, VIP_V6};
+use crate::{
+    frames::{self, OWN, Plan, VIP_V4, VIP_V6},
+    runner::{Runner, load, program_fd},
+};
 
 /// Slots of every ring.
 pub const SLOTS: u32 = 65_537;
@@ -101,7 +104,7 @@ pub struct Harness {
     balancer: Ebpf,
     silent: Ebpf,
     capture: Ebpf,
-    bench: Ebpf,
+    bench: Runner,
     cpus: u32,
     services: u16,
     /// The interface of all backends.
@@ -112,12 +115,6 @@ pub struct Harness {
 
 /// Frames that one call into the kernel makes at a time; as in the program.
 const BATCH: u32 = 64;
-
-fn load(ebpf: &mut Ebpf, name: &str) -> Result<()> {
-    let program: &mut Xdp =
-        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
-    program.load().with_context(|| format!("load {name}"))
-}
 
 impl Harness {
     /// Loads everything for test runs; the maps are empty.
@@ -137,10 +134,7 @@ impl Harness {
         load(&mut silent, "silent")?;
         let mut capture = object(objects::CAPTURE, cpus, Some(&shared))?;
         load(&mut capture, "capture")?;
-        let mut bench = EbpfLoader::new().load(objects::BENCH)?;
-        for name in ["restore", "transmit", "swap", "encapsulate", "generate", "pass", "sink"] {
-            load(&mut bench, name)?;
-        }
+        let bench = Runner::load()?;
         let mut macs: Array<_, OwnMac> =
             balancer.map_mut("OWN_MACS").context("no map OWN_MACS")?.try_into()?;
         macs.set(0, OwnMac { mac: OWN, reserved: [0; 2] }, 0)?;
@@ -230,7 +224,7 @@ impl Harness {
     /// The program, ready to run.
     pub fn program(&mut self, program: Program) -> Result<ProgramFd> {
         match program {
-            Program::Floor(name) => program_fd(&self.bench, name),
+            Program::Floor(name) => self.bench.floor(name),
             Program::Balancer => program_fd(&self.balancer, "balance"),
             Program::Silent => program_fd(&self.silent, "silent"),
             // No service has this id.
@@ -261,28 +255,13 @@ impl Harness {
 
     /// Runs `target` behind `restore` on `packets` frames of the plan; nanoseconds of one.
     pub fn run(&mut self, target: &ProgramFd, plan: &mut Plan, packets: u32) -> Result<f64> {
-        let map = self.bench.map_mut("TARGET").context("no map TARGET")?;
-        ProgramArray::try_from(map)?.set(0, target, 0)?;
-        let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
-        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
-        Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.set(0, words, 0)?;
-        plan.runs += u64::from(packets);
-        let frame = vec![0; plan.frame_len as usize];
-        let restore: &Xdp = self.bench.program("restore").context("no restore")?.try_into()?;
-        let result = restore.test_run(TestRunOptions {
-            data_in: Some(&frame),
-            repeat: packets,
-            ..TestRunOptions::new()
-        })?;
-        ensure!(result.return_value != 0, "the program gave up on a frame");
-        // The kernel tells the mean of one run, in whole nanoseconds.
-        Ok(result.duration.as_nanos() as f64)
+        self.bench.run(target, plan, packets)
     }
 
     /// Lets a program take the frames of an interface, in native mode, until what is returned is
     /// dropped: `balance`, `sink`, `pass`, or a floor.
     pub fn attach(&mut self, name: &str, ifindex: u32) -> Result<XdpLink> {
-        let ebpf = if name == "balance" { &mut self.balancer } else { &mut self.bench };
+        let ebpf = if name == "balance" { &mut self.balancer } else { &mut self.bench.object };
         let program: &mut Xdp =
             ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
         let id = program.attach_to_if_index(ifindex, XdpMode::Driver);
@@ -302,17 +281,18 @@ impl Harness {
         );
         (plan.first, plan.last) = (0, 0);
         let words: [u8; size_of::<Plan>()] = plan.as_bytes().try_into()?;
-        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        let map = self.bench.object.map_mut("PLAN").context("no map PLAN")?;
         Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.set(0, words, 0)?;
         let frame = vec![0; plan.frame_len as usize];
-        let generate: &Xdp = self.bench.program("generate").context("no generate")?.try_into()?;
+        let generate: &Xdp =
+            self.bench.object.program("generate").context("no generate")?.try_into()?;
         generate.test_run(TestRunOptions {
             data_in: Some(&frame),
             repeat: packets,
             attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
             ..TestRunOptions::new()
         })?;
-        let map = self.bench.map_mut("PLAN").context("no map PLAN")?;
+        let map = self.bench.object.map_mut("PLAN").context("no map PLAN")?;
         let words = Array::<_, [u8; size_of::<Plan>()]>::try_from(map)?.get(&0, 0)?;
         let runs = plan.runs + u64::from(packets);
         *plan = Plan::read_from_bytes(&words).map_err(|err| anyhow::anyhow!("{err}"))?;
@@ -322,7 +302,7 @@ impl Harness {
 
     /// Frames that `sink` has taken so far.
     pub fn sunk(&mut self) -> Result<u64> {
-        let map = self.bench.map_mut("SUNK").context("no map SUNK")?;
+        let map = self.bench.object.map_mut("SUNK").context("no map SUNK")?;
         Ok(Array::<_, u64>::try_from(map)?.get(&0, 0)?)
     }
 
@@ -397,12 +377,6 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         }
     }
     Ok(loader.load(object)?)
-}
-
-fn program_fd(ebpf: &Ebpf, name: &str) -> Result<ProgramFd> {
-    let program: &Xdp =
-        ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?;
-    Ok(program.fd()?.try_clone()?)
 }
 
 /// A backend with these flags that can be sent to; its MAC address ends in its number.

@@ -32,7 +32,8 @@ use lb_userspace::{
     netlink::NextHop,
     settings::Tunnel,
 };
-use report::{Case, Report};
+use report::Case;
+pub use report::Report;
 pub use server::serve;
 use socket2::{Domain, Socket, Type};
 
@@ -51,13 +52,16 @@ const MTU: u16 = 1_500;
 /// CPU 1, as a mask. The prober is on CPU 0.
 const OTHER_CPU: &str = "2";
 
+/// Backends, unless it is said how many: the default limit.
+pub const BACKENDS: u32 = 4_096;
+
 /// How many backends, and how long.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
     output: Output,
     /// How many backends are asked once a second
-    #[arg(long, default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=65_000))]
+    #[arg(long, default_value_t = BACKENDS, value_parser = clap::value_parser!(u32).range(1..=65_000))]
     backends: u32,
     /// How long each case is measured, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -70,21 +74,38 @@ pub struct Arguments {
 ///
 /// If the hosts do not come up, or a backend never answers.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let hosts = Hosts::start()?;
     let time = Duration::from_secs(arguments.seconds);
-    let often = arguments.backends.div_ceil(20);
+    let (report, measured) = survey(arguments.backends, time, |_| true)?;
+    arguments.output.tell(&report)?;
+    measured
+}
+
+/// Measures the cases of these names; what there is of it when one of them fails, too. The calling thread
+/// is on one CPU from then on.
+///
+/// # Errors
+///
+/// If the hosts do not come up or do not end.
+pub fn survey(
+    backends: u32,
+    time: Duration,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<(Report, Result<()>)> {
+    let hosts = Hosts::start()?;
+    let often = backends.div_ceil(20);
     let second = Duration::from_secs(1);
     let (tcp, http) = (Kind::Tcp, Kind::Http(Http::default()));
     let (own, vip) = (Route::Backend, Route::Vip(hosts.way.clone()));
     let cases = [
-        ("tcp", arguments.backends, second, &tcp, &own),
-        ("http", arguments.backends, second, &http, &own),
-        ("tcp to the VIP", arguments.backends, second, &tcp, &vip),
-        ("http to the VIP", arguments.backends, second, &http, &vip),
+        ("tcp", backends, second, &tcp, &own),
+        ("http", backends, second, &http, &own),
+        ("tcp to the VIP", backends, second, &tcp, &vip),
+        ("http to the VIP", backends, second, &http, &vip),
         ("tcp, 20 times as often", often, second / 20, &tcp, &own),
     ];
-    let floor_us = hosts.balancer.enter(|| floor(arguments.backends))?.context("the floor")?;
+    let floor_us = hosts.balancer.enter(|| floor(backends))?.context("the floor")?;
     let mut report = Report { floor_us, cases: Vec::new() };
+    let cases: Vec<_> = cases.into_iter().filter(|(name, ..)| is_wanted(name)).collect();
     let mut progress = Progress::new(cases.len());
     let measured = cases.into_iter().try_for_each(|(name, backends, interval, kind, route)| {
         progress.begin(name);
@@ -97,8 +118,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     });
     drop(progress);
     hosts.stop()?;
-    arguments.output.tell(&report)?;
-    measured
+    Ok((report, measured))
 }
 
 fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, Assignment> {

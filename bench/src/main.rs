@@ -12,6 +12,8 @@ mod metrics;
 mod output;
 mod report;
 mod rings;
+mod runner;
+mod scale;
 mod vrrp;
 
 use std::process::ExitCode;
@@ -44,6 +46,8 @@ enum What {
     Attack(attack::Arguments),
     /// What checking thousands of backends costs
     Health(health::Arguments),
+    /// What more services, backends, flows and pins cost, and where it ends
+    Scale(scale::Arguments),
     /// What a scrape of many backends takes
     Metrics(metrics::Arguments),
     /// The server of `health`
@@ -87,6 +91,7 @@ fn run(what: What) -> Result<()> {
         What::Http(arguments) => http::run(&arguments),
         What::Attack(arguments) => attack::run(&arguments),
         What::Health(arguments) => health::run(&arguments),
+        What::Scale(arguments) => scale::run(&arguments),
         What::Metrics(arguments) => metrics::run(&arguments),
         What::HealthServer { port } => health::serve(port),
     }

@@ -147,6 +147,14 @@ fn measure_size(site: &Site, backends: usize, rounds: u32) -> Result<RingCase> {
     })
 }
 
+/// The memory of a map, as the kernel accounts it.
+pub fn locked(map: &MapData) -> Result<u64> {
+    let fd = map.fd().as_fd().as_raw_fd();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(bytes.context("the kernel does not tell the memory of a map")?.trim().parse()?)
+}
+
 /// The memory of the maps with the default capacities and one service.
 pub fn memory() -> Result<Vec<MapMemory>> {
     let site = Site::new()?;
@@ -160,14 +168,7 @@ pub fn memory() -> Result<Vec<MapMemory>> {
     for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
         let path = entry?.path();
         let map = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
-        let fd = map.fd().as_fd().as_raw_fd();
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
-        let bytes = info
-            .lines()
-            .find_map(|line| line.strip_prefix("memlock:"))
-            .context("the kernel does not tell the memory of a map")?
-            .trim()
-            .parse()?;
+        let bytes = locked(&map)?;
         let map = path.file_name().context("a pin has a name")?.to_string_lossy().into_owned();
         maps.push(MapMemory { map, bytes });
     }

@@ -57,6 +57,10 @@ pub struct Plan {
     first: SharedU64,
     /// When it has begun the last one.
     last: SharedU64,
+    /// The port of the first service that `restore` sends to; the others' ports follow it.
+    service: SharedU32,
+    /// Number of services less one; a power of two less one.
+    services: SharedU32,
 }
 
 /// Frames that a test run with live frames makes before any of them goes further.
@@ -91,12 +95,16 @@ fn prepare(ctx: &XdpContext) -> Option<()> {
     if !frame.adjust_head(grown as i32) {
         return None;
     }
-    write(&Frame::new(ctx), plan)
+    let frame = Frame::new(ctx);
+    let flow = write(&frame, plan)?;
+    let service = plan.service.load() + (flow & plan.services.load());
+    let port = (plan.port.load() & 0x3f) as usize + 2;
+    frame.store(port, (service as u16).to_be_bytes()).then_some(())
 }
 
-/// Writes the headers of the next frame.
+/// Writes the headers of the next frame; the flow that it is of.
 #[inline(always)]
-fn write(frame: &Frame, plan: &Plan) -> Option<()> {
+fn write(frame: &Frame, plan: &Plan) -> Option<u32> {
     let run = plan.runs.load();
     plan.runs.store(run + 1);
     // An odd factor visits every flow once before any a second time, in no order that a cache
@@ -108,7 +116,7 @@ fn write(frame: &Frame, plan: &Plan) -> Option<()> {
     let address = plan.base.load() | flow >> 8;
     frame.store((plan.address.load() & 0x3f) as usize, address.to_be_bytes());
     frame.store((plan.port.load() & 0x3f) as usize, (0x0400 | (flow & 0xff) as u16).to_be_bytes());
-    Some(())
+    Some(flow)
 }
 
 /// Writes a frame of IPv4 and sends it to the plan's interface.

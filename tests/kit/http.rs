@@ -20,7 +20,15 @@ pub struct Connection {
 struct Head {
     status: u16,
     backend: Option<String>,
-    length: usize,
+    length: Length,
+}
+
+/// How long a body is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Length {
+    Known(usize),
+    /// Its chunks say so (RFC 9112, 7.1).
+    Chunked,
 }
 
 const UNNAMED: &str = "an answer without X-Backend";
@@ -131,7 +139,7 @@ impl Connection {
             head.status,
             name(head.backend.as_deref())
         );
-        ensure!(head.length == body.len(), "{} bytes were to come", head.length);
+        ensure!(head.length == Length::Known(body.len()), "another length is to come");
         let mut piece = vec![0; 64 << 10];
         let mut rest = body;
         while !rest.is_empty() {
@@ -164,9 +172,28 @@ impl Connection {
 
     fn receive(&mut self) -> Result<Response> {
         let Head { status, backend, length } = self.head()?;
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body).context("read the body")?;
+        let mut body = Vec::new();
+        match length {
+            Length::Known(length) => self.read_on(&mut body, length)?,
+            Length::Chunked => loop {
+                let line = self.line()?;
+                let size = line.split(';').next().unwrap_or_default();
+                let size = usize::from_str_radix(size, 16).context("the size of a chunk")?;
+                self.read_on(&mut body, size)?;
+                ensure!(self.line()?.is_empty(), "a chunk is longer than it says");
+                if size == 0 {
+                    break;
+                }
+            },
+        }
         Ok(Response { status, backend, body })
+    }
+
+    /// Reads so much more of a body.
+    fn read_on(&mut self, body: &mut Vec<u8>, more: usize) -> Result<()> {
+        let begin = body.len();
+        body.resize(begin + more, 0);
+        self.stream.read_exact(&mut body[begin..]).context("read the body")
     }
 
     fn head(&mut self) -> Result<Head> {
@@ -178,12 +205,15 @@ impl Connection {
             let line = self.line()?;
             let Some((name, value)) = line.split_once(':') else { break };
             match name.to_ascii_lowercase().as_str() {
-                "content-length" => length = Some(value.trim().parse::<usize>().context("length")?),
+                "content-length" => {
+                    length = Some(Length::Known(value.trim().parse().context("length")?));
+                }
+                "transfer-encoding" if value.trim() == "chunked" => length = Some(Length::Chunked),
                 "x-backend" => backend = Some(value.trim().to_owned()),
                 _ => {}
             }
         }
-        let length = length.context("an answer without Content-Length")?;
+        let length = length.context("an answer without its length")?;
         Ok(Head { status, backend, length })
     }
 

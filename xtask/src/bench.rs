@@ -99,6 +99,24 @@ pub enum Bench {
         #[arg(long)]
         seconds: Option<u64>,
     },
+    /// What more services, backends, flows and pins cost: packets, changes, starts, memory, health checks;
+    /// and what is said where it ends
+    Scale {
+        #[command(flatten)]
+        saving: Saving,
+        /// How often packets and changes are measured [default: 9]
+        #[arg(long)]
+        rounds: Option<u32>,
+        /// Packets in each measurement [default: 524288]
+        #[arg(long)]
+        packets: Option<u32>,
+        /// How often lbd is started at each size [default: 3]
+        #[arg(long)]
+        starts: Option<u32>,
+        /// How long health checks are measured, in seconds for each kind [default: 5]
+        #[arg(long)]
+        seconds: Option<u64>,
+    },
     /// How long a scrape of /metrics takes, with a hundred services of ten backends each
     Metrics {
         #[command(flatten)]
@@ -177,6 +195,18 @@ pub fn run(bench: &Bench) -> Result<()> {
             let seconds = seconds.map(|seconds| seconds.to_string());
             let options = [("--backends", backends), ("--seconds", seconds)];
             measure("health", &[], *saving, options, "a minute")
+        }
+        Bench::Scale { saving, rounds, packets, starts, seconds } => {
+            setup::packages()?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            build("lb-userspace")?;
+            let options = [
+                ("--rounds", rounds.map(|rounds| rounds.to_string())),
+                ("--packets", packets.map(|packets| packets.to_string())),
+                ("--starts", starts.map(|starts| starts.to_string())),
+                ("--seconds", seconds.map(|seconds| seconds.to_string())),
+            ];
+            measure("scale", &[], *saving, options, "five minutes")
         }
         Bench::Metrics { saving, services, scrapes } => {
             setup::packages()?;

@@ -9,6 +9,7 @@ mod haproxy;
 mod health;
 mod node;
 mod page;
+mod pieces;
 mod process;
 mod services;
 mod sync;
@@ -20,7 +21,7 @@ use std::{fmt, sync::Arc};
 use axum::{
     Router,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -63,11 +64,11 @@ enum Names {
 struct Exporter {
     daemon: mpsc::Sender<Request>,
     names: Names,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 fn serve(path: &str, daemon: mpsc::Sender<Request>, names: Names) -> Router {
-    let exporter = Exporter { daemon, names, turns: Semaphore::new(AT_ONCE) };
+    let exporter = Exporter { daemon, names, turns: Arc::new(Semaphore::new(AT_ONCE)) };
     Router::new().route(path, get(scrape)).with_state(Arc::new(exporter))
 }
 
@@ -78,30 +79,26 @@ async fn scrape(
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::wanted(accept.unwrap_or_default());
     let stopping = || Refusal::new(RefusalKind::Stopping, "lbd is stopping");
-    let _turn = exporter.turns.acquire().await.map_err(|_| stopping())?;
+    let turn = Arc::clone(&exporter.turns).acquire_owned().await.map_err(|_| stopping())?;
     let (tell, answer) = oneshot::channel();
     exporter.daemon.send(Request::Status(tell)).await.map_err(|_| stopping())?;
     let status = answer.await.map_err(|_| stopping())??;
     let names = exporter.names;
+    let (writer, pieces) = pieces::open(format);
     // It takes milliseconds, which the daemon's own task need not wait for.
-    let page = tokio::task::spawn_blocking(move || write(names, status, Process::read(), format));
-    Ok(match page.await {
-        Ok(page) => ([(header::CONTENT_TYPE, format.content_type())], page).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("write the metrics: {error}"))
-            .into_response(),
-    })
+    tokio::task::spawn_blocking(move || {
+        write(names, status, Process::read(), writer);
+        drop(turn);
+    });
+    Ok(([(header::CONTENT_TYPE, format.content_type())], pieces.body()).into_response())
 }
 
-/// All families in a format.
-fn write(names: Names, status: Status, process: Option<Process>, format: Format) -> String {
+/// All families.
+fn write(names: Names, status: Status, process: Option<Process>, mut page: pieces::Writer) {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot { names, status, process }));
-    let mut page = String::new();
-    encoding::text::encode(&mut page, &registry).expect("a string takes everything");
-    match format {
-        Format::OpenMetrics => page,
-        Format::Text => text::from_openmetrics(&page),
-    }
+    encoding::text::encode(&mut page, &registry).expect("it takes everything");
+    page.end();
 }
 
 /// The node at the moment of a scrape.

@@ -129,7 +129,7 @@ impl Page<'_> {
             .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
-    /// Durations by size.
+    /// Durations by size, each of them by [`COARSE_US`] alone.
     pub(super) fn histograms<'s, const N: usize>(
         &mut self,
         family: Family,
@@ -143,7 +143,8 @@ impl Page<'_> {
         let mut metric =
             self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Histogram)?;
         for (labels, histogram) in rows {
-            let (sum, count, buckets) = parts(histogram);
+            let buckets = coarse(histogram);
+            let (sum, count) = (seconds(histogram.sum_us), histogram.count());
             metric
                 .encode_family(&labels)?
                 .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
@@ -163,6 +164,23 @@ fn parts(histogram: &Histogram) -> (f64, u64, [(f64, u64); BUCKETS]) {
     (seconds(histogram.sum_us), histogram.count(), buckets)
 }
 
+/// The bounds of histograms of which there are as many as backends, in microseconds: each costs a time
+/// series in the scraper and a line in every scrape.
+const COARSE_US: [u64; 6] = [1_000, 5_000, 25_000, 100_000, 500_000, 1_000_000];
+
+/// Coarser buckets by their upper bounds in seconds.
+fn coarse(histogram: &Histogram) -> [(f64, u64); COARSE_US.len() + 1] {
+    let mut buckets = [(f64::INFINITY, 0); COARSE_US.len() + 1];
+    for (bucket, bound) in buckets.iter_mut().zip(COARSE_US) {
+        bucket.0 = seconds(bound);
+    }
+    for (at, count) in histogram.buckets.iter().enumerate() {
+        let bound = BOUNDS_US.get(at).copied().unwrap_or(u64::MAX);
+        buckets[COARSE_US.partition_point(|&coarse| coarse < bound)].1 += count;
+    }
+    buckets
+}
+
 /// Microseconds in seconds.
 pub(super) fn seconds(micros: u64) -> f64 {
     micros as f64 / 1e6
@@ -171,4 +189,24 @@ pub(super) fn seconds(micros: u64) -> f64 {
 /// A yes or no as a gauge's value.
 pub(super) fn truth(is_so: bool) -> u32 {
     is_so.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn coarser_buckets_count_what_the_finer_ones_do() {
+        assert!(COARSE_US.iter().all(|bound| BOUNDS_US.contains(bound)), "none is cut in two");
+        let mut histogram = Histogram::default();
+        for micros in [90, 1_000, 1_001, 5_000, 90_000, 500_000, 700_000, 2_000_000] {
+            histogram.add(Duration::from_micros(micros));
+        }
+        let counts = coarse(&histogram).map(|(_, count)| count);
+        assert_eq!(counts, [2, 2, 0, 1, 1, 1, 1]);
+        assert_eq!(coarse(&histogram)[4].0, 0.5);
+        assert_eq!(coarse(&histogram)[6].0, f64::INFINITY);
+    }
 }

@@ -13,6 +13,7 @@ mod http;
 mod instructions;
 mod metrics;
 pub mod plot;
+mod scale;
 mod soak;
 pub mod table;
 mod vrrp;
@@ -95,6 +96,7 @@ const DOCUMENTS: [Document; 2] = [
             chapter("datapath", "A packet in the program", datapath::render),
             chapter("instructions", "A packet in instructions", instructions::render),
             chapter("http", "Beside the alternatives", http::render),
+            chapter("scale", "More of everything", scale::render),
             chapter("health", "Health checks", health::render),
             chapter("metrics", "A scrape", metrics::render),
         ],

@@ -12,7 +12,7 @@ const ADDED: [&str; 3] = ["instance", "job", "le"];
 /// Fails at a metric, a label or a label's value in a query that is not exported.
 fn check(query: &str, from: &str) {
     let exported = exported(Names::Own);
-    let page = write(Names::Own, super::node(), Process::read(), Format::Text);
+    let page = super::write(Names::Own, super::node(), Process::read(), Format::Text);
     let uses = uses(query);
     let mut labels: BTreeSet<&str> = ADDED.into();
     for (metric, asked) in &uses.metrics {

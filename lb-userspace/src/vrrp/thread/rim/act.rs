@@ -256,7 +256,8 @@ impl Rim {
             };
             let (taken, _) = self.addresses.hold(placed(&member.router));
             let taken: BTreeSet<_> = taken.into_iter().collect();
-            let unwanted = placed(&member.router).filter(|one| taken.contains(&one.address.address));
+            let unwanted =
+                placed(&member.router).filter(|one| taken.contains(&one.address.address));
             self.addresses.release(unwanted);
             if taken.is_empty() {
                 member.refused = Some(Refused { ask_at: now + ASK_AGAIN, ..refused });
