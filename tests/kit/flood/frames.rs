@@ -78,7 +78,7 @@ pub fn frame(kind: Kind, aim: &Aim, number: u64) -> Vec<u8> {
         Kind::SynSame => aim.frame(stranger(0).0, TCP, &aim.tcp(stranger(0), SYN, 0)),
         Kind::Udp => aim.frame(from.0, UDP, &aim.udp(from, &[0x55; 18])),
         Kind::Fragments => {
-            let first = number % 2 == 0;
+            let first = number.is_multiple_of(2);
             let (offset, more) = if first { (0, true) } else { (185, false) };
             let payload = aim.udp(from, &[0x55; 24]);
             let mut packet = ipv4(from.0, aim.vip, UDP, &payload);
@@ -88,7 +88,7 @@ pub fn frame(kind: Kind, aim: &Aim, number: u64) -> Vec<u8> {
             aim.ethernet(checked(packet))
         }
         Kind::IcmpErrors => {
-            let (client, port) = if number % 2 == 0 {
+            let (client, port) = if number.is_multiple_of(2) {
                 (aim.client, (EPHEMERAL.0 + mix(number) % EPHEMERAL.1) as u16)
             } else {
                 stranger(number + 1)
