@@ -1,4 +1,4 @@
-//! A node with the higher priority that comes back: it waits for the flows, and is handed over to.
+//! A node with the higher priority that comes back, or stays: it waits for the flows, and is handed over to.
 
 use std::{
     thread,
@@ -53,5 +53,25 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     let events = twins.nodes[1].lbctl(&["events"])?;
     let told = "main is handed over: lb1";
     ensure!(events.contains(told) && !events.contains("two_active"), "events of lb2:\n{events}");
+    clients.finish().with_context(|| twins.logs())
+}
+
+#[test]
+fn a_node_that_was_drained_and_stays_takes_over_again_without_a_break() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let twins = Twins::start(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    let clients = Clients::start_short(&twins)?;
+    twins.nodes[0].lbctl(&["node", "drain"])?;
+    twins.wait_active(1)?;
+    // It has the higher priority, and keeps away for as long as it is to leave.
+    thread::sleep(INTERVAL * 20);
+    ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{}", twins.logs());
+    clients.go_on()?;
+    twins.nodes[0].lbctl(&["node", "enable"])?;
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    clients.go_on()?;
     clients.finish().with_context(|| twins.logs())
 }

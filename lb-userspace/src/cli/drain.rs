@@ -3,7 +3,7 @@
 use std::{
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Result;
@@ -41,6 +41,12 @@ pub(super) async fn wait(
             answer => answer?,
         };
         removing = matches!(backend.admin, Admin::Removing { .. });
+        let passed = match backend.admin {
+            Admin::Draining { deadline } | Admin::Removing { deadline } => {
+                deadline.is_some_and(|deadline| deadline <= SystemTime::now())
+            }
+            _ => false,
+        };
         let left = left(&backend);
         if !matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. }) {
             progress.end();
@@ -50,7 +56,9 @@ pub(super) async fn wait(
         if !backend.has_flows() {
             progress.end();
             let after = format_duration(Duration::from_secs(started.elapsed().as_secs()));
-            eprintln!("backend {address} of {service} has no flow left, after {after}");
+            let why =
+                if passed { ": its deadline has passed, and what it had was moved" } else { "" };
+            eprintln!("backend {address} of {service} has no flow left, after {after}{why}");
             return Ok(ExitCode::SUCCESS);
         }
         if timeout.is_some_and(|timeout| started.elapsed() >= timeout) {

@@ -72,11 +72,14 @@ fn read_file(
             None
         }
         Err(error) => {
+            let path = path.display();
             let how = match error.kind() {
-                io::ErrorKind::PermissionDenied => "; be root to read it",
-                _ => "",
+                io::ErrorKind::PermissionDenied => {
+                    format!("; let the group of lbd read it: 'chgrp lb {path}; chmod 0640 {path}'")
+                }
+                _ => String::new(),
             };
-            field.refuse(format!("read {}: {error}{how}", path.display()));
+            field.refuse(format!("read {path}: {error}{how}"));
             None
         }
     }

@@ -163,6 +163,12 @@ impl<'a> Table<'a> {
     /// Reports the keys that nothing asked for.
     pub(super) fn finish(self) {
         let asked = self.asked.borrow();
+        let mut known: Vec<&str> = Vec::new();
+        for key in asked.iter().copied() {
+            if !known.contains(&key) {
+                known.push(key);
+            }
+        }
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
             if asked.contains(&name) {
@@ -170,7 +176,7 @@ impl<'a> Table<'a> {
             }
             let message = match nearest(name, asked.iter().copied()) {
                 Some(known) => format!("unknown key; did you mean `{known}`?"),
-                None => format!("unknown key; the keys here are {}", asked.join(", ")),
+                None => format!("unknown key; the keys here are {}", known.join(", ")),
             };
             self.problems.push(key.span().start, self.path_of(name), message);
         }

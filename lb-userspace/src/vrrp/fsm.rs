@@ -162,6 +162,8 @@ impl VirtualRouter {
     /// From now on it stands like this.
     pub fn set_standing(&mut self, standing: Standing, now: Instant, out: &mut Vec<Action>) {
         let owned = self.priority() == OWNER;
+        // It gave way so that the node could leave, and the node stays.
+        self.abstains &= !self.standing.draining || standing.draining;
         self.standing = standing;
         if let Some(fault) = self.standing.fault.clone() {
             match self.state {

@@ -204,6 +204,22 @@ fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
 }
 
 #[test]
+fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_node_stays() {
+    let mut desk = Desk::active(settings());
+    desk.does(Event::Yield(Yield::Told));
+    desk.hears(3, 50);
+    desk.stand(|standing| standing.draining = true);
+    desk.after(SECOND).hears(3, 50);
+    assert_eq!(desk.router.holds_back().as_deref(), Some("the node is draining"));
+    desk.stand(|standing| standing.draining = false);
+    assert_eq!(desk.router.holds_back(), None);
+    let due = desk.due().expect("it waits for the other to be silent");
+    desk.after(TENTH).hears(3, 50);
+    assert_eq!(desk.due(), Some(due - TENTH), "a lower one does not keep it from taking over");
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+}
+
+#[test]
 fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
     let mut desk = Desk::active(settings());
     assert_eq!(desk.does(Event::Yield(Yield::Told)), "active: advertise 0");
