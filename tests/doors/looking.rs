@@ -168,7 +168,10 @@ fn who_may_look_is_configured_and_read_again_at_a_reload() -> Result<()> {
     // Files that have changed, and a configuration that has not.
     make("second.test")?;
     write("http.token", "fedcba98765432100123456789abcdef\n")?;
-    balancer.lbctl(&["config", "reload"])?;
+    let told = balancer.lbctl(&["config", "reload"])?;
+    ensure!(told.contains("[http]: it has changed") && !told.contains("nothing changed"), "{told}");
+    let again = balancer.lbctl(&["config", "reload"])?;
+    ensure!(again.contains("nothing changed"), "{again}");
     wait::until(PATIENCE, "the new certificate is used", || {
         let code = curl("second.test", "/v1/status", &["-H", &bearer])?;
         ensure!(code == "401", "the old token opens no more: {code}");

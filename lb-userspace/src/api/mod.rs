@@ -140,6 +140,9 @@ pub struct Reloaded {
     /// What it changed of virtual routers.
     #[serde(default)]
     pub routers: Vec<String>,
+    /// What it changed of `[http]` and `[log]`, in words.
+    #[serde(default)]
+    pub tables: Vec<String>,
     /// The changes by `lbctl` that it overruled.
     pub conflicts: Vec<Conflict>,
 }
@@ -159,11 +162,12 @@ impl ConfigDiff {
     /// Whether nothing differs.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        let Pending { error, differences, routers, conflicts, restart } = &self.reload;
+        let Pending { error, differences, routers, tables, conflicts, restart } = &self.reload;
         self.runtime.is_empty()
             && error.is_none()
             && differences.is_empty()
             && routers.is_empty()
+            && tables.is_empty()
             && conflicts.is_empty()
             && restart.is_empty()
     }
@@ -180,6 +184,9 @@ pub struct Pending {
     /// What it would change of virtual routers.
     #[serde(default)]
     pub routers: Vec<String>,
+    /// What it would change of `[http]` and `[log]`, in words.
+    #[serde(default)]
+    pub tables: Vec<String>,
     /// The changes by `lbctl` that it would overrule.
     pub conflicts: Vec<Conflict>,
     /// The keys whose change takes a restart of `lbd`.

@@ -59,7 +59,7 @@ fn text(diff: &ConfigDiff) -> String {
     }
     text += &format!("what a reload of {} would change:\n", file.display());
     let mut all: Vec<String> = reload.differences.iter().map(ToString::to_string).collect();
-    all.extend(reload.routers.iter().cloned());
+    all.extend(reload.routers.iter().chain(&reload.tables).cloned());
     all.extend(reload.conflicts.iter().map(ToString::to_string));
     if !reload.restart.is_empty() {
         all.push(format!("a restart of lbd is needed for {}", reload.restart.join(", ")));

@@ -64,13 +64,13 @@ impl<B: Balancer> Daemon<B> {
             }
         };
         self.effects.events.record(news);
-        if let Ok(Reloaded { done, differences, routers, conflicts }) = &done {
-            for change in routers {
+        if let Ok(Reloaded { done, differences, routers, tables, conflicts }) = &done {
+            for change in routers.iter().chain(tables) {
                 tracing::info!("{change}");
             }
             // The differences and conflicts are events of their own.
             let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
-            let others = done.notes.iter().skip(differences.len() + routers.len());
+            let others = done.notes.iter().skip(differences.len() + routers.len() + tables.len());
             for note in others.filter(|note| !told.contains(note)) {
                 tracing::warn!("{note}");
             }
@@ -96,14 +96,16 @@ impl<B: Balancer> Daemon<B> {
         let (config, merged) = self.plan_reload()?;
         let differences = diff(self.in_force(), merged.intent());
         let routers = changes(&self.config.routers, &config.routers);
-        let message = reloaded(&config, differences.is_empty() && routers.is_empty());
+        let tables = tables(&self.config, &config);
+        let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
+        let message = reloaded(&config, nothing);
         let mut plan = self.plan(&merged.desired)?;
         // They tell of keys that no event tells of.
         let all = differences.iter().map(ToString::to_string);
-        plan.changes = all.chain(routers.iter().cloned()).collect();
+        plan.changes = all.chain(routers.iter().chain(&tables).cloned()).collect();
         let notes = self.notes_of_reload(&config, &merged);
         let done = Done { message, notes, plan: Some(plan) };
-        Ok(Reloaded { done, differences, routers, conflicts: merged.conflicts })
+        Ok(Reloaded { done, differences, routers, tables, conflicts: merged.conflicts })
     }
 
     /// Reads the file again and puts in force what it changes.
@@ -112,9 +114,11 @@ impl<B: Balancer> Daemon<B> {
             self.plan_reload().map_err(|refusal| refusal.hint("nothing was changed"))?;
         let differences = diff(self.in_force(), merged.intent());
         let routers = changes(&self.config.routers, &config.routers);
-        let message = reloaded(&config, differences.is_empty() && routers.is_empty());
+        let tables = tables(&self.config, &config);
+        let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
+        let message = reloaded(&config, nothing);
         let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
-        notes.extend(routers.iter().cloned());
+        notes.extend(routers.iter().chain(&tables).cloned());
         notes.extend(self.notes_of_reload(&config, &merged));
         let kept = self.config.clone();
         self.config = Config {
@@ -145,6 +149,7 @@ impl<B: Balancer> Daemon<B> {
             done: Done { message, notes, plan: None },
             differences,
             routers,
+            tables,
             conflicts: merged.conflicts,
         })
     }
@@ -213,4 +218,22 @@ impl<B: Balancer> Daemon<B> {
 fn reloaded(config: &Config, nothing: bool) -> String {
     let nothing = if nothing { ", nothing changed" } else { "" };
     format!("configuration reloaded{nothing}: {}", config.summary())
+}
+
+/// What is different in the tables that take effect at once and are no services, in words.
+pub(super) fn tables(before: &Config, after: &Config) -> Vec<String> {
+    let mut all = Vec::new();
+    if before.http != after.http {
+        all.push(match &after.http {
+            None => "[http]: nobody is answered over TCP any more".to_owned(),
+            Some(http) => {
+                let listen: Vec<_> = http.listen.iter().map(ToString::to_string).collect();
+                format!("[http]: it has changed, and listens on {}", listen.join(", "))
+            }
+        });
+    }
+    if before.log.filter != after.log.filter {
+        all.push(format!("[log]: level {} -> {}", before.log.filter, after.log.filter));
+    }
+    all
 }

@@ -25,6 +25,7 @@ impl<B: Balancer> Daemon<B> {
                 error: None,
                 differences: diff(self.in_force(), merged.intent()),
                 routers: changes(&self.config.routers, &config.routers),
+                tables: super::reload::tables(&self.config, &config),
                 restart: self
                     .config
                     .needs_restart(&config)
