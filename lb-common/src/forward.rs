@@ -49,7 +49,7 @@ where
 /// Whether a frame is addressed to this node. A NIC in promiscuous mode, or a switch that floods,
 /// shows frames of others: forwarding them would double every packet of a pair.
 #[inline(always)]
-fn is_own<T: Tables>(destination: [u8; 6], tables: &T) -> bool {
+pub(crate) fn is_own<T: Tables>(destination: [u8; 6], tables: &T) -> bool {
     for index in 0..OWN_MACS {
         let Some(own) = tables.own_mac(index) else { return false };
         // The end of the list first: it is no address, though a frame may bear it.
@@ -89,20 +89,11 @@ fn segment<P: Packet + ?Sized>(
         if tcp.data_offset < 0x50 {
             return Err(Pass::Malformed);
         }
-        let kind = if tcp.opens() {
-            Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }
-        } else if tcp.closes() {
-            Kind::Closes
-        } else if tcp.is_bare_ack(end - offset) {
-            Kind::Acknowledges
-        } else {
-            Kind::Continues
-        };
         return Ok(Segment {
             source: tcp.source,
             destination: tcp.destination,
             proto,
-            kind,
+            kind: tcp_kind(tcp, end - offset),
             payload: 0,
         });
     }
@@ -125,17 +116,31 @@ fn segment<P: Packet + ?Sized>(
     })
 }
 
+/// What a segment of `len` bytes with its header means for its flow.
+#[inline(always)]
+fn tcp_kind(tcp: &Tcp, len: usize) -> Kind {
+    if tcp.opens() {
+        Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }
+    } else if tcp.closes() {
+        Kind::Closes
+    } else if tcp.is_bare_ack(len) {
+        Kind::Acknowledges
+    } else {
+        Kind::Continues
+    }
+}
+
 /// What the rest of the decision needs of an IP header.
 #[derive(Clone, Copy)]
-struct Envelope {
-    l3: usize,
-    v6: bool,
+pub(crate) struct Envelope {
+    pub l3: usize,
+    pub v6: bool,
     /// Bytes of the IP packet.
-    len: u16,
-    ttl: u8,
+    pub len: u16,
+    pub ttl: u8,
     /// Whether an ICMP error may be sent for the packet: not for an ICMP error, nor for a fragment
     /// but the first (RFC 1122, 3.2.2; RFC 4443, 2.4 (e)).
-    may_reply: bool,
+    pub may_reply: bool,
 }
 
 /// An IPv4 packet at `l3`.
@@ -296,7 +301,7 @@ where
 /// The last step for every packet of a service: the backend must be there, and the packet must
 /// still be allowed a hop and fit the way.
 #[inline(always)]
-fn forward<'t, T: Tables>(
+pub(crate) fn forward<'t, T: Tables>(
     tables: &'t T,
     envelope: &Envelope,
     choice: Choice,

@@ -15,6 +15,7 @@ pub mod forward;
 pub mod fragment;
 pub mod hash;
 pub mod packet;
+pub mod plain;
 pub mod quoted;
 pub mod rewrite;
 pub mod second_choice;

@@ -59,6 +59,17 @@ pub const fn check_after_ttl(check: u16) -> u16 {
     !fold((!check) as u32 + 0xfeff)
 }
 
+/// TTL, protocol and checksum of an IPv4 header, as they are read in one word by a little-endian
+/// machine, after the TTL was lowered by one; it must not be 0. [`check_after_ttl`] in the order of
+/// bytes that the word has: a sum in ones' complement has no other (RFC 1071, 2 (B)).
+#[must_use]
+#[inline(always)]
+pub const fn hop_taken(word: u32) -> u32 {
+    // The checksum is the upper half: one more there, one less below, and what is carried over
+    // comes back as one more. All ones would be another zero.
+    word.wrapping_add(if word >= 0xfffe_0000 { 0x1_ffff } else { 0xffff })
+}
+
 /// The outer IPv4 header of every packet to a backend, but for what differs: DF, so that a path
 /// that is too narrow is noticed; identification 0, as befits an atomic datagram (RFC 6864, 4.1).
 #[must_use]

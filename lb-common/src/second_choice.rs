@@ -36,23 +36,22 @@ const TRIES: u32 = 16;
 /// The golden ratio in 64 bits: odd, and without a pattern.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What becomes of a SYN for which the rule of the slot has made its choice. `query` is called only
-/// if it was seen before.
+/// What becomes of a SYN for which the rule of the slot has made its choice. `again` is [`sent_again`],
+/// called only if it was seen before.
 #[inline(always)]
-pub(crate) fn opened<'a, T: Tables>(
+pub(crate) fn opened<T: Tables>(
     tables: &T,
     service: &Service,
-    slot: &Slot,
     (hash, sequence): (u64, u32),
     first: Choice,
-    query: impl FnOnce() -> Query<'a>,
+    again: impl FnOnce(u64) -> u64,
 ) -> Choice {
     let mut choice = Choice { id: first.id, events: first.events | events::NEW_FLOW };
     if is_retransmission(tables, hash, sequence) {
         choice.events |= events::SYN_RETRANSMISSION;
         if service.flags & service_flags::SECOND_CHOICE != 0 {
             let word = forgotten(choice.to_word(), hash);
-            choice = Choice::from_word(sent_again(tables, &query(), slot, word));
+            choice = Choice::from_word(again(word));
         }
     }
     Choice::from_word(forgotten(choice.to_word(), hash))
@@ -84,7 +83,7 @@ fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
 /// word. What it calls isn't inlined either, and returns a word, so that the verifier's many ways
 /// through a search and a pin end as few.
 #[inline(never)]
-fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, first: u64) -> u64 {
+pub(crate) fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, first: u64) -> u64 {
     let choice = Choice::from_word(first);
     let now = tables.now_nanos();
     if may_answer(tables, choice.id, now) {

@@ -13,7 +13,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, network_endian::U16};
 
 use crate::{
-    abi::{Service, ServiceKeyV4, ServiceKeyV6, mapped},
+    abi::{Service, ServiceKeyV4, ServiceKeyV6},
     shared::SharedU32,
 };
 
@@ -57,7 +57,26 @@ impl Entry {
     #[must_use]
     #[inline(always)]
     pub fn is_v4(&self, key: &ServiceKeyV4) -> bool {
-        self.address == mapped(key.address) && self.port == key.port && self.proto == key.proto
+        // A service of IPv4 has only its last four bytes to itself.
+        let [upper, lower] = self.halves();
+        let address = u64::from(u32::from_le_bytes(key.address));
+        upper == 0
+            && lower == (address << 32 | 0xffff_0000)
+            && self.tail() == tail(key.port, key.proto)
+    }
+
+    /// The address in two words.
+    #[inline(always)]
+    fn halves(&self) -> [u64; 2] {
+        let (upper, lower) = (self.address.first_chunk(), self.address.last_chunk());
+        [upper, lower].map(|half| half.map_or(0, |half| u64::from_le_bytes(*half)))
+    }
+
+    /// All that follows the address, in one word.
+    #[inline(always)]
+    fn tail(&self) -> u64 {
+        let ([a, b], [c, d, e, f, g]) = (self.port.to_bytes(), self.reserved);
+        u64::from_le_bytes([a, b, self.proto, c, d, e, f, g])
     }
 
     /// Whether this is the service of an IPv6 packet.
@@ -66,6 +85,12 @@ impl Entry {
     pub fn is_v6(&self, key: &ServiceKeyV6) -> bool {
         self.address == key.address && self.port == key.port && self.proto == key.proto
     }
+}
+
+/// [`Entry::tail`] of a service.
+#[inline(always)]
+fn tail(port: U16, proto: u8) -> u64 {
+    u64::from(u16::from_le_bytes(port.to_bytes())) | u64::from(proto) << 16
 }
 
 /// Where a key is in the index.
@@ -150,6 +175,7 @@ mod tests {
     use std::{collections::BTreeMap, vec::Vec};
 
     use super::*;
+    use crate::abi::mapped;
 
     fn services() -> Vec<Place> {
         let mask = buckets(512) - 1;

@@ -11,9 +11,9 @@ use zerocopy::network_endian::U16;
 use crate::{
     abi::{
         ConnectionKey, FlowKey, FlowValue, Owners, Service, Slot, SynBudget, backend_flags,
-        flow_flags, proto, service_flags, stamp, udp_policy,
+        flow_flags, mapped, proto, service_flags, stamp, udp_policy,
     },
-    hash::slot_of,
+    hash::{flow_hash_v4, slot_of},
     packet::{
         MAX_OFFSET, Packet,
         quic::{self, Datagram},
@@ -120,6 +120,15 @@ impl Kind {
             Self::Closes => kind::CLOSES,
         }
     }
+
+    /// The sequence number, if it opens a flow.
+    #[inline(always)]
+    const fn sequence(self) -> Option<u32> {
+        match self {
+            Self::Opens { sequence } => Some(sequence),
+            _ => None,
+        }
+    }
 }
 
 /// What [`in_flux`] takes.
@@ -160,6 +169,54 @@ pub fn by_slot<'a, T: Tables>(
     what: Kind,
     query: impl Fn() -> Query<'a>,
 ) -> Choice {
+    let rare = Rare {
+        in_flux: |slot: &Slot| in_flux(tables, &query(), slot, what.number()),
+        sent_again: |slot: &Slot, first| second_choice::sent_again(tables, &query(), slot, first),
+    };
+    let choice = by_slot_or(tables, service, hash, what.sequence(), rare);
+    if what == Kind::Acknowledges {
+        return Choice { id: choice.id, events: choice.events | events::HEARD };
+    }
+    choice
+}
+
+/// TCP: the slot rule of an IPv4 flow, for which little is kept at hand: `client` is its address and
+/// port, as on the wire, in a word's lower six bytes, and the key is made where it is needed. It does
+/// not say [`events::HEARD`].
+#[inline(always)]
+pub fn by_slot_v4<T: Tables>(
+    tables: &T,
+    service: &Service,
+    client: u64,
+    hash: u64,
+    what: Kind,
+) -> Choice {
+    let rare = Rare {
+        in_flux: |slot: &Slot| {
+            let client = client | u64::from(what.number()) << 48;
+            in_flux_v4(tables, service, client, hash, slot)
+        },
+        sent_again: |slot: &Slot, first| sent_again_v4(tables, service, client, slot, first),
+    };
+    by_slot_or(tables, service, hash, what.sequence(), rare)
+}
+
+/// What is asked for few packets, each for a slot: the rule where there is history; and what becomes
+/// of a SYN that is sent again, of a [`Choice`] as a word.
+struct Rare<F, S> {
+    in_flux: F,
+    sent_again: S,
+}
+
+/// `opens` is the sequence number of a SYN.
+#[inline(always)]
+fn by_slot_or<T: Tables>(
+    tables: &T,
+    service: &Service,
+    hash: u64,
+    opens: Option<u32>,
+    rare: Rare<impl FnOnce(&Slot) -> u64, impl FnOnce(&Slot, u64) -> u64>,
+) -> Choice {
     let Some(slot) = tables.slot(service.id, slot_of(hash, service.slots)) else {
         return Choice::NONE;
     };
@@ -167,15 +224,47 @@ pub fn by_slot<'a, T: Tables>(
     let choice = if owners.base == 0 && slot.pinned() == 0 {
         Choice::of(owners.current)
     } else {
-        Choice::from_word(in_flux(tables, &query(), &slot, what.number()))
+        Choice::from_word((rare.in_flux)(&slot))
     };
-    match what {
-        Kind::Opens { sequence } => {
-            second_choice::opened(tables, service, &slot, (hash, sequence), choice, query)
-        }
-        Kind::Acknowledges => Choice { id: choice.id, events: choice.events | events::HEARD },
-        Kind::Continues | Kind::Closes => choice,
-    }
+    let Some(sequence) = opens else { return choice };
+    let sent_again = |first| (rare.sent_again)(&slot, first);
+    second_choice::opened(tables, service, (hash, sequence), choice, sent_again)
+}
+
+/// The query of a client as [`by_slot_v4`] takes it.
+#[inline(always)]
+fn query_v4(service: &Service, client: u64, hash: u64) -> Query<'_> {
+    let [a, b, c, d, e, f, ..] = client.to_le_bytes();
+    Query::new(service, mapped([a, b, c, d]), [e, f], hash)
+}
+
+/// [`second_choice::sent_again`] of a client as [`by_slot_v4`] takes it. The hash is made again: a
+/// function of the kernel's takes five words, and Linux 7.2 believes what the types say of their
+/// number, though one of them is nothing.
+#[inline(never)]
+fn sent_again_v4<T: Tables>(
+    tables: &T,
+    service: &Service,
+    client: u64,
+    slot: &Slot,
+    first: u64,
+) -> u64 {
+    let [a, b, c, d, e, f, ..] = client.to_le_bytes();
+    let hash = flow_hash_v4(&service.keys, [a, b, c, d], [e, f]);
+    second_choice::sent_again(tables, &query_v4(service, client, hash), slot, first)
+}
+
+/// [`in_flux`] of a client as [`by_slot_v4`] takes it, with one of [`kind`] in the seventh byte: a
+/// function of the kernel's takes five words.
+#[inline(never)]
+fn in_flux_v4<T: Tables>(
+    tables: &T,
+    service: &Service,
+    client: u64,
+    hash: u64,
+    slot: &Slot,
+) -> u64 {
+    in_flux(tables, &query_v4(service, client, hash), slot, (client >> 48) as u32)
 }
 
 /// The slot rule where there is history. Returns a [`Choice`] as a word.

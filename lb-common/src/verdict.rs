@@ -51,12 +51,19 @@ pub mod events {
 }
 
 impl BackendCounter {
-    /// Counts a packet of `len` bytes with these [`events`].
+    /// Counts a packet of `len` bytes with these [`events`]. Of [`events::HEARD`], `is_heard` knows: it
+    /// is asked only if it makes a difference.
     #[inline(always)]
-    pub fn count(&self, len: u16, events: u32, now_nanos: impl FnOnce() -> u64) {
+    pub fn count(
+        &self,
+        len: u16,
+        events: u32,
+        is_heard: impl FnOnce() -> bool,
+        now_nanos: impl FnOnce() -> u64,
+    ) {
         self.packets.bump(1);
         self.bytes.bump(u64::from(len));
-        if events & events::HEARD != 0 && self.unanswered.load() != 0 {
+        if self.unanswered.load() != 0 && is_heard() {
             self.unanswered.store(0);
         }
         if events & !events::HEARD == 0 {

@@ -16,9 +16,8 @@ mod watch;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
-    capture::FORWARDED,
     forward::decide,
-    verdict::{Drop, ReplyKind, Verdict},
+    verdict::{Drop, ReplyKind, Verdict, events},
 };
 
 use lb_ebpf::frame::Frame;
@@ -31,22 +30,13 @@ pub fn capture(ctx: XdpContext) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     save::begin();
-    let verdict = decide(&frame, &Watched);
-    let (reason, backend, events, egress) = match &verdict {
-        Verdict::Pass(reason) => (reason.index(), 0, 0, 0),
-        Verdict::Drop(reason) => (reason.index(), 0, 0, 0),
-        Verdict::Forward(to) => (FORWARDED, to.id, to.events, to.backend.ifindex),
-        Verdict::Reply(reply) => {
-            let reason = match reply.kind {
-                ReplyKind::TooBig => Drop::TooBigReplied,
-                ReplyKind::TtlExceeded => Drop::TtlExceededReplied,
-            };
-            (reason.index(), 0, 0, ctx.ingress_ifindex() as u32)
-        }
+    let mut saved = 0;
+    let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        saved = save::before(&ctx, what, egress);
     };
-    let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-    let saved = save::before(&ctx, what, egress);
-    let action = settle!(ctx, frame, bytes, verdict);
+    let verdict = decide(&frame, &Watched);
+    let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
     if saved != 0 {
         save::after(&ctx, action);
     }

@@ -1,5 +1,7 @@
 //! A frame in the kernel: `Packet` over `data..data_end`, and the changes of its bounds.
 
+use core::hint::assert_unchecked;
+
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
@@ -29,10 +31,26 @@ impl Frame {
         self.end - self.start
     }
 
+    /// Whether the first buffer has `len` bytes at `off`.
+    #[inline(always)]
+    fn reaches(&self, off: usize, len: usize) -> bool {
+        if len == 1 {
+            // Else LLVM asks whether the byte's address is below the end, of which the verifier
+            // learns nothing.
+            return self.start + off + len <= self.end;
+        }
+        // SAFETY: a frame is never at the end of the address space, and no header is as far into it
+        // as 2^16. So LLVM sees that a nearer byte was checked with a farther one.
+        let start = unsafe { self.start.unchecked_add(off) };
+        // SAFETY: as above.
+        let end = unsafe { start.unchecked_add(len) };
+        end <= self.end
+    }
+
     /// Overwrites the bytes at `off`; false if the first buffer does not hold them.
     #[inline(always)]
     pub fn store<T: IntoBytes + Immutable + Unaligned>(&self, off: usize, value: T) -> bool {
-        if self.start + off + size_of::<T>() > self.end {
+        if !self.reaches(off, size_of::<T>()) {
             return false;
         }
         // SAFETY: the range was just checked, and a T has no alignment. The program owns the frame.
@@ -61,9 +79,11 @@ impl Frame {
 impl Packet for Frame {
     #[inline(always)]
     fn load<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, off: usize) -> Option<&T> {
-        if self.start + off + size_of::<T>() > self.end {
+        if !self.reaches(off, size_of::<T>()) {
             return None;
         }
+        // SAFETY: no frame is at address 0. LLVM would ask, to tell it from the `None`.
+        unsafe { assert_unchecked(self.start != 0) };
         // SAFETY: the range was just checked; any bytes at any address are a valid T.
         Some(unsafe { &*((self.start + off) as *const T) })
     }

@@ -50,12 +50,14 @@ pub fn frame(ctx: &XdpContext, reason: u32) -> u64 {
     1
 }
 
-/// Tells of a flow that should have been pinned.
+/// Tells of a flow that should have been pinned: the words of its key, as [`FlowKey::to_words`] has
+/// them.
 #[inline(never)]
-pub fn no_room_for_pin(key: &FlowKey) -> u64 {
+pub fn no_room_for_pin(upper: u64, lower: u64, rest: u64) -> u64 {
     if !may_speak() {
         return 0;
     }
-    debug!(key, "no room for a pin: client={:i} port={}", key.source, key.port.get());
+    let key = FlowKey::from_words([upper, lower, rest]);
+    debug!(&key, "no room for a pin: client={:i} port={}", key.source, key.port.get());
     1
 }

@@ -1,4 +1,5 @@
-//! The balancer's XDP program: [`decide`], then the one exit that counts and acts.
+//! The balancer's XDP program: the walk of a frame over the maps, then the one exit that counts and
+//! acts.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
@@ -7,23 +8,14 @@ mod exit;
 mod log;
 mod maps;
 mod send;
+mod walk;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{
-    forward::decide,
-    verdict::{Drop, ReplyKind, Verdict},
-};
-
-use lb_ebpf::frame::Frame;
-
-use crate::{exit::settle, maps::Maps};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
 pub fn balance(ctx: XdpContext) -> u32 {
-    let frame = Frame::new(&ctx);
-    let bytes = frame.bytes();
-    settle!(ctx, frame, bytes, decide(&frame, &Maps))
+    walk::walk(&ctx)
 }
 
 #[panic_handler]

@@ -144,9 +144,9 @@ impl Maps {
 
     /// Counts a packet that goes to a backend.
     #[inline(always)]
-    pub fn count_forward(&self, forward: &Forward<&Backend>) {
+    pub fn count_forward(&self, forward: &Forward<&Backend>, is_heard: impl FnOnce() -> bool) {
         if let Some(counter) = backend_counter(forward.id) {
-            counter.count(forward.len, forward.events, || self.now_nanos());
+            counter.count(forward.len, forward.events, is_heard, || self.now_nanos());
         }
     }
 
@@ -168,16 +168,18 @@ fn backend_counter(id: u16) -> Option<&'static BackendCounter> {
 }
 
 /// Writes a note into this CPU's stretch of the log, then counts it. Not inlined: it is called from
-/// several places, none of them on the path of many packets.
+/// several places, none of them on the path of many packets. It takes the key's words, not a pointer
+/// to it: Linux 7.2's verifier loses what is read in a stack several calls up.
 #[inline(never)]
-fn note(key: &FlowKey) -> u64 {
+fn note(upper: u64, lower: u64, rest: u64) -> u64 {
+    let key = FlowKey::from_words([upper, lower, rest]);
     // SAFETY: the helper has no precondition.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let Some(head) = PIN_LOG_HEADS.get(cpu) else { return 0 };
     let number = head.notes.load();
     let place = cpu * PIN_NOTES + (number as u32 & (PIN_NOTES - 1));
     let Some(note) = PIN_LOG.get(place) else { return 0 };
-    note.write(key, number);
+    note.write(&key, number);
     head.notes.store(number + 1);
     1
 }
@@ -258,14 +260,16 @@ impl Tables for Maps {
     fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
         let inserted = PINS.insert(key, Flow::new(value), u64::from(BPF_ANY)).is_ok();
         if !inserted {
-            crate::log::no_room_for_pin(key);
+            let [upper, lower, rest] = key.to_words();
+            crate::log::no_room_for_pin(upper, lower, rest);
         }
         inserted
     }
 
     #[inline(always)]
     fn note_pin(&self, key: &FlowKey) {
-        note(key);
+        let [upper, lower, rest] = key.to_words();
+        note(upper, lower, rest);
     }
 
     #[inline(always)]

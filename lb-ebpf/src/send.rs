@@ -1,5 +1,7 @@
 //! What is done to a frame once it is decided: new MACs, an outer header, or an ICMP error.
 
+use core::{hint::cold_path, mem::offset_of};
+
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use lb_common::{
     abi::{Backend, backend_flags},
@@ -14,26 +16,23 @@ use lb_common::{
     rewrite,
     verdict::{Forward, Reply, ReplyKind},
 };
-use zerocopy::network_endian::U16;
+use zerocopy::little_endian::{U32, U64};
 
 use lb_ebpf::frame::Frame;
-
-/// What the inner header gives to the outer one.
-#[derive(Clone, Copy)]
-struct Inner {
-    class: u8,
-    next: u8,
-}
 
 /// Sends a frame to its backend; `None` if the frame has no room for the headers.
 #[inline(always)]
 pub fn forward(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Option<u32> {
-    let inner = take_hop(frame, to.l3, to.v6)?;
-    match to.backend.l2_len {
-        14 => place::<14>(ctx, frame, to, inner)?,
-        18 => place::<18>(ctx, frame, to, inner)?,
-        22 => place::<22>(ctx, frame, to, inner)?,
-        _ => return None,
+    take_hop(frame, to.l3, to.v6)?;
+    if to.backend.l2_len == 14 {
+        place::<14>(ctx, frame, to)?;
+    } else {
+        cold_path();
+        match to.backend.l2_len {
+            18 => place::<18>(ctx, frame, to)?,
+            22 => place::<22>(ctx, frame, to)?,
+            _ => return None,
+        }
     }
     if to.backend.ifindex == ctx.ingress_ifindex() as u32 {
         return Some(xdp_action::XDP_TX);
@@ -44,56 +43,68 @@ pub fn forward(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Optio
 
 /// Lowers the client's TTL or hop limit by one.
 #[inline(always)]
-fn take_hop(frame: &Frame, l3: usize, v6: bool) -> Option<Inner> {
+fn take_hop(frame: &Frame, l3: usize, v6: bool) -> Option<()> {
     if v6 {
-        let ip = frame.load::<Ipv6>(l3)?;
-        let inner = Inner { class: ip.class(), next: number::IPV6 };
-        let hop_limit = ip.hop_limit - 1;
-        frame.store(l3 + core::mem::offset_of!(Ipv6, hop_limit), hop_limit);
-        return Some(inner);
+        let at = l3 + offset_of!(Ipv6, hop_limit);
+        let hop_limit = *frame.load::<u8>(at)?;
+        return frame.store(at, hop_limit - 1).then_some(());
     }
-    let ip = frame.load::<Ipv4>(l3)?;
-    let inner = Inner { class: ip.tos, next: number::IPV4 };
-    let ttl = ip.ttl - 1;
-    let check = rewrite::check_after_ttl(ip.check.get());
-    frame.store(l3 + core::mem::offset_of!(Ipv4, ttl), ttl);
-    frame.store(l3 + core::mem::offset_of!(Ipv4, check), U16::new(check));
-    Some(inner)
+    // With the protocol and the checksum, which follow it.
+    let at = l3 + offset_of!(Ipv4, ttl);
+    let word = frame.load::<U32>(at)?.get();
+    frame.store(at, U32::new(rewrite::hop_taken(word))).then_some(())
 }
 
 /// Writes the link-layer header, of `L2` bytes, and the outer header before the client's.
 #[inline(always)]
-fn place<const L2: usize>(
-    ctx: &XdpContext,
-    frame: &Frame,
-    to: &Forward<&Backend>,
-    inner: Inner,
-) -> Option<()> {
+fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Option<()> {
     let backend = to.backend;
-    let outer_len = match backend.flags & (backend_flags::TUNNEL | backend_flags::V6) {
-        backend_flags::TUNNEL => ipv4::LEN,
-        flags if flags & backend_flags::TUNNEL != 0 => ipv6::LEN,
-        _ => 0,
+    if backend.flags & backend_flags::TUNNEL == 0 {
+        let delta = to.l3 as i32 - L2 as i32;
+        if delta == 0 {
+            return store_link::<L2>(frame, &backend.l2);
+        }
+        if !frame.adjust_head(delta) {
+            return None;
+        }
+        return store_link::<L2>(&Frame::new(ctx), &backend.l2);
+    }
+    let (class, next) = if to.v6 {
+        (frame.load::<Ipv6>(to.l3)?.class(), number::IPV6)
+    } else {
+        (frame.load::<Ipv4>(to.l3)?.tos, number::IPV4)
     };
-    let delta = to.l3 as i32 - (L2 + outer_len) as i32;
-    if delta != 0 && !frame.adjust_head(delta) {
+    if backend.flags & backend_flags::V6 == 0 {
+        if !frame.adjust_head(to.l3 as i32 - (L2 + ipv4::LEN) as i32) {
+            return None;
+        }
+        let frame = Frame::new(ctx);
+        // The farther one first: its check of bounds is enough for both.
+        let outer = rewrite::outer_v4(backend, class, to.len, to.entropy);
+        return if frame.store(L2, outer) { store_link::<L2>(&frame, &backend.l2) } else { None };
+    }
+    if !frame.adjust_head(to.l3 as i32 - (L2 + ipv6::LEN) as i32) {
         return None;
     }
     let frame = Frame::new(ctx);
-    let mut l2 = [0; L2];
-    l2.copy_from_slice(&backend.l2[..L2]);
-    if !frame.store(0, l2) {
-        return None;
-    }
-    let stored = match outer_len {
-        0 => true,
-        ipv4::LEN => frame.store(L2, rewrite::outer_v4(backend, inner.class, to.len, to.entropy)),
-        _ => {
-            let outer = rewrite::outer_v6(backend, inner.class, to.len, inner.next, to.entropy);
-            frame.store(L2, outer)
-        }
+    let outer = rewrite::outer_v6(backend, class, to.len, next, to.entropy);
+    if frame.store(L2, outer) { store_link::<L2>(&frame, &backend.l2) } else { None }
+}
+
+/// Writes a link-layer header of `L2` bytes, by words that overlap: LLVM makes a loop over bytes of
+/// a copy between places of which it does not know that they are apart.
+#[inline(always)]
+fn store_link<const L2: usize>(frame: &Frame, l2: &[u8; 22]) -> Option<()> {
+    let store = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(l2.get(at..at + 8)?);
+        frame.store(at, U64::new(u64::from_le_bytes(word))).then_some(())
     };
-    stored.then_some(())
+    store(L2 - 8)?;
+    if L2 > 16 {
+        store(8)?;
+    }
+    store(0)
 }
 
 /// Turns a frame into an ICMP error to its sender; false if that can't be done. A packet that is

@@ -1,7 +1,6 @@
 //! In place of `log` in a program that says nothing.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::FlowKey;
 
 /// Of a frame that was dropped or passed, nothing.
 #[inline(always)]
@@ -11,6 +10,6 @@ pub const fn frame(_ctx: &XdpContext, _reason: u32) -> u64 {
 
 /// Of a flow that should have been pinned, nothing.
 #[inline(always)]
-pub const fn no_room_for_pin(_key: &FlowKey) -> u64 {
+pub const fn no_room_for_pin(_upper: u64, _lower: u64, _rest: u64) -> u64 {
     0
 }

@@ -9,23 +9,14 @@ mod exit;
 mod log;
 mod maps;
 mod send;
+mod walk;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{
-    forward::decide,
-    verdict::{Drop, ReplyKind, Verdict},
-};
-
-use lb_ebpf::frame::Frame;
-
-use crate::{exit::settle, maps::Maps};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
 pub fn silent(ctx: XdpContext) -> u32 {
-    let frame = Frame::new(&ctx);
-    let bytes = frame.bytes();
-    settle!(ctx, frame, bytes, decide(&frame, &Maps))
+    walk::walk(&ctx)
 }
 
 #[panic_handler]

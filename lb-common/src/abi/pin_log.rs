@@ -40,22 +40,13 @@ impl PinNote {
         if check != Self::check_of(words) || words[2] >> 32 != number & 0xffff_ffff {
             return None;
         }
-        let mut source = [0; 16];
-        source[..8].copy_from_slice(&words[0].to_ne_bytes());
-        source[8..].copy_from_slice(&words[1].to_ne_bytes());
-        let port = U16::from_bytes((words[2] as u16).to_ne_bytes());
-        Some(FlowKey { source, port, service: (words[2] >> 16) as u16 })
+        Some(FlowKey::from_words(words))
     }
 
     #[inline(always)]
     const fn words_of(key: &FlowKey, number: u64) -> [u64; 3] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = key.source;
-        let port = u16::from_ne_bytes(key.port.to_bytes());
-        [
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
-            port as u64 | (key.service as u64) << 16 | number << 32,
-        ]
+        let [upper, lower, rest] = key.to_words();
+        [upper, lower, rest | number << 32]
     }
 
     /// Not zero for words that are.
@@ -65,6 +56,32 @@ impl PinNote {
         let sum = (words[0] ^ ODD).wrapping_mul(ODD);
         let sum = (sum.rotate_left(29) ^ words[1]).wrapping_mul(ODD);
         (sum.rotate_left(29) ^ words[2]).wrapping_mul(ODD)
+    }
+}
+
+impl FlowKey {
+    /// As three words, of which the last one has 32 bits.
+    #[must_use]
+    #[inline(always)]
+    pub const fn to_words(&self) -> [u64; 3] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.source;
+        let port = u16::from_ne_bytes(self.port.to_bytes());
+        [
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+            port as u64 | (self.service as u64) << 16,
+        ]
+    }
+
+    /// The inverse of [`Self::to_words`], whatever the last word has above its 32 bits.
+    #[must_use]
+    #[inline(always)]
+    pub fn from_words(words: [u64; 3]) -> Self {
+        let mut source = [0; 16];
+        source[..8].copy_from_slice(&words[0].to_ne_bytes());
+        source[8..].copy_from_slice(&words[1].to_ne_bytes());
+        let port = U16::from_bytes((words[2] as u16).to_ne_bytes());
+        Self { source, port, service: (words[2] >> 16) as u16 }
     }
 }
 

@@ -9,6 +9,7 @@ mod hash;
 mod icmp;
 mod model;
 mod parse;
+mod plain;
 mod quic;
 mod rewrite;
 mod second_choice;

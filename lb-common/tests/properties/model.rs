@@ -16,9 +16,10 @@ use lb_common::{
     forward::decide,
     hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
     packet::number,
+    plain,
     shared::SharedU32,
     tables::Tables,
-    verdict::{Forward, Verdict},
+    verdict::{Forward, Verdict, events},
 };
 
 use crate::frames::{Client, Family};
@@ -188,12 +189,29 @@ impl Model {
     }
 
     pub fn decide(&self, frame: &[u8]) -> Decided {
-        match decide(frame, self) {
+        self.settle(decide(frame, self))
+    }
+
+    /// The same by the short way; `None` if that is not for this frame.
+    pub fn decide_plain(&self, frame: &[u8]) -> Option<Decided> {
+        let mut verdict = plain::decide(frame, self)?;
+        if let Verdict::Forward(to) = &mut verdict
+            && plain::is_heard(frame)
+        {
+            to.events |= events::HEARD;
+        }
+        Some(self.settle(verdict))
+    }
+
+    fn settle(&self, verdict: Verdict<impl Deref<Target = Backend>>) -> Decided {
+        match verdict {
             Verdict::Pass(reason) => Verdict::Pass(reason),
             Verdict::Drop(reason) => Verdict::Drop(reason),
             Verdict::Reply(reply) => Verdict::Reply(reply),
             Verdict::Forward(to) => {
-                self.counters[usize::from(to.id)].count(to.len, to.events, || self.nanos.get());
+                let is_heard = || to.events & events::HEARD != 0;
+                self.counters[usize::from(to.id)]
+                    .count(to.len, to.events, is_heard, || self.nanos.get());
                 Verdict::Forward(Forward {
                     id: to.id,
                     backend: *to.backend,

@@ -9,8 +9,8 @@ use lb_common::{
     decap::{mark_v4, mark_v6},
     packet::{icmp, ipv4::Ipv4, ipv6::Ipv6, number},
     rewrite::{
-        QUOTE_V4, QUOTE_V6, check_after_ttl, fold, ipv4_template_sum, outer_v4, outer_v6, reply_v4,
-        reply_v6, sum,
+        QUOTE_V4, QUOTE_V6, check_after_ttl, fold, hop_taken, ipv4_template_sum, outer_v4,
+        outer_v6, reply_v4, reply_v6, sum,
     },
     verdict::ReplyKind,
 };
@@ -241,6 +241,13 @@ fn a_lower_ttl_with_every_checksum_there_is() {
         let expected = (before_sum + 0xffff - 0x0100) % 0xffff;
         assert_eq!(u32::from(!after) % 0xffff, expected, "{check:#06x}");
         assert_ne!(after, 0xffff, "{check:#06x}: a header never sums up to zero");
+        // The same in one word with TTL and protocol, as it stands in the frame.
+        for ttl in [1, 2, 64, 255] {
+            let [a, b] = check.to_be_bytes();
+            let [c, d] = after.to_be_bytes();
+            let word = hop_taken(u32::from_le_bytes([ttl, 6, a, b]));
+            assert_eq!(word.to_le_bytes(), [ttl - 1, 6, c, d], "{check:#06x}, {ttl}");
+        }
     }
     assert_eq!(check_after_ttl(0x0000), 0x0100);
     assert_eq!(check_after_ttl(0xffff), 0x0100);

@@ -295,9 +295,9 @@ fn only_a_bare_ack_of_a_flow_is_a_sign_of_life() {
 fn a_count_that_is_taken_back_leaves_nothing() {
     let all = events::UNPINNED | DIVERTED;
     let counter = BackendCounter::default();
-    for events in [0, events::UNPINNED, events::NEW_FLOW, all] {
-        counter.count(100, events, || 5_000_000_000);
-        counter.take_back(100, events);
+    for what in [0, events::UNPINNED, events::NEW_FLOW, all] {
+        counter.count(100, what, || what & events::HEARD != 0, || 5_000_000_000);
+        counter.take_back(100, what);
     }
     let BackendCounter { packets, bytes, new_flows, unpinned, .. } = &counter;
     let BackendCounter { syn_retransmissions, unanswered, second_choices, .. } = &counter;

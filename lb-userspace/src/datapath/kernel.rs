@@ -34,7 +34,7 @@ pub struct Feature {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "Linux {release} lacks what the balancer is made of: {}; Linux {}.{} or later has all of it \
-     (`apt-get install linux-image-amd64` and a reboot, on Debian)",
+     (Debian 12 or later: `apt-get install linux-image-amd64` and a reboot)",
     .missing.join(", "), LEAST.0, LEAST.1
 )]
 pub struct TooOld {
@@ -57,7 +57,21 @@ pub fn check() -> Result<(), TooOld> {
             warn!(feature = feature.name, since = feature.since, "the kernel lacks it: {without}");
         }
     }
-    judge(&release(), &features)
+    let release = release();
+    judge(&release, &features)?;
+    if is_untried(&release) {
+        let (major, minor) = LEAST;
+        warn!(
+            release,
+            "older than Linux {major}.{minor}, the oldest that this version was tried on"
+        );
+    }
+    Ok(())
+}
+
+/// Whether a release is known and older than all that run the tests.
+fn is_untried(release: &str) -> bool {
+    version(release).is_some_and(|version| version < LEAST)
 }
 
 fn judge(release: &str, features: &[Feature]) -> Result<(), TooOld> {
@@ -177,5 +191,7 @@ mod tests {
         assert_eq!(version("6.1.0-56-amd64"), Some((6, 1)));
         assert_eq!(version("7.2-rc1"), Some((7, 2)));
         assert_eq!(version("unknown"), None);
+        assert!(is_untried("5.19.17-generic") && is_untried("6.0.0"));
+        assert!(!is_untried("6.1.0-9-amd64") && !is_untried("6.12.117") && !is_untried("unknown"));
     }
 }

@@ -284,7 +284,7 @@ pub(super) fn load_object(
     // Of one that captures.
     loader.map_max_entries("CAPTURE_COUNTERS", cpus);
     loader.map_max_entries("CAPTURE_BUDGETS", cpus);
-    maps::pin_rings(folder, limits)?;
+    maps::pin_rings(folder, limits.services)?;
     loader.load(object).context("load the maps and the program")
 }
 

@@ -17,12 +17,11 @@ use super::{
     rings::Rings,
     sys::{self, Table},
 };
-use crate::settings::Limits;
 
 // From linux/bpf.h, enum bpf_map_type.
 const ARRAY: u32 = 2;
 
-/// Makes and pins `RINGS`, unless it is there, for the loader to find.
+/// Makes and pins `RINGS`, for so many services, unless it is there, for the loader to find.
 ///
 /// The loader would make it from the object, with BTF of a ring's elements; Linux 6.1 then refuses
 /// a ring that was made without, and there is no way to make one with.
@@ -30,12 +29,12 @@ const ARRAY: u32 = 2;
 /// # Errors
 ///
 /// If the kernel refuses the map or the pin.
-pub fn pin_rings(folder: &Path, limits: &Limits) -> Result<()> {
+pub fn pin_rings(folder: &Path, services: u32) -> Result<()> {
     let path = folder.join("RINGS");
     if path.exists() {
         return Ok(());
     }
-    let rings = sys::map_of_maps(ARRAY_OF_MAPS, "RINGS", limits.services, &new_ring(1)?)
+    let rings = sys::map_of_maps(ARRAY_OF_MAPS, "RINGS", services, &new_ring(1)?)
         .context("make the map RINGS")?;
     rings.pin(&path).with_context(|| format!("pin {}", path.display()))
 }

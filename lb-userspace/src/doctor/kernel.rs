@@ -4,7 +4,10 @@ use super::{Finding, facts::Facts};
 use crate::datapath::kernel::{LEAST, version};
 
 /// The newest that the tests ran on.
-const NEWEST: (u32, u32) = (6, 18);
+const NEWEST: (u32, u32) = (7, 2);
+
+/// On Debian 11 the same installs one that is too old as well.
+const NEWER: &str = "apt-get install -y linux-image-amd64 && systemctl reboot # Debian 12 or later";
 
 pub(super) fn release(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "kernel";
@@ -16,8 +19,7 @@ pub(super) fn release(facts: &Facts) -> Vec<Finding> {
             Finding::ok(CHECK, format!("{found}; newer than what this version was tried on"))
         }
         Some(version) if version >= LEAST => Finding::ok(CHECK, found),
-        Some(_) => Finding::wrong(CHECK, found, why)
-            .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
+        Some(_) => Finding::wrong(CHECK, found, why).mended_by(NEWER),
         None => Finding::warning(CHECK, format!("`{release}` is no version that is known"), why),
     }]
 }
@@ -39,7 +41,7 @@ pub(super) fn features(facts: &Facts) -> Vec<Finding> {
         let found = format!("the kernel lacks {} (Linux {})", feature.name, feature.since);
         findings.push(match feature.without {
             None => Finding::wrong(CHECK, found, "the program can't be loaded without it")
-                .mended_by("apt-get install -y linux-image-amd64 && systemctl reboot"),
+                .mended_by(NEWER),
             Some(without) => Finding::warning(CHECK, found, without),
         });
     }

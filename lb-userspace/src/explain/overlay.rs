@@ -18,7 +18,7 @@ use lb_common::{
     },
     shared::SharedU32,
     tables::Tables,
-    verdict::Verdict,
+    verdict::{Verdict, events},
 };
 
 use super::View;
@@ -209,7 +209,8 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     /// Counts a verdict as the program does: what follows depends on it.
     pub fn count<B>(&self, verdict: &Verdict<B>) {
         if let Verdict::Forward(to) = verdict {
-            self.counter(to.id).count(to.len, to.events, || self.nanos);
+            let is_heard = || to.events & events::HEARD != 0;
+            self.counter(to.id).count(to.len, to.events, is_heard, || self.nanos);
         }
     }
 

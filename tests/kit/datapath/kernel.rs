@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
+    fs,
     os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,6 +22,7 @@ use lb_common::{
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
 };
+use lb_userspace::datapath;
 use zerocopy::transmute;
 
 use super::model::BackendCount;
@@ -56,6 +60,28 @@ pub fn stay_on_one_cpu() -> Result<()> {
     Ok(())
 }
 
+/// A folder of pins, gone with what is in it when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("lbt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new("/sys/fs/bpf").join(name);
+        fs::create_dir(&path).with_context(|| {
+            format!("make {}; is a BPF file system mounted there?", path.display())
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // The map itself lives as long as the program.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 impl Kernel {
     /// Loads the balancer's object with so much room; as root.
     ///
@@ -77,12 +103,16 @@ impl Kernel {
         ensure!(user == 0, "the datapath tests load programs into the kernel: run them as root");
         let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
         let cpus = u32::try_from(cpus)?;
+        // As the daemon makes it, since Linux 6.1 takes no rings into one that the loader makes.
+        let folder = Folder::new()?;
+        datapath::pin_rings(&folder.0, SERVICES)?;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("SERVICES_V4", SERVICES)
             .map_max_entries("SERVICE_INDEX", BUCKETS)
             .map_max_entries("SERVICE_ENTRIES", SERVICES)
             .map_max_entries("SERVICES_V6", SERVICES)
             .map_max_entries("RINGS", SERVICES)
+            .map_pin_path("RINGS", folder.0.join("RINGS"))
             .map_max_entries("VIPS", SERVICES)
             .map_max_entries("BACKENDS", backends)
             .map_max_entries("PINS", pins)

@@ -1,0 +1,116 @@
+//! The short way: what most packets are, decided by few looks.
+//!
+//! TCP over IPv4 in a frame without a tag, whole and without IP options: all headers stand at known
+//! offsets, so one check of bounds does for them, two words say that it is such a packet, and nothing
+//! that other packets need is in the registers. [`crate::forward::decide`] says the same of these
+//! packets, and is asked for all others; the steps that are the same are the same functions.
+
+use zerocopy::{
+    FromBytes, Immutable, KnownLayout, Unaligned, little_endian::U32, network_endian::U16,
+};
+
+use crate::{
+    abi::ServiceKeyV4,
+    forward::{Envelope, forward, is_own},
+    hash::{entropy_of, flow_hash_v4},
+    packet::{Packet, ethernet, ipv4, number, tcp::Tcp},
+    steer::{Kind, by_slot_v4},
+    tables::Tables,
+    verdict::Verdict,
+};
+
+/// The headers, cut into the words that are looked at.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Headers {
+    own: [u8; 6],
+    peer: [u8; 6],
+    /// EtherType, version and length of the header, type of service.
+    begin: U32,
+    total_len: U16,
+    id: [u8; 2],
+    /// Flags and fragment offset, time to live, protocol.
+    middle: U32,
+    check: U16,
+    source: [u8; 4],
+    destination: [u8; 4],
+    tcp: Tcp,
+}
+
+const _: () = assert!(size_of::<Headers>() == ethernet::LEN + ipv4::LEN + size_of::<Tcp>());
+
+/// [`Headers::begin`] of IPv4 without options, and the bits of it that say so.
+const BEGIN: u32 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]);
+const BEGIN_MASK: u32 = u32::from_le_bytes([0xff, 0xff, 0xff, 0]);
+/// [`Headers::middle`] of TCP that is no fragment.
+const MIDDLE: u32 = u32::from_le_bytes([0, 0, 0, number::TCP]);
+const MIDDLE_MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
+
+/// Bytes of the shortest such packet.
+const SHORTEST: u16 = (ipv4::LEN + size_of::<Tcp>()) as u16;
+
+/// Decides what happens to a frame, as [`crate::forward::decide`] does, but for [`events::HEARD`],
+/// which [`is_heard`] tells; `None` if it is not one for this way, and then nothing was written.
+///
+/// [`events::HEARD`]: crate::verdict::events::HEARD
+#[inline(always)]
+pub fn decide<'t, P, T>(pkt: &P, tables: &'t T) -> Option<Verdict<T::Backend<'t>>>
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
+    let headers = pkt.load::<Headers>(0)?;
+    if headers.begin.get() & BEGIN_MASK != BEGIN {
+        return None;
+    }
+    let middle = headers.middle.get();
+    if middle & MIDDLE_MASK != MIDDLE {
+        return None;
+    }
+    let len = headers.total_len.get();
+    if len < SHORTEST || !pkt.holds(ethernet::LEN + len as usize) {
+        return None;
+    }
+    let tcp = &headers.tcp;
+    if tcp.data_offset < 0x50 {
+        return None;
+    }
+    if !is_own(headers.own, tables) {
+        return None;
+    }
+    let key = ServiceKeyV4 {
+        address: headers.destination,
+        port: tcp.destination,
+        proto: number::TCP,
+        reserved: 0,
+    };
+    let service = tables.service_v4(&key)?;
+    let hash = flow_hash_v4(&service.keys, headers.source, tcp.source);
+    // Whether it only acknowledges is looked at by who counts, and only if that says something.
+    let what = if tcp.opens() {
+        Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }
+    } else if tcp.closes() {
+        Kind::Closes
+    } else {
+        Kind::Continues
+    };
+    let client = u64::from(u32::from_le_bytes(headers.source))
+        | u64::from(u16::from_le_bytes(tcp.source)) << 32;
+    let choice = by_slot_v4(tables, &service, client, hash, what);
+    let ttl = (middle >> 16) as u8;
+    let envelope = Envelope { l3: ethernet::LEN, v6: false, len, ttl, may_reply: true };
+    Some(forward(tables, &envelope, choice, entropy_of(hash)))
+}
+
+/// Whether a frame for which there was a decision only acknowledges: what
+/// [`events::HEARD`](crate::verdict::events::HEARD) says.
+#[inline(always)]
+pub fn is_heard<P: Packet + ?Sized>(pkt: &P) -> bool {
+    match pkt.load::<Headers>(0) {
+        Some(headers) => {
+            let len = headers.total_len.get() as usize - ipv4::LEN;
+            headers.tcp.is_bare_ack(len)
+        }
+        None => false,
+    }
+}
