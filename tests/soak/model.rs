@@ -16,6 +16,7 @@
 //! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
+//! | its SYN was sent again to a backend that had just come back, and answered late | [`Reason::Raced`] |
 //!
 //! Nothing else: not a drain, a removal, another weight, a reload, a cut cable, a stopped nginx, the end,
 //! the death or the start of an `lbd`, a handover. And no partition breaks a connection that is older: what
@@ -40,6 +41,10 @@ pub const FOUND_OUT: Duration = Duration::from_secs(3);
 /// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
 /// flux: a beat of news and the lease. What begins later is not pinned, and found by who takes over.
 const TOLD: Duration = Duration::from_millis(50);
+
+/// When a client sends its SYN again (RFC 6298, 2.1), less what clocks are apart. A backend that has been
+/// silent by then is left for another one, and the answers of both may race.
+const REPEATED: Duration = Duration::from_millis(900);
 
 /// What a machine that is not busy adds to the times of operations.
 const SLACK: Duration = Duration::from_millis(300);
@@ -109,6 +114,7 @@ pub enum Reason {
     Parted,
     NoBackend,
     Patience,
+    Raced,
 }
 
 /// What is known beside the operations.
@@ -230,7 +236,18 @@ fn of_backend(
     };
     let patience = life.end == Err(Failure::TimedOut)
         && (silent(&history.cut[host], 2) || silent(&history.frozen[host], 1));
-    patience.then_some(Reason::Patience)
+    if patience {
+        return Some(Reason::Patience);
+    }
+    // Neighbours are asked anew for a second or more when a cable is back, and the answer to the first
+    // SYN waits for that.
+    let is_new = life.answered.is_none() && life.ended.saturating_sub(life.opened) >= REPEATED;
+    let comes_back = |fault: &Span| {
+        Span { until: fault.until.saturating_add(FOUND_OUT), ..*fault }.contains(life.opened)
+    };
+    let mut faults = history.cut[host].iter().chain(&history.frozen[host]);
+    let raced = is_new && life.end == Err(Failure::Reset) && faults.any(comes_back);
+    raced.then_some(Reason::Raced)
 }
 
 /// Whether a connection began when the only node that could have known of it died.

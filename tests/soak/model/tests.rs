@@ -138,6 +138,17 @@ fn a_cable_that_was_cut_for_too_long_may_cost_the_clients_patience() {
 }
 
 #[test]
+fn a_syn_sent_again_to_a_backend_that_comes_back_may_be_reset() {
+    let ops = [(5_000, Op::Cut(1)), (6_000, Op::Mend(1))];
+    let new = |opened, ended| Life { end: Err(Failure::Reset), ..refused(opened, ended) };
+    assert_eq!(why(&ops, &new(6_700, 7_720)), Some(Reason::Raced));
+    assert_eq!(why(&ops, &new(6_700, 7_000)), None, "it was not sent again");
+    assert_eq!(why(&ops, &new(12_000, 13_020)), None, "the backend is back for long");
+    assert_eq!(why(&ops, &reset(6_700, 7_720)), None, "one that was answered is not new");
+    assert_eq!(why(&ops, &refused(6_700, 7_720)), None, "nobody refuses it");
+}
+
+#[test]
 fn while_nobody_is_there_new_connections_may_fail() {
     let all = (0..HOSTS).map(|host| (5_000, Op::Drain(Backend { service: 0, host }, None)));
     let mut ops: Vec<_> = all.collect();
