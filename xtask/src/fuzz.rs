@@ -13,6 +13,7 @@ mod report;
 use std::{
     collections::VecDeque,
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Mutex,
@@ -39,16 +40,19 @@ const HANGS: u32 = 20;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Which target; without it, all of them
+    /// Which targets; without one, all of them
     #[arg(value_enum)]
-    target: Option<Target>,
+    targets: Vec<Target>,
     /// For how long, each
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// How many at a time; without it, as many as there are CPUs
+    #[arg(long)]
+    jobs: Option<NonZeroUsize>,
     #[command(flatten)]
     saving: Saving,
-    /// Run this input, and nothing else
-    #[arg(long, value_name = "FILE", requires = "target")]
+    /// Run this input of the one target, and nothing else
+    #[arg(long, value_name = "FILE", requires = "targets")]
     replay: Option<PathBuf>,
     /// Then put what reaches most with the fewest inputs into fuzz/corpus
     #[arg(long)]
@@ -131,13 +135,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     setup::tools()?;
     setup::compiler()?;
     let program = build()?;
-    if let (Some(target), Some(file)) = (arguments.target, &arguments.replay) {
+    if let Some(file) = &arguments.replay {
+        let [target] = arguments.targets[..] else { bail!("an input is replayed in one target") };
         return replay(&program, target, file);
     }
-    let targets = arguments.target.map_or(Target::value_variants().to_vec(), |one| vec![one]);
-    let report = Report { runs: side_by_side(&program, &targets, arguments.seconds)? };
+    let targets = match &arguments.targets[..] {
+        [] => Target::value_variants().to_vec(),
+        some => some.to_vec(),
+    };
+    let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let jobs = arguments.jobs.unwrap_or(cpus).get();
+    let report = Report { runs: side_by_side(&program, &targets, jobs, arguments.seconds)? };
     if arguments.saving.save {
-        documents::save("fuzz", &[], &report.json().to_string())?;
+        let results = report.beside(documents::kept("fuzz")?.as_ref());
+        documents::save("fuzz", &[], &results.to_string())?;
     }
     if arguments.saving.json {
         println!("{}", report.json());
@@ -185,13 +196,13 @@ fn replay(program: &Path, target: Target, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs all targets, as many at a time as there are CPUs.
-fn side_by_side(program: &Path, targets: &[Target], seconds: u64) -> Result<Vec<Run>> {
-    let cpus = thread::available_parallelism().map_or(1, usize::from).min(targets.len());
-    let rounds = targets.len().div_ceil(cpus) as u64;
+/// Runs all targets, `jobs` at a time.
+fn side_by_side(program: &Path, targets: &[Target], jobs: usize, seconds: u64) -> Result<Vec<Run>> {
+    let jobs = jobs.min(targets.len());
+    let rounds = targets.len().div_ceil(jobs) as u64;
     eprintln!(
         "fuzz: {} of {} at a time, {seconds} s each: {} s",
-        cpus,
+        jobs,
         targets.len(),
         rounds * seconds
     );
@@ -207,7 +218,7 @@ fn side_by_side(program: &Path, targets: &[Target], seconds: u64) -> Result<Vec<
                 }
             }
         };
-        for _ in 0..cpus {
+        for _ in 0..jobs {
             scope.spawn(worker);
         }
     });

@@ -1,10 +1,19 @@
 //! `cargo xtask test kernels`: the loaded program and the short test of a node and a pair, on kernels
 //! that people run.
 //!
-//! Each kernel boots once. The tests are the programs that run here, built once, in the guest over a
+//! Each kernel boots once, as many at a time as this machine has CPUs for. The tests are the programs that run here, built once, in the guest over a
 //! scratch copy of this machine's root: `datapath`, then `short` on veth and on virtio NICs.
 
-use std::time::{Duration, Instant};
+use std::{
+    env, fs,
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
@@ -17,8 +26,8 @@ use crate::{
 /// Debian's of the last two releases, and the newest there is.
 const KERNELS: [&str; 3] = ["6.1", "6.12", vm::kernel::NEWEST];
 
-/// For one kernel. Two minutes are enough; a machine that does much else gets more.
-const LIMIT: Duration = Duration::from_secs(900);
+/// For one kernel. Without KVM they take eight minutes; a machine that does much else gets more.
+const LIMIT: Duration = Duration::from_secs(1_500);
 
 /// Of the thirty states that the datapath tests compare here; each takes seconds there.
 const EPOCHS: u8 = 4;
@@ -41,43 +50,102 @@ pub fn run(kernels: &[String]) -> Result<()> {
         kernels => kernels.iter().map(String::as_str).collect(),
     };
     let script = script(&programs)?;
-    let mut failed = Vec::new();
-    let mut times = Vec::new();
-    for asked in kernels {
-        let start = Instant::now();
-        let (name, result) = match Kernel::obtain(asked) {
-            Ok(kernel) => (format!("Linux {}", kernel.release), on(&kernel, &script)),
-            Err(error) => (format!("Linux {asked}"), Err(error)),
-        };
-        if let Err(error) = result {
-            eprintln!("xtask: {error:#}");
-            failed.push(name.clone());
-        }
-        times.push((name, start.elapsed()));
-    }
+    let jobs = vm::at_a_time().min(kernels.len());
+    let results = side_by_side(&kernels, jobs, |kernel| on(kernel, &script, jobs > 1));
     println!();
-    for (name, time) in times {
-        let result = if failed.contains(&name) { "FAILED" } else { "ok" };
+    for Tested { name, result, time } in &results {
+        let result = if result.is_err() { "FAILED" } else { "ok" };
         println!("{result:<6} {:>6.1} s  tests on {name}", time.as_secs_f64());
     }
+    let failed = results.iter().filter(|tested| tested.result.is_err());
+    let failed: Vec<_> = failed.map(|tested| tested.name.as_str()).collect();
     if !failed.is_empty() {
         bail!("failed on {}", failed.join(", "));
     }
     Ok(())
 }
 
-fn on(kernel: &Kernel, script: &str) -> Result<()> {
-    println!("\n== tests on Linux {}", kernel.release);
-    let machine = Machine {
-        kernel,
-        folder: None,
-        cpus: 2,
-        memory_mib: 2_560,
-        nics: NICS,
-        counted: false,
-        limit: LIMIT,
-    };
-    machine.run(script, Output::Stdout)
+/// What became of the tests on a kernel.
+struct Tested {
+    name: String,
+    result: Result<()>,
+    time: Duration,
+}
+
+/// Does so on all kernels, `jobs` at a time; in their order, what became of it.
+fn side_by_side(
+    kernels: &[&str],
+    jobs: usize,
+    test: impl Fn(&str) -> Tested + Sync,
+) -> Vec<Tested> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(kernel) = kernels.get(n) else { break };
+                    let tested = test(kernel);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((n, tested));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(n, _)| *n);
+    done.into_iter().map(|(_, tested)| tested).collect()
+}
+
+/// Runs the script on a kernel; what it says is shown when it is done, if others run beside it.
+fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
+    let start = Instant::now();
+    let mut name = format!("Linux {asked}");
+    let result = Kernel::obtain(asked).and_then(|kernel| {
+        name = format!("Linux {}", kernel.release);
+        let machine = Machine {
+            kernel: &kernel,
+            folder: None,
+            cpus: 2,
+            memory_mib: 2_560,
+            nics: NICS,
+            counted: false,
+            limit: LIMIT,
+        };
+        if !is_beside_others {
+            println!("\n== tests on {name}");
+            return machine.run(script, Output::Stdout);
+        }
+        println!("tests on {name} have begun");
+        let said = Said::new(&kernel.release);
+        let result = machine.run(script, Output::File(&said.0));
+        println!("\n== tests on {name}\n{}", said.text());
+        result
+    });
+    if let Err(error) = &result {
+        eprintln!("xtask: {error:#}");
+    }
+    Tested { name, result, time: start.elapsed() }
+}
+
+/// The file of what a machine says, gone when dropped.
+struct Said(PathBuf);
+
+impl Said {
+    fn new(release: &str) -> Self {
+        let file = format!("lb-tests-on-{release}-{}", std::process::id());
+        Self(env::temp_dir().join(file))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// Every test, whatever became of the one before.
@@ -109,4 +177,24 @@ fn script(programs: &[Program]) -> Result<String> {
     }
     script.push_str("exit $failed\n");
     Ok(script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_kernels_is_told_in_their_order() {
+        let kernels = ["6.1", "6.12", "newest", "5.10"];
+        for jobs in 1..=5 {
+            let results = side_by_side(&kernels, jobs, |kernel| Tested {
+                name: kernel.to_owned(),
+                result: if kernel == "5.10" { Err(anyhow::anyhow!("old")) } else { Ok(()) },
+                time: Duration::ZERO,
+            });
+            let told: Vec<_> = results.iter().map(|tested| tested.name.as_str()).collect();
+            assert_eq!(told, kernels);
+            assert_eq!(results.iter().filter(|tested| tested.result.is_err()).count(), 1);
+        }
+    }
 }

@@ -24,9 +24,9 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
 fn write(runs: &[Value], out: &mut String) -> std::fmt::Result {
     writeln!(
         out,
-        "\n| target | inputs run | seconds | per second | edges reached | inputs kept | found |"
+        "\n| target | inputs run | seconds | ended | edges reached | inputs of use | found |"
     )?;
-    writeln!(out, "|---|---:|---:|---:|---:|---:|---:|")?;
+    writeln!(out, "|---|---:|---:|---|---:|---:|---:|")?;
     for run in runs {
         let number = |key: &str| run[key].as_f64().unwrap_or_default();
         let found = run["findings"].as_array().map_or(0, Vec::len);
@@ -36,7 +36,7 @@ fn write(runs: &[Value], out: &mut String) -> std::fmt::Result {
             run["target"].as_str().unwrap_or_default(),
             number("executions"),
             number("seconds"),
-            number("executions_per_second"),
+            run["date"].as_str().unwrap_or_default(),
             number("coverage_edges"),
             number("corpus_inputs"),
         )?;

@@ -129,6 +129,16 @@ pub fn save(name: &str, programs: &[&str], results: &str) -> Result<()> {
     write()
 }
 
+/// The results in the record of this name, if there is one.
+///
+/// # Errors
+///
+/// If the records can't be read.
+pub fn kept(name: &str) -> Result<Option<Value>> {
+    let mut records = Record::all(&crate::workspace().join(RESULTS))?;
+    Ok(records.remove(name).map(|record| record.results))
+}
+
 /// What was typed, less what does not change the results.
 fn command() -> String {
     let args = std::env::args().skip(1).filter(|arg| arg != "--save" && arg != "--json");

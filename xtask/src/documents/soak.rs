@@ -91,6 +91,7 @@ fn words(reason: &str) -> &str {
         "Parted" => "it began while the nodes heard nothing of each other and both were Active",
         "NoBackend" => "no backend was there",
         "Patience" => "its backend was cut off for longer than the client waits",
+        "Raced" => "its SYN was sent again to a backend that had just come back, and answered late",
         other => other,
     }
 }

@@ -1,6 +1,9 @@
 //! What a run of the engine has come to, read from what it says.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -14,6 +17,8 @@ pub(super) struct Report {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Run {
     target: &'static str,
+    /// When it ended: RFC 3339, in UTC.
+    date: String,
     executions: u64,
     seconds: f64,
     /// Inputs that reach something that no other one does, and their bytes.
@@ -30,7 +35,8 @@ pub(super) struct Run {
 impl Run {
     /// Reads what the engine has said.
     pub fn read(target: &'static str, log: &str, time: Duration) -> Self {
-        let mut run = Self { target, seconds: time.as_secs_f64(), ..Self::default() };
+        let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let mut run = Self { target, date, seconds: time.as_secs_f64(), ..Self::default() };
         for line in log.lines() {
             if let Some(file) = line.split("Test unit written to ").nth(1) {
                 if file.contains("-slow-unit-") {
@@ -93,6 +99,7 @@ impl Run {
     fn json(&self) -> Value {
         json!({
             "target": self.target,
+            "date": self.date,
             "executions": self.executions,
             "seconds": (self.seconds * 10.0).round() / 10.0,
             "executions_per_second": self.per_second(),
@@ -122,6 +129,17 @@ impl Report {
             "engine": "libFuzzer",
             "targets": self.runs.iter().map(Run::json).collect::<Vec<_>>(),
         })
+    }
+
+    /// The same, with the kept results of targets that did not run now.
+    pub fn beside(&self, kept: Option<&Value>) -> Value {
+        let mut all = self.json();
+        let is_new = |run: &Value| self.runs.iter().any(|new| run["target"] == new.target);
+        let kept = kept.and_then(|kept| kept["targets"].as_array()).into_iter().flatten();
+        if let Some(targets) = all["targets"].as_array_mut() {
+            targets.extend(kept.filter(|run| !is_new(run)).cloned());
+        }
+        all
     }
 
     pub fn table(&self) -> String {
@@ -188,6 +206,18 @@ stat::number_of_executed_units: 2100
         assert!(error.contains("state breaks"), "{error}");
         assert_eq!(report.json()["targets"][0]["coverage_edges"], 811);
         assert!(report.table().contains("2201"));
+    }
+
+    #[test]
+    fn a_run_of_one_target_leaves_what_is_kept_of_others() {
+        let run = |target| Run::read(target, LOG, Duration::from_secs(3));
+        let kept = Report { runs: vec![run("api"), run("state")] }.json();
+        let mut new = run("state");
+        new.executions = 7;
+        let all = Report { runs: vec![new] }.beside(Some(&kept));
+        let targets = all["targets"].as_array().expect("a list");
+        let told: Vec<_> = targets.iter().map(|run| (&run["target"], &run["executions"])).collect();
+        assert_eq!(told, [(&json!("state"), &json!(7)), (&json!("api"), &json!(2100))]);
     }
 
     #[test]

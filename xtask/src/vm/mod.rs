@@ -13,7 +13,10 @@ mod qemu;
 
 use std::{
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -104,20 +107,22 @@ pub enum End {
 
 /// Where the output of the script goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
+pub enum Output<'a> {
     /// To the standard output.
     Stdout,
     /// To the standard error, where the standard output is for something else.
     Stderr,
+    /// To a file, where several machines run at a time.
+    File(&'a Path),
 }
 
 impl Machine<'_> {
-    /// Boots it and runs a shell script as root, its output going where ours goes.
+    /// Boots it and runs a shell script as root.
     ///
     /// # Errors
     ///
     /// If the script fails or the machine does not come to its end; what it said last is then shown.
-    pub fn run(&self, script: &str, output: Output) -> Result<()> {
+    pub fn run(&self, script: &str, output: Output<'_>) -> Result<()> {
         let work = Work::new()?;
         let initrd = initramfs::build(self.kernel, script, &work.0)?;
         let (end, console) = qemu::run(self, &initrd, &work.0, output)?;
@@ -142,6 +147,13 @@ pub fn mac(n: u8) -> String {
     format!("52:54:00:00:00:{:02x}", n + 1)
 }
 
+/// How many machines with several CPUs this one can run at a time.
+pub fn at_a_time() -> usize {
+    let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
+    // Without KVM, a machine takes one CPU whatever it has.
+    if qemu::has_kvm() { cpus.div_ceil(2) } else { cpus }
+}
+
 /// Installs what is missing for machines.
 ///
 /// # Errors
@@ -164,7 +176,9 @@ struct Work(PathBuf);
 
 impl Work {
     fn new() -> Result<Self> {
-        let path = cache().join(format!("run-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = cache().join(format!("run-{}-{n}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self(path))

@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{End, Machine, Output, mac};
+use super::{End, Machine, Output, apt, mac};
 use crate::root;
 
 /// How long QEMU may take to end when it is asked to.
@@ -30,7 +30,7 @@ pub(super) fn run(
     machine: &Machine<'_>,
     initrd: &Path,
     work: &Path,
-    output: Output,
+    output: Output<'_>,
 ) -> Result<(End, String)> {
     let console = work.join("console");
     let errors = work.join("errors");
@@ -45,13 +45,17 @@ pub(super) fn run(
     // It reads files of this machine that are root's alone, and what it writes is root's.
     let mut qemu = root::as_root(qemu, "a machine over this one's files")?;
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors_file);
+    let to: Box<dyn Write + Send> = match output {
+        Output::Stdout => Box::new(io::stdout()),
+        Output::Stderr => Box::new(io::stderr()),
+        Output::File(path) => {
+            Box::new(File::create(path).with_context(|| path.display().to_string())?)
+        }
+    };
     let mut child = qemu.spawn().context("qemu-system-x86_64")?;
     let stdout = child.stdout.take().context("standard output is a pipe")?;
     // Through a pipe: QEMU makes what it writes to non-blocking, for everybody who has it.
-    let reader = thread::spawn(move || match output {
-        Output::Stdout => forward(stdout, io::stdout()),
-        Output::Stderr => forward(stdout, io::stderr()),
-    });
+    let reader = thread::spawn(move || forward(stdout, to));
     let in_time = wait(&mut child, machine.limit)?;
     let _ = reader.join();
     let said =
@@ -68,7 +72,7 @@ pub(super) fn run(
 
 /// Whether the processor's own virtualisation can be used: KVM without VMX or SVM can't run the
 /// kernels of distributions.
-fn has_kvm() -> bool {
+pub(super) fn has_kvm() -> bool {
     let modules = ["/sys/module/kvm_intel", "/sys/module/kvm_amd"];
     modules.iter().any(|module| Path::new(module).exists())
         && (File::options().read(true).write(true).open("/dev/kvm").is_ok() || !kit::is_root())
@@ -95,7 +99,7 @@ fn arguments(
         // a program is swapped under traffic, now and then meets an instruction that is half of each.
         // Work takes a nanosecond an instruction by the guest's clock, so that no deadline in it is
         // missed because this machine is slow; waiting takes as long as it does.
-        add(&format!("-smp {} -icount shift=0 -accel tcg,thread=single", machine.cpus));
+        add(&format!("-smp {} -icount shift=0 -accel tcg,thread=single", cpus_counted(machine)));
         add("-cpu max,la57=off");
     }
     for nic in 0..machine.nics {
@@ -129,6 +133,15 @@ fn arguments(
     let output = ["-chardev", "stdio,id=out,signal=off", "-serial", "chardev:out"];
     arguments.extend(output.map(OsString::from));
     arguments
+}
+
+/// How many CPUs it can have on one thread with a clock of instructions.
+///
+/// QEMU before 8.1 gives what is left until the next timer to the CPUs in their order, and a CPU that does not
+/// pause takes all of it. Linux before 6.5 waits like that for the second CPU to come up: for ever.
+fn cpus_counted(machine: &Machine<'_>) -> u8 {
+    let release = apt::numbers(&machine.kernel.release);
+    if release.get(..2).is_some_and(|release| release < &[6, 5][..]) { 1 } else { machine.cpus }
 }
 
 /// Waits for a process at most so long; false if it had to be ended.
@@ -206,7 +219,7 @@ mod tests {
     #[test]
     fn nics_are_joined_two_by_two_and_reach_nothing_else() {
         let kernel =
-            Kernel { release: "6.1".into(), image: "/vmlinuz".into(), lib: "/a,b/lib".into() };
+            Kernel { release: "6.12".into(), image: "/vmlinuz".into(), lib: "/a,b/lib".into() };
         let machine = Machine {
             kernel: &kernel,
             folder: None,
@@ -227,5 +240,31 @@ mod tests {
         let counted = line(&Machine { counted: true, ..machine }, true);
         assert!(counted.contains("-icount shift=0,sleep=off") && counted.contains("-smp 1"));
         assert!(!counted.contains("kvm"), "{counted}");
+    }
+
+    #[test]
+    fn a_kernel_that_would_wait_for_ever_for_a_second_cpu_has_one() {
+        for (release, kvm, cpus) in [
+            ("5.10.0-39-amd64", false, 1),
+            ("6.1.0-56-amd64", false, 1),
+            ("6.1.0-56-amd64", true, 2),
+            ("6.5.0-1-amd64", false, 2),
+            ("6.12.117+deb12-amd64", false, 2),
+            ("7.0.1-amd64", false, 2),
+        ] {
+            let kernel =
+                Kernel { release: release.into(), image: "/vmlinuz".into(), lib: "/lib".into() };
+            let machine = Machine {
+                kernel: &kernel,
+                folder: None,
+                cpus: 2,
+                memory_mib: 512,
+                nics: 0,
+                counted: false,
+                limit: Duration::from_secs(1),
+            };
+            let line = line(&machine, kvm);
+            assert!(line.contains(&format!("-smp {cpus} ")), "{release}: {line}");
+        }
     }
 }
