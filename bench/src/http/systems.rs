@@ -70,7 +70,7 @@ pub struct Site {
     pub system: System,
     // What runs in the lab ends before the lab does.
     _balancer: Option<Balancer>,
-    _proxy: Option<Process>,
+    proxy: Option<Process>,
     _iperf: Process,
     /// The lab.
     pub lab: Lab,
@@ -108,8 +108,11 @@ impl Site {
         let args = ["-s", "-p", &IPERF.to_string()];
         let web = &lab.webs[0].host.namespace;
         let iperf = Process::start(web, &server, &args, &log, lab.orphan())?;
-        let site = Self { system, _balancer: balancer, _proxy: proxy, _iperf: iperf, lab };
-        site.wait()?;
+        let site = Self { system, _balancer: balancer, proxy, _iperf: iperf, lab };
+        site.wait().with_context(|| {
+            let said = site.proxy.as_ref().map(Process::log).unwrap_or_default();
+            format!("{} is no way to the web hosts; it wrote:\n{said}", system.name())
+        })?;
         Ok(site)
     }
 
@@ -150,7 +153,8 @@ fn proxy(lab: &Lab, program: &str, args: &[&str]) -> Result<Process> {
     Process::start(&lab.balancer.namespace, &path, args, &log, lab.orphan())
 }
 
-/// HAProxy with its defaults: a thread for each CPU, buffers spliced where that pays.
+/// HAProxy with its defaults: a thread for each CPU, buffers spliced where that pays. It ends at once if
+/// the limit of open files is below what its connections could take.
 fn haproxy(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
     let mut servers = String::new();
     for web in &lab.webs {
@@ -158,7 +162,7 @@ fn haproxy(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
     }
     let first = lab.webs[0].host.v4;
     let text = format!(
-        "global\n  maxconn 8000\n\
+        "global\n  maxconn 2000\n\
          defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 50s\n  timeout server 50s\n\
          listen web\n  bind {vip}:80\n  balance roundrobin\n{servers}\
          listen iperf\n  bind {vip}:{IPERF}\n  server web1 {first}:{IPERF}\n"
