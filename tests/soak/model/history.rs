@@ -113,10 +113,12 @@ fn end(spans: &mut [Span], at: Duration) {
     }
 }
 
-/// Begins a time, unless one goes on.
+/// Begins a time, or lets one go on that has not ended by then: who was away hears of its end and of the
+/// next beginning at once.
 fn begin(spans: &mut Vec<Span>, at: Duration) {
-    if spans.last().is_none_or(|last| last.until < at) {
-        spans.push(Span::since(at));
+    match spans.last_mut() {
+        Some(last) if at <= last.until => last.until = Duration::MAX,
+        _ => spans.push(Span::since(at)),
     }
 }
 

@@ -234,3 +234,15 @@ fn a_new_connection_goes_to_who_takes_new_flows() {
     assert_eq!(answer(&facts, 10_000), Answer::BaseOwner);
     assert_eq!(answer(&facts, 35_000), Answer::Wrong);
 }
+
+#[test]
+fn a_backend_that_left_and_came_back_while_a_node_was_away_takes_new_flows() {
+    let mut log = log(&[(5_000, Op::Drain(B, None)), (7_000, Op::Enable(B))]);
+    log.done[0].ended = Some(9_000 * MS);
+    log.done[1].ended = Some(9_010 * MS);
+    let answer =
+        |opened| may_answer(&History::of(&log), &Facts::default(), &reset(opened, opened + 100));
+    for opened in [1_000, 8_000, 20_000] {
+        assert_eq!(answer(opened), Answer::Right, "{opened}");
+    }
+}
