@@ -214,10 +214,12 @@ fn of_backend(
             return Some(Reason::Undetected);
         }
     }
+    // A node that was cut off itself may find that a host has been, too, when it is back.
     let moved = facts.moved.iter().any(|moved| {
         moved.backend == backend
             && moved.span.overlaps(lived)
-            && history.is_lost(host, moved.span.from, slack)
+            && (history.is_lost(host, moved.span.from, slack)
+                || history.is_lost_within(host, moved.span, lived))
     });
     if moved {
         return Some(Reason::Moved);

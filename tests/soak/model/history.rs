@@ -196,6 +196,14 @@ impl History {
         faults.into_iter().any(|fault| fault.and(FOUND_OUT + slack).contains(at))
     }
 
+    /// Whether a host was dead or cut off at a moment that two times have in common.
+    #[must_use]
+    pub fn is_lost_within(&self, host: usize, one: Span, other: Span) -> bool {
+        let common = Span { from: one.from.max(other.from), until: one.until.min(other.until) };
+        let mut faults = self.dead[host].iter().chain(&self.cut[host]);
+        common.from <= common.until && faults.any(|fault| fault.overlaps(common))
+    }
+
     /// Whether new flows could count on a backend at a moment.
     #[must_use]
     pub fn is_sure(&self, Backend { service, host }: Backend, at: Duration) -> bool {

@@ -129,6 +129,18 @@ fn a_cut_cable_breaks_only_what_a_node_has_moved() {
 }
 
 #[test]
+fn a_node_that_comes_back_may_find_a_host_cut_off_that_was_not_when_it_left() {
+    let cut = |from| history(&[(from, Op::Cut(1)), (from + 6_000, Op::Mend(1))]);
+    let span = Span { from: 5_000 * MS, until: 14_000 * MS };
+    let facts = Facts { moved: vec![Moved { node: 0, backend: B, span }], ..Facts::default() };
+    let why = |cut: &History, life: &Life| excuse(cut, &facts, life);
+    assert_eq!(why(&cut(7_000), &reset(1_000, 13_500)), Some(Reason::Moved));
+    assert_eq!(why(&cut(7_000), &reset(1_000, 6_000)), None, "before it was cut off");
+    assert_eq!(why(&cut(16_000), &reset(1_000, 18_000)), None, "the node had found it by then");
+    assert_eq!(why(&history(&[]), &reset(1_000, 13_500)), None, "it was not cut off at all");
+}
+
+#[test]
 fn a_cable_that_was_cut_for_too_long_may_cost_the_clients_patience() {
     let cut = |until| [(5_000, Op::Cut(1)), (until, Op::Mend(1))];
     let life = Life { end: Err(Failure::TimedOut), ..reset(1_000, 50_000) };
