@@ -16,7 +16,7 @@ use crate::{
     packet::{Packet, ethernet, ipv4, number, tcp::Tcp},
     steer::{Kind, by_slot_v4},
     tables::Tables,
-    verdict::Verdict,
+    verdict::{Pass, Verdict},
 };
 
 /// The headers, cut into the words that are looked at.
@@ -76,7 +76,7 @@ where
         return None;
     }
     if !is_own(headers.own, tables) {
-        return None;
+        return Some(Verdict::Pass(Pass::OtherHost));
     }
     let key = ServiceKeyV4 {
         address: headers.destination,
@@ -84,7 +84,9 @@ where
         proto: number::TCP,
         reserved: 0,
     };
-    let service = tables.service_v4(&key)?;
+    let Some(service) = tables.service_v4(&key) else {
+        return Some(Verdict::Pass(Pass::NotAService));
+    };
     let hash = flow_hash_v4(&service.keys, headers.source, tcp.source);
     // Whether it only acknowledges is looked at by who counts, and only if that says something.
     let what = if tcp.opens() {
