@@ -180,6 +180,7 @@ impl Client {
             port: 0,
             host: None,
             opened: now,
+            connected: None,
             answered: None,
             heard: now,
             ended: now,
@@ -196,6 +197,7 @@ impl Client {
     fn connection(&mut self, kind: Kind, life: &mut Life) -> Result<()> {
         let target: SocketAddr = WAYS[self.service].target();
         let mut connection = Connection::open_here(target, PATIENCE)?;
+        life.connected = Some(self.now());
         life.port = connection.local_addr()?.port();
         self.ask(&mut connection, life)?;
         let secs = Duration::from_secs;

@@ -16,7 +16,7 @@
 //! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
-//! | its SYN was sent again to a backend that had just come back, and answered late | [`Reason::Raced`] |
+//! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
 //!
 //! Nothing else: not a drain, a removal, another weight, a reload, a cut cable, a stopped nginx, the end,
 //! the death or the start of an `lbd`, a handover. And no partition breaks a connection that is older: what
@@ -73,6 +73,8 @@ pub struct Life {
     pub host: Option<usize>,
     /// When it was begun.
     pub opened: Duration,
+    /// When there was an answer to its SYN.
+    pub connected: Option<Duration>,
     /// When the first answer was there.
     pub answered: Option<Duration>,
     /// When anything came last.
@@ -210,7 +212,7 @@ fn of_backend(
         let joined =
             history.joined[service][host].iter().filter(|joined| joined.from <= life.ended);
         let news = joined.map(|joined| joined.until).chain([dead.from]).max().unwrap_or_default();
-        if life.answered.is_none() && lived.from <= news + FOUND_OUT {
+        if life.answered.is_none() && lived.from <= news.saturating_add(FOUND_OUT) {
             return Some(Reason::Undetected);
         }
     }
@@ -243,13 +245,22 @@ fn of_backend(
     }
     // Neighbours are asked anew for a second or more when a cable is back, and the answer to the first
     // SYN waits for that.
-    let is_new = life.answered.is_none() && life.ended.saturating_sub(life.opened) >= REPEATED;
-    let comes_back = |fault: &Span| {
-        Span { until: fault.until.saturating_add(FOUND_OUT), ..*fault }.contains(life.opened)
+    let comes_back = |cut: &Span| {
+        cut.until <= life.ended
+            && Span { until: cut.until.saturating_add(FOUND_OUT), ..*cut }.contains(life.opened)
     };
-    let mut faults = history.cut[host].iter().chain(&history.frozen[host]);
-    let raced = is_new && life.end == Err(Failure::Reset) && faults.any(comes_back);
+    let raced = life.end == Err(Failure::Reset)
+        && is_reset_when_new(life)
+        && history.cut[host].iter().any(comes_back);
     raced.then_some(Reason::Raced)
+}
+
+/// Whether a connection took a second SYN, and ended as soon as it was there, if it ever was.
+fn is_reset_when_new(life: &Life) -> bool {
+    let begun = life.connected.unwrap_or(life.ended);
+    life.answered.is_none()
+        && begun.saturating_sub(life.opened) >= REPEATED
+        && life.ended.saturating_sub(begun) <= SLACK
 }
 
 /// Whether a connection began when the only node that could have known of it died.
@@ -322,7 +333,10 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
         return Answer::Right;
     }
     let gone = history.gone[life.service][host].iter();
-    if gone.into_iter().any(|gone| gone.from + slack < life.opened && answered < gone.until) {
+    if gone
+        .into_iter()
+        .any(|gone| gone.from.saturating_add(slack) < life.opened && answered < gone.until)
+    {
         return Answer::Wrong;
     }
     // A pin takes a lease, which the daemon renews when it has told its news, and a peer may take its

@@ -20,6 +20,7 @@ fn reset(opened: u32, ended: u32) -> Life {
         port: 1,
         host: Some(1),
         opened: opened * MS,
+        connected: Some((opened + 10) * MS),
         answered: Some((opened + 20) * MS),
         heard: ended * MS,
         ended: ended * MS,
@@ -30,7 +31,8 @@ fn reset(opened: u32, ended: u32) -> Life {
 
 /// A connection that never came to be.
 fn refused(opened: u32, ended: u32) -> Life {
-    Life { host: None, answered: None, end: Err(Failure::Refused), ..reset(opened, ended) }
+    let end = Err(Failure::Refused);
+    Life { host: None, connected: None, answered: None, end, ..reset(opened, ended) }
 }
 
 fn why(ops: &[(u32, Op)], life: &Life) -> Option<Reason> {
@@ -154,6 +156,14 @@ fn a_syn_sent_again_to_a_backend_that_comes_back_may_be_reset() {
     let ops = [(5_000, Op::Cut(1)), (6_000, Op::Mend(1))];
     let new = |opened, ended| Life { end: Err(Failure::Reset), ..refused(opened, ended) };
     assert_eq!(why(&ops, &new(6_700, 7_720)), Some(Reason::Raced));
+    let there = |at: u32| Life { connected: Some(at * MS), ..new(6_700, 7_720) };
+    assert_eq!(why(&ops, &there(7_710)), Some(Reason::Raced));
+    assert_eq!(why(&ops, &there(6_710)), None, "its first SYN was answered");
+    let late = Life { ended: 9_000 * MS, ..there(7_710) };
+    assert_eq!(why(&ops, &late), None, "it was there for long");
+    assert_eq!(why(&ops, &new(4_500, 5_600)), None, "the cable is still cut");
+    let frozen = [(5_000, Op::Freeze(1)), (6_000, Op::Thaw(1))];
+    assert_eq!(why(&frozen, &new(6_700, 7_720)), None, "its kernel has answered all the time");
     assert_eq!(why(&ops, &new(6_700, 7_000)), None, "it was not sent again");
     assert_eq!(why(&ops, &new(12_000, 13_020)), None, "the backend is back for long");
     assert_eq!(why(&ops, &reset(6_700, 7_720)), None, "one that was answered is not new");
@@ -256,5 +266,30 @@ fn a_backend_that_left_and_came_back_while_a_node_was_away_takes_new_flows() {
         |opened| may_answer(&History::of(&log), &Facts::default(), &reset(opened, opened + 100));
     for opened in [1_000, 8_000, 20_000] {
         assert_eq!(answer(opened), Answer::Right, "{opened}");
+    }
+}
+
+#[test]
+fn whatever_is_not_done_yet_there_is_a_judgement() {
+    for seed in 0..20 {
+        let mut random = crate::random::Random::new(seed);
+        let mut log = Log::default();
+        for step in crate::plan::Plan::new(seed).take(300) {
+            let ended = (!random.one_in(4)).then(|| step.at + 10 * MS);
+            log.done.push(Done { op: step.op, began: step.at, ended });
+            if step.op.strikes_a_node() {
+                let span = Span { from: step.at, until: ended.unwrap_or(Duration::MAX) };
+                log.troubles.push(Trouble { op: step.op, span });
+            }
+        }
+        let history = History::of(&log);
+        let mut reasons = std::collections::BTreeSet::new();
+        for at in (0..300_000).step_by(500) {
+            for life in [reset(at, at + 900), refused(at, at + 1_200)] {
+                reasons.insert(excuse(&history, &Facts::default(), &life));
+                let _ = may_answer(&history, &Facts::default(), &life);
+            }
+        }
+        assert!(reasons.len() > 2, "{reasons:?}");
     }
 }
