@@ -49,7 +49,7 @@ pub enum XdpModes {
 pub struct Limits {
     /// Services; at most 65,535.
     pub services: u32,
-    /// Backends of all services together; at most 65,535.
+    /// Backends of all services together; at most 65,534.
     pub backends: u32,
     /// Pinned flows.
     pub pins: u32,

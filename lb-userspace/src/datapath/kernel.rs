@@ -74,7 +74,12 @@ fn is_untried(release: &str) -> bool {
     version(release).is_some_and(|version| version < LEAST)
 }
 
-fn judge(release: &str, features: &[Feature]) -> Result<(), TooOld> {
+/// Whether the balancer can run with these features.
+///
+/// # Errors
+///
+/// If one is missing that it can't do without.
+pub fn judge(release: &str, features: &[Feature]) -> Result<(), TooOld> {
     let missing = features.iter().filter(|feature| !feature.there && feature.without.is_none());
     let missing = missing.map(|Feature { name, since, .. }| format!("{name} (Linux {since})"));
     let missing: Vec<_> = missing.collect();

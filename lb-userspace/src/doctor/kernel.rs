@@ -1,7 +1,7 @@
 //! Checks of the kernel.
 
 use super::{Finding, facts::Facts};
-use crate::datapath::kernel::{LEAST, version};
+use crate::datapath::kernel::{LEAST, judge, version};
 
 /// The newest that the tests ran on.
 const NEWEST: (u32, u32) = (7, 2);
@@ -14,11 +14,15 @@ pub(super) fn release(facts: &Facts) -> Vec<Finding> {
     let release = &facts.kernel.release;
     let found = format!("Linux {release}");
     let why = "the program was never tried on a kernel that old: the verifier may refuse it";
+    // `lbd` starts where all is there that it needs, whatever the release.
+    let has_all = |features: &Vec<_>| judge(release, features).is_ok();
+    let suffices = facts.kernel.features.as_ref().is_some_and(has_all);
     vec![match version(release) {
         Some(version) if version > NEWEST => {
             Finding::ok(CHECK, format!("{found}; newer than what this version was tried on"))
         }
         Some(version) if version >= LEAST => Finding::ok(CHECK, found),
+        Some(_) if suffices => Finding::warning(CHECK, found, why).mended_by(NEWER),
         Some(_) => Finding::wrong(CHECK, found, why).mended_by(NEWER),
         None => Finding::warning(CHECK, format!("`{release}` is no version that is known"), why),
     }]

@@ -162,8 +162,25 @@ fn old_kernels_are_told() {
     assert_told(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
     assert_told(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
     assert_told(&release("99.0.1"), Grade::Ok, &["newer than what"]);
-    assert_told(&release("5.15.0"), Grade::Wrong, &["apt-get install -y linux-image"]);
     assert_told(&release("unknown"), Grade::Warning, &["`unknown`"]);
+}
+
+#[test]
+fn a_kernel_older_than_the_tests_is_wrong_unless_all_that_is_needed_is_there() {
+    let with = |release: &str, features| {
+        changed(kernel::release, |facts| {
+            (facts.kernel.release, facts.kernel.features) = (release.into(), features);
+        })
+    };
+    let newer = &["apt-get install -y linux-image"];
+    let there = feature("XDP", None, true);
+    let needed = feature("frames of several buffers", None, false);
+    let not_needed = feature("names", Some("nothing is named"), false);
+    assert_told(&with("5.19.17", Some(vec![there, not_needed])), Grade::Warning, newer);
+    // A distribution may have brought features to an older release.
+    assert_told(&with("5.14.0-503.el9", Some(vec![there])), Grade::Warning, newer);
+    assert_told(&with("5.15.0", Some(vec![there, needed])), Grade::Wrong, newer);
+    assert_told(&with("5.15.0", None), Grade::Wrong, newer);
 }
 
 #[test]
