@@ -11,24 +11,24 @@
 mod report;
 
 use std::{
-    collections::VecDeque,
     fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Mutex,
     thread,
     time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
+use kit::signals;
 
 use self::report::{Report, Run};
 use crate::{
     cargo::{self, cargo},
     documents::{self, Saving},
     root, setup,
+    side_by_side::side_by_side,
 };
 
 /// The variable that names the target to the program.
@@ -145,7 +145,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let jobs = arguments.jobs.unwrap_or(cpus).get();
-    let report = Report { runs: side_by_side(&program, &targets, jobs, arguments.seconds)? };
+    let report = Report { runs: run_all(&program, &targets, jobs, arguments.seconds)? };
     if arguments.saving.save {
         let results = report.beside(documents::kept("fuzz")?.as_ref());
         documents::save("fuzz", &[], &results.to_string())?;
@@ -197,7 +197,7 @@ fn replay(program: &Path, target: Target, file: &Path) -> Result<()> {
 }
 
 /// Runs all targets, `jobs` at a time.
-fn side_by_side(program: &Path, targets: &[Target], jobs: usize, seconds: u64) -> Result<Vec<Run>> {
+fn run_all(program: &Path, targets: &[Target], jobs: usize, seconds: u64) -> Result<Vec<Run>> {
     let jobs = jobs.min(targets.len());
     let rounds = targets.len().div_ceil(jobs) as u64;
     eprintln!(
@@ -206,25 +206,9 @@ fn side_by_side(program: &Path, targets: &[Target], jobs: usize, seconds: u64) -
         targets.len(),
         rounds * seconds
     );
-    let waiting = Mutex::new(targets.iter().copied().collect::<VecDeque<_>>());
-    let runs = Mutex::new(Vec::new());
-    let next = || waiting.lock().ok()?.pop_front();
-    thread::scope(|scope| {
-        let worker = || {
-            while let Some(target) = next() {
-                let run = run_one(program, target, seconds);
-                if let Ok(mut runs) = runs.lock() {
-                    runs.push((target, run));
-                }
-            }
-        };
-        for _ in 0..jobs {
-            scope.spawn(worker);
-        }
-    });
-    let mut runs = runs.into_inner().map_err(|_| anyhow::anyhow!("a worker has panicked"))?;
-    runs.sort_by_key(|(target, _)| *target as u8);
-    runs.into_iter().map(|(_, run)| run).collect()
+    let runs = side_by_side(targets, jobs, |&target| run_one(program, target, seconds));
+    ensure!(!signals::caught(), "interrupted");
+    runs.into_iter().collect()
 }
 
 fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {

@@ -1,24 +1,24 @@
 //! `cargo xtask test kernels`: the loaded program and the short test of a node and a pair, on kernels
 //! that people run.
 //!
-//! Each kernel boots once, as many at a time as this machine has CPUs for. The tests are the programs that run here, built once, in the guest over a
-//! scratch copy of this machine's root: `datapath`, then `short` on veth and on virtio NICs.
+//! Each kernel boots once, as many at a time as this machine has CPUs for. The tests are the programs that
+//! run here, built once, in the guest over a scratch copy of this machine's root: `datapath`, then
+//! `short` on veth and on virtio NICs.
 
 use std::{
-    env, fs,
+    fs,
     path::PathBuf,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use kit::signals;
+use serde_json::{Value, json};
 
 use crate::{
-    cargo, setup,
+    cargo, documents, setup,
+    side_by_side::side_by_side,
     test::{self, Program},
     vm::{self, Machine, Output, kernel::Kernel, quoted},
 };
@@ -35,12 +35,12 @@ const EPOCHS: u8 = 4;
 /// The balancers' NICs, each with one for the switch.
 const NICS: u8 = 4;
 
-/// Runs the tests on these kernels, or on those that must work.
+/// Runs the tests on these kernels, or on those that must work. `save` has the documents tell of it.
 ///
 /// # Errors
 ///
 /// If a kernel or QEMU can't be had, or a test fails on one.
-pub fn run(kernels: &[String]) -> Result<()> {
+pub fn run(kernels: &[String], save: bool) -> Result<()> {
     setup::packages()?;
     vm::packages()?;
     let programs = test::build_some(&["datapath", "short"])?;
@@ -51,11 +51,15 @@ pub fn run(kernels: &[String]) -> Result<()> {
     };
     let script = script(&programs)?;
     let jobs = vm::at_a_time().min(kernels.len());
-    let results = side_by_side(&kernels, jobs, |kernel| on(kernel, &script, jobs > 1));
+    let results = side_by_side(&kernels, jobs, |&kernel| on(kernel, &script, jobs > 1));
+    ensure!(!signals::caught(), "interrupted");
     println!();
     for Tested { name, result, time } in &results {
         let result = if result.is_err() { "FAILED" } else { "ok" };
         println!("{result:<6} {:>6.1} s  tests on {name}", time.as_secs_f64());
+    }
+    if save {
+        documents::save("kernels", &["qemu-system-x86_64"], &record(&results).to_string())?;
     }
     let failed = results.iter().filter(|tested| tested.result.is_err());
     let failed: Vec<_> = failed.map(|tested| tested.name.as_str()).collect();
@@ -65,36 +69,24 @@ pub fn run(kernels: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// What became of them, for the documents.
+fn record(results: &[Tested]) -> Value {
+    let kernel = |tested: &Tested| {
+        json!({
+            "kernel": tested.name,
+            "passed": tested.result.is_ok(),
+            "seconds": tested.time.as_secs_f64().round(),
+        })
+    };
+    let kernels: Vec<_> = results.iter().map(kernel).collect();
+    json!({ "kvm": vm::has_kvm(), "states": EPOCHS, "kernels": kernels })
+}
+
 /// What became of the tests on a kernel.
 struct Tested {
     name: String,
     result: Result<()>,
     time: Duration,
-}
-
-/// Does so on all kernels, `jobs` at a time; in their order, what became of it.
-fn side_by_side(
-    kernels: &[&str],
-    jobs: usize,
-    test: impl Fn(&str) -> Tested + Sync,
-) -> Vec<Tested> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let n = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(kernel) = kernels.get(n) else { break };
-                    let tested = test(kernel);
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((n, tested));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(n, _)| *n);
-    done.into_iter().map(|(_, tested)| tested).collect()
 }
 
 /// Runs the script on a kernel; what it says is shown when it is done, if others run beside it.
@@ -117,7 +109,7 @@ fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
             return machine.run(script, Output::Stdout);
         }
         println!("tests on {name} have begun");
-        let said = Said::new(&kernel.release);
+        let said = Said::new();
         let result = machine.run(script, Output::File(&said.0));
         println!("\n== tests on {name}\n{}", said.text());
         result
@@ -132,9 +124,10 @@ fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
 struct Said(PathBuf);
 
 impl Said {
-    fn new(release: &str) -> Self {
-        let file = format!("lb-tests-on-{release}-{}", std::process::id());
-        Self(env::temp_dir().join(file))
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(vm::cache().join(format!("said-{}-{n}", std::process::id())))
     }
 
     fn text(&self) -> String {
@@ -177,24 +170,4 @@ fn script(programs: &[Program]) -> Result<String> {
     }
     script.push_str("exit $failed\n");
     Ok(script)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_became_of_kernels_is_told_in_their_order() {
-        let kernels = ["6.1", "6.12", "newest", "5.10"];
-        for jobs in 1..=5 {
-            let results = side_by_side(&kernels, jobs, |kernel| Tested {
-                name: kernel.to_owned(),
-                result: if kernel == "5.10" { Err(anyhow::anyhow!("old")) } else { Ok(()) },
-                time: Duration::ZERO,
-            });
-            let told: Vec<_> = results.iter().map(|tested| tested.name.as_str()).collect();
-            assert_eq!(told, kernels);
-            assert_eq!(results.iter().filter(|tested| tested.result.is_err()).count(), 1);
-        }
-    }
 }

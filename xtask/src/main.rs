@@ -19,6 +19,7 @@ mod pictures;
 mod root;
 mod run;
 mod setup;
+mod side_by_side;
 mod smoke;
 mod soak;
 mod test;

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
+use kit::signals;
 
 use crate::{
     cargo::{self, cargo},
@@ -25,6 +26,9 @@ pub struct Arguments {
     /// Only tests whose names contain one of these; of the suite `kernels`, the kernels: 6.12, newest,
     /// or the folder of an unpacked kernel package
     filters: Vec<String>,
+    /// Of the suite `kernels`: keep what became of it in docs/results, and write docs/RELIABILITY.md anew
+    #[arg(long)]
+    save: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -67,8 +71,9 @@ const INTEGRATION: &str = "lb-tests";
 pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     setup::tools()?;
     if arguments.suite == Suite::Kernels {
-        return kernels::run(&arguments.filters);
+        return kernels::run(&arguments.filters, arguments.save);
     }
+    ensure!(!arguments.save, "--save is for `cargo xtask test kernels`");
     let programs = build(arguments.suite)?;
     ensure!(!programs.is_empty(), "no test program in this suite");
     if programs.iter().any(Program::needs_root) {
@@ -80,6 +85,7 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     let mut failed = Vec::new();
     let mut times = Vec::new();
     for program in &programs {
+        ensure!(!signals::caught(), "interrupted");
         let start = Instant::now();
         println!("\n== {}", program.title());
         if let Err(err) = program.run(&arguments.filters, in_ci) {

@@ -16,7 +16,8 @@ use crate::cargo;
 
 /// The mirror where this machine has none of Debian's: it may be another distribution.
 const MIRROR: &str = "http://deb.debian.org/debian";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// The keys of Debian's archive; another distribution may lack them.
+pub(super) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Older lists may name files that the mirror has dropped.
 const FRESH: Duration = Duration::from_secs(12 * 3600);
 

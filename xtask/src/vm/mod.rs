@@ -21,8 +21,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use kit::signals;
 
 use self::kernel::Kernel;
+pub use self::qemu::has_kvm;
 use crate::setup;
 
 /// Options of `cargo xtask vm`.
@@ -62,13 +64,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     machine.run(&format!("exec {}", words.join(" ")), Output::Stdout)
 }
 
-/// The programs that it takes, and the Debian package of each.
-pub const PROGRAMS: &[(&str, &str)] = &[
+/// The programs and files that it takes, and the Debian package of each.
+const NEEDED: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("modprobe", "kmod"),
     ("cpio", "cpio"),
     ("xz", "xz-utils"),
+    (apt::KEYRING, "debian-archive-keyring"),
 ];
 
 /// Where the guest sees [`Machine::folder`].
@@ -123,11 +126,14 @@ impl Machine<'_> {
     ///
     /// If the script fails or the machine does not come to its end; what it said last is then shown.
     pub fn run(&self, script: &str, output: Output<'_>) -> Result<()> {
+        // Who is asked to end ends the machine first.
+        signals::catch();
         let work = Work::new()?;
         let initrd = initramfs::build(self.kernel, script, &work.0)?;
         let (end, console) = qemu::run(self, &initrd, &work.0, output)?;
         let release = &self.kernel.release;
         match end {
+            _ if signals::caught() => bail!("interrupted"),
             End::Exited(0) => Ok(()),
             End::Exited(code) => bail!("Linux {release}: exit code {code}"),
             End::TimedOut => {
@@ -151,7 +157,7 @@ pub fn mac(n: u8) -> String {
 pub fn at_a_time() -> usize {
     let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
     // Without KVM, a machine takes one CPU whatever it has.
-    if qemu::has_kvm() { cpus.div_ceil(2) } else { cpus }
+    if has_kvm() { cpus.div_ceil(2) } else { cpus }
 }
 
 /// Installs what is missing for machines.
@@ -163,11 +169,11 @@ pub fn packages() -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("machines for other kernels are made on x86-64 only");
     }
-    setup::these(PROGRAMS)
+    setup::these(NEEDED)
 }
 
 /// The folder that keeps kernels and lists of packages.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     crate::workspace().join("target/vm")
 }
 

@@ -72,7 +72,7 @@ pub(super) fn run(
 
 /// Whether the processor's own virtualisation can be used: KVM without VMX or SVM can't run the
 /// kernels of distributions.
-pub(super) fn has_kvm() -> bool {
+pub fn has_kvm() -> bool {
     let modules = ["/sys/module/kvm_intel", "/sys/module/kvm_amd"];
     modules.iter().any(|module| Path::new(module).exists())
         && (File::options().read(true).write(true).open("/dev/kvm").is_ok() || !kit::is_root())
