@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
-use lb_common::abi::{ABI_VERSION, Slot};
+use lb_common::abi::ABI_VERSION;
 use lb_userspace::{
     datapath::{Xdp, detach},
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
@@ -166,16 +166,16 @@ pub fn memory() -> Result<Vec<MapMemory>> {
     let folder = site.settings.pin_dir.join(format!("v{ABI_VERSION}"));
     let mut maps = Vec::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
-        let path = entry?.path();
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("program-") {
+            continue;
+        }
+        let path = entry.path();
         let map = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
-        let bytes = locked(&map)?;
-        let map = path.file_name().context("a pin has a name")?.to_string_lossy().into_owned();
-        maps.push(MapMemory { map, bytes });
+        let map_name = if name.starts_with("ring-") { "the service's ring".into() } else { name };
+        maps.push(MapMemory { map: map_name, bytes: locked(&map)? });
     }
-    maps.push(MapMemory {
-        map: "the service's ring".into(),
-        bytes: u64::from(SLOTS) * size_of::<Slot>() as u64,
-    });
     maps.sort_by_key(|map| std::cmp::Reverse(map.bytes));
     Ok(maps)
 }

@@ -270,6 +270,16 @@ impl Lab {
         self.balancer.namespace.ip(&vips(INTERFACE)).map(drop)
     }
 
+    /// Takes the XDP program off the switch's end of the balancer's wire: packets of a balancer that has
+    /// none itself need not be copied for it.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn without_xdp(&self) -> Result<()> {
+        fs::remove_file(self.pins().join("switch")).context("remove the switch's pin")
+    }
+
     fn wire(&mut self, nics: &[Joined]) -> Result<()> {
         self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
         self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;

@@ -25,6 +25,9 @@ pub struct Record {
     pub command: String,
     /// When it ended: RFC 3339, in UTC.
     pub date: String,
+    /// The commit that the tree was at when it ended, with a `+` behind it if the tree had changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// On what.
     pub machine: Machine,
     /// Versions of what took part, by name.
@@ -49,24 +52,35 @@ pub struct Machine {
     pub virtualised: bool,
 }
 
-/// Programs whose versions can be asked, with the words that ask.
-const VERSIONS: &[(&str, &str)] = &[
-    ("chromium", "--version"),
-    ("curl", "--version"),
-    ("haproxy", "-v"),
-    ("iperf3", "--version"),
-    ("ipvsadm", "--version"),
-    ("keepalived", "--version"),
-    ("nft", "--version"),
-    ("nginx", "-v"),
-    ("prometheus", "--version"),
-    ("qemu-system-x86_64", "--version"),
-    ("rustc", "--version"),
-    ("wrk", "-v"),
+/// Who is asked for the version of a program.
+enum Ask {
+    /// The program itself, by this word.
+    Itself(&'static str),
+    /// Debian's package of the same name.
+    Package,
+}
+
+/// Programs whose versions can be asked.
+const VERSIONS: &[(&str, Ask)] = &[
+    ("chromium", Ask::Itself("--version")),
+    ("curl", Ask::Itself("--version")),
+    ("haproxy", Ask::Itself("-v")),
+    ("iperf3", Ask::Itself("--version")),
+    // It looks for IPVS in the kernel before it reads its options. Where there is none, it says nothing
+    // of itself, and modprobe says which kernel that is.
+    ("ipvsadm", Ask::Package),
+    ("keepalived", Ask::Itself("--version")),
+    ("nft", Ask::Itself("--version")),
+    ("nginx", Ask::Itself("-v")),
+    ("prometheus", Ask::Itself("--version")),
+    ("qemu-system-x86_64", Ask::Itself("--version")),
+    ("rustc", Ask::Itself("--version")),
+    ("wrk", Ask::Itself("-v")),
 ];
 
 impl Record {
-    /// These results, of now and of this machine. `programs` took part beside lb itself.
+    /// These results, of now and of this machine, without a revision. `programs` took part beside lb
+    /// itself.
     ///
     /// # Errors
     ///
@@ -78,7 +92,8 @@ impl Record {
             versions.insert((*program).to_owned(), version_of(program)?);
         }
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        Ok(Self { name: name.into(), command, date, machine: Machine::here()?, versions, results })
+        let (name, machine) = (name.to_owned(), Machine::here()?);
+        Ok(Self { name, command, date, revision: None, machine, versions, results })
     }
 
     /// Keeps it in `folder`, in place of the one of the same name.
@@ -154,7 +169,7 @@ fn memory_bytes(meminfo: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The version that a program tells of itself.
+/// The version of a program.
 fn version_of(program: &str) -> Result<String> {
     let (_, ask) = VERSIONS
         .iter()
@@ -162,20 +177,25 @@ fn version_of(program: &str) -> Result<String> {
         .with_context(|| format!("how {program} is asked for its version is not known"))?;
     // Debian's sbin is not in everybody's PATH.
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let mut command = Command::new(program);
+    let (asked, words) = match ask {
+        Ask::Itself(word) => (program, vec![*word]),
+        Ask::Package => ("dpkg-query", vec!["--show", "--showformat=${Version}", program]),
+    };
+    let mut command = Command::new(asked);
     let output = command
-        .arg(ask)
+        .args(words)
         .env("PATH", path)
         .output()
-        .with_context(|| format!("ask {program} for its version"))?;
+        .with_context(|| format!("ask {asked} for the version of {program}"))?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    number(&text).map(str::to_owned).with_context(|| format!("no version in what {program} says"))
+    number(&text).map(str::to_owned).with_context(|| format!("no version in what {asked} says"))
 }
 
-/// The first word that looks like a version: `nginx version: nginx/1.22.1` has 1.22.1.
+/// The first word that looks like a version: `nginx version: nginx/1.22.1` has 1.22.1. A package's epoch,
+/// as in `1:1.31-1`, is none of it.
 fn number(text: &str) -> Option<&str> {
-    text.split(|c: char| c.is_whitespace() || "/,()[]".contains(c))
+    text.split(|c: char| c.is_whitespace() || "/,()[]:".contains(c))
         .map(|word| word.trim_start_matches('v'))
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
@@ -193,6 +213,8 @@ mod tests {
             ("wrk debian/4.1.0-3+b2 [epoll] Copyright", "4.1.0-3+b2"),
             ("nftables v1.0.6 (Lester Gooch #5)", "1.0.6"),
             ("iperf 3.12 (cJSON 1.7.15)", "3.12"),
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "7.2.22"),
+            ("1:1.31-1+b1", "1.31-1+b1"),
         ] {
             assert_eq!(number(says), Some(version));
         }
@@ -204,9 +226,12 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let results = serde_json::json!({ "median_ns": 44.5 });
         let record = Record::new("packets", "cargo xtask bench packets".into(), &[], results)?;
+        let path = record.save(folder.path())?;
+        assert!(!fs::read_to_string(path)?.contains("revision"));
+        assert_eq!(Record::all(folder.path())?.get("packets"), Some(&record));
+        let record = Record { revision: Some("1455f7c0a1b2+".into()), ..record };
         record.save(folder.path())?;
-        let all = Record::all(folder.path())?;
-        assert_eq!(all.get("packets"), Some(&record));
+        assert_eq!(Record::all(folder.path())?.get("packets"), Some(&record));
         assert!(record.machine.cores > 0 && record.machine.memory_bytes > 1 << 20);
         assert!(record.date.ends_with('Z'));
         Ok(())

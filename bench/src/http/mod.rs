@@ -2,8 +2,9 @@
 //! client, the same wires.
 //!
 //! Each of the [systems](systems::System) has a lab of its own. Their runs alternate in every round, so
-//! that all meet the same machine.
+//! that all meet the same machine. Where the time goes is asked of perf at the end ([`profile`]).
 
+mod profile;
 mod report;
 mod systems;
 mod throughput;
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kit::{lab, progress::Progress, signals};
 
 use crate::output::Output;
+use profile::Profile;
 use report::{Case, Report, Run, Throughput};
 use systems::{Site, System};
 
@@ -57,8 +59,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .map(|&system| Site::new(system).with_context(|| format!("set up {}", system.name())));
     let sites: Vec<Site> = sites.collect::<Result<_>>()?;
     let time = Duration::from_secs(arguments.seconds);
-    let mut report =
-        Report { seconds: arguments.seconds, cases: cases(&systems), throughput: Vec::new() };
+    let mut report = Report {
+        seconds: arguments.seconds,
+        cases: cases(&systems),
+        throughput: Vec::new(),
+        profiles: Vec::new(),
+    };
     report.throughput.extend(systems.iter().map(|&system| Throughput::new(system)));
     let measured = measure(&sites, arguments.rounds, time, &mut report);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
@@ -77,14 +83,17 @@ fn cases(systems: &[System]) -> Vec<Case> {
 
 fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> Result<()> {
     let each = report.cases.len() + report.throughput.len();
-    let mut progress = Progress::new(each * rounds as usize);
+    let profiled: Vec<_> =
+        sites.iter().filter(|site| profile::SYSTEMS.contains(&site.system)).collect();
+    let profiles = profiled.len() * profile::LOADS.len();
+    let mut progress = Progress::new(each * rounds as usize + profiles);
     for round in 0..rounds {
         // The order changes, so that nobody always comes after the same one.
         for n in 0..report.cases.len() {
             let n = (n + round as usize) % report.cases.len();
             let case = &mut report.cases[n];
             let site = site(sites, case.system)?;
-            let name = case.describe();
+            let name = describe(case.system, case.connections, case.keep_alive);
             progress.begin(&name);
             ensure!(!signals::caught(), "interrupted");
             wrk::run(site, case.connections, case.keep_alive, WARM_UP).context(name.clone())?;
@@ -102,7 +111,24 @@ fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> 
             of.bits_per_second.push(bits);
         }
     }
+    for (connections, keep_alive) in profile::LOADS {
+        for site in &profiled {
+            let name = format!("{}, profile", describe(site.system, connections, keep_alive));
+            progress.begin(&name);
+            ensure!(!signals::caught(), "interrupted");
+            let profile =
+                Profile::take(site, connections, keep_alive, time).context(name.clone())?;
+            progress.end(Some(&format!("{name}: {profile}")));
+            report.profiles.push(profile);
+        }
+    }
     Ok(())
+}
+
+/// A system and a load in a few words.
+fn describe(system: System, connections: u16, keep_alive: bool) -> String {
+    let keep_alive = if keep_alive { "keep-alive" } else { "a connection each" };
+    format!("{}, {connections} connections, {keep_alive}", system.name())
 }
 
 fn site(sites: &[Site], system: System) -> Result<&Site> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::systems::System;
+use super::{profile::Profile, systems::System};
 
 /// Everything that was measured.
 #[derive(Serialize)]
@@ -15,6 +15,8 @@ pub struct Report {
     pub cases: Vec<Case>,
     /// One connection with as many bytes as go through.
     pub throughput: Vec<Throughput>,
+    /// Where the time of some of them goes.
+    pub profiles: Vec<Profile>,
 }
 
 /// A system under a load.
@@ -57,12 +59,6 @@ pub struct Throughput {
 }
 
 impl Case {
-    /// In a few words.
-    pub fn describe(&self) -> String {
-        let keep_alive = if self.keep_alive { "keep-alive" } else { "a connection each" };
-        format!("{}, {} connections, {keep_alive}", self.system.name(), self.connections)
-    }
-
     fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
         median(self.runs.iter().map(of).collect())
     }
@@ -190,7 +186,7 @@ mod tests {
     #[test]
     fn a_system_is_told_beside_none() {
         let cases = vec![case(System::Direct, 20_000.0, 74.0), case(System::Dsr, 19_000.0, 78.5)];
-        let report = Report { seconds: 3, cases, throughput: Vec::new() };
+        let report = Report { seconds: 3, cases, throughput: Vec::new(), profiles: Vec::new() };
         let text = report.to_string();
         let line = text.lines().find(|line| line.starts_with("lb-dsr")).unwrap_or_default();
         let words: Vec<_> = line.split_whitespace().collect();

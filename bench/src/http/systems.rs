@@ -24,6 +24,8 @@ pub const IPERF: u16 = 5_201;
 pub enum System {
     /// No balancer: the client knows the hosts.
     Direct,
+    /// No balancer, but a hop more: the kernel routes each flow to a host (ECMP), answers go the direct way.
+    Router,
     /// `lbd`, layer 2.
     #[serde(rename = "lb-dsr")]
     Dsr,
@@ -40,13 +42,21 @@ pub enum System {
 
 impl System {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Dsr, Self::Ipip, Self::Haproxy, Self::NginxStream, Self::NftablesDnat];
+    pub const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Router,
+        Self::Dsr,
+        Self::Ipip,
+        Self::Haproxy,
+        Self::NginxStream,
+        Self::NftablesDnat,
+    ];
 
     /// As `--only` takes it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Router => "ecmp-router",
             Self::Dsr => "lb-dsr",
             Self::Ipip => "lb-ipip",
             Self::Haproxy => "haproxy",
@@ -91,9 +101,13 @@ impl Site {
                 ("ipv4/tcp_tw_reuse", "1"),
             ])?;
         }
+        if !matches!(system, System::Dsr | System::Ipip) {
+            lab.without_xdp()?;
+        }
         let (mut balancer, mut proxy) = (None, None);
         match system {
             System::Direct => {}
+            System::Router => router(&lab, system.vip())?,
             System::Dsr => balancer = Some(Balancer::start(&lab, &services(&lab, Way::DsrV4))?),
             System::Ipip => {
                 balancer = Some(Balancer::start(&lab, &services(&lab, Way::IpipV4))?);
@@ -144,6 +158,26 @@ fn services(lab: &Lab, way: Way) -> [Service; 2] {
     iperf.port = IPERF;
     iperf.backends.truncate(1);
     [way.service(lab), iperf]
+}
+
+/// Routes to all hosts by the hash of addresses and ports, but for iperf3, which is on the first alone.
+fn router(lab: &Lab, vip: Ipv4Addr) -> Result<()> {
+    let hops: Vec<_> = lab.webs.iter().map(|web| format!("nexthop via {}", web.host.v4)).collect();
+    let (hops, first) = (hops.join(" "), lab.webs[0].host.v4);
+    let balancer = &lab.balancer.namespace;
+    balancer.sysctl(&[
+        ("ipv4/ip_forward", "1"),
+        ("ipv4/fib_multipath_hash_policy", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/eth0/send_redirects", "0"),
+    ])?;
+    balancer.ip(&format!(
+        "addr del {vip}/32 dev eth0\nroute add {vip}/32 {hops}\n\
+         rule add pref 100 ipproto tcp dport {IPERF} lookup 100\n\
+         route add {vip}/32 via {first} table 100"
+    ))?;
+    let router = lab.balancer.v4;
+    lab.client.namespace.ip(&format!("route add {vip}/32 via {router}")).map(drop)
 }
 
 /// Starts a proxy on the balancer.
