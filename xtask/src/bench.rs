@@ -13,9 +13,10 @@ use crate::{
 };
 
 /// What `http` needs beside what the tests do.
-const HTTP: [(&str, &str); 3] = [
+const HTTP: [(&str, &str); 4] = [
     ("wrk", "wrk"),
     ("iperf3", "iperf3"),
+    ("perf", "linux-perf"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
 ];
 
@@ -59,7 +60,7 @@ pub enum Bench {
         only: Option<String>,
     },
     /// Requests a second, latency and CPU time through lb, HAProxy, nginx and nftables, and without a
-    /// balancer
+    /// balancer; and where the time goes
     Http {
         #[command(flatten)]
         saving: Saving,
@@ -177,9 +178,9 @@ pub fn run(bench: &Bench) -> Result<()> {
             build("lb-userspace")?;
             let rounds = rounds.map(|rounds| rounds.to_string());
             let seconds = seconds.map(|seconds| seconds.to_string());
-            let programs = ["haproxy", "iperf3", "nft", "nginx", "wrk"];
+            let programs = ["haproxy", "iperf3", "nft", "nginx", "perf", "wrk"];
             let options = [("--rounds", rounds), ("--seconds", seconds), ("--only", only.clone())];
-            measure("http", &programs, *saving, options, "ten minutes")
+            measure("http", &programs, *saving, options, "twelve minutes")
         }
         Bench::Attack { saving, seconds, rate, only } => {
             setup::packages()?;

@@ -208,7 +208,8 @@ fn run_all(program: &Path, targets: &[Target], jobs: usize, seconds: u64) -> Res
     );
     let runs = side_by_side(targets, jobs, |&target| run_one(program, target, seconds));
     ensure!(!signals::caught(), "interrupted");
-    runs.into_iter().collect()
+    let of_jobs = |run: Result<Run>| run.map(|run| run.beside(jobs));
+    runs.into_iter().map(of_jobs).collect()
 }
 
 fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {

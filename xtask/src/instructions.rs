@@ -81,7 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         print!("{results}");
     }
     if arguments.saving.save {
-        documents::save("instructions", &["ipvsadm"], &results)?;
+        documents::save("instructions", &["ipvsadm", "qemu-system-x86_64"], &results)?;
     }
     if arguments.update {
         fs::write(&noted, results).with_context(|| noted.display().to_string())?;

@@ -55,6 +55,7 @@ struct Requests {
     failed: u64,
     median_ms: f64,
     p99_ms: f64,
+    longest_ms: f64,
 }
 
 #[derive(Deserialize)]
@@ -166,11 +167,15 @@ fn labs(report: &Report, page: &mut Page) {
          own, keeps {} connections and {} downloads open, whose bytes are compared, and sends datagrams to a \
          `tracked` UDP service, some of them in fragments. This is run for real: nginx, the kernel's TCP, the \
          program on a veth pair in native mode. After the flood a backend drains, so that what the flood has \
-         left behind meets a change; connections and downloads live through that. The web hosts drop the \
+         left behind meets a change; connections and downloads have to live through that. The web hosts drop the \
          flood's packets before their own stack: what is flooded is the balancer. All hosts share the CPUs of \
          one machine, so times grow with every frame that anybody sends: the flood to nobody's address, which \
          ends at the switch, shows how much of that is the attacker himself. *Before*: the same figure in the \
-         seconds before the flood.",
+         seconds before the flood. *Longest*: of the requests that did not fail. One of a second or more had to \
+         send its SYN again, since that or its answer was lost (RFC 6298, 2.1). *Clients' pins lost*: \
+         of those that were there before the flood, the ones that were gone or named another backend when it \
+         ended. *Pins in all*: entries of the table, whoever's, before the flood and after the drain that follows \
+         it; in flux, those of the requests during the flood are among the latter.",
         report.flood_seconds, report.request_every_ms, first.connections, first.downloads,
     ));
     for (phase, title) in [
@@ -189,6 +194,7 @@ fn labs(report: &Report, page: &mut Page) {
             "requests failed",
             "median, ms (before)",
             "p99, ms (before)",
+            "longest, ms (before)",
             "connections broken",
             "downloads broken",
         ]);
@@ -201,6 +207,7 @@ fn labs(report: &Report, page: &mut Page) {
                 of(flooded.failed, flooded.requests),
                 format!("{:.2} ({:.2})", flooded.median_ms, quiet.median_ms),
                 format!("{:.2} ({:.2})", flooded.p99_ms, quiet.p99_ms),
+                format!("{:.0} ({:.0})", flooded.longest_ms, quiet.longest_ms),
                 of(cell.connections_broken, cell.connections),
                 of(cell.downloads_broken, cell.downloads),
             ]);
@@ -209,7 +216,7 @@ fn labs(report: &Report, page: &mut Page) {
         let mut table = Table::new([
             "flood",
             "clients' pins lost",
-            "pins, before and after",
+            "pins in all, before the flood and after the drain",
             "datagrams lost",
             "fragmented ones lost",
             "UDP flows moved",
@@ -354,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_told_with_what_it_cost() -> Result<()> {
-        let requests = |failed: u64| serde_json::json!({ "requests": 1_600, "failed": failed, "median_ms": 0.8, "p99_ms": 4.25 });
+        let requests = |failed: u64| serde_json::json!({ "requests": 1_600, "failed": failed, "median_ms": 0.8, "p99_ms": 4.25, "longest_ms": 1020.82 });
         let datagrams =
             serde_json::json!({ "sent": 900, "lost": 2, "flows": 20, "flows_moved": 1 });
         let results = serde_json::json!({
@@ -373,7 +380,7 @@ mod tests {
         let mut page = Page::default();
         render(&results, &mut page)?;
         for line in [
-            "| SYNs, new tuples | 400,000 | 50,000 | 7 of 1,600 | 0.80 (0.80) | 4.25 (4.25) | 0 of 60 | 0 of 9 |",
+            "| SYNs, new tuples | 400,000 | 50,000 | 7 of 1,600 | 0.80 (0.80) | 4.25 (4.25) | 1021 (1021) | 0 of 60 | 0 of 9 |",
             "| SYNs, new tuples | 0 of 21 | 30, 65,536 | 2 of 900 | 2 of 900 | 2 of 40 | 412,000 | 3 | 0 |",
             "4 of 24 were lost in all runs",
         ] {

@@ -21,6 +21,7 @@ struct Case {
     name: String,
     backends: u64,
     interval_ms: u64,
+    checks: u64,
     checks_per_second: f64,
     failed: u64,
     unknown: u64,
@@ -28,6 +29,7 @@ struct Case {
     cpu_us_per_check: f64,
     late_us_p50: Option<u64>,
     late_us_p99: Option<u64>,
+    reason: Option<String>,
 }
 
 /// Writes it.
@@ -35,7 +37,9 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
     let report: Report = typed(results)?;
     page.say(&format!(
         "CPU time of the prober's thread, and how much later than due checks began. A bare connection that \
-         is made and reset costs the kernel {:.1} microseconds here.",
+         is made and reset costs the kernel {:.1} microseconds here. *Failed*: checks that had no good answer in \
+         time (a second at most), and checks that could not be asked. What is kept of a backend is its last \
+         answer, so a reason is known only where that was a failure.",
         report.floor_us
     ));
     let head = [
@@ -63,9 +67,20 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
             format!("{:.1}", case.cpu_us_per_check),
             late(case.late_us_p50),
             late(case.late_us_p99),
-            commas(case.failed + case.unknown),
+            format!("{} of {}", commas(case.failed + case.unknown), commas(case.checks)),
         ]);
     }
     table.write(&mut page.text);
+    for case in report.cases.iter().filter(|case| case.failed + case.unknown > 0) {
+        let Case { name, failed, unknown, reason, .. } = case;
+        let why = reason.as_ref().map_or_else(
+            || "no reason is kept: in the end every backend's last answer was good".to_owned(),
+            |reason| format!("of those whose last check failed, most did so since `{reason}`"),
+        );
+        let (failed, unknown) = (commas(*failed), commas(*unknown));
+        page.say(&format!(
+            "`{name}`: {failed} checks failed, {unknown} could not be asked; {why}."
+        ));
+    }
     Ok(())
 }

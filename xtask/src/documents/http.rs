@@ -1,5 +1,7 @@
 //! The chapter of `bench http`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,6 +18,17 @@ struct Report {
     seconds: u64,
     cases: Vec<Case>,
     throughput: Vec<Throughput>,
+    #[serde(default)]
+    profiles: Vec<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    system: String,
+    connections: u64,
+    keep_alive: bool,
+    machine_cpu_us_per_request: f64,
+    functions: BTreeMap<String, f64>,
 }
 
 #[derive(Deserialize)]
@@ -138,5 +151,54 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         table.row([of.system, format!("{:.2}", median(of.bits_per_second) / 1e9)]);
     }
     table.write(&mut page.text);
+    profiles(&report.profiles, page);
     Ok(())
+}
+
+/// How many functions are told of a load.
+const TOLD: usize = 16;
+
+/// Where the time goes, by function, most of what the balancer adds first.
+fn profiles(profiles: &[Profile], page: &mut Page) {
+    let mut loads: Vec<_> =
+        profiles.iter().map(|profile| (profile.connections, profile.keep_alive)).collect();
+    loads.dedup();
+    for (connections, keep_alive) in loads {
+        let of = |system: &str| {
+            profiles.iter().find(|profile| {
+                (profile.connections, profile.keep_alive) == (connections, keep_alive)
+                    && profile.system == system
+            })
+        };
+        let systems = ["direct", "ecmp-router", "lb-dsr", "lb-ipip"];
+        let [Some(direct), Some(router), Some(dsr), Some(ipip)] = systems.map(of) else { continue };
+        let all = [direct, router, dsr, ipip];
+        let names: BTreeSet<_> = all.iter().flat_map(|profile| profile.functions.keys()).collect();
+        let time = |profile: &Profile, name: &str| {
+            profile.functions.get(name).copied().unwrap_or_default()
+        };
+        let mut names: Vec<_> = names.into_iter().collect();
+        let added = |name: &str| time(dsr, name) - time(direct, name);
+        names.sort_by(|a, b| added(b).total_cmp(&added(a)));
+        let keep = if keep_alive { "keep-alive" } else { "a connection for each request" };
+        page.say(&format!(
+            "### Where the time goes, {connections} connections, {keep}\n\n\
+             Microseconds of CPU for a request in functions of the kernel themselves, without what they call, \
+             by samples of the whole machine (perf); what `lb-dsr` adds to `direct`, the largest {TOLD} of it. \
+             `ecmp-router` is a hop more without a balancer: the kernel routes each flow to a host."
+        ));
+        let mut table =
+            Table::new(["function", "direct", "ecmp-router", "lb-dsr", "lb-ipip", "lb-dsr adds"]);
+        let mut row = |name: &str, time: &dyn Fn(&Profile) -> f64| {
+            let times = all.map(time);
+            let more = format!("{:+.2}", times[2] - times[0]);
+            let [direct, router, dsr, ipip] = times.map(|time| format!("{time:.2}"));
+            table.row([name.to_owned(), direct, router, dsr, ipip, more]);
+        };
+        row("all", &|profile| profile.machine_cpu_us_per_request);
+        for name in names.into_iter().take(TOLD) {
+            row(name, &|profile| time(profile, name));
+        }
+        table.write(&mut page.text);
+    }
 }

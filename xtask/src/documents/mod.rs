@@ -11,6 +11,7 @@ mod fuzz;
 mod health;
 mod http;
 mod instructions;
+mod kernels;
 mod metrics;
 pub mod plot;
 mod scale;
@@ -23,6 +24,7 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -49,6 +51,10 @@ pub struct Saving {
 pub struct Page {
     /// Markdown.
     pub text: String,
+    /// The command that measured what the chapter tells.
+    pub command: String,
+    /// The CPUs that it could use.
+    pub cores: usize,
     plots: BTreeMap<String, String>,
 }
 
@@ -62,6 +68,11 @@ impl Page {
     pub fn plot(&mut self, name: &str, text: &str, svg: String) {
         let _ = writeln!(self.text, "\n![{text}](plots/{name}.svg)");
         self.plots.insert(name.to_owned(), svg);
+    }
+
+    /// Whether the command has this word.
+    pub fn has(&self, word: &str) -> bool {
+        self.command.split([' ', '=']).any(|one| one == word)
     }
 }
 
@@ -111,6 +122,7 @@ const DOCUMENTS: [Document; 2] = [
             chapter("attack", "Floods", attack::render),
             chapter("soak", "Anything at any time", soak::render),
             chapter("fuzz", "Any bytes", fuzz::render),
+            chapter("kernels", "Other kernels", kernels::render),
         ],
     },
 ];
@@ -122,8 +134,9 @@ const DOCUMENTS: [Document; 2] = [
 /// If `results` is not what the command tells, or a file can't be written.
 pub fn save(name: &str, programs: &[&str], results: &str) -> Result<()> {
     let results = serde_json::from_str(results).with_context(|| format!("results of {name}"))?;
-    let record = Record::new(name, command(), programs, results)?;
     let workspace = crate::workspace();
+    let record = Record::new(name, command(), programs, results)?;
+    let record = Record { revision: revision(&workspace), ..record };
     let path = record.save(&workspace.join(RESULTS))?;
     println!("kept: {}", path.strip_prefix(&workspace).unwrap_or(&path).display());
     write()
@@ -139,11 +152,34 @@ pub fn kept(name: &str) -> Result<Option<Value>> {
     Ok(records.remove(name).map(|record| record.results))
 }
 
-/// What was typed, less what does not change the results.
+/// What does not change the results. Whoever repeats a measurement may not want the files of the tree
+/// overwritten, either.
+const NOT_REPEATED: [&str; 4] = ["--save", "--json", "--update", "--keep"];
+
+/// What was typed, less what is not to be repeated.
 fn command() -> String {
-    let args = std::env::args().skip(1).filter(|arg| arg != "--save" && arg != "--json");
-    let words: Vec<_> = ["cargo".to_owned(), "xtask".to_owned()].into_iter().chain(args).collect();
+    let words = ["cargo".to_owned(), "xtask".to_owned()].into_iter();
+    let words: Vec<_> = words.chain(std::env::args().skip(1)).collect();
+    repeated(&words.join(" "))
+}
+
+/// A command, less what is not to be repeated.
+fn repeated(command: &str) -> String {
+    let words: Vec<_> = command.split(' ').filter(|word| !NOT_REPEATED.contains(word)).collect();
     words.join(" ")
+}
+
+/// The commit of the tree, with a `+` if the tree differs from it in what is not documents. None
+/// without git.
+fn revision(workspace: &Path) -> Option<String> {
+    let git = |words: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(workspace).args(words).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    let changes = git(&["status", "--porcelain", "--", ".", ":(exclude)docs"])?;
+    Some(if changes.is_empty() { commit } else { commit + "+" })
 }
 
 /// Writes both documents of the records that there are.
@@ -175,6 +211,8 @@ fn render(records: &BTreeMap<String, Record>) -> Result<BTreeMap<PathBuf, String
             let _ = writeln!(page.text, "\n## {}", chapter.title);
             match records.get(chapter.record) {
                 Some(record) => {
+                    page.command.clone_from(&record.command);
+                    page.cores = record.machine.cores;
                     (chapter.render)(&record.results, &mut page)
                         .with_context(|| format!("{RESULTS}/{}.json", chapter.record))?;
                     origin(record, &mut page);
@@ -197,9 +235,16 @@ fn origin(record: &Record, page: &mut Page) {
     let guest = if *virtualised { ", a virtual machine" } else { "" };
     let versions: Vec<_> =
         record.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let (name, command, date) = (&record.name, &record.command, &record.date);
+    let (name, command, date) = (&record.name, repeated(&record.command), &record.date);
+    let revision = record.revision.as_ref().map_or_else(String::new, |revision| {
+        let (commit, changes) = match revision.strip_suffix('+') {
+            Some(commit) => (commit, " and changes that are not in it"),
+            None => (revision.as_str(), ""),
+        };
+        format!("; commit {commit}{changes}")
+    });
     page.say(&format!(
-        "<sub>`{command}`, {date}; {cores} cores of {cpu}, {gib:.0} GiB{guest}; Linux {kernel}; {}. \
+        "<sub>`{command}`, {date}{revision}; {cores} cores of {cpu}, {gib:.0} GiB{guest}; Linux {kernel}; {}. \
          Raw figures: [results/{name}.json](results/{name}.json).</sub>",
         versions.join(", "),
     ));
@@ -245,6 +290,35 @@ mod tests {
         let text = &files[Path::new("RELIABILITY.md")];
         assert!(text.contains("## A backend fails\n\nNot measured.\n"), "{text}");
         Ok(())
+    }
+
+    #[test]
+    fn a_record_is_told_with_its_command_and_its_commit() -> Result<()> {
+        let results = serde_json::json!({ "cells": [] });
+        let command = "cargo xtask bench failover --rounds 3 --update --keep --save --json";
+        let record = Record::new("failover", command.into(), &[], results)?;
+        let line = |record: &Record| -> Result<String> {
+            let files = render(&BTreeMap::from([("failover".to_owned(), record.clone())]))?;
+            let text = &files[Path::new("RELIABILITY.md")];
+            let line = text.lines().find(|line| line.starts_with("<sub>"));
+            Ok(line.unwrap_or_default().to_owned())
+        };
+        let date = &record.date;
+        let begin = format!("<sub>`cargo xtask bench failover --rounds 3`, {date}; ");
+        assert!(line(&record)?.starts_with(&begin), "{}", line(&record)?);
+        let of = |revision: &str| Record { revision: Some(revision.into()), ..record.clone() };
+        let commit = line(&of("1455f7c0a1b2"))?;
+        assert!(commit.contains(&format!("{date}; commit 1455f7c0a1b2; ")), "{commit}");
+        let changed = line(&of("1455f7c0a1b2+"))?;
+        assert!(changed.contains("1455f7c0a1b2 and changes that are not in it; "), "{changed}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_page_knows_the_words_of_its_command() {
+        let command = "cargo xtask fuzz api --jobs 6".into();
+        let page = Page { command, ..Page::default() };
+        assert!(page.has("api") && page.has("--jobs") && !page.has("--seconds"));
     }
 
     #[test]

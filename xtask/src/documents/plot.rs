@@ -65,6 +65,7 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> Result<String> {
             .configure_mesh()
             .disable_y_mesh()
             .light_line_style(WHITE)
+            .x_label_formatter(&|value| short(*value))
             .y_labels(count)
             .y_label_formatter(&name)
             .label_style((FONT, 13).into_font().color(&INK))

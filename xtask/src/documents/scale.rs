@@ -303,6 +303,18 @@ fn limits(report: &Report, page: &mut Page) {
         ]);
     }
     table.write(&mut page.text);
+    let value = |name: &str| {
+        report.limits.iter().find(|limit| limit.limit == name).map_or(0, |limit| limit.value)
+    };
+    let (services, backends) = (value("services"), value("backends"));
+    page.say(&format!(
+        "With the limits as they come, the first one that a site meets is that of services ({}) if these have \
+         fewer than {} backends each, and else that of backends ({}). No table of flows is a limit: those of \
+         tracked UDP flows, QUIC connections and fragments forget what was used least recently.",
+        commas(services),
+        backends / services.max(1),
+        commas(backends),
+    ));
     let PinsFull { room, new_flows, pinned, to_older_backend } = report.pins_full;
     let [room, flows, pinned, older] = [room, new_flows, pinned, to_older_backend].map(commas);
     page.say(&format!(
@@ -381,6 +393,7 @@ mod tests {
             "| 512 | 16,384 (limit raised) | 412 | 400 | 412 | 400 | 412.0 | 25.0 |",
             "| services | 512 | `lbd --check, one service more` | 2 | \
              `513 services, but 'services' is 512` `raise it` |",
+            "that of services (512)",
             "with all 262,144 taken, of 65,536 new flows",
             "costs the kernel 12.5 microseconds",
         ] {

@@ -21,6 +21,8 @@ pub(super) struct Run {
     date: String,
     executions: u64,
     seconds: f64,
+    /// How many ran at a time.
+    jobs: usize,
     /// Inputs that reach something that no other one does, and their bytes.
     corpus_inputs: u64,
     corpus_bytes: u64,
@@ -72,6 +74,11 @@ impl Run {
         }
     }
 
+    /// As one of so many at a time.
+    pub fn beside(self, jobs: usize) -> Self {
+        Self { jobs, ..self }
+    }
+
     fn per_second(&self) -> u64 {
         (self.executions as f64 / self.seconds.max(0.001)).round() as u64
     }
@@ -101,6 +108,7 @@ impl Run {
             "target": self.target,
             "date": self.date,
             "executions": self.executions,
+            "jobs": self.jobs,
             "seconds": (self.seconds * 10.0).round() / 10.0,
             "executions_per_second": self.per_second(),
             "corpus_inputs": self.corpus_inputs,
