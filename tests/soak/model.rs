@@ -14,6 +14,7 @@
 //! | the deadline of its backend's drain came | [`Reason::Deadline`] |
 //! | it began in the moment in which a node died | [`Reason::Untold`] |
 //! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
+//! | the same by the first wire alone, and it began when clients changed from one node to the other | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
@@ -294,12 +295,30 @@ fn is_untold(history: &History, facts: &Facts, life: &Life, slack: Duration) -> 
 /// Whether a connection began when both nodes were Active, and neither could tell the other of it.
 fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
+    let early = TOLD + slack;
     history.troubles.iter().any(|trouble| {
         let Span { from, until } = trouble.span;
-        let both = facts.takeovers.iter().filter(|(_, at)| trouble.span.contains(*at));
-        trouble.op == Op::Part(true, true)
-            && both.count() > 0
-            && Span { from, until: until.saturating_add(slack) }.overlaps(began)
+        let until = until.saturating_add(slack);
+        let in_time = |at: &&Duration| trouble.span.contains(**at);
+        let mut takeovers = facts.takeovers.iter().map(|(_, at)| at).filter(in_time).peekable();
+        if takeovers.peek().is_none() {
+            return false;
+        }
+        match trouble.op {
+            Op::Part(true, true) => Span { from, until }.overlaps(began),
+            // The one that is to go hears of it at the first advertisement, and has news left to tell.
+            Op::Part(true, false) => {
+                let changed = |at: &Duration| {
+                    Span { from: at.saturating_sub(early), until: *at + early }.overlaps(began)
+                };
+                let healed = history.heals.iter().find(in_time);
+                let back = healed.is_some_and(|at| {
+                    Span { from: at.saturating_sub(early), until }.overlaps(began)
+                });
+                back || takeovers.any(changed)
+            }
+            _ => false,
+        }
     })
 }
 

@@ -69,6 +69,8 @@ pub struct History {
     pub deadlines: OfBackends,
     /// What may have changed a ring.
     pub changes: Vec<Span>,
+    /// When nodes that did not hear each other did again.
+    pub heals: Vec<Duration>,
     /// The troubles of the nodes.
     pub troubles: Vec<Trouble>,
 }
@@ -141,6 +143,7 @@ impl History {
         let span = Span { from, until };
         self.changes.push(span);
         match done.op {
+            Op::Heal => self.heals.push(from),
             Op::Kill(host) => begin(&mut self.dead[host], from),
             Op::Revive(host) => end(&mut self.dead[host], until),
             Op::Restart(host) => self.dead[host].push(span),

@@ -212,8 +212,14 @@ fn what_begins_while_both_are_active_may_break_and_nothing_older() {
     assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), Some(Reason::Parted));
     assert_eq!(excuse(&history, &facts, &reset(4_000, 8_000)), None);
     assert_eq!(excuse(&history, &facts, &reset(11_000, 12_000)), None);
-    let (history, facts) = struck(Op::Part(true, false), 1);
+    let (mut history, facts) = struck(Op::Part(true, false), 1);
+    history.heals.push(8_500 * MS);
     assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), None, "they told each other");
+    let changed = |opened| excuse(&history, &facts, &reset(opened, opened + 1_000));
+    assert_eq!(changed(5_390), Some(Reason::Parted), "clients go to the other node");
+    assert_eq!(changed(8_480), Some(Reason::Parted), "and come back");
+    assert_eq!(changed(10_000), None);
+    assert_eq!(excuse(&history, &Facts::default(), &reset(8_480, 9_000)), None, "one was Active");
     let (history, _) = struck(Op::Part(true, true), 1);
     assert_eq!(excuse(&history, &Facts::default(), &reset(7_000, 8_000)), None, "one was Active");
 }
