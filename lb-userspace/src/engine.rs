@@ -39,7 +39,7 @@ pub use self::{
     silence::Suspicion,
 };
 use crate::{
-    datapath::{DataPlane, FlowRef},
+    datapath::{DataPlane, FlowRef, entry},
     desired::{Admin, Desired, ServiceKey},
     health::{self, Condition, Seen, View},
     maglev,
@@ -48,6 +48,10 @@ use crate::{
     ring,
     settings::Settings,
 };
+
+/// How many new rings are published at a time. The kernel waits for all runs of programs after each time,
+/// tens of milliseconds; and as many rings are in memory, half a megabyte each.
+const TOGETHER: usize = 32;
 
 /// The one writer of the maps.
 #[derive(Debug)]
@@ -290,8 +294,18 @@ impl<D: DataPlane> Engine<D> {
         self.ramps = ramping.shares(now);
         self.ramping = ramping;
         self.standings = plan.standings;
-        for change in plan.changes {
-            self.apply(change, now, &mut outcome)?;
+        let mut changes = plan.changes.into_iter().peekable();
+        let mut new_rings = Vec::new();
+        while let Some(change) = changes.next() {
+            let Change::PublishRing(id, target) = change else {
+                self.apply(change, now, &mut outcome)?;
+                continue;
+            };
+            new_rings.push((id, target));
+            let another = matches!(changes.peek(), Some(Change::PublishRing(..)));
+            if !another || new_rings.len() == TOGETHER {
+                self.publish_rings(std::mem::take(&mut new_rings), now, &mut outcome)?;
+            }
         }
         if self.walk.has_homeless(&self.applied, &self.following()) {
             self.walk_flows(now)?;
@@ -346,9 +360,16 @@ impl<D: DataPlane> Engine<D> {
                     data_plane.reset_backend_totals(id).with_context(context)?;
                 }
                 data_plane.put_backend(id, &value).with_context(context)?;
-                applied.backends.insert(id, *value);
+                let (service, address) = (value.service, entry::ip_of(value.address));
+                if applied.backends.insert(id, *value).is_none()
+                    && let Some(key) = self.key_of(service)
+                {
+                    self.history.meet(key, address);
+                }
             }
-            Change::PublishRing(id, target) => self.publish_ring(id, target, now, outcome)?,
+            Change::PublishRing(id, target) => {
+                return self.publish_rings(vec![(id, target)], now, outcome);
+            }
             Change::RetargetRing(id, target) => {
                 // It counts only if it writes.
                 return self.retarget_ring(id, target, now, outcome);
@@ -402,29 +423,36 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    fn publish_ring(
+    fn publish_rings(
         &mut self,
-        id: u16,
-        target: Target,
+        targets: Vec<(u16, Target)>,
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let table = table(&target, &self.settings.seed);
-        let owner = |slot| Owners { current: owner(&target, &table, slot), base: 0 };
-        let owners: Vec<_> = (0..target.slots as usize).map(owner).collect();
-        self.data_plane
-            .publish_ring(id, &owners)
-            .with_context(|| format!("publish a ring of {} slots", target.slots))?;
-        if let Some(old) = self.applied.rings.get(&id) {
-            info!(ring = id, from = old.slots, to = target.slots, "ring resized; its flows move");
+        let owners = |target: &Target| -> Vec<_> {
+            let table = table(target, &self.settings.seed);
+            let owner = |slot| Owners { current: owner(target, &table, slot), base: 0 };
+            (0..target.slots as usize).map(owner).collect()
+        };
+        let rings: Vec<_> = targets.iter().map(|(id, target)| (*id, owners(target))).collect();
+        self.data_plane.publish_rings(&rings).with_context(|| {
+            let slots: Vec<_> = rings.iter().map(|(_, owners)| owners.len().to_string()).collect();
+            format!("publish a ring of {} slots", slots.join(", one of "))
+        })?;
+        for ((id, target), (_, owners)) in targets.into_iter().zip(rings) {
+            if let Some(old) = self.applied.rings.get(&id) {
+                let (from, to) = (old.slots, target.slots);
+                info!(ring = id, from, to, "ring resized; its flows move");
+            }
+            outcome.changes += 1;
+            outcome.slots_moved += owners.len() as u64;
+            let slots: Vec<_> = owners.into_iter().map(Slot::new).collect();
+            self.take_ring(id, summary(&slots, Some(target)), now);
+            if let Some(key) = self.key_of(id) {
+                self.history.telling.ring(key);
+                self.expect_strays(&key);
+            }
         }
-        let slots: Vec<_> = owners.iter().copied().map(Slot::new).collect();
-        self.take_ring(id, summary(&slots, Some(target)), now);
-        if let Some(key) = self.key_of(id) {
-            self.history.telling.ring(key);
-            self.expect_strays(&key);
-        }
-        outcome.slots_moved += owners.len() as u64;
         Ok(())
     }
 

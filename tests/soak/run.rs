@@ -45,6 +45,9 @@ const WHOLE: Duration = Duration::from_secs(60);
 /// timeout, and the steps that slots settle by on a machine that is busy with other things.
 const SETTLED: Duration = Duration::from_secs(90);
 
+/// Where violations are kept.
+const VIOLATIONS: &str = "violations.txt";
+
 /// How many operations are told beside a violation.
 const TOLD: usize = 20;
 
@@ -83,6 +86,8 @@ pub fn run(arguments: Arguments) -> Result<Report> {
     let clock = Clock::start();
     fs::create_dir_all(&arguments.folder)
         .with_context(|| format!("create {}", arguments.folder.display()))?;
+    // Of another run of the seed.
+    let _ = fs::remove_file(arguments.folder.join(VIOLATIONS));
     eprintln!("soak: seed {}; two nodes and their web hosts are started", arguments.seed);
     let site = Site::start(clock)?;
     let reader = Reader::new(clock, &site.twins.lab, site.logs());
@@ -279,7 +284,7 @@ impl Run {
         if self.report.violations.len() < MOST {
             let story = self.story(at, &violation);
             eprintln!("{}{story}", clear());
-            let file = self.arguments.folder.join("violations.txt");
+            let file = self.arguments.folder.join(VIOLATIONS);
             let file = fs::File::options().create(true).append(true).open(file);
             // It is in the report as well.
             let _ = file.and_then(|mut file| file.write_all(story.as_bytes()));

@@ -100,6 +100,8 @@ pub trait Balancer: Send {
     fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>>;
     /// See [`Engine::take_unlearnt`].
     fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey>;
+    /// See [`Engine::take_newly_known`].
+    fn take_newly_known(&mut self) -> BTreeSet<ServiceKey>;
     /// See [`Engine::hold_pins`].
     ///
     /// # Errors
@@ -230,6 +232,10 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
         Self::take_unlearnt(self)
+    }
+
+    fn take_newly_known(&mut self) -> BTreeSet<ServiceKey> {
+        Self::take_newly_known(self)
     }
 
     fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {

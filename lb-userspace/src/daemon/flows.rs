@@ -135,15 +135,37 @@ impl<B: Balancer> Daemon<B> {
         if let Some(wait) = wait {
             peer.again = Some((now + wait, wait));
         }
+        self.tell_of_missing(id, &missed, "they could not be written; it is asked for them again");
+    }
+
+    /// Flows on a backend that peers knew before this node did are missing here: an operator adds it to
+    /// one node after the other. All is asked for again, at once.
+    pub(super) fn meet_backends(&mut self) {
+        let known = self.balancer.take_newly_known();
+        if known.is_empty() {
+            return;
+        }
+        let peers = self.group.iter_mut().flat_map(|group| &mut group.peers);
+        let missed = peers.map(|(id, peer)| {
+            let missed = known.iter().filter(|key| peer.followed.remove(key));
+            (*id, missed.copied().collect::<BTreeSet<_>>())
+        });
+        for (id, missed) in missed.collect::<Vec<_>>() {
+            if !missed.is_empty() {
+                let cause = "their backend was not known here; it is asked for them again";
+                self.tell_of_missing(id, &missed, cause);
+            }
+        }
+    }
+
+    fn tell_of_missing(&self, id: PeerId, missed: &BTreeSet<ServiceKey>, cause: &str) {
         let services = self.desired.services.iter();
         let names = services.filter(|(_, service)| missed.contains(&service.key));
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
         let name = self.group.as_ref().map(|group| group.name(id)).unwrap_or_default();
-        self.tell(News::new(
-            Kind::PeerUnsynced,
-            format!("flows of {} that {name} tells of are missing here", names.join(", ")),
-            "they could not be written; it is asked for them again",
-        ));
+        let message =
+            format!("flows of {} that {name} tells of are missing here", names.join(", "));
+        self.tell(News::new(Kind::PeerUnsynced, message, cause));
     }
 
     /// Tells those peers everything to whom it could not be told.

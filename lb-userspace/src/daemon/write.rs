@@ -38,6 +38,7 @@ impl<B: Balancer> Daemon<B> {
                 Some(format!("{error:#}"))
             }
         };
+        self.meet_backends();
         let news = self.health.stand(self.balancer.standings(), &self.desired);
         news.into_iter().for_each(|news| self.effects.events.record(news));
         if *self.balancer.retired() != self.kept_sums {

@@ -70,6 +70,10 @@ pub(super) struct History {
     mirrors: BTreeMap<ServiceKey, Mirror>,
     /// Services of which something could not be taken.
     unlearnt: BTreeSet<ServiceKey>,
+    /// Backends that peers have pinned flows to, and that are not known here.
+    strangers: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    /// Services of which a stranger has become known.
+    newly_known: BTreeSet<ServiceKey>,
     /// What was told already and is not told again.
     complaints: BTreeSet<String>,
     /// Services whose pins are held.
@@ -128,10 +132,20 @@ impl History {
         self.settling.entry(service).or_default()
     }
 
+    /// A backend has become known.
+    pub(super) fn meet(&mut self, service: ServiceKey, backend: IpAddr) {
+        let strangers = self.strangers.get_mut(&service);
+        if strangers.is_some_and(|strangers| strangers.remove(&backend)) {
+            self.newly_known.insert(service);
+        }
+    }
+
     /// Forgets a service that is no more.
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
         self.unlearnt.remove(service);
+        self.strangers.remove(service);
+        self.newly_known.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
         self.telling.drop_service(service, Some(id));
@@ -223,6 +237,7 @@ impl<D: DataPlane> Engine<D> {
             let mirror = self.history.mirrors.entry(*key).or_default();
             mirror.next = None;
             mirror.named = Some(HashSet::new());
+            self.history.strangers.remove(key);
             let of = format!("{}: ", self.name_of(key));
             self.history.complaints.retain(|complaint| !complaint.starts_with(&of));
         }

@@ -159,6 +159,10 @@ impl Balancer for Wired {
         unlearnt
     }
 
+    fn take_newly_known(&mut self) -> BTreeSet<ServiceKey> {
+        self.engine.take_newly_known()
+    }
+
     fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
         self.wires.deeds.push(Deed::Hold(services.iter().copied().collect()));
         self.engine.hold_pins(services)

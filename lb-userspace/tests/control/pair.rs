@@ -421,6 +421,39 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
 }
 
 #[tokio::test]
+async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_preempt() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    let unsynced = || lbd.script.deeds.facts().is_some_and(|f| f.unsynced.contains(&main.key));
+    eventually("it may preempt", async || !unsynced()).await;
+    let backend = IpAddr::from([10, 0, 0, 19]);
+    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
+    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    let pins = Piece::Pins { service: web(&place), pins: vec![pin] };
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins], Mark::default()));
+    let refused = async || told(&lbd, Kind::PeerRefused).await;
+    eventually("it is not known", async || !refused().await.is_empty()).await;
+    assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
+    assert!(!unsynced(), "there may never be such a backend here");
+    lbd.script.deeds.take();
+    assert_eq!(lbctl(&place, "backend add web 10.0.0.19").await.code, Some(0));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "it is asked for them", wants).await;
+    eventually("it may not", async || unsynced()).await;
+    assert_eq!(
+        told(&lbd, Kind::PeerUnsynced).await,
+        ["flows of web that lb2 tells of are missing here"]
+    );
+    lbd.script.is_synced(PEER);
+    eventually("it may again", async || !unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_history_that_could_not_be_read_is_told_later() {
     let place = Place::new(&all());
     let lbd = place.start().await;

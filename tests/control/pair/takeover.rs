@@ -160,6 +160,43 @@ fn a_pin_that_can_not_be_written_costs_no_other() {
     assert_eq!(follower.take_unlearnt(), BTreeSet::new());
 }
 
+#[test]
+fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_known_here() {
+    let mut pair = pinned_pair();
+    let before = pair.nodes[1].pins();
+    let mut desired = pair.nodes[0].engine.desired().clone();
+    let backends = &mut desired.services.get_mut("web").unwrap().backends;
+    let new = ip("10.0.0.16");
+    let one = backends.values().next().cloned().unwrap();
+    backends.insert(new, lb_userspace::desired::Backend { admin: Admin::Enabled, ..one });
+    let now = pair.at();
+    // The operator adds it where the clients are.
+    set(&mut pair.nodes[0].engine, desired.clone());
+    pair.nodes[0].engine.reconcile(now).unwrap();
+    (0..400).for_each(|_| pair.open());
+    let history = pair.nodes[0].engine.history(now).unwrap();
+    let follower = &mut pair.nodes[1].engine;
+    let told = follower.learn(history.clone(), now).unwrap();
+    assert_eq!(told, ["web: backend 10.0.0.16 is not known here"]);
+    let refused =
+        pinned(&history).len() - follower.data_plane().flow_count(FlowTable::Pins) as usize;
+    assert!(refused > 5, "{refused}");
+    assert_eq!(follower.take_newly_known(), BTreeSet::new());
+    assert_eq!(follower.take_unlearnt(), BTreeSet::new(), "nothing of it could be taken");
+    // And on the other node.
+    set(follower, desired);
+    follower.reconcile(now).unwrap();
+    assert_eq!(follower.take_newly_known(), [web()].into());
+    assert_eq!(follower.take_newly_known(), BTreeSet::new(), "once");
+    follower.forget(&[web()].into());
+    assert_eq!(follower.learn(history.clone(), now).unwrap(), Vec::<String>::new());
+    assert_eq!(pair.nodes[1].pins(), pinned(&history).len());
+    assert!(pair.nodes[1].pins() > before);
+    pair.clients.values_mut().for_each(|client| client.known = true);
+    pair.take_over();
+    pair.send(5).unwrap();
+}
+
 /// Nobody sends anything for so long that flows have ended, as the nodes see at the end.
 fn be_silent(pair: &mut Pair) {
     for _ in 0..=IDLE {

@@ -25,6 +25,9 @@ use crate::{
 /// Flows that a full history may name, beyond what all tables hold: more can't be of use.
 const MOST_NAMED: usize = 1 << 20;
 
+/// Backends of a service that are remembered as unknown: as many as there can be.
+const MOST_STRANGERS: usize = 1 << 16;
+
 /// What one call of [`Engine::learn`] has found.
 #[derive(Debug, Default)]
 struct Lesson {
@@ -131,9 +134,15 @@ impl<D: DataPlane> Engine<D> {
     /// Their histories must be told again, whole, before this node has all of them.
     ///
     /// A backend that is not known here is no such thing: its flows have no place here however often
-    /// they are told.
+    /// they are told, until it is [known](Self::take_newly_known).
     pub fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
         std::mem::take(&mut self.history.unlearnt)
+    }
+
+    /// The services with a backend that was written since the last call, and to which a peer had told
+    /// pins before: an operator adds it to one node first. Their histories must be told again, whole.
+    pub fn take_newly_known(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.history.newly_known)
     }
 
     /// The ids of a service's backends.
@@ -241,7 +250,13 @@ impl<D: DataPlane> Engine<D> {
         ids: &HashMap<IpAddr, u16>,
         now: Now,
     ) -> Result<bool> {
-        let Some(&backend) = ids.get(&pin.backend) else { return Ok(true) };
+        let Some(&backend) = ids.get(&pin.backend) else {
+            let strangers = self.history.strangers.entry(key).or_default();
+            if strangers.len() < MOST_STRANGERS {
+                strangers.insert(pin.backend);
+            }
+            return Ok(true);
+        };
         let role = self.history.role(&key);
         let flow = from_told(&pin.flow, service.id);
         let idle = u32::try_from(pin.idle.as_secs()).unwrap_or(u32::MAX);
