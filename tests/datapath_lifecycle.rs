@@ -164,6 +164,55 @@ fn a_new_start_adopts_the_maps_and_swaps_the_program() {
 }
 
 #[test]
+fn many_services_get_their_own_rings_at_once_and_after_a_start_with_other_limits() {
+    let mut site = Site::new();
+    site.settings.limits.services = 80;
+    site.settings.limits.backends = 128;
+    let mut many = Desired::default();
+    let service = desired(&["10.0.0.11"]).services.remove("web").unwrap();
+    for n in 0..70_u16 {
+        let key = ServiceKey { port: 8_000 + n, ..service.key };
+        // Rings of one size are told apart by their owners.
+        let backend = IpAddr::from([10, 0, 1, n as u8]);
+        let backends =
+            [(backend, Backend { weight: Weight(NonZeroU16::MIN), ..Backend::default() })];
+        let service =
+            Service { key, backends: backends.into(), ring_slots: 257, ..service.clone() };
+        many.services.insert(format!("web{n:02}"), service);
+    }
+    let rings = |engine: &Engine<Xdp>| -> Vec<BTreeSet<u16>> {
+        let plane = engine.data_plane();
+        let owner = |id| plane.ring(id).unwrap().iter().map(|slot| slot.owners().current).collect();
+        plane.rings().unwrap().into_iter().map(owner).collect()
+    };
+    let pins = |site: &Site| -> BTreeSet<String> {
+        let folders =
+            fs::read_dir(&site.settings.pin_dir).unwrap().map(|entry| entry.unwrap().path());
+        let files =
+            folders.filter(|path| path.is_dir()).flat_map(|path| fs::read_dir(path).unwrap());
+        let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("ring-")).collect()
+    };
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    set(&mut engine, many.clone());
+    engine.reconcile(Now::read()).unwrap();
+    let before = rings(&engine);
+    let owners: BTreeSet<_> = before.iter().flatten().collect();
+    assert!(before.len() == 70 && before.iter().all(|ring| ring.len() == 1), "{before:?}");
+    assert_eq!(owners.len(), 70, "each has its own backend");
+    let names: BTreeSet<_> = (0..70).map(|id| format!("ring-{id}")).collect();
+    assert_eq!(pins(&site), names);
+    drop(engine);
+
+    site.settings.limits.services = 90;
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    set(&mut engine, many);
+    engine.reconcile(Now::read()).unwrap();
+    assert_eq!(rings(&engine), before);
+    assert_eq!(pins(&site), names);
+}
+
+#[test]
 fn a_service_that_is_removed_leaves_nothing_behind() {
     let site = Site::new();
     let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();

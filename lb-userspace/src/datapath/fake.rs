@@ -276,10 +276,12 @@ impl DataPlane for Fake {
         self.rings.get(&service).cloned().map(FakeRing).context("no such ring")
     }
 
-    fn publish_ring(&mut self, service: u16, owners: &[Owners]) -> Result<()> {
-        self.write()?;
-        ensure!(u32::from(service) < self.limits.services, "ring {service} is out of bounds");
-        self.rings.insert(service, Arc::new(owners.iter().copied().map(Slot::new).collect()));
+    fn publish_rings(&mut self, rings: &[(u16, Vec<Owners>)]) -> Result<()> {
+        for (service, owners) in rings {
+            self.write()?;
+            ensure!(u32::from(*service) < self.limits.services, "ring {service} is out of bounds");
+            self.rings.insert(*service, Arc::new(owners.iter().copied().map(Slot::new).collect()));
+        }
         Ok(())
     }
 

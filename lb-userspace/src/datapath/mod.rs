@@ -127,8 +127,9 @@ pub trait DataPlane: View {
     /// slots is half a megabyte of the daemon's resident memory.
     fn ring(&self, service: u16) -> Result<Self::Ring>;
 
-    /// Builds a ring aside, then publishes it by one store.
-    fn publish_ring(&mut self, service: u16, owners: &[Owners]) -> Result<()>;
+    /// Builds a ring aside for each of these services, then publishes each by one store. After an error,
+    /// some may have been published.
+    fn publish_rings(&mut self, rings: &[(u16, Vec<Owners>)]) -> Result<()>;
 
     /// Writes the owners of these slots in place, one store each; the stamps stay.
     fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()>;

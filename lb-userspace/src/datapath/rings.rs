@@ -87,19 +87,25 @@ impl Rings {
         open(ring, id).map(Some)
     }
 
-    /// Gives a service this ring.
-    pub fn put(&self, id: u16, ring: &MapData) -> Result<()> {
-        let (pin, next) = (self.pin(id), self.next_pin(id));
-        // Of an attempt that failed.
-        let _ = fs::remove_file(&next);
-        ring.pin(&next).with_context(|| format!("pin {}", next.display()))?;
-        if let Err(error) = self.table.put(&id.into(), &sys::map_fd(ring)) {
+    /// Gives services these rings. After an error, some may have theirs.
+    pub fn put_all(&self, rings: &[(u16, MapData)]) -> Result<()> {
+        for (id, ring) in rings {
+            let next = self.next_pin(*id);
+            // Of an attempt that failed.
             let _ = fs::remove_file(&next);
-            return Err(error).context("publish the ring");
+            ring.pin(&next).with_context(|| format!("pin {}", next.display()))?;
         }
-        // It is published, and found by either name.
-        if let Err(error) = fs::rename(&next, &pin) {
-            warn!("{} keeps its name: {error}", next.display());
+        let ids: Vec<_> = rings.iter().map(|(id, _)| u32::from(*id)).collect();
+        let maps: Vec<_> = rings.iter().map(|(_, ring)| sys::map_fd(ring)).collect();
+        // The pins stay after an error: `get` and `settle` tell by the ids which of a service's two is
+        // in use.
+        self.table.put_all(&ids, &maps).context("publish rings")?;
+        for &(id, _) in rings {
+            // It is published, and found by either name.
+            let (pin, next) = (self.pin(id), self.next_pin(id));
+            if let Err(error) = fs::rename(&next, &pin) {
+                warn!("{} keeps its name: {error}", next.display());
+            }
         }
         Ok(())
     }
@@ -120,16 +126,17 @@ impl Rings {
 
     /// Has the next set's table hold all that this one holds.
     pub fn share(&self, next: &Self) -> Result<()> {
+        let mut rings = Vec::new();
         for id in self.services().context("read RINGS")? {
             let Some(ring) = self.get(id)? else { continue };
             if self.table.is_same(&next.table) {
                 let pin = next.pin(id);
                 ring.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
             } else {
-                next.put(id, &ring)?;
+                rings.push((id, ring));
             }
         }
-        Ok(())
+        next.put_all(&rings)
     }
 
     /// Makes the pins equal to what `RINGS` holds, whatever a predecessor's end or an earlier version,

@@ -178,7 +178,7 @@ impl Copy {
                 slot.set_owners(abi::Owners::from_word(*word as u32));
                 slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
             }
-            maps.rings.put(*service, &map)?;
+            maps.rings.put_all(&[(*service, map)])?;
             rings.insert(*service, slots);
         }
         let pin_log = PinLog::open(folder.0)?;

@@ -217,13 +217,17 @@ impl DataPlane for Xdp {
         Mapped::new(&map).context("map the ring")
     }
 
-    fn publish_ring(&mut self, service: u16, owners: &[Owners]) -> Result<()> {
-        let map = maps::new_ring(owners.len() as u32)?;
-        let slots = Mapped::<Slot>::new(&map).context("map the ring")?;
-        for (slot, owners) in slots.iter().zip(owners) {
-            slot.set_owners(*owners);
-        }
-        self.maps.rings.put(service, &map)
+    fn publish_rings(&mut self, rings: &[(u16, Vec<Owners>)]) -> Result<()> {
+        let build = |(service, owners): &(u16, Vec<Owners>)| {
+            let map = maps::new_ring(owners.len() as u32)?;
+            let slots = Mapped::<Slot>::new(&map).context("map the ring")?;
+            for (slot, owners) in slots.iter().zip(owners) {
+                slot.set_owners(*owners);
+            }
+            anyhow::Ok((*service, map))
+        };
+        let built = rings.iter().map(build).collect::<Result<Vec<_>>>()?;
+        self.maps.rings.put_all(&built)
     }
 
     fn set_owners(&mut self, service: u16, changes: &[(u32, Owners)]) -> Result<()> {

@@ -56,7 +56,7 @@ fn balancer(mode: Mode) -> (Fake, Status) {
     }
     let base = |slot: u16| if slot % 2 == 1 { 2 } else { 0 };
     let owners: Vec<_> = (0..251).map(|slot| Owners { current: 1, base: base(slot) }).collect();
-    fake.publish_ring(3, &owners).unwrap();
+    fake.publish_rings(&[(3, owners)]).unwrap();
     fake.put_vip(vip).unwrap();
     fake.put_service(&key, &value).unwrap();
     let interface = status::Interface {

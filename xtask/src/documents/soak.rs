@@ -145,7 +145,9 @@ fn words(reason: &str) -> &str {
         "Forced" => "its backend was taken away by `--force`",
         "Deadline" => "the deadline of a drain came",
         "Untold" => "it began in the moment in which the Active node died",
-        "Parted" => "both nodes were Active, and it began when one could not tell the other of it in time",
+        "Parted" => {
+            "both nodes were Active, and it began when one could not tell the other of it in time"
+        }
         "NoBackend" => "no backend was there",
         "Patience" => "its backend was cut off for longer than the client waits",
         "Raced" => {
