@@ -178,8 +178,7 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     let follower = &mut pair.nodes[1].engine;
     let told = follower.learn(history.clone(), now).unwrap();
     assert_eq!(told, ["web: backend 10.0.0.16 is not known here"]);
-    let refused =
-        pinned(&history).len() - follower.data_plane().flow_count(FlowTable::Pins) as usize;
+    let refused = pinned(&history).len() - follower.data_plane().flow_count(FlowTable::Pins);
     assert!(refused > 5, "{refused}");
     assert_eq!(follower.take_newly_known(), BTreeSet::new());
     assert_eq!(follower.take_unlearnt(), BTreeSet::new(), "nothing of it could be taken");
