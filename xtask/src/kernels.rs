@@ -27,7 +27,7 @@ use crate::{
 const KERNELS: [&str; 3] = ["6.1", "6.12", vm::kernel::NEWEST];
 
 /// For one kernel. Without KVM they take eight minutes; a machine that does much else gets more.
-const LIMIT: Duration = Duration::from_secs(1_500);
+const LIMIT: Duration = Duration::from_secs(3_000);
 
 /// Of the thirty states that the datapath tests compare here; each takes seconds there.
 const EPOCHS: u8 = 4;
