@@ -435,9 +435,9 @@ impl<D: DataPlane> Engine<D> {
             (0..target.slots as usize).map(owner).collect()
         };
         let rings: Vec<_> = targets.iter().map(|(id, target)| (*id, owners(target))).collect();
-        self.data_plane.publish_rings(&rings).with_context(|| {
-            let slots: Vec<_> = rings.iter().map(|(_, owners)| owners.len().to_string()).collect();
-            format!("publish a ring of {} slots", slots.join(", one of "))
+        self.data_plane.publish_rings(&rings).with_context(|| match &rings[..] {
+            [(_, owners)] => format!("publish a ring of {} slots", owners.len()),
+            _ => format!("publish {} rings", rings.len()),
         })?;
         for ((id, target), (_, owners)) in targets.into_iter().zip(rings) {
             if let Some(old) = self.applied.rings.get(&id) {

@@ -151,8 +151,53 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         table.row([of.system, format!("{:.2}", median(of.bits_per_second) / 1e9)]);
     }
     table.write(&mut page.text);
+    aims(&report.cases, page);
     profiles(&report.profiles, page);
     Ok(())
+}
+
+/// What share of the requests a second without a balancer was aimed at, and how much more CPU time for each.
+const SHARE: f64 = 0.9;
+const MORE_US: f64 = 6.0;
+
+/// The systems that are to be left behind.
+const OTHERS: [&str; 3] = ["haproxy", "nginx-stream", "nftables-dnat"];
+
+/// Whether the aims are met, by the figures.
+fn aims(cases: &[Case], page: &mut Page) {
+    let rate = |case: &Case| case.median(|run| run.requests_per_second);
+    let cpu = |case: &Case| case.median(|run| run.machine_cpu_us_per_request);
+    let beside = |case: &Case, system: &str| {
+        let load = (case.connections, case.keep_alive);
+        let mut same = cases.iter().filter(|case| (case.connections, case.keep_alive) == load);
+        same.find(|case| case.system == system && !case.runs.is_empty())
+    };
+    let judged = |is_met: bool| if is_met { "met" } else { "missed" };
+    let mut told = Vec::new();
+    for system in ["lb-dsr", "lb-ipip"] {
+        let own = cases.iter().filter(|case| case.system == system && !case.runs.is_empty());
+        let beside_direct = |case| Some((case, beside(case, "direct")?));
+        let own: Vec<_> = own.filter_map(beside_direct).collect();
+        let is_ahead = own.iter().all(|(case, _)| {
+            let mut others = OTHERS.iter().filter_map(|other| beside(case, other));
+            others.all(|other| rate(case) > rate(other))
+        });
+        let shares = own.iter().map(|(case, direct)| rate(case) / rate(direct));
+        let more = own.iter().map(|(case, direct)| cpu(case) - cpu(direct));
+        let (least, most) =
+            (shares.fold(f64::INFINITY, f64::min), more.fold(f64::NEG_INFINITY, f64::max));
+        told.push(format!(
+            "`{system}`: ahead of each {}, share {} with {least:.2} at least, CPU {} with {most:+.1} µs at most",
+            judged(is_ahead),
+            judged(least >= SHARE),
+            judged(most < MORE_US),
+        ));
+    }
+    page.say(&format!(
+        "The aims, which are no measurement, were to be ahead of each of the others under every load, to carry {SHARE} \
+         of what goes without a balancer, and to take less than {MORE_US} µs of CPU more for a request. {}.",
+        told.join("; ")
+    ));
 }
 
 /// How many functions are told of a load.
@@ -200,5 +245,69 @@ fn profiles(profiles: &[Profile], page: &mut Page) {
             row(name, &|profile| time(profile, name));
         }
         table.write(&mut page.text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(system: &str, rate: f64, cpu: f64) -> Case {
+        let run = Run {
+            requests_per_second: rate,
+            errors: 0,
+            p50_us: 1.0,
+            p99_us: 2.0,
+            p999_us: 3.0,
+            machine_cpu_us_per_request: cpu,
+        };
+        Case { system: system.into(), connections: 64, keep_alive: true, runs: vec![run] }
+    }
+
+    #[test]
+    fn aims_are_judged_by_the_figures() {
+        let cases = [
+            case("direct", 100.0, 20.0),
+            case("lb-dsr", 95.0, 25.0),
+            case("lb-ipip", 60.0, 27.5),
+            case("haproxy", 70.0, 60.0),
+        ];
+        let mut page = Page::default();
+        aims(&cases, &mut page);
+        for told in [
+            "`lb-dsr`: ahead of each met, share met with 0.95 at least, CPU met with +5.0 µs at most",
+            "`lb-ipip`: ahead of each missed, share missed with 0.60 at least, CPU missed with +7.5 µs at most",
+        ] {
+            assert!(page.text.contains(told), "{told} in {}", page.text);
+        }
+    }
+
+    #[test]
+    fn a_profile_tells_what_the_balancer_adds_most_first() {
+        let profile = |system: &str, copied: f64| Profile {
+            system: system.into(),
+            connections: 64,
+            keep_alive: true,
+            machine_cpu_us_per_request: 20.0 + copied,
+            functions: [("user".into(), 15.0), ("copy".into(), copied)].into(),
+        };
+        let all = [
+            profile("direct", 0.5),
+            profile("ecmp-router", 1.0),
+            profile("lb-dsr", 2.0),
+            profile("lb-ipip", 3.0),
+        ];
+        let mut page = Page::default();
+        profiles(&all, &mut page);
+        let rows: Vec<_> = page.text.lines().filter(|line| line.starts_with("| ")).collect();
+        assert_eq!(
+            rows,
+            [
+                "| function | direct | ecmp-router | lb-dsr | lb-ipip | lb-dsr adds |",
+                "| all | 20.50 | 21.00 | 22.00 | 23.00 | +1.50 |",
+                "| copy | 0.50 | 1.00 | 2.00 | 3.00 | +1.50 |",
+                "| user | 15.00 | 15.00 | 15.00 | 15.00 | +0.00 |",
+            ]
+        );
     }
 }
