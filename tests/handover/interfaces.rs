@@ -156,7 +156,7 @@ fn another_program_in_our_own_link_is_named_and_stays() {
     let mut object = Ebpf::load(objects::DECAP).unwrap();
     let program: &mut programs::Xdp =
         object.program_mut("decapsulate").unwrap().try_into().unwrap();
-    program.load().unwrap();
+    lb_userspace::datapath::load_program(program).unwrap();
     let pin = site.settings.pin_dir.join("link-va");
     let link = FdLink::from(PinnedLink::from_pin(&pin).unwrap());
     let id = program.attach_to_link(XdpLink::try_from(link).unwrap()).unwrap();

@@ -74,7 +74,7 @@ fn start_named(settings: &Settings, name: impl Fn(&str) -> String) -> Ebpf {
     let mut object = load(&folder, &settings.limits);
     fill(&mut object, &settings.limits);
     let program: &mut Xdp = object.program_mut("balance").unwrap().try_into().unwrap();
-    program.load().unwrap();
+    lb_userspace::datapath::load_program(program).unwrap();
     for interface in &settings.interfaces {
         let id = program.attach_to_if_index(ifindex(interface), XdpMode::Driver).unwrap();
         let link = FdLink::try_from(program.take_link(id).unwrap()).unwrap();

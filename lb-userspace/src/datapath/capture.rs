@@ -82,7 +82,7 @@ impl Loader {
             load::load_object(objects::CAPTURE, &self.folder, &self.limits, self.cpus)?;
         let program: &mut programs::Xdp =
             object.program_mut(CAPTURE).context("the object has no program")?.try_into()?;
-        program.load().context("the kernel refuses the program that captures")?;
+        load::load_program(program).context("the kernel refuses the program that captures")?;
         Ok(Capturer { object, plan: self.plan })
     }
 }

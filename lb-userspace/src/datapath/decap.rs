@@ -136,7 +136,7 @@ fn attach_new(
         .program_mut(PROGRAM)
         .with_context(|| format!("the object lacks the program {PROGRAM}"))?
         .try_into()?;
-    program.load().context("load the decapsulator")?;
+    super::load_program(program).context("load the decapsulator")?;
 
     let replaced = ours.is_some();
     let generic = if let Some(link) = ours {

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::{Ebpf, EbpfLoader, programs};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{self, ProgramError},
+};
 use lb_common::abi::ABI_VERSION;
 use tracing::{info, warn};
 
@@ -214,7 +217,7 @@ impl Start {
         // Before the program is borrowed; it needs the maps until it is loaded, and so they are kept.
         let log = ProgramLog::take(&mut object)?;
         let program = program(&mut object)?;
-        program.load().context("the kernel refuses the program")?;
+        load_program(program).context("the kernel refuses the program")?;
         let program_id = program_pins::pin(&path, program)?;
         // Made right before the program asks it, whatever a predecessor's end left of it.
         let (buckets, entries) = maps::open_index(&path)?;
@@ -286,6 +289,24 @@ pub(super) fn load_object(
     loader.map_max_entries("CAPTURE_BUDGETS", cpus);
     maps::pin_rings(folder, limits.services)?;
     loader.load(object).context("load the maps and the program")
+}
+
+/// Has the kernel take a program. The verifier gives up when a signal comes meanwhile (`do_check()` in
+/// kernel/bpf/verifier.c), and is then asked again, as often as libbpf does.
+///
+/// # Errors
+///
+/// If the kernel refuses it.
+pub fn load_program(program: &mut programs::Xdp) -> Result<(), ProgramError> {
+    const ATTEMPTS: u8 = 5;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    program.load()
 }
 
 /// The balancer's program in its object.

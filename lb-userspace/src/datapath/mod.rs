@@ -55,6 +55,7 @@ mod xdp;
 
 pub use detach::detach;
 pub use flow_reader::{FlowReader, stand_back};
+pub use load::load_program;
 pub use maps::pin_rings;
 pub use migrate::Step;
 pub use mmap::Mapped;

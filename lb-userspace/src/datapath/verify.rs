@@ -148,7 +148,7 @@ impl Copy {
         let mut object = load::load_maps(folder.0, &specimen.limits, specimen.cpus)?;
         let maps = Maps::open(folder.0)?;
         let program = load::program(&mut object)?;
-        program.load().context("load the program once more")?;
+        load::load_program(program).context("load the program once more")?;
         if let Some(tag) = specimen.tag {
             let own = program.info()?.tag();
             ensure!(own == tag, "the program that was loaded is another one: {own:x}, not {tag:x}");

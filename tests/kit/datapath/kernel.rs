@@ -130,7 +130,7 @@ impl Kernel {
             .load(object)
             .context("load the maps")?;
         let program: &mut Xdp = ebpf.program_mut("balance").context("no `balance`")?.try_into()?;
-        program.load().context("load the program")?;
+        datapath::load_program(program).context("load the program")?;
         Ok(Self { ebpf, cpus, backends })
     }
 
