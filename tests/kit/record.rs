@@ -72,6 +72,7 @@ const VERSIONS: &[(&str, Ask)] = &[
     ("keepalived", Ask::Itself("--version")),
     ("nft", Ask::Itself("--version")),
     ("nginx", Ask::Itself("-v")),
+    ("perf", Ask::Itself("--version")),
     ("prometheus", Ask::Itself("--version")),
     ("qemu-system-x86_64", Ask::Itself("--version")),
     ("rustc", Ask::Itself("--version")),
@@ -86,11 +87,7 @@ impl Record {
     ///
     /// If this machine does not tell what it is, or a program is not there.
     pub fn new(name: &str, command: String, programs: &[&str], results: Value) -> Result<Self> {
-        let lb = env!("CARGO_PKG_VERSION").to_owned();
-        let mut versions = BTreeMap::from([("lb".to_owned(), lb)]);
-        for program in programs.iter().chain(&["rustc"]) {
-            versions.insert((*program).to_owned(), version_of(program)?);
-        }
+        let versions = versions(programs)?;
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let (name, machine) = (name.to_owned(), Machine::here()?);
         Ok(Self { name, command, date, revision: None, machine, versions, results })
@@ -169,6 +166,20 @@ fn memory_bytes(meminfo: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
+/// The versions of these programs, of lb and of the compiler. Whoever measures for long asks before.
+///
+/// # Errors
+///
+/// If one is not there, or does not say.
+pub fn versions(programs: &[&str]) -> Result<BTreeMap<String, String>> {
+    let lb = env!("CARGO_PKG_VERSION").to_owned();
+    let mut versions = BTreeMap::from([("lb".to_owned(), lb)]);
+    for program in programs.iter().chain(&["rustc"]) {
+        versions.insert((*program).to_owned(), version_of(program)?);
+    }
+    Ok(versions)
+}
+
 /// The version of a program.
 fn version_of(program: &str) -> Result<String> {
     let (_, ask) = VERSIONS
@@ -213,6 +224,7 @@ mod tests {
             ("wrk debian/4.1.0-3+b2 [epoll] Copyright", "4.1.0-3+b2"),
             ("nftables v1.0.6 (Lester Gooch #5)", "1.0.6"),
             ("iperf 3.12 (cJSON 1.7.15)", "3.12"),
+            ("perf version 6.1.187", "6.1.187"),
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "7.2.22"),
             ("1:1.31-1+b1", "1.31-1+b1"),
         ] {

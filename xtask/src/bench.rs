@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
-use kit::signals;
+use kit::{record, signals};
 
 use crate::{
     cargo::{self, call},
@@ -244,6 +244,8 @@ fn measure(
     }
     let results = folder.join("lb-bench-results.json");
     if saving.save {
+        // What would be missing at the end is missing now.
+        record::versions(programs)?;
         // Made by who called, so that what root writes stays theirs.
         fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;
         command.arg("--json-file").arg(&results);
