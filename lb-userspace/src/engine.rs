@@ -50,8 +50,8 @@ use crate::{
 };
 
 /// How many new rings are published at a time. The kernel waits for all runs of programs after each time,
-/// tens of milliseconds; and as many rings are in memory, half a megabyte each.
-const TOGETHER: usize = 32;
+/// tens of milliseconds; and the owners of as many rings are in memory, a quarter of a megabyte each.
+const TOGETHER: usize = 8;
 
 /// The one writer of the maps.
 #[derive(Debug)]
