@@ -25,6 +25,7 @@ pub enum System {
     /// No balancer: the client knows the hosts.
     Direct,
     /// No balancer, but a hop more: the kernel routes each flow to a host (ECMP), answers go the direct way.
+    #[serde(rename = "ecmp-router")]
     Router,
     /// `lbd`, layer 2.
     #[serde(rename = "lb-dsr")]
@@ -261,4 +262,17 @@ fn written(lab: &Lab, name: &str, text: &str) -> Result<String> {
     let path = lab.folder().join(name);
     fs::write(&path, text).with_context(|| format!("write {name}"))?;
     Ok(path.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_has_one_name() -> Result<()> {
+        for system in System::ALL {
+            assert_eq!(serde_json::to_value(system)?, system.name());
+        }
+        Ok(())
+    }
 }
