@@ -22,6 +22,9 @@ use super::sys::{self, Table};
 pub const PREFIX: &str = "ring-";
 const NEXT: &str = "-next";
 
+/// How many rings are shared at a time.
+const TOGETHER: usize = 64;
+
 /// `RINGS`, with the pins of what is in it.
 #[derive(Debug)]
 pub struct Rings {
@@ -134,6 +137,10 @@ impl Rings {
                 ring.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;
             } else {
                 rings.push((id, ring));
+            }
+            // Each is an open file, of which there may be fewer than services.
+            if rings.len() == TOGETHER {
+                next.put_all(&std::mem::take(&mut rings))?;
             }
         }
         next.put_all(&rings)
