@@ -7,6 +7,7 @@ mod config;
 mod daemon;
 mod fakes;
 mod handover;
+mod history;
 mod operations;
 mod pair;
 mod storage;

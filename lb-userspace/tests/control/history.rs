@@ -1,0 +1,347 @@
+//! The history of a pair, as the daemon asks for it, tells it and waits for it.
+
+use std::{net::IpAddr, time::Duration};
+
+use lb_userspace::{
+    engine::Role,
+    events::Kind,
+    sync::{
+        self, Mark, Piece,
+        piece::{Flow, Pin},
+    },
+    vrrp::State,
+};
+
+use crate::{
+    cli::lbctl,
+    common::{Place, Running, eventually},
+    fakes::Deed,
+};
+
+use crate::pair::{PEER, PEER_ADDRESS, all, deed, facts, main, role, told, web};
+
+/// Whether the router may not preempt, since flows of the peer are missing.
+fn is_unsynced(lbd: &Running, place: &Place) -> bool {
+    lbd.script.deeds.facts().is_some_and(|facts| facts.unsynced.contains(&main(place).key))
+}
+
+/// A node that is Backup, with all flows of its peer, so that it may preempt.
+async fn synced_backup(place: &Place) -> Running {
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(place), State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    eventually("it may preempt", async || !is_unsynced(&lbd, place)).await;
+    lbd
+}
+
+#[tokio::test]
+async fn history_follows_who_is_active() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let (main, web) = (main(&place), web(&place));
+    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    let piece = Piece::Ended { service: web, flows: Vec::new() };
+    // Nobody is active: what it tells does not count, and is missed when it is.
+    lbd.script.is_synced(PEER);
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "all is asked for again", wants).await;
+    let learnt = |deed: &Deed| matches!(deed, Deed::Learn(_)).then(|| deed.clone());
+    assert_eq!(lbd.script.deeds.of(learnt), []);
+    let unsynced = || is_unsynced(&lbd, &place);
+    assert!(unsynced(), "it does not preempt");
+    lbd.script.deeds.take();
+    lbd.script.is_synced(PEER);
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
+    assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::Learn(vec![piece.clone()]));
+    let forgotten = |deed: &Deed| match deed {
+        Deed::Forget(services) => Some(services.clone()),
+        _ => None,
+    };
+    assert_eq!(lbd.script.deeds.of(forgotten), [vec![web]]);
+    eventually("it may preempt", async || !unsynced()).await;
+    assert_eq!(lbd.script.deeds.of(wants), [], "nothing is missing");
+    // It takes over: what it has learnt is its own.
+    lbd.script.becomes(&main, State::Active, "the other one is gone");
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    lbd.script.deeds.take();
+    lbd.script.says(sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
+    deed(&lbd, "the other one gets it", sent).await;
+    assert_eq!(lbd.script.deeds.of(learnt), [], "what is late does not count");
+    lbd.stop().await;
+}
+
+/// Flows that are pinned, as peers tell of them.
+fn pins(place: &Place, flow: u16) -> Piece {
+    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), flow);
+    let backend = IpAddr::from([10, 0, 0, 11]);
+    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    Piece::Pins { service: web(place), pins: vec![pin] }
+}
+
+#[tokio::test]
+async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    // Both are active for longer than a handover takes.
+    let both = async || !told(&lbd, Kind::VrrpTwoActive).await.is_empty();
+    eventually("both are active", both).await;
+    let (last, all) = (pins(&place, 1), pins(&place, 2));
+    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
+    *place.wires.history.lock().expect("nobody panics") = vec![ended, all.clone()];
+    *place.wires.news.lock().expect("nobody panics") = vec![last.clone()];
+    lbd.script.deeds.take();
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
+    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    let deeds = lbd.script.deeds.of(|deed| match deed {
+        Deed::Publish(_) | Deed::Roles(_) => Some(deed.clone()),
+        _ => None,
+    });
+    let roles = Deed::Roles(vec![(web(&place), Role::Follows)]);
+    let expected = [Deed::Publish(vec![last]), Deed::Publish(vec![all]), roles];
+    assert_eq!(deeds, expected, "what it has pinned meanwhile is known to nobody else");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let pins = pins(&place, 1);
+    *place.wires.history.lock().expect("nobody panics") = vec![pins.clone()];
+    // The other node was active as well, and is heard before its session is there.
+    lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
+    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    let sent = |deed: &Deed| match deed {
+        Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
+        _ => None,
+    };
+    assert_eq!(deed(&lbd, "it is told", sent).await, [pins]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "10.0.0.3 has left");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    let pins = pins(&place, 1);
+    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
+    lbd.script.says(sync::Report::Pieces(PEER, vec![ended, pins.clone()], Mark::default()));
+    let learnt = |deed: &Deed| match deed {
+        Deed::Learn(pieces) => Some(pieces.clone()),
+        _ => None,
+    };
+    assert_eq!(deed(&lbd, "they are learnt", learnt).await, [pins]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    let learnt = || lbd.script.deeds.of(|deed| matches!(deed, Deed::Learn(_)).then_some(())).len();
+    for turn in 1..=16 {
+        eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+        // Both wait when the daemon looks.
+        let piece = Piece::Ended { service: web(&place), flows: Vec::new() };
+        lbd.script.says(sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+        lbd.script.becomes(&main, State::Active, "the other one is silent");
+        eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+        assert_eq!(learnt(), turn);
+        lbd.script.becomes(&main, State::Backup, "the other one is heard");
+    }
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "eth0 is up");
+    let unsynced = || is_unsynced(&lbd, &place);
+    let at = |count| move |facts: &lb_userspace::vrrp::Facts| facts.transitions["main"] == count;
+    let told = async |count: u64| {
+        eventually("it is told", async || lbd.script.deeds.facts().as_ref().is_some_and(at(count)))
+            .await;
+    };
+    told(1).await;
+    assert!(unsynced(), "nobody is there to tell of flows");
+    // The session is there again before the peer says what has happened.
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.is_synced(PEER);
+    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.becomes(&main, State::Fault, "eth0 is down");
+    lbd.script.becomes(&main, State::Backup, "eth0 is up");
+    told(3).await;
+    assert!(unsynced(), "it is Active by now, and has not told of its flows");
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "all is asked for", wants).await;
+    assert!(unsynced());
+    lbd.script.is_synced(PEER);
+    eventually("it may preempt", async || !unsynced()).await;
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    eventually("it may not", async || unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
+    let place = Place::new(&all());
+    let lbd = synced_backup(&place).await;
+    let unsynced = || is_unsynced(&lbd, &place);
+    lbd.script.deeds.take();
+    place.wires.unlearnt.lock().expect("nobody panics").insert(web(&place));
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    eventually("it may not", async || unsynced()).await;
+    assert_eq!(
+        told(&lbd, Kind::PeerUnsynced).await,
+        ["flows of web that lb2 tells of are missing here"]
+    );
+    assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "it is asked for them", wants).await;
+    lbd.script.is_synced(PEER);
+    eventually("it may again", async || !unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_preempt() {
+    let place = Place::new(&all());
+    let lbd = synced_backup(&place).await;
+    let unsynced = || is_unsynced(&lbd, &place);
+    let backend = IpAddr::from([10, 0, 0, 19]);
+    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
+    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    let pins = Piece::Pins { service: web(&place), pins: vec![pin] };
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins], Mark::default()));
+    let refused = async || told(&lbd, Kind::PeerRefused).await;
+    eventually("it is not known", async || !refused().await.is_empty()).await;
+    assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
+    assert!(!unsynced(), "there may never be such a backend here");
+    lbd.script.deeds.take();
+    assert_eq!(lbctl(&place, "backend add web 10.0.0.19").await.code, Some(0));
+    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
+    deed(&lbd, "it is asked for them", wants).await;
+    eventually("it may not", async || unsynced()).await;
+    assert_eq!(
+        told(&lbd, Kind::PeerUnsynced).await,
+        ["flows of web that lb2 tells of are missing here"]
+    );
+    lbd.script.is_synced(PEER);
+    eventually("it may again", async || !unsynced()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_history_that_could_not_be_read_is_told_later() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    place.wires.failing_history.store(true, std::sync::atomic::Ordering::SeqCst);
+    lbd.script.says(sync::Report::WantsAll(PEER));
+    // What comes after it is heard.
+    lbd.script.says(sync::Report::Complete(PEER, false));
+    lbctl(&place, "sync status").await;
+    place.wires.failing_history.store(false, std::sync::atomic::Ordering::SeqCst);
+    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
+    deed(&lbd, "it is told", sent).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn pins_are_leased_while_a_peer_is_told_of_them() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let leases = |lbd: &Running| {
+        lbd.script.deeds.of(|deed| match deed {
+            Deed::Lease(lease) => Some(*lease),
+            _ => None,
+        })
+    };
+    lbctl(&place, "status").await;
+    assert_eq!(leases(&lbd), [false; 0], "nobody is told");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    eventually("they are leased", async || leases(&lbd).last() == Some(&true)).await;
+    // What is pinned after the daemon's death is known to nobody.
+    let longest = place.wires.longest_lease.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((20..=30).contains(&longest), "{longest} ms");
+    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
+    assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_while() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.is_synced(PEER);
+    let flow = Flow::Pinned(PEER_ADDRESS, 4242);
+    let news = Piece::Ended { service: web(&place), flows: vec![flow] };
+    let ends = || place.wires.lease_ends.load(std::sync::atomic::Ordering::SeqCst);
+    let renewed = async || {
+        let before = ends();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        ends() > before
+    };
+    eventually("pins are leased", renewed).await;
+    lbd.script.be_slow(true, 0);
+    place.wires.news.lock().expect("nobody panics").push(news.clone());
+    let published = |deed: &Deed| matches!(deed, Deed::Publish(told) if told.contains(&news));
+    deed(&lbd, "it is told", |deed| published(deed).then_some(())).await;
+    let told = ends();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(ends(), told, "the lease ends with what the peer does not know");
+    lbd.script.be_slow(false, u64::MAX);
+    eventually("the peer knows all, and pins are leased again", renewed).await;
+    lbd.script.be_slow(true, 0);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.is_synced(PEER);
+    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    deed(&lbd, "it is said", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(())).await;
+    let order = lbd.script.deeds.of(|deed| match deed {
+        Deed::Learn(_) => Some("learnt"),
+        Deed::Took(..) => Some("took"),
+        _ => None,
+    });
+    assert_eq!(order, ["learnt", "took"]);
+    lbd.stop().await;
+}
