@@ -16,9 +16,8 @@ use crate::{
     cli::lbctl,
     common::{Place, Running, eventually},
     fakes::Deed,
+    pair::{PEER, PEER_ADDRESS, all, deed, facts, main, role, told, web},
 };
-
-use crate::pair::{PEER, PEER_ADDRESS, all, deed, facts, main, role, told, web};
 
 /// Whether the router may not preempt, since flows of the peer are missing.
 fn is_unsynced(lbd: &Running, place: &Place) -> bool {
