@@ -12,7 +12,7 @@ use kit::{
     balancer::Balancer,
     can_run, command,
     downloads::{self, Downloads},
-    lab::{INTERFACE, Lab, Options},
+    lab::{INTERFACE, Lab, Options, Web},
     status::Backend,
     wait,
     ways::{Way, balanced, decapsulate},
@@ -66,8 +66,8 @@ fn a_killed_nginx_is_found_at_once_and_comes_back() -> Result<()> {
     run_for(Duration::from_millis(500));
     let killed = Instant::now();
     lab.webs[1].nginx.kill()?;
-    let down = wait_for(&balancer, way, at, "hard_down")?;
-    assert_eq!((down.slots, down.base_slots), (0, 0), "its flows have moved");
+    let down = wait_for(&balancer, way, at, "soft_down")?;
+    assert!(down.slots == 0 && down.base_slots > 0, "its flows stay, and its host resets them");
     let reason = down.check.and_then(|check| check.last).unwrap_or_default();
     assert!(reason.contains("refused"), "{reason}");
     run_for(Duration::from_millis(500));
@@ -139,6 +139,151 @@ fn a_server_that_hangs_is_found_by_http_and_keeps_its_flows() -> Result<()> {
     Ok(())
 }
 
+/// Downloads of some seconds through several connections to each host.
+fn downloads(lab: &Lab, way: Way) -> Result<Downloads> {
+    let plan = downloads::Plan {
+        target: way.target(),
+        each: 3,
+        time: Duration::from_secs(5),
+        patience: Duration::from_secs(20),
+    };
+    let downloads = Downloads::start(lab, plan)?;
+    let begun = Instant::now();
+    wait::until_true(SOON, "every download is under way", || {
+        Ok(downloads.silent_since(begun) == 0)
+    })?;
+    Ok(downloads)
+}
+
+fn none_broke(downloads: Downloads) -> Result<()> {
+    for download in downloads.finish()? {
+        ensure!(download.end.is_ok(), "from {}: {:?}", download.host, download.end);
+    }
+    Ok(())
+}
+
+/// Starts every nginx as a distribution does, so that it can end gracefully.
+fn serve(lab: &mut Lab) -> Result<()> {
+    let orphan = lab.orphan();
+    lab.webs.iter_mut().try_for_each(|web| web.nginx.serve(&web.host.namespace, orphan))
+}
+
+#[test]
+fn a_graceful_end_of_nginx_breaks_no_download() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let mut lab = Lab::new(&Options::default())?;
+    serve(&mut lab)?;
+    let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
+    let at = way.backend(&lab.webs[1]);
+    wait_for(&balancer, way, at, "up")?;
+    let downloads = downloads(&lab, way)?;
+    lab.webs[1].nginx.quit()?;
+    let down = wait_for(&balancer, way, at, "soft_down")?;
+    assert!(down.slots == 0 && down.base_slots > 0, "{down:?}");
+    let arrivals = clients(&lab, way)?;
+    run_for(Duration::from_secs(1));
+    let gone = &lab.webs[1].host.name;
+    for arrival in arrivals.finish()? {
+        assert!(arrival.end.as_ref().is_ok_and(|host| host != gone), "{arrival:?}");
+    }
+    let shown = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
+    assert!(shown.contains("no new flows; it keeps those that it has"), "{shown}");
+    none_broke(downloads)
+}
+
+#[test]
+fn backends_that_are_stopped_and_started_in_turn_break_no_download() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let mut lab = Lab::new(&Options::default())?;
+    serve(&mut lab)?;
+    let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
+    for web in &lab.webs {
+        wait_for(&balancer, way, way.backend(web), "up")?;
+    }
+    let downloads = downloads(&lab, way)?;
+    let orphan = lab.orphan();
+    for web in &mut lab.webs {
+        let at = way.backend(web);
+        web.nginx.quit()?;
+        wait_for(&balancer, way, at, "soft_down")?;
+        web.nginx.serve(&web.host.namespace, orphan)?;
+        let up = wait_for(&balancer, way, at, "up")?;
+        assert_eq!(up.unusable, None);
+    }
+    none_broke(downloads)
+}
+
+#[test]
+fn flows_of_a_backend_that_refuses_move_where_the_service_says_so() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let settings = format!("on_down = \"move\"\n{FAST}");
+    let (mut lab, balancer) = balanced(&Options::default(), &[way], &settings)?;
+    let at = way.backend(&lab.webs[1]);
+    wait_for(&balancer, way, at, "up")?;
+    lab.webs[1].nginx.kill()?;
+    let down = wait_for(&balancer, way, at, "hard_down")?;
+    assert_eq!((down.slots, down.base_slots), (0, 0), "its flows have moved");
+    Ok(())
+}
+
+#[test]
+fn flows_of_a_host_that_answers_nothing_move_and_those_of_an_outage_of_all_stay() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    // Slow enough for all hosts to fall silent before a first one is given up.
+    let check = "[service.check]\ntype = \"tcp\"\ninterval = \"500ms\"\nrise = 2\nfall = 3";
+    let (lab, balancer) = balanced(&Options::default(), &[way], check)?;
+    let hosts: Vec<IpAddr> = lab.webs.iter().map(|web| way.backend(web)).collect();
+    for at in &hosts {
+        wait_for(&balancer, way, *at, "up")?;
+    }
+    let nobody_moves = |at: &IpAddr| -> Result<()> {
+        wait::until(SOON, &format!("{at} gets no new flows"), || {
+            let down = backend(&balancer, way, *at)?;
+            ensure!(down.condition == "soft_down" && down.slots == 0, "{down:?}");
+            ensure!(down.base_slots > 0, "its flows have moved: {down:?}");
+            Ok(())
+        })
+    };
+    let downloads = downloads(&lab, way)?;
+    // Packets are dropped where the hosts receive them: their links and neighbours stay.
+    let mute = |web: &Web| {
+        let nft = |rule: &str| command::run(web.host.namespace.command("nft").arg(rule)).map(drop);
+        nft("add table netdev mute")?;
+        let hook = format!("type filter hook ingress device {INTERFACE} priority 0;");
+        nft(&format!("add chain netdev mute in {{ {hook} }}"))?;
+        nft("add rule netdev mute in meta protocol ip drop")
+    };
+    let unmute = |web: &Web| {
+        let mut nft = web.host.namespace.command("nft");
+        command::run(nft.args(["delete", "table", "netdev", "mute"])).map(drop)
+    };
+    lab.webs.iter().try_for_each(mute)?;
+    hosts.iter().try_for_each(nobody_moves)?;
+    lab.webs.iter().try_for_each(unmute)?;
+    for at in &hosts {
+        wait_for(&balancer, way, *at, "up")?;
+    }
+    none_broke(downloads)?;
+    mute(&lab.webs[1])?;
+    wait::until(SOON, "its flows move", || {
+        let down = backend(&balancer, way, hosts[1])?;
+        ensure!(down.condition == "hard_down" && down.base_slots == 0, "{down:?}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_vip_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Result<()> {
     if !can_run() {
@@ -173,10 +318,7 @@ fn a_tunnel_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Resu
         let lab = Lab::new(&Options::default())?;
         let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
         let at = way.backend(&lab.webs[0]);
-        wait_for(&balancer, way, at, "soft_down").or_else(|_| {
-            // A host without the protocol says so by ICMP.
-            wait_for(&balancer, way, at, "hard_down")
-        })?;
+        wait_for(&balancer, way, at, "soft_down")?;
         wait::until(SOON, "the reason names the tunnel", || {
             let said = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
             ensure!(said.contains("tunnel"), "{said}");
@@ -228,13 +370,13 @@ fn a_restart_of_lbd_gives_no_flow_to_a_dead_backend() -> Result<()> {
     let (mut lab, mut balancer) = balanced(&Options::default(), &[way], FAST)?;
     let at = way.backend(&lab.webs[1]);
     lab.webs[1].nginx.kill()?;
-    wait_for(&balancer, way, at, "hard_down")?;
+    wait_for(&balancer, way, at, "soft_down")?;
     let arrivals = clients(&lab, way)?;
     run_for(Duration::from_millis(300));
     balancer.stop()?;
     run_for(Duration::from_millis(300));
     balancer.launch()?;
-    wait_for(&balancer, way, at, "hard_down")?;
+    wait_for(&balancer, way, at, "soft_down")?;
     run_for(Duration::from_secs(1));
     let arrivals = arrivals.finish()?;
     let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();

@@ -17,7 +17,7 @@ use lb_userspace::{
     health::{
         Target,
         check::{Http, Kind, Udp},
-        probe::{self, Outcome, Question, Route, tls},
+        probe::{self, Failure, Outcome, Question, Route, tls},
         vip,
     },
     netlink::NextHop,
@@ -89,9 +89,9 @@ fn kinds() -> [Kind; 2] {
     [Kind::Tcp, Kind::Http(http)]
 }
 
-fn failure(outcome: Outcome, expected: bool) -> Result<String> {
+fn failure(outcome: Outcome, expected: Failure) -> Result<String> {
     match outcome {
-        Outcome::Failed { refused, reason } if refused == expected => Ok(reason),
+        Outcome::Failed { how, reason } if how == expected => Ok(reason),
         other => bail!("{other:?}"),
     }
 }
@@ -109,7 +109,7 @@ fn nginx_is_asked_through_the_vip_and_at_its_own_address() -> Result<()> {
     }
     let wrong = Http { status: vec![204..=204], ..Http::default() };
     let outcome = ask_vip(&lab, Way::DsrV4, Kind::Http(wrong), 80)?;
-    assert_eq!(failure(outcome, false)?, "status 200 OK");
+    assert_eq!(failure(outcome, Failure::Wrong)?, "status 200 OK");
     Ok(())
 }
 
@@ -121,7 +121,7 @@ fn a_vip_that_is_missing_on_the_loopback_is_named() -> Result<()> {
         let length = if vip.is_ipv4() { 32 } else { 128 };
         lab.webs[0].host.namespace.ip(&format!("addr del {vip}/{length} dev lo"))?;
         for kind in kinds() {
-            let reason = failure(ask_vip(&lab, way, kind, 80)?, false)?;
+            let reason = failure(ask_vip(&lab, way, kind, 80)?, Failure::Wrong)?;
             assert_eq!(
                 reason,
                 format!(
@@ -138,10 +138,16 @@ fn a_port_that_nobody_listens_on_refuses_through_the_vip() -> Result<()> {
     let Some(lab) = one_web()? else { return Ok(()) };
     for way in WAYS {
         for kind in [Kind::Tcp, Kind::Http(Http::default())] {
-            assert_eq!(failure(ask_vip(&lab, way, kind, 9)?, true)?, "connection refused");
+            assert_eq!(
+                failure(ask_vip(&lab, way, kind, 9)?, Failure::Refusal)?,
+                "connection refused"
+            );
         }
         let datagram = Kind::Udp(Udp { send: b"x".into(), expect: Vec::new() });
-        assert_eq!(failure(ask_vip(&lab, way, datagram, 9)?, true)?, "port unreachable");
+        assert_eq!(
+            failure(ask_vip(&lab, way, datagram, 9)?, Failure::Refusal)?,
+            "port unreachable"
+        );
     }
     Ok(())
 }
@@ -154,7 +160,7 @@ fn a_host_that_is_cut_off_is_silent_for_the_vip_as_at_its_own_address() -> Resul
     let path = path(&lab, way)?;
     lab.cut(&lab.webs[0].host.name)?;
     let asked = question(Kind::Tcp, path.backend, path.vip, 80, Route::Vip(path.clone()));
-    let reason = failure(ask(&lab, &asked)?, false)?;
+    let reason = failure(ask(&lab, &asked)?, Failure::Silence)?;
     assert_eq!(
         reason,
         format!("no answer within 2s, for {} as at {} itself", path.vip, path.backend)
@@ -172,7 +178,7 @@ fn what_the_network_says_is_told_from_what_this_node_lacks() -> Result<()> {
     node.ip(&format!("route add throw {no_route}/32"))?;
     for kind in [Kind::Tcp, Kind::Http(Http::default()), Kind::Udp(Udp::default())] {
         let asked = question(kind.clone(), unreachable.into(), vip, 80, Route::Backend);
-        assert_eq!(failure(ask(&lab, &asked)?, false)?, "host unreachable", "{kind:?}");
+        assert_eq!(failure(ask(&lab, &asked)?, Failure::Silence)?, "host unreachable", "{kind:?}");
         let asked = question(kind.clone(), no_route.into(), vip, 80, Route::Backend);
         let reason = String::from("network is unreachable");
         assert_eq!(ask(&lab, &asked)?, Outcome::Unknown { reason }, "{kind:?}");

@@ -23,7 +23,7 @@ use kit::{namespace::Namespace, progress::Progress, wait::until};
 use lb_userspace::{
     desired::{Mode, Protocol, ServiceKey},
     health::{
-        Check, Condition, Target,
+        Check, Condition, OnDown, Target,
         check::{Http, Kind},
         probe::Route,
         prober::{Assignment, Prober, status::Load},
@@ -134,6 +134,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, 
             check: check.clone(),
             route: Some(route),
             half_life: Duration::ZERO,
+            on_down: OnDown::Keep,
             initial: Condition::Up,
             found_out: false,
         };

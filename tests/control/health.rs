@@ -72,7 +72,7 @@ fn flows_of_a_hard_down_backend_move_at_once() {
     assert_eq!(engine.data_plane().flow(&flow), None, "its pins end");
     let status = engine.status().unwrap();
     let told = &status.services["web"].backends[&ip("10.0.0.12")];
-    assert_eq!(told.unusable.as_deref(), Some("it refuses connections"));
+    assert_eq!(told.unusable.as_deref(), Some("it is down, and its flows move"));
     see(&mut engine, at(103), &[]);
     assert!(is_usable(&engine, "10.0.0.12") && held(&engine, "10.0.0.12").0 > 0);
 }

@@ -144,7 +144,7 @@ fn backend_behind_a_router_is_checked_by_the_way_of_its_traffic_and_its_death_is
     // Its web server dies.
     far.nginx.kill()?;
     let down = is_down()?;
-    ensure!(down.condition == "hard_down", "{down:?}");
+    ensure!(down.condition == "soft_down", "{down:?}");
     far.nginx.restart(&far.namespace, lab.orphan())?;
     is_up()?;
 

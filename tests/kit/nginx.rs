@@ -36,8 +36,22 @@ pub const BIG_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Nginx {
     process: Option<Process>,
+    /// Those that were asked to [quit](Self::quit), and what they have left.
+    quitting: Vec<Process>,
     host: String,
     folder: PathBuf,
+    big: PathBuf,
+    /// How often it was started.
+    starts: u32,
+}
+
+/// Its processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Processes {
+    /// One without a master, so that one pid is all of nginx.
+    One,
+    /// A master and a worker, as a distribution runs it: only so does it end gracefully.
+    MasterAndWorker,
 }
 
 impl Nginx {
@@ -55,9 +69,14 @@ impl Nginx {
         orphan: Orphan,
     ) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        let config = folder.join("nginx.conf");
-        fs::write(&config, configuration(host, folder, big)).context("write nginx.conf")?;
-        let mut nginx = Self { process: None, host: host.to_owned(), folder: folder.to_owned() };
+        let mut nginx = Self {
+            process: None,
+            quitting: Vec::new(),
+            host: host.to_owned(),
+            folder: folder.to_owned(),
+            big: big.to_owned(),
+            starts: 0,
+        };
         nginx.restart(namespace, orphan)?;
         Ok(nginx)
     }
@@ -68,6 +87,28 @@ impl Nginx {
     ///
     /// If it does not start.
     pub fn restart(&mut self, namespace: &Namespace, orphan: Orphan) -> Result<()> {
+        self.launch(namespace, orphan, Processes::One)
+    }
+
+    /// Starts nginx with a master and a worker, in the place of one that runs.
+    ///
+    /// # Errors
+    ///
+    /// If that does not end, or this does not start.
+    pub fn serve(&mut self, namespace: &Namespace, orphan: Orphan) -> Result<()> {
+        self.stop()?;
+        self.launch(namespace, orphan, Processes::MasterAndWorker)
+    }
+
+    fn launch(
+        &mut self,
+        namespace: &Namespace,
+        orphan: Orphan,
+        processes: Processes,
+    ) -> Result<()> {
+        self.starts += 1;
+        let text = configuration(&self.host, &self.folder, &self.big, self.starts, processes);
+        fs::write(self.folder.join("nginx.conf"), text).context("write nginx.conf")?;
         let program = command::find("nginx").context(
             "nginx is not installed; `apt-get install nginx-light` on Debian and Ubuntu",
         )?;
@@ -76,8 +117,6 @@ impl Nginx {
         let config = config.to_string_lossy();
         let args = ["-p", &*folder, "-c", &*config, "-e", "stderr"];
         let log = self.folder.join("nginx.log");
-        // One that was killed leaves it behind, and nginx binds no socket that is there.
-        let _ = fs::remove_file(self.folder.join("length.sock"));
         let mut process = Process::start(namespace, &program, &args, &log, orphan)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS[0]));
         wait::until(Duration::from_secs(10), &format!("nginx on {} answers", self.host), || {
@@ -105,6 +144,20 @@ impl Nginx {
     /// If it does not end.
     pub fn stop(&mut self) -> Result<()> {
         self.process.take().map_or(Ok(()), |process| process.stop().map(drop))
+    }
+
+    /// Asks an nginx with a master to end when it has served the requests that it has (SIGQUIT, `nginx
+    /// -s quit`), and does not wait for that. From then on it takes no connection.
+    ///
+    /// # Errors
+    ///
+    /// If it does not run.
+    pub fn quit(&mut self) -> Result<()> {
+        let process = self.process.take();
+        let process = process.with_context(|| format!("nginx on {} does not run", self.host))?;
+        process.signal(libc::SIGQUIT)?;
+        self.quitting.push(process);
+        Ok(())
     }
 
     /// Stops nginx where it is (SIGSTOP): the kernel takes its connections, and nobody answers.
@@ -152,16 +205,27 @@ pub fn big() -> Vec<u8> {
     words.take(BIG_BYTES / 8).flatten().collect()
 }
 
-/// The configuration. One process without a master, so that one pid is all of nginx.
-fn configuration(host: &str, folder: &Path, big: &Path) -> String {
+/// The configuration of the `start`-th start: one that is ending removes its socket when it is gone.
+fn configuration(
+    host: &str,
+    folder: &Path,
+    big: &Path,
+    start: u32,
+    processes: Processes,
+) -> String {
     let (folder, big) = (folder.display(), big.display());
+    let master = match processes {
+        Processes::One => "off",
+        Processes::MasterAndWorker => "on",
+    };
     let listen: String = PORTS
         .iter()
         .map(|port| format!("    listen {port} backlog=4096;\n    listen [::]:{port} ipv6only=on backlog=4096;\n"))
         .collect();
     format!(
         r#"daemon off;
-master_process off;
+user root;
+master_process {master};
 worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid;
 error_log stderr warn;
@@ -187,10 +251,10 @@ http {{
     location = /health {{ return 200 "ok {host}\n"; }}
     location = /big {{ alias {big}; limit_rate $rate; }}
     # A request is passed on when all of its body is here; so the answer says that it is.
-    location = /upload {{ proxy_pass http://unix:{folder}/length.sock; }}
+    location = /upload {{ proxy_pass http://unix:{folder}/length-{start}.sock; }}
   }}
   server {{
-    listen unix:{folder}/length.sock;
+    listen unix:{folder}/length-{start}.sock;
     location / {{ return 200 "$http_content_length\n"; }}
   }}
 }}

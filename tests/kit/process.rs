@@ -115,14 +115,22 @@ impl Process {
         })
     }
 
-    /// Kills it (SIGKILL) and waits for its end.
+    /// Kills it and what it has started (SIGKILL), and waits for its end.
     ///
     /// # Errors
     ///
     /// If it can't be waited for.
     pub fn kill(mut self) -> Result<()> {
-        self.child.kill().with_context(|| format!("kill {}", self.name))?;
+        self.kill_group();
         self.child.wait().map(drop).with_context(|| format!("wait for {}", self.name))
+    }
+
+    /// Kills all of its group, which is its own.
+    fn kill_group(&mut self) {
+        if let (Ok(None), Ok(group)) = (self.child.try_wait(), i32::try_from(self.child.id())) {
+            // SAFETY: the child has not been waited for, so the group is still its own.
+            let _ = unsafe { libc::kill(-group, libc::SIGKILL) };
+        }
     }
 
     /// Lets the process run on when this is dropped.
@@ -135,7 +143,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if !self.kept {
             // It may have ended by itself; there is nobody left to tell anything else.
-            let _ = self.child.kill();
+            self.kill_group();
             let _ = self.child.wait();
         }
     }

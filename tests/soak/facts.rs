@@ -49,8 +49,8 @@ struct Log {
 /// Why the flows of a backend are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Cause {
-    /// It refused a question.
-    Refused,
+    /// It answered no question.
+    Silent,
     /// Its next hop is gone.
     Unreachable,
 }
@@ -126,7 +126,7 @@ impl Reader {
             }
             ("backend_down", Some(backend)) => {
                 let cause = match event.message.as_str() {
-                    message if message.ends_with("its flows move") => Cause::Refused,
+                    message if message.ends_with("its flows move") => Cause::Silent,
                     message if message.ends_with("can't be reached") => Cause::Unreachable,
                     _ => return None,
                 };
@@ -136,7 +136,7 @@ impl Reader {
             ("backend_up", Some(backend)) => {
                 let cause = match event.message.as_str() {
                     message if message.ends_with("can be reached") => Cause::Unreachable,
-                    _ => Cause::Refused,
+                    _ => Cause::Silent,
                 };
                 if let Some(index) = moved.remove(&(backend, cause)) {
                     facts.moved[index].span.until = at;

@@ -2,20 +2,21 @@
 //! connection's life.
 //!
 //! The operations are the causes. What the nodes' logs tell ([`Facts`]) only narrows down what a cause
-//! may excuse, and never excuses by itself: a backend whose flows a node has moved must have been dead
-//! or cut off ([`unfounded`]), and a node that took over must have had a reason ([`uncalled`]).
+//! may excuse, and never excuses by itself: the host of a backend whose flows a node has moved must
+//! have been cut off ([`unfounded`]), and a node that took over must have had a reason ([`uncalled`]).
 //!
 //! | a connection may break when | |
 //! |---|---|
 //! | its nginx was killed or restarted while it lived | [`Reason::Killed`] |
 //! | it was opened to a dead nginx before the checks could know | [`Reason::Undetected`] |
-//! | a node moved the flows of its backend, which had been killed or cut off | [`Reason::Moved`] |
+//! | a node moved the flows of its backend, whose host had been cut off | [`Reason::Moved`] |
 //! | its backend was disabled or removed with `--force` | [`Reason::Forced`] |
 //! | the deadline of its backend's drain came | [`Reason::Deadline`] |
 //! | it began in the moment in which a node died | [`Reason::Untold`] |
 //! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
 //! | the same by the first wire alone, and it began when clients changed from one node to the other | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
+//! | it was new, no pin could be made, and the base owner that it went to refuses: its nginx is dead | [`Reason::Unpinned`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
 //!
@@ -116,6 +117,7 @@ pub enum Reason {
     Untold,
     Parted,
     NoBackend,
+    Unpinned,
     Patience,
     Raced,
 }
@@ -189,7 +191,14 @@ pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
             return Some(Reason::Parted);
         }
         let nobody = life.answered.is_none() && nobody_there(history, facts, life);
-        nobody.then_some(Reason::NoBackend)
+        if nobody {
+            return Some(Reason::NoBackend);
+        }
+        // A backend whose host answers stays the base owner of its slots, and refuses what goes there.
+        let refused = *failure == Failure::Refused && life.connected.is_none();
+        let dead = || history.dead.iter().flatten().any(|dead| dead.overlaps(lived));
+        (refused && dead() && may_lack_pins(history, facts, life.opened, lived, slack))
+            .then_some(Reason::Unpinned)
     })
 }
 
@@ -358,9 +367,24 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
     {
         return Answer::Wrong;
     }
-    // A pin takes a lease, which the daemon renews when it has told its news, and a peer may take its
-    // time to take them in. A change of a ring is many of them.
-    let begun = life.opened.saturating_sub(Duration::from_millis(100));
+    if may_lack_pins(history, facts, life.opened, began, slack) {
+        return Answer::BaseOwner;
+    }
+    Answer::Wrong
+}
+
+/// Whether a node may have been unable to make pins when a connection began.
+///
+/// A pin takes a lease, which the daemon renews when it has told its news, and a peer may take its time
+/// to take them in. A change of a ring is many of them.
+fn may_lack_pins(
+    history: &History,
+    facts: &Facts,
+    opened: Duration,
+    began: Span,
+    slack: Duration,
+) -> bool {
+    let begun = opened.saturating_sub(Duration::from_millis(100));
     let news = Span { from: began.from.saturating_sub(NEWS), until: began.until };
     let changed = history.changes.iter().any(|change| change.overlaps(news))
         || facts
@@ -368,10 +392,7 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
             .iter()
             .any(|moved| news.contains(moved.span.from) || news.contains(moved.span.until));
     let troubled = history.troubles.iter().any(|trouble| trouble.span.overlaps(began));
-    if troubled || changed || facts.stall(begun, answered) >= LEASE {
-        return Answer::BaseOwner;
-    }
-    Answer::Wrong
+    troubled || changed || facts.stall(begun, began.until.saturating_sub(slack)) >= LEASE
 }
 
 /// Whether a node had no reason to move the flows of a backend.

@@ -228,7 +228,7 @@ impl Run {
         for moved in &new {
             if model::unfounded(&history, &self.facts, moved) {
                 let what = format!(
-                    "lb{} has moved the flows of {}, which was neither dead nor cut off",
+                    "lb{} has moved the flows of {}, whose host was not cut off",
                     moved.node + 1,
                     moved.backend
                 );

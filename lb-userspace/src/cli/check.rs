@@ -56,6 +56,10 @@ pub(super) struct PolicyArgs {
     /// With fewer backends up, the service does not count as ready.
     #[arg(long, value_name = "N")]
     min_healthy: Option<String>,
+    /// What becomes of the flows of a backend that is down and whose host answers: keep (the
+    /// default) or move.
+    #[arg(long, value_name = "WHAT")]
+    on_down: Option<String>,
     /// Don't try a second backend where one is silent to a client.
     #[arg(long)]
     no_second_choice: bool,
@@ -99,6 +103,7 @@ impl PolicyArgs {
             ("slow_start", text(self.slow_start.as_ref())),
             ("panic_threshold", text(self.panic_threshold.as_ref())),
             ("min_healthy", number(self.min_healthy.as_ref())),
+            ("on_down", text(self.on_down.as_ref())),
             ("second_choice", self.no_second_choice.then_some(Value::Boolean(false))),
             ("check", (!check.is_empty()).then_some(Value::Table(check))),
         ]);
@@ -162,8 +167,8 @@ mod tests {
                 "check = { type = \"dns\", interval = \"400ms\", fall = 5, rise = 1, timeout = \"50ms\" }",
             ),
             (
-                "--slow-start 30s --panic-threshold 25% --min-healthy 2 --no-second-choice",
-                "slow_start = \"30s\"\npanic_threshold = \"25%\"\nmin_healthy = 2\nsecond_choice = false",
+                "--slow-start 30s --panic-threshold 25% --min-healthy 2 --on-down move --no-second-choice",
+                "slow_start = \"30s\"\npanic_threshold = \"25%\"\nmin_healthy = 2\non_down = \"move\"\nsecond_choice = false",
             ),
         ] {
             let file = format!(

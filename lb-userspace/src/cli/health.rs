@@ -16,7 +16,7 @@ pub(super) fn state(backend: &Backend) -> (&'static str, Option<String>) {
     let word = match backend.condition {
         Condition::SoftDown => return ("down", last),
         Condition::HardDown => {
-            return ("down", last.or_else(|| Some("it refuses connections".into())));
+            return ("down", last.or_else(|| Some("it does not answer".into())));
         }
         Condition::Up if backend.held => {
             let left = check.and_then(|check| check.held_secs);
@@ -65,8 +65,8 @@ pub(super) fn rows(check: &CheckStatus) -> Vec<(&'static str, String)> {
     }
     let condition = match check.condition {
         Condition::Up => "up",
-        Condition::SoftDown => "down, it keeps the flows that it has",
-        Condition::HardDown => "down, its flows have moved",
+        Condition::SoftDown => "down, no new flows; it keeps those that it has",
+        Condition::HardDown => "down, its flows move",
     };
     let how = if check.assumed { ", assumed until it answers" } else { "" };
     rows.push(("condition", format!("{condition}, since {}{how}", ago(since))));
@@ -86,6 +86,10 @@ pub(super) fn rows(check: &CheckStatus) -> Vec<(&'static str, String)> {
             Condition::SoftDown | Condition::HardDown => (check.rise, "good"),
         };
         rows.push(("in a row", format!("{} of {of} {what} answers", check.against)));
+    }
+    if check.silent > 0 {
+        let (silent, fall) = (check.silent, check.fall);
+        rows.push(("silent", format!("{silent} of {fall} questions; then its flows move")));
     }
     let counts = check.counts;
     let unknown = match counts.unknown {
@@ -119,6 +123,7 @@ mod tests {
             went_up: 1,
             went_down: 2,
             against: 1,
+            silent: 1,
             rise: 2,
             fall: 3,
         }
@@ -136,7 +141,7 @@ mod tests {
         for (backend, expected) in [
             (up.clone(), "up"),
             (with(Condition::SoftDown), "down (status 503 Service Unavailable)"),
-            (Backend { check: None, ..with(Condition::HardDown) }, "down (it refuses connections)"),
+            (Backend { check: None, ..with(Condition::HardDown) }, "down (it does not answer)"),
             (Backend { held: true, ..up.clone() }, "held (it flapped; held for 42s)"),
             (Backend { suspect: true, ..up.clone() }, "up (suspected to be silent)"),
             (Backend { backup: true, ..up.clone() }, "backup"),
@@ -156,6 +161,7 @@ mod tests {
         assert_eq!(value("last answer"), Some("status 503 Service Unavailable, 2s ago"));
         assert_eq!(value("took"), Some("1.5 ms"));
         assert_eq!(value("in a row"), Some("1 of 2 good answers"));
+        assert_eq!(value("silent"), Some("1 of 3 questions; then its flows move"));
         assert_eq!(value("answers"), Some("3 good, 4 bad, 1 could not be asked"));
         assert_eq!(rows(&CheckStatus { kind: "none".into(), ..check() }).len(), 1);
     }

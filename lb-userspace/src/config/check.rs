@@ -7,7 +7,7 @@ use super::{
     tree::{Field, Table},
 };
 use crate::health::{
-    Check, Policy,
+    Check, OnDown, Policy,
     check::{Dns, Exec, Http, Kind, MAX_INTERVAL, MIN_INTERVAL, Start, Tls, Udp, Via},
 };
 
@@ -31,6 +31,8 @@ pub(super) fn read_policy(table: &Table<'_>) -> Policy {
         })
     });
     let min_healthy = table.optional("min_healthy").and_then(|field| field.integer(0..65_536));
+    let words = [OnDown::Keep, OnDown::Move].map(|on_down| (on_down.word(), on_down));
+    let on_down = table.optional("on_down").and_then(|field| field.word(&words));
     let second_choice = table.optional("second_choice").and_then(|field| field.flag());
     let check = table.optional("check").and_then(|field| field.table("service.check"));
     Policy {
@@ -39,6 +41,7 @@ pub(super) fn read_policy(table: &Table<'_>) -> Policy {
         panic_threshold: panic_threshold.unwrap_or(default.panic_threshold),
         min_healthy: min_healthy.unwrap_or(default.min_healthy),
         flap_half_life: flap_half_life.unwrap_or(default.flap_half_life),
+        on_down: on_down.unwrap_or(default.on_down),
         second_choice: second_choice.unwrap_or(default.second_choice),
     }
 }

@@ -456,11 +456,12 @@ address = "10.0.0.2"
 fn a_service_says_what_it_makes_of_its_checks() {
     let config = parse(&format!(
         "interfaces = [\"eth0\"]{SERVICE}slow_start = \"30s\"\npanic_threshold = \"50%\"\n\
-         min_healthy = 2\nflap_half_life = \"0s\"\nsecond_choice = false\n"
+         min_healthy = 2\nflap_half_life = \"0s\"\non_down = \"move\"\nsecond_choice = false\n"
     ));
     let policy = &config.desired.services["web"].policy;
     assert_eq!(policy.slow_start.as_secs(), 30);
     assert_eq!((policy.panic_threshold, policy.min_healthy), (50, 2));
+    assert_eq!(policy.on_down, crate::health::OnDown::Move);
     assert!(policy.flap_half_life.is_zero() && !policy.second_choice);
 }
 

@@ -141,6 +141,7 @@ pub fn service(service: &Service, drain_deadline: Option<Duration>) -> Keys {
     keys.push("panic_threshold", format!("{}%", policy.panic_threshold));
     keys.push("min_healthy", u32::from(policy.min_healthy));
     keys.push("flap_half_life", policy.flap_half_life);
+    keys.push("on_down", policy.on_down.word());
     keys.push("second_choice", policy.second_choice);
     keys
 }

@@ -52,10 +52,10 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
-    /// A backend that has gone silent may be at another MAC address.
+    /// A backend that is down may be at another MAC address.
     pub(super) fn doubt_way(&self, report: &Report) {
-        let is_silent = |change: &Change| change.to == Condition::SoftDown;
-        if !report.change.as_ref().is_some_and(is_silent) {
+        let is_down = |change: &Change| change.to != Condition::Up;
+        if !report.change.as_ref().is_some_and(is_down) {
             return;
         }
         let Target { service, backend: address } = report.target;

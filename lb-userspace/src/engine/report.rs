@@ -196,7 +196,7 @@ impl<D: DataPlane> Engine<D> {
             (Admin::Down, _) => "taken down by the operator".into(),
             (Admin::Removing { .. }, _) if id == 0 => "its last flow has ended".into(),
             (_, Some(Resolution::Resolved(_))) if seen.condition == Condition::HardDown => {
-                "it refuses connections".into()
+                "it is down, and its flows move".into()
             }
             (_, Some(Resolution::Pending { reason } | Resolution::Unreachable { reason })) => {
                 reason.clone()

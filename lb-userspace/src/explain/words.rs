@@ -513,8 +513,8 @@ fn state(backend: &status::Backend) -> String {
     let admin = match backend.admin {
         Admin::Enabled => match backend.condition {
             Condition::Up => "up",
-            Condition::SoftDown => "does not pass its check: no new flows",
-            Condition::HardDown => "refuses connections",
+            Condition::SoftDown => "is down: no new flows",
+            Condition::HardDown => "is down: its flows move",
         },
         Admin::Draining { .. } => "draining: no new flows",
         Admin::Disabled => "disabled: no new flows",

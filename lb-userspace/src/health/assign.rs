@@ -49,6 +49,7 @@ pub fn assignments(
                 check: check.clone(),
                 route,
                 half_life: service.policy.flap_half_life,
+                on_down: service.policy.on_down,
                 initial,
                 found_out: found_out.contains(&target),
             };

@@ -3,14 +3,19 @@
 //!
 //! ```text
 //!             `fall` bad answers, after a suspicion two or one refusal,
-//!      ┌───── or one if nothing was known before ──────────┐
-//!      │                                                   ▼
-//!   ┌──────┐                              ┌───────────┐ refused ┌───────────┐
-//!   │  up  │                              │ soft down │────────►│ hard down │
-//!   └──────┘                              └───────────┘         └───────────┘
-//!      ▲       `rise` good answers, or one if nothing │               │
-//!      └────────────── was known before ──────────────┴───────────────┘
+//!      ┌───── or one if nothing was known before ───┐
+//!      │                                            ▼
+//!   ┌──────┐                               ┌───────────┐ silence ┌───────────┐
+//!   │  up  │                               │ soft down │────────►│ hard down │
+//!   └──────┘                               └───────────┘         └───────────┘
+//!      ▲       `rise` good answers, or one if nothing │                │
+//!      └────────────── was known before ──────────────┴────────────────┘
 //! ```
+//!
+//! Silence is that of the host: `fall` questions in a row, each for its whole time, without an answer
+//! of any kind, while another backend of the service gave one: where none does, the fault is likelier in
+//! the network between. If these are all that bring a backend down, it is hard down at once. A backend whose
+//! service has `on_down = "move"` is hard down whenever it is down.
 //!
 //! A question that couldn't be asked changes nothing. Time is passed in and only ever compared, so
 //! the time of day does not matter.
@@ -21,10 +26,10 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use super::{
-    Condition, Seen,
+    Condition, OnDown, Seen,
     check::{Check, Start},
     damping::Damping,
-    probe::Outcome,
+    probe::{Failure, Outcome},
 };
 
 /// What a question after a suspicion waits at least, unless the check itself waits less. A dead host
@@ -53,6 +58,8 @@ pub enum Event {
         outcome: Outcome,
         /// How long that took.
         took: Duration,
+        /// When another backend of its service has answered last.
+        others_answered: Option<Instant>,
     },
     /// The backend's clients say that it is silent.
     Suspected {
@@ -69,6 +76,8 @@ pub enum Event {
         check: Box<Check>,
         /// The half-life of the penalty for going down.
         half_life: Duration,
+        /// What becomes of the flows of a backend that is down.
+        on_down: OnDown,
     },
 }
 
@@ -112,11 +121,17 @@ struct Asked {
 #[derive(Clone, Debug)]
 pub struct Machine {
     check: Check,
+    on_down: OnDown,
     seen: Seen,
     /// Whether the condition was only assumed: the next answer decides alone.
     assumed: bool,
     /// Answers in a row that speak against the condition.
     against: u8,
+    /// If the last answer was silence: the questions in a row that had their whole time and no answer
+    /// of any kind, while others had one.
+    silent: Option<u8>,
+    /// When the last of them was asked.
+    silent_asked: Option<Instant>,
     /// Questions in a row that couldn't be asked.
     unasked: u32,
     /// Whether a failure was forgiven because the process slept, and none since.
@@ -142,6 +157,7 @@ impl Machine {
     pub fn new(
         check: Check,
         half_life: Duration,
+        on_down: OnDown,
         initial: Condition,
         is_found_out: bool,
         first: Instant,
@@ -153,9 +169,12 @@ impl Machine {
         let assumed = !(check.is_active() && is_settled);
         Self {
             check,
+            on_down,
             seen: Seen { condition, ..Seen::default() },
             assumed,
             against: 0,
+            silent: None,
+            silent_asked: None,
             unasked: 0,
             excused: false,
             asked: None,
@@ -192,6 +211,14 @@ impl Machine {
         self.against
     }
 
+    /// Questions in a row without an answer of any kind while the backend keeps its flows; `fall` of
+    /// them move these.
+    #[must_use]
+    pub fn silent(&self) -> u8 {
+        let is_soft = self.seen.condition == Condition::SoftDown;
+        self.silent.filter(|_| is_soft).unwrap_or(0)
+    }
+
     /// When the backend will be let go, if it is held.
     #[must_use]
     pub fn release(&self) -> Option<Instant> {
@@ -225,7 +252,9 @@ impl Machine {
         let before = self.seen.condition;
         let cause = match event {
             Event::Due => self.due(now, out),
-            Event::Answered { outcome, took } => self.answered(outcome, took, now, out),
+            Event::Answered { outcome, took, others_answered } => {
+                self.answered(outcome, took, others_answered, now, out)
+            }
             Event::Suspected { reason } => self.suspected(reason, now, out),
             Event::Interrupted => {
                 if self.asked.take().is_some() {
@@ -241,8 +270,10 @@ impl Machine {
                 }
                 None
             }
-            Event::Reconfigured { check, half_life } => {
-                self.reconfigure(*check, half_life, now, out)
+            Event::Reconfigured { check, half_life, on_down } => {
+                self.damping.set_half_life(half_life, now);
+                self.on_down = on_down;
+                self.reconfigure(*check, now, out)
             }
         };
         let to = self.seen.condition;
@@ -270,9 +301,9 @@ impl Machine {
                 // backend unasked for ever.
                 out.push(Action::Abandon);
                 let reason = format!("no answer within {}", text(asked.timeout));
-                let outcome = Outcome::Failed { refused: false, reason };
+                let outcome = Outcome::Failed { how: Failure::Wrong, reason };
                 let took = now.saturating_duration_since(asked.at);
-                return self.answered(outcome, took, now, out);
+                return self.answered(outcome, took, None, now, out);
             }
             None if now < self.next => return None,
             None => {}
@@ -302,6 +333,7 @@ impl Machine {
         &mut self,
         outcome: Outcome,
         took: Duration,
+        others_answered: Option<Instant>,
         now: Instant,
         out: &mut Vec<Action>,
     ) -> Option<String> {
@@ -315,7 +347,9 @@ impl Machine {
                 self.next = now + self.vary(wait);
                 return None;
             }
-            Outcome::Failed { refused: false, .. } if asked.slept && !self.excused => {
+            Outcome::Failed { how: Failure::Silence | Failure::Wrong, .. }
+                if asked.slept && !self.excused =>
+            {
                 self.excused = true;
                 self.next = now;
                 return None;
@@ -325,7 +359,10 @@ impl Machine {
                 self.latency = Some(self.latency.map_or(took, |latency| (latency * 7 + took) / 8));
                 self.good(now)
             }
-            Outcome::Failed { refused, reason } => self.bad(refused, &reason),
+            Outcome::Failed { how, reason } => {
+                self.count_silence(how, asked.at, others_answered);
+                self.bad(how, &reason)
+            }
         };
         self.unasked = 0;
         self.excused = false;
@@ -342,6 +379,7 @@ impl Machine {
     }
 
     fn good(&mut self, now: Instant) -> Option<String> {
+        self.silent = None;
         if self.suspicion.take().is_some() {
             let trust = self.check.fast_interval.max(SHORTEST_TRUST);
             self.trusted = Some(now + trust);
@@ -364,15 +402,31 @@ impl Machine {
         Some(cause)
     }
 
-    fn bad(&mut self, refused: bool, reason: &str) -> Option<String> {
-        let down = if refused { Condition::HardDown } else { Condition::SoftDown };
+    /// Counts a question without an answer if another backend has answered since the one before it was
+    /// asked, or this one if it is the first: then the network between is in order.
+    fn count_silence(&mut self, how: Failure, asked: Instant, others_answered: Option<Instant>) {
+        if how != Failure::Silence {
+            self.silent = None;
+            return;
+        }
+        let since = self.silent_asked.replace(asked).filter(|_| self.silent.is_some());
+        let others_answer = others_answered.is_some_and(|at| at >= since.unwrap_or(asked));
+        let before = self.silent.unwrap_or(0);
+        // A question after a suspicion is given up early.
+        let counts = others_answer && self.suspicion.is_none();
+        self.silent = Some(before.saturating_add(counts.into()));
+    }
+
+    fn bad(&mut self, how: Failure, reason: &str) -> Option<String> {
+        let fall = self.check.fall.get();
+        let is_silent = self.silent.is_some_and(|times| times >= fall);
+        let moves = is_silent || self.on_down == OnDown::Move;
         match self.seen.condition {
             Condition::Up => {
                 self.against = self.against.saturating_add(1);
-                let fall = self.check.fall.get();
                 let needed = match self.suspicion {
                     _ if self.assumed => 1,
-                    Some(_) if refused => 1,
+                    Some(_) if how == Failure::Refusal => 1,
                     Some(_) => fall.min(SILENT),
                     None => fall,
                 };
@@ -388,13 +442,18 @@ impl Machine {
                     None => cause,
                 };
                 self.against = 0;
-                self.seen.condition = down;
+                self.seen.condition = if moves { Condition::HardDown } else { Condition::SoftDown };
                 Some(cause)
             }
-            Condition::SoftDown if refused => {
+            Condition::SoftDown if moves => {
                 self.against = 0;
                 self.seen.condition = Condition::HardDown;
-                Some(reason.into())
+                Some(match self.silent {
+                    Some(times) if times > 1 => {
+                        format!("{times} questions in a row without any answer: {reason}")
+                    }
+                    _ => reason.into(),
+                })
             }
             Condition::SoftDown | Condition::HardDown => {
                 self.against = 0;
@@ -407,6 +466,8 @@ impl Machine {
     fn interval(&self) -> Duration {
         match self.seen.condition {
             _ if self.against > 0 => self.check.fast_interval,
+            // Whether its host is there decides on its flows.
+            Condition::SoftDown if self.silent.is_some() => self.check.fast_interval,
             Condition::Up => self.check.interval,
             Condition::SoftDown | Condition::HardDown => self.check.down_interval,
         }
@@ -426,14 +487,7 @@ impl Machine {
         None
     }
 
-    fn reconfigure(
-        &mut self,
-        check: Check,
-        half_life: Duration,
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) -> Option<String> {
-        self.damping.set_half_life(half_life, now);
+    fn reconfigure(&mut self, check: Check, now: Instant, out: &mut Vec<Action>) -> Option<String> {
         let was_active = self.check.is_active();
         let same = (&self.check.kind, self.check.port, self.check.via)
             == (&check.kind, check.port, check.via);
@@ -445,12 +499,17 @@ impl Machine {
                 let interval = self.interval();
                 self.next = self.next.min(now + self.vary(interval));
             }
+            if self.seen.condition == Condition::SoftDown && self.on_down == OnDown::Move {
+                self.seen.condition = Condition::HardDown;
+                return Some("flows of a backend that is down are to move".into());
+            }
             return None;
         }
         if self.asked.take().is_some() {
             out.push(Action::Abandon);
         }
         self.against = 0;
+        self.silent = None;
         self.unasked = 0;
         self.excused = false;
         self.trusted = None;

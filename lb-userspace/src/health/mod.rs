@@ -36,6 +36,8 @@ pub struct Policy {
     /// flapping is not damped.
     #[serde(with = "millis")]
     pub flap_half_life: Duration,
+    /// What becomes of the flows of a backend that is down and whose host answers.
+    pub on_down: OnDown,
     /// Whether a SYN that is sent again to a silent backend goes to another one.
     pub second_choice: bool,
 }
@@ -48,7 +50,31 @@ impl Default for Policy {
             panic_threshold: 0,
             min_healthy: 1,
             flap_half_life: Duration::from_secs(60),
+            on_down: OnDown::Keep,
             second_choice: true,
+        }
+    }
+}
+
+/// What becomes of the flows of a backend that is down and whose host answers: it refuses
+/// connections, or its answers are wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// They stay: the server may be finishing them, and where it is gone, its host resets them.
+    #[default]
+    Keep,
+    /// They move at once.
+    Move,
+}
+
+impl OnDown {
+    /// The word that the configuration has for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Move => "move",
         }
     }
 }
@@ -69,9 +95,10 @@ pub enum Condition {
     /// It serves, as far as is known.
     #[default]
     Up,
-    /// It does not answer as it should: no new flows, it keeps the ones it has.
+    /// It refuses connections or does not answer as it should: no new flows, it keeps the ones it has.
     SoftDown,
-    /// It is certainly not there (it refuses connections): its flows move at once.
+    /// Its flows move at once: its host is silent, or it is down and the service's flows are to move
+    /// then ([`OnDown::Move`]).
     HardDown,
 }
 

@@ -34,7 +34,7 @@ use self::{
 };
 pub use super::fsm::Change;
 use super::{
-    Check, Condition, Seen, Target,
+    Check, Condition, OnDown, Seen, Target,
     probe::{self, Outcome, Question, Route},
     vip,
 };
@@ -53,6 +53,8 @@ pub struct Assignment {
     pub route: Option<Route>,
     /// The half-life of the penalty for going down; zero: none.
     pub half_life: Duration,
+    /// What becomes of its flows while it is down.
+    pub on_down: OnDown,
     /// What the backend counts as until it has answered; for one that is known already it means
     /// nothing.
     pub initial: Condition,

@@ -242,6 +242,7 @@ impl Merge<'_> {
                 panic_threshold: pick!("panic_threshold", service.policy.panic_threshold, share),
                 min_healthy: pick!("min_healthy", service.policy.min_healthy, ToString::to_string),
                 flap_half_life: pick!("flap_half_life", service.policy.flap_half_life, time),
+                on_down: pick!("on_down", service.policy.on_down, |on_down| on_down.word().into()),
                 second_choice: pick!(
                     "second_choice",
                     service.policy.second_choice,

@@ -99,9 +99,7 @@ impl Backend {
         let last = || self.check.as_ref()?.last.clone().filter(|last| last != "ok");
         let serves = self.admin == Admin::Enabled;
         match self.condition {
-            Condition::HardDown if serves => {
-                last().or_else(|| Some("it refuses connections".into()))
-            }
+            Condition::HardDown if serves => last().or_else(|| Some("it does not answer".into())),
             _ if self.unusable.is_some() => self.unusable.clone(),
             Condition::SoftDown if serves => last(),
             Condition::Up if serves && self.held => {
@@ -182,10 +180,7 @@ mod tests {
             (Backend { unusable, ..up.clone() }, Some("neighbour 10.0.0.7 does not answer")),
             (Backend { held: true, ..up.clone() }, Some("it flapped")),
             (Backend { suspect: true, ..up.clone() }, Some("its clients find it silent")),
-            (
-                Backend { condition: Condition::HardDown, ..up.clone() },
-                Some("it refuses connections"),
-            ),
+            (Backend { condition: Condition::HardDown, ..up.clone() }, Some("it does not answer")),
             (
                 Backend { slow_start_permille: Some(300), ..up.clone() },
                 Some("slow start, 30 % of its share"),

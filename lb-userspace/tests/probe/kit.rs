@@ -14,7 +14,7 @@ use lb_userspace::{
     health::{
         Target,
         check::Kind,
-        probe::{self, Outcome, Question, Route, tls},
+        probe::{self, Failure, Outcome, Question, Route, tls},
         vip,
     },
 };
@@ -50,10 +50,18 @@ pub async fn ask(kind: Kind, address: SocketAddr, timeout: Duration) -> Outcome 
     outcome
 }
 
-/// The reason of a failure that is no refusal.
+/// The reason of an answer that is wrong.
 pub fn failure(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Failed { refused: false, reason } => reason,
+        Outcome::Failed { how: Failure::Wrong, reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The reason of silence.
+pub fn silence(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Failed { how: Failure::Silence, reason } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -61,7 +69,7 @@ pub fn failure(outcome: Outcome) -> String {
 /// The reason of a refusal.
 pub fn refusal(outcome: Outcome) -> String {
     match outcome {
-        Outcome::Failed { refused: true, reason } => reason,
+        Outcome::Failed { how: Failure::Refusal, reason } => reason,
         other => panic!("{other:?}"),
     }
 }

@@ -15,7 +15,7 @@ use lb_userspace::health::{
 
 use tokio::net::TcpSocket;
 
-use crate::kit::{LONG, SHORT, ask, failure, question, serve, unknown};
+use crate::kit::{LONG, SHORT, ask, question, serve, silence, unknown};
 
 const TIME_WAIT: &str = "06";
 
@@ -51,7 +51,7 @@ async fn a_full_queue_of_connections_is_silence() {
     let listener = socket.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let _waiting = std::net::TcpStream::connect(address).unwrap();
-    assert_eq!(failure(ask(Kind::Tcp, address, SHORT).await), "no answer within 200ms");
+    assert_eq!(silence(ask(Kind::Tcp, address, SHORT).await), "no answer within 200ms");
 }
 
 #[test]

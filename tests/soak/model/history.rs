@@ -191,20 +191,18 @@ impl History {
         end(&mut self.sure[service][host], span.from);
     }
 
-    /// Whether a host was dead or cut off at a moment, or so shortly before that a node may still take
-    /// it for that.
+    /// Whether a host was cut off at a moment, or so shortly before that a node may still take it for
+    /// that. One whose nginx is dead answers, and keeps its flows.
     #[must_use]
     pub fn is_lost(&self, host: usize, at: Duration, slack: Duration) -> bool {
-        let faults = self.dead[host].iter().chain(&self.cut[host]);
-        faults.into_iter().any(|fault| fault.and(FOUND_OUT + slack).contains(at))
+        self.cut[host].iter().any(|cut| cut.and(FOUND_OUT + slack).contains(at))
     }
 
-    /// Whether a host was dead or cut off at a moment that two times have in common.
+    /// Whether a host was cut off at a moment that two times have in common.
     #[must_use]
     pub fn is_lost_within(&self, host: usize, one: Span, other: Span) -> bool {
         let common = Span { from: one.from.max(other.from), until: one.until.min(other.until) };
-        let mut faults = self.dead[host].iter().chain(&self.cut[host]);
-        common.from <= common.until && faults.any(|fault| fault.overlaps(common))
+        common.from <= common.until && self.cut[host].iter().any(|cut| cut.overlaps(common))
     }
 
     /// Whether new flows could count on a backend at a moment.

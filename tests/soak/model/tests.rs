@@ -131,6 +131,13 @@ fn a_cut_cable_breaks_only_what_a_node_has_moved() {
 }
 
 #[test]
+fn the_flows_of_a_dead_nginx_stay() {
+    let history = history(&[(5_000, Op::Kill(1)), (20_000, Op::Revive(1))]);
+    let moved = Moved { node: 0, backend: B, span: Span::since(8_000 * MS) };
+    assert!(unfounded(&history, &Facts::default(), &moved));
+}
+
+#[test]
 fn a_node_that_comes_back_may_find_a_host_cut_off_that_was_not_when_it_left() {
     let cut = |from| history(&[(from, Op::Cut(1)), (from + 6_000, Op::Mend(1))]);
     let span = Span { from: 5_000 * MS, until: 14_000 * MS };

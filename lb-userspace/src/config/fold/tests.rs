@@ -5,7 +5,10 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use super::*;
 use crate::{
     desired::{Mode, Protocol, UdpPolicy},
-    health::check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
+    health::{
+        OnDown,
+        check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
+    },
     spec::ServiceSpec,
 };
 
@@ -357,7 +360,8 @@ fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
     let shape =
         (1u16.., option::of(udp), any::<bool>(), select(vec![1_009u32, 65_537]), any::<u32>());
     let times = (1u64..=43_200, option::of(1u64..=2_592_000), millis(), millis());
-    let policy = (0u8..=100, any::<u16>(), any::<bool>(), any_check());
+    let on_down = select(vec![OnDown::Keep, OnDown::Move]);
+    let policy = (0u8..=100, any::<u16>(), any::<bool>(), any_check(), on_down);
     let backends = prop::collection::btree_map(1u8..5, any_backend(), 0..4);
     (shape, times, policy, backends).prop_map(
         |((port, udp, dsr, ring_slots, syn_budget), times, policy, backends)| {
@@ -371,6 +375,7 @@ fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
             let p = &mut spec.policy;
             (p.panic_threshold, p.min_healthy, p.second_choice) = (policy.0, policy.1, policy.2);
             (p.check, p.slow_start, p.flap_half_life) = (policy.3, slow_start, half_life);
+            p.on_down = policy.4;
             let mut service = spec.to_service();
             service.backends = backends.into_iter().map(|(last, b)| (at(last), b)).collect();
             (service, drain.map(Duration::from_secs))

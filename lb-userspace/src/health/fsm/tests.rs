@@ -43,14 +43,21 @@ pub(super) struct Bench {
 impl Bench {
     pub fn new(check: Check, initial: Condition) -> Self {
         let now = Instant::now();
-        let machine = Machine::new(check, HALF_LIFE, initial, false, now, 1);
+        let machine = Machine::new(check, HALF_LIFE, OnDown::Keep, initial, false, now, 1);
         Self { machine, now, actions: Vec::new() }
     }
 
     /// A backend of which an earlier run has found out that it is so.
     pub fn adopted(check: Check, initial: Condition) -> Self {
         let now = Instant::now();
-        let machine = Machine::new(check, HALF_LIFE, initial, true, now, 1);
+        let machine = Machine::new(check, HALF_LIFE, OnDown::Keep, initial, true, now, 1);
+        Self { machine, now, actions: Vec::new() }
+    }
+
+    /// A backend whose flows move whenever it is down.
+    pub fn moving(check: Check) -> Self {
+        let now = Instant::now();
+        let machine = Machine::new(check, HALF_LIFE, OnDown::Move, Condition::Up, false, now, 1);
         Self { machine, now, actions: Vec::new() }
     }
 
@@ -73,11 +80,11 @@ impl Bench {
         self.now - begun
     }
 
-    /// The next question is answered so, `took` after it was asked.
+    /// The next question is answered so, `took` after it was asked, while other backends answer.
     pub fn answer_after(&mut self, took: Duration, outcome: Outcome) -> Vec<Action> {
         self.until_asked();
         self.now += took;
-        self.tell(Event::Answered { outcome, took })
+        self.tell(Event::Answered { outcome, took, others_answered: Some(self.now) })
     }
 
     /// The next question is answered so, after a millisecond.
@@ -91,11 +98,15 @@ impl Bench {
 }
 
 pub(super) fn silent() -> Outcome {
-    Outcome::Failed { refused: false, reason: "no answer".into() }
+    Outcome::Failed { how: Failure::Silence, reason: "no answer".into() }
 }
 
 pub(super) fn refused() -> Outcome {
-    Outcome::Failed { refused: true, reason: "connection refused".into() }
+    Outcome::Failed { how: Failure::Refusal, reason: "connection refused".into() }
+}
+
+pub(super) fn wrong() -> Outcome {
+    Outcome::Failed { how: Failure::Wrong, reason: "status 503".into() }
 }
 
 pub(super) fn unknown() -> Outcome {

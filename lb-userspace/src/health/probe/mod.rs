@@ -28,8 +28,8 @@ pub enum Outcome {
     Up,
     /// It did not answer as it should.
     Failed {
-        /// Whether it refuses connections (RST, ICMP port unreachable): nobody is there.
-        refused: bool,
+        /// What came instead of a good answer.
+        how: Failure,
         /// What was wrong, for people.
         reason: String,
     },
@@ -39,6 +39,17 @@ pub enum Outcome {
         /// Why not, for people.
         reason: String,
     },
+}
+
+/// What came instead of a good answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing at all: the host itself may be gone.
+    Silence,
+    /// A refusal (RST, ICMP port unreachable): the host is alive, and nobody listens.
+    Refusal,
+    /// Something else, a wrong answer or one that is not complete in time: the host is alive.
+    Wrong,
 }
 
 /// Where a question goes.

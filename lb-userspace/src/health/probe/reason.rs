@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt::Write as _, io, time::Duration};
 
-use super::{Outcome, vip};
+use super::{Failure, Outcome, vip};
 use crate::units::format_duration;
 
 /// Characters of a reason.
@@ -22,7 +22,9 @@ const QUOTED: usize = 40;
 pub(super) enum Miss {
     /// The peer says that nobody is there.
     Refused(Cow<'static, str>),
-    /// There is no answer, or a bad one.
+    /// Nothing comes from the peer.
+    Silent(Cow<'static, str>),
+    /// There is an answer, and it is a bad one.
     Failed(Cow<'static, str>),
     /// The question could not be asked.
     Unknown(Cow<'static, str>),
@@ -33,13 +35,17 @@ impl Miss {
         Self::Failed(reason.into())
     }
 
+    pub(super) fn silent(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Silent(reason.into())
+    }
+
     pub(super) fn unknown(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Unknown(reason.into())
     }
 
     /// Nothing came in time.
     pub(super) fn silence(timeout: Duration) -> Self {
-        Self::Failed(format!("no answer within {}", format_duration(timeout)).into())
+        Self::silent(format!("no answer within {}", format_duration(timeout)))
     }
 
     /// What went wrong on this node with a connection by the way of the traffic, if that is what the
@@ -60,7 +66,8 @@ impl Miss {
             // RST, and for UDP the ICMP port unreachable.
             Some(libc::ECONNREFUSED) => Self::Refused(REFUSED.into()),
             // From a router's ICMP message, or because nobody answers ARP or neighbour solicitations.
-            Some(libc::EHOSTUNREACH) => Self::failed("host unreachable"),
+            Some(libc::EHOSTUNREACH) => Self::silent("host unreachable"),
+            Some(libc::ETIMEDOUT) => Self::silent("connection timed out"),
             Some(libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE) => {
                 Self::failed("connection reset")
             }
@@ -90,10 +97,17 @@ impl Miss {
 impl From<Miss> for Outcome {
     fn from(miss: Miss) -> Self {
         match miss {
-            Miss::Refused(reason) => Self::Failed { refused: true, reason: tidy(&reason) },
-            Miss::Failed(reason) => Self::Failed { refused: false, reason: tidy(&reason) },
+            Miss::Silent(reason) => Self::failed(Failure::Silence, &reason),
+            Miss::Refused(reason) => Self::failed(Failure::Refusal, &reason),
+            Miss::Failed(reason) => Self::failed(Failure::Wrong, &reason),
             Miss::Unknown(reason) => Self::Unknown { reason: tidy(&reason) },
         }
+    }
+}
+
+impl Outcome {
+    fn failed(how: Failure, reason: &str) -> Self {
+        Self::Failed { how, reason: tidy(reason) }
     }
 }
 
@@ -154,11 +168,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_refuses() {
+    fn a_refusal_and_a_reset_are_answers_and_an_unreachable_host_is_silent() {
         assert_eq!(of(libc::ECONNREFUSED), Miss::Refused("connection refused".into()));
-        assert_eq!(of(libc::EHOSTUNREACH), Miss::failed("host unreachable"));
+        assert_eq!(of(libc::EHOSTUNREACH), Miss::silent("host unreachable"));
         assert_eq!(of(libc::ECONNRESET), Miss::failed("connection reset"));
-        assert_eq!(of(libc::ETIMEDOUT), Miss::failed("connection timed out"));
+        assert_eq!(of(libc::ETIMEDOUT), Miss::silent("connection timed out"));
     }
 
     #[test]

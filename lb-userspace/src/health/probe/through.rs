@@ -38,8 +38,9 @@ impl Own {
     fn of(answer: &Result<(), Miss>) -> Self {
         match answer {
             Ok(()) => Self::Answers,
-            Err(Miss::Refused(_)) => Self::Refuses,
-            Err(Miss::Failed(_)) => Self::Silent,
+            // A connection that is reset is no better.
+            Err(Miss::Refused(_) | Miss::Failed(_)) => Self::Refuses,
+            Err(Miss::Silent(_)) => Self::Silent,
             Err(Miss::Unknown(_)) => Self::NotKnown,
         }
     }
@@ -87,7 +88,8 @@ pub(super) async fn ask<T>(
 
 /// The words for a VIP that was met in silence or with a refusal.
 ///
-/// Only the VIP's own refusal is one: it is what the clients meet.
+/// Only the VIP's own refusal is one: it is what the clients meet. A host that answers at its own
+/// address is alive, so that its silence for the VIP is a fault of another kind.
 fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout: Duration) -> Miss {
     let hint = match mode {
         Mode::Dsr => "is the VIP on its loopback?",
@@ -100,7 +102,7 @@ fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout:
         (Met::Silence, Own::Refuses) => {
             Miss::failed(format!("does not answer for {vip}, and refuses connections at {backend}"))
         }
-        (Met::Silence, Own::Silent) => Miss::failed(format!(
+        (Met::Silence, Own::Silent) => Miss::silent(format!(
             "no answer within {}, for {vip} as at {backend} itself",
             format_duration(timeout)
         )),
@@ -174,19 +176,20 @@ mod tests {
     fn a_silent_backend_is_told_from_one_without_the_vip() {
         assert_eq!(
             words(Met::Silence, Own::Silent, Mode::Ipip),
-            Miss::failed("no answer within 1s, for 10.0.0.100 as at 10.0.0.11 itself")
+            Miss::silent("no answer within 1s, for 10.0.0.100 as at 10.0.0.11 itself")
         );
         assert_eq!(
             words(Met::Silence, Own::NotKnown, Mode::Dsr),
-            Miss::failed("no answer within 1s")
+            Miss::silent("no answer within 1s")
         );
     }
 
     #[test]
-    fn only_a_refusal_for_the_vip_refuses() {
+    fn only_a_refusal_for_the_vip_refuses_and_only_silence_at_both_addresses_is_silence() {
         for own in [Own::Answers, Own::Refuses, Own::Silent, Own::NotKnown] {
             for mode in [Mode::Dsr, Mode::Ipip] {
-                assert!(matches!(words(Met::Silence, own, mode), Miss::Failed(_)));
+                let is_silent = matches!(words(Met::Silence, own, mode), Miss::Silent(_));
+                assert_eq!(is_silent, matches!(own, Own::Silent | Own::NotKnown), "{own:?}");
                 assert!(matches!(words(Met::Refusal, own, mode), Miss::Refused(_)));
             }
         }
@@ -216,7 +219,10 @@ mod tests {
             (Met::Silence, Own::Silent),
             (Met::Refusal, Own::Answers),
         ] {
-            let (Miss::Failed(reason) | Miss::Refused(reason) | Miss::Unknown(reason)) =
+            let (Miss::Silent(reason)
+            | Miss::Failed(reason)
+            | Miss::Refused(reason)
+            | Miss::Unknown(reason)) =
                 worded(met, own, Mode::Ipip, vip, vip, Duration::from_millis(1_001));
             assert!(reason.len() <= super::super::reason::MOST, "{}: {reason}", reason.len());
         }
@@ -234,7 +240,7 @@ mod tests {
         let outcome = asked(SHORT, pending(), ready(Ok(()))).await;
         assert!(matches!(&outcome, Err(Miss::Failed(why)) if why.contains("though it answers")));
         let both = asked(SHORT, pending(), pending()).await;
-        assert!(matches!(&both, Err(Miss::Failed(why)) if why.contains("itself")), "{both:?}");
+        assert!(matches!(&both, Err(Miss::Silent(why)) if why.contains("itself")), "{both:?}");
         assert!(before.elapsed() >= 2 * SHORT);
         assert!(before.elapsed() < 2 * SHORT + Duration::from_secs(1));
     }

@@ -20,10 +20,10 @@ use super::{
 use crate::{
     desired::ServiceKey,
     health::{
-        Condition, Target,
+        Condition, OnDown, Target,
         check::Kind,
         fsm::{Action, Event, Machine},
-        probe::{Outcome, Question, Route},
+        probe::{Failure, Outcome, Question, Route},
     },
 };
 
@@ -138,6 +138,7 @@ struct Entry {
     service: String,
     route: Option<Route>,
     half_life: Duration,
+    on_down: OnDown,
     /// The question as it was asked last.
     question: Option<Arc<Question>>,
     in_flight: Option<InFlight>,
@@ -145,6 +146,8 @@ struct Entry {
     deadline: Option<Instant>,
     since: Instant,
     last: Option<(Outcome, Instant)>,
+    /// When an answer of whatever kind came from its host.
+    answered: Option<Instant>,
     took: Option<Duration>,
     counts: Counts,
     latency: Histogram,
@@ -245,19 +248,22 @@ impl Schedule {
     }
 
     fn add(&mut self, target: Target, assignment: Assignment, first: Instant, now: Instant) {
-        let Assignment { service, check, route, half_life, initial, found_out } = assignment;
+        let Assignment { service, check, route, half_life, on_down, initial, found_out } =
+            assignment;
         self.seed = self.seed.wrapping_add(1);
-        let machine = Machine::new(check, half_life, initial, found_out, first, self.seed);
+        let machine = Machine::new(check, half_life, on_down, initial, found_out, first, self.seed);
         let entry = Entry {
             machine,
             service,
             route,
             half_life,
+            on_down,
             question: None,
             in_flight: None,
             deadline: None,
             since: now,
             last: None,
+            answered: None,
             took: None,
             counts: Counts::default(),
             latency: Histogram::default(),
@@ -270,18 +276,20 @@ impl Schedule {
 
     fn change(&mut self, target: Target, assignment: Assignment, now: Instant) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
-        let Assignment { service, check, route, half_life, .. } = assignment;
+        let Assignment { service, check, route, half_life, on_down, .. } = assignment;
         let is_new_route = entry.route != route;
-        let is_new_check = *entry.machine.check() != check || entry.half_life != half_life;
+        let is_new_check = *entry.machine.check() != check
+            || (entry.half_life, entry.on_down) != (half_life, on_down);
         if is_new_route || is_new_check || entry.service != service {
             entry.question = None;
             entry.service = service;
             entry.route = route;
             entry.half_life = half_life;
+            entry.on_down = on_down;
         }
         if is_new_check {
             let check = Box::new(check);
-            self.step(target, Event::Reconfigured { check, half_life }, now);
+            self.step(target, Event::Reconfigured { check, half_life, on_down }, now);
         }
         if is_new_route {
             // The frames of a question that is on its way may go where nobody is.
@@ -328,7 +336,7 @@ impl Schedule {
         }
         if before.is_some() && before != after {
             let reason = "the check did not end in time".into();
-            self.count(target, Outcome::Failed { refused: false, reason }, None, now);
+            self.count(target, Outcome::Failed { how: Failure::Wrong, reason }, None, now);
         }
     }
 
@@ -345,8 +353,25 @@ impl Schedule {
             return;
         };
         self.flight.land(&in_flight);
+        let is_answer = match &outcome {
+            Outcome::Up => true,
+            Outcome::Failed { how, .. } => *how != Failure::Silence,
+            Outcome::Unknown { .. } => false,
+        };
+        if is_answer {
+            entry.answered = Some(now);
+        }
         self.count(target, outcome.clone(), Some(took), now);
-        self.step(target, Event::Answered { outcome, took }, now);
+        let others_answered = if is_answer { None } else { self.others_answered(target) };
+        self.step(target, Event::Answered { outcome, took, others_answered }, now);
+    }
+
+    /// When another backend of the service has answered last.
+    fn others_answered(&self, target: Target) -> Option<Instant> {
+        let first = Target { backend: Ipv4Addr::UNSPECIFIED.into(), ..target };
+        let all = self.entries.range(first..);
+        let all = all.take_while(|(other, _)| other.service == target.service);
+        all.filter(|(other, _)| **other != target).filter_map(|(_, entry)| entry.answered).max()
     }
 
     fn count(&mut self, target: Target, outcome: Outcome, took: Option<Duration>, now: Instant) {
@@ -484,6 +509,7 @@ impl Schedule {
                 went_up: entry.went_up,
                 went_down: entry.went_down,
                 against: machine.against(),
+                silent: machine.silent(),
                 rise: check.rise.get(),
                 fall: check.fall.get(),
             }

@@ -39,6 +39,10 @@ pub struct CheckStatus {
     pub went_down: u64,
     /// Answers in a row that speak against the condition.
     pub against: u8,
+    /// Questions in a row without an answer of any kind while a backend that is down keeps its flows:
+    /// `fall` of them move these.
+    #[serde(default)]
+    pub silent: u8,
     /// Good answers in a row that bring it up.
     pub rise: u8,
     /// Bad answers in a row that bring it down.

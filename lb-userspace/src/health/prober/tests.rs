@@ -14,7 +14,7 @@ use std::{
 use super::*;
 use crate::{
     desired::{Protocol, ServiceKey},
-    health::check::Kind,
+    health::{check::Kind, probe::Failure},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,6 +59,7 @@ fn assignments(
         check: check.clone(),
         route: Some(Route::Backend),
         half_life: Duration::ZERO,
+        on_down: OnDown::Keep,
         initial: Condition::Up,
         found_out: false,
     };
@@ -66,7 +67,7 @@ fn assignments(
 }
 
 fn silent() -> Outcome {
-    Outcome::Failed { refused: false, reason: "no answer".into() }
+    Outcome::Failed { how: Failure::Wrong, reason: "no answer".into() }
 }
 
 /// The next report, which must come.
@@ -216,7 +217,7 @@ fn end_does_not_wait_for_questions() {
 }
 
 #[test]
-fn listener_that_is_gone_is_hard_down() {
+fn listener_that_is_gone_is_down_and_its_flows_stay() {
     let server = TcpListener::bind((Ipv4Addr::new(127, 0, 77, 1), 0)).expect("an address");
     let port = server.local_addr().expect("it is bound").port();
     let (prober, mut reports) = Prober::start().expect("a thread");
@@ -224,7 +225,7 @@ fn listener_that_is_gone_is_hard_down() {
     wait_for("it is asked", || prober.status()[&backend(1)].counts.ok > 0);
     drop(server);
     let change = report(&mut reports).change.expect("a change");
-    assert_eq!(change.to, Condition::HardDown, "{}", change.cause);
+    assert_eq!(change.to, Condition::SoftDown, "{}", change.cause);
 }
 
 /// Says to the child of the next test which port the server has.

@@ -42,6 +42,7 @@ fn check() -> CheckStatus {
         went_up: 2,
         went_down: 1,
         against: 0,
+        silent: 0,
         rise: 2,
         fall: 3,
     }

@@ -21,6 +21,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         3 => Just(Happens::Answer(Outcome::Up)),
         2 => Just(Happens::Answer(silent())),
         1 => Just(Happens::Answer(refused())),
+        1 => Just(Happens::Answer(wrong())),
         1 => Just(Happens::Answer(unknown())),
         1 => Just(Happens::Suspected),
         1 => Just(Happens::Interrupted),
@@ -43,6 +44,8 @@ fn checks() -> impl Strategy<Value = Check> {
 struct Read {
     is_good: bool,
     is_refusal: bool,
+    /// It is silence: of a question that had its whole time, or of one after a suspicion.
+    silence: Option<bool>,
 }
 
 /// What was thought of the backend before an answer.
@@ -64,6 +67,12 @@ impl History {
         self.answers.iter().rev().take_while(|read| read.is_good == is_good).count()
     }
 
+    /// The questions in a row that had their whole time and no answer of any kind.
+    fn silence(&self) -> usize {
+        let last = self.answers.iter().rev().map_while(|read| read.silence);
+        last.filter(|had_its_time| *had_its_time).count()
+    }
+
     /// Whether the last answers speak for the change.
     fn explains(&self, from: Condition, to: Condition, check: &Check, before: Before) -> bool {
         let Some(last) = self.answers.last() else { return false };
@@ -75,13 +84,16 @@ impl History {
                 let enough = is_assumed
                     || (is_suspect && (last.is_refusal || streak >= 2))
                     || streak >= usize::from(check.fall.get());
-                !last.is_good && enough && last.is_refusal == (down == Condition::HardDown)
+                let is_silent = self.silence() >= usize::from(check.fall.get());
+                !last.is_good && enough && is_silent == (down == Condition::HardDown)
             }
             (_, Condition::Up) => {
                 let is_first = self.answers.len() == 1 && is_assumed;
                 is_first || self.streak(true) >= usize::from(check.rise.get())
             }
-            (Condition::SoftDown, Condition::HardDown) => last.is_refusal,
+            (Condition::SoftDown, Condition::HardDown) => {
+                self.silence() >= usize::from(check.fall.get())
+            }
             _ => false,
         }
     }
@@ -116,13 +128,17 @@ proptest! {
                     bench.now = deadline.map_or(until, |at| until.min(at - ms(1)));
                     bench.tell(Event::Due)
                 }
-                Happens::Answer(outcome) => bench.tell(Event::Answered { outcome, took: ms(5) }),
+                Happens::Answer(outcome) => {
+                    let (took, others_answered) = (ms(5), Some(bench.now));
+                    bench.tell(Event::Answered { outcome, took, others_answered })
+                }
                 Happens::Suspected => bench.tell(suspected()),
                 Happens::Interrupted => bench.tell(Event::Interrupted),
                 Happens::Slept => bench.tell(Event::Slept),
             };
             if let (Happens::Answer(outcome), true) = (&happens, was_asking) {
-                let forgiven = *outcome == silent() && slept && !history.forgiven;
+                let is_late = *outcome == silent() || *outcome == wrong();
+                let forgiven = is_late && slept && !history.forgiven;
                 match outcome {
                     Outcome::Unknown { .. } => {}
                     _ if forgiven => history.forgiven = true,
@@ -131,6 +147,7 @@ proptest! {
                         history.answers.push(Read {
                             is_good: *outcome == Outcome::Up,
                             is_refusal: *outcome == refused(),
+                            silence: (*outcome == silent()).then_some(!before.is_suspect),
                         });
                     }
                 }
@@ -162,6 +179,11 @@ proptest! {
             } else {
                 let good = history.streak(true);
                 prop_assert!(good < usize::from(check.rise.get()), "{good} good answers and down");
+                let silent = history.silence();
+                prop_assert!(
+                    to == Condition::HardDown || silent < usize::from(check.fall.get()),
+                    "silent {silent} times and its flows stay"
+                );
             }
             prop_assert!(bench.machine.deadline().is_some(), "it is never forgotten");
             prop_assert!(!bench.machine.seen().suspect || to == Condition::Up);

@@ -21,7 +21,7 @@ fn server_that_dies_and_comes_back_is_down_after_fall_and_up_after_rise() {
     assert_eq!(bench.condition(), Condition::Up);
     let actions = bench.answer(refused());
     let [Action::Report(Some(change))] = &actions[..] else { panic!("{actions:?}") };
-    assert_eq!(change.to, Condition::HardDown);
+    assert_eq!(change.to, Condition::SoftDown);
     assert_eq!(change.cause, "3 failures in a row: connection refused");
     assert_eq!(bench.until_asked(), ms(2_999), "the interval of those that are down");
     bench.answer(Outcome::Up);
@@ -32,13 +32,83 @@ fn server_that_dies_and_comes_back_is_down_after_fall_and_up_after_rise() {
 }
 
 #[test]
-fn hard_down_stays_hard_until_it_is_up() {
+fn host_that_is_silent_for_all_of_fall_is_hard_down() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
-    for outcome in [silent(), refused(), silent(), Outcome::Up, silent(), Outcome::Up, Outcome::Up]
-    {
+    bench.answer(Outcome::Up);
+    for _ in 0..3 {
+        bench.answer_after(ms(1_000), silent());
+    }
+    assert_eq!(conditions(&bench), [Condition::HardDown]);
+    for outcome in [Outcome::Up, refused(), wrong(), silent(), Outcome::Up, Outcome::Up] {
         bench.answer(outcome);
     }
-    assert_eq!(conditions(&bench), [Condition::SoftDown, Condition::HardDown, Condition::Up]);
+    assert_eq!(conditions(&bench), [Condition::HardDown, Condition::Up], "hard until it is up");
+}
+
+#[test]
+fn flows_stay_whatever_a_host_answers() {
+    for answer in [refused(), wrong()] {
+        let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+        bench.answer(Outcome::Up);
+        for _ in 0..10 {
+            bench.answer(silent());
+            bench.answer(silent());
+            bench.answer(answer.clone());
+        }
+        assert_eq!(conditions(&bench), [Condition::SoftDown], "{answer:?}");
+    }
+}
+
+#[test]
+fn host_that_falls_silent_while_it_is_down_loses_its_flows_after_fall() {
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(Outcome::Up);
+    (0..3).for_each(|_| drop(bench.answer(refused())));
+    for asked in 1..3 {
+        bench.answer_after(ms(1_000), silent());
+        assert_eq!((bench.condition(), bench.machine.silent()), (Condition::SoftDown, asked));
+        assert_eq!(bench.until_asked(), ms(0), "as soon as the fast interval lets it");
+    }
+    let actions = bench.answer_after(ms(1_000), silent());
+    let [Action::Report(Some(change))] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(change.to, Condition::HardDown);
+    assert_eq!(change.cause, "3 questions in a row without any answer: no answer");
+}
+
+#[test]
+fn flows_stay_while_no_other_backend_answers_and_after_the_first_one_does() {
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(Outcome::Up);
+    let (took, before) = (ms(1_000), bench.now);
+    let unanswered = |bench: &mut Bench, others_answered| {
+        bench.until_asked();
+        bench.now += took;
+        bench.tell(Event::Answered { outcome: silent(), took, others_answered });
+    };
+    (0..20).for_each(|_| unanswered(&mut bench, Some(before)));
+    assert_eq!(conditions(&bench), [Condition::SoftDown]);
+    // The network is mended while a question is under way that was lost.
+    let mended = bench.now + ms(500);
+    unanswered(&mut bench, Some(mended));
+    bench.answer(Outcome::Up);
+    bench.answer(Outcome::Up);
+    assert_eq!(conditions(&bench), [Condition::SoftDown, Condition::Up]);
+}
+
+#[test]
+fn flows_that_are_to_move_do_so_whenever_their_backend_is_down() {
+    for answer in [refused(), wrong(), silent()] {
+        let mut bench = Bench::moving(check(Kind::Tcp));
+        bench.answer(Outcome::Up);
+        (0..3).for_each(|_| drop(bench.answer(answer.clone())));
+        assert_eq!(conditions(&bench), [Condition::HardDown], "{answer:?}");
+    }
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(wrong());
+    let on_down = OnDown::Move;
+    let check = Box::new(check(Kind::Tcp));
+    bench.tell(Event::Reconfigured { check, half_life: HALF_LIFE, on_down });
+    assert_eq!(conditions(&bench), [Condition::SoftDown, Condition::HardDown], "by a reload");
 }
 
 #[test]
@@ -87,6 +157,12 @@ fn dead_host_is_found_by_suspicion_in_a_fraction_of_the_interval() {
     assert_eq!(bench.condition(), Condition::SoftDown);
     assert!(!bench.machine.seen().suspect);
     assert_eq!(bench.now - suspected_at, ms(400));
+    // Its flows move when three questions had their whole time.
+    (0..2).for_each(|_| drop(bench.answer_after(ms(1_000), silent())));
+    assert_eq!(bench.condition(), Condition::SoftDown);
+    bench.answer_after(ms(1_000), silent());
+    assert_eq!(bench.condition(), Condition::HardDown);
+    assert!(bench.now - suspected_at < ms(4_000), "{:?}", bench.now - suspected_at);
 }
 
 #[test]
@@ -95,7 +171,7 @@ fn refusal_after_a_suspicion_decides_alone() {
     bench.answer(Outcome::Up);
     bench.tell(suspected());
     bench.answer(refused());
-    assert_eq!(conditions(&bench), [Condition::HardDown]);
+    assert_eq!(conditions(&bench), [Condition::SoftDown]);
 }
 
 #[test]
@@ -186,7 +262,7 @@ fn what_cannot_be_asked_changes_nothing_and_is_asked_less_and_less() {
     assert_eq!(waits, [ms(500), ms(1_000), ms(2_000), ms(2_000), ms(2_000)]);
     assert_eq!((bench.condition(), bench.machine.against()), (Condition::Up, 2));
     bench.answer(silent());
-    assert_eq!(bench.condition(), Condition::SoftDown, "and the count goes on");
+    assert_eq!(bench.condition(), Condition::HardDown, "and the count goes on");
 }
 
 #[test]
@@ -196,13 +272,13 @@ fn silence_while_the_process_slept_counts_only_if_it_is_repeated() {
     bench.now += Duration::from_secs(3_600);
     bench.tell(Event::Slept);
     assert!(bench.tell(Event::Due).is_empty(), "the answer may be there");
-    bench.tell(Event::Answered { outcome: silent(), took: ms(1_000) });
+    bench.tell(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
     assert_eq!(bench.condition(), Condition::Up);
     assert_eq!(bench.until_asked(), ms(0), "it is asked again at once");
     // Else a process that never gets to run in time would find nobody dead.
     bench.now += ms(1_000);
     bench.tell(Event::Slept);
-    bench.tell(Event::Answered { outcome: silent(), took: ms(1_000) });
+    bench.tell(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
     assert_eq!(bench.condition(), Condition::SoftDown);
 }
 
@@ -212,8 +288,8 @@ fn refusal_while_the_process_slept_counts() {
     bench.until_asked();
     bench.now += Duration::from_secs(10);
     bench.tell(Event::Slept);
-    bench.tell(Event::Answered { outcome: refused(), took: ms(1) });
-    assert_eq!(bench.condition(), Condition::HardDown);
+    bench.tell(Event::Answered { outcome: refused(), took: ms(1), others_answered: None });
+    assert_eq!(bench.condition(), Condition::SoftDown);
 }
 
 #[test]
@@ -261,12 +337,12 @@ fn other_timing_keeps_what_was_counted() {
         bench.answer(outcome);
     }
     let faster = Check { fast_interval: ms(100), interval: ms(400), ..check(Kind::Tcp) };
-    let half_life = HALF_LIFE;
-    bench.tell(Event::Reconfigured { check: Box::new(faster), half_life });
+    let (half_life, on_down) = (HALF_LIFE, OnDown::Keep);
+    bench.tell(Event::Reconfigured { check: Box::new(faster), half_life, on_down });
     assert_eq!(bench.machine.against(), 2);
     assert_eq!(bench.until_asked(), ms(100));
     bench.answer(silent());
-    assert_eq!(bench.condition(), Condition::SoftDown);
+    assert_eq!(bench.condition(), Condition::HardDown);
 }
 
 #[test]
@@ -274,12 +350,13 @@ fn wrong_question_takes_fall_answers_to_bring_a_backend_down() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.answer(Outcome::Up);
     let check = check(Kind::Http(Default::default()));
-    bench.tell(Event::Reconfigured { check: Box::new(check), half_life: HALF_LIFE });
+    let (half_life, on_down) = (HALF_LIFE, OnDown::Keep);
+    bench.tell(Event::Reconfigured { check: Box::new(check), half_life, on_down });
     assert!(bench.until_asked() < ms(500), "it is asked soon");
-    bench.answer(silent());
-    bench.answer(silent());
+    bench.answer(wrong());
+    bench.answer(wrong());
     assert_eq!(bench.condition(), Condition::Up);
-    bench.answer(silent());
+    bench.answer(wrong());
     assert_eq!(bench.condition(), Condition::SoftDown);
 }
 
@@ -289,7 +366,9 @@ fn intervals_vary_by_the_jitter_and_otherwise_in_each_machine() {
     let intervals = |seed| {
         let now = Instant::now();
         let mut bench = Bench::new(jittery.clone(), Condition::Up);
-        bench.machine = Machine::new(jittery.clone(), HALF_LIFE, Condition::Up, false, now, seed);
+        let (on_down, initial) = (OnDown::Keep, Condition::Up);
+        bench.machine =
+            Machine::new(jittery.clone(), HALF_LIFE, on_down, initial, false, now, seed);
         bench.now = now;
         let ask = |_| {
             bench.answer_after(Duration::ZERO, Outcome::Up);

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Names of the states; each but the last two waits for an answer.
-const STATES: [&str; 10] = [
+const STATES: [&str; 11] = [
     "up",
     "failing",
     "soft",
+    "mute",
     "rising",
     "hard",
     "assumed",
@@ -24,9 +25,10 @@ fn state(name: &str) -> Bench {
     let answers: &[Outcome] = match name {
         "up" | "suspect" | "silent" => &[Outcome::Up],
         "failing" => &[Outcome::Up, silent()],
-        "soft" => &[silent()],
-        "rising" => &[silent(), Outcome::Up],
-        "hard" => &[refused()],
+        "soft" => &[refused()],
+        "mute" => &[refused(), silent(), silent()],
+        "rising" => &[refused(), Outcome::Up],
+        "hard" => &[refused(), silent(), silent(), silent()],
         _ => &[],
     };
     for answer in answers {
@@ -53,10 +55,14 @@ fn state(name: &str) -> Bench {
     bench
 }
 
-fn event(name: &str) -> Event {
-    let answered = |outcome| Event::Answered { outcome, took: ms(100) };
-    let configured =
-        |kind| Event::Reconfigured { check: Box::new(check(kind)), half_life: HALF_LIFE };
+fn event(name: &str, now: Instant) -> Event {
+    let (took, others_answered) = (ms(100), Some(now));
+    let answered = |outcome| Event::Answered { outcome, took, others_answered };
+    let configured = |kind| Event::Reconfigured {
+        check: Box::new(check(kind)),
+        half_life: HALF_LIFE,
+        on_down: OnDown::Keep,
+    };
     match name {
         "good" => answered(Outcome::Up),
         "silent" => answered(silent()),
@@ -128,8 +134,8 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("failing", "off", "Up ?; abandon; never"),
         ("failing", "other", "Up; abandon; soon"),
         ("soft", "good", "SoftDown -1; ; 400"),
-        ("soft", "silent", "SoftDown; ; 2900"),
-        ("soft", "refused", "HardDown; HardDown: connection refused; 2900"),
+        ("soft", "silent", "SoftDown; ; 400"),
+        ("soft", "refused", "SoftDown; ; 2900"),
         ("soft", "unknown", "SoftDown; ; 500"),
         ("soft", "suspected", "SoftDown; ; asking"),
         ("soft", "due", "SoftDown; ; asking"),
@@ -137,9 +143,23 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("soft", "slept", "SoftDown; ; asking"),
         ("soft", "off", "Up ?; abandon, Up: it is not checked any more; never"),
         ("soft", "other", "SoftDown; abandon; soon"),
+        ("mute", "good", "SoftDown -1; ; 400"),
+        (
+            "mute",
+            "silent",
+            "HardDown; HardDown: 3 questions in a row without any answer: no answer; 2900",
+        ),
+        ("mute", "refused", "SoftDown; ; 2900"),
+        ("mute", "unknown", "SoftDown; ; 500"),
+        ("mute", "suspected", "SoftDown; ; asking"),
+        ("mute", "due", "SoftDown; ; asking"),
+        ("mute", "interrupted", "SoftDown; abandon; 0"),
+        ("mute", "slept", "SoftDown; ; asking"),
+        ("mute", "off", "Up ?; abandon, Up: it is not checked any more; never"),
+        ("mute", "other", "SoftDown; abandon; soon"),
         ("rising", "good", "Up; Up: 2 good answers in a row; 1900"),
-        ("rising", "silent", "SoftDown; ; 2900"),
-        ("rising", "refused", "HardDown; HardDown: connection refused; 2900"),
+        ("rising", "silent", "SoftDown; ; 400"),
+        ("rising", "refused", "SoftDown; ; 2900"),
         ("rising", "unknown", "SoftDown -1; ; 500"),
         ("rising", "suspected", "SoftDown -1; ; asking"),
         ("rising", "due", "SoftDown -1; ; asking"),
@@ -158,8 +178,8 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("hard", "off", "Up ?; abandon, Up: it is not checked any more; never"),
         ("hard", "other", "HardDown; abandon; soon"),
         ("assumed", "good", "Up; ; 1900"),
-        ("assumed", "silent", "SoftDown; SoftDown: no answer; 2900"),
-        ("assumed", "refused", "HardDown; HardDown: connection refused; 2900"),
+        ("assumed", "silent", "SoftDown; SoftDown: no answer; 400"),
+        ("assumed", "refused", "SoftDown; SoftDown: connection refused; 2900"),
         ("assumed", "unknown", "Up ?; ; 500"),
         ("assumed", "suspected", "Up ? suspect; ask 1000, report; asking"),
         ("assumed", "due", "Up ?; ; asking"),
@@ -172,7 +192,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         (
             "suspect",
             "refused",
-            "HardDown; HardDown: connection refused; asked because clients repeat their SYNs; 2900",
+            "SoftDown; SoftDown: connection refused; asked because clients repeat their SYNs; 2900",
         ),
         ("suspect", "unknown", "Up suspect; ; 500"),
         ("suspect", "suspected", "Up suspect; ; asking"),
@@ -186,12 +206,12 @@ fn every_state_takes_every_event_as_the_table_says() {
             "silent",
             "silent",
             "SoftDown; SoftDown: 2 failures in a row: no answer; \
-             asked because clients repeat their SYNs; 2900",
+             asked because clients repeat their SYNs; 400",
         ),
         (
             "silent",
             "refused",
-            "HardDown; HardDown: 2 failures in a row: connection refused; \
+            "SoftDown; SoftDown: 2 failures in a row: connection refused; \
              asked because clients repeat their SYNs; 2900",
         ),
         ("silent", "unknown", "Up -1 suspect; ; 500"),
@@ -228,7 +248,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         .iter()
         .filter_map(|&(name, happens, expected)| {
             let mut bench = state(name);
-            let actions = bench.tell(event(happens));
+            let actions = bench.tell(event(happens, bench.now));
             let is = words(&bench, &actions);
             let is_near = expected.strip_suffix("0..500").is_some_and(|expected| {
                 let left = is.strip_prefix(expected).and_then(|ms| ms.parse::<u32>().ok());

@@ -28,6 +28,7 @@ fn assignment(check: Check) -> Assignment {
         check,
         route: Some(Route::Backend),
         half_life: Duration::from_secs(60),
+        on_down: OnDown::Keep,
         initial: Condition::Up,
         found_out: false,
     }
@@ -51,7 +52,7 @@ fn through_vip(mac: u8) -> Option<Route> {
 }
 
 fn silent() -> Outcome {
-    Outcome::Failed { refused: false, reason: "no answer".into() }
+    Outcome::Failed { how: Failure::Wrong, reason: "no answer".into() }
 }
 
 /// A schedule with its clock, and the questions that wait.
