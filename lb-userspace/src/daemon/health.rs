@@ -228,7 +228,10 @@ impl Health {
         for (key, now) in standings {
             let Some(name) = name_of(desired, *key) else { continue };
             let before = self.standings.get(key).copied();
-            let up = format!("{} of {} backends are up", now.up, now.enabled);
+            let up = match now.enabled {
+                0 => "no backend may take new flows".to_owned(),
+                enabled => format!("{} of {enabled} backends are up", now.up),
+            };
             let mut tell = |kind, what: &str| {
                 let message = format!("service {name} {what}");
                 news.push(News::new(kind, message, up.clone()).of_service(name));

@@ -192,9 +192,11 @@ impl<B: Balancer> Daemon<B> {
     fn facts_of_routers(&self) -> Facts {
         let standings = self.balancer.standings();
         let healthy = self.desired.services.iter().map(|(name, service)| {
-            let up = standings.get(&service.key).map_or(0, |standing| standing.up);
-            (name.clone(), u32::from(up))
+            let serving = standings.get(&service.key).map_or(0, |standing| standing.serving);
+            (name.clone(), u32::from(serving))
         });
+        let is_served = |key| standings.get(key).is_some_and(|standing| standing.serving > 0);
+        let served = self.desired.services.iter().filter(|(_, service)| is_served(&service.key));
         // Before what is known is looked at: of what has happened since, it says nothing.
         let status = self.vrrp.rim.status();
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
@@ -203,6 +205,7 @@ impl<B: Balancer> Daemon<B> {
             transitions,
             forwarding: self.vrrp.forwarding.clone(),
             healthy: healthy.collect(),
+            served: served.map(|(name, service)| (service.key.vip, name.clone())).collect(),
             // Who is asked to take over would do so by itself, and not when it has all flows.
             draining: self.node.draining_since.is_some() && self.handover.is_none(),
             unsynced: self.unsynced(&status),

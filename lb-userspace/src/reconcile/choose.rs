@@ -34,8 +34,11 @@ impl Candidate {
 /// How a service stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    /// Backends that can take new flows.
+    /// Backends that are up and can take new flows: those that are held back only while they do.
     pub up: u16,
+    /// Backends that take new flows, whatever their checks say, and those that would if it came to that.
+    #[serde(default)]
+    pub serving: u16,
     /// Backends that the operator lets take new flows.
     pub enabled: u16,
     /// Whether so few are up that checks are ignored for choosing.
@@ -80,9 +83,13 @@ pub(super) fn choose(policy: &Policy, candidates: &[Candidate]) -> (Vec<bool>, S
     };
     chosen.resize(candidates.len(), false);
     let on_backups = chosen.iter().zip(candidates).any(|(chosen, c)| *chosen && c.backup);
-    let up = count(&|c| c.is_sound());
+    let each = || candidates.iter().zip(&chosen);
+    let count_of = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
+    let up = count_of(each().filter(|(c, chosen)| c.is_sound() || (**chosen && c.is_up())).count());
+    let serving = count_of(each().filter(|(c, chosen)| c.is_sound() || **chosen).count());
     let standing = Standing {
         up,
+        serving,
         enabled: count(&|c| c.enabled),
         panic,
         on_backups,
@@ -167,6 +174,20 @@ mod tests {
         assert_eq!((standing("uusoU").up, standing("uusoU").enabled), (3, 4));
         assert!(standing("sU").on_backups && !standing("uU").on_backups);
         assert!(chosen(&policy(0, 0), "s").1.ready);
+    }
+
+    #[test]
+    fn backends_that_serve_count_though_they_are_held_back_and_in_panic_though_their_checks_fail() {
+        let counts = |threshold, signs| {
+            let standing = chosen(&policy(threshold, 1), signs).1;
+            (standing.up, standing.serving, standing.ready)
+        };
+        assert_eq!(counts(0, "dd"), (2, 2, true), "all are held back, and serve");
+        assert_eq!(counts(0, "ud"), (1, 1, true), "the other one serves");
+        assert_eq!(counts(0, "ssU"), (1, 1, true), "a backup serves");
+        assert_eq!(counts(0, "uU"), (2, 2, true), "a backup would");
+        assert_eq!(counts(50, "ss"), (0, 2, false), "in panic");
+        assert_eq!(counts(0, "ss"), (0, 0, false));
     }
 
     proptest! {

@@ -81,8 +81,10 @@ impl fmt::Display for State {
 pub struct Facts {
     /// The interfaces whose packets the XDP program forwards.
     pub forwarding: BTreeSet<String>,
-    /// How many backends of each service are up.
+    /// How many backends of each service serve, or would if it came to that.
     pub healthy: BTreeMap<String, u32>,
+    /// The services that a backend serves, with their VIPs.
+    pub served: BTreeSet<(IpAddr, String)>,
     /// Whether the node is to leave: it is Active only while nobody else can be.
     pub draining: bool,
     /// Routers of which another node's flows are not known here yet, though they could be: none of

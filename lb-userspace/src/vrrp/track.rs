@@ -4,7 +4,11 @@
 //! a short time only before: then it has to stay well, longer with each failure. So a carrier that
 //! comes and goes moves the addresses a few times, not all the time.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     Facts, OWNER, Router, Track, Tracked,
@@ -17,12 +21,19 @@ const TRUSTED: Duration = Duration::from_secs(60);
 const FIRST_PROOF: Duration = Duration::from_millis(500);
 /// It doubles up to this.
 const LONGEST_PROOF: Duration = Duration::from_secs(30);
+/// What the failure of a needed service means while another one is served.
+const SPARED: &str = "other services of these addresses are served: they go to a router that is better off, and to no \
+                      other";
 
 /// Everything that one router depends on.
 #[derive(Debug, Default)]
 pub struct Tracks {
     own: [Rating; 2],
     told: Vec<(Track, Rating)>,
+    /// The services of the router's addresses that are served. The failure of another one is no fault
+    /// then and makes the router the last choice: where the peer is no better off, the addresses stay.
+    /// Empty where no peer would preempt.
+    served: BTreeSet<String>,
 }
 
 /// What is tracked has failed, or is well again.
@@ -184,10 +195,21 @@ impl Tracks {
         if let Some(observed) = observed {
             self.look_at_own(router, observed, now, changes);
         }
+        if let Some(facts) = facts {
+            let is_preempted = router.preempt && router.priority.get() != OWNER;
+            let is_of = |vip: IpAddr| router.addresses.iter().any(|one| one.address == vip);
+            let served = facts.served.iter().filter(|(vip, _)| is_preempted && is_of(*vip));
+            self.served = served.map(|(_, name)| name.clone()).collect();
+        }
         for (track, rating) in &mut self.told {
             let Some(seen) = seen(track, rating, router, facts, observed) else { continue };
             let changed = rating.see(seen, now);
-            note(rating, changed, track.weight, &track.what.to_string(), changes);
+            if changed && rating.problem().is_some() && is_spared(&self.served, track) {
+                let message = rating.problem().cloned().unwrap_or_default();
+                changes.push(Change { message, cause: SPARED.into() });
+            } else {
+                note(rating, changed, track.weight, &track.what.to_string(), changes);
+            }
         }
     }
 
@@ -264,11 +286,16 @@ impl Tracks {
         for (track, rating) in &self.told {
             sum = sum.saturating_add(weight(track, rating));
         }
-        let faults = self.told.iter().filter(|(track, _)| track.weight == 0);
+        let needed = self.told.iter().filter(|(track, _)| track.weight == 0);
+        let (spared, faults): (Vec<_>, Vec<_>) =
+            needed.partition(|(track, _)| is_spared(&self.served, track));
+        if spared.iter().any(|(_, rating)| rating.problem().is_some()) {
+            sum = 1;
+        }
         let faults: Vec<_> = self
             .own
             .iter()
-            .chain(faults.map(|(_, rating)| rating))
+            .chain(faults.into_iter().map(|(_, rating)| rating))
             .filter_map(Rating::problem)
             .map(String::as_str)
             .collect();
@@ -287,12 +314,27 @@ impl Tracks {
                 None => why.clone(),
             })
         };
+        let spared = self
+            .told
+            .iter()
+            .any(|(track, rating)| is_spared(&self.served, track) && rating.problem().is_some());
         let remarks = self.ratings().filter_map(|rating| rating.remark.clone());
-        self.ratings().filter_map(waiting).chain(remarks).collect()
+        let spared = spared.then(|| SPARED.to_owned());
+        self.ratings().filter_map(waiting).chain(remarks).chain(spared).collect()
     }
 
     fn ratings(&self) -> impl Iterator<Item = &Rating> {
         self.own.iter().chain(self.told.iter().map(|(_, rating)| rating))
+    }
+}
+
+/// Whether a failure of this is no fault, since another service is served.
+fn is_spared(served: &BTreeSet<String>, track: &Track) -> bool {
+    match &track.what {
+        Tracked::Service { name, .. } => {
+            track.weight == 0 && served.iter().any(|other| other != name)
+        }
+        _ => false,
     }
 }
 

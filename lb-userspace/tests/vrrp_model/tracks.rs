@@ -1,6 +1,7 @@
 //! What a router depends on, and what that makes of its priority.
 
 use std::{
+    net::IpAddr,
     num::NonZeroU8,
     time::{Duration, Instant},
 };
@@ -11,6 +12,17 @@ use lb_userspace::vrrp::{
     machine::{Link, Observed},
     track::{Change, Tracks, Verdict},
 };
+
+fn address(address: IpAddr) -> VirtualAddress {
+    VirtualAddress {
+        address,
+        prefix: 32,
+        interface: None,
+        label: None,
+        nodad: false,
+        advertised: true,
+    }
+}
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -189,6 +201,31 @@ fn a_service_needs_so_many_backends() {
     assert_eq!(fault.as_deref(), Some("service web has 1 healthy backends, and needs 2"));
     desk.facts.healthy.insert("web".into(), 2);
     assert_eq!(desk.fault(), None);
+}
+
+#[test]
+fn a_service_that_is_not_served_takes_the_addresses_from_no_other_unless_the_peer_is_better_off() {
+    let web = Tracked::Service { name: "web".into(), min_healthy: 1 };
+    let mut desk = Desk::new(vec![(web, 0)]);
+    let vip = IpAddr::from([10, 0, 0, 100]);
+    desk.router.addresses.push(address(vip));
+    desk.facts.healthy = [("web".to_owned(), 1), ("dns".to_owned(), 1)].into();
+    desk.facts.served = [(vip, "web".to_owned()), (vip, "dns".to_owned())].into();
+    assert_eq!((desk.look().priority, desk.fault()), (100, None));
+    desk.facts.healthy.insert("web".into(), 0);
+    desk.facts.served = [(vip, "dns".to_owned())].into();
+    let verdict = desk.look();
+    assert_eq!((verdict.priority, &verdict.fault), (1, &None), "it is the last choice");
+    assert_eq!(verdict.problems[0], "service web has 0 healthy backends, and needs 1");
+    assert!(verdict.problems[1].contains("a router that is better off"), "{verdict:?}");
+    let told = desk.changes.last().expect("it is told");
+    assert!(told.cause.contains("a router that is better off"), "{told:?}");
+    // A peer that does not preempt takes nothing from a router of any priority.
+    desk.router.preempt = false;
+    assert!(desk.fault().is_some());
+    desk.router.preempt = true;
+    desk.facts.served = [(IpAddr::from([10, 0, 0, 101]), "dns".to_owned())].into();
+    assert!(desk.fault().is_some(), "nothing is served there");
 }
 
 #[test]
