@@ -10,8 +10,8 @@ use zerocopy::network_endian::U16;
 
 use crate::{
     abi::{
-        ConnectionKey, FlowKey, FlowValue, Owners, Service, Slot, SynBudget, backend_flags,
-        flow_flags, mapped, proto, service_flags, stamp, udp_policy,
+        ConnectionKey, FlowKey, FlowValue, Opening, Owners, Service, Slot, SynBudget,
+        backend_flags, flow_flags, mapped, proto, service_flags, stamp, udp_policy,
     },
     hash::{flow_hash_v4, slot_of},
     packet::{
@@ -138,6 +138,8 @@ mod kind {
     pub(super) const CLOSES: u32 = 2;
     /// An ICMP error about the flow: it finds the backend and changes nothing.
     pub(super) const CONCERNS: u32 = 3;
+    /// Another packet of a QUIC handshake: the flow is there, and nobody has been heard of it yet.
+    pub(super) const REPEATS: u32 = 4;
 }
 
 /// A flow of a service, as the functions that aren't inlined take it.
@@ -454,13 +456,16 @@ fn tracked<T: Tables>(tables: &T, query: &Query<'_>) -> Choice {
     Choice { id: current.id, events: events::NEW_FLOW }
 }
 
+/// Seconds for which a QUIC handshake is awaited: as long as a client tries.
+pub const HANDSHAKE_TIMEOUT: u32 = 10;
+
 /// QUIC: by connection id where it is known, else by the tuple's slot.
 #[inline(always)]
 fn quic<T: Tables>(tables: &T, query: &Query<'_>, datagram: Datagram) -> Choice {
-    let what = if datagram == Datagram::Opens { kind::OPENS } else { kind::CONTINUES };
     let id = match datagram {
+        Datagram::Opens(id) => return quic_opening(tables, query, id),
         Datagram::Continues(id) | Datagram::Shows(id) => id,
-        Datagram::Opens | Datagram::Other => [0; 8],
+        Datagram::Other => [0; 8],
     };
     let key = ConnectionKey { id, service: query.service.id, reserved: 0 };
     if let Datagram::Continues(_) = datagram
@@ -472,14 +477,45 @@ fn quic<T: Tables>(tables: &T, query: &Query<'_>, datagram: Datagram) -> Choice 
             return Choice::of(backend);
         }
     }
-    let choice = by_slot_of(tables, query, what);
-    if let Datagram::Shows(_) = datagram
-        && choice.id != 0
+    let choice = by_slot_of(tables, query, kind::CONTINUES);
+    if let Datagram::Shows(_) = datagram {
+        learn(tables, query, id, choice);
+    }
+    choice
+}
+
+/// An Initial or 0-RTT packet to connection `id`. A handshake takes several, and the ring may change
+/// between them, so only the first is like a SYN: the others find what it found, which is the pin if
+/// it got one, and else what the slot's owner was.
+#[inline(always)]
+fn quic_opening<T: Tables>(tables: &T, query: &Query<'_>, id: [u8; 8]) -> Choice {
+    let now = tables.now();
+    if let Some(first) = tables.opening(&query.key)
+        && now.wrapping_sub(first.seen) <= HANDSHAKE_TIMEOUT
     {
+        let choice = by_slot_of(tables, query, kind::REPEATS);
+        // Once its server has answered, a client uses the id that the server has chosen; a datagram
+        // that has a Handshake packet behind an Initial one shows it only here.
+        if id != first.id && id != [0; 8] {
+            learn(tables, query, id, choice);
+        }
+        return choice;
+    }
+    let choice = by_slot_of(tables, query, kind::OPENS);
+    if choice.id != 0 {
+        tables.insert_opening(&query.key, Opening { id, seen: now, reserved: 0 });
+    }
+    choice
+}
+
+/// Notes the backend of a QUIC connection by the id that it has chosen.
+#[inline(always)]
+fn learn<T: Tables>(tables: &T, query: &Query<'_>, id: [u8; 8], choice: Choice) {
+    if choice.id != 0 {
+        let key = ConnectionKey { id, service: query.service.id, reserved: 0 };
         let value = FlowValue { backend: choice.id, flags: 0, seen: tables.now() };
         tables.insert_connection(&key, value);
     }
-    choice
 }
 
 /// The slot rule for a flow that is at hand already.

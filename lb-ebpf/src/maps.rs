@@ -18,8 +18,9 @@ use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey,
-        FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES, PinLease, PinLogHead, PinNote,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VerdictCounter, VipKey,
+        FlowValue, Fragment, FragmentKey, Opening, OwnMac, PIN_NOTES, PinLease, PinLogHead,
+        PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VerdictCounter,
+        VipKey,
     },
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::SharedU32,
@@ -84,6 +85,10 @@ static TRACKED: LruHashMap<FlowKey, Flow, { DEFAULT_TRACKED as usize }> = LruHas
 #[btf_map]
 static CONNECTIONS: LruHashMap<ConnectionKey, Flow, { DEFAULT_CONNECTIONS as usize }> =
     LruHashMap::new();
+
+/// The clients that have begun to open a QUIC connection. The daemon sizes it.
+#[btf_map]
+static OPENINGS: LruHashMap<FlowKey, Opening, { DEFAULT_CONNECTIONS as usize }> = LruHashMap::new();
 
 /// Fragmented packets whose first fragment was seen.
 #[btf_map]
@@ -299,6 +304,16 @@ impl Tables for Maps {
     #[inline(always)]
     fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
         let _ = CONNECTIONS.insert(key, Flow::new(value), u64::from(BPF_NOEXIST));
+    }
+
+    #[inline(always)]
+    fn opening(&self, key: &FlowKey) -> Option<Opening> {
+        get!(OPENINGS, key).copied()
+    }
+
+    #[inline(always)]
+    fn insert_opening(&self, key: &FlowKey, value: Opening) {
+        let _ = OPENINGS.insert(key, value, u64::from(BPF_ANY));
     }
 
     #[inline(always)]

@@ -4,8 +4,8 @@ use core::ops::Deref;
 
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
     capture::{NO_SLOT, flags},
     shared::SharedU32,
@@ -116,6 +116,16 @@ impl Tables for Watched {
     #[inline(always)]
     fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
         Maps.insert_connection(key, value);
+    }
+
+    #[inline(always)]
+    fn opening(&self, key: &FlowKey) -> Option<Opening> {
+        Maps.opening(key)
+    }
+
+    #[inline(always)]
+    fn insert_opening(&self, key: &FlowKey, value: Opening) {
+        Maps.insert_opening(key, value);
     }
 
     #[inline(always)]

@@ -36,8 +36,8 @@ struct Short {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Datagram {
     /// Opens a connection: Initial, 0-RTT, or a version that the balancer does not know, which the
-    /// server will negotiate.
-    Opens,
+    /// server will negotiate. With the connection id that it is sent to; zero if that is shorter.
+    Opens([u8; ID_LEN]),
     /// Belongs to a connection by its id, and shows the id that the server chose: Handshake.
     Shows([u8; ID_LEN]),
     /// Belongs to a connection: a short header that starts with this id.
@@ -57,21 +57,19 @@ pub fn parse<P: Packet + ?Sized>(pkt: &P, offset: usize) -> Datagram {
         };
     }
     let Some(long) = pkt.load::<Long>(offset) else { return Datagram::Other };
-    let kind = long.first >> 4 & 3;
+    let id = if (long.id_len as usize) < ID_LEN {
+        None
+    } else {
+        pkt.load::<[u8; ID_LEN]>(offset + size_of::<Long>())
+    };
     let handshake = match long.version.get() {
         VERSION_1 => 2,
         VERSION_2 => 3,
-        _ => return Datagram::Opens,
+        _ => return Datagram::Opens([0; ID_LEN]),
     };
-    if kind != handshake {
+    if long.first >> 4 & 3 != handshake {
         // Initial, 0-RTT; a Retry never comes from a client.
-        return Datagram::Opens;
+        return Datagram::Opens(id.copied().unwrap_or_default());
     }
-    if (long.id_len as usize) < ID_LEN {
-        return Datagram::Other;
-    }
-    match pkt.load::<[u8; ID_LEN]>(offset + size_of::<Long>()) {
-        Some(id) => Datagram::Shows(*id),
-        None => Datagram::Other,
-    }
+    id.map_or(Datagram::Other, |id| Datagram::Shows(*id))
 }

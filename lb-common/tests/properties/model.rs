@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
-        FragmentKey, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        FragmentKey, Opening, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
         Unanswered, VipKey, backend_flags, mapped, service_flags, udp_policy,
     },
     forward::decide,
@@ -58,6 +58,7 @@ pub struct Model {
     pub pin_capacity: Cell<usize>,
     pub tracked: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
+    pub openings: RefCell<HashMap<FlowKey, Opening>>,
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub vips: Vec<VipKey>,
     pub own_macs: Vec<[u8; 6]>,
@@ -82,6 +83,7 @@ impl Model {
             pin_capacity: Cell::new(usize::MAX),
             tracked: RefCell::default(),
             connections: RefCell::default(),
+            openings: RefCell::default(),
             fragments: RefCell::default(),
             vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
             own_macs: vec![OWN],
@@ -319,6 +321,14 @@ impl Tables for Model {
 
     fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
         self.connections.borrow_mut().entry(*key).or_insert_with(|| Rc::new(Flow::new(value)));
+    }
+
+    fn opening(&self, key: &FlowKey) -> Option<Opening> {
+        self.openings.borrow().get(key).copied()
+    }
+
+    fn insert_opening(&self, key: &FlowKey, value: Opening) {
+        self.openings.borrow_mut().insert(*key, value);
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

@@ -2,13 +2,14 @@
 
 use lb_common::{
     packet::quic::{Datagram, ID_LEN, parse},
+    steer::HANDSHAKE_TIMEOUT,
     verdict::events,
 };
 use proptest::prelude::*;
 
 use crate::{
     frames::{Client, FAMILIES, Family},
-    model::{Model, QUIC},
+    model::{BACKENDS, Model, QUIC},
 };
 
 const V1: u32 = 1;
@@ -49,7 +50,9 @@ fn short(id: &[u8]) -> Vec<u8> {
 fn a_datagram_says_what_it_is() {
     for version in [V1, V2] {
         for kind in [Long::Initial, Long::ZeroRtt, Long::Retry] {
-            assert_eq!(parse(&long(version, kind, &ID)[..], 0), Datagram::Opens);
+            assert_eq!(parse(&long(version, kind, &ID)[..], 0), Datagram::Opens(ID));
+            let short = long(version, kind, &ID[..7]);
+            assert_eq!(parse(&short[..], 0), Datagram::Opens([0; ID_LEN]));
         }
         assert_eq!(parse(&long(version, Long::Handshake, &ID)[..], 0), Datagram::Shows(ID));
         let longer = [&ID[..], &[8; 12]].concat();
@@ -58,7 +61,11 @@ fn a_datagram_says_what_it_is() {
     }
     for version in [0, 2, 0xff00_001d, 0x0a0a_0a0a] {
         for kind in [Long::Initial, Long::ZeroRtt, Long::Handshake, Long::Retry] {
-            assert_eq!(parse(&long(version, kind, &ID)[..], 0), Datagram::Opens, "{version:#x}");
+            assert_eq!(
+                parse(&long(version, kind, &ID)[..], 0),
+                Datagram::Opens([0; ID_LEN]),
+                "{version:#x}"
+            );
         }
     }
     assert_eq!(parse(&short(&ID)[..], 0), Datagram::Continues(ID));
@@ -115,6 +122,93 @@ fn an_initial_opens_a_flow_as_a_syn_does() {
 }
 
 #[test]
+fn a_handshake_stays_where_its_first_initial_went() {
+    for family in FAMILIES {
+        for version in [V1, V2] {
+            let model = Model::new(1);
+            let client = Client::new(1);
+            let send = |payload: &[u8]| {
+                let to = model.forwarded(&client.udp(family, QUIC, payload));
+                (to.id, to.events & events::NEW_FLOW)
+            };
+            assert_eq!(send(&long(version, Long::Initial, &[5; 8])), (1, events::NEW_FLOW));
+            model.move_rings_to(2);
+            // The hello's second part, the acknowledgement of the server's answer, 0-RTT.
+            assert_eq!(send(&long(version, Long::Initial, &[5; 8])), (1, 0), "{family:?}");
+            assert_eq!(send(&long(version, Long::ZeroRtt, &[5; 8])), (1, 0));
+            assert_eq!(send(&long(version, Long::Initial, &ID)), (1, 0));
+            model.move_rings_to(3);
+            assert_eq!(send(&long(version, Long::Handshake, &ID)), (1, 0));
+            assert_eq!(send(&short(&ID)), (1, 0));
+            assert!(model.pins.borrow().is_empty(), "it lives on the base owner");
+            // Others open theirs with the new owner.
+            let other = Client::new(2).udp(family, QUIC, &long(version, Long::Initial, &[6; 8]));
+            assert_eq!(model.forwarded(&other).id, 3);
+        }
+    }
+}
+
+#[test]
+fn a_handshake_stays_on_the_base_owner_when_its_first_initial_got_no_pin() {
+    for family in FAMILIES {
+        let model = Model::new(1);
+        let client = Client::new(1);
+        let initial = client.udp(family, QUIC, &long(V1, Long::Initial, &[5; 8]));
+        model.move_rings_to(2);
+        model.pin_capacity.set(0);
+        assert_eq!(model.forwarded(&initial).id, 1);
+        model.pin_capacity.set(usize::MAX);
+        assert_eq!(model.forwarded(&initial).id, 1, "{family:?}");
+        let handshake = client.udp(family, QUIC, &long(V1, Long::Handshake, &ID));
+        assert_eq!(model.forwarded(&handshake).id, 1);
+    }
+}
+
+#[test]
+fn a_handshake_leaves_a_backend_that_is_gone() {
+    for family in FAMILIES {
+        let model = Model::new(1);
+        let initial = Client::new(1).udp(family, QUIC, &long(V1, Long::Initial, &[5; 8]));
+        assert_eq!(model.forwarded(&initial).id, 1);
+        model.set_flags(1, 0);
+        model.move_rings_to(2);
+        assert_eq!(model.forwarded(&initial).id, 2);
+    }
+}
+
+#[test]
+fn an_initial_opens_a_flow_again_when_no_handshake_takes_that_long() {
+    for family in FAMILIES {
+        let model = Model::new(1);
+        let initial = Client::new(1).udp(family, QUIC, &long(V1, Long::Initial, &[5; 8]));
+        assert_eq!(model.forwarded(&initial).id, 1);
+        model.move_rings_to(2);
+        model.nanos.set(model.nanos.get() + u64::from(HANDSHAKE_TIMEOUT) * 1_000_000_000);
+        assert_eq!(model.forwarded(&initial).id, 1);
+        model.nanos.set(model.nanos.get() + 1_000_000_000);
+        let to = model.forwarded(&initial);
+        assert_eq!((to.id, to.events & events::NEW_FLOW), (2, events::NEW_FLOW));
+    }
+}
+
+#[test]
+fn an_id_that_only_an_initial_shows_is_learnt() {
+    // A client sends its Handshake packet behind the Initial one that acknowledges the answer.
+    for family in FAMILIES {
+        let model = Model::new(1);
+        let client = Client::new(1);
+        for id in [&[5; 8], &ID] {
+            model.forwarded(&client.udp(family, QUIC, &long(V1, Long::Initial, id)));
+        }
+        model.move_rings_to(2);
+        let moved = Client::new(77);
+        assert_eq!(model.forwarded(&moved.udp(family, QUIC, &short(&ID))).id, 1, "{family:?}");
+        // What the client made up is no id of a server's.
+        assert_eq!(model.connections.borrow().len(), 1);
+    }
+}
+
+#[test]
 fn a_connection_of_unknown_version_follows_its_tuple() {
     for family in FAMILIES {
         let model = Model::new(1);
@@ -157,6 +251,58 @@ fn a_connection_on_a_dead_backend_follows_its_tuple() {
 }
 
 proptest! {
+    /// Any order of handshakes, changes of the ring and pauses: no connection ever moves, however far
+    /// its handshake is, whatever its datagrams begin with, and wherever its client goes afterwards.
+    #[test]
+    fn no_order_of_changes_moves_a_connection(
+        steps in prop::collection::vec((0..6_u8, 0..30_u32, 1..=BACKENDS), 1..200),
+        v6: bool, capacity in 0..40_usize, budget in 0..20_u32,
+    ) {
+        let family = if v6 { Family::V6 } else { Family::V4 };
+        let mut model = Model::new(5);
+        model.pin_capacity.set(capacity);
+        model.change_service(family.service(4), |service| service.syn_budget = budget);
+        let mut connections = [None; 30];
+        let mut second = 0_u32;
+        for (step, n, owner) in steps {
+            let client = Client::new(n);
+            let ids = ([0xc0, n as u8, 0, 0, 0, 0, 0, 1], [0xa0, n as u8, 0, 0, 0, 0, 0, 2]);
+            if step == 1 {
+                // No handshake takes as long as that.
+                let mut others = connections.iter().flatten();
+                if others.all(|(_, sent, born)| *sent > 2 || second - born < HANDSHAKE_TIMEOUT) {
+                    model.pass_seconds(1);
+                    second += 1;
+                }
+                continue;
+            }
+            let connection = &mut connections[n as usize];
+            let send = |client: &Client, payload: &[u8]| {
+                model.forwarded(&client.udp(family, QUIC, payload)).id
+            };
+            match (step, *connection) {
+                (0, _) => model.move_rings_to(owner),
+                (_, None) => {
+                    let home = send(&client, &long(V1, Long::Initial, &ids.0));
+                    *connection = Some((home, 0, second));
+                }
+                (_, Some((home, sent, born))) => {
+                    let payload = match (sent, step) {
+                        (0, 2) => long(V1, Long::ZeroRtt, &ids.0),
+                        (0, _) => long(V1, Long::Initial, &ids.0),
+                        (1, _) => long(V1, Long::Initial, &ids.1),
+                        (2, 2) => long(V1, Long::Handshake, &ids.1),
+                        _ => short(&ids.1),
+                    };
+                    let moved = Client { port: client.port + 1_000, ..client };
+                    let from = if sent > 2 && step == 5 { &moved } else { &client };
+                    prop_assert_eq!(send(from, &payload), home, "packet {} of {}", sent, n);
+                    *connection = Some((home, sent + 1, born));
+                }
+            }
+        }
+    }
+
     #[test]
     fn any_payload_is_forwarded_somewhere(payload in prop::collection::vec(any::<u8>(), 0..60)) {
         let model = Model::new(3);

@@ -224,6 +224,9 @@ impl Copy {
         self.clear(&self.maps.tracked)?;
         self.clear(&self.maps.connections)?;
         self.clear(&self.maps.fragments)?;
+        if let Some(openings) = &self.maps.openings {
+            self.clear(openings)?;
+        }
         for entry in &case.entries {
             match entry {
                 Entry::Slot(service, index, owners, (unpinned, pinned)) => {
@@ -244,7 +247,13 @@ impl Copy {
                     let seen = first.seen.wrapping_add(seconds);
                     self.maps.fragments.put(key, &abi::Fragment { seen, ..*first })?;
                 }
-                Entry::Flow(_, None) | Entry::Fragment(_, None) => {}
+                Entry::Opening(key, Some(first)) => {
+                    if let Some(openings) = &self.maps.openings {
+                        let seen = first.seen.wrapping_add(seconds);
+                        openings.put(key, &abi::Opening { seen, ..*first })?;
+                    }
+                }
+                Entry::Flow(_, None) | Entry::Opening(_, None) | Entry::Fragment(_, None) => {}
                 Entry::Budget(service, tokens, refilled) => {
                     let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
                     for cpu in 0..specimen.cpus {

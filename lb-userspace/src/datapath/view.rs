@@ -3,8 +3,8 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, BackendCounter, FlowValue, Fragment, FragmentKey, OwnMac, Owners, Service,
-    ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+    Backend, BackendCounter, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac, Owners,
+    Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
 };
 
 use super::{FlowRef, mmap::Mapped, sys::Table, xdp::Xdp};
@@ -52,6 +52,10 @@ impl View for Xdp {
 
     fn pin_lease(&self) -> u64 {
         self.pin_log.leased_until()
+    }
+
+    fn opening(&self, key: &FlowKey) -> io::Result<Option<Opening>> {
+        self.maps.openings.as_ref().map_or(Ok(None), |openings| openings.get(key))
     }
 
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>> {

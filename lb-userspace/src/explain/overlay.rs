@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{
         Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
-        OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Opening, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
+        VipKey,
     },
     shared::SharedU32,
     tables::Tables,
@@ -59,6 +60,10 @@ pub enum Note {
     Lease(u64),
     /// A budget: its tokens, and when they were refilled.
     Budget(u64, u64),
+    /// When the client began to open a QUIC connection, if it did lately or ever.
+    Opening(Option<Opening>),
+    /// A QUIC connection is noted as being opened.
+    InsertOpening,
     /// What the first fragment was told.
     Fragment(Option<Fragment>),
     /// Where the first fragment went is kept.
@@ -84,6 +89,8 @@ pub enum Write {
     Token(u64),
     /// The SYN is marked as seen.
     Mark,
+    /// A client begins to open a QUIC connection.
+    Opening,
     /// Where the first fragment went is kept.
     Fragment(u16),
     /// The daemon is told of a pin.
@@ -97,6 +104,8 @@ pub enum Entry {
     Slot(u16, u32, Owners, (u16, u16)),
     /// An entry of a table of flows, or that there is none.
     Flow(FlowRef, Option<FlowValue>),
+    /// When a client began to open a QUIC connection.
+    Opening(FlowKey, Option<Opening>),
     /// What the first fragment of a packet was told, if it was seen.
     Fragment(FragmentKey, Option<Fragment>),
     /// The budget of a service: tokens, and when they were refilled.
@@ -127,6 +136,7 @@ pub struct Overlay<'a, V: ?Sized> {
     notes: RefCell<Vec<Note>>,
     slots: RefCell<HashMap<(u16, u32), Copied<Slot, Stamps>>>,
     flows: RefCell<HashMap<FlowRef, Copied<Flow, Option<FlowValue>>>>,
+    openings: RefCell<HashMap<FlowKey, Opening>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     budgets: RefCell<HashMap<u16, Copied<SynBudget, u64>>>,
     marks: RefCell<HashMap<u32, Copied<SharedU32, u32>>>,
@@ -158,6 +168,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             notes: RefCell::default(),
             slots: RefCell::default(),
             flows: RefCell::default(),
+            openings: RefCell::default(),
             fragments: RefCell::default(),
             budgets: RefCell::default(),
             marks: RefCell::default(),
@@ -220,6 +231,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         for note in self.notes.borrow().iter() {
             match note {
                 Note::PinNoted => writes.push(Write::Noted),
+                Note::InsertOpening => writes.push(Write::Opening),
                 Note::InsertFragment(backend) => writes.push(Write::Fragment(*backend)),
                 _ => {}
             }
@@ -281,6 +293,12 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     fn fragment_of(&self, key: &FragmentKey) -> Option<Fragment> {
         let found = self.read(self.view.fragment(key));
         self.reads.borrow_mut().push(Entry::Fragment(*key, found));
+        found
+    }
+
+    fn opening_of(&self, key: &FlowKey) -> Option<Opening> {
+        let found = self.read(self.view.opening(key));
+        self.reads.borrow_mut().push(Entry::Opening(*key, found));
         found
     }
 
@@ -401,6 +419,18 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
 
     fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
         self.insert(FlowRef::Connection(*key), value, false);
+    }
+
+    fn opening(&self, key: &FlowKey) -> Option<Opening> {
+        let here = self.openings.borrow().get(key).copied();
+        let found = here.or_else(|| self.opening_of(key));
+        self.note(Note::Opening(found));
+        found
+    }
+
+    fn insert_opening(&self, key: &FlowKey, value: Opening) {
+        self.note(Note::InsertOpening);
+        self.openings.borrow_mut().insert(*key, value);
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

@@ -3,11 +3,11 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, Fragment, FragmentKey, OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
+    Backend, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac, Service, ServiceKeyV4,
+    ServiceKeyV6, Slot, VipKey,
 };
 
 use crate::datapath::FlowRef;
-use lb_common::abi::FlowValue;
 
 /// Reads single entries of the maps, and writes none.
 ///
@@ -28,6 +28,8 @@ pub trait View {
     fn flow(&self, flow: &FlowRef) -> io::Result<Option<FlowValue>>;
     /// Until when pins may be made, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
     fn pin_lease(&self) -> u64;
+    /// When a client began to open a QUIC connection.
+    fn opening(&self, key: &FlowKey) -> io::Result<Option<Opening>>;
     /// What the first fragment of a packet was told.
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>>;
     /// Whether any service has this address.

@@ -9,7 +9,7 @@ use lb_common::{
     },
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
     packet::{number, tcp},
-    rewrite,
+    rewrite, steer,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 
@@ -225,6 +225,19 @@ impl<'a> Book<'a> {
                 }
                 Note::Unanswered(id, word) => {
                     steps.add("silence", self.silence(*id, *word));
+                }
+                Note::Opening(found) => steps.add(
+                    "quic",
+                    match found {
+                        Some(first) if self.age(first.seen) <= steer::HANDSHAKE_TIMEOUT => {
+                            let age = self.age(first.seen);
+                            format!("a part of the handshake that this client began {age} s ago")
+                        }
+                        _ => "the first packet of a handshake".into(),
+                    },
+                ),
+                Note::InsertOpening => {
+                    steps.add("quic", "the rest of the handshake would follow it".into());
                 }
                 Note::Fragment(found) => steps.add(
                     "fragment",
@@ -445,6 +458,7 @@ impl<'a> Book<'a> {
             Write::Pinned(slot) => format!("slot {slot}: stamp of pins"),
             Write::Token(left) => format!("budget: {left} pins left of this second"),
             Write::Mark => "mark of the SYN".into(),
+            Write::Opening => "the handshake that begins is noted".into(),
             Write::Fragment(id) => format!("fragments follow to {}", self.backend(*id)),
             Write::Noted => "note of the pin for lbd and its peers".into(),
         });

@@ -16,8 +16,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES,
-        Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac,
+        PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
     },
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
@@ -118,6 +118,7 @@ impl Kernel {
             .map_max_entries("PINS", pins)
             .map_max_entries("TRACKED", tracked)
             .map_max_entries("CONNECTIONS", FLOWS)
+            .map_max_entries("OPENINGS", FLOWS)
             .map_max_entries("FRAGMENTS", FLOWS)
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
@@ -327,6 +328,24 @@ impl Kernel {
         Ok(self.hash("CONNECTIONS")?.iter().collect::<Result<_, _>>()?)
     }
 
+    /// All clients that have begun to open a QUIC connection.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn openings(&mut self) -> Result<HashMap<FlowKey, Opening>> {
+        Ok(self.hash("OPENINGS")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// The same for a client that has begun to open a QUIC connection.
+    ///
+    /// # Errors
+    ///
+    /// It is not there.
+    pub fn remove_opening(&mut self, key: &FlowKey) -> Result<()> {
+        Ok(self.hash::<FlowKey, Opening>("OPENINGS")?.remove(key)?)
+    }
+
     /// All fragmented packets.
     ///
     /// # Errors
@@ -514,6 +533,7 @@ impl Kernel {
             ("PINS", size_of::<FlowKey>(), size_of::<FlowValue>()),
             ("TRACKED", size_of::<FlowKey>(), size_of::<FlowValue>()),
             ("CONNECTIONS", size_of::<ConnectionKey>(), size_of::<FlowValue>()),
+            ("OPENINGS", size_of::<FlowKey>(), size_of::<Opening>()),
             ("FRAGMENTS", size_of::<FragmentKey>(), size_of::<Fragment>()),
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),

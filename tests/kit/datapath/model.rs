@@ -10,8 +10,9 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey, backend_flags,
+        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening,
+        OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        backend_flags,
     },
     forward::decide,
     packet::{ipv4, ipv6, number},
@@ -58,6 +59,8 @@ pub struct Model {
     pub tracked: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     /// The connections.
     pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
+    /// The clients that have begun to open a QUIC connection.
+    pub openings: RefCell<HashMap<FlowKey, Opening>>,
     /// Fragmented packets.
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     /// The VIPs.
@@ -95,6 +98,7 @@ impl Model {
             pin_capacity,
             tracked: RefCell::default(),
             connections: RefCell::default(),
+            openings: RefCell::default(),
             fragments: RefCell::default(),
             vips: HashMap::new(),
             own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
@@ -289,6 +293,14 @@ impl Tables for Model {
 
     fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
         self.connections.borrow_mut().entry(*key).or_insert_with(|| Rc::new(Flow::new(value)));
+    }
+
+    fn opening(&self, key: &FlowKey) -> Option<Opening> {
+        self.openings.borrow().get(key).copied()
+    }
+
+    fn insert_opening(&self, key: &FlowKey, value: Opening) {
+        self.openings.borrow_mut().insert(*key, value);
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

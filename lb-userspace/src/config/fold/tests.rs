@@ -96,8 +96,8 @@ fn what_goes_takes_its_own_comments_along() {
 -    weight = 2
 -
 -# A UDP service says what a packet tells of its flow: udp = \"oneshot\" (every packet by itself, as
--# for DNS), \"tracked\" (a flow keeps its backend until it is idle), \"quic\" (as TCP, with the
--# connection's id).
+-# for DNS), \"tracked\" (a flow keeps its backend until it is idle), \"quic\" (as TCP; when a client moves,
+-# by the connection id of its handshake).
 -[[service]]
 -name = \"dns\"
 -vip = \"10.0.0.100\"

@@ -13,8 +13,9 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac,
-        PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening,
+        OwnMac, PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
+        VipKey,
     },
     shared::SharedU32,
     tables::Tables,
@@ -35,6 +36,7 @@ pub(super) struct Program {
     notes: RefCell<Vec<FlowKey>>,
     budgets: RefCell<HashMap<u16, Arc<SynBudget>>>,
     marks: RefCell<HashMap<u32, Arc<SharedU32>>>,
+    openings: RefCell<HashMap<FlowKey, Opening>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     unanswered: RefCell<HashMap<u16, Unanswered>>,
 }
@@ -144,6 +146,14 @@ impl Tables for Fake {
         flows.entry(FlowRef::Connection(*key)).or_insert_with(|| Arc::new(Flow::new(value)));
     }
 
+    fn opening(&self, key: &FlowKey) -> Option<Opening> {
+        self.program.openings.borrow().get(key).copied()
+    }
+
+    fn insert_opening(&self, key: &FlowKey, value: Opening) {
+        self.program.openings.borrow_mut().insert(*key, value);
+    }
+
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         self.program.fragments.borrow().get(key).copied()
     }
@@ -205,6 +215,10 @@ impl View for Fake {
 
     fn pin_lease(&self) -> u64 {
         self.leased_until()
+    }
+
+    fn opening(&self, key: &FlowKey) -> io::Result<Option<Opening>> {
+        Ok(Tables::opening(self, key))
     }
 
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>> {
