@@ -1,6 +1,6 @@
 //! Does the BPF object decide and rewrite as the core does on the host, byte for byte?
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::datapath::{
@@ -10,6 +10,7 @@ use kit::datapath::{
     model::{Action, BackendCount},
     steady_nanos,
 };
+use lb_common::{forward::decide, verdict::Verdict};
 use lb_userspace::objects;
 
 const PINS: u32 = 180;
@@ -28,7 +29,10 @@ fn run_epoch(
     met: &mut HashMap<u32, u64>,
 ) -> Result<(BackendCount, usize)> {
     let mut random = Random(seed);
-    let mut twins = Twins::load(objects::BALANCER, PINS)?;
+    // Time passes for the program while it does not for the core: either no ICMP error may be sent, or
+    // any number.
+    let icmp_rate = if seed % 4 == 3 { 0 } else { u32::MAX };
+    let mut twins = Twins::load_limited(objects::BALANCER, PINS, icmp_rate)?;
     let nanos = steady_nanos(MARGIN);
     let state = generate::state(&mut random, (nanos / 1_000_000_000) as u32);
     twins.install(&state)?;
@@ -128,6 +132,35 @@ fn program_and_core_agree_on_every_frame_and_table() -> Result<()> {
     }
     ensure!(pins > 50, "{pins} pins in all runs");
     Ok(())
+}
+
+#[test]
+fn a_cpu_sends_as_many_icmp_errors_as_its_bucket_has() -> Result<()> {
+    const RATE: u32 = 5;
+    kernel::stay_on_one_cpu()?;
+    let mut random = Random(3);
+    let mut twins = Twins::load_limited(objects::BALANCER, PINS, RATE)?;
+    // One token in 200 ms, so that none comes within the margin.
+    let nanos = steady_nanos(MARGIN);
+    twins.install(&generate::state(&mut random, (nanos / 1_000_000_000) as u32))?;
+    twins.model.nanos.set(nanos);
+    let mut frame = generate::frame(&mut random);
+    for _ in 0..10_000 {
+        if matches!(decide(&*frame, &twins.model), Verdict::Reply(_)) {
+            break;
+        }
+        frame = generate::frame(&mut random);
+        twins.model.icmp_budget = Rc::default();
+    }
+    twins.model.icmp_budget = Rc::default();
+    twins.model.nanos.set(steady_nanos(MARGIN));
+    for number in 0..2 * RATE {
+        let action = twins.run(&frame).with_context(|| format!("frame {number}"))?;
+        ensure!((action == Action::Tx) == (number < RATE), "{action:?} for frame {number}");
+    }
+    let limited = lb_common::verdict::Drop::IcmpRateLimited.index();
+    ensure!(twins.model.verdicts[&limited][0] == u64::from(RATE));
+    twins.compare_tables()
 }
 
 #[test]

@@ -362,6 +362,7 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("VERDICTS", REASONS * cpus)
         .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
         .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+        .map_max_entries("ICMP_BUDGETS", cpus)
         .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
         .map_max_entries("PIN_LOG_HEADS", cpus)
         .map_max_entries("CAPTURE_COUNTERS", cpus)

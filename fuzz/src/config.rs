@@ -60,7 +60,8 @@ fn accepted(text: &str, config: &Config) {
 
 /// A file without services, but with room for them.
 fn skeleton(limits: &Limits) -> String {
-    let Limits { services, backends, pins, tracked_flows, connections, fragments } = limits;
+    let Limits { services, backends, pins, tracked_flows, connections, fragments, icmp_errors } =
+        limits;
     let mut text = "interfaces = [\"eth0\"]\n[limits]\n".to_owned();
     for (key, limit) in [
         ("services", services),
@@ -69,6 +70,7 @@ fn skeleton(limits: &Limits) -> String {
         ("tracked_flows", tracked_flows),
         ("connections", connections),
         ("fragments", fragments),
+        ("icmp_errors", icmp_errors),
     ] {
         let _ = writeln!(text, "{key} = {limit}");
     }

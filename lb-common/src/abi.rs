@@ -34,6 +34,9 @@ pub const DEFAULT_TRACKED: u32 = 65_536;
 pub const DEFAULT_CONNECTIONS: u32 = 65_536;
 /// Fragmented packets of which the rest is awaited, unless the configuration says otherwise.
 pub const DEFAULT_FRAGMENTS: u32 = 16_384;
+/// ICMP errors that one CPU may send in a second, unless the configuration says otherwise: Linux's
+/// `icmp_msgs_per_sec`.
+pub const DEFAULT_ICMP_ERRORS: u32 = 1_000;
 /// Slots of a ring, unless the configuration says otherwise: the prime that Maglev's paper calls
 /// large (Eisenbud et al., NSDI 2016, section 5.3).
 pub const DEFAULT_RING_SLOTS: u32 = 65_537;
@@ -428,12 +431,13 @@ impl Unanswered {
     }
 }
 
-/// How many pins one CPU may still make for one service: the element of `SYN_BUDGETS`, which has
-/// as many elements as there can be services for each CPU in turn.
+/// A token bucket of one CPU: how many pins it may still make for one service, as the element of
+/// `SYN_BUDGETS`, which has as many elements as there can be services for each CPU in turn; or how
+/// many ICMP errors it may still send, as the element of `ICMP_BUDGETS`, which has one for each CPU.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(8))]
 pub struct SynBudget {
-    /// Pins left.
+    /// Tokens left.
     pub tokens: SharedU64,
     /// When they were last refilled, in nanoseconds of CLOCK_MONOTONIC.
     pub refilled: SharedU64,

@@ -7,6 +7,7 @@ use crate::{
     abi::{OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, mapped, udp_policy},
     fragment::{later_fragment_v4, later_fragment_v6, remember_v4, remember_v6, told},
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
+    icmp_error,
     packet::{
         Packet, ethernet,
         ipv4::{self, Ipv4},
@@ -138,7 +139,7 @@ pub(crate) struct Envelope {
     /// Bytes of the IP packet.
     pub len: u16,
     pub ttl: u8,
-    /// Whether an ICMP error may be sent for the packet: not for an ICMP error, nor for a fragment
+    /// Whether an ICMP error may be sent for what the packet is: not for an ICMP error, nor for a fragment
     /// but the first (RFC 1122, 3.2.2; RFC 4443, 2.4 (e)).
     pub may_reply: bool,
 }
@@ -167,11 +168,11 @@ where
             return Err(Pass::Fragment);
         }
         envelope.may_reply = false;
-        return settle(tables, &envelope, later_fragment_v4(pkt, tables, l3));
+        return settle(pkt, tables, &envelope, later_fragment_v4(pkt, tables, l3));
     }
     if ip.proto == number::ICMP {
         envelope.may_reply = false;
-        return settle(tables, &envelope, quoted_v4(pkt, tables, l3));
+        return settle(pkt, tables, &envelope, quoted_v4(pkt, tables, l3));
     }
     let segment = segment(pkt, ip.proto, l3 + header_len, end)?;
     let key = ServiceKeyV4 {
@@ -192,7 +193,7 @@ where
     if fragment & ipv4::MORE_FRAGMENTS != 0 && choice.id != 0 {
         remember_v4(pkt, tables, l3, told(choice.id, entropy_of(hash)));
     }
-    Ok(forward(tables, &envelope, choice, entropy_of(hash)))
+    Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
 /// An IPv6 packet at `l3`.
@@ -234,11 +235,11 @@ where
             return Err(Pass::Fragment);
         }
         envelope.may_reply = false;
-        return settle(tables, &envelope, later_fragment_v6(pkt, tables, l3));
+        return settle(pkt, tables, &envelope, later_fragment_v6(pkt, tables, l3));
     }
     if transport.proto == number::ICMPV6 {
         envelope.may_reply = false;
-        return settle(tables, &envelope, quoted_v6(pkt, tables, l3, transport.offset));
+        return settle(pkt, tables, &envelope, quoted_v6(pkt, tables, l3, transport.offset));
     }
     let segment = segment(pkt, transport.proto, transport.offset, end)?;
     let key = ServiceKeyV6 {
@@ -261,7 +262,7 @@ where
     {
         remember_v6(pkt, tables, l3, told(choice.id, entropy_of(hash)));
     }
-    Ok(forward(tables, &envelope, choice, entropy_of(hash)))
+    Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
 /// Whether a fragment whose fragment header names `next` can be of a packet for a service. An
@@ -301,12 +302,17 @@ where
 /// The last step for every packet of a service: the backend must be there, and the packet must
 /// still be allowed a hop and fit the way.
 #[inline(always)]
-pub(crate) fn forward<'t, T: Tables>(
+pub(crate) fn forward<'t, P, T>(
+    pkt: &P,
     tables: &'t T,
     envelope: &Envelope,
     choice: Choice,
     entropy: u32,
-) -> Verdict<T::Backend<'t>> {
+) -> Verdict<T::Backend<'t>>
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
     let Some(backend) = tables.backend(choice.id) else {
         return Verdict::Drop(Drop::NoBackend);
     };
@@ -315,20 +321,18 @@ pub(crate) fn forward<'t, T: Tables>(
     }
     let Envelope { l3, v6, len, .. } = *envelope;
     if envelope.ttl <= 1 {
-        return if envelope.may_reply {
-            Verdict::Reply(Reply { kind: ReplyKind::TtlExceeded, l3, v6, mtu: 0 })
-        } else {
-            Verdict::Drop(Drop::TtlExceeded)
-        };
+        if !envelope.may_reply {
+            return Verdict::Drop(Drop::TtlExceeded);
+        }
+        return reply(pkt, tables, Reply { kind: ReplyKind::TtlExceeded, l3, v6, len, mtu: 0 });
     }
     if len > backend.mtu {
         let mtu = backend.mtu;
         // Also without DF: XDP can't fragment, and silence would be a black hole.
-        return if envelope.may_reply {
-            Verdict::Reply(Reply { kind: ReplyKind::TooBig, l3, v6, mtu })
-        } else {
-            Verdict::Drop(Drop::TooBig)
-        };
+        if !envelope.may_reply {
+            return Verdict::Drop(Drop::TooBig);
+        }
+        return reply(pkt, tables, Reply { kind: ReplyKind::TooBig, l3, v6, len, mtu });
     }
     Verdict::Forward(Forward {
         id: choice.id,
@@ -341,15 +345,43 @@ pub(crate) fn forward<'t, T: Tables>(
     })
 }
 
+/// Tells the sender, if an ICMP error may be sent to it at this moment. The address is read once more
+/// and passed by its value: a packet whose address a function takes costs the path of all others.
+#[inline(always)]
+fn reply<'t, P, T>(pkt: &P, tables: &'t T, reply: Reply) -> Verdict<T::Backend<'t>>
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
+    let refusal = if reply.v6 {
+        let Some(ip) = pkt.load::<Ipv6>(reply.l3) else { return Verdict::Pass(Pass::Truncated) };
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip.source;
+        let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        icmp_error::refusal_v6(tables, high, u64::from_be_bytes([i, j, k, l, m, n, o, p]))
+    } else {
+        let Some(ip) = pkt.load::<Ipv4>(reply.l3) else { return Verdict::Pass(Pass::Truncated) };
+        icmp_error::refusal_v4(tables, u32::from_be_bytes(ip.source))
+    };
+    match icmp_error::refused(refusal) {
+        Some(reason) => Verdict::Drop(reason),
+        None => Verdict::Reply(reply),
+    }
+}
+
 /// Ends the walk of a packet with what [`Found::to_word`] says.
 #[inline(always)]
-fn settle<'t, T: Tables>(
+fn settle<'t, P, T>(
+    pkt: &P,
     tables: &'t T,
     envelope: &Envelope,
     word: u64,
-) -> Result<Verdict<T::Backend<'t>>, Pass> {
+) -> Result<Verdict<T::Backend<'t>>, Pass>
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
     match Found::from_word(word) {
-        Found::Choice(choice, entropy) => Ok(forward(tables, envelope, choice, entropy)),
+        Found::Choice(choice, entropy) => Ok(forward(pkt, tables, envelope, choice, entropy)),
         Found::Pass(reason) => Err(reason),
         Found::Drop(reason) => Ok(Verdict::Drop(reason)),
     }

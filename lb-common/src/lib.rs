@@ -14,6 +14,7 @@ pub mod decap;
 pub mod forward;
 pub mod fragment;
 pub mod hash;
+pub mod icmp_error;
 pub mod packet;
 pub mod plain;
 pub mod quoted;

@@ -101,7 +101,7 @@ where
     let choice = by_slot_v4(tables, &service, client, hash, what);
     let ttl = (middle >> 16) as u8;
     let envelope = Envelope { l3: ethernet::LEN, v6: false, len, ttl, may_reply: true };
-    Some(forward(tables, &envelope, choice, entropy_of(hash)))
+    Some(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
 /// Whether a frame for which there was a decision only acknowledges: what

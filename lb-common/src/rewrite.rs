@@ -17,18 +17,33 @@ use crate::{
 /// Time to live of the packets that the balancer makes: outer headers and ICMP errors.
 pub const TTL: u8 = 64;
 
-/// How much of an IPv4 packet an ICMP error quotes, in bytes: what RFC 1812, 4.3.2.3 asks for (a
-/// datagram of up to 576 bytes), so far as a fixed number can. Packets that get
-/// [`ReplyKind::TooBig`] are longer than this, as no link has a smaller MTU (RFC 791).
+/// How much of an IPv4 packet an ICMP error quotes, in bytes: what RFC 1812, 4.3.2.3 asks for, a
+/// datagram of up to 576 bytes.
 pub const QUOTE_V4: usize = 576 - ipv4::LEN - icmp::LEN;
 /// How much of an IPv6 packet an ICMPv6 error quotes, in bytes: as much as fits the minimum MTU of
 /// 1280 (RFC 4443, 2.4 (c)).
 pub const QUOTE_V6: usize = 1280 - ipv6::LEN - icmp::LEN;
-/// How much is quoted of a packet that may be short: the header without options, and 40 bytes less
-/// than the smallest frame of Ethernet has. RFC 792 asks for the header and eight bytes.
+/// How much is quoted of a packet that is shorter than the error would be: the header without
+/// options and eight bytes (RFC 792), so that what is sent outgrows what came by its own headers at
+/// most.
 pub const QUOTE_SHORT_V4: usize = ipv4::LEN + 8;
 /// The same for IPv6: the header and eight bytes.
 pub const QUOTE_SHORT_V6: usize = ipv6::LEN + 8;
+
+/// How much an ICMP error quotes of a packet of `len` bytes: so much that the error is no longer
+/// than the packet, or the least that says which flow it is of. Of packets whose time has run out,
+/// traceroute's, the least will do.
+#[must_use]
+#[inline(always)]
+pub const fn quote_len(kind: ReplyKind, v6: bool, len: u16) -> usize {
+    let is_long = matches!(kind, ReplyKind::TooBig);
+    match (v6, is_long) {
+        (false, true) if len as usize >= ipv4::LEN + icmp::LEN + QUOTE_V4 => QUOTE_V4,
+        (false, _) => QUOTE_SHORT_V4,
+        (true, true) if len as usize >= ipv6::LEN + icmp::LEN + QUOTE_V6 => QUOTE_V6,
+        (true, _) => QUOTE_SHORT_V6,
+    }
+}
 
 /// Folds a sum of 16-bit words to 16 bits. The argument must be below 2^32 - 2^16.
 #[must_use]

@@ -374,28 +374,28 @@ pub fn affords_pin<T: Tables>(tables: &T, service: &Service) -> bool {
         return false;
     }
     match tables.syn_budget(service.id) {
-        Some(budget) => take(&budget, service.syn_budget, tables.now_nanos()),
+        Some(budget) => take(&budget, service.syn_budget, service.syn_budget, tables.now_nanos()),
         None => false,
     }
 }
 
-/// Takes a token from a bucket that refills `rate` times a second and holds one second's worth.
-/// The time that counts as refilled is only what the whole tokens took, so that a slow rate loses
+/// Takes a token from a bucket that refills `rate` times a second and holds `burst` of them, which is
+/// at most one second's worth. The time that counts as refilled is only what the whole tokens took, so that a slow rate loses
 /// nothing to rounding, however coarse the clock is.
 #[inline(always)]
-pub fn take(budget: &SynBudget, rate: u32, now_nanos: u64) -> bool {
+pub fn take(budget: &SynBudget, rate: u32, burst: u32, now_nanos: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
-    let rate = u64::from(rate);
+    let (rate, burst) = (u64::from(rate), u64::from(burst));
     let mut tokens = budget.tokens.load();
     let refilled = budget.refilled.load();
     let elapsed = now_nanos.wrapping_sub(refilled);
     if elapsed >= SECOND {
-        tokens = rate;
+        tokens = burst;
         budget.refilled.store(now_nanos);
     } else {
         let gained = elapsed * rate / SECOND;
         if gained > 0 {
-            tokens = if tokens + gained < rate { tokens + gained } else { rate };
+            tokens = if tokens + gained < burst { tokens + gained } else { burst };
             // Rounded up, which is at most `elapsed`. A rate of 0 gains nothing; the check is for
             // the compiler, which would leave a panic here.
             let took = (gained * SECOND + rate - 1).checked_div(rate).unwrap_or(elapsed);

@@ -55,6 +55,10 @@ pub trait Tables {
     fn own_mac(&self, index: u32) -> Option<OwnMac>;
     /// This CPU's budget of pins for a service.
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
+    /// This CPU's budget of ICMP errors.
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>>;
+    /// ICMP errors that one CPU may send in a second.
+    fn icmp_rate(&self) -> u32;
     /// Entry `index` of the marks of SYNs.
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>>;
     /// Whether a backend seems to answer this CPU's clients.

@@ -118,6 +118,8 @@ pub struct Reply {
     pub l3: usize,
     /// Whether the packet is IPv6.
     pub v6: bool,
+    /// Bytes of the IP packet.
+    pub len: u16,
     /// [`ReplyKind::TooBig`]: the largest packet that would do, in bytes; otherwise 0.
     pub mtu: u16,
 }
@@ -213,6 +215,11 @@ reasons! {
         TtlExceededReplied = "ttl_exceeded_replied",
         /// The frame has no room for the new headers.
         NoHeadroom = "no_headroom",
+        /// Too big, or its time to live has run out; its sender was not told, as no more ICMP errors
+        /// may be sent at this moment.
+        IcmpRateLimited = "icmp_rate_limited",
+        /// The same; its source is no address that an ICMP error may go to.
+        IcmpBadSource = "icmp_bad_source",
     }
 }
 

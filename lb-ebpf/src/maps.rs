@@ -17,10 +17,10 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
-        DEFAULT_FRAGMENTS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey,
-        FlowValue, Fragment, FragmentKey, Opening, OwnMac, PIN_NOTES, PinLease, PinLogHead,
-        PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VerdictCounter,
-        VipKey,
+        DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED,
+        Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac, PIN_NOTES, PinLease,
+        PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
+        VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::SharedU32,
@@ -39,6 +39,10 @@ static BACKENDS_PER_CPU: Global<u32> = Global::new(DEFAULT_BACKENDS + 1);
 /// Entries for each CPU in `SYN_BUDGETS`.
 #[unsafe(no_mangle)]
 static SERVICES_PER_CPU: Global<u32> = Global::new(DEFAULT_SERVICES);
+
+/// ICMP errors that each CPU may send in a second.
+#[unsafe(no_mangle)]
+static ICMP_RATE: Global<u32> = Global::new(DEFAULT_ICMP_ERRORS);
 
 /// Buckets in `SERVICE_INDEX`, less one.
 #[unsafe(no_mangle)]
@@ -115,6 +119,11 @@ static BACKEND_COUNTERS: Array<BackendCounter, { DEFAULT_BACKENDS as usize + 1 }
 /// How many pins each CPU may make for each service. The daemon sizes it.
 #[btf_map]
 static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = Array::new();
+
+/// How many ICMP errors each CPU may send. The daemon sizes it; nobody else needs it, so it has no
+/// pin, and begins full with each program.
+#[btf_map]
+static ICMP_BUDGETS: Array<SynBudget, 1> = Array::new();
 
 /// Marks of the SYNs seen last, to recognise one that is sent again, on whatever CPU it comes.
 #[btf_map]
@@ -341,6 +350,17 @@ impl Tables for Maps {
         // SAFETY: the helper has no precondition.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         SYN_BUDGETS.get(cpu * SERVICES_PER_CPU.load() + u32::from(service))
+    }
+
+    #[inline(always)]
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+        // SAFETY: the helper has no precondition.
+        ICMP_BUDGETS.get(unsafe { bpf_get_smp_processor_id() })
+    }
+
+    #[inline(always)]
+    fn icmp_rate(&self) -> u32 {
+        ICMP_RATE.load()
     }
 
     #[inline(always)]

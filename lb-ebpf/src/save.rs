@@ -96,7 +96,7 @@ pub fn before(ctx: &XdpContext, what: u64, egress: u32) -> u64 {
         return 0;
     }
     let Some(budget) = CAPTURE_BUDGETS.get(cpu()) else { return 0 };
-    if !steer::take(budget, plan.rate, now) {
+    if !steer::take(budget, plan.rate, plan.rate, now) {
         counter.limited.bump(1);
         return 0;
     }

@@ -107,8 +107,8 @@ fn store_link<const L2: usize>(frame: &Frame, l2: &[u8; 22]) -> Option<()> {
     store(0)
 }
 
-/// Turns a frame into an ICMP error to its sender; false if that can't be done. A packet that is
-/// shorter than the full quote is quoted as far as its ports.
+/// Turns a frame into an ICMP error to its sender; false if that can't be done. A packet whose first
+/// buffer is shorter than the full quote is quoted as far as its ports.
 ///
 /// One function for each length of the quote, as the kernel wants to know it, and out of line: what
 /// they keep on the stack would not fit beside the rest of the program's. They take words and not
@@ -116,22 +116,15 @@ fn store_link<const L2: usize>(frame: &Frame, l2: &[u8; 22]) -> Option<()> {
 /// the verifier knows to be unset.
 #[inline(always)]
 pub fn reply(ctx: &XdpContext, reply: &Reply) -> bool {
-    let Reply { l3, mtu, .. } = *reply;
-    match (reply.v6, reply.kind) {
-        (false, ReplyKind::TooBig) => {
-            reply_v4::<{ rewrite::QUOTE_V4 }>(ctx, l3, mtu, false)
-                || reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, false)
-        }
-        (false, ReplyKind::TtlExceeded) => {
-            reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, true)
-        }
-        (true, ReplyKind::TooBig) => {
-            reply_v6::<{ rewrite::QUOTE_V6 }>(ctx, l3, mtu, false)
-                || reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, false)
-        }
-        (true, ReplyKind::TtlExceeded) => {
-            reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, true)
-        }
+    let Reply { kind, l3, v6, len, mtu } = *reply;
+    let ttl = kind == ReplyKind::TtlExceeded;
+    let quote = rewrite::quote_len(kind, v6, len);
+    if v6 {
+        (quote == rewrite::QUOTE_V6 && reply_v6::<{ rewrite::QUOTE_V6 }>(ctx, l3, mtu, ttl))
+            || reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, ttl)
+    } else {
+        (quote == rewrite::QUOTE_V4 && reply_v4::<{ rewrite::QUOTE_V4 }>(ctx, l3, mtu, ttl))
+            || reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, ttl)
     }
 }
 

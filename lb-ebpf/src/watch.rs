@@ -154,6 +154,16 @@ impl Tables for Watched {
     }
 
     #[inline(always)]
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+        Maps.icmp_budget()
+    }
+
+    #[inline(always)]
+    fn icmp_rate(&self) -> u32 {
+        Maps.icmp_rate()
+    }
+
+    #[inline(always)]
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
         Maps.syn_seen(index)
     }

@@ -22,7 +22,7 @@ pub struct Settings {
     /// Whether the program is attached again to an interface that has lost it, by somebody's deed or
     /// because the interface was made anew.
     pub reattach: bool,
-    /// How much the maps have room for.
+    /// How much the maps have room for, and how much the program may do.
     pub limits: Limits,
     /// The outer sources of tunnels.
     pub tunnel: Tunnel,
@@ -43,7 +43,7 @@ pub enum XdpModes {
     Generic,
 }
 
-/// How much the maps have room for.
+/// How much the maps have room for, and how much the program may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -59,6 +59,8 @@ pub struct Limits {
     pub connections: u32,
     /// Fragmented packets of which the rest is awaited.
     pub fragments: u32,
+    /// ICMP errors that each CPU may send in a second; 0 for none.
+    pub icmp_errors: u32,
 }
 
 impl Default for Limits {
@@ -70,6 +72,7 @@ impl Default for Limits {
             tracked_flows: abi::DEFAULT_TRACKED,
             connections: abi::DEFAULT_CONNECTIONS,
             fragments: abi::DEFAULT_FRAGMENTS,
+            icmp_errors: abi::DEFAULT_ICMP_ERRORS,
         }
     }
 }

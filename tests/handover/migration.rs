@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::bail;
-use lb_common::abi::{ConnectionKey, FlowKey, FlowValue, flow_flags};
+use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, flow_flags};
 use lb_userspace::{
     datapath::{DataPlane as _, Step, Xdp},
     engine::{Engine, Now},
@@ -30,6 +30,7 @@ pub const LARGER: Limits = Limits {
     tracked_flows: 8_000,
     connections: 8_000,
     fragments: 8_000,
+    icmp_errors: abi::DEFAULT_ICMP_ERRORS,
 };
 
 pub const fn frame(kind: Kind, client: u16, to: u16) -> Frame {
@@ -170,6 +171,7 @@ fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
         tracked_flows: 700,
         connections: 700,
         fragments: 700,
+        icmp_errors: abi::DEFAULT_ICMP_ERRORS,
     };
     let before = Content::of(&site.settings.pin_dir.join("v1"));
     assert_eq!(site.open().limits(), LIMITS);

@@ -9,7 +9,7 @@ use std::{
 
 use aya::programs::links::{FdLink, PinnedLink};
 use kit::namespace::{Namespace, join};
-use lb_common::abi::ABI_VERSION;
+use lb_common::abi::{self, ABI_VERSION};
 use lb_userspace::{
     datapath::{Xdp, detach},
     settings::{Limits, Settings},
@@ -28,6 +28,7 @@ pub const LIMITS: Limits = Limits {
     tracked_flows: 4_096,
     connections: 4_096,
     fragments: 4_096,
+    icmp_errors: abi::DEFAULT_ICMP_ERRORS,
 };
 
 /// Namespace and pins; both go when it does.

@@ -23,8 +23,8 @@ use kit::{
 };
 use lb_common::{
     abi::{
-        DEFAULT_PINS, FlowKey, FlowValue, OwnMac, Owners, Service, ServiceKeyV4, proto,
-        service_flags, udp_policy,
+        DEFAULT_ICMP_ERRORS, DEFAULT_PINS, FlowKey, FlowValue, OwnMac, Owners, Service,
+        ServiceKeyV4, proto, service_flags, udp_policy,
     },
     hash::FlowKeys,
 };
@@ -250,7 +250,13 @@ impl Moved {
 
 impl Rig {
     fn new(system: System) -> Result<Self> {
-        let mut kernel = Kernel::load_with(objects::BALANCER, 8, DEFAULT_PINS, DEFAULT_PINS)?;
+        let mut kernel = Kernel::load_with(
+            objects::BALANCER,
+            8,
+            DEFAULT_PINS,
+            DEFAULT_PINS,
+            DEFAULT_ICMP_ERRORS,
+        )?;
         kernel.put_own_mac(0, OwnMac { mac: OWN, reserved: [0; 2] })?;
         for id in 1..=BACKENDS {
             kernel.put_backend(id, backend(0, id as u8, 1))?;

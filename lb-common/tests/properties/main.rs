@@ -7,6 +7,7 @@ mod fragment;
 mod frames;
 mod hash;
 mod icmp;
+mod icmp_error;
 mod model;
 mod parse;
 mod plain;

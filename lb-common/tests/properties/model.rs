@@ -63,6 +63,8 @@ pub struct Model {
     pub vips: Vec<VipKey>,
     pub own_macs: Vec<[u8; 6]>,
     pub budgets: HashMap<u16, Rc<SynBudget>>,
+    pub icmp_budget: Rc<SynBudget>,
+    pub icmp_rate: u32,
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
     pub counters: Vec<BackendCounter>,
     pub nanos: Cell<u64>,
@@ -88,6 +90,8 @@ impl Model {
             vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
             own_macs: vec![OWN],
             budgets: HashMap::new(),
+            icmp_budget: Rc::default(),
+            icmp_rate: u32::MAX,
             seen: RefCell::default(),
             counters: (0..=BACKENDS).map(|_| BackendCounter::default()).collect(),
             nanos: Cell::new(u64::from(START) * 1_000_000_000),
@@ -350,6 +354,14 @@ impl Tables for Model {
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
         self.budgets.get(&service).cloned()
+    }
+
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+        Some(Rc::clone(&self.icmp_budget))
+    }
+
+    fn icmp_rate(&self) -> u32 {
+        self.icmp_rate
     }
 
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {

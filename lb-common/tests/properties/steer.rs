@@ -408,7 +408,7 @@ const SECOND: u64 = 1_000_000_000;
 
 /// How many of `calls` calls, `gap` nanoseconds apart, get a token.
 fn spend(budget: &SynBudget, rate: u32, start: u64, gap: u64, calls: u64) -> u64 {
-    (0..calls).filter(|n| take(budget, rate, start + n * gap)).count() as u64
+    (0..calls).filter(|n| take(budget, rate, rate, start + n * gap)).count() as u64
 }
 
 #[test]
@@ -420,7 +420,7 @@ fn no_budget_gives_no_token() {
 #[test]
 fn a_budget_that_was_taken_away_gives_nothing_after_a_second() {
     let budget = SynBudget::default();
-    assert!(take(&budget, 100, 5 * SECOND));
+    assert!(take(&budget, 100, 100, 5 * SECOND));
     assert_eq!(spend(&budget, 0, 6 * SECOND, SECOND / 10, 100), 0);
 }
 
@@ -460,7 +460,7 @@ proptest! {
         let (start, mut got) = (now, 0_u128);
         for gap in gaps {
             now += gap;
-            got += u128::from(take(&budget, rate, now));
+            got += u128::from(take(&budget, rate, rate, now));
         }
         let due = u128::from(now - start) * u128::from(rate) / u128::from(SECOND);
         prop_assert!(got <= due + u128::from(rate), "{got} tokens, {due} due and one burst");

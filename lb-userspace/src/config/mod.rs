@@ -58,6 +58,8 @@ pub const DEFAULT_GROUP: &str = "lb";
 
 /// The most entries that a map may be given.
 const MAX_ENTRIES: u64 = 1 << 26;
+/// ICMP errors a second and CPU, at most.
+const MAX_ICMP_ERRORS: u64 = 1_000_000;
 
 /// A configuration that holds together.
 #[derive(Clone, Debug, PartialEq)]
@@ -416,16 +418,17 @@ fn read_limits(root: &Table<'_>) -> Limits {
     let Some(table) = root.optional("limits").and_then(|field| field.table("limits")) else {
         return limits;
     };
-    for (key, limit, most) in [
+    for (key, limit, least, most) in [
         // Ids of services and backends have 16 bits; backend 0 is none.
-        ("services", &mut limits.services, 65_535),
-        ("backends", &mut limits.backends, 65_534),
-        ("pins", &mut limits.pins, MAX_ENTRIES),
-        ("tracked_flows", &mut limits.tracked_flows, MAX_ENTRIES),
-        ("connections", &mut limits.connections, MAX_ENTRIES),
-        ("fragments", &mut limits.fragments, MAX_ENTRIES),
+        ("services", &mut limits.services, 1, 65_535),
+        ("backends", &mut limits.backends, 1, 65_534),
+        ("pins", &mut limits.pins, 1, MAX_ENTRIES),
+        ("tracked_flows", &mut limits.tracked_flows, 1, MAX_ENTRIES),
+        ("connections", &mut limits.connections, 1, MAX_ENTRIES),
+        ("fragments", &mut limits.fragments, 1, MAX_ENTRIES),
+        ("icmp_errors", &mut limits.icmp_errors, 0, MAX_ICMP_ERRORS),
     ] {
-        if let Some(value) = table.optional(key).and_then(|field| field.integer(1..most + 1)) {
+        if let Some(value) = table.optional(key).and_then(|field| field.integer(least..most + 1)) {
             *limit = value;
         }
     }

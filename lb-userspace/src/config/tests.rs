@@ -86,6 +86,7 @@ fn all_keys_arrive() {
         services = 65535
         backends = 65534
         pins = 1_000_000
+        icmp_errors = 0
         [tunnel]
         source_v4 = "10.9.0.0/24"
         source_v6 = "fd00::/120"
@@ -105,7 +106,7 @@ fn all_keys_arrive() {
     );
     assert_eq!(config.interfaces, ["eth1"]);
     assert_eq!(config.xdp, XdpModes::NativeOrGeneric);
-    assert_eq!(config.limits.pins, 1_000_000);
+    assert_eq!((config.limits.pins, config.limits.icmp_errors), (1_000_000, 0));
     assert_eq!(config.tunnel.source_v4, (Ipv4Addr::new(10, 9, 0, 0), 24));
     assert!(matches!(config.seed, seed::Source::Given(seed) if seed[15] == 15));
     let service = &config.desired.services["quic"];

@@ -279,6 +279,8 @@ pub(super) fn load_object(
     loader.override_global("BACKENDS_PER_CPU", &backends, true);
     loader.override_global("SERVICES_PER_CPU", &services, true);
     loader.override_global("SERVICE_INDEX_MASK", &mask, true);
+    loader.override_global("ICMP_RATE", &limits.icmp_errors, true);
+    loader.map_max_entries("ICMP_BUDGETS", cpus);
     for shape in &layouts::SHAPES {
         let path: PathBuf = folder.join(shape.name);
         loader.map_max_entries(shape.name, (shape.entries)(limits, cpus));

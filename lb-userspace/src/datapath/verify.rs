@@ -85,6 +85,7 @@ impl Specimen {
             tracked_flows: FLOWS,
             connections: FLOWS,
             fragments: FLOWS,
+            icmp_errors: xdp.icmp_rate(),
             ..xdp.limits
         };
         let tag = match load::program_info(&xdp.object) {

@@ -76,6 +76,10 @@ impl View for Xdp {
         Ok(budgets.get(at).map(|budget| (budget.tokens.load(), budget.refilled.load())))
     }
 
+    fn icmp_rate(&self) -> u32 {
+        if self.limits.icmp_errors == 0 { 0 } else { u32::MAX }
+    }
+
     fn syn_mark(&self, index: u32) -> io::Result<Option<u32>> {
         self.maps.syn_marks.as_ref().map_or(Ok(None), |marks| marks.get(&index))
     }

@@ -4,7 +4,7 @@ use lb_common::abi::{Backend, backend_flags};
 use lb_common::{
     packet::{ipv4::Ipv4, ipv6::Ipv6, number},
     rewrite,
-    verdict::{Forward, Reply, ReplyKind, Verdict},
+    verdict::{Forward, Reply, Verdict},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -79,23 +79,17 @@ fn reply(frame: &[u8], to: &Reply) -> Option<Vec<u8>> {
     out[..6].copy_from_slice(&frame[6..12]);
     out[6..12].copy_from_slice(&frame[..6]);
     let packet = &frame[to.l3..];
-    let (full, short) = if to.v6 {
-        (rewrite::QUOTE_V6, rewrite::QUOTE_SHORT_V6)
-    } else {
-        (rewrite::QUOTE_V4, rewrite::QUOTE_SHORT_V4)
-    };
-    let fits = to.kind == ReplyKind::TooBig && full <= packet.len();
-    let quoted = if fits { full } else { short };
-    let quote = packet.get(..quoted)?;
+    let quote_len = rewrite::quote_len(to.kind, to.v6, to.len);
+    let quote = packet.get(..quote_len)?;
     let sum = rewrite::sum(quote);
     if to.v6 {
         let ip = Ipv6::read_from_prefix(packet).ok()?.0;
-        let (outer, message) = rewrite::reply_v6(&ip, to.kind, to.mtu, quoted, sum);
+        let (outer, message) = rewrite::reply_v6(&ip, to.kind, to.mtu, quote_len, sum);
         out.extend_from_slice(outer.as_bytes());
         out.extend_from_slice(message.as_bytes());
     } else {
         let ip = Ipv4::read_from_prefix(packet).ok()?.0;
-        let (outer, message) = rewrite::reply_v4(&ip, to.kind, to.mtu, quoted, sum);
+        let (outer, message) = rewrite::reply_v4(&ip, to.kind, to.mtu, quote_len, sum);
         out.extend_from_slice(outer.as_bytes());
         out.extend_from_slice(message.as_bytes());
     }

@@ -471,6 +471,14 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         Some(budget)
     }
 
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+        Some(Rc::new(SynBudget::default()))
+    }
+
+    fn icmp_rate(&self) -> u32 {
+        self.view.icmp_rate()
+    }
+
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
         let mark = match self.marks.borrow_mut().entry(index) {
             hash_map::Entry::Occupied(known) => Rc::clone(&known.get().now),

@@ -38,6 +38,9 @@ pub trait View {
     fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>>;
     /// A CPU's budget of pins for a service: tokens, and when they were refilled.
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>>;
+    /// ICMP errors that a CPU may send in a second, as an explanation takes it: without end, or none
+    /// at all. What was sent before is no part of the question.
+    fn icmp_rate(&self) -> u32;
     /// Entry `index` of the marks of SYNs.
     fn syn_mark(&self, index: u32) -> io::Result<Option<u32>>;
     /// The word that tells whether a backend seems to answer a CPU's clients.

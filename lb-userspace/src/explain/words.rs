@@ -568,6 +568,12 @@ fn drop_words(reason: Drop) -> String {
         Drop::TooBig => "too big for the way to the backend, and no error may be sent for it",
         Drop::TtlExceeded => "its time to live has run out, and no error may be sent for it",
         Drop::TooBigReplied | Drop::TtlExceededReplied => "its sender was told",
+        Drop::IcmpRateLimited => {
+            "its sender would have to be told by ICMP, of which no more may be sent (limits.icmp_errors)"
+        }
+        Drop::IcmpBadSource => {
+            "its sender would have to be told by ICMP, and its source is no address that may be"
+        }
         Drop::NoHeadroom => "the frame has no room for the headers",
     };
     words.into()

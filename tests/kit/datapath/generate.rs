@@ -106,6 +106,24 @@ pub struct State {
     pub unanswered: Vec<(u16, Unanswered)>,
 }
 
+/// Sources that no ICMP error may go to.
+const BAD_V4: [[u8; 4]; 7] = [
+    [0, 0, 0, 0],
+    [0, 1, 2, 3],
+    [127, 0, 0, 1],
+    [224, 0, 0, 1],
+    [240, 0, 0, 1],
+    [255, 255, 255, 255],
+    VIP_V4,
+];
+/// The same for IPv6.
+const BAD_V6: [[u8; 16]; 4] = [
+    [0; 16],
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+    VIP_V6,
+];
+
 fn client_v4(n: usize) -> [u8; 4] {
     [198, 51, 100, n as u8]
 }
@@ -402,7 +420,7 @@ fn header_v4(random: &mut Random, proto: u8, len: usize, from: [u8; 4], to: [u8;
 
 fn packet_v4(random: &mut Random) -> Vec<u8> {
     let n = random.below(CLIENTS);
-    let client = client_v4(n);
+    let client = if random.one_in(12) { random.of(&BAD_V4) } else { client_v4(n) };
     let vip = if random.one_in(10) { NODE_V4 } else { VIP_V4 };
     let (port, proto) = destination_port(random);
     if random.one_in(8) {
@@ -484,7 +502,7 @@ fn extensions(random: &mut Random, last: u8) -> (u8, Vec<u8>) {
 
 fn packet_v6(random: &mut Random) -> Vec<u8> {
     let n = random.below(CLIENTS);
-    let client = client_v6(n);
+    let client = if random.one_in(12) { random.of(&BAD_V6) } else { client_v6(n) };
     let vip = if random.one_in(10) { client_v6(250) } else { VIP_V6 };
     let (port, proto) = destination_port(random);
     let (proto, segment) = if random.one_in(8) {

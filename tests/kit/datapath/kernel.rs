@@ -31,7 +31,7 @@ const SERVICES: u32 = 64;
 /// So few that some have one service, some several, and some more than they have room for.
 const BUCKETS: u32 = 4;
 /// So many that none makes room for another, and no more: all are read again and again.
-const FLOWS: u32 = 4_096;
+pub(super) const FLOWS: u32 = 4_096;
 const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
 
 /// A ring's slots as words.
@@ -89,15 +89,21 @@ impl Kernel {
     ///
     /// The kernel refuses it.
     pub fn load(object: &[u8], backends: u32, pins: u32) -> Result<Self> {
-        Self::load_with(object, backends, pins, FLOWS)
+        Self::load_with(object, backends, pins, FLOWS, u32::MAX)
     }
 
-    /// The same with so much room for tracked flows.
+    /// The same with so much room for tracked flows, and so many ICMP errors a second.
     ///
     /// # Errors
     ///
     /// The kernel refuses it.
-    pub fn load_with(object: &[u8], backends: u32, pins: u32, tracked: u32) -> Result<Self> {
+    pub fn load_with(
+        object: &[u8],
+        backends: u32,
+        pins: u32,
+        tracked: u32,
+        icmp_rate: u32,
+    ) -> Result<Self> {
         // SAFETY: no precondition.
         let user = unsafe { libc::geteuid() };
         ensure!(user == 0, "the datapath tests load programs into the kernel: run them as root");
@@ -123,11 +129,13 @@ impl Kernel {
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
+            .map_max_entries("ICMP_BUDGETS", cpus)
             .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
             .map_max_entries("PIN_LOG_HEADS", cpus)
             .override_global("BACKENDS_PER_CPU", &backends, true)
             .override_global("SERVICE_INDEX_MASK", &(BUCKETS - 1), true)
             .override_global("SERVICES_PER_CPU", &SERVICES, true)
+            .override_global("ICMP_RATE", &icmp_rate, true)
             .load(object)
             .context("load the maps")?;
         let program: &mut Xdp = ebpf.program_mut("balance").context("no `balance`")?.try_into()?;
@@ -538,6 +546,7 @@ impl Kernel {
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
             ("SYN_BUDGETS", 4, size_of::<abi::SynBudget>()),
+            ("ICMP_BUDGETS", 4, size_of::<abi::SynBudget>()),
             ("PIN_LOG", 4, size_of::<abi::PinNote>()),
             ("PIN_LOG_HEADS", 4, size_of::<abi::PinLogHead>()),
             ("PIN_LEASE", 4, size_of::<abi::PinLease>()),

@@ -12,7 +12,7 @@ use lb_common::abi::{Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unansw
 
 use self::{
     generate::{BACKENDS, INGRESS, State},
-    kernel::Kernel,
+    kernel::{FLOWS, Kernel},
     model::{Action, Model},
 };
 
@@ -58,8 +58,19 @@ impl Twins {
     ///
     /// The kernel refuses it.
     pub fn load(object: &[u8], pins: u32) -> Result<Self> {
-        let kernel = Kernel::load(object, u32::from(BACKENDS), pins)?;
-        Ok(Self { kernel, model: Model::new(pins as usize) })
+        Self::load_limited(object, pins, u32::MAX)
+    }
+
+    /// The same where each CPU may send so many ICMP errors in a second.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn load_limited(object: &[u8], pins: u32, icmp_rate: u32) -> Result<Self> {
+        let backends = u32::from(BACKENDS);
+        let kernel = Kernel::load_with(object, backends, pins, FLOWS, icmp_rate)?;
+        let model = Model { icmp_rate, ..Model::new(pins as usize) };
+        Ok(Self { kernel, model })
     }
 
     /// Puts a state into both, whose tables are empty.

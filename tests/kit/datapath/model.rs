@@ -69,6 +69,10 @@ pub struct Model {
     pub own_macs: Vec<OwnMac>,
     /// How many pins each service may make.
     pub budgets: HashMap<u16, Rc<SynBudget>>,
+    /// How many ICMP errors may be sent.
+    pub icmp_budget: Rc<SynBudget>,
+    /// ICMP errors that may be sent in a second.
+    pub icmp_rate: u32,
     /// Marks of SYNs.
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
     /// The time.
@@ -103,6 +107,8 @@ impl Model {
             vips: HashMap::new(),
             own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
             budgets: HashMap::new(),
+            icmp_budget: Rc::default(),
+            icmp_rate: u32::MAX,
             seen: RefCell::default(),
             nanos: Cell::new(0),
             notes: RefCell::default(),
@@ -203,13 +209,7 @@ fn reply(frame: &[u8], to: &Reply) -> Option<Vec<u8>> {
     out[..6].copy_from_slice(&frame[6..12]);
     out[6..12].copy_from_slice(&frame[..6]);
     let packet = &frame[to.l3..];
-    let (full, short) = if to.v6 {
-        (rewrite::QUOTE_V6, rewrite::QUOTE_SHORT_V6)
-    } else {
-        (rewrite::QUOTE_V4, rewrite::QUOTE_SHORT_V4)
-    };
-    let fits = to.kind == ReplyKind::TooBig && full <= packet.len();
-    let quote_len = if fits { full } else { short };
+    let quote_len = rewrite::quote_len(to.kind, to.v6, to.len);
     let quote = packet.get(..quote_len)?;
     let sum = rewrite::sum(quote);
     if to.v6 {
@@ -321,6 +321,14 @@ impl Tables for Model {
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
         self.budgets.get(&service).cloned()
+    }
+
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+        Some(Rc::clone(&self.icmp_budget))
+    }
+
+    fn icmp_rate(&self) -> u32 {
+        self.icmp_rate
     }
 
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {

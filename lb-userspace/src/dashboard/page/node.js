@@ -27,6 +27,8 @@ const REASONS = {
   ttl_exceeded: 'Its time to live has run out, and no error may be sent',
   too_big_replied: 'Too big for the way to the backend; its sender was told',
   ttl_exceeded_replied: 'Its time to live has run out; its sender was told',
+  icmp_rate_limited: 'Its sender would have to be told, and no more ICMP errors may be sent now',
+  icmp_bad_source: 'Its sender would have to be told, and its source is no address that may be',
   no_headroom: 'The frame has no room for the new headers',
 };
 

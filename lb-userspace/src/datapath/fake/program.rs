@@ -175,6 +175,14 @@ impl Tables for Fake {
         Some(self.program.budgets.borrow_mut().entry(service).or_default().clone())
     }
 
+    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+        Some(Arc::new(SynBudget::default()))
+    }
+
+    fn icmp_rate(&self) -> u32 {
+        if self.limits.icmp_errors == 0 { 0 } else { u32::MAX }
+    }
+
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
         Some(self.program.marks.borrow_mut().entry(index).or_default().clone())
     }
@@ -236,6 +244,10 @@ impl View for Fake {
     fn syn_budget(&self, _cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {
         let budget = Tables::syn_budget(self, service);
         Ok(budget.map(|budget| (budget.tokens.load(), budget.refilled.load())))
+    }
+
+    fn icmp_rate(&self) -> u32 {
+        Tables::icmp_rate(self)
     }
 
     fn syn_mark(&self, index: u32) -> io::Result<Option<u32>> {

@@ -140,6 +140,7 @@ pub fn pinned_limits(folder: &Path, shapes: &[Shape], wanted: Limits, cpus: u32)
         tracked_flows: of("TRACKED", wanted.tracked_flows),
         connections: of("CONNECTIONS", wanted.connections),
         fragments: of("FRAGMENTS", wanted.fragments),
+        icmp_errors: wanted.icmp_errors,
     };
     for shape in shapes {
         let entries = (shape.entries)(&limits, cpus);

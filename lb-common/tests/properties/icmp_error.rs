@@ -1,0 +1,125 @@
+//! Which ICMP errors are sent: to whom, how many, how long.
+
+use lb_common::{
+    icmp_error::burst,
+    packet::{icmp, ipv4, ipv6},
+    rewrite::quote_len,
+    verdict::{Drop, ReplyKind, Verdict},
+};
+use proptest::prelude::*;
+
+use crate::{
+    frames::{ACK, Client, FAMILIES, Family},
+    model::{Decided, Model, VIP_V4, VIP_V6, WEB},
+};
+
+/// What becomes of a packet on its last hop that has this source.
+fn last_hop_from(model: &Model, family: Family, v4: [u8; 4], v6: [u8; 16]) -> Decided {
+    let client = Client { v4, v6, ..Client::new(1) };
+    model.decide(&client.tcp_with(family, WEB, ACK, 1, b""))
+}
+
+const fn v6(first: u8, last: u8) -> [u8; 16] {
+    [first, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+#[test]
+fn no_error_goes_to_what_is_no_single_host() {
+    let sources = [
+        [0, 0, 0, 0],
+        [0, 255, 0, 1],
+        [127, 0, 0, 1],
+        [127, 255, 255, 254],
+        [224, 0, 0, 1],
+        [239, 255, 255, 255],
+        [240, 0, 0, 1],
+        [255, 255, 255, 255],
+        VIP_V4,
+    ];
+    let refused = Verdict::Drop(Drop::IcmpBadSource);
+    let model = Model::new(1);
+    for source in sources {
+        assert_eq!(last_hop_from(&model, Family::V4, source, [0; 16]), refused, "{source:?}");
+    }
+    for source in [[0; 16], v6(0, 1), v6(0xff, 1), VIP_V6] {
+        assert_eq!(last_hop_from(&model, Family::V6, [0; 4], source), refused, "{source:?}");
+    }
+    // And takes no token of those that may be told.
+    assert_eq!(model.icmp_budget.refilled.load(), 0);
+    for source in [[1, 0, 0, 0], [126, 1, 1, 1], [128, 0, 0, 1], [223, 255, 255, 255]] {
+        let verdict = last_hop_from(&model, Family::V4, source, [0; 16]);
+        assert!(matches!(verdict, Verdict::Reply(_)), "{source:?}: {verdict:?}");
+    }
+    for source in [v6(0, 2), v6(0xfe, 1), v6(0x20, 0)] {
+        let verdict = last_hop_from(&model, Family::V6, [0; 4], source);
+        assert!(matches!(verdict, Verdict::Reply(_)), "{source:?}: {verdict:?}");
+    }
+}
+
+#[test]
+fn a_packet_that_is_too_big_is_not_answered_past_the_limit_nor_to_a_bad_source() {
+    for family in FAMILIES {
+        let model = Model { icmp_rate: 1, ..Model::new(1) };
+        model.set_mtu(1400);
+        let big = |client: Client| model.decide(&client.tcp_with(family, WEB, ACK, 64, &[0; 1400]));
+        let bad = Client { v4: [255; 4], v6: v6(0xff, 2), ..Client::new(1) };
+        assert_eq!(big(bad), Verdict::Drop(Drop::IcmpBadSource));
+        assert!(matches!(big(Client::new(1)), Verdict::Reply(_)));
+        assert_eq!(big(Client::new(1)), Verdict::Drop(Drop::IcmpRateLimited));
+        model.pass_seconds(1);
+        assert!(matches!(big(Client::new(1)), Verdict::Reply(_)));
+    }
+}
+
+#[test]
+fn a_rate_of_none_answers_nobody() {
+    for family in FAMILIES {
+        let model = Model { icmp_rate: 0, ..Model::new(1) };
+        for _ in 0..3 {
+            let verdict = last_hop_from(&model, family, [198, 51, 100, 1], v6(0x20, 1));
+            assert_eq!(verdict, Verdict::Drop(Drop::IcmpRateLimited), "{family:?}");
+            model.pass_seconds(7);
+        }
+    }
+}
+
+#[test]
+fn a_burst_is_that_of_linux_at_its_rate_and_never_more_than_a_second_s() {
+    let bursts = [0, 1, 49, 50, 1_000, 2_000, 1_000_000].map(|rate| (rate, burst(rate)));
+    let expected =
+        [(0, 0), (1, 1), (49, 49), (50, 50), (1_000, 50), (2_000, 100), (1_000_000, 50_000)];
+    assert_eq!(bursts, expected);
+}
+
+proptest! {
+    #[test]
+    fn in_no_time_are_more_errors_sent_than_rate_and_burst_say(
+        rate in 1..20_000_u32, gap in 1..40_000_000_u64, packets in 1..600_u64, v6: bool,
+    ) {
+        let family = if v6 { Family::V6 } else { Family::V4 };
+        let model = Model { icmp_rate: rate, ..Model::new(1) };
+        let frame = Client::new(1).tcp_with(family, WEB, ACK, 1, b"");
+        let mut sent = 0;
+        for _ in 0..packets {
+            model.nanos.set(model.nanos.get() + gap);
+            sent += u64::from(matches!(model.decide(&frame), Verdict::Reply(_)));
+        }
+        let earned = u64::from(rate) * (packets - 1) * gap / 1_000_000_000;
+        prop_assert!(sent <= u64::from(burst(rate)) + earned, "{sent} of {packets}");
+        // Nor fewer than the rate affords.
+        prop_assert!(sent >= packets.min(u64::from(burst(rate))));
+    }
+
+    #[test]
+    fn an_error_outgrows_its_cause_by_its_own_headers_at_most(len: u16, v6: bool, ttl: bool) {
+        let kind = if ttl { ReplyKind::TtlExceeded } else { ReplyKind::TooBig };
+        let (headers, least, most) =
+            if v6 { (ipv6::LEN + icmp::LEN, 48, 1280) } else { (ipv4::LEN + icmp::LEN, 28, 576) };
+        // The core reads the ports of whatever it answers.
+        let len = usize::from(len).max(least);
+        let quote = quote_len(kind, v6, len as u16);
+        prop_assert!(quote <= len);
+        prop_assert!(headers + quote <= most);
+        prop_assert!(headers + quote <= len || quote == least);
+    }
+}
