@@ -12,7 +12,7 @@ use aya::{
 use thiserror::Error;
 use tracing::warn;
 
-use crate::doctor::rim::generic;
+use crate::netlink::generic;
 
 /// The oldest release that runs the project's tests. `cargo xtask test kernels` does that.
 pub const LEAST: (u32, u32) = (6, 1);

@@ -4,12 +4,7 @@ use super::{
     Finding,
     facts::{Facts, Interface},
 };
-use crate::settings::XdpModes;
-
-/// From linux/netdev.h, enum netdev_xdp_act.
-const XDP_BASIC: u64 = 1;
-const XDP_REDIRECT: u64 = 2;
-const XDP_TRANSMIT: u64 = 4;
+use crate::{netlink::generic::xdp_act, settings::XdpModes};
 
 /// The configured interfaces that exist.
 fn configured(facts: &Facts) -> impl Iterator<Item = (&str, &Interface)> {
@@ -85,7 +80,7 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
             return Finding::ok(CHECK, found);
         };
         let has = |bit| bits & bit == bit;
-        if !has(XDP_BASIC) {
+        if !has(xdp_act::BASIC) {
             let found = format!("{name}: the driver has no native XDP");
             return if config.xdp == XdpModes::Native {
                 let why = "lbd refuses to start: the configuration allows nothing but native XDP";
@@ -98,8 +93,8 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
             };
         }
         let lacking: Vec<_> = [
-            (XDP_REDIRECT, "send packets on by another interface"),
-            (XDP_TRANSMIT, "take packets from another interface"),
+            (xdp_act::REDIRECT, "send packets on by another interface"),
+            (xdp_act::NDO_XMIT, "take packets from another interface"),
         ]
         .into_iter()
         .filter(|(bit, _)| !has(*bit))

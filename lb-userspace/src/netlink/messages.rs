@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use rtnetlink::packet_route::{
     AddressFamily,
     link::{
-        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
-        LinkMessage, LinkXdp, VlanProtocol,
+        BondMode, InfoBond, InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags,
+        LinkInfo, LinkLayerType, LinkMessage, LinkXdp, VlanProtocol, XdpAttached,
     },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
@@ -15,7 +15,7 @@ use rtnetlink::packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
-use super::tables::{Device, DeviceKind, Neighbour, NeighbourKey, NeighbourState, Route};
+use super::tables::{Device, DeviceKind, FdbKey, Neighbour, NeighbourKey, NeighbourState, Route};
 
 /// An interface and its index.
 pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
@@ -31,6 +31,8 @@ pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
         mtu: 0,
         port_of: None,
         xdp_prog_id: None,
+        xdp_generic: false,
+        xdp_features: None,
     };
     let mut parent = None;
     let mut foreign_parent = false;
@@ -46,7 +48,10 @@ pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
             LinkAttribute::LinkNetNsId(_) => foreign_parent = true,
             LinkAttribute::Controller(ifindex) => device.port_of = Some(*ifindex),
             LinkAttribute::LinkInfo(all) => info = all,
-            LinkAttribute::Xdp(all) => device.xdp_prog_id = xdp_program(all),
+            LinkAttribute::Xdp(all) => {
+                device.xdp_prog_id = xdp_program(all);
+                device.xdp_generic = all.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+            }
             _ => {}
         }
     }
@@ -56,7 +61,19 @@ pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
             LinkInfo::Kind(InfoKind::MacVlan | InfoKind::MacVtap) => {
                 device.kind = DeviceKind::Macvlan { parent };
             }
+            LinkInfo::Kind(InfoKind::Veth) => device.kind = DeviceKind::Veth,
+            LinkInfo::Kind(InfoKind::Bridge) => {
+                device.kind = DeviceKind::Bridge { filters_vlans: false };
+            }
+            LinkInfo::Kind(kind) => {
+                device.kind = virtual_kind(kind).map_or(DeviceKind::Own, DeviceKind::Virtual);
+            }
             LinkInfo::Data(InfoData::Vlan(vlan)) => device.kind = vlan_kind(parent, vlan),
+            LinkInfo::Data(InfoData::Bridge(bridge)) => {
+                let filters_vlans = bridge.contains(&InfoBridge::VlanFiltering(true));
+                device.kind = DeviceKind::Bridge { filters_vlans };
+            }
+            LinkInfo::Data(InfoData::Bond(bond)) => device.kind = bond_kind(bond),
             _ => {}
         }
     }
@@ -68,6 +85,39 @@ fn xdp_program(attributes: &[LinkXdp]) -> Option<u32> {
         LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
         _ => None,
     })
+}
+
+/// The name of a kind of devices that have no `ndo_xdp_xmit`, for kernels that don't say so themselves.
+const fn virtual_kind(kind: &InfoKind) -> Option<&'static str> {
+    Some(match kind {
+        InfoKind::Dummy => "dummy",
+        InfoKind::Ifb => "ifb",
+        InfoKind::IpVlan => "ipvlan",
+        InfoKind::IpVtap => "ipvtap",
+        InfoKind::Vxlan => "vxlan",
+        InfoKind::Geneve => "geneve",
+        InfoKind::GreTap | InfoKind::GreTap6 => "gretap",
+        InfoKind::ErSpan | InfoKind::Ip6ErSpan => "erspan",
+        InfoKind::Team => "team",
+        InfoKind::MacSec => "macsec",
+        InfoKind::Hsr => "hsr",
+        InfoKind::Netkit => "netkit",
+        InfoKind::BatAdv => "batadv",
+        _ => return None,
+    })
+}
+
+fn bond_kind(attributes: &[InfoBond]) -> DeviceKind {
+    let mut mode = BondMode::default();
+    let mut active = None;
+    for attribute in attributes {
+        match attribute {
+            InfoBond::Mode(value) => mode = *value,
+            InfoBond::ActivePort(ifindex) => active = Some(*ifindex).filter(|index| *index != 0),
+            _ => {}
+        }
+    }
+    DeviceKind::Bond { mode, active }
 }
 
 fn vlan_kind(parent: Option<u32>, attributes: &[InfoVlan]) -> DeviceKind {
@@ -114,6 +164,32 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Nei
         _ => NeighbourState::Incomplete,
     };
     Some(((header.ifindex, address?), Neighbour { state, mac }))
+}
+
+/// The request for what all bridges have learnt.
+pub(super) fn all_fdb() -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message
+}
+
+/// The port behind which a bridge has learnt a MAC address; none for neighbours, for the node's own
+/// addresses, and for entries of one VLAN.
+pub(super) fn fdb(message: &NeighbourMessage) -> Option<(FdbKey, u32)> {
+    let header = &message.header;
+    if header.family != AddressFamily::Bridge || header.state == Nud::Permanent {
+        return None;
+    }
+    let (mut bridge, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Controller(ifindex) => bridge = Some(*ifindex),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::Vlan(vlan) if *vlan != 0 => return None,
+            _ => {}
+        }
+    }
+    Some(((bridge?, mac?), header.ifindex))
 }
 
 /// The request that makes the kernel resolve or probe a neighbour.
@@ -234,7 +310,43 @@ mod tests {
         );
         // The other end of a veth pair is not below it.
         let veth = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);
-        assert_eq!(kind(vec![LinkAttribute::Link(3), veth]), DeviceKind::Own);
+        assert_eq!(kind(vec![LinkAttribute::Link(3), veth]), DeviceKind::Veth);
+    }
+
+    #[test]
+    fn bridge_and_bond_are_known_with_what_decides_their_port() {
+        let kind = |kind, data| {
+            let mut message = LinkMessage::default();
+            let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(data)];
+            message.attributes = vec![LinkAttribute::LinkInfo(info)];
+            device(&message).1.kind
+        };
+        for filters_vlans in [false, true] {
+            let data = InfoData::Bridge(vec![InfoBridge::VlanFiltering(filters_vlans)]);
+            assert_eq!(kind(InfoKind::Bridge, data), DeviceKind::Bridge { filters_vlans });
+        }
+        let mode = BondMode::ActiveBackup;
+        for (port, active) in [(5, Some(5)), (0, None)] {
+            let data = InfoData::Bond(vec![InfoBond::Mode(mode), InfoBond::ActivePort(port)]);
+            assert_eq!(kind(InfoKind::Bond, data), DeviceKind::Bond { mode, active });
+        }
+    }
+
+    #[test]
+    fn a_bridge_says_behind_which_port_a_mac_address_is() {
+        let mut message = all_fdb();
+        message.header.ifindex = 4;
+        message.header.state = Nud::Reachable;
+        message.attributes = vec![
+            NeighbourAttribute::Controller(7),
+            NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]),
+        ];
+        assert_eq!(fdb(&message), Some(((7, [2, 0, 0, 0, 0, 1]), 4)));
+        let mut own = message.clone();
+        own.header.state = Nud::Permanent;
+        assert_eq!(fdb(&own), None);
+        message.attributes.push(NeighbourAttribute::Vlan(10));
+        assert_eq!(fdb(&message), None);
     }
 
     #[test]

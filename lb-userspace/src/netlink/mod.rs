@@ -14,6 +14,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::desired::Mode;
 
+mod egress;
+pub(crate) mod generic;
 mod messages;
 pub mod query;
 mod resolve;

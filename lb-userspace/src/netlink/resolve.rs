@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     NextHop, Resolution, Want,
-    tables::{Device, DeviceKind, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
+    egress::{self, Egress},
+    tables::{Device, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
 use crate::desired::Mode;
 
@@ -13,8 +14,6 @@ use crate::desired::Mode;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 /// EtherType of IPv6.
 const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// VLAN tags that fit the link-layer header of a backend.
-const MAX_TAGS: usize = 2;
 
 /// Where frames for `want` go by these tables.
 #[must_use]
@@ -31,6 +30,7 @@ pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
 #[must_use]
 pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
     let way = way_of(want, tables).ok()?;
+    egress::above_bridges((way.oif, way.device), tables).ok()?;
     Some((way.oif, way.next_hop))
 }
 
@@ -61,7 +61,8 @@ impl Ask {
 }
 
 /// Why there is no next hop.
-enum Obstacle {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
     /// It will be known soon.
     Awaited(String),
     /// Something has to change first.
@@ -76,23 +77,22 @@ struct Way<'a> {
     device: &'a Device,
     /// The router or the backend itself.
     next_hop: IpAddr,
-    /// The interface that frames leave by.
-    lowest: (u32, &'a Device),
-    /// Type and VLAN of each tag, the outermost first.
-    tags: Vec<[u16; 2]>,
-    /// The smallest MTU on the way.
-    mtu: u32,
+    /// The route's own MTU.
+    mtu: Option<u32>,
 }
 
 fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     let way = way_of(want, tables)?;
+    let top = (way.oif, way.device);
+    egress::above_bridges(top, tables)?;
     let mac = mac_of(&way, tables)?;
-    let (ifindex, lowest) = way.lowest;
+    let Egress { ifindex, device: lowest, tags, mtu } = egress::of(top, mac, tables)?;
+    let mtu = mtu.min(way.mtu.unwrap_or(u32::MAX));
     let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-    let mut l2 = Vec::with_capacity(14 + 4 * way.tags.len());
+    let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
     l2.extend(mac);
     l2.extend(way.device.mac);
-    for word in way.tags.iter().flatten() {
+    for word in tags.iter().flatten() {
         l2.extend(word.to_be_bytes());
     }
     l2.extend(ethertype.to_be_bytes());
@@ -101,7 +101,7 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
         interface: lowest.name.clone(),
         mac,
         l2,
-        mtu: u16::try_from(way.mtu).unwrap_or(u16::MAX),
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
     })
 }
 
@@ -129,40 +129,7 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
     if !device.ethernet {
         return fatal(format!("leaves by {}, which is no Ethernet interface", device.name));
     }
-    let mut lowest = (oif, device);
-    let mut tags = Vec::new();
-    let mut mtu = device.mtu.min(route_mtu.unwrap_or(u32::MAX));
-    loop {
-        let (_, below) = lowest;
-        if !below.admin_up {
-            return fatal(format!("interface {0} is down: ip link set {0} up", below.name));
-        }
-        if !below.carrier {
-            return fatal(format!("interface {} has no carrier", below.name));
-        }
-        let parent = match below.kind {
-            DeviceKind::Own => break,
-            DeviceKind::Vlan { parent, tpid, id } => {
-                tags.insert(0, [tpid, id]);
-                parent
-            }
-            DeviceKind::Macvlan { parent } => parent,
-        };
-        let Some((ifindex, parent)) = parent.and_then(|i| Some((i, tables.devices.get(&i)?)))
-        else {
-            return fatal(format!("{} is on an interface of another namespace", below.name));
-        };
-        mtu = mtu.min(parent.mtu);
-        lowest = (ifindex, parent);
-    }
-    if tags.len() > MAX_TAGS {
-        return fatal(format!(
-            "interface {} has {} VLAN tags; at most {MAX_TAGS} can be sent",
-            device.name,
-            tags.len()
-        ));
-    }
-    Ok(Way { oif, device, next_hop: gateway.unwrap_or(address), lowest, tags, mtu })
+    Ok(Way { oif, device, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
 }
 
 fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
@@ -203,6 +170,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::netlink::tables::DeviceKind;
 
     const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -228,6 +196,8 @@ mod tests {
             mtu: 1500,
             port_of: None,
             xdp_prog_id: None,
+            xdp_generic: false,
+            xdp_features: None,
         }
     }
 

@@ -17,8 +17,8 @@ use rtnetlink::{
 use tokio::{task::JoinSet, time::timeout};
 
 use super::{
-    messages,
-    tables::{Device, Neighbour, NeighbourKey, Route},
+    generic, messages,
+    tables::{Device, FdbKey, Neighbour, NeighbourKey, Route},
 };
 
 /// Groups of events. Nexthop objects are missing: their changes are seen at the next refresh.
@@ -54,6 +54,8 @@ pub(super) enum Event {
     Neighbour(NeighbourKey, Neighbour),
     /// The kernel has forgotten a neighbour.
     NeighbourGone(NeighbourKey),
+    /// A bridge has learnt that a MAC address is behind this port.
+    Fdb(FdbKey, u32),
     /// Links have changed, and with them, maybe, routes.
     Links,
     /// Routes, rules or addresses have changed.
@@ -115,10 +117,31 @@ impl Sockets {
         let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default())).await;
         let answers =
             answers.map_err(anyhow::Error::from).context("read the interfaces by netlink")?;
+        // Before Linux 6.3 it does not say.
+        let features = generic::xdp_features().unwrap_or_default();
         Ok(answers
             .iter()
             .filter_map(|answer| match answer {
                 RouteNetlinkMessage::NewLink(link) => Some(messages::device(link)),
+                _ => None,
+            })
+            .map(|(ifindex, device)| {
+                let xdp_features = features.get(&ifindex).copied();
+                (ifindex, Device { xdp_features, ..device })
+            })
+            .collect())
+    }
+
+    /// What all bridges have learnt.
+    pub(super) async fn fdb(&self) -> Result<BTreeMap<FdbKey, u32>> {
+        let answers = self.dump(RouteNetlinkMessage::GetNeighbour(messages::all_fdb())).await;
+        let answers = answers
+            .map_err(anyhow::Error::from)
+            .context("read by netlink what bridges have learnt")?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(entry) => messages::fdb(entry),
                 _ => None,
             })
             .collect())
@@ -231,8 +254,11 @@ fn event_of(message: NetlinkMessage<RouteNetlinkMessage>) -> Event {
     match message.payload {
         NetlinkPayload::Overrun(_) => Event::Overrun,
         NetlinkPayload::InnerMessage(inner) => match inner {
-            RouteNetlinkMessage::NewNeighbour(message) => messages::neighbour(&message)
-                .map_or(Event::Other, |(key, neighbour)| Event::Neighbour(key, neighbour)),
+            RouteNetlinkMessage::NewNeighbour(message) => match messages::neighbour(&message) {
+                Some((key, neighbour)) => Event::Neighbour(key, neighbour),
+                None => messages::fdb(&message)
+                    .map_or(Event::Other, |(key, port)| Event::Fdb(key, port)),
+            },
             RouteNetlinkMessage::DelNeighbour(message) => messages::neighbour(&message)
                 .map_or(Event::Other, |(key, _)| Event::NeighbourGone(key)),
             RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Event::Links,

@@ -5,6 +5,8 @@ use std::{
     net::IpAddr,
 };
 
+use rtnetlink::packet_route::link::BondMode;
+
 use super::Link;
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
@@ -31,7 +33,14 @@ pub struct Tables {
     doubted: BTreeMap<NeighbourKey, u8>,
     /// Neighbours that the kernel has no room for.
     homeless: BTreeSet<NeighbourKey>,
+    /// The ports behind which bridges have learnt MAC addresses.
+    pub fdb: BTreeMap<FdbKey, u32>,
+    /// The names of the balancer's own interfaces.
+    pub interfaces: Vec<String>,
 }
+
+/// A key of a bridge's forwarding database: the bridge and a MAC address.
+pub type FdbKey = (u32, [u8; 6]);
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,13 +65,33 @@ pub struct Device {
     pub port_of: Option<u32>,
     /// Id of the XDP program on it.
     pub xdp_prog_id: Option<u32>,
+    /// Whether that program runs in the network stack and not in the driver.
+    pub xdp_generic: bool,
+    /// What it can do for XDP (see [`super::generic::xdp_act`]); none if the kernel does not say.
+    pub xdp_features: Option<u64>,
 }
 
-/// What an interface is made of, as far as it changes the frame that leaves.
+/// What an interface is made of, as far as it matters for frames that an XDP program sends by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// Frames leave by the interface itself.
     Own,
+    /// The same, to the other end of the pair.
+    Veth,
+    /// A virtual device of this kind, which takes no frames from XDP programs.
+    Virtual(&'static str),
+    /// Frames leave by one of its ports.
+    Bridge {
+        /// Whether it tells VLANs apart.
+        filters_vlans: bool,
+    },
+    /// Frames leave by one of its ports.
+    Bond {
+        /// How it chooses the port.
+        mode: BondMode,
+        /// The port in use, if the mode has one.
+        active: Option<u32>,
+    },
     /// Frames leave by `parent` with one tag more.
     Vlan {
         /// The interface below, if it is in this network namespace.
@@ -84,7 +113,11 @@ impl Device {
     #[must_use]
     pub const fn parent(&self) -> Option<u32> {
         match self.kind {
-            DeviceKind::Own => None,
+            DeviceKind::Own
+            | DeviceKind::Veth
+            | DeviceKind::Virtual(_)
+            | DeviceKind::Bridge { .. }
+            | DeviceKind::Bond { .. } => None,
             DeviceKind::Vlan { parent, .. } | DeviceKind::Macvlan { parent } => parent,
         }
     }
@@ -137,6 +170,12 @@ pub enum NeighbourState {
 }
 
 impl Tables {
+    /// Empty ones, on a node whose balancer has these interfaces.
+    #[must_use]
+    pub fn new(interfaces: Vec<String>) -> Self {
+        Self { interfaces, ..Self::default() }
+    }
+
     /// Takes over what the kernel says of one neighbour.
     pub fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
         let old = self.neighbours.get(&key).copied();
@@ -230,6 +269,37 @@ impl Tables {
         self.neighbours.retain(|(ifindex, _), _| devices.contains_key(ifindex));
         self.silent.retain(|(ifindex, _)| devices.contains_key(ifindex));
         self.doubted.retain(|(ifindex, _), _| devices.contains_key(ifindex));
+    }
+
+    /// Takes over what bridges have learnt. A MAC address that is forgotten keeps its port while a
+    /// neighbour has it and the port is the bridge's: entries age, which must not move a flow.
+    pub fn replace_fdb(&mut self, new: BTreeMap<FdbKey, u32>) {
+        let old = std::mem::replace(&mut self.fdb, new);
+        let in_use: BTreeSet<[u8; 6]> =
+            self.neighbours.values().filter_map(|neighbour| neighbour.mac).collect();
+        for (key, port) in old {
+            let is_port = self.devices.get(&port).is_some_and(|at| at.port_of == Some(key.0));
+            if is_port && in_use.contains(&key.1) {
+                self.fdb.entry(key).or_insert(port);
+            }
+        }
+    }
+
+    /// Takes over that a bridge has learnt a MAC address; whether a neighbour has it and it was not known to
+    /// be behind this port.
+    pub fn update_fdb(&mut self, key: FdbKey, port: u32) -> bool {
+        self.fdb.insert(key, port) != Some(port)
+            && self.neighbours.values().any(|neighbour| neighbour.mac == Some(key.1))
+    }
+
+    /// The balancer's interfaces on which the program runs in the driver.
+    pub fn native(&self) -> impl Iterator<Item = u32> {
+        let runs = |device: &Device| {
+            device.xdp_prog_id.is_some()
+                && !device.xdp_generic
+                && self.interfaces.contains(&device.name)
+        };
+        self.devices.iter().filter(move |(_, device)| runs(device)).map(|(ifindex, _)| *ifindex)
     }
 
     /// Drops what nobody wants: routes to other addresses, neighbours that only memory holds.

@@ -1,7 +1,10 @@
 //! The task around [`super::resolve`]: reads the tables, follows events, asks for neighbours and
 //! publishes what has changed.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::{
@@ -14,7 +17,7 @@ use super::{
     Neighbourhood, Resolution, Want,
     resolve::{Ask, next_hop_of, no_room, resolve},
     socket::{Event, Failure, Sockets},
-    tables::{Neighbour, NeighbourKey, NeighbourState, Tables},
+    tables::{DeviceKind, Neighbour, NeighbourKey, NeighbourState, Tables},
 };
 
 /// How often a neighbour that does not answer is asked again.
@@ -38,7 +41,6 @@ enum Stale {
 
 pub(super) struct Task {
     sockets: Sockets,
-    interfaces: Vec<String>,
     wants: watch::Receiver<BTreeSet<Want>>,
     wanted: BTreeSet<Want>,
     doubts: mpsc::UnboundedReceiver<Want>,
@@ -61,11 +63,10 @@ impl Task {
         let (published, receiver) = watch::channel(Neighbourhood::default());
         let mut task = Self {
             sockets,
-            interfaces,
             wants,
             wanted: BTreeSet::new(),
             doubts,
-            tables: Tables::default(),
+            tables: Tables::new(interfaces),
             next_hops: BTreeSet::new(),
             changed: false,
             published,
@@ -198,6 +199,7 @@ impl Task {
                 self.tables.forget_neighbour(key);
                 self.note_change(key, before != self.tables.outlook(key));
             }
+            Event::Fdb(key, port) => self.changed |= self.tables.update_fdb(key, port),
             Event::Links => return Stale::LinksAndRoutes,
             Event::Routes => return Stale::Routes,
             Event::Overrun => return Stale::Everything,
@@ -222,6 +224,11 @@ impl Task {
         if stale >= Stale::LinksAndRoutes {
             let devices = self.sockets.devices().await?;
             self.tables.replace_devices(devices);
+            let bridged = self.tables.devices.values();
+            let bridged =
+                bridged.into_iter().any(|at| matches!(at.kind, DeviceKind::Bridge { .. }));
+            let fdb = if bridged { self.sockets.fdb().await? } else { BTreeMap::new() };
+            self.tables.replace_fdb(fdb);
         }
         if stale >= Stale::Everything {
             let neighbours = self.sockets.neighbours().await?;
@@ -273,7 +280,7 @@ impl Task {
     fn publish(&self) {
         let new = Neighbourhood {
             hops: self.wanted.iter().map(|want| (*want, resolve(want, &self.tables))).collect(),
-            own_macs: self.tables.own_macs(&self.interfaces),
+            own_macs: self.tables.own_macs(&self.tables.interfaces),
             links: self.tables.links(),
         };
         self.published.send_if_modified(|old| {

@@ -2,7 +2,7 @@
 
 mod claims;
 mod firewall;
-pub(crate) mod generic;
+mod generic;
 mod links;
 mod system;
 
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::{Config, Error as ConfigError},
     datapath::{decap, kernel, probe},
-    netlink::{Resolution, Resolver, Want},
+    netlink::{Resolution, Resolver, Want, generic::xdp_features},
 };
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
@@ -38,9 +38,10 @@ pub async fn balancer(file: &Path) -> anyhow::Result<Facts> {
     let mut hops = BTreeMap::new();
     let mut claims = None;
     if let Ok(config) = &config {
+        let features = xdp_features().unwrap_or_default();
         for name in &config.interfaces {
             let Some(interface) = interfaces.get_mut(name) else { continue };
-            generic::describe(name, interface);
+            generic::describe(name, interface, &features);
             interface.xdp = probe::program_on(&config.pin_dir, interface.ifindex).map(Into::into);
         }
         let services = config.desired.services.values();
@@ -125,8 +126,9 @@ pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backe
     let decaps = decap::status(pin_dir).unwrap_or_default();
     let decaps = decaps.into_iter().filter(|one| one.mode != "detached");
     let decaps: BTreeMap<_, _> = decaps.map(|one| (one.dev, one.vips)).collect();
+    let features = xdp_features().unwrap_or_default();
     for (name, interface) in &mut interfaces {
-        generic::describe(name, interface);
+        generic::describe(name, interface, &features);
     }
     Ok(backend::Facts {
         question,

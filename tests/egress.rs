@@ -1,0 +1,256 @@
+//! What frames leave by: an interface of its own, a bridge, VLANs and macvlans on it; and an interface that takes
+//! no frames from XDP, which must be said.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::{Balancer, Service},
+    can_run,
+    http::Connection,
+    lab::{INTERFACE, Lab, Options, VIPS_V4, VIPS_V6},
+    wait, xdp,
+};
+
+/// How long anything may take that the resolver sees when it reads all again.
+const REFRESH: Duration = Duration::from_secs(25);
+const PATIENCE: Duration = Duration::from_secs(5);
+const REQUESTS: usize = 5;
+
+/// The lab, and the service `web` on its first VIP with backends in 10.0.`net`.0/24.
+fn lab(webs: u8) -> Result<Lab> {
+    Lab::new(&Options { webs, ..Options::default() })
+}
+
+fn service(lab: &Lab, net: u8) -> Service {
+    let backend = |n| IpAddr::from([10, 0, net, 10 + n]);
+    let backends = (1..=lab.webs.len() as u8).map(backend).collect();
+    Service::tcp("web", VIPS_V4[0], 80, "dsr", backends)
+}
+
+fn all_are_answered(lab: &Lab) -> Result<()> {
+    let target = SocketAddr::new(IpAddr::V4(VIPS_V4[0]), 80);
+    for n in 0..REQUESTS {
+        Connection::open(&lab.client.namespace, target, PATIENCE)
+            .and_then(|mut connection| connection.get("/")?.ok())
+            .with_context(|| format!("request {n}"))?;
+    }
+    Ok(())
+}
+
+/// Puts the balancer's interface under a bridge that has its addresses.
+fn bridge(lab: &Lab) -> Result<()> {
+    let host = &lab.balancer;
+    let v4 = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev br0\n")).concat();
+    let v6 = VIPS_V6.map(|vip| format!("addr add {vip}/128 dev br0 nodad\n")).concat();
+    let lines = format!(
+        "addr flush dev {INTERFACE}\nlink add br0 type bridge mcast_snooping 0\n\
+         link set {INTERFACE} master br0\nlink set br0 up\n\
+         addr add {}/24 dev br0\naddr add {}/64 dev br0 nodad\n{v4}{v6}",
+        host.v4, host.v6
+    );
+    host.namespace.ip(&lines)?;
+    host.namespace.ethtool("br0", &["tx", "off", "tso", "off", "gso", "off"])
+}
+
+/// Whether the kernel can make VLAN devices; says so if not.
+fn has_vlan(lab: &Lab) -> bool {
+    let namespace = &lab.client.namespace;
+    let has = namespace.ip("link add link lo name v0 type vlan id 1\nlink del v0").is_ok();
+    if !has {
+        eprintln!("SKIPPED: this kernel has no VLAN devices");
+    }
+    has
+}
+
+/// Gives the web hosts an address in another subnet, by a VLAN or not.
+fn second_address(lab: &Lab, net: u8, vlan: Option<u16>) -> Result<()> {
+    for (n, web) in (1..).zip(&lab.webs) {
+        let namespace = &web.host.namespace;
+        let device = match vlan {
+            None => INTERFACE.to_owned(),
+            Some(id) => {
+                let device = format!("{INTERFACE}.{id}");
+                let add = format!("link add link {INTERFACE} name {device} type vlan id {id}");
+                namespace.ip(&format!("{add}\nlink set {device} up"))?;
+                device
+            }
+        };
+        namespace.ip(&format!("addr add 10.0.{net}.{}/24 dev {device}", 10 + n))?;
+    }
+    Ok(())
+}
+
+/// The interface that the first backend is reached by.
+fn interface(balancer: &Balancer) -> Result<String> {
+    let json: serde_json::Value =
+        serde_json::from_str(&balancer.lbctl(&["-o", "json", "status"])?)?;
+    let backends = json["services"]["web"]["backends"].as_object().context("backends")?;
+    let first = backends.values().next().context("a backend")?;
+    Ok(first["interface"].as_str().context("an interface")?.to_owned())
+}
+
+/// Waits until all backends are refused for a reason that contains `why`.
+fn all_are_refused(balancer: &Balancer, why: &str) -> Result<()> {
+    wait::until(REFRESH, "the backends are refused", || {
+        for (address, backend) in &balancer.status()?.service("web")?.backends {
+            let reason = backend.unusable.as_deref().unwrap_or_default();
+            ensure!(reason.contains(why), "{address}: `{reason}`");
+        }
+        Ok(())
+    })
+}
+
+fn all_are_usable(balancer: &Balancer) -> Result<()> {
+    wait::until(REFRESH, "the backends are usable", || {
+        for (address, backend) in &balancer.status()?.service("web")?.backends {
+            ensure!(backend.unusable.is_none(), "{address}: {:?}", backend.unusable);
+            ensure!(backend.slots > 0, "{address} has no slots");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn bridge_with_the_nodes_address_is_left_by_its_port() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    bridge(&lab)?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 0)])?;
+    assert_eq!(interface(&balancer)?, INTERFACE);
+    all_are_answered(&lab)?;
+    if lab.balancer.namespace.ip("link set br0 type bridge vlan_filtering 1").is_err() {
+        eprintln!("SKIPPED in part: this kernel's bridges have no vlan_filtering");
+        return Ok(());
+    }
+    all_are_refused(&balancer, "br0, a bridge with vlan_filtering")?;
+    lab.balancer.namespace.ip("link set br0 type bridge vlan_filtering 0")?;
+    all_are_usable(&balancer)?;
+    all_are_answered(&lab)
+}
+
+#[test]
+fn vlan_on_a_bridge_is_tagged_and_left_by_the_port() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    if !has_vlan(&lab) {
+        return Ok(());
+    }
+    bridge(&lab)?;
+    second_address(&lab, 7, Some(7))?;
+    lab.balancer
+        .namespace
+        .ip("link add link br0 name br0.7 type vlan id 7\nlink set br0.7 up\n\
+         addr add 10.0.7.5/24 dev br0.7")?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 7)])?;
+    assert_eq!(interface(&balancer)?, INTERFACE);
+    all_are_answered(&lab)
+}
+
+#[test]
+fn macvlan_on_a_bridge_is_left_by_the_port() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    bridge(&lab)?;
+    second_address(&lab, 8, None)?;
+    lab.balancer
+        .namespace
+        .ip("link add link br0 name mv0 type macvlan mode bridge\nlink set mv0 up\n\
+         addr add 10.0.8.5/24 dev mv0")?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 8)])?;
+    assert_eq!(interface(&balancer)?, INTERFACE);
+    all_are_answered(&lab)
+}
+
+#[test]
+fn veth_without_a_program_on_its_other_end_is_refused_until_it_has_one() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 0)])?;
+    all_are_answered(&lab)?;
+    lab.without_xdp()?;
+    all_are_refused(&balancer, "the other end of veth eth0 takes no frames from XDP")?;
+    xdp::pass(lab.switch(), &lab.balancer.name, &lab.pins().join("switch"))?;
+    all_are_usable(&balancer)?;
+    all_are_answered(&lab)
+}
+
+/// A second interface of the balancer on the switch, without a program on the switch's end.
+fn second_interface(lab: &Lab) -> Result<()> {
+    let namespace = lab.balancer.namespace.name();
+    lab.switch().ip(&format!(
+        "link add second type veth peer name eth1 netns {namespace}\n\
+         link set second master br0\nlink set second up"
+    ))?;
+    // Else it answers for the VIPs by either interface.
+    lab.balancer.namespace.sysctl(&[("ipv4/conf/all/arp_ignore", "1")])?;
+    lab.balancer.namespace.ip("link set eth1 up")?;
+    lab.balancer.namespace.ethtool("eth1", &["tx", "off", "tso", "off", "gso", "off"])
+}
+
+#[test]
+fn frames_leave_by_another_interface_once_it_takes_them_from_xdp() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    second_interface(&lab)?;
+    second_address(&lab, 9, None)?;
+    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
+    let mut balancer = Balancer::new(&lab, &[service(&lab, 9)])?;
+    balancer.launch()?;
+    all_are_refused(&balancer, "the other end of veth eth1 takes no frames from XDP")?;
+    xdp::pass(lab.switch(), "second", &lab.pins().join("second"))?;
+    all_are_usable(&balancer)?;
+    assert_eq!(interface(&balancer)?, "eth1");
+    all_are_answered(&lab)
+}
+
+#[test]
+fn vlan_on_another_interface_is_tagged_and_leaves_by_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    if !has_vlan(&lab) {
+        return Ok(());
+    }
+    second_interface(&lab)?;
+    xdp::pass(lab.switch(), "second", &lab.pins().join("second"))?;
+    second_address(&lab, 7, Some(7))?;
+    lab.balancer
+        .namespace
+        .ip("link add link eth1 name eth1.7 type vlan id 7\nlink set eth1.7 up\n\
+         addr add 10.0.7.5/24 dev eth1.7")?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 7)])?;
+    assert_eq!(interface(&balancer)?, "eth1");
+    all_are_answered(&lab)
+}
+
+#[test]
+fn vxlan_is_refused_with_its_kind() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(1)?;
+    let namespace = &lab.balancer.namespace;
+    namespace.ip(
+        "link add vx0 type vxlan id 7 remote 10.0.0.11 dstport 4789\nlink set vx0 up\n\
+         addr add 10.0.6.5/24 dev vx0\n\
+         neigh replace 10.0.6.11 lladdr 02:00:00:00:00:11 dev vx0 nud permanent",
+    )?;
+    let mut balancer = Balancer::new(&lab, &[service(&lab, 6)])?;
+    balancer.launch()?;
+    all_are_refused(&balancer, "vx0 is of kind vxlan, which takes no frames from XDP")
+}
