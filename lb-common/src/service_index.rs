@@ -153,15 +153,31 @@ impl Place {
 /// The golden ratio's fraction: spreads what differs in few bits (Knuth, volume 3, 6.4).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What a bucket of these services' words is to hold.
+/// What a bucket that holds `held` is to hold for services with these words; the stores may come in
+/// any order.
+///
+/// A packet reads a bucket while it is written. So a service that stays keeps its word where it is,
+/// unless [`OVERFLOW`] takes the place. That one goes with a change that finds a word of every service
+/// in the bucket, not with the change that writes the last of them: a packet may have read a place
+/// before its word came.
 #[must_use]
-pub fn filled(words: &[u32]) -> [u32; WAYS] {
-    let mut bucket = [0; WAYS];
-    for (place, &word) in bucket.iter_mut().zip(words) {
-        *place = word;
+pub fn rewritten(held: [u32; WAYS], words: &[u32]) -> [u32; WAYS] {
+    let mut bucket = held.map(|word| if words.contains(&word) { word } else { 0 });
+    let mut overflows = held[WAYS - 1] == OVERFLOW;
+    let found = |bucket: &[u32; WAYS], word: &u32| bucket.contains(word);
+    if overflows && words.iter().all(|word| found(&bucket, word)) {
+        return bucket;
     }
-    if words.len() > WAYS {
+    overflows |= words.len() > WAYS;
+    if overflows {
         bucket[WAYS - 1] = OVERFLOW;
+    }
+    for word in words {
+        if !found(&bucket, word)
+            && let Some(free) = bucket.iter_mut().find(|place| **place == 0)
+        {
+            *free = *word;
+        }
     }
     bucket
 }
@@ -215,9 +231,60 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_tells_that_it_is_too_small() {
-        assert_eq!(filled(&[]), [0; 4]);
-        assert_eq!(filled(&[5, 6, 7, 8]), [5, 6, 7, 8]);
-        assert_eq!(filled(&[5, 6, 7, 8, 9]), [5, 6, 7, OVERFLOW]);
+    fn a_bucket_says_that_it_is_too_small() {
+        assert_eq!(rewritten([0; WAYS], &[]), [0; WAYS]);
+        assert_eq!(rewritten([0; WAYS], &[5, 6, 7, 8]), [5, 6, 7, 8]);
+        assert_eq!(rewritten([5, 6, 7, 8], &[5, 6, 7, 8, 9]), [5, 6, 7, OVERFLOW]);
+        assert_eq!(rewritten([5, 6, 7, OVERFLOW], &[6, 7, 8, 9]), [8, 6, 7, OVERFLOW]);
+        assert_eq!(rewritten([8, 6, 7, OVERFLOW], &[6, 7, 8]), [8, 6, 7, 0]);
+    }
+
+    /// Whether a packet that reads place n of `states[at(n)]`, and then once more whether there are
+    /// more services than words, finds the service of this word.
+    fn is_found(states: &[[u32; WAYS]], at: impl Fn(usize) -> usize, word: u32) -> bool {
+        (0..WAYS).any(|way| states[at(way)][way] == word) || states[at(WAYS)][WAYS - 1] == OVERFLOW
+    }
+
+    #[test]
+    fn a_service_that_stays_is_found_after_each_store_and_by_a_reader_during_all_of_them() {
+        const SERVICES: u32 = 6;
+        let words = |set: u32| -> Vec<u32> {
+            (0..SERVICES).filter(|n| set & 1 << n != 0).map(|n| n + 1).collect()
+        };
+        // All buckets that changes of one service after another lead to.
+        let (mut todo, mut seen) = (Vec::from([([0; WAYS], 0_u32)]), BTreeMap::new());
+        while let Some((bucket, set)) = todo.pop() {
+            if seen.insert((bucket, set), ()).is_some() {
+                continue;
+            }
+            let changes = (0..SERVICES).map(|n| set ^ 1 << n).chain([set]);
+            for next in changes {
+                let after = rewritten(bucket, &words(next));
+                for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]] {
+                    let mut states = Vec::from([bucket]);
+                    for way in order {
+                        let mut state = states[states.len() - 1];
+                        state[way] = after[way];
+                        states.push(state);
+                    }
+                    for word in words(set & next) {
+                        let case = std::format!("{word} of {bucket:?} to {after:?}, {order:?}");
+                        for first in 0..states.len() {
+                            for second in first..states.len() {
+                                for until in 0..=WAYS {
+                                    let at = |way| if way < until { first } else { second };
+                                    assert!(is_found(&states, at, word), "{case}");
+                                }
+                            }
+                        }
+                    }
+                }
+                for word in words(next) {
+                    assert!(is_found(&[after], |_| 0, word), "{word} in {after:?}");
+                }
+                todo.push((after, next));
+            }
+        }
+        assert!(seen.len() > 100, "{} buckets", seen.len());
     }
 }

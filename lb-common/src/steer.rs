@@ -303,8 +303,11 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             return Choice::NONE.to_word();
         }
         // A pin that is left from an older flow must not outlive this one's beginning: it is made
-        // to name this flow's backend, for which there is always room.
-        if let Some(pin) = &pin {
+        // to name this flow's backend, for which there is always room. Where it may not be changed
+        // its backend can't be used, and the SYN goes where the flow's other packets go then.
+        if let Some(pin) = &pin
+            && may_change_pins(tables, service)
+        {
             slot.touch_pinned(stamp(now));
             pin.set(FlowValue { backend: current, flags: 0, seen: now });
             tables.note_pin(key);

@@ -201,7 +201,8 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             left_out.push(format!("{} MAC addresses of this node; {room} are used", macs.len()));
             macs.truncate(room);
         }
-        if macs != applied.own_macs {
+        let is_held = macs.iter().all(|mac| applied.own_macs.contains(mac));
+        if !is_held || macs.len() != applied.own_macs.len() {
             before.push(Change::SetOwnMacs(macs));
         }
     }

@@ -132,6 +132,34 @@ fn a_new_flow_on_a_closed_pin_takes_the_pin_along() {
 }
 
 #[test]
+fn without_the_lease_a_syn_on_the_pin_of_a_dead_backend_renames_nothing() {
+    // A peer that takes over knows the pin as it was: it sends the flow where this node does.
+    for family in FAMILIES {
+        for base in [0, 1] {
+            let model = Model::new(1);
+            let client = Client::new(1);
+            model.move_rings_to(2);
+            model.forwarded(&client.tcp(family, WEB, SYN));
+            model.set_flags(2, 0);
+            model.only_slot(family.service(1)).set_owners(Owners { current: 3, base });
+            model.lease.set(model.nanos.get() - 1);
+            let pins = || model.pins.borrow().values().map(|pin| pin.get()).collect::<Vec<_>>();
+            let (before, notes) = (pins(), model.notes.borrow().len());
+            let to = if base == 0 { 3 } else { base };
+            for (flags, what) in [(SYN, "SYN"), (SYN, "SYN again"), (ACK, "data"), (FIN, "FIN")] {
+                assert_eq!(model.forwarded(&client.tcp(family, WEB, flags)).id, to, "{what}");
+            }
+            assert_eq!(pins(), before, "{family:?}, base {base}");
+            assert_eq!(model.notes.borrow().len(), notes, "{family:?}, base {base}");
+            // With the lease the next connection takes the pin along.
+            model.lease.set(0);
+            assert_eq!(model.forwarded(&client.tcp(family, WEB, SYN)).id, 3, "{family:?}");
+            assert_eq!(model.notes.borrow().len(), notes + 1, "{family:?}");
+        }
+    }
+}
+
+#[test]
 fn a_syn_sent_again_keeps_its_backend_across_a_change() {
     for family in FAMILIES {
         let model = Model::new(1);

@@ -40,6 +40,7 @@ mod load;
 mod maps;
 mod migrate;
 mod mmap;
+mod own_macs;
 mod pin_log;
 mod pin_names;
 mod prepare;
@@ -138,10 +139,10 @@ pub trait DataPlane: View {
     /// Removes the ring of a service.
     fn delete_ring(&mut self, service: u16) -> Result<()>;
 
-    /// The MAC addresses that this node answers to.
+    /// The MAC addresses that this node answers to, in any order.
     fn own_macs(&self) -> Result<Vec<[u8; 6]>>;
 
-    /// Replaces the MAC addresses that this node answers to.
+    /// Replaces the MAC addresses that this node answers to. One that stays is found all the while.
     fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()>;
 
     /// Visits every entry of a flow table.

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::MapData;
 use lb_common::{
     abi::{Service, ServiceKeyV4, ServiceKeyV6},
-    service_index::{Bucket, Entry, OVERFLOW, Place, WAYS, filled},
+    service_index::{Bucket, Entry, OVERFLOW, Place, WAYS, rewritten},
     shared::SharedU32,
 };
 
@@ -136,8 +136,8 @@ impl ServiceIndex {
             None => Vec::new(),
         };
         let shared = &self.buckets[bucket as usize].words;
-        // From the last to the first: an overflow is told before the word that it displaces goes.
-        for (place, word) in shared.iter().zip(filled(&words)).rev() {
+        let held = std::array::from_fn(|way| shared[way].load());
+        for (place, word) in shared.iter().zip(rewritten(held, &words)) {
             if place.load() != word {
                 place.store(word);
             }

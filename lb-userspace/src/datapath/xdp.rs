@@ -26,6 +26,7 @@ use super::{
     entry, load, maps,
     maps::Maps,
     mmap::Mapped,
+    own_macs,
     pin_log::PinLog,
     program_log::ProgramLog,
     service_index::{ServiceIndex, key_v4, key_v6},
@@ -66,6 +67,12 @@ impl Xdp {
     fn programs(&self) -> Vec<u32> {
         let captures = self.capture.iter().map(|capture| capture.program);
         std::iter::once(self.program_id).chain(captures).collect()
+    }
+
+    /// All of `OWN_MACS`.
+    fn own_mac_entries(&self) -> Result<Vec<[u8; 6]>> {
+        let entry = |index| anyhow::Ok(self.maps.own_macs.get(&index)?.unwrap_or_default().mac);
+        (0..abi::OWN_MACS).map(entry).collect()
     }
 
     /// What the program says, to be passed on; once.
@@ -246,22 +253,12 @@ impl DataPlane for Xdp {
     }
 
     fn own_macs(&self) -> Result<Vec<[u8; 6]>> {
-        let mut macs = Vec::new();
-        for index in 0..abi::OWN_MACS {
-            match self.maps.own_macs.get(&index)? {
-                Some(entry) if entry.mac != [0; 6] => macs.push(entry.mac),
-                _ => break,
-            }
-        }
-        Ok(macs)
+        Ok(own_macs::listed(&self.own_mac_entries()?))
     }
 
-    /// From the last entry to the first, so that no list in between ends early: an empty one would
-    /// take every frame.
     fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()> {
         ensure!(macs.len() <= abi::OWN_MACS as usize, "too many MAC addresses");
-        for index in (0..abi::OWN_MACS).rev() {
-            let mac = macs.get(index as usize).copied().unwrap_or_default();
+        for (index, mac) in own_macs::writes(&self.own_mac_entries()?, macs) {
             self.maps.own_macs.put(&index, &OwnMac { mac, reserved: [0; 2] })?;
         }
         Ok(())
