@@ -131,8 +131,10 @@ impl Desk {
             priority: router.priority.get(),
             fault: None,
             holds_back: None,
+            abstains: None,
             known_after: None,
             draining: false,
+            drains_there: false,
             handed_over: false,
         };
         let mut out = Vec::new();
@@ -223,8 +225,10 @@ impl Desk {
             priority: input.of(&[100, 0, 1, 50, 150, 254, 255]).max(1),
             fault: (flags & 3 == 3).then(|| "eth0 is down".into()),
             holds_back: (flags & 12 == 12).then(|| "its flows are not known".into()),
+            abstains: (flags & 10 == 10).then(|| "another router has given way".into()),
             known_after: (flags & 16 != 0).then(|| u64::from(flags >> 5)),
             draining: flags & 96 == 96,
+            drains_there: flags & 65 == 65,
             handed_over: flags & 128 != 0,
         };
         let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! A node with the higher priority that comes back, or stays: it waits for the flows, and is handed over to.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use kit::{
     can_run,
     lab::Options,
     owners::Watch,
-    pair::Wire,
+    pair::{SECOND, Wire},
     twins::{Plan, Twins},
     ways::Way,
 };
@@ -53,6 +53,52 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     let events = twins.nodes[1].lbctl(&["events"])?;
     let told = "main is handed over: lb1";
     ensure!(events.contains(told) && !events.contains("two_active"), "events of lb2:\n{events}");
+    clients.finish().with_context(|| twins.logs())
+}
+
+#[test]
+fn a_failover_by_weight_needs_no_sync() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut plan = Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL);
+    let track = format!(
+        "[[virtual_router.track]]\ntype = \"interface\"\ninterface = \"{SECOND}\"\nweight = -100"
+    );
+    plan.lines = [track.clone(), track];
+    let twins = Twins::start(&Options::default(), plan)?;
+    // What the nodes tell each other goes by the interface that the first one tracks.
+    let sever = |n: usize, state: &str| {
+        twins.host(n).namespace.ip(&format!("link set {SECOND} {state}")).map(drop)
+    };
+    sever(0, "down")?;
+    let begun = Instant::now();
+    twins.wait_active(1)?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(8), "it took {took:?}; {}", twins.logs());
+    Ok(())
+}
+
+#[test]
+fn a_failover_by_weight_undoes_one_by_order() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut plan = Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL);
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), "0")?;
+    let path = file.path().display();
+    plan.lines[1] =
+        format!("[[virtual_router.track]]\ntype = \"file\"\npath = \"{path}\"\nweight = 1");
+    let twins = Twins::start(&Options::default(), plan)?;
+    let clients = Clients::start_short(&twins)?;
+    twins.hand_over(0)?;
+    twins.wait_active(1)?;
+    thread::sleep(INTERVAL * 20);
+    ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{}", twins.logs());
+    fs::write(file.path(), "-60")?;
+    twins.wait_active(0)?;
+    clients.go_on()?;
     clients.finish().with_context(|| twins.logs())
 }
 

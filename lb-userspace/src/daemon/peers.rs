@@ -180,6 +180,12 @@ impl Group {
         kin.flat_map(|peer| peer.turns.keys()).copied().collect()
     }
 
+    /// Routers that peers are Active for which drain.
+    pub(super) fn draining_for(&self) -> BTreeSet<RouterKey> {
+        let drains = |peer: &&Peer| peer.facts.as_ref().is_some_and(|facts| facts.draining);
+        self.peers.values().filter(drains).flat_map(|peer| peer.turns.keys()).copied().collect()
+    }
+
     /// Routers that a peer would preempt, and waits with for this node to hand them over.
     pub(super) fn wanted(&self) -> BTreeMap<RouterKey, (PeerId, u8)> {
         let mut wanted = BTreeMap::new();

@@ -210,6 +210,7 @@ impl<B: Balancer> Daemon<B> {
             draining: self.node.draining_since.is_some() && self.handover.is_none(),
             unsynced: self.unsynced(&status),
             handed_over: self.handed_over(),
+            draining_peers: self.group.as_ref().map(Group::draining_for).unwrap_or_default(),
             mismatched: self.mismatched(),
             active: self.active_peers(),
         }

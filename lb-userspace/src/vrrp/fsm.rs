@@ -36,6 +36,7 @@
 mod active;
 mod backup;
 mod ending;
+mod preempt;
 mod timing;
 mod words;
 
@@ -57,6 +58,8 @@ use super::{ActiveRouter, Announce, Notice, NoticeKind, OWNER, State, Version, Y
 struct Seen {
     from: IpAddr,
     priority: u8,
+    /// The highest that it has advertised since it was heard first.
+    highest: u8,
     at: Instant,
 }
 
@@ -77,6 +80,8 @@ pub struct VirtualRouter {
     seen: [Option<Seen>; 2],
     /// Since when it could take over from a lower one.
     could_since: Option<Instant>,
+    /// Since when it would take over from a lower one whose flows are not known here.
+    lacks_since: Option<Instant>,
     /// It has given way by an order, and waits until it is needed.
     abstains: bool,
     when: When,
@@ -123,8 +128,10 @@ impl VirtualRouter {
                 priority: 100,
                 fault: None,
                 holds_back: None,
+                abstains: None,
                 known_after: None,
                 draining: false,
+                drains_there: false,
                 handed_over: false,
             },
             state: State::Initialize,
@@ -135,6 +142,7 @@ impl VirtualRouter {
             active_interval: settings.interval,
             seen: [None; 2],
             could_since: None,
+            lacks_since: None,
             abstains: false,
             when: When::default(),
             settings,
@@ -348,28 +356,12 @@ impl VirtualRouter {
         Some(ActiveRouter { address: seen.from, priority: seen.priority })
     }
 
-    /// Why it does not take over from a lower one, though it is configured to.
-    #[must_use]
-    pub fn holds_back(&self) -> Option<String> {
-        if self.state == State::Active {
-            None
-        } else if self.standing.draining {
-            Some("the node is draining".into())
-        } else if self.abstains {
-            Some("it has given way by an order".into())
-        } else if self.standing.known_after.is_some_and(|known| known < self.tally.transitions) {
-            Some("it is not known yet whether the flows of another node are known here".into())
-        } else {
-            self.standing.holds_back.clone()
-        }
-    }
-
     fn enter(&mut self, to: State, cause: impl Into<String>, now: Instant, out: &mut Vec<Action>) {
         let from = std::mem::replace(&mut self.state, to);
         self.cause = cause.into();
         self.since = now;
         self.timer = None;
-        self.could_since = None;
+        self.has_no_claim();
         self.when = When::default();
         self.tally.transitions += 1;
         self.tally.became_active += u64::from(to == State::Active);
@@ -385,7 +377,9 @@ impl VirtualRouter {
     fn note(&mut self, heard: &Heard, now: Instant) {
         let seen = &mut self.seen[usize::from(heard.second_path)];
         if heard.priority > 0 {
-            *seen = Some(Seen { from: heard.from, priority: heard.priority, at: now });
+            let (from, priority) = (heard.from, heard.priority);
+            let before = seen.filter(|seen| seen.from == from).map_or(0, |seen| seen.highest);
+            *seen = Some(Seen { from, priority, highest: priority.max(before), at: now });
         } else if seen.is_some_and(|seen| seen.from == heard.from) {
             self.seen = [None; 2];
         }

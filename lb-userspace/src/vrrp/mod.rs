@@ -88,7 +88,7 @@ pub struct Facts {
     /// Whether the node is to leave: it is Active only while nobody else can be.
     pub draining: bool,
     /// Routers of which another node's flows are not known here yet, though they could be: none of
-    /// these preempts.
+    /// these preempts, for a while, or until the Active router lowers its priority.
     pub unsynced: BTreeSet<RouterKey>,
     /// How many transitions each router had made when `unsynced` was found, by its name: after the next
     /// one that counts no more, and it does not preempt before it is told anew. Empty if there is
@@ -97,6 +97,8 @@ pub struct Facts {
     /// Routers that a peer is Active for which hands over when it is told that this node would preempt: so
     /// none of these preempts by itself.
     pub handed_over: BTreeSet<RouterKey>,
+    /// Routers that a peer is Active for whose node drains: its priority is low for no fault.
+    pub draining_peers: BTreeSet<RouterKey>,
     /// Peers that are authenticated by the sync key and say that their advertisements are not made as
     /// this node's are (password, interval, version): they are heard all the same, so that there are
     /// not two owners.

@@ -42,8 +42,10 @@ pub fn standing(priority: u8) -> Standing {
         priority,
         fault: None,
         holds_back: None,
+        abstains: None,
         known_after: None,
         draining: false,
+        drains_there: false,
         handed_over: false,
     }
 }

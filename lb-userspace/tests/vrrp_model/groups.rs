@@ -41,6 +41,17 @@ fn a_group_is_handed_over_whole() {
 }
 
 #[test]
+fn a_group_that_was_handed_over_fails_over_by_weight() {
+    let mut world = pair();
+    world.does(1, &Deed::Handover);
+    world.run(SECOND);
+    assert_eq!([world.holders(0), world.holders(1)], [[1], [1]]);
+    world.does(1, &Deed::Priority(50));
+    world.run(SECOND);
+    assert_eq!([world.holders(0), world.holders(1)], [[0], [0]], "{:#?}", world.log);
+}
+
+#[test]
 fn a_group_stays_where_it_is_while_the_nodes_hear_each_other_anywhere() {
     let mut world = pair();
     world.does(1, &Deed::Side(1, 1));

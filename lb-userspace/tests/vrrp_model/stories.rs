@@ -85,10 +85,108 @@ fn a_router_that_holds_back_hears_lower_ones_until_nothing_holds_it() {
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
         desk.after(SECOND);
     }
-    assert_eq!(desk.router.holds_back().as_deref(), Some("unsynced"));
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
     desk.stand(|standing| standing.holds_back = None);
     desk.hears(3, 50);
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
+}
+
+#[test]
+fn nothing_puts_a_router_off_that_hears_the_active_one_lower_its_priority() {
+    for hold in [
+        |standing: &mut Standing| standing.holds_back = Some("unsynced".into()),
+        |standing: &mut Standing| standing.known_after = Some(0),
+        |standing: &mut Standing| standing.abstains = Some("main6 has given way".into()),
+    ] {
+        let mut desk = Desk::backup(settings());
+        desk.stand(hold);
+        desk.hears(3, 150);
+        desk.after(SECOND).hears(3, 80);
+        assert_eq!(desk.router.holds_back(desk.now), None);
+        assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
+        // It has recovered in part.
+        desk.after(SECOND).hears(3, 90);
+        assert_eq!(desk.due(), Some(SECOND + skew(SECOND)));
+        assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+        let cause = desk.router.cause();
+        assert!(cause.contains("100 is higher than the 90 of 10.0.0.3"), "{cause}");
+    }
+}
+
+#[test]
+fn another_router_that_was_always_lower_has_not_fallen() {
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    desk.hears(3, 150);
+    for _ in 0..10 {
+        desk.after(SECOND).hears(4, 80);
+        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+    }
+}
+
+#[test]
+fn a_node_that_drains_has_not_fallen_and_is_left_until_its_flows_are_known() {
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    desk.hears(3, 150);
+    desk.stand(|standing| standing.drains_there = true);
+    desk.after(SECOND).hears(3, 1);
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
+    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+}
+
+#[test]
+fn flows_that_never_become_known_put_a_router_off_for_a_minute() {
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    for _ in 0..60 {
+        desk.hears(3, 50);
+        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+        assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
+        desk.after(SECOND);
+    }
+    for _ in 0..2 {
+        desk.hears(3, 50);
+        assert_eq!(desk.router.holds_back(desk.now), None);
+        desk.after(SECOND);
+    }
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+    assert_eq!(
+        desk.router.cause(),
+        "its priority 100 is higher than the 50 of 10.0.0.3, though unsynced"
+    );
+}
+
+#[test]
+fn a_router_that_has_given_way_by_an_order_takes_over_when_the_other_one_falls() {
+    let mut desk = Desk::active(settings());
+    desk.does(Event::Yield(Yield::Asked));
+    for _ in 0..600 {
+        desk.hears(3, 90);
+        desk.after(SECOND);
+    }
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
+    desk.hears(3, 40);
+    assert_eq!(desk.router.holds_back(desk.now), None);
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+}
+
+#[test]
+fn a_pair_fails_over_by_weight_without_sync_and_after_an_order() {
+    let mut world = pair(150, 100);
+    for node in [0, 1] {
+        world.does(node, &Deed::Unsynced(true));
+    }
+    world.does(0, &Deed::Priority(50));
+    let took = world.run_until(SECOND, |world| world.holders(0) == [1]);
+    assert!(took <= 5 * TENTH, "{took:?}");
+    let mut world = pair(150, 100);
+    world.does(1, &Deed::Handover);
+    world.run(5 * SECOND);
+    assert_eq!(world.holders(0), [1]);
+    world.does(1, &Deed::Priority(40));
+    let took = world.run_until(SECOND, |world| world.holders(0) == [0]);
+    assert!(took <= 5 * TENTH, "{took:?}");
 }
 
 #[test]
@@ -130,7 +228,7 @@ fn a_router_that_gives_way_to_a_higher_one_takes_over_again_when_it_is_the_highe
     desk.does(Event::Yield(Yield::Outranked));
     desk.hears(3, 150);
     assert_eq!(desk.router.state(), State::Backup);
-    assert_eq!(desk.router.holds_back(), None);
+    assert_eq!(desk.router.holds_back(desk.now), None);
     desk.hears(3, 50);
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
@@ -197,10 +295,10 @@ fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
     for _ in 0..10 {
         desk.after(SECOND).hears(3, 50);
     }
-    assert_eq!(desk.router.holds_back().as_deref(), Some("it has given way by an order"));
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
     assert_eq!(desk.after(TENTH).hears(4, 150).split(':').next(), Some("backup"));
-    assert_eq!(desk.router.holds_back(), None);
+    assert_eq!(desk.router.holds_back(desk.now), None);
 }
 
 #[test]
@@ -210,9 +308,9 @@ fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_nod
     desk.hears(3, 50);
     desk.stand(|standing| standing.draining = true);
     desk.after(SECOND).hears(3, 50);
-    assert_eq!(desk.router.holds_back().as_deref(), Some("the node is draining"));
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("the node is draining"));
     desk.stand(|standing| standing.draining = false);
-    assert_eq!(desk.router.holds_back(), None);
+    assert_eq!(desk.router.holds_back(desk.now), None);
     let due = desk.due().expect("it waits for the other to be silent");
     desk.after(TENTH).hears(3, 50);
     assert_eq!(desk.due(), Some(due - TENTH), "a lower one does not keep it from taking over");

@@ -72,12 +72,12 @@ impl VirtualRouter {
             }
             return;
         }
+        self.note(&heard, now);
         let lower = heard.priority < self.priority();
         if !lower {
-            self.could_since = None;
+            self.has_no_claim();
         }
         let discarded = lower && self.may_preempt(now) && !self.standing.handed_over;
-        self.note(&heard, now);
         self.when.left = None;
         if std::mem::take(&mut self.when.held) {
             // What the predecessor left is another router's by now.
@@ -89,18 +89,6 @@ impl VirtualRouter {
             self.timer = Some(now + self.down(self.active_interval));
             self.when.listened = false;
         }
-    }
-
-    /// Whether lower advertisements are discarded, so that the timer runs out. Asking begins the
-    /// preempt delay.
-    pub(super) fn may_preempt(&mut self, now: Instant) -> bool {
-        let owner = self.priority() == OWNER;
-        if self.holds_back().is_some() || !(owner || self.settings.preempt) {
-            self.could_since = None;
-            return false;
-        }
-        let since = *self.could_since.get_or_insert(now);
-        owner || now.saturating_duration_since(since) >= self.settings.preempt_delay
     }
 
     pub(super) fn backup_timer(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -127,7 +115,10 @@ impl VirtualRouter {
             _ if self.when.held => "it was active before, and nobody else is".into(),
             (Some(left), _) => format!("{left} has left"),
             (None, Some(seen)) if self.could_since.is_some() && seen.priority < own => {
-                format!("its priority {own} is higher than the {} of {}", seen.priority, seen.from)
+                let lacks =
+                    self.lacks().map_or_else(String::new, |lacks| format!(", though {lacks}"));
+                let Seen { priority, from, .. } = seen;
+                format!("its priority {own} is higher than the {priority} of {from}{lacks}")
             }
             (None, Some(seen)) => format!("{} is silent", seen.from),
             (None, None) => "nobody else is active".into(),

@@ -125,13 +125,19 @@ pub struct Standing {
     pub priority: u8,
     /// Why it can't be Active, if so.
     pub fault: Option<String>,
-    /// Why it does not take over from a lower one, if so.
+    /// What of the Active router's flows is not known here, if so: it does not take over from a lower one
+    /// until it is, or that has lasted too long.
     pub holds_back: Option<String>,
+    /// Which other router of its sync group has given way by an order, in words.
+    pub abstains: Option<String>,
     /// After how many of its transitions `holds_back` was found; after another one it holds back
     /// until that is found anew. None: it depends on none.
     pub known_after: Option<u64>,
     /// Whether its node is to leave: it is the last choice of all.
     pub draining: bool,
+    /// Whether the Active router's node is to leave, so that its priority is low, and says so by another
+    /// way.
+    pub drains_there: bool,
     /// Whether the Active router hands over when it learns by another way that this one would preempt,
     /// so that no preemption is needed.
     pub handed_over: bool,

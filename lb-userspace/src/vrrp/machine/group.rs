@@ -55,35 +55,39 @@ impl Machine {
                 false => format!("{}, of its sync group: {reason}", entry.name),
             };
             let verdict = entry.tracks.verdict(entry.router.priority.get());
-            (verdict.priority, verdict.fault.map(why), self.holds_back(other, index).map(why))
+            (verdict.priority, verdict.fault.map(why), self.lacks(other).map(why))
         };
         // The own reasons are told first.
         let own = of(index);
         let mates: Vec<_> =
             group.iter().filter(|mate| **mate != index).map(|mate| of(*mate)).collect();
         let facts = self.facts.as_ref();
+        let any = |keys: &BTreeSet<RouterKey>| {
+            group.iter().any(|index| keys.contains(&self.routers[*index].router.key))
+        };
+        let gave_way = group
+            .iter()
+            .map(|mate| &self.routers[*mate])
+            .find(|mate| mate.machine.abstains() && mate.name != self.routers[index].name);
         Standing {
             priority: mates.iter().map(|mate| mate.0).fold(own.0, u8::min),
             fault: own.1.or_else(|| mates.iter().find_map(|mate| mate.1.clone())),
             holds_back: own.2.or_else(|| mates.iter().find_map(|mate| mate.2.clone())),
+            abstains: gave_way.map(|mate| {
+                format!("{}, of its sync group: it has given way by an order", mate.name)
+            }),
             known_after: facts
                 .and_then(|facts| facts.transitions.get(&self.routers[index].router.name).copied()),
             draining: facts.is_some_and(|facts| facts.draining),
-            handed_over: facts.is_some_and(|facts| {
-                let key = |index: &usize| self.routers[*index].router.key;
-                group.iter().any(|index| facts.handed_over.contains(&key(index)))
-            }),
+            drains_there: facts.is_some_and(|facts| any(&facts.draining_peers)),
+            handed_over: facts.is_some_and(|facts| any(&facts.handed_over)),
         }
     }
 
-    /// Why a router does not take over from a lower one; that it abstains is known to itself.
-    fn holds_back(&self, index: usize, asked_by: usize) -> Option<String> {
-        let entry = &self.routers[index];
-        if self.facts.as_ref()?.unsynced.contains(&entry.router.key) {
-            return Some("the flows of another node are not known here yet".into());
-        }
-        let abstains = index != asked_by && entry.machine.abstains();
-        abstains.then(|| "it has given way by an order".into())
+    /// What a router lacks of another node's flows.
+    fn lacks(&self, index: usize) -> Option<String> {
+        let lacks = self.facts.as_ref()?.unsynced.contains(&self.routers[index].router.key);
+        lacks.then(|| "the flows of another node are not known here yet".into())
     }
 
     /// Whether a router, and all of its group, can begin.

@@ -41,7 +41,7 @@ impl Machine {
                 .map(|address| format!("{}/{}", address.address, address.prefix))
                 .collect(),
             problems,
-            holds_back: machine.holds_back(),
+            holds_back: machine.holds_back(now),
             wants: machine.wants(now),
             counters: Counters {
                 received: tally.received,
