@@ -39,7 +39,7 @@ pub mod wait;
 pub mod ways;
 pub mod xdp;
 
-/// Whether what these tests need is there: root, and the programs of [`PROGRAMS`].
+/// Whether what the tests in namespaces need is there: root, and the programs of [`PROGRAMS`].
 ///
 /// Where it is not, says so and returns false; in CI (`CI=true`) a test that can't run has failed.
 ///
@@ -48,7 +48,31 @@ pub mod xdp;
 /// In CI, when something is missing.
 #[must_use]
 pub fn can_run() -> bool {
-    let missing = missing();
+    can_run_without(&missing_of(PROGRAMS.iter().map(|(program, _)| *program)))
+}
+
+/// The same for tests that need the lab and none of the other programs.
+///
+/// # Panics
+///
+/// In CI, when something is missing.
+#[must_use]
+pub fn can_run_lab() -> bool {
+    can_run_without(&missing(&[]))
+}
+
+/// What is missing of root, the lab's programs and these others.
+#[must_use]
+pub fn missing(others: &[&'static str]) -> Vec<&'static str> {
+    missing_of(LAB.iter().chain(others).copied())
+}
+
+fn missing_of(programs: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+    let root = (!is_root()).then_some("root");
+    root.into_iter().chain(programs.filter(|program| command::find(program).is_none())).collect()
+}
+
+fn can_run_without(missing: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
@@ -64,7 +88,10 @@ pub fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|ci| !ci.is_empty() && ci != "false" && ci != "0")
 }
 
-/// The programs that the lab runs, and the Debian package of each.
+/// The programs that the lab itself runs, and `cargo xtask run` with it.
+pub const LAB: &[&str] = &["nginx", "ip", "ethtool", "curl", "nsenter"];
+
+/// All programs that tests run, and the Debian package of each.
 pub const PROGRAMS: &[(&str, &str)] = &[
     ("nginx", "nginx-light"),
     ("haproxy", "haproxy"),
@@ -83,14 +110,6 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("systemd-nspawn", "systemd-container"),
     ("strip", "binutils"),
 ];
-
-/// What of root and [`PROGRAMS`] is missing.
-#[must_use]
-pub fn missing() -> Vec<String> {
-    let root = is_root().then_some(()).ok_or_else(|| "root".to_owned()).err();
-    let programs = PROGRAMS.iter().filter(|(program, _)| command::find(program).is_none());
-    root.into_iter().chain(programs.map(|(program, _)| (*program).to_owned())).collect()
-}
 
 /// Whether this process is root.
 #[must_use]

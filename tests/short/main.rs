@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::Balancer,
-    can_run,
+    can_run_lab,
     downloads::{self, Downloads},
     http::Connection,
     lab::{Lab, Options},
@@ -74,7 +74,7 @@ fn is_native(balancer: &Balancer) -> Result<()> {
 
 #[test]
 fn every_backend_answers_and_a_drain_breaks_nothing_that_is_established() -> Result<()> {
-    if !can_run() {
+    if !can_run_lab() {
         return Ok(());
     }
     let (lab, balancer) = balanced(&options()?, &WAYS, "")?;
@@ -101,7 +101,7 @@ fn every_backend_answers_and_a_drain_breaks_nothing_that_is_established() -> Res
 
 #[test]
 fn a_failover_of_a_pair_breaks_nothing_that_is_established() -> Result<()> {
-    if !can_run() {
+    if !can_run_lab() {
         return Ok(());
     }
     let twins = Twins::start(&options()?, twins::Plan::new(&WAYS, INTERVAL))?;

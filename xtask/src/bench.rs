@@ -147,7 +147,7 @@ pub fn run(bench: &Bench) -> Result<()> {
         }
         Bench::Instructions(arguments) => crate::instructions::run(arguments),
         Bench::Failover { saving, only } => {
-            setup::packages()?;
+            setup::lab_with(&["haproxy"])?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
             measure(
@@ -159,7 +159,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             )
         }
         Bench::Vrrp { saving, trials, interval, only } => {
-            setup::packages()?;
+            setup::lab_with(&["haproxy", "keepalived", "nft"])?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
             let trials = trials.map(|trials| trials.to_string());
@@ -172,7 +172,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             )
         }
         Bench::Http { saving, rounds, seconds, only } => {
-            setup::packages()?;
+            setup::lab_with(&["haproxy", "nft"])?;
             setup::these(&HTTP)?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
@@ -183,7 +183,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             measure("http", &programs, *saving, options, "twelve minutes")
         }
         Bench::Attack { saving, seconds, rate, only } => {
-            setup::packages()?;
+            setup::lab_with(&["nft"])?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
             let seconds = seconds.map(|seconds| seconds.to_string());
@@ -198,7 +198,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             measure("health", &[], *saving, options, "a minute")
         }
         Bench::Scale { saving, rounds, packets, starts, seconds } => {
-            setup::packages()?;
+            setup::lab_with(&[])?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;
             let options = [
@@ -210,7 +210,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             measure("scale", &[], *saving, options, "five minutes")
         }
         Bench::Metrics { saving, services, scrapes } => {
-            setup::packages()?;
+            setup::lab_with(&[])?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             call(&["build", "--quiet", "--release", "--package", "lb-userspace", "--bins"])?;
             let services = services.map(|services| services.to_string());

@@ -41,7 +41,7 @@ const NICS: u8 = 4;
 ///
 /// If a kernel or QEMU can't be had, or a test fails on one.
 pub fn run(kernels: &[String], save: bool) -> Result<()> {
-    setup::packages()?;
+    setup::lab_with(&[])?;
     vm::packages()?;
     let programs = test::build_some(&["datapath", "short"])?;
     cargo::build(false)?;

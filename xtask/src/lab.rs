@@ -51,7 +51,7 @@ pub fn run(command: Command) -> Result<()> {
 fn up(pair: bool, built: bool) -> Result<()> {
     if !built {
         setup::tools()?;
-        setup::packages()?;
+        setup::lab_with(&[])?;
         cargo::build(false)?;
     }
     let again: &[&str] =

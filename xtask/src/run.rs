@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     if !arguments.built {
         setup::tools()?;
-        setup::packages()?;
+        setup::lab_with(&[])?;
         cargo::build(false)?;
     }
     let chosen = [("--smoke", arguments.smoke), ("--pair", arguments.pair)];

@@ -37,13 +37,28 @@ pub fn tools() -> Result<()> {
         .context("the BPF program can't be linked without it; see above")
 }
 
-/// What the lab and the tests in namespaces need: [`kit::PROGRAMS`].
+/// What the lab needs ([`kit::LAB`]), and other programs of [`kit::PROGRAMS`].
 ///
 /// # Errors
 ///
 /// If a program is missing and can't be installed; the error says what to run.
-pub fn packages() -> Result<()> {
+pub fn lab_with(others: &[&str]) -> Result<()> {
+    these(&lab_and(others))
+}
+
+/// What the tests in namespaces need: all of [`kit::PROGRAMS`].
+///
+/// # Errors
+///
+/// If a program is missing and can't be installed; the error says what to run.
+pub fn all_tests() -> Result<()> {
     these(kit::PROGRAMS)
+}
+
+/// The lab's programs and others, with their packages.
+fn lab_and(others: &[&str]) -> Vec<(&'static str, &'static str)> {
+    let is_wanted = |program| kit::LAB.contains(&program) || others.contains(&program);
+    kit::PROGRAMS.iter().copied().filter(|&(program, _)| is_wanted(program)).collect()
 }
 
 /// What the engine that fuzzes is built with: a compiler of C++.
@@ -156,10 +171,23 @@ impl Quiet {
                 .with_context(|| format!("write {POLICY}"))?;
             kit::command::run(Command::new("chmod").args(["755", POLICY]))?;
         }
-        let mut services = DAEMONS.to_vec();
-        services.retain(|service| packages.iter().any(|package| package.starts_with(service)));
-        Ok(Self { made, services })
+        Ok(Self { made, services: services(packages, has_unit) })
     }
+}
+
+/// The services that these packages bring. One whose unit `is_there` before the packages is somebody's.
+fn services(packages: &[&str], is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut services = DAEMONS.to_vec();
+    services.retain(|service| packages.iter().any(|package| package.starts_with(service)));
+    services.retain(|service| !is_there(service));
+    services
+}
+
+/// Whether systemd has a unit for this service.
+fn has_unit(service: &str) -> bool {
+    ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"]
+        .iter()
+        .any(|folder| Path::new(folder).join(format!("{service}.service")).exists())
 }
 
 impl Drop for Quiet {
@@ -185,6 +213,35 @@ impl Drop for Quiet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn packages(others: &[&str]) -> Vec<&'static str> {
+        lab_and(others).into_iter().map(|(_, package)| package).collect()
+    }
+
+    #[test]
+    fn the_lab_needs_five_packages_and_none_of_the_tests() {
+        assert_eq!(packages(&[]), ["nginx-light", "iproute2", "ethtool", "curl", "util-linux"]);
+        let with = packages(&["haproxy", "keepalived"]);
+        assert!(with.contains(&"haproxy") && with.contains(&"keepalived"), "{with:?}");
+        assert!(!with.contains(&"chromium"), "{with:?}");
+    }
+
+    #[test]
+    fn the_packages_of_every_command_are_known() {
+        let known = |program| kit::PROGRAMS.iter().any(|&(name, _)| name == program);
+        for program in kit::LAB.iter().chain(&crate::soak::PROGRAMS) {
+            assert!(known(*program), "{program} has no package");
+        }
+    }
+
+    #[test]
+    fn only_services_that_the_packages_bring_are_disabled() {
+        let none = |_: &str| false;
+        assert_eq!(services(&["nginx-light", "curl"], none), ["nginx"]);
+        assert_eq!(services(&["curl", "chromium"], none), [""; 0]);
+        let there = |service: &str| service == "nginx";
+        assert_eq!(services(&["nginx-light", "haproxy"], there), ["haproxy"]);
+    }
 
     #[test]
     fn another_version_of_the_linker_does_not_count() -> Result<()> {

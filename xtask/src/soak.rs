@@ -11,6 +11,9 @@ use crate::{
     root, setup, workspace,
 };
 
+/// What it runs beside the lab's own programs.
+pub const PROGRAMS: [&str; 1] = ["nft"];
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// How long operations are carried out, in minutes
@@ -38,7 +41,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { minutes, seed, saving, plan, release } = arguments;
     setup::tools()?;
-    setup::packages()?;
+    setup::lab_with(&PROGRAMS)?;
     let profile: &[&str] = if *release { &["--release"] } else { &[] };
     eprintln!("soak: building lbd, lbctl and lb-soak; the first time takes minutes");
     for package in ["lb-userspace", "lb-tests"] {

@@ -76,8 +76,8 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     ensure!(!arguments.save, "--save is for `cargo xtask test kernels`");
     let programs = build(arguments.suite)?;
     ensure!(!programs.is_empty(), "no test program in this suite");
-    if programs.iter().any(Program::needs_root) {
-        setup::packages()?;
+    if programs.iter().any(|program| program.suite() == Suite::Network) {
+        setup::all_tests()?;
     }
     if programs.iter().any(Program::needs_binaries) {
         cargo::build(false)?;

@@ -13,7 +13,7 @@ mod tables;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use cell::{Phase, Storm};
 use kit::{lab, progress::Progress, signals};
 use report::Report;
@@ -55,9 +55,12 @@ struct Selection {
 /// If a lab does not come up, the kernel refuses a program, or a signal came.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let selection = select(&arguments.only)?;
-    if let Some(missing) = Some(kit::missing()).filter(|missing| !missing.is_empty()) {
-        bail!("needs {}; `cargo xtask bench attack` sees to it", missing.join(", "));
-    }
+    let missing = kit::missing(&["nft"]);
+    ensure!(
+        missing.is_empty(),
+        "needs {}; `cargo xtask bench attack` sees to it",
+        missing.join(", ")
+    );
     signals::catch();
     lab::sweep()?;
     let time = Duration::from_secs(arguments.seconds);

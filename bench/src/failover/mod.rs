@@ -11,7 +11,7 @@ mod report;
 mod systems;
 
 use crate::output::Output;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use faults::Fault;
 use kit::{lab, progress::Progress, signals};
 use report::Report;
@@ -34,9 +34,12 @@ pub struct Arguments {
 /// If a lab does not come up, or a signal came.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let cells = select(&arguments.only)?;
-    if let Some(missing) = Some(kit::missing()).filter(|missing| !missing.is_empty()) {
-        bail!("needs {}; `cargo xtask bench failover` sees to it", missing.join(", "));
-    }
+    let missing = kit::missing(&["haproxy"]);
+    ensure!(
+        missing.is_empty(),
+        "needs {}; `cargo xtask bench failover` sees to it",
+        missing.join(", ")
+    );
     signals::catch();
     lab::sweep()?;
     let mut report = Report::default();

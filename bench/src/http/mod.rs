@@ -49,9 +49,12 @@ pub struct Arguments {
 /// If a lab does not come up, a system answers wrongly, or a signal came.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let systems = select(&arguments.only)?;
-    if let Some(missing) = Some(kit::missing()).filter(|missing| !missing.is_empty()) {
-        bail!("needs {}; `cargo xtask bench http` sees to it", missing.join(", "));
-    }
+    let missing = kit::missing(&["haproxy", "nft"]);
+    ensure!(
+        missing.is_empty(),
+        "needs {}; `cargo xtask bench http` sees to it",
+        missing.join(", ")
+    );
     signals::catch();
     lab::sweep()?;
     let sites = systems

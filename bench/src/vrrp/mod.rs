@@ -13,7 +13,7 @@ mod trial;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use kit::{lab, progress::Progress, signals};
 
 use crate::output::Output;
@@ -44,9 +44,12 @@ pub struct Arguments {
 /// If a lab does not come up, a failover does not come to pass, or a signal came.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let (systems, faults) = select(&arguments.only)?;
-    if let Some(missing) = Some(kit::missing()).filter(|missing| !missing.is_empty()) {
-        bail!("needs {}; `cargo xtask bench vrrp` sees to it", missing.join(", "));
-    }
+    let missing = kit::missing(&["haproxy", "keepalived", "nft"]);
+    ensure!(
+        missing.is_empty(),
+        "needs {}; `cargo xtask bench vrrp` sees to it",
+        missing.join(", ")
+    );
     signals::catch();
     lab::sweep()?;
     let mut report = Report::default();

@@ -55,7 +55,7 @@ const PHONE: Screen = Screen { width: 390, height: 844, scale: 1.5, dark: false 
 pub fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.built {
         setup::tools()?;
-        setup::packages()?;
+        setup::lab_with(&["chromium"])?;
         if let Err(error) = setup::typeface() {
             println!("the pictures get another typeface than those that are there: {error:#}");
         }
