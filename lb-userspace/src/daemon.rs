@@ -50,6 +50,7 @@ use crate::{
     clock::{self, Clocks, Jump},
     config::Config,
     desired::{Admin, Desired, ServiceKey},
+    diff::Intent,
     edit::{Refusal, RefusalKind},
     engine::Now,
     events::{Events, Kind, News, changes},
@@ -471,8 +472,9 @@ impl<B: Balancer> Daemon<B> {
         Now { wall: (self.effects.clocks)().wall, ..Now::read() }
     }
 
-    fn check(&self, desired: &Desired) -> Result<(), Refusal> {
-        let violations = rules::violations(desired, &self.limits);
+    /// Whether this can be in force, where the configuration's file has `configured`.
+    fn check(&self, configured: &Desired, wanted: Intent<'_>) -> Result<(), Refusal> {
+        let violations = rules::violations_beside(configured, wanted, &self.limits);
         if violations.is_empty() {
             return Ok(());
         }

@@ -1,5 +1,7 @@
 //! What must hold of the desired state as a whole, wherever an edit of it came from.
 
+pub mod check;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -8,8 +10,10 @@ use std::{
 };
 
 use crate::{
-    desired::{Desired, Mode, Service, ServiceKey},
+    desired::{Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
+    diff::Intent,
     settings::Limits,
+    units::format_duration,
 };
 
 /// The largest ring: the largest prime below 2^20.
@@ -17,6 +21,9 @@ pub const MAX_RING_SLOTS: u32 = 1_048_573;
 /// The idle timeouts that stamps of 16 bits of seconds can tell from never.
 pub const IDLE_TIMEOUT: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
+/// How long a drain may take.
+pub const DRAIN_DEADLINE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
 /// Slots for each backend, from which on shares are within a percent of the weights.
 pub const SLOTS_PER_BACKEND: u32 = 100;
 
@@ -82,6 +89,30 @@ pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
     found.0
 }
 
+/// Everything that is wrong with what is to be in force, where the configuration's file has `configured`.
+#[must_use]
+pub fn violations_beside(
+    configured: &Desired,
+    wanted: Intent<'_>,
+    limits: &Limits,
+) -> Vec<Violation> {
+    let mut found = violations(wanted.desired, limits);
+    for (name, service) in &wanted.desired.services {
+        let own = configured.services.get(name);
+        found.extend(check::foreign_commands(name, service, own));
+    }
+    for (name, deadline) in wanted.deadlines {
+        let message = check::within(&format_duration(*deadline), *deadline, &DRAIN_DEADLINE).err();
+        found.extend(message.map(|message| Violation {
+            service: name.clone(),
+            backend: None,
+            field: "drain_deadline",
+            message: format!("drain_deadline: {message}"),
+        }));
+    }
+    found
+}
+
 /// Everything that is wrong with one service in itself.
 #[must_use]
 pub fn violations_of(name: &str, service: &Service) -> Vec<Violation> {
@@ -141,6 +172,11 @@ impl Found {
             let message = "an idle timeout is from 1s to 12h".into();
             self.push(name, None, "idle_timeout", message);
         }
+        if service.key.protocol == Protocol::Tcp && service.udp_policy != UdpPolicy::default() {
+            let message = "`udp` is for services with protocol = \"udp\"; remove it".into();
+            self.push(name, None, "udp", message);
+        }
+        self.0.extend(check::violations_of_policy(name, service));
         for address in service.backends.keys() {
             let fits = check_address(*address)
                 .and_then(|()| check_family(service.mode, service.key.vip, *address));

@@ -8,17 +8,17 @@ use super::{
 };
 use crate::health::{
     Check, OnDown, Policy,
-    check::{Dns, Exec, Http, Kind, MAX_INTERVAL, MIN_INTERVAL, Start, Tls, Udp, Via},
+    check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
 };
-
-/// The longest time of a slow start, and the longest half-life of a penalty.
-const MAX_WAIT: Duration = Duration::from_secs(86_400);
+use crate::rules::check::{self as rules, INTERVAL, JITTER, WAIT};
 
 /// Reads what a service makes of its backends' health.
 pub(super) fn read_policy(table: &Table<'_>) -> Policy {
     let default = Policy::default();
     let wait = |key, example: &str| {
-        table.optional(key)?.parsed(example, |text| duration_within(text, Duration::ZERO, MAX_WAIT))
+        table
+            .optional(key)?
+            .parsed(example, |text| duration_within(text, *WAIT.start(), *WAIT.end()))
     };
     let slow_start = wait("slow_start", "slow_start = \"30s\"");
     let flap_half_life = wait("flap_half_life", "flap_half_life = \"60s\"");
@@ -56,7 +56,7 @@ pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
         .and_then(|field| field.word(&[("vip", Via::Vip), ("backend", Via::Backend)]));
     let time = |key: &'static str, example: &str| {
         let field = table.optional(key)?;
-        field.parsed(example, |text| duration_within(text, MIN_INTERVAL, MAX_INTERVAL))
+        field.parsed(example, |text| duration_within(text, *INTERVAL.start(), *INTERVAL.end()))
     };
     let interval = time("interval", "interval = \"2s\"");
     let fast = time("fast_interval", "fast_interval = \"500ms\"");
@@ -69,7 +69,7 @@ pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
     let jitter = table.optional("jitter").and_then(|field| {
         field.parsed("jitter = \"10%\"", |text| {
             let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
-            percent.filter(|percent| *percent <= 50).ok_or_else(|| {
+            percent.filter(|percent| JITTER.contains(percent)).ok_or_else(|| {
                 format!("`{text}` is no jitter; write a share from \"0%\" to \"50%\"")
             })
         })
@@ -100,13 +100,14 @@ pub(super) fn implied(base: &Check, kind: &str, interval: Option<Duration>) -> C
     let mut check = Check { kind: implied_kind(&base.kind, kind), ..base.clone() };
     // The other times follow the interval, where only that is said.
     if let Some(interval) = interval {
-        let most = interval.max(MIN_INTERVAL);
+        let least = *INTERVAL.start();
+        let most = interval.max(least);
         check.interval = interval;
         // In whole milliseconds, as a file has them.
         let quarter = Duration::from_millis(interval.as_millis() as u64 / 4);
-        check.fast_interval = quarter.clamp(MIN_INTERVAL, most);
-        check.down_interval = interval.clamp(MIN_INTERVAL, most);
-        check.timeout = base.timeout.clamp(MIN_INTERVAL, most);
+        check.fast_interval = quarter.clamp(least, most);
+        check.down_interval = interval.clamp(least, most);
+        check.timeout = base.timeout.clamp(least, most);
     }
     check
 }
@@ -140,7 +141,7 @@ fn read_kind(table: &Table<'_>, implied: Kind) -> Kind {
         Kind::Https(http, tls) => Kind::Https(read_http(table, http), read_tls(table, tls)),
         Kind::Udp(udp) => Kind::Udp(read_udp(table, udp)),
         Kind::Dns(dns) => Kind::Dns(read_dns(table, dns)),
-        Kind::Exec(exec) => Kind::Exec(read_exec(table, exec)),
+        Kind::Exec(exec) => read_exec(table, exec).map_or(Kind::None, Kind::Exec),
     }
 }
 
@@ -149,26 +150,14 @@ fn read_http(table: &Table<'_>, base: Http) -> Http {
         Some(table.optional(key)?.string(example)?.to_owned()).filter(|text| !text.is_empty())
     };
     let method = table.optional("method").and_then(|field| {
-        field.parsed("method = \"GET\"", |text| {
-            let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase());
-            fits.then(|| text.to_owned())
-                .ok_or_else(|| format!("`{text}` is no method; write one as \"GET\" or \"HEAD\""))
-        })
+        field.parsed("method = \"GET\"", |text| rules::method(text).map(|()| text.to_owned()))
     });
     let path = table.optional("path").and_then(|field| {
-        field.parsed("path = \"/healthz\"", |text| {
-            let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
-            fits.then(|| text.to_owned()).ok_or_else(|| {
-                format!("`{text}` is no path; begin it with `/`, and write other signs as %20")
-            })
-        })
+        field.parsed("path = \"/healthz\"", |text| rules::path(text).map(|()| text.to_owned()))
     });
     let host = table.optional("host").and_then(|field| {
-        field.parsed("host = \"www.example.com\"", |text| {
-            let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-            fits.then(|| text.to_owned())
-                .ok_or_else(|| format!("`{text}` is no host; write a name, as \"www.example.com\""))
-        })
+        let example = "host = \"www.example.com\"";
+        field.parsed(example, |text| rules::host(text).map(|()| text.to_owned()))
     });
     let status = table
         .optional("status")
@@ -199,9 +188,7 @@ fn read_tls(table: &Table<'_>, base: Tls) -> Tls {
     let ca_file = table.optional("ca_file").and_then(|field| {
         field.parsed("ca_file = \"/etc/lb/ca.pem\"", |text| {
             let path = PathBuf::from(text);
-            let fits = path.is_absolute();
-            fits.then_some(path)
-                .ok_or_else(|| format!("`{text}` is not absolute; begin it with `/`"))
+            rules::ca_file(&path).map(|()| path)
         })
     });
     let name = table.optional("server_name");
@@ -252,39 +239,28 @@ fn read_udp(table: &Table<'_>, base: Udp) -> Udp {
 
 fn read_dns(table: &Table<'_>, base: Dns) -> Dns {
     let name = table.optional("query").and_then(|field| {
-        field.parsed("query = \"example.com\"", |text| {
-            let labels = text.trim_end_matches('.');
-            let fits = text == "."
-                || (labels.len() < 254
-                    && labels.split('.').all(|label| {
-                        (1..64).contains(&label.len())
-                            && label.bytes().all(|b| b.is_ascii_graphic())
-                    }));
-            fits.then(|| text.to_owned())
-                .ok_or_else(|| format!("`{text}` is no domain name; write one as \"example.com\""))
-        })
+        field
+            .parsed("query = \"example.com\"", |text| rules::domain(text).map(|()| text.to_owned()))
     });
-    let words = ["A", "AAAA", "NS", "SOA", "MX", "TXT", "SRV", "CNAME", "PTR"].map(|r| (r, r));
+    let words = rules::RECORDS.map(|record| (record, record));
     let record = table.optional("record").and_then(|field| field.word(&words));
     Dns { name: name.unwrap_or(base.name), record: record.map_or(base.record, str::to_owned) }
 }
 
-fn read_exec(table: &Table<'_>, base: Exec) -> Exec {
+/// None if the command is none, which is then told.
+fn read_exec(table: &Table<'_>, base: Exec) -> Option<Exec> {
     const EXAMPLE: &str = "command = [\"/usr/local/bin/check\", \"--fast\"]";
     let Some(field) = table.optional("command") else {
         if !base.command.is_empty() {
-            return base;
+            return Some(base);
         }
         table.refuse(format!("`command` is missing; add {EXAMPLE}"));
-        return Exec::default();
+        return None;
     };
-    let words = field.strings(EXAMPLE).unwrap_or_default();
+    let words = field.strings(EXAMPLE)?;
     let command: Vec<_> =
         words.iter().filter_map(|word| word.string(EXAMPLE).map(str::to_owned)).collect();
-    match command.first() {
-        Some(program) if program.starts_with('/') => {}
-        Some(program) => field.refuse(format!("`{program}` is not absolute; begin it with `/`")),
-        None => field.refuse(format!("no command; write {EXAMPLE}")),
-    }
-    Exec { command }
+    let fits = rules::command(&command, "command", EXAMPLE);
+    fits.map_err(|message| field.refuse(message)).ok()?;
+    Some(Exec { command })
 }

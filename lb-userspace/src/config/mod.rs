@@ -385,12 +385,9 @@ fn command(field: &tree::Field<'_>, key: &str) -> Option<Vec<String>> {
     let words: Option<Vec<String>> =
         words.iter().map(|word| word.string(&example).map(str::to_owned)).collect();
     let words = words?;
-    match words.first() {
-        Some(program) if program.starts_with('/') => return Some(words),
-        Some(program) => field.refuse(format!("`{program}` is not absolute; begin it with `/`")),
-        None => field.refuse(format!("no program; write {example}")),
-    }
-    None
+    let fits = rules::check::command(&words, "program", &example);
+    fits.map_err(|message| field.refuse(message)).ok()?;
+    Some(words)
 }
 
 fn read_seed(root: &Table<'_>) -> seed::Source {
@@ -471,11 +468,7 @@ fn read_tunnel(root: &Table<'_>) -> Tunnel {
 /// Reads a duration within bounds.
 fn duration_within(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let duration = units::parse_duration(text)?;
-    if (least..=most).contains(&duration) {
-        return Ok(duration);
-    }
-    let (least, most) = (units::format_duration(least), units::format_duration(most));
-    Err(format!("`{text}` is out of range; from {least} to {most} is possible"))
+    rules::check::within(text, duration, &(least..=most)).map(|()| duration)
 }
 
 #[cfg(test)]

@@ -15,12 +15,9 @@ use crate::{
     desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
     health::Check,
     overrides::Unsaid,
-    rules::{IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
+    rules::{DRAIN_DEADLINE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
     spec::ServiceSpec,
 };
-
-/// The longest deadline of a drain.
-const MAX_DRAIN: Duration = Duration::from_secs(30 * 86_400);
 
 /// All services of a file.
 #[derive(Default)]
@@ -120,7 +117,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     if let (Some(field), Some(Protocol::Tcp)) = (&udp, protocol) {
         field.refuse("`udp` is for services with protocol = \"udp\"; remove it");
     }
-    let udp = udp.and_then(|f| {
+    let udp = udp.filter(|_| protocol != Some(Protocol::Tcp)).and_then(|f| {
         f.word(&[
             ("oneshot", UdpPolicy::Oneshot),
             ("tracked", UdpPolicy::Tracked),
@@ -134,7 +131,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     });
     let drain = table.optional("drain_deadline").and_then(|f| {
         f.parsed("drain_deadline = \"1h\"", |text| {
-            duration_within(text, Duration::from_secs(1), MAX_DRAIN)
+            duration_within(text, *DRAIN_DEADLINE.start(), *DRAIN_DEADLINE.end())
         })
     });
     let ring_slots = ring_field.and_then(|f| f.integer(2..u64::from(MAX_RING_SLOTS) + 1));

@@ -6,6 +6,7 @@ use super::{Balancer, Daemon, Tell, guard, newly_starved};
 use crate::{
     api::{Done, Plan, Terms},
     desired::Desired,
+    diff::Intent,
     edit::{Edit, Refusal, RefusalKind},
     events::changes,
     health::{Condition, Seen, Target},
@@ -26,6 +27,12 @@ struct Draft {
     deadlines: BTreeMap<String, Duration>,
 }
 
+impl Draft {
+    const fn intent(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.deadlines }
+    }
+}
+
 impl<B: Balancer> Daemon<B> {
     /// Makes changes one after the other, each with an answer of its own, keeps and writes them once,
     /// and answers.
@@ -35,7 +42,7 @@ impl<B: Balancer> Daemon<B> {
         }
         let mut draft = self.draft();
         let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
-        if self.check(&draft.desired).is_err() {
+        if self.check(&self.config.desired, draft.intent()).is_err() {
             // One of them makes no sense: each is looked at by itself.
             draft = self.draft();
             answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
@@ -69,7 +76,7 @@ impl<B: Balancer> Daemon<B> {
         let mut draft = self.draft();
         let loss = self.loss(edit, &draft.desired);
         let message = edit.apply(&mut draft.desired, &mut draft.deadlines, self.now().wall)?;
-        self.check(&draft.desired)?;
+        self.check(&self.config.desired, draft.intent())?;
         let starved = newly_starved(&self.desired, &draft.desired);
         let mut notes: Vec<_> = starved.iter().map(|name| starves(name)).collect();
         notes.extend(loss.map(|loss| format!("it takes --yes: {loss}")));
@@ -115,7 +122,8 @@ impl<B: Balancer> Daemon<B> {
     fn make_and_check(&self, asked: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
         let before = draft.clone();
         let made = self.make(asked, draft);
-        let made = made.and_then(|done| self.check(&draft.desired).map(|()| done));
+        let made =
+            made.and_then(|done| self.check(&self.config.desired, draft.intent()).map(|()| done));
         if made.is_err() {
             *draft = before;
         }

@@ -13,7 +13,7 @@ use crate::{
     edit::{Refusal, RefusalKind},
     events::{Kind, News},
     logs,
-    overrides::{Conflict, Merged, Overrides, merge},
+    overrides::{Conflict, Ending, Merged, Overrides, merge},
     state_file::{self, State},
 };
 
@@ -87,7 +87,7 @@ impl<B: Balancer> Daemon<B> {
         let config = Config::load(&self.file).map_err(invalid)?;
         let (before, after) = (self.config.intent(), config.intent());
         let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
-        self.check(&merged.desired)?;
+        self.check(&config.desired, merged.intent())?;
         Ok((config, merged))
     }
 
@@ -175,7 +175,10 @@ impl<B: Balancer> Daemon<B> {
 
     /// Tells of a change by `lbctl` that the configuration takes back.
     fn overruled(&self, conflict: &Conflict) {
-        let cause = "it was changed in the configuration later than by lbctl";
+        let cause = match conflict.ending {
+            Ending::Misfit(_) => "it can't be in force beside the configuration",
+            _ => "it was changed in the configuration later than by lbctl",
+        };
         let news = News::new(Kind::ConfigConflict, conflict.to_string(), cause);
         let (service, backend) = (Some(conflict.service.clone()), conflict.backend);
         self.effects.events.record(News { service, backend, ..news });

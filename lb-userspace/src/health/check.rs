@@ -6,11 +6,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::millis;
 
-/// The shortest interval, and the shortest timeout.
-pub const MIN_INTERVAL: Duration = Duration::from_millis(50);
-/// The longest interval, and the longest timeout.
-pub const MAX_INTERVAL: Duration = Duration::from_secs(3_600);
-
 /// A check of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -19,7 +19,7 @@ impl Merged {
     /// The configuration itself breaks a rule: the first one.
     pub fn fit(&mut self, configured: Intent<'_>, limits: &Limits) -> Result<(), Violation> {
         loop {
-            let violations = rules::violations(&self.desired, limits);
+            let violations = rules::violations_beside(configured.desired, self.intent(), limits);
             let Some(first) = violations.first() else { return Ok(()) };
             let before = self.conflicts.len();
             for violation in &violations {

@@ -18,7 +18,7 @@ use crate::{
     desired::{Admin, Backend, Desired, Service},
     diff::Intent,
     health::{Check, Policy},
-    rules,
+    rules::{self, DRAIN_DEADLINE, Violation},
     units::exact_duration,
 };
 
@@ -133,8 +133,16 @@ pub fn merge(
             desired.services.insert(name, service);
         }
     }
+    merge.mend(&mut desired, after.desired);
     merge.evict(&mut desired, after.desired);
-    deadlines.retain(|name, _| desired.services.contains_key(name));
+    deadlines.retain(|name, drain| {
+        let fits = DRAIN_DEADLINE.contains(drain);
+        if !fits {
+            let why = format!("drain_deadline: {} is not possible", exact_duration(*drain));
+            merge.note((name, None), Ending::Misfit(why));
+        }
+        fits && desired.services.contains_key(name)
+    });
     Merged { desired, deadlines, conflicts: merge.conflicts }
 }
 
@@ -321,6 +329,42 @@ impl Merge<'_> {
                     backup: pick!("backup", backup, ToString::to_string),
                     check: pick!("check", check, |check| show_check(check.as_deref())),
                 })
+            }
+        }
+    }
+
+    /// Takes back how backends are checked where that can't be: nothing else of a service depends on it.
+    fn mend(&mut self, desired: &mut Desired, configured: &Desired) {
+        for (name, service) in &mut desired.services {
+            let base = configured.services.get(name);
+            let mut found = rules::check::violations_of_policy(name, service);
+            found.extend(rules::check::foreign_commands(name, service, base));
+            for Violation { backend, field, message, .. } in found {
+                let policy = &mut service.policy;
+                let own = base.map(|base| &base.policy);
+                let default = Policy::default();
+                match (backend.and_then(|at| service.backends.get_mut(&at)), field) {
+                    (Some(own), _) => {
+                        let base = backend.and_then(|at| base?.backends.get(&at));
+                        own.check = base.and_then(|base| base.check.clone());
+                        // What is on its way out needs no command that the file has no more.
+                        if matches!(own.admin, Admin::Removing { .. }) {
+                            continue;
+                        }
+                    }
+                    (None, "check") => {
+                        let mended = || rules::check::mended(&policy.check);
+                        policy.check = own.map_or_else(mended, |own| own.check.clone());
+                    }
+                    (None, "slow_start") => {
+                        policy.slow_start = own.unwrap_or(&default).slow_start;
+                    }
+                    (None, "flap_half_life") => {
+                        policy.flap_half_life = own.unwrap_or(&default).flap_half_life;
+                    }
+                    (None, _) => policy.panic_threshold = own.unwrap_or(&default).panic_threshold,
+                }
+                self.note((name, backend), Ending::Misfit(message));
             }
         }
     }

@@ -11,3 +11,4 @@ mod history;
 mod operations;
 mod pair;
 mod storage;
+mod validation;

@@ -107,7 +107,8 @@ fn what_goes_takes_its_own_comments_along() {
 -udp = \"oneshot\"
 -
 -    # For \"https\" there are insecure = true (the certificate is not verified), server_name and
--    # ca_file; for \"udp\" send = 'PING\\r\\n' and expect = 'PONG'; for \"exec\" command = [\"/path\", \"argument\"].
+-    # ca_file; for \"udp\" send = 'PING\\r\\n' and expect = 'PONG'; for \"exec\" command = [\"/path\", \"argument\"],
+-    # which only this file can name: lbctl and the API give no other command than the service has here.
 -    [service.check]
 -    type = \"dns\"
 -    # query = \".\"
