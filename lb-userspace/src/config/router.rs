@@ -224,15 +224,19 @@ fn read_auth(table: &Table<'_>, version: Version, doubts: &Problems<'_>) -> Auth
             field.refuse("a password is for version = 2; version 3 has none: use hmac_key_file");
         }
         let pass = field.parsed("password = \"secret\"", |text| {
+            if text.is_empty() {
+                return Err("a password of 0 bytes; 1 to 8 go into an advertisement".to_owned());
+            }
+            // keepalived sends the first eight bytes as well.
             let mut pass = [0; 8];
-            match pass.get_mut(..text.len()) {
-                Some(start) if !text.is_empty() => start.copy_from_slice(text.as_bytes()),
-                _ => {
-                    let length = text.len();
-                    return Err(format!(
-                        "a password of {length} bytes; 1 to 8 go into an advertisement"
-                    ));
-                }
+            pass.iter_mut().zip(text.bytes()).for_each(|(to, byte)| *to = byte);
+            if text.len() > pass.len() {
+                let message = format!(
+                    "a password of {} bytes, of which the first 8 go into an advertisement and count, \
+                     as with keepalived",
+                    text.len()
+                );
+                doubts.push_at(&field, message);
             }
             Ok(pass)
         });
