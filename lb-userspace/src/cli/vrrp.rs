@@ -192,7 +192,7 @@ fn problems(peer: &Peer) -> impl Iterator<Item = &String> {
 
 /// Who knows whose flows.
 fn flows(peer: &Peer) -> &'static str {
-    match (peer.session.complete_here, peer.session.complete_there) {
+    match (peer.session.complete_here, peer.session.is_known_there()) {
         (true, true) => "all flows are known on both sides",
         (true, false) => "IT DOES NOT KNOW ALL FLOWS OF THIS NODE",
         (false, true) => "ITS FLOWS ARE NOT ALL KNOWN HERE",
@@ -228,7 +228,7 @@ fn sync_status(all: &[Peer], now: SystemTime) -> String {
             if session.connected { "connected" } else { "gone" }.into(),
             session.since.map_or_else(|| "-".into(), |since| ago(since, now)),
             known(session.complete_here),
-            known(session.complete_there),
+            known(session.is_known_there()),
             session.round_trip_micros.map_or_else(|| "-".into(), |micros| format!("{micros} µs")),
             format_bytes(counters.bytes_sent),
             format_count(counters.pieces_sent),
@@ -278,7 +278,7 @@ pub(super) fn peer_state(peer: &Peer) -> &'static str {
     match peer.session.connected {
         false => "GONE",
         true if problems(peer).next().is_some() => "CONFIGURED OTHERWISE",
-        true => match (peer.session.complete_here, peer.session.complete_there) {
+        true => match (peer.session.complete_here, peer.session.is_known_there()) {
             (true, true) => "synced",
             _ => "NOT SYNCED",
         },

@@ -102,6 +102,16 @@ impl Group {
         said.or_else(address).unwrap_or_else(|| format!("peer {}", peer.0))
     }
 
+    /// That a peer calls itself as this node does, in words.
+    fn same_name(&self, peer: PeerId) -> Option<String> {
+        let status = self.rim.status().into_iter().nth(usize::from(peer.0))?;
+        let same = status.node.filter(|node| *node == self.config.node)?;
+        Some(format!(
+            "peer {} calls itself {same}, as this node does: set `node` under [sync]",
+            status.address
+        ))
+    }
+
     /// Tells all peers.
     pub(super) fn publish(&self, pieces: Vec<Piece>) {
         self.rim.publish(self.untaken.last(), pieces);
@@ -443,7 +453,15 @@ impl<B: Balancer> Daemon<B> {
                 // What is wanted of it comes by itself.
                 group.peers.insert(id, Peer { wanted: true, ..Peer::default() });
                 let message = format!("peer {} is there", group.name(id));
+                let same = group.same_name(id);
                 self.tell(News::new(Kind::PeerJoined, message, "it answers"));
+                if let Some(text) = same {
+                    self.tell(News::new(
+                        Kind::VrrpMismatch,
+                        text,
+                        "both nodes have this host name",
+                    ));
+                }
             }
             Report::Lost(id, why) => {
                 let Some(group) = &mut self.group else { return };
@@ -576,6 +594,7 @@ impl<B: Balancer> Daemon<B> {
                     .into_iter()
                     .flat_map(Unlike::problems)
                     .map(str::to_owned)
+                    .chain(group.same_name(id))
                     .collect(),
             }
         });

@@ -248,7 +248,7 @@ fn peer(peer: &Peer) -> Neighbour<'_> {
         since: session.since.map(millis),
         here: session.complete_here,
         // The last of what is new may be on its way, at any moment.
-        there: session.complete_there || session.follows,
+        there: session.is_known_there(),
         refused: session.refused.as_deref(),
         // To a tenth of a millisecond, so that it does not differ each time.
         round_trip_micros: session.round_trip_micros.map(|micros| micros.div_ceil(100) * 100),

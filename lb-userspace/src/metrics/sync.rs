@@ -36,7 +36,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
             [
                 (at("here"), truth(session.complete_here)),
                 // While flows begin all the time, the last of them are on their way at most moments.
-                (at("there"), truth(session.complete_there || session.follows)),
+                (at("there"), truth(session.is_known_there())),
             ]
         }),
     )?;

@@ -213,6 +213,15 @@ pub struct PeerStatus {
     pub counters: PeerCounters,
 }
 
+impl PeerStatus {
+    /// Whether the peer has all of this node's history, but for the last of it, which may be on its way:
+    /// while flows begin, something always is.
+    #[must_use]
+    pub const fn is_known_there(&self) -> bool {
+        self.complete_there || self.follows
+    }
+}
+
 /// What was counted of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerCounters {

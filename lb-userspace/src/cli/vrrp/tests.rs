@@ -85,9 +85,21 @@ peer lb2 (10.0.0.3:3780): connected for 7s, all flows are known on both sides; t
 }
 
 #[test]
+fn news_that_are_on_their_way_are_no_flows_that_a_peer_lacks() {
+    let mut behind = peer(true);
+    (behind.session.complete_there, behind.session.follows) = (false, true);
+    assert_eq!(
+        (flows(&behind), peer_state(&behind)),
+        ("all flows are known on both sides", "synced")
+    );
+    behind.session.follows = false;
+    assert_eq!(flows(&behind), "IT DOES NOT KNOW ALL FLOWS OF THIS NODE");
+}
+
+#[test]
 fn trouble_with_a_peer_stands_out() {
     let mut lacking = peer(true);
-    lacking.session.complete_there = false;
+    (lacking.session.complete_there, lacking.session.follows) = (false, false);
     lacking.draining = true;
     lacking.problems = vec!["web: mode differs".into()];
     lacking.session.refused = Some("another version".into());
