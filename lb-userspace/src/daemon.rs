@@ -24,6 +24,7 @@ mod reload;
 mod requests;
 mod roles;
 mod save;
+mod sharers;
 mod vrrp;
 mod write;
 

@@ -34,7 +34,7 @@ use self::{
     sweep::Walk,
 };
 pub use self::{
-    history::{LATE, Role},
+    history::{LATE, Members, Role, Sharers},
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
 };
@@ -470,6 +470,7 @@ impl<D: DataPlane> Engine<D> {
         let table = table(&target, &self.settings.seed);
         let followed = self.followed(id, &target);
         let peer = followed.as_ref().map(Followed::owners);
+        let key = self.key_of(id);
         let mut keeping = vec![false; usize::from(u16::MAX) + 1];
         let bases = target.keeping.iter().filter(|_| target.bases);
         bases.for_each(|&id| keeping[usize::from(id)] = true);
@@ -478,7 +479,13 @@ impl<D: DataPlane> Engine<D> {
         for (index, slot) in slots.iter().enumerate() {
             let before = slot.owners();
             let own = owner(&target, &table, index);
-            let from = peer.as_ref().map_or(before, |peer| peer.of(index, own));
+            let from = match (&peer, key) {
+                (Some(peer), _) => peer.of(index, own),
+                (None, Some(key)) if before.base == before.current && own != before.current => {
+                    self.history.sharing.reopened(&key, index as u32, before, now)
+                }
+                (None, _) => before,
+            };
             let after = ring::step(from, own, |id| keeping[usize::from(id)]);
             if before == after {
                 continue;

@@ -18,7 +18,9 @@ pub fn step(owners: Owners, new_current: u16, keeps_base: impl Fn(u16) -> bool) 
         0 if current != new_current => current,
         base => base,
     };
-    let lives = older != 0 && older != new_current && keeps_base(older);
+    // One that is its own base owner is about to settle, and goes on with that.
+    let settles = base == current && current == new_current;
+    let lives = older != 0 && (older != new_current || settles) && keeps_base(older);
     Owners { current: new_current, base: if lives { older } else { 0 } }
 }
 
@@ -34,7 +36,7 @@ pub fn is_quiet(slot: &Slot, now: u16, idle_timeout: u32) -> bool {
 const AHEAD: u16 = 600;
 
 /// Seconds since a stamp; none for one that was made after `now`.
-const fn age(now: u16, then: u16) -> u32 {
+pub(crate) const fn age(now: u16, then: u16) -> u32 {
     match stamp_age(now, then) {
         age if age > u16::MAX - AHEAD => 0,
         age => age as u32,
@@ -82,6 +84,9 @@ mod tests {
             (owners(1, 0), 0, owners(0, 1)),
             (owners(0, 1), 2, owners(2, 1)),
             (owners(0, 1), 1, owners(1, 0)),
+            // About to settle: another change does not end that early.
+            (owners(2, 2), 2, owners(2, 2)),
+            (owners(2, 2), 3, owners(3, 2)),
             // The old owner is gone, before the change or by it. Flows of the owner in between are
             // pinned already, so it does not become the base in its turn.
             (owners(9, 0), 2, owners(2, 0)),

@@ -1,6 +1,7 @@
 //! Two nodes, as the engine and the core see them: whatever happens to rings, and whoever takes over,
 //! no flow that was told of changes its backend.
 
+mod shared;
 mod takeover;
 mod world;
 

@@ -14,7 +14,7 @@ use crate::{
         capture::{Capturer, Loader, Tap},
     },
     desired::{Desired, ServiceKey},
-    engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
+    engine::{Engine, Now, Outcome, Role, Sharers, Suspicion, Swept, preview::Preview},
     explain::{Answers, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
@@ -70,6 +70,8 @@ pub trait Balancer: Send {
     ///
     /// A map can't be written.
     fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()>;
+    /// See [`Engine::set_sharers`].
+    fn set_sharers(&mut self, sharers: Sharers);
     /// See [`Engine::news`]; with their number.
     ///
     /// # Errors
@@ -203,6 +205,10 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
         Self::set_roles(self, roles, now)
+    }
+
+    fn set_sharers(&mut self, sharers: Sharers) {
+        Self::set_sharers(self, sharers);
     }
 
     fn news(&mut self, now: Now) -> Result<(u64, Vec<Piece>)> {

@@ -88,6 +88,9 @@ impl<B: Balancer> Daemon<B> {
     }
 
     fn learn_pieces(&mut self, id: PeerId, pieces: Vec<Piece>) {
+        if let Some(group) = &mut self.group {
+            group.take_members(id, &pieces);
+        }
         let Some(peer) = self.group.as_mut().and_then(|group| group.peers.get_mut(&id)) else {
             return;
         };

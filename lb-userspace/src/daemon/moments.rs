@@ -18,6 +18,7 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
         self.send_owed();
+        self.look_at_sharers();
         let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {
                 self.tell_of_interfaces(swept.interfaces);

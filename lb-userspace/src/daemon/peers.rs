@@ -15,9 +15,11 @@ use super::{
     flows::{Untaken, counted},
     likeness::{Apart, Hasher, Unlike, compare},
     roles::{Candidate, Known, Scene, Tells, Tenure, Whose, is_unsynced, services_of},
+    sharers::Attendance,
 };
 use crate::{
     desired::ServiceKey,
+    engine::Members,
     events::{Kind, News},
     sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece, Report},
     vrrp::{RouterKey, State},
@@ -48,6 +50,7 @@ pub(super) struct Group {
     pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
     /// News that are on their way.
     pub(super) untaken: Untaken,
+    pub(super) attendance: Attendance,
 }
 
 /// What is known of a peer that is there.
@@ -68,9 +71,16 @@ pub(super) struct Peer {
     wanted: bool,
     /// What could not be learnt.
     pub(super) unlearnt: BTreeSet<String>,
+    /// Who gets the new flows of services there.
+    pub(super) members: BTreeMap<ServiceKey, Members>,
 }
 
 impl Peer {
+    /// Whether all that it has told is known here.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     fn state(&self, router: RouterKey) -> Option<State> {
         self.facts.as_ref()?.routers.get(&router).map(|facts| facts.state)
     }
@@ -91,6 +101,7 @@ impl Group {
             legacy: None,
             both_active: BTreeMap::new(),
             untaken: Untaken::default(),
+            attendance: Attendance::default(),
         }
     }
 
@@ -133,6 +144,11 @@ impl Group {
             });
         }
         peer.facts = Some(facts);
+    }
+
+    /// How many peers are configured.
+    pub(super) fn count(&self) -> u8 {
+        u8::try_from(self.config.peers.len()).unwrap_or(u8::MAX)
     }
 
     /// Whether one of the configured peers is not there.

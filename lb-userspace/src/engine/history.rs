@@ -13,6 +13,7 @@
 
 mod learn;
 mod mirror;
+mod share;
 mod survey;
 mod tell;
 mod telling;
@@ -25,15 +26,19 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{self, FlowKey, Service},
+    abi::{self, FlowKey, Owners, Service, Slot, stamp},
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 
-pub use self::telling::LATE;
-pub(super) use self::{learn::Followed, tell::strays};
+pub(super) use self::{learn::Followed, share::OBJECTION_SECS, tell::strays};
 use self::{
     mirror::{PeerOwners, PeerRing},
+    share::Sharing,
     telling::{RingNews, Settling, Telling, Window},
+};
+pub use self::{
+    share::{Members, Sharers},
+    telling::LATE,
 };
 use super::{Engine, Now};
 use crate::{
@@ -51,7 +56,8 @@ pub enum Role {
     Own,
     /// The Active peer's: rings follow what it tells, and nothing ends here before it ends there.
     Follows,
-    /// Every node's, as with ECMP: pins are told in both directions, base owners to who joins.
+    /// Every node's, as with ECMP: pins are told in both directions, base owners to who joins, and slots
+    /// settle when they are quiet on all nodes ([`share`]).
     Shared,
 }
 
@@ -68,6 +74,7 @@ pub(super) struct History {
     taken: Option<u64>,
     window: Window,
     mirrors: BTreeMap<ServiceKey, Mirror>,
+    pub(super) sharing: Sharing,
     /// Services of which something could not be taken.
     unlearnt: BTreeSet<ServiceKey>,
     /// Backends that peers have pinned flows to, and that are not known here.
@@ -108,8 +115,12 @@ impl History {
     }
 
     /// Before which second nothing of a service can have been idle.
-    pub(super) fn floor(&self, service: &ServiceKey) -> u32 {
-        self.taken_over.get(service).copied().unwrap_or(0)
+    pub(super) fn floor(&self, service: &ServiceKey, idle: u32, now: Now) -> u32 {
+        let taken_over = self.taken_over.get(service).copied().unwrap_or(0);
+        match self.role(service) {
+            Role::Shared => taken_over.max(self.sharing.floor(idle, now.mono_secs())),
+            Role::Own | Role::Follows => taken_over,
+        }
     }
 
     /// The ring of the peer that a service follows, if it was told.
@@ -148,6 +159,7 @@ impl History {
         self.newly_known.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
+        self.sharing.set(*service, false, 0);
         self.telling.drop_service(service, Some(id));
     }
 }
@@ -179,6 +191,7 @@ impl<D: DataPlane> Engine<D> {
                 done = done.and(self.remember(key));
             }
             let history = &mut self.history;
+            history.sharing.set(key, is == Role::Shared, now.mono_secs());
             match (was, is) {
                 (was, is) if was == is => {}
                 (_, Role::Follows) => {

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{
     Engine, Now, Swept,
-    history::{Role, slot_of_flow, strays, to_told},
+    history::{OBJECTION_SECS, Role, slot_of_flow, strays, to_told},
     summary,
 };
 use crate::{
@@ -187,9 +187,9 @@ impl<D: DataPlane> Engine<D> {
     /// peer's, slots in flux are kept fresh instead.
     fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
         let Some((key, idle)) = self.service_by_id(id) else { return Ok(0) };
-        let follows = self.history.role(&key) == Role::Follows;
+        let role = self.history.role(&key);
         // Nothing has been idle for longer than this node has seen its packets.
-        let floor = self.history.floor(&key);
+        let floor = self.history.floor(&key, idle, now);
         let rested = floor == 0 || now.mono_secs().saturating_sub(floor) > idle;
         // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
         // choice, and a packet that had read its slot just before that settled.
@@ -201,34 +201,43 @@ impl<D: DataPlane> Engine<D> {
         }
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let at = stamp(now.mono_secs());
-        let mut settled = Vec::new();
+        let mut changes = match role {
+            Role::Shared => self.sweep_shared(key, &slots, (id, idle), now),
+            Role::Own | Role::Follows => Vec::new(),
+        };
         let tells = self.history.tells_slots(&key);
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
-            if follows {
+            if role == Role::Follows {
                 if base != 0 && ring::is_quiet(slot, at, idle / 2) {
                     slot.touch_unpinned(at);
                 }
                 // The marks of pins stay: those that live are refreshed when their turn comes, and
                 // after a takeover the others go as they do everywhere.
+            } else if role == Role::Shared {
+                // Pins are kept for longer than they live, as another node may use them.
+                if rested {
+                    let _ = ring::settle_pinned(slot, at, idle + OBJECTION_SECS);
+                }
             } else if rested {
                 // One that is its own base owner was about to settle.
                 let is_quiet = base != 0 && (base == current || ring::is_quiet(slot, at, idle));
                 if tells {
                     self.history.settling(key).look(index, is_quiet);
                 } else if is_quiet {
-                    settled.push((index, Owners { current, base: 0 }));
+                    changes.push((index, Owners { current, base: 0 }));
                 }
                 let _ = ring::settle_pinned(slot, at, idle);
             }
         }
-        self.data_plane.set_owners(id, &settled).with_context(|| format!("write ring {id}"))?;
+        self.data_plane.set_owners(id, &changes).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());
-        if !settled.is_empty() {
-            info!(ring = id, slots = settled.len(), in_flux = ring.in_flux, "slots settled");
+        let settled = changes.iter().filter(|(_, owners)| owners.base == 0).count();
+        if settled > 0 {
+            info!(ring = id, slots = settled, in_flux = ring.in_flux, "slots settled");
         }
-        Ok(settled.len() as u64)
+        Ok(settled as u64)
     }
 
     /// The key of a service, and its idle timeout.
@@ -264,7 +273,11 @@ impl<D: DataPlane> Engine<D> {
             .applied
             .services
             .iter()
-            .map(|(key, service)| (service.id, (*service, self.history.floor(key))))
+            .map(|(key, service)| {
+                let floor = self.history.floor(key, service.idle_timeout, now);
+                let is_shared = self.history.role(key) == Role::Shared;
+                (service.id, (*service, floor, is_shared))
+            })
             .collect();
         let tells = self.history.telling.is_asked();
         let rings = if tells { self.tracked_rings()? } else { HashMap::new() };
@@ -273,6 +286,7 @@ impl<D: DataPlane> Engine<D> {
         let mut stale = std::mem::take(&mut self.walk.stale);
         let collects = stale.is_empty();
         let mut gone = Vec::new();
+        let mut ending = Vec::new();
         for table in FlowTable::ALL {
             self.data_plane
                 .flows(table, &mut |flow, value| {
@@ -280,7 +294,7 @@ impl<D: DataPlane> Engine<D> {
                     walk.pins += u64::from(table == FlowTable::Pins);
                     let service = services.get(&flow.service());
                     let service = service.filter(|_| keeping.contains(&value.backend));
-                    let Some((service, floor)) = service else {
+                    let Some((service, floor, is_shared)) = service else {
                         gone.push((flow, value, true));
                         return;
                     };
@@ -301,6 +315,14 @@ impl<D: DataPlane> Engine<D> {
                             }
                         }
                         Age::Idle => {}
+                        // A node that it goes by now says so, before it is deleted here.
+                        Age::Ended
+                            if tells
+                                && *is_shared
+                                && idle(value, *floor, now) <= kept + OBJECTION_SECS =>
+                        {
+                            ending.push(flow);
+                        }
                         Age::Ended => gone.push((flow, value, false)),
                     }
                 })
@@ -311,6 +333,7 @@ impl<D: DataPlane> Engine<D> {
         if tells {
             self.take_survey(surveyed);
         }
+        ending.iter().for_each(|flow| self.tell_end(flow));
         let mut deleted = 0;
         for (flow, seen, homeless) in gone {
             let done = self.data_plane.delete_flow(&flow, seen).context("delete a flow")?;

@@ -17,7 +17,7 @@ pub enum Piece {
     Ring {
         /// The service.
         service: ServiceKey,
-        /// Slots of the ring.
+        /// Slots of the ring; 0: see [`Self::members`].
         slots: u32,
         /// The backends in the ring, by address, with their weights in it (thousandths); the current
         /// owner of each slot follows from them and the seed.
@@ -102,6 +102,13 @@ impl Flow {
 }
 
 impl Piece {
+    /// Says who gets the new flows of a service that several nodes serve: a ring of no slots, which changes
+    /// nothing of what was told.
+    #[must_use]
+    pub fn members(service: ServiceKey, members: Vec<(IpAddr, u32)>) -> Self {
+        Self::Ring { service, slots: 0, members, digest: 0 }
+    }
+
     /// Says that all base owners of the ring that was told last have been told.
     #[must_use]
     pub fn ring_is_whole(service: ServiceKey) -> Self {

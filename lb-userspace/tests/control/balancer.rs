@@ -19,7 +19,7 @@ use lb_userspace::{
         fake::Fake,
     },
     desired::{Desired, ServiceKey},
-    engine::{Engine, Now, Outcome, Role, Suspicion, Swept, preview::Preview},
+    engine::{Engine, Now, Outcome, Role, Sharers, Suspicion, Swept, preview::Preview},
     explain::{Answers, Questions},
     health::View,
     netlink::{Neighbourhood, Want},
@@ -118,6 +118,10 @@ impl Balancer for Wired {
         let told = roles.iter().map(|(key, role)| (*key, *role)).collect();
         self.wires.deeds.push(Deed::Roles(told));
         self.engine.set_roles(roles, now)
+    }
+
+    fn set_sharers(&mut self, sharers: Sharers) {
+        self.engine.set_sharers(sharers);
     }
 
     fn news(&mut self, now: Now) -> Result<(u64, Vec<Piece>)> {

@@ -93,10 +93,15 @@ impl<D: DataPlane> Engine<D> {
                 ids.entry(service.id).or_insert_with(|| Arc::new(self.backend_ids(service.id))),
             );
             match piece {
+                // Who shares it knows the members by `Sharers`.
+                Piece::Ring { slots: 0, .. } => {}
                 Piece::Ring { slots, members, digest, .. } => {
                     self.learn_ring(key, PeerRing::new(slots, members, digest), &ids, &mut lesson);
                 }
-                Piece::Bases { bases, .. } => self.learn_bases(key, &bases, &ids, &mut lesson),
+                Piece::Bases { bases, .. } => {
+                    self.history.sharing.hear(&key, &bases, now.mono_secs());
+                    self.learn_bases(key, &bases, &ids, &mut lesson);
+                }
                 Piece::Pins { pins, .. } => {
                     let done = self.learn_pins(key, &service, &pins, &ids, now, &mut lesson);
                     lesson.miss(key, done);
@@ -347,7 +352,11 @@ impl<D: DataPlane> Engine<D> {
         let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? else {
             return Ok(());
         };
-        let idle = now.mono_secs().saturating_sub(value.seen);
+        let floor = match self.history.role(&key) {
+            Role::Shared => self.history.floor(&key, service.idle_timeout, now),
+            Role::Own | Role::Follows => 0,
+        };
+        let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
         if self.history.role(&key) == Role::Shared && idle <= service.idle_timeout {
             // It goes by this node now, and the peer is to know.
             self.history.telling.flow(flow);
@@ -390,7 +399,8 @@ impl<D: DataPlane> Engine<D> {
             return Ok(());
         };
         if self.history.role(&key) == Role::Shared {
-            let done = self.join_peer_ring(key, id, now);
+            let joins = self.history.sharing.is_joining(&key, now.mono_secs());
+            let done = if joins { self.join_peer_ring(key, id, now) } else { Ok(()) };
             if done.is_ok() {
                 self.history.mirrors.entry(key).or_default().ring = None;
             }

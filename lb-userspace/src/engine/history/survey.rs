@@ -22,7 +22,7 @@ impl<D: DataPlane> Engine<D> {
     /// A map can't be read; the next walk does it.
     pub fn survey(&mut self, now: Now) -> Result<()> {
         self.history.survey_due = false;
-        let services: BTreeMap<_, _> = self.surveyed_services().collect();
+        let services: BTreeMap<_, _> = self.surveyed_services(now).collect();
         if !self.history.telling.is_asked() || services.is_empty() {
             return Ok(());
         }
@@ -69,12 +69,14 @@ impl<D: DataPlane> Engine<D> {
 
     /// The services that are told of and have flows of their own, by id, with the second before which
     /// nothing of them can have been idle.
-    fn surveyed_services(&self) -> impl Iterator<Item = (u16, (Service, u32))> {
+    fn surveyed_services(&self, now: Now) -> impl Iterator<Item = (u16, (Service, u32))> {
         let services = self.applied.services.iter();
         let told = services.filter(|(key, service)| {
             tracks(key, service) && self.history.role(key) != Role::Follows
         });
-        told.map(|(key, service)| (service.id, (*service, self.history.floor(key))))
+        told.map(move |(key, service)| {
+            (service.id, (*service, self.history.floor(key, service.idle_timeout, now)))
+        })
     }
 }
 

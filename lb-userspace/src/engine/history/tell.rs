@@ -51,17 +51,24 @@ impl<D: DataPlane> Engine<D> {
         self.settle_told(now)?;
         self.take_late_back(now)?;
         self.tell_settling(now)?;
-        if self.history.telling.is_empty() {
+        if self.history.telling.is_empty() && self.history.sharing.is_empty() {
             return Ok(Vec::new());
         }
         let keys = self.told();
         let mut pieces = Vec::new();
         let mut told_rings = Vec::new();
         for (key, news) in &self.history.telling.rings {
-            let is_told = self.history.role(key) != Role::Own;
+            let is_told = match self.history.role(key) {
+                Role::Own => false,
+                Role::Follows => true,
+                Role::Shared => self.tell_members(key, &mut pieces),
+            };
             if is_told || self.tell_ring(key, news, &mut pieces)? {
                 told_rings.push(*key);
             }
+        }
+        for (key, slots) in self.history.sharing.take_in_use() {
+            self.tell_ring(&key, &RingNews::of(slots), &mut pieces)?;
         }
         let mut pins = Pins::new();
         if let Some(since) = self.history.telling.missed_since {
@@ -279,7 +286,8 @@ impl<D: DataPlane> Engine<D> {
                 let (Some(key), Some(service)) = (keys.get(&id), services.get(&id)) else {
                     continue;
                 };
-                let idle = now.mono_secs().saturating_sub(value.seen);
+                let floor = self.history.floor(key, service.idle_timeout, now);
+                let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
                 let matters = table == FlowTable::Pins || strays(&flow, value, service, &rings);
                 if matters && idle <= service.idle_timeout {
                     flows.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
@@ -340,6 +348,16 @@ impl<D: DataPlane> Engine<D> {
         }
         pieces.push(Piece::ring_is_whole(service));
         Ok(true)
+    }
+
+    /// Tells who gets the new flows of a service; false if that is not known: a write has failed.
+    fn tell_members(&self, key: &ServiceKey, pieces: &mut Vec<Piece>) -> bool {
+        let Some(service) = self.applied.services.get(key) else { return true };
+        let Some(ring) = self.applied.rings.get(&service.id) else { return true };
+        let Some(target) = &ring.target else { return false };
+        let members = target.members.iter().map(|(m, _)| (m.address, m.weight)).collect();
+        pieces.push(Piece::members(*key, members));
+        true
     }
 
     /// Tells of the pins that were used since a second.

@@ -95,11 +95,7 @@ impl Telling {
         for slot in slots {
             let news = self.rings.entry(service).or_insert_with(|| RingNews::Slots(Vec::new()));
             let RingNews::Slots(bits) = news else { return };
-            let word = slot as usize / 64;
-            if bits.len() <= word {
-                bits.resize(word + 1, 0);
-            }
-            bits[word] |= 1 << (slot % 64);
+            set(bits, slot);
         }
     }
 
@@ -300,6 +296,13 @@ impl Settling {
 }
 
 impl RingNews {
+    /// These slots.
+    pub fn of(slots: impl IntoIterator<Item = u32>) -> Self {
+        let mut bits = Vec::new();
+        slots.into_iter().for_each(|slot| set(&mut bits, slot));
+        Self::Slots(bits)
+    }
+
     /// The slots, if only those have changed.
     pub fn slots(&self) -> Option<Vec<u32>> {
         let Self::Slots(bits) = self else { return None };
@@ -310,6 +313,15 @@ impl RingNews {
         });
         Some(slots.collect())
     }
+}
+
+/// Sets a slot's bit.
+fn set(bits: &mut Vec<u64>, slot: u32) {
+    let word = slot as usize / 64;
+    if bits.len() <= word {
+        bits.resize(word + 1, 0);
+    }
+    bits[word] |= 1 << (slot % 64);
 }
 
 #[cfg(test)]

@@ -1,0 +1,264 @@
+//! Services that several nodes serve at once: a slot settles only when it is quiet on all of them.
+//!
+//! A router that hashes flows over the nodes may send any flow to another node when the set of nodes
+//! changes, and a packet that is not pinned then goes where that node's slot says. So the nodes must
+//! agree about each slot's base owner for as long as a flow of it lives on any of them:
+//!
+//! - Each node tells which of its slots in flux packets came for that are not pinned ([`Piece::Bases`]),
+//!   a slot once in [`period`]. A slot is quiet when none has come here for the idle timeout, and no node
+//!   has told of any for that and [`grace`].
+//! - Each node tells who gets new flows there ([`Piece::members`]). While a slot's new flows go elsewhere on
+//!   another node it stays in flux: there it may be in none, and its flows are pinned nowhere.
+//! - Nodes see a slot quiet at different moments, [`grace`] apart at most. So it first becomes its own base
+//!   owner, for twice as long: new flows are pinned still, and told, and what is not pinned goes where it
+//!   goes on a node on which the slot has settled already. If its new flows are to go elsewhere meanwhile,
+//!   no flow has been left unpinned since: it has the base owner again that it has on a node that is not
+//!   so far, and in the second half of the time the one that it has on a node that is further.
+//! - While a peer can't be asked nothing settles and no pin ends, until it is gone for good: after
+//!   [`GONE_SECS`], or the idle timeout if that is longer. When it is back nothing counts as idle for
+//!   longer than since then.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{ring, sync::piece::Base};
+
+/// Seconds without a peer after which what it serves is not waited for any more.
+const GONE_SECS: u32 = 300;
+/// Seconds for which a flow is kept after its end was told: a node that it goes by objects meanwhile.
+pub(in crate::engine) const OBJECTION_SECS: u32 = 5;
+/// Seconds after a service has become shared in which base owners are taken over from who serves it.
+const JOINING_SECS: u32 = 60;
+
+/// Seconds between two tells of one slot.
+const fn period(idle: u32) -> u32 {
+    let period = idle / 8;
+    if period == 0 { 1 } else { period }
+}
+
+/// Seconds by which what a node knows of another one may be old: a tell, and looks once a second.
+const fn grace(idle: u32) -> u32 {
+    period(idle) + 5
+}
+
+/// How the nodes that share services with this one stand, in seconds of CLOCK_MONOTONIC.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharers {
+    /// Since when each peer that is not there, or has not told all, is missed.
+    pub away: Vec<u32>,
+    /// When the last one has come.
+    pub joined: u32,
+    /// Who gets the new flows of services, by the peers that are there.
+    pub members: BTreeMap<ServiceKey, Vec<Members>>,
+}
+
+/// Backends that get the new flows of a service, by address, with their weights.
+pub type Members = Vec<(IpAddr, u32)>;
+
+/// What the engine knows of services that it shares.
+#[derive(Debug, Default)]
+pub(in crate::engine) struct Sharing {
+    pub(super) sharers: Sharers,
+    services: BTreeMap<ServiceKey, Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// When it became shared.
+    since: u32,
+    /// When slots in use were told last.
+    told: u32,
+    /// When peers told last that a slot is in use there.
+    heard: BTreeMap<u32, u32>,
+    /// Slots that are their own base owners: since when, and who was before.
+    closing: BTreeMap<u32, (u32, u16)>,
+    /// The service's idle timeout, at the last sweep.
+    idle: u32,
+    /// Slots in use here, to be told.
+    in_use: Vec<u32>,
+    /// Rings of peers that differ from this node's, with the places of their slots' owners among the
+    /// members.
+    rings: Vec<(Members, Vec<u16>)>,
+}
+
+impl Sharing {
+    /// Before which second nothing of a shared service can have been idle.
+    pub(super) fn floor(&self, idle: u32, now: u32) -> u32 {
+        let gone = GONE_SECS.max(idle + grace(idle));
+        let is_missed = |since: &u32| now.saturating_sub(*since) <= gone;
+        match self.sharers.away.iter().any(is_missed) {
+            true => now,
+            false => self.sharers.joined,
+        }
+    }
+
+    /// A service is shared from now on, or no more.
+    pub(super) fn set(&mut self, key: ServiceKey, is_shared: bool, now: u32) {
+        match is_shared {
+            true => {
+                self.services.entry(key).or_insert(Shared { since: now, ..Shared::default() });
+            }
+            false => drop(self.services.remove(&key)),
+        }
+    }
+
+    /// Whether base owners are taken over from who serves a service already.
+    pub(super) fn is_joining(&self, key: &ServiceKey, now: u32) -> bool {
+        let shared = self.services.get(key);
+        shared.is_some_and(|shared| now.saturating_sub(shared.since) <= JOINING_SECS)
+    }
+
+    /// A peer tells that slots are in use there.
+    pub(super) fn hear(&mut self, key: &ServiceKey, bases: &[Base], now: u32) {
+        let Some(shared) = self.services.get_mut(key) else { return };
+        let in_use = bases.iter().filter(|base| base.backend.is_some());
+        shared.heard.extend(in_use.map(|base| (base.slot, now)));
+    }
+
+    /// The owners from which a slot goes on that is its own base owner.
+    pub(in crate::engine) fn reopened(
+        &self,
+        key: &ServiceKey,
+        slot: u32,
+        owners: Owners,
+        now: Now,
+    ) -> Owners {
+        let shared = self.services.get(key);
+        match shared.and_then(|shared| Some((shared.closing.get(&slot)?, shared.idle))) {
+            Some(((since, base), idle))
+                if now.mono_secs().saturating_sub(*since) <= grace(idle) =>
+            {
+                Owners { base: *base, ..owners }
+            }
+            _ => owners,
+        }
+    }
+
+    /// Who owns slots for new flows at peers where that differs from `own`: the members, and places among
+    /// them.
+    fn others(
+        &mut self,
+        key: &ServiceKey,
+        own: &Members,
+        slots: u32,
+        seed: &[u8; 16],
+    ) -> &[(Members, Vec<u16>)] {
+        let Some(shared) = self.services.get_mut(key) else { return &[] };
+        let peers = self.sharers.members.get(key).into_iter().flatten();
+        let mut known = std::mem::take(&mut shared.rings);
+        for members in peers.filter(|members| *members != own) {
+            let place =
+                known.iter().position(|(of, table)| of == members && table.len() == slots as usize);
+            let ring = match place {
+                Some(place) => known.swap_remove(place),
+                None => match PeerRing::new(slots, members.clone(), 0) {
+                    Some(ring) => (members.clone(), ring.table(seed)),
+                    None => continue,
+                },
+            };
+            if !shared.rings.contains(&ring) {
+                shared.rings.push(ring);
+            }
+        }
+        &shared.rings
+    }
+
+    /// The slots in use that are to be told, by service.
+    pub(super) fn take_in_use(&mut self) -> Vec<(ServiceKey, Vec<u32>)> {
+        let services = self.services.iter_mut().filter(|(_, shared)| !shared.in_use.is_empty());
+        services.map(|(key, shared)| (*key, std::mem::take(&mut shared.in_use))).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.services.values().all(|shared| shared.in_use.is_empty())
+    }
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// Says how the nodes stand that share services with this one. Who has peers calls it before each
+    /// [`Self::sweep`].
+    pub fn set_sharers(&mut self, sharers: Sharers) {
+        self.history.sharing.sharers = sharers;
+    }
+
+    /// Looks which slots of a shared service are in use, and what other base owners the rest is to have.
+    pub(in crate::engine) fn sweep_shared(
+        &mut self,
+        key: ServiceKey,
+        slots: &[Slot],
+        (id, idle): (u16, u32),
+        now: Now,
+    ) -> Vec<(u32, Owners)> {
+        let (secs, at) = (now.mono_secs(), stamp(now.mono_secs()));
+        let target = self.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
+        let own = target.map(|target| {
+            target.members.iter().map(|(member, _)| (member.address, member.weight)).collect()
+        });
+        let ids = self.backend_ids(id);
+        let (count, seed) = (slots.len() as u32, self.settings.seed);
+        let others = self.history.sharing.others(&key, &own.unwrap_or_default(), count, &seed);
+        let others: Vec<(Vec<u16>, Vec<u16>)> = others
+            .iter()
+            .map(|(members, table)| {
+                let ids = members.iter().map(|(at, _)| ids.get(at).copied().unwrap_or(0));
+                (ids.collect(), table.clone())
+            })
+            .collect();
+        let agrees = |index: u32, current: u16| {
+            others.iter().all(|(ids, table)| {
+                let owner = table.get(index as usize).map_or(0, |place| ids[usize::from(*place)]);
+                owner == current
+            })
+        };
+        let floor = self.history.floor(&key, idle, now);
+        let is_old = |since: u32| secs.saturating_sub(since) > idle + grace(idle);
+        let rested = floor == 0 || is_old(floor);
+        let Some(shared) = self.history.sharing.services.get_mut(&key) else { return Vec::new() };
+        shared.idle = idle;
+        let since = secs.saturating_sub(shared.told);
+        let tells = since >= period(idle);
+        let mut changes = Vec::new();
+        for (index, slot) in (0..).zip(slots) {
+            let Owners { current, base } = slot.owners();
+            if base == 0 {
+                continue;
+            }
+            if base == current {
+                let (since, before) = *shared.closing.entry(index).or_insert((secs, base));
+                let is_doubted = floor > since || !agrees(index, current);
+                if is_doubted && before != base && secs.saturating_sub(since) <= grace(idle) {
+                    // A peer is missed, or has come, or its new flows go elsewhere.
+                    shared.closing.remove(&index);
+                    shared.heard.insert(index, secs);
+                    changes.push((index, Owners { current, base: before }));
+                    continue;
+                }
+                if secs.saturating_sub(since) > 2 * grace(idle) && rested && agrees(index, current)
+                {
+                    changes.push((index, Owners { current, base: 0 }));
+                }
+                continue;
+            }
+            if tells && !ring::is_quiet(slot, at, since + 1) {
+                shared.in_use.push(index);
+            }
+            if !agrees(index, current) {
+                shared.heard.insert(index, secs);
+            }
+            let heard = shared.heard.get(&index).copied();
+            let is_quiet = ring::is_quiet(slot, at, idle) && heard.is_none_or(is_old);
+            if rested && is_quiet {
+                shared.closing.insert(index, (secs, base));
+                changes.push((index, Owners { current, base: current }));
+            }
+        }
+        if tells {
+            shared.told = secs;
+        }
+        let in_flux =
+            |index: &u32| slots.get(*index as usize).is_some_and(|slot| slot.owners().base != 0);
+        shared.heard.retain(|index, _| in_flux(index));
+        shared.closing.retain(|index, _| in_flux(index));
+        changes
+    }
+}

@@ -1,0 +1,346 @@
+//! Three nodes that serve a VIP at once, behind a router that hashes flows over those that it knows of:
+//! whatever is drained, and whoever leaves and comes back, a flow finds its backend on every node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_userspace::{
+    desired::Admin,
+    engine::{Role, Sharers},
+    health::{Condition, Seen, Target},
+    sync::Piece,
+};
+use proptest::prelude::*;
+
+use super::world::{ACK, BACKENDS, IDLE, Node, START, SYN, desired, frame, web};
+use crate::{at, edit, ip, set};
+
+struct Sharing {
+    nodes: Vec<Node>,
+    /// Nodes that the router sends nothing to.
+    out: BTreeSet<usize>,
+    /// Nodes whose daemon stands still, since then; packets go on.
+    stopped: BTreeMap<usize, u32>,
+    joined: u32,
+    members: BTreeMap<usize, Vec<(IpAddr, u32)>>,
+    now: u32,
+    clients: BTreeMap<u16, Client>,
+    born: u16,
+}
+
+#[derive(Clone, Debug)]
+struct Client {
+    backend: IpAddr,
+    seen: u32,
+    /// Nodes that could not be told of it when it began.
+    unknown: BTreeSet<usize>,
+}
+
+/// What happens. Daemons that stop and checks that differ have stories of their own.
+#[derive(Clone, Debug)]
+enum Event {
+    Open(u8),
+    Send(u16),
+    Wait(u8),
+    Drain(usize),
+    Enable(usize),
+    /// One node's checks say that a backend is down, or up again.
+    Down(usize, usize),
+    Up(usize, usize),
+    /// The router takes a node out, or in.
+    Out(usize),
+    In(usize),
+    /// A node's daemon stops, or goes on.
+    Stop(usize),
+    GoOn(usize),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (node, backend) = (|| 0..3_usize, || 0..BACKENDS.len());
+    prop_oneof![
+        6 => (1_u8..12).prop_map(Event::Open),
+        8 => (0_u16..4).prop_map(Event::Send),
+        6 => (1_u8..30).prop_map(Event::Wait),
+        3 => backend().prop_map(Event::Drain),
+        3 => backend().prop_map(Event::Enable),
+        3 => node().prop_map(Event::Out),
+        3 => node().prop_map(Event::In),
+    ]
+}
+
+impl Sharing {
+    fn new() -> Self {
+        let mut nodes: Vec<_> = (0..3).map(|_| Node::new()).collect();
+        for node in &mut nodes {
+            set(&mut node.engine, desired());
+            node.engine.set_roles([(web(), Role::Shared)].into(), at(START)).unwrap();
+            node.engine.history(at(START)).unwrap();
+        }
+        let mut sharing = Self {
+            nodes,
+            out: BTreeSet::new(),
+            stopped: BTreeMap::new(),
+            joined: START,
+            members: BTreeMap::new(),
+            now: START,
+            clients: BTreeMap::new(),
+            born: 1_024,
+        };
+        sharing.meet();
+        sharing
+    }
+
+    fn running(&self) -> Vec<usize> {
+        (0..3).filter(|node| !self.stopped.contains_key(node)).collect()
+    }
+
+    /// All that run tell each other everything.
+    fn meet(&mut self) {
+        for node in self.running() {
+            let history = self.nodes[node].engine.history(at(self.now)).unwrap();
+            self.learn(node, &history);
+        }
+        self.joined = self.now;
+    }
+
+    fn learn(&mut self, from: usize, pieces: &[Piece]) {
+        for piece in pieces {
+            if let Piece::Ring { members, .. } = piece {
+                self.members.insert(from, members.clone());
+            }
+        }
+        for to in self.running().into_iter().filter(|to| *to != from) {
+            self.nodes[to].engine.learn(pieces.to_vec(), at(self.now)).unwrap();
+        }
+    }
+
+    fn tell(&mut self) {
+        // What is told in answer to something that was told takes another turn.
+        for _ in 0..2 {
+            for node in self.running() {
+                let news = self.nodes[node].engine.news(at(self.now)).unwrap();
+                self.learn(node, &news);
+            }
+        }
+    }
+
+    fn second(&mut self) {
+        self.now += 1;
+        let now = self.now;
+        for node in self.running() {
+            let others = self.members.iter();
+            let others = others.filter(|(at, _)| **at != node && !self.stopped.contains_key(at));
+            let members = others.map(|(_, members)| members.clone()).collect();
+            let sharers = Sharers {
+                away: self.stopped.values().copied().collect(),
+                joined: self.joined,
+                members: [(web(), members)].into(),
+            };
+            let engine = &mut self.nodes[node].engine;
+            engine.set_sharers(sharers);
+            engine.sweep(at(now)).unwrap();
+            engine.lease_pins(None);
+        }
+        self.clients.retain(|_, client| now - client.seen <= IDLE);
+        self.tell();
+    }
+
+    /// Where the router sends a client's packets.
+    fn node_of(&self, client: u16) -> usize {
+        let there: Vec<_> = (0..3).filter(|node| !self.out.contains(node)).collect();
+        there[usize::from(client) * 7919 % 65_521 % there.len()]
+    }
+
+    fn open(&mut self) {
+        self.born += 1;
+        let client = self.born;
+        let node = &self.nodes[self.node_of(client)];
+        let Some(backend) = node.send(&frame(client, SYN, client.into()), at(self.now)) else {
+            return;
+        };
+        let unknown = self.stopped.keys().copied().collect();
+        self.clients.insert(client, Client { backend, seen: self.now, unknown });
+        self.send_as(client).unwrap();
+    }
+
+    fn send_as(&mut self, client: u16) -> Result<(), TestCaseError> {
+        let node = self.node_of(client);
+        let Client { backend, seen, unknown } = self.clients[&client].clone();
+        if unknown.contains(&node) && self.stopped.contains_key(&node) {
+            self.clients.remove(&client);
+            return Ok(());
+        }
+        let found = self.nodes[node].send(&frame(client, ACK, 7), at(self.now));
+        prop_assert_eq!(
+            found,
+            Some(backend),
+            "client {} by node {}, at {}, last at {}",
+            client,
+            node,
+            self.now,
+            seen
+        );
+        self.clients.insert(client, Client { backend, seen: self.now, unknown });
+        Ok(())
+    }
+
+    fn send(&mut self, every: u16) -> Result<(), TestCaseError> {
+        let clients: Vec<_> = self.clients.keys().copied().collect();
+        for client in clients {
+            if every == 0 || client % 4 == every {
+                self.send_as(client)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn admin(&mut self, backend: usize, admin: Admin) {
+        // Whoever stands still gets it when it goes on.
+        for node in &mut self.nodes {
+            edit(&mut node.engine, BACKENDS[backend], admin);
+        }
+        for node in self.running() {
+            self.nodes[node].engine.reconcile(at(self.now)).unwrap();
+        }
+        self.tell();
+    }
+
+    fn see(&mut self, node: usize, backend: usize, condition: Condition) {
+        let target = Target { service: web(), backend: ip(BACKENDS[backend]) };
+        let it = &mut self.nodes[node];
+        it.view.insert(target, Seen { condition, ..Seen::default() });
+        it.engine.set_view(it.view.clone());
+        it.engine.reconcile(at(self.now)).unwrap();
+        self.tell();
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), TestCaseError> {
+        match event {
+            Event::Open(count) => {
+                (0..count).for_each(|_| self.open());
+                self.tell();
+            }
+            Event::Send(every) => self.send(every)?,
+            Event::Wait(seconds) => (0..seconds).for_each(|_| self.second()),
+            Event::Drain(backend) => self.admin(backend, Admin::Draining { deadline: None }),
+            Event::Enable(backend) => self.admin(backend, Admin::Enabled),
+            Event::Down(node, backend) if !self.stopped.contains_key(&node) => {
+                self.see(node, backend, Condition::SoftDown);
+            }
+            Event::Up(node, backend) if !self.stopped.contains_key(&node) => {
+                self.see(node, backend, Condition::Up);
+            }
+            Event::Down(..) | Event::Up(..) => {}
+            Event::Out(node) => {
+                if self.out.len() < 2 {
+                    self.out.insert(node);
+                }
+            }
+            Event::In(node) => drop(self.out.remove(&node)),
+            Event::Stop(node) => {
+                // What it has pinned is told before it stops, as by its lease.
+                self.tell();
+                if self.stopped.len() < 2 {
+                    self.stopped.entry(node).or_insert(self.now);
+                    self.nodes[node].engine.lease_pins(Some(std::time::Duration::from_nanos(1)));
+                }
+            }
+            Event::GoOn(node) => {
+                if self.stopped.remove(&node).is_some() {
+                    self.nodes[node].engine.lease_pins(None);
+                    self.nodes[node].engine.reconcile(at(self.now)).unwrap();
+                    self.meet();
+                    self.tell();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn in_flux(&self, node: usize) -> u32 {
+        self.nodes[node].engine.status().unwrap().services["web"].slots_in_flux
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_flow_moves_whichever_node_its_packets_come_to(
+        events in prop::collection::vec(event(), 1..80),
+    ) {
+        let mut sharing = Sharing::new();
+        for event in events {
+            sharing.handle(event)?;
+        }
+        sharing.send(0)?;
+    }
+}
+
+#[test]
+fn a_flow_by_one_node_keeps_slots_of_all_from_settling() {
+    let mut sharing = Sharing::new();
+    sharing.out = [1, 2].into();
+    (0..200).for_each(|_| sharing.open());
+    sharing.handle(Event::Drain(0)).unwrap();
+    for _ in 0..4 * IDLE / 5 {
+        sharing.handle(Event::Wait(5)).unwrap();
+        sharing.send(0).unwrap();
+    }
+    assert!(sharing.in_flux(1) > 0 && sharing.in_flux(2) > 0);
+    for left in [[0, 2], [0, 1], [1, 2]] {
+        sharing.out = left.into();
+        sharing.send(0).unwrap();
+    }
+}
+
+#[test]
+fn slots_settle_on_all_nodes_when_the_last_flow_has_ended() {
+    let mut sharing = Sharing::new();
+    sharing.out = [1, 2].into();
+    (0..200).for_each(|_| sharing.open());
+    sharing.handle(Event::Drain(0)).unwrap();
+    (0..3 * IDLE).for_each(|_| sharing.second());
+    assert_eq!([0, 1, 2].map(|node| sharing.in_flux(node)), [0; 3]);
+}
+
+#[test]
+fn a_backend_that_others_still_use_is_a_base_owner_for_as_long() {
+    let mut sharing = Sharing::new();
+    sharing.out = [0, 2].into();
+    (0..200).for_each(|_| sharing.open());
+    sharing.handle(Event::Down(0, 0)).unwrap();
+    for _ in 0..4 * IDLE / 5 {
+        sharing.handle(Event::Wait(5)).unwrap();
+        sharing.send(0).unwrap();
+    }
+    sharing.out = [1, 2].into();
+    sharing.send(0).unwrap();
+    sharing.handle(Event::Up(0, 0)).unwrap();
+    (0..200).for_each(|_| sharing.open());
+    sharing.out = [0, 1].into();
+    sharing.send(0).unwrap();
+}
+
+#[test]
+fn a_node_that_is_gone_is_waited_for_and_then_no_more() {
+    let mut sharing = Sharing::new();
+    sharing.out = [0, 1].into();
+    (0..200).for_each(|_| sharing.open());
+    sharing.handle(Event::Drain(0)).unwrap();
+    sharing.handle(Event::Stop(2)).unwrap();
+    // It forwards by itself meanwhile, and nobody hears of it.
+    for _ in 0..4 * IDLE / 5 {
+        sharing.handle(Event::Wait(5)).unwrap();
+        sharing.send(0).unwrap();
+    }
+    sharing.handle(Event::GoOn(2)).unwrap();
+    sharing.out = [1, 2].into();
+    sharing.send(0).unwrap();
+    // It never comes again.
+    sharing.handle(Event::Stop(2)).unwrap();
+    (0..600).for_each(|_| sharing.second());
+    assert_eq!([0, 1].map(|node| sharing.in_flux(node)), [0; 2]);
+}
