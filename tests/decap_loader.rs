@@ -93,7 +93,7 @@ fn attached_decapsulator_outlives_the_command_and_shows_itself() {
 
         assert!(detach("eth0", &host.pins).expect("detach"));
         assert!(!host.shows_program());
-        assert!(!host.pinned("link").exists());
+        assert!(!host.pins.exists(), "no folder is left");
         assert!(!detach("eth0", &host.pins).expect("detach again"));
         assert!(status(&host.pins).expect("status").is_empty());
     });

@@ -16,6 +16,14 @@ pub enum Source {
     Given([u8; 16]),
     /// A file holds it; one that is missing is made with random bytes.
     File(PathBuf),
+    /// The same for a file that the configuration does not name. If it is missing and there is an
+    /// `earlier` one, where version 0.1.0 kept every seed, it is made with that one's: flows stay.
+    Default {
+        /// The file.
+        file: PathBuf,
+        /// Where the seed may be from before.
+        earlier: PathBuf,
+    },
 }
 
 impl fmt::Debug for Source {
@@ -24,6 +32,7 @@ impl fmt::Debug for Source {
         match self {
             Self::Given(_) => f.write_str("Given(..)"),
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Default { file, .. } => f.debug_tuple("Default").field(file).finish(),
         }
     }
 }
@@ -44,29 +53,49 @@ impl Source {
     ///
     /// The file can't be read or made, or holds no seed.
     pub fn obtain(&self) -> Result<[u8; 16]> {
-        let path = match self {
+        let (path, earlier) = match self {
             Self::Given(seed) => return Ok(*seed),
-            Self::File(path) => path,
+            Self::File(path) => (path, None),
+            Self::Default { file, earlier } => (file, Some(earlier).filter(|other| *other != file)),
         };
-        match fs::read_to_string(path) {
-            Ok(text) => parse(text.trim()).with_context(|| {
-                format!(
-                    "{} holds no seed of 32 hexadecimal digits; copy it from another node, or remove it to have one made",
-                    path.display()
-                )
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => make(path),
-            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        if let Some(seed) = read(path)? {
+            return Ok(seed);
         }
+        let seed = match earlier.map(|earlier| read(earlier)).transpose()?.flatten() {
+            Some(seed) => seed,
+            None => random()?,
+        };
+        keep(seed, path)?;
+        let file = path.display();
+        tracing::info!(%file, "made a seed; give the same to every node that shares the VIPs");
+        Ok(seed)
     }
 }
 
-/// Makes a seed and the file that keeps it, readable for the owner only.
-fn make(path: &Path) -> Result<[u8; 16]> {
+/// The seed that a file holds; none if there is no file.
+fn read(path: &Path) -> Result<Option<[u8; 16]>> {
+    match fs::read_to_string(path) {
+        Ok(text) => parse(text.trim()).map(Some).with_context(|| {
+            format!(
+                "{} holds no seed of 32 hexadecimal digits; copy it from another node, or remove it to have one made",
+                path.display()
+            )
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+fn random() -> Result<[u8; 16]> {
     let mut seed = [0; 16];
     fs::File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut seed))
         .context("read /dev/urandom")?;
+    Ok(seed)
+}
+
+/// Makes the file that keeps a seed, readable for the owner only.
+fn keep(seed: [u8; 16], path: &Path) -> Result<()> {
     let Some(dir) = path.parent() else { bail!("{} is no file", path.display()) };
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     let partial = path.with_extension("partial");
@@ -82,9 +111,7 @@ fn make(path: &Path) -> Result<[u8; 16]> {
         })
         .and_then(|()| fs::rename(&partial, path))
         .and_then(|()| fs::File::open(dir)?.sync_all());
-    written.with_context(|| format!("write {}", path.display()))?;
-    tracing::info!(file = %path.display(), "made a seed; give the same to every node that shares the VIPs");
-    Ok(seed)
+    written.with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -113,6 +140,20 @@ mod tests {
         assert_eq!(source.obtain().expect("it is read"), seed);
         let mode = fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_seed_from_before_the_state_file_was_elsewhere_is_taken_over() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (file, earlier) = (dir.path().join("state/seed"), dir.path().join("seed"));
+        let seed = Source::File(earlier.clone()).obtain().expect("it is made");
+        let source = Source::Default { file: file.clone(), earlier: earlier.clone() };
+        assert_eq!(source.obtain().expect("it is copied"), seed);
+        fs::remove_file(&earlier).expect("it is there");
+        assert_eq!(source.obtain().expect("it is read"), seed);
+        fs::remove_file(&file).expect("it is there");
+        assert_ne!(source.obtain().expect("it is made"), seed);
+        assert!(!earlier.exists(), "nothing is written elsewhere");
     }
 
     #[test]

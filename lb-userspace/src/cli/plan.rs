@@ -35,19 +35,22 @@ fn of_service(name: &str, seen: &ServicePreview) -> Vec<String> {
     }
     let flows = seen.flows_moved;
     let known = format!("{} pinned flow{}", count(flows), if flows == 1 { "" } else { "s" });
-    let by_slot = seen.flow_slots_moved;
-    let slots = format!("those of {} slots ({})", count(by_slot.into()), share(by_slot));
-    let which = match (by_slot, flows) {
-        (0, 0) => {
-            lines.push(format!("no flow of {name} moves"));
-            return lines;
-        }
-        (_, 0) => slots,
-        (0, _) => known,
-        _ => format!("{slots} and {known}"),
-    };
+    let older = seen.flow_slots_in_flux;
+    let own = seen.flow_slots_moved.saturating_sub(older);
+    let slots = |slots: u32| format!("{} slots ({})", count(slots.into()), share(slots));
+    let kinds = [
+        (own > 0, format!("those of {}", slots(own))),
+        (older > 0, format!("those of {} that are older than the last change", slots(older))),
+        (flows > 0, known),
+    ];
+    let which: Vec<_> =
+        kinds.into_iter().filter_map(|(some, which)| some.then_some(which)).collect();
+    if which.is_empty() {
+        lines.push(format!("no flow of {name} moves"));
+        return lines;
+    }
     let what = if seen.removed || seen.starved { "break" } else { "move" };
-    lines.push(format!("flows of {name} {what} at once: {which}"));
+    lines.push(format!("flows of {name} {what} at once: {}", which.join(", and ")));
     lines
 }
 
@@ -78,7 +81,18 @@ mod tests {
         let force = ServicePreview { flow_slots_moved: 21_845, flows_moved: 12, ..drain };
         assert_eq!(
             of_service("web", &force)[1],
-            "flows of web move at once: those of 21,845 slots (33.3 %) and 12 pinned flows"
+            "flows of web move at once: those of 21,845 slots (33.3 %), and 12 pinned flows"
+        );
+        let fresh = ServicePreview {
+            slots_moved: 42_140,
+            flow_slots_moved: 65_537,
+            flow_slots_in_flux: 23_397,
+            ..drain
+        };
+        assert_eq!(
+            of_service("web", &fresh)[1],
+            "flows of web move at once: those of 42,140 slots (64.3 %), and those of 23,397 slots \
+             (35.7 %) that are older than the last change"
         );
         let last = ServicePreview { starved: true, slots_moved: 65_537, ..drain };
         assert_eq!(

@@ -51,7 +51,7 @@ pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
 pub const DEFAULT_SOCKET: &str = "/run/lb/lbd.sock";
 /// Where changes by `lbctl` are kept, unless the configuration says otherwise.
 pub const DEFAULT_STATE_FILE: &str = "/var/lib/lb/state.json";
-/// Where the seed is kept, unless the configuration says otherwise.
+/// Where the seed is kept, unless the configuration names another file, or keeps the state elsewhere.
 pub const DEFAULT_SEED_FILE: &str = "/var/lib/lb/seed";
 /// The group that may use the socket, unless the configuration says otherwise.
 pub const DEFAULT_GROUP: &str = "lb";
@@ -263,7 +263,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
     let socket = path("socket", DEFAULT_SOCKET);
     let state_file = path("state_file", DEFAULT_STATE_FILE);
     let group = root.optional("group").and_then(|field| field.string("group = \"lb\""));
-    let seed = read_seed(&root);
+    let seed = read_seed(&root, &state_file);
     let limits = read_limits(&root);
     let tunnel = read_tunnel(&root);
     let services = service::read_services(&root);
@@ -390,7 +390,8 @@ fn command(field: &tree::Field<'_>, key: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-fn read_seed(root: &Table<'_>) -> seed::Source {
+/// Unless a file is named, the seed is kept beside the state.
+fn read_seed(root: &Table<'_>, state_file: &Path) -> seed::Source {
     const EXAMPLE: &str = "32 hexadecimal digits in quotes, as `openssl rand -hex 16` prints them";
     let given = root.optional("seed");
     let file = read_path(root, "seed_file");
@@ -404,9 +405,13 @@ fn read_seed(root: &Table<'_>) -> seed::Source {
             })
         })
     });
-    match seed {
-        Some(seed) => seed::Source::Given(seed),
-        None => seed::Source::File(file.unwrap_or_else(|| DEFAULT_SEED_FILE.into())),
+    match (seed, file) {
+        (Some(seed), _) => seed::Source::Given(seed),
+        (None, Some(file)) => seed::Source::File(file),
+        (None, None) => {
+            let file = state_file.with_file_name("seed");
+            seed::Source::Default { file, earlier: DEFAULT_SEED_FILE.into() }
+        }
     }
 }
 

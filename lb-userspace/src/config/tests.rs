@@ -47,7 +47,7 @@ fn every_default_in_the_example_is_the_default() {
         .map(|line| match line.trim_start().strip_prefix("# ") {
             // `seed` and `seed_file` exclude each other; the others have no default.
             Some(key)
-                if ["seed", "drain_deadline", "host", "body", "port"]
+                if ["seed", "seed_file", "drain_deadline", "host", "body", "port"]
                     .into_iter()
                     .chain(["peers", "source", "min_ttl", "password", "notify", "second_path"])
                     .chain(["hmac_key_file", "hmac_key_id"])
@@ -69,6 +69,18 @@ fn every_default_in_the_example_is_the_default() {
     let (said, unsaid) = (parse(&all), parse(text));
     assert!(said.unsaid.len() < unsaid.unsaid.len());
     assert_eq!(said, Config { unsaid: said.unsaid.clone(), ..unsaid });
+}
+
+#[test]
+fn the_seed_is_beside_the_state_unless_a_file_is_named() {
+    let seed = |text: &str| match parse(&format!("interface = \"a\"\n{text}")).seed {
+        seed::Source::Default { file, .. } | seed::Source::File(file) => file,
+        seed::Source::Given(_) => panic!("none is given"),
+    };
+    assert_eq!(seed(""), Path::new("/var/lib/lb/seed"));
+    assert_eq!(seed("state_file = \"/srv/lb/state.json\""), Path::new("/srv/lb/seed"));
+    let named = seed("state_file = \"/srv/lb/state.json\"\nseed_file = \"/etc/lb/seed\"");
+    assert_eq!(named, Path::new("/etc/lb/seed"));
 }
 
 #[test]

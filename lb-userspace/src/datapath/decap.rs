@@ -220,7 +220,10 @@ fn attach_link(program: &mut Xdp, dev: &str, allow_generic: bool) -> Result<(FdL
 pub fn detach(dev: &str, pin_dir: &Path) -> Result<bool> {
     let pins = Pins::of(pin_dir, dev);
     pins.link_of(dev, &query::interfaces()?)?;
-    pins.remove()
+    let removed = pins.remove()?;
+    // The folder may hold what others have pinned there.
+    let _ = fs::remove_dir(pin_dir);
+    Ok(removed)
 }
 
 /// All decapsulators under `pin_dir`, by interface.

@@ -36,6 +36,9 @@ pub struct ServicePreview {
     pub slots_moved: u32,
     /// Slots of which the flows that are there already move at once, but those that are pinned.
     pub flow_slots_moved: u32,
+    /// Those of them that are in flux: only flows move that are older than the ring's last change.
+    #[serde(default)]
+    pub flow_slots_in_flux: u32,
     /// Flows that are known each by itself (pinned, or tracked) and move at once.
     pub flows_moved: u64,
     /// Whether no backend has new flows afterwards.
@@ -91,6 +94,7 @@ impl<D: DataPlane> Engine<D> {
             slots,
             slots_moved: slots,
             flow_slots_moved: if target.bases && owned > 0 { slots } else { 0 },
+            flow_slots_in_flux: 0,
             flows_moved: self.flows_that_move(id, target),
             starved,
             removed: false,
@@ -117,6 +121,7 @@ impl<D: DataPlane> Engine<D> {
             seen.slots_moved += u32::from(before.current != after.current);
             let moves = target.bases && older(before) != 0 && older(before) != older(after);
             seen.flow_slots_moved += u32::from(moves);
+            seen.flow_slots_in_flux += u32::from(moves && before.base != 0);
         }
         Ok(seen)
     }
@@ -127,6 +132,7 @@ impl<D: DataPlane> Engine<D> {
             slots,
             slots_moved: slots,
             flow_slots_moved: slots,
+            flow_slots_in_flux: 0,
             flows_moved: self.flows_that_move(id, &Target::default()),
             starved: true,
             removed: true,
@@ -272,11 +278,30 @@ mod tests {
             slots: 1_009,
             slots_moved: 1_009,
             flow_slots_moved: 1_009,
+            flow_slots_in_flux: 0,
             flows_moved: 2,
             starved: true,
             removed: true,
         };
         assert_eq!(preview.services, [("web".to_owned(), expected)].into());
+    }
+
+    #[test]
+    fn older_flows_in_slots_that_a_backend_has_lost_are_told_from_those_of_its_own_slots() {
+        let mut engine = running();
+        let mut alone = web();
+        alone.services.get_mut("web").expect("it is there").backends.retain(|at, _| *at == A);
+        for desired in [alone, web()] {
+            engine.set_desired(desired);
+            engine.reconcile(Now::read()).expect("it is written");
+        }
+        // It had the whole ring, and has a third of it.
+        let mut without = web();
+        without.services.get_mut("web").expect("it is there").backends.remove(&A);
+        let seen = engine.preview(&without, Now::read()).expect("it is read").services["web"];
+        assert_eq!(seen.flow_slots_moved, 1_009);
+        let own = seen.flow_slots_moved - seen.flow_slots_in_flux;
+        assert!((300..400).contains(&own), "{seen:?}");
     }
 
     #[test]
