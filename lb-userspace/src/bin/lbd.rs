@@ -128,7 +128,9 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         notifier: Notifier::from_env(),
     };
     let (prober, reports) = Prober::start().context("start the health checks")?;
-    let daemon = Daemon::new(engine, Box::new(prober), effects, file.into(), config)?;
+    // `lbctl` names it from other folders.
+    let file = std::path::absolute(file).context("find the configuration's file")?;
+    let daemon = Daemon::new(engine, Box::new(prober), effects, file, config)?;
 
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();

@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -11,6 +12,7 @@ use clap::{Args, Subcommand};
 
 use super::{Printer, args::word};
 use crate::{
+    api::{ConfigDiff, client::Client},
     config,
     desired::{Mode, Protocol},
     doctor::{
@@ -24,9 +26,10 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct DoctorArgs {
-    /// The configuration of the balancer.
-    #[arg(long, default_value = config::DEFAULT_FILE)]
-    config: PathBuf,
+    /// The configuration of the balancer [default: that of the lbd that answers on the socket, else
+    /// /etc/lb/lb.toml].
+    #[arg(long)]
+    config: Option<PathBuf>,
     /// Show only what is not as it should be.
     #[arg(short, long, global = true)]
     quiet: bool,
@@ -62,9 +65,20 @@ fn port(text: &str) -> Result<(Protocol, u16), String> {
     Ok((word(protocol).map_err(|_| wrong())?, port))
 }
 
-pub(super) async fn run(args: &DoctorArgs, printer: Printer) -> Result<ExitCode> {
+/// How long `lbd` may take to name its file: one that hangs is no reason to examine nothing.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> Result<ExitCode> {
     let report = match &args.host {
-        None => doctor::examine(&rim::balancer(&args.config).await?),
+        None => {
+            let file = match &args.config {
+                Some(file) => file.clone(),
+                None => file_of(socket).await.unwrap_or_else(|| config::DEFAULT_FILE.into()),
+            };
+            // The configuration says where lbd listens, unless lbctl was given another place.
+            let named = Some(socket).filter(|socket| *socket != Path::new(config::DEFAULT_SOCKET));
+            doctor::examine(&rim::balancer(&file, named).await?)
+        }
         Some(Host::Backend { vips, mode, ports, pin_dir }) => {
             let question = Question {
                 vips: vips.clone(),
@@ -79,6 +93,13 @@ pub(super) async fn run(args: &DoctorArgs, printer: Printer) -> Result<ExitCode>
     printer.print(&report, || told(&report, args.quiet))?;
     let healthy = report.count(Grade::Wrong) == 0;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The file of the `lbd` that answers there.
+async fn file_of(socket: &Path) -> Option<PathBuf> {
+    let client = Client::new(socket);
+    let diff = client.get::<ConfigDiff>("/v1/config/diff");
+    Some(tokio::time::timeout(PATIENCE, diff).await.ok()?.ok()?.file)
 }
 
 fn told(report: &Report, quiet: bool) -> String {

@@ -105,7 +105,7 @@ impl Cli {
             Command::Explain(args) => return explain::run(args, &client, printer).await,
             Command::Log(command) => log::run(command, &client, printer).await?,
             Command::Decap(command) => decap::run(command, printer)?,
-            Command::Doctor(args) => return doctor::run(args, printer).await,
+            Command::Doctor(args) => return doctor::run(args, &self.socket, printer).await,
         }
         Ok(ExitCode::SUCCESS)
     }

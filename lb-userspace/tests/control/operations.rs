@@ -491,3 +491,19 @@ fn a_daemon_that_hangs_is_told() {
     let expected = format!("lbctl: lbd does not answer on {} within 5 s", socket.display());
     assert!(ran.err.starts_with(&expected), "{ran:?}");
 }
+
+#[tokio::test]
+async fn doctor_examines_the_configuration_of_the_daemon_on_the_socket() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let ran = lbctl(&place, "doctor -o json").await;
+    let report: lb_userspace::doctor::Report = serde_json::from_str(&ran.out).expect("it is JSON");
+    let found = |check: &str| {
+        let all = report.findings.iter().filter(|one| one.check == check);
+        all.map(|one| one.found.clone()).collect::<Vec<_>>().join("\n")
+    };
+    let file = place.file().display().to_string();
+    assert!(found("configuration").contains(&file), "{report:#?}");
+    assert!(found("lbd").starts_with("lbd runs"), "{report:#?}");
+    lbd.stop().await;
+}

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(1_500);
 /// # Errors
 ///
 /// If netlink can't be spoken to.
-pub async fn balancer(file: &Path) -> anyhow::Result<Facts> {
+pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Facts> {
     let config = read_config(file);
     let links = links::read().await?;
     let mut interfaces = links.interfaces;
@@ -51,8 +51,9 @@ pub async fn balancer(file: &Path) -> anyhow::Result<Facts> {
         hops = resolved?;
         claims = told;
     }
-    let socket = config.as_ref().map(|config| config.socket.clone());
-    let socket = socket.unwrap_or_else(|_| crate::config::DEFAULT_SOCKET.into());
+    let configured = config.as_ref().map(|config| config.socket.as_path()).ok();
+    let socket = socket.or(configured).unwrap_or(Path::new(crate::config::DEFAULT_SOCKET));
+    let socket = socket.to_owned();
     let (daemon, refused) = system::daemon(&socket);
     let group = config.as_ref().map_or(crate::config::DEFAULT_GROUP, |config| &config.group);
     let socket = SocketFile {
