@@ -53,29 +53,29 @@ impl<B: Balancer> Daemon<B> {
     }
 
     /// Reads the configuration again, and tells of it.
+    ///
+    /// What can be refused is refused before anything is changed. From then on the configuration is in force;
+    /// maps that can't be written are tried again, as after any other change.
     pub(super) fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
         self.look_at_clocks();
         self.effects.notifier.reloading();
-        let done = self.reload();
-        let news = match &done {
-            Ok(reloaded) => News::new(Kind::ConfigReloaded, reloaded.done.message.as_str(), who),
+        let done = match self.plan_reload() {
+            Ok((config, merged)) => self.commit_reload(config, merged, who),
             Err(refusal) => {
-                News::new(Kind::ConfigRefused, "configuration not reloaded", refusal.to_string())
+                let refusal = refusal.hint("nothing was changed");
+                let news = News::new(
+                    Kind::ConfigRefused,
+                    "configuration not reloaded",
+                    refusal.to_string(),
+                );
+                self.effects.events.record(news);
+                Err(refusal)
             }
         };
-        self.effects.events.record(news);
-        if let Ok(Reloaded { done, differences, routers, tables, conflicts }) = &done {
-            for change in routers.iter().chain(tables) {
-                tracing::info!("{change}");
-            }
-            // The differences and conflicts are events of their own.
-            let told: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
-            let others = done.notes.iter().skip(differences.len() + routers.len() + tables.len());
-            for note in others.filter(|note| !told.contains(note)) {
-                tracing::warn!("{note}");
-            }
-        }
         self.effects.notifier.ready(&self.ready_line());
+        if let Some(error) = &self.last_error {
+            self.effects.notifier.status(&format!("the maps can't be written: {error}"));
+        }
         done
     }
 
@@ -108,10 +108,17 @@ impl<B: Balancer> Daemon<B> {
         Ok(Reloaded { done, differences, routers, tables, conflicts: merged.conflicts })
     }
 
-    /// Reads the file again and puts in force what it changes.
-    pub(super) fn reload(&mut self) -> Result<Reloaded, Refusal> {
-        let (config, merged) =
-            self.plan_reload().map_err(|refusal| refusal.hint("nothing was changed"))?;
+    /// Puts a configuration in force that was found to be right.
+    ///
+    /// # Errors
+    ///
+    /// The maps can't be written. The configuration is in force all the same.
+    fn commit_reload(
+        &mut self,
+        config: Config,
+        merged: Merged,
+        who: &str,
+    ) -> Result<Reloaded, Refusal> {
         let differences = diff(self.in_force(), merged.intent());
         let routers = changes(&self.config.routers, &config.routers);
         let tables = tables(&self.config, &config);
@@ -119,7 +126,7 @@ impl<B: Balancer> Daemon<B> {
         let message = reloaded(&config, nothing);
         let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
         notes.extend(routers.iter().chain(&tables).cloned());
-        notes.extend(self.notes_of_reload(&config, &merged));
+        let others = self.notes_of_reload(&config, &merged);
         let kept = self.config.clone();
         self.config = Config {
             interfaces: kept.interfaces,
@@ -144,7 +151,27 @@ impl<B: Balancer> Daemon<B> {
         if !routers.is_empty() {
             self.configure_routers();
         }
-        notes.extend(self.enact(merged.desired, "configuration reloaded")?);
+        let enacted = self.enact(merged.desired, "configuration reloaded");
+        self.effects.events.record(News::new(Kind::ConfigReloaded, message.as_str(), who));
+        for change in routers.iter().chain(&tables) {
+            tracing::info!("{change}");
+        }
+        // The differences and conflicts are events of their own.
+        let told: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
+        for note in others.iter().filter(|note| !told.contains(note)) {
+            tracing::warn!("{note}");
+        }
+        notes.extend(others);
+        let enacted = enacted.map_err(|refusal| Refusal {
+            error: format!("{message}, but {}", refusal.error),
+            hint: Some(
+                "the configuration is in force, and the maps are tried again each second; see \
+                 'lbctl status'"
+                    .into(),
+            ),
+            ..refusal
+        })?;
+        notes.extend(enacted);
         Ok(Reloaded {
             done: Done { message, notes, plan: None },
             differences,

@@ -114,6 +114,9 @@ impl<B: Balancer> Daemon<B> {
             }
         }
         self.release_stray_pins();
+        // Nobody looked while there was no router: the first would be in fault until the next tick.
+        self.look_at_interfaces();
+        self.update_routers();
         self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
     }
 

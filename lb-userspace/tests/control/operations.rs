@@ -14,7 +14,7 @@ use crate::{
     cli::{Ran, lbctl, lbctl_command},
     common::{Place, Running, WEB, events, eventually},
 };
-use hyper::Method;
+use hyper::{Method, body::Bytes};
 use lb_userspace::{
     api::{Done, Reloaded, client::Error},
     daemon::Signal,
@@ -126,6 +126,33 @@ async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
     // What fails each second in the same way is one event.
     assert!(seen.iter().filter(|kind| **kind == Kind::MapsFailing).count() <= 3, "{seen:?}");
     assert_eq!(seen.iter().filter(|kind| **kind == Kind::MapsWritten).count(), 1, "{seen:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_reload_is_refused_only_when_it_changed_nothing() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    place.wires.failing_sweeps.store(true, Ordering::SeqCst);
+    place.wires.failing_writes.store(2, Ordering::SeqCst);
+    place.configure(&WEB.replace("weight = 3", "weight = 30"));
+    let done = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
+    let Err(Error::Refused(told)) = done else { panic!("the maps are not written: {done:?}") };
+    assert!(told.error.starts_with("configuration reloaded: "), "{told:?}");
+    assert!(told.error.contains(", but the maps could not be written: "), "{told:?}");
+    assert!(told.hint.is_some_and(|hint| hint.starts_with("the configuration is in force")));
+    let weights = status(&lbd).await.services["web"].backends.clone();
+    assert_eq!(weights[&IpAddr::from([10, 0, 0, 12])].weight, 30);
+    let seen = kinds(&events(&lbd.client).await);
+    assert!(seen.contains(&Kind::ConfigReloaded) && seen.contains(&Kind::MapsFailing), "{seen:?}");
+    assert!(!seen.contains(&Kind::ConfigRefused), "{seen:?}");
+    place.wires.failing_sweeps.store(false, Ordering::SeqCst);
+    eventually("the maps are written", async || status(&lbd).await.last_error.is_none()).await;
+    // One with a mistake has changed nothing, and says so.
+    place.configure("[[service]]\nname = 7\n");
+    let done = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
+    let Err(Error::Refused(told)) = done else { panic!("it has a mistake: {done:?}") };
+    assert_eq!(told.hint.as_deref(), Some("nothing was changed"));
     lbd.stop().await;
 }
 

@@ -330,6 +330,27 @@ async fn a_reload_changes_routers_and_leaves_the_others_alone() {
 }
 
 #[tokio::test]
+async fn a_first_router_that_a_reload_adds_knows_that_the_node_forwards() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    place.configure(&format!("{WEB}{ROUTER}"));
+    lbd.script.deeds.take();
+    let _: Done =
+        lbd.client.send(Method::POST, "/v1/reload", Bytes::new()).await.expect("it is valid");
+    let orders = lbd.script.deeds.of(|deed| match deed {
+        Deed::Order(order) => Some(order.clone()),
+        _ => None,
+    });
+    let forwarding = BTreeSet::from(["eth0".to_owned()]);
+    assert!(
+        matches!(&orders[0], Order::Facts(facts) if facts.forwarding == forwarding),
+        "{orders:?}"
+    );
+    assert_eq!(orders[1], Order::Configure(config(&place).routers));
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_saved_leaves_routers_and_peers_as_they_are_written() {
     let text = format!("{WEB}# routers\n{ROUTER}# peers\n{SYNC}# end\n");
     let place = Place::new(&text);
