@@ -140,7 +140,42 @@ const MERGERS: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw"
 pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
     let why =
         "the program would see packets larger than the link takes; drivers refuse XDP with it";
-    configured(facts).filter_map(|(name, interface)| merging(name, interface, why)).collect()
+    let is_vlan = |interface: &Interface| interface.kind.as_deref() == Some("vlan");
+    let vlans = facts.interfaces.values().any(is_vlan);
+    configured(facts)
+        .flat_map(|(name, interface)| {
+            let tags = if vlans { stripping(name, interface) } else { None };
+            [merging(name, interface, why), gathering(name, interface), tags]
+        })
+        .flatten()
+        .collect()
+}
+
+/// Whether the network stack merges packets before a program of its own sees them.
+fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
+    let is_generic = interface.xdp.as_ref().is_some_and(|xdp| xdp.generic);
+    (is_generic && interface.offloads.as_ref()?.contains("rx-gro")).then(|| {
+        Finding::wrong(
+            "offloads",
+            format!(
+                "{name}: the balancer runs in the network stack, which merges packets first (GRO)"
+            ),
+            "what is merged is too big for the way to a backend; clients are told so, and stall",
+        )
+        .mended_by(format!("ethtool -K {name} gro off"))
+    })
+}
+
+/// Whether an interface takes VLAN tags off.
+fn stripping(name: &str, interface: &Interface) -> Option<Finding> {
+    interface.offloads.as_ref()?.contains("rx-vlan-hw-parse").then(|| {
+        Finding::warning(
+            "offloads",
+            format!("{name} takes VLAN tags off before the program sees them: rxvlan"),
+            "ICMP errors for packets of a VLAN leave without its tag, so path MTU discovery fails there",
+        )
+        .mended_by(format!("ethtool -K {name} rxvlan off"))
+    })
 }
 
 /// Whether an interface merges packets in hardware, and why that matters to a program on it; none if

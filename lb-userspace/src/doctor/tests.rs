@@ -323,6 +323,40 @@ fn offloads_that_merge_are_told() {
     assert_told(&merging, Grade::Wrong, &["ethtool -K eth0 lro off rx-gro-hw off"]);
 }
 
+/// The findings about offloads that are not well, of a node of which this is true.
+fn offloads_of(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+    let mut facts = healthy();
+    change(&mut facts);
+    let found = links::offloads(&facts).into_iter();
+    found.filter(|found| found.grade != Grade::Ok).filter_map(|found| found.mend).collect()
+}
+
+#[test]
+fn gro_is_told_where_the_network_stack_runs_the_program() {
+    let gro = |generic| {
+        offloads_of(|facts| {
+            let eth0 = eth0(facts);
+            eth0.offloads = Some(BTreeSet::from(["rx-gro".to_owned()]));
+            eth0.xdp = Some(XdpProgram { name: "balance".into(), generic, ours: true });
+        })
+    };
+    assert_eq!(gro(true), ["ethtool -K eth0 gro off"]);
+    assert!(gro(false).is_empty(), "a driver runs the program before GRO");
+}
+
+#[test]
+fn vlan_tags_that_hardware_takes_off_are_told_where_there_are_vlans() {
+    let stripping = |kind: &str| {
+        offloads_of(|facts| {
+            eth0(facts).offloads = Some(BTreeSet::from(["rx-vlan-hw-parse".to_owned()]));
+            let other = Interface { kind: Some(kind.into()), ..Interface::default() };
+            facts.interfaces.insert("eth0.7".into(), other);
+        })
+    };
+    assert_eq!(stripping("vlan"), ["ethtool -K eth0 rxvlan off"]);
+    assert!(stripping("veth").is_empty());
+}
+
 #[test]
 fn who_answers_for_a_vip_is_told() {
     let told_of = |text: &str, held: bool, claim: Option<[u8; 6]>| {
