@@ -163,7 +163,10 @@ fn each_fault_of_a_balancer_is_named_and_its_command_mends_it() -> Result<()> {
     // The backend answers for the VIP, the link is down, and somebody else's program is on it.
     node.ip("address add 10.0.0.100/32 dev eth0")?;
     backend.ip("address add 10.0.0.100/32 dev lo")?;
-    let decap = format!("lbctl decap attach --dev eth0 --pin-dir {}", pins.0.display());
+    let decap = format!(
+        "lbctl decap attach --dev eth0 --vip 10.0.0.100 --from any --pin-dir {}",
+        pins.0.display()
+    );
     ensure!(shell(&node, &decap)?.status.success(), "{decap}");
     node.ip("link set eth0 down")?;
     let mut report = examine(&node, &arguments)?;

@@ -1,10 +1,12 @@
 //! The other end of a tunnel: what a backend without a tunnel device does with the packets that
 //! the balancer encapsulated for it.
 //!
-//! Only packets for the host's own addresses are unwrapped, and only if what is inside is for an
-//! allowed VIP: otherwise anyone could put any packet behind the host's filters.
+//! Only packets for the host's own addresses are unwrapped, only if they come from an allowed source,
+//! and only if what is inside is for an allowed VIP: otherwise anyone could put any packet behind the
+//! host's filters, and a host that routes would forward it. What is not unwrapped passes as it came:
+//! it may be of another tunnel that the host ends.
 
-use zerocopy::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, network_endian::U16};
 
 use crate::{
     abi::{VipKey, mapped},
@@ -21,9 +23,63 @@ use crate::{
 pub trait Tables {
     /// Whether an address is one of the host's, to which the balancer sends.
     fn is_address(&self, key: &VipKey) -> bool;
+    /// Whether packets from an outer source may be unwrapped.
+    fn is_source(&self, key: &VipKey) -> bool;
     /// Whether packets for an address may be unwrapped.
     fn is_vip(&self, key: &VipKey) -> bool;
 }
+
+/// How many prefixes of outer sources there can be.
+pub const MAX_SOURCES: u32 = 16;
+
+/// A prefix of outer sources: the element of `DECAP_SOURCES`. IPv4 as IPv4-mapped IPv6 addresses. An
+/// entry that is all zero is none: the prefix of all addresses has [`Source::used`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C, align(8))]
+pub struct Source {
+    /// The address; what the mask leaves out is zero.
+    pub address: [u64; 2],
+    /// Ones for the bits that must be alike, in the order of the address's bytes.
+    pub mask: [u64; 2],
+    /// 1.
+    pub used: u64,
+}
+
+impl Source {
+    /// The prefix of `length` bits of an IPv6 address.
+    #[must_use]
+    pub const fn new(address: u128, length: u32) -> Self {
+        let mask = match length {
+            0 => 0,
+            length => u128::MAX << (128 - length),
+        };
+        Self { address: halves(address & mask), mask: halves(mask), used: 1 }
+    }
+
+    /// Whether an address is in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(&self, key: &VipKey) -> bool {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = key.address;
+        let high = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let low = u64::from_ne_bytes([i, j, k, l, m, n, o, p]);
+        self.used != 0
+            && high & self.mask[0] == self.address[0]
+            && low & self.mask[1] == self.address[1]
+    }
+}
+
+/// A number of 128 bits as the words that its bytes in network order are.
+const fn halves(bits: u128) -> [u64; 2] {
+    [((bits >> 64) as u64).to_be(), (bits as u64).to_be()]
+}
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
+// SAFETY: FromBytes and IntoBytes hold: any bytes are a valid value, none is padding.
+unsafe impl aya::Pod for Source {}
 
 /// What happens to a packet on the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +121,8 @@ pub enum Reason {
     NoHeadroom,
     /// Unwrapped.
     Unwrapped,
+    /// From a source that is not allowed.
+    NotASource,
 }
 
 impl Reason {
@@ -76,6 +134,7 @@ impl Reason {
         Self::Congestion,
         Self::NoHeadroom,
         Self::Unwrapped,
+        Self::NotASource,
     ];
 
     /// Index of the counter.
@@ -95,6 +154,7 @@ impl Reason {
             Self::Congestion => "congestion",
             Self::NoHeadroom => "no_headroom",
             Self::Unwrapped => "unwrapped",
+            Self::NotASource => "not_a_source",
         }
     }
 }
@@ -120,7 +180,7 @@ fn find<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T) -> Result<Unwrap, Ve
     const MALFORMED: Verdict = Verdict::Pass(Reason::Malformed);
     let link = ethernet::parse(pkt).map_err(|_| NOT_A_TUNNEL)?;
     let l3 = link.l3;
-    let (next, outer_class, outer_len, payload, own) = match link.ethertype {
+    let (next, outer_class, outer_len, payload, own, source) = match link.ethertype {
         ethernet::IPV4 => {
             let ip = pkt.load::<Ipv4>(l3).ok_or(NOT_A_TUNNEL)?;
             // The balancer sends neither options nor fragments.
@@ -129,7 +189,8 @@ fn find<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T) -> Result<Unwrap, Ve
                 return Err(NOT_A_TUNNEL);
             }
             let payload = (ip.total_len.get() as usize).checked_sub(ipv4::LEN).ok_or(MALFORMED)?;
-            (number::IPV4, ip.tos, ipv4::LEN, payload, mapped(ip.destination))
+            let (own, source) = (mapped(ip.destination), mapped(ip.source));
+            (number::IPV4, ip.tos, ipv4::LEN, payload, own, source)
         }
         ethernet::IPV6 => {
             let ip = pkt.load::<Ipv6>(l3).ok_or(NOT_A_TUNNEL)?;
@@ -137,12 +198,16 @@ fn find<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T) -> Result<Unwrap, Ve
             if !v6 || !matches!(ip.next, number::IPV4 | number::IPV6) {
                 return Err(NOT_A_TUNNEL);
             }
-            (ip.next, ip.class(), ipv6::LEN, ip.payload_len.get() as usize, ip.destination)
+            let payload = ip.payload_len.get() as usize;
+            (ip.next, ip.class(), ipv6::LEN, payload, ip.destination, ip.source)
         }
         _ => return Err(NOT_A_TUNNEL),
     };
     if !tables.is_address(&VipKey { address: own }) {
         return Err(NOT_A_TUNNEL);
+    }
+    if !tables.is_source(&VipKey { address: source }) {
+        return Err(Verdict::Pass(Reason::NotASource));
     }
     let inner = l3 + outer_len;
     let v6 = next == number::IPV6;

@@ -4,7 +4,6 @@
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
 use aya_ebpf::{
-    Global,
     bindings::xdp_action,
     btf_maps::{Array, HashMap},
     helpers::bpf_get_smp_processor_id,
@@ -13,7 +12,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{VerdictCounter, VipKey},
-    decap::{REASONS, Reason, Tables, Unwrap, Verdict, decide, mark_v4, mark_v6},
+    decap::{
+        MAX_SOURCES, REASONS, Reason, Source, Tables, Unwrap, Verdict, decide, mark_v4, mark_v6,
+    },
     packet::{
         Packet,
         ethernet::{self, Ethernet, Tag},
@@ -28,10 +29,6 @@ use lb_ebpf::frame::Frame;
 /// `BPF_F_MMAPABLE` (Linux 5.5).
 const MMAPABLE: usize = 1 << 10;
 
-/// Not 0: packets for any address may be unwrapped.
-#[unsafe(no_mangle)]
-static DECAP_ANY_VIP: Global<u32> = Global::new(1);
-
 /// The host's addresses to which the balancer sends.
 #[btf_map]
 static DECAP_ADDRESSES: HashMap<VipKey, u32, 64> = HashMap::new();
@@ -39,6 +36,10 @@ static DECAP_ADDRESSES: HashMap<VipKey, u32, 64> = HashMap::new();
 /// The addresses for which packets may be unwrapped.
 #[btf_map]
 static DECAP_VIPS: HashMap<VipKey, u32, 512> = HashMap::new();
+
+/// The outer sources whose packets may be unwrapped; an entry that is not used ends the list.
+#[btf_map]
+static DECAP_SOURCES: Array<Source, { MAX_SOURCES as usize }> = Array::new();
 
 /// Packets and bytes by verdict, [`REASONS`] for each CPU. The loader sizes it.
 #[btf_map]
@@ -54,8 +55,29 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn is_vip(&self, key: &VipKey) -> bool {
-        DECAP_ANY_VIP.load() != 0 || DECAP_VIPS.get_ptr(key).is_some()
+        DECAP_VIPS.get_ptr(key).is_some()
     }
+
+    #[inline(always)]
+    fn is_source(&self, key: &VipKey) -> bool {
+        is_source(key) != 0
+    }
+}
+
+/// Whether a source is in any of the prefixes. Out of line, so that the verifier walks the loop with
+/// nothing else in its registers.
+#[inline(never)]
+fn is_source(key: &VipKey) -> u64 {
+    for index in 0..MAX_SOURCES {
+        let Some(source) = DECAP_SOURCES.get(index) else { return 0 };
+        if source.used == 0 {
+            return 0;
+        }
+        if source.contains(key) {
+            return 1;
+        }
+    }
+    0
 }
 
 /// Takes every frame of the interface.

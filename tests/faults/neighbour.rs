@@ -107,7 +107,8 @@ impl Far {
             at.ethtool(interface, &["tx", "off", "tso", "off", "gso", "off"])?;
         }
         let mut attach = namespace.command(balancer::binaries()?.join("lbctl"));
-        attach.args(["decap", "attach", "--dev", INTERFACE, "--pin-dir"]);
+        attach.args(["decap", "attach", "--dev", INTERFACE]);
+        attach.args(["--from", "172.16.0.0/16", "--pin-dir"]);
         command::run(attach.arg(lab.pins().join(Self::NAME)))?;
         let (folder, big) = (lab.folder().join(Self::NAME), lab.folder().join("far-big"));
         std::fs::write(&big, nginx::big()).with_context(|| format!("write {}", big.display()))?;

@@ -114,7 +114,8 @@ pub fn decapsulate(lab: &Lab) -> Result<()> {
         // The hosts share a bpffs; each has a folder of its own in it.
         let pins = lab.pins().join(&web.host.name);
         let mut attach = web.host.namespace.command(&lbctl);
-        attach.args(["decap", "attach", "--dev", crate::lab::INTERFACE, "--pin-dir"]).arg(pins);
+        attach.args(["decap", "attach", "--dev", crate::lab::INTERFACE]);
+        attach.args(["--from", "172.16.0.0/16", "100::/64", "--pin-dir"]).arg(pins);
         crate::command::run(&mut attach).with_context(|| format!("on {}", web.host.name))?;
     }
     Ok(())

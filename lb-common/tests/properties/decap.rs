@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{VipKey, mapped},
-    decap::{Reason, Tables, Unwrap, Verdict, decide, mark_v4, mark_v6},
+    decap::{Reason, Source, Tables, Unwrap, Verdict, decide, mark_v4, mark_v6},
     packet::{ipv4::Ipv4, ipv6::Ipv6, number},
     rewrite::{outer_v4, outer_v6},
 };
@@ -24,6 +24,13 @@ struct Host;
 impl Tables for Host {
     fn is_address(&self, key: &VipKey) -> bool {
         key.address == mapped(HOST_V4) || key.address == HOST_V6
+    }
+
+    fn is_source(&self, key: &VipKey) -> bool {
+        // What `wrap` has, and nothing else.
+        let v4 = Source::new(u128::from_be_bytes(mapped([172, 16, 0, 0])), 96 + 16);
+        let v6 = Source::new(u128::from_be_bytes([1; 16]), 96);
+        v4.contains(key) || v6.contains(key)
     }
 
     fn is_vip(&self, key: &VipKey) -> bool {

@@ -1,6 +1,10 @@
 //! `lbctl decap`: the program that takes packets out of their tunnel, on a backend.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -10,6 +14,7 @@ use crate::{
     api::Done,
     config,
     datapath::decap,
+    flows::Prefix,
     units::{format_bytes, format_count},
 };
 
@@ -24,9 +29,13 @@ pub(super) enum DecapCommand {
         /// A destination of tunnelled packets; all addresses of the interface unless given.
         #[arg(long = "address")]
         addresses: Vec<IpAddr>,
-        /// A VIP that packets in the tunnel may be for; any unless given.
+        /// A VIP that packets in the tunnel may be for; those on the loopback at this moment unless given.
         #[arg(long = "vip")]
         vips: Vec<IpAddr>,
+        /// Prefixes of addresses that tunnelled packets may come from, as in `tunnel` of the balancers'
+        /// configuration; `any`: all.
+        #[arg(long = "from", value_name = "PREFIX", num_args = 1..)]
+        sources: Vec<From>,
         /// Attach in the network stack if the driver can't.
         #[arg(long)]
         generic: bool,
@@ -51,21 +60,40 @@ pub(super) enum DecapCommand {
     },
 }
 
+/// What `--from` says: a prefix, or all.
+#[derive(Clone, Debug)]
+pub(super) struct From(Vec<Prefix>);
+
+impl FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text != "any" {
+            return Ok(Self(vec![text.parse()?]));
+        }
+        let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        Ok(Self(all.map(|address| Prefix::new(address, 0)).into()))
+    }
+}
+
 pub(super) fn run(command: &DecapCommand, printer: Printer) -> Result<()> {
     match command {
-        DecapCommand::Attach { dev, addresses, vips, generic, pin_dir } => {
+        DecapCommand::Attach { dev, addresses, vips, sources, generic, pin_dir } => {
             let options = decap::Options {
                 addresses: addresses.clone(),
                 vips: vips.clone(),
+                sources: sources.iter().flat_map(|from| from.0.clone()).collect(),
                 generic: *generic,
             };
             let attached = decap::attach(dev, &options, pin_dir)?;
             printer.print(&attached, || {
                 let how = if attached.replaced { "replaced" } else { "attached" };
                 format!(
-                    "decapsulator {how} on {dev}, {} mode, for {}\n",
+                    "decapsulator {how} on {dev}, {} mode: tunnels to {} from {}, for {}\n",
                     attached.mode,
-                    list(&attached.addresses)
+                    list(&attached.addresses),
+                    list(&attached.sources),
+                    list(&attached.vips)
                 )
             })
         }
@@ -86,12 +114,13 @@ pub(super) fn run(command: &DecapCommand, printer: Printer) -> Result<()> {
 
 fn one(status: &decap::DecapStatus) -> String {
     let vips = if status.vips.is_empty() { "any VIP".into() } else { list(&status.vips) };
+    let sources = status.sources.as_deref().map_or_else(|| "anywhere".into(), list);
     let mut table = Table::new(&["RESULT", ">PACKETS", ">BYTES"]).indented(2);
     for (reason, count) in status.counters.iter().filter(|(_, count)| count.packets > 0) {
         table.row([reason.clone(), format_count(count.packets), format_bytes(count.bytes)]);
     }
     let head = format!(
-        "{}: {}, tunnels to {}, for {vips}\n",
+        "{}: {}, tunnels to {} from {sources}, for {vips}\n",
         status.dev,
         status.mode,
         list(&status.addresses)
@@ -99,6 +128,6 @@ fn one(status: &decap::DecapStatus) -> String {
     if table.is_empty() { head } else { head + &table.render() }
 }
 
-fn list(addresses: &[IpAddr]) -> String {
+fn list(addresses: &[impl ToString]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

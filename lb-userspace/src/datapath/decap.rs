@@ -25,16 +25,16 @@ use aya::{
 };
 use lb_common::{
     abi::{VipKey, mapped},
-    decap::{REASONS, Reason},
+    decap::{MAX_SOURCES, REASONS, Reason, Source},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{netlink::query, objects, status::Count};
+use crate::{flows::Prefix, netlink::query, objects, settings::Tunnel, status::Count};
 
 const PROGRAM: &str = "decapsulate";
 const ADDRESSES: &str = "DECAP_ADDRESSES";
 const VIPS: &str = "DECAP_VIPS";
-const ANY_VIP: &str = "DECAP_ANY_VIP";
+const SOURCES: &str = "DECAP_SOURCES";
 const VERDICTS: &str = "DECAP_VERDICTS";
 /// Capacity of `DECAP_ADDRESSES`.
 const MAX_ADDRESSES: usize = 64;
@@ -46,8 +46,11 @@ const MAX_VIPS: usize = 512;
 pub struct Options {
     /// Outer destinations; empty: the interface's addresses of global scope.
     pub addresses: Vec<IpAddr>,
-    /// Inner destinations; empty: any.
+    /// Inner destinations; empty: the addresses on the loopback that are none of the loopback's own, as
+    /// they are when it is attached.
     pub vips: Vec<IpAddr>,
+    /// Outer sources; there must be one.
+    pub sources: Vec<Prefix>,
     /// Whether generic mode will do where the driver has no native mode.
     pub generic: bool,
 }
@@ -59,6 +62,12 @@ pub struct Attached {
     pub mode: String,
     /// The outer destinations that are taken.
     pub addresses: Vec<IpAddr>,
+    /// The inner destinations that are taken.
+    #[serde(default)]
+    pub vips: Vec<IpAddr>,
+    /// The outer sources that are taken.
+    #[serde(default)]
+    pub sources: Vec<Prefix>,
     /// Whether it took the place of a decapsulator that was there.
     pub replaced: bool,
 }
@@ -72,10 +81,20 @@ pub struct DecapStatus {
     pub mode: String,
     /// The outer destinations that are taken.
     pub addresses: Vec<IpAddr>,
-    /// The inner destinations that are taken; empty: any.
+    /// The inner destinations that are taken; empty: any, by a decapsulator of an older version.
     pub vips: Vec<IpAddr>,
+    /// The outer sources that are taken; none: any, by a decapsulator of an older version.
+    #[serde(default)]
+    pub sources: Option<Vec<Prefix>>,
     /// Packets and bytes by what became of them.
     pub counters: BTreeMap<String, Count>,
+}
+
+/// How to name the sources that a balancer has unless its configuration says otherwise.
+#[must_use]
+pub fn usual_sources() -> String {
+    let Tunnel { source_v4: (v4, length_v4), source_v6: (v6, length_v6) } = Tunnel::default();
+    format!("--from {v4}/{length_v4} --from {v6}/{length_v6}")
 }
 
 /// Attaches the decapsulator to `dev`, or gives the one that is there these options and this
@@ -97,6 +116,26 @@ pub fn attach(dev: &str, options: &Options, pin_dir: &Path) -> Result<Attached> 
         "interface {dev} has no address of global scope; name the tunnel's destinations with --address"
     );
     ensure!(addresses.len() <= MAX_ADDRESSES, "at most {MAX_ADDRESSES} addresses can be taken");
+    ensure!(
+        !options.sources.is_empty(),
+        "the sources that tunnelled packets may come from are not named, and without them anybody could \
+         send packets to this host's inside; name those of the balancers' [tunnel], which are these \
+         unless their configuration says otherwise: {}; `--from any` takes all",
+        usual_sources()
+    );
+    ensure!(
+        options.sources.len() <= MAX_SOURCES as usize,
+        "at most {MAX_SOURCES} prefixes of sources can be named"
+    );
+    let vips = match interfaces.get("lo") {
+        Some(loopback) if options.vips.is_empty() => &loopback.addresses,
+        _ => &options.vips,
+    };
+    ensure!(
+        !vips.is_empty(),
+        "no VIP is on the loopback; add it there first (ip address add VIP/32 dev lo), or name it with --vip"
+    );
+    let options = &Options { addresses: addresses.clone(), vips: vips.clone(), ..options.clone() };
     ensure!(options.vips.len() <= MAX_VIPS, "at most {MAX_VIPS} VIPs can be named");
 
     let pins = Pins::of(pin_dir, dev);
@@ -115,7 +154,7 @@ pub fn attach(dev: &str, options: &Options, pin_dir: &Path) -> Result<Attached> 
         _ => {}
     }
     pins.create()?;
-    let outcome = attach_new(dev, options, addresses, &pins, ours, interface.xdp_generic);
+    let outcome = attach_new(dev, options, &pins, ours, interface.xdp_generic);
     if outcome.is_err() && interface.xdp_prog_id.is_none() {
         // Nothing was attached before and nothing is: leave no pins behind.
         pins.remove()?;
@@ -126,12 +165,11 @@ pub fn attach(dev: &str, options: &Options, pin_dir: &Path) -> Result<Attached> 
 fn attach_new(
     dev: &str,
     options: &Options,
-    addresses: &[IpAddr],
     pins: &Pins,
     ours: Option<FdLink>,
     is_generic: bool,
 ) -> Result<Attached> {
-    let mut object = load(options, addresses, pins)?;
+    let mut object = load(options, pins)?;
     let program: &mut Xdp = object
         .program_mut(PROGRAM)
         .with_context(|| format!("the object lacks the program {PROGRAM}"))?
@@ -150,15 +188,16 @@ fn attach_new(
         link.pin(pins.link()).with_context(|| format!("pin the XDP link of {dev}"))?;
         generic
     };
-    for name in [ADDRESSES, VIPS] {
+    for name in [ADDRESSES, VIPS, SOURCES] {
         let map = object.map(name).with_context(|| format!("the object lacks the map {name}"))?;
         pins.replace_map(name, map)?;
     }
-    Ok(Attached { mode: mode_name(generic).into(), addresses: addresses.to_vec(), replaced })
+    let Options { addresses, vips, sources, .. } = options.clone();
+    Ok(Attached { mode: mode_name(generic).into(), addresses, vips, sources, replaced })
 }
 
 /// Loads the object with its maps filled.
-fn load(options: &Options, addresses: &[IpAddr], pins: &Pins) -> Result<Ebpf> {
+fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
     let cpus = nr_cpus().map_err(|(path, error)| error_of(path, error))?;
     let counters = u32::try_from(cpus).context("count the CPUs")? * REASONS;
     let verdicts = pins.map(VERDICTS);
@@ -168,15 +207,20 @@ fn load(options: &Options, addresses: &[IpAddr], pins: &Pins) -> Result<Ebpf> {
     {
         fs::remove_file(&verdicts).with_context(|| format!("remove {}", verdicts.display()))?;
     }
-    let any_vip = u32::from(options.vips.is_empty());
     let mut object = EbpfLoader::new()
-        .override_global(ANY_VIP, &any_vip, true)
         .map_max_entries(VERDICTS, counters)
         .map_pin_path(VERDICTS, &verdicts)
         .load(objects::DECAP)
         .context("load the decapsulator's maps")?;
-    fill(&mut object, ADDRESSES, addresses)?;
+    fill(&mut object, ADDRESSES, &options.addresses)?;
     fill(&mut object, VIPS, &options.vips)?;
+    let map = object.map_mut(SOURCES);
+    let map = map.with_context(|| format!("the object lacks the map {SOURCES}"))?;
+    let mut map: Array<_, Source> = map.try_into()?;
+    for (index, prefix) in (0..).zip(&options.sources) {
+        let write = map.set(index, source_of(prefix), 0);
+        write.with_context(|| format!("write {prefix} to {SOURCES}"))?;
+    }
     Ok(object)
 }
 
@@ -272,6 +316,7 @@ fn status_of(
         mode: mode.into(),
         addresses: addresses_in(&pins.map(ADDRESSES))?,
         vips: addresses_in(&pins.map(VIPS))?,
+        sources: sources_in(&pins.map(SOURCES))?,
         counters: counters_in(&pins.map(VERDICTS))?,
     })
 }
@@ -284,6 +329,38 @@ fn addresses_in(pin: &Path) -> Result<Vec<IpAddr>> {
     let mut addresses: Vec<_> = keys.into_iter().map(address_of).collect();
     addresses.sort();
     Ok(addresses)
+}
+
+/// The prefixes of a list; none if there is no such map.
+fn sources_in(pin: &Path) -> Result<Option<Vec<Prefix>>> {
+    let Some(data) = open_map(pin)? else { return Ok(None) };
+    let map: Array<_, Source> = Map::Array(data).try_into()?;
+    let mut prefixes = Vec::new();
+    for index in 0..map.len() {
+        let source = map.get(&index, 0).with_context(|| format!("read {}", pin.display()))?;
+        if source.used != 0 {
+            prefixes.push(prefix_of(&source));
+        }
+    }
+    Ok(Some(prefixes))
+}
+
+/// A prefix as the program has it: that of IPv4 is one of IPv4-mapped IPv6 addresses.
+fn source_of(prefix: &Prefix) -> Source {
+    let bits = u128::from_be_bytes(key_of(prefix.address()).address);
+    let before = if prefix.address().is_ipv4() { 96 } else { 0 };
+    Source::new(bits, before + u32::from(prefix.length()))
+}
+
+/// The inverse of [`source_of`].
+fn prefix_of(source: &Source) -> Prefix {
+    let [high, low] = source.address.map(u64::from_be);
+    let length = source.mask.map(u64::count_ones).iter().sum::<u32>() as u8;
+    let address = std::net::Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
+    match address.to_ipv4_mapped().filter(|_| length >= 96) {
+        Some(v4) => Prefix::new(v4.into(), length - 96),
+        None => Prefix::new(address.into(), length),
+    }
 }
 
 fn counters_in(pin: &Path) -> Result<BTreeMap<String, Count>> {
@@ -416,7 +493,9 @@ impl Pins {
         if aside.exists() {
             fs::remove_file(&aside).with_context(|| format!("remove {}", aside.display()))?;
         }
-        let Map::HashMap(data) = map else { bail!("the map {name} is no hash map") };
+        let (Map::HashMap(data) | Map::Array(data)) = map else {
+            bail!("the map {name} is neither a hash map nor an array")
+        };
         data.pin(&aside).with_context(|| format!("pin {}", aside.display()))?;
         fs::rename(&aside, &path).with_context(|| format!("pin {}", path.display()))
     }

@@ -12,7 +12,11 @@ use super::{
     links::merging,
     node::KEEP_SILENT,
 };
-use crate::desired::{Mode, Protocol};
+use crate::{
+    datapath::decap,
+    desired::{Mode, Protocol},
+    flows::Prefix,
+};
 
 /// What is known of a backend.
 #[derive(Clone, Debug)]
@@ -27,12 +31,31 @@ pub struct Facts {
     pub firewall: Firewall,
     /// Where something listens.
     pub listeners: BTreeSet<(Protocol, SocketAddr)>,
-    /// The interfaces with a decapsulator, and what it takes of VIPs (nothing: any).
-    pub decaps: BTreeMap<String, Vec<IpAddr>>,
+    /// The interfaces with a decapsulator.
+    pub decaps: BTreeMap<String, Decap>,
     /// The segment size that default routes have TCP announce, where they say one.
     pub announced_segment: Option<u32>,
     /// The interface of the default route.
     pub uplink: Option<String>,
+}
+
+/// What a decapsulator takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decap {
+    /// Of VIPs; nothing: any.
+    pub vips: Vec<IpAddr>,
+    /// Of outer sources; none: any, though nobody has said so.
+    pub sources: Option<Vec<Prefix>>,
+}
+
+impl Decap {
+    /// How it is told its sources.
+    fn from(&self) -> String {
+        match &self.sources {
+            None => format!(" {}", decap::usual_sources()),
+            Some(all) => all.iter().map(|prefix| format!(" --from {prefix}")).collect(),
+        }
+    }
 }
 
 /// What is asked of a backend.
@@ -224,9 +247,19 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
         let left: Vec<_> = facts
             .vips()
             .into_iter()
-            .filter(|vip| !taken.is_empty() && !taken.contains(vip))
+            .filter(|vip| !taken.vips.is_empty() && !taken.vips.contains(vip))
             .collect();
+        let from = taken.from();
         findings.push(match left.first() {
+            None if taken.vips.is_empty() || taken.sources.is_none() => Finding::warning(
+                CHECK,
+                format!("the decapsulator of {dev} takes packets from anywhere, or for any address"),
+                "if this host routes, anybody reaches what is behind it; an older lbctl attached it",
+            )
+            .mended_by({
+                let vips = taken.vips.iter().map(|vip| format!(" --vip {vip}"));
+                format!("lbctl decap attach --dev {dev}{}{from}{pins}", vips.collect::<String>())
+            }),
             None => Finding::ok(CHECK, format!("{dev} has the decapsulator")),
             Some(vip) => Finding::wrong(
                 CHECK,
@@ -234,8 +267,8 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
                 "they stay in their tunnel, and nothing on this host wants them",
             )
             .mended_by({
-                let vips = taken.iter().chain(&left).map(|vip| format!(" --vip {vip}"));
-                format!("lbctl decap attach --dev {dev}{}{pins}", vips.collect::<String>())
+                let vips = taken.vips.iter().chain(&left).map(|vip| format!(" --vip {vip}"));
+                format!("lbctl decap attach --dev {dev}{}{from}{pins}", vips.collect::<String>())
             }),
         });
     }
@@ -252,7 +285,7 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
                 "nothing takes packets out of their tunnel: no decapsulator, and no tunnel device",
                 "what the balancer sends (mode = \"ipip\") is dropped",
             )
-            .mended_by(format!("lbctl decap attach --dev {dev}{pins}")),
+            .mended_by(format!("lbctl decap attach --dev {dev} {}{pins}", decap::usual_sources())),
         );
     }
     findings

@@ -13,6 +13,24 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// The addresses that begin with these bits of one.
+    #[must_use]
+    pub const fn new(address: IpAddr, length: u8) -> Self {
+        Self { address, length }
+    }
+
+    /// An address of it.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many bits are alike.
+    #[must_use]
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+
     /// Whether an address begins so.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -21,7 +21,7 @@ pub struct Interface {
     pub xdp_prog_id: Option<u32>,
     /// Whether that program runs in the network stack instead of the driver.
     pub xdp_generic: bool,
-    /// Its addresses of global scope.
+    /// Its addresses of global scope, or of the host's, but for those of the loopback network.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -90,7 +90,8 @@ fn interface_of(message: &LinkMessage) -> (String, Interface) {
 }
 
 fn global_address_of(message: &AddressMessage) -> Option<IpAddr> {
-    if message.header.scope != AddressScope::Universe {
+    // A VIP on the loopback may be of the host's scope, as the loopback's own addresses are.
+    if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Host) {
         return None;
     }
     // On a point-to-point link `Address` is the peer's, and `Local` this node's.
@@ -101,5 +102,5 @@ fn global_address_of(message: &AddressMessage) -> Option<IpAddr> {
             _ => None,
         })
     };
-    find(true).or_else(|| find(false))
+    find(true).or_else(|| find(false)).filter(|address| !address.is_loopback())
 }

@@ -33,7 +33,8 @@ fn healthy(mode: Mode) -> Facts {
         ..Interface::default()
     };
     let silent = KEEP_SILENT.map(|(name, value)| (conf("all", name), value));
-    let decaps = (mode == Mode::Ipip).then(|| ("eth0".to_owned(), Vec::new()));
+    let decap = Decap { vips: vec![vip()], sources: Some(vec![prefix("172.16.0.0/16")]) };
+    let decaps = (mode == Mode::Ipip).then(|| ("eth0".to_owned(), decap));
     Facts {
         question: Question { ports: vec![(Protocol::Tcp, 80)], ..Question::default() },
         interfaces: [("eth0".to_owned(), link), ("lo".to_owned(), loopback)].into(),
@@ -48,6 +49,14 @@ fn healthy(mode: Mode) -> Facts {
 
 fn interface<'a>(facts: &'a mut Facts, name: &str) -> &'a mut Interface {
     facts.interfaces.get_mut(name).expect("the backend has it")
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("a prefix")
+}
+
+fn own(facts: &mut Facts) -> &mut Decap {
+    facts.decaps.get_mut("eth0").expect("the backend has it")
 }
 
 fn set(facts: &mut Facts, of: &str, name: &str, value: i64) {
@@ -133,7 +142,11 @@ fn something_must_take_packets_out_of_their_tunnel() {
         facts.decaps.clear();
         facts.question.mode = Some(Mode::Ipip);
     });
-    assert_told(&nothing, Grade::Wrong, &["lbctl decap attach --dev eth0"]);
+    assert_told(
+        &nothing,
+        Grade::Wrong,
+        &["lbctl decap attach --dev eth0 --from 172.16.0.0/16 --from 100::/64"],
+    );
     let device = changed(Mode::Ipip, tunnel, |facts| {
         facts.decaps.clear();
         let tunnel = Interface { up: true, kind: Some("ipip".into()), ..Interface::default() };
@@ -141,10 +154,18 @@ fn something_must_take_packets_out_of_their_tunnel() {
     });
     assert_told(&device, Grade::Ok, &["tunl0 (ipip)"]);
     let others = changed(Mode::Ipip, tunnel, |facts| {
-        facts.decaps.insert("eth0".into(), vec![address("10.0.0.101")]);
+        own(facts).vips = vec![address("10.0.0.101")];
     });
-    let mend = "lbctl decap attach --dev eth0 --vip 10.0.0.101 --vip 10.0.0.100";
+    let mend =
+        "lbctl decap attach --dev eth0 --vip 10.0.0.101 --vip 10.0.0.100 --from 172.16.0.0/16";
     assert_told(&others, Grade::Wrong, &[mend]);
+    assert_eq!(changed(Mode::Ipip, tunnel, |_| ()).0, Grade::Ok);
+    let from_anywhere = changed(Mode::Ipip, tunnel, |facts| own(facts).sources = None);
+    let mend =
+        "lbctl decap attach --dev eth0 --vip 10.0.0.100 --from 172.16.0.0/16 --from 100::/64";
+    assert_told(&from_anywhere, Grade::Warning, &[mend]);
+    let for_any = changed(Mode::Ipip, tunnel, |facts| own(facts).vips.clear());
+    assert_told(&for_any, Grade::Warning, &["lbctl decap attach --dev eth0 --from 172.16.0.0/16"]);
     assert_eq!(changed(Mode::Dsr, tunnel, |_| ()), (Grade::Ok, String::new()));
 }
 

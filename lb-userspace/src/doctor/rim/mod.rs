@@ -126,7 +126,9 @@ pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backe
     // Without pins, or the right to read them, there is no decapsulator that could be told of.
     let decaps = decap::status(pin_dir).unwrap_or_default();
     let decaps = decaps.into_iter().filter(|one| one.mode != "detached");
-    let decaps: BTreeMap<_, _> = decaps.map(|one| (one.dev, one.vips)).collect();
+    let decaps: BTreeMap<_, _> = decaps
+        .map(|one| (one.dev, backend::Decap { vips: one.vips, sources: one.sources }))
+        .collect();
     let features = xdp_features().unwrap_or_default();
     for (name, interface) in &mut interfaces {
         generic::describe(name, interface, &features);
