@@ -3,15 +3,32 @@
 use std::{collections::HashMap, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::{
+    EbpfLoader,
+    maps::{Array, HashMap as BpfHashMap},
+    programs::Xdp,
+};
 use kit::datapath::{
     Twins,
     generate::{self, BACKENDS, INGRESS, Random},
+    hex,
     kernel::{self, Kernel},
     model::{Action, BackendCount},
     steady_nanos,
 };
+use lb_common::{
+    abi::{VipKey, mapped},
+    decap::Source,
+    packet::{
+        Packet as _, ethernet, icmp,
+        ipv6::{self, Ipv6},
+        number,
+    },
+    rewrite,
+};
 use lb_common::{forward::decide, verdict::Verdict};
-use lb_userspace::objects;
+use lb_userspace::{datapath, objects};
+use zerocopy::IntoBytes as _;
 
 const PINS: u32 = 180;
 /// Random states, each with frames of its own.
@@ -211,5 +228,115 @@ fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
         sent += 1;
     }
     ensure!(sent > 50, "only {sent} frames were of use");
+    Ok(())
+}
+
+/// Where the IPv6 headers of a frame end, those that an ICMP error quotes among them; 0 of another.
+fn headers_end(frame: &[u8]) -> usize {
+    let Ok(link) = ethernet::parse(frame) else { return 0 };
+    let (mut at, mut end) = (link.l3, 0);
+    while let (ethernet::IPV6, Some(ip)) = (link.ethertype, frame.load::<Ipv6>(at)) {
+        let Ok(found) = ipv6::transport(frame, ip.next, at + ipv6::LEN) else { return usize::MAX };
+        end = found.offset;
+        if found.proto != number::ICMPV6 || end > frame.len() {
+            break;
+        }
+        at = end + icmp::LEN;
+    }
+    end
+}
+
+#[test]
+fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
+    kernel::stay_on_one_cpu()?;
+    if !datapath::pulls_data() {
+        println!("skipped: this kernel has no bpf_xdp_pull_data, which came with Linux 6.18");
+        return Ok(());
+    }
+    let (mut met, mut forwarded) = (HashMap::new(), 0);
+    for seed in 0..4 {
+        let mut random = Random(0x9_0000 + seed);
+        let mut twins = Twins::load(objects::BALANCER, PINS)?;
+        let now = (steady_nanos(MARGIN) / 1_000_000_000) as u32;
+        twins.install(&generate::state(&mut random, now))?;
+        for number in 0..1_500 {
+            let frame = generate::frame(&mut random);
+            // Headers that go on beyond what is brought into the first buffer pass as truncated.
+            if frame.len() <= ethernet::LEN || headers_end(&frame) > 200 {
+                continue;
+            }
+            // The kernel's test run takes no less than an Ethernet header.
+            let first = ethernet::LEN + random.below(frame.len().min(120) - ethernet::LEN);
+            let Twins { kernel, model } = &mut twins;
+            model.nanos.set(steady_nanos(MARGIN));
+            model.first_buffer = first;
+            let (action, out) = kernel.run_in_buffers(&frame, first)?;
+            let (expected, expected_out) = model.run(&frame, INGRESS);
+            ensure!(
+                action == expected as u32,
+                "frame {number}, {first} bytes first: the program says {action}, the core {expected:?}"
+            );
+            ensure!(
+                out == expected_out || expected == Action::Drop,
+                "frame {number}, {first} bytes first: {expected:?}\nin      {}\nprogram {}\ncore    {}",
+                hex(&frame),
+                hex(&out),
+                hex(&expected_out)
+            );
+            forwarded += usize::from(matches!(expected, Action::Tx | Action::Redirect));
+        }
+        // The bytes that are counted are those that were looked at.
+        let counted = twins.kernel.verdicts()?;
+        for (reason, sum) in &mut twins.model.verdicts {
+            sum[1] = counted.get(reason).map_or(0, |sum| sum[1]);
+            *met.entry(*reason).or_default() += sum[0];
+        }
+        twins.compare_tables()?;
+    }
+    use lb_common::verdict::Drop;
+    ensure!(forwarded > 500, "only {forwarded} frames were forwarded");
+    for reason in [Drop::TooBigReplied, Drop::TtlExceededReplied, Drop::FragmentWithoutFirst] {
+        ensure!(met.get(&reason.index()) > Some(&0), "no frame was {}", reason.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn decapsulator_unwraps_a_frame_whose_first_buffer_has_no_headers() -> Result<()> {
+    if !datapath::pulls_data() {
+        println!("skipped: this kernel has no bpf_xdp_pull_data, which came with Linux 6.18");
+        return Ok(());
+    }
+    const OWN: [u8; 4] = [10, 0, 0, 2];
+    const VIP: [u8; 4] = [10, 0, 0, 100];
+    let mut loader = EbpfLoader::new();
+    let object = datapath::with_pull_data(objects::DECAP, &mut loader);
+    let mut object = loader.load(&object).context("load the maps")?;
+    let map = object.map_mut("DECAP_ADDRESSES").context("no addresses")?;
+    let mut addresses: BpfHashMap<_, VipKey, u32> = map.try_into()?;
+    addresses.insert(VipKey { address: mapped(OWN) }, 1, 0)?;
+    let map = object.map_mut("DECAP_VIPS").context("no VIPs")?;
+    let mut vips: BpfHashMap<_, VipKey, u32> = map.try_into()?;
+    vips.insert(VipKey { address: mapped(VIP) }, 1, 0)?;
+    let map = object.map_mut("DECAP_SOURCES").context("no sources")?;
+    let mut sources: Array<_, Source> = map.try_into()?;
+    sources.set(0, Source::new(0, 0), 0)?;
+    let program: &mut Xdp = object.program_mut("decapsulate").context("no program")?.try_into()?;
+    datapath::load_program(program).context("load the program")?;
+    let ip = |proto, len: usize, to| {
+        let mut ip = rewrite::ipv4_template([10, 0, 0, 1], to);
+        ip.proto = proto;
+        ip.total_len.set(len as u16);
+        ip.as_bytes().to_vec()
+    };
+    let link = [&[2; 6][..], &[4; 6], &[8, 0]].concat();
+    let inner = [ip(number::TCP, 6_020, VIP), vec![0xa5; 6_000]].concat();
+    let outer = ip(number::IPV4, 20 + inner.len(), OWN);
+    let frame = [&link, &outer, &inner].map(|part| &part[..]).concat();
+    for first in [14, 20, 33, 34, 50, 54, 200] {
+        let (action, out) = kernel::run_in_buffers(program, &frame, first)?;
+        ensure!(action == Action::Pass as u32, "{first} bytes first: {action}");
+        ensure!(out == [&link[..], &inner].concat(), "{first} bytes first: {}", hex(&out));
+    }
     Ok(())
 }

@@ -20,13 +20,14 @@ use lb_common::{
     verdict::{Drop, ReplyKind, Verdict, events},
 };
 
-use lb_ebpf::frame::Frame;
+use lb_ebpf::{frame::Frame, pull};
 
 use crate::{exit::settle, maps::Maps, watch::Watched};
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
 pub fn capture(ctx: XdpContext) -> u32 {
+    pull::headers(&ctx);
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     save::begin();

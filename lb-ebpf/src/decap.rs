@@ -24,7 +24,7 @@ use lb_common::{
 };
 use zerocopy::network_endian::U16;
 
-use lb_ebpf::frame::Frame;
+use lb_ebpf::{frame::Frame, pull};
 
 /// `BPF_F_MMAPABLE` (Linux 5.5).
 const MMAPABLE: usize = 1 << 10;
@@ -83,6 +83,7 @@ fn is_source(key: &VipKey) -> u64 {
 /// Takes every frame of the interface.
 #[xdp(frags)]
 pub fn decapsulate(ctx: XdpContext) -> u32 {
+    pull::headers(&ctx);
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let (reason, action) = match decide(&frame, &Maps) {

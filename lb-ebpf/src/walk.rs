@@ -10,7 +10,7 @@ use lb_common::{
     verdict::{Drop, ReplyKind, Verdict, events},
 };
 
-use lb_ebpf::frame::Frame;
+use lb_ebpf::{frame::Frame, pull};
 
 use crate::{exit::settle, maps::Maps, send};
 
@@ -21,7 +21,10 @@ const NOT_PLAIN: u64 = u64::MAX;
 #[inline(always)]
 pub fn walk(ctx: &XdpContext) -> u32 {
     match plain(ctx.ctx) {
-        NOT_PLAIN => any(ctx.ctx),
+        NOT_PLAIN => {
+            pull::headers(ctx);
+            any(ctx.ctx)
+        }
         action => action as u32,
     }
 }

@@ -207,10 +207,12 @@ fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
     {
         fs::remove_file(&verdicts).with_context(|| format!("remove {}", verdicts.display()))?;
     }
-    let mut object = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    let object = super::pull::with_pull_data(objects::DECAP, &mut loader);
+    let mut object = loader
         .map_max_entries(VERDICTS, counters)
         .map_pin_path(VERDICTS, &verdicts)
-        .load(objects::DECAP)
+        .load(&object)
         .context("load the decapsulator's maps")?;
     fill(&mut object, ADDRESSES, &options.addresses)?;
     fill(&mut object, VIPS, &options.vips)?;

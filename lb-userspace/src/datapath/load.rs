@@ -23,7 +23,7 @@ use super::{
     migrate::{self, Source, Step},
     pin_log::PinLog,
     program_log::ProgramLog,
-    program_pins,
+    program_pins, pull,
     service_index::ServiceIndex,
     xdp::{self, Xdp},
 };
@@ -290,7 +290,8 @@ pub(super) fn load_object(
     loader.map_max_entries("CAPTURE_COUNTERS", cpus);
     loader.map_max_entries("CAPTURE_BUDGETS", cpus);
     maps::pin_rings(folder, limits.services)?;
-    loader.load(object).context("load the maps and the program")
+    let object = pull::with_pull_data(object, &mut loader);
+    loader.load(&object).context("load the maps and the program")
 }
 
 /// Has the kernel take a program. The verifier gives up when a signal comes meanwhile (`do_check()` in

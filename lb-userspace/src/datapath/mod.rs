@@ -47,6 +47,7 @@ mod prepare;
 pub mod probe;
 mod program_log;
 mod program_pins;
+mod pull;
 mod rings;
 mod service_index;
 mod sys;
@@ -61,6 +62,7 @@ pub use maps::pin_rings;
 pub use migrate::Step;
 pub use mmap::Mapped;
 pub use prepare::prepare;
+pub use pull::{is_possible as pulls_data, with_pull_data};
 pub use xdp::Xdp;
 
 /// What has come of adding a flow.

@@ -23,9 +23,9 @@ use lb_common::{
     verdict::REASONS,
 };
 use lb_userspace::datapath;
-use zerocopy::transmute;
+use zerocopy::{IntoBytes as _, transmute};
 
-use super::model::BackendCount;
+use super::{generate::INGRESS, model::BackendCount};
 
 const SERVICES: u32 = 64;
 /// So few that some have one service, some several, and some more than they have room for.
@@ -82,6 +82,25 @@ impl Drop for Folder {
     }
 }
 
+/// Runs a frame of which the first buffer has so many bytes through a program; Linux 6.18.
+///
+/// # Errors
+///
+/// The kernel refuses it.
+pub fn run_in_buffers(program: &Xdp, frame: &[u8], first: usize) -> Result<(u32, Vec<u8>)> {
+    let mut out = vec![0; frame.len() + 256];
+    // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context = [0, u32::try_from(first)?, 0, INGRESS, 0, 0];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(context.as_bytes()),
+        ..TestRunOptions::new()
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value, out))
+}
+
 impl Kernel {
     /// Loads the balancer's object with so much room; as root.
     ///
@@ -112,7 +131,9 @@ impl Kernel {
         // As the daemon makes it, since Linux 6.1 takes no rings into one that the loader makes.
         let folder = Folder::new()?;
         datapath::pin_rings(&folder.0, SERVICES)?;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        let object = datapath::with_pull_data(object, &mut loader);
+        let mut ebpf = loader
             .map_max_entries("SERVICES_V4", SERVICES)
             .map_max_entries("SERVICE_INDEX", BUCKETS)
             .map_max_entries("SERVICE_ENTRIES", SERVICES)
@@ -136,7 +157,7 @@ impl Kernel {
             .override_global("SERVICE_INDEX_MASK", &(BUCKETS - 1), true)
             .override_global("SERVICES_PER_CPU", &SERVICES, true)
             .override_global("ICMP_RATE", &icmp_rate, true)
-            .load(object)
+            .load(&object)
             .context("load the maps")?;
         let program: &mut Xdp = ebpf.program_mut("balance").context("no `balance`")?.try_into()?;
         datapath::load_program(program).context("load the program")?;
@@ -158,6 +179,16 @@ impl Kernel {
         })?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
+    }
+
+    /// The same with so many bytes in the frame's first buffer, and the others behind it; Linux 6.18.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn run_in_buffers(&self, frame: &[u8], first: usize) -> Result<(u32, Vec<u8>)> {
+        let program: &Xdp = self.ebpf.program("balance").context("no `balance`")?.try_into()?;
+        run_in_buffers(program, frame, first)
     }
 
     fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<BpfHashMap<&mut MapData, K, V>> {

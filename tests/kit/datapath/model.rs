@@ -85,6 +85,8 @@ pub struct Model {
     pub verdicts: HashMap<u32, [u64; 2]>,
     /// What went to each backend.
     pub counts: HashMap<u16, BackendCount>,
+    /// Bytes of the next frame that are in its first buffer.
+    pub first_buffer: usize,
     /// How often a bare ACK had something to do.
     pub silences_ended: u64,
 }
@@ -115,6 +117,7 @@ impl Model {
             lease: Cell::new(0),
             verdicts: HashMap::new(),
             counts: HashMap::new(),
+            first_buffer: usize::MAX,
             silences_ended: 0,
         }
     }
@@ -157,7 +160,7 @@ impl Model {
                 let same = to.backend.ifindex == ingress;
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
-            Verdict::Reply(to) => match reply(frame, &to) {
+            Verdict::Reply(to) => match reply(frame, &to, self.first_buffer) {
                 Some(frame) => {
                     out = frame;
                     let reason = match to.kind {
@@ -203,13 +206,16 @@ fn forward(frame: &[u8], to: &Forward<Backend>) -> Vec<u8> {
     out
 }
 
-/// The ICMP error that goes back to the sender.
-fn reply(frame: &[u8], to: &Reply) -> Option<Vec<u8>> {
+/// The ICMP error that goes back to the sender; the long quote is one of the first buffer.
+fn reply(frame: &[u8], to: &Reply, first_buffer: usize) -> Option<Vec<u8>> {
     let mut out = frame[..to.l3].to_vec();
     out[..6].copy_from_slice(&frame[6..12]);
     out[6..12].copy_from_slice(&frame[..6]);
     let packet = &frame[to.l3..];
-    let quote_len = rewrite::quote_len(to.kind, to.v6, to.len);
+    let mut quote_len = rewrite::quote_len(to.kind, to.v6, to.len);
+    if to.l3 + quote_len > first_buffer {
+        quote_len = if to.v6 { rewrite::QUOTE_SHORT_V6 } else { rewrite::QUOTE_SHORT_V4 };
+    }
     let quote = packet.get(..quote_len)?;
     let sum = rewrite::sum(quote);
     if to.v6 {
