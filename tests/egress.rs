@@ -9,10 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::{Balancer, Service},
-    can_run,
+    can_run, command,
     http::Connection,
     lab::{INTERFACE, Lab, Options, VIPS_V4, VIPS_V6},
-    wait, xdp,
+    wait,
+    ways::{Way, balanced},
+    xdp,
 };
 
 /// How long anything may take that the resolver sees when it reads all again.
@@ -253,4 +255,93 @@ fn vxlan_is_refused_with_its_kind() -> Result<()> {
     let mut balancer = Balancer::new(&lab, &[service(&lab, 6)])?;
     balancer.launch()?;
     all_are_refused(&balancer, "vx0 is of kind vxlan, which takes no frames from XDP")
+}
+
+const CHECK: &str = "[service.check]\ntype = \"tcp\"\ninterval = \"500ms\"";
+
+/// The state of the way to a web host, and the events of kind `egress_...` so far.
+fn egress(balancer: &Balancer, web: &str) -> Result<String> {
+    let json: serde_json::Value =
+        serde_json::from_str(&balancer.lbctl(&["-o", "json", "status"])?)?;
+    let all = json["egress"].as_array().context("egress")?;
+    let one = all.iter().find(|one| one["mac"] == web);
+    let one = one.with_context(|| format!("{web} is not in {all:?}"))?;
+    Ok(format!("{} {}", one["state"].as_str().context("a state")?, one["detail"]))
+}
+
+fn until_egress(balancer: &Balancer, web: &str, state: &str) -> Result<()> {
+    wait::until(REFRESH, &format!("the way to {web} is {state}"), || {
+        let is = egress(balancer, web)?;
+        ensure!(is.split(' ').next() == Some(state), "{is}");
+        Ok(())
+    })
+    .with_context(|| format!("lbd wrote:\n{}", balancer.log()))
+}
+
+/// Loses the packets to a host that the program has sent, and no others: each has lost a hop.
+const LOSS: &str = "table ip loss {\nchain in {\ntype filter hook prerouting priority -300\n\
+                    ip ttl 63 drop\n}\n}\n";
+
+#[test]
+fn what_the_program_sends_and_is_lost_is_a_fault_of_the_egress_while_checks_are_green() -> Result<()>
+{
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    let macs = lab.webs.iter().map(|web| web.host.namespace.mac(INTERFACE));
+    let macs = macs.collect::<Result<Vec<_>>>()?;
+    let lossy = &lab.webs[0].host.namespace;
+    command::run_with_input(lossy.command("nft").args(["-f", "-"]), LOSS)?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 0).with(CHECK)])?;
+    until_egress(&balancer, &macs[0], "egress_not_forwarding")?;
+    until_egress(&balancer, &macs[1], "forwards")?;
+    let status = balancer.status()?;
+    let backend = status.service("web")?.backend(lab.webs[0].host.v4.into())?;
+    assert!(backend.is_up(), "the check is green: {backend:?}");
+    let shown = balancer.lbctl(&["status"])?;
+    assert!(shown.contains("egress_not_forwarding"), "{shown}");
+    let event = || balancer.lbctl(&["events", "--kind", "egress_not_forwarding"]);
+    wait::until(PATIENCE, "it is told", || {
+        ensure!(event()?.contains(&macs[0]), "{}", event()?);
+        Ok(())
+    })?;
+    assert!(!event()?.contains(&macs[1]), "{}", event()?);
+
+    command::run(lossy.command("nft").args(["delete", "table", "ip", "loss"]))?;
+    until_egress(&balancer, &macs[0], "forwards")?;
+    all_are_answered(&lab)?;
+    let status = balancer.status()?;
+    for backend in status.service("web")?.backends.values() {
+        assert_eq!(backend.pins, 0, "a question makes no pin: {backend:?}");
+    }
+    let new_flows = status.service("web")?.backends.values().map(|one| one.new_flows).sum::<u64>();
+    assert_eq!(new_flows, REQUESTS as u64, "questions open no flow");
+    let suspected = balancer.lbctl(&["events", "--kind", "backend_suspect"])?;
+    assert!(!suspected.contains("10.0.0."), "nor are they taken for silence: {suspected}");
+    Ok(())
+}
+
+#[test]
+fn questions_of_the_program_are_answered_on_every_way() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = balanced(&Options { webs: 1, ..Options::default() }, &Way::ALL, "")?;
+    let mac = lab.webs[0].host.namespace.mac(INTERFACE)?;
+    until_egress(&balancer, &mac, "forwards")
+}
+
+#[test]
+fn questions_of_the_program_leave_by_another_interface() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(1)?;
+    second_interface(&lab)?;
+    xdp::pass(lab.switch(), "second", &lab.pins().join("second"))?;
+    second_address(&lab, 9, None)?;
+    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 9)])?;
+    until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")
 }

@@ -53,6 +53,7 @@ use crate::{
     desired::{Admin, Desired, ServiceKey},
     diff::Intent,
     edit::{Refusal, RefusalKind},
+    egress,
     engine::Now,
     events::{Events, Kind, News, changes},
     health::prober::Report,
@@ -193,6 +194,8 @@ pub struct Daemon<B> {
     deadlines: BTreeMap<String, Duration>,
     node: Node,
     reach: Reach,
+    /// Who looks whether frames arrive that the program sends.
+    egress: Option<Box<dyn egress::Check>>,
     clocks: clock::Watch,
     started: Instant,
     /// Who waits for the start to be over.
@@ -249,6 +252,7 @@ impl<B: Balancer> Daemon<B> {
             config,
             node: Node::default(),
             reach: Reach::default(),
+            egress: None,
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,
@@ -289,6 +293,12 @@ impl<B: Balancer> Daemon<B> {
             }
         }
         Ok(daemon)
+    }
+
+    /// Has it looked whether frames arrive that the program sends.
+    #[must_use]
+    pub fn with_egress(self, egress: Box<dyn egress::Check>) -> Self {
+        Self { egress: Some(egress), ..self }
     }
 
     /// One line for when the daemon is ready: VIPs, interfaces and their modes.

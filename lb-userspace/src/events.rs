@@ -150,6 +150,10 @@ kinds! {
     InterfaceLost "interface_lost" ERROR,
     /// The program is back.
     InterfaceBack "interface_back" INFO,
+    /// What the program sends to a next hop does not arrive.
+    EgressNotForwarding "egress_not_forwarding" ERROR,
+    /// It arrives again.
+    EgressForwarding "egress_forwarding" INFO,
     /// The maps can't be written.
     MapsFailing "maps_failing" ERROR,
     /// The maps are written again.

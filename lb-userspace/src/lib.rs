@@ -16,6 +16,7 @@ pub mod desired;
 pub mod diff;
 pub mod doctor;
 pub mod edit;
+pub mod egress;
 pub mod engine;
 pub mod events;
 pub mod explain;

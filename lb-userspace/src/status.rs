@@ -31,6 +31,9 @@ pub struct Status {
     pub uptime_secs: u64,
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<Interface>,
+    /// The ways out, and whether frames arrive that the program sends by them.
+    #[serde(default)]
+    pub egress: Vec<EgressStatus>,
     /// The services by name.
     pub services: BTreeMap<String, Service>,
     /// Packets left to the node's own stack, by reason.
@@ -161,6 +164,20 @@ pub struct Interface {
     pub attached: bool,
 }
 
+/// A way out: an interface and a next hop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressStatus {
+    /// The interface that frames leave by.
+    pub interface: String,
+    /// MAC address of the next hop.
+    pub mac: String,
+    /// `forwards`, `egress_not_forwarding` or `unknown`.
+    pub state: String,
+    /// Why it is not known to forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
 /// How much of a map is used.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
@@ -251,6 +268,9 @@ pub struct Backend {
     pub check: Option<CheckStatus>,
     /// Whether it can be sent to, and if not why: `neighbour 10.0.0.7 does not answer`.
     pub unusable: Option<String>,
+    /// That what the program sends to it does not arrive, and how that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_fault: Option<String>,
     /// Name of the interface by which it is reached.
     pub interface: Option<String>,
     /// MAC address of the next hop.

@@ -16,6 +16,7 @@ use lb_userspace::{
     config::{self, Config},
     daemon::{Connection, Daemon, Effects, Inputs, Signal},
     datapath::{self, Xdp},
+    egress::Checker,
     engine::Engine,
     events::Events,
     health::prober::Prober,
@@ -98,6 +99,7 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         tokio::spawn(log.run());
     }
     let flows = Arc::new(xdp.flow_reader()?);
+    let egress = Checker::start(xdp.live_program()?, config.interfaces.clone())?;
     let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await
@@ -130,7 +132,8 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let (prober, reports) = Prober::start().context("start the health checks")?;
     // `lbctl` names it from other folders.
     let file = std::path::absolute(file).context("find the configuration's file")?;
-    let daemon = Daemon::new(engine, Box::new(prober), effects, file, config)?;
+    let daemon =
+        Daemon::new(engine, Box::new(prober), effects, file, config)?.with_egress(Box::new(egress));
 
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();

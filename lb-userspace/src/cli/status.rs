@@ -225,7 +225,9 @@ pub(super) fn state(backend: &Backend) -> String {
         _ => (word, None),
     };
     let unusable = backend.unusable.clone().filter(|_| seen.is_none());
-    let notes: Vec<String> = unusable.into_iter().chain(seen).chain(drained.or(left)).collect();
+    let egress = backend.egress_fault.clone();
+    let notes = [unusable, seen, egress, drained.or(left)];
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
     if notes.is_empty() { word.into() } else { format!("{word} ({})", notes.join(", ")) }
 }
 

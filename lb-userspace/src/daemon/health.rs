@@ -124,6 +124,11 @@ impl Health {
         &self.view
     }
 
+    /// The ways to the backends, as far as they are known.
+    pub(super) fn neighbourhood(&self) -> Option<&Neighbourhood> {
+        self.neighbourhood.as_ref()
+    }
+
     /// Hears of the ways to the backends.
     pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
         self.neighbourhood = Some(neighbourhood);

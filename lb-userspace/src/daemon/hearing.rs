@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{Balancer, Daemon};
 use crate::{
+    egress,
     health::{
         Condition, Target,
         prober::{Change, Report},
@@ -35,6 +36,9 @@ impl<B: Balancer> Daemon<B> {
     /// Has the backends asked that are desired, by the ways that are known.
     pub(super) fn check_health(&mut self) {
         self.health.follow(&self.desired);
+        if let (Some(egress), Some(known)) = (&self.egress, self.health.neighbourhood()) {
+            egress.watch(egress::plan(&self.desired, known, self.config.tunnel));
+        }
         self.balancer.set_view(self.health.view().clone());
     }
 

@@ -18,6 +18,8 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
         self.send_owed();
+        let found = self.egress.as_ref().map(|egress| egress.news());
+        found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
         self.look_at_sharers();
         let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {

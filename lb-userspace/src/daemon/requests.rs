@@ -114,6 +114,9 @@ impl<B: Balancer> Daemon<B> {
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
+        if let Some(egress) = &self.egress {
+            egress.tell(&mut status);
+        }
         status.log = logs::current();
         status.writes = self.writes.clone();
         status.events = self.effects.events.counts();

@@ -36,6 +36,7 @@ mod folders;
 pub mod kernel;
 mod kernel_link;
 mod layouts;
+mod live;
 mod load;
 mod maps;
 mod migrate;
@@ -57,6 +58,7 @@ mod xdp;
 
 pub use detach::detach;
 pub use flow_reader::{FlowReader, stand_back};
+pub use live::{LiveProgram, Served};
 pub use load::load_program;
 pub use maps::pin_rings;
 pub use migrate::Step;

@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     datapath::kernel::Feature,
     netlink::{Resolution, Want},
+    status::EgressStatus,
 };
 
 /// A hardware address.
@@ -34,6 +35,8 @@ pub struct Facts {
     pub firewall: Firewall,
     /// How the backends are reached.
     pub hops: BTreeMap<Want, Resolution>,
+    /// What the `lbd` that runs has found out of the ways out.
+    pub egress: Vec<EgressStatus>,
     /// Who else answers for a VIP on the balancer's links; none if nobody could be asked.
     pub claims: Option<BTreeMap<IpAddr, BTreeSet<Mac>>>,
     /// Whether something keeps the clock right; none if the kernel does not say.

@@ -115,6 +115,7 @@ pub fn examine(facts: &Facts) -> Report {
         node::rp_filter,
         node::gateway,
         node::next_hops,
+        node::exits,
         node::tunnel_mtu,
         node::firewall,
         process::clock,

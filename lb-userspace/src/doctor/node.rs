@@ -9,7 +9,9 @@ use super::{
 use crate::{
     config::Config,
     desired::Mode,
+    egress,
     netlink::{Resolution, Want},
+    status::EgressStatus,
 };
 
 /// The number of VRRP.
@@ -234,6 +236,32 @@ pub(super) fn next_hops(facts: &Facts) -> Vec<Finding> {
         }
     };
     facts.hops.iter().map(check).collect()
+}
+
+/// Whether frames arrive that the program sends, as the `lbd` that runs has found out.
+pub(super) fn exits(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "egress";
+    let check = |exit: &EgressStatus| {
+        let EgressStatus { interface, mac, state, detail } = exit;
+        let detail = detail.as_deref().unwrap_or_default();
+        match state.as_str() {
+            "forwards" => Finding::ok(
+                CHECK,
+                format!("what the program sends to {mac} by {interface} arrives"),
+            ),
+            egress::NAME => Finding::wrong(
+                CHECK,
+                format!("what the program sends to {mac} by {interface} is lost: {detail}"),
+                "clients get no answer, and health checks, which leave by a socket, don't see it",
+            )
+            .mended_by(format!("ip -details -statistics link show dev {interface}")),
+            _ => Finding::ok(
+                CHECK,
+                format!("{mac} by {interface}: it is not known whether frames arrive: {detail}"),
+            ),
+        }
+    };
+    facts.egress.iter().map(check).collect()
 }
 
 /// Packets that clients send with the usual MTU, and their outer header, fit the way to a backend.

@@ -17,6 +17,7 @@ use crate::{
     datapath::kernel::Feature,
     desired::Mode,
     netlink::{NextHop, Resolution, Want},
+    status::EgressStatus,
 };
 
 const CONFIG: &str = r#"
@@ -95,6 +96,7 @@ fn healthy() -> Facts {
         sysctls: Sysctls::default(),
         firewall: Firewall::Known(Rules::default()),
         hops: [(want(11, Mode::Dsr), hop(BACKEND_MAC, 1500))].into(),
+        egress: vec![exit("forwards")],
         claims: Some(BTreeMap::new()),
         clock_synchronised: Some(true),
         daemon: Some(Process {
@@ -111,6 +113,11 @@ fn healthy() -> Facts {
             refused: None,
         },
     }
+}
+
+fn exit(state: &str) -> EgressStatus {
+    let mac = "02:00:00:00:00:0b".into();
+    EgressStatus { interface: "eth0".into(), mac, state: state.into(), detail: None }
 }
 
 fn eth0(facts: &mut Facts) -> &mut Interface {
@@ -576,4 +583,16 @@ fn who_may_use_the_socket_is_told() {
     assert_told(&open, Grade::Wrong, &["chmod 660 /run/lb/lbd.sock"]);
     let lonely = changed(process::socket, |facts| facts.socket.group_exists = false);
     assert_told(&lonely, Grade::Warning, &["groupadd --system lb"]);
+}
+
+#[test]
+fn only_an_egress_that_loses_frames_is_wrong() {
+    for (state, grade) in
+        [("forwards", Grade::Ok), ("unknown", Grade::Ok), ("egress_not_forwarding", Grade::Wrong)]
+    {
+        let mut facts = healthy();
+        facts.egress = vec![exit(state)];
+        let [found] = &node::exits(&facts)[..] else { panic!("one finding") };
+        assert_eq!((found.check.as_str(), found.grade), ("egress", grade), "{found:?}");
+    }
 }

@@ -151,6 +151,7 @@ impl<D: DataPlane> Engine<D> {
                 check: None,
                 slow_start_permille: self.ramps.get(&target).copied(),
                 unusable: self.unusable(backend, seen, id, known),
+                egress_fault: None,
                 interface: hop.map(|hop| hop.interface.clone()),
                 mac: hop.map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
                 id,

@@ -6,6 +6,7 @@ use lb_common::abi::ABI_VERSION;
 
 use super::page::{Family, Page, truth};
 use crate::{
+    egress,
     events::Kind,
     status::{Status, Usage},
 };
@@ -58,6 +59,14 @@ fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
             .interfaces
             .iter()
             .map(|interface| ([("interface", interface.name.as_str())], truth(interface.attached))),
+    )?;
+    let lost = status.egress.iter().filter(|exit| exit.state == egress::NAME).count();
+    page.gauge(
+        Family::new(
+            "lb_egress_not_forwarding",
+            "Next hops to which packets of the XDP program are lost, and those of the packet socket are not",
+        ),
+        lost as u64,
     )
 }
 

@@ -108,6 +108,7 @@ impl Backend {
                 let left = left.map(|left| format!("; held for {left}"));
                 Some(format!("it flapped{}", left.unwrap_or_default()))
             }
+            Condition::Up if serves && self.egress_fault.is_some() => self.egress_fault.clone(),
             Condition::Up if serves && self.suspect => Some("its clients find it silent".into()),
             Condition::Up if serves => {
                 let share = self.slow_start_permille?;

@@ -17,9 +17,11 @@ use super::{
     facts::{Facts, Kernel, SocketFile},
 };
 use crate::{
+    api::client::Client,
     config::{Config, Error as ConfigError},
     datapath::{decap, kernel, probe},
     netlink::{Resolution, Resolver, Want, generic::xdp_features},
+    status::{EgressStatus, Status},
 };
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
@@ -55,6 +57,10 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
     let socket = socket.or(configured).unwrap_or(Path::new(crate::config::DEFAULT_SOCKET));
     let socket = socket.to_owned();
     let (daemon, refused) = system::daemon(&socket);
+    let egress = match &daemon {
+        Some(_) => exits(&socket).await,
+        None => Vec::new(),
+    };
     let group = config.as_ref().map_or(crate::config::DEFAULT_GROUP, |config| &config.group);
     let socket = SocketFile {
         group_exists: system::group_exists(group),
@@ -77,11 +83,19 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
         config,
         firewall: firewall::read(),
         hops,
+        egress,
         claims,
         clock_synchronised: system::clock_synchronised(),
         daemon,
         socket,
     })
+}
+
+/// What the `lbd` that runs says of the ways out; nothing if it does not answer.
+async fn exits(socket: &Path) -> Vec<EgressStatus> {
+    let client = Client::new(socket);
+    let status = tokio::time::timeout(PATIENCE, client.get::<Status>("/v1/status")).await;
+    status.ok().and_then(Result::ok).map(|status| status.egress).unwrap_or_default()
 }
 
 fn read_config(file: &Path) -> Result<Config, Vec<String>> {

@@ -38,6 +38,7 @@ mod frame;
 mod ports;
 mod sockets;
 mod source;
+mod stray;
 mod stream;
 
 use self::{
@@ -48,6 +49,7 @@ use self::{
     sockets::{Held, Receiver, Sender},
     source::Sources,
 };
+pub use stray::Stray;
 pub use stream::Stream;
 
 /// The way to a VIP at one backend.

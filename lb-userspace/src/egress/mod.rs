@@ -1,0 +1,364 @@
+//! Whether frames arrive that the program sends: a question by the way that packets take.
+//!
+//! Health checks leave by a packet socket, and so tell nothing of XDP_TX and XDP_REDIRECT, which report no error
+//! to the program: it counts a frame as sent that the kernel or the driver drops. So now and then the loaded program
+//! itself is given a packet for a backend of each next hop ([`LiveProgram`]), and the backend's answer is waited
+//! for. The same question by the packet socket comes first. An answer to that one and none to the other is a fault
+//! of the egress: [`NAME`].
+//!
+//! [`Checker`] is a thread of its own; [`schedule`] decides what is asked when.
+
+mod schedule;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    runtime,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+use self::schedule::Schedule;
+pub use self::schedule::Verdict;
+use crate::{
+    datapath::{LiveProgram, Served},
+    desired::{Desired, Protocol, ServiceKey},
+    events::{Kind, News},
+    health::vip::{Error, Network, Way},
+    netlink::{Neighbourhood, Resolution, Want, query},
+    settings::Tunnel,
+    status::{EgressStatus, Status},
+};
+
+/// The fault's name in status, events and alerts.
+pub const NAME: &str = "egress_not_forwarding";
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_millis(300);
+/// How often a question is asked before it counts as not answered.
+const TRIES: usize = 3;
+/// How many backends behind a next hop are asked before it counts as unknown.
+const CANDIDATES: usize = 3;
+/// How long changes of the plan are collected; rings are written meanwhile.
+const DEBOUNCE: Duration = Duration::from_millis(500);
+
+/// Where frames leave: the interface and the MAC address of the next hop.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Exit {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// MAC address of the next hop.
+    pub mac: [u8; 6],
+}
+
+/// A backend behind an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Its service.
+    pub service: ServiceKey,
+    /// The way to it.
+    pub way: Way,
+}
+
+/// The exits of all backends that can be sent to.
+pub type Plan = BTreeMap<Exit, Vec<Subject>>;
+
+/// The exits that `desired` needs. Only those of TCP services can be asked.
+#[must_use]
+pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
+    let mut plan = Plan::new();
+    for service in desired.services.values() {
+        if service.key.protocol != Protocol::Tcp {
+            continue;
+        }
+        for &backend in service.backends.keys() {
+            let want = Want { address: backend, mode: service.mode };
+            let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
+            let exit =
+                Exit { ifindex: hop.ifindex, interface: hop.interface.clone(), mac: hop.mac };
+            let (vip, mode, hop) = (service.key.vip, service.mode, hop.clone());
+            let way = Way { vip, backend, mode, hop, tunnel };
+            plan.entry(exit).or_default().push(Subject { service: service.key, way });
+        }
+    }
+    plan
+}
+
+/// Who asks; tests have none.
+pub trait Check: Send {
+    /// Replaces the exits that are checked.
+    fn watch(&self, plan: Plan);
+    /// What has been found out since the last call.
+    fn news(&self) -> Vec<News>;
+    /// Adds what is known of the exits.
+    fn tell(&self, status: &mut Status);
+}
+
+/// Checks exits in a thread of its own until it is dropped.
+#[derive(Debug)]
+pub struct Checker {
+    plan: watch::Sender<Plan>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    verdicts: BTreeMap<Exit, Verdict>,
+    news: Vec<News>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Checker {
+    /// Starts the thread, in the network namespace of the calling one. `interfaces` are those with the program.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no thread to give.
+    pub fn start(program: LiveProgram, interfaces: Vec<String>) -> Result<Self> {
+        let (plan, planned) = watch::channel(Plan::new());
+        let shared = Arc::<Mutex<Shared>>::default();
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime of the egress checks")?;
+        let task = Task { program, interfaces, planned, shared: Arc::clone(&shared) };
+        thread::Builder::new()
+            .name("egress".into())
+            .spawn(move || runtime.block_on(task.run()))
+            .context("start the thread of the egress checks")?;
+        Ok(Self { plan, shared })
+    }
+}
+
+impl Check for Checker {
+    fn watch(&self, plan: Plan) {
+        self.plan.send_if_modified(|old| {
+            let differs = *old != plan;
+            *old = plan;
+            differs
+        });
+    }
+
+    fn news(&self) -> Vec<News> {
+        std::mem::take(&mut lock(&self.shared).news)
+    }
+
+    fn tell(&self, status: &mut Status) {
+        let shared = lock(&self.shared);
+        status.egress = shared
+            .verdicts
+            .iter()
+            .map(|(exit, verdict)| EgressStatus {
+                interface: exit.interface.clone(),
+                mac: exit.mac_text(),
+                state: verdict.name().into(),
+                detail: verdict.detail().map(str::to_owned),
+            })
+            .collect();
+        let lost: Vec<_> = status.egress.iter().filter(|one| one.state == NAME).cloned().collect();
+        let backends =
+            status.services.values_mut().flat_map(|service| service.backends.values_mut());
+        for backend in backends {
+            let is_behind = |one: &&EgressStatus| {
+                backend.interface.as_ref() == Some(&one.interface)
+                    && backend.mac.as_ref() == Some(&one.mac)
+            };
+            backend.egress_fault = lost.iter().find(is_behind).map(|one| {
+                let detail = one.detail.as_deref().unwrap_or_default();
+                format!("{NAME}: {detail}")
+            });
+        }
+    }
+}
+
+impl Exit {
+    /// The MAC address as it is written.
+    #[must_use]
+    pub fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+struct Task {
+    program: LiveProgram,
+    interfaces: Vec<String>,
+    planned: watch::Receiver<Plan>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut schedule = Schedule::default();
+        loop {
+            let plan = self.planned.borrow_and_update().clone();
+            schedule.follow(&plan);
+            lock(&self.shared).verdicts.retain(|exit, _| plan.contains_key(exit));
+            let due = schedule.due(Instant::now());
+            if !due.is_empty() {
+                self.round(&plan, &due, &mut schedule).await;
+            }
+            let rest = schedule.rest(Instant::now());
+            tokio::select! {
+                changed = self.planned.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    sleep(DEBOUNCE).await;
+                }
+                () = sleep(rest) => {}
+            }
+        }
+    }
+
+    /// Asks by these exits, one after the other.
+    async fn round(&self, plan: &Plan, due: &[Exit], schedule: &mut Schedule) {
+        // Sockets are open for as long as it takes: each costs something for every packet of the node.
+        let network = Network::new();
+        network.set_vips(plan.values().flatten().map(|one| one.way.vip).collect());
+        let served = match self.program.served() {
+            Ok(served) => served,
+            Err(error) => {
+                let reason = Verdict::Unknown(format!("{error:#}"));
+                for exit in due {
+                    schedule.take(exit, &reason, Instant::now());
+                }
+                return;
+            }
+        };
+        let ingress = self.ingress();
+        for exit in due {
+            if self.planned.has_changed().unwrap_or(true) {
+                return;
+            }
+            let Some(subjects) = plan.get(exit) else { continue };
+            let asker = Asker { network: &network, program: &self.program, served: &served };
+            let verdict = match ingress_for(exit, &ingress) {
+                Ok(ingress) => asker.exit(subjects, ingress).await,
+                Err(reason) => Verdict::Unknown(reason.into()),
+            };
+            debug!(interface = exit.interface, mac = exit.mac_text(), "egress: {verdict:?}");
+            let news = schedule.take(exit, &verdict, Instant::now());
+            let mut shared = lock(&self.shared);
+            shared.verdicts.insert(exit.clone(), verdict.clone());
+            shared.news.extend(news.map(|lost| tell(exit, lost, &verdict)));
+        }
+    }
+
+    /// The interfaces on which the program runs in the driver.
+    fn ingress(&self) -> Vec<u32> {
+        let found = query::interfaces().unwrap_or_default();
+        let native = self.interfaces.iter().filter_map(|name| found.get(name));
+        let native = native.filter(|one| one.xdp_prog_id.is_some() && !one.xdp_generic);
+        native.map(|one| one.ifindex).collect()
+    }
+}
+
+/// The interface by which a packet comes that leaves by `exit`: the same, if the program runs there.
+fn ingress_for(exit: &Exit, native: &[u32]) -> Result<u32, &'static str> {
+    let own = native.iter().find(|ifindex| **ifindex == exit.ifindex);
+    // A test run sends as native XDP does.
+    own.or(native.first()).copied().ok_or("no interface has the program in its driver")
+}
+
+fn tell(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
+    let (interface, mac) = (&exit.interface, exit.mac_text());
+    if lost {
+        let message = format!("{NAME}: what the program sends to {mac} by {interface} is lost");
+        News::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
+    } else {
+        let message = format!("what the program sends to {mac} by {interface} arrives");
+        News::new(Kind::EgressForwarding, message, "a question by the program was answered")
+    }
+}
+
+/// Asks in one round.
+struct Asker<'a> {
+    network: &'a Network,
+    program: &'a LiveProgram,
+    served: &'a Served,
+}
+
+impl Asker<'_> {
+    async fn exit(&self, subjects: &[Subject], ingress: u32) -> Verdict {
+        let mut last = Verdict::Unknown("it has no backend".into());
+        for subject in subjects.iter().take(CANDIDATES) {
+            last = self.subject(subject, ingress).await.unwrap_or_else(Verdict::Unknown);
+            if !matches!(last, Verdict::Unknown(_)) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// What a backend's answers say of its exit; else why they say nothing.
+    async fn subject(&self, subject: &Subject, ingress: u32) -> Result<Verdict, String> {
+        let Subject { service, way } = subject;
+        let backend = way.backend;
+        let source = self.source(way).await.map_err(|error| error.to_string())?;
+        let first = self.network.draw() as u16;
+        let ports = self.program.ports(self.served, (service, backend), (source, first), 2 * TRIES);
+        let mut ports = ports.map_err(|error| format!("{error:#}"))?.into_iter();
+        let mut ask = async |live: bool| -> Result<bool, String> {
+            let Some(port) = ports.next() else {
+                return Err(format!("no slot leads to {backend} at this moment"));
+            };
+            let stray = self.network.stray(way, SocketAddr::new(source, port), service.port);
+            let stray = stray.map_err(|error| error.to_string())?;
+            if live {
+                let taken = self.program.take(self.served, ingress, stray.packet());
+                taken.map_err(|error| format!("test run of the program: {error}"))?;
+            } else {
+                stray.send().map_err(|error| error.to_string())?;
+            }
+            match timeout(ANSWER, stray.answer()).await {
+                Ok(Ok(())) => Ok(true),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Ok(false),
+            }
+        };
+        let silent = || format!("{backend} does not answer a segment without a connection");
+        if !ask(false).await? && !ask(false).await? {
+            return Err(silent());
+        }
+        for _ in 0..TRIES {
+            if ask(true).await? {
+                return Ok(Verdict::Forwards);
+            }
+        }
+        // It may have died meanwhile.
+        if !ask(false).await? {
+            return Err(silent());
+        }
+        Ok(Verdict::Lost(format!(
+            "{backend} answers the packet socket, and {TRIES} questions that the program sent were \
+             not answered"
+        )))
+    }
+
+    /// The node's addresses are known a moment after the first question for them.
+    async fn source(&self, way: &Way) -> Result<IpAddr, Error> {
+        let mut left = 20;
+        loop {
+            match self.network.source(way).await {
+                Err(_) if left > 0 => {
+                    left -= 1;
+                    sleep(Duration::from_millis(50)).await;
+                }
+                source => return source,
+            }
+        }
+    }
+}

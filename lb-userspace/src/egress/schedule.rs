@@ -1,0 +1,147 @@
+//! Which exits are asked when, and what is told of it. No I/O.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{Exit, NAME, Plan};
+
+/// Between two questions by an exit by which frames arrive.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Between two questions by one of which that is not so, or not known.
+const SOON: Duration = Duration::from_secs(5);
+
+/// What is known of an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Frames arrive.
+    Forwards,
+    /// They do not; why that is said.
+    Lost(String),
+    /// Nothing is known; why.
+    Unknown(String),
+}
+
+impl Verdict {
+    /// Its name in status.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Forwards => "forwards",
+            Self::Lost(_) => NAME,
+            Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// What is known besides.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Forwards => None,
+            Self::Lost(detail) | Self::Unknown(detail) => Some(detail),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    /// When it is asked next; none: at once.
+    next: Option<Instant>,
+    /// Whether it was told that frames are lost.
+    lost: bool,
+}
+
+/// The exits of the plan.
+#[derive(Debug, Default)]
+pub(super) struct Schedule(BTreeMap<Exit, State>);
+
+impl Schedule {
+    /// Takes over the plan; exits that are new are due at once.
+    pub(super) fn follow(&mut self, plan: &Plan) {
+        self.0.retain(|exit, _| plan.contains_key(exit));
+        for exit in plan.keys() {
+            self.0.entry(exit.clone()).or_insert(State { next: None, lost: false });
+        }
+    }
+
+    /// The exits to ask at `now`.
+    pub(super) fn due(&self, now: Instant) -> Vec<Exit> {
+        let due = |state: &State| state.next.is_none_or(|next| next <= now);
+        self.0.iter().filter(|(_, state)| due(state)).map(|(exit, _)| exit.clone()).collect()
+    }
+
+    /// How long nothing is due.
+    pub(super) fn rest(&self, now: Instant) -> Duration {
+        let next = self.0.values().map(|state| state.next.unwrap_or(now)).min();
+        next.map_or(INTERVAL, |next| next.saturating_duration_since(now))
+    }
+
+    /// Takes a verdict of `now` over; whether frames are lost, if that is to be told.
+    pub(super) fn take(&mut self, exit: &Exit, verdict: &Verdict, now: Instant) -> Option<bool> {
+        let state = self.0.get_mut(exit)?;
+        let forwards = *verdict == Verdict::Forwards;
+        state.next = Some(now + if forwards { INTERVAL } else { SOON });
+        let lost = match verdict {
+            Verdict::Forwards => false,
+            Verdict::Lost(_) => true,
+            // A backend that is silent meanwhile ends no fault.
+            Verdict::Unknown(_) => return None,
+        };
+        (std::mem::replace(&mut state.lost, lost) != lost).then_some(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(ifindex: u32) -> Exit {
+        Exit { ifindex, interface: format!("eth{ifindex}"), mac: [2; 6] }
+    }
+
+    fn plan(exits: &[u32]) -> Plan {
+        exits.iter().map(|ifindex| (exit(*ifindex), Vec::new())).collect()
+    }
+
+    fn lost() -> Verdict {
+        Verdict::Lost("no answer".into())
+    }
+
+    #[test]
+    fn a_fault_is_told_once_and_its_end_once() {
+        let mut schedule = Schedule::default();
+        schedule.follow(&plan(&[1]));
+        let now = Instant::now();
+        let unknown = Verdict::Unknown("the backend is silent".into());
+        for (verdict, told) in [
+            (Verdict::Forwards, None),
+            (lost(), Some(true)),
+            (unknown, None),
+            (lost(), None),
+            (Verdict::Forwards, Some(false)),
+            (Verdict::Forwards, None),
+        ] {
+            assert_eq!(schedule.take(&exit(1), &verdict, now), told, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn an_exit_that_is_new_is_asked_at_once_and_a_fault_more_often() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        assert_eq!(schedule.rest(now), INTERVAL);
+        schedule.follow(&plan(&[1, 2]));
+        assert_eq!(
+            (schedule.due(now), schedule.rest(now)),
+            (vec![exit(1), exit(2)], Duration::ZERO)
+        );
+        schedule.take(&exit(1), &Verdict::Forwards, now);
+        schedule.take(&exit(2), &lost(), now);
+        assert_eq!((schedule.due(now), schedule.rest(now)), (vec![], SOON));
+        assert_eq!(schedule.due(now + SOON), [exit(2)]);
+        schedule.follow(&plan(&[1, 3]));
+        assert_eq!(schedule.due(now), [exit(3)]);
+        assert_eq!(schedule.due(now + INTERVAL), [exit(1), exit(3)]);
+    }
+}
