@@ -181,6 +181,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
         }),
         vrrp: Box::new(Neighbour { vrrp: vrrp_to, routers: Mutex::default() }),
         peers: None,
+        listeners: Default::default(),
         doors: Box::new(|_| {}),
         events: events.clone(),
         notifier: Notifier::default(),

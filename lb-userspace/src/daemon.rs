@@ -15,6 +15,7 @@ mod handover;
 mod health;
 mod hearing;
 mod likeness;
+mod listeners;
 mod moments;
 mod node;
 mod pace;
@@ -140,6 +141,8 @@ pub struct Effects {
     pub peers: Option<Connection>,
     /// Where who only looks is answered over TCP.
     pub doors: SetDoors,
+    /// How that fares.
+    pub listeners: web::Listeners,
     /// Where events go.
     pub events: Events,
     /// The service manager.
@@ -153,6 +156,7 @@ struct Deeds {
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
     doors: SetDoors,
+    listeners: web::Listeners,
     events: Events,
     notifier: Notifier,
 }
@@ -227,8 +231,19 @@ impl<B: Balancer> Daemon<B> {
         file: PathBuf,
         config: Config,
     ) -> Result<Self> {
-        let Effects { want, doubt, detach, clocks, vrrp, peers, doors, events, notifier } = effects;
-        let effects = Deeds { want, doubt, detach, clocks, doors, events, notifier };
+        let Effects {
+            want,
+            doubt,
+            detach,
+            clocks,
+            vrrp,
+            peers,
+            doors,
+            listeners,
+            events,
+            notifier,
+        } = effects;
+        let effects = Deeds { want, doubt, detach, clocks, doors, listeners, events, notifier };
         let clocks = (effects.clocks)();
         let limits = balancer.limits();
         let mut daemon = Self {

@@ -2,7 +2,11 @@
 
 mod word;
 
-use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::SystemTime,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +64,9 @@ pub struct Status {
     /// How much is logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<crate::logs::Current>,
+    /// Where it is answered over HTTP, or should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<Listener>,
     /// What has happened since `lbd` started, by kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
@@ -69,6 +76,16 @@ pub struct Status {
     /// What the health checks have to do, and how they fare.
     #[serde(default)]
     pub checks: Load,
+}
+
+/// A listener of the configuration's `[http]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// Why it can't be had; it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<String>,
 }
 
 /// What it took to make the maps equal to what is desired.

@@ -2,6 +2,7 @@
 //! they are told, and what it costs those who are outside.
 
 mod client;
+mod files;
 mod flood;
 mod logs;
 mod looking;

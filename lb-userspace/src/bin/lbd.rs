@@ -3,7 +3,10 @@
 use std::{
     path::Path,
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -33,6 +36,11 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+/// The exit status for a mistake in the configuration, which trying again does not mend.
+const MISTAKEN: u8 = 2;
+/// The exit status of an `lbd` that could not start for a reason that may pass.
+const NOT_STARTED: u8 = 3;
+
 fn main() -> ExitCode {
     let args = Lbd::parse();
     if let Some(file) = &args.check {
@@ -41,25 +49,29 @@ fn main() -> ExitCode {
     if let Some(pin_dir) = &args.prepare {
         return prepare(pin_dir);
     }
-    let config = match Config::load(&args.config) {
+    let config = match Config::load_to_start(&args.config) {
         Ok(config) => config,
         Err(config::Error::Invalid(invalid)) => {
             eprintln!("{invalid}");
-            return ExitCode::from(2);
+            return ExitCode::from(if invalid.is_mistaken() { MISTAKEN } else { NOT_STARTED });
         }
         Err(error) => {
             eprintln!("lbd: {:#}; name another with --config", anyhow::Error::from(error));
-            return ExitCode::from(2);
+            return ExitCode::from(NOT_STARTED);
         }
     };
     if let Err(error) = logs::start(&config.log) {
         eprintln!("lbd: {error:#}");
-        return ExitCode::from(2);
+        return ExitCode::from(MISTAKEN);
     }
-    match run(&args.config, config, args.force) {
+    let is_starting = AtomicBool::new(false);
+    match run(&args.config, config, args.force, &is_starting) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lbd: {error:#}");
+            if is_starting.into_inner() {
+                return ExitCode::from(NOT_STARTED);
+            }
             ExitCode::FAILURE
         }
     }
@@ -78,19 +90,24 @@ fn prepare(pin_dir: &Path) -> ExitCode {
     }
 }
 
-fn run(file: &Path, config: Config, force: bool) -> Result<()> {
+fn run(file: &Path, config: Config, force: bool, is_starting: &AtomicBool) -> Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{}:{warning}", file.display());
+    }
+    if let Some(lacks) = &config.http_lacks {
+        let why = lacks.why();
+        tracing::warn!("nobody is answered over HTTP: {why}; trying again each second");
     }
     // The engine has one thread while it writes maps; the other answers meanwhile.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(file, config, force))
+    runtime.block_on(serve(file, config, force, is_starting))
 }
 
-async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
+async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBool) -> Result<()> {
     // Whoever has the socket is the one that may touch the maps.
     let (listener, _file) = socket::bind(&config.socket, &config.group)?;
+    is_starting.store(true, Ordering::Relaxed);
     let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
@@ -125,6 +142,7 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),
         peers: connection.transpose()?,
+        listeners: doors.listeners(),
         doors: Box::new(move |config| doors.set(config)),
         events: events.clone(),
         notifier: Notifier::from_env(),
@@ -140,6 +158,7 @@ async fn serve(file: &Path, config: Config, force: bool) -> Result<()> {
     let server =
         tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
     let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
+    is_starting.store(false, Ordering::Relaxed);
     let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.
     drop(stop);

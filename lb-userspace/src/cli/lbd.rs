@@ -14,7 +14,8 @@ pub struct Lbd {
     /// The configuration.
     #[arg(long, default_value = config::DEFAULT_FILE)]
     pub config: PathBuf,
-    /// Tell every mistake in a configuration, and exit: 0 for none, 2 for some.
+    /// Tell every mistake in a configuration, and exit: 0 for none, 2 for some, 1 if all that is wrong are
+    /// files that it names.
     #[arg(long, value_name = "FILE", conflicts_with = "force")]
     pub check: Option<PathBuf>,
     /// Replace a foreign XDP program on an interface.

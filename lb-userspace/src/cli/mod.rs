@@ -133,7 +133,7 @@ pub fn check_config(file: &Path) -> ExitCode {
         }
         Err(ConfigError::Invalid(invalid)) => {
             eprintln!("{invalid}");
-            ExitCode::from(2)
+            if invalid.is_mistaken() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("{:#}", anyhow::Error::from(error));

@@ -31,6 +31,11 @@ pub(super) fn overview(status: &Status) -> String {
     if let Some(log) = status.log.as_ref().filter(|log| log.configured.is_some()) {
         text += &format!("{}\n", super::log::line(log));
     }
+    for listener in &status.http {
+        if let Some(why) = &listener.obstacle {
+            text += &format!("NOT LISTENING for HTTP on {}: {why}\n", listener.address);
+        }
+    }
     text += &super::vrrp::lines(status);
     if let Some(error) = &status.last_error {
         text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");

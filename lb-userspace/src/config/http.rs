@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{
     secret,
-    tree::{Field, Problems, Table},
+    tree::{About, Field, Problems, Table},
 };
 use crate::web::{
     Config, DEFAULT_CONNECTIONS, DEFAULT_STREAMS, Identity, Tokens, Users, WrongIdentity,
@@ -15,9 +15,22 @@ const TLS: &str = "tls = { certificate = \"/etc/lb/http.crt\", key = \"/etc/lb/h
 const USERS: &str = "basic_auth_file = \"/etc/lb/http.users\"";
 const TOKENS: &str = "bearer_token_file = \"/etc/lb/http.token\"";
 
-/// Reads `[http]`; none if there is no such table, or it has a mistake.
-pub(super) fn read_http(root: &Table<'_>, doubts: &Problems<'_>) -> Option<Config> {
-    let table = root.optional("http")?.table("http")?;
+/// What `[http]` says.
+#[derive(Default)]
+pub(super) struct Http {
+    /// Where it listens.
+    pub(super) listen: Vec<SocketAddr>,
+    /// None if there is no such table, or a file that it names can't be used.
+    pub(super) config: Option<Config>,
+}
+
+/// Reads `[http]`.
+pub(super) fn read_http(root: &Table<'_>, doubts: &Problems<'_>) -> Http {
+    let table = root.optional("http").and_then(|field| field.table("http"));
+    table.map(|table| read_table(table, doubts)).unwrap_or_default()
+}
+
+fn read_table(table: Table<'_>, doubts: &Problems<'_>) -> Http {
     let listen = read_listen(&table);
     let tls_field = table.optional("tls");
     let has_tls = tls_field.is_some();
@@ -72,16 +85,23 @@ pub(super) fn read_http(root: &Table<'_>, doubts: &Problems<'_>) -> Option<Confi
         ));
     }
     table.finish();
-    Some(Config {
-        listen: listen.into_iter().map(|(_, address)| address).collect(),
+    let listen: Vec<SocketAddr> = listen.into_iter().map(|(_, address)| address).collect();
+    let (users, tokens) = (users.flatten(), tokens.flatten());
+    // Without a file that protects it, it is not to be there at all.
+    let lacks = has_tls != tls.is_some()
+        || users_field.is_some() != users.is_some()
+        || tokens_field.is_some() != tokens.is_some();
+    let config = (!lacks).then(|| Config {
+        listen: listen.clone(),
         tls,
-        users: users.flatten(),
-        tokens: tokens.flatten(),
+        users,
+        tokens,
         haproxy_metrics: haproxy_metrics.unwrap_or(false),
         dashboard: dashboard.unwrap_or(true),
         connections,
         streams,
-    })
+    });
+    Http { listen, config }
 }
 
 fn read_listen<'a>(table: &Table<'a>) -> Vec<(Field<'a>, SocketAddr)> {
@@ -136,11 +156,11 @@ fn read_tls(field: Field<'_>, doubts: &Problems<'_>) -> Option<Identity> {
     match Identity::new(&certificate, &key) {
         Ok(identity) => Some(identity),
         Err(WrongIdentity::Certificate(why)) => {
-            certificate_field.refuse(why);
+            certificate_field.refuse_file(About::ListenerFile, why);
             None
         }
         Err(WrongIdentity::Key(why)) => {
-            key_field.refuse(why);
+            key_field.refuse_file(About::ListenerFile, why);
             None
         }
     }
@@ -157,7 +177,7 @@ fn read_lines<T>(
     let path = field.string(example)?;
     let bytes = secret::read_as(field, example, doubts, remedy)?;
     let Ok(text) = std::str::from_utf8(&bytes) else {
-        field.refuse(format!("{path} is no text"));
+        field.refuse_file(About::ListenerFile, format!("{path} is no text"));
         return None;
     };
     let mistakes = match parse(text) {
@@ -165,7 +185,7 @@ fn read_lines<T>(
         Err(mistakes) => mistakes,
     };
     for (line, mistake) in mistakes {
-        field.refuse(format!("{path}:{line}: {mistake}"));
+        field.refuse_file(About::ListenerFile, format!("{path}:{line}: {mistake}"));
     }
     None
 }

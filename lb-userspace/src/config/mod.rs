@@ -23,7 +23,7 @@ pub mod write;
 use std::{
     collections::BTreeMap,
     fmt, io,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,7 +31,7 @@ use std::{
 use anyhow::Context as _;
 use toml::de::DeTable;
 
-pub use self::tree::Problem;
+pub use self::tree::{About, Problem};
 use self::tree::{Problems, Table, parse_prefix};
 use crate::{
     desired::Desired,
@@ -92,6 +92,8 @@ pub struct Config {
     pub log: crate::logs::Settings,
     /// Where who only looks is answered over TCP; none: nowhere.
     pub http: Option<crate::web::Config>,
+    /// Why nobody is answered there, though the configuration says so.
+    pub http_lacks: Option<Lacks>,
     /// The services.
     pub desired: Desired,
     /// How long backends of a service may drain, unless the command says otherwise.
@@ -100,6 +102,32 @@ pub struct Config {
     pub unsaid: Unsaid,
     /// What works and is probably not meant.
     pub warnings: Vec<Problem>,
+}
+
+/// What an HTTP listener lacks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lacks {
+    /// Where it would listen.
+    pub listen: Vec<SocketAddr>,
+    /// What is wrong with its files.
+    pub problems: Vec<Problem>,
+    /// The configuration, to look for them again.
+    text: String,
+}
+
+impl Lacks {
+    /// The listener, if its files can be used by now.
+    #[must_use]
+    pub fn try_again(&self) -> Option<crate::web::Config> {
+        Config::parse(&self.text).ok()?.http
+    }
+
+    /// What is wrong, in one line.
+    #[must_use]
+    pub fn why(&self) -> String {
+        let all: Vec<_> = self.problems.iter().map(ToString::to_string).collect();
+        all.join("; ")
+    }
 }
 
 /// Why a configuration can't be used.
@@ -125,6 +153,15 @@ pub struct Invalid {
     pub file: PathBuf,
     /// The mistakes, in the order of the file.
     pub problems: Vec<Problem>,
+}
+
+impl Invalid {
+    /// Whether the configuration itself has a mistake, which is there until somebody changes it. Otherwise
+    /// it is a file that it names.
+    #[must_use]
+    pub fn is_mistaken(&self) -> bool {
+        self.problems.iter().any(|problem| problem.about == About::Text)
+    }
 }
 
 impl std::error::Error for Invalid {}
@@ -156,6 +193,19 @@ impl Config {
         Self::parse(&text).map_err(|problems| Invalid { file: file.into(), problems }.into())
     }
 
+    /// Reads a file to start with: if all that is wrong are files of the HTTP listener, everything else is
+    /// as it says.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::load`].
+    pub fn load_to_start(file: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| Error::Unreadable { file: file.into(), source })?;
+        Self::parse_to_start(&text)
+            .map_err(|problems| Invalid { file: file.into(), problems }.into())
+    }
+
     /// What the node calls itself: what its peers are told, or the machine's name.
     #[must_use]
     pub fn node_name(&self) -> String {
@@ -168,16 +218,36 @@ impl Config {
     ///
     /// All mistakes, in the order of the text.
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
+        let config = Self::parse_to_start(text)?;
+        match config.http_lacks {
+            None => Ok(config),
+            Some(lacks) => Err(lacks.problems),
+        }
+    }
+
+    /// Reads the text of a file, as [`Self::load_to_start`].
+    ///
+    /// # Errors
+    ///
+    /// All other mistakes with those of the listener's files, in the order of the text.
+    pub fn parse_to_start(text: &str) -> Result<Self, Vec<Problem>> {
         let problems = Problems::new(text);
         let (tree, errors) = DeTable::parse_recoverable(text);
         for error in &errors {
             problems.push(error.span().map_or(0, |span| span.start), "", error.message());
         }
         // What a file with broken syntax lacks says nothing.
-        let config = if errors.is_empty() { read(&tree, &problems) } else { None };
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(problems.into_sorted()),
+        let read = if errors.is_empty() { read(&tree, &problems) } else { None };
+        let problems = problems.into_sorted();
+        match read {
+            Some((config, _)) if problems.is_empty() => Ok(config),
+            Some((config, listen))
+                if problems.iter().all(|problem| problem.about == About::ListenerFile) =>
+            {
+                let lacks = Lacks { listen, problems, text: text.to_owned() };
+                Ok(Self { http_lacks: Some(lacks), ..config })
+            }
+            _ => Err(problems),
         }
     }
 
@@ -246,8 +316,12 @@ impl Config {
     }
 }
 
-/// Reads everything; none if something is so wrong that no configuration can be made.
-fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) -> Option<Config> {
+/// Reads everything, and where the HTTP listener is to be; none if something is so wrong that no
+/// configuration can be made.
+fn read<'a>(
+    tree: &'a toml::Spanned<DeTable<'a>>,
+    problems: &'a Problems<'a>,
+) -> Option<(Config, Vec<SocketAddr>)> {
     let root = Table::root(tree, problems);
     let interfaces = read_interfaces(&root);
     let xdp = root.optional("xdp").and_then(|field| {
@@ -293,7 +367,7 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         doubts.push(offset, path, violation.message);
     }
     root.finish();
-    Some(Config {
+    let config = Config {
         interfaces: interfaces?,
         xdp: xdp.unwrap_or_default(),
         reattach: reattach.unwrap_or(true),
@@ -306,13 +380,15 @@ fn read<'a>(tree: &'a toml::Spanned<DeTable<'a>>, problems: &'a Problems<'a>) ->
         state_file,
         routers: Routers { routers: routers.into_iter().map(|read| read.router).collect(), groups },
         sync,
-        http,
+        http: http.config,
+        http_lacks: None,
         log,
         desired: services.desired,
         drain_deadlines: services.drain_deadlines,
         unsaid: services.unsaid,
         warnings: doubts.into_sorted(),
-    })
+    };
+    Some((config, http.listen))
 }
 
 /// `interfaces = ["eth0"]`, or `interface = "eth0"` for one.

@@ -6,7 +6,7 @@ use super::{
     address::{read_addresses, read_peers, read_second_path, read_source},
     check_interface, command, duration_within, secret,
     track::read_tracks,
-    tree::{Field, Problems, Table},
+    tree::{About, Field, Problems, Table},
 };
 use crate::{
     rules,
@@ -257,10 +257,11 @@ fn read_auth(table: &Table<'_>, version: Version, doubts: &Problems<'_>) -> Auth
         secret.pop();
     }
     if secret.len() < HMAC_BYTES {
-        file.refuse(format!(
+        let message = format!(
             "a key of {} bytes; {HMAC_BYTES} are the least, and 'lbctl sync key' makes one",
             secret.len()
-        ));
+        );
+        file.refuse_file(About::File, message);
     }
     Auth::Hmac { id: id.unwrap_or(0), secret }
 }

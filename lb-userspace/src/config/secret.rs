@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
 
-use super::tree::{Field, Problems};
+use super::tree::{About, Field, Problems};
 
 /// Who else may read the file of a key without a word: its group, as that of a daemon's user.
 const MODE: u32 = 0o640;
@@ -18,17 +18,17 @@ pub(super) fn read(
     doubts: &Problems<'_>,
     remedy: impl FnOnce(&str) -> String,
 ) -> Option<Vec<u8>> {
-    read_file(field, "key_file = \"/etc/lb/sync.key\"", MOST, Some(doubts), remedy)
+    read_file(field, "key_file = \"/etc/lb/sync.key\"", MOST, Some(doubts), About::File, remedy)
 }
 
-/// The content of a file with keys, passwords or tokens, under a key of its own.
+/// The content of a file of the HTTP listener with keys, passwords or tokens.
 pub(super) fn read_as(
     field: &Field<'_>,
     example: &str,
     doubts: &Problems<'_>,
     remedy: impl FnOnce(&str) -> String,
 ) -> Option<Vec<u8>> {
-    read_file(field, example, MOST_LISTED, Some(doubts), remedy)
+    read_file(field, example, MOST_LISTED, Some(doubts), About::ListenerFile, remedy)
 }
 
 /// The content of a file that belongs to one with a key, and that anybody may read.
@@ -37,7 +37,7 @@ pub(super) fn read_public(
     example: &str,
     remedy: impl FnOnce(&str) -> String,
 ) -> Option<Vec<u8>> {
-    read_file(field, example, MOST_LISTED, None, remedy)
+    read_file(field, example, MOST_LISTED, None, About::ListenerFile, remedy)
 }
 
 /// `doubts` is told when others can read or change what is secret.
@@ -46,6 +46,7 @@ fn read_file(
     example: &str,
     most: u64,
     doubts: Option<&Problems<'_>>,
+    about: About,
     remedy: impl FnOnce(&str) -> String,
 ) -> Option<Vec<u8>> {
     let path = field.parsed(example, super::absolute)?;
@@ -68,7 +69,7 @@ fn read_file(
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let path = path.display().to_string();
-            field.refuse(format!("{path} is missing; {}", remedy(&path)));
+            field.refuse_file(about, format!("{path} is missing; {}", remedy(&path)));
             None
         }
         Err(error) => {
@@ -79,7 +80,7 @@ fn read_file(
                 }
                 _ => String::new(),
             };
-            field.refuse(format!("read {path}: {error}{how}"));
+            field.refuse_file(about, format!("read {path}: {error}{how}"));
             None
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     check_interface, duration_within, secret,
-    tree::{Field, Problems, Table},
+    tree::{About, Field, Problems, Table},
 };
 use crate::sync::{Config, Key};
 
@@ -82,7 +82,7 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
             })?;
             let key = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
             if key.is_none() {
-                file.refuse(format!("the file holds no key; a key is {HOW}"));
+                file.refuse_file(About::File, format!("the file holds no key; a key is {HOW}"));
             }
             key
         }

@@ -25,6 +25,20 @@ pub struct Problem {
     pub path: String,
     /// What is wrong, and what would be right.
     pub message: String,
+    /// What it is about.
+    pub about: About,
+}
+
+/// What a mistake is about, which says whether trying again may help.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum About {
+    /// The text of the configuration.
+    #[default]
+    Text,
+    /// A file that the configuration names, without which `lbd` can't do what it says.
+    File,
+    /// A file of the HTTP listener, without which everything else can be done.
+    ListenerFile,
 }
 
 impl fmt::Display for Problem {
@@ -50,6 +64,16 @@ impl<'t> Problems<'t> {
     }
 
     pub(super) fn push(&self, offset: usize, path: impl Into<String>, message: impl Into<String>) {
+        self.push_about(About::Text, offset, path, message);
+    }
+
+    fn push_about(
+        &self,
+        about: About,
+        offset: usize,
+        path: impl Into<String>,
+        message: impl Into<String>,
+    ) {
         let before = self.text.get(..offset.min(self.text.len())).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let problem = Problem {
@@ -57,6 +81,7 @@ impl<'t> Problems<'t> {
             column: before[line_start..].chars().count() + 1,
             path: path.into(),
             message: message.into(),
+            about,
         };
         self.found.borrow_mut().push((offset, problem));
     }
@@ -194,6 +219,11 @@ impl<'a> Field<'a> {
 
     pub(super) fn refuse(&self, message: impl Into<String>) {
         self.problems.push(self.span().start, self.path.as_str(), message);
+    }
+
+    /// Reports what is wrong with the file that the field names.
+    pub(super) fn refuse_file(&self, about: About, message: impl Into<String>) {
+        self.problems.push_about(about, self.span().start, self.path.as_str(), message);
     }
 
     fn kind(&self) -> String {

@@ -39,6 +39,7 @@ impl<B: Balancer> Daemon<B> {
         if self.unkept.is_some() {
             self.keep();
         }
+        self.look_for_listener_files();
         self.get_ready();
     }
 

@@ -117,6 +117,7 @@ impl<B: Balancer> Daemon<B> {
         if let Some(egress) = &self.egress {
             egress.tell(&mut status);
         }
+        status.http = self.listeners();
         status.log = logs::current();
         status.writes = self.writes.clone();
         status.events = self.effects.events.counts();

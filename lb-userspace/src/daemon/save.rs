@@ -50,7 +50,7 @@ impl<B: Balancer> Daemon<B> {
         };
         let text = std::fs::read_to_string(&self.file)
             .map_err(|error| failed(anyhow::anyhow!("read {file}: {error}")))?;
-        let on_disk = Config::parse(&text).map_err(|problems| {
+        let on_disk = Config::parse_to_start(&text).map_err(|problems| {
             let all: Vec<String> =
                 problems.iter().map(|problem| format!("{file}:{problem}")).collect();
             Refusal::new(RefusalKind::Invalid, all.join("\n")).hint("nothing was changed")

@@ -22,6 +22,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         truth(status.node.draining_since.is_some()),
     )?;
     program(page, status)?;
+    listeners(page, status)?;
     verdicts(page, status)?;
     maps(page, status)?;
     writes(page, status)?;
@@ -96,6 +97,15 @@ fn verdicts(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.counters(
         Family::bytes("lb_passed", "Bytes of IP of packets that were left to the node, by reason"),
         packets("passed").map(|(labels, count)| (labels, count.bytes)),
+    )
+}
+
+fn listeners(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let all: Vec<_> =
+        status.http.iter().map(|one| (one.address.to_string(), one.obstacle.is_none())).collect();
+    page.gauges(
+        Family::new("lb_http_listening", "Whether an address of [http] is listened on"),
+        all.iter().map(|(address, is)| ([("address", address.as_str())], truth(*is))),
     )
 }
 

@@ -18,8 +18,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Config, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
-use crate::{api::Request, events::Events, samples::Samples};
+use super::{Config, Listeners, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
+use crate::{api::Request, events::Events, samples::Samples, status::Listener};
 
 /// How often connections are looked at, and listeners that can't be had are tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,6 +40,7 @@ type Current = Arc<RwLock<Option<Arc<Setup>>>>;
 /// Keeps the doors as they are wanted, until nobody wants any more.
 pub(super) async fn keep(
     mut wanted: watch::Receiver<Option<Config>>,
+    listeners: Listeners,
     daemon: mpsc::Sender<Request>,
     events: Events,
     samples: Samples,
@@ -56,6 +57,7 @@ pub(super) async fn keep(
             _ = tick.tick() => {
                 crowd.sweep(Instant::now());
                 doors.open(&crowd, &current);
+                listeners.set(doors.list());
                 continue;
             }
         }
@@ -71,6 +73,7 @@ pub(super) async fn keep(
         crowd.clear();
         doors.want(config);
         doors.open(&crowd, &current);
+        listeners.set(doors.list());
     }
 }
 
@@ -115,6 +118,14 @@ impl Doors {
         for address in listen {
             self.all.entry(address).or_default();
         }
+    }
+
+    fn list(&self) -> Vec<Listener> {
+        let one = |(address, door): (&SocketAddr, &Door)| Listener {
+            address: *address,
+            obstacle: door.obstacle.clone(),
+        };
+        self.all.iter().map(one).collect()
     }
 
     /// Opens those that are not open.

@@ -29,7 +29,10 @@ mod mailbox;
 pub(crate) mod ready;
 mod tls;
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -45,6 +48,7 @@ use crate::{
     events::Events,
     metrics,
     samples::Samples,
+    status::Listener,
 };
 
 /// Connections at one moment, unless the configuration says otherwise.
@@ -85,6 +89,23 @@ impl Config {
 #[derive(Debug)]
 pub struct Doors {
     config: watch::Sender<Option<Config>>,
+    listeners: Listeners,
+}
+
+/// The listeners as they are, for whoever reports them.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners(Arc<Mutex<Vec<Listener>>>);
+
+impl Listeners {
+    /// All that the configuration asks for.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listener> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, all: Vec<Listener>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
 }
 
 impl Doors {
@@ -95,6 +116,8 @@ impl Doors {
     /// There is no room for a thread.
     pub fn start(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Result<Self> {
         let (config, wanted) = watch::channel(None);
+        let listeners = Listeners::default();
+        let kept = listeners.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             // One compares passwords, one at a time; the other writes metrics.
@@ -103,9 +126,15 @@ impl Doors {
             .context("make the runtime of the doors")?;
         std::thread::Builder::new()
             .name("lbd-http".into())
-            .spawn(move || runtime.block_on(listen::keep(wanted, daemon, events, samples)))
+            .spawn(move || runtime.block_on(listen::keep(wanted, kept, daemon, events, samples)))
             .context("start the thread of the doors")?;
-        Ok(Self { config })
+        Ok(Self { config, listeners })
+    }
+
+    /// The listeners as they are.
+    #[must_use]
+    pub fn listeners(&self) -> Listeners {
+        self.listeners.clone()
     }
 
     /// Has the doors be as a configuration says. What stays the same stays open.

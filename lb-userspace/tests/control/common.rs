@@ -150,6 +150,7 @@ impl Place {
             vrrp: Box::new(script.clone()),
             peers: connection,
             doors: Box::new(|_| {}),
+            listeners: Default::default(),
             events: events.clone(),
             notifier: Notifier::default(),
         };

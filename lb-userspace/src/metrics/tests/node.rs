@@ -158,6 +158,10 @@ pub fn node() -> Status {
         vrrp: vec![router()],
         peers: vec![peer()],
         events: [("backend_up".to_owned(), 3)].into(),
+        http: vec![crate::status::Listener {
+            address: ([127, 0, 0, 1], 9105).into(),
+            obstacle: None,
+        }],
         writes: Writes { changes: 9, slots_moved: 3, ..Writes::default() },
         checks: Load { backends: 11, limit: 512, ..Load::default() },
         ..Status::default()

@@ -1,0 +1,28 @@
+//! The HTTP listeners: what the configuration's files let them be, and that a file that was missing is
+//! looked for again.
+
+use super::{Balancer, Daemon};
+use crate::status::Listener;
+
+impl<B: Balancer> Daemon<B> {
+    /// Those that the configuration asks for.
+    pub(super) fn listeners(&self) -> Vec<Listener> {
+        let Some(lacks) = &self.config.http_lacks else { return self.effects.listeners.list() };
+        let why = Some(lacks.why());
+        let one = |address: &_| Listener { address: *address, obstacle: why.clone() };
+        lacks.listen.iter().map(one).collect()
+    }
+
+    /// Looks again for the files that the HTTP listener lacks; each second, as for one whose address can't
+    /// be had.
+    pub(super) fn look_for_listener_files(&mut self) {
+        let Some(http) = self.config.http_lacks.as_ref().and_then(crate::config::Lacks::try_again)
+        else {
+            return;
+        };
+        tracing::info!("the files of the HTTP listener can be used");
+        self.config.http_lacks = None;
+        self.config.http = Some(http);
+        (self.effects.doors)(self.config.http.as_ref());
+    }
+}
