@@ -15,7 +15,12 @@ use kit::{
     balancer::{self, Balancer},
     can_run, command, in_ci,
     lab::{Lab, Options},
+    namespace::Namespace,
     ways::Way,
+};
+use lb_userspace::vrrp::{
+    VirtualAddress,
+    addresses::{Addresses, Placed},
 };
 
 const WAY: Way = Way::DsrV4;
@@ -132,6 +137,52 @@ fn systemd_hears_of_start_reload_and_stop_in_order() -> Result<()> {
     assert!(alive >= 3, "{alive} signs of life in {:?}", WATCHDOG * 2);
     let last = manager.messages.recv_timeout(Duration::from_millis(200));
     assert!(last.is_err(), "it is silent after its end: {last:?}");
+    Ok(())
+}
+
+#[test]
+fn addresses_that_a_crash_left_go_when_no_start_goes_on_with_them() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let node = Namespace::new("node")?;
+    // As virtual routers mark theirs, and as an operator sets one.
+    node.ip("address add 10.9.9.2/32 dev lo")?;
+    let addresses = ["10.9.9.1/32", "fd00:9::1/128"].map(|text| {
+        let (address, prefix) = text.split_once('/').expect("it has a prefix");
+        VirtualAddress {
+            address: address.parse().expect("an address"),
+            prefix: prefix.parse().expect("a length"),
+            interface: None,
+            label: None,
+            nodad: true,
+            advertised: true,
+        }
+    });
+    let (added, problems) = node.enter(|| -> Result<_> {
+        let placed = addresses.iter().map(|address| Placed { interface: "lo", address });
+        Ok(Addresses::open()?.hold(placed))
+    })??;
+    ensure!(added.len() == 2 && problems.is_empty(), "{problems:?}");
+    let lbd = balancer::binaries()?.join("lbd");
+    let release = |result: &str, code: &str, status: &str| -> Result<String> {
+        let mut lbd = node.command(&lbd);
+        let lbd = lbd.arg("--release").env("SERVICE_RESULT", result);
+        command::run(lbd.env("EXIT_CODE", code).env("EXIT_STATUS", status))
+    };
+    let there = || node.ip("address show dev lo");
+    for (result, code, status) in
+        [("success", "exited", "0"), ("signal", "killed", "KILL"), ("exit-code", "exited", "1")]
+    {
+        assert_eq!(release(result, code, status)?, "");
+        let shown = there()?;
+        ensure!(shown.contains("10.9.9.1") && shown.contains("fd00:9::1"), "{shown}");
+    }
+    let said = release("exit-code", "exited", "3")?;
+    assert_eq!(said, "released 10.9.9.1/32 on lo\nreleased fd00:9::1/128 on lo\n");
+    let shown = there()?;
+    ensure!(!shown.contains("10.9.9.1") && !shown.contains("fd00:9::1"), "{shown}");
+    ensure!(shown.contains("10.9.9.2"), "that of the operator stays: {shown}");
     Ok(())
 }
 

@@ -28,7 +28,7 @@ use lb_userspace::{
     notify::Notifier,
     samples::Samples,
     sync::thread::Link,
-    vrrp::thread::Thread,
+    vrrp::{self, release::NOT_STARTED, thread::Thread},
     web::Doors,
 };
 use tokio::{
@@ -38,8 +38,6 @@ use tokio::{
 
 /// The exit status for a mistake in the configuration, which trying again does not mend.
 const MISTAKEN: u8 = 2;
-/// The exit status of an `lbd` that could not start for a reason that may pass.
-const NOT_STARTED: u8 = 3;
 
 fn main() -> ExitCode {
     let args = Lbd::parse();
@@ -48,6 +46,9 @@ fn main() -> ExitCode {
     }
     if let Some(pin_dir) = &args.prepare {
         return prepare(pin_dir);
+    }
+    if args.release {
+        return release();
     }
     let config = match Config::load_to_start(&args.config) {
         Ok(config) => config,
@@ -69,9 +70,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lbd: {error:#}");
-            if is_starting.into_inner() {
-                return ExitCode::from(NOT_STARTED);
-            }
+            if is_starting.into_inner() { ExitCode::from(NOT_STARTED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn release() -> ExitCode {
+    match vrrp::release::after_end(&vrrp::release::End::from_env()) {
+        Ok(done) => {
+            done.iter().for_each(|line| println!("{line}"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("lbd: release addresses: {error:#}");
             ExitCode::FAILURE
         }
     }

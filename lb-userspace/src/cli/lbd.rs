@@ -25,4 +25,9 @@ pub struct Lbd {
     /// folder of the pins, and pin what an earlier version has left there without.
     #[arg(long, value_name = "PIN_DIR", conflicts_with_all = ["force", "check"])]
     pub prepare: Option<PathBuf>,
+    /// Take off the addresses that the virtual routers of an lbd have left that has ended, and exit. It reads how
+    /// that ended from SERVICE_RESULT, EXIT_CODE and EXIT_STATUS, as systemd sets them for ExecStopPost: after a
+    /// crash the addresses stay, for the next start goes on with them.
+    #[arg(long, conflicts_with_all = ["force", "check", "prepare"])]
+    pub release: bool,
 }

@@ -186,6 +186,18 @@ impl Addresses {
         }
     }
 
+    /// Takes all off that carry the mark, on whatever interface they are, whoever has put it there. Which
+    /// these were, and what did not work.
+    pub fn release_marked(&mut self) -> (Vec<String>, Vec<String>) {
+        let marked = self.tables.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
+        let keys: Vec<Key> = marked.map(|(key, _)| *key).collect();
+        let name = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.interface(key.0));
+        let names: Vec<(Key, String)> = keys.iter().map(|key| (*key, name(key))).collect();
+        let problems = self.remove(keys);
+        let gone = names.into_iter().filter(|(key, _)| !self.tables.addresses.contains_key(key));
+        (gone.map(|(_, name)| name).collect(), problems)
+    }
+
     /// Those that are not where they belong, though their interface is there.
     #[must_use]
     pub fn missing<'a>(&self, router: &'a Router) -> Vec<Placed<'a>> {

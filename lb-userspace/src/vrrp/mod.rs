@@ -16,6 +16,7 @@ pub mod notify;
 pub mod observe;
 pub mod packet;
 pub mod realtime;
+pub mod release;
 pub mod router;
 pub mod scripts;
 pub mod sockets;
