@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kit::{
     balancer::Balancer,
     can_run,
+    http::Connection,
     lab::Options,
     load::{Load, Plan},
     status::Service,
@@ -19,6 +20,8 @@ use kit::{
 
 /// How long a silent flow is kept. The load's pauses are much shorter, the tests' waits longer.
 const IDLE: Duration = Duration::from_secs(3);
+/// How long nothing is heard when a drain is over by estimate.
+const QUIET: Duration = Duration::from_secs(20);
 const SETTINGS: &str = "idle_timeout = \"3s\"";
 
 fn plan(way: Way) -> Plan {
@@ -136,6 +139,69 @@ fn drain_wait_returns_when_no_flow_is_left_and_not_before() -> Result<()> {
     let service = service(&balancer, way)?;
     let drained = service.backend(backend)?;
     assert_eq!((drained.slots, drained.base_slots, drained.pins), (0, 0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_drain_ends_by_estimate_soon_after_its_connections_and_moves_none() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let way = Way::DsrV4;
+    let (lab, balancer) = balanced(&Options::default(), &[way], "idle_timeout = \"900s\"")?;
+    // In slots in flux, flows are pinned.
+    let (first, third) = (&lab.webs[0], way.backend(&lab.webs[2]));
+    balancer.lbctl(&["backend", "drain", way.name(), &third.to_string()])?;
+    let mut silent = loop {
+        let mut open = Connection::open(&lab.client.namespace, way.target(), IDLE * 5)?;
+        if open.get("/")?.backend()? == first.host.name {
+            break open;
+        }
+    };
+    let small = Plan { steady: 60, passing: 10, ..plan(way) };
+    let load = Load::start(&lab.client.namespace, small)?;
+    ensure!(load.report().by_backend.contains_key("web1"), "{:?}", load.report());
+    let backend = way.backend(first);
+    let mut drain = balancer.lbctl_command();
+    drain.args(["backend", "drain", way.name(), &backend.to_string(), "--wait"]);
+    let drain = drain.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut drain = drain.spawn().context("lbctl")?;
+    let early = Instant::now() + QUIET + IDLE;
+    while Instant::now() < early {
+        if let Some(status) = drain.try_wait()? {
+            bail!("it returned ({status}) while connections on the backend sent");
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    load.finish().check()?;
+    let ended = Instant::now();
+    wait::until(QUIET + IDLE * 4, "drain --wait returns", || {
+        drain.try_wait()?.context("it still waits")
+    })?;
+    let took = ended.elapsed();
+    let output = drain.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("estimated: safe to stop unless a client is silent"), "{said}");
+    assert!(took + Duration::from_secs(2) >= QUIET, "packets came until {took:?} before");
+    // Finished connections don't count as live, and what is silent is where it was.
+    let drained = service(&balancer, way)?.backend(backend)?.clone();
+    assert!(drained.base_slots > 0 && drained.pins_closing > 0, "{drained:?}");
+    assert!(drained.pins - drained.pins_closing <= 1, "{drained:?}");
+    assert_eq!(silent.get("/")?.backend()?, first.host.name);
+    // The certain end is far.
+    let output = balancer.lbctl_output(&[
+        "backend",
+        "drain",
+        way.name(),
+        &backend.to_string(),
+        "--wait",
+        "--until",
+        "proven",
+        "--timeout",
+        "2s",
+    ])?;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     Ok(())
 }
 

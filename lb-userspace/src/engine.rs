@@ -3,6 +3,7 @@
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 
+mod drains;
 mod history;
 mod interfaces;
 mod outage;
@@ -25,6 +26,7 @@ use tracing::info;
 use zerocopy::FromZeros as _;
 
 use self::{
+    drains::Drains,
     history::{Followed, History},
     interfaces::Interfaces,
     outage::Outages,
@@ -69,6 +71,7 @@ pub struct Engine<D> {
     /// The shares that the last plan was made with.
     ramps: Ramps,
     silence: Silence,
+    drains: Drains,
     history: History,
     standings: BTreeMap<ServiceKey, Standing>,
     retired: Retired,
@@ -106,6 +109,11 @@ pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
 /// How many seconds a flow may be idle before it counts as gone.
 pub(crate) fn kept_secs(flow: &FlowRef, value: abi::FlowValue, service: &abi::Service) -> u32 {
     sweep::kept_secs(flow, value, service)
+}
+
+/// Whether a flow is closed that has been idle for so long: its client sent FIN or RST, and nothing since.
+pub(crate) const fn is_closed(value: abi::FlowValue, idle_secs: u32) -> bool {
+    drains::is_closed(value, idle_secs)
 }
 
 /// What a reconciliation has done.
@@ -170,6 +178,7 @@ impl<D: DataPlane> Engine<D> {
             ramping: Ramping::default(),
             ramps: Ramps::new(),
             silence: Silence::default(),
+            drains: Drains::default(),
             history: History::default(),
             standings: BTreeMap::new(),
             retired: Retired::default(),

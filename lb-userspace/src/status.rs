@@ -300,9 +300,15 @@ pub struct Backend {
     pub base_slots: u32,
     /// Live pins to it.
     pub pins: u64,
+    /// Those of `pins` whose client has sent FIN or RST, and nothing for five seconds.
+    #[serde(default)]
+    pub pins_closing: u64,
     /// Whether `pins` was counted before it ceased to get new flows, so that there may be more.
     #[serde(default)]
     pub pins_stale: bool,
+    /// How far its drain is; none if it does not drain, or that was not looked at yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     /// Packets and bytes sent to it.
     pub sent: Count,
     /// Packets that opened a flow.
@@ -316,7 +322,33 @@ pub struct Backend {
     pub second_choices: u64,
 }
 
+/// Seconds without a packet of a flow after which a drain is over by estimate.
+pub const QUIET_SECS: u32 = 20;
+
+/// How far a drain is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Whether it is over by estimate: for [`QUIET_SECS`] no packet has come of a flow that may be on
+    /// the backend, those apart whose client has closed them. A client that is silent for longer
+    /// may be left.
+    pub estimated: bool,
+    /// Seconds since the last such packet; none if there is no such flow, or not all packets of the
+    /// service come to this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_secs: Option<u64>,
+    /// Seconds until no flow can be left if none sends any more, or the deadline has passed; none if
+    /// none can be left, or not all packets of the service come to this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_in_secs: Option<u64>,
+}
+
 impl Backend {
+    /// Whether its drain is over by estimate, and not for certain.
+    #[must_use]
+    pub fn is_estimated_over(&self) -> bool {
+        self.has_flows() && self.drain.is_some_and(|drain| drain.estimated)
+    }
+
     /// Whether a flow may still be on the backend: it owns slots, is a slot's base owner, has pins,
     /// or may have some that were not counted yet.
     #[must_use]

@@ -1,6 +1,7 @@
 //! What the engine makes of a desired state: the maps in memory, golden files, and writes that
 //! fail.
 
+mod drains;
 mod health;
 mod pair;
 mod sums;

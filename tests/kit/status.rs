@@ -122,6 +122,8 @@ pub struct Backend {
     pub base_slots: u32,
     /// Pins to it.
     pub pins: u64,
+    /// Those of them whose client has closed its connection.
+    pub pins_closing: u64,
     /// Packets and bytes sent to it.
     pub sent: Count,
     /// Packets that opened a flow.

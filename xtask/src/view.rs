@@ -170,7 +170,7 @@ mod tests {
                 "backends": {"10.0.0.11": {
                     "weight": 1, "admin": {"state": "draining", "deadline": null}, "unusable": null,
                     "condition": "up", "second_choices": 0, "mac": null, "id": 1, "slots": 65_537,
-                    "base_slots": 0, "pins": 0, "new_flows": 12,
+                    "base_slots": 0, "pins": 0, "pins_closing": 0, "new_flows": 12,
                     "sent": {"packets": packets, "bytes": 0},
                 }},
             }},

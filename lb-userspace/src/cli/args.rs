@@ -224,12 +224,21 @@ pub(super) enum BackendCommand {
         dry: Dry,
     },
     /// Give a backend no new flows, and let the ones that it has end.
+    ///
+    /// A drain is over by estimate when no packet has come for 20 seconds of a flow that may be on the
+    /// backend; flows that their clients have closed (FIN or RST, and nothing for five seconds since)
+    /// don't count. Then it is safe to stop the backend, unless a client is silent for longer. It is
+    /// proven to be over when all flows have been silent for the service's idle timeout. Neither end
+    /// moves a flow; a deadline does.
     Drain {
         #[command(flatten)]
         target: Target,
-        /// Return when no flow is left.
+        /// Return when no flow is left, and say how that is known.
         #[arg(long)]
         wait: bool,
+        /// How certain the end is that is waited for.
+        #[arg(long, value_enum, default_value_t = Until::Estimated, requires = "wait")]
+        until: Until,
         /// Move flows that are left after this time, as 10m.
         #[arg(long, value_parser = parse_duration)]
         deadline: Option<Duration>,
@@ -336,6 +345,15 @@ impl ServiceAdd {
     }
 }
 
+/// Which end of a drain is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Until {
+    /// No packet has come for 20 seconds, but of flows that their clients have closed.
+    Estimated,
+    /// No flow can be left.
+    Proven,
+}
+
 /// A word of an enum, as JSON has it.
 pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| {
@@ -362,6 +380,11 @@ mod tests {
             ("backend add web 10.0.0.300", "invalid value '10.0.0.300'"),
             ("backend drain web 10.0.0.1 --deadline 10", "is no duration"),
             ("backend drain web 10.0.0.1 --timeout 10s", "--wait"),
+            ("backend drain web 10.0.0.1 --until proven", "--wait"),
+            (
+                "backend drain web 10.0.0.1 --wait --until soon",
+                "[possible values: estimated, proven]",
+            ),
             ("service add web --vip 10.0.0.1 --port 0", "0 is not in 1..=65535"),
             ("service add web --vip 10.0.0.1 --port 1 --mode nat", "expected `dsr` or `ipip`"),
             ("servcie list", "'service'"),

@@ -1,4 +1,4 @@
-//! Waits until a backend that drains has no flow left.
+//! Waits until a backend that drains has no flow left, by estimate or for certain.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Target, patience::Patient};
+use super::{Target, args::Until, patience::Patient, progress::on_one_line};
 use crate::{
     api::client::{self, Client},
     desired::Admin,
-    status::Backend,
+    status::{Backend, QUIET_SECS},
     units::{format_count, format_duration},
 };
 
@@ -23,12 +23,13 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) async fn wait(
     client: &Client,
     target: &Target,
+    until: Until,
     timeout: Option<Duration>,
 ) -> Result<ExitCode> {
     let started = Instant::now();
     let mut patient = Patient::new(client);
     let mut progress = Progress::new(Pulse::EachChange);
-    let mut removing = false;
+    let (mut removing, mut is_warned) = (false, false);
     loop {
         let Target { service, address } = target;
         let backend: Backend = match patient.get(&target.path()).await {
@@ -55,10 +56,19 @@ pub(super) async fn wait(
         }
         if !backend.has_flows() {
             progress.end();
-            let after = format_duration(Duration::from_secs(started.elapsed().as_secs()));
-            let why =
-                if passed { ": its deadline has passed, and what it had was moved" } else { "" };
-            eprintln!("backend {address} of {service} has no flow left, after {after}{why}");
+            let after = whole_secs(started.elapsed().as_secs());
+            let why = if passed {
+                "its deadline has passed, and what it had was moved"
+            } else {
+                "proven: all that it had have ended"
+            };
+            eprintln!("backend {address} of {service} has no flow left, after {after} ({why})");
+            return Ok(ExitCode::SUCCESS);
+        }
+        if until == Until::Estimated && backend.is_estimated_over() {
+            progress.end();
+            let after = whole_secs(started.elapsed().as_secs());
+            eprintln!("backend {address} of {service} has {}, after {after}", estimate(&backend));
             return Ok(ExitCode::SUCCESS);
         }
         if timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
@@ -66,24 +76,76 @@ pub(super) async fn wait(
             eprintln!("lbctl: backend {address} of {service} still drains: {left}");
             return Ok(ExitCode::FAILURE);
         }
-        progress.show(&left, started.elapsed());
+        if until == Until::Estimated && !is_warned && has_no_estimate(&backend) {
+            is_warned = true;
+            progress.end();
+            eprintln!(
+                "lbctl: this node does not see all packets of {service}, and can't estimate; it waits \
+                 for the proven end"
+            );
+        }
+        // What changes each second is for a line that changes.
+        let times = if io::stderr().is_terminal() { times(&backend) } else { String::new() };
+        progress.show(&format!("{left}{times}"), started.elapsed());
         let rest = timeout.map_or(POLL, |timeout| timeout.saturating_sub(started.elapsed()));
         tokio::time::sleep(rest.min(POLL)).await;
     }
 }
 
 /// What is left on a backend.
-fn left(backend: &Backend) -> String {
+pub(super) fn left(backend: &Backend) -> String {
     let slots = backend.slots + backend.base_slots;
     if slots == 0 && backend.pins == 0 {
         return "its pinned flows are counted".into();
     }
+    let open = backend.pins.saturating_sub(backend.pins_closing);
+    let closing = match backend.pins_closing {
+        0 => String::new(),
+        closing => format!(" and {} closing", format_count(closing)),
+    };
     format!(
-        "{} pinned flow{}, older flows possible in {slots} slot{}",
-        format_count(backend.pins),
-        if backend.pins == 1 { "" } else { "s" },
+        "{} pinned flow{}{closing}, older flows possible in {slots} slot{}",
+        format_count(open),
+        if open == 1 { "" } else { "s" },
         if slots == 1 { "" } else { "s" },
     )
+}
+
+/// When a backend was sent the last packet of a flow that may be left, and when its drain is over.
+pub(super) fn times(backend: &Backend) -> String {
+    let Some(drain) = backend.drain else { return String::new() };
+    let heard = drain.heard_secs.map(|secs| format!("; last packet {} ago", whole_secs(secs)));
+    let ends = drain
+        .ends_in_secs
+        .map(|secs| format!("; over for certain in {} if all stay silent", whole_secs(secs)));
+    heard.into_iter().chain(ends).collect()
+}
+
+/// That a drain is over by estimate.
+pub(super) fn estimate(backend: &Backend) -> String {
+    let open = backend.pins.saturating_sub(backend.pins_closing);
+    let silent = match open {
+        0 => String::new(),
+        1 => "; 1 pinned flow is open and silent".into(),
+        open => format!("; {} pinned flows are open and silent", format_count(open)),
+    };
+    let ends = backend.drain.and_then(|drain| drain.ends_in_secs);
+    let ends = ends.map(|secs| format!("; proven in {}", whole_secs(secs))).unwrap_or_default();
+    format!(
+        "no flow left that was heard for {QUIET_SECS}s (estimated: safe to stop unless a client is \
+         silent{silent}{ends})"
+    )
+}
+
+/// Whether this node can't say when the drain is over by estimate.
+fn has_no_estimate(backend: &Backend) -> bool {
+    let unknown = |drain: crate::status::Drain| drain == crate::status::Drain::default();
+    let left = backend.has_flows() && backend.slots == 0 && !backend.pins_stale;
+    left && backend.drain.is_some_and(unknown)
+}
+
+fn whole_secs(secs: u64) -> String {
+    format_duration(Duration::from_secs(secs))
 }
 
 /// How often a change is told where no line can change.
@@ -121,7 +183,8 @@ impl Progress {
         let elapsed = format_duration(Duration::from_secs(elapsed.as_secs()));
         // Progress that can't be shown is no reason to stop waiting.
         let _ = if is_terminal {
-            write!(out, "\r\x1b[Kdraining for {elapsed}: {left}").and_then(|()| out.flush())
+            let line = on_one_line(&format!("draining for {elapsed}: {left}"));
+            write!(out, "\r\x1b[K{line}").and_then(|()| out.flush())
         } else {
             writeln!(out, "draining: {left}")
         };

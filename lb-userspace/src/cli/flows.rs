@@ -152,7 +152,8 @@ fn text(found: &Found) -> String {
 
 /// A line for each backend.
 fn counts(found: &Found) -> String {
-    let mut table = Table::new(&["SERVICE", "BACKEND", ">PINS", ">TRACKED", ">QUIC", ">ALL"]);
+    let mut table =
+        Table::new(&["SERVICE", "BACKEND", ">PINS", ">TRACKED", ">QUIC", ">ALL", ">CLOSING"]);
     for count in &found.backends {
         table.row([
             count.service.clone().unwrap_or_else(|| "-".into()),
@@ -161,6 +162,7 @@ fn counts(found: &Found) -> String {
             count.tracked.to_string(),
             count.quic.to_string(),
             count.all().to_string(),
+            count.closing.to_string(),
         ]);
     }
     if found.backends.len() > 1 {
@@ -174,6 +176,7 @@ fn counts(found: &Found) -> String {
             sum(|count| count.tracked),
             sum(|count| count.quic),
             found.matched.to_string(),
+            sum(|count| count.closing),
         ]);
     }
     if table.is_empty() { text(found) } else { table.render() }
@@ -247,16 +250,17 @@ web      quic     connection ab01020304050607  10.0.0.12  established     -  1m2
             pins,
             tracked: 1,
             quic: 0,
+            closing: pins - 2,
         };
         let backends = vec![count(11, 5), count(12, 70)];
         let found = Found { matched: 77, backends, flows: Vec::new() };
         assert_eq!(
             counts(&found),
             "\
-SERVICE  BACKEND    PINS  TRACKED  QUIC  ALL
-web      10.0.0.11     5        1     0    6
-web      10.0.0.12    70        1     0   71
-all                   75        2     0   77
+SERVICE  BACKEND    PINS  TRACKED  QUIC  ALL  CLOSING
+web      10.0.0.11     5        1     0    6        3
+web      10.0.0.12    70        1     0   71       68
+all                   75        2     0   77       71
 "
         );
         assert_eq!(counts(&Found::default()), text(&Found::default()));

@@ -226,12 +226,12 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
             };
             changer((*dry).into()).make_with(Method::POST, &target.path(), &spec).await?;
         }
-        BackendCommand::Drain { target, wait, deadline, timeout, ask } => {
+        BackendCommand::Drain { target, wait, until, deadline, timeout, ask } => {
             let deadline_secs = deadline.map(whole_secs);
             let terms = Terms::from(*ask);
             change(target, terms, admin(AdminChange::Draining { deadline_secs })).await?;
             if *wait && !terms.dry_run {
-                return drain::wait(client, target, *timeout).await;
+                return drain::wait(client, target, *until, *timeout).await;
             }
         }
         BackendCommand::Enable { target, dry } => {

@@ -27,7 +27,20 @@ impl Progress {
         }
         self.shown = Some(Instant::now());
         // Progress that can't be shown is no reason to stop.
-        let _ = write!(io::stderr().lock(), "\r\x1b[K{}", text());
+        let _ = write!(io::stderr().lock(), "\r\x1b[K{}", on_one_line(&text()));
+    }
+}
+
+/// As much of a text as the terminal's width takes: what wraps can't be written over.
+pub(super) fn on_one_line(text: &str) -> String {
+    let columns = crossterm::terminal::size().map_or(80, |(columns, _)| columns);
+    fitting(text, columns.into())
+}
+
+fn fitting(text: &str, columns: usize) -> String {
+    match text.chars().count() < columns {
+        true => text.to_owned(),
+        false => text.chars().take(columns.saturating_sub(4)).chain("...".chars()).collect(),
     }
 }
 
@@ -36,5 +49,17 @@ impl Drop for Progress {
         if self.shown.is_some() {
             let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_would_wrap_is_cut() {
+        assert_eq!(fitting("draining", 80), "draining");
+        assert_eq!(fitting("draining for 10s", 16), "draining for...");
+        assert_eq!(fitting("draining", 2), "...");
     }
 }

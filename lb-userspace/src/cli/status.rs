@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
 
-use super::{health, table::Table};
+use super::{drain, health, table::Table};
 use crate::{
     desired::Admin,
     health::Condition,
-    status::{Backend, Count, Service, Status, Totals, Usage},
+    status::{Backend, Count, QUIET_SECS, Service, Status, Totals, Usage},
     units::{format_bytes, format_count, format_duration},
 };
 
@@ -197,8 +197,18 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     row("id", backend.id.to_string());
     row("slots for new flows", backend.slots.to_string());
     row("slots for older flows", backend.base_slots.to_string());
-    row("pins", backend.pins.to_string());
-    row("flows left", if backend.has_flows() { "there may be" } else { "none" }.into());
+    let closing = match backend.pins_closing {
+        0 => String::new(),
+        closing => format!(", {closing} of them closing"),
+    };
+    row("pins", format!("{}{closing}", backend.pins));
+    let flows_left = match backend.has_flows() {
+        false => "none".into(),
+        true if backend.is_estimated_over() => drain::estimate(backend),
+        true if backend.drain.is_some() => drain::left(backend) + &drain::times(backend),
+        true => "there may be".into(),
+    };
+    row("flows left", flows_left);
     row("packets", backend.sent.packets.to_string());
     row("bytes", format!("{} ({})", backend.sent.bytes, format_bytes(backend.sent.bytes)));
     row("new flows", backend.new_flows.to_string());
@@ -223,6 +233,9 @@ pub(super) fn state(backend: &Backend) -> String {
     };
     let drains = matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. });
     let drained = (drains && !backend.has_flows()).then(|| String::from("no flow left"));
+    let silent = backend.is_estimated_over().then(|| format!("silent for {QUIET_SECS}s"));
+    let closing = backend.drains() && backend.pins_closing > 0;
+    let closing = closing.then(|| format!("{} pins closing", format_count(backend.pins_closing)));
     let down = backend.condition == Condition::HardDown;
     let (word, seen) = match (backend.admin, &backend.unusable) {
         (Admin::Enabled, Some(_)) if !down => ("unresolved", None),
@@ -231,7 +244,7 @@ pub(super) fn state(backend: &Backend) -> String {
     };
     let unusable = backend.unusable.clone().filter(|_| seen.is_none());
     let egress = backend.egress_fault.clone();
-    let notes = [unusable, seen, egress, drained.or(left)];
+    let notes = [unusable, seen, egress, silent, closing, drained.or(left)];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     if notes.is_empty() { word.into() } else { format!("{word} ({})", notes.join(", ")) }
 }

@@ -135,8 +135,14 @@ struct OfBackend<'a> {
     slots: u32,
     base_slots: u32,
     pins: u64,
+    pins_closing: u64,
     pins_stale: bool,
     has_flows: bool,
+    /// Whether its drain is over by estimate.
+    silent: bool,
+    /// Seconds until its drain is over for certain if no flow sends any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_ends_in: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline: Option<u64>,
     rate: Three,
@@ -304,8 +310,11 @@ fn backend(backend: &Backend, rates: Option<Rate>) -> OfBackend<'_> {
         slots: backend.slots,
         base_slots: backend.base_slots,
         pins: backend.pins,
+        pins_closing: backend.pins_closing,
         pins_stale: backend.pins_stale,
         has_flows: backend.has_flows(),
+        silent: backend.is_estimated_over(),
+        drain_ends_in: backend.drain.and_then(|drain| drain.ends_in_secs),
         deadline: deadline.map(millis),
         rate: rate(rates.unwrap_or_default()),
         total: totals(backend),

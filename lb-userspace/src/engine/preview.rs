@@ -149,7 +149,7 @@ impl<D: DataPlane> Engine<D> {
             .collect();
         let backends = self.applied.backends.iter();
         let gone = backends.filter(|(id, value)| value.service == service && !stay.contains(id));
-        gone.filter_map(|(id, _)| self.walk.per_backend.get(id)).sum()
+        gone.filter_map(|(id, _)| self.walk.per_backend.get(id)).map(|tally| tally.flows).sum()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     explain::{self, Answers, Around, Questions},
     health::{self, Condition, Seen},
     netlink::{Resolution, Want},
-    status::{Backend, Count, Service, Status, Usage},
+    status::{Backend, Count, Drain, Service, Status, Usage},
     units::nearest,
 };
 
@@ -141,6 +141,12 @@ impl<D: DataPlane> Engine<D> {
             };
             let target = health::Target { service: service.key, backend: address };
             let seen = self.view.get(&target).copied().unwrap_or_default();
+            let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
+            let pins_stale = self.walk.is_stale(id);
+            let drain = self.drains.of(id).map(|drain| Drain {
+                estimated: drain.estimated && held.current == 0 && !pins_stale,
+                ..drain
+            });
             let told = Backend {
                 weight: backend.weight.0.get(),
                 admin: backend.admin,
@@ -157,8 +163,10 @@ impl<D: DataPlane> Engine<D> {
                 id,
                 slots: held.current,
                 base_slots: held.base,
-                pins: self.walk.per_backend.get(&id).copied().unwrap_or(0),
-                pins_stale: self.walk.is_stale(id),
+                pins: tally.flows,
+                pins_closing: tally.closing,
+                pins_stale,
+                drain,
                 sent: totals.sent,
                 new_flows: totals.new_flows,
                 unpinned_packets: totals.unpinned,

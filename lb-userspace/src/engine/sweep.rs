@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::{
     Engine, Now, Swept,
+    drains::Tally,
     history::{OBJECTION_SECS, Role, slot_of_flow, strays, to_told},
     summary,
 };
@@ -48,7 +49,7 @@ pub(super) struct Walk {
     /// Entries of all tables that it left.
     flows: u64,
     /// Live flows of each backend, in all tables.
-    pub(super) per_backend: BTreeMap<u16, u64>,
+    pub(super) per_backend: BTreeMap<u16, Tally>,
     /// When ids were released.
     released_backends: BTreeMap<u16, u32>,
     released_services: BTreeMap<u16, u32>,
@@ -66,6 +67,11 @@ impl Walk {
     /// Whether there was none yet.
     pub(super) const fn is_first(&self) -> bool {
         self.started.is_none()
+    }
+
+    /// In which second it started; 0 if there was none.
+    pub(super) fn started(&self) -> u32 {
+        self.started.unwrap_or(0)
     }
 
     pub(super) fn release_backend(&mut self, id: u16, now: Now) {
@@ -93,7 +99,7 @@ impl Walk {
     /// Whether it saw flows on backends that have none to keep by now.
     pub(super) fn has_homeless(&self, applied: &Applied, following: &BTreeSet<u16>) -> bool {
         let keeping = keeping(applied, following);
-        self.per_backend.iter().any(|(id, &flows)| flows > 0 && !keeping.contains(id))
+        self.per_backend.keys().any(|id| !keeping.contains(id))
     }
 
     /// Whether an id that was released then can't be named by anything any more.
@@ -156,6 +162,7 @@ impl<D: DataPlane> Engine<D> {
         let left = self.let_leave(leaving, now, &mut swept);
         self.retire()?;
         left?;
+        self.look_at_drains(now);
         self.end_rests(now)?;
         // Last, so that an error before it leaves them for the next call.
         swept.interfaces = self.interfaces.take_events();
@@ -186,6 +193,7 @@ impl<D: DataPlane> Engine<D> {
     /// Clears the bases that are quiet and the marks of pins that have gone. In a ring that follows a
     /// peer's, slots in flux are kept fresh instead.
     fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
+        self.drains.forget(id);
         let Some((key, idle)) = self.service_by_id(id) else { return Ok(0) };
         let role = self.history.role(&key);
         // Nothing has been idle for longer than this node has seen its packets.
@@ -201,6 +209,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let at = stamp(now.mono_secs());
+        let mut heard = BTreeMap::new();
         let mut changes = match role {
             Role::Shared => self.sweep_shared(key, &slots, (id, idle), now),
             Role::Own | Role::Follows => Vec::new(),
@@ -208,6 +217,11 @@ impl<D: DataPlane> Engine<D> {
         let tells = self.history.tells_slots(&key);
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
+            if base != 0 {
+                let at = now.mono_secs().saturating_sub(ring::age(at, slot.unpinned())).max(floor);
+                let last = heard.entry(base).or_insert(at);
+                *last = at.max(*last);
+            }
             if role == Role::Follows {
                 if base != 0 && ring::is_quiet(slot, at, idle / 2) {
                     slot.touch_unpinned(at);
@@ -230,6 +244,7 @@ impl<D: DataPlane> Engine<D> {
                 let _ = ring::settle_pinned(slot, at, idle);
             }
         }
+        self.drains.hear(id, heard);
         self.data_plane.set_owners(id, &changes).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());
@@ -298,10 +313,13 @@ impl<D: DataPlane> Engine<D> {
                         gone.push((flow, value, true));
                         return;
                     };
-                    let live = &mut *walk.per_backend.entry(value.backend).or_default();
                     let (age, kept) = age(flow, value, service, *floor, now);
+                    let mut count_live = || {
+                        let tally = walk.per_backend.entry(value.backend).or_default();
+                        tally.count(value, value.seen.max(*floor), kept, now);
+                    };
                     if following.contains(&flow.service()) {
-                        *live += 1;
+                        count_live();
                         if collects && idle(value, *floor, now) > kept / 4 {
                             stale.push(flow);
                         }
@@ -309,7 +327,7 @@ impl<D: DataPlane> Engine<D> {
                     }
                     match age {
                         Age::Live => {
-                            *live += 1;
+                            count_live();
                             if tells && strays(&flow, value, service, &rings) {
                                 surveyed.insert(flow, value.backend);
                             }
@@ -328,7 +346,6 @@ impl<D: DataPlane> Engine<D> {
                 })
                 .context("walk the flows")?;
         }
-        walk.per_backend.retain(|_, flows| *flows > 0);
         drop(rings);
         if tells {
             self.take_survey(surveyed);

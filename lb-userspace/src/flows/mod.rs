@@ -172,6 +172,9 @@ pub struct Count {
     pub tracked: u64,
     /// QUIC connections.
     pub quic: u64,
+    /// Those of all whose client has sent FIN or RST, and nothing for five seconds.
+    #[serde(default)]
+    pub closing: u64,
 }
 
 impl Count {

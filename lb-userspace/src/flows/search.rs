@@ -13,7 +13,7 @@ use crate::{
     datapath::{FlowRef, entry},
     desired::ServiceKey,
     edit::{Refusal, RefusalKind, no_backend, no_service},
-    engine::{kept_secs, slot_of_flow},
+    engine::{is_closed, kept_secs, slot_of_flow},
 };
 
 /// What the ids in the flow tables stand for.
@@ -148,7 +148,7 @@ impl<'a> Search<'a> {
         let Self { names, now, wanted, tally } = self;
         wanted.walk(source, &mut |flow, value| {
             if names.is_live(&flow, value, *now) {
-                tally.take(flow, value);
+                tally.take(flow, value, *now);
             }
             ControlFlow::Continue(())
         })
@@ -229,7 +229,7 @@ impl Wanted<'_> {
 
 impl Tally {
     /// Counts a flow, and keeps it while few are later.
-    fn take(&mut self, flow: FlowRef, value: FlowValue) {
+    fn take(&mut self, flow: FlowRef, value: FlowValue, now: u32) {
         self.matched += 1;
         let count = self.counts.entry((flow.service(), value.backend)).or_default();
         *match flow {
@@ -237,6 +237,7 @@ impl Tally {
             FlowRef::Tracked(_) => &mut count.tracked,
             FlowRef::Connection(_) => &mut count.quic,
         } += 1;
+        count.closing += u64::from(is_closed(value, now.saturating_sub(value.seen)));
         if self.limit == 0 {
             return;
         }

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     desired::{Mode, Protocol, ServiceKey},
     reconcile::Standing,
-    status::Interface,
+    status::{Drain, Interface},
 };
 
 fn backend_with(admin: Admin, unusable: Option<&str>) -> Backend {
@@ -114,4 +114,32 @@ fn a_deadline_is_told() {
     let deadline = Some(SystemTime::now() + Duration::from_millis(90_500));
     let backend = backend_with(Admin::Removing { deadline }, None);
     assert_eq!(state(&backend), "removing (at most 1m30s)");
+}
+
+#[test]
+fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
+    let drain = Drain { estimated: false, heard_secs: Some(3), ends_in_secs: Some(898) };
+    let mut one = Backend {
+        pins: 1_240,
+        pins_closing: 1_237,
+        base_slots: 512,
+        drain: Some(drain),
+        ..backend_with(Admin::Draining { deadline: None }, None)
+    };
+    one.slots = 0;
+    assert_eq!(state(&one), "draining (1.24k pins closing)");
+    let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
+    for expected in [
+        "1240, 1237 of them closing",
+        "3 pinned flows and 1.24k closing, older flows possible in 512 slots; last packet 3s ago; \
+         over for certain in 14m58s if all stay silent",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+    one.drain = Some(Drain { estimated: true, heard_secs: Some(21), ends_in_secs: Some(880) });
+    assert_eq!(state(&one), "draining (silent for 20s, 1.24k pins closing)");
+    let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
+    let expected = "no flow left that was heard for 20s (estimated: safe to stop unless a client is \
+                    silent; 3 pinned flows are open and silent; proven in 14m40s)";
+    assert!(text.contains(expected), "{text}");
 }

@@ -105,7 +105,7 @@ function draw(part) {
 export function kept(backend, slots) {
   const some = [];
   if (backend.base_slots) some.push(`${percent(backend.base_slots, slots)} of slots`);
-  if (backend.pins || backend.pins_stale) some.push(`${backend.pins_stale ? '≥ ' : ''}${short(backend.pins)} pins`);
+  if (backend.pins || backend.pins_stale) some.push(`${backend.pins_stale ? '≥ ' : ''}${short(backend.pins)} pins${backend.pins_closing ? `, ${short(backend.pins_closing)} closing` : ''}`);
   return some.join(', ') || 'none';
 }
 
@@ -163,7 +163,7 @@ function facts(part, backend, now) {
     ['Sent', `${count(backend.total[0])} packets, ${bytes(backend.total[1])}`],
     ['New flows', count(backend.total[2])],
     ['Slots', `${count(backend.slots)} for new flows, ${count(backend.base_slots)} for older ones`],
-    ['Pins', `${backend.pins_stale ? 'at least ' : ''}${count(backend.pins)}`],
+    ['Pins', `${backend.pins_stale ? 'at least ' : ''}${count(backend.pins)}${backend.pins_closing ? `, ${count(backend.pins_closing)} of them closing` : ''}`],
     ['Packets without a pin', count(backend.unpinned)],
     ['SYNs sent again', count(backend.resent)],
     ['SYNs as second choice', count(backend.second)],

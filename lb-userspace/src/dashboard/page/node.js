@@ -104,7 +104,9 @@ function drains(node) {
     const done = !backend.has_flows;
     part.rail.style.width = slots > 0 ? `${(100 * backend.base_slots) / slots}%` : '0';
     say(part.left, done ? 'no flow left' : `flows left: ${kept(backend, slots)}`);
-    const limit = backend.deadline && !done ? `, ends in ${duration((backend.deadline - node.at) / 1000)} at the latest` : '';
+    const forced = backend.deadline && !done ? `, ends in ${duration((backend.deadline - node.at) / 1000)} at the latest` : '';
+    const certain = backend.drain_ends_in === undefined ? '' : `, certain in ${duration(backend.drain_ends_in)}`;
+    const limit = backend.silent ? `, no flow heard for 20 s${certain}` : forced;
     say(part.rate, `${short(backend.rate[0])} packets/s${limit}`);
   });
 }

@@ -7,7 +7,7 @@ use crate::{
     desired::Admin,
     health::Condition,
     samples::Rates,
-    status::{Node, Status},
+    status::{Drain, Node, Status},
 };
 
 const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
@@ -25,6 +25,8 @@ fn sample(number: u64) -> Sample {
         condition: Condition::Up,
         base_slots: 9,
         pins: 3,
+        pins_closing: 2,
+        drain: Some(Drain { estimated: true, heard_secs: Some(30), ends_in_secs: Some(870) }),
         sent: Count { packets: 10, bytes: 1_000 },
         ..Backend::default()
     };
@@ -54,6 +56,9 @@ fn a_backend_is_told_with_its_word_its_rates_and_what_is_left_on_it() {
         ("total", json!([10, 1_000, 0])),
         ("base_slots", json!(9)),
         ("pins", json!(3)),
+        ("pins_closing", json!(2)),
+        ("silent", json!(true)),
+        ("drain_ends_in", json!(870)),
         ("has_flows", json!(true)),
         ("deadline", json!(2_000_000)),
     ] {

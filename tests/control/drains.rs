@@ -1,0 +1,118 @@
+//! When a drain is over by estimate, and that the estimate moves nothing.
+
+use lb_userspace::{
+    engine::Role,
+    status::{self, Drain},
+};
+
+use super::*;
+
+const CLOSED: u16 = flow_flags::ESTABLISHED | flow_flags::CLOSING;
+/// The backend that drains.
+const OLD: &str = "10.0.0.11";
+
+/// Two backends, the first of which drains since second 1,000; swept once.
+fn draining(deadline: Option<SystemTime>) -> Engine<Fake> {
+    let mut engine = running(one_service(&[(OLD, 1), ("10.0.0.12", 1)]));
+    engine.sweep(at(999)).unwrap();
+    edit(&mut engine, OLD, Admin::Draining { deadline });
+    engine.reconcile(at(1_000)).unwrap();
+    assert!(!look(&engine).is_estimated_over(), "nobody has looked yet");
+    engine.sweep(at(1_001)).unwrap();
+    engine
+}
+
+fn look(engine: &Engine<Fake>) -> status::Backend {
+    engine.status().unwrap().services["web"].backends[&ip(OLD)].clone()
+}
+
+/// The drain at a second, by the sweep of it.
+fn swept(engine: &mut Engine<Fake>, secs: u32) -> status::Backend {
+    engine.sweep(at(secs)).unwrap();
+    look(engine)
+}
+
+fn noisy_slot(engine: &Engine<Fake>) -> usize {
+    let old = id(engine, OLD);
+    owners(engine).iter().position(|slot| slot.base == old).unwrap()
+}
+
+#[test]
+fn finished_connections_end_a_drain_by_estimate_and_move_nothing() {
+    let mut engine = draining(None);
+    let old = id(&engine, OLD);
+    for port in 0..40 {
+        let (flow, value) = pin(port, old, 1_010);
+        engine.data_plane_mut().add_flow(flow, FlowValue { flags: CLOSED, ..value });
+    }
+    engine.data_plane().ring(0).unwrap()[noisy_slot(&engine)].touch_unpinned(abi::stamp(1_010));
+    // The last ACK of a connection follows its FIN: they are not closed at once.
+    let backend = swept(&mut engine, 1_014);
+    assert_eq!((backend.pins, backend.pins_closing), (40, 0));
+    let backend = swept(&mut engine, 1_015);
+    assert_eq!((backend.pins, backend.pins_closing), (40, 40));
+    let drain = Drain { estimated: false, heard_secs: Some(5), ends_in_secs: Some(896) };
+    assert_eq!(backend.drain, Some(drain));
+    assert!(!swept(&mut engine, 1_029).is_estimated_over());
+    let before = engine.data_plane().dump();
+    let backend = swept(&mut engine, 1_030);
+    assert!(backend.is_estimated_over() && backend.has_flows(), "{backend:?}");
+    assert_eq!(backend.drain.unwrap().ends_in_secs, Some(881));
+    assert_eq!(engine.data_plane().dump(), before);
+    assert_eq!(engine.data_plane().flow_count(lb_userspace::datapath::FlowTable::Pins), 40);
+    // The certain end.
+    let backend = swept(&mut engine, 1_011 + IDLE);
+    assert!(!backend.has_flows() && !backend.is_estimated_over(), "{backend:?}");
+}
+
+#[test]
+fn a_flow_that_sends_keeps_a_drain_from_its_estimated_end() {
+    let mut engine = draining(None);
+    let (slot, old) = (noisy_slot(&engine), id(&engine, OLD));
+    let (half_closed, value) = pin(7, old, 1_001);
+    for secs in (1_001..1_100).step_by(4) {
+        // Now an older flow, then one whose client has closed its own direction only.
+        if secs < 1_050 {
+            engine.data_plane().ring(0).unwrap()[slot].touch_unpinned(abi::stamp(secs));
+        } else {
+            let value = FlowValue { seen: secs, flags: CLOSED, ..value };
+            engine.data_plane_mut().add_flow(half_closed, value);
+        }
+        assert!(!swept(&mut engine, secs + 1).is_estimated_over(), "at {secs}");
+    }
+    // One that is open and falls silent is over by estimate, until it sends again.
+    engine.data_plane_mut().add_flow(half_closed, FlowValue { seen: 1_100, ..value });
+    assert!(!swept(&mut engine, 1_119).is_estimated_over());
+    let backend = swept(&mut engine, 1_120);
+    assert!(backend.is_estimated_over());
+    assert_eq!((backend.pins, backend.pins_closing), (1, 0));
+    engine.data_plane_mut().add_flow(half_closed, FlowValue { seen: 1_120, ..value });
+    assert!(!swept(&mut engine, 1_121).is_estimated_over());
+}
+
+#[test]
+fn a_deadline_bounds_the_certain_end() {
+    let mut engine = draining(Some(at(1_100).wall));
+    assert_eq!(look(&engine).drain.unwrap().ends_in_secs, Some(99));
+    assert!(swept(&mut engine, 1_020).is_estimated_over());
+    let backend = swept(&mut engine, 1_101);
+    assert!(!backend.has_flows(), "{backend:?}");
+}
+
+#[test]
+fn who_does_not_hear_all_packets_of_a_service_makes_no_estimate() {
+    for role in [Role::Follows, Role::Shared] {
+        let mut engine = draining(None);
+        let key = engine.desired().services["web"].key;
+        engine.set_roles([(key, role)].into(), at(1_001)).unwrap();
+        let backend = swept(&mut engine, 1_300);
+        assert_eq!(backend.drain, Some(Drain::default()), "{role:?}");
+        assert!(!backend.is_estimated_over() && backend.has_flows(), "{role:?}");
+        // Who takes over has heard nothing before.
+        engine.set_roles([(key, Role::Own)].into(), at(1_300)).unwrap();
+        if role == Role::Follows {
+            assert!(!swept(&mut engine, 1_319).is_estimated_over());
+        }
+        assert!(swept(&mut engine, 1_321).is_estimated_over(), "{role:?}");
+    }
+}
