@@ -137,8 +137,40 @@ pub fn doubts(desired: &Desired) -> Vec<Violation> {
             );
             found.push(name, None, "ring_slots", message);
         }
+        if service.backends.is_empty() {
+            let message = "it has no backend, so its connections are dropped; add one with \
+                           [[service.backend]] or 'lbctl backend add'";
+            found.push(name, None, "", message.into());
+        }
     }
     found.0
+}
+
+/// Reads a VIP.
+///
+/// # Errors
+///
+/// What would be right.
+pub fn vip(text: &str) -> Result<IpAddr, String> {
+    address(text, "write the address alone, and the port by itself")
+}
+
+/// Reads a backend's address.
+///
+/// # Errors
+///
+/// What would be right.
+pub fn backend_address(text: &str) -> Result<IpAddr, String> {
+    address(text, "a backend has its service's port: write the address alone")
+}
+
+fn address(text: &str, without_port: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| match text.parse::<std::net::SocketAddr>() {
+        Ok(_) => format!("`{text}` has a port in it; {without_port}"),
+        Err(_) => {
+            format!("`{text}` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"")
+        }
+    })
 }
 
 struct Found(Vec<Violation>);

@@ -123,6 +123,17 @@ fn scaled(count: u64, step: f64, suffixes: &[&str]) -> String {
     format!("{value:.decimals$}{}", suffixes[power])
 }
 
+/// Says of a word that it is none of those that are known.
+#[must_use]
+pub fn unknown_word(word: &str, known: &[&str]) -> String {
+    let all: Vec<_> = known.iter().map(|known| format!("\"{known}\"")).collect();
+    let all = all.join(", ");
+    match nearest(word, known.iter().copied()) {
+        Some(near) => format!("`{word}` is unknown; did you mean \"{near}\"? ({all})"),
+        None => format!("`{word}` is unknown; write one of {all}"),
+    }
+}
+
 /// The name of `known` that is spelled most like `word`, if one is near.
 #[must_use]
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

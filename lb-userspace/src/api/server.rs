@@ -21,7 +21,7 @@ use crate::{
     events::Events,
     explain::{Explained, Questions},
     flows::Source,
-    metrics,
+    metrics, rules,
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
     web::ready,
@@ -150,10 +150,7 @@ pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
 }
 
 fn address(text: &str) -> Result<IpAddr, Refusal> {
-    text.parse().map_err(|_| {
-        Refusal::new(RefusalKind::Invalid, format!("`{text}` is no IP address"))
-            .hint("write one as 10.0.0.11 or fd00::11")
-    })
+    rules::backend_address(text).map_err(|message| Refusal::new(RefusalKind::Invalid, message))
 }
 
 async fn status(State(daemon): Daemon) -> Answer<Status> {

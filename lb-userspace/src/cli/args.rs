@@ -25,8 +25,9 @@ use crate::{
     api::Terms,
     config,
     desired::{Mode, Protocol, UdpPolicy, Weight},
+    rules,
     spec::ServiceSpec,
-    units::{parse_duration, whole_secs},
+    units::{parse_duration, unknown_word, whole_secs},
 };
 
 /// Operates the load balancer: talks to lbd over its socket.
@@ -165,7 +166,7 @@ pub(super) struct ServiceAdd {
     /// The service's name.
     pub(super) service: String,
     /// The virtual IP.
-    #[arg(long)]
+    #[arg(long, value_parser = rules::vip)]
     vip: IpAddr,
     /// The port that clients connect to.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
@@ -213,7 +214,7 @@ pub(super) enum BackendCommand {
         #[command(flatten)]
         target: Target,
         /// Its share, against the other backends' weights.
-        #[arg(long, default_value = "1")]
+        #[arg(long, default_value = "1", allow_negative_numbers = true)]
         weight: Weight,
         /// Let it serve only while no backend that is no backup can.
         #[arg(long)]
@@ -270,6 +271,7 @@ pub(super) enum BackendCommand {
         #[command(flatten)]
         target: Target,
         /// 1 to 65535, against the other backends' weights.
+        #[arg(allow_negative_numbers = true)]
         weight: Weight,
         #[command(flatten)]
         dry: Dry,
@@ -293,7 +295,7 @@ pub(super) struct Target {
     #[arg(add = ArgValueCandidates::new(complete::services))]
     pub(super) service: String,
     /// The backend's address.
-    #[arg(add = ArgValueCandidates::new(complete::backends))]
+    #[arg(value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
     pub(super) address: IpAddr,
 }
 
@@ -357,8 +359,11 @@ pub(super) enum Until {
 /// A word of an enum, as JSON has it.
 pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| {
+        // Each word that is known is in quotes there.
         let error = error.to_string();
-        error.replace("unknown variant ", "unknown word ")
+        let known = error.split_once(", expected").map_or("", |(_, known)| known);
+        let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+        unknown_word(text, &known)
     })
 }
 
@@ -377,7 +382,19 @@ mod tests {
     fn misuse_is_told_by_the_grammar() {
         for (line, expected) in [
             ("backend weight web 10.0.0.1 0", "use 'drain' to take a backend out of service"),
-            ("backend add web 10.0.0.300", "invalid value '10.0.0.300'"),
+            ("backend add web 10.0.0.300", "`10.0.0.300` is no IP address; write one as"),
+            ("backend add web web1.example", "`web1.example` is no IP address; write one as"),
+            (
+                "backend add web 10.77.0.13:80",
+                "a backend has its service's port: write the address alone",
+            ),
+            ("backend weight web 10.0.0.1 -1", "weight `-1`; a number from 1 to 65535 is expected"),
+            ("backend add web 10.0.0.1 --weight -1", "weight `-1`; a number from 1 to 65535"),
+            (
+                "service add web --vip 10.0.0.1:80 --port 80",
+                "write the address alone, and the port",
+            ),
+            ("service add web --vip 10.0.0.1 --port 1 --mode drs", "did you mean \"dsr\"?"),
             ("backend drain web 10.0.0.1 --deadline 10", "is no duration"),
             ("backend drain web 10.0.0.1 --timeout 10s", "--wait"),
             ("backend drain web 10.0.0.1 --until proven", "--wait"),
@@ -386,7 +403,10 @@ mod tests {
                 "[possible values: estimated, proven]",
             ),
             ("service add web --vip 10.0.0.1 --port 0", "0 is not in 1..=65535"),
-            ("service add web --vip 10.0.0.1 --port 1 --mode nat", "expected `dsr` or `ipip`"),
+            (
+                "service add web --vip 10.0.0.1 --port 1 --mode nat",
+                "`nat` is unknown; write one of \"dsr\", \"ipip\"",
+            ),
             ("servcie list", "'service'"),
         ] {
             let error = Cli::try_parse_from(["lbctl"].into_iter().chain(line.split(' ')));

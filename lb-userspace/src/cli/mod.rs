@@ -128,6 +128,14 @@ pub fn check_config(file: &Path) -> ExitCode {
             for warning in &config.warnings {
                 eprintln!("{}:{warning}", file.display());
             }
+            for name in config.interface_names() {
+                if !Path::new("/sys/class/net").join(name).exists() {
+                    let file = file.display();
+                    eprintln!(
+                        "{file}: interface {name} is not there; `ip link` lists those that are"
+                    );
+                }
+            }
             println!("{}: ok: {}", file.display(), config.summary());
             ExitCode::SUCCESS
         }

@@ -49,7 +49,8 @@ pub(super) fn read_policy(table: &Table<'_>) -> Policy {
 /// Reads a check; what it does not say is as in `base`.
 pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
     let words = KINDS.map(|name| (name, name));
-    let given = table.optional("type").and_then(|field| field.word(&words));
+    let named = table.optional("type");
+    let given = named.as_ref().and_then(|field| field.word(&words));
     let port = table.optional("port").and_then(|field| field.integer(1..65_536));
     let via = table
         .optional("via")
@@ -78,8 +79,18 @@ pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
         .optional("start")
         .and_then(|field| field.word(&[("up", Start::Up), ("down", Start::Down)]));
     let base = implied(&base, given.unwrap_or_else(|| base.kind.name()), interval);
-    let kind = read_kind(&table, base.kind);
-    table.finish();
+    // The keys of a type that is unknown are, too.
+    let kind = match (named, given) {
+        (Some(_), None) => {
+            table.leave();
+            base.kind
+        }
+        _ => {
+            let kind = read_kind(&table, base.kind);
+            table.finish();
+            kind
+        }
+    };
     Check {
         kind,
         port: port.or(base.port),

@@ -21,7 +21,7 @@ mod tree;
 pub mod write;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -295,6 +295,12 @@ impl Config {
     #[must_use]
     pub const fn intent(&self) -> Intent<'_> {
         Intent { desired: &self.desired, deadlines: &self.drain_deadlines }
+    }
+
+    /// The interfaces that it names, but those that lbd makes itself.
+    pub fn interface_names(&self) -> BTreeSet<&str> {
+        let routers = self.routers.routers.iter().map(|router| router.interface.as_str());
+        self.interfaces.iter().map(String::as_str).chain(routers).collect()
     }
 
     /// One line that says what the configuration holds.

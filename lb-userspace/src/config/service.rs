@@ -15,7 +15,7 @@ use crate::{
     desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
     health::Check,
     overrides::Unsaid,
-    rules::{DRAIN_DEADLINE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
+    rules::{self, DRAIN_DEADLINE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
     spec::ServiceSpec,
 };
 
@@ -105,7 +105,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     if port_field.is_none() {
         missing("port", "port = 80");
     }
-    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", |text| address(text, "vip")));
+    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", rules::vip));
     let port = port_field.and_then(|f| f.integer(1..65_536));
     let protocol = table
         .required("protocol", "protocol = \"tcp\"")
@@ -170,12 +170,10 @@ fn read_backends(
     for table in table.tables("backend", "service.backend") {
         const EXAMPLE: &str = "address = \"10.0.0.11\"";
         let field = table.required("address", EXAMPLE);
-        let at = field.as_ref().and_then(|f| f.parsed(EXAMPLE, |text| address(text, "address")));
-        let weight = table.optional("weight").and_then(|field| {
-            let weight = field.integer::<u64>(0..65_536)?;
-            let weight = weight.to_string().parse::<Weight>();
-            weight.map_err(|message| field.refuse(message)).ok()
-        });
+        let at = field.as_ref().and_then(|f| f.parsed(EXAMPLE, rules::backend_address));
+        let weight = table
+            .optional("weight")
+            .and_then(|field| field.number("a number from 1 to 65535", str::parse::<Weight>));
         let admin = table.optional("state").and_then(|field| {
             field.word(&[
                 ("enabled", Admin::Enabled),
@@ -210,17 +208,4 @@ fn read_backends(
         table.finish();
     }
     backends
-}
-
-fn address(text: &str, key: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| {
-        let port = text.parse::<std::net::SocketAddr>().is_ok();
-        if port && key == "vip" {
-            return format!("`{text}` has a port in it; write the address alone, and port = ...");
-        }
-        if port {
-            return format!("`{text}` has a port in it; a backend has its service's port: write the address alone");
-        }
-        format!("`{text}` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"")
-    })
 }

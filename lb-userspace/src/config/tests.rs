@@ -191,6 +191,32 @@ mode = "dsr"
 }
 
 #[test]
+fn an_unknown_type_of_check_is_one_mistake() {
+    let service = "interface = \"a\"\n[[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\n\
+                   protocol = \"tcp\"\nmode = \"dsr\"\n";
+    let found =
+        mistakes(&format!("{service}[service.check]\ntype = \"htp\"\npath = \"/healthz\"\n"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("`htp` is unknown; did you mean \"http\"?"), "{found:?}");
+    let found =
+        mistakes(&format!("{service}[[service.backend]]\naddress = \"10.0.0.11\"\nweight = -1\n"));
+    let expected = "weight `-1`; a number from 1 to 65535 is expected";
+    assert!(found.len() == 1 && found[0].ends_with(expected), "{found:?}");
+}
+
+#[test]
+fn a_service_without_backends_is_doubted() {
+    let service = "interface = \"a\"\n[[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\n\
+                   protocol = \"tcp\"\nmode = \"dsr\"\n";
+    let doubts =
+        |text: &str| parse(text).warnings.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let found = doubts(service);
+    assert!(found.len() == 1 && found[0].contains("it has no backend"), "{found:?}");
+    let with = format!("{service}[[service.backend]]\naddress = \"10.0.0.11\"\n");
+    assert_eq!(doubts(&with), [""; 0]);
+}
+
+#[test]
 fn a_mistake_hides_no_other_of_its_service() {
     let found = mistakes(
         r#"interfaces = ["eth0"]
@@ -299,7 +325,7 @@ fn single_mistakes_say_what_would_be_right() {
         ),
         (
             "backend = [{ address = \"10.0.0.1\", weight = -1 }]",
-            "8:45: service[0].backend[0].weight: -1 is out of range; a number from 0 to 65535 is expected",
+            "8:45: service[0].backend[0].weight: weight `-1`; a number from 1 to 65535 is expected",
         ),
         (
             "backend = [{ address = \"10.0.0.1\", state = \"drain\" }]",

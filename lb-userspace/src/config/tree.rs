@@ -12,7 +12,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::units::nearest;
+use crate::units::{nearest, unknown_word};
 
 /// One mistake in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +185,11 @@ impl<'a> Table<'a> {
         fields.filter_map(|field| field.table(header)).collect()
     }
 
+    /// Leaves keys that nothing asked for unreported, where it is not known what there may be.
+    pub(super) fn leave(self) {
+        drop(self);
+    }
+
     /// Reports the keys that nothing asked for.
     pub(super) fn finish(self) {
         let asked = self.asked.borrow();
@@ -279,10 +284,8 @@ impl<'a> Field<'a> {
         let text = self.string(&format!("one of {all}"))?;
         let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
         if found.is_none() {
-            self.refuse(match nearest(text, words.iter().map(|(word, _)| *word)) {
-                Some(word) => format!("`{text}` is unknown; did you mean \"{word}\"? ({all})"),
-                None => format!("`{text}` is unknown; write one of {all}"),
-            });
+            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            self.refuse(unknown_word(text, &words));
         }
         found
     }
@@ -310,6 +313,21 @@ impl<'a> Field<'a> {
             self.refuse(format!("{integer} is out of range; {}", expected()));
         }
         value
+    }
+
+    /// A whole number as it is written, if `parse` understands that; its error says what would be right.
+    pub(super) fn number<T>(
+        &self,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let Some(integer) = self.value.get_ref().as_integer() else {
+            self.refuse(format!("{} instead of a number; {expected} is expected", self.kind()));
+            return None;
+        };
+        let decimal = i64::from_str_radix(integer.as_str(), integer.radix());
+        let text = decimal.map_or_else(|_| integer.to_string(), |number| number.to_string());
+        parse(&text).map_err(|message| self.refuse(message)).ok()
     }
 
     /// A whole number of a range, which may be negative.

@@ -112,7 +112,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ("/v1/services/wbe/backends/10.0.0.13", "no service wbe; did you mean web?"),
         (
             "/v1/services/web/backends/10.0.0.300",
-            "`10.0.0.300` is no IP address; write one as 10.0.0.11 or fd00::11",
+            "`10.0.0.300` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"",
         ),
         (
             "/v1/services/web/backends/10.0.0.100",
