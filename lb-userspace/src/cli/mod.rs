@@ -176,7 +176,9 @@ fn done_text(done: &Done) -> String {
     let lines = plan.chain(done.notes.iter().cloned());
     let lines = lines.map(|line| format!("  {line}\n")).collect::<String>();
     match done.plan {
-        Some(_) => format!("dry run, nothing was changed: {}\n{lines}", done.message),
+        Some(_) => {
+            format!("dry run, nothing was changed; this would happen: {}\n{lines}", done.message)
+        }
         None => format!("{}\n{lines}", done.message),
     }
 }

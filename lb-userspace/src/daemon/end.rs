@@ -3,11 +3,18 @@
 //! Before either, the addresses go to another node, if there is one. The end of the daemon alone leaves
 //! them where they are otherwise, since forwarding goes on; that of forwarding takes them off.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 
-use super::{Balancer, Daemon, Ended, Tell, failover::Asker, handover::Way};
+use super::{
+    Balancer, Daemon, Ended, Tell,
+    failover::{Asker, Unit},
+    handover::Way,
+};
 use crate::{
     api::{Done, Plan, Terms},
     desired::Desired,
@@ -101,10 +108,15 @@ impl<B: Balancer> Daemon<B> {
         if terms.yes && !terms.dry_run {
             return None;
         }
+        let units = self.units(&self.active_routers());
+        let elsewhere = self.services_elsewhere(&units);
         let plan = self.plan(&Desired::default()).map(|mut plan: Plan| {
+            plan.preview.services.retain(|name, _| !elsewhere.contains(name));
             let interfaces = self.balancer.interfaces();
             let leaves = interfaces.iter().map(|i| format!("the program leaves {}", i.name));
             plan.changes.splice(0..0, leaves);
+            plan.changes.extend(units.iter().map(|unit| self.destination(unit)));
+            plan.changes.extend(self.lost_by(&units));
             let routers = self.routers().iter();
             plan.changes.extend(routers.map(|r| format!("virtual router {} ends", r.name)));
             plan.changes.push("lbd ends".into());
@@ -116,9 +128,38 @@ impl<B: Balancer> Daemon<B> {
                 let notes = vec!["it takes --yes".into()];
                 return Ok(Done { message, notes, plan: Some(plan) });
             }
-            let loss = "this ends forwarding: the connections of all services break";
-            Err(Refusal::unconfirmed(loss, plan))
+            Err(Refusal::unconfirmed(self.loss_by_detaching(&elsewhere), plan))
         }))
+    }
+
+    /// Services whose packets another node gets when this one ends: those of routers that are handed
+    /// over to a peer, or that another node is Active for.
+    fn services_elsewhere(&self, units: &[Unit]) -> BTreeSet<String> {
+        let asked = units.iter().filter(|(_, way)| matches!(way, Way::Asked(..)));
+        let handed_over = asked.flat_map(|(keys, _)| keys.iter().copied());
+        let active = self.active_routers();
+        let others = self.vrrp.heard().into_keys().filter(|key| !active.contains(key));
+        let keys = self.services_of(handed_over.chain(others));
+        let services = self.desired.services.iter();
+        services.filter(|(_, one)| keys.contains(&one.key)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn loss_by_detaching(&self, elsewhere: &BTreeSet<String>) -> String {
+        let break_here = self.desired.services.keys().filter(|name| !elsewhere.contains(*name));
+        let break_here: Vec<&str> = break_here.map(String::as_str).collect();
+        match (elsewhere.is_empty(), break_here.is_empty()) {
+            (true, _) => "this ends forwarding: the connections of all services break".into(),
+            (false, true) => {
+                "this ends forwarding on this node; another node goes on with all services".into()
+            }
+            (false, false) => {
+                let names = break_here.join(", ");
+                format!(
+                    "this ends forwarding on this node: the connections of {names} break, \
+                         and another node goes on with the other services"
+                )
+            }
+        }
     }
 
     pub(super) fn detach(self, tell: Tell<Done>) -> Result<Ended> {

@@ -56,7 +56,7 @@ impl Asker {
 }
 
 /// Routers that go together, and how: those of a sync group, or one.
-type Unit = (BTreeSet<RouterKey>, Way);
+pub(super) type Unit = (BTreeSet<RouterKey>, Way);
 
 impl<B: Balancer> Daemon<B> {
     /// Hands virtual routers over, and answers when they are with another node.
@@ -71,23 +71,7 @@ impl<B: Balancer> Daemon<B> {
         }
         let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
         let message = format!("{} handed over", self.names(keys));
-        let group = self.group.as_ref();
-        let changes = units.iter().map(|(keys, way)| {
-            let names = self.names(keys.iter().copied());
-            match way {
-                Way::Asked(id, peer) if !group.is_some_and(|group| group.follows(*id)) => {
-                    format!("{names} goes to {peer}, when it has all flows")
-                }
-                Way::Asked(_, peer) if self.lost_by([&(keys.clone(), way.clone())]).is_empty() => {
-                    format!("{names} goes to {peer}, which has all flows")
-                }
-                Way::Asked(_, peer) => format!("{names} goes to {peer}"),
-                Way::Told => format!(
-                    "{names} is given up by an advertisement, to whoever hears it; no peer is \
-                     there that could have all flows, so some may break"
-                ),
-            }
-        });
+        let changes = units.iter().map(|unit| self.destination(unit));
         let changes = changes.chain(lost.iter().cloned()).collect();
         let plan = Plan { changes, ..Plan::default() };
         // Who asked may be gone.
@@ -98,6 +82,26 @@ impl<B: Balancer> Daemon<B> {
                 Ok(Done { message, notes: yes.into_iter().collect(), plan: Some(plan) })
             }
         });
+    }
+
+    /// Where routers that are handed over go, in words.
+    pub(super) fn destination(&self, unit: &Unit) -> String {
+        let (keys, way) = unit;
+        let names = self.names(keys.iter().copied());
+        let follows = |id| self.group.as_ref().is_some_and(|group| group.follows(id));
+        match way {
+            Way::Asked(id, peer) if !follows(*id) => {
+                format!("{names} goes to {peer}, when it has all flows")
+            }
+            Way::Asked(_, peer) if self.lost_by([unit]).is_empty() => {
+                format!("{names} goes to {peer}, which has all flows")
+            }
+            Way::Asked(_, peer) => format!("{names} goes to {peer}"),
+            Way::Told => format!(
+                "{names} is given up by an advertisement, to whoever hears it; no peer is \
+                 there that could have all flows, so some may break"
+            ),
+        }
     }
 
     fn plan_failover(&self, which: &Failover) -> Result<Vec<Unit>, Refusal> {

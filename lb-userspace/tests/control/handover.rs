@@ -75,7 +75,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert_eq!(
         dry.out,
-        "dry run, nothing was changed: main handed over\n  main goes to lb2, which has all flows\n  no flow moves\n"
+        "dry run, nothing was changed; this would happen: main handed over\n  main goes to lb2, which has all flows\n  no flow moves\n"
     );
     assert_eq!(steps(&lbd), []);
     let failover = begin(&place, "vrrp failover main");
@@ -499,5 +499,24 @@ async fn routers_of_a_group_go_together() {
     }
     let ran = failover.await.expect("no panic");
     assert!(ran.out.starts_with("main, six handed over\n"), "{ran:?}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn detach_on_the_active_node_of_a_pair_says_that_the_peer_takes_over() {
+    let place = Place::new(&all());
+    let lbd = pair(&place).await;
+    let ran = lbctl(&place, "detach --dry-run").await;
+    assert!(ran.out.contains("\n  main goes to lb2, which has all flows\n"), "{ran:?}");
+    assert!(!ran.out.contains("break"), "{ran:?}");
+    assert!(ran.out.contains("\n  no flow moves\n"), "{ran:?}");
+    let ran = lbctl(&place, "detach").await;
+    assert!(ran.err.contains("on this node; another node goes on with all services"), "{ran:?}");
+    lbd.stop().await;
+    // A node alone has nobody who goes on.
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let ran = lbctl(&place, "detach").await;
+    assert!(ran.err.contains("the connections of all services break"), "{ran:?}");
     lbd.stop().await;
 }

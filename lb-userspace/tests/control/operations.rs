@@ -164,7 +164,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     for (line, expected) in [
         (
             "backend drain web 10.0.0.11 --dry-run",
-            "dry run, nothing was changed: backend 10.0.0.11 of web drains until its last flow has ended\n",
+            "dry run, nothing was changed; this would happen: backend 10.0.0.11 of web drains until its last flow has ended\n",
         ),
         (
             "backend disable web 10.0.0.12 --force --dry-run",
@@ -188,12 +188,18 @@ async fn a_dry_run_tells_and_changes_nothing() {
             "service add dns --vip 10.0.0.101 --port 53 --dry-run",
             "  service dns added: tcp 10.0.0.101:53 by dsr\n",
         ),
-        ("node drain --dry-run", "dry run, nothing was changed: this node drains\n"),
+        (
+            "node drain --dry-run",
+            "dry run, nothing was changed; this would happen: this node drains\n",
+        ),
         ("detach --dry-run", "  lbd ends\n"),
     ] {
         let ran = lbctl(&place, line).await;
         assert_eq!(ran.code, Some(0), "{line}: {ran:?}");
-        assert!(ran.out.starts_with("dry run, nothing was changed: "), "{line}: {ran:?}");
+        assert!(
+            ran.out.starts_with("dry run, nothing was changed; this would happen: "),
+            "{line}: {ran:?}"
+        );
         assert!(ran.out.contains(expected), "{line}: {ran:?}");
     }
     // What would be refused is.
@@ -235,7 +241,7 @@ async fn a_dry_run_of_a_reload_tells_what_the_reload_then_does() {
     let ran = lbctl(&place, "config reload --dry-run").await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     for expected in [
-        "dry run, nothing was changed: configuration reloaded: 1 service, 2 backends, on eth0\n",
+        "dry run, nothing was changed; this would happen: configuration reloaded: 1 service, 2 backends, on eth0\n",
         "  service web: weight of 10.0.0.12 9 -> 5\n",
         " of the slots of web get another owner for new flows\n",
         "  web 10.0.0.12: weight 5 of the configuration replaces 9, set by lbctl\n",
