@@ -218,6 +218,9 @@ pub struct Daemon<B> {
     writes: Writes,
 }
 
+/// How many interfaces and services the line names that says that `lbd` is ready.
+const LISTED: usize = 8;
+
 impl<B: Balancer> Daemon<B> {
     /// Puts configuration and state file together. Writes no map.
     ///
@@ -322,9 +325,12 @@ impl<B: Balancer> Daemon<B> {
         let interfaces = interfaces.iter().map(|i| format!("{} (XDP {})", i.name, i.mode));
         let services = self.desired.services.iter();
         let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
-        let list = |items: Vec<String>| match items.is_empty() {
-            true => "none".to_owned(),
-            false => items.join(", "),
+        let list = |items: Vec<String>| match items.len() {
+            0 => "none".to_owned(),
+            count if count > LISTED => {
+                format!("{}, and {} more", items[..LISTED].join(", "), count - LISTED)
+            }
+            _ => items.join(", "),
         };
         let routers = self.routers_line().map(|line| format!("; virtual routers: {line}"));
         format!(

@@ -1,7 +1,8 @@
 //! One event is one line, whatever is in it.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
+use serde_json::Value;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
@@ -15,6 +16,36 @@ pub(super) struct Line<F> {
     pub(super) inner: F,
     /// Whether the line begins with its priority, as the journal reads it (sd-daemon(3)).
     pub(super) is_journal: bool,
+}
+
+/// The most bytes of a line: more is cut off by journals and by who reads them.
+const MOST: usize = 1_000;
+/// The most bytes of a field, in lines of JSON that are longer.
+const MOST_OF_FIELD: usize = 700;
+
+/// The text as it is if it is short, else its begin, and how much is left out.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return text.into();
+    }
+    let begin = &text[..text.floor_char_boundary(most)];
+    format!("{begin}... ({} bytes more)", text.len() - begin.len()).into()
+}
+
+/// A line that is short enough; an object stays one.
+fn shortened(line: &str) -> Cow<'_, str> {
+    if line.len() <= MOST {
+        return line.into();
+    }
+    let Ok(mut object) = serde_json::from_str::<serde_json::Map<String, Value>>(line) else {
+        return cut(line, MOST - 24);
+    };
+    for value in object.values_mut() {
+        if let Value::String(text) = value {
+            *text = cut(text, MOST_OF_FIELD).into_owned();
+        }
+    }
+    Value::Object(object).to_string().into()
 }
 
 const fn priority(level: Level) -> u8 {
@@ -43,7 +74,7 @@ where
         if self.is_journal {
             write!(writer, "<{}>", priority(*event.metadata().level()))?;
         }
-        for letter in text.trim_end_matches('\n').chars() {
+        for letter in shortened(text.trim_end_matches('\n')).chars() {
             match letter {
                 letter if letter.is_control() && letter != '\t' => {
                     write!(writer, "{}", letter.escape_default())?;
@@ -117,6 +148,18 @@ mod tests {
         assert!(lines[0].ends_with("a\\rb backend=\"10.0.0.7\""), "{text}");
         assert_eq!(lines[1..], ["<6> INFO up", "<3>ERROR gone"]);
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_line_stays_below_a_kibibyte() {
+        let long = "web tcp 10.0.0.100:80 \u{e9} ".repeat(512);
+        let text = shortened(&long);
+        assert!(text.len() < 1_024 && text.ends_with(" bytes more)"), "{text}");
+        let object = format!("{{\"level\":\"INFO\",\"message\":\"{long}\"}}");
+        let object = shortened(&object).into_owned();
+        let read: Value = serde_json::from_str(&object).expect("it is an object still");
+        assert!(object.len() < 1_024 && read["level"] == "INFO", "{object}");
+        assert_eq!(shortened("short"), "short");
     }
 
     #[test]
