@@ -63,7 +63,10 @@ use crate::{
     overrides::Overrides,
     rules,
     settings::Limits,
-    state_file::{self, Loaded},
+    state_file::{
+        self, Loaded,
+        writer::{Kept, Writer},
+    },
     status::{Node, Totals, Writes},
     sync::{self, Peers},
     vrrp::Vrrp,
@@ -213,6 +216,8 @@ pub struct Daemon<B> {
     last_error: Option<String>,
     /// What the last write of the state file met with.
     unkept: Option<String>,
+    /// What writes it.
+    writer: Writer,
     /// What the state file says of backends that are gone.
     kept_sums: BTreeMap<ServiceKey, Totals>,
     writes: Writes,
@@ -249,6 +254,8 @@ impl<B: Balancer> Daemon<B> {
         let effects = Deeds { want, doubt, detach, clocks, doors, listeners, events, notifier };
         let clocks = (effects.clocks)();
         let limits = balancer.limits();
+        let writer =
+            Writer::start(&config.state_file).context("start the thread of the state file")?;
         let mut daemon = Self {
             balancer,
             effects,
@@ -279,6 +286,7 @@ impl<B: Balancer> Daemon<B> {
             wrote: false,
             last_error: None,
             unkept: None,
+            writer,
             kept_sums: BTreeMap::new(),
             writes: Writes::default(),
         };
@@ -376,7 +384,7 @@ impl<B: Balancer> Daemon<B> {
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
         self.reconcile();
-        self.keep();
+        let _ = self.keep().note().await;
         self.get_ready();
         self.look_at_interfaces();
         self.settle();
@@ -394,6 +402,8 @@ impl<B: Balancer> Daemon<B> {
         let mut reports = Vec::new();
         loop {
             if self.has_left() {
+                // What was changed last is kept, unless the disk stalls.
+                let _ = self.writer.last().note().await;
                 return self.end();
             }
             let is_connected = self.group.as_ref().is_some_and(Group::is_connected);
@@ -514,14 +524,14 @@ impl<B: Balancer> Daemon<B> {
         Err(Refusal::new(RefusalKind::Invalid, all.join("; ")))
     }
 
-    /// Puts a desired state in force and keeps it; says what did not go as it should.
-    fn enact(&mut self, desired: Desired, cause: &str) -> Result<Vec<String>, Refusal> {
+    /// Puts a desired state in force and has it kept.
+    fn enact(&mut self, desired: Desired, cause: &str) -> Result<Kept, Refusal> {
         let news = changes::between(&self.desired, &desired, cause);
         for name in newly_starved(&self.desired, &desired) {
             tracing::warn!("no backend of {name} takes new flows");
         }
         self.take(desired);
-        let notes = self.keep().into_iter().collect();
+        let kept = self.keep();
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.balancer.set_desired(self.desired.clone());
         (self.effects.want)(self.balancer.wants());
@@ -532,7 +542,7 @@ impl<B: Balancer> Daemon<B> {
         self.reconcile();
         self.settle();
         match &self.last_error {
-            None => Ok(notes),
+            None => Ok(kept),
             Some(error) => {
                 let refusal = Refusal::new(
                     RefusalKind::Failed,

@@ -4,6 +4,8 @@
 //! leaves the old content or the new. A file that is no state of ours is set aside, never
 //! overwritten.
 
+pub mod writer;
+
 use std::{
     collections::BTreeMap,
     ffi::OsString,

@@ -47,27 +47,40 @@ impl<B: Balancer> Daemon<B> {
             draft = self.draft();
             answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
         }
+        let mut kept = None;
         if answers.iter().any(Result::is_ok) {
             self.deadlines = draft.deadlines;
             let starved = newly_starved(&self.desired, &draft.desired);
             let enacted = self.enact(draft.desired, "lbctl");
             for (answer, asked) in answers.iter_mut().zip(&asked) {
                 let Ok(done) = answer else { continue };
-                match &enacted {
-                    Ok(notes) => done.notes.extend(notes.iter().cloned()),
-                    Err(refusal) => {
-                        *answer = Err(refusal.clone());
-                        continue;
-                    }
+                if let Err(refusal) = &enacted {
+                    *answer = Err(refusal.clone());
+                    continue;
                 }
                 let of = asked.edit.service();
                 done.notes
                     .extend(starved.iter().filter(|name| *name == of).map(|name| starves(name)));
             }
+            kept = enacted.ok();
         }
-        for (asked, answer) in asked.into_iter().zip(answers) {
-            // Who asked may be gone.
-            let _ = asked.tell.send(answer);
+        let tells = asked.into_iter().map(|asked| asked.tell);
+        let waiting: Vec<_> = tells.zip(answers).collect();
+        let answer = |waiting: Vec<(Tell<Done>, Result<Done, Refusal>)>, note: Option<String>| {
+            for (tell, mut answer) in waiting {
+                if let Ok(done) = &mut answer {
+                    done.notes.extend(note.clone());
+                }
+                // Who asked may be gone.
+                let _ = tell.send(answer);
+            }
+        };
+        match kept {
+            None => answer(waiting, None),
+            // The disk is waited for elsewhere.
+            Some(kept) => {
+                tokio::spawn(async move { answer(waiting, kept.note().await) });
+            }
         }
     }
 

@@ -57,6 +57,7 @@ impl<B: Balancer> Daemon<B> {
             }
             Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
         }
+        self.look_at_state_file();
         self.look_at_interfaces();
         self.end_resuming();
         self.look_for_two(Instant::now());

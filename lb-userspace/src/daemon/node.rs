@@ -35,6 +35,7 @@ impl<B: Balancer> Daemon<B> {
             let _ = tell.send(Ok(Done { message, notes, plan }));
             return;
         }
+        let mut kept = None;
         if is_new {
             let draining_since = change.draining.then(|| self.now().wall);
             self.node = Node { draining_since };
@@ -43,18 +44,24 @@ impl<B: Balancer> Daemon<B> {
                 false => (Kind::NodeEnabled, "the node stays"),
             };
             self.effects.events.record(News::new(kind, message, "lbctl"));
-            notes.extend(self.keep());
+            kept = Some(self.keep());
         }
         let active = self.active_routers();
         if change.draining && self.handover.is_none() {
             notes.extend(self.lost_by(&self.units(&active)));
         }
-        let done = Done { message, notes, plan: None };
+        let mut done = Done { message, notes, plan: None };
         let begins = change.draining && !active.is_empty() && self.handover.is_none();
         if begins {
+            // An event says so if it can't be kept.
             self.hand_over(self.units(&active), Asker::Drain(tell, done));
         } else {
-            let _ = tell.send(Ok(done));
+            tokio::spawn(async move {
+                if let Some(kept) = kept {
+                    done.notes.extend(kept.note().await);
+                }
+                let _ = tell.send(Ok(done));
+            });
         }
         self.settle();
     }

@@ -14,7 +14,10 @@ use crate::{
     events::{Kind, News},
     logs,
     overrides::{Conflict, Ending, Merged, Overrides, merge},
-    state_file::{self, State},
+    state_file::{
+        self, State,
+        writer::{Kept, Outcome},
+    },
 };
 
 impl<B: Balancer> Daemon<B> {
@@ -56,7 +59,7 @@ impl<B: Balancer> Daemon<B> {
     ///
     /// What can be refused is refused before anything is changed. From then on the configuration is in force;
     /// maps that can't be written are tried again, as after any other change.
-    pub(super) fn reload_for(&mut self, who: &str) -> Result<Reloaded, Refusal> {
+    pub(super) fn reload_for(&mut self, who: &str) -> Result<(Reloaded, Kept), Refusal> {
         self.look_at_clocks();
         self.effects.notifier.reloading();
         let done = match self.plan_reload() {
@@ -118,7 +121,7 @@ impl<B: Balancer> Daemon<B> {
         config: Config,
         merged: Merged,
         who: &str,
-    ) -> Result<Reloaded, Refusal> {
+    ) -> Result<(Reloaded, Kept), Refusal> {
         let differences = diff(self.in_force(), merged.intent());
         let routers = changes(&self.config.routers, &config.routers);
         let tables = tables(&self.config, &config);
@@ -151,7 +154,7 @@ impl<B: Balancer> Daemon<B> {
         if !routers.is_empty() {
             self.configure_routers();
         }
-        let enacted = self.enact(merged.desired, "configuration reloaded");
+        let kept = self.enact(merged.desired, "configuration reloaded");
         self.effects.events.record(News::new(Kind::ConfigReloaded, message.as_str(), who));
         for change in routers.iter().chain(&tables) {
             tracing::info!("{change}");
@@ -162,7 +165,7 @@ impl<B: Balancer> Daemon<B> {
             tracing::warn!("{note}");
         }
         notes.extend(others);
-        let enacted = enacted.map_err(|refusal| Refusal {
+        let kept = kept.map_err(|refusal| Refusal {
             error: format!("{message}, but {}", refusal.error),
             hint: Some(
                 "the configuration is in force, and the maps are tried again each second; see \
@@ -171,14 +174,14 @@ impl<B: Balancer> Daemon<B> {
             ),
             ..refusal
         })?;
-        notes.extend(enacted);
-        Ok(Reloaded {
+        let reloaded = Reloaded {
             done: Done { message, notes, plan: None },
             differences,
             routers,
             tables,
             conflicts: merged.conflicts,
-        })
+        };
+        Ok((reloaded, kept))
     }
 
     /// What there is to know of a reload beside the differences.
@@ -211,8 +214,8 @@ impl<B: Balancer> Daemon<B> {
         self.effects.events.record(News { service, backend, ..news });
     }
 
-    /// Writes the state file; what is to be said if that does not work.
-    pub(super) fn keep(&mut self) -> Option<String> {
+    /// Has the state file written.
+    pub(super) fn keep(&mut self) -> Kept {
         let state = State {
             configured: self.config.desired.clone(),
             deadlines: self.config.drain_deadlines.clone(),
@@ -220,8 +223,13 @@ impl<B: Balancer> Daemon<B> {
             node: self.node,
             retired: self.balancer.retired().clone(),
         };
-        let error = state_file::save(&self.config.state_file, &state).err();
-        let error = error.map(|error| format!("{error:#}"));
+        self.kept_sums.clone_from(&state.retired);
+        self.writer.post(state)
+    }
+
+    /// Says how the last write of the state file went, when that is new.
+    pub(super) fn look_at_state_file(&mut self) {
+        let Some(Outcome { error, .. }) = self.writer.outcome() else { return };
         let news = match (&error, &self.unkept) {
             (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
                 Kind::StateFileFailing,
@@ -236,11 +244,7 @@ impl<B: Balancer> Daemon<B> {
             _ => None,
         };
         news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.unkept.clone_from(&error);
-        self.kept_sums = state.retired;
-        error.map(|error| {
-            format!("this is not kept over a restart of lbd, until it can be written: {error}")
-        })
+        self.unkept = error;
     }
 }
 

@@ -60,11 +60,27 @@ impl<B: Balancer> Daemon<B> {
             Request::Reload(Terms { dry_run: true, .. }, tell) => {
                 drop(tell.send(self.try_reload()));
             }
-            Request::Reload(_, tell) => drop(tell.send(self.reload_for("lbctl"))),
+            Request::Reload(_, tell) => match self.reload_for("lbctl") {
+                Err(refusal) => drop(tell.send(Err(refusal))),
+                Ok((mut reloaded, kept)) => {
+                    tokio::spawn(async move {
+                        reloaded.done.notes.extend(kept.note().await);
+                        let _ = tell.send(Ok(reloaded));
+                    });
+                }
+            },
             Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
-            Request::ConfigSave { dry_run, tell } => {
-                drop(tell.send(self.save_config(dry_run)));
-            }
+            Request::ConfigSave { dry_run, tell } => match self.save_config(dry_run) {
+                Err(refusal) => drop(tell.send(Err(refusal))),
+                Ok((mut saved, kept)) => {
+                    tokio::spawn(async move {
+                        if let Some(kept) = kept {
+                            saved.done.notes.extend(kept.note().await);
+                        }
+                        let _ = tell.send(Ok(saved));
+                    });
+                }
+            },
             Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
             Request::BeginCapture(capturer, tell) => {
                 let begun = self.balancer.begin_capture(*capturer);

@@ -11,6 +11,7 @@ use crate::{
     diff::diff,
     edit::{Refusal, RefusalKind},
     overrides::Overrides,
+    state_file::writer::Kept,
 };
 
 /// How many differences a refusal tells.
@@ -43,7 +44,7 @@ impl<B: Balancer> Daemon<B> {
     }
 
     /// Writes what is in force into the configuration's file, as far as that can say it.
-    pub(super) fn save_config(&mut self, dry_run: bool) -> Result<Saved, Refusal> {
+    pub(super) fn save_config(&mut self, dry_run: bool) -> Result<(Saved, Option<Kept>), Refusal> {
         let file = self.file.display().to_string();
         let failed = |error: anyhow::Error| {
             Refusal::new(RefusalKind::Failed, format!("{error:#}")).hint("nothing was changed")
@@ -80,6 +81,7 @@ impl<B: Balancer> Daemon<B> {
         };
         let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
         notes.extend(writable.left.iter().map(|left| format!("kept beside the file: {left}")));
+        let mut kept = None;
         if !dry_run {
             if folded != text {
                 let doubt = replace(&self.file, &text, &folded).map_err(|error| {
@@ -92,14 +94,15 @@ impl<B: Balancer> Daemon<B> {
             self.config.desired = writable.desired;
             self.config.drain_deadlines = writable.deadlines;
             self.overrides = Overrides::between(self.config.intent(), self.in_force());
-            notes.extend(self.keep());
+            kept = Some(self.keep());
             tracing::info!(?notes, "{message}");
         }
-        Ok(Saved {
+        let saved = Saved {
             done: Done { message, notes, plan: None },
             differences,
             diff: unified,
             left: writable.left,
-        })
+        };
+        Ok((saved, kept))
     }
 }

@@ -120,3 +120,35 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     // SAFETY: the string lives, and ends with a zero.
     check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) });
 }
+
+#[tokio::test]
+async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    assert_eq!(weigh(&lbd, "5").await, [""; 0]);
+    // Whoever opens a pipe to write waits for a reader, as for a disk that is frozen.
+    let pipe = place.path("state.json.partial");
+    let name = CString::new(pipe.as_os_str().as_bytes()).expect("no zero in it");
+    // SAFETY: the string lives, and ends with a zero.
+    check(unsafe { libc::mkfifo(name.as_ptr(), 0o600) });
+    let in_time = std::time::Duration::from_secs(5);
+    for weight in ["6", "7"] {
+        let notes = tokio::time::timeout(in_time, weigh(&lbd, weight)).await.expect("an answer");
+        assert!(notes.len() == 1 && notes[0].contains("applied and not kept yet"), "{notes:?}");
+    }
+    // While a change waits for its answer, others are answered at once.
+    let mut waits = Box::pin(weigh(&lbd, "8"));
+    let status = lbd.client.get::<lb_userspace::status::Status>("/v1/status");
+    tokio::select! {
+        biased;
+        notes = &mut waits => panic!("the disk stalls: {notes:?}"),
+        status = status => assert!(status.is_ok()),
+    }
+    waits.await;
+    let reader = fs::File::options().read(true).open(&pipe).expect("it is there");
+    fs::remove_file(&pipe).expect("it is ours");
+    let kept = || fs::read_to_string(place.path("state.json")).expect("it is there");
+    eventually("the last one is kept", async || kept().contains("\"weight\": 8")).await;
+    drop(reader);
+    lbd.stop().await;
+}
