@@ -110,6 +110,8 @@ kinds! {
     BackendDown "backend_down" WARN,
     /// Its clients' packets say that a backend is silent.
     BackendSuspect "backend_suspect" WARN,
+    /// A backend that its clients' packets said to be silent has answered.
+    BackendAnswers "backend_answers" INFO,
     /// A backend is up, and gets nothing yet since it was down too often.
     BackendHeld "backend_held" WARN,
     /// A backend is there.

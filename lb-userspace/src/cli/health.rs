@@ -98,6 +98,9 @@ pub(super) fn rows(check: &CheckStatus) -> Vec<(&'static str, String)> {
     };
     rows.push(("answers", format!("{} good, {} bad{unknown}", counts.ok, counts.failed)));
     rows.push(("transitions", format!("{} up, {} down", check.went_up, check.went_down)));
+    if check.suspicions > 0 {
+        rows.push(("suspicions", format!("{} by its clients' packets", check.suspicions)));
+    }
     rows
 }
 
@@ -122,6 +125,7 @@ mod tests {
             latency: Histogram::default(),
             went_up: 1,
             went_down: 2,
+            suspicions: 3,
             against: 1,
             silent: 1,
             rise: 2,
@@ -161,6 +165,7 @@ mod tests {
         assert_eq!(value("last answer"), Some("status 503 Service Unavailable, 2s ago"));
         assert_eq!(value("took"), Some("1.5 ms"));
         assert_eq!(value("in a row"), Some("1 of 2 good answers"));
+        assert_eq!(value("suspicions"), Some("3 by its clients' packets"));
         assert_eq!(value("silent"), Some("1 of 3 questions; then its flows move"));
         assert_eq!(value("answers"), Some("3 good, 4 bad, 1 could not be asked"));
         assert_eq!(rows(&CheckStatus { kind: "none".into(), ..check() }).len(), 1);

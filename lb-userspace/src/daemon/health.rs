@@ -65,6 +65,8 @@ struct Suspected {
     /// When that was told last, and how many suspicions there were since.
     told: Option<Instant>,
     untold: u32,
+    /// Whether the last one was told, and its end was not.
+    is_open: bool,
 }
 
 impl Suspected {
@@ -75,6 +77,7 @@ impl Suspected {
             return None;
         }
         self.told = Some(now);
+        self.is_open = true;
         Some(match std::mem::take(&mut self.untold) {
             0 => self.reason.clone(),
             untold => format!("{}; {untold} suspicions before were not told", self.reason),
@@ -190,11 +193,21 @@ impl Health {
             let message = format!("{name} {} {what}", target.backend);
             news.push(News::new(kind, message, cause).of_backend(name, target.backend));
         };
-        if seen.suspect
-            && !before.suspect
+        // A suspicion that the next answer clears is counted and not told.
+        if seen.doubted
+            && !before.doubted
             && let Some(cause) = self.suspected.entry(target).or_default().again(now)
         {
             tell(Kind::BackendSuspect, "is suspected to be silent", &cause);
+        }
+        if before.suspect
+            && !seen.suspect
+            && let Some(suspected) = self.suspected.get_mut(&target)
+            && std::mem::take(&mut suspected.is_open)
+            && seen.condition == Condition::Up
+        {
+            let cause = "neither its check nor its clients' packets find it silent";
+            tell(Kind::BackendAnswers, "is suspected no more", cause);
         }
         if let Some(change) = change {
             match change.to {
@@ -332,15 +345,23 @@ mod tests {
         let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
         health.follow(&desired);
         let begun = Instant::now();
-        let mut causes = BTreeMap::new();
+        let (mut causes, mut ended) = (BTreeMap::new(), 0);
         let mut suspect = |backend, now| {
             health.suspect(target(backend), "clients repeat their SYNs".into());
-            for suspect in [true, false] {
-                let seen = Seen { suspect, ..Seen::default() };
+            for (suspect, doubted) in [(true, false), (true, true), (false, false)] {
+                let seen = Seen { suspect, doubted, ..Seen::default() };
                 let report = Report { target: target(backend), seen, change: None };
                 for news in health.take(report, &desired, now) {
-                    assert_eq!((news.kind, news.backend), (Kind::BackendSuspect, Some(backend)));
-                    causes.entry(backend).or_insert_with(Vec::new).push(news.cause);
+                    assert_eq!(news.backend, Some(backend));
+                    match news.kind {
+                        Kind::BackendSuspect => {
+                            causes.entry(backend).or_insert_with(Vec::new).push(news.cause);
+                        }
+                        kind => {
+                            assert_eq!(kind, Kind::BackendAnswers);
+                            ended += 1;
+                        }
+                    }
                 }
             }
         };
@@ -352,6 +373,20 @@ mod tests {
         let first = "clients repeat their SYNs";
         assert_eq!(causes[&A], [first, &format!("{first}; 19 suspicions before were not told")]);
         assert_eq!(causes[&B], [first]);
+        assert_eq!(ended, 3, "the end of each that was told");
+    }
+
+    #[test]
+    fn a_suspicion_that_the_next_answer_clears_is_not_told() {
+        let desired = web(&[A]);
+        let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
+        health.follow(&desired);
+        health.suspect(target(A), "clients repeat their SYNs".into());
+        for suspect in [true, false, true, false] {
+            let seen = Seen { suspect, ..Seen::default() };
+            let report = Report { target: target(A), seen, change: None };
+            assert!(health.take(report, &desired, Instant::now()).is_empty());
+        }
     }
 
     #[test]

@@ -86,6 +86,15 @@ impl Counts {
     }
 }
 
+/// What has gone to a backend at a moment.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    backend: IpAddr,
+    /// Whether it takes new flows.
+    serves: bool,
+    counts: Counts,
+}
+
 /// What is remembered of one backend.
 #[derive(Debug, Default)]
 struct Memory {
@@ -135,15 +144,11 @@ fn outlier(one: Counts, rest: Counts) -> Option<String> {
             one.others, one.syns, rest.others, rest.syns,
         ));
     }
-    if one.again < RETRANSMISSIONS || one.again * 10 < one.syns {
+    if one.again < RETRANSMISSIONS || one.again * 10 < one.syns || rest.syns == 0 {
         return None;
     }
     // One more of each: with few of them to compare with, it takes more to stand out.
-    let stands_out = if rest.syns == 0 {
-        one.again * 2 >= one.syns
-    } else {
-        one.again * (rest.syns + 1) > (rest.again + 1) * one.syns * FACTOR
-    };
+    let stands_out = one.again * (rest.syns + 1) > (rest.again + 1) * one.syns * FACTOR;
     stands_out.then(|| {
         format!(
             "{} of {} SYNs were sent again, {} of {} to the other backends",
@@ -164,23 +169,22 @@ pub(super) struct Silence {
 
 impl Silence {
     /// Takes a sample of a service's backends in; which of them seem silent.
-    fn look(
-        &mut self,
-        service: ServiceKey,
-        now: Duration,
-        samples: &[(IpAddr, Counts)],
-    ) -> Vec<Suspicion> {
+    ///
+    /// Those that take new flows are compared with each other. What goes to the others is of older flows,
+    /// and has few SYNs.
+    fn look(&mut self, service: ServiceKey, now: Duration, samples: &[Sample]) -> Vec<Suspicion> {
         let memories = self.services.entry(service).or_default();
-        memories.retain(|address, _| samples.iter().any(|(at, _)| at == address));
-        let windows: Vec<_> = samples
-            .iter()
-            .map(|(address, counts)| memories.entry(*address).or_default().take(now, *counts))
-            .collect();
-        let all = windows.iter().fold(Counts::default(), |sum, counts| sum.plus(*counts));
-        let suspicions = samples.iter().zip(&windows).filter_map(|((backend, counts), window)| {
-            let alone = memories.get(backend)?.silence(now, *counts);
-            let reason = alone.or_else(|| outlier(*window, all.since(*window)))?;
-            Some(Suspicion { target: Target { service, backend: *backend }, reason })
+        memories.retain(|address, _| samples.iter().any(|sample| sample.backend == *address));
+        let take =
+            |sample: &Sample| memories.entry(sample.backend).or_default().take(now, sample.counts);
+        let windows: Vec<_> = samples.iter().map(take).collect();
+        let serving = samples.iter().zip(&windows).filter(|(sample, _)| sample.serves);
+        let all = serving.fold(Counts::default(), |sum, (_, counts)| sum.plus(*counts));
+        let suspicions = samples.iter().zip(&windows).filter_map(|(sample, window)| {
+            let alone = memories.get(&sample.backend)?.silence(now, sample.counts);
+            let compared = || outlier(*window, all.since(*window)).filter(|_| sample.serves);
+            let reason = alone.or_else(compared)?;
+            Some(Suspicion { target: Target { service, backend: sample.backend }, reason })
         });
         suspicions.collect()
     }
@@ -200,14 +204,18 @@ impl<D: DataPlane> Engine<D> {
             let Some(value) = self.applied.services.get(&service.key) else { continue };
             if service.key.protocol == Protocol::Tcp {
                 let backends = service.backends.keys();
-                let backends: Vec<_> =
-                    backends.filter_map(|at| Some((*at, ids.of(value.id, *at)?))).collect();
+                let ring = self.applied.rings.get(&value.id);
+                let serves =
+                    |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|h| h.current > 0);
+                let backends: Vec<_> = backends
+                    .filter_map(|at| ids.of(value.id, *at).map(|id| (*at, id, serves(id))))
+                    .collect();
                 services.insert(service.key, backends);
             }
         }
         self.silence.services.retain(|key, _| services.contains_key(key));
         self.silence.second_choices.retain(|key, _| services.contains_key(key));
-        let wanted: Vec<u16> = services.values().flatten().map(|(_, id)| *id).collect();
+        let wanted: Vec<u16> = services.values().flatten().map(|(_, id, _)| *id).collect();
         let mut totals = self.data_plane.totals_of(&wanted)?.into_iter();
         for (key, backends) in services {
             let totals: Vec<_> = totals.by_ref().take(backends.len()).collect();
@@ -221,7 +229,10 @@ impl<D: DataPlane> Engine<D> {
             let samples: Vec<_> = backends
                 .into_iter()
                 .zip(&totals)
-                .map(|((address, _), totals)| (address, Counts::of(totals)))
+                .map(|((backend, _, serves), totals)| {
+                    let counts = Counts::of(totals);
+                    Sample { backend, serves, counts }
+                })
                 .collect();
             suspicions.extend(self.silence.look(key, now.mono, &samples));
         }
@@ -252,6 +263,8 @@ mod tests {
         silence: Silence,
         now: Duration,
         counts: [Counts; 3],
+        /// Which take no new flows.
+        idle: [bool; 3],
     }
 
     impl Story {
@@ -263,8 +276,12 @@ mod tests {
                 *counts = counts.plus(Counts { syns, others, again });
             }
             let address = |n: usize| IpAddr::from([10, 0, 0, n as u8]);
-            let samples: Vec<_> =
-                self.counts.iter().enumerate().map(|(n, counts)| (address(n), *counts)).collect();
+            let sample = |n: usize| Sample {
+                backend: address(n),
+                serves: !self.idle[n],
+                counts: self.counts[n],
+            };
+            let samples: Vec<_> = (0..3).map(sample).collect();
             let found = self.silence.look(KEY, self.now, &samples);
             (0..3).filter(|n| found.iter().any(|s| s.target.backend == address(*n))).collect()
         }
@@ -337,9 +354,16 @@ mod tests {
         assert!(outlier(Counts { syns: 100, others: 300, again: 30 }, rest).is_some());
         assert!(outlier(Counts { syns: 100, others: 400, again: 5 }, rest).is_none());
         assert!(outlier(Counts { syns: 100, others: 400, again: 2 }, rest).is_none());
-        // With nobody to compare with, half of them.
-        assert!(outlier(Counts { syns: 6, others: 2, again: 3 }, Counts::default()).is_some());
-        assert!(outlier(Counts { syns: 10, others: 9, again: 3 }, Counts::default()).is_none());
+        let alone = Counts { syns: 60, others: 20, again: 30 };
+        assert!(outlier(alone, Counts::default()).is_none(), "there is none to compare with");
+    }
+
+    #[test]
+    fn the_only_backend_that_works_is_compared_with_none() {
+        let mut story = Story { idle: [false, true, true], ..Story::default() };
+        // The others keep long flows, and a few SYNs are sent again to them.
+        let found = story.steps(50, [(20, 360, 10), (1, 90, 0), (1, 90, 0)]);
+        assert!(found.iter().all(Vec::is_empty), "{found:?}");
     }
 
     #[test]

@@ -285,6 +285,7 @@ impl Machine {
             condition: to,
             held: is_up && self.damping.holds(now),
             suspect: self.suspicion.is_some(),
+            doubted: self.suspicion.is_some() && (self.against > 0 || !self.check.is_active()),
         };
         let change = cause.map(|cause| Change { from: before, to, cause });
         if self.seen != seen || change.is_some() {

@@ -111,6 +111,8 @@ pub struct Seen {
     pub held: bool,
     /// Whether its clients' packets say that it is silent, and no check has decided yet.
     pub suspect: bool,
+    /// Whether it is suspect, and the next answer has not cleared it: there is none, or nobody asks.
+    pub doubted: bool,
 }
 
 /// What is seen of all backends; one that is not in it is up.

@@ -214,6 +214,13 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
             "SYNs that a silent backend did not answer and that came to this one",
         ),
         all(|backend| backend.second_choices),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_backend_suspicions",
+            "Times that clients' packets said that a backend is silent; most end with its next answer",
+        ),
+        all(|backend| backend.check.as_ref().map_or(0, |check| check.suspicions)),
     )
 }
 

@@ -144,7 +144,7 @@ fn the_number_of_samples_depends_on_the_configuration_alone() {
     let backend = web.backends.values().next().expect("it has some").clone();
     assert!(backend.check.is_some());
     web.backends.insert("10.9.9.9".parse().expect("an address"), backend);
-    assert_eq!(samples(more) - before, 37, "samples of a backend that is checked");
+    assert_eq!(samples(more) - before, 38, "samples of a backend that is checked");
 }
 
 #[test]

@@ -117,7 +117,7 @@ mod tests {
             enabled: !sign.eq_ignore_ascii_case(&'o'),
             backup: sign.is_ascii_uppercase(),
             reached: !sign.eq_ignore_ascii_case(&'x'),
-            seen: Seen { condition, held, suspect: false },
+            seen: Seen { condition, held, ..Seen::default() },
         }
     }
 

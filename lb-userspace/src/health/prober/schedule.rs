@@ -153,6 +153,7 @@ struct Entry {
     latency: Histogram,
     went_up: u64,
     went_down: u64,
+    suspicions: u64,
 }
 
 impl Entry {
@@ -269,6 +270,7 @@ impl Schedule {
             latency: Histogram::default(),
             went_up: 0,
             went_down: 0,
+            suspicions: 0,
         };
         self.entries.insert(target, entry);
         self.place(target);
@@ -409,7 +411,9 @@ impl Schedule {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let mut actions = mem::take(&mut self.actions);
         let mut went_down = false;
+        let was_suspect = entry.machine.seen().suspect;
         entry.machine.handle(event, now, &mut actions);
+        entry.suspicions += u64::from(!was_suspect && entry.machine.seen().suspect);
         for action in actions.drain(..) {
             match action {
                 Action::Ask { timeout } => {
@@ -508,6 +512,7 @@ impl Schedule {
                 latency: entry.latency.clone(),
                 went_up: entry.went_up,
                 went_down: entry.went_down,
+                suspicions: entry.suspicions,
                 against: machine.against(),
                 silent: machine.silent(),
                 rise: check.rise.get(),

@@ -37,6 +37,9 @@ pub struct CheckStatus {
     pub went_up: u64,
     /// How often it went down.
     pub went_down: u64,
+    /// How often its clients' packets said that it is silent. Most suspicions end with the next answer.
+    #[serde(default)]
+    pub suspicions: u64,
     /// Answers in a row that speak against the condition.
     pub against: u8,
     /// Questions in a row without an answer of any kind while a backend that is down keeps its flows:

@@ -126,6 +126,7 @@ fn suspicion_is_decided_long_before_the_next_question() {
     wait_for("it is asked", || prober.status()[&backend(1)].counts.ok == 1);
     prober.suspect(backend(1), "clients repeat their SYNs".into());
     assert!(report(&mut reports).seen.suspect);
+    assert!(report(&mut reports).seen.doubted, "the first question has no answer");
     let decided = report(&mut reports);
     assert!(!decided.seen.suspect);
     let cause = decided.change.expect("a change").cause;

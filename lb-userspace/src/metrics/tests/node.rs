@@ -41,6 +41,7 @@ fn check() -> CheckStatus {
         latency,
         went_up: 2,
         went_down: 1,
+        suspicions: 4,
         against: 0,
         silent: 0,
         rise: 2,

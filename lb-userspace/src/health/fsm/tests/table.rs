@@ -188,7 +188,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("assumed", "off", "Up ?; abandon; never"),
         ("assumed", "other", "Up ?; abandon; soon"),
         ("suspect", "good", "Up; report; 1900"),
-        ("suspect", "silent", "Up -1 suspect; ask 200; asking"),
+        ("suspect", "silent", "Up -1 suspect; ask 200, report; asking"),
         (
             "suspect",
             "refused",
@@ -220,7 +220,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("silent", "interrupted", "Up -1 suspect; abandon; 0"),
         ("silent", "slept", "Up -1 suspect; ; asking"),
         ("silent", "off", "Up ?; abandon, report; never"),
-        ("silent", "other", "Up suspect; abandon; 0"),
+        ("silent", "other", "Up suspect; abandon, report; 0"),
         ("unchecked", "good", "Up ?; ; never"),
         ("unchecked", "silent", "Up ?; ; never"),
         ("unchecked", "refused", "Up ?; ; never"),
@@ -240,7 +240,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         ("doubted", "interrupted", "Up ? suspect; ; 900"),
         ("doubted", "slept", "Up ? suspect; ; 900"),
         ("doubted", "off", "Up ? suspect; ; 900"),
-        ("doubted", "other", "Up ? suspect; ; 0"),
+        ("doubted", "other", "Up ? suspect; report; 0"),
     ];
     let pairs: BTreeSet<_> = table.iter().map(|(state, event, _)| (*state, *event)).collect();
     assert_eq!(pairs.len(), STATES.len() * 10, "each pair once");
