@@ -220,3 +220,45 @@ fn device_goes_with_its_router_and_settings_are_put_back() -> Result<()> {
     assert!(!exists("vrrp.81")?);
     Ok(())
 }
+
+#[test]
+fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let _pins = programs(&site)?;
+    let mut router = router_with_mac(Family::V4);
+    router.accept = false;
+    site.start(&router)?;
+    let taken = |report: &Report| matches!(report, Report::TakeMac { take: true, .. });
+    site.a.wait_to_be_told("that it takes the MAC address", taken)?;
+    let held = || Ok(site.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
+    until_true(SOON, "it holds the address", held)?;
+    let host = &site.a.namespace;
+    let table = || Ok(run(host.command("nft").args(["list", "tables"]))?.contains("lbd_vrrp"));
+    until_true(SOON, "its table is there", table)?;
+    site.a.die();
+    // What somebody has set by hand is not ours.
+    let host = &site.a.namespace;
+    host.ip("address add 10.0.0.99/32 dev eth0")?;
+    let detach = |more: &[&str]| {
+        let mut lbctl = host.command(kit::balancer::binaries()?.join("lbctl"));
+        let common = ["--socket", "/nonexistent", "detach", "--pin-dir", "/sys/fs/bpf/lbt-none"];
+        run(lbctl.args(common).args(more))
+    };
+    let dry = detach(&["--dry-run"])?;
+    assert!(dry.contains(&format!("{VIP} is taken off vrrp.81")), "{dry}");
+    assert!(site.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")), "nothing was changed");
+    let told = detach(&[])?;
+    for part in [VIP, "interface vrrp.81 removed", "table inet lbd_vrrp of nftables removed"] {
+        assert!(told.contains(part), "{told}");
+    }
+    let links = host.ip("address show")?;
+    assert!(!links.contains("vrrp.81") && !links.contains(&format!("{VIP}/")), "{links}");
+    assert!(links.contains("10.0.0.99/32"), "{links}");
+    let tables = run(host.command("nft").args(["list", "tables"]))?;
+    assert!(!tables.contains("lbd_vrrp"), "{tables}");
+    assert!(detach(&[])?.contains("nothing is pinned"));
+    Ok(())
+}

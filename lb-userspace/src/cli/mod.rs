@@ -48,6 +48,7 @@ use crate::{
     spec::BackendSpec,
     status::{Service, Status},
     units::whole_secs,
+    vrrp::leftovers,
 };
 
 impl Target {
@@ -271,23 +272,30 @@ async fn detach(changer: &Changer<'_>, pin_dir: &Path) -> Result<()> {
         return Err(error);
     }
     let pinned = pinned(pin_dir);
+    let is_forwarding = !pinned.is_empty();
+    let left = leftovers::left();
     let message = "detached; nothing is forwarded any more".to_owned();
-    let plan = Plan { changes: pinned, ..Plan::default() };
+    let changes = pinned.into_iter().chain(left).collect();
+    let plan = Plan { changes, ..Plan::default() };
     let done = match changer.terms {
-        _ if plan.changes.is_empty() => {
-            let message = format!("nothing is pinned in {}", pin_dir.display());
-            Done { message, ..Done::default() }
-        }
         Terms { dry_run: true, .. } => Done { message, notes: Vec::new(), plan: Some(plan) },
         Terms { yes, .. } => {
             let loss = "this ends forwarding: the connections of all services break";
-            if !yes && !change::is_asked() {
+            if is_forwarding && !yes && !change::is_asked() {
                 anyhow::bail!("{loss}; say --yes to do it all the same");
             }
-            if !yes {
+            if is_forwarding && !yes {
                 change::confirm(loss, &plan)?;
             }
-            let notes = datapath::detach(pin_dir).context("detach")?;
+            let mut notes = datapath::detach(pin_dir).context("detach")?;
+            // A daemon that was stopped or killed has left what it held.
+            let (released, problems) = leftovers::remove_all();
+            notes.extend(released);
+            anyhow::ensure!(problems.is_empty(), "{}", problems.join("; "));
+            let message = match notes.is_empty() {
+                true => format!("nothing is pinned in {}", pin_dir.display()),
+                false => message,
+            };
             Done { message, notes, plan: None }
         }
     };

@@ -165,6 +165,36 @@ impl Devices {
         problems
     }
 
+    /// Those that are ours, by index and name.
+    ///
+    /// # Errors
+    ///
+    /// If netlink can't be spoken to.
+    pub fn ours(&mut self) -> Result<Vec<(u32, String)>> {
+        let steps = plan(&[], &Tables::read(&mut self.requests)?).into_iter();
+        let removed = steps.filter_map(|step| match step {
+            Step::Remove(index, name) => Some((index, name)),
+            _ => None,
+        });
+        Ok(removed.collect())
+    }
+
+    /// Removes all that are ours: their names, and what did not work, for people.
+    pub fn remove_all(&mut self) -> (Vec<String>, Vec<String>) {
+        let ours = match self.ours() {
+            Ok(ours) => ours,
+            Err(error) => return (Vec::new(), vec![format!("{error:#}")]),
+        };
+        let (mut removed, mut problems) = (Vec::new(), Vec::new());
+        for (index, name) in ours {
+            match self.take(&Step::Remove(index, name.clone())) {
+                Ok(()) => removed.push(name),
+                Err(error) => problems.push(format!("{error:#}")),
+            }
+        }
+        (removed, problems)
+    }
+
     fn take(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::Remove(index, name) => {

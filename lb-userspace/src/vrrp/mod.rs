@@ -10,6 +10,7 @@ pub mod addresses;
 pub mod announce;
 pub mod auth;
 pub mod fsm;
+pub mod leftovers;
 pub mod machine;
 pub mod macvlan;
 pub mod notify;

@@ -5,7 +5,11 @@
 //! The table is replaced in one transaction and stays when the process dies, as the addresses do; the
 //! next one replaces or removes it. Neighbour discovery is let through, as RFC 9568, 6.1 asks.
 
-use std::{net::IpAddr, process::Stdio, time::Duration};
+use std::{
+    net::IpAddr,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
@@ -55,6 +59,31 @@ pub fn script(closed: &[IpAddr]) -> String {
     }
     script += "  }\n}\n";
     script
+}
+
+fn nft(arguments: &[&str]) -> std::io::Result<Output> {
+    std::process::Command::new("nft").args(arguments).stdin(Stdio::null()).output()
+}
+
+/// Whether there is the table; without an `nft` that could have made it, there is none.
+pub fn is_there() -> Result<bool, String> {
+    match nft(&["list", "table", "inet", TABLE]) {
+        Ok(listed) => Ok(listed.status.success()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(format!("nft: {error}")),
+    }
+}
+
+/// Removes the table; false if there is none.
+pub fn remove() -> Result<bool, String> {
+    if !is_there()? {
+        return Ok(false);
+    }
+    match nft(&["delete", "table", "inet", TABLE]) {
+        Ok(output) if output.status.success() => Ok(true),
+        Ok(output) => Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(format!("nft: {error}")),
+    }
 }
 
 /// Brings it about, with the `nft` command.
