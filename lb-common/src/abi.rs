@@ -143,7 +143,7 @@ pub struct Service {
     pub flags: u8,
     /// Seconds without a packet after which a flow counts as gone.
     pub idle_timeout: u32,
-    /// Pins that one CPU may make for this service in a second.
+    /// Pins that one CPU may make for this service in a second, unless its [`SynBudget::share`] says.
     pub syn_budget: u32,
 }
 
@@ -437,10 +437,27 @@ impl Unanswered {
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(8))]
 pub struct SynBudget {
-    /// Tokens left.
-    pub tokens: SharedU64,
+    /// Tokens left. Only the program writes it.
+    pub tokens: SharedU32,
+    /// Tokens of this CPU in a second; 0 for as many as [`Service::syn_budget`] says. Only the daemon
+    /// writes it.
+    pub share: SharedU32,
     /// When they were last refilled, in nanoseconds of CLOCK_MONOTONIC.
     pub refilled: SharedU64,
+}
+
+impl SynBudget {
+    /// Tokens and share as one word.
+    #[must_use]
+    pub fn word(&self) -> u64 {
+        u64::from(self.tokens.load()) | u64::from(self.share.load()) << 32
+    }
+
+    /// The inverse of [`Self::word`].
+    pub fn set_word(&self, word: u64) {
+        self.tokens.store(word as u32);
+        self.share.store((word >> 32) as u32);
+    }
 }
 
 /// Element of `OWN_MACS`: a MAC address that this node answers to, in the low six bytes as on the

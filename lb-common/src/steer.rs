@@ -377,7 +377,13 @@ pub fn affords_pin<T: Tables>(tables: &T, service: &Service) -> bool {
         return false;
     }
     match tables.syn_budget(service.id) {
-        Some(budget) => take(&budget, service.syn_budget, service.syn_budget, tables.now_nanos()),
+        Some(budget) => {
+            let share = match budget.share.load() {
+                0 => service.syn_budget,
+                share => share,
+            };
+            take(&budget, share, share, tables.now_nanos())
+        }
         None => false,
     }
 }
@@ -389,7 +395,7 @@ pub fn affords_pin<T: Tables>(tables: &T, service: &Service) -> bool {
 pub fn take(budget: &SynBudget, rate: u32, burst: u32, now_nanos: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;
     let (rate, burst) = (u64::from(rate), u64::from(burst));
-    let mut tokens = budget.tokens.load();
+    let mut tokens = u64::from(budget.tokens.load());
     let refilled = budget.refilled.load();
     let elapsed = now_nanos.wrapping_sub(refilled);
     if elapsed >= SECOND {
@@ -406,7 +412,7 @@ pub fn take(budget: &SynBudget, rate: u32, burst: u32, now_nanos: u64) -> bool {
         }
     }
     let taken = tokens > 0;
-    budget.tokens.store(if taken { tokens - 1 } else { 0 });
+    budget.tokens.store(if taken { tokens - 1 } else { 0 } as u32);
     taken
 }
 

@@ -7,6 +7,7 @@ mod drains;
 mod history;
 mod interfaces;
 mod outage;
+mod pin_shares;
 pub mod preview;
 mod ramp;
 mod report;
@@ -30,6 +31,7 @@ use self::{
     history::{Followed, History},
     interfaces::Interfaces,
     outage::Outages,
+    pin_shares::Shares,
     ramp::Ramping,
     retired::Retired,
     silence::Silence,
@@ -72,6 +74,8 @@ pub struct Engine<D> {
     ramps: Ramps,
     silence: Silence,
     drains: Drains,
+    /// By the service's id.
+    pin_shares: BTreeMap<u16, Shares>,
     history: History,
     standings: BTreeMap<ServiceKey, Standing>,
     retired: Retired,
@@ -179,6 +183,7 @@ impl<D: DataPlane> Engine<D> {
             ramps: Ramps::new(),
             silence: Silence::default(),
             drains: Drains::default(),
+            pin_shares: BTreeMap::new(),
             history: History::default(),
             standings: BTreeMap::new(),
             retired: Retired::default(),
@@ -389,7 +394,8 @@ impl<D: DataPlane> Engine<D> {
             }
             Change::PutService(key, value) => {
                 let context = || format!("write service {key}");
-                if !applied.services.contains_key(&key) {
+                let known = applied.services.get(&key);
+                if known.is_none_or(|known| known.syn_budget != value.syn_budget) {
                     data_plane.reset_syn_budget(value.id).with_context(context)?;
                 }
                 data_plane.put_service(&key, &value).with_context(context)?;

@@ -91,6 +91,18 @@ fn a_spent_budget_sends_a_flow_to_the_base_owner_and_its_later_packets_too() {
 }
 
 #[test]
+fn the_share_of_a_cpu_takes_the_place_of_the_even_one() {
+    for family in FAMILIES {
+        let mut model = Model::new(1);
+        model.change_service(family.service(1), |service| service.syn_budget = 3);
+        model.move_rings_to(2);
+        model.budgets[&family.service(1)].share.store(7);
+        let born = (0..10).map(|n| model.forwarded(&Client::new(n).tcp(family, WEB, SYN)).id);
+        assert_eq!(born.collect::<Vec<_>>(), [2, 2, 2, 2, 2, 2, 2, 1, 1, 1], "{family:?}");
+    }
+}
+
+#[test]
 fn a_full_pin_table_is_consistent() {
     for family in FAMILIES {
         let model = Model::new(7);

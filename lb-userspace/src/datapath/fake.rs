@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
-    abi::{self, Flow, FlowKey, FlowValue, Owners, Slot},
+    abi::{self, Flow, FlowKey, FlowValue, Owners, Slot, SynBudget},
     verdict::REASONS,
 };
 use zerocopy::IntoBytes as _;
@@ -403,6 +403,17 @@ impl DataPlane for Fake {
     fn reset_backend_totals(&mut self, id: u16) -> Result<()> {
         self.write()?;
         self.totals.remove(&id);
+        Ok(())
+    }
+
+    fn visit_syn_budgets(
+        &self,
+        services: &BTreeSet<u16>,
+        visit: &mut dyn FnMut(u16, &[&SynBudget]),
+    ) -> Result<()> {
+        for &service in services {
+            visit(service, &[&self.program.budget(service)]);
+        }
         Ok(())
     }
 

@@ -207,7 +207,14 @@ pub trait DataPlane: View {
     /// Starts a backend's counters from zero.
     fn reset_backend_totals(&mut self, id: u16) -> Result<()>;
 
-    /// Gives a service its full SYN budget.
+    /// Visits the SYN budgets of services: the buckets of all CPUs that are online.
+    fn visit_syn_budgets(
+        &self,
+        services: &BTreeSet<u16>,
+        visit: &mut dyn FnMut(u16, &[&abi::SynBudget]),
+    ) -> Result<()>;
+
+    /// Gives a service its full SYN budget, with an even share for each CPU.
     fn reset_syn_budget(&mut self, service: u16) -> Result<()>;
 }
 

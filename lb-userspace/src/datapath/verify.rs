@@ -259,7 +259,7 @@ impl Copy {
                     let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
                     for cpu in 0..specimen.cpus {
                         let at = (cpu * specimen.limits.services) as usize + usize::from(*service);
-                        budgets[at].tokens.store(*tokens);
+                        budgets[at].set_word(*tokens);
                         budgets[at].refilled.store(match refilled {
                             0 => 0,
                             then => then.saturating_add(passed),

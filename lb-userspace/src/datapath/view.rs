@@ -73,7 +73,7 @@ impl View for Xdp {
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {
         let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
         let at = (cpu * self.limits.services + u32::from(service)) as usize;
-        Ok(budgets.get(at).map(|budget| (budget.tokens.load(), budget.refilled.load())))
+        Ok(budgets.get(at).map(|budget| (budget.word(), budget.refilled.load())))
     }
 
     fn icmp_rate(&self) -> u32 {

@@ -435,11 +435,26 @@ impl DataPlane for Xdp {
         Ok(())
     }
 
+    fn visit_syn_budgets(
+        &self,
+        services: &BTreeSet<u16>,
+        visit: &mut dyn FnMut(u16, &[&SynBudget]),
+    ) -> Result<()> {
+        let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+        let online = aya::util::online_cpus().map_err(|(_, error)| error)?;
+        for &service in services {
+            let at = |cpu: &u32| (cpu * self.limits.services) as usize + usize::from(service);
+            let buckets: Vec<_> = online.iter().filter_map(|cpu| budgets.get(at(cpu))).collect();
+            visit(service, &buckets);
+        }
+        Ok(())
+    }
+
     fn reset_syn_budget(&mut self, service: u16) -> Result<()> {
         let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
         for stretch in self.stretches(self.limits.services) {
             let budget = &budgets[stretch][usize::from(service)];
-            budget.tokens.store(0);
+            budget.set_word(0);
             // Long ago: the next SYN finds a full bucket.
             budget.refilled.store(0);
         }

@@ -191,7 +191,8 @@ impl Silence {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// The work of a moment, several times a second: finds the backends that seem silent.
+    /// The work of a moment, several times a second: finds the backends that seem silent, and shares
+    /// SYN budgets out among the CPUs.
     ///
     /// # Errors
     ///
@@ -237,6 +238,7 @@ impl<D: DataPlane> Engine<D> {
             suspicions.extend(self.silence.look(key, now.mono, &samples));
         }
         self.silence.looked = now.mono;
+        self.share_pins(now)?;
         Ok(suspicions)
     }
 

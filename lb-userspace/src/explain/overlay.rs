@@ -58,7 +58,7 @@ pub enum Note {
     PinNoted,
     /// The lease of pins.
     Lease(u64),
-    /// A budget: its tokens, and when they were refilled.
+    /// A budget: its word ([`SynBudget::word`]), and when it was refilled.
     Budget(u64, u64),
     /// When the client began to open a QUIC connection, if it did lately or ever.
     Opening(Option<Opening>),
@@ -108,7 +108,7 @@ pub enum Entry {
     Opening(FlowKey, Option<Opening>),
     /// What the first fragment of a packet was told, if it was seen.
     Fragment(FragmentKey, Option<Fragment>),
-    /// The budget of a service: tokens, and when they were refilled.
+    /// The budget of a service: its word, and when it was refilled.
     Budget(u16, u64, u64),
     /// The mark at a place.
     Mark(u32, u32),
@@ -188,7 +188,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             flow.before = Some(flow.now.get());
         }
         for budget in self.budgets.borrow_mut().values_mut() {
-            budget.before = budget.now.tokens.load();
+            budget.before = budget.now.word();
         }
         for mark in self.marks.borrow_mut().values_mut() {
             mark.before = mark.now.load();
@@ -250,7 +250,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             }
         }
         for Copied { now, .. } in self.budgets.borrow().values() {
-            writes.push(Write::Token(now.tokens.load()));
+            writes.push(Write::Token(now.tokens.load().into()));
         }
         for Copied { now, before } in self.marks.borrow().values() {
             if now.load() != *before {
@@ -462,12 +462,12 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
                 let (tokens, refilled) = self.read(self.view.syn_budget(self.cpu, service))?;
                 self.reads.borrow_mut().push(Entry::Budget(service, tokens, refilled));
                 let budget = SynBudget::default();
-                budget.tokens.store(tokens);
+                budget.set_word(tokens);
                 budget.refilled.store(refilled);
                 Rc::clone(&place.insert(Copied { now: Rc::new(budget), before: tokens }).now)
             }
         };
-        self.note(Note::Budget(budget.tokens.load(), budget.refilled.load()));
+        self.note(Note::Budget(budget.word(), budget.refilled.load()));
         Some(budget)
     }
 

@@ -356,8 +356,12 @@ impl<'a> Book<'a> {
         format!("to {}, {words}, last packet {age} s ago", self.backend(value.backend))
     }
 
-    fn budget(&self, tokens: u64, refilled: u64, met: Option<Met<'_>>) -> String {
-        let rate = met.map_or(0, |met| u64::from(met.service.syn_budget));
+    fn budget(&self, word: u64, refilled: u64, met: Option<Met<'_>>) -> String {
+        let (tokens, share) = (word & u64::from(u32::MAX), word >> 32);
+        let rate = match share {
+            0 => met.map_or(0, |met| u64::from(met.service.syn_budget)),
+            share => share,
+        };
         let elapsed = self.nanos.wrapping_sub(refilled);
         let now = match elapsed >= SECOND {
             true => rate,

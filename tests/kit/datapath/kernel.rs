@@ -404,6 +404,20 @@ impl Kernel {
         Ok(self.array::<[u64; 8]>("BACKEND_COUNTERS")?.set(u32::from(id), counter, 0)?)
     }
 
+    /// Gives every CPU this share of a service's SYN budget, whose bucket is empty.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn put_share(&mut self, service: u16, share: u32) -> Result<()> {
+        let cpus = self.cpus;
+        let mut budgets = self.array::<[u64; 2]>("SYN_BUDGETS")?;
+        for cpu in 0..cpus {
+            budgets.set(cpu * SERVICES + u32::from(service), [u64::from(share) << 32, 0], 0)?;
+        }
+        Ok(())
+    }
+
     /// Takes a flow out of its table.
     ///
     /// # Errors

@@ -84,11 +84,23 @@ impl Twins {
             kernel.put_service_v4(key, value).context("put a service")?;
             model.services_v4.insert(key, value);
             model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+            if value.syn_budget > 0 {
+                // The CPU's own share is as large, or makes few pins.
+                let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];
+                kernel.put_share(value.id, share)?;
+                model.budgets[&value.id].share.store(share);
+            }
         }
         for &(key, value) in &state.services_v6 {
             kernel.put_service_v6(key, value)?;
             model.services_v6.insert(key, value);
             model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+            if value.syn_budget > 0 {
+                // The CPU's own share is as large, or makes few pins.
+                let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];
+                kernel.put_share(value.id, share)?;
+                model.budgets[&value.id].share.store(share);
+            }
         }
         for (service, slots) in &state.rings {
             kernel.put_ring(*service, slots).context("publish a ring")?;

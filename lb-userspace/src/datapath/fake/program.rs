@@ -52,6 +52,11 @@ impl Program {
         all
     }
 
+    /// A service's budget, of the one CPU that there is.
+    pub(super) fn budget(&self, service: u16) -> Arc<SynBudget> {
+        self.budgets.borrow_mut().entry(service).or_default().clone()
+    }
+
     /// Lets a service's budget be full.
     pub(super) fn fill_budget(&self, service: u16) {
         self.budgets.borrow_mut().remove(&service);
@@ -243,7 +248,7 @@ impl View for Fake {
 
     fn syn_budget(&self, _cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {
         let budget = Tables::syn_budget(self, service);
-        Ok(budget.map(|budget| (budget.tokens.load(), budget.refilled.load())))
+        Ok(budget.map(|budget| (budget.word(), budget.refilled.load())))
     }
 
     fn icmp_rate(&self) -> u32 {
