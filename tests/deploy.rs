@@ -90,7 +90,15 @@ fn the_container_is_built_of_what_is_there() -> Result<()> {
         ensure!(copied, "{member} is not copied");
     }
     let mut command = list(&text, "ENTRYPOINT ")?;
-    ensure!(programs.contains(&command[0]), "{command:?} is none of {programs:?}");
+    // Process 1 gets what a killed script leaves behind, and lbd reaps only what it has started itself.
+    let (init, program) = command.split_at(2);
+    assert_eq!(init, ["/usr/bin/tini", "--"]);
+    let installed = text.lines().filter(|line| line.contains("apt-get install"));
+    let installed: Vec<_> = installed.flat_map(str::split_whitespace).collect();
+    for package in ["tini", "nftables", "ca-certificates"] {
+        ensure!(installed.contains(&package), "{package} is not installed");
+    }
+    ensure!(programs.contains(&program[0]), "{program:?} is none of {programs:?}");
     command.extend(list(&text, "CMD ")?);
     let pod = object("DaemonSet")?;
     let container = &pod["spec"]["template"]["spec"]["containers"][0];
@@ -145,6 +153,69 @@ fn the_pod_has_what_the_unit_has() -> Result<()> {
     ] {
         ensure!(paths.iter().any(|path| default.starts_with(path)), "{default} is nowhere");
     }
+    Ok(())
+}
+
+/// The words of the `podman run` line in the Containerfile's comment.
+fn run_line(text: &str) -> Result<Vec<&str>> {
+    let comment = text.lines().map_while(|line| line.strip_prefix('#'));
+    let mut lines = comment.map(str::trim).skip_while(|line| !line.starts_with("podman run "));
+    let mut words = Vec::new();
+    loop {
+        let line = lines.next().context("the Containerfile says how to run it")?;
+        let Some(more) = line.strip_suffix('\\') else {
+            words.extend(line.split_whitespace());
+            return Ok(words);
+        };
+        words.extend(more.split_whitespace());
+    }
+}
+
+/// Neither AppArmor's default profile for containers nor SELinux's `container_t` lets a container write
+/// below /sys/fs/bpf.
+#[test]
+fn the_pod_is_not_confined_by_what_denies_pins() -> Result<()> {
+    let pod = object("DaemonSet")?;
+    let template = &pod["spec"]["template"];
+    for container in template["spec"]["containers"].as_vec().context("containers")? {
+        let name = container["name"].as_str().context("a container has a name")?;
+        let context = &container["securityContext"];
+        assert_eq!(context["appArmorProfile"]["type"].as_str(), Some("Unconfined"), "{name}");
+        // Both may be there only if they say the same.
+        let key = format!("container.apparmor.security.beta.kubernetes.io/{name}");
+        let older = &template["metadata"]["annotations"][key.as_str()];
+        assert_eq!(older.as_str(), Some("unconfined"), "{name}");
+        assert_eq!(context["seLinuxOptions"]["type"].as_str(), Some("spc_t"), "{name}");
+        assert_eq!(context["seLinuxOptions"]["level"].as_str(), Some("s0"), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn podman_runs_the_container_with_what_the_pod_has() -> Result<()> {
+    let text = deploy("Containerfile")?;
+    let line = run_line(&text)?;
+    let values = |option: &str| -> BTreeSet<&str> {
+        line.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1]).collect()
+    };
+    let pod = object("DaemonSet")?;
+    let container = &pod["spec"]["template"]["spec"]["containers"][0];
+    let context = &container["securityContext"];
+    let kind = context["seLinuxOptions"]["type"].as_str().context("a type")?;
+    let label = format!("label=type:{kind}");
+    assert_eq!(values("--security-opt"), ["apparmor=unconfined", label.as_str()].into());
+    assert_eq!(values("--network"), ["host"].into());
+    assert_eq!(values("--cap-drop"), ["all"].into());
+    let capabilities = words(&context["capabilities"]["add"]).join(",").to_lowercase();
+    assert_eq!(values("--cap-add"), [capabilities.as_str()].into());
+    // The seed is in the configuration's folder, unless a cluster keeps it as a secret.
+    let mounts = container["volumeMounts"].as_vec().context("mounts")?;
+    let paths = mounts.iter().filter_map(|mount| mount["mountPath"].as_str());
+    let expected: BTreeSet<_> = paths
+        .filter(|path| *path != "/etc/lb-secret")
+        .map(|path| format!("{path}:{path}"))
+        .collect();
+    assert_eq!(values("-v"), expected.iter().map(String::as_str).collect());
     Ok(())
 }
 
