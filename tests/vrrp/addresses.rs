@@ -1,6 +1,6 @@
 //! What becomes of the addresses on the interfaces.
 
-use std::{net::IpAddr, time::Duration};
+use std::{io::Write as _, net::IpAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result};
 use kit::{
@@ -233,5 +233,43 @@ fn router_that_does_not_accept_answers_no_ping_but_is_found() -> Result<()> {
     assert!(tables(&site)?.contains("lbd_vrrp"));
     site.a.stop(true)?;
     assert!(!tables(&site)?.contains("lbd_vrrp"));
+    Ok(())
+}
+
+#[test]
+fn router_takes_part_without_the_filter_and_has_it_once_it_can_be_made() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    // A table that another process owns can be neither replaced nor removed, until that process ends.
+    let mut owner = site.a.namespace.command("nft");
+    let mut owner = owner.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let table = b"add table inet lbd_vrrp { flags owner; }\n";
+    owner.stdin.as_mut().context("its input")?.write_all(table)?;
+    let namespace = &site.a.namespace;
+    until_true(SOON, "the table is there", || {
+        let mut nft = namespace.command("nft");
+        Ok(run(nft.args(["list", "tables"]))?.contains("lbd_vrrp"))
+    })?;
+    let mut closed = router(Family::V4, 51);
+    closed.accept = false;
+    site.a.start(vec![closed])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_for_notice(NoticeKind::Trouble, "are not filtered")?;
+    until_true(SOON, "its addresses answer", || ping(&site.client, VIP))?;
+    let problems = |site: &Site| Ok(site.a.router()?.problems) as Result<Vec<String>>;
+    until_true(SOON, "the problem is shown", || {
+        Ok(problems(&site)?
+            .iter()
+            .any(|one| one.contains("are not filtered") && one.contains("nft")))
+    })?;
+
+    owner.kill()?;
+    owner.wait()?;
+    until_true(SOON, "it answers no more", || Ok(!ping(&site.client, VIP)?))?;
+    until_true(SOON, "nothing is wrong", || Ok(problems(&site)?.is_empty()))?;
+    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "that the filter can't be made is no fault");
     Ok(())
 }

@@ -4,6 +4,9 @@
 //! Packets that a service takes are forwarded before the kernel's network stack, and never meet it.
 //! The table is replaced in one transaction and stays when the process dies, as the addresses do; the
 //! next one replaces or removes it. Neighbour discovery is let through, as RFC 9568, 6.1 asks.
+//!
+//! Where the table can't be made (there is no `nft`, or the kernel refuses), a router takes part
+//! without it and has a problem that says so, and making it is tried again every second.
 
 use std::{
     net::IpAddr,

@@ -51,6 +51,9 @@ const SHOW: Duration = Duration::from_millis(500);
 /// How long the helper may take when all is over.
 const LAST_JOBS: Duration = Duration::from_secs(3);
 
+/// What is wrong without the filter.
+const UNFILTERED: &str = "packets to its addresses are not filtered, as accept = false asks";
+
 /// The virtual routers and all that they are made of.
 pub struct Rim {
     reports: UnboundedSender<Report>,
@@ -106,7 +109,8 @@ struct Filter {
     asked: VecDeque<Vec<IpAddr>>,
     /// What was asked for last.
     wanted: Option<Vec<IpAddr>>,
-    failed: bool,
+    /// Why what was asked for last could not be made; it is tried again.
+    failed: Option<String>,
 }
 
 /// New routers that the machine is not told of yet, as they wait for what the helper makes.
@@ -295,20 +299,17 @@ impl Rim {
     fn take_filter(&mut self, result: Result<(), String>, now: Instant) {
         let asked = self.filter.asked.pop_front().unwrap_or_default();
         self.look_anew = true;
-        match result {
-            Ok(()) => {
-                self.filter.done = asked.into_iter().collect();
-                self.filter.failed = false;
-            }
+        self.changed |= self.filter.failed.as_ref() != result.as_ref().err();
+        match &result {
+            Ok(()) => self.filter.done = asked.into_iter().collect(),
             Err(why) => {
-                self.filter.failed = true;
                 let closed =
                     self.members.values().find(|one| super::filter::is_closed(&one.router));
                 let router = closed.map_or_else(String::new, |member| member.router.name.clone());
-                let what = "packets to addresses that are not accepted can't be filtered";
-                self.notice(&router, NoticeKind::Trouble, what, &why, now);
+                self.notice(&router, NoticeKind::Trouble, UNFILTERED, why, now);
             }
         }
+        self.filter.failed = result.err();
     }
 
     /// The router whose device a problem names.
@@ -336,9 +337,8 @@ impl Rim {
         let (mut sources, mut lacks) = (BTreeMap::new(), BTreeMap::new());
         for member in self.members.values() {
             let name = member.router.name.clone();
-            if !self.is_filtered(member) {
-                let what = "packets to its addresses are not filtered, as accept = false asks";
-                lacks.insert(name, what.to_owned());
+            if self.awaits_filter(member) {
+                lacks.insert(name, UNFILTERED.to_owned());
             } else if let Some(refused) = &member.refused {
                 let why = &refused.why;
                 lacks.insert(name, format!("the kernel takes none of its addresses ({why})"));
@@ -369,20 +369,31 @@ impl Rim {
 
     /// Whether a router does.
     fn awaits(&self, member: &Member) -> bool {
-        let filter = !self.is_filtered(member) && !self.filter.asked.is_empty();
         let device = !member.has_device(&self.addresses.tables) && self.device_jobs > 0;
-        filter || device
+        self.awaits_filter(member) || device
     }
 
-    /// Whether a router that must not accept packets can't: without the filter it does not take part.
+    /// Whether a router does not take part yet, as the filter that it needs is being made.
+    ///
+    /// Where it can't be made, the router takes part without it: that its addresses are served counts
+    /// for more than that they are served by nothing else. One that takes part already goes on while
+    /// the filter follows a change of it.
+    fn awaits_filter(&self, member: &Member) -> bool {
+        let takes_part = self.observed.sources.contains_key(&member.router.name);
+        self.filter.failed.is_none() && !takes_part && !self.is_filtered(member)
+    }
+
+    /// Whether packets to its addresses are filtered, if they are to be.
     fn is_filtered(&self, member: &Member) -> bool {
         let mut addresses = member.router.addresses.iter();
-        // One that takes part already goes on while the filter follows a change of it.
-        let follows = !self.filter.asked.is_empty()
-            && self.observed.sources.contains_key(&member.router.name);
         !super::filter::is_closed(&member.router)
-            || follows
             || addresses.all(|one| self.filter.done.contains(&one.address))
+    }
+
+    /// That packets to a router's addresses are to be filtered and can't be.
+    fn lack_of_filter(&self, member: &Member) -> Option<String> {
+        let why = self.filter.failed.as_ref().filter(|_| !self.is_filtered(member))?;
+        Some(format!("{UNFILTERED}: {why}"))
     }
 
     /// When all routers have ended, sees that nothing is left but what is to be, and says so.
@@ -431,6 +442,7 @@ impl Rim {
             add(&mut router.counters, &member.counters);
             router.problems.extend(member.problem.clone());
             router.problems.extend(member.stray.clone());
+            router.problems.extend(self.lack_of_filter(member));
         }
         // Who reads it copies it and goes on; this thread does not wait for that.
         match self.shown.try_lock() {

@@ -208,7 +208,7 @@ impl Rim {
         self.find_ways(now);
         self.watch(now);
         self.see_to_devices();
-        if self.filter.failed && self.filter.asked.is_empty() {
+        if self.filter.failed.is_some() && self.filter.asked.is_empty() {
             let wanted = self.filter.wanted.take().unwrap_or_default();
             self.ask_for_filter(wanted);
         }
