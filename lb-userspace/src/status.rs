@@ -52,6 +52,9 @@ pub struct Status {
     pub backends_used: Usage,
     /// What the last attempt to write the maps met with, if it failed.
     pub last_error: Option<String>,
+    /// What the last attempt to write the state file met with, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_file_error: Option<String>,
     /// Whether this node is to leave.
     #[serde(default)]
     pub node: Node,

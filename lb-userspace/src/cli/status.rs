@@ -40,6 +40,9 @@ pub(super) fn overview(status: &Status) -> String {
     if let Some(error) = &status.last_error {
         text += &format!("LAST WRITE OF MAPS FAILED: {error}\n");
     }
+    if let Some(error) = &status.state_file_error {
+        text += &format!("CHANGES ARE NOT KEPT over a restart of lbd: {error}\n");
+    }
     for (name, service) in &status.services {
         text += &format!("\n{}", self::service(name, service));
     }

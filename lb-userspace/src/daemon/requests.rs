@@ -126,6 +126,7 @@ impl<B: Balancer> Daemon<B> {
         status.name = self.config.node_name();
         status.uptime_secs = self.started.elapsed().as_secs();
         status.last_error = self.last_error.clone().or(status.last_error);
+        status.state_file_error.clone_from(&self.unkept);
         status.node = self.node;
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();

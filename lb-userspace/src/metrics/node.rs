@@ -18,6 +18,13 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         [[("version", status.version.as_str()), ("abi", &abi)]],
     )?;
     page.gauge(
+        Family::new(
+            "lb_state_file_failing",
+            "Whether the last attempt to write the state file failed",
+        ),
+        truth(status.state_file_error.is_some()),
+    )?;
+    page.gauge(
         Family::new("lb_node_draining", "Whether the node is to leave, for maintenance"),
         truth(status.node.draining_since.is_some()),
     )?;

@@ -61,6 +61,13 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         all(|router| router.base_priority.into()),
     )?;
     page.gauges(
+        Family::new(
+            "lb_vrrp_holds_back",
+            "Whether a virtual router keeps from taking over from a lower one; lbctl vrrp status says why",
+        ),
+        all(|router| router.holds_back.is_some().into()),
+    )?;
+    page.gauges(
         Family::seconds("lb_vrrp_interval", "Between two advertisements"),
         all(|router| router.interval_millis as f64 / 1e3),
     )?;

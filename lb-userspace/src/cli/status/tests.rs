@@ -99,12 +99,16 @@ fn trouble_stands_out() {
     let mut node = node();
     node.interfaces[0].attached = false;
     node.last_error = Some("no room".into());
+    node.state_file_error = Some("read-only file system".into());
     let service = node.services.get_mut("web").expect("it is there");
     service.backends.retain(|_, backend| backend.unusable.is_some());
     let text = overview(&node);
-    for expected in
-        ["NOT ATTACHED", "LAST WRITE OF MAPS FAILED: no room", "NO BACKEND TAKES NEW FLOWS"]
-    {
+    for expected in [
+        "NOT ATTACHED",
+        "LAST WRITE OF MAPS FAILED: no room",
+        "CHANGES ARE NOT KEPT over a restart of lbd: read-only file system",
+        "NO BACKEND TAKES NEW FLOWS",
+    ] {
         assert!(text.contains(expected), "{text}");
     }
 }
