@@ -24,13 +24,14 @@ use crate::{health::check, units::format_duration};
 /// The largest file of authorities; the system's have a quarter of a megabyte.
 const LARGEST: u64 = 8 << 20;
 
-/// When a search for the system's authorities that found none is made again.
-const RETRY: Duration = Duration::from_secs(60);
+/// When the system's authorities are looked for again, whether some were found or none.
+const REREAD: Duration = Duration::from_secs(60);
 
 /// What TLS connections are made with, kept between checks: one configuration for each file of
 /// authorities, one with the system's, one that verifies nothing.
 ///
-/// A file of authorities is read again when it has changed. While it is missing or can't be read,
+/// A file of authorities is read again when it has changed, and the system's authorities, which are
+/// many files, once a minute. While it is missing or can't be read,
 /// checks that need it have no outcome ([`super::Outcome::Unknown`]): that is no fault of a backend.
 #[derive(Debug, Default)]
 pub struct Cache {
@@ -41,7 +42,8 @@ pub struct Cache {
 struct Configs {
     files: BTreeMap<PathBuf, (Stamp, Arc<ClientConfig>)>,
     system: Option<Arc<ClientConfig>>,
-    system_missing: Option<Instant>,
+    /// When the system's authorities were looked for last.
+    system_read: Option<Instant>,
     insecure: Option<Arc<ClientConfig>>,
 }
 
@@ -65,7 +67,7 @@ impl Cache {
         match &tls.ca_file {
             _ if tls.insecure => Ok(configs.insecure.get_or_insert_with(trusting_all).clone()),
             Some(file) => configs.of_file(file),
-            None => configs.of_system(),
+            None => configs.of_system(Instant::now(), system_roots),
         }
     }
 }
@@ -101,23 +103,29 @@ impl Configs {
         Ok(config)
     }
 
-    fn of_system(&mut self) -> Result<Arc<ClientConfig>, String> {
+    fn of_system(
+        &mut self,
+        now: Instant,
+        read: impl FnOnce() -> RootCertStore,
+    ) -> Result<Arc<ClientConfig>, String> {
         const MISSING: &str =
             "no authorities on this system; install ca-certificates, or set `ca_file` in the check";
-        if let Some(config) = &self.system {
-            return Ok(config.clone());
+        if self.system_read.is_none_or(|when| now.saturating_duration_since(when) >= REREAD) {
+            self.system_read = Some(now);
+            let roots = read();
+            // While they are being replaced there may be none, and those from before go on.
+            if !roots.is_empty() {
+                self.system = Some(verifying(roots));
+            }
         }
-        if self.system_missing.is_some_and(|when| when.elapsed() < RETRY) {
-            return Err(MISSING.into());
-        }
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() {
-            self.system_missing = Some(Instant::now());
-            return Err(MISSING.into());
-        }
-        Ok(self.system.insert(verifying(roots)).clone())
+        self.system.clone().ok_or_else(|| MISSING.into())
     }
+}
+
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -251,4 +259,35 @@ fn words_of_certificate(error: &CertificateError, ca_file: Option<&Path>) -> Str
 /// A name as rustls shows it, `DnsName("a.example")`, without what is around it.
 fn plain(name: &str) -> &str {
     name.split('"').nth(1).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::{Der, TrustAnchor};
+
+    use super::*;
+
+    #[test]
+    fn the_systems_authorities_are_read_again_and_kept_while_there_are_none() {
+        let none = RootCertStore::empty;
+        let some = || RootCertStore {
+            roots: vec![TrustAnchor {
+                subject: Der::from_slice(b"subject"),
+                subject_public_key_info: Der::from_slice(b"key"),
+                name_constraints: None,
+            }],
+        };
+        let never = || -> RootCertStore { panic!("it is too early") };
+        let (mut configs, start) = (Configs::default(), Instant::now());
+        let just_before = REREAD - Duration::from_millis(1);
+        configs.of_system(start, none).expect_err("there are none");
+        configs.of_system(start + just_before, never).expect_err("there are still none");
+        let first = configs.of_system(start + REREAD, some).expect("there are some by now");
+        let same = configs.of_system(start + REREAD + just_before, never).expect("they are known");
+        assert!(Arc::ptr_eq(&first, &same));
+        let second = configs.of_system(start + 2 * REREAD, some).expect("there are others");
+        assert!(!Arc::ptr_eq(&first, &second));
+        let kept = configs.of_system(start + 3 * REREAD, none).expect("they were there before");
+        assert!(Arc::ptr_eq(&second, &kept));
+    }
 }
