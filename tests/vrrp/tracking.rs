@@ -136,3 +136,23 @@ fn notify_program_hears_of_each_transition_in_order() -> Result<()> {
     assert_eq!(fs::read_to_string(&log)?, expected);
     Ok(())
 }
+
+#[test]
+fn end_waits_for_notify_program_that_takes_seconds() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let log = folder.path().join("log");
+    let line =
+        format!("test $LB_STATE != initialize || sleep 5; echo $LB_STATE >> {}", log.display());
+    let program = shell(&folder.path().join("notify"), &line)?;
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    router.notify = Some(vec![program]);
+    site.a.start(vec![router])?;
+    site.a.wait_for(State::Active)?;
+    site.a.stop(true)?;
+    assert_eq!(fs::read_to_string(&log)?, "backup\nactive\ninitialize\n");
+    Ok(())
+}

@@ -19,11 +19,12 @@ use crate::{
     api::{Done, Plan, Terms},
     desired::Desired,
     edit::{Refusal, RefusalKind},
-    vrrp::Order,
+    vrrp::{Order, notify::LIMIT_AT_END},
 };
 
-/// How long the virtual routers may take to end: they wait for another Active router for 5 s at most.
-const PATIENCE: Duration = Duration::from_millis(5_500);
+/// How long the virtual routers may take to end: they wait for another Active router for 5 s at most,
+/// and for the programs that are notified.
+const PATIENCE: Duration = Duration::from_millis(5_500).saturating_add(LIMIT_AT_END);
 
 /// An end that has begun.
 pub(super) struct Leaving {

@@ -7,7 +7,8 @@
 //! it is in none).
 //!
 //! Transitions of one router are told one after the other, in their order; those of several routers
-//! at the same time. A program has 30 seconds; then it is killed with all that it has started.
+//! at the same time. A program has 30 seconds; then it is killed with all that it has started. The
+//! end of `lbd` waits 10 seconds for all of them together.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,6 +28,9 @@ use super::{
 
 /// How long a program may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long the end of `lbd` waits for all programs, and for what else is done last. With the handover
+/// before, that is less than the unit's `TimeoutStopSec` and than `lbctl detach` waits.
+pub const LIMIT_AT_END: Duration = Duration::from_secs(10);
 
 /// One call of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]

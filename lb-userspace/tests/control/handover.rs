@@ -445,7 +445,8 @@ async fn routers_that_do_not_end_hold_the_end_up_for_a_while() {
     let lbd = place.start().await;
     lbd.script.hold_end();
     lbd.signals.send(Signal::Stop).await.expect("it runs");
-    let ended = tokio::time::timeout(Duration::from_secs(9), lbd.task).await.expect("not for ever");
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), lbd.task).await.expect("not for ever");
     assert_eq!(ended.expect("no panic").expect("no error"), Ended::Stopped);
 }
 

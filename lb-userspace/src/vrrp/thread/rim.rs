@@ -37,7 +37,7 @@ use crate::vrrp::{
     addresses::{Addresses, netlink::News},
     machine::{Machine, Name, Observed, Out},
     macvlan::Device,
-    observe,
+    notify, observe,
     packet::Path,
     sockets::{Announcer, BUFFER},
 };
@@ -48,8 +48,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_millis(10);
 /// How often it is shown what was counted, if nothing else is to be shown.
 const SHOW: Duration = Duration::from_millis(500);
-/// How long the helper may take when all is over.
-const LAST_JOBS: Duration = Duration::from_secs(3);
 
 /// What is wrong without the filter.
 const UNFILTERED: &str = "packets to its addresses are not filtered, as accept = false asks";
@@ -401,7 +399,7 @@ impl Rim {
         match self.ending {
             Ending::Stopping if self.machine.is_stopped() && self.deeds.is_empty() => {
                 self.give_last_jobs();
-                self.ending = Ending::LastJobs(now + LAST_JOBS);
+                self.ending = Ending::LastJobs(now + notify::LIMIT_AT_END);
             }
             Ending::LastJobs(until) if now >= until => {
                 self.report(Report::Stopped);
