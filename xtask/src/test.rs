@@ -4,8 +4,9 @@
 //! folder comes to belong to root.
 
 use std::{
+    io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -83,14 +84,18 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
         cargo::build(false)?;
     }
     let mut failed = Vec::new();
+    let mut repeated = Vec::new();
     let mut times = Vec::new();
     for program in &programs {
         ensure!(!signals::caught(), "interrupted");
         let start = Instant::now();
         println!("\n== {}", program.title());
-        if let Err(err) = program.run(&arguments.filters, in_ci) {
-            eprintln!("xtask: {err:#}");
-            failed.push(program.title());
+        match program.run(&arguments.filters, in_ci) {
+            Ok(names) => repeated.extend(names),
+            Err(err) => {
+                eprintln!("xtask: {err:#}");
+                failed.push(program.title());
+            }
         }
         times.push((program.title(), start.elapsed()));
     }
@@ -107,6 +112,9 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     for (title, time) in times {
         let result = if failed.contains(&title) { "FAILED" } else { "ok" };
         println!("{result:<6} {:>6.1} s  {title}", seconds(time));
+    }
+    for name in &repeated {
+        println!("UNSTABLE: {name} failed, and passed when it ran again by itself");
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
@@ -228,31 +236,94 @@ impl Program {
         self.package == INTEGRATION && WAIT.contains(&self.name.as_str())
     }
 
-    fn run(&self, filters: &[String], in_ci: bool) -> Result<()> {
+    /// Runs it, and in CI, whose machines others use as well, tests that fail once more by themselves. Gives
+    /// the names of those that passed only then.
+    ///
+    /// # Errors
+    ///
+    /// If a test fails, in CI twice; if many do, once is enough.
+    fn run(&self, filters: &[String], in_ci: bool) -> Result<Vec<String>> {
+        const MANY: usize = 3;
+        let threads = if self.waits_mostly() {
+            Some(2)
+        } else {
+            // Each has a lab and load of its own: side by side they would measure each other.
+            (self.suite() == Suite::Network).then_some(1)
+        };
+        let (status, failed) = self.run_once(filters, threads, in_ci)?;
+        if status.success() {
+            return Ok(Vec::new());
+        }
+        ensure!(in_ci && (1..MANY).contains(&failed.len()), "{}: {status}", self.title());
+        println!("\n== {}, again: {}", self.title(), failed.join(", "));
+        let exactly: Vec<_> = failed.iter().cloned().chain(["--exact".to_owned()]).collect();
+        let (status, _) = self.run_once(&exactly, Some(1), in_ci)?;
+        ensure!(status.success(), "{}: {status}", self.title());
+        Ok(failed)
+    }
+
+    /// Runs it; how it ended, and the names of the tests that failed.
+    fn run_once(
+        &self,
+        arguments: &[String],
+        threads: Option<u32>,
+        in_ci: bool,
+    ) -> Result<(ExitStatus, Vec<String>)> {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
         command.env("LB_BIN_DIR", cargo::folder(false)?);
         if in_ci {
             command.env("CI", "true");
         }
-        command.args(filters);
-        if self.waits_mostly() {
-            command.arg("--test-threads=2");
-        } else if self.suite() == Suite::Network {
-            // Each has a lab and load of its own: side by side they would measure each other.
-            command.arg("--test-threads=1");
-        }
+        command.args(arguments).args(threads.map(|number| format!("--test-threads={number}")));
         let mut command =
             if self.needs_root() { root::as_root(command, &self.title())? } else { command };
-        let status = command.status().with_context(|| self.executable.display().to_string())?;
-        ensure!(status.success(), "{}: {status}", self.title());
-        Ok(())
+        command.stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| self.executable.display().to_string())?;
+        let mut failures = Failures::default();
+        for line in BufReader::new(child.stdout.take().context("a pipe")?).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            println!("{line}");
+            failures.read(&line);
+        }
+        Ok((child.wait()?, failures.names))
+    }
+}
+
+/// The list of failed tests at the end of a test program's output.
+#[derive(Default)]
+struct Failures {
+    is_list: bool,
+    names: Vec<String>,
+}
+
+impl Failures {
+    /// Reads the next line. The outputs of failed tests have the same title as the list, and come first.
+    fn read(&mut self, line: &str) {
+        if line == "failures:" {
+            *self = Self { is_list: true, names: Vec::new() };
+            return;
+        }
+        match line.strip_prefix("    ") {
+            Some(name) if self.is_list => self.names.push(name.to_owned()),
+            _ if line.is_empty() && self.names.is_empty() => {}
+            _ => self.is_list = false,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failed_tests_are_those_of_the_list_at_the_end() {
+        let output = "running 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\nfailures:\n\n---- a::c stdout ----\n    \
+                      left: 1\n\nfailures:\n    a::c\n    a::d\n\ntest result: FAILED. 1 passed\n    more\n";
+        let mut failures = Failures::default();
+        output.lines().for_each(|line| failures.read(line));
+        assert_eq!(failures.names, ["a::c", "a::d"]);
+    }
 
     #[test]
     fn test_programs_are_read_from_cargos_messages() -> Result<()> {
