@@ -109,7 +109,7 @@ fn a_host_that_is_cut_off_fails_no_request_though_checks_are_slow() -> Result<()
     let failed: Vec<_> =
         arrivals.iter().filter(|a| a.end.is_err() && begun(a.at) && a.at > cut).collect();
     assert!(failed.is_empty(), "{} of {}: {failed:?}", failed.len(), arrivals.len());
-    assert!(found < Duration::from_secs(2), "found after {found:?}");
+    assert!(found < Duration::from_millis(3500), "found after {found:?}");
     Ok(())
 }
 

@@ -251,7 +251,7 @@ fn lbctl_says_in_one_line_that_lbd_does_not_run() -> Result<()> {
         }
         let start = Instant::now();
         let output = balancer.lbctl_output(&["status"])?;
-        assert!(start.elapsed() < Duration::from_secs(2), "it does not wait");
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not wait");
         assert_eq!((output.status.code(), output.status.signal()), (Some(1), None));
         let said = String::from_utf8(output.stderr).context("UTF-8")?;
         assert_eq!(said.lines().count(), 1, "{said}");

