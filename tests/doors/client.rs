@@ -44,7 +44,8 @@ pub fn read(stream: &mut TcpStream) -> Result<Answer> {
 
 /// GETs a path with these fields, each with its line's end.
 pub fn get(from: &Namespace, to: SocketAddr, path: &str, fields: &str) -> Result<Answer> {
-    let text = format!("GET {path} HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n{fields}\r\n");
+    let text =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n");
     say(from, to, &text)
 }
 

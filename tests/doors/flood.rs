@@ -55,7 +55,8 @@ fn who_floods_the_listener_hurts_nobody() -> Result<()> {
 
     let idle = client::open(attacker, to, IDLE, "")?;
     ensure!(idle.len() > IDLE * 9 / 10, "{} connections came about", idle.len());
-    let mut slow = client::open(attacker, to, SLOW, "GET /v1/status HTTP/1.1\r\nHost: lb\r\nX: ")?;
+    let mut slow =
+        client::open(attacker, to, SLOW, "GET /v1/status HTTP/1.1\r\nHost: localhost\r\nX: ")?;
     let over = AtomicBool::new(false);
     let report = thread::scope(|scope| {
         scope.spawn(|| {
@@ -123,7 +124,8 @@ fn who_guesses_passwords_keeps_nobody_out() -> Result<()> {
     let to: SocketAddr = (lab.balancer.v4, PORT).into();
     let (attacker, other) = (&lab.client.namespace, &lab.webs[0].host.namespace);
     // `ann:wrong`
-    let guess = "GET /v1/status HTTP/1.1\r\nHost: lb\r\nAuthorization: Basic YW5uOndyb25n\r\n\r\n";
+    let guess =
+        "GET /v1/status HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic YW5uOndyb25n\r\n\r\n";
     let guesses = client::open(attacker, to, 2 * MOST, guess)?;
     ensure!(guesses.len() == 2 * MOST, "{} came about", guesses.len());
     for round in 0..5 {
@@ -155,7 +157,7 @@ fn who_never_finishes_a_request_or_reads_no_answer_is_let_go() -> Result<()> {
     balancer.wait_usable()?;
     let (from, to) = (&lab.client.namespace, (lab.balancer.v4, PORT).into());
     // Streams have a bound of their own, and leave the rest alone.
-    const FOLLOW: &str = "GET /v1/events?follow=true&since=0 HTTP/1.1\r\nHost: lb\r\n\r\n";
+    const FOLLOW: &str = "GET /v1/events?follow=true&since=0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let streams = client::open(from, to, 2, FOLLOW)?;
     for stream in &streams {
         stream.set_read_timeout(Some(PATIENCE))?;

@@ -48,7 +48,8 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
         ensure!((answer.status, answer.body.as_str()) == (200, "ready\n"), "{answer:?}");
         Ok(())
     })?;
-    let head = say(from, to, "HEAD /v1/status HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n")?;
+    let head =
+        say(from, to, "HEAD /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     ensure!(head.status == 200 && head.body.is_empty(), "{head:?}");
     ensure!(head.head.contains("cache-control: no-store"), "{head:?}");
 
@@ -66,13 +67,13 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
         let body = "{\"draining\":true}";
         let length = body.len();
         let text = format!(
-            "{method} {path} HTTP/1.1\r\nHost: lb\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
         );
         let answer = say(from, to, &text)?;
         ensure!(answer.status == 405, "{method} {path}: {answer:?}");
         ensure!(answer.head.contains("allow: get, head"), "{answer:?}");
     }
-    let text = "GET /v1/status HTTP/1.1\r\nHost: lb\r\nContent-Length: 5\r\n\r\nhello";
+    let text = "GET /v1/status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello";
     ensure!(say(from, to, text)?.status == 413, "a body is not read");
     let long = format!("X-Long: {}\r\n", "x".repeat(20_000));
     ensure!(get(from, to, "/healthz", &long)?.status == 431, "a head has its bounds");
@@ -96,6 +97,58 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
     })?;
     balancer.signal(libc::SIGCONT)?;
     ensure!(hangs.is_err(), "who hangs answers nobody");
+    Ok(())
+}
+
+#[test]
+fn a_site_whose_name_resolves_to_the_node_reads_nothing() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, mut balancer) = site(|lab| {
+        format!(
+            "[http]\nlisten = [\"127.0.0.1:{PORT}\", \"{}:{PORT}\"]\nallow_unprotected = true\n\
+             allowed_hosts = [\"lb.example.com\"]\n",
+            lab.balancer.v4
+        )
+    })?;
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    let node = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
+    let ask = |from, to, path: &str, host: &str| {
+        say(from, to, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+    };
+    let inside = (&lab.balancer.namespace, ([127, 0, 0, 1], PORT).into());
+    let outside = (&lab.client.namespace, (lab.balancer.v4, PORT).into());
+    for (from, to) in [inside, outside] {
+        for host in ["127.0.0.1:9105", "[::1]:9105", "localhost", "LB.example.com.:80", &node] {
+            for path in ["/", "/v1/status", "/metrics"] {
+                let answer = ask(from, to, path, host)?;
+                ensure!(answer.status == 200, "{to}{path} as {host}: {answer:?}");
+            }
+        }
+        for path in ["/", "/v1/status", "/v1/samples", "/v1/events"] {
+            let answer = ask(from, to, path, "site.test:9105")?;
+            ensure!(answer.status == 421, "{to}{path}: {answer:?}");
+            ensure!(answer.body.contains("allowed_hosts"), "the remedy is named: {answer:?}");
+            ensure!(ask(from, to, path, "")?.status == 400, "{to}{path} without a host");
+        }
+        ensure!(ask(from, to, "/healthz", "site.test")?.status == 200, "probes are answered");
+    }
+    let metrics = |(from, to)| ask(from, to, "/metrics", "scraped.test:9105");
+    ensure!(metrics(inside)?.status == 421, "nobody scrapes loopback by a name of DNS");
+    ensure!(metrics(outside)?.status == 200, "scrapers go by names");
+
+    // A reload takes another name.
+    let text = fs::read_to_string(balancer.config())?.replace("lb.example.com", "site.test");
+    fs::write(balancer.config(), text)?;
+    balancer.lbctl(&["config", "reload"])?;
+    wait::until(PATIENCE, "the name is taken", || {
+        let answer = ask(inside.0, inside.1, "/v1/status", "site.test")?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(())
+    })?;
+    ensure!(ask(inside.0, inside.1, "/", "lb.example.com")?.status == 421, "the old one is not");
     Ok(())
 }
 

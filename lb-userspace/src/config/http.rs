@@ -7,10 +7,11 @@ use super::{
     tree::{About, Field, Problems, Table},
 };
 use crate::web::{
-    Config, DEFAULT_CONNECTIONS, DEFAULT_STREAMS, Identity, Tokens, Users, WrongIdentity,
+    Config, DEFAULT_CONNECTIONS, DEFAULT_STREAMS, Identity, Tokens, Users, WrongIdentity, host_name,
 };
 
 const LISTEN: &str = "listen = [\"127.0.0.1:9105\"]";
+const HOSTS: &str = "allowed_hosts = [\"lb.example.com\"]";
 const TLS: &str = "tls = { certificate = \"/etc/lb/http.crt\", key = \"/etc/lb/http.key\" }";
 const USERS: &str = "basic_auth_file = \"/etc/lb/http.users\"";
 const TOKENS: &str = "bearer_token_file = \"/etc/lb/http.token\"";
@@ -68,6 +69,7 @@ fn read_table(table: Table<'_>, doubts: &Problems<'_>) -> Http {
             (true, true) => {}
         }
     }
+    let allowed_hosts = read_hosts(&table);
     let haproxy_metrics = table.optional("haproxy_metrics").and_then(|field| field.flag());
     let dashboard = table.optional("dashboard").and_then(|field| field.flag());
     let connections_field = table.optional("connections");
@@ -96,6 +98,7 @@ fn read_table(table: Table<'_>, doubts: &Problems<'_>) -> Http {
         tls,
         users,
         tokens,
+        allowed_hosts,
         haproxy_metrics: haproxy_metrics.unwrap_or(false),
         dashboard: dashboard.unwrap_or(true),
         connections,
@@ -119,6 +122,18 @@ fn read_listen<'a>(table: &Table<'a>) -> Vec<(Field<'a>, SocketAddr)> {
         listen.push((item, address));
     }
     listen
+}
+
+fn read_hosts(table: &Table<'_>) -> Vec<String> {
+    let items = table.optional("allowed_hosts").and_then(|field| field.strings(HOSTS));
+    let one = |item: Field<'_>| {
+        item.parsed(HOSTS, |text| {
+            host_name(text).ok_or_else(|| {
+                format!("`{text}` is no name of a host; write it without scheme, port and wildcards, as \"lb.example.com\"")
+            })
+        })
+    };
+    items.unwrap_or_default().into_iter().filter_map(one).collect()
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

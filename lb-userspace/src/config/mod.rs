@@ -31,6 +31,7 @@ use std::{
 use anyhow::Context as _;
 use toml::de::DeTable;
 
+pub(crate) use self::sync::host_name;
 pub use self::tree::{About, Problem};
 use self::tree::{Problems, Table, parse_prefix};
 use crate::{

@@ -186,7 +186,7 @@ fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// What the machine calls itself.
-pub(super) fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     // What can't be a name here is one all the same to its owner.
     match name.trim() {

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -37,28 +38,35 @@ const FIELDS: usize = 64;
 /// Requests of a connection.
 const REQUESTS: u32 = 1_000;
 
-/// Serves a connection until it ends or has to go.
+/// Serves a connection to the listener at `listener` until it ends or has to go.
 pub(super) async fn serve(
     stream: TcpStream,
     place: Place,
+    listener: IpAddr,
     gate: Arc<Gate>,
     tls: Option<TlsAcceptor>,
 ) {
     let guest = Arc::clone(&place.guest);
     tokio::select! {
-        () = talk(stream, &guest, gate, tls) => {}
+        () = talk(stream, &guest, listener, gate, tls) => {}
         () = place.guest.goes() => tracing::debug!(client = %guest.peer, "HTTP connection closed for others"),
     }
 }
 
-async fn talk(stream: TcpStream, guest: &Arc<Guest>, gate: Arc<Gate>, tls: Option<TlsAcceptor>) {
+async fn talk(
+    stream: TcpStream,
+    guest: &Arc<Guest>,
+    listener: IpAddr,
+    gate: Arc<Gate>,
+    tls: Option<TlsAcceptor>,
+) {
     // An answer is written at once.
     let _ = stream.set_nodelay(true);
     let stream = Watched { stream, guest: Arc::clone(guest) };
     let ended = match tls {
-        None => speak(stream, guest, gate).await,
+        None => speak(stream, guest, listener, gate).await,
         Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => speak(stream, guest, gate).await,
+            Ok(Ok(stream)) => speak(stream, guest, listener, gate).await,
             Ok(Err(error)) => Err(error.into()),
             Err(late) => Err(late.into()),
         },
@@ -71,13 +79,14 @@ async fn talk(stream: TcpStream, guest: &Arc<Guest>, gate: Arc<Gate>, tls: Optio
 async fn speak(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     guest: &Arc<Guest>,
+    listener: IpAddr,
     gate: Arc<Gate>,
 ) -> anyhow::Result<()> {
     let count = Arc::new(AtomicU32::new(0));
     let service = service_fn(|request| {
         let (gate, guest, count) = (Arc::clone(&gate), Arc::clone(guest), Arc::clone(&count));
         async move {
-            let mut answer = gate.answer(request, &guest).await;
+            let mut answer = gate.answer(request, &guest, listener).await;
             if count.fetch_add(1, Relaxed) + 1 >= REQUESTS {
                 let close = HeaderValue::from_static("close");
                 answer.headers_mut().insert(header::CONNECTION, close);

@@ -25,9 +25,10 @@ use super::{
     Config,
     auth::Doorkeeper,
     crowd::{Guest, Phase},
+    hosts::Hosts,
     ready::{IsKnown, OPEN},
 };
-use crate::api;
+use crate::{api, config::host_name};
 
 /// Requests at work at one moment.
 const AT_WORK: usize = 16;
@@ -47,6 +48,7 @@ const LOGGED: Duration = Duration::from_secs(10);
 pub(super) struct Gate {
     rooms: Router,
     keeper: Doorkeeper,
+    hosts: Hosts,
     work: Semaphore,
     streams: Arc<Semaphore>,
     unread: Arc<Unread>,
@@ -59,6 +61,7 @@ impl Gate {
         Ok(Self {
             rooms,
             keeper: Doorkeeper::new(config.users.clone(), config.tokens.clone())?,
+            hosts: Hosts::new(config, &host_name()),
             work: Semaphore::new(AT_WORK),
             streams: Arc::new(Semaphore::new(config.streams as usize)),
             unread: Arc::default(),
@@ -66,14 +69,15 @@ impl Gate {
         })
     }
 
-    /// Answers one request of a guest.
+    /// Answers one request of a guest, who came by the listener at `listener`.
     pub(super) async fn answer(
         &self,
         request: hyper::Request<Incoming>,
         guest: &Arc<Guest>,
+        listener: IpAddr,
     ) -> Response {
         let asked = (request.method().clone(), request.uri().path().to_owned());
-        let answer = match tokio::time::timeout(HEAD, self.let_in(request, guest)).await {
+        let answer = match tokio::time::timeout(HEAD, self.let_in(request, guest, listener)).await {
             Ok(answer) => answer,
             Err(_) => refusal(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -87,7 +91,15 @@ impl Gate {
 
     /// Until it is known that a guest may look it waits as one that says nothing does: so many who guess
     /// passwords keep nobody else out.
-    async fn let_in(&self, request: hyper::Request<Incoming>, guest: &Guest) -> Response {
+    async fn let_in(
+        &self,
+        request: hyper::Request<Incoming>,
+        guest: &Guest,
+        listener: IpAddr,
+    ) -> Response {
+        if let Some(refused) = self.hosts.refuse(&request, listener) {
+            return ending(refusal(refused.status, refused.error, refused.hint));
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut answer = refusal(
                 StatusCode::METHOD_NOT_ALLOWED,

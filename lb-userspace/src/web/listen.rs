@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -133,7 +133,8 @@ impl Doors {
         for (address, door) in self.all.iter_mut().filter(|(_, door)| door.listens.is_none()) {
             match bind(*address) {
                 Ok(listener) => {
-                    let task = welcome(listener, Arc::clone(crowd), Arc::clone(current));
+                    let task =
+                        welcome(listener, address.ip(), Arc::clone(crowd), Arc::clone(current));
                     door.listens = Some(tokio::spawn(task).abort_handle());
                     door.obstacle = None;
                     tracing::info!(%address, protection = self.protection, "answers over HTTP who only looks");
@@ -176,8 +177,8 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
     open().with_context(|| format!("listen for HTTP on {address}"))
 }
 
-/// Takes connections in, as many as there may be.
-async fn welcome(listener: TcpListener, crowd: Arc<Crowd>, current: Current) {
+/// Takes connections in at `address`, as many as there may be.
+async fn welcome(listener: TcpListener, address: IpAddr, crowd: Arc<Crowd>, current: Current) {
     let mut is_failing = false;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -195,7 +196,7 @@ async fn welcome(listener: TcpListener, crowd: Arc<Crowd>, current: Current) {
         let Some(setup) = setup else { continue };
         if let Some(place) = crowd.enter(peer.ip(), setup.connections, Instant::now()) {
             let gate = Arc::clone(&setup.gate);
-            tokio::spawn(connection::serve(stream, place, gate, setup.tls.clone()));
+            tokio::spawn(connection::serve(stream, place, address, gate, setup.tls.clone()));
         }
     }
 }

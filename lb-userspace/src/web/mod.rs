@@ -24,6 +24,7 @@ mod auth;
 mod connection;
 mod crowd;
 mod gate;
+mod hosts;
 mod listen;
 mod mailbox;
 pub(crate) mod ready;
@@ -38,6 +39,7 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use tokio::sync::{mpsc, watch};
 
+pub(crate) use self::hosts::name as host_name;
 pub use self::{
     auth::{Tokens, Users},
     tls::{Identity, WrongIdentity},
@@ -67,6 +69,8 @@ pub struct Config {
     pub users: Option<Users>,
     /// Who may look by a token.
     pub tokens: Option<Tokens>,
+    /// Names by which the listener may be asked besides the node's own, as `hosts::name` writes them.
+    pub allowed_hosts: Vec<String>,
     /// Whether metrics are told by HAProxy's names as well.
     pub haproxy_metrics: bool,
     /// Whether the dashboard is there.

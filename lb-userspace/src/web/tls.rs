@@ -5,14 +5,17 @@ use std::{fmt, sync::Arc};
 use ring::digest::{SHA256, digest};
 use rustls::{
     ServerConfig,
+    client::verify_server_name,
     crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    server::ParsedCertificate,
 };
 
 /// A certificate and its key, ready for use.
 #[derive(Clone)]
 pub struct Identity {
     config: Arc<ServerConfig>,
+    certificate: CertificateDer<'static>,
     /// Of both, by which another one is told.
     digest: [u8; 32],
 }
@@ -47,11 +50,11 @@ impl Identity {
     pub fn new(certificate: &[u8], key: &[u8]) -> Result<Self, WrongIdentity> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
         let chain = chain.map_err(|_| WrongIdentity::Certificate("it is no PEM file".into()))?;
-        if chain.is_empty() {
+        let Some(first) = chain.first().cloned() else {
             return Err(WrongIdentity::Certificate(
                 "no certificate in it; it begins with -----BEGIN CERTIFICATE-----".into(),
             ));
-        }
+        };
         // Its error could tell of what is in it.
         let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
             WrongIdentity::Key(
@@ -78,7 +81,16 @@ impl Identity {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let both = [certificate, &[0], key].concat();
         let digest = digest(&SHA256, &both).as_ref().try_into().expect("SHA-256 has 32 bytes");
-        Ok(Self { config: Arc::new(config), digest })
+        Ok(Self { config: Arc::new(config), certificate: first, digest })
+    }
+
+    /// Whether the certificate is for a host of this name.
+    pub(super) fn is_for(&self, name: &str) -> bool {
+        let certificate = ParsedCertificate::try_from(&self.certificate);
+        let (Ok(certificate), Ok(name)) = (certificate, ServerName::try_from(name)) else {
+            return false;
+        };
+        verify_server_name(&certificate, &name).is_ok()
     }
 
     /// For a listener.

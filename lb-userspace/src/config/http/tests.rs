@@ -67,14 +67,19 @@ fn what_the_example_says_is_valid_and_the_default() {
         .map_while(|line| line.strip_prefix("#     "))
         .filter(|line| !line.starts_with("[http]"))
         .collect();
-    assert_eq!(lines.len(), 9);
+    assert_eq!(lines.len(), 10);
     let config = whole(&dir, &lines.join("\n"));
     assert_eq!(config.warnings, []);
     let example = config.http.expect("there is one");
     assert!(example.tls.is_some() && example.users.is_some() && example.tokens.is_some());
     let short = whole(&dir, "listen = [\"127.0.0.1:9105\"]").http.expect("there is one");
     assert!(!short.asks_who());
-    assert_eq!(short, Config { tls: None, users: None, tokens: None, ..example });
+    let allowed_hosts = example.allowed_hosts.clone();
+    assert_eq!(allowed_hosts, ["lb.example.com"]);
+    assert_eq!(
+        Config { allowed_hosts, ..short },
+        Config { tls: None, users: None, tokens: None, ..example }
+    );
 }
 
 #[test]
@@ -167,6 +172,11 @@ fn every_mistake_is_told_with_what_would_be_right() {
         (
             "listen = [\"127.0.0.1:1\"]\nconnections = 16\nstreams = 9",
             "3: http.streams: 9 streams of 16 connections leave too few for the rest; up to 8 are possible",
+        ),
+        (
+            "listen = [\"127.0.0.1:1\"]\nallowed_hosts = [\"https://lb.example.com\"]",
+            "2: http.allowed_hosts[0]: `https://lb.example.com` is no name of a host; write it without scheme, port and \
+             wildcards, as \"lb.example.com\"",
         ),
         (
             "listen = [\"127.0.0.1:1\"]\ndashbord = true",
