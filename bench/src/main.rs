@@ -1,5 +1,6 @@
 //! Measures what the balancer costs. `cargo xtask bench` runs it.
 
+mod advertisements;
 mod attack;
 mod datapath;
 mod failover;
@@ -40,6 +41,8 @@ enum What {
     Failover(failover::Arguments),
     /// What a failover of a pair costs the clients, here and with keepalived and HAProxy
     Vrrp(vrrp::Arguments),
+    /// What advertisements cost at each interval
+    Advertisements(advertisements::Arguments),
     /// What a request costs through each kind of balancer
     Http(http::Arguments),
     /// What floods cost legitimate traffic
@@ -88,6 +91,7 @@ fn run(what: What) -> Result<()> {
         What::Instructions(arguments) => instructions::run(&arguments),
         What::Failover(arguments) => failover::run(&arguments),
         What::Vrrp(arguments) => vrrp::run(&arguments),
+        What::Advertisements(arguments) => advertisements::run(&arguments),
         What::Http(arguments) => http::run(&arguments),
         What::Attack(arguments) => attack::run(&arguments),
         What::Health(arguments) => health::run(&arguments),

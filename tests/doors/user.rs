@@ -127,6 +127,9 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
         Ok(())
     };
     wait::until(PATIENCE, "it is Active and holds its address", holds)?;
+    // Its capabilities give no real-time priority, which its interval would take.
+    let log = balancer.log();
+    ensure!(log.contains("main advertises every 100ms without a real-time priority"), "{log}");
     let ready = || get(&lab.client.namespace, (lab.balancer.v4, PORT).into(), "/readyz", "");
     ensure!(ready()?.status == 200, "{:?}", ready());
     let host = lab.webs[0].host.v4.to_string();

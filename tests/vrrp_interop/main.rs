@@ -116,6 +116,22 @@ fn unicast_over_ipv6_from_keepalived_does_as_multicast_does() -> Result<()> {
     unicast_does_as_multicast_does(Plan::new(VIPS_V6[0], Who::Theirs))
 }
 
+/// keepalived has a second unless it is told otherwise.
+#[test]
+fn lbd_with_its_default_interval_waits_for_a_keepalived_with_its_own() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let interval = Duration::from_secs(1);
+    let plan = Plan { interval, same_interval: false, ..Plan::new(VIPS_V4[0], Who::Theirs) };
+    let mut site = Site::start(plan)?;
+    site.step("nothing happens", Who::Theirs, Change::None, |_| Ok(()))?;
+    site.step("keepalived is killed", Who::Ours, Change::Silent, |site| site.kill(Who::Theirs))?;
+    let change = Change::Returned(Who::Theirs);
+    site.step("the killed one starts", Who::Theirs, change, |site| site.launch(Who::Theirs))?;
+    site.step("nothing more happens", Who::Theirs, Change::None, |_| Ok(()))
+}
+
 /// Version 2 counts in seconds, so the story is short.
 fn version_2_with_a_password_moves_the_address(higher: Who) -> Result<()> {
     if !can_run() {

@@ -46,6 +46,8 @@ pub struct Plan {
     pub vip: IpAddr,
     /// Between two advertisements.
     pub interval: Duration,
+    /// Whether `lbd` is told of the interval; else it has its own.
+    pub same_interval: bool,
     /// Who has the higher priority.
     pub higher: Who,
     /// A password, and with it version 2.
@@ -105,7 +107,15 @@ impl Plan {
     /// By multicast of version 3, ten times a second.
     pub fn new(vip: impl Into<IpAddr>, higher: Who) -> Self {
         let interval = Duration::from_millis(100);
-        Self { vip: vip.into(), interval, higher, password: None, unicast: false, preempt: true }
+        Self {
+            vip: vip.into(),
+            interval,
+            same_interval: true,
+            higher,
+            password: None,
+            unicast: false,
+            preempt: true,
+        }
     }
 
     /// The priority that a node has.
@@ -128,7 +138,12 @@ impl Plan {
                 router = router.with("min_ttl = 64");
             }
         }
-        Ok(router.toml())
+        let table = router.toml();
+        if self.same_interval {
+            return Ok(table);
+        }
+        let lines = table.lines().filter(|line| !line.starts_with("interval = "));
+        Ok(lines.map(|line| format!("{line}\n")).collect())
     }
 
     fn theirs(&self, lab: &Lab, priority: u8) -> Result<Instance> {

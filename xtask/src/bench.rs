@@ -59,6 +59,17 @@ pub enum Bench {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Packets and CPU time of a pair's advertisements at each interval
+    Advertisements {
+        #[command(flatten)]
+        saving: Saving,
+        /// Times between two advertisements [default: 1s,100ms,10ms]
+        #[arg(long)]
+        interval: Option<String>,
+        /// How long each is measured, in seconds [default: 20]
+        #[arg(long)]
+        seconds: Option<u64>,
+    },
     /// Requests a second, latency and CPU time through lb, HAProxy, nginx and nftables, and without a
     /// balancer; and where the time goes
     Http {
@@ -170,6 +181,14 @@ pub fn run(bench: &Bench) -> Result<()> {
                 [("--trials", trials), ("--interval", interval.clone()), ("--only", only.clone())],
                 "an hour and a half, or 20 to 60 s a trial of all faults and both systems",
             )
+        }
+        Bench::Advertisements { saving, interval, seconds } => {
+            setup::lab_with(&[])?;
+            eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
+            build("lb-userspace")?;
+            let seconds = seconds.map(|seconds| seconds.to_string());
+            let options = [("--interval", interval.clone()), ("--seconds", seconds)];
+            measure("advertisements", &[], *saving, options, "a minute and a half")
         }
         Bench::Http { saving, rounds, seconds, only } => {
             setup::lab_with(&["haproxy", "nft"])?;

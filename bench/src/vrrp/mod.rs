@@ -98,7 +98,7 @@ fn measure(
 }
 
 /// Reads `100ms` or `1s`.
-fn interval(text: &str) -> Result<Duration, String> {
+pub fn interval(text: &str) -> Result<Duration, String> {
     let parse = |number: &str| number.parse::<u64>().ok().filter(|&number| number > 0);
     let millis = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
         (Some(millis), _) => parse(millis),

@@ -17,6 +17,10 @@ use crate::{
 const PRIORITY: NonZeroU8 = NonZeroU8::new(100).expect("it is not zero");
 /// The least and the most interval of version 3: its field has 12 bits of centiseconds.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(40_950));
+/// The interval of who does not say any. RFC 9568 (6.1) has a second: 3.6 s until a peer has noticed.
+const INTERVAL_OF_V3: Duration = Duration::from_millis(100);
+/// The same of version 2, which can't say less.
+const INTERVAL_OF_V2: Duration = Duration::from_secs(1);
 /// The most interval of version 2: its field has 8 bits of seconds.
 const MOST_SECONDS: u64 = 255;
 /// The most that a wait may last.
@@ -178,7 +182,10 @@ fn read_interval(table: &Table<'_>, version: Version) -> Duration {
             }
         })
     });
-    interval.unwrap_or(Duration::from_secs(1))
+    interval.unwrap_or(match version {
+        Version::V2 => INTERVAL_OF_V2,
+        Version::V3 => INTERVAL_OF_V3,
+    })
 }
 
 fn read_preempt(table: &Table<'_>, is_owner: bool) -> (bool, Duration) {

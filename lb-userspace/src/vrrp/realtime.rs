@@ -3,15 +3,21 @@
 //! Both are for the asking only where the process may; where it may not, advertisements can be late
 //! under load, which is said once and is no error.
 
-use std::{fs, io, sync::Once};
+use std::{fs, io, sync::Once, time::Duration};
 
 use tracing::{info, warn};
+
+use super::Router;
+use crate::units::format_duration;
 
 /// The real-time priority: above ordinary threads, below those of the kernel that handle interrupts
 /// (50).
 const PRIORITY: i32 = 40;
 /// The nice value where no real-time priority is to be had.
 const NICE: i32 = -20;
+/// A node that is late by three intervals loses its addresses. Load makes threads late by tens of
+/// milliseconds, seldom by seconds.
+const SHORT: Duration = Duration::from_secs(1);
 /// `CAP_IPC_LOCK` of linux/capability.h.
 const CAP_IPC_LOCK: u32 = 14;
 
@@ -34,6 +40,25 @@ pub fn prefer() -> Scheduling {
     let locked = lock_memory();
     TOLD.call_once(|| tell(scheduling, &locked));
     scheduling
+}
+
+/// That a router's interval is short for a thread that is scheduled so, and what follows: in words,
+/// with the reason.
+#[must_use]
+pub fn short_interval(scheduling: Scheduling, routers: &[Router]) -> Option<(String, String)> {
+    let shortest = routers.iter().min_by_key(|router| router.interval)?;
+    if scheduling == Scheduling::Fifo || shortest.interval >= SHORT {
+        return None;
+    }
+    let interval = format_duration(shortest.interval);
+    let late = format_duration(shortest.interval * 3);
+    let message =
+        format!("{} advertises every {interval} without a real-time priority", shortest.name);
+    let cause = format!(
+        "load that keeps lbd from running for {late} makes a peer take over: give it CAP_SYS_NICE or \
+         LimitRTPRIO={PRIORITY}, or set interval = \"1s\" on all nodes"
+    );
+    Some((message, cause))
 }
 
 fn tell(scheduling: Scheduling, locked: &Result<(), String>) {
@@ -105,6 +130,27 @@ mod tests {
         assert!(has_capability(status, CAP_IPC_LOCK));
         assert!(!has_capability(status, 15));
         assert!(!has_capability("", CAP_IPC_LOCK));
+    }
+
+    #[test]
+    fn an_interval_below_a_second_without_a_real_time_priority_is_told() {
+        let key = crate::vrrp::RouterKey {
+            family: crate::vrrp::Family::V4,
+            vrid: 51.try_into().expect("not 0"),
+        };
+        let router = |name, interval| Router {
+            interval: Duration::from_millis(interval),
+            ..crate::vrrp::thread::test_router(name, key)
+        };
+        let routers = [router("slow", 1_000), router("quick", 100)];
+        for scheduling in [Scheduling::Nice, Scheduling::Ordinary] {
+            assert_eq!(short_interval(scheduling, &routers[..1]), None);
+            let (message, cause) = short_interval(scheduling, &routers).expect("it is short");
+            assert_eq!(message, "quick advertises every 100ms without a real-time priority");
+            assert!(cause.contains("for 300ms") && cause.contains("CAP_SYS_NICE"), "{cause}");
+        }
+        assert_eq!(short_interval(Scheduling::Fifo, &routers), None);
+        assert_eq!(short_interval(Scheduling::Ordinary, &[]), None);
     }
 
     #[test]

@@ -90,8 +90,8 @@ impl Thread {
         thread::Builder::new()
             .name("lb-vrrp".to_owned())
             .spawn(move || {
-                realtime::prefer();
-                rim.run();
+                let scheduling = realtime::prefer();
+                rim.run(scheduling);
             })
             .context("start the thread of the virtual routers")?;
         Ok(Self { inputs: given, shown })

@@ -4,6 +4,7 @@
 //! Each kind of record has a file here that renders it. A command with `--save` keeps its record and
 //! writes both documents anew.
 
+mod advertisements;
 mod attack;
 mod datapath;
 mod failover;
@@ -119,6 +120,7 @@ const DOCUMENTS: [Document; 2] = [
         chapters: &[
             chapter("failover", "A backend fails", failover::render),
             chapter("vrrp", "A node of the pair fails", vrrp::render),
+            chapter("advertisements", "Advertisements of a pair", advertisements::render),
             chapter("attack", "Floods", attack::render),
             chapter("soak", "Anything at any time", soak::render),
             chapter("fuzz", "Any bytes", fuzz::render),

@@ -73,7 +73,7 @@ fn a_router_needs_four_lines() {
         key: crate::vrrp::RouterKey { family: Family::V4, vrid: 51.try_into().expect("not zero") },
         version: Version::V3,
         priority: 100.try_into().expect("not zero"),
-        interval: Duration::from_secs(1),
+        interval: Duration::from_millis(100),
         preempt: true,
         preempt_delay: Duration::ZERO,
         accept: true,
@@ -91,6 +91,15 @@ fn a_router_needs_four_lines() {
     };
     assert_eq!(router(MAIN), expected);
     assert_eq!(parse(&with(MAIN)).warnings, []);
+}
+
+#[test]
+fn the_interval_of_version_2_is_a_second_unless_it_is_given() {
+    let interval = |lines: &str| router(&format!("{MAIN}{lines}")).interval;
+    assert_eq!(interval("version = 2\n"), Duration::from_secs(1));
+    assert_eq!(interval("version = 2\ninterval = \"3s\"\n"), Duration::from_secs(3));
+    assert_eq!(interval("version = 3\n"), Duration::from_millis(100));
+    assert_eq!(interval("interval = \"1s\"\n"), Duration::from_secs(1));
 }
 
 #[test]

@@ -39,6 +39,7 @@ use crate::vrrp::{
     macvlan::Device,
     notify, observe,
     packet::Path,
+    realtime::Scheduling,
     sockets::{Announcer, BUFFER},
 };
 
@@ -83,6 +84,7 @@ pub struct Rim {
     buffer: Vec<u8>,
     /// Whether this thread was just not run in time.
     late: bool,
+    scheduling: Scheduling,
     /// The devices with virtual MAC addresses that were asked for.
     devices: Option<Vec<Device>>,
     /// How often that was asked without an answer yet.
@@ -165,6 +167,7 @@ impl Rim {
             told: notices::Told::default(),
             buffer: vec![0; BUFFER],
             late: false,
+            scheduling: Scheduling::Ordinary,
             devices: None,
             device_jobs: 0,
             filter: Filter::default(),
@@ -178,7 +181,8 @@ impl Rim {
     }
 
     /// Runs until there is nobody left to run for.
-    pub fn run(mut self) {
+    pub fn run(mut self, scheduling: Scheduling) {
+        self.scheduling = scheduling;
         while self.round() {}
         debug!("the thread of the virtual routers ends");
     }

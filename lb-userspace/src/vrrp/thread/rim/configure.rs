@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::warn;
+
 use super::{Ending, LateRouters, Rim, act::Deed};
 use crate::vrrp::{
     NoticeKind, OWNER, Router, Routers, State,
@@ -12,7 +14,7 @@ use crate::vrrp::{
     fsm::Action,
     machine::{Name, Out},
     macvlan::{self, Device},
-    observe,
+    observe, realtime,
     scripts::scripts,
     thread::{filter, helper::Job, member::Member},
 };
@@ -53,6 +55,12 @@ impl Rim {
         self.perform(out, now);
         self.move_addresses();
         self.watch(now);
+        let short = realtime::short_interval(self.scheduling, &self.configured.routers);
+        if let Some((message, cause)) = short
+            && self.told.is_new("", NoticeKind::Trouble, &message, now)
+        {
+            warn!("{message}: {cause}");
+        }
         self.changed = true;
     }
 
