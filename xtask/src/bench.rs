@@ -166,7 +166,7 @@ pub fn run(bench: &Bench) -> Result<()> {
                 &["haproxy", "nginx"],
                 *saving,
                 [("--only", only.clone())],
-                "ten minutes, or 10 to 25 s a line of what `--only` leaves",
+                "a quarter of an hour, or 10 to 25 s a line of what `--only` leaves",
             )
         }
         Bench::Vrrp { saving, trials, interval, only } => {

@@ -59,11 +59,11 @@ pub struct Cell {
     pub last_failure_ms: Option<f64>,
     /// Whether requests still failed when no more were made.
     pub failing_at_end: bool,
-    /// When the system no longer gave the host new connections.
+    /// When the system no longer gave the host new connections; not asked where it comes to every host.
     pub noticed_ms: Option<f64>,
     /// The longest that a request took that succeeded.
     pub longest_ms: f64,
-    /// Downloads from the host that the fault came to.
+    /// Downloads from the hosts that the fault came to.
     pub faulted: Ended,
     /// Downloads from the other hosts.
     pub others: Ended,
@@ -91,9 +91,11 @@ pub struct Ended {
 /// If something of it can't be done, or a signal came.
 pub fn measure(system: &System, fault: Fault) -> Result<Cell> {
     let mut lab = Lab::new(&Options::default())?;
+    fault.prepare(&mut lab)?;
     let running = system.start(&lab)?;
+    let after = fault.takes(lab.webs.len()) + system.after();
     // Longer than everything else, so that each is under way when the fault comes and after it.
-    let time = BEFORE + system.after() + Duration::from_secs(1);
+    let time = BEFORE + after + Duration::from_secs(1);
     let plan = downloads::Plan { target: TARGET, each: DOWNLOADS, time, patience: LIMIT };
     let downloads = Downloads::start(&lab, plan)?;
     let plan = arrivals::Plan { target: TARGET, every: EVERY, limit: LIMIT };
@@ -101,8 +103,9 @@ pub fn measure(system: &System, fault: Fault) -> Result<Cell> {
     pass(BEFORE, || Ok(()))?;
     let start = fault.strike(&mut lab, &running, VICTIM)?;
     let mut noticed = None;
-    pass(system.after().saturating_sub(start.elapsed()), || {
-        if noticed.is_none() && !running.chooses(lab.web(VICTIM)?)? {
+    pass(after.saturating_sub(start.elapsed()), || {
+        let asks = noticed.is_none() && !fault.is_for_all();
+        if asks && !running.chooses(lab.web(VICTIM)?)? {
             noticed = Some(start.elapsed());
         }
         Ok(())
@@ -113,7 +116,8 @@ pub fn measure(system: &System, fault: Fault) -> Result<Cell> {
     alive(running)?;
     let mut cell = Cell::new(system, fault, &arrivals, start, end);
     cell.noticed_ms = noticed.map(millis);
-    let (faulted, others) = downloads.iter().partition(|download| download.host == VICTIM);
+    let is_faulted = |download: &&Download| fault.is_for_all() || download.host == VICTIM;
+    let (faulted, others) = downloads.iter().partition(is_faulted);
     (cell.faulted, cell.others) = (Ended::new(faulted, start), Ended::new(others, start));
     Ok(cell)
 }

@@ -115,6 +115,19 @@ mod tests {
     }
 
     #[test]
+    fn moved_flows_are_measured_where_hosts_end_gracefully_and_nowhere_else() -> Result<()> {
+        let faults: Vec<_> = select(&words("lb-move"))?.into_iter().map(|(_, it)| it).collect();
+        assert_eq!(faults, [Fault::Quit, Fault::Rolling]);
+        for fault in faults {
+            let cells = select(&words(fault.name()))?;
+            for other in ["lb-100ms", "haproxy-100ms"] {
+                assert!(cells.iter().any(|(system, _)| system.name == other), "{fault:?}: {other}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_word_that_means_nothing_is_named() {
         let error = select(&words("killed nginx")).expect_err("no such thing").to_string();
         assert!(error.contains("`nginx`") && error.contains("lb-guides"), "{error}");

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    cell::{Cell, EVERY, LIMIT},
+    cell::{Cell, EVERY, Ended, LIMIT},
     faults::Fault,
 };
 
@@ -27,8 +27,8 @@ impl fmt::Display for Report {
             "a request every {every} ms on a connection of its own; it failed if it has no answer within {limit} s.\n\
              Times in seconds: from the fault to the beginning of the last request that failed (`..`:\n\
              they still do; below 0: it was under way), and until the balancer no longer chooses the\n\
-             host; the longest that a request took that did not fail. Downloads that broke: of the\n\
-             host's own, of the others'"
+             host; the longest that a request took that did not fail. Downloads that broke: from the\n\
+             hosts that the fault came to, from the others"
         )?;
         for fault in Fault::ALL {
             let mut cells = self.cells.iter().filter(|cell| cell.fault == fault).peekable();
@@ -59,8 +59,11 @@ impl Cell {
             |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{:.3}", ms / 1e3));
         let last = seconds(self.last_failure_ms) + if self.failing_at_end { ".." } else { "" };
         let [longest, noticed] = [Some(self.longest_ms), self.noticed_ms].map(seconds);
-        let [own, others] = [&self.faulted, &self.others]
-            .map(|ended| format!("{}/{}", ended.broken, ended.downloads));
+        let [own, others] =
+            [&self.faulted, &self.others].map(|Ended { broken, downloads, .. }| match downloads {
+                0 => "-".to_owned(),
+                _ => format!("{broken}/{downloads}"),
+            });
         let early = if self.failed_before > 0 { "!" } else { "" };
         let late = if self.late_ms > LATE_MS { "~" } else { "" };
         let Self { system, settings, failed, requests, .. } = self;

@@ -34,6 +34,8 @@ enum Balancing {
     Lb,
     /// `lbd` that sends no SYN to a second choice.
     LbPlain,
+    /// `lbd` that moves the flows of a backend whose host refuses connections.
+    LbMove,
     /// HAProxy as it comes.
     Haproxy,
     /// HAProxy that tries another server at once.
@@ -69,6 +71,11 @@ const PAGE_QUICK: Check = Check { page: true, ..QUICK };
 
 /// What a check of the TCP port can't see, one of the page can.
 const HANGS: &[Fault] = &[Fault::Hangs];
+/// Where no packet is lost, a second choice has nothing to do.
+const ABRUPT: &[Fault] =
+    &[Fault::Killed, Fault::CutOff, Fault::Hangs, Fault::Restarted, Fault::Drained];
+/// Which flows move matters where a host that takes no connection serves the old ones.
+const GRACEFUL: &[Fault] = &[Fault::Quit, Fault::Rolling];
 
 /// All of them.
 pub const ALL: &[System] = &[
@@ -77,6 +84,7 @@ pub const ALL: &[System] = &[
     System::new("lb-guides", Balancing::Lb, Some(GUIDES)),
     System::new("lb-100ms", Balancing::Lb, Some(QUICK)),
     System::new("lb-50ms", Balancing::Lb, Some(QUICKEST)),
+    System::new("lb-move", Balancing::LbMove, Some(QUICK)),
     System::new("lb-http-guides", Balancing::Lb, Some(PAGE_GUIDES)),
     System::new("lb-http-100ms", Balancing::Lb, Some(PAGE_QUICK)),
     System::new("haproxy-guides", Balancing::Haproxy, Some(GUIDES)),
@@ -88,8 +96,10 @@ pub const ALL: &[System] = &[
 
 impl System {
     const fn new(name: &'static str, balancer: Balancing, check: Option<Check>) -> Self {
-        let faults = match check {
-            Some(Check { page: true, .. }) => HANGS,
+        let faults = match (balancer, check) {
+            (_, Some(Check { page: true, .. })) => HANGS,
+            (Balancing::LbPlain, _) => ABRUPT,
+            (Balancing::LbMove, _) => GRACEFUL,
             _ => &Fault::ALL,
         };
         Self { name, balancer, check, faults }
@@ -106,6 +116,7 @@ impl System {
         match self.balancer {
             Balancing::Lb | Balancing::Haproxy => check,
             Balancing::LbPlain => check + ", no second choice",
+            Balancing::LbMove => check + ", on_down = move",
             Balancing::HaproxyTuned => check + ", redispatch",
         }
     }
@@ -124,9 +135,12 @@ impl System {
     /// If it does not come to that.
     pub fn start(&self, lab: &Lab) -> Result<Running> {
         let tuned = match self.balancer {
-            Balancing::Lb | Balancing::LbPlain => {
-                let plain = self.balancer == Balancing::LbPlain;
-                let service = WAY.service(lab).with(&format!("second_choice = {}", !plain));
+            Balancing::Lb | Balancing::LbPlain | Balancing::LbMove => {
+                let second_choice = self.balancer != Balancing::LbPlain;
+                let on_down = if self.balancer == Balancing::LbMove { "move" } else { "keep" };
+                let service = WAY
+                    .service(lab)
+                    .with(&format!("second_choice = {second_choice}\non_down = \"{on_down}\""));
                 let check = self.check.map(|check| check.toml()).unwrap_or_default();
                 return Ok(Running::Lb(Balancer::start(lab, &[service.with(&check)])?));
             }

@@ -43,6 +43,8 @@ fn fault(name: &str) -> &str {
         "hangs" => "nginx hangs: the kernel accepts, nobody answers",
         "restarted" => "nginx is killed and back after 0.2 s",
         "drained" => "the operator drains the backend",
+        "quit" => "nginx -s quit: it takes no connection, and finishes its downloads",
+        "rolling" => "nginx -s quit on every host in turn, each started again after 1 s",
         other => other,
     }
 }
@@ -54,7 +56,10 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         "One of three web hosts fails while a client makes a request every few milliseconds, each on a \
          connection of its own, and downloads run on every host. *Last*: from the fault to the beginning of \
          the last request that failed. *Longest*: that a request took which succeeded. A download from a \
-         host that is dead can't be saved by anybody; one from another host must not break.",
+         host that is dead can't be saved by anybody; one from another host must not break. A host that \
+         is asked to end goes on with the downloads that it has begun: none of them must break either, \
+         unless the service says that flows move (`on_down = \"move\"`, here to show that they would). A \
+         proxy's connections to the hosts are its own, so it has nothing to move.",
     );
     let mut faults: Vec<&str> = report.cells.iter().map(|cell| cell.fault.as_str()).collect();
     faults.dedup();
@@ -74,7 +79,10 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         for cell in report.cells.iter().filter(|cell| cell.fault == name) {
             let seconds = |ms: f64| format!("{:.3}", ms / 1e3);
             let end = if cell.failing_at_end { " (still)" } else { "" };
-            let broken = |ended: &Ended| format!("{} of {}", ended.broken, ended.downloads);
+            let broken = |ended: &Ended| match ended.downloads {
+                0 => "-".to_owned(),
+                downloads => format!("{} of {downloads}", ended.broken),
+            };
             table.row([
                 cell.system.clone(),
                 cell.settings.clone(),
