@@ -142,6 +142,7 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
         );
         table.write(&mut page.text);
     }
+    errors(&report.cases, page);
     page.say(
         "One connection of iperf3, as many bytes as go through. Segmentation offloads are off on all hosts, as \
          native XDP on virtual Ethernet wants it; with them a proxy carries more here.",
@@ -154,6 +155,23 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
     aims(&report.cases, page);
     profiles(&report.profiles, page);
     Ok(())
+}
+
+/// Why requests fail, if any did: those of runs that were traced had one cause.
+fn errors(cases: &[Case], page: &mut Page) {
+    if cases.iter().flat_map(|case| &case.runs).all(|run| run.errors == 0) {
+        return;
+    }
+    page.say(
+        "*Errors*: each one in runs that were traced was a reset by a web host's kernel, from its listener, as the \
+         request came (`tcp:tcp_send_reset` with `state=TCP_LISTEN reason=TCP_FLAGS`). The handshake's last segment \
+         and the request were processed by two CPUs at a time: the other CPU made the connection established within \
+         the same microseconds (`sock:inet_sock_set_state`), and the request's lookup missed it. Linux has mended such a \
+         race (commit 1532ed0d0753, \"inet: Avoid ehash lookup race in inet_ehash_insert()\"). It takes a path on \
+         which packets of a flow change CPUs: here ports of the virtual switch that are polled (NAPI), as XDP on \
+         their other end wants it. Without a balancer the same reset came when the client's port was polled. A \
+         network card keeps a flow on one queue.",
+    );
 }
 
 /// What share of the requests a second without a balancer was aimed at, and how much more CPU time for each.
@@ -268,6 +286,17 @@ mod tests {
             machine_cpu_us_per_request: cpu,
         };
         Case { system: system.into(), connections: 64, keep_alive: true, runs: vec![run] }
+    }
+
+    #[test]
+    fn errors_are_explained_where_there_are_any() {
+        let mut cases = [case("direct", 100.0, 20.0), case("lb-dsr", 95.0, 25.0)];
+        let mut page = Page::default();
+        errors(&cases, &mut page);
+        assert_eq!(page.text, "");
+        cases[1].runs[0].errors = 1;
+        errors(&cases, &mut page);
+        assert!(page.text.contains("reason=TCP_FLAGS"), "{}", page.text);
     }
 
     #[test]
