@@ -8,7 +8,7 @@ use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
-const OBJECTS: [&str; 5] = ["balancer", "bench", "capture", "decap", "silent"];
+const OBJECTS: [&str; 6] = ["balancer", "bench", "capture", "decap", "silent", "tx_errors"];
 
 fn main() -> Result<()> {
     let root =

@@ -345,3 +345,60 @@ fn questions_of_the_program_leave_by_another_interface() -> Result<()> {
     let balancer = Balancer::start(&lab, &[service(&lab, 9)])?;
     until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")
 }
+
+/// What `lbctl` says of frames that were lost after the program had sent them: by which interface, why, how many.
+fn tx_errors(balancer: &Balancer) -> Result<Vec<(String, String, u64)>> {
+    let json: serde_json::Value =
+        serde_json::from_str(&balancer.lbctl(&["-o", "json", "status"])?)?;
+    let all = json["tx_errors"].as_array().cloned().unwrap_or_default();
+    let text = |one: &serde_json::Value, key| one[key].as_str().unwrap_or_default().to_owned();
+    let one = |one| (text(one, "egress"), text(one, "reason"), one["frames"].as_u64().unwrap_or(0));
+    Ok(all.iter().map(one).collect())
+}
+
+/// Requests fail while `lbd` is stopped and `lose` has made the egress lose frames; then `lbd` tells their number as drops
+/// for this reason.
+fn lost_frames_are_drops(
+    lab: &Lab,
+    balancer: &Balancer,
+    (egress, reason): (&str, &str),
+    lose: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    all_are_answered(lab)?;
+    let status = balancer.status()?;
+    assert_eq!(status.dropped(reason), 0, "{:?}", tx_errors(balancer)?);
+    ensure!(status.dropped.contains_key(reason), "lbd does not count:\n{}", balancer.log());
+    // It would see to it that nothing is sent there.
+    balancer.signal(libc::SIGSTOP)?;
+    lose()?;
+    let target = SocketAddr::new(IpAddr::V4(VIPS_V4[0]), 80);
+    let is_lost = wait::until(REFRESH, "frames are lost", || {
+        let answered = Connection::open(&lab.client.namespace, target, Duration::from_secs(2));
+        ensure!(answered.is_err(), "a connection was opened");
+        Ok(())
+    });
+    balancer.signal(libc::SIGCONT)?;
+    is_lost?;
+    wait::until(REFRESH, "lost frames are counted", || {
+        let (status, errors) = (balancer.status()?, tx_errors(balancer)?);
+        let of_it = |one: &&(String, String, u64)| one.0 == egress && one.1 == reason && one.2 > 0;
+        ensure!(errors.iter().any(|one| of_it(&one)), "{errors:?}");
+        ensure!(status.dropped(reason) > 0, "{:?}", status.dropped);
+        Ok(())
+    })?;
+    let shown = balancer.lbctl(&["status"])?;
+    ensure!(shown.contains(&format!("{reason}: {egress} did not transmit")), "{shown}");
+    Ok(())
+}
+
+#[test]
+fn frames_that_the_driver_does_not_transmit_are_drops_with_a_reason() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 0)])?;
+    lost_frames_are_drops(&lab, &balancer, (INTERFACE, "tx_failed"), || {
+        xdp::detach(&lab.pins().join("switch"))
+    })
+}

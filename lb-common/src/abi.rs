@@ -525,5 +525,6 @@ mod pod {
         super::VipKey,
         super::OwnMac,
         crate::service_index::Entry,
+        crate::tx_errors::Key,
     );
 }

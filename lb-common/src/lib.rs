@@ -24,4 +24,5 @@ pub mod service_index;
 pub mod shared;
 pub mod steer;
 pub mod tables;
+pub mod tx_errors;
 pub mod verdict;

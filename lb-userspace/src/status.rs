@@ -38,6 +38,9 @@ pub struct Status {
     /// The ways out, and whether frames arrive that the program sends by them.
     #[serde(default)]
     pub egress: Vec<EgressStatus>,
+    /// Frames that were dropped after the program had sent them; they are in [`Self::dropped`], too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tx_errors: Vec<TxErrorStatus>,
     /// The services by name.
     pub services: BTreeMap<String, Service>,
     /// Packets left to the node's own stack, by reason.
@@ -196,6 +199,21 @@ pub struct EgressStatus {
     /// Why it is not known to forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// Frames that were dropped after the program had sent them, since `lbd` started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TxErrorStatus {
+    /// The interface that they came by.
+    pub interface: String,
+    /// The one that they were to leave by.
+    pub egress: String,
+    /// `tx_failed`, or `redirect_failed`: to another interface, or on behalf of a check of the egress.
+    pub reason: String,
+    /// Why, as far as the kernel says.
+    pub why: String,
+    /// How many.
+    pub frames: u64,
 }
 
 /// How much of a map is used.

@@ -18,7 +18,7 @@ use lb_userspace::{
     clock::Clocks,
     config::{self, Config},
     daemon::{Connection, Daemon, Effects, Inputs, Signal},
-    datapath::{self, Xdp},
+    datapath::{self, TxErrors, Xdp},
     egress::Checker,
     engine::Engine,
     events::Events,
@@ -127,7 +127,10 @@ async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBoo
         tokio::spawn(log.run());
     }
     let flows = Arc::new(xdp.flow_reader()?);
-    let egress = Checker::start(xdp.live_program()?, config.interfaces.clone())?;
+    let tx_errors = TxErrors::attach().inspect_err(|error| {
+        tracing::warn!("frames that are lost after XDP has sent them are not counted: {error:#}");
+    });
+    let egress = Checker::start(xdp.live_program()?, config.interfaces.clone(), tx_errors.ok())?;
     let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
         .await

@@ -6,7 +6,7 @@ use super::{drain, health, table::Table};
 use crate::{
     desired::Admin,
     health::Condition,
-    status::{Backend, Count, QUIET_SECS, Service, Status, Totals, Usage},
+    status::{Backend, Count, QUIET_SECS, Service, Status, Totals, TxErrorStatus, Usage},
     units::{format_bytes, format_count, format_duration},
 };
 
@@ -46,7 +46,18 @@ pub(super) fn overview(status: &Status) -> String {
     for (name, service) in &status.services {
         text += &format!("\n{}", self::service(name, service));
     }
-    text + &counts("\ndropped", &status.dropped) + &counts("\npassed to the node", &status.passed)
+    text += &counts("\ndropped", &status.dropped);
+    text += &tx_errors(&status.tx_errors);
+    text + &counts("\npassed to the node", &status.passed)
+}
+
+fn tx_errors(errors: &[TxErrorStatus]) -> String {
+    let line = |one: &TxErrorStatus| {
+        let TxErrorStatus { interface, egress, reason, why, frames } = one;
+        let frames = format_count(*frames);
+        format!("  {reason}: {egress} did not transmit {frames} frames from {interface}: {why}\n")
+    };
+    errors.iter().map(line).collect()
 }
 
 fn counts(title: &str, counts: &BTreeMap<String, Count>) -> String {

@@ -51,7 +51,9 @@ mod program_pins;
 mod pull;
 mod rings;
 mod service_index;
+mod struct_offsets;
 mod sys;
+mod tx_errors;
 mod verify;
 mod view;
 mod xdp;
@@ -65,6 +67,7 @@ pub use migrate::Step;
 pub use mmap::Mapped;
 pub use prepare::prepare;
 pub use pull::{is_possible as pulls_data, with_pull_data};
+pub use tx_errors::{TxError, TxErrors};
 pub use xdp::Xdp;
 
 /// What has come of adding a flow.

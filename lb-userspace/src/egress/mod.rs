@@ -6,8 +6,11 @@
 //! for. The same question by the packet socket comes first. An answer to that one and none to the other is a fault
 //! of the egress: [`NAME`].
 //!
+//! Frames that the kernel says it has lost ([`TxErrors`]) are told in the status, and a cause to ask at once.
+//!
 //! [`Checker`] is a thread of its own; [`schedule`] decides what is asked when.
 
+mod losses;
 mod schedule;
 
 use std::{
@@ -26,10 +29,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use self::schedule::Schedule;
 pub use self::schedule::Verdict;
+use self::{losses::Seen, schedule::Schedule};
 use crate::{
-    datapath::{LiveProgram, Served},
+    datapath::{LiveProgram, Served, TxError, TxErrors},
     desired::{Desired, Protocol, ServiceKey},
     events::{Kind, News},
     health::vip::{Error, Network, Way},
@@ -47,6 +50,8 @@ const ANSWER: Duration = Duration::from_millis(300);
 const TRIES: usize = 3;
 /// How many backends behind a next hop are asked before it counts as unknown.
 const CANDIDATES: usize = 3;
+/// How often it is looked whether frames were lost.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long changes of the plan are collected; rings are written meanwhile.
 const DEBOUNCE: Duration = Duration::from_millis(500);
 
@@ -109,11 +114,14 @@ pub trait Check: Send {
 pub struct Checker {
     plan: watch::Sender<Plan>,
     shared: Arc<Mutex<Shared>>,
+    tx_errors: Option<Arc<TxErrors>>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     verdicts: BTreeMap<Exit, Verdict>,
+    /// Names of interfaces that were exits: one that loses frames may be none any more.
+    names: BTreeMap<u32, String>,
     news: Vec<News>,
 }
 
@@ -122,24 +130,37 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 impl Checker {
-    /// Starts the thread, in the network namespace of the calling one. `interfaces` are those with the program.
+    /// Starts the thread, in the network namespace of the calling one. `interfaces` are those with the program;
+    /// `tx_errors` counts what they lose, where the kernel lets it.
     ///
     /// # Errors
     ///
     /// If the system has no thread to give.
-    pub fn start(program: LiveProgram, interfaces: Vec<String>) -> Result<Self> {
+    pub fn start(
+        program: LiveProgram,
+        interfaces: Vec<String>,
+        tx_errors: Option<TxErrors>,
+    ) -> Result<Self> {
+        let tx_errors = tx_errors.map(Arc::new);
         let (plan, planned) = watch::channel(Plan::new());
         let shared = Arc::<Mutex<Shared>>::default();
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("start the runtime of the egress checks")?;
-        let task = Task { program, interfaces, planned, shared: Arc::clone(&shared) };
+        let task = Task {
+            program,
+            interfaces,
+            planned,
+            shared: Arc::clone(&shared),
+            tx_errors: tx_errors.clone(),
+            seen: Seen::default(),
+        };
         thread::Builder::new()
             .name("egress".into())
             .spawn(move || runtime.block_on(task.run()))
             .context("start the thread of the egress checks")?;
-        Ok(Self { plan, shared })
+        Ok(Self { plan, shared, tx_errors })
     }
 }
 
@@ -158,6 +179,9 @@ impl Check for Checker {
 
     fn tell(&self, status: &mut Status) {
         let shared = lock(&self.shared);
+        if let Some(tx_errors) = &self.tx_errors {
+            losses::tell(&read(tx_errors), &shared.names, status);
+        }
         status.egress = shared
             .verdicts
             .iter()
@@ -184,6 +208,14 @@ impl Check for Checker {
     }
 }
 
+/// Counters that can't be read count nothing.
+fn read(tx_errors: &TxErrors) -> Vec<TxError> {
+    tx_errors.read().unwrap_or_else(|error| {
+        debug!("frames that were lost: {error:#}");
+        Vec::new()
+    })
+}
+
 impl Exit {
     /// The MAC address as it is written.
     #[must_use]
@@ -197,6 +229,8 @@ struct Task {
     interfaces: Vec<String>,
     planned: watch::Receiver<Plan>,
     shared: Arc<Mutex<Shared>>,
+    tx_errors: Option<Arc<TxErrors>>,
+    seen: Seen,
 }
 
 impl Task {
@@ -205,12 +239,25 @@ impl Task {
         loop {
             let plan = self.planned.borrow_and_update().clone();
             schedule.follow(&plan);
-            lock(&self.shared).verdicts.retain(|exit, _| plan.contains_key(exit));
+            {
+                let mut shared = lock(&self.shared);
+                shared.verdicts.retain(|exit, _| plan.contains_key(exit));
+                let names = plan.keys().map(|exit| (exit.ifindex, exit.interface.clone()));
+                shared.names.extend(names);
+            }
+            if let Some(tx_errors) = &self.tx_errors {
+                for ifindex in self.seen.grown(&read(tx_errors)) {
+                    schedule.doubt(ifindex);
+                }
+            }
             let due = schedule.due(Instant::now());
             if !due.is_empty() {
                 self.round(&plan, &due, &mut schedule).await;
             }
-            let rest = schedule.rest(Instant::now());
+            let mut rest = schedule.rest(Instant::now());
+            if self.tx_errors.is_some() {
+                rest = rest.min(LOOK);
+            }
             tokio::select! {
                 changed = self.planned.changed() => {
                     if changed.is_err() {

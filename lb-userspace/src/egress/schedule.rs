@@ -12,6 +12,9 @@ const INTERVAL: Duration = Duration::from_secs(60);
 /// Between two questions by one of which that is not so, or not known.
 const SOON: Duration = Duration::from_secs(5);
 
+/// Between two questions by one that loses frames, but forwards when it is asked.
+const DOUBTED: Duration = Duration::from_secs(10);
+
 /// What is known of an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -48,6 +51,8 @@ impl Verdict {
 struct State {
     /// When it is asked next; none: at once.
     next: Option<Instant>,
+    /// When it was asked last.
+    asked: Option<Instant>,
     /// Whether it was told that frames are lost.
     lost: bool,
 }
@@ -61,7 +66,7 @@ impl Schedule {
     pub(super) fn follow(&mut self, plan: &Plan) {
         self.0.retain(|exit, _| plan.contains_key(exit));
         for exit in plan.keys() {
-            self.0.entry(exit.clone()).or_insert(State { next: None, lost: false });
+            self.0.entry(exit.clone()).or_insert(State { next: None, asked: None, lost: false });
         }
     }
 
@@ -77,10 +82,19 @@ impl Schedule {
         next.map_or(INTERVAL, |next| next.saturating_duration_since(now))
     }
 
+    /// Has the exits by an interface asked soon, since frames were lost there.
+    pub(super) fn doubt(&mut self, ifindex: u32) {
+        for (_, state) in self.0.iter_mut().filter(|(exit, _)| exit.ifindex == ifindex) {
+            let soon = state.asked.map(|asked| asked + DOUBTED);
+            state.next = state.next.min(soon);
+        }
+    }
+
     /// Takes a verdict of `now` over; whether frames are lost, if that is to be told.
     pub(super) fn take(&mut self, exit: &Exit, verdict: &Verdict, now: Instant) -> Option<bool> {
         let state = self.0.get_mut(exit)?;
         let forwards = *verdict == Verdict::Forwards;
+        state.asked = Some(now);
         state.next = Some(now + if forwards { INTERVAL } else { SOON });
         let lost = match verdict {
             Verdict::Forwards => false,
@@ -143,5 +157,25 @@ mod tests {
         schedule.follow(&plan(&[1, 3]));
         assert_eq!(schedule.due(now), [exit(3)]);
         assert_eq!(schedule.due(now + INTERVAL), [exit(1), exit(3)]);
+    }
+
+    #[test]
+    fn an_exit_that_loses_frames_is_asked_before_its_time_and_not_all_the_time() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        schedule.follow(&plan(&[1, 2, 3]));
+        schedule.take(&exit(1), &Verdict::Forwards, now);
+        schedule.take(&exit(2), &Verdict::Forwards, now);
+        schedule.take(&exit(3), &lost(), now);
+        schedule.doubt(1);
+        schedule.doubt(3);
+        assert_eq!(schedule.rest(now), SOON, "a fault is asked as often as before");
+        assert_eq!(schedule.due(now + DOUBTED), [exit(1), exit(3)]);
+        let later = now + DOUBTED * 3;
+        schedule.doubt(2);
+        assert!(schedule.due(later).contains(&exit(2)), "at once, if the last time is long ago");
+        schedule.follow(&plan(&[4]));
+        schedule.doubt(4);
+        assert_eq!(schedule.due(later), [exit(4)]);
     }
 }

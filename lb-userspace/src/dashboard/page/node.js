@@ -30,6 +30,8 @@ const REASONS = {
   icmp_rate_limited: 'Its sender would have to be told, and no more ICMP errors may be sent now',
   icmp_bad_source: 'Its sender would have to be told, and its source is no address that may be',
   no_headroom: 'The frame has no room for the new headers',
+  tx_failed: 'The interface that the packet came by did not transmit it',
+  redirect_failed: 'Another interface did not take the packet from XDP',
 };
 
 /** Shows all of it. */

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use lb_common::verdict::{Drop, Pass};
+use lb_common::{
+    tx_errors,
+    verdict::{Drop, Pass},
+};
 
 use crate::{
     desired::{Admin, Mode, Protocol, ServiceKey, UdpPolicy},
@@ -152,7 +155,12 @@ pub fn node() -> Status {
         ]
         .into(),
         passed: Pass::ALL.iter().map(|why| (why.name().to_owned(), count)).collect(),
-        dropped: Drop::ALL.iter().map(|why| (why.name().to_owned(), count)).collect(),
+        dropped: Drop::ALL
+            .iter()
+            .map(|why| why.name())
+            .chain(tx_errors::Reason::ALL.map(tx_errors::Reason::name))
+            .map(|why| (why.to_owned(), count))
+            .collect(),
         pins: Usage { used: 5, capacity: 262_144 },
         services_used: Usage { used: 2, capacity: 512 },
         backends_used: Usage { used: 22, capacity: 4_096 },
