@@ -236,3 +236,47 @@ fn a_node_at_which_lbd_runs_is_well() -> Result<()> {
     assert!(text.contains("\n0 wrong, ") && !text.contains('\u{1b}'), "{text}");
     Ok(())
 }
+
+#[test]
+fn rules_of_the_firewall_that_xdp_goes_past_are_named() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (node, _backend) = hosts()?;
+    let folder = tempfile::tempdir()?;
+    let pins = Pins::new("firewall");
+    let file = configure(folder.path(), &pins.0, "")?;
+    let arguments = format!("--config {}", file.display());
+    let table = |rules: &str| {
+        format!(
+            "nft 'table inet filter {{ set vips {{ type ipv4_addr; elements = {{ 10.0.0.100 }}; }}; \
+             chain input {{ type filter hook input priority 0; {rules} }}; \
+             chain output {{ type filter hook output priority 0; ip daddr 10.0.0.100 drop; }}; }}'"
+        )
+    };
+    let others = "ip daddr 10.0.0.100 tcp dport 22 drop; ip daddr 10.0.0.0/26 drop;";
+    ensure!(shell(&node, &table(others))?.status.success(), "nft takes the rules");
+    find(&examine(&node, &arguments)?, "firewall", "no rule that nft shows is for a service")?;
+    for rule in [
+        "ip daddr 10.0.0.100 tcp dport 80 drop;",
+        "ip daddr 10.0.0.0/24 tcp dport { 80, 443 } drop;",
+        "ip daddr @vips drop;",
+        "ip daddr . tcp dport vmap { 10.0.0.100 . 80 : drop };",
+    ] {
+        let line =
+            format!("nft delete table inet filter && {}", table(&format!("{others} {rule}")));
+        ensure!(shell(&node, &line)?.status.success(), "nft takes {rule}");
+        let report = examine(&node, &arguments)?;
+        let finding = find(&report, "firewall", "is for services of 10.0.0.100")
+            .with_context(|| rule.to_owned())?;
+        assert_eq!(finding.grade, Grade::Warning);
+        let named = finding.found.split('(').nth(1).and_then(|rest| rest.split(')').next());
+        let listed = shell(&node, named.context("the command that shows it")?)?;
+        let listed = String::from_utf8(listed.stdout)?;
+        let handle = finding.found.split(' ').nth(2).context("its number")?;
+        let shown = listed.lines().find(|line| line.ends_with(&format!("# handle {handle}")));
+        let shown = shown.with_context(|| format!("{handle} is not in {listed}"))?;
+        assert!(!shown.contains("dport 22") && !shown.contains("/26"), "{shown}");
+    }
+    Ok(())
+}

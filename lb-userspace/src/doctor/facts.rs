@@ -176,6 +176,23 @@ pub struct Rules {
     pub legacy: bool,
     /// Whether some rule lowers the segment size that TCP announces.
     pub clamps: bool,
+    /// Rules for packets to certain destinations.
+    pub destinations: Vec<Destination>,
+}
+
+/// A rule for packets to certain destinations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// `inet filter input`: family, table and name of its chain.
+    pub chain: String,
+    /// Its number, as `nft -a` shows it.
+    pub handle: u64,
+    /// The first of the addresses.
+    pub first: IpAddr,
+    /// The last one.
+    pub last: IpAddr,
+    /// The ports that it is for; empty: all, as far as is known.
+    pub ports: BTreeSet<u64>,
 }
 
 /// A chain of input that drops what it does not accept.

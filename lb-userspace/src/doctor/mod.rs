@@ -5,6 +5,7 @@
 //! that runs, and changes nothing.
 
 pub mod backend;
+mod bypass;
 pub mod facts;
 mod kernel;
 mod links;
@@ -118,6 +119,7 @@ pub fn examine(facts: &Facts) -> Report {
         node::exits,
         node::tunnel_mtu,
         node::firewall,
+        bypass::bypassed,
         process::clock,
         process::daemon,
         process::capabilities,

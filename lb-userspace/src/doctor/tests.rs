@@ -48,7 +48,7 @@ fn config(text: &str) -> Config {
     Config::parse(text).expect("the configuration of a test holds together")
 }
 
-fn vip() -> IpAddr {
+pub(super) fn vip() -> IpAddr {
     [10, 0, 0, 100].into()
 }
 
@@ -66,7 +66,7 @@ fn want(last: u8, mode: Mode) -> Want {
 }
 
 /// A node at which nothing is to be mended.
-fn healthy() -> Facts {
+pub(super) fn healthy() -> Facts {
     let interface = Interface {
         ifindex: 2,
         up: true,

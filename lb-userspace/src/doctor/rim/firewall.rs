@@ -8,6 +8,7 @@ use std::{
 
 use serde_json::Value;
 
+use super::destinations::destinations;
 use crate::doctor::{
     facts::{Chain, Firewall, Rules},
     node::VRRP,
@@ -36,7 +37,6 @@ pub(super) fn read() -> Firewall {
 /// What the listed tables say.
 fn rules(listed: &Value) -> Rules {
     let objects = listed["nftables"].as_array().map_or(&[][..], Vec::as_slice);
-    let table = |object: &Value| format!("{} {}", text(&object["family"]), text(&object["table"]));
     let mut accepts: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     let mut drops: BTreeSet<String> = BTreeSet::new();
     let mut clamps = false;
@@ -65,15 +65,20 @@ fn rules(listed: &Value) -> Rules {
             name,
         })
     });
-    Rules { closed: closed.collect(), legacy: false, clamps }
+    Rules { closed: closed.collect(), legacy: false, clamps, destinations: destinations(objects) }
 }
 
-fn text(value: &Value) -> &str {
+/// Family and name of the table that an object of the listing is in.
+pub(super) fn table(object: &Value) -> String {
+    format!("{} {}", text(&object["family"]), text(&object["table"]))
+}
+
+pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
 /// The numbers of what a packet is compared with: one, a set, ranges in a set.
-fn collect_numbers(value: &Value, numbers: &mut BTreeSet<u64>) {
+pub(super) fn collect_numbers(value: &Value, numbers: &mut BTreeSet<u64>) {
     match value {
         Value::Number(number) => numbers.extend(number.as_u64()),
         Value::String(word) if word == "vrrp" => drop(numbers.insert(VRRP)),

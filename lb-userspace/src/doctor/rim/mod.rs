@@ -1,6 +1,7 @@
 //! Reads the facts. What can't be read is left out, and the checks say so; nothing is changed.
 
 mod claims;
+mod destinations;
 mod firewall;
 mod generic;
 mod links;

@@ -1,0 +1,86 @@
+//! Rules of the node's firewall that are for a service, and so do not hold: XDP takes its packets before.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use super::{
+    Finding,
+    facts::{Facts, Firewall},
+};
+
+pub(super) fn bypassed(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "firewall";
+    const WHY: &str = "XDP takes packets for services before the firewall sees them: what these rules \
+                       allow or drop is forwarded all the same; filter before this node, or on the \
+                       backends";
+    let (Ok(config), Firewall::Known(rules)) = (&facts.config, &facts.firewall) else {
+        return Vec::new();
+    };
+    // Numbers of rules by chain and VIP.
+    let mut found: BTreeMap<(&str, IpAddr), Vec<u64>> = BTreeMap::new();
+    for rule in &rules.destinations {
+        for service in config.desired.services.values() {
+            let (vip, port) = (service.key.vip, u64::from(service.key.port));
+            let is_for = (rule.first..=rule.last).contains(&vip)
+                && (rule.ports.is_empty() || rule.ports.contains(&port));
+            let handles = found.entry((&rule.chain, vip)).or_default();
+            if is_for && !handles.contains(&rule.handle) {
+                handles.push(rule.handle);
+            }
+        }
+    }
+    found.retain(|_, handles| !handles.is_empty());
+    if found.is_empty() && !config.desired.services.is_empty() {
+        return vec![Finding::ok(CHECK, "no rule that nft shows is for a service")];
+    }
+    let finding = |((chain, vip), handles): (&(&str, IpAddr), &Vec<u64>)| {
+        const NAMED: usize = 8;
+        let mut named: Vec<_> = handles.iter().take(NAMED).map(u64::to_string).collect();
+        if handles.len() > NAMED {
+            named.push(format!("{} more", handles.len() - NAMED));
+        }
+        let (rules, are) = if handles.len() == 1 { ("rule", "is") } else { ("rules", "are") };
+        let named = named.join(", ");
+        let found = format!(
+            "the {rules} {named} of the chain `{chain}` (nft -a list chain {chain}) {are} for services of {vip}, \
+             and {} not hold",
+            if handles.len() == 1 { "does" } else { "do" }
+        );
+        Finding::warning(CHECK, found, WHY)
+    };
+    found.iter().map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::{
+        Grade,
+        facts::{Destination, Rules},
+        tests::{healthy, vip},
+    };
+
+    fn rule(handle: u64, first: IpAddr, ports: &[u64]) -> Destination {
+        let (chain, ports) = ("inet filter input".into(), ports.iter().copied().collect());
+        Destination { chain, handle, first, last: first, ports }
+    }
+
+    fn told(destinations: Vec<Destination>) -> Vec<(Grade, String)> {
+        let rules = Rules { destinations, ..Rules::default() };
+        let facts = Facts { firewall: Firewall::Known(rules), ..healthy() };
+        bypassed(&facts).into_iter().map(|one| (one.grade, one.found)).collect()
+    }
+
+    #[test]
+    fn rules_for_a_service_are_named_and_those_for_other_ports_hold() {
+        let nothing = [(Grade::Ok, "no rule that nft shows is for a service".to_owned())];
+        assert_eq!(told(Vec::new()), nothing);
+        let other = IpAddr::from([10, 9, 9, 9]);
+        assert_eq!(told(vec![rule(4, vip(), &[22]), rule(5, other, &[])]), nothing);
+        let found = told(vec![rule(4, vip(), &[80]), rule(6, vip(), &[]), rule(7, vip(), &[443])]);
+        let [(Grade::Warning, found)] = found.as_slice() else { panic!("{found:?}") };
+        assert!(found.starts_with("the rules 4, 6 of the chain `inet filter input`"), "{found}");
+        assert!(found.ends_with(&format!("are for services of {}, and do not hold", vip())));
+        let many: Vec<_> = (1..=20).map(|handle| rule(handle, vip(), &[])).collect();
+        assert!(told(many)[0].1.contains("7, 8, 12 more of"));
+    }
+}
