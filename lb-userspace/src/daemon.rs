@@ -26,6 +26,7 @@ mod requests;
 mod roles;
 mod save;
 mod sharers;
+pub mod trunks;
 mod vrrp;
 mod write;
 
@@ -203,6 +204,7 @@ pub struct Daemon<B> {
     reach: Reach,
     /// Who looks whether frames arrive that the program sends.
     egress: Option<Box<dyn egress::Check>>,
+    trunks: Option<trunks::Trunks>,
     clocks: clock::Watch,
     started: Instant,
     /// Who waits for the start to be over.
@@ -278,6 +280,7 @@ impl<B: Balancer> Daemon<B> {
             node: Node::default(),
             reach: Reach::default(),
             egress: None,
+            trunks: None,
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,
@@ -514,11 +517,11 @@ impl<B: Balancer> Daemon<B> {
         Now { wall: (self.effects.clocks)().wall, ..Now::read() }
     }
 
-    /// Whether this can be in force, where the configuration's file has `configured`.
-    fn check(&self, configured: &Desired, wanted: Intent<'_>) -> Result<(), Refusal> {
-        let violations = rules::violations_beside(configured, wanted, &self.limits);
+    /// Whether this can be in force beside a configuration.
+    fn check(&self, config: &Config, wanted: Intent<'_>) -> Result<(), Refusal> {
+        let violations = rules::violations_beside(&config.desired, wanted, &self.limits);
         if violations.is_empty() {
-            return Ok(());
+            return self.check_trunks(config, wanted.desired);
         }
         let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
         Err(Refusal::new(RefusalKind::Invalid, all.join("; ")))

@@ -24,7 +24,7 @@ use lb_userspace::{
     events::Events,
     health::prober::Prober,
     logs,
-    netlink::Resolver,
+    netlink::{Resolver, trunks},
     notify::Notifier,
     samples::Samples,
     sync::thread::Link,
@@ -130,6 +130,13 @@ async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBoo
     let tx_errors = TxErrors::attach().inspect_err(|error| {
         tracing::warn!("frames that are lost after XDP has sent them are not counted: {error:#}");
     });
+    for name in trunks::stripped(&config.interfaces) {
+        tracing::warn!(
+            "{name} takes VLAN tags off in hardware (rxvlan): ICMP errors for packets of its VLANs \
+             leave untagged, and path MTU discovery fails there; ethtool -K {name} rxvlan off"
+        );
+    }
+    let named = config.interfaces.clone();
     let egress = Checker::start(xdp.live_program()?, config.interfaces.clone(), tx_errors.ok())?;
     let engine = Engine::adopt(xdp, &settings).context("adopt the maps")?;
     let (resolver, neighbours) = Resolver::start(config.interfaces.clone())
@@ -164,8 +171,9 @@ async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBoo
     let (prober, reports) = Prober::start().context("start the health checks")?;
     // `lbctl` names it from other folders.
     let file = std::path::absolute(file).context("find the configuration's file")?;
-    let daemon =
-        Daemon::new(engine, Box::new(prober), effects, file, config)?.with_egress(Box::new(egress));
+    let daemon = Daemon::new(engine, Box::new(prober), effects, file, config)?
+        .with_egress(Box::new(egress))
+        .with_trunks(Box::new(move || trunks::stripped(&named)));
 
     let (ready_to, _ready) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();

@@ -71,6 +71,8 @@ pub struct Config {
     pub xdp: XdpModes,
     /// Whether the program is attached again where someone has taken it off.
     pub reattach: bool,
+    /// Whether services may be tunnelled though an interface with VLANs takes tags off.
+    pub allow_rxvlan: bool,
     /// Where links and maps are pinned.
     pub pin_dir: PathBuf,
     /// Capacities of the maps.
@@ -339,6 +341,7 @@ fn read<'a>(
         ])
     });
     let reattach = root.optional("reattach").and_then(|field| field.flag());
+    let allow_rxvlan = root.optional("allow_rxvlan").and_then(|field| field.flag());
     let path = |key, default: &str| read_path(&root, key).unwrap_or_else(|| default.into());
     let pin_dir = path("pin_dir", DEFAULT_PIN_DIR);
     let socket = path("socket", DEFAULT_SOCKET);
@@ -378,6 +381,7 @@ fn read<'a>(
         interfaces: interfaces?,
         xdp: xdp.unwrap_or_default(),
         reattach: reattach.unwrap_or(true),
+        allow_rxvlan: allow_rxvlan.unwrap_or(false),
         pin_dir,
         limits,
         tunnel,

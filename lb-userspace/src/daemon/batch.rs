@@ -42,7 +42,7 @@ impl<B: Balancer> Daemon<B> {
         }
         let mut draft = self.draft();
         let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
-        if self.check(&self.config.desired, draft.intent()).is_err() {
+        if self.check(&self.config, draft.intent()).is_err() {
             // One of them makes no sense: each is looked at by itself.
             draft = self.draft();
             answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
@@ -89,7 +89,7 @@ impl<B: Balancer> Daemon<B> {
         let mut draft = self.draft();
         let loss = self.loss(edit, &draft.desired);
         let message = edit.apply(&mut draft.desired, &mut draft.deadlines, self.now().wall)?;
-        self.check(&self.config.desired, draft.intent())?;
+        self.check(&self.config, draft.intent())?;
         let starved = newly_starved(&self.desired, &draft.desired);
         let mut notes: Vec<_> = starved.iter().map(|name| starves(name)).collect();
         notes.extend(loss.map(|loss| format!("it takes --yes: {loss}")));
@@ -135,8 +135,7 @@ impl<B: Balancer> Daemon<B> {
     fn make_and_check(&self, asked: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
         let before = draft.clone();
         let made = self.make(asked, draft);
-        let made =
-            made.and_then(|done| self.check(&self.config.desired, draft.intent()).map(|()| done));
+        let made = made.and_then(|done| self.check(&self.config, draft.intent()).map(|()| done));
         if made.is_err() {
             *draft = before;
         }

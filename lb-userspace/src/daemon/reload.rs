@@ -90,7 +90,7 @@ impl<B: Balancer> Daemon<B> {
         let config = Config::load(&self.file).map_err(invalid)?;
         let (before, after) = (self.config.intent(), config.intent());
         let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
-        self.check(&config.desired, merged.intent())?;
+        self.check(&config, merged.intent())?;
         Ok((config, merged))
     }
 

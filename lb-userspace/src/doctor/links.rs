@@ -4,7 +4,10 @@ use super::{
     Finding,
     facts::{Facts, Interface},
 };
-use crate::{netlink::generic::xdp_act, settings::XdpModes};
+use crate::{
+    netlink::{generic::xdp_act, trunks::STRIPPING},
+    settings::XdpModes,
+};
 
 /// The configured interfaces that exist.
 fn configured(facts: &Facts) -> impl Iterator<Item = (&str, &Interface)> {
@@ -168,7 +171,7 @@ fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
 
 /// Whether an interface takes VLAN tags off.
 fn stripping(name: &str, interface: &Interface) -> Option<Finding> {
-    interface.offloads.as_ref()?.contains("rx-vlan-hw-parse").then(|| {
+    interface.offloads.as_ref()?.contains(STRIPPING).then(|| {
         Finding::warning(
             "offloads",
             format!("{name} takes VLAN tags off before the program sees them: rxvlan"),

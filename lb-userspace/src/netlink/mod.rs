@@ -22,6 +22,7 @@ mod resolve;
 mod socket;
 mod tables;
 mod task;
+pub mod trunks;
 
 use task::Task;
 

@@ -8,7 +8,7 @@ use rtnetlink::{
     new_connection,
     packet_route::{
         address::{AddressAttribute, AddressMessage, AddressScope},
-        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
     },
 };
 
@@ -21,6 +21,10 @@ pub struct Interface {
     pub xdp_prog_id: Option<u32>,
     /// Whether that program runs in the network stack instead of the driver.
     pub xdp_generic: bool,
+    /// Index of the bridge or bond that it is a port of.
+    pub port_of: Option<u32>,
+    /// Of a VLAN: index of the interface below.
+    pub vlan_on: Option<u32>,
     /// Its addresses of global scope, or of the host's, but for those of the loopback network.
     pub addresses: Vec<IpAddr>,
 }
@@ -67,9 +71,15 @@ async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> 
 fn interface_of(message: &LinkMessage) -> (String, Interface) {
     let mut name = String::new();
     let mut interface = Interface { ifindex: message.header.index, ..Interface::default() };
+    let (mut below, mut is_vlan) = (None, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
+            LinkAttribute::Link(ifindex) => below = Some(*ifindex),
+            LinkAttribute::Controller(ifindex) => interface.port_of = Some(*ifindex),
+            LinkAttribute::LinkInfo(info) => {
+                is_vlan = info.contains(&LinkInfo::Kind(InfoKind::Vlan));
+            }
             LinkAttribute::Xdp(all) => {
                 for attribute in all {
                     match attribute {
@@ -86,6 +96,7 @@ fn interface_of(message: &LinkMessage) -> (String, Interface) {
             _ => {}
         }
     }
+    interface.vlan_on = below.filter(|_| is_vlan);
     (name, interface)
 }
 

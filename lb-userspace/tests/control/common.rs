@@ -50,6 +50,8 @@ pub struct Place {
     pub skew: Arc<Mutex<Duration>>,
     /// The engine's.
     pub wires: Arc<Wires>,
+    /// The interfaces with VLANs whose tags hardware takes off.
+    pub trunks: Arc<Mutex<Vec<String>>>,
     /// What the maps have room for.
     pub limits: Limits,
     /// The maps of a predecessor; none: empty ones.
@@ -61,7 +63,8 @@ impl Place {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let limits = Limits { services: 8, backends: 16, ..Limits::default() };
         let (skew, wires, maps) = (Arc::default(), Arc::default(), Mutex::default());
-        let place = Self { dir, skew, wires, limits, maps };
+        let trunks = Arc::default();
+        let place = Self { dir, skew, wires, trunks, limits, maps };
         place.configure(services);
         place
     }
@@ -157,6 +160,9 @@ impl Place {
         let (listener, file) = socket::bind(&config.socket, "root").expect("the socket is free");
         let daemon = Daemon::new(engine, Box::new(prober), effects, self.file(), config)
             .expect("the state is fine");
+        let trunks = Arc::clone(&self.trunks);
+        let daemon =
+            daemon.with_trunks(Box::new(move || trunks.lock().expect("nobody panics").clone()));
         let (requests_to, requests) = mpsc::channel(1_024);
         let (signals, signals_of) = mpsc::channel(4);
         let (ready_to, ready) = oneshot::channel();

@@ -3,9 +3,9 @@
 use std::{fs, net::IpAddr, time::Duration};
 
 use crate::common::{Place, Running, WEB, events, eventually};
-use hyper::Method;
+use hyper::{Method, body::Bytes};
 use lb_userspace::{
-    api::{Done, client::Error},
+    api::{Done, Reloaded, client::Error},
     desired::{Admin, Mode},
     edit::{AdminChange, BackendChange},
     events::Kind,
@@ -158,4 +158,43 @@ async fn a_state_file_loses_only_the_checks_that_it_must_not_have() {
     assert_eq!(kept().await["kind"], "tcp", "what it asks stays");
     assert!(!ran.exists(), "no command was run");
     lbd.stop().await;
+}
+
+const TUNNELLED: &str = r#"
+[[service]]
+name = "tls"
+vip = "10.0.0.102"
+port = 443
+protocol = "tcp"
+mode = "ipip"
+"#;
+
+#[tokio::test]
+async fn a_tunnelled_service_is_refused_where_hardware_takes_tags_off_unless_the_operator_insists()
+{
+    const REFUSED: &str = "eth0 takes VLAN tags off in hardware (rxvlan)";
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    place.trunks.lock().expect("nobody panics").push("eth0".into());
+    let spec = |mode, last| ServiceSpec::new(IpAddr::from([10, 0, 0, last]), 443, mode);
+    let add = async |name: &str, spec: &ServiceSpec| {
+        lbd.client.send_json::<Done>(Method::POST, &format!("/v1/services/{name}"), spec).await
+    };
+    let refused = refusal(add("tunnel", &spec(Mode::Ipip, 101)).await);
+    assert!(refused.contains(REFUSED) && refused.contains("allow_rxvlan = true"), "{refused}");
+    add("flat", &spec(Mode::Dsr, 103)).await.expect("the link needs no tunnel");
+    place.configure(&format!("{WEB}{TUNNELLED}"));
+    let reload =
+        async || lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
+    assert!(refusal(reload().await).contains(REFUSED));
+    assert_eq!(services(&lbd).await, ["flat", "web"]);
+
+    place.configure(&format!("allow_rxvlan = true\n{WEB}{TUNNELLED}"));
+    reload().await.expect("the operator insists");
+    add("tunnel", &spec(Mode::Ipip, 101)).await.expect("here as well");
+    place.configure(&format!("{WEB}{TUNNELLED}"));
+    reload().await.expect("what is in force stays");
+    assert_eq!(services(&lbd).await, ["flat", "tls", "tunnel", "web"]);
+    lbd.stop().await;
+    place.start().await.stop().await;
 }
