@@ -2,7 +2,7 @@
 //! no frames from XDP, which must be said.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -220,6 +220,24 @@ fn frames_leave_by_another_interface_once_it_takes_them_from_xdp() -> Result<()>
 }
 
 #[test]
+fn veth_takes_frames_of_another_interface_once_its_other_end_has_gro() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    second_interface(&lab)?;
+    second_address(&lab, 9, None)?;
+    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
+    let mut balancer = Balancer::new(&lab, &[service(&lab, 9)])?;
+    balancer.launch()?;
+    all_are_refused(&balancer, "ethtool -K DEV gro on there")?;
+    lab.switch().ethtool("second", &["gro", "on"])?;
+    all_are_usable(&balancer)?;
+    all_are_answered(&lab)?;
+    until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")
+}
+
+#[test]
 fn vlan_on_another_interface_is_tagged_and_leaves_by_it() -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -401,4 +419,38 @@ fn frames_that_the_driver_does_not_transmit_are_drops_with_a_reason() -> Result<
     lost_frames_are_drops(&lab, &balancer, (INTERFACE, "tx_failed"), || {
         xdp::detach(&lab.pins().join("switch"))
     })
+}
+
+#[test]
+fn veth_whose_other_end_has_gro_alone_loses_what_comes_back_by_it_and_says_so() -> Result<()> {
+    /// More than the ring of the other end has room for, which nobody empties.
+    const SYNS: usize = 2_000;
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab(2)?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 0)])?;
+    all_are_answered(&lab)?;
+    lab.without_xdp()?;
+    lab.switch().ethtool(&lab.balancer.name, &["gro", "on"])?;
+    // The kernel says that it takes frames, and a test run of the program sends as XDP_REDIRECT does.
+    all_are_usable(&balancer)?;
+    until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")?;
+    // What it sends itself has the ring emptied, too.
+    balancer.signal(libc::SIGSTOP)?;
+    let target = SocketAddr::new(IpAddr::V4(VIPS_V4[0]), 80);
+    lab.client.namespace.enter(|| {
+        for _ in 0..SYNS {
+            let _ = TcpStream::connect_timeout(&target, Duration::from_millis(1));
+        }
+    })?;
+    balancer.signal(libc::SIGCONT)?;
+    wait::until(REFRESH, "lost frames are counted", || {
+        let errors = tx_errors(&balancer)?;
+        ensure!(errors.iter().any(|one| one.1 == "tx_failed" && one.2 > 0), "{errors:?}");
+        Ok(())
+    })?;
+    let shown = balancer.lbctl(&["status"])?;
+    ensure!(shown.contains("its queue was full"), "{shown}");
+    Ok(())
 }

@@ -139,8 +139,14 @@ fn refusal(at: &Egress<'_>, tables: &Tables) -> Option<String> {
         DeviceKind::Bond { .. } if transmits == Some(false) => Some(format!(
             "bond {name} takes no frames from XDP: the driver of each port needs ndo_xdp_xmit"
         )),
-        DeviceKind::Veth if transmits == Some(false) => Some(format!(
+        // Its driver polls the other end for XDP_TX only if that has a program, and for XDP_REDIRECT if it has
+        // NAPI, which GRO gives it as well (`veth_xdp_flush`, `veth_xdp_xmit`).
+        DeviceKind::Veth if transmits == Some(false) && own => Some(format!(
             "the other end of veth {name} takes no frames from XDP: attach an XDP program to it"
+        )),
+        DeviceKind::Veth if transmits == Some(false) => Some(format!(
+            "the other end of veth {name} takes no frames from XDP: ethtool -K DEV gro on there, or \
+             attach an XDP program to it"
         )),
         DeviceKind::Virtual(kind) if !own && transmits != Some(true) => {
             Some(format!("{name} is of kind {kind}, which takes no frames from XDP"))
@@ -279,7 +285,10 @@ mod tests {
         tables.devices.get_mut(&1).expect("it is there").kind = DeviceKind::Veth;
         assert_eq!(leaves(&tables, 1), Ok(("eth0", vec![])));
         tables.devices.get_mut(&1).expect("it is there").xdp_features = Some(xdp_act::BASIC);
-        assert!(refused(&tables, 1).starts_with("the other end of veth eth0"));
+        assert!(refused(&tables, 1).ends_with("XDP: attach an XDP program to it"));
+        let eth1 = tables.devices.get_mut(&2).expect("it is there");
+        (eth1.kind, eth1.xdp_features) = (DeviceKind::Veth, Some(xdp_act::BASIC));
+        assert!(refused(&tables, 2).contains("ethtool -K DEV gro on there"));
     }
 
     #[test]
