@@ -61,6 +61,7 @@ pub(super) fn check(
         }
         check_tracks(read, services);
         doubt_forwarding(read, interfaces, doubts);
+        doubt_first_address(read, doubts);
     }
     doubt_services(routers, services, doubts);
 }
@@ -115,6 +116,27 @@ fn doubt_forwarding(read: &Read<'_>, interfaces: &[String], doubts: &Problems<'_
                  there, and the router stays in fault: add it, or track_forwarding = false",
                 router.interface,
                 interfaces.join(", ")
+            ),
+        );
+    }
+}
+
+/// RFC 9568, 5.2.9: "the first address MUST be the IPv6 link-local address associated with the Virtual
+/// Router". `lbd` needs none, since it routes for nobody; others may.
+fn doubt_first_address(read: &Read<'_>, doubts: &Problems<'_>) {
+    let mut advertised =
+        read.router.addresses.iter().zip(&read.addresses).filter(|(vip, _)| vip.advertised);
+    if let Some((vip, field)) = advertised.next()
+        && let IpAddr::V6(address) = vip.address
+        && !address.is_unicast_link_local()
+    {
+        doubts.push_at(
+            field,
+            format!(
+                "{address} is the first address of an IPv6 router and not link-local, which RFC 9568 (5.2.9) \
+                 asks for: routers of other makers may refuse its advertisements; put one \
+                 first, as \"fe80::{:x}\"",
+                read.router.key.vrid
             ),
         );
     }

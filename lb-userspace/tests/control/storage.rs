@@ -60,6 +60,18 @@ async fn weigh(lbd: &Running, weight: &str) -> Vec<String> {
     done.notes
 }
 
+/// Whether what is exported says so.
+async fn is_failing(lbd: &Running) -> bool {
+    let mut lines = lbd.client.lines("/metrics").await.expect("it answers");
+    while let Some(line) = lines.next().await.expect("it is told to its end") {
+        let line = String::from_utf8_lossy(&line);
+        if let Some(value) = line.trim_end().strip_prefix("lb_state_file_failing ") {
+            return value == "1";
+        }
+    }
+    panic!("it is exported")
+}
+
 #[tokio::test]
 async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     if !can_mount() {
@@ -84,6 +96,7 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     let lbd = place.start().await;
     assert_eq!(weigh(&lbd, "5").await, [""; 0]);
     assert!(kept(5));
+    assert!(!is_failing(&lbd).await);
 
     // The state takes more than is left.
     let filler = disk.join("filler");
@@ -102,8 +115,10 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     assert!(notes[0].contains("No space left on device"), "{notes:?}");
     assert!(in_force(&lbd, 6).await);
     assert!(kept(5), "the old state survives");
+    eventually("the metric tells", async || is_failing(&lbd).await).await;
     fs::remove_file(&filler).expect("it is ours");
     eventually("it is kept when there is room", async || kept(6)).await;
+    eventually("the metric tells that, too", async || !is_failing(&lbd).await).await;
 
     mount("tmpfs", &disk, libc::MS_REMOUNT | libc::MS_RDONLY, "size=64k");
     let notes = weigh(&lbd, "7").await;

@@ -592,6 +592,14 @@ fn what_works_and_is_probably_not_meant_is_a_warning() {
             "11:13: virtual_router[0].interface: eth1 is none of `interfaces` (eth0); unless it is a VLAN of one, nothing is forwarded there, and the router stays in fault: add it, or track_forwarding = false"
         ]
     );
+    let six = "name = \"six\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"fd00::100\"]\n";
+    let service = "10.0.0.100 is an address of no virtual router";
+    let told = warnings(six);
+    let first = "13:14: virtual_router[0].addresses[0]: fd00::100 is the first address of an IPv6 router and \
+                 not link-local, which RFC 9568 (5.2.9) asks for";
+    assert!(told.len() == 2 && told.iter().any(|line| line.starts_with(first)), "{told:#?}");
+    let told = warnings(&six.replace("[\"", "[\"fe80::33\", \""));
+    assert!(told.len() == 1 && told[0].contains(service), "{told:#?}");
     for fine in [format!("{other}track_forwarding = false\n"), MAIN.replace("eth0", "eth0.7")] {
         assert_eq!(warnings(&fine), [""; 0], "{fine}");
     }
