@@ -231,7 +231,7 @@ impl Desk {
                 let count = input.byte();
                 let mut datagram = input.bytes(usize::from(count)).to_vec();
                 if count & 1 != 0 {
-                    let header = Header::new(input.byte(), self.own.tag(), &self.own, 1);
+                    let header = Header::new(input.byte(), self.own.tag(), &self.own, 1, 0);
                     datagram.splice(0..0, zerocopy::IntoBytes::as_bytes(&header).iter().copied());
                 }
                 self.receive(datagram);

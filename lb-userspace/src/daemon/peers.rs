@@ -67,6 +67,8 @@ pub(super) struct Peer {
     pub(super) followed: BTreeSet<ServiceKey>,
     /// When it may be asked again for what could not be taken, and how long that was waited for.
     pub(super) again: Option<(Instant, Duration)>,
+    /// Whether it was told that some of it is lacking here.
+    lacks: Option<bool>,
     /// Whether all of its history was asked for again, and has not begun.
     wanted: bool,
     /// What could not be learnt.
@@ -446,6 +448,10 @@ impl<B: Balancer> Daemon<B> {
         let Some(group) = &mut self.group else { return };
         for (id, peer) in &mut group.peers {
             let followed = counted(&self.whose, *id, &peer.unlike);
+            let lacks = !followed.is_subset(&peer.followed);
+            if peer.lacks.replace(lacks) != Some(lacks) {
+                group.rim.lack(*id, lacks);
+            }
             if followed.is_subset(&peer.followed) {
                 if peer.complete {
                     peer.again = None;

@@ -171,6 +171,9 @@ pub trait Peers: Send {
     /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
     /// taken, since it was not known yet that they count.
     fn want_all(&self, peer: PeerId);
+    /// Whether this node lacks flows of a peer although all of them have arrived: some could not be taken.
+    /// The peer is to know.
+    fn lack(&self, peer: PeerId, lacks: bool);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
     /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not been told of the

@@ -2,8 +2,10 @@
 //!
 //! Each start of a node is a session, with an id of 16 random bytes. HKDF-SHA256 (RFC 5869) makes
 //! the session's key from the shared key, salted with that id; so no two sessions share a key, and
-//! the counter of a session's packets is a nonce that never repeats. The header is authenticated
-//! with the body. A datagram for one peer is also bound to that peer's session: it opens nowhere
+//! the counter of a session's packets is a nonce that never repeats in a run. A virtual machine that
+//! goes on from a snapshot twice repeats session and counter; so the nonce has 4 random bytes beside
+//! the counter, from the kernel for each datagram, which seeds its randomness anew in such a machine (the
+//! VM Generation ID, Linux 5.18). The header is authenticated with the body. A datagram for one peer is also bound to that peer's session: it opens nowhere
 //! else, and not after a restart.
 //!
 //! A session's packets are taken once each ([`Window`]); that a session is not a recorded one is for
@@ -15,6 +17,7 @@ use anyhow::{Context as _, Result};
 use ring::{
     aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
     hkdf,
+    rand::{SecureRandom as _, SystemRandom},
 };
 
 use super::{
@@ -112,9 +115,11 @@ fn session_key(key: &Key, session: &SessionId) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::from(material.expect("a key is shorter than HKDF's limit")))
 }
 
-fn nonce(counter: u64) -> Nonce {
+fn nonce(header: &Header) -> Nonce {
+    use zerocopy::IntoBytes as _;
     let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&counter.to_be_bytes());
+    nonce[..4].copy_from_slice(header.salt.as_bytes());
+    nonce[4..].copy_from_slice(header.counter.as_bytes());
     Nonce::assume_unique_for_key(nonce)
 }
 
@@ -134,13 +139,15 @@ pub struct Sealer {
     key: LessSafeKey,
     session: SessionId,
     counter: u64,
+    random: SystemRandom,
 }
 
 impl Sealer {
     /// For a session that has sent nothing yet.
     #[must_use]
     pub fn new(key: &Key, session: SessionId) -> Self {
-        Self { key: session_key(key, &session), session, counter: 0 }
+        let (key, random) = (session_key(key, &session), SystemRandom::new());
+        Self { key, session, counter: 0, random }
     }
 
     /// The session.
@@ -159,12 +166,16 @@ impl Sealer {
     ) -> Vec<u8> {
         use zerocopy::IntoBytes as _;
         self.counter += 1;
-        let header = Header::new(kind, to.map_or(0, SessionId::tag), &self.session, self.counter);
+        let mut salt = [0; 4];
+        // Without randomness the counter alone makes the nonce, which is enough but after a snapshot.
+        let _ = self.random.fill(&mut salt);
+        let (to_tag, salt) = (to.map_or(0, SessionId::tag), u32::from_be_bytes(salt));
+        let header = Header::new(kind, to_tag, &self.session, self.counter, salt);
         let mut datagram = Vec::with_capacity(super::wire::DATAGRAM);
         datagram.extend_from_slice(header.as_bytes());
         body(&mut datagram);
         let tag = self.key.seal_in_place_separate_tag(
-            nonce(self.counter),
+            nonce(&header),
             bound(&header, to),
             &mut datagram[size_of::<Header>()..],
         );
@@ -232,7 +243,7 @@ impl Opener {
         };
         let body = self
             .key
-            .open_in_place(nonce(header.counter.get()), bound(header, to), sealed)
+            .open_in_place(nonce(header), bound(header, to), sealed)
             .map_err(|_| Refused::NotAuthentic)?;
         self.window.take(header.counter.get());
         Ok(body)

@@ -140,6 +140,10 @@ impl Peers for Link {
         self.order(Event::WantAll(peer));
     }
 
+    fn lack(&self, peer: PeerId, lacks: bool) {
+        self.order(Event::Lack(peer, lacks));
+    }
+
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
         self.order(Event::Ask(peer, routers));
     }

@@ -33,6 +33,7 @@ pub enum Deed {
     Publish(Vec<Piece>),
     SendAll(PeerId, Vec<Piece>),
     WantAll(PeerId),
+    Lack(PeerId, bool),
     Ask(PeerId, Vec<RouterKey>),
     Survey,
     Withdraw(PeerId),
@@ -295,6 +296,10 @@ impl Peers for Script {
 
     fn want_all(&self, peer: PeerId) {
         self.deeds.push(Deed::WantAll(peer));
+    }
+
+    fn lack(&self, peer: PeerId, lacks: bool) {
+        self.deeds.push(Deed::Lack(peer, lacks));
     }
 
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {

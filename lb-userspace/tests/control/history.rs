@@ -209,6 +209,26 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
 }
 
 #[tokio::test]
+async fn a_peer_with_the_name_of_this_node_is_told_of() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let own = "lb1".to_owned();
+    lbd.script.change(PEER, |status| status.node = Some(own.clone()));
+    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    let text = format!("calls itself {own}, as this node does: set `node` under [sync]");
+    eventually("it is an event", async || {
+        told(&lbd, Kind::VrrpMismatch).await.iter().any(|event| event.ends_with(&text))
+    })
+    .await;
+    let shown = lbctl(&place, "vrrp status").await.out;
+    assert!(shown.contains("PROBLEM: peer ") && shown.contains(&text), "{shown}");
+    lbd.script.change(PEER, |status| status.node = Some("another".into()));
+    let shown = lbctl(&place, "vrrp status").await.out;
+    assert!(!shown.contains("calls itself"), "{shown}");
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     let place = Place::new(&all());
     let lbd = synced_backup(&place).await;
@@ -222,10 +242,14 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
         ["flows of web that lb2 tells of are missing here"]
     );
     assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
+    let lacks = |deed: &Deed| matches!(deed, Deed::Lack(PEER, true)).then_some(());
+    deed(&lbd, "the peer is told that they are missing here", lacks).await;
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "it is asked for them", wants).await;
     lbd.script.is_synced(PEER);
     eventually("it may again", async || !unsynced()).await;
+    let has = |deed: &Deed| matches!(deed, Deed::Lack(PEER, false)).then_some(());
+    deed(&lbd, "the peer is told that they are here", has).await;
     lbd.stop().await;
 }
 

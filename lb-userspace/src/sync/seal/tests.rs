@@ -31,6 +31,26 @@ fn what_is_sealed_opens_once() {
     }
 }
 
+/// As of a virtual machine that goes on from one snapshot twice: with one session, key and counter.
+#[test]
+fn a_session_that_goes_on_from_a_snapshot_twice_repeats_no_key_stream() {
+    let bodies = [&b"what is said at first"[..], b"what the copy says"];
+    let sealed = bodies.map(|body| {
+        let mut sealer = Sealer::new(&KEY, session(1));
+        sealer.seal(9, None, |datagram| datagram.extend_from_slice(body))
+    });
+    let stream = |n: usize| {
+        let body = &sealed[n][size_of::<Header>()..];
+        let bytes = body.iter().zip(bodies[n]).take(16);
+        bytes.map(|(one, other)| one ^ other).collect::<Vec<_>>()
+    };
+    assert_ne!(stream(0), stream(1));
+    for (datagram, body) in sealed.iter().zip(bodies) {
+        let mut opener = Opener::new(&KEY, session(1));
+        assert_eq!(opened(&mut opener, 2, datagram).as_deref(), Ok(body));
+    }
+}
+
 #[test]
 fn what_is_for_another_session_does_not_open() {
     let (mut sealer, mut opener) = (Sealer::new(&KEY, session(1)), Opener::new(&KEY, session(1)));

@@ -64,6 +64,8 @@ pub enum Event<'a> {
     SendAll(PeerId, Vec<Piece>),
     /// [`Peers::want_all`](super::Peers::want_all).
     WantAll(PeerId),
+    /// [`Peers::lack`](super::Peers::lack).
+    Lack(PeerId, bool),
     /// See [`Peers::ask_to_take_over`](super::Peers::ask_to_take_over).
     Ask(PeerId, Vec<RouterKey>),
     /// See [`Peers::withdraw`](super::Peers::withdraw).
@@ -195,6 +197,11 @@ impl Session {
                     peer.want_all(now, out);
                 }
             }
+            Event::Lack(peer, lacks) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.lack(lacks, now);
+                }
+            }
             Event::Ask(peer, routers) => {
                 self.asks += 1;
                 let (id, head) = (self.asks, self.common.log.head);
@@ -271,6 +278,12 @@ impl Session {
         for peer in &mut self.peers {
             peer.probe(now + PROBE_AFTER);
         }
+    }
+
+    /// Names this run of the node.
+    #[cfg(test)]
+    fn id(&self) -> SessionId {
+        self.common.own()
     }
 
     /// Packets that are kept, in the log and for each peer.

@@ -139,6 +139,14 @@ impl Peer {
         self.prompt(now);
     }
 
+    /// The daemon lacks what has arrived, or has it.
+    pub(super) fn lack(&mut self, lacks: bool, now: Instant) {
+        let Some(trust) = &mut self.trust else { return };
+        if std::mem::replace(&mut trust.lacks, lacks) != lacks {
+            self.prompt(now);
+        }
+    }
+
     /// The daemon has taken everything before this sequence number, and the peer is to know.
     pub(super) fn took(&mut self, next: u64, now: Instant) {
         let Some(trust) = &mut self.trust else { return };
@@ -182,7 +190,9 @@ impl Peer {
         if !trusted && !is_hello {
             return;
         }
-        let known = self.opener.as_mut().filter(|opener| opener.session() == session);
+        // A session that was lost begins anew, as one that is not known: if its node has gone on from a
+        // snapshot, its counters begin with those of then. The challenge is another one since it was lost.
+        let known = self.opener.as_mut().filter(|opener| trusted && opener.session() == session);
         let mut unknown = None;
         let opener = match known {
             Some(opener) => opener,

@@ -35,6 +35,8 @@ pub(super) struct Trust {
     pub(super) telling: [Telling; HALVES],
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
+    /// Whether the daemon could not take what has arrived.
+    pub(super) lacks: bool,
     pub(super) complete_there: bool,
     /// The first sequence number that its daemon has not taken.
     pub(super) taken_there: u64,
@@ -58,6 +60,7 @@ impl Trust {
             telling: Default::default(),
             outgoing: Outgoing::new(now),
             incoming: Incoming::new(peer),
+            lacks: false,
             complete_there: false,
             taken_there: 0,
             asking: None,

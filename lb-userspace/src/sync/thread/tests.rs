@@ -226,6 +226,34 @@ fn another_key_is_told_on_both_sides() {
     }
 }
 
+/// As a node that is upgraded after this one, or before.
+#[test]
+fn a_peer_of_another_version_is_told_of_until_it_is_of_this_one() {
+    let [one, other] = v4();
+    let mut node = Node::start(config(one, other));
+    node.link.tell(Facts::default());
+    let old = UdpSocket::bind(other).expect("it is free");
+    old.set_read_timeout(Some(PATIENCE)).expect("a socket has one");
+    // Its version is in what all versions begin with, so that either can say what is wrong.
+    let mut datagram = [0; 200];
+    let (len, _) = old.recv_from(&mut datagram).expect("it says that it is there");
+    assert_eq!((&datagram[..2], datagram[2]), (&b"ls"[..], wire::VERSION));
+    datagram[2] = wire::VERSION - 1;
+    old.send_to(&datagram[..len], one).expect("it is sent");
+    let why = node.until("report", |report| match report {
+        Report::Unreadable(PEER, why) => Some(why.clone()),
+        _ => None,
+    });
+    assert!(why.contains("version 1 of the protocol, and this node speaks version 2"), "{why}");
+    assert!(why.contains("run the same release on both nodes"), "{why}");
+    let status = &node.link.status()[0];
+    assert_eq!((status.connected, status.refused.as_ref()), (false, Some(&why)));
+    drop(old);
+    let _upgraded = Node::start(config(other, one));
+    node.until_report(&Report::Joined(PEER));
+    assert_eq!(node.link.status()[0].refused, None);
+}
+
 #[test]
 fn an_address_that_another_program_has_is_an_error() {
     let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");

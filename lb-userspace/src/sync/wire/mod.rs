@@ -23,6 +23,8 @@
 //! +                                                               +
 //! |                                                               |
 //! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+//! |                             Salt                              |
+//! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //! |  Body, encrypted: one message                               ...
 //! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //! |  Tag (16 bytes)                                             ...
@@ -61,7 +63,7 @@ pub const FRAGMENT: usize = BODY - 16;
 pub const RANGES: usize = 64;
 
 /// The version of all that is here.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 const MAGIC: [u8; 2] = *b"ls";
 
@@ -81,6 +83,8 @@ pub struct Header {
     pub session: [u8; 16],
     /// Which of the session's packets it is, from 1 on.
     pub counter: U64,
+    /// Random: a part of the nonce.
+    pub salt: U32,
 }
 
 /// Why a datagram has no [`Header`].
@@ -100,9 +104,9 @@ pub enum NoHeader {
 impl Header {
     /// A header of a message from `session`.
     #[must_use]
-    pub fn new(kind: u8, to: u32, session: &SessionId, counter: u64) -> Self {
-        let (to, counter) = (U32::new(to), U64::new(counter));
-        Self { magic: MAGIC, version: VERSION, kind, to, session: session.0, counter }
+    pub fn new(kind: u8, to: u32, session: &SessionId, counter: u64, salt: u32) -> Self {
+        let (to, counter, salt) = (U32::new(to), U64::new(counter), U32::new(salt));
+        Self { magic: MAGIC, version: VERSION, kind, to, session: session.0, counter, salt }
     }
 
     /// The header of a datagram, and what is behind it.

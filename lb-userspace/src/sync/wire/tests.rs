@@ -184,6 +184,6 @@ fn datagrams_of_another_version_say_so() {
     assert!(told.contains("version 7") && told.contains("same release"), "{told}");
     assert_eq!(Header::split(&mut [0; 100]), Err(NoHeader::Foreign));
     assert_eq!(Header::split(&mut []), Err(NoHeader::Foreign));
-    let mut short = b"ls\x01\x01".to_vec();
+    let mut short = vec![b'l', b's', VERSION, 1];
     assert_eq!(Header::split(&mut short), Err(NoHeader::Foreign));
 }

@@ -104,6 +104,7 @@ impl Peer {
     pub(super) fn lose(&mut self, why: String, now: Instant, out: &mut Vec<Action>) {
         let Some(trust) = self.trust.take() else { return };
         self.candidate = Some((trust.session, trust.challenge));
+        self.challenge += 1;
         self.changed = Some(now);
         if trust.asking.is_some() {
             out.push(Action::Report(Report::Answer(self.id, Err(format!("it is gone: {why}")))));
@@ -160,7 +161,7 @@ impl Peer {
                 echo_clock: (trust.clock.0, micros(now.saturating_duration_since(trust.clock.1))),
                 next: trust.incoming.next(),
                 taken: trust.incoming.taken(),
-                complete: trust.incoming.is_complete(),
+                complete: trust.incoming.is_complete() && !trust.lacks,
                 has: [trust.hearing[0].generation, trust.hearing[1].generation],
                 ..unknown
             },

@@ -180,6 +180,12 @@ impl World {
     }
 
     fn node(&mut self, at: usize, count: usize, model: Model) -> Node {
+        let mut id = [0; 16];
+        id.fill_with(|| self.random() as u8 | 1);
+        self.node_with(at, count, model, SessionId(id))
+    }
+
+    fn node_with(&self, at: usize, count: usize, model: Model, id: SessionId) -> Node {
         let config = Config {
             node: format!("node-{at}"),
             listen: address(at),
@@ -189,10 +195,8 @@ impl World {
             rate: NonZeroU32::new(self.rate).unwrap(),
             timeout: Duration::from_secs(1),
         };
-        let mut id = [0; 16];
-        id.fill_with(|| self.random() as u8 | 1);
         Node {
-            session: Session::new(&config, SessionId(id), self.now),
+            session: Session::new(&config, id, self.now),
             frozen_until: self.now,
             waiting: Vec::new(),
             versions: HashMap::from([(model.digest(), 0)]),
@@ -376,6 +380,22 @@ impl World {
     /// A node has not taken what another one told.
     pub fn want_all(&mut self, at: usize, other: usize) {
         self.handle(at, Event::WantAll(Self::peer(at, other)));
+    }
+
+    /// A node lacks flows of another one that have arrived, or lacks none.
+    pub fn lack(&mut self, at: usize, other: usize, lacks: bool) {
+        self.handle(at, Event::Lack(Self::peer(at, other), lacks));
+    }
+
+    /// A node goes on from a snapshot of its beginning: with the same session, whose counters begin again.
+    pub fn restore(&mut self, at: usize) {
+        let (model, id) = (self.nodes[at].model.clone(), self.nodes[at].session.id());
+        let versions = self.nodes[at].versions.clone();
+        let count = self.nodes.len();
+        let mut node = self.node_with(at, count, model, id);
+        node.versions.extend(versions);
+        self.nodes[at] = node;
+        self.handle(at, Event::Tell(Facts::default()));
     }
 
     pub fn restart(&mut self, at: usize, goodbye: bool) {

@@ -207,6 +207,35 @@ fn a_peer_follows_while_the_last_news_are_on_their_way() {
 }
 
 #[test]
+fn who_could_not_take_all_says_so() {
+    let mut world = pair();
+    world.publish(0, vec![pins(0..10, 1)]);
+    world.run(millis(300));
+    let [known, lacking] = [false, true].map(|lacks| {
+        world.lack(1, 0, lacks);
+        world.run(millis(300));
+        let [status] = &world.status(0)[..] else { panic!("one peer") };
+        (status.complete_there, status.follows)
+    });
+    assert_eq!((known, lacking), ((true, true), (false, false)));
+    world.lack(1, 0, false);
+    world.run(millis(300));
+    assert!(world.status(0)[0].complete_there);
+}
+
+#[test]
+fn a_node_that_goes_on_from_a_snapshot_is_heard_again() {
+    let mut world = pair();
+    // Far more than it sends after that.
+    world.run(millis(30_000));
+    world.restore(0);
+    world.run(millis(4_000));
+    for node in [0, 1] {
+        assert!(world.status(node)[0].connected, "{:?}", world.status(node));
+    }
+}
+
+#[test]
 fn all_comes_again_for_who_has_not_taken_it() {
     let mut world = pair();
     world.publish(0, vec![pins(0..10, 1)]);
