@@ -1,9 +1,10 @@
 //! Path MTU discovery through the balancer, in both directions, with large transfers.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
+    balancer::{Balancer, Service, binaries},
     can_run, command,
     http::Connection,
     lab::{Host, Lab, Options},
@@ -88,6 +89,83 @@ fn a_large_download_fits_a_narrow_link_by_ipip_over_ipv6() -> Result<()> {
 #[test]
 fn a_large_download_fits_a_narrow_link_by_ipip_of_ipv4_in_ipv6() -> Result<()> {
     a_large_download_fits_a_narrow_link(Way::IpipV4InV6)
+}
+
+/// MTU of the router's link to the backend, which the tunnel's packets outgrow.
+const NARROW_TUNNEL: u16 = 1400;
+
+/// Puts a second way to the first web host behind the router, by a link that is narrower than the
+/// balancer's; the host's address there. The network routes the tunnel's outer sources to the balancer.
+fn behind_a_narrow_link(lab: &Lab, v6: bool) -> Result<IpAddr> {
+    let router = lab.router.as_ref().context("a lab with a router")?;
+    let web = &lab.webs[0].host;
+    router.namespace.ip(&format!(
+        "link add eth2 mtu {NARROW_TUNNEL} type veth peer name eth1 netns {}\n\
+         addr add 10.2.0.1/24 dev eth2\naddr add fd00:2::1/64 dev eth2 nodad\nlink set eth2 up\n\
+         route add 10.9.0.0/16 via {}\nroute add fd00:9::/64 via {}",
+        web.namespace.name(),
+        lab.balancer.v4,
+        lab.balancer.v6
+    ))?;
+    web.namespace.ip(
+        "link set eth1 up\naddr add 10.2.0.11/24 dev eth1\naddr add fd00:2::11/64 dev eth1 nodad",
+    )?;
+    let mut attach = web.namespace.command(binaries()?.join("lbctl"));
+    attach.args(["decap", "attach", "--dev", "eth1", "--from", "10.9.0.0/16", "fd00:9::/64"]);
+    command::run(attach.arg("--pin-dir").arg(lab.pins().join(&web.name)))?;
+    let address = if v6 { "fd00:2::11" } else { "10.2.0.11" };
+    Ok(address.parse()?)
+}
+
+/// A router behind the balancer says that tunnelled packets are too big: the backend gets smaller ones from
+/// then on, and clients are told so.
+fn a_large_upload_fits_a_narrow_link_behind_the_balancer(way: Way) -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { router: true, webs: 1, ..Options::default() })?;
+    let backend = behind_a_narrow_link(&lab, way.overhead() == 40)?;
+    let service = Service::tcp(way.name(), way.vip(), 80, "ipip", vec![backend]);
+    let mut balancer = Balancer::new(&lab, &[])?;
+    balancer.set_more("[tunnel]\nsource_v4 = \"10.9.0.0/16\"\nsource_v6 = \"fd00:9::/64\"\n");
+    balancer.configure(&[service])?;
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    let known = || -> Result<Option<u16>> {
+        let status = balancer.status()?;
+        let backends = &status.services.get(way.name()).context("the service")?.backends;
+        Ok(backends.get(&backend).context("the backend")?.path_mtu)
+    };
+    assert_eq!(known()?, None, "nothing is known of the path yet");
+
+    let big = nginx::big();
+    let mut connection = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
+    let length = connection.post("/upload", &big)?.ok()?;
+    assert_eq!(length.text(), big.len().to_string());
+    assert_eq!(known()?, Some(NARROW_TUNNEL));
+    let mtu = learned(&lab.client, None, &way.vip().to_string())?;
+    let inside = u64::from(NARROW_TUNNEL) - way.overhead() as u64;
+    assert_eq!(mtu, Some(inside), "what the client was told");
+    let shown = balancer.lbctl(&["backend", "show", way.name(), &backend.to_string()])?;
+    ensure!(shown.contains("path MTU") && shown.contains("1400 bytes"), "{shown}");
+    let events = balancer.lbctl(&["events", "--kind", "backend_path_mtu"])?;
+    ensure!(events.contains("has a path that takes packets of 1400 bytes"), "{events}");
+    balancer.check()
+}
+
+#[test]
+fn a_large_upload_fits_a_narrow_link_behind_the_balancer_over_ipv4() -> Result<()> {
+    a_large_upload_fits_a_narrow_link_behind_the_balancer(Way::IpipV4)
+}
+
+#[test]
+fn a_large_upload_fits_a_narrow_link_behind_the_balancer_over_ipv6() -> Result<()> {
+    a_large_upload_fits_a_narrow_link_behind_the_balancer(Way::IpipV6)
+}
+
+#[test]
+fn a_large_upload_fits_a_narrow_link_behind_the_balancer_of_ipv4_in_ipv6() -> Result<()> {
+    a_large_upload_fits_a_narrow_link_behind_the_balancer(Way::IpipV4InV6)
 }
 
 /// Packets of a client that fill its link don't fit the tunnel: the balancer tells it so.

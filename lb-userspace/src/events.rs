@@ -128,6 +128,8 @@ kinds! {
     BackendWeight "backend_weight" INFO,
     /// A backend is configured otherwise.
     BackendChanged "backend_changed" INFO,
+    /// The path to a backend is narrower than this node's link, or counts as such no longer.
+    BackendPathMtu "backend_path_mtu" INFO,
     /// A service is there.
     ServiceAdded "service_added" INFO,
     /// A service is gone.

@@ -29,6 +29,7 @@ pub mod netlink;
 pub mod notify;
 pub mod objects;
 pub mod overrides;
+pub mod path_mtu;
 pub mod reconcile;
 pub mod ring;
 pub mod rules;

@@ -309,6 +309,10 @@ pub struct Backend {
     /// That what the program sends to it does not arrive, and how that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_fault: Option<String>,
+    /// Largest packet on the path to it, in bytes with the tunnel's header, where a router has said
+    /// that it is less than the link takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u16>,
     /// Name of the interface by which it is reached.
     pub interface: Option<String>,
     /// MAC address of the next hop.

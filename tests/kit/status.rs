@@ -112,6 +112,8 @@ pub struct Backend {
     pub condition: String,
     /// What is known of its checks.
     pub check: Option<Check>,
+    /// What the path to it takes, in bytes, where a router has said so.
+    pub path_mtu: Option<u16>,
     /// The MAC address of its next hop.
     pub mac: Option<String>,
     /// Its id.

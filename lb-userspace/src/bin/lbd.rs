@@ -26,6 +26,7 @@ use lb_userspace::{
     logs,
     netlink::{Resolver, trunks},
     notify::Notifier,
+    path_mtu,
     samples::Samples,
     sync::thread::Link,
     vrrp::{self, release::NOT_STARTED, thread::Thread},
@@ -156,6 +157,8 @@ async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBoo
     let doors = Doors::start(requests_to.clone(), events.clone(), samples.clone())?;
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
+    let narrower = Arc::clone(&resolver);
+    path_mtu::listen(config.tunnel, move |backend, mtu| narrower.narrow(backend, mtu));
     let effects = Effects {
         want: Box::new(move |wants| resolver.want(wants)),
         doubt: Box::new(move |backend| doubter.doubt(backend)),

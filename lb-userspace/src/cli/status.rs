@@ -208,6 +208,9 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     }
     row("interface", backend.interface.clone().unwrap_or_else(|| "-".into()));
     row("next hop", backend.mac.clone().unwrap_or_else(|| "-".into()));
+    if let Some(mtu) = backend.path_mtu {
+        row("path MTU", format!("{mtu} bytes, by the ICMP error of a router"));
+    }
     row("id", backend.id.to_string());
     row("slots for new flows", backend.slots.to_string());
     row("slots for older flows", backend.base_slots.to_string());

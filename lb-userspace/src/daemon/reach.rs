@@ -1,9 +1,13 @@
-//! Which backends the kernel can't reach, and when that changes.
+//! Which backends the kernel can't reach, or reaches by a path that is narrower than the link, and when
+//! that changes.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{
-    desired::{Desired, ServiceKey},
+    desired::{Desired, Mode, ServiceKey},
     events::{Kind, News},
     netlink::{Neighbourhood, Resolution, Want},
 };
@@ -12,6 +16,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     lost: BTreeSet<(ServiceKey, IpAddr)>,
+    /// What paths take that are narrower than the link, in bytes.
+    narrow: BTreeMap<(ServiceKey, IpAddr), u16>,
 }
 
 impl Reach {
@@ -19,6 +25,7 @@ impl Reach {
     /// was until it has answered.
     pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood) -> Vec<News> {
         let before = std::mem::take(&mut self.lost);
+        let narrow_before = std::mem::take(&mut self.narrow);
         let mut found = Vec::new();
         for (name, service) in &desired.services {
             for &address in service.backends.keys() {
@@ -46,6 +53,23 @@ impl Reach {
                 };
                 if is_lost {
                     self.lost.insert(backend);
+                }
+                let narrow = known.path_mtus.get(&address).filter(|_| service.mode == Mode::Ipip);
+                if let Some(&mtu) = narrow {
+                    self.narrow.insert(backend, mtu);
+                }
+                match (narrow, narrow_before.get(&backend)) {
+                    (Some(mtu), before) if before != Some(mtu) => found.push(told(
+                        Kind::BackendPathMtu,
+                        &format!("has a path that takes packets of {mtu} bytes"),
+                        "a router could not forward a larger one; larger ones are tried again in ten minutes",
+                    )),
+                    (None, Some(_)) => found.push(told(
+                        Kind::BackendPathMtu,
+                        "has a path that takes what the link takes",
+                        "no router has said otherwise for ten minutes",
+                    )),
+                    _ => {}
                 }
             }
         }
@@ -102,6 +126,38 @@ mod tests {
             let told = reach.follow(&desired, &known);
             let told: Vec<_> = told.into_iter().map(|news| (news.kind, news.cause)).collect();
             assert_eq!(told, Vec::from_iter(expected), "{resolution:?}");
+        }
+    }
+
+    #[test]
+    fn a_narrow_path_is_told_of_tunnels_when_it_changes() {
+        let mut desired = Desired::default();
+        for (name, port, mode) in [("dsr", 80, Mode::Dsr), ("ipip", 81, Mode::Ipip)] {
+            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), port, mode);
+            spec.backends.insert(A, BackendSpec::default());
+            desired.services.insert(name.into(), spec.to_service());
+        }
+        let mut reach = Reach::default();
+        for (mtu, expected) in [
+            (None, None),
+            (
+                Some(1400),
+                Some("backend 10.0.0.11 of ipip has a path that takes packets of 1400 bytes"),
+            ),
+            (Some(1400), None),
+            (
+                Some(1300),
+                Some("backend 10.0.0.11 of ipip has a path that takes packets of 1300 bytes"),
+            ),
+            (None, Some("backend 10.0.0.11 of ipip has a path that takes what the link takes")),
+            (None, None),
+        ] {
+            let path_mtus = mtu.map(|mtu| (A, mtu)).into_iter().collect();
+            let known = Neighbourhood { path_mtus, ..Neighbourhood::default() };
+            let found = reach.follow(&desired, &known);
+            let told: Vec<_> = found.iter().map(|news| (news.kind, &*news.message)).collect();
+            let expected = expected.map(|message| (Kind::BackendPathMtu, message));
+            assert_eq!(told, Vec::from_iter(expected), "{mtu:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         BackendTotals, DataPlane,
         capture::{Capturer, Loader, Tap},
     },
-    desired::{self, Admin, Protocol},
+    desired::{self, Admin, Mode, Protocol},
     explain::{self, Answers, Around, Questions},
     health::{self, Condition, Seen},
     netlink::{Resolution, Want},
@@ -158,6 +158,7 @@ impl<D: DataPlane> Engine<D> {
                 slow_start_permille: self.ramps.get(&target).copied(),
                 unusable: self.unusable(backend, seen, id, known),
                 egress_fault: None,
+                path_mtu: self.path_mtu(&want),
                 interface: hop.map(|hop| hop.interface.clone()),
                 mac: hop.map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
                 id,
@@ -187,6 +188,12 @@ impl<D: DataPlane> Engine<D> {
             totals: self.retired.with(&service.key, backends.values()),
             backends,
         }
+    }
+
+    /// What routers have said of the path to a backend.
+    fn path_mtu(&self, want: &Want) -> Option<u16> {
+        let known = self.neighbourhood.as_ref().filter(|_| want.mode == Mode::Ipip)?;
+        known.path_mtus.get(&want.address).copied()
     }
 
     /// Why a backend can't be sent to.

@@ -93,12 +93,16 @@ pub struct Neighbourhood {
     pub own_macs: Vec<[u8; 6]>,
     /// The interfaces by name.
     pub links: BTreeMap<String, Link>,
+    /// What paths to tunnelled backends take, in bytes, where routers have said so; the hops' MTUs are no
+    /// larger.
+    pub path_mtus: BTreeMap<IpAddr, u16>,
 }
 
 /// Follows the kernel's links, routes and neighbours for the wanted backends; dropping it ends it.
 pub struct Resolver {
     wants: watch::Sender<BTreeSet<Want>>,
     doubts: mpsc::UnboundedSender<Want>,
+    narrow: mpsc::UnboundedSender<(IpAddr, u16)>,
 }
 
 impl Resolver {
@@ -111,9 +115,10 @@ impl Resolver {
     pub async fn start(interfaces: Vec<String>) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         let (wants, wanted) = watch::channel(BTreeSet::new());
         let (doubts, doubted) = mpsc::unbounded_channel();
-        let (task, neighbourhood) = Task::start(interfaces, wanted, doubted).await?;
+        let (narrow, narrowed) = mpsc::unbounded_channel();
+        let (task, neighbourhood) = Task::start(interfaces, wanted, doubted, narrowed).await?;
         tokio::spawn(task.run());
-        Ok((Self { wants, doubts }, neighbourhood))
+        Ok((Self { wants, doubts, narrow }, neighbourhood))
     }
 
     /// Replaces the set of the wanted backends.
@@ -126,5 +131,11 @@ impl Resolver {
     pub fn doubt(&self, backend: Want) {
         // The task ends only with this, or the process with it.
         let _ = self.doubts.send(backend);
+    }
+
+    /// A router has said that the path to a tunnelled backend takes so many bytes; it counts for ten minutes.
+    pub fn narrow(&self, backend: IpAddr, mtu: u16) {
+        // As above.
+        let _ = self.narrow.send((backend, mtu));
     }
 }

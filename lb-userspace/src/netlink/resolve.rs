@@ -88,6 +88,8 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     let mac = mac_of(&way, tables)?;
     let Egress { ifindex, device: lowest, tags, mtu } = egress::of(top, mac, tables)?;
     let mtu = mtu.min(way.mtu.unwrap_or(u32::MAX));
+    let narrow = tables.path_mtus.get(want.address).filter(|_| want.mode == Mode::Ipip);
+    let mtu = mtu.min(narrow.map_or(u32::MAX, u32::from));
     let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
     l2.extend(mac);
@@ -264,9 +266,15 @@ mod tests {
 
     #[test]
     fn backend_behind_a_router_is_for_tunnels_only() {
-        let tables = tables();
+        let mut tables = tables();
         let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
         assert_eq!((tunnelled.mac, tunnelled.mtu), (PEER, 1400));
+        // What a router has said lowers what a tunnel takes, and raises nothing.
+        for (told, expected) in [(1450, 1400), (1300, 1300)] {
+            tables.path_mtus.learn(ip("10.1.0.2"), told, std::time::Instant::now());
+            let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
+            assert_eq!(tunnelled.mtu, expected);
+        }
         assert_eq!(
             resolve(&want("10.1.0.2", Mode::Dsr), &tables),
             unreachable("is behind router 10.0.0.2: dsr needs it on the link; use mode ipip")

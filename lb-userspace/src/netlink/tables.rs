@@ -8,6 +8,7 @@ use std::{
 use rtnetlink::packet_route::link::BondMode;
 
 use super::Link;
+use crate::path_mtu::PathMtus;
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.
@@ -37,6 +38,8 @@ pub struct Tables {
     pub fdb: BTreeMap<FdbKey, u32>,
     /// The names of the balancer's own interfaces.
     pub interfaces: Vec<String>,
+    /// What routers have said of paths to tunnelled backends.
+    pub path_mtus: PathMtus,
 }
 
 /// A key of a bridge's forwarding database: the bridge and a MAC address.

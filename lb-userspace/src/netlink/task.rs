@@ -3,7 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -19,6 +20,7 @@ use super::{
     socket::{Event, Failure, Sockets},
     tables::{DeviceKind, Neighbour, NeighbourKey, NeighbourState, Tables},
 };
+use crate::desired::Mode;
 
 /// How often a neighbour that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(3);
@@ -44,6 +46,7 @@ pub(super) struct Task {
     wants: watch::Receiver<BTreeSet<Want>>,
     wanted: BTreeSet<Want>,
     doubts: mpsc::UnboundedReceiver<Want>,
+    narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     tables: Tables,
     /// The neighbours that the wanted backends depend on, as of the last question.
     next_hops: BTreeSet<NeighbourKey>,
@@ -58,6 +61,7 @@ impl Task {
         interfaces: Vec<String>,
         wants: watch::Receiver<BTreeSet<Want>>,
         doubts: mpsc::UnboundedReceiver<Want>,
+        narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     ) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         let sockets = Sockets::open()?;
         let (published, receiver) = watch::channel(Neighbourhood::default());
@@ -66,6 +70,7 @@ impl Task {
             wants,
             wanted: BTreeSet::new(),
             doubts,
+            narrowed,
             tables: Tables::new(interfaces),
             next_hops: BTreeSet::new(),
             changed: false,
@@ -119,6 +124,7 @@ impl Task {
                     return Ok(true);
                 }
             }
+            Some((backend, mtu)) = self.narrowed.recv() => self.narrow(backend, mtu),
             _ = retry.tick() => ask = Ask::Unanswered,
             _ = refresh.tick() => {
                 stale = Stale::Everything;
@@ -133,6 +139,8 @@ impl Task {
             self.read(stale).await?;
         }
         self.ask(ask).await?;
+        let tunnelled = |address| self.wanted.contains(&Want { address, mode: Mode::Ipip });
+        self.tables.path_mtus.retain(Instant::now(), tunnelled);
         self.publish();
         Ok(true)
     }
@@ -183,6 +191,17 @@ impl Task {
             // It may have forgotten it by itself.
             Ok(()) | Err(Failure::Refused(_)) => Ok(true),
             Err(Failure::Socket(error)) => Err(error),
+        }
+    }
+
+    /// Takes over what a router has said of the path to a backend, if that is one and has a tunnel, and
+    /// packets for it could be larger.
+    fn narrow(&mut self, backend: IpAddr, mtu: u16) {
+        let want = Want { address: backend, mode: Mode::Ipip };
+        if self.wanted.contains(&want)
+            && matches!(resolve(&want, &self.tables), Resolution::Resolved(hop) if mtu <= hop.mtu)
+        {
+            self.tables.path_mtus.learn(backend, mtu, Instant::now());
         }
     }
 
@@ -282,6 +301,7 @@ impl Task {
             hops: self.wanted.iter().map(|want| (*want, resolve(want, &self.tables))).collect(),
             own_macs: self.tables.own_macs(&self.tables.interfaces),
             links: self.tables.links(),
+            path_mtus: self.tables.path_mtus.all(),
         };
         self.published.send_if_modified(|old| {
             if *old == new {
