@@ -486,6 +486,8 @@ impl<D: DataPlane> Engine<D> {
         let followed = self.followed(id, &target);
         let peer = followed.as_ref().map(Followed::owners);
         let key = self.key_of(id);
+        let is_shared =
+            target.bases && key.is_some_and(|key| self.history.role(&key) == Role::Shared);
         let mut keeping = vec![false; usize::from(u16::MAX) + 1];
         let bases = target.keeping.iter().filter(|_| target.bases);
         bases.for_each(|&id| keeping[usize::from(id)] = true);
@@ -497,13 +499,20 @@ impl<D: DataPlane> Engine<D> {
             let from = match (&peer, key) {
                 (Some(peer), _) => peer.of(index, own),
                 (None, Some(key)) if before.base == before.current && own != before.current => {
-                    self.history.sharing.reopened(&key, index as u32, before, now)
+                    self.history.sharing.reopen(&key, index as u32, before, now)
                 }
                 (None, _) => before,
             };
-            let after = ring::step(from, own, |id| keeping[usize::from(id)]);
+            let keeps = |id: u16| keeping[usize::from(id)];
+            let after = match is_shared {
+                true => ring::step_shared(from, own, keeps),
+                false => ring::step(from, own, keeps),
+            };
             if before == after {
                 continue;
+            }
+            if let Some(key) = key.filter(|_| is_shared && after.base == after.current) {
+                self.history.sharing.hold(&key, index as u32, now);
             }
             if before.base == 0 && after.base != 0 {
                 // The wait for a quiet slot starts at its change.

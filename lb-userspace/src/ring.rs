@@ -24,6 +24,19 @@ pub fn step(owners: Owners, new_current: u16, keeps_base: impl Fn(u16) -> bool) 
     Owners { current: new_current, base: if lives { older } else { 0 } }
 }
 
+/// [`step`] for a slot that several nodes serve at once. The others may see backends otherwise, or later:
+/// so new flows are pinned from any change on until the slot has settled on all nodes.
+#[must_use]
+pub fn step_shared(owners: Owners, new_current: u16, keeps_base: impl Fn(u16) -> bool) -> Owners {
+    let after = step(owners, new_current, keeps_base);
+    let had_flows = owners != Owners { current: 0, base: 0 };
+    let is_changed = owners != Owners { current: new_current, base: 0 };
+    match after.base {
+        0 if had_flows && is_changed => Owners { base: new_current, ..after },
+        _ => after,
+    }
+}
+
 /// Whether the flows of a slot in flux that are older than its change have all ended: no unpinned
 /// packet came for longer than the idle timeout. `now` is a stamp.
 #[must_use]
@@ -94,6 +107,23 @@ mod tests {
             (owners(2, 9), 3, owners(3, 0)),
         ] {
             assert_eq!(step(before, new, lives), after, "{before:?} to {new}");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_shared_stays_in_flux_by_any_change() {
+        let lives = |id| id != 9;
+        for (before, new, after) in [
+            (owners(0, 0), 1, owners(1, 0)),
+            (owners(1, 0), 1, owners(1, 0)),
+            (owners(1, 0), 2, owners(2, 1)),
+            (owners(2, 1), 1, owners(1, 1)),
+            (owners(0, 1), 1, owners(1, 1)),
+            (owners(1, 1), 2, owners(2, 1)),
+            (owners(9, 0), 2, owners(2, 2)),
+            (owners(2, 9), 2, owners(2, 2)),
+        ] {
+            assert_eq!(step_shared(before, new, lives), after, "{before:?} to {new}");
         }
     }
 

@@ -188,7 +188,7 @@ impl<D: DataPlane> Engine<D> {
             }
             let is = self.history.role(&key);
             if was != is && is == Role::Follows {
-                done = done.and(self.remember(key));
+                done = done.and(self.remember(key, now));
             }
             let history = &mut self.history;
             history.sharing.set(key, is == Role::Shared, now.mono_secs());
@@ -216,9 +216,9 @@ impl<D: DataPlane> Engine<D> {
 
     /// Keeps what this node's ring is as if a peer had told of it: what the node sees of backends from
     /// then on, perhaps without a link, ends nothing that it knows.
-    fn remember(&mut self, key: ServiceKey) -> Result<()> {
+    fn remember(&mut self, key: ServiceKey, now: Now) -> Result<()> {
         let mut pieces = Vec::new();
-        self.tell_ring(&key, &RingNews::Whole, &mut pieces)?;
+        self.tell_ring(&key, &RingNews::Whole, now, &mut pieces)?;
         let mut ring = None;
         for piece in pieces {
             match piece {

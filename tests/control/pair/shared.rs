@@ -23,6 +23,8 @@ struct Sharing {
     out: BTreeSet<usize>,
     /// Nodes whose daemon stands still, since then; packets go on.
     stopped: BTreeMap<usize, u32>,
+    /// Those of them that did not know whether a change of backends had ended.
+    in_flux: BTreeSet<usize>,
     joined: u32,
     members: BTreeMap<usize, Vec<(IpAddr, u32)>>,
     now: u32,
@@ -36,9 +38,11 @@ struct Client {
     seen: u32,
     /// Nodes that could not be told of it when it began.
     unknown: BTreeSet<usize>,
+    /// The only node that knows it: its daemon stood still when it began, while backends changed.
+    alone: Option<usize>,
 }
 
-/// What happens. Daemons that stop and checks that differ have stories of their own.
+/// What happens.
 #[derive(Clone, Debug)]
 enum Event {
     Open(u8),
@@ -65,8 +69,12 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (1_u8..30).prop_map(Event::Wait),
         3 => backend().prop_map(Event::Drain),
         3 => backend().prop_map(Event::Enable),
+        2 => (node(), backend()).prop_map(|(node, backend)| Event::Down(node, backend)),
+        2 => (node(), backend()).prop_map(|(node, backend)| Event::Up(node, backend)),
         3 => node().prop_map(Event::Out),
         3 => node().prop_map(Event::In),
+        1 => node().prop_map(Event::Stop),
+        2 => node().prop_map(Event::GoOn),
     ]
 }
 
@@ -82,6 +90,7 @@ impl Sharing {
             nodes,
             out: BTreeSet::new(),
             stopped: BTreeMap::new(),
+            in_flux: BTreeSet::new(),
             joined: START,
             members: BTreeMap::new(),
             now: START,
@@ -160,15 +169,19 @@ impl Sharing {
         let Some(backend) = node.send(&frame(client, SYN, client.into()), at(self.now)) else {
             return;
         };
-        let unknown = self.stopped.keys().copied().collect();
-        self.clients.insert(client, Client { backend, seen: self.now, unknown });
+        let by = self.node_of(client);
+        let unknown = self.stopped.keys().copied().filter(|node| *node != by).collect();
+        let alone = self.in_flux.contains(&by).then_some(by);
+        self.clients.insert(client, Client { backend, seen: self.now, unknown, alone });
         self.send_as(client).unwrap();
     }
 
     fn send_as(&mut self, client: u16) -> Result<(), TestCaseError> {
         let node = self.node_of(client);
-        let Client { backend, seen, unknown } = self.clients[&client].clone();
-        if unknown.contains(&node) && self.stopped.contains_key(&node) {
+        let it = self.clients[&client].clone();
+        let Client { backend, seen, .. } = it;
+        let is_untold = it.unknown.contains(&node) && self.stopped.contains_key(&node);
+        if is_untold || it.alone.is_some_and(|by| by != node) {
             self.clients.remove(&client);
             return Ok(());
         }
@@ -182,7 +195,7 @@ impl Sharing {
             self.now,
             seen
         );
-        self.clients.insert(client, Client { backend, seen: self.now, unknown });
+        self.clients.insert(client, Client { seen: self.now, ..it });
         Ok(())
     }
 
@@ -243,12 +256,16 @@ impl Sharing {
                 // What it has pinned is told before it stops, as by its lease.
                 self.tell();
                 if self.stopped.len() < 2 {
+                    if self.in_flux(node) > 0 {
+                        self.in_flux.insert(node);
+                    }
                     self.stopped.entry(node).or_insert(self.now);
                     self.nodes[node].engine.lease_pins(Some(std::time::Duration::from_nanos(1)));
                 }
             }
             Event::GoOn(node) => {
                 if self.stopped.remove(&node).is_some() {
+                    self.in_flux.remove(&node);
                     self.nodes[node].engine.lease_pins(None);
                     self.nodes[node].engine.reconcile(at(self.now)).unwrap();
                     self.meet();
@@ -265,7 +282,7 @@ impl Sharing {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn no_flow_moves_whichever_node_its_packets_come_to(
@@ -343,4 +360,12 @@ fn a_node_that_is_gone_is_waited_for_and_then_no_more() {
     sharing.handle(Event::Stop(2)).unwrap();
     (0..600).for_each(|_| sharing.second());
     assert_eq!([0, 1].map(|node| sharing.in_flux(node)), [0; 2]);
+    // It comes after all, and what it knows is old.
+    (0..200).for_each(|_| sharing.open());
+    let now = at(sharing.now);
+    sharing.nodes[2].restart(now);
+    sharing.nodes[2].engine.set_roles([(web(), Role::Shared)].into(), now).unwrap();
+    sharing.handle(Event::GoOn(2)).unwrap();
+    sharing.out = [0, 1].into();
+    sharing.send(0).unwrap();
 }

@@ -462,7 +462,8 @@ impl<D: DataPlane> Engine<D> {
         self.write_bases(id, &here, &changes, now)
     }
 
-    /// Takes over the base owners that a peer has, where this node has none: for who joins.
+    /// Has what is not pinned go where it goes at a peer: for who joins, or was away for so long that the
+    /// others have ended changes without it.
     fn join_peer_ring(&mut self, key: ServiceKey, id: u16, now: Now) -> Result<()> {
         let seed = self.settings.seed;
         let ids = self.backend_ids(id);
@@ -477,8 +478,14 @@ impl<D: DataPlane> Engine<D> {
         let mut changes = Vec::new();
         for (index, slot) in here.iter().enumerate() {
             let before = slot.owners();
-            let after = ring::step(peer.of(index, before.current), before.current, keeps);
-            if before.base == 0 && after.base != 0 {
+            let peer = peer.of(index, before.current);
+            let unpinned = if peer.base == 0 { peer.current } else { peer.base };
+            let after = match before.base {
+                0 => ring::step(peer, before.current, keeps),
+                _ => Owners { base: unpinned, ..before },
+            };
+            let is_known = after.base == after.current || keeps(after.base);
+            if after.base != 0 && after.base != before.base && is_known {
                 changes.push((index as u32, before, after));
             }
         }

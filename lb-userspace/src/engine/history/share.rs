@@ -14,6 +14,9 @@
 //!   goes on a node on which the slot has settled already. If its new flows are to go elsewhere meanwhile,
 //!   no flow has been left unpinned since: it has the base owner again that it has on a node that is not
 //!   so far, and in the second half of the time the one that it has on a node that is further.
+//! - No change of a ring ends that by itself ([`ring::step_shared`]). A slot whose new flows go to its base
+//!   owner again, or whose base owner is dead, is its own base owner too: on another node it may be in
+//!   flux. It settles as if it had become so by being quiet, and all that time later.
 //! - While a peer can't be asked nothing settles and no pin ends, until it is gone for good: after
 //!   [`GONE_SECS`], or the idle timeout if that is longer. When it is back nothing counts as idle for
 //!   longer than since then.
@@ -70,11 +73,11 @@ struct Shared {
     told: u32,
     /// When peers told last that a slot is in use there.
     heard: BTreeMap<u32, u32>,
-    /// Slots that are their own base owners: since when, and who was before.
+    /// Slots that are their own base owners and quiet: since when, and who was before.
     closing: BTreeMap<u32, (u32, u16)>,
     /// The service's idle timeout, at the last sweep.
     idle: u32,
-    /// Slots in use here, to be told.
+    /// Slots in use here, or that have a base owner again, to be told.
     in_use: Vec<u32>,
     /// Rings of peers that differ from this node's, with the places of their slots' owners among the
     /// members.
@@ -115,23 +118,41 @@ impl Sharing {
         shared.heard.extend(in_use.map(|base| (base.slot, now)));
     }
 
-    /// The owners from which a slot goes on that is its own base owner.
-    pub(in crate::engine) fn reopened(
-        &self,
+    /// The owners from which a slot of a shared service goes on that is its own base owner. It waits anew
+    /// before it settles.
+    pub(in crate::engine) fn reopen(
+        &mut self,
         key: &ServiceKey,
         slot: u32,
         owners: Owners,
         now: Now,
     ) -> Owners {
-        let shared = self.services.get(key);
-        match shared.and_then(|shared| Some((shared.closing.get(&slot)?, shared.idle))) {
-            Some(((since, base), idle))
-                if now.mono_secs().saturating_sub(*since) <= grace(idle) =>
-            {
-                Owners { base: *base, ..owners }
+        let Some(shared) = self.services.get_mut(key) else { return owners };
+        shared.heard.insert(slot, now.mono_secs());
+        // Peers hear of it even if its new flows are back before they are told of those.
+        shared.in_use.push(slot);
+        match shared.closing.remove(&slot) {
+            Some((since, base)) if now.mono_secs().saturating_sub(since) <= grace(shared.idle) => {
+                Owners { base, ..owners }
             }
             _ => owners,
         }
+    }
+
+    /// A slot has become its own base owner by a change of the ring: it settles no sooner than one that
+    /// was in use until then.
+    pub(in crate::engine) fn hold(&mut self, key: &ServiceKey, slot: u32, now: Now) {
+        if let Some(shared) = self.services.get_mut(key) {
+            shared.heard.insert(slot, now.mono_secs());
+        }
+    }
+
+    /// The base owner that peers are told of, of a slot that is its own: none, or while the slot may have
+    /// the one again that it had before, that one.
+    pub(super) fn told_base(&self, key: &ServiceKey, slot: u32, secs: u32) -> Option<u16> {
+        let shared = self.services.get(key)?;
+        let (since, before) = shared.closing.get(&slot)?;
+        (secs.saturating_sub(*since) <= grace(shared.idle)).then_some(*before)
     }
 
     /// Who owns slots for new flows at peers where that differs from `own`: the members, and places among
@@ -223,29 +244,35 @@ impl<D: DataPlane> Engine<D> {
             if base == 0 {
                 continue;
             }
-            if base == current {
-                let (since, before) = *shared.closing.entry(index).or_insert((secs, base));
-                let is_doubted = floor > since || !agrees(index, current);
-                if is_doubted && before != base && secs.saturating_sub(since) <= grace(idle) {
-                    // A peer is missed, or has come, or its new flows go elsewhere.
-                    shared.closing.remove(&index);
-                    shared.heard.insert(index, secs);
-                    changes.push((index, Owners { current, base: before }));
-                    continue;
-                }
-                if secs.saturating_sub(since) > 2 * grace(idle) && rested && agrees(index, current)
-                {
-                    changes.push((index, Owners { current, base: 0 }));
-                }
-                continue;
-            }
-            if tells && !ring::is_quiet(slot, at, since + 1) {
-                shared.in_use.push(index);
-            }
             if !agrees(index, current) {
                 shared.heard.insert(index, secs);
             }
             let heard = shared.heard.get(&index).copied();
+            if base == current {
+                match shared.closing.get(&index).copied() {
+                    // A peer is missed, or has come, or uses the slot, or its new flows go elsewhere.
+                    Some((since, before)) if floor.max(heard.unwrap_or(0)) >= since => {
+                        shared.closing.remove(&index);
+                        shared.heard.insert(index, secs);
+                        if before != base && secs.saturating_sub(since) <= grace(idle) {
+                            changes.push((index, Owners { current, base: before }));
+                            shared.in_use.push(index);
+                        }
+                    }
+                    Some((since, _)) if secs.saturating_sub(since) > 2 * grace(idle) => {
+                        changes.push((index, Owners { current, base: 0 }));
+                    }
+                    None if rested && heard.is_none_or(is_old) => {
+                        shared.closing.insert(index, (secs, base));
+                    }
+                    _ => {}
+                }
+                continue;
+            }
+            shared.closing.remove(&index);
+            if tells && !ring::is_quiet(slot, at, since + 1) {
+                shared.in_use.push(index);
+            }
             let is_quiet = ring::is_quiet(slot, at, idle) && heard.is_none_or(is_old);
             if rested && is_quiet {
                 shared.closing.insert(index, (secs, base));

@@ -63,12 +63,12 @@ impl<D: DataPlane> Engine<D> {
                 Role::Follows => true,
                 Role::Shared => self.tell_members(key, &mut pieces),
             };
-            if is_told || self.tell_ring(key, news, &mut pieces)? {
+            if is_told || self.tell_ring(key, news, now, &mut pieces)? {
                 told_rings.push(*key);
             }
         }
         for (key, slots) in self.history.sharing.take_in_use() {
-            self.tell_ring(&key, &RingNews::of(slots), &mut pieces)?;
+            self.tell_ring(&key, &RingNews::of(slots), now, &mut pieces)?;
         }
         let mut pins = Pins::new();
         if let Some(since) = self.history.telling.missed_since {
@@ -296,7 +296,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let mut pieces = Vec::new();
         for service in keys.into_values() {
-            self.tell_ring(&service, &RingNews::Whole, &mut pieces)?;
+            self.tell_ring(&service, &RingNews::Whole, now, &mut pieces)?;
             if let Some(pins) = flows.remove(&service) {
                 pieces.push(Piece::Pins { service, pins });
             }
@@ -306,11 +306,12 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Tells of a service's ring; false if it is not known what it is: a write has failed. Slots that
-    /// are their own base owners are told to have none.
+    /// are their own base owners are told to have none, or the one that they may have again.
     pub(super) fn tell_ring(
         &self,
         key: &ServiceKey,
         news: &RingNews,
+        now: Now,
         pieces: &mut Vec<Piece>,
     ) -> Result<bool> {
         let Some(service) = self.applied.services.get(key) else { return Ok(true) };
@@ -322,7 +323,11 @@ impl<D: DataPlane> Engine<D> {
         let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| self.address_of(id));
         let mut base = |(slot, at): (u32, &Slot)| {
             let Owners { current, base } = at.owners();
-            Base { slot, backend: address(base).filter(|_| base != current) }
+            let told = match base == current {
+                true => self.history.sharing.told_base(key, slot, now.mono_secs()),
+                false => Some(base),
+            };
+            Base { slot, backend: told.filter(|base| *base != current).and_then(&mut address) }
         };
         let service = *key;
         if let Some(changed) = news.slots() {
