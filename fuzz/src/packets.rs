@@ -168,7 +168,12 @@ impl Place {
         let id = 1 + u16::from(input.byte()) % (BACKENDS - 1);
         let mut backend = self.state.backends[usize::from(id)];
         let flags = input.byte();
-        for (bit, flag) in [(1, backend_flags::USABLE), (2, backend_flags::SUSPECT)] {
+        let bits = [
+            (1, backend_flags::USABLE),
+            (2, backend_flags::SUSPECT),
+            (8, backend_flags::SOFT_DOWN),
+        ];
+        for (bit, flag) in bits {
             if flags & bit != 0 {
                 backend.flags ^= flag;
             }

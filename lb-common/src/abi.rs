@@ -158,6 +158,9 @@ pub mod backend_flags {
     /// The daemon thinks that the backend may be silent. It gets all its packets as before; only a
     /// SYN that is sent again is better off elsewhere.
     pub const SUSPECT: u8 = 8;
+    /// Its checks fail while its host answers: it keeps its flows and would refuse a new one. No
+    /// current owner has this.
+    pub const SOFT_DOWN: u8 = 16;
 }
 
 /// Value of `BACKENDS`, indexed by backend id. What every packet needs is in the first cache line,

@@ -19,7 +19,7 @@ use crate::{
     quoted::{quoted_v4, quoted_v6},
     steer::{self, Choice, Found, Kind, Query},
     tables::Tables,
-    verdict::{Drop, Forward, Pass, Reply, ReplyKind, Verdict},
+    verdict::{Drop, Forward, Pass, Reply, ReplyKind, Verdict, events},
 };
 
 /// Decides what happens to a frame. It changes no byte of it.
@@ -317,6 +317,9 @@ where
         return Verdict::Drop(Drop::NoBackend);
     };
     if backend.flags & backend_flags::USABLE == 0 {
+        if choice.events & events::UNPINNABLE != 0 {
+            return Verdict::Drop(Drop::Unpinnable);
+        }
         return Verdict::Drop(Drop::NoBackend);
     }
     let Envelope { l3, v6, len, .. } = *envelope;

@@ -93,7 +93,7 @@ pub(crate) fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, 
     if second == 0 || pin(tables, query, slot, u64::from(second)) == 0 {
         return first;
     }
-    let events = choice.events & !events::UNPINNED | events::SECOND_CHOICE;
+    let events = choice.events & !(events::UNPINNED | events::UNPINNABLE) | events::SECOND_CHOICE;
     Choice { id: second, events }.to_word()
 }
 

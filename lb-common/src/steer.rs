@@ -273,17 +273,18 @@ fn in_flux_v4<T: Tables>(
 #[inline(never)]
 fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> u64 {
     let Query { service, key, .. } = query;
-    let owners = slot.owners();
+    let Owners { current, base } = slot.owners();
     let now = tables.now();
     let pin = if slot.pinned() != 0 { tables.pin(key) } else { None };
+    let mut ends = false;
     if let Some(pin) = &pin {
         let value = pin.get();
         // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow. A pin
         // whose backend is gone holds nothing.
         let open = value.flags & flow_flags::CLOSING == 0
             && now.wrapping_sub(value.seen) <= service.idle_timeout;
-        let stays = what != kind::OPENS || open || !may_change_pins(tables, service);
-        if stays && is_usable(tables, value.backend) {
+        ends = what == kind::OPENS && !open && may_pin(tables, service, value.backend);
+        if !ends && is_usable(tables, value.backend) {
             if what != kind::CONCERNS {
                 slot.touch_pinned(stamp(now));
                 pin.touch(now, flags_of(what));
@@ -295,7 +296,6 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
             return Choice::of(value.backend).to_word();
         }
     }
-    let Owners { current, base } = owners;
     if what == kind::OPENS {
         // Nobody takes new flows, as when every backend drains. The base owner drains, too: given
         // this flow, it would never end.
@@ -306,7 +306,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // to name this flow's backend, for which there is always room. Where it may not be changed
         // its backend can't be used, and the SYN goes where the flow's other packets go then.
         if let Some(pin) = &pin
-            && may_change_pins(tables, service)
+            && (ends || may_pin(tables, service, base))
         {
             slot.touch_pinned(stamp(now));
             pin.set(FlowValue { backend: current, flags: 0, seen: now });
@@ -316,7 +316,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         if base == 0 {
             return Choice::of(current).to_word();
         }
-        if affords_pin(tables, service) {
+        if may_pin(tables, service, base) && takes_token(tables, service) {
             // The stamp first: whoever is to find the pin must have been told to look.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
@@ -328,8 +328,13 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // No pin to be had: the base owner, where the flow's other packets will go as well. One
         // that can't be sent to at this moment may come back, so even then nothing goes to the
         // current owner unpinned if a pin can be had.
-        if !is_usable(tables, base) {
+        let flags = flags_of_backend(tables, base);
+        if flags & backend_flags::USABLE == 0 {
             return Choice::of(current).to_word();
+        }
+        // It would refuse the client, which sends a SYN without an answer again.
+        if flags & backend_flags::SOFT_DOWN != 0 {
+            return Choice { id: 0, events: events::UNPINNABLE }.to_word();
         }
         slot.touch_unpinned(stamp(now));
         return Choice { id: base, events: events::UNPINNED }.to_word();
@@ -354,11 +359,27 @@ const fn flags_of(what: u32) -> u16 {
 }
 
 #[inline(always)]
-fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
+fn flags_of_backend<T: Tables>(tables: &T, id: u16) -> u8 {
     match tables.backend(id) {
-        Some(backend) => backend.flags & backend_flags::USABLE != 0,
-        None => false,
+        Some(backend) => backend.flags,
+        None => 0,
     }
+}
+
+#[inline(always)]
+fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
+    flags_of_backend(tables, id) & backend_flags::USABLE != 0
+}
+
+/// A backend that can be sent to, and takes no new flow.
+const REFUSES: u8 = backend_flags::USABLE | backend_flags::SOFT_DOWN;
+
+/// Whether a new flow may be given a pin, or the pin of an older one, if it goes to `holder`
+/// otherwise. One that is soft down would refuse it on every node, so no peer has to know of the pin
+/// in time: if this node dies before the peer does, the flow meets there what it is spared here.
+#[inline(always)]
+fn may_pin<T: Tables>(tables: &T, service: &Service, holder: u16) -> bool {
+    may_change_pins(tables, service) || flags_of_backend(tables, holder) & REFUSES == REFUSES
 }
 
 /// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
@@ -373,9 +394,12 @@ pub fn may_change_pins<T: Tables>(tables: &T, service: &Service) -> bool {
 /// Whether another flow of a service may be pinned; takes a token of its budget if so.
 #[inline(always)]
 pub fn affords_pin<T: Tables>(tables: &T, service: &Service) -> bool {
-    if !may_change_pins(tables, service) {
-        return false;
-    }
+    may_change_pins(tables, service) && takes_token(tables, service)
+}
+
+/// Whether there was a token left in a service's budget of pins on this CPU.
+#[inline(always)]
+fn takes_token<T: Tables>(tables: &T, service: &Service) -> bool {
     match tables.syn_budget(service.id) {
         Some(budget) => {
             let share = match budget.share.load() {

@@ -48,6 +48,8 @@ pub mod events {
     /// as a client repeats it for minutes to a backend that is dead; nor does a FIN or RST, by which
     /// clients give up; nor a later fragment or an ICMP error, which anybody sends at any time.
     pub const HEARD: u32 = 16;
+    /// There is no backend for it because it can't be pinned: [`super::Drop::Unpinnable`].
+    pub const UNPINNABLE: u32 = 32;
 }
 
 impl BackendCounter {
@@ -220,6 +222,9 @@ reasons! {
         IcmpRateLimited = "icmp_rate_limited",
         /// The same; its source is no address that an ICMP error may go to.
         IcmpBadSource = "icmp_bad_source",
+        /// It opens a flow in a slot in flux whose base owner is soft down, and no pin can be made: the
+        /// service's SYN budget is spent, or `PINS` is full. The client sends it again.
+        Unpinnable = "unpinnable",
     }
 }
 

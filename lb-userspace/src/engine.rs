@@ -249,12 +249,16 @@ impl<D: DataPlane> Engine<D> {
                 .any(|(at, wanted)| wanted.backup && ids.of(value.id, *at).is_some_and(owns));
             for (&backend, wanted) in &service.backends {
                 let Some(id) = ids.of(value.id, backend) else { continue };
-                let checked = service.check_of(wanted).is_active();
-                if !checked || wanted.admin != Admin::Enabled {
+                if !service.check_of(wanted).is_active() {
                     continue;
                 }
                 let entry = self.applied.backends.get(&id);
-                let usable = entry.is_some_and(|b| b.flags & backend_flags::USABLE != 0);
+                let has = |flag| entry.is_some_and(|entry| entry.flags & flag != 0);
+                // One that the operator keeps out of the ring may be well.
+                if wanted.admin != Admin::Enabled && !has(backend_flags::SOFT_DOWN) {
+                    continue;
+                }
+                let usable = has(backend_flags::USABLE);
                 let spare = wanted.backup && !backups_serve && usable;
                 let condition = match (owns(id) || spare, usable) {
                     (true, _) => Condition::Up,

@@ -162,6 +162,27 @@ fn a_suspect_keeps_its_slots_and_is_marked_for_the_program() {
 }
 
 #[test]
+fn a_backend_that_is_soft_down_is_marked_for_the_program_but_in_panic() {
+    let policy = Policy { panic_threshold: 50, ..Policy::default() };
+    let mut engine = running(web(policy));
+    let flags = |engine: &Engine<Fake>| {
+        let backends = engine.data_plane().backends().unwrap();
+        ["10.0.0.11", "10.0.0.12"].map(|to| backends[&id(engine, to)].flags)
+    };
+    let (usable, soft_down) = (backend_flags::USABLE, backend_flags::SOFT_DOWN);
+    let soft = seen(Condition::SoftDown);
+    see(&mut engine, at(101), &[("10.0.0.12", soft)]);
+    assert_eq!(flags(&engine), [usable, usable | soft_down]);
+    see(&mut engine, at(102), &[]);
+    assert_eq!(flags(&engine), [usable, usable]);
+    see(&mut engine, at(103), &[("10.0.0.12", seen(Condition::HardDown))]);
+    assert_eq!(flags(&engine), [usable, 0], "nothing is sent there at all");
+    see(&mut engine, at(104), &[("10.0.0.12", soft), ("10.0.0.13", soft)]);
+    assert!(held(&engine, "10.0.0.12").0 > 0, "panic");
+    assert_eq!(flags(&engine), [usable, usable], "it takes new flows");
+}
+
+#[test]
 fn the_second_choice_is_the_service_s() {
     for (second_choice, expected) in [(true, service_flags::SECOND_CHOICE), (false, 0)] {
         let policy = Policy { second_choice, ..Policy::default() };

@@ -4,6 +4,7 @@
 mod agreement;
 mod clients;
 mod faults;
+mod lease;
 mod partition;
 mod preemption;
 mod rolling;

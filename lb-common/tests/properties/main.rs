@@ -14,6 +14,7 @@ mod plain;
 mod quic;
 mod rewrite;
 mod second_choice;
+mod soft_down;
 mod steer;
 mod stories;
 mod udp;

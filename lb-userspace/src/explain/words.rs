@@ -198,7 +198,9 @@ impl<'a> Book<'a> {
                     if met.is_some_and(|met| met.service.flags & service_flags::PINS_HELD != 0) {
                         steps.add("pins", "held: another node is about to take over".into());
                     } else if *until != 0 && self.nanos > *until {
-                        steps.add("pins", "lbd's lease is over: no pin is made".into());
+                        let text = "lbd's lease is over: no pin is made, but in place of a backend \
+                                    that is down";
+                        steps.add("pins", text.into());
                     }
                 }
                 Note::Budget(tokens, refilled) => {
@@ -579,6 +581,9 @@ fn drop_words(reason: Drop) -> String {
             "its sender would have to be told by ICMP, and its source is no address that may be"
         }
         Drop::NoHeadroom => "the frame has no room for the headers",
+        Drop::Unpinnable => {
+            "the slot's base owner takes no new flow, and no pin to another one can be made"
+        }
     };
     words.into()
 }

@@ -123,12 +123,16 @@ pub(super) fn place(
             }
         };
         value.service = service_id;
-        value.flags &= !(backend_flags::USABLE | backend_flags::SUSPECT);
+        value.flags &= !(backend_flags::USABLE | backend_flags::SUSPECT | backend_flags::SOFT_DOWN);
         if usable {
             value.flags |= backend_flags::USABLE;
         }
         if candidate.seen.suspect {
             value.flags |= backend_flags::SUSPECT;
+        }
+        // In panic it takes new flows all the same.
+        if candidate.seen.condition == Condition::SoftDown && !member {
+            value.flags |= backend_flags::SOFT_DOWN;
         }
         let target = health::Target { service: service.key, backend: address };
         let share = inputs.ramps.get(&target).copied().unwrap_or(WHOLE);

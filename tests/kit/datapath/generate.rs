@@ -157,6 +157,9 @@ fn backend(random: &mut Random, id: u16) -> Backend {
     if random.one_in(4) {
         flags |= backend_flags::SUSPECT;
     }
+    if random.one_in(2) {
+        flags |= backend_flags::SOFT_DOWN;
+    }
     let v4 = [192, 0, 2, id as u8];
     let mut v6 = VIP_V6;
     v6[14] = 1;

@@ -32,6 +32,7 @@ const REASONS = {
   no_headroom: 'The frame has no room for the new headers',
   tx_failed: 'The interface that the packet came by did not transmit it',
   redirect_failed: 'Another interface did not take the packet from XDP',
+  unpinnable: 'A new flow that can be neither pinned nor sent to its slot\'s base owner, which is down',
 };
 
 /** Shows all of it. */

@@ -1,0 +1,214 @@
+//! New flows in slots whose base owner is soft down: its host lives and refuses them.
+
+use std::rc::Rc;
+
+use lb_common::{
+    abi::{Backend, Owners, Service, Slot, backend_flags, service_flags},
+    verdict::{Drop, Verdict, events},
+};
+use proptest::prelude::*;
+
+use crate::{
+    frames::{ACK, Client, FAMILIES, FIN, Family, SYN},
+    model::{BACKENDS, Model, QUIC, WEB},
+};
+
+const UNPINNABLE: Verdict<Backend> = Verdict::Drop(Drop::Unpinnable);
+
+/// Why pins may not be made, though there is room and budget for them.
+#[derive(Clone, Copy, Debug)]
+enum Without {
+    Lease,
+    Release,
+}
+
+const WITHOUT: [Without; 2] = [Without::Lease, Without::Release];
+
+fn soft_down(model: &Model, id: u16) {
+    model.set_flags(id, backend_flags::USABLE | backend_flags::SOFT_DOWN);
+}
+
+/// One slot, from backend 1, which is soft down, to backend 2.
+fn model(family: Family, without: Without) -> Model {
+    let mut model = Model::new(1);
+    model.move_rings_to(2);
+    soft_down(&model, 1);
+    match without {
+        Without::Lease => model.lease.set(model.nanos.get() - 1),
+        Without::Release => {
+            let held = |service: &mut Service| service.flags |= service_flags::PINS_HELD;
+            model.change_service(family.service(1), held);
+            model.change_service(family.service(4), held);
+        }
+    }
+    model
+}
+
+#[test]
+fn a_new_flow_is_pinned_to_the_current_owner_though_no_peer_will_know_in_time() {
+    for family in FAMILIES {
+        for without in WITHOUT {
+            let model = model(family, without);
+            let client = Client::new(1);
+            let to = model.forwarded(&client.tcp(family, WEB, SYN));
+            assert_eq!((to.id, to.events), (2, events::NEW_FLOW), "{family:?} {without:?}");
+            assert_eq!(model.notes.borrow().len(), 1, "peers are told when they can be");
+            for owner in [3, 4, 1] {
+                model.move_rings_to(owner);
+                for flags in [ACK, SYN, ACK, FIN] {
+                    let to = model.forwarded(&client.tcp(family, WEB, flags)).id;
+                    assert_eq!(to, 2, "{family:?} {without:?}, after the change to {owner}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_quic_connection_begins_as_a_tcp_one_does() {
+    // Version 1, an Initial packet, an id of eight bytes (RFC 9000, 17.2.2).
+    let initial = [&[0xc3, 0, 0, 0, 1, 8][..], &[9; 8], &[0; 80]].concat();
+    for family in FAMILIES {
+        for without in WITHOUT {
+            let model = model(family, without);
+            let frame = Client::new(1).udp(family, QUIC, &initial);
+            assert_eq!(model.forwarded(&frame).id, 2, "{family:?} {without:?}");
+            model.move_rings_to(3);
+            assert_eq!(model.forwarded(&frame).id, 2, "{family:?} {without:?}: the second flight");
+        }
+    }
+}
+
+#[test]
+fn the_flows_that_the_base_owner_has_stay_there() {
+    for family in FAMILIES {
+        for without in WITHOUT {
+            let model = model(family, without);
+            for flags in [ACK, FIN, ACK] {
+                let to = model.forwarded(&Client::new(1).tcp(family, WEB, flags));
+                assert_eq!((to.id, to.events), (1, events::UNPINNED), "{family:?} {without:?}");
+            }
+            assert!(model.pins.borrow().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_new_flow_that_cannot_be_pinned_is_left_to_the_client_s_next_syn() {
+    for family in FAMILIES {
+        for full in [false, true] {
+            let mut model = model(family, Without::Lease);
+            let id = family.service(1);
+            if full {
+                model.pin_capacity.set(0);
+            } else {
+                model.change_service(id, |service| service.syn_budget = 0);
+            }
+            let syn = Client::new(1).tcp(family, WEB, SYN);
+            assert_eq!(model.decide(&syn), UNPINNABLE, "{family:?}, full {full}");
+            assert_eq!(model.decide(&syn), UNPINNABLE, "{family:?}, full {full}: sent again");
+            assert_eq!(model.only_slot(id).unpinned(), 0, "no flow has begun");
+            model.pin_capacity.set(usize::MAX);
+            model.change_service(id, |service| service.syn_budget = 1);
+            model.pass_seconds(1);
+            assert_eq!(model.forwarded(&syn).id, 2, "{family:?}, full {full}");
+            assert_eq!(model.forwarded(&Client::new(1).tcp(family, WEB, ACK)).id, 2);
+        }
+    }
+}
+
+#[test]
+fn a_base_owner_that_is_up_again_gets_what_cannot_be_pinned() {
+    for family in FAMILIES {
+        let model = model(family, Without::Lease);
+        model.set_flags(1, backend_flags::USABLE);
+        let to = model.forwarded(&Client::new(1).tcp(family, WEB, SYN));
+        assert_eq!((to.id, to.events), (1, events::NEW_FLOW | events::UNPINNED), "{family:?}");
+    }
+}
+
+#[test]
+fn a_new_flow_on_the_closed_pin_of_a_backend_that_is_soft_down_takes_the_pin_along() {
+    for family in FAMILIES {
+        for base in [0, 3] {
+            let model = Model::new(1);
+            let slot = model.only_slot(family.service(1));
+            slot.set_owners(Owners { current: 1, base: 3 });
+            let client = Client::new(1);
+            for flags in [SYN, ACK, FIN | ACK] {
+                assert_eq!(model.forwarded(&client.tcp(family, WEB, flags)).id, 1);
+            }
+            slot.set_owners(Owners { current: 2, base });
+            soft_down(&model, 1);
+            model.lease.set(model.nanos.get() - 1);
+            model.pin_capacity.set(1);
+            let (syn, ack) = (client.tcp(family, WEB, SYN), client.tcp(family, WEB, ACK));
+            assert_eq!(model.forwarded(&ack).id, 1, "what is left of the old one, base {base}");
+            assert_eq!(model.forwarded(&syn).id, 2, "{family:?}, base {base}");
+            assert_eq!(model.forwarded(&ack).id, 2, "{family:?}, base {base}");
+        }
+    }
+}
+
+#[test]
+fn a_new_flow_on_the_pin_of_a_dead_backend_is_not_sent_to_a_base_owner_that_is_soft_down() {
+    for family in FAMILIES {
+        let model = model(family, Without::Lease);
+        let client = Client::new(1);
+        assert_eq!(model.forwarded(&client.tcp(family, WEB, SYN)).id, 2);
+        model.set_flags(2, 0);
+        model.only_slot(family.service(1)).set_owners(Owners { current: 3, base: 1 });
+        for flags in [SYN, ACK, SYN, ACK] {
+            assert_eq!(model.forwarded(&client.tcp(family, WEB, flags)).id, 3, "{family:?}");
+        }
+    }
+}
+
+proptest! {
+    /// Backends that fail their checks and come back, changes of the ring, a lease that comes and
+    /// goes, room and budget for few pins: no new flow begins at a base owner that is soft down,
+    /// and none moves.
+    #[test]
+    fn no_new_flow_begins_at_a_base_owner_that_is_soft_down(
+        steps in prop::collection::vec((0..8_u8, 0..30_u32, 1..=BACKENDS), 1..200),
+        v6: bool, capacity in 0..40_usize, budget in 0..20_u32,
+    ) {
+        let family = if v6 { Family::V6 } else { Family::V4 };
+        let mut model = Model::new(5);
+        model.pin_capacity.set(capacity);
+        model.change_service(family.service(1), |service| service.syn_budget = budget);
+        let mut down = [false; BACKENDS as usize + 1];
+        let mut homes = [None; 30];
+        for (step, n, owner) in steps {
+            let client = Client::new(n);
+            let home = &mut homes[n as usize];
+            match (step, *home) {
+                // As the daemon has it: up before it owns a slot, down after the slots have moved.
+                (0, _) => {
+                    down[usize::from(owner)] = false;
+                    model.set_flags(owner, backend_flags::USABLE);
+                    model.move_rings_to(owner);
+                }
+                (1, _) => {
+                    let owns = |slot: &Rc<Slot>| slot.owners().current == owner;
+                    if !model.rings.values().flatten().any(owns) {
+                        down[usize::from(owner)] = true;
+                        soft_down(&model, owner);
+                    }
+                }
+                (2, _) => model.pass_seconds(n % 3),
+                (3, _) => model.lease.set(if n % 2 == 0 { 0 } else { 1 }),
+                (_, None) => match model.decide(&client.tcp(family, WEB, SYN)) {
+                    Verdict::Forward(to) => {
+                        prop_assert!(!down[usize::from(to.id)], "at backend {}", to.id);
+                        *home = Some(to.id);
+                    }
+                    dropped => prop_assert_eq!(dropped, UNPINNABLE),
+                },
+                (_, Some(id)) => {
+                    prop_assert_eq!(model.forwarded(&client.tcp(family, WEB, ACK)).id, id);
+                }
+            }
+        }
+    }
+}
