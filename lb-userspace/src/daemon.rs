@@ -143,7 +143,7 @@ pub struct Effects {
     pub vrrp: Box<dyn Vrrp>,
     /// The peers; none if there are none.
     pub peers: Option<Connection>,
-    /// Where who only looks is answered over TCP.
+    /// Where read-only clients are answered over TCP.
     pub doors: SetDoors,
     /// How that fares.
     pub listeners: web::Listeners,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::write::{self, Keys, Value},
     desired::{Backend, Desired, Service},
+    units::counted,
 };
 
 /// Services, and how long their backends may drain: what a configuration says, or what is in force.
@@ -101,8 +102,7 @@ pub fn diff(before: Intent<'_>, after: Intent<'_>) -> Vec<Difference> {
 /// One line about a service.
 fn summary(service: &Service) -> Value {
     let count = service.backends.len();
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{} by {}, {count} backend{plural}", service.key, service.mode).into()
+    format!("{} by {}, {}", service.key, service.mode, counted(count, "backend")).into()
 }
 
 /// One line about a backend: the weight, and what is not as usual.

@@ -51,6 +51,7 @@ use crate::{
     reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Standing, Target},
     ring,
     settings::Settings,
+    units::counted,
 };
 
 /// How many new rings are published at a time. The kernel waits for all runs of programs after each time,
@@ -456,7 +457,7 @@ impl<D: DataPlane> Engine<D> {
         let rings: Vec<_> = targets.iter().map(|(id, target)| (*id, owners(target))).collect();
         self.data_plane.publish_rings(&rings).with_context(|| match &rings[..] {
             [(_, owners)] => format!("publish a ring of {} slots", owners.len()),
-            _ => format!("publish {} rings", rings.len()),
+            _ => format!("publish {}", counted(rings.len(), "ring")),
         })?;
         for ((id, target), (_, owners)) in targets.into_iter().zip(rings) {
             if let Some(old) = self.applied.rings.get(&id) {
@@ -533,7 +534,8 @@ impl<D: DataPlane> Engine<D> {
             // What was written is not known until all of it is.
             ring.target = None;
             self.data_plane.set_owners(id, &changes).with_context(context)?;
-            info!(ring = id, slots = changes.len(), moved, "ring changed");
+            let service = self.key_of(id).map(tracing::field::display);
+            info!(service, slots_changed = changes.len(), slots_moved = moved, "ring updated");
             outcome.changes += 1;
             outcome.slots_moved += moved;
         }

@@ -162,7 +162,7 @@ kinds! {
     MapsFailing "maps_failing" ERROR,
     /// The maps are written again.
     MapsWritten "maps_written" INFO,
-    /// The node is to leave.
+    /// The node drains.
     NodeDraining "node_draining" WARN,
     /// The node stays.
     NodeEnabled "node_enabled" INFO,

@@ -58,7 +58,7 @@ pub struct Status {
     /// What the last attempt to write the state file met with, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_file_error: Option<String>,
-    /// Whether this node is to leave.
+    /// Whether this node is draining.
     #[serde(default)]
     pub node: Node,
     /// The virtual routers.
@@ -111,7 +111,7 @@ pub struct Writes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
-    /// Since when it is to leave, for maintenance; none: it stays.
+    /// Since when it drains, for maintenance; none: it is enabled.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
     pub draining_since: Option<SystemTime>,
 }
@@ -143,7 +143,7 @@ pub struct Peer {
     /// How its virtual routers stand.
     #[serde(default)]
     pub routers: Vec<PeerRouter>,
-    /// Whether it is to leave.
+    /// Whether it is draining.
     #[serde(default)]
     pub draining: bool,
     /// In what it differs from this node, where it must not.

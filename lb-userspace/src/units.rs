@@ -1,6 +1,9 @@
 //! Durations and counts as people write and read them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// Units of a duration, largest first, with their length in milliseconds.
 const UNITS: [(&str, u64); 5] =
@@ -121,6 +124,13 @@ fn scaled(count: u64, step: f64, suffixes: &[&str]) -> String {
         _ => 0,
     };
     format!("{value:.decimals$}{}", suffixes[power])
+}
+
+/// A count and its noun, in the plural unless it is one: `1 SYN`, `0 queues`.
+#[must_use]
+pub fn counted<N: fmt::Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let plural = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }
 
 /// Says of a word that it is none of those that are known.
@@ -314,6 +324,14 @@ mod tests {
         }
         assert_eq!(format_bytes(512), "512 B");
         assert_eq!(format_bytes(1536), "1.50 KiB");
+    }
+
+    #[test]
+    fn one_of_a_thing_is_in_the_singular() {
+        for (count, text) in [(0_u64, "0 SYNs"), (1, "1 SYN"), (2, "2 SYNs")] {
+            assert_eq!(counted(count, "SYN"), text);
+        }
+        assert_eq!(counted(1_usize, "queue"), "1 queue");
     }
 
     #[test]

@@ -118,6 +118,9 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     for (service, address) in [("web", "10.0.0.11"), ("web", "10.0.0.13"), ("web6", "fd00::12")] {
         page.wait(SOON, &of_backend(service, address, ".badge b"), "up")?;
     }
+    let labels = of_backend("web", "10.0.0.11", "td.share").replace("?.textContent", "");
+    let labels = format!("[...{labels}.querySelectorAll('.of')].map((of) => of.innerText).join()");
+    page.wait(SOON, &labels, "ring,packets")?;
     let rate = of_backend("web", "10.0.0.11", "td.packets .figure");
     page.wait(SOON, &format!("parseFloat({rate}) > 0"), true)?;
     let curve = "document.querySelector('.tile .curve .line').getAttribute('d').length > 20";
@@ -166,6 +169,13 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     nginx.nginx.restart(&nginx.host.namespace, kit::process::Orphan::Dies)?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", ".badge b"), "up")?;
 
+    // Nobody is down where all were taken out.
+    for address in ["fd00::11", "fd00::12", "fd00::13"] {
+        balancer.lbctl(&["backend", "disable", "web6", address, "--yes"])?;
+    }
+    page.wait(SOON, &says("details[data-service=web6] summary", "all drained or disabled"), true)?;
+    page.wait(SOON, &says("#alerts", "web6: all backends are drained or disabled"), true)?;
+
     // What lbd forwards and drops is told by its reason.
     page.wait(SOON, &says("#verdicts", "Passed to the node itself"), true)?;
     ensure!(page.evaluate("window.sameAsBefore")? == true, "the page was loaded again");
@@ -195,9 +205,14 @@ fn who_holds_the_addresses_is_named_though_it_is_no_peer() -> Result<()> {
     page.wait(SOON, state, "Backup")?;
     let named = says("tr[data-router=main] th", &format!("held by {}", other.v4));
     page.wait(SOON, &named, true)?;
+    // Why its rates are zero.
+    let role = says("#role", &format!("Backup: the Active node ({}) forwards", other.v4));
+    page.wait(SOON, &role, true)?;
+    page.wait(SOON, "document.querySelector('#role').hidden", false)?;
     keepalived.stop()?;
     page.wait(SOON, state, "Active")?;
     page.wait(SOON, &holder, false)?;
+    page.wait(SOON, "document.querySelector('#role').hidden", true)?;
     check(&page)
 }
 

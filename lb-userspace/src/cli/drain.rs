@@ -13,7 +13,7 @@ use crate::{
     api::client::{self, Client},
     desired::Admin,
     status::{Backend, QUIET_SECS},
-    units::{format_count, format_duration},
+    units::{counted, format_count, format_duration},
 };
 
 /// How often the daemon is asked.
@@ -104,10 +104,10 @@ pub(super) fn left(backend: &Backend) -> String {
         closing => format!(" and {} closing", format_count(closing)),
     };
     format!(
-        "{} pinned flow{}{closing}, older flows possible in {slots} slot{}",
+        "{} pinned flow{}{closing}, older flows possible in {}",
         format_count(open),
         if open == 1 { "" } else { "s" },
-        if slots == 1 { "" } else { "s" },
+        counted(slots, "slot"),
     )
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::{
     health::{Condition, prober::status::CheckStatus},
     status::{Backend, Service},
-    units::format_duration,
+    units::{counted, format_duration},
 };
 
 /// What a backend that the operator lets serve does, in a word and with what there is to know of
@@ -40,15 +40,17 @@ pub(super) fn standing(service: &Service) -> String {
     let mut text = String::new();
     if standing.panic {
         text += &format!(
-            "  PANIC: {} of {} backends are up, checks are ignored for choosing\n",
-            standing.up, standing.enabled
+            "  PANIC: {} of {} up, checks are ignored for choosing\n",
+            standing.up,
+            counted(standing.enabled, "backend")
         );
     }
     if standing.on_backups {
         text += "  BACKUPS SERVE: no other backend is up\n";
     }
     if !standing.ready && standing.enabled > 0 {
-        text += &format!("  NOT READY: {} of {} backends are up\n", standing.up, standing.enabled);
+        let enabled = counted(standing.enabled, "backend");
+        text += &format!("  NOT READY: {} of {enabled} up\n", standing.up);
     }
     text
 }

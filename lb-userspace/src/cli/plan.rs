@@ -37,7 +37,10 @@ fn of_service(name: &str, seen: &ServicePreview) -> Vec<String> {
     let known = format!("{} pinned flow{}", count(flows), if flows == 1 { "" } else { "s" });
     let older = seen.flow_slots_in_flux;
     let own = seen.flow_slots_moved.saturating_sub(older);
-    let slots = |slots: u32| format!("{} slots ({})", count(slots.into()), share(slots));
+    let slots = |slots: u32| {
+        let plural = if slots == 1 { "" } else { "s" };
+        format!("{} slot{plural} ({})", count(slots.into()), share(slots))
+    };
     let kinds = [
         (own > 0, format!("those of {}", slots(own))),
         (older > 0, format!("those of {} that are older than the last change", slots(older))),

@@ -138,7 +138,7 @@ pub(super) fn service(name: &str, service: &Service) -> String {
         ">BYTES",
         ">NEW FLOWS",
         ">PINS",
-        "BY",
+        "INTERFACE",
     ])
     .indented(2);
     for (address, backend) in &service.backends {
@@ -160,7 +160,7 @@ pub(super) fn backends(services: &BTreeMap<String, Service>) -> String {
         ">BYTES",
         ">NEW FLOWS",
         ">PINS",
-        "BY",
+        "INTERFACE",
     ]);
     for (name, service) in services {
         for (address, backend) in &service.backends {
@@ -223,14 +223,14 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
         false => "none".into(),
         true if backend.is_estimated_over() => drain::estimate(backend),
         true if backend.drain.is_some() => drain::left(backend) + &drain::times(backend),
-        true => "there may be".into(),
+        true => "possible; counted while it drains".into(),
     };
     row("flows left", flows_left);
     row("packets", backend.sent.packets.to_string());
     row("bytes", format!("{} ({})", backend.sent.bytes, format_bytes(backend.sent.bytes)));
     row("new flows", backend.new_flows.to_string());
     row("unpinned packets", backend.unpinned_packets.to_string());
-    row("SYNs sent again", backend.syn_retransmissions.to_string());
+    row("SYN retransmissions", backend.syn_retransmissions.to_string());
     row("SYNs as second choice", backend.second_choices.to_string());
     table.render()
 }
@@ -252,7 +252,10 @@ pub(super) fn state(backend: &Backend) -> String {
     let drained = (drains && !backend.has_flows()).then(|| String::from("no flow left"));
     let silent = backend.is_estimated_over().then(|| format!("silent for {QUIET_SECS}s"));
     let closing = backend.drains() && backend.pins_closing > 0;
-    let closing = closing.then(|| format!("{} pins closing", format_count(backend.pins_closing)));
+    let closing = closing.then(|| {
+        let plural = if backend.pins_closing == 1 { "" } else { "s" };
+        format!("{} pin{plural} closing", format_count(backend.pins_closing))
+    });
     let down = backend.condition == Condition::HardDown;
     let (word, seen) = match (backend.admin, &backend.unusable) {
         (Admin::Enabled, Some(_)) if !down => ("unresolved", None),

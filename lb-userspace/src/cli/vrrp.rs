@@ -11,7 +11,7 @@ use crate::{
     api::Failover,
     status::{Pair, Peer, Status},
     sync::Key,
-    units::{format_bytes, format_count, format_duration},
+    units::{counted, format_bytes, format_count, format_duration},
     vrrp::{RouterStatus, State},
 };
 
@@ -114,7 +114,11 @@ fn status(pair: &Pair, now: SystemTime) -> String {
     let mut text = table.render();
     for router in &pair.routers {
         let name = &router.name;
-        text += &format!("{name} is {}: {}\n", router.state, router.cause);
+        let state = match router.state {
+            State::Fault => "in fault",
+            state => state.name(),
+        };
+        text += &format!("{name} is {state}: {}\n", router.cause);
         for problem in &router.problems {
             text += &format!("{name}: PROBLEM: {problem}\n");
         }
@@ -245,7 +249,10 @@ fn sync_status(all: &[Peer], now: SystemTime) -> String {
         let strange = peer.session.counters.unauthentic + peer.session.counters.replayed;
         if strange > 0 {
             let name = peer.name();
-            text += &format!("{name}: {strange} packets not taken: not authentic, or repeated\n");
+            text += &format!(
+                "{name}: {} not taken: not authentic, or repeated\n",
+                counted(strange, "packet")
+            );
         }
     }
     text

@@ -11,7 +11,10 @@ use super::{
     check_interface, duration_within, secret,
     tree::{About, Field, Problems, Table},
 };
-use crate::sync::{Config, Key};
+use crate::{
+    sync::{Config, Key},
+    units::counted,
+};
 
 /// The port that peers listen at unless another is given.
 const EXAMPLE: &str = "listen = \"10.0.0.2:3780\"";
@@ -101,7 +104,10 @@ fn read_peers(table: &Table<'_>, listen: Option<SocketAddr>) -> Vec<SocketAddr> 
     let Some(field) = table.required("peers", PEERS) else { return ordered };
     let items = field.strings(PEERS).unwrap_or_default();
     if items.is_empty() || items.len() > MOST_PEERS {
-        field.refuse(format!("{} peers; name 1 to {MOST_PEERS}, as {PEERS}", items.len()));
+        field.refuse(format!(
+            "{}; name 1 to {MOST_PEERS}, as {PEERS}",
+            counted(items.len(), "peer")
+        ));
     }
     for item in items {
         let Some(peer) = item.parsed(PEERS, address) else { continue };

@@ -394,7 +394,7 @@ impl<B: Balancer> Daemon<B> {
         };
         let name = &router.name;
         if self.leaving.is_some() || self.node.draining_since.is_some() {
-            return Err("the node is to leave itself".into());
+            return Err("the node is draining itself".into());
         }
         match self.vrrp.state(key) {
             State::Fault => return Err(format!("{name} is in fault there")),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::{
     desired::{Admin, Backend, Desired, Service, ServiceKey},
     edit::{AdminChange, Edit},
+    units::counted,
 };
 
 /// What a change would take away that takes a yes; none: it may go on.
@@ -18,9 +19,9 @@ pub(super) fn loss(
     let (name, address, takes_it_out) = match edit {
         Edit::RemoveService { name } => {
             let backends = desired.services.get(name)?.backends.len();
-            let plural = if backends == 1 { "" } else { "s" };
+            let backends = counted(backends, "backend");
             return Some(format!(
-                "this ends service {name}, which has {backends} backend{plural}: its connections break"
+                "this ends service {name}, which has {backends}: its connections break"
             ));
         }
         Edit::ChangeBackend { service, address, change } => {

@@ -22,6 +22,7 @@ use crate::{
     reconcile::Standing,
     settings::Tunnel,
     status::Status,
+    units::counted,
 };
 
 /// Who asks the backends.
@@ -248,7 +249,7 @@ impl Health {
             let before = self.standings.get(key).copied();
             let up = match now.enabled {
                 0 => "no backend may take new flows".to_owned(),
-                enabled => format!("{} of {enabled} backends are up", now.up),
+                enabled => format!("{} of {} up", now.up, counted(enabled, "backend")),
             };
             let mut tell = |kind, what: &str| {
                 let message = format!("service {name} {what}");

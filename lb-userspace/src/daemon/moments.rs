@@ -11,7 +11,7 @@ use crate::{
     clock::Jump,
     engine::{InterfaceEvent, InterfaceEventKind, Suspicion},
     events::{Kind, News},
-    units::format_duration,
+    units::{counted, format_duration},
 };
 
 impl<B: Balancer> Daemon<B> {
@@ -82,12 +82,10 @@ impl<B: Balancer> Daemon<B> {
             Jump::Back(by) => (by, "back"),
         };
         let by = format_duration(Duration::from_secs(by.as_secs()));
-        let plural = if shifted == 1 { "" } else { "s" };
+        let deadlines = counted(shifted, "deadline");
         self.effects.events.record(News::new(
             Kind::ClockJumped,
-            format!(
-                "the time of day went {way} by {by}; {shifted} deadline{plural} of drains with it"
-            ),
+            format!("the time of day went {way} by {by}; {deadlines} of drains with it"),
             "the clock was set",
         ));
         if shifted > 0 {

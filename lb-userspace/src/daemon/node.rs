@@ -1,4 +1,4 @@
-//! The node as a whole: whether it is to leave for maintenance.
+//! The node as a whole: whether it is drained for maintenance.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -11,15 +11,15 @@ use crate::{
 };
 
 impl<B: Balancer> Daemon<B> {
-    /// Marks the node as leaving, or takes that back. One that is to leave hands its virtual routers
-    /// over, and answers when that is over.
+    /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
+    /// answers when that is over.
     pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, tell: Tell<Done>) {
         let (message, mut notes) = match (change.draining, self.node.draining_since) {
             (true, Some(since)) => {
                 (format!("this node is draining since {}", rfc3339::format(since)), self.advice())
             }
             (true, None) => ("this node drains".to_owned(), self.advice()),
-            (false, _) => ("this node stays".to_owned(), Vec::new()),
+            (false, _) => ("this node is enabled".to_owned(), Vec::new()),
         };
         let is_new = change.draining != self.node.draining_since.is_some();
         if terms.dry_run {
@@ -40,8 +40,11 @@ impl<B: Balancer> Daemon<B> {
             let draining_since = change.draining.then(|| self.now().wall);
             self.node = Node { draining_since };
             let (kind, message) = match change.draining {
-                true => (Kind::NodeDraining, "the node is to leave, and forwards until then"),
-                false => (Kind::NodeEnabled, "the node stays"),
+                true => (
+                    Kind::NodeDraining,
+                    "this node drains: its virtual routers are handed over, and it goes on forwarding",
+                ),
+                false => (Kind::NodeEnabled, "this node is enabled"),
             };
             self.effects.events.record(News::new(kind, message, "lbctl"));
             kept = Some(self.keep());

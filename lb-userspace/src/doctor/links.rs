@@ -7,6 +7,7 @@ use super::{
 use crate::{
     netlink::{generic::xdp_act, trunks::STRIPPING},
     settings::XdpModes,
+    units::counted,
 };
 
 /// The configured interfaces that exist.
@@ -123,7 +124,7 @@ pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
             most => ("combined", channels.combined, most),
         };
         let wanted = cpus.min(most);
-        let found = format!("{name} has {now} queues for {cpus} CPUs");
+        let found = format!("{name} has {} for {}", counted(now, "queue"), counted(cpus, "CPU"));
         Some(if now < wanted {
             let why = "only as many CPUs balance as there are queues";
             Finding::warning(CHECK, found, why)

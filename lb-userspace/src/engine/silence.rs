@@ -21,6 +21,7 @@ use crate::{
     datapath::{BackendTotals, DataPlane},
     desired::{Protocol, ServiceKey},
     health::Target,
+    units::counted,
 };
 
 /// SYNs after which nothing else came: of so many clients one would have answered.
@@ -130,7 +131,9 @@ impl Memory {
         let (since, before) = self.unanswered?;
         let (syns, lasts) = (counts.syns - before, now.saturating_sub(since));
         let silent = (syns >= UNANSWERED && lasts >= UNANSWERED_FOR) || lasts >= ONE_UNANSWERED_FOR;
-        silent.then(|| format!("{syns} SYNs in {} ms and no other packet", lasts.as_millis()))
+        silent.then(|| {
+            format!("{} in {} ms and no other packet", counted(syns, "SYN"), lasts.as_millis())
+        })
     }
 }
 
@@ -140,8 +143,11 @@ fn outlier(one: Counts, rest: Counts) -> Option<String> {
     let comparable = one.syns >= SAMPLE && rest.syns >= SAMPLE;
     if comparable && one.others * rest.syns * FACTOR < rest.others * one.syns {
         return Some(format!(
-            "{} packets follow {} SYNs, where {} follow {} to the other backends",
-            one.others, one.syns, rest.others, rest.syns,
+            "{} and {} came, where the other backends have {} and {}",
+            counted(one.syns, "SYN"),
+            counted(one.others, "other packet"),
+            counted(rest.syns, "SYN"),
+            counted(rest.others, "other packet"),
         ));
     }
     if one.again < RETRANSMISSIONS || one.again * 10 < one.syns || rest.syns == 0 {
@@ -151,8 +157,11 @@ fn outlier(one: Counts, rest: Counts) -> Option<String> {
     let stands_out = one.again * (rest.syns + 1) > (rest.again + 1) * one.syns * FACTOR;
     stands_out.then(|| {
         format!(
-            "{} of {} SYNs were sent again, {} of {} to the other backends",
-            one.again, one.syns, rest.again, rest.syns,
+            "{} of {} retransmitted, {} of {} to the other backends",
+            one.again,
+            counted(one.syns, "SYN"),
+            rest.again,
+            rest.syns,
         )
     })
 }

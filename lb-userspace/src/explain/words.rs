@@ -24,6 +24,7 @@ use crate::{
     desired::{Admin, Mode, ServiceKey},
     health::Condition,
     status::{self, Status},
+    units::counted,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -370,13 +371,16 @@ impl<'a> Book<'a> {
             false => (tokens + elapsed * rate / SECOND).min(rate.max(tokens)),
         };
         let left = if now == 0 { "spent: no pin" } else { "a pin can be had" };
-        format!("{now} of {rate} pins of this second left on CPU {}: {left}", self.cpu)
+        format!("{now} of {} of this second left on CPU {}: {left}", counted(rate, "pin"), self.cpu)
     }
 
     fn silence(&self, id: u16, word: Unanswered) -> String {
         let of = self.backend(id);
         match word.is_silence(self.nanos) {
-            true => format!("{of} has answered none of {} SYNs: taken for silent", word.syns()),
+            true => {
+                let syns = counted(word.syns(), "SYN");
+                format!("{of} has answered none of {syns}: taken for silent")
+            }
             false => format!("{of} is not known to be silent"),
         }
     }
@@ -462,7 +466,7 @@ impl<'a> Book<'a> {
             }
             Write::Unpinned(slot) => format!("slot {slot}: stamp of the base owner"),
             Write::Pinned(slot) => format!("slot {slot}: stamp of pins"),
-            Write::Token(left) => format!("budget: {left} pins left of this second"),
+            Write::Token(left) => format!("budget: {} left of this second", counted(*left, "pin")),
             Write::Mark => "mark of the SYN".into(),
             Write::Opening => "the handshake that begins is noted".into(),
             Write::Fragment(id) => format!("fragments follow to {}", self.backend(*id)),

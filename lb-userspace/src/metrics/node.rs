@@ -25,7 +25,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         truth(status.state_file_error.is_some()),
     )?;
     page.gauge(
-        Family::new("lb_node_draining", "Whether the node is to leave, for maintenance"),
+        Family::new("lb_node_draining", "Whether the node is draining, for maintenance"),
         truth(status.node.draining_since.is_some()),
     )?;
     program(page, status)?;

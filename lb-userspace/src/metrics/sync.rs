@@ -48,7 +48,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         all(|peer| peer.session.refused.is_some()),
     )?;
     page.gauges(
-        Family::new("lb_sync_peer_draining", "Whether a peer is to leave"),
+        Family::new("lb_sync_peer_draining", "Whether a peer is draining"),
         all(|peer| peer.draining),
     )?;
     page.gauges(

@@ -154,7 +154,10 @@ fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
             Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
         }
         _ if !tables.has_room(key) => Err(Obstacle::Awaited(no_room(next_hop))),
-        _ => Err(Obstacle::Awaited(format!("neighbour {next_hop} on {name} was asked"))),
+        _ => {
+            let how = if next_hop.is_ipv4() { "ARP" } else { "NDP" };
+            Err(Obstacle::Awaited(format!("{how} for {next_hop} on {name} awaits an answer")))
+        }
     }
 }
 
@@ -386,9 +389,15 @@ mod tests {
         let pending = |reason: &str| Resolution::Pending { reason: reason.into() };
         assert_eq!(resolve(&backend, &tables), pending("the route to 10.0.0.3 is looked up"));
         tables.routes.insert(backend.address, Route::Via { oif: 1, gateway: None, mtu: None });
-        assert_eq!(resolve(&backend, &tables), pending("neighbour 10.0.0.3 on eth0 was asked"));
+        assert_eq!(
+            resolve(&backend, &tables),
+            pending("ARP for 10.0.0.3 on eth0 awaits an answer")
+        );
         set(&mut tables, 1, "10.0.0.3", NeighbourState::Incomplete, None);
-        assert_eq!(resolve(&backend, &tables), pending("neighbour 10.0.0.3 on eth0 was asked"));
+        assert_eq!(
+            resolve(&backend, &tables),
+            pending("ARP for 10.0.0.3 on eth0 awaits an answer")
+        );
     }
 
     #[test]
@@ -467,7 +476,7 @@ mod tests {
         assert!(!tables.note_room(key, true));
         assert_eq!(
             resolve(&backend, &tables),
-            Resolution::Pending { reason: "neighbour 10.0.0.9 on eth0 was asked".into() }
+            Resolution::Pending { reason: "ARP for 10.0.0.9 on eth0 awaits an answer".into() }
         );
     }
 

@@ -76,7 +76,7 @@ pub struct Facts {
     pub fingerprint: Fingerprint,
     /// How its virtual routers stand.
     pub routers: BTreeMap<RouterKey, RouterFacts>,
-    /// Whether it is to leave.
+    /// Whether it is draining.
     pub draining: bool,
 }
 

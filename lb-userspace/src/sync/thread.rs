@@ -32,7 +32,7 @@ use super::{
     session::{Action, Event, Session, Target},
     wire,
 };
-use crate::vrrp::RouterKey;
+use crate::{units::counted, vrrp::RouterKey};
 
 /// Most peers of a node.
 const PEERS: usize = 15;
@@ -175,7 +175,7 @@ impl Drop for Link {
 
 fn check(config: &Config) -> Result<()> {
     let Config { listen, peers, multicast, .. } = config;
-    ensure!(peers.len() <= PEERS, "{} peers; a node has {PEERS} at most", peers.len());
+    ensure!(peers.len() <= PEERS, "{}; a node has {PEERS} at most", counted(peers.len(), "peer"));
     for (at, peer) in peers.iter().enumerate() {
         ensure!(peer.is_ipv4() == listen.is_ipv4(), "peer {peer} is not of the family of {listen}");
         ensure!(peer != listen, "peer {peer} is this node itself");

@@ -87,7 +87,7 @@ pub struct Facts {
     pub healthy: BTreeMap<String, u32>,
     /// The services that a backend serves, with their VIPs.
     pub served: BTreeSet<(IpAddr, String)>,
-    /// Whether the node is to leave: it is Active only while nobody else can be.
+    /// Whether the node is draining: it is Active only while nobody else can be.
     pub draining: bool,
     /// Routers of which another node's flows are not known here yet, though they could be: none of
     /// these preempts, for a while, or until the Active router lowers its priority.

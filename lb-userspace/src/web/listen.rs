@@ -137,7 +137,7 @@ impl Doors {
                         welcome(listener, address.ip(), Arc::clone(crowd), Arc::clone(current));
                     door.listens = Some(tokio::spawn(task).abort_handle());
                     door.obstacle = None;
-                    tracing::info!(%address, protection = self.protection, "answers over HTTP who only looks");
+                    tracing::info!(%address, protection = self.protection, "HTTP listener is open, read-only");
                 }
                 Err(error) => {
                     let why = format!("{error:#}");

@@ -1,4 +1,4 @@
-//! The doors for who only looks: HTTP over TCP, with metrics, the dashboard, `/healthz`, `/readyz` and
+//! The read-only listener: HTTP over TCP, with metrics, the dashboard, `/healthz`, `/readyz` and
 //! what the API tells. Nothing that changes something comes in here, whoever asks.
 //!
 //! It has a thread of its own, so that who floods it holds up nobody but other lookers. What it can

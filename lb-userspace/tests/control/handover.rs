@@ -244,7 +244,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover --all");
     asked(&lbd).await;
-    lbd.script.says(sync::Report::Answer(PEER, Err("it is to leave itself".into())));
+    lbd.script.says(sync::Report::Answer(PEER, Err("it is draining itself".into())));
     // What comes after the answer is seen.
     let leaves = sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
     lbd.script.says(sync::Report::Facts(PEER, leaves));
@@ -254,7 +254,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let ran = failover.await.expect("no panic");
     assert_eq!(
         ran.err,
-        "lbctl: main stays here: lb2 does not take it: it is to leave itself; nothing was interrupted; see 'lbctl vrrp status' on both nodes\n"
+        "lbctl: main stays here: lb2 does not take it: it is draining itself; nothing was interrupted; see 'lbctl vrrp status' on both nodes\n"
     );
     assert_eq!(ran.code, Some(1));
     let withdrawn = |deed: &Deed| (*deed == Deed::Withdraw(PEER)).then_some(());
@@ -263,7 +263,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let told = handovers(&lbd).await;
     assert_eq!(
         told,
-        ["main is not handed over, and stays: lb2 does not take it: it is to leave itself"]
+        ["main is not handed over, and stays: lb2 does not take it: it is draining itself"]
     );
     lbd.stop().await;
 }
@@ -363,7 +363,7 @@ async fn this_node_takes_over_only_what_it_can_serve() {
         Some("this node takes main over from lb2")
     );
     lbctl(&place, "node drain").await;
-    ask(Err("the node is to leave itself")).await;
+    ask(Err("the node is draining itself")).await;
     lbd.stop().await;
 }
 

@@ -71,7 +71,7 @@ interface eth0: XDP native, attached
 services 1 of 512, backends 3 of 4096, pins 12345 of 262144
 
 service web: tcp 10.0.0.100:80, dsr, 1009 slots, idle timeout 15m, 9.9 % of the ring in flux
-  BACKEND    STATE                    WEIGHT   SHARE  PACKETS     BYTES  NEW FLOWS   PINS  BY
+  BACKEND    STATE                    WEIGHT   SHARE  PACKETS     BYTES  NEW FLOWS   PINS  INTERFACE
   10.0.0.11  up                            2  49.6 %    1.00M  3.00 MiB          7  12.3k  eth0
   10.0.0.12  unresolved (no answer)        2  49.6 %    1.00M  3.00 MiB          7  12.3k  -
   10.0.0.13  draining (no flow left)       2   0.0 %    1.00M  3.00 MiB          7      0  eth0

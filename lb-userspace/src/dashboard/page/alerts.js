@@ -22,10 +22,10 @@ export function find(node) {
   for (const peer of node.peers) addPeer(add, peer);
   for (const [what, { used, capacity }] of Object.entries(node.usage)) {
     if (capacity > 0 && used >= 0.9 * capacity) {
-      add('warning', `There is room for ${capacity} ${what}, and ${used} are there: raise limits.${what}`);
+      add('warning', `${used} of at most ${capacity} ${what} in use: raise limits.${what}`);
     }
   }
-  if (node.draining_since) add('note', 'This node is to leave: it hands its virtual routers over, and forwards until then');
+  if (node.draining_since) add('note', 'This node drains: its virtual routers are handed over, and it goes on forwarding');
   const order = ['error', 'warning', 'note'];
   return found.sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
 }
@@ -34,11 +34,13 @@ function addService(add, name, service) {
   const backends = Object.values(service.backends);
   if (backends.length === 0) return add('note', `${name} has no backends`);
   if (service.panic) {
-    add('error', `${name} is in panic: ${service.up} of ${service.enabled} backends are up, and checks are ignored`);
+    add('error', `${name} is in panic: ${service.up} of ${several(service.enabled, 'backend')} up, and checks are ignored`);
+  } else if (service.enabled === 0) {
+    add('error', `${name}: all backends are drained or disabled, and none takes new flows`);
   } else if (service.up === 0) {
     add('error', `${name}: no backend can take new flows`);
   } else if (!service.ready) {
-    add('warning', `${name} is not ready: ${service.up} of ${service.enabled} backends are up`);
+    add('warning', `${name} is not ready: ${service.up} of ${several(service.enabled, 'backend')} up`);
   }
   if (service.on_backups) add('warning', `${name} is served by its backups: no other backend is up`);
   const bad = Object.entries(service.backends).filter(([, backend]) => isTrouble(backend));

@@ -11,7 +11,7 @@ export const COLUMNS = [
   ['State', 'state', 'What it does, and why'],
   ['Last 5 min', 'health', 'Its states; a mark at the top is a check that failed'],
   ['Weight', 'weight number', 'Its weight'],
-  ['Share: ring, packets', 'share', 'Its slots of the ring, and its packets of the last second'],
+  ['Share of ring and packets', 'share', 'Its slots of the ring, and its packets of the last second'],
   ['Packets/s', 'rate packets', 'Packets per second'],
   ['Bytes/s', 'rate bytes', 'Bytes per second'],
   ['New flows/s', 'rate flows', 'New flows per second'],
@@ -38,8 +38,8 @@ export function create(service, address) {
     return made;
   };
   const rates = ['packets', 'bytes', 'flows'].map((kind) => ({ figure: make('span', { class: 'figure' }), curve: curve(kind) }));
-  const ring = bar('Of the ring');
-  const traffic = bar('Of the packets');
+  const ring = bar('ring', 'Its share of the slots of the ring');
+  const traffic = bar('packets', 'Its share of the packets of the last second');
   const row = make(
     'tr',
     { role: 'row' },
@@ -62,10 +62,10 @@ export function create(service, address) {
   return part;
 }
 
-function bar(title) {
+function bar(name, title) {
   const fill = make('i');
   const figure = make('span');
-  return { root: make('div', { class: 'bar-of', title }, make('span', { class: 'rail', 'aria-hidden': 'true' }, fill), figure, make('span', { class: 'hidden', text: ` ${title.toLowerCase()}` })), fill, figure };
+  return { root: make('div', { class: 'bar-of', title }, make('span', { class: 'of', text: name }), make('span', { class: 'rail', 'aria-hidden': 'true' }, fill), figure), fill, figure };
 }
 
 function showBar(its, part, all) {
@@ -165,7 +165,7 @@ function facts(part, backend, now) {
     ['Slots', `${count(backend.slots)} for new flows, ${count(backend.base_slots)} for older ones`],
     ['Pins', `${backend.pins_stale ? 'at least ' : ''}${count(backend.pins)}${backend.pins_closing ? `, ${count(backend.pins_closing)} of them closing` : ''}`],
     ['Packets without a pin', count(backend.unpinned)],
-    ['SYNs sent again', count(backend.resent)],
+    ['SYN retransmissions', count(backend.resent)],
     ['SYNs as second choice', count(backend.second)],
     ['Next hop', backend.mac ? `${backend.mac} by ${backend.interface}` : 'not known'],
   ];

@@ -37,12 +37,24 @@ const REASONS = {
 
 /** Shows all of it. */
 export function show(node) {
+  role(node);
   tiles(node);
   drains(node);
   routers(node);
   peers(node);
   datapath(node);
   verdicts(node);
+}
+
+/** Why a Backup's rates are zero. */
+function role(node) {
+  const line = find('#role');
+  line.hidden = node.routers.length === 0 || node.routers.some(({ state }) => state !== 'backup');
+  if (line.hidden) return;
+  const holds = (peer, key) => peer.connected && peer.routers.some((its) => its.key === key && its.state === 'active');
+  const active = node.routers.map(({ key, active: heard }) => node.peers.find((peer) => holds(peer, key))?.name ?? heard);
+  const names = [...new Set(active.filter(Boolean))].join(', ');
+  say(line, `Backup: the Active node${names ? ` (${names})` : ''} forwards, and rates here are zero until this node takes over.`);
 }
 
 function tiles(node) {
@@ -63,7 +75,7 @@ function tiles(node) {
     },
     {
       name: 'Pins', unit: '', value: short(node.usage.pins.used),
-      note: `${percent(node.usage.pins.used, node.usage.pins.capacity)} of the room`,
+      note: `${percent(node.usage.pins.used, node.usage.pins.capacity)} of the capacity`,
     },
   ];
   keep(find('.tiles'), all, ({ name }) => name, ({ name, kind }) => {
@@ -192,7 +204,7 @@ function peers(node) {
       some.push(`its flows here: ${peer.here ? 'all' : 'not all'}`, `ours there: ${peer.there ? 'all' : 'not all'}`);
     }
     if (peer.round_trip_micros && peer.connected) some.push(`round trip ${micros(peer.round_trip_micros)}`);
-    if (peer.draining) some.push('it is to leave');
+    if (peer.draining) some.push('draining');
     say(part.text, some.join(', '));
   });
 }

@@ -172,6 +172,7 @@ function stand(service, backends) {
   const up = `${service.up} of ${service.enabled} up`;
   if (backends.length === 0) return ['disabled', 'no backends'];
   if (service.panic) return ['down', `panic, ${up}`];
+  if (service.enabled === 0) return ['down', 'all drained or disabled'];
   if (service.up === 0) return ['down', up];
   if (!service.ready) return ['suspect', `not ready, ${up}`];
   if (service.on_backups) return ['backup', `on backups, ${up}`];

@@ -133,9 +133,9 @@ pub struct Standing {
     /// After how many of its transitions `holds_back` was found; after another one it holds back
     /// until that is found anew. None: it depends on none.
     pub known_after: Option<u64>,
-    /// Whether its node is to leave: it is the last choice of all.
+    /// Whether its node is draining: it is the last choice of all.
     pub draining: bool,
-    /// Whether the Active router's node is to leave, so that its priority is low, and says so by another
+    /// Whether the Active router's node is draining, so that its priority is low, and says so by another
     /// way.
     pub drains_there: bool,
     /// Whether the Active router hands over when it learns by another way that this one would preempt,
