@@ -127,6 +127,8 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
         "-o json sync status",
         "config diff",
         "-o json config diff",
+        "config show",
+        "-o json config show",
         "config save --dry-run",
         "config reload --dry-run",
         "log level",
@@ -143,7 +145,9 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     // A configuration that has changed, in everything that is secret.
     let other = config.replace(SEED, &SEED.replace('a', "b")).replace(PASSWORD, "0therpw");
     fs::write(balancer.config(), &other)?;
-    for words in ["config diff", "config reload --dry-run", "config reload", "events"] {
+    for words in
+        ["config diff", "config reload --dry-run", "config reload", "config show", "events"]
+    {
         let args: Vec<_> = words.split(' ').collect();
         told.push((format!("lbctl {words}, changed"), text(&balancer.lbctl_output(&args)?)));
     }

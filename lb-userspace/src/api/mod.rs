@@ -20,6 +20,7 @@
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`crate::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |
+//! | `GET /v1/config` | | [`Shown`] |
 //! | `GET /v1/config/diff` | | [`ConfigDiff`] |
 //! | `POST /v1/config/save?dry_run=true` | | [`Saved`] |
 //! | `GET /v1/vrrp` | | [`crate::status::Pair`]: the virtual routers, and the peers |
@@ -103,7 +104,7 @@ pub struct Terms {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeChange {
-    /// Whether it is to leave.
+    /// Whether it is draining.
     pub draining: bool,
 }
 
@@ -193,6 +194,15 @@ pub struct Pending {
     pub restart: Vec<String>,
 }
 
+/// What is in force, as a configuration's file would say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The configuration's file.
+    pub file: PathBuf,
+    /// The text of such a file, without passwords and seeds.
+    pub toml: String,
+}
+
 /// What was written into the file, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
@@ -233,6 +243,8 @@ pub enum Request {
     Reload(Terms, oneshot::Sender<Result<Reloaded, Refusal>>),
     /// How the file, the configuration in force and what is in force differ.
     ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
+    /// What is in force, as a file would say it.
+    ConfigShow(oneshot::Sender<Result<Shown, Refusal>>),
     /// What is in force, to be written into the configuration's file.
     ConfigSave {
         /// Whether it is only to be told.

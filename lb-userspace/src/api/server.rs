@@ -14,7 +14,9 @@ use axum::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{ConfigDiff, Done, Error, Reloaded, Request, Saved, Terms, peer, socket::Listener};
+use super::{
+    ConfigDiff, Done, Error, Reloaded, Request, Saved, Shown, Terms, peer, socket::Listener,
+};
 use crate::{
     dashboard,
     edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
@@ -86,7 +88,7 @@ pub fn router(
         .fallback(no_such_path)
 }
 
-/// What only tells, and is served to who only looks as well.
+/// What only tells, and is served over the read-only listener as well.
 pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -112,6 +114,7 @@ fn changing(daemon: mpsc::Sender<Request>) -> Router {
             post(add_backend).patch(change_backend).delete(remove_backend),
         )
         .route("/v1/reload", post(reload))
+        .route("/v1/config", get(config_show))
         .route("/v1/config/diff", get(config_diff))
         .route("/v1/config/save", post(config_save))
         .route("/v1/vrrp/failover", post(failover))
@@ -256,6 +259,10 @@ async fn reload(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Rel
 struct Save {
     #[serde(default)]
     dry_run: bool,
+}
+
+async fn config_show(State(daemon): Daemon) -> Answer<Shown> {
+    ask(&daemon, Request::ConfigShow).await.map(Json)
 }
 
 async fn config_diff(State(daemon): Daemon) -> Answer<ConfigDiff> {

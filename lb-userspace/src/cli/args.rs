@@ -1,6 +1,6 @@
 //! The grammar of `lbctl`.
 
-use std::{net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -85,7 +85,7 @@ pub(super) enum Command {
     /// Show the peers that know this node's flows, and make a key for them.
     #[command(subcommand)]
     Sync(SyncCommand),
-    /// Check and reload the configuration, compare it to what is in force, and save that.
+    /// Check, show, compare, reload and save the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Show and change how much lbd logs.
@@ -169,28 +169,28 @@ pub(super) struct ServiceAdd {
     #[arg(long, value_parser = rules::vip)]
     vip: IpAddr,
     /// The port that clients connect to.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_parser = number::<u16>(1..=65_535))]
     port: u16,
-    /// tcp or udp.
-    #[arg(long, default_value = "tcp", value_parser = word::<Protocol>)]
+    /// The protocol.
+    #[arg(long, default_value = "tcp", value_name = "tcp|udp", value_parser = word::<Protocol>)]
     protocol: Protocol,
     /// dsr (the backends are on the link) or ipip (they may be behind routers).
-    #[arg(long, default_value = "dsr", value_parser = word::<Mode>)]
+    #[arg(long, default_value = "dsr", value_name = "dsr|ipip", value_parser = word::<Mode>)]
     mode: Mode,
-    /// For UDP: oneshot, tracked or quic.
-    #[arg(long, value_parser = word::<UdpPolicy>)]
+    /// For UDP: how datagrams of one client are kept together.
+    #[arg(long, value_name = "oneshot|tracked|quic", value_parser = word::<UdpPolicy>)]
     udp: Option<UdpPolicy>,
     /// How long a silent flow is kept, as 15m.
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
     /// Slots of the ring, a prime.
-    #[arg(long)]
-    ring_slots: Option<NonZeroU32>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::<u32>(2..=rules::MAX_RING_SLOTS.into()))]
+    ring_slots: Option<u32>,
     /// Flows per second that may be pinned while backends change.
-    #[arg(long)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::<u32>(0..=u32::MAX.into()))]
     syn_budget: Option<u32>,
     /// How long a drain may take, as 1h; without it, as long as flows last.
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     drain_deadline: Option<Duration>,
     #[command(flatten)]
     policy: PolicyArgs,
@@ -241,10 +241,10 @@ pub(super) enum BackendCommand {
         #[arg(long, value_enum, default_value_t = Until::Estimated, requires = "wait")]
         until: Until,
         /// Move flows that are left after this time, as 10m.
-        #[arg(long, value_parser = parse_duration)]
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
         deadline: Option<Duration>,
         /// Wait no longer than this, as 15m; then say what is left, and exit with 1.
-        #[arg(long, value_parser = parse_duration, requires = "wait")]
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
         timeout: Option<Duration>,
         #[command(flatten)]
         ask: Ask,
@@ -313,6 +313,8 @@ pub(super) enum ConfigCommand {
     /// What was said last wins: a value that the file has changed since replaces what lbctl set, and
     /// is named; all other changes by lbctl stay.
     Reload(Dry),
+    /// Show what is in force, as the file would say it; passwords and seeds are hidden.
+    Show,
     /// Show what lbctl changed against the configuration, and what a reload would change.
     Diff {
         /// Exit with 1 if there are differences, or mistakes in the file.
@@ -338,7 +340,7 @@ impl ServiceAdd {
         spec.udp = self.udp;
         spec.policy = self.policy.policy()?;
         spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
-        spec.ring_slots = self.ring_slots.map_or(spec.ring_slots, NonZeroU32::get);
+        spec.ring_slots = self.ring_slots.unwrap_or(spec.ring_slots);
         spec.drain_deadline_secs = self.drain_deadline.map(whole_secs);
         if let Some(idle_timeout) = self.idle_timeout {
             spec.idle_timeout_secs = idle_timeout.as_secs();
@@ -354,6 +356,23 @@ pub(super) enum Until {
     Estimated,
     /// No flow can be left.
     Proven,
+}
+
+/// A number within a range, refused in the words that a configuration is refused in.
+fn number<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            let wrong = match text.parse::<i128>() {
+                Ok(number) => format!("{number} is out of range"),
+                Err(_) => format!("`{text}` is no number"),
+            };
+            format!("{wrong}; a number from {least} to {most} is expected")
+        })
+    }
 }
 
 /// A word of an enum, as JSON has it.
@@ -402,7 +421,29 @@ mod tests {
                 "backend drain web 10.0.0.1 --wait --until soon",
                 "[possible values: estimated, proven]",
             ),
-            ("service add web --vip 10.0.0.1 --port 0", "0 is not in 1..=65535"),
+            (
+                "service add web --vip 10.0.0.1 --port 0",
+                "0 is out of range; a number from 1 to 65535 is expected",
+            ),
+            (
+                "service add web --vip 10.0.0.1 --port -1",
+                "-1 is out of range; a number from 1 to 65535",
+            ),
+            (
+                "service add w --vip 10.0.0.1 --port 1 --ring-slots 0",
+                "0 is out of range; a number from 2 to 1048573",
+            ),
+            ("service add w --vip 10.0.0.1 --port www", "`www` is no number; a number from"),
+            (
+                "service add w --vip 10.0.0.1 --port 1 --syn-budget -1",
+                "-1 is out of range; a number from 0 to",
+            ),
+            ("events --backend 10.0.0.11:80", "write the address alone"),
+            ("flows --backend web1", "`web1` is no IP address; write one as"),
+            ("capture --backend web1", "`web1` is no IP address; write one as"),
+            ("doctor backend --vip web1", "`web1` is no IP address; write one as"),
+            ("decap attach --dev eth0 --vip 10.0.0.1:80", "write the address alone"),
+            ("explain tcp web1 10.0.0.1", "`web1` is no address; write one as 10.0.0.100:80"),
             (
                 "service add web --vip 10.0.0.1 --port 1 --mode nat",
                 "`nat` is unknown; write one of \"dsr\", \"ipip\"",

@@ -21,7 +21,8 @@ use super::{
 use crate::{
     api::{Done, client::Client},
     capture::{Spec, pcapng::Follower},
-    units::parse_duration,
+    rules,
+    units::{counted, parse_duration},
 };
 
 /// Which packets, and how many.
@@ -34,7 +35,7 @@ pub(super) struct CaptureArgs {
     #[arg(long, add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only packets to this backend.
-    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
+    #[arg(long, value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
     backend: Option<IpAddr>,
     /// Only packets that end so: forwarded, passed, dropped, or a reason as no_backend; several by
     /// commas.
@@ -146,7 +147,7 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
         follower.follow(&piece);
         progress.show(|| {
             let time = began.elapsed().as_secs_f64();
-            format!("{} packets, {time:.1} s; Ctrl-C ends it ", follower.packets)
+            format!("{}, {time:.1} s; Ctrl-C ends it ", counted(follower.packets, "packet"))
         });
     }
     drop(progress);
@@ -154,7 +155,7 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
     let captured = Captured { packets: follower.packets, file, summary: follower.sum };
     let text = || {
         let to = args.write.display();
-        let mut text = format!("{} packets written to {to}\n", captured.packets);
+        let mut text = format!("{} written to {to}\n", counted(captured.packets, "packet"));
         match &captured.summary {
             Some(summary) => text += &format!("{summary}\n"),
             None => text += "lbd ended before the capture did\n",

@@ -38,7 +38,7 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "TIME", requires = "check")]
     check_timeout: Option<String>,
     /// Where the question goes: vip (the way that clients' packets go) or backend.
-    #[arg(long, value_name = "WAY", requires = "check")]
+    #[arg(long, value_name = "vip|backend", requires = "check")]
     check_via: Option<String>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct PolicyArgs {
     min_healthy: Option<String>,
     /// What becomes of the flows of a backend that is down and whose host answers: keep (the
     /// default) or move.
-    #[arg(long, value_name = "WHAT")]
+    #[arg(long, value_name = "keep|move")]
     on_down: Option<String>,
     /// Don't try a second backend where one is silent to a client.
     #[arg(long)]

@@ -10,7 +10,7 @@ use super::{
     args::{ConfigCommand, Dry},
     check_config, done_text,
 };
-use crate::api::{ConfigDiff, Reloaded, Saved, client::Client};
+use crate::api::{ConfigDiff, Reloaded, Saved, Shown, client::Client};
 
 pub(super) async fn run(
     command: &ConfigCommand,
@@ -23,6 +23,10 @@ pub(super) async fn run(
             let path = format!("/v1/reload?dry_run={dry_run}");
             let reloaded: Reloaded = client.send(Method::POST, &path, Bytes::new()).await?;
             printer.print(&reloaded, || done_text(&reloaded.done))?;
+        }
+        ConfigCommand::Show => {
+            let shown: Shown = client.get("/v1/config").await?;
+            printer.print(&shown, || shown.toml.clone())?;
         }
         ConfigCommand::Diff { exit_code } => {
             let diff: ConfigDiff = client.get("/v1/config/diff").await?;

@@ -15,6 +15,7 @@ use crate::{
     config,
     datapath::decap,
     flows::Prefix,
+    rules,
     units::{format_bytes, format_count},
 };
 
@@ -27,10 +28,10 @@ pub(super) enum DecapCommand {
         #[arg(long)]
         dev: String,
         /// A destination of tunnelled packets; all addresses of the interface unless given.
-        #[arg(long = "address")]
+        #[arg(long = "address", value_name = "ADDRESS", value_parser = rules::backend_address)]
         addresses: Vec<IpAddr>,
         /// A VIP that packets in the tunnel may be for; those on the loopback at this moment unless given.
-        #[arg(long = "vip")]
+        #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::vip)]
         vips: Vec<IpAddr>,
         /// Prefixes of addresses that tunnelled packets may come from, as in `tunnel` of the balancers'
         /// configuration; `any`: all.

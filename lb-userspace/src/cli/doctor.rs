@@ -20,6 +20,8 @@ use crate::{
         backend::{self, Question},
         rim,
     },
+    rules,
+    units::counted,
 };
 
 /// What to examine.
@@ -43,7 +45,7 @@ enum Host {
     /// Examine this host as a backend; it needs no lbd.
     Backend {
         /// A VIP that it serves; those on its loopback unless given.
-        #[arg(long = "vip", value_name = "ADDRESS")]
+        #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::vip)]
         vips: Vec<IpAddr>,
         /// How packets come: dsr or ipip; by what is found unless given.
         #[arg(long, value_parser = word::<Mode>)]
@@ -106,13 +108,8 @@ fn told(report: &Report, quiet: bool) -> String {
     let shown = report.findings.iter().filter(|one| !quiet || one.grade != Grade::Ok);
     let mut text: String = shown.map(one).collect();
     let count = |grade| report.count(grade);
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
     let (wrong, warnings) = (count(Grade::Wrong), count(Grade::Warning));
-    text += &format!(
-        "{wrong} wrong, {warnings} warning{}, {} ok\n",
-        plural(warnings),
-        count(Grade::Ok)
-    );
+    text += &format!("{wrong} wrong, {}, {} ok\n", counted(warnings, "warning"), count(Grade::Ok));
     let sysctl = |finding: &Finding| {
         finding.mend.as_ref().is_some_and(|mend| mend.starts_with("sysctl -w "))
     };

@@ -1,9 +1,11 @@
 //! `lbctl explain`: what the balancer does with a packet, and why.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
+    str::FromStr,
 };
 
 use anyhow::Result;
@@ -20,6 +22,8 @@ use crate::{
         saved::{self, Saved},
         sums,
     },
+    status::Status,
+    units::counted,
 };
 
 /// Packets of a saved capture that are asked about at a time.
@@ -34,10 +38,10 @@ pub(super) struct ExplainArgs {
     #[arg(value_parser = super::args::word::<Protocol>, required_unless_present = "pcap", requires = "destination")]
     protocol: Option<Protocol>,
     #[allow(rustdoc::broken_intra_doc_links, reason = "an address, and the words of --help")]
-    /// The client, as 198.51.100.7:4242 or [2001:db8::7]:4242.
-    source: Option<SocketAddr>,
-    /// Whom it talks to, as 10.0.0.100:80.
-    destination: Option<SocketAddr>,
+    /// The client, as 198.51.100.7:4242 or [2001:db8::7]:4242; without a port, one is chosen.
+    source: Option<Endpoint>,
+    /// Whom it talks to, as 10.0.0.100:80; without a port, each service of that VIP and protocol.
+    destination: Option<Endpoint>,
     /// Explain the packets of this capture, pcap or pcapng, one by one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["protocol", "made"])]
     pcap: Option<PathBuf>,
@@ -104,6 +108,39 @@ struct MadeArgs {
     from: Option<IpAddr>,
 }
 
+/// The port of a client of which only the address is given: the first dynamic one (RFC 6335, 6).
+const CLIENT_PORT: u16 = 49_152;
+
+/// An address, and a port if it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Endpoint {
+    address: IpAddr,
+    port: Option<u16>,
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(socket) = text.parse::<SocketAddr>() {
+            return Ok(Self { address: socket.ip(), port: Some(socket.port()) });
+        }
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        match bare.parse() {
+            Ok(address) => Ok(Self { address, port: None }),
+            Err(_) => Err(format!(
+                "`{text}` is no address; write one as 10.0.0.100:80, [fd00::100]:80 or 10.0.0.100"
+            )),
+        }
+    }
+}
+
+/// The ports of a VIP's services of this protocol.
+fn ports_of(status: &Status, protocol: Protocol, vip: IpAddr) -> BTreeSet<u16> {
+    let keys = status.services.values().map(|service| service.key);
+    keys.filter(|key| key.vip == vip && key.protocol == protocol).map(|key| key.port).collect()
+}
+
 impl ExplainArgs {
     fn questions(&self, packets: Vec<Packet>) -> Questions {
         Questions {
@@ -116,20 +153,38 @@ impl ExplainArgs {
         }
     }
 
-    fn made(&self) -> Result<Made> {
+    /// The packets that are meant: one, or one for each service of a VIP without a port.
+    async fn all_made(&self, client: &Client) -> Result<Vec<Made>> {
         let (Some(protocol), Some(source), Some(destination)) =
             (self.protocol, self.source, self.destination)
         else {
             let example = "lbctl explain tcp 198.51.100.7:4242 10.0.0.100:80";
             return Err(Misuse(format!("which packet? as in '{example}'")).into());
         };
+        let source = SocketAddr::new(source.address, source.port.unwrap_or(CLIENT_PORT));
+        let vip = destination.address;
+        if let Some(port) = destination.port {
+            return Ok(vec![self.made(protocol, source, SocketAddr::new(vip, port))]);
+        }
+        let status: Status = client.get("/v1/status").await?;
+        let ports = ports_of(&status, protocol, vip);
+        anyhow::ensure!(
+            !ports.is_empty(),
+            "no {protocol} service has the VIP {vip}; write the port as well ('lbctl service list' \
+             lists what there is)"
+        );
+        let made = |port| self.made(protocol, source, SocketAddr::new(vip, port));
+        Ok(ports.into_iter().map(made).collect())
+    }
+
+    fn made(&self, protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Made {
         let made = &self.made;
         let flags = match (made.flags, made.ack) {
             (Some(flags), _) => flags,
             (None, true) => Flags::ACK,
             (None, false) => Flags::SYN,
         };
-        Ok(Made {
+        Made {
             protocol,
             source,
             destination,
@@ -140,7 +195,7 @@ impl ExplainArgs {
             vlans: made.vlans.clone(),
             payload: made.payload.clone().unwrap_or_default(),
             error: made.icmp.map(|kind| (kind, made.from.unwrap_or(source.ip()))),
-        })
+        }
     }
 }
 
@@ -150,9 +205,14 @@ pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -
         Ok(client.send_json(Method::POST, "/v1/explain", questions).await?)
     };
     let Some(file) = &args.pcap else {
-        let questions = args.questions(vec![Packet::Made(Box::new(args.made()?))]);
-        let all = ask(&questions).await?;
-        printer.print(&all.first(), || all.iter().map(steps).collect())?;
+        let made = args.all_made(client).await?;
+        let packets = made.into_iter().map(|made| Packet::Made(Box::new(made))).collect();
+        let all = ask(&args.questions(packets)).await?;
+        let text = || all.iter().map(steps).collect::<Vec<_>>().join("\n");
+        match args.destination.and_then(|destination| destination.port) {
+            Some(_) => printer.print(&all.first(), text)?,
+            None => printer.print(&all, text)?,
+        }
         return Ok(code(&all));
     };
     let saved = saved::read(file, args.limit)?;
@@ -207,7 +267,7 @@ fn capture(told: &Told<'_>, saved: &Saved, verbose: bool) -> String {
     for (end, count) in &told.counts {
         table.row([count.to_string(), end.clone()]);
     }
-    text += &format!("{} packets, each as if it came in now:\n", told.packets.len());
+    text += &format!("{}, each as if it came in now:\n", counted(told.packets.len(), "packet"));
     if !table.is_empty() {
         text += &table.render();
     }
@@ -215,7 +275,7 @@ fn capture(told: &Told<'_>, saved: &Saved, verbose: bool) -> String {
         text += &format!("there are more; --limit is {}\n", saved.packets.len());
     }
     if told.foreign > 0 {
-        text += &format!("{} packets are not of Ethernet and were left out\n", told.foreign);
+        text += &format!("left out, as not of Ethernet: {}\n", counted(told.foreign, "packet"));
     }
     text
 }
@@ -282,6 +342,23 @@ mod tests {
         let (action, leaves) = (String::new(), String::new());
         let verified = Verified { agrees, asked, action, leaves, differences, nanos: 9 };
         Explained { verified: Some(verified), ..Explained::default() }
+    }
+
+    #[test]
+    fn an_endpoint_may_lack_its_port() {
+        for (text, expected) in [
+            ("10.0.0.100:80", Ok(("10.0.0.100", Some(80)))),
+            ("10.0.0.100", Ok(("10.0.0.100", None))),
+            ("[fd00::100]:80", Ok(("fd00::100", Some(80)))),
+            ("[fd00::100]", Ok(("fd00::100", None))),
+            ("fd00::100", Ok(("fd00::100", None))),
+            ("web1", Err(())),
+            ("10.0.0.100:http", Err(())),
+        ] {
+            let expected = expected
+                .map(|(address, port)| Endpoint { address: address.parse().expect(address), port });
+            assert_eq!(text.parse::<Endpoint>().map_err(drop), expected, "{text}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::{Misuse, Printer, args::Output, complete, encoded, table::Table};
 use crate::{
     api::client::Client,
     flows::{Flow, Found, Kind, LIMIT, Line, MOST, Prefix},
+    rules,
     units::format_duration,
 };
 
@@ -24,7 +25,7 @@ pub(super) struct FlowsArgs {
     #[arg(add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only those on this backend.
-    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
+    #[arg(long, value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
     backend: Option<IpAddr>,
     /// Only those of this client, or of all in this prefix, as 198.51.100.0/24.
     #[arg(long, value_name = "PREFIX")]

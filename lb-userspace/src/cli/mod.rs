@@ -10,6 +10,7 @@ mod decap;
 mod doctor;
 mod drain;
 mod events;
+mod examples;
 mod explain;
 mod flows;
 mod health;
@@ -32,7 +33,7 @@ use std::{
 
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
 use self::change::Changer;
-pub use self::{args::Cli, lbd::Lbd};
+pub use self::{args::Cli, examples::examples, lbd::Lbd};
 use anyhow::{Context as _, Result};
 use hyper::Method;
 use serde::Serialize;

@@ -30,8 +30,9 @@ const PATH: &str = "/v1/node";
 /// What to do with the node.
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
-    /// Show whether it is to leave, and what it serves.
-    Show,
+    /// Show whether it is enabled or draining, since when, and what it serves.
+    #[command(visible_alias = "show")]
+    Status,
     /// Mark it as leaving, for maintenance: virtual routers are handed over, and not taken back until
     /// it is enabled; what other VIPs draw is forwarded until they are elsewhere.
     Drain(NodeDrain),
@@ -51,10 +52,10 @@ pub(super) struct NodeDrain {
     #[arg(long)]
     wait: bool,
     /// How long none may have come.
-    #[arg(long, value_parser = parse_duration, requires = "wait", default_value = "5s")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait", default_value = "5s")]
     quiet: Duration,
     /// Wait no longer than this, as 15m; then say what still comes, and exit with 1.
-    #[arg(long, value_parser = parse_duration, requires = "wait")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
     timeout: Option<Duration>,
 }
 
@@ -66,7 +67,7 @@ pub(super) async fn run(command: &NodeCommand, changer: &Changer<'_>) -> Result<
         changer.make_with(Method::PATCH, PATH, &NodeChange { draining }).await
     };
     match command {
-        NodeCommand::Show => {
+        NodeCommand::Status => {
             let status: Status = client.get("/v1/status").await?;
             printer.print(&status.node, || show(&status))?;
         }

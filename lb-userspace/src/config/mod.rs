@@ -15,6 +15,7 @@ mod router;
 pub mod save;
 mod secret;
 mod service;
+pub mod show;
 mod sync;
 mod track;
 mod tree;
@@ -40,7 +41,7 @@ use crate::{
     overrides::Unsaid,
     rules, seed,
     settings::{Limits, Settings, Tunnel, XdpModes},
-    units,
+    units::{self, counted},
     vrrp::Routers,
 };
 
@@ -93,7 +94,7 @@ pub struct Config {
     pub sync: Option<crate::sync::Config>,
     /// How much is logged, and in what form.
     pub log: crate::logs::Settings,
-    /// Where who only looks is answered over TCP; none: nowhere.
+    /// Where read-only clients are answered over TCP; none: nowhere.
     pub http: Option<crate::web::Config>,
     /// Why nobody is answered there, though the configuration says so.
     pub http_lacks: Option<Lacks>,
@@ -105,6 +106,27 @@ pub struct Config {
     pub unsaid: Unsaid,
     /// What works and is probably not meant.
     pub warnings: Vec<Problem>,
+    /// The text that it was read from.
+    pub text: Text,
+    /// The text that `lbd` has started with, of which the keys hold that take a restart.
+    pub text_at_start: Text,
+}
+
+/// The text of a configuration, in which there may be secrets. Two configurations that say the same are
+/// equal, however they are written: any text equals any other.
+#[derive(Clone, Default)]
+pub struct Text(pub String);
+
+impl PartialEq for Text {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Text(..)")
+    }
 }
 
 /// What an HTTP listener lacks.
@@ -115,14 +137,14 @@ pub struct Lacks {
     /// What is wrong with its files.
     pub problems: Vec<Problem>,
     /// The configuration, to look for them again.
-    text: String,
+    text: Text,
 }
 
 impl Lacks {
     /// The listener, if its files can be used by now.
     #[must_use]
     pub fn try_again(&self) -> Option<crate::web::Config> {
-        Config::parse(&self.text).ok()?.http
+        Config::parse(&self.text.0).ok()?.http
     }
 
     /// What is wrong, in one line.
@@ -175,12 +197,7 @@ impl fmt::Display for Invalid {
             writeln!(f, "{}:{problem}", self.file.display())?;
         }
         let count = self.problems.len();
-        write!(
-            f,
-            "{}: {count} {}",
-            self.file.display(),
-            if count == 1 { "error" } else { "errors" }
-        )
+        write!(f, "{}: {}", self.file.display(), counted(count, "error"))
     }
 }
 
@@ -242,12 +259,16 @@ impl Config {
         // What a file with broken syntax lacks says nothing.
         let read = if errors.is_empty() { read(&tree, &problems) } else { None };
         let problems = problems.into_sorted();
+        let read = read.map(|(config, listen)| {
+            let text = Text(text.to_owned());
+            (Self { text: text.clone(), text_at_start: text, ..config }, listen)
+        });
         match read {
             Some((config, _)) if problems.is_empty() => Ok(config),
             Some((config, listen))
                 if problems.iter().all(|problem| problem.about == About::ListenerFile) =>
             {
-                let lacks = Lacks { listen, problems, text: text.to_owned() };
+                let lacks = Lacks { listen, problems, text: config.text.clone() };
                 Ok(Self { http_lacks: Some(lacks), ..config })
             }
             _ => Err(problems),
@@ -310,16 +331,14 @@ impl Config {
     #[must_use]
     pub fn summary(&self) -> String {
         let backends: usize = self.desired.services.values().map(|s| s.backends.len()).sum();
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
         let routers = match self.routers.routers.len() {
             0 => String::new(),
-            count => format!(", {count} virtual router{}", plural(count)),
+            count => format!(", {}", counted(count, "virtual router")),
         };
         format!(
-            "{} service{}, {backends} backend{}{routers}, on {}",
-            self.desired.services.len(),
-            plural(self.desired.services.len()),
-            plural(backends),
+            "{}, {}{routers}, on {}",
+            counted(self.desired.services.len(), "service"),
+            counted(backends, "backend"),
             self.interfaces.join(", "),
         )
     }
@@ -393,6 +412,8 @@ fn read<'a>(
         sync,
         http: http.config,
         http_lacks: None,
+        text: Text::default(),
+        text_at_start: Text::default(),
         log,
         desired: services.desired,
         drain_deadlines: services.drain_deadlines,

@@ -143,6 +143,7 @@ impl<B: Balancer> Daemon<B> {
             group: kept.group,
             state_file: kept.state_file,
             sync: kept.sync,
+            text_at_start: kept.text_at_start,
             log: logs::Settings { form: kept.log.form, ..config.log },
             ..config
         };

@@ -70,6 +70,7 @@ impl<B: Balancer> Daemon<B> {
                 }
             },
             Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
+            Request::ConfigShow(tell) => drop(tell.send(self.show_config())),
             Request::ConfigSave { dry_run, tell } => match self.save_config(dry_run) {
                 Err(refusal) => drop(tell.send(Err(refusal))),
                 Ok((mut saved, kept)) => {

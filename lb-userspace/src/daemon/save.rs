@@ -2,16 +2,18 @@
 
 use super::{Balancer, Daemon, vrrp::changes};
 use crate::{
-    api::{ConfigDiff, Done, Pending, Saved},
+    api::{ConfigDiff, Done, Pending, Saved, Shown},
     config::{
-        Config,
+        Config, Text,
         fold::{Writable, fold},
         save::replace,
+        show::show,
     },
     diff::diff,
     edit::{Refusal, RefusalKind},
     overrides::Overrides,
     state_file::writer::Kept,
+    units::counted,
 };
 
 /// How many differences a refusal tells.
@@ -43,6 +45,14 @@ impl<B: Balancer> Daemon<B> {
         }
     }
 
+    /// What is in force, as a file would say it.
+    pub(super) fn show_config(&self) -> Result<Shown, Refusal> {
+        let writable = Writable::of(self.config.intent(), self.in_force());
+        let toml = show(&self.config.text.0, &self.config.text_at_start.0, &writable)
+            .map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
+        Ok(Shown { file: self.file.clone(), toml })
+    }
+
     /// Writes what is in force into the configuration's file, as far as that can say it.
     pub(super) fn save_config(&mut self, dry_run: bool) -> Result<(Saved, Option<Kept>), Refusal> {
         let file = self.file.display().to_string();
@@ -72,7 +82,7 @@ impl<B: Balancer> Daemon<B> {
         let unified = unified.unified_diff().header(&file, &file).to_string();
         let count = match differences.len() {
             1 => "1 change".to_owned(),
-            count => format!("{count} changes"),
+            count => counted(count, "change"),
         };
         let message = match (differences.is_empty(), dry_run) {
             (true, _) => format!("nothing to save: {file} says what is in force"),
@@ -91,6 +101,7 @@ impl<B: Balancer> Daemon<B> {
                 })?;
                 notes.extend(doubt);
             }
+            self.config.text = Text(folded);
             self.config.desired = writable.desired;
             self.config.drain_deadlines = writable.deadlines;
             self.overrides = Overrides::between(self.config.intent(), self.in_force());

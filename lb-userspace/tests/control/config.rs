@@ -3,7 +3,7 @@
 use std::{fs, net::IpAddr};
 
 use lb_userspace::{
-    api::{ConfigDiff, Saved},
+    api::{ConfigDiff, Saved, Shown},
     config::Config,
     desired::Admin,
     health::{Policy, check::Via},
@@ -69,6 +69,29 @@ what a reload of {file} would change:
         out.out.contains("can't be loaded:\n") && out.out.contains("`drs` is unknown"),
         "{out:?}"
     );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_in_force_is_shown_as_a_file_though_the_file_is_another_by_now() {
+    let place = Place::new(&format!("# services\n{WEB}# end\n"));
+    let running = place.start().await;
+    works(&place, "backend weight web 10.0.0.12 9").await;
+    works(&place, "backend add web 10.0.0.13").await;
+    place.configure("what is no configuration");
+    let shown = works(&place, "config show").await;
+    assert!(shown.contains("# services\n") && shown.contains("# end\n"), "{shown}");
+    assert!(shown.contains("seed = \"(hidden)\""), "{shown}");
+    let config = shown.replace("(hidden)", "000102030405060708090a0b0c0d0e0f");
+    let config = Config::parse(&config).expect("it is one");
+    let weights = config.desired.services["web"].backends.iter();
+    let weights: Vec<_> =
+        weights.map(|(at, backend)| (at.to_string(), backend.weight.0.get())).collect();
+    let (second, third) = (("10.0.0.12".to_owned(), 9), ("10.0.0.13".to_owned(), 1));
+    assert!(weights.contains(&second) && weights.contains(&third), "{shown}");
+    let json = works(&place, "config show -o json").await;
+    let answer: Shown = serde_json::from_str(&json).expect(&json);
+    assert_eq!((answer.toml, answer.file), (shown, place.file()));
     running.stop().await;
 }
 

@@ -1,0 +1,149 @@
+//! What is in force, as the text of a configuration, without what is secret in it.
+
+use anyhow::{Context as _, Result};
+use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
+
+use super::fold::{Writable, fold};
+
+/// Keys that hold what `lbd` has started with until it starts again, by all their names.
+const OF_THE_START: [&str; 13] = [
+    "interface",
+    "interfaces",
+    "xdp",
+    "reattach",
+    "pin_dir",
+    "limits",
+    "tunnel",
+    "seed",
+    "seed_file",
+    "socket",
+    "group",
+    "state_file",
+    "sync",
+];
+/// Keys whose values are secrets.
+const SECRET: [&str; 2] = ["password", "seed"];
+/// What stands in a secret's place.
+const HIDDEN: &str = "(hidden)";
+
+/// The text of a file that says what is in force: `text`, which was loaded last, with the services of
+/// `in_force`, and with what `lbd` has started with where a change takes a restart.
+///
+/// # Errors
+///
+/// One of the texts is no configuration any more, as when a file is gone that it names.
+pub fn show(text: &str, at_start: &str, in_force: &Writable) -> Result<String> {
+    let folded = fold(text, in_force.intent())?;
+    let mut shown: DocumentMut = folded.parse().context("read the configuration")?;
+    if text != at_start {
+        let started: DocumentMut =
+            at_start.parse().context("read the configuration of the start")?;
+        for key in OF_THE_START {
+            take(shown.as_table_mut(), started.as_table(), key);
+        }
+        if let Some(log) = shown.get_mut("log").and_then(Item::as_table_like_mut) {
+            let format = started.get("log").and_then(Item::as_table_like);
+            match format.and_then(|log| log.get("format")) {
+                Some(format) => drop(log.insert("format", format.clone())),
+                None => drop(log.remove("format")),
+            }
+        }
+    }
+    hide(shown.as_table_mut());
+    let beside = in_force.left.iter().map(|left| format!("# in force beside this: {left}\n"));
+    Ok(beside.collect::<String>() + &shown.to_string())
+}
+
+/// Takes a key over from another table.
+fn take(into: &mut Table, from: &Table, key: &str) {
+    match (into.get_mut(key), from.get(key)) {
+        // In its place, with its comments.
+        (Some(old), Some(new)) => *old = new.clone(),
+        (None, Some(new)) => drop(into.insert(key, new.clone())),
+        (_, None) => drop(into.remove(key)),
+    }
+}
+
+/// Hides the secrets of a table, and of those within.
+fn hide(table: &mut dyn TableLike) {
+    for (key, item) in table.iter_mut() {
+        if SECRET.contains(&key.get()) && item.is_str() {
+            let decor = item.as_value().map(|old| old.decor().clone()).unwrap_or_default();
+            *item = value(HIDDEN);
+            if let Some(new) = item.as_value_mut() {
+                *new.decor_mut() = decor;
+            }
+        } else if let Some(tables) = item.as_array_of_tables_mut() {
+            tables.iter_mut().for_each(|table| hide(table));
+        } else if let Some(array) = item.as_array_mut() {
+            let tables = array.iter_mut().filter_map(Value::as_inline_table_mut);
+            tables.for_each(|table| hide(table));
+        } else if let Some(table) = item.as_table_like_mut() {
+            hide(table);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const FILE: &str = "# the edge\ninterfaces = [\"eth0\"]\nseed = \"000102030405060708090a0b0c0d0e0f\" # of both nodes\n\n\
+        [limits]\npins = 4096\n\n\
+        [[virtual_router]]\nname = \"main\"\ninterface = \"eth0\"\nvrid = 51\nversion = 2\n\
+        password = \"secret\"\naddresses = [\"10.0.0.100/32\"]\n\n\
+        [[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\nprotocol = \"tcp\"\nmode = \"dsr\"\n\
+        [[service.backend]]\naddress = \"10.0.0.11\"\n";
+
+    fn shown(text: &str, at_start: &str, change: impl FnOnce(&mut Config)) -> String {
+        let mut config = Config::parse(text).expect("it is right");
+        let configured = config.clone();
+        change(&mut config);
+        let in_force = Writable::of(configured.intent(), config.intent());
+        show(text, at_start, &in_force).expect("it can be shown")
+    }
+
+    #[test]
+    fn what_is_in_force_is_the_file_with_the_changes_of_lbctl() {
+        let text = shown(FILE, FILE, |config| {
+            let service = config.desired.services.get_mut("web").expect("it is there");
+            let backend = service.backends.values_mut().next().expect("one is there");
+            backend.weight = "7".parse().expect("a weight");
+        });
+        assert!(text.starts_with("# the edge\ninterfaces = [\"eth0\"]\n"), "{text}");
+        assert!(text.contains("address = \"10.0.0.11\"\nweight = 7\n"), "{text}");
+    }
+
+    #[test]
+    fn secrets_are_hidden_wherever_they_stand() {
+        let inline = FILE.replace(
+            "[[virtual_router]]\nname = \"main\"\ninterface = \"eth0\"\nvrid = 51\nversion = 2\n\
+             password = \"secret\"\naddresses = [\"10.0.0.100/32\"]\n\n",
+            "",
+        );
+        let inline =
+            "virtual_router = [{ name = \"main\", interface = \"eth0\", vrid = 51, version = 2, \
+             password = \"secret\", addresses = [\"10.0.0.100/32\"] }]\n"
+                .to_owned()
+                + &inline;
+        for file in [FILE, &inline] {
+            let text = shown(file, file, |_| {});
+            assert!(text.contains("seed = \"(hidden)\" # of both nodes"), "{text}");
+            assert!(text.contains("password = \"(hidden)\""), "{text}");
+            assert!(!text.contains("secret") && !text.contains("0001"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_takes_a_restart_is_as_at_the_start() {
+        let edited = FILE
+            .replace("[limits]\npins = 4096\n", "[log]\nlevel = \"debug\"\nformat = \"json\"\n")
+            .replace("[\"eth0\"]\nseed", "[\"eth0\", \"eth1\"]\nxdp = \"native\"\nseed");
+        let text = shown(&edited, FILE, |_| {});
+        assert!(text.contains("interfaces = [\"eth0\"]\nseed"), "{text}");
+        assert!(text.contains("[limits]\npins = 4096"), "{text}");
+        assert!(text.contains("level = \"debug\"") && !text.contains("json"), "{text}");
+        assert!(text.parse::<DocumentMut>().is_ok(), "{text}");
+    }
+}
