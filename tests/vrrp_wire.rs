@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     num::NonZeroU8,
     time::{Duration, SystemTime},
 };
@@ -17,6 +17,7 @@ use lb_userspace::vrrp::{
     packet::{self, Advertisement, Packet, Proof},
     sockets::{Announcer, BUFFER, Interface, Receiver, Sender, Watch},
 };
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// How long anything may take that happens at once.
 const SOON: Duration = Duration::from_secs(5);
@@ -86,7 +87,7 @@ fn sender(host: &Namespace, name: &str, source: IpAddr) -> Result<Sender> {
 fn receiver(host: &Namespace, family: Family, vrid: u8) -> Result<Receiver> {
     let interface = interface(host, "eth0")?;
     let receiver = host.enter(|| Receiver::open(&interface, family))?.context("open a receiver")?;
-    receiver.set_vrids(NonZeroU8::new(vrid))?;
+    receiver.set_vrids(NonZeroU8::new(vrid).map(|vrid| (vrid, 255)))?;
     Ok(receiver)
 }
 
@@ -159,6 +160,50 @@ fn advertisements_to_the_group_and_to_a_peer_arrive_whole() -> Result<()> {
 }
 
 #[test]
+fn what_has_crossed_a_router_does_not_come_and_is_seen_by_who_looks_for_it() -> Result<()> {
+    let Some(link) = Link::new()? else { return Ok(()) };
+    for family in [Family::V4, Family::V6] {
+        let (source, destination) = (host(1, family), host(2, family));
+        let interface = interface(&link.a, "eth0")?;
+        let receiver = receiver(&link.b, family, 51)?;
+        let send = |vrid: u8, hops: u32| -> Result<()> {
+            let domain = if source.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+            let socket =
+                link.a.enter(|| Socket::new(domain, Type::RAW, Some(Protocol::from(112))))??;
+            let to: SocketAddr = match destination {
+                IpAddr::V4(to) => SocketAddrV4::new(to, 0).into(),
+                IpAddr::V6(to) => SocketAddrV6::new(to, 0, 0, interface.index).into(),
+            };
+            match family {
+                Family::V4 => socket.set_ttl_v4(hops)?,
+                Family::V6 => socket.set_unicast_hops_v6(hops)?,
+            }
+            socket.send_to(&message(vrid, source, destination), &to.into())?;
+            Ok(())
+        };
+        // What is first would be heard first.
+        send(51, 254)?;
+        send(51, 1)?;
+        send(52, 1)?;
+        send(51, 255)?;
+        assert_eq!(wait_for(&receiver)?.ttl, 255, "{family:?}");
+        assert_eq!(next(&receiver)?, None, "{family:?}");
+        let mut buffer = vec![0; BUFFER];
+        let mut far = Vec::new();
+        while let Some(received) = receiver.receive_far(&mut buffer)? {
+            far.push((received.packet.ttl, packet::vrid(received.packet.message)));
+        }
+        assert_eq!(far, [(254, NonZeroU8::new(51)), (1, NonZeroU8::new(51))], "{family:?}");
+        // Peers of unicast may be behind a router.
+        receiver.set_vrids(NonZeroU8::new(51).map(|vrid| (vrid, 64)))?;
+        send(51, 63)?;
+        send(51, 64)?;
+        assert_eq!(wait_for(&receiver)?.ttl, 64, "{family:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_signed_advertisement_arrives_as_it_was_signed() -> Result<()> {
     let Some(link) = Link::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {
@@ -194,7 +239,8 @@ fn other_virtual_routers_are_not_heard_and_neither_is_this_node() -> Result<()> 
         assert_eq!((heard.source, heard.message[1]), (host(2, family), 51));
         assert_eq!(next(&receiver)?, None);
         // Another set of routers is heard from then on.
-        receiver.set_vrids([52, 53].into_iter().filter_map(NonZeroU8::new))?;
+        receiver
+            .set_vrids([52, 53].into_iter().filter_map(NonZeroU8::new).map(|vrid| (vrid, 255)))?;
         theirs.send(&message(51, host(2, family), group), group)?;
         theirs.send(&message(53, host(2, family), group), group)?;
         assert_eq!(wait_for(&receiver)?.message[1], 53);
@@ -302,7 +348,7 @@ fn any_number_of_addresses_and_routers_is_listened_to() -> Result<()> {
         assert_eq!(wait_for_claim(&watch)?.address, ip(VIPS[0]));
     }
     let receiver = receiver(&link.a, Family::V4, 1)?;
-    receiver.set_vrids((1..=u8::MAX).filter_map(NonZeroU8::new))?;
+    receiver.set_vrids((1..=u8::MAX).filter_map(NonZeroU8::new).map(|vrid| (vrid, 255)))?;
     let (source, group) = (host(2, Family::V4), Family::V4.group());
     sender(&link.b, "eth0", source)?.send(&message(255, source, group), group)?;
     assert_eq!(wait_for(&receiver)?.message[1], 255);

@@ -360,6 +360,15 @@ impl Balancer {
         flows.filter_map(Result::transpose).collect()
     }
 
+    /// What it exports for Prometheus, as lines of text.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.ask("/metrics")
+    }
+
     fn ask(&self, path: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.socket()).context("connect to lbd")?;
         stream.set_read_timeout(Some(SOON)).context("read timeout")?;

@@ -12,6 +12,7 @@ use kit::{
     owners::Watch,
     pair::{SECOND, Wire},
     twins::{Plan, Twins},
+    wait,
     ways::Way,
 };
 
@@ -37,6 +38,14 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     let router = twins.pair(0)?.router("main")?.clone();
     let why = router.holds_back.clone().unwrap_or_default();
     ensure!(why.contains("flows of another node"), "{router:?}; {}", twins.logs());
+    let says = |n: usize, value: &str| {
+        let page = twins.nodes[n].metrics()?;
+        let line = format!("lb_vrrp_holds_back{{router=\"main\"}} {value}");
+        ensure!(page.lines().any(|one| one == line), "no `{line}` in:\n{page}");
+        Ok(())
+    };
+    says(0, "1.0")?;
+    says(1, "0.0")?;
     ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{router:?}; {}", twins.logs());
     let watch = {
         let nodes = twins.lab.pair()?.map(|host| &host.namespace);
@@ -46,6 +55,7 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     twins.lab.heal(Wire::Second)?;
     twins.wait_active(0)?;
     twins.wait_synced()?;
+    wait::until(Duration::from_secs(10), "it holds back no more", || says(0, "0.0"))?;
     clients.go_on()?;
     let owners = watch.finish()?;
     let seen = owners.longest(begun, Instant::now());

@@ -17,6 +17,7 @@ pub mod filter;
 mod helper;
 mod member;
 mod notices;
+mod pace;
 mod rim;
 
 use std::{

@@ -148,9 +148,7 @@ impl Codec {
         if self.sources.contains(&Some(packet.source)) {
             return Err(refuse(Refusal::Own));
         }
-        // Multicast is never forwarded.
-        let least = if self.peers[path as usize].is_some() { self.min_ttl } else { super::TTL };
-        if packet.ttl < least {
+        if packet.ttl < self.least_ttl(path) {
             return Err(refuse(Refusal::Ttl(packet.ttl)));
         }
         if Family::of(packet.source) != self.key.family || !self.is_peer(packet, path) {
@@ -176,6 +174,12 @@ impl Codec {
             });
         }
         Ok(Taken { heard, mismatch: self.mismatch(advertisement) })
+    }
+
+    /// The least TTL or hop limit of what is taken by `path`.
+    pub const fn least_ttl(&self, path: Path) -> u8 {
+        // Multicast is never forwarded.
+        if self.peers[path as usize].is_some() { self.min_ttl } else { super::TTL }
     }
 
     fn mismatch(&self, advertisement: &Advertisement) -> Option<String> {

@@ -13,6 +13,9 @@ use crate::vrrp::Family;
 const PACKET_TYPE: u32 = (-0x1000_i32 + 4).cast_unsigned();
 const OUTGOING: u32 = 4;
 
+/// Where the header of IP begins, whatever the packet begins with (`SKF_NET_OFF`).
+const NETWORK_HEADER: u32 = (-0x10_0000_i32).cast_unsigned();
+
 /// All of a packet.
 const ALL: u32 = u32::MAX;
 
@@ -27,6 +30,7 @@ const LOAD_BYTE_AT_X: u16 = 0x50;
 /// X becomes the length of the IPv4 header that begins there.
 const HEADER_LEN_TO_X: u16 = 0xb1;
 const JUMP_EQUAL: u16 = 0x15;
+const JUMP_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 
 pub(super) type Program = Vec<SockFilter>;
@@ -40,15 +44,42 @@ pub(super) fn nothing() -> Program {
     vec![op(RETURN, 0)]
 }
 
-/// Takes the VRRP messages of these virtual routers. For a raw socket a packet begins with the header
-/// of IPv4, but behind that of IPv6.
-pub(super) fn vrids(v6: bool, vrids: impl IntoIterator<Item = NonZeroU8>) -> Program {
+/// From where messages come that are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Distance {
+    /// Where peers are: the TTL or hop limit is high enough.
+    Near,
+    /// Farther away.
+    Far,
+}
+
+/// Takes the VRRP messages of these virtual routers, each with the least TTL or hop limit of a peer. For a
+/// raw socket a packet begins with the header of IPv4, but behind that of IPv6.
+pub(super) fn vrids(
+    v6: bool,
+    distance: Distance,
+    vrids: impl IntoIterator<Item = (NonZeroU8, u8)>,
+) -> Program {
     let mut program = if v6 {
         vec![op(LOAD_BYTE, 1)]
     } else {
         vec![op(HEADER_LEN_TO_X, 0), op(LOAD_BYTE_AT_X, 1)]
     };
-    take_any(&mut program, vrids.into_iter().map(|vrid| u32::from(vrid.get())));
+    let hops = NETWORK_HEADER + if v6 { 7 } else { 8 };
+    let (near, far) = match distance {
+        Distance::Near => (0, 1),
+        Distance::Far => (1, 0),
+    };
+    for (vrid, least) in vrids {
+        program.extend([
+            SockFilter::new(JUMP_EQUAL, 0, 4, vrid.get().into()),
+            op(LOAD_BYTE, hops),
+            SockFilter::new(JUMP_AT_LEAST, near, far, least.into()),
+            op(RETURN, ALL),
+            op(RETURN, 0),
+        ]);
+    }
+    program.push(op(RETURN, 0));
     program
 }
 

@@ -19,6 +19,9 @@ use crate::vrrp::{
 /// An interface's name and a family.
 type Place = (String, Family);
 
+/// VRIDs, each with the least TTL of an advertisement.
+type Vrids = BTreeMap<NonZeroU8, u8>;
+
 /// All sockets that hear something.
 #[derive(Default)]
 pub struct Ears {
@@ -30,7 +33,7 @@ pub struct Ears {
     pub whose: BTreeMap<(u32, Family, NonZeroU8), (Name, Path)>,
     /// Which of the receivers is the first to be read, by its order.
     pub next: usize,
-    vrids: BTreeMap<Place, BTreeSet<NonZeroU8>>,
+    vrids: BTreeMap<Place, Vrids>,
     claimed: BTreeMap<Place, BTreeSet<IpAddr>>,
 }
 
@@ -42,7 +45,7 @@ impl Ears {
         tables: &Tables,
     ) -> Vec<(Name, String)> {
         self.whose.clear();
-        let mut wanted: BTreeMap<Place, BTreeSet<NonZeroU8>> = BTreeMap::new();
+        let mut wanted: BTreeMap<Place, Vrids> = BTreeMap::new();
         let mut users: BTreeMap<Place, Name> = BTreeMap::new();
         for (name, member) in members {
             let key = member.router.key;
@@ -54,7 +57,9 @@ impl Ears {
             {
                 let place = (interface.clone(), key.family);
                 users.entry(place.clone()).or_insert_with(|| Name::clone(name));
-                wanted.entry(place).or_default().insert(key.vrid);
+                let least = member.codec.least_ttl(path);
+                let known = wanted.entry(place).or_default().entry(key.vrid).or_insert(least);
+                *known = least.min(*known);
                 if let Some(index) = tables.index(interface) {
                     self.whose.insert((index, key.family, key.vrid), (Name::clone(name), path));
                 }
@@ -74,7 +79,7 @@ impl Ears {
                 None => Receiver::open(&Interface { name: place.0.clone(), index }, place.1),
             };
             let opened = opened.and_then(|receiver| {
-                receiver.set_vrids(vrids.iter().copied())?;
+                receiver.set_vrids(vrids.iter().map(|(vrid, least)| (*vrid, *least)))?;
                 Ok(receiver)
             });
             match opened {

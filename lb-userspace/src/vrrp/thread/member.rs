@@ -33,9 +33,8 @@ pub struct Member {
     /// Whether they are to be elsewhere by now than they are, as its virtual MAC address has come or
     /// gone.
     pub moving: bool,
-    /// Whether they are still to be announced, and announced again.
+    /// Whether they are still to be announced.
     pub announcing: bool,
-    pub announcing_again: bool,
     /// When somebody has removed one of them last.
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
@@ -78,7 +77,6 @@ impl Member {
             releases: 0,
             moving: false,
             announcing: false,
-            announcing_again: false,
             robbed: None,
             mac_taken: false,
             counters: Counters::default(),

@@ -3,6 +3,7 @@
 mod act;
 mod configure;
 mod hear;
+mod tell;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -31,6 +32,7 @@ use super::{
     helper::{Job, Told},
     member::Member,
     notices,
+    pace::Pace,
 };
 use crate::vrrp::{
     Counters, Facts, Notice, NoticeKind, Order, Report, Routers,
@@ -78,6 +80,7 @@ pub struct Rim {
     announcer: Announcer,
     /// What is to be done, in order.
     deeds: VecDeque<(Name, Deed)>,
+    pace: Pace,
     /// Whether other addresses are held than those that claims are looked for of.
     watch_anew: bool,
     told: notices::Told,
@@ -163,6 +166,7 @@ impl Rim {
             ears: Ears::default(),
             announcer: Announcer::open().context("open a packet socket")?,
             deeds: VecDeque::new(),
+            pace: Pace::default(),
             watch_anew: false,
             told: notices::Told::default(),
             buffer: vec![0; BUFFER],
@@ -208,6 +212,7 @@ impl Rim {
         self.machine.tick(now, &mut out);
         self.perform(out, now);
         self.work(now);
+        self.announce_in_turn(now);
         self.end(now);
         self.show(now);
         goes_on
@@ -220,7 +225,8 @@ impl Rim {
             _ => None,
         };
         let own = self.look_at.min(self.show_at);
-        let deadline = self.machine.deadline().into_iter().chain(last).fold(own, Instant::min);
+        let others = [self.machine.deadline(), self.pace.deadline(), last];
+        let deadline = others.into_iter().flatten().fold(own, Instant::min);
         let mut sockets = vec![self.wake.as_fd(), self.news.as_fd()];
         sockets.extend(self.ears.receivers.values().map(|(_, receiver)| receiver.as_fd()));
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));

@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    net::IpAddr,
     sync::mpsc::sync_channel,
     time::{Duration, Instant, SystemTime},
 };
@@ -13,12 +11,11 @@ use tracing::debug;
 use super::{Ending, Rim, hear::CHANGEOVER};
 use crate::vrrp::{
     Done, NoticeKind, Report, Transition,
-    addresses::{self, placed, table::Key},
+    addresses::{placed, table::Key},
     fsm::Action,
     machine::{Name, Out},
     macvlan,
     notify::Call,
-    observe,
     thread::{helper::Job, member::Refused},
 };
 
@@ -36,8 +33,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 pub(super) enum Deed {
     /// What the machine says.
     Action(Action),
-    /// Announce the addresses so many times more.
-    AnnounceAgain(u8),
     /// Take the addresses off where they were before they were moved.
     MoveOff,
 }
@@ -112,32 +107,21 @@ impl Rim {
             Deed::Action(Action::Announce) if member.releases > 0 => {}
             Deed::Action(Action::Announce) => {
                 member.announcing = false;
-                let more = member.router.announce.repeat.saturating_sub(1);
+                let repeat = member.router.announce.repeat;
                 // What was just taken may still be with who had it before.
                 let since = member.held_since;
                 let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
-                self.announce(name, 1, now);
-                debug!(router = &**name, after = ?now.elapsed(), "announced");
                 if settled {
-                    self.ask(name, now);
-                }
-                // The first of each router is worth more than the fifth of one.
-                if more > 0
-                    && let Some(member) = self.members.get_mut(name)
-                    && !std::mem::replace(&mut member.announcing_again, true)
-                {
-                    self.deeds.push_back((Name::clone(name), Deed::AnnounceAgain(more)));
+                    self.pace.add(name, repeat, true);
+                } else {
+                    self.announce(name, now);
+                    debug!(router = &**name, after = ?now.elapsed(), "announced");
+                    self.pace.add(name, repeat.saturating_sub(1), false);
                 }
             }
             Deed::Action(Action::AnnounceOnce) => {
                 if member.releases == 0 {
-                    self.announce(name, 1, now);
-                }
-            }
-            Deed::AnnounceAgain(times) => {
-                member.announcing_again = false;
-                if member.holding && member.releases == 0 {
-                    self.announce(name, times, now);
+                    self.announce(name, now);
                 }
             }
             Deed::MoveOff => self.remove_strays_of(name, now),
@@ -282,7 +266,7 @@ impl Rim {
             let which: Vec<_> = added.iter().map(ToString::to_string).collect();
             let message = format!("{} was missing, and was put back", which.join(", "));
             self.notice(name, NoticeKind::Trouble, &message, "somebody has removed it", now);
-            self.announce(name, 1, now);
+            self.announce(name, now);
         }
         self.see_refusal(name, &problems, now);
         self.tell_problems(name, problems, now);
@@ -360,68 +344,4 @@ impl Rim {
         let one = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0));
         keys.iter().map(one).collect::<Vec<_>>().join(", ")
     }
-
-    /// Announces the addresses of a router so many times.
-    fn announce(&mut self, name: &Name, times: u8, now: Instant) {
-        let Some(member) = self.members.get_mut(name) else { return };
-        let mut trouble = None;
-        let tables = &self.addresses.tables;
-        let mut routes: Option<(&str, bool)> = None;
-        for _ in 0..times {
-            for addresses::Placed { interface, address } in placed(&member.router) {
-                let Some((index, link)) = tables.link(interface) else { continue };
-                let router = match (address.address, routes) {
-                    (IpAddr::V4(_), _) => false,
-                    (IpAddr::V6(_), Some((known, router))) if known == interface => router,
-                    (IpAddr::V6(_), _) => {
-                        let router = is_router(interface);
-                        routes = Some((interface, router));
-                        router
-                    }
-                };
-                match self.announcer.announce(index, link.mac, address.address, router) {
-                    Ok(()) => member.counters.announcements += 1,
-                    Err(error) => {
-                        trouble = Some(format!("{} on {interface}: {error}", address.address))
-                    }
-                }
-            }
-        }
-        if let Some(why) = trouble {
-            self.notice(name, NoticeKind::Trouble, "an address was not announced", &why, now);
-        }
-    }
-
-    /// Asks on the links who else has the addresses of a router: a host that has them, and says nothing by
-    /// itself, is not heard otherwise. Answers come as claims.
-    fn ask(&mut self, name: &Name, now: Instant) {
-        let Some(member) = self.members.get(name) else { return };
-        let tables = &self.addresses.tables;
-        let mut trouble = None;
-        for one in &member.router.addresses {
-            // Where claims are looked for; in the name of a virtual MAC address, others would learn that
-            // the node's own address is there.
-            let interface = one.interface.as_ref().unwrap_or(&member.router.interface);
-            let Some((index, link)) = tables.link(interface) else { continue };
-            let from = observe::link_local(index, tables);
-            if let Err(error) = self.announcer.ask(index, link.mac, one.address, from) {
-                trouble = Some(format!("{} on {interface}: {error}", one.address));
-            }
-        }
-        if let Some(why) = trouble {
-            self.notice(
-                name,
-                NoticeKind::Trouble,
-                "it was not asked who has an address",
-                &why,
-                now,
-            );
-        }
-    }
-}
-
-/// Whether the kernel forwards packets that come by an interface, as its neighbour advertisements say.
-fn is_router(interface: &str) -> bool {
-    let setting = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
-    fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0")
 }

@@ -211,6 +211,7 @@ impl Rim {
             self.restore(&name, now);
         }
         self.ask_kernel_again(now);
+        self.look_afar(now);
         self.tell_what_was_set_by_hand(now);
         self.remove_strays(now);
         self.find_ways(now);

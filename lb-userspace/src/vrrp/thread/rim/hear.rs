@@ -22,6 +22,8 @@ use crate::vrrp::{
 /// sockets waiting nor what is due.
 const ROUND: usize = 256;
 const TURN: Duration = Duration::from_millis(1);
+/// So much is looked at of what has come from too far away.
+const FAR_ROUND: usize = 8;
 /// The same in the first round after this thread was not run in time: whether another router has
 /// become Active is to be known before anything is said.
 const LATE_ROUND: usize = 4096;
@@ -112,6 +114,33 @@ impl Rim {
             self.ears.receivers.remove(&place);
             let cause = format!("listen on {}: {error}", place.0);
             self.notice("", NoticeKind::Trouble, "a socket is broken", &cause, now);
+        }
+    }
+
+    /// Counts and tells advertisements that have crossed a router, which the kernel keeps away.
+    pub(super) fn look_afar(&mut self, now: Instant) {
+        let wall = SystemTime::now();
+        let mut notices = BTreeMap::new();
+        for (place, (_, receiver)) in &self.ears.receivers {
+            for _ in 0..FAR_ROUND {
+                // What is wrong with a socket shows with the other one.
+                let Ok(Some(received)) = receiver.receive_far(&mut self.buffer) else { break };
+                let Some(vrid) = packet::vrid(received.packet.message) else { continue };
+                let key = (received.interface, place.1, vrid);
+                let Some((name, path)) = self.ears.whose.get(&key) else { continue };
+                let Some(member) = self.members.get_mut(name) else { continue };
+                let Err(refused) = member.codec.read(&received.packet, *path, wall) else {
+                    continue;
+                };
+                refused.why.count(&mut member.counters);
+                if refused.why.is_to_be_told() {
+                    notices.insert(Name::clone(name), (received.packet.source, refused.why));
+                }
+            }
+        }
+        for (name, (from, why)) in notices {
+            let message = format!("advertisements of {from} are not taken");
+            self.notice(&name, NoticeKind::Mismatch, &message, &why.to_string(), now);
         }
     }
 
