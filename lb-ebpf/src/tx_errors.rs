@@ -72,11 +72,11 @@ fn count(from: Device, to: u32, reason: Reason, error: i32, frames: u64) -> Opti
         return None;
     }
     let key = Key { ingress: from.ifindex()?, egress: to, reason: reason as u32, error };
-    if TX_ERRORS.get_ptr_mut(&key).is_none() {
+    if TX_ERRORS.get_ptr_mut(key).is_none() {
         // Another CPU may be faster; either entry is all zero.
-        let _ = TX_ERRORS.insert(&key, 0, BPF_NOEXIST.into());
+        let _ = TX_ERRORS.insert(key, 0, BPF_NOEXIST.into());
     }
-    let counter = TX_ERRORS.get_ptr_mut(&key)?;
+    let counter = TX_ERRORS.get_ptr_mut(key)?;
     // SAFETY: the entry is this CPU's own, and lives as long as the map.
     unsafe { *counter += frames };
     Some(())
