@@ -504,7 +504,7 @@ impl<D: DataPlane> Engine<D> {
             let from = match (&peer, key) {
                 (Some(peer), _) => peer.of(index, own),
                 (None, Some(key)) if before.base == before.current && own != before.current => {
-                    self.history.sharing.reopen(&key, index as u32, before, now)
+                    self.history.sharing.reopen(&key, (index as u32, slot), now)
                 }
                 (None, _) => before,
             };

@@ -33,7 +33,7 @@ const LEGACY: Duration = Duration::from_secs(10);
 /// The peers.
 pub(super) struct Group {
     pub(super) rim: Box<dyn Peers>,
-    config: Config,
+    pub(super) config: Config,
     hasher: Hasher,
     seed: [u8; 16],
     pub(super) peers: BTreeMap<PeerId, Peer>,

@@ -49,7 +49,13 @@ impl Group {
             members.entry(*service).or_default().push(theirs.clone());
         }
         let Attendance { away, joined } = &self.attendance;
-        Sharers { away: away.values().copied().collect(), joined: *joined, members }
+        let timeout = self.config.timeout.as_millis().div_ceil(1_000);
+        Sharers {
+            away: away.values().copied().collect(),
+            joined: *joined,
+            timeout: u32::try_from(timeout).unwrap_or(u32::MAX),
+            members,
+        }
     }
 }
 

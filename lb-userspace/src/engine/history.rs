@@ -30,7 +30,7 @@ use lb_common::{
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 
-pub(super) use self::{learn::Followed, share::OBJECTION_SECS, tell::strays};
+pub(super) use self::{learn::Followed, tell::strays};
 use self::{
     mirror::{PeerOwners, PeerRing},
     share::Sharing,

@@ -113,6 +113,7 @@ impl<D: DataPlane> Engine<D> {
         };
         for (index, slot) in slots.iter().enumerate() {
             let before = slot.owners();
+            // Where nodes share a service, `step_shared` gives older flows the same owner.
             let after = ring::step(before, owner(target, &table, index), keeps);
             let older = |owners: lb_common::abi::Owners| match owners.base {
                 0 => owners.current,

@@ -14,7 +14,7 @@ use tracing::info;
 use super::{
     Engine, Now, Swept,
     drains::Tally,
-    history::{OBJECTION_SECS, Role, slot_of_flow, strays, to_told},
+    history::{Role, slot_of_flow, strays, to_told},
     summary,
 };
 use crate::{
@@ -67,6 +67,11 @@ impl Walk {
     /// Whether there was none yet.
     pub(super) const fn is_first(&self) -> bool {
         self.started.is_none()
+    }
+
+    /// More than so many seconds pass before the next one, for what it costs.
+    fn secs_between(&self) -> u32 {
+        u32::try_from(self.flows / FLOWS_PER_SEC).unwrap_or(u32::MAX)
     }
 
     /// In which second it started; 0 if there was none.
@@ -215,6 +220,7 @@ impl<D: DataPlane> Engine<D> {
             Role::Own | Role::Follows => Vec::new(),
         };
         let tells = self.history.tells_slots(&key);
+        let objection = self.objection_secs();
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
             if base != 0 {
@@ -231,7 +237,7 @@ impl<D: DataPlane> Engine<D> {
             } else if role == Role::Shared {
                 // Pins are kept for longer than they live, as another node may use them.
                 if rested {
-                    let _ = ring::settle_pinned(slot, at, idle + OBJECTION_SECS);
+                    let _ = ring::settle_pinned(slot, at, idle + objection);
                 }
             } else if rested {
                 // One that is its own base owner was about to settle.
@@ -275,7 +281,12 @@ impl<D: DataPlane> Engine<D> {
         if !waits && !may_have_flows {
             return since >= FULL_LOOK_SECS;
         }
-        u64::from(since) > self.walk.flows / FLOWS_PER_SEC
+        since > self.walk.secs_between()
+    }
+
+    /// For how many seconds a flow of a shared service is kept past its end, since a peer may object.
+    pub(super) fn objection_secs(&self) -> u32 {
+        self.history.sharing.objection_secs(self.walk.secs_between().saturating_add(1))
     }
 
     /// Walks the flow tables: deletes what has ended and what names a backend or a service that is
@@ -295,6 +306,7 @@ impl<D: DataPlane> Engine<D> {
             })
             .collect();
         let tells = self.history.telling.is_asked();
+        let objection = self.objection_secs();
         let rings = if tells { self.tracked_rings()? } else { HashMap::new() };
         let mut surveyed = HashMap::new();
         // Those that wait come first: a walk meets all flows in the same order each time.
@@ -337,7 +349,7 @@ impl<D: DataPlane> Engine<D> {
                         Age::Ended
                             if tells
                                 && *is_shared
-                                && idle(value, *floor, now) <= kept + OBJECTION_SECS =>
+                                && idle(value, *floor, now) <= kept + objection =>
                         {
                             ending.push(flow);
                         }

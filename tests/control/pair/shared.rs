@@ -21,8 +21,9 @@ struct Sharing {
     nodes: Vec<Node>,
     /// Nodes that the router sends nothing to.
     out: BTreeSet<usize>,
-    /// Nodes whose daemon stands still, since then; packets go on.
+    /// Nodes whose daemon stands still, since then; packets go on. The others notice after the timeout.
     stopped: BTreeMap<usize, u32>,
+    timeout: u32,
     /// Those of them that did not know whether a change of backends had ended.
     in_flux: BTreeSet<usize>,
     joined: u32,
@@ -90,6 +91,7 @@ impl Sharing {
             nodes,
             out: BTreeSet::new(),
             stopped: BTreeMap::new(),
+            timeout: 1,
             in_flux: BTreeSet::new(),
             joined: START,
             members: BTreeMap::new(),
@@ -135,16 +137,25 @@ impl Sharing {
         }
     }
 
+    /// Nodes that are missed, since then.
+    fn away(&self) -> BTreeMap<usize, u32> {
+        // The clocks' seconds begin at other moments, and each node looks once in one.
+        let noticed = self.stopped.iter().map(|(node, since)| (*node, since + self.timeout + 2));
+        noticed.filter(|(_, since)| *since <= self.now).collect()
+    }
+
     fn second(&mut self) {
         self.now += 1;
         let now = self.now;
+        let away = self.away();
         for node in self.running() {
             let others = self.members.iter();
-            let others = others.filter(|(at, _)| **at != node && !self.stopped.contains_key(at));
+            let others = others.filter(|(at, _)| **at != node && !away.contains_key(at));
             let members = others.map(|(_, members)| members.clone()).collect();
             let sharers = Sharers {
-                away: self.stopped.values().copied().collect(),
+                away: away.values().copied().collect(),
                 joined: self.joined,
+                timeout: self.timeout,
                 members: [(web(), members)].into(),
             };
             let engine = &mut self.nodes[node].engine;
@@ -309,6 +320,53 @@ fn a_flow_by_one_node_keeps_slots_of_all_from_settling() {
     assert!(sharing.in_flux(1) > 0 && sharing.in_flux(2) > 0);
     for left in [[0, 2], [0, 1], [1, 2]] {
         sharing.out = left.into();
+        sharing.send(0).unwrap();
+    }
+}
+
+/// The flows come by a node that stops after so many seconds, which the others notice by their timeout.
+fn flows_of_a_node_that_stops_after(seconds: u32, timeout: u32) -> Sharing {
+    let mut sharing = Sharing::new();
+    sharing.timeout = timeout;
+    sharing.out = [0, 1].into();
+    sharing.handle(Event::Drain(0)).unwrap();
+    sharing.handle(Event::Open(200)).unwrap();
+    sharing.send(0).unwrap();
+    for second in 0..seconds + 2 * IDLE {
+        if second == seconds {
+            sharing.handle(Event::Stop(2)).unwrap();
+        }
+        sharing.second();
+        sharing.send(0).unwrap();
+    }
+    sharing
+}
+
+#[test]
+fn flows_live_whose_node_dies_before_it_denies_that_they_have_ended() {
+    for timeout in [1, 10] {
+        for seconds in IDLE - 3..IDLE + 12 {
+            let mut sharing = flows_of_a_node_that_stops_after(seconds, timeout);
+            for left in [[0, 2], [1, 2]] {
+                sharing.out = left.into();
+                sharing.send(0).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn flows_that_began_without_a_lease_in_a_slot_about_to_settle_live_where_they_began() {
+    for (stops, until_back) in (IDLE..IDLE + 40).flat_map(|stops| [(stops, 0), (stops, 8)]) {
+        let mut sharing = Sharing::new();
+        sharing.out = [0, 1].into();
+        sharing.handle(Event::Drain(0)).unwrap();
+        (0..stops).for_each(|_| sharing.second());
+        sharing.handle(Event::Stop(2)).unwrap();
+        sharing.handle(Event::Open(50)).unwrap();
+        (0..until_back).for_each(|_| sharing.second());
+        sharing.handle(Event::GoOn(2)).unwrap();
+        sharing.second();
         sharing.send(0).unwrap();
     }
 }

@@ -13,7 +13,7 @@ use super::{Mirror, PeerOwners, PeerRing, Role, from_told, slot_of_flow};
 use crate::{
     datapath::{Added, DataPlane, FlowRef, FlowTable, entry},
     desired::ServiceKey,
-    engine::{Engine, Now, Outcome},
+    engine::{Engine, Now, Outcome, sweep::kept_secs},
     reconcile::Target,
     ring,
     sync::{
@@ -352,14 +352,14 @@ impl<D: DataPlane> Engine<D> {
         let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? else {
             return Ok(());
         };
-        let floor = match self.history.role(&key) {
-            Role::Shared => self.history.floor(&key, service.idle_timeout, now),
-            Role::Own | Role::Follows => 0,
-        };
-        let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
-        if self.history.role(&key) == Role::Shared && idle <= service.idle_timeout {
-            // It goes by this node now, and the peer is to know.
-            self.history.telling.flow(flow);
+        if self.history.role(&key) == Role::Shared {
+            let floor = self.history.floor(&key, service.idle_timeout, now);
+            let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
+            if idle <= kept_secs(&flow, value, service) {
+                // It goes by this node now, and the peer is to know.
+                self.history.telling.flow(flow);
+            }
+            // A third node may object: this node's own walk deletes the flow when none has.
             return Ok(());
         }
         self.data_plane.delete_flow(&flow, value).context("delete a flow")?;
@@ -478,6 +478,9 @@ impl<D: DataPlane> Engine<D> {
         let mut changes = Vec::new();
         for (index, slot) in here.iter().enumerate() {
             let before = slot.owners();
+            if self.history.sharing.has_unpinned(&key, (index as u32, slot), now.mono_secs()) {
+                continue;
+            }
             let peer = peer.of(index, before.current);
             let unpinned = if peer.base == 0 { peer.current } else { peer.base };
             let after = match before.base {

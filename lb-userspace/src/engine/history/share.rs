@@ -13,10 +13,15 @@
 //!   owner, for twice as long: new flows are pinned still, and told, and what is not pinned goes where it
 //!   goes on a node on which the slot has settled already. If its new flows are to go elsewhere meanwhile,
 //!   no flow has been left unpinned since: it has the base owner again that it has on a node that is not
-//!   so far, and in the second half of the time the one that it has on a node that is further.
+//!   so far, and in the second half of the time the one that it has on a node that is further. It keeps
+//!   itself if unpinned packets have come after all, as when the daemon ran late and the lease ended.
 //! - No change of a ring ends that by itself ([`ring::step_shared`]). A slot whose new flows go to its base
 //!   owner again, or whose base owner is dead, is its own base owner too: on another node it may be in
 //!   flux. It settles as if it had become so by being quiet, and all that time later.
+//! - Each node tells that a pin has ended by what it has seen itself, and keeps it for
+//!   [`Sharing::objection_secs`] all the same. Whoever sees the flow objects, and that counts as a packet.
+//!   Nobody deletes a pin because a peer has told its end: with three nodes two that don't see the flow
+//!   would delete each other's copies, and the third may die before it objects.
 //! - While a peer can't be asked nothing settles and no pin ends, until it is gone for good: after
 //!   [`GONE_SECS`], or the idle timeout if that is longer. When it is back nothing counts as idle for
 //!   longer than since then.
@@ -28,8 +33,9 @@ use crate::{ring, sync::piece::Base};
 
 /// Seconds without a peer after which what it serves is not waited for any more.
 const GONE_SECS: u32 = 300;
-/// Seconds for which a flow is kept after its end was told: a node that it goes by objects meanwhile.
-pub(in crate::engine) const OBJECTION_SECS: u32 = 5;
+/// Seconds for which a flow is kept after its end was told, besides those in which the loss of a peer is
+/// noticed: a node that it goes by objects meanwhile, unless it is just lost.
+const OBJECTION_SECS: u32 = 5;
 /// Seconds after a service has become shared in which base owners are taken over from who serves it.
 const JOINING_SECS: u32 = 60;
 
@@ -44,6 +50,11 @@ const fn grace(idle: u32) -> u32 {
     period(idle) + 5
 }
 
+/// Whether an unpinned packet has come for a slot since a second, as far as seconds tell.
+fn is_used_since(slot: &Slot, since: u32, secs: u32) -> bool {
+    ring::age(stamp(secs), slot.unpinned()) <= secs.saturating_sub(since)
+}
+
 /// How the nodes that share services with this one stand, in seconds of CLOCK_MONOTONIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharers {
@@ -51,6 +62,8 @@ pub struct Sharers {
     pub away: Vec<u32>,
     /// When the last one has come.
     pub joined: u32,
+    /// How long a peer is silent before it is missed.
+    pub timeout: u32,
     /// Who gets the new flows of services, by the peers that are there.
     pub members: BTreeMap<ServiceKey, Vec<Members>>,
 }
@@ -95,6 +108,12 @@ impl Sharing {
         }
     }
 
+    /// For how many seconds a flow is kept past its end where the flows are looked at this often: until
+    /// each peer could object, or is missed.
+    pub(in crate::engine) const fn objection_secs(&self, walk_secs: u32) -> u32 {
+        OBJECTION_SECS.saturating_add(self.sharers.timeout).saturating_add(walk_secs)
+    }
+
     /// A service is shared from now on, or no more.
     pub(super) fn set(&mut self, key: ServiceKey, is_shared: bool, now: u32) {
         match is_shared {
@@ -123,16 +142,20 @@ impl Sharing {
     pub(in crate::engine) fn reopen(
         &mut self,
         key: &ServiceKey,
-        slot: u32,
-        owners: Owners,
+        (index, slot): (u32, &Slot),
         now: Now,
     ) -> Owners {
+        let owners = slot.owners();
         let Some(shared) = self.services.get_mut(key) else { return owners };
-        shared.heard.insert(slot, now.mono_secs());
+        let secs = now.mono_secs();
+        shared.heard.insert(index, secs);
         // Peers hear of it even if its new flows are back before they are told of those.
-        shared.in_use.push(slot);
-        match shared.closing.remove(&slot) {
-            Some((since, base)) if now.mono_secs().saturating_sub(since) <= grace(shared.idle) => {
+        shared.in_use.push(index);
+        match shared.closing.remove(&index) {
+            Some((since, base))
+                if secs.saturating_sub(since) <= grace(shared.idle)
+                    && !is_used_since(slot, since, secs) =>
+            {
                 Owners { base, ..owners }
             }
             _ => owners,
@@ -145,6 +168,18 @@ impl Sharing {
         if let Some(shared) = self.services.get_mut(key) {
             shared.heard.insert(slot, now.mono_secs());
         }
+    }
+
+    /// Whether flows may have begun without a pin in a slot that is its own base owner and quiet: this
+    /// process ran late, and the program had no lease.
+    pub(super) fn has_unpinned(
+        &self,
+        key: &ServiceKey,
+        (index, slot): (u32, &Slot),
+        secs: u32,
+    ) -> bool {
+        let closing = self.services.get(key).and_then(|shared| shared.closing.get(&index));
+        closing.is_some_and(|(since, _)| is_used_since(slot, *since, secs))
     }
 
     /// The base owner that peers are told of, of a slot that is its own: none, or while the slot may have
@@ -254,7 +289,10 @@ impl<D: DataPlane> Engine<D> {
                     Some((since, before)) if floor.max(heard.unwrap_or(0)) >= since => {
                         shared.closing.remove(&index);
                         shared.heard.insert(index, secs);
-                        if before != base && secs.saturating_sub(since) <= grace(idle) {
+                        if before != base
+                            && secs.saturating_sub(since) <= grace(idle)
+                            && !is_used_since(slot, since, secs)
+                        {
                             changes.push((index, Owners { current, base: before }));
                             shared.in_use.push(index);
                         }
