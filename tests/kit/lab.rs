@@ -225,6 +225,22 @@ impl Lab {
         &self.switch
     }
 
+    /// Adds a balancer beside those that there are, with an address that ends in `last`. It goes when what
+    /// is returned does.
+    ///
+    /// # Errors
+    ///
+    /// If there is such a host already, or the kernel refuses.
+    pub fn add_balancer(&self, name: &str, last: u8) -> Result<Host> {
+        let host = Host::new(name, last)?;
+        host.quieten()?;
+        self.plug_node(&host, None, &format!("switch-{name}"))?;
+        if self.router.is_some() {
+            host.namespace.ip(TO_THE_ROUTER)?;
+        }
+        Ok(host)
+    }
+
     /// Cuts a host off, as when it loses power: packets to and from it vanish, and nobody is told.
     ///
     /// # Errors

@@ -91,18 +91,20 @@ fn list(addresses: &[IpAddr]) -> String {
 ///
 /// If the lab is not that of a pair.
 pub fn sync(lab: &Lab, node: &Host, wire: Wire, key: &str) -> Result<String> {
+    Ok(sync_among(&lab.pair()?, node, wire, key))
+}
+
+/// The same for one of any number of nodes.
+#[must_use]
+pub fn sync_among(nodes: &[&Host], node: &Host, wire: Wire, key: &str) -> String {
     let address = |host: &Host| match wire {
         Wire::First => host.v4.into(),
         Wire::Second => pair::second_addresses(host)[0],
     };
-    let peers: Vec<_> = lab
-        .pair()?
-        .into_iter()
-        .filter(|other| other.name != node.name)
-        .map(|other| format!("\"{}:{PORT}\"", address(other)))
-        .collect();
+    let others = nodes.iter().filter(|other| other.name != node.name);
+    let peers: Vec<_> = others.map(|other| format!("\"{}:{PORT}\"", address(other))).collect();
     let (name, own, peers) = (&node.name, address(node), peers.join(", "));
-    Ok(format!(
+    format!(
         "\n[sync]\nnode = \"{name}\"\nkey = \"{key}\"\nlisten = \"{own}:{PORT}\"\npeers = [{peers}]\n"
-    ))
+    )
 }
