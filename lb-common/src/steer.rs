@@ -283,8 +283,13 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // whose backend is gone holds nothing.
         let open = value.flags & flow_flags::CLOSING == 0
             && now.wrapping_sub(value.seen) <= service.idle_timeout;
-        ends = what == kind::OPENS && !open && may_pin(tables, service, value.backend);
-        if !ends && is_usable(tables, value.backend) {
+        let begins = what == kind::OPENS && !open;
+        ends = begins && may_pin(tables, service, value.backend);
+        let flags = flags_of_backend(tables, value.backend);
+        if begins && !ends && flags & REFUSES == REFUSES {
+            return UNPINNABLE.to_word();
+        }
+        if !ends && flags & backend_flags::USABLE != 0 {
             if what != kind::CONCERNS {
                 slot.touch_pinned(stamp(now));
                 pin.touch(now, flags_of(what));
@@ -334,7 +339,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         }
         // It would refuse the client, which sends a SYN without an answer again.
         if flags & backend_flags::SOFT_DOWN != 0 {
-            return Choice { id: 0, events: events::UNPINNABLE }.to_word();
+            return UNPINNABLE.to_word();
         }
         slot.touch_unpinned(stamp(now));
         return Choice { id: base, events: events::UNPINNED }.to_word();
@@ -374,12 +379,18 @@ fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
 /// A backend that can be sent to, and takes no new flow.
 const REFUSES: u8 = backend_flags::USABLE | backend_flags::SOFT_DOWN;
 
+/// A new flow that nothing takes: its client sends the SYN again.
+const UNPINNABLE: Choice = Choice { id: 0, events: events::UNPINNABLE };
+
 /// Whether a new flow may be given a pin, or the pin of an older one, if it goes to `holder`
 /// otherwise. One that is soft down would refuse it on every node, so no peer has to know of the pin
 /// in time: if this node dies before the peer does, the flow meets there what it is spared here.
+/// Pins that are held are none that may be made: a peer is about to take over, and the client's next
+/// SYN is for it.
 #[inline(always)]
 fn may_pin<T: Tables>(tables: &T, service: &Service, holder: u16) -> bool {
-    may_change_pins(tables, service) || flags_of_backend(tables, holder) & REFUSES == REFUSES
+    let refuses = || flags_of_backend(tables, holder) & REFUSES == REFUSES;
+    may_change_pins(tables, service) || service.flags & service_flags::PINS_HELD == 0 && refuses()
 }
 
 /// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has

@@ -15,50 +15,48 @@ use crate::{
 
 const UNPINNABLE: Verdict<Backend> = Verdict::Drop(Drop::Unpinnable);
 
-/// Why pins may not be made, though there is room and budget for them.
-#[derive(Clone, Copy, Debug)]
-enum Without {
-    Lease,
-    Release,
-}
-
-const WITHOUT: [Without; 2] = [Without::Lease, Without::Release];
-
 fn soft_down(model: &Model, id: u16) {
     model.set_flags(id, backend_flags::USABLE | backend_flags::SOFT_DOWN);
 }
 
-/// One slot, from backend 1, which is soft down, to backend 2.
-fn model(family: Family, without: Without) -> Model {
+/// One slot, from backend 1, which is soft down, to backend 2, and no lease.
+fn model(family: Family) -> Model {
     let mut model = Model::new(1);
     model.move_rings_to(2);
     soft_down(&model, 1);
-    match without {
-        Without::Lease => model.lease.set(model.nanos.get() - 1),
-        Without::Release => {
-            let held = |service: &mut Service| service.flags |= service_flags::PINS_HELD;
-            model.change_service(family.service(1), held);
-            model.change_service(family.service(4), held);
-        }
+    model.lease.set(model.nanos.get() - 1);
+    // The SYN's service and that of QUIC.
+    for service in [1, 4] {
+        assert_eq!(
+            model.only_slot(family.service(service)).owners(),
+            Owners { current: 2, base: 1 }
+        );
     }
+    model
+}
+
+/// The same, while the daemon holds the pins.
+fn held(family: Family) -> Model {
+    let mut model = model(family);
+    model.change_service(family.service(1), |service: &mut Service| {
+        service.flags |= service_flags::PINS_HELD;
+    });
     model
 }
 
 #[test]
 fn a_new_flow_is_pinned_to_the_current_owner_though_no_peer_will_know_in_time() {
     for family in FAMILIES {
-        for without in WITHOUT {
-            let model = model(family, without);
-            let client = Client::new(1);
-            let to = model.forwarded(&client.tcp(family, WEB, SYN));
-            assert_eq!((to.id, to.events), (2, events::NEW_FLOW), "{family:?} {without:?}");
-            assert_eq!(model.notes.borrow().len(), 1, "peers are told when they can be");
-            for owner in [3, 4, 1] {
-                model.move_rings_to(owner);
-                for flags in [ACK, SYN, ACK, FIN] {
-                    let to = model.forwarded(&client.tcp(family, WEB, flags)).id;
-                    assert_eq!(to, 2, "{family:?} {without:?}, after the change to {owner}");
-                }
+        let model = model(family);
+        let client = Client::new(1);
+        let to = model.forwarded(&client.tcp(family, WEB, SYN));
+        assert_eq!((to.id, to.events), (2, events::NEW_FLOW), "{family:?}");
+        assert_eq!(model.notes.borrow().len(), 1, "peers are told when they can be");
+        for owner in [3, 4, 1] {
+            model.move_rings_to(owner);
+            for flags in [ACK, SYN, ACK, FIN] {
+                let to = model.forwarded(&client.tcp(family, WEB, flags)).id;
+                assert_eq!(to, 2, "{family:?}, after the change to {owner}");
             }
         }
     }
@@ -69,27 +67,23 @@ fn a_quic_connection_begins_as_a_tcp_one_does() {
     // Version 1, an Initial packet, an id of eight bytes (RFC 9000, 17.2.2).
     let initial = [&[0xc3, 0, 0, 0, 1, 8][..], &[9; 8], &[0; 80]].concat();
     for family in FAMILIES {
-        for without in WITHOUT {
-            let model = model(family, without);
-            let frame = Client::new(1).udp(family, QUIC, &initial);
-            assert_eq!(model.forwarded(&frame).id, 2, "{family:?} {without:?}");
-            model.move_rings_to(3);
-            assert_eq!(model.forwarded(&frame).id, 2, "{family:?} {without:?}: the second flight");
-        }
+        let model = model(family);
+        let frame = Client::new(1).udp(family, QUIC, &initial);
+        assert_eq!(model.forwarded(&frame).id, 2, "{family:?}");
+        model.move_rings_to(3);
+        assert_eq!(model.forwarded(&frame).id, 2, "{family:?}: the second flight");
     }
 }
 
 #[test]
 fn the_flows_that_the_base_owner_has_stay_there() {
     for family in FAMILIES {
-        for without in WITHOUT {
-            let model = model(family, without);
-            for flags in [ACK, FIN, ACK] {
-                let to = model.forwarded(&Client::new(1).tcp(family, WEB, flags));
-                assert_eq!((to.id, to.events), (1, events::UNPINNED), "{family:?} {without:?}");
-            }
-            assert!(model.pins.borrow().is_empty());
+        let model = model(family);
+        for flags in [ACK, FIN, ACK] {
+            let to = model.forwarded(&Client::new(1).tcp(family, WEB, flags));
+            assert_eq!((to.id, to.events), (1, events::UNPINNED), "{family:?}");
         }
+        assert!(model.pins.borrow().is_empty());
     }
 }
 
@@ -97,7 +91,7 @@ fn the_flows_that_the_base_owner_has_stay_there() {
 fn a_new_flow_that_cannot_be_pinned_is_left_to_the_client_s_next_syn() {
     for family in FAMILIES {
         for full in [false, true] {
-            let mut model = model(family, Without::Lease);
+            let mut model = model(family);
             let id = family.service(1);
             if full {
                 model.pin_capacity.set(0);
@@ -118,9 +112,43 @@ fn a_new_flow_that_cannot_be_pinned_is_left_to_the_client_s_next_syn() {
 }
 
 #[test]
+fn a_new_flow_while_pins_are_held_is_left_to_the_peer_that_takes_over() {
+    for family in FAMILIES {
+        let model = held(family);
+        let client = Client::new(1);
+        assert_eq!(model.decide(&client.tcp(family, WEB, SYN)), UNPINNABLE, "{family:?}");
+        assert!(model.pins.borrow().is_empty() && model.notes.borrow().is_empty());
+        assert_eq!(model.forwarded(&client.tcp(family, WEB, ACK)).id, 1, "an older flow");
+    }
+}
+
+#[test]
+fn a_new_flow_on_a_closed_pin_while_pins_are_held_is_left_to_the_peer() {
+    for family in FAMILIES {
+        let mut model = Model::new(1);
+        let slot = model.only_slot(family.service(1));
+        slot.set_owners(Owners { current: 1, base: 3 });
+        let client = Client::new(1);
+        for flags in [SYN, ACK, FIN | ACK] {
+            assert_eq!(model.forwarded(&client.tcp(family, WEB, flags)).id, 1);
+        }
+        slot.set_owners(Owners { current: 2, base: 3 });
+        soft_down(&model, 1);
+        model
+            .change_service(family.service(1), |service| service.flags |= service_flags::PINS_HELD);
+        assert_eq!(model.decide(&client.tcp(family, WEB, SYN)), UNPINNABLE, "{family:?}");
+        assert_eq!(
+            model.forwarded(&client.tcp(family, WEB, ACK)).id,
+            1,
+            "what is left of the old one"
+        );
+    }
+}
+
+#[test]
 fn a_base_owner_that_is_up_again_gets_what_cannot_be_pinned() {
     for family in FAMILIES {
-        let model = model(family, Without::Lease);
+        let model = model(family);
         model.set_flags(1, backend_flags::USABLE);
         let to = model.forwarded(&Client::new(1).tcp(family, WEB, SYN));
         assert_eq!((to.id, to.events), (1, events::NEW_FLOW | events::UNPINNED), "{family:?}");
@@ -153,7 +181,7 @@ fn a_new_flow_on_the_closed_pin_of_a_backend_that_is_soft_down_takes_the_pin_alo
 #[test]
 fn a_new_flow_on_the_pin_of_a_dead_backend_is_not_sent_to_a_base_owner_that_is_soft_down() {
     for family in FAMILIES {
-        let model = model(family, Without::Lease);
+        let model = model(family);
         let client = Client::new(1);
         assert_eq!(model.forwarded(&client.tcp(family, WEB, SYN)).id, 2);
         model.set_flags(2, 0);

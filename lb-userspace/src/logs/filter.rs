@@ -11,7 +11,7 @@ const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The parts of this crate that say something, and `xdp`, the balancer's program.
 const PARTS: [&str; 16] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
-    "notify", "samples", "seed", "sync", "vrrp", "web", XDP,
+    "notify", "path_mtu", "samples", "seed", "sync", "vrrp", "web", XDP,
 ];
 /// What the balancer's program says.
 pub(crate) const XDP: &str = "xdp";
