@@ -21,7 +21,7 @@ fn soft_down(model: &Model, id: u16) {
 
 /// One slot, from backend 1, which is soft down, to backend 2, and no lease.
 fn model(family: Family) -> Model {
-    let mut model = Model::new(1);
+    let model = Model::new(1);
     model.move_rings_to(2);
     soft_down(&model, 1);
     model.lease.set(model.nanos.get() - 1);

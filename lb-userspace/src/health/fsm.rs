@@ -58,7 +58,7 @@ pub enum Event {
         outcome: Outcome,
         /// How long that took.
         took: Duration,
-        /// When another backend of its service has answered last.
+        /// When another backend of its service has answered last; none: no other one answers.
         others_answered: Option<Instant>,
     },
     /// The backend's clients say that it is silent.
@@ -132,6 +132,8 @@ pub struct Machine {
     silent: Option<u8>,
     /// When the last of them was asked.
     silent_asked: Option<Instant>,
+    /// When another backend had answered last as a question without an answer was over.
+    silent_but: Option<Instant>,
     /// Questions in a row that couldn't be asked.
     unasked: u32,
     /// Whether a failure was forgiven because the process slept, and none since.
@@ -175,6 +177,7 @@ impl Machine {
             against: 0,
             silent: None,
             silent_asked: None,
+            silent_but: None,
             unasked: 0,
             excused: false,
             asked: None,
@@ -404,17 +407,23 @@ impl Machine {
     }
 
     /// Counts a question without an answer if another backend has answered since the one before it was
-    /// asked, or this one if it is the first: then the network between is in order.
+    /// asked, or this one if it is the first: then the network between is in order. An answer proves that
+    /// once. While nobody answers, what was counted before proves nothing any more: the answers that came
+    /// as the network was about to fail, and those after it was mended, are none in a row.
     fn count_silence(&mut self, how: Failure, asked: Instant, others_answered: Option<Instant>) {
         if how != Failure::Silence {
             self.silent = None;
             return;
         }
         let since = self.silent_asked.replace(asked).filter(|_| self.silent.is_some());
-        let others_answer = others_answered.is_some_and(|at| at >= since.unwrap_or(asked));
+        let Some(answer) = others_answered else {
+            self.silent = Some(0);
+            return;
+        };
+        let is_new = self.silent_but.replace(answer).is_none_or(|before| answer > before);
         let before = self.silent.unwrap_or(0);
         // A question after a suspicion is given up early.
-        let counts = others_answer && self.suspicion.is_none();
+        let counts = is_new && answer >= since.unwrap_or(asked) && self.suspicion.is_none();
         self.silent = Some(before.saturating_add(counts.into()));
     }
 

@@ -9,7 +9,7 @@ use crate::units::nearest;
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The parts of this crate that say something, and `xdp`, the balancer's program.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 17] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
     "notify", "path_mtu", "samples", "seed", "sync", "vrrp", "web", XDP,
 ];
@@ -178,7 +178,7 @@ mod tests {
             ),
             (
                 "info,[span]=debug",
-                "`[span]` is no part that logs; these are api, daemon, datapath, egress, engine, events, health, logs, netlink, notify, samples, seed, sync, vrrp, web, xdp",
+                "`[span]` is no part that logs; these are api, daemon, datapath, egress, engine, events, health, logs, netlink, notify, path_mtu, samples, seed, sync, vrrp, web, xdp",
             ),
         ] {
             assert_eq!(said.parse::<Filter>().expect_err(said), expected);

@@ -368,12 +368,17 @@ impl Schedule {
         self.step(target, Event::Answered { outcome, took, others_answered }, now);
     }
 
-    /// When another backend of the service has answered last.
+    /// When another backend of the service has answered last; none while the last question to each of
+    /// them has no answer either.
     fn others_answered(&self, target: Target) -> Option<Instant> {
         let first = Target { backend: Ipv4Addr::UNSPECIFIED.into(), ..target };
         let all = self.entries.range(first..);
         let all = all.take_while(|(other, _)| other.service == target.service);
-        all.filter(|(other, _)| **other != target).filter_map(|(_, entry)| entry.answered).max()
+        let others = all.filter(|(other, _)| **other != target).map(|(_, entry)| entry);
+        let answers = |entry: &Entry| entry.answered == entry.last.as_ref().map(|(_, at)| *at);
+        let others: Vec<_> = others.filter(|entry| entry.answered.is_some()).collect();
+        let last = others.iter().filter_map(|entry| entry.answered).max();
+        last.filter(|_| others.iter().any(|entry| answers(entry)))
     }
 
     fn count(&mut self, target: Target, outcome: Outcome, took: Option<Duration>, now: Instant) {

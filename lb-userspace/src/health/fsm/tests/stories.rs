@@ -96,6 +96,39 @@ fn flows_stay_while_no_other_backend_answers_and_after_the_first_one_does() {
 }
 
 #[test]
+fn answers_of_others_before_and_after_an_outage_of_all_move_no_flows() {
+    let check = Check { fall: NonZeroU8::new(2).unwrap(), ..check(Kind::Tcp) };
+    let mut bench = Bench::new(check, Condition::Up);
+    let took = ms(1_000);
+    let unanswered = |bench: &mut Bench, others_answered: Option<Duration>| {
+        bench.until_asked();
+        let others_answered = others_answered.map(|after| bench.now + after);
+        bench.now += took;
+        bench.tell(Event::Answered { outcome: silent(), took, others_answered });
+        others_answered
+    };
+    for _ in 0..3 {
+        bench.answer(Outcome::Up);
+        // Another one's last answer was on its way still; it is the last for the next question as well.
+        let last =
+            unanswered(&mut bench, Some(ms(1))).map(|at| at.duration_since(bench.now - took));
+        assert_eq!(last, Some(ms(1)));
+        bench.until_asked();
+        let stale = bench.now - took;
+        bench.now += took;
+        bench.tell(Event::Answered { outcome: silent(), took, others_answered: Some(stale) });
+        assert_eq!(bench.condition(), Condition::SoftDown, "one answer proves that once");
+        unanswered(&mut bench, None);
+        unanswered(&mut bench, Some(ms(900)));
+        assert_eq!(bench.condition(), Condition::SoftDown, "the others were mended sooner");
+        bench.answer(Outcome::Up);
+        bench.answer(Outcome::Up);
+        assert_eq!(bench.condition(), Condition::Up);
+    }
+    assert!(!conditions(&bench).contains(&Condition::HardDown));
+}
+
+#[test]
 fn flows_that_are_to_move_do_so_whenever_their_backend_is_down() {
     for answer in [refused(), wrong(), silent()] {
         let mut bench = Bench::moving(check(Kind::Tcp));
