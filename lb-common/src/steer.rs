@@ -279,16 +279,17 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
     let mut ends = false;
     if let Some(pin) = &pin {
         let value = pin.get();
-        // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow. A pin
-        // whose backend is gone holds nothing.
-        let open = value.flags & flow_flags::CLOSING == 0
-            && now.wrapping_sub(value.seen) <= service.idle_timeout;
-        let begins = what == kind::OPENS && !open;
-        ends = begins && may_pin(tables, service, value.backend);
         let flags = flags_of_backend(tables, value.backend);
-        if begins && !ends && flags & REFUSES == REFUSES {
-            return UNPINNABLE.to_word();
+        if what == kind::OPENS {
+            // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow.
+            let open = value.flags & flow_flags::CLOSING == 0
+                && now.wrapping_sub(value.seen) <= service.idle_timeout;
+            ends = !open && may_pin(tables, service, flags);
+            if !open && !ends && flags & REFUSES == REFUSES {
+                return UNPINNABLE.to_word();
+            }
         }
+        // A pin whose backend is gone holds nothing.
         if !ends && flags & backend_flags::USABLE != 0 {
             if what != kind::CONCERNS {
                 slot.touch_pinned(stamp(now));
@@ -311,7 +312,7 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // to name this flow's backend, for which there is always room. Where it may not be changed
         // its backend can't be used, and the SYN goes where the flow's other packets go then.
         if let Some(pin) = &pin
-            && (ends || may_pin(tables, service, base))
+            && (ends || may_pin(tables, service, flags_of_backend(tables, base)))
         {
             slot.touch_pinned(stamp(now));
             pin.set(FlowValue { backend: current, flags: 0, seen: now });
@@ -321,7 +322,8 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         if base == 0 {
             return Choice::of(current).to_word();
         }
-        if may_pin(tables, service, base) && takes_token(tables, service) {
+        let flags = flags_of_backend(tables, base);
+        if may_pin(tables, service, flags) && takes_token(tables, service) {
             // The stamp first: whoever is to find the pin must have been told to look.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
@@ -333,7 +335,6 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // No pin to be had: the base owner, where the flow's other packets will go as well. One
         // that can't be sent to at this moment may come back, so even then nothing goes to the
         // current owner unpinned if a pin can be had.
-        let flags = flags_of_backend(tables, base);
         if flags & backend_flags::USABLE == 0 {
             return Choice::of(current).to_word();
         }
@@ -382,15 +383,15 @@ const REFUSES: u8 = backend_flags::USABLE | backend_flags::SOFT_DOWN;
 /// A new flow that nothing takes: its client sends the SYN again.
 const UNPINNABLE: Choice = Choice { id: 0, events: events::UNPINNABLE };
 
-/// Whether a new flow may be given a pin, or the pin of an older one, if it goes to `holder`
-/// otherwise. One that is soft down would refuse it on every node, so no peer has to know of the pin
-/// in time: if this node dies before the peer does, the flow meets there what it is spared here.
-/// Pins that are held are none that may be made: a peer is about to take over, and the client's next
-/// SYN is for it.
+/// Whether a new flow may be given a pin, or the pin of an older one, if it goes to a backend with
+/// these flags otherwise. One that is soft down would refuse it on every node, so no peer has to know
+/// of the pin in time: if this node dies before the peer does, the flow meets there what it is spared
+/// here. Pins that are held are none that may be made: a peer is about to take over, and the client's
+/// next SYN is for it.
 #[inline(always)]
-fn may_pin<T: Tables>(tables: &T, service: &Service, holder: u16) -> bool {
-    let refuses = || flags_of_backend(tables, holder) & REFUSES == REFUSES;
-    may_change_pins(tables, service) || service.flags & service_flags::PINS_HELD == 0 && refuses()
+fn may_pin<T: Tables>(tables: &T, service: &Service, holder: u8) -> bool {
+    let refuses = holder & REFUSES == REFUSES;
+    may_change_pins(tables, service) || service.flags & service_flags::PINS_HELD == 0 && refuses
 }
 
 /// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
