@@ -201,15 +201,21 @@ fn second_interface(lab: &Lab) -> Result<()> {
     lab.balancer.namespace.ethtool("eth1", &["tx", "off", "tso", "off", "gso", "off"])
 }
 
+/// The lab in which the balancer reaches the web hosts in 10.0.9.0/24 by its second interface.
+fn lab_by_second_interface(webs: u8) -> Result<Lab> {
+    let lab = lab(webs)?;
+    second_interface(&lab)?;
+    second_address(&lab, 9, None)?;
+    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
+    Ok(lab)
+}
+
 #[test]
 fn frames_leave_by_another_interface_once_it_takes_them_from_xdp() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let lab = lab(2)?;
-    second_interface(&lab)?;
-    second_address(&lab, 9, None)?;
-    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
+    let lab = lab_by_second_interface(2)?;
     let mut balancer = Balancer::new(&lab, &[service(&lab, 9)])?;
     balancer.launch()?;
     all_are_refused(&balancer, "the other end of veth eth1 takes no frames from XDP")?;
@@ -224,10 +230,7 @@ fn veth_takes_frames_of_another_interface_once_its_other_end_has_gro() -> Result
     if !can_run() {
         return Ok(());
     }
-    let lab = lab(2)?;
-    second_interface(&lab)?;
-    second_address(&lab, 9, None)?;
-    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
+    let lab = lab_by_second_interface(2)?;
     let mut balancer = Balancer::new(&lab, &[service(&lab, 9)])?;
     balancer.launch()?;
     all_are_refused(&balancer, "ethtool -K DEV gro on there")?;
@@ -355,11 +358,8 @@ fn questions_of_the_program_leave_by_another_interface() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let lab = lab(1)?;
-    second_interface(&lab)?;
+    let lab = lab_by_second_interface(1)?;
     xdp::pass(lab.switch(), "second", &lab.pins().join("second"))?;
-    second_address(&lab, 9, None)?;
-    lab.balancer.namespace.ip("addr add 10.0.9.5/24 dev eth1")?;
     let balancer = Balancer::start(&lab, &[service(&lab, 9)])?;
     until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")
 }

@@ -162,10 +162,16 @@ fn none_broke(downloads: Downloads) -> Result<()> {
     Ok(())
 }
 
-/// Starts every nginx as a distribution does, so that it can end gracefully.
-fn serve(lab: &mut Lab) -> Result<()> {
+/// The lab with every nginx started as a distribution does, so that it can end gracefully, and all of them up.
+fn lab_of_services(way: Way) -> Result<(Lab, Balancer)> {
+    let mut lab = Lab::new(&Options::default())?;
     let orphan = lab.orphan();
-    lab.webs.iter_mut().try_for_each(|web| web.nginx.serve(&web.host.namespace, orphan))
+    lab.webs.iter_mut().try_for_each(|web| web.nginx.serve(&web.host.namespace, orphan))?;
+    let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
+    for web in &lab.webs {
+        wait_for(&balancer, way, way.backend(web), "up")?;
+    }
+    Ok((lab, balancer))
 }
 
 #[test]
@@ -174,11 +180,8 @@ fn a_graceful_end_of_nginx_breaks_no_download() -> Result<()> {
         return Ok(());
     }
     let way = Way::DsrV4;
-    let mut lab = Lab::new(&Options::default())?;
-    serve(&mut lab)?;
-    let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
+    let (mut lab, balancer) = lab_of_services(way)?;
     let at = way.backend(&lab.webs[1]);
-    wait_for(&balancer, way, at, "up")?;
     let downloads = downloads(&lab, way)?;
     lab.webs[1].nginx.quit()?;
     let down = wait_for(&balancer, way, at, "soft_down")?;
@@ -200,12 +203,7 @@ fn backends_that_are_stopped_and_started_in_turn_break_no_download() -> Result<(
         return Ok(());
     }
     let way = Way::DsrV4;
-    let mut lab = Lab::new(&Options::default())?;
-    serve(&mut lab)?;
-    let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
-    for web in &lab.webs {
-        wait_for(&balancer, way, way.backend(web), "up")?;
-    }
+    let (mut lab, balancer) = lab_of_services(way)?;
     let downloads = downloads(&lab, way)?;
     let orphan = lab.orphan();
     for web in &mut lab.webs {

@@ -311,8 +311,9 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         // A pin that is left from an older flow must not outlive this one's beginning: it is made
         // to name this flow's backend, for which there is always room. Where it may not be changed
         // its backend can't be used, and the SYN goes where the flow's other packets go then.
+        let flags = flags_of_backend(tables, base);
         if let Some(pin) = &pin
-            && (ends || may_pin(tables, service, flags_of_backend(tables, base)))
+            && (ends || may_pin(tables, service, flags))
         {
             slot.touch_pinned(stamp(now));
             pin.set(FlowValue { backend: current, flags: 0, seen: now });
@@ -322,7 +323,6 @@ fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> 
         if base == 0 {
             return Choice::of(current).to_word();
         }
-        let flags = flags_of_backend(tables, base);
         if may_pin(tables, service, flags) && takes_token(tables, service) {
             // The stamp first: whoever is to find the pin must have been told to look.
             slot.touch_pinned(stamp(now));
@@ -425,8 +425,8 @@ fn takes_token<T: Tables>(tables: &T, service: &Service) -> bool {
 }
 
 /// Takes a token from a bucket that refills `rate` times a second and holds `burst` of them, which is
-/// at most one second's worth. The time that counts as refilled is only what the whole tokens took, so that a slow rate loses
-/// nothing to rounding, however coarse the clock is.
+/// at most one second's worth. The time that counts as refilled is only what the whole tokens took, so
+/// that a slow rate loses nothing to rounding, however coarse the clock is.
 #[inline(always)]
 pub fn take(budget: &SynBudget, rate: u32, burst: u32, now_nanos: u64) -> bool {
     const SECOND: u64 = 1_000_000_000;

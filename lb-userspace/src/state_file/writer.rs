@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Where states are handed over to the thread that writes them.
 #[derive(Debug)]
 pub struct Writer {
-    mailbox: Arc<Mailbox>,
+    pending: Arc<Pending>,
     outcomes: watch::Receiver<Outcome>,
     posted: u64,
 }
@@ -36,7 +36,7 @@ pub struct Outcome {
 }
 
 #[derive(Debug, Default)]
-struct Mailbox {
+struct Pending {
     content: Mutex<Content>,
     comes: Condvar,
 }
@@ -54,21 +54,21 @@ impl Writer {
     ///
     /// There is no room for a thread.
     pub fn start(path: &Path) -> io::Result<Self> {
-        let mailbox = Arc::new(Mailbox::default());
+        let pending = Arc::new(Pending::default());
         let (told, outcomes) = watch::channel(Outcome::default());
-        let (own, path) = (Arc::clone(&mailbox), path.to_owned());
+        let (own, path) = (Arc::clone(&pending), path.to_owned());
         let write = move || write_all(&own, &path, &told);
         thread::Builder::new().name("lbd-state".into()).spawn(write)?;
-        Ok(Self { mailbox, outcomes, posted: 0 })
+        Ok(Self { pending, outcomes, posted: 0 })
     }
 
     /// Has a state written, in the place of one that waits.
     pub fn post(&mut self, state: State) -> Kept {
         self.posted += 1;
-        let mut content = self.mailbox.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut content = self.pending.content.lock().unwrap_or_else(PoisonError::into_inner);
         content.next = Some((self.posted, state));
         drop(content);
-        self.mailbox.comes.notify_one();
+        self.pending.comes.notify_one();
         self.last()
     }
 
@@ -87,8 +87,8 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.mailbox.content.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
-        self.mailbox.comes.notify_one();
+        self.pending.content.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
+        self.pending.comes.notify_one();
     }
 }
 
@@ -118,11 +118,11 @@ impl Kept {
     }
 }
 
-fn write_all(mailbox: &Mailbox, path: &Path, told: &watch::Sender<Outcome>) {
+fn write_all(pending: &Pending, path: &Path, told: &watch::Sender<Outcome>) {
     loop {
-        let content = mailbox.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let content = pending.content.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |content: &mut Content| content.next.is_none() && !content.is_closed;
-        let content = mailbox.comes.wait_while(content, waits);
+        let content = pending.comes.wait_while(content, waits);
         let next = content.unwrap_or_else(PoisonError::into_inner).next.take();
         let Some((number, state)) = next else { return };
         let error = super::save(path, &state).err().map(|error| format!("{error:#}"));
