@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{ExitStatus, Output},
+    process::{Command, ExitStatus, Output},
     time::Duration,
 };
 
@@ -192,7 +192,7 @@ impl Balancer {
     pub fn wait_answers(&mut self) -> Result<()> {
         let answers = wait::until(SOON, "lbd answers", || {
             self.check()?;
-            self.status()
+            self.poll()
         });
         answers.map(drop).with_context(|| format!("lbd wrote:\n{}", self.log()))
     }
@@ -204,7 +204,7 @@ impl Balancer {
     /// If that does not come to pass.
     pub fn wait_usable(&self) -> Result<Status> {
         wait::until(SOON, "every backend is usable", || {
-            let status = self.status()?;
+            let status = self.poll()?;
             for (name, service) in &status.services {
                 for (address, backend) in &service.backends {
                     if let Some(why) = &backend.unusable {
@@ -303,7 +303,7 @@ impl Balancer {
 
     /// A command for `lbctl` on the balancer's host, against this `lbd`.
     #[must_use]
-    pub fn lbctl_command(&self) -> std::process::Command {
+    pub fn lbctl_command(&self) -> Command {
         let mut lbctl = self.namespace.command(self.binaries.join("lbctl"));
         lbctl.arg("--socket").arg(self.socket());
         lbctl
@@ -439,7 +439,18 @@ impl Service {
     }
 }
 
-/// The folder of the built binaries: `LB_BIN_DIR`, or that of this program.
+/// `lbd` or `lbctl`, as they were built, in this namespace: beside [`Balancer`] the one way in which tests start
+/// them, so that none attaches to an interface of this machine.
+///
+/// # Errors
+///
+/// If they are not built.
+pub fn program(namespace: &Namespace, name: &str) -> Result<Command> {
+    Ok(namespace.command(binaries()?.join(name)))
+}
+
+/// The folder of the built binaries: `LB_BIN_DIR`, or that of this program. It is for who copies them; [`program`]
+/// starts them.
 ///
 /// # Errors
 ///

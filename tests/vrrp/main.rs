@@ -1,9 +1,8 @@
-//! The thread of the virtual routers against the kernel: two nodes and a client on a link, each in a
-//! network namespace of its own.
+//! Nodes that stand in for each other: virtual routers on real links, keepalived as a peer, the flow sync, and
+//! pairs of `lbd` under real clients.
 
-mod addresses;
-mod many;
-mod site;
-mod takeover;
-mod tracking;
-mod virtual_mac;
+mod interop;
+mod pair;
+mod router;
+mod sync;
+mod wire;

@@ -1,0 +1,173 @@
+//! Interfaces that lose the program while lbd runs.
+
+use std::fs;
+
+use aya::{
+    Ebpf,
+    programs::{
+        self,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+use lb_userspace::{
+    datapath::{DataPlane as _, Xdp},
+    engine::{Engine, InterfaceEventKind, Now},
+    objects,
+};
+
+use super::{
+    migration::decisions,
+    site::{Site, detach_link, ifindex, ip, link_at},
+    v1,
+    wire::Wire,
+};
+
+/// A site with the maps of `v1`, and the engine on it.
+fn running(reattach: bool) -> Option<(Site, Engine<Xdp>)> {
+    let mut site = Site::new()?;
+    site.settings.reattach = reattach;
+    drop(v1::start(&site.settings));
+    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    assert_eq!(sweep(&mut engine), []);
+    Some((site, engine))
+}
+
+/// What a sweep tells of interfaces.
+fn sweep(engine: &mut Engine<Xdp>) -> Vec<(String, InterfaceEventKind, String)> {
+    let swept = engine.sweep(Now::read()).unwrap();
+    swept.interfaces.into_iter().map(|event| (event.interface, event.kind, event.text)).collect()
+}
+
+/// The same without the words.
+fn kinds(told: &[(String, InterfaceEventKind, String)]) -> Vec<(&str, InterfaceEventKind)> {
+    told.iter().map(|(interface, kind, _)| (interface.as_str(), *kind)).collect()
+}
+
+fn attached(engine: &Engine<Xdp>, name: &str) -> bool {
+    let interfaces = engine.data_plane().interfaces();
+    interfaces.into_iter().any(|interface| interface.name == name && interface.attached)
+}
+
+#[test]
+fn an_interface_that_is_made_anew_carries_packets_again() {
+    use InterfaceEventKind::{Back, Lost};
+    let Some((site, mut engine)) = running(true) else { return };
+    let decided = decisions(&Wire::at("vb"));
+    let before = ifindex("va");
+    ip(&["link", "del", "va"]);
+    let told = sweep(&mut engine);
+    assert_eq!(kinds(&told), [("va", Lost)]);
+    assert!(told[0].2.contains("no interface of this name"), "{told:?}");
+    assert_eq!(sweep(&mut engine), [], "it is told once");
+    assert!(!attached(&engine, "va") && attached(&engine, "vc"));
+
+    site.add_pair("va", "vb");
+    let now = ifindex("va");
+    assert_ne!(now, before);
+    assert_eq!(kinds(&sweep(&mut engine)), [("va", Back)]);
+    assert!(attached(&engine, "va"));
+    // What the resolver sees to: the backends' interface.
+    let data_plane = engine.data_plane_mut();
+    for (id, mut backend) in data_plane.backends().unwrap() {
+        backend.ifindex = now;
+        data_plane.put_backend(id, &backend).unwrap();
+    }
+    assert_eq!(decisions(&Wire::at("vb")), decided);
+    assert_eq!(site.pinned(), site.whole());
+
+    // Both at once, between two looks.
+    ip(&["link", "del", "va"]);
+    site.add_pair("va", "vb");
+    let told = sweep(&mut engine);
+    assert_eq!(kinds(&told), [("va", Lost), ("va", Back)]);
+    assert!(told[0].2.contains("made anew"), "{told:?}");
+    assert!(attached(&engine, "va"));
+    // The next daemon takes it over.
+    drop(engine);
+    assert!(site.open().interfaces().iter().all(|interface| interface.attached));
+}
+
+#[test]
+fn a_program_that_somebody_takes_off_is_attached_again() {
+    use InterfaceEventKind::{Back, Lost};
+    let Some((site, mut engine)) = running(true) else { return };
+    let decided = decisions(&Wire::at("vb"));
+    let pin = site.settings.pin_dir.join("link-va");
+    for how in ["detached", "unpinned"] {
+        match how {
+            "detached" => detach_link(&pin),
+            _ => {
+                // The kernel ends a link some time after its last user has gone.
+                detach_link(&pin);
+                fs::remove_file(&pin).unwrap();
+            }
+        }
+        let told = sweep(&mut engine);
+        assert_eq!(kinds(&told), [("va", Lost), ("va", Back)], "{how}");
+        assert!(told[0].2.contains("was detached"), "{told:?}");
+        assert_eq!(decisions(&Wire::at("vb")), decided, "{how}");
+        assert_eq!(sweep(&mut engine), []);
+    }
+}
+
+#[test]
+fn a_program_that_somebody_takes_off_stays_off_if_that_is_configured() {
+    let Some((site, mut engine)) = running(false) else { return };
+    detach_link(&site.settings.pin_dir.join("link-va"));
+    assert_eq!(kinds(&sweep(&mut engine)), [("va", InterfaceEventKind::Lost)]);
+    for _ in 0..3 {
+        assert_eq!(sweep(&mut engine), []);
+    }
+    assert!(!attached(&engine, "va") && attached(&engine, "vc"));
+    // A new start is what attaches it.
+    drop(engine);
+    assert!(site.open().interfaces().iter().all(|interface| interface.attached));
+}
+
+#[test]
+fn a_foreign_program_is_named_and_stays() {
+    use InterfaceEventKind::{Back, Lost};
+    for reattach in [true, false] {
+        let Some((mut site, mut engine)) = running(reattach) else { return };
+        // Not even where a start may replace one.
+        site.settings.force = true;
+        detach_link(&site.settings.pin_dir.join("link-va"));
+        let foreign = site.add_foreign_program("va");
+        let told = sweep(&mut engine);
+        assert_eq!(kinds(&told), [("va", Lost)]);
+        assert!(told[0].2.contains("the XDP program with id "), "{told:?}");
+        assert_eq!(sweep(&mut engine), []);
+        assert!(engine.data_plane().problem("va").unwrap().contains("is there"));
+        let refused = engine.data_plane_mut().reattach("va").unwrap_err();
+        assert!(format!("{refused:#}").contains("is there"), "{refused:#}");
+
+        detach_link(&foreign);
+        fs::remove_file(&foreign).unwrap();
+        let told = sweep(&mut engine);
+        assert_eq!(kinds(&told), if reattach { vec![("va", Back)] } else { vec![] });
+        assert_eq!(attached(&engine, "va"), reattach);
+    }
+}
+
+#[test]
+fn another_program_in_our_own_link_is_named_and_stays() {
+    let Some((site, mut engine)) = running(true) else { return };
+    let mut object = Ebpf::load(objects::DECAP).unwrap();
+    let program: &mut programs::Xdp =
+        object.program_mut("decapsulate").unwrap().try_into().unwrap();
+    lb_userspace::datapath::load_program(program).unwrap();
+    let pin = site.settings.pin_dir.join("link-va");
+    let link = FdLink::from(PinnedLink::from_pin(&pin).unwrap());
+    let id = program.attach_to_link(XdpLink::try_from(link).unwrap()).unwrap();
+    drop(program.take_link(id).unwrap());
+
+    let told = sweep(&mut engine);
+    assert_eq!(kinds(&told), [("va", InterfaceEventKind::Lost)]);
+    assert!(told[0].2.contains("its link runs the XDP program `decapsulate`"), "{told:?}");
+    assert_eq!(sweep(&mut engine), []);
+    assert_eq!(link_at(&pin).1, program.info().unwrap().id());
+    // A start is the operator's word.
+    drop(engine);
+    assert!(site.open().interfaces()[0].attached);
+}

@@ -1,0 +1,418 @@
+//! The lab itself, without a balancer: what the network tests take for granted.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    net::SocketAddr,
+    process, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    arrivals::{self, Arrival, Arrivals, Failure},
+    can_run, command,
+    downloads::{self, Downloads},
+    haproxy::{self, Haproxy},
+    http::Connection,
+    in_ci,
+    keepalived::{Instance, Keepalived},
+    lab::{self, Lab, Options},
+    load::{Load, Plan},
+    namespace, nginx,
+    owners::Watch,
+    pair::{self, Wire},
+    probes::Probes,
+    wait,
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_test_reaches_no_interface_of_this_machine() -> Result<()> {
+    // By hand, `cargo test` runs where it was typed; the kit still starts everything in namespaces.
+    let Ok(runners) = env::var("LB_NETWORK_OF_RUNNER") else {
+        assert!(!in_ci(), "the runner has not said which network is its own");
+        return Ok(());
+    };
+    let ours = fs::read_link("/proc/self/ns/net").context("the namespace of this test")?;
+    assert_ne!(ours.to_string_lossy(), runners, "it runs in the network of this machine");
+    Ok(())
+}
+
+#[test]
+fn every_web_host_answers_the_client_under_its_own_name() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    for web in &lab.webs {
+        for address in [web.host.v4.into(), web.host.v6.into()] {
+            let address = SocketAddr::new(address, 80);
+            let mut connection = Connection::open(&lab.client.namespace, address, PATIENCE)?;
+            let page = connection.get("/")?.ok()?;
+            assert_eq!(page.text(), web.host.name);
+            assert_eq!(page.backend()?, web.host.name);
+            assert_eq!(connection.get("/health")?.ok()?.text(), format!("ok {}", web.host.name));
+            assert!(connection.get("/big")?.ok()?.body == nginx::big());
+            let length = connection.post("/upload", &nginx::big())?.ok()?;
+            assert_eq!(length.text(), nginx::BIG_BYTES.to_string());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_behind_the_router_reaches_the_web_hosts() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { router: true, ..Options::default() })?;
+    for web in &lab.webs {
+        for address in [web.host.v4.into(), web.host.v6.into()] {
+            let address = SocketAddr::new(address, 80);
+            let mut connection = Connection::open(&lab.client.namespace, address, PATIENCE)?;
+            assert_eq!(connection.get("/")?.ok()?.text(), web.host.name);
+        }
+    }
+    let balancer = lab.balancer.v4.to_string();
+    command::run(lab.client.namespace.command("ping").args(["-c1", "-W2", &balancer]))?;
+    Ok(())
+}
+
+#[test]
+fn load_reports_a_backend_that_dies() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
+    let target = SocketAddr::new(lab.webs[0].host.v4.into(), 80);
+    let pause = Duration::from_millis(20);
+    let plan = Plan { target, steady: 20, passing: 0, pause };
+    let load = Load::start(&lab.client.namespace, plan)?;
+    load.report().check()?;
+    lab.webs[0].nginx.kill()?;
+    load.run_for(pause * 5);
+    let report = load.finish();
+    assert_eq!(report.broken.len(), 20, "{report:?}");
+    assert_eq!(report.by_backend.get("web1"), Some(&20));
+    Ok(())
+}
+
+/// Two seconds of requests to the only web host, to which `fault` happens after one.
+fn requests_through(
+    limit: Duration,
+    fault: impl FnOnce(&mut Lab) -> Result<()>,
+) -> Result<Vec<Arrival>> {
+    let mut lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
+    let target = SocketAddr::new(lab.webs[0].host.v4.into(), 80);
+    let plan = arrivals::Plan { target, every: Duration::from_millis(20), limit };
+    let arrivals = Arrivals::start(&lab.client.namespace, plan)?;
+    thread::sleep(Duration::from_secs(1));
+    fault(&mut lab)?;
+    thread::sleep(Duration::from_secs(1));
+    arrivals.finish()
+}
+
+#[test]
+fn requests_to_a_killed_nginx_are_refused_and_no_other() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut killed = Instant::now();
+    let arrivals = requests_through(PATIENCE, |lab| {
+        killed = Instant::now();
+        lab.webs[0].nginx.kill()
+    })?;
+    let margin = Duration::from_millis(100);
+    for arrival in &arrivals {
+        match &arrival.end {
+            Ok(backend) => assert_eq!(backend, "web1"),
+            Err(_) => assert!(arrival.at + margin > killed, "{arrival:?} before {killed:?}"),
+        }
+        if arrival.at > killed + margin {
+            assert_eq!(arrival.end, Err(Failure::Refused));
+        }
+    }
+    assert!(arrivals.first().is_some_and(|first| first.end.is_ok()));
+    assert!(arrivals.last().is_some_and(|last| last.end.is_err()));
+    Ok(())
+}
+
+#[test]
+fn requests_that_hang_delay_none_that_follow() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    // More than a connection that is refused or lost would need to be told from one that hangs.
+    let limit = Duration::from_millis(700);
+    let faults: [fn(&mut Lab) -> Result<()>; 2] =
+        [|lab| lab.webs[0].nginx.freeze(), |lab| lab.cut("web1")];
+    for fault in faults {
+        let arrivals = requests_through(limit, fault)?;
+        let hung: Vec<_> =
+            arrivals.iter().filter(|arrival| arrival.end == Err(Failure::TimedOut)).collect();
+        // A second of them, fifty in all; as many at once as the limit lasts.
+        assert!(hung.len() > 35, "{} of {}", hung.len(), arrivals.len());
+        let last = hung[hung.len() - 1].at.duration_since(hung[0].at);
+        assert!(last > limit, "they came while the first hung: {last:?}");
+        let margin = Duration::from_millis(20);
+        assert!(hung.iter().all(|arrival| arrival.took + margin > limit), "{hung:?}");
+        assert!(arrivals.iter().all(|arrival| !matches!(arrival.end, Err(Failure::Refused))));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_host_answers_again_when_it_is_mended_thawed_or_restarted() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
+    let get = |lab: &Lab, patience| {
+        let target = SocketAddr::new(lab.webs[0].host.v4.into(), 80);
+        Connection::open(&lab.client.namespace, target, patience)?.get("/")?.ok()
+    };
+    let soon = Duration::from_millis(300);
+    get(&lab, PATIENCE)?;
+    lab.cut("web1")?;
+    assert!(get(&lab, soon).is_err());
+    lab.mend("web1")?;
+    get(&lab, PATIENCE)?;
+    lab.webs[0].nginx.freeze()?;
+    assert!(get(&lab, soon).is_err());
+    lab.webs[0].nginx.thaw()?;
+    get(&lab, PATIENCE)?;
+    lab.webs[0].nginx.kill()?;
+    assert!(get(&lab, soon).is_err());
+    let orphan = lab.orphan();
+    let web = &mut lab.webs[0];
+    web.nginx.restart(&web.host.namespace, orphan)?;
+    get(&lab, soon).map(drop)
+}
+
+#[test]
+fn downloads_tell_whose_host_died() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut lab = Lab::new(&Options { webs: 2, ..Options::default() })?;
+    let target = SocketAddr::new(lab::VIPS_V4[0].into(), 80);
+    let _haproxy = Haproxy::start(&lab, target, &haproxy::Settings::default())?;
+    let time = Duration::from_secs(3);
+    let plan = downloads::Plan { target, each: 2, time, patience: PATIENCE };
+    let downloads = Downloads::start(&lab, plan)?;
+    lab.webs[1].nginx.kill()?;
+    let ended = downloads.finish()?;
+    assert_eq!(ended.len(), 4);
+    for download in ended {
+        assert_eq!(download.end.is_ok(), download.host == "web1", "{download:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn haproxy_sends_to_every_host_but_those_that_are_drained_or_dead() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut lab = Lab::new(&Options::default())?;
+    let target = SocketAddr::new(lab::VIPS_V4[0].into(), 80);
+    let server = "check inter 100ms fall 2".to_owned();
+    let settings = haproxy::Settings { server, ..haproxy::Settings::default() };
+    let haproxy = Haproxy::start(&lab, target, &settings)?;
+    let hosts = || -> Result<BTreeSet<String>> {
+        let host = |_| {
+            let mut connection = Connection::open(&lab.client.namespace, target, PATIENCE)?;
+            connection.get("/")?.ok()?.backend()
+        };
+        (0..12).map(host).collect()
+    };
+    assert_eq!(hosts()?.len(), 3);
+    haproxy.drain("web1")?;
+    assert!(!hosts()?.contains("web1"));
+    assert!(haproxy.drain("web9").is_err(), "a server that there is not");
+    lab.webs[1].nginx.kill()?;
+    wait::until_true(PATIENCE, "HAProxy notices", || {
+        Ok(haproxy.states()?.get("web2").is_some_and(|state| !haproxy::is_up(state)))
+    })?;
+    let mut connection = Connection::open(&lab.client.namespace, target, PATIENCE)?;
+    assert_eq!(connection.get("/")?.ok()?.backend()?, "web3");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_left_of_a_lab() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let (folder, name) = (lab.folder().to_owned(), lab.name().to_owned());
+    assert!(lab::labs()?.iter().any(|record| record.name == name && record.alive()));
+    let hosts: Vec<_> = lab.hosts().map(|host| host.namespace.name().to_owned()).collect();
+    drop(lab);
+    assert!(!folder.exists());
+    for (namespace, pid) in namespace::all()? {
+        ensure!(pid != process::id() || !hosts.contains(&namespace), "{namespace} is left");
+    }
+    assert!(lab::labs()?.iter().all(|record| record.name != name));
+    Ok(())
+}
+
+/// keepalived and HAProxy on both nodes of a pair: as high availability is built of other parts.
+struct Site {
+    lab: Lab,
+    keepalived: [Keepalived; 2],
+    _haproxy: [Haproxy; 2],
+    vip: SocketAddr,
+    interval: Duration,
+}
+
+impl Site {
+    fn new(vip: impl Into<std::net::IpAddr>) -> Result<Self> {
+        let lab = Lab::new(&Options { pair: true, ..Options::default() })?;
+        let (vip, interval) = (SocketAddr::new(vip.into(), 80), Duration::from_millis(100));
+        let nodes = lab.pair()?;
+        let bind = "transparent".to_owned();
+        let settings = haproxy::Settings { bind, ..haproxy::Settings::default() };
+        let haproxy = |node| Haproxy::on(&lab, node, vip, &settings);
+        let haproxy = [haproxy(nodes[0])?, haproxy(nodes[1])?];
+        let keepalived = |node, priority| {
+            let instance = Instance::new(51, priority, interval, &[vip.ip()]);
+            Keepalived::start(&lab, node, &[instance])
+        };
+        let keepalived = [keepalived(nodes[0], 150)?, keepalived(nodes[1], 100)?];
+        let site = Self { lab, keepalived, _haproxy: haproxy, vip, interval };
+        site.wait_for(0)?;
+        Ok(site)
+    }
+
+    /// Waits until the client is answered and this node alone holds the address.
+    fn wait_for(&self, holder: usize) -> Result<()> {
+        wait::until(PATIENCE, "the address is held", || {
+            let nodes = self.lab.pair()?.map(|node| &node.namespace);
+            let watch = Watch::start(&nodes, self.vip.ip())?;
+            thread::sleep(Duration::from_millis(20));
+            let owners = watch.finish()?;
+            ensure!(owners.at(Instant::now()) == [holder], "{owners:?}");
+            let limit = Duration::from_millis(200);
+            let mut connection = Connection::open(&self.lab.client.namespace, self.vip, limit)?;
+            connection.get("/")?.ok()
+        })
+        .map(drop)
+    }
+}
+
+#[test]
+fn a_failover_of_keepalived_is_seen_by_the_watch_and_by_the_probes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for vip in [lab::VIPS_V4[0].into(), std::net::IpAddr::from(lab::VIPS_V6[0])] {
+        let mut site = Site::new(vip)?;
+        let nodes = site.lab.pair()?.map(|node| &node.namespace);
+        let watch = Watch::start(&nodes, vip)?;
+        let probes = Probes::start(&site.lab.client.namespace, site.vip)?;
+        thread::sleep(Duration::from_millis(300));
+        let cut = Instant::now();
+        site.lab.cut("lb1")?;
+        thread::sleep(site.interval * 8);
+        let owners = watch.finish()?;
+        let end = Instant::now();
+        let answers = probes.finish()?;
+        // Three intervals and the skew, less what has gone by of the first; and no more.
+        let outage = answers.outage(cut, end);
+        assert!(outage > site.interval * 2 && outage < site.interval * 5, "{outage:?}");
+        assert_eq!(owners.at(cut), [0]);
+        assert_eq!(owners.at(end), [1]);
+        let calm = answers.outage(end - site.interval * 2, end);
+        assert!(calm < site.interval, "{calm:?}");
+        assert!(answers.lost(cut, end).count() > 50);
+        site.lab.mend("lb1")?;
+        site.wait_for(0)?;
+        site.keepalived[0].stop()?;
+        site.wait_for(1)?;
+        site.keepalived[0].launch()?;
+        site.wait_for(0)?;
+        site.keepalived[0].kill()?;
+        let node = &nodes[0];
+        assert!(node.ip("addr show eth0")?.contains(&vip.to_string()), "it stays behind");
+        site.keepalived[0].launch()?;
+        site.wait_for(0)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nodes_that_are_parted_both_hold_the_address_until_the_wire_is_healed() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let site = Site::new(lab::VIPS_V4[0])?;
+    let nodes = site.lab.pair()?;
+    let namespaces = nodes.map(|node| &node.namespace);
+    let watch = Watch::start(&namespaces, site.vip.ip())?;
+    site.lab.part(Wire::First)?;
+    let parted = Instant::now();
+    let reach = |wire| {
+        let to = match wire {
+            Wire::First => nodes[1].v4.to_string(),
+            Wire::Second => pair::second_addresses(nodes[1])[0].to_string(),
+        };
+        command::run(nodes[0].namespace.command("ping").args(["-c1", "-W1", &to])).is_ok()
+    };
+    assert!(!reach(Wire::First) && reach(Wire::Second));
+    site.lab.part(Wire::Second)?;
+    assert!(!reach(Wire::Second));
+    for web in &site.lab.webs {
+        let to = SocketAddr::new(web.host.v4.into(), 80);
+        for node in namespaces {
+            Connection::open(node, to, PATIENCE)?.get("/")?.ok()?;
+        }
+    }
+    site.lab.heal(Wire::Second)?;
+    assert!(reach(Wire::Second));
+    site.lab.heal(Wire::First)?;
+    wait::until_true(PATIENCE, "they reach each other", || Ok(reach(Wire::First)))?;
+    let healed = Instant::now();
+    thread::sleep(site.interval * 5);
+    let owners = watch.finish()?;
+    let longest = owners.longest(parted, healed);
+    assert!(longest.two > Duration::from_millis(500), "{longest}");
+    assert_eq!(owners.at(Instant::now()), [0]);
+    Ok(())
+}
+
+#[test]
+fn a_frozen_node_is_silent_and_goes_on_where_it_was() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new(lab::VIPS_V4[0])?;
+    let node = site.lab.pair()?[0];
+    site.lab.freeze(node)?;
+    site.wait_for(1).unwrap_err();
+    let other = &site.lab.pair()?[1].namespace;
+    assert!(other.ip("addr show eth0")?.contains(&site.vip.ip().to_string()), "it took over");
+    site.lab.thaw(node)?;
+    site.wait_for(0)?;
+    site.keepalived.iter_mut().try_for_each(Keepalived::check)
+}
+
+#[test]
+fn some_of_the_advertisements_get_lost_and_nothing_else() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let site = Site::new(lab::VIPS_V4[0])?;
+    let nodes = site.lab.pair()?;
+    site.lab.lose_advertisements(Wire::First, 95)?;
+    let to = nodes[1].v4.to_string();
+    command::run(nodes[0].namespace.command("ping").args(["-c50", "-i0.01", "-W1", &to]))?;
+    wait::until_true(PATIENCE, "three in a row are lost, and both take the address", || {
+        let shown = nodes[1].namespace.ip("addr show eth0")?;
+        Ok(shown.contains(&site.vip.ip().to_string()))
+    })?;
+    site.lab.heal(Wire::First)?;
+    site.wait_for(0)
+}

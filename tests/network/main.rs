@@ -1,0 +1,23 @@
+//! Real hosts in network namespaces around one balancer, or several that serve a VIP at once: what clients,
+//! backends and the kernel see of it.
+
+mod attack;
+mod commands;
+mod datapath_lifecycle;
+mod decap_loader;
+mod ecmp;
+mod egress;
+mod faults;
+mod forwarding;
+mod handover;
+mod health;
+mod health_vip;
+mod lab;
+mod lifecycle;
+mod mtu;
+mod netlink;
+mod netns;
+mod probe;
+mod quic;
+mod rolling;
+mod short;

@@ -1,0 +1,573 @@
+//! The resolver against the kernel: real links, routes and neighbours in network namespaces.
+
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    net::IpAddr,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use lb_userspace::{
+    desired::Mode,
+    netlink::{Neighbourhood, NextHop, Resolution, Resolver, Want},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use super::netns::{Netns, is_root};
+
+/// How long anything may take that happens at once.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The node with `eth0` (10.0.0.1, fd00::1) and a host on its link (10.0.0.2, fd00::2).
+struct Network {
+    node: Netns,
+    host: Netns,
+}
+
+impl Network {
+    fn new() -> Self {
+        let network = Self { node: Netns::new(), host: Netns::new() };
+        network.connect();
+        network
+    }
+
+    fn connect(&self) {
+        self.node.join("eth0", &self.host, "eth0");
+        for (namespace, number) in [(&self.node, 1), (&self.host, 2)] {
+            namespace.ip(&format!("addr add 10.0.0.{number}/24 dev eth0"));
+            namespace.ip(&format!("addr add fd00::{number}/64 dev eth0 nodad"));
+        }
+    }
+
+    /// Makes the node's kernel impatient, so that a test needn't wait for it.
+    fn impatient(&self) {
+        for family in ["ipv4", "ipv6"] {
+            for (name, value) in [
+                ("retrans_time_ms", "100"),
+                ("base_reachable_time_ms", "1000"),
+                ("delay_first_probe_time", "1"),
+                ("ucast_solicit", "1"),
+                ("mcast_solicit", "2"),
+            ] {
+                set_sysctl(&self.node, &format!("{family}/neigh/eth0/{name}"), value);
+            }
+        }
+    }
+
+    fn run(&self, work: impl AsyncFnOnce(Watched) + Send) {
+        self.node.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("build a runtime").block_on(async {
+                let started = Resolver::start(vec!["eth0".into()]).await;
+                let (resolver, neighbourhood) = started.expect("start the resolver");
+                work(Watched { resolver, neighbourhood }).await;
+            });
+        });
+    }
+}
+
+struct Watched {
+    resolver: Resolver,
+    neighbourhood: watch::Receiver<Neighbourhood>,
+}
+
+impl Watched {
+    fn want(&self, wants: &[Want]) {
+        self.resolver.want(wants.iter().copied().collect::<BTreeSet<_>>());
+    }
+
+    fn of(&self, want: Want) -> Option<Resolution> {
+        self.neighbourhood.borrow().hops.get(&want).cloned()
+    }
+
+    /// Waits until `want` is resolved to what `is` accepts.
+    async fn resolved_as(&mut self, want: Want, is: impl Fn(&NextHop) -> bool) -> NextHop {
+        self.until(want, |resolution| match resolution {
+            Resolution::Resolved(hop) if is(hop) => Some(hop.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn resolved(&mut self, want: Want) -> NextHop {
+        self.resolved_as(want, |_| true).await
+    }
+
+    /// Waits until `want` is unreachable; why.
+    async fn unreachable(&mut self, want: Want) -> String {
+        self.until(want, |resolution| match resolution {
+            Resolution::Unreachable { reason } => Some(reason.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn until<T>(&mut self, want: Want, pick: impl Fn(&Resolution) -> Option<T>) -> T {
+        let waited = timeout(2 * SOON, async {
+            loop {
+                let found = self.neighbourhood.borrow_and_update().hops.get(&want).and_then(&pick);
+                if let Some(found) = found {
+                    return found;
+                }
+                self.neighbourhood.changed().await.expect("the resolver runs");
+            }
+        })
+        .await;
+        waited.unwrap_or_else(|_| panic!("{want:?} is still {:?}", self.of(want)))
+    }
+}
+
+fn want(address: &str, mode: Mode) -> Want {
+    Want { address: address.parse::<IpAddr>().expect("an address"), mode }
+}
+
+fn dsr(address: &str) -> Want {
+    want(address, Mode::Dsr)
+}
+
+fn ipip(address: &str) -> Want {
+    want(address, Mode::Ipip)
+}
+
+/// Writes a file of /proc/sys/net: `ipv4/conf/eth0/arp_notify`.
+fn set_sysctl(namespace: &Netns, path: &str, value: &str) {
+    let path = format!("/proc/sys/net/{path}");
+    namespace.enter(|| std::fs::write(&path, value).expect("write a sysctl"));
+}
+
+/// Whether the kernel can make VLAN devices.
+fn has_vlan(namespace: &Netns) -> bool {
+    let made = Command::new("ip")
+        .args(["-n", &namespace.name, "link", "add", "link", "lo"])
+        .args(["name", "v0", "type", "vlan", "id", "1"])
+        .output();
+    !String::from_utf8_lossy(&made.expect("run ip").stderr).contains("Unknown device type")
+}
+
+fn mac_of(namespace: &Netns, dev: &str) -> [u8; 6] {
+    let text = namespace.ip(&format!("-br link show dev {dev}"));
+    let text = text.split_whitespace().nth(2).expect("ip shows the MAC address");
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
+    bytes.try_into().expect("six bytes")
+}
+
+#[test]
+fn backend_on_the_link_is_resolved_in_both_families() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.node.ip("link set eth0 mtu 1400");
+    network.run(async |mut watched| {
+        let (node, host) = (mac_of(&network.node, "eth0"), mac_of(&network.host, "eth0"));
+        watched.want(&[dsr("10.0.0.2"), ipip("10.0.0.2"), dsr("fd00::2")]);
+        for (want, ethertype) in
+            [(dsr("10.0.0.2"), [8, 0]), (ipip("10.0.0.2"), [8, 0]), (dsr("fd00::2"), [0x86, 0xdd])]
+        {
+            let hop = watched.resolved(want).await;
+            assert_eq!((hop.mac, hop.mtu, hop.interface.as_str()), (host, 1400, "eth0"));
+            assert_eq!(hop.l2, [&host[..], &node, &ethertype].concat());
+        }
+        let now = watched.neighbourhood.borrow().clone();
+        assert_eq!(now.own_macs, [node]);
+        let link = now.links.get("eth0").expect("eth0 is listed");
+        assert_eq!((link.up, link.mac, link.mtu, link.xdp_prog_id), (true, node, 1400, None));
+        watched.want(&[dsr("fd00::2")]);
+        let fewer = watched.neighbourhood.wait_for(|now| now.hops.len() == 1);
+        timeout(SOON, fewer).await.expect("in time").expect("the resolver runs");
+    });
+}
+
+#[test]
+fn change_of_mac_reaches_the_watch_at_once() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    // The host announces its new address, as hosts do that take an address over.
+    set_sysctl(&network.host, "ipv4/conf/eth0/arp_notify", "1");
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.2");
+        watched.want(&[backend]);
+        watched.resolved(backend).await;
+        network.host.ip("link set eth0 address 02:00:00:00:00:77");
+        let changed = Instant::now();
+        let hop = watched.resolved_as(backend, |hop| hop.mac[5] == 0x77).await;
+        assert_eq!(hop.l2[..6], [2, 0, 0, 0, 0, 0x77]);
+        assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
+    });
+}
+
+#[test]
+fn change_of_mac_that_nobody_announces_is_found_by_probing() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.impatient();
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.2");
+        watched.want(&[backend]);
+        watched.resolved(backend).await;
+        network.host.ip("link set eth0 address 02:00:00:00:00:78");
+        watched.resolved_as(backend, |hop| hop.mac[5] == 0x78).await;
+    });
+}
+
+#[test]
+fn change_of_mac_that_nobody_announces_is_found_at_once_where_it_is_doubted() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        for (backend, mac) in [(dsr("10.0.0.2"), 0x79), (dsr("fd00::2"), 0x7a)] {
+            watched.want(&[backend]);
+            watched.resolved(backend).await;
+            network.host.ip(&format!("link set eth0 address 02:00:00:00:00:{mac:x}"));
+            let doubted = Instant::now();
+            watched.resolver.doubt(backend);
+            watched.resolved_as(backend, |hop| hop.mac[5] == mac).await;
+            assert!(doubted.elapsed() < Duration::from_secs(5), "{:?}", doubted.elapsed());
+        }
+    });
+}
+
+#[test]
+fn neighbour_that_is_doubted_in_vain_keeps_its_flows_for_a_while() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.impatient();
+    // A question lasts a second.
+    set_sysctl(&network.node, "ipv4/neigh/eth0/mcast_solicit", "10");
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.2");
+        watched.want(&[backend]);
+        let hop = watched.resolved(backend).await;
+        // The carrier stays, and nobody answers.
+        set_sysctl(&network.host, "ipv4/conf/eth0/arp_ignore", "8");
+        watched.resolver.doubt(backend);
+        let quiet = Instant::now() + Duration::from_millis(1_500);
+        while let Ok(changed) =
+            tokio::time::timeout_at(quiet, watched.neighbourhood.changed()).await
+        {
+            changed.expect("the resolver runs");
+            assert_eq!(watched.of(backend), Some(Resolution::Resolved(hop.clone())));
+        }
+        watched.unreachable(backend).await;
+        set_sysctl(&network.host, "ipv4/conf/eth0/arp_ignore", "0");
+        assert_eq!(watched.resolved(backend).await, hop);
+    });
+}
+
+#[test]
+fn neighbour_that_never_answers_is_unreachable_until_it_does() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.impatient();
+    network.run(async |mut watched| {
+        let backends = [dsr("10.0.0.9"), dsr("fd00::9")];
+        watched.want(&backends);
+        for backend in backends {
+            let address = backend.address;
+            let reason = watched.unreachable(backend).await;
+            assert_eq!(reason, format!("neighbour {address} on eth0 does not answer"));
+        }
+        // It is asked again meanwhile, and stays what it is.
+        let quiet = Instant::now() + Duration::from_secs(5);
+        while let Ok(changed) =
+            tokio::time::timeout_at(quiet, watched.neighbourhood.changed()).await
+        {
+            changed.expect("the resolver runs");
+            for backend in backends {
+                let now = watched.of(backend);
+                assert!(matches!(now, Some(Resolution::Unreachable { .. })), "{now:?}");
+            }
+        }
+        network.host.ip("addr add 10.0.0.9/24 dev eth0");
+        network.host.ip("addr add fd00::9/64 dev eth0 nodad");
+        for backend in backends {
+            watched.resolved(backend).await;
+        }
+    });
+}
+
+#[test]
+fn link_that_goes_down_and_up_takes_its_backends_along() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.2");
+        watched.want(&[backend]);
+        let first = watched.resolved(backend).await;
+        network.host.ip("link set eth0 down");
+        assert_eq!(watched.unreachable(backend).await, "interface eth0 has no carrier");
+        assert!(!watched.neighbourhood.borrow().links["eth0"].up);
+        network.host.ip("link set eth0 up");
+        assert_eq!(watched.resolved(backend).await, first);
+        // The address stays, its route goes with the link.
+        network.node.ip("link set eth0 down");
+        let reason = watched.unreachable(backend).await;
+        assert_eq!(reason, "10.0.0.2 has no route; see `ip route get`");
+        network.node.ip("link set eth0 up");
+        assert_eq!(watched.resolved(backend).await, first);
+    });
+}
+
+#[test]
+fn interface_that_comes_back_has_its_new_index() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        let backends = [dsr("10.0.0.2"), dsr("fd00::2")];
+        watched.want(&backends);
+        let first = watched.resolved(backends[0]).await;
+        network.node.ip("link del eth0");
+        for backend in backends {
+            watched.unreachable(backend).await;
+        }
+        assert!(!watched.neighbourhood.borrow().links.contains_key("eth0"));
+        assert!(watched.neighbourhood.borrow().own_macs.is_empty());
+        network.connect();
+        for backend in backends {
+            let hop = watched.resolved(backend).await;
+            assert_ne!(hop.ifindex, first.ifindex);
+            assert_eq!(hop.mac, mac_of(&network.host, "eth0"));
+        }
+        assert_eq!(watched.neighbourhood.borrow().own_macs, [mac_of(&network.node, "eth0")]);
+    });
+}
+
+#[test]
+fn backend_on_a_vlan_gets_its_tags() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    if !has_vlan(&network.node) {
+        // Neither root nor a package would mend that. Past the harness, which keeps what a test that
+        // passes prints to itself.
+        let told =
+            "SKIPPED backend_on_a_vlan_gets_its_tags: this kernel has no VLAN devices (8021q)";
+        writeln!(std::io::stderr(), "{told}").unwrap();
+        return;
+    }
+    for (namespace, number) in [(&network.node, 1), (&network.host, 2)] {
+        namespace.ip("link add link eth0 name eth0.10 type vlan id 10 protocol 802.1ad");
+        namespace.ip("link add link eth0.10 name eth0.10.20 type vlan id 20");
+        namespace.ip("link add link eth0.10.20 name deep type vlan id 30");
+        namespace.ip(&format!("link set eth0.10.20 address 02:00:00:00:20:0{number}"));
+        for (third, dev) in [(1, "eth0.10"), (2, "eth0.10.20"), (3, "deep")] {
+            namespace.ip(&format!("link set {dev} up"));
+            namespace.ip(&format!("addr add 10.0.{third}.{number}/24 dev {dev}"));
+        }
+    }
+    network.run(async |mut watched| {
+        let (one, two, three) = (dsr("10.0.1.2"), dsr("10.0.2.2"), dsr("10.0.3.2"));
+        watched.want(&[one, two, three]);
+        let ifindex = watched.neighbourhood.borrow().links["eth0"].ifindex;
+        let (node, host) = (mac_of(&network.node, "eth0"), mac_of(&network.host, "eth0"));
+
+        let hop = watched.resolved(one).await;
+        assert_eq!(hop.l2, [&host[..], &node, &[0x88, 0xa8, 0, 10, 8, 0]].concat());
+        assert_eq!((hop.ifindex, hop.interface.as_str()), (ifindex, "eth0"));
+
+        let hop = watched.resolved(two).await;
+        let tags = [0x88, 0xa8, 0, 10, 0x81, 0, 0, 20, 8, 0];
+        assert_eq!(hop.l2, [&[2, 0, 0, 0, 0x20, 2][..], &[2, 0, 0, 0, 0x20, 1], &tags].concat());
+        assert_eq!(hop.ifindex, ifindex);
+
+        let reason = watched.unreachable(three).await;
+        assert_eq!(reason, "interface deep has 3 VLAN tags; at most 2 can be sent");
+        let own_macs = watched.neighbourhood.borrow().own_macs.clone();
+        assert_eq!(own_macs[0], node);
+        assert!(own_macs.contains(&[2, 0, 0, 0, 0x20, 1]), "{own_macs:?}");
+    });
+}
+
+#[test]
+fn backend_on_a_macvlan_is_reached_by_the_interface_below() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.node.ip("link add link eth0 name vrrp0 address 00:00:5e:00:01:07 type macvlan");
+    network.node.ip("link set vrrp0 up");
+    network.node.ip("addr add 10.0.7.1/24 dev vrrp0");
+    network.host.ip("addr add 10.0.7.2/24 dev eth0");
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.7.2");
+        watched.want(&[backend]);
+        let hop = watched.resolved(backend).await;
+        let (node, host) = (mac_of(&network.node, "eth0"), mac_of(&network.host, "eth0"));
+        let vrrp = [0, 0, 0x5e, 0, 1, 7];
+        assert_eq!(hop.l2, [&host[..], &vrrp, &[8, 0]].concat());
+        let now = watched.neighbourhood.borrow().clone();
+        assert_eq!(hop.ifindex, now.links["eth0"].ifindex);
+        assert_eq!(now.own_macs, [node, vrrp]);
+        network.node.ip("link del vrrp0");
+        watched.unreachable(backend).await;
+        assert_eq!(watched.neighbourhood.borrow().own_macs, [node]);
+    });
+}
+
+#[test]
+fn backend_behind_a_router_is_for_tunnels_and_follows_its_route() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.host.ip("addr add 10.0.0.3/24 dev eth0");
+    network.node.ip("route add 10.1.0.0/24 via 10.0.0.2 mtu 1400");
+    network.node.ip("route add 10.2.0.0/24 via inet6 fd00::2 dev eth0");
+    network.node.ip("route add fd01::/64 via fd00::2");
+    network.run(async |mut watched| {
+        let router = mac_of(&network.host, "eth0");
+        let near = ipip("10.1.0.2");
+        watched.want(&[near, dsr("10.1.0.2"), ipip("10.2.0.2"), ipip("fd01::2")]);
+        let hop = watched.resolved(near).await;
+        assert_eq!((hop.mac, hop.mtu), (router, 1400));
+        assert_eq!(hop.l2[12..], [8, 0]);
+        assert_eq!(
+            watched.unreachable(dsr("10.1.0.2")).await,
+            "is behind router 10.0.0.2: dsr needs it on the link; use mode ipip"
+        );
+        assert_eq!(watched.resolved(ipip("10.2.0.2")).await.l2[12..], [8, 0]);
+        assert_eq!(watched.resolved(ipip("fd01::2")).await.l2[12..], [0x86, 0xdd]);
+        network.node.ip("route replace 10.1.0.0/24 via 10.0.0.3");
+        let hop = watched.resolved_as(near, |hop| hop.mtu == 1500).await;
+        assert_eq!(hop.mac, router);
+        network.node.ip("route replace blackhole 10.1.0.0/24");
+        assert_eq!(watched.unreachable(near).await, "10.1.0.2 has a blackhole route");
+        // A rule alone changes the way too.
+        network.node.ip("route add 10.1.0.0/24 via 10.0.0.2 table 7");
+        network.node.ip("rule add to 10.1.0.0/24 lookup 7");
+        watched.resolved(near).await;
+    });
+}
+
+#[test]
+fn address_that_no_frame_reaches_says_why() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.node.ip("route add 10.5.0.0/24 dev lo");
+    network.node.ip("route add unreachable 10.6.0.0/24");
+    network.node.ip("route add blackhole fd06::/64");
+    network.node.join("quiet", &network.host, "quiet");
+    network.node.ip("link set quiet arp off");
+    network.node.ip("addr add 10.7.0.1/24 dev quiet");
+    network.run(async |mut watched| {
+        let cases = [
+            ("10.0.0.1", "10.0.0.1 is this node's own address; a backend is another host"),
+            ("fd00::1", "fd00::1 is this node's own address; a backend is another host"),
+            ("10.0.0.255", "10.0.0.255 is a broadcast address"),
+            ("10.4.0.1", "10.4.0.1 has no route; see `ip route get`"),
+            ("fd04::1", "fd04::1 has no route; see `ip route get`"),
+            ("10.5.0.1", "leaves by lo, which is no Ethernet interface"),
+            ("10.6.0.1", "10.6.0.1 has a route of type unreachable"),
+            ("fd06::1", "fd06::1 has a blackhole route"),
+            (
+                "10.7.0.9",
+                "interface quiet resolves no neighbours; give it one by hand: \
+                 ip neigh replace 10.7.0.9 lladdr MAC dev quiet",
+            ),
+        ];
+        watched.want(&cases.map(|(address, _)| dsr(address)));
+        for (address, reason) in cases {
+            assert_eq!(watched.unreachable(dsr(address)).await, reason);
+        }
+        network.node.ip("neigh replace 10.7.0.9 lladdr 02:00:00:00:00:09 dev quiet");
+        assert_eq!(watched.resolved(dsr("10.7.0.9")).await.mac, [2, 0, 0, 0, 0, 9]);
+    });
+}
+
+#[test]
+fn flushed_neighbours_move_no_flow() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        let backends = [dsr("10.0.0.2"), dsr("fd00::2")];
+        watched.want(&backends);
+        for backend in backends {
+            watched.resolved(backend).await;
+        }
+        let before = watched.neighbourhood.borrow_and_update().clone();
+        network.node.ip("neigh flush dev eth0");
+        network.node.ip("-6 neigh flush dev eth0");
+        sleep(Duration::from_millis(300)).await;
+        assert!(!watched.neighbourhood.has_changed().expect("the resolver runs"));
+        assert_eq!(*watched.neighbourhood.borrow(), before);
+        let shown = network.node.ip("neigh show 10.0.0.2 dev eth0");
+        assert!(shown.contains("lladdr"), "it was asked for again: {shown}");
+    });
+}
+
+#[test]
+fn neighbour_set_by_hand_stays_as_it_is() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.node.ip("neigh replace 10.0.0.50 lladdr 02:00:00:00:00:50 dev eth0 nud permanent");
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.50");
+        watched.want(&[backend]);
+        assert_eq!(watched.resolved(backend).await.mac, [2, 0, 0, 0, 0, 0x50]);
+        // Longer than it takes until all neighbours are probed.
+        sleep(Duration::from_secs(11)).await;
+        let shown = network.node.ip("neigh show 10.0.0.50 dev eth0");
+        assert!(shown.contains("PERMANENT"), "{shown}");
+        assert!(matches!(watched.of(backend), Some(Resolution::Resolved(_))));
+    });
+}
+
+#[test]
+fn lost_events_are_made_up_for() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        let backend = dsr("10.0.0.2");
+        watched.want(&[backend]);
+        watched.resolved(backend).await;
+        // The runtime has one thread, which is busy here: nobody reads the events.
+        let mut flood = String::new();
+        for number in 0..20_000_u32 {
+            let (high, low) = (number / 250, number % 250);
+            flood.push_str(&format!("route add blackhole 10.200.{high}.{low}\n"));
+        }
+        flood.push_str("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:99 dev eth0\n");
+        let mut batch = Command::new("ip")
+            .args(["-n", &network.node.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("run ip");
+        let mut input = batch.stdin.take().expect("a pipe");
+        std::io::Write::write_all(&mut input, flood.as_bytes()).expect("write to ip");
+        drop(input);
+        assert!(batch.wait().expect("ip ends").success());
+        let flooded = Instant::now();
+        watched.resolved_as(backend, |hop| hop.mac[5] == 0x99).await;
+        assert!(flooded.elapsed() < Duration::from_secs(20), "{:?}", flooded.elapsed());
+        network.node.ip("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:98 dev eth0");
+        watched.resolved_as(backend, |hop| hop.mac[5] == 0x98).await;
+    });
+}

@@ -1,0 +1,275 @@
+//! What becomes of the addresses on the interfaces.
+
+use std::{io::Write as _, net::IpAddr, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result};
+use kit::{
+    command::{command, run},
+    namespace::Namespace,
+    wait::until_true,
+};
+use lb_userspace::vrrp::{
+    Family, NoticeKind, Report, State,
+    addresses::netlink::{News, Read},
+    sockets::Announcer,
+};
+
+use super::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
+
+#[test]
+fn address_that_somebody_removes_is_put_back_and_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.start(&router(Family::V4, 51))?;
+    site.a.namespace.ip(&format!("addr del {VIP}/32 dev eth0"))?;
+    site.a.wait_for_notice(NoticeKind::Trouble, "put back")?;
+    site.a.wait_to_have(VIP, true)?;
+    assert_eq!(site.a.router()?.state, State::Active);
+    Ok(())
+}
+
+#[test]
+fn address_of_the_operator_is_never_removed() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.namespace.ip(&format!("addr add {VIP}/32 dev eth0"))?;
+    site.a.start(vec![with_priority(&router(Family::V4, 51), 255)])?;
+    site.a.wait_for(State::Active)?;
+    site.a.stop(true)?;
+    assert!(site.a.has(VIP)?);
+    Ok(())
+}
+
+#[test]
+fn address_that_was_set_by_hand_on_a_node_that_is_not_active_is_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.start(&router(Family::V4, 51))?;
+    site.b.namespace.ip(&format!("addr add {VIP}/24 dev eth0"))?;
+    site.b.wait_for_notice(NoticeKind::Trouble, &format!("{VIP}/24 on eth0 is set by hand"))?;
+    until_true(SOON, "it is a problem", || {
+        Ok(site.b.router()?.problems.iter().any(|one| one.contains("ip address del 10.0.0.100/24")))
+    })?;
+    site.b.namespace.ip(&format!("addr del {VIP}/24 dev eth0"))?;
+    until_true(SOON, "it is no problem", || Ok(site.b.router()?.problems.is_empty()))
+}
+
+#[test]
+fn leftovers_that_no_router_has_are_removed_at_the_start() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut left = router(Family::V4, 51);
+    left.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![left])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_to_have(VIP6, true)?;
+    site.a.die();
+    site.a.namespace.ip("addr add 10.0.0.50/32 dev eth0")?;
+    let mut other = router(Family::V4, 52);
+    other.addresses = vec![address_of("10.0.0.101".parse()?)];
+    site.a.start(vec![other])?;
+    site.a.wait_for_notice(NoticeKind::Leftover, "no virtual router has them")?;
+    site.a.wait_to_have(VIP, false)?;
+    assert!(!site.a.has(VIP6)?);
+    assert!(site.a.has("10.0.0.50")?, "that was nobody's leftover");
+    Ok(())
+}
+
+#[test]
+fn nothing_older_than_a_loss_of_news_is_read_after_it() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let namespace = Namespace::new("a")?;
+    let mut news = namespace.enter(News::open)??;
+    // More than is kept for a reader that is late.
+    let change = |n: u32| {
+        let address = std::net::Ipv4Addr::from(0x0a01_0000 + n);
+        format!("addr add {address}/32 dev lo\naddr del {address}/32 dev lo\n")
+    };
+    let changes: String = (1..=12_000).map(change).collect();
+    namespace.ip(changes.trim_end())?;
+    assert_eq!(news.read(drop)?, Read::Lost);
+    let mut count = 0;
+    assert_eq!(news.read(|_| count += 1)?, Read::All);
+    assert_eq!(count, 0, "old news");
+    namespace.ip("addr add 10.0.0.1/32 dev lo")?;
+    assert_eq!(news.read(|_| count += 1)?, Read::All);
+    assert!(count > 0, "it hears again");
+    Ok(())
+}
+
+#[test]
+fn address_goes_though_its_interface_has_another_name() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.start(vec![router(Family::V4, 51)])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_to_have(VIP, true)?;
+    site.a.namespace.ip("link set eth0 name other")?;
+    site.a.wait_for(State::Fault)?;
+    until_true(SOON, "it goes", || Ok(!site.a.addresses("other")?.contains(&format!("{VIP}/32"))))
+}
+
+#[test]
+fn change_of_addresses_takes_effect_while_active() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    site.a.start(vec![router.clone()])?;
+    site.a.wait_for(State::Active)?;
+    let transitions = site.a.status()[0].counters.transitions;
+    router.addresses = vec![address_of("10.0.0.101".parse()?)];
+    router.addresses[0].label = Some("eth0:vip".into());
+    site.a.configure(vec![router]);
+    site.a.wait_to_have("10.0.0.101", true)?;
+    site.a.wait_to_have(VIP, false)?;
+    assert_eq!(site.a.status()[0].counters.transitions, transitions, "it stays active");
+    let shown = run(site.a.namespace.command("ip").args(["addr", "show", "eth0"]))?;
+    assert!(shown.contains("eth0:vip"), "{shown}");
+    site.a.configure(Vec::new());
+    site.a.wait_to_have("10.0.0.101", false)
+}
+
+#[test]
+fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut router = router(Family::V4, 51);
+    router.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![router])?;
+    site.a.wait_for(State::Active)?;
+    let claims = |address: IpAddr| -> Result<()> {
+        site.client.enter(|| -> Result<()> {
+            let index = index_of("eth0")?;
+            Announcer::open()?.announce(index, [2, 0, 0, 0, 0, 9], address, false)?;
+            Ok(())
+        })?
+    };
+    for address in [VIP, VIP6] {
+        // Right after a takeover, claims of the one before are none.
+        until_true(SOON, "it is told", || {
+            claims(address.parse()?)?;
+            let message = format!("another host on eth0 has {address}");
+            Ok(site.a.told().iter().any(|(_, report)| {
+                format!("{report:?}").contains(&message)
+                    && format!("{report:?}").contains("02:00:00:00:00:09")
+            }))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn other_host_that_has_an_address_of_ours_and_says_nothing_is_found_and_told() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.client.ip(&format!("addr add {VIP}/32 dev eth0\naddr add {VIP6}/128 dev eth0 nodad"))?;
+    let mac = site.client.mac("eth0")?;
+    let mut router = router(Family::V4, 51);
+    router.announce.refresh = Duration::from_secs(1);
+    router.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![router])?;
+    for address in [VIP, VIP6] {
+        let message = format!("another host on eth0 has {address}");
+        site.a.wait_to_be_told(&message, |report| match report {
+            Report::Notice(notice) => notice.message == message && notice.cause.contains(&mac),
+            _ => false,
+        })?;
+    }
+    Ok(())
+}
+
+pub fn index_of(interface: &str) -> Result<u32> {
+    let shown = run(command("ip").args(["-o", "link", "show", interface]))?;
+    shown.split(':').next().and_then(|n| n.trim().parse().ok()).context("an index")
+}
+
+#[test]
+fn router_that_does_not_accept_answers_no_ping_but_is_found() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let mut closed = router(Family::V4, 51);
+    closed.addresses.push(address_of(VIP6.parse()?));
+    site.a.start(vec![closed.clone()])?;
+    site.a.wait_for(State::Active)?;
+    for address in [VIP, VIP6] {
+        until_true(SOON, "it answers", || ping(&site.client, address))?;
+    }
+    closed.accept = false;
+    site.a.configure(vec![closed.clone()]);
+    for address in [VIP, VIP6] {
+        until_true(SOON, "it answers no more", || Ok(!ping(&site.client, address)?))?;
+        site.client.ip("neigh flush all")?;
+        assert!(!ping(&site.client, address)?);
+        assert_eq!(neighbour(&site.client, address)?, site.a.namespace.mac("eth0")?);
+    }
+    assert!(ping(&site.client, "10.0.0.1")?, "that is none of the router's");
+    closed.addresses.push(address_of("10.0.0.101".parse()?));
+    site.a.configure(vec![closed.clone()]);
+    site.a.wait_to_have("10.0.0.101", true)?;
+    until_true(SOON, "it does not answer", || Ok(!ping(&site.client, "10.0.0.101")?))?;
+    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "the filter was changed while it was active");
+    let tables = |site: &Site| run(site.a.namespace.command("nft").args(["list", "tables"]));
+    assert!(tables(&site)?.contains("lbd_vrrp"));
+    site.a.stop(true)?;
+    assert!(!tables(&site)?.contains("lbd_vrrp"));
+    Ok(())
+}
+
+#[test]
+fn router_takes_part_without_the_filter_and_has_it_once_it_can_be_made() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    // A table that another process owns can be neither replaced nor removed, until that process ends.
+    let mut owner = site.a.namespace.command("nft");
+    let mut owner = owner.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let table = b"add table inet lbd_vrrp { flags owner; }\n";
+    owner.stdin.as_mut().context("its input")?.write_all(table)?;
+    let namespace = &site.a.namespace;
+    until_true(SOON, "the table is there", || {
+        let mut nft = namespace.command("nft");
+        Ok(run(nft.args(["list", "tables"]))?.contains("lbd_vrrp"))
+    })?;
+    let mut closed = router(Family::V4, 51);
+    closed.accept = false;
+    site.a.start(vec![closed])?;
+    site.a.wait_for(State::Active)?;
+    site.a.wait_for_notice(NoticeKind::Trouble, "are not filtered")?;
+    until_true(SOON, "its addresses answer", || ping(&site.client, VIP))?;
+    let problems = |site: &Site| Ok(site.a.router()?.problems) as Result<Vec<String>>;
+    until_true(SOON, "the problem is shown", || {
+        Ok(problems(&site)?
+            .iter()
+            .any(|one| one.contains("are not filtered") && one.contains("nft")))
+    })?;
+
+    owner.kill()?;
+    owner.wait()?;
+    until_true(SOON, "it answers no more", || Ok(!ping(&site.client, VIP)?))?;
+    until_true(SOON, "nothing is wrong", || Ok(problems(&site)?.is_empty()))?;
+    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "that the filter can't be made is no fault");
+    Ok(())
+}

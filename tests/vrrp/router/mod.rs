@@ -1,0 +1,9 @@
+//! The thread of the virtual routers against the kernel: two nodes and a client on a link, each in a
+//! network namespace of its own.
+
+mod addresses;
+mod many;
+mod site;
+mod takeover;
+mod tracking;
+mod virtual_mac;
