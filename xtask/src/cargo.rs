@@ -55,6 +55,18 @@ pub fn build(release: bool) -> Result<PathBuf> {
     folder(release)
 }
 
+/// Builds `lbd`, `lbctl` and these programs out of what the tests are built of: with the features that tests want of
+/// others' crates, which are those of one target that is a test.
+///
+/// # Errors
+///
+/// If they don't build.
+pub fn build_for_tests(programs: &[&str]) -> Result<()> {
+    let programs = ["lbd", "lbctl", "lb-documents"].iter().chain(programs);
+    let programs: Vec<_> = programs.flat_map(|name| ["--bin", name]).collect();
+    call(&[&["build", "--test", "deploy"], quiet(), &programs].concat())
+}
+
 /// The folder of the binaries: that of this program, or its neighbour.
 ///
 /// # Errors

@@ -50,8 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     vm::packages()?;
     setup::these(&[IPVSADM])?;
     eprintln!("bench: building it; the first time takes minutes");
-    let build = ["build", "--bins", "--package", "lb-bench"];
-    cargo::call(&[&build, cargo::quiet()].concat())?;
+    cargo::build_for_tests(&["lb-bench"])?;
     let kernel = Kernel::obtain(&arguments.kernel)?;
     let folder = Folder::new()?;
     let machine = Machine {

@@ -3,7 +3,7 @@
 //!
 //! Each kernel boots once, as many at a time as this machine has CPUs for. The tests are the programs that
 //! run here, built once, in the guest over a scratch copy of this machine's root: `datapath`, then
-//! `short` on veth and on virtio NICs.
+//! the module `short` of `network`, on veth and on virtio NICs.
 
 use std::{
     fs,
@@ -43,8 +43,8 @@ const NICS: u8 = 4;
 pub fn run(kernels: &[String], save: bool) -> Result<()> {
     setup::lab_with(&[])?;
     vm::packages()?;
-    let programs = test::build_some(&["datapath", "short"])?;
-    cargo::build(false)?;
+    let programs = test::build_some(&["datapath", "network"])?;
+    cargo::build_for_tests(&[])?;
     let kernels: Vec<&str> = match kernels {
         [] => KERNELS.to_vec(),
         kernels => kernels.iter().map(String::as_str).collect(),
@@ -147,24 +147,29 @@ fn script(programs: &[Program]) -> Result<String> {
         let found = programs.iter().find(|program| program.is_called(name));
         found.ok_or_else(|| anyhow::anyhow!("the test program {name} was not built"))
     };
-    let (datapath, short) = (find("datapath")?, find("short")?);
+    let (datapath, network) = (find("datapath")?, find("network")?);
     let macs: Vec<_> = (0..NICS).map(vm::mac).collect();
     let binaries = quoted(&cargo::folder(false)?.to_string_lossy());
     // In a guest, too, a test that can't run has failed.
     let mut script = format!(
         "export CI=true LB_EPOCHS={EPOCHS} LB_BIN_DIR={binaries} RUST_BACKTRACE=0\nfailed=0\n"
     );
-    for (what, variable, program) in [
-        ("the loaded program", String::new(), datapath),
-        ("a node and a pair on veth", String::new(), short),
-        ("a node and a pair on virtio NICs", format!("LB_NICS={} ", macs.join(",")), short),
+    for (what, variable, program, tests) in [
+        ("the loaded program", String::new(), datapath, ""),
+        ("a node and a pair on veth", String::new(), network, "short::"),
+        (
+            "a node and a pair on virtio NICs",
+            format!("LB_NICS={} ", macs.join(",")),
+            network,
+            "short::",
+        ),
     ] {
         let (folder, executable) = (&program.folder, &program.executable);
         let folder = quoted(&folder.to_string_lossy());
         let executable = quoted(&executable.to_string_lossy());
         script.push_str(&format!(
             "echo '-- {what}'\n\
-             (cd {folder} && {variable}CARGO_MANIFEST_DIR={folder} {executable} --test-threads=1) \
+             (cd {folder} && {variable}CARGO_MANIFEST_DIR={folder} {executable} {tests} --test-threads=1) \
              || failed=1\n"
         ));
     }

@@ -42,11 +42,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { minutes, seed, saving, plan, release } = arguments;
     setup::tools()?;
     setup::lab_with(&PROGRAMS)?;
-    let profile: &[&str] = if *release { &["--release"] } else { &[] };
     eprintln!("soak: building lbd, lbctl and lb-soak; the first time takes minutes");
-    for package in ["lb-userspace", "lb-tests"] {
-        let build = ["build", "--bins", "--package", package];
-        cargo::call(&[&build, profile, cargo::quiet()].concat())?;
+    if *release {
+        let build = ["build", "--release", "--bin", "lbd", "--bin", "lbctl", "--bin", "lb-soak"];
+        cargo::call(&[&build, cargo::quiet()].concat())?;
+    } else {
+        cargo::build_for_tests(&["lb-soak"])?;
     }
     let folder = cargo::folder(*release)?;
     let mut command = Command::new(folder.join("lb-soak"));

@@ -1,0 +1,225 @@
+//! `cargo xtask test`: every test, or one suite.
+//!
+//! Cargo builds the tests; what needs root is then run as root, so that nothing in the target
+//! folder comes to belong to root. Tests with hosts of their own run several at a time ([`lanes`]).
+
+mod lanes;
+mod program;
+
+use std::{
+    num::NonZeroUsize,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
+use kit::{lab, signals};
+
+pub use self::program::{Program, build_some};
+use crate::{cargo, kernels, setup};
+
+#[derive(clap::Args, Default)]
+pub struct Arguments {
+    /// Which tests
+    #[arg(value_enum, default_value_t)]
+    suite: Suite,
+    /// Only tests whose names contain one of these; of the suite `kernels`, the kernels: 6.12, newest,
+    /// or the folder of an unpacked kernel package
+    filters: Vec<String>,
+    /// How many network tests at a time; without it, by the machine's CPUs, 2 to 4
+    #[arg(long)]
+    jobs: Option<NonZeroUsize>,
+    /// Of the suite `kernels`: keep what became of it in docs/results, and write docs/RELIABILITY.md anew
+    #[arg(long)]
+    save: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Beside the code: unit, property, table
+    Unit,
+    /// The loaded BPF object
+    Datapath,
+    /// Configuration in, maps out
+    Control,
+    /// Real hosts in network namespaces
+    Network,
+    /// The loaded BPF object and a short network test on other kernels, in virtual machines
+    Kernels,
+    /// All of them but those on other kernels
+    #[default]
+    All,
+}
+
+/// In CI, with so many failures none is repeated: the run has failed.
+const MANY: usize = 3;
+
+/// Builds and runs the suite. In CI, a test that can't run has failed.
+///
+/// # Errors
+///
+/// If a test fails; in CI, whose machines others use as well, if it also fails when it is repeated by itself, or
+/// if three or more fail.
+pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
+    setup::tools()?;
+    if arguments.suite == Suite::Kernels {
+        return kernels::run(&arguments.filters, arguments.save);
+    }
+    ensure!(!arguments.save, "--save is for `cargo xtask test kernels`");
+    let programs = program::build(arguments.suite)?;
+    ensure!(!programs.is_empty(), "no test program in this suite");
+    let (network, plain): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|program| program.suite() == Suite::Network);
+    if !network.is_empty() || in_ci {
+        setup::all_tests()?;
+    }
+    if programs.iter().any(Program::needs_binaries) {
+        cargo::build_for_tests(&[])?;
+    }
+    let mut tally = Tally::default();
+    for program in plain {
+        ensure!(!signals::caught(), "interrupted");
+        tally.whole(program, &arguments.filters, in_ci)?;
+    }
+    if matches!(arguments.suite, Suite::Unit | Suite::All) && arguments.filters.is_empty() {
+        tally.examples();
+    }
+    if !network.is_empty() {
+        // What a run left that was killed would be counted and shown by tests of this one.
+        for name in lab::sweep()? {
+            println!("removed {name}, which an earlier run has left");
+        }
+        let jobs = arguments.jobs.unwrap_or_else(jobs).get();
+        tally.side_by_side(&network, &arguments.filters, jobs, in_ci)?;
+    }
+    if in_ci {
+        tally.repeat()?;
+    }
+    tally.verdict()
+}
+
+/// Most tests wait most of the time: for a browser, a scrape, or nodes that notice each other's silence.
+fn jobs() -> NonZeroUsize {
+    let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
+    NonZeroUsize::new((cpus + 1).clamp(2, 4)).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// A test that failed.
+struct Failure<'a> {
+    program: &'a Program,
+    test: String,
+}
+
+/// What became of the tests.
+#[derive(Default)]
+struct Tally<'a> {
+    passed: usize,
+    skipped: usize,
+    failed: Vec<Failure<'a>>,
+    /// Programs that failed without naming a test: they crashed.
+    crashed: Vec<String>,
+    /// Tests that failed, and passed when they were repeated.
+    unstable: Vec<String>,
+    times: Vec<(String, Duration)>,
+}
+
+impl<'a> Tally<'a> {
+    /// Runs a program whole.
+    fn whole(&mut self, program: &'a Program, filters: &[String], in_ci: bool) -> Result<()> {
+        let start = Instant::now();
+        println!("\n== {}", program.title());
+        let filters: Vec<_> = filters.iter().map(String::as_str).collect();
+        let (status, said) = program.run(&filters, in_ci)?;
+        self.passed += said.passed;
+        if !status.success() && said.failed.is_empty() {
+            eprintln!("xtask: {}: {status}", program.title());
+            self.crashed.push(program.title());
+        }
+        self.failed.extend(said.failed.into_iter().map(|test| Failure { program, test }));
+        self.times.push((program.title(), start.elapsed()));
+        Ok(())
+    }
+
+    /// Compiles and runs the examples in the documentation.
+    fn examples(&mut self) {
+        let (start, title) = (Instant::now(), "examples in the documentation");
+        println!("\n== {title}");
+        if let Err(err) = cargo::call(&["test", "--quiet", "--doc"]) {
+            eprintln!("xtask: {err:#}");
+            self.crashed.push(title.into());
+        }
+        self.times.push((title.into(), start.elapsed()));
+    }
+
+    /// Runs the tests of these programs, a process for each.
+    fn side_by_side(
+        &mut self,
+        programs: &[&'a Program],
+        filters: &[String],
+        jobs: usize,
+        in_ci: bool,
+    ) -> Result<()> {
+        let tests = lanes::list(programs, filters)?;
+        for lane in lanes::LANES {
+            let tests: Vec<_> = tests.iter().filter(|test| test.lane == lane).collect();
+            let jobs = if lane == lanes::Lane::Alone { 1 } else { jobs };
+            let start = Instant::now();
+            println!("\n== {} network tests {}", tests.len(), lane.words(jobs));
+            for (test, result) in lanes::run(&tests, jobs, in_ci)? {
+                match result {
+                    lanes::Outcome::Passed => self.passed += 1,
+                    lanes::Outcome::Skipped => self.skipped += 1,
+                    lanes::Outcome::Failed => {
+                        self.failed
+                            .push(Failure { program: test.program, test: test.name.clone() });
+                    }
+                }
+            }
+            self.times.push((format!("network tests {}", lane.words(jobs)), start.elapsed()));
+        }
+        Ok(())
+    }
+
+    /// Runs tests that failed once more, each by itself, if they are few.
+    fn repeat(&mut self) -> Result<()> {
+        if self.failed.len() >= MANY {
+            return Ok(());
+        }
+        for failure in std::mem::take(&mut self.failed) {
+            println!("\n== {}, again: {}", failure.program.title(), failure.test);
+            let (status, said) = failure.program.run(&["--exact", &failure.test], true)?;
+            if status.success() && said.passed == 1 {
+                self.passed += 1;
+                self.unstable.push(failure.test);
+            } else {
+                self.failed.push(failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what became of all of it.
+    fn verdict(&self) -> Result<()> {
+        println!();
+        for (title, time) in &self.times {
+            println!("{:>7.1} s  {title}", time.as_secs_f64());
+        }
+        for name in &self.unstable {
+            println!("UNSTABLE: {name} failed, and passed when it ran again by itself");
+        }
+        for failure in &self.failed {
+            println!("FAILED: {} ({})", failure.test, failure.program.title());
+        }
+        let (failed, skipped) = (self.failed.len() + self.crashed.len(), self.skipped);
+        let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+        println!("{} passed, {failed} failed{skipped}", self.passed);
+        ensure!(!signals::caught(), "interrupted");
+        let names = self.failed.iter().map(|failure| &failure.test).chain(&self.crashed);
+        let names: Vec<_> = names.map(String::as_str).collect();
+        if !names.is_empty() {
+            bail!("failed: {}", names.join(", "));
+        }
+        Ok(())
+    }
+}
