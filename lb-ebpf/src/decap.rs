@@ -83,13 +83,24 @@ fn is_source(key: &VipKey) -> u64 {
 /// Takes every frame of the interface.
 #[xdp(frags)]
 pub fn decapsulate(ctx: XdpContext) -> u32 {
-    pull::headers(&ctx);
-    let frame = Frame::new(&ctx);
+    walk(&ctx)
+}
+
+/// The same for generic mode, as the balancer's `balance_generic` is.
+#[xdp]
+pub fn decap_generic(ctx: XdpContext) -> u32 {
+    walk(&ctx)
+}
+
+#[inline(always)]
+fn walk(ctx: &XdpContext) -> u32 {
+    pull::headers(ctx);
+    let frame = Frame::new(ctx);
     let bytes = frame.bytes();
     let (reason, action) = match decide(&frame, &Maps) {
         Verdict::Pass(reason) => (reason, xdp_action::XDP_PASS),
         Verdict::Drop(reason) => (reason, xdp_action::XDP_DROP),
-        Verdict::Unwrap(unwrap) => match apply(&ctx, &frame, &unwrap) {
+        Verdict::Unwrap(unwrap) => match apply(ctx, &frame, &unwrap) {
             Some(()) => (Reason::Unwrapped, xdp_action::XDP_PASS),
             None => (Reason::NoHeadroom, xdp_action::XDP_DROP),
         },

@@ -18,6 +18,13 @@ pub fn balance(ctx: XdpContext) -> u32 {
     walk::walk(&ctx)
 }
 
+/// The same for generic mode. Without frags the kernel makes a frame one buffer before the program sees it; with them,
+/// Linux 6.9 and later copy it in a way that has made kernels panic.
+#[xdp]
+pub fn balance_generic(ctx: XdpContext) -> u32 {
+    walk::walk(&ctx)
+}
+
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

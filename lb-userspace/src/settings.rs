@@ -17,6 +17,8 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// How the program may be attached.
     pub xdp: XdpModes,
+    /// Whether the program may run in generic mode where GRO merges packets before it.
+    pub allow_generic_gro: bool,
     /// Whether a foreign XDP program on an interface is replaced.
     pub force: bool,
     /// Whether the program is attached again to an interface that has lost it, by somebody's deed or
@@ -103,6 +105,7 @@ impl Default for Settings {
             interfaces: Vec::new(),
             pin_dir: PathBuf::from("/sys/fs/bpf/lb"),
             xdp: XdpModes::default(),
+            allow_generic_gro: false,
             force: false,
             reattach: true,
             limits: Limits::default(),

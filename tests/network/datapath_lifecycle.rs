@@ -331,10 +331,42 @@ fn interfaces_come_and_go_with_the_settings() {
 fn generic_mode_is_taken_where_it_is_asked_for_and_left_again() {
     let mut site = Site::new();
     site.settings.xdp = XdpModes::Generic;
-    assert_eq!(site.open().interfaces()[0].mode, "generic");
+    for _ in 0..2 {
+        let interface = &site.open().interfaces()[0];
+        assert!(interface.mode == "generic" && interface.attached, "{interface:?}");
+        assert_eq!(program_name("va"), "balance_generic", "without frags");
+    }
     site.settings.xdp = XdpModes::Native;
     let interface = &site.open().interfaces()[0];
     assert!(interface.mode == "native" && interface.attached, "{interface:?}");
+    assert_eq!(program_name("va"), "balance");
+}
+
+/// The name of an interface's XDP program.
+fn program_name(interface: &str) -> String {
+    let id: u32 = program_on(interface).expect("a program").parse().expect("a number");
+    let mut programs = aya::programs::loaded_programs().filter_map(Result::ok);
+    let program = programs.find(|program| program.id() == id).expect("it is loaded");
+    program.name_as_str().expect("a name").to_owned()
+}
+
+/// The other tests of GRO in generic mode are in `guest.rs`: never on the host's own kernel.
+#[test]
+fn generic_mode_is_refused_where_gro_is_on() {
+    let mut site = Site::new();
+    let gro = |state: &str| {
+        let mut ethtool = kit::command::command("ethtool");
+        kit::command::run(ethtool.args(["-K", "va", "gro", state])).unwrap();
+    };
+    gro("on");
+    site.settings.xdp = XdpModes::Generic;
+    let told = Xdp::open(&site.settings).map(drop);
+    let told = format!("{:#}", told.expect_err("GRO is on"));
+    assert!(told.contains("`ethtool -K va gro off`"), "{told}");
+    assert!(told.contains("allow_generic_gro = true"), "{told}");
+    assert!(program_on("va").is_none() && !site.settings.pin_dir.exists());
+    gro("off");
+    assert_eq!(site.open().interfaces()[0].mode, "generic");
 }
 
 #[test]

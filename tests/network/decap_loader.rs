@@ -141,6 +141,7 @@ fn attaching_again_replaces_options_and_program_and_keeps_the_link() {
             vips: addresses(&["10.0.0.77", "fd00::77"]),
             sources: prefixes(&["0.0.0.0/0", "::/0", "10.0.0.1/32", "fd00::/17"]),
             generic: false,
+            allow_gro: false,
         };
         let attached = attach("eth0", &options, &host.pins).expect("attach again");
         assert!(attached.replaced);
@@ -191,6 +192,11 @@ fn generic_mode_is_used_only_when_asked_for_and_native_fails() {
         let error = attach("quiet", &native, &host.pins).expect_err("no native mode");
         assert!(format!("{error:#}").contains("--generic"), "{error:#}");
         assert!(!host.pins.join("decap-quiet").exists());
+        // A bridge has GRO unless it is turned off.
+        let error = attach("quiet", &generic, &host.pins).expect_err("GRO is on");
+        assert!(format!("{error:#}").contains("ethtool -K quiet gro off"), "{error:#}");
+        let mut ethtool = kit::command::command("ethtool");
+        kit::command::run(ethtool.args(["-K", "quiet", "gro", "off"])).expect("ethtool");
         assert_eq!(attach("quiet", &generic, &host.pins).expect("generic").mode, "generic");
         assert_eq!(status(&host.pins).expect("status")[0].mode, "generic");
         let error = attach("quiet", &native, &host.pins).expect_err("it is generic");

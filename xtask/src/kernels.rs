@@ -3,7 +3,8 @@
 //!
 //! Each kernel boots once, as many at a time as this machine has CPUs for. The tests are the programs that
 //! run here, built once, in the guest over a scratch copy of this machine's root: `datapath`, then
-//! the module `short` of `network`, on veth and on virtio NICs.
+//! the module `short` of `network`, on veth and on virtio NICs, and `guest`, which can panic a kernel and is
+//! run nowhere else.
 
 use std::{
     fs,
@@ -43,7 +44,7 @@ const NICS: u8 = 4;
 pub fn run(kernels: &[String], save: bool) -> Result<()> {
     setup::lab_with(&[])?;
     vm::packages()?;
-    let programs = test::build_some(&["datapath", "network"])?;
+    let programs = test::build_some(&["datapath", "network", "guest"])?;
     cargo::build_for_tests(&[])?;
     let kernels: Vec<&str> = match kernels {
         [] => KERNELS.to_vec(),
@@ -147,7 +148,7 @@ fn script(programs: &[Program]) -> Result<String> {
         let found = programs.iter().find(|program| program.is_called(name));
         found.ok_or_else(|| anyhow::anyhow!("the test program {name} was not built"))
     };
-    let (datapath, network) = (find("datapath")?, find("network")?);
+    let (datapath, network, guest) = (find("datapath")?, find("network")?, find("guest")?);
     let macs: Vec<_> = (0..NICS).map(vm::mac).collect();
     let binaries = quoted(&cargo::folder(false)?.to_string_lossy());
     // In a guest, too, a test that can't run has failed.
@@ -163,6 +164,8 @@ fn script(programs: &[Program]) -> Result<String> {
             network,
             "short::",
         ),
+        // Last: where it fails, it may take the kernel with it.
+        ("generic XDP behind GRO", "LB_DISPOSABLE_KERNEL=1 ".into(), guest, ""),
     ] {
         let (folder, executable) = (&program.folder, &program.executable);
         let folder = quoted(&folder.to_string_lossy());

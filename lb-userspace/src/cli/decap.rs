@@ -40,6 +40,9 @@ pub(super) enum DecapCommand {
         /// Attach in the network stack if the driver can't.
         #[arg(long)]
         generic: bool,
+        /// Attach in the network stack though GRO merges packets before.
+        #[arg(long, requires = "generic")]
+        allow_gro: bool,
         /// Where it is pinned.
         #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
         pin_dir: PathBuf,
@@ -79,12 +82,13 @@ impl FromStr for From {
 
 pub(super) fn run(command: &DecapCommand, printer: Printer) -> Result<()> {
     match command {
-        DecapCommand::Attach { dev, addresses, vips, sources, generic, pin_dir } => {
+        DecapCommand::Attach { dev, addresses, vips, sources, generic, allow_gro, pin_dir } => {
             let options = decap::Options {
                 addresses: addresses.clone(),
                 vips: vips.clone(),
                 sources: sources.iter().flat_map(|from| from.0.clone()).collect(),
                 generic: *generic,
+                allow_gro: *allow_gro,
             };
             let attached = decap::attach(dev, &options, pin_dir)?;
             printer.print(&attached, || {

@@ -70,6 +70,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// In which modes the program may be attached.
     pub xdp: XdpModes,
+    /// Whether it may run in generic mode where GRO merges packets before it.
+    pub allow_generic_gro: bool,
     /// Whether the program is attached again where someone has taken it off.
     pub reattach: bool,
     /// Whether services may be tunnelled though an interface with VLANs takes tags off.
@@ -285,6 +287,7 @@ impl Config {
             interfaces: self.interfaces.clone(),
             pin_dir: self.pin_dir.clone(),
             xdp: self.xdp,
+            allow_generic_gro: self.allow_generic_gro,
             force,
             limits: self.limits,
             tunnel: self.tunnel,
@@ -299,6 +302,7 @@ impl Config {
         [
             ("interfaces", self.interfaces != other.interfaces),
             ("xdp", self.xdp != other.xdp),
+            ("allow_generic_gro", self.allow_generic_gro != other.allow_generic_gro),
             ("reattach", self.reattach != other.reattach),
             ("pin_dir", self.pin_dir != other.pin_dir),
             ("limits", self.limits != other.limits),
@@ -359,6 +363,7 @@ fn read<'a>(
             ("generic", XdpModes::Generic),
         ])
     });
+    let allow_generic_gro = root.optional("allow_generic_gro").and_then(|field| field.flag());
     let reattach = root.optional("reattach").and_then(|field| field.flag());
     let allow_rxvlan = root.optional("allow_rxvlan").and_then(|field| field.flag());
     let path = |key, default: &str| read_path(&root, key).unwrap_or_else(|| default.into());
@@ -399,6 +404,7 @@ fn read<'a>(
     let config = Config {
         interfaces: interfaces?,
         xdp: xdp.unwrap_or_default(),
+        allow_generic_gro: allow_generic_gro.unwrap_or(false),
         reattach: reattach.unwrap_or(true),
         allow_rxvlan: allow_rxvlan.unwrap_or(false),
         pin_dir,

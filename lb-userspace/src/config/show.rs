@@ -6,10 +6,11 @@ use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
 use super::fold::{Writable, fold};
 
 /// Keys that hold what `lbd` has started with until it starts again, by all their names.
-const OF_THE_START: [&str; 13] = [
+const OF_THE_START: [&str; 14] = [
     "interface",
     "interfaces",
     "xdp",
+    "allow_generic_gro",
     "reattach",
     "pin_dir",
     "limits",

@@ -134,6 +134,7 @@ impl<B: Balancer> Daemon<B> {
         self.config = Config {
             interfaces: kept.interfaces,
             xdp: kept.xdp,
+            allow_generic_gro: kept.allow_generic_gro,
             reattach: kept.reattach,
             pin_dir: kept.pin_dir,
             limits: kept.limits,

@@ -19,8 +19,10 @@ use super::{
     kernel_link,
     pin_names::{self, link_path},
     sys::{LinkInfo, detach_link},
+    variants::Variants,
 };
 use crate::{
+    netlink::gro,
     settings::{Settings, XdpModes},
     status,
 };
@@ -38,6 +40,11 @@ impl Link {
     /// The interface's name.
     pub(super) fn interface(&self) -> &str {
         &self.interface
+    }
+
+    /// Whether the network stack runs the program, not the driver. A link keeps its mode.
+    pub(super) const fn is_generic(&self) -> bool {
+        self.generic
     }
 
     /// Where it is pinned.
@@ -124,7 +131,7 @@ pub(super) fn remove_link(path: &Path) -> Result<()> {
 ///
 /// What can be refused comes first, so that a start that fails leaves what runs as it was.
 pub(super) fn attach(
-    program: &mut programs::Xdp,
+    programs: &mut Variants<'_>,
     settings: &Settings,
     done: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Link>> {
@@ -133,6 +140,9 @@ pub(super) fn attach(
     for interface in &settings.interfaces {
         places.push(Place::of(interface, settings).with_context(|| context(interface))?);
     }
+    if settings.xdp != XdpModes::Native {
+        programs.get(true)?;
+    }
     // A mode that is configured anew ends the old one first, which is risky: last.
     places.sort_by_key(|place| place.task);
     let mut links: Vec<Link> = Vec::new();
@@ -140,7 +150,7 @@ pub(super) fn attach(
     for place in places {
         let interface = place.interface.clone();
         let task = place.task;
-        let link = match place.take(program, settings).with_context(|| context(&interface)) {
+        let link = match place.take(programs, settings).with_context(|| context(&interface)) {
             Ok(link) => link,
             Err(error) => {
                 if task == Task::Make {
@@ -168,7 +178,7 @@ pub(super) fn attach(
 
 /// Attaches the program to the interface of a link that has lost it.
 pub(super) fn reattach(
-    program: &mut programs::Xdp,
+    programs: &mut Variants<'_>,
     interface: &str,
     settings: &Settings,
 ) -> Result<Link> {
@@ -177,13 +187,13 @@ pub(super) fn reattach(
         let info = LinkInfo::of_pinned(&place.path).context("open the pinned link")?;
         // Whoever has put another program into our link meant to.
         ensure!(
-            info.program == program.info()?.id(),
+            info.program == programs.get(place.generic)?.info()?.id(),
             "its link runs {}",
             kernel_link::named(info.program)
         );
     }
     // Never in place of somebody else's: that is for the operator to say, at a start.
-    place.take(program, &Settings { force: false, ..settings.clone() })
+    place.take(programs, &Settings { force: false, ..settings.clone() })
 }
 
 /// What is to be done for an interface, in the order in which it is done.
@@ -228,13 +238,17 @@ impl Place {
                 task = if allowed { Task::Swap } else { Task::Replace };
             }
         }
+        // Before the link that there is goes.
+        if task != Task::Swap && settings.xdp == XdpModes::Generic {
+            check_gro(interface, settings)?;
+        }
         Ok(Self { interface: interface.into(), ifindex, generic, path, task })
     }
 
-    fn take(self, program: &mut programs::Xdp, settings: &Settings) -> Result<Link> {
+    fn take(self, programs: &mut Variants<'_>, settings: &Settings) -> Result<Link> {
         let Self { interface, ifindex, mut generic, path, task } = self;
         if task == Task::Swap {
-            swap(program, &path)?;
+            swap(programs.get(generic)?, &path)?;
             info!(interface, "program swapped in place");
         } else {
             if path.exists() {
@@ -244,11 +258,18 @@ impl Place {
             if let Some(foreign) = kernel_link::attached(ifindex)? {
                 evict(&interface, ifindex, foreign, settings.force)?;
             }
-            generic = new_link_by(program, ifindex, settings.xdp, &path)?;
-            if generic {
-                warn!(interface, "generic XDP: every packet costs more than by the driver");
-            }
+            generic = new_link_by(programs, &interface, ifindex, settings, &path)?;
             info!(interface, generic, "program attached");
+        }
+        if generic {
+            warn!(interface, "generic XDP: every packet costs more than by the driver");
+            if gro::is_on(&interface) {
+                warn!(
+                    interface,
+                    "generic XDP behind GRO: what GRO merges is too big to be sent on, and clients \
+                     stall; ethtool -K {interface} gro off"
+                );
+            }
         }
         Ok(Link { interface, ifindex, generic, path })
     }
@@ -256,11 +277,13 @@ impl Place {
 
 /// Makes a link in the first of the modes that can be had; whether it is generic.
 fn new_link_by(
-    program: &mut programs::Xdp,
+    programs: &mut Variants<'_>,
+    interface: &str,
     ifindex: u32,
-    modes: XdpModes,
+    settings: &Settings,
     path: &Path,
 ) -> Result<bool> {
+    let modes = settings.xdp;
     let order: &[XdpMode] = match modes {
         XdpModes::Native => &[XdpMode::Driver],
         XdpModes::NativeOrGeneric => &[XdpMode::Driver, XdpMode::Skb],
@@ -268,8 +291,11 @@ fn new_link_by(
     };
     let mut refused = None;
     for &mode in order {
-        match new_link(program, ifindex, mode, path) {
-            Ok(()) => return Ok(mode == XdpMode::Skb),
+        let generic = mode == XdpMode::Skb;
+        let allowed = if generic { check_gro(interface, settings) } else { Ok(()) };
+        let done = allowed.and_then(|()| new_link(programs.get(generic)?, ifindex, mode, path));
+        match done {
+            Ok(()) => return Ok(generic),
             Err(error) => refused = Some(error),
         }
     }
@@ -281,6 +307,14 @@ fn new_link_by(
         ),
         _ => refused,
     })
+}
+
+/// Refuses a new link in generic mode where GRO is on, unless the operator insists.
+fn check_gro(interface: &str, settings: &Settings) -> Result<()> {
+    if settings.allow_generic_gro {
+        return Ok(());
+    }
+    gro::refuse(interface, "`allow_generic_gro = true` in the configuration")
 }
 
 /// Lets the pinned link run this program instead of the one that it has, without a gap.

@@ -1,12 +1,11 @@
 //! The variant of the program that captures: loaded over the pinned maps, swapped in and out.
 
-use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
-    programs,
 };
 use lb_common::capture::{ANY, CaptureCounter, Head, Plan};
 use tracing::warn;
@@ -17,6 +16,7 @@ use super::{
     mmap::Mapped,
     monotonic, program_pins,
     sys::{LinkInfo, Table},
+    variants::{self, BALANCE, CAPTURE, Variants},
     xdp::Xdp,
 };
 use crate::{
@@ -25,9 +25,6 @@ use crate::{
     settings::Limits,
 };
 
-/// Name of the program in its object.
-const CAPTURE: &str = "capture";
-
 /// What it takes to load the program: nothing of the daemon's, so that this may take its time.
 #[derive(Debug)]
 pub struct Loader {
@@ -35,6 +32,8 @@ pub struct Loader {
     limits: Limits,
     cpus: u32,
     plan: Plan,
+    /// The modes of the links.
+    modes: BTreeSet<bool>,
 }
 
 impl Loader {
@@ -73,16 +72,18 @@ impl Loader {
             reserved: 0,
         };
         let folder = load::current(&xdp.settings.pin_dir);
-        Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan })
+        let modes = xdp.links.iter().map(attach::Link::is_generic).collect();
+        Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan, modes })
     }
 
     /// Loads it.
     pub fn load(self) -> Result<Capturer> {
         let mut object =
             load::load_object(objects::CAPTURE, &self.folder, &self.limits, self.cpus)?;
-        let program: &mut programs::Xdp =
-            object.program_mut(CAPTURE).context("the object has no program")?.try_into()?;
-        load::load_program(program).context("the kernel refuses the program that captures")?;
+        for generic in self.modes {
+            let program = variants::loaded(&mut object, CAPTURE.of(generic));
+            program.context("load the program that captures")?;
+        }
         Ok(Capturer { object, plan: self.plan })
     }
 }
@@ -95,11 +96,6 @@ pub struct Capturer {
 }
 
 impl Capturer {
-    fn program(&mut self) -> Result<&mut programs::Xdp> {
-        let program = self.object.program_mut(CAPTURE).context("the object has no program")?;
-        program.try_into().context("the program is not XDP")
-    }
-
     fn map(&mut self, name: &str) -> Result<MapData> {
         let map = self.object.take_map(name).with_context(|| format!("no map {name}"))?;
         Ok(match map {
@@ -163,22 +159,26 @@ impl Tap {
 /// A capture that runs.
 #[derive(Debug)]
 pub(super) struct Captures {
-    /// Id of the program.
-    pub program: u32,
+    /// Ids of the program's variants.
+    pub programs: Vec<u32>,
 }
 
 impl Xdp {
     /// Puts the program that captures in the place of the normal one, wherever that is.
     pub(super) fn swap_in(&mut self, mut capturer: Capturer) -> Result<Tap> {
         ensure!(self.capture.is_none(), "a capture is running; one at a time");
-        let pins = self.pins_of(self.program_id)?;
+        let pins = self.pins_of(&BALANCE.loaded(&self.object))?;
         let tap = capturer.tap()?;
-        let program = capturer.program()?;
-        // A start that finds it on a link has to know its maps.
-        let id = program_pins::pin(&load::current(&self.settings.pin_dir), program)?;
-        self.capture = Some(Captures { program: id });
-        for pin in pins {
-            if let Err(error) = attach::swap(program, &pin) {
+        let folder = load::current(&self.settings.pin_dir);
+        let mut programs = Variants::new(&mut capturer.object, CAPTURE, &folder);
+        for (_, generic) in &pins {
+            programs.get(*generic)?;
+        }
+        self.capture = Some(Captures { programs: CAPTURE.loaded(&capturer.object) });
+        let mut programs = Variants::new(&mut capturer.object, CAPTURE, &folder);
+        for (pin, generic) in pins {
+            let swapped = programs.get(generic).and_then(|program| attach::swap(program, &pin));
+            if let Err(error) = swapped {
                 // Another link may have it already.
                 return Err(match self.swap_back() {
                     Ok(()) => error,
@@ -191,30 +191,37 @@ impl Xdp {
 
     /// Puts the normal program back. Without a capture nothing is done.
     pub(super) fn swap_back(&mut self) -> Result<()> {
-        let Some(Captures { program: captures }) = self.capture else { return Ok(()) };
+        let Some(Captures { programs: captures }) = &self.capture else { return Ok(()) };
+        let captures = captures.clone();
+        let folder = load::current(&self.settings.pin_dir);
         let mut failed = None;
-        for pin in self.pins_of(captures)? {
-            let program = load::program(&mut self.object)?;
-            failed = attach::swap(program, &pin).err().or(failed);
+        for (pin, generic) in self.pins_of(&captures)? {
+            let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
+            let swapped = programs.get(generic).and_then(|program| attach::swap(program, &pin));
+            failed = swapped.err().or(failed);
         }
         match failed {
             None => {
                 self.capture = None;
                 // What stays is removed by the next start.
-                let pin = program_pins::path(&load::current(&self.settings.pin_dir), captures);
-                let _ = fs::remove_file(pin);
+                for id in captures {
+                    let _ = fs::remove_file(program_pins::path(&folder, id));
+                }
                 Ok(())
             }
             Some(error) => Err(error.context("end the capture; it is tried again")),
         }
     }
 
-    /// The pins of the links that run this program.
-    fn pins_of(&self, program: u32) -> Result<Vec<PathBuf>> {
+    /// The pins of the links that run one of these programs, each with whether it is in generic mode.
+    fn pins_of(&self, programs: &[u32]) -> Result<Vec<(PathBuf, bool)>> {
         let mut pins = Vec::new();
-        for pin in self.links.iter().map(attach::Link::path) {
+        for link in &self.links {
+            let pin = link.path();
             match LinkInfo::of_pinned(pin) {
-                Ok(info) if info.program == program => pins.push(pin.to_owned()),
+                Ok(info) if programs.contains(&info.program) => {
+                    pins.push((pin.to_owned(), link.is_generic()));
+                }
                 // It may run the program, and must not be passed over.
                 Err(error) if attach::is_shortage(&error) => {
                     return Err(error).with_context(|| format!("open {}", pin.display()));

@@ -29,9 +29,15 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{flows::Prefix, netlink::query, objects, settings::Tunnel, status::Count};
+use super::variants::{self, DECAP};
+use crate::{
+    flows::Prefix,
+    netlink::{gro, query},
+    objects,
+    settings::Tunnel,
+    status::Count,
+};
 
-const PROGRAM: &str = "decapsulate";
 const ADDRESSES: &str = "DECAP_ADDRESSES";
 const VIPS: &str = "DECAP_VIPS";
 const SOURCES: &str = "DECAP_SOURCES";
@@ -53,6 +59,8 @@ pub struct Options {
     pub sources: Vec<Prefix>,
     /// Whether generic mode will do where the driver has no native mode.
     pub generic: bool,
+    /// Whether generic mode will do though GRO merges packets before the program.
+    pub allow_gro: bool,
 }
 
 /// What was attached.
@@ -170,21 +178,15 @@ fn attach_new(
     is_generic: bool,
 ) -> Result<Attached> {
     let mut object = load(options, pins)?;
-    let program: &mut Xdp = object
-        .program_mut(PROGRAM)
-        .with_context(|| format!("the object lacks the program {PROGRAM}"))?
-        .try_into()?;
-    super::load_program(program).context("load the decapsulator")?;
-
     let replaced = ours.is_some();
     let generic = if let Some(link) = ours {
         // The pin keeps the link when the object goes.
-        program
+        variant(&mut object, is_generic)?
             .attach_to_link(XdpLink::try_from(link)?)
             .with_context(|| format!("replace the XDP program of {dev}"))?;
         is_generic
     } else {
-        let (link, generic) = attach_link(program, dev, options.generic)?;
+        let (link, generic) = attach_link(&mut object, dev, options)?;
         link.pin(pins.link()).with_context(|| format!("pin the XDP link of {dev}"))?;
         generic
     };
@@ -235,12 +237,24 @@ fn fill(object: &mut Ebpf, name: &str, addresses: &[IpAddr]) -> Result<()> {
     Ok(())
 }
 
-fn attach_link(program: &mut Xdp, dev: &str, allow_generic: bool) -> Result<(FdLink, bool)> {
-    let (id, generic) = match program.attach(dev, XdpMode::Driver) {
-        Ok(id) => (id, false),
-        Err(_) if allow_generic => {
+/// The program for a mode, loaded.
+fn variant(object: &mut Ebpf, generic: bool) -> Result<&mut Xdp> {
+    variants::loaded(object, DECAP.of(generic)).context("load the decapsulator")
+}
+
+fn attach_link(object: &mut Ebpf, dev: &str, options: &Options) -> Result<(FdLink, bool)> {
+    let native = variant(object, false)?;
+    let (program, id, generic) = match native.attach(dev, XdpMode::Driver) {
+        Ok(id) => (native, id, false),
+        Err(_) if options.generic => {
+            if !options.allow_gro {
+                gro::refuse(dev, "--allow-gro")?;
+            }
+            let program = variant(object, true)?;
             let id = program.attach(dev, XdpMode::Skb);
-            (id.with_context(|| format!("attach an XDP program to {dev} in generic mode"))?, true)
+            let id =
+                id.with_context(|| format!("attach an XDP program to {dev} in generic mode"))?;
+            (program, id, true)
         }
         Err(error) => {
             return Err(error).with_context(|| {

@@ -11,13 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowKey, Owners, Slot};
 
-use super::{
-    Xdp, entry,
-    load::{BALANCE, CURRENT},
-    maps::Maps,
-    mmap::Mapped,
-    sys, xdp,
-};
+use super::{Xdp, entry, load::CURRENT, maps::Maps, mmap::Mapped, sys, variants::BALANCE, xdp};
 use crate::{desired::ServiceKey, engine::slot_of_flow};
 
 /// The program, and what its decision on a flow depends on. It never writes.
@@ -44,7 +38,7 @@ impl Xdp {
     /// The pins can't be opened.
     pub fn live_program(&self) -> Result<LiveProgram> {
         let program: &aya::programs::Xdp =
-            self.object.program(BALANCE).context("the object has no program")?.try_into()?;
+            self.object.program(BALANCE.native).context("the object has no program")?.try_into()?;
         let program = program.fd()?.as_fd().try_clone_to_owned().context("share the program")?;
         let maps = Maps::open(&CURRENT.path(&self.settings.pin_dir));
         Ok(LiveProgram { program, maps: maps.context("open the maps")? })

@@ -25,6 +25,7 @@ use super::{
     program_log::ProgramLog,
     program_pins, pull,
     service_index::ServiceIndex,
+    variants::{self, Variants},
     xdp::{self, Xdp},
 };
 use crate::{
@@ -32,8 +33,6 @@ use crate::{
     settings::{Limits, Settings},
 };
 
-/// Name of the balancer's program in its object.
-pub(super) const BALANCE: &str = "balance";
 /// The folder of this version's maps.
 pub(super) const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
@@ -216,16 +215,15 @@ impl Start {
         done(Step::Copied)?;
         // Before the program is borrowed; it needs the maps until it is loaded, and so they are kept.
         let log = ProgramLog::take(&mut object)?;
-        let program = program(&mut object)?;
-        load_program(program).context("the kernel refuses the program")?;
-        let program_id = program_pins::pin(&path, program)?;
+        let mut programs = Variants::new(&mut object, variants::BALANCE, &path);
+        let program_id = programs.get(false)?.info().context("ask for the program")?.id();
         // Made right before the program asks it, whatever a predecessor's end left of it.
         let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
             .context("make the services' index")?;
         let pin_log = PinLog::open(&path)?;
         done(Step::Loaded)?;
-        let links = attach::attach(program, settings, &mut || done(Step::Swapped))?;
+        let links = attach::attach(&mut programs, settings, &mut || done(Step::Swapped))?;
         if migrates {
             if let Some(from) = &from {
                 from.catch_up(&maps, &limits, cpus)?;
@@ -247,7 +245,6 @@ impl Start {
             limits,
             possible_cpus: cpus,
             object,
-            program_id,
             settings,
             links,
             capture: None,
@@ -312,15 +309,9 @@ pub fn load_program(program: &mut programs::Xdp) -> Result<(), ProgramError> {
     program.load()
 }
 
-/// The balancer's program in its object.
-pub(super) fn program(object: &mut Ebpf) -> Result<&mut programs::Xdp> {
-    let program = object.program_mut(BALANCE).context("the object has no program")?;
-    program.try_into().context("the program is not XDP")
-}
-
 /// What the kernel tells of the balancer's program.
 pub(super) fn program_info(object: &Ebpf) -> Result<programs::ProgramInfo> {
-    let program = object.program(BALANCE).context("the object has no program")?;
+    let program = object.program(variants::BALANCE.native).context("the object has no program")?;
     let program: &programs::Xdp = program.try_into().context("the program is not XDP")?;
     program.info().context("ask for the program")
 }

@@ -54,6 +54,7 @@ mod service_index;
 mod struct_offsets;
 mod sys;
 mod tx_errors;
+mod variants;
 mod verify;
 mod view;
 mod xdp;

@@ -22,11 +22,13 @@ pub fn path(folder: &Path, id: u32) -> PathBuf {
     folder.join(format!("{PREFIX}{id}"))
 }
 
-/// Pins a program that is loaded; its id.
+/// Pins a program that is loaded, unless it is; its id.
 pub fn pin(folder: &Path, program: &mut programs::Xdp) -> Result<u32> {
     let id = program.info().context("ask for the program")?.id();
     let path = path(folder, id);
-    program.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+    if !path.exists() {
+        program.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+    }
     Ok(id)
 }
 

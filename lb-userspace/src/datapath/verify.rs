@@ -28,6 +28,7 @@ use super::{
     pin_log::PinLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys::{self, Table},
+    variants::{self, BALANCE},
     xdp::Xdp,
 };
 use crate::{
@@ -148,8 +149,8 @@ impl Copy {
         fs::create_dir_all(folder.0).with_context(|| format!("make {}", folder.0.display()))?;
         let mut object = load::load_maps(folder.0, &specimen.limits, specimen.cpus)?;
         let maps = Maps::open(folder.0)?;
-        let program = load::program(&mut object)?;
-        load::load_program(program).context("load the program once more")?;
+        let program = variants::loaded(&mut object, BALANCE.native);
+        let program = program.context("load the program once more")?;
         if let Some(tag) = specimen.tag {
             let own = program.info()?.tag();
             ensure!(own == tag, "the program that was loaded is another one: {own:x}, not {tag:x}");
@@ -316,7 +317,7 @@ impl Copy {
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context = [0, frame.len() as u32, 0, case.ingress, 0, 0];
         let program: &aya::programs::Xdp =
-            self.object.program(load::BALANCE).context("the object has no program")?.try_into()?;
+            self.object.program(BALANCE.native).context("the object has no program")?.try_into()?;
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),

@@ -31,6 +31,7 @@ use super::{
     program_log::ProgramLog,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
+    variants::{BALANCE, Variants},
     verify::Specimen,
 };
 use crate::{
@@ -53,7 +54,6 @@ pub struct Xdp {
     pub(super) possible_cpus: u32,
     /// Holds the program, to attach it again.
     pub(super) object: Ebpf,
-    pub(super) program_id: u32,
     pub(super) settings: Settings,
     pub(super) links: Vec<Link>,
     /// What is in the place of the program at this moment.
@@ -65,8 +65,8 @@ pub struct Xdp {
 impl Xdp {
     /// The ids of the programs that may be on the interfaces.
     fn programs(&self) -> Vec<u32> {
-        let captures = self.capture.iter().map(|capture| capture.program);
-        std::iter::once(self.program_id).chain(captures).collect()
+        let captures = self.capture.iter().flat_map(|capture| &capture.programs);
+        BALANCE.loaded(&self.object).into_iter().chain(captures.copied()).collect()
     }
 
     /// All of `OWN_MACS`.
@@ -161,7 +161,9 @@ impl DataPlane for Xdp {
     fn reattach(&mut self, interface: &str) -> Result<()> {
         let link = self.links.iter_mut().find(|link| link.interface() == interface);
         let link = link.context("it is not configured")?;
-        *link = attach::reattach(load::program(&mut self.object)?, interface, &self.settings)?;
+        let folder = load::current(&self.settings.pin_dir);
+        let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
+        *link = attach::reattach(&mut programs, interface, &self.settings)?;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::{
     facts::{Facts, Interface},
 };
 use crate::{
-    netlink::{generic::xdp_act, trunks::STRIPPING},
+    netlink::{generic::xdp_act, gro::GRO, trunks::STRIPPING},
     settings::XdpModes,
     units::counted,
 };
@@ -53,7 +53,7 @@ pub(super) fn program(facts: &Facts) -> Vec<Finding> {
             format!("{name} has {}, which is not the balancer's", xdp.name),
             "an interface has room for one, and lbd leaves somebody else's alone",
         )
-        .mended_by(match xdp.name.contains("`decapsulate`") {
+        .mended_by(match xdp.name.contains("`decap") {
             true => format!("lbctl decap detach --dev {name}"),
             false => format!("ip link set dev {name} xdp off"),
         }),
@@ -158,13 +158,14 @@ pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
 /// Whether the network stack merges packets before a program of its own sees them.
 fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
     let is_generic = interface.xdp.as_ref().is_some_and(|xdp| xdp.generic);
-    (is_generic && interface.offloads.as_ref()?.contains("rx-gro")).then(|| {
+    (is_generic && interface.offloads.as_ref()?.contains(GRO)).then(|| {
         Finding::wrong(
             "offloads",
             format!(
                 "{name}: the balancer runs in the network stack, which merges packets first (GRO)"
             ),
-            "what is merged is too big for the way to a backend; clients are told so, and stall",
+            "what is merged is too big for the way to a backend; clients are told so, and stall. lbd would \
+             refuse to attach here anew, unless `allow_generic_gro = true`",
         )
         .mended_by(format!("ethtool -K {name} gro off"))
     })

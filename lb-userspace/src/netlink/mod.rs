@@ -16,6 +16,7 @@ use crate::desired::Mode;
 
 mod egress;
 pub(crate) mod generic;
+pub mod gro;
 mod messages;
 pub mod query;
 mod resolve;

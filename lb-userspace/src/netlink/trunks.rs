@@ -14,6 +14,7 @@ const FEATURES_GET: u8 = 11;
 const ETHTOOL_HEADER: u16 = 1;
 const HEADER_DEV_NAME: u16 = 2;
 const FEATURES_ACTIVE: u16 = 4;
+const BITSET_NOMASK: u16 = 1;
 const BITSET_BITS: u16 = 3;
 const BIT_NAME: u16 = 2;
 const BIT_VALUE: u16 = 3;
@@ -55,8 +56,10 @@ pub(crate) fn of_name(name: &str) -> Vec<u8> {
 fn active(answer: &[u8]) -> BTreeSet<String> {
     let Some(active) = find(answer, FEATURES_ACTIVE) else { return BTreeSet::new() };
     let bits = find(active, BITSET_BITS).unwrap_or_default();
+    // Without a mask a bit that is listed is on, and has no flag to say so (`ethnl_put_bitset32`).
+    let is_list = find(active, BITSET_NOMASK).is_some();
     attributes(bits)
-        .filter(|(_, bit)| find(bit, BIT_VALUE).is_some())
+        .filter(|(_, bit)| is_list || find(bit, BIT_VALUE).is_some())
         .filter_map(|(_, bit)| {
             let name = find(bit, BIT_NAME)?;
             Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
@@ -75,10 +78,22 @@ mod tests {
             let value = if on { attribute(BIT_VALUE, &[]) } else { Vec::new() };
             attribute(1 | NESTED, &[name, value].concat())
         };
-        let bits = [bit("rx-lro", true), bit("rx-gro-hw", false)].concat();
-        let bits = attribute(BITSET_BITS | NESTED, &bits);
-        let answer = [of_name("eth0"), attribute(FEATURES_ACTIVE | NESTED, &bits)].concat();
-        assert_eq!(active(&answer), BTreeSet::from(["rx-lro".to_owned()]));
+        let answer = |kind: &[u8], bits: [Vec<u8>; 2]| {
+            let bits = [kind, &attribute(BITSET_BITS | NESTED, &bits.concat())].concat();
+            [of_name("eth0"), attribute(FEATURES_ACTIVE | NESTED, &bits)].concat()
+        };
+        let masked = answer(&[], [bit("rx-lro", true), bit("rx-gro-hw", false)]);
+        assert_eq!(active(&masked), BTreeSet::from(["rx-lro".to_owned()]));
+        let list = attribute(BITSET_NOMASK, &[]);
+        let listed = answer(&list, [bit("rx-lro", false), bit("rx-gro", false)]);
+        assert_eq!(active(&listed), BTreeSet::from(["rx-lro", "rx-gro"].map(str::to_owned)));
+    }
+
+    #[test]
+    fn the_kernel_tells_offloads() {
+        // The network stack's own features are on unless somebody turns them off.
+        let on = offloads("lo").expect("the kernel says");
+        assert!(on.contains("rx-gro") && !on.contains("rx-lro"), "{on:?}");
     }
 
     #[test]
