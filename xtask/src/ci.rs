@@ -10,13 +10,14 @@ use crate::Arguments;
 
 /// The commands, each of which any one can be run by itself, and does its own set-up. What fails most often
 /// and says most comes first.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "check",
     "test",
     "test kernels",
     "bench instructions --check",
-    "fuzz --seconds 60",
-    "soak --minutes 3 --seed 1",
+    "fuzz packets api --seconds 60",
+    "fuzz vrrp sync config state --seconds 20",
+    "soak --minutes 2 --seed 1",
 ];
 
 /// Runs all of them, whatever became of the one before.

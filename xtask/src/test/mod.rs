@@ -129,8 +129,9 @@ impl<'a> Tally<'a> {
     fn whole(&mut self, program: &'a Program, filters: &[String], in_ci: bool) -> Result<()> {
         let start = Instant::now();
         println!("\n== {}", program.title());
-        let filters: Vec<_> = filters.iter().map(String::as_str).collect();
-        let (status, said) = program.run(&filters, in_ci)?;
+        let mut arguments: Vec<_> = filters.iter().map(String::as_str).collect();
+        arguments.extend(program.waits_mostly().then_some("--test-threads=8"));
+        let (status, said) = program.run(&arguments, in_ci)?;
         self.passed += said.passed;
         if !status.success() && said.failed.is_empty() {
             eprintln!("xtask: {}: {status}", program.title());

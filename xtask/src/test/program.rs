@@ -180,6 +180,11 @@ impl Program {
         self.package == INTEGRATION && self.is_integration
     }
 
+    /// Whether its tests wait most of the time, for timers of the daemons that they start.
+    pub(super) fn waits_mostly(&self) -> bool {
+        self.package == "lb-userspace" && self.is_integration
+    }
+
     /// The names of its tests that have one of these parts; without parts, of all.
     ///
     /// # Errors
