@@ -159,10 +159,14 @@ fn packets_that_are_merged_before_generic_xdp_are_dropped_and_counted_and_the_ke
             // TCP sends again what was too big; by single packets, it may come through.
             let end = upload(&lab, STALLED);
             println!("an upload with {what}: {end:?}");
+            let dropped = too_big(&balancer)? - before;
+            ensure!(end.is_ok() || dropped > 0, "an upload broke, and no drop was counted");
         }
         let dropped = too_big(&balancer)? - before;
         println!("{dropped} packets were too big with {what}");
-        ensure!(dropped > 0, "with {what} no merged packet has reached the program");
+        // The kernel itself leaves GRO out where an interface has a program in generic mode (`netif_elide_gro`): what is
+        // merged comes as such from the other end of a veth pair, from a virtual machine's host, or from a NIC below.
+        ensure!(dropped > 0 || !tso, "with {what} no merged packet has reached the program");
         balancer.check()?;
     }
 

@@ -7,8 +7,9 @@
 
 use std::{borrow::Cow, sync::OnceLock};
 
-use aya::{Btf, EbpfLoader};
-use aya_obj::btf::BtfKind;
+use aya::EbpfLoader;
+
+use super::struct_offsets::Types;
 
 /// `code`, registers, offset and the number, as lb-ebpf's `pull.rs` has it: a call of a helper.
 const PLACEHOLDER: [u8; 8] = [0x85, 0, 0, 0, 0x64, 0x70, 0x62, 0x6c];
@@ -20,8 +21,8 @@ static HAS_IT: u32 = 1;
 fn number() -> Option<u32> {
     static NUMBER: OnceLock<Option<u32>> = OnceLock::new();
     *NUMBER.get_or_init(|| {
-        let types = Btf::from_sys_fs().ok()?;
-        types.id_by_type_name_kind("bpf_xdp_pull_data", BtfKind::Func).ok()
+        // aya's own reader refuses all types if it does not know the kind of one.
+        Types::of_kernel().ok()?.function("bpf_xdp_pull_data")
     })
 }
 

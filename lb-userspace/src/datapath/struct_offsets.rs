@@ -2,8 +2,12 @@
 //!
 //! aya 0.14 has the relocations for that (CO-RE), but rustc emits none, and aya's own reader of BTF keeps members to
 //! itself. The format is in the kernel's Documentation/bpf/btf.rst.
+//!
+//! A kernel whose BTF was made by a newer pahole may have types of kinds that are not known here. How long such a type is,
+//! BTF says itself if it has a layout section, which newer ones have (`struct btf_layout`); else it is inferred: by the one
+//! length with which all that follows is valid. Where several fit or none, the types are refused.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, ops::Range};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -12,13 +16,21 @@ const MAGIC: u16 = 0xeb9f;
 /// `BTF_KIND_STRUCT` and `BTF_KIND_UNION`.
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+/// `BTF_KIND_FUNC`.
+const FUNCTION: u32 = 12;
+/// Bits of `struct btf_type`'s info that no kernel without a layout section uses.
+const UNUSED: u32 = 0x60ff_0000;
+/// `struct btf_type`: name_off, info, and a size or type.
+const TYPE: usize = 12;
+/// Bytes of a `struct btf_header` with `layout_off` and `layout_len`.
+const HEADER_WITH_LAYOUT: usize = 32;
 /// Structures without a name in each other; the kernel's are a few deep.
 const MAX_DEPTH: usize = 8;
 
 /// The types of a kernel.
 pub(super) struct Types {
     data: Vec<u8>,
-    strings: usize,
+    strings: Range<usize>,
     /// Offset of each type in `data`, by its number; 0 is `void`.
     types: Vec<usize>,
 }
@@ -39,18 +51,70 @@ impl Types {
     fn parse(data: Vec<u8>) -> Result<Self> {
         let magic = data.get(..2).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
         ensure!(magic == Some(MAGIC), "it does not begin as BTF does");
-        let mut all = Self { data, strings: 0, types: vec![0] };
-        // struct btf_header: magic, version and flags, hdr_len, type_off, type_len, str_off, str_len.
+        let mut all = Self { data, strings: 0..0, types: Vec::new() };
+        // struct btf_header: magic, version and flags, hdr_len, then offset and length of types, strings, and layout.
         let header = all.word(4)? as usize;
-        let section = |all: &Self, at| anyhow::Ok(header + all.word(at)? as usize);
-        let mut at = section(&all, 8)?;
-        let end = at + all.word(12)? as usize;
-        all.strings = section(&all, 16)?;
-        while at < end {
-            all.types.push(at);
-            at += all.length(at)?;
-        }
+        let section = |at| {
+            let start = header + all.word(at)? as usize;
+            anyhow::Ok(start..start + all.word(at + 4)? as usize)
+        };
+        let (types, strings) = (section(8)?, section(16)?);
+        let layout = if header < HEADER_WITH_LAYOUT { 0..0 } else { section(24)? };
+        all.strings = strings;
+        let told = all.data.get(layout).context("it ends too early")?;
+        // struct btf_layout: info_sz, elem_sz, flags.
+        let told: Vec<_> =
+            told.as_chunks::<4>().0.iter().map(|one| Length::of(one[0], one[1])).collect();
+        let known = |kind: u32| Length::of_kind(kind).or_else(|| told.get(kind as usize).copied());
+        all.types = match all.walk(types.clone(), known)? {
+            Walk::Whole(types) => types,
+            Walk::Unknown(kind) => all.infer(types, kind)?,
+        };
         Ok(all)
+    }
+
+    /// Offsets of the types in a section, with the lengths that are known.
+    fn walk(&self, section: Range<usize>, known: impl Fn(u32) -> Option<Length>) -> Result<Walk> {
+        let mut types = vec![0];
+        let mut at = section.start;
+        while at < section.end {
+            types.push(at);
+            let kind = self.kind(at)?;
+            let Some(length) = known(kind) else { return Ok(Walk::Unknown(kind)) };
+            at += TYPE + length.info + length.each * self.count(at)?;
+        }
+        Ok(Walk::Whole(types))
+    }
+
+    /// The same with the one length of a kind with which every type is valid.
+    fn infer(&self, section: Range<usize>, unknown: u32) -> Result<Vec<usize>> {
+        let fits = |length: Length| {
+            let known =
+                |kind| Length::of_kind(kind).or_else(|| (kind == unknown).then_some(length));
+            let Ok(Walk::Whole(types)) = self.walk(section.clone(), known) else { return None };
+            let last = *types.last()?;
+            let end = last + TYPE + {
+                let length = known(self.kind(last).ok()?)?;
+                length.info + length.each * self.count(last).ok()?
+            };
+            (end == section.end && types[1..].iter().all(|&at| self.is_valid(at))).then_some(types)
+        };
+        let sizes = [0, 4, 8, 12, 16];
+        let lengths = sizes.into_iter().flat_map(|info| sizes.map(|each| Length { info, each }));
+        // Lengths that come to the same, as where every count is 0, are one.
+        let found: BTreeSet<_> = lengths.filter_map(fits).collect();
+        let [types] = &found.into_iter().collect::<Vec<_>>()[..] else {
+            bail!("kind {unknown} is unknown, and how long its types are can't be told");
+        };
+        Ok(types.clone())
+    }
+
+    /// Whether this may be a type: its name begins where a string does, and no reserved bit is set.
+    fn is_valid(&self, at: usize) -> bool {
+        let (Ok(name), Ok(info)) = (self.word(at), self.word(at + 4)) else { return false };
+        let name = self.strings.start + name as usize;
+        let begins = name == self.strings.start || self.data.get(name - 1) == Some(&0);
+        self.strings.contains(&name) && begins && info & UNUSED == 0
     }
 
     /// Offset in bytes of a member of the structure `name`, also where it is in one without a name inside of that.
@@ -69,11 +133,20 @@ impl Types {
         bail!("the kernel has no struct {name}")
     }
 
+    /// The number of the function `name`, by which a program calls it.
+    pub(super) fn function(&self, name: &str) -> Option<u32> {
+        let is_it = |at: usize| matches!((self.kind(at), self.word(at)), (Ok(FUNCTION), Ok(called)) if self.is_called(called, name));
+        (1_u32..)
+            .zip(self.types.iter().skip(1))
+            .find(|(_, at)| is_it(**at))
+            .map(|(number, _)| number)
+    }
+
     fn bits(&self, at: usize, name: &str, depth: usize) -> Result<Option<u32>> {
         let info = self.word(at + 4)?;
-        for n in 0..(info & 0xffff) as usize {
+        for n in 0..self.count(at)? {
             // struct btf_member: name_off, type, offset.
-            let member = at + 12 + 12 * n;
+            let member = at + TYPE + 12 * n;
             let (called, kind, offset) =
                 (self.word(member)?, self.word(member + 4)?, self.word(member + 8)?);
             // With `kflag` the upper byte is the size of a bit field.
@@ -101,30 +174,56 @@ impl Types {
     }
 
     fn kind(&self, at: usize) -> Result<u32> {
-        Ok(if at == 0 { 0 } else { (self.word(at + 4)? >> 24) & 0x1f })
+        // Five bits until Linux 7.0; the two above were 0.
+        Ok(if at == 0 { 0 } else { (self.word(at + 4)? >> 24) & 0x7f })
+    }
+
+    /// How many members, values, parameters or variables it has.
+    fn count(&self, at: usize) -> Result<usize> {
+        // 16 bits until Linux 7.0; the eight above were 0.
+        Ok((self.word(at + 4)? & 0xff_ffff) as usize)
     }
 
     fn is_called(&self, offset: u32, name: &str) -> bool {
-        let rest = self.data.get(self.strings + offset as usize..).unwrap_or_default();
+        let rest = self.data.get(self.strings.start + offset as usize..).unwrap_or_default();
         rest.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
+}
 
-    /// Bytes of `struct btf_type` and what follows it, by kind.
-    fn length(&self, at: usize) -> Result<usize> {
-        let count = (self.word(at + 4)? & 0xffff) as usize;
-        Ok(12
-            + match self.kind(at)? {
-                // Pointers, forward declarations, typedefs, qualifiers, functions, floats, type tags.
-                2 | 7..=12 | 16 | 18 => 0,
-                // Integers, variables, declaration tags.
-                1 | 14 | 17 => 4,
-                // Arrays.
-                3 => 12,
-                STRUCT | UNION | 15 | 19 => 12 * count,
-                // Enumerations, prototypes.
-                6 | 13 => 8 * count,
-                kind => bail!("kind {kind} is unknown"),
-            })
+/// How far a walk over the types has come.
+enum Walk {
+    /// To their end.
+    Whole(Vec<usize>),
+    /// To one of a kind whose length is not known.
+    Unknown(u32),
+}
+
+/// Bytes that follow a `struct btf_type`: once, and for each of its members.
+#[derive(Clone, Copy, Debug)]
+struct Length {
+    info: usize,
+    each: usize,
+}
+
+impl Length {
+    fn of(info: u8, each: u8) -> Self {
+        Self { info: info.into(), each: each.into() }
+    }
+
+    fn of_kind(kind: u32) -> Option<Self> {
+        let (info, each) = match kind {
+            // Pointers, forward declarations, typedefs, qualifiers, functions, floats, type tags.
+            2 | 7..=11 | FUNCTION | 16 | 18 => (0, 0),
+            // Integers, variables, declaration tags.
+            1 | 14 | 17 => (4, 0),
+            // Arrays.
+            3 => (12, 0),
+            STRUCT | UNION | 15 | 19 => (0, 12),
+            // Enumerations, prototypes.
+            6 | 13 => (0, 8),
+            _ => return None,
+        };
+        Some(Self::of(info, each))
     }
 }
 
@@ -134,6 +233,11 @@ mod tests {
 
     /// `struct outer { u32 a; union { struct { u32 b; u32 c; }; }; u32 d:3; }`, where only the struct has a name.
     fn types() -> Result<Types> {
+        Types::parse(blob(&[], &[]))
+    }
+
+    /// The same after these types; with a layout section if there is one.
+    fn blob(others: &[u32], layout: &[[u8; 4]]) -> Vec<u8> {
         let strings = b"\0outer\0a\0b\0c\0d\0int\0";
         let at = |name: &str| {
             let name = format!("\0{name}\0");
@@ -149,14 +253,94 @@ mod tests {
             &[at("d"), 1, (3 << 24) | 96],
         ]
         .concat();
-        let types: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let (words, others) = (words.iter(), others.iter());
+        // Before the last one, whose number no other names.
+        let types = words.clone().take(19).chain(others).chain(words.skip(19));
+        let types: Vec<u8> = types.flat_map(|word| word.to_ne_bytes()).collect();
         let mut data = Vec::from(MAGIC.to_ne_bytes());
         data.extend([1, 0]);
-        let header = [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
+        let (ends, length) = (types.len() as u32, strings.len() as u32);
+        let mut header = vec![24, 0, ends, ends, length];
+        if !layout.is_empty() {
+            header[0] = 32;
+            header.extend([ends + length, 4 * layout.len() as u32]);
+        }
         data.extend(header.iter().flat_map(|word| word.to_ne_bytes()));
         data.extend(types);
         data.extend(strings);
-        Types::parse(data)
+        data.extend(layout.concat());
+        data
+    }
+
+    /// Three types of a kind that is not known here: a word, and two for each member.
+    const STRANGE: [u32; 20] = [
+        1,
+        (21 << 24) | 2,
+        4,
+        77,
+        1,
+        2,
+        3,
+        4, //
+        0,
+        (21 << 24) | 1,
+        0,
+        78,
+        5,
+        6, //
+        0,
+        (21 << 24) | 1,
+        0,
+        79,
+        7,
+        8,
+    ];
+
+    fn are_found(types: &Types) {
+        for (member, offset) in [("a", 0), ("b", 4), ("d", 12)] {
+            assert_eq!(types.offset("outer", member).expect("it is there"), offset, "{member}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_is_passed_by_its_layout() {
+        // Of kinds that are known here, the layout is not read.
+        let mut layout = vec![[99; 4]; 22];
+        layout[21] = [4, 8, 0, 0];
+        let types = Types::parse(blob(&STRANGE, &layout)).expect("types");
+        are_found(&types);
+        assert_eq!(types.types.len(), 8, "void, four, and three of the other kind");
+        // Several are no more difficult.
+        layout.push([12, 0, 0, 0]);
+        let others = [&STRANGE[..], &[0, 22 << 24, 0, 1, 2, 3]].concat();
+        are_found(&Types::parse(blob(&others, &layout)).expect("types"));
+    }
+
+    #[test]
+    fn a_kind_that_is_not_known_is_passed_by_what_follows() {
+        let types = Types::parse(blob(&STRANGE, &[])).expect("types");
+        are_found(&types);
+        assert_eq!(types.types.len(), 8);
+    }
+
+    #[test]
+    fn types_whose_length_can_not_be_told_are_refused() {
+        let refused = |others: &[u32]| {
+            let types = Types::parse(blob(others, &[])).map(drop);
+            let error = types.expect_err("nobody knows");
+            assert!(error.to_string().starts_with("kind 21 is unknown"), "{error:#}");
+        };
+        // Twenty bytes are none of the lengths that are tried; a second kind could be of any.
+        refused(&[1, 21 << 24, 4, u32::MAX, 2, 3, 4, 5]);
+        refused(&[&STRANGE[..], &[0, 22 << 24, 0, u32::MAX, u32::MAX]].concat());
+    }
+
+    #[test]
+    fn functions_have_numbers() {
+        let function = [1, FUNCTION << 24, 0];
+        let types = Types::parse(blob(&function, &[])).expect("types");
+        assert_eq!(types.function("outer"), Some(4), "the struct of this name is none");
+        assert_eq!(types.function("int"), None);
     }
 
     #[test]
