@@ -17,7 +17,7 @@ pub struct Settings {
     pub pin_dir: PathBuf,
     /// How the program may be attached.
     pub xdp: XdpModes,
-    /// Whether the program may run in generic mode where GRO merges packets before it.
+    /// Whether the program may run in generic mode where GRO merges packets below.
     pub allow_generic_gro: bool,
     /// Whether a foreign XDP program on an interface is replaced.
     pub force: bool,

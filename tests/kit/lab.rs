@@ -14,7 +14,7 @@
 //! by which [`sweep`] finds what is left of it.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -138,7 +138,7 @@ impl Lab {
     ///
     /// If something is missing or the kernel refuses; nothing is left behind then.
     pub fn new(options: &Options) -> Result<Self> {
-        mount_bpffs()?;
+        mount()?;
         let switch = Namespace::new("switch")?;
         // The kernel gave the number in the name to this process alone.
         let name = switch.name().trim_end_matches("-switch").to_owned();
@@ -543,6 +543,17 @@ pub fn sweep() -> Result<Vec<String>> {
             remove_folder(&folder)?;
         }
     }
+    // Tests without a lab pin as well.
+    for entry in fs::read_dir(BPFFS).into_iter().flatten() {
+        let pins = entry.context("read the BPF file system")?.path();
+        let name = pins.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_default();
+        let gone = namespace::maker(&name).is_some_and(|pid| started(pid).is_none());
+        if gone && !alive.iter().any(|lab| lab.name == name) {
+            remove_folder(&pins)?;
+            removed.push(pins.display().to_string());
+        }
+    }
     for (name, pid) in namespace::all()? {
         let kept = alive.iter().any(|lab| lab.owns(&name));
         if !kept && started(pid).is_none() {
@@ -573,16 +584,32 @@ fn pins(lab: &str) -> PathBuf {
     Path::new(BPFFS).join(lab)
 }
 
-/// Mounts bpffs where it belongs, unless it is there.
-fn mount_bpffs() -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    let mounted = mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(1);
-        fields.next() == Some(BPFFS) && fields.next() == Some("bpf")
-    });
-    if !mounted {
+/// Mounts bpffs where it belongs, and memory where labs are if /run is on a disk, unless they are there: a web host
+/// whose log waits for the disk of a machine that compiles answers nobody for seconds.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn mount() -> Result<()> {
+    // Of two that find neither, the second would hide what the first has made.
+    let lock = File::create("/run/lb-lab.lock").context("create the lock of labs")?;
+    lock.lock().context("wait for the lock of labs")?;
+    if !is_mounted("bpf", BPFFS)? {
         command::run(command::command("mount").args(["-t", "bpf", "bpf", BPFFS]))?;
     }
     ensure!(Path::new(BPFFS).is_dir(), "{BPFFS} is missing; this kernel has no BPF file system");
+    if !is_mounted("tmpfs", "/run")? && !is_mounted("tmpfs", ROOT)? {
+        fs::create_dir_all(ROOT).with_context(|| format!("create {ROOT}"))?;
+        let mut mount = command::command("mount");
+        command::run(mount.args(["-t", "tmpfs", "-o", "mode=755", "tmpfs", ROOT]))?;
+    }
     Ok(())
+}
+
+fn is_mounted(kind: &str, place: &str) -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+    Ok(mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next() == Some(place) && fields.next() == Some(kind)
+    }))
 }

@@ -352,19 +352,22 @@ fn program_name(interface: &str) -> String {
 
 /// The other tests of GRO in generic mode are in `guest.rs`: never on the host's own kernel.
 #[test]
-fn generic_mode_is_refused_where_gro_is_on() {
+fn generic_mode_is_refused_where_gro_is_on_below() {
     let mut site = Site::new();
+    ip(&["link", "add", "br", "type", "bridge"]);
+    ip(&["link", "set", "va", "master", "br"]);
     let gro = |state: &str| {
         let mut ethtool = kit::command::command("ethtool");
         kit::command::run(ethtool.args(["-K", "va", "gro", state])).unwrap();
     };
     gro("on");
     site.settings.xdp = XdpModes::Generic;
+    site.settings.interfaces = vec!["br".into()];
     let told = Xdp::open(&site.settings).map(drop);
     let told = format!("{:#}", told.expect_err("GRO is on"));
     assert!(told.contains("`ethtool -K va gro off`"), "{told}");
     assert!(told.contains("allow_generic_gro = true"), "{told}");
-    assert!(program_on("va").is_none() && !site.settings.pin_dir.exists());
+    assert!(program_on("br").is_none() && !site.settings.pin_dir.exists());
     gro("off");
     assert_eq!(site.open().interfaces()[0].mode, "generic");
 }

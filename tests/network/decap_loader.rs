@@ -184,6 +184,8 @@ fn generic_mode_is_used_only_when_asked_for_and_native_fails() {
     let host = Host::new();
     // A bridge has no native mode.
     host.host.ip("link add quiet type bridge");
+    host.host.ip("link add port type veth peer far");
+    host.host.ip("link set port master quiet");
     host.host.ip("link set quiet up");
     host.host.ip("addr add 10.1.0.1/24 dev quiet");
     host.host.enter(|| {
@@ -192,11 +194,13 @@ fn generic_mode_is_used_only_when_asked_for_and_native_fails() {
         let error = attach("quiet", &native, &host.pins).expect_err("no native mode");
         assert!(format!("{error:#}").contains("--generic"), "{error:#}");
         assert!(!host.pins.join("decap-quiet").exists());
-        // A bridge has GRO unless it is turned off.
-        let error = attach("quiet", &generic, &host.pins).expect_err("GRO is on");
-        assert!(format!("{error:#}").contains("ethtool -K quiet gro off"), "{error:#}");
+        // A veth has no GRO unless it is turned on.
         let mut ethtool = kit::command::command("ethtool");
-        kit::command::run(ethtool.args(["-K", "quiet", "gro", "off"])).expect("ethtool");
+        kit::command::run(ethtool.args(["-K", "port", "gro", "on"])).expect("ethtool");
+        let error = attach("quiet", &generic, &host.pins).expect_err("GRO is on below");
+        assert!(format!("{error:#}").contains("`ethtool -K port gro off`"), "{error:#}");
+        let mut ethtool = kit::command::command("ethtool");
+        kit::command::run(ethtool.args(["-K", "port", "gro", "off"])).expect("ethtool");
         assert_eq!(attach("quiet", &generic, &host.pins).expect("generic").mode, "generic");
         assert_eq!(status(&host.pins).expect("status")[0].mode, "generic");
         let error = attach("quiet", &native, &host.pins).expect_err("it is generic");

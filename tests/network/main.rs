@@ -13,6 +13,7 @@ mod handover;
 mod health;
 mod health_vip;
 mod lab;
+mod lab_failover;
 mod lifecycle;
 mod mtu;
 mod netlink;

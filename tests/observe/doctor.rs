@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{balancer, can_run, namespace::Namespace};
+use kit::{balancer, can_run, command, namespace::Namespace};
 use lb_userspace::doctor::{Finding, Grade, Report};
 
 /// More rounds than faults that hide each other.
@@ -163,6 +163,8 @@ fn each_fault_of_a_balancer_is_named_and_its_command_mends_it() -> Result<()> {
     // The backend answers for the VIP, the link is down, and somebody else's program is on it.
     node.ip("address add 10.0.0.100/32 dev eth0")?;
     backend.ip("address add 10.0.0.100/32 dev lo")?;
+    // Whose MAC address answers is known by the table of neighbours.
+    command::run(node.command("ping").args(["-c1", "-W5", "10.0.0.11"]))?;
     let decap = format!(
         "lbctl decap attach --dev eth0 --vip 10.0.0.100 --from any --pin-dir {}",
         pins.0.display()

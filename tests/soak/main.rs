@@ -83,6 +83,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     ensure!(kit::is_root(), "network namespaces and BPF take root");
     kit::signals::catch();
+    for name in kit::lab::sweep()? {
+        eprintln!("soak: removed {name}, which a run has left that was killed");
+    }
     let folder = arguments.folder.join(format!("seed-{seed}"));
     let report = run::run(run::Arguments { seed, length, folder: folder.clone() })?;
     let json = serde_json::to_string(&report).context("the report")?;

@@ -40,7 +40,7 @@ pub(super) enum DecapCommand {
         /// Attach in the network stack if the driver can't.
         #[arg(long)]
         generic: bool,
-        /// Attach in the network stack though GRO merges packets before.
+        /// Attach in the network stack though GRO merges packets below.
         #[arg(long, requires = "generic")]
         allow_gro: bool,
         /// Where it is pinned.

@@ -70,7 +70,7 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// In which modes the program may be attached.
     pub xdp: XdpModes,
-    /// Whether it may run in generic mode where GRO merges packets before it.
+    /// Whether it may run in generic mode where GRO merges packets below.
     pub allow_generic_gro: bool,
     /// Whether the program is attached again where someone has taken it off.
     pub reattach: bool,

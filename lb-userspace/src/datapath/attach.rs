@@ -263,11 +263,13 @@ impl Place {
         }
         if generic {
             warn!(interface, "generic XDP: every packet costs more than by the driver");
-            if gro::is_on(&interface) {
+            let below = gro::below(&interface);
+            if !below.is_empty() {
+                let mend = gro::mend(&below);
                 warn!(
                     interface,
-                    "generic XDP behind GRO: what GRO merges is too big to be sent on, and clients \
-                     stall; ethtool -K {interface} gro off"
+                    "generic XDP behind GRO: what is merged below is too big to be sent on, and clients \
+                     stall; {mend}"
                 );
             }
         }
@@ -309,7 +311,7 @@ fn new_link_by(
     })
 }
 
-/// Refuses a new link in generic mode where GRO is on, unless the operator insists.
+/// Refuses a new link in generic mode where GRO is on below, unless the operator insists.
 fn check_gro(interface: &str, settings: &Settings) -> Result<()> {
     if settings.allow_generic_gro {
         return Ok(());

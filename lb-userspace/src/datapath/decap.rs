@@ -59,7 +59,7 @@ pub struct Options {
     pub sources: Vec<Prefix>,
     /// Whether generic mode will do where the driver has no native mode.
     pub generic: bool,
-    /// Whether generic mode will do though GRO merges packets before the program.
+    /// Whether generic mode will do though GRO merges packets below.
     pub allow_gro: bool,
 }
 

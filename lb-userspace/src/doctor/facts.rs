@@ -86,6 +86,8 @@ pub struct Interface {
     pub xdp_features: Option<u64>,
     /// Its offloads that are on, as `ethtool -k` names them.
     pub offloads: Option<BTreeSet<String>>,
+    /// The interfaces below it whose GRO is on.
+    pub gro_below: Vec<String>,
     /// Its queues.
     pub channels: Option<Channels>,
 }

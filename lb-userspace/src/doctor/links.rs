@@ -5,7 +5,7 @@ use super::{
     facts::{Facts, Interface},
 };
 use crate::{
-    netlink::{generic::xdp_act, gro::GRO, trunks::STRIPPING},
+    netlink::{generic::xdp_act, gro, trunks::STRIPPING},
     settings::XdpModes,
     units::counted,
 };
@@ -155,19 +155,21 @@ pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
         .collect()
 }
 
-/// Whether the network stack merges packets before a program of its own sees them.
+/// Whether interfaces below merge packets before a program in the network stack sees them.
 fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
     let is_generic = interface.xdp.as_ref().is_some_and(|xdp| xdp.generic);
-    (is_generic && interface.offloads.as_ref()?.contains(GRO)).then(|| {
+    let below = &interface.gro_below;
+    (is_generic && !below.is_empty()).then(|| {
         Finding::wrong(
             "offloads",
             format!(
-                "{name}: the balancer runs in the network stack, which merges packets first (GRO)"
+                "{name}: the balancer runs in the network stack, after GRO of {}",
+                below.join(", ")
             ),
             "what is merged is too big for the way to a backend; clients are told so, and stall. lbd would \
              refuse to attach here anew, unless `allow_generic_gro = true`",
         )
-        .mended_by(format!("ethtool -K {name} gro off"))
+        .mended_by(gro::mend(below))
     })
 }
 

@@ -343,11 +343,11 @@ fn gro_is_told_where_the_network_stack_runs_the_program() {
     let gro = |generic| {
         offloads_of(|facts| {
             let eth0 = eth0(facts);
-            eth0.offloads = Some(BTreeSet::from(["rx-gro".to_owned()]));
+            eth0.gro_below = vec!["eth1".to_owned()];
             eth0.xdp = Some(XdpProgram { name: "balance".into(), generic, ours: true });
         })
     };
-    assert_eq!(gro(true), ["ethtool -K eth0 gro off"]);
+    assert_eq!(gro(true), ["ethtool -K eth1 gro off"]);
     assert!(gro(false).is_empty(), "a driver runs the program before GRO");
 }
 

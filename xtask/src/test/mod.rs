@@ -86,9 +86,12 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
         tally.examples();
     }
     if !network.is_empty() {
-        // What a run left that was killed would be counted and shown by tests of this one.
-        for name in lab::sweep()? {
-            println!("removed {name}, which an earlier run has left");
+        if kit::is_root() {
+            // Several at once would each find nothing there.
+            lab::mount()?;
+            for name in lab::sweep()? {
+                println!("removed {name}, which a run has left that was killed");
+            }
         }
         let jobs = arguments.jobs.unwrap_or_else(jobs).get();
         tally.side_by_side(&network, &arguments.filters, jobs, in_ci)?;

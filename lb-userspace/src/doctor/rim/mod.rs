@@ -21,7 +21,7 @@ use crate::{
     api::client::Client,
     config::{Config, Error as ConfigError},
     datapath::{decap, kernel, probe},
-    netlink::{Resolution, Resolver, Want, generic::xdp_features},
+    netlink::{Resolution, Resolver, Want, generic::xdp_features, gro},
     status::{EgressStatus, Status},
 };
 
@@ -45,6 +45,7 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
         for name in &config.interfaces {
             let Some(interface) = interfaces.get_mut(name) else { continue };
             generic::describe(name, interface, &features);
+            interface.gro_below = gro::below(name);
             interface.xdp = probe::program_on(&config.pin_dir, interface.ifindex).map(Into::into);
         }
         let services = config.desired.services.values();
