@@ -192,7 +192,7 @@ impl Balancer {
     pub fn wait_answers(&mut self) -> Result<()> {
         let answers = wait::until(SOON, "lbd answers", || {
             self.check()?;
-            self.poll()
+            self.status()
         });
         answers.map(drop).with_context(|| format!("lbd wrote:\n{}", self.log()))
     }
@@ -204,7 +204,7 @@ impl Balancer {
     /// If that does not come to pass.
     pub fn wait_usable(&self) -> Result<Status> {
         wait::until(SOON, "every backend is usable", || {
-            let status = self.poll()?;
+            let status = self.status()?;
             for (name, service) in &status.services {
                 for (address, backend) in &service.backends {
                     if let Some(why) = &backend.unusable {
@@ -315,21 +315,13 @@ impl Balancer {
         Namespace::existing(self.namespace.name())
     }
 
-    /// What `lbctl status` tells.
+    /// What `lbctl status` tells, from `lbd`'s socket: without a process for the question, and so cheap enough to ask
+    /// often.
     ///
     /// # Errors
     ///
     /// If `lbd` does not answer.
     pub fn status(&self) -> Result<Status> {
-        Status::parse(&self.lbctl(&["-o", "json", "status"])?)
-    }
-
-    /// The same from `lbd`'s socket, without a process for the question: cheap enough to ask often.
-    ///
-    /// # Errors
-    ///
-    /// If `lbd` does not answer.
-    pub fn poll(&self) -> Result<Status> {
         Status::parse(&self.ask("/v1/status")?)
     }
 

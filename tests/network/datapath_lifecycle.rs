@@ -354,20 +354,20 @@ fn program_name(interface: &str) -> String {
 #[test]
 fn generic_mode_is_refused_where_gro_is_on_below() {
     let mut site = Site::new();
-    ip(&["link", "add", "br", "type", "bridge"]);
-    ip(&["link", "set", "va", "master", "br"]);
+    ip(&["link", "add", "br0", "type", "bridge"]);
+    ip(&["link", "set", "va", "master", "br0"]);
     let gro = |state: &str| {
         let mut ethtool = kit::command::command("ethtool");
         kit::command::run(ethtool.args(["-K", "va", "gro", state])).unwrap();
     };
     gro("on");
     site.settings.xdp = XdpModes::Generic;
-    site.settings.interfaces = vec!["br".into()];
+    site.settings.interfaces = vec!["br0".into()];
     let told = Xdp::open(&site.settings).map(drop);
     let told = format!("{:#}", told.expect_err("GRO is on"));
     assert!(told.contains("`ethtool -K va gro off`"), "{told}");
     assert!(told.contains("allow_generic_gro = true"), "{told}");
-    assert!(program_on("br").is_none() && !site.settings.pin_dir.exists());
+    assert!(program_on("br0").is_none() && !site.settings.pin_dir.exists());
     gro("off");
     assert_eq!(site.open().interfaces()[0].mode, "generic");
 }

@@ -259,7 +259,7 @@ impl Site {
         node.begin()?;
         let answers = wait::until(START, "lbd answers", || {
             node.check()?;
-            node.poll()
+            node.status()
         });
         answers.map(drop).with_context(|| self.twins.logs())
     }
@@ -378,7 +378,7 @@ impl Site {
         let mut left = 0;
         for n in [0, 1] {
             let name = &self.twins.host(n).name;
-            let status = self.twins.nodes[n].poll()?;
+            let status = self.twins.nodes[n].status()?;
             ensure!(status.last_error.is_none(), "{name}: {:?}", status.last_error);
             for (service, state) in &status.services {
                 ensure!(

@@ -153,7 +153,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
     let requests = arrivals::Plan { target: WAY.target(), every: EVERY, limit: LIMIT };
     let requests = Arrivals::start(client, requests)?;
     pass(QUIET)?;
-    let before = balancer.poll()?;
+    let before = balancer.status()?;
     let begin = Instant::now();
     let kind = if let Storm::Of(kind) = storm { kind } else { Kind::SynNew };
     let flood = attacker.flood(flood::Plan { kind, aim, per_second, time })?;
@@ -162,7 +162,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
     let end = Instant::now();
     let requests = requests.finish()?;
     let [pinned_after, tracked_after] = tables()?;
-    let after = balancer.poll()?;
+    let after = balancer.status()?;
     // What the flood has left in the tables meets a change.
     drain(&lab, &balancer, if phase == Phase::InFlux { NEXT } else { FIRST })?;
     pass(COUNTED)?;
@@ -175,7 +175,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
         let services = status.services.values().flat_map(|service| service.backends.values());
         services.filter_map(|backend| Some(backend.check.as_ref()?.went_down)).sum()
     };
-    let last = balancer.poll()?;
+    let last = balancer.status()?;
     let Sent { frames, refused, time } = sent;
     Ok(Cell {
         flood: storm.name(),

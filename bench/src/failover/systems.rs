@@ -205,7 +205,7 @@ impl Running {
     pub fn chooses(&self, web: &Web) -> Result<bool> {
         Ok(match self {
             Self::Lb(balancer) => {
-                let status = balancer.poll()?;
+                let status = balancer.status()?;
                 status.service(WAY.name())?.backend(WAY.backend(web))?.slots > 0
             }
             Self::Haproxy(haproxy) => {

@@ -200,7 +200,7 @@ impl Bench {
 
     /// Why a backend can't be sent to, if there is such a one.
     fn unusable(&self) -> Result<Option<String>> {
-        let status = self.balancer.poll()?;
+        let status = self.balancer.status()?;
         let mut backends = status.services.values().flat_map(|service| &service.backends);
         let why = backends.find_map(|(address, backend)| {
             backend.unusable.as_ref().map(|why| format!("{address} can't be sent to: {why}"))

@@ -35,7 +35,7 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// What is known of a backend.
 fn backend(balancer: &Balancer, way: Way, at: IpAddr) -> Result<Backend> {
-    Ok(balancer.poll()?.service(way.name())?.backend(at)?.clone())
+    Ok(balancer.status()?.service(way.name())?.backend(at)?.clone())
 }
 
 /// Waits until something is so of a backend.

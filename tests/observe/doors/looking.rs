@@ -54,7 +54,7 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
     ensure!(head.head.contains("cache-control: no-store"), "{head:?}");
 
     // Whatever would do something.
-    let before = balancer.poll()?;
+    let before = balancer.status()?;
     for (method, path) in [
         ("POST", "/v1/detach?yes=true"),
         ("DELETE", "/v1/services/dsr-v4?yes=true"),
@@ -79,7 +79,7 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
     ensure!(get(from, to, "/healthz", &long)?.status == 431, "a head has its bounds");
     let many: String = (0..70).map(|number| format!("X-{number}: y\r\n")).collect();
     ensure!(get(from, to, "/healthz", &many)?.status == 431, "in fields as well");
-    let after = balancer.poll()?;
+    let after = balancer.status()?;
     ensure!(before.services.keys().eq(after.services.keys()), "nothing has changed");
 
     // A node that is to leave is no place to send traffic to, and lives.

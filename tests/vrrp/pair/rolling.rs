@@ -111,7 +111,7 @@ fn no_connection_breaks_by_a_rolling_restart_between_failovers() -> Result<()> {
         }
         let active = usize::from(web == 1);
         wait::until(IDLE * 40, "the backend has no flow any more", || {
-            let status = twins.nodes[active].poll()?;
+            let status = twins.nodes[active].status()?;
             for way in &twins.plan.ways {
                 let backend = way.backend(&twins.lab.webs[web]);
                 let backend = status.service(way.name())?.backend(backend)?.clone();

@@ -20,28 +20,32 @@ use crate::side_by_side::side_by_side;
 /// Who may run beside a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Others.
+    /// As many others as there are jobs.
     Beside,
-    /// Nobody: it asserts how long something takes, or how much a starved machine still does.
+    /// One other: it asserts how long something takes that waits most of the time.
+    Timed,
+    /// Nobody: it asserts how much a starved machine still does, or what takes milliseconds.
     Alone,
 }
 
 /// All of them, in the order in which they are run.
-pub(super) const LANES: [Lane; 2] = [Lane::Beside, Lane::Alone];
+pub(super) const LANES: [Lane; 3] = [Lane::Beside, Lane::Timed, Lane::Alone];
 
-/// Beginnings of the names of tests that run alone: failovers within what RFC 9568 and keepalived allow, faults of
-/// backends within what checks allow, and floods on a machine that has to do everything else as well.
+/// Beginnings of the names of tests of failovers, within what RFC 9568 and keepalived at 100 ms allow.
+const TIMED: &[&str] = &[
+    "interop::keepalived_leads_lbd",
+    "interop::lbd_leads_keepalived",
+    "lab_failover::",
+    "pair::faults::failovers_take_no_longer_than_the_protocol_says",
+    "pair::partition::when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it",
+];
+
+/// Beginnings of the names of tests of floods, and of faults that are found within milliseconds.
 const ALONE: &[&str] = &[
     "attack::",
     "doors::flood::",
     "health::a_host_that_is_cut_off_fails_no_request_though_checks_are_slow",
     "health::a_killed_nginx_is_found_at_once_and_comes_back",
-    "interop::keepalived_leads_lbd",
-    "interop::lbd_leads_keepalived",
-    // keepalived at 100 ms: the least starvation is a failover.
-    "lab_failover::",
-    "pair::faults::failovers_take_no_longer_than_the_protocol_says",
-    "pair::partition::when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it",
     "router::takeover::at_10_ms",
 ];
 
@@ -64,14 +68,19 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 impl Lane {
     fn of(test: &str) -> Self {
-        if begins(test, ALONE) { Self::Alone } else { Self::Beside }
+        match () {
+            () if begins(test, ALONE) => Self::Alone,
+            () if begins(test, TIMED) => Self::Timed,
+            () => Self::Beside,
+        }
     }
 
-    /// How so many tests at a time run.
-    pub(super) fn words(self, jobs: usize) -> String {
+    /// How many of its tests run at a time where `jobs` may.
+    pub(super) fn width(self, jobs: usize) -> usize {
         match self {
-            Self::Beside => format!("{jobs} at a time"),
-            Self::Alone => "alone".to_owned(),
+            Self::Beside => jobs,
+            Self::Timed => jobs.min(2),
+            Self::Alone => 1,
         }
     }
 }
@@ -112,7 +121,7 @@ pub(super) fn list<'a>(
         tests.extend(named.map(|name| Test { program, lane: Lane::of(&name), name }));
     }
     if parts.is_empty() {
-        for beginning in [ALONE, ONE_BY_ONE, LONG].concat() {
+        for beginning in [ALONE, TIMED, ONE_BY_ONE, LONG].concat() {
             let is_one = tests.iter().any(|test| test.name.starts_with(beginning));
             ensure!(is_one, "{}: {beginning} begins no test's name", file!());
         }
@@ -247,8 +256,10 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_asserts_a_time_runs_alone() {
-        assert_eq!(Lane::of("interop::lbd_leads_keepalived_over_ipv4"), Lane::Alone);
-        assert_eq!(Lane::of("interop::without_preemption"), Lane::Beside);
+    fn a_test_that_asserts_a_time_runs_beside_few() {
+        let width = |test| Lane::of(test).width(4);
+        assert_eq!(width("attack::nothing_pinned_is_lost_to_a_flood"), 1);
+        assert_eq!(width("interop::lbd_leads_keepalived_over_ipv4"), 2);
+        assert_eq!(width("interop::without_preemption"), 4);
     }
 }

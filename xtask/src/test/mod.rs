@@ -105,7 +105,7 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
 /// Most tests wait most of the time: for a browser, a scrape, or nodes that notice each other's silence.
 fn jobs() -> NonZeroUsize {
     let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
-    NonZeroUsize::new((cpus + 1).clamp(2, 4)).unwrap_or(NonZeroUsize::MIN)
+    NonZeroUsize::new((cpus * 2).clamp(2, 4)).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// A test that failed.
@@ -167,9 +167,9 @@ impl<'a> Tally<'a> {
         let tests = lanes::list(programs, filters)?;
         for lane in lanes::LANES {
             let tests: Vec<_> = tests.iter().filter(|test| test.lane == lane).collect();
-            let jobs = if lane == lanes::Lane::Alone { 1 } else { jobs };
+            let jobs = lane.width(jobs);
             let start = Instant::now();
-            println!("\n== {} network tests {}", tests.len(), lane.words(jobs));
+            println!("\n== {} network tests, {jobs} at a time", tests.len());
             for (test, result) in lanes::run(&tests, jobs, in_ci)? {
                 match result {
                     lanes::Outcome::Passed => self.passed += 1,
@@ -180,7 +180,7 @@ impl<'a> Tally<'a> {
                     }
                 }
             }
-            self.times.push((format!("network tests {}", lane.words(jobs)), start.elapsed()));
+            self.times.push((format!("network tests, {jobs} at a time"), start.elapsed()));
         }
         Ok(())
     }
