@@ -15,9 +15,10 @@ use kit::{
 };
 
 const WAY: Way = Way::DsrV4;
-/// How long a silent flow is kept. The load's pauses are much shorter, the test's waits longer.
-const IDLE: Duration = Duration::from_secs(3);
-const SETTINGS: &str = "idle_timeout = \"3s\"";
+/// How long a silent flow is kept: longer than a peer may be silent (five seconds). The load's pauses are much shorter,
+/// the test's waits longer.
+const IDLE: Duration = Duration::from_secs(6);
+const SETTINGS: &str = "idle_timeout = \"6s\"";
 /// How long what takes a few idle timeouts may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
