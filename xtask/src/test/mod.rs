@@ -99,7 +99,14 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     if in_ci {
         tally.repeat()?;
     }
-    tally.verdict()
+    tally.verdict()?;
+    let parts = &arguments.filters;
+    ensure!(
+        parts.is_empty() || tally.passed + tally.skipped > 0,
+        "no test of this suite has {} in its name",
+        parts.join(" or ")
+    );
+    Ok(())
 }
 
 /// Most tests wait most of the time: for a browser, a scrape, or nodes that notice each other's silence.
@@ -167,6 +174,9 @@ impl<'a> Tally<'a> {
         let tests = lanes::list(programs, filters)?;
         for lane in lanes::LANES {
             let tests: Vec<_> = tests.iter().filter(|test| test.lane == lane).collect();
+            if tests.is_empty() {
+                continue;
+            }
             let jobs = lane.width(jobs);
             let start = Instant::now();
             println!("\n== {} network tests, {jobs} at a time", tests.len());
