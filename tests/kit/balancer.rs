@@ -26,6 +26,9 @@ use crate::{
 /// How long `lbd` may take for anything that it does at once.
 const SOON: Duration = Duration::from_secs(10);
 
+/// How long a start may take: on a machine that emulates its CPUs the verifier alone takes eight seconds.
+const START: Duration = Duration::from_secs(30);
+
 /// A service of the configuration.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -190,7 +193,7 @@ impl Balancer {
     ///
     /// If it does not.
     pub fn wait_answers(&mut self) -> Result<()> {
-        let answers = wait::until(SOON, "lbd answers", || {
+        let answers = wait::until(START, "lbd answers", || {
             self.check()?;
             self.status()
         });
