@@ -380,7 +380,7 @@ impl Transfer {
             self.window.drain(..arrived as usize);
             self.base += arrived;
             self.again = self.again.split_off(&self.base);
-            self.timeout = FIRST_TIMEOUT.max(flight * 4);
+            self.timeout = (flight * 4).clamp(FIRST_TIMEOUT, LONGEST_TIMEOUT);
             self.timeout_at = (!self.window.is_empty()).then(|| now + self.timeout);
         }
         let flight = LEAST_FLIGHT.max(flight * 3 / 2);

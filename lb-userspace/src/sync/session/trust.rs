@@ -19,6 +19,10 @@ use crate::sync::{
     wire::{Hello, Message, facts::HALVES},
 };
 
+/// A round trip that was measured longer tells of a node that stood still, not of the network: what waits for one to
+/// pass is sent again after so long all the same.
+const LONGEST_FLIGHT: Duration = Duration::from_millis(500);
+
 /// A session of a peer that is there.
 pub(super) struct Trust {
     pub(super) session: SessionId,
@@ -70,7 +74,7 @@ impl Trust {
 
     /// How long a packet and its answer take; a guess before the first was measured.
     pub(super) fn flight(&self) -> Duration {
-        self.round_trip.unwrap_or(Duration::from_millis(5))
+        self.round_trip.unwrap_or(Duration::from_millis(5)).min(LONGEST_FLIGHT)
     }
 
     /// Takes the last Hello.

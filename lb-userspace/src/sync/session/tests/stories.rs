@@ -316,3 +316,18 @@ fn a_node_that_stood_still_hears_what_waits_before_it_gives_anybody_up() {
     world.run(millis(1500));
     assert_eq!(world.reports(0), []);
 }
+
+/// The round trip that is measured next holds the time in which the peer stood still.
+#[test]
+fn a_transfer_goes_on_soon_after_its_receiver_stood_still() {
+    for seed in 0..200 {
+        let links = Links { loss_percent: 20, ..Links::SOUND };
+        let mut world = World::new(2, false, seed, links);
+        world.publish(0, vec![ring(500, 3), pins(0..1_000, 1)]);
+        world.run(millis(15 + seed % 10));
+        world.freeze(1, millis(900));
+        world.run(millis(2_900));
+        let [status] = &world.status(1)[..] else { panic!("one peer") };
+        assert!(status.complete_here, "seed {seed}, two seconds later: {status:?}");
+    }
+}
