@@ -290,7 +290,8 @@ fn egress(balancer: &Balancer, web: &str) -> Result<String> {
     Ok(format!("{} {}", one["state"].as_str().context("a state")?, one["detail"]))
 }
 
-fn until_egress(balancer: &Balancer, web: &str, state: &str) -> Result<()> {
+/// Waits until the way to a web host is in this state; `forwards`: frames that the program made have been seen to arrive.
+pub fn until_egress(balancer: &Balancer, web: &str, state: &str) -> Result<()> {
     wait::until(REFRESH, &format!("the way to {web} is {state}"), || {
         let is = egress(balancer, web)?;
         ensure!(is.split(' ').next() == Some(state), "{is}");

@@ -169,11 +169,11 @@ fn a_large_upload_fits_a_narrow_link_behind_the_balancer_of_ipv4_in_ipv6() -> Re
 }
 
 /// Packets of a client that fill its link don't fit the tunnel: the balancer tells it so.
-fn a_large_upload_fits_the_tunnel(way: Way) -> Result<()> {
+pub fn a_large_upload_fits_the_tunnel(options: &Options, way: Way) -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = balanced(&Options::default(), &[way], "")?;
+    let (lab, balancer) = balanced(options, &[way], "")?;
     let big = nginx::big();
     for _ in 0..5 {
         let mut connection = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
@@ -188,15 +188,15 @@ fn a_large_upload_fits_the_tunnel(way: Way) -> Result<()> {
 
 #[test]
 fn a_large_upload_fits_the_tunnel_over_ipv4() -> Result<()> {
-    a_large_upload_fits_the_tunnel(Way::IpipV4)
+    a_large_upload_fits_the_tunnel(&Options::default(), Way::IpipV4)
 }
 
 #[test]
 fn a_large_upload_fits_the_tunnel_over_ipv6() -> Result<()> {
-    a_large_upload_fits_the_tunnel(Way::IpipV6)
+    a_large_upload_fits_the_tunnel(&Options::default(), Way::IpipV6)
 }
 
 #[test]
 fn a_large_upload_fits_the_tunnel_of_ipv4_in_ipv6() -> Result<()> {
-    a_large_upload_fits_the_tunnel(Way::IpipV4InV6)
+    a_large_upload_fits_the_tunnel(&Options::default(), Way::IpipV4InV6)
 }

@@ -15,11 +15,13 @@ use kit::{
     can_run_lab,
     downloads::{self, Downloads},
     http::Connection,
-    lab::{Lab, Options},
+    lab::{INTERFACE, Lab, Options},
     nics,
     twins::{self, Twins},
     ways::{Way, balanced},
 };
+
+use crate::{egress, mtu};
 
 /// Both modes, both families.
 const WAYS: [Way; 2] = [Way::DsrV4, Way::IpipV6];
@@ -97,6 +99,22 @@ fn every_backend_answers_and_a_drain_breaks_nothing_that_is_established() -> Res
     let dropped: u64 = status.dropped.values().map(|count| count.packets).sum();
     ensure!(dropped == 0, "dropped: {:?}", status.dropped);
     Ok(())
+}
+
+#[test]
+fn frames_that_the_program_makes_are_seen_to_leave() -> Result<()> {
+    if !can_run_lab() {
+        return Ok(());
+    }
+    let options = Options { webs: 1, ..options()? };
+    let (lab, balancer) = balanced(&options, &WAYS, "")?;
+    is_native(&balancer)?;
+    egress::until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")
+}
+
+#[test]
+fn a_client_is_told_what_fits_the_tunnel() -> Result<()> {
+    mtu::a_large_upload_fits_the_tunnel(&options()?, Way::IpipV6)
 }
 
 #[test]

@@ -190,7 +190,7 @@ impl Program {
     /// # Errors
     ///
     /// If it can't be run.
-    pub(super) fn tests(&self, parts: &[String]) -> Result<Vec<String>> {
+    pub fn tests(&self, parts: &[String]) -> Result<Vec<String>> {
         let mut command = Command::new(&self.executable);
         command.args(["--list", "--format", "terse"]).args(parts);
         let listed = kit::command::run(&mut command)?;
