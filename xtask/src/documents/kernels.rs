@@ -27,7 +27,9 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
     page.say(&format!(
         "In a virtual machine for each kernel ({speed}): the loaded program against the core, verdict, bytes and \
          tables, in {} of the 30 random states that `cargo xtask test datapath` has; a node and a pair with \
-         requests through the VIP, a drain and a failover, on veth pairs and on virtio NICs, in native mode.",
+         requests through the VIP, a drain and a failover, an egress by a frame of the program, and an \
+         answer that a packet is too big, on veth pairs and on virtio NICs, in native mode; on veth pairs also \
+         frames that the driver loses; and generic mode over packets that were merged.",
         report.states
     ));
     let mut table = Table::new(["kernel", "tests", "minutes"]);
