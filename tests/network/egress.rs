@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::{Balancer, Service},
-    can_run, command,
+    can_run, can_run_lab, command,
     http::Connection,
     lab::{INTERFACE, Lab, Options, VIPS_V4, VIPS_V6},
     wait,
@@ -412,7 +412,7 @@ fn lost_frames_are_drops(
 
 #[test]
 fn frames_that_the_driver_does_not_transmit_are_drops_with_a_reason() -> Result<()> {
-    if !can_run() {
+    if !can_run_lab() {
         return Ok(());
     }
     let lab = lab(2)?;
