@@ -39,6 +39,18 @@ fn wait_for(balancer: &Balancer, way: Way, at: IpAddr, condition: &str) -> Resul
     })
 }
 
+/// Waits until a backend is down and its ring is written: soft down it keeps the flows that it has and gets no new ones,
+/// hard down it has none.
+fn wait_until_down(balancer: &Balancer, way: Way, at: IpAddr, condition: &str) -> Result<Backend> {
+    wait::until(SOON, &format!("{at} is {condition} and gets no new flows"), || {
+        let down = backend(balancer, way, at)?;
+        let keeps_flows = down.base_slots > 0;
+        let as_told = down.slots == 0 && keeps_flows == (condition == "soft_down");
+        ensure!(down.condition == condition && as_told, "{down:?}");
+        Ok(down)
+    })
+}
+
 /// A client every five milliseconds.
 fn clients(lab: &Lab, way: Way) -> Result<Arrivals> {
     let plan = Plan {
@@ -66,8 +78,7 @@ fn a_killed_nginx_is_found_at_once_and_comes_back() -> Result<()> {
     run_for(Duration::from_millis(500));
     let killed = Instant::now();
     lab.webs[1].nginx.kill()?;
-    let down = wait_for(&balancer, way, at, "soft_down")?;
-    assert!(down.slots == 0 && down.base_slots > 0, "its flows stay, and its host resets them");
+    let down = wait_until_down(&balancer, way, at, "soft_down")?;
     let reason = down.check.and_then(|check| check.last).unwrap_or_default();
     assert!(reason.contains("refused"), "{reason}");
     run_for(Duration::from_millis(500));
@@ -129,8 +140,7 @@ fn a_server_that_hangs_is_found_by_http_and_keeps_its_flows() -> Result<()> {
     };
     let downloads = Downloads::start(&lab, plan)?;
     lab.webs[0].nginx.freeze()?;
-    let down = wait_for(&balancer, way, at, "soft_down")?;
-    assert!(down.base_slots > 0, "its flows stay");
+    wait_until_down(&balancer, way, at, "soft_down")?;
     lab.webs[0].nginx.thaw()?;
     wait_for(&balancer, way, at, "up")?;
     for download in downloads.finish()? {
@@ -184,8 +194,7 @@ fn a_graceful_end_of_nginx_breaks_no_download() -> Result<()> {
     let at = way.backend(&lab.webs[1]);
     let downloads = downloads(&lab, way)?;
     lab.webs[1].nginx.quit()?;
-    let down = wait_for(&balancer, way, at, "soft_down")?;
-    assert!(down.slots == 0 && down.base_slots > 0, "{down:?}");
+    wait_until_down(&balancer, way, at, "soft_down")?;
     let arrivals = clients(&lab, way)?;
     run_for(Duration::from_secs(1));
     let gone = &lab.webs[1].host.name;
@@ -228,9 +237,7 @@ fn flows_of_a_backend_that_refuses_move_where_the_service_says_so() -> Result<()
     let at = way.backend(&lab.webs[1]);
     wait_for(&balancer, way, at, "up")?;
     lab.webs[1].nginx.kill()?;
-    let down = wait_for(&balancer, way, at, "hard_down")?;
-    assert_eq!((down.slots, down.base_slots), (0, 0), "its flows have moved");
-    Ok(())
+    wait_until_down(&balancer, way, at, "hard_down").map(drop)
 }
 
 #[test]
@@ -246,14 +253,6 @@ fn flows_of_a_host_that_answers_nothing_move_and_those_of_an_outage_of_all_stay(
     for at in &hosts {
         wait_for(&balancer, way, *at, "up")?;
     }
-    let nobody_moves = |at: &IpAddr| -> Result<()> {
-        wait::until(SOON, &format!("{at} gets no new flows"), || {
-            let down = backend(&balancer, way, *at)?;
-            ensure!(down.condition == "soft_down" && down.slots == 0, "{down:?}");
-            ensure!(down.base_slots > 0, "its flows have moved: {down:?}");
-            Ok(())
-        })
-    };
     let downloads = downloads(&lab, way)?;
     // Packets are dropped where the hosts receive them: their links and neighbours stay.
     let mute = |web: &Web| {
@@ -268,18 +267,16 @@ fn flows_of_a_host_that_answers_nothing_move_and_those_of_an_outage_of_all_stay(
         command::run(nft.args(["delete", "table", "netdev", "mute"])).map(drop)
     };
     lab.webs.iter().try_for_each(mute)?;
-    hosts.iter().try_for_each(nobody_moves)?;
+    for at in &hosts {
+        wait_until_down(&balancer, way, *at, "soft_down")?;
+    }
     lab.webs.iter().try_for_each(unmute)?;
     for at in &hosts {
         wait_for(&balancer, way, *at, "up")?;
     }
     none_broke(downloads)?;
     mute(&lab.webs[1])?;
-    wait::until(SOON, "its flows move", || {
-        let down = backend(&balancer, way, hosts[1])?;
-        ensure!(down.condition == "hard_down" && down.base_slots == 0, "{down:?}");
-        Ok(())
-    })
+    wait_until_down(&balancer, way, hosts[1], "hard_down").map(drop)
 }
 
 #[test]
