@@ -29,7 +29,10 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::variants::{self, DECAP};
+use super::{
+    attach::remove_link,
+    variants::{self, DECAP},
+};
 use crate::{
     flows::Prefix,
     netlink::{gro, query},
@@ -523,14 +526,12 @@ impl Pins {
             folder => folder.with_context(|| format!("read {}", self.folder.display()))?,
         };
         // First the program goes, then what it counts in.
-        let mut paths = vec![self.link()];
+        let link = self.link();
+        if link.exists() {
+            remove_link(&link)?;
+        }
         for entry in folder {
             let path = entry.with_context(|| format!("read {}", self.folder.display()))?.path();
-            if path != self.link() {
-                paths.push(path);
-            }
-        }
-        for path in paths {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 removed => removed.with_context(|| format!("remove {}", path.display()))?,
