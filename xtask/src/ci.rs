@@ -13,11 +13,11 @@ use crate::Arguments;
 const STEPS: [&str; 7] = [
     "check",
     "test",
-    "test kernels",
-    "bench instructions --check",
-    "fuzz packets api --seconds 60",
-    "fuzz vrrp sync config state --seconds 20",
     "soak --minutes 2 --seed 1",
+    "fuzz packets api --seconds 120",
+    "fuzz vrrp sync config state --seconds 40",
+    "bench instructions --check",
+    "test kernels",
 ];
 
 /// Runs all of them, whatever became of the one before.
@@ -75,8 +75,12 @@ mod tests {
     #[test]
     fn what_ci_runs_is_all_but_the_tests_on_other_kernels() {
         let script = include_str!("../../.ci/run").lines();
-        let steps: Vec<_> = script.filter_map(|line| line.strip_prefix("cargo xtask ")).collect();
-        let here: Vec<_> = STEPS.into_iter().filter(|step| *step != "test kernels").collect();
+        let steps = script.filter_map(|line| line.trim_start().strip_prefix("cargo xtask "));
+        let mut steps: Vec<_> = steps.filter(|step| *step != "test --no-run").collect();
+        let mut here: Vec<_> = STEPS.into_iter().filter(|step| *step != "test kernels").collect();
+        // The script runs some of them at the same time.
+        steps.sort_unstable();
+        here.sort_unstable();
         assert_eq!(steps, here);
     }
 

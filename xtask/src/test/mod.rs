@@ -30,6 +30,9 @@ pub struct Arguments {
     /// How many network tests at a time; without it, by the machine's CPUs, 2 to 4
     #[arg(long)]
     jobs: Option<NonZeroUsize>,
+    /// Build the tests and install what they need, and run none
+    #[arg(long)]
+    no_run: bool,
     /// Of the suite `kernels`: keep what became of it in docs/results, and write docs/RELIABILITY.md anew
     #[arg(long)]
     save: bool,
@@ -64,6 +67,7 @@ const MANY: usize = 3;
 pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     setup::tools()?;
     if arguments.suite == Suite::Kernels {
+        ensure!(!arguments.no_run, "--no-run is for the tests of this kernel");
         return kernels::run(&arguments.filters, arguments.save);
     }
     ensure!(!arguments.save, "--save is for `cargo xtask test kernels`");
@@ -76,6 +80,9 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     }
     if programs.iter().any(Program::needs_binaries) {
         cargo::build_for_tests(&[])?;
+    }
+    if arguments.no_run {
+        return Ok(());
     }
     let mut tally = Tally::default();
     for program in plain {
