@@ -227,7 +227,7 @@ where
     } else {
         ipv6::Transport::from_word(ipv6::transport_word(pkt, ip.next, l3 + ipv6::LEN))?
     };
-    if let Fragmentation::Later(_) = transport.fragmentation {
+    if let Fragmentation::Later(id) = transport.fragmentation {
         if transport.offset > end {
             return Err(Pass::Truncated);
         }
@@ -235,7 +235,7 @@ where
             return Err(Pass::Fragment);
         }
         envelope.may_reply = false;
-        return settle(pkt, tables, &envelope, later_fragment_v6(pkt, tables, l3));
+        return settle(pkt, tables, &envelope, later_fragment_v6(pkt, tables, l3, id));
     }
     if transport.proto == number::ICMPV6 {
         envelope.may_reply = false;
@@ -249,18 +249,18 @@ where
         reserved: 0,
     };
     let Some(service) = tables.service_v6(&key) else {
-        if let Fragmentation::First(_) = transport.fragmentation {
-            remember_v6(pkt, tables, l3, 0);
+        if let Fragmentation::First(id) = transport.fragmentation {
+            remember_v6(pkt, tables, l3, 0, id);
         }
         return Err(Pass::NotAService);
     };
     let hash = flow_hash_v6(&service.keys, &ip.source, segment.source);
     let query = || Query::new(&service, ip.source, segment.source, hash);
     let choice = choose(pkt, tables, &service, &segment, hash, query);
-    if let Fragmentation::First(_) = transport.fragmentation
+    if let Fragmentation::First(id) = transport.fragmentation
         && choice.id != 0
     {
-        remember_v6(pkt, tables, l3, told(choice.id, entropy_of(hash)));
+        remember_v6(pkt, tables, l3, told(choice.id, entropy_of(hash)), id);
     }
     Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }

@@ -2,11 +2,7 @@
 
 use crate::{
     abi::{Fragment, FragmentKey, VipKey, mapped},
-    packet::{
-        Packet,
-        ipv4::Ipv4,
-        ipv6::{self, Fragmentation, Ipv6},
-    },
+    packet::{Packet, ipv4::Ipv4, ipv6::Ipv6},
     steer::{Choice, Found},
     tables::Tables,
     verdict::{Drop, Pass},
@@ -42,10 +38,14 @@ pub fn later_fragment_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3:
     }
 }
 
-/// The same for IPv6.
+/// The same for IPv6; `id` is the packet's identification.
 #[inline(never)]
-pub fn later_fragment_v6<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize) -> u64 {
-    match fragment_key_v6(pkt, l3) {
+pub fn later_fragment_v6<P, T>(pkt: &P, tables: &T, l3: usize, id: [u8; 4]) -> u64
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
+    match fragment_key_v6(pkt, l3, id) {
         Some(key) => later_fragment(tables, &key),
         None => Found::Pass(Pass::Truncated).to_word(),
     }
@@ -80,10 +80,14 @@ pub fn remember_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize
     }
 }
 
-/// The same for IPv6.
+/// The same for IPv6; `id` is the packet's identification.
 #[inline(never)]
-pub fn remember_v6<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, told: u64) {
-    if let Some(key) = fragment_key_v6(pkt, l3) {
+pub fn remember_v6<P, T>(pkt: &P, tables: &T, l3: usize, told: u64, id: [u8; 4])
+where
+    P: Packet + ?Sized,
+    T: Tables,
+{
+    if let Some(key) = fragment_key_v6(pkt, l3, id) {
         remember(tables, &key, told);
     }
 }
@@ -101,12 +105,7 @@ fn fragment_key_v4<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey
 }
 
 #[inline(always)]
-fn fragment_key_v6<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey> {
-    let ip = pkt.load::<Ipv6>(l3)?;
-    let id = match ipv6::transport(pkt, ip.next, l3 + ipv6::LEN).ok()?.fragmentation {
-        Fragmentation::First(id) | Fragmentation::Later(id) => id,
-        Fragmentation::Whole => return None,
-    };
-    let (source, destination) = (ip.source, ip.destination);
+fn fragment_key_v6<P: Packet + ?Sized>(pkt: &P, l3: usize, id: [u8; 4]) -> Option<FragmentKey> {
+    let &Ipv6 { source, destination, .. } = pkt.load(l3)?;
     Some(FragmentKey { source, destination, id, proto: 0, reserved: [0; 3] })
 }

@@ -85,7 +85,8 @@ where
     if ip.source != outer.destination {
         return Err(Pass::NotAService);
     }
-    let transport = ipv6::transport(pkt, ip.next, offset + ipv6::LEN)?;
+    let word = ipv6::transport_word(pkt, ip.next, offset + ipv6::LEN);
+    let transport = ipv6::Transport::from_word(word)?;
     if let Fragmentation::Later(_) = transport.fragmentation {
         return Err(Pass::NotAService);
     }

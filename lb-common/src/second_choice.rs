@@ -80,8 +80,7 @@ fn is_retransmission<T: Tables>(tables: &T, hash: u64, sequence: u32) -> bool {
 }
 
 /// A SYN that was seen before: its backend, or its second choice. Takes and returns a [`Choice`] as a
-/// word. What it calls isn't inlined either, and returns a word, so that the verifier's many ways
-/// through a search and a pin end as few.
+/// word.
 #[inline(never)]
 pub(crate) fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, first: u64) -> u64 {
     let choice = Choice::from_word(first);
@@ -89,7 +88,9 @@ pub(crate) fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, 
     if may_answer(tables, choice.id, now) {
         return first;
     }
-    let second = second_choice(tables, query, first, now) as u16;
+    let Query { service, hash, .. } = *query;
+    let (id, slots) = (u64::from(service.id), u64::from(service.slots));
+    let second = tables.second_choice(id, slots, hash, u64::from(choice.id), now) as u16;
     if second == 0 || pin(tables, query, slot, u64::from(second)) == 0 {
         return first;
     }
@@ -99,26 +100,31 @@ pub(crate) fn sent_again<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, 
 
 /// Whether a backend can be sent to, is not suspect and not silent.
 #[inline(always)]
-fn may_answer<T: Tables>(tables: &T, id: u16, now_nanos: u64) -> bool {
+fn may_answer<T: Tables + ?Sized>(tables: &T, id: u16, now_nanos: u64) -> bool {
     let Some(backend) = tables.backend(id) else { return false };
     backend.flags & (backend_flags::USABLE | backend_flags::SUSPECT) == backend_flags::USABLE
         && !tables.unanswered(id).is_silence(now_nanos)
 }
 
 /// The first backend that may answer, of those that own the flow's own slot and the slots that its
-/// hash, hashed again, leads to; 0 if there is none. Like the ring it is the same on every node that
-/// hears the same backends.
+/// hash, hashed again, leads to, in the ring of a service with `slots` slots; 0 if there is none. Like the ring it is
+/// the same on every node that hears the same backends.
 ///
 /// The own slot is of use for a flow that is pinned, or sent to a base owner for want of a pin.
-#[inline(never)]
-fn second_choice<T: Tables>(tables: &T, query: &Query<'_>, first: u64, now_nanos: u64) -> u64 {
-    let Query { service, mut hash, .. } = *query;
-    let first = first as u16;
+#[inline(always)]
+pub fn search<T: Tables + ?Sized>(
+    tables: &T,
+    service: u16,
+    slots: u32,
+    mut hash: u64,
+    first: u16,
+    now_nanos: u64,
+) -> u16 {
     for _ in 0..=TRIES {
-        let Some(slot) = tables.slot(service.id, slot_of(hash, service.slots)) else { return 0 };
+        let Some(slot) = tables.slot(service, slot_of(hash, slots)) else { return 0 };
         let id = slot.owners().current;
         if id != first && may_answer(tables, id, now_nanos) {
-            return u64::from(id);
+            return id;
         }
         // The halves change places, since a product's high half is the one that knows all bits.
         hash = hash.rotate_left(32).wrapping_mul(GOLDEN);

@@ -172,7 +172,7 @@ pub fn by_slot<'a, T: Tables>(
     query: impl Fn() -> Query<'a>,
 ) -> Choice {
     let rare = Rare {
-        in_flux: |slot: &Slot| in_flux(tables, &query(), slot, what.number()),
+        in_flux: |slot: &Slot| tables.in_flux(service, &query().key, slot, what.number().into()),
         sent_again: |slot: &Slot, first| second_choice::sent_again(tables, &query(), slot, first),
     };
     let choice = by_slot_or(tables, service, hash, what.sequence(), rare);
@@ -266,13 +266,15 @@ fn in_flux_v4<T: Tables>(
     hash: u64,
     slot: &Slot,
 ) -> u64 {
-    in_flux(tables, &query_v4(service, client, hash), slot, (client >> 48) as u32)
+    tables.in_flux(service, &query_v4(service, client, hash).key, slot, client >> 48)
 }
 
-/// The slot rule where there is history. Returns a [`Choice`] as a word.
-#[inline(never)]
-fn in_flux<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, what: u32) -> u64 {
-    let Query { service, key, .. } = query;
+/// The slot rule where there is history, for a packet of the [`kind`] `what`. Returns a [`Choice`] as a word.
+#[inline(always)]
+pub fn in_flux<T>(tables: &T, service: &Service, key: &FlowKey, slot: &Slot, what: u32) -> u64
+where
+    T: Tables + ?Sized,
+{
     let Owners { current, base } = slot.owners();
     let now = tables.now();
     let pin = if slot.pinned() != 0 { tables.pin(key) } else { None };
@@ -365,7 +367,7 @@ const fn flags_of(what: u32) -> u16 {
 }
 
 #[inline(always)]
-fn flags_of_backend<T: Tables>(tables: &T, id: u16) -> u8 {
+fn flags_of_backend<T: Tables + ?Sized>(tables: &T, id: u16) -> u8 {
     match tables.backend(id) {
         Some(backend) => backend.flags,
         None => 0,
@@ -373,7 +375,7 @@ fn flags_of_backend<T: Tables>(tables: &T, id: u16) -> u8 {
 }
 
 #[inline(always)]
-fn is_usable<T: Tables>(tables: &T, id: u16) -> bool {
+fn is_usable<T: Tables + ?Sized>(tables: &T, id: u16) -> bool {
     flags_of_backend(tables, id) & backend_flags::USABLE != 0
 }
 
@@ -389,29 +391,34 @@ const UNPINNABLE: Choice = Choice { id: 0, events: events::UNPINNABLE };
 /// here. Pins that are held are none that may be made: a peer is about to take over, and the client's
 /// next SYN is for it.
 #[inline(always)]
-fn may_pin<T: Tables>(tables: &T, service: &Service, holder: u8) -> bool {
-    let refuses = holder & REFUSES == REFUSES;
-    may_change_pins(tables, service) || service.flags & service_flags::PINS_HELD == 0 && refuses
+fn may_pin<T: Tables + ?Sized>(tables: &T, service: &Service, holder: u8) -> bool {
+    service.flags & service_flags::PINS_HELD == 0
+        && (holder & REFUSES == REFUSES || is_leased(tables))
 }
 
 /// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
 /// ceased to renew its lease: then nobody would tell a peer, which is to find each flow where it is
 /// when it takes over.
 #[inline(always)]
-pub fn may_change_pins<T: Tables>(tables: &T, service: &Service) -> bool {
+pub fn may_change_pins<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
+    service.flags & service_flags::PINS_HELD == 0 && is_leased(tables)
+}
+
+#[inline(always)]
+fn is_leased<T: Tables + ?Sized>(tables: &T) -> bool {
     let until = tables.pin_lease();
-    service.flags & service_flags::PINS_HELD == 0 && (until == 0 || tables.now_nanos() <= until)
+    until == 0 || tables.now_nanos() <= until
 }
 
 /// Whether another flow of a service may be pinned; takes a token of its budget if so.
 #[inline(always)]
-pub fn affords_pin<T: Tables>(tables: &T, service: &Service) -> bool {
+pub fn affords_pin<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
     may_change_pins(tables, service) && takes_token(tables, service)
 }
 
 /// Whether there was a token left in a service's budget of pins on this CPU.
 #[inline(always)]
-fn takes_token<T: Tables>(tables: &T, service: &Service) -> bool {
+fn takes_token<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
     match tables.syn_budget(service.id) {
         Some(budget) => {
             let share = match budget.share.load() {
@@ -573,7 +580,7 @@ fn by_slot_of<T: Tables>(tables: &T, query: &Query<'_>, what: u32) -> Choice {
     let mut choice = if owners.base == 0 && slot.pinned() == 0 {
         Choice::of(owners.current)
     } else {
-        Choice::from_word(in_flux(tables, query, &slot, what))
+        Choice::from_word(tables.in_flux(query.service, &query.key, &slot, what.into()))
     };
     if what == kind::OPENS {
         choice.events |= events::NEW_FLOW;

@@ -4,7 +4,7 @@
 //! takes them, at level `debug`. All of it is out of line, and nothing of it is called for packets that
 //! are forwarded.
 
-use aya_ebpf::{btf_maps::Array, macros::btf_map, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, btf_maps::Array, macros::btf_map, programs::XdpContext};
 use aya_log_ebpf::debug;
 use lb_common::{abi::FlowKey, packet::Packet as _, shared::SharedU64};
 use lb_ebpf::frame::Frame;
@@ -29,31 +29,40 @@ fn may_speak() -> bool {
 }
 
 /// Tells of a frame that was dropped or passed for the reason with this index.
-#[inline(never)]
+#[inline(always)]
 pub fn frame(ctx: &XdpContext, reason: u32) -> u64 {
+    log_frame(ctx.ctx, reason.into())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn log_frame(ctx: *mut xdp_md, reason: u64) -> u64 {
     if !may_speak() {
         return 0;
     }
-    let frame = Frame::new(ctx);
+    let ctx = XdpContext::new(ctx);
+    let frame = Frame::new(&ctx);
+    let reason = reason as u32;
     let (interface, length) = (ctx.ingress_ifindex() as u32, frame.bytes() as u32);
     match frame.load::<[u8; HEAD]>(0) {
         Some(head) => debug!(
-            ctx,
+            &ctx,
             "reason={} interface={} length={} frame={:x}",
             reason,
             interface,
             length,
             &head[..]
         ),
-        None => debug!(ctx, "reason={} interface={} length={}", reason, interface, length),
+        None => debug!(&ctx, "reason={} interface={} length={}", reason, interface, length),
     }
     1
 }
 
 /// Tells of a flow that should have been pinned: the words of its key, as [`FlowKey::to_words`] has
 /// them.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn no_room_for_pin(upper: u64, lower: u64, rest: u64) -> u64 {
+pub extern "C" fn no_room_for_pin(upper: u64, lower: u64, rest: u64) -> u64 {
     if !may_speak() {
         return 0;
     }

@@ -22,6 +22,7 @@ use lb_common::{
         PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
         VerdictCounter, VipKey,
     },
+    second_choice::search,
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::SharedU32,
     tables::Tables,
@@ -184,8 +185,9 @@ fn backend_counter(id: u16) -> Option<&'static BackendCounter> {
 /// Writes a note into this CPU's stretch of the log, then counts it. Not inlined: it is called from
 /// several places, none of them on the path of many packets. It takes the key's words, not a pointer
 /// to it: Linux 7.2's verifier loses what is read in a stack several calls up.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn note(upper: u64, lower: u64, rest: u64) -> u64 {
+extern "C" fn note(upper: u64, lower: u64, rest: u64) -> u64 {
     let key = FlowKey::from_words([upper, lower, rest]);
     // SAFETY: the helper has no precondition.
     let cpu = unsafe { bpf_get_smp_processor_id() };
@@ -196,6 +198,42 @@ fn note(upper: u64, lower: u64, rest: u64) -> u64 {
     note.write(&key, number);
     head.notes.store(number + 1);
     1
+}
+
+/// [`lb_common::steer::in_flux`] over tables, as a function that the verifier walks once.
+///
+/// What a pointer may point to it takes from the pointed type's size, and it might be null (Linux 5.12); both point to
+/// values of maps. The key comes as the words of [`FlowKey::to_words`], with `what` above the 32 bits of the last one: Linux
+/// 6.1 looks nothing up by a key to which such a pointer points.
+macro_rules! global_in_flux {
+    ($name:ident, $tables:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(
+            service: *const Service,
+            slot: *const Slot,
+            upper: u64,
+            lower: u64,
+            rest: u64,
+        ) -> u64 {
+            // SAFETY: it is called in this file alone, with references.
+            let Some(service) = (unsafe { service.as_ref() }) else { return 0 };
+            // SAFETY: as above.
+            let Some(slot) = (unsafe { slot.as_ref() }) else { return 0 };
+            let key = FlowKey::from_words([upper, lower, rest]);
+            lb_common::steer::in_flux($tables, service, &key, slot, (rest >> 32) as u32)
+        }
+    };
+}
+pub(crate) use global_in_flux;
+
+global_in_flux!(in_flux, &Maps);
+
+/// [`search`] as a function that the verifier walks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn second_choice(service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+    search(&Maps, service as u16, slots as u32, hash, first as u16, nanos).into()
 }
 
 /// Wraps a hash map's lookup: its entries may be reused while the program looks at them, which is
@@ -374,6 +412,17 @@ impl Tables for Maps {
             Some(counter) => Unanswered(counter.unanswered.load()),
             None => Unanswered::default(),
         }
+    }
+
+    #[inline(always)]
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+        let [upper, lower, rest] = key.to_words();
+        in_flux(service, slot, upper, lower, rest | what << 32)
+    }
+
+    #[inline(always)]
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+        second_choice(service, slots, hash, first, nanos)
     }
 
     #[inline(always)]

@@ -12,7 +12,10 @@ use lb_common::{
     tables::Tables,
 };
 
-use crate::{maps::Maps, save::with_head};
+use crate::{
+    maps::{Maps, global_in_flux},
+    save::with_head,
+};
 
 /// [`Maps`] whose answers are noted.
 pub struct Watched;
@@ -35,6 +38,8 @@ fn note_flow(found: Option<impl Deref<Target = Flow>>) -> Option<impl Deref<Targ
     }
     found
 }
+
+global_in_flux!(in_flux_watched, &Watched);
 
 impl Tables for Watched {
     type Backend<'a> = &'a Backend;
@@ -171,6 +176,17 @@ impl Tables for Watched {
     #[inline(always)]
     fn unanswered(&self, id: u16) -> Unanswered {
         Maps.unanswered(id)
+    }
+
+    #[inline(always)]
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+        let [upper, lower, rest] = key.to_words();
+        in_flux_watched(service, slot, upper, lower, rest | what << 32)
+    }
+
+    #[inline(always)]
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+        Maps.second_choice(service, slots, hash, first, nanos)
     }
 
     #[inline(always)]

@@ -86,27 +86,31 @@ pub struct Transport {
 }
 
 impl Transport {
-    const ERROR: u64 = 1 << 63;
+    const FIRST: u64 = 1 << 8;
+    const LATER: u64 = 1 << 9;
+    const TRUNCATED: u64 = 1 << 10;
+    const TOO_MANY: u64 = 1 << 11;
 
-    /// What [`transport_word`] returned. The identification of a fragment is not in the word.
+    /// What [`transport_word`] returned.
     ///
     /// # Errors
     /// Those of [`transport`].
     #[inline(always)]
     pub const fn from_word(word: u64) -> Result<Self, Pass> {
-        if word & Self::ERROR != 0 {
-            return Err(match word & 1 {
-                0 => Pass::Truncated,
-                _ => Pass::ExtensionHeaders,
-            });
+        if word & Self::TRUNCATED != 0 {
+            return Err(Pass::Truncated);
         }
+        if word & Self::TOO_MANY != 0 {
+            return Err(Pass::ExtensionHeaders);
+        }
+        let id = ((word >> 32) as u32).to_ne_bytes();
         Ok(Self {
             proto: word as u8,
             offset: (word >> 16) as usize & MAX_OFFSET,
-            fragmentation: match (word >> 8) as u8 {
+            fragmentation: match word & (Self::FIRST | Self::LATER) {
                 0 => Fragmentation::Whole,
-                1 => Fragmentation::First([0; 4]),
-                _ => Fragmentation::Later([0; 4]),
+                Self::FIRST => Fragmentation::First(id),
+                _ => Fragmentation::Later(id),
             },
         })
     }
@@ -117,15 +121,16 @@ impl Transport {
 pub fn transport_word<P: Packet + ?Sized>(pkt: &P, next: u8, offset: usize) -> u64 {
     match transport(pkt, next, offset & MAX_OFFSET) {
         Ok(found) => {
-            let fragmentation = match found.fragmentation {
-                Fragmentation::Whole => 0,
-                Fragmentation::First(_) => 1,
-                Fragmentation::Later(_) => 2,
+            let (kind, id) = match found.fragmentation {
+                Fragmentation::Whole => (0, [0; 4]),
+                Fragmentation::First(id) => (Transport::FIRST, id),
+                Fragmentation::Later(id) => (Transport::LATER, id),
             };
-            u64::from(found.proto) | fragmentation << 8 | (found.offset as u64) << 16
+            let id = u64::from(u32::from_ne_bytes(id)) << 32;
+            u64::from(found.proto) | kind | (found.offset as u64) << 16 | id
         }
-        Err(Pass::Truncated) => Transport::ERROR,
-        Err(_) => Transport::ERROR | 1,
+        Err(Pass::Truncated) => Transport::TRUNCATED,
+        Err(_) => Transport::TOO_MANY,
     }
 }
 
