@@ -225,6 +225,7 @@ macro_rules! global_in_flux {
         }
     };
 }
+#[allow(unused_imports, reason = "only the program that captures has other tables than these")]
 pub(crate) use global_in_flux;
 
 global_in_flux!(in_flux, &Maps);
