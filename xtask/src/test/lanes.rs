@@ -31,10 +31,13 @@ pub(super) enum Lane {
 /// All of them, in the order in which they are run.
 pub(super) const LANES: [Lane; 3] = [Lane::Beside, Lane::Timed, Lane::Alone];
 
-/// Beginnings of the names of tests of failovers, within what RFC 9568 and keepalived at 100 ms allow.
+/// Beginnings of the names of tests of failovers, within what RFC 9568 and keepalived at 100 ms allow: namespaces that
+/// are made and removed hold the kernel's lock on addresses and links (RTNL), of all namespaces, for seconds in all.
 const TIMED: &[&str] = &[
     "interop::keepalived_leads_lbd",
     "interop::lbd_leads_keepalived",
+    "interop::unicast_over",
+    "interop::without_preemption",
     "lab_failover::",
     "pair::faults::failovers_take_no_longer_than_the_protocol_says",
     "pair::partition::when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it",
@@ -260,6 +263,6 @@ mod tests {
         let width = |test| Lane::of(test).width(4);
         assert_eq!(width("attack::nothing_pinned_is_lost_to_a_flood"), 1);
         assert_eq!(width("interop::lbd_leads_keepalived_over_ipv4"), 2);
-        assert_eq!(width("interop::without_preemption"), 4);
+        assert_eq!(width("interop::version_2_with_a_password"), 4);
     }
 }

@@ -27,12 +27,9 @@ pub struct Arguments {
     /// Only tests whose names contain one of these; of the suite `kernels`, the kernels: 6.12, newest,
     /// or the folder of an unpacked kernel package
     filters: Vec<String>,
-    /// How many network tests at a time; without it, by the machine's CPUs, 2 to 4
+    /// How many network tests at a time; without it, two for each CPU and one more, 5 at most
     #[arg(long)]
     jobs: Option<NonZeroUsize>,
-    /// Build the tests and install what they need, and run none
-    #[arg(long)]
-    no_run: bool,
     /// Of the suite `kernels`: keep what became of it in docs/results, and write docs/RELIABILITY.md anew
     #[arg(long)]
     save: bool,
@@ -67,7 +64,6 @@ const MANY: usize = 3;
 pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     setup::tools()?;
     if arguments.suite == Suite::Kernels {
-        ensure!(!arguments.no_run, "--no-run is for the tests of this kernel");
         return kernels::run(&arguments.filters, arguments.save);
     }
     ensure!(!arguments.save, "--save is for `cargo xtask test kernels`");
@@ -80,9 +76,6 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     }
     if programs.iter().any(Program::needs_binaries) {
         cargo::build_for_tests(&[])?;
-    }
-    if arguments.no_run {
-        return Ok(());
     }
     let mut tally = Tally::default();
     for program in plain {
@@ -119,7 +112,7 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
 /// Most tests wait most of the time: for a browser, a scrape, or nodes that notice each other's silence.
 fn jobs() -> NonZeroUsize {
     let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
-    NonZeroUsize::new((cpus * 2).clamp(2, 4)).unwrap_or(NonZeroUsize::MIN)
+    NonZeroUsize::new((cpus * 2 + 1).clamp(2, 5)).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// A test that failed.
