@@ -22,7 +22,7 @@ use crate::side_by_side::side_by_side;
 pub(super) enum Lane {
     /// As many others as there are jobs.
     Beside,
-    /// One other: it asserts how long something takes that waits most of the time.
+    /// Two others: it asserts how long something takes that waits most of the time.
     Timed,
     /// Nobody: it asserts how much a starved machine still does, or what takes milliseconds.
     Alone,
@@ -82,7 +82,7 @@ impl Lane {
     pub(super) fn width(self, jobs: usize) -> usize {
         match self {
             Self::Beside => jobs,
-            Self::Timed => jobs.min(2),
+            Self::Timed => jobs.min(3),
             Self::Alone => 1,
         }
     }
@@ -262,7 +262,7 @@ mod tests {
     fn a_test_that_asserts_a_time_runs_beside_few() {
         let width = |test| Lane::of(test).width(4);
         assert_eq!(width("attack::nothing_pinned_is_lost_to_a_flood"), 1);
-        assert_eq!(width("interop::lbd_leads_keepalived_over_ipv4"), 2);
+        assert_eq!(width("interop::lbd_leads_keepalived_over_ipv4"), 3);
         assert_eq!(width("interop::version_2_with_a_password"), 4);
     }
 }
