@@ -170,12 +170,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 fn build() -> Result<PathBuf> {
     eprintln!("fuzz: building the targets with counters; the first time takes minutes");
     let mut command = cargo();
-    command.args(["build", "--package", "lb-fuzz", "--features", "engine"]).args(cargo::quiet());
+    command.args(["build", "--workspace", "--exclude", "lb-ebpf", "--features", "lb-fuzz/engine"]);
+    command.args(["--example", "lb-fuzz"]).args(cargo::quiet());
     command.env("RUSTC_WORKSPACE_WRAPPER", crate::workspace().join("fuzz/count-edges"));
     // What is optimised in hundreds of small pieces takes several times as long.
     command.env("CARGO_INCREMENTAL", "0");
     cargo::run(&mut command)?;
-    Ok(cargo::folder(false)?.join("lb-fuzz"))
+    Ok(cargo::folder(false)?.join("examples/lb-fuzz"))
 }
 
 /// The engine for a target; in the workspace's folder.
