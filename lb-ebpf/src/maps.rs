@@ -200,35 +200,40 @@ extern "C" fn note(upper: u64, lower: u64, rest: u64) -> u64 {
     1
 }
 
-/// [`lb_common::steer::in_flux`] over tables, as a function that the verifier walks once.
+/// `$name` is [`lb_common::steer::in_flux`] over tables, by the function `$global`, which the verifier walks once.
 ///
-/// What a pointer may point to it takes from the pointed type's size, and it might be null (Linux 5.12); both point to
-/// values of maps. The key comes as the words of [`FlowKey::to_words`], with `what` above the 32 bits of the last one: Linux
+/// What a pointer may point to the verifier takes from the pointed type's size, and it might be null (Linux 5.12); both point
+/// to values of maps. The key goes as the words of [`FlowKey::to_words`], with `what` above the 32 bits of the last one: Linux
 /// 6.1 looks nothing up by a key to which such a pointer points.
 macro_rules! global_in_flux {
-    ($name:ident, $tables:expr) => {
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(
-            service: *const Service,
-            slot: *const Slot,
-            upper: u64,
-            lower: u64,
-            rest: u64,
-        ) -> u64 {
-            // SAFETY: it is called in this file alone, with references.
-            let Some(service) = (unsafe { service.as_ref() }) else { return 0 };
-            // SAFETY: as above.
-            let Some(slot) = (unsafe { slot.as_ref() }) else { return 0 };
-            let key = FlowKey::from_words([upper, lower, rest]);
-            lb_common::steer::in_flux($tables, service, &key, slot, (rest >> 32) as u32)
+    ($name:ident, $global:ident, $tables:expr) => {
+        #[inline(always)]
+        fn $name(service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $global(
+                service: *const Service,
+                slot: *const Slot,
+                upper: u64,
+                lower: u64,
+                rest: u64,
+            ) -> u64 {
+                // SAFETY: it is called below alone, with references.
+                let Some(service) = (unsafe { service.as_ref() }) else { return 0 };
+                // SAFETY: as above.
+                let Some(slot) = (unsafe { slot.as_ref() }) else { return 0 };
+                let key = FlowKey::from_words([upper, lower, rest]);
+                lb_common::steer::in_flux($tables, service, &key, slot, (rest >> 32) as u32)
+            }
+            let [upper, lower, rest] = key.to_words();
+            $global(service, slot, upper, lower, rest | what << 32)
         }
     };
 }
 #[allow(unused_imports, reason = "only the program that captures has other tables than these")]
 pub(crate) use global_in_flux;
 
-global_in_flux!(in_flux, &Maps);
+global_in_flux!(in_flux, in_flux_global, &Maps);
 
 /// [`search`] as a function that the verifier walks once.
 #[unsafe(no_mangle)]
@@ -417,8 +422,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
-        let [upper, lower, rest] = key.to_words();
-        in_flux(service, slot, upper, lower, rest | what << 32)
+        in_flux(service, key, slot, what)
     }
 
     #[inline(always)]

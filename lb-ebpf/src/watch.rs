@@ -39,7 +39,7 @@ fn note_flow(found: Option<impl Deref<Target = Flow>>) -> Option<impl Deref<Targ
     found
 }
 
-global_in_flux!(in_flux_watched, &Watched);
+global_in_flux!(in_flux, in_flux_watched, &Watched);
 
 impl Tables for Watched {
     type Backend<'a> = &'a Backend;
@@ -180,8 +180,7 @@ impl Tables for Watched {
 
     #[inline(always)]
     fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
-        let [upper, lower, rest] = key.to_words();
-        in_flux_watched(service, slot, upper, lower, rest | what << 32)
+        in_flux(service, key, slot, what)
     }
 
     #[inline(always)]
