@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test, or one suite.
 //!
 //! Cargo builds the tests; what needs root is then run as root, so that nothing in the target
-//! folder comes to belong to root. Tests with hosts of their own run several at a time ([`lanes`]).
+//! folder comes to belong to root. Programs run side by side, and tests with hosts of their own ([`lanes`]).
 
 mod lanes;
 mod program;
@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use kit::{lab, signals};
 
 pub use self::program::{Program, build_some};
-use crate::{cargo, kernels, setup};
+use crate::{cargo, kernels, setup, side_by_side::side_by_side};
 
 #[derive(clap::Args, Default)]
 pub struct Arguments {
@@ -78,10 +78,7 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
         cargo::build_for_tests(&[])?;
     }
     let mut tally = Tally::default();
-    for program in plain {
-        ensure!(!signals::caught(), "interrupted");
-        tally.whole(program, &arguments.filters, in_ci)?;
-    }
+    tally.whole(&plain, &arguments.filters, in_ci)?;
     if matches!(arguments.suite, Suite::Unit | Suite::All) && arguments.filters.is_empty() {
         tally.examples();
     }
@@ -111,8 +108,11 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
 
 /// Most tests wait most of the time: for a browser, a scrape, or nodes that notice each other's silence.
 fn jobs() -> NonZeroUsize {
-    let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
-    NonZeroUsize::new((cpus * 2 + 1).clamp(2, 5)).unwrap_or(NonZeroUsize::MIN)
+    NonZeroUsize::new((cpus() * 2 + 1).clamp(2, 5)).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn cpus() -> usize {
+    thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get()
 }
 
 /// A test that failed.
@@ -135,20 +135,27 @@ struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    /// Runs a program whole.
-    fn whole(&mut self, program: &'a Program, filters: &[String], in_ci: bool) -> Result<()> {
-        let start = Instant::now();
-        println!("\n== {}", program.title());
-        let mut arguments: Vec<_> = filters.iter().map(String::as_str).collect();
-        arguments.extend(program.waits_mostly().then_some("--test-threads=8"));
-        let (status, said) = program.run(&arguments, in_ci)?;
-        self.passed += said.passed;
-        if !status.success() && said.failed.is_empty() {
-            eprintln!("xtask: {}: {status}", program.title());
-            self.crashed.push(program.title());
+    /// Runs programs whole, one for each CPU at a time.
+    fn whole(&mut self, programs: &[&'a Program], filters: &[String], in_ci: bool) -> Result<()> {
+        let jobs = cpus().min(programs.len());
+        let results = side_by_side(programs, jobs, |program| -> Result<_> {
+            let start = Instant::now();
+            let mut arguments: Vec<_> = filters.iter().map(String::as_str).collect();
+            arguments.extend(program.waits_mostly().then_some("--test-threads=8"));
+            let (status, said) = program.run(&arguments, in_ci)?;
+            Ok((status, said, start.elapsed()))
+        });
+        ensure!(!signals::caught(), "interrupted");
+        for (&program, result) in programs.iter().zip(results) {
+            let (status, said, time) = result?;
+            self.passed += said.passed;
+            if !status.success() && said.failed.is_empty() {
+                eprintln!("xtask: {}: {status}", program.title());
+                self.crashed.push(program.title());
+            }
+            self.failed.extend(said.failed.into_iter().map(|test| Failure { program, test }));
+            self.times.push((program.title(), time));
         }
-        self.failed.extend(said.failed.into_iter().map(|test| Failure { program, test }));
-        self.times.push((program.title(), start.elapsed()));
         Ok(())
     }
 
@@ -201,7 +208,7 @@ impl<'a> Tally<'a> {
             return Ok(());
         }
         for failure in std::mem::take(&mut self.failed) {
-            println!("\n== {}, again: {}", failure.program.title(), failure.test);
+            println!("\n== again: {}", failure.test);
             let (status, said) = failure.program.run(&["--exact", &failure.test], true)?;
             if status.success() && said.passed == 1 {
                 self.passed += 1;

@@ -227,7 +227,7 @@ impl Program {
         if self.needs_root() { root::as_root(command, &self.title()) } else { Ok(command) }
     }
 
-    /// Runs it whole, its output going where ours goes.
+    /// Runs it whole, and shows its output when it ends: others run beside it.
     ///
     /// # Errors
     ///
@@ -236,12 +236,18 @@ impl Program {
         let mut command = self.command(arguments, in_ci)?;
         command.stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| self.executable.display().to_string())?;
-        let mut said = Said::default();
+        let (mut said, mut output) = (Said::default(), format!("\n== {}\n", self.title()));
         for line in BufReader::new(child.stdout.take().context("a pipe")?).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
-            println!("{line}");
+            // A test that hangs has to be named at once.
+            if line.contains(" has been running for over ") {
+                println!("{line}");
+            }
             said.read(&line);
+            output.push_str(&line);
+            output.push('\n');
         }
+        print!("{output}");
         Ok((child.wait()?, said))
     }
 }
