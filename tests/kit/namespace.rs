@@ -94,6 +94,29 @@ impl Namespace {
         })?
     }
 
+    /// Drops packets as they come in by an interface, each kind in nft's words (`tcp dport 80`), until
+    /// [`Self::let_in`].
+    ///
+    /// # Errors
+    ///
+    /// If `nft` fails.
+    pub fn keep_out(&self, interface: &str, packets: &[&str]) -> Result<()> {
+        let nft = |rule: &str| run(self.command("nft").arg(rule)).map(drop);
+        nft("add table netdev keep-out")?;
+        let hook = format!("type filter hook ingress device {interface} priority 0;");
+        nft(&format!("add chain netdev keep-out in {{ {hook} }}"))?;
+        packets.iter().try_for_each(|kind| nft(&format!("add rule netdev keep-out in {kind} drop")))
+    }
+
+    /// Drops nothing any more.
+    ///
+    /// # Errors
+    ///
+    /// If `nft` fails.
+    pub fn let_in(&self) -> Result<()> {
+        run(self.command("nft").args(["delete", "table", "netdev", "keep-out"])).map(drop)
+    }
+
     /// Switches the offloads of an interface: `["tx", "off"]`.
     ///
     /// # Errors

@@ -141,6 +141,15 @@ pub struct Check {
     pub last: Option<String>,
     /// How often it went down.
     pub went_down: u64,
+    /// How many there were.
+    pub counts: Counts,
+}
+
+/// How many checks there were.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Counts {
+    /// That got no good answer.
+    pub failed: u64,
 }
 
 /// What the operator said of a backend.

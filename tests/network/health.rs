@@ -1,6 +1,8 @@
 //! Backends that die, hang, vanish and come back, under real clients: who is found, how fast, and
 //! what it costs.
 
+mod silence;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},
@@ -238,45 +240,6 @@ fn flows_of_a_backend_that_refuses_move_where_the_service_says_so() -> Result<()
     wait_for(&balancer, way, at, "up")?;
     lab.webs[1].nginx.kill()?;
     wait_until_down(&balancer, way, at, "hard_down").map(drop)
-}
-
-#[test]
-fn flows_of_a_host_that_answers_nothing_move_and_those_of_an_outage_of_all_stay() -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let way = Way::DsrV4;
-    // Slow enough for all hosts to fall silent before a first one is given up.
-    let check = "[service.check]\ntype = \"tcp\"\ninterval = \"500ms\"\nrise = 2\nfall = 3";
-    let (lab, balancer) = balanced(&Options::default(), &[way], check)?;
-    let hosts: Vec<IpAddr> = lab.webs.iter().map(|web| way.backend(web)).collect();
-    for at in &hosts {
-        wait_for(&balancer, way, *at, "up")?;
-    }
-    let downloads = downloads(&lab, way)?;
-    // Packets are dropped where the hosts receive them: their links and neighbours stay.
-    let mute = |web: &Web| {
-        let nft = |rule: &str| command::run(web.host.namespace.command("nft").arg(rule)).map(drop);
-        nft("add table netdev mute")?;
-        let hook = format!("type filter hook ingress device {INTERFACE} priority 0;");
-        nft(&format!("add chain netdev mute in {{ {hook} }}"))?;
-        nft("add rule netdev mute in meta protocol ip drop")
-    };
-    let unmute = |web: &Web| {
-        let mut nft = web.host.namespace.command("nft");
-        command::run(nft.args(["delete", "table", "netdev", "mute"])).map(drop)
-    };
-    lab.webs.iter().try_for_each(mute)?;
-    for at in &hosts {
-        wait_until_down(&balancer, way, *at, "soft_down")?;
-    }
-    lab.webs.iter().try_for_each(unmute)?;
-    for at in &hosts {
-        wait_for(&balancer, way, *at, "up")?;
-    }
-    none_broke(downloads)?;
-    mute(&lab.webs[1])?;
-    wait_until_down(&balancer, way, hosts[1], "hard_down").map(drop)
 }
 
 #[test]

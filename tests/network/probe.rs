@@ -169,6 +169,34 @@ fn a_host_that_is_cut_off_is_silent_for_the_vip_as_at_its_own_address() -> Resul
 }
 
 #[test]
+fn a_host_that_drops_the_packets_of_a_port_is_alive_by_whatever_else_it_answers() -> Result<()> {
+    let Some(lab) = one_web()? else { return Ok(()) };
+    let web = &lab.webs[0].host.namespace;
+    let pings = ["icmp type echo-request", "icmpv6 type echo-request"];
+    let syns = "tcp flags & (syn | ack) == syn";
+    let everything = ["meta l4proto { tcp, udp }", pings[0], pings[1]];
+    let dropped: [(&[&str], Failure, &str); 3] = [
+        (&[syns, pings[0], pings[1]], Failure::Wrong, "its host is alive (RST to a bare ACK)"),
+        (&[everything[0]], Failure::Wrong, "its host is alive (ping)"),
+        (&everything, Failure::Resolves, "its address resolves"),
+    ];
+    for (packets, how, sign) in dropped {
+        web.keep_out(INTERFACE, packets)?;
+        for way in WAYS {
+            let path = path(&lab, way)?;
+            for route in [Route::Vip(path.clone()), Route::Backend] {
+                let mut asked = question(Kind::Tcp, path.backend, path.vip, 80, route);
+                asked.timeout = Duration::from_millis(600);
+                let reason = failure(ask(&lab, &asked)?, how)?;
+                assert!(reason.ends_with(sign), "{packets:?}: {reason}");
+            }
+        }
+        web.let_in()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn what_the_network_says_is_told_from_what_this_node_lacks() -> Result<()> {
     let Some(lab) = one_web()? else { return Ok(()) };
     let vip = Way::DsrV4.vip();

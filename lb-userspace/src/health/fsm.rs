@@ -13,9 +13,10 @@
 //! ```
 //!
 //! Silence is that of the host: `fall` questions in a row, each for its whole time, without an answer
-//! of any kind, while another backend of the service gave one: where none does, the fault is likelier in
-//! the network between. If these are all that bring a backend down, it is hard down at once. A backend whose
-//! service has `on_down = "move"` is hard down whenever it is down.
+//! of any kind to it or to what needs no listener ([`super::vip::Sign`]), while another backend of the service
+//! gave one: where none does, the fault is likelier in the network between. Where its address still resolves,
+//! its clients must have said that it is silent, too. If these are all that bring a backend down, it is hard
+//! down at once. A backend whose service has `on_down = "move"` is hard down whenever it is down.
 //!
 //! A question that couldn't be asked changes nothing. Time is passed in and only ever compared, so
 //! the time of day does not matter.
@@ -143,6 +144,8 @@ pub struct Machine {
     next: Instant,
     /// What clients say; the answers to the next questions decide.
     suspicion: Option<String>,
+    /// Whether clients have said so since the last good answer.
+    blamed: bool,
     /// Until when suspicions are ignored.
     trusted: Option<Instant>,
     /// Smoothed latency of good answers.
@@ -183,6 +186,7 @@ impl Machine {
             asked: None,
             next: first,
             suspicion: None,
+            blamed: false,
             trusted: None,
             latency: None,
             damping: Damping::new(half_life),
@@ -351,9 +355,9 @@ impl Machine {
                 self.next = now + self.vary(wait);
                 return None;
             }
-            Outcome::Failed { how: Failure::Silence | Failure::Wrong, .. }
-                if asked.slept && !self.excused =>
-            {
+            Outcome::Failed {
+                how: Failure::Silence | Failure::Resolves | Failure::Wrong, ..
+            } if asked.slept && !self.excused => {
                 self.excused = true;
                 self.next = now;
                 return None;
@@ -384,6 +388,7 @@ impl Machine {
 
     fn good(&mut self, now: Instant) -> Option<String> {
         self.silent = None;
+        self.blamed = false;
         if self.suspicion.take().is_some() {
             let trust = self.check.fast_interval.max(SHORTEST_TRUST);
             self.trusted = Some(now + trust);
@@ -411,7 +416,7 @@ impl Machine {
     /// once. While nobody answers, what was counted before proves nothing any more: the answers that came
     /// as the network was about to fail, and those after it was mended, are none in a row.
     fn count_silence(&mut self, how: Failure, asked: Instant, others_answered: Option<Instant>) {
-        if how != Failure::Silence {
+        if how.is_answer() || how == Failure::Resolves && !self.blamed {
             self.silent = None;
             return;
         }
@@ -484,6 +489,7 @@ impl Machine {
     }
 
     fn suspected(&mut self, reason: String, now: Instant, out: &mut Vec<Action>) -> Option<String> {
+        self.blamed = true;
         if !self.check.is_active() {
             self.suspicion = Some(reason);
             self.next = now + SUSPECT_FOR;

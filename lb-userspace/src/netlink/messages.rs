@@ -192,23 +192,29 @@ pub(super) fn fdb(message: &NeighbourMessage) -> Option<(FdbKey, u32)> {
     Some(((bridge?, mac?), header.ifindex))
 }
 
-/// The request that makes the kernel resolve or probe a neighbour.
-pub(super) fn use_neighbour((ifindex, address): NeighbourKey) -> NeighbourMessage {
+/// The request that makes the kernel resolve or probe a neighbour, as a packet to it would.
+pub(super) fn use_neighbour(key: NeighbourKey) -> NeighbourMessage {
+    let mut message = one_neighbour(key);
+    message.header.flags = NeighbourFlags::Use;
+    message
+}
+
+/// The request that makes the kernel probe a neighbour that it knows.
+pub(super) fn probe_neighbour(key: NeighbourKey) -> NeighbourMessage {
+    let mut message = one_neighbour(key);
+    message.header.state = Nud::Probe;
+    message
+}
+
+/// The request that reads one neighbour, or makes the kernel forget it.
+pub(super) fn one_neighbour((ifindex, address): NeighbourKey) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = family(address);
     message.header.ifindex = ifindex;
-    message.header.flags = NeighbourFlags::Use;
     message.attributes = vec![NeighbourAttribute::Destination(match address {
         IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
         IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
     })];
-    message
-}
-
-/// The request that makes the kernel forget a neighbour.
-pub(super) fn forget_neighbour(key: NeighbourKey) -> NeighbourMessage {
-    let mut message = use_neighbour(key);
-    message.header.flags = NeighbourFlags::empty();
     message
 }
 

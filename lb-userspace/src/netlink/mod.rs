@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::desired::Mode;
 
+mod alive;
 mod egress;
 pub(crate) mod generic;
 pub mod gro;
@@ -25,6 +26,7 @@ mod tables;
 mod task;
 pub mod trunks;
 
+pub use alive::answers;
 use task::Task;
 
 /// A backend to be reached.

@@ -4,12 +4,12 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
-        NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST,
+        NetlinkMessage, NetlinkPayload,
     },
     packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage},
     sys::AsyncSocket as _,
@@ -102,6 +102,14 @@ impl Sockets {
         Ok(Self { handle, events, _connections: connections })
     }
 
+    /// Opens the one of requests in the network namespace of the calling thread: no event comes.
+    pub(super) fn for_requests() -> Result<Self> {
+        let (requests, handle, _) = new_connection().context("open a netlink socket")?;
+        let mut connections = JoinSet::new();
+        connections.spawn(requests);
+        Ok(Self { handle, events: Box::new(stream::pending()), _connections: connections })
+    }
+
     /// The next event; none if the socket is broken.
     pub(super) async fn event(&mut self) -> Option<Event> {
         self.events.next().await.map(event_of)
@@ -186,9 +194,28 @@ impl Sockets {
         self.request(request, NLM_F_ACK | NLM_F_CREATE).await.map(|_| ())
     }
 
+    /// One neighbour; none if the kernel knows nothing of it.
+    pub(super) async fn neighbour(&self, key: NeighbourKey) -> Result<Option<Neighbour>> {
+        let request = RouteNetlinkMessage::GetNeighbour(messages::one_neighbour(key));
+        match self.request(request, 0).await {
+            Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
+                RouteNetlinkMessage::NewNeighbour(one) => Some(messages::neighbour(one)?.1),
+                _ => None,
+            })),
+            Err(Failure::Refused(libc::ENOENT)) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Makes the kernel probe a neighbour that it knows, at once.
+    pub(super) async fn probe_neighbour(&self, key: NeighbourKey) -> Result<(), Failure> {
+        let request = RouteNetlinkMessage::NewNeighbour(messages::probe_neighbour(key));
+        self.request(request, NLM_F_ACK | NLM_F_REPLACE).await.map(|_| ())
+    }
+
     /// Makes the kernel forget a neighbour, so that it asks all when it is used next.
     pub(super) async fn forget_neighbour(&self, key: NeighbourKey) -> Result<(), Failure> {
-        let request = RouteNetlinkMessage::DelNeighbour(messages::forget_neighbour(key));
+        let request = RouteNetlinkMessage::DelNeighbour(messages::one_neighbour(key));
         self.request(request, NLM_F_ACK).await.map(|_| ())
     }
 

@@ -101,6 +101,10 @@ pub(super) fn silent() -> Outcome {
     Outcome::Failed { how: Failure::Silence, reason: "no answer".into() }
 }
 
+pub(super) fn resolves() -> Outcome {
+    Outcome::Failed { how: Failure::Resolves, reason: "its address resolves".into() }
+}
+
 pub(super) fn refused() -> Outcome {
     Outcome::Failed { how: Failure::Refusal, reason: "connection refused".into() }
 }

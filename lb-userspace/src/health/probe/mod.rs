@@ -1,7 +1,7 @@
 //! One question to one backend, and its outcome.
 //!
 //! [`ask`] is all there is to call. A file for each kind of question; [`through`] puts it to the VIP,
-//! and `reason` words what went wrong. Nothing is kept between questions but the TLS configurations
+//! and `reason` words what went wrong. Silence is that of a host, not of a port. Nothing is kept between questions but the TLS configurations
 //! of [`tls::Cache`].
 
 mod dns;
@@ -14,12 +14,18 @@ mod through;
 pub mod tls;
 mod udp;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
 use self::reason::Miss;
-use super::{Target, check, vip};
+use super::{
+    Target, check,
+    vip::{self, Sign},
+};
+
+/// The last part of a question's time, at most, in which it is found out what is wrong where no answer has come.
+const LAST_SHARE: Duration = Duration::from_millis(250);
 
 /// What a question found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +50,23 @@ pub enum Outcome {
 /// What came instead of a good answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Nothing at all: the host itself may be gone.
+    /// Nothing at all, and no sign of life of the host by other ways: it may be gone.
     Silence,
+    /// Nothing but that its address resolves (ARP, neighbour discovery): its firewall drops what this node sends,
+    /// or a switch or a hypervisor answers for a host that is gone.
+    Resolves,
     /// A refusal (RST, ICMP port unreachable): the host is alive, and nobody listens.
     Refusal,
     /// Something else, a wrong answer or one that is not complete in time: the host is alive.
     Wrong,
+}
+
+impl Failure {
+    /// Whether the host has said anything.
+    #[must_use]
+    pub const fn is_answer(self) -> bool {
+        matches!(self, Self::Refusal | Self::Wrong)
+    }
 }
 
 /// Where a question goes.
@@ -85,8 +102,20 @@ pub struct Question {
 /// a body. Dropped, it leaves nothing behind: connections are reset, a command is killed.
 pub async fn ask(question: &Question, network: &vip::Network, tls: &tls::Cache) -> Outcome {
     let deadline = Instant::now() + question.timeout;
+    match unless_alive(question, network, deadline, put(question, network, tls, deadline)).await {
+        Ok(()) => Outcome::Up,
+        Err(miss) => miss.into(),
+    }
+}
+
+async fn put(
+    question: &Question,
+    network: &vip::Network,
+    tls: &tls::Cache,
+    deadline: Instant,
+) -> Result<(), Miss> {
     // Boxed but for the commonest, so that a question that waits takes a page and no more.
-    let answer = match &question.kind {
+    match &question.kind {
         check::Kind::None => Ok(()),
         check::Kind::Tcp => tcp::ask(question, network, deadline).await,
         check::Kind::Http(http) => {
@@ -98,11 +127,52 @@ pub async fn ask(question: &Question, network: &vip::Network, tls: &tls::Cache) 
         check::Kind::Udp(udp) => Box::pin(udp::ask(question, udp, network, deadline)).await,
         check::Kind::Dns(dns) => Box::pin(dns::ask(question, dns, network, deadline)).await,
         check::Kind::Exec(exec) => Box::pin(exec::ask(question, exec, deadline)).await,
-    };
-    match answer {
-        Ok(()) => Outcome::Up,
-        Err(miss) => miss.into(),
     }
+}
+
+/// Waits for `answer`. If there is none, its host is asked for a sign of life in the last part of the question's
+/// time: one that gives it is alive, and what its port does not answer is a fault of another kind.
+async fn unless_alive(
+    question: &Question,
+    network: &vip::Network,
+    deadline: Instant,
+    answer: impl Future<Output = Result<(), Miss>>,
+) -> Result<(), Miss> {
+    let mut answer = pin!(answer);
+    let share = LAST_SHARE.min(question.timeout / 2);
+    let early = match timeout_at(deadline - share, &mut answer).await {
+        Ok(Err(Miss::Silent(reason))) => Some(reason),
+        Ok(answer) => return answer,
+        Err(_) => None,
+    };
+    let way = match &question.route {
+        Route::Backend => None,
+        Route::Vip(way) => Some(way),
+    };
+    let until = deadline.min(Instant::now() + share);
+    let backend = question.target.backend;
+    let mut sign = pin!(Box::pin(network.sign_of_life(way, backend, question.port, until)));
+    let mut seen = None;
+    let answer = match early {
+        Some(reason) => Err(Miss::Silent(reason)),
+        None => loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => break answer,
+                sign = &mut sign, if seen.is_none() => seen = Some(sign),
+            }
+        },
+    };
+    let Err(Miss::Silent(reason)) = answer else { return answer };
+    let seen = match seen {
+        Some(seen) => seen,
+        None => sign.await,
+    };
+    Err(match seen {
+        Some(Sign::Neighbour) => Miss::Resolves(format!("{reason}; its address resolves").into()),
+        Some(sign) => Miss::failed(format!("{reason}; its host is alive ({sign})")),
+        None => Miss::Silent(reason),
+    })
 }
 
 /// The backend's own address and the port that is asked.

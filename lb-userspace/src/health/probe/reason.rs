@@ -24,6 +24,8 @@ pub(super) enum Miss {
     Refused(Cow<'static, str>),
     /// Nothing comes from the peer.
     Silent(Cow<'static, str>),
+    /// Nothing comes from the peer but the answer of its neighbour entry.
+    Resolves(Cow<'static, str>),
     /// There is an answer, and it is a bad one.
     Failed(Cow<'static, str>),
     /// The question could not be asked.
@@ -98,6 +100,7 @@ impl From<Miss> for Outcome {
     fn from(miss: Miss) -> Self {
         match miss {
             Miss::Silent(reason) => Self::failed(Failure::Silence, &reason),
+            Miss::Resolves(reason) => Self::failed(Failure::Resolves, &reason),
             Miss::Refused(reason) => Self::failed(Failure::Refusal, &reason),
             Miss::Failed(reason) => Self::failed(Failure::Wrong, &reason),
             Miss::Unknown(reason) => Self::Unknown { reason: tidy(&reason) },

@@ -9,13 +9,11 @@ use std::{net::IpAddr, pin::pin, time::Duration};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
+    LAST_SHARE,
     reason::{Miss, REFUSED},
     vip::{Error, Way},
 };
 use crate::{desired::Mode, units::format_duration};
-
-/// The longest that the backend's own address is waited for.
-const OWN_SHARE: Duration = Duration::from_millis(250);
 
 /// How the VIP was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +38,7 @@ impl Own {
             Ok(()) => Self::Answers,
             // A connection that is reset is no better.
             Err(Miss::Refused(_) | Miss::Failed(_)) => Self::Refuses,
-            Err(Miss::Silent(_)) => Self::Silent,
+            Err(Miss::Silent(_) | Miss::Resolves(_)) => Self::Silent,
             Err(Miss::Unknown(_)) => Self::NotKnown,
         }
     }
@@ -56,7 +54,7 @@ pub(super) async fn ask<T>(
 ) -> Result<T, Miss> {
     let mut answer = pin!(answer);
     let mut own = pin!(own);
-    let share = OWN_SHARE.min(timeout / 2);
+    let share = LAST_SHARE.min(timeout / 2);
     let worded = |met, own| worded(met, own, way.mode, way.vip, way.backend, timeout);
     let mut seen = None;
     let answer = match timeout_at(deadline - share, &mut answer).await {
@@ -220,6 +218,7 @@ mod tests {
             (Met::Refusal, Own::Answers),
         ] {
             let (Miss::Silent(reason)
+            | Miss::Resolves(reason)
             | Miss::Failed(reason)
             | Miss::Refused(reason)
             | Miss::Unknown(reason)) =

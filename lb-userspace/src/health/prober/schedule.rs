@@ -357,7 +357,7 @@ impl Schedule {
         self.flight.land(&in_flight);
         let is_answer = match &outcome {
             Outcome::Up => true,
-            Outcome::Failed { how, .. } => *how != Failure::Silence,
+            Outcome::Failed { how, .. } => how.is_answer(),
             Outcome::Unknown { .. } => false,
         };
         if is_answer {

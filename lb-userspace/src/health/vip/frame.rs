@@ -125,6 +125,14 @@ pub(super) struct Segment {
 impl Segment {
     /// The packet.
     pub(super) fn packet(&self, flow: &Flow) -> Vec<u8> {
+        let segment = self.transport(flow);
+        let mut packet = ip_header(flow, segment.len());
+        packet.extend_from_slice(&segment);
+        packet
+    }
+
+    /// The packet without its IP header.
+    pub(super) fn transport(&self, flow: &Flow) -> Vec<u8> {
         let options = self.mss.map(|mss| {
             let [high, low] = mss.to_be_bytes();
             [2, 4, high, low]
@@ -145,10 +153,7 @@ impl Segment {
         let sum =
             pseudo_sum(flow, length) + rewrite::sum(header.as_bytes()) + rewrite::sum(options);
         header.check = U16::new(!rewrite::fold(sum));
-        let mut packet = ip_header(flow, length);
-        packet.extend_from_slice(header.as_bytes());
-        packet.extend_from_slice(options);
-        packet
+        [header.as_bytes(), options].concat()
     }
 }
 

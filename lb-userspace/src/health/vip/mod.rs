@@ -8,7 +8,8 @@
 //! knows of none of these conversations, would refuse the answers with an RST: the ports that ask
 //! are held by sockets that swallow everything ([`ports`]).
 //!
-//! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]).
+//! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]). Where nobody answers,
+//! the host is asked for a sign of life ([`alive`]).
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -31,6 +32,7 @@ use crate::{
     settings::Tunnel,
 };
 
+mod alive;
 mod conversation;
 mod demux;
 mod filter;
@@ -49,6 +51,7 @@ use self::{
     sockets::{Held, Receiver, Sender},
     source::Sources,
 };
+pub use alive::Sign;
 pub use stray::Stray;
 pub use stream::Stream;
 

@@ -20,6 +20,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         3 => (0..4_000u64).prop_map(Happens::Wait),
         3 => Just(Happens::Answer(Outcome::Up)),
         2 => Just(Happens::Answer(silent())),
+        1 => Just(Happens::Answer(resolves())),
         1 => Just(Happens::Answer(refused())),
         1 => Just(Happens::Answer(wrong())),
         1 => Just(Happens::Answer(unknown())),
@@ -60,6 +61,8 @@ struct Before {
 struct History {
     answers: Vec<Read>,
     forgiven: bool,
+    /// Whether clients have called it silent since the last good answer.
+    blamed: bool,
 }
 
 impl History {
@@ -132,22 +135,28 @@ proptest! {
                     let (took, others_answered) = (ms(5), Some(bench.now));
                     bench.tell(Event::Answered { outcome, took, others_answered })
                 }
-                Happens::Suspected => bench.tell(suspected()),
+                Happens::Suspected => {
+                    history.blamed = true;
+                    bench.tell(suspected())
+                }
                 Happens::Interrupted => bench.tell(Event::Interrupted),
                 Happens::Slept => bench.tell(Event::Slept),
             };
             if let (Happens::Answer(outcome), true) = (&happens, was_asking) {
-                let is_late = *outcome == silent() || *outcome == wrong();
+                let is_late = [silent(), resolves(), wrong()].contains(outcome);
                 let forgiven = is_late && slept && !history.forgiven;
                 match outcome {
                     Outcome::Unknown { .. } => {}
                     _ if forgiven => history.forgiven = true,
                     _ => {
                         history.forgiven = false;
+                        history.blamed &= *outcome != Outcome::Up;
+                        let is_silence = *outcome == silent()
+                            || *outcome == resolves() && history.blamed;
                         history.answers.push(Read {
                             is_good: *outcome == Outcome::Up,
                             is_refusal: *outcome == refused(),
-                            silence: (*outcome == silent()).then_some(!before.is_suspect),
+                            silence: is_silence.then_some(!before.is_suspect),
                         });
                     }
                 }

@@ -46,6 +46,20 @@ fn host_that_is_silent_for_all_of_fall_is_hard_down() {
 }
 
 #[test]
+fn flows_of_a_host_whose_address_resolves_move_only_if_clients_call_it_silent() {
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(Outcome::Up);
+    (0..10).for_each(|_| drop(bench.answer_after(ms(1_000), resolves())));
+    assert_eq!(conditions(&bench), [Condition::SoftDown]);
+    bench.tell(suspected());
+    (0..3).for_each(|_| drop(bench.answer_after(ms(1_000), resolves())));
+    assert_eq!(conditions(&bench), [Condition::SoftDown, Condition::HardDown]);
+    (0..2).for_each(|_| drop(bench.answer(Outcome::Up)));
+    (0..10).for_each(|_| drop(bench.answer_after(ms(1_000), resolves())));
+    assert_eq!(bench.condition(), Condition::SoftDown, "they have to say it again");
+}
+
+#[test]
 fn flows_stay_whatever_a_host_answers() {
     for answer in [refused(), wrong()] {
         let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
