@@ -14,9 +14,9 @@ const STEPS: [&str; 7] = [
     "check",
     "test",
     "soak --minutes 2 --seed 1",
+    "bench instructions --check",
     "fuzz packets api --seconds 60",
     "fuzz vrrp sync config state --seconds 20",
-    "bench instructions --check",
     "test kernels",
 ];
 

@@ -58,14 +58,6 @@ pub fn failure(outcome: Outcome) -> String {
     }
 }
 
-/// The reason of silence.
-pub fn silence(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Failed { how: Failure::Silence, reason } => reason,
-        other => panic!("{other:?}"),
-    }
-}
-
 /// The reason of a refusal.
 pub fn refusal(outcome: Outcome) -> String {
     match outcome {

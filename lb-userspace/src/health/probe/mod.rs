@@ -14,7 +14,11 @@ mod through;
 pub mod tls;
 mod udp;
 
-use std::{net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -102,7 +106,13 @@ pub struct Question {
 /// a body. Dropped, it leaves nothing behind: connections are reset, a command is killed.
 pub async fn ask(question: &Question, network: &vip::Network, tls: &tls::Cache) -> Outcome {
     let deadline = Instant::now() + question.timeout;
-    match unless_alive(question, network, deadline, put(question, network, tls, deadline)).await {
+    let answer = pin!(put(question, network, tls, deadline));
+    let answer = match &question.kind {
+        // Neither puts a question to the host.
+        check::Kind::None | check::Kind::Exec(_) => answer.await,
+        _ => unless_alive(question, network, deadline, answer).await,
+    };
+    match answer {
         Ok(()) => Outcome::Up,
         Err(miss) => miss.into(),
     }
@@ -136,9 +146,8 @@ async fn unless_alive(
     question: &Question,
     network: &vip::Network,
     deadline: Instant,
-    answer: impl Future<Output = Result<(), Miss>>,
+    mut answer: Pin<&mut impl Future<Output = Result<(), Miss>>>,
 ) -> Result<(), Miss> {
-    let mut answer = pin!(answer);
     let share = LAST_SHARE.min(question.timeout / 2);
     let early = match timeout_at(deadline - share, &mut answer).await {
         Ok(Err(Miss::Silent(reason))) => Some(reason),
@@ -151,7 +160,7 @@ async fn unless_alive(
     };
     let until = deadline.min(Instant::now() + share);
     let backend = question.target.backend;
-    let mut sign = pin!(Box::pin(network.sign_of_life(way, backend, question.port, until)));
+    let mut sign = Box::pin(network.sign_of_life(way, backend, question.port, until));
     let mut seen = None;
     let answer = match early {
         Some(reason) => Err(Miss::Silent(reason)),

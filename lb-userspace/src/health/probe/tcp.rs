@@ -1,6 +1,6 @@
 //! Connections to a backend's own address.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -42,5 +42,18 @@ pub(super) async fn connect(
         }
         socket.connect(address).await
     };
-    connected.await.map_err(|error| Miss::of_socket(&error))
+    connected.await.map_err(|error| match error.raw_os_error() {
+        // ICMPv6 of the host's firewall (RFC 4443, 3.1, code 1); from a route of this node it comes as well.
+        Some(libc::EACCES) if has_route(address) => Miss::failed("administratively prohibited"),
+        _ => Miss::of_socket(&error),
+    })
+}
+
+/// Whether this node sends packets there: to connect a UDP socket takes a route, and sends nothing.
+fn has_route(address: SocketAddr) -> bool {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
 }

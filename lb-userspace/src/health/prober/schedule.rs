@@ -545,7 +545,8 @@ const fn descriptors(kind: &Kind) -> usize {
     match kind {
         // The command's output, its process, and what is needed to start it.
         Kind::Exec(_) => 6,
-        _ => 1,
+        // Its socket, and those that ask for a sign of life of its host where that has no answer.
+        _ => 4,
     }
 }
 

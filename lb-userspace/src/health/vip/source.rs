@@ -84,7 +84,7 @@ impl Sources {
     /// addresses this node has.
     ///
     /// Nobody waits for netlink but the first who ask, and they not for long: their caller would
-    /// take it for the backend's silence.
+    /// take it for the backend's silence, and "not known yet" says nothing of the backend.
     ///
     /// # Errors
     ///
@@ -95,24 +95,24 @@ impl Sources {
         vips: &Arc<BTreeSet<IpAddr>>,
         forget: impl FnOnce(&dyn Fn(IpAddr) -> bool),
     ) -> Result<IpAddr, Error> {
-        self.refresh(forget).await;
+        self.refresh(forget, FIRST).await;
         lock(&self.state).choose(way, vips)
     }
 
     /// The address that asks this address of a backend, where the kernel would take a VIP. `forget`
-    /// as for [`Self::of`].
+    /// as for [`Self::of`]. The first who ask wait for netlink: what is asked from a VIP has no answer at all.
     pub(super) async fn instead(
         &self,
         backend: IpAddr,
         vips: &Arc<BTreeSet<IpAddr>>,
         forget: impl FnOnce(&dyn Fn(IpAddr) -> bool),
     ) -> Option<IpAddr> {
-        self.refresh(forget).await;
+        self.refresh(forget, ANSWER).await;
         lock(&self.state).instead(backend, vips)
     }
 
-    /// Has the addresses read again if it is time to.
-    async fn refresh(&self, forget: impl FnOnce(&dyn Fn(IpAddr) -> bool)) {
+    /// Has the addresses read again if it is time to; waits for it if nothing was read before.
+    async fn refresh(&self, forget: impl FnOnce(&dyn Fn(IpAddr) -> bool), most: Duration) {
         let known = self.known.notified();
         let mut known = std::pin::pin!(known);
         known.as_mut().enable();
@@ -129,7 +129,7 @@ impl Sources {
             state.own.is_none()
         };
         if unknown {
-            let _ = timeout(FIRST, known).await;
+            let _ = timeout(most, known).await;
         }
     }
 }

@@ -170,7 +170,7 @@ fn only_changes_are_reported() {
 
 #[test]
 fn questions_never_have_more_descriptors_than_they_may() {
-    let mut bench = Bench::new(10, backends(100, &check()));
+    let mut bench = Bench::new(40, backends(100, &check()));
     bench.now += ms(2_000);
     for _ in 0..5 {
         bench.turn(Vec::new());
