@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use kit::{
-    can_run,
+    can_run, command,
     lab::{INTERFACE, Lab, Options},
     ways::Way,
 };
@@ -192,6 +192,30 @@ fn a_host_that_drops_the_packets_of_a_port_is_alive_by_whatever_else_it_answers(
             }
         }
         web.let_in()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_that_the_hosts_firewall_rejects_is_an_answer() -> Result<()> {
+    let Some(lab) = one_web()? else { return Ok(()) };
+    let web = &lab.webs[0].host.namespace;
+    for rule in [
+        "add table inet firewall",
+        "add chain inet firewall in { type filter hook input priority 0; }",
+        "add rule inet firewall in tcp dport 80 reject with icmpx type admin-prohibited",
+    ] {
+        command::run(web.command("nft").arg(rule))?;
+    }
+    for way in WAYS {
+        let path = path(&lab, way)?;
+        let refused = failure(ask_vip(&lab, way, Kind::Tcp, 80)?, Failure::Refusal)?;
+        assert_eq!(refused, "connection refused");
+        // Of IPv4 the kernel says what it says of a host that nobody finds.
+        let own = question(Kind::Tcp, path.backend, path.vip, 80, Route::Backend);
+        let reason = failure(ask(&lab, &own)?, Failure::Wrong)?;
+        let said = ["its host is alive", "administratively prohibited"];
+        assert!(said.iter().any(|words| reason.contains(words)), "{reason}");
     }
     Ok(())
 }

@@ -27,11 +27,12 @@ use crate::{
 const TCP_LEN: usize = size_of::<Tcp>();
 /// The smallest MTU of a link (RFC 791, 3.2), which leaves room for the headers.
 const MIN_MTU: u16 = 68;
-/// ICMP: code of [`icmp::UNREACHABLE`] for a port on which nobody listens.
-const PORT_UNREACHABLE: u8 = 3;
-/// ICMPv6: destination unreachable, and its code for a port.
+/// ICMP: codes of [`icmp::UNREACHABLE`] for a port on which nobody listens, and for what the host's firewall rejects
+/// (RFC 1812, 5.2.7.1).
+const REFUSALS: &[u8] = &[3, 9, 10, 13];
+/// ICMPv6: destination unreachable, and its codes for the same (RFC 4443, 3.1).
 const V6_UNREACHABLE: u8 = 1;
-const V6_PORT_UNREACHABLE: u8 = 4;
+const V6_REFUSALS: &[u8] = &[1, 4, 5, 6];
 
 /// Both ends of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,7 +50,7 @@ pub(super) enum Said {
     Segment { sequence: u32, acknowledgment: u32, flags: u8 },
     /// A datagram, whose payload is these bytes of the packet.
     Datagram(std::ops::Range<usize>),
-    /// Nobody listens on the port.
+    /// Nobody listens on the port, or the host's firewall rejects what is sent there.
     Unreachable,
 }
 
@@ -267,11 +268,11 @@ pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Said)> {
         }
         number::ICMP | number::ICMPV6 => {
             let message = bytes.load::<Icmp>(ip.transport)?;
-            let unreachable = match ip.proto {
-                number::ICMP => (icmp::UNREACHABLE, PORT_UNREACHABLE),
-                _ => (V6_UNREACHABLE, V6_PORT_UNREACHABLE),
+            let (unreachable, refusals) = match ip.proto {
+                number::ICMP => (icmp::UNREACHABLE, REFUSALS),
+                _ => (V6_UNREACHABLE, V6_REFUSALS),
             };
-            if (message.kind, message.code) != unreachable {
+            if message.kind != unreachable || !refusals.contains(&message.code) {
                 return None;
             }
             quoted_flow(&bytes[ip.transport + icmp::LEN..]).map(|flow| (flow, Said::Unreachable))
@@ -508,12 +509,16 @@ mod tests {
                 // The quote may end behind the ports.
                 for length in [ip_len(&flow) + 8, asked.len()] {
                     let quote = &asked[..length];
-                    let (kind, code) = if flow.peer.is_ipv4() { (3, 3) } else { (1, 4) };
-                    let error = icmp_error(&flow, kind, code, quote);
-                    assert_eq!(parse(&error), Some((flow, Said::Unreachable)));
+                    let (kind, codes) =
+                        if flow.peer.is_ipv4() { (3, REFUSALS) } else { (1, V6_REFUSALS) };
+                    for &code in codes {
+                        let error = icmp_error(&flow, kind, code, quote);
+                        assert_eq!(parse(&error), Some((flow, Said::Unreachable)));
+                        let short = icmp_error(&flow, kind, code, &asked[..ip_len(&flow) + 7]);
+                        assert_eq!(parse(&short), None);
+                    }
+                    // A router's: no route, or none to the host.
                     assert_eq!(parse(&icmp_error(&flow, kind, 0, quote)), None);
-                    let short = icmp_error(&flow, kind, code, &asked[..ip_len(&flow) + 7]);
-                    assert_eq!(parse(&short), None);
                 }
             }
         }
