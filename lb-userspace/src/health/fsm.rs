@@ -128,6 +128,8 @@ pub struct Machine {
     assumed: bool,
     /// Answers in a row that speak against the condition.
     against: u8,
+    /// Whether the last question that was asked got an answer of any kind, or there was none yet.
+    answers: bool,
     /// If the last answer was silence: the questions in a row that had their whole time and no answer
     /// of any kind, while others had one.
     silent: Option<u8>,
@@ -178,6 +180,7 @@ impl Machine {
             seen: Seen { condition, ..Seen::default() },
             assumed,
             against: 0,
+            answers: true,
             silent: None,
             silent_asked: None,
             silent_but: None,
@@ -293,6 +296,7 @@ impl Machine {
             held: is_up && self.damping.holds(now),
             suspect: self.suspicion.is_some(),
             doubted: self.suspicion.is_some() && (self.against > 0 || !self.check.is_active()),
+            silent: to != Condition::Up && !self.answers,
         };
         let change = cause.map(|cause| Change { from: before, to, cause });
         if self.seen != seen || change.is_some() {
@@ -368,6 +372,7 @@ impl Machine {
                 self.good(now)
             }
             Outcome::Failed { how, reason } => {
+                self.answers = how.is_answer();
                 self.count_silence(how, asked.at, others_answered);
                 self.bad(how, &reason)
             }
@@ -387,6 +392,7 @@ impl Machine {
     }
 
     fn good(&mut self, now: Instant) -> Option<String> {
+        self.answers = true;
         self.silent = None;
         self.blamed = false;
         if self.suspicion.take().is_some() {
@@ -525,6 +531,7 @@ impl Machine {
             out.push(Action::Abandon);
         }
         self.against = 0;
+        self.answers = true;
         self.silent = None;
         self.unasked = 0;
         self.excused = false;

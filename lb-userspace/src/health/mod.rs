@@ -113,6 +113,8 @@ pub struct Seen {
     pub suspect: bool,
     /// Whether it is suspect, and the next answer has not cleared it: there is none, or nobody asks.
     pub doubted: bool,
+    /// Whether it is down, and the last question to it got no answer of any kind.
+    pub silent: bool,
 }
 
 /// What is seen of all backends; one that is not in it is up.

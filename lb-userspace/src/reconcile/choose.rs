@@ -36,7 +36,8 @@ impl Candidate {
 pub struct Standing {
     /// Backends that are up and can take new flows: those that are held back only while they do.
     pub up: u16,
-    /// Backends that take new flows, whatever their checks say, and those that would if it came to that.
+    /// Backends that take new flows, and those that would if it came to that; in panic, those that answer checks,
+    /// whatever they answer: one that this node does not reach may be reached from another.
     #[serde(default)]
     pub serving: u16,
     /// Backends that the operator lets take new flows.
@@ -86,7 +87,8 @@ pub(super) fn choose(policy: &Policy, candidates: &[Candidate]) -> (Vec<bool>, S
     let each = || candidates.iter().zip(&chosen);
     let count_of = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
     let up = count_of(each().filter(|(c, chosen)| c.is_sound() || (**chosen && c.is_up())).count());
-    let serving = count_of(each().filter(|(c, chosen)| c.is_sound() || **chosen).count());
+    let serves = |c: &Candidate, chosen: bool| c.is_sound() || (chosen && !c.seen.silent);
+    let serving = count_of(each().filter(|(c, chosen)| serves(c, **chosen)).count());
     let standing = Standing {
         up,
         serving,
@@ -104,20 +106,21 @@ mod tests {
 
     use super::*;
 
-    /// `u` up, `s` soft down, `h` hard down, `d` held (damped), `x` unreached, `o` off; a capital
+    /// `u` up, `s` soft down, `q` soft down and silent, `h` hard down, `d` held (damped), `x` unreached, `o` off; a capital
     /// letter for a backup.
     fn candidate(sign: char) -> Candidate {
         let condition = match sign.to_ascii_lowercase() {
-            's' => Condition::SoftDown,
+            's' | 'q' => Condition::SoftDown,
             'h' => Condition::HardDown,
             _ => Condition::Up,
         };
         let held = sign.eq_ignore_ascii_case(&'d');
+        let silent = matches!(sign.to_ascii_lowercase(), 'q' | 'h');
         Candidate {
             enabled: !sign.eq_ignore_ascii_case(&'o'),
             backup: sign.is_ascii_uppercase(),
             reached: !sign.eq_ignore_ascii_case(&'x'),
-            seen: Seen { condition, held, ..Seen::default() },
+            seen: Seen { condition, held, silent, ..Seen::default() },
         }
     }
 
@@ -187,12 +190,14 @@ mod tests {
         assert_eq!(counts(0, "ssU"), (1, 1, true), "a backup serves");
         assert_eq!(counts(0, "uU"), (2, 2, true), "a backup would");
         assert_eq!(counts(50, "ss"), (0, 2, false), "in panic");
+        assert_eq!(counts(50, "sqh"), (0, 1, false), "in panic, and some are not reached");
+        assert_eq!(counts(50, "qq"), (0, 0, false), "in panic, and none is");
         assert_eq!(counts(0, "ss"), (0, 0, false));
     }
 
     proptest! {
         #[test]
-        fn someone_serves_whenever_one_can(signs in "[ushdxoUSHDXO]{0,8}", threshold in 0_u8..=100) {
+        fn someone_serves_whenever_one_can(signs in "[usqhdxoUSQHDXO]{0,8}", threshold in 0_u8..=100) {
             let (chosen, standing) = chosen(&policy(threshold, 1), &signs);
             let candidates: Vec<_> = signs.chars().map(candidate).collect();
             prop_assert_eq!(

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::Balancer,
     can_run,
-    lab::Options,
+    lab::{INTERFACE, Options},
     owners::Watch,
     probes::Probes,
     twins::{Plan, Twins},
@@ -208,4 +208,39 @@ fn a_killed_lbd_goes_on_where_it_was_if_nobody_has_taken_over() -> Result<()> {
     let seen = owners.exceptions(begun, Instant::now());
     ensure!(seen.is_empty(), "the address stays where it was: {seen:?}; {}", twins.logs());
     clients.finish().with_context(|| twins.logs())
+}
+
+#[test]
+fn a_node_that_reaches_no_backend_gives_way_though_its_service_is_in_panic() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut plan = Plan::new(&[Way::DsrV4], INTERVAL);
+    plan.settings =
+        "panic_threshold = \"50%\"\n[service.check]\ntype = \"tcp\"\ninterval = \"100ms\"\n\
+                     timeout = \"200ms\"\nrise = 2\nfall = 2"
+            .into();
+    let track = format!(
+        "[[virtual_router.track]]\ntype = \"service\"\nservice = \"{}\"\nweight = -60",
+        Way::DsrV4.name()
+    );
+    plan.lines = [track.clone(), track];
+    let twins = Twins::start(&Options::default(), plan)?;
+    twins.wait_active(0)?;
+    let macs = twins.lab.webs.iter().map(|web| web.host.namespace.mac(INTERFACE));
+    let macs = macs.collect::<Result<Vec<_>>>()?.join(", ");
+    // Their addresses resolve: a neighbour that is gone takes a backend out by itself.
+    let from_backends = format!("meta protocol ip ether saddr {{ {macs} }}");
+    let keep_out = |n: usize| twins.host(n).namespace.keep_out(INTERFACE, &[&from_backends]);
+    keep_out(0)?;
+    twins.wait_active(1).with_context(|| twins.logs())?;
+    // Checks are ignored then: the other node reaches no more, and the first one has the higher priority.
+    keep_out(1)?;
+    twins.wait_active(0).with_context(|| twins.logs())?;
+    let status = twins.nodes[0].status()?;
+    ensure!(status.service(Way::DsrV4.name())?.backends.values().all(|one| one.slots > 0));
+    twins.host(1).namespace.let_in()?;
+    twins.wait_active(1).with_context(|| twins.logs())?;
+    twins.host(0).namespace.let_in()?;
+    twins.wait_active(0).with_context(|| twins.logs())
 }
