@@ -22,8 +22,8 @@ const OF_THE_START: [&str; 14] = [
     "state_file",
     "sync",
 ];
-/// Keys whose values are secrets.
-const SECRET: [&str; 2] = ["password", "seed"];
+/// Where secrets stand, from the root on; tables in arrays and outside of them alike.
+const SECRET: [&[&str]; 3] = [&["seed"], &["sync", "key"], &["virtual_router", "password"]];
 /// What stands in a secret's place.
 const HIDDEN: &str = "(hidden)";
 
@@ -50,9 +50,11 @@ pub fn show(text: &str, at_start: &str, in_force: &Writable) -> Result<String> {
             }
         }
     }
-    hide(shown.as_table_mut());
+    for path in SECRET {
+        hide(shown.as_table_mut(), path);
+    }
     let beside = in_force.left.iter().map(|left| format!("# in force beside this: {left}\n"));
-    Ok(beside.collect::<String>() + &shown.to_string())
+    Ok(beside.collect::<String>() + &without_commented(&shown.to_string()))
 }
 
 /// Takes a key over from another table.
@@ -65,24 +67,86 @@ fn take(into: &mut Table, from: &Table, key: &str) {
     }
 }
 
-/// Hides the secrets of a table, and of those within.
-fn hide(table: &mut dyn TableLike) {
-    for (key, item) in table.iter_mut() {
-        if SECRET.contains(&key.get()) && item.is_str() {
-            let decor = item.as_value().map(|old| old.decor().clone()).unwrap_or_default();
-            *item = value(HIDDEN);
-            if let Some(new) = item.as_value_mut() {
-                *new.decor_mut() = decor;
-            }
-        } else if let Some(tables) = item.as_array_of_tables_mut() {
-            tables.iter_mut().for_each(|table| hide(table));
-        } else if let Some(array) = item.as_array_mut() {
-            let tables = array.iter_mut().filter_map(Value::as_inline_table_mut);
-            tables.for_each(|table| hide(table));
-        } else if let Some(table) = item.as_table_like_mut() {
-            hide(table);
+/// Hides the value at this path, in all tables that are there.
+fn hide(table: &mut dyn TableLike, path: &[&str]) {
+    let [key, rest @ ..] = path else { return };
+    let Some(item) = table.get_mut(key) else { return };
+    if rest.is_empty() {
+        let decor = item.as_value().map(|old| old.decor().clone()).unwrap_or_default();
+        *item = value(HIDDEN);
+        if let Some(new) = item.as_value_mut() {
+            *new.decor_mut() = decor;
         }
+    } else if let Some(tables) = item.as_array_of_tables_mut() {
+        tables.iter_mut().for_each(|table| hide(table, rest));
+    } else if let Some(array) = item.as_array_mut() {
+        let tables = array.iter_mut().filter_map(Value::as_inline_table_mut);
+        tables.for_each(|table| hide(table, rest));
+    } else if let Some(table) = item.as_table_like_mut() {
+        hide(table, rest);
     }
+}
+
+/// Hides what comments give to keys of secrets: `# password = "..."`, as an operator keeps an old one. In a string of
+/// several lines, a line with `#` is taken for a comment, too.
+fn without_commented(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.split('\n') {
+        let start = comment(line).unwrap_or(line.len());
+        let (code, mut rest) = line.split_at(start);
+        let mut shown = code.to_owned();
+        while let Some((before, after)) = next_secret(rest) {
+            shown.push_str(before);
+            shown.push_str(&format!("\"{HIDDEN}\""));
+            rest = after;
+        }
+        shown.push_str(rest);
+        lines.push(shown);
+    }
+    lines.join("\n")
+}
+
+/// Where the comment of a line begins.
+fn comment(line: &str) -> Option<usize> {
+    let mut within = None;
+    let mut is_escaped = false;
+    for (at, letter) in line.char_indices() {
+        match within {
+            None if letter == '#' => return Some(at),
+            None if matches!(letter, '"' | '\'') => within = Some(letter),
+            Some('"') if letter == '\\' && !is_escaped => {
+                is_escaped = true;
+                continue;
+            }
+            Some(quote) if letter == quote && !is_escaped => within = None,
+            _ => {}
+        }
+        is_escaped = false;
+    }
+    None
+}
+
+/// What is before the first value of a secret's key, and after it.
+fn next_secret(text: &str) -> Option<(&str, &str)> {
+    let is_of_a_key = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-');
+    let mut from = 0;
+    while let Some(equals) = text[from..].find('=') {
+        let equals = from + equals;
+        let key = text[..equals].trim_end().trim_end_matches(['"', '\'']);
+        let key = key.rsplit(|letter| !is_of_a_key(letter)).next().unwrap_or_default();
+        let value = text[equals + 1..].trim_start();
+        let start = text.len() - value.len();
+        let is_secret = SECRET.iter().any(|path| path.last() == Some(&key));
+        if is_secret && !value.is_empty() {
+            let end = match value.chars().next() {
+                Some(quote @ ('"' | '\'')) => value[1..].find(quote).map(|end| end + 2),
+                _ => value.find([' ', '\t', ',', '}']),
+            };
+            return Some((&text[..start], &value[end.unwrap_or(value.len())..]));
+        }
+        from = equals + 1;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -128,12 +192,44 @@ mod tests {
              password = \"secret\", addresses = [\"10.0.0.100/32\"] }]\n"
                 .to_owned()
                 + &inline;
-        for file in [FILE, &inline] {
+        const KEY: &str = "0badc0de0badc0de0badc0de0badc0de5eedf00d5eedf00d5eedf00d5eedf00d";
+        let sync = |text: &str| {
+            format!(
+                "{text}[sync]\nlisten = \"10.0.0.2:3780\"\npeers = [\"10.0.0.3:3780\"]\nkey = \"{KEY}\"\n"
+            )
+        };
+        for file in [sync(FILE), sync(&inline)] {
+            let file = &*file;
             let text = shown(file, file, |_| {});
             assert!(text.contains("seed = \"(hidden)\" # of both nodes"), "{text}");
             assert!(text.contains("password = \"(hidden)\""), "{text}");
-            assert!(!text.contains("secret") && !text.contains("0001"), "{text}");
+            assert!(text.contains("key = \"(hidden)\"\n"), "{text}");
+            assert!(!["secret", "0001", "0bad"].iter().any(|part| text.contains(part)), "{text}");
         }
+    }
+
+    #[test]
+    fn secrets_in_comments_are_hidden_and_other_comments_stay() {
+        let shown = without_commented(
+            "# password = \"old#1\" until May\nkey_file = \"/k#1\" # key = '0badc0de', of both; x = 1\n\
+             #key=0badc0de\n# { name = \"b\", \"password\" = \"s\", vrid = 5 }\n# key_file = \"/k\"\n\
+             name = \"a \\\" # seed = 1\"\n# seed =",
+        );
+        assert_eq!(
+            shown,
+            "# password = \"(hidden)\" until May\nkey_file = \"/k#1\" # key = \"(hidden)\", of both; x = 1\n\
+             #key=\"(hidden)\"\n# { name = \"b\", \"password\" = \"(hidden)\", vrid = 5 }\n# key_file = \"/k\"\n\
+             name = \"a \\\" # seed = 1\"\n# seed ="
+        );
+    }
+
+    #[test]
+    fn only_secrets_are_hidden() {
+        let http =
+            "[http]\nlisten = [\"127.0.0.1:9180\"]\ntls = { certificate = \"/c\", key = \"/k\" }\n";
+        let mut shown: DocumentMut = http.parse().expect("TOML");
+        SECRET.iter().for_each(|path| hide(shown.as_table_mut(), path));
+        assert_eq!(shown.to_string(), http);
     }
 
     #[test]

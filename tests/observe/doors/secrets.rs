@@ -10,6 +10,7 @@ use super::{PORT, WAY, client::get, site};
 
 const SEED: &str = "a1b2c3d4e5f60718293a4b5c6d7e8f90";
 const SYNC_KEY: &str = "0badc0de0badc0de0badc0de0badc0de5eedf00d5eedf00d5eedf00d5eedf00d";
+const OLD_KEY: &str = "01d0c0de01d0c0de01d0c0de01d0c0de01d0f00d01d0f00d01d0f00d01d0f00d";
 const HMAC_KEY: &str = "vrrp-hmac-secret-0123456789abcdef";
 const PASSWORD: &str = "pa55w0rd";
 const TOKEN: &str = "token-5e2d1c0b9a8f7e6d5c4b3a29";
@@ -49,7 +50,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
             "[log]\nlevel = \"trace\"\n[http]\nlisten = [\"{address}:{PORT}\"]\n\
              tls = {{ certificate = \"{folder}/http.crt\", key = \"{folder}/http.key\" }}\n\
              basic_auth_file = \"{folder}/http.users\"\nbearer_token_file = \"{folder}/http.token\"\n\
-             [sync]\nkey_file = \"{folder}/sync.key\"\nlisten = \"{address}:3780\"\npeers = [\"{peer}:3780\"]\n\
+             [sync]\nkey = \"{SYNC_KEY}\" # before: key = \"{OLD_KEY}\"\nlisten = \"{address}:3780\"\npeers = [\"{peer}:3780\"]\n\
              [[virtual_router]]\nname = \"signed\"\ninterface = \"eth0\"\nvrid = 51\n\
              addresses = [\"10.77.77.77/32\"]\nhmac_key_file = \"{folder}/vrrp.key\"\n\
              [[virtual_router]]\nname = \"plain\"\ninterface = \"eth0\"\nvrid = 52\nversion = 2\n\
@@ -64,7 +65,6 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
         ("http.key", key.clone()),
         ("http.users", format!("ann:{HASH}\n")),
         ("http.token", format!("{TOKEN}\n")),
-        ("sync.key", format!("{SYNC_KEY}\n")),
         ("vrrp.key", HMAC_KEY.to_owned()),
     ] {
         fs::write(folder.join(name), text)?;
@@ -164,12 +164,12 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     ));
     let wrong = config
         .replace(SEED, &format!("{SEED}00"))
+        .replace(SYNC_KEY, &format!("{SYNC_KEY}00"))
         .replace(PASSWORD, &format!("{PASSWORD}{PASSWORD}"));
     for (name, content) in [
         ("http.users", format!("ann:{LOGIN}\n{HASH}\n")),
         ("http.token", format!("{TOKEN} {TOKEN}\n")),
         ("http.key", key.replace("PRIVATE KEY", "SECRET")),
-        ("sync.key", format!("{SYNC_KEY}00")),
     ] {
         fs::write(folder.join(name), content)?;
     }
@@ -191,7 +191,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     told.push(("the log".into(), log));
 
     let middle = key.lines().nth(1).context("a line of the key")?;
-    let secrets = [SEED, SYNC_KEY, HMAC_KEY, PASSWORD, TOKEN, HASH, LOGIN, middle];
+    let secrets = [SEED, SYNC_KEY, OLD_KEY, HMAC_KEY, PASSWORD, TOKEN, HASH, LOGIN, middle];
     let mut found = Vec::new();
     for (whence, said) in &told {
         for secret in secrets {
