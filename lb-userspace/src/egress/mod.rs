@@ -16,12 +16,14 @@ mod schedule;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, stream};
 use tokio::{
     runtime,
     sync::watch,
@@ -50,6 +52,8 @@ const ANSWER: Duration = Duration::from_millis(300);
 const TRIES: usize = 3;
 /// How many backends behind a next hop are asked before it counts as unknown.
 const CANDIDATES: usize = 3;
+/// By how many exits questions are asked at a time: one that nobody answers takes seconds.
+const AT_A_TIME: usize = 16;
 /// How often it is looked whether frames were lost.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long changes of the plan are collected; rings are written meanwhile.
@@ -270,7 +274,7 @@ impl Task {
         }
     }
 
-    /// Asks by these exits, one after the other.
+    /// Asks by these exits, some at a time.
     async fn round(&self, plan: &Plan, due: &[Exit], schedule: &mut Schedule) {
         // Sockets are open for as long as it takes: each costs something for every packet of the node.
         let network = Network::new();
@@ -286,21 +290,29 @@ impl Task {
             }
         };
         let ingress = self.ingress();
-        for exit in due {
-            if self.planned.has_changed().unwrap_or(true) {
-                return;
-            }
-            let Some(subjects) = plan.get(exit) else { continue };
-            let asker = Asker { network: &network, program: &self.program, served: &served };
-            let verdict = match ingress_for(exit, &ingress) {
+        let asker = Asker { network: &network, program: &self.program, served: &served };
+        let (asker, ingress) = (&asker, &ingress);
+        let questions = due.iter().filter_map(|exit| Some((exit, plan.get(exit)?)));
+        let questions = questions.map(|(exit, subjects)| async move {
+            let verdict = match ingress_for(exit, ingress) {
                 Ok(ingress) => asker.exit(subjects, ingress).await,
                 Err(reason) => Verdict::Unknown(reason.into()),
             };
+            (exit, verdict)
+        });
+        let mut verdicts = pin!(stream::iter(questions).buffer_unordered(AT_A_TIME));
+        while let Some((exit, verdict)) = verdicts.next().await {
             debug!(interface = exit.interface, mac = exit.mac_text(), "egress: {verdict:?}");
             let news = schedule.take(exit, &verdict, Instant::now());
-            let mut shared = lock(&self.shared);
-            shared.verdicts.insert(exit.clone(), verdict.clone());
-            shared.news.extend(news.map(|lost| tell(exit, lost, &verdict)));
+            {
+                let mut shared = lock(&self.shared);
+                shared.verdicts.insert(exit.clone(), verdict.clone());
+                shared.news.extend(news.map(|lost| tell(exit, lost, &verdict)));
+            }
+            // What is new is asked first.
+            if self.planned.has_changed().unwrap_or(true) {
+                return;
+            }
         }
     }
 

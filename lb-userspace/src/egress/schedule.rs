@@ -9,7 +9,8 @@ use super::{Exit, NAME, Plan};
 
 /// Between two questions by an exit by which frames arrive.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Between two questions by one of which that is not so, or not known.
+/// Between two questions by one of which that is not so. While nothing is known, as behind a firewall that drops
+/// what it asks, twice as long each time, up to [`INTERVAL`].
 const SOON: Duration = Duration::from_secs(5);
 
 /// Between two questions by one that loses frames, but forwards when it is asked.
@@ -53,6 +54,8 @@ struct State {
     next: Option<Instant>,
     /// When it was asked last.
     asked: Option<Instant>,
+    /// How long until it is asked again if nothing is known then.
+    patience: Duration,
     /// Whether it was told that frames are lost.
     lost: bool,
 }
@@ -66,14 +69,17 @@ impl Schedule {
     pub(super) fn follow(&mut self, plan: &Plan) {
         self.0.retain(|exit, _| plan.contains_key(exit));
         for exit in plan.keys() {
-            self.0.entry(exit.clone()).or_insert(State { next: None, asked: None, lost: false });
+            let new = State { next: None, asked: None, patience: SOON, lost: false };
+            self.0.entry(exit.clone()).or_insert(new);
         }
     }
 
-    /// The exits to ask at `now`.
+    /// The exits to ask at `now`: the new ones, and then those that are due for longest.
     pub(super) fn due(&self, now: Instant) -> Vec<Exit> {
         let due = |state: &State| state.next.is_none_or(|next| next <= now);
-        self.0.iter().filter(|(_, state)| due(state)).map(|(exit, _)| exit.clone()).collect()
+        let mut due: Vec<_> = self.0.iter().filter(|(_, state)| due(state)).collect();
+        due.sort_by_key(|(_, state)| state.next);
+        due.into_iter().map(|(exit, _)| exit.clone()).collect()
     }
 
     /// How long nothing is due.
@@ -93,9 +99,15 @@ impl Schedule {
     /// Takes a verdict of `now` over; whether frames are lost, if that is to be told.
     pub(super) fn take(&mut self, exit: &Exit, verdict: &Verdict, now: Instant) -> Option<bool> {
         let state = self.0.get_mut(exit)?;
-        let forwards = *verdict == Verdict::Forwards;
+        let wait = match verdict {
+            Verdict::Forwards => INTERVAL,
+            Verdict::Lost(_) => SOON,
+            Verdict::Unknown(_) => state.patience,
+        };
+        let is_unknown = matches!(verdict, Verdict::Unknown(_));
+        state.patience = if is_unknown { INTERVAL.min(wait * 2) } else { SOON };
         state.asked = Some(now);
-        state.next = Some(now + if forwards { INTERVAL } else { SOON });
+        state.next = Some(now + wait);
         let lost = match verdict {
             Verdict::Forwards => false,
             Verdict::Lost(_) => true,
@@ -156,7 +168,25 @@ mod tests {
         assert_eq!(schedule.due(now + SOON), [exit(2)]);
         schedule.follow(&plan(&[1, 3]));
         assert_eq!(schedule.due(now), [exit(3)]);
-        assert_eq!(schedule.due(now + INTERVAL), [exit(1), exit(3)]);
+        assert_eq!(schedule.due(now + INTERVAL), [exit(3), exit(1)]);
+    }
+
+    #[test]
+    fn an_exit_of_which_nothing_is_known_is_asked_ever_more_seldom_and_new_ones_first() {
+        let mut schedule = Schedule::default();
+        let mut now = Instant::now();
+        schedule.follow(&plan(&[1]));
+        let unknown = Verdict::Unknown("the backend is silent".into());
+        for secs in [5, 10, 20, 40, 60, 60] {
+            schedule.take(&exit(1), &unknown, now);
+            assert_eq!(schedule.rest(now), Duration::from_secs(secs));
+            now += Duration::from_secs(secs);
+        }
+        schedule.follow(&plan(&[1, 2]));
+        assert_eq!(schedule.due(now), [exit(2), exit(1)]);
+        schedule.take(&exit(1), &lost(), now);
+        schedule.take(&exit(1), &unknown, now);
+        assert_eq!(schedule.0[&exit(1)].next, Some(now + SOON), "it has answered meanwhile");
     }
 
     #[test]
@@ -170,7 +200,7 @@ mod tests {
         schedule.doubt(1);
         schedule.doubt(3);
         assert_eq!(schedule.rest(now), SOON, "a fault is asked as often as before");
-        assert_eq!(schedule.due(now + DOUBTED), [exit(1), exit(3)]);
+        assert_eq!(schedule.due(now + DOUBTED), [exit(3), exit(1)]);
         let later = now + DOUBTED * 3;
         schedule.doubt(2);
         assert!(schedule.due(later).contains(&exit(2)), "at once, if the last time is long ago");
