@@ -37,8 +37,10 @@ impl Terminal {
         terminal.tmux(&["set-option", "-g", "window-size", "manual"])?;
         terminal.resize(width, height)?;
         terminal.wait_for("$")?;
-        terminal.types(&format!("lbctl() {{ {} \"$@\"; }}; clear", line.join(" ")))?;
-        terminal.wait_until("the shell is ready", |screen| screen.trim() == "$")?;
+        // A prompt is there before this, too: what is typed next must not be what the shell clears.
+        let define = format!("lbctl() {{ {} \"$@\"; }}; clear; echo ready", line.join(" "));
+        terminal.types(&define)?;
+        terminal.wait_until("the shell is ready", |screen| screen.trim() == "ready\n$")?;
         Ok(terminal)
     }
 
