@@ -14,7 +14,7 @@ use super::{
 const SOON: Duration = Duration::from_millis(2);
 
 /// Has the kernel ask the host that has this address for its MAC address (ARP, or neighbour discovery of IPv6),
-/// and waits for an answer, seconds if there is none. False at once if a router is on the way to it, or if the
+/// and waits for an answer, seconds if there is none. The kernel forgets the one that it had before. False at once if a router is on the way to it, or if the
 /// kernel asks nobody for a neighbour of that kind.
 ///
 /// In the network namespace of the calling thread, which needs `CAP_NET_ADMIN`.
@@ -33,12 +33,16 @@ pub async fn answers(address: IpAddr) -> Result<bool> {
     loop {
         match sockets.neighbour(key).await?.map(|neighbour| neighbour.state) {
             Some(NeighbourState::Valid) if probed => return Ok(true),
-            Some(NeighbourState::Valid) => match sockets.probe_neighbour(key).await {
-                Ok(()) => {}
-                // It has changed meanwhile.
-                Err(Failure::Refused(_)) => return Ok(false),
-                Err(Failure::Socket(error)) => return Err(error),
-            },
+            // A probe would go to the MAC address that it had: all are to be asked.
+            Some(NeighbourState::Valid) => {
+                for refused in
+                    [sockets.forget_neighbour(key).await, sockets.use_neighbour(key).await]
+                {
+                    if let Err(Failure::Socket(error)) = refused {
+                        return Err(error);
+                    }
+                }
+            }
             Some(NeighbourState::Probed | NeighbourState::Incomplete) => {}
             // What is to be resolved is resolved by whoever sends there.
             None

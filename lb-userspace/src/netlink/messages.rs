@@ -199,13 +199,6 @@ pub(super) fn use_neighbour(key: NeighbourKey) -> NeighbourMessage {
     message
 }
 
-/// The request that makes the kernel probe a neighbour that it knows.
-pub(super) fn probe_neighbour(key: NeighbourKey) -> NeighbourMessage {
-    let mut message = one_neighbour(key);
-    message.header.state = Nud::Probe;
-    message
-}
-
 /// The request that reads one neighbour, or makes the kernel forget it.
 pub(super) fn one_neighbour((ifindex, address): NeighbourKey) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();

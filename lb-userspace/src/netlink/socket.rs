@@ -8,8 +8,8 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST,
-        NetlinkMessage, NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
     },
     packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage},
     sys::AsyncSocket as _,
@@ -205,12 +205,6 @@ impl Sockets {
             Err(Failure::Refused(libc::ENOENT)) => Ok(None),
             Err(failure) => Err(failure.into()),
         }
-    }
-
-    /// Makes the kernel probe a neighbour that it knows, at once.
-    pub(super) async fn probe_neighbour(&self, key: NeighbourKey) -> Result<(), Failure> {
-        let request = RouteNetlinkMessage::NewNeighbour(messages::probe_neighbour(key));
-        self.request(request, NLM_F_ACK | NLM_F_REPLACE).await.map(|_| ())
     }
 
     /// Makes the kernel forget a neighbour, so that it asks all when it is used next.
