@@ -143,24 +143,22 @@ impl Drop for Terminal {
     }
 }
 
-/// The screen of `lbctl top` with its colours, as a terminal of this size shows it when these keys
-/// were pressed, some seconds after its start: for a picture.
+/// The backends of the first service in `lbctl top` with their colours, as a terminal of this size shows them some
+/// seconds after it was asked for them: for a picture.
 ///
 /// # Errors
 ///
-/// If it does not come to that.
+/// If there is no terminal, or they do not come.
 pub fn picture_of_top(
     balancer: &Balancer,
     (width, height): (u16, u16),
-    keys: &[&str],
     after: Duration,
 ) -> Result<String> {
     let terminal = Terminal::open(balancer, width, height)?;
     terminal.types("lbctl top --interval 250ms")?;
     terminal.wait_for("services (")?;
-    if !keys.is_empty() {
-        terminal.press(keys)?;
-    }
+    terminal.press(&["Enter"])?;
+    terminal.wait_for("backends of")?;
     // Rates take time to be seen: this is what is shown, and nothing that is waited for.
     std::thread::sleep(after);
     terminal.coloured()

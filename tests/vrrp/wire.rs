@@ -93,7 +93,7 @@ fn receiver(host: &Namespace, family: Family, vrid: u8) -> Result<Receiver> {
 
 fn watch(host: &Namespace, address: IpAddr) -> Result<Watch> {
     let interface = interface(host, "eth0")?;
-    let open = host.enter(|| Watch::open(&interface, Family::of(address)))?;
+    let open = host.enter(|| Watch::open(interface.index, Family::of(address)))?;
     let watch = open.context("open a watch")?;
     watch.set_addresses([address])?;
     Ok(watch)

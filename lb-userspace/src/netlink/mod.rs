@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::desired::Mode;
 
-mod alive;
 mod egress;
 pub(crate) mod generic;
 pub mod gro;
@@ -26,7 +25,7 @@ mod tables;
 mod task;
 pub mod trunks;
 
-pub use alive::answers;
+pub use socket::link_of;
 use task::Task;
 
 /// A backend to be reached.

@@ -84,6 +84,19 @@ impl From<Failure> for anyhow::Error {
     }
 }
 
+/// The index of the interface on whose link an address is; none if a router is on the way to it, or if no way
+/// leads there. In the network namespace of the calling thread.
+///
+/// # Errors
+///
+/// If netlink can't be spoken to.
+pub async fn link_of(address: IpAddr) -> Result<Option<u32>> {
+    Ok(match Sockets::for_requests()?.route(address).await? {
+        Route::Via { oif, gateway: None, .. } => Some(oif),
+        _ => None,
+    })
+}
+
 impl Sockets {
     /// Opens both in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Self> {
@@ -192,19 +205,6 @@ impl Sockets {
     pub(super) async fn use_neighbour(&self, key: NeighbourKey) -> Result<(), Failure> {
         let request = RouteNetlinkMessage::NewNeighbour(messages::use_neighbour(key));
         self.request(request, NLM_F_ACK | NLM_F_CREATE).await.map(|_| ())
-    }
-
-    /// One neighbour; none if the kernel knows nothing of it.
-    pub(super) async fn neighbour(&self, key: NeighbourKey) -> Result<Option<Neighbour>> {
-        let request = RouteNetlinkMessage::GetNeighbour(messages::one_neighbour(key));
-        match self.request(request, 0).await {
-            Ok(answers) => Ok(answers.iter().find_map(|answer| match answer {
-                RouteNetlinkMessage::NewNeighbour(one) => Some(messages::neighbour(one)?.1),
-                _ => None,
-            })),
-            Err(Failure::Refused(libc::ENOENT)) => Ok(None),
-            Err(failure) => Err(failure.into()),
-        }
     }
 
     /// Makes the kernel forget a neighbour, so that it asks all when it is used next.

@@ -248,12 +248,7 @@ fn top_has_colours_unless_they_are_not_wanted() -> Result<()> {
         let screen = terminal.coloured()?;
         ensure!(colours(&screen) == expected, "{start}: {screen:?}");
     }
-    let picture = kit::tmux::picture_of_top(
-        &site.balancer,
-        (100, 20),
-        &["Enter"],
-        Duration::from_millis(500),
-    )?;
+    let picture = kit::tmux::picture_of_top(&site.balancer, (100, 20), Duration::from_millis(500))?;
     ensure!(colours(&picture) && picture.contains("backends of"), "{picture}");
     Ok(())
 }

@@ -168,8 +168,7 @@ fn take(twins: &Twins, folder: &Path) -> Result<()> {
         }
         keep(folder, &format!("{name}.png"), &page.picture()?)?;
     }
-    let screen =
-        tmux::picture_of_top(&twins.nodes[0], (110, 30), &["Enter"], Duration::from_secs(5))?;
+    let screen = tmux::picture_of_top(&twins.nodes[0], (110, 30), Duration::from_secs(5))?;
     keep(folder, "top.svg", terminal::svg(&screen, "lbctl top").as_bytes())
 }
 

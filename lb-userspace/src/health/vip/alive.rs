@@ -6,7 +6,8 @@
 use std::{
     fmt,
     io::{self, Read as _},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
@@ -14,7 +15,7 @@ use lb_common::{packet::tcp, rewrite};
 use socket2::{Domain, Protocol as Number, Socket, Type};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    time::{Instant, timeout_at},
+    time::{Instant, interval, timeout_at},
 };
 use tracing::debug;
 
@@ -22,13 +23,19 @@ use super::{
     Network, Way,
     frame::{Flow, Segment},
 };
-use crate::{desired::Protocol, netlink};
+use crate::{
+    desired::Protocol,
+    netlink,
+    vrrp::{Family, sockets::Watch},
+};
 
 /// Above the ports that the kernel gives to connections (`net.ipv4.ip_local_port_range`).
 const PORTS: std::ops::Range<u16> = 61_000..65_535;
 /// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443, 4): echo and its reply.
 const ECHO: [u8; 2] = [8, 128];
 const ECHO_REPLY: [u8; 2] = [0, 129];
+/// How often a link is asked for an address at most (RFC 1122, 2.3.2.1).
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a host has answered that leaves a question without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +43,7 @@ pub enum Sign {
     /// A segment: a port with or without a listener answers a bare ACK with an RST (RFC 9293, 3.10.7.1
     /// and 3.10.7.2), however long its accept queue is.
     Segment,
-    /// Its address was resolved anew (ARP, neighbour discovery), in the same network. A switch or a hypervisor
+    /// It has told its MAC address (ARP, neighbour discovery), in the same network. A switch or a hypervisor
     /// may do that for a host that is gone.
     Neighbour,
     /// The reply to an ICMP echo request.
@@ -75,8 +82,8 @@ impl Network {
         };
         let echo = async { echo(backend, source, random as u16).await.map(|()| Some(Sign::Echo)) };
         let neighbour = async {
-            let answers = netlink::answers(backend).await.map_err(io::Error::other);
-            answers.map(|answers| answers.then_some(Sign::Neighbour))
+            let resolves = resolves(backend, source).await.map_err(io::Error::other);
+            resolves.map(|resolves| resolves.then_some(Sign::Neighbour))
         };
         let all = [segment.boxed(), echo.boxed(), neighbour.boxed()];
         let mut asked: FuturesUnordered<_> = all.into_iter().collect();
@@ -135,6 +142,47 @@ async fn echo(peer: IpAddr, source: Option<IpAddr>, id: u16) -> io::Result<()> {
     request[2..4].copy_from_slice(&check);
     socket.send(&request)?;
     socket.receive(|answer| answer[0] == reply && answer[4..6] == [high, low]).await
+}
+
+/// Asks the link of a backend for its MAC address (ARP, neighbour discovery), and waits for an answer; false at
+/// once if a router is on the way.
+///
+/// The kernel is not told to ask: it would probe the MAC address that it has, which may have changed, and give
+/// the neighbour up; or, told to forget that one, keep packets waiting for up to a second when an outage is
+/// over. It learns from the answer.
+async fn resolves(backend: IpAddr, source: Option<IpAddr>) -> anyhow::Result<bool> {
+    let Some(link) = netlink::link_of(backend).await? else { return Ok(false) };
+    let own = match source {
+        Some(source) => source,
+        None => own_address_to(backend)?,
+    };
+    let watch = Watch::open(link, Family::of(backend))?;
+    watch.set_addresses([backend])?;
+    // SAFETY: the `AsyncFd` owns the watch, which never replaces its socket.
+    let watch = unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE)? };
+    let mut again = interval(AGAIN);
+    loop {
+        tokio::select! {
+            _ = again.tick() => watch.get_ref().ask(backend, own)?,
+            ready = watch.readable() => match watch.get_ref().claim()? {
+                Some(claim) if claim.address == backend => return Ok(true),
+                Some(_) => {}
+                None => ready?.clear_ready(),
+            },
+        }
+    }
+}
+
+/// The address that the kernel sends from to a peer.
+fn own_address_to(peer: IpAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match peer {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    // Nothing is sent to this port.
+    socket.connect((peer, 9))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// A socket of an IP protocol whose packets go to one address and come from there.

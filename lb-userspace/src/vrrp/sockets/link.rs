@@ -3,13 +3,13 @@
 use std::{
     io::{self, Read as _},
     net::{IpAddr, Ipv6Addr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use lb_common::packet::ethernet;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use super::{Interface, filter};
+use super::filter;
 use crate::vrrp::{
     Family,
     announce::{self, Claim, Mac},
@@ -80,19 +80,19 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Opens it in the network namespace of the calling thread. It sees nothing until
-    /// [`Self::set_addresses`].
+    /// Opens it for an interface, by its index, in the network namespace of the calling thread. It sees nothing
+    /// until [`Self::set_addresses`].
     ///
     /// # Errors
     ///
     /// From the kernel.
-    pub fn open(interface: &Interface, family: Family) -> io::Result<Self> {
+    pub fn open(interface: u32, family: Family) -> io::Result<Self> {
         let socket = packet_socket()?;
         let kind = match family {
             Family::V4 => announce::ETHERTYPE_ARP,
             Family::V6 => ethernet::IPV6,
         };
-        socket.bind(&link_address(interface.index, kind))?;
+        socket.bind(&link_address(interface, kind))?;
         Ok(Self { socket, family })
     }
 
@@ -104,6 +104,24 @@ impl Watch {
     pub fn set_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) -> io::Result<()> {
         let addresses = addresses.into_iter().filter(|a| Family::of(*a) == self.family);
         filter::attach(&self.socket, &filter::claims(self.family, addresses))
+    }
+
+    /// Asks the link for an address of its family, in the name of `from`, an address of this node: who has it
+    /// claims it.
+    ///
+    /// # Errors
+    ///
+    /// From the kernel; `EINVAL` if an address is of the other family, or the interface no Ethernet.
+    pub fn ask(&self, address: IpAddr, from: IpAddr) -> io::Result<()> {
+        let mac = mac_of(&self.socket.local_addr()?).ok_or(io::ErrorKind::InvalidInput)?;
+        let frame = match (address, from) {
+            (IpAddr::V4(address), IpAddr::V4(from)) => {
+                announce::arp_question(address, mac, Some(from))
+            }
+            (IpAddr::V6(address), IpAddr::V6(from)) => announce::solicitation(address, mac, from),
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        self.socket.send(&frame).map(drop)
     }
 
     /// The next claim, if one was seen among some frames. It may be one of another address: of IPv6 the
@@ -136,6 +154,12 @@ impl AsFd for Watch {
     }
 }
 
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 /// One that gets no frame: without a protocol it is given none.
 fn packet_socket() -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
@@ -154,4 +178,15 @@ fn link_address(interface: u32, kind: u16) -> SockAddr {
     address.sll_ifindex = interface.cast_signed();
     // SAFETY: the storage holds an address of the family that it names, of this length.
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+/// The MAC address of the interface that a packet socket is bound to.
+fn mac_of(address: &SockAddr) -> Option<Mac> {
+    if address.family() != libc::AF_PACKET as libc::sa_family_t {
+        return None;
+    }
+    // SAFETY: of that family; the storage has room for any kind of address, and any bytes make one.
+    let address = unsafe { &*address.as_ptr().cast::<libc::sockaddr_ll>() };
+    let mac = address.sll_addr.first_chunk()?;
+    (usize::from(address.sll_halen) == mac.len()).then_some(*mac)
 }

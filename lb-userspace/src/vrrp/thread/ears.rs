@@ -119,7 +119,7 @@ impl Ears {
             }
             let opened = match self.watches.remove(&place) {
                 Some((_, watch)) => Ok(watch),
-                None => Watch::open(&Interface { name: place.0.clone(), index }, place.1),
+                None => Watch::open(index, place.1),
             };
             let opened = opened.and_then(|watch| {
                 watch.set_addresses(addresses.iter().copied())?;
