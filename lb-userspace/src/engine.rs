@@ -8,6 +8,7 @@ mod history;
 mod interfaces;
 mod outage;
 mod pin_shares;
+mod pressure;
 pub mod preview;
 mod ramp;
 mod report;
@@ -111,9 +112,10 @@ pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
     history::slot_of_flow(service, key)
 }
 
-/// How many seconds a flow may be idle before it counts as gone.
+/// How many seconds a flow may be idle before it counts as gone; while pins crowd, one that has only sent SYNs is
+/// gone sooner.
 pub(crate) fn kept_secs(flow: &FlowRef, value: abi::FlowValue, service: &abi::Service) -> u32 {
-    sweep::kept_secs(flow, value, service)
+    sweep::kept_secs(flow, value, service, pressure::EMBRYONIC_SECS)
 }
 
 /// Whether a flow is closed that has been idle for so long: its client sent FIN or RST, and nothing since.

@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::NonZeroU16,
+    ops::Range,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -551,6 +552,39 @@ fn pins_end_when_idle_and_the_marks_of_slots_after_them() {
     assert_eq!(mark(&engine), abi::stamp(1_000));
     engine.sweep(at(1_003 + IDLE)).unwrap();
     assert_eq!(mark(&engine), 0);
+}
+
+#[test]
+fn flows_that_have_only_sent_syns_end_sooner_while_pins_crowd_and_no_other_does() {
+    let desired = one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]);
+    let mut engine = engine_of(desired, Limits { pins: 100, ..Limits::default() });
+    engine.reconcile(at(100)).unwrap();
+    let to = id(&engine, "10.0.0.12");
+    edit(&mut engine, "10.0.0.11", Admin::Draining { deadline: None });
+    engine.reconcile(at(1_000)).unwrap();
+    let opens = |engine: &mut Engine<Fake>, ports: Range<u16>, at| {
+        for port in ports {
+            let (flow, value) = pin(port, to, at);
+            engine.data_plane_mut().add_flow(flow, FlowValue { flags: 0, ..value });
+        }
+    };
+    let used = |engine: &Engine<Fake>| engine.status().unwrap().pins.used;
+    let (flow, value) = pin(1, to, 1_000);
+    let established = FlowValue { flags: flow_flags::ESTABLISHED, ..value };
+    engine.data_plane_mut().add_flow(flow, established);
+    // Half of the room: they live as ever.
+    opens(&mut engine, 2..51, 1_000);
+    for second in 1_001..1_010 {
+        engine.sweep(at(second)).unwrap();
+    }
+    assert_eq!(used(&engine), 50);
+    // One more than that, and then only those are left that were sent within the last seconds.
+    opens(&mut engine, 51..61, 1_010);
+    for (second, left) in [(1_010, 60), (1_012, 11), (1_014, 11), (1_086, 1)] {
+        engine.sweep(at(second)).unwrap();
+        assert_eq!(used(&engine), left, "second {second}");
+    }
+    assert!(engine.data_plane().flow(&flow).is_some());
 }
 
 #[test]

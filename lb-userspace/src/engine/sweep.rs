@@ -24,16 +24,10 @@ use crate::{
     ring,
 };
 
-/// Seconds without a packet after which a flow that has only sent SYNs is gone: as long as Linux
-/// waits for the third packet of a handshake by default.
-const EMBRYONIC_SECS: u32 = 75;
 /// Seconds in which a packet that has met an id is certainly gone.
 const REST_SECS: u32 = 2;
 /// Seconds between looks at what should have nothing to be found.
 const FULL_LOOK_SECS: u32 = 64;
-/// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked
-/// in a second.
-const FLOWS_PER_SEC: u64 = 20_000;
 /// Flows that are kept fresh in a second at most: some tens of milliseconds.
 const REFRESHED: usize = 16_384;
 
@@ -47,7 +41,7 @@ pub(super) struct Walk {
     /// Entries of `PINS` that it left.
     pub(super) pins: u64,
     /// Entries of all tables that it left.
-    flows: u64,
+    pub(super) flows: u64,
     /// Live flows of each backend, in all tables.
     pub(super) per_backend: BTreeMap<u16, Tally>,
     /// When ids were released.
@@ -67,11 +61,6 @@ impl Walk {
     /// Whether there was none yet.
     pub(super) const fn is_first(&self) -> bool {
         self.started.is_none()
-    }
-
-    /// More than so many seconds pass before the next one, for what it costs.
-    fn secs_between(&self) -> u32 {
-        u32::try_from(self.flows / FLOWS_PER_SEC).unwrap_or(u32::MAX)
     }
 
     /// In which second it started; 0 if there was none.
@@ -281,12 +270,13 @@ impl<D: DataPlane> Engine<D> {
         if !waits && !may_have_flows {
             return since >= FULL_LOOK_SECS;
         }
-        since > self.walk.secs_between()
+        since > self.walk.secs_between(self.data_plane.limits().pins)
     }
 
     /// For how many seconds a flow of a shared service is kept past its end, since a peer may object.
     pub(super) fn objection_secs(&self) -> u32 {
-        self.history.sharing.objection_secs(self.walk.secs_between().saturating_add(1))
+        let between = self.walk.secs_between(self.data_plane.limits().pins);
+        self.history.sharing.objection_secs(between.saturating_add(1))
     }
 
     /// Walks the flow tables: deletes what has ended and what names a backend or a service that is
@@ -307,6 +297,7 @@ impl<D: DataPlane> Engine<D> {
             .collect();
         let tells = self.history.telling.is_asked();
         let objection = self.objection_secs();
+        let embryonic = self.embryonic_secs();
         let rings = if tells { self.tracked_rings()? } else { HashMap::new() };
         let mut surveyed = HashMap::new();
         // Those that wait come first: a walk meets all flows in the same order each time.
@@ -325,7 +316,8 @@ impl<D: DataPlane> Engine<D> {
                         gone.push((flow, value, true));
                         return;
                     };
-                    let (age, kept) = age(flow, value, service, *floor, now);
+                    let kept = kept_secs(&flow, value, service, embryonic);
+                    let age = age(flow, idle(value, *floor, now) > kept);
                     let mut count_live = || {
                         let tally = walk.per_backend.entry(value.backend).or_default();
                         tally.count(value, value.seen.max(*floor), kept, now);
@@ -525,24 +517,27 @@ pub(super) fn is_kept(value: FlowValue, service: &Service, floor: u32, now: Now)
     idle(value, floor, now) <= service.idle_timeout
 }
 
-/// What is to be thought of a flow, and how many seconds it may be idle.
-fn age(flow: FlowRef, value: FlowValue, service: &Service, floor: u32, now: Now) -> (Age, u32) {
-    let kept = kept_secs(&flow, value, service);
-    let age = match (idle(value, floor, now) > kept, flow) {
+/// What is to be thought of a flow that may have been idle for too long.
+const fn age(flow: FlowRef, is_idle: bool) -> Age {
+    match (is_idle, flow) {
         (false, _) => Age::Live,
         (true, FlowRef::Pin(_)) => Age::Ended,
         (true, _) => Age::Idle,
-    };
-    (age, kept)
+    }
 }
 
-/// How many seconds a flow may be idle.
-pub(super) fn kept_secs(flow: &FlowRef, value: FlowValue, service: &Service) -> u32 {
+/// How many seconds a flow may be idle; `embryonic` is that of one that has only sent SYNs.
+pub(super) fn kept_secs(
+    flow: &FlowRef,
+    value: FlowValue,
+    service: &Service,
+    embryonic: u32,
+) -> u32 {
     // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
     // can forge either, and a pin that went would take the flow with it.
     let is_embryonic = value.flags & flow_flags::ESTABLISHED == 0;
     match flow {
-        FlowRef::Pin(_) if is_embryonic => service.idle_timeout.min(EMBRYONIC_SECS),
+        FlowRef::Pin(_) if is_embryonic => service.idle_timeout.min(embryonic),
         _ => service.idle_timeout,
     }
 }

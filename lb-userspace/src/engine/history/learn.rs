@@ -355,7 +355,7 @@ impl<D: DataPlane> Engine<D> {
         if self.history.role(&key) == Role::Shared {
             let floor = self.history.floor(&key, service.idle_timeout, now);
             let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
-            if idle <= kept_secs(&flow, value, service) {
+            if idle <= kept_secs(&flow, value, service, self.embryonic_secs()) {
                 // It goes by this node now, and the peer is to know.
                 self.history.telling.flow(flow);
             }
