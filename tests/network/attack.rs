@@ -129,7 +129,7 @@ fn new_flows_in_place_of_a_backend_that_refuses_find_room_beside_a_flood_of_syns
         ensure!(!backend.is_up() && backend.slots == 0, "{backend:?}");
         Ok(())
     })?;
-    let time = Duration::from_secs(20);
+    let time = Duration::from_secs(14);
     let plan = flood::Plan { kind: Kind::SynNew, aim, per_second: SYNS, time };
     let flood = attacker.flood(plan)?;
     // By then it has sent more than there is room for.
