@@ -118,8 +118,15 @@ impl History {
     pub(super) fn floor(&self, service: &ServiceKey, idle: u32, now: Now) -> u32 {
         let taken_over = self.taken_over.get(service).copied().unwrap_or(0);
         match self.role(service) {
-            Role::Shared => taken_over.max(self.sharing.floor(idle, now.mono_secs())),
+            Role::Shared => taken_over.max(self.sharing.floor(service, idle, now.mono_secs())),
             Role::Own | Role::Follows => taken_over,
+        }
+    }
+
+    /// Notes since when peers have held up the ends of flows; once a second.
+    pub(super) fn count_freeze(&mut self, services: &BTreeMap<ServiceKey, Service>, now: Now) {
+        for (key, service) in services {
+            self.sharing.count_freeze(key, service.idle_timeout, now.mono_secs());
         }
     }
 

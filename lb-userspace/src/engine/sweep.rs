@@ -136,6 +136,7 @@ impl<D: DataPlane> Engine<D> {
     pub fn sweep(&mut self, now: Now) -> Result<Swept> {
         let mut swept = Swept::default();
         self.history.telling.end_unless_asked(now.mono_secs());
+        self.history.count_freeze(&self.applied.services, now);
         self.watch_interfaces();
         if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
@@ -317,14 +318,16 @@ impl<D: DataPlane> Engine<D> {
                         return;
                     };
                     let kept = kept_secs(&flow, value, service, embryonic);
-                    let age = age(flow, idle(value, *floor, now) > kept);
+                    // Nobody waits for a peer before a flow ends that has only sent SYNs.
+                    let floor = if *is_shared && is_embryonic(value) { 0 } else { *floor };
+                    let age = age(flow, idle(value, floor, now) > kept);
                     let mut count_live = || {
                         let tally = walk.per_backend.entry(value.backend).or_default();
-                        tally.count(value, value.seen.max(*floor), kept, now);
+                        tally.count(value, value.seen.max(floor), kept, now);
                     };
                     if following.contains(&flow.service()) {
                         count_live();
-                        if collects && idle(value, *floor, now) > kept / 4 {
+                        if collects && idle(value, floor, now) > kept / 4 {
                             stale.push(flow);
                         }
                         return;
@@ -341,7 +344,7 @@ impl<D: DataPlane> Engine<D> {
                         Age::Ended
                             if tells
                                 && *is_shared
-                                && idle(value, *floor, now) <= kept + objection =>
+                                && idle(value, floor, now) <= kept + objection =>
                         {
                             ending.push(flow);
                         }
@@ -526,6 +529,11 @@ const fn age(flow: FlowRef, is_idle: bool) -> Age {
     }
 }
 
+/// Whether a flow has only sent SYNs.
+pub(super) const fn is_embryonic(value: FlowValue) -> bool {
+    value.flags & flow_flags::ESTABLISHED == 0
+}
+
 /// How many seconds a flow may be idle; `embryonic` is that of one that has only sent SYNs.
 pub(super) fn kept_secs(
     flow: &FlowRef,
@@ -535,9 +543,8 @@ pub(super) fn kept_secs(
 ) -> u32 {
     // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
     // can forge either, and a pin that went would take the flow with it.
-    let is_embryonic = value.flags & flow_flags::ESTABLISHED == 0;
     match flow {
-        FlowRef::Pin(_) if is_embryonic => service.idle_timeout.min(embryonic),
+        FlowRef::Pin(_) if is_embryonic(value) => service.idle_timeout.min(embryonic),
         _ => service.idle_timeout,
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use lb_userspace::{
+    datapath::DataPlane as _,
     desired::Admin,
     engine::{Role, Sharers},
     health::{Condition, Seen, Target},
@@ -426,4 +427,48 @@ fn a_node_that_is_gone_is_waited_for_and_then_no_more() {
     sharing.handle(Event::GoOn(2)).unwrap();
     sharing.out = [0, 1].into();
     sharing.send(0).unwrap();
+}
+
+#[test]
+fn peers_that_come_and_go_hold_up_ends_no_longer_than_one_that_stays_away() {
+    const AWAY: u32 = 300;
+    const TIMEOUT: u32 = 3;
+    // What a flow is kept for after its end, and a slot after that of the last one.
+    const SLACK: u32 = IDLE + 30;
+    let mut node = Node::new();
+    node.engine.set_roles([(web(), Role::Shared)].into(), at(START)).unwrap();
+    edit(&mut node.engine, BACKENDS[0], Admin::Draining { deadline: None });
+    node.engine.reconcile(at(START)).unwrap();
+    node.engine.lease_pins(None);
+    let open = |node: &Node, clients: std::ops::Range<u16>| {
+        let before = node.pins();
+        for client in clients {
+            node.send(&frame(client, SYN, client.into()), at(START));
+        }
+        node.pins() - before
+    };
+    let embryonic = open(&node, 1..200);
+    let established = open(&node, 200..400);
+    for client in 200..400 {
+        node.send(&frame(client, ACK, 7), at(START));
+    }
+    assert!(embryonic > 10 && established > 10);
+    let mut joined = START;
+    let mut left = Vec::new();
+    for now in START + 1..START + AWAY + IDLE + SLACK {
+        // Away for five seconds of twenty.
+        let since = now - now % 20;
+        let away = if now - since < 5 { vec![since] } else { Vec::new() };
+        joined = if now - since == 5 { now } else { joined };
+        node.engine.set_sharers(Sharers { away, joined, timeout: TIMEOUT, ..Sharers::default() });
+        node.engine.sweep(at(now)).unwrap();
+        left.push(node.pins());
+    }
+    let after = |secs: u32| left[secs as usize - 1];
+    assert_eq!(after(IDLE - 1), embryonic + established);
+    assert_eq!(after(SLACK), established, "those that have only sent SYNs wait for nobody");
+    assert_eq!(after(AWAY), established, "a peer may see their packets");
+    assert_eq!(left.last(), Some(&0), "{left:?}");
+    let slots = node.engine.data_plane().ring(0).unwrap();
+    assert!(slots.iter().all(|slot| slot.owners().base == 0), "and then slots settle");
 }

@@ -13,7 +13,10 @@ use super::{Mirror, PeerOwners, PeerRing, Role, from_told, slot_of_flow};
 use crate::{
     datapath::{Added, DataPlane, FlowRef, FlowTable, entry},
     desired::ServiceKey,
-    engine::{Engine, Now, Outcome, sweep::kept_secs},
+    engine::{
+        Engine, Now, Outcome,
+        sweep::{is_embryonic, kept_secs},
+    },
     reconcile::Target,
     ring,
     sync::{
@@ -353,7 +356,10 @@ impl<D: DataPlane> Engine<D> {
             return Ok(());
         };
         if self.history.role(&key) == Role::Shared {
-            let floor = self.history.floor(&key, service.idle_timeout, now);
+            let floor = match is_embryonic(value) {
+                true => 0,
+                false => self.history.floor(&key, service.idle_timeout, now),
+            };
             let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
             if idle <= kept_secs(&flow, value, service, self.embryonic_secs()) {
                 // It goes by this node now, and the peer is to know.

@@ -24,7 +24,9 @@
 //!   would delete each other's copies, and the third may die before it objects.
 //! - While a peer can't be asked nothing settles and no pin ends, until it is gone for good: after
 //!   [`GONE_SECS`], or the idle timeout if that is longer. When it is back nothing counts as idle for
-//!   longer than since then.
+//!   longer than since then. Peers that come and go again and again hold nothing up for longer, all in all,
+//!   than one that is away: [`Sharing::count_freeze`].
+//! - What a client has only sent SYNs for is kept for nobody: it ends by this node's own clock.
 
 use std::collections::BTreeMap;
 
@@ -48,6 +50,11 @@ const fn period(idle: u32) -> u32 {
 /// Seconds by which what a node knows of another one may be old: a tell, and looks once a second.
 const fn grace(idle: u32) -> u32 {
     period(idle) + 5
+}
+
+/// Seconds after which a peer that is missed is gone for good.
+fn gone(idle: u32) -> u32 {
+    GONE_SECS.max(idle + grace(idle))
 }
 
 /// Whether an unpinned packet has come for a slot since a second, as far as seconds tell.
@@ -90,6 +97,8 @@ struct Shared {
     closing: BTreeMap<u32, (u32, u16)>,
     /// The service's idle timeout, at the last sweep.
     idle: u32,
+    /// Since when peers that were missed, or came, have kept flows from being idle for their whole timeout.
+    frozen: Option<u32>,
     /// Slots in use here, or that have a base owner again, to be told.
     in_use: Vec<u32>,
     /// Rings of peers that differ from this node's, with the places of their slots' owners among the
@@ -99,13 +108,28 @@ struct Shared {
 
 impl Sharing {
     /// Before which second nothing of a shared service can have been idle.
-    pub(super) fn floor(&self, idle: u32, now: u32) -> u32 {
-        let gone = GONE_SECS.max(idle + grace(idle));
-        let is_missed = |since: &u32| now.saturating_sub(*since) <= gone;
+    pub(super) fn floor(&self, key: &ServiceKey, idle: u32, now: u32) -> u32 {
+        let floor = self.seen_floor(idle, now);
+        match self.services.get(key).and_then(|shared| shared.frozen) {
+            Some(since) => floor.min(since + gone(idle)),
+            None => floor,
+        }
+    }
+
+    /// The same by the peers that are missed, or have come, alone.
+    fn seen_floor(&self, idle: u32, now: u32) -> u32 {
+        let is_missed = |since: &u32| now.saturating_sub(*since) <= gone(idle);
         match self.sharers.away.iter().any(is_missed) {
             true => now,
             false => self.sharers.joined,
         }
+    }
+
+    /// Notes since when peers have held up the ends of a service's flows: once a second.
+    pub(super) fn count_freeze(&mut self, key: &ServiceKey, idle: u32, now: u32) {
+        let rests = now.saturating_sub(self.seen_floor(idle, now)) <= idle + grace(idle);
+        let Some(shared) = self.services.get_mut(key) else { return };
+        shared.frozen = if rests { shared.frozen.or(Some(now)) } else { None };
     }
 
     /// For how many seconds a flow is kept past its end where the flows are looked at this often: until
