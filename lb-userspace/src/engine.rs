@@ -112,8 +112,8 @@ pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
     history::slot_of_flow(service, key)
 }
 
-/// How many seconds a flow may be idle before it counts as gone; while pins crowd, one that has only sent SYNs is
-/// gone sooner.
+/// How many seconds a flow may be idle before it counts as gone; while `PINS` is more than half full, one that has
+/// only sent SYNs is gone sooner.
 pub(crate) fn kept_secs(flow: &FlowRef, value: abi::FlowValue, service: &abi::Service) -> u32 {
     sweep::kept_secs(flow, value, service, pressure::EMBRYONIC_SECS)
 }

@@ -555,7 +555,7 @@ fn pins_end_when_idle_and_the_marks_of_slots_after_them() {
 }
 
 #[test]
-fn flows_that_have_only_sent_syns_end_sooner_while_pins_crowd_and_no_other_does() {
+fn flows_that_have_only_sent_syns_end_sooner_in_a_table_half_full_and_no_other_does() {
     let desired = one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]);
     let mut engine = engine_of(desired, Limits { pins: 100, ..Limits::default() });
     engine.reconcile(at(100)).unwrap();

@@ -104,10 +104,18 @@ fn nothing_pinned_is_lost_to_a_flood() -> Result<()> {
     assert_eq!(status.pins.capacity, PINS);
 
     // Flows that find no room for a pin are where they began, after another change as well.
-    let late = Load::start(client, PLAN)?;
+    let mut late = Vec::new();
+    wait::until(SOON, "none of a load's flows finds room", || {
+        let before = pinned()?.len();
+        late.push(Load::start(client, PLAN)?);
+        let found = pinned()?.len() - before;
+        ensure!(found == 0, "{found} of them do");
+        Ok(())
+    })?;
     drain(&lab, &balancer, "web3")?;
-    late.run_for(Duration::from_secs(1));
-    for (load, what) in [(older, "older"), (younger, "younger"), (late, "late")] {
+    sleep(Duration::from_secs(1));
+    let late = late.into_iter().map(|load| (load, "late"));
+    for (load, what) in [(older, "older"), (younger, "younger")].into_iter().chain(late) {
         load.finish().check().with_context(|| format!("the {what} connections"))?;
     }
     drop(fills);
@@ -144,12 +152,12 @@ fn new_flows_in_place_of_a_backend_that_refuses_find_room_beside_a_flood_of_syns
     let arrivals = arrivals.finish()?;
     let sent = flood.finish()?;
     let status = balancer.status()?;
-    let told = (sent, &status.pins, &status.dropped);
-    ensure!(sent.frames / 3 > ROOM * 2, "this machine sent too little: {told:?}");
+    let seen = (sent, &status.pins, &status.dropped);
+    ensure!(sent.frames / 3 > ROOM * 2, "this machine sent too little: {seen:?}");
     // A SYN that is dropped is sent again after a second.
     let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
-    ensure!(failed.is_empty(), "{} of {}: {failed:?}; {told:?}", failed.len(), arrivals.len());
+    ensure!(failed.is_empty(), "{} of {}: {failed:?}; {seen:?}", failed.len(), arrivals.len());
     ensure!(arrivals.len() > 200, "{} clients came", arrivals.len());
-    ensure!(status.dropped("unpinnable") == 0, "{told:?}");
+    ensure!(status.dropped("unpinnable") == 0, "{seen:?}");
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Pins that a flood has left: how long a flow that has only sent SYNs is kept, and how often it is looked for.
 //!
 //! Whoever floods a service with SYNs pins a flow with each that comes to a slot in flux. While there is plenty of
-//! room such a pin lives as long as a client may still answer; where they crowd, only as long as clients take, so
-//! that there is room for the next ones.
+//! room such a pin lives as long as a client may still answer; in a table that fills, only as long as clients take,
+//! so that there is room for the next ones.
 
 use super::{Engine, sweep::Walk};
 use crate::datapath::DataPlane;
@@ -10,30 +10,35 @@ use crate::datapath::DataPlane;
 /// Seconds without a packet after which a flow that has only sent SYNs is gone: as long as Linux
 /// waits for the third packet of a handshake by default.
 pub(super) const EMBRYONIC_SECS: u32 = 75;
-/// The same while they crowd: longer than a client takes to send its SYN again, which renews the pin (1 s; RFC 6298,
-/// 2.1), and than any path's round trip.
-const CROWDED_SECS: u32 = 2;
+/// The same while the table is more than half full: longer than a client takes to send its SYN again, which renews the
+/// pin (1 s; RFC 6298, 2.1), and than any path's round trip.
+const UNDER_PRESSURE_SECS: u32 = 2;
 /// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked
 /// in a second.
 const FLOWS_PER_SEC: u64 = 20_000;
-/// The same while the pins crowd: two hundredths of a CPU.
-const CROWDED_FLOWS_PER_SEC: u64 = 200_000;
+/// The same while the table is more than a quarter full: two hundredths of a CPU.
+const UNDER_PRESSURE_FLOWS_PER_SEC: u64 = 200_000;
 
 impl Walk {
     /// More than so many seconds pass before the next one, for what it costs. `room` is that for pins.
-    pub(super) fn secs_between(&self, room: u32) -> u32 {
-        let crowds = self.pins > u64::from(room) / 4;
-        let per_sec = if crowds { CROWDED_FLOWS_PER_SEC } else { FLOWS_PER_SEC };
+    fn secs_between(&self, room: u32) -> u32 {
+        let is_pressing = self.pins > u64::from(room) / 4;
+        let per_sec = if is_pressing { UNDER_PRESSURE_FLOWS_PER_SEC } else { FLOWS_PER_SEC };
         u32::try_from(self.flows / per_sec).unwrap_or(u32::MAX)
     }
 
     /// After how many seconds without a packet a flow that has only sent SYNs is gone.
     fn embryonic_secs(&self, room: u32) -> u32 {
-        if self.pins > u64::from(room) / 2 { CROWDED_SECS } else { EMBRYONIC_SECS }
+        if self.pins > u64::from(room) / 2 { UNDER_PRESSURE_SECS } else { EMBRYONIC_SECS }
     }
 }
 
 impl<D: DataPlane> Engine<D> {
+    /// More than so many seconds pass between two walks of the flows.
+    pub(super) fn secs_between_walks(&self) -> u32 {
+        self.walk.secs_between(self.data_plane.limits().pins)
+    }
+
     /// After how many seconds without a packet a flow that has only sent SYNs is gone.
     pub(super) fn embryonic_secs(&self) -> u32 {
         self.walk.embryonic_secs(self.data_plane.limits().pins)

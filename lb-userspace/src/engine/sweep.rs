@@ -271,13 +271,12 @@ impl<D: DataPlane> Engine<D> {
         if !waits && !may_have_flows {
             return since >= FULL_LOOK_SECS;
         }
-        since > self.walk.secs_between(self.data_plane.limits().pins)
+        since > self.secs_between_walks()
     }
 
     /// For how many seconds a flow of a shared service is kept past its end, since a peer may object.
     pub(super) fn objection_secs(&self) -> u32 {
-        let between = self.walk.secs_between(self.data_plane.limits().pins);
-        self.history.sharing.objection_secs(between.saturating_add(1))
+        self.history.sharing.objection_secs(self.secs_between_walks().saturating_add(1))
     }
 
     /// Walks the flow tables: deletes what has ended and what names a backend or a service that is

@@ -24,7 +24,7 @@ pub(super) enum Miss {
     Refused(Cow<'static, str>),
     /// Nothing comes from the peer.
     Silent(Cow<'static, str>),
-    /// Nothing comes from the peer but the answer of its neighbour entry.
+    /// Nothing comes from the peer but its MAC address (ARP, neighbour discovery).
     Resolves(Cow<'static, str>),
     /// There is an answer, and it is a bad one.
     Failed(Cow<'static, str>),

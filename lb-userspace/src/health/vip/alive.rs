@@ -61,8 +61,8 @@ impl fmt::Display for Sign {
 }
 
 impl Network {
-    /// Waits `until` then at most for a sign of life of a backend's host, and for a better one than its neighbour
-    /// entry; none, at once, if there is no way to ask. `port` is asked by the `way` of the clients' packets,
+    /// Waits `until` then at most for a sign of life of a backend's host, and for a better one than its MAC
+    /// address; none, at once, if there is no way to ask. `port` is asked by the `way` of the clients' packets,
     /// without one at the backend's own address.
     pub async fn sign_of_life(
         &self,
