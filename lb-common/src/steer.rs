@@ -138,8 +138,10 @@ mod kind {
     pub(super) const CLOSES: u32 = 2;
     /// An ICMP error about the flow: it finds the backend and changes nothing.
     pub(super) const CONCERNS: u32 = 3;
-    /// Another packet of a QUIC handshake: the flow is there, and nobody has been heard of it yet.
+    /// Another packet of a QUIC handshake whose server was not seen to answer.
     pub(super) const REPEATS: u32 = 4;
+    /// Another packet of a QUIC handshake whose server has answered.
+    pub(super) const PROCEEDS: u32 = 5;
 }
 
 /// A flow of a service, as the functions that aren't inlined take it.
@@ -282,10 +284,12 @@ where
     if let Some(pin) = &pin {
         let value = pin.get();
         let flags = flags_of_backend(tables, value.backend);
-        if what == kind::OPENS {
-            // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow.
+        if may_open(what) {
+            // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow, as it
+            // is where nobody has answered and the backend refuses by now.
             let open = value.flags & flow_flags::CLOSING == 0
-                && now.wrapping_sub(value.seen) <= service.idle_timeout;
+                && now.wrapping_sub(value.seen) <= service.idle_timeout
+                && (value.flags & flow_flags::ESTABLISHED != 0 || flags & REFUSES != REFUSES);
             ends = !open && may_pin(tables, service, flags);
             if !open && !ends && flags & REFUSES == REFUSES {
                 return UNPINNABLE.to_word();
@@ -304,7 +308,8 @@ where
             return Choice::of(value.backend).to_word();
         }
     }
-    if what == kind::OPENS {
+    let flags = flags_of_backend(tables, base);
+    if what == kind::OPENS || may_open(what) && (ends || flags & REFUSES == REFUSES) {
         // Nobody takes new flows, as when every backend drains. The base owner drains, too: given
         // this flow, it would never end.
         if current == 0 {
@@ -313,7 +318,6 @@ where
         // A pin that is left from an older flow must not outlive this one's beginning: it is made
         // to name this flow's backend, for which there is always room. Where it may not be changed
         // its backend can't be used, and the SYN goes where the flow's other packets go then.
-        let flags = flags_of_backend(tables, base);
         if let Some(pin) = &pin
             && (ends || may_pin(tables, service, flags))
         {
@@ -347,7 +351,7 @@ where
         slot.touch_unpinned(stamp(now));
         return Choice { id: base, events: events::UNPINNED }.to_word();
     }
-    if base == 0 || !is_usable(tables, base) {
+    if flags & backend_flags::USABLE == 0 {
         return Choice::of(current).to_word();
     }
     if what == kind::CONCERNS {
@@ -355,6 +359,12 @@ where
     }
     slot.touch_unpinned(stamp(now));
     Choice { id: base, events: events::UNPINNED }.to_word()
+}
+
+/// Whether a packet of this [`kind`] may be the first one that its flow's backend answers.
+#[inline(always)]
+const fn may_open(what: u32) -> bool {
+    matches!(what, kind::OPENS | kind::REPEATS)
 }
 
 #[inline(always)]
@@ -538,17 +548,20 @@ fn quic<T: Tables>(tables: &T, query: &Query<'_>, datagram: Datagram) -> Choice 
 
 /// An Initial or 0-RTT packet to connection `id`. A handshake takes several, and the ring may change
 /// between them, so only the first is like a SYN: the others find what it found, which is the pin if
-/// it got one, and else what the slot's owner was.
+/// it got one, and else what the slot's owner was. Where that one refuses new flows by now, and has
+/// not answered yet, they are like a SYN as well.
 #[inline(always)]
 fn quic_opening<T: Tables>(tables: &T, query: &Query<'_>, id: [u8; 8]) -> Choice {
     let now = tables.now();
     if let Some(first) = tables.opening(&query.key)
         && now.wrapping_sub(first.seen) <= HANDSHAKE_TIMEOUT
     {
-        let choice = by_slot_of(tables, query, kind::REPEATS);
         // Once its server has answered, a client uses the id that the server has chosen; a datagram
         // that has a Handshake packet behind an Initial one shows it only here.
-        if id != first.id && id != [0; 8] {
+        let answered = id != first.id;
+        let what = if answered { kind::PROCEEDS } else { kind::REPEATS };
+        let choice = by_slot_of(tables, query, what);
+        if answered && id != [0; 8] {
             learn(tables, query, id, choice);
         }
         return choice;

@@ -14,18 +14,18 @@
 //! by which [`sweep`] finds what is left of it.
 
 use std::{
-    fs::{self, File},
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    command,
+    mounts::{self, BPFFS},
     namespace::{self, Namespace},
     nginx::{self, Nginx},
     nics::{self, Joined},
@@ -36,9 +36,6 @@ use crate::{
 
 /// Where the folders of labs are.
 pub const ROOT: &str = "/run/lb-lab";
-
-/// Where bpffs is mounted.
-const BPFFS: &str = "/sys/fs/bpf";
 
 /// The interface of every host.
 pub const INTERFACE: &str = "eth0";
@@ -138,7 +135,7 @@ impl Lab {
     ///
     /// If something is missing or the kernel refuses; nothing is left behind then.
     pub fn new(options: &Options) -> Result<Self> {
-        mount()?;
+        mounts::prepare()?;
         let switch = Namespace::new("switch")?;
         // The kernel gave the number in the name to this process alone.
         let name = switch.name().trim_end_matches("-switch").to_owned();
@@ -582,34 +579,4 @@ fn remove_folder(path: &Path) -> Result<()> {
 /// Where what belongs to a lab is pinned.
 fn pins(lab: &str) -> PathBuf {
     Path::new(BPFFS).join(lab)
-}
-
-/// Mounts bpffs where it belongs, and memory where labs are if /run is on a disk, unless they are there: a web host
-/// whose log waits for the disk of a machine that compiles answers nobody for seconds.
-///
-/// # Errors
-///
-/// If the kernel refuses.
-pub fn mount() -> Result<()> {
-    // Of two that find neither, the second would hide what the first has made.
-    let lock = File::create("/run/lb-lab.lock").context("create the lock of labs")?;
-    lock.lock().context("wait for the lock of labs")?;
-    if !is_mounted("bpf", BPFFS)? {
-        command::run(command::command("mount").args(["-t", "bpf", "bpf", BPFFS]))?;
-    }
-    ensure!(Path::new(BPFFS).is_dir(), "{BPFFS} is missing; this kernel has no BPF file system");
-    if !is_mounted("tmpfs", "/run")? && !is_mounted("tmpfs", ROOT)? {
-        fs::create_dir_all(ROOT).with_context(|| format!("create {ROOT}"))?;
-        let mut mount = command::command("mount");
-        command::run(mount.args(["-t", "tmpfs", "-o", "mode=755", "tmpfs", ROOT]))?;
-    }
-    Ok(())
-}
-
-fn is_mounted(kind: &str, place: &str) -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
-    Ok(mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(1);
-        fields.next() == Some(place) && fields.next() == Some(kind)
-    }))
 }

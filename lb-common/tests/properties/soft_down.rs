@@ -64,14 +64,82 @@ fn a_new_flow_is_pinned_to_the_current_owner_though_no_peer_will_know_in_time() 
 
 #[test]
 fn a_quic_connection_begins_as_a_tcp_one_does() {
-    // Version 1, an Initial packet, an id of eight bytes (RFC 9000, 17.2.2).
-    let initial = [&[0xc3, 0, 0, 0, 1, 8][..], &[9; 8], &[0; 80]].concat();
     for family in FAMILIES {
         let model = model(family);
-        let frame = Client::new(1).udp(family, QUIC, &initial);
+        let frame = Client::new(1).udp(family, QUIC, &initial(9));
         assert_eq!(model.forwarded(&frame).id, 2, "{family:?}");
         model.move_rings_to(3);
         assert_eq!(model.forwarded(&frame).id, 2, "{family:?}: the second flight");
+    }
+}
+
+/// A long header of version 1 with an id of eight bytes (RFC 9000, 17.2.2).
+fn initial(id: u8) -> Vec<u8> {
+    [&[0xc3, 0, 0, 0, 1, 8][..], &[id; 8], &[0; 80]].concat()
+}
+
+#[test]
+fn a_syn_that_is_sent_again_leaves_the_pin_of_a_backend_that_refuses_by_now() {
+    for family in FAMILIES {
+        for answered in [false, true] {
+            let model = Model::new(1);
+            let slot = model.only_slot(family.service(1));
+            slot.set_owners(Owners { current: 1, base: 3 });
+            let client = Client::new(1);
+            let (syn, ack) = (client.tcp(family, WEB, SYN), client.tcp(family, WEB, ACK));
+            assert_eq!(model.forwarded(&syn).id, 1);
+            if answered {
+                model.forwarded(&ack);
+            }
+            slot.set_owners(Owners { current: 2, base: 3 });
+            soft_down(&model, 1);
+            // A SYN on an established flow may be forged.
+            let home = if answered { 1 } else { 2 };
+            for frame in [&syn, &ack, &syn] {
+                assert_eq!(model.forwarded(frame).id, home, "{family:?}, answered {answered}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hello_that_is_sent_again_leaves_a_backend_that_refuses_by_now() {
+    for family in FAMILIES {
+        // As base owner, and by a pin.
+        for (before, after) in [((1, 0), (2, 1)), ((1, 3), (2, 3))] {
+            for answered in [false, true] {
+                let model = Model::new(1);
+                let slot = model.only_slot(family.service(4));
+                slot.set_owners(Owners { current: before.0, base: before.1 });
+                let client = Client::new(1);
+                let hello = client.udp(family, QUIC, &initial(9));
+                let reply = client.udp(family, QUIC, &initial(5));
+                assert_eq!(model.forwarded(&hello).id, 1);
+                slot.set_owners(Owners { current: after.0, base: after.1 });
+                soft_down(&model, 1);
+                let (frames, home) =
+                    if answered { ([&reply, &reply], 1) } else { ([&hello, &reply], 2) };
+                for frame in frames {
+                    let case = (family, before, answered);
+                    assert_eq!(model.forwarded(frame).id, home, "{case:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hello_that_is_sent_again_and_cannot_be_pinned_is_left_to_the_next() {
+    for family in FAMILIES {
+        let model = Model::new(1);
+        let hello = Client::new(1).udp(family, QUIC, &initial(9));
+        assert_eq!(model.forwarded(&hello).id, 1);
+        model.move_rings_to(2);
+        soft_down(&model, 1);
+        model.pin_capacity.set(0);
+        assert_eq!(model.decide(&hello), UNPINNABLE, "{family:?}");
+        model.pin_capacity.set(1);
+        assert_eq!(model.forwarded(&hello).id, 2, "{family:?}");
     }
 }
 

@@ -26,6 +26,7 @@ use lb_userspace::datapath;
 use zerocopy::{IntoBytes as _, transmute};
 
 use super::{generate::INGRESS, model::BackendCount};
+use crate::mounts::{self, BPFFS};
 
 const SERVICES: u32 = 64;
 /// So few that some have one service, some several, and some more than they have room for.
@@ -67,10 +68,9 @@ impl Folder {
     fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("lbt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = Path::new("/sys/fs/bpf").join(name);
-        fs::create_dir(&path).with_context(|| {
-            format!("make {}; is a BPF file system mounted there?", path.display())
-        })?;
+        mounts::bpffs()?;
+        let path = Path::new(BPFFS).join(name);
+        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
         Ok(Self(path))
     }
 }

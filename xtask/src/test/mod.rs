@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
-use kit::{lab, signals};
+use kit::{lab, mounts, signals};
 
 pub use self::program::{Program, build_some};
 use crate::{cargo, kernels, setup, side_by_side::side_by_side};
@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments, in_ci: bool) -> Result<()> {
     if !network.is_empty() {
         if kit::is_root() {
             // Several at once would each find nothing there.
-            lab::mount()?;
+            mounts::prepare()?;
             for name in lab::sweep()? {
                 println!("removed {name}, which a run has left that was killed");
             }
