@@ -127,6 +127,7 @@ fn cases() -> Vec<Case> {
         case("ipip, UDP oneshot, a million flows", encapsulate, v4(Shape::Udp, 53, MANY)),
         case("ipip, UDP tracked, 32,768 flows", encapsulate, v4(Shape::Udp, 54, 32_768)),
         case("ipip, UDP quic, 65,536 flows", encapsulate, v4(Shape::Quic, 443, 65_536)),
+        case("ipip, UDP quic Initial, a new flow each", encapsulate, v4(Shape::Initial, 443, NEW)),
         case("in flux, no pins, one flow", encapsulate, v4(Shape::Tcp, 83, 1)),
         case("in flux, no pins, a million flows", encapsulate, v4(Shape::Tcp, 83, MANY)),
         case("in flux, pinned, one flow", encapsulate, v4(Shape::Tcp, 84, 1)),

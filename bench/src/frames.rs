@@ -60,6 +60,8 @@ pub enum Shape {
     Udp,
     /// QUIC with a short header.
     Quic,
+    /// The header of a QUIC Initial packet (RFC 9000, 17.2.2), without the rest of its 1,200 bytes.
+    Initial,
 }
 
 /// The VIP of IPv4 services.
@@ -147,6 +149,9 @@ fn transport(shape: Shape, port: u16) -> (Vec<u8>, u8) {
     if shape == Shape::Quic {
         payload[0] = 0x40;
         payload[1..9].copy_from_slice(U32::new(7).as_bytes().repeat(2).as_slice());
+    }
+    if shape == Shape::Initial {
+        payload[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
     }
     let len = U16::new((8 + payload.len()) as u16);
     let udp = Udp { source: [0; 2], destination, len, check: U16::ZERO };

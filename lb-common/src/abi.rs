@@ -9,10 +9,12 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 
+mod handshake;
 mod pin_log;
 mod slot;
 
 pub use self::{
+    handshake::{HANDSHAKES, Handshake},
     pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},
     slot::{Owners, Slot, stamp, stamp_age},
 };
@@ -313,20 +315,6 @@ pub struct Fragment {
     pub entropy: u32,
 }
 
-/// Value of `OPENINGS`: when a client began to open a QUIC connection.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C, align(4))]
-pub struct Opening {
-    /// The first bytes of the connection id that the client made up for its server, or zero.
-    pub id: [u8; 8],
-    /// Second of the first Initial or 0-RTT packet.
-    pub seen: u32,
-    /// Zero.
-    pub reserved: u32,
-}
-
 /// Key of `CONNECTIONS`: a QUIC connection by the id that its server chose (RFC 9000, 5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4))]
@@ -523,7 +511,6 @@ mod pod {
         super::FlowValue,
         super::FragmentKey,
         super::Fragment,
-        super::Opening,
         super::ConnectionKey,
         super::VipKey,
         super::OwnMac,

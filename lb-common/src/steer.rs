@@ -10,7 +10,7 @@ use zerocopy::network_endian::U16;
 
 use crate::{
     abi::{
-        ConnectionKey, FlowKey, FlowValue, Opening, Owners, Service, Slot, SynBudget,
+        ConnectionKey, FlowKey, FlowValue, Handshake, Owners, Service, Slot, SynBudget,
         backend_flags, flow_flags, mapped, proto, service_flags, stamp, udp_policy,
     },
     hash::{flow_hash_v4, slot_of},
@@ -519,7 +519,7 @@ fn tracked<T: Tables>(tables: &T, query: &Query<'_>) -> Choice {
 }
 
 /// Seconds for which a QUIC handshake is awaited: as long as a client tries.
-pub const HANDSHAKE_TIMEOUT: u32 = 10;
+pub const HANDSHAKE_TIMEOUT: u16 = 10;
 
 /// QUIC: by connection id where it is known, else by the tuple's slot.
 #[inline(always)]
@@ -553,12 +553,14 @@ fn quic<T: Tables>(tables: &T, query: &Query<'_>, datagram: Datagram) -> Choice 
 #[inline(always)]
 fn quic_opening<T: Tables>(tables: &T, query: &Query<'_>, id: [u8; 8]) -> Choice {
     let now = tables.now();
-    if let Some(first) = tables.opening(&query.key)
-        && now.wrapping_sub(first.seen) <= HANDSHAKE_TIMEOUT
+    let Some(mark) = tables.handshake(query.hash) else { return Choice::NONE };
+    let first = Handshake(mark.load());
+    if let Some(age) = first.age(query.hash, now)
+        && age <= HANDSHAKE_TIMEOUT
     {
         // Once its server has answered, a client uses the id that the server has chosen; a datagram
         // that has a Handshake packet behind an Initial one shows it only here.
-        let answered = id != first.id;
+        let answered = !first.is_to(id);
         let what = if answered { kind::PROCEEDS } else { kind::REPEATS };
         let choice = by_slot_of(tables, query, what);
         if answered && id != [0; 8] {
@@ -568,7 +570,7 @@ fn quic_opening<T: Tables>(tables: &T, query: &Query<'_>, id: [u8; 8]) -> Choice
     }
     let choice = by_slot_of(tables, query, kind::OPENS);
     if choice.id != 0 {
-        tables.insert_opening(&query.key, Opening { id, seen: now, reserved: 0 });
+        mark.store(Handshake::begun(query.hash, id, now).0);
     }
     choice
 }

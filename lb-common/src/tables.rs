@@ -4,11 +4,11 @@ use core::ops::Deref;
 
 use crate::{
     abi::{
-        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
+        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
     second_choice,
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     steer,
 };
 
@@ -43,10 +43,9 @@ pub trait Tables {
     fn connection(&self, key: &ConnectionKey) -> Option<impl Deref<Target = Flow>>;
     /// Notes a QUIC connection unless its id is known.
     fn insert_connection(&self, key: &ConnectionKey, value: FlowValue);
-    /// When a client began to open a QUIC connection.
-    fn opening(&self, key: &FlowKey) -> Option<Opening>;
-    /// Notes that a client begins to open a QUIC connection.
-    fn insert_opening(&self, key: &FlowKey, value: Opening);
+    /// The mark of the QUIC handshake of a flow with this hash, or of another one: a
+    /// [`Handshake`](crate::abi::Handshake).
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>>;
     /// What the first fragment of a packet was told.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Notes what the first fragment of a packet was told.

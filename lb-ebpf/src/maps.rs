@@ -18,13 +18,13 @@ use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED,
-        Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac, PIN_NOTES, PinLease,
+        Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PIN_NOTES, PinLease,
         PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
         VerdictCounter, VipKey,
     },
     second_choice::search,
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     tables::Tables,
     verdict::{Forward, REASONS},
 };
@@ -91,9 +91,9 @@ static TRACKED: LruHashMap<FlowKey, Flow, { DEFAULT_TRACKED as usize }> = LruHas
 static CONNECTIONS: LruHashMap<ConnectionKey, Flow, { DEFAULT_CONNECTIONS as usize }> =
     LruHashMap::new();
 
-/// The clients that have begun to open a QUIC connection. The daemon sizes it.
+/// Marks of the QUIC handshakes that have begun, of all CPUs.
 #[btf_map]
-static OPENINGS: LruHashMap<FlowKey, Opening, { DEFAULT_CONNECTIONS as usize }> = LruHashMap::new();
+static HANDSHAKES: Array<SharedU64, { abi::HANDSHAKES as usize }> = Array::new();
 
 /// Fragmented packets whose first fragment was seen.
 #[btf_map]
@@ -360,13 +360,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn opening(&self, key: &FlowKey) -> Option<Opening> {
-        get!(OPENINGS, key).copied()
-    }
-
-    #[inline(always)]
-    fn insert_opening(&self, key: &FlowKey, value: Opening) {
-        let _ = OPENINGS.insert(key, value, u64::from(BPF_ANY));
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
+        HANDSHAKES.get(Handshake::place(hash))
     }
 
     #[inline(always)]

@@ -4,11 +4,11 @@ use core::ops::Deref;
 
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
+        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
     capture::{NO_SLOT, flags},
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     tables::Tables,
 };
 
@@ -124,13 +124,8 @@ impl Tables for Watched {
     }
 
     #[inline(always)]
-    fn opening(&self, key: &FlowKey) -> Option<Opening> {
-        Maps.opening(key)
-    }
-
-    #[inline(always)]
-    fn insert_opening(&self, key: &FlowKey, value: Opening) {
-        Maps.insert_opening(key, value);
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
+        Maps.handshake(hash)
     }
 
     #[inline(always)]

@@ -10,14 +10,14 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
-        FragmentKey, Opening, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
-        Unanswered, VipKey, backend_flags, mapped, service_flags, udp_policy,
+        FragmentKey, Handshake, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        SynBudget, Unanswered, VipKey, backend_flags, mapped, service_flags, udp_policy,
     },
     forward::decide,
     hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
     packet::number,
     plain,
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     tables::Tables,
     verdict::{Forward, Verdict, events},
 };
@@ -58,7 +58,7 @@ pub struct Model {
     pub pin_capacity: Cell<usize>,
     pub tracked: RefCell<HashMap<FlowKey, Rc<Flow>>>,
     pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
-    pub openings: RefCell<HashMap<FlowKey, Opening>>,
+    pub handshakes: RefCell<HashMap<u32, Rc<SharedU64>>>,
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub vips: Vec<VipKey>,
     pub own_macs: Vec<[u8; 6]>,
@@ -85,7 +85,7 @@ impl Model {
             pin_capacity: Cell::new(usize::MAX),
             tracked: RefCell::default(),
             connections: RefCell::default(),
-            openings: RefCell::default(),
+            handshakes: RefCell::default(),
             fragments: RefCell::default(),
             vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
             own_macs: vec![OWN],
@@ -327,12 +327,8 @@ impl Tables for Model {
         self.connections.borrow_mut().entry(*key).or_insert_with(|| Rc::new(Flow::new(value)));
     }
 
-    fn opening(&self, key: &FlowKey) -> Option<Opening> {
-        self.openings.borrow().get(key).copied()
-    }
-
-    fn insert_opening(&self, key: &FlowKey, value: Opening) {
-        self.openings.borrow_mut().insert(*key, value);
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
+        Some(self.handshakes.borrow_mut().entry(Handshake::place(hash)).or_default().clone())
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

@@ -270,7 +270,7 @@ proptest! {
             if step == 1 {
                 // No handshake takes as long as that.
                 let mut others = connections.iter().flatten();
-                if others.all(|(_, sent, born)| *sent > 2 || second - born < HANDSHAKE_TIMEOUT) {
+                if others.all(|(_, sent, born)| *sent > 2 || second - born < HANDSHAKE_TIMEOUT.into()) {
                     model.pass_seconds(1);
                     second += 1;
                 }

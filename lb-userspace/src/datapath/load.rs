@@ -235,6 +235,7 @@ impl Start {
         let mut programs = attach::running(pin_dir)?;
         programs.insert(program_id);
         program_pins::retain(&CURRENT.path(pin_dir), &programs)?;
+        layouts::unpin_retired(&CURRENT.path(pin_dir))?;
         info!(folder = %CURRENT.path(pin_dir).display(), "data plane is there");
         let settings = settings.clone();
         Ok(Xdp {

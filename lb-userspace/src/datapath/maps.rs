@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
+        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
+        ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
     },
     service_index::Entry,
 };
@@ -56,8 +56,8 @@ pub struct Maps {
     pub tracked: Table<FlowKey, FlowValue>,
     /// `CONNECTIONS`.
     pub connections: Table<ConnectionKey, FlowValue>,
-    /// `OPENINGS`, which sets that were made before it have not.
-    pub openings: Option<Table<FlowKey, Opening>>,
+    /// `HANDSHAKES`, which sets that were made before it have not.
+    pub handshakes: Option<Table<u32, u64>>,
     /// `FRAGMENTS`.
     pub fragments: Table<FragmentKey, Fragment>,
     /// `VIPS`.
@@ -89,8 +89,8 @@ impl Maps {
             pins: Table::new(map("PINS")?)?,
             tracked: Table::new(map("TRACKED")?)?,
             connections: Table::new(map("CONNECTIONS")?)?,
-            openings: match folder.join("OPENINGS").exists() {
-                true => Some(Table::new(map("OPENINGS")?)?),
+            handshakes: match folder.join("HANDSHAKES").exists() {
+                true => Some(Table::new(map("HANDSHAKES")?)?),
                 false => None,
             },
             fragments: Table::new(map("FRAGMENTS")?)?,

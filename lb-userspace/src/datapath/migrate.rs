@@ -160,7 +160,7 @@ impl Source {
     }
 
     /// Copies what is not shared, while the old program runs. The services' index is made from the
-    /// services; budgets, marks of SYNs and openings begin anew; counters move later.
+    /// services; budgets, marks of SYNs and of handshakes begin anew; counters move later.
     pub(super) fn copy(&self, to: &Maps) -> Result<()> {
         let from = &self.maps;
         copy(&from.services_v4, &to.services_v4).context("copy SERVICES_V4")?;

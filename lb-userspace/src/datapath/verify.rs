@@ -226,9 +226,6 @@ impl Copy {
         self.clear(&self.maps.tracked)?;
         self.clear(&self.maps.connections)?;
         self.clear(&self.maps.fragments)?;
-        if let Some(openings) = &self.maps.openings {
-            self.clear(openings)?;
-        }
         for entry in &case.entries {
             match entry {
                 Entry::Slot(service, index, owners, (unpinned, pinned)) => {
@@ -249,13 +246,12 @@ impl Copy {
                     let seen = first.seen.wrapping_add(seconds);
                     self.maps.fragments.put(key, &abi::Fragment { seen, ..*first })?;
                 }
-                Entry::Opening(key, Some(first)) => {
-                    if let Some(openings) = &self.maps.openings {
-                        let seen = first.seen.wrapping_add(seconds);
-                        openings.put(key, &abi::Opening { seen, ..*first })?;
+                Entry::Handshake(place, first) => {
+                    if let Some(handshakes) = &self.maps.handshakes {
+                        handshakes.put(place, &first.later(seconds).0)?;
                     }
                 }
-                Entry::Flow(_, None) | Entry::Opening(_, None) | Entry::Fragment(_, None) => {}
+                Entry::Flow(_, None) | Entry::Fragment(_, None) => {}
                 Entry::Budget(service, tokens, refilled) => {
                     let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
                     for cpu in 0..specimen.cpus {

@@ -3,8 +3,8 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, BackendCounter, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac, Owners,
-    Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+    Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, Service,
+    ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
 };
 
 use super::{FlowRef, mmap::Mapped, sys::Table, xdp::Xdp};
@@ -54,8 +54,9 @@ impl View for Xdp {
         self.pin_log.leased_until()
     }
 
-    fn opening(&self, key: &FlowKey) -> io::Result<Option<Opening>> {
-        self.maps.openings.as_ref().map_or(Ok(None), |openings| openings.get(key))
+    fn handshake(&self, hash: u64) -> io::Result<Option<Handshake>> {
+        let Some(handshakes) = &self.maps.handshakes else { return Ok(None) };
+        Ok(handshakes.get(&Handshake::place(hash))?.map(Handshake))
     }
 
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>> {

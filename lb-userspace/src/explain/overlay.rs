@@ -14,10 +14,10 @@ use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{
         Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
-        Opening, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
-        VipKey,
+        Handshake, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        Unanswered, VipKey,
     },
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     tables::Tables,
     verdict::{Verdict, events},
 };
@@ -60,10 +60,8 @@ pub enum Note {
     Lease(u64),
     /// A budget: its word ([`SynBudget::word`]), and when it was refilled.
     Budget(u64, u64),
-    /// When the client began to open a QUIC connection, if it did lately or ever.
-    Opening(Option<Opening>),
-    /// A QUIC connection is noted as being opened.
-    InsertOpening,
+    /// How many seconds ago the client began to open a QUIC connection, if it is known.
+    Handshake(Option<u16>),
     /// What the first fragment was told.
     Fragment(Option<Fragment>),
     /// Where the first fragment went is kept.
@@ -89,8 +87,8 @@ pub enum Write {
     Token(u64),
     /// The SYN is marked as seen.
     Mark,
-    /// A client begins to open a QUIC connection.
-    Opening,
+    /// A client's QUIC handshake is marked as begun.
+    Handshake,
     /// Where the first fragment went is kept.
     Fragment(u16),
     /// The daemon is told of a pin.
@@ -104,8 +102,8 @@ pub enum Entry {
     Slot(u16, u32, Owners, (u16, u16)),
     /// An entry of a table of flows, or that there is none.
     Flow(FlowRef, Option<FlowValue>),
-    /// When a client began to open a QUIC connection.
-    Opening(FlowKey, Option<Opening>),
+    /// The mark of a QUIC handshake at a place.
+    Handshake(u32, Handshake),
     /// What the first fragment of a packet was told, if it was seen.
     Fragment(FragmentKey, Option<Fragment>),
     /// The budget of a service: its word, and when it was refilled.
@@ -136,7 +134,7 @@ pub struct Overlay<'a, V: ?Sized> {
     notes: RefCell<Vec<Note>>,
     slots: RefCell<HashMap<(u16, u32), Copied<Slot, Stamps>>>,
     flows: RefCell<HashMap<FlowRef, Copied<Flow, Option<FlowValue>>>>,
-    openings: RefCell<HashMap<FlowKey, Opening>>,
+    handshakes: RefCell<HashMap<u32, Copied<SharedU64, u64>>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     budgets: RefCell<HashMap<u16, Copied<SynBudget, u64>>>,
     marks: RefCell<HashMap<u32, Copied<SharedU32, u32>>>,
@@ -168,7 +166,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             notes: RefCell::default(),
             slots: RefCell::default(),
             flows: RefCell::default(),
-            openings: RefCell::default(),
+            handshakes: RefCell::default(),
             fragments: RefCell::default(),
             budgets: RefCell::default(),
             marks: RefCell::default(),
@@ -231,7 +229,6 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         for note in self.notes.borrow().iter() {
             match note {
                 Note::PinNoted => writes.push(Write::Noted),
-                Note::InsertOpening => writes.push(Write::Opening),
                 Note::InsertFragment(backend) => writes.push(Write::Fragment(*backend)),
                 _ => {}
             }
@@ -255,6 +252,11 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         for Copied { now, before } in self.marks.borrow().values() {
             if now.load() != *before {
                 writes.push(Write::Mark);
+            }
+        }
+        for Copied { now, before } in self.handshakes.borrow().values() {
+            if now.load() != *before {
+                writes.push(Write::Handshake);
             }
         }
         writes
@@ -293,12 +295,6 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     fn fragment_of(&self, key: &FragmentKey) -> Option<Fragment> {
         let found = self.read(self.view.fragment(key));
         self.reads.borrow_mut().push(Entry::Fragment(*key, found));
-        found
-    }
-
-    fn opening_of(&self, key: &FlowKey) -> Option<Opening> {
-        let found = self.read(self.view.opening(key));
-        self.reads.borrow_mut().push(Entry::Opening(*key, found));
         found
     }
 
@@ -421,16 +417,18 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         self.insert(FlowRef::Connection(*key), value, false);
     }
 
-    fn opening(&self, key: &FlowKey) -> Option<Opening> {
-        let here = self.openings.borrow().get(key).copied();
-        let found = here.or_else(|| self.opening_of(key));
-        self.note(Note::Opening(found));
-        found
-    }
-
-    fn insert_opening(&self, key: &FlowKey, value: Opening) {
-        self.note(Note::InsertOpening);
-        self.openings.borrow_mut().insert(*key, value);
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
+        let mark = match self.handshakes.borrow_mut().entry(Handshake::place(hash)) {
+            hash_map::Entry::Occupied(known) => Rc::clone(&known.get().now),
+            hash_map::Entry::Vacant(place) => {
+                let before = self.read(self.view.handshake(hash)).unwrap_or_default();
+                self.reads.borrow_mut().push(Entry::Handshake(*place.key(), before));
+                let now = Rc::new(SharedU64::new(before.0));
+                Rc::clone(&place.insert(Copied { now, before: before.0 }).now)
+            }
+        };
+        self.note(Note::Handshake(Handshake(mark.load()).age(hash, self.now())));
+        Some(mark)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

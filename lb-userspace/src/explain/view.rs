@@ -3,7 +3,7 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac, Service, ServiceKeyV4,
+    Backend, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Service, ServiceKeyV4,
     ServiceKeyV6, Slot, VipKey,
 };
 
@@ -28,8 +28,8 @@ pub trait View {
     fn flow(&self, flow: &FlowRef) -> io::Result<Option<FlowValue>>;
     /// Until when pins may be made, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
     fn pin_lease(&self) -> u64;
-    /// When a client began to open a QUIC connection.
-    fn opening(&self, key: &FlowKey) -> io::Result<Option<Opening>>;
+    /// The mark of the QUIC handshake of a flow with this hash, or of another one.
+    fn handshake(&self, hash: u64) -> io::Result<Option<Handshake>>;
     /// What the first fragment of a packet was told.
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>>;
     /// Whether any service has this address.

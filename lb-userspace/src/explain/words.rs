@@ -229,19 +229,15 @@ impl<'a> Book<'a> {
                 Note::Unanswered(id, word) => {
                     steps.add("silence", self.silence(*id, *word));
                 }
-                Note::Opening(found) => steps.add(
+                Note::Handshake(age) => steps.add(
                     "quic",
-                    match found {
-                        Some(first) if self.age(first.seen) <= steer::HANDSHAKE_TIMEOUT => {
-                            let age = self.age(first.seen);
+                    match age {
+                        Some(age) if *age <= steer::HANDSHAKE_TIMEOUT => {
                             format!("a part of the handshake that this client began {age} s ago")
                         }
-                        _ => "the first packet of a handshake".into(),
+                        _ => "the first packet of a handshake, which the rest would follow".into(),
                     },
                 ),
-                Note::InsertOpening => {
-                    steps.add("quic", "the rest of the handshake would follow it".into());
-                }
                 Note::Fragment(found) => steps.add(
                     "fragment",
                     match found {
@@ -468,7 +464,7 @@ impl<'a> Book<'a> {
             Write::Pinned(slot) => format!("slot {slot}: stamp of pins"),
             Write::Token(left) => format!("budget: {} left of this second", counted(*left, "pin")),
             Write::Mark => "mark of the SYN".into(),
-            Write::Opening => "the handshake that begins is noted".into(),
+            Write::Handshake => "the handshake that begins is noted".into(),
             Write::Fragment(id) => format!("fragments follow to {}", self.backend(*id)),
             Write::Noted => "note of the pin for lbd and its peers".into(),
         });

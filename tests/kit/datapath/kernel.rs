@@ -16,8 +16,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, Opening, OwnMac,
-        PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES,
+        Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
     },
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
@@ -367,22 +367,22 @@ impl Kernel {
         Ok(self.hash("CONNECTIONS")?.iter().collect::<Result<_, _>>()?)
     }
 
-    /// All clients that have begun to open a QUIC connection.
+    /// The mark of a QUIC handshake.
     ///
     /// # Errors
     ///
     /// The kernel refuses it.
-    pub fn openings(&mut self) -> Result<HashMap<FlowKey, Opening>> {
-        Ok(self.hash("OPENINGS")?.iter().collect::<Result<_, _>>()?)
+    pub fn handshake(&mut self, place: u32) -> Result<u64> {
+        Ok(self.array("HANDSHAKES")?.get(&place, 0)?)
     }
 
-    /// The same for a client that has begun to open a QUIC connection.
+    /// Forgets a QUIC handshake.
     ///
     /// # Errors
     ///
-    /// It is not there.
-    pub fn remove_opening(&mut self, key: &FlowKey) -> Result<()> {
-        Ok(self.hash::<FlowKey, Opening>("OPENINGS")?.remove(key)?)
+    /// The kernel refuses it.
+    pub fn clear_handshake(&mut self, place: u32) -> Result<()> {
+        Ok(self.array::<u64>("HANDSHAKES")?.set(place, 0, 0)?)
     }
 
     /// All fragmented packets.
@@ -586,7 +586,7 @@ impl Kernel {
             ("PINS", size_of::<FlowKey>(), size_of::<FlowValue>()),
             ("TRACKED", size_of::<FlowKey>(), size_of::<FlowValue>()),
             ("CONNECTIONS", size_of::<ConnectionKey>(), size_of::<FlowValue>()),
-            ("OPENINGS", size_of::<FlowKey>(), size_of::<Opening>()),
+            ("HANDSHAKES", 4, size_of::<u64>()),
             ("FRAGMENTS", size_of::<FragmentKey>(), size_of::<Fragment>()),
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),

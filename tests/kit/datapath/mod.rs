@@ -175,7 +175,9 @@ impl Twins {
         ensure!(kernel.pins()? == plain(&model.pins.borrow()), "pins differ");
         ensure!(kernel.tracked()? == plain(&model.tracked.borrow()), "tracked flows differ");
         ensure!(kernel.connections()? == plain(&model.connections.borrow()), "connections differ");
-        ensure!(kernel.openings()? == *model.openings.borrow(), "openings differ");
+        for (&place, mark) in &*model.handshakes.borrow() {
+            ensure!(kernel.handshake(place)? == mark.load(), "the handshake at {place} differs");
+        }
         ensure!(kernel.fragments()? == *model.fragments.borrow(), "fragments differ");
         for (&service, slots) in &model.rings {
             let slots: Vec<u64> = slots.iter().map(|slot| word_of(slot)).collect();
@@ -202,7 +204,9 @@ impl Twins {
         model.pins = RefCell::new(shared(kernel.pins()?));
         model.tracked = RefCell::new(shared(kernel.tracked()?));
         model.connections = RefCell::new(shared(kernel.connections()?));
-        model.openings = RefCell::new(kernel.openings()?);
+        for (&place, mark) in &*model.handshakes.borrow() {
+            mark.store(kernel.handshake(place)?);
+        }
         model.fragments = RefCell::new(kernel.fragments()?);
         for (service, ring) in &mut model.rings {
             *ring = kernel.ring(*service)?.into_iter().map(slot_of).collect();
@@ -248,8 +252,8 @@ impl Twins {
             Some(value) => kernel.put_connection(*key, value),
             None => kernel.remove_connection(key),
         })?;
-        for (key, _) in model.openings.borrow_mut().drain() {
-            kernel.remove_opening(&key)?;
+        for (place, _) in model.handshakes.borrow_mut().drain() {
+            kernel.clear_handshake(place)?;
         }
         let fragments = &mut *model.fragments.borrow_mut();
         let initial: HashMap<_, _> = state.fragments.iter().copied().collect();

@@ -10,14 +10,14 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening,
+        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
         OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
         backend_flags,
     },
     forward::decide,
     packet::{ipv4, ipv6, number},
     rewrite,
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     tables::Tables,
     verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
 };
@@ -60,7 +60,7 @@ pub struct Model {
     /// The connections.
     pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
     /// The clients that have begun to open a QUIC connection.
-    pub openings: RefCell<HashMap<FlowKey, Opening>>,
+    pub handshakes: RefCell<HashMap<u32, Rc<SharedU64>>>,
     /// Fragmented packets.
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     /// The VIPs.
@@ -104,7 +104,7 @@ impl Model {
             pin_capacity,
             tracked: RefCell::default(),
             connections: RefCell::default(),
-            openings: RefCell::default(),
+            handshakes: RefCell::default(),
             fragments: RefCell::default(),
             vips: HashMap::new(),
             own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
@@ -301,12 +301,8 @@ impl Tables for Model {
         self.connections.borrow_mut().entry(*key).or_insert_with(|| Rc::new(Flow::new(value)));
     }
 
-    fn opening(&self, key: &FlowKey) -> Option<Opening> {
-        self.openings.borrow().get(key).copied()
-    }
-
-    fn insert_opening(&self, key: &FlowKey, value: Opening) {
-        self.openings.borrow_mut().insert(*key, value);
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
+        Some(self.handshakes.borrow_mut().entry(Handshake::place(hash)).or_default().clone())
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

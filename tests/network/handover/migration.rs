@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::bail;
+use aya::maps::MapData;
 use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, flow_flags};
 use lb_userspace::{
     datapath::{DataPlane as _, Step, Xdp},
@@ -125,10 +126,11 @@ fn other_limits_at_a_restart_lose_nothing() {
     assert_eq!(link_at(&site.settings.pin_dir.join("link-va")).0, link);
 }
 
-/// Maps of this layout that were made before the ones that a pair needs were added to it.
+/// Maps of this layout that were made before the ones that a pair needs were added to it, and the marks of handshakes
+/// took the place of a table.
 #[test]
 fn maps_that_lack_the_log_of_pins_get_it_and_lose_nothing() {
-    const LATER: [&str; 3] = ["PIN_LOG", "PIN_LOG_HEADS", "PIN_LEASE"];
+    const LATER: [&str; 4] = ["PIN_LOG", "PIN_LOG_HEADS", "PIN_LEASE", "HANDSHAKES"];
     let Some(mut site) = Site::new() else { return };
     drop(v1::start(&site.settings));
     drop(site.open());
@@ -136,6 +138,8 @@ fn maps_that_lack_the_log_of_pins_get_it_and_lose_nothing() {
     let decided = decisions(&wire);
     for limits in [LIMITS, LARGER] {
         LATER.iter().for_each(|name| fs::remove_file(site.current().join(name)).unwrap());
+        let other = MapData::from_pin(site.current().join("FRAGMENTS")).unwrap();
+        other.pin(site.current().join("OPENINGS")).unwrap();
         site.settings.limits = limits;
         let before = Content::of(&site.current());
         let mut data_plane = site.open();

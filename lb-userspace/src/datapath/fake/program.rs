@@ -13,11 +13,11 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Opening,
+        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
         OwnMac, PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
         VipKey,
     },
-    shared::SharedU32,
+    shared::{SharedU32, SharedU64},
     tables::Tables,
 };
 
@@ -36,7 +36,7 @@ pub(super) struct Program {
     notes: RefCell<Vec<FlowKey>>,
     budgets: RefCell<HashMap<u16, Arc<SynBudget>>>,
     marks: RefCell<HashMap<u32, Arc<SharedU32>>>,
-    openings: RefCell<HashMap<FlowKey, Opening>>,
+    handshakes: RefCell<HashMap<u32, Arc<SharedU64>>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     unanswered: RefCell<HashMap<u16, Unanswered>>,
 }
@@ -151,12 +151,9 @@ impl Tables for Fake {
         flows.entry(FlowRef::Connection(*key)).or_insert_with(|| Arc::new(Flow::new(value)));
     }
 
-    fn opening(&self, key: &FlowKey) -> Option<Opening> {
-        self.program.openings.borrow().get(key).copied()
-    }
-
-    fn insert_opening(&self, key: &FlowKey, value: Opening) {
-        self.program.openings.borrow_mut().insert(*key, value);
+    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
+        let place = Handshake::place(hash);
+        Some(self.program.handshakes.borrow_mut().entry(place).or_default().clone())
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
@@ -230,8 +227,8 @@ impl View for Fake {
         self.leased_until()
     }
 
-    fn opening(&self, key: &FlowKey) -> io::Result<Option<Opening>> {
-        Ok(Tables::opening(self, key))
+    fn handshake(&self, hash: u64) -> io::Result<Option<Handshake>> {
+        Ok(Tables::handshake(self, hash).map(|word| Handshake(word.load())))
     }
 
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>> {

@@ -7,15 +7,15 @@
 //! which begins empty. A layout that changes a key or a value turns one into
 //! the other in its file, and [`super::migrate`] asks it to.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapInfo;
 use lb_common::{
     abi::{
         self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
-        FragmentKey, Opening, OwnMac, PinLease, PinLogHead, PinNote, Service, ServiceKeyV4,
-        ServiceKeyV6, SynBudget, VerdictCounter, VipKey,
+        FragmentKey, OwnMac, PinLease, PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6,
+        SynBudget, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
@@ -86,8 +86,28 @@ pub const SHAPES: [Shape; 20] = [
     shape::<u32, PinNote>("PIN_LOG", ARRAY, |_, cpus| abi::PIN_NOTES * cpus).spare(),
     shape::<u32, PinLogHead>("PIN_LOG_HEADS", ARRAY, |_, cpus| cpus).spare(),
     shape::<u32, PinLease>("PIN_LEASE", ARRAY, |_, _| 1).spare(),
-    shape::<FlowKey, Opening>("OPENINGS", LRU_HASH, |limits, _| limits.connections).spare(),
+    shape::<u32, u64>("HANDSHAKES", ARRAY, |_, _| abi::HANDSHAKES).spare(),
 ];
+
+/// Maps that earlier versions pinned beside those of this layout, and that nothing asks any more.
+const RETIRED: [&str; 1] = ["OPENINGS"];
+
+/// Removes the pins of the [`RETIRED`] maps in `folder`, with which the maps end.
+///
+/// # Errors
+///
+/// If the kernel refuses it.
+pub fn unpin_retired(folder: &Path) -> Result<()> {
+    for pin in RETIRED.map(|name| folder.join(name)) {
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", pin.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
 /// Buckets of the services' index.
 pub const fn buckets(limits: &Limits) -> u32 {
