@@ -19,14 +19,16 @@ use kit::datapath::{
 use lb_common::{
     abi::{VipKey, backend_flags, mapped},
     decap::Source,
+    forward::decide,
+    icmp_error::rate_of_source,
     packet::{
         Packet as _, ethernet, icmp,
         ipv6::{self, Ipv6},
         number,
     },
     rewrite,
+    verdict::{ReplyKind, Verdict},
 };
-use lb_common::{forward::decide, verdict::Verdict};
 use lb_userspace::{datapath, objects};
 use zerocopy::IntoBytes as _;
 
@@ -161,9 +163,16 @@ fn program_and_core_agree_on_every_frame_and_table() -> Result<()> {
 }
 
 #[test]
-fn a_cpu_sends_as_many_icmp_errors_as_its_bucket_has() -> Result<()> {
-    const RATE: u32 = 5;
+fn a_cpu_sends_as_many_icmp_errors_as_its_buckets_have() -> Result<()> {
     kernel::stay_on_one_cpu()?;
+    icmp_errors_of(ReplyKind::TtlExceeded, RATE)?;
+    icmp_errors_of(ReplyKind::TooBig, rate_of_source(RATE))
+}
+
+const RATE: u32 = 5;
+
+/// A frame that is answered by an error of this kind is answered so often, and then no more.
+fn icmp_errors_of(kind: ReplyKind, rate: u32) -> Result<()> {
     let mut random = Random(3);
     let mut twins = Twins::load_limited(objects::BALANCER, PINS, RATE)?;
     // One token in 200 ms, so that none comes within the margin.
@@ -176,19 +185,21 @@ fn a_cpu_sends_as_many_icmp_errors_as_its_bucket_has() -> Result<()> {
     search.model.nanos.set(nanos);
     let mut frame = generate::frame(&mut random);
     for _ in 0..10_000 {
-        if matches!(decide(&*frame, &search.model), Verdict::Reply(_)) {
+        if matches!(decide(&*frame, &search.model), Verdict::Reply(reply) if reply.kind == kind) {
             break;
         }
         frame = generate::frame(&mut random);
         search.model.icmp_budget = Rc::default();
+        search.model.too_big_budgets.borrow_mut().clear();
     }
     twins.model.nanos.set(steady_nanos(MARGIN));
-    for number in 0..2 * RATE {
-        let action = twins.run(&frame).with_context(|| format!("frame {number}"))?;
-        ensure!((action == Action::Tx) == (number < RATE), "{action:?} for frame {number}");
+    for number in 0..2 * rate {
+        let action = twins.run(&frame).with_context(|| format!("{kind:?}, frame {number}"))?;
+        let told = action == Action::Tx;
+        ensure!(told == (number < rate), "{action:?} for {kind:?}, frame {number}");
     }
     let limited = lb_common::verdict::Drop::IcmpRateLimited.index();
-    ensure!(twins.model.verdicts[&limited][0] == u64::from(RATE));
+    ensure!(twins.model.verdicts[&limited][0] == u64::from(rate));
     twins.compare_tables()
 }
 

@@ -14,7 +14,7 @@ use aya::{
 use lb_common::{
     abi::{
         Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, Service, ServiceKeyV4,
-        ServiceKeyV6, backend_flags, mapped, service_flags, stamp,
+        ServiceKeyV6, TOO_BIG_BUDGETS, backend_flags, mapped, service_flags, stamp,
     },
     capture::{ANY, Plan as CapturePlan},
     hash::FlowKeys,
@@ -363,6 +363,7 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
         .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
         .map_max_entries("ICMP_BUDGETS", cpus)
+        .map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS)
         .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
         .map_max_entries("PIN_LOG_HEADS", cpus)
         .map_max_entries("CAPTURE_COUNTERS", cpus)

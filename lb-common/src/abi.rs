@@ -48,6 +48,9 @@ pub const OWN_MACS: u32 = 16;
 /// Entries of `SYN_MARKS`; a power of two.
 pub const SYN_MARKS: u32 = 65_536;
 
+/// Entries of `TOO_BIG_BUDGETS` for each CPU; a power of two.
+pub const TOO_BIG_BUDGETS: u32 = 256;
+
 /// IP protocol numbers that a service can have.
 pub mod proto {
     /// Transmission Control Protocol.
@@ -424,7 +427,8 @@ impl Unanswered {
 
 /// A token bucket of one CPU: how many pins it may still make for one service, as the element of
 /// `SYN_BUDGETS`, which has as many elements as there can be services for each CPU in turn; or how
-/// many ICMP errors it may still send, as the element of `ICMP_BUDGETS`, which has one for each CPU.
+/// many ICMP errors it may still send, as the element of `ICMP_BUDGETS`, which has one for each CPU, and of
+/// `TOO_BIG_BUDGETS`, which has [`TOO_BIG_BUDGETS`] for each CPU in turn.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(8))]
 pub struct SynBudget {

@@ -356,14 +356,15 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
+    let too_big = u32::from(reply.kind == ReplyKind::TooBig);
     let refusal = if reply.v6 {
         let Some(ip) = pkt.load::<Ipv6>(reply.l3) else { return Verdict::Pass(Pass::Truncated) };
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip.source;
         let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        icmp_error::refusal_v6(tables, high, u64::from_be_bytes([i, j, k, l, m, n, o, p]))
+        icmp_error::refusal_v6(tables, high, u64::from_be_bytes([i, j, k, l, m, n, o, p]), too_big)
     } else {
         let Some(ip) = pkt.load::<Ipv4>(reply.l3) else { return Verdict::Pass(Pass::Truncated) };
-        icmp_error::refusal_v4(tables, u32::from_be_bytes(ip.source))
+        icmp_error::refusal_v4(tables, u32::from_be_bytes(ip.source), too_big)
     };
     match icmp_error::refused(refusal) {
         Some(reason) => Verdict::Drop(reason),

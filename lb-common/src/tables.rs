@@ -56,8 +56,11 @@ pub trait Tables {
     fn own_mac(&self, index: u32) -> Option<OwnMac>;
     /// This CPU's budget of pins for a service.
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
-    /// This CPU's budget of ICMP errors.
+    /// This CPU's budget of ICMP errors, but for those of [`Self::too_big_budget`].
     fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>>;
+    /// This CPU's budget of ICMP errors that say a packet was too big, to the sources that share a
+    /// bucket with this one ([`crate::icmp_error::bucket_of_source`]).
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>>;
     /// ICMP errors that one CPU may send in a second.
     fn icmp_rate(&self) -> u32;
     /// Entry `index` of the marks of SYNs.

@@ -22,6 +22,7 @@ use lb_common::{
         PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
         VerdictCounter, VipKey,
     },
+    icmp_error,
     second_choice::search,
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::{SharedU32, SharedU64},
@@ -44,6 +45,10 @@ static SERVICES_PER_CPU: Global<u32> = Global::new(DEFAULT_SERVICES);
 /// ICMP errors that each CPU may send in a second.
 #[unsafe(no_mangle)]
 static ICMP_RATE: Global<u32> = Global::new(DEFAULT_ICMP_ERRORS);
+
+/// The key by which sources share the buckets of `TOO_BIG_BUDGETS`: odd, and secret.
+#[unsafe(no_mangle)]
+static SOURCE_KEY: Global<u64> = Global::new(0x9e37_79b9_7f4a_7c15);
 
 /// Buckets in `SERVICE_INDEX`, less one.
 #[unsafe(no_mangle)]
@@ -125,6 +130,11 @@ static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = 
 /// pin, and begins full with each program.
 #[btf_map]
 static ICMP_BUDGETS: Array<SynBudget, 1> = Array::new();
+
+/// How many ICMP errors that a packet was too big each CPU may send, by source: as many buckets as
+/// [`abi::TOO_BIG_BUDGETS`] says for each CPU. As the above.
+#[btf_map]
+static TOO_BIG_BUDGETS: Array<SynBudget, { abi::TOO_BIG_BUDGETS as usize }> = Array::new();
 
 /// Marks of the SYNs seen last, to recognise one that is sent again, on whatever CPU it comes.
 #[btf_map]
@@ -395,6 +405,14 @@ impl Tables for Maps {
     fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
         // SAFETY: the helper has no precondition.
         ICMP_BUDGETS.get(unsafe { bpf_get_smp_processor_id() })
+    }
+
+    #[inline(always)]
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let bucket = icmp_error::bucket_of_source(source, SOURCE_KEY.load());
+        TOO_BIG_BUDGETS.get(cpu * abi::TOO_BIG_BUDGETS + bucket)
     }
 
     #[inline(always)]

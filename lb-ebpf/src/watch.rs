@@ -159,6 +159,11 @@ impl Tables for Watched {
     }
 
     #[inline(always)]
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+        Maps.too_big_budget(source)
+    }
+
+    #[inline(always)]
     fn icmp_rate(&self) -> u32 {
         Maps.icmp_rate()
     }

@@ -86,12 +86,13 @@ fn read(path: &Path) -> Result<Option<[u8; 16]>> {
     }
 }
 
-fn random() -> Result<[u8; 16]> {
-    let mut seed = [0; 16];
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
     fs::File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut seed))
+        .and_then(|mut random| random.read_exact(&mut bytes))
         .context("read /dev/urandom")?;
-    Ok(seed)
+    Ok(bytes)
 }
 
 /// Makes the file that keeps a seed, readable for the owner only.

@@ -1,7 +1,8 @@
 //! Which ICMP errors are sent: to whom, how many, how long.
 
 use lb_common::{
-    icmp_error::burst,
+    abi::TOO_BIG_BUDGETS,
+    icmp_error::{bucket_of_source, burst, rate_of_source},
     packet::{icmp, ipv4, ipv6},
     rewrite::quote_len,
     verdict::{Drop, ReplyKind, Verdict},
@@ -71,11 +72,50 @@ fn a_packet_that_is_too_big_is_not_answered_past_the_limit_nor_to_a_bad_source()
     }
 }
 
+/// A packet that fits no way to a backend, from a client.
+fn too_big(model: &Model, family: Family, client: u8) -> Decided {
+    let client = Client { v6: v6(0x20 + client, 1), ..Client::new(client.into()) };
+    model.decide(&client.tcp_with(family, WEB, ACK, 64, &[0; 1400]))
+}
+
+#[test]
+fn neither_packets_on_their_last_hop_nor_those_of_others_use_up_what_a_source_is_told_of_its_path()
+{
+    const LIMITED: Decided = Verdict::Drop(Drop::IcmpRateLimited);
+    for family in FAMILIES {
+        let model = Model { icmp_rate: 800, ..Model::new(1) };
+        model.set_mtu(1400);
+        let last_hop = || last_hop_from(&model, family, [198, 51, 100, 1], v6(0x21, 1));
+        while last_hop() != LIMITED {}
+        let told = (0..1_000).take_while(|_| too_big(&model, family, 1) != LIMITED).count();
+        assert_eq!(told, burst(rate_of_source(800)) as usize, "{family:?}");
+        assert!(matches!(too_big(&model, family, 2), Verdict::Reply(_)), "{family:?}");
+        model.pass_seconds(1);
+        let told = (0..1_000).take_while(|_| last_hop() != LIMITED).count();
+        assert_eq!(told, burst(800) as usize, "{family:?}: nor the other way round");
+    }
+}
+
+#[test]
+fn sources_are_spread_over_the_buckets_whatever_they_have_in_common() {
+    let key = 0x5851_f42d_4c95_7f2d;
+    for step in [0, 8, 16, 32, 48] {
+        let mut met = [0; TOO_BIG_BUDGETS as usize];
+        for n in 0..4_096_u64 {
+            met[bucket_of_source(n << step, key) as usize] += 1;
+        }
+        assert!(met.iter().all(|&sources| sources < 64), "step {step}: {met:?}");
+    }
+    assert_eq!([0, 1, 5, 8, 9, 1_000].map(rate_of_source), [0, 1, 1, 1, 2, 125]);
+}
+
 #[test]
 fn a_rate_of_none_answers_nobody() {
     for family in FAMILIES {
         let model = Model { icmp_rate: 0, ..Model::new(1) };
+        model.set_mtu(1400);
         for _ in 0..3 {
+            assert_eq!(too_big(&model, family, 1), Verdict::Drop(Drop::IcmpRateLimited));
             let verdict = last_hop_from(&model, family, [198, 51, 100, 1], v6(0x20, 1));
             assert_eq!(verdict, Verdict::Drop(Drop::IcmpRateLimited), "{family:?}");
             model.pass_seconds(7);

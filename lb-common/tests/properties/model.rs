@@ -64,6 +64,8 @@ pub struct Model {
     pub own_macs: Vec<[u8; 6]>,
     pub budgets: HashMap<u16, Rc<SynBudget>>,
     pub icmp_budget: Rc<SynBudget>,
+    /// By source.
+    pub too_big_budgets: RefCell<HashMap<u64, Rc<SynBudget>>>,
     pub icmp_rate: u32,
     pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
     pub counters: Vec<BackendCounter>,
@@ -91,6 +93,7 @@ impl Model {
             own_macs: vec![OWN],
             budgets: HashMap::new(),
             icmp_budget: Rc::default(),
+            too_big_budgets: RefCell::default(),
             icmp_rate: u32::MAX,
             seen: RefCell::default(),
             counters: (0..=BACKENDS).map(|_| BackendCounter::default()).collect(),
@@ -354,6 +357,10 @@ impl Tables for Model {
 
     fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
         Some(Rc::clone(&self.icmp_budget))
+    }
+
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+        Some(Rc::clone(self.too_big_budgets.borrow_mut().entry(source).or_default()))
     }
 
     fn icmp_rate(&self) -> u32 {

@@ -12,7 +12,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{self, ProgramError},
 };
-use lb_common::abi::ABI_VERSION;
+use lb_common::abi::{ABI_VERSION, TOO_BIG_BUDGETS};
 use tracing::{info, warn};
 
 use super::{
@@ -29,7 +29,7 @@ use super::{
     xdp::{self, Xdp},
 };
 use crate::{
-    objects,
+    objects, seed,
     settings::{Limits, Settings},
 };
 
@@ -279,6 +279,9 @@ pub(super) fn load_object(
     loader.override_global("SERVICE_INDEX_MASK", &mask, true);
     loader.override_global("ICMP_RATE", &limits.icmp_errors, true);
     loader.map_max_entries("ICMP_BUDGETS", cpus);
+    loader.map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS);
+    let source_key = u64::from_ne_bytes(seed::random()?) | 1;
+    loader.override_global("SOURCE_KEY", &source_key, true);
     for shape in &layouts::SHAPES {
         let path: PathBuf = folder.join(shape.name);
         loader.map_max_entries(shape.name, (shape.entries)(limits, cpus));

@@ -473,6 +473,10 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         Some(Rc::new(SynBudget::default()))
     }
 
+    fn too_big_budget(&self, _source: u64) -> Option<impl Deref<Target = SynBudget>> {
+        self.icmp_budget()
+    }
+
     fn icmp_rate(&self) -> u32 {
         self.view.icmp_rate()
     }

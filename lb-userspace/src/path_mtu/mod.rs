@@ -6,7 +6,7 @@
 //! The error comes by a packet socket: the outer source varies with the flow, and need not be an address
 //! of the node's. Whoever can send to the node can forge one, so an error counts only if it quotes a
 //! packet from an outer source of ours to a backend that has a tunnel, names no less than every link
-//! takes ([`MIN_V4`], [`MIN_V6`]), and only for ten minutes.
+//! takes ([`MIN`]), and only for ten minutes.
 
 use std::{
     collections::BTreeMap,
@@ -26,11 +26,9 @@ use crate::settings::Tunnel;
 
 /// How long a path counts as narrow (RFC 1191, 6.3; RFC 8201, 5.3).
 pub(crate) const KEPT: Duration = Duration::from_mins(10);
-/// No path of IPv4 is taken for narrower, in bytes: every host takes a datagram of this size (RFC 791,
-/// 3.1), and one below is a forgery sooner than a link.
-pub(crate) const MIN_V4: u16 = 576;
-/// No link of IPv6 is narrower, in bytes (RFC 8200, 5; RFC 8201, 4).
-pub(crate) const MIN_V6: u16 = 1280;
+/// No path is taken for narrower, in bytes. No link of IPv6 is (RFC 8200, 5; RFC 8201, 4), and one of IPv4
+/// between a balancer and its backends is a forgery sooner than a link.
+pub(crate) const MIN: u16 = 1280;
 /// At most this often an error is looked at, for each family; what the kernel has no room for meanwhile
 /// is lost. A path that is too narrow causes another one.
 const PACE: Duration = Duration::from_millis(10);

@@ -13,7 +13,7 @@ use lb_common::{
 };
 use zerocopy::FromBytes as _;
 
-use super::{MIN_V4, MIN_V6};
+use super::MIN;
 
 /// A router could not forward a tunnelled packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ fn parse_v4(packet: &[u8]) -> Option<TooBig> {
         && outer.fragment.get() & (ipv4::OFFSET_MASK | ipv4::MORE_FRAGMENTS) == 0;
     let [_, _, high, low] = icmp.rest;
     let mtu = u16::from_be_bytes([high, low]);
-    let is_sane = (MIN_V4..outer.total_len.get()).contains(&mtu);
+    let is_sane = (MIN..outer.total_len.get()).contains(&mtu);
     // The error goes to the source of what it quotes.
     (is_tunnelled && is_sane && outer.source == ip.destination).then(|| TooBig {
         source: outer.source.into(),
@@ -79,7 +79,7 @@ fn parse_v6(packet: &[u8]) -> Option<TooBig> {
         outer.version_class_label[0] >> 4 == 6 && matches!(outer.next, number::IPV4 | number::IPV6);
     let mtu = u16::try_from(u32::from_be_bytes(icmp.rest)).ok()?;
     let len = usize::from(outer.payload_len.get()) + ipv6::LEN;
-    let is_sane = mtu >= MIN_V6 && usize::from(mtu) < len;
+    let is_sane = mtu >= MIN && usize::from(mtu) < len;
     (is_tunnelled && is_sane && outer.source == ip.destination).then(|| TooBig {
         source: outer.source.into(),
         backend: outer.destination.into(),
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn an_mtu_that_no_link_has_or_that_the_packet_fitted_is_no_news() {
         for (mtu, is_taken) in
-            [(0, false), (68, false), (575, false), (576, true), (1499, true), (1500, false)]
+            [(0, false), (576, false), (1279, false), (1280, true), (1499, true), (1500, false)]
         {
             assert_eq!(parse(&needed(mtu, number::IPV4, 1500)).is_some(), is_taken, "{mtu}");
         }

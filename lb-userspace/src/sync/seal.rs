@@ -11,9 +11,9 @@
 //! A session's packets are taken once each ([`Window`]); that a session is not a recorded one is for
 //! [`session`](super::session) to find out.
 
-use std::{fmt, io::Read as _, str::FromStr};
+use std::{fmt, str::FromStr};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use ring::{
     aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey},
     hkdf,
@@ -24,6 +24,7 @@ use super::{
     KEY_BYTES, Key,
     wire::{Header, NoHeader},
 };
+use crate::seed;
 
 /// Bytes that prove a datagram.
 pub const TAG_BYTES: usize = 16;
@@ -46,7 +47,7 @@ impl SessionId {
     /// The system has no randomness.
     pub fn generate() -> Result<Self> {
         loop {
-            let id = Self(random()?);
+            let id = Self(seed::random()?);
             if id.tag() != 0 {
                 return Ok(id);
             }
@@ -61,14 +62,6 @@ impl SessionId {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut bytes))
-        .context("read /dev/urandom")?;
-    Ok(bytes)
-}
-
 impl Key {
     /// A random key.
     ///
@@ -76,7 +69,7 @@ impl Key {
     ///
     /// The system has no randomness.
     pub fn generate() -> Result<Self> {
-        Ok(Self(random::<KEY_BYTES>()?))
+        Ok(Self(seed::random()?))
     }
 
     /// The key as files have it: 64 hexadecimal digits.

@@ -145,12 +145,12 @@ impl Kernel {
             .map_max_entries("PINS", pins)
             .map_max_entries("TRACKED", tracked)
             .map_max_entries("CONNECTIONS", FLOWS)
-            .map_max_entries("OPENINGS", FLOWS)
             .map_max_entries("FRAGMENTS", FLOWS)
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
             .map_max_entries("ICMP_BUDGETS", cpus)
+            .map_max_entries("TOO_BIG_BUDGETS", cpus * abi::TOO_BIG_BUDGETS)
             .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
             .map_max_entries("PIN_LOG_HEADS", cpus)
             .override_global("BACKENDS_PER_CPU", &backends, true)
@@ -592,6 +592,7 @@ impl Kernel {
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
             ("SYN_BUDGETS", 4, size_of::<abi::SynBudget>()),
             ("ICMP_BUDGETS", 4, size_of::<abi::SynBudget>()),
+            ("TOO_BIG_BUDGETS", 4, size_of::<abi::SynBudget>()),
             ("PIN_LOG", 4, size_of::<abi::PinNote>()),
             ("PIN_LOG_HEADS", 4, size_of::<abi::PinLogHead>()),
             ("PIN_LEASE", 4, size_of::<abi::PinLease>()),

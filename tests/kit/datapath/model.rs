@@ -71,6 +71,8 @@ pub struct Model {
     pub budgets: HashMap<u16, Rc<SynBudget>>,
     /// How many ICMP errors may be sent.
     pub icmp_budget: Rc<SynBudget>,
+    /// By source.
+    pub too_big_budgets: RefCell<HashMap<u64, Rc<SynBudget>>>,
     /// ICMP errors that may be sent in a second.
     pub icmp_rate: u32,
     /// Marks of SYNs.
@@ -110,6 +112,7 @@ impl Model {
             own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
             budgets: HashMap::new(),
             icmp_budget: Rc::default(),
+            too_big_budgets: RefCell::default(),
             icmp_rate: u32::MAX,
             seen: RefCell::default(),
             nanos: Cell::new(0),
@@ -327,6 +330,10 @@ impl Tables for Model {
 
     fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
         Some(Rc::clone(&self.icmp_budget))
+    }
+
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+        Some(Rc::clone(self.too_big_budgets.borrow_mut().entry(source).or_default()))
     }
 
     fn icmp_rate(&self) -> u32 {

@@ -181,6 +181,10 @@ impl Tables for Fake {
         Some(Arc::new(SynBudget::default()))
     }
 
+    fn too_big_budget(&self, _source: u64) -> Option<impl Deref<Target = SynBudget>> {
+        Tables::icmp_budget(self)
+    }
+
     fn icmp_rate(&self) -> u32 {
         if self.limits.icmp_errors == 0 { 0 } else { u32::MAX }
     }
