@@ -21,6 +21,8 @@
 //! - A router that yields to a higher one says so by a last advertisement, after its addresses are
 //!   off. The winner hears a lower one, and answers as RFC 9568 wants it; and it announces the
 //!   addresses, so that whoever was told the loser's MAC address meanwhile is told better.
+//! - A router that has heard nobody yet, after its start or a fault, listens for three seconds and the
+//!   skew, however short its own interval is: the Active router's may be the RFC's second.
 //! - Addresses that a predecessor left are kept, and it is Active after a short listening if nobody
 //!   else is: a daemon that is started again interrupts nothing.
 //! - A planned end ([`Yield`], `Stop`) keeps addresses until the other router is heard.
@@ -76,6 +78,8 @@ pub struct VirtualRouter {
     timer: Option<Instant>,
     /// Active_Adver_Interval: what the Active router says, or the own one.
     active_interval: Duration,
+    /// Whether it is what an Active router has said.
+    learnt: bool,
     /// Who was heard to be Active, by path.
     seen: [Option<Seen>; 2],
     /// Since when it could take over from a lower one.
@@ -140,6 +144,7 @@ impl VirtualRouter {
             tally: Tally::default(),
             timer: None,
             active_interval: settings.interval,
+            learnt: false,
             seen: [None; 2],
             could_since: None,
             lacks_since: None,
@@ -226,7 +231,7 @@ impl VirtualRouter {
             (State::Active, Event::MateBackup(mate)) => self.follow_to_backup(&mate, now, out),
 
             // No state of the RFC: it hears who is Active, and waits for its fault to end.
-            (State::Fault, Event::Heard(heard)) => self.note(&heard, now),
+            (State::Fault, Event::Heard(heard)) => self.fault_heard(&heard, now),
             (State::Fault, Event::Stop { .. }) => {
                 self.enter(State::Initialize, "it was stopped", now, out);
                 out.push(Action::Stopped);

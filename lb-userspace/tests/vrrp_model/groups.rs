@@ -11,7 +11,7 @@ use lb_userspace::vrrp::{
     machine::{Link, Machine, Observed, Out},
 };
 
-use crate::world::{Deed, NAMES, Plan, World, address, key, router};
+use crate::world::{Deed, LISTENING, NAMES, Plan, World, address, key, router};
 
 const TENTH: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ fn pair() -> World {
     let mut world = World::new(&[plan(150), plan(100)], true, 3);
     world.does(0, &Deed::Start);
     world.does(1, &Deed::Start);
-    world.run(2 * SECOND);
+    world.run(LISTENING);
     assert_eq!([world.holders(0), world.holders(1)], [[0], [0]]);
     world
 }

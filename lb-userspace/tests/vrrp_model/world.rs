@@ -16,6 +16,9 @@ use lb_userspace::vrrp::{
     machine::{Link, Machine, Observed, Out},
 };
 
+/// Nodes that begin have listened for others, and the best one is Active.
+pub const LISTENING: Duration = Duration::from_secs(5);
+
 /// What links do to packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Links {

@@ -1,6 +1,7 @@
 //! `lbd` and Debian's keepalived as each other's peers: exactly one of them has the address, at all
 //! times but the failover itself, and that takes what RFC 9568 says.
 
+mod restarts;
 mod site;
 
 use std::time::Duration;

@@ -6,6 +6,7 @@ impl VirtualRouter {
     /// RFC 9568, 6.4.1.
     pub(super) fn start(&mut self, held: bool, now: Instant, out: &mut Vec<Action>) {
         self.active_interval = self.settings.interval;
+        self.learnt = false;
         self.seen = [None; 2];
         self.abstains = false;
         if let Some(fault) = self.standing.fault.clone() {
@@ -16,14 +17,11 @@ impl VirtualRouter {
         } else if self.priority() == OWNER {
             self.become_active("it owns the addresses", None, now, out);
         } else {
-            let cause = if held {
-                "it has begun, and listens whether another router is active"
-            } else {
-                "it has begun"
-            };
+            let cause = "it has begun, and listens whether another router is active";
             self.enter(State::Backup, cause, now, out);
             self.when.held = held;
-            let wait = if held { self.short_listening() } else { self.down(self.active_interval) };
+            // Others still count by its predecessor's advertisements, so it has no time to lose.
+            let wait = if held { self.short_listening() } else { self.unheard_down() };
             self.timer = Some(now + wait);
         }
     }
@@ -38,10 +36,20 @@ impl VirtualRouter {
         }
     }
 
-    /// Waits Active_Down_Interval, by the own interval.
+    /// In a fault it hears by which interval it will have to listen.
+    pub(super) fn fault_heard(&mut self, heard: &Heard, now: Instant) {
+        self.note(heard, now);
+        if heard.priority > 0 {
+            self.learn(heard.interval);
+        }
+    }
+
+    /// Waits Active_Down_Interval: by what it has learnt before, if that is longer than the own interval.
     pub(super) fn listen_for_active(&mut self, now: Instant) {
-        self.active_interval = self.settings.interval;
-        self.timer = Some(now + self.down(self.active_interval));
+        let own = self.settings.interval;
+        self.active_interval = if self.learnt { self.active_interval.max(own) } else { own };
+        let wait = if self.learnt { self.down(self.active_interval) } else { self.unheard_down() };
+        self.timer = Some(now + wait);
     }
 
     /// Backup below a router that was heard.
@@ -67,8 +75,7 @@ impl VirtualRouter {
             if active.is_none_or(|active| active.from == heard.from) {
                 self.note(&heard, now);
                 self.when.left = Some(heard.from);
-                let soon = now + self.skew(self.active_interval);
-                self.timer = Some(self.timer.map_or(soon, |timer| timer.min(soon)));
+                self.wait_at_most(self.skew(self.active_interval), now);
             }
             return;
         }
@@ -88,7 +95,16 @@ impl VirtualRouter {
             self.learn(heard.interval);
             self.timer = Some(now + self.down(self.active_interval));
             self.when.listened = false;
+        } else if !self.learnt {
+            // It takes over from this one, and need not listen for others any longer.
+            self.learn(heard.interval);
+            self.wait_at_most(self.down(self.active_interval), now);
         }
+    }
+
+    fn wait_at_most(&mut self, wait: Duration, now: Instant) {
+        let soon = now + wait;
+        self.timer = Some(self.timer.map_or(soon, |timer| timer.min(soon)));
     }
 
     pub(super) fn backup_timer(&mut self, now: Instant, out: &mut Vec<Action>) {

@@ -7,6 +7,10 @@ const SHORTEST: Duration = Duration::from_millis(10);
 /// What a router that gives way waits at most for another one.
 const LONGEST_YIELD: Duration = Duration::from_secs(5);
 
+/// The interval of an Active router that was not heard yet: that of RFC 9568 (6.1) and of keepalived
+/// where their operators give none. Version 2 knows no other than the own one.
+const UNHEARD_INTERVAL: Duration = Duration::from_secs(1);
+
 impl VirtualRouter {
     /// Skew_Time: the higher the priority, the sooner.
     pub(super) fn skew(&self, interval: Duration) -> Duration {
@@ -21,6 +25,17 @@ impl VirtualRouter {
     /// Active_Down_Interval, with this interval of the Active router.
     pub(super) fn down(&self, interval: Duration) -> Duration {
         3 * interval + self.skew(interval)
+    }
+
+    /// Active_Down_Interval before an Active router was heard. RFC 9568, 6.4.1, has the own interval for
+    /// that: a router with a short one would not hear an Active router with a longer one, and take over
+    /// whatever the priorities and preemption say.
+    pub(super) fn unheard_down(&self) -> Duration {
+        let unheard = match self.settings.version {
+            Version::V2 => Duration::ZERO,
+            Version::V3 => UNHEARD_INTERVAL,
+        };
+        self.down(self.settings.interval.max(unheard))
     }
 
     /// How long it listens where the RFC would wait Active_Down_Interval, though it or the others
@@ -47,6 +62,7 @@ impl VirtualRouter {
 
     /// Learns Active_Adver_Interval (RFC 9568, 6.4.2).
     pub(super) fn learn(&mut self, interval: Duration) {
+        self.learnt = true;
         self.active_interval = match self.settings.version {
             Version::V3 => interval.max(SHORTEST),
             // Version 2 knows no other than the own one. That of a peer which is heard in spite of it
