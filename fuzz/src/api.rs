@@ -255,6 +255,7 @@ impl Vrrp for Neighbour {
                     problems: Vec::new(),
                     holds_back: None,
                     wants: false,
+                    lowered: false,
                     counters: Default::default(),
                 });
                 *self.routers.lock().expect("nobody panics") = status.collect();

@@ -396,10 +396,12 @@ fn facts_of(input: &mut Input<'_>) -> Facts {
     let mut facts = Facts { draining: input.byte() & 1 != 0, ..Facts::default() };
     facts.fingerprint.seed = u64::from(input.byte());
     for _ in 0..input.byte() {
+        let (state, priority, flags) = (input.of(&State::ALL), input.byte(), input.byte());
         let router_facts = RouterFacts {
-            state: input.of(&State::ALL),
-            priority: input.byte(),
-            wants: input.byte() & 1 != 0,
+            state,
+            priority,
+            wants: flags & 1 != 0,
+            lowered: flags & 2 != 0,
             source: Some(address(input)),
             fingerprint: u64::from(input.byte()),
             interval_centis: input.short(),

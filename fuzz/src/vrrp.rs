@@ -135,6 +135,8 @@ impl Desk {
             known_after: None,
             draining: false,
             drains_there: false,
+            lowered: false,
+            lowered_there: false,
             handed_over: false,
         };
         let mut out = Vec::new();
@@ -229,6 +231,8 @@ impl Desk {
             known_after: (flags & 16 != 0).then(|| u64::from(flags >> 5)),
             draining: flags & 96 == 96,
             drains_there: flags & 65 == 65,
+            lowered: false,
+            lowered_there: flags & 36 == 36,
             handed_over: flags & 128 != 0,
         };
         let mut out = Vec::new();

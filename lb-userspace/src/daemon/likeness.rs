@@ -86,6 +86,7 @@ impl Hasher {
             state,
             priority: status.map_or(router.priority.get(), |status| status.priority),
             wants: status.is_some_and(|status| status.wants),
+            lowered: status.is_some_and(|status| status.lowered),
             source: status.and_then(|status| status.source).or(router.source),
             fingerprint: self.advertisements(router),
             interval_centis: u16::try_from(centis).unwrap_or(u16::MAX),

@@ -21,7 +21,7 @@ use crate::{
     desired::ServiceKey,
     engine::Members,
     events::{Kind, News},
-    sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece, Report},
+    sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece, Report, RouterFacts},
     vrrp::{RouterKey, State},
 };
 
@@ -212,6 +212,14 @@ impl Group {
     pub(super) fn draining_for(&self) -> BTreeSet<RouterKey> {
         let drains = |peer: &&Peer| peer.facts.as_ref().is_some_and(|facts| facts.draining);
         self.peers.values().filter(drains).flat_map(|peer| peer.turns.keys()).copied().collect()
+    }
+
+    /// Routers that peers are Active for, and something that they track has lowered their priority.
+    pub(super) fn lowered_for(&self) -> BTreeSet<RouterKey> {
+        let routers = self.peers.values().filter_map(|peer| peer.facts.as_ref());
+        let routers = routers.flat_map(|facts| &facts.routers);
+        let lowered = |router: &RouterFacts| router.state == State::Active && router.lowered;
+        routers.filter(|(_, router)| lowered(router)).map(|(key, _)| *key).collect()
     }
 
     /// Routers that a peer would preempt, and waits with for this node to hand them over.

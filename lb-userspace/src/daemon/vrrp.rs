@@ -214,6 +214,7 @@ impl<B: Balancer> Daemon<B> {
             unsynced: self.unsynced(&status),
             handed_over: self.handed_over(),
             draining_peers: self.group.as_ref().map(Group::draining_for).unwrap_or_default(),
+            lowered_peers: self.group.as_ref().map(Group::lowered_for).unwrap_or_default(),
             mismatched: self.mismatched(),
             active: self.active_peers(),
         }

@@ -108,6 +108,8 @@ pub struct RouterFacts {
     pub priority: u8,
     /// Whether it would preempt, and waits for the Active router to hand over.
     pub wants: bool,
+    /// Whether something that it tracks has lowered its priority.
+    pub lowered: bool,
     /// The source of its advertisements.
     pub source: Option<IpAddr>,
     /// A keyed hash of what must be equal for advertisements to be taken: version, authentication,

@@ -136,6 +136,8 @@ impl VirtualRouter {
                 known_after: None,
                 draining: false,
                 drains_there: false,
+                lowered: false,
+                lowered_there: false,
                 handed_over: false,
             },
             state: State::Initialize,
@@ -322,6 +324,12 @@ impl VirtualRouter {
     #[must_use]
     pub const fn priority(&self) -> u8 {
         if self.standing.draining { 1 } else { self.standing.priority }
+    }
+
+    /// Whether something that is tracked has lowered its priority.
+    #[must_use]
+    pub const fn is_lowered(&self) -> bool {
+        self.standing.lowered
     }
 
     /// What it has counted.

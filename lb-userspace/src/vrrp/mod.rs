@@ -101,6 +101,9 @@ pub struct Facts {
     pub handed_over: BTreeSet<RouterKey>,
     /// Routers that a peer is Active for whose node drains: its priority is low for no fault.
     pub draining_peers: BTreeSet<RouterKey>,
+    /// Routers that a peer is Active for, which says that something that it tracks has lowered its
+    /// priority.
+    pub lowered_peers: BTreeSet<RouterKey>,
     /// Peers that are authenticated by the sync key and say that their advertisements are not made as
     /// this node's are (password, interval, version): they are heard all the same, so that there are
     /// not two owners.
@@ -291,6 +294,9 @@ pub struct RouterStatus {
     /// Whether it would preempt, and waits for the Active peer to hand over.
     #[serde(default)]
     pub wants: bool,
+    /// Whether something that it tracks has lowered its priority.
+    #[serde(default)]
+    pub lowered: bool,
     /// What was counted since `lbd` started.
     pub counters: Counters,
 }

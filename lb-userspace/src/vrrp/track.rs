@@ -50,6 +50,8 @@ pub struct Change {
 pub struct Verdict {
     /// Its priority.
     pub priority: u8,
+    /// Its priority while nothing fails.
+    pub best: u8,
     /// Why it can't be Active, if so.
     pub fault: Option<String>,
     /// All that is wrong.
@@ -282,9 +284,10 @@ impl Tracks {
     /// What they make of a router with this priority.
     #[must_use]
     pub fn verdict(&self, base: u8) -> Verdict {
-        let mut sum = i64::from(base);
+        let (mut sum, mut best) = (i64::from(base), i64::from(base));
         for (track, rating) in &self.told {
             sum = sum.saturating_add(weight(track, rating));
+            best = best.saturating_add(best_weight(track, rating));
         }
         let needed = self.told.iter().filter(|(track, _)| track.weight == 0);
         let (spared, faults): (Vec<_>, Vec<_>) =
@@ -299,9 +302,11 @@ impl Tracks {
             .filter_map(Rating::problem)
             .map(String::as_str)
             .collect();
+        // An owner is one whatever happens (RFC 9568, 5.2.4), and nobody else can become one.
+        let priority = |sum: i64| if base == OWNER { OWNER } else { sum.clamp(1, 254) as u8 };
         Verdict {
-            // An owner is one whatever happens (RFC 9568, 5.2.4), and nobody else can become one.
-            priority: if base == OWNER { OWNER } else { sum.clamp(1, 254) as u8 },
+            priority: priority(sum),
+            best: priority(best),
             fault: (!faults.is_empty()).then(|| faults.join("; ")),
             problems: self.problems(),
         }
@@ -346,6 +351,15 @@ fn weight(track: &Track, rating: &Rating) -> i64 {
         _ if weight > 0 && rating.is_well() => weight,
         _ if weight < 0 && rating.problem().is_some() => weight,
         _ => 0,
+    }
+}
+
+/// What it would add if it did not fail. What is not known yet has not failed.
+fn best_weight(track: &Track, rating: &Rating) -> i64 {
+    match track.what {
+        Tracked::File(_) => weight(track, rating).max(0),
+        _ if rating.problem().is_some() => i64::from(track.weight).max(0),
+        _ => weight(track, rating),
     }
 }
 

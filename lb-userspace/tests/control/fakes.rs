@@ -174,6 +174,13 @@ impl Script {
         status.wants = true;
     }
 
+    /// Something has lowered a router's priority.
+    pub fn is_lowered(&self, router: &Router) {
+        let mut all = self.routers.lock().expect("nobody panics");
+        let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
+        status.lowered = true;
+    }
+
     /// A yield has ended.
     pub fn yielded(&self, router: &Router, by: Result<IpAddr, &str>) {
         let by = by.map_err(str::to_owned);
@@ -245,6 +252,7 @@ impl Script {
                     problems: Vec::new(),
                     holds_back: None,
                     wants: false,
+                    lowered: false,
                     counters: Counters::default(),
                 }
             })

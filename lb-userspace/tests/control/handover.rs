@@ -183,6 +183,29 @@ async fn a_router_below_whose_place_a_peer_hands_over_preempts_when_that_is_in_v
 }
 
 #[tokio::test]
+async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_active_one() {
+    let place = Place::new(&all());
+    let lbd = place.start().await;
+    let main = main(&place);
+    lbd.script.becomes(&main, State::Backup, "it begins");
+    let mut lowered = facts(&lbd, &place, State::Backup).await;
+    lowered.routers.get_mut(&main.key).expect("it is there").lowered = true;
+    lbd.script.joins(PEER, lowered.clone());
+    lbctl(&place, "status").await;
+    let known = || lbd.script.deeds.facts().is_some_and(|facts| !facts.lowered_peers.is_empty());
+    assert!(!known(), "it is not active");
+    lowered.routers.get_mut(&main.key).expect("it is there").state = State::Active;
+    lbd.script.says(sync::Report::Facts(PEER, lowered));
+    eventually("it is known", async || known()).await;
+    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    eventually("it is over", async || !known()).await;
+    lbd.script.is_lowered(&main);
+    let said = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].lowered);
+    eventually("the peer is told", async || said()).await;
+    lbd.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;

@@ -46,6 +46,8 @@ pub fn standing(priority: u8) -> Standing {
         known_after: None,
         draining: false,
         drains_there: false,
+        lowered: false,
+        lowered_there: false,
         handed_over: false,
     }
 }

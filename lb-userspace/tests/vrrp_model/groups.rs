@@ -146,6 +146,26 @@ fn a_group_has_the_priority_of_its_lowest() {
     assert_eq!([0, 1].map(|router| node.status(router).base_priority), [100, 60]);
 }
 
+#[test]
+fn a_router_is_lowered_by_what_lowers_its_group_and_not_by_a_mate_that_has_less() {
+    let tracked = Track { weight: -50, what: Tracked::Interface("eth1".into()) };
+    let mut node = Node::new(|routers| {
+        routers.routers[1].priority = std::num::NonZeroU8::new(60).expect("not 0");
+        routers.routers[0].tracks.push(tracked.clone());
+    });
+    node.begin(&[]);
+    let standing = |node: &Node| [0, 1].map(|n| (node.status(n).priority, node.status(n).lowered));
+    assert_eq!(standing(&node), [(50, true); 2]);
+    let mut out = Out::new();
+    node.observed.links.insert("eth1".into(), Link { up: true, below: None });
+    node.machine.observe(&node.observed, node.now, &mut out);
+    assert_eq!(standing(&node), [(60, false); 2]);
+    // A node that drains is low for another reason.
+    let draining = Facts { draining: true, ..Facts::default() };
+    node.machine.set_facts(&draining, node.now, &mut out);
+    assert_eq!(standing(&node), [(1, false); 2]);
+}
+
 fn script() -> Track {
     let what = Tracked::Script {
         command: vec!["/bin/check".into()],

@@ -171,6 +171,51 @@ fn a_router_that_has_given_way_by_an_order_takes_over_when_the_other_one_falls()
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
 
+/// 10.0.0.3 had less than its configured priority before it was given way to: it was not heard to fall.
+#[test]
+fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
+    let mut desk = Desk::active(settings());
+    desk.does(Event::Yield(Yield::Asked));
+    desk.hears(3, 90);
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
+    desk.stand(|standing| standing.lowered_there = true);
+    assert_eq!(desk.router.holds_back(desk.now), None);
+    // It was well again in time.
+    desk.stand(|standing| standing.lowered_there = false);
+    desk.after(SECOND).hears(3, 90);
+    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+    desk.stand(|standing| standing.lowered_there = true);
+    desk.after(SECOND).hears(3, 90);
+    assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
+    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| {
+        (standing.abstains, standing.lowered_there) = (Some("main6 has given way".into()), true);
+    });
+    desk.hears(3, 90);
+    assert_eq!(desk.router.holds_back(desk.now), None, "nor does that of another of its group");
+}
+
+#[test]
+fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_its_drain() {
+    let mut desk = Desk::active(settings());
+    desk.does(Event::Yield(Yield::Asked));
+    desk.stand(|standing| standing.lowered_there = true);
+    desk.hears(3, 101);
+    desk.after(SECOND).hears(3, 101);
+    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "lowered or not, it is the higher one");
+    desk.stand(|standing| (standing.lowered_there, standing.drains_there) = (true, true));
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
+    // One that begins learns the flows first.
+    let mut desk = Desk::backup(settings());
+    desk.stand(|standing| {
+        (standing.holds_back, standing.lowered_there) = (Some("unsynced".into()), true);
+    });
+    desk.hears(3, 90);
+    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
+    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
+}
+
 #[test]
 fn a_pair_fails_over_by_weight_without_sync_and_after_an_order() {
     let mut world = pair(150, 100);

@@ -241,6 +241,28 @@ fn the_first_run_of_a_script_counts_and_then_as_many_as_are_asked_for() {
 }
 
 #[test]
+fn the_best_priority_is_that_of_a_router_of_which_nothing_fails() {
+    let eth = |name: &str| Tracked::Interface(name.into());
+    let file = Tracked::File("/run/load".into());
+    let mut desk =
+        Desk::new(vec![(eth("eth1"), -30), (eth("eth2"), 20), (file, 1), (script(1, 1), 5)]);
+    let both = |verdict: Verdict| (verdict.priority, verdict.best);
+    assert_eq!(both(desk.look()), (70, 120), "what is not known has not failed");
+    desk.link("eth1", true);
+    desk.link("eth2", true);
+    assert_eq!(both(desk.look()), (120, 120));
+    desk.ran(true);
+    assert_eq!(both(desk.look()), (125, 125));
+    desk.ran(false);
+    assert_eq!(both(desk.look()), (120, 125));
+    // Its operator may add as much as he wants.
+    desk.observed.files.insert("/run/load".into(), Ok(15));
+    assert_eq!(both(desk.look()), (135, 140));
+    desk.observed.files.insert("/run/load".into(), Ok(-15));
+    assert_eq!(both(desk.look()), (105, 125));
+}
+
+#[test]
 fn a_router_is_known_when_all_that_could_be_its_fault_is() {
     let mut desk = Desk::new(vec![(script(1, 1), 0), (Tracked::File("/no".into()), -1)]);
     assert!(!desk.tracks.are_known());

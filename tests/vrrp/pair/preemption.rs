@@ -113,6 +113,29 @@ fn a_failover_by_weight_undoes_one_by_order() -> Result<()> {
 }
 
 #[test]
+fn a_failover_by_order_to_a_node_that_something_has_lowered_before_is_undone() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut plan = Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL);
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), "-60")?;
+    let path = file.path().display();
+    plan.lines[1] =
+        format!("[[virtual_router.track]]\ntype = \"file\"\npath = \"{path}\"\nweight = 1");
+    let twins = Twins::start(&Options::default(), plan)?;
+    ensure!(twins.pair(1)?.router("main")?.priority == 40, "{}", twins.logs());
+    let clients = Clients::start_short(&twins)?;
+    twins.hand_over(0)?;
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    let router = twins.pair(0)?.router("main")?.clone();
+    ensure!(router.counters.became_active == 2, "it has given way: {router:?}");
+    clients.go_on()?;
+    clients.finish().with_context(|| twins.logs())
+}
+
+#[test]
 fn a_node_that_was_drained_and_stays_takes_over_again_without_a_break() -> Result<()> {
     if !can_run() {
         return Ok(());

@@ -64,6 +64,7 @@ pub(super) fn node() -> Status {
         problems: Vec::new(),
         holds_back: None,
         wants: false,
+        lowered: false,
         counters: Counters::default(),
     };
     Status {

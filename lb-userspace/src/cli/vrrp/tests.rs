@@ -31,6 +31,7 @@ fn router(name: &str, state: State) -> RouterStatus {
         problems: Vec::new(),
         holds_back: None,
         wants: false,
+        lowered: false,
         counters: Counters::default(),
     }
 }

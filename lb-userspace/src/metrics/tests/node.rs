@@ -116,6 +116,7 @@ fn router() -> RouterStatus {
         problems: vec!["eth1 is down".into()],
         holds_back: None,
         wants: false,
+        lowered: false,
         counters: Counters { sent: 7, transitions: 2, ..Counters::default() },
     }
 }

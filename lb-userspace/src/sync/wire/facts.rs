@@ -117,7 +117,8 @@ fn put_router(bytes: &mut Vec<u8>, router: &RouterFacts) {
         State::Active => 3,
     };
     let family = router.source.map_or(0, |source| if source.is_ipv6() { 6 } else { 4 });
-    bytes.put(&[state, router.priority, u8::from(router.wants), family]);
+    let (wants, lowered) = (u8::from(router.wants), u8::from(router.lowered));
+    bytes.put(&[state, router.priority, wants, lowered, family]);
     if let Some(source) = router.source {
         bytes.put_address(source);
     }
@@ -137,6 +138,7 @@ fn router(reader: &mut Reader<'_>) -> Read<RouterFacts> {
         },
         priority: reader.u8()?,
         wants: reader.bool()?,
+        lowered: reader.bool()?,
         source: match reader.u8()? {
             0 => None,
             4 => Some(reader.address(false)?),

@@ -29,12 +29,13 @@ pub(super) fn service_key() -> impl Strategy<Value = ServiceKey> {
 
 fn router_facts() -> impl Strategy<Value = RouterFacts> {
     let state = proptest::sample::select(State::ALL.to_vec());
-    let standing = (state, any::<u8>(), any::<bool>(), any::<Option<IpAddr>>());
+    let standing = (state, any::<u8>(), any::<[bool; 2]>(), any::<Option<IpAddr>>());
     (standing, any::<u64>(), any::<u16>(), any::<u64>()).prop_map(
-        |((state, priority, wants, source), fingerprint, interval_centis, addresses)| RouterFacts {
+        |((state, priority, flags, source), fingerprint, interval_centis, addresses)| RouterFacts {
             state,
             priority,
-            wants,
+            wants: flags[0],
+            lowered: flags[1],
             source,
             fingerprint,
             interval_centis,

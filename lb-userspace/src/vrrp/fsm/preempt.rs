@@ -4,7 +4,9 @@
 //! a router that has lowered its priority while it was Active: what it tracks has failed there, and it
 //! asks for a successor. An advertisement carries the priority as it is, not the configured one, so the
 //! highest that this sender has advertised since it was heard to be Active stands for that. A Backup that
-//! begins later can't know of a fall; so missing flows put it off for [`LONGEST_WAIT`] at most.
+//! begins later can't know of a fall; so missing flows put it off for [`LONGEST_WAIT`] at most. Nor does one that
+//! has given way hear what has lowered the other router before: a peer of the flow sync says so, which ends the
+//! order. It ends no wait for flows, which such a peer is about to tell.
 
 use super::*;
 
@@ -22,13 +24,20 @@ impl VirtualRouter {
             Some("the node is draining".into())
         } else if self.has_fallen() {
             None
-        } else if self.abstains {
-            Some("it has given way by an order".into())
         } else {
             let in_time = |since| now.saturating_duration_since(since) < LONGEST_WAIT;
             let waits = self.lacks_since.is_none_or(in_time);
-            self.standing.abstains.clone().or_else(|| self.lacks().filter(|_| waits))
+            self.order().or_else(|| self.lacks().filter(|_| waits))
         }
+    }
+
+    /// By which order it, or another router of its sync group, has given way, unless that has ended.
+    fn order(&self) -> Option<String> {
+        if self.standing.lowered_there && !self.standing.drains_there {
+            return None;
+        }
+        let own = self.abstains.then(|| "it has given way by an order".to_owned());
+        own.or_else(|| self.standing.abstains.clone())
     }
 
     /// Whether lower advertisements are discarded, so that the timer runs out. Asking begins the

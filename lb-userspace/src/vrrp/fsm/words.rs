@@ -123,6 +123,8 @@ impl From<&Router> for Settings {
 pub struct Standing {
     /// Its priority.
     pub priority: u8,
+    /// Whether something that is tracked has lowered it.
+    pub lowered: bool,
     /// Why it can't be Active, if so.
     pub fault: Option<String>,
     /// What of the Active router's flows is not known here, if so: it does not take over from a lower one
@@ -138,6 +140,9 @@ pub struct Standing {
     /// Whether the Active router's node is draining, so that its priority is low, and says so by another
     /// way.
     pub drains_there: bool,
+    /// Whether something that the Active router tracks has lowered its priority, as it says by another
+    /// way. Advertisements tell nothing of what has happened before the first one.
+    pub lowered_there: bool,
     /// Whether the Active router hands over when it learns by another way that this one would preempt,
     /// so that no preemption is needed.
     pub handed_over: bool,

@@ -55,7 +55,7 @@ impl Machine {
                 false => format!("{}, of its sync group: {reason}", entry.name),
             };
             let verdict = entry.tracks.verdict(entry.router.priority.get());
-            (verdict.priority, verdict.fault.map(why), self.lacks(other).map(why))
+            (verdict.priority, verdict.fault.map(why), self.lacks(other).map(why), verdict.best)
         };
         // The own reasons are told first.
         let own = of(index);
@@ -69,8 +69,10 @@ impl Machine {
             .iter()
             .map(|mate| &self.routers[*mate])
             .find(|mate| mate.machine.abstains() && mate.name != self.routers[index].name);
+        let priority = mates.iter().map(|mate| mate.0).fold(own.0, u8::min);
         Standing {
-            priority: mates.iter().map(|mate| mate.0).fold(own.0, u8::min),
+            priority,
+            lowered: priority < mates.iter().map(|mate| mate.3).fold(own.3, u8::min),
             fault: own.1.or_else(|| mates.iter().find_map(|mate| mate.1.clone())),
             holds_back: own.2.or_else(|| mates.iter().find_map(|mate| mate.2.clone())),
             abstains: gave_way.map(|mate| {
@@ -80,6 +82,7 @@ impl Machine {
                 .and_then(|facts| facts.transitions.get(&self.routers[index].router.name).copied()),
             draining: facts.is_some_and(|facts| facts.draining),
             drains_there: facts.is_some_and(|facts| any(&facts.draining_peers)),
+            lowered_there: facts.is_some_and(|facts| any(&facts.lowered_peers)),
             handed_over: facts.is_some_and(|facts| any(&facts.handed_over)),
         }
     }

@@ -43,6 +43,7 @@ impl Machine {
             problems,
             holds_back: machine.holds_back(now),
             wants: machine.wants(now),
+            lowered: machine.is_lowered(),
             counters: Counters {
                 received: tally.received,
                 became_active: tally.became_active,

@@ -45,6 +45,7 @@ fn a_change_of_facts_is_told_within_ten_milliseconds() {
         state: crate::vrrp::State::Active,
         priority: 150,
         wants: false,
+        lowered: false,
         source: None,
         fingerprint: 1,
         interval_centis: 100,
