@@ -84,6 +84,7 @@ fn desired(backends: usize) -> Desired {
         ring_slots: SLOTS,
         idle_timeout: Duration::from_secs(900),
         syn_budget: 20_000,
+        drain_silence: Duration::from_secs(90),
         policy: Default::default(),
         backends: (0..backends).map(|n| (address(n), Backend::default())).collect(),
     };

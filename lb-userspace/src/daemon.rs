@@ -183,6 +183,8 @@ pub struct Daemon<B> {
     group: Option<Group>,
     /// Whose history counts, of each service.
     whose: BTreeMap<ServiceKey, Whose>,
+    /// The services whose packets go to another node, which tells nothing of their flows.
+    unsynced: BTreeSet<ServiceKey>,
     /// The services of which no flow is pinned, since they are handed over.
     held: BTreeSet<ServiceKey>,
     handover: Option<(Handover, Asker)>,
@@ -265,6 +267,7 @@ impl<B: Balancer> Daemon<B> {
             vrrp: Virtual::new(vrrp),
             group: peers.map(|Connection { peers, config, seed }| Group::new(peers, config, seed)),
             whose: BTreeMap::new(),
+            unsynced: BTreeSet::new(),
             held: BTreeSet::new(),
             handover: None,
             behind: false,

@@ -120,6 +120,8 @@ pub struct Service {
     pub idle_timeout: Duration,
     /// Flows per second, over all CPUs, that may be pinned while slots are in flux.
     pub syn_budget: u32,
+    /// How long nothing is heard of a backend at least when its drain is over by estimate.
+    pub drain_silence: Duration,
     /// How its backends are checked, and what is made of it.
     pub policy: Policy,
     /// The backends by address.

@@ -24,6 +24,9 @@ pub const IDLE_TIMEOUT: std::ops::RangeInclusive<Duration> =
 /// How long a drain may take.
 pub const DRAIN_DEADLINE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
+/// How long nothing is heard of a backend when its drain is over by estimate.
+pub const DRAIN_SILENCE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
 /// Slots for each backend, from which on shares are within a percent of the weights.
 pub const SLOTS_PER_BACKEND: u32 = 100;
 
@@ -203,6 +206,10 @@ impl Found {
         if !IDLE_TIMEOUT.contains(&service.idle_timeout) {
             let message = "an idle timeout is from 1s to 12h".into();
             self.push(name, None, "idle_timeout", message);
+        }
+        let silence = service.drain_silence;
+        if let Err(message) = check::within(&format_duration(silence), silence, &DRAIN_SILENCE) {
+            self.push(name, None, "drain_silence", format!("drain_silence: {message}"));
         }
         if service.key.protocol == Protocol::Tcp && service.udp_policy != UdpPolicy::default() {
             let message = "`udp` is for services with protocol = \"udp\"; remove it".into();

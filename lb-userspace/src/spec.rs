@@ -12,6 +12,9 @@ use crate::{
 
 /// How long a silent TCP flow is kept, unless the service says otherwise.
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+/// How long nothing is heard of a backend when its drain is over by estimate, unless the service says
+/// otherwise: longer than the pings of WebSocket, MQTT, SSH and pools of database connections are apart.
+pub const DEFAULT_DRAIN_SILENCE: Duration = Duration::from_secs(90);
 /// Flows per second that may be pinned, unless the service says otherwise.
 pub const DEFAULT_SYN_BUDGET: u32 = 20_000;
 
@@ -39,12 +42,24 @@ pub struct ServiceSpec {
     /// How long a backend may drain, unless the command says otherwise; none: as long as it takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_deadline_secs: Option<u64>,
+    /// How long nothing is heard of a backend at least when its drain is over by estimate, in seconds.
+    #[serde(default = "default_drain_silence", skip_serializing_if = "is_default_drain_silence")]
+    pub drain_silence_secs: u64,
     /// How its backends are checked, and what is made of it.
     #[serde(default)]
     pub policy: Policy,
     /// The backends.
     #[serde(default)]
     pub backends: BTreeMap<IpAddr, BackendSpec>,
+}
+
+const fn default_drain_silence() -> u64 {
+    DEFAULT_DRAIN_SILENCE.as_secs()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_default_drain_silence(secs: &u64) -> bool {
+    *secs == default_drain_silence()
 }
 
 /// A backend, all of it.
@@ -93,6 +108,7 @@ impl ServiceSpec {
             ring_slots: DEFAULT_RING_SLOTS,
             syn_budget: DEFAULT_SYN_BUDGET,
             drain_deadline_secs: None,
+            drain_silence_secs: default_drain_silence(),
             policy: Policy::default(),
             backends: BTreeMap::new(),
         }
@@ -112,6 +128,7 @@ impl ServiceSpec {
             ring_slots: service.ring_slots,
             syn_budget: service.syn_budget,
             drain_deadline_secs: drain_deadline.map(|deadline| deadline.as_secs()),
+            drain_silence_secs: service.drain_silence.as_secs(),
             policy: service.policy.clone(),
             backends: service
                 .backends
@@ -137,6 +154,7 @@ impl ServiceSpec {
             ring_slots: self.ring_slots,
             idle_timeout: Duration::from_secs(self.idle_timeout_secs),
             syn_budget: self.syn_budget,
+            drain_silence: Duration::from_secs(self.drain_silence_secs),
             policy: self.policy.clone(),
             backends: self.backends.iter().map(|(at, spec)| (*at, spec.clone().into())).collect(),
         }
@@ -152,7 +170,7 @@ mod tests {
         let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 53, Mode::Dsr);
         spec.protocol = Protocol::Udp;
         spec.udp = Some(UdpPolicy::Oneshot);
-        spec.drain_deadline_secs = Some(60);
+        (spec.drain_deadline_secs, spec.drain_silence_secs) = (Some(60), 45);
         spec.backends.insert(IpAddr::from([10, 0, 0, 1]), BackendSpec::default());
         let json = serde_json::to_string(&spec).expect("it has no map with odd keys");
         assert_eq!(serde_json::from_str::<ServiceSpec>(&json).expect(&json), spec);

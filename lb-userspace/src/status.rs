@@ -347,18 +347,22 @@ pub struct Backend {
     pub second_choices: u64,
 }
 
-/// Seconds without a packet of a flow after which a drain is over by estimate.
-pub const QUIET_SECS: u32 = 20;
-
 /// How far a drain is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
-    /// Whether it is over by estimate: for [`QUIET_SECS`] no packet has come of a flow that may be on
-    /// the backend, those apart whose client has closed them. A client that is silent for longer
-    /// may be left.
+    /// Whether it is over by estimate: clients have closed all pinned flows, and for `silence_secs` no
+    /// packet has come of a flow that may be on the backend. A client without a pin that is silent for
+    /// longer may be left.
     pub estimated: bool,
-    /// Seconds since the last such packet; none if there is no such flow, or not all packets of the
-    /// service come to this node.
+    /// Seconds without a packet after which it is over by estimate: the service's `drain_silence`, or
+    /// more where its flows were silent for longer and went on. 0 if there is no estimate.
+    #[serde(default)]
+    pub silence_secs: u64,
+    /// Why there is no estimate: this node does not see all packets of the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseen: Option<Unseen>,
+    /// Seconds since the last packet of a flow that may be on the backend; none if there is no such
+    /// flow, or not all packets of the service come to this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_secs: Option<u64>,
     /// Seconds until no flow can be left if none sends any more, or the deadline has passed; none if
@@ -367,7 +371,26 @@ pub struct Drain {
     pub ends_in_secs: Option<u64>,
 }
 
+/// Why a node does not see all packets of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unseen {
+    /// Other nodes forward them as well (ECMP).
+    Shared,
+    /// Another node is Active, and tells this one of its flows: this node knows when none is left.
+    Synced,
+    /// Another node is Active, and tells this one nothing: it does not know when no flow is left.
+    Unsynced,
+}
+
 impl Backend {
+    /// Whether nobody here knows which flows it has while it drains: another node is Active for the
+    /// service, and tells this one nothing.
+    #[must_use]
+    pub fn is_unsynced(&self) -> bool {
+        self.drains() && self.drain.is_some_and(|drain| drain.unseen == Some(Unseen::Unsynced))
+    }
+
     /// Whether its drain is over by estimate, and not for certain.
     #[must_use]
     pub fn is_estimated_over(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use lb_userspace::{
     engine::Role,
-    status::{self, Drain},
+    status::{self, Drain, Unseen},
 };
 
 use super::*;
@@ -51,7 +51,12 @@ fn finished_connections_end_a_drain_by_estimate_and_move_nothing() {
     assert_eq!((backend.pins, backend.pins_closing), (40, 0));
     let backend = swept(&mut engine, 1_015);
     assert_eq!((backend.pins, backend.pins_closing), (40, 40));
-    let drain = Drain { estimated: false, heard_secs: Some(5), ends_in_secs: Some(896) };
+    let drain = Drain {
+        silence_secs: 20,
+        heard_secs: Some(5),
+        ends_in_secs: Some(896),
+        ..Drain::default()
+    };
     assert_eq!(backend.drain, Some(drain));
     assert!(!swept(&mut engine, 1_029).is_estimated_over());
     let before = engine.data_plane().dump();
@@ -80,14 +85,47 @@ fn a_flow_that_sends_keeps_a_drain_from_its_estimated_end() {
         }
         assert!(!swept(&mut engine, secs + 1).is_estimated_over(), "at {secs}");
     }
-    // One that is open and falls silent is over by estimate, until it sends again.
+    // One that is open holds it up however silent it is, until its client closes it.
     engine.data_plane_mut().add_flow(half_closed, FlowValue { seen: 1_100, ..value });
-    assert!(!swept(&mut engine, 1_119).is_estimated_over());
-    let backend = swept(&mut engine, 1_120);
-    assert!(backend.is_estimated_over());
-    assert_eq!((backend.pins, backend.pins_closing), (1, 0));
-    engine.data_plane_mut().add_flow(half_closed, FlowValue { seen: 1_120, ..value });
-    assert!(!swept(&mut engine, 1_121).is_estimated_over());
+    for secs in [1_119, 1_120, 1_300, 1_900] {
+        let backend = swept(&mut engine, secs);
+        assert!(!backend.is_estimated_over(), "at {secs}");
+        assert_eq!((backend.pins, backend.pins_closing), (1, 0));
+    }
+    let closed = FlowValue { seen: 1_900, flags: CLOSED, ..value };
+    engine.data_plane_mut().add_flow(half_closed, closed);
+    let backend = swept(&mut engine, 1_905);
+    assert_eq!((backend.pins, backend.pins_closing), (1, 1));
+    assert!(!swept(&mut engine, 1_919).is_estimated_over(), "its client may wait for an answer");
+    assert!(swept(&mut engine, 1_920).is_estimated_over());
+}
+
+#[test]
+fn a_longer_silence_that_a_flow_has_broken_is_waited_for_twice() {
+    let mut engine = draining(None);
+    let slot = noisy_slot(&engine);
+    let hear = |engine: &Engine<Fake>, secs| {
+        engine.data_plane().ring(0).unwrap()[slot].touch_unpinned(abi::stamp(secs));
+    };
+    let run = |engine: &mut Engine<Fake>, secs: std::ops::Range<u32>| {
+        secs.map(|secs| swept(engine, secs)).filter(status::Backend::is_estimated_over).count()
+    };
+    // A flow that sends each 15 seconds, when nothing but the least silence is known.
+    assert_eq!(run(&mut engine, 1_002..1_016), 0);
+    hear(&engine, 1_015);
+    assert_eq!(run(&mut engine, 1_016..1_045), 0, "it may be late");
+    assert_eq!(run(&mut engine, 1_045..1_046), 1);
+    // After a longer one of 185 seconds.
+    assert_eq!(run(&mut engine, 1_046..1_201), 155);
+    hear(&engine, 1_200);
+    assert_eq!(run(&mut engine, 1_201..1_570), 0);
+    assert_eq!(run(&mut engine, 1_570..1_571), 1);
+    // No more than the idle timeout is waited for.
+    assert_eq!(run(&mut engine, 1_571..1_751), 180);
+    hear(&engine, 1_750);
+    assert_eq!(run(&mut engine, 1_751..2_650), 0);
+    assert_eq!(run(&mut engine, 2_650..2_651), 1);
+    assert!(!swept(&mut engine, 2_651).has_flows(), "proven");
 }
 
 #[test]
@@ -101,12 +139,13 @@ fn a_deadline_bounds_the_certain_end() {
 
 #[test]
 fn who_does_not_hear_all_packets_of_a_service_makes_no_estimate() {
-    for role in [Role::Follows, Role::Shared] {
+    for (role, unseen) in [(Role::Follows, Unseen::Synced), (Role::Shared, Unseen::Shared)] {
         let mut engine = draining(None);
         let key = engine.desired().services["web"].key;
         engine.set_roles([(key, role)].into(), at(1_001)).unwrap();
         let backend = swept(&mut engine, 1_300);
-        assert_eq!(backend.drain, Some(Drain::default()), "{role:?}");
+        let unknown = Drain { unseen: Some(unseen), ..Drain::default() };
+        assert_eq!(backend.drain, Some(unknown), "{role:?}");
         assert!(!backend.is_estimated_over() && backend.has_flows(), "{role:?}");
         // Who takes over has heard nothing before.
         engine.set_roles([(key, Role::Own)].into(), at(1_300)).unwrap();
@@ -115,4 +154,26 @@ fn who_does_not_hear_all_packets_of_a_service_makes_no_estimate() {
         }
         assert!(swept(&mut engine, 1_321).is_estimated_over(), "{role:?}");
     }
+}
+
+#[test]
+fn a_backup_that_is_told_nothing_makes_no_estimate_and_begins_anew_as_the_active() {
+    let mut engine = draining(None);
+    let key = engine.desired().services["web"].key;
+    engine.set_unsynced([key].into(), at(1_001));
+    let unknown = Drain { unseen: Some(Unseen::Unsynced), ..Drain::default() };
+    assert_eq!(look(&engine).drain, Some(unknown), "it need not look for that");
+    for secs in [1_100, 1_002 + IDLE] {
+        let backend = swept(&mut engine, secs);
+        assert_eq!(backend.drain, Some(unknown), "at {secs}");
+        assert!(backend.is_unsynced() && !backend.is_estimated_over(), "at {secs}");
+    }
+    assert!(!look(&engine).has_flows(), "it has heard nothing for the idle timeout");
+    let mut engine = draining(None);
+    engine.set_unsynced([key].into(), at(1_001));
+    assert!(!swept(&mut engine, 1_500).is_estimated_over());
+    engine.set_unsynced([].into(), at(1_500));
+    assert!(!look(&engine).is_unsynced());
+    assert!(!swept(&mut engine, 1_519).is_estimated_over());
+    assert!(swept(&mut engine, 1_520).is_estimated_over());
 }

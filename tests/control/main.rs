@@ -55,6 +55,7 @@ fn service(vip: &str, backends: &[(&str, u16)]) -> Service {
         ring_slots: SLOTS,
         idle_timeout: Duration::from_secs(IDLE.into()),
         syn_budget: 20_001,
+        drain_silence: Duration::from_secs(20),
         policy: Default::default(),
         backends: backends.iter().map(|(to, weight)| (ip(to), backend(*weight))).collect(),
     }

@@ -95,6 +95,7 @@ fn desired(backends: &[&str]) -> Desired {
         ring_slots: 4_093,
         idle_timeout: Duration::from_secs(900),
         syn_budget: 1_000,
+        drain_silence: Duration::from_secs(90),
         backends: backends.iter().map(|to| (to.parse().unwrap(), one.clone())).collect(),
     };
     Desired { services: [("web".to_owned(), service)].into() }

@@ -92,6 +92,7 @@ fn service(n: u16, each: u16) -> (String, Service) {
         idle_timeout: Duration::from_secs(900),
         // What limits the pins is to be their number.
         syn_budget: u32::MAX,
+        drain_silence: Duration::from_secs(90),
         policy: Default::default(),
         backends: (0..each).map(|at| (address(n, at), Backend::default())).collect(),
     };

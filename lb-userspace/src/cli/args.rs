@@ -192,6 +192,9 @@ pub(super) struct ServiceAdd {
     /// How long a drain may take, as 1h; without it, as long as flows last.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     drain_deadline: Option<Duration>,
+    /// How long nothing is heard of a backend at least when its drain is over by estimate, as 90s.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    drain_silence: Option<Duration>,
     #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
@@ -226,11 +229,12 @@ pub(super) enum BackendCommand {
     },
     /// Give a backend no new flows, and let the ones that it has end.
     ///
-    /// A drain is over by estimate when no packet has come for 20 seconds of a flow that may be on the
-    /// backend; flows that their clients have closed (FIN or RST, and nothing for five seconds since)
-    /// don't count. Then it is safe to stop the backend, unless a client is silent for longer. It is
-    /// proven to be over when all flows have been silent for the service's idle timeout. Neither end
-    /// moves a flow; a deadline does.
+    /// A drain is over by estimate when clients have closed all pinned flows (FIN or RST, and nothing
+    /// for five seconds since), and no packet has come of any flow for the service's drain_silence (90
+    /// seconds by default), or for twice as long as older flows have been silent and gone on. Then it is safe to stop the backend, unless a client is silent for
+    /// longer. It is proven to be over when all flows have been silent for the service's idle timeout.
+    /// Neither end moves a flow; a deadline does. A Backup without [sync] can't tell, and exits with 1:
+    /// ask the Active.
     Drain {
         #[command(flatten)]
         target: Target,
@@ -345,6 +349,9 @@ impl ServiceAdd {
         if let Some(idle_timeout) = self.idle_timeout {
             spec.idle_timeout_secs = idle_timeout.as_secs();
         }
+        if let Some(drain_silence) = self.drain_silence {
+            spec.drain_silence_secs = drain_silence.as_secs();
+        }
         Ok(spec)
     }
 }
@@ -352,7 +359,7 @@ impl ServiceAdd {
 /// Which end of a drain is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Until {
-    /// No packet has come for 20 seconds, but of flows that their clients have closed.
+    /// All pinned flows are closed, and no packet has come for drain_silence or longer.
     Estimated,
     /// No flow can be left.
     Proven,

@@ -8,18 +8,23 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Target, args::Until, patience::Patient, progress::on_one_line};
+use super::{Target, args::Until, patience::Patient, progress::on_one_line, status::silence};
 use crate::{
     api::client::{self, Client},
     desired::Admin,
-    status::{Backend, QUIET_SECS},
+    status::Backend,
     units::{counted, format_count, format_duration},
 };
 
 /// How often the daemon is asked.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Waits; 0 when no flow is left, 1 after `timeout` or if it does not drain any more.
+/// That this node does not know what is left on a backend.
+pub(super) const UNSYNCED: &str =
+    "unknown: only the Active sees the traffic, and does not tell this node of its flows";
+
+/// Waits; 0 when no flow is left, 1 after `timeout`, if it does not drain any more, or if this node
+/// can't tell.
 pub(super) async fn wait(
     client: &Client,
     target: &Target,
@@ -29,7 +34,8 @@ pub(super) async fn wait(
     let started = Instant::now();
     let mut patient = Patient::new(client);
     let mut progress = Progress::new(Pulse::EachChange);
-    let (mut removing, mut is_warned) = (false, false);
+    let mut removing = false;
+    let mut warned = Vec::new();
     loop {
         let Target { service, address } = target;
         let backend: Backend = match patient.get(&target.path()).await {
@@ -54,6 +60,16 @@ pub(super) async fn wait(
             eprintln!("lbctl: backend {address} of {service} does not drain any more");
             return Ok(ExitCode::FAILURE);
         }
+        if backend.is_unsynced() {
+            progress.end();
+            eprintln!(
+                "lbctl: backend {address} of {service} drains, but this node can't tell when it has no \
+                 flow left: only the Active sees the traffic of {service}, and does not tell this node \
+                 of its flows (see [sync]); run `lbctl backend drain {service} {address} --wait` on the \
+                 Active, which `lbctl vrrp status` names"
+            );
+            return Ok(ExitCode::FAILURE);
+        }
         if !backend.has_flows() {
             progress.end();
             let after = whole_secs(started.elapsed().as_secs());
@@ -76,13 +92,13 @@ pub(super) async fn wait(
             eprintln!("lbctl: backend {address} of {service} still drains: {left}");
             return Ok(ExitCode::FAILURE);
         }
-        if until == Until::Estimated && !is_warned && has_no_estimate(&backend) {
-            is_warned = true;
+        if until == Until::Estimated
+            && let Some(why) = waits_for_proof(&backend)
+            && !warned.contains(&why)
+        {
             progress.end();
-            eprintln!(
-                "lbctl: this node does not see all packets of {service}, and can't estimate; it waits \
-                 for the proven end"
-            );
+            eprintln!("lbctl: {}", why.text(target));
+            warned.push(why);
         }
         // What changes each second is for a line that changes.
         let times = if io::stderr().is_terminal() { times(&backend) } else { String::new() };
@@ -123,25 +139,49 @@ pub(super) fn times(backend: &Backend) -> String {
 
 /// That a drain is over by estimate.
 pub(super) fn estimate(backend: &Backend) -> String {
-    let open = backend.pins.saturating_sub(backend.pins_closing);
-    let silent = match open {
-        0 => String::new(),
-        1 => "; 1 pinned flow is open and silent".into(),
-        open => format!("; {} pinned flows are open and silent", format_count(open)),
-    };
     let ends = backend.drain.and_then(|drain| drain.ends_in_secs);
     let ends = ends.map(|secs| format!("; proven in {}", whole_secs(secs))).unwrap_or_default();
+    let silence = silence(backend);
     format!(
-        "no flow left that was heard for {QUIET_SECS}s (estimated: safe to stop unless a client is \
-         silent{silent}{ends})"
+        "no flow left that was heard for {silence} (estimated: safe to stop unless a client is silent \
+         for longer{ends})"
     )
 }
 
-/// Whether this node can't say when the drain is over by estimate.
-fn has_no_estimate(backend: &Backend) -> bool {
-    let unknown = |drain: crate::status::Drain| drain == crate::status::Drain::default();
-    let left = backend.has_flows() && backend.slots == 0 && !backend.pins_stale;
-    left && backend.drain.is_some_and(unknown)
+/// Why an estimate is not to be expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsForProof {
+    /// This node does not see all packets of the service.
+    Unseen,
+    /// Pinned flows are open that are silent for as long as it takes to give an estimate.
+    Open,
+}
+
+impl WaitsForProof {
+    fn text(self, Target { service, address }: &Target) -> String {
+        match self {
+            Self::Unseen => format!(
+                "this node does not see all packets of {service}, and can't estimate; it waits for the \
+                 proven end"
+            ),
+            Self::Open => format!(
+                "pinned flows are open, though silent: without an estimate it waits until they close, or \
+                 for the proven end; `lbctl flows {service} --backend {address}` shows them, \
+                 `--deadline` moves them"
+            ),
+        }
+    }
+}
+
+fn waits_for_proof(backend: &Backend) -> Option<WaitsForProof> {
+    let is_known = backend.has_flows() && backend.slots == 0 && !backend.pins_stale;
+    let drain = backend.drain.filter(|_| is_known)?;
+    let is_silent = drain.heard_secs.is_some_and(|secs| secs >= drain.silence_secs);
+    match drain.unseen {
+        Some(_) => Some(WaitsForProof::Unseen),
+        None if backend.pins > backend.pins_closing && is_silent => Some(WaitsForProof::Open),
+        None => None,
+    }
 }
 
 fn whole_secs(secs: u64) -> String {

@@ -6,7 +6,7 @@ use super::{drain, health, table::Table};
 use crate::{
     desired::Admin,
     health::Condition,
-    status::{Backend, Count, QUIET_SECS, Service, Status, Totals, TxErrorStatus, Usage},
+    status::{Backend, Count, Service, Status, Totals, TxErrorStatus, Usage},
     units::{format_bytes, format_count, format_duration},
 };
 
@@ -220,6 +220,7 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     };
     row("pins", format!("{}{closing}", backend.pins));
     let flows_left = match backend.has_flows() {
+        _ if backend.is_unsynced() => drain::UNSYNCED.into(),
         false => "none".into(),
         true if backend.is_estimated_over() => drain::estimate(backend),
         true if backend.drain.is_some() => drain::left(backend) + &drain::times(backend),
@@ -235,6 +236,12 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     table.render()
 }
 
+/// For how long nothing is heard of a backend when its drain is over by estimate.
+pub(super) fn silence(backend: &Backend) -> String {
+    let secs = backend.drain.map_or(0, |drain| drain.silence_secs);
+    format_duration(Duration::from_secs(secs))
+}
+
 /// What a backend does, in words.
 pub(super) fn state(backend: &Backend) -> String {
     let left = |deadline: Option<SystemTime>| {
@@ -248,9 +255,13 @@ pub(super) fn state(backend: &Backend) -> String {
         Admin::Draining { deadline } => ("draining", left(deadline)),
         Admin::Removing { deadline } => ("removing", left(deadline)),
     };
-    let drains = matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. });
-    let drained = (drains && !backend.has_flows()).then(|| String::from("no flow left"));
-    let silent = backend.is_estimated_over().then(|| format!("silent for {QUIET_SECS}s"));
+    let drained = match backend.has_flows() {
+        _ if backend.is_unsynced() => Some("only the Active sees its flows"),
+        false if backend.drains() => Some("no flow left"),
+        _ => None,
+    };
+    let drained = drained.map(String::from);
+    let silent = backend.is_estimated_over().then(|| format!("silent for {}", silence(backend)));
     let closing = backend.drains() && backend.pins_closing > 0;
     let closing = closing.then(|| {
         let plural = if backend.pins_closing == 1 { "" } else { "s" };

@@ -15,7 +15,7 @@ use crate::{
     desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
     health::Check,
     overrides::Unsaid,
-    rules::{self, DRAIN_DEADLINE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
+    rules::{self, DRAIN_DEADLINE, DRAIN_SILENCE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
     spec::ServiceSpec,
 };
 
@@ -93,6 +93,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     let port_field = field("port");
     let ring_field = field("ring_slots");
     let idle_field = field("idle_timeout");
+    let silence_field = field("drain_silence");
     for (key, place) in places {
         services.places.0.insert((name.into(), None, key), place);
     }
@@ -134,6 +135,11 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
             duration_within(text, *DRAIN_DEADLINE.start(), *DRAIN_DEADLINE.end())
         })
     });
+    let silence = silence_field.and_then(|f| {
+        f.parsed("drain_silence = \"90s\"", |text| {
+            duration_within(text, *DRAIN_SILENCE.start(), *DRAIN_SILENCE.end())
+        })
+    });
     let ring_slots = ring_field.and_then(|f| f.integer(2..u64::from(MAX_RING_SLOTS) + 1));
     let syn_budget = table.optional("syn_budget").and_then(|f| f.integer(0..1 << 32));
     let policy = read_policy(table);
@@ -153,6 +159,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     service.idle_timeout = idle.unwrap_or(service.idle_timeout);
     service.ring_slots = ring_slots.unwrap_or(service.ring_slots);
     service.syn_budget = syn_budget.unwrap_or(service.syn_budget);
+    service.drain_silence = silence.unwrap_or(service.drain_silence);
     service.policy = policy;
     service.backends = backends;
     let kept = if complete { &mut services.desired } else { &mut services.incomplete };

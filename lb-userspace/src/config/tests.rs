@@ -113,6 +113,7 @@ fn all_keys_arrive() {
         ring_slots = 1009
         syn_budget = 0
         drain_deadline = "1h30m"
+        drain_silence = "2m"
         backend = [{ address = "fd00::1", weight = 7, state = "draining" }, { address = "fd00::2" }]
         "#,
     );
@@ -127,6 +128,7 @@ fn all_keys_arrive() {
     assert_eq!((service.ring_slots, service.syn_budget), (1009, 0));
     assert_eq!(service.idle_timeout, Duration::from_secs(30));
     assert_eq!(config.drain_deadlines["quic"], Duration::from_secs(5400));
+    assert_eq!(service.drain_silence, Duration::from_secs(120));
     let backend = service.backends.values().next().expect("there are two");
     assert_eq!(backend.weight.0.get(), 7);
     assert_eq!(backend.admin, Admin::Draining { deadline: None });
@@ -334,6 +336,14 @@ fn single_mistakes_say_what_would_be_right() {
         (
             "drain_deadline = \"0s\"",
             "8:18: service[0].drain_deadline: `0s` is out of range; from 1s to 30d is possible",
+        ),
+        (
+            "drain_silence = \"0s\"",
+            "8:17: service[0].drain_silence: `0s` is out of range; from 1s to 12h is possible",
+        ),
+        (
+            "drain_silence = 90",
+            "8:17: service[0].drain_silence: an integer instead of a string; write drain_silence = \"90s\"",
         ),
     ] {
         assert_eq!(mistake_of(line), message);

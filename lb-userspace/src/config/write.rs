@@ -137,6 +137,7 @@ pub fn service(service: &Service, drain_deadline: Option<Duration>) -> Keys {
     keys.push("ring_slots", *ring_slots);
     keys.push("syn_budget", *syn_budget);
     keys.push_some("drain_deadline", drain_deadline);
+    keys.push("drain_silence", service.drain_silence);
     keys.push("slow_start", policy.slow_start);
     keys.push("panic_threshold", format!("{}%", policy.panic_threshold));
     keys.push("min_healthy", u32::from(policy.min_healthy));

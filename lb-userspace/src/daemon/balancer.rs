@@ -70,6 +70,8 @@ pub trait Balancer: Send {
     ///
     /// A map can't be written.
     fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()>;
+    /// See [`Engine::set_unsynced`].
+    fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now);
     /// See [`Engine::set_sharers`].
     fn set_sharers(&mut self, sharers: Sharers);
     /// See [`Engine::news`]; with their number.
@@ -205,6 +207,10 @@ impl<D: DataPlane + Send> Balancer for Engine<D> {
 
     fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
         Self::set_roles(self, roles, now)
+    }
+
+    fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
+        Self::set_unsynced(self, unsynced, now);
     }
 
     fn set_sharers(&mut self, sharers: Sharers) {

@@ -439,6 +439,11 @@ impl<B: Balancer> Daemon<B> {
             candidates: &candidates,
         };
         let whose = scene.whose();
+        let unsynced = scene.unsynced(&whose);
+        if unsynced != self.unsynced {
+            self.unsynced.clone_from(&unsynced);
+            self.balancer.set_unsynced(unsynced, self.now());
+        }
         if whose != self.whose {
             let was_own = |key: &&ServiceKey| self.whose.get(key) == Some(&Whose::Own);
             let left = whose.iter().filter(|(_, whose)| **whose != Whose::Own).map(|(key, _)| key);

@@ -83,6 +83,17 @@ impl Scene<'_> {
         keys.map(|key| (key, self.whose_is(key, holders.get(&key.vip).copied()))).collect()
     }
 
+    /// The services whose packets go to another node, as far as this one knows, and of whose flows it
+    /// learns nothing: it goes by what it sees, and sees none.
+    pub(super) fn unsynced(&self, whose: &BTreeMap<ServiceKey, Whose>) -> BTreeSet<ServiceKey> {
+        let holders = holders(self.routers);
+        let is_active = |router| self.states.get(router) == Some(&State::Active);
+        let is_elsewhere =
+            |key: &ServiceKey| holders.get(&key.vip).is_some_and(|router| !is_active(router));
+        let own = whose.iter().filter(|(_, whose)| **whose == Whose::Own).map(|(key, _)| *key);
+        own.filter(is_elsewhere).collect()
+    }
+
     fn whose_is(&self, service: ServiceKey, router: Option<RouterKey>) -> Whose {
         let Some(router) = router else {
             return if self.has_peers { Whose::Shared } else { Whose::Own };
@@ -247,7 +258,11 @@ mod tests {
                 has_peers: true,
                 candidates: &candidates,
             };
-            assert_eq!(scene.whose()[&web().key], expected, "{state:?} {candidates:?}");
+            let whose = scene.whose();
+            assert_eq!(whose[&web().key], expected, "{state:?} {candidates:?}");
+            // One that follows is told what ends; one that goes by itself sees the packets, or knows nothing.
+            let is_unsynced = expected == Whose::Own && state != Some(Active);
+            assert_eq!(!scene.unsynced(&whose).is_empty(), is_unsynced, "{state:?} {candidates:?}");
         }
     }
 
@@ -288,7 +303,12 @@ mod tests {
                 has_peers: false,
                 candidates: &[],
             };
-            assert_eq!(scene.whose()[&web().key], Whose::Own, "{state}");
+            let whose = scene.whose();
+            assert_eq!(whose[&web().key], Whose::Own, "{state}");
+            let unsynced = if state == State::Active { vec![] } else { vec![web().key] };
+            assert!(scene.unsynced(&whose).into_iter().eq(unsynced), "{state}");
+            let scene = Scene { routers: &[], ..scene };
+            assert!(scene.unsynced(&scene.whose()).is_empty(), "no router, no Active");
         }
     }
 

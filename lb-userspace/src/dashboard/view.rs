@@ -138,8 +138,13 @@ struct OfBackend<'a> {
     pins_closing: u64,
     pins_stale: bool,
     has_flows: bool,
+    /// Whether only the Active sees which flows it has, and doesn't tell this node.
+    unsynced: bool,
     /// Whether its drain is over by estimate.
     silent: bool,
+    /// Seconds without a packet after which it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_silence: Option<u64>,
     /// Seconds until its drain is over for certain if no flow sends any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     drain_ends_in: Option<u64>,
@@ -313,7 +318,9 @@ fn backend(backend: &Backend, rates: Option<Rate>) -> OfBackend<'_> {
         pins_closing: backend.pins_closing,
         pins_stale: backend.pins_stale,
         has_flows: backend.has_flows(),
+        unsynced: backend.is_unsynced(),
         silent: backend.is_estimated_over(),
+        drain_silence: backend.drain.map(|drain| drain.silence_secs).filter(|secs| *secs > 0),
         drain_ends_in: backend.drain.and_then(|drain| drain.ends_in_secs),
         deadline: deadline.map(millis),
         rate: rate(rates.unwrap_or_default()),

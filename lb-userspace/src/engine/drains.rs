@@ -3,20 +3,26 @@
 //!
 //! A drain is over *for certain* when no slot and no pin can have a flow any more: FIN and RST end
 //! nothing, since whoever knows a flow's tuple can forge them, and a client may be silent for the
-//! whole idle timeout. It is over *by estimate* when for [`QUIET_SECS`] no packet has come of a flow
-//! that may be on the backend: none in the slots of which it is the base owner, and none by a pin
-//! but of those that are closed. The estimate is told to the operator and moves no flow, so a forged
-//! FIN shortens an estimate and nothing else.
+//! whole idle timeout. It is over *by estimate* when all pins of the backend are closed, and no packet
+//! has come for a while by them, or in the slots of which it is the base owner. A pin that is open is a
+//! known flow, however silent: there is no estimate beside it. Of the flows without a pin nothing is
+//! known but when the last packet came, so the while is the service's `drain_silence`, and twice the
+//! longest silence that a slot of its ring has broken, if that is more ([`Silences`]). The estimate is told to the
+//! operator and moves no flow, so a forged FIN shortens an estimate and nothing else.
+//!
+//! A node estimates only what it sees: not where it shares the packets with others, nor where another
+//! node is Active.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{FlowValue, flow_flags};
 
 use super::{Engine, Now, history::Role};
 use crate::{
     datapath::DataPlane,
-    desired::Admin,
-    status::{Drain, QUIET_SECS},
+    desired::{Admin, Service, ServiceKey},
+    ring,
+    status::{Drain, Unseen},
 };
 
 /// Seconds without a packet after a FIN or RST of the client: an end of the other direction, or what
@@ -36,7 +42,7 @@ pub(super) struct Tally {
     pub(super) flows: u64,
     /// Those that are closed.
     pub(super) closing: u64,
-    /// Second of the last packet of the others.
+    /// Second of the last packet of any.
     heard: Option<u32>,
     /// Second in which the last of all ends if none sends any more.
     ends: u32,
@@ -46,41 +52,113 @@ impl Tally {
     /// Counts a flow that was last heard at `seen` and may be idle for `kept` seconds.
     pub(super) fn count(&mut self, value: FlowValue, seen: u32, kept: u32, now: Now) {
         self.flows += 1;
+        self.heard = self.heard.max(Some(seen));
         self.ends = self.ends.max(seen.saturating_add(kept).saturating_add(1));
         if is_closed(value, now.mono_secs().saturating_sub(seen)) {
             self.closing += 1;
-        } else {
-            self.heard = self.heard.max(Some(seen));
         }
     }
+}
+
+/// The silences that flows without a pin have broken, as far as the sweeps of a ring have met them.
+///
+/// A slot's stamp is that of its last packet, of whichever flow. So a silence of a slot is no longer
+/// than that of any flow in it, and what is seen here is a lower bound.
+#[derive(Debug, Default)]
+pub(super) struct Silences {
+    /// The stamps of the slots in flux at the last sweep; 0: none.
+    stamps: Vec<u16>,
+    /// Seconds of the longest.
+    longest: u32,
+}
+
+impl Silences {
+    /// Takes the stamp of a slot in flux.
+    pub(super) fn look(&mut self, index: u32, stamp: u16) {
+        let index = index as usize;
+        if self.stamps.len() <= index {
+            self.stamps.resize(index + 1, 0);
+        }
+        let before = std::mem::replace(&mut self.stamps[index], stamp);
+        if before != 0 && stamp != 0 {
+            self.longest = self.longest.max(ring::age(stamp, before));
+        }
+    }
+
+    /// A slot is not in flux, or about to settle: its next stamp begins anew.
+    pub(super) fn skip(&mut self, index: u32) {
+        if let Some(stamp) = self.stamps.get_mut(index as usize) {
+            *stamp = 0;
+        }
+    }
+
+    /// No slot is in flux.
+    pub(super) fn rest(&mut self) {
+        self.stamps = Vec::new();
+    }
+
+    /// Seconds without a packet after which a service's drains are over by estimate: what is
+    /// configured, or twice the longest silence, but no more of that than the idle timeout, after which
+    /// they are over for certain.
+    fn wait_secs(&self, configured: u32, idle_timeout: u32) -> u32 {
+        configured.max(self.longest.saturating_mul(2).min(idle_timeout))
+    }
+}
+
+/// What the last sweep has found in a service's ring.
+#[derive(Debug, Default)]
+struct Heard {
+    /// The second of the last packet without a pin that each base owner got.
+    bases: BTreeMap<u16, u32>,
+    silences: Silences,
 }
 
 /// What is known of the drains.
 #[derive(Debug, Default)]
 pub(super) struct Drains {
-    /// By the service's id: the second of the last packet without a pin that each base owner got.
-    bases: BTreeMap<u16, BTreeMap<u16, u32>>,
+    /// By the service's id; none: its ring is steady and has no pins.
+    heard: BTreeMap<u16, Heard>,
     /// By the backend's id: how far its drain was at the last sweep.
     states: BTreeMap<u16, Drain>,
+    /// The services whose packets go to another node, which tells nothing of their flows.
+    unsynced: BTreeSet<ServiceKey>,
+    /// Since when this node sees the packets of those that were among them.
+    seen_since: BTreeMap<ServiceKey, u32>,
 }
 
 impl Drains {
-    /// Base owners of a service's ring, and when each was last sent a packet without a pin.
-    pub(super) fn hear(&mut self, service: u16, heard: BTreeMap<u16, u32>) {
-        self.bases.insert(service, heard);
+    /// Base owners of a service's ring, when each was last sent a packet without a pin, and the
+    /// silences before.
+    pub(super) fn hear(&mut self, service: u16, bases: BTreeMap<u16, u32>, silences: Silences) {
+        self.heard.insert(service, Heard { bases, silences });
     }
 
-    /// A service's ring has no base owner, or not one of which this node could know.
-    pub(super) fn forget(&mut self, service: u16) {
-        self.bases.remove(&service);
+    /// A service's ring has no base owner, or not one of which this node could know; the silences that
+    /// were heard, for a ring that goes on.
+    pub(super) fn forget(&mut self, service: u16) -> Silences {
+        self.heard.remove(&service).map(|heard| heard.silences).unwrap_or_default()
     }
 
-    pub(super) fn of(&self, backend: u16) -> Option<Drain> {
+    /// How far the drain of a backend is, if it was looked at.
+    pub(super) fn of(&self, service: &ServiceKey, backend: u16) -> Option<Drain> {
+        // This holds before the first look, too.
+        if self.unsynced.contains(service) {
+            return Some(Drain { unseen: Some(Unseen::Unsynced), ..Drain::default() });
+        }
         self.states.get(&backend).copied()
     }
 }
 
 impl<D: DataPlane> Engine<D> {
+    /// Says of which services another node gets the packets, and tells this one nothing of their flows.
+    pub fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
+        let drains = &mut self.drains;
+        for key in drains.unsynced.difference(&unsynced) {
+            drains.seen_since.insert(*key, now.mono_secs());
+        }
+        drains.unsynced = unsynced;
+    }
+
     /// Looks how far drains are: after the rings and the flows were looked at.
     pub(super) fn look_at_drains(&mut self, now: Now) {
         let ids = self.ids();
@@ -93,9 +171,7 @@ impl<D: DataPlane> Engine<D> {
                     continue;
                 };
                 let Some(id) = ids.of(value.id, *address) else { continue };
-                // Of a service that other nodes forward as well, this one does not hear all.
-                let hears = self.history.role(&service.key) == Role::Own;
-                let mut state = self.drain(value.id, id, value.idle_timeout, hears, now);
+                let mut state = self.drain(service, value.id, id, now);
                 if let (Some(deadline), Some(ends)) = (deadline, &mut state.ends_in_secs) {
                     let left = deadline.duration_since(now.wall).unwrap_or_default();
                     *ends = (*ends).min(left.as_secs());
@@ -106,25 +182,40 @@ impl<D: DataPlane> Engine<D> {
         self.drains.states = states;
     }
 
-    fn drain(&self, service: u16, id: u16, idle_timeout: u32, hears: bool, now: Now) -> Drain {
+    fn drain(&self, service: &Service, service_id: u16, id: u16, now: Now) -> Drain {
+        let unseen = match self.history.role(&service.key) {
+            Role::Own => None,
+            Role::Follows => Some(Unseen::Synced),
+            Role::Shared => Some(Unseen::Shared),
+        };
+        if unseen.is_some() {
+            return Drain { unseen, ..Drain::default() };
+        }
+        let secs = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let idle_timeout = secs(service.idle_timeout);
         let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
-        let base = self.drains.bases.get(&service).and_then(|bases| bases.get(&id)).copied();
-        let secs = now.mono_secs();
+        let ring = self.drains.heard.get(&service_id);
+        let base = ring.and_then(|ring| ring.bases.get(&id)).copied();
+        let silence = secs(service.drain_silence);
+        let silence = ring.map_or(silence, |ring| ring.silences.wait_secs(silence, idle_timeout));
         let ends = base.map(|heard| heard.saturating_add(idle_timeout).saturating_add(1));
         let ends = ends.max((tally.flows > 0).then_some(tally.ends));
-        if !hears {
-            return Drain::default();
-        }
-        let ends_in_secs = ends.map(|ends| u64::from(ends.saturating_sub(secs)));
         let heard = base.max(tally.heard);
-        let since = |at: u32, then: Option<u32>| then.map(|then| at.saturating_sub(then));
+        let since = |then: u32| now.mono_secs().saturating_sub(then);
+        // Before that second others got the packets.
+        let seen_since = self.drains.seen_since.get(&service.key).copied();
+        let is_quiet = |secs: u32, then: Option<u32>| {
+            then.is_none_or(|then| secs.saturating_sub(then) >= silence)
+        };
         // What the walk has seen of the pins is as old as the walk.
-        let walked = self.walk.started();
-        let is_quiet = |since: Option<u32>| since.is_none_or(|secs| secs >= QUIET_SECS);
+        let is_quiet = is_quiet(self.walk.started(), tally.heard)
+            && is_quiet(now.mono_secs(), base.max(seen_since));
         Drain {
-            estimated: is_quiet(since(secs, base)) && is_quiet(since(walked, tally.heard)),
-            heard_secs: since(secs, heard).map(u64::from),
-            ends_in_secs,
+            estimated: tally.flows == tally.closing && is_quiet,
+            silence_secs: silence.into(),
+            unseen,
+            heard_secs: heard.map(|then| since(then).into()),
+            ends_in_secs: ends.map(|ends| ends.saturating_sub(now.mono_secs()).into()),
         }
     }
 }

@@ -143,7 +143,9 @@ impl<D: DataPlane> Engine<D> {
             let seen = self.view.get(&target).copied().unwrap_or_default();
             let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
             let pins_stale = self.walk.is_stale(id);
-            let drain = self.drains.of(id).map(|drain| Drain {
+            let drains = matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. });
+            let drain = drains.then(|| self.drains.of(&service.key, id)).flatten();
+            let drain = drain.map(|drain| Drain {
                 estimated: drain.estimated && held.current == 0 && !pins_stale,
                 ..drain
             });

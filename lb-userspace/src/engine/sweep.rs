@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{
     Engine, Now, Swept,
-    drains::Tally,
+    drains::{Silences, Tally},
     history::{Role, slot_of_flow, strays, to_told},
     summary,
 };
@@ -188,7 +188,7 @@ impl<D: DataPlane> Engine<D> {
     /// Clears the bases that are quiet and the marks of pins that have gone. In a ring that follows a
     /// peer's, slots in flux are kept fresh instead.
     fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
-        self.drains.forget(id);
+        let silences = self.drains.forget(id);
         let Some((key, idle)) = self.service_by_id(id) else { return Ok(0) };
         let role = self.history.role(&key);
         // Nothing has been idle for longer than this node has seen its packets.
@@ -205,6 +205,8 @@ impl<D: DataPlane> Engine<D> {
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let at = stamp(now.mono_secs());
         let mut heard = BTreeMap::new();
+        // Those that were heard while another node had the packets, or shared them, tell nothing.
+        let mut silences = if role == Role::Own { silences } else { Silences::default() };
         let mut changes = match role {
             Role::Shared => self.sweep_shared(key, &slots, (id, idle), now),
             Role::Own | Role::Follows => Vec::new(),
@@ -217,6 +219,11 @@ impl<D: DataPlane> Engine<D> {
                 let at = now.mono_secs().saturating_sub(ring::age(at, slot.unpinned())).max(floor);
                 let last = heard.entry(base).or_insert(at);
                 *last = at.max(*last);
+            }
+            if role == Role::Own && base != 0 && !ring::is_quiet(slot, at, idle) {
+                silences.look(index, slot.unpinned());
+            } else {
+                silences.skip(index);
             }
             if role == Role::Follows {
                 if base != 0 && ring::is_quiet(slot, at, idle / 2) {
@@ -240,7 +247,10 @@ impl<D: DataPlane> Engine<D> {
                 let _ = ring::settle_pinned(slot, at, idle);
             }
         }
-        self.drains.hear(id, heard);
+        if heard.is_empty() {
+            silences.rest();
+        }
+        self.drains.hear(id, heard, silences);
         self.data_plane.set_owners(id, &changes).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());

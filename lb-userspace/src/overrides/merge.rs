@@ -244,6 +244,7 @@ impl Merge<'_> {
             ring_slots: pick!("ring_slots", service.ring_slots, ToString::to_string),
             idle_timeout: pick!("idle_timeout", service.idle_timeout, time),
             syn_budget: pick!("syn_budget", service.syn_budget, ToString::to_string),
+            drain_silence: pick!("drain_silence", service.drain_silence, time),
             policy: Policy {
                 check: pick!("check", service.policy.check, |check| show_check(Some(check))),
                 slow_start: pick!("slow_start", service.policy.slow_start, time),

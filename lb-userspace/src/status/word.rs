@@ -114,6 +114,7 @@ impl Backend {
                 let share = self.slow_start_permille?;
                 Some(format!("slow start, {} % of its share", share / 10))
             }
+            _ if self.is_unsynced() => Some("only the Active sees its flows".into()),
             _ if self.drains() && !self.has_flows() => Some("no flow left".into()),
             _ => None,
         }
@@ -174,6 +175,8 @@ mod tests {
     #[test]
     fn the_reason_is_that_of_the_word() {
         let drained = Admin::Draining { deadline: None };
+        let unseen = Some(crate::status::Unseen::Unsynced);
+        let drain = Some(crate::status::Drain { unseen, ..Default::default() });
         let unusable = Some("neighbour 10.0.0.7 does not answer".to_owned());
         let up = Backend::default();
         for (backend, why) in [
@@ -187,7 +190,12 @@ mod tests {
                 Some("slow start, 30 % of its share"),
             ),
             (Backend { admin: drained, held: true, ..up.clone() }, Some("no flow left")),
-            (Backend { admin: drained, pins: 1, ..up }, None),
+            (Backend { admin: drained, pins: 1, ..up.clone() }, None),
+            (
+                Backend { admin: drained, drain, ..up.clone() },
+                Some("only the Active sees its flows"),
+            ),
+            (Backend { drain, ..up }, None),
         ] {
             assert_eq!(backend.why().as_deref(), why, "{backend:?}");
         }

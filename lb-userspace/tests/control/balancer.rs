@@ -120,6 +120,10 @@ impl Balancer for Wired {
         self.engine.set_roles(roles, now)
     }
 
+    fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
+        self.engine.set_unsynced(unsynced, now);
+    }
+
     fn set_sharers(&mut self, sharers: Sharers) {
         self.engine.set_sharers(sharers);
     }

@@ -5,10 +5,17 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
     process::{Command, Output},
+    time::Duration,
 };
 
-use crate::common::{Place, WEB, eventually};
-use lb_userspace::status::{Backend, Status};
+use crate::{
+    common::{Place, WEB, eventually},
+    pair::{ROUTER, main},
+};
+use lb_userspace::{
+    status::{Backend, Status},
+    vrrp::State,
+};
 
 /// How a binary ended: status, standard output, standard error.
 #[derive(Debug, PartialEq)]
@@ -260,6 +267,41 @@ async fn a_drain_is_waited_for() {
     let left =
         "lbctl: backend 10.0.0.12 of web still drains: 0 pinned flows, older flows possible in ";
     assert!(late.err.contains(left), "{late:?}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_backup_without_sync_does_not_say_that_a_drain_is_over() {
+    let place = Place::new(&format!("{WEB}idle_timeout = \"2s\"\n{ROUTER}"));
+    let running = place.start().await;
+    let main = main(&place);
+    running.script.becomes(&main, State::Backup, "it begins");
+    eventually("it is Backup", async || {
+        lbctl(&place, "vrrp status").await.out.to_lowercase().contains("backup")
+    })
+    .await;
+    for until in ["estimated", "proven"] {
+        let drain = format!("backend drain web 10.0.0.11 --wait --until {until} --timeout 30s");
+        let waited = lbctl(&place, &drain).await;
+        assert_eq!(waited.code, Some(1), "{waited:?}");
+        for expected in [
+            "only the Active sees the traffic of web",
+            "run `lbctl backend drain web 10.0.0.11 --wait` on the Active",
+        ] {
+            assert!(waited.err.contains(expected), "{waited:?}");
+        }
+        // When it has heard nothing for the idle timeout, it knows no more.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    let show = lbctl(&place, "backend show web 10.0.0.11").await.out;
+    assert!(show.contains("unknown: only the Active sees the traffic"), "{show}");
+    let list = lbctl(&place, "backend list web").await.out;
+    assert!(list.contains("draining (only the Active sees its flows)"), "{list}");
+    running.script.becomes(&main, State::Active, "the other one is gone");
+    eventually("it can tell", async || {
+        lbctl(&place, "backend drain web 10.0.0.11 --wait --timeout 30s").await.code == Some(0)
+    })
+    .await;
     running.stop().await;
 }
 

@@ -80,9 +80,12 @@ async fn the_api_refuses_what_the_file_refuses() {
     }
     let mut slow = spec(Check::default());
     (slow.drain_deadline_secs, slow.policy.slow_start) = (Some(0), Duration::MAX);
+    slow.drain_silence_secs = 0;
     let refused =
         refusal(lbd.client.send_json::<Done>(Method::POST, "/v1/services/tls", &slow).await);
     assert!(refused.contains("slow_start: ") && refused.contains("drain_deadline: "), "{refused}");
+    let silence = "drain_silence: `0s` is out of range; from 1s to 12h is possible";
+    assert!(refused.contains(silence), "{refused}");
     assert_eq!(services(&lbd).await, ["web"]);
     assert!(lbd.client.get::<Backend>(NEW).await.is_err());
     assert!(!ran.exists(), "no command was run");

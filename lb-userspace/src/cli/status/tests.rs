@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     desired::{Mode, Protocol, ServiceKey},
     reconcile::Standing,
-    status::{Drain, Interface},
+    status::{Drain, Interface, Unseen},
 };
 
 fn backend_with(admin: Admin, unusable: Option<&str>) -> Backend {
@@ -122,7 +122,12 @@ fn a_deadline_is_told() {
 
 #[test]
 fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
-    let drain = Drain { estimated: false, heard_secs: Some(3), ends_in_secs: Some(898) };
+    let drain = Drain {
+        silence_secs: 90,
+        heard_secs: Some(3),
+        ends_in_secs: Some(898),
+        ..Drain::default()
+    };
     let mut one = Backend {
         pins: 1_240,
         pins_closing: 1_237,
@@ -140,10 +145,24 @@ fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
     ] {
         assert!(text.contains(expected), "{text}");
     }
-    one.drain = Some(Drain { estimated: true, heard_secs: Some(21), ends_in_secs: Some(880) });
-    assert_eq!(state(&one), "draining (silent for 20s, 1.24k pins closing)");
+    let heard_secs = Some(91);
+    one.drain = Some(Drain { estimated: true, heard_secs, ends_in_secs: Some(880), ..drain });
+    one.pins_closing = one.pins;
+    assert_eq!(state(&one), "draining (silent for 1m30s, 1.24k pins closing)");
     let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
-    let expected = "no flow left that was heard for 20s (estimated: safe to stop unless a client is \
-                    silent; 3 pinned flows are open and silent; proven in 14m40s)";
+    let expected = "no flow left that was heard for 1m30s (estimated: safe to stop unless a client is \
+                    silent for longer; proven in 14m40s)";
     assert!(text.contains(expected), "{text}");
+}
+
+#[test]
+fn a_backup_that_is_told_nothing_says_so() {
+    let mut one = backend_with(Admin::Draining { deadline: None }, None);
+    one.drain = Some(Drain { unseen: Some(Unseen::Unsynced), ..Drain::default() });
+    (one.slots, one.base_slots, one.pins) = (0, 0, 0);
+    assert_eq!(state(&one), "draining (only the Active sees its flows)");
+    let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
+    assert!(text.contains("unknown: only the Active sees the traffic"), "{text}");
+    one.admin = Admin::Enabled;
+    assert!(!state(&one).contains("Active"), "it does not drain");
 }

@@ -360,19 +360,21 @@ fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
     let udp = select(vec![UdpPolicy::Oneshot, UdpPolicy::Tracked, UdpPolicy::Quic]);
     let shape =
         (1u16.., option::of(udp), any::<bool>(), select(vec![1_009u32, 65_537]), any::<u32>());
-    let times = (1u64..=43_200, option::of(1u64..=2_592_000), millis(), millis());
+    let silence = 1u64..=43_200;
+    let times = (1u64..=43_200, option::of(1u64..=2_592_000), millis(), millis(), silence);
     let on_down = select(vec![OnDown::Keep, OnDown::Move]);
     let policy = (0u8..=100, any::<u16>(), any::<bool>(), any_check(), on_down);
     let backends = prop::collection::btree_map(1u8..5, any_backend(), 0..4);
     (shape, times, policy, backends).prop_map(
         |((port, udp, dsr, ring_slots, syn_budget), times, policy, backends)| {
-            let (idle, drain, slow_start, half_life) = times;
+            let (idle, drain, slow_start, half_life, silence) = times;
             let mode = if dsr { Mode::Dsr } else { Mode::Ipip };
             let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, 1]), port, mode);
             spec.protocol = if udp.is_some() { Protocol::Udp } else { Protocol::Tcp };
             spec.udp = udp;
             (spec.ring_slots, spec.syn_budget, spec.idle_timeout_secs) =
                 (ring_slots, syn_budget, idle);
+            spec.drain_silence_secs = silence;
             let p = &mut spec.policy;
             (p.panic_threshold, p.min_healthy, p.second_choice) = (policy.0, policy.1, policy.2);
             (p.check, p.slow_start, p.flap_half_life) = (policy.3, slow_start, half_life);

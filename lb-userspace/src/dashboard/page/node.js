@@ -116,12 +116,13 @@ function drains(node) {
     set(part.word.parentElement, 'class', `badge ${word}`);
     reshape(part.picture, word);
     say(part.word, word);
-    const done = !backend.has_flows;
+    const done = !backend.has_flows && !backend.unsynced;
     part.rail.style.width = slots > 0 ? `${(100 * backend.base_slots) / slots}%` : '0';
-    say(part.left, done ? 'no flow left' : `flows left: ${kept(backend, slots)}`);
+    const left = backend.unsynced ? 'unknown, only the Active sees them' : kept(backend, slots);
+    say(part.left, done ? 'no flow left' : `flows left: ${left}`);
     const forced = backend.deadline && !done ? `, ends in ${duration((backend.deadline - node.at) / 1000)} at the latest` : '';
     const certain = backend.drain_ends_in === undefined ? '' : `, certain in ${duration(backend.drain_ends_in)}`;
-    const limit = backend.silent ? `, no flow heard for 20 s${certain}` : forced;
+    const limit = backend.silent ? `, no flow heard for ${duration(backend.drain_silence)}${certain}` : forced;
     say(part.rate, `${short(backend.rate[0])} packets/s${limit}`);
   });
 }

@@ -25,8 +25,14 @@ fn sample(number: u64) -> Sample {
         condition: Condition::Up,
         base_slots: 9,
         pins: 3,
-        pins_closing: 2,
-        drain: Some(Drain { estimated: true, heard_secs: Some(30), ends_in_secs: Some(870) }),
+        pins_closing: 3,
+        drain: Some(Drain {
+            estimated: true,
+            silence_secs: 90,
+            unseen: None,
+            heard_secs: Some(95),
+            ends_in_secs: Some(870),
+        }),
         sent: Count { packets: 10, bytes: 1_000 },
         ..Backend::default()
     };
@@ -56,8 +62,10 @@ fn a_backend_is_told_with_its_word_its_rates_and_what_is_left_on_it() {
         ("total", json!([10, 1_000, 0])),
         ("base_slots", json!(9)),
         ("pins", json!(3)),
-        ("pins_closing", json!(2)),
+        ("pins_closing", json!(3)),
         ("silent", json!(true)),
+        ("drain_silence", json!(90)),
+        ("unsynced", json!(false)),
         ("drain_ends_in", json!(870)),
         ("has_flows", json!(true)),
         ("deadline", json!(2_000_000)),
