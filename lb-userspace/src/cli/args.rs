@@ -231,10 +231,10 @@ pub(super) enum BackendCommand {
     ///
     /// A drain is over by estimate when clients have closed all pinned flows (FIN or RST, and nothing
     /// for five seconds since), and no packet has come of any flow for the service's drain_silence (90
-    /// seconds by default), or for twice as long as older flows have been silent and gone on. Then it is safe to stop the backend, unless a client is silent for
-    /// longer. It is proven to be over when all flows have been silent for the service's idle timeout.
-    /// Neither end moves a flow; a deadline does. A Backup without [sync] can't tell, and exits with 1:
-    /// ask the Active.
+    /// seconds by default), or for twice as long as older flows have been silent and gone on. Then it is
+    /// safe to stop the backend, unless a client is silent for longer. It is proven to be over when all
+    /// flows have been silent for the service's idle timeout. Neither end moves a flow; a deadline does. A
+    /// Backup without the flow sync can't tell, and exits with 1: ask the Active.
     Drain {
         #[command(flatten)]
         target: Target,
