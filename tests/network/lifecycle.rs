@@ -236,6 +236,49 @@ fn detach_removes_everything() -> Result<()> {
 }
 
 #[test]
+fn detach_asks_before_it_takes_what_a_running_lbd_may_hold() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (_lab, mut balancer) = lab()?;
+    let host = balancer.namespace();
+    // What is found by its mark, whoever's it is.
+    command::run(host.command("nft").args(["add", "table", "inet", "lbd_vrrp"]))?;
+    let table = || {
+        let tables = command::run(host.command("nft").args(["list", "tables"]))?;
+        anyhow::Ok(tables.contains("lbd_vrrp"))
+    };
+    let socket = balancer.socket().display().to_string();
+    let detach = |more: &[&str]| -> Result<_> {
+        let mut lbctl = balancer::program(&host, "lbctl")?;
+        let common = ["--socket", "/nonexistent", "detach", "--pin-dir", "/sys/fs/bpf/lbt-none"];
+        let output = command::output(lbctl.args(common).args(more), "")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(text).context("UTF-8")?))
+    };
+    let (code, told) = detach(&[])?;
+    assert_eq!(code, Some(1), "{told}");
+    for part in ["an lbd runs in this network namespace (pid ", &socket, "say --yes"] {
+        assert!(told.contains(part), "{told}");
+    }
+    let (code, told) = detach(&["--dry-run"])?;
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains(&socket) && told.contains("table inet lbd_vrrp"), "{told}");
+    assert!(table()?, "nothing was taken");
+    let (code, told) = detach(&["--yes"])?;
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("table inet lbd_vrrp of nftables removed"), "{told}");
+    assert!(!table()? && told.contains(&socket), "{told}");
+    // Where none runs, nobody loses anything.
+    balancer.stop()?;
+    command::run(host.command("nft").args(["add", "table", "inet", "lbd_vrrp"]))?;
+    let (code, told) = detach(&[])?;
+    assert_eq!(code, Some(0), "{told}");
+    assert!(!table()? && !told.contains("an lbd runs"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn lbctl_says_in_one_line_that_lbd_does_not_run() -> Result<()> {
     if !can_run() {
         return Ok(());

@@ -92,10 +92,15 @@ pub(super) enum Command {
     #[command(subcommand)]
     Log(LogCommand),
     /// Stop forwarding: remove the program from the interfaces, and all that is pinned.
+    ///
+    /// Without a running lbd, the addresses of virtual routers, their interfaces and the table of
+    /// nftables go as well. They are found by marks that each lbd of this network namespace has, so it
+    /// asks, or takes --yes, if one runs that has another socket.
     Detach {
-        /// Where links and maps are pinned, for when lbd is not running.
-        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
-        pin_dir: PathBuf,
+        /// Where links and maps are pinned, for when lbd is not running; without it, where the
+        /// configuration says.
+        #[arg(long)]
+        pin_dir: Option<PathBuf>,
         #[command(flatten)]
         ask: Ask,
     },

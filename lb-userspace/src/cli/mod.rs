@@ -7,6 +7,7 @@ mod check;
 mod complete;
 mod config;
 mod decap;
+mod detach;
 mod doctor;
 mod drain;
 mod events;
@@ -34,22 +35,17 @@ use std::{
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
 use self::change::Changer;
 pub use self::{args::Cli, examples::examples, lbd::Lbd};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use hyper::Method;
 use serde::Serialize;
 
 use crate::{
-    api::{
-        Done, Plan, Terms,
-        client::{self, Client},
-    },
+    api::{Done, Terms, client::Client},
     config::{Config, Error as ConfigError},
-    datapath,
     edit::{AdminChange, BackendChange},
     spec::BackendSpec,
     status::{Service, Status},
     units::whole_secs,
-    vrrp::leftovers,
 };
 
 impl Target {
@@ -101,7 +97,7 @@ impl Cli {
             Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
             Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,
             Command::Detach { pin_dir, ask } => {
-                detach(&changer((*ask).into()), pin_dir).await?;
+                detach::detach(&changer((*ask).into()), pin_dir.as_deref()).await?;
             }
             Command::Capture(args) => capture::run(args, &client, printer).await?,
             Command::Explain(args) => return explain::run(args, &client, printer).await,
@@ -263,54 +259,6 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Detaches through the daemon if it runs, otherwise what is pinned.
-async fn detach(changer: &Changer<'_>, pin_dir: &Path) -> Result<()> {
-    let made = changer.make(Method::POST, "/v1/detach").await;
-    let Err(error) = made else { return Ok(()) };
-    if !matches!(error.downcast_ref(), Some(client::Error::NotRunning { .. })) {
-        return Err(error);
-    }
-    let pinned = pinned(pin_dir);
-    let is_forwarding = !pinned.is_empty();
-    let left = leftovers::left();
-    let message = "detached; nothing is forwarded any more".to_owned();
-    let changes = pinned.into_iter().chain(left).collect();
-    let plan = Plan { changes, ..Plan::default() };
-    let done = match changer.terms {
-        Terms { dry_run: true, .. } => Done { message, notes: Vec::new(), plan: Some(plan) },
-        Terms { yes, .. } => {
-            let loss = "this ends forwarding: the connections of all services break";
-            if is_forwarding && !yes && !change::is_asked() {
-                anyhow::bail!("{loss}; say --yes to do it all the same");
-            }
-            if is_forwarding && !yes {
-                change::confirm(loss, &plan)?;
-            }
-            let mut notes = datapath::detach(pin_dir).context("detach")?;
-            // A daemon that was stopped or killed has left what it held.
-            let (released, problems) = leftovers::remove_all();
-            notes.extend(released);
-            anyhow::ensure!(problems.is_empty(), "{}", problems.join("; "));
-            let message = match notes.is_empty() {
-                true => format!("nothing is pinned in {}", pin_dir.display()),
-                false => message,
-            };
-            Done { message, notes, plan: None }
-        }
-    };
-    changer.printer.done(&done)
-}
-
-/// What is pinned there, for people.
-fn pinned(pin_dir: &Path) -> Vec<String> {
-    // A folder that can't be read is told by who removes what is in it.
-    let entries = std::fs::read_dir(pin_dir).into_iter().flatten().flatten();
-    let mut pinned: Vec<_> =
-        entries.map(|entry| format!("{} is removed", entry.path().display())).collect();
-    pinned.sort();
-    pinned
 }
 
 #[cfg(test)]
