@@ -161,6 +161,11 @@ fn refusal(at: &Egress<'_>, tables: &Tables) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::BTreeMap,
+        time::{Duration, Instant},
+    };
+
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -277,6 +282,23 @@ mod tests {
         add(&mut tables, 3, "vx0", DeviceKind::Virtual("vxlan"));
         tables.devices.get_mut(&3).expect("it is there").xdp_features = None;
         assert_eq!(refused(&tables, 3), "vx0 is of kind vxlan, which takes no frames from XDP");
+    }
+
+    #[test]
+    fn device_that_loses_ndo_xdp_xmit_for_a_moment_is_left_by_as_before() {
+        let start = Instant::now();
+        let mut tables = tables();
+        let kept = tables.devices.clone();
+        let mut lost = kept.clone();
+        lost.values_mut().for_each(|one| one.xdp_features = Some(xdp_act::BASIC));
+        let mut read = |devices: &BTreeMap<u32, Device>, millis| {
+            tables.replace_devices(devices.clone(), start + Duration::from_millis(millis));
+            leaves(&tables, 2).is_ok()
+        };
+        assert!(read(&lost, 0) && read(&lost, 4_999), "a reset");
+        assert!(read(&kept, 5_000) && read(&lost, 9_000) && read(&lost, 13_999), "and another");
+        assert!(!read(&lost, 14_000), "for good");
+        assert!(!read(&lost, 15_000) && read(&kept, 16_000) && read(&lost, 17_000));
     }
 
     #[test]

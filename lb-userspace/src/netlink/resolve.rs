@@ -172,7 +172,7 @@ pub fn no_room(next_hop: IpAddr) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Instant};
 
     use super::*;
     use crate::netlink::tables::DeviceKind;
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!((tunnelled.mac, tunnelled.mtu), (PEER, 1400));
         // What a router has said lowers what a tunnel takes, and raises nothing.
         for (told, expected) in [(1450, 1400), (1300, 1300)] {
-            tables.path_mtus.learn(ip("10.1.0.2"), told, std::time::Instant::now());
+            tables.path_mtus.learn(ip("10.1.0.2"), told, Instant::now());
             let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
             assert_eq!(tunnelled.mtu, expected);
         }
@@ -571,7 +571,7 @@ mod tests {
     fn what_an_interface_knew_goes_with_it() {
         let mut tables = tables();
         let devices = BTreeMap::from([(9, device("eth0", DeviceKind::Own, NODE))]);
-        tables.replace_devices(devices);
+        tables.replace_devices(devices, Instant::now());
         assert_eq!(tables.neighbours, BTreeMap::new());
         let route = Route::Via { oif: 9, gateway: None, mtu: None };
         tables.routes.insert(ip("10.0.0.2"), route);

@@ -3,16 +3,22 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use rtnetlink::packet_route::link::BondMode;
 
-use super::Link;
+use super::{Link, generic::xdp_act};
 use crate::path_mtu::PathMtus;
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.
 const PATIENCE: u8 = 4;
+
+/// How long an interface that has ceased to take frames from XDP counts as one that does. A driver that
+/// resets its device says so for a moment, which must not move a flow. One that takes none for good is
+/// asked for again at the next refresh, and the frames that it loses meanwhile are counted.
+const RESET: Duration = Duration::from_secs(5);
 
 /// A neighbour's key: the interface and the address on it.
 pub type NeighbourKey = (u32, IpAddr);
@@ -34,6 +40,8 @@ pub struct Tables {
     doubted: BTreeMap<NeighbourKey, u8>,
     /// Neighbours that the kernel has no room for.
     homeless: BTreeSet<NeighbourKey>,
+    /// Interfaces that have taken frames from XDP and don't any more, and since when.
+    lost_xmit: BTreeMap<u32, Instant>,
     /// The ports behind which bridges have learnt MAC addresses.
     pub fdb: BTreeMap<FdbKey, u32>,
     /// The names of the balancer's own interfaces.
@@ -124,6 +132,11 @@ impl Device {
             DeviceKind::Vlan { parent, .. } | DeviceKind::Macvlan { parent } => parent,
         }
     }
+}
+
+/// Whether these features say that frames of XDP programs of other interfaces are taken.
+fn takes_frames(xdp_features: Option<u64>) -> bool {
+    xdp_features.is_some_and(|features| features & xdp_act::NDO_XMIT != 0)
 }
 
 /// The kernel's answer to a lookup of a destination.
@@ -265,9 +278,22 @@ impl Tables {
         true
     }
 
-    /// Takes over all interfaces; what is known of neighbours on the ones that are gone goes too.
-    pub fn replace_devices(&mut self, devices: BTreeMap<u32, Device>) {
-        self.devices = devices;
+    /// Takes over all interfaces as they are at `now`; what is known of neighbours on the ones that are gone
+    /// goes too. One that takes no frames from XDP any more counts as before until [`RESET`] is over.
+    pub fn replace_devices(&mut self, devices: BTreeMap<u32, Device>, now: Instant) {
+        let old = std::mem::replace(&mut self.devices, devices);
+        self.lost_xmit.retain(|ifindex, _| self.devices.contains_key(ifindex));
+        for (ifindex, device) in &mut self.devices {
+            let before = old.get(ifindex).and_then(|device| device.xdp_features);
+            if takes_frames(device.xdp_features) || !takes_frames(before) {
+                self.lost_xmit.remove(ifindex);
+                continue;
+            }
+            let since = self.lost_xmit.entry(*ifindex).or_insert(now);
+            if now.duration_since(*since) < RESET {
+                device.xdp_features = before;
+            }
+        }
         let devices = &self.devices;
         self.neighbours.retain(|(ifindex, _), _| devices.contains_key(ifindex));
         self.silent.retain(|(ifindex, _)| devices.contains_key(ifindex));

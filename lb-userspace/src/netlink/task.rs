@@ -242,7 +242,7 @@ impl Task {
     async fn read(&mut self, stale: Stale) -> Result<()> {
         if stale >= Stale::LinksAndRoutes {
             let devices = self.sockets.devices().await?;
-            self.tables.replace_devices(devices);
+            self.tables.replace_devices(devices, Instant::now());
             let bridged = self.tables.devices.values();
             let bridged =
                 bridged.into_iter().any(|at| matches!(at.kind, DeviceKind::Bridge { .. }));
