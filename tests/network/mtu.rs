@@ -1,6 +1,6 @@
 //! Path MTU discovery through the balancer, in both directions, with large transfers.
 
-use std::{net::IpAddr, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
@@ -8,7 +8,7 @@ use kit::{
     can_run, can_run_lab, command,
     http::Connection,
     lab::{Host, Lab, Options},
-    nginx,
+    nginx, wait,
     ways::{Way, balanced},
 };
 
@@ -151,6 +151,44 @@ fn a_large_upload_fits_a_narrow_link_behind_the_balancer(way: Way) -> Result<()>
     let events = balancer.lbctl(&["events", "--kind", "backend_path_mtu"])?;
     ensure!(events.contains("has a path that takes packets of 1400 bytes"), "{events}");
     balancer.check()
+}
+
+/// The EtherTypes of the packet sockets without link headers in the balancer's network namespace.
+fn packet_sockets(balancer: &Balancer) -> Result<Vec<String>> {
+    let path = format!("/proc/{}/net/packet", balancer.pid()?);
+    let sockets = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    // sk, RefCnt, Type (SOCK_DGRAM is 2), Proto
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let cooked = sockets.lines().map(fields).filter(|fields| fields[2] == "2");
+    Ok(cooked.map(|fields| fields[3].clone()).collect())
+}
+
+#[test]
+fn icmp_errors_about_tunnels_are_read_while_there_are_tunnels_of_their_family() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
+    let service = |way: Way, mode| {
+        let backend = lab.webs[0].host.address(way.vip());
+        Service::tcp("web", way.vip(), 80, mode, vec![backend])
+    };
+    let balancer = Balancer::start(&lab, &[service(Way::DsrV4, "dsr")])?;
+    assert_eq!(packet_sockets(&balancer)?, [""; 0]);
+    for (services, expected) in [
+        (vec![service(Way::IpipV4, "ipip")], &["0800"][..]),
+        (vec![service(Way::IpipV6, "ipip")], &["86dd"]),
+        (vec![], &[]),
+    ] {
+        balancer.configure(&services)?;
+        balancer.lbctl(&["config", "reload"])?;
+        wait::until(Duration::from_secs(5), "the sockets are those of the tunnels", || {
+            let sockets = packet_sockets(&balancer)?;
+            ensure!(sockets == expected, "{sockets:?}, and not {expected:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -158,9 +158,14 @@ async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBoo
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let narrower = Arc::clone(&resolver);
-    path_mtu::listen(config.tunnel, move |backend, mtu| narrower.narrow(backend, mtu));
+    let paths = path_mtu::Listener::start(config.tunnel, move |backend, mtu| {
+        narrower.narrow(backend, mtu);
+    });
     let effects = Effects {
-        want: Box::new(move |wants| resolver.want(wants)),
+        want: Box::new(move |wants| {
+            paths.want(&wants);
+            resolver.want(wants);
+        }),
         doubt: Box::new(move |backend| doubter.doubt(backend)),
         detach: Box::new(move || datapath::detach(&pin_dir)),
         clocks: Box::new(Clocks::read),

@@ -9,20 +9,21 @@
 //! takes ([`MIN`]), and only for ten minutes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tracing::{debug, warn};
 
 mod quoted;
 mod socket;
 
 use self::{quoted::TooBig, socket::Receiver};
-use crate::settings::Tunnel;
+use crate::{desired::Mode, netlink::Want, settings::Tunnel};
 
 /// How long a path counts as narrow (RFC 1191, 6.3; RFC 8201, 5.3).
 pub(crate) const KEPT: Duration = Duration::from_mins(10);
@@ -62,28 +63,70 @@ impl PathMtus {
     }
 }
 
-/// Reads the errors in tasks of the current runtime and the network namespace of the calling thread, and
-/// tells `narrow` of each that quotes a packet of `tunnel`: the backend, and the bytes that the path takes.
-pub fn listen(tunnel: Tunnel, narrow: impl Fn(IpAddr, u16) + Clone + Send + 'static) {
-    for v6 in [false, true] {
-        match Receiver::open(v6) {
-            Ok(receiver) => {
-                let narrow = narrow.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = read(&receiver, tunnel, narrow).await {
-                        warn!("read ICMP errors about tunnelled packets: {error:#}");
-                    }
-                });
-            }
-            Err(error) => warn!(
-                "ICMP errors about tunnelled packets are not read, so that a narrow path to a backend \
-                 is not noticed: {error:#}"
-            ),
+/// Reads the errors while there are tunnels; dropping it ends that.
+#[derive(Debug)]
+pub struct Listener(watch::Sender<Families>);
+
+/// The families of tunnels that there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Listener {
+    /// Reads in tasks of the current runtime, and tells `narrow` of each error that quotes a packet of
+    /// `tunnel`: the backend, and the bytes that the path takes.
+    pub fn start(
+        tunnel: Tunnel,
+        narrow: impl Fn(IpAddr, u16) + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let (families, _) = watch::channel(Families::default());
+        for v6 in [false, true] {
+            tokio::spawn(follow(families.subscribe(), v6, tunnel, narrow.clone()));
+        }
+        Self(families)
+    }
+
+    /// Replaces the set of the backends.
+    pub fn want(&self, wants: &BTreeSet<Want>) {
+        let has =
+            |v6| wants.iter().any(|want| want.mode == Mode::Ipip && want.address.is_ipv6() == v6);
+        let families = Families { v4: has(false), v6: has(true) };
+        self.0.send_if_modified(|old| std::mem::replace(old, families) != families);
+    }
+}
+
+/// Reads the errors of a family whenever there are tunnels of it.
+async fn follow(
+    mut families: watch::Receiver<Families>,
+    v6: bool,
+    tunnel: Tunnel,
+    narrow: impl Fn(IpAddr, u16),
+) {
+    let has = |families: &Families| if v6 { families.v6 } else { families.v4 };
+    while families.wait_for(has).await.is_ok() {
+        let failed = tokio::select! {
+            ended = families.wait_for(|families| !has(families)) => match ended {
+                Ok(_) => continue,
+                Err(_) => return,
+            },
+            Err(error) = read(v6, tunnel, &narrow) => error,
+        };
+        warn!(
+            "ICMP errors about tunnelled packets are not read, so that a narrow path to a backend is \
+             not noticed: {failed:#}"
+        );
+        // What the kernel refuses it refuses again, until something is another.
+        if families.changed().await.is_err() {
+            return;
         }
     }
 }
 
-async fn read(receiver: &Receiver, tunnel: Tunnel, narrow: impl Fn(IpAddr, u16)) -> Result<()> {
+/// Reads until it fails.
+async fn read(v6: bool, tunnel: Tunnel, narrow: impl Fn(IpAddr, u16)) -> Result<Infallible> {
+    let receiver = Receiver::open(v6)?;
     // A longer error can't be verified: routers quote 576 or 1,280 bytes at most.
     let mut buffer = [0; 2048];
     loop {
