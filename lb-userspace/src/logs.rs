@@ -162,16 +162,16 @@ where
     let format = Format::default().with_target(false);
     match form {
         Form::Json => {
-            let format = Line { inner: format.json().flatten_event(true), is_journal };
+            let format = Line { inner: format.json().flatten_event(true), form, is_journal };
             layer.with_ansi(false).fmt_fields(JsonFields::new()).event_format(format).boxed()
         }
         Form::Text if is_journal => {
-            let format = Line { inner: format.without_time().with_level(true), is_journal };
+            let format = Line { inner: format.without_time().with_level(true), form, is_journal };
             layer.with_ansi(false).event_format(format).boxed()
         }
         Form::Text if io::stderr().is_terminal() => layer.event_format(format).boxed(),
         Form::Text => {
-            let format = Line { inner: format, is_journal };
+            let format = Line { inner: format, form, is_journal };
             layer.with_ansi(false).event_format(format).boxed()
         }
     }

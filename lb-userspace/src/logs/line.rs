@@ -9,43 +9,87 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
+use super::Form;
+
 /// Makes a line of what `inner` makes of an event: what others have said, as a peer's name or a server's
 /// answer, begins no line of its own.
 #[derive(Debug)]
 pub(super) struct Line<F> {
     pub(super) inner: F,
+    /// In what form `inner` makes it.
+    pub(super) form: Form,
     /// Whether the line begins with its priority, as the journal reads it (sd-daemon(3)).
     pub(super) is_journal: bool,
 }
 
-/// The most bytes of a line: more is cut off by journals and by who reads them.
+/// The most bytes of a line, escaped: more is cut off by journals and by who reads them.
 const MOST: usize = 1_000;
-/// The most bytes of a field, in lines of JSON that are longer.
+/// The most bytes of a field, escaped, in lines of JSON that are longer; half if that is too much still.
 const MOST_OF_FIELD: usize = 700;
 
-/// The text as it is if it is short, else its begin, and how much is left out.
-fn cut(text: &str, most: usize) -> Cow<'_, str> {
-    if text.len() <= most {
-        return text.into();
+/// The text as it is if it is short once it is escaped, else its begin, and how much is left out.
+fn cut(text: &str, most: usize, form: Form) -> Cow<'_, str> {
+    let mut escaped = String::new();
+    let mut end = 0;
+    for (start, letter) in text.char_indices() {
+        escape(letter, form, &mut escaped);
+        if escaped.len() > most {
+            return format!("{}... ({} bytes more)", &text[..end], text.len() - end).into();
+        }
+        end = start + letter.len_utf8();
     }
-    let begin = &text[..text.floor_char_boundary(most)];
-    format!("{begin}... ({} bytes more)", text.len() - begin.len()).into()
+    text.into()
 }
 
-/// A line that is short enough; an object stays one.
-fn shortened(line: &str) -> Cow<'_, str> {
-    if line.len() <= MOST {
-        return line.into();
+/// Writes a letter as a line has it: none that moves a terminal's cursor or ends the line.
+fn escape(letter: char, form: Form, to: &mut String) {
+    match (form, letter) {
+        (Form::Json, '"' | '\\') => to.extend(['\\', letter]),
+        (Form::Json, letter) if letter.is_control() => {
+            to.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        }
+        (Form::Text, letter) if letter.is_control() && letter != '\t' => {
+            to.extend(letter.escape_default());
+        }
+        (_, letter) => to.push(letter),
     }
-    let Ok(mut object) = serde_json::from_str::<serde_json::Map<String, Value>>(line) else {
-        return cut(line, MOST - 24);
-    };
-    for value in object.values_mut() {
-        if let Value::String(text) = value {
-            *text = cut(text, MOST_OF_FIELD).into_owned();
+}
+
+/// A line that is short enough, and escaped; an object stays one.
+fn shortened(line: &str, form: Form) -> String {
+    if form == Form::Text {
+        let mut escaped = String::new();
+        cut(line, MOST - 24, form).chars().for_each(|letter| escape(letter, form, &mut escaped));
+        return escaped;
+    }
+    let mut text = escaped_object(line);
+    let mut most = MOST_OF_FIELD;
+    while text.len() > MOST && most > 0 {
+        let Ok(mut object) = serde_json::from_str::<serde_json::Map<String, Value>>(line) else {
+            return cut(&text, MOST - 24, Form::Text).into_owned();
+        };
+        for value in object.values_mut() {
+            if let Value::String(text) = value {
+                *text = cut(text, most, form).into_owned();
+            }
+        }
+        text = escaped_object(&Value::Object(object).to_string());
+        most /= 2;
+    }
+    text
+}
+
+/// An object with the control characters escaped that JSON leaves alone: DEL, and those from U+0080 on.
+fn escaped_object(object: &str) -> String {
+    let mut escaped = String::with_capacity(object.len());
+    for letter in object.chars() {
+        if letter.is_control() {
+            escape(letter, Form::Json, &mut escaped);
+        } else {
+            escaped.push(letter);
         }
     }
-    Value::Object(object).to_string().into()
+    escaped
 }
 
 const fn priority(level: Level) -> u8 {
@@ -74,15 +118,7 @@ where
         if self.is_journal {
             write!(writer, "<{}>", priority(*event.metadata().level()))?;
         }
-        for letter in shortened(text.trim_end_matches('\n')).chars() {
-            match letter {
-                letter if letter.is_control() && letter != '\t' => {
-                    write!(writer, "{}", letter.escape_default())?;
-                }
-                letter => writer.write_char(letter)?,
-            }
-        }
-        writer.write_char('\n')
+        writeln!(writer, "{}", shortened(text.trim_end_matches('\n'), self.form))
     }
 }
 
@@ -139,7 +175,7 @@ mod tests {
         let written = Written::default();
         let inner = Format::default().with_target(false).without_time();
         let layer = fmt::layer().with_writer(written.clone()).with_ansi(false);
-        let layer = layer.event_format(Line { inner, is_journal: true });
+        let layer = layer.event_format(Line { inner, form: Form::Text, is_journal: true });
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
         let text = written.text();
         let lines: Vec<_> = text.lines().collect();
@@ -153,13 +189,50 @@ mod tests {
     #[test]
     fn a_line_stays_below_a_kibibyte() {
         let long = "web tcp 10.0.0.100:80 \u{e9} ".repeat(512);
-        let text = shortened(&long);
+        let text = shortened(&long, Form::Text);
         assert!(text.len() < 1_024 && text.ends_with(" bytes more)"), "{text}");
         let object = format!("{{\"level\":\"INFO\",\"message\":\"{long}\"}}");
-        let object = shortened(&object).into_owned();
+        let object = shortened(&object, Form::Json);
         let read: Value = serde_json::from_str(&object).expect("it is an object still");
         assert!(object.len() < 1_024 && read["level"] == "INFO", "{object}");
-        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened("short", Form::Text), "short");
+    }
+
+    /// What a peer may call itself, or a server answer: each letter takes more once it is escaped.
+    const CONTROLS: &str = "\u{1b}[31m\0\u{7f}\u{9b}\r\n";
+
+    #[test]
+    fn a_line_stays_below_a_kibibyte_though_its_letters_are_escaped() {
+        let written = Written::default();
+        let inner = Format::default().with_target(false).without_time();
+        let layer = fmt::layer().with_writer(written.clone()).with_ansi(false);
+        let layer = layer.event_format(Line { inner, form: Form::Text, is_journal: true });
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!("{}", CONTROLS.repeat(80));
+        });
+        let text = written.text();
+        assert!(text.len() < 1_024, "{} bytes: {text}", text.len());
+        assert!(text.ends_with(" bytes more)\n"), "{text}");
+        assert!(!text.trim_end_matches('\n').contains(char::is_control), "{text}");
+    }
+
+    #[test]
+    fn an_object_stays_below_a_kibibyte_and_one_though_its_letters_are_escaped() {
+        let written = Written::default();
+        let inner = Format::default().with_target(false).json().flatten_event(true);
+        let layer = fmt::layer().with_writer(written.clone()).fmt_fields(JsonFields::new());
+        let layer = layer.event_format(Line { inner, form: Form::Json, is_journal: true });
+        let (long, short) = (CONTROLS.repeat(80), CONTROLS);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::warn!(short, peer = long, answer = long, backend = "10.0.0.7", "{long}");
+        });
+        let text = written.text();
+        assert!(text.len() < 1_024, "{} bytes: {text}", text.len());
+        let line = text.strip_prefix("<4>").expect("a priority").trim_end_matches('\n');
+        assert!(!line.contains(char::is_control), "{line}");
+        let read: Value = serde_json::from_str(line).expect("it is an object still");
+        assert_eq!((&read["level"], &read["backend"]), (&"WARN".into(), &"10.0.0.7".into()));
+        assert_eq!(read["short"], CONTROLS);
     }
 
     #[test]
@@ -167,7 +240,7 @@ mod tests {
         let written = Written::default();
         let inner = Format::default().with_target(false).json().flatten_event(true);
         let layer = fmt::layer().with_writer(written.clone()).fmt_fields(JsonFields::new());
-        let layer = layer.event_format(Line { inner, is_journal: false });
+        let layer = layer.event_format(Line { inner, form: Form::Json, is_journal: false });
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
         let text = written.text();
         let lines: Vec<serde_json::Value> =
