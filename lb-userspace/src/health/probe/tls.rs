@@ -27,6 +27,9 @@ const LARGEST: u64 = 8 << 20;
 /// When the system's authorities are looked for again, whether some were found or none.
 const REREAD: Duration = Duration::from_secs(60);
 
+/// The most files whose faults are kept.
+const MOST_FAULTS: usize = 1_024;
+
 /// What TLS connections are made with, kept between checks: one configuration for each file of
 /// authorities, one with the system's, one that verifies nothing.
 ///
@@ -41,6 +44,8 @@ pub struct Cache {
 #[derive(Debug, Default)]
 struct Configs {
     files: BTreeMap<PathBuf, (Stamp, Arc<ClientConfig>)>,
+    /// What is wrong with files, as it was logged.
+    faults: BTreeMap<PathBuf, String>,
     system: Option<Arc<ClientConfig>>,
     /// When the system's authorities were looked for last.
     system_read: Option<Instant>,
@@ -62,17 +67,42 @@ impl Cache {
     }
 
     /// The configuration for a check, or why there is none.
+    ///
+    /// Whoever may change services names any file and reads the reason. So it is the same whatever is wrong with the
+    /// file, or it would tell which files exist that only `lbd` may read; the log has the cause.
     pub(super) fn config(&self, tls: &check::Tls) -> Result<Arc<ClientConfig>, String> {
         let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         match &tls.ca_file {
             _ if tls.insecure => Ok(configs.insecure.get_or_insert_with(trusting_all).clone()),
-            Some(file) => configs.of_file(file),
+            Some(file) => {
+                let outcome = configs.of_file(file);
+                configs.log(file, outcome.as_ref().err());
+                outcome.map_err(|_| {
+                    format!("ca_file {} can't be used; the log of lbd says why", file.display())
+                })
+            }
             None => configs.of_system(Instant::now(), system_roots),
         }
     }
 }
 
 impl Configs {
+    /// Logs what is wrong with a file, once for each cause.
+    fn log(&mut self, file: &Path, fault: Option<&String>) {
+        match fault {
+            None => drop(self.faults.remove(file)),
+            Some(fault) if self.faults.get(file) == Some(fault) => {}
+            Some(fault) => {
+                // Files that nothing names any more. Those that are named are logged once more.
+                if self.faults.len() == MOST_FAULTS {
+                    self.faults.clear();
+                }
+                tracing::warn!("{fault}; checks with it have no outcome");
+                self.faults.insert(file.to_owned(), fault.clone());
+            }
+        }
+    }
+
     fn of_file(&mut self, file: &Path) -> Result<Arc<ClientConfig>, String> {
         let unreadable = |error: &std::io::Error| {
             format!("can't read ca_file {}: {}", file.display(), super::reason::text_of(error))
@@ -266,6 +296,50 @@ mod tests {
     use rustls::pki_types::{Der, TrustAnchor};
 
     use super::*;
+
+    /// The log, as it is written.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panics").extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Whoever may change services names any file, and is not to learn which of them exist.
+    #[test]
+    fn the_reason_is_the_same_whatever_is_wrong_with_a_file_of_authorities() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("ca.pem");
+        let (cache, log) = (Cache::new(), Log::default());
+        let tls = check::Tls { insecure: false, server_name: None, ca_file: Some(file.clone()) };
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let ask = || cache.config(&tls).expect_err("it can't be used");
+        let reasons = tracing::subscriber::with_default(subscriber, || {
+            let missing = [ask(), ask()];
+            fs::create_dir(&file).expect("a folder");
+            let folder = ask();
+            fs::remove_dir(&file).expect("it is there");
+            fs::write(&file, "no PEM").expect("a file");
+            let empty = ask();
+            [missing.as_slice(), &[folder, empty]].concat()
+        });
+        let same = format!("ca_file {} can't be used; the log of lbd says why", file.display());
+        assert_eq!(reasons, vec![same; 4]);
+        let log = String::from_utf8(log.0.lock().expect("nobody panics").clone()).expect("text");
+        let lines: Vec<_> = log.lines().collect();
+        assert_eq!(lines.len(), 3, "once for each cause: {log}");
+        for (line, why) in lines.iter().zip(["no such file", "no file of PEM", "no certificate"]) {
+            assert!(line.contains(why), "{log}");
+        }
+    }
 
     #[test]
     fn the_systems_authorities_are_read_again_and_kept_while_there_are_none() {
