@@ -42,7 +42,7 @@ use crate::{
     rules, seed,
     settings::{Limits, Settings, Tunnel, XdpModes},
     units::{self, counted},
-    vrrp::Routers,
+    vrrp::{Router, Routers},
 };
 
 /// Where `lbd` looks for its configuration.
@@ -327,8 +327,10 @@ impl Config {
 
     /// The interfaces that it names, but those that lbd makes itself.
     pub fn interface_names(&self) -> BTreeSet<&str> {
-        let routers = self.routers.routers.iter().map(|router| router.interface.as_str());
-        self.interfaces.iter().map(String::as_str).chain(routers).collect()
+        let routers = self.routers.routers.iter().flat_map(Router::interface_names);
+        let multicast = self.sync.iter().filter_map(|sync| sync.multicast.as_ref());
+        let multicast = multicast.map(|(_, interface)| interface.as_str());
+        self.interfaces.iter().map(String::as_str).chain(routers).chain(multicast).collect()
     }
 
     /// One line that says what the configuration holds.

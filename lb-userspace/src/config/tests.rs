@@ -84,6 +84,34 @@ fn the_seed_is_beside_the_state_unless_a_file_is_named() {
 }
 
 #[test]
+fn interfaces_are_those_of_all_keys_that_name_one() {
+    let config = parse(
+        r#"
+        interface = "eth0"
+        [sync]
+        key = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+        listen = "10.0.0.1:3780"
+        peers = ["10.0.0.2:3780"]
+        multicast = { group = "239.0.0.7:3780", interface = "sync0" }
+        [[virtual_router]]
+        name = "main"
+        interface = "eth1"
+        vrid = 7
+        priority = 100
+        addresses = ["10.0.0.100", { address = "10.0.0.101", interface = "front0" }]
+        second_path = { interface = "eth2", peers = ["192.168.9.3"] }
+        [[virtual_router.track]]
+        type = "interface"
+        interface = "uplink0"
+        [[virtual_router.track]]
+        type = "forwarding"
+        "#,
+    );
+    let names: Vec<_> = config.interface_names().into_iter().collect();
+    assert_eq!(names, ["eth0", "eth1", "eth2", "front0", "sync0", "uplink0"]);
+}
+
+#[test]
 fn all_keys_arrive() {
     let config = parse(
         r#"

@@ -1,7 +1,7 @@
 //! What the operator says of a virtual router: types that can't hold nonsense.
 
 use std::{
-    fmt,
+    fmt, iter,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     num::NonZeroU8,
     path::PathBuf,
@@ -115,6 +115,19 @@ pub struct Router {
     pub tracks: Vec<Track>,
     /// A program that is told of each transition, with its arguments.
     pub notify: Option<Vec<String>>,
+}
+
+impl Router {
+    /// The interfaces that it names: its own, those of its addresses and its second path, and those that it tracks.
+    pub fn interface_names(&self) -> impl Iterator<Item = &str> {
+        let addresses = self.addresses.iter().filter_map(|address| address.interface.as_deref());
+        let second = self.second_path.iter().map(|path| path.interface.as_str());
+        let tracked = self.tracks.iter().filter_map(|track| match &track.what {
+            Tracked::Interface(name) => Some(name.as_str()),
+            _ => None,
+        });
+        iter::once(self.interface.as_str()).chain(addresses).chain(second).chain(tracked)
+    }
 }
 
 /// An address that the Active router holds.
