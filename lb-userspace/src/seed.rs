@@ -53,6 +53,11 @@ impl Source {
     ///
     /// The file can't be read or made, or holds no seed.
     pub fn obtain(&self) -> Result<[u8; 16]> {
+        self.obtain_by(|path| fs::read_to_string(path))
+    }
+
+    fn obtain_by(&self, text: impl Fn(&Path) -> io::Result<String>) -> Result<[u8; 16]> {
+        let read = |path: &Path| read(path, text(path));
         let (path, earlier) = match self {
             Self::Given(seed) => return Ok(*seed),
             Self::File(path) => (path, None),
@@ -61,7 +66,16 @@ impl Source {
         if let Some(seed) = read(path)? {
             return Ok(seed);
         }
-        let seed = match earlier.map(|earlier| read(earlier)).transpose()?.flatten() {
+        let earlier = match earlier.map(|earlier| (earlier, read(earlier))) {
+            // An instance that had made it could read it: it is of another one, of another user.
+            Some((earlier, Err(error))) if is_denied(&error) => {
+                let earlier = earlier.display();
+                tracing::info!(%earlier, "a seed is there that can't be read; this instance makes its own");
+                None
+            }
+            earlier => earlier.map(|(_, seed)| seed).transpose()?.flatten(),
+        };
+        let seed = match earlier {
             Some(seed) => seed,
             None => random()?,
         };
@@ -73,8 +87,8 @@ impl Source {
 }
 
 /// The seed that a file holds; none if there is no file.
-fn read(path: &Path) -> Result<Option<[u8; 16]>> {
-    match fs::read_to_string(path) {
+fn read(path: &Path, text: io::Result<String>) -> Result<Option<[u8; 16]>> {
+    match text {
         Ok(text) => parse(text.trim()).map(Some).with_context(|| {
             format!(
                 "{} holds no seed of 32 hexadecimal digits; copy it from another node, or remove it to have one made",
@@ -82,8 +96,22 @@ fn read(path: &Path) -> Result<Option<[u8; 16]>> {
             )
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(error).with_context(|| {
+                format!(
+                    "read {}; make it readable for the user of lbd, or if another instance has made it, name an own \
+                     file by `seed_file`, or by `state_file`, beside which it is kept",
+                    path.display()
+                )
+            })
+        }
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Bytes that nobody can guess.
@@ -155,6 +183,39 @@ mod tests {
         fs::remove_file(&file).expect("it is there");
         assert_ne!(source.obtain().expect("it is made"), seed);
         assert!(!earlier.exists(), "nothing is written elsewhere");
+    }
+
+    /// Reads as a user does who may not read `closed`; root, who may run the tests, reads everything.
+    fn reader(closed: PathBuf) -> impl Fn(&Path) -> io::Result<String> {
+        move |path| match path == closed {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => fs::read_to_string(path),
+        }
+    }
+
+    #[test]
+    fn a_seed_of_another_instance_that_can_not_be_read_is_not_taken_over() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (file, earlier) = (dir.path().join("state/seed"), dir.path().join("seed"));
+        let other = Source::File(earlier.clone()).obtain().expect("it is made");
+        let source = Source::Default { file: file.clone(), earlier: earlier.clone() };
+        let own = source.obtain_by(reader(earlier)).expect("an own one is made");
+        assert_ne!(own, other);
+        assert_eq!(source.obtain().expect("it is read"), own);
+    }
+
+    #[test]
+    fn a_seed_that_can_not_be_read_says_which_key_names_another() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("seed");
+        Source::File(file.clone()).obtain().expect("it is made");
+        let source = Source::Default { file: file.clone(), earlier: file.clone() };
+        for source in [source, Source::File(file.clone())] {
+            let error = source.obtain_by(reader(file.clone())).expect_err("it can't be read");
+            let error = format!("{error:#}");
+            assert!(error.contains("`seed_file`"), "{error}");
+            assert!(error.contains("permission denied"), "{error}");
+        }
     }
 
     #[test]
