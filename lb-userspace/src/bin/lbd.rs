@@ -33,6 +33,7 @@ use lb_userspace::{
     web::Doors,
 };
 use tokio::{
+    runtime::Runtime,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
 };
@@ -51,6 +52,15 @@ fn main() -> ExitCode {
     if args.release {
         return release();
     }
+    // Before anything that takes time: a stop that kills lbd leaves the addresses of virtual routers that one before
+    // has left, though nobody serves them.
+    let (runtime, signals) = match begin() {
+        Ok(begun) => begun,
+        Err(error) => {
+            eprintln!("lbd: {error:#}");
+            return ExitCode::from(NOT_STARTED);
+        }
+    };
     let config = match Config::load_to_start(&args.config) {
         Ok(config) => config,
         Err(config::Error::Invalid(invalid)) => {
@@ -67,7 +77,8 @@ fn main() -> ExitCode {
         return ExitCode::from(MISTAKEN);
     }
     let is_starting = AtomicBool::new(false);
-    match run(&args.config, config, args.force, &is_starting) {
+    warn_of(&args.config, &config);
+    match runtime.block_on(serve(&args.config, config, args.force, signals, &is_starting)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lbd: {error:#}");
@@ -102,7 +113,19 @@ fn prepare(pin_dir: &Path) -> ExitCode {
     }
 }
 
-fn run(file: &Path, config: Config, force: bool, is_starting: &AtomicBool) -> Result<()> {
+/// Starts the runtime, and listens to signals from then on.
+fn begin() -> Result<(Runtime, mpsc::Receiver<Signal>)> {
+    // The engine has one thread while it writes maps; the other answers meanwhile.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let signals = {
+        let _inside = runtime.enter();
+        listen_to_signals()?
+    };
+    Ok((runtime, signals))
+}
+
+fn warn_of(file: &Path, config: &Config) {
     for warning in &config.warnings {
         tracing::warn!("{}:{warning}", file.display());
     }
@@ -110,17 +133,18 @@ fn run(file: &Path, config: Config, force: bool, is_starting: &AtomicBool) -> Re
         let why = lacks.why();
         tracing::warn!("nobody is answered over HTTP: {why}; trying again each second");
     }
-    // The engine has one thread while it writes maps; the other answers meanwhile.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(file, config, force, is_starting))
 }
 
-async fn serve(file: &Path, config: Config, force: bool, is_starting: &AtomicBool) -> Result<()> {
+async fn serve(
+    file: &Path,
+    config: Config,
+    force: bool,
+    signals: mpsc::Receiver<Signal>,
+    is_starting: &AtomicBool,
+) -> Result<()> {
     // Whoever has the socket is the one that may touch the maps.
     let (listener, _file) = socket::bind(&config.socket, &config.group)?;
     is_starting.store(true, Ordering::Relaxed);
-    let signals = listen_to_signals()?;
     let settings = config.settings(force)?;
     let pin_dir = config.pin_dir.clone();
     let mut xdp = Xdp::open(&settings)?;

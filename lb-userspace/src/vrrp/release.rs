@@ -40,6 +40,8 @@ impl End {
         match (self.result.as_deref(), self.code.as_deref()) {
             // What was told to stop and did not is killed, and nothing starts it again.
             (Some("timeout"), _) => false,
+            // A stop that came before lbd listened to signals. Nothing starts it again.
+            (_, Some("killed")) if self.status.as_deref() == Some("TERM") => false,
             // The next start, which follows at once, goes on with them.
             (_, Some("killed" | "dumped")) => true,
             // It was told to end, and has handed over what another node takes; or it met with an error while
@@ -86,6 +88,7 @@ mod tests {
             (end("core-dump", "dumped", "ABRT"), true),
             (end("watchdog", "dumped", "ABRT"), true),
             (end("oom-kill", "killed", "KILL"), true),
+            (end("success", "killed", "TERM"), false),
             (end("timeout", "killed", "KILL"), false),
             (End { result: Some("exit-code".into()), ..End::default() }, false),
             (End::default(), false),

@@ -2,10 +2,16 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 use crate::{
@@ -47,6 +53,27 @@ pub async fn lbctl(place: &Place, line: &str) -> Ran {
 
 fn lbd(arguments: &[&str]) -> Ran {
     Command::new(env!("CARGO_BIN_EXE_lbd")).args(arguments).output().expect("it runs").into()
+}
+
+/// By such an end systemd can't tell a stop from a crash, and addresses of an lbd that ran before stay.
+#[test]
+fn a_stop_before_the_configuration_is_read_kills_no_lbd() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("lb.toml");
+    assert!(Command::new("mkfifo").arg(&file).status().expect("it runs").success());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lbd"));
+    command.arg("--config").arg(&file).stderr(Stdio::piped());
+    let lbd = command.spawn().expect("it runs");
+    // Both wait for each other.
+    let mut pipe = fs::OpenOptions::new().write(true).open(&file).expect("lbd reads it");
+    let pid = Pid::from_raw(lbd.id().try_into().expect("a number of a process"));
+    kill(pid, Signal::SIGTERM).expect("it is there");
+    // It fails where lbd is dead.
+    let _ = pipe.write_all(b"interfaces = []\n");
+    drop(pipe);
+    let ran = Ran::from(lbd.wait_with_output().expect("it ends"));
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.err.contains("no interface"), "{ran:?}");
 }
 
 #[test]
