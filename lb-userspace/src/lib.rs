@@ -40,6 +40,7 @@ pub mod spec;
 pub mod state_file;
 pub mod status;
 pub mod sync;
+mod threads;
 pub mod units;
 pub mod vrrp;
 pub mod web;

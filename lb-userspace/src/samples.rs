@@ -30,6 +30,7 @@ use crate::{
     api::Request,
     edit::{Refusal, RefusalKind, no_service},
     status::Status,
+    threads::lasting,
     units::rfc3339,
 };
 
@@ -62,7 +63,7 @@ impl Samples {
     pub fn start(daemon: mpsc::Sender<Request>) -> Self {
         let (to, last) = watch::channel(None);
         let samples = Self { last, history: Arc::default() };
-        tokio::spawn(take(daemon, to, Arc::clone(&samples.history)));
+        tokio::spawn(lasting("samples", take(daemon, to, Arc::clone(&samples.history))));
         samples
     }
 

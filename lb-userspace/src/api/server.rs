@@ -26,6 +26,7 @@ use crate::{
     metrics, rules,
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
+    threads::lasting,
     web::ready,
 };
 
@@ -66,7 +67,8 @@ pub async fn serve(
     let router = router(daemon, events, samples, flows)
         .layer(middleware::from_fn_with_state(listener.group, peer::check));
     let router = router.into_make_service_with_connect_info::<peer::Seen>();
-    axum::serve(listener.listener, router).with_graceful_shutdown(stopped).await
+    let serving = axum::serve(listener.listener, router).with_graceful_shutdown(stopped);
+    lasting("socket", serving.into_future()).await
 }
 
 /// What is answered over the socket to who may use it.

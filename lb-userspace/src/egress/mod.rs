@@ -18,7 +18,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -41,6 +40,7 @@ use crate::{
     netlink::{Neighbourhood, Resolution, Want, query},
     settings::Tunnel,
     status::{EgressStatus, Status},
+    threads,
 };
 
 /// The fault's name in status, events and alerts.
@@ -160,9 +160,7 @@ impl Checker {
             tx_errors: tx_errors.clone(),
             seen: Seen::default(),
         };
-        thread::Builder::new()
-            .name("egress".into())
-            .spawn(move || runtime.block_on(task.run()))
+        threads::spawn("egress", move || runtime.block_on(task.run()))
             .context("start the thread of the egress checks")?;
         Ok(Self { plan, shared, tx_errors })
     }

@@ -9,9 +9,9 @@ use crate::units::nearest;
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The parts of this crate that say something, and `xdp`, the balancer's program.
-const PARTS: [&str; 17] = [
+const PARTS: [&str; 18] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
-    "notify", "path_mtu", "samples", "seed", "sync", "vrrp", "web", XDP,
+    "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// What the balancer's program says.
 pub(crate) const XDP: &str = "xdp";
@@ -178,7 +178,7 @@ mod tests {
             ),
             (
                 "info,[span]=debug",
-                "`[span]` is no part that logs; these are api, daemon, datapath, egress, engine, events, health, logs, netlink, notify, path_mtu, samples, seed, sync, vrrp, web, xdp",
+                "`[span]` is no part that logs; these are api, daemon, datapath, egress, engine, events, health, logs, netlink, notify, path_mtu, samples, seed, sync, threads, vrrp, web, xdp",
             ),
         ] {
             assert_eq!(said.parse::<Filter>().expect_err(said), expected);

@@ -23,7 +23,7 @@ mod quoted;
 mod socket;
 
 use self::{quoted::TooBig, socket::Receiver};
-use crate::{desired::Mode, netlink::Want, settings::Tunnel};
+use crate::{desired::Mode, netlink::Want, settings::Tunnel, threads::lasting};
 
 /// How long a path counts as narrow (RFC 1191, 6.3; RFC 8201, 5.3).
 pub(crate) const KEPT: Duration = Duration::from_mins(10);
@@ -83,7 +83,8 @@ impl Listener {
     ) -> Self {
         let (families, _) = watch::channel(Families::default());
         for v6 in [false, true] {
-            tokio::spawn(follow(families.subscribe(), v6, tunnel, narrow.clone()));
+            let follow = follow(families.subscribe(), v6, tunnel, narrow.clone());
+            tokio::spawn(lasting("path MTU", follow));
         }
         Self(families)
     }

@@ -7,13 +7,13 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
-    thread,
     time::Duration,
 };
 
 use tokio::{sync::watch, time::timeout};
 
 use super::State;
+use crate::threads;
 
 /// How long an answer waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ impl Writer {
         let (told, outcomes) = watch::channel(Outcome::default());
         let (own, path) = (Arc::clone(&pending), path.to_owned());
         let write = move || write_all(&own, &path, &told);
-        thread::Builder::new().name("lbd-state".into()).spawn(write)?;
+        threads::spawn("lbd-state", write)?;
         Ok(Self { pending, outcomes, posted: 0 })
     }
 

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{Config, Listeners, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
-use crate::{api::Request, events::Events, samples::Samples, status::Listener};
+use crate::{api::Request, events::Events, samples::Samples, status::Listener, threads::lasting};
 
 /// How often connections are looked at, and listeners that can't be had are tried again.
 const TICK: Duration = Duration::from_secs(1);
@@ -135,7 +135,8 @@ impl Doors {
                 Ok(listener) => {
                     let task =
                         welcome(listener, address.ip(), Arc::clone(crowd), Arc::clone(current));
-                    door.listens = Some(tokio::spawn(task).abort_handle());
+                    door.listens =
+                        Some(tokio::spawn(lasting("HTTP listener", task)).abort_handle());
                     door.obstacle = None;
                     tracing::info!(%address, protection = self.protection, "HTTP listener is open, read-only");
                 }

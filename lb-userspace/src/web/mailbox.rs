@@ -14,6 +14,7 @@ use crate::{
     api::Request,
     edit::{Refusal, RefusalKind},
     status::{Pair, Status},
+    threads::lasting,
 };
 
 /// The daemon is asked at most this often: a status walks its maps.
@@ -24,7 +25,7 @@ const ROOM: usize = 256;
 /// Where to ask instead of at the daemon. It ends with the last sender.
 pub(super) fn open(daemon: mpsc::Sender<Request>) -> mpsc::Sender<Request> {
     let (to, asked) = mpsc::channel(ROOM);
-    tokio::spawn(pass_on(asked, daemon));
+    tokio::spawn(lasting("mailbox", pass_on(asked, daemon)));
     to
 }
 

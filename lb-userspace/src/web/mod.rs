@@ -51,6 +51,7 @@ use crate::{
     metrics,
     samples::Samples,
     status::Listener,
+    threads,
 };
 
 /// Connections at one moment, unless the configuration says otherwise.
@@ -128,10 +129,8 @@ impl Doors {
             .max_blocking_threads(2)
             .build()
             .context("make the runtime of the doors")?;
-        std::thread::Builder::new()
-            .name("lbd-http".into())
-            .spawn(move || runtime.block_on(listen::keep(wanted, kept, daemon, events, samples)))
-            .context("start the thread of the doors")?;
+        let keep = move || runtime.block_on(listen::keep(wanted, kept, daemon, events, samples));
+        threads::spawn("lbd-http", keep).context("start the thread of the doors")?;
         Ok(Self { config, listeners })
     }
 

@@ -5,7 +5,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
-    thread,
     time::Duration,
 };
 
@@ -18,11 +17,14 @@ use tokio::{
 };
 
 use super::filter;
-use crate::vrrp::{
-    macvlan::{Device, Devices},
-    notify::{Call, Caller},
-    observe::files,
-    scripts::{Ended, Script, run},
+use crate::{
+    threads::{self, lasting},
+    vrrp::{
+        macvlan::{Device, Devices},
+        notify::{Call, Caller},
+        observe::files,
+        scripts::{Ended, Script, run},
+    },
 };
 
 /// How often files are read.
@@ -85,9 +87,7 @@ pub fn start(tell: impl Fn(Told) + Clone + Send + 'static) -> Result<UnboundedSe
         .enable_all()
         .build()
         .context("make a runtime for scripts")?;
-    thread::Builder::new()
-        .name("lb-vrrp-help".to_owned())
-        .spawn(move || runtime.block_on(work(queue, tell)))
+    threads::spawn("lb-vrrp-help", move || runtime.block_on(work(queue, tell)))
         .context("start the thread for scripts")?;
     Ok(jobs)
 }
@@ -106,13 +106,17 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
                 scripts.retain(|(script, _)| wanted.contains(script));
                 for script in wanted {
                     if !scripts.iter().any(|(one, _)| *one == script) {
-                        let task = Task(tokio::spawn(repeat(script.clone(), tell.clone())));
+                        let run = repeat(script.clone(), tell.clone());
+                        let task = Task(tokio::spawn(lasting("tracked script", run)));
                         scripts.push((script, task));
                     }
                 }
             }
             Job::Files(wanted) => {
-                let watch = || Task(tokio::spawn(watch(wanted.clone(), tell.clone())));
+                let watch = || {
+                    let watch = watch(wanted.clone(), tell.clone());
+                    Task(tokio::spawn(lasting("tracked files", watch)))
+                };
                 watching = (!wanted.is_empty()).then(watch);
             }
             Job::Notify(call) => caller.call(call),
@@ -129,10 +133,10 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
             Job::Filter(closed) => tell(Told::Filter(filter::apply(&closed).await)),
             Job::Mark => {
                 let (idle, tell) = (caller.idle(), tell.clone());
-                tokio::spawn(async move {
+                tokio::spawn(lasting("mark", async move {
                     idle.await;
                     tell(Told::Mark);
-                });
+                }));
             }
         }
     }
@@ -176,5 +180,33 @@ struct Task(JoinHandle<()>);
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command, thread};
+
+    use super::*;
+
+    /// Set for a run of this program that only has the helper, which panics.
+    const PANICS: &str = "LB_TEST_HELPER_PANICS";
+
+    #[test]
+    fn a_panic_of_the_helper_ends_the_process() {
+        if env::var_os(PANICS).is_some() {
+            let jobs = start(|_| panic!("in a test")).expect("it starts");
+            jobs.send(Job::Files(["/nonexistent".into()].into())).expect("it runs");
+            // The process ends before, or goes on half dead.
+            thread::sleep(Duration::from_secs(5));
+            return;
+        }
+        let this = env::current_exe().expect("it is a file");
+        let name = "vrrp::thread::helper::tests::a_panic_of_the_helper_ends_the_process";
+        let run =
+            Command::new(this).args(["--exact", name, "--nocapture"]).env(PANICS, "1").output();
+        let ended = run.expect("it runs");
+        // 0 and 101 are those of tests.
+        assert_eq!(ended.status.code(), Some(1), "{}", String::from_utf8_lossy(&ended.stderr));
     }
 }
