@@ -1,11 +1,16 @@
 //! Frames that were dropped after the program had sent them, as the kernel's tracepoints tell.
 
-use std::{fs, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, PerCpuHashMap},
+    maps::{MapData, PerCpuHashMap, PerCpuValues},
     programs::RawTracePoint,
 };
 use lb_common::tx_errors::{Key, Reason};
@@ -34,7 +39,7 @@ pub struct TxError {
 
 /// The programs on the tracepoints, until this is dropped.
 pub struct TxErrors {
-    counts: PerCpuHashMap<MapData, Key, u64>,
+    counts: Mutex<PerCpuHashMap<MapData, Key, u64>>,
     _object: Ebpf,
 }
 
@@ -74,26 +79,51 @@ impl TxErrors {
             program.attach(&tracepoint).with_context(|| format!("attach to {tracepoint}"))?;
         }
         let counts = object.take_map(COUNTS).with_context(|| format!("no map {COUNTS}"))?;
-        let counts = counts.try_into().with_context(|| COUNTS.to_owned())?;
+        let counts = Mutex::new(counts.try_into().with_context(|| COUNTS.to_owned())?);
         Ok(Self { counts, _object: object })
     }
 
-    /// What was dropped since [`Self::attach`], of all interfaces.
+    fn counts(&self) -> MutexGuard<'_, PerCpuHashMap<MapData, Key, u64>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was dropped since [`Self::attach`], of all interfaces that were not forgotten.
     ///
     /// # Errors
     ///
     /// If the map can't be read.
     pub fn read(&self) -> Result<Vec<TxError>> {
         let mut all = Vec::new();
-        for entry in self.counts.iter() {
+        for entry in self.counts().iter() {
             let (key, frames) = entry.context(COUNTS)?;
-            let Some(reason) = Reason::ALL.into_iter().find(|one| *one as u32 == key.reason) else {
-                continue;
-            };
-            let Key { ingress, egress, error, .. } = key;
-            let frames = frames.iter().sum();
-            all.push(TxError { ingress, egress, reason, errno: -error, frames });
+            all.extend(error_of(key, &frames));
         }
         Ok(all)
     }
+
+    /// Makes the room free that the interfaces with these indexes take; what they had lost.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be read.
+    pub fn forget(&self, indexes: &BTreeSet<u32>) -> Result<Vec<TxError>> {
+        let mut forgotten = Vec::new();
+        let mut counts = self.counts();
+        let keys: Vec<Key> = counts.keys().collect::<Result<_, _>>().context(COUNTS)?;
+        let is_theirs = |key: &Key| indexes.contains(&key.ingress) || indexes.contains(&key.egress);
+        for key in keys.into_iter().filter(is_theirs) {
+            // What can't be deleted is still there to be read.
+            let Ok(frames) = counts.get(&key, 0) else { continue };
+            if counts.remove(&key).is_ok() {
+                forgotten.extend(error_of(key, &frames));
+            }
+        }
+        Ok(forgotten)
+    }
+}
+
+fn error_of(key: Key, frames: &PerCpuValues<u64>) -> Option<TxError> {
+    let Key { ingress, egress, error, reason } = key;
+    let reason = Reason::ALL.into_iter().find(|one| *one as u32 == reason)?;
+    Some(TxError { ingress, egress, reason, errno: -error, frames: frames.iter().sum() })
 }

@@ -1,6 +1,9 @@
 //! Frames that were dropped after the program had sent them: in the status, and as a cause to ask at once. No I/O.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use lb_common::tx_errors::Reason;
 
@@ -8,6 +11,67 @@ use crate::{
     datapath::TxError,
     status::{Status, TxErrorStatus},
 };
+
+/// What is known of an interface is forgotten when it is gone and has lost nothing for so long.
+const KEPT: Duration = Duration::from_mins(5);
+
+/// Interfaces that frames were to leave by, and what those had lost that are gone.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Names by index: an interface that loses frames may be no exit any more.
+    names: BTreeMap<u32, String>,
+    /// Indexes that ever were the balancer's own.
+    own: BTreeSet<u32>,
+    /// Since when interfaces are gone, and have lost nothing.
+    gone: BTreeMap<u32, Instant>,
+    /// What those had lost that are forgotten. It stays in the sums, which are counters and must not fall.
+    lost: BTreeMap<&'static str, u64>,
+}
+
+impl Memory {
+    /// Takes names of exits.
+    pub(super) fn learn(&mut self, names: impl Iterator<Item = (u32, String)>) {
+        self.names.extend(names);
+    }
+
+    /// Forgets interfaces that are not among `there` any more, by index, of which `own` are the balancer's.
+    /// The indexes of those of which the counts can go.
+    pub(super) fn forget(
+        &mut self,
+        errors: &[TxError],
+        grown: &[u32],
+        there: &BTreeSet<u32>,
+        own: &BTreeSet<u32>,
+        now: Instant,
+    ) -> BTreeSet<u32> {
+        self.own.extend(own);
+        let counted = errors.iter().flat_map(|error| [error.ingress, error.egress]);
+        let known: BTreeSet<u32> =
+            counted.chain(self.names.keys().copied()).chain(self.own.iter().copied()).collect();
+        self.gone.retain(|index, _| known.contains(index) && !there.contains(index));
+        for index in known.difference(there) {
+            let since = self.gone.entry(*index).or_insert(now);
+            if grown.contains(index) {
+                *since = now;
+            }
+        }
+        let is_over = |(index, since): (&u32, &Instant)| {
+            (now.saturating_duration_since(*since) >= KEPT).then_some(*index)
+        };
+        let over: BTreeSet<u32> = self.gone.iter().filter_map(is_over).collect();
+        self.names.retain(|index, _| !over.contains(index));
+        over
+    }
+
+    /// The counts of these interfaces are gone: these errors, which the sums keep.
+    pub(super) fn fold(&mut self, forgotten: &BTreeSet<u32>, errors: &[TxError]) {
+        for error in errors.iter().filter(|error| self.own.contains(&error.ingress)) {
+            *self.lost.entry(error.reason.name()).or_default() += error.frames;
+        }
+        self.own.retain(|index| !forgotten.contains(index));
+        self.gone.retain(|index, _| !forgotten.contains(index));
+    }
+}
 
 /// How many frames each interface has not taken.
 #[derive(Debug, Default)]
@@ -28,15 +92,26 @@ impl Seen {
     }
 }
 
-/// Adds the errors of the status's interfaces to it. `names` has names of other interfaces by index.
-pub(super) fn tell(errors: &[TxError], names: &BTreeMap<u32, String>, status: &mut Status) {
+/// Adds the errors of the balancer's interfaces to the status. In the sum of a reason are those of interfaces that are
+/// gone, too.
+pub(super) fn tell(errors: &[TxError], memory: &Memory, status: &mut Status) {
+    let names = &memory.names;
     for reason in Reason::ALL {
-        status.dropped.entry(reason.name().into()).or_default();
+        let total = status.dropped.entry(reason.name().into()).or_default();
+        total.packets =
+            total.packets.wrapping_add(memory.lost.get(reason.name()).copied().unwrap_or(0));
     }
     for error in errors {
         let interfaces = &status.interfaces;
         let own = |index| interfaces.iter().find(|one| one.ifindex == index).map(|one| &one.name);
-        let Some(interface) = own(error.ingress).cloned() else { continue };
+        let Some(interface) = own(error.ingress).cloned() else {
+            // One that was made anew has another index.
+            if memory.own.contains(&error.ingress) {
+                let total = status.dropped.entry(error.reason.name().into()).or_default();
+                total.packets = total.packets.wrapping_add(error.frames);
+            }
+            continue;
+        };
         let egress = own(error.egress).or(names.get(&error.egress)).cloned();
         let told = TxErrorStatus {
             interface,
@@ -83,14 +158,15 @@ mod tests {
             let (name, mode) = (name.into(), "native".into());
             status.interfaces.push(Interface { name, ifindex, mode, attached: true });
         }
-        let names = BTreeMap::from([(7, "eth7".to_owned())]);
+        let mut memory = Memory::default();
+        memory.learn([(7, "eth7".to_owned())].into_iter());
         let errors = [
             error(2, 7, Reason::Redirect, 5),
             error(2, 9, Reason::Redirect, 1),
             error(3, 3, Reason::Tx, 4),
             error(8, 7, Reason::Redirect, 100),
         ];
-        tell(&errors, &names, &mut status);
+        tell(&errors, &memory, &mut status);
         let packets = |packets| Count { packets, bytes: 0 };
         let dropped = [("redirect_failed", packets(6)), ("tx_failed", packets(4))];
         assert_eq!(status.dropped, dropped.map(|(name, count)| (name.to_owned(), count)).into());
@@ -98,6 +174,48 @@ mod tests {
             status.tx_errors.iter().map(|one| (&*one.interface, &*one.egress)).collect();
         assert_eq!(told, [("eth0", "eth7"), ("eth0", "interface 9"), ("eth1", "eth1")]);
         assert!(status.tx_errors.iter().all(|one| one.why.contains("veth")));
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_is_forgotten_after_minutes_and_its_frames_stay_in_the_sum() {
+        let mut memory = Memory::default();
+        let own = BTreeSet::from([2]);
+        let (start, there) = (Instant::now(), BTreeSet::from([1, 2, 7]));
+        memory.learn([(7, "eth7".to_owned())].into_iter());
+        // Index 8 is another program's.
+        let errors = [error(2, 7, Reason::Redirect, 5), error(8, 7, Reason::Redirect, 100)];
+        let left = BTreeSet::from([1, 2]);
+        let mut at = |after: Duration, there: &BTreeSet<u32>, grown: &[u32]| {
+            memory.forget(&errors, grown, there, &own, start + after)
+        };
+        let second = Duration::from_secs(1);
+        assert!(at(Duration::ZERO, &there, &[]).is_empty());
+        assert!(at(KEPT, &left, &[]).contains(&8), "it was never there");
+        assert!(at(KEPT + second, &left, &[7]).contains(&8));
+        assert!(!at(2 * KEPT, &left, &[]).contains(&7), "it has lost frames since");
+        assert!(at(2 * KEPT + second, &left, &[]).contains(&7));
+        let gone = BTreeSet::from([7, 8]);
+        assert_eq!(at(2 * KEPT + second, &left, &[]), gone);
+        memory.fold(&gone, &errors);
+        assert!(memory.names.is_empty() && memory.gone.is_empty());
+        let mut status = Status::default();
+        tell(&[], &memory, &mut status);
+        assert_eq!(status.dropped["redirect_failed"].packets, 5);
+        assert!(status.tx_errors.is_empty());
+    }
+
+    #[test]
+    fn frames_of_an_own_interface_that_was_made_anew_stay_in_the_sum() {
+        let mut memory = Memory::default();
+        let (own, there) = (BTreeSet::from([2]), BTreeSet::from([2]));
+        let errors = [error(2, 2, Reason::Tx, 5)];
+        memory.forget(&errors, &[], &there, &own, Instant::now());
+        let mut status = Status::default();
+        let (name, mode) = ("eth0".into(), "native".into());
+        status.interfaces.push(Interface { name, ifindex: 9, mode, attached: true });
+        tell(&errors, &memory, &mut status);
+        assert_eq!(status.dropped["tx_failed"].packets, 5);
+        assert!(status.tx_errors.is_empty());
     }
 
     #[test]

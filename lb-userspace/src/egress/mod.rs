@@ -31,7 +31,10 @@ use tokio::{
 use tracing::debug;
 
 pub use self::schedule::Verdict;
-use self::{losses::Seen, schedule::Schedule};
+use self::{
+    losses::{Memory, Seen},
+    schedule::Schedule,
+};
 use crate::{
     datapath::{LiveProgram, Served, TxError, TxErrors},
     desired::{Desired, Protocol, ServiceKey},
@@ -56,6 +59,8 @@ const CANDIDATES: usize = 3;
 const AT_A_TIME: usize = 16;
 /// How often it is looked whether frames were lost.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked which interfaces are gone.
+const PRUNE: Duration = Duration::from_mins(1);
 /// How long changes of the plan are collected; rings are written meanwhile.
 const DEBOUNCE: Duration = Duration::from_millis(500);
 
@@ -124,8 +129,7 @@ pub struct Checker {
 #[derive(Debug, Default)]
 struct Shared {
     verdicts: BTreeMap<Exit, Verdict>,
-    /// Names of interfaces that were exits: one that loses frames may be none any more.
-    names: BTreeMap<u32, String>,
+    memory: Memory,
     news: Vec<News>,
 }
 
@@ -159,6 +163,7 @@ impl Checker {
             shared: Arc::clone(&shared),
             tx_errors: tx_errors.clone(),
             seen: Seen::default(),
+            since: Vec::new(),
         };
         threads::spawn("egress", move || runtime.block_on(task.run()))
             .context("start the thread of the egress checks")?;
@@ -182,7 +187,7 @@ impl Check for Checker {
     fn tell(&self, status: &mut Status) {
         let shared = lock(&self.shared);
         if let Some(tx_errors) = &self.tx_errors {
-            losses::tell(&read(tx_errors), &shared.names, status);
+            losses::tell(&read(tx_errors), &shared.memory, status);
         }
         status.egress = shared
             .verdicts
@@ -233,11 +238,14 @@ struct Task {
     shared: Arc<Mutex<Shared>>,
     tx_errors: Option<Arc<TxErrors>>,
     seen: Seen,
+    /// The indexes of those that have lost frames since it was last looked which are gone.
+    since: Vec<u32>,
 }
 
 impl Task {
     async fn run(mut self) {
         let mut schedule = Schedule::default();
+        let mut prune_at = Instant::now();
         loop {
             let plan = self.planned.borrow_and_update().clone();
             schedule.follow(&plan);
@@ -245,11 +253,19 @@ impl Task {
                 let mut shared = lock(&self.shared);
                 shared.verdicts.retain(|exit, _| plan.contains_key(exit));
                 let names = plan.keys().map(|exit| (exit.ifindex, exit.interface.clone()));
-                shared.names.extend(names);
+                if self.tx_errors.is_some() {
+                    shared.memory.learn(names);
+                }
             }
             if let Some(tx_errors) = &self.tx_errors {
-                for ifindex in self.seen.grown(&read(tx_errors)) {
-                    schedule.doubt(ifindex);
+                let errors = read(tx_errors);
+                let grown = self.seen.grown(&errors);
+                grown.iter().for_each(|ifindex| schedule.doubt(*ifindex));
+                self.since.extend(grown);
+                if prune_at <= Instant::now() {
+                    prune_at = Instant::now() + PRUNE;
+                    let grown = std::mem::take(&mut self.since);
+                    self.prune(tx_errors, &errors, &grown);
                 }
             }
             let due = schedule.due(Instant::now());
@@ -269,6 +285,25 @@ impl Task {
                 }
                 () = sleep(rest) => {}
             }
+        }
+    }
+
+    /// Forgets interfaces that are gone: their names, and what the kernel keeps for them.
+    fn prune(&self, tx_errors: &TxErrors, errors: &[TxError], grown: &[u32]) {
+        // Without the interfaces, all would count as gone.
+        let Ok(found) = query::interfaces() else { return };
+        let there = found.values().map(|one| one.ifindex).collect();
+        let own = self.interfaces.iter().filter_map(|name| found.get(name));
+        let own = own.map(|one| one.ifindex).collect();
+        // Whoever reads the counts has this locked: a count is in the map or in the sum.
+        let mut shared = lock(&self.shared);
+        let over = shared.memory.forget(errors, grown, &there, &own, Instant::now());
+        if over.is_empty() {
+            return;
+        }
+        match tx_errors.forget(&over) {
+            Ok(forgotten) => shared.memory.fold(&over, &forgotten),
+            Err(error) => debug!("forget frames that were lost: {error:#}"),
         }
     }
 
