@@ -218,7 +218,7 @@ pub struct Daemon<B> {
     wrote: bool,
     /// What the last write of maps met with.
     last_error: Option<String>,
-    /// What the last write of the state file met with.
+    /// What the last write of the state file met with, or that the one under way takes too long.
     unkept: Option<String>,
     /// What writes it.
     writer: Writer,

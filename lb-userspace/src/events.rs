@@ -206,7 +206,7 @@ kinds! {
     Started "started" INFO,
     /// `lbd` ends.
     Stopping "stopping" INFO,
-    /// The state file can't be written.
+    /// The state file can't be written, or its disk does not take it.
     StateFileFailing "state_file_failing" ERROR,
     /// The state file is written again.
     StateFileWritten "state_file_written" INFO,

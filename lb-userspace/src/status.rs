@@ -55,7 +55,7 @@ pub struct Status {
     pub backends_used: Usage,
     /// What the last attempt to write the maps met with, if it failed.
     pub last_error: Option<String>,
-    /// What the last attempt to write the state file met with, if it failed.
+    /// What the last attempt to write the state file met with, if it failed or has taken more than 5 s so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_file_error: Option<String>,
     /// Whether this node is draining.

@@ -1,7 +1,7 @@
 //! What the configuration and the changes by `lbctl` are together, at a start and at a reload, and
 //! that it is kept.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use anyhow::Result;
 
@@ -229,9 +229,9 @@ impl<B: Balancer> Daemon<B> {
         self.writer.post(state)
     }
 
-    /// Says how the last write of the state file went, when that is new.
+    /// Says how the last write of the state file went, or that one does not end, when that is new.
     pub(super) fn look_at_state_file(&mut self) {
-        let Some(Outcome { error, .. }) = self.writer.outcome() else { return };
+        let Some(Outcome { error, .. }) = self.writer.outcome(Instant::now()) else { return };
         let news = match (&error, &self.unkept) {
             (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
                 Kind::StateFileFailing,

@@ -20,7 +20,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.gauge(
         Family::new(
             "lb_state_file_failing",
-            "Whether the last attempt to write the state file failed",
+            "Whether the last attempt to write the state file failed, or has taken more than 5 s so far",
         ),
         truth(status.state_file_error.is_some()),
     )?;

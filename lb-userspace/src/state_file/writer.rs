@@ -7,7 +7,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Condvar, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, time::timeout};
@@ -18,6 +18,9 @@ use crate::threads;
 /// How long an answer waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a write may take until it counts as failing.
+const LONGEST: Duration = Duration::from_secs(5);
+
 /// Where states are handed over to the thread that writes them.
 #[derive(Debug)]
 pub struct Writer {
@@ -26,7 +29,7 @@ pub struct Writer {
     posted: u64,
 }
 
-/// How the last write went.
+/// How a write went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// The number of the state; 0: none was written.
@@ -44,6 +47,8 @@ struct Pending {
 #[derive(Debug, Default)]
 struct Content {
     next: Option<(u64, State)>,
+    /// When the write that is under way began.
+    began: Option<Instant>,
     is_closed: bool,
 }
 
@@ -78,10 +83,16 @@ impl Writer {
         Kept { number: self.posted, outcomes: self.outcomes.clone() }
     }
 
-    /// How the last write went, if one has ended since this was asked.
-    pub fn outcome(&mut self) -> Option<Outcome> {
-        let is_new = self.outcomes.has_changed().unwrap_or(false);
-        is_new.then(|| self.outcomes.borrow_and_update().clone())
+    /// How the last write went, if one has ended since this was asked; else that the one under way takes too long.
+    pub fn outcome(&mut self, now: Instant) -> Option<Outcome> {
+        if self.outcomes.has_changed().unwrap_or(false) {
+            return Some(self.outcomes.borrow_and_update().clone());
+        }
+        let began = self.pending.content.lock().unwrap_or_else(PoisonError::into_inner).began?;
+        (now.saturating_duration_since(began) > LONGEST).then(|| Outcome {
+            number: self.outcomes.borrow().number,
+            error: Some(format!("the disk has not taken it for more than {} s", LONGEST.as_secs())),
+        })
     }
 }
 
@@ -123,9 +134,12 @@ fn write_all(pending: &Pending, path: &Path, told: &watch::Sender<Outcome>) {
         let content = pending.content.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |content: &mut Content| content.next.is_none() && !content.is_closed;
         let content = pending.comes.wait_while(content, waits);
-        let next = content.unwrap_or_else(PoisonError::into_inner).next.take();
-        let Some((number, state)) = next else { return };
+        let mut content = content.unwrap_or_else(PoisonError::into_inner);
+        let Some((number, state)) = content.next.take() else { return };
+        content.began = Some(Instant::now());
+        drop(content);
         let error = super::save(path, &state).err().map(|error| format!("{error:#}"));
+        pending.content.lock().unwrap_or_else(PoisonError::into_inner).began = None;
         told.send_replace(Outcome { number, error });
     }
 }
@@ -164,6 +178,12 @@ mod tests {
         };
         let first = writer.post(at(1)).note().await.expect("it is not kept yet");
         assert!(first.starts_with("this is applied and not kept yet"), "{first}");
+        let failing = |outcome: Option<Outcome>| outcome.and_then(|outcome| outcome.error);
+        assert_eq!(failing(writer.outcome(Instant::now())), None, "it may still end in time");
+        let later = || Instant::now() + LONGEST;
+        let error = failing(writer.outcome(later())).expect("it takes too long");
+        assert!(error.contains("more than 5 s"), "{error}");
+        assert_eq!(failing(writer.outcome(later())), Some(error), "as long as it is under way");
         let kept: Vec<_> = (2..100).map(|secs| writer.post(at(secs))).collect();
         // The write that hangs goes on, and fails, as a pipe can't be synced. Its name is gone by then: the next
         // write must not meet with it.
@@ -179,6 +199,8 @@ mod tests {
             assert_eq!(kept.note().await, None, "the last one counts for all");
         }
         drop(reader);
+        assert_eq!(failing(writer.outcome(later())), None, "it has ended");
+        assert_eq!(failing(writer.outcome(later())), None, "nothing is under way");
         assert_eq!(load(&path).expect("it is read"), Loaded::State(at(99)));
     }
 }

@@ -160,10 +160,16 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
         status = status => assert!(status.is_ok()),
     }
     waits.await;
+    eventually("the metric tells", async || is_failing(&lbd).await).await;
+    let status: lb_userspace::status::Status =
+        lbd.client.get("/v1/status").await.expect("it is told");
+    let error = status.state_file_error.expect("the write does not end");
+    assert!(error.contains("more than 5 s"), "{error}");
     let reader = fs::File::options().read(true).open(&pipe).expect("it is there");
     fs::remove_file(&pipe).expect("it is ours");
     let kept = || fs::read_to_string(place.path("state.json")).expect("it is there");
     eventually("the last one is kept", async || kept().contains("\"weight\": 8")).await;
     drop(reader);
+    eventually("the metric tells that, too", async || !is_failing(&lbd).await).await;
     lbd.stop().await;
 }
