@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
+    os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use lb_userspace::health::{
     probe::{self, Outcome, tls},
     vip,
 };
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::kit::{LONG, SHORT, ask, failure, peak_bytes, question, unknown};
 
@@ -141,6 +143,35 @@ async fn a_question_that_is_dropped_kills_the_group() {
         child = number_in(&file) => child,
     };
     until_gone(child).await;
+}
+
+/// Opening a program waits for a lease on it to be given up, as for a disk that hangs.
+#[tokio::test]
+async fn a_command_that_does_not_start_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("frozen");
+    fs::write(&program, "#!/bin/sh\nexit 0\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    // The kernel tells of who waits by a signal, which is to end nothing.
+    // SAFETY: a handler is replaced by none.
+    unsafe { signal(Signal::SIGIO, SigHandler::SigIgn) }.unwrap();
+    let lease = fs::File::open(&program).unwrap();
+    // SAFETY: only integers are passed, and the descriptor is open.
+    assert_eq!(unsafe { libc::fcntl(lease.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) }, 0);
+    let command = vec![program.to_str().unwrap().to_owned()];
+    let kind = Kind::Exec(Exec { command });
+    let begun = Instant::now();
+    let (frozen, other) =
+        tokio::join!(async { (ask(kind.clone(), BACKEND, SHORT).await, begun.elapsed()) }, async {
+            (ask(shell("exit 0"), BACKEND, LONG).await, begun.elapsed())
+        },);
+    assert!(unknown(frozen.0).ends_with("frozen: not started after 200ms"));
+    assert!(frozen.1 < LONG / 2, "{:?}", frozen.1);
+    assert_eq!(other.0, Outcome::Up);
+    assert!(other.1 < LONG / 2, "{:?}", other.1);
+    // Closing it would not do: the process that is to become the program has it, too.
+    // SAFETY: only integers are passed, and the descriptor is open.
+    assert_eq!(unsafe { libc::fcntl(lease.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) }, 0);
 }
 
 #[tokio::test]

@@ -3,10 +3,12 @@
 //! It runs without a shell, in a process group of its own, which is killed when its time is over.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::unix::process::ExitStatusExt as _,
     pin::pin,
     process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,6 +20,8 @@ use nix::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::{Child, Command},
+    sync::Semaphore,
+    task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -34,6 +38,12 @@ const DRAIN: Duration = Duration::from_millis(50);
 /// How long a killed command may take to go.
 const REAP: Duration = Duration::from_secs(1);
 
+/// How many threads start the same program at a time: those that a frozen disk holds stay that few.
+const STARTS_AT_A_TIME: usize = 4;
+
+/// Who may start a program.
+static STARTS: Mutex<BTreeMap<String, Arc<Semaphore>>> = Mutex::new(BTreeMap::new());
+
 /// Where programs are looked for, if this process does not know.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -47,7 +57,8 @@ pub(super) async fn ask(
         return Err(Miss::unknown("exec: no command"));
     };
     let key = question.target.service;
-    let spawned = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into()))
@@ -60,11 +71,16 @@ pub(super) async fn ask(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
-        .spawn();
-    let mut group = match spawned {
-        Ok(child) => Group(child),
-        Err(error) => return Err(Miss::unknown(format!("exec: {program}: {}", text_of(&error)))),
+        .kill_on_drop(true);
+    let mut group = match timeout_at(deadline, start(program, command)).await {
+        Ok(Ok(group)) => group,
+        Ok(Err(error)) => {
+            return Err(Miss::unknown(format!("exec: {program}: {}", text_of(&error))));
+        }
+        Err(_) => {
+            let asked = format_duration(question.timeout);
+            return Err(Miss::unknown(format!("exec: {program}: not started after {asked}")));
+        }
     };
     let mut lines = [FirstLine::default(), FirstLine::default()];
     let status = match timeout_at(deadline, end(&mut group.0, &mut lines)).await {
@@ -88,6 +104,22 @@ pub(super) async fn ask(
         Some(line) => format!("{}: {line}", words(status)),
         None => words(status),
     }))
+}
+
+/// Starts a command on a thread of its own, since that waits until its file is read from the disk. One that is
+/// started too late is killed.
+async fn start(program: &str, mut command: Command) -> io::Result<Group> {
+    let starts = {
+        let mut all = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Arc::new(Semaphore::new(STARTS_AT_A_TIME));
+        Arc::clone(all.entry(program.to_owned()).or_insert_with(new))
+    };
+    let place = starts.acquire_owned().await.map_err(io::Error::other)?;
+    let start = move || {
+        let _place = place;
+        command.spawn().map(Group)
+    };
+    spawn_blocking(start).await.map_err(io::Error::other)?
 }
 
 /// Waits for the end of a command, and reads what it prints to standard output and error.

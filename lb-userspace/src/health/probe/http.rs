@@ -87,7 +87,8 @@ pub(super) async fn ask(
     let request = request(http, asked, question.port, default_port)?;
     let secure = match tls {
         Some((tls, cache)) => {
-            Some((cache.config(tls).map_err(Miss::unknown)?, server_name(tls, http, asked)?))
+            let config = cache.config(tls, deadline).await.map_err(Miss::unknown)?;
+            Some((config, server_name(tls, http, asked)?))
         }
         None => None,
     };
@@ -397,7 +398,7 @@ mod tests {
             assert_eq!(miss, local, "{down:?}");
         }
         let tls = check::Tls { insecure: true, ..check::Tls::default() };
-        let config = tls::Cache::default().config(&tls).unwrap();
+        let config = tls::Cache::default().config(&tls, Instant::now()).await.unwrap();
         for down in [Down::Before, Down::AfterTheRequest] {
             let name = ServerName::try_from("a.example").unwrap();
             let wire = handshake(Broken::new(down), Arc::clone(&config), name, None).await;
