@@ -9,6 +9,7 @@ mod balancer;
 mod batch;
 mod end;
 mod failover;
+mod files;
 mod flows;
 mod guard;
 mod handover;
@@ -45,8 +46,8 @@ use tokio::{
 
 pub use self::{balancer::Balancer, health::Checks};
 use self::{
-    end::Leaving, failover::Asker, handover::Handover, health::Health, hearing::await_first_hops,
-    pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
+    end::Leaving, failover::Asker, files::Files, handover::Handover, health::Health,
+    hearing::await_first_hops, pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
 };
 use crate::{
     api::Request,
@@ -222,6 +223,8 @@ pub struct Daemon<B> {
     unkept: Option<String>,
     /// What writes it.
     writer: Writer,
+    /// What reads and writes the configuration's file.
+    files: Files<B>,
     /// What the state file says of backends that are gone.
     kept_sums: BTreeMap<ServiceKey, Totals>,
     writes: Writes,
@@ -293,6 +296,7 @@ impl<B: Balancer> Daemon<B> {
             last_error: None,
             unkept: None,
             writer,
+            files: Files::start().context("start the thread of the configuration's file")?,
             kept_sums: BTreeMap::new(),
             writes: Writes::default(),
         };
@@ -431,6 +435,12 @@ impl<B: Balancer> Daemon<B> {
                 report = inputs.reports.recv(), if !rests => {
                     reports.push(report.context("the health checks have ended")?);
                 }
+                effect = self.files.done(), if !rests => {
+                    let effect = effect.context("the thread of the configuration's file has ended")?;
+                    self.behind = !inputs.peers.is_empty();
+                    self.take_up(effect);
+                    continue;
+                }
                 // What can't wait: addresses are about to move.
                 report = inputs.vrrp.recv() => {
                     let report = report.context("the virtual routers have ended")?;
@@ -482,7 +492,7 @@ impl<B: Balancer> Daemon<B> {
                 signal = inputs.signals.recv() => match signal {
                     Some(Signal::Reload) => {
                         // Answered by an event.
-                        let _ = self.reload_for("SIGHUP");
+                        self.with_config(|daemon, read| drop(daemon.reload_for(read, "SIGHUP")));
                         continue;
                     }
                     Some(Signal::Stop) if self.leaving.is_none() => {

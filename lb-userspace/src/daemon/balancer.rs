@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What the daemon needs of the engine.
-pub trait Balancer: Send {
+pub trait Balancer: Send + 'static {
     /// See [`Engine::set_desired`].
     fn set_desired(&mut self, desired: Desired);
     /// See [`Engine::set_neighbourhood`].
@@ -160,7 +160,7 @@ pub trait Balancer: Send {
     fn status(&self) -> Result<Status>;
 }
 
-impl<D: DataPlane + Send> Balancer for Engine<D> {
+impl<D: DataPlane + Send + 'static> Balancer for Engine<D> {
     fn set_desired(&mut self, desired: Desired) {
         Self::set_desired(self, desired);
     }

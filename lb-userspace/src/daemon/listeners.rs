@@ -16,13 +16,20 @@ impl<B: Balancer> Daemon<B> {
     /// Looks again for the files that the HTTP listener lacks; each second, as for one whose address can't
     /// be had.
     pub(super) fn look_for_listener_files(&mut self) {
-        let Some(http) = self.config.http_lacks.as_ref().and_then(crate::config::Lacks::try_again)
-        else {
+        // A disk that hangs is not asked again and again.
+        if !self.files.is_idle() {
             return;
-        };
-        tracing::info!("the files of the HTTP listener can be used");
-        self.config.http_lacks = None;
-        self.config.http = Some(http);
-        (self.effects.doors)(self.config.http.as_ref());
+        }
+        let Some(lacks) = self.config.http_lacks.clone() else { return };
+        self.on_disk(
+            move || lacks.try_again(),
+            |daemon, http| {
+                let Some(http) = http else { return };
+                tracing::info!("the files of the HTTP listener can be used");
+                daemon.config.http_lacks = None;
+                daemon.config.http = Some(http);
+                (daemon.effects.doors)(daemon.config.http.as_ref());
+            },
+        );
     }
 }

@@ -55,14 +55,18 @@ impl<B: Balancer> Daemon<B> {
         Ok(())
     }
 
-    /// Reads the configuration again, and tells of it.
+    /// Takes up the configuration that was read again, and tells of it.
     ///
     /// What can be refused is refused before anything is changed. From then on the configuration is in force;
     /// maps that can't be written are tried again, as after any other change.
-    pub(super) fn reload_for(&mut self, who: &str) -> Result<(Reloaded, Kept), Refusal> {
+    pub(super) fn reload_for(
+        &mut self,
+        read: Result<Config, config::Error>,
+        who: &str,
+    ) -> Result<(Reloaded, Kept), Refusal> {
         self.look_at_clocks();
         self.effects.notifier.reloading();
-        let done = match self.plan_reload() {
+        let done = match self.plan_reload(read) {
             Ok((config, merged)) => self.commit_reload(config, merged, who),
             Err(refusal) => {
                 let refusal = refusal.hint("nothing was changed");
@@ -82,12 +86,15 @@ impl<B: Balancer> Daemon<B> {
         done
     }
 
-    /// What a reload would put in force.
-    pub(super) fn plan_reload(&self) -> Result<(Config, Merged), Refusal> {
+    /// What a reload of the configuration that was read would put in force.
+    pub(super) fn plan_reload(
+        &self,
+        read: Result<Config, config::Error>,
+    ) -> Result<(Config, Merged), Refusal> {
         let invalid = |error: config::Error| {
             Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
         };
-        let config = Config::load(&self.file).map_err(invalid)?;
+        let config = read.map_err(invalid)?;
         let (before, after) = (self.config.intent(), config.intent());
         let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
         self.check(&config, merged.intent())?;
@@ -95,8 +102,11 @@ impl<B: Balancer> Daemon<B> {
     }
 
     /// What a reload would do; nothing is changed.
-    pub(super) fn try_reload(&self) -> Result<Reloaded, Refusal> {
-        let (config, merged) = self.plan_reload()?;
+    pub(super) fn try_reload(
+        &self,
+        read: Result<Config, config::Error>,
+    ) -> Result<Reloaded, Refusal> {
+        let (config, merged) = self.plan_reload(read)?;
         let differences = diff(self.in_force(), merged.intent());
         let routers = changes(&self.config.routers, &config.routers);
         let tables = tables(&self.config, &config);

@@ -58,30 +58,24 @@ impl<B: Balancer> Daemon<B> {
             }
             Request::Failover(which, terms, tell) => self.failover(&which, terms, tell),
             Request::Reload(Terms { dry_run: true, .. }, tell) => {
-                drop(tell.send(self.try_reload()));
+                self.with_config(|daemon, read| drop(tell.send(daemon.try_reload(read))));
             }
-            Request::Reload(_, tell) => match self.reload_for("lbctl") {
-                Err(refusal) => drop(tell.send(Err(refusal))),
-                Ok((mut reloaded, kept)) => {
-                    tokio::spawn(async move {
-                        reloaded.done.notes.extend(kept.note().await);
-                        let _ = tell.send(Ok(reloaded));
-                    });
-                }
-            },
-            Request::ConfigDiff(tell) => drop(tell.send(Ok(self.config_diff()))),
-            Request::ConfigShow(tell) => drop(tell.send(self.show_config())),
-            Request::ConfigSave { dry_run, tell } => match self.save_config(dry_run) {
-                Err(refusal) => drop(tell.send(Err(refusal))),
-                Ok((mut saved, kept)) => {
-                    tokio::spawn(async move {
-                        if let Some(kept) = kept {
-                            saved.done.notes.extend(kept.note().await);
-                        }
-                        let _ = tell.send(Ok(saved));
-                    });
-                }
-            },
+            Request::Reload(_, tell) => {
+                self.with_config(|daemon, read| match daemon.reload_for(read, "lbctl") {
+                    Err(refusal) => drop(tell.send(Err(refusal))),
+                    Ok((mut reloaded, kept)) => {
+                        tokio::spawn(async move {
+                            reloaded.done.notes.extend(kept.note().await);
+                            let _ = tell.send(Ok(reloaded));
+                        });
+                    }
+                });
+            }
+            Request::ConfigDiff(tell) => {
+                self.with_config(|daemon, read| drop(tell.send(Ok(daemon.config_diff(read)))));
+            }
+            Request::ConfigShow(tell) => self.show_config(tell),
+            Request::ConfigSave { dry_run, tell } => self.save_config(dry_run, tell),
             Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
             Request::BeginCapture(capturer, tell) => {
                 let begun = self.balancer.begin_capture(*capturer);

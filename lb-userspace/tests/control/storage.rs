@@ -1,10 +1,23 @@
 //! A state file on a disk that is full, or that nothing can be written to.
 
-use std::{ffi::CString, fs, io, os::unix::ffi::OsStrExt as _, path::Path, ptr};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
+    path::Path,
+    ptr,
+    time::Duration,
+};
+
+use tokio::time::timeout;
 
 use crate::common::{Place, Running, WEB, eventually};
-use hyper::Method;
-use lb_userspace::{api::Done, edit::BackendChange};
+use hyper::{Method, body::Bytes};
+use lb_userspace::{
+    api::{ConfigDiff, Done, Reloaded},
+    edit::BackendChange,
+    status::Status,
+};
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
 
@@ -171,5 +184,51 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
     eventually("the last one is kept", async || kept().contains("\"weight\": 8")).await;
     drop(reader);
     eventually("the metric tells that, too", async || !is_failing(&lbd).await).await;
+    lbd.stop().await;
+}
+
+/// Opening a file waits while this lease on it is held, as for a disk that hangs.
+fn freeze(path: &Path) -> fs::File {
+    // The kernel tells of who waits by a signal, which is to end nothing.
+    // SAFETY: a handler is replaced by none.
+    assert_ne!(unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) }, libc::SIG_ERR);
+    let lease = fs::File::open(path).expect("it is there");
+    // SAFETY: only integers are passed, and the descriptor is open.
+    check(unsafe { libc::fcntl(lease.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) });
+    lease
+}
+
+#[tokio::test]
+async fn a_configuration_on_a_disk_that_stalls_holds_up_who_needs_it_and_nobody_else() {
+    let in_time = Duration::from_secs(5);
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    place.configure(&WEB.replace("weight = 3", "weight = 7"));
+    let frozen = freeze(&place.file());
+    let mut reload =
+        Box::pin(lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()));
+    for weight in ["5", "6"] {
+        tokio::select! {
+            biased;
+            reloaded = &mut reload => panic!("the disk stalls: {reloaded:?}"),
+            notes = timeout(in_time, weigh(&lbd, weight)) => {
+                assert_eq!(notes.expect("an answer"), [""; 0]);
+            }
+        }
+    }
+    let mut diff = Box::pin(lbd.client.get::<ConfigDiff>("/v1/config/diff"));
+    tokio::select! {
+        biased;
+        diff = &mut diff => panic!("the disk stalls: {diff:?}"),
+        status = timeout(in_time, lbd.client.get::<Status>("/v1/status")) => {
+            assert!(status.expect("an answer").is_ok());
+        }
+    }
+    drop(frozen);
+    let reloaded = timeout(in_time, reload).await.expect("in time").expect("it is valid");
+    assert_eq!(reloaded.differences.len(), 1, "{reloaded:?}");
+    let diff = timeout(in_time, diff).await.expect("in time").expect("it is told");
+    assert!(diff.reload.differences.is_empty(), "the reload was asked for before: {diff:?}");
+    assert_eq!(diff.runtime.len(), 1, "what was changed meanwhile stays: {diff:?}");
     lbd.stop().await;
 }
