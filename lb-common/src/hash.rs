@@ -11,6 +11,10 @@ use core::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
 
+/// The golden ratio's fraction in 64 bits, odd: a multiplier that spreads what differs in few bits (Knuth,
+/// volume 3, 6.4).
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// The secret keys of one service's flow hash. The VIP, the port and the protocol are in the keys
 /// and not in the message: they are the same for all flows of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@
 
 use crate::{
     abi::{TOO_BIG_BUDGETS, VipKey, mapped},
-    steer,
     tables::Tables,
+    token_bucket::take,
     verdict::Drop,
 };
 
@@ -94,11 +94,11 @@ fn refusal<T: Tables>(tables: &T, address: &VipKey, source: u64, too_big: u32) -
     }
     let (rate, now) = (tables.icmp_rate(), tables.now_nanos());
     let may = if too_big == 0 {
-        tables.icmp_budget().is_some_and(|budget| steer::take(&budget, rate, burst(rate), now))
+        tables.icmp_budget().is_some_and(|budget| take(&budget, rate, burst(rate), now))
     } else {
         let rate = rate_of_source(rate);
         let budget = tables.too_big_budget(source);
-        budget.is_some_and(|budget| steer::take(&budget, rate, burst(rate), now))
+        budget.is_some_and(|budget| take(&budget, rate, burst(rate), now))
     };
     if may { MAY } else { Drop::IcmpRateLimited.index() as u64 }
 }

@@ -24,5 +24,6 @@ pub mod service_index;
 pub mod shared;
 pub mod steer;
 pub mod tables;
+pub mod token_bucket;
 pub mod tx_errors;
 pub mod verdict;

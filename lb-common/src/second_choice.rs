@@ -23,7 +23,7 @@ use core::hint::black_box;
 
 use crate::{
     abi::{FlowValue, SYN_MARKS, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
-    hash::slot_of,
+    hash::{GOLDEN, slot_of},
     steer::{Choice, Query, affords_pin, may_change_pins},
     tables::Tables,
     verdict::events,
@@ -32,9 +32,6 @@ use crate::{
 /// How many slots are asked for a second choice. Of two backends with the same weight, one in 2^16
 /// flows meets only the silent one.
 const TRIES: u32 = 16;
-
-/// The golden ratio in 64 bits: odd, and without a pattern.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What becomes of a SYN for which the rule of the slot has made its choice. `again` is [`sent_again`],
 /// called only if it was seen before.

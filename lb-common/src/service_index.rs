@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, network_endian::U16
 
 use crate::{
     abi::{Service, ServiceKeyV4, ServiceKeyV6},
+    hash::GOLDEN,
     shared::SharedU32,
 };
 
@@ -107,7 +108,7 @@ impl Place {
     /// bits know nothing of its factors' high ones, hence once more.
     #[inline(always)]
     const fn of(product: u64, mask: u32) -> Self {
-        let hash = (product ^ product >> 32).wrapping_mul(MULTIPLIER);
+        let hash = (product ^ product >> 32).wrapping_mul(GOLDEN);
         Self { bucket: (hash >> 32) as u32 & mask, tag: (hash as u32 & 0x7fff_0000) | 1 << 16 }
     }
 
@@ -118,7 +119,7 @@ impl Place {
     pub fn of_v4(key: &ServiceKeyV4, mask: u32) -> Self {
         let address = u64::from(u32::from_le_bytes(key.address));
         let rest = u64::from(key.port.get()) << 8 | u64::from(key.proto);
-        Self::of((address | rest << 32).wrapping_mul(MULTIPLIER), mask)
+        Self::of((address | rest << 32).wrapping_mul(GOLDEN), mask)
     }
 
     /// The place of an IPv6 service.
@@ -138,8 +139,8 @@ impl Place {
             ])
         };
         let rest = u64::from(key.port.get()) << 8 | u64::from(key.proto);
-        let upper = half(0).wrapping_add(rest).wrapping_mul(MULTIPLIER);
-        Self::of((upper ^ upper >> 32).wrapping_add(half(8)).wrapping_mul(MULTIPLIER), mask)
+        let upper = half(0).wrapping_add(rest).wrapping_mul(GOLDEN);
+        Self::of((upper ^ upper >> 32).wrapping_add(half(8)).wrapping_mul(GOLDEN), mask)
     }
 
     /// The word of this service.
@@ -149,9 +150,6 @@ impl Place {
         self.tag | id as u32
     }
 }
-
-/// The golden ratio's fraction: spreads what differs in few bits (Knuth, volume 3, 6.4).
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What a bucket that holds `held` is to hold for services with these words; the stores may come in
 /// any order.

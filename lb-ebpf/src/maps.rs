@@ -22,6 +22,7 @@ use lb_common::{
         PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
         VerdictCounter, VipKey,
     },
+    hash::GOLDEN,
     icmp_error,
     second_choice::search,
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
@@ -48,7 +49,7 @@ static ICMP_RATE: Global<u32> = Global::new(DEFAULT_ICMP_ERRORS);
 
 /// The key by which sources share the buckets of `TOO_BIG_BUDGETS`: odd, and secret.
 #[unsafe(no_mangle)]
-static SOURCE_KEY: Global<u64> = Global::new(0x9e37_79b9_7f4a_7c15);
+static SOURCE_KEY: Global<u64> = Global::new(GOLDEN);
 
 /// Buckets in `SERVICE_INDEX`, less one.
 #[unsafe(no_mangle)]

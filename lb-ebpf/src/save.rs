@@ -14,7 +14,7 @@ use lb_common::{
     abi::{SynBudget, mapped},
     capture::{ANY, CaptureCounter, Head, MAX_SNAP, NO_SERVICE, NO_SLOT, Plan, Scratch, flags},
     packet::{Packet, ethernet, ipv4::Ipv4, ipv6::Ipv6},
-    steer,
+    token_bucket,
 };
 use lb_ebpf::frame::Frame;
 
@@ -96,7 +96,7 @@ pub fn before(ctx: &XdpContext, what: u64, egress: u32) -> u64 {
         return 0;
     }
     let Some(budget) = CAPTURE_BUDGETS.get(cpu()) else { return 0 };
-    if !steer::take(budget, plan.rate, plan.rate, now) {
+    if !token_bucket::take(budget, plan.rate, plan.rate, now) {
         counter.limited.bump(1);
         return 0;
     }

@@ -6,6 +6,8 @@
 
 mod filter;
 mod line;
+#[cfg(test)]
+pub(crate) mod written;
 
 use std::{
     env,

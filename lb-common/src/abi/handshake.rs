@@ -1,6 +1,7 @@
 //! Marks of the QUIC handshakes that have begun.
 
 use super::{stamp, stamp_age};
+use crate::hash::GOLDEN;
 
 /// Entries of `HANDSHAKES`; a power of two.
 pub const HANDSHAKES: u32 = 1 << PLACE_BITS;
@@ -76,6 +77,5 @@ const fn tag_of_flow(hash: u64) -> u64 {
 /// Clients choose the id at random (RFC 9000, 7.2), and servers often not: all of it counts.
 #[inline(always)]
 const fn tag_of_id(id: [u8; 8]) -> u64 {
-    // The golden ratio: odd, and without a pattern.
-    u64::from_le_bytes(id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - TAG_BITS)
+    u64::from_le_bytes(id).wrapping_mul(GOLDEN) >> (64 - TAG_BITS)
 }

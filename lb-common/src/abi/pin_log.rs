@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 
 use super::FlowKey;
-use crate::shared::SharedU64;
+use crate::{hash::GOLDEN, shared::SharedU64};
 
 /// Notes of each CPU in `PIN_LOG`; a power of two.
 pub const PIN_NOTES: u32 = 4_096;
@@ -52,10 +52,9 @@ impl PinNote {
     /// Not zero for words that are.
     #[inline(always)]
     const fn check_of(words: [u64; 3]) -> u64 {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-        let sum = (words[0] ^ ODD).wrapping_mul(ODD);
-        let sum = (sum.rotate_left(29) ^ words[1]).wrapping_mul(ODD);
-        (sum.rotate_left(29) ^ words[2]).wrapping_mul(ODD)
+        let sum = (words[0] ^ GOLDEN).wrapping_mul(GOLDEN);
+        let sum = (sum.rotate_left(29) ^ words[1]).wrapping_mul(GOLDEN);
+        (sum.rotate_left(29) ^ words[2]).wrapping_mul(GOLDEN)
     }
 }
 

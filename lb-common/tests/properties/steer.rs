@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use lb_common::{
     abi::{Flow, FlowKey, FlowValue, Owners, SynBudget, flow_flags, stamp},
-    steer::take,
+    token_bucket::take,
     verdict::{Drop, Verdict, events},
 };
 use proptest::prelude::*;

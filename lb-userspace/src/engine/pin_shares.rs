@@ -140,7 +140,7 @@ impl<D: DataPlane> Engine<D> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::steer::take;
+    use lb_common::token_bucket::take;
 
     use super::*;
 

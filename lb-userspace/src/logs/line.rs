@@ -124,45 +124,16 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use tracing_subscriber::{
         fmt::{
-            self, MakeWriter,
+            self,
             format::{Format, JsonFields},
         },
         layer::SubscriberExt as _,
     };
 
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("nobody panics").extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl<'w> MakeWriter<'w> for Written {
-        type Writer = Self;
-
-        fn make_writer(&'w self) -> Self {
-            self.clone()
-        }
-    }
-
-    impl Written {
-        fn text(&self) -> String {
-            String::from_utf8(self.0.lock().expect("nobody panics").clone()).expect("text")
-        }
-    }
+    use crate::logs::written::Written;
 
     fn say() {
         tracing::warn!(backend = "10.0.0.7", "down\n<0>forged: \u{1b}[31m{}", "a\rb");

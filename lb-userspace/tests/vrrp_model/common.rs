@@ -12,6 +12,8 @@ use lb_userspace::vrrp::{
 
 /// An interval of the tests.
 pub const SECOND: Duration = Duration::from_secs(1);
+/// That of fast ones.
+pub const TENTH: Duration = Duration::from_millis(100);
 
 /// A router, the clock, and what it has done since that was last asked.
 pub struct Desk {
@@ -157,4 +159,9 @@ fn told(action: &Action) -> String {
         Action::Yielded(Err(_)) => "not yielded".into(),
         Action::Stopped => "stopped".into(),
     }
+}
+
+/// Priority 100: 156/256 of an interval.
+pub fn skew(interval: Duration) -> Duration {
+    interval * 156 / 256
 }

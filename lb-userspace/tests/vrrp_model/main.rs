@@ -3,6 +3,8 @@
 
 mod common;
 mod groups;
+mod listening;
+mod orders;
 mod pairs;
 mod properties;
 mod stories;

@@ -8,16 +8,9 @@ use lb_userspace::vrrp::{
 };
 
 use crate::{
-    common::{Desk, SECOND, heard, settings},
+    common::{Desk, SECOND, TENTH, heard, settings, skew},
     world::{Deed, LISTENING, Plan, World},
 };
-
-const TENTH: Duration = Duration::from_millis(100);
-
-/// Priority 100: 156/256 of an interval.
-fn skew(interval: Duration) -> Duration {
-    interval * 156 / 256
-}
 
 #[test]
 fn a_router_that_hears_priority_zero_waits_the_skew_time() {
@@ -158,65 +151,6 @@ fn flows_that_never_become_known_put_a_router_off_for_a_minute() {
 }
 
 #[test]
-fn a_router_that_has_given_way_by_an_order_takes_over_when_the_other_one_falls() {
-    let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
-    for _ in 0..600 {
-        desk.hears(3, 90);
-        desk.after(SECOND);
-    }
-    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
-    desk.hears(3, 40);
-    assert_eq!(desk.router.holds_back(desk.now), None);
-    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
-}
-
-/// 10.0.0.3 had less than its configured priority before it was given way to: it was not heard to fall.
-#[test]
-fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
-    let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
-    desk.hears(3, 90);
-    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
-    desk.stand(|standing| standing.lowered_there = true);
-    assert_eq!(desk.router.holds_back(desk.now), None);
-    // It was well again in time.
-    desk.stand(|standing| standing.lowered_there = false);
-    desk.after(SECOND).hears(3, 90);
-    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-    desk.stand(|standing| standing.lowered_there = true);
-    desk.after(SECOND).hears(3, 90);
-    assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
-    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
-    let mut desk = Desk::backup(settings());
-    desk.stand(|standing| {
-        (standing.abstains, standing.lowered_there) = (Some("main6 has given way".into()), true);
-    });
-    desk.hears(3, 90);
-    assert_eq!(desk.router.holds_back(desk.now), None, "nor does that of another of its group");
-}
-
-#[test]
-fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_its_drain() {
-    let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
-    desk.stand(|standing| standing.lowered_there = true);
-    desk.hears(3, 101);
-    desk.after(SECOND).hears(3, 101);
-    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "lowered or not, it is the higher one");
-    desk.stand(|standing| (standing.lowered_there, standing.drains_there) = (true, true));
-    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
-    // One that begins learns the flows first.
-    let mut desk = Desk::backup(settings());
-    desk.stand(|standing| {
-        (standing.holds_back, standing.lowered_there) = (Some("unsynced".into()), true);
-    });
-    desk.hears(3, 90);
-    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
-    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-}
-
-#[test]
 fn a_pair_fails_over_by_weight_without_sync_and_after_an_order() {
     let mut world = pair(150, 100);
     for node in [0, 1] {
@@ -319,80 +253,6 @@ fn after_a_transition_a_router_waits_until_it_is_told_what_flows_are_known() {
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
 
-/// A router that advertises ten times a second and leaves lower ones alone.
-fn fast() -> Settings {
-    Settings { interval: TENTH, preempt: false, ..settings() }
-}
-
-#[test]
-fn a_router_that_begins_listens_for_an_active_one_that_advertises_each_second() {
-    let mut desk = Desk::backup(fast());
-    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-    desk.after(9 * TENTH);
-    assert_eq!(desk.hears(3, 50), "backup: ");
-    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-    let mut desk = Desk::backup(fast());
-    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
-    assert_eq!(desk.router.cause(), "nobody else is active");
-}
-
-#[test]
-fn a_router_that_has_heard_the_active_one_counts_by_its_interval_at_once() {
-    let often = |priority| Event::Heard(Heard { interval: TENTH, ..heard(3, priority) });
-    for (settings, priority) in [
-        (fast(), 50),
-        (fast(), 150),
-        // It would take over from a lower one, and has no more to wait for.
-        (Settings { preempt: true, ..fast() }, 50),
-    ] {
-        let mut desk = Desk::backup(settings);
-        desk.after(TENTH).does(often(priority));
-        assert_eq!(desk.due(), Some(3 * TENTH + skew(TENTH)));
-    }
-    let mut desk = Desk::backup(fast());
-    desk.after(TENTH).does(often(0));
-    assert_eq!(desk.due(), Some(skew(TENTH)), "it has left");
-}
-
-#[test]
-fn a_router_with_a_longer_interval_or_of_version_2_listens_by_its_own() {
-    for (version, interval) in [(Version::V3, 2 * SECOND), (Version::V2, SECOND)] {
-        let desk = Desk::backup(Settings { version, interval, ..settings() });
-        assert_eq!(desk.due(), Some(3 * interval + skew(interval)));
-    }
-}
-
-#[test]
-fn a_router_that_holds_what_a_predecessor_left_listens_for_a_moment_only() {
-    let mut desk = Desk::new(fast());
-    desk.does(Event::Startup { held: true });
-    assert_eq!(desk.due(), Some(TENTH * 5 / 4));
-}
-
-#[test]
-fn after_a_fault_a_router_listens_by_what_it_has_heard_and_else_as_one_that_begins() {
-    let fault = |standing: &mut Standing| standing.fault = Some("broken".into());
-    let well = |standing: &mut Standing| standing.fault = None;
-    // It was Active, and does not know who is by now.
-    let mut desk = Desk::active(fast());
-    desk.stand(fault);
-    desk.after(SECOND).stand(well);
-    assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-    for (interval, before) in [(TENTH, true), (TENTH, false), (SECOND, true), (SECOND, false)] {
-        let heard = Event::Heard(Heard { interval, ..heard(3, 150) });
-        let mut desk = Desk::backup(fast());
-        if before {
-            desk.does(heard.clone());
-        }
-        desk.stand(fault);
-        if !before {
-            desk.does(heard);
-        }
-        desk.after(SECOND).stand(well);
-        assert_eq!(desk.due(), Some(3 * interval + skew(interval)), "{interval:?}, {before}");
-    }
-}
-
 #[test]
 fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
     let mut desk = Desk::new(settings());
@@ -404,107 +264,6 @@ fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
     let mut desk = Desk::new(settings());
     desk.stand(|standing| (standing.priority, standing.draining) = (255, true));
     assert_eq!(desk.does(Event::Startup { held: false }), "backup: was initialize");
-}
-
-#[test]
-fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
-    let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
-    desk.hears(3, 50);
-    for _ in 0..10 {
-        desk.after(SECOND).hears(3, 50);
-    }
-    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
-    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
-    assert_eq!(desk.after(TENTH).hears(4, 150).split(':').next(), Some("backup"));
-    assert_eq!(desk.router.holds_back(desk.now), None);
-}
-
-#[test]
-fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_node_stays() {
-    let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Told));
-    desk.hears(3, 50);
-    desk.stand(|standing| standing.draining = true);
-    desk.after(SECOND).hears(3, 50);
-    assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("the node is draining"));
-    desk.stand(|standing| standing.draining = false);
-    assert_eq!(desk.router.holds_back(desk.now), None);
-    let due = desk.due().expect("it waits for the other to be silent");
-    desk.after(TENTH).hears(3, 50);
-    assert_eq!(desk.due(), Some(due - TENTH), "a lower one does not keep it from taking over");
-    assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
-}
-
-#[test]
-fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
-    let mut desk = Desk::active(settings());
-    assert_eq!(desk.does(Event::Yield(Yield::Told)), "active: advertise 0");
-    for _ in 0..3 {
-        assert_eq!(desk.wait(), "active: advertise 0", "it is said again, as it may be lost");
-    }
-    assert_eq!(desk.wait(), "active: advertise 100, not yielded");
-    assert_eq!(desk.due(), Some(SECOND));
-}
-
-#[test]
-fn a_yield_that_a_peer_was_asked_for_lasts_five_seconds_however_short_the_interval_is() {
-    let mut desk = Desk::active(Settings { interval: TENTH / 10, ..settings() });
-    desk.does(Event::Yield(Yield::Asked));
-    let begun = desk.now;
-    while desk.router.is_yielding() {
-        desk.wait();
-    }
-    assert_eq!(desk.now - begun, 5 * SECOND);
-    assert_eq!(desk.router.state(), State::Active);
-}
-
-#[test]
-fn a_stopped_router_keeps_its_addresses_if_nobody_takes_over_unless_told_otherwise() {
-    for (release, end) in [
-        (false, "initialize: was active, stopped"),
-        (true, "initialize: release, was active, stopped"),
-    ] {
-        let mut desk = Desk::active(settings());
-        desk.does(Event::Stop { release });
-        for _ in 0..3 {
-            assert_eq!(desk.wait(), "active: advertise 0");
-        }
-        assert_eq!(desk.wait(), end);
-        assert_eq!(desk.due(), None);
-    }
-}
-
-#[test]
-fn who_takes_over_by_order_bears_the_higher_one_until_it_must_have_heard() {
-    let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
-    desk.does(Event::Take);
-    for _ in 0..4 {
-        let answer = desk.hears(3, 150);
-        assert_eq!(answer, "active: advertise 100, announce once", "{:?}", desk.now - desk.start);
-        desk.after(SECOND);
-    }
-    assert_eq!(desk.hears(3, 150), "backup: notice two, release, advertise 100, was active");
-    let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
-    desk.does(Event::Take);
-    let other = desk.hears(4, 150);
-    assert!(other.starts_with("backup"), "another one was not asked to give way: {other}");
-}
-
-#[test]
-fn who_takes_over_by_order_bears_the_higher_one_on_a_path_that_has_just_come_back() {
-    let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
-    desk.does(Event::Take);
-    let second = Event::Heard(Heard { second_path: true, ..heard(33, 150) });
-    for _ in 0..2 {
-        assert_eq!(desk.does(second.clone()), "active: advertise 100, announce once");
-        desk.after(SECOND);
-    }
-    let another = Event::Heard(Heard { second_path: true, ..heard(4, 150) });
-    assert!(desk.does(another).starts_with("backup"), "that one was not asked to give way");
 }
 
 #[test]
@@ -724,44 +483,6 @@ fn a_daemon_that_is_started_again_in_time_interrupts_nothing() {
     world.does(0, &Deed::Start);
     always_held(&mut world, SECOND);
     assert_eq!((world.holders(0), world.state(1, 0)), (vec![0], State::Backup));
-}
-
-/// An Active router that advertises each second, and a higher one, ten times a second, that is not to
-/// take over; in different phases to each other.
-fn beside_a_slower_one(phase: u32) -> World {
-    let slow = Plan { priority: 100, interval: SECOND, preempt: false };
-    let fast = Plan { priority: 150, interval: TENTH, preempt: false };
-    let mut world = World::new(&[slow, fast], false, phase.into());
-    world.does(0, &Deed::Start);
-    world.run(LISTENING + phase * SECOND / 20);
-    assert_eq!(world.holders(0), [0]);
-    world
-}
-
-#[test]
-fn starts_beside_an_active_router_that_advertises_each_second_take_over_nothing() {
-    let takes_over = |phase: &u32| {
-        let mut world = beside_a_slower_one(*phase);
-        world.does(1, &Deed::Start);
-        world.run(6 * SECOND);
-        world.holders(0) != [0]
-    };
-    let took: Vec<_> = (0..20).filter(takes_over).collect();
-    assert!(took.is_empty(), "{} of 20: {took:?}", took.len());
-}
-
-#[test]
-fn recoveries_beside_an_active_router_that_advertises_each_second_take_over_nothing() {
-    let takes_over = |phase: &u32| {
-        let mut world = beside_a_slower_one(*phase);
-        world.does(1, &Deed::Broken(true));
-        world.does(1, &Deed::Start);
-        world.does(1, &Deed::Broken(false));
-        world.run(6 * SECOND);
-        world.holders(0) != [0]
-    };
-    let took: Vec<_> = (0..20).filter(takes_over).collect();
-    assert!(took.is_empty(), "{} of 20: {took:?}", took.len());
 }
 
 #[test]

@@ -111,6 +111,8 @@ pub(super) async fn ask(
 async fn start(program: &str, mut command: Command) -> io::Result<Group> {
     let starts = {
         let mut all = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody starts at this moment.
+        all.retain(|_, starts| Arc::strong_count(starts) > 1);
         let new = || Arc::new(Semaphore::new(STARTS_AT_A_TIME));
         Arc::clone(all.entry(program.to_owned()).or_insert_with(new))
     };

@@ -398,31 +398,16 @@ mod tests {
     use rustls::pki_types::{Der, TrustAnchor};
 
     use super::*;
-
-    /// The log, as it is written.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("nobody panics").extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::logs::written::Written;
 
     /// Whoever may change services names any file, and is not to learn which of them exist.
     #[tokio::test]
     async fn the_reason_is_the_same_whatever_is_wrong_with_a_file_of_authorities() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let file = dir.path().join("ca.pem");
-        let (cache, log) = (Cache::new(), Log::default());
+        let (cache, log) = (Cache::new(), Written::default());
         let tls = check::Tls { insecure: false, server_name: None, ca_file: Some(file.clone()) };
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
         let ask = async || {
             let deadline = Instant::now() + Duration::from_secs(10);
             cache.config(&tls, deadline).await.expect_err("it can't be used")
@@ -436,7 +421,7 @@ mod tests {
         let reasons = [missing.as_slice(), &[folder, ask().await]].concat();
         let same = format!("ca_file {} can't be used; the log of lbd says why", file.display());
         assert_eq!(reasons, vec![same; 4]);
-        let log = String::from_utf8(log.0.lock().expect("nobody panics").clone()).expect("text");
+        let log = log.text();
         let lines: Vec<_> = log.lines().collect();
         assert_eq!(lines.len(), 3, "once for each cause: {log}");
         for (line, why) in lines.iter().zip(["no such file", "no file of PEM", "no certificate"]) {
