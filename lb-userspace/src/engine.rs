@@ -14,6 +14,7 @@ mod ramp;
 mod report;
 mod retired;
 mod silence;
+mod starved;
 mod sweep;
 
 use std::{
@@ -36,6 +37,7 @@ use self::{
     ramp::Ramping,
     retired::Retired,
     silence::Silence,
+    starved::Starved,
     sweep::Walk,
 };
 pub use self::{
@@ -78,6 +80,7 @@ pub struct Engine<D> {
     drains: Drains,
     /// By the service's id.
     pin_shares: BTreeMap<u16, Shares>,
+    starved: Starved,
     history: History,
     standings: BTreeMap<ServiceKey, Standing>,
     retired: Retired,
@@ -187,6 +190,7 @@ impl<D: DataPlane> Engine<D> {
             silence: Silence::default(),
             drains: Drains::default(),
             pin_shares: BTreeMap::new(),
+            starved: Starved::default(),
             history: History::default(),
             standings: BTreeMap::new(),
             retired: Retired::default(),

@@ -4,6 +4,7 @@
 mod drains;
 mod health;
 mod pair;
+mod starved;
 mod sums;
 
 use std::{

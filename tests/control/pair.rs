@@ -3,7 +3,7 @@
 
 mod shared;
 mod takeover;
-mod world;
+pub mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -22,6 +22,8 @@ const PINS: u64 = 2_048;
 const ROOM: u64 = 32_768;
 /// SYNs in a second; a third of them comes to a backend of three.
 const SYNS: u32 = 20_000;
+/// As long as a flood of handshakes may take until the last slot gives way, and half as long again.
+const FLOOD: Duration = Duration::from_secs(90);
 const CHECK: &str = "[service.check]\ntype = \"tcp\"\ninterval = \"200ms\"\nrise = 1\nfall = 2";
 const SOON: Duration = Duration::from_secs(10);
 const PLAN: Plan =
@@ -159,5 +161,57 @@ fn new_flows_in_place_of_a_backend_that_refuses_find_room_beside_a_flood_of_syns
     ensure!(failed.is_empty(), "{} of {}: {failed:?}; {seen:?}", failed.len(), arrivals.len());
     ensure!(arrivals.len() > 200, "{} clients came", arrivals.len());
     ensure!(status.dropped("unpinnable") == 0, "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn new_flows_in_place_of_a_backend_that_refuses_are_served_again_beside_a_flood_of_handshakes()
+-> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (mut lab, attacker, balancer) = site(PINS)?;
+    let aim = aim(&lab)?;
+    lab.webs[1].nginx.stop()?;
+    let at = WAY.backend(&lab.webs[1]);
+    wait::until(SOON, "web2 refuses", || {
+        let status = balancer.status()?;
+        let backend = status.service(WAY.name())?.backend(at)?.clone();
+        ensure!(!backend.is_up() && backend.slots == 0, "{backend:?}");
+        Ok(())
+    })?;
+    let plan = flood::Plan { kind: Kind::Handshakes, aim, per_second: 6_000, time: FLOOD };
+    let flood = attacker.flood(plan)?;
+    wait::until(SOON, "the table is full", || {
+        let status = balancer.status()?;
+        ensure!(status.dropped("unpinnable") > 100, "{:?}, {:?}", status.pins, status.dropped);
+        Ok(())
+    })?;
+    let failures = |time: Duration| -> Result<(usize, usize)> {
+        let plan = arrivals::Plan {
+            target: WAY.target(),
+            every: Duration::from_millis(20),
+            limit: Duration::from_millis(900),
+        };
+        let arrivals = Arrivals::start(&lab.client.namespace, plan)?;
+        sleep(time);
+        let arrivals = arrivals.finish()?;
+        let failed = arrivals.iter().filter(|arrival| arrival.end.is_err()).count();
+        Ok((failed, arrivals.len()))
+    };
+    // Those whose slots are web2's wait for another SYN.
+    let before = failures(Duration::from_secs(3))?;
+    ensure!(before.0 * 5 > before.1, "the flood leaves room: {before:?}");
+    let (mut after, mut log) = ((0, 0), String::new());
+    wait::until(FLOOD, "clients are served again", || {
+        after = failures(Duration::from_secs(3))?;
+        log = balancer.log();
+        ensure!(after.0 * 20 < after.1, "{after:?} after {before:?}");
+        Ok(())
+    })?;
+    let status = balancer.status()?;
+    ensure!(status.pins.used > PINS * 9 / 10, "the table is full all the while: {:?}", status.pins);
+    ensure!(log.contains("new flows find no room for a pin"), "{log}");
+    drop(flood);
     Ok(())
 }

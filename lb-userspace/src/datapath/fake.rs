@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
     abi::{self, Flow, FlowKey, FlowValue, Owners, Slot, SynBudget},
-    verdict::REASONS,
+    verdict::{Drop, REASONS},
 };
 use zerocopy::IntoBytes as _;
 
@@ -42,6 +42,8 @@ pub struct Fake {
     flows: RefCell<HashMap<FlowRef, Arc<Flow>>>,
     program: Program,
     totals: BTreeMap<u16, BackendTotals>,
+    /// By the verdict's index.
+    dropped: BTreeMap<u32, Count>,
     /// Why each interface does not have the program, if it does not.
     interfaces: BTreeMap<String, Option<String>>,
     /// Why the program can't be attached again.
@@ -108,6 +110,13 @@ impl Fake {
     /// Sets a backend's counters, as the program would.
     pub fn set_backend_totals(&mut self, id: u16, totals: BackendTotals) {
         self.totals.insert(id, totals);
+    }
+
+    /// Counts a packet of so many bytes that is dropped for a reason, as the program would.
+    pub fn count_dropped(&mut self, reason: Drop, bytes: u64) {
+        let count = self.dropped.entry(reason.index()).or_default();
+        count.packets += 1;
+        count.bytes += bytes;
     }
 
     /// Adds an interface with the program, or takes the program off it for a reason.
@@ -388,7 +397,8 @@ impl DataPlane for Fake {
     }
 
     fn verdicts(&self) -> Result<Vec<Count>> {
-        Ok(vec![Count::default(); REASONS as usize])
+        let count = |reason| self.dropped.get(&reason).copied().unwrap_or_default();
+        Ok((0..REASONS).map(count).collect())
     }
 
     fn backend_totals(&self) -> Result<Vec<BackendTotals>> {

@@ -334,7 +334,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// What people call a service.
-    fn name_of(&self, key: &ServiceKey) -> String {
+    pub(super) fn name_of(&self, key: &ServiceKey) -> String {
         let services = self.desired().services.iter();
         let mut named = services.filter(|(_, service)| service.key == *key);
         named.next().map(|(name, _)| name.clone()).unwrap_or_else(|| key.to_string())

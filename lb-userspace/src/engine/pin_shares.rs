@@ -29,9 +29,17 @@ pub(super) struct Shares {
     looked: u64,
     /// By CPU: the tokens that were left, and what it would take in a second.
     seen: Vec<(u64, u64)>,
+    /// When a bucket was spent last; none: it never was.
+    spent: Option<u64>,
 }
 
 impl Shares {
+    /// Whether a CPU had nothing left of the budget within the last second.
+    pub(super) fn is_spent(&self, now: Now) -> bool {
+        let now = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);
+        self.spent.is_some_and(|spent| now.saturating_sub(spent) <= SECOND)
+    }
+
     /// Shares `total` tokens a second out among the CPUs with these buckets. `even` is the share of a
     /// bucket that says none.
     fn adapt(&mut self, total: u32, even: u32, now: u64, buckets: &[&SynBudget]) {
@@ -44,6 +52,9 @@ impl Shares {
                 share => u64::from(share),
             };
             let left = left(bucket, share, now);
+            if left * SPENT_PART < share {
+                self.spent = Some(now);
+            }
             let demand = match before.get(cpu).filter(|_| known) {
                 None => 0,
                 Some(&(had, wanted)) => {

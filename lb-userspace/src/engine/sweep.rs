@@ -15,6 +15,7 @@ use super::{
     Engine, Now, Swept,
     drains::{Silences, Tally},
     history::{Role, slot_of_flow, strays, to_told},
+    starved::GivingWay,
     summary,
 };
 use crate::{
@@ -138,6 +139,7 @@ impl<D: DataPlane> Engine<D> {
         self.history.telling.end_unless_asked(now.mono_secs());
         self.history.count_freeze(&self.applied.services, now);
         self.watch_interfaces();
+        self.look_who_starves(now)?;
         if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
         }
@@ -213,6 +215,8 @@ impl<D: DataPlane> Engine<D> {
         };
         let tells = self.history.tells_slots(&key);
         let objection = self.objection_secs();
+        let giving_way = self.giving_way(id).filter(|_| role == Role::Own);
+        let mut give_way = 0;
         for (index, slot) in (0..).zip(slots.iter()) {
             let Owners { current, base } = slot.owners();
             if base != 0 {
@@ -236,21 +240,29 @@ impl<D: DataPlane> Engine<D> {
                 if rested {
                     let _ = ring::settle_pinned(slot, at, idle + objection);
                 }
-            } else if rested {
+            } else {
+                let gives_way = giving_way.as_ref().is_some_and(|these| these.names(slot, at));
                 // One that is its own base owner was about to settle.
                 let is_quiet = base != 0 && (base == current || ring::is_quiet(slot, at, idle));
+                let settles = gives_way || rested && is_quiet;
+                give_way += usize::from(gives_way);
                 if tells {
-                    self.history.settling(key).look(index, is_quiet);
-                } else if is_quiet {
+                    self.history.settling(key).look(index, settles);
+                } else if settles {
                     changes.push((index, Owners { current, base: 0 }));
                 }
-                let _ = ring::settle_pinned(slot, at, idle);
+                if rested {
+                    let _ = ring::settle_pinned(slot, at, idle);
+                }
             }
         }
         if heard.is_empty() {
             silences.rest();
         }
         self.drains.hear(id, heard, silences);
+        if let Some(GivingWay { all, .. }) = giving_way {
+            self.tell_giving_way(id, give_way, all);
+        }
         self.data_plane.set_owners(id, &changes).with_context(|| format!("write ring {id}"))?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());

@@ -130,6 +130,8 @@ pub struct Machine {
     against: u8,
     /// Whether the last question that was asked got an answer of any kind, or there was none yet.
     answers: bool,
+    /// Whether it was refused.
+    refused: bool,
     /// If the last answer was silence: the questions in a row that had their whole time and no answer
     /// of any kind, while others had one.
     silent: Option<u8>,
@@ -181,6 +183,7 @@ impl Machine {
             assumed,
             against: 0,
             answers: true,
+            refused: false,
             silent: None,
             silent_asked: None,
             silent_but: None,
@@ -297,6 +300,7 @@ impl Machine {
             suspect: self.suspicion.is_some(),
             doubted: self.suspicion.is_some() && (self.against > 0 || !self.check.is_active()),
             silent: to != Condition::Up && !self.answers,
+            refuses: to != Condition::Up && self.refused,
         };
         let change = cause.map(|cause| Change { from: before, to, cause });
         if self.seen != seen || change.is_some() {
@@ -373,6 +377,7 @@ impl Machine {
             }
             Outcome::Failed { how, reason } => {
                 self.answers = how.is_answer();
+                self.refused = how == Failure::Refusal;
                 self.count_silence(how, asked.at, others_answered);
                 self.bad(how, &reason)
             }
@@ -393,6 +398,7 @@ impl Machine {
 
     fn good(&mut self, now: Instant) -> Option<String> {
         self.answers = true;
+        self.refused = false;
         self.silent = None;
         self.blamed = false;
         if self.suspicion.take().is_some() {
@@ -532,6 +538,7 @@ impl Machine {
         }
         self.against = 0;
         self.answers = true;
+        self.refused = false;
         self.silent = None;
         self.unasked = 0;
         self.excused = false;

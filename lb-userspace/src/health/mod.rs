@@ -115,6 +115,8 @@ pub struct Seen {
     pub doubted: bool,
     /// Whether it is down, and the last question to it got no answer of any kind.
     pub silent: bool,
+    /// Whether it is down, and the last question to it was refused: its host lives and nobody listens there.
+    pub refuses: bool,
 }
 
 /// What is seen of all backends; one that is not in it is up.

@@ -19,6 +19,8 @@ pub enum Kind {
     SynNew,
     /// One SYN again and again: one slot.
     SynSame,
+    /// A SYN and an ACK of each tuple, as if the handshake had been answered.
+    Handshakes,
     /// Datagrams to the UDP service, each of another tuple.
     Udp,
     /// First fragments of ever new packets, and later fragments of packets that never began.
@@ -31,9 +33,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::SynNew,
         Self::SynSame,
+        Self::Handshakes,
         Self::Udp,
         Self::Fragments,
         Self::IcmpErrors,
@@ -46,6 +49,7 @@ impl Kind {
         match self {
             Self::SynNew => "syn-new",
             Self::SynSame => "syn-same",
+            Self::Handshakes => "handshakes",
             Self::Udp => "udp",
             Self::Fragments => "fragments",
             Self::IcmpErrors => "icmp-errors",
@@ -76,6 +80,11 @@ pub fn frame(kind: Kind, aim: &Aim, number: u64) -> Vec<u8> {
     match kind {
         Kind::SynNew => aim.frame(from.0, TCP, &aim.tcp(from, SYN, number as u32)),
         Kind::SynSame => aim.frame(stranger(0).0, TCP, &aim.tcp(stranger(0), SYN, 0)),
+        Kind::Handshakes => {
+            let from = stranger(number / 2);
+            let flags = if number.is_multiple_of(2) { SYN } else { ACK };
+            tcp_frame(aim, from, flags, (number / 2) as u32)
+        }
         Kind::Udp => aim.frame(from.0, UDP, &aim.udp(from, &[0x55; 18])),
         Kind::Fragments => {
             let first = number.is_multiple_of(2);
@@ -264,6 +273,18 @@ mod tests {
     #[test]
     fn the_same_syn_is_the_same() {
         assert_eq!(frame(Kind::SynSame, &AIM, 1), frame(Kind::SynSame, &AIM, 2));
+    }
+
+    #[test]
+    fn each_handshake_is_a_syn_and_an_ack_of_one_tuple() {
+        for pair in 0..100 {
+            let [syn, ack] = [0, 1].map(|half| frame(Kind::Handshakes, &AIM, 2 * pair + half));
+            let ports = 14 + 20..14 + 20 + 4;
+            let tuple = |frame: &[u8]| [&frame[26..34], &frame[ports.clone()]].concat();
+            assert_eq!(tuple(&syn), tuple(&ack));
+            let flags = 14 + 20 + 13;
+            assert_eq!((syn[flags], ack[flags]), (SYN, ACK));
+        }
     }
 
     #[test]

@@ -132,6 +132,7 @@ fn flood(name: &str) -> &str {
         "nowhere" => "SYNs to nobody's MAC address",
         "syn-new" => "SYNs, new tuples",
         "syn-same" => "one SYN again and again",
+        "handshakes" => "SYN and ACK, new tuples",
         "udp" => "UDP, new tuples",
         "fragments" => "fragments",
         "icmp-errors" => "ICMP errors",

@@ -7,7 +7,7 @@ use std::{
     io,
     net::IpAddr,
     ops::Deref,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -20,6 +20,8 @@ use lb_common::{
     shared::{SharedU32, SharedU64},
     tables::Tables,
 };
+
+use zerocopy::FromZeros as _;
 
 use super::{super::FlowRef, Fake};
 use crate::{
@@ -109,8 +111,11 @@ impl Tables for Fake {
         self.rings.get(&service)?.get(index as usize)
     }
 
+    /// An array has an entry for every id: one that nobody has is zero.
     fn backend(&self, id: u16) -> Option<&Backend> {
-        self.backends.get(&id)
+        static NOBODY: LazyLock<Backend> = LazyLock::new(Backend::new_zeroed);
+        let is_id = u32::from(id) <= self.limits.backends;
+        is_id.then(|| self.backends.get(&id).unwrap_or(&NOBODY))
     }
 
     fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {

@@ -212,7 +212,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Gives those of these slots that are quiet other base owners; which were, and whether all that
+    /// Gives those of these slots other base owners that are quiet, or give way to new flows; which were, and whether all that
     /// are could be written.
     fn move_quiet(
         &mut self,
@@ -223,13 +223,16 @@ impl<D: DataPlane> Engine<D> {
         now: Now,
     ) -> (Vec<Move>, Result<()>) {
         let at = stamp(now.mono_secs());
+        let giving_way = self.giving_way(id);
+        let gives_way =
+            |slot: &Slot| giving_way.as_ref().is_some_and(|giving_way| giving_way.names(slot, at));
         let mut moved = Vec::new();
         for few in moves.chunks(AT_ONCE) {
             // Whatever held this process up since the last look held up its lease as well: flows may
             // have begun without a pin where these slots had them go.
             let is_quiet = |(index, ..): &&Move| {
                 let slot = slots.get(*index as usize);
-                slot.is_some_and(|slot| ring::is_quiet(slot, at, idle))
+                slot.is_some_and(|slot| ring::is_quiet(slot, at, idle) || gives_way(slot))
             };
             let few: Vec<_> = few.iter().filter(is_quiet).copied().collect();
             let done = self.write_bases(id, slots, &few, now);

@@ -74,6 +74,27 @@ fn flows_stay_whatever_a_host_answers() {
 }
 
 #[test]
+fn backend_refuses_while_it_is_down_and_its_last_answer_was_a_refusal() {
+    let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
+    bench.answer(Outcome::Up);
+    let refuses = |bench: &mut Bench, outcome| {
+        let actions = bench.answer(outcome);
+        let seen = bench.machine.seen();
+        (seen.condition, seen.refuses, actions.iter().any(|to| matches!(to, Action::Report(_))))
+    };
+    let (up, down) = (Condition::Up, Condition::SoftDown);
+    assert_eq!(refuses(&mut bench, refused()), (up, false, false), "it is not down");
+    assert_eq!(refuses(&mut bench, refused()), (up, false, false));
+    assert_eq!(refuses(&mut bench, refused()), (down, true, true));
+    for other in [wrong(), silent(), Outcome::Up] {
+        assert_eq!(refuses(&mut bench, other), (down, false, true), "it is told");
+        assert_eq!(refuses(&mut bench, refused()), (down, true, true));
+    }
+    bench.answer(Outcome::Up);
+    assert_eq!(refuses(&mut bench, Outcome::Up), (up, false, true));
+}
+
+#[test]
 fn host_that_falls_silent_while_it_is_down_loses_its_flows_after_fall() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.answer(Outcome::Up);

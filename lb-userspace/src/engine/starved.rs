@@ -1,0 +1,139 @@
+//! New flows that find no room for a pin: when the older flows of a backend that refuses give way to them.
+//!
+//! In a slot whose base owner is soft down a new flow needs a pin. A flood takes the room: with a SYN and an ACK
+//! it makes a pin that lives for the idle timeout, and with an ACK alone it keeps a slot in flux. Where there is
+//! no room the program drops the SYNs of new flows ([`Drop::Unpinnable`]), and the clients of these slots, one
+//! in as many as there are backends, would wait for as long as the flood lasts.
+//!
+//! A backend that refuses has a kernel without a listener: what it has left are flows that its server finishes.
+//! So when such drops have gone on for [`LASTING_SECS`], the slots of such backends settle in which no
+//! unpinned packet has come for as long, and after [`LONGEST_SECS`] all of them. Flows that are pinned stay.
+//! Where the base owner is soft down for another reason it serves what it has, perhaps all of it, and keeps it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use lb_common::{
+    abi::{Owners, Slot, backend_flags},
+    verdict::Drop,
+};
+use tracing::warn;
+
+use super::{Engine, Now, history::Role};
+use crate::{
+    datapath::{DataPlane, entry},
+    health, ring,
+};
+
+/// Seconds for which new flows are dropped before older ones give way, and without a packet after which a slot has
+/// none that is seen to live. Within that a client has sent its SYN three times (after 1, 3 and 7 s; RFC 6298, 2).
+const LASTING_SECS: u32 = 10;
+/// The same after which every slot of the backend gives way: forged packets may come to any of them.
+const LONGEST_SECS: u32 = 60;
+/// Seconds without a drop after which the flood is over.
+const PAUSE_SECS: u32 = 5;
+/// The table is full when less than one of so many parts of it is free: entries are counted every few seconds.
+const FREE_PART: u64 = 16;
+
+/// Services that have no room for pins of new flows.
+#[derive(Debug, Default)]
+pub(super) struct Starved {
+    /// SYNs that the program had dropped for it at the last look; none: there was none.
+    dropped: Option<u64>,
+    /// By service id.
+    services: BTreeMap<u16, Span>,
+}
+
+/// When new flows were dropped, in seconds of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    first: u32,
+    last: u32,
+    /// Whether the log has it that older flows give way, and that all do.
+    told: (bool, bool),
+}
+
+/// Whose older flows give way in one ring.
+#[derive(Debug)]
+pub(super) struct GivingWay {
+    backends: BTreeSet<u16>,
+    /// In slots that flows are seen in as well.
+    pub(super) all: bool,
+}
+
+impl GivingWay {
+    /// Whether the older flows of a slot give way. `at` is a stamp.
+    pub(super) fn names(&self, slot: &Slot, at: u16) -> bool {
+        let Owners { current, base } = slot.owners();
+        base != current
+            && self.backends.contains(&base)
+            && (self.all || ring::is_quiet(slot, at, LASTING_SECS))
+    }
+}
+
+impl<D: DataPlane> Engine<D> {
+    /// Looks which services have no room for pins of new flows; once a second.
+    pub(super) fn look_who_starves(&mut self, now: Now) -> Result<()> {
+        let verdicts = self.data_plane.verdicts().context("read the verdicts")?;
+        let dropped =
+            verdicts.get(Drop::Unpinnable.index() as usize).map_or(0, |count| count.packets);
+        let before = self.starved.dropped.replace(dropped);
+        let secs = now.mono_secs();
+        self.starved.services.retain(|_, span| secs.saturating_sub(span.last) <= PAUSE_SECS);
+        if before.is_none_or(|before| dropped <= before) {
+            return Ok(());
+        }
+        let room = u64::from(self.data_plane.limits().pins);
+        let is_full = self.walk.pins >= room - room / FREE_PART;
+        for (key, service) in &self.applied.services {
+            let is_spent = || self.pin_shares.get(&service.id).is_some_and(|s| s.is_spent(now));
+            if self.history.role(key) == Role::Own && (is_full || is_spent()) {
+                let span = Span { first: secs, last: secs, told: (false, false) };
+                self.starved.services.entry(service.id).or_insert(span).last = secs;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose older flows give way in the ring of a service, if any do.
+    pub(super) fn giving_way(&self, id: u16) -> Option<GivingWay> {
+        let span = self.starved.services.get(&id)?;
+        let lasts = span.last.saturating_sub(span.first);
+        if lasts < LASTING_SECS {
+            return None;
+        }
+        let key = self.key_of(id)?;
+        let service = self.desired().services.values().find(|service| service.key == key)?;
+        let refuses = |id: &u16| {
+            let entry = self.applied.backends.get(id)?;
+            let backend = entry::ip_of(entry.address);
+            let seen = self.view.get(&health::Target { service: key, backend })?;
+            let port = service.check_of(service.backends.get(&backend)?).port;
+            let is_of_service = port.is_none_or(|port| port == key.port);
+            let takes_none = entry.flags & backend_flags::SOFT_DOWN != 0;
+            Some(takes_none && seen.refuses && is_of_service)
+        };
+        let held = self.applied.rings.get(&id)?.held.iter().filter(|(_, held)| held.base > 0);
+        let backends: BTreeSet<_> =
+            held.map(|(id, _)| *id).filter(|id| refuses(id) == Some(true)).collect();
+        (!backends.is_empty()).then_some(GivingWay { backends, all: lasts >= LONGEST_SECS })
+    }
+
+    /// Says that slots of a service settle that may have flows: once, and once when all do.
+    pub(super) fn tell_giving_way(&mut self, id: u16, slots: usize, all: bool) {
+        let Some(key) = self.key_of(id).filter(|_| slots > 0) else { return };
+        let Some(span) = self.starved.services.get_mut(&id) else { return };
+        let told = if all { &mut span.told.1 } else { &mut span.told.0 };
+        if std::mem::replace(told, true) {
+            return;
+        }
+        let service = self.name_of(&key);
+        warn!(
+            service,
+            slots,
+            "new flows find no room for a pin (dropped: {}), so in these slots they go where the ring sends them, and \
+             unpinned flows of the backend that refuses connections end",
+            Drop::Unpinnable.name()
+        );
+    }
+}
