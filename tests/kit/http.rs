@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use socket2::{Domain, Socket, Type};
 
 use crate::namespace::Namespace;
 
@@ -65,8 +66,21 @@ impl Connection {
     ///
     /// If nobody answers.
     pub fn open_here(to: SocketAddr, timeout: Duration) -> Result<Self> {
-        let stream =
-            TcpStream::connect_timeout(&to, timeout).with_context(|| format!("connect to {to}"))?;
+        Self::open_here_by(to, timeout, &mut 0)
+    }
+
+    /// The same; `port` is the client's, whether anybody answers or not.
+    ///
+    /// # Errors
+    ///
+    /// If nobody answers.
+    pub fn open_here_by(to: SocketAddr, timeout: Duration, port: &mut u16) -> Result<Self> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).context("socket")?;
+        let connected = socket.connect_timeout(&to.into(), timeout);
+        let local = socket.local_addr().context("address of the socket")?;
+        *port = local.as_socket().map_or(0, |local| local.port());
+        connected.with_context(|| format!("connect to {to}"))?;
+        let stream = TcpStream::from(socket);
         stream.set_nodelay(true).context("TCP_NODELAY")?;
         let connection = Self { stream: BufReader::new(stream) };
         connection.set_timeout(timeout)?;

@@ -178,6 +178,7 @@ impl Client {
         let mut life = Life {
             service: self.service,
             port: 0,
+            earlier: None,
             host: None,
             opened: now,
             connected: None,
@@ -196,9 +197,8 @@ impl Client {
 
     fn connection(&mut self, kind: Kind, life: &mut Life) -> Result<()> {
         let target: SocketAddr = WAYS[self.service].target();
-        let mut connection = Connection::open_here(target, PATIENCE)?;
+        let mut connection = Connection::open_here_by(target, PATIENCE, &mut life.port)?;
         life.connected = Some(self.now());
-        life.port = connection.local_addr()?.port();
         self.ask(&mut connection, life)?;
         let secs = Duration::from_secs;
         match kind {
