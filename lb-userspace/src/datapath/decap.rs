@@ -4,41 +4,32 @@
 //! It needs no daemon. Link, maps and counters are pinned under `<pin_dir>/decap-<dev>/` and
 //! outlive the command that attached them.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+mod pins;
+mod status;
+
+use std::{fs, io, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapInfo},
-    programs::{
-        Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
-        loaded_programs,
-        xdp::XdpLink,
-    },
+    maps::{Array, HashMap, MapInfo},
+    programs::{Xdp, XdpMode, links::FdLink, loaded_programs, xdp::XdpLink},
     util::nr_cpus,
 };
 use lb_common::{
     abi::{VipKey, mapped},
-    decap::{MAX_SOURCES, REASONS, Reason, Source},
+    decap::{MAX_SOURCES, REASONS, Source},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    attach::remove_link,
-    variants::{self, DECAP},
-};
+use self::pins::Pins;
+pub use self::status::{DecapStatus, status};
+use super::variants::{self, DECAP};
 use crate::{
     flows::Prefix,
     netlink::{gro, query},
     objects,
     settings::Tunnel,
-    status::Count,
 };
 
 const ADDRESSES: &str = "DECAP_ADDRESSES";
@@ -81,24 +72,6 @@ pub struct Attached {
     pub sources: Vec<Prefix>,
     /// Whether it took the place of a decapsulator that was there.
     pub replaced: bool,
-}
-
-/// A decapsulator at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DecapStatus {
-    /// The interface.
-    pub dev: String,
-    /// `native`, `generic`, or `detached` if the interface has gone or lost the program.
-    pub mode: String,
-    /// The outer destinations that are taken.
-    pub addresses: Vec<IpAddr>,
-    /// The inner destinations that are taken; empty: any, by a decapsulator of an older version.
-    pub vips: Vec<IpAddr>,
-    /// The outer sources that are taken; none: any, by a decapsulator of an older version.
-    #[serde(default)]
-    pub sources: Option<Vec<Prefix>>,
-    /// Packets and bytes by what became of them.
-    pub counters: BTreeMap<String, Count>,
 }
 
 /// How to name the sources that a balancer has unless its configuration says otherwise.
@@ -289,126 +262,11 @@ pub fn detach(dev: &str, pin_dir: &Path) -> Result<bool> {
     Ok(removed)
 }
 
-/// All decapsulators under `pin_dir`, by interface.
-///
-/// # Errors
-///
-/// If the pins can't be read.
-pub fn status(pin_dir: &Path) -> Result<Vec<DecapStatus>> {
-    let folder = match fs::read_dir(pin_dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        folder => folder.with_context(|| format!("read {}", pin_dir.display()))?,
-    };
-    let interfaces = query::interfaces()?;
-    let mut all = Vec::new();
-    for entry in folder {
-        let name = entry.with_context(|| format!("read {}", pin_dir.display()))?.file_name();
-        let Some(pinned) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else {
-            continue;
-        };
-        let pins = Pins { folder: pin_dir.join(&name) };
-        all.push(status_of(pinned, &pins, &interfaces)?);
-    }
-    all.sort_by(|a, b| a.dev.cmp(&b.dev));
-    Ok(all)
-}
-
-fn status_of(
-    pinned: &str,
-    pins: &Pins,
-    interfaces: &BTreeMap<String, query::Interface>,
-) -> Result<DecapStatus> {
-    let program = match PinnedLink::from_pin(pins.link()) {
-        Ok(link) => Some(FdLink::from(link).info()?.program_id()),
-        Err(_) => None,
-    };
-    // Two interfaces can have the same name but for dots; the program tells which it is.
-    let carrier = interfaces.iter().find(|(name, interface)| {
-        file_name(name) == pinned && program.is_some() && interface.xdp_prog_id == program
-    });
-    let (dev, mode) = match carrier {
-        Some((name, interface)) => (name.as_str(), mode_name(interface.xdp_generic)),
-        None => (pinned, "detached"),
-    };
-    Ok(DecapStatus {
-        dev: dev.into(),
-        mode: mode.into(),
-        addresses: addresses_in(&pins.map(ADDRESSES))?,
-        vips: addresses_in(&pins.map(VIPS))?,
-        sources: sources_in(&pins.map(SOURCES))?,
-        counters: counters_in(&pins.map(VERDICTS))?,
-    })
-}
-
-fn addresses_in(pin: &Path) -> Result<Vec<IpAddr>> {
-    let Some(data) = open_map(pin)? else { return Ok(Vec::new()) };
-    let map: HashMap<_, VipKey, u32> = Map::HashMap(data).try_into()?;
-    let keys: Result<Vec<_>, _> = map.keys().collect();
-    let keys = keys.with_context(|| format!("read {}", pin.display()))?;
-    let mut addresses: Vec<_> = keys.into_iter().map(address_of).collect();
-    addresses.sort();
-    Ok(addresses)
-}
-
-/// The prefixes of a list; none if there is no such map.
-fn sources_in(pin: &Path) -> Result<Option<Vec<Prefix>>> {
-    let Some(data) = open_map(pin)? else { return Ok(None) };
-    let map: Array<_, Source> = Map::Array(data).try_into()?;
-    let mut prefixes = Vec::new();
-    for index in 0..map.len() {
-        let source = map.get(&index, 0).with_context(|| format!("read {}", pin.display()))?;
-        if source.used != 0 {
-            prefixes.push(prefix_of(&source));
-        }
-    }
-    Ok(Some(prefixes))
-}
-
 /// A prefix as the program has it: that of IPv4 is one of IPv4-mapped IPv6 addresses.
 fn source_of(prefix: &Prefix) -> Source {
     let bits = u128::from_be_bytes(key_of(prefix.address()).address);
     let before = if prefix.address().is_ipv4() { 96 } else { 0 };
     Source::new(bits, before + u32::from(prefix.length()))
-}
-
-/// The inverse of [`source_of`].
-fn prefix_of(source: &Source) -> Prefix {
-    let [high, low] = source.address.map(u64::from_be);
-    let length = source.mask.map(u64::count_ones).iter().sum::<u32>() as u8;
-    let address = std::net::Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low));
-    match address.to_ipv4_mapped().filter(|_| length >= 96) {
-        Some(v4) => Prefix::new(v4.into(), length - 96),
-        None => Prefix::new(address.into(), length),
-    }
-}
-
-fn counters_in(pin: &Path) -> Result<BTreeMap<String, Count>> {
-    let mut counters = BTreeMap::new();
-    let Some(data) = open_map(pin)? else { return Ok(counters) };
-    let map: Array<_, [u64; 2]> = Map::Array(data).try_into()?;
-    for index in 0..map.len() {
-        let [packets, bytes] =
-            map.get(&index, 0).with_context(|| format!("read {}", pin.display()))?;
-        if packets > 0 {
-            let count: &mut Count = counters.entry(reason_name(index % REASONS)).or_default();
-            count.packets += packets;
-            count.bytes += bytes;
-        }
-    }
-    Ok(counters)
-}
-
-/// The word for a counter.
-fn reason_name(index: u32) -> String {
-    Reason::ALL.get(index as usize).map_or("unknown", |reason| reason.name()).into()
-}
-
-/// The map pinned at `pin`; none if there is no such pin.
-fn open_map(pin: &Path) -> Result<Option<MapData>> {
-    if !pin.exists() {
-        return Ok(None);
-    }
-    MapData::from_pin(pin).map(Some).with_context(|| format!("open {}", pin.display()))
 }
 
 fn program_name(id: u32) -> String {
@@ -432,113 +290,6 @@ const fn key_of(address: IpAddr) -> VipKey {
     VipKey { address }
 }
 
-fn address_of(key: VipKey) -> IpAddr {
-    IpAddr::from(key.address).to_canonical()
-}
-
 fn error_of(path: &str, error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(format!("read {path}"))
-}
-
-/// What the folders of decapsulators begin with.
-const PREFIX: &str = "decap-";
-
-/// bpffs takes no dots.
-fn file_name(dev: &str) -> String {
-    dev.replace('.', "_")
-}
-
-/// The pins of one decapsulator.
-struct Pins {
-    folder: PathBuf,
-}
-
-impl Pins {
-    fn of(pin_dir: &Path, dev: &str) -> Self {
-        Self { folder: pin_dir.join(format!("{PREFIX}{}", file_name(dev))) }
-    }
-
-    fn link(&self) -> PathBuf {
-        self.folder.join("link")
-    }
-
-    fn map(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    fn create(&self) -> Result<()> {
-        let folder = &self.folder;
-        fs::create_dir_all(folder).with_context(|| {
-            format!(
-                "create {}; a bpf file system is needed there: mount -t bpf bpf /sys/fs/bpf",
-                folder.display()
-            )
-        })
-    }
-
-    /// The pinned link, if its program is the one on `dev`. The link of an interface that is gone
-    /// is of no more use: its pin is removed.
-    fn link_of(
-        &self,
-        dev: &str,
-        interfaces: &BTreeMap<String, query::Interface>,
-    ) -> Result<Option<FdLink>> {
-        let path = self.link();
-        if !path.exists() {
-            return Ok(None);
-        }
-        let link = PinnedLink::from_pin(&path)
-            .with_context(|| format!("open the link {}", path.display()))?;
-        let link = FdLink::from(link);
-        let program = link.info()?.program_id();
-        match interfaces.iter().find(|(_, one)| one.xdp_prog_id == Some(program)) {
-            Some((name, _)) if name == dev => Ok(Some(link)),
-            Some((name, _)) => bail!(
-                "the pins in {} belong to interface {name}; detach it first: \
-                 lbctl decap detach --dev {name}",
-                self.folder.display()
-            ),
-            None => {
-                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-                Ok(None)
-            }
-        }
-    }
-
-    /// Pins `map` in place of the one that was pinned under its name.
-    fn replace_map(&self, name: &str, map: &Map) -> Result<()> {
-        let path = self.map(name);
-        let aside = self.map(&format!("{name}-next"));
-        if aside.exists() {
-            fs::remove_file(&aside).with_context(|| format!("remove {}", aside.display()))?;
-        }
-        let (Map::HashMap(data) | Map::Array(data)) = map else {
-            bail!("the map {name} is neither a hash map nor an array")
-        };
-        data.pin(&aside).with_context(|| format!("pin {}", aside.display()))?;
-        fs::rename(&aside, &path).with_context(|| format!("pin {}", path.display()))
-    }
-
-    /// Removes all pins, and with the link's the program; false if there were none.
-    fn remove(&self) -> Result<bool> {
-        let folder = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            folder => folder.with_context(|| format!("read {}", self.folder.display()))?,
-        };
-        // First the program goes, then what it counts in.
-        let link = self.link();
-        if link.exists() {
-            remove_link(&link)?;
-        }
-        for entry in folder {
-            let path = entry.with_context(|| format!("read {}", self.folder.display()))?.path();
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                removed => removed.with_context(|| format!("remove {}", path.display()))?,
-            }
-        }
-        fs::remove_dir(&self.folder)
-            .with_context(|| format!("remove {}", self.folder.display()))?;
-        Ok(true)
-    }
 }
