@@ -81,11 +81,33 @@ const fn halves(bits: u128) -> [u64; 2] {
 // SAFETY: FromBytes and IntoBytes hold: any bytes are a valid value, none is padding.
 unsafe impl aya::Pod for Source {}
 
+/// The last packet from a source that is not allowed: the element of `DECAP_UNLISTED`, one for each CPU.
+/// All zero: there was none.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C, align(8))]
+pub struct Unlisted {
+    /// Its outer source, IPv4 as an IPv4-mapped IPv6 address.
+    pub source: [u8; 16],
+    /// When it came, in nanoseconds of the monotonic clock.
+    pub at: u64,
+    /// How many have come.
+    pub packets: u64,
+}
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
+// SAFETY: FromBytes and IntoBytes hold: any bytes are a valid value, none is padding.
+unsafe impl aya::Pod for Unlisted {}
+
 /// What happens to a packet on the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The host's own network stack gets it untouched.
     Pass(Reason),
+    /// It is from this source, which is not allowed; the host's own network stack gets it untouched.
+    Unlisted(VipKey),
     /// It is dropped.
     Drop(Reason),
     /// The outer header is taken off; the host's own network stack gets the rest.
@@ -206,8 +228,9 @@ fn find<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T) -> Result<Unwrap, Ve
     if !tables.is_address(&VipKey { address: own }) {
         return Err(NOT_A_TUNNEL);
     }
-    if !tables.is_source(&VipKey { address: source }) {
-        return Err(Verdict::Pass(Reason::NotASource));
+    let source = VipKey { address: source };
+    if !tables.is_source(&source) {
+        return Err(Verdict::Unlisted(source));
     }
     let inner = l3 + outer_len;
     let v6 = next == number::IPV6;

@@ -6,14 +6,15 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, HashMap},
-    helpers::bpf_get_smp_processor_id,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use lb_common::{
     abi::{VerdictCounter, VipKey},
     decap::{
-        MAX_SOURCES, REASONS, Reason, Source, Tables, Unwrap, Verdict, decide, mark_v4, mark_v6,
+        MAX_SOURCES, REASONS, Reason, Source, Tables, Unlisted, Unwrap, Verdict, decide, mark_v4,
+        mark_v6,
     },
     packet::{
         Packet,
@@ -44,6 +45,10 @@ static DECAP_SOURCES: Array<Source, { MAX_SOURCES as usize }> = Array::new();
 /// Packets and bytes by verdict, [`REASONS`] for each CPU. The loader sizes it.
 #[btf_map]
 static DECAP_VERDICTS: Array<VerdictCounter, { REASONS as usize }, MMAPABLE> = Array::new();
+
+/// The last packet from a source that is not allowed, for each CPU. The loader sizes it.
+#[btf_map]
+static DECAP_UNLISTED: Array<Unlisted, 1> = Array::new();
 
 struct Maps;
 
@@ -97,7 +102,13 @@ fn walk(ctx: &XdpContext) -> u32 {
     pull::headers(ctx);
     let frame = Frame::new(ctx);
     let bytes = frame.bytes();
+    // SAFETY: the helper has no precondition.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
     let (reason, action) = match decide(&frame, &Maps) {
+        Verdict::Unlisted(source) => {
+            record(cpu, &source);
+            (Reason::NotASource, xdp_action::XDP_PASS)
+        }
         Verdict::Pass(reason) => (reason, xdp_action::XDP_PASS),
         Verdict::Drop(reason) => (reason, xdp_action::XDP_DROP),
         Verdict::Unwrap(unwrap) => match apply(ctx, &frame, &unwrap) {
@@ -105,13 +116,22 @@ fn walk(ctx: &XdpContext) -> u32 {
             None => (Reason::NoHeadroom, xdp_action::XDP_DROP),
         },
     };
-    // SAFETY: the helper has no precondition.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
     if let Some(counter) = DECAP_VERDICTS.get(cpu * REASONS + reason.index()) {
         counter.packets.bump(1);
         counter.bytes.bump(bytes as u64);
     }
     action
+}
+
+/// Keeps a source that is not allowed, for people.
+#[inline(always)]
+fn record(cpu: u32, source: &VipKey) {
+    let Some(last) = DECAP_UNLISTED.get_ptr_mut(cpu) else { return };
+    // SAFETY: the helper has no precondition.
+    let at = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the element is this CPU's own, and its programs do not interrupt each other.
+    let last = unsafe { &mut *last };
+    *last = Unlisted { source: source.address, at, packets: last.packets + 1 };
 }
 
 /// Moves the link-layer header over the outer one.

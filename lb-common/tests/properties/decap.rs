@@ -143,6 +143,27 @@ proptest! {
     }
 
     #[test]
+    fn other_sources_are_left_alone_and_named(
+        which in 0..3_usize, from_v4: [u8; 4], from_v6: [u8; 16],
+    ) {
+        prop_assume!(from_v4[..2] != [172, 16] && from_v6[..12] != [1; 12]);
+        let (outer, family) = TUNNELS[which];
+        let mut frame = wrap(outer, family, &inner(family, 1, 0, &[]), (HOST_V4, HOST_V6));
+        let source = match outer {
+            Family::V4 => {
+                frame[26..30].copy_from_slice(&from_v4);
+                mapped(from_v4)
+            }
+            Family::V6 => {
+                frame[22..38].copy_from_slice(&from_v6);
+                from_v6
+            }
+        };
+        let expected = Verdict::Unlisted(VipKey { address: source });
+        prop_assert_eq!(decide(&frame[..], &Host), expected);
+    }
+
+    #[test]
     fn packets_for_other_addresses_are_not_unwrapped(
         which in 0..3_usize, to_v4: [u8; 4], to_v6: [u8; 16],
     ) {
