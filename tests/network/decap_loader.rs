@@ -19,14 +19,14 @@ use lb_userspace::{
 use super::netns::{Netns, is_root};
 
 /// A host with `eth0`, and a folder for its pins.
-struct Host {
-    host: Netns,
-    peer: Netns,
-    pins: PathBuf,
+pub(super) struct Host {
+    pub(super) host: Netns,
+    pub(super) peer: Netns,
+    pub(super) pins: PathBuf,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let (host, peer) = (Netns::new(), Netns::new());
         host.join("eth0", &peer, "eth0");
@@ -43,7 +43,7 @@ impl Host {
         self.pins.join("decap-eth0").join(name)
     }
 
-    fn link(&self) -> (u32, u32) {
+    pub(super) fn link(&self) -> (u32, u32) {
         let link = PinnedLink::from_pin(self.pinned("link")).expect("the link is pinned");
         let info = FdLink::from(link).info().expect("the link has information");
         (info.id(), info.program_id())
@@ -72,7 +72,7 @@ fn remove(folder: &Path) {
     let _ = fs::remove_dir(folder);
 }
 
-fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+pub(super) fn addresses(texts: &[&str]) -> Vec<IpAddr> {
     texts.iter().map(|text| text.parse().expect("an address")).collect()
 }
 
@@ -101,7 +101,7 @@ fn attached_decapsulator_outlives_the_command_and_shows_itself() {
         assert_eq!(shown.len(), 1);
         assert_eq!((shown[0].dev.as_str(), shown[0].mode.as_str()), ("eth0", "native"));
         assert_eq!(shown[0].addresses, addresses(&["10.0.0.2", "fd00::2"]));
-        assert_eq!(shown[0].vips, addresses(&["10.0.0.100", "fd00::100"]));
+        assert_eq!(shown[0].vips, Some(addresses(&["10.0.0.100", "fd00::100"])));
         assert_eq!(shown[0].sources, Some(options().sources));
 
         assert!(detach("eth0", &host.pins).expect("detach"));
@@ -151,7 +151,7 @@ fn attaching_again_replaces_options_and_program_and_keeps_the_link() {
         assert!(counted() >= before, "the counters go on");
         let shown = status(&host.pins).expect("status");
         assert_eq!(shown[0].addresses, options.addresses);
-        assert_eq!(shown[0].vips, options.vips);
+        assert_eq!(shown[0].vips, Some(options.vips));
         assert_eq!(shown[0].sources, Some(options.sources));
         detach("eth0", &host.pins).expect("detach");
     });
@@ -281,7 +281,7 @@ fn ipv4(proto: u8, source: [u8; 4], destination: [u8; 4], payload: &[u8]) -> Vec
 }
 
 /// A datagram from a client in a tunnel from `outer`; the kernel sends it as it is.
-fn send_tunnelled(outer: [u8; 4], inner: [u8; 4]) {
+pub(super) fn send_tunnelled(outer: [u8; 4], inner: [u8; 4]) {
     // Without a checksum, which IPv4 allows.
     let mut udp = [7777_u16, 7000, 12, 0].map(u16::to_be_bytes).concat();
     udp.extend(b"ping");
@@ -303,7 +303,7 @@ fn send_tunnelled(outer: [u8; 4], inner: [u8; 4]) {
 }
 
 /// What came to a socket within the time.
-fn received(socket: &UdpSocket, within: Duration) -> bool {
+pub(super) fn received(socket: &UdpSocket, within: Duration) -> bool {
     socket.set_read_timeout(Some(within)).expect("set a timeout");
     socket.recv(&mut [0; 64]).is_ok()
 }

@@ -4,6 +4,7 @@
 mod attack;
 mod commands;
 mod datapath_lifecycle;
+mod decap_follow;
 mod decap_loader;
 mod ecmp;
 mod egress;

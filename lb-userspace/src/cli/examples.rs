@@ -203,6 +203,13 @@ const ALL: &[Examples] = &[
             "lbctl decap attach --dev eth0 --from 172.16.0.0/16 100::/64",
         )],
     ),
+    (
+        "decap run",
+        &[(
+            "In the foreground, where no lb-decap@eth0.service runs it:",
+            "lbctl decap run --dev eth0 --from 172.16.0.0/16 100::/64",
+        )],
+    ),
     ("decap detach", &[("From one interface:", "lbctl decap detach --dev eth0")]),
     ("decap status", &[("What it takes, and has counted:", "lbctl decap status")]),
     ("doctor", &[("On a balancer, only what is not as it should be:", "lbctl doctor --quiet")]),

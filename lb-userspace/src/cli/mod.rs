@@ -102,7 +102,7 @@ impl Cli {
             Command::Capture(args) => capture::run(args, &client, printer).await?,
             Command::Explain(args) => return explain::run(args, &client, printer).await,
             Command::Log(command) => log::run(command, &client, printer).await?,
-            Command::Decap(command) => decap::run(command, printer)?,
+            Command::Decap(command) => decap::run(command, printer).await?,
             Command::Doctor(args) => return doctor::run(args, &self.socket, printer).await,
         }
         Ok(ExitCode::SUCCESS)

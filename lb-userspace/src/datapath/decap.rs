@@ -1,29 +1,39 @@
 //! The decapsulator for backends without a tunnel device: an XDP program that takes the outer
 //! header off what the balancer sends in mode `ipip`.
 //!
-//! It needs no daemon. Link, maps and counters are pinned under `<pin_dir>/decap-<dev>/` and
-//! outlive the command that attached them.
+//! Packets need no daemon. Link, maps and counters are pinned under `<pin_dir>/decap-<dev>/` and
+//! outlive the command that attached them. A [`Follower`] keeps its lists as the host's addresses are.
 
+mod follow;
+mod lists;
 mod pins;
 mod status;
 
-use std::{fs, io, net::IpAddr, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapInfo},
+    maps::{Array, MapInfo},
     programs::{Xdp, XdpMode, links::FdLink, loaded_programs, xdp::XdpLink},
     util::nr_cpus,
 };
-use lb_common::{
-    abi::{VipKey, mapped},
-    decap::{MAX_SOURCES, REASONS, Source},
-};
+use lb_common::decap::{MAX_SOURCES, REASONS, Source};
 use serde::{Deserialize, Serialize};
 
-use self::pins::Pins;
-pub use self::status::{DecapStatus, status};
+pub use self::{
+    follow::{Change, Follower, Step},
+    status::{DecapStatus, Followed, UnlistedSource, status},
+};
+use self::{
+    lists::{ADDRESSES, Lists, VIPS, key_of},
+    pins::Pins,
+};
 use super::variants::{self, DECAP};
 use crate::{
     flows::Prefix,
@@ -32,22 +42,16 @@ use crate::{
     settings::Tunnel,
 };
 
-const ADDRESSES: &str = "DECAP_ADDRESSES";
-const VIPS: &str = "DECAP_VIPS";
 const SOURCES: &str = "DECAP_SOURCES";
 const VERDICTS: &str = "DECAP_VERDICTS";
-/// Capacity of `DECAP_ADDRESSES`.
-const MAX_ADDRESSES: usize = 64;
-/// Capacity of `DECAP_VIPS`.
-const MAX_VIPS: usize = 512;
+const UNLISTED: &str = "DECAP_UNLISTED";
 
 /// What the decapsulator takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Outer destinations; empty: the interface's addresses of global scope.
     pub addresses: Vec<IpAddr>,
-    /// Inner destinations; empty: the addresses on the loopback that are none of the loopback's own, as
-    /// they are when it is attached.
+    /// Inner destinations; empty: the addresses on the loopback that are none of the loopback's own.
     pub vips: Vec<IpAddr>,
     /// Outer sources; there must be one.
     pub sources: Vec<Prefix>,
@@ -89,40 +93,38 @@ pub fn usual_sources() -> String {
 /// If the interface has a program of someone else's, the driver has no native mode and generic
 /// mode was not asked for, or the kernel refuses.
 pub fn attach(dev: &str, options: &Options, pin_dir: &Path) -> Result<Attached> {
+    let (attached, ..) = attach_locked(dev, options, pin_dir, |lists| lists.ensure_useful(dev))?;
+    Ok(attached)
+}
+
+/// The same, if `accept` takes the lists; with the pins, and the lock that keeps others from them.
+fn attach_locked(
+    dev: &str,
+    options: &Options,
+    pin_dir: &Path,
+    accept: impl Fn(&Lists) -> Result<()>,
+) -> Result<(Attached, Pins, File)> {
     let interfaces = query::interfaces()?;
     let Some(interface) = interfaces.get(dev) else {
         bail!("interface {dev} does not exist; `ip link` lists those that do");
     };
-    let addresses =
-        if options.addresses.is_empty() { &interface.addresses } else { &options.addresses };
-    ensure!(
-        !addresses.is_empty(),
-        "interface {dev} has no address of global scope; name the tunnel's destinations with --address"
-    );
-    ensure!(addresses.len() <= MAX_ADDRESSES, "at most {MAX_ADDRESSES} addresses can be taken");
     ensure!(
         !options.sources.is_empty(),
         "the sources that tunnelled packets may come from are not named, and without them anybody could \
          send packets to this host's inside; name those of the balancers' [tunnel], which are these \
-         unless their configuration says otherwise: {}; `--from any` takes all",
+         unless their configuration says otherwise: lbctl decap attach --dev {dev} {}; `--from any` takes all. \
+         lb-decap@{dev}.service attaches it at each boot, with these",
         usual_sources()
     );
     ensure!(
         options.sources.len() <= MAX_SOURCES as usize,
         "at most {MAX_SOURCES} prefixes of sources can be named"
     );
-    let vips = match interfaces.get("lo") {
-        Some(loopback) if options.vips.is_empty() => &loopback.addresses,
-        _ => &options.vips,
-    };
-    ensure!(
-        !vips.is_empty(),
-        "no VIP is on the loopback; add it there first (ip address add VIP/32 dev lo), or name it with --vip"
-    );
-    let options = &Options { addresses: addresses.clone(), vips: vips.clone(), ..options.clone() };
-    ensure!(options.vips.len() <= MAX_VIPS, "at most {MAX_VIPS} VIPs can be named");
+    let lists = Lists::of(dev, options, &interfaces)?;
+    accept(&lists)?;
 
     let pins = Pins::of(pin_dir, dev);
+    let lock = pins.folder.exists().then(|| pins.lock(dev)).transpose()?;
     let ours = pins.link_of(dev, &interfaces)?;
     match (&ours, interface.xdp_prog_id) {
         (None, Some(id)) => bail!(
@@ -138,22 +140,24 @@ pub fn attach(dev: &str, options: &Options, pin_dir: &Path) -> Result<Attached> 
         _ => {}
     }
     pins.create()?;
-    let outcome = attach_new(dev, options, &pins, ours, interface.xdp_generic);
+    let lock = lock.map_or_else(|| pins.lock(dev), Ok)?;
+    let outcome = attach_new(dev, options, &lists, &pins, ours, interface.xdp_generic);
     if outcome.is_err() && interface.xdp_prog_id.is_none() {
         // Nothing was attached before and nothing is: leave no pins behind.
         pins.remove()?;
     }
-    outcome
+    Ok((outcome?, pins, lock))
 }
 
 fn attach_new(
     dev: &str,
     options: &Options,
+    lists: &Lists,
     pins: &Pins,
     ours: Option<FdLink>,
     is_generic: bool,
 ) -> Result<Attached> {
-    let mut object = load(options, pins)?;
+    let mut object = load(&options.sources, lists, pins)?;
     let replaced = ours.is_some();
     let generic = if let Some(link) = ours {
         // The pin keeps the link when the object goes.
@@ -166,18 +170,25 @@ fn attach_new(
         link.pin(pins.link()).with_context(|| format!("pin the XDP link of {dev}"))?;
         generic
     };
-    for name in [ADDRESSES, VIPS, SOURCES] {
+    for name in [ADDRESSES, VIPS, SOURCES, UNLISTED] {
         let map = object.map(name).with_context(|| format!("the object lacks the map {name}"))?;
         pins.replace_map(name, map)?;
     }
-    let Options { addresses, vips, sources, .. } = options.clone();
-    Ok(Attached { mode: mode_name(generic).into(), addresses, vips, sources, replaced })
+    let Lists { addresses, vips } = lists.clone();
+    Ok(Attached {
+        mode: mode_name(generic).into(),
+        addresses: addresses.addresses,
+        vips: vips.addresses,
+        sources: options.sources.clone(),
+        replaced,
+    })
 }
 
 /// Loads the object with its maps filled.
-fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
+fn load(sources: &[Prefix], lists: &Lists, pins: &Pins) -> Result<Ebpf> {
     let cpus = nr_cpus().map_err(|(path, error)| error_of(path, error))?;
-    let counters = u32::try_from(cpus).context("count the CPUs")? * REASONS;
+    let cpus = u32::try_from(cpus).context("count the CPUs")?;
+    let counters = cpus * REASONS;
     let verdicts = pins.map(VERDICTS);
     // aya takes a pinned map over without comparing its size.
     if let Ok(info) = MapInfo::from_pin(&verdicts)
@@ -190,27 +201,18 @@ fn load(options: &Options, pins: &Pins) -> Result<Ebpf> {
     let mut object = loader
         .map_max_entries(VERDICTS, counters)
         .map_pin_path(VERDICTS, &verdicts)
+        .map_max_entries(UNLISTED, cpus)
         .load(&object)
         .context("load the decapsulator's maps")?;
-    fill(&mut object, ADDRESSES, &options.addresses)?;
-    fill(&mut object, VIPS, &options.vips)?;
+    lists.fill(&mut object)?;
     let map = object.map_mut(SOURCES);
     let map = map.with_context(|| format!("the object lacks the map {SOURCES}"))?;
     let mut map: Array<_, Source> = map.try_into()?;
-    for (index, prefix) in (0..).zip(&options.sources) {
+    for (index, prefix) in (0..).zip(sources) {
         let write = map.set(index, source_of(prefix), 0);
         write.with_context(|| format!("write {prefix} to {SOURCES}"))?;
     }
     Ok(object)
-}
-
-fn fill(object: &mut Ebpf, name: &str, addresses: &[IpAddr]) -> Result<()> {
-    let map = object.map_mut(name).with_context(|| format!("the object lacks the map {name}"))?;
-    let mut map: HashMap<_, VipKey, u32> = map.try_into()?;
-    for address in addresses {
-        map.insert(key_of(*address), 1, 0).with_context(|| format!("write {address} to {name}"))?;
-    }
-    Ok(())
 }
 
 /// The program for a mode, loaded.
@@ -280,14 +282,6 @@ fn program_name(id: u32) -> String {
 
 const fn mode_name(generic: bool) -> &'static str {
     if generic { "generic" } else { "native" }
-}
-
-const fn key_of(address: IpAddr) -> VipKey {
-    let address = match address {
-        IpAddr::V4(v4) => mapped(v4.octets()),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    VipKey { address }
 }
 
 fn error_of(path: &str, error: io::Error) -> anyhow::Error {

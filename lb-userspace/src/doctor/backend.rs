@@ -13,7 +13,7 @@ use super::{
     node::KEEP_SILENT,
 };
 use crate::{
-    datapath::decap,
+    datapath::decap::{self, Followed, UnlistedSource},
     desired::{Mode, Protocol},
     flows::Prefix,
 };
@@ -42,10 +42,16 @@ pub struct Facts {
 /// What a decapsulator takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decap {
-    /// Of VIPs; nothing: any.
-    pub vips: Vec<IpAddr>,
+    /// Of VIPs; none: any.
+    pub vips: Option<Vec<IpAddr>>,
     /// Of outer sources; none: any, though nobody has said so.
     pub sources: Option<Vec<Prefix>>,
+    /// Whether the network stack runs it instead of the driver.
+    pub generic: bool,
+    /// The lists that a process keeps as the addresses are.
+    pub followed: Followed,
+    /// The last packet from another source.
+    pub unlisted: Option<UnlistedSource>,
 }
 
 impl Decap {
@@ -54,6 +60,22 @@ impl Decap {
         match &self.sources {
             None => format!(" {}", decap::usual_sources()),
             Some(all) => all.iter().map(|prefix| format!(" --from {prefix}")).collect(),
+        }
+    }
+
+    /// The command that has it take these VIPs, or those that there are, and these sources.
+    fn attach(&self, dev: &str, vips: &[IpAddr], from: &str, pins: &str) -> String {
+        let vips: String = vips.iter().map(|vip| format!(" --vip {vip}")).collect();
+        let generic = if self.generic { " --generic" } else { "" };
+        let options = format!("{from}{vips}{generic}{pins}");
+        match self.followed.any() {
+            // What runs would keep others from it.
+            true => format!(
+                "echo 'LB_DECAP_OPTIONS=\"{}\"' > /etc/default/lb-decap-{dev} && \
+                 systemctl restart lb-decap@{dev}",
+                options.trim_start()
+            ),
+            false => format!("lbctl decap attach --dev {dev}{options}"),
         }
     }
 }
@@ -77,6 +99,12 @@ impl Facts {
             Some(mode) => mode == Mode::Ipip,
             None => !self.decaps.is_empty() || self.tunnels().next().is_some(),
         }
+    }
+
+    /// How commands are told the folder of the pins.
+    fn pins(&self) -> String {
+        let pins = self.question.pin_dir.as_ref();
+        pins.map_or_else(String::new, |folder| format!(" --pin-dir {}", folder.display()))
     }
 
     /// Tunnel devices that are up.
@@ -128,7 +156,7 @@ impl Facts {
 #[must_use]
 pub fn examine(facts: &Facts) -> Report {
     let checks: [fn(&Facts) -> Vec<Finding>; _] =
-        [vips, arp, tunnel, rp_filter, segment_size, listeners, offloads];
+        [vips, arp, tunnel, sources, rp_filter, segment_size, listeners, offloads];
     Report { findings: checks.iter().flat_map(|check| check(facts)).collect() }
 }
 
@@ -240,35 +268,38 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
     if !facts.is_tunnelled() {
         return Vec::new();
     }
-    let pins = facts.question.pin_dir.as_ref();
-    let pins = pins.map_or_else(String::new, |folder| format!(" --pin-dir {}", folder.display()));
+    let pins = facts.pins();
     let mut findings = Vec::new();
     for (dev, taken) in &facts.decaps {
+        let own = taken.vips.as_deref().unwrap_or_default();
         let left: Vec<_> = facts
             .vips()
             .into_iter()
-            .filter(|vip| !taken.vips.is_empty() && !taken.vips.contains(vip))
+            .filter(|vip| taken.vips.is_some() && !own.contains(vip))
             .collect();
         let from = taken.from();
         findings.push(match left.first() {
-            None if taken.vips.is_empty() || taken.sources.is_none() => Finding::warning(
+            None if taken.vips.is_none() || taken.sources.is_none() => Finding::warning(
                 CHECK,
                 format!("the decapsulator of {dev} takes packets from anywhere, or for any address"),
                 "if this host routes, anybody reaches what is behind it; an older lbctl attached it",
             )
-            .mended_by({
-                let vips = taken.vips.iter().map(|vip| format!(" --vip {vip}"));
-                format!("lbctl decap attach --dev {dev}{}{from}{pins}", vips.collect::<String>())
-            }),
-            None => Finding::ok(CHECK, format!("{dev} has the decapsulator")),
+            .mended_by(taken.attach(dev, own, &from, &pins)),
+            None => Finding::ok(
+                CHECK,
+                match taken.followed.vips {
+                    true => format!("{dev} has the decapsulator, which follows the VIPs on the loopback"),
+                    false => format!("{dev} has the decapsulator, for VIPs that are fixed"),
+                },
+            ),
             Some(vip) => Finding::wrong(
                 CHECK,
                 format!("the decapsulator of {dev} does not take packets for {vip}"),
                 "they stay in their tunnel, and nothing on this host wants them",
             )
-            .mended_by({
-                let vips = taken.vips.iter().chain(&left).map(|vip| format!(" --vip {vip}"));
-                format!("lbctl decap attach --dev {dev}{}{from}{pins}", vips.collect::<String>())
+            .mended_by(match taken.followed.vips {
+                true => format!("systemctl restart lb-decap@{dev}"),
+                false => taken.attach(dev, &[own, &left].concat(), &from, &pins),
             }),
         });
     }
@@ -289,6 +320,25 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
         );
     }
     findings
+}
+
+/// Packets that would have been unwrapped if they came from a source that is listed.
+fn sources(facts: &Facts) -> Vec<Finding> {
+    let warn = |(dev, taken): (&String, &Decap)| {
+        let unlisted = taken.unlisted?;
+        let vips = if taken.followed.vips { None } else { taken.vips.as_deref() };
+        let from = format!("{} --from PREFIX", taken.from());
+        Some(
+            Finding::warning(
+                "sources",
+                format!("{dev}: {unlisted}"),
+                "they stay in their tunnel. If that is a balancer, name the PREFIX of its `[tunnel]` that has the \
+                 address; if not, somebody tries to reach this host's inside",
+            )
+            .mended_by(taken.attach(dev, vips.unwrap_or_default(), &from, &facts.pins())),
+        )
+    };
+    facts.decaps.iter().filter_map(warn).collect()
 }
 
 fn rp_filter(facts: &Facts) -> Vec<Finding> {

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::desired::Mode;
 
+pub mod changes;
 mod egress;
 pub(crate) mod generic;
 pub mod gro;

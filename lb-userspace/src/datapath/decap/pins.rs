@@ -4,6 +4,8 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -22,7 +24,11 @@ pub(super) fn file_name(dev: &str) -> String {
     dev.replace('.', "_")
 }
 
+/// How long another command may take to let the pins go.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The pins of one decapsulator.
+#[derive(Debug)]
 pub(super) struct Pins {
     pub(super) folder: PathBuf,
 }
@@ -48,6 +54,42 @@ impl Pins {
                 folder.display()
             )
         })
+    }
+
+    /// Makes the caller the only one that attaches here, until the file is dropped or the process ends.
+    /// Who holds it for long follows the addresses.
+    pub(super) fn lock(&self, dev: &str) -> Result<fs::File> {
+        let open = fs::File::open(&self.folder);
+        let folder = open.with_context(|| format!("open {}", self.folder.display()))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match folder.try_lock() {
+                Ok(()) => return Ok(folder),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(fs::TryLockError::WouldBlock) => bail!(
+                    "a running `lbctl decap run` keeps the lists of {dev}; change its options in                      /etc/default/lb-decap-{dev} and restart it: systemctl restart lb-decap@{dev}"
+                ),
+                Err(fs::TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("lock {}", self.folder.display()));
+                }
+            }
+        }
+    }
+
+    /// Whether a process follows the addresses; false for those who may not look.
+    pub(super) fn is_followed(&self) -> bool {
+        let folder = fs::File::open(&self.folder);
+        folder.is_ok_and(|folder| {
+            matches!(folder.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+        })
+    }
+
+    /// Id of the program of the pinned link.
+    pub(super) fn program(&self) -> Option<u32> {
+        let link = PinnedLink::from_pin(self.link()).ok()?;
+        FdLink::from(link).info().ok().map(|info| info.program_id())
     }
 
     /// The pinned link, if its program is the one on `dev`. The link of an interface that is gone

@@ -2,27 +2,30 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     net::{IpAddr, Ipv6Addr},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use aya::{
-    maps::{Array, HashMap, Map, MapData},
-    programs::links::{FdLink, PinnedLink},
-};
-use lb_common::{
-    abi::VipKey,
-    decap::{REASONS, Reason, Source},
-};
+use aya::maps::{Array, Map};
+use lb_common::decap::{REASONS, Reason, Source, Unlisted};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ADDRESSES, SOURCES, VERDICTS, VIPS, mode_name,
+    SOURCES, UNLISTED, VERDICTS,
+    lists::{self, ADDRESSES, List, Origin, VIPS, open_map},
+    mode_name,
     pins::{PREFIX, Pins, file_name},
 };
-use crate::{flows::Prefix, netlink::query, status::Count};
+use crate::{
+    datapath,
+    flows::Prefix,
+    netlink::query,
+    status::Count,
+    units::{format_count, format_duration},
+};
 
 /// A decapsulator at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,13 +36,67 @@ pub struct DecapStatus {
     pub mode: String,
     /// The outer destinations that are taken.
     pub addresses: Vec<IpAddr>,
-    /// The inner destinations that are taken; empty: any, by a decapsulator of an older version.
-    pub vips: Vec<IpAddr>,
+    /// The inner destinations that are taken; none: any, by a decapsulator of an older version.
+    #[serde(default)]
+    pub vips: Option<Vec<IpAddr>>,
+    /// Which lists a process keeps as the host's addresses are.
+    #[serde(default)]
+    pub followed: Followed,
     /// The outer sources that are taken; none: any, by a decapsulator of an older version.
     #[serde(default)]
     pub sources: Option<Vec<Prefix>>,
     /// Packets and bytes by what became of them.
     pub counters: BTreeMap<String, Count>,
+    /// The last packet from a source that is not taken; none: there was none since it was attached, or by a
+    /// decapsulator of an older version.
+    #[serde(default)]
+    pub unlisted: Option<UnlistedSource>,
+}
+
+/// Which lists of a decapsulator a process keeps as the host's addresses are; the others are fixed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Followed {
+    /// The outer destinations.
+    pub addresses: bool,
+    /// The inner destinations.
+    pub vips: bool,
+}
+
+impl Followed {
+    /// Whether there is such a process.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.addresses || self.vips
+    }
+}
+
+/// The last packet from a source that a decapsulator does not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlistedSource {
+    /// Its outer source.
+    pub source: IpAddr,
+    /// How many packets from such sources have come since the lists were made.
+    pub packets: u64,
+    /// How long ago it came.
+    pub seconds_ago: u64,
+}
+
+impl fmt::Display for UnlistedSource {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, packets, seconds_ago } = self;
+        let ago = format_duration(Duration::from_secs(*seconds_ago));
+        match packets {
+            1 => write!(
+                out,
+                "1 packet came from {source}, which is not among the sources, {ago} ago"
+            ),
+            _ => write!(
+                out,
+                "{} packets came from sources that are not listed, the last one from {source}, {ago} ago",
+                format_count(*packets)
+            ),
+        }
+    }
 }
 
 /// All decapsulators under `pin_dir`, by interface.
@@ -71,10 +128,7 @@ fn status_of(
     pins: &Pins,
     interfaces: &BTreeMap<String, query::Interface>,
 ) -> Result<DecapStatus> {
-    let program = match PinnedLink::from_pin(pins.link()) {
-        Ok(link) => Some(FdLink::from(link).info()?.program_id()),
-        Err(_) => None,
-    };
+    let program = pins.program();
     // Two interfaces can have the same name but for dots; the program tells which it is.
     let carrier = interfaces.iter().find(|(name, interface)| {
         file_name(name) == pinned && program.is_some() && interface.xdp_prog_id == program
@@ -83,24 +137,21 @@ fn status_of(
         Some((name, interface)) => (name.as_str(), mode_name(interface.xdp_generic)),
         None => (pinned, "detached"),
     };
+    let (addresses, vips) = (lists::read(&pins.map(ADDRESSES))?, lists::read(&pins.map(VIPS))?);
+    let is_followed = pins.is_followed();
+    let follows = |list: &Option<List>| {
+        is_followed && list.as_ref().is_some_and(|list| list.origin == Origin::Found)
+    };
     Ok(DecapStatus {
         dev: dev.into(),
         mode: mode.into(),
-        addresses: addresses_in(&pins.map(ADDRESSES))?,
-        vips: addresses_in(&pins.map(VIPS))?,
+        followed: Followed { addresses: follows(&addresses), vips: follows(&vips) },
+        addresses: addresses.map(|list| list.addresses).unwrap_or_default(),
+        vips: vips.map(|list| list.addresses),
         sources: sources_in(&pins.map(SOURCES))?,
         counters: counters_in(&pins.map(VERDICTS))?,
+        unlisted: unlisted_in(&pins.map(UNLISTED))?,
     })
-}
-
-fn addresses_in(pin: &Path) -> Result<Vec<IpAddr>> {
-    let Some(data) = open_map(pin)? else { return Ok(Vec::new()) };
-    let map: HashMap<_, VipKey, u32> = Map::HashMap(data).try_into()?;
-    let keys: Result<Vec<_>, _> = map.keys().collect();
-    let keys = keys.with_context(|| format!("read {}", pin.display()))?;
-    let mut addresses: Vec<_> = keys.into_iter().map(address_of).collect();
-    addresses.sort();
-    Ok(addresses)
 }
 
 /// The prefixes of a list; none if there is no such map.
@@ -149,14 +200,17 @@ fn reason_name(index: u32) -> String {
     Reason::ALL.get(index as usize).map_or("unknown", |reason| reason.name()).into()
 }
 
-/// The map pinned at `pin`; none if there is no such pin.
-fn open_map(pin: &Path) -> Result<Option<MapData>> {
-    if !pin.exists() {
-        return Ok(None);
-    }
-    MapData::from_pin(pin).map(Some).with_context(|| format!("open {}", pin.display()))
-}
-
-fn address_of(key: VipKey) -> IpAddr {
-    IpAddr::from(key.address).to_canonical()
+/// The last packet from a source that is not taken, of all CPUs.
+fn unlisted_in(pin: &Path) -> Result<Option<UnlistedSource>> {
+    let Some(data) = open_map(pin)? else { return Ok(None) };
+    let map: Array<_, Unlisted> = Map::Array(data).try_into()?;
+    let read = |index| map.get(&index, 0).with_context(|| format!("read {}", pin.display()));
+    let all = (0..map.len()).map(read).collect::<Result<Vec<_>>>()?;
+    let packets = all.iter().map(|one| one.packets).sum();
+    let last = all.iter().max_by_key(|one| one.at).filter(|_| packets > 0);
+    Ok(last.map(|last| {
+        let ago = datapath::monotonic().saturating_sub(Duration::from_nanos(last.at));
+        let source = IpAddr::from(last.source).to_canonical();
+        UnlistedSource { source, packets, seconds_ago: ago.as_secs() }
+    }))
 }

@@ -33,7 +33,11 @@ fn healthy(mode: Mode) -> Facts {
         ..Interface::default()
     };
     let silent = KEEP_SILENT.map(|(name, value)| (conf("all", name), value));
-    let decap = Decap { vips: vec![vip()], sources: Some(vec![prefix("172.16.0.0/16")]) };
+    let decap = Decap {
+        vips: Some(vec![vip()]),
+        sources: Some(vec![prefix("172.16.0.0/16")]),
+        ..Decap::default()
+    };
     let decaps = (mode == Mode::Ipip).then(|| ("eth0".to_owned(), decap));
     Facts {
         question: Question { ports: vec![(Protocol::Tcp, 80)], ..Question::default() },
@@ -154,19 +158,60 @@ fn something_must_take_packets_out_of_their_tunnel() {
     });
     assert_told(&device, Grade::Ok, &["tunl0 (ipip)"]);
     let others = changed(Mode::Ipip, tunnel, |facts| {
-        own(facts).vips = vec![address("10.0.0.101")];
+        own(facts).vips = Some(vec![address("10.0.0.101")]);
     });
     let mend =
-        "lbctl decap attach --dev eth0 --vip 10.0.0.101 --vip 10.0.0.100 --from 172.16.0.0/16";
+        "lbctl decap attach --dev eth0 --from 172.16.0.0/16 --vip 10.0.0.101 --vip 10.0.0.100";
     assert_told(&others, Grade::Wrong, &[mend]);
     assert_eq!(changed(Mode::Ipip, tunnel, |_| ()).0, Grade::Ok);
     let from_anywhere = changed(Mode::Ipip, tunnel, |facts| own(facts).sources = None);
     let mend =
-        "lbctl decap attach --dev eth0 --vip 10.0.0.100 --from 172.16.0.0/16 --from 100::/64";
+        "lbctl decap attach --dev eth0 --from 172.16.0.0/16 --from 100::/64 --vip 10.0.0.100";
     assert_told(&from_anywhere, Grade::Warning, &[mend]);
-    let for_any = changed(Mode::Ipip, tunnel, |facts| own(facts).vips.clear());
+    let for_any = changed(Mode::Ipip, tunnel, |facts| own(facts).vips = None);
     assert_told(&for_any, Grade::Warning, &["lbctl decap attach --dev eth0 --from 172.16.0.0/16"]);
     assert_eq!(changed(Mode::Dsr, tunnel, |_| ()), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn a_followed_decapsulator_is_mended_by_its_unit() {
+    let follow = |facts: &mut Facts| own(facts).followed = Followed { addresses: true, vips: true };
+    let well = changed(Mode::Ipip, tunnel, follow);
+    assert_told(&well, Grade::Ok, &["follows the VIPs on the loopback"]);
+    let behind = changed(Mode::Ipip, tunnel, |facts| {
+        follow(facts);
+        own(facts).vips = Some(Vec::new());
+    });
+    assert_told(&behind, Grade::Wrong, &["systemctl restart lb-decap@eth0\n"]);
+    let named = changed(Mode::Ipip, tunnel, |facts| {
+        own(facts).followed.addresses = true;
+        own(facts).vips = Some(vec![address("10.0.0.101")]);
+    });
+    let mend = "echo 'LB_DECAP_OPTIONS=\"--from 172.16.0.0/16 --vip 10.0.0.101 --vip 10.0.0.100\"' \
+                > /etc/default/lb-decap-eth0 && systemctl restart lb-decap@eth0\n";
+    assert_told(&named, Grade::Wrong, &[mend]);
+}
+
+#[test]
+fn a_source_that_is_not_listed_is_named_with_the_command_that_lists_it() {
+    let after = |packets, change: fn(&mut Decap)| {
+        changed(Mode::Ipip, sources, |facts| {
+            let source = address("10.1.2.3");
+            own(facts).unlisted = Some(UnlistedSource { source, packets, seconds_ago: 4 });
+            change(own(facts));
+        })
+    };
+    let many = after(12, |_| ());
+    let mend =
+        "lbctl decap attach --dev eth0 --from 172.16.0.0/16 --from PREFIX --vip 10.0.0.100\n";
+    let found = "eth0: 12 packets came from sources that are not listed, the last one from 10.1.2.3, 4s ago";
+    assert_told(&many, Grade::Warning, &[found, mend]);
+    let one = after(1, |decap| decap.followed.vips = true);
+    let found = "eth0: 1 packet came from 10.1.2.3, which is not among the sources, 4s ago";
+    let mend = "echo 'LB_DECAP_OPTIONS=\"--from 172.16.0.0/16 --from PREFIX\"' > /etc/default/lb-decap-eth0 && \
+                systemctl restart lb-decap@eth0\n";
+    assert_told(&one, Grade::Warning, &[found, mend]);
+    assert_eq!(changed(Mode::Ipip, sources, |_| ()), (Grade::Ok, String::new()));
 }
 
 #[test]

@@ -143,7 +143,16 @@ pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backe
     let decaps = decap::status(pin_dir).unwrap_or_default();
     let decaps = decaps.into_iter().filter(|one| one.mode != "detached");
     let decaps: BTreeMap<_, _> = decaps
-        .map(|one| (one.dev, backend::Decap { vips: one.vips, sources: one.sources }))
+        .map(|one| {
+            let decap = backend::Decap {
+                vips: one.vips,
+                sources: one.sources,
+                generic: one.mode == "generic",
+                followed: one.followed,
+                unlisted: one.unlisted,
+            };
+            (one.dev, decap)
+        })
         .collect();
     let features = xdp_features().unwrap_or_default();
     for (name, interface) in &mut interfaces {
