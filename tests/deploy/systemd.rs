@@ -186,25 +186,43 @@ fn addresses_that_a_crash_left_go_when_no_start_goes_on_with_them() -> Result<()
 }
 
 #[test]
-fn systemd_takes_the_unit() -> Result<()> {
+fn systemd_takes_the_units() -> Result<()> {
     if command::find("systemd-analyze").is_none() {
         assert!(!in_ci(), "systemd-analyze is missing");
         eprintln!("SKIPPED: needs systemd-analyze");
         return Ok(());
     }
-    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/lbd.service");
-    let unit = fs::read_to_string(unit)?;
-    // It looks for what the unit starts.
-    let binaries = balancer::binaries()?.display().to_string();
-    let unit = unit.replace("/usr/local/sbin", &binaries);
     let folder = std::env::temp_dir().join(format!("lbt-unit-{}", std::process::id()));
-    fs::create_dir(&folder)?;
-    let file = folder.join("lbd.service");
-    fs::write(&file, unit)?;
-    let told = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output();
-    fs::remove_dir_all(&folder)?;
-    let told = told?;
-    let said = String::from_utf8_lossy(&told.stderr);
-    assert!(told.status.success() && said.is_empty(), "{said}");
+    for (unit, instance) in
+        [("lbd.service", "lbd.service"), ("lb-decap@.service", "lb-decap@eth0.service")]
+    {
+        let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(unit);
+        // It looks for what the unit starts.
+        let binaries = balancer::binaries()?.display().to_string();
+        let text = fs::read_to_string(text)?.replace("/usr/local/sbin", &binaries);
+        fs::create_dir(&folder)?;
+        fs::write(folder.join(unit), text)?;
+        let mut verify = Command::new("systemd-analyze");
+        verify.args(["verify", "--man=no"]).arg(folder.join(instance));
+        let told = verify.output();
+        fs::remove_dir_all(&folder)?;
+        let told = told?;
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert!(told.status.success() && said.is_empty(), "{unit}: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_decapsulators_unit_names_the_sources_that_balancers_have_unless_told_otherwise() -> Result<()>
+{
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/lb-decap@.service");
+    let unit = fs::read_to_string(unit)?;
+    let line = unit.lines().find_map(|line| line.strip_prefix("Environment=\"LB_DECAP_OPTIONS="));
+    let words = line.context("it has options")?.trim_end_matches('"').split(' ');
+    let named: Vec<_> = words.filter(|word| *word != "--from").collect();
+    let usual = lb_userspace::datapath::decap::usual_sources();
+    let usual: Vec<_> = usual.split(' ').filter(|word| *word != "--from").collect();
+    assert_eq!(named, usual);
     Ok(())
 }

@@ -51,6 +51,8 @@ const NAME: &str = "lb";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const MAINTAINER: &str = "The lb authors <lb@packages.invalid>";
 const PROGRAMS: [(&str, &str); 2] = [("lbd", "usr/sbin"), ("lbctl", "usr/bin")];
+/// The daemon's, and that of backends.
+const UNITS: [&str; 2] = ["lbd.service", "lb-decap@.service"];
 const DOC: &str = "usr/share/doc/lb";
 
 /// Builds the package and says where it is.
@@ -225,11 +227,10 @@ impl Recipe {
     fn deployment(&self, tree: &Tree) -> Result<()> {
         let workspace = crate::workspace();
         let deploy = workspace.join("deploy");
-        tree.write(
-            "lib/systemd/system/lbd.service",
-            unit(&read(&deploy.join("lbd.service"))?),
-            0o644,
-        )?;
+        for name in UNITS {
+            let text = unit(&read(&deploy.join(name))?);
+            tree.write(&format!("lib/systemd/system/{name}"), text, 0o644)?;
+        }
         tree.copy(&deploy.join("sysusers.conf"), "usr/lib/sysusers.d/lb.conf", 0o644)?;
         tree.copy(&deploy.join("debian/lb.toml"), "etc/lb/lb.toml", 0o644)?;
         tree.write("DEBIAN/conffiles", "/etc/lb/lb.toml\n", 0o644)?;
@@ -396,15 +397,19 @@ mod tests {
     }
 
     #[test]
-    fn the_unit_starts_what_the_package_has() -> Result<()> {
-        let unit = unit(&read(&crate::workspace().join("deploy/lbd.service"))?);
-        assert!(unit.contains("ExecStart=/usr/sbin/lbd "));
-        assert!(unit.contains("ExecReload=/usr/bin/lbctl "));
-        let left: Vec<_> = unit
-            .lines()
-            .filter(|line| !line.starts_with('#') && line.contains("/usr/local"))
-            .collect();
-        assert!(left.is_empty(), "{left:?}");
+    fn units_start_what_the_package_has() -> Result<()> {
+        let read = |name| {
+            Ok::<_, anyhow::Error>(unit(&read(&crate::workspace().join("deploy").join(name))?))
+        };
+        let [lbd, decap] = [read(UNITS[0])?, read(UNITS[1])?];
+        assert!(lbd.contains("ExecStart=/usr/sbin/lbd "));
+        assert!(lbd.contains("ExecReload=/usr/bin/lbctl "));
+        assert!(decap.contains("ExecStart=/usr/bin/lbctl decap run "));
+        for unit in [lbd, decap] {
+            let lines = unit.lines().filter(|line| !line.starts_with('#'));
+            let left: Vec<_> = lines.filter(|line| line.contains("/usr/local")).collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
         Ok(())
     }
 }

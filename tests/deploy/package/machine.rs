@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::programs::links::{FdLink, PinnedLink};
 use kit::{
     lab::Lab,
     process::{Orphan, Process},
@@ -105,6 +106,13 @@ impl Machine {
     /// Whether a line for a shell succeeds.
     pub fn holds(&self, line: &str) -> Result<bool> {
         Ok(self.output(line)?.status.success())
+    }
+
+    /// The id of the link that is pinned in a folder of lb's pins.
+    pub fn link(&self, folder: &str) -> Result<u32> {
+        let pin = format!("/proc/{}/root/sys/fs/bpf/lb/{folder}/link", self.leader);
+        let link = PinnedLink::from_pin(&pin).with_context(|| pin.clone())?;
+        Ok(FdLink::from(link).info()?.id())
     }
 
     /// Writes a file.

@@ -105,6 +105,68 @@ fn the_package_is_installed_serves_is_upgraded_under_load_and_leaves_nothing() -
     removed(&machine, &second)
 }
 
+#[test]
+fn the_decapsulators_unit_follows_the_vips_through_stop_upgrade_and_removal() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let folder = lab.folder().join("packages");
+    fs::create_dir(&folder)?;
+    let [first, second] = packages(&folder)?;
+    let machine = Machine::boot(&lab, &folder)?;
+    let said = install(&machine, &first)?;
+    ensure!(said.contains("systemctl enable --now lb-decap@eth0"), "{said}");
+    // As that of a VLAN, the name has a dot, which its pins have not.
+    machine.run("ip link add eth0.7 type veth peer name far7 && ip link set eth0.7 up")?;
+    machine.run("ip address add 10.7.0.2/24 dev eth0.7")?;
+    machine.write("/etc/default/lb-decap-eth0.7", "LB_DECAP_OPTIONS=\"--from any\"\n")?;
+    let units = ["lb-decap@eth0", "lb-decap@eth0.7"];
+    for unit in units {
+        let started = machine.run(&format!("systemctl enable --now {unit}"));
+        let log = || machine.run(&format!("journalctl -u {unit} --no-pager")).unwrap_or_default();
+        started.with_context(log)?;
+        let line = format!("systemd-analyze security --threshold={EXPOSURE} {unit}.service");
+        machine.run(&line)?;
+    }
+    let takes = |vips: &str| {
+        wait::until_true(SOON, "the lists follow the VIPs", || {
+            let shown = machine.run("lbctl decap status")?;
+            let whole = |from| format!("from {from}, for {vips}\n");
+            Ok(shown.contains(&whole("172.16.0.0/16, 100::/64"))
+                && shown.contains(&whole("0.0.0.0/0, ::/0")))
+        })
+        .with_context(|| machine.run("lbctl decap status").unwrap_or_default())
+    };
+    takes("none yet (followed)")?;
+    machine.run("ip address add 10.0.0.100/32 dev lo")?;
+    takes("10.0.0.100 (followed)")?;
+    let user =
+        machine.run("ps -o user= -p $(systemctl show --property MainPID --value lb-decap@eth0)")?;
+    assert_eq!(user.trim(), "lb");
+
+    // The link stays from start to removal: there is no moment without a program.
+    let link = machine.link("decap-eth0")?;
+    let pid = "systemctl show --property MainPID --value lb-decap@eth0";
+    let before = machine.run(pid)?;
+    install(&machine, &second)?;
+    ensure!(before != machine.run(pid)?, "the old one runs on");
+    takes("10.0.0.100 (followed)")?;
+    machine.run("systemctl stop lb-decap@eth0 lb-decap@eth0.7")?;
+    takes("10.0.0.100 (fixed)")?;
+    machine.run("ip address add 10.0.0.101/32 dev lo")?;
+    machine.run("systemctl start lb-decap@eth0 lb-decap@eth0.7")?;
+    takes("10.0.0.100, 10.0.0.101 (followed)")?;
+    assert_eq!(machine.link("decap-eth0")?, link);
+
+    removed(&machine, &second)?;
+    let other = machine.run("ip link show eth0.7")?;
+    ensure!(!other.contains("xdp"), "the other program is off, too: {other}");
+    let left = machine.run("ls /etc/systemd/system/multi-user.target.wants /etc/default")?;
+    ensure!(!left.contains("lb-decap"), "{left}");
+    Ok(())
+}
+
 fn installed(machine: &Machine, package: &Path) -> Result<()> {
     let said = install(machine, package)?;
     ensure!(said.contains("systemctl enable --now lbd"), "it says how to go on: {said}");
