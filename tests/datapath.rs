@@ -4,9 +4,10 @@ use std::{collections::HashMap, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::{Array, HashMap as BpfHashMap},
     programs::Xdp,
+    util::nr_cpus,
 };
 use kit::datapath::{
     Twins,
@@ -18,7 +19,7 @@ use kit::datapath::{
 };
 use lb_common::{
     abi::{VipKey, backend_flags, mapped},
-    decap::Source,
+    decap::{Source, Unlisted},
     forward::decide,
     icmp_error::rate_of_source,
     packet::{
@@ -324,42 +325,80 @@ fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
     Ok(())
 }
 
+const OWN: [u8; 4] = [10, 0, 0, 2];
+const VIP: [u8; 4] = [10, 0, 0, 100];
+
+/// The decapsulator with these addresses, and one prefix of sources.
+fn decapsulator(source: Source) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    let object = datapath::with_pull_data(objects::DECAP, &mut loader);
+    let cpus = nr_cpus().map_err(|(_, error)| error)?;
+    loader.map_max_entries("DECAP_UNLISTED", u32::try_from(cpus)?);
+    let mut object = loader.load(&object).context("load the maps")?;
+    for (name, address) in [("DECAP_ADDRESSES", OWN), ("DECAP_VIPS", VIP)] {
+        let map = object.map_mut(name).context(name)?;
+        let mut map: BpfHashMap<_, VipKey, u32> = map.try_into()?;
+        map.insert(VipKey { address: mapped(address) }, 1, 0)?;
+    }
+    let map = object.map_mut("DECAP_SOURCES").context("no sources")?;
+    let mut sources: Array<_, Source> = map.try_into()?;
+    sources.set(0, source, 0)?;
+    let program: &mut Xdp = object.program_mut("decapsulate").context("no program")?.try_into()?;
+    datapath::load_program(program).context("load the program")?;
+    Ok(object)
+}
+
+/// A frame with a packet for the VIP in a tunnel from `source`, and the same without its tunnel.
+fn tunnelled(source: [u8; 4], payload: usize) -> [Vec<u8>; 2] {
+    let ip = |proto, len: usize, from, to| {
+        let mut ip = rewrite::ipv4_template(from, to);
+        ip.proto = proto;
+        ip.total_len.set(len as u16);
+        ip.as_bytes().to_vec()
+    };
+    let link = [&[2; 6][..], &[4; 6], &[8, 0]].concat();
+    let inner = ip(number::TCP, 20 + payload, [10, 0, 0, 1], VIP);
+    let inner = [inner, vec![0xa5; payload]].concat();
+    let outer = ip(number::IPV4, 20 + inner.len(), source, OWN);
+    [[&link[..], &outer, &inner].concat(), [&link[..], &inner].concat()]
+}
+
+#[test]
+fn decapsulator_keeps_the_last_source_that_is_not_listed() -> Result<()> {
+    let prefix = u128::from_be_bytes(mapped([172, 16, 0, 0]));
+    let mut object = decapsulator(Source::new(prefix, 96 + 16))?;
+    for source in [[10, 1, 2, 3], [10, 1, 2, 4], [172, 16, 3, 4]] {
+        let program: &mut Xdp =
+            object.program_mut("decapsulate").context("no program")?.try_into()?;
+        let [frame, inner] = tunnelled(source, 100);
+        let is_listed = source[0] == 172;
+        let (action, out) = kernel::run_in_buffers(program, &frame, frame.len())?;
+        ensure!(action == Action::Pass as u32, "{source:?}: {action}");
+        ensure!(out == if is_listed { inner } else { frame }, "{source:?}: {}", hex(&out));
+    }
+    let map: Array<_, Unlisted> = object.map("DECAP_UNLISTED").context("no map")?.try_into()?;
+    let all = (0..map.len()).map(|cpu| map.get(&cpu, 0)).collect::<Result<Vec<_>, _>>()?;
+    let last = all.iter().max_by_key(|one| one.at).context("no CPU")?;
+    ensure!(last.source == mapped([10, 1, 2, 4]), "{last:?}");
+    ensure!(all.iter().map(|one| one.packets).sum::<u64>() == 2, "{all:?}");
+    let now = datapath::monotonic().as_nanos();
+    ensure!(u128::from(last.at).abs_diff(now) < 10_000_000_000, "{last:?} at {now}");
+    Ok(())
+}
+
 #[test]
 fn decapsulator_unwraps_a_frame_whose_first_buffer_has_no_headers() -> Result<()> {
     if !datapath::pulls_data() {
         println!("skipped: this kernel has no bpf_xdp_pull_data, which came with Linux 6.18");
         return Ok(());
     }
-    const OWN: [u8; 4] = [10, 0, 0, 2];
-    const VIP: [u8; 4] = [10, 0, 0, 100];
-    let mut loader = EbpfLoader::new();
-    let object = datapath::with_pull_data(objects::DECAP, &mut loader);
-    let mut object = loader.load(&object).context("load the maps")?;
-    let map = object.map_mut("DECAP_ADDRESSES").context("no addresses")?;
-    let mut addresses: BpfHashMap<_, VipKey, u32> = map.try_into()?;
-    addresses.insert(VipKey { address: mapped(OWN) }, 1, 0)?;
-    let map = object.map_mut("DECAP_VIPS").context("no VIPs")?;
-    let mut vips: BpfHashMap<_, VipKey, u32> = map.try_into()?;
-    vips.insert(VipKey { address: mapped(VIP) }, 1, 0)?;
-    let map = object.map_mut("DECAP_SOURCES").context("no sources")?;
-    let mut sources: Array<_, Source> = map.try_into()?;
-    sources.set(0, Source::new(0, 0), 0)?;
+    let mut object = decapsulator(Source::new(0, 0))?;
     let program: &mut Xdp = object.program_mut("decapsulate").context("no program")?.try_into()?;
-    datapath::load_program(program).context("load the program")?;
-    let ip = |proto, len: usize, to| {
-        let mut ip = rewrite::ipv4_template([10, 0, 0, 1], to);
-        ip.proto = proto;
-        ip.total_len.set(len as u16);
-        ip.as_bytes().to_vec()
-    };
-    let link = [&[2; 6][..], &[4; 6], &[8, 0]].concat();
-    let inner = [ip(number::TCP, 6_020, VIP), vec![0xa5; 6_000]].concat();
-    let outer = ip(number::IPV4, 20 + inner.len(), OWN);
-    let frame = [&link, &outer, &inner].map(|part| &part[..]).concat();
+    let [frame, inner] = tunnelled([10, 0, 0, 1], 6_000);
     for first in [14, 20, 33, 34, 50, 54, 200] {
         let (action, out) = kernel::run_in_buffers(program, &frame, first)?;
         ensure!(action == Action::Pass as u32, "{first} bytes first: {action}");
-        ensure!(out == [&link[..], &inner].concat(), "{first} bytes first: {}", hex(&out));
+        ensure!(out == inner, "{first} bytes first: {}", hex(&out));
     }
     Ok(())
 }
