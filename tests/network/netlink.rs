@@ -10,7 +10,9 @@ use std::{
 
 use lb_userspace::{
     desired::Mode,
-    netlink::{Neighbourhood, NextHop, Resolution, Resolver, Want},
+    netlink::{
+        Neighbourhood, NextHop, Resolution, Resolver, Want, query, striding::empty_first_buffers,
+    },
 };
 use tokio::{
     sync::watch,
@@ -569,5 +571,20 @@ fn lost_events_are_made_up_for() {
         assert!(flooded.elapsed() < Duration::from_secs(20), "{:?}", flooded.elapsed());
         network.node.ip("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:98 dev eth0");
         watched.resolved_as(backend, |hop| hop.mac[5] == 0x98).await;
+    });
+}
+
+#[test]
+fn frames_of_a_veth_with_jumbo_frames_have_their_headers_in_the_first_buffer() {
+    if !is_root() {
+        return;
+    }
+    let (node, peer) = (Netns::new(), Netns::new());
+    node.join("eth0", &peer, "eth0");
+    node.ip("link set eth0 mtu 9000");
+    node.enter(|| {
+        let found = query::interfaces().expect("read the interfaces");
+        assert_eq!(found["eth0"].mtu, 9_000);
+        assert_eq!(empty_first_buffers("eth0", false), []);
     });
 }

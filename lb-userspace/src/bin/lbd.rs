@@ -24,10 +24,11 @@ use lb_userspace::{
     events::Events,
     health::prober::Prober,
     logs,
-    netlink::{Resolver, trunks},
+    netlink::{Resolver, striding::empty_first_buffers, trunks},
     notify::Notifier,
     path_mtu,
     samples::Samples,
+    settings::XdpModes,
     sync::thread::Link,
     vrrp::{self, release::NOT_STARTED, thread::Thread},
     web::Doors,
@@ -160,6 +161,14 @@ async fn serve(
             "{name} takes VLAN tags off in hardware (rxvlan): ICMP errors for packets of its VLANs \
              leave untagged, and path MTU discovery fails there; ethtool -K {name} rxvlan off"
         );
+    }
+    for name in config.interfaces.iter().filter(|_| settings.xdp != XdpModes::Generic) {
+        for found in empty_first_buffers(name, datapath::pulls_data()) {
+            let (mend, largest) = (found.mend(), found.largest);
+            tracing::warn!(
+                "{found}: no frame is balanced, they pass to this host as truncated; {mend}, or an MTU of {largest}"
+            );
+        }
     }
     let named = config.interfaces.clone();
     let egress = Checker::start(xdp.live_program()?, config.interfaces.clone(), tx_errors.ok())?;

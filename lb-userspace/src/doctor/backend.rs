@@ -9,6 +9,7 @@ use std::{
 use super::{
     Finding, Report,
     facts::{Firewall, Interface, Rules, Sysctls, conf, sysctl},
+    first_buffer::of_backend,
     links::merging,
     node::KEEP_SILENT,
 };
@@ -156,7 +157,7 @@ impl Facts {
 #[must_use]
 pub fn examine(facts: &Facts) -> Report {
     let checks: [fn(&Facts) -> Vec<Finding>; _] =
-        [vips, arp, tunnel, sources, rp_filter, segment_size, listeners, offloads];
+        [vips, arp, tunnel, sources, rp_filter, segment_size, listeners, offloads, of_backend];
     Report { findings: checks.iter().flat_map(|check| check(facts)).collect() }
 }
 
@@ -488,4 +489,4 @@ fn offloads(facts: &Facts) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     config::Config,
     datapath::kernel::Feature,
-    netlink::{Resolution, Want},
+    netlink::{Resolution, Want, striding::EmptyFirstBuffers},
     status::EgressStatus,
 };
 
@@ -88,6 +88,9 @@ pub struct Interface {
     pub offloads: Option<BTreeSet<String>>,
     /// The interfaces below it whose GRO is on.
     pub gro_below: Vec<String>,
+    /// It and the interfaces below it whose frames come to XDP with an empty first buffer, which no program can fill
+    /// on this kernel.
+    pub empty_first_buffers: Vec<EmptyFirstBuffers>,
     /// Its queues.
     pub channels: Option<Channels>,
 }

@@ -7,6 +7,7 @@
 pub mod backend;
 mod bypass;
 pub mod facts;
+mod first_buffer;
 mod kernel;
 mod links;
 mod node;
@@ -111,6 +112,7 @@ pub fn examine(facts: &Facts) -> Report {
         links::driver,
         links::channels,
         links::offloads,
+        first_buffer::of_node,
         node::vips,
         node::arp,
         node::rp_filter,

@@ -24,7 +24,10 @@ pub fn below(interface: &str) -> Vec<String> {
 }
 
 /// The ports of a bridge or bond and what a VLAN is on, and what is below those.
-fn lower<'a>(interface: &str, found: &'a BTreeMap<String, Interface>) -> BTreeSet<&'a str> {
+pub(super) fn lower<'a>(
+    interface: &str,
+    found: &'a BTreeMap<String, Interface>,
+) -> BTreeSet<&'a str> {
     let mut all = BTreeSet::new();
     let mut above: Vec<_> = found.get(interface).into_iter().collect();
     while let Some(of) = above.pop() {

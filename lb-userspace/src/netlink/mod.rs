@@ -22,6 +22,7 @@ mod messages;
 pub mod query;
 mod resolve;
 mod socket;
+pub mod striding;
 mod tables;
 mod task;
 pub mod trunks;

@@ -17,6 +17,8 @@ use rtnetlink::{
 pub struct Interface {
     /// Its index.
     pub ifindex: u32,
+    /// Its MTU.
+    pub mtu: u32,
     /// Id of the XDP program on it.
     pub xdp_prog_id: Option<u32>,
     /// Whether that program runs in the network stack instead of the driver.
@@ -75,6 +77,7 @@ fn interface_of(message: &LinkMessage) -> (String, Interface) {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Link(ifindex) => below = Some(*ifindex),
             LinkAttribute::Controller(ifindex) => interface.port_of = Some(*ifindex),
             LinkAttribute::LinkInfo(info) => {

@@ -43,7 +43,7 @@ fn trunks<'a>(names: &'a [String], found: &BTreeMap<String, Interface>) -> Vec<&
 #[must_use]
 pub fn offloads(interface: &str) -> Option<BTreeSet<String>> {
     let answer = ask("ethtool", FEATURES_GET, &of_name(interface)).ok()?;
-    Some(active(&answer))
+    Some(bits(&answer, FEATURES_ACTIVE))
 }
 
 /// The header of a question about an interface.
@@ -52,9 +52,9 @@ pub(crate) fn of_name(name: &str) -> Vec<u8> {
     attribute(ETHTOOL_HEADER | NESTED, &attribute(HEADER_DEV_NAME, &name))
 }
 
-/// The names of the features that are on.
-fn active(answer: &[u8]) -> BTreeSet<String> {
-    let Some(active) = find(answer, FEATURES_ACTIVE) else { return BTreeSet::new() };
+/// The names of the bits that are on in a bit set of an answer.
+pub(super) fn bits(answer: &[u8], kind: u16) -> BTreeSet<String> {
+    let Some(active) = find(answer, kind) else { return BTreeSet::new() };
     let bits = find(active, BITSET_BITS).unwrap_or_default();
     // Without a mask a bit that is listed is on, and has no flag to say so (`ethnl_put_bitset32`).
     let is_list = find(active, BITSET_NOMASK).is_some();
@@ -68,25 +68,30 @@ fn active(answer: &[u8]) -> BTreeSet<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A bit of a bit set that has a mask.
+    pub(in crate::netlink) fn bit(name: &str, on: bool) -> Vec<u8> {
+        let name = attribute(BIT_NAME, format!("{name}\0").as_bytes());
+        let value = if on { attribute(BIT_VALUE, &[]) } else { Vec::new() };
+        attribute(1 | NESTED, &[name, value].concat())
+    }
 
     #[test]
     fn offloads_are_read_as_they_are_written() {
-        let bit = |name: &str, on: bool| {
-            let name = attribute(BIT_NAME, format!("{name}\0").as_bytes());
-            let value = if on { attribute(BIT_VALUE, &[]) } else { Vec::new() };
-            attribute(1 | NESTED, &[name, value].concat())
-        };
         let answer = |kind: &[u8], bits: [Vec<u8>; 2]| {
             let bits = [kind, &attribute(BITSET_BITS | NESTED, &bits.concat())].concat();
             [of_name("eth0"), attribute(FEATURES_ACTIVE | NESTED, &bits)].concat()
         };
         let masked = answer(&[], [bit("rx-lro", true), bit("rx-gro-hw", false)]);
-        assert_eq!(active(&masked), BTreeSet::from(["rx-lro".to_owned()]));
+        assert_eq!(bits(&masked, FEATURES_ACTIVE), BTreeSet::from(["rx-lro".to_owned()]));
         let list = attribute(BITSET_NOMASK, &[]);
         let listed = answer(&list, [bit("rx-lro", false), bit("rx-gro", false)]);
-        assert_eq!(active(&listed), BTreeSet::from(["rx-lro", "rx-gro"].map(str::to_owned)));
+        assert_eq!(
+            bits(&listed, FEATURES_ACTIVE),
+            BTreeSet::from(["rx-lro", "rx-gro"].map(str::to_owned))
+        );
     }
 
     #[test]

@@ -20,8 +20,10 @@ use super::{
 use crate::{
     api::client::Client,
     config::{Config, Error as ConfigError},
-    datapath::{decap, kernel, probe},
-    netlink::{Resolution, Resolver, Want, generic::xdp_features, gro},
+    datapath::{decap, kernel, probe, pulls_data},
+    netlink::{
+        Resolution, Resolver, Want, generic::xdp_features, gro, striding::empty_first_buffers,
+    },
     status::{EgressStatus, Status},
 };
 
@@ -46,6 +48,7 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
             let Some(interface) = interfaces.get_mut(name) else { continue };
             generic::describe(name, interface, &features);
             interface.gro_below = gro::below(name);
+            interface.empty_first_buffers = empty_first_buffers(name, pulls_data());
             interface.xdp = probe::program_on(&config.pin_dir, interface.ifindex).map(Into::into);
         }
         let services = config.desired.services.values();
@@ -157,6 +160,9 @@ pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backe
     let features = xdp_features().unwrap_or_default();
     for (name, interface) in &mut interfaces {
         generic::describe(name, interface, &features);
+        if decaps.contains_key(name) {
+            interface.empty_first_buffers = empty_first_buffers(name, pulls_data());
+        }
     }
     Ok(backend::Facts {
         question,

@@ -1,0 +1,78 @@
+//! Frames whose headers no program can reach, as the driver leaves their first buffer empty.
+
+use super::{
+    Finding, backend,
+    facts::{Facts, Interface},
+};
+
+const CHECK: &str = "first_buffer";
+
+/// On a node with the balancer.
+pub(super) fn of_node(facts: &Facts) -> Vec<Finding> {
+    let names = facts.config.iter().flat_map(|config| &config.interfaces);
+    let with = names.filter_map(|name| facts.interfaces.get(name));
+    // The network stack brings headers together before it runs a program.
+    let native = with.filter(|one| !one.xdp.as_ref().is_some_and(|xdp| xdp.generic));
+    let why = "no frame is balanced: they pass to this host, counted as `truncated`, or the driver refuses the program";
+    native.flat_map(|interface| findings(interface, why)).collect()
+}
+
+/// On a backend, of interfaces with a decapsulator.
+pub(super) fn of_backend(facts: &backend::Facts) -> Vec<Finding> {
+    let native = facts.decaps.iter().filter(|(_, decap)| !decap.generic);
+    let with = native.filter_map(|(name, _)| facts.interfaces.get(name));
+    with.flat_map(|interface| findings(interface, "no packet is taken out of its tunnel")).collect()
+}
+
+fn findings<'a>(interface: &'a Interface, why: &'a str) -> impl Iterator<Item = Finding> + 'a {
+    let all = interface.empty_first_buffers.iter();
+    all.map(move |found| Finding::wrong(CHECK, found.to_string(), why).mended_by(found.mend()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        desired::Mode,
+        doctor::{
+            Grade,
+            facts::XdpProgram,
+            tests::{assert_told, healthy, told},
+        },
+        netlink::striding::EmptyFirstBuffers,
+    };
+
+    const MEND: &str = "ethtool --set-priv-flags eth0 rx_striding_rq off";
+
+    fn empty() -> Vec<EmptyFirstBuffers> {
+        vec![EmptyFirstBuffers { interface: "eth0".into(), mtu: 9_000, largest: 3_498 }]
+    }
+
+    #[test]
+    fn empty_first_buffers_of_a_node_are_named_unless_the_network_stack_runs_the_program() {
+        let found = |generic| {
+            let mut facts = healthy();
+            let eth0 = facts.interfaces.get_mut("eth0").expect("the node has it");
+            eth0.empty_first_buffers = empty();
+            eth0.xdp = Some(XdpProgram { name: "balance".into(), generic, ours: true });
+            told(&of_node(&facts))
+        };
+        assert_told(&found(false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_eq!(found(true), (Grade::Ok, String::new()));
+        assert_eq!(of_node(&healthy()), []);
+    }
+
+    #[test]
+    fn empty_first_buffers_of_a_backend_are_named_where_a_decapsulator_is() {
+        let found = |mode, generic| {
+            let mut facts = backend::tests::healthy(mode);
+            let eth0 = facts.interfaces.get_mut("eth0").expect("the backend has it");
+            eth0.empty_first_buffers = empty();
+            facts.decaps.values_mut().for_each(|decap| decap.generic = generic);
+            told(&of_backend(&facts))
+        };
+        assert_told(&found(Mode::Ipip, false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_eq!(found(Mode::Ipip, true), (Grade::Ok, String::new()));
+        assert_eq!(found(Mode::Dsr, false), (Grade::Ok, String::new()));
+    }
+}
