@@ -181,6 +181,9 @@ impl Session {
     /// Takes one event at `now`; the caller performs `out` in order.
     pub fn handle(&mut self, event: Event<'_>, now: Instant, out: &mut Vec<Action>) {
         self.common.pace.fill(now);
+        for peer in &mut self.peers {
+            peer.see_own_silence(now, &self.common, out);
+        }
         match event {
             Event::Tell(facts) => {
                 self.common.told.tell(&facts);

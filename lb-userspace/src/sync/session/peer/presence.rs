@@ -112,6 +112,22 @@ impl Peer {
         out.push(Action::Report(Report::Lost(self.id, why)));
     }
 
+    /// Sees whether this node has said nothing for so long that the peer has given it up: it did not run.
+    /// What waits is what the peer has said until then, and not all that it has done since.
+    pub(in super::super) fn see_own_silence(
+        &mut self,
+        now: Instant,
+        common: &Common,
+        out: &mut Vec<Action>,
+    ) {
+        let was_silent = self.hello_sent.is_some_and(|sent| sent + common.timeout < now);
+        if self.trust.is_some() && was_silent {
+            self.losses += 1;
+            let why = format!("this node has not run for {} ms", common.timeout.as_millis());
+            self.lose(why, now, out);
+        }
+    }
+
     /// Sees whether the peer is still there: everything that has come must have been taken.
     pub(in super::super) fn expire(
         &mut self,

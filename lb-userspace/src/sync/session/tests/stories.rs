@@ -318,6 +318,28 @@ fn a_node_that_stood_still_hears_what_waits_before_it_gives_anybody_up() {
     assert_eq!(world.reports(0), []);
 }
 
+#[test]
+fn what_a_peer_has_said_before_it_gave_this_node_up_is_not_taken_for_all() {
+    let mut world = pair();
+    world.reports(0);
+    world.freeze(0, millis(3_000));
+    // It arrives, and waits.
+    world.publish(1, vec![pins(0..10, 1)]);
+    world.run(millis(1_500));
+    assert!(matches!(world.reports(1).last(), Some(Report::Lost(PEER, _))));
+    // Nobody is told of these.
+    world.publish(1, vec![pins(10..20, 1)]);
+    world.run(millis(1_550));
+    let reports = world.reports(0);
+    let why = "this node has not run for 1000 ms";
+    assert_eq!(reports.first(), Some(&Report::Lost(PEER, why.into())), "{reports:?}");
+    let is = |wanted: fn(&Report) -> bool| reports.iter().position(wanted);
+    let joined = is(|report| matches!(report, Report::Joined(_))).expect("it is there again");
+    let pieces = is(|report| matches!(report, Report::Pieces(..))).expect("it tells everything");
+    assert!(joined < pieces, "{reports:?}");
+    world.settle();
+}
+
 /// The round trip that is measured next holds the time in which the peer stood still.
 #[test]
 fn a_transfer_goes_on_soon_after_its_receiver_stood_still() {
