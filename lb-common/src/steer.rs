@@ -295,6 +295,13 @@ where
             if !open && !ends && flags & REFUSES == REFUSES {
                 return UNPINNABLE.to_word();
             }
+            // Its connection may live, and the SYN be forged; or its backend has reset it, which is not
+            // seen here, and would refuse this one. The client sends a SYN without an answer again.
+            if open && what == kind::OPENS && flags & REFUSES == REFUSES {
+                slot.touch_pinned(stamp(now));
+                pin.touch(now, flow_flags::CLOSING);
+                return UNPINNABLE.to_word();
+            }
         }
         // A pin whose backend is gone holds nothing.
         if !ends && flags & backend_flags::USABLE != 0 {

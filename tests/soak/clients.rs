@@ -178,7 +178,6 @@ impl Client {
         let mut life = Life {
             service: self.service,
             port: 0,
-            earlier: None,
             host: None,
             opened: now,
             connected: None,

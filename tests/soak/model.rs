@@ -16,7 +16,6 @@
 //! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
 //! | the same by the first wire alone, and it began when clients changed from one node to the other | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
-//! | its port was that of a connection that a host had reset, whose nginx is dead | [`Reason::Reused`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
 //!
@@ -32,7 +31,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use history::{Done, History, Log, Span, Trouble};
 
-use crate::plan::{Backend, HOSTS, IDLE, Op};
+use crate::plan::{Backend, HOSTS, Op};
 
 /// How long a client waits for anything, a connection or the next bytes.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -71,8 +70,6 @@ pub struct Life {
     pub service: usize,
     /// The client's port.
     pub port: u16,
-    /// Who had the client's port before, of this service.
-    pub earlier: Option<Earlier>,
     /// The host that answered.
     pub host: Option<usize>,
     /// When it was begun.
@@ -89,17 +86,6 @@ pub struct Life {
     pub kind: &'static str,
     /// How it ended.
     pub end: Result<(), Failure>,
-}
-
-/// A connection of a service that had a client's port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Earlier {
-    /// The host that answered.
-    pub host: usize,
-    /// Whether that reset it: the client has not closed it.
-    pub was_reset: bool,
-    /// When it ended.
-    pub ended: Duration,
 }
 
 /// How a connection broke.
@@ -130,7 +116,6 @@ pub enum Reason {
     Untold,
     Parted,
     NoBackend,
-    Reused,
     Patience,
     Raced,
 }
@@ -204,10 +189,7 @@ pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
             return Some(Reason::Parted);
         }
         let nobody = life.answered.is_none() && nobody_there(history, facts, life);
-        if nobody {
-            return Some(Reason::NoBackend);
-        }
-        is_reused(history, life, lived).then_some(Reason::Reused)
+        nobody.then_some(Reason::NoBackend)
     })
 }
 
@@ -338,19 +320,6 @@ fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> 
             _ => false,
         }
     })
-}
-
-/// Whether a connection that was refused was taken for a part of an older one.
-///
-/// A balancer sees no packet of a backend's, so the pin of a connection that its host has reset lives for the idle
-/// timeout, which begins anew at a node that takes over. A SYN on it may be forged, and goes where the connection is.
-fn is_reused(history: &History, life: &Life, lived: Span) -> bool {
-    let was_refused = life.end == Err(Failure::Refused) && life.connected.is_none();
-    let Some(earlier) = life.earlier.filter(|earlier| was_refused && earlier.was_reset) else {
-        return false;
-    };
-    let is_dead = history.dead[earlier.host].iter().any(|dead| dead.overlaps(lived));
-    is_dead && life.opened <= earlier.ended + 2 * IDLE
 }
 
 /// Whether there was a moment in the life of a connection when no backend could be counted on.

@@ -1,7 +1,6 @@
 //! A run: the plan's steps one after the other under traffic, and a judgement of all that ends.
 
 use std::{
-    collections::BTreeMap,
     fmt::Write as _,
     fs,
     io::{self, IsTerminal as _, Write as _},
@@ -18,7 +17,7 @@ use crate::{
     clients::Clients,
     clock::Clock,
     facts::Reader,
-    model::{self, Answer, Done, Earlier, Facts, Failure, History, Life, Span},
+    model::{self, Answer, Done, Facts, History, Life, Span},
     plan::{Op, Plan, Step, WAYS, epoch},
     report::{Node, Report, Violation, time},
     samples::{Course, Sample, Sampler, growths},
@@ -66,8 +65,6 @@ struct Run {
     report: Report,
     /// Connections that have ended and are not judged yet.
     pending: Vec<Life>,
-    /// The connections that had the ports of clients last, by service.
-    ports: BTreeMap<(usize, u16), Earlier>,
     /// What of the facts was looked at.
     looked_at: (usize, usize),
     /// Since when each node was spared.
@@ -106,7 +103,6 @@ pub fn run(arguments: Arguments) -> Result<Report> {
         facts: Facts::default(),
         sampler,
         pending: Vec::new(),
-        ports: BTreeMap::new(),
         looked_at: (0, 0),
         turns: Vec::new(),
         begun: clock.now(),
@@ -255,13 +251,7 @@ impl Run {
         let (ripe, pending) =
             std::mem::take(&mut self.pending).into_iter().partition(|life| ripe(life.ended));
         self.pending = pending;
-        for mut life in ripe {
-            let key = (life.service, life.port);
-            life.earlier = self.ports.get(&key).copied();
-            if let Some(host) = life.host {
-                let was_reset = life.end == Err(Failure::Reset);
-                self.ports.insert(key, Earlier { host, was_reset, ended: life.ended });
-            }
+        for life in ripe {
             self.judge_life(&history, &life);
         }
         Ok(())
@@ -481,10 +471,6 @@ impl std::fmt::Display for Life {
             WAYS[self.service].name(),
             self.port
         )?;
-        if let Some(Earlier { host, was_reset, ended }) = self.earlier {
-            let how = if was_reset { "reset" } else { "closed" };
-            write!(f, " (before on web{}, {how} at {:.3} s)", host + 1, ended.as_secs_f64())?;
-        }
         let seconds = Duration::as_secs_f64;
         write!(f, ", opened at {:.3} s", seconds(&self.opened))?;
         if let Some(answered) = self.answered {

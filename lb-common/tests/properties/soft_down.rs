@@ -93,12 +93,43 @@ fn a_syn_that_is_sent_again_leaves_the_pin_of_a_backend_that_refuses_by_now() {
             }
             slot.set_owners(Owners { current: 2, base: 3 });
             soft_down(&model, 1);
-            // A SYN on an established flow may be forged.
-            let home = if answered { 1 } else { 2 };
+            if answered {
+                // Its connection may live, and the SYN be forged.
+                assert_eq!(model.decide(&syn), UNPINNABLE, "{family:?}");
+                assert_eq!(model.forwarded(&ack).id, 1, "{family:?}: it does live");
+            }
             for frame in [&syn, &ack, &syn] {
-                assert_eq!(model.forwarded(frame).id, home, "{family:?}, answered {answered}");
+                assert_eq!(model.forwarded(frame).id, 2, "{family:?}, answered {answered}");
             }
         }
+    }
+}
+
+#[test]
+fn a_client_that_takes_a_port_again_is_not_refused_though_its_older_connection_was_reset() {
+    for family in FAMILIES {
+        let model = Model::new(1);
+        let slot = model.only_slot(family.service(1));
+        slot.set_owners(Owners { current: 1, base: 3 });
+        let client = Client::new(1);
+        let (syn, ack) = (client.tcp(family, WEB, SYN), client.tcp(family, WEB, ACK));
+        model.forwarded(&syn);
+        model.forwarded(&ack);
+        // Its backend resets it, which goes to the client by another way, and is soft down.
+        slot.set_owners(Owners { current: 2, base: 3 });
+        soft_down(&model, 1);
+        assert_eq!(model.decide(&syn), UNPINNABLE, "{family:?}");
+        model.pass_seconds(1);
+        for frame in [&syn, &ack] {
+            assert_eq!(model.forwarded(frame).id, 2, "{family:?}: the SYN that is sent again");
+        }
+        // One that takes new flows gets it, as it has the connection if that lives.
+        let model = Model::new(1);
+        model.only_slot(family.service(1)).set_owners(Owners { current: 1, base: 3 });
+        model.forwarded(&syn);
+        model.forwarded(&ack);
+        model.only_slot(family.service(1)).set_owners(Owners { current: 2, base: 3 });
+        assert_eq!(model.forwarded(&syn).id, 1, "{family:?}");
     }
 }
 

@@ -582,7 +582,7 @@ fn drop_words(reason: Drop) -> String {
         }
         Drop::NoHeadroom => "the frame has no room for the headers",
         Drop::Unpinnable => {
-            "the slot's base owner takes no new flow, and no pin to another one can be made"
+            "it would begin at a backend that takes no new flow, and no pin to another one can be made yet"
         }
     };
     words.into()

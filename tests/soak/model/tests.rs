@@ -18,7 +18,6 @@ fn reset(opened: u32, ended: u32) -> Life {
     Life {
         service: 0,
         port: 1,
-        earlier: None,
         host: Some(1),
         opened: opened * MS,
         connected: Some((opened + 10) * MS),
@@ -54,18 +53,6 @@ fn a_connection_to_a_killed_nginx_may_break_and_no_other() {
     assert_eq!(why(&ops, &reset(1_000, 4_000)), None, "before");
     assert_eq!(why(&ops, &reset(9_000, 30_000)), None, "after");
     assert_eq!(why(&ops, &Life { host: Some(2), ..reset(1_000, 5_010) }), None, "another host");
-}
-
-#[test]
-fn a_dead_nginx_may_refuse_a_port_of_which_it_has_reset_a_connection() {
-    let ops = [(5_000, Op::Kill(1)), (60_000, Op::Revive(1))];
-    let earlier = |host, was_reset| Some(Earlier { host, was_reset, ended: 6_000 * MS });
-    let again = |earlier, opened| Life { earlier, ..refused(opened, opened + 10) };
-    assert_eq!(why(&ops, &again(earlier(1, true), 20_000)), Some(Reason::Reused));
-    assert_eq!(why(&ops, &again(earlier(1, false), 20_000)), None, "its client has closed it");
-    assert_eq!(why(&ops, &again(earlier(2, true), 20_000)), None, "that host lives");
-    assert_eq!(why(&ops, &again(earlier(1, true), 47_000)), None, "its pin has ended");
-    assert_eq!(why(&ops, &again(earlier(1, true), 61_000)), None, "it serves again");
 }
 
 #[test]

@@ -106,7 +106,8 @@ export function kept(backend, slots) {
   const some = [];
   if (backend.base_slots) some.push(`${percent(backend.base_slots, slots)} of slots`);
   if (backend.pins || backend.pins_stale) some.push(`${backend.pins_stale ? '≥ ' : ''}${short(backend.pins)} pins${backend.pins_closing ? `, ${short(backend.pins_closing)} closing` : ''}`);
-  return some.join(', ') || 'none';
+  // A number stays with its unit where the line breaks.
+  return some.join(', ').replace(/(\d) /g, '$1\u00a0') || 'none';
 }
 
 function checked(check) {
