@@ -202,6 +202,8 @@ fn at_10_ms_the_backup_takes_over_within_the_protocols_bound() -> Result<()> {
     let mut router = router(Family::V4, 51);
     router.interval = Duration::from_millis(10);
     site.start(&router)?;
+    // One that has heard nobody yet listens for 3 s.
+    until_true(SOON, "it hears the other", || Ok(site.b.router()?.active.is_some()))?;
     let died = Instant::now();
     site.a.die();
     site.b.wait_for(State::Active)?;
