@@ -12,6 +12,7 @@
 //!              └─────────────────────────────┘ ──► netlink (addresses), frames (ARP, NA), adverts
 //! ```
 
+mod claims;
 mod ears;
 pub mod filter;
 mod helper;

@@ -175,6 +175,58 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
 }
 
 #[test]
+fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    for (family, vip) in [(Family::V4, VIP), (Family::V6, VIP6)] {
+        let mut site = Site::new()?;
+        let mut router = router(family, 51);
+        router.announce.refresh = Duration::from_secs(1);
+        site.start(&router)?;
+        let source = site.b.router()?.source.context("it has a source")?.to_string();
+        // It is Active for a while, so that it is heard.
+        site.b.configure(vec![with_priority(&router, 200)]);
+        site.b.wait_for(State::Active)?;
+        site.b.configure(vec![with_priority(&router, 100)]);
+        site.a.wait_for(State::Active)?;
+        site.b.wait_for(State::Backup)?;
+        site.b.wait_to_have(vip, false)?;
+        site.a.forget_what_was_told();
+        // Its process dies, and somebody sets the address by hand.
+        site.b.die();
+        let add = if family == Family::V4 { "" } else { " nodad" };
+        site.b.namespace.ip(&format!("addr add {vip} dev eth0{add}"))?;
+        let mac = site.b.namespace.mac("eth0")?;
+        let named =
+            format!("{vip} on eth0 is claimed by {mac}, the MAC address of the peer {source}");
+        site.a.wait_to_be_told(&named, |report| match report {
+            Report::Notice(notice) => notice.message == named,
+            _ => false,
+        })?;
+        let claim = || -> Result<()> {
+            site.client.enter(|| -> Result<()> {
+                let index = index_of("eth0")?;
+                Announcer::open()?.announce(index, [2, 0, 0, 0, 0, 9], vip.parse()?, false)?;
+                Ok(())
+            })?
+        };
+        let cause = format!("it was claimed by 02:00:00:00:00:09; the peer {source} has {mac}");
+        until_true(SOON, "a stranger is told", || {
+            claim()?;
+            Ok(site.a.told().iter().any(|(_, report)| match report {
+                Report::Notice(notice) => {
+                    notice.message == format!("another host on eth0 has {vip}")
+                        && notice.cause == cause
+                }
+                _ => false,
+            }))
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
 fn other_host_that_has_an_address_of_ours_and_says_nothing_is_found_and_told() -> Result<()> {
     if !kit::can_run() {
         return Ok(());

@@ -7,7 +7,7 @@ use std::{
     num::NonZeroU8,
 };
 
-use super::member::Member;
+use super::{claims::Claims, member::Member};
 use crate::vrrp::{
     Family,
     addresses::table::Tables,
@@ -96,10 +96,16 @@ impl Ears {
         problems
     }
 
-    /// Looks for claims of the addresses that these routers hold; what does not work.
+    /// Looks for claims of the addresses that these routers hold, and for who has those of the peers that
+    /// are asked for; what does not work.
     ///
     /// Addresses on a device with a virtual MAC address are looked for on the interface below it.
-    pub fn watch(&mut self, members: &BTreeMap<Name, Member>, tables: &Tables) -> Vec<String> {
+    pub fn watch(
+        &mut self,
+        members: &BTreeMap<Name, Member>,
+        claims: &Claims,
+        tables: &Tables,
+    ) -> Vec<String> {
         let mut wanted: BTreeMap<Place, BTreeSet<IpAddr>> = BTreeMap::new();
         for member in members.values().filter(|member| member.holding) {
             for one in &member.router.addresses {
@@ -112,8 +118,9 @@ impl Ears {
             wanted.contains_key(place) && tables.index(&place.0) == Some(*index)
         });
         let mut problems = Vec::new();
-        for (place, addresses) in wanted {
+        for (place, mut addresses) in wanted {
             let Some(index) = tables.index(&place.0) else { continue };
+            addresses.extend(claims.asked(index).into_iter().filter(|a| Family::of(*a) == place.1));
             if self.watches.contains_key(&place) && self.claimed.get(&place) == Some(&addresses) {
                 continue;
             }

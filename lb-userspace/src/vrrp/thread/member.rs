@@ -14,6 +14,9 @@ use crate::vrrp::{
     sockets::{Interface, Sender},
 };
 
+/// So many of the routers that advertise are remembered: a stranger can make up any number.
+const MOST_HEARD: usize = 4;
+
 /// A virtual router at the rim.
 pub struct Member {
     /// How it is configured.
@@ -39,6 +42,8 @@ pub struct Member {
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
     pub mac_taken: bool,
+    /// Who has sent advertisements that were taken, by the first path, last at the end.
+    heard: Vec<IpAddr>,
     /// What is counted here.
     pub counters: Counters,
     /// What does not work with its addresses.
@@ -79,6 +84,7 @@ impl Member {
             announcing: false,
             robbed: None,
             mac_taken: false,
+            heard: Vec::new(),
             counters: Counters::default(),
             problem: None,
             stray: None,
@@ -142,6 +148,20 @@ impl Member {
                 Some(format!("send from {source} by {}: {error}", interface.name))
             }
         }
+    }
+
+    /// An advertisement of this router was taken, by the first path.
+    pub fn hear(&mut self, from: IpAddr) {
+        if self.heard.last() != Some(&from) {
+            self.heard.retain(|one| *one != from);
+            self.heard.push(from);
+            self.heard.drain(..self.heard.len().saturating_sub(MOST_HEARD));
+        }
+    }
+
+    /// Its peers on the first path: those that are configured, or else those that were heard.
+    pub fn peers(&self) -> &[IpAddr] {
+        if self.router.peers.is_empty() { &self.heard } else { &self.router.peers }
     }
 
     /// Whether an address is one of its virtual ones.

@@ -28,6 +28,7 @@ use tracing::debug;
 use self::act::Deed;
 use super::{
     Input, Shown,
+    claims::Claims,
     ears::Ears,
     helper::{Job, Told},
     member::Member,
@@ -77,6 +78,7 @@ pub struct Rim {
     /// Whether some were lost, and all has not been read anew since.
     news_lost: bool,
     ears: Ears,
+    claims: Claims,
     announcer: Announcer,
     /// What is to be done, in order.
     deeds: VecDeque<(Name, Deed)>,
@@ -164,6 +166,7 @@ impl Rim {
             news,
             news_lost: false,
             ears: Ears::default(),
+            claims: Claims::default(),
             announcer: Announcer::open().context("open a packet socket")?,
             deeds: VecDeque::new(),
             pace: Pace::default(),
@@ -202,6 +205,7 @@ impl Rim {
         self.hear_advertisements(now, &mut out);
         self.hear_news(now);
         self.hear_claims(now);
+        self.tell_claims(now);
         let goes_on = self.take_inputs(now, &mut out);
         if now >= self.look_at {
             self.look_at = now + LOOK;
@@ -225,7 +229,7 @@ impl Rim {
             _ => None,
         };
         let own = self.look_at.min(self.show_at);
-        let others = [self.machine.deadline(), self.pace.deadline(), last];
+        let others = [self.machine.deadline(), self.pace.deadline(), self.claims.deadline(), last];
         let deadline = others.into_iter().flatten().fold(own, Instant::min);
         let mut sockets = vec![self.wake.as_fd(), self.news.as_fd()];
         sockets.extend(self.ears.receivers.values().map(|(_, receiver)| receiver.as_fd()));

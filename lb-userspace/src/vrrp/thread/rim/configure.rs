@@ -198,7 +198,7 @@ impl Rim {
 
     /// Looks for others that have the addresses held here.
     pub(super) fn watch(&mut self, now: Instant) {
-        for why in self.ears.watch(&self.members, &self.addresses.tables) {
+        for why in self.ears.watch(&self.members, &self.claims, &self.addresses.tables) {
             self.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);
         }
     }

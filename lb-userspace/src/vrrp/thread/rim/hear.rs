@@ -3,10 +3,14 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
 
-use super::Rim;
+use super::{
+    super::{claims::Place, member::Member},
+    Rim,
+};
 use crate::vrrp::{
     NoticeKind,
     addresses::{
@@ -14,7 +18,9 @@ use crate::vrrp::{
         netlink::Read,
         table::{Change, Key},
     },
+    announce::Mac,
     machine::{Name, Out},
+    observe,
     packet::{self, Path},
 };
 
@@ -97,6 +103,9 @@ impl Rim {
                     }
                 };
                 heard.second_path = *path == Path::Second;
+                if *path == Path::First {
+                    member.hear(from);
+                }
                 if let Some(own) = member.source(*path) {
                     heard.own = own;
                 }
@@ -177,7 +186,7 @@ impl Rim {
                 Change::Address(key, seen) => {
                     matters |= seen.protocol != PROTOCOL;
                     if seen.duplicate {
-                        self.is_elsewhere(key, "", now);
+                        self.is_elsewhere(key, now);
                     }
                 }
                 Change::Link(_) | Change::LinkGone(_) => matters = true,
@@ -242,25 +251,69 @@ impl Rim {
                 }
             }
         }
-        for ((index, address), mac) in claims {
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-            self.is_elsewhere((index, address, 0), &format!(" by {mac}"), now);
+        for (place, mac) in claims {
+            if !self.claims.answer(place, mac) {
+                self.look_into(place, mac, now);
+            }
         }
     }
 
-    fn is_elsewhere(&mut self, (index, address, _): Key, by: &str, now: Instant) {
-        let holds = self.members.values().find(|member| {
-            let since = member.held_since.filter(|_| member.holding);
-            since.is_some_and(|since| now.duration_since(since) >= CHANGEOVER)
-                && member.router.addresses.iter().any(|one| one.address == address)
-        });
-        // Whom it yields to announces itself, and may be heard by that before its advertisement.
-        let holds = holds.filter(|member| !self.machine.is_yielding(&member.router.name));
-        let Some(member) = holds else { return };
+    /// Asks the link for the peers of the router whose address is claimed, to know whether one of them claims it.
+    fn look_into(&mut self, (index, address): Place, mac: Mac, now: Instant) {
+        let Some(member) = self.holder(address, now) else { return };
+        let peers = member.peers().to_vec();
+        let asked = self.claims.add((index, address), mac, &peers, now);
+        if asked.is_empty() {
+            return;
+        }
+        self.watch(now);
+        let tables = &self.addresses.tables;
+        let Some(link) = tables.links.get(&index) else { return };
+        let from = observe::link_local(index, tables);
+        for peer in asked {
+            // A peer that was not asked for counts as one that does not answer.
+            if let Err(error) = self.announcer.ask(index, link.mac, peer, from) {
+                tracing::debug!(%peer, interface = link.name, "ask for a peer: {error}");
+            }
+        }
+    }
+
+    /// Tells of the claims of which all is known.
+    pub(super) fn tell_claims(&mut self, now: Instant) {
+        let claims = self.claims.take(now);
+        if claims.is_empty() {
+            return;
+        }
+        // The peers are asked for no more.
+        self.watch(now);
+        for claimed in claims {
+            let (index, address) = claimed.place;
+            // Who gave it up meanwhile has no conflict.
+            let Some(member) = self.holder(address, now) else { continue };
+            let router = member.router.name.clone();
+            let (message, cause) = claimed.words(self.addresses.interface(index));
+            self.notice(&router, NoticeKind::AddressElsewhere, &message, &cause, now);
+        }
+    }
+
+    /// The kernel has found that another host has an address of ours.
+    fn is_elsewhere(&mut self, (index, address, _): Key, now: Instant) {
+        let Some(member) = self.holder(address, now) else { return };
         let router = member.router.name.clone();
         let interface = self.addresses.interface(index).to_owned();
         let message = format!("another host on {interface} has {address}");
-        let cause = format!("it was claimed{by}");
-        self.notice(&router, NoticeKind::AddressElsewhere, &message, &cause, now);
+        let cause = "the kernel has found it as a duplicate";
+        self.notice(&router, NoticeKind::AddressElsewhere, &message, cause, now);
+    }
+
+    /// The router that holds an address and does not give it up.
+    fn holder(&self, address: IpAddr, now: Instant) -> Option<&Member> {
+        let holds = self.members.values().find(|member| {
+            let since = member.held_since.filter(|_| member.holding);
+            since.is_some_and(|since| now.duration_since(since) >= CHANGEOVER)
+                && member.has(address)
+        });
+        // Whom it yields to announces itself, and may be heard by that before its advertisement.
+        holds.filter(|member| !self.machine.is_yielding(&member.router.name))
     }
 }
