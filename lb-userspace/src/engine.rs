@@ -510,7 +510,7 @@ impl<D: DataPlane> Engine<D> {
             let from = match (&peer, key) {
                 (Some(peer), _) => peer.of(index, own),
                 (None, Some(key)) if before.base == before.current && own != before.current => {
-                    self.history.sharing.reopen(&key, (index as u32, slot), now)
+                    self.history.sharing.reopen(&key, (&slots, index), now)
                 }
                 (None, _) => before,
             };
@@ -523,7 +523,7 @@ impl<D: DataPlane> Engine<D> {
                 continue;
             }
             if let Some(key) = key.filter(|_| is_shared && after.base == after.current) {
-                self.history.sharing.hold(&key, index as u32, now);
+                self.history.sharing.hold(&key, (&slots, index), now);
             }
             if before.base == 0 && after.base != 0 {
                 // The wait for a quiet slot starts at its change.

@@ -11,6 +11,7 @@
 //! so. Its flows and slots are kept fresh instead, so that neither this process nor the next one takes
 //! them for ended when it takes over.
 
+mod flux;
 mod learn;
 mod mirror;
 mod share;

@@ -177,7 +177,7 @@ impl Names {
 }
 
 /// What is known of next hops, and the best of those of which nothing is known.
-fn presumed(known: &Neighbourhood, desired: &Desired) -> Neighbourhood {
+pub(in crate::engine) fn presumed(known: &Neighbourhood, desired: &Desired) -> Neighbourhood {
     let mut all = known.clone();
     for service in desired.services.values() {
         for &address in service.backends.keys() {

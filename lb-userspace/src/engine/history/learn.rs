@@ -102,7 +102,7 @@ impl<D: DataPlane> Engine<D> {
                     self.learn_ring(key, PeerRing::new(slots, members, digest), &ids, &mut lesson);
                 }
                 Piece::Bases { bases, .. } => {
-                    self.history.sharing.hear(&key, &bases, now.mono_secs());
+                    self.history.sharing.hear(&key, &bases, service.slots, now.mono_secs());
                     self.learn_bases(key, &bases, &ids, &mut lesson);
                 }
                 Piece::Pins { pins, .. } => {

@@ -30,7 +30,10 @@
 
 use std::collections::BTreeMap;
 
-use super::*;
+use super::{
+    flux::{Flux, Wait},
+    *,
+};
 use crate::{ring, sync::piece::Base};
 
 /// Seconds without a peer after which what it serves is not waited for any more.
@@ -91,10 +94,8 @@ struct Shared {
     since: u32,
     /// When slots in use were told last.
     told: u32,
-    /// When peers told last that a slot is in use there.
-    heard: BTreeMap<u32, u32>,
-    /// Slots that are their own base owners and quiet: since when, and who was before.
-    closing: BTreeMap<u32, (u32, u16)>,
+    /// When slots were in use last, at peers or here, and which of them are closing.
+    flux: Flux,
     /// The service's idle timeout, at the last sweep.
     idle: u32,
     /// Since when peers that were missed, or came, have kept flows from being idle for their whole timeout.
@@ -155,10 +156,11 @@ impl Sharing {
     }
 
     /// A peer tells that slots are in use there.
-    pub(super) fn hear(&mut self, key: &ServiceKey, bases: &[Base], now: u32) {
+    pub(super) fn hear(&mut self, key: &ServiceKey, bases: &[Base], slots: u32, now: u32) {
         let Some(shared) = self.services.get_mut(key) else { return };
-        let in_use = bases.iter().filter(|base| base.backend.is_some());
-        shared.heard.extend(in_use.map(|base| (base.slot, now)));
+        for base in bases.iter().filter(|base| base.backend.is_some()) {
+            shared.flux.touch(slots, base.slot, now);
+        }
     }
 
     /// The owners from which a slot of a shared service goes on that is its own base owner. It waits anew
@@ -166,21 +168,23 @@ impl Sharing {
     pub(in crate::engine) fn reopen(
         &mut self,
         key: &ServiceKey,
-        (index, slot): (u32, &Slot),
+        (slots, index): (&[Slot], usize),
         now: Now,
     ) -> Owners {
+        let slot = &slots[index];
         let owners = slot.owners();
         let Some(shared) = self.services.get_mut(key) else { return owners };
-        let secs = now.mono_secs();
-        shared.heard.insert(index, secs);
+        let (index, secs) = (index as u32, now.mono_secs());
+        let before = shared.flux.get(index);
+        shared.flux.set(slots.len() as u32, index, Wait::Used(secs));
         // Peers hear of it even if its new flows are back before they are told of those.
         shared.in_use.push(index);
-        match shared.closing.remove(&index) {
-            Some((since, base))
+        match before {
+            Wait::Closing { since, before, .. }
                 if secs.saturating_sub(since) <= grace(shared.idle)
                     && !is_used_since(slot, since, secs) =>
             {
-                Owners { base, ..owners }
+                Owners { base: before, ..owners }
             }
             _ => owners,
         }
@@ -188,9 +192,14 @@ impl Sharing {
 
     /// A slot has become its own base owner by a change of the ring: it settles no sooner than one that
     /// was in use until then.
-    pub(in crate::engine) fn hold(&mut self, key: &ServiceKey, slot: u32, now: Now) {
+    pub(in crate::engine) fn hold(
+        &mut self,
+        key: &ServiceKey,
+        (slots, index): (&[Slot], usize),
+        now: Now,
+    ) {
         if let Some(shared) = self.services.get_mut(key) {
-            shared.heard.insert(slot, now.mono_secs());
+            shared.flux.touch(slots.len() as u32, index as u32, now.mono_secs());
         }
     }
 
@@ -202,16 +211,18 @@ impl Sharing {
         (index, slot): (u32, &Slot),
         secs: u32,
     ) -> bool {
-        let closing = self.services.get(key).and_then(|shared| shared.closing.get(&index));
-        closing.is_some_and(|(since, _)| is_used_since(slot, *since, secs))
+        match self.services.get(key).map(|shared| shared.flux.get(index)) {
+            Some(Wait::Closing { since, .. }) => is_used_since(slot, since, secs),
+            _ => false,
+        }
     }
 
     /// The base owner that peers are told of, of a slot that is its own: none, or while the slot may have
     /// the one again that it had before, that one.
     pub(super) fn told_base(&self, key: &ServiceKey, slot: u32, secs: u32) -> Option<u16> {
         let shared = self.services.get(key)?;
-        let (since, before) = shared.closing.get(&slot)?;
-        (secs.saturating_sub(*since) <= grace(shared.idle)).then_some(*before)
+        let Wait::Closing { since, before, .. } = shared.flux.get(slot) else { return None };
+        (secs.saturating_sub(since) <= grace(shared.idle)).then_some(before)
     }
 
     /// Who owns slots for new flows at peers where that differs from `own`: the members, and places among
@@ -298,21 +309,22 @@ impl<D: DataPlane> Engine<D> {
         let since = secs.saturating_sub(shared.told);
         let tells = since >= period(idle);
         let mut changes = Vec::new();
+        let mut stay = false;
         for (index, slot) in (0..).zip(slots) {
             let Owners { current, base } = slot.owners();
             if base == 0 {
+                shared.flux.forget(index);
                 continue;
             }
             if !agrees(index, current) {
-                shared.heard.insert(index, secs);
+                shared.flux.touch(count, index, secs);
             }
-            let heard = shared.heard.get(&index).copied();
+            let wait = shared.flux.get(index);
             if base == current {
-                match shared.closing.get(&index).copied() {
+                match wait {
                     // A peer is missed, or has come, or uses the slot, or its new flows go elsewhere.
-                    Some((since, before)) if floor.max(heard.unwrap_or(0)) >= since => {
-                        shared.closing.remove(&index);
-                        shared.heard.insert(index, secs);
+                    Wait::Closing { since, before, used } if used || floor >= since => {
+                        shared.flux.set(count, index, Wait::Used(secs));
                         if before != base
                             && secs.saturating_sub(since) <= grace(idle)
                             && !is_used_since(slot, since, secs)
@@ -321,33 +333,96 @@ impl<D: DataPlane> Engine<D> {
                             shared.in_use.push(index);
                         }
                     }
-                    Some((since, _)) if secs.saturating_sub(since) > 2 * grace(idle) => {
+                    Wait::Closing { since, .. } if secs.saturating_sub(since) > 2 * grace(idle) => {
                         changes.push((index, Owners { current, base: 0 }));
+                        continue;
                     }
-                    None if rested && heard.is_none_or(is_old) => {
-                        shared.closing.insert(index, (secs, base));
+                    Wait::Unknown if rested => shared.flux.close(count, index, (secs, base)),
+                    Wait::Used(last) if rested && is_old(last) => {
+                        shared.flux.close(count, index, (secs, base));
                     }
                     _ => {}
                 }
+                stay = true;
                 continue;
             }
-            shared.closing.remove(&index);
+            stay = true;
+            let last = match wait {
+                Wait::Unknown | Wait::Closing { used: false, .. } => None,
+                Wait::Used(last) => Some(last),
+                Wait::Closing { .. } => Some(secs),
+            };
             if tells && !ring::is_quiet(slot, at, since + 1) {
                 shared.in_use.push(index);
             }
-            let is_quiet = ring::is_quiet(slot, at, idle) && heard.is_none_or(is_old);
+            let is_quiet = ring::is_quiet(slot, at, idle) && last.is_none_or(is_old);
             if rested && is_quiet {
-                shared.closing.insert(index, (secs, base));
+                shared.flux.close(count, index, (secs, base));
                 changes.push((index, Owners { current, base: current }));
+            } else {
+                shared.flux.set(count, index, last.map_or(Wait::Unknown, Wait::Used));
             }
+        }
+        if !stay {
+            shared.flux = Flux::default();
         }
         if tells {
             shared.told = secs;
         }
-        let in_flux =
-            |index: &u32| slots.get(*index as usize).is_some_and(|slot| slot.owners().base != 0);
-        shared.heard.retain(|index, _| in_flux(index));
-        shared.closing.retain(|index, _| in_flux(index));
         changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        datapath::fake::Fake,
+        desired::{Admin, Desired, Mode},
+        engine::preview::presumed,
+        netlink::Neighbourhood,
+        settings::{Limits, Settings},
+        spec::{BackendSpec, ServiceSpec},
+    };
+
+    const IDLE: u32 = 40;
+
+    #[test]
+    fn waits_take_room_only_while_a_slot_is_in_flux() {
+        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        spec.ring_slots = 1_009;
+        for last in 11..14 {
+            spec.backends.insert(IpAddr::from([10, 0, 0, last]), BackendSpec::default());
+        }
+        let mut service = spec.to_service();
+        service.idle_timeout = Duration::from_secs(IDLE.into());
+        let key = service.key;
+        let mut desired = Desired { services: [("web".into(), service)].into() };
+        let limits = Limits::default();
+        let settings = Settings { limits, seed: [7; 16], ..Settings::default() };
+        let mut engine = Engine::adopt(Fake::new(limits), &settings).expect("empty maps");
+        let at = |secs: u32| Now { mono: Duration::from_secs(secs.into()), ..Now::read() };
+        let bytes = |engine: &Engine<Fake>| engine.history.sharing.services[&key].flux.bytes();
+        engine.set_neighbourhood(presumed(&Neighbourhood::default(), &desired));
+        engine.set_desired(desired.clone());
+        engine.reconcile(at(1_000)).expect("it is written");
+        engine.set_roles([(key, Role::Shared)].into(), at(1_000)).expect("rings are read");
+        assert_eq!(bytes(&engine), 0);
+
+        let service = desired.services.get_mut("web").expect("it is there");
+        let drained = service.backends.values_mut().next().expect("a backend");
+        drained.admin = Admin::Draining { deadline: None };
+        engine.set_desired(desired);
+        engine.reconcile(at(1_001)).expect("it is written");
+        let mut most = 0;
+        for secs in 1_001..1_200 {
+            engine.sweep(at(secs)).expect("it is written");
+            most = most.max(bytes(&engine));
+        }
+        assert_eq!(most, 6 * 1_009, "some slots wait");
+        assert_eq!(engine.status().expect("it is read").services["web"].slots_in_flux, 0);
+        assert_eq!(bytes(&engine), 0, "none waits");
     }
 }
