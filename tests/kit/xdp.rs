@@ -1,8 +1,9 @@
-//! The smallest XDP program, which lets every packet pass, for the far end of the balancer's wire.
+//! The smallest XDP programs: one that lets every packet pass, for the far end of the balancer's wire, and one that sends
+//! every packet to another interface.
 //!
 //! What a program transmits (`XDP_TX`) on one end of a veth pair is queued at the other end; the
 //! kernel wakes the other end to look there only if that has an XDP program too
-//! (`veth_xdp_flush()` in drivers/net/veth.c), whatever else makes it poll. Two instructions are no
+//! (`veth_xdp_flush()` in drivers/net/veth.c), whatever else makes it poll. A few instructions are no
 //! reason for an object file and its loader: they are handed to bpf(2) here.
 
 use std::{
@@ -63,11 +64,26 @@ struct Pin {
 ///
 /// If the kernel refuses.
 pub fn pass(namespace: &Namespace, interface: &str, pin: &Path) -> Result<()> {
+    attach(namespace, interface, &PASS, pin)
+}
+
+/// The same with a program that sends every packet to another interface by its index, which need not be there.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn redirect(namespace: &Namespace, interface: &str, to: u32, pin: &Path) -> Result<()> {
+    // `r1 = to; r2 = 0; call bpf_redirect; exit`
+    let program = [(u64::from(to) << 32) | 0x1b7, 0x2b7, (23 << 32) | 0x85, 0x95];
+    attach(namespace, interface, &program, pin)
+}
+
+fn attach(namespace: &Namespace, interface: &str, code: &[u64], pin: &Path) -> Result<()> {
     let license = c"GPL";
     let load = Load {
         kind: PROG_TYPE_XDP,
-        instructions: PASS.len() as u32,
-        code: PASS.as_ptr() as u64,
+        instructions: code.len() as u32,
+        code: code.as_ptr() as u64,
         license: license.as_ptr() as u64,
     };
     let program = descriptor(call(PROG_LOAD, &load)).context("load an XDP program")?;

@@ -423,6 +423,41 @@ fn frames_that_the_driver_does_not_transmit_are_drops_with_a_reason() -> Result<
 }
 
 #[test]
+fn frames_that_another_interface_does_not_take_are_drops_with_a_reason() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab_by_second_interface(2)?;
+    let pin = lab.pins().join("second");
+    xdp::pass(lab.switch(), "second", &pin)?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 9)])?;
+    assert_eq!(interface(&balancer)?, "eth1");
+    lost_frames_are_drops(&lab, &balancer, ("eth1", "redirect_failed"), || xdp::detach(&pin))?;
+    let counted = balancer.metrics()?;
+    let line = counted.lines().find(|line| line.contains("redirect_failed"));
+    let value = line.and_then(|line| line.rsplit(' ').next());
+    ensure!(value.is_some_and(|frames| frames != "0"), "{line:?}");
+    assert_eq!(balancer.status()?.dropped("tx_failed"), 0);
+    Ok(())
+}
+
+#[test]
+fn frames_to_an_interface_that_is_gone_are_drops_under_its_name() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab_by_second_interface(2)?;
+    xdp::pass(lab.switch(), "second", &lab.pins().join("second"))?;
+    let balancer = Balancer::start(&lab, &[service(&lab, 9)])?;
+    lost_frames_are_drops(&lab, &balancer, ("eth1", "redirect_failed"), || {
+        lab.balancer.namespace.ip("link del eth1").map(drop)
+    })?;
+    let shown = balancer.lbctl(&["status"])?;
+    ensure!(shown.contains("there is no such interface"), "{shown}");
+    Ok(())
+}
+
+#[test]
 fn veth_whose_other_end_has_gro_alone_loses_what_comes_back_by_it_and_says_so() -> Result<()> {
     /// More than the ring of the other end has room for, which nobody empties.
     const SYNS: usize = 2_000;

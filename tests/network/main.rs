@@ -23,3 +23,4 @@ mod probe;
 mod quic;
 mod rolling;
 mod short;
+mod tx_errors;
