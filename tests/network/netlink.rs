@@ -1,12 +1,6 @@
 //! The resolver against the kernel: real links, routes and neighbours in network namespaces.
 
-use std::{
-    collections::BTreeSet,
-    io::Write as _,
-    net::IpAddr,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{collections::BTreeSet, io::Write as _, net::IpAddr, process::Command, time::Duration};
 
 use lb_userspace::{
     desired::Mode,
@@ -135,6 +129,43 @@ fn ipip(address: &str) -> Want {
     want(address, Mode::Ipip)
 }
 
+/// How often the resolver reads all anew.
+const REFRESH: Duration = Duration::from_secs(10);
+
+/// How often something is done of which the least time counts: on a machine with much else to do, most take longer.
+const TIMES: u8 = 20;
+
+/// The least time that something took, and that a command took beside it, which says how fast the machine is.
+struct Least {
+    took: Duration,
+    command: Duration,
+}
+
+impl Default for Least {
+    fn default() -> Self {
+        Self { took: Duration::MAX, command: Duration::MAX }
+    }
+}
+
+impl Least {
+    fn command<T>(&mut self, run: impl FnOnce() -> T) {
+        let start = Instant::now();
+        run();
+        self.command = self.command.min(start.elapsed());
+    }
+
+    fn take(&mut self, since: Instant) {
+        self.took = self.took.min(since.elapsed());
+    }
+
+    /// It took less than so many halves of a command.
+    fn is_below(&self, halves: u32) {
+        let Self { took, command } = *self;
+        eprintln!("{took:?}, where a command takes {command:?}");
+        assert!(took < halves * command / 2, "{took:?}, where a command takes {command:?}");
+    }
+}
+
 /// Writes a file of /proc/sys/net: `ipv4/conf/eth0/arp_notify`.
 fn set_sysctl(namespace: &Netns, path: &str, value: &str) {
     let path = format!("/proc/sys/net/{path}");
@@ -197,11 +228,17 @@ fn change_of_mac_reaches_the_watch_at_once() {
         let backend = dsr("10.0.0.2");
         watched.want(&[backend]);
         watched.resolved(backend).await;
-        network.host.ip("link set eth0 address 02:00:00:00:00:77");
-        let changed = Instant::now();
-        let hop = watched.resolved_as(backend, |hop| hop.mac[5] == 0x77).await;
-        assert_eq!(hop.l2[..6], [2, 0, 0, 0, 0, 0x77]);
-        assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
+        let mut least = Least::default();
+        for mac in 0x40..0x40 + TIMES {
+            least.command(|| {
+                network.host.ip(&format!("link set eth0 address 02:00:00:00:00:{mac:x}"))
+            });
+            let changed = Instant::now();
+            let hop = watched.resolved_as(backend, |hop| hop.mac[5] == mac).await;
+            assert_eq!(hop.l2[..6], [2, 0, 0, 0, 0, mac]);
+            least.take(changed);
+        }
+        least.is_below(1);
     });
 }
 
@@ -228,14 +265,20 @@ fn change_of_mac_that_nobody_announces_is_found_at_once_where_it_is_doubted() {
     }
     let network = Network::new();
     network.run(async |mut watched| {
-        for (backend, mac) in [(dsr("10.0.0.2"), 0x79), (dsr("fd00::2"), 0x7a)] {
+        for backend in [dsr("10.0.0.2"), dsr("fd00::2")] {
             watched.want(&[backend]);
             watched.resolved(backend).await;
-            network.host.ip(&format!("link set eth0 address 02:00:00:00:00:{mac:x}"));
-            let doubted = Instant::now();
-            watched.resolver.doubt(backend);
-            watched.resolved_as(backend, |hop| hop.mac[5] == mac).await;
-            assert!(doubted.elapsed() < Duration::from_secs(5), "{:?}", doubted.elapsed());
+            let mut least = Least::default();
+            for mac in 0x40..0x40 + TIMES {
+                least.command(|| {
+                    network.host.ip(&format!("link set eth0 address 02:00:00:00:00:{mac:x}"))
+                });
+                let doubted = Instant::now();
+                watched.resolver.doubt(backend);
+                watched.resolved_as(backend, |hop| hop.mac[5] == mac).await;
+                least.take(doubted);
+            }
+            least.is_below(2);
         }
     });
 }
@@ -551,24 +594,25 @@ fn lost_events_are_made_up_for() {
         watched.want(&[backend]);
         watched.resolved(backend).await;
         // The runtime has one thread, which is busy here: nobody reads the events.
-        let mut flood = String::new();
-        for number in 0..20_000_u32 {
-            let (high, low) = (number / 250, number % 250);
-            flood.push_str(&format!("route add blackhole 10.200.{high}.{low}\n"));
+        let flood = |verb: &str| -> String {
+            let routes = (0..20_000_u32).map(|number| (number / 250, number % 250));
+            routes
+                .map(|(high, low)| format!("route {verb} blackhole 10.200.{high}.{low}\n"))
+                .collect()
+        };
+        // The flood after one that was noticed falls upon what that has left in the socket.
+        let mut least = Least::default();
+        for (mac, verb) in [(0x90, "add"), (0x91, "del"), (0x92_u8, "add")] {
+            let neighbour =
+                format!("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:{mac:x} dev eth0\n");
+            network.node.batch(&(flood(verb) + &neighbour));
+            least.command(|| network.host.ip("link show eth0"));
+            let flooded = Instant::now();
+            watched.resolved_as(backend, |hop| hop.mac[5] == mac).await;
+            assert!(flooded.elapsed() < REFRESH / 2, "the refresh has found it");
+            least.take(flooded);
         }
-        flood.push_str("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:99 dev eth0\n");
-        let mut batch = Command::new("ip")
-            .args(["-n", &network.node.name, "-batch", "-"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("run ip");
-        let mut input = batch.stdin.take().expect("a pipe");
-        std::io::Write::write_all(&mut input, flood.as_bytes()).expect("write to ip");
-        drop(input);
-        assert!(batch.wait().expect("ip ends").success());
-        let flooded = Instant::now();
-        watched.resolved_as(backend, |hop| hop.mac[5] == 0x99).await;
-        assert!(flooded.elapsed() < Duration::from_secs(20), "{:?}", flooded.elapsed());
+        least.is_below(40);
         network.node.ip("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:98 dev eth0");
         watched.resolved_as(backend, |hop| hop.mac[5] == 0x98).await;
     });

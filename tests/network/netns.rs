@@ -3,8 +3,9 @@
 use std::{
     env,
     fs::File,
+    io::Write as _,
     os::fd::AsRawFd as _,
-    process::{self, Command},
+    process::{self, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
@@ -33,6 +34,20 @@ impl Netns {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split_whitespace());
         run(&all)
+    }
+
+    /// Runs many commands of `ip` in it, one a line.
+    pub fn batch(&self, lines: &str) {
+        let mut ip = Command::new("ip")
+            .args(["-n", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("run ip");
+        // The pipe is closed behind it.
+        let mut input = ip.stdin.take().expect("a pipe");
+        input.write_all(lines.as_bytes()).expect("write to ip");
+        drop(input);
+        assert!(ip.wait().expect("ip ends").success());
     }
 
     /// Runs `work` in a thread of its own in this namespace.

@@ -52,6 +52,8 @@ pub(super) struct Task {
     next_hops: BTreeSet<NeighbourKey>,
     /// Whether one of them has changed since.
     changed: bool,
+    /// Whether events were lost since all was read.
+    overrun: bool,
     published: watch::Sender<Neighbourhood>,
 }
 
@@ -74,6 +76,7 @@ impl Task {
             tables: Tables::new(interfaces),
             next_hops: BTreeSet::new(),
             changed: false,
+            overrun: false,
             published,
         };
         task.read(Stale::Everything).await?;
@@ -136,6 +139,10 @@ impl Task {
             self.publish();
             sleep(DEBOUNCE).await;
             stale = stale.max(self.take_waiting());
+            if std::mem::take(&mut self.overrun) {
+                // Until the queue that was full is empty the kernel drops further events without a word.
+                self.sockets = Sockets::open()?;
+            }
             self.read(stale).await?;
         }
         self.ask(ask).await?;
@@ -221,7 +228,10 @@ impl Task {
             Event::Fdb(key, port) => self.changed |= self.tables.update_fdb(key, port),
             Event::Links => return Stale::LinksAndRoutes,
             Event::Routes => return Stale::Routes,
-            Event::Overrun => return Stale::Everything,
+            Event::Overrun => {
+                self.overrun = true;
+                return Stale::Everything;
+            }
             Event::Other => {}
         }
         Stale::Nothing
