@@ -351,7 +351,7 @@ fn program_name(interface: &str) -> String {
     program.name_as_str().expect("a name").to_owned()
 }
 
-/// The other tests of GRO in generic mode are in `guest.rs`: never on the host's own kernel.
+/// The other tests of GRO in generic mode are in `guest/generic.rs`: never on the host's own kernel.
 #[test]
 fn generic_mode_is_refused_where_gro_is_on_below() {
     let mut site = Site::new();

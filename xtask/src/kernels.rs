@@ -169,7 +169,7 @@ fn script(programs: &[Program]) -> Result<String> {
             &["short::"],
         ),
         // Last: where it fails, it may take the kernel with it.
-        ("generic XDP behind GRO", "LB_DISPOSABLE_KERNEL=1 ".into(), guest, &[]),
+        ("bonds, and generic XDP behind GRO", "LB_DISPOSABLE_KERNEL=1 ".into(), guest, &[]),
     ] {
         for part in tests {
             let named = program.tests(&[(*part).to_owned()])?;

@@ -2,12 +2,10 @@
 //!
 //! **Never run this on a host's own kernel.** Linux 6.9 and later have panicked over merged packets in generic mode: they
 //! copy them for a program with frags by `skb_pp_cow_data`, with a wrong truesize. The balancer's program for that mode
-//! has no frags, which is what is tested here; where it fails, the kernel goes down, with everything on it. So
-//! `cargo xtask test kernels` alone runs it, in a virtual machine for each kernel, and no other suite does. Without the
-//! variable that the virtual machine's script sets it refuses.
+//! has no frags, which is what is tested here; where it fails, the kernel goes down, with everything on it.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,23 +21,14 @@ use kit::{
     ways::Way,
 };
 
-/// What `xtask/src/kernels.rs` sets in a virtual machine, and nobody anywhere else.
-const VARIABLE: &str = "LB_DISPOSABLE_KERNEL";
+use super::is_disposable;
+
 /// A virtual machine without help of the processor is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// For an upload whose packets are too big once they are merged: it may never end.
 const STALLED: Duration = Duration::from_secs(5);
 /// As much as an upload sends.
 const UPLOAD: usize = 1 << 20;
-
-fn is_disposable() -> Result<()> {
-    ensure!(
-        env::var(VARIABLE).is_ok(),
-        "generic XDP behind GRO can panic a kernel of 6.9 or later: `cargo xtask test kernels` runs this in a virtual \
-         machine, and nothing may run it on a host's own kernel"
-    );
-    Ok(())
-}
 
 /// Sends a body by the VIP, and gets its length.
 fn upload(lab: &Lab, patience: Duration) -> Result<()> {
@@ -57,7 +46,7 @@ fn too_big(balancer: &Balancer) -> Result<u64> {
 }
 
 /// Has the balancer start in generic mode.
-fn configure(balancer: &Balancer) -> Result<()> {
+pub fn configure(balancer: &Balancer) -> Result<()> {
     let text = fs::read_to_string(balancer.config()).context("read the configuration")?;
     let text = text.replace("xdp = \"native\"", "xdp = \"generic\"");
     fs::write(balancer.config(), text).context("write the configuration")
