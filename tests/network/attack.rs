@@ -4,7 +4,7 @@ use std::{thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
-    arrivals::{self, Arrivals},
+    arrivals::{self, Arrival, Arrivals},
     balancer::{Balancer, Service},
     can_run,
     flood::{self, Aim, Attacker, Kind},
@@ -47,6 +47,30 @@ fn site(pins: u64) -> Result<(Lab, Attacker, Balancer)> {
 fn drain(lab: &Lab, balancer: &Balancer, host: &str) -> Result<()> {
     let backend = WAY.backend(lab.web(host)?).to_string();
     balancer.lbctl(&["backend", "drain", WAY.name(), &backend]).map(drop)
+}
+
+/// Ends web2's nginx, and waits until the balancer knows that it refuses.
+fn stop_web2(lab: &mut Lab, balancer: &Balancer) -> Result<()> {
+    lab.webs[1].nginx.stop()?;
+    let at = WAY.backend(&lab.webs[1]);
+    wait::until(SOON, "web2 refuses", || {
+        let status = balancer.status()?;
+        let backend = status.service(WAY.name())?.backend(at)?.clone();
+        ensure!(!backend.is_up() && backend.slots == 0, "{backend:?}");
+        Ok(())
+    })
+}
+
+/// New clients for a while, who don't wait until a SYN that was dropped is sent again, which is after a second.
+fn clients(lab: &Lab, time: Duration) -> Result<Vec<Arrival>> {
+    let plan = arrivals::Plan {
+        target: WAY.target(),
+        every: Duration::from_millis(20),
+        limit: Duration::from_millis(900),
+    };
+    let arrivals = Arrivals::start(&lab.client.namespace, plan)?;
+    sleep(time);
+    arrivals.finish()
 }
 
 /// What is flooded.
@@ -131,32 +155,17 @@ fn new_flows_in_place_of_a_backend_that_refuses_find_room_beside_a_flood_of_syns
     }
     let (mut lab, attacker, balancer) = site(ROOM)?;
     let aim = aim(&lab)?;
-    lab.webs[1].nginx.stop()?;
-    let at = WAY.backend(&lab.webs[1]);
-    wait::until(SOON, "web2 refuses", || {
-        let status = balancer.status()?;
-        let backend = status.service(WAY.name())?.backend(at)?.clone();
-        ensure!(!backend.is_up() && backend.slots == 0, "{backend:?}");
-        Ok(())
-    })?;
+    stop_web2(&mut lab, &balancer)?;
     let time = Duration::from_secs(14);
     let plan = flood::Plan { kind: Kind::SynNew, aim, per_second: SYNS, time };
     let flood = attacker.flood(plan)?;
     // By then it has sent more than there is room for.
     sleep(time / 2);
-    let plan = arrivals::Plan {
-        target: WAY.target(),
-        every: Duration::from_millis(20),
-        limit: Duration::from_millis(900),
-    };
-    let arrivals = Arrivals::start(&lab.client.namespace, plan)?;
-    sleep(time * 2 / 5);
-    let arrivals = arrivals.finish()?;
+    let arrivals = clients(&lab, time * 2 / 5)?;
     let sent = flood.finish()?;
     let status = balancer.status()?;
     let seen = (sent, &status.pins, &status.dropped);
     ensure!(sent.frames / 3 > ROOM * 2, "this machine sent too little: {seen:?}");
-    // A SYN that is dropped is sent again after a second.
     let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
     ensure!(failed.is_empty(), "{} of {}: {failed:?}; {seen:?}", failed.len(), arrivals.len());
     ensure!(arrivals.len() > 200, "{} clients came", arrivals.len());
@@ -172,14 +181,7 @@ fn new_flows_in_place_of_a_backend_that_refuses_are_served_again_beside_a_flood_
     }
     let (mut lab, attacker, balancer) = site(PINS)?;
     let aim = aim(&lab)?;
-    lab.webs[1].nginx.stop()?;
-    let at = WAY.backend(&lab.webs[1]);
-    wait::until(SOON, "web2 refuses", || {
-        let status = balancer.status()?;
-        let backend = status.service(WAY.name())?.backend(at)?.clone();
-        ensure!(!backend.is_up() && backend.slots == 0, "{backend:?}");
-        Ok(())
-    })?;
+    stop_web2(&mut lab, &balancer)?;
     let plan = flood::Plan { kind: Kind::Handshakes, aim, per_second: 6_000, time: FLOOD };
     let flood = attacker.flood(plan)?;
     wait::until(SOON, "the table is full", || {
@@ -188,14 +190,7 @@ fn new_flows_in_place_of_a_backend_that_refuses_are_served_again_beside_a_flood_
         Ok(())
     })?;
     let failures = |time: Duration| -> Result<(usize, usize)> {
-        let plan = arrivals::Plan {
-            target: WAY.target(),
-            every: Duration::from_millis(20),
-            limit: Duration::from_millis(900),
-        };
-        let arrivals = Arrivals::start(&lab.client.namespace, plan)?;
-        sleep(time);
-        let arrivals = arrivals.finish()?;
+        let arrivals = clients(&lab, time)?;
         let failed = arrivals.iter().filter(|arrival| arrival.end.is_err()).count();
         Ok((failed, arrivals.len()))
     };

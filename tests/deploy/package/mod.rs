@@ -45,6 +45,16 @@ fn packages(folder: &Path) -> Result<[PathBuf; 2]> {
     Ok([folder.join(name(1)), folder.join(name(2))])
 }
 
+/// A machine of a lab's, and the packages that it sees.
+fn booted() -> Result<(Lab, Machine, [PathBuf; 2])> {
+    let lab = Lab::new(&Options::default())?;
+    let folder = lab.folder().join("packages");
+    fs::create_dir(&folder)?;
+    let packages = packages(&folder)?;
+    let machine = Machine::boot(&lab, &folder)?;
+    Ok((lab, machine, packages))
+}
+
 fn install(machine: &Machine, package: &Path) -> Result<String> {
     let name = package.file_name().context("a package has a name")?.to_string_lossy();
     machine.run(&format!("dpkg --force-unsafe-io -i /packages/{name}"))
@@ -70,11 +80,7 @@ fn the_package_is_installed_serves_is_upgraded_under_load_and_leaves_nothing() -
     if !can_run() {
         return Ok(());
     }
-    let lab = Lab::new(&Options::default())?;
-    let folder = lab.folder().join("packages");
-    fs::create_dir(&folder)?;
-    let [first, second] = packages(&folder)?;
-    let machine = Machine::boot(&lab, &folder)?;
+    let (lab, machine, [first, second]) = booted()?;
 
     installed(&machine, &first)?;
     let service = WAY.service(&lab);
@@ -110,11 +116,7 @@ fn the_decapsulators_unit_follows_the_vips_through_stop_upgrade_and_removal() ->
     if !can_run() {
         return Ok(());
     }
-    let lab = Lab::new(&Options::default())?;
-    let folder = lab.folder().join("packages");
-    fs::create_dir(&folder)?;
-    let [first, second] = packages(&folder)?;
-    let machine = Machine::boot(&lab, &folder)?;
+    let (_lab, machine, [first, second]) = booted()?;
     let said = install(&machine, &first)?;
     ensure!(said.contains("systemctl enable --now lb-decap@eth0"), "{said}");
     // As that of a VLAN, the name has a dot, which its pins have not.
