@@ -102,7 +102,7 @@ pub fn render(results: &Value, page: &mut Page) -> Result<()> {
     table.write(&mut page.text);
     page.say(&format!(
         "The aims, which are no measurement, were 500 with `dsr` and 560 with `ipip`, for one flow and for new \
-         ones, all included. {}. [ARCHITECTURE.md](../ARCHITECTURE.md#a-packets-way) tells where the \
+         ones, all included. {}. [plain.rs](../lb-common/src/plain.rs) has a table of where the \
          instructions of a packet go.",
         aims(&cases)
     ));

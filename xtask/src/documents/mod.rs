@@ -14,6 +14,8 @@ mod http;
 mod instructions;
 mod kernels;
 mod metrics;
+#[cfg(test)]
+mod names;
 pub mod plot;
 mod scale;
 mod soak;
