@@ -6,6 +6,30 @@
 //!
 //! A change of any layout here raises [`ABI_VERSION`], which is a part of the path under which the
 //! maps are pinned.
+//!
+//! # Maps
+//!
+//! `lb-ebpf/src/maps.rs` declares the maps. The third column has the entries at the default limits.
+//!
+//! | map | key and value | entries |
+//! |---|---|---|
+//! | `SERVICES_V4`, `SERVICES_V6` | VIP, port, protocol: service | 512 each |
+//! | `SERVICE_INDEX`, `SERVICE_ENTRIES` | the same, for lookups without a call into the kernel | 2,048 buckets, 512 |
+//! | `RINGS` | service id: ring | 512; a ring of 65,537 slots takes 0.5 MiB |
+//! | `BACKENDS` | backend id: destination, headers, egress | 4,096 |
+//! | `PINS` | client, port, service: backend, last packet | 262,144 |
+//! | `TRACKED`, `CONNECTIONS` | UDP flows, QUIC connection ids: backend | 65,536 each, LRU |
+//! | `HANDSHAKES` | marks of the latest QUIC handshakes, of all CPUs | 262,144 |
+//! | `FRAGMENTS` | source, destination, id: backend | 16,384, LRU |
+//! | `VIPS`, `OWN_MACS` | addresses of services; MAC addresses of this node | |
+//! | `SYN_BUDGETS` | tokens for pins, by service | for each CPU |
+//! | `ICMP_BUDGETS` | tokens for ICMP errors; not pinned | for each CPU |
+//! | `TOO_BIG_BUDGETS` | tokens for "packet too big", by a keyed hash of the source; not pinned | 256 for each CPU |
+//! | `SYN_MARKS` | marks of the latest SYNs, of all CPUs | 65,536 |
+//! | `PIN_LOG`, `PIN_LOG_HEADS` | notes of pins that are new or changed | 4,096 for each CPU |
+//! | `PIN_LEASE` | the time until which pins may be made | 1 |
+//! | `VERDICTS` | packets and bytes by verdict | for each CPU |
+//! | `BACKEND_COUNTERS` | counters of a backend, and its unanswered SYNs | for each CPU |
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 

@@ -1,5 +1,10 @@
 //! The decision: what happens to one packet. [`decide`] is the whole story; the rule by which a
 //! flow finds its backend is in [`crate::steer`].
+//!
+//! Functions that few packets need are not inlined: fragments ([`crate::fragment`]), ICMP errors
+//! ([`crate::quoted`]), slots in flux, QUIC and tracked UDP ([`crate::steer`]), retransmitted SYNs
+//! ([`crate::second_choice`]) and the limits of ICMP errors that the balancer sends ([`crate::icmp_error`]). This
+//! keeps the program's stack below the kernel's limit of 512 bytes.
 
 use zerocopy::network_endian::U16;
 

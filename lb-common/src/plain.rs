@@ -4,6 +4,30 @@
 //! offsets, so one check of bounds does for them, two words say that it is such a packet, and nothing
 //! that other packets need is in the registers. [`crate::forward::decide`] says the same of these
 //! packets, and is asked for all others; the steps that are the same are the same functions.
+//!
+//! `lb-ebpf/src/walk.rs` calls this path first and the whole walk for other frames, each in a function of its own,
+//! so that neither holds registers or stack for the other. A property test compares the two on random frames and
+//! states, with all that they write; the test of the loaded program compares it with the whole walk.
+//!
+//! # Instructions
+//!
+//! The instructions of such a packet, counted one by one on Linux 6.12 (mode `dsr`, slot in the steady state).
+//! Driver and kernel execute 271, as they do for the floor, whose own program has 71. This program executes 365:
+//!
+//! | part | instructions |
+//! |---|--:|
+//! | calls, registers saved and restored | 31 |
+//! | headers: bounds, kind, lengths, flags | 46 |
+//! | six array lookups, with the values that are kept over them: 37 for a ring (a map in a map), 14 to 23 for others | 124 |
+//! | comparison of the own MAC address | 11 |
+//! | service: comparison of its place, tag and key | 51 |
+//! | flow hash and slot | 30 |
+//! | owners, usability of the backend, MTU, TTL | 28 |
+//! | counters of the backend | 14 |
+//! | TTL and checksum, link-layer header, egress | 30 |
+//!
+//! An array lookup is the cheapest access to memory that the daemon sizes at its start and writes while the program
+//! runs. Global data is cheaper, but its size is fixed at compile time.
 
 use zerocopy::{
     FromBytes, Immutable, KnownLayout, Unaligned, little_endian::U32, network_endian::U16,

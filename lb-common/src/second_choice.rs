@@ -18,6 +18,24 @@
 //!
 //! QUIC has no second choice. A client's hello may take several Initial packets, and their numbers
 //! are encrypted: one that is sent again can't be told from the hello's second.
+//!
+//! # Silence
+//!
+//! A bare ACK acknowledges an answer that the backend has just sent. No other packet proves one: clients repeat
+//! data, FIN and RST for minutes to a backend that is dead, and anybody may send an ICMP error. Each CPU keeps one
+//! word for each backend, in the cache line that counts the backend's packets: the SYNs since the last bare ACK,
+//! and the tick of the first of them. Three SYNs over more than half a second make the backend silent.
+//!
+//! # Choice
+//!
+//! The flow's hash, hashed again up to 16 times, leads to slots; the first current owner that is usable, not
+//! suspect and not silent is the second choice. The flow is pinned there, by a token of the service's budget unless
+//! it has a pin that may be changed. Without another backend, a token or room the flow stays where it was, so it is
+//! consistent. An established flow never moves. `service_flags::SECOND_CHOICE` enables all of this for a service.
+//!
+//! In a flood of SYNs, a backend without an ACK for half a second counts as silent like any other; the budget
+//! bounds the pins that the flood gets. A forged pair of SYNs can pin an unpinned flow of that client elsewhere,
+//! while its backend is suspect; it takes the client's address and port.
 
 use core::hint::black_box;
 

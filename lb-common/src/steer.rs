@@ -1,10 +1,61 @@
-//! How a flow finds its backend: the slot rule with current and base owners and pins, the SYN
-//! budget, and the policies for UDP. What a SYN that is sent again does is in
-//! [`crate::second_choice`].
+//! How a flow finds its backend: the rule of a slot with current and base owners and pins, the SYN budget, and the
+//! policies for UDP. [`crate::second_choice`] has the rule for a retransmitted SYN.
 //!
-//! A slot in the steady state (no base owner, no pin stamp) is answered at once by its current
-//! owner. All else is in [`in_flux`], out of line: it is rare, and the path of the others is
-//! shorter without it.
+//! A slot in the steady state (no base owner, no pin stamp) is answered at once by its current owner. All else is
+//! in [`in_flux`], out of line: it is rare, and the path of the others is shorter without it.
+//!
+//! # Rule of a slot
+//!
+//! - No base owner, no pin stamp: the current owner.
+//! - A pin with a usable backend decides. A SYN on an idle or closed pin is a new flow, and so is a SYN on a pin
+//!   whose backend is not usable. The program changes this pin to the current owner, under the lease, as if it made
+//!   one. Without the lease the flow goes where its other packets go: by the pin while it holds, else to the base
+//!   owner, else to the current owner.
+//! - In flux, a SYN goes to the current owner and gets a pin. Without a token of the service's budget on this CPU,
+//!   without the lease, or without room in `PINS`, it goes to the base owner without a pin. That is consistent; it
+//!   only makes a drain longer.
+//! - In flux, any other packet goes to the base owner and renews the slot's stamp of unpinned packets.
+//!
+//! Each flow that begins in flux is therefore pinned or on the base owner, and each older one is on the base owner:
+//! no sequence of changes moves a flow. `ring` of `lb-userspace` says when a base owner is cleared.
+//!
+//! A pin ends when the flow has been idle for the service's idle timeout, or for 75 seconds if it has only sent
+//! SYNs (two seconds while the table is more than half full). FIN and RST shorten neither, since anybody who knows
+//! the tuple can forge them.
+//!
+//! # Base owner that is soft down
+//!
+//! A base owner that is soft down (`SOFT_DOWN` in its entry) would refuse a new flow, so it gets none:
+//!
+//! - A SYN gets a pin to the current owner even without the lease. Without token or room it is dropped
+//!   (`unpinnable`), and the client's retransmission may find a token.
+//! - The same holds for a new flow on a closed or idle pin to such a backend, and for a retransmitted SYN on a pin
+//!   whose backend has not answered.
+//! - A SYN on the pin of an established connection to such a backend is dropped once and marks the pin as closing.
+//!   If the connection lives, the SYN is forged, and the drop costs nothing. If the backend has reset the
+//!   connection, which the balancer does not see, the client's next SYN is a new flow, and no RST has refused it.
+//! - While a flood takes all tokens or all room, such a base owner gives way after a while (`engine::starved` of
+//!   `lb-userspace`).
+//!
+//! # Lease
+//!
+//! A peer that takes over must send each flow where this node did, and it sends a flow of which it has no pin to
+//! the base owner. So pins are made only while the daemon renews the lease, which follows its exports to the peers.
+//!
+//! A pin in place of a base owner that is soft down needs no lease. On this node the flow's later packets find the
+//! pin, which is in the table before the SYN leaves. If this node dies before the pin is exported, the peer sends
+//! them to the base owner, whose kernel resets a connection that it does not have: the flow ends as it would have
+//! begun, and no other flow is affected. Dropping the SYN instead would cost each new flow of the slot a second, as
+//! long as there is no lease. While pins are held for a handover the SYN is dropped nevertheless: the peer takes
+//! over within milliseconds and receives the retransmission.
+//!
+//! # UDP
+//!
+//! UDP has no SYN. `oneshot` uses the current owner alone. `tracked` has a table of flows, least recently used out
+//! first. `quic` treats the first Initial or 0-RTT packet of a client's address and port as a SYN. A handshake
+//! takes several such packets, so for ten seconds (`HANDSHAKES`) the others belong to the flow that the first one
+//! opened, whatever the ring says by then. If its backend has become soft down, and the client's packets still have
+//! the connection id that the client chose, no server has answered, and the packet counts as the first one again.
 
 use zerocopy::network_endian::U16;
 

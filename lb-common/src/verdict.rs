@@ -1,4 +1,8 @@
 //! Every way in which a packet can end, and the counter that says so.
+//!
+//! A packet ends in one counter: `VERDICTS` counts passes and drops by reason, `BACKEND_COUNTERS` counts forwarded
+//! packets by backend. Both have a stretch for each CPU, so the program needs no atomic operation, and the daemon
+//! reads them through mapped memory.
 
 use crate::abi::{BackendCounter, Unanswered};
 

@@ -1,4 +1,8 @@
 //! Marks of the QUIC handshakes that have begun.
+//!
+//! Handshakes are not exported to peers. At a failover a handshake of several flights stays on its backend if its
+//! flow is pinned or its slot is steady. It must begin anew if its slot has got another current owner since its
+//! first packet, which takes a change of the ring and a failover within one handshake.
 
 use super::{stamp, stamp_age};
 use crate::hash::GOLDEN;

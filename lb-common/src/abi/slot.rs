@@ -1,4 +1,9 @@
 //! The slots of rings, and the stamps in them.
+//!
+//! A slot has eight bytes: both owners in one word, which only the daemon writes, and two stamps, which the program
+//! writes. A packet reads one slot, and its owners by one load. So the daemon changes a published ring in place. If
+//! it replaced the ring by a copy, stamps of packets that arrive meanwhile would be lost. A new ring is filled
+//! first, and one store into `RINGS` publishes it.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 

@@ -5,6 +5,13 @@
 //!  long:  |1|1|T T|X X X X| Version (4) | DCID Len (1) | DCID (0..20) | SCID Len ...
 //!  short: |0|1|X X X X X X| DCID (length known to its server only) | ...
 //! ```
+//!
+//! When a client's address changes, the balancer follows the connection by the id that the server chose for the
+//! handshake, which the client's later Initial packets and its Handshake packets show. Servers issue further ids
+//! (NEW_CONNECTION_ID) under encryption, and a client that migrates on purpose must use one of them (RFC 9000,
+//! 9.5). The balancer can't know these: such a connection goes where its new address leads. So it follows a client
+//! whose address changes without its doing, as behind a NAT that has lost its state. Ids that name their backend
+//! (draft-ietf-quic-load-balancers) are not read.
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, network_endian::U32};
 
