@@ -1,4 +1,7 @@
 //! The one exit: counts a verdict, and acts on it.
+//!
+//! LLVM tends to copy a value on paths that never made it, and the verifier refuses this as an unset register. So
+//! each verdict ends in an arm of its own here, and `send.rs` passes words.
 
 use aya_ebpf::bindings::xdp_action;
 use lb_common::verdict::Drop;

@@ -4,6 +4,11 @@
 //! it loads the object. Counters and budgets are plain arrays with a stretch for each CPU, not
 //! per-CPU maps: they can be mapped into the daemon's memory, which reads them without a system
 //! call, and a lookup is inlined on every kernel.
+//!
+//! The verifier walks a function once for each state in which it is called, and a global one (`no_mangle`) once in
+//! all. Functions that are called in many states and do much are global, behind `Tables` where they are generic:
+//! `in_flux`, `second_choice`, the notes of pins, and messages for the log. So the verifier walks 181,000
+//! instructions in 0.27 s instead of 589,000 in 0.92 s.
 
 use core::ops::Deref;
 

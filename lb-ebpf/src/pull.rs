@@ -4,6 +4,9 @@
 //! empty. A program can only point into the first, so the headers are moved there, before anything is
 //! read, by `bpf_xdp_pull_data` (Linux 6.18). To read a copy of them instead would take a second walk
 //! with all that it calls, which the verifier's limits on instructions and stack have no room for.
+//!
+//! The program pulls 256 bytes where a first buffer has fewer than 128 and the frame has more, after the fast path
+//! has declined the frame.
 
 use aya_ebpf::{Global, bindings::xdp_md, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use core::mem::transmute;

@@ -2,6 +2,9 @@
 //!
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
+//!
+//! [`Engine::adopt`] reads back from the maps what a predecessor has applied, so a restart moves no flow. After a
+//! failed write the record of what is applied is still true, and the next tick, a second later, plans the rest.
 
 mod drains;
 mod history;

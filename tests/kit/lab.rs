@@ -12,6 +12,9 @@
 //! The balancer has the VIPs on its interface, so that it answers for them on the wire; the nodes of
 //! a pair have none until they take them. A folder under [`ROOT`] holds the lab's files and the record
 //! by which [`sweep`] finds what is left of it.
+//!
+//! On veth, XDP_TX needs NAPI on the other end, which an XDP program there enables. Checksums must be complete, so
+//! the lab turns transmit offloads off.
 
 use std::{
     fs,

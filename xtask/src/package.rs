@@ -2,6 +2,11 @@
 //!
 //! `dpkg-deb` packs a folder; what goes into it is the list below. The same folder and the same time
 //! (`SOURCE_DATE_EPOCH`) make the same package.
+//!
+//! `lb-documents` writes man pages and completions from the command grammars, so they are never out of date. `lbd`
+//! runs as user `lb`; the unit's `ExecStartPre=+` gives it a folder in the BPF file system, which belongs to root.
+//! The maintainer scripts in `deploy/debian` make one decision: an upgrade restarts `lbd`, a removal stops it and
+//! detaches.
 
 use std::{
     env, fs,

@@ -1,4 +1,7 @@
 //! The server: takes requests apart, hands them to the daemon, and writes its answers.
+//!
+//! It has two routers, one for requests that read and one for requests that change. The HTTP listener has only the
+//! first.
 
 use std::{net::IpAddr, sync::Arc};
 

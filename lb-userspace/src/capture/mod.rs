@@ -3,6 +3,13 @@
 //! While a capture runs, a variant of the program that saves frames takes the place of the normal one
 //! by an update of its links, over the same maps; at its end the normal one takes its place back.
 //! [`session`] is the time in between; [`pcapng`] writes what is saved.
+//!
+//! The capturing program (`lb-ebpf/src/capture.rs`) makes the same decision over tables that note each lookup, and
+//! has the same exit, which is a macro for that reason. It saves the frame before and after the exit into a ring
+//! buffer, by filters and a token bucket of each CPU. Loading it does not occupy the daemon's task. The plan in its
+//! map has an end of its own, so that a program whose daemon was killed saves nothing more; the next start swaps
+//! the normal program in. The ring buffer wakes nobody: the daemon reads it every 20 ms. The object of the normal
+//! program contains nothing of all this.
 
 pub mod book;
 pub mod pcapng;

@@ -1,4 +1,8 @@
 //! The page and its parts, and what a browser may do with them.
+//!
+//! The page is plain JavaScript modules without a build step. Data from `lbd` becomes text, never markup: the
+//! policy (Content-Security-Policy, trusted types) makes the browser refuse anything else. The page does not build
+//! the tables of closed services or curves that are off the screen.
 
 use axum::{
     Router,

@@ -3,6 +3,10 @@
 //! Nothing here is attached or stays pinned. The copies hold what the configuration is made of, and
 //! the entries that the decision on each packet depends on; times are moved by as much as has
 //! passed since they were copied.
+//!
+//! The same object is loaded once more, and its tag compared with that of the attached program. A test run's
+//! action, frame and counter are compared with the explanation. This takes about a second, on a thread beside the
+//! daemon's task.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,7 @@
 //! Frames that were dropped after the program had sent them: in the status, and as a cause to ask at once. No I/O.
+//!
+//! An interface that is gone for five minutes and has lost nothing meanwhile is forgotten: its name, and its
+//! entries in the map. Its frames stay in the sum of the reason, which is a counter.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -9,6 +9,16 @@
 //! Frames that the kernel says it has lost ([`TxErrors`]) are told in the status, and a cause to ask at once.
 //!
 //! [`Checker`] is a thread of its own; [`schedule`] decides what is asked when.
+//!
+//! The packet is a bare ACK without a connection, from a port whose slot leads to that backend and is not in flux.
+//! A host answers it with an RST. So it opens no flow, takes no pin and makes no backend suspect; in the counters
+//! it is one client packet a minute for each next hop. Only next hops of TCP services are checked, and only where
+//! the program runs in the driver (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18).
+//!
+//! A limit: the kernel sends the XDP_TX of a test run by `ndo_xdp_xmit`. A veth whose other end has GRO on and no
+//! program accepts that, and would not accept a real XDP_TX.
+//!
+//! The programs on the tracepoints end with `lbd`, and losses without it are not counted.
 
 mod losses;
 mod schedule;

@@ -12,6 +12,20 @@
 //!
 //! A node estimates only what it sees: not where it shares the packets with others, nor where another
 //! node is Active.
+//!
+//! - Clients of WebSockets, MQTT, SSH and pools of database connections send every 30 to 60 seconds, or less often.
+//!   So an open pin counts, however silent it is.
+//! - A pin is closed when the client has sent FIN or RST and nothing for five seconds since: a client that has
+//!   closed one direction still acknowledges packets of the other. A closing packet counts as a packet like any
+//!   other, so the end of the last connection delays the estimate by `drain_silence`.
+//! - Flows of `tracked` and QUIC services show no end, so there is no estimate beside them.
+//! - `drain_silence` is 90 seconds by default. The sweep sees a silence as the gap between two stamps of a slot in
+//!   flux, and keeps the longest until the ring is steady and has no pins. Many flows share a slot, so this is a
+//!   lower bound of the silence of any flow.
+//!
+//! A Backup with the flow sync waits for the certain end, which the Active exports. A Backup without it sees no
+//! packet and receives nothing (`Drain::unseen` is `unsynced`), so it ends no wait; as the Active it counts silence
+//! from then on.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -10,6 +10,43 @@
 //! While a service follows, nothing of it ends here by itself: the node that sees its packets says
 //! so. Its flows and slots are kept fresh instead, so that neither this process nor the next one takes
 //! them for ended when it takes over.
+//!
+//! # Export
+//!
+//! A ring is exported by its members and base owners, then slots that have changed, then pins. The program notes
+//! the pins that it makes, changes, or sees become established, in a mapped array with a stretch for each CPU. The
+//! daemon reads the notes a hundred times a second; if notes were overwritten, it walks the pins. Flows of UDP
+//! services that the ring would not find are exported by the walk of each second, at once after a change of the
+//! ring, and before a handover ([`survey`]).
+//!
+//! # Import
+//!
+//! The peer's ring is kept by addresses. Each slot here is `ring::step` from the peer's owners to the owner that
+//! this node chooses, so that a failover writes nothing. A ring is taken when all of it has arrived; flows that a
+//! full history does not name are deleted at its end. A pin to an unknown backend is refused and the backend
+//! remembered: when an operator adds it here too, the service counts as missing until all of it was exported again,
+//! and the node does not take over before.
+//!
+//! Flows and slots of a service that follows are kept fresh. After a failover nothing has been idle for longer than
+//! since then. A Backup without a peer keeps the state that it has. Pins of a predecessor that arrive late are
+//! taken where the Active has none.
+//!
+//! # Acknowledgement
+//!
+//! Exports have numbers, and peers report the number up to which they have imported them (`sync::Mark`; heartbeats
+//! carry it). Two steps wait for that, for two seconds at most:
+//!
+//! - Settling: a quiet slot is exported as settled and becomes its own base owner, so that a flow without a pin
+//!   goes where a peer that has the export sends it. The slot settles when each peer has imported that, and no pin
+//!   is left in it. If one is late, the slot gets its base owner again, which is exported, before the lease ends.
+//!   Few slots are exported at a time, and more while peers are quick ([`telling`]).
+//! - The lease: with peers, the program may make and change pins for 30 milliseconds after each export, or after
+//!   the oldest export that a peer has not imported. Past that, and while pins are held for a handover, SYNs go to
+//!   the base owner and pins keep their backends. So a peer knows each flow that began while `lbd` was dead or the
+//!   peer was late.
+//!
+//! `tests/control/pair.rs` runs two engines, and three that share, over the core through thousands of random
+//! changes, losses, restarts and failovers.
 
 mod flux;
 mod learn;

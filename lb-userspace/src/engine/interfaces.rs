@@ -1,4 +1,8 @@
 //! The interfaces' watch: one that loses the program is told, and gets it again.
+//!
+//! Each second the engine looks whether each interface still has its program. An interface that was made anew, or
+//! that has lost the program, gets it again unless `reattach` is false. A program of somebody else is reported and
+//! stays, with `--force` too.
 
 use std::collections::BTreeMap;
 

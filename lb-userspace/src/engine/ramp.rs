@@ -2,6 +2,8 @@
 //!
 //! Each step moves a tenth of its share, so few slots are in flux at a time, and a backend whose
 //! caches are cold does not get all of its clients at once.
+//!
+//! Weights in the ring are thousandths, so that a share can grow by tenths.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -7,6 +7,10 @@
 //! the clients' side of the network hits all backends alike.
 //!
 //! What stands out is a suspicion. It costs a check, which decides, and never more.
+//!
+//! The engine reads the counters ten times a second. A suspicion causes a probe at once, with a short timeout; two
+//! probes without an answer, or one refusal, make the backend soft down. Until then its entry has the flag SUSPECT,
+//! by which the program sends retransmitted SYNs to their second choice.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -3,6 +3,9 @@
 //!
 //! [`schedule`] decides who is asked when, and is told what came of it; [`super::fsm`] decides what
 //! that means. Here are the thread, its runtime and its clock.
+//!
+//! Files are read and commands run on threads beside it, so that a slow disk delays no other check. When the
+//! process has not run for a while, missing answers of that time mean nothing.
 
 mod schedule;
 pub mod status;

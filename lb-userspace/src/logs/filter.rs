@@ -1,4 +1,6 @@
 //! How much is said: a level for all, and levels for parts.
+//!
+//! A filter is checked word by word, since the library would take a misspelt level for the name of a part.
 
 use std::{fmt, str::FromStr};
 

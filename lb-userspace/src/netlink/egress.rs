@@ -3,6 +3,9 @@
 //!
 //! XDP_TX and XDP_REDIRECT report no error to the program: the kernel drops a frame for a device that can't
 //! transmit it, after the program has counted it. So such a device is refused here.
+//!
+//! The kernel reports an interface's features (netlink family `netdev`, Linux 6.3); without them its kind decides.
+//! A feature that disappears counts after five seconds, so that a reset of a driver moves no flow.
 
 use rtnetlink::packet_route::link::BondMode;
 

@@ -3,6 +3,13 @@
 //!
 //! [`Resolver`] is told which backends are wanted and publishes a [`Neighbourhood`] whenever it
 //! differs from the one before. The reconciler writes it to the map of the backends.
+//!
+//! Packets that the program forwards don't refresh the kernel's neighbour entries, so the resolver probes the
+//! neighbours in use. [`resolve`] decides without I/O; [`task`] has the sockets.
+//!
+//! A backend that the kernel can't reach leaves the ring, and its flows move. If no enabled backend of a service
+//! can be reached, the ring stays as it is and packets are dropped as `no_backend` until one can be: a flap of the
+//! node's own link loses no history.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -7,6 +7,11 @@
 //! of the node's. Whoever can send to the node can forge one, so an error counts only if it quotes a
 //! packet from an outer source of ours to a backend that has a tunnel, names no less than every link
 //! takes ([`MIN`]), and only for ten minutes.
+//!
+//! The program passes these errors, since they are for no service. At most 100 a second of each family are read.
+//! `netlink/task.rs` lowers the MTU of the tunnelled backend's next hop, and the program then answers clients as it
+//! does for a link that is too narrow. The balancer does not translate the error for the client whose packet caused
+//! it: the client sends the packet again and is answered then (soft state, RFC 2003, 5.1).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,7 @@
 //! The ids of services and backends: they stay while what they name lives.
+//!
+//! An id is reused only when no slot and no pin names it and it has rested for two seconds, for packets that are
+//! still being processed. Id 0 is never a backend: a zeroed slot must be recognisable.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -11,6 +11,10 @@
 //!   helper ──► │ sockets → machine → actions │ ──► helper (scripts, files, notify, devices, filter)
 //!              └─────────────────────────────┘ ──► netlink (addresses), frames (ARP, NA), adverts
 //! ```
+//!
+//! It waits for the daemon in one case, for 20 ms at most: when the program is to take frames for a virtual MAC
+//! address. The advertisements of a round are sent first. Addresses are added and announced in turns of 2 ms;
+//! repeated announcements are spread out ([`pace`]).
 
 mod claims;
 mod ears;

@@ -1,4 +1,7 @@
 //! Who may look: by a password (`htpasswd -B`), or by a token.
+//!
+//! Tokens are kept and compared as digests. bcrypt for each scrape would cost a tenth of a second of CPU time, so a
+//! password that was right is remembered as a salted digest.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

@@ -27,6 +27,10 @@
 //!   longer than since then. Peers that come and go again and again hold nothing up for longer, all in all,
 //!   than one that is away: [`Sharing::count_freeze`].
 //! - What a client has only sent SYNs for is kept for nobody: it ends by this node's own clock.
+//!
+//! A node that starts sends flows without a pin where its peers do, since they may have ended changes without it. A
+//! limit: a daemon that stops while slots are about to settle leaves them as they are, and peers can't know which
+//! of them had become their own base owners.
 
 use std::collections::BTreeMap;
 

@@ -10,6 +10,12 @@
 //!
 //! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]). Where nobody answers,
 //! the host is asked for a sign of life ([`alive`]).
+//!
+//! A handshake is SYN, SYN-ACK, RST, so the server's program does not notice it. It costs two calls of `sendto`
+//! and, with many probes under way, one of `recvfrom`.
+//!
+//! A firewall on the node sees only the answers, as packets of no connection. It may drop them. A firewall that
+//! rejects them with a reset breaks these checks.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -33,6 +33,9 @@
 //!
 //! All numbers are in network order, or of variable length ([`bytes::Reader::varint`]). The version
 //! is that of everything behind it: nodes of different versions say so and tell each other nothing.
+//!
+//! Versions do not negotiate. A failover between two versions loses only flows in flux, while two formats in one
+//! release would have to be kept and tested for ever.
 
 pub mod bytes;
 pub mod facts;

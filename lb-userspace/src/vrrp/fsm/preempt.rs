@@ -7,6 +7,10 @@
 //! begins later can't know of a fall; so missing flows put it off for [`LONGEST_WAIT`] at most. Nor does one that
 //! has given way hear what has lowered the other router before: a peer of the flow sync says so, which ends the
 //! order. It ends no wait for flows, which such a peer is about to tell.
+//!
+//! With the flow sync, a router that would preempt says so to its peer (`RouterFacts::wants`), and the Active node
+//! begins a handover: the router becomes Active when it has the last pins. If there is no handover within three
+//! seconds, it preempts as the RFC has it.
 
 use super::*;
 

@@ -1,4 +1,6 @@
 //! The timers' lengths (RFC 9568, 6.1; RFC 3768, 6.1).
+//!
+//! An interval that a router has learnt from the Active router is kept over a fault.
 
 use super::*;
 

@@ -1,4 +1,8 @@
 //! Hears advertisements.
+//!
+//! The filter takes only the node's VRIDs, and only packets with the TTL of a neighbour, so that no packet from
+//! afar wakes the thread. A second, small socket keeps a few of the others, which are counted and reported once a
+//! second.
 
 use std::{
     io::{self, IoSliceMut},
