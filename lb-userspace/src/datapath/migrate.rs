@@ -11,10 +11,9 @@
 //! A crash at any point leaves a state that [`super::folders`] can tell: until the first swap the
 //! next set is discarded by the next start, from then on it is finished.
 //!
-//! The old program uses the rings of both sets until it is gone, so no stamp of a slot is lost. Tokens of SYN
-//! budgets and marks of SYNs are not copied: budgets begin full. A start that fails for another reason than a crash
-//! discards the next set at once; errors that can be found early, as an interface that is missing or taken, come
-//! before the first swap.
+//! Both programs use the same rings, so no stamp of a slot is lost. Tokens of SYN budgets and marks of SYNs are not
+//! copied: budgets begin full. A start that fails for another reason than a crash discards the next set at once;
+//! errors that can be found early, as an interface that is missing or taken, come before the first swap.
 //!
 //! A start refuses maps of a layout that it does not know while their program is attached (a newer version's). It
 //! does not shrink a map below its entries, with a quarter to spare for flows; then the old limit stays, with a
