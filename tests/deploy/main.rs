@@ -1,5 +1,7 @@
-//! How the balancer comes to a machine: the Debian package, systemd, and what containers are made of.
+//! How the balancer comes to a machine: the Debian package, systemd, what containers are made of, and the documents
+//! that tell how.
 
+mod documents;
 mod manifests;
 mod package;
 mod systemd;

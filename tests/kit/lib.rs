@@ -18,6 +18,7 @@ pub mod http;
 pub mod keepalived;
 pub mod lab;
 pub mod load;
+pub mod markdown;
 pub mod mounts;
 pub mod namespace;
 pub mod nginx;

@@ -62,14 +62,14 @@ enum Command {
     Bench(bench::Bench),
     /// Random operations on a pair of balancers under checked traffic, and a model of what may break
     Soak(soak::Arguments),
-    /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results
+    /// Write docs/BENCHMARKS.md and docs/RELIABILITY.md anew, of what is in docs/results, and the guide as a book
     Documents,
     /// The lab without a view: client, balancer or a pair of them, web hosts
     #[command(subcommand)]
     Lab(lab::Command),
     /// Run a command on another kernel, in a virtual machine over a scratch copy of this one's root
     Vm(vm::Arguments),
-    /// Make the README's pictures of the dashboard and of `lbctl top`, in docs/pictures
+    /// Make the documents' pictures of the dashboard and of `lbctl top`, in docs/pictures
     Pictures(pictures::Arguments),
     /// What CI runs and the tests on other kernels, one after the other: an hour and a half
     Ci,
@@ -102,7 +102,7 @@ fn carry_out(command: Command, in_ci: bool) -> Result<()> {
         Command::Package(arguments) => package::run(&arguments),
         Command::Bench(bench) => bench::run(&bench),
         Command::Soak(arguments) => soak::run(&arguments),
-        Command::Documents => documents::write(),
+        Command::Documents => documents::run(),
         Command::Lab(command) => lab::run(command),
         Command::Vm(arguments) => vm::run(&arguments),
         Command::Pictures(arguments) => pictures::run(&arguments),

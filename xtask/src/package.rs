@@ -255,6 +255,13 @@ impl Recipe {
             }
         }
         tree.zip(&format!("{DOC}/README.md"), read(&workspace.join("README.md"))?)?;
+        // As they stand in the tree, so that the links between them lead somewhere.
+        for folder in ["docs/guide", "docs/dev"] {
+            for file in files(&workspace.join(folder))? {
+                tree.copy(&file, &format!("{DOC}/{folder}/{}", file_name(&file)?), 0o644)?;
+            }
+        }
+        tree.copy(&workspace.join("docs/METRICS.md"), &format!("{DOC}/docs/METRICS.md"), 0o644)?;
         tree.zip(&format!("{DOC}/changelog"), read(&workspace.join("CHANGELOG.md"))?)?;
         let date = said(Command::new("date").args(["-R", "-u", "-d", &format!("@{}", epoch()?)]))?;
         let changelog = format!(

@@ -29,6 +29,9 @@
 //! - A router that was not run for as long as others wait (it is late by its own clock) gives way to
 //!   any router that it then hears.
 //!
+//! Two routers are Active for a moment when one preempts or takes over by an order, so no packet is lost. A node that
+//! drains has priority 1 without a fault; a peer of the flow sync knows that from its facts (`drains_there`).
+//!
 //! How long two can be Active, when packets take `D` at most and none is lost: the lower one hears
 //! the next advertisement of the higher one, or the answer to its own, after at most
 //! `min(I_higher + D, I_lower + 2 D)`, and ceases. A loss costs one interval more each. What is

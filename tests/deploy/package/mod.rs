@@ -1,7 +1,7 @@
 //! The Debian package on a machine with systemd: installed, started, upgraded and removed, with clients
 //! at work.
 
-mod machine;
+pub mod machine;
 
 use std::{
     fs,
@@ -46,7 +46,7 @@ fn packages(folder: &Path) -> Result<[PathBuf; 2]> {
 }
 
 /// A machine of a lab's, and the packages that it sees.
-fn booted() -> Result<(Lab, Machine, [PathBuf; 2])> {
+pub fn booted() -> Result<(Lab, Machine, [PathBuf; 2])> {
     let lab = Lab::new(&Options::default())?;
     let folder = lab.folder().join("packages");
     fs::create_dir(&folder)?;
@@ -55,7 +55,7 @@ fn booted() -> Result<(Lab, Machine, [PathBuf; 2])> {
     Ok((lab, machine, packages))
 }
 
-fn install(machine: &Machine, package: &Path) -> Result<String> {
+pub fn install(machine: &Machine, package: &Path) -> Result<String> {
     let name = package.file_name().context("a package has a name")?.to_string_lossy();
     machine.run(&format!("dpkg --force-unsafe-io -i /packages/{name}"))
 }

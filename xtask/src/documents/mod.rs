@@ -6,6 +6,7 @@
 
 mod advertisements;
 mod attack;
+mod book;
 mod datapath;
 mod failover;
 mod fuzz;
@@ -17,6 +18,8 @@ mod metrics;
 #[cfg(test)]
 mod names;
 pub mod plot;
+#[cfg(test)]
+mod prose;
 mod scale;
 mod soak;
 pub mod table;
@@ -203,6 +206,16 @@ pub fn write() -> Result<()> {
     }
     println!("written: docs/BENCHMARKS.md, docs/RELIABILITY.md");
     Ok(())
+}
+
+/// `cargo xtask documents`: writes the documents, and the guide as a book.
+///
+/// # Errors
+///
+/// If one of them can't be written.
+pub fn run() -> Result<()> {
+    write()?;
+    book::build()
 }
 
 /// The files of all documents, by their paths in `docs`.

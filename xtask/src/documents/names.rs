@@ -1,15 +1,12 @@
-//! Holds `ARCHITECTURE.md` to the code: its paths, the items that it names, its headings and its size.
+//! Holds `ARCHITECTURE.md` to the code: its paths, and the items that it names.
 //!
 //! A path is text in backticks that ends in `.rs` or in a slash, relative to the workspace's folder. An item
 //! is text in backticks that follows a path, or another item, after a comma: as `walk` in
 //! "(`lb-ebpf/src/walk.rs`, `walk`)". The file must define it.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{fs, path::Path};
 
 use crate::workspace;
-
-/// Bytes that the document may have, so that a new contributor reads it to its end.
-const MOST_BYTES: usize = 15_360;
 
 /// The words before the name of an item in its definition.
 const KINDS: [&str; 9] =
@@ -79,22 +76,6 @@ fn every_item_in_the_architecture_is_defined_in_its_file() {
     };
     let missing: Vec<_> = items(&text).into_iter().filter(is_undefined).collect();
     assert!(missing.is_empty(), "ARCHITECTURE.md names items that are not there: {missing:?}");
-}
-
-#[test]
-fn the_headings_of_the_architecture_are_unique() {
-    let text = architecture();
-    let mut seen = BTreeSet::new();
-    let headings = text.lines().filter(|line| line.starts_with('#'));
-    let titles = headings.map(|line| line.trim_start_matches('#').trim());
-    let repeated: Vec<_> = titles.filter(|title| !seen.insert(*title)).collect();
-    assert!(repeated.is_empty(), "ARCHITECTURE.md repeats headings: {repeated:?}");
-}
-
-#[test]
-fn the_architecture_is_short() {
-    let bytes = architecture().len();
-    assert!(bytes <= MOST_BYTES, "ARCHITECTURE.md has {bytes} bytes, more than {MOST_BYTES}");
 }
 
 #[test]

@@ -640,15 +640,11 @@ fn a_key_of_hmac_is_what_its_file_says_but_for_the_last_newline() {
     );
 }
 
-/// What the README says to those who come from keepalived.
-fn from_keepalived() -> &'static str {
-    let readme = include_str!("../../../../README.md");
-    let (_, chapter) = readme.split_once("### Coming from keepalived").expect("the chapter");
-    chapter.split_once("\n## ").expect("the next chapter").0
-}
+/// The guide's chapter for those who come from keepalived.
+const FROM_KEEPALIVED: &str = include_str!("../../../../docs/guide/from-keepalived.md");
 
 #[test]
-fn the_readme_has_each_keyword_that_keepalived_has_of_virtual_routers() {
+fn the_guide_has_each_keyword_that_keepalived_has_of_virtual_routers() {
     // keepalived.conf(5) of 2.2.7: vrrp_instance, vrrp_sync_group, vrrp_script, and what is global.
     let keywords = "accept advert_int auth_pass auth_type check_unicast_src debug dont_track_primary \
         down_timer_adverts enable_script_security garp_extra_if garp_interval garp_lower_prio_delay \
@@ -667,14 +663,14 @@ fn the_readme_has_each_keyword_that_keepalived_has_of_virtual_routers() {
         vrrp_sync_group vrrp_version weight";
     let is_of_a_word = |sign: char| sign.is_ascii_alphanumeric() || sign == '_';
     let known: Vec<&str> =
-        from_keepalived().lines().flat_map(|row| row.split(|sign| !is_of_a_word(sign))).collect();
+        FROM_KEEPALIVED.lines().flat_map(|row| row.split(|sign| !is_of_a_word(sign))).collect();
     let missing = keywords.split_whitespace().filter(|keyword| !known.contains(keyword));
     assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]
-fn what_the_readme_says_to_write_for_a_tracked_interface_is_taken() {
-    let row = from_keepalived().lines().find(|row| row.starts_with("| `track_interface")).unwrap();
+fn what_the_guide_says_to_write_for_a_tracked_interface_is_taken() {
+    let row = FROM_KEEPALIVED.lines().find(|row| row.starts_with("| `track_interface")).unwrap();
     let lines: Vec<&str> = row.split('`').skip(3).step_by(2).collect();
     let read = router(&format!("{MAIN}{}\n", lines.join("\n")));
     let eth1 = Track { what: Tracked::Interface("eth1".into()), weight: -20 };
