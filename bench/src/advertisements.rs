@@ -2,7 +2,7 @@
 //! them, on a pair at which nothing happens.
 
 use std::{
-    fmt, fs, thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::Balancer,
     lab::{self, Options},
+    reports::advertisements::{Cell, Node, Report},
     signals,
     twins::{Plan, Twins},
     ways::Way,
 };
-use serde::Serialize;
 
 use crate::{output::Output, vrrp::interval};
 
@@ -32,32 +32,6 @@ pub struct Arguments {
     /// How long each is measured, in seconds
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-}
-
-/// What was measured.
-#[derive(Serialize)]
-struct Report {
-    seconds: u64,
-    cells: Vec<Cell>,
-}
-
-/// A pair of one interval.
-#[derive(Serialize)]
-struct Cell {
-    interval_ms: u64,
-    active: Node,
-    backup: Node,
-}
-
-/// One of its nodes.
-#[derive(Serialize)]
-struct Node {
-    sent_per_second: f64,
-    received_per_second: f64,
-    /// CPU time of the thread of the virtual routers, in percent of a core.
-    cpu_percent: f64,
-    /// CPU time of all of `lbd`, in percent of a core.
-    process_cpu_percent: f64,
 }
 
 /// What a node has done by a moment.
@@ -145,27 +119,4 @@ fn cpu_times(pid: u32) -> Result<(Duration, Duration)> {
         }
     }
     Ok((routers.with_context(|| format!("no thread is named {THREAD}"))?, all))
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "advertisements a second and CPU time in percent of a core, of the thread of the virtual routers\n\
-             and of all of lbd, over {} s\n\n{:>10}{:9}{:>9}{:>10}{:>12}{:>12}",
-            self.seconds, "interval", "", "sent", "received", "CPU thread", "CPU lbd"
-        )?;
-        for cell in &self.cells {
-            let interval = format!("{:?}", Duration::from_millis(cell.interval_ms));
-            for (name, node) in [("Active", &cell.active), ("Backup", &cell.backup)] {
-                let Node { sent_per_second: sent, received_per_second: received, .. } = node;
-                let Node { cpu_percent: thread, process_cpu_percent: process, .. } = node;
-                writeln!(
-                    f,
-                    "{interval:>10}  {name:7}{sent:>9.1}{received:>10.1}{thread:>12.2}{process:>12.2}"
-                )?;
-            }
-        }
-        Ok(())
-    }
 }

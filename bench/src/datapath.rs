@@ -1,13 +1,12 @@
 //! The cost of a packet: every case in every round in turn, so that a noisy moment hits all alike.
 
 use anyhow::{Result, ensure};
-use kit::progress::Progress;
+use kit::{progress::Progress, reports::datapath::PacketCase};
 use lb_common::abi::{backend_flags, proto, udp_policy};
 
 use crate::{
     frames::{self, Plan, Shape},
     harness::{Flux, Harness, Program, Setup},
-    report::PacketCase,
 };
 
 const TUNNEL: u8 = backend_flags::TUNNEL;

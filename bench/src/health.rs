@@ -5,7 +5,6 @@
 //! the thread that sends it; so the prober has a CPU of its own and the other host's packets go to
 //! another, as if that host were a machine.
 
-mod report;
 mod server;
 
 use std::{
@@ -19,7 +18,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kit::{namespace::Namespace, progress::Progress, wait::until};
+use kit::{
+    namespace::Namespace,
+    progress::Progress,
+    reports::health::{Case, Report},
+    wait::until,
+};
 use lb_userspace::{
     desired::{Mode, Protocol, ServiceKey},
     health::{
@@ -32,8 +36,6 @@ use lb_userspace::{
     netlink::NextHop,
     settings::Tunnel,
 };
-use report::Case;
-pub use report::Report;
 pub use server::serve;
 use socket2::{Domain, Socket, Type};
 

@@ -11,7 +11,6 @@ mod http;
 mod instructions;
 mod metrics;
 mod output;
-mod report;
 mod rings;
 mod runner;
 mod scale;
@@ -21,6 +20,8 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+
+use kit::reports::datapath::Report;
 
 use output::Output;
 
@@ -103,7 +104,7 @@ fn run(what: What) -> Result<()> {
 
 fn datapath(arguments: &Datapath) -> Result<()> {
     harness::stay_on_one_cpu()?;
-    let report = report::Report {
+    let report = Report {
         packets: datapath::measure(arguments.rounds, arguments.packets)?,
         rings: rings::measure(arguments.rounds)?,
         memory: rings::memory()?,

@@ -2,7 +2,7 @@
 //! answer's last, over TCP, as Prometheus asks.
 
 use std::{
-    fmt, fs,
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
@@ -13,17 +13,15 @@ use kit::{
     balancer::{Balancer, Service},
     http::Connection,
     lab::{Lab, Options, VIPS_V4},
+    reports::metrics::{PAUSE, Report},
 };
 use nix::unistd::{SysconfVar, sysconf};
-use serde::Serialize;
 
 use crate::output::Output;
 
 const PORT: u16 = 9105;
 /// Backends of each service: as many as the first addresses that no host of the lab has allow.
 const EACH: u8 = 10;
-/// Between two scrapes: `lbd` makes a new answer ten times a second at most.
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// How many, and how often.
 #[derive(clap::Args)]
@@ -36,21 +34,6 @@ pub struct Arguments {
     /// How many scrapes
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
     scrapes: u32,
-}
-
-/// What was measured.
-#[derive(Serialize)]
-struct Report {
-    backends: usize,
-    samples: usize,
-    bytes: usize,
-    scrapes: u32,
-    min_ms: f64,
-    median_ms: f64,
-    max_ms: f64,
-    /// CPU time of all of `lbd`, for each scrape and the pause after it.
-    cpu_ms: f64,
-    resident_mib: f64,
 }
 
 /// Measures and prints.
@@ -127,24 +110,4 @@ fn cpu_time(pid: u32) -> Result<Duration> {
     let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
     let each = sysconf(SysconfVar::CLK_TCK)?.context("clock ticks")?;
     Ok(Duration::from_secs_f64(ticks.iter().sum::<f64>() / each as f64))
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { backends, samples, bytes, scrapes, .. } = self;
-        let mib = *bytes as f64 / f64::from(1 << 20);
-        writeln!(
-            f,
-            "{scrapes} scrapes of {backends} backends: {samples} samples, {mib:.1} MiB\n\
-             from the request to the answer's last byte: min {:.1} ms, median {:.1} ms, max {:.1} ms\n\
-             CPU time of lbd for each, with all else that it does in {} ms: {:.1} ms\n\
-             resident memory of lbd: {:.1} MiB",
-            self.min_ms,
-            self.median_ms,
-            self.max_ms,
-            PAUSE.as_millis(),
-            self.cpu_ms,
-            self.resident_mib,
-        )
-    }
 }

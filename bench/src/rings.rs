@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
+use kit::reports::datapath::{MapMemory, RingCase};
 use lb_common::abi::ABI_VERSION;
 use lb_userspace::{
     datapath::{Xdp, detach},
@@ -22,10 +23,7 @@ use lb_userspace::{
     settings::Settings,
 };
 
-use crate::{
-    harness::SLOTS,
-    report::{MapMemory, RingCase},
-};
+use crate::harness::SLOTS;
 
 const SIZES: [usize; 3] = [10, 100, 1_000];
 /// The process enters a network namespace of its own, so the name is no one else's.

@@ -31,6 +31,7 @@ pub mod process;
 pub mod progress;
 pub mod prometheus;
 pub mod record;
+pub mod reports;
 pub mod router;
 pub mod signals;
 pub mod status;

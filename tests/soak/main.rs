@@ -5,7 +5,7 @@
 //! - [`site`] does it, to a real pair in network namespaces.
 //! - [`clients`] are the traffic; [`facts`] is what the nodes say; [`samples`] what they hold.
 //! - [`model`] says of each connection that breaks whether it may.
-//! - [`mod@run`] brings them together, [`report`] tells what came of it.
+//! - [`mod@run`] brings them together, [`kit::reports::soak`] tells what came of it.
 //!
 //! A seed gives the same operations with the same parameters in the same order, at the same times but for
 //! what the machine was late by. What it does not give again is the order in which the kernel lets
@@ -18,7 +18,6 @@ mod facts;
 mod model;
 mod plan;
 mod random;
-mod report;
 mod run;
 mod samples;
 mod site;

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use kit::signals;
+use kit::{
+    reports::soak::{Course, Node, Report, Violation, time},
+    signals,
+};
 
 use crate::{
     clients::Clients,
@@ -19,8 +22,7 @@ use crate::{
     facts::Reader,
     model::{self, Answer, Done, Facts, History, Life, Span},
     plan::{Op, Plan, Step, WAYS, epoch},
-    report::{Node, Report, Violation, time},
-    samples::{Course, Sample, Sampler, growths},
+    samples::{Sample, Sampler, growths},
     site::Site,
 };
 
@@ -185,7 +187,7 @@ impl Run {
     }
 
     fn carry_out(&mut self, op: Op) -> Result<()> {
-        *self.report.operations.entry(op.kind()).or_default() += 1;
+        *self.report.operations.entry(op.kind().to_owned()).or_default() += 1;
         self.doing = op.to_string();
         let done = self.site.carry_out(op);
         self.sampler.follow(self.site.pids());
@@ -214,7 +216,7 @@ impl Run {
         }
         for (at, late) in self.sampler.stalls() {
             self.facts.stalls.insert(at, late);
-            self.report.longest_stall_ns = self.report.longest_stall_ns.max(late.as_nanos());
+            self.report.longest_stall_ns = self.report.longest_stall_ns.max(late.as_nanos() as u64);
         }
         self.report.load_average = self.report.load_average.max(load());
         let ripe = |at: Duration| now.is_none_or(|now| at + JUDGED <= now);
@@ -279,8 +281,8 @@ impl Run {
     }
 
     /// Notes what must not have been, and tells it with what was done before.
-    fn violation(&mut self, at: Duration, kind: &'static str, what: String) {
-        let violation = Violation { at_seconds: at.as_secs_f64(), kind, what };
+    fn violation(&mut self, at: Duration, kind: &str, what: String) {
+        let violation = Violation { at_seconds: at.as_secs_f64(), kind: kind.to_owned(), what };
         if self.report.violations.len() < MOST {
             let story = self.story(at, &violation);
             eprintln!("{}{story}", clear());
@@ -435,7 +437,7 @@ impl Run {
             );
             let at_seconds = self.clock.now().as_secs_f64();
             eprintln!("VIOLATION, growth: {what}");
-            self.report.violations.push(Violation { at_seconds, kind: "growth", what });
+            self.report.violations.push(Violation { at_seconds, kind: "growth".into(), what });
         }
         Ok(self.report)
     }

@@ -14,12 +14,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use kit::reports::soak::{Growth, median};
 
 use crate::{clock::Clock, model::Span};
 
 /// What one process holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Memory in use (resident).
     pub rss_bytes: u64,
@@ -154,58 +154,6 @@ fn held(pid: u32) -> Option<Held> {
     Some(held)
 }
 
-/// The first, the median and the last of a figure.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Course {
-    /// The first one.
-    pub first: u64,
-    /// The median.
-    pub median: u64,
-    /// The last one.
-    pub last: u64,
-}
-
-impl Course {
-    /// Of these.
-    #[must_use]
-    pub fn of(values: &[u64]) -> Self {
-        let ends = values.first().zip(values.last());
-        let (first, last) = ends.map_or((0, 0), |(first, last)| (*first, *last));
-        Self { first, median: median(values), last }
-    }
-}
-
-fn median(values: &[u64]) -> u64 {
-    let mut values = values.to_vec();
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-/// How a figure has grown in a node's spared time: the medians of its middle and last third.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Growth {
-    /// The node.
-    pub node: String,
-    /// The number of that time.
-    pub turn: usize,
-    /// The figure.
-    pub what: &'static str,
-    /// The median of the middle third.
-    pub middle: u64,
-    /// That of the last third.
-    pub last: u64,
-    /// What that may be at most.
-    pub bound: u64,
-}
-
-impl Growth {
-    /// Whether it does not flatten.
-    #[must_use]
-    pub const fn goes_on(&self) -> bool {
-        self.last > self.bound
-    }
-}
-
 /// Samples that such a time must have of one process to be judged: a third of them is then twenty seconds.
 const ENOUGH: usize = 60;
 
@@ -246,7 +194,7 @@ pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> 
         for (what, figure, bound) in figures {
             let of = |held: &[Held]| median(&held.iter().map(figure).collect::<Vec<_>>());
             let (middle, last) = (of(&held[third..2 * third]), of(&held[2 * third..]));
-            let (node, bound) = (format!("lb{}", node + 1), bound(middle));
+            let (node, what, bound) = (format!("lb{}", node + 1), what.to_owned(), bound(middle));
             growths.push(Growth { node, turn, what, middle, last, bound });
         }
     }
@@ -266,9 +214,9 @@ mod tests {
         (0..360).map(sample).collect()
     }
 
-    fn leaks(samples: &[Sample]) -> Vec<&'static str> {
+    fn leaks(samples: &[Sample]) -> Vec<String> {
         let growths = growths(0, samples, &[Span::since(Duration::ZERO)]);
-        growths.iter().filter(|growth| growth.goes_on()).map(|growth| growth.what).collect()
+        growths.iter().filter(|growth| growth.goes_on()).map(|growth| growth.what.clone()).collect()
     }
 
     #[test]

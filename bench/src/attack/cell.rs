@@ -1,7 +1,7 @@
 //! One flood in one lab: what became of the connections beside it.
 
 use std::{
-    fmt, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,14 +13,12 @@ use kit::{
     flood::{self, Aim, Attacker, Kind, Sent},
     lab::{INTERFACE, Lab, Options, VIPS_V4},
     load::{self, Load},
+    reports::attack::{Cell, Datagrams, Kept, LIMIT, Packets, Phase, Pins, Requests, millis},
     signals,
     status::Status,
     udp::{Echo, Probe},
     ways::Way,
 };
-use serde::Serialize;
-
-use super::figures::{Datagrams, Kept, Packets, Pins, Requests, millis};
 
 /// The TCP service.
 const WAY: Way = Way::DsrV4;
@@ -34,8 +32,6 @@ const NEXT: &str = "web3";
 pub const PINS: u32 = 65_536;
 /// Time from a request to the next.
 pub const EVERY: Duration = Duration::from_millis(5);
-/// How long a request may take.
-pub const LIMIT: Duration = Duration::from_secs(5);
 /// Connections that stay, older than the drain, and as many younger ones.
 const CONNECTIONS: usize = 60;
 /// Downloads from each host.
@@ -57,57 +53,6 @@ pub enum Storm {
     Nowhere,
     /// A flood of the balancer.
     Of(Kind),
-}
-
-/// What the ring does meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// No backend has changed.
-    Steady,
-    /// One of three drains: its slots are in flux, and new flows of them are pinned.
-    InFlux,
-}
-
-/// What was measured.
-#[derive(Debug, Serialize)]
-pub struct Cell {
-    /// The flood.
-    pub flood: &'static str,
-    /// What the ring did.
-    pub phase: Phase,
-    /// Frames that were sent.
-    pub frames: u64,
-    /// Frames that the attacker's own interface had no room for; they are not among `frames`.
-    pub frames_refused: u64,
-    /// Frames in a second.
-    pub frames_per_second: u64,
-    /// What the balancer did with all packets during the flood, those of clients among them.
-    pub packets: Packets,
-    /// Requests before the flood.
-    pub quiet: Requests,
-    /// Requests during the flood.
-    pub flooded: Requests,
-    /// Connections that made requests from before the flood until after the change that followed it.
-    pub connections: usize,
-    /// Those of them that broke or changed their host.
-    pub connections_broken: usize,
-    /// Downloads during the same time.
-    pub downloads: usize,
-    /// Those of them that broke.
-    pub downloads_broken: usize,
-    /// Small datagrams.
-    pub udp: Datagrams,
-    /// Datagrams that take two fragments each.
-    pub udp_fragmented: Datagrams,
-    /// Flows in the table of pins.
-    pub pins: Pins,
-    /// Flows in the table of tracked UDP flows that were the clients' before the flood.
-    pub tracked: Kept,
-    /// How often a backend was taken for dead.
-    pub backends_went_down: u64,
-    /// The latest that a request was made after its time: what this machine was busy with.
-    pub late_ms: f64,
 }
 
 /// Builds the lab, floods it, and removes it.
@@ -178,7 +123,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
     let last = balancer.status()?;
     let Sent { frames, refused, time } = sent;
     Ok(Cell {
-        flood: storm.name(),
+        flood: storm.name().to_owned(),
         phase,
         frames,
         frames_refused: refused,
@@ -256,27 +201,5 @@ impl Storm {
             Self::Nowhere => "nowhere",
             Self::Of(kind) => kind.name(),
         }
-    }
-}
-
-impl Phase {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Steady, Self::InFlux];
-
-    /// As `--only` takes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Steady => "steady",
-            Self::InFlux => "in-flux",
-        }
-    }
-}
-
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { flooded, connections_broken, downloads_broken, pins, .. } = self;
-        write!(f, "{} of {} requests failed, ", flooded.failed, flooded.requests)?;
-        write!(f, "{connections_broken} connections and {downloads_broken} downloads broke, ")?;
-        write!(f, "{} of {} pins lost", pins.clients.lost, pins.clients.before)
     }
 }

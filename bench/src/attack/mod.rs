@@ -6,17 +6,19 @@
 //! fall, if whoever chose them does not know the seed.
 
 mod cell;
-mod figures;
-mod report;
 mod slots;
 mod tables;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cell::{Phase, Storm};
-use kit::{lab, progress::Progress, signals};
-use report::Report;
+use cell::Storm;
+use kit::{
+    lab,
+    progress::Progress,
+    reports::attack::{Phase, Report},
+    signals,
+};
 
 use crate::output::Output;
 
@@ -64,7 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     signals::catch();
     lab::sweep()?;
     let time = Duration::from_secs(arguments.seconds);
-    let mut report = Report::new(time, arguments.rate);
+    let mut report = Report::new(time, arguments.rate, cell::EVERY, cell::PINS);
     let measured = measure(&selection, &mut report, time);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
     arguments.output.tell(&report)?;

@@ -3,10 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use kit::flood;
+use kit::{flood, reports::attack::Spread};
 use lb_common::hash::{FlowKeys, flow_hash_v4, slot_of};
 use lb_userspace::maglev::{self, Member};
-use serde::Serialize;
 
 use crate::harness::SLOTS;
 
@@ -20,27 +19,6 @@ const BACKENDS: u8 = 3;
 const SEED: [u8; 16] = *b"the node's seed.";
 const GUESS: [u8; 16] = *b"what it might be";
 
-/// How even a flood falls.
-#[derive(Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// What flood.
-    pub flood: &'static str,
-    /// Frames.
-    pub frames: u64,
-    /// Slots of the ring.
-    pub slots: u32,
-    /// Slots that were hit.
-    pub slots_hit: usize,
-    /// Frames of a slot on average.
-    pub mean_frames: f64,
-    /// Frames of the slot that was hit most.
-    pub busiest_slot_frames: u32,
-    /// The same if every frame's slot were drawn by lot.
-    pub busiest_slot_frames_by_lot: u32,
-    /// Share of the backend that got most, of all frames; a third is even.
-    pub busiest_backend_share: f64,
-}
-
 /// A tuple: the client's address and port.
 type Tuple = (Ipv4Addr, u16);
 
@@ -52,10 +30,10 @@ pub fn measure() -> Vec<Spread> {
     let with_seed = self::aimed(&keys, SLOTS, AIMED);
     let same = std::iter::repeat_n(flood::stranger(0), FRAMES as usize);
     vec![
-        Spread::of("new tuples", &keys, SLOTS, new),
-        Spread::of("aimed at one slot, seed guessed", &keys, SLOTS, aimed.into_iter()),
-        Spread::of("aimed at one slot, seed known", &keys, SLOTS, with_seed.into_iter()),
-        Spread::of("one tuple", &keys, SLOTS, same),
+        spread("new tuples", &keys, SLOTS, new),
+        spread("aimed at one slot, seed guessed", &keys, SLOTS, aimed.into_iter()),
+        spread("aimed at one slot, seed known", &keys, SLOTS, with_seed.into_iter()),
+        spread("one tuple", &keys, SLOTS, same),
     ]
 }
 
@@ -78,37 +56,31 @@ fn aimed(keys: &FlowKeys, slots: u32, count: usize) -> Vec<Tuple> {
     tuples.filter(|&tuple| slot(keys, slots, tuple) == goal).take(count).collect()
 }
 
-impl Spread {
-    fn of(
-        flood: &'static str,
-        keys: &FlowKeys,
-        slots: u32,
-        tuples: impl Iterator<Item = Tuple>,
-    ) -> Self {
-        let members: Vec<_> = (1..=BACKENDS)
-            .map(|n| Member { address: IpAddr::from([10, 0, 0, 10 + n]), weight: 1 })
-            .collect();
-        let owners = maglev::table(&members, &SEED, slots);
-        let mut counts = vec![0_u32; slots as usize];
-        let mut backends = [0_u64; BACKENDS as usize];
-        let mut frames = 0;
-        for tuple in tuples {
-            let slot = slot(keys, slots, tuple) as usize;
-            counts[slot] += 1;
-            backends[usize::from(owners[slot])] += 1;
-            frames += 1;
-        }
-        let busiest = backends.into_iter().max().unwrap_or_default();
-        Self {
-            flood,
-            frames,
-            slots,
-            slots_hit: counts.iter().filter(|&&count| count > 0).count(),
-            mean_frames: frames as f64 / f64::from(slots),
-            busiest_slot_frames: counts.into_iter().max().unwrap_or_default(),
-            busiest_slot_frames_by_lot: by_lot(frames, slots),
-            busiest_backend_share: busiest as f64 / frames.max(1) as f64,
-        }
+/// How even these tuples fall.
+fn spread(flood: &str, keys: &FlowKeys, slots: u32, tuples: impl Iterator<Item = Tuple>) -> Spread {
+    let members: Vec<_> = (1..=BACKENDS)
+        .map(|n| Member { address: IpAddr::from([10, 0, 0, 10 + n]), weight: 1 })
+        .collect();
+    let owners = maglev::table(&members, &SEED, slots);
+    let mut counts = vec![0_u32; slots as usize];
+    let mut backends = [0_u64; BACKENDS as usize];
+    let mut frames = 0;
+    for tuple in tuples {
+        let slot = slot(keys, slots, tuple) as usize;
+        counts[slot] += 1;
+        backends[usize::from(owners[slot])] += 1;
+        frames += 1;
+    }
+    let busiest = backends.into_iter().max().unwrap_or_default();
+    Spread {
+        flood: flood.to_owned(),
+        frames,
+        slots,
+        slots_hit: counts.iter().filter(|&&count| count > 0).count(),
+        mean_frames: frames as f64 / f64::from(slots),
+        busiest_slot_frames: counts.into_iter().max().unwrap_or_default(),
+        busiest_slot_frames_by_lot: by_lot(frames, slots),
+        busiest_backend_share: busiest as f64 / frames.max(1) as f64,
     }
 }
 
@@ -135,16 +107,16 @@ mod tests {
     #[test]
     fn who_guesses_the_seed_hits_no_slot_more_than_by_lot() {
         let tuples = aimed(&keys(&GUESS), FEW, 4_000);
-        let at_home = Spread::of("", &keys(&GUESS), FEW, tuples.iter().copied());
+        let at_home = spread("", &keys(&GUESS), FEW, tuples.iter().copied());
         assert_eq!((at_home.slots_hit, at_home.busiest_slot_frames), (1, 4_000));
-        let there = Spread::of("", &keys(&SEED), FEW, tuples.into_iter());
+        let there = spread("", &keys(&SEED), FEW, tuples.into_iter());
         assert!(there.busiest_slot_frames < 2 * there.busiest_slot_frames_by_lot, "{there:?}");
         assert!(there.slots_hit > 900 && there.busiest_backend_share < 0.4, "{there:?}");
     }
 
     #[test]
     fn one_tuple_is_in_one_slot() {
-        let same = Spread::of("", &keys(&SEED), FEW, std::iter::repeat_n(flood::stranger(7), 50));
+        let same = spread("", &keys(&SEED), FEW, std::iter::repeat_n(flood::stranger(7), 50));
         assert_eq!((same.frames, same.slots_hit, same.busiest_slot_frames), (50, 1, 50));
         assert_eq!(same.busiest_backend_share, 1.0);
     }

@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     datapath::kernel::{Kernel, stay_on_one_cpu},
     flood::{self, ACK, Aim, FIN, Kind, SYN},
+    reports::attack::{Forged, Moved, Run, Tables},
     signals,
 };
 use lb_common::{
@@ -32,7 +33,6 @@ use lb_userspace::{
     maglev::{self, Member},
     objects, ring,
 };
-use serde::Serialize;
 
 use crate::{
     frames::{OWN, VIP_V4},
@@ -65,64 +65,6 @@ enum System {
     FullTable,
     /// The ring alone.
     Ring,
-}
-
-/// What was measured.
-#[derive(Debug, Serialize)]
-pub struct Tables {
-    /// Floods through each system.
-    pub runs: Vec<Run>,
-    /// Segments that are forged with the tuples of clients.
-    pub forged: Forged,
-}
-
-/// One flood through one system.
-#[derive(Debug, Serialize)]
-pub struct Run {
-    /// What keeps flows where they are.
-    pub system: String,
-    /// Entries that its table has room for.
-    pub capacity: u32,
-    /// The kernel's memory for it.
-    pub table_bytes: u64,
-    /// Frames of the flood.
-    pub flood_frames: u64,
-    /// How many of them in a row had the same tuple.
-    pub frames_per_tuple: u64,
-    /// Clients' flows in the table before the flood.
-    pub entries_before: usize,
-    /// How many of them were not there after it.
-    pub entries_lost: usize,
-    /// Entries after the flood, most of them the flood's.
-    pub entries_after: usize,
-    /// Flows that sent nothing during the flood.
-    pub silent: Moved,
-    /// Flows that sent a packet now and then.
-    pub busy: Moved,
-    /// Flows that were opened at the end of the flood.
-    pub late: Moved,
-}
-
-/// Flows, and those of them that the change after the flood has sent to another backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Moved {
-    /// All.
-    pub flows: usize,
-    /// Those that moved: their connections break.
-    pub moved: usize,
-}
-
-/// What somebody can do who knows the addresses and ports of clients.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Forged {
-    /// A SYN for each flow while no slot is in flux.
-    pub syn_steady: Moved,
-    /// A SYN for each flow that is older than the change, in slots that are in flux since.
-    pub syn_in_flux: Moved,
-    /// A SYN for each pinned flow, whose slot has changed again.
-    pub syn_pinned: Moved,
-    /// A FIN and then a SYN for each of them.
-    pub fin_and_syn_pinned: Moved,
 }
 
 /// A flow of a client, and the backend that it was opened on.
@@ -238,13 +180,6 @@ impl System {
             Self::FullTable => Some("TRACKED"),
             Self::Ring => None,
         }
-    }
-}
-
-impl Moved {
-    fn count(&mut self, moved: bool) {
-        self.flows += 1;
-        self.moved += usize::from(moved);
     }
 }
 

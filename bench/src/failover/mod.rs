@@ -7,14 +7,16 @@
 
 mod cell;
 mod faults;
-mod report;
 mod systems;
 
 use crate::output::Output;
 use anyhow::{Context as _, Result, bail, ensure};
-use faults::Fault;
-use kit::{lab, progress::Progress, signals};
-use report::Report;
+use kit::{
+    lab,
+    progress::Progress,
+    reports::failover::{Fault, Report},
+    signals,
+};
 use systems::System;
 
 /// What to measure, and how to tell it.

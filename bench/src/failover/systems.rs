@@ -7,10 +7,9 @@ use kit::{
     balancer::Balancer,
     haproxy::{self, Haproxy},
     lab::{Lab, Web},
+    reports::failover::Fault,
     ways::Way,
 };
-
-use super::faults::Fault;
 
 /// The service that is measured.
 const WAY: Way = Way::DsrV4;

@@ -1,11 +1,10 @@
 //! What a request costs through each kind of balancer, and without one: the same three nginx, the same
 //! client, the same wires.
 //!
-//! Each of the [systems](systems::System) has a lab of its own. Their runs alternate in every round, so
+//! Each of the [systems](System) has a lab of its own. Their runs alternate in every round, so
 //! that all meet the same machine. Where the time goes is asked of perf at the end ([`profile`]).
 
 mod profile;
-mod report;
 mod systems;
 mod throughput;
 mod wrk;
@@ -13,12 +12,15 @@ mod wrk;
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kit::{lab, progress::Progress, signals};
+use kit::{
+    lab,
+    progress::Progress,
+    reports::http::{Case, Report, Run, System, Throughput},
+    signals,
+};
 
 use crate::output::Output;
-use profile::Profile;
-use report::{Case, Report, Run, Throughput};
-use systems::{Site, System};
+use systems::Site;
 
 /// How the clients ask: how many connections, and whether they are kept.
 const LOADS: [(u16, bool); 4] = [(16, true), (64, true), (16, false), (64, false)];
@@ -120,7 +122,7 @@ fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> 
             progress.begin(&name);
             ensure!(!signals::caught(), "interrupted");
             let profile =
-                Profile::take(site, connections, keep_alive, time).context(name.clone())?;
+                profile::take(site, connections, keep_alive, time).context(name.clone())?;
             progress.end(Some(&format!("{name}: {profile}")));
             report.profiles.push(profile);
         }

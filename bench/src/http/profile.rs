@@ -6,20 +6,18 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     process::{Child, Stdio},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kit::command;
-use serde::Serialize;
-
-use super::{
-    systems::{Site, System},
-    wrk,
+use kit::{
+    command,
+    reports::http::{Profile, System},
 };
+
+use super::{systems::Site, wrk};
 
 /// The systems that are looked into: without a balancer, what another hop costs, and ours.
 pub const SYSTEMS: [System; 4] = [System::Direct, System::Router, System::Dsr, System::Ipip];
@@ -39,62 +37,43 @@ const USER: &str = "user";
 /// And what is too little to be told apart.
 const OTHER: &str = "other";
 
-/// A system's time under a load.
-#[derive(Debug, Serialize)]
-pub struct Profile {
-    /// The system.
-    pub system: System,
-    /// Connections of the client at a time.
-    pub connections: u16,
-    /// Whether they are kept.
-    pub keep_alive: bool,
-    /// How many samples there were, but for idle ones.
-    pub samples: u64,
-    /// Busy time of the whole machine for a request, in this run.
-    pub machine_cpu_us_per_request: f64,
-    /// The functions' own part of it, without those that they call.
-    pub functions: BTreeMap<String, f64>,
-}
-
-impl Profile {
-    /// Runs wrk under perf.
-    ///
-    /// # Errors
-    ///
-    /// If one of them fails, or perf has seen next to nothing.
-    pub fn take(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> Result<Self> {
-        let data = site.lab.folder().join("perf.data");
-        let recorder = record(&data, time)?;
-        let run = wrk::run(site, connections, keep_alive, time);
-        let output = recorder.wait_with_output().context("perf record")?;
-        let run = run?;
-        ensure!(
-            output.status.success(),
-            "perf record: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        let perf = command::find("perf").context("perf is not installed")?;
-        let mut script = std::process::Command::new(perf);
-        script.args(["script", "-F", "ip,sym", "-i"]).arg(&data);
-        let counts = count(&command::run(&mut script)?);
-        let samples: u64 = counts.values().sum();
-        ensure!(samples > 1_000, "perf took {samples} samples of a busy machine");
-        let each = run.machine_cpu_us_per_request / samples as f64;
-        let mut functions = BTreeMap::<String, f64>::new();
-        for (name, count) in counts {
-            let time = count as f64 * each;
-            let name = if time < LEAST { OTHER.to_owned() } else { name };
-            *functions.entry(name).or_default() += time;
-        }
-        Ok(Self {
-            system: site.system,
-            connections,
-            keep_alive,
-            samples,
-            machine_cpu_us_per_request: run.machine_cpu_us_per_request,
-            functions,
-        })
+/// Runs wrk under perf.
+///
+/// # Errors
+///
+/// If one of them fails, or perf has seen next to nothing.
+pub fn take(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> Result<Profile> {
+    let data = site.lab.folder().join("perf.data");
+    let recorder = record(&data, time)?;
+    let run = wrk::run(site, connections, keep_alive, time);
+    let output = recorder.wait_with_output().context("perf record")?;
+    let run = run?;
+    ensure!(
+        output.status.success(),
+        "perf record: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let perf = command::find("perf").context("perf is not installed")?;
+    let mut script = std::process::Command::new(perf);
+    script.args(["script", "-F", "ip,sym", "-i"]).arg(&data);
+    let counts = count(&command::run(&mut script)?);
+    let samples: u64 = counts.values().sum();
+    ensure!(samples > 1_000, "perf took {samples} samples of a busy machine");
+    let each = run.machine_cpu_us_per_request / samples as f64;
+    let mut functions = BTreeMap::<String, f64>::new();
+    for (name, count) in counts {
+        let time = count as f64 * each;
+        let name = if time < LEAST { OTHER.to_owned() } else { name };
+        *functions.entry(name).or_default() += time;
     }
+    Ok(Profile {
+        system: site.system,
+        connections,
+        keep_alive,
+        samples,
+        machine_cpu_us_per_request: run.machine_cpu_us_per_request,
+        functions,
+    })
 }
 
 /// Starts perf for the middle of so long a run.
@@ -140,12 +119,6 @@ fn plain(symbol: &str) -> &str {
     match symbol.strip_prefix("bpf_prog_").and_then(|tagged| tagged.split_once('_')) {
         Some((tag, name)) if tag.len() == 16 => name,
         _ => symbol,
-    }
-}
-
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} us of CPU each, {} samples", self.machine_cpu_us_per_request, self.samples)
     }
 }
 

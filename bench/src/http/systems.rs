@@ -9,69 +9,20 @@ use kit::{
     http::Connection,
     lab::{Lab, Options, VIPS_V4},
     process::Process,
+    reports::http::System,
     wait,
     ways::{self, Way},
 };
-use serde::Serialize;
 
 /// The port of iperf3's server, which is on the first web host alone: a run of it has two connections,
 /// which must meet.
 pub const IPERF: u16 = 5_201;
 
-/// A way from the client to the web hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum System {
-    /// No balancer: the client knows the hosts.
-    Direct,
-    /// No balancer, but a hop more: the kernel routes each flow to a host (ECMP), answers go the direct way.
-    #[serde(rename = "ecmp-router")]
-    Router,
-    /// `lbd`, layer 2.
-    #[serde(rename = "lb-dsr")]
-    Dsr,
-    /// `lbd`, through tunnels.
-    #[serde(rename = "lb-ipip")]
-    Ipip,
-    /// HAProxy in TCP mode.
-    Haproxy,
-    /// nginx with its stream module.
-    NginxStream,
-    /// nftables: the destination is rewritten, and the source, so that answers come back.
-    NftablesDnat,
-}
-
-impl System {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Direct,
-        Self::Router,
-        Self::Dsr,
-        Self::Ipip,
-        Self::Haproxy,
-        Self::NginxStream,
-        Self::NftablesDnat,
-    ];
-
-    /// As `--only` takes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Router => "ecmp-router",
-            Self::Dsr => "lb-dsr",
-            Self::Ipip => "lb-ipip",
-            Self::Haproxy => "haproxy",
-            Self::NginxStream => "nginx-stream",
-            Self::NftablesDnat => "nftables-dnat",
-        }
-    }
-
-    /// The lab's services know this VIP.
-    const fn vip(self) -> Ipv4Addr {
-        match self {
-            Self::Ipip => VIPS_V4[1],
-            _ => VIPS_V4[0],
-        }
+/// The lab's services know this VIP.
+const fn vip(system: System) -> Ipv4Addr {
+    match system {
+        System::Ipip => VIPS_V4[1],
+        _ => VIPS_V4[0],
     }
 }
 
@@ -108,15 +59,15 @@ impl Site {
         let (mut balancer, mut proxy) = (None, None);
         match system {
             System::Direct => {}
-            System::Router => router(&lab, system.vip())?,
+            System::Router => router(&lab, vip(system))?,
             System::Dsr => balancer = Some(Balancer::start(&lab, &services(&lab, Way::DsrV4))?),
             System::Ipip => {
                 balancer = Some(Balancer::start(&lab, &services(&lab, Way::IpipV4))?);
                 ways::decapsulate(&lab)?;
             }
-            System::Haproxy => proxy = Some(haproxy(&lab, system.vip())?),
-            System::NginxStream => proxy = Some(nginx_stream(&lab, system.vip())?),
-            System::NftablesDnat => nftables(&lab, system.vip())?,
+            System::Haproxy => proxy = Some(haproxy(&lab, vip(system))?),
+            System::NginxStream => proxy = Some(nginx_stream(&lab, vip(system))?),
+            System::NftablesDnat => nftables(&lab, vip(system))?,
         }
         let server = command::find("iperf3").context("iperf3 is not installed")?;
         let log = lab.folder().join("iperf3.log");
@@ -135,7 +86,7 @@ impl Site {
     pub fn targets(&self) -> Vec<String> {
         match self.system {
             System::Direct => self.lab.webs.iter().map(|web| web.host.v4.to_string()).collect(),
-            balanced => vec![balanced.vip().to_string()],
+            balanced => vec![vip(balanced).to_string()],
         }
     }
 

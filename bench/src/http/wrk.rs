@@ -3,10 +3,10 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use kit::command;
+use kit::{command, reports::http::Run};
 use serde::Deserialize;
 
-use super::{busy, report::Run, systems::Site};
+use super::{busy, systems::Site};
 
 /// Threads of wrk. Without a balancer each asks one host.
 const THREADS: u16 = 4;

@@ -9,18 +9,19 @@
 //! to it.
 
 mod ipvs;
-mod report;
 mod rig;
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use kit::progress::Progress;
+use kit::{
+    progress::Progress,
+    reports::instructions::{Case, FLOOR, Kind, Report},
+};
 use lb_common::abi::{backend_flags, proto};
 
 use self::{
     ipvs::Method,
-    report::{Case, FLOOR, Kind, Report},
     rig::{Measured, NODE, WIRE, index, measure},
 };
 use crate::{

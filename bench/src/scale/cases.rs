@@ -1,6 +1,6 @@
 //! What is sent in each case: one thing varies, and the others stay at the base.
 
-use serde::Serialize;
+use kit::reports::scale::Sweep;
 
 use super::site::{PORT, Size};
 use crate::frames::{self, Plan, Shape};
@@ -16,32 +16,6 @@ const SERVICES: [u16; 4] = [1, 8, 64, 512];
 const BACKENDS: [u16; 5] = [1, 8, 64, 512, 4_096];
 const FEW_TO_MANY: [u32; 5] = [1, 1 << 10, 1 << 16, 1 << 20, 1 << 24];
 const PINS: [u32; 5] = [0, 1 << 10, 1 << 16, 1 << 18, 1 << 20];
-
-/// What varies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sweep {
-    /// The services.
-    Services,
-    /// The backends of the one service.
-    Backends,
-    /// The flows.
-    Flows,
-    /// The pins.
-    Pins,
-}
-
-impl Sweep {
-    /// As tables call it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Services => "services",
-            Self::Backends => "backends",
-            Self::Flows => "flows",
-            Self::Pins => "pins",
-        }
-    }
-}
 
 /// Where packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +48,7 @@ pub struct Case {
 impl Case {
     /// What it is, for people.
     pub fn words(&self) -> String {
-        words(self.sweep, self.value, self.packets)
+        format!("{} {}, {}", self.sweep.name(), self.value, self.packets)
     }
 
     /// Its packets.
@@ -87,11 +61,6 @@ impl Case {
         let plan = frames::plan(false, Shape::Tcp, port, self.flows);
         Plan { services: u32::from(services - 1), ..plan }
     }
-}
-
-/// What a case is, for people.
-pub fn words(sweep: Sweep, value: u32, packets: &str) -> String {
-    format!("{} {value}, {packets}", sweep.name())
 }
 
 /// All cases.

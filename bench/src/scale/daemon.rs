@@ -16,10 +16,9 @@ use kit::{
     lab::{Lab, Options, VIPS_V4},
     process::Process,
     progress::Progress,
+    reports::scale::{Daemon, Times},
 };
 use lb_userspace::{datapath::detach, settings::Limits};
-
-use super::report::{Daemon, Times};
 
 /// Services, and backends of each.
 const SIZES: [(u16, u16); 6] = [(1, 3), (16, 8), (100, 10), (1, 4_096), (512, 8), (512, 32)];

@@ -7,13 +7,11 @@ use kit::{
     balancer::{Service, binaries},
     command::{self, command},
     lab::VIPS_V4,
+    reports::scale::Limit,
 };
 use lb_userspace::{rules::MAX_RING_SLOTS, settings::Limits};
 
-use super::{
-    daemon::{Bench, services},
-    report::Limit,
-};
+use super::daemon::{Bench, services};
 
 /// Backends of each of as many services as there may be: as many as there may be of them.
 const EACH: u16 = 8;

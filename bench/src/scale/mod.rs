@@ -8,13 +8,12 @@ mod cases;
 mod daemon;
 mod limits;
 mod packets;
-mod report;
 mod site;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use report::{Base, Report};
+use kit::reports::scale::{Base, Report};
 
 use crate::{harness::SLOTS, health, output::Output};
 
@@ -62,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         flows: cases::FLOWS,
         pins: 0,
         ring_slots: SLOTS,
-        mode: "ipip",
+        mode: "ipip".into(),
     };
     let report =
         Report { base, floors, packets, pins_full, memory, changes, daemon, limits, health };

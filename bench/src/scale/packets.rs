@@ -7,7 +7,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{namespace::Namespace, progress::Progress};
+use kit::{
+    namespace::Namespace,
+    progress::Progress,
+    reports::scale::{Change, Floor, Memory, Packets, PinsFull},
+};
 use lb_userspace::{
     desired::Admin,
     maglev::{self, Member},
@@ -16,7 +20,6 @@ use lb_userspace::{
 
 use super::{
     cases::{self, BASE, Case, FLOWS},
-    report::{Change, Floor, Memory, Packets, PinsFull},
     site::{PORT, Site, Size, address},
 };
 use crate::{

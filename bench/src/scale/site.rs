@@ -13,7 +13,7 @@ use aya::{
     maps::MapData,
     programs::{ProgramFd, ProgramInfo},
 };
-use kit::namespace::Namespace;
+use kit::{namespace::Namespace, reports::scale::Memory};
 use lb_common::abi::ABI_VERSION;
 use lb_userspace::{
     datapath::{BackendTotals, DataPlane as _, FlowTable, Xdp, detach},
@@ -23,7 +23,6 @@ use lb_userspace::{
     settings::{Limits, Settings},
 };
 
-use super::report::Memory;
 use crate::{
     frames::{OWN, Plan, VIP_V4},
     harness::SLOTS,

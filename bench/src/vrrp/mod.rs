@@ -1,25 +1,27 @@
 //! What a failover of a pair of balancers costs the clients: with the balancer, and with keepalived and
 //! HAProxy as they are set up today, on the same hosts at the same intervals.
 //!
-//! Each interval has a lab of each of the [systems](site::System). A [trial] lets one of the [faults]
+//! Each interval has a lab of each of the [systems](System). A [trial] lets one of the [faults]
 //! come to the node that is Active, waits, lets it end, and waits until all is as before, while a client
 //! asks for a page every two milliseconds and long downloads run. The systems' trials alternate, so
 //! that both meet the same machine.
 
 mod faults;
-mod report;
 mod site;
 mod trial;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kit::{lab, progress::Progress, signals};
+use kit::{
+    lab,
+    progress::Progress,
+    reports::vrrp::{Cell, Fault, Report, System},
+    signals,
+};
 
 use crate::output::Output;
-use faults::Fault;
-use report::{Cell, Report};
-use site::{Site, System};
+use site::Site;
 
 /// What to measure, and how to tell it.
 #[derive(clap::Args)]

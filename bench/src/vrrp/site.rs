@@ -12,13 +12,11 @@ use kit::{
     http::Connection,
     keepalived::{Instance, Keepalived},
     lab::{INTERFACE, Lab, Options},
+    reports::vrrp::System,
     twins::{PRIORITIES, Plan, Twins},
     wait,
     ways::Way,
 };
-use serde::Serialize;
-
-use super::faults::Fault;
 
 /// The service that is measured.
 const WAY: Way = Way::DsrV4;
@@ -28,16 +26,6 @@ pub const TARGET: SocketAddr = WAY.target();
 
 /// The virtual router.
 const VRID: u8 = 51;
-
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum System {
-    /// `lbd` on both nodes.
-    Lb,
-    /// keepalived for the address, and HAProxy in TCP mode, on both nodes.
-    Keepalived,
-}
 
 /// A pair at work.
 pub struct Site {
@@ -59,24 +47,6 @@ struct Today {
     keepalived: [Keepalived; 2],
     haproxy: [Haproxy; 2],
     lab: Lab,
-}
-
-impl System {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Lb, Self::Keepalived];
-
-    /// As `--only` takes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Lb => "lb",
-            Self::Keepalived => "keepalived",
-        }
-    }
-
-    /// Whether this fault can come to it.
-    pub fn is_asked(self, fault: Fault) -> bool {
-        fault != Fault::HandedOver || self == Self::Lb
-    }
 }
 
 impl Site {

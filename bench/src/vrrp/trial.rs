@@ -1,7 +1,7 @@
 //! One fault at one site: what became of the probes and of the downloads.
 
 use std::{
-    fmt, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -9,12 +9,12 @@ use anyhow::{Result, ensure};
 use kit::{
     downloads::{self, Download, Downloads},
     probes::{Answers, Probes},
+    reports::vrrp::{Event, Fault, System, TOLERATED, Trial},
     signals,
 };
-use serde::Serialize;
 
 use super::{
-    faults::Fault,
+    faults,
     site::{Site, TARGET},
 };
 
@@ -24,41 +24,9 @@ const DOWNLOADS: usize = 16;
 /// How long probes are made before the fault, and then a part of an interval more.
 const BEFORE: Duration = Duration::from_millis(200);
 
-/// A time without answers that is not yet trouble: probes come every 2 ms, and this machine has other
-/// things to do as well.
-pub const TOLERATED: Duration = Duration::from_millis(50);
-
 /// A download gets a piece every 0.2 s. One that got none for so long, and an interval or two, does not
 /// run.
 const SILENT: Duration = Duration::from_millis(500);
-
-/// What was measured.
-#[derive(Debug, Serialize)]
-pub struct Trial {
-    /// When the fault came.
-    pub fault: Event,
-    /// When it ended.
-    pub end: Event,
-    /// The longest that this machine was too busy to make a probe, in milliseconds.
-    pub late_ms: f64,
-}
-
-/// What a change of who is Active did.
-#[derive(Debug, Serialize)]
-pub struct Event {
-    /// The longest time between two answers, in milliseconds.
-    pub outage_ms: f64,
-    /// How long after it there was trouble for the last time, in milliseconds.
-    pub trouble_ms: f64,
-    /// Probes that lost a packet.
-    pub lost: usize,
-    /// Probes.
-    pub probes: usize,
-    /// Downloads that ran when it came.
-    pub downloads: usize,
-    /// How many of them broke by it.
-    pub broken: usize,
-}
 
 /// Lets a fault come and go, the `n`-th time.
 ///
@@ -69,7 +37,7 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     let interval = site.interval;
     // A sender that has lost packets for all of an outage may wait as long again.
     let after = interval * 8 + SILENT * 2;
-    let aftermath = fault.aftermath(interval).max(SILENT * 2);
+    let aftermath = faults::aftermath(fault, interval).max(SILENT * 2);
     // Starts of programs are in there.
     let whole = BEFORE + interval * 8 + after + aftermath + Duration::from_secs(3);
     let patience = Duration::from_secs(3) + interval * 8;
@@ -81,7 +49,7 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     let phase = interval.mul_f64((f64::from(n) * 0.618_034).fract());
     pass(BEFORE + phase)?;
     let begun = Instant::now();
-    fault.strike(site)?;
+    faults::strike(fault, site)?;
     pass(after.saturating_sub(begun.elapsed()))?;
     site.wait_taken_over()?;
     // Nobody waits for a node to come back with the connections that it had: what does not go on
@@ -93,14 +61,14 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     let second = Downloads::start(site.lab(), plan)?;
     pass(phase)?;
     let ended = Instant::now();
-    fault.end(site)?;
+    faults::end(fault, site)?;
     site.wait_returned()?;
     pass(aftermath.saturating_sub(ended.elapsed()))?;
     let over = Instant::now();
     let answers = probes.finish()?;
     let (first, second) = (first.finish()?, second.finish()?);
     let broke = |downloads: &[Download]| downloads.iter().filter(|one| one.end.is_err()).count();
-    if site.system == super::site::System::Lb {
+    if site.system == System::Lb {
         // None should, so what ended one is of interest.
         for one in first.iter().chain(&second) {
             if let Err(why) = &one.end {
@@ -114,8 +82,8 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     site.check()?;
     site.wait_settled()?;
     Ok(Trial {
-        fault: Event::new(&answers, begun, ended, at_the_fault),
-        end: Event::new(&answers, ended, over, at_the_end),
+        fault: event(&answers, begun, ended, at_the_fault),
+        end: event(&answers, ended, over, at_the_end),
         late_ms: millis(answers.late),
     })
 }
@@ -131,31 +99,15 @@ fn pass(time: Duration) -> Result<()> {
     Ok(())
 }
 
-impl Event {
-    fn new(answers: &Answers, from: Instant, to: Instant, downloads: (usize, usize)) -> Self {
-        Self {
-            outage_ms: millis(answers.outage(from, to)),
-            trouble_ms: millis(answers.trouble(from, to, TOLERATED)),
-            lost: answers.lost(from, to).count(),
-            probes: answers.between(from, to).count(),
-            downloads: downloads.0,
-            broken: downloads.1,
-        }
-    }
-}
-
-impl fmt::Display for Trial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { fault, end, late_ms } = self;
-        write!(f, "{fault}; its end: {end}; late {late_ms:.1} ms")
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { outage_ms, trouble_ms, lost, broken, downloads, .. } = self;
-        write!(f, "{outage_ms:.1} ms, trouble for {trouble_ms:.0} ms, {lost} probes lost, ")?;
-        write!(f, "{broken}/{downloads} downloads broken")
+/// What a change did to the probes between two moments; the downloads that ran and that broke.
+fn event(answers: &Answers, from: Instant, to: Instant, downloads: (usize, usize)) -> Event {
+    Event {
+        outage_ms: millis(answers.outage(from, to)),
+        trouble_ms: millis(answers.trouble(from, to, TOLERATED)),
+        lost: answers.lost(from, to).count(),
+        probes: Some(answers.between(from, to).count()),
+        downloads: downloads.0,
+        broken: downloads.1,
     }
 }
 

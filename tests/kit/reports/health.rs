@@ -1,11 +1,11 @@
-//! The results, as a table for people and as JSON for programs.
+//! The results of `bench health`, as tables for people and as JSON for programs.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything that was measured.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
     /// CPU time of a bare connection that is made and reset, without a prober, in microseconds:
     /// what the kernel takes here.
@@ -15,7 +15,7 @@ pub struct Report {
 }
 
 /// One kind of check.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Case {
     /// What was asked.
     pub name: String,

@@ -1,20 +1,18 @@
-//! What came of a run, as JSON and as tables.
+//! The results of `soak`, as tables for people and as JSON for programs.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use serde::Serialize;
-
-use crate::samples::{Course, Growth};
+use serde::{Deserialize, Serialize};
 
 /// What came of a run.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// What replays it.
     pub seed: u64,
     /// How long operations were carried out.
     pub duration_seconds: f64,
     /// How many, by kind.
-    pub operations: BTreeMap<&'static str, u64>,
+    pub operations: BTreeMap<String, u64>,
     /// Connections that were begun.
     pub connections: u64,
     /// Requests that were answered, and what came was compared.
@@ -38,7 +36,7 @@ pub struct Report {
     /// How that has grown where nobody touched the process.
     pub growth: Vec<Growth>,
     /// The longest time that this program wanted to run and could not.
-    pub longest_stall_ns: u128,
+    pub longest_stall_ns: u64,
     /// The highest load average of a minute.
     pub load_average: f64,
     /// All that must not have been.
@@ -46,7 +44,7 @@ pub struct Report {
 }
 
 /// What one node's `lbd` held.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Node {
     /// The node.
     pub name: String,
@@ -63,14 +61,42 @@ pub struct Node {
 }
 
 /// Something that must not have been.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Violation {
     /// When, since the start.
     pub at_seconds: f64,
     /// What kind it is.
-    pub kind: &'static str,
+    pub kind: String,
     /// What has happened.
     pub what: String,
+}
+
+/// The first, the median and the last of a figure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Course {
+    /// The first one.
+    pub first: u64,
+    /// The median.
+    pub median: u64,
+    /// The last one.
+    pub last: u64,
+}
+
+/// How a figure has grown in a node's spared time: the medians of its middle and last third.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// The node.
+    pub node: String,
+    /// The number of that time.
+    pub turn: usize,
+    /// The figure.
+    pub what: String,
+    /// The median of the middle third.
+    pub middle: u64,
+    /// That of the last third.
+    pub last: u64,
+    /// What that may be at most.
+    pub bound: u64,
 }
 
 impl fmt::Display for Report {
@@ -98,7 +124,11 @@ impl fmt::Display for Report {
         ] {
             writeln!(f, "{what:<34} {count:>14}")?;
         }
-        table(f, "operations", self.operations.iter().map(|(kind, count)| (*kind, *count)))?;
+        table(
+            f,
+            "operations",
+            self.operations.iter().map(|(kind, count)| (kind.as_str(), *count)),
+        )?;
         let reasons = self.broken_allowed.iter();
         table(f, "broken, as they may", reasons.map(|(why, count)| (why.as_str(), *count)))?;
         writeln!(f, "\n{:<6} {:<14} {:>12} {:>12} {:>12}", "", "", "first", "median", "last")?;
@@ -149,7 +179,31 @@ pub fn time(time: Duration) -> String {
 }
 
 impl Course {
+    /// Of these.
+    #[must_use]
+    pub fn of(values: &[u64]) -> Self {
+        let ends = values.first().zip(values.last());
+        let (first, last) = ends.map_or((0, 0), |(first, last)| (*first, *last));
+        Self { first, median: median(values), last }
+    }
+
     fn kib(self) -> Self {
         Self { first: self.first >> 10, median: self.median >> 10, last: self.last >> 10 }
     }
+}
+
+impl Growth {
+    /// Whether it does not flatten.
+    #[must_use]
+    pub const fn goes_on(&self) -> bool {
+        self.last > self.bound
+    }
+}
+
+/// The median, or the upper of the two in the middle; 0 of none.
+#[must_use]
+pub fn median(values: &[u64]) -> u64 {
+    let mut values = values.to_vec();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }

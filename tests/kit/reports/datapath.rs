@@ -1,11 +1,11 @@
-//! The results, as a table for people and as JSON for programs.
+//! The results of `bench datapath`, as tables for people and as JSON for programs.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything that was measured.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
     /// The cost of a packet, by case.
     pub packets: Vec<PacketCase>,
@@ -16,7 +16,7 @@ pub struct Report {
 }
 
 /// One case of packets.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct PacketCase {
     /// What was sent.
     pub name: String,
@@ -39,7 +39,7 @@ pub struct PacketCase {
 }
 
 /// One size of a ring's change.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct RingCase {
     /// Backends of the service.
     pub backends: usize,
@@ -54,7 +54,7 @@ pub struct RingCase {
 }
 
 /// One map's memory.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct MapMemory {
     /// Its name.
     pub map: String,

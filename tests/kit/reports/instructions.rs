@@ -1,4 +1,4 @@
-//! The figures, and what they are compared with.
+//! The results of `bench instructions`, as tables for people and as JSON for programs.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -1,13 +1,11 @@
-//! The results, as tables for people and as JSON for programs.
+//! The results of `bench http`, as tables for people and as JSON for programs.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use serde::Serialize;
-
-use super::{profile::Profile, systems::System};
+use serde::{Deserialize, Serialize};
 
 /// Everything that was measured.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
     /// How long each run took.
     pub seconds: u64,
@@ -16,11 +14,61 @@ pub struct Report {
     /// One connection with as many bytes as go through.
     pub throughput: Vec<Throughput>,
     /// Where the time of some of them goes.
+    #[serde(default)]
     pub profiles: Vec<Profile>,
 }
 
+/// A way from the client to the web hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// No balancer: the client knows the hosts.
+    Direct,
+    /// No balancer, but a hop more: the kernel routes each flow to a host (ECMP), answers go the direct way.
+    #[serde(rename = "ecmp-router")]
+    Router,
+    /// `lbd`, layer 2.
+    #[serde(rename = "lb-dsr")]
+    Dsr,
+    /// `lbd`, through tunnels.
+    #[serde(rename = "lb-ipip")]
+    Ipip,
+    /// HAProxy in TCP mode.
+    Haproxy,
+    /// nginx with its stream module.
+    NginxStream,
+    /// nftables: the destination is rewritten, and the source, so that answers come back.
+    NftablesDnat,
+}
+
+impl System {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::Router,
+        Self::Dsr,
+        Self::Ipip,
+        Self::Haproxy,
+        Self::NginxStream,
+        Self::NftablesDnat,
+    ];
+
+    /// As `--only` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Router => "ecmp-router",
+            Self::Dsr => "lb-dsr",
+            Self::Ipip => "lb-ipip",
+            Self::Haproxy => "haproxy",
+            Self::NginxStream => "nginx-stream",
+            Self::NftablesDnat => "nftables-dnat",
+        }
+    }
+}
+
 /// A system under a load.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Case {
     /// The system.
     pub system: System,
@@ -33,7 +81,7 @@ pub struct Case {
 }
 
 /// A run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Run {
     /// Requests that were answered.
     pub requests_per_second: f64,
@@ -50,7 +98,7 @@ pub struct Run {
 }
 
 /// What one connection carries.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Throughput {
     /// The system.
     pub system: System,
@@ -58,8 +106,26 @@ pub struct Throughput {
     pub bits_per_second: Vec<f64>,
 }
 
+/// A system's time under a load.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Profile {
+    /// The system.
+    pub system: System,
+    /// Connections of the client at a time.
+    pub connections: u16,
+    /// Whether they are kept.
+    pub keep_alive: bool,
+    /// How many samples there were, but for idle ones.
+    pub samples: u64,
+    /// Busy time of the whole machine for a request, in this run.
+    pub machine_cpu_us_per_request: f64,
+    /// The functions' own part of it, without those that they call.
+    pub functions: BTreeMap<String, f64>,
+}
+
 impl Case {
-    fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
+    /// The median of a figure of its runs.
+    pub fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
         median(self.runs.iter().map(of).collect())
     }
 }
@@ -72,7 +138,7 @@ impl Throughput {
 }
 
 /// The median, or the lower of the two in the middle; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len().saturating_sub(1) / 2;
     values.get(middle).copied().unwrap_or(0.0)
@@ -90,6 +156,12 @@ impl fmt::Display for Run {
             self.machine_cpu_us_per_request,
             self.errors
         )
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} us of CPU each, {} samples", self.machine_cpu_us_per_request, self.samples)
     }
 }
 

@@ -1,14 +1,13 @@
-//! The results, as tables for people and as JSON for programs.
+//! The results of `bench scale`, as tables for people and as JSON for programs.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::cases::{Sweep, words};
-use crate::health;
+use super::health;
 
 /// Everything that was measured.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
     /// What does not vary in a sweep.
     pub base: Base,
@@ -31,7 +30,7 @@ pub struct Report {
 }
 
 /// What does not vary in a sweep.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Base {
     /// Services.
     pub services: u16,
@@ -44,11 +43,11 @@ pub struct Base {
     /// Slots of each ring.
     pub ring_slots: u32,
     /// The forwarding mode.
-    pub mode: &'static str,
+    pub mode: String,
 }
 
 /// A program that decides nothing.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Floor {
     /// `transmit` or `encapsulate`.
     pub name: String,
@@ -62,8 +61,34 @@ pub struct Floor {
     pub net_min_ns: f64,
 }
 
+/// What varies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sweep {
+    /// The services.
+    Services,
+    /// The backends of the one service.
+    Backends,
+    /// The flows.
+    Flows,
+    /// The pins.
+    Pins,
+}
+
+impl Sweep {
+    /// As tables call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Backends => "backends",
+            Self::Flows => "flows",
+            Self::Pins => "pins",
+        }
+    }
+}
+
 /// Packets of one case.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Packets {
     /// What varies.
     pub sweep: Sweep,
@@ -82,7 +107,7 @@ pub struct Packets {
 }
 
 /// What becomes of new flows when there is no room for their pins.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct PinsFull {
     /// Pins that there is room for, and that there are.
     pub room: u32,
@@ -95,7 +120,7 @@ pub struct PinsFull {
 }
 
 /// What maps take of the kernel's memory.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Memory {
     /// Services.
     pub services: usize,
@@ -110,7 +135,7 @@ pub struct Memory {
 }
 
 /// A change of a ring: one backend is drained, or back.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Change {
     /// Services.
     pub services: u32,
@@ -127,7 +152,7 @@ pub struct Change {
 }
 
 /// How long something took that was done several times.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Times {
     /// How often.
     pub count: usize,
@@ -151,7 +176,7 @@ impl Times {
 }
 
 /// `lbd` with so many services and backends.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Daemon {
     /// Services.
     pub services: u16,
@@ -170,7 +195,7 @@ pub struct Daemon {
 }
 
 /// What there can't be more of, and what is said of one more.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Limit {
     /// Of what.
     pub limit: String,
@@ -182,6 +207,10 @@ pub struct Limit {
     pub exit_status: Option<i32>,
     /// What was printed.
     pub message: String,
+}
+
+fn words(sweep: Sweep, value: u32, packets: &str) -> String {
+    format!("{} {value}, {packets}", sweep.name())
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -330,7 +359,7 @@ mod tests {
                 flows: 1 << 20,
                 pins: 0,
                 ring_slots: 65_537,
-                mode: "ipip",
+                mode: "ipip".into(),
             },
             floors: vec![Floor {
                 name: "encapsulate".into(),

@@ -1,24 +1,22 @@
-//! The results, as a table for people and as JSON for programs.
+//! The results of `bench vrrp`, as tables for people and as JSON for programs.
 
 use std::{fmt, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{
-    faults::Fault,
-    site::System,
-    trial::{Event, TOLERATED, Trial},
-};
+/// A time without answers that is not yet trouble: probes come every 2 ms, and this machine has other
+/// things to do as well.
+pub const TOLERATED: Duration = Duration::from_millis(50);
 
 /// Everything that was measured.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Report {
     /// One system, interval and fault each.
     pub cells: Vec<Cell>,
 }
 
 /// The trials of one fault with one system at one interval.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Cell {
     /// The system.
     pub system: System,
@@ -28,6 +26,121 @@ pub struct Cell {
     pub fault: Fault,
     /// What became of each.
     pub trials: Vec<Trial>,
+}
+
+/// A fault that came and went.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Trial {
+    /// When the fault came.
+    pub fault: Event,
+    /// When it ended.
+    pub end: Event,
+    /// The longest that this machine was too busy to make a probe, in milliseconds.
+    pub late_ms: f64,
+}
+
+/// What a change of who is Active did.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// The longest time between two answers, in milliseconds.
+    pub outage_ms: f64,
+    /// How long after it there was trouble for the last time, in milliseconds.
+    pub trouble_ms: f64,
+    /// Probes that lost a packet.
+    pub lost: usize,
+    /// Probes; a record may have been kept without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<usize>,
+    /// Downloads that ran when it came.
+    pub downloads: usize,
+    /// How many of them broke by it.
+    pub broken: usize,
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum System {
+    /// `lbd` on both nodes.
+    Lb,
+    /// keepalived for the address, and HAProxy in TCP mode, on both nodes.
+    Keepalived,
+}
+
+impl System {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Lb, Self::Keepalived];
+
+    /// As `--only` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lb => "lb",
+            Self::Keepalived => "keepalived",
+        }
+    }
+
+    /// Whether this fault can come to it.
+    pub fn is_asked(self, fault: Fault) -> bool {
+        fault != Fault::HandedOver || self == Self::Lb
+    }
+}
+
+/// A fault, or an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The process that holds the address is killed.
+    Killed,
+    /// The node's cable is pulled.
+    LinkDown,
+    /// The process is stopped in order.
+    Stopped,
+    /// The node loses power.
+    PowerOff,
+    /// The nodes don't hear each other, and clients reach both.
+    Parted,
+    /// The operator hands the address to the other node.
+    HandedOver,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Killed,
+        Self::LinkDown,
+        Self::Stopped,
+        Self::PowerOff,
+        Self::Parted,
+        Self::HandedOver,
+    ];
+
+    /// As `--only` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::LinkDown => "link-down",
+            Self::Stopped => "stopped",
+            Self::PowerOff => "power-off",
+            Self::Parted => "parted",
+            Self::HandedOver => "handed-over",
+        }
+    }
+
+    /// How it begins and how it ends, each as a clause.
+    pub const fn describe(self) -> [&'static str; 2] {
+        match self {
+            Self::Killed => ["the process is killed", "it is started again"],
+            Self::LinkDown => ["the node's cable is pulled", "it is plugged in again"],
+            Self::Stopped => ["the process is stopped in order", "it is started again"],
+            Self::PowerOff => {
+                ["the node is frozen and off the net, as without power", "it goes on where it was"]
+            }
+            Self::Parted => {
+                ["the nodes don't hear each other, clients reach both", "they hear each other"]
+            }
+            Self::HandedOver => ["the operator hands over", "and back"],
+        }
+    }
 }
 
 impl Cell {
@@ -55,14 +168,29 @@ impl Cell {
     }
 }
 
-/// The median, or the mean of the two in the middle.
-fn median(values: &mut [f64]) -> f64 {
+/// The median, or the mean of the two in the middle; 0 of none.
+pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
         0 => 0.0,
         odd if odd % 2 == 1 => values[middle],
         _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { fault, end, late_ms } = self;
+        write!(f, "{fault}; its end: {end}; late {late_ms:.1} ms")
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { outage_ms, trouble_ms, lost, broken, downloads, .. } = self;
+        write!(f, "{outage_ms:.1} ms, trouble for {trouble_ms:.0} ms, {lost} probes lost, ")?;
+        write!(f, "{broken}/{downloads} downloads broken")
     }
 }
 
@@ -82,7 +210,8 @@ impl fmt::Display for Report {
             if cells.peek().is_none() {
                 continue;
             }
-            writeln!(f, "\n{}", fault.describe())?;
+            let [begins, ends] = fault.describe();
+            writeln!(f, "\n{begins}; then {ends}")?;
             let (at, end) = ("at the change", "at its end");
             writeln!(f, "{:31}{at:^43} | {end:^43}", "")?;
             let [median, worst, trouble, lost] = ["median", "worst", "trouble", "lost"];
@@ -118,7 +247,7 @@ mod tests {
             outage_ms,
             trouble_ms: outage_ms,
             lost: 1,
-            probes: 100,
+            probes: Some(100),
             downloads: 48,
             broken,
         };
