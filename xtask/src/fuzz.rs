@@ -8,7 +8,7 @@
 //! What is kept in the tree (`fuzz/corpus`) is read, and not written but by `--keep`; what a run finds
 //! of interest goes to `target/fuzz/corpus`, from which the next one begins.
 
-mod report;
+pub mod report;
 
 use std::{
     fs,
@@ -145,13 +145,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let cpus = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let jobs = arguments.jobs.unwrap_or(cpus).get();
-    let report = Report { runs: run_all(&program, &targets, jobs, arguments.seconds)? };
+    let report = Report::new(run_all(&program, &targets, jobs, arguments.seconds)?);
     if arguments.saving.save {
-        let results = report.beside(documents::kept("fuzz")?.as_ref());
-        documents::save("fuzz", &[], &results.to_string())?;
+        let results = report.beside(documents::kept("fuzz")?);
+        documents::save("fuzz", &[], &serde_json::to_string(&results)?)?;
     }
     if arguments.saving.json {
-        println!("{}", report.json());
+        println!("{}", serde_json::to_string(&report)?);
     } else {
         print!("{}", report.table());
     }

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use kit::signals;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cargo, documents, setup,
@@ -64,7 +64,8 @@ pub fn run(kernels: &[String], save: bool) -> Result<()> {
         println!("{result:<6} {:>6.1} s  tests on {name}", time.as_secs_f64());
     }
     if save {
-        documents::save("kernels", &["qemu-system-x86_64"], &record(&results).to_string())?;
+        let report = serde_json::to_string(&Report::new(&results))?;
+        documents::save("kernels", &["qemu-system-x86_64"], &report)?;
     }
     let failed = results.iter().filter(|tested| tested.result.is_err());
     let failed: Vec<_> = failed.map(|tested| tested.name.as_str()).collect();
@@ -75,16 +76,33 @@ pub fn run(kernels: &[String], save: bool) -> Result<()> {
 }
 
 /// What became of them, for the documents.
-fn record(results: &[Tested]) -> Value {
-    let kernel = |tested: &Tested| {
-        json!({
-            "kernel": tested.name,
-            "passed": tested.result.is_ok(),
-            "seconds": tested.time.as_secs_f64().round(),
-        })
-    };
-    let kernels: Vec<_> = results.iter().map(kernel).collect();
-    json!({ "kvm": vm::has_kvm(), "states": EPOCHS, "kernels": kernels })
+#[derive(Serialize, Deserialize)]
+pub struct Report {
+    kvm: bool,
+    states: u8,
+    /// Each kernel.
+    pub kernels: Vec<Outcome>,
+}
+
+/// Whether all tests passed on a kernel.
+#[derive(Serialize, Deserialize)]
+pub struct Outcome {
+    kernel: String,
+    /// Whether they did.
+    pub passed: bool,
+    seconds: f64,
+}
+
+impl Report {
+    fn new(results: &[Tested]) -> Self {
+        let outcome = |tested: &Tested| Outcome {
+            kernel: tested.name.clone(),
+            passed: tested.result.is_ok(),
+            seconds: tested.time.as_secs_f64().round(),
+        };
+        let kernels = results.iter().map(outcome).collect();
+        Self { kvm: vm::has_kvm(), states: EPOCHS, kernels }
+    }
 }
 
 /// What became of the tests on a kernel.

@@ -1,348 +1,248 @@
 //! The chapter of `bench http`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
-use serde::Deserialize;
-use serde_json::Value;
+use kit::reports::http::{Case, Profile, Report, System, median};
+use minijinja::{Value, context};
+use serde::Serialize;
+use serde_json::Value as Json;
 
 use super::{
-    Page,
+    Plots,
     plot::{self, Bar},
-    table::{Table, commas},
     typed,
 };
-
-#[derive(Deserialize)]
-struct Report {
-    seconds: u64,
-    cases: Vec<Case>,
-    throughput: Vec<Throughput>,
-    #[serde(default)]
-    profiles: Vec<Profile>,
-}
-
-#[derive(Deserialize)]
-struct Profile {
-    system: String,
-    connections: u64,
-    keep_alive: bool,
-    machine_cpu_us_per_request: f64,
-    functions: BTreeMap<String, f64>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    system: String,
-    connections: u64,
-    keep_alive: bool,
-    runs: Vec<Run>,
-}
-
-#[derive(Deserialize)]
-struct Run {
-    requests_per_second: f64,
-    errors: u64,
-    p50_us: f64,
-    p99_us: f64,
-    p999_us: f64,
-    machine_cpu_us_per_request: f64,
-}
-
-#[derive(Deserialize)]
-struct Throughput {
-    system: String,
-    bits_per_second: Vec<f64>,
-}
-
-impl Case {
-    fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {
-        median(self.runs.iter().map(of).collect())
-    }
-}
-
-/// The median, or the lower of the two in the middle; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len().saturating_sub(1) / 2;
-    values.get(middle).copied().unwrap_or(0.0)
-}
-
-/// Writes it.
-pub fn render(results: &Value, page: &mut Page) -> Result<()> {
-    let report: Report = typed(results)?;
-    let rounds = report.cases.iter().map(|case| case.runs.len()).max().unwrap_or(0);
-    page.say(&format!(
-        "A client (wrk) asks three nginx for a small page: without a balancer, through lb, and through what is \
-         in use today, each as it comes, on hosts alike. Medians of {rounds} runs of {} s, in turn. *CPU* is \
-         busy time of the whole machine for each request, client and web hosts included; *more* is what \
-         the balancer adds to direct. *Spread*: between the best and the worst run.",
-        report.seconds
-    ));
-    let mut loads: Vec<(u64, bool)> = Vec::new();
-    for case in &report.cases {
-        if !loads.contains(&(case.connections, case.keep_alive)) {
-            loads.push((case.connections, case.keep_alive));
-        }
-    }
-    for (connections, keep_alive) in loads {
-        let keep = if keep_alive { "keep-alive" } else { "a connection for each request" };
-        let title = format!("{connections} connections, {keep}");
-        page.say(&format!("### {title}"));
-        let same = |case: &&Case| (case.connections, case.keep_alive) == (connections, keep_alive);
-        let cases: Vec<_> =
-            report.cases.iter().filter(same).filter(|case| !case.runs.is_empty()).collect();
-        let direct = cases.iter().find(|case| case.system == "direct");
-        let head = [
-            "",
-            "requests/s",
-            "spread",
-            "of direct",
-            "p50, µs",
-            "p99, µs",
-            "p99.9, µs",
-            "CPU, µs",
-            "more, µs",
-            "errors",
-        ];
-        let mut table = Table::new(head);
-        let mut bars = Vec::new();
-        for case in &cases {
-            let rates = || case.runs.iter().map(|run| run.requests_per_second);
-            let rate = case.median(|run| run.requests_per_second);
-            let spread = rates().fold(0.0, f64::max) - rates().fold(f64::INFINITY, f64::min);
-            let cpu = case.median(|run| run.machine_cpu_us_per_request);
-            let beside =
-                |of: &dyn Fn(&Case) -> String| direct.map_or_else(|| "-".into(), |case| of(case));
-            let kind = if case.system.starts_with("lb-") { 0 } else { 5 };
-            bars.push(Bar { name: case.system.clone(), value: rate, kind });
-            table.row([
-                case.system.clone(),
-                commas(rate.round() as u64),
-                format!("{:.0} %", spread / rate * 100.0),
-                beside(&|direct| {
-                    format!("{:.2}", rate / direct.median(|run| run.requests_per_second))
-                }),
-                commas(case.median(|run| run.p50_us) as u64),
-                commas(case.median(|run| run.p99_us) as u64),
-                commas(case.median(|run| run.p999_us) as u64),
-                format!("{cpu:.1}"),
-                beside(&|direct| {
-                    format!("{:+.1}", cpu - direct.median(|run| run.machine_cpu_us_per_request))
-                }),
-                commas(case.runs.iter().map(|run| run.errors).sum()),
-            ]);
-        }
-        let kept = if keep_alive { "keep" } else { "close" };
-        let svg = plot::bars(&title, "requests a second", &bars)?;
-        page.plot(
-            &format!("http-{connections}-{kept}"),
-            &format!("Requests a second, {title}"),
-            svg,
-        );
-        table.write(&mut page.text);
-    }
-    errors(&report.cases, page);
-    page.say(
-        "One connection of iperf3, as many bytes as go through. Segmentation offloads are off on all hosts, as \
-         native XDP on virtual Ethernet wants it; with them a proxy carries more here.",
-    );
-    let mut table = Table::new(["", "Gbit/s"]);
-    for of in report.throughput {
-        table.row([of.system, format!("{:.2}", median(of.bits_per_second) / 1e9)]);
-    }
-    table.write(&mut page.text);
-    aims(&report.cases, page);
-    profiles(&report.profiles, page);
-    Ok(())
-}
-
-/// Why requests fail, if any did: those of runs that were traced had one cause.
-fn errors(cases: &[Case], page: &mut Page) {
-    if cases.iter().flat_map(|case| &case.runs).all(|run| run.errors == 0) {
-        return;
-    }
-    page.say(
-        "*Errors*: each one in runs that were traced was a reset by a web host's kernel, from its listener, as the \
-         request came (`tcp:tcp_send_reset` with `state=TCP_LISTEN reason=TCP_FLAGS`). The handshake's last segment \
-         and the request were processed by two CPUs at a time: the other CPU made the connection established within \
-         the same microseconds (`sock:inet_sock_set_state`), and the request's lookup missed it. Linux has mended such a \
-         race (commit 1532ed0d0753, \"inet: Avoid ehash lookup race in inet_ehash_insert()\"). It takes a path on \
-         which packets of a flow change CPUs: here ports of the virtual switch that are polled (NAPI), as XDP on \
-         their other end wants it. Without a balancer the same reset came when the client's port was polled. A \
-         network card keeps a flow on one queue.",
-    );
-}
 
 /// What share of the requests a second without a balancer was aimed at, and how much more CPU time for each.
 const SHARE: f64 = 0.9;
 const MORE_US: f64 = 6.0;
 
 /// The systems that are to be left behind.
-const OTHERS: [&str; 3] = ["haproxy", "nginx-stream", "nftables-dnat"];
-
-/// Whether the aims are met, by the figures.
-fn aims(cases: &[Case], page: &mut Page) {
-    let rate = |case: &Case| case.median(|run| run.requests_per_second);
-    let cpu = |case: &Case| case.median(|run| run.machine_cpu_us_per_request);
-    let beside = |case: &Case, system: &str| {
-        let load = (case.connections, case.keep_alive);
-        let mut same = cases.iter().filter(|case| (case.connections, case.keep_alive) == load);
-        same.find(|case| case.system == system && !case.runs.is_empty())
-    };
-    let judged = |is_met: bool| if is_met { "met" } else { "missed" };
-    let mut told = Vec::new();
-    for system in ["lb-dsr", "lb-ipip", "ecmp-router"] {
-        let own = cases.iter().filter(|case| case.system == system && !case.runs.is_empty());
-        let beside_direct = |case| Some((case, beside(case, "direct")?));
-        let own: Vec<_> = own.filter_map(beside_direct).collect();
-        let is_ahead = own.iter().all(|(case, _)| {
-            let mut others = OTHERS.iter().filter_map(|other| beside(case, other));
-            others.all(|other| rate(case) > rate(other))
-        });
-        let shares = own.iter().map(|(case, direct)| rate(case) / rate(direct));
-        let more = own.iter().map(|(case, direct)| cpu(case) - cpu(direct));
-        let (least, most) =
-            (shares.fold(f64::INFINITY, f64::min), more.fold(f64::NEG_INFINITY, f64::max));
-        if own.is_empty() {
-            continue;
-        }
-        told.push(format!(
-            "`{system}`: ahead of each {}, share {} with {least:.2} at least, CPU {} with {most:+.1} µs at most",
-            judged(is_ahead),
-            judged(least >= SHARE),
-            judged(most < MORE_US),
-        ));
-    }
-    page.say(&format!(
-        "The aims, which are no measurement, were to be ahead of each of the others under every load, to carry {SHARE} \
-         of what goes without a balancer, and to take less than {MORE_US} µs of CPU more for a request. {}. What \
-         `ecmp-router` misses as well is what a hop costs on this machine, whoever makes it: a packet more to be handed \
-         over and a process more to be woken, on cores that client and hosts share. The profiles show it: the \
-         balancer's own program (`plain` and `any`) is a small part of what is added.",
-        told.join("; ")
-    ));
-}
+const OTHERS: [System; 3] = [System::Haproxy, System::NginxStream, System::NftablesDnat];
 
 /// How many functions are told of a load.
 const TOLD: usize = 16;
 
-/// Where the time goes, by function, most of what the balancer adds first.
-fn profiles(profiles: &[Profile], page: &mut Page) {
+/// Requests a second, in the median.
+fn rate(case: &Case) -> f64 {
+    case.median(|run| run.requests_per_second)
+}
+
+fn cpu(case: &Case) -> f64 {
+    case.median(|run| run.machine_cpu_us_per_request)
+}
+
+/// The case of a system under this load: connections, and whether they are kept.
+fn find(cases: &[Case], system: System, load: (u16, bool)) -> Option<&Case> {
+    let mut measured = cases.iter().filter(|case| !case.runs.is_empty());
+    measured.find(|case| case.system == system && (case.connections, case.keep_alive) == load)
+}
+
+/// Loads, aims and profiles.
+pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
+    let report: Report = typed(results)?;
+    let cases = &report.cases;
+    let mut loads: Vec<(u16, bool)> = Vec::new();
+    for case in cases {
+        if !loads.contains(&(case.connections, case.keep_alive)) {
+            loads.push((case.connections, case.keep_alive));
+        }
+    }
+    let loads: Vec<_> =
+        loads.into_iter().map(|of| load(cases, of, plots)).collect::<Result<_>>()?;
+    let streams = report.throughput.iter().map(|stream| {
+        context! { system => stream.system, gbits => median(stream.bits_per_second.clone()) / 1e9 }
+    });
+    let aims = [System::Dsr, System::Ipip, System::Router].map(|system| Aims::of(cases, system));
+    Ok(context! {
+        rounds => cases.iter().map(|case| case.runs.len()).max(),
+        has_errors => cases.iter().flat_map(|case| &case.runs).any(|run| run.errors > 0),
+        aims => aims.into_iter().flatten().collect::<Vec<_>>(),
+        aim_share => SHARE.to_string(),
+        aim_more_us => MORE_US.to_string(),
+        streams => streams.collect::<Vec<_>>(),
+        profiles => profiles(&report.profiles),
+        loads,
+        report,
+    })
+}
+
+fn keep(keep_alive: bool) -> &'static str {
+    if keep_alive { "keep-alive" } else { "a connection for each request" }
+}
+
+/// A plot, and a row for each system, beside that without a balancer.
+fn load(cases: &[Case], load: (u16, bool), plots: &mut Plots) -> Result<Value> {
+    let (connections, keep_alive) = load;
+    let title = format!("{connections} connections, {}", keep(keep_alive));
+    let plot = format!("http-{connections}-{}", if keep_alive { "keep" } else { "close" });
+    let direct = find(cases, System::Direct, load);
+    let (mut rows, mut bars) = (Vec::new(), Vec::new());
+    for case in System::ALL.into_iter().filter_map(|system| find(cases, system, load)) {
+        let rates = || case.runs.iter().map(|run| run.requests_per_second);
+        let spread = rates().fold(0.0, f64::max) - rates().fold(f64::INFINITY, f64::min);
+        let (name, rate) = (case.system.name(), rate(case));
+        let kind = if name.starts_with("lb-") { 0 } else { 5 };
+        bars.push(Bar { name: name.to_owned(), value: rate, kind });
+        rows.push(context! {
+            system => case.system,
+            rate,
+            spread => spread / rate * 100.0,
+            share => direct.map(|direct| rate / self::rate(direct)),
+            p50_us => case.median(|run| run.p50_us as f64),
+            p99_us => case.median(|run| run.p99_us as f64),
+            p999_us => case.median(|run| run.p999_us as f64),
+            cpu_us => cpu(case),
+            more_us => direct.map(|direct| cpu(case) - cpu(direct)),
+            errors => case.runs.iter().map(|run| run.errors).sum::<u64>(),
+        });
+    }
+    plots.insert(plot.clone(), plot::bars(&title, "requests a second", &bars)?);
+    Ok(context! { title, plot, rows })
+}
+
+/// Whether a system meets the aims under all loads, and its worst figures.
+#[derive(Serialize)]
+struct Aims {
+    system: System,
+    is_ahead: bool,
+    has_share: bool,
+    is_cheap: bool,
+    /// Of the requests a second without a balancer.
+    least_share: f64,
+    /// CPU time of a request, beside that without a balancer.
+    most_more_us: f64,
+}
+
+impl Aims {
+    /// By the figures; none of a system that was not measured beside the hosts alone.
+    fn of(cases: &[Case], system: System) -> Option<Self> {
+        let own = cases.iter().filter(|case| case.system == system && !case.runs.is_empty());
+        let load = |case: &Case| (case.connections, case.keep_alive);
+        let beside = |case, system| find(cases, system, load(case));
+        let own: Vec<_> =
+            own.filter_map(|case| Some((case, beside(case, System::Direct)?))).collect();
+        let is_ahead = own.iter().all(|(case, _)| {
+            let mut others = OTHERS.into_iter().filter_map(|other| beside(case, other));
+            others.all(|other| rate(case) > rate(other))
+        });
+        let shares = own.iter().map(|(case, direct)| rate(case) / rate(direct));
+        let least_share = shares.min_by(f64::total_cmp)?;
+        let more = own.iter().map(|(case, direct)| cpu(case) - cpu(direct));
+        let most_more_us = more.max_by(f64::total_cmp)?;
+        let (has_share, is_cheap) = (least_share >= SHARE, most_more_us < MORE_US);
+        Some(Self { system, is_ahead, has_share, is_cheap, least_share, most_more_us })
+    }
+}
+
+/// Where the time of each load goes, by function, most of what the balancer adds first.
+fn profiles(profiles: &[Profile]) -> Vec<Value> {
     let mut loads: Vec<_> =
         profiles.iter().map(|profile| (profile.connections, profile.keep_alive)).collect();
     loads.dedup();
-    for (connections, keep_alive) in loads {
-        let of = |system: &str| {
-            profiles.iter().find(|profile| {
-                (profile.connections, profile.keep_alive) == (connections, keep_alive)
-                    && profile.system == system
-            })
-        };
-        let systems = ["direct", "ecmp-router", "lb-dsr", "lb-ipip"];
-        let [Some(direct), Some(router), Some(dsr), Some(ipip)] = systems.map(of) else { continue };
-        let all = [direct, router, dsr, ipip];
-        let names: BTreeSet<_> = all.iter().flat_map(|profile| profile.functions.keys()).collect();
-        let time = |profile: &Profile, name: &str| {
-            profile.functions.get(name).copied().unwrap_or_default()
-        };
-        let mut names: Vec<_> = names.into_iter().collect();
-        let added = |name: &str| time(dsr, name) - time(direct, name);
-        names.sort_by(|a, b| added(b).total_cmp(&added(a)));
-        let keep = if keep_alive { "keep-alive" } else { "a connection for each request" };
-        page.say(&format!(
-            "### Where the time goes, {connections} connections, {keep}\n\n\
-             Microseconds of CPU for a request in functions of the kernel themselves, without what they call, \
-             by samples of the whole machine (perf); what `lb-dsr` adds to `direct`, the largest {TOLD} of it. \
-             `ecmp-router` is a hop more without a balancer: the kernel routes each flow to a host."
-        ));
-        let mut table =
-            Table::new(["function", "direct", "ecmp-router", "lb-dsr", "lb-ipip", "lb-dsr adds"]);
-        let mut row = |name: &str, time: &dyn Fn(&Profile) -> f64| {
-            let times = all.map(time);
-            let more = format!("{:+.2}", times[2] - times[0]);
-            let [direct, router, dsr, ipip] = times.map(|time| format!("{time:.2}"));
-            table.row([name.to_owned(), direct, router, dsr, ipip, more]);
-        };
-        row("all", &|profile| profile.machine_cpu_us_per_request);
-        for name in names.into_iter().take(TOLD) {
-            row(name, &|profile| time(profile, name));
-        }
-        table.write(&mut page.text);
-    }
+    loads.into_iter().filter_map(|load| profile(profiles, load)).collect()
+}
+
+/// None of a load under which a system is missing.
+fn profile(profiles: &[Profile], load: (u16, bool)) -> Option<Value> {
+    let of = |system| {
+        let mut same = profiles.iter().filter(|one| (one.connections, one.keep_alive) == load);
+        same.find(|profile| profile.system == system)
+    };
+    let [direct, router, dsr, ipip] =
+        [System::Direct, System::Router, System::Dsr, System::Ipip].map(of);
+    let all = [direct?, router?, dsr?, ipip?];
+    let row = |name: &str, times: [f64; 4]| {
+        (context! { name, times, adds => times[2] - times[0] }, times[2] - times[0])
+    };
+    let names: BTreeSet<_> = all.iter().flat_map(|profile| profile.functions.keys()).collect();
+    let times = |name| all.map(|profile| profile.functions.get(name).copied().unwrap_or_default());
+    let mut rows: Vec<_> = names.into_iter().map(|name| row(name, times(name))).collect();
+    rows.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    rows.truncate(TOLD);
+    rows.insert(0, row("all", all.map(|profile| profile.machine_cpu_us_per_request)));
+    let rows: Vec<_> = rows.into_iter().map(|(row, _)| row).collect();
+    let (connections, keep_alive) = load;
+    Some(context! { connections, keep => keep(keep_alive), rows })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use kit::reports::http::Run;
 
-    fn case(system: &str, rate: f64, cpu: f64) -> Case {
+    use super::{super::tests, *};
+
+    fn case(system: System, rate: f64, cpu: f64) -> Case {
         let run = Run {
             requests_per_second: rate,
             errors: 0,
-            p50_us: 1.0,
-            p99_us: 2.0,
-            p999_us: 3.0,
+            p50_us: 1,
+            p99_us: 2,
+            p999_us: 3,
             machine_cpu_us_per_request: cpu,
         };
-        Case { system: system.into(), connections: 64, keep_alive: true, runs: vec![run] }
+        Case { system, connections: 64, keep_alive: true, runs: vec![run] }
+    }
+
+    fn told(cases: Vec<Case>, profiles: Vec<Profile>) -> Result<String> {
+        let report = Report { seconds: 3, cases, throughput: Vec::new(), profiles };
+        tests::told("http", "cargo xtask bench http", &report)
     }
 
     #[test]
-    fn errors_are_explained_where_there_are_any() {
-        let mut cases = [case("direct", 100.0, 20.0), case("lb-dsr", 95.0, 25.0)];
-        let mut page = Page::default();
-        errors(&cases, &mut page);
-        assert_eq!(page.text, "");
+    fn errors_are_explained_where_there_are_any() -> Result<()> {
+        let cases = || vec![case(System::Direct, 100.0, 20.0), case(System::Dsr, 95.0, 25.0)];
+        assert!(!told(cases(), Vec::new())?.contains("reason=TCP_FLAGS"));
+        let mut cases = cases();
         cases[1].runs[0].errors = 1;
-        errors(&cases, &mut page);
-        assert!(page.text.contains("reason=TCP_FLAGS"), "{}", page.text);
+        assert!(told(cases, Vec::new())?.contains("reason=TCP_FLAGS"));
+        Ok(())
     }
 
     #[test]
-    fn aims_are_judged_by_the_figures() {
-        let cases = [
-            case("direct", 100.0, 20.0),
-            case("lb-dsr", 95.0, 25.0),
-            case("lb-ipip", 60.0, 27.5),
-            case("haproxy", 70.0, 60.0),
+    fn aims_are_judged_by_the_figures() -> Result<()> {
+        let cases = vec![
+            case(System::Direct, 100.0, 20.0),
+            case(System::Dsr, 95.0, 25.0),
+            case(System::Ipip, 60.0, 27.5),
+            case(System::Haproxy, 70.0, 60.0),
         ];
-        let mut page = Page::default();
-        aims(&cases, &mut page);
-        for told in [
+        let text = told(cases, Vec::new())?;
+        for line in [
             "`lb-dsr`: ahead of each met, share met with 0.95 at least, CPU met with +5.0 µs at most",
             "`lb-ipip`: ahead of each missed, share missed with 0.60 at least, CPU missed with +7.5 µs at most",
         ] {
-            assert!(page.text.contains(told), "{told} in {}", page.text);
+            assert!(text.contains(line), "{line} in {text}");
         }
+        Ok(())
     }
 
     #[test]
-    fn a_profile_tells_what_the_balancer_adds_most_first() {
-        let profile = |system: &str, copied: f64| Profile {
-            system: system.into(),
+    fn a_profile_tells_what_the_balancer_adds_most_first() -> Result<()> {
+        let profile = |(system, copied)| Profile {
+            system,
             connections: 64,
             keep_alive: true,
+            samples: 1,
             machine_cpu_us_per_request: 20.0 + copied,
             functions: [("user".into(), 15.0), ("copy".into(), copied)].into(),
         };
-        let all = [
-            profile("direct", 0.5),
-            profile("ecmp-router", 1.0),
-            profile("lb-dsr", 2.0),
-            profile("lb-ipip", 3.0),
-        ];
-        let mut page = Page::default();
-        profiles(&all, &mut page);
-        let rows: Vec<_> = page.text.lines().filter(|line| line.starts_with("| ")).collect();
+        let systems = [System::Direct, System::Router, System::Dsr, System::Ipip];
+        let all = systems.into_iter().zip([0.5, 1.0, 2.0, 3.0]).map(profile).collect();
+        let text = told(Vec::new(), all)?;
+        let rows: Vec<_> =
+            text.lines().skip_while(|line| !line.starts_with("| function")).collect();
         assert_eq!(
-            rows,
+            rows[..5],
             [
                 "| function | direct | ecmp-router | lb-dsr | lb-ipip | lb-dsr adds |",
+                "|---|--:|--:|--:|--:|--:|",
                 "| all | 20.50 | 21.00 | 22.00 | 23.00 | +1.50 |",
                 "| copy | 0.50 | 1.00 | 2.00 | 3.00 | +1.50 |",
                 "| user | 15.00 | 15.00 | 15.00 | 15.00 | +0.00 |",
             ]
         );
+        Ok(())
     }
 }

@@ -1,20 +1,16 @@
 //! `docs/BENCHMARKS.md` and `docs/RELIABILITY.md`: written of the records in `docs/results`, and of nothing
 //! else, so that no figure in them is typed by hand.
 //!
-//! Each kind of record has a file here that renders it. A command with `--save` keeps its record and
-//! writes both documents anew.
+//! The text of a chapter is a template ([`templates`]) with the name of its record; a file here that has this name
+//! adds plots, and figures that are computed of several. A command with `--save` keeps its record and writes both
+//! documents anew.
 
-mod advertisements;
 mod attack;
 mod book;
 mod datapath;
 mod failover;
-mod fuzz;
-mod health;
 mod http;
 mod instructions;
-mod kernels;
-mod metrics;
 #[cfg(test)]
 mod names;
 pub mod plot;
@@ -22,21 +18,26 @@ pub mod plot;
 mod prose;
 mod scale;
 mod soak;
-pub mod table;
+pub mod templates;
 mod vrrp;
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
-use kit::record::{Machine, Record};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use kit::{
+    record::Record,
+    reports::{advertisements, health, metrics},
+};
+use minijinja::{Value, context};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value as Json;
+
+use crate::{fuzz, kernels};
 
 /// The records' folder in the workspace.
 const RESULTS: &str = "docs/results";
@@ -52,54 +53,25 @@ pub struct Saving {
     pub save: bool,
 }
 
-/// What is written of a document: its text, and its plots by name.
-#[derive(Default)]
-pub struct Page {
-    /// Markdown.
-    pub text: String,
-    /// The command that measured what the chapter tells.
-    pub command: String,
-    /// The CPUs that it could use.
-    pub cores: usize,
-    plots: BTreeMap<String, String>,
-}
+/// Plots as SVG, by name.
+type Plots = BTreeMap<String, String>;
 
-impl Page {
-    /// Adds a paragraph.
-    pub fn say(&mut self, paragraph: &str) {
-        let _ = writeln!(self.text, "\n{paragraph}");
-    }
+/// What a chapter's template is filled with, of a record's results; and the plots that it shows.
+type Prepare = fn(&Json, &mut Plots) -> Result<Value>;
 
-    /// Adds a plot, with a text for who can't see it.
-    pub fn plot(&mut self, name: &str, text: &str, svg: String) {
-        let _ = writeln!(self.text, "\n![{text}](plots/{name}.svg)");
-        self.plots.insert(name.to_owned(), svg);
-    }
-
-    /// Whether the command has this word.
-    pub fn has(&self, word: &str) -> bool {
-        self.command.split([' ', '=']).any(|one| one == word)
-    }
-}
-
-/// How a record's results are written.
-type Render = fn(&Value, &mut Page) -> Result<()>;
-
-/// A chapter: the record that it is about, its title, how it is written.
+/// A chapter: the record that it is about, which its template is named for, and what comes into that.
 struct Chapter {
     record: &'static str,
-    title: &'static str,
-    render: Render,
+    prepare: Prepare,
 }
 
-const fn chapter(record: &'static str, title: &'static str, render: Render) -> Chapter {
-    Chapter { record, title, render }
+const fn chapter(record: &'static str, prepare: Prepare) -> Chapter {
+    Chapter { record, prepare }
 }
 
-/// A document: its file in `docs`, its title, what is said before all, its chapters.
+/// A document: its file in `docs`, the template of its beginning, its chapters.
 struct Document {
     file: &'static str,
-    title: &'static str,
     begin: &'static str,
     chapters: &'static [Chapter],
 }
@@ -107,29 +79,27 @@ struct Document {
 const DOCUMENTS: [Document; 2] = [
     Document {
         file: "BENCHMARKS.md",
-        title: "Benchmarks",
-        begin: include_str!("benchmarks.md"),
+        begin: "benchmarks",
         chapters: &[
-            chapter("datapath", "A packet in the program", datapath::render),
-            chapter("instructions", "A packet in instructions", instructions::render),
-            chapter("http", "Beside the alternatives", http::render),
-            chapter("scale", "More of everything", scale::render),
-            chapter("health", "Health checks", health::render),
-            chapter("metrics", "A scrape", metrics::render),
+            chapter("datapath", datapath::prepare),
+            chapter("instructions", instructions::prepare),
+            chapter("http", http::prepare),
+            chapter("scale", scale::prepare),
+            chapter("health", report_alone::<health::Report>),
+            chapter("metrics", report_alone::<metrics::Report>),
         ],
     },
     Document {
         file: "RELIABILITY.md",
-        title: "Reliability",
-        begin: include_str!("reliability.md"),
+        begin: "reliability",
         chapters: &[
-            chapter("failover", "A backend fails", failover::render),
-            chapter("vrrp", "A node of the pair fails", vrrp::render),
-            chapter("advertisements", "Advertisements of a pair", advertisements::render),
-            chapter("attack", "Floods", attack::render),
-            chapter("soak", "Anything at any time", soak::render),
-            chapter("fuzz", "Any bytes", fuzz::render),
-            chapter("kernels", "Other kernels", kernels::render),
+            chapter("failover", failover::prepare),
+            chapter("vrrp", vrrp::prepare),
+            chapter("advertisements", report_alone::<advertisements::Report>),
+            chapter("attack", attack::prepare),
+            chapter("soak", soak::prepare),
+            chapter("fuzz", report_alone::<fuzz::report::Report>),
+            chapter("kernels", report_alone::<kernels::Report>),
         ],
     },
 ];
@@ -153,10 +123,10 @@ pub fn save(name: &str, programs: &[&str], results: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If the records can't be read.
-pub fn kept(name: &str) -> Result<Option<Value>> {
-    let mut records = Record::all(&crate::workspace().join(RESULTS))?;
-    Ok(records.remove(name).map(|record| record.results))
+/// If the records can't be read, or this one is something else.
+pub fn kept<R: DeserializeOwned>(name: &str) -> Result<Option<R>> {
+    let records = Record::all(&crate::workspace().join(RESULTS))?;
+    records.get(name).map(|record| typed(&record.results)).transpose()
 }
 
 /// What does not change the results. Whoever repeats a measurement may not want the files of the tree
@@ -222,46 +192,43 @@ pub fn run() -> Result<()> {
 fn render(records: &BTreeMap<String, Record>) -> Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     for document in &DOCUMENTS {
-        let mut page = Page::default();
-        let _ = writeln!(page.text, "# {}\n\n{}", document.title, document.begin.trim_end());
-        for chapter in document.chapters {
+        let mut text = templates::fill(document.begin, context! {})?;
+        let mut plots = Plots::new();
+        for Chapter { record: name, prepare } in document.chapters {
             // What was never measured has nothing to say.
-            let Some(record) = records.get(chapter.record) else { continue };
-            let _ = writeln!(page.text, "\n## {}", chapter.title);
-            page.command.clone_from(&record.command);
-            page.cores = record.machine.cores;
-            (chapter.render)(&record.results, &mut page)
-                .with_context(|| format!("{RESULTS}/{}.json", chapter.record))?;
-            origin(record, &mut page);
+            let Some(record) = records.get(*name) else { continue };
+            let chapter = fill(record, *prepare, &mut plots);
+            text = text + "\n" + &chapter.with_context(|| format!("{RESULTS}/{name}.json"))?;
         }
-        for (name, svg) in page.plots {
+        for (name, svg) in plots {
             files.insert(Path::new("plots").join(name + ".svg"), svg);
         }
-        files.insert(document.file.into(), page.text);
+        files.insert(document.file.into(), text);
     }
     Ok(files)
 }
 
+/// A record's chapter.
+fn fill(record: &Record, prepare: Prepare, plots: &mut Plots) -> Result<String> {
+    let values = prepare(&record.results, plots)?;
+    let origin = origin(record)?;
+    templates::fill(&record.name, context! { record, origin, ..values })
+}
+
 /// Where the figures are from, and how to repeat them.
-fn origin(record: &Record, page: &mut Page) {
-    let Machine { cpu, cores, memory_bytes, kernel, virtualised } = &record.machine;
-    let gib = *memory_bytes as f64 / f64::from(1 << 30);
-    let guest = if *virtualised { ", a virtual machine" } else { "" };
-    let versions: Vec<_> =
-        record.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let (name, command, date) = (&record.name, repeated(&record.command), &record.date);
-    let revision = record.revision.as_ref().map_or_else(String::new, |revision| {
-        let (commit, changes) = match revision.strip_suffix('+') {
-            Some(commit) => (commit, " and changes that are not in it"),
-            None => (revision.as_str(), ""),
-        };
-        format!("; commit {commit}{changes}")
-    });
-    page.say(&format!(
-        "<sub>`{command}`, {date}{revision}; {cores} cores of {cpu}, {gib:.0} GiB{guest}; Linux {kernel}; {}. \
-         Raw figures: [results/{name}.json](results/{name}.json).</sub>",
-        versions.join(", "),
-    ));
+fn origin(record: &Record) -> Result<String> {
+    let command = repeated(&record.command);
+    let revision = record.revision.as_deref().unwrap_or_default();
+    let commit = revision.trim_end_matches('+');
+    let is_changed = revision.ends_with('+');
+    let line = templates::fill("origin", context! { record, command, commit, is_changed })?;
+    Ok(line.trim_end().to_owned())
+}
+
+/// The report itself, of which the template takes all figures.
+fn report_alone<R: Serialize + DeserializeOwned>(results: &Json, _: &mut Plots) -> Result<Value> {
+    let report: R = typed(results)?;
+    Ok(context! { report })
 }
 
 /// The results, as the command's own types.
@@ -269,13 +236,21 @@ fn origin(record: &Record, page: &mut Page) {
 /// # Errors
 ///
 /// If they are something else.
-fn typed<T: DeserializeOwned>(results: &Value) -> Result<T> {
+fn typed<T: DeserializeOwned>(results: &Json) -> Result<T> {
     T::deserialize(results).context("not what the command tells today; run it again with --save")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The text of the chapter of these results.
+    pub fn told(name: &str, command: &str, report: &impl Serialize) -> Result<String> {
+        let record = Record::new(name, command.into(), &[], serde_json::to_value(report)?)?;
+        let mut chapters = DOCUMENTS.iter().flat_map(|document| document.chapters);
+        let chapter = chapters.find(|chapter| chapter.record == name).context("no such chapter")?;
+        fill(&record, chapter.prepare, &mut Plots::new())
+    }
 
     #[test]
     fn the_documents_are_those_of_the_records() -> Result<()> {
@@ -292,8 +267,8 @@ mod tests {
     #[test]
     fn every_record_has_a_chapter() -> Result<()> {
         for name in Record::all(&crate::workspace().join(RESULTS))?.keys() {
-            let chapters = || DOCUMENTS.iter().flat_map(|document| document.chapters);
-            assert!(chapters().any(|chapter| chapter.record == name), "{name}");
+            let mut chapters = DOCUMENTS.iter().flat_map(|document| document.chapters);
+            assert!(chapters.any(|chapter| chapter.record == name), "{name}");
         }
         Ok(())
     }
@@ -333,10 +308,30 @@ mod tests {
     }
 
     #[test]
-    fn a_page_knows_the_words_of_its_command() {
-        let command = "cargo xtask fuzz api --jobs 6".into();
-        let page = Page { command, ..Page::default() };
-        assert!(page.has("api") && page.has("--jobs") && !page.has("--seconds"));
+    fn a_report_holds_all_that_its_record_has() -> Result<()> {
+        fn check<R: Serialize + DeserializeOwned>(
+            records: &BTreeMap<String, Record>,
+            name: &str,
+        ) -> Result<()> {
+            let Some(record) = records.get(name) else { return Ok(()) };
+            let report: R = typed(&record.results).context(name.to_owned())?;
+            assert_eq!(serde_json::to_value(report)?, record.results, "{name}");
+            Ok(())
+        }
+        let all = Record::all(&crate::workspace().join(RESULTS))?;
+        check::<advertisements::Report>(&all, "advertisements")?;
+        check::<kit::reports::attack::Report>(&all, "attack")?;
+        check::<kit::reports::datapath::Report>(&all, "datapath")?;
+        check::<kit::reports::failover::Report>(&all, "failover")?;
+        check::<fuzz::report::Report>(&all, "fuzz")?;
+        check::<health::Report>(&all, "health")?;
+        check::<kit::reports::http::Report>(&all, "http")?;
+        check::<kit::reports::instructions::Report>(&all, "instructions")?;
+        check::<kernels::Report>(&all, "kernels")?;
+        check::<metrics::Report>(&all, "metrics")?;
+        check::<kit::reports::scale::Report>(&all, "scale")?;
+        check::<kit::reports::soak::Report>(&all, "soak")?;
+        check::<kit::reports::vrrp::Report>(&all, "vrrp")
     }
 
     #[test]

@@ -6,21 +6,26 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 /// What all runs have come to.
-pub(super) struct Report {
-    pub runs: Vec<Run>,
+#[derive(Serialize, Deserialize)]
+pub struct Report {
+    engine: String,
+    /// The last run of each target.
+    pub targets: Vec<Run>,
 }
 
 /// What the run of one target has come to.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Run {
-    target: &'static str,
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    target: String,
     /// When it ended: RFC 3339, in UTC.
     date: String,
-    executions: u64,
+    /// Inputs that were run.
+    pub executions: u64,
     seconds: f64,
+    executions_per_second: u64,
     /// How many ran at a time.
     jobs: usize,
     /// Inputs that reach something that no other one does, and their bytes.
@@ -36,9 +41,10 @@ pub(super) struct Run {
 
 impl Run {
     /// Reads what the engine has said.
-    pub fn read(target: &'static str, log: &str, time: Duration) -> Self {
+    pub fn read(target: &str, log: &str, time: Duration) -> Self {
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let mut run = Self { target, date, seconds: time.as_secs_f64(), ..Self::default() };
+        let seconds = (time.as_secs_f64() * 10.0).round() / 10.0;
+        let mut run = Self { target: target.to_owned(), date, seconds, ..Self::default() };
         for line in log.lines() {
             if let Some(file) = line.split("Test unit written to ").nth(1) {
                 if file.contains("-slow-unit-") {
@@ -51,6 +57,8 @@ impl Run {
                 run.status(status);
             }
         }
+        run.executions_per_second =
+            (run.executions as f64 / time.as_secs_f64().max(0.001)).round() as u64;
         run
     }
 
@@ -79,10 +87,6 @@ impl Run {
         Self { jobs, ..self }
     }
 
-    fn per_second(&self) -> u64 {
-        (self.executions as f64 / self.seconds.max(0.001)).round() as u64
-    }
-
     /// In one line.
     pub fn line(&self) -> String {
         let Self { target, executions, seconds, coverage_edges, findings, .. } = self;
@@ -102,22 +106,6 @@ impl Run {
         let begin = log[..begin].rfind('\n').map_or(0, |at| at + 1);
         &log[begin..]
     }
-
-    fn json(&self) -> Value {
-        json!({
-            "target": self.target,
-            "date": self.date,
-            "executions": self.executions,
-            "jobs": self.jobs,
-            "seconds": (self.seconds * 10.0).round() / 10.0,
-            "executions_per_second": self.per_second(),
-            "corpus_inputs": self.corpus_inputs,
-            "corpus_bytes": self.corpus_bytes,
-            "coverage_edges": self.coverage_edges,
-            "coverage_features": self.coverage_features,
-            "findings": self.findings,
-        })
-    }
 }
 
 /// `4096b`, `12Kb`, `3Mb`.
@@ -132,22 +120,16 @@ fn bytes_of(text: &str) -> u64 {
 }
 
 impl Report {
-    pub fn json(&self) -> Value {
-        json!({
-            "engine": "libFuzzer",
-            "targets": self.runs.iter().map(Run::json).collect::<Vec<_>>(),
-        })
+    /// Of these runs.
+    pub fn new(targets: Vec<Run>) -> Self {
+        Self { engine: "libFuzzer".into(), targets }
     }
 
-    /// The same, with the kept results of targets that did not run now.
-    pub fn beside(&self, kept: Option<&Value>) -> Value {
-        let mut all = self.json();
-        let is_new = |run: &Value| self.runs.iter().any(|new| run["target"] == new.target);
-        let kept = kept.and_then(|kept| kept["targets"].as_array()).into_iter().flatten();
-        if let Some(targets) = all["targets"].as_array_mut() {
-            targets.extend(kept.filter(|run| !is_new(run)).cloned());
-        }
-        all
+    /// With the kept results of targets that did not run now.
+    pub fn beside(&self, kept: Option<Self>) -> Self {
+        let is_new = |run: &Run| self.targets.iter().any(|new| run.target == new.target);
+        let kept = kept.into_iter().flat_map(|kept| kept.targets).filter(|run| !is_new(run));
+        Self::new(self.targets.iter().cloned().chain(kept).collect())
     }
 
     pub fn table(&self) -> String {
@@ -157,14 +139,14 @@ impl Report {
             "{:<9} {:>12} {:>8} {:>8} {:>8} {:>9} {:>8} {:>9}",
             "target", "executions", "seconds", "per s", "edges", "features", "inputs", "findings"
         );
-        for run in &self.runs {
+        for run in &self.targets {
             let _ = writeln!(
                 out,
                 "{:<9} {:>12} {:>8.0} {:>8} {:>8} {:>9} {:>8} {:>9}",
                 run.target,
                 run.executions,
                 run.seconds,
-                run.per_second(),
+                run.executions_per_second,
                 run.coverage_edges,
                 run.coverage_features,
                 run.corpus_inputs,
@@ -178,7 +160,7 @@ impl Report {
     ///
     /// Something was found, or a target ran nothing at all.
     pub fn verdict(&self) -> Result<()> {
-        for run in &self.runs {
+        for run in &self.targets {
             ensure!(run.findings.is_empty(), "{} breaks; see above", run.target);
             ensure!(run.executions > 0, "{} ran no input at all", run.target);
         }
@@ -204,34 +186,32 @@ stat::number_of_executed_units: 2100
     #[test]
     fn figures_and_findings_are_read_from_what_the_engine_says() {
         let run = Run::read("state", LOG, Duration::from_secs(3));
-        assert_eq!((run.executions, run.per_second()), (2100, 700));
+        assert_eq!((run.executions, run.executions_per_second), (2100, 700));
         assert_eq!((run.coverage_edges, run.coverage_features), (811, 2201));
         assert_eq!((run.corpus_inputs, run.corpus_bytes), (96, 12 << 10));
         assert_eq!(run.findings, ["fuzz/findings/state-crash-0a1b"]);
         assert!(run.told(LOG).starts_with("thread '<unnamed>' panicked"), "{}", run.told(LOG));
-        let report = Report { runs: vec![run] };
+        let report = Report::new(vec![run]);
         let error = report.verdict().expect_err("something was found").to_string();
         assert!(error.contains("state breaks"), "{error}");
-        assert_eq!(report.json()["targets"][0]["coverage_edges"], 811);
         assert!(report.table().contains("2201"));
     }
 
     #[test]
     fn a_run_of_one_target_leaves_what_is_kept_of_others() {
         let run = |target| Run::read(target, LOG, Duration::from_secs(3));
-        let kept = Report { runs: vec![run("api"), run("state")] }.json();
+        let kept = Report::new(vec![run("api"), run("state")]);
         let mut new = run("state");
         new.executions = 7;
-        let all = Report { runs: vec![new] }.beside(Some(&kept));
-        let targets = all["targets"].as_array().expect("a list");
-        let told: Vec<_> = targets.iter().map(|run| (&run["target"], &run["executions"])).collect();
-        assert_eq!(told, [(&json!("state"), &json!(7)), (&json!("api"), &json!(2100))]);
+        let all = Report::new(vec![new]).beside(Some(kept)).targets;
+        let told: Vec<_> = all.iter().map(|run| (run.target.as_str(), run.executions)).collect();
+        assert_eq!(told, [("state", 7), ("api", 2100)]);
     }
 
     #[test]
     fn a_target_that_ran_nothing_is_a_failure() {
         let run = Run::read("api", "INFO: Seed: 1\n", Duration::from_secs(60));
-        let error = Report { runs: vec![run] }.verdict().expect_err("nothing ran").to_string();
+        let error = Report::new(vec![run]).verdict().expect_err("nothing ran").to_string();
         assert!(error.contains("ran no input"), "{error}");
     }
 }
