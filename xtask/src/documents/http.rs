@@ -25,7 +25,7 @@ const OTHERS: [System; 3] = [System::Haproxy, System::NginxStream, System::Nftab
 const TOLD: usize = 16;
 
 /// Requests a second, in the median.
-fn rate(case: &Case) -> f64 {
+pub fn rate(case: &Case) -> f64 {
     case.median(|run| run.requests_per_second)
 }
 
@@ -34,7 +34,7 @@ fn cpu(case: &Case) -> f64 {
 }
 
 /// The case of a system under this load: connections, and whether they are kept.
-fn find(cases: &[Case], system: System, load: (u16, bool)) -> Option<&Case> {
+pub fn find(cases: &[Case], system: System, load: (u16, bool)) -> Option<&Case> {
     let mut measured = cases.iter().filter(|case| !case.runs.is_empty());
     measured.find(|case| case.system == system && (case.connections, case.keep_alive) == load)
 }
@@ -104,20 +104,20 @@ fn load(cases: &[Case], load: (u16, bool), plots: &mut Plots) -> Result<Value> {
 
 /// Whether a system meets the aims under all loads, and its worst figures.
 #[derive(Serialize)]
-struct Aims {
+pub struct Aims {
     system: System,
     is_ahead: bool,
     has_share: bool,
     is_cheap: bool,
     /// Of the requests a second without a balancer.
-    least_share: f64,
+    pub least_share: f64,
     /// CPU time of a request, beside that without a balancer.
-    most_more_us: f64,
+    pub most_more_us: f64,
 }
 
 impl Aims {
     /// By the figures; none of a system that was not measured beside the hosts alone.
-    fn of(cases: &[Case], system: System) -> Option<Self> {
+    pub fn of(cases: &[Case], system: System) -> Option<Self> {
         let own = cases.iter().filter(|case| case.system == system && !case.runs.is_empty());
         let load = |case: &Case| (case.connections, case.keep_alive);
         let beside = |case, system| find(cases, system, load(case));
@@ -133,6 +133,13 @@ impl Aims {
         let most_more_us = more.max_by(f64::total_cmp)?;
         let (has_share, is_cheap) = (least_share >= SHARE, most_more_us < MORE_US);
         Some(Self { system, is_ahead, has_share, is_cheap, least_share, most_more_us })
+    }
+
+    /// The aims of the share and of the CPU time, and whether they are missed.
+    pub fn missed(&self) -> [(bool, String); 2] {
+        let share = format!("aim of {SHARE}");
+        let cpu = format!("aim of less than {MORE_US} µs");
+        [(!self.has_share, share), (!self.is_cheap, cpu)]
     }
 }
 

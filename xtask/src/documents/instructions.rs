@@ -28,16 +28,16 @@ fn spread<'a>(cases: impl Iterator<Item = &'a Case>, taken_off: f64) -> f64 {
     cases.map(part).fold(0.0, f64::max) * 100.0
 }
 
-/// By how many instructions a case is over its aim; none of a case that has none.
-fn over_aim(case: &Case) -> Option<f64> {
+/// The aim of a case, and by how many instructions it is over it; none of a case that has none.
+pub fn over_aim(case: &Case) -> Option<(f64, f64)> {
     let (_, aim) = AIMS.iter().find(|(name, _)| *name == case.name)?;
-    Some(case.instructions_per_packet.round() - aim)
+    Some((*aim, case.instructions_per_packet.round() - aim))
 }
 
 /// How the aims compare with the figures.
 fn aims(cases: &[Case]) -> Vec<String> {
     let told = |case: &Case| {
-        let (name, over) = (&case.name, over_aim(case)?);
+        let (name, (_, over)) = (&case.name, over_aim(case)?);
         Some(match over > 0.0 {
             true => format!("{name}: missed by {over:.0}"),
             false => format!("{name}: met"),

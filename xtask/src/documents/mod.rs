@@ -18,6 +18,7 @@ pub mod plot;
 mod prose;
 mod scale;
 mod soak;
+mod summary;
 pub mod templates;
 mod vrrp;
 
@@ -38,6 +39,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 
 use crate::{fuzz, kernels};
+use summary::Row;
 
 /// The records' folder in the workspace.
 const RESULTS: &str = "docs/results";
@@ -69,10 +71,11 @@ const fn chapter(record: &'static str, prepare: Prepare) -> Chapter {
     Chapter { record, prepare }
 }
 
-/// A document: its file in `docs`, the template of its beginning, its chapters.
+/// A document: its file in `docs`, the template of its beginning, the rows of the table in that, its chapters.
 struct Document {
     file: &'static str,
     begin: &'static str,
+    summary: fn(&BTreeMap<String, Record>) -> Result<Vec<Row>>,
     chapters: &'static [Chapter],
 }
 
@@ -80,6 +83,7 @@ const DOCUMENTS: [Document; 2] = [
     Document {
         file: "BENCHMARKS.md",
         begin: "benchmarks",
+        summary: summary::speed::rows,
         chapters: &[
             chapter("datapath", datapath::prepare),
             chapter("instructions", instructions::prepare),
@@ -92,6 +96,7 @@ const DOCUMENTS: [Document; 2] = [
     Document {
         file: "RELIABILITY.md",
         begin: "reliability",
+        summary: summary::faults::rows,
         chapters: &[
             chapter("failover", failover::prepare),
             chapter("vrrp", vrrp::prepare),
@@ -192,7 +197,8 @@ pub fn run() -> Result<()> {
 fn render(records: &BTreeMap<String, Record>) -> Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     for document in &DOCUMENTS {
-        let mut text = templates::fill(document.begin, context! {})?;
+        let summary = (document.summary)(records)?;
+        let mut text = templates::fill(document.begin, context! { summary })?;
         let mut plots = Plots::new();
         for Chapter { record: name, prepare } in document.chapters {
             // What was never measured has nothing to say.
