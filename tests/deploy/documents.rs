@@ -203,10 +203,10 @@ fn the_guide_lists_every_setting_with_its_default() {
     }
     let known: BTreeSet<_> = example().into_iter().map(|(table, key, _)| (table, key)).collect();
     // Keys that the example names in a sentence only.
-    let told = ["insecure", "server_name", "ca_file", "send", "expect", "command"];
+    let in_prose = ["insecure", "server_name", "ca_file", "send", "expect", "command"];
     for (table, key, _) in listed {
         let is_known =
-            known.contains(&(table.clone(), key.clone())) || told.contains(&key.as_str());
+            known.contains(&(table.clone(), key.clone())) || in_prose.contains(&key.as_str());
         assert!(is_known, "lb.toml has no `{key}` of [{table}]");
     }
 }

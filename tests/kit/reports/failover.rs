@@ -71,7 +71,7 @@ pub struct Ended {
 pub enum Fault {
     /// nginx is killed; the kernel resets its connections and refuses others.
     Killed,
-    /// The host is off the net; nobody is told.
+    /// The host is off the net, without a message to anybody.
     CutOff,
     /// nginx hangs: the kernel accepts connections and nobody answers.
     Hangs,

@@ -32,7 +32,7 @@ mod tests {
 
     use kit::reports::attack::{Datagrams, Kept, Packets, Pins, Requests};
 
-    use super::{super::tests::told, *};
+    use super::{super::tests::rendered, *};
 
     #[test]
     fn a_flood_is_told_with_what_it_cost() -> Result<()> {
@@ -77,7 +77,7 @@ mod tests {
         let (time, every) = (Duration::from_secs(8), Duration::from_millis(5));
         let mut report = Report::new(time, 50_000, every, 65_536);
         report.cells.push(cell);
-        let text = told("attack", "cargo xtask bench attack", &report)?;
+        let text = rendered("attack", "cargo xtask bench attack", &report)?;
         for line in [
             "| SYNs, new tuples | 400,000 | 50,000 | 7 of 1,600 | 0.80 (0.80) | 4.25 (4.25) | 1021 (1021) | 0 of 60 | 0 of 9 |",
             "| SYNs, new tuples | 0 of 21 | 30, 65,536 | 2 of 900 | 2 of 900 | 2 of 40 | 412,000 | 3 | 0 |",

@@ -21,7 +21,7 @@ const MORE_US: f64 = 6.0;
 /// The systems that are to be left behind.
 const OTHERS: [System; 3] = [System::Haproxy, System::NginxStream, System::NftablesDnat];
 
-/// How many functions are told of a load.
+/// How many functions of a load are shown.
 const TOLD: usize = 16;
 
 /// Requests a second, in the median.
@@ -192,18 +192,18 @@ mod tests {
         Case { system, connections: 64, keep_alive: true, runs: vec![run] }
     }
 
-    fn told(cases: Vec<Case>, profiles: Vec<Profile>) -> Result<String> {
+    fn rendered(cases: Vec<Case>, profiles: Vec<Profile>) -> Result<String> {
         let report = Report { seconds: 3, cases, throughput: Vec::new(), profiles };
-        tests::told("http", "cargo xtask bench http", &report)
+        tests::rendered("http", "cargo xtask bench http", &report)
     }
 
     #[test]
     fn errors_are_explained_where_there_are_any() -> Result<()> {
         let cases = || vec![case(System::Direct, 100.0, 20.0), case(System::Dsr, 95.0, 25.0)];
-        assert!(!told(cases(), Vec::new())?.contains("reason=TCP_FLAGS"));
+        assert!(!rendered(cases(), Vec::new())?.contains("reason=TCP_FLAGS"));
         let mut cases = cases();
         cases[1].runs[0].errors = 1;
-        assert!(told(cases, Vec::new())?.contains("reason=TCP_FLAGS"));
+        assert!(rendered(cases, Vec::new())?.contains("reason=TCP_FLAGS"));
         Ok(())
     }
 
@@ -215,7 +215,7 @@ mod tests {
             case(System::Ipip, 60.0, 27.5),
             case(System::Haproxy, 70.0, 60.0),
         ];
-        let text = told(cases, Vec::new())?;
+        let text = rendered(cases, Vec::new())?;
         for line in [
             "`lb-dsr`: ahead of each met, share met with 0.95 at least, CPU met with +5.0 µs at most",
             "`lb-ipip`: ahead of each missed, share missed with 0.60 at least, CPU missed with +7.5 µs at most",
@@ -237,7 +237,7 @@ mod tests {
         };
         let systems = [System::Direct, System::Router, System::Dsr, System::Ipip];
         let all = systems.into_iter().zip([0.5, 1.0, 2.0, 3.0]).map(profile).collect();
-        let text = told(Vec::new(), all)?;
+        let text = rendered(Vec::new(), all)?;
         let rows: Vec<_> =
             text.lines().skip_while(|line| !line.starts_with("| function")).collect();
         assert_eq!(

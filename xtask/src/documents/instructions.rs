@@ -19,7 +19,7 @@ const AIMS: [(&str, f64); 4] = [
     ("ipip, a new flow each", 560.0),
 ];
 
-/// How far rounds were from their median at most, in per cent of the figures that are told: the record
+/// How far rounds were from their median at most, in per cent of the figures that are shown: the record
 /// has it as a part of the whole, from which `taken_off` is not taken yet.
 fn spread<'a>(cases: impl Iterator<Item = &'a Case>, taken_off: f64) -> f64 {
     let part = |case: &Case| {
@@ -36,14 +36,14 @@ pub fn over_aim(case: &Case) -> Option<(f64, f64)> {
 
 /// How the aims compare with the figures.
 fn aims(cases: &[Case]) -> Vec<String> {
-    let told = |case: &Case| {
+    let verdict = |case: &Case| {
         let (name, (_, over)) = (&case.name, over_aim(case)?);
         Some(match over > 0.0 {
             true => format!("{name}: missed by {over:.0}"),
             false => format!("{name}: met"),
         })
     };
-    cases.iter().filter_map(told).collect()
+    cases.iter().filter_map(verdict).collect()
 }
 
 /// Floors, and one flow and new flows out of flux.

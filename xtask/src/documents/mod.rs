@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     /// The text of the chapter of these results.
-    pub fn told(name: &str, command: &str, report: &impl Serialize) -> Result<String> {
+    pub fn rendered(name: &str, command: &str, report: &impl Serialize) -> Result<String> {
         let record = Record::new(name, command.into(), &[], serde_json::to_value(report)?)?;
         let mut chapters = DOCUMENTS.iter().flat_map(|document| document.chapters);
         let chapter = chapters.find(|chapter| chapter.record == name).context("no such chapter")?;

@@ -84,7 +84,7 @@ mod tests {
         let names: Vec<_> = services.iter().map(|curve| curve.name.as_str()).collect();
         assert_eq!(names, ["to one", "to all"]);
         assert_eq!(services[0].points, [(1.0, 71.0), (512.0, 71.0)]);
-        // Zero pins are told in the table alone.
+        // Zero pins are in the table alone.
         assert_eq!(curves(&packets, Sweep::Pins)[0].points.len(), 1);
     }
 }

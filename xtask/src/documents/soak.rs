@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::{Plots, templates::commas, typed};
 
-/// The figures of a process, and the bytes or pieces that they are told in.
+/// The figures of a process, and the unit that they are shown in.
 const FIGURES: [(&str, u64); 4] =
     [("rss_bytes", 1024), ("fds", 1), ("bpf_maps", 1), ("bpf_programs", 1)];
 
@@ -38,7 +38,7 @@ mod tests {
 
     use super::{super::tests, *};
 
-    fn told(command: &str) -> Result<String> {
+    fn rendered(command: &str) -> Result<String> {
         let growth = |what: &str, turn, [middle, last, bound]: [u64; 3]| {
             let (node, what) = ("lb1".into(), what.into());
             Growth { node, turn, what, middle, last, bound }
@@ -58,12 +58,12 @@ mod tests {
             ],
             ..Report::default()
         };
-        tests::told("soak", command, &report)
+        tests::rendered("soak", command, &report)
     }
 
     #[test]
     fn a_soak_is_told_with_what_broke() -> Result<()> {
-        let out = told("cargo xtask soak --minutes 3")?;
+        let out = rendered("cargo xtask soak --minutes 3")?;
         for line in [
             "5 random operations in 3 minutes",
             "not optimised. `cargo xtask soak --minutes 3 --seed 7` does",
@@ -74,14 +74,14 @@ mod tests {
         ] {
             assert!(out.contains(line), "{line}: {out}");
         }
-        let out = told("cargo xtask soak --release")?;
+        let out = rendered("cargo xtask soak --release")?;
         assert!(out.contains("as it is used. `cargo xtask soak --minutes 3 --seed 7 --release`"));
         Ok(())
     }
 
     #[test]
     fn growth_is_told_by_node_and_turn() -> Result<()> {
-        let out = told("cargo xtask soak")?;
+        let out = rendered("cargo xtask soak")?;
         for line in [
             "| lb1, 1 | 30,720, 31,744 (at most 38,912) | 50, 51 (at most 54) |  |  |",
             "| lb1, 2 | 32,768, 32,768 (at most 40,960) |  |  |  |",

@@ -111,7 +111,7 @@ fn bars(cells: &[&Cell]) -> Vec<Bar> {
 mod tests {
     use std::time::Duration;
 
-    use super::{super::tests::told, *};
+    use super::{super::tests::rendered, *};
 
     fn trial(outage_ms: f64, broken: usize) -> Trial {
         let event = |outage_ms, broken| Event {
@@ -146,9 +146,9 @@ mod tests {
         }
         let mut report = Report { cells };
         let command = "cargo xtask bench vrrp";
-        assert!(!told("vrrp", command, &report)?.contains("Not measured"));
+        assert!(!rendered("vrrp", command, &report)?.contains("Not measured"));
         report.cells.retain(|cell| !matches!(cell.fault, Fault::PowerOff | Fault::HandedOver));
-        let text = told("vrrp", command, &report)?;
+        let text = rendered("vrrp", command, &report)?;
         let line = "as without power); `handed-over` (the operator hands over).";
         assert!(text.contains(line) && !text.contains("`parted`"), "{text}");
         Ok(())

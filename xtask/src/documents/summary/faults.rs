@@ -140,21 +140,21 @@ fn outage_row(cells: &[vrrp::Cell], fault: vrrp::Fault) -> Option<Row> {
         sum(&cells.find(|cell| cell.system == system)?.trials, |trial| &trial.fault)
     };
     let lb = find(vrrp::System::Lb)?;
-    let told = |sum: &Sum| format!("{:.1} ms, {} lost", sum.outage_ms.median, sum.lost);
+    let figures = |sum: &Sum| format!("{:.1} ms, {} lost", sum.outage_ms.median, sum.lost);
     // Some faults are lb's alone.
     let (beside, verdict) = find(vrrp::System::Keepalived).map_or_else(
         || ("-".into(), "-".into()),
         |today| {
             let outage = less(lb.outage_ms.median, TODAY, today.outage_ms.median);
             (
-                format!("{TODAY}: {}", told(&today)),
+                format!("{TODAY}: {}", figures(&today)),
                 format!("outage: {outage}; lost: {}", broken(lb.lost, TODAY, today.lost)),
             )
         },
     );
     let [begins, _] = fault.describe();
     let subject = format!("Outage (median), and requests lost (worst trial), when {begins}");
-    Some(row(subject, "a-node-of-the-pair-fails", [told(&lb), beside, verdict]))
+    Some(row(subject, "a-node-of-the-pair-fails", [figures(&lb), beside, verdict]))
 }
 
 /// Of all runs on a network.
@@ -167,13 +167,14 @@ fn floods_row(cells: &[attack::Cell]) -> Option<Row> {
         ("downloads", sum(|cell| [cell.downloads_broken, cell.downloads])),
         ("pins", sum(|cell| [cell.pins.clients.lost, cell.pins.clients.before])),
     ];
-    let told = all.map(|(name, [broken, all])| format!("{} {name}", part(broken, all))).join(", ");
+    let figures =
+        all.map(|(name, [broken, all])| format!("{} {name}", part(broken, all))).join(", ");
     let [broke, whole] = [0, 1].map(|n| all.iter().map(|(_, counts)| counts[n]).sum());
     (!cells.is_empty()).then(|| {
         row(
             "Clients' connections, downloads and pins lost in floods",
             "floods",
-            [told, "-".into(), some(broke, whole)],
+            [figures, "-".into(), some(broke, whole)],
         )
     })
 }
