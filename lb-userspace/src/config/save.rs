@@ -10,8 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Replaces the file, which is `before`, by `after`; mode and owner stay. A link to a file stays a
-/// link to it. What is to be said of it all the same, if it may not outlast a crash of the machine.
+/// Replaces the file, which is `before`, by `after`; mode, owner and group stay. A link to a file stays a link to it.
+/// Returns what the operator has to know all the same: the file may not outlast a crash of the machine, or its owner is
+/// this process's user, which may not give files away (`CAP_CHOWN`).
 ///
 /// # Errors
 ///
@@ -26,8 +27,8 @@ pub fn replace(file: &Path, before: &str, after: &str) -> Result<Option<String>>
         // It may not be there, or go with the next try.
         let _ = fs::remove_file(&partial);
     }
-    written?;
-    Ok(file.parent().and_then(sync))
+    let notes: Vec<_> = [written?, file.parent().and_then(sync)].into_iter().flatten().collect();
+    Ok((!notes.is_empty()).then(|| notes.join("; ")))
 }
 
 /// Has the disk keep what a folder holds; what is to be said if it may not.
@@ -39,7 +40,7 @@ fn sync(dir: &Path) -> Option<String> {
     ))
 }
 
-fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<()> {
+fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<Option<String>> {
     let meta = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?;
     let failed = || format!("write {}", partial.display());
     // Nobody is to read it before it has its owner.
@@ -50,16 +51,24 @@ fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<()> {
     })?;
     new.write_all(after.as_bytes()).with_context(failed)?;
     let own = new.metadata().with_context(failed)?;
-    if (own.uid(), own.gid()) != (meta.uid(), meta.gid()) {
-        fchown(&new, Some(meta.uid()), Some(meta.gid()))
-            .with_context(|| format!("give {} the owner of the file", partial.display()))?;
+    if own.gid() != meta.gid() {
+        fchown(&new, None, Some(meta.gid()))
+            .with_context(|| format!("give {} the group of the file", partial.display()))?;
     }
+    let note =
+        (own.uid() != meta.uid() && fchown(&new, Some(meta.uid()), None).is_err()).then(|| {
+            let (file, own, before) = (file.display(), own.uid(), meta.uid());
+            format!(
+                "{file} has user {own} as its owner now, since lbd may not give it to user {before}"
+            )
+        });
     new.set_permissions(meta.permissions()).with_context(failed)?;
     new.sync_all().with_context(failed)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
     ensure!(read(partial)? == after.as_bytes(), "{} is not as it was written", partial.display());
     ensure!(read(file)? == before.as_bytes(), "{} has changed meanwhile", file.display());
-    fs::rename(partial, file).with_context(|| format!("replace {}", file.display()))
+    fs::rename(partial, file).with_context(|| format!("replace {}", file.display()))?;
+    Ok(note)
 }
 
 #[cfg(test)]

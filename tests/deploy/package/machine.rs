@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::links::{FdLink, PinnedLink};
 use kit::{
-    lab::Lab,
+    lab::{Host, Lab},
     process::{Orphan, Process},
     wait,
 };
@@ -25,9 +25,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it at the place of the lab's balancer, with `packages` at /packages.
-    pub fn boot(lab: &Lab, packages: &Path) -> Result<Self> {
-        let folder = lab.folder().join("machine");
+    /// Starts it at the place of a host of the lab, with `packages` at /packages.
+    pub fn boot(lab: &Lab, host: &Host, packages: &Path) -> Result<Self> {
+        let folder = lab.folder().join(format!("machine-{}", host.name));
         fs::create_dir(&folder)?;
         // In a mount namespace of its own, so that everything ends with it: the layer, and a BPF file
         // system that is not this machine's. What sets the kernel's own switches stays off: there is one kernel.
@@ -45,13 +45,13 @@ impl Machine {
              --bind-ro={packages}:/packages --console=pipe --boot systemd.unit=basic.target\n",
             folder = folder.display(),
             packages = packages.display(),
-            name = lab.name(),
+            name = host.namespace.name(),
         );
-        let start = lab.folder().join("machine.sh");
+        let start = folder.with_extension("sh");
         fs::write(&start, script)?;
         let start = start.to_string_lossy().into_owned();
         let process = Process::start(
-            &lab.balancer.namespace,
+            &host.namespace,
             Path::new("/usr/bin/env"),
             // Real files of /sys and /proc/sys: the network is configured by them.
             &[
@@ -66,7 +66,7 @@ impl Machine {
                 "sh",
                 &start,
             ],
-            &lab.folder().join("machine.log"),
+            &folder.with_extension("log"),
             Orphan::Dies,
         )?;
         let mut machine = Self { process, leader: 0 };
@@ -113,6 +113,12 @@ impl Machine {
         let pin = format!("/proc/{}/root/sys/fs/bpf/lb/{folder}/link", self.leader);
         let link = PinnedLink::from_pin(&pin).with_context(|| pin.clone())?;
         Ok(FdLink::from(link).info()?.id())
+    }
+
+    /// Reads a file.
+    pub fn read(&self, file: &str) -> Result<String> {
+        let path = PathBuf::from(format!("/proc/{}/root{file}", self.leader));
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
     /// Writes a file.

@@ -29,15 +29,20 @@ const BEAT: Duration = Duration::from_millis(500);
 /// 96; most of what is left are the capabilities that lbd can't do without.
 const EXPOSURE: u32 = 30;
 
+/// The packages' folder in that of a lab.
+const PACKAGES: &str = "packages";
+
 /// Makes the package from the programs that are built, in two revisions.
-fn packages(folder: &Path) -> Result<[PathBuf; 2]> {
+fn packages(lab: &Lab) -> Result<[PathBuf; 2]> {
+    let folder = lab.folder().join(PACKAGES);
+    fs::create_dir(&folder)?;
     let binaries = balancer::binaries()?;
     let xtask = binaries.join("xtask");
     ensure!(xtask.is_file(), "{} is not built; `cargo build -p xtask` does it", xtask.display());
     for revision in ["1", "2"] {
         let mut make = Command::new(&xtask);
         make.args(["package", "--revision", revision, "--binaries"]).arg(&binaries);
-        command::run(make.arg("--output").arg(folder))?;
+        command::run(make.arg("--output").arg(&folder))?;
     }
     let architecture = command::run(Command::new("dpkg").arg("--print-architecture"))?;
     let version = env!("CARGO_PKG_VERSION");
@@ -48,11 +53,23 @@ fn packages(folder: &Path) -> Result<[PathBuf; 2]> {
 /// A machine of a lab's, and the packages that it sees.
 pub fn booted() -> Result<(Lab, Machine, [PathBuf; 2])> {
     let lab = Lab::new(&Options::default())?;
-    let folder = lab.folder().join("packages");
-    fs::create_dir(&folder)?;
-    let packages = packages(&folder)?;
-    let machine = Machine::boot(&lab, &folder)?;
+    let packages = packages(&lab)?;
+    let machine = Machine::boot(&lab, &lab.balancer, &lab.folder().join(PACKAGES))?;
     Ok((lab, machine, packages))
+}
+
+/// The two machines of a lab's pair, each with the package.
+pub fn booted_pair() -> Result<(Lab, [Machine; 2])> {
+    let lab = Lab::new(&Options { pair: true, ..Options::default() })?;
+    let [package, _] = packages(&lab)?;
+    let peer = lab.peer.as_ref().context("a pair has two")?;
+    let boot = |host| {
+        let machine = Machine::boot(&lab, host, &lab.folder().join(PACKAGES))?;
+        install(&machine, &package)?;
+        Ok::<_, anyhow::Error>(machine)
+    };
+    let machines = [boot(&lab.balancer)?, boot(peer)?];
+    Ok((lab, machines))
 }
 
 pub fn install(machine: &Machine, package: &Path) -> Result<String> {
@@ -222,8 +239,11 @@ fn started(machine: &Machine, service: &str) -> Result<()> {
     let report = machine.output("lbctl doctor --quiet")?;
     let report = String::from_utf8_lossy(&report.stdout).into_owned();
     ensure!(report.contains("0 wrong"), "{report}");
-    // Changes are kept where only lbd writes, and in its own file.
-    machine.run("lbctl config save")?;
+    // Changes are kept where only lbd writes, and in the operator's file, which stays readable for the group.
+    machine.run("lbctl service add saved --vip 10.0.0.101 --port 81 --check none")?;
+    machine.run("lbctl config save && grep -q '^name = \"saved\"' /etc/lb/lb.toml")?;
+    assert_eq!(machine.run("stat -c '%G %a' /etc/lb/lb.toml")?, "lb 640\n");
+    machine.run("lbctl service remove saved --yes && lbctl config save")?;
     // As bash does at a key: the names come from lbd.
     let completed = machine.run(
         "COMPLETE=bash _CLAP_COMPLETE_INDEX=3 _CLAP_IFS='\n' _CLAP_COMPLETE_COMP_TYPE=9 \

@@ -1,38 +1,15 @@
-//! The documents' examples: configurations and commands are what the programs take, and the commands of the chapters
-//! that operate one node do what they say, on a machine with the package.
+//! The documents' examples: configurations and commands are what the programs take, settings and alerts are all listed.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+mod commands;
 
-use anyhow::{Context as _, Result, ensure};
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
 use clap::Parser as _;
-use kit::{can_run, http::Connection, lab::Lab, markdown::Markdown, wait, ways::Way};
+use kit::markdown::Markdown;
 use lb_userspace::{
     cli::{Cli, Lbd},
     config::Config,
 };
-
-use crate::package::{booted, install, machine::Machine};
-
-const SOON: Duration = Duration::from_secs(20);
-
-/// The chapters whose commands are run, one after the other, and where to begin in each.
-const RUN: [(&str, &str); 5] = [
-    ("README.md", "## Single node"),
-    ("docs/guide/first-service.md", "## Proof"),
-    ("docs/guide/health-checks.md", "# Health checks"),
-    ("docs/guide/operations.md", "# Operations"),
-    ("docs/guide/configuration.md", "# Configuration"),
-];
-
-/// Commands in these chapters that are examples only, with the reason: whole, or as far as the space at the end.
-const EXAMPLES: [(&str, &str); 6] = [
-    ("cargo ", "xtask has a grammar and tests of its own"),
-    ("curl ", "the client does the same, below"),
-    ("lbctl top", "it needs a terminal, which its own tests have"),
-    ("lbctl vrrp ", "it needs a pair, as those of the virtual routers have"),
-    ("systemctl restart lbd", "the same"),
-    ("systemctl restart nginx", "it is for a backend"),
-];
 
 fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -56,19 +33,12 @@ fn documents() -> Vec<(String, Markdown)> {
     paths.into_iter().map(|path| (path.clone(), Markdown::parse(&document(&path)))).collect()
 }
 
-/// The commands of a block for a shell: without comments, with the lines of each joined.
-fn commands(block: &str) -> Vec<String> {
-    let joined = block.replace("\\\n", " ");
-    let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or(line).trim());
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
-}
-
 #[test]
 fn commands_in_the_documents_are_what_the_grammars_take() {
     let mut checked = 0;
     for (path, markdown) in documents() {
-        for block in markdown.blocks.iter().filter(|block| block.info == "sh") {
-            let lines = commands(&block.text);
+        for block in markdown.blocks.iter().filter(|block| block.info.starts_with("sh")) {
+            let lines = commands::of(&block.text);
             let parts = lines.iter().flat_map(|line| line.split(['|', ';', '>', '&', '(']));
             for part in parts.map(str::trim) {
                 let words = part.split_whitespace().map(|word| word.trim_matches(['\'', ')']));
@@ -220,68 +190,4 @@ fn the_guide_lists_every_alert() {
     let listed: BTreeSet<_> =
         chapter.split('`').filter(|word| word.starts_with("Lb") && !word.contains(' ')).collect();
     assert_eq!(listed, of_rules);
-}
-
-#[test]
-fn a_reader_gets_an_answer_by_the_readmes_commands_and_operates_the_node_by_the_guides()
--> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let (lab, machine, [package, _]) = booted()?;
-    install(&machine, &package)?;
-    let readme = document("README.md");
-    let (_, node) = readme.split_once(RUN[0].1).context("README has the section")?;
-    let markdown = Markdown::parse(node);
-    let toml = markdown.blocks.iter().find(|block| block.info == "toml").context("a file")?;
-    // By default the ends of drains take minutes.
-    let times = "mode = \"dsr\"\nidle_timeout = \"3s\"\ndrain_silence = \"1s\"\n";
-    let config = toml.text.replace("mode = \"dsr\"\n", times);
-    ensure!(config != toml.text, "the example has a mode: {config}");
-    // The README has the operator add it.
-    machine.output("ip address del 10.0.0.100/32 dev eth0")?;
-
-    let mut run = 0;
-    for (path, from) in RUN {
-        machine.write("/etc/lb/lb.toml", &config)?;
-        if run > 0 {
-            machine.run("systemctl stop lbd; rm /var/lib/lb/state.json; systemctl start lbd")?;
-            serves(&lab, &machine)?;
-        }
-        let text = document(path);
-        let (_, text) = text.split_once(from).with_context(|| format!("{path} has {from}"))?;
-        for block in Markdown::parse(text).blocks.iter().filter(|block| block.info == "sh") {
-            for line in commands(&block.text).iter().filter(|line| !is_example(line)) {
-                // A command that goes on until it is stopped is stopped.
-                let is_endless = line.contains("--follow");
-                let typed = if is_endless {
-                    format!("timeout 1 {line}; test $? = 124")
-                } else {
-                    line.clone()
-                };
-                machine.run(&typed).with_context(|| format!("{path}: {line}"))?;
-                run += 1;
-                if line.starts_with("systemctl enable --now lbd") {
-                    serves(&lab, &machine)?;
-                }
-            }
-        }
-    }
-    ensure!(run > 40, "{run} commands were run");
-    Ok(())
-}
-
-fn is_example(line: &str) -> bool {
-    EXAMPLES.iter().any(|(text, _)| line == *text || text.ends_with(' ') && line.starts_with(text))
-}
-
-/// Waits until both backends are up, and has the client ask.
-fn serves(lab: &Lab, machine: &Machine) -> Result<()> {
-    wait::until_true(SOON, "both backends are up", || {
-        Ok(machine.run("lbctl backend list web")?.matches(" up").count() == 2)
-    })
-    .with_context(|| machine.run("lbctl backend list web").unwrap_or_default())?;
-    let mut connection = Connection::open(&lab.client.namespace, Way::DsrV4.target(), SOON)?;
-    connection.get("/")?.ok()?;
-    Ok(())
 }
