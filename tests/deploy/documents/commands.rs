@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kit::{can_run, http::Connection, lab::Lab, markdown::Markdown, wait, ways::Way};
+use kit::{can_run, http::Connection, lab::Lab, markdown::Markdown, peers::Pair, wait, ways::Way};
 
 use super::{document, documents};
 use crate::package::{booted, booted_pair, install, machine::Machine};
@@ -236,7 +236,7 @@ fn a_reader_makes_a_pair_of_a_node_that_serves_by_the_guides_commands_and_no_con
 /// Waits until the node's virtual router is Active.
 fn active(machine: &Machine) -> Result<()> {
     wait::until_true(SOON, "the node is Active", || {
-        Ok(machine.run("lbctl vrrp status -o json")?.contains("\"state\": \"active\""))
+        Ok(Pair::parse(&machine.run("lbctl -o json vrrp status")?)?.is_active())
     })
     .with_context(|| machine.run("lbctl vrrp status").unwrap_or_default())
 }
