@@ -114,11 +114,11 @@ impl Fault {
     pub const fn describe(self) -> &'static str {
         match self {
             Self::Killed => "nginx is killed",
-            Self::CutOff => "the host is cut off: packets vanish",
-            Self::Hangs => "nginx hangs: the kernel accepts, nobody answers",
+            Self::CutOff => "the host is cut off: its packets are lost",
+            Self::Hangs => "nginx hangs: the kernel accepts connections, and no answer comes",
             Self::Restarted => "nginx is killed and back after 0.2 s",
             Self::Drained => "the operator drains the backend",
-            Self::Quit => "nginx -s quit: it takes no connection, and finishes its downloads",
+            Self::Quit => "nginx -s quit: it accepts no connection, and finishes its downloads",
             Self::Rolling => "nginx -s quit on every host in turn, each started again after 1 s",
         }
     }

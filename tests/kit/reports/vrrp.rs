@@ -130,15 +130,16 @@ impl Fault {
     pub const fn describe(self) -> [&'static str; 2] {
         match self {
             Self::Killed => ["the process is killed", "it is started again"],
-            Self::LinkDown => ["the node's cable is pulled", "it is plugged in again"],
+            Self::LinkDown => ["the node's cable is pulled", "the cable is plugged in again"],
             Self::Stopped => ["the process is stopped in order", "it is started again"],
             Self::PowerOff => {
-                ["the node is frozen and off the net, as without power", "it goes on where it was"]
+                ["the node is frozen and its cables are cut, as without power", "it continues"]
             }
-            Self::Parted => {
-                ["the nodes don't hear each other, clients reach both", "they hear each other"]
-            }
-            Self::HandedOver => ["the operator hands over", "and back"],
+            Self::Parted => [
+                "packets between the nodes are lost, clients reach both",
+                "packets between the nodes arrive",
+            ],
+            Self::HandedOver => ["the operator hands over", "the operator hands back"],
         }
     }
 }

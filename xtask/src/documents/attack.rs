@@ -85,7 +85,10 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
-        assert!(!text.contains("**Beside a table") && !text.contains("**One slot"), "{text}");
+        assert!(
+            !text.contains("### Comparison") && !text.contains("### Floods of one slot"),
+            "{text}"
+        );
         Ok(())
     }
 }

@@ -68,8 +68,9 @@ pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
     })
 }
 
-fn keep(keep_alive: bool) -> &'static str {
-    if keep_alive { "keep-alive" } else { "a connection for each request" }
+/// Whether connections are kept, in words.
+pub const fn keep(keep_alive: bool) -> &'static str {
+    if keep_alive { "keep-alive" } else { "one request per connection" }
 }
 
 /// A plot, and a row for each system, beside that without a balancer.
@@ -217,8 +218,8 @@ mod tests {
         ];
         let text = rendered(cases, Vec::new())?;
         for line in [
-            "`lb-dsr`: ahead of each met, share met with 0.95 at least, CPU met with +5.0 µs at most",
-            "`lb-ipip`: ahead of each missed, share missed with 0.60 at least, CPU missed with +7.5 µs at most",
+            "| lb-dsr | met | 0.95, met | +5.0, met |",
+            "| lb-ipip | missed | 0.60, missed | +7.5, missed |",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

@@ -66,10 +66,10 @@ mod tests {
         let out = rendered("cargo xtask soak --minutes 3")?;
         for line in [
             "5 random operations in 3 minutes",
-            "not optimised. `cargo xtask soak --minutes 3 --seed 7` does",
+            "not optimised. `cargo xtask soak --minutes 3 --seed 7` repeats",
             "| `drain` | 3 |",
             "| its nginx was killed or restarted | 5 |",
-            "| **connections that broke and may not** | 1 |",
+            "| **connections broken without a permitted reason** | 1 |",
             "| lb1 (3) | memory, KiB | 2 | 4 | 5 |",
         ] {
             assert!(out.contains(line), "{line}: {out}");

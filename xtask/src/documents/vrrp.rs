@@ -66,6 +66,18 @@ fn title(system: System) -> &'static str {
     }
 }
 
+/// As the fault's section is headed.
+const fn heading(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Killed => "Process crash",
+        Fault::LinkDown => "Link failure",
+        Fault::Stopped => "Orderly stop",
+        Fault::PowerOff => "Power loss",
+        Fault::Parted => "Network partition",
+        Fault::HandedOver => "Handover",
+    }
+}
+
 /// A plot and a row for each cell and event, by fault; and the faults of which there is no cell.
 pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
     let Report { cells } = typed(results)?;
@@ -86,7 +98,8 @@ pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
         let rows = sides
             .iter()
             .flat_map(|(event, of)| cells.iter().filter_map(move |cell| row(event, cell, of)));
-        faults.push(context! { name, begins, rows => rows.collect::<Vec<_>>() });
+        let title = heading(fault);
+        faults.push(context! { name, title, begins, rows => rows.collect::<Vec<_>>() });
     }
     Ok(context! { late_ms, faults, missing })
 }

@@ -43,9 +43,8 @@ pub fn rows(records: &Records) -> Result<Vec<Row>> {
             rows.push(moved_row(&tables.runs));
             let attack::Moved { flows, moved } = tables.forged.syn_in_flux;
             let cells = [part(moved, flows), "-".into(), some(moved, flows)];
-            let subject =
-                "Flows moved in flux by a SYN that is forged with a client's address and port";
-            rows.push(Some(row(subject, "floods", cells)));
+            let subject = "Flows moved in flux by a forged SYN with a client's address and port";
+            rows.push(Some(row(subject, "forged-segments", cells)));
         }
     }
     if let Some(report) = report::<soak::Report>(records, "soak")? {
@@ -53,26 +52,22 @@ pub fn rows(records: &Records) -> Result<Vec<Row>> {
         let operations = commas(report.operations.values().sum());
         let (broke, all) = (report.broken_not_allowed, report.connections);
         let subject = format!(
-            "Connections that broke and may not, in {minutes:.0} minutes of random operations"
+            "Connections broken without a permitted reason, in {minutes:.0} minutes of random operations"
         );
         let verdict = format!("{} in {operations} operations", some(broke as usize, all as usize));
-        rows.push(Some(row(
-            subject,
-            "anything-at-any-time",
-            [of(broke, all), "-".into(), verdict],
-        )));
+        rows.push(Some(row(subject, "soak-test", [of(broke, all), "-".into(), verdict])));
     }
     if let Some(report) = report::<fuzz::report::Report>(records, "fuzz")? {
         let inputs: u64 = report.targets.iter().map(|run| run.executions).sum();
         let found = report.targets.iter().map(|run| run.findings.len()).sum();
         let cells = [part(found, inputs as usize), "-".into(), some(found, inputs as usize)];
-        rows.push(Some(row("Findings of the fuzzer, and inputs run", "any-bytes", cells)));
+        rows.push(Some(row("Findings of the fuzzer in all inputs", "fuzzing", cells)));
     }
     if let Some(report) = report::<kernels::Report>(records, "kernels")? {
         let passed = report.kernels.iter().filter(|kernel| kernel.passed).count();
         let verdict = if passed == report.kernels.len() { "all" } else { "**not all**" };
         let cells = [part(passed, report.kernels.len()), "-".into(), verdict.into()];
-        rows.push(Some(row("Kernels on which the tests pass", "other-kernels", cells)));
+        rows.push(Some(row("Kernels on which the tests pass", "kernel-versions", cells)));
     }
     Ok(rows.into_iter().flatten().collect())
 }
@@ -90,8 +85,8 @@ fn others_row(cells: &[failover::Cell]) -> Option<Row> {
     let beside = format!("HAProxy: {}", part(haproxy.0, haproxy.1));
     let cells = [part(lb.0, lb.1), beside, broken(lb.0, "HAProxy", haproxy.0)];
     Some(row(
-        "Downloads of other backends broken when one fails, all faults",
-        "a-backend-fails",
+        "Downloads from other backends broken when one fails, all faults",
+        "backend-failures",
         cells,
     ))
 }
@@ -108,7 +103,7 @@ fn failed_row(cells: &[failover::Cell], fault: failover::Fault, subject: &str) -
         broken(lb.failed, "HAProxy", haproxy.failed),
         broken(lb.failed, "redispatch", redispatch.failed)
     );
-    Some(row(subject, "a-backend-fails", [failed(lb), beside, verdict]))
+    Some(row(subject, "backend-failures", [failed(lb), beside, verdict]))
 }
 
 const TODAY: &str = "keepalived + HAProxy";
@@ -128,7 +123,7 @@ fn downloads_row(cells: &[vrrp::Cell]) -> Option<Row> {
     let cells = [part(lb.0, lb.1), beside, broken(lb.0, TODAY, today.0)];
     Some(row(
         "Downloads broken when a node fails and comes back, all faults",
-        "a-node-of-the-pair-fails",
+        "failover-of-a-pair",
         cells,
     ))
 }
@@ -153,8 +148,8 @@ fn outage_row(cells: &[vrrp::Cell], fault: vrrp::Fault) -> Option<Row> {
         },
     );
     let [begins, _] = fault.describe();
-    let subject = format!("Outage (median), and requests lost (worst trial), when {begins}");
-    Some(row(subject, "a-node-of-the-pair-fails", [figures(&lb), beside, verdict]))
+    let subject = format!("Outage (median) and requests lost (worst trial) when {begins}");
+    Some(row(subject, "failover-of-a-pair", [figures(&lb), beside, verdict]))
 }
 
 /// Of all runs on a network.
@@ -173,7 +168,7 @@ fn floods_row(cells: &[attack::Cell]) -> Option<Row> {
     (!cells.is_empty()).then(|| {
         row(
             "Clients' connections, downloads and pins lost in floods",
-            "floods",
+            "floods-on-a-network",
             [figures, "-".into(), some(broke, whole)],
         )
     })
@@ -188,7 +183,11 @@ fn moved_row(runs: &[attack::Run]) -> Option<Row> {
     let (lb, table) = (worst("lb")?, worst("table of all flows")?);
     let beside = format!("table of all flows: {}", part(table.moved, table.flows));
     let cells = [part(lb.moved, lb.flows), beside, broken(lb.moved, "the table", table.moved)];
-    Some(row("Silent flows moved by a flood of SYNs and a change", "floods", cells))
+    Some(row(
+        "Silent flows moved by a flood of SYNs and a change",
+        "comparison-with-a-connection-table",
+        cells,
+    ))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use kit::reports::{datapath, http, instructions, metrics, scale};
 
 use super::{Records, Row, less, more, report, row};
 use crate::documents::{
-    http::{Aims, find, rate},
+    http::{Aims, find, keep, rate},
     instructions::over_aim,
     templates::{commas, mib},
 };
@@ -24,7 +24,7 @@ pub fn rows(records: &Records) -> Result<Vec<Row>> {
         rows.extend([
             load((16, true), "16-connections-keep-alive"),
             load((64, true), "64-connections-keep-alive"),
-            load((64, false), "64-connections-a-connection-for-each-request"),
+            load((64, false), "64-connections-one-request-per-connection"),
         ]);
         rows.extend(hop_rows(&report.cases).into_iter().flatten().map(Some));
         rows.push(stream_row(&report.throughput));
@@ -41,8 +41,8 @@ pub fn rows(records: &Records) -> Result<Vec<Row>> {
             commas(report.samples as u64),
             report.cpu_ms
         );
-        let subject = format!("Scrape of {} backends", commas(report.backends as u64));
-        rows.push(Some(row(subject, "a-scrape", [lb, "-".into(), verdict])));
+        let subject = format!("Metrics scrape, {} backends", commas(report.backends as u64));
+        rows.push(Some(row(subject, "metrics-scrape", [lb, "-".into(), verdict])));
     }
     Ok(rows.into_iter().flatten().collect())
 }
@@ -56,12 +56,8 @@ fn instructions_row(cases: &[instructions::Case], lb: &str, ipvs: &str) -> Optio
         verdict += &format!("; **aim of {aim} missed** by {over:.0}");
     }
     let [lb_figure, beside] = [own, beside].map(|count| commas(count.round() as u64));
-    let subject = format!("Instructions of a packet, `{lb}`");
-    Some(row(
-        subject,
-        "a-packet-in-instructions",
-        [lb_figure, format!("{ipvs}: {beside}"), verdict],
-    ))
+    let subject = format!("Instructions per packet, `{lb}`");
+    Some(row(subject, "instructions-per-packet", [lb_figure, format!("{ipvs}: {beside}"), verdict]))
 }
 
 fn packet_row(report: &datapath::Report) -> Option<Row> {
@@ -73,15 +69,14 @@ fn packet_row(report: &datapath::Report) -> Option<Row> {
         format!("floor (new MAC addresses alone): {swap:.0} ns"),
         format!("{:.0} ns more", dsr - swap),
     ];
-    Some(row("Time of a packet in the program, `dsr`", "a-packet-in-the-program", cells))
+    Some(row("Time per packet, `dsr`", "time-per-packet", cells))
 }
 
 fn requests_row(cases: &[http::Case], load: (u16, bool), anchor: &'static str) -> Option<Row> {
     let of = |system| find(cases, system, load).map(rate);
     let (dsr, haproxy) = (of(http::System::Dsr)?, of(http::System::Haproxy)?);
     let nftables = of(http::System::NftablesDnat)?;
-    let keep = if load.1 { "keep-alive" } else { "a connection for each request" };
-    let subject = format!("Requests a second, {} connections, {keep}, `dsr`", load.0);
+    let subject = format!("Requests a second, {} connections, {}, `dsr`", load.0, keep(load.1));
     let [lb, beside, other] = [dsr, haproxy, nftables].map(|rate| commas(rate.round() as u64));
     let verdict = format!("{}; {}", more(dsr, "HAProxy", haproxy), more(dsr, "nftables", nftables));
     Some(row(subject, anchor, [lb, format!("HAProxy: {beside}; nftables: {other}"), verdict]))
@@ -95,7 +90,7 @@ fn hop_rows(cases: &[http::Case]) -> Option<[Row; 2]> {
     let [share, cpu] = dsr.missed().map(|(is_missed, aim)| {
         if is_missed { format!("**{aim} missed**") } else { format!("{aim} met") }
     });
-    let anchor = "beside-the-alternatives";
+    let anchor = "aims";
     let share_cells = [
         format!("{:.2} at least", dsr.least_share),
         format!("a router: {:.2}; HAProxy: {:.2}", router.least_share, haproxy.least_share),
@@ -110,8 +105,8 @@ fn hop_rows(cases: &[http::Case]) -> Option<[Row; 2]> {
         format!("{}; {cpu}", less(dsr.most_more_us, "HAProxy", haproxy.most_more_us)),
     ];
     Some([
-        row("Requests a second as a part of those without a balancer, `dsr`", anchor, share_cells),
-        row("CPU time of a request beyond that without a balancer, `dsr`", anchor, cpu_cells),
+        row("Share of the requests a second without a balancer, `dsr`", anchor, share_cells),
+        row("CPU time added to a request, `dsr`", anchor, cpu_cells),
     ])
 }
 
@@ -131,16 +126,16 @@ fn stream_row(streams: &[http::Throughput]) -> Option<Row> {
         more(dsr, "no balancer", direct)
     );
     let subject = "Gbit/s of one connection, without offloads, `dsr`";
-    Some(row(subject, "beside-the-alternatives", [format!("{dsr:.2}"), beside, verdict]))
+    Some(row(subject, "throughput-of-one-connection", [format!("{dsr:.2}"), beside, verdict]))
 }
 
 fn change_row(report: &datapath::Report) -> Option<Row> {
     let ring = report.rings.iter().max_by_key(|ring| ring.backends)?;
-    let subject = format!("Change of a ring of {} backends", commas(ring.backends as u64));
+    let subject = format!("Time of a ring change, {} backends", commas(ring.backends as u64));
     let verdict = format!("{} slots change", commas(ring.slots_changed as u64));
     Some(row(
         subject,
-        "a-packet-in-the-program",
+        "time-of-a-ring-change",
         [format!("{:.2} ms", ring.change_ms), "-".into(), verdict],
     ))
 }
@@ -157,8 +152,8 @@ fn flows_row(packets: &[scale::Packets]) -> Option<Row> {
         format!("one flow: {:.0} ns", one.net_min_ns),
         format!("{:.1} times", most.net_min_ns / one.net_min_ns),
     ];
-    let subject = format!("Time of a packet with {} flows, `ipip`", commas(most.value.into()));
-    Some(row(subject, "a-packet", cells))
+    let subject = format!("Time per packet, {} flows, `ipip`", commas(most.value.into()));
+    Some(row(subject, "number-of-flows", cells))
 }
 
 fn memory_row(report: &datapath::Report) -> Option<Row> {
@@ -169,7 +164,7 @@ fn memory_row(report: &datapath::Report) -> Option<Row> {
     let lb = format!("{} MiB", mib(all as f64, 1));
     Some(row(
         "Memory of the maps at the default limits",
-        "a-packet-in-the-program",
+        "memory-at-the-default-limits",
         [lb, "-".into(), verdict],
     ))
 }
