@@ -223,7 +223,7 @@ fn servers(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.gauges(
         Family::new(
             "haproxy_server_status",
-            "What a backend does: 1 for the state that it has, 0 for the others",
+            "The state of a backend: 1 for its current one, 0 for the others",
         ),
         rows.iter().flat_map(|row| {
             let now = state(row.backend);

@@ -13,37 +13,37 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         load.backends as u64,
     )?;
     page.counters(
-        Family::new("lb_health_checks", "Questions of all checks by what came of them, those of backends that are gone included"),
+        Family::new("lb_health_checks", "Health checks by result, those of removed backends included; unknown: the check could not start"),
         [("ok", counts.ok), ("failed", counts.failed), ("unknown", counts.unknown)]
             .map(|(result, count)| ([("result", result)], count)),
     )?;
     page.gauge(
-        Family::new("lb_health_checks_in_flight", "Questions that wait for their answer"),
+        Family::new("lb_health_checks_in_flight", "Health checks that wait for an answer"),
         load.in_flight as u64,
     )?;
     page.gauge(
-        Family::new("lb_health_checks_limit", "Questions that may wait at once"),
+        Family::new("lb_health_checks_limit", "Health checks that may wait for an answer at once"),
         // What is not limited is larger than a gauge of whole numbers can tell.
         load.limit as f64,
     )?;
     page.histogram(
         Family::seconds(
             "lb_health_check_lateness",
-            "How much later than they were due questions were asked",
+            "Time from a health check's due time to its start",
         ),
         &load.lateness,
     )?;
     page.counter(
         Family::new(
             "lb_health_pauses",
-            "Times that the process was found not to have run for a while",
+            "Times that lbd did not run for a while, as the prober found",
         ),
         load.pauses,
     )?;
     page.gauge(
         Family::new(
             "lb_health_troubles",
-            "Reasons for which questions can't be asked at present; the log names them",
+            "Reasons for which health checks can't start at present; the log names them",
         ),
         load.troubles.len() as u64,
     )

@@ -35,10 +35,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     writes(page, status)?;
     let count = |kind: &Kind| status.events.get(kind.name()).copied().unwrap_or_default();
     page.counters(
-        Family::new(
-            "lb_events",
-            "What has happened since lbd started, by kind, as lbctl events tells it",
-        ),
+        Family::new("lb_events", "Events since lbd started, by kind, as lbctl events lists them"),
         Kind::ALL.iter().map(|kind| ([("kind", kind.name())], count(kind))),
     )
 }
@@ -72,7 +69,7 @@ fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.gauge(
         Family::new(
             "lb_egress_not_forwarding",
-            "Next hops to which packets of the XDP program are lost, and those of the packet socket are not",
+            "Next hops to which packets of the XDP program are lost, while those of a packet socket arrive",
         ),
         lost as u64,
     )
@@ -148,7 +145,7 @@ fn writes(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.histogram(
         Family::seconds(
             "lb_reconcile_duration",
-            "How long it took to make the maps equal to what is desired, each time",
+            "Duration of each reconcile: writes of the maps until they equal the desired state",
         ),
         &writes.duration,
     )?;

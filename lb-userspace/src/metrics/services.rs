@@ -197,7 +197,7 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.counters(
         Family::new(
             "lb_backend_unpinned_packets",
-            "Packets sent to a backend as a slot's older owner, without a pin",
+            "Packets sent to a backend as a slot's base owner, without a pin",
         ),
         all(|backend| backend.unpinned_packets),
     )?;
@@ -211,14 +211,14 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.counters(
         Family::new(
             "lb_backend_second_choices",
-            "SYNs that a silent backend did not answer and that came to this one",
+            "Retransmitted SYNs that went to this backend, as the second choice for a silent one",
         ),
         all(|backend| backend.second_choices),
     )?;
     page.counters(
         Family::new(
             "lb_backend_suspicions",
-            "Times that clients' packets said that a backend is silent; most end with its next answer",
+            "Times that clients' packets showed that a backend may be silent; most end with its next answer",
         ),
         all(|backend| backend.check.as_ref().map_or(0, |check| check.suspicions)),
     )
@@ -230,14 +230,14 @@ fn standing(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.gauges(
         Family::new(
             "lb_backend_up",
-            "Whether a backend serves, as far as checks and its next hop tell, whatever the operator said of it",
+            "Whether a backend is up by its checks and its next hop, without regard to drain and disable",
         ),
         all(|backend| is_up(backend).into()),
     )?;
     page.gauges(
         Family::new(
             "lb_backend_state",
-            "What a backend does: 1 for the state that it has, 0 for the others",
+            "The state of a backend: 1 for its current one, 0 for the others",
         ),
         rows.iter().flat_map(|row| {
             let now = state(row.backend);
@@ -247,7 +247,7 @@ fn standing(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.gauges(
         Family::new(
             "lb_backend_suspect",
-            "Whether its clients find a backend silent, and no check has decided yet",
+            "Whether clients' packets show that a backend may be silent, and no check has decided yet",
         ),
         all(|backend| backend.suspect.into()),
     )?;
@@ -281,10 +281,7 @@ fn checks(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
         rows.iter().filter_map(check)
     };
     page.counters(
-        Family::new(
-            "lb_backend_health_checks",
-            "Questions of a backend's check, by what came of them",
-        ),
+        Family::new("lb_backend_health_checks", "Health checks of a backend, by result"),
         checked().flat_map(|(row, check)| {
             let counts = check.counts;
             [("ok", counts.ok), ("failed", counts.failed), ("unknown", counts.unknown)]
@@ -304,7 +301,7 @@ fn checks(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.gauges(
         Family::seconds(
             "lb_backend_health_since_timestamp",
-            "Since when the condition of a backend is as it is",
+            "When the health of a backend changed last",
         ),
         checked().map(|(row, check)| (row.labels(), check.since)),
     )?;

@@ -16,19 +16,19 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         peers.iter().map(move |(address, peer)| ([("peer", address.as_str())], truth(value(peer))))
     };
     page.infos(
-        Family::new("lb_sync_peer", "A peer, and what it calls itself"),
+        Family::new("lb_sync_peer", "A peer, and the name that it gives itself"),
         peers.iter().map(|(address, peer)| {
             [("peer", address.as_str()), ("node", peer.session.node.as_deref().unwrap_or_default())]
         }),
     )?;
     page.gauges(
-        Family::new("lb_sync_connected", "Whether a peer is there"),
+        Family::new("lb_sync_connected", "Whether the session with a peer is established"),
         all(|peer| peer.session.connected),
     )?;
     page.gauges(
         Family::new(
             "lb_sync_complete",
-            "Whether all flows are known but for the last, on their way: here the peer's, there this node's",
+            "Whether all flow records but the most recent are synced: the peer's here, this node's there",
         ),
         peers.iter().flat_map(|(address, peer)| {
             let at = |at: &'static str| -> Labels<'_, 2> { [("peer", address), ("at", at)] };
@@ -43,7 +43,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.gauges(
         Family::new(
             "lb_sync_refused",
-            "Whether nothing is told to a peer or taken from it, since it differs too much",
+            "Whether the sync with a peer is off, since it differs too much from this node",
         ),
         all(|peer| peer.session.refused.is_some()),
     )?;
@@ -52,10 +52,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         all(|peer| peer.draining),
     )?;
     page.gauges(
-        Family::new(
-            "lb_sync_differences",
-            "In how much a peer differs from this node, where it must not",
-        ),
+        Family::new("lb_sync_differences", "Differences of a peer from this node that must not be"),
         peers
             .iter()
             .map(|(address, peer)| ([("peer", address.as_str())], peer.problems.len() as u64)),
@@ -80,7 +77,7 @@ fn counters(page: &mut Page<'_>, peers: &[(String, &Peer)]) -> fmt::Result {
         all(|counters| counters.packets_sent),
     )?;
     page.counters(
-        Family::new("lb_sync_packets_received", "Packets taken from a peer"),
+        Family::new("lb_sync_packets_received", "Packets accepted from a peer"),
         all(|counters| counters.packets_received),
     )?;
     page.counters(
@@ -88,29 +85,29 @@ fn counters(page: &mut Page<'_>, peers: &[(String, &Peer)]) -> fmt::Result {
         all(|counters| counters.bytes_sent),
     )?;
     page.counters(
-        Family::new("lb_sync_pieces_sent", "Pieces of history told to a peer"),
+        Family::new("lb_sync_pieces_sent", "Pieces of flow history sent to a peer"),
         all(|counters| counters.pieces_sent),
     )?;
     page.counters(
-        Family::new("lb_sync_pieces_received", "Pieces of history taken from a peer"),
+        Family::new("lb_sync_pieces_received", "Pieces of flow history accepted from a peer"),
         all(|counters| counters.pieces_received),
     )?;
     page.counters(
-        Family::new("lb_sync_gaps", "Gaps seen in what came from a peer"),
+        Family::new("lb_sync_gaps", "Gaps in the messages received from a peer"),
         all(|counters| counters.gaps),
     )?;
     page.counters(
-        Family::new("lb_sync_retransmissions", "Packets sent to a peer again"),
+        Family::new("lb_sync_retransmissions", "Packets retransmitted to a peer"),
         all(|counters| counters.retransmissions),
     )?;
     page.counters(
-        Family::new("lb_sync_full", "Times that all of the history was told, in either direction"),
+        Family::new("lb_sync_full", "Full syncs of the flow history, in either direction"),
         all(|counters| counters.full_syncs),
     )?;
     page.counters(
         Family::new(
             "lb_sync_rejected_packets",
-            "Packets from a peer's address that were not taken, by reason",
+            "Packets from a peer's address that were rejected, by reason",
         ),
         peers.iter().flat_map(|(address, peer)| {
             let counters = peer.session.counters;

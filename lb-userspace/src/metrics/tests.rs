@@ -31,7 +31,7 @@ fn workspace() -> &'static Path {
 
 /// A table of what is exported.
 fn table(exported: &Exposition) -> String {
-    let mut table = String::from("| metric | type | labels | what it says |\n|---|---|---|---|\n");
+    let mut table = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for (name, family) in &exported.families {
         let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
         let labels = labels.join(", ");

@@ -44,7 +44,10 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         }),
     )?;
     page.gauges(
-        Family::seconds("lb_vrrp_since_timestamp", "Since when a virtual router is in its state"),
+        Family::seconds(
+            "lb_vrrp_since_timestamp",
+            "When the state of a virtual router changed last",
+        ),
         all(|router| {
             router.since.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
         }),
@@ -63,18 +66,18 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.gauges(
         Family::new(
             "lb_vrrp_holds_back",
-            "Whether a virtual router keeps from taking over from a lower one; lbctl vrrp status says why",
+            "Whether a virtual router does not preempt one of lower priority; lbctl vrrp status has the reason",
         ),
         all(|router| router.holds_back.is_some().into()),
     )?;
     page.gauges(
-        Family::seconds("lb_vrrp_interval", "Between two advertisements"),
+        Family::seconds("lb_vrrp_interval", "Time between two advertisements"),
         all(|router| router.interval_millis as f64 / 1e3),
     )?;
     page.gauges(
         Family::new(
             "lb_vrrp_problems",
-            "What is wrong with a virtual router: faults, tracked things that fail",
+            "Problems of a virtual router: faults, and failed track conditions",
         ),
         all(|router| router.problems.len() as f64),
     )?;
@@ -103,20 +106,20 @@ fn counters(page: &mut Page<'_>, routers: &[RouterStatus]) -> fmt::Result {
         all(|counters| counters.sent),
     )?;
     page.counters(
-        Family::new("lb_vrrp_advertisements_received", "Advertisements that were taken"),
+        Family::new("lb_vrrp_advertisements_received", "Advertisements accepted"),
         all(|counters| counters.received),
     )?;
     page.counters(
         Family::new(
             "lb_vrrp_priority_zero_sent",
-            "Advertisements sent that say that this node yields",
+            "Advertisements of priority 0 sent: this node yields",
         ),
         all(|counters| counters.priority_zero_sent),
     )?;
     page.counters(
         Family::new(
             "lb_vrrp_priority_zero_received",
-            "Advertisements taken that say that another node yields",
+            "Advertisements of priority 0 accepted: another node yields",
         ),
         all(|counters| counters.priority_zero_received),
     )?;
@@ -142,10 +145,7 @@ fn counters(page: &mut Page<'_>, routers: &[RouterStatus]) -> fmt::Result {
         all(|counters| counters.announcements),
     )?;
     page.counters(
-        Family::new(
-            "lb_vrrp_rejected_advertisements",
-            "Advertisements that were not taken, by reason",
-        ),
+        Family::new("lb_vrrp_rejected_advertisements", "Advertisements rejected, by reason"),
         routers.iter().flat_map(|router| {
             let counters = router.counters;
             [
