@@ -6,9 +6,14 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use clap::Parser as _;
 use kit::markdown::Markdown;
+use lb_common::{
+    tx_errors,
+    verdict::{Drop, Pass},
+};
 use lb_userspace::{
     cli::{Cli, Lbd},
     config::Config,
+    events::Kind,
 };
 
 fn workspace() -> PathBuf {
@@ -190,4 +195,33 @@ fn the_guide_lists_every_alert() {
     let listed: BTreeSet<_> =
         chapter.split('`').filter(|word| word.starts_with("Lb") && !word.contains(' ')).collect();
     assert_eq!(listed, of_rules);
+}
+
+#[test]
+fn the_guide_lists_every_kind_of_event_and_every_reason() {
+    let chapter = document("docs/guide/events.md");
+    let mut title = "";
+    let mut listed = BTreeSet::new();
+    for line in chapter.lines() {
+        title = line.strip_prefix("## ").unwrap_or(title);
+        let cells: Vec<_> = line.split(" | ").collect();
+        let Some(names) = cells[0].strip_prefix("| `") else { continue };
+        let names: Vec<_> = names.split('`').step_by(2).filter(|name| !name.is_empty()).collect();
+        let levels: Vec<_> = if title.ends_with("events") {
+            cells[1].split(", ").cycle().take(names.len()).collect()
+        } else {
+            vec![title; names.len()]
+        };
+        listed.extend(levels.into_iter().zip(names).map(|(of, name)| (of.to_lowercase(), name)));
+    }
+    let events =
+        Kind::ALL.iter().map(|kind| (kind.level().to_string().to_lowercase(), kind.name()));
+    let drops = Drop::ALL.iter().map(|reason| reason.name());
+    let drops = drops.chain(tx_errors::Reason::ALL.iter().map(|error| error.name()));
+    let drops = drops.map(|name| ("drop reasons".to_owned(), name));
+    let passes = Pass::ALL.iter().map(|reason| ("pass reasons".to_owned(), reason.name()));
+    let of_code: BTreeSet<_> = events.chain(drops).chain(passes).collect();
+    let others = ["vrrp reasons", "synchronisation reasons"];
+    listed.retain(|(of, _)| !others.contains(&of.as_str()));
+    assert_eq!(listed, of_code);
 }
