@@ -95,9 +95,8 @@ fn what_goes_takes_its_own_comments_along() {
 -    address = \"10.0.0.12\"
 -    weight = 2
 -
--# A UDP service says what a packet tells of its flow: udp = \"oneshot\" (every packet by itself, as
--# for DNS), \"tracked\" (a flow keeps its backend until it is idle), \"quic\" (as TCP; when a client moves,
--# by the connection id of its handshake).
+-# UDP services need a policy: udp = \"oneshot\" (each packet by itself, as for DNS), \"tracked\" (a flow keeps its backend
+-# until it is idle), \"quic\" (as TCP, and by the connection id of its handshake when the client's address changes).
 -[[service]]
 -name = \"dns\"
 -vip = \"10.0.0.100\"
@@ -106,9 +105,9 @@ fn what_goes_takes_its_own_comments_along() {
 -mode = \"ipip\"
 -udp = \"oneshot\"
 -
--    # For \"https\" there are insecure = true (the certificate is not verified), server_name and
+-    # For \"https\" there are insecure = true (lbd does not verify the certificate), server_name and
 -    # ca_file; for \"udp\" send = 'PING\\r\\n' and expect = 'PONG'; for \"exec\" command = [\"/path\", \"argument\"],
--    # which only this file can name: lbctl and the API give no other command than the service has here.
+-    # which lbctl and the API cannot change.
 -    [service.check]
 -    type = \"dns\"
 -    # query = \".\"
@@ -116,15 +115,15 @@ fn what_goes_takes_its_own_comments_along() {
 -
 -    [[service.backend]]
 -    address = \"10.1.0.11\"
--        [service.backend.check] # what differs for this backend
+-        [service.backend.check] # overrides for this backend
 -        port = 5353
 -
 -    [[service.backend]]
--    address = \"fd00:1::12\"    # IPv4 travels in IPv6 as well
+-    address = \"fd00:1::12\"    # IPv4 in IPv6
 "
     );
     let first = folded(EXAMPLE, |wanted| take(wanted, 11));
-    assert!(first.contains("    # start = \"up\"            # what is thought"), "{first}");
+    assert!(first.contains("    # start = \"up\"            # its state"), "{first}");
 }
 
 /// One service in the forms that people write, with what becomes of it: 11 gets a weight, 12 goes,
