@@ -108,22 +108,27 @@ impl Machine {
         Ok(self.output(line)?.status.success())
     }
 
+    /// A file of the machine's as a path outside of it.
+    fn path(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{file}", self.leader))
+    }
+
     /// The id of the link that is pinned in a folder of lb's pins.
     pub fn link(&self, folder: &str) -> Result<u32> {
-        let pin = format!("/proc/{}/root/sys/fs/bpf/lb/{folder}/link", self.leader);
-        let link = PinnedLink::from_pin(&pin).with_context(|| pin.clone())?;
+        let pin = self.path(&format!("/sys/fs/bpf/lb/{folder}/link"));
+        let link = PinnedLink::from_pin(&pin).with_context(|| pin.display().to_string())?;
         Ok(FdLink::from(link).info()?.id())
     }
 
     /// Reads a file.
     pub fn read(&self, file: &str) -> Result<String> {
-        let path = PathBuf::from(format!("/proc/{}/root{file}", self.leader));
+        let path = self.path(file);
         fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
     /// Writes a file.
     pub fn write(&self, file: &str, content: &str) -> Result<()> {
-        let path = PathBuf::from(format!("/proc/{}/root{file}", self.leader));
+        let path = self.path(file);
         fs::write(&path, content).with_context(|| path.display().to_string())
     }
 }
