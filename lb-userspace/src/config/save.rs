@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::Write as _,
+    io::{ErrorKind, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
 };
@@ -55,13 +55,21 @@ fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<Optio
         fchown(&new, None, Some(meta.gid()))
             .with_context(|| format!("give {} the group of the file", partial.display()))?;
     }
-    let note =
-        (own.uid() != meta.uid() && fchown(&new, Some(meta.uid()), None).is_err()).then(|| {
-            let (file, own, before) = (file.display(), own.uid(), meta.uid());
-            format!(
-                "{file} has user {own} as its owner now, since lbd may not give it to user {before}"
-            )
-        });
+    let mut note = None;
+    if own.uid() != meta.uid() {
+        match fchown(&new, Some(meta.uid()), None) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                note = Some(format!(
+                    "{} has user {} as its owner now, since lbd may not give it to user {}",
+                    file.display(),
+                    own.uid(),
+                    meta.uid()
+                ));
+            }
+            given => given
+                .with_context(|| format!("give {} the owner of the file", partial.display()))?,
+        }
+    }
     new.set_permissions(meta.permissions()).with_context(failed)?;
     new.sync_all().with_context(failed)?;
     let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
