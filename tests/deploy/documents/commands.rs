@@ -233,10 +233,11 @@ fn a_reader_makes_a_pair_of_a_node_that_serves_by_the_guides_commands_and_no_con
     active(&first)
 }
 
-/// Waits until the node's virtual router is Active.
+/// Waits until the node can hand over: its virtual router is Active, and each node knows all flows of the other.
 fn active(machine: &Machine) -> Result<()> {
-    wait::until_true(SOON, "the node is Active", || {
-        Ok(Pair::parse(&machine.run("lbctl -o json vrrp status")?)?.is_active())
+    wait::until_true(SOON, "the node is Active and its peer knows all flows", || {
+        let pair = Pair::parse(&machine.run("lbctl -o json vrrp status")?)?;
+        Ok(pair.is_active() && pair.synced())
     })
     .with_context(|| machine.run("lbctl vrrp status").unwrap_or_default())
 }
