@@ -182,7 +182,7 @@ kinds! {
     VrrpMismatch "vrrp_mismatch" ERROR,
     /// Another host has an address of a virtual router.
     VrrpAddressElsewhere "vrrp_address_elsewhere" ERROR,
-    /// Addresses that a predecessor left were found.
+    /// Addresses that a predecessor left were found, or ones that were set by hand are gone.
     VrrpLeftover "vrrp_leftover" WARN,
     /// What a virtual router needs does not work.
     VrrpTrouble "vrrp_trouble" ERROR,
@@ -202,6 +202,8 @@ kinds! {
     PeerSynced "peer_synced" INFO,
     /// Something of a peer's history is missing.
     PeerUnsynced "peer_unsynced" WARN,
+    /// A service has other backends at a peer, or other weights or states of them.
+    PeerDiffers "peer_differs" WARN,
     /// `lbd` runs.
     Started "started" INFO,
     /// `lbd` ends.

@@ -10,7 +10,7 @@ use std::{
 use ring::hmac;
 
 use crate::{
-    desired::{Desired, Service, ServiceKey, UdpPolicy},
+    desired::{Admin, Desired, Service, ServiceKey, UdpPolicy},
     events::Kind,
     sync::{Facts, Fingerprint, Key, Likeness, RouterFacts},
     vrrp::{Auth, Router, RouterStatus, State, Version},
@@ -61,9 +61,18 @@ impl Hasher {
         let idle = service.idle_timeout.as_millis().to_be_bytes();
         let backends: Vec<Vec<u8>> = service.backends.keys().map(octets).collect();
         let settings = [mode.as_bytes(), &slots, &idle, udp];
+        // Drained, disabled and leaving backends are alike: a drain ends on each node by its own flows.
+        let enabled = service.backends.iter().filter(|(_, one)| one.admin == Admin::Enabled);
+        let shares: Vec<Vec<u8>> = enabled
+            .map(|(address, one)| {
+                let weight = one.weight.0.get().to_be_bytes();
+                [&octets(address)[..], &weight, &[u8::from(one.backup)]].concat()
+            })
+            .collect();
         Likeness {
             settings: self.hash("service", settings),
             backends: self.hash("backends", backends.iter().map(Vec::as_slice)),
+            shares: self.hash("shares", shares.iter().map(Vec::as_slice)),
         }
     }
 
@@ -124,8 +133,8 @@ pub(super) struct Unlike {
     pub(super) altogether: Option<String>,
     /// Services whose flows can't be taken, and why.
     pub(super) services: BTreeMap<ServiceKey, String>,
-    /// Services that have other backends there, in words: flows on those that one node does not have
-    /// can't be taken.
+    /// Services that have other backends there, or other weights or states of them, in words. Flows on
+    /// backends that one node does not have can't be taken.
     pub(super) backends: BTreeMap<ServiceKey, String>,
     /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
     /// in words.
@@ -145,7 +154,7 @@ impl Unlike {
         let flows = self.altogether.iter().chain(self.services.values());
         let routers = self.deaf.values().map(|(_, text)| text).chain(self.addresses.values());
         let flows = flows.map(|text| (Kind::PeerRefused, text.as_str()));
-        let backends = self.backends.values().map(|text| (Kind::PeerUnsynced, text.as_str()));
+        let backends = self.backends.values().map(|text| (Kind::PeerDiffers, text.as_str()));
         let flows = flows.chain(backends);
         flows.chain(routers.map(|text| (Kind::VrrpMismatch, text.as_str())))
     }
@@ -190,12 +199,18 @@ pub(super) fn compare(
                 format!("{name}: mode, ring_slots, idle_timeout or udp are others there")
             }
             Some(theirs) => {
-                if ours.map(|ours| ours.backends) != Some(theirs.backends) {
-                    let text = format!(
+                let text = if ours.map(|ours| ours.backends) != Some(theirs.backends) {
+                    format!(
                         "{name}: the backends' addresses are others there; flows on those that one node lacks are not taken over"
-                    );
-                    unlike.backends.insert(key, text);
-                }
+                    )
+                } else if ours.map(|ours| ours.shares) != Some(theirs.shares) {
+                    format!(
+                        "{name}: weights or states of backends are others there; a failover changes who gets new flows: compare 'lbctl backend list {name}' on both nodes"
+                    )
+                } else {
+                    continue;
+                };
+                unlike.backends.insert(key, text);
                 continue;
             }
         };
@@ -288,7 +303,6 @@ mod tests {
             ("main", "other"),
             ("150", "100"),
             ("\"web\"", "\"www\""),
-            ("weight = 3", "weight = 7"),
             ("\"10.0.0.100\", \"10.0.0.101\"", "\"10.0.0.101\", \"10.0.0.100\""),
             ("ring_slots", "syn_budget = 5\nring_slots"),
         ] {
@@ -300,11 +314,14 @@ mod tests {
     fn what_makes_flows_go_elsewhere_is_found() {
         let others = "web: mode, ring_slots, idle_timeout or udp are others there";
         let backends = "web: the backends' addresses are others there; flows on those that one node lacks are not taken over";
+        let shares = "web: weights or states of backends are others there; a failover changes who gets new flows: compare 'lbctl backend list web' on both nodes";
         for (from, to, expected) in [
             ("dsr", "ipip", vec![others]),
             ("1009", "1013", vec![others]),
             ("10m", "11m", vec![others]),
             ("10.0.0.12", "10.0.0.13", vec![backends]),
+            ("weight = 3", "weight = 7", vec![shares]),
+            ("weight = 3", "weight = 3, backup = true", vec![shares]),
             (
                 "port = 80",
                 "port = 81",
@@ -338,6 +355,27 @@ mod tests {
         ] {
             assert_eq!(found(from, to), expected, "{to}");
         }
+    }
+
+    #[test]
+    fn a_drain_on_one_node_is_found_and_one_that_ends_earlier_there_is_not() {
+        let here = Config::parse(NODE).expect("it is valid");
+        let with = |admin: Admin| {
+            let mut config = here.clone();
+            let web = config.desired.services.get_mut("web").expect("it is there");
+            web.backends.values_mut().next().expect("one").admin = admin;
+            config
+        };
+        let found = |here: &Config, there: &Config| {
+            let (own, theirs) = (facts(here, 1, 1), facts(there, 1, 1));
+            let unlike = compare(&own, &theirs, &here.desired, &here.routers.routers);
+            unlike.problems().count()
+        };
+        let (draining, down) = (with(Admin::Draining { deadline: None }), with(Admin::Down));
+        assert_eq!(found(&here, &draining), 1);
+        assert_eq!(found(&draining, &here), 1);
+        assert_eq!(found(&draining, &with(Admin::Disabled)), 0);
+        assert_eq!(found(&down, &draining), 0);
     }
 
     #[test]

@@ -97,6 +97,8 @@ pub struct Likeness {
     /// The addresses of its backends. They differ for a while whenever one comes or goes, and flows
     /// on those that both nodes have are told all the same.
     pub backends: u64,
+    /// The backends that get new flows while they are healthy, with their weights.
+    pub shares: u64,
 }
 
 /// How a virtual router stands on a node.

@@ -144,10 +144,55 @@ fn backends_that_differ_for_long_are_told_on_both_nodes_and_stop_nothing() -> Re
     for n in [0, 1] {
         // It is not told of a difference that a change on one node after the other makes.
         wait::until(2 * SOON, &format!("node {n} tells of the backends"), || {
-            let events = twins.nodes[n].lbctl(&["events", "--kind", "peer_unsynced"])?;
+            let events = twins.nodes[n].lbctl(&["events", "--kind", "peer_differs"])?;
             ensure!(events.contains("the backends' addresses"), "events of node {n}:\n{events}");
             Ok(())
         })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_change_by_lbctl_on_one_node_alone_is_reported_on_both_until_it_is_made_on_the_other()
+-> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins = Twins::new(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    launch(&mut twins)?;
+    twins.wait_active(0)?;
+    twins.wait_synced()?;
+    let services = twins.plan.services(&twins.lab);
+    let (web, backend) = (services[0].name.clone(), services[0].backends[0].to_string());
+    let new = backend.rsplit_once('.').map(|(net, _)| format!("{net}.250")).context("IPv4")?;
+    let steps: [(&[&str], &str); 5] = [
+        (&["backend", "add", &web, &new], "the backends' addresses"),
+        (&["backend", "weight", &web, &backend, "5"], "weights or states of backends"),
+        (&["backend", "drain", &web, &backend], "weights or states of backends"),
+        (&["backend", "enable", &web, &backend], "weights or states of backends"),
+        (&["backend", "remove", "--force", "--yes", &web, &backend], "the backends' addresses"),
+    ];
+    for (step, expected) in steps {
+        for n in [1, 0] {
+            twins.nodes[n].lbctl(step)?;
+            if n == 0 {
+                continue;
+            }
+            for n in [0, 1] {
+                wait::until(2 * SOON, &format!("node {n} reports {step:?}"), || {
+                    let status = twins.nodes[n].lbctl(&["vrrp", "status"])?;
+                    ensure!(status.contains(&format!("PROBLEM: {web}: {expected}")), "{status}");
+                    Ok(())
+                })?;
+            }
+        }
+        for n in [0, 1] {
+            wait::until(SOON, &format!("node {n} is content after {step:?} on both"), || {
+                let status = twins.nodes[n].lbctl(&["vrrp", "status"])?;
+                ensure!(!status.contains("PROBLEM"), "{status}");
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ pub fn encode(half: u8, facts: &Facts) -> Vec<u8> {
             bytes.put_service(key);
             bytes.put(&likeness.settings.to_be_bytes());
             bytes.put(&likeness.backends.to_be_bytes());
+            bytes.put(&likeness.shares.to_be_bytes());
         }
     }
     bytes
@@ -70,7 +71,8 @@ pub fn decode(half: u8, bytes: &[u8], facts: &mut Facts) -> Read<()> {
             facts.fingerprint = Fingerprint { seed: reader.u64()?, ..Fingerprint::default() };
             for _ in 0..reader.varint32()? {
                 let key = reader.service()?;
-                let likeness = Likeness { settings: reader.u64()?, backends: reader.u64()? };
+                let (settings, backends) = (reader.u64()?, reader.u64()?);
+                let likeness = Likeness { settings, backends, shares: reader.u64()? };
                 facts.fingerprint.services.insert(key, likeness);
             }
         }

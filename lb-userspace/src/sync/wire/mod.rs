@@ -66,7 +66,7 @@ pub const FRAGMENT: usize = BODY - 16;
 pub const RANGES: usize = 64;
 
 /// The version of all that is here.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 const MAGIC: [u8; 2] = *b"ls";
 

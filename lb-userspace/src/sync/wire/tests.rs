@@ -46,8 +46,11 @@ fn router_facts() -> impl Strategy<Value = RouterFacts> {
 
 fn facts() -> impl Strategy<Value = Facts> {
     let routers = proptest::collection::btree_map(router_key(), router_facts(), 0..60);
-    let likeness =
-        any::<(u64, u64)>().prop_map(|(settings, backends)| Likeness { settings, backends });
+    let likeness = any::<(u64, u64, u64)>().prop_map(|(settings, backends, shares)| Likeness {
+        settings,
+        backends,
+        shares,
+    });
     let services = proptest::collection::btree_map(service_key(), likeness, 0..200);
     (any::<u64>(), services, routers, any::<bool>()).prop_map(
         |(seed, services, routers, draining)| Facts {
