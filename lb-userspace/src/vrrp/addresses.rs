@@ -177,13 +177,15 @@ impl Addresses {
         problems
     }
 
-    /// An address was removed, by whomever.
-    pub fn is_gone(&mut self, key: &Key) {
+    /// An address was removed, by whomever. Whether it was not ours, as far as the kernel keeps that.
+    pub fn is_gone(&mut self, key: &Key, seen: &Seen) -> bool {
+        let by_hand = self.marks && seen.protocol != PROTOCOL && !self.added.contains(key);
         // If an operator adds it again, it is the operator's; without the mark nothing else says whose
         // it is.
         if self.marks {
             self.added.remove(key);
         }
+        by_hand
     }
 
     /// Takes all off that carry the mark, on whatever interface they are, whoever has put it there. Which

@@ -261,6 +261,12 @@ impl Machine {
         self.index(router).map(|index| self.routers[index].machine.state())
     }
 
+    /// Whether a router hears another one that is Active.
+    #[must_use]
+    pub fn hears_active(&self, router: &str, now: Instant) -> bool {
+        self.index(router).is_some_and(|index| self.routers[index].machine.hears_active(now))
+    }
+
     /// A router's priority as it is.
     #[must_use]
     pub fn priority(&self, router: &str) -> Option<u8> {

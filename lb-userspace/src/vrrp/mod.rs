@@ -233,7 +233,7 @@ pub enum NoticeKind {
     Mismatch,
     /// Another host has one of the addresses.
     AddressElsewhere,
-    /// Addresses of a predecessor were found.
+    /// Addresses of a predecessor were found, or ones that were set by hand are gone.
     Leftover,
     /// Something does not work: a socket, netlink, a notify program.
     Trouble,

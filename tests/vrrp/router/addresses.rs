@@ -45,6 +45,29 @@ fn address_of_the_operator_is_never_removed() -> Result<()> {
 }
 
 #[test]
+fn address_that_was_set_by_hand_on_the_only_node_is_no_problem_and_becomes_its_own() -> Result<()> {
+    if !kit::can_run() {
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    site.a.namespace.ip(&format!("addr add {VIP}/32 dev eth0"))?;
+    site.a.start(vec![router(Family::V4, 51)])?;
+    until_true(SOON, "it is active, and had no problem before", || {
+        let router = site.a.router()?;
+        assert_eq!(router.problems, [""; 0], "whoever removes it cuts the clients off");
+        Ok(router.state == State::Active)
+    })?;
+    site.a.namespace.ip(&format!("addr del {VIP}/32 dev eth0"))?;
+    site.a
+        .wait_for_notice(NoticeKind::Leftover, "the one that was set by hand has been removed")?;
+    site.a.wait_to_have(VIP, true)?;
+    // What lbd holds itself, and somebody removes, is a fault of whoever does.
+    site.a.namespace.ip(&format!("addr del {VIP}/32 dev eth0"))?;
+    site.a.wait_for_notice(NoticeKind::Trouble, "somebody has removed it")?;
+    site.a.wait_to_have(VIP, true)
+}
+
+#[test]
 fn address_that_was_set_by_hand_on_a_node_that_is_not_active_is_told() -> Result<()> {
     if !kit::can_run() {
         return Ok(());

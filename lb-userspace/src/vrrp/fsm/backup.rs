@@ -79,6 +79,7 @@ impl VirtualRouter {
             }
             return;
         }
+        let first = self.active().is_none();
         self.note(&heard, now);
         let lower = heard.priority < self.priority();
         if !lower {
@@ -92,6 +93,9 @@ impl VirtualRouter {
             self.timer = Some(now + self.down(self.active_interval));
         }
         if !discarded {
+            if first {
+                self.cause = format!("{} is active", heard.from);
+            }
             self.learn(heard.interval);
             self.timer = Some(now + self.down(self.active_interval));
             self.when.listened = false;

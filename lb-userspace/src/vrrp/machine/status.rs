@@ -41,7 +41,7 @@ impl Machine {
                 .map(|address| format!("{}/{}", address.address, address.prefix))
                 .collect(),
             problems,
-            holds_back: machine.holds_back(now),
+            holds_back: machine.holds_back(now).filter(|_| machine.active().is_some()),
             wants: machine.wants(now),
             lowered: machine.is_lowered(),
             counters: Counters {

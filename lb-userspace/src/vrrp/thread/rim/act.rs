@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::mpsc::sync_channel,
     time::{Duration, Instant, SystemTime},
 };
@@ -251,8 +252,9 @@ impl Rim {
         }
     }
 
-    /// Puts back what is missing of a router's addresses.
-    pub(super) fn restore(&mut self, name: &Name, now: Instant) {
+    /// Puts back what is missing of a router's addresses. Of these, `by_hand` were somebody else's, and
+    /// this node held them by that.
+    pub(super) fn restore(&mut self, name: &Name, by_hand: &BTreeSet<IpAddr>, now: Instant) {
         let Some(member) = self.members.get(name) else { return };
         let missing = self.addresses.missing(&member.router);
         if missing.is_empty() {
@@ -264,8 +266,20 @@ impl Rim {
         let (added, problems) = self.addresses.hold(wanted);
         if !added.is_empty() {
             let which: Vec<_> = added.iter().map(ToString::to_string).collect();
-            let message = format!("{} was missing, and was put back", which.join(", "));
-            self.notice(name, NoticeKind::Trouble, &message, "somebody has removed it", now);
+            let which = which.join(", ");
+            let (kind, message, cause) = match added.iter().all(|one| by_hand.contains(one)) {
+                true => (
+                    NoticeKind::Leftover,
+                    format!("lbd holds {which} by itself"),
+                    "the one that was set by hand has been removed",
+                ),
+                false => (
+                    NoticeKind::Trouble,
+                    format!("{which} was missing, and was put back"),
+                    "somebody has removed it",
+                ),
+            };
+            self.notice(name, kind, &message, cause, now);
             self.announce(name, now);
         }
         self.see_refusal(name, &problems, now);

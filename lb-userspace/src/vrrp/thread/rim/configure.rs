@@ -208,7 +208,7 @@ impl Rim {
         let holding = self.members.iter().filter(|(_, one)| one.holding && !one.moving);
         let names: Vec<_> = holding.map(|(name, _)| Name::clone(name)).collect();
         for name in names {
-            self.restore(&name, now);
+            self.restore(&name, &BTreeSet::new(), now);
         }
         self.ask_kernel_again(now);
         self.look_afar(now);
@@ -229,7 +229,9 @@ impl Rim {
         let mut found = Vec::new();
         for (name, member) in &self.members {
             let state = self.machine.state(name);
-            let another = matches!(state, Some(State::Backup | State::Fault));
+            // Where no other node is heard, this one may be the only one that serves its clients.
+            let another = matches!(state, Some(State::Backup | State::Fault))
+                && self.machine.hears_active(name, now);
             let keys = match another && !member.left && member.router.priority.get() != OWNER {
                 true => self.addresses.set_by_others(&member.router),
                 false => Vec::new(),

@@ -1,7 +1,7 @@
 //! What comes by the sockets.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     time::{Duration, Instant, SystemTime},
@@ -175,13 +175,15 @@ impl Rim {
         }
         // Nothing depends on the virtual addresses that come and go with the routers.
         let mut matters = changes.is_empty();
-        let mut gone = Vec::new();
+        let (mut gone, mut by_hand) = (false, BTreeSet::new());
         for change in changes {
             match change {
                 Change::AddressGone(key, seen) => {
                     matters |= seen.protocol != PROTOCOL;
-                    self.addresses.is_gone(&key);
-                    gone.push(key);
+                    gone = true;
+                    if self.addresses.is_gone(&key, &seen) {
+                        by_hand.insert(key.1);
+                    }
                 }
                 Change::Address(key, seen) => {
                     matters |= seen.protocol != PROTOCOL;
@@ -197,14 +199,13 @@ impl Rim {
             self.see_to_devices();
             self.move_addresses();
         }
-        self.put_back(&gone, now);
+        if gone {
+            self.put_back(&by_hand, now);
+        }
     }
 
-    /// Puts addresses back that somebody has removed.
-    fn put_back(&mut self, gone: &[Key], now: Instant) {
-        if gone.is_empty() {
-            return;
-        }
+    /// Puts addresses back that somebody has removed, of which these were set by hand.
+    fn put_back(&mut self, by_hand: &BTreeSet<IpAddr>, now: Instant) {
         let mut robbed = Vec::new();
         for (name, member) in &mut self.members {
             if !member.holding || member.moving || self.addresses.missing(&member.router).is_empty()
@@ -218,7 +219,7 @@ impl Rim {
             }
         }
         for name in robbed {
-            self.restore(&name, now);
+            self.restore(&name, by_hand, now);
         }
     }
 
