@@ -41,6 +41,7 @@ pub mod state_file;
 pub mod status;
 pub mod sync;
 mod threads;
+pub mod unit;
 pub mod units;
 pub mod vrrp;
 pub mod web;

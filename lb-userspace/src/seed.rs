@@ -56,6 +56,29 @@ impl Source {
         self.obtain_by(|path| fs::read_to_string(path))
     }
 
+    /// The file that keeps it.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Given(_) => None,
+            Self::File(file) | Self::Default { file, .. } => Some(file),
+        }
+    }
+
+    /// Whether there is a seed already. Makes none.
+    ///
+    /// # Errors
+    ///
+    /// A file can't be read, or holds no seed.
+    pub fn is_there(&self) -> Result<bool> {
+        let there = |path: &Path| read(path, fs::read_to_string(path)).map(|seed| seed.is_some());
+        match self {
+            Self::Given(_) => Ok(true),
+            Self::File(path) => there(path),
+            Self::Default { file, earlier } => Ok(there(file)? || there(earlier).unwrap_or(true)),
+        }
+    }
+
     fn obtain_by(&self, text: impl Fn(&Path) -> io::Result<String>) -> Result<[u8; 16]> {
         let read = |path: &Path| read(path, text(path));
         let (path, earlier) = match self {

@@ -38,7 +38,7 @@ pub struct Client {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no socket, or nobody listens on it.
-    #[error("lbd is not running ({why} {}): start it with 'lbd --config {}'", socket.display(), crate::config::DEFAULT_FILE)]
+    #[error("lbd is not running ({why} {})", socket.display())]
     NotRunning {
         /// The socket.
         socket: PathBuf,

@@ -40,12 +40,13 @@ use hyper::Method;
 use serde::Serialize;
 
 use crate::{
-    api::{Done, Terms, client::Client},
-    config::{Config, Error as ConfigError},
+    api::{Done, Terms, client, client::Client},
+    config::{Config, DEFAULT_SOCKET, Error as ConfigError},
     edit::{AdminChange, BackendChange},
     spec::BackendSpec,
     status::{Service, Status},
-    units::whole_secs,
+    unit::Unit,
+    units::{counted, whole_secs},
 };
 
 impl Target {
@@ -72,10 +73,20 @@ impl Cli {
             Ok(code) => code,
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("lbctl: {error:#}");
+                eprintln!("lbctl: {error:#}{}", self.remedy(&error));
                 if error.is::<Misuse>() { ExitCode::from(2) } else { ExitCode::FAILURE }
             }
         }
+    }
+
+    /// How to start `lbd`, if nothing else is wrong than that it does not run.
+    fn remedy(&self, error: &anyhow::Error) -> String {
+        if !matches!(error.downcast_ref(), Some(client::Error::NotRunning { .. })) {
+            return String::new();
+        }
+        // The unit's lbd listens there, unless its configuration says otherwise.
+        let unit = (self.socket == Path::new(DEFAULT_SOCKET)).then(Unit::read).flatten();
+        format!(": {}", Unit::remedy(unit.as_ref()))
     }
 
     async fn execute(&self) -> Result<ExitCode> {
@@ -119,6 +130,53 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// What this machine lacks of a configuration that is right in itself, so that `lbd` would not start.
+fn lacks(config: &Config, file: &Path) -> Vec<String> {
+    let gone = config.interfaces.iter().filter(|name| !is_interface(name));
+    let mut lacks: Vec<String> = gone
+        .map(|name| {
+            format!(" interfaces: {name} is no interface of this host; `ip link` lists them")
+        })
+        .collect();
+    if let Err(error) = config.seed.is_there() {
+        lacks.push(format!(" {error:#}"));
+    }
+    let Some(unit) = Unit::read() else { return lacks };
+    match unit.refuses(config, file) {
+        Ok(problems) => {
+            let user = unit.user().unwrap_or_default();
+            let told = |problem| format!("{problem} (lbd.service runs lbd as {user})");
+            lacks.extend(problems.iter().map(told));
+        }
+        Err(error) => lacks.push(format!(" {error:#}")),
+    }
+    lacks
+}
+
+/// What `lbd` starts with, and is probably not meant.
+fn warn_of_machine(config: &Config, file: &Path) {
+    let file = file.display();
+    let others = config.interface_names().into_iter();
+    for name in others.filter(|name| !config.interfaces.iter().any(|own| own == name)) {
+        if !is_interface(name) {
+            eprintln!("{file}: warning: {name} is no interface of this host; `ip link` lists them");
+        }
+    }
+    if config.sync.is_some()
+        && let (Ok(false), Some(seed)) = (config.seed.is_there(), config.seed.file())
+    {
+        eprintln!(
+            "{file}: warning: {} is missing, and lbd makes a new seed at its start; if another node \
+             has one, copy it from there first",
+            seed.display()
+        );
+    }
+}
+
+fn is_interface(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
 /// Tells every mistake of a file: 0 for none, 2 for some, 1 if it can't be read.
 pub fn check_config(file: &Path) -> ExitCode {
     match Config::load(file) {
@@ -126,13 +184,12 @@ pub fn check_config(file: &Path) -> ExitCode {
             for warning in &config.warnings {
                 eprintln!("{}:{warning}", file.display());
             }
-            for name in config.interface_names() {
-                if !Path::new("/sys/class/net").join(name).exists() {
-                    let file = file.display();
-                    eprintln!(
-                        "{file}: interface {name} is not there; `ip link` lists those that are"
-                    );
-                }
+            warn_of_machine(&config, file);
+            let lacks = lacks(&config, file);
+            lacks.iter().for_each(|lack| eprintln!("{}:{lack}", file.display()));
+            if !lacks.is_empty() {
+                eprintln!("{}: {}", file.display(), counted(lacks.len(), "error"));
+                return ExitCode::FAILURE;
             }
             println!("{}: ok: {}", file.display(), config.summary());
             ExitCode::SUCCESS

@@ -255,7 +255,7 @@ fn read_auth(table: &Table<'_>, version: Version, doubts: &Problems<'_>) -> Auth
     }
     let secret = secret::read(&file, doubts, |path| {
         format!(
-            "make it on one node with 'umask 077; lbctl sync key > {path}', and copy it to the others"
+            "make it on one node with 'umask 027; lbctl sync key > {path}; chgrp lb {path}', and copy it to the others"
         )
     });
     let Some(mut secret) = secret else { return Auth::None };
@@ -265,8 +265,9 @@ fn read_auth(table: &Table<'_>, version: Version, doubts: &Problems<'_>) -> Auth
     }
     if secret.len() < HMAC_BYTES {
         let message = format!(
-            "a key of {} bytes; {HMAC_BYTES} are the least, and 'lbctl sync key' makes one",
-            secret.len()
+            "a key of {} bytes; {HMAC_BYTES} are the least: make one for all nodes with 'umask 027; lbctl sync key > {path}; chgrp lb {path}'",
+            secret.len(),
+            path = file.string("").unwrap_or_default(),
         );
         file.refuse_file(About::File, message);
     }

@@ -80,12 +80,18 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
         (None, Some(file)) => {
             let bytes = secret::read(&file, doubts, |path| {
                 format!(
-                    "make it on one node with 'umask 077; lbctl sync key > {path}', and copy it to the others"
+                    "make it on one node with 'umask 027; lbctl sync key > {path}; chgrp lb {path}', and copy it to the others"
                 )
             })?;
             let key = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
             if key.is_none() {
-                file.refuse_file(About::File, format!("the file holds no key; a key is {HOW}"));
+                let path = file.string("").unwrap_or_default();
+                file.refuse_file(
+                    About::File,
+                    format!(
+                        "{path} holds no key of 64 hexadecimal digits; copy it from another node, or make one for all with 'umask 027; lbctl sync key > {path}; chgrp lb {path}'"
+                    ),
+                );
             }
             key
         }

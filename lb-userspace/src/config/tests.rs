@@ -350,6 +350,10 @@ fn single_mistakes_say_what_would_be_right() {
         ),
         ("backends = []", "8:1: service[0].backends: unknown key; did you mean `backend`?"),
         (
+            "seed_file = \"/etc/lb/seed\"",
+            "8:1: service[0].seed_file: unknown key; `seed_file` belongs to the top level of the file: put it above the first [table]",
+        ),
+        (
             "backend = 5",
             "8:11: service[0].backend: an integer instead of tables; begin each with [[service.backend]]",
         ),

@@ -41,6 +41,23 @@ pub enum About {
     ListenerFile,
 }
 
+impl Problem {
+    /// A mistake of the whole file, or of its rights.
+    #[must_use]
+    pub fn of_file(message: impl Into<String>) -> Self {
+        let (line, column, path) = (1, 1, String::new());
+        Self { line, column, path, message: message.into(), about: About::File }
+    }
+
+    /// The command that mends it, where a file that the configuration names is missing or wrong: the
+    /// message has it in quotes.
+    #[must_use]
+    pub fn command(&self) -> Option<&str> {
+        let (_, quoted) = self.message.split_once('\'').filter(|_| self.about != About::Text)?;
+        quoted.split_once('\'').map(|(command, _)| command)
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.line, self.column)?;
@@ -50,6 +67,8 @@ impl fmt::Display for Problem {
         f.write_str(&self.message)
     }
 }
+
+const UNKNOWN: &str = "unknown key";
 
 /// Collects mistakes by their offset in the text.
 #[derive(Debug)]
@@ -89,6 +108,21 @@ impl<'t> Problems<'t> {
     /// Says something of a field, here and not where its mistakes go.
     pub(super) fn push_at(&self, field: &Field<'_>, message: impl Into<String>) {
         self.push(field.span().start, field.path(), message);
+    }
+
+    /// Keys of the top level that stand below a table's header belong to that table, where nobody knows them.
+    fn explain_misplaced(&self, top: &[&str]) {
+        for (_, problem) in self.found.borrow_mut().iter_mut() {
+            let key = problem.path.rsplit_once('.').map(|(_, key)| key);
+            // Tables have keys of this name, too.
+            let key = key.filter(|key| *key != "interface");
+            let key = key.filter(|key| top.contains(key) && problem.message.starts_with(UNKNOWN));
+            if let Some(key) = key {
+                problem.message = format!(
+                    "{UNKNOWN}; `{key}` belongs to the top level of the file: put it above the first [table]"
+                );
+            }
+        }
     }
 
     pub(super) const fn text(&self) -> &'t str {
@@ -205,10 +239,13 @@ impl<'a> Table<'a> {
                 continue;
             }
             let message = match nearest(name, asked.iter().copied()) {
-                Some(known) => format!("unknown key; did you mean `{known}`?"),
-                None => format!("unknown key; the keys here are {}", known.join(", ")),
+                Some(known) => format!("{UNKNOWN}; did you mean `{known}`?"),
+                None => format!("{UNKNOWN}; the keys here are {}", known.join(", ")),
             };
             self.problems.push(key.span().start, self.path_of(name), message);
+        }
+        if self.path.is_empty() {
+            self.problems.explain_misplaced(&known);
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     datapath::kernel::Feature,
     netlink::{Resolution, Want, striding::EmptyFirstBuffers},
     status::EgressStatus,
+    unit::Unit,
 };
 
 /// A hardware address.
@@ -24,7 +25,11 @@ pub struct Facts {
     /// The configuration's file.
     pub file: PathBuf,
     /// The configuration, or what is wrong with it, a line for each mistake.
-    pub config: Result<Config, Vec<String>>,
+    pub config: Result<Config, Vec<Mistake>>,
+    /// The unit of `lbd`; none where systemd has none.
+    pub unit: Option<Unit>,
+    /// Files that the configuration names and that the unit's user may not read.
+    pub refused: Vec<Mistake>,
     /// How many CPUs are online.
     pub cpus: u32,
     /// All interfaces by name.
@@ -45,6 +50,15 @@ pub struct Facts {
     pub daemon: Option<Process>,
     /// The socket's file.
     pub socket: SocketFile,
+}
+
+/// What is wrong with the configuration, or with a file that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// It in words, with its place.
+    pub text: String,
+    /// The command that mends it, if the configuration needs no change for that.
+    pub command: Option<String>,
 }
 
 /// The kernel.

@@ -1,10 +1,11 @@
 //! Checks of a balancer's place in the network, and of its configuration.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use super::{
     Finding,
-    facts::{Chain, Facts, Firewall, Mac, conf, sysctl},
+    facts::{Chain, Facts, Firewall, Mac, Mistake, conf, sysctl},
+    process,
 };
 use crate::{
     config::Config,
@@ -12,6 +13,7 @@ use crate::{
     egress,
     netlink::{Resolution, Want},
     status::EgressStatus,
+    unit::Unit,
 };
 
 /// The number of VRRP.
@@ -27,18 +29,31 @@ pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
             let why = "it works, and is probably not meant";
             let doubt = |doubt| Finding::warning(CHECK, format!("{file}:{doubt}"), why);
             let doubts = config.warnings.iter().map(doubt);
-            doubts.chain([Finding::ok(CHECK, format!("{file}: {}", config.summary()))]).collect()
+            let user = facts.unit.as_ref().and_then(Unit::user).unwrap_or("root");
+            let why =
+                format!("lbd.service runs lbd as {user}, which does not start without this file");
+            let refused = |mistake| told_mistake(mistake, &why, &facts.file);
+            let mut findings: Vec<_> = doubts.chain(facts.refused.iter().map(refused)).collect();
+            if facts.refused.is_empty() {
+                findings.push(Finding::ok(CHECK, format!("{file}: {}", config.summary())));
+            }
+            findings
         }
         Err(mistakes) => {
             let why =
                 "lbd refuses to start with it, and goes on with the one that it has on a reload";
-            let mistake = |mistake: &String| {
-                Finding::wrong(CHECK, mistake.clone(), why)
-                    .mended_by(format!("${{EDITOR:-vi}} {file} && lbctl config check {file}"))
-            };
-            mistakes.iter().map(mistake).collect()
+            mistakes.iter().map(|mistake| told_mistake(mistake, why, &facts.file)).collect()
         }
     }
+}
+
+fn told_mistake(Mistake { text, command }: &Mistake, why: &str, file: &Path) -> Finding {
+    let edit = || {
+        let file = file.display();
+        format!("${{EDITOR:-vi}} {file} && lbctl config check {file}")
+    };
+    Finding::wrong("configuration", text.clone(), why)
+        .mended_by(command.clone().unwrap_or_else(edit))
 }
 
 /// The VIPs of all services.
@@ -81,6 +96,10 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
         Some((name, interface)) if interface.loopback => {
             Finding::ok(CHECK, format!("{vip} is on {name}: routers send its packets here"))
         }
+        Some((name, _)) if facts.claims.is_none() => Finding::ok(
+            CHECK,
+            format!("{vip} is on {name}; whether another host has it is not known"),
+        ),
         Some((name, _)) if claims.is_empty() => {
             Finding::ok(CHECK, format!("{vip} is on {name}, and nobody else answers for it"))
         }
@@ -98,12 +117,20 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
             format!("{vip} is not on this node; {others} answers for it"),
             "its packets go there instead of here",
         ),
+        None if routed.contains(&vip) && facts.claims.is_none() => Finding::warning(
+            CHECK,
+            format!("{vip} is not on this node; whether another node has it is not known"),
+            "no interface of the configuration is there and up, or lbctl may not ask: be root",
+        ),
         None if routed.contains(&vip) => Finding::warning(
             CHECK,
             format!("{vip} is on no node: nobody answers for it"),
             "virtual routers hold addresses while lbd runs",
         )
-        .mended_by("systemctl start lbd"),
+        .mended_by(match facts.daemon {
+            Some(_) => "lbctl vrrp status".to_owned(),
+            None => process::start(facts),
+        }),
         None => Finding::warning(
             CHECK,
             format!("{vip} is not on this node, and in no virtual router"),

@@ -4,6 +4,7 @@ use super::{
     Finding,
     facts::{Facts, Process},
 };
+use crate::unit::Unit;
 
 /// A capability, its number in linux/capability.h, and what for.
 struct Capability {
@@ -61,16 +62,36 @@ pub(super) fn daemon(facts: &Facts) -> Vec<Finding> {
         Some(process) => {
             Finding::ok(CHECK, format!("lbd runs (pid {}, user {})", process.pid, process.uid))
         }
-        None => Finding::warning(
-            CHECK,
-            match &facts.socket.refused {
+        None => {
+            let found = match &facts.socket.refused {
                 Some(why) => format!("no lbd answers on {}: {why}", facts.socket.path.display()),
                 None => "no lbd runs".to_owned(),
-            },
-            "what it has written goes on forwarding; nothing is checked, changed or taken over",
-        )
-        .mended_by("systemctl start lbd"),
+            };
+            let program = facts.interfaces.values().filter_map(|interface| interface.xdp.as_ref());
+            let why = match program.filter(|program| program.ours).count() {
+                0 => "nothing is forwarded",
+                _ => {
+                    "what lbd has written goes on forwarding; nothing is checked, changed or taken over"
+                }
+            };
+            match &facts.unit {
+                // To start it again mends nothing.
+                Some(unit) if unit.fails() => {
+                    let why = format!("{why}; {}", Unit::remedy(Some(unit)));
+                    Finding::wrong(CHECK, found, &why)
+                }
+                _ => Finding::warning(CHECK, found, why).mended_by(start(facts)),
+            }
+        }
     }]
+}
+
+/// The command that starts `lbd`.
+pub(super) fn start(facts: &Facts) -> String {
+    match &facts.unit {
+        Some(unit) => unit.start().to_owned(),
+        None => format!("lbd --config {}", facts.file.display()),
+    }
 }
 
 pub(super) fn capabilities(facts: &Facts) -> Vec<Finding> {

@@ -7,8 +7,8 @@ use std::{
 
 use super::{
     facts::{
-        Chain, Channels, Facts, Firewall, Interface, Kernel, Process, Rules, SocketFile, Sysctls,
-        XdpProgram, conf,
+        Chain, Channels, Facts, Firewall, Interface, Kernel, Mistake, Process, Rules, SocketFile,
+        Sysctls, XdpProgram, conf,
     },
     *,
 };
@@ -18,6 +18,7 @@ use crate::{
     desired::Mode,
     netlink::{NextHop, Resolution, Want},
     status::EgressStatus,
+    unit::Unit,
 };
 
 const CONFIG: &str = r#"
@@ -91,6 +92,8 @@ pub(super) fn healthy() -> Facts {
         },
         file: "/etc/lb/lb.toml".into(),
         config: Ok(config(CONFIG)),
+        unit: Unit::parse("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nUser=lb\n"),
+        refused: Vec::new(),
         cpus: 4,
         interfaces: [("eth0".to_owned(), interface), ("lo".to_owned(), loopback)].into(),
         sysctls: Sysctls::default(),
@@ -224,13 +227,25 @@ fn pins_need_a_bpf_file_system() {
 
 #[test]
 fn mistakes_of_the_configuration_are_told() {
-    let mistakes = vec!["/etc/lb/lb.toml:3: x".to_owned(), "/etc/lb/lb.toml:4: y".to_owned()];
+    let mistake = |text: &str| Mistake { text: text.into(), command: None };
+    let mistakes = vec![mistake("/etc/lb/lb.toml:3: x"), mistake("/etc/lb/lb.toml:4: y")];
     let told_of = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
     assert_told(
         &told_of,
         Grade::Wrong,
         &["toml:3: x", "toml:4: y", "lbctl config check /etc/lb/lb.toml"],
     );
+    let unreadable = Mistake {
+        text: "/etc/lb/lb.toml:5: read /etc/lb/sync.key: Permission denied".into(),
+        command: Some("chgrp lb /etc/lb/sync.key".into()),
+    };
+    for by_root in [true, false] {
+        let found = changed(node::configuration, |facts| match by_root {
+            true => facts.config = Err(vec![unreadable.clone()]),
+            false => facts.refused.push(unreadable.clone()),
+        });
+        assert_told(&found, Grade::Wrong, &["sync.key: Perm", "\nchgrp lb /etc/lb/sync.key"]);
+    }
     // What needs a configuration is silent without one, and what does not is told.
     let mut facts = healthy();
     facts.config = Err(mistakes);
@@ -389,7 +404,21 @@ fn who_answers_for_a_vip_is_told() {
         }
     }
     assert_told(&told_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
-    assert_told(&told_of(&pair, false, None), Grade::Warning, &["systemctl start lbd"]);
+    assert_told(&told_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
+    let stopped = changed(node::vips, |facts| {
+        facts.config = Ok(config(&pair));
+        eth0(facts).addresses.pop();
+        facts.daemon = None;
+    });
+    assert_told(&stopped, Grade::Warning, &["on no node", "systemctl start lbd"]);
+    let unasked = changed(node::vips, |facts| {
+        facts.config = Ok(config(&pair));
+        eth0(facts).addresses.pop();
+        facts.claims = None;
+    });
+    assert_told(&unasked, Grade::Warning, &["whether another node has it is not known"]);
+    let unasked = changed(node::vips, |facts| facts.claims = None);
+    assert_told(&unasked, Grade::Ok, &["whether another host has it is not known"]);
     assert_told(&told_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
     let mend = "ip address add 10.0.0.100/32 dev eth0";
     assert_told(&told_of(CONFIG, false, None), Grade::Warning, &[mend]);
@@ -534,6 +563,25 @@ fn a_daemon_that_does_not_run_is_told() {
         facts.socket.refused = Some("connection refused".into());
     });
     assert_told(&none, Grade::Warning, &["connection refused", "systemctl start lbd"]);
+    let stopped = |unit: &str, attached: bool| {
+        let mut facts = healthy();
+        facts.daemon = None;
+        facts.unit = Unit::parse(unit);
+        if !attached {
+            eth0(&mut facts).xdp = None;
+        }
+        process::daemon(&facts).remove(0)
+    };
+    let loaded = "LoadState=loaded\nActiveState=inactive\n";
+    let (left, never) = (stopped(loaded, true), stopped(loaded, false));
+    assert!(left.why.contains("goes on forwarding"), "{left:?}");
+    assert_eq!(never.why, "nothing is forwarded");
+    assert_eq!(never.mend.as_deref(), Some("systemctl enable --now lbd"));
+    assert_eq!(stopped("", false).mend.as_deref(), Some("lbd --config /etc/lb/lb.toml"));
+    // Starting it again would fail again.
+    let fails = stopped("LoadState=loaded\nActiveState=activating\nSubState=auto-restart\n", true);
+    assert_eq!((fails.grade, &fails.mend), (Grade::Wrong, &None));
+    assert!(fails.why.contains("'journalctl -u lbd -n 20' says why"), "{fails:?}");
 }
 
 #[test]

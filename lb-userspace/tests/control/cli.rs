@@ -122,6 +122,48 @@ fn a_valid_configuration_is_summed_up() {
 }
 
 #[test]
+fn a_configuration_that_this_host_can_not_start_with_fails_the_check() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (file, seed) = (folder.path().join("lb.toml"), folder.path().join("seed"));
+    let check = |interface: &str| {
+        let text = format!("interfaces = [\"{interface}\"]\nseed_file = \"{}\"\n", seed.display());
+        fs::write(&file, text).expect("it is written");
+        lbd(&["--check", &file.display().to_string()])
+    };
+    let name = file.display();
+    let expected = format!(
+        "{name}: interfaces: none0 is no interface of this host; `ip link` lists them\n{name}: 1 error\n"
+    );
+    // Status 2 is a mistake in the file, which waiting does not mend.
+    assert_eq!(check("none0"), Ran { code: Some(1), out: String::new(), err: expected });
+    assert_eq!(check("lo").code, Some(0));
+    fs::write(&seed, "abc").expect("it is written");
+    let ran = check("lo");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    assert!(ran.err.contains("holds no seed of 32 hexadecimal digits"), "{}", ran.err);
+}
+
+#[test]
+fn a_check_warns_of_a_seed_that_a_node_of_a_pair_would_make_for_itself() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (file, seed) = (folder.path().join("lb.toml"), folder.path().join("seed"));
+    let text = format!(
+        "interfaces = [\"lo\"]\nseed_file = \"{}\"\n[sync]\nkey = \"{}\"\nlisten = \"10.0.0.2:3780\"\npeers = [\"10.0.0.3:3780\"]\n",
+        seed.display(),
+        "01".repeat(32)
+    );
+    fs::write(&file, text).expect("it is written");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let check = || lbd(&["--check", &file.display().to_string()]);
+    let ran = check();
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("warning:") && ran.err.contains("copy it from there"), "{}", ran.err);
+    assert!(!seed.exists(), "a check makes nothing");
+    fs::write(&seed, "0123456789abcdef0123456789abcdef").expect("it is written");
+    assert!(!check().err.contains("seed is"), "{}", check().err);
+}
+
+#[test]
 fn a_stopped_daemon_is_one_clear_line() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let socket = dir.path().join("lbd.sock");

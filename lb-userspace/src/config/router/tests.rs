@@ -297,7 +297,7 @@ fn single_mistakes_say_what_would_be_right() {
         ),
         (
             "hmac_key_file = \"/nonexistent/vrrp.key\"",
-            "5:17: virtual_router[0].hmac_key_file: /nonexistent/vrrp.key is missing; make it on one node with 'umask 077; lbctl sync key > /nonexistent/vrrp.key', and copy it to the others",
+            "5:17: virtual_router[0].hmac_key_file: /nonexistent/vrrp.key is missing; make it on one node with 'umask 027; lbctl sync key > /nonexistent/vrrp.key; chgrp lb /nonexistent/vrrp.key', and copy it to the others",
         ),
         (
             "version = 2\nchecksum = \"message\"",
@@ -630,9 +630,10 @@ fn a_key_of_hmac_is_what_its_file_says_but_for_the_last_newline() {
     fs::write(&file, "short\n").expect("it is written");
     assert_eq!(
         mistakes(&lines),
-        [
-            "5:17: virtual_router[0].hmac_key_file: a key of 5 bytes; 16 are the least, and 'lbctl sync key' makes one"
-        ]
+        [format!(
+            "5:17: virtual_router[0].hmac_key_file: a key of 5 bytes; 16 are the least: make one for all nodes with 'umask 027; lbctl sync key > {0}; chgrp lb {0}'",
+            file.display()
+        )]
     );
     assert_eq!(
         mistakes(&format!("{lines}version = 2\n"))[0],

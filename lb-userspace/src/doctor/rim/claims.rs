@@ -22,7 +22,7 @@ const ASKED: u32 = 2;
 const ETH_P_ALL: u16 = 3;
 
 /// Who else answers for these addresses on the links of these interfaces; none if this process may
-/// not ask.
+/// not ask, or none of the links is there and up.
 pub(super) async fn ask(
     interfaces: &BTreeMap<String, Interface>,
     names: &[String],
@@ -35,6 +35,9 @@ pub(super) async fn ask(
         let frames: Vec<_> =
             addresses.iter().filter_map(|address| question(*address, mac, interface)).collect();
         links.push((open(interface.ifindex).ok()?, interface.ifindex, frames));
+    }
+    if links.is_empty() {
+        return None;
     }
     let mut claims = BTreeMap::<_, BTreeSet<Mac>>::new();
     let end = Instant::now() + PATIENCE;

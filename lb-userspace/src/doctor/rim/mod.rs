@@ -15,16 +15,17 @@ use std::{
 
 use super::{
     backend::{self, Question},
-    facts::{Facts, Kernel, SocketFile},
+    facts::{Facts, Kernel, Mistake, SocketFile},
 };
 use crate::{
     api::client::Client,
-    config::{Config, Error as ConfigError},
+    config::{Config, Error as ConfigError, Problem},
     datapath::{decap, kernel, probe, pulls_data},
     netlink::{
         Resolution, Resolver, Want, generic::xdp_features, gro, striding::empty_first_buffers,
     },
     status::{EgressStatus, Status},
+    unit::Unit,
 };
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
@@ -73,7 +74,14 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
         refused,
         path: socket,
     };
+    let unit = Unit::read();
+    let refused = match (&unit, &config) {
+        (Some(unit), Ok(config)) => mistakes(file, &unit.refuses(config, file)?),
+        _ => Vec::new(),
+    };
     Ok(Facts {
+        unit,
+        refused,
         kernel: Kernel {
             release: kernel::release(),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
@@ -103,14 +111,21 @@ async fn exits(socket: &Path) -> Vec<EgressStatus> {
     status.ok().and_then(Result::ok).map(|status| status.egress).unwrap_or_default()
 }
 
-fn read_config(file: &Path) -> Result<Config, Vec<String>> {
+fn read_config(file: &Path) -> Result<Config, Vec<Mistake>> {
     Config::load(file).map_err(|error| match error {
-        ConfigError::Invalid(invalid) => {
-            let line = |problem| format!("{}:{problem}", file.display());
-            invalid.problems.iter().map(line).collect()
+        ConfigError::Invalid(invalid) => mistakes(file, &invalid.problems),
+        error @ ConfigError::Unreadable { .. } => {
+            vec![Mistake { text: format!("{:#}", anyhow::Error::from(error)), command: None }]
         }
-        error @ ConfigError::Unreadable { .. } => vec![format!("{:#}", anyhow::Error::from(error))],
     })
+}
+
+fn mistakes(file: &Path, problems: &[Problem]) -> Vec<Mistake> {
+    let mistake = |problem: &Problem| Mistake {
+        text: format!("{}:{problem}", file.display()),
+        command: problem.command().map(str::to_owned),
+    };
+    problems.iter().map(mistake).collect()
 }
 
 /// How the backends are reached, when all have answered or have had the time to.
