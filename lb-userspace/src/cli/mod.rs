@@ -41,7 +41,7 @@ use serde::Serialize;
 
 use crate::{
     api::{Done, Terms, client, client::Client},
-    config::{Config, DEFAULT_SOCKET, Error as ConfigError},
+    config::{Config, DEFAULT_SOCKET, Error as ConfigError, Problem},
     edit::{AdminChange, BackendChange},
     spec::BackendSpec,
     status::{Service, Status},
@@ -181,8 +181,8 @@ fn is_interface(name: &str) -> bool {
 pub fn check_config(file: &Path) -> ExitCode {
     match Config::load(file) {
         Ok(config) => {
-            for warning in &config.warnings {
-                eprintln!("{}:{warning}", file.display());
+            for Problem { line, column, path, message, .. } in &config.warnings {
+                eprintln!("{}:{line}:{column}: warning: {path}: {message}", file.display());
             }
             warn_of_machine(&config, file);
             let lacks = lacks(&config, file);

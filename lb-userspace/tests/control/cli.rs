@@ -137,6 +137,9 @@ fn a_configuration_that_this_host_can_not_start_with_fails_the_check() {
     // Status 2 is a mistake in the file, which waiting does not mend.
     assert_eq!(check("none0"), Ran { code: Some(1), out: String::new(), err: expected });
     assert_eq!(check("lo").code, Some(0));
+    let place = Place::new(&WEB.replace("1009", "2"));
+    let ran = lbd(&["--check", &place.file().display().to_string()]);
+    assert!(ran.err.contains("lb.toml:12:14: warning: service[0].ring_slots: 2 slots"), "{ran:?}");
     fs::write(&seed, "abc").expect("it is written");
     let ran = check("lo");
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
