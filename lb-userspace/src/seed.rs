@@ -132,7 +132,8 @@ fn read(path: &Path, text: io::Result<String>) -> Result<Option<[u8; 16]>> {
     }
 }
 
-fn is_denied(error: &anyhow::Error) -> bool {
+/// Whether a file may not be read by this process' user.
+pub(crate) fn is_denied(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<io::Error>();
     cause.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }

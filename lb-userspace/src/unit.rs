@@ -100,10 +100,13 @@ impl Unit {
             return Ok(Vec::new());
         };
         let account = Account::find(user, &self.group)?;
-        let text = &config.text.0;
+        let (text, seed) = (&config.text.0, config.seed.is_there());
         account.run(|| {
             let mut problems = Config::parse(text).err().unwrap_or_default();
-            if let Err(error) = config.seed.is_there() {
+            // What root can't read either is no matter of rights.
+            if seed.is_ok()
+                && let Err(error) = config.seed.is_there()
+            {
                 let how = config.seed.file().map_or_else(String::new, readable);
                 problems.push(Problem::of_file(format!("{error:#}; {how}")));
             }

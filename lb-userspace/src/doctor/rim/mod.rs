@@ -76,7 +76,10 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
     };
     let unit = Unit::read();
     let refused = match (&unit, &config) {
-        (Some(unit), Ok(config)) => mistakes(file, &unit.refuses(config, file)?),
+        (Some(unit), Ok(config)) => match unit.refuses(config, file) {
+            Ok(problems) => mistakes(file, &problems),
+            Err(error) => vec![Mistake { text: format!("{error:#}"), command: None }],
+        },
         _ => Vec::new(),
     };
     Ok(Facts {
