@@ -61,10 +61,10 @@ impl Unit {
         if self.enabled { "systemctl start lbd" } else { "systemctl enable --now lbd" }
     }
 
-    /// Whether it was started and `lbd` does not stay: systemd starts it again and again, or has given up.
+    /// Whether `lbd` does not stay, and systemd starts it again and again.
     #[must_use]
-    pub fn fails(&self) -> bool {
-        self.active == "failed" || self.sub == "auto-restart"
+    pub fn is_retried(&self) -> bool {
+        self.sub == "auto-restart"
     }
 
     /// What somebody does who finds no `lbd`; `unit` is none where systemd has none.
@@ -72,7 +72,7 @@ impl Unit {
     pub fn remedy(unit: Option<&Self>) -> String {
         match unit {
             None => format!("start it with 'lbd --config {}'", config::DEFAULT_FILE),
-            Some(unit) if unit.fails() => format!(
+            Some(unit) if unit.is_retried() || unit.active == "failed" => format!(
                 "lbd.service is {} ({}); 'journalctl -u lbd -n 20' says why",
                 unit.active, unit.sub
             ),

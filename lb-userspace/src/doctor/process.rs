@@ -75,10 +75,10 @@ pub(super) fn daemon(facts: &Facts) -> Vec<Finding> {
                 }
             };
             match &facts.unit {
-                // To start it again mends nothing.
-                Some(unit) if unit.fails() => {
+                // systemd starts it again by itself: another start mends nothing.
+                Some(unit) if unit.is_retried() => {
                     let why = format!("{why}; {}", Unit::remedy(Some(unit)));
-                    Finding::wrong(CHECK, found, &why)
+                    Finding::warning(CHECK, found, &why)
                 }
                 _ => Finding::warning(CHECK, found, why).mended_by(start(facts)),
             }
