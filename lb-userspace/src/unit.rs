@@ -1,7 +1,4 @@
-//! The unit of `lbd` in systemd: how it stands, and as which user it runs `lbd`.
-//!
-//! `lbd --check` and `lbctl doctor` run as root mostly, who may read any file; `lbd` of the package runs as
-//! another user. So both read the files that a configuration names as that user, too.
+//! The unit of `lbd` in systemd: its state, and the user that it runs `lbd` as.
 
 use std::{path::Path, process::Command, thread};
 
@@ -12,7 +9,7 @@ use rustix::{
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
 
-use crate::config::{self, Config, Problem};
+use crate::config;
 
 /// `lbd.service`, as `systemctl show` has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,42 +86,14 @@ impl Unit {
         Some(self.user.as_str()).filter(|user| !matches!(*user, "" | "root" | "0"))
     }
 
-    /// What keeps its user from starting with a configuration that this process could read: files that
-    /// the user may not read. Empty if nothing does, or this process is of a user that can't find out.
+    /// Runs something on a thread of its own with the rights of this user and of the unit's group.
     ///
     /// # Errors
     ///
-    /// It can't be found out, though this process is root's.
-    pub fn refuses(&self, config: &Config, file: &Path) -> Result<Vec<Problem>> {
-        let Some(user) = self.user().filter(|_| rustix::process::geteuid().is_root()) else {
-            return Ok(Vec::new());
-        };
-        let account = Account::find(user, &self.group)?;
-        let (text, seed) = (&config.text.0, config.seed.is_there());
-        account.run(|| {
-            let mut problems = Config::parse(text).err().unwrap_or_default();
-            // What root can't read either is no matter of rights.
-            if seed.is_ok()
-                && let Err(error) = config.seed.is_there()
-            {
-                let how = config.seed.file().map_or_else(String::new, readable);
-                problems.push(Problem::of_file(format!("{error:#}; {how}")));
-            }
-            // Another file is a draft, perhaps.
-            if file == Path::new(config::DEFAULT_FILE)
-                && let Err(error) = std::fs::read(file)
-            {
-                problems.insert(0, Problem::of_file(format!("{error}; {}", readable(file))));
-            }
-            problems
-        })
+    /// There is no such user, or this process may not take its rights.
+    pub fn run_as<T: Send>(&self, user: &str, what: impl FnOnce() -> T + Send) -> Result<T> {
+        Account::find(user, &self.group)?.run(what)
     }
-}
-
-/// What lets a user of the group `lb` read a file.
-fn readable(file: &Path) -> String {
-    let file = file.display();
-    format!("let the group of lbd read it: 'chgrp lb {file}; chmod 0640 {file}'")
 }
 
 /// A user, with the groups that a service of it has.
@@ -155,8 +124,8 @@ impl Account {
         })
     }
 
-    /// Runs something as the user, without root's capabilities: on a thread of its own, since Linux keeps
-    /// credentials for each thread, and the C library's functions alone change those of all (nptl(7)).
+    /// Without root's capabilities. Linux keeps credentials for each thread; only the C library's functions change those
+    /// of all (nptl(7)).
     fn run<T: Send>(&self, what: impl FnOnce() -> T + Send) -> Result<T> {
         let run = || {
             set_thread_groups(&self.groups).context("set groups")?;
@@ -181,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_remedy_depends_on_how_the_unit_stands() {
+    fn the_remedy_depends_on_the_state_of_the_unit() {
         for (unit, expected) in [
             (None, "start it with 'lbd --config /etc/lb/lb.toml'"),
             (Some(unit("inactive", "dead", false)), "start it with 'systemctl enable --now lbd'"),
@@ -209,41 +178,5 @@ mod tests {
     fn a_service_of_root_has_no_user_to_ask() {
         assert_eq!(unit("active", "running", true).user(), Some("lb"));
         assert_eq!(Unit { user: String::new(), ..unit("active", "running", true) }.user(), None);
-    }
-
-    #[test]
-    fn files_that_the_user_of_the_unit_may_not_read_are_named() -> Result<()> {
-        if !rustix::process::geteuid().is_root() {
-            return Ok(());
-        }
-        use std::os::unix::fs::PermissionsExt as _;
-        let folder = tempfile::tempdir()?;
-        let key = folder.path().join("sync.key");
-        std::fs::write(&key, "01".repeat(32))?;
-        let mode = |path: &Path, mode| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        };
-        mode(folder.path(), 0o755)?;
-        let text = format!(
-            "interfaces = [\"eth0\"]\n[sync]\nkey_file = \"{}\"\nlisten = \"10.0.0.2:3780\"\npeers = [\"10.0.0.3:3780\"]\n",
-            key.display()
-        );
-        let config = Config::parse(&text).map_err(|problems| anyhow!("{problems:?}"))?;
-        let nobody = Unit { user: "nobody".into(), ..Unit::default() };
-        let refused = |expected: bool| -> Result<()> {
-            let problems = nobody.refuses(&config, Path::new("/tmp/draft.toml"))?;
-            let text: String = problems.iter().map(ToString::to_string).collect();
-            assert_eq!(text.contains("chgrp lb"), expected, "{text:?}");
-            // This thread is still root's.
-            assert!(rustix::process::geteuid().is_root());
-            Ok(())
-        };
-        mode(&key, 0o640)?;
-        refused(true)?;
-        mode(&key, 0o644)?;
-        refused(false)?;
-        // A file that could be read is of no use in a folder that can't be entered.
-        mode(folder.path(), 0o700)?;
-        refused(true)
     }
 }

@@ -1,6 +1,6 @@
 //! `lbctl config`: what differs between the file, the configuration in force and what is in force.
 
-use std::{fmt::Display, process::ExitCode};
+use std::{fmt::Display, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use hyper::{Method, body::Bytes};
@@ -8,9 +8,13 @@ use hyper::{Method, body::Bytes};
 use super::{
     Printer,
     args::{ConfigCommand, Dry},
-    check_config, done_text,
+    done_text,
 };
-use crate::api::{ConfigDiff, Reloaded, Saved, Shown, client::Client};
+use crate::{
+    api::{ConfigDiff, Reloaded, Saved, Shown, client::Client},
+    config::{Config, Error, host},
+    units::counted,
+};
 
 pub(super) async fn run(
     command: &ConfigCommand,
@@ -18,7 +22,7 @@ pub(super) async fn run(
     printer: Printer,
 ) -> Result<ExitCode> {
     match command {
-        ConfigCommand::Check { file } => return Ok(check_config(file)),
+        ConfigCommand::Check { file } => return Ok(check(file)),
         ConfigCommand::Reload(Dry { dry_run }) => {
             let path = format!("/v1/reload?dry_run={dry_run}");
             let reloaded: Reloaded = client.send(Method::POST, &path, Bytes::new()).await?;
@@ -49,6 +53,34 @@ pub(super) async fn run(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints every mistake of a file, and what this host lacks of what it names: 0 for nothing, 2 for mistakes, 1 if `lbd`
+/// would not start with it here for another reason.
+pub fn check(file: &Path) -> ExitCode {
+    let shown = file.display();
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(Error::Invalid(invalid)) => {
+            eprintln!("{invalid}");
+            return if invalid.is_mistaken() { ExitCode::from(2) } else { ExitCode::FAILURE };
+        }
+        Err(error) => {
+            eprintln!("{:#}", anyhow::Error::from(error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let lacks = host::lacks(&config, file);
+    let warnings =
+        config.warnings.iter().map(|warning| format!("{shown}:{}", warning.as_warning()));
+    warnings.chain(lacks.warnings).for_each(|line| eprintln!("{line}"));
+    lacks.errors.iter().for_each(|line| eprintln!("{line}"));
+    if !lacks.errors.is_empty() {
+        eprintln!("{shown}: {}", counted(lacks.errors.len(), "error"));
+        return ExitCode::FAILURE;
+    }
+    println!("{shown}: ok: {}", config.summary());
+    ExitCode::SUCCESS
 }
 
 /// Both sections, for people.

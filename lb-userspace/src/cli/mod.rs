@@ -34,21 +34,19 @@ use std::{
 
 use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
 use self::change::Changer;
-pub use self::{args::Cli, examples::examples, lbd::Lbd};
+pub use self::{args::Cli, config::check as check_config, examples::examples, lbd::Lbd};
 use anyhow::Result;
 use hyper::Method;
-use rustix::process::geteuid;
 use serde::Serialize;
 
 use crate::{
     api::{Done, Terms, client, client::Client},
-    config::{Config, DEFAULT_SOCKET, Error as ConfigError, Problem},
+    config::DEFAULT_SOCKET,
     edit::{AdminChange, BackendChange},
-    seed,
     spec::BackendSpec,
     status::{Service, Status},
     unit::Unit,
-    units::{counted, whole_secs},
+    units::whole_secs,
 };
 
 impl Target {
@@ -130,83 +128,6 @@ struct Misuse(String);
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let cause = error.downcast_ref::<io::Error>();
     cause.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// What this machine lacks of a configuration that is right in itself, so that `lbd` would not start.
-fn lacks(config: &Config, file: &Path) -> Vec<String> {
-    let gone = config.interfaces.iter().filter(|name| !is_interface(name));
-    let mut lacks: Vec<String> = gone
-        .map(|name| {
-            format!(" interfaces: {name} is no interface of this host; `ip link` lists them")
-        })
-        .collect();
-    // A user that may not look can't tell.
-    let may_look = |error: &anyhow::Error| geteuid().is_root() || !seed::is_denied(error);
-    if let Some(error) = config.seed.is_there().err().filter(may_look) {
-        lacks.push(format!(" {error:#}"));
-    }
-    let Some(unit) = Unit::read() else { return lacks };
-    match unit.refuses(config, file) {
-        Ok(problems) => {
-            let user = unit.user().unwrap_or_default();
-            let told = |problem| format!("{problem} (lbd.service runs lbd as {user})");
-            lacks.extend(problems.iter().map(told));
-        }
-        Err(error) => lacks.push(format!(" {error:#}")),
-    }
-    lacks
-}
-
-/// What `lbd` starts with, and is probably not meant.
-fn warn_of_machine(config: &Config, file: &Path) {
-    let file = file.display();
-    let others = config.interface_names().into_iter();
-    for name in others.filter(|name| !config.interfaces.iter().any(|own| own == name)) {
-        if !is_interface(name) {
-            eprintln!("{file}: warning: {name} is no interface of this host; `ip link` lists them");
-        }
-    }
-    if config.sync.is_some()
-        && let (Ok(false), Some(seed)) = (config.seed.is_there(), config.seed.file())
-    {
-        eprintln!(
-            "{file}: warning: {} is missing, and lbd makes a new seed at its start; if another node \
-             has one, copy it from there first",
-            seed.display()
-        );
-    }
-}
-
-fn is_interface(name: &str) -> bool {
-    Path::new("/sys/class/net").join(name).exists()
-}
-
-/// Tells every mistake of a file: 0 for none, 2 for some, 1 if it can't be read.
-pub fn check_config(file: &Path) -> ExitCode {
-    match Config::load(file) {
-        Ok(config) => {
-            for Problem { line, column, path, message, .. } in &config.warnings {
-                eprintln!("{}:{line}:{column}: warning: {path}: {message}", file.display());
-            }
-            warn_of_machine(&config, file);
-            let lacks = lacks(&config, file);
-            lacks.iter().for_each(|lack| eprintln!("{}:{lack}", file.display()));
-            if !lacks.is_empty() {
-                eprintln!("{}: {}", file.display(), counted(lacks.len(), "error"));
-                return ExitCode::FAILURE;
-            }
-            println!("{}: ok: {}", file.display(), config.summary());
-            ExitCode::SUCCESS
-        }
-        Err(ConfigError::Invalid(invalid)) => {
-            eprintln!("{invalid}");
-            if invalid.is_mistaken() { ExitCode::from(2) } else { ExitCode::FAILURE }
-        }
-        Err(error) => {
-            eprintln!("{:#}", anyhow::Error::from(error));
-            ExitCode::FAILURE
-        }
-    }
 }
 
 /// Prints for people or for programs.

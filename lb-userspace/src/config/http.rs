@@ -44,7 +44,7 @@ fn read_table(table: Table<'_>, doubts: &Problems<'_>) -> Http {
         .as_ref()
         .map(|field| read_lines(field, USERS, doubts, make_users, Users::parse));
     let make_token = |path: &str| {
-        format!("make it with 'umask 027; openssl rand -hex 32 > {path}; chgrp lb {path}'")
+        format!("make it with '(umask 027; openssl rand -hex 32 > {path}; chgrp lb {path})'")
     };
     let tokens = tokens_field
         .as_ref()

@@ -8,6 +8,7 @@ mod check;
 mod clash;
 pub mod fold;
 mod group;
+pub mod host;
 mod http;
 mod log;
 pub mod piece;

@@ -254,9 +254,7 @@ fn read_auth(table: &Table<'_>, version: Version, doubts: &Problems<'_>) -> Auth
         file.refuse("HMAC is for version 3; remove `version`, or use a password");
     }
     let secret = secret::read(&file, doubts, |path| {
-        format!(
-            "make it on one node with 'umask 027; lbctl sync key > {path}; chgrp lb {path}', and copy it to the others"
-        )
+        format!("make it on one node with '{}', and copy it to the others", secret::make_key(path))
     });
     let Some(mut secret) = secret else { return Auth::None };
     // Editors end files with a newline, which is no part of the key.
@@ -265,9 +263,9 @@ fn read_auth(table: &Table<'_>, version: Version, doubts: &Problems<'_>) -> Auth
     }
     if secret.len() < HMAC_BYTES {
         let message = format!(
-            "a key of {} bytes; {HMAC_BYTES} are the least: make one for all nodes with 'umask 027; lbctl sync key > {path}; chgrp lb {path}'",
+            "a key of {} bytes; {HMAC_BYTES} are the least: make one for all nodes with '{}'",
             secret.len(),
-            path = file.string("").unwrap_or_default(),
+            secret::make_key(file.string("").unwrap_or_default()),
         );
         file.refuse_file(About::File, message);
     }

@@ -1,6 +1,10 @@
 //! Keys that a configuration names the files of.
 
-use std::{fs, io, os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use super::tree::{About, Field, Problems};
 
@@ -72,18 +76,28 @@ fn read_file(
             field.refuse_file(about, format!("{path} is missing; {}", remedy(&path)));
             None
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let (mend, path) = (make_readable(&path), path.display());
+            let message = format!("read {path}: {error}; let the group of lbd read it: '{mend}'");
+            field.refuse_file_until(mend, about, message);
+            None
+        }
         Err(error) => {
-            let path = path.display();
-            let how = match error.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    format!("; let the group of lbd read it: 'chgrp lb {path}; chmod 0640 {path}'")
-                }
-                _ => String::new(),
-            };
-            field.refuse_file(about, format!("read {path}: {error}{how}"));
+            field.refuse_file(about, format!("read {}: {error}", path.display()));
             None
         }
     }
+}
+
+/// The command that lets `lbd` of the package read a file.
+pub(super) fn make_readable(path: &Path) -> String {
+    let path = path.display();
+    format!("chgrp lb {path}; chmod 0640 {path}")
+}
+
+/// The command that makes a key for all nodes, in a file that `lbd` of the package can read.
+pub(super) fn make_key(path: &str) -> String {
+    format!("(umask 027; lbctl sync key > {path}; chgrp lb {path})")
 }
 
 fn look(path: &PathBuf, most: u64) -> io::Result<(Vec<u8>, u32)> {

@@ -80,7 +80,8 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
         (None, Some(file)) => {
             let bytes = secret::read(&file, doubts, |path| {
                 format!(
-                    "make it on one node with 'umask 027; lbctl sync key > {path}; chgrp lb {path}', and copy it to the others"
+                    "make it on one node with '{}', and copy it to the others",
+                    secret::make_key(path)
                 )
             })?;
             let key = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
@@ -89,7 +90,8 @@ fn read_key(table: &Table<'_>, doubts: &Problems<'_>) -> Option<Key> {
                 file.refuse_file(
                     About::File,
                     format!(
-                        "{path} holds no key of 64 hexadecimal digits; copy it from another node, or make one for all with 'umask 027; lbctl sync key > {path}; chgrp lb {path}'"
+                        "{path} holds no key of 64 hexadecimal digits; copy it from another node, or make one for all with '{}'",
+                        secret::make_key(path)
                     ),
                 );
             }

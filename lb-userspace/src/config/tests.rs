@@ -351,7 +351,7 @@ fn single_mistakes_say_what_would_be_right() {
         ("backends = []", "8:1: service[0].backends: unknown key; did you mean `backend`?"),
         (
             "seed_file = \"/etc/lb/seed\"",
-            "8:1: service[0].seed_file: unknown key; `seed_file` belongs to the top level of the file: put it above the first [table]",
+            "8:1: service[0].seed_file: unknown key here; the top level of the file has a key `seed_file`, which stands above the first [table]",
         ),
         (
             "backend = 5",

@@ -27,6 +27,8 @@ pub struct Problem {
     pub message: String,
     /// What it is about.
     pub about: About,
+    /// The command that mends it, for a shell of root; none if it takes a decision.
+    pub mend: Option<String>,
 }
 
 /// What a mistake is about, which says whether trying again may help.
@@ -42,29 +44,30 @@ pub enum About {
 }
 
 impl Problem {
-    /// A mistake of the whole file, or of its rights.
-    #[must_use]
-    pub fn of_file(message: impl Into<String>) -> Self {
+    /// The file itself can't be used, until `mend` was run.
+    pub(super) fn of_file(message: String, mend: String) -> Self {
         let (line, column, path) = (1, 1, String::new());
-        Self { line, column, path, message: message.into(), about: About::File }
+        Self { line, column, path, message, about: About::File, mend: Some(mend) }
     }
 
-    /// The command that mends it, where a file that the configuration names is missing or wrong: the
-    /// message has it in quotes.
+    /// It without its place.
+    fn what(&self) -> String {
+        match self.path.as_str() {
+            "" => self.message.clone(),
+            path => format!("{path}: {}", self.message),
+        }
+    }
+
+    /// A line that says that it is no mistake, and probably not meant.
     #[must_use]
-    pub fn command(&self) -> Option<&str> {
-        let (_, quoted) = self.message.split_once('\'').filter(|_| self.about != About::Text)?;
-        quoted.split_once('\'').map(|(command, _)| command)
+    pub fn as_warning(&self) -> String {
+        format!("{}:{}: warning: {}", self.line, self.column, self.what())
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.line, self.column)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)
+        write!(f, "{}:{}: {}", self.line, self.column, self.what())
     }
 }
 
@@ -83,12 +86,12 @@ impl<'t> Problems<'t> {
     }
 
     pub(super) fn push(&self, offset: usize, path: impl Into<String>, message: impl Into<String>) {
-        self.push_about(About::Text, offset, path, message);
+        self.push_about((About::Text, None), offset, path, message);
     }
 
     fn push_about(
         &self,
-        about: About,
+        (about, mend): (About, Option<String>),
         offset: usize,
         path: impl Into<String>,
         message: impl Into<String>,
@@ -101,6 +104,7 @@ impl<'t> Problems<'t> {
             path: path.into(),
             message: message.into(),
             about,
+            mend,
         };
         self.found.borrow_mut().push((offset, problem));
     }
@@ -119,7 +123,7 @@ impl<'t> Problems<'t> {
             let key = key.filter(|key| top.contains(key) && problem.message.starts_with(UNKNOWN));
             if let Some(key) = key {
                 problem.message = format!(
-                    "{UNKNOWN}; `{key}` belongs to the top level of the file: put it above the first [table]"
+                    "{UNKNOWN} here; the top level of the file has a key `{key}`, which stands above the first [table]"
                 );
             }
         }
@@ -265,6 +269,15 @@ impl<'a> Field<'a> {
 
     /// Reports what is wrong with the file that the field names.
     pub(super) fn refuse_file(&self, about: About, message: impl Into<String>) {
+        self.refuse_for((about, None), message);
+    }
+
+    /// The same, with the command that mends it.
+    pub(super) fn refuse_file_until(&self, mend: String, about: About, message: impl Into<String>) {
+        self.refuse_for((about, Some(mend)), message);
+    }
+
+    fn refuse_for(&self, about: (About, Option<String>), message: impl Into<String>) {
         self.problems.push_about(about, self.span().start, self.path.as_str(), message);
     }
 

@@ -57,8 +57,8 @@ pub struct Facts {
 pub struct Mistake {
     /// It in words, with its place.
     pub text: String,
-    /// The command that mends it, if the configuration needs no change for that.
-    pub command: Option<String>,
+    /// The command that mends it, if one does.
+    pub mend: Option<String>,
 }
 
 /// The kernel.

@@ -1,6 +1,6 @@
 //! Checks of a balancer's place in the network, and of its configuration.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     Finding,
@@ -32,8 +32,8 @@ pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
             let user = facts.unit.as_ref().and_then(Unit::user).unwrap_or("root");
             let why =
                 format!("lbd.service runs lbd as {user}, which does not start without this file");
-            let refused = |mistake| told_mistake(mistake, &why, &facts.file);
-            let mut findings: Vec<_> = doubts.chain(facts.refused.iter().map(refused)).collect();
+            let refused = facts.refused.iter().map(|mistake| finding_of(mistake, &why));
+            let mut findings: Vec<_> = doubts.chain(refused).collect();
             if facts.refused.is_empty() {
                 findings.push(Finding::ok(CHECK, format!("{file}: {}", config.summary())));
             }
@@ -42,18 +42,13 @@ pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
         Err(mistakes) => {
             let why =
                 "lbd refuses to start with it, and goes on with the one that it has on a reload";
-            mistakes.iter().map(|mistake| told_mistake(mistake, why, &facts.file)).collect()
+            mistakes.iter().map(|mistake| finding_of(mistake, why)).collect()
         }
     }
 }
 
-fn told_mistake(Mistake { text, command }: &Mistake, why: &str, file: &Path) -> Finding {
-    let edit = || {
-        let file = file.display();
-        format!("${{EDITOR:-vi}} {file} && lbctl config check {file}")
-    };
-    Finding::wrong("configuration", text.clone(), why)
-        .mended_by(command.clone().unwrap_or_else(edit))
+fn finding_of(Mistake { text, mend }: &Mistake, why: &str) -> Finding {
+    Finding { mend: mend.clone(), ..Finding::wrong("configuration", text.clone(), why) }
 }
 
 /// The VIPs of all services.

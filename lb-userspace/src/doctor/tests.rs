@@ -227,7 +227,8 @@ fn pins_need_a_bpf_file_system() {
 
 #[test]
 fn mistakes_of_the_configuration_are_told() {
-    let mistake = |text: &str| Mistake { text: text.into(), command: None };
+    let mend = "${EDITOR:-vi} /etc/lb/lb.toml && lbctl config check /etc/lb/lb.toml";
+    let mistake = |text: &str| Mistake { text: text.into(), mend: Some(mend.into()) };
     let mistakes = vec![mistake("/etc/lb/lb.toml:3: x"), mistake("/etc/lb/lb.toml:4: y")];
     let told_of = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
     assert_told(
@@ -237,7 +238,7 @@ fn mistakes_of_the_configuration_are_told() {
     );
     let unreadable = Mistake {
         text: "/etc/lb/lb.toml:5: read /etc/lb/sync.key: Permission denied".into(),
-        command: Some("chgrp lb /etc/lb/sync.key".into()),
+        mend: Some("chgrp lb /etc/lb/sync.key".into()),
     };
     for by_root in [true, false] {
         let found = changed(node::configuration, |facts| match by_root {

@@ -297,7 +297,7 @@ fn single_mistakes_say_what_would_be_right() {
         ),
         (
             "hmac_key_file = \"/nonexistent/vrrp.key\"",
-            "5:17: virtual_router[0].hmac_key_file: /nonexistent/vrrp.key is missing; make it on one node with 'umask 027; lbctl sync key > /nonexistent/vrrp.key; chgrp lb /nonexistent/vrrp.key', and copy it to the others",
+            "5:17: virtual_router[0].hmac_key_file: /nonexistent/vrrp.key is missing; make it on one node with '(umask 027; lbctl sync key > /nonexistent/vrrp.key; chgrp lb /nonexistent/vrrp.key)', and copy it to the others",
         ),
         (
             "version = 2\nchecksum = \"message\"",
@@ -631,7 +631,7 @@ fn a_key_of_hmac_is_what_its_file_says_but_for_the_last_newline() {
     assert_eq!(
         mistakes(&lines),
         [format!(
-            "5:17: virtual_router[0].hmac_key_file: a key of 5 bytes; 16 are the least: make one for all nodes with 'umask 027; lbctl sync key > {0}; chgrp lb {0}'",
+            "5:17: virtual_router[0].hmac_key_file: a key of 5 bytes; 16 are the least: make one for all nodes with '(umask 027; lbctl sync key > {0}; chgrp lb {0})'",
             file.display()
         )]
     );

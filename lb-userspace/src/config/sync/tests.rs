@@ -180,7 +180,7 @@ fn what_is_missing_is_named_with_what_makes_it() {
     assert_eq!(
         mistakes(&lines),
         [
-            "1:12: sync.key_file: /nonexistent/sync.key is missing; make it on one node with 'umask 027; lbctl sync key > /nonexistent/sync.key; chgrp lb /nonexistent/sync.key', and copy it to the others"
+            "1:12: sync.key_file: /nonexistent/sync.key is missing; make it on one node with '(umask 027; lbctl sync key > /nonexistent/sync.key; chgrp lb /nonexistent/sync.key)', and copy it to the others"
         ]
     );
 }
@@ -203,7 +203,7 @@ fn a_key_s_file_holds_the_key_and_is_for_few() {
     assert_eq!(
         mistakes(&lines),
         [format!(
-            "1:12: sync.key_file: {0} holds no key of 64 hexadecimal digits; copy it from another node, or make one for all with 'umask 027; lbctl sync key > {0}; chgrp lb {0}'",
+            "1:12: sync.key_file: {0} holds no key of 64 hexadecimal digits; copy it from another node, or make one for all with '(umask 027; lbctl sync key > {0}; chgrp lb {0})'",
             file.display()
         )]
     );

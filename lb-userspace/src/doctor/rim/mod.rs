@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     api::client::Client,
-    config::{Config, Error as ConfigError, Problem},
+    config::{About, Config, Error as ConfigError, Problem, host},
     datapath::{decap, kernel, probe, pulls_data},
     netlink::{
         Resolution, Resolver, Want, generic::xdp_features, gro, striding::empty_first_buffers,
@@ -76,9 +76,9 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
     };
     let unit = Unit::read();
     let refused = match (&unit, &config) {
-        (Some(unit), Ok(config)) => match unit.refuses(config, file) {
-            Ok(problems) => mistakes(file, &problems),
-            Err(error) => vec![Mistake { text: format!("{error:#}"), command: None }],
+        (Some(unit), Ok(config)) => match host::unreadable_by(unit, config, file) {
+            Ok(problems) => mistakes(file, problems),
+            Err(error) => vec![Mistake { text: format!("{error:#}"), mend: None }],
         },
         _ => Vec::new(),
     };
@@ -116,19 +116,25 @@ async fn exits(socket: &Path) -> Vec<EgressStatus> {
 
 fn read_config(file: &Path) -> Result<Config, Vec<Mistake>> {
     Config::load(file).map_err(|error| match error {
-        ConfigError::Invalid(invalid) => mistakes(file, &invalid.problems),
+        ConfigError::Invalid(invalid) => mistakes(file, invalid.problems),
         error @ ConfigError::Unreadable { .. } => {
-            vec![Mistake { text: format!("{:#}", anyhow::Error::from(error)), command: None }]
+            let text = format!("{:#}", anyhow::Error::from(error));
+            vec![Mistake { text, mend: Some(edit(file)) }]
         }
     })
 }
 
-fn mistakes(file: &Path, problems: &[Problem]) -> Vec<Mistake> {
-    let mistake = |problem: &Problem| Mistake {
+fn mistakes(file: &Path, problems: Vec<Problem>) -> Vec<Mistake> {
+    let mistake = |problem: Problem| Mistake {
         text: format!("{}:{problem}", file.display()),
-        command: problem.command().map(str::to_owned),
+        mend: problem.mend.or_else(|| (problem.about == About::Text).then(|| edit(file))),
     };
-    problems.iter().map(mistake).collect()
+    problems.into_iter().map(mistake).collect()
+}
+
+fn edit(file: &Path) -> String {
+    let file = file.display();
+    format!("${{EDITOR:-vi}} {file} && lbctl config check {file}")
 }
 
 /// How the backends are reached, when all have answered or have had the time to.
