@@ -1,4 +1,4 @@
-//! Packets: the core on the host against the program in the kernel, verdict by verdict and byte by
+//! Packets: the core on the host against the programs in the kernel for XDP and tc, verdict by verdict and byte by
 //! byte, and the tables that both have written.
 //!
 //! An input is a state of the tables and what happens then, apart by [`APART`]: frames, as they are
@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use kit::datapath::{
     Twins, coarse_nanos,
     generate::{self, BACKENDS, OWN, Random, State, VIP_V4, VIP_V6},
+    hook::Hook,
     is_same_moment,
     kernel::stay_on_one_cpu,
     slot_of, steady_nanos,
@@ -38,7 +39,7 @@ const MARGIN: Duration = Duration::from_millis(10);
 /// How often it is run again at most.
 const TRIES: usize = 20;
 
-/// The program with one of [`STATES`].
+/// The program of a hook with one of [`STATES`].
 struct Place {
     twins: Twins,
     seed: u64,
@@ -47,14 +48,16 @@ struct Place {
     state: State,
 }
 
-/// Loads the programs, one for each state.
+/// Loads the programs, one for each hook and state.
 ///
 /// # Errors
 ///
 /// The kernel refuses them.
 pub fn target() -> Result<Target> {
     stay_on_one_cpu()?;
-    let mut places = STATES.iter().map(|&seed| Place::new(seed)).collect::<Result<Vec<_>>>()?;
+    let hooks = [Hook::Xdp, Hook::Tc];
+    let places = hooks.iter().flat_map(|&hook| STATES.map(|seed| Place::new(hook, seed)));
+    let mut places = places.collect::<Result<Vec<_>>>()?;
     Ok(Box::new(move |bytes| {
         let mut input = Input(bytes);
         let count = places.len();
@@ -66,8 +69,8 @@ pub fn target() -> Result<Target> {
 }
 
 impl Place {
-    fn new(seed: u64) -> Result<Self> {
-        let mut twins = Twins::load(objects::BALANCER, PINS)?;
+    fn new(hook: Hook, seed: u64) -> Result<Self> {
+        let mut twins = Twins::load_at(hook, objects::BALANCER, PINS, u32::MAX)?;
         let second = (steady_nanos(MARGIN) / 1_000_000_000) as u32;
         let state = generate::state(&mut Random(seed), second);
         twins.install(&state)?;
@@ -142,6 +145,9 @@ impl Place {
         frame.truncate(LONGEST);
         // The kernel's test run takes no shorter one.
         frame.resize(frame.len().max(ethernet::LEN), 0);
+        if !self.twins.model.hook.takes(&frame) {
+            return Ok(());
+        }
         self.twins.run(&frame).map(|_| ())
     }
 

@@ -11,6 +11,7 @@ use zerocopy::network_endian::U16;
 use crate::{
     abi::{OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, mapped, udp_policy},
     fragment::{later_fragment_v4, later_fragment_v6, remember_v4, remember_v6, told},
+    gso::Wire,
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
     icmp_error,
     packet::{
@@ -76,6 +77,7 @@ struct Segment {
     destination: U16,
     proto: u8,
     kind: Kind,
+    /// Where the header ends, options included.
     payload: usize,
 }
 
@@ -100,7 +102,7 @@ fn segment<P: Packet + ?Sized>(
             destination: tcp.destination,
             proto,
             kind: tcp_kind(tcp, end - offset),
-            payload: 0,
+            payload: offset + usize::from(tcp.data_offset >> 4) * 4,
         });
     }
     if proto != number::UDP {
@@ -143,6 +145,8 @@ pub(crate) struct Envelope {
     pub v6: bool,
     /// Bytes of the IP packet.
     pub len: u16,
+    /// Bytes of its headers, to the transport's; 0 of a packet that is never cut into segments.
+    pub headers: u16,
     pub ttl: u8,
     /// Whether an ICMP error may be sent for what the packet is: not for an ICMP error, nor for a fragment
     /// but the first (RFC 1122, 3.2.2; RFC 4443, 2.4 (e)).
@@ -167,7 +171,7 @@ where
         return Err(Pass::Truncated);
     }
     let fragment = ip.fragment.get();
-    let mut envelope = Envelope { l3, v6: false, len, ttl: ip.ttl, may_reply: true };
+    let mut envelope = Envelope { l3, v6: false, len, headers: 0, ttl: ip.ttl, may_reply: true };
     if fragment & ipv4::OFFSET_MASK != 0 {
         if !matches!(ip.proto, number::TCP | number::UDP) {
             return Err(Pass::Fragment);
@@ -180,6 +184,7 @@ where
         return settle(pkt, tables, &envelope, quoted_v4(pkt, tables, l3));
     }
     let segment = segment(pkt, ip.proto, l3 + header_len, end)?;
+    envelope.headers = (segment.payload - l3) as u16;
     let key = ServiceKeyV4 {
         address: ip.destination,
         port: segment.destination,
@@ -222,7 +227,8 @@ where
     if !pkt.holds(end) {
         return Err(Pass::Truncated);
     }
-    let mut envelope = Envelope { l3, v6: true, len, ttl: ip.hop_limit, may_reply: true };
+    let mut envelope =
+        Envelope { l3, v6: true, len, headers: 0, ttl: ip.hop_limit, may_reply: true };
     let transport = if matches!(ip.next, number::TCP | number::UDP) {
         ipv6::Transport {
             proto: ip.next,
@@ -247,6 +253,7 @@ where
         return settle(pkt, tables, &envelope, quoted_v6(pkt, tables, l3, transport.offset));
     }
     let segment = segment(pkt, transport.proto, transport.offset, end)?;
+    envelope.headers = (segment.payload - l3) as u16;
     let key = ServiceKeyV6 {
         address: ip.destination,
         port: segment.destination,
@@ -334,7 +341,8 @@ where
         }
         return reply(pkt, tables, Reply { kind: ReplyKind::TtlExceeded, l3, v6, len, mtu: 0 });
     }
-    if len > backend.mtu {
+    let wire = Wire::new(len, envelope.headers, pkt.segment());
+    if wire.longest > backend.mtu {
         let mtu = backend.mtu;
         // Also without DF: XDP can't fragment, and silence would be a black hole.
         if !envelope.may_reply {
@@ -348,6 +356,8 @@ where
         l3,
         v6,
         len,
+        packets: wire.packets,
+        bytes: wire.bytes,
         entropy,
         events: choice.events,
     })

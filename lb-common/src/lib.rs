@@ -13,6 +13,7 @@ pub mod capture;
 pub mod decap;
 pub mod forward;
 pub mod fragment;
+pub mod gso;
 pub mod hash;
 pub mod icmp_error;
 pub mod packet;

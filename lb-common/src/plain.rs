@@ -124,7 +124,8 @@ where
         | u64::from(u16::from_le_bytes(tcp.source)) << 32;
     let choice = by_slot_v4(tables, &service, client, hash, what);
     let ttl = (middle >> 16) as u8;
-    let envelope = Envelope { l3: ethernet::LEN, v6: false, len, ttl, may_reply: true };
+    let headers = ipv4::LEN as u16 + u16::from(tcp.data_offset >> 4) * 4;
+    let envelope = Envelope { l3: ethernet::LEN, v6: false, len, headers, ttl, may_reply: true };
     Some(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 

@@ -85,6 +85,16 @@ pub const fn hop_taken(word: u32) -> u32 {
     word.wrapping_add(if word >= 0xfffe_0000 { 0x1_ffff } else { 0xffff })
 }
 
+/// A checksum such that whoever completes it over a segment writes the same again: the other words of the segment sum up
+/// to `rest`, which must be below 2^32 - 2^16. To complete it is to replace it by the complement of the sum with it, so
+/// that twice the checksum is the complement of the rest, modulo 2^16 - 1.
+#[must_use]
+#[inline(always)]
+pub const fn settled_checksum(rest: u32) -> u16 {
+    let twice = !fold(rest) as u32;
+    (if twice & 1 == 0 { twice / 2 } else { (twice + 0xffff) / 2 }) as u16
+}
+
 /// The outer IPv4 header of every packet to a backend, but for what differs: DF, so that a path
 /// that is too narrow is noticed; identification 0, as befits an atomic datagram (RFC 6864, 4.1).
 #[must_use]

@@ -4,7 +4,9 @@
 //! packets by backend. Both have a stretch for each CPU, so the program needs no atomic operation, and the daemon
 //! reads them through mapped memory.
 
-use crate::abi::{BackendCounter, Unanswered};
+use core::ops::Deref;
+
+use crate::abi::{Backend, BackendCounter, Unanswered};
 
 /// What happens to a packet. `B` is how the tables hand out a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +34,49 @@ pub struct Forward<B> {
     pub v6: bool,
     /// Bytes of the IP packet.
     pub len: u16,
+    /// Packets that leave for it: 1, or as many as it has segments ([`crate::gso`]).
+    pub packets: u32,
+    /// Bytes of their IP packets.
+    pub bytes: u32,
     /// The bits of the flow's hash that vary the outer source of a tunnel.
     pub entropy: u32,
     /// Bits of [`events`].
     pub events: u32,
+}
+
+impl<B: Deref<Target = Backend>> Verdict<B> {
+    /// The same with a copy of the backend.
+    pub fn owned(self) -> Verdict<Backend> {
+        match self {
+            Self::Pass(reason) => Verdict::Pass(reason),
+            Self::Drop(reason) => Verdict::Drop(reason),
+            Self::Reply(reply) => Verdict::Reply(reply),
+            Self::Forward(Forward {
+                id,
+                backend,
+                l3,
+                v6,
+                len,
+                packets,
+                bytes,
+                entropy,
+                events,
+            }) => {
+                let backend = *backend;
+                Verdict::Forward(Forward {
+                    id,
+                    backend,
+                    l3,
+                    v6,
+                    len,
+                    packets,
+                    bytes,
+                    entropy,
+                    events,
+                })
+            }
+        }
+    }
 }
 
 /// What else is counted for a forwarded packet.
@@ -57,18 +98,18 @@ pub mod events {
 }
 
 impl BackendCounter {
-    /// Counts a packet of `len` bytes with these [`events`]. Of [`events::HEARD`], `is_heard` knows: it
-    /// is asked only if it makes a difference.
+    /// Counts what is forwarded. Of [`events::HEARD`], `is_heard` knows: it is asked only if it makes a
+    /// difference.
     #[inline(always)]
-    pub fn count(
+    pub fn count<B>(
         &self,
-        len: u16,
-        events: u32,
+        to: &Forward<B>,
         is_heard: impl FnOnce() -> bool,
         now_nanos: impl FnOnce() -> u64,
     ) {
-        self.packets.bump(1);
-        self.bytes.bump(u64::from(len));
+        let events = to.events;
+        self.packets.bump(u64::from(to.packets));
+        self.bytes.bump(u64::from(to.bytes));
         if self.unanswered.load() != 0 && is_heard() {
             self.unanswered.store(0);
         }
@@ -94,11 +135,12 @@ impl BackendCounter {
 
     /// Takes back what [`Self::count`] counted, but for what was heard: it was heard.
     #[inline(always)]
-    pub fn take_back(&self, len: u16, events: u32) {
+    pub fn take_back<B>(&self, to: &Forward<B>) {
         // Two's complement: adding this takes one away.
         const LESS: u64 = u64::MAX;
-        self.packets.bump(LESS);
-        self.bytes.bump(u64::from(len).wrapping_neg());
+        let events = to.events;
+        self.packets.bump(u64::from(to.packets).wrapping_neg());
+        self.bytes.bump(u64::from(to.bytes).wrapping_neg());
         if events & events::UNPINNED != 0 {
             self.unpinned.bump(LESS);
         }

@@ -8,13 +8,14 @@
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
 mod exit;
+mod hop;
 mod log;
 mod maps;
 mod save;
 mod send;
 mod watch;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_common::{
     forward::decide,
     verdict::{Drop, ReplyKind, Verdict, events},
@@ -27,30 +28,30 @@ use crate::{exit::settle, maps::Maps, watch::Watched};
 /// Takes every frame of the interface.
 #[xdp(frags)]
 pub fn capture(ctx: XdpContext) -> u32 {
-    walk(&ctx)
+    walk(ctx)
 }
 
 /// The same for generic mode, as `balance_generic` is.
 #[xdp]
 pub fn capture_generic(ctx: XdpContext) -> u32 {
-    walk(&ctx)
+    walk(ctx)
 }
 
 #[inline(always)]
-fn walk(ctx: &XdpContext) -> u32 {
-    pull::headers(ctx);
-    let frame = Frame::new(ctx);
+fn walk(ctx: XdpContext) -> u32 {
+    pull::headers(&ctx);
+    let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     save::begin();
     let mut saved = 0;
     let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
         let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        saved = save::before(ctx, what, egress);
+        saved = save::before(&ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
     let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
     if saved != 0 {
-        save::after(ctx, action);
+        save::after(&ctx, action);
     }
     action
 }

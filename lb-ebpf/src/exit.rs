@@ -3,12 +3,8 @@
 //! LLVM tends to copy a value on paths that never made it, and the verifier refuses this as an unset register. So
 //! each verdict ends in an arm of its own here, and `send.rs` passes words.
 
-use aya_ebpf::bindings::xdp_action;
-use lb_common::verdict::Drop;
-
-use crate::maps::Maps;
-
-/// What becomes of a frame of `bytes` bytes in its first buffer, by its verdict.
+/// What becomes of a frame of `bytes` bytes in its first buffer, by its verdict. `send` is that of XDP or of tc, whichever
+/// is in scope.
 ///
 /// `$is_heard` is of the verdict to forward, `$to`. `$seen` is told of each verdict before anything is
 /// done: the reason's index, backend, events and the interface that it leaves by.
@@ -34,12 +30,13 @@ macro_rules! settle {
                 if reason.is_odd() {
                     $crate::log::frame(&$ctx, reason.index());
                 }
-                xdp_action::XDP_PASS
+                send::PASS
             }
             Verdict::Drop(reason) => {
                 $seen(reason.index(), 0, 0, 0);
                 $crate::log::frame(&$ctx, reason.index());
-                $crate::exit::drop(reason, $bytes)
+                Maps.count(reason.index(), $bytes);
+                send::DROP
             }
             Verdict::Forward($to) => {
                 $seen(lb_common::capture::FORWARDED, $to.id, $to.events, $to.backend.ifindex);
@@ -50,7 +47,8 @@ macro_rules! settle {
                     Some(action) => action,
                     None => {
                         Maps.take_back(&$to);
-                        $crate::exit::drop(Drop::NoHeadroom, $bytes)
+                        Maps.count(Drop::NoHeadroom.index(), $bytes);
+                        send::DROP
                     }
                 }
             }
@@ -59,22 +57,19 @@ macro_rules! settle {
                     ReplyKind::TooBig => Drop::TooBigReplied,
                     ReplyKind::TtlExceeded => Drop::TtlExceededReplied,
                 };
-                $seen(reason.index(), 0, 0, $ctx.ingress_ifindex() as u32);
-                if send::reply(&$ctx, &reply) {
-                    Maps.count(reason.index(), $bytes);
-                    xdp_action::XDP_TX
-                } else {
-                    $crate::exit::drop(Drop::NoHeadroom, $bytes)
+                $seen(reason.index(), 0, 0, send::ingress(&$ctx));
+                match send::reply(&$ctx, &reply) {
+                    Some(action) => {
+                        Maps.count(reason.index(), $bytes);
+                        action
+                    }
+                    None => {
+                        Maps.count(Drop::NoHeadroom.index(), $bytes);
+                        send::DROP
+                    }
                 }
             }
         }
     };
 }
 pub(crate) use settle;
-
-/// Counts a frame that nobody gets.
-#[inline(always)]
-pub fn drop(reason: Drop, bytes: usize) -> u32 {
-    Maps.count(reason.index(), bytes);
-    xdp_action::XDP_DROP
-}

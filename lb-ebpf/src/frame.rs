@@ -1,4 +1,6 @@
 //! A frame in the kernel: `Packet` over `data..data_end`, and the changes of its bounds.
+//!
+//! The same for XDP, where it is the driver's, and for tc, where it is a socket buffer.
 
 use core::hint::assert_unchecked;
 
@@ -10,21 +12,58 @@ use aya_ebpf::{
 use lb_common::packet::Packet;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::skb::Skb;
+
+/// What the kernel passes to a program for a frame.
+pub trait Context: Copy {
+    /// Bytes of the frame, in whatever number of buffers.
+    fn total(self) -> u64;
+
+    /// [`Packet::segment`].
+    fn segment(self) -> u32;
+}
+
+/// What the kernel passes to an XDP program.
+#[derive(Clone, Copy)]
+pub struct XdpBuff(*mut xdp_md);
+
+impl Context for XdpBuff {
+    #[inline(always)]
+    fn total(self) -> u64 {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_xdp_get_buff_len(self.0) }
+    }
+
+    #[inline(always)]
+    fn segment(self) -> u32 {
+        0
+    }
+}
+
+impl Context for Skb {
+    #[inline(always)]
+    fn total(self) -> u64 {
+        Self::total(self).into()
+    }
+
+    #[inline(always)]
+    fn segment(self) -> u32 {
+        self.gso_size()
+    }
+}
+
 /// The first buffer of a frame. After a change of its bounds a new one must be made: the verifier
 /// refuses what was read through the old one.
-pub struct Frame {
-    ctx: *mut xdp_md,
+pub struct Frame<C = XdpBuff> {
+    ctx: C,
     start: usize,
     end: usize,
 }
 
-impl Frame {
-    /// The frame that the program was called for.
-    #[inline(always)]
-    pub fn new(ctx: &XdpContext) -> Self {
-        Self { ctx: ctx.ctx, start: ctx.data(), end: ctx.data_end() }
-    }
+/// A frame of a tc program. What is in its metadata, the outermost VLAN tag for one, is not in the frame.
+pub type SkbFrame = Frame<Skb>;
 
+impl<C> Frame<C> {
     /// Bytes of the first buffer.
     #[inline(always)]
     pub fn bytes(&self) -> usize {
@@ -57,26 +96,40 @@ impl Frame {
         unsafe { ((self.start + off) as *mut T).write(value) };
         true
     }
+}
+
+impl SkbFrame {
+    /// The frame that the program was called for.
+    #[inline(always)]
+    pub fn of_skb(skb: Skb) -> Self {
+        Self { ctx: skb, start: skb.data() as usize, end: skb.data_end() as usize }
+    }
+}
+
+impl Frame {
+    /// The frame that the program was called for.
+    #[inline(always)]
+    pub fn new(ctx: &XdpContext) -> Self {
+        Self { ctx: XdpBuff(ctx.ctx), start: ctx.data(), end: ctx.data_end() }
+    }
 
     /// Moves the start of the frame by `delta` bytes: negative makes room. False if there is none.
     #[inline(always)]
     pub fn adjust_head(&self, delta: i32) -> bool {
         // SAFETY: the context is the one that the kernel passed in.
-        unsafe { bpf_xdp_adjust_head(self.ctx, delta) == 0 }
+        unsafe { bpf_xdp_adjust_head(self.ctx.0, delta) == 0 }
     }
 
     /// Cuts the frame to its first `len` bytes; false if it can't be done.
     #[inline(always)]
     pub fn truncate(&self, len: usize) -> bool {
+        let delta = len as i32 - self.ctx.total() as i32;
         // SAFETY: the context is the one that the kernel passed in.
-        let have = unsafe { bpf_xdp_get_buff_len(self.ctx) };
-        let delta = len as i32 - have as i32;
-        // SAFETY: as above.
-        delta <= 0 && unsafe { bpf_xdp_adjust_tail(self.ctx, delta) == 0 }
+        delta <= 0 && unsafe { bpf_xdp_adjust_tail(self.ctx.0, delta) == 0 }
     }
 }
 
-impl Packet for Frame {
+impl<C: Context> Packet for Frame<C> {
     #[inline(always)]
     fn load<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, off: usize) -> Option<&T> {
         if !self.reaches(off, size_of::<T>()) {
@@ -94,8 +147,11 @@ impl Packet for Frame {
         if len <= self.bytes() {
             return true;
         }
-        // SAFETY: the context is the one that the kernel passed in.
-        let have = unsafe { bpf_xdp_get_buff_len(self.ctx) };
-        len as u64 <= have
+        len as u64 <= self.ctx.total()
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        self.ctx.segment()
     }
 }

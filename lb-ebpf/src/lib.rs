@@ -1,5 +1,6 @@
-//! What the XDP programs share.
+//! What the programs share.
 #![no_std]
 
 pub mod frame;
 pub mod pull;
+pub mod skb;

@@ -4,10 +4,19 @@
 //! takes them, at level `debug`. All of it is out of line, and nothing of it is called for packets that
 //! are forwarded.
 
-use aya_ebpf::{bindings::xdp_md, btf_maps::Array, macros::btf_map, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{__sk_buff, xdp_md},
+    btf_maps::Array,
+    macros::btf_map,
+    programs::{TcContext, XdpContext},
+};
 use aya_log_ebpf::debug;
 use lb_common::{abi::FlowKey, packet::Packet as _, shared::SharedU64};
-use lb_ebpf::frame::Frame;
+use lb_ebpf::{
+    frame::{Context, Frame, SkbFrame},
+    skb::Skb,
+};
 
 /// Bytes of a frame that are told: Ethernet, IPv4 and TCP without options.
 const HEAD: usize = 54;
@@ -30,8 +39,28 @@ fn may_speak() -> bool {
 
 /// Tells of a frame that was dropped or passed for the reason with this index.
 #[inline(always)]
-pub fn frame(ctx: &XdpContext, reason: u32) -> u64 {
-    log_frame(ctx.ctx, reason.into())
+pub fn frame(ctx: &impl Logged, reason: u32) -> u64 {
+    ctx.log(reason.into())
+}
+
+/// What a program gets for a frame.
+pub trait Logged {
+    /// Writes a message about the frame.
+    fn log(&self, reason: u64) -> u64;
+}
+
+impl Logged for XdpContext {
+    #[inline(always)]
+    fn log(&self, reason: u64) -> u64 {
+        log_frame(self.ctx, reason)
+    }
+}
+
+impl Logged for TcContext {
+    #[inline(always)]
+    fn log(&self, reason: u64) -> u64 {
+        log_skb(self.skb.skb, reason)
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -42,18 +71,38 @@ extern "C" fn log_frame(ctx: *mut xdp_md, reason: u64) -> u64 {
     }
     let ctx = XdpContext::new(ctx);
     let frame = Frame::new(&ctx);
-    let reason = reason as u32;
-    let (interface, length) = (ctx.ingress_ifindex() as u32, frame.bytes() as u32);
+    write(&ctx, &frame, reason as u32, ctx.ingress_ifindex() as u32, frame.bytes() as u32)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn log_skb(ctx: *mut __sk_buff, reason: u64) -> u64 {
+    if !may_speak() {
+        return 0;
+    }
+    let ctx = TcContext::new(ctx);
+    let skb = Skb::new(&ctx);
+    write(&ctx, &SkbFrame::of_skb(skb), reason as u32, skb.ifindex(), skb.total())
+}
+
+#[inline(always)]
+fn write<C: Context>(
+    ctx: &impl EbpfContext,
+    frame: &Frame<C>,
+    reason: u32,
+    interface: u32,
+    length: u32,
+) -> u64 {
     match frame.load::<[u8; HEAD]>(0) {
         Some(head) => debug!(
-            &ctx,
+            ctx,
             "reason={} interface={} length={} frame={:x}",
             reason,
             interface,
             length,
             &head[..]
         ),
-        None => debug!(&ctx, "reason={} interface={} length={}", reason, interface, length),
+        None => debug!(ctx, "reason={} interface={} length={}", reason, interface, length),
     }
     1
 }

@@ -1,16 +1,24 @@
-//! The balancer's XDP program: the walk of a frame over the maps, then the one exit that counts and
+//! The balancer's programs for XDP and tc: the walk of a frame over the maps, then the one exit that counts and
 //! acts.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
+#![expect(
+    missing_docs,
+    reason = "the macros `xdp` and `classifier` make public functions of their own"
+)]
 
 mod exit;
+mod hop;
 mod log;
 mod maps;
 mod send;
+mod tc;
 mod walk;
 
-use aya_ebpf::{macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
@@ -23,6 +31,12 @@ pub fn balance(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn balance_generic(ctx: XdpContext) -> u32 {
     walk::walk(&ctx)
+}
+
+/// The same for tc, at the ingress of an interface with an Ethernet header.
+#[classifier]
+pub fn classify(ctx: TcContext) -> i32 {
+    tc::walk(&ctx)
 }
 
 #[panic_handler]

@@ -177,7 +177,7 @@ impl Maps {
     #[inline(always)]
     pub fn count_forward(&self, forward: &Forward<&Backend>, is_heard: impl FnOnce() -> bool) {
         if let Some(counter) = backend_counter(forward.id) {
-            counter.count(forward.len, forward.events, is_heard, || self.now_nanos());
+            counter.count(forward, is_heard, || self.now_nanos());
         }
     }
 
@@ -185,7 +185,7 @@ impl Maps {
     #[inline(always)]
     pub fn take_back(&self, forward: &Forward<&Backend>) {
         if let Some(counter) = backend_counter(forward.id) {
-            counter.take_back(forward.len, forward.events);
+            counter.take_back(forward);
         }
     }
 }

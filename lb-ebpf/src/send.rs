@@ -1,6 +1,6 @@
 //! What is done to a frame once it is decided: new MACs, an outer header, or an ICMP error.
 
-use core::{hint::cold_path, mem::offset_of};
+use core::hint::cold_path;
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use lb_common::{
@@ -16,14 +16,27 @@ use lb_common::{
     rewrite,
     verdict::{Forward, Reply, ReplyKind},
 };
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
 use lb_ebpf::frame::Frame;
+
+use crate::hop;
+
+/// The node's own stack sees the frame.
+pub const PASS: u32 = xdp_action::XDP_PASS;
+/// Nobody does.
+pub const DROP: u32 = xdp_action::XDP_DROP;
+
+/// The index of the interface that a frame came by.
+#[inline(always)]
+pub fn ingress(ctx: &XdpContext) -> u32 {
+    ctx.ingress_ifindex() as u32
+}
 
 /// Sends a frame to its backend; `None` if the frame has no room for the headers.
 #[inline(always)]
 pub fn forward(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Option<u32> {
-    take_hop(frame, to.l3, to.v6)?;
+    hop::take(frame, to.l3, to.v6)?;
     if to.backend.l2_len == 14 {
         place::<14>(ctx, frame, to)?;
     } else {
@@ -34,25 +47,11 @@ pub fn forward(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Optio
             _ => return None,
         }
     }
-    if to.backend.ifindex == ctx.ingress_ifindex() as u32 {
+    if to.backend.ifindex == ingress(ctx) {
         return Some(xdp_action::XDP_TX);
     }
     // SAFETY: the helper checks the index itself.
     Some(unsafe { bpf_redirect(to.backend.ifindex, 0) } as u32)
-}
-
-/// Lowers the client's TTL or hop limit by one.
-#[inline(always)]
-fn take_hop(frame: &Frame, l3: usize, v6: bool) -> Option<()> {
-    if v6 {
-        let at = l3 + offset_of!(Ipv6, hop_limit);
-        let hop_limit = *frame.load::<u8>(at)?;
-        return frame.store(at, hop_limit - 1).then_some(());
-    }
-    // With the protocol and the checksum, which follow it.
-    let at = l3 + offset_of!(Ipv4, ttl);
-    let word = frame.load::<U32>(at)?.get();
-    frame.store(at, U32::new(rewrite::hop_taken(word))).then_some(())
 }
 
 /// Writes the link-layer header, of `L2` bytes, and the outer header before the client's.
@@ -107,7 +106,7 @@ fn store_link<const L2: usize>(frame: &Frame, l2: &[u8; 22]) -> Option<()> {
     store(0)
 }
 
-/// Turns a frame into an ICMP error to its sender; false if that can't be done. A packet whose first
+/// Turns a frame into an ICMP error to its sender; `None` if that can't be done. A packet whose first
 /// buffer is shorter than the full quote is quoted as far as its ports.
 ///
 /// One function for each length of the quote, as the kernel wants to know it, and out of line: what
@@ -115,17 +114,18 @@ fn store_link<const L2: usize>(frame: &Frame, l2: &[u8; 22]) -> Option<()> {
 /// the [`Reply`]: LLVM writes that to the stack on paths that never made it, from registers that
 /// the verifier knows to be unset.
 #[inline(always)]
-pub fn reply(ctx: &XdpContext, reply: &Reply) -> bool {
+pub fn reply(ctx: &XdpContext, reply: &Reply) -> Option<u32> {
     let Reply { kind, l3, v6, len, mtu } = *reply;
     let ttl = kind == ReplyKind::TtlExceeded;
     let quote = rewrite::quote_len(kind, v6, len);
-    if v6 {
+    let done = if v6 {
         (quote == rewrite::QUOTE_V6 && reply_v6::<{ rewrite::QUOTE_V6 }>(ctx, l3, mtu, ttl))
             || reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, ttl)
     } else {
         (quote == rewrite::QUOTE_V4 && reply_v4::<{ rewrite::QUOTE_V4 }>(ctx, l3, mtu, ttl))
             || reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, ttl)
-    }
+    };
+    done.then_some(xdp_action::XDP_TX)
 }
 
 #[inline(never)]

@@ -1,10 +1,8 @@
 //! In place of `log` in a program that says nothing.
 
-use aya_ebpf::programs::XdpContext;
-
 /// Of a frame that was dropped or passed, nothing.
 #[inline(always)]
-pub const fn frame(_ctx: &XdpContext, _reason: u32) -> u64 {
+pub const fn frame<C>(_ctx: &C, _reason: u32) -> u64 {
     0
 }
 

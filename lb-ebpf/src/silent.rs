@@ -5,6 +5,7 @@
 #![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
 
 mod exit;
+mod hop;
 #[path = "silence.rs"]
 mod log;
 mod maps;

@@ -1,9 +1,6 @@
 //! One frame from its beginning to its end.
 
-use aya_ebpf::{
-    bindings::{xdp_action, xdp_md},
-    programs::XdpContext,
-};
+use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     forward::decide,
     plain,

@@ -24,6 +24,12 @@ pub trait Packet {
 
     /// Whether the frame has at least `len` bytes, in whatever number of buffers.
     fn holds(&self, len: usize) -> bool;
+
+    /// Bytes of payload of each packet that the frame leaves in ([`crate::gso`]); 0 if it is one packet.
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
 }
 
 impl Packet for [u8] {

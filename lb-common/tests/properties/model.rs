@@ -213,25 +213,11 @@ impl Model {
     }
 
     fn settle(&self, verdict: Verdict<impl Deref<Target = Backend>>) -> Decided {
-        match verdict {
-            Verdict::Pass(reason) => Verdict::Pass(reason),
-            Verdict::Drop(reason) => Verdict::Drop(reason),
-            Verdict::Reply(reply) => Verdict::Reply(reply),
-            Verdict::Forward(to) => {
-                let is_heard = || to.events & events::HEARD != 0;
-                self.counters[usize::from(to.id)]
-                    .count(to.len, to.events, is_heard, || self.nanos.get());
-                Verdict::Forward(Forward {
-                    id: to.id,
-                    backend: *to.backend,
-                    l3: to.l3,
-                    v6: to.v6,
-                    len: to.len,
-                    entropy: to.entropy,
-                    events: to.events,
-                })
-            }
+        if let Verdict::Forward(to) = &verdict {
+            let is_heard = || to.events & events::HEARD != 0;
+            self.counters[usize::from(to.id)].count(to, is_heard, || self.nanos.get());
         }
+        verdict.owned()
     }
 
     /// What a frame that must be forwarded is.

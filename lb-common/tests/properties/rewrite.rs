@@ -10,7 +10,7 @@ use lb_common::{
     packet::{icmp, ipv4::Ipv4, ipv6::Ipv6, number},
     rewrite::{
         QUOTE_V4, QUOTE_V6, check_after_ttl, fold, hop_taken, ipv4_template_sum, outer_v4,
-        outer_v6, reply_v4, reply_v6, sum,
+        outer_v6, reply_v4, reply_v6, settled_checksum, sum,
     },
     verdict::ReplyKind,
 };
@@ -97,6 +97,17 @@ proptest! {
             ip.check.set(check_after_ttl(ip.check.get()));
         }
         checked(&ip)?;
+    }
+
+    #[test]
+    fn a_settled_checksum_stays_when_the_segment_s_is_computed(words: [u16; 20]) {
+        let rest = words.iter().map(|&word| u32::from(word)).sum();
+        let settled = settled_checksum(rest);
+        // What the kernel writes in its place (`skb_checksum_help()`).
+        let completed = !fold(rest + u32::from(settled));
+        // Both words are zero in ones' complement.
+        let value = |word: u16| if word == 0xffff { 0 } else { word };
+        prop_assert_eq!(value(completed), value(settled));
     }
 
     #[test]

@@ -296,8 +296,19 @@ fn a_count_that_is_taken_back_leaves_nothing() {
     let all = events::UNPINNED | DIVERTED;
     let counter = BackendCounter::default();
     for what in [0, events::UNPINNED, events::NEW_FLOW, all] {
-        counter.count(100, what, || what & events::HEARD != 0, || 5_000_000_000);
-        counter.take_back(100, what);
+        let to = Forward {
+            id: 1,
+            backend: (),
+            l3: 14,
+            v6: false,
+            len: 100,
+            packets: 3,
+            bytes: 180,
+            entropy: 0,
+            events: what,
+        };
+        counter.count(&to, || what & events::HEARD != 0, || 5_000_000_000);
+        counter.take_back(&to);
     }
     let BackendCounter { packets, bytes, new_flows, unpinned, .. } = &counter;
     let BackendCounter { syn_retransmissions, unanswered, second_choices, .. } = &counter;

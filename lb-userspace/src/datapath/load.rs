@@ -301,7 +301,7 @@ pub(super) fn load_object(
 /// # Errors
 ///
 /// If the kernel refuses it.
-pub fn load_program(program: &mut programs::Xdp) -> Result<(), ProgramError> {
+pub fn load_program(program: &mut impl Loadable) -> Result<(), ProgramError> {
     const ATTEMPTS: u8 = 5;
     for _ in 1..ATTEMPTS {
         match program.load() {
@@ -311,6 +311,28 @@ pub fn load_program(program: &mut programs::Xdp) -> Result<(), ProgramError> {
         }
     }
     program.load()
+}
+
+/// A kind of program.
+pub trait Loadable {
+    /// Has the kernel take it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it, or was interrupted.
+    fn load(&mut self) -> Result<(), ProgramError>;
+}
+
+impl Loadable for programs::Xdp {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
+}
+
+impl Loadable for programs::SchedClassifier {
+    fn load(&mut self) -> Result<(), ProgramError> {
+        self.load()
+    }
 }
 
 /// What the kernel tells of the balancer's program.

@@ -344,20 +344,7 @@ fn ingress(questions: &Questions, status: &Status) -> Result<u32> {
 type Plain = Verdict<lb_common::abi::Backend>;
 
 fn run<V: View + ?Sized>(snap: &Snap, tables: &Overlay<'_, V>) -> Plain {
-    match decide(snap, tables) {
-        Verdict::Pass(reason) => Verdict::Pass(reason),
-        Verdict::Drop(reason) => Verdict::Drop(reason),
-        Verdict::Reply(reply) => Verdict::Reply(reply),
-        Verdict::Forward(to) => Verdict::Forward(lb_common::verdict::Forward {
-            id: to.id,
-            backend: *to.backend,
-            l3: to.l3,
-            v6: to.v6,
-            len: to.len,
-            entropy: to.entropy,
-            events: to.events,
-        }),
-    }
+    decide(snap, tables).owned()
 }
 
 fn one<V: View + ?Sized>(

@@ -219,7 +219,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     pub fn count<B>(&self, verdict: &Verdict<B>) {
         if let Verdict::Forward(to) = verdict {
             let is_heard = || to.events & events::HEARD != 0;
-            self.counter(to.id).count(to.len, to.events, is_heard, || self.nanos);
+            self.counter(to.id).count(to, is_heard, || self.nanos);
         }
     }
 

@@ -143,6 +143,17 @@ fn connection_id(n: usize) -> [u8; 8] {
     [0xc0, n as u8, 1, 2, 3, 4, 5, 6]
 }
 
+/// A link-layer header with as many tags as it has room for.
+fn link_header(random: &mut Random, len: u8) -> [u8; 22] {
+    let mut header: [u8; 22] = random.bytes();
+    for tpid in (ethernet::LEN..usize::from(len)).step_by(ethernet::TAG_LEN) {
+        // The kernel takes no other for tc.
+        let kind = if header[tpid].is_multiple_of(2) { ethernet::VLAN } else { ethernet::QINQ };
+        header[tpid - 2..tpid].copy_from_slice(&kind.to_be_bytes());
+    }
+    header
+}
+
 fn backend(random: &mut Random, id: u16) -> Backend {
     // A quarter of each kind: dsr and tunnel, IPv4 and IPv6.
     let mut flags = match id % 4 {
@@ -170,7 +181,7 @@ fn backend(random: &mut Random, id: u16) -> Backend {
     let source_v4 = [172, 16, 0, 0];
     let l2_len = random.of(&[14, 14, 14, 18, 22]);
     Backend {
-        l2: random.bytes(),
+        l2: link_header(random, l2_len),
         l2_len,
         flags,
         ifindex: random.of(&[INGRESS, INGRESS, 7]),

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
     maps::{Array, ArrayOfMaps, HashMap as BpfHashMap, MapData},
-    programs::{TestRunOptions, Xdp},
+    programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use lb_common::{
     abi::{
@@ -25,7 +25,7 @@ use lb_common::{
 use lb_userspace::datapath;
 use zerocopy::{IntoBytes as _, transmute};
 
-use super::{generate::INGRESS, model::BackendCount};
+use super::{generate::INGRESS, hook::Hook, model::BackendCount};
 use crate::mounts::{self, BPFFS};
 
 const SERVICES: u32 = 64;
@@ -40,6 +40,7 @@ type Ring = Array<MapData, u64>;
 
 /// The object in the kernel, not attached to anything.
 pub struct Kernel {
+    hook: Hook,
     ebpf: Ebpf,
     cpus: u32,
     backends: u32,
@@ -123,6 +124,22 @@ impl Kernel {
         tracked: u32,
         icmp_rate: u32,
     ) -> Result<Self> {
+        Self::load_at(Hook::Xdp, object, backends, pins, tracked, icmp_rate)
+    }
+
+    /// The same with the program of a hook.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn load_at(
+        hook: Hook,
+        object: &[u8],
+        backends: u32,
+        pins: u32,
+        tracked: u32,
+        icmp_rate: u32,
+    ) -> Result<Self> {
         // SAFETY: no precondition.
         let user = unsafe { libc::geteuid() };
         ensure!(user == 0, "the datapath tests load programs into the kernel: run them as root");
@@ -159,9 +176,13 @@ impl Kernel {
             .override_global("ICMP_RATE", &icmp_rate, true)
             .load(&object)
             .context("load the maps")?;
-        let program: &mut Xdp = ebpf.program_mut("balance").context("no `balance`")?.try_into()?;
-        datapath::load_program(program).context("load the program")?;
-        Ok(Self { ebpf, cpus, backends })
+        let program = ebpf.program_mut(hook.program()).context("the object lacks a program")?;
+        match hook {
+            Hook::Xdp => datapath::load_program(<&mut Xdp>::try_from(program)?),
+            Hook::Tc => datapath::load_program(<&mut SchedClassifier>::try_from(program)?),
+        }
+        .context("load the program")?;
+        Ok(Self { hook, ebpf, cpus, backends })
     }
 
     /// Runs one frame; returns the action and the frame that is left.
@@ -170,13 +191,33 @@ impl Kernel {
     ///
     /// The kernel refuses it.
     pub fn run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        self.run_segmented(frame, 0)
+    }
+
+    /// The same with a frame that is to leave in segments of so many bytes of payload, unless that is 0; for tc.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn run_segmented(&self, frame: &[u8], segment: u32) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; frame.len() + 256];
-        let program: &Xdp = self.ebpf.program("balance").context("no `balance`")?.try_into()?;
-        let result = program.test_run(TestRunOptions {
+        let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
             ..TestRunOptions::new()
-        })?;
+        };
+        let program = self.ebpf.program(self.hook.program()).context("no program")?;
+        let result = match self.hook {
+            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options)?,
+            Hook::Tc => {
+                // `struct __sk_buff` of linux/bpf.h has 48 words, `gso_size` is the 45th.
+                let mut context = [0_u32; 48];
+                context[44] = segment;
+                let ctx_in = Some(context.as_bytes());
+                let program = <&SchedClassifier>::try_from(program)?;
+                program.test_run(TestRunOptions { ctx_in, ..options })?
+            }
+        };
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
     }

@@ -2,6 +2,7 @@
 //! whatever differs is an error.
 
 pub mod generate;
+pub mod hook;
 pub mod kernel;
 pub mod model;
 
@@ -12,6 +13,7 @@ use lb_common::abi::{Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unansw
 
 use self::{
     generate::{BACKENDS, INGRESS, State},
+    hook::Hook,
     kernel::{FLOWS, Kernel},
     model::{Action, Model},
 };
@@ -67,9 +69,18 @@ impl Twins {
     ///
     /// The kernel refuses it.
     pub fn load_limited(object: &[u8], pins: u32, icmp_rate: u32) -> Result<Self> {
+        Self::load_at(Hook::Xdp, object, pins, icmp_rate)
+    }
+
+    /// The same for a program at this hook.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn load_at(hook: Hook, object: &[u8], pins: u32, icmp_rate: u32) -> Result<Self> {
         let backends = u32::from(BACKENDS);
-        let kernel = Kernel::load_with(object, backends, pins, FLOWS, icmp_rate)?;
-        let model = Model { icmp_rate, ..Model::new(pins as usize) };
+        let kernel = Kernel::load_at(hook, object, backends, pins, FLOWS, icmp_rate)?;
+        let model = Model { icmp_rate, hook, ..Model::new(pins as usize) };
         Ok(Self { kernel, model })
     }
 
@@ -142,16 +153,17 @@ impl Twins {
         Ok(())
     }
 
-    /// Runs a frame through both, which must do the same with it.
+    /// Runs a frame through both, which must do the same with it; [`Model::segment`] says whether it is a GSO frame.
     ///
     /// # Errors
     ///
     /// They do not, or the kernel refuses the frame.
     pub fn run(&mut self, frame: &[u8]) -> Result<Action> {
-        let (action, out) = self.kernel.run(frame)?;
-        let (expected, expected_out) = self.model.run(frame, INGRESS);
+        let Self { kernel, model } = self;
+        let (action, out) = kernel.run_segmented(frame, model.segment)?;
+        let (expected, expected_out) = model.run(frame, INGRESS);
         ensure!(
-            action == expected as u32,
+            action == model.hook.code(expected),
             "the program says {action}, the core {expected:?}\n{}",
             hex(frame)
         );

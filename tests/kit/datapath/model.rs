@@ -15,13 +15,15 @@ use lb_common::{
         backend_flags,
     },
     forward::decide,
-    packet::{ipv4, ipv6, number},
+    packet::{Packet, ipv4, ipv6, number},
     rewrite,
     shared::{SharedU32, SharedU64},
     tables::Tables,
     verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::hook::Hook;
 
 /// What XDP can do with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,27 @@ pub struct Model {
     pub first_buffer: usize,
     /// How often a bare ACK had something to do.
     pub silences_ended: u64,
+    /// Where the program is.
+    pub hook: Hook,
+    /// [`Packet::segment`] of the next frame.
+    pub segment: u32,
+}
+
+/// A frame that is to leave in segments with so many bytes of payload.
+struct Segmented<'a>(&'a [u8], u32);
+
+impl Packet for Segmented<'_> {
+    fn load<T: FromBytes + Immutable + KnownLayout + Unaligned>(&self, off: usize) -> Option<&T> {
+        self.0.load(off)
+    }
+
+    fn holds(&self, len: usize) -> bool {
+        self.0.holds(len)
+    }
+
+    fn segment(&self) -> u32 {
+        self.1
+    }
 }
 
 impl Model {
@@ -122,6 +145,8 @@ impl Model {
             counts: HashMap::new(),
             first_buffer: usize::MAX,
             silences_ended: 0,
+            hook: Hook::Xdp,
+            segment: 0,
         }
     }
 
@@ -129,23 +154,15 @@ impl Model {
     /// frame that it must leave.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> (Action, Vec<u8>) {
         let mut out = frame.to_vec();
-        let (reason, action) = match decide(frame, self) {
+        let (reason, action) = match decide(&Segmented(frame, self.segment), self).owned() {
             Verdict::Pass(reason) => (reason.index(), Action::Pass),
             Verdict::Drop(reason) => (reason.index(), Action::Drop),
             Verdict::Forward(to) => {
-                let to = Forward {
-                    id: to.id,
-                    backend: *to.backend,
-                    l3: to.l3,
-                    v6: to.v6,
-                    len: to.len,
-                    entropy: to.entropy,
-                    events: to.events,
-                };
-                out = forward(frame, &to);
+                let l2 = usize::from(to.backend.l2_len);
+                out = self.hook.shown(forward(frame, &to), l2);
                 let count = self.counts.entry(to.id).or_default();
-                count[0] += 1;
-                count[1] += u64::from(to.len);
+                count[0] += u64::from(to.packets);
+                count[1] += u64::from(to.bytes);
                 count[2] += u64::from(to.events & events::NEW_FLOW != 0);
                 count[3] += u64::from(to.events & events::UNPINNED != 0);
                 count[4] += u64::from(to.events & events::SYN_RETRANSMISSION != 0);
@@ -163,9 +180,9 @@ impl Model {
                 let same = to.backend.ifindex == ingress;
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
-            Verdict::Reply(to) => match reply(frame, &to, self.first_buffer) {
+            Verdict::Reply(to) => match reply(frame, &to, self.first_buffer, self.hook) {
                 Some(frame) => {
-                    out = frame;
+                    out = self.hook.shown(frame, to.l3);
                     let reason = match to.kind {
                         ReplyKind::TooBig => Drop::TooBigReplied,
                         ReplyKind::TtlExceeded => Drop::TtlExceededReplied,
@@ -210,7 +227,7 @@ fn forward(frame: &[u8], to: &Forward<Backend>) -> Vec<u8> {
 }
 
 /// The ICMP error that goes back to the sender; the long quote is one of the first buffer.
-fn reply(frame: &[u8], to: &Reply, first_buffer: usize) -> Option<Vec<u8>> {
+fn reply(frame: &[u8], to: &Reply, first_buffer: usize, hook: Hook) -> Option<Vec<u8>> {
     let mut out = frame[..to.l3].to_vec();
     out[..6].copy_from_slice(&frame[6..12]);
     out[6..12].copy_from_slice(&frame[..6]);
@@ -219,8 +236,9 @@ fn reply(frame: &[u8], to: &Reply, first_buffer: usize) -> Option<Vec<u8>> {
     if to.l3 + quote_len > first_buffer {
         quote_len = if to.v6 { rewrite::QUOTE_SHORT_V6 } else { rewrite::QUOTE_SHORT_V4 };
     }
-    let quote = packet.get(..quote_len)?;
-    let sum = rewrite::sum(quote);
+    let quote_len = hook.quote_len(packet, to.v6, quote_len);
+    let quote = hook.quote(packet.get(..quote_len)?.to_vec(), to.v6);
+    let sum = rewrite::sum(&quote);
     if to.v6 {
         let ip = ipv6::Ipv6::read_from_prefix(packet).ok()?.0;
         let (outer, message) = rewrite::reply_v6(&ip, to.kind, to.mtu, quote_len, sum);
@@ -232,7 +250,7 @@ fn reply(frame: &[u8], to: &Reply, first_buffer: usize) -> Option<Vec<u8>> {
         out.extend_from_slice(outer.as_bytes());
         out.extend_from_slice(message.as_bytes());
     }
-    out.extend_from_slice(quote);
+    out.extend_from_slice(&quote);
     Some(out)
 }
 

@@ -1,0 +1,124 @@
+//! The socket buffer that a tc program is called for: its fields, and the kernel's functions that change it.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::{
+        bpf_csum_update, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_vlan_pop, bpf_skb_vlan_push,
+    },
+    programs::TcContext,
+};
+use lb_common::rewrite::fold;
+
+/// A socket buffer. Whoever changes one must make a new [`SkbFrame`](crate::frame::SkbFrame) of it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Skb(*mut __sk_buff);
+
+macro_rules! fields {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            #[inline(always)]
+            pub fn $name(self) -> u32 {
+                // SAFETY: the pointer is the one that the kernel passed in.
+                unsafe { (*self.0).$name }
+            }
+        )+
+    };
+}
+
+impl Skb {
+    /// The one that the program was called for.
+    #[must_use]
+    #[inline(always)]
+    pub fn new(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+
+    /// The program's context.
+    #[must_use]
+    #[inline(always)]
+    pub fn context(self) -> TcContext {
+        TcContext::new(self.0)
+    }
+
+    fields! {
+        /// Address of the first buffer.
+        data,
+        /// Address behind it.
+        data_end,
+        /// Bytes of payload of each packet that the frame leaves in; 0 if it is one packet.
+        gso_size,
+        /// Index of the interface.
+        ifindex,
+        /// Not 0: there is a VLAN tag in the metadata.
+        vlan_present,
+        /// Its TPID, in network order.
+        vlan_proto,
+        /// Its priority and VLAN id.
+        vlan_tci,
+    }
+
+    /// Bytes of the frame, in all buffers.
+    #[must_use]
+    #[inline(always)]
+    pub fn total(self) -> u32 {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { (*self.0).len }
+    }
+
+    /// Moves the first `len` bytes into the first buffer; false if the kernel can't.
+    #[inline(always)]
+    pub fn pull(self, len: u32) -> bool {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_skb_pull_data(self.0, len) == 0 }
+    }
+
+    /// Makes room for `bytes`, which are zero, behind the link layer's header, which must have no tags. `flags` are
+    /// `BPF_F_ADJ_ROOM_*`.
+    #[inline(always)]
+    pub fn make_room(self, bytes: usize, flags: u32) -> bool {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_skb_adjust_room(self.0, bytes as i32, BPF_ADJ_ROOM_MAC, flags.into()) == 0 }
+    }
+
+    /// Cuts the frame to its first `len` bytes, in one buffer and no segments; false if the kernel can't.
+    #[inline(always)]
+    pub fn truncate(self, len: usize) -> bool {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_skb_change_tail(self.0, len as u32, 0) == 0 }
+    }
+
+    /// Adds a VLAN tag as the outermost one: `kind` is its TPID in network order.
+    #[inline(always)]
+    pub fn push_tag(self, kind: u16, tci: u16) -> bool {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_skb_vlan_push(self.0, kind, tci) == 0 }
+    }
+
+    /// Takes the outermost VLAN tag off. The kernel moves the next one into the metadata, if there is one.
+    #[inline(always)]
+    pub fn pop_tag(self) -> bool {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_skb_vlan_pop(self.0) == 0 }
+    }
+
+    /// Keeps the sum of the packet true that a NIC may have computed (`CHECKSUM_COMPLETE`): words whose sum is `added` are
+    /// in the place of others whose sum was `removed`.
+    #[inline(always)]
+    pub fn update_sum(self, added: u32, removed: u32) {
+        let difference = fold(u32::from(fold(added)) + u32::from(!fold(removed)));
+        // The kernel's sum is of words in the order of memory. It refuses where there is none.
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_csum_update(self.0, difference.swap_bytes().into()) };
+    }
+
+    /// Has the kernel send the frame by another interface, or back by this one; what the program has to return.
+    #[inline(always)]
+    pub fn redirect(self, ifindex: u32) -> u32 {
+        // SAFETY: the helper checks the index itself.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
+    }
+}

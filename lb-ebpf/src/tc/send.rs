@@ -1,0 +1,146 @@
+//! What is done to a frame that goes to a backend: new MACs and tags, or an outer header before it.
+
+use core::hint::cold_path;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+        TC_ACT_SHOT, TC_ACT_UNSPEC,
+    },
+    programs::TcContext,
+};
+use lb_common::{
+    abi::{Backend, backend_flags},
+    packet::{
+        Packet as _, ethernet,
+        ipv4::{self, Ipv4},
+        ipv6::{self, Ipv6},
+        number,
+    },
+    rewrite,
+    verdict::Forward,
+};
+use lb_ebpf::{frame::SkbFrame, skb::Skb};
+use zerocopy::little_endian::U64;
+
+use super::tags::{self, Tags};
+use crate::hop;
+
+pub use super::reply::reply;
+
+/// The next program or filter sees the frame, then the stack: `TCX_NEXT`, and `TC_ACT_UNSPEC` of `clsact`. 0 would end
+/// the chain.
+pub const PASS: u32 = TC_ACT_UNSPEC as u32;
+/// `TC_ACT_SHOT`.
+pub const DROP: u32 = TC_ACT_SHOT as u32;
+
+/// The index of the interface that a frame came by.
+#[inline(always)]
+pub fn ingress(ctx: &TcContext) -> u32 {
+    Skb::new(ctx).ifindex()
+}
+
+/// Sends a frame to its backend; `None` if the frame has no room for the headers.
+#[inline(always)]
+pub fn forward(ctx: &TcContext, frame: &SkbFrame, to: &Forward<&Backend>) -> Option<u32> {
+    let skb = Skb::new(ctx);
+    let backend = to.backend;
+    hop::take(frame, to.l3, to.v6)?;
+    if to.v6 {
+        // The hop limit is the lower half of a word. The sum of an IPv4 header stays what it was.
+        skb.update_sum(0, 1);
+    }
+    if backend.flags & backend_flags::TUNNEL == 0 {
+        if tags::any(skb, to.l3) {
+            cold_path();
+            if !tags::strip(skb) {
+                return None;
+            }
+        }
+    } else {
+        encapsulate(skb, frame, to)?;
+    }
+    if backend.l2_len == 14 {
+        store_link(&SkbFrame::of_skb(skb), &backend.l2)?;
+    } else {
+        cold_path();
+        match backend.l2_len {
+            18 => place_tagged::<18>(skb, &backend.l2)?,
+            22 => place_tagged::<22>(skb, &backend.l2)?,
+            _ => return None,
+        }
+    }
+    Some(skb.redirect(backend.ifindex))
+}
+
+/// The longest packet that fits an outer IPv4 header.
+const LONGEST: u16 = u16::MAX - ipv4::LEN as u16;
+
+/// Makes room for the outer header between the link layer's, without tags, and the client's, and writes it. The
+/// kernel then cuts a GSO frame into packets that each have both.
+#[inline(always)]
+fn encapsulate(skb: Skb, frame: &SkbFrame, to: &Forward<&Backend>) -> Option<()> {
+    let backend = to.backend;
+    let (class, next) = if to.v6 {
+        (frame.load::<Ipv6>(to.l3)?.class(), number::IPV6)
+    } else {
+        (frame.load::<Ipv4>(to.l3)?.tos, number::IPV4)
+    };
+    if tags::any(skb, to.l3) {
+        cold_path();
+        if !tags::strip(skb) {
+            return None;
+        }
+    }
+    // Each packet's size was compared with the MTU: they are to stay what they are.
+    if backend.flags & backend_flags::V6 == 0 {
+        let flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_FIXED_GSO;
+        if !skb.make_room(ipv4::LEN, flags) {
+            return None;
+        }
+        // A GSO frame may be longer than its outer header can say, which says 0 then (`iph_totlen()`, Linux 6.3).
+        let len = if to.len > LONGEST { LONGEST + 1 } else { to.len };
+        // A header with a true checksum adds nothing to the sum of the packet.
+        let outer = rewrite::outer_v4(backend, class, len, to.entropy);
+        return SkbFrame::of_skb(skb).store(ethernet::LEN, outer).then_some(());
+    }
+    let flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO;
+    if !skb.make_room(ipv6::LEN, flags) {
+        return None;
+    }
+    let outer = rewrite::outer_v6(backend, class, to.len, next, to.entropy);
+    SkbFrame::of_skb(skb).store(ethernet::LEN, outer).then_some(())?;
+    add_outer_v6(skb);
+    Some(())
+}
+
+/// [`Skb::update_sum`] for an outer IPv6 header. Out of line, and from the frame, as its bytes have no room on the stack.
+#[inline(never)]
+fn add_outer_v6(skb: Skb) -> u64 {
+    if let Some(outer) = SkbFrame::of_skb(skb).load::<[u8; ipv6::LEN]>(ethernet::LEN) {
+        skb.update_sum(rewrite::sum(outer), 0);
+    }
+    0
+}
+
+/// Writes a link-layer header of 14 bytes, by words that overlap: see `send.rs`.
+#[inline(always)]
+fn store_link(frame: &SkbFrame, l2: &[u8; 22]) -> Option<()> {
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(l2.get(at..at + 8)?);
+        Some(U64::new(u64::from_le_bytes(word)))
+    };
+    (frame.store(6, word(6)?) && frame.store(0, word(0)?)).then_some(())
+}
+
+/// The same for one with tags, of `L2` bytes: the addresses and the EtherType go into the frame, and the kernel adds the
+/// tags.
+#[inline(always)]
+fn place_tagged<const L2: usize>(skb: Skb, l2: &[u8; 22]) -> Option<()> {
+    let frame = SkbFrame::of_skb(skb);
+    let mut header = [0; ethernet::LEN];
+    header[..12].copy_from_slice(&l2[..12]);
+    header[12..].copy_from_slice(&l2[L2 - 2..L2]);
+    (frame.store(0, header) && Tags::of_header::<L2>(l2).push(skb)).then_some(())
+}

@@ -1,0 +1,84 @@
+//! Where the kernel calls the balancer: XDP or tc. The core decides alike; what becomes of the frame differs a little.
+
+use lb_common::{
+    packet::{ethernet, ipv4, ipv6, number},
+    rewrite,
+};
+
+use super::model::Action;
+
+/// Where the kernel calls the balancer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hook {
+    /// In the driver.
+    #[default]
+    Xdp,
+    /// At the ingress of the network stack. The outermost VLAN tag of a frame that leaves is in its metadata, and so
+    /// not in what a test run returns; one that arrives is in the frame, as a test run can't put it elsewhere.
+    Tc,
+}
+
+impl Hook {
+    /// Name of the program.
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Xdp => "balance",
+            Self::Tc => "classify",
+        }
+    }
+
+    /// Whether a test run takes a frame: not one for tc that ends within its IP header (Linux 6.18), or has no room in a
+    /// page with what the kernel adds (before Linux 6.18).
+    #[must_use]
+    pub fn takes(self, frame: &[u8]) -> bool {
+        let kind = frame.get(12..14).map(|kind| u16::from_be_bytes([kind[0], kind[1]]));
+        let header = match kind {
+            Some(ethernet::IPV4) => ipv4::LEN,
+            Some(ethernet::IPV6) => ipv6::LEN,
+            _ => 1,
+        };
+        self == Self::Xdp || (ethernet::LEN + header..=3_500).contains(&frame.len())
+    }
+
+    /// What the program returns for an action.
+    #[must_use]
+    pub const fn code(self, action: Action) -> u32 {
+        match (self, action) {
+            (Self::Xdp, action) => action as u32,
+            // TCX_NEXT, TCX_DROP and TCX_REDIRECT of linux/bpf.h.
+            (Self::Tc, Action::Pass) => u32::MAX,
+            (Self::Tc, Action::Drop) => 2,
+            (Self::Tc, Action::Tx | Action::Redirect) => 7,
+        }
+    }
+
+    /// A frame that leaves with a link-layer header of `l2` bytes, as a test run returns it.
+    pub(super) fn shown(self, mut frame: Vec<u8>, l2: usize) -> Vec<u8> {
+        if self == Self::Tc && l2 > ethernet::LEN {
+            frame.drain(12..16);
+        }
+        frame
+    }
+
+    /// How much an ICMP error quotes of a packet of which XDP's quotes `len` bytes.
+    pub(super) fn quote_len(self, packet: &[u8], v6: bool, len: usize) -> usize {
+        let (next, short, longer) = if v6 {
+            (packet[6], rewrite::QUOTE_SHORT_V6, ipv6::LEN + 20)
+        } else {
+            (packet[9], rewrite::QUOTE_SHORT_V4, ipv4::LEN + 20)
+        };
+        if self == Self::Tc && len == short && next == number::TCP { longer } else { len }
+    }
+
+    /// What an ICMP error quotes: the tc program replaces the checksum of the quoted TCP or UDP header.
+    pub(super) fn quote(self, mut quote: Vec<u8>, v6: bool) -> Vec<u8> {
+        if self == Self::Tc {
+            let (next, header) = if v6 { (quote[6], ipv6::LEN) } else { (quote[9], ipv4::LEN) };
+            let at = header + if next == number::TCP { 16 } else { 6 };
+            quote[at..at + 2].fill(0);
+            let settled = rewrite::settled_checksum(rewrite::sum(&quote[header..]));
+            quote[at..at + 2].copy_from_slice(&settled.to_be_bytes());
+        }
+        quote
+    }
+}
