@@ -340,7 +340,7 @@ impl<B: Balancer> Daemon<B> {
     /// One line for when the daemon is ready: VIPs, interfaces and their modes.
     fn ready_line(&self) -> String {
         let interfaces = self.balancer.interfaces();
-        let interfaces = interfaces.iter().map(|i| format!("{} (XDP {})", i.name, i.mode));
+        let interfaces = interfaces.iter().map(|i| format!("{} ({})", i.name, i.hook()));
         let services = self.desired.services.iter();
         let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
         let list = |items: Vec<String>| match items.len() {

@@ -1,6 +1,7 @@
 //! What the data plane is built with: the part of the configuration that is no service.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -15,7 +16,11 @@ pub struct Settings {
     pub interfaces: Vec<String>,
     /// Folder in a BPF file system that holds the pinned maps and links.
     pub pin_dir: PathBuf,
-    /// How the program may be attached.
+    /// Which hook each interface gets.
+    pub hooks: Hooks,
+    /// Whether tc programs are attached by links where the kernel has them (Linux 6.6); tests try it without.
+    pub tc_links: bool,
+    /// How the program may be attached to XDP.
     pub xdp: XdpModes,
     /// Whether the program may run in generic mode where GRO merges packets below.
     pub allow_generic_gro: bool,
@@ -32,7 +37,50 @@ pub struct Settings {
     pub seed: [u8; 16],
 }
 
-/// How the program may be attached to an interface.
+/// Which hook an interface gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// XDP in the driver; where it can't, tc, unless [`XdpModes`] allows generic XDP.
+    #[default]
+    Auto,
+    /// XDP, in a mode of [`XdpModes`].
+    Xdp,
+    /// tc: the ingress of the network stack, of any interface.
+    Tc,
+}
+
+/// Where the program runs among other tc programs of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TcOrder {
+    /// Before those that were there when it was attached.
+    #[default]
+    First,
+    /// After them.
+    Last,
+}
+
+/// Which hook each interface gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    /// Of interfaces that are not named.
+    pub attach: Attach,
+    /// By interface.
+    pub by_interface: BTreeMap<String, Attach>,
+    /// For those that get tc.
+    pub tc_order: TcOrder,
+}
+
+impl Hooks {
+    /// The hook of an interface.
+    #[must_use]
+    pub fn of(&self, interface: &str) -> Attach {
+        self.by_interface.get(interface).copied().unwrap_or(self.attach)
+    }
+}
+
+/// How the program may be attached to XDP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpModes {
@@ -104,6 +152,8 @@ impl Default for Settings {
         Self {
             interfaces: Vec::new(),
             pin_dir: PathBuf::from("/sys/fs/bpf/lb"),
+            hooks: Hooks::default(),
+            tc_links: true,
             xdp: XdpModes::default(),
             allow_generic_gro: false,
             force: false,

@@ -181,10 +181,24 @@ pub struct Interface {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// `native` or `generic`.
+    /// `native` or `generic`, of XDP, or `tc`.
     pub mode: String,
     /// Whether the program is there at this moment.
     pub attached: bool,
+    /// Programs of others at the same hook.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
+}
+
+impl Interface {
+    /// Where the program runs, for people.
+    #[must_use]
+    pub fn hook(&self) -> String {
+        match self.mode.as_str() {
+            "tc" => "tc".into(),
+            mode => format!("XDP {mode}"),
+        }
+    }
 }
 
 /// A way out: an interface and a next hop.

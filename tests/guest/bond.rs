@@ -174,8 +174,8 @@ fn connections_by_a_vlan_on_a_bond_are_served_in_generic_mode_alone_and_live_whe
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
     ensure!(balancer.launch().is_err(), "a VLAN has no native mode");
     let said = balancer.log();
-    let named = said.contains(&format!("attach the XDP program to {INTERFACE}"));
-    ensure!(named && said.contains("`xdp = \"native-or-generic\"`"), "{said}");
+    let named = said.contains(&format!("attach the balancer's program to {INTERFACE}"));
+    ensure!(named && said.contains("`attach = \"auto\"`"), "{said}");
 
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
     configure(&balancer)?;

@@ -58,6 +58,7 @@ pub struct Balancer {
     pins: PathBuf,
     binaries: PathBuf,
     orphan: Orphan,
+    attach: &'static str,
     more: String,
 }
 
@@ -95,6 +96,7 @@ impl Balancer {
             pins: lab.pins().join(&node.name),
             binaries: binaries()?,
             orphan: lab.orphan(),
+            attach: "xdp",
             more: more.to_owned(),
         };
         balancer.configure(services)?;
@@ -119,9 +121,9 @@ impl Balancer {
     ///
     /// If the file can't be written.
     pub fn configure(&self, services: &[Service]) -> Result<()> {
-        let (folder, pins) = (self.folder.display(), self.pins.display());
+        let (folder, pins, attach) = (self.folder.display(), self.pins.display(), self.attach);
         let mut config = format!(
-            "interfaces = [\"{INTERFACE}\"]\nxdp = \"native\"\ngroup = \"root\"\n\
+            "interfaces = [\"{INTERFACE}\"]\nattach = \"{attach}\"\ngroup = \"root\"\n\
              seed = \"000102030405060708090a0b0c0d0e0f\"\npin_dir = \"{pins}\"\n\
              socket = \"{folder}/lbd.sock\"\nstate_file = \"{folder}/state.json\"\n"
         );
@@ -130,6 +132,11 @@ impl Balancer {
         }
         config.push_str(&self.more);
         fs::write(self.config(), config).context("write lbd.toml")
+    }
+
+    /// From the next [`Self::configure`] on, this is the hook: `attach` of the configuration, which is `xdp` before.
+    pub fn set_attach(&mut self, attach: &'static str) {
+        self.attach = attach;
     }
 
     /// From the next [`Self::configure`] on, these are the tables beside those of services.

@@ -296,6 +296,22 @@ impl Lab {
         fs::remove_file(self.pins().join("switch")).context("remove the switch's pin")
     }
 
+    /// Has all links merge and cut packets as far as they can, which is for tc alone: XDP over frames of several
+    /// buffers has panicked some kernels. So the switch's XDP program goes, and there must be no other.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn with_offloads(&self) -> Result<()> {
+        self.without_xdp()?;
+        const ALL: &[&str] = &["tx", "on", "tso", "on", "gso", "on", "gro", "on"];
+        for host in self.hosts() {
+            host.namespace.ethtool(INTERFACE, ALL)?;
+            self.switch.ethtool(&host.name, ALL)?;
+        }
+        Ok(())
+    }
+
     fn wire(&mut self, nics: &[Joined]) -> Result<()> {
         self.switch.sysctl(&[("ipv6/conf/all/disable_ipv6", "1")])?;
         self.switch.ip("link add br0 type bridge mcast_snooping 0\nlink set br0 up")?;

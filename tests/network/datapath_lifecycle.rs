@@ -24,14 +24,14 @@ use lb_userspace::{
 };
 
 /// A network namespace with a pair of interfaces, and a folder for pins; both go when it does.
-struct Site {
+pub(crate) struct Site {
     name: String,
-    settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 impl Site {
     /// Enters the namespace with the calling thread, which is the test's own.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // SAFETY: no arguments, no effect.
         assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root: run it through sudo");
@@ -58,7 +58,11 @@ impl Site {
         site
     }
 
-    fn open(&self) -> Xdp {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn open(&self) -> Xdp {
         Xdp::open(&self.settings).unwrap()
     }
 }
@@ -70,13 +74,13 @@ impl Drop for Site {
     }
 }
 
-fn ip(args: &[&str]) {
+pub(crate) fn ip(args: &[&str]) {
     let status = Command::new("ip").args(args).status().unwrap();
     assert!(status.success(), "ip {}", args.join(" "));
 }
 
 /// The id of the program on an interface, as iproute2 tells it.
-fn program_on(interface: &str) -> Option<String> {
+pub(crate) fn program_on(interface: &str) -> Option<String> {
     let shown = Command::new("ip").args(["-d", "link", "show", interface]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     let mut words = shown.split_whitespace().skip_while(|word| *word != "prog/xdp");

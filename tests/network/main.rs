@@ -4,6 +4,7 @@
 mod attack;
 mod commands;
 mod datapath_lifecycle;
+mod datapath_tc;
 mod decap_follow;
 mod decap_loader;
 mod ecmp;
@@ -23,4 +24,5 @@ mod probe;
 mod quic;
 mod rolling;
 mod short;
+mod tc;
 mod tx_errors;

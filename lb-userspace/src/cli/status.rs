@@ -16,7 +16,11 @@ pub(super) fn overview(status: &Status) -> String {
     let mut text = format!("lbd {}, up {uptime}\n", status.version);
     for interface in &status.interfaces {
         let attached = if interface.attached { "attached" } else { "NOT ATTACHED" };
-        text += &format!("interface {}: XDP {}, {attached}\n", interface.name, interface.mode);
+        text += &format!("interface {}: {}, {attached}", interface.name, interface.hook());
+        for other in &interface.others {
+            text += &format!("; {other} runs there, too");
+        }
+        text += "\n";
     }
     let usage = |name: &str, usage: Usage| format!("{name} {} of {}", usage.used, usage.capacity);
     text += &format!(

@@ -10,6 +10,7 @@ pub mod fold;
 mod group;
 pub mod host;
 mod http;
+mod interfaces;
 mod log;
 pub mod piece;
 mod router;
@@ -35,13 +36,16 @@ use toml::de::DeTable;
 
 pub(crate) use self::sync::host_name;
 pub use self::tree::{About, Problem};
-use self::tree::{Problems, Table, parse_prefix};
+use self::{
+    interfaces::check_interface,
+    tree::{Problems, Table, parse_prefix},
+};
 use crate::{
     desired::Desired,
     diff::Intent,
     overrides::Unsaid,
     rules, seed,
-    settings::{Limits, Settings, Tunnel, XdpModes},
+    settings::{Hooks, Limits, Settings, Tunnel, XdpModes},
     units::{self, counted},
     vrrp::{Router, Routers},
 };
@@ -69,7 +73,9 @@ const MAX_ICMP_ERRORS: u64 = 1_000_000;
 pub struct Config {
     /// The interfaces that the program is attached to.
     pub interfaces: Vec<String>,
-    /// In which modes the program may be attached.
+    /// Which hook each interface gets.
+    pub hooks: Hooks,
+    /// In which modes of XDP the program may be attached.
     pub xdp: XdpModes,
     /// Whether it may run in generic mode where GRO merges packets below.
     pub allow_generic_gro: bool,
@@ -287,6 +293,8 @@ impl Config {
         Ok(Settings {
             interfaces: self.interfaces.clone(),
             pin_dir: self.pin_dir.clone(),
+            hooks: self.hooks.clone(),
+            tc_links: true,
             xdp: self.xdp,
             allow_generic_gro: self.allow_generic_gro,
             force,
@@ -302,6 +310,7 @@ impl Config {
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         [
             ("interfaces", self.interfaces != other.interfaces),
+            ("attach", self.hooks != other.hooks),
             ("xdp", self.xdp != other.xdp),
             ("allow_generic_gro", self.allow_generic_gro != other.allow_generic_gro),
             ("reattach", self.reattach != other.reattach),
@@ -358,7 +367,8 @@ fn read<'a>(
     problems: &'a Problems<'a>,
 ) -> Option<(Config, Vec<SocketAddr>)> {
     let root = Table::root(tree, problems);
-    let interfaces = read_interfaces(&root);
+    let interfaces = interfaces::read(&root);
+    let hooks = interfaces::read_hooks(&root, interfaces.as_deref());
     let xdp = root.optional("xdp").and_then(|field| {
         field.word(&[
             ("native", XdpModes::Native),
@@ -406,6 +416,7 @@ fn read<'a>(
     root.finish();
     let config = Config {
         interfaces: interfaces?,
+        hooks,
         xdp: xdp.unwrap_or_default(),
         allow_generic_gro: allow_generic_gro.unwrap_or(false),
         reattach: reattach.unwrap_or(true),
@@ -430,57 +441,6 @@ fn read<'a>(
         warnings: doubts.into_sorted(),
     };
     Some((config, http.listen))
-}
-
-/// `interfaces = ["eth0"]`, or `interface = "eth0"` for one.
-fn read_interfaces(root: &Table<'_>) -> Option<Vec<String>> {
-    const EXAMPLE: &str = "interfaces = [\"eth0\"]";
-    let one = root.optional("interface");
-    let fields = match (&one, root.optional("interfaces")) {
-        (Some(one), Some(_)) => {
-            one.refuse("both `interface` and `interfaces` are given; keep one of them");
-            return None;
-        }
-        (None, None) => {
-            root.refuse(format!("`interfaces` is missing; add {EXAMPLE}"));
-            return None;
-        }
-        (None, Some(many)) => {
-            let fields = many.strings(EXAMPLE)?;
-            if fields.is_empty() {
-                many.refuse(format!("no interface; name at least one, as {EXAMPLE}"));
-                return None;
-            }
-            fields
-        }
-        (Some(_), None) => one.into_iter().collect(),
-    };
-    let mut names: Vec<String> = Vec::new();
-    for field in fields {
-        let Some(name) = field.string(EXAMPLE) else { continue };
-        if let Err(message) = check_interface(name) {
-            field.refuse(message);
-        } else if names.iter().any(|known| known == name) {
-            field.refuse(format!("{name} is named twice; once is enough"));
-        }
-        names.push(name.into());
-    }
-    Some(names)
-}
-
-/// Whether the kernel takes a name for an interface.
-fn check_interface(name: &str) -> Result<(), String> {
-    // IFNAMSIZ is 16 with the final zero; the kernel refuses these characters as well.
-    if name.len() > 15 {
-        let length = name.len();
-        return Err(format!(
-            "`{name}` is no name of an interface: {length} characters, where 15 are possible"
-        ));
-    }
-    if name.is_empty() || name.contains(['/', ':']) || name.contains(char::is_whitespace) {
-        return Err(format!("`{name}` is no name of an interface; `ip link` lists them"));
-    }
-    Ok(())
 }
 
 fn read_path(root: &Table<'_>, key: &'static str) -> Option<PathBuf> {

@@ -9,7 +9,7 @@ use std::{
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeString, DeTable, DeValue},
 };
 
 use crate::units::{nearest, unknown_word};
@@ -194,6 +194,15 @@ impl<'a> Table<'a> {
         self.asked.borrow_mut().push(key);
         let value = self.table.get(key)?;
         Some(Field { value, path: self.path_of(key), problems: self.problems })
+    }
+
+    /// All that the table holds, where any key may be: with its name.
+    pub(super) fn entries(self) -> Vec<(&'a str, Field<'a>)> {
+        let field = |(key, value): (&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>)| {
+            let name: &'a str = key.get_ref().as_ref();
+            (name, Field { value, path: self.path_of(name), problems: self.problems })
+        };
+        self.table.iter().map(field).collect()
     }
 
     /// Reports a key that is missing; `example` is what would be right.

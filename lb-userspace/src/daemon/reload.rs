@@ -143,6 +143,7 @@ impl<B: Balancer> Daemon<B> {
         let kept = self.config.clone();
         self.config = Config {
             interfaces: kept.interfaces,
+            hooks: kept.hooks,
             xdp: kept.xdp,
             allow_generic_gro: kept.allow_generic_gro,
             reattach: kept.reattach,

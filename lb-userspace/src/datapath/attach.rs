@@ -2,28 +2,26 @@
 //! daemon and the next one can swap the program in place.
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::programs::{
-    self, XdpMode,
-    links::{FdLink, PinnedLink},
-    xdp::XdpLink,
+    self, LinkOrder, SchedClassifier, TcAttachType, XdpMode, links::FdLink, tc::TcAttachOptions,
 };
 use tracing::{info, warn};
 
 use super::{
     kernel_link,
-    pin_names::{self, link_path},
-    sys::{LinkInfo, detach_link},
-    variants::Variants,
+    pin_names::{self, Kind, aside_path},
+    pinned::{self, Kept},
+    sys,
+    variants::{Mode, Variants},
 };
 use crate::{
     netlink::gro,
-    settings::{Settings, XdpModes},
+    settings::{Attach, Settings, TcOrder, XdpModes},
     status,
 };
 
@@ -32,7 +30,7 @@ use crate::{
 pub(super) struct Link {
     interface: String,
     ifindex: u32,
-    generic: bool,
+    mode: Mode,
     path: PathBuf,
 }
 
@@ -42,9 +40,9 @@ impl Link {
         &self.interface
     }
 
-    /// Whether the network stack runs the program, not the driver. A link keeps its mode.
-    pub(super) const fn is_generic(&self) -> bool {
-        self.generic
+    /// How the interface runs the program. A link keeps its mode.
+    pub(super) const fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// Where it is pinned.
@@ -54,94 +52,63 @@ impl Link {
 
     /// What the kernel tells of it at this moment; `programs` are the ids of ours.
     pub(super) fn status(&self, programs: &[u32]) -> status::Interface {
-        let there = kernel_link::attached(self.ifindex).ok().flatten();
-        let generic = there.map_or(self.generic, |there| there.generic);
+        let foreign = |id: &&u32| self.mode == Mode::Tc && !programs.contains(id);
+        let others = sys::tcx_programs(self.ifindex).unwrap_or_default();
         status::Interface {
             name: self.interface.clone(),
             ifindex: self.ifindex,
-            mode: if generic { "generic" } else { "native" }.into(),
+            mode: self.mode.name().into(),
             attached: self.problem(programs).is_none(),
+            others: others.iter().filter(foreign).map(|id| kernel_link::named(*id)).collect(),
         }
     }
 
     /// Why the interface does not run a program with one of these ids, if it does not.
     pub(super) fn problem(&self, programs: &[u32]) -> Option<String> {
-        let info = match LinkInfo::of_pinned(&self.path) {
-            Ok(info) => Some(info),
+        let kept = match pinned::kept(&self.path) {
+            Ok(kept) => Some(kept),
             // Nothing is seen of it at this moment, which is no reason to give it up.
-            Err(error) if is_shortage(&error) => return None,
+            Err(error) if pinned::is_shortage(&error) => return None,
             Err(_) => None,
         };
-        if let Some(info) = info.filter(|info| info.ifindex == self.ifindex) {
-            let other = || format!("its link runs {}", kernel_link::named(info.program));
-            return (!programs.contains(&info.program)).then(other);
+        if let Some(kept) = kept.filter(|kept| kept.ifindex == self.ifindex) {
+            let other = || format!("its link runs {}", kernel_link::named(kept.program));
+            return (!programs.contains(&kept.program)).then(other);
         }
         let Ok(ifindex) = kernel_link::ifindex(&self.interface) else {
             return Some("there is no interface of this name".into());
         };
         Some(match kernel_link::attached(ifindex) {
-            Ok(Some(foreign)) => format!("{} is there", kernel_link::named(foreign.program)),
-            Ok(None) if ifindex != self.ifindex => "the interface was made anew".into(),
-            Ok(None) => "the program was detached".into(),
+            Ok(Some(foreign)) if self.mode != Mode::Tc => {
+                format!("{} is there", kernel_link::named(foreign.program))
+            }
+            Ok(_) if ifindex != self.ifindex => "the interface was made anew".into(),
+            Ok(_) => "the program was detached".into(),
             Err(error) => format!("{error:#}"),
         })
     }
 }
 
-/// Whether something could not be opened because this process or the system is at its limit.
-pub(super) fn is_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
-/// The pinned links.
-pub(super) fn pinned_links(pin_dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut links = Vec::new();
-    if pin_dir.exists() {
-        for entry in fs::read_dir(pin_dir).with_context(|| format!("list {}", pin_dir.display()))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(pin_names::PREFIX) {
-                links.push(entry.path());
-            }
-        }
-    }
-    links.sort();
-    Ok(links)
-}
-
-/// The ids of the programs that the pinned links run.
-pub(super) fn running(pin_dir: &Path) -> Result<BTreeSet<u32>> {
-    let program = |link: PathBuf| {
-        let info = LinkInfo::of_pinned(&link);
-        Ok(info.with_context(|| format!("open {}", link.display()))?.program)
-    };
-    pinned_links(pin_dir)?.into_iter().map(program).collect()
-}
-
-/// Takes the program of a pinned link off its interface, and the pin away.
-pub(super) fn remove_link(path: &Path) -> Result<()> {
-    let context = || format!("remove {}", path.display());
-    if LinkInfo::of_pinned(path).is_ok_and(|info| info.ifindex != 0) {
-        detach_link(path).with_context(context)?;
-    }
-    fs::remove_file(path).with_context(context)
-}
-
 /// Puts the program on every interface of the settings, and takes it off all others; tells of each
 /// that has it.
 ///
-/// What can be refused comes first, so that a start that fails leaves what runs as it was.
+/// What can be refused comes first, so that a start that fails leaves what runs as it was. An interface that gets
+/// another hook has both for a moment, so that no packet meets it without: what XDP sends on does not come to tc, and
+/// what it passes tc passes.
 pub(super) fn attach(
     programs: &mut Variants<'_>,
     settings: &Settings,
     done: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<Link>> {
-    let context = |interface: &str| format!("attach the XDP program to {interface}");
+    let context = |interface: &str| format!("attach the balancer's program to {interface}");
     let mut places = Vec::new();
     for interface in &settings.interfaces {
-        places.push(Place::of(interface, settings).with_context(|| context(interface))?);
-    }
-    if settings.xdp != XdpModes::Native {
-        programs.get(true)?;
+        let place = Place::of(interface, settings).with_context(|| context(interface))?;
+        // Before anything is changed.
+        if let [mode] = *place.allowed {
+            programs.get(mode)?;
+        }
+        places.push(place);
     }
     // A mode that is configured anew ends the old one first, which is risky: last.
     places.sort_by_key(|place| place.task);
@@ -150,25 +117,26 @@ pub(super) fn attach(
     for place in places {
         let interface = place.interface.clone();
         let task = place.task;
-        let link = match place.take(programs, settings).with_context(|| context(&interface)) {
-            Ok(link) => link,
+        let taken = place.take(programs, settings).with_context(|| context(&interface));
+        let (link, is_new) = match taken {
+            Ok(taken) => taken,
             Err(error) => {
                 if task == Task::Make {
-                    made.iter().for_each(|path: &PathBuf| drop(remove_link(path)));
+                    made.iter().for_each(|path: &PathBuf| drop(pinned::remove(path)));
                 }
                 return Err(error);
             }
         };
-        if task == Task::Make {
+        if is_new && task == Task::Make {
             made.push(link.path.clone());
         }
         links.push(link);
         done()?;
     }
-    for path in pinned_links(&settings.pin_dir)? {
+    for path in pinned::all(&settings.pin_dir)? {
         if !links.iter().any(|link| link.path == path) {
-            remove_link(&path)?;
-            info!(link = %path.display(), "program detached: the interface is not configured");
+            pinned::remove(&path)?;
+            info!(link = %path.display(), "program detached: it is not configured there");
         }
     }
     let order = |link: &Link| settings.interfaces.iter().position(|name| *name == link.interface);
@@ -183,27 +151,34 @@ pub(super) fn reattach(
     settings: &Settings,
 ) -> Result<Link> {
     let place = Place::of(interface, settings)?;
-    if place.task == Task::Swap {
-        let info = LinkInfo::of_pinned(&place.path).context("open the pinned link")?;
+    if let Some((mode, kept)) = place.there {
         // Whoever has put another program into our link meant to.
         ensure!(
-            info.program == programs.get(place.generic)?.info()?.id(),
+            kept.program == programs.get(mode)?.info()?.id(),
             "its link runs {}",
-            kernel_link::named(info.program)
+            kernel_link::named(kept.program)
         );
     }
     // Never in place of somebody else's: that is for the operator to say, at a start.
-    place.take(programs, &Settings { force: false, ..settings.clone() })
+    let (link, _) = place.take(programs, &Settings { force: false, ..settings.clone() })?;
+    // An interface that was made anew may have got another hook.
+    for kind in [Kind::Xdp, Kind::Tcx, Kind::Clsact] {
+        let path = kind.path(&settings.pin_dir, interface);
+        if path != link.path && path.exists() {
+            pinned::remove(&path)?;
+        }
+    }
+    Ok(link)
 }
 
 /// What is to be done for an interface, in the order in which it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Task {
-    /// There is no link, or it is dead: the interface was made anew.
+    /// There is no link, or it is dead: the interface was made anew. Or it gets another hook as well.
     Make,
     /// The link gets the program.
     Swap,
-    /// The link has another mode than is wanted.
+    /// The link has another mode of XDP than is wanted, and has to go first.
     Replace,
 }
 
@@ -212,103 +187,211 @@ enum Task {
 struct Place {
     interface: String,
     ifindex: u32,
-    generic: bool,
-    path: PathBuf,
+    /// The modes that it may get, the best first.
+    allowed: Vec<Mode>,
+    /// The link that it has; if it has two, as after a crash, that of the best mode.
+    there: Option<(Mode, Kept)>,
+    /// What tc programs are kept by.
+    tc: Kind,
     task: Task,
+}
+
+/// The modes that an interface may get, the best first.
+fn allowed(interface: &str, settings: &Settings) -> Vec<Mode> {
+    match (settings.hooks.of(interface), settings.xdp) {
+        (Attach::Tc, _) => vec![Mode::Tc],
+        (Attach::Auto, XdpModes::Native) => vec![Mode::Native, Mode::Tc],
+        (_, XdpModes::Native) => vec![Mode::Native],
+        (_, XdpModes::NativeOrGeneric) => vec![Mode::Native, Mode::Generic],
+        (_, XdpModes::Generic) => vec![Mode::Generic],
+    }
 }
 
 impl Place {
     fn of(interface: &str, settings: &Settings) -> Result<Self> {
         let ifindex = kernel_link::ifindex(interface)?;
         pin_names::adopt_legacy(&settings.pin_dir, interface, ifindex)?;
-        let path = link_path(&settings.pin_dir, interface);
-        let there = kernel_link::attached(ifindex)?;
-        let generic = there.is_some_and(|there| there.generic);
-        let mut task = Task::Make;
-        if path.exists() {
-            let info =
-                LinkInfo::of_pinned(&path).with_context(|| format!("open {}", path.display()))?;
-            ensure!(info.kind == LinkInfo::XDP, "{} is no XDP link; remove it", path.display());
-            let allowed = match settings.xdp {
-                XdpModes::Native => !generic,
-                XdpModes::NativeOrGeneric => true,
-                XdpModes::Generic => generic,
-            };
-            if info.ifindex == ifindex {
-                task = if allowed { Task::Swap } else { Task::Replace };
-            }
-        }
+        // Before Linux 6.6 the kernel does not know the question.
+        let has_links = settings.tc_links && sys::tcx_programs(ifindex).is_ok();
+        let tc = if has_links { Kind::Tcx } else { Kind::Clsact };
+        let xdp = pinned::live(&Kind::Xdp.path(&settings.pin_dir, interface), ifindex)?;
+        let by_tc = pinned::live(&tc.path(&settings.pin_dir, interface), ifindex)?;
+        let generic = kernel_link::attached(ifindex)?.is_some_and(|there| there.generic);
+        let xdp = xdp.map(|kept| (Mode::of_xdp(generic), kept));
+        let by_tc = by_tc.map(|kept| (Mode::Tc, kept));
+        let allowed = allowed(interface, settings);
+        let there = [xdp, by_tc].into_iter().flatten().find(|(mode, _)| allowed.contains(mode));
+        let task = match there {
+            Some(_) => Task::Swap,
+            None if xdp.is_some() && allowed != [Mode::Tc] => Task::Replace,
+            None => Task::Make,
+        };
         // Before the link that there is goes.
-        if task != Task::Swap && settings.xdp == XdpModes::Generic {
+        if task != Task::Swap && allowed == [Mode::Generic] {
             check_gro(interface, settings)?;
         }
-        Ok(Self { interface: interface.into(), ifindex, generic, path, task })
+        Ok(Self { interface: interface.into(), ifindex, allowed, there, tc, task })
     }
 
-    fn take(self, programs: &mut Variants<'_>, settings: &Settings) -> Result<Link> {
-        let Self { interface, ifindex, mut generic, path, task } = self;
-        if task == Task::Swap {
-            swap(programs.get(generic)?, &path)?;
-            info!(interface, "program swapped in place");
+    /// Gives the interface the program; whether by a new link.
+    fn take(self, programs: &mut Variants<'_>, settings: &Settings) -> Result<(Link, bool)> {
+        let mut refused = None;
+        for &mode in &self.allowed {
+            let Self { interface, ifindex, there, .. } = &self;
+            let kind = if mode == Mode::Tc { self.tc } else { Kind::Xdp };
+            let path = kind.path(&settings.pin_dir, interface);
+            let is_new = there.is_none_or(|(there, _)| there != mode);
+            // A link of XDP that is there stays, whichever of the allowed modes it has.
+            if is_new && mode != Mode::Tc && there.is_some_and(|(there, _)| there != Mode::Tc) {
+                continue;
+            }
+            let done = if is_new {
+                self.make(mode, programs, settings, &path)
+            } else {
+                self.swap(mode, programs, settings, &path)
+            };
+            match done {
+                Ok(()) => {
+                    if let Some(error) = &refused {
+                        info!(interface, "{error:#}; it gets {mode} instead");
+                    }
+                    let link = Link { interface: interface.clone(), ifindex: *ifindex, mode, path };
+                    if mode == Mode::Generic {
+                        warn_of_generic(interface);
+                    }
+                    return Ok((link, is_new));
+                }
+                Err(Refusal::Foreign(error)) => return Err(error),
+                Err(Refusal::Mode(error)) => refused = Some(error),
+            }
+        }
+        let refused = refused.unwrap_or_else(|| anyhow!("no mode is allowed"));
+        Err(match *self.allowed {
+            [Mode::Native] => refused.context(
+                "the driver refuses native XDP; with `attach = \"auto\"` or `\"tc\"` the interface gets \
+                 the tc program",
+            ),
+            _ => refused,
+        })
+    }
+
+    fn swap(
+        &self,
+        mode: Mode,
+        programs: &mut Variants<'_>,
+        settings: &Settings,
+        path: &Path,
+    ) -> Result<(), Refusal> {
+        let (interface, order) = (self.interface.as_str(), settings.hooks.tc_order);
+        match (mode, self.tc) {
+            (Mode::Tc, Kind::Clsact) => {
+                pinned::put_filter(programs.get(mode)?, self.ifindex, order)?;
+            }
+            (Mode::Tc, _) if !is_in_order(self.ifindex, path, order)? => {
+                // A link keeps its place: another one is made, and this one goes.
+                let aside = aside_path(&settings.pin_dir, interface);
+                new_tcx_link(programs.tc()?, interface, order, &aside)?;
+                pinned::remove(path)?;
+                let renamed = fs::rename(&aside, path);
+                renamed.with_context(|| format!("rename {}", aside.display()))?;
+            }
+            _ => pinned::swap(programs.get(mode)?, path)?,
+        }
+        info!(interface, %mode, "program swapped in place");
+        Ok(())
+    }
+
+    fn make(
+        &self,
+        mode: Mode,
+        programs: &mut Variants<'_>,
+        settings: &Settings,
+        path: &Path,
+    ) -> Result<(), Refusal> {
+        let Self { interface, ifindex, .. } = self;
+        if path.exists() {
+            pinned::remove(path)?;
+        }
+        let order = settings.hooks.tc_order;
+        if mode == Mode::Tc && self.tc == Kind::Clsact {
+            let program = programs.get(mode)?;
+            fs::create_dir(path).with_context(|| format!("make {}", path.display()))?;
+            pinned::put_filter(program, *ifindex, order)
+                .inspect_err(|_| drop(fs::remove_dir(path)))?;
+        } else if mode == Mode::Tc {
+            new_tcx_link(programs.tc()?, interface, order, path)?;
         } else {
-            if path.exists() {
-                remove_link(&path)?;
-            }
             // What is there after our own link is gone is not ours.
-            if let Some(foreign) = kernel_link::attached(ifindex)? {
-                evict(&interface, ifindex, foreign, settings.force)?;
+            if let Some(foreign) = kernel_link::attached(*ifindex)? {
+                let evicted = evict(interface, *ifindex, foreign, settings.force);
+                evicted.map_err(Refusal::Foreign)?;
             }
-            generic = new_link_by(programs, &interface, ifindex, settings, &path)?;
-            info!(interface, generic, "program attached");
-        }
-        if generic {
-            warn!(interface, "generic XDP: every packet costs more than by the driver");
-            let below = gro::below(&interface);
-            if !below.is_empty() {
-                let mend = gro::mend(&below);
-                warn!(
-                    interface,
-                    "generic XDP behind GRO: what is merged below is too big to be sent on, and clients \
-                     stall; {mend}"
-                );
+            let generic = mode == Mode::Generic;
+            if generic {
+                check_gro(interface, settings)?;
             }
+            let xdp_mode = if generic { XdpMode::Skb } else { XdpMode::Driver };
+            new_link(programs.xdp(generic)?, *ifindex, xdp_mode, path)?;
         }
-        Ok(Link { interface, ifindex, generic, path })
+        info!(interface, %mode, "program attached");
+        Ok(())
     }
 }
 
-/// Makes a link in the first of the modes that can be had; whether it is generic.
-fn new_link_by(
-    programs: &mut Variants<'_>,
-    interface: &str,
-    ifindex: u32,
-    settings: &Settings,
-    path: &Path,
-) -> Result<bool> {
-    let modes = settings.xdp;
-    let order: &[XdpMode] = match modes {
-        XdpModes::Native => &[XdpMode::Driver],
-        XdpModes::NativeOrGeneric => &[XdpMode::Driver, XdpMode::Skb],
-        XdpModes::Generic => &[XdpMode::Skb],
-    };
-    let mut refused = None;
-    for &mode in order {
-        let generic = mode == XdpMode::Skb;
-        let allowed = if generic { check_gro(interface, settings) } else { Ok(()) };
-        let done = allowed.and_then(|()| new_link(programs.get(generic)?, ifindex, mode, path));
-        match done {
-            Ok(()) => return Ok(generic),
-            Err(error) => refused = Some(error),
-        }
+/// Why an interface does not get the program in a mode.
+enum Refusal {
+    /// Somebody else's program is there, which no other mode changes.
+    Foreign(anyhow::Error),
+    /// Another mode may do.
+    Mode(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Mode(error)
     }
-    let refused = refused.unwrap_or_else(|| anyhow!("no mode is allowed"));
-    Err(match modes {
-        XdpModes::Native => refused.context(
-            "the driver refuses native XDP; with `xdp = \"native-or-generic\"` the network stack \
-             runs the program, more slowly",
-        ),
-        _ => refused,
-    })
+}
+
+fn warn_of_generic(interface: &str) {
+    warn!(interface, "generic XDP: every packet costs more than by the driver");
+    let below = gro::below(interface);
+    if !below.is_empty() {
+        let mend = gro::mend(&below);
+        warn!(
+            interface,
+            "generic XDP behind GRO: what is merged below is too big to be sent on, and clients stall; {mend}"
+        );
+    }
+}
+
+/// Whether the pinned link's program runs where it is to run among those of the interface.
+fn is_in_order(ifindex: u32, path: &Path, order: TcOrder) -> Result<bool> {
+    let own = pinned::kept(path).with_context(|| format!("open {}", path.display()))?;
+    let programs = sys::tcx_programs(ifindex).context("list the interface's tc programs")?;
+    let place = match order {
+        TcOrder::First => programs.first(),
+        TcOrder::Last => programs.last(),
+    };
+    Ok(place == Some(&own.program))
+}
+
+fn new_tcx_link(
+    program: &mut SchedClassifier,
+    interface: &str,
+    order: TcOrder,
+    path: &Path,
+) -> Result<()> {
+    let options = TcAttachOptions::TcxOrder(match order {
+        TcOrder::First => LinkOrder::first(),
+        TcOrder::Last => LinkOrder::last(),
+    });
+    let id = program
+        .attach_with_options(interface, TcAttachType::Ingress, options)
+        .map_err(|error| anyhow!("{error:#}: {}", source(&error)))?;
+    let link = program.take_link(id).context("take the link")?;
+    let link = FdLink::try_from(link).map_err(|_| anyhow!("the kernel made no tc link"))?;
+    link.pin(path).with_context(|| format!("pin the link as {}", path.display()))?;
+    Ok(())
 }
 
 /// Refuses a new link in generic mode where GRO is on below, unless the operator insists.
@@ -317,16 +400,6 @@ fn check_gro(interface: &str, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     gro::refuse(interface, "`allow_generic_gro = true` in the configuration")
-}
-
-/// Lets the pinned link run this program instead of the one that it has, without a gap.
-pub(super) fn swap(program: &mut programs::Xdp, path: &Path) -> Result<()> {
-    let pinned = PinnedLink::from_pin(path).context("open the pinned link")?;
-    let link = XdpLink::try_from(FdLink::from(pinned)).context("take the pinned link over")?;
-    let id = program.attach_to_link(link).context("swap the program")?;
-    // The pin keeps the link; what is dropped here is a descriptor.
-    drop(program.take_link(id).context("take the link")?);
-    Ok(())
 }
 
 fn new_link(program: &mut programs::Xdp, ifindex: u32, mode: XdpMode, path: &Path) -> Result<()> {
@@ -352,7 +425,8 @@ fn evict(interface: &str, ifindex: u32, foreign: kernel_link::Attached, force: b
         bail!(
             "{named} is there; take it off with what put it there (`lbctl decap detach --dev \
              {interface}`, `lbctl detach --pin-dir DIR`, `ip link set {interface} xdp off`), or \
-             start lbd with --force, which replaces it unless a link holds it"
+             start lbd with --force, which replaces it unless a link holds it; with `attach = \"tc\"` it \
+             stays, and lbd's program runs behind it"
         );
     }
     kernel_link::remove(ifindex, foreign).with_context(|| {

@@ -14,9 +14,9 @@ use zerocopy::FromBytes as _;
 use super::{
     attach, entry, load,
     mmap::Mapped,
-    monotonic, program_pins,
-    sys::{LinkInfo, Table},
-    variants::{self, BALANCE, CAPTURE, Variants},
+    monotonic, pinned, program_pins,
+    sys::Table,
+    variants::{self, BALANCE, CAPTURE, Mode, Variants},
     xdp::Xdp,
 };
 use crate::{
@@ -33,7 +33,7 @@ pub struct Loader {
     cpus: u32,
     plan: Plan,
     /// The modes of the links.
-    modes: BTreeSet<bool>,
+    modes: BTreeSet<Mode>,
 }
 
 impl Loader {
@@ -72,7 +72,7 @@ impl Loader {
             reserved: 0,
         };
         let folder = load::current(&xdp.settings.pin_dir);
-        let modes = xdp.links.iter().map(attach::Link::is_generic).collect();
+        let modes = xdp.links.iter().map(attach::Link::mode).collect();
         Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan, modes })
     }
 
@@ -80,8 +80,8 @@ impl Loader {
     pub fn load(self) -> Result<Capturer> {
         let mut object =
             load::load_object(objects::CAPTURE, &self.folder, &self.limits, self.cpus)?;
-        for generic in self.modes {
-            let program = variants::loaded(&mut object, CAPTURE.of(generic));
+        for mode in self.modes {
+            let program = CAPTURE.of(mode).and_then(|name| variants::loaded(&mut object, name));
             program.context("load the program that captures")?;
         }
         Ok(Capturer { object, plan: self.plan })
@@ -171,13 +171,13 @@ impl Xdp {
         let tap = capturer.tap()?;
         let folder = load::current(&self.settings.pin_dir);
         let mut programs = Variants::new(&mut capturer.object, CAPTURE, &folder);
-        for (_, generic) in &pins {
-            programs.get(*generic)?;
+        for (_, mode) in &pins {
+            programs.get(*mode)?;
         }
         self.capture = Some(Captures { programs: CAPTURE.loaded(&capturer.object) });
         let mut programs = Variants::new(&mut capturer.object, CAPTURE, &folder);
-        for (pin, generic) in pins {
-            let swapped = programs.get(generic).and_then(|program| attach::swap(program, &pin));
+        for (pin, mode) in pins {
+            let swapped = programs.get(mode).and_then(|program| pinned::swap(program, &pin));
             if let Err(error) = swapped {
                 // Another link may have it already.
                 return Err(match self.swap_back() {
@@ -195,9 +195,9 @@ impl Xdp {
         let captures = captures.clone();
         let folder = load::current(&self.settings.pin_dir);
         let mut failed = None;
-        for (pin, generic) in self.pins_of(&captures)? {
+        for (pin, mode) in self.pins_of(&captures)? {
             let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
-            let swapped = programs.get(generic).and_then(|program| attach::swap(program, &pin));
+            let swapped = programs.get(mode).and_then(|program| pinned::swap(program, &pin));
             failed = swapped.err().or(failed);
         }
         match failed {
@@ -213,17 +213,17 @@ impl Xdp {
         }
     }
 
-    /// The pins of the links that run one of these programs, each with whether it is in generic mode.
-    fn pins_of(&self, programs: &[u32]) -> Result<Vec<(PathBuf, bool)>> {
+    /// The pins of the links that run one of these programs, each with its mode.
+    fn pins_of(&self, programs: &[u32]) -> Result<Vec<(PathBuf, Mode)>> {
         let mut pins = Vec::new();
         for link in &self.links {
             let pin = link.path();
-            match LinkInfo::of_pinned(pin) {
-                Ok(info) if programs.contains(&info.program) => {
-                    pins.push((pin.to_owned(), link.is_generic()));
+            match pinned::kept(pin) {
+                Ok(kept) if programs.contains(&kept.program) => {
+                    pins.push((pin.to_owned(), link.mode()));
                 }
                 // It may run the program, and must not be passed over.
-                Err(error) if attach::is_shortage(&error) => {
+                Err(error) if pinned::is_shortage(&error) => {
                     return Err(error).with_context(|| format!("open {}", pin.display()));
                 }
                 // It is gone, as with its interface, or runs another one.

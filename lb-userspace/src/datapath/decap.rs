@@ -34,7 +34,7 @@ use self::{
     lists::{ADDRESSES, Lists, VIPS, key_of},
     pins::Pins,
 };
-use super::variants::{self, DECAP};
+use super::variants::{self, DECAP, Mode};
 use crate::{
     flows::Prefix,
     netlink::{gro, query},
@@ -217,7 +217,8 @@ fn load(sources: &[Prefix], lists: &Lists, pins: &Pins) -> Result<Ebpf> {
 
 /// The program for a mode, loaded.
 fn variant(object: &mut Ebpf, generic: bool) -> Result<&mut Xdp> {
-    variants::loaded(object, DECAP.of(generic)).context("load the decapsulator")
+    let program = DECAP.of(Mode::of_xdp(generic)).and_then(|name| variants::loaded(object, name));
+    program.context("load the decapsulator")?.try_into().context("the program is not XDP")
 }
 
 fn attach_link(object: &mut Ebpf, dev: &str, options: &Options) -> Result<(FdLink, bool)> {

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 
-use super::{attach, bpffs, folders, verify};
+use super::{bpffs, folders, pinned, verify};
 
 /// Removes links first, so that the program is gone before its maps, then the maps of every
 /// version. What was removed, for people; empty if there was nothing.
@@ -20,8 +20,8 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
 /// The same for who has the lock.
 pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    for link in attach::pinned_links(pin_dir)? {
-        attach::remove_link(&link)?;
+    for link in pinned::all(pin_dir)? {
+        pinned::remove(&link)?;
         removed.push(format!("program detached: {}", link.display()));
     }
     for folder in folders::all(pin_dir)? {

@@ -212,6 +212,7 @@ impl DataPlane for Fake {
             ifindex: 1,
             mode: "native".into(),
             attached: problem.is_none(),
+            others: Vec::new(),
         };
         self.interfaces.iter().map(interface).collect()
     }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
 use lb_common::abi::ABI_VERSION;
 
-use super::{attach, kernel_link, layouts, program_pins, rings};
+use super::{kernel_link, layouts, pinned, program_pins, rings};
 
 /// A folder of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,7 +162,7 @@ pub fn stand(pin_dir: &Path) -> Result<Standing> {
         sets.push(Set { folder, maps, whole });
     }
     let mut running = Vec::new();
-    for id in attach::running(pin_dir)? {
+    for id in pinned::running(pin_dir)? {
         running.push(match programs.remove(&id) {
             Some(maps) => maps,
             None => kernel_link::program_maps(id)?,

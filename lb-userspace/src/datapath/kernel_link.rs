@@ -73,7 +73,7 @@ pub fn remove(ifindex: u32, attached: Attached) -> Result<()> {
 }
 
 /// Sends a request; the answer, or none for an acknowledgement.
-fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetlinkMessage>> {
+pub fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetlinkMessage>> {
     let mut message = NetlinkMessage::from(message);
     message.header.flags = NLM_F_REQUEST | flags;
     message.finalize();
@@ -90,6 +90,12 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetli
         NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io().into()),
         _ => Ok(None),
     }
+}
+
+/// Whether the kernel has refused a request with one of these error numbers.
+pub fn is_error(error: &anyhow::Error, numbers: &[i32]) -> bool {
+    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    number.is_some_and(|number| numbers.contains(&number))
 }
 
 /// A loaded program, found by its number.
@@ -111,8 +117,8 @@ pub fn program_maps(id: u32) -> Result<BTreeSet<u32>> {
 /// A loaded program as people know it.
 pub fn named(id: u32) -> String {
     match program(id) {
-        Ok(ProgramInfo { name: Some(name), .. }) => format!("the XDP program `{name}` (id {id})"),
+        Ok(ProgramInfo { name: Some(name), .. }) => format!("the program `{name}` (id {id})"),
         // It has none, or one has to be root to see it.
-        _ => format!("the XDP program with id {id}"),
+        _ => format!("the program with id {id}"),
     }
 }

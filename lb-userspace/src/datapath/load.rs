@@ -22,10 +22,11 @@ use super::{
     maps::{self, Maps},
     migrate::{self, Source, Step},
     pin_log::PinLog,
+    pinned,
     program_log::ProgramLog,
     program_pins, pull,
     service_index::ServiceIndex,
-    variants::{self, Variants},
+    variants::{self, Mode, Variants},
     xdp::{self, Xdp},
 };
 use crate::{
@@ -83,7 +84,7 @@ impl Xdp {
 
 /// Removes what a start that has failed leaves and nothing uses.
 fn tidy(pin_dir: &Path, made: bool) {
-    let links = attach::pinned_links(pin_dir);
+    let links = pinned::all(pin_dir);
     if made && links.is_ok_and(|links| links.is_empty()) {
         // The next start is to be free to size the maps.
         let _ = super::detach::remove(pin_dir);
@@ -95,7 +96,7 @@ fn tidy(pin_dir: &Path, made: bool) {
             let _ = folders::remove(&folder.path(pin_dir));
         }
     }
-    if let Ok(running) = attach::running(pin_dir) {
+    if let Ok(running) = pinned::running(pin_dir) {
         let _ = program_pins::retain(&CURRENT.path(pin_dir), &running);
     }
 }
@@ -216,7 +217,7 @@ impl Start {
         // Before the program is borrowed; it needs the maps until it is loaded, and so they are kept.
         let log = ProgramLog::take(&mut object)?;
         let mut programs = Variants::new(&mut object, variants::BALANCE, &path);
-        let program_id = programs.get(false)?.info().context("ask for the program")?.id();
+        let program_id = programs.get(Mode::Native)?.info().context("ask for the program")?.id();
         // Made right before the program asks it, whatever a predecessor's end left of it.
         let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
@@ -232,7 +233,7 @@ impl Start {
             migrate::take_place(pin_dir, folder, from.map(|from| from.folder), &mut done)?;
             maps.rings.moved(&CURRENT.path(pin_dir));
         }
-        let mut programs = attach::running(pin_dir)?;
+        let mut programs = pinned::running(pin_dir)?;
         programs.insert(program_id);
         program_pins::retain(&CURRENT.path(pin_dir), &programs)?;
         layouts::unpin_retired(&CURRENT.path(pin_dir))?;

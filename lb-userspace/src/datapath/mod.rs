@@ -26,6 +26,7 @@ use crate::{
 mod attach;
 mod bpffs;
 pub mod capture;
+mod clsact;
 mod counters;
 pub mod decap;
 mod detach;
@@ -44,6 +45,7 @@ mod mmap;
 mod own_macs;
 mod pin_log;
 mod pin_names;
+mod pinned;
 mod prepare;
 pub mod probe;
 mod program_log;

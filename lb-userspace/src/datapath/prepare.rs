@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::{
-    attach, bpffs, folders, layouts, load, maps, program_pins,
+    bpffs, folders, layouts, load, maps, pinned, program_pins,
     sys::program::{ProgramInfo, open_program, pin_program},
 };
 
@@ -36,7 +36,7 @@ pub fn prepare(pin_dir: &Path) -> Result<Vec<String>> {
             sets.push((folders::map_ids(&path)?, path));
         }
     }
-    for id in attach::running(pin_dir)?.difference(&pinned).copied() {
+    for id in pinned::running(pin_dir)?.difference(&pinned).copied() {
         let opened = open_program(id).with_context(|| format!("open program {id}"))?;
         let info = ProgramInfo::of(&opened).with_context(|| format!("ask for program {id}"))?;
         // One that has none of these maps is not ours, and what it has is of no interest.

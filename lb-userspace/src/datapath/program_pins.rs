@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::programs;
+use aya::programs::Program;
 
 use super::sys::program::ProgramInfo;
 
@@ -23,7 +23,7 @@ pub fn path(folder: &Path, id: u32) -> PathBuf {
 }
 
 /// Pins a program that is loaded, unless it is; its id.
-pub fn pin(folder: &Path, program: &mut programs::Xdp) -> Result<u32> {
+pub fn pin(folder: &Path, program: &mut Program) -> Result<u32> {
     let id = program.info().context("ask for the program")?.id();
     let path = path(folder, id);
     if !path.exists() {

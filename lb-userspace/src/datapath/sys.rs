@@ -28,6 +28,7 @@ const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
 const LINK_DETACH: libc::c_int = 34;
 const PROG_TEST_RUN: libc::c_int = 10;
+const PROG_QUERY: libc::c_int = 16;
 
 /// A command of bpf(2) with its attributes.
 ///
@@ -358,11 +359,11 @@ where
     }
 }
 
-/// What the kernel tells of an XDP link.
+/// What the kernel tells of a link of XDP or tc.
 #[derive(Clone, Copy, Debug, IntoBytes, FromBytes)]
 #[repr(C)]
 pub struct LinkInfo {
-    /// Kind of link; 6 is XDP.
+    /// Kind of link: [`Self::XDP`] or [`Self::TCX`].
     pub kind: u32,
     /// Id of the link.
     pub id: u32,
@@ -377,6 +378,8 @@ pub struct LinkInfo {
 impl LinkInfo {
     /// `BPF_LINK_TYPE_XDP`.
     pub const XDP: u32 = 6;
+    /// `BPF_LINK_TYPE_TCX`.
+    pub const TCX: u32 = 11;
 
     /// Of the link that is pinned at `path`.
     pub fn of_pinned(path: &Path) -> io::Result<Self> {
@@ -391,6 +394,39 @@ impl LinkInfo {
         unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
         Ok(info)
     }
+}
+
+/// For `PROG_QUERY`.
+#[derive(IntoBytes, FromBytes)]
+#[repr(C)]
+struct Query {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    reserved: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+
+/// The ids of the programs at the ingress of an interface, in the order in which they run (TCX, Linux 6.6).
+pub fn tcx_programs(ifindex: u32) -> io::Result<Vec<u32>> {
+    /// `BPF_TCX_INGRESS`.
+    const TCX_INGRESS: u32 = 46;
+    // As many as there may be (`BPF_MPROG_MAX`).
+    let mut programs = [0_u32; 64];
+    let mut attr = Query::new_zeroed();
+    attr.ifindex = ifindex;
+    attr.attach_type = TCX_INGRESS;
+    attr.programs = programs.as_mut_ptr() as u64;
+    attr.count = programs.len() as u32;
+    // SAFETY: `programs` has room for `count` ids, and no other pointer is set.
+    unsafe { bpf(PROG_QUERY, &mut attr) }?;
+    Ok(programs[..(attr.count as usize).min(programs.len())].to_vec())
 }
 
 /// Takes the program of the link that is pinned at `path` off its interface, at once: removing the

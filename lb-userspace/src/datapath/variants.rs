@@ -1,17 +1,56 @@
-//! The two variants of a program: one for drivers, which takes frames of several buffers (`xdp.frags`), and one for
-//! generic mode, which does not.
+//! The variants of a program, by the mode in which it runs: one for drivers, which takes frames of several buffers
+//! (`xdp.frags`), one for generic XDP, which does not, and one for tc.
 //!
 //! In generic mode the kernel makes a frame of several buffers ready for a program without frags by making it one
 //! buffer (`skb_linearize`), as it always did. For one with frags, Linux 6.9 and later copy it into buffers of a page
 //! pool (`skb_pp_cow_data`), and panics of 7.0 and 7.1 are on record there: two segments of a client that GRO merges
-//! are enough. A link keeps its mode, and takes either variant (`bpf_link_update`).
+//! are enough. A link keeps its mode, and takes either XDP variant (`bpf_link_update`).
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result};
-use aya::{Ebpf, programs};
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{self, Program},
+};
 
 use super::{load, program_pins};
+
+/// How an interface runs a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mode {
+    /// XDP, in the driver.
+    Native,
+    /// XDP, in the network stack.
+    Generic,
+    /// tc, at the ingress of the network stack.
+    Tc,
+}
+
+impl Mode {
+    /// Its name in status and metrics.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Tc => "tc",
+        }
+    }
+
+    /// That of XDP by the driver or by the network stack.
+    pub(super) const fn of_xdp(generic: bool) -> Self {
+        if generic { Self::Generic } else { Self::Native }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// The names of a program's variants in its object.
 #[derive(Clone, Copy, Debug)]
@@ -20,28 +59,36 @@ pub(super) struct Names {
     pub native: &'static str,
     /// Of the one for generic mode.
     pub generic: &'static str,
+    /// Of the one for tc, if it has one.
+    pub tc: Option<&'static str>,
 }
 
 /// The balancer's.
-pub(super) const BALANCE: Names = Names { native: "balance", generic: "balance_generic" };
+pub(super) const BALANCE: Names =
+    Names { native: "balance", generic: "balance_generic", tc: Some("classify") };
 /// Those of the balancer that captures.
-pub(super) const CAPTURE: Names = Names { native: "capture", generic: "capture_generic" };
+pub(super) const CAPTURE: Names = Names { native: "capture", generic: "capture_generic", tc: None };
 /// The decapsulator's.
-pub(super) const DECAP: Names = Names { native: "decapsulate", generic: "decap_generic" };
+pub(super) const DECAP: Names = Names { native: "decapsulate", generic: "decap_generic", tc: None };
 
 impl Names {
     /// The name of the variant for a mode.
-    pub(super) const fn of(self, generic: bool) -> &'static str {
-        if generic { self.generic } else { self.native }
+    pub(super) fn of(self, mode: Mode) -> Result<&'static str> {
+        match mode {
+            Mode::Native => Ok(self.native),
+            Mode::Generic => Ok(self.generic),
+            Mode::Tc => self.tc.with_context(|| format!("{} has no variant for tc", self.native)),
+        }
     }
 
     /// The ids of the variants that are loaded.
     pub(super) fn loaded(self, object: &Ebpf) -> Vec<u32> {
-        let id = |name| {
-            let program: &programs::Xdp = object.program(name)?.try_into().ok()?;
-            Some(program.info().ok()?.id())
-        };
-        [self.native, self.generic].into_iter().filter_map(id).collect()
+        let id = |name| Some(object.program(name)?.info().ok()?.id());
+        [Some(self.native), Some(self.generic), self.tc]
+            .into_iter()
+            .flatten()
+            .filter_map(id)
+            .collect()
     }
 }
 
@@ -60,20 +107,34 @@ impl<'a> Variants<'a> {
     }
 
     /// The variant for a mode, loaded and pinned: a start that finds it on a link has to know its maps.
-    pub(super) fn get(&mut self, generic: bool) -> Result<&mut programs::Xdp> {
-        let program = loaded(self.object, self.names.of(generic))?;
+    pub(super) fn get(&mut self, mode: Mode) -> Result<&mut Program> {
+        let program = loaded(self.object, self.names.of(mode)?)?;
         program_pins::pin(&self.folder, program)?;
         Ok(program)
+    }
+
+    /// The same for one of XDP.
+    pub(super) fn xdp(&mut self, generic: bool) -> Result<&mut programs::Xdp> {
+        self.get(Mode::of_xdp(generic))?.try_into().context("the program is not XDP")
+    }
+
+    /// The same for the one of tc.
+    pub(super) fn tc(&mut self) -> Result<&mut programs::SchedClassifier> {
+        self.get(Mode::Tc)?.try_into().context("the program is not for tc")
     }
 }
 
 /// A program of an object; the kernel is given it unless it has it.
-pub(super) fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut programs::Xdp> {
+pub(super) fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
     let program = object.program_mut(name);
     let program = program.with_context(|| format!("the object has no program {name}"))?;
-    let program: &mut programs::Xdp = program.try_into().context("the program is not XDP")?;
     if program.fd().is_err() {
-        load::load_program(program).context("the kernel refuses the program")?;
+        match program {
+            Program::Xdp(program) => load::load_program(program),
+            Program::SchedClassifier(program) => load::load_program(program),
+            _ => bail!("the program {name} is neither for XDP nor for tc"),
+        }
+        .context("the kernel refuses the program")?;
     }
     Ok(program)
 }
@@ -92,11 +153,16 @@ mod tests {
         {
             let object = Object::parse(object).expect("an object");
             for generic in [false, true] {
-                let name = names.of(generic);
+                let name = names.of(Mode::of_xdp(generic)).expect("a name");
                 let section = &object.programs[name].section;
                 let ProgramSection::Xdp { frags, .. } = section else { panic!("{name} is XDP") };
                 assert_eq!(*frags, !generic, "{name}");
                 // BPF_OBJ_NAME_LEN, with the zero byte.
+                assert!(name.len() < 16, "{name} is cut off by the kernel");
+            }
+            if let Some(name) = names.tc {
+                let section = &object.programs[name].section;
+                assert!(matches!(section, ProgramSection::SchedClassifier), "{name}: {section:?}");
                 assert!(name.len() < 16, "{name} is cut off by the kernel");
             }
         }

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     config::Config,
     datapath::kernel::Feature,
+    datapath::probe::Found,
     netlink::{Resolution, Want, striding::EmptyFirstBuffers},
     status::EgressStatus,
     unit::Unit,
@@ -94,7 +95,7 @@ pub struct Interface {
     /// Its addresses and the lengths of their prefixes.
     pub addresses: Vec<(IpAddr, u8)>,
     /// The XDP program on it.
-    pub xdp: Option<XdpProgram>,
+    pub program: Option<Found>,
     /// What its driver can do for XDP, as bits of `enum netdev_xdp_act`; none if the kernel does not
     /// say (before Linux 6.3).
     pub xdp_features: Option<u64>,
@@ -115,17 +116,6 @@ impl Interface {
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|(own, _)| *own == address)
     }
-}
-
-/// The XDP program on an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct XdpProgram {
-    /// It in words.
-    pub name: String,
-    /// Whether the network stack runs it instead of the driver.
-    pub generic: bool,
-    /// Whether it is the balancer's, by what is pinned.
-    pub ours: bool,
 }
 
 /// The queues of an interface, each with an interrupt of its own.
@@ -250,10 +240,4 @@ pub struct SocketFile {
     pub mode: Option<u32>,
     /// Why nobody answers there, if so.
     pub refused: Option<String>,
-}
-
-impl From<crate::datapath::probe::Found> for XdpProgram {
-    fn from(found: crate::datapath::probe::Found) -> Self {
-        Self { name: found.name, generic: found.generic, ours: found.ours }
-    }
 }

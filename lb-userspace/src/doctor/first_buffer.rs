@@ -4,6 +4,7 @@ use super::{
     Finding, backend,
     facts::{Facts, Interface},
 };
+use crate::datapath::probe::Hook;
 
 const CHECK: &str = "first_buffer";
 
@@ -12,7 +13,8 @@ pub(super) fn of_node(facts: &Facts) -> Vec<Finding> {
     let names = facts.config.iter().flat_map(|config| &config.interfaces);
     let with = names.filter_map(|name| facts.interfaces.get(name));
     // The network stack brings headers together before it runs a program.
-    let native = with.filter(|one| !one.xdp.as_ref().is_some_and(|xdp| xdp.generic));
+    let native =
+        with.filter(|one| one.program.as_ref().is_none_or(|program| program.hook == Hook::Native));
     let why = "no frame is balanced: they pass to this host, counted as `truncated`, or the driver refuses the program";
     native.flat_map(|interface| findings(interface, why)).collect()
 }
@@ -33,10 +35,10 @@ fn findings<'a>(interface: &'a Interface, why: &'a str) -> impl Iterator<Item = 
 mod tests {
     use super::*;
     use crate::{
+        datapath::probe::Found,
         desired::Mode,
         doctor::{
             Grade,
-            facts::XdpProgram,
             tests::{assert_told, healthy, told},
         },
         netlink::striding::EmptyFirstBuffers,
@@ -50,15 +52,17 @@ mod tests {
 
     #[test]
     fn empty_first_buffers_of_a_node_are_named_unless_the_network_stack_runs_the_program() {
-        let found = |generic| {
+        let found = |hook| {
             let mut facts = healthy();
             let eth0 = facts.interfaces.get_mut("eth0").expect("the node has it");
             eth0.empty_first_buffers = empty();
-            eth0.xdp = Some(XdpProgram { name: "balance".into(), generic, ours: true });
+            eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
             told(&of_node(&facts))
         };
-        assert_told(&found(false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
-        assert_eq!(found(true), (Grade::Ok, String::new()));
+        assert_told(&found(Hook::Native), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        for hook in [Hook::Generic, Hook::Tc] {
+            assert_eq!(found(hook), (Grade::Ok, String::new()));
+        }
         assert_eq!(of_node(&healthy()), []);
     }
 

@@ -5,8 +5,9 @@ use super::{
     facts::{Facts, Interface},
 };
 use crate::{
+    datapath::probe::Hook,
     netlink::{generic::xdp_act, gro, trunks::STRIPPING},
-    settings::XdpModes,
+    settings::{Attach, XdpModes},
     units::counted,
 };
 
@@ -47,17 +48,20 @@ pub(super) fn there(facts: &Facts) -> Vec<Finding> {
 
 pub(super) fn program(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "program";
-    let check = |(name, interface): (&str, &Interface)| match &interface.xdp {
-        Some(xdp) if !xdp.ours => Finding::wrong(
+    let check = |(name, interface): (&str, &Interface)| match &interface.program {
+        Some(found) if !found.ours => Finding::wrong(
             CHECK,
-            format!("{name} has {}, which is not the balancer's", xdp.name),
+            format!("{name} has {}, which is not the balancer's", found.name),
             "an interface has room for one, and lbd leaves somebody else's alone",
         )
-        .mended_by(match xdp.name.contains("`decap") {
+        .mended_by(match found.name.contains("`decap") {
             true => format!("lbctl decap detach --dev {name}"),
             false => format!("ip link set dev {name} xdp off"),
         }),
-        Some(xdp) if xdp.generic => Finding::warning(
+        Some(found) if found.hook == Hook::Tc => {
+            Finding::ok(CHECK, format!("{name}: the balancer runs at tc, before the network stack"))
+        }
+        Some(found) if found.hook == Hook::Generic => Finding::warning(
             CHECK,
             format!("{name}: the balancer runs in the network stack (generic XDP)"),
             "every packet costs several times as much as in the driver",
@@ -86,15 +90,29 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
         let has = |bit| bits & bit == bit;
         if !has(xdp_act::BASIC) {
             let found = format!("{name}: the driver has no native XDP");
-            return if config.xdp == XdpModes::Native {
-                let why = "lbd refuses to start: the configuration allows nothing but native XDP";
-                Finding::wrong(CHECK, found, why).mended_by(format!(
-                    "sed -i -e '1i xdp = \"native-or-generic\"' -e '/^xdp *=/d' {file}"
-                ))
-            } else {
-                let why = "the network stack runs the program, at several times the cost";
-                Finding::warning(CHECK, found, why)
+            return match (config.hooks.of(name), config.xdp) {
+                (Attach::Xdp, XdpModes::Native) => {
+                    let why = "lbd refuses to start: `attach` allows nothing but native XDP";
+                    let finding = Finding::wrong(CHECK, found, why);
+                    if config.hooks.by_interface.contains_key(name) {
+                        return finding;
+                    }
+                    finding.mended_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
+                }
+                (Attach::Tc, _) | (Attach::Auto, XdpModes::Native) => {
+                    Finding::ok(CHECK, format!("{found}; it gets the tc program"))
+                }
+                _ => Finding::warning(
+                    CHECK,
+                    found,
+                    "the network stack runs the program as generic XDP, at several times the cost",
+                ),
             };
+        }
+        if config.hooks.of(name) == Attach::Tc {
+            let found =
+                format!("{name}: the driver has native XDP; it gets the tc program, as configured");
+            return Finding::ok(CHECK, found);
         }
         let lacking: Vec<_> = [
             (xdp_act::REDIRECT, "send packets on by another interface"),
@@ -157,7 +175,8 @@ pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
 
 /// Whether interfaces below merge packets before a program in the network stack sees them.
 fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
-    let is_generic = interface.xdp.as_ref().is_some_and(|xdp| xdp.generic);
+    let is_generic =
+        interface.program.as_ref().is_some_and(|program| program.hook == Hook::Generic);
     let below = &interface.gro_below;
     (is_generic && !below.is_empty()).then(|| {
         Finding::wrong(

@@ -67,7 +67,8 @@ pub(super) fn daemon(facts: &Facts) -> Vec<Finding> {
                 Some(why) => format!("no lbd answers on {}: {why}", facts.socket.path.display()),
                 None => "no lbd runs".to_owned(),
             };
-            let program = facts.interfaces.values().filter_map(|interface| interface.xdp.as_ref());
+            let program =
+                facts.interfaces.values().filter_map(|interface| interface.program.as_ref());
             let why = match program.filter(|program| program.ours).count() {
                 0 => "nothing is forwarded",
                 _ => {

@@ -8,13 +8,16 @@ use std::{
 use super::{
     facts::{
         Chain, Channels, Facts, Firewall, Interface, Kernel, Mistake, Process, Rules, SocketFile,
-        Sysctls, XdpProgram, conf,
+        Sysctls, conf,
     },
     *,
 };
 use crate::{
     config::Config,
-    datapath::kernel::Feature,
+    datapath::{
+        kernel::Feature,
+        probe::{Found, Hook},
+    },
     desired::Mode,
     netlink::{NextHop, Resolution, Want},
     status::EgressStatus,
@@ -74,7 +77,7 @@ pub(super) fn healthy() -> Facts {
         mtu: 1500,
         mac: Some([2, 0, 0, 0, 0, 2]),
         addresses: vec![([10, 0, 0, 2].into(), 24), (vip(), 32)],
-        xdp: Some(XdpProgram { name: "balance".into(), generic: false, ours: true }),
+        program: Some(Found { name: "balance".into(), hook: Hook::Native, ours: true }),
         xdp_features: Some(7),
         offloads: Some(BTreeSet::from(["tx-checksum-ip-generic".to_owned()])),
         channels: Some(Channels { combined: 4, combined_max: 8, ..Channels::default() }),
@@ -275,23 +278,24 @@ fn interfaces_must_be_there_and_up() {
 
 #[test]
 fn a_foreign_program_and_a_missing_one_are_told() {
-    let program = |xdp: Option<(bool, bool)>, runs: bool| {
+    let program = |found: Option<(bool, Hook)>, runs: bool| {
         changed(links::program, |facts| {
-            let program = |(ours, generic)| XdpProgram { name: "x".into(), generic, ours };
-            eth0(facts).xdp = xdp.map(program);
+            let program = |(ours, hook)| Found { name: "x".into(), hook, ours };
+            eth0(facts).program = found.map(program);
             facts.daemon = facts.daemon.take().filter(|_| runs);
         })
     };
-    assert_told(&program(Some((true, false)), true), Grade::Ok, &["in the driver"]);
-    assert_told(&program(Some((true, true)), true), Grade::Warning, &["generic XDP"]);
+    assert_told(&program(Some((true, Hook::Native)), true), Grade::Ok, &["in the driver"]);
+    assert_told(&program(Some((true, Hook::Generic)), true), Grade::Warning, &["generic XDP"]);
+    assert_told(&program(Some((true, Hook::Tc)), true), Grade::Ok, &["at tc"]);
     assert_told(
-        &program(Some((false, false)), true),
+        &program(Some((false, Hook::Native)), true),
         Grade::Wrong,
         &["ip link set dev eth0 xdp off"],
     );
     let decap = changed(links::program, |facts| {
-        let name = "the XDP program `decapsulate` (id 7)".to_owned();
-        eth0(facts).xdp = Some(XdpProgram { name, generic: false, ours: false });
+        let name = "the program `decapsulate` (id 7)".to_owned();
+        eth0(facts).program = Some(Found { name, hook: Hook::Native, ours: false });
     });
     assert_told(&decap, Grade::Wrong, &["lbctl decap detach --dev eth0"]);
     assert_told(&program(None, true), Grade::Wrong, &["systemctl restart lbd"]);
@@ -308,8 +312,10 @@ fn drivers_without_native_xdp_are_told() {
     };
     assert_told(&driver(Some(7), ""), Grade::Ok, &["native XDP"]);
     assert_told(&driver(None, ""), Grade::Ok, &["does not say"]);
-    let mend = "sed -i -e '1i xdp = \"native-or-generic\"' -e '/^xdp *=/d' /etc/lb/lb.toml";
-    assert_told(&driver(Some(0), ""), Grade::Wrong, &[mend]);
+    assert_told(&driver(Some(0), ""), Grade::Ok, &["no native XDP; it gets the tc program"]);
+    assert_told(&driver(Some(7), "attach = \"tc\""), Grade::Ok, &["tc program, as configured"]);
+    let mend = "sed -i 's/^attach *=.*/attach = \"auto\"/' /etc/lb/lb.toml";
+    assert_told(&driver(Some(0), "attach = \"xdp\""), Grade::Wrong, &[mend]);
     assert_told(
         &driver(Some(0), "xdp = \"native-or-generic\""),
         Grade::Warning,
@@ -356,15 +362,16 @@ fn offloads_of(change: impl FnOnce(&mut Facts)) -> Vec<String> {
 
 #[test]
 fn gro_is_told_where_the_network_stack_runs_the_program() {
-    let gro = |generic| {
+    let gro = |hook| {
         offloads_of(|facts| {
             let eth0 = eth0(facts);
             eth0.gro_below = vec!["eth1".to_owned()];
-            eth0.xdp = Some(XdpProgram { name: "balance".into(), generic, ours: true });
+            eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
         })
     };
-    assert_eq!(gro(true), ["ethtool -K eth1 gro off"]);
-    assert!(gro(false).is_empty(), "a driver runs the program before GRO");
+    assert_eq!(gro(Hook::Generic), ["ethtool -K eth1 gro off"]);
+    assert!(gro(Hook::Native).is_empty(), "a driver runs the program before GRO");
+    assert!(gro(Hook::Tc).is_empty(), "tc sends on what was merged");
 }
 
 #[test]
@@ -569,7 +576,7 @@ fn a_daemon_that_does_not_run_is_told() {
         facts.daemon = None;
         facts.unit = Unit::parse(unit);
         if !attached {
-            eth0(&mut facts).xdp = None;
+            eth0(&mut facts).program = None;
         }
         process::daemon(&facts).remove(0)
     };

@@ -159,7 +159,13 @@ mod tests {
         let mut status = Status::default();
         for (ifindex, name) in [(2, "eth0"), (3, "eth1")] {
             let (name, mode) = (name.into(), "native".into());
-            status.interfaces.push(Interface { name, ifindex, mode, attached: true });
+            status.interfaces.push(Interface {
+                name,
+                ifindex,
+                mode,
+                attached: true,
+                others: Vec::new(),
+            });
         }
         let mut memory = Memory::default();
         memory.learn([(7, "eth7".to_owned())].into_iter());
@@ -215,7 +221,13 @@ mod tests {
         memory.forget(&errors, &[], &there, &own, Instant::now());
         let mut status = Status::default();
         let (name, mode) = ("eth0".into(), "native".into());
-        status.interfaces.push(Interface { name, ifindex: 9, mode, attached: true });
+        status.interfaces.push(Interface {
+            name,
+            ifindex: 9,
+            mode,
+            attached: true,
+            others: Vec::new(),
+        });
         tell(&errors, &memory, &mut status);
         assert_eq!(status.dropped["tx_failed"].packets, 5);
         assert!(status.tx_errors.is_empty());

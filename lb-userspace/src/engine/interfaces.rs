@@ -61,13 +61,13 @@ impl<D: DataPlane> Engine<D> {
             let known = interfaces.bare.contains_key(interface);
             let Some(problem) = data_plane.problem(interface) else {
                 if interfaces.bare.remove(interface).is_some() {
-                    let text = format!("{interface}: the XDP program is back");
+                    let text = format!("{interface}: the balancer's program is back");
                     interfaces.tell(interface, InterfaceEventKind::Back, text);
                 }
                 continue;
             };
             if !known {
-                let text = format!("{interface}: the XDP program is gone: {problem}");
+                let text = format!("{interface}: the balancer's program is gone: {problem}");
                 interfaces.tell(interface, InterfaceEventKind::Lost, text);
             }
             let why = if !settings.reattach {
@@ -76,12 +76,12 @@ impl<D: DataPlane> Engine<D> {
                 format!("{error:#}; trying again each second")
             } else {
                 interfaces.bare.remove(interface);
-                let text = format!("{interface}: the XDP program is attached again");
+                let text = format!("{interface}: the balancer's program is attached again");
                 interfaces.tell(interface, InterfaceEventKind::Back, text);
                 continue;
             };
             if interfaces.bare.get(interface) != Some(&why) {
-                error!(interface, "the XDP program is not attached again: {why}");
+                error!(interface, "the balancer's program is not attached again: {why}");
                 interfaces.bare.insert(interface.to_owned(), why);
             }
         }
@@ -115,13 +115,13 @@ mod tests {
         assert_eq!(sweep(&mut engine), []);
         engine.data_plane_mut().set_interface("eth1", Some("it is gone"));
         engine.data_plane_mut().refuse_reattach(Some("not yet"));
-        let lost = "eth1: the XDP program is gone: it is gone".to_owned();
+        let lost = "eth1: the balancer's program is gone: it is gone".to_owned();
         assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Lost, lost)]);
         for _ in 0..3 {
             assert_eq!(sweep(&mut engine), []);
         }
         engine.data_plane_mut().refuse_reattach(None);
-        let back = "eth1: the XDP program is attached again".to_owned();
+        let back = "eth1: the balancer's program is attached again".to_owned();
         assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);
         assert_eq!(engine.data_plane().problem("eth1"), None);
         assert_eq!(sweep(&mut engine), []);
@@ -136,7 +136,7 @@ mod tests {
         assert!(engine.data_plane().problem("eth0").is_some());
         // Whoever has taken it off has put it back.
         engine.data_plane_mut().set_interface("eth0", None);
-        let back = "eth0: the XDP program is back".to_owned();
+        let back = "eth0: the balancer's program is back".to_owned();
         assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);
     }
 }

@@ -64,6 +64,7 @@ fn balancer(mode: Mode) -> (Fake, Status) {
         ifindex: 1,
         mode: "native".into(),
         attached: true,
+        others: Vec::new(),
     };
     let services = [(String::from("web"), service)].into();
     (fake, Status { services, interfaces: vec![interface], ..Status::default() })

@@ -41,24 +41,31 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
 }
 
 fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
-    page.gauges(
-        Family::new(
-            "lb_xdp_mode",
-            "How the XDP program runs on an interface: native is in the driver, generic is slow",
-        ),
-        status.interfaces.iter().flat_map(|interface| {
-            ["native", "generic"].map(|mode| {
+    let modes = |modes: &'static [&'static str]| {
+        status.interfaces.iter().flat_map(move |interface| {
+            modes.iter().map(move |mode| {
                 (
-                    [("interface", interface.name.as_str()), ("mode", mode)],
-                    truth(mode == interface.mode),
+                    [("interface", interface.name.as_str()), ("mode", *mode)],
+                    truth(*mode == interface.mode),
                 )
             })
-        }),
+        })
+    };
+    page.gauges(
+        Family::new(
+            "lb_attach_mode",
+            "How the program runs on an interface: native is XDP in the driver, generic is XDP in the network stack, which is slow, tc is the network stack's ingress",
+        ),
+        modes(&["native", "generic", "tc"]),
+    )?;
+    page.gauges(
+        Family::new("lb_xdp_mode", "Deprecated: lb_attach_mode without tc"),
+        modes(&["native", "generic"]),
     )?;
     page.gauges(
         Family::new(
             "lb_xdp_attached",
-            "Whether the XDP program is on the interface at this moment",
+            "Whether the balancer's program is on the interface at this moment",
         ),
         status
             .interfaces
@@ -69,7 +76,7 @@ fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.gauge(
         Family::new(
             "lb_egress_not_forwarding",
-            "Next hops to which packets of the XDP program are lost, while those of a packet socket arrive",
+            "Next hops to which packets that XDP sends are lost, while those of a packet socket arrive",
         ),
         lost as u64,
     )

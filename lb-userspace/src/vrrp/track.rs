@@ -378,11 +378,9 @@ fn seen(
             let below = observed?.links.get(&router.interface).and_then(|link| link.below.as_ref());
             let works = forwarding.contains(&router.interface)
                 || below.is_some_and(|below| forwarding.contains(below));
-            Some(
-                works.then_some(()).ok_or_else(|| {
-                    format!("the XDP program does not forward on {}", router.interface)
-                }),
-            )
+            Some(works.then_some(()).ok_or_else(|| {
+                format!("the balancer's program does not forward on {}", router.interface)
+            }))
         }
         Tracked::Service { name, min_healthy } => match facts?.healthy.get(name) {
             Some(healthy) if healthy >= min_healthy => Some(Ok(())),

@@ -76,10 +76,10 @@ async fn readiness(
 pub(super) fn obstacles(status: &Status) -> Vec<String> {
     let mut found = Vec::new();
     if status.interfaces.is_empty() {
-        found.push("the XDP program is on no interface".into());
+        found.push("the balancer's program is on no interface".into());
     }
     let stripped = status.interfaces.iter().filter(|interface| !interface.attached);
-    found.extend(stripped.map(|one| format!("the XDP program is not on {}", one.name)));
+    found.extend(stripped.map(|one| format!("the balancer's program is not on {}", one.name)));
     if let Some(error) = &status.last_error {
         found.push(format!("the maps are not as they should be: {error}"));
     }
@@ -97,8 +97,13 @@ mod tests {
     use crate::status::{Interface, Node};
 
     fn ready() -> Status {
-        let interface =
-            Interface { name: "eth0".into(), ifindex: 2, mode: "native".into(), attached: true };
+        let interface = Interface {
+            name: "eth0".into(),
+            ifindex: 2,
+            mode: "native".into(),
+            attached: true,
+            others: Vec::new(),
+        };
         Status { interfaces: vec![interface], ..Status::default() }
     }
 
@@ -110,8 +115,8 @@ mod tests {
         let failing = Status { last_error: Some("no room".into()), ..ready() };
         let node = Node { draining_since: Some(SystemTime::UNIX_EPOCH) };
         for (status, why) in [
-            (Status::default(), "the XDP program is on no interface"),
-            (stripped, "the XDP program is not on eth0"),
+            (Status::default(), "the balancer's program is on no interface"),
+            (stripped, "the balancer's program is not on eth0"),
             (failing, "the maps are not as they should be: no room"),
             (Status { node, ..ready() }, "the node is draining; 'lbctl node enable' ends that"),
         ] {

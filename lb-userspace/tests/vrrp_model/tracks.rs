@@ -180,7 +180,7 @@ fn priorities_stay_between_1_and_254_and_an_owner_is_one() {
 fn a_node_that_does_not_forward_is_faulty_and_a_vlan_forwards_by_what_is_below() {
     let mut desk = Desk::new(vec![(Tracked::Forwarding, 0)]);
     let fault = desk.fault();
-    assert_eq!(fault.as_deref(), Some("the XDP program does not forward on eth0"));
+    assert_eq!(fault.as_deref(), Some("the balancer's program does not forward on eth0"));
     desk.facts.forwarding.insert("eth0".into());
     assert_eq!(desk.fault(), None);
     desk.facts.forwarding = ["eth9".to_owned()].into();

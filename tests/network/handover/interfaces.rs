@@ -136,7 +136,7 @@ fn a_foreign_program_is_named_and_stays() {
         let foreign = site.add_foreign_program("va");
         let told = sweep(&mut engine);
         assert_eq!(kinds(&told), [("va", Lost)]);
-        assert!(told[0].2.contains("the XDP program with id "), "{told:?}");
+        assert!(told[0].2.contains("the program with id "), "{told:?}");
         assert_eq!(sweep(&mut engine), []);
         assert!(engine.data_plane().problem("va").unwrap().contains("is there"));
         let refused = engine.data_plane_mut().reattach("va").unwrap_err();
@@ -164,7 +164,7 @@ fn another_program_in_our_own_link_is_named_and_stays() {
 
     let told = sweep(&mut engine);
     assert_eq!(kinds(&told), [("va", InterfaceEventKind::Lost)]);
-    assert!(told[0].2.contains("its link runs the XDP program `decapsulate`"), "{told:?}");
+    assert!(told[0].2.contains("its link runs the program `decapsulate`"), "{told:?}");
     assert_eq!(sweep(&mut engine), []);
     assert_eq!(link_at(&pin).1, program.info().unwrap().id());
     // A start is the operator's word.

@@ -51,6 +51,7 @@ fn node() -> Status {
             ifindex: 2,
             mode: "native".into(),
             attached: true,
+            others: Vec::new(),
         }],
         services: [("web".to_owned(), service)].into(),
         passed: [("not_ip".to_owned(), Count::default())].into(),

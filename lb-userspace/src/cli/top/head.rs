@@ -80,12 +80,12 @@ fn interfaces(status: &Status) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for interface in &status.interfaces {
         let (text, tone) = match (interface.attached, interface.mode.as_str()) {
-            (false, _) => ("NOT ATTACHED", Tone::Bad),
-            (true, "native") => ("native", Tone::Good),
-            (true, mode) => (mode, Tone::Warn),
+            (false, _) => ("NOT ATTACHED".to_owned(), Tone::Bad),
+            (true, "native" | "tc") => (interface.hook(), Tone::Good),
+            (true, _) => (interface.hook(), Tone::Warn),
         };
-        pieces.push((format!(", {} XDP ", interface.name), Tone::Plain));
-        pieces.push((text.to_owned(), tone));
+        pieces.push((format!(", {} ", interface.name), Tone::Plain));
+        pieces.push((text, tone));
     }
     pieces
 }

@@ -75,6 +75,7 @@ pub(super) fn node() -> Status {
             ifindex: 2,
             mode: "native".into(),
             attached: true,
+            others: Vec::new(),
         }],
         services: [
             ("web".into(), service(80, Protocol::Tcp, web)),

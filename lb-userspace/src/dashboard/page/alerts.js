@@ -14,8 +14,8 @@ export function find(node) {
   const add = (level, text) => found.push({ level, text });
   if (node.error) add('error', `The last write failed, and is tried again each second: ${node.error}`);
   for (const { name, attached, mode } of node.interfaces) {
-    if (!attached) add('error', `${name} has lost the XDP program: nothing is forwarded there`);
-    else if (mode !== 'native') add('warning', `${name} runs XDP in ${mode} mode, which is slower than native`);
+    if (!attached) add('error', `${name} has lost the balancer’s program: nothing is forwarded there`);
+    else if (mode === 'generic') add('warning', `${name} runs XDP in generic mode, which is slower than native`);
   }
   for (const [name, service] of Object.entries(node.services)) addService(add, name, service);
   for (const router of node.routers) addRouter(add, router, node);

@@ -216,10 +216,10 @@ function datapath(node) {
     const word = make('b');
     return { root: make('li', {}, make('span', { class: 'badge' }, picture, word), make('span', { text: name })), picture, word };
   }, (part, { attached, mode }) => {
-    const state = !attached ? 'down' : mode === 'native' ? 'up' : 'suspect';
+    const state = !attached ? 'down' : mode === 'generic' ? 'suspect' : 'up';
     set(part.word.parentElement, 'class', `badge ${state}`);
     reshape(part.picture, state);
-    say(part.word, attached ? `XDP ${mode}` : 'not attached');
+    say(part.word, !attached ? 'not attached' : mode === 'tc' ? 'tc' : `XDP ${mode}`);
   });
   const usage = ['pins', 'backends', 'services'].map((name) => [name, node.usage[name]]);
   keep(find('.meters'), usage, ([name]) => name, ([name]) => {

@@ -14,7 +14,7 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 
-use crate::{datapath::attach::remove_link, netlink::query};
+use crate::{datapath::pinned, netlink::query};
 
 /// What the folders of decapsulators begin with.
 pub(super) const PREFIX: &str = "decap-";
@@ -144,7 +144,7 @@ impl Pins {
         // First the program goes, then what it counts in.
         let link = self.link();
         if link.exists() {
-            remove_link(&link)?;
+            pinned::remove(&link)?;
         }
         for entry in folder {
             let path = entry.with_context(|| format!("read {}", self.folder.display()))?.path();

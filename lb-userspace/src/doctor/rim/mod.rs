@@ -50,7 +50,7 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
             generic::describe(name, interface, &features);
             interface.gro_below = gro::below(name);
             interface.empty_first_buffers = empty_first_buffers(name, pulls_data());
-            interface.xdp = probe::program_on(&config.pin_dir, interface.ifindex).map(Into::into);
+            interface.program = probe::program_on(&config.pin_dir, interface.ifindex);
         }
         let services = config.desired.services.values();
         let vips: BTreeSet<_> = services.map(|service| service.key.vip).collect();

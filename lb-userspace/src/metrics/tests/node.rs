@@ -145,6 +145,7 @@ pub fn node() -> Status {
         ifindex: 2,
         mode: mode.into(),
         attached: true,
+        others: Vec::new(),
     };
     Status {
         version: "0.1.0".into(),

@@ -1,0 +1,172 @@
+//! The tc program's life in the real kernel: attached, adopted, ordered, exchanged for XDP and taken away.
+//!
+//! Both by links (TCX) and, as before Linux 6.6, by filters of the qdisc `clsact`.
+
+use kit::command;
+use lb_userspace::{
+    datapath::{DataPlane as _, Xdp, detach},
+    settings::{Attach, TcOrder},
+};
+
+use crate::datapath_lifecycle::{Site, ip, program_on};
+
+/// The names and ids of the tc programs at the ingress of an interface, in their order.
+fn tc_programs(interface: &str) -> Vec<(String, u32)> {
+    use aya::programs::{SchedClassifier, TcAttachType};
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).unwrap();
+    let name = |program: &aya::programs::ProgramInfo| program.name_as_str().unwrap().to_owned();
+    programs.iter().map(|program| (name(program), program.id())).collect()
+}
+
+/// What `tc` says of the filters at the ingress of an interface.
+fn filters(interface: &str) -> String {
+    let mut tc = command::command("tc");
+    let shown = tc.args(["filter", "show", "dev", interface, "ingress"]).output().unwrap();
+    String::from_utf8(shown.stdout).unwrap()
+}
+
+fn site(attach: Attach) -> Site {
+    let mut site = Site::new();
+    site.settings.hooks.attach = attach;
+    site
+}
+
+fn mode(xdp: &Xdp) -> String {
+    let interface = &xdp.interfaces()[0];
+    assert!(interface.attached, "{interface:?}: {:?}", xdp.problem(&interface.name));
+    interface.mode.clone()
+}
+
+#[test]
+fn a_link_of_tc_outlives_the_daemon_and_the_next_start_swaps_its_program() {
+    let site = site(Attach::Tc);
+    assert_eq!(mode(&site.open()), "tc");
+    assert_eq!(program_on("va"), None, "no XDP");
+    let before = tc_programs("va");
+    assert!(matches!(&*before, [(name, _)] if name == "classify"), "{before:?}");
+    assert_eq!(mode(&site.open()), "tc");
+    let after = tc_programs("va");
+    assert!(
+        matches!(&*after, [(name, id)] if name == "classify" && *id != before[0].1),
+        "{after:?}"
+    );
+    let removed = detach(&site.settings.pin_dir).unwrap();
+    assert!(removed[0].contains("tcx-va"), "{removed:?}");
+    assert!(tc_programs("va").is_empty() && !site.settings.pin_dir.exists());
+}
+
+#[test]
+fn a_filter_of_clsact_outlives_the_daemon_and_the_next_start_swaps_its_program() {
+    let mut site = site(Attach::Tc);
+    site.settings.tc_links = false;
+    assert_eq!(mode(&site.open()), "tc");
+    let id = |shown: &str| {
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "id");
+        words.nth(1).expect("the id of a program").to_owned()
+    };
+    let before = filters("va");
+    assert!(before.contains("pref 1 bpf") && before.contains("direct-action"), "{before}");
+    assert_eq!(mode(&site.open()), "tc");
+    let after = filters("va");
+    assert_ne!(id(&after), id(&before));
+    assert_eq!(after.matches("direct-action").count(), 1, "{after}");
+    // Another place among filters.
+    site.settings.hooks.tc_order = TcOrder::Last;
+    assert_eq!(mode(&site.open()), "tc");
+    let last = filters("va");
+    assert!(last.contains("pref 65534 bpf") && !last.contains("pref 1 bpf"), "{last}");
+    // Links take the place of the filter where the kernel has them.
+    site.settings.tc_links = true;
+    assert_eq!(mode(&site.open()), "tc");
+    assert_eq!((filters("va"), tc_programs("va").len()), (String::new(), 1));
+    site.settings.tc_links = false;
+    assert_eq!(mode(&site.open()), "tc");
+    assert!(tc_programs("va").is_empty() && filters("va").contains("bpf"));
+    let removed = detach(&site.settings.pin_dir).unwrap();
+    assert!(removed[0].contains("clsact-va"), "{removed:?}");
+    assert_eq!(filters("va"), "");
+    assert!(!site.settings.pin_dir.exists());
+}
+
+#[test]
+fn the_program_that_somebody_takes_off_is_missed_and_attached_again() {
+    for tc_links in [true, false] {
+        let mut site = site(Attach::Tc);
+        site.settings.tc_links = tc_links;
+        let mut xdp = site.open();
+        if !tc_links {
+            ip(&["link", "set", "va", "up"]);
+            let mut tc = command::command("tc");
+            command::run(tc.args(["filter", "del", "dev", "va", "ingress"])).unwrap();
+            assert_eq!(xdp.problem("va").as_deref(), Some("the program was detached"));
+            xdp.reattach("va").unwrap();
+            assert_eq!(mode(&xdp), "tc");
+        }
+        ip(&["link", "del", "va"]);
+        ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
+        assert_eq!(xdp.problem("va").as_deref(), Some("the interface was made anew"));
+        xdp.reattach("va").unwrap();
+        assert_eq!(mode(&xdp), "tc");
+    }
+}
+
+#[test]
+fn an_interface_without_native_xdp_gets_tc_and_one_with_it_xdp() {
+    let mut site = site(Attach::Auto);
+    ip(&["link", "add", "br0", "type", "bridge"]);
+    ip(&["link", "set", "br0", "up"]);
+    site.settings.interfaces = vec!["va".into(), "br0".into()];
+    let xdp = site.open();
+    let modes: Vec<_> = xdp.interfaces().into_iter().map(|one| (one.name, one.mode)).collect();
+    assert_eq!(modes, [("va".into(), "native".into()), ("br0".into(), "tc".into())]);
+    assert_eq!((program_on("br0"), tc_programs("br0").len()), (None, 1));
+    drop(xdp);
+    // XDP alone is refused there, and what runs goes on.
+    site.settings.hooks.attach = Attach::Xdp;
+    let refused = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    assert!(refused.contains("br0") && refused.contains("attach = \"auto\""), "{refused}");
+    assert_eq!(tc_programs("br0").len(), 1);
+    assert!(program_on("va").is_some());
+}
+
+#[test]
+fn an_interface_changes_its_hook_with_the_settings() {
+    let mut site = site(Attach::Xdp);
+    for attach in [Attach::Xdp, Attach::Tc, Attach::Auto, Attach::Tc, Attach::Xdp] {
+        site.settings.hooks.attach = attach;
+        let expected = if attach == Attach::Tc { "tc" } else { "native" };
+        assert_eq!(mode(&site.open()), expected, "{attach:?}");
+        let by_tc = tc_programs("va").len();
+        assert_eq!(
+            (program_on("va").is_some(), by_tc),
+            (expected == "native", usize::from(expected == "tc"))
+        );
+    }
+    // By interface.
+    site.settings.interfaces.push("vb".into());
+    site.settings.hooks.by_interface.insert("vb".into(), Attach::Tc);
+    let modes: Vec<_> = site.open().interfaces().into_iter().map(|one| one.mode).collect();
+    assert_eq!(modes, ["native", "tc"]);
+}
+
+#[test]
+fn foreign_tc_programs_are_named_and_stay_before_or_behind_ours() {
+    let mut site = site(Attach::Tc);
+    // To another pin folder the program that runs is foreign.
+    let mut other = site.settings.clone();
+    other.pin_dir.set_file_name(format!("{}-other", site.name()));
+    let foreign = Xdp::open(&other).unwrap();
+    let id = tc_programs("va")[0].1;
+    for (order, place) in [(TcOrder::First, 0), (TcOrder::Last, 1), (TcOrder::First, 0)] {
+        site.settings.hooks.tc_order = order;
+        let xdp = site.open();
+        let programs = tc_programs("va");
+        assert_eq!((programs.len(), programs[1 - place].1), (2, id), "{order:?}: {programs:?}");
+        let others = &xdp.interfaces()[0].others;
+        assert!(matches!(&**others, [one] if one.contains(&format!("id {id}"))), "{others:?}");
+    }
+    detach(&site.settings.pin_dir).unwrap();
+    assert_eq!(tc_programs("va")[0].1, id);
+    drop(foreign);
+    detach(&other.pin_dir).unwrap();
+}

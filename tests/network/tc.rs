@@ -1,0 +1,176 @@
+//! The balancer at tc between real hosts: over links whose ends merge and cut packets, and beside XDP.
+
+use std::{
+    hash::{DefaultHasher, Hasher as _},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::{Balancer, Service},
+    can_run,
+    http::Connection,
+    lab::{INTERFACE, Lab, Options},
+    status::Backend,
+    ways::{self, Way},
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Where uploads are taken.
+const PORT: u16 = 9000;
+/// Bytes of an upload.
+const UPLOAD: usize = 32 << 20;
+
+/// A lab with the balancer at tc.
+fn balanced(lab: &Lab, services: &[Service]) -> Result<Balancer> {
+    let mut balancer = Balancer::new(lab, services)?;
+    balancer.set_attach("tc");
+    balancer.configure(services)?;
+    balancer.launch()?;
+    let status = balancer.wait_usable()?;
+    let modes: Vec<_> = status.interfaces.iter().map(|one| one.mode.as_str()).collect();
+    ensure!(modes == ["tc"], "{modes:?}");
+    Ok(balancer)
+}
+
+/// Each way but one by tunnel needs the backends' decapsulator, which is XDP: segmentation stays off.
+#[test]
+fn http_reaches_all_web_hosts_by_tc_in_each_mode() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let balancer = balanced(&lab, &Way::ALL.map(|way| way.service(&lab)))?;
+    ways::decapsulate(&lab)?;
+    for way in Way::ALL {
+        let mut answers = std::collections::BTreeMap::<_, u64>::new();
+        for n in 0..60 {
+            let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
+                .and_then(|mut connection| connection.get("/")?.ok())
+                .with_context(|| format!("request {n} by {}", way.name()))?;
+            *answers.entry(page.text()).or_default() += 1;
+        }
+        ensure!(answers.len() == 3, "{}: {answers:?}", way.name());
+        let status = balancer.status()?;
+        let service = status.service(way.name())?;
+        for web in &lab.webs {
+            let backend = service.backend(way.backend(web))?;
+            assert_eq!(backend.new_flows, answers[&web.host.name], "{}", way.name());
+        }
+    }
+    Ok(())
+}
+
+fn hash_of(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// Takes uploads to a VIP on every web host, and answers each with its length and hash.
+fn collect(lab: &Lab, address: SocketAddr) -> Result<()> {
+    for web in &lab.webs {
+        let listener = web.host.namespace.enter(|| TcpListener::bind(address))?;
+        let listener = listener.with_context(|| format!("listen on {address}"))?;
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                thread::spawn(move || {
+                    let mut stream = stream;
+                    let mut bytes = Vec::with_capacity(UPLOAD);
+                    let _ = (&stream).take(UPLOAD as u64).read_to_end(&mut bytes);
+                    let _ = writeln!(stream, "{} {}", bytes.len(), hash_of(&bytes));
+                });
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Sends bytes to a VIP, of which all must arrive.
+fn upload(lab: &Lab, address: SocketAddr, seed: u64) -> Result<()> {
+    let mut random = kit::datapath::generate::Random(seed);
+    let bytes: Vec<u8> = (0..UPLOAD / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+    let open = || TcpStream::connect_timeout(&address, PATIENCE);
+    let mut stream = lab.client.namespace.enter(open)?.context("connect")?;
+    stream.set_read_timeout(Some(PATIENCE * 4))?;
+    stream.set_write_timeout(Some(PATIENCE * 4))?;
+    stream.write_all(&bytes).context("upload")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("read the answer")?;
+    ensure!(answer.trim() == format!("{} {}", bytes.len(), hash_of(&bytes)), "{answer}");
+    Ok(())
+}
+
+/// Frames that an interface has received, as its driver counts them.
+fn received(lab: &Lab) -> Result<u64> {
+    let mut cat = lab.balancer.namespace.command("cat");
+    let shown =
+        kit::command::run(cat.arg(format!("/sys/class/net/{INTERFACE}/statistics/rx_packets")))?;
+    shown.trim().parse().context("a count")
+}
+
+#[test]
+fn uploads_arrive_whole_where_links_merge_and_cut_packets() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    lab.with_offloads()?;
+    let services: Vec<_> =
+        [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(&lab) }).into();
+    let balancer = balanced(&lab, &services)?;
+    for service in &services {
+        let address = SocketAddr::new(service.vip, PORT);
+        collect(&lab, address)?;
+        let before = received(&lab)?;
+        for seed in 0..4 {
+            upload(&lab, address, seed).with_context(|| format!("{seed} to {address}"))?;
+        }
+        let frames = received(&lab)? - before;
+        let status = balancer.status()?;
+        let backends = &status.service(&service.name)?.backends;
+        let sent = |count: fn(&Backend) -> u64| backends.values().map(count).sum::<u64>();
+        let (packets, bytes) = (sent(|one| one.sent.packets), sent(|one| one.sent.bytes));
+        // Segments of 1,448 bytes, and all of the bytes in them; far fewer frames came.
+        ensure!(packets as usize >= 4 * UPLOAD / 1_448, "{packets} packets for {address}");
+        ensure!(bytes as usize > 4 * UPLOAD + 4 * UPLOAD / 1_448 * 40, "{bytes} bytes");
+        ensure!(frames < packets / 4, "{frames} frames for {packets} packets");
+    }
+    Ok(())
+}
+
+/// MTU of the way to the backends. No less: IPv6 has no smaller (RFC 8200, 5).
+const NARROW: u64 = 1_300;
+
+/// What is too big here are frames of many segments, whose checksums nobody has computed: the errors for them must be
+/// right all the same.
+#[test]
+fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    lab.with_offloads()?;
+    lab.balancer.namespace.ip(&format!(
+        "route replace 10.0.0.0/24 dev {INTERFACE} proto kernel scope link src 10.0.0.5 mtu lock {NARROW}\n\
+         route replace fd00::/64 dev {INTERFACE} proto kernel metric 256 mtu lock {NARROW}"
+    ))?;
+    let services: Vec<_> =
+        [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(&lab) }).into();
+    let balancer = balanced(&lab, &services)?;
+    for service in &services {
+        let address = SocketAddr::new(service.vip, PORT);
+        collect(&lab, address)?;
+        let before = balancer.status()?.dropped("too_big_replied");
+        upload(&lab, address, 1).with_context(|| address.to_string())?;
+        let replied = balancer.status()?.dropped("too_big_replied") - before;
+        ensure!((1..100).contains(&replied), "{replied} errors for {address}");
+        let mut ip = lab.client.namespace.command("ip");
+        let shown = kit::command::run(ip.args(["route", "get", &service.vip.to_string()]))?;
+        ensure!(shown.contains(&format!("mtu {NARROW}")), "{shown}");
+    }
+    Ok(())
+}
