@@ -86,7 +86,7 @@ pub struct Head {
     pub base: u16,
     /// Index of the reason, or [`FORWARDED`].
     pub reason: u16,
-    /// What XDP was told to do; known only after.
+    /// What XDP was told to do, or tc in XDP's words; known only after.
     pub action: u16,
     /// Bits of [`flags`].
     pub flags: u16,

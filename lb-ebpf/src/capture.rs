@@ -5,7 +5,10 @@
 //! maps, so that the other one pays nothing for what it does not do.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, reason = "the macro `xdp` makes a public function of its own")]
+#![expect(
+    missing_docs,
+    reason = "the macros `xdp` and `classifier` make public functions of their own"
+)]
 
 mod exit;
 mod hop;
@@ -13,9 +16,15 @@ mod log;
 mod maps;
 mod save;
 mod send;
+mod tc;
+#[path = "tc/capture.rs"]
+mod tc_capture;
 mod watch;
 
-use aya_ebpf::{macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
 use lb_common::{
     forward::decide,
     verdict::{Drop, ReplyKind, Verdict, events},
@@ -35,6 +44,12 @@ pub fn capture(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn capture_generic(ctx: XdpContext) -> u32 {
     walk(ctx)
+}
+
+/// The same for tc, as `classify` is.
+#[classifier]
+pub fn capture_tc(ctx: TcContext) -> i32 {
+    tc_capture::walk(&ctx) as i32
 }
 
 #[inline(always)]

@@ -13,6 +13,8 @@ mod log;
 mod maps;
 mod send;
 mod tc;
+#[path = "tc/walk.rs"]
+mod tc_walk;
 mod walk;
 
 use aya_ebpf::{
@@ -36,7 +38,7 @@ pub fn balance_generic(ctx: XdpContext) -> u32 {
 /// The same for tc, at the ingress of an interface with an Ethernet header.
 #[classifier]
 pub fn classify(ctx: TcContext) -> i32 {
-    tc::walk(&ctx)
+    tc_walk::walk(&ctx)
 }
 
 #[panic_handler]

@@ -16,7 +16,10 @@ use lb_common::{
     packet::{Packet, ethernet, ipv4::Ipv4, ipv6::Ipv6},
     token_bucket,
 };
-use lb_ebpf::frame::Frame;
+use lb_ebpf::{
+    frame::{Frame, SkbFrame},
+    skb::Skb,
+};
 
 const MMAPABLE: usize = 1 << 10;
 /// Bytes of the ring: what the daemon may be behind.
@@ -68,10 +71,70 @@ pub fn begin() {
     });
 }
 
+/// A frame that can be saved.
+pub trait Frames: Copy {
+    /// Bytes of the frame.
+    fn length(self) -> u32;
+    /// Copies its first bytes, as many as `to` has.
+    fn copy(self, to: &mut [u8]) -> bool;
+    /// Index of the interface that it came by.
+    fn ingress(self) -> u32;
+    /// Its headers.
+    fn packet(self) -> impl Packet;
+}
+
+impl Frames for &XdpContext {
+    #[inline(always)]
+    fn length(self) -> u32 {
+        // SAFETY: the context is the one that the kernel passed in.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn copy(self, to: &mut [u8]) -> bool {
+        let (bytes, len) = (to.as_mut_ptr().cast(), to.len() as u32);
+        // SAFETY: the context is the kernel's, and `to` has room for its length.
+        unsafe { bpf_xdp_load_bytes(self.ctx, 0, bytes, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn ingress(self) -> u32 {
+        self.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn packet(self) -> impl Packet {
+        Frame::new(self)
+    }
+}
+
+/// The outermost VLAN tag is not saved: it is in the metadata, not in the frame.
+impl Frames for Skb {
+    #[inline(always)]
+    fn length(self) -> u32 {
+        self.total()
+    }
+
+    #[inline(always)]
+    fn copy(self, to: &mut [u8]) -> bool {
+        self.load(0, to)
+    }
+
+    #[inline(always)]
+    fn ingress(self) -> u32 {
+        self.ifindex()
+    }
+
+    #[inline(always)]
+    fn packet(self) -> impl Packet {
+        SkbFrame::of_skb(self)
+    }
+}
+
 /// Saves a frame as it came, if it is asked for; whether it was. `what` is the index of the reason,
 /// the backend's id and the events, from its low bits on.
 #[inline(never)]
-pub fn before(ctx: &XdpContext, what: u64, egress: u32) -> u64 {
+pub fn before<F: Frames>(ctx: F, what: u64, egress: u32) -> u64 {
     let Some(plan) = CAPTURE_PLAN.get(0) else { return 0 };
     let Some(counter) = CAPTURE_COUNTERS.get(cpu()) else { return 0 };
     let Some(scratch) = CAPTURE_SCRATCH.get_ptr_mut(0) else { return 0 };
@@ -103,7 +166,7 @@ pub fn before(ctx: &XdpContext, what: u64, egress: u32) -> u64 {
     head.nanos = now;
     head.number = counter.saved.load();
     head.cpu = cpu();
-    head.ingress = ctx.ingress_ifindex() as u32;
+    head.ingress = ctx.ingress();
     head.egress = egress;
     head.reason = reason as u16;
     head.backend = backend;
@@ -119,7 +182,7 @@ pub fn before(ctx: &XdpContext, what: u64, egress: u32) -> u64 {
 
 /// Saves the same frame as it leaves.
 #[inline(never)]
-pub fn after(ctx: &XdpContext, action: u32) -> u64 {
+pub fn after<F: Frames>(ctx: F, action: u32) -> u64 {
     let Some(plan) = CAPTURE_PLAN.get(0) else { return 0 };
     with_head(|head| {
         head.flags |= flags::AFTER;
@@ -130,11 +193,11 @@ pub fn after(ctx: &XdpContext, action: u32) -> u64 {
 
 /// Whether the packet comes from a client that is asked for.
 #[inline(always)]
-fn is_client(ctx: &XdpContext, plan: &Plan) -> bool {
+fn is_client<F: Frames>(ctx: F, plan: &Plan) -> bool {
     if plan.mask == [0; 2] {
         return true;
     }
-    let frame = Frame::new(ctx);
+    let frame = ctx.packet();
     let Ok(link) = ethernet::parse(&frame) else { return false };
     let source = match link.ethertype {
         ethernet::IPV4 => match frame.load::<Ipv4>(link.l3) {
@@ -155,10 +218,9 @@ fn is_client(ctx: &XdpContext, plan: &Plan) -> bool {
 
 /// Writes what is known of the frame and its first bytes into the ring; 0 if there is no room.
 #[inline(never)]
-fn save(ctx: &XdpContext, snap: u32) -> u64 {
+fn save<F: Frames>(ctx: F, snap: u32) -> u64 {
     let Some(scratch) = CAPTURE_SCRATCH.get_ptr_mut(0) else { return 0 };
-    // SAFETY: the context is the one that the kernel passed in.
-    let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    let length = ctx.length();
     let wanted = if length < snap { length } else { snap };
     // From 1 to MAX_SNAP, in a form that the verifier can follow.
     let saved = (wanted.wrapping_sub(1) & (MAX_SNAP as u32 - 1)) + 1;
@@ -169,8 +231,8 @@ fn save(ctx: &XdpContext, snap: u32) -> u64 {
     let Scratch { head, bytes } = unsafe { &mut *scratch };
     head.length = length;
     head.saved = saved;
-    // SAFETY: the context is the kernel's, and `bytes` has room for MAX_SNAP.
-    if unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, bytes.as_mut_ptr().cast(), saved) } != 0 {
+    let Some(to) = bytes.get_mut(..saved as usize) else { return 0 };
+    if !ctx.copy(to) {
         return 0;
     }
     let size = size_of::<Head>() + saved as usize;

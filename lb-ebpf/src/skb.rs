@@ -3,8 +3,8 @@
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_csum_update, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
-        bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_csum_update, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
@@ -67,6 +67,14 @@ impl Skb {
     pub fn total(self) -> u32 {
         // SAFETY: the pointer is the one that the kernel passed in.
         unsafe { (*self.0).len }
+    }
+
+    /// Copies the bytes at `off`, in whatever buffer they are; false if there are not so many.
+    #[inline(always)]
+    pub fn load(self, off: usize, to: &mut [u8]) -> bool {
+        let (bytes, len) = (to.as_mut_ptr().cast(), to.len() as u32);
+        // SAFETY: the pointer is the one that the kernel passed in, and `to` has room for its length.
+        unsafe { bpf_skb_load_bytes(self.0.cast_const().cast(), off as u32, bytes, len) == 0 }
     }
 
     /// Moves the first `len` bytes into the first buffer; false if the kernel can't.

@@ -67,7 +67,8 @@ pub(super) struct Names {
 pub(super) const BALANCE: Names =
     Names { native: "balance", generic: "balance_generic", tc: Some("classify") };
 /// Those of the balancer that captures.
-pub(super) const CAPTURE: Names = Names { native: "capture", generic: "capture_generic", tc: None };
+pub(super) const CAPTURE: Names =
+    Names { native: "capture", generic: "capture_generic", tc: Some("capture_tc") };
 /// The decapsulator's.
 pub(super) const DECAP: Names = Names { native: "decapsulate", generic: "decap_generic", tc: None };
 

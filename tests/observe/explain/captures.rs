@@ -13,9 +13,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer::Balancer, can_run, command, http::Connection, lab::Lab, wait};
-use lb_userspace::capture::Spec;
+use lb_userspace::{
+    capture::Spec,
+    desired::Protocol,
+    explain::{Explained, Flags},
+};
 
-use super::site::{VIP, attached, site};
+use super::site::{VIP, ask, attached, made, site, site_at};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -164,6 +168,41 @@ fn tshark_reads_packets_before_and_after_with_verdict_service_and_backend() -> R
     ensure!(passed.len() == 1, "what passes is there once: {passed:#?}");
     ensure!(passed[0].comment == "verdict passed, not_a_service", "{passed:#?}");
     is_back(&lab, normal)
+}
+
+#[test]
+fn packets_of_tc_are_captured_and_explained_as_xdp_s() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = site_at("tc")?;
+    let file = lab.folder().join("tc.pcapng");
+    let path = file.to_string_lossy().into_owned();
+    let args = ["-w", &path, "--service", "web", "-c", "12", "--duration", "20s"];
+    let capture = Capture::start(&lab, &balancer, &args)?;
+    ensure!(balancer.status()?.interfaces.iter().all(|i| i.attached), "it counts as attached");
+    for _ in 0..4 {
+        get(&lab)?;
+    }
+    let said = capture.end(&lab)?;
+    ensure!(said.contains("12 packets written to"), "{said}");
+    let came = frames(&file, "frame.interface_name == \"eth0 before\"")?;
+    let left = frames(&file, "frame.interface_name == \"eth0 after\"")?;
+    ensure!((came.len(), left.len()) == (12, 12), "{came:#?} {left:#?}");
+    for frame in came.iter().chain(&left) {
+        let told = ["verdict forwarded by eth0", "service web", "backend 10.0.0.1", "slot "];
+        ensure!(told.iter().all(|words| frame.comment.contains(words)), "{frame:?}");
+        ensure!(frame.sources == lab.client.v4.to_string(), "{frame:?}");
+    }
+    // XDP's word for a frame that leaves by the interface that it came by.
+    ensure!(left.iter().all(|frame| frame.verdict == "3"), "{left:#?}");
+    let to_client = frames(&file, "eth.src == eth.dst")?;
+    ensure!(to_client.is_empty(), "{to_client:#?}");
+    let packets = (0..20).map(|n| made(Protocol::Tcp, n, 80, Flags::SYN)).collect();
+    let explained = ask(&balancer, packets, true)?;
+    let agrees = |one: &Explained| one.verified.as_ref().is_some_and(|verified| verified.agrees);
+    ensure!(explained.len() == 20 && explained.iter().all(agrees), "{explained:#?}");
+    get(&lab)
 }
 
 #[test]

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     TestRun as _,
     maps::{Array, HashMap as BpfHashMap, Map, MapData, MapInfo},
-    programs::{self, TestRunOptions, Xdp},
+    programs::{self, SchedClassifier, TcAttachType, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use kit::{
@@ -31,6 +31,11 @@ pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
 
 /// A lab whose balancer has a TCP service by either mode, and a UDP service of each policy but quic.
 pub fn site() -> Result<(Lab, Balancer)> {
+    site_at("xdp")
+}
+
+/// The same with the program at this hook: `attach` of the configuration.
+pub fn site_at(attach: &'static str) -> Result<(Lab, Balancer)> {
     let lab = Lab::new(&Options::default())?;
     let backends = || -> Vec<IpAddr> { lab.webs.iter().map(|web| web.host.v4.into()).collect() };
     let udp = |name: &str, port, policy: &str| Service {
@@ -43,7 +48,11 @@ pub fn site() -> Result<(Lab, Balancer)> {
         udp("dns", 53, "oneshot"),
         udp("game", 54, "tracked"),
     ];
-    let balancer = Balancer::start(&lab, &services)?;
+    let mut balancer = Balancer::new(&lab, &services)?;
+    balancer.set_attach(attach);
+    balancer.configure(&services)?;
+    balancer.launch()?;
+    balancer.wait_usable()?;
     Ok((lab, balancer))
 }
 
@@ -86,12 +95,15 @@ pub fn ask(balancer: &Balancer, packets: Vec<Packet>, verify: bool) -> Result<Ve
     serde_json::from_str(body).context("read what is explained")
 }
 
-/// The program on the balancer's interface, by its id.
+/// The program on the balancer's interface, by its id: that of XDP, or else the first of tc.
 pub fn attached(lab: &Lab) -> Result<u32> {
     let link = lab.balancer.namespace.ip(&format!("link show dev {INTERFACE}"))?;
-    let id = link.split("prog/xdp id ").nth(1).with_context(|| format!("no program: {link}"))?;
-    let id = id.split_whitespace().next().context("an id")?;
-    Ok(id.parse()?)
+    if let Some(id) = link.split("prog/xdp id ").nth(1) {
+        return Ok(id.split_whitespace().next().context("an id")?.parse()?);
+    }
+    let query = || SchedClassifier::query_tcx(INTERFACE, TcAttachType::Ingress);
+    let (_, programs) = lab.balancer.namespace.enter(query)??;
+    Ok(programs.first().with_context(|| format!("no program: {link}"))?.id())
 }
 
 /// The program itself, over the maps that forwarding uses.

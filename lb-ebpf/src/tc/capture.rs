@@ -1,0 +1,60 @@
+//! One frame of tc with a capture around it: as `capture.rs` for XDP.
+
+use aya_ebpf::{bindings::xdp_action, programs::TcContext};
+use lb_common::{
+    forward::decide,
+    verdict::{Drop, Pass, ReplyKind, Verdict, events},
+};
+use lb_ebpf::{frame::SkbFrame, skb::Skb};
+
+use crate::{
+    exit::settle,
+    maps::Maps,
+    save,
+    tc::{pull, send, tags},
+    watch::Watched,
+};
+
+/// What becomes of a frame, and an action of tc.
+#[inline(always)]
+pub fn walk(ctx: &TcContext) -> u32 {
+    let skb = Skb::new(ctx);
+    pull(skb);
+    any(skb)
+}
+
+/// Out of line, since the kernel's limit of the stack is for each way of calls.
+#[inline(never)]
+fn any(skb: Skb) -> u32 {
+    let ctx = skb.context();
+    let frame = SkbFrame::of_skb(skb);
+    let bytes = skb.total() as usize;
+    save::begin();
+    let (mut saved, mut leaves_by) = (0, 0);
+    let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        leaves_by = egress;
+        saved = save::before(skb, what, egress);
+    };
+    let verdict = if tags::is_too_deep(skb, &frame) {
+        Verdict::Pass(Pass::VlanDepth)
+    } else {
+        decide(&frame, &Watched)
+    };
+    let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
+    if saved != 0 {
+        save::after(skb, xdp_action_of(action, leaves_by == skb.ifindex()));
+    }
+    action
+}
+
+/// What XDP calls an action: the record has its words.
+#[inline(always)]
+const fn xdp_action_of(action: u32, same: bool) -> u32 {
+    match action {
+        send::PASS => xdp_action::XDP_PASS,
+        send::DROP => xdp_action::XDP_DROP,
+        _ if same => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_REDIRECT,
+    }
+}

@@ -1,0 +1,61 @@
+//! One frame of tc from its beginning to its end: as `walk.rs` for XDP.
+
+use aya_ebpf::programs::TcContext;
+use lb_common::{
+    forward::decide,
+    plain,
+    verdict::{Drop, Pass, ReplyKind, Verdict, events},
+};
+use lb_ebpf::{frame::SkbFrame, skb::Skb};
+
+use crate::{
+    exit::settle,
+    maps::Maps,
+    tc::{pull, send, tags},
+};
+
+/// What [`plain()`] returns for other packets; no action has this number.
+const NOT_PLAIN: u64 = u64::MAX;
+
+/// Decides what happens to a frame, and does it; an action of tc.
+#[inline(always)]
+pub fn walk(ctx: &TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    let action = match plain(skb) {
+        NOT_PLAIN => {
+            pull(skb);
+            any(skb)
+        }
+        action => action as u32,
+    };
+    action as i32
+}
+
+/// What most packets are; see `walk.rs`.
+#[inline(never)]
+fn plain(skb: Skb) -> u64 {
+    let ctx = skb.context();
+    let frame = SkbFrame::of_skb(skb);
+    let bytes = skb.total() as usize;
+    match plain::decide(&frame, &Maps) {
+        Some(verdict) => {
+            u64::from(settle!(ctx, frame, bytes, verdict, |to| plain::is_heard(&frame)))
+        }
+        None => NOT_PLAIN,
+    }
+}
+
+/// Everything else.
+#[inline(never)]
+fn any(skb: Skb) -> u32 {
+    let ctx = skb.context();
+    let frame = SkbFrame::of_skb(skb);
+    let bytes = skb.total() as usize;
+    if tags::is_too_deep(skb, &frame) {
+        Maps.count(Pass::VlanDepth.index(), bytes);
+        crate::log::frame(&ctx, Pass::VlanDepth.index());
+        return send::PASS;
+    }
+    let verdict = decide(&frame, &Maps);
+    settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+}
