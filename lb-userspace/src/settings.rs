@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -38,8 +39,7 @@ pub struct Settings {
 }
 
 /// Which hook an interface gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attach {
     /// XDP in the driver; where it can't, tc, unless [`XdpModes`] allows generic XDP.
     #[default]
@@ -50,15 +50,33 @@ pub enum Attach {
     Tc,
 }
 
+impl fmt::Display for Attach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Xdp => "xdp",
+            Self::Tc => "tc",
+        })
+    }
+}
+
 /// Where the program runs among other tc programs of an interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TcOrder {
     /// Before those that were there when it was attached.
     #[default]
     First,
     /// After them.
     Last,
+}
+
+impl fmt::Display for TcOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::First => "first",
+            Self::Last => "last",
+        })
+    }
 }
 
 /// Which hook each interface gets.

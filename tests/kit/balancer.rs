@@ -96,7 +96,7 @@ impl Balancer {
             pins: lab.pins().join(&node.name),
             binaries: binaries()?,
             orphan: lab.orphan(),
-            attach: "xdp",
+            attach: lab.attach,
             more: more.to_owned(),
         };
         balancer.configure(services)?;
@@ -134,7 +134,7 @@ impl Balancer {
         fs::write(self.config(), config).context("write lbd.toml")
     }
 
-    /// From the next [`Self::configure`] on, this is the hook: `attach` of the configuration, which is `xdp` before.
+    /// From the next [`Self::configure`] on, this is the hook, in place of the lab's.
     pub fn set_attach(&mut self, attach: &'static str) {
         self.attach = attach;
     }

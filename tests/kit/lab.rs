@@ -66,11 +66,13 @@ pub struct Options {
     pub stays: bool,
     /// NICs of this machine for the balancers, in place of veth pairs.
     pub nics: Vec<Joined>,
+    /// The hook of the balancers' programs: `attach` of their configurations.
+    pub attach: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { webs: 3, router: false, pair: false, stays: false, nics: Vec::new() }
+        Self { webs: 3, router: false, pair: false, stays: false, nics: Vec::new(), attach: "xdp" }
     }
 }
 
@@ -111,6 +113,8 @@ pub struct Lab {
     /// The router before the client, where there is one: `eth0` to the switch, `eth1` to the
     /// client.
     pub router: Option<Host>,
+    /// [`Options::attach`].
+    pub attach: &'static str,
     switch: Namespace,
     record: Record,
     folder: PathBuf,
@@ -159,8 +163,9 @@ impl Lab {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("create {}", folder.display()))?;
-        let mut lab =
-            Self { client, balancer, peer, router, webs: Vec::new(), switch, record, folder };
+        let attach = options.attach;
+        let webs = Vec::new();
+        let mut lab = Self { client, balancer, peer, router, webs, attach, switch, record, folder };
         let pins = lab.pins();
         fs::create_dir(&pins).with_context(|| format!("create {}", pins.display()))?;
         lab.wire(&options.nics).context("wire the lab")?;

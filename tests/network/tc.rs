@@ -4,11 +4,12 @@ use std::{
     hash::{DefaultHasher, Hasher as _},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use kit::{
     balancer::{Balancer, Service},
     can_run,
@@ -24,13 +25,15 @@ const PORT: u16 = 9000;
 /// Bytes of an upload.
 const UPLOAD: usize = 32 << 20;
 
-/// A lab with the balancer at tc.
+/// A lab whose balancer is at tc.
+fn at_tc() -> Options {
+    Options { attach: "tc", ..Options::default() }
+}
+
+/// The balancer of such a lab.
 fn balanced(lab: &Lab, services: &[Service]) -> Result<Balancer> {
-    let mut balancer = Balancer::new(lab, services)?;
-    balancer.set_attach("tc");
-    balancer.configure(services)?;
-    balancer.launch()?;
-    let status = balancer.wait_usable()?;
+    let balancer = Balancer::start(lab, services)?;
+    let status = balancer.status()?;
     let modes: Vec<_> = status.interfaces.iter().map(|one| one.mode.as_str()).collect();
     ensure!(modes == ["tc"], "{modes:?}");
     Ok(balancer)
@@ -42,7 +45,7 @@ fn http_reaches_all_web_hosts_by_tc_in_each_mode() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let lab = Lab::new(&Options::default())?;
+    let lab = Lab::new(&at_tc())?;
     let balancer = balanced(&lab, &Way::ALL.map(|way| way.service(&lab)))?;
     ways::decapsulate(&lab)?;
     for way in Way::ALL {
@@ -117,7 +120,7 @@ fn uploads_arrive_whole_where_links_merge_and_cut_packets() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let lab = Lab::new(&Options::default())?;
+    let lab = Lab::new(&at_tc())?;
     lab.with_offloads()?;
     let services: Vec<_> =
         [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(&lab) }).into();
@@ -152,7 +155,7 @@ fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones()
     if !can_run() {
         return Ok(());
     }
-    let lab = Lab::new(&Options::default())?;
+    let lab = Lab::new(&at_tc())?;
     lab.with_offloads()?;
     lab.balancer.namespace.ip(&format!(
         "route replace 10.0.0.0/24 dev {INTERFACE} proto kernel scope link src 10.0.0.5 mtu lock {NARROW}\n\
@@ -172,5 +175,107 @@ fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones()
         let shown = kit::command::run(ip.args(["route", "get", &service.vip.to_string()]))?;
         ensure!(shown.contains(&format!("mtu {NARROW}")), "{shown}");
     }
+    Ok(())
+}
+
+/// Segmentation stays off, as XDP is on the links at times. One packet is on its way at a time: a veth loses what its
+/// ring has no room for, whatever the hook.
+#[test]
+fn a_reload_exchanges_xdp_and_tc_and_loses_no_packet() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options::default())?;
+    let services = [Service { port: PORT, ..Way::DsrV4.service(&lab) }];
+    let mut balancer = Balancer::start(&lab, &services)?;
+    let address = SocketAddr::new(services[0].vip, PORT);
+    for web in &lab.webs {
+        let listener = web.host.namespace.enter(|| TcpListener::bind(address))??;
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream
+                        .read_exact(&mut byte)
+                        .and_then(|()| stream.write_all(&byte))
+                        .is_ok()
+                    {}
+                });
+            }
+        });
+    }
+    let retransmitted = || -> Result<u64> {
+        let mut nstat = lab.client.namespace.command("cat");
+        let shown = kit::command::run(nstat.arg("/proc/net/snmp"))?;
+        let mut lines = shown.lines().filter(|line| line.starts_with("Tcp:"));
+        let names = lines.next().context("names")?.split_whitespace();
+        let values = lines.next().context("values")?.split_whitespace();
+        let mut both = names.zip(values);
+        let (_, count) = both.find(|(name, _)| *name == "RetransSegs").context("RetransSegs")?;
+        count.parse().context("a count")
+    };
+    let before = retransmitted()?;
+    let done = AtomicBool::new(false);
+    let exchanges = thread::scope(|scope| -> Result<u32> {
+        let client = scope.spawn(|| -> Result<u32> {
+            let open = || TcpStream::connect_timeout(&address, PATIENCE);
+            let mut stream = lab.client.namespace.enter(open)?.context("connect")?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_nodelay(true)?;
+            let (mut count, mut byte) = (0, [0]);
+            while !done.load(Ordering::Relaxed) {
+                stream.write_all(&[count as u8])?;
+                stream.read_exact(&mut byte)?;
+                ensure!(byte == [count as u8], "another answer");
+                count += 1;
+            }
+            Ok(count)
+        });
+        let mut exchange = || -> Result<()> {
+            for (attach, mode) in
+                [("tc", "tc"), ("xdp", "native"), ("tc", "tc"), ("auto", "native")]
+            {
+                balancer.set_attach(attach);
+                balancer.configure(&services)?;
+                let said = balancer.lbctl(&["config", "reload"])?;
+                ensure!(said.contains("attach: eth0 "), "{said}");
+                let status = balancer.status()?;
+                let interface = &status.interfaces[0];
+                ensure!(interface.mode == mode && interface.attached, "{attach}: {interface:?}");
+                thread::sleep(Duration::from_millis(300));
+            }
+            Ok(())
+        };
+        let exchanged = exchange();
+        done.store(true, Ordering::Relaxed);
+        let count = client.join().map_err(|_| anyhow!("the client panicked"))??;
+        exchanged.map(|()| count)
+    })?;
+    ensure!(exchanges > 1_000, "only {exchanges} exchanges");
+    let lost = retransmitted()? - before;
+    ensure!(lost == 0, "{lost} segments were sent again in {exchanges} exchanges");
+    Ok(())
+}
+
+#[test]
+fn a_hook_that_can_not_be_had_is_refused_by_the_reload_and_what_runs_goes_on() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let services = [Way::DsrV4.service(&lab)];
+    let mut balancer = balanced(&lab, &services)?;
+    // Somebody else's XDP program.
+    let pin = lab.pins().join("foreign");
+    kit::xdp::pass(&lab.balancer.namespace, INTERFACE, &pin)?;
+    balancer.set_attach("xdp");
+    balancer.configure(&services)?;
+    let refused = balancer.lbctl_output(&["config", "reload"])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && said.contains("take it off"), "{said}");
+    ensure!(said.contains("nothing was changed"), "{said}");
+    let interface = &balancer.status()?.interfaces[0];
+    ensure!(interface.mode == "tc" && interface.attached, "{interface:?}");
+    Connection::open(&lab.client.namespace, Way::DsrV4.target(), PATIENCE)?.get("/")?.ok()?;
     Ok(())
 }

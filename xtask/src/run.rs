@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Two balancers, and what the clients notice when one dies; with --smoke, it does by itself
     #[arg(long, conflicts_with = "config")]
     pub pair: bool,
+    /// Where the balancer's program runs in the lab
+    #[arg(long, value_name = "HOOK", conflicts_with = "config", value_parser = ["xdp", "tc"])]
+    attach: Option<String>,
     /// Run lbd with this configuration on this machine, in the foreground
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -52,16 +55,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let chosen = [("--smoke", arguments.smoke), ("--pair", arguments.pair)];
     let chosen = chosen.iter().filter(|(_, chosen)| *chosen).map(|(option, _)| *option);
-    let again: Vec<_> = ["run", "--built"].into_iter().chain(chosen).collect();
+    let attach = arguments.attach.iter().flat_map(|attach| ["--attach", attach]);
+    let again: Vec<_> = ["run", "--built"].into_iter().chain(chosen).chain(attach).collect();
     root::become_root(&again, "the lab")?;
     signals::catch();
     for name in lab::sweep()? {
         println!("removed {name}, which a run left behind that was killed");
     }
+    let attach = if arguments.attach.as_deref() == Some("tc") { "tc" } else { "xdp" };
     if arguments.pair {
-        return pair::run(arguments.smoke);
+        return pair::run(arguments.smoke, attach);
     }
-    let lab = Lab::new(&Options::default())?;
+    let lab = Lab::new(&Options { attach, ..Options::default() })?;
     let balancer = Balancer::start(&lab, &services(&lab))?;
     if arguments.smoke { smoke::run(&lab, &balancer) } else { watch(&lab, balancer) }
 }

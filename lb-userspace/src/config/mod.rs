@@ -310,7 +310,6 @@ impl Config {
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         [
             ("interfaces", self.interfaces != other.interfaces),
-            ("attach", self.hooks != other.hooks),
             ("xdp", self.xdp != other.xdp),
             ("allow_generic_gro", self.allow_generic_gro != other.allow_generic_gro),
             ("reattach", self.reattach != other.reattach),

@@ -1,7 +1,10 @@
 //! What the configuration takes, and what it says of what it does not.
 
 use super::*;
-use crate::desired::{Admin, Mode, Protocol, UdpPolicy};
+use crate::{
+    desired::{Admin, Mode, Protocol, UdpPolicy},
+    settings::{Attach, TcOrder},
+};
 
 const SERVICE: &str = r#"
 [[service]]
@@ -218,6 +221,29 @@ mode = "dsr"
         "27:8: service[1].name: service web is service[0] already; give each its own name",
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn hooks_are_for_all_interfaces_or_by_interface() {
+    let with = |lines: &str| format!("interfaces = [\"eth0\", \"br0\"]\n{lines}\n");
+    let hooks = |lines: &str| parse(&with(lines)).hooks;
+    let of = |hooks: &Hooks| (hooks.of("eth0"), hooks.of("br0"), hooks.tc_order);
+    assert_eq!(of(&hooks("")), (Attach::Auto, Attach::Auto, TcOrder::First));
+    assert_eq!(of(&hooks("attach = \"tc\"")), (Attach::Tc, Attach::Tc, TcOrder::First));
+    let mixed = hooks("attach = { br0 = \"tc\" }\ntc_order = \"last\"");
+    assert_eq!(of(&mixed), (Attach::Auto, Attach::Tc, TcOrder::Last));
+    let found = mistakes(&with("attach = \"tx\"\ntc_order = \"middle\""));
+    assert_eq!(
+        found,
+        [
+            "2:10: attach: `tx` is unknown; write one of \"auto\", \"xdp\", \"tc\"",
+            "3:12: tc_order: `middle` is unknown; write one of \"first\", \"last\"",
+        ]
+    );
+    let found = mistakes(&with("[attach]\neth1 = \"tc\"\nbr0 = \"generic\""));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("3:8: attach.eth1: eth1 is not one of `interfaces`"), "{found:?}");
+    assert!(found[1].starts_with("4:7: attach.br0: `generic` is unknown"), "{found:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
-    settings::Limits,
+    settings::{Hooks, Limits},
     status::{Interface, Status, Totals},
     sync::Piece,
 };
@@ -56,6 +56,12 @@ pub trait Balancer: Send + 'static {
     ///
     /// The counters can't be read.
     fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>>;
+    /// See [`DataPlane::set_hooks`].
+    ///
+    /// # Errors
+    ///
+    /// An interface can't have its hook; all have what they had.
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()>;
     /// See [`Engine::has_stepped`].
     fn has_stepped(&self, now: Now) -> bool;
     /// See [`Engine::preview`].
@@ -195,6 +201,10 @@ impl<D: DataPlane + Send + 'static> Balancer for Engine<D> {
 
     fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>> {
         Self::watch(self, now)
+    }
+
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
+        self.data_plane_mut().set_hooks(hooks)
     }
 
     fn has_stepped(&self, now: Now) -> bool {

@@ -66,7 +66,11 @@ impl<B: Balancer> Daemon<B> {
     ) -> Result<(Reloaded, Kept), Refusal> {
         self.look_at_clocks();
         self.effects.notifier.reloading();
-        let done = match self.plan_reload(read) {
+        let planned = self.plan_reload(read).and_then(|(config, merged)| {
+            self.change_hooks(&config)?;
+            Ok((config, merged))
+        });
+        let done = match planned {
             Ok((config, merged)) => self.commit_reload(config, merged, who),
             Err(refusal) => {
                 let refusal = refusal.hint("nothing was changed");
@@ -84,6 +88,15 @@ impl<B: Balancer> Daemon<B> {
             self.effects.notifier.status(&format!("the maps can't be written: {error}"));
         }
         done
+    }
+
+    /// Gives interfaces the hooks of a configuration.
+    fn change_hooks(&mut self, config: &Config) -> Result<(), Refusal> {
+        if config.hooks == self.config.hooks {
+            return Ok(());
+        }
+        let changed = self.balancer.set_hooks(&config.hooks);
+        changed.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))
     }
 
     /// What a reload of the configuration that was read would put in force.
@@ -143,7 +156,6 @@ impl<B: Balancer> Daemon<B> {
         let kept = self.config.clone();
         self.config = Config {
             interfaces: kept.interfaces,
-            hooks: kept.hooks,
             xdp: kept.xdp,
             allow_generic_gro: kept.allow_generic_gro,
             reattach: kept.reattach,
@@ -278,6 +290,15 @@ pub(super) fn tables(before: &Config, after: &Config) -> Vec<String> {
                 format!("[http]: it has changed, and listens on {}", listen.join(", "))
             }
         });
+    }
+    for interface in &before.interfaces {
+        let (from, to) = (before.hooks.of(interface), after.hooks.of(interface));
+        if from != to {
+            all.push(format!("attach: {interface} {from} -> {to}"));
+        }
+    }
+    if before.hooks.tc_order != after.hooks.tc_order {
+        all.push(format!("tc_order: {} -> {}", before.hooks.tc_order, after.hooks.tc_order));
     }
     if before.log.filter != after.log.filter {
         all.push(format!("[log]: level {} -> {}", before.log.filter, after.log.filter));

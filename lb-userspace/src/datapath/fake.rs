@@ -25,7 +25,7 @@ use crate::{
     capture::Spec,
     desired::ServiceKey,
     explain::{Case, Verifier},
-    settings::Limits,
+    settings::{Attach, Hooks, Limits},
     status::{self, Count},
 };
 
@@ -46,6 +46,7 @@ pub struct Fake {
     dropped: BTreeMap<u32, Count>,
     /// Why each interface does not have the program, if it does not.
     interfaces: BTreeMap<String, Option<String>>,
+    hooks: Hooks,
     /// Why the program can't be attached again.
     refusal: Option<String>,
     writes: u64,
@@ -210,7 +211,7 @@ impl DataPlane for Fake {
         let interface = |(name, problem): (&String, &Option<String>)| status::Interface {
             name: name.clone(),
             ifindex: 1,
-            mode: "native".into(),
+            mode: if self.hooks.of(name) == Attach::Tc { "tc" } else { "native" }.into(),
             attached: problem.is_none(),
             others: Vec::new(),
         };
@@ -226,6 +227,14 @@ impl DataPlane for Fake {
             bail!("{refusal}");
         }
         *self.interfaces.get_mut(interface).context("no such interface")? = None;
+        Ok(())
+    }
+
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
+        if let Some(refusal) = &self.refusal {
+            bail!("{refusal}");
+        }
+        self.hooks = hooks.clone();
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::{
     capture::Spec,
     desired::ServiceKey,
     explain::{Case, Verifier, View},
-    settings::Limits,
+    settings::{Hooks, Limits},
     status::{self, Count},
 };
 
@@ -107,6 +107,10 @@ pub trait DataPlane: View {
     /// Attaches the program again to an interface that has lost it. What somebody else has attached
     /// there stays, and is named.
     fn reattach(&mut self, interface: &str) -> Result<()>;
+
+    /// Gives each interface the hook that it is to have: the new one first, then the old one is removed, so that no packet
+    /// meets an interface without the program. After an error all have the hooks that they had.
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()>;
 
     /// All services.
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>>;

@@ -38,7 +38,7 @@ use crate::{
     capture::Spec,
     desired::{Protocol, ServiceKey},
     explain::{Case, Verifier},
-    settings::{Limits, Settings},
+    settings::{Hooks, Limits, Settings},
     status::{self, Count},
 };
 
@@ -164,6 +164,16 @@ impl DataPlane for Xdp {
         let folder = load::current(&self.settings.pin_dir);
         let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
         *link = attach::reattach(&mut programs, interface, &self.settings)?;
+        Ok(())
+    }
+
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
+        ensure!(self.capture.is_none(), "a capture is running, and changes no hook; end it first");
+        let folder = load::current(&self.settings.pin_dir);
+        let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
+        let settings = Settings { hooks: hooks.clone(), force: false, ..self.settings.clone() };
+        self.links = attach::attach(&mut programs, &settings, &mut || Ok(()))?;
+        self.settings.hooks = settings.hooks;
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use lb_userspace::{
     health::View,
     netlink::{Neighbourhood, Want},
     reconcile::Standing,
-    settings::Limits,
+    settings::{Hooks, Limits},
     status::{Interface, Status, Totals},
     sync::Piece,
 };
@@ -104,6 +104,10 @@ impl Balancer for Wired {
 
     fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>> {
         self.engine.watch(now)
+    }
+
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
+        Balancer::set_hooks(&mut self.engine, hooks)
     }
 
     fn has_stepped(&self, now: Now) -> bool {

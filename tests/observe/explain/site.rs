@@ -36,7 +36,7 @@ pub fn site() -> Result<(Lab, Balancer)> {
 
 /// The same with the program at this hook: `attach` of the configuration.
 pub fn site_at(attach: &'static str) -> Result<(Lab, Balancer)> {
-    let lab = Lab::new(&Options::default())?;
+    let lab = Lab::new(&Options { attach, ..Options::default() })?;
     let backends = || -> Vec<IpAddr> { lab.webs.iter().map(|web| web.host.v4.into()).collect() };
     let udp = |name: &str, port, policy: &str| Service {
         protocol: "udp",
@@ -48,11 +48,7 @@ pub fn site_at(attach: &'static str) -> Result<(Lab, Balancer)> {
         udp("dns", 53, "oneshot"),
         udp("game", 54, "tracked"),
     ];
-    let mut balancer = Balancer::new(&lab, &services)?;
-    balancer.set_attach(attach);
-    balancer.configure(&services)?;
-    balancer.launch()?;
-    balancer.wait_usable()?;
+    let balancer = Balancer::start(&lab, &services)?;
     Ok((lab, balancer))
 }
 

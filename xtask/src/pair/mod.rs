@@ -58,9 +58,9 @@ struct Show {
 /// # Errors
 ///
 /// If the lab does not come up, or a smoke test fails.
-pub fn run(smoke: bool) -> Result<()> {
+pub fn run(smoke: bool, attach: &'static str) -> Result<()> {
     println!("starting lb1, lb2, three web hosts and a client");
-    let twins = Twins::start(&Options::default(), plan())?;
+    let twins = Twins::start(&Options { attach, ..Options::default() }, plan())?;
     let probes = Probes::start(&twins.lab.client.namespace, WAYS[0].target())?;
     let mut show = Show { probes, downloads: Vec::new(), twins, tally: view::Tally::default() };
     show.download()?;
