@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -184,5 +184,42 @@ fn connections_by_a_vlan_on_a_bond_are_served_in_generic_mode_alone_and_live_whe
     }
     balancer.launch()?;
     ensure!(mode(&balancer)? == "generic", "{}", balancer.log());
+    connections_live(&lab, &mut balancer, "bond0")
+}
+
+/// The ports merge packets, as they do unless somebody switches it off.
+#[test]
+fn connections_by_a_vlan_on_a_bond_are_served_by_tc_and_live_when_a_port_goes_down() -> Result<()> {
+    is_disposable()?;
+    if !can_run_lab() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { attach: "tc", ..Options::default() })?;
+    bond(&lab, Some(5))?;
+    for port in ["bond0", "port0", "port1"] {
+        lab.balancer.namespace.ethtool(port, &["gro", "on"])?;
+    }
+    let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
+    balancer.launch()?;
+    ensure!(mode(&balancer)? == "tc", "{}", balancer.log());
+    connections_live(&lab, &mut balancer, "bond0")
+}
+
+/// The program is below the VLAN, so that the tag is in the metadata of what comes, and has to be on what leaves.
+#[test]
+fn connections_of_a_vlan_are_served_by_tc_on_the_bond_below_it() -> Result<()> {
+    is_disposable()?;
+    if !can_run_lab() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { attach: "tc", ..Options::default() })?;
+    bond(&lab, Some(5))?;
+    let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
+    let text = fs::read_to_string(balancer.config()).context("read the configuration")?;
+    let text = text.replace(&format!("interfaces = [\"{INTERFACE}\"]"), "interfaces = [\"bond0\"]");
+    fs::write(balancer.config(), text).context("write the configuration")?;
+    balancer.launch()?;
+    let interface = &balancer.status()?.interfaces[0];
+    ensure!(interface.name == "bond0" && interface.mode == "tc", "{}", balancer.log());
     connections_live(&lab, &mut balancer, "bond0")
 }

@@ -48,7 +48,7 @@ fn too_big(balancer: &Balancer) -> Result<u64> {
 /// Has the balancer start in generic mode.
 pub fn configure(balancer: &Balancer) -> Result<()> {
     let text = fs::read_to_string(balancer.config()).context("read the configuration")?;
-    let text = text.replace("xdp = \"native\"", "xdp = \"generic\"");
+    let text = text.replace("attach = \"xdp\"", "attach = \"xdp\"\nxdp = \"generic\"");
     fs::write(balancer.config(), text).context("write the configuration")
 }
 

@@ -133,13 +133,22 @@ impl Twins {
     /// If it does not come to that.
     pub fn start(options: &Options, plan: Plan) -> Result<Self> {
         let mut twins = Self::new(options, plan)?;
-        for node in &mut twins.nodes {
+        twins.launch()?;
+        Ok(twins)
+    }
+
+    /// Starts both nodes and waits until the first is Active and each has the other's flows.
+    ///
+    /// # Errors
+    ///
+    /// If it does not come to that.
+    pub fn launch(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
             node.launch()?;
             node.wait_usable()?;
         }
-        twins.wait_active(0)?;
-        twins.wait_synced()?;
-        Ok(twins)
+        self.wait_active(0)?;
+        self.wait_synced()
     }
 
     /// A node's host.

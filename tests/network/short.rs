@@ -126,6 +126,27 @@ fn a_failover_of_a_pair_breaks_nothing_that_is_established() -> Result<()> {
     for node in &twins.nodes {
         is_native(node)?;
     }
+    a_failover_breaks_nothing(&twins)
+}
+
+#[test]
+fn a_failover_from_a_node_at_xdp_to_one_at_tc_breaks_nothing_that_is_established() -> Result<()> {
+    if !can_run_lab() {
+        return Ok(());
+    }
+    let mut twins = Twins::new(&options()?, twins::Plan::new(&WAYS, INTERVAL))?;
+    let services = twins.plan.services(&twins.lab);
+    twins.nodes[1].set_attach("tc");
+    twins.nodes[1].configure(&services)?;
+    twins.launch()?;
+    is_native(&twins.nodes[0])?;
+    let interface = &twins.nodes[1].status()?.interfaces[0];
+    ensure!(interface.mode == "tc" && interface.attached, "{interface:?}");
+    a_failover_breaks_nothing(&twins)
+}
+
+/// The first node stands still, and the other one takes over.
+fn a_failover_breaks_nothing(twins: &Twins) -> Result<()> {
     let downloads = WAYS.map(|way| download(&twins.lab, way));
     twins.lab.freeze(twins.host(0))?;
     twins.wait_holds(1)?;

@@ -37,8 +37,11 @@ const EPOCHS: u8 = 4;
 const NICS: u8 = 4;
 
 /// By a veth alone, a frame can be lost after the program has sent it whenever a test wants that.
-const ON_VETH: &[&str] =
-    &["short::", "egress::frames_that_the_driver_does_not_transmit_are_drops_with_a_reason"];
+const ON_VETH: &[&str] = &[
+    "short::",
+    "tc::",
+    "egress::frames_that_the_driver_does_not_transmit_are_drops_with_a_reason",
+];
 
 /// Runs the tests on these kernels, or on those that must work. `save` has the documents tell of it.
 ///

@@ -75,7 +75,7 @@ pub fn run(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let failed: usize = tallies.iter().map(|tally| tally.failed.len()).sum();
     println!("{REQUESTS} requests in {:.1} s, {failed} failed", took.as_secs_f64());
     for interface in &status.interfaces {
-        println!("XDP program on {}: {} mode", interface.name, interface.mode);
+        println!("program on {}: {}", interface.name, interface.mode);
     }
     ensure!(failed == 0, "{failed} of {REQUESTS} requests failed");
     Ok(())

@@ -211,8 +211,7 @@ impl Place {
     fn of(interface: &str, settings: &Settings) -> Result<Self> {
         let ifindex = kernel_link::ifindex(interface)?;
         pin_names::adopt_legacy(&settings.pin_dir, interface, ifindex)?;
-        // Before Linux 6.6 the kernel does not know the question.
-        let has_links = settings.tc_links && sys::tcx_programs(ifindex).is_ok();
+        let has_links = settings.tc_links && has_tc_links(ifindex)?;
         let tc = if has_links { Kind::Tcx } else { Kind::Clsact };
         let xdp = pinned::live(&Kind::Xdp.path(&settings.pin_dir, interface), ifindex)?;
         let by_tc = pinned::live(&tc.path(&settings.pin_dir, interface), ifindex)?;
@@ -361,6 +360,15 @@ fn warn_of_generic(interface: &str) {
             interface,
             "generic XDP behind GRO: what is merged below is too big to be sent on, and clients stall; {mend}"
         );
+    }
+}
+
+/// Whether the kernel has links of tc programs: before Linux 6.6 it refuses to list them as it does any unknown request.
+fn has_tc_links(ifindex: u32) -> Result<bool> {
+    match sys::tcx_programs(ifindex) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error).context("list the interface's tc programs"),
     }
 }
 
