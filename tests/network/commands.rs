@@ -145,7 +145,7 @@ fn the_smoke_run_tells_who_answered_and_the_mode() -> Result<()> {
     let smoke = xtask()?.args(["run", "--", "--smoke", "--built"]).output()?;
     let said = text(&smoke);
     assert!(smoke.status.success(), "{said}");
-    for expected in ["web1", "web2", "web3", "1000 requests", "0 failed", "native mode"] {
+    for expected in ["web1", "web2", "web3", "1000 requests", "0 failed", "XDP native"] {
         assert!(said.contains(expected), "{expected} is missing:\n{said}");
     }
     Ok(())

@@ -75,7 +75,8 @@ pub fn run(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let failed: usize = tallies.iter().map(|tally| tally.failed.len()).sum();
     println!("{REQUESTS} requests in {:.1} s, {failed} failed", took.as_secs_f64());
     for interface in &status.interfaces {
-        println!("program on {}: {}", interface.name, interface.mode);
+        let hook = if interface.mode == "tc" { "" } else { "XDP " };
+        println!("program on {}: {hook}{}", interface.name, interface.mode);
     }
     ensure!(failed == 0, "{failed} of {REQUESTS} requests failed");
     Ok(())

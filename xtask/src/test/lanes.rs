@@ -43,13 +43,15 @@ const TIMED: &[&str] = &[
     "pair::partition::when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it",
 ];
 
-/// Beginnings of the names of tests of floods, and of faults that are found within milliseconds.
+/// Beginnings of the names of tests of floods, of faults that are found within milliseconds, and of flows of which TCP
+/// sends nothing again.
 const ALONE: &[&str] = &[
     "attack::",
     "doors::flood::",
     "health::a_host_that_is_cut_off_fails_no_request_though_checks_are_slow",
     "health::a_killed_nginx_is_found_at_once_and_comes_back",
     "router::takeover::at_10_ms",
+    "tc::a_reload_exchanges_xdp_and_tc_and_loses_no_packet",
 ];
 
 /// Beginnings of the names of tests that use what a machine has once, and so run one after the other: the lab
