@@ -160,6 +160,21 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     let programs_pinned = pins(&balancer, "program-")?;
     ensure!(programs_pinned.len() == 1, "the old program is gone: {programs_pinned:?}");
 
+    // It may exchange hooks, take over a link of tc, and end that.
+    for (from, to, mode) in [("xdp", "tc", "tc"), ("tc", "xdp", "native")] {
+        let config = fs::read_to_string(balancer.config())?;
+        let (from, to) = (format!("attach = \"{from}\""), format!("attach = \"{to}\""));
+        fs::write(balancer.config(), config.replace(&from, &to))?;
+        balancer.lbctl(&["config", "reload"])?;
+        balancer.stop()?;
+        balancer.launch()?;
+        let status = balancer.wait_usable()?;
+        let interface = &status.interfaces[0];
+        ensure!(interface.mode == mode && interface.attached, "{interface:?}");
+        looks_at_packets(&lab, &balancer)?;
+        ensure!(old.get("/")?.ok()?.backend()? == host_of_old, "what was open goes on at {mode}");
+    }
+
     // It can end what it has begun.
     who_may_use_the_socket(&lab, &balancer, &programs)?;
     balancer.lbctl(&["detach", "--yes"])?;
@@ -171,6 +186,7 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
 /// A capture, and a packet that the program is asked about.
 fn looks_at_packets(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let file = lab.folder().join("packets.pcapng");
+    let before = pins(balancer, "program-")?;
     let mut capture = balancer.lbctl_command();
     capture.args(["capture", "-c", "3", "--duration", "20s", "-w"]).arg(&file);
     let mut capture = capture.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
@@ -179,7 +195,7 @@ fn looks_at_packets(lab: &Lab, balancer: &Balancer) -> Result<()> {
         Ok(capture.try_wait()?.is_some())
     })?;
     ensure!(capture.wait()?.success() && fs::metadata(&file)?.len() > 500, "it has captured them");
-    ensure!(pins(balancer, "program-")?.len() == 1, "the program that captures has gone");
+    ensure!(pins(balancer, "program-")? == before, "the program that captures has gone");
     let (client, vip) = (format!("{}:4242", lab.client.v4), WAY.target().to_string());
     let told = balancer.lbctl(&["explain", "tcp", &client, &vip, "--verify"])?;
     ensure!(told.contains("the loaded program does the same"), "{told}");
