@@ -252,7 +252,7 @@ impl Place {
             match done {
                 Ok(()) => {
                     if let Some(error) = &refused {
-                        info!(interface, "{error:#}; it gets {mode} instead");
+                        info!(interface, "the driver refuses native XDP, it gets {mode}: {error:#}");
                     }
                     let link = Link { interface: interface.clone(), ifindex: *ifindex, mode, path };
                     if mode == Mode::Generic {
