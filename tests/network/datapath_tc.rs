@@ -194,3 +194,17 @@ fn foreign_tc_programs_are_named_and_stay_before_or_behind_ours() {
     drop(foreign);
     detach(&other.pin_dir).unwrap();
 }
+
+#[test]
+fn an_interface_without_ethernet_header_is_refused_and_nothing_is_left() {
+    for attach in [Attach::Auto, Attach::Tc, Attach::Xdp] {
+        let mut site = site(attach);
+        ip(&["tuntap", "add", "dev", "tun0", "mode", "tun"]);
+        ip(&["link", "set", "tun0", "up"]);
+        site.settings.interfaces = vec!["va".into(), "tun0".into()];
+        let refused = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+        assert!(refused.contains("tun0 has no Ethernet header"), "{refused}");
+        assert_eq!((program_on("va"), tc_programs("va").len()), (None, 0), "{attach:?}");
+        assert!(!site.settings.pin_dir.exists());
+    }
+}

@@ -3,13 +3,13 @@
 //! A start finds out by itself. `lbd --check` and `lbctl doctor` look before it; both run as root mostly, who may read
 //! any file, and `lbd` of the package runs as another user.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::Result;
 use rustix::process::geteuid;
 
 use super::{Config, DEFAULT_FILE, Problem, secret::make_readable};
-use crate::{seed, unit::Unit};
+use crate::{netlink::without_ethernet, seed, unit::Unit};
 
 /// What a host lacks of a configuration that has no mistake, in lines for people.
 #[derive(Debug, Default)]
@@ -26,9 +26,13 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
     let (mut lacks, shown) = (Lacks::default(), file.display());
     for name in config.interface_names() {
         let text = format!("{name} is no interface of this host; `ip link` lists them");
-        if Path::new("/sys/class/net").join(name).exists() {
-            continue;
-        } else if config.interfaces.iter().any(|own| own == name) {
+        let is_own = config.interfaces.iter().any(|own| own == name);
+        let place = Path::new("/sys/class/net").join(name);
+        if place.exists() {
+            if is_own && !has_ethernet(&place) {
+                lacks.errors.push(format!("{shown}: interfaces: {}", without_ethernet(name)));
+            }
+        } else if is_own {
             lacks.errors.push(format!("{shown}: interfaces: {text}"));
         } else {
             lacks.warnings.push(format!("{shown}: warning: {text}"));
@@ -55,6 +59,12 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
         Err(error) => lacks.errors.push(format!("{shown}: {error:#}")),
     }
     lacks
+}
+
+/// Whether packets of the interface with this folder of sysfs have an Ethernet header, as far as the kernel says
+/// (`ARPHRD_ETHER`, and `ARPHRD_LOOPBACK` of linux/if_arp.h).
+fn has_ethernet(place: &Path) -> bool {
+    fs::read_to_string(place.join("type")).map_or(true, |kind| matches!(kind.trim(), "1" | "772"))
 }
 
 /// Files that the user of a unit may not read, though this process could: those that the configuration names, and the

@@ -20,7 +20,7 @@ use super::{
     variants::{Mode, Variants},
 };
 use crate::{
-    netlink::gro,
+    netlink::{gro, without_ethernet},
     settings::{Attach, Settings, TcOrder, XdpModes},
     status,
 };
@@ -210,6 +210,7 @@ fn allowed(interface: &str, settings: &Settings) -> Vec<Mode> {
 impl Place {
     fn of(interface: &str, settings: &Settings) -> Result<Self> {
         let ifindex = kernel_link::ifindex(interface)?;
+        ensure!(kernel_link::has_ethernet(ifindex)?, "{}", without_ethernet(interface));
         pin_names::adopt_legacy(&settings.pin_dir, interface, ifindex)?;
         let has_links = settings.tc_links && has_tc_links(ifindex)?;
         let tc = if has_links { Kind::Tcx } else { Kind::Clsact };
@@ -252,7 +253,10 @@ impl Place {
             match done {
                 Ok(()) => {
                     if let Some(error) = &refused {
-                        info!(interface, "the driver refuses native XDP, it gets {mode}: {error:#}");
+                        info!(
+                            interface,
+                            "the driver refuses native XDP, it gets {mode}: {error:#}"
+                        );
                     }
                     let link = Link { interface: interface.clone(), ifindex: *ifindex, mode, path };
                     if mode == Mode::Generic {

@@ -8,7 +8,7 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+        link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
     },
     sys::{Socket, protocols::NETLINK_ROUTE},
 };
@@ -33,15 +33,25 @@ pub fn ifindex(name: &str) -> Result<u32> {
     Ok(index)
 }
 
-/// The program of an interface, if it has one.
-pub fn attached(ifindex: u32) -> Result<Option<Attached>> {
+fn link(ifindex: u32) -> Result<LinkMessage> {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
-    let RouteNetlinkMessage::NewLink(link) = request(RouteNetlinkMessage::GetLink(link), 0)?
-        .context("netlink answered without a link")?
-    else {
-        bail!("netlink answered with something else than a link");
-    };
+    match request(RouteNetlinkMessage::GetLink(link), 0)? {
+        Some(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+        Some(_) => bail!("netlink answered with something else than a link"),
+        None => bail!("netlink answered without a link"),
+    }
+}
+
+/// Whether packets of an interface have an Ethernet header.
+pub fn has_ethernet(ifindex: u32) -> Result<bool> {
+    let kind = link(ifindex)?.header.link_layer_type;
+    Ok(matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback))
+}
+
+/// The program of an interface, if it has one.
+pub fn attached(ifindex: u32) -> Result<Option<Attached>> {
+    let link = link(ifindex)?;
     let xdp = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Xdp(xdp) => Some(xdp),
         _ => None,

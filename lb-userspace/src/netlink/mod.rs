@@ -150,3 +150,12 @@ impl Resolver {
         let _ = self.narrow.send((backend, mtu));
     }
 }
+
+/// What there is to say of an interface whose packets begin with their IP header, and which the program can't be on.
+#[must_use]
+pub(crate) fn without_ethernet(interface: &str) -> String {
+    format!(
+        "{interface} has no Ethernet header (WireGuard, tun and the like), which the balancer's program needs; name an \
+         interface that has one, by which packets for the VIPs come in"
+    )
+}
