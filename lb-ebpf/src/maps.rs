@@ -7,7 +7,7 @@
 //!
 //! The verifier walks a function once for each state in which it is called, and a global one (`no_mangle`) once in
 //! all. Functions that are called in many states and do much are global, behind `Tables` where they are generic:
-//! `in_flux`, `second_choice`, the notes of pins, and messages for the log. So the verifier walks 181,000
+//! `in_flux`, `second_choice`, the notes of pins, and messages for the log. So the verifier walks 188,000
 //! instructions in 0.27 s instead of 589,000 in 0.92 s.
 
 use core::ops::Deref;
