@@ -92,6 +92,16 @@ fn collect(lab: &Lab, address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// The balancer of a lab at tc with a service of each family that takes uploads.
+fn taking_uploads(lab: &Lab) -> Result<(Balancer, [Service; 2])> {
+    let services = [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(lab) });
+    let balancer = balanced(lab, &services)?;
+    for service in &services {
+        collect(lab, SocketAddr::new(service.vip, PORT))?;
+    }
+    Ok((balancer, services))
+}
+
 /// Sends bytes to a VIP, of which all must arrive.
 fn upload(lab: &Lab, address: SocketAddr, seed: u64) -> Result<()> {
     let mut random = kit::datapath::generate::Random(seed);
@@ -122,12 +132,9 @@ fn uploads_arrive_whole_where_links_merge_and_cut_packets() -> Result<()> {
     }
     let lab = Lab::new(&at_tc())?;
     lab.with_offloads()?;
-    let services: Vec<_> =
-        [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(&lab) }).into();
-    let balancer = balanced(&lab, &services)?;
+    let (balancer, services) = taking_uploads(&lab)?;
     for service in &services {
         let address = SocketAddr::new(service.vip, PORT);
-        collect(&lab, address)?;
         let before = received(&lab)?;
         for seed in 0..4 {
             upload(&lab, address, seed).with_context(|| format!("{seed} to {address}"))?;
@@ -161,12 +168,9 @@ fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones()
         "route replace 10.0.0.0/24 dev {INTERFACE} proto kernel scope link src 10.0.0.5 mtu lock {NARROW}\n\
          route replace fd00::/64 dev {INTERFACE} proto kernel metric 256 mtu lock {NARROW}"
     ))?;
-    let services: Vec<_> =
-        [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(&lab) }).into();
-    let balancer = balanced(&lab, &services)?;
+    let (balancer, services) = taking_uploads(&lab)?;
     for service in &services {
         let address = SocketAddr::new(service.vip, PORT);
-        collect(&lab, address)?;
         let before = balancer.status()?.dropped("too_big_replied");
         upload(&lab, address, 1).with_context(|| address.to_string())?;
         let replied = balancer.status()?.dropped("too_big_replied") - before;

@@ -264,8 +264,9 @@ impl Place {
                     }
                     return Ok((link, is_new));
                 }
-                Err(Refusal::Foreign(error)) => return Err(error),
-                Err(Refusal::Mode(error)) => refused = Some(error),
+                Err(Refusal::Mode(error)) if is_new => refused = Some(error),
+                // What is there runs on, and no other mode mends that it can't be exchanged.
+                Err(Refusal::Mode(error) | Refusal::Foreign(error)) => return Err(error),
             }
         }
         let refused = refused.unwrap_or_else(|| anyhow!("no mode is allowed"));

@@ -1,6 +1,6 @@
 //! tc programs before Linux 6.6, which has links for them: filters of the qdisc `clsact`, at the ingress.
 //!
-//! A filter outlives the process that made it. It is found again by its priority and handle, and the kernel replaces its
+//! A filter outlives the process that made it. It is found again by its name, priority and handle, and the kernel replaces its
 //! program without a gap (`cls_bpf_change()` in net/sched/cls_bpf.c). The qdisc stays when the filter goes: others may
 //! have filters there.
 
@@ -66,10 +66,18 @@ pub fn found(ifindex: u32) -> Result<Option<(TcOrder, u32)>> {
             TcAttribute::Options(options) => Some(options),
             _ => None,
         });
-        let id = options.flatten().find_map(|option| match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
-            _ => None,
-        });
+        let (mut is_ours, mut id) = (false, None);
+        for option in options.flatten() {
+            match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => is_ours = name == NAME,
+                TcOption::Bpf(TcFilterBpfOption::ProgId(program)) => id = Some(*program),
+                _ => {}
+            }
+        }
+        // Somebody else's may have the handle.
+        if !is_ours {
+            continue;
+        }
         return Ok(id.map(|id| (order, id)));
     }
     Ok(None)
