@@ -187,7 +187,7 @@ impl Place {
         if flags & 4 != 0 {
             backend.mtu = input.short();
         }
-        backend.l2_len = input.of(&[14, 18, 22]);
+        backend.l2_len = input.of(&[14, 18, 22, 0]);
         backend.ifindex = input.of(&[generate::INGRESS, 7]);
         self.twins.kernel.put_backend(id, backend)?;
         self.twins.model.backends[usize::from(id)] = backend;

@@ -22,6 +22,7 @@
 //! | `HANDSHAKES` | marks of the latest QUIC handshakes, of all CPUs | 262,144 |
 //! | `FRAGMENTS` | source, destination, id: backend | 16,384, LRU |
 //! | `VIPS`, `OWN_MACS` | addresses of services; MAC addresses of this node | |
+//! | `PEER_MACS` | service, MAC address of another balancer: this node's backend | 4,096 |
 //! | `SYN_BUDGETS` | tokens for pins, by service | for each CPU |
 //! | `ICMP_BUDGETS` | tokens for ICMP errors; not pinned | for each CPU |
 //! | `TOO_BIG_BUDGETS` | tokens for "packet too big", by a keyed hash of the source; not pinned | 256 for each CPU |
@@ -67,8 +68,14 @@ pub const DEFAULT_ICMP_ERRORS: u32 = 1_000;
 /// large (Eisenbud et al., NSDI 2016, section 5.3).
 pub const DEFAULT_RING_SLOTS: u32 = 65_537;
 
+/// Index of the loopback in each network namespace (`LOOPBACK_IFINDEX` of include/net/flow.h): the interface of
+/// backends on this node.
+pub const LOOPBACK: u32 = 1;
+
 /// Entries of `OWN_MACS`.
 pub const OWN_MACS: u32 = 16;
+/// Entries of `PEER_MACS`.
+pub const PEER_MACS: u32 = 4_096;
 /// Entries of `SYN_MARKS`; a power of two.
 pub const SYN_MARKS: u32 = 65_536;
 
@@ -154,6 +161,8 @@ pub mod service_flags {
     /// No pin of the service is made or renamed, as when its SYN budget is spent: another node is
     /// about to take it over, and knows the pins that there are.
     pub const PINS_HELD: u8 = 2;
+    /// A backend of the service is on this node and other balancers may forward to it: `PEER_MACS` has them.
+    pub const LOCAL: u8 = 4;
 }
 
 /// Value of `SERVICES_V4` and `SERVICES_V6`: one cache line.
@@ -199,11 +208,11 @@ pub mod backend_flags {
 pub struct Backend {
     /// The link-layer header that leaves: destination, source, up to two VLAN tags, EtherType.
     pub l2: [u8; 22],
-    /// Its length: 14, 18 or 22 bytes.
+    /// Its length: 14, 18 or 22 bytes; 0 of a backend on this node ([`Self::is_local`]).
     pub l2_len: u8,
     /// Bits of [`backend_flags`].
     pub flags: u8,
-    /// Index of the interface that the packet leaves by.
+    /// Index of the interface that the packet leaves by; the loopback's of a backend on this node.
     pub ifindex: u32,
     /// Largest IP packet of a client, in bytes, that reaches the backend: the path's MTU less what
     /// the tunnel adds.
@@ -227,6 +236,15 @@ pub struct Backend {
     pub source: [u8; 16],
     /// Zero.
     pub reserved1: [u8; 32],
+}
+
+impl Backend {
+    /// Whether the backend's address is this node's own: its packets pass to the node's own stack as they came.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.l2_len == 0
+    }
 }
 
 /// A flow of a service, as the key of `PINS` and `TRACKED`. The service stands for protocol, VIP
@@ -492,6 +510,29 @@ pub struct OwnMac {
     pub reserved: [u8; 2],
 }
 
+/// Key of `PEER_MACS`, whose value is the id of the service's backend on this node.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct PeerKey {
+    /// The MAC address from which another balancer forwards packets of the service.
+    pub mac: [u8; 6],
+    /// The service's id.
+    pub service: u16,
+}
+
 /// The IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2) of an IPv4 address.
 #[must_use]
 #[inline(always)]
@@ -512,6 +553,7 @@ const _: () = {
     assert!(size_of::<ConnectionKey>() == 12);
     assert!(size_of::<VerdictCounter>() == 16 && size_of::<BackendCounter>() == 64);
     assert!(size_of::<SynBudget>() == 16 && size_of::<OwnMac>() == 8);
+    assert!(size_of::<PeerKey>() == 8);
     assert!(size_of::<PinNote>() == 32 && size_of::<PinLogHead>() == 64);
     assert!(size_of::<PinLease>() == 8);
 };
@@ -542,6 +584,7 @@ mod pod {
         super::ConnectionKey,
         super::VipKey,
         super::OwnMac,
+        super::PeerKey,
         crate::service_index::Entry,
         crate::tx_errors::Key,
     );

@@ -10,6 +10,7 @@ use zerocopy::network_endian::U16;
 
 use crate::{
     abi::{OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, mapped, udp_policy},
+    deliver,
     fragment::{later_fragment_v4, later_fragment_v6, remember_v4, remember_v6, told},
     gso::Wire,
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
@@ -302,6 +303,9 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
+    if let Some(choice) = deliver::choice(pkt, tables, service, segment.kind) {
+        return choice;
+    }
     if segment.proto == number::TCP {
         return steer::by_slot(tables, service, hash, segment.kind, query);
     }
@@ -332,10 +336,14 @@ where
         if choice.events & events::UNPINNABLE != 0 {
             return Verdict::Drop(Drop::Unpinnable);
         }
-        return Verdict::Drop(Drop::NoBackend);
+        // The balancer that has forwarded it knows the backend to be usable, or will soon know that it is not.
+        if choice.events & events::DELIVERED == 0 || !backend.is_local() {
+            return Verdict::Drop(Drop::NoBackend);
+        }
     }
     let Envelope { l3, v6, len, .. } = *envelope;
-    if envelope.ttl <= 1 {
+    // To this node's own stack it is no hop, and its entry's MTU is that of every packet.
+    if envelope.ttl <= 1 && !backend.is_local() {
         if !envelope.may_reply {
             return Verdict::Drop(Drop::TtlExceeded);
         }

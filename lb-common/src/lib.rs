@@ -11,6 +11,7 @@
 pub mod abi;
 pub mod capture;
 pub mod decap;
+pub mod deliver;
 pub mod forward;
 pub mod fragment;
 pub mod gso;

@@ -35,6 +35,7 @@ use zerocopy::{
 
 use crate::{
     abi::ServiceKeyV4,
+    deliver,
     forward::{Envelope, forward, is_own},
     hash::{entropy_of, flow_hash_v4},
     packet::{Packet, ethernet, ipv4, number, tcp::Tcp},
@@ -111,6 +112,9 @@ where
     let Some(service) = tables.service_v4(&key) else {
         return Some(Verdict::Pass(Pass::NotAService));
     };
+    if deliver::is_possible(&service) {
+        return None;
+    }
     let hash = flow_hash_v4(&service.keys, headers.source, tcp.source);
     // Whether it only acknowledges is looked at by who counts, and only if that says something.
     let what = if tcp.opens() {

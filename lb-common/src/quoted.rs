@@ -2,6 +2,7 @@
 
 use crate::{
     abi::{ServiceKeyV4, ServiceKeyV6, mapped},
+    deliver,
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
     packet::{
         MAX_OFFSET, Packet,
@@ -9,7 +10,7 @@ use crate::{
         ipv4::{self, Ipv4},
         ipv6::{self, Fragmentation, Ipv6},
     },
-    steer::{self, Found, Query},
+    steer::{self, Found, Kind, Query},
     tables::Tables,
     verdict::Pass,
 };
@@ -50,7 +51,10 @@ where
     let service = tables.service_v4(&key).ok_or(Pass::NotAService)?;
     let hash = flow_hash_v4(&service.keys, ip.destination, ports.destination);
     let query = Query::new(&service, mapped(ip.destination), ports.destination, hash);
-    Ok(Found::Choice(steer::follow(tables, key.proto, &query), entropy_of(hash)))
+    // As a packet that follows others: neither opens its flow nor is heard.
+    let delivered = deliver::choice(pkt, tables, &service, Kind::Continues);
+    let choice = delivered.unwrap_or_else(|| steer::follow(tables, key.proto, &query));
+    Ok(Found::Choice(choice, entropy_of(hash)))
 }
 
 /// The same for an ICMPv6 error whose message is at `offset`.
@@ -104,5 +108,8 @@ where
     let service = tables.service_v6(&key).ok_or(Pass::NotAService)?;
     let hash = flow_hash_v6(&service.keys, &ip.destination, ports.destination);
     let query = Query::new(&service, ip.destination, ports.destination, hash);
-    Ok(Found::Choice(steer::follow(tables, key.proto, &query), entropy_of(hash)))
+    // As a packet that follows others: neither opens its flow nor is heard.
+    let delivered = deliver::choice(pkt, tables, &service, Kind::Continues);
+    let choice = delivered.unwrap_or_else(|| steer::follow(tables, key.proto, &query));
+    Ok(Found::Choice(choice, entropy_of(hash)))
 }

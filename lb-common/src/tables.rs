@@ -4,8 +4,8 @@ use core::ops::Deref;
 
 use crate::{
     abi::{
-        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
     second_choice,
     shared::{SharedU32, SharedU64},
@@ -54,6 +54,8 @@ pub trait Tables {
     fn is_vip(&self, key: &VipKey) -> bool;
     /// Entry `index` of the list of MAC addresses that this node answers to.
     fn own_mac(&self, index: u32) -> Option<OwnMac>;
+    /// The backend on this node of a packet that another balancer has forwarded to it.
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16>;
     /// This CPU's budget of pins for a service.
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
     /// This CPU's budget of ICMP errors, but for those of [`Self::too_big_budget`].

@@ -95,6 +95,8 @@ pub mod events {
     pub const HEARD: u32 = 16;
     /// There is no backend for it because it can't be pinned: [`super::Drop::Unpinnable`].
     pub const UNPINNABLE: u32 = 32;
+    /// Another balancer has forwarded it to the backend on this node ([`crate::deliver`]).
+    pub const DELIVERED: u32 = 64;
 }
 
 impl BackendCounter {

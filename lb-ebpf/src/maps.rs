@@ -23,9 +23,9 @@ use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED,
-        Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PIN_NOTES, PinLease,
-        PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
-        VerdictCounter, VipKey,
+        Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PIN_NOTES, PeerKey,
+        PinLease, PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        Unanswered, VerdictCounter, VipKey,
     },
     hash::GOLDEN,
     icmp_error,
@@ -118,6 +118,10 @@ static VIPS: HashMap<VipKey, u32, { DEFAULT_SERVICES as usize }> = HashMap::new(
 /// The MAC addresses that this node answers to.
 #[btf_map]
 static OWN_MACS: Array<OwnMac, { abi::OWN_MACS as usize }, MMAPABLE> = Array::new();
+
+/// The MAC addresses of other balancers, by service, and which backend is this node.
+#[btf_map]
+static PEER_MACS: HashMap<PeerKey, u32, { abi::PEER_MACS as usize }> = HashMap::new();
 
 /// Packets and bytes by verdict, [`REASONS`] for each CPU. The daemon sizes it.
 #[btf_map]
@@ -398,6 +402,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn own_mac(&self, index: u32) -> Option<OwnMac> {
         OWN_MACS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
+        get!(PEER_MACS, key).map(|id| *id as u16)
     }
 
     #[inline(always)]

@@ -33,15 +33,15 @@ pub fn ingress(ctx: &XdpContext) -> u32 {
     ctx.ingress_ifindex() as u32
 }
 
-/// Sends a frame to its backend; `None` if the frame has no room for the headers.
+/// Sends a frame to its backend, or passes it to the one on this node; `None` if the frame has no room for the headers.
 #[inline(always)]
 pub fn forward(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Option<u32> {
-    hop::take(frame, to.l3, to.v6)?;
     if to.backend.l2_len == 14 {
         place::<14>(ctx, frame, to)?;
     } else {
         cold_path();
         match to.backend.l2_len {
+            0 => return Some(PASS),
             18 => place::<18>(ctx, frame, to)?,
             22 => place::<22>(ctx, frame, to)?,
             _ => return None,
@@ -54,9 +54,10 @@ pub fn forward(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Optio
     Some(unsafe { bpf_redirect(to.backend.ifindex, 0) } as u32)
 }
 
-/// Writes the link-layer header, of `L2` bytes, and the outer header before the client's.
+/// Takes a hop off the client's header, and writes the link-layer header, of `L2` bytes, and the outer header before it.
 #[inline(always)]
 fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend>) -> Option<()> {
+    hop::take(frame, to.l3, to.v6)?;
     let backend = to.backend;
     if backend.flags & backend_flags::TUNNEL == 0 {
         let delta = to.l3 as i32 - L2 as i32;

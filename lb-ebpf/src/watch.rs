@@ -4,8 +4,8 @@ use core::ops::Deref;
 
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
     capture::{NO_SLOT, flags},
     shared::{SharedU32, SharedU64},
@@ -146,6 +146,11 @@ impl Tables for Watched {
     #[inline(always)]
     fn own_mac(&self, index: u32) -> Option<OwnMac> {
         Maps.own_mac(index)
+    }
+
+    #[inline(always)]
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
+        Maps.delivered_to(key)
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@
 //! taken together, so that a burst of changes ends in few writes.
 
 mod balancer;
+mod balancers;
 mod batch;
 mod end;
 mod failover;
@@ -34,6 +35,7 @@ mod write;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -205,6 +207,10 @@ pub struct Daemon<B> {
     deadlines: BTreeMap<String, Duration>,
     node: Node,
     reach: Reach,
+    /// The addresses of the other balancers, as the engine knows them.
+    balancers: BTreeSet<IpAddr>,
+    /// The next hops that the resolver was told to find; none: it was not told yet.
+    wanted: Option<BTreeSet<Want>>,
     /// Who looks whether frames arrive that the program sends.
     egress: Option<Box<dyn egress::Check>>,
     trunks: Option<trunks::Trunks>,
@@ -285,6 +291,8 @@ impl<B: Balancer> Daemon<B> {
             config,
             node: Node::default(),
             reach: Reach::default(),
+            balancers: BTreeSet::new(),
+            wanted: None,
             egress: None,
             trunks: None,
             clocks: clock::Watch::new(clocks),
@@ -390,7 +398,7 @@ impl<B: Balancer> Daemon<B> {
         self.resume_routers();
         self.take_fingerprint();
         self.health.adopt(self.balancer.adopted_view());
-        (self.effects.want)(self.balancer.wants());
+        self.want();
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
         self.reconcile();
@@ -550,7 +558,7 @@ impl<B: Balancer> Daemon<B> {
         let kept = self.keep();
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.balancer.set_desired(self.desired.clone());
-        (self.effects.want)(self.balancer.wants());
+        self.want();
         self.check_health();
         self.release_stray_pins();
         // A service that is new is another node's, maybe: then nothing of it is written here first.

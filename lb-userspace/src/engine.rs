@@ -50,10 +50,10 @@ pub use self::{
 };
 use crate::{
     datapath::{DataPlane, FlowRef, entry},
-    desired::{Admin, Desired, ServiceKey},
+    desired::{Admin, Desired, Mode, ServiceKey},
     health::{self, Condition, Seen, View},
     maglev,
-    netlink::{Neighbourhood, Want},
+    netlink::{Neighbourhood, Resolution, Want},
     reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Standing, Target},
     ring,
     settings::Settings,
@@ -71,6 +71,8 @@ pub struct Engine<D> {
     settings: Settings,
     desired: Option<Desired>,
     neighbourhood: Option<Neighbourhood>,
+    /// Addresses of the other balancers.
+    peers: BTreeSet<IpAddr>,
     applied: Applied,
     walk: Walk,
     outages: Outages,
@@ -165,6 +167,7 @@ impl<D: DataPlane> Engine<D> {
             rings: BTreeMap::new(),
             vips: data_plane.vips().context("read the VIPs")?,
             own_macs: data_plane.own_macs().context("read the node's MAC addresses")?,
+            peer_macs: data_plane.peer_macs().context("read the MACs of other balancers")?,
             ..Applied::default()
         };
         for id in data_plane.rings().context("read the rings")? {
@@ -183,6 +186,7 @@ impl<D: DataPlane> Engine<D> {
             settings: settings.clone(),
             desired: None,
             neighbourhood: None,
+            peers: BTreeSet::new(),
             applied,
             walk: Walk::default(),
             outages: Outages::default(),
@@ -231,6 +235,11 @@ impl<D: DataPlane> Engine<D> {
     /// Replaces what is known of next hops; [`Self::reconcile`] acts on it.
     pub fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         self.neighbourhood = Some(neighbourhood);
+    }
+
+    /// Replaces the addresses of the other balancers; [`Self::reconcile`] acts on it.
+    pub fn set_peers(&mut self, peers: BTreeSet<IpAddr>) {
+        self.peers = peers;
     }
 
     /// Replaces what is seen of the backends' health; [`Self::reconcile`] acts on it.
@@ -282,13 +291,19 @@ impl<D: DataPlane> Engine<D> {
         view
     }
 
-    /// The backends whose next hops must be known.
+    /// The backends whose next hops must be known; with one of them on this node, also the other balancers.
     pub fn wants(&self) -> BTreeSet<Want> {
         let services = self.desired().services.values();
         let wants = services.flat_map(|service| {
             service.backends.keys().map(|&address| Want { address, mode: service.mode })
         });
-        wants.collect()
+        let mut wants: BTreeSet<Want> = wants.collect();
+        let mut hops = self.neighbourhood.iter().flat_map(|known| known.hops.values());
+        if hops.any(|hop| matches!(hop, Resolution::Resolved(hop) if hop.is_local())) {
+            let peer = |&address| Want { address, mode: Mode::Dsr };
+            wants.extend(self.peers.iter().map(peer));
+        }
+        wants
     }
 
     /// Makes the maps equal to what is wanted. After a failure the next call does the rest.
@@ -362,6 +377,7 @@ impl<D: DataPlane> Engine<D> {
             limits: self.data_plane.limits(),
             cpus: self.data_plane.online_cpus(),
             held_pins: &self.history.held,
+            peers: &self.peers,
             virtual_macs: &self.history.macs,
             tunnel: &self.settings.tunnel,
             seed: &self.settings.seed,
@@ -381,6 +397,10 @@ impl<D: DataPlane> Engine<D> {
             Change::SetOwnMacs(macs) => {
                 data_plane.set_own_macs(&macs).context("write the node's MAC addresses")?;
                 applied.own_macs = macs;
+            }
+            Change::SetPeerMacs(peers) => {
+                data_plane.set_peer_macs(&peers).context("write the MACs of other balancers")?;
+                applied.peer_macs = peers;
             }
             Change::PutBackend(id, value) => {
                 let context = || format!("write backend {id}");

@@ -3,6 +3,7 @@
 
 mod choose;
 mod ids;
+mod peers;
 mod place;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, Owners, service_flags, udp_policy},
+    abi::{self, Owners, PeerKey, service_flags, udp_policy},
     hash::FlowKeys,
 };
 
@@ -43,6 +44,8 @@ pub struct Applied {
     pub vips: BTreeSet<IpAddr>,
     /// `OWN_MACS`.
     pub own_macs: Vec<[u8; 6]>,
+    /// `PEER_MACS`.
+    pub peer_macs: BTreeMap<PeerKey, u16>,
     /// Ids of backends that were released and may still be named somewhere: by a packet in flight
     /// or a flow.
     pub resting_backends: BTreeSet<u16>,
@@ -111,6 +114,8 @@ pub struct Target {
 pub enum Change {
     /// Replace the MAC addresses that the node answers to.
     SetOwnMacs(Vec<[u8; 6]>),
+    /// Replace the MAC addresses of other balancers.
+    SetPeerMacs(BTreeMap<PeerKey, u16>),
     /// Write a backend's entry.
     PutBackend(u16, Box<abi::Backend>),
     /// Make a ring of its own for this service and publish it whole.
@@ -153,6 +158,8 @@ pub struct Inputs<'a> {
     pub cpus: u32,
     /// Services of which no flow is to be pinned.
     pub held_pins: &'a BTreeSet<ServiceKey>,
+    /// Addresses of the other balancers that may forward packets to this node.
+    pub peers: &'a BTreeSet<IpAddr>,
     /// The virtual MAC addresses that the node answers to.
     pub virtual_macs: &'a BTreeSet<[u8; 6]>,
     /// The outer sources of tunnels.
@@ -185,6 +192,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
     let (mut gains, mut losses) = (Vec::new(), Vec::new());
     let (mut before, mut rings, mut services) = (Vec::new(), Vec::new(), Vec::new());
     let mut shrunk = Vec::new();
+    let mut peer_macs = BTreeMap::new();
     let mut standings = BTreeMap::new();
     let mut ids = Ids::new(inputs, applied);
 
@@ -250,11 +258,23 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
         if !applied.vips.contains(&service.key.vip) && ids.vips.insert(service.key.vip) {
             services.push(Change::PutVip(service.key.vip));
         }
-        let value = service_value(inputs, id, service);
+        let mut value = service_value(inputs, id, service);
+        let deliveries = peers::deliveries(inputs, applied, id, service, &placed);
+        if !deliveries.is_empty() {
+            value.flags |= service_flags::LOCAL;
+            peer_macs.extend(deliveries);
+        }
         let value = with_pins(value, inputs.held_pins.contains(&service.key));
         if applied.services.get(&service.key) != Some(&value) {
             services.push(Change::PutService(service.key, Box::new(value)));
         }
+    }
+    if let Some(lacking) = peers::without_room(&mut peer_macs) {
+        left_out.push(lacking);
+    }
+    if peer_macs != applied.peer_macs {
+        // Before the services that ask them; one that is gone from them has no backend here any more.
+        rings.push(Change::SetPeerMacs(peer_macs));
     }
     let vips: BTreeSet<_> = ids.services.keys().map(|key| key.vip).collect();
     let used: BTreeSet<_> = ids.services.values().copied().collect();

@@ -177,6 +177,7 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
             limits: Limits::default(),
             cpus: 2,
             held_pins: &BTreeSet::new(),
+            peers: &BTreeSet::new(),
             virtual_macs: &BTreeSet::new(),
             tunnel: &settings.tunnel,
             seed: &settings.seed,
@@ -185,7 +186,7 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
         let rank = |change| match change {
             Change::SetOwnMacs(_) => 0,
             Change::PutBackend(..) => 1,
-            Change::PublishRing(..) | Change::RetargetRing(..) => 2,
+            Change::SetPeerMacs(_) | Change::PublishRing(..) | Change::RetargetRing(..) => 2,
             Change::PutVip(_) | Change::PutService(..) => 3,
             Change::DeleteService(_) => 4,
             Change::DeleteVip(_) => 5,
@@ -620,4 +621,53 @@ fn a_thousand_backends_fit_a_plan_and_lose_one_cheaply() {
     let moved = engine.reconcile(at(101)).unwrap().slots_moved;
     // Its own 65 or 66 slots, and about 1 % of the others'.
     assert!((65..1_400).contains(&moved), "{moved} slots moved");
+}
+
+#[test]
+fn other_balancers_are_known_while_a_backend_is_on_this_node() {
+    let peer = "10.0.0.6";
+    let mac = |last| [2, 0, 0, 0, 0, last];
+    let key = |last| abi::PeerKey { mac: mac(last), service: 0 };
+    let mut engine = running(one_service(&[("10.0.0.5", 1), (peer, 1)]));
+    engine.set_peers([ip("10.0.0.7")].into());
+    let peers = |engine: &Engine<Fake>| engine.data_plane().peer_macs().unwrap();
+    let local = |engine: &Engine<Fake>| {
+        let key = engine.desired().services["web"].key;
+        engine.data_plane().services().unwrap()[&key].flags & abi::service_flags::LOCAL != 0
+    };
+    engine.reconcile(at(101)).unwrap();
+    assert!(peers(&engine).is_empty() && !local(&engine), "no backend is here");
+
+    hop(&mut engine, "10.0.0.5", Resolution::Resolved(NextHop::local()));
+    engine.reconcile(at(102)).unwrap();
+    let own = id(&engine, "10.0.0.5");
+    // The other backend may be a balancer; the peer's way is wanted from here on.
+    assert_eq!(peers(&engine), [(key(6), own)].into());
+    assert!(local(&engine));
+    assert!(engine.wants().contains(&Want { address: ip("10.0.0.7"), mode: Mode::Dsr }));
+    hop(&mut engine, "10.0.0.5", Resolution::Resolved(NextHop::local()));
+    engine.reconcile(at(103)).unwrap();
+    assert_eq!(peers(&engine), [(key(6), own), (key(7), own)].into());
+
+    // An answer that is awaited takes nothing away.
+    let mut neighbourhood = reached(&engine);
+    let want = |at| Want { address: ip(at), mode: Mode::Dsr };
+    neighbourhood.hops.insert(want("10.0.0.5"), Resolution::Resolved(NextHop::local()));
+    neighbourhood.hops.insert(want("10.0.0.7"), pending());
+    engine.set_neighbourhood(neighbourhood);
+    engine.reconcile(at(103)).unwrap();
+    assert_eq!(peers(&engine).len(), 2);
+
+    // Drained or down, the backend is there for what others forward.
+    edit(&mut engine, "10.0.0.5", Admin::Down);
+    engine.reconcile(at(104)).unwrap();
+    assert_eq!(peers(&engine).len(), 2);
+
+    let data_plane = engine.into_data_plane();
+    let mut engine = Engine::adopt(data_plane, &settings()).unwrap();
+    let peers = engine.data_plane().peer_macs().unwrap();
+    assert_eq!(peers.len(), 2, "a start finds them, and what comes meanwhile is delivered");
+    set(&mut engine, one_service(&[(peer, 1)]));
+    engine.reconcile(at(105)).unwrap();
+    assert!(engine.data_plane().peer_macs().unwrap().is_empty(), "the backend is gone");
 }

@@ -62,6 +62,8 @@ pub struct Options {
     pub router: bool,
     /// Whether there are two balancers, and the VIPs are theirs to take.
     pub pair: bool,
+    /// Whether the balancers are web hosts as well: the last of [`Lab::webs`].
+    pub serve: bool,
     /// Whether the lab stays when its maker ends.
     pub stays: bool,
     /// NICs of this machine for the balancers, in place of veth pairs.
@@ -72,7 +74,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { webs: 3, router: false, pair: false, stays: false, nics: Vec::new(), attach: "xdp" }
+        Self {
+            webs: 3,
+            router: false,
+            pair: false,
+            serve: false,
+            stays: false,
+            nics: Vec::new(),
+            attach: "xdp",
+        }
     }
 }
 
@@ -211,7 +221,12 @@ impl Lab {
             .into_iter()
             .chain(&self.peer)
             .chain(&self.router)
-            .chain(self.webs.iter().map(|web| &web.host))
+            .chain(self.webs.iter().map(|web| &web.host).filter(|host| !self.is_balancer(host)))
+    }
+
+    /// Whether a web host is one of the balancers.
+    fn is_balancer(&self, host: &Host) -> bool {
+        [&self.balancer].into_iter().chain(&self.peer).any(|balancer| balancer.name == host.name)
     }
 
     /// The web host with this name.
@@ -397,20 +412,26 @@ impl Lab {
         for n in 1..=options.webs {
             let host = Host::new(&format!("web{n}"), 10 + n)?;
             host.quieten()?;
-            // A web host takes packets for the VIP, and leaves it to the balancer to say so.
-            host.namespace.sysctl(&[
-                ("ipv4/conf/all/arp_ignore", "1"),
-                ("ipv4/conf/all/arp_announce", "2"),
-            ])?;
             self.plug(&host)?;
-            host.namespace.ip(&vips("lo"))?;
             if options.router {
                 host.namespace.ip(TO_THE_ROUTER)?;
             }
-            let folder = self.folder.join(&host.name);
-            let nginx = Nginx::start(&host.namespace, &host.name, &folder, &big, self.orphan())?;
-            self.webs.push(Web { nginx, host });
+            self.serve(host, &big)?;
         }
+        let balancers = [&self.balancer].into_iter().chain(&self.peer).filter(|_| options.serve);
+        let serving: Vec<_> = balancers.map(Host::again).collect();
+        serving.into_iter().try_for_each(|host| self.serve(host, &big))
+    }
+
+    /// Makes a host a web host.
+    fn serve(&mut self, host: Host, big: &Path) -> Result<()> {
+        // It takes packets for the VIP, and leaves it to the balancer that holds it to say so.
+        host.namespace
+            .sysctl(&[("ipv4/conf/all/arp_ignore", "1"), ("ipv4/conf/all/arp_announce", "2")])?;
+        host.namespace.ip(&vips("lo"))?;
+        let folder = self.folder.join(&host.name);
+        let nginx = Nginx::start(&host.namespace, &host.name, &folder, big, self.orphan())?;
+        self.webs.push(Web { nginx, host });
         Ok(())
     }
 
@@ -460,6 +481,12 @@ impl Host {
             v4: Ipv4Addr::new(10, 0, 0, last),
             v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, v6),
         })
+    }
+
+    /// The same host once more; its namespace goes with the first one.
+    fn again(&self) -> Self {
+        let namespace = Namespace::existing(self.namespace.name());
+        Self { name: self.name.clone(), namespace, ..*self }
     }
 
     /// Its address of the family of `like`.

@@ -1,15 +1,12 @@
 //! Two balancers that stand for each other, at work: `lbd` on both nodes of a lab.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, UdpSocket},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     balancer::{Balancer, Service},
+    command,
     lab::{Host, Lab, Options},
     pair::Wire,
     peers::Pair,
@@ -161,7 +158,7 @@ impl Twins {
         self.lab.pair().expect("a lab of twins has two nodes")[n]
     }
 
-    /// Which nodes have a VIP.
+    /// Which nodes have a VIP on a link: on the loopback every web host has it.
     ///
     /// # Errors
     ///
@@ -169,7 +166,9 @@ impl Twins {
     pub fn holders(&self, vip: IpAddr) -> Result<Vec<usize>> {
         let mut holders = Vec::new();
         for (n, host) in self.lab.pair()?.into_iter().enumerate() {
-            if host.namespace.enter(|| UdpSocket::bind((vip, 0)).is_ok())? {
+            let mut ip = host.namespace.command("ip");
+            let shown = command::run(ip.args(["-o", "address", "show", "to", &vip.to_string()]))?;
+            if shown.lines().any(|line| line.split_whitespace().nth(1) != Some("lo")) {
                 holders.push(n);
             }
         }

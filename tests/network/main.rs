@@ -17,6 +17,7 @@ mod health_vip;
 mod lab;
 mod lab_failover;
 mod lifecycle;
+mod local;
 mod mtu;
 mod netlink;
 mod netns;

@@ -2,6 +2,7 @@
 //! etherparse, an independent library.
 
 mod decap;
+mod deliver;
 mod forward;
 mod fragment;
 mod frames;

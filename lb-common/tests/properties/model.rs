@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
-        FragmentKey, Handshake, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        FragmentKey, Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
         SynBudget, Unanswered, VipKey, backend_flags, mapped, service_flags, udp_policy,
     },
     forward::decide,
@@ -62,6 +62,7 @@ pub struct Model {
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     pub vips: Vec<VipKey>,
     pub own_macs: Vec<[u8; 6]>,
+    pub peer_macs: HashMap<PeerKey, u16>,
     pub budgets: HashMap<u16, Rc<SynBudget>>,
     pub icmp_budget: Rc<SynBudget>,
     /// By source.
@@ -91,6 +92,7 @@ impl Model {
             fragments: RefCell::default(),
             vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
             own_macs: vec![OWN],
+            peer_macs: HashMap::new(),
             budgets: HashMap::new(),
             icmp_budget: Rc::default(),
             too_big_budgets: RefCell::default(),
@@ -335,6 +337,10 @@ impl Tables for Model {
     fn own_mac(&self, index: u32) -> Option<OwnMac> {
         let mac = self.own_macs.get(index as usize).copied().unwrap_or_default();
         (index < abi::OWN_MACS).then_some(OwnMac { mac, reserved: [0; 2] })
+    }
+
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
+        self.peer_macs.get(key).copied()
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {

@@ -40,11 +40,15 @@ pub fn ingress(ctx: &TcContext) -> u32 {
     Skb::new(ctx).ifindex()
 }
 
-/// Sends a frame to its backend; `None` if the frame has no room for the headers.
+/// Sends a frame to its backend, or passes it to the one on this node; `None` if the frame has no room for the headers.
 #[inline(always)]
 pub fn forward(ctx: &TcContext, frame: &SkbFrame, to: &Forward<&Backend>) -> Option<u32> {
     let skb = Skb::new(ctx);
     let backend = to.backend;
+    if backend.is_local() {
+        cold_path();
+        return Some(PASS);
+    }
     hop::take(frame, to.l3, to.v6)?;
     if to.v6 {
         // The hop limit is the lower half of a word. The sum of an IPv4 header stays what it was.

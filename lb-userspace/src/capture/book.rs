@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
+    abi::LOOPBACK,
     capture::{FORWARDED, Head, NO_SERVICE, NO_SLOT, flags},
     verdict::{Drop, Pass, events},
 };
@@ -54,6 +55,7 @@ impl Book {
         if reason == FORWARDED {
             return match (after, head.action) {
                 (true, 1) => format!("verdict dropped, {}", Drop::NoHeadroom.name()),
+                _ if head.egress == LOOPBACK => "verdict delivered on this node".into(),
                 _ => format!("verdict forwarded by {}", self.interface(head.egress)),
             };
         }
@@ -95,6 +97,7 @@ fn notes(head: &Head) -> Vec<&'static str> {
         (events::UNPINNED, "to the base owner, without a pin"),
         (events::SYN_RETRANSMISSION, "SYN sent again"),
         (events::SECOND_CHOICE, "second choice"),
+        (events::DELIVERED, "forwarded by another balancer"),
     ];
     let flagged = flagged.into_iter().filter(|(bit, _)| head.flags & bit != 0);
     let happened = happened.into_iter().filter(|(bit, _)| u32::from(head.events) & bit != 0);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -30,6 +31,8 @@ pub trait Balancer: Send + 'static {
     fn set_desired(&mut self, desired: Desired);
     /// See [`Engine::set_neighbourhood`].
     fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood);
+    /// See [`Engine::set_peers`].
+    fn set_peers(&mut self, peers: BTreeSet<IpAddr>);
     /// See [`Engine::wants`].
     fn wants(&self) -> BTreeSet<Want>;
     /// See [`Engine::reconcile`].
@@ -185,6 +188,10 @@ impl<D: DataPlane + Send + 'static> Balancer for Engine<D> {
 
     fn sweep(&mut self, now: Now) -> Result<Swept> {
         Self::sweep(self, now)
+    }
+
+    fn set_peers(&mut self, peers: BTreeSet<IpAddr>) {
+        Self::set_peers(self, peers);
     }
 
     fn set_view(&mut self, view: View) {

@@ -29,6 +29,8 @@ impl<B: Balancer> Daemon<B> {
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.health.meet(neighbourhood.clone());
         self.balancer.set_neighbourhood(neighbourhood);
+        // Other balancers are wanted as soon as a backend is on this node.
+        self.want();
         self.check_health();
         self.stale = true;
     }

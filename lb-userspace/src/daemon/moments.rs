@@ -21,6 +21,7 @@ impl<B: Balancer> Daemon<B> {
         let found = self.egress.as_ref().map(|egress| egress.news());
         found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
         self.look_at_sharers();
+        self.look_at_balancers();
         let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {
                 self.tell_of_interfaces(swept.interfaces);

@@ -77,6 +77,12 @@ pub fn by_hop(blank: Backend, hop: &NextHop) -> Backend {
     entry.l2[..length].copy_from_slice(&hop.l2[..length]);
     entry.l2_len = length as u8;
     entry.ifindex = hop.ifindex;
+    if hop.is_local() {
+        // No header is put before what this node takes itself.
+        entry.mtu = hop.mtu;
+        entry.flags |= backend_flags::USABLE;
+        return entry;
+    }
     let outer = match (entry.flags & backend_flags::TUNNEL, entry.flags & backend_flags::V6) {
         (0, _) => 0,
         (_, 0) => OUTER_V4,
@@ -113,6 +119,18 @@ mod tests {
         assert_eq!(&entry.l2[..14], hop(1500).l2);
         assert_eq!(entry.flags, backend_flags::USABLE);
         assert_eq!(ip_of(entry.address), to);
+    }
+
+    #[test]
+    fn an_entry_of_this_node_has_no_header_and_takes_every_packet() {
+        for mode in [Mode::Dsr, Mode::Ipip] {
+            let to = "10.0.0.5".parse().unwrap();
+            let entry = by_hop(blank(mode, to, &Tunnel::default()), &NextHop::local());
+            assert!(entry.is_local() && entry.flags & backend_flags::USABLE != 0, "{entry:?}");
+            assert_eq!((entry.ifindex, entry.mtu), (abi::LOOPBACK, u16::MAX));
+            // As its own flows survive a start, when routes are not known yet.
+            assert_eq!(on_way_of(blank(mode, to, &Tunnel::default()), &entry), entry);
+        }
     }
 
     #[test]

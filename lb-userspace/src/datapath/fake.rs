@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{
-    abi::{self, Flow, FlowKey, FlowValue, Owners, Slot, SynBudget},
+    abi::{self, Flow, FlowKey, FlowValue, Owners, PeerKey, Slot, SynBudget},
     verdict::{Drop, REASONS},
 };
 use zerocopy::IntoBytes as _;
@@ -39,6 +39,7 @@ pub struct Fake {
     backends: BTreeMap<u16, abi::Backend>,
     rings: BTreeMap<u16, Arc<Vec<Slot>>>,
     own_macs: Vec<[u8; 6]>,
+    peer_macs: BTreeMap<PeerKey, u16>,
     flows: RefCell<HashMap<FlowRef, Arc<Flow>>>,
     program: Program,
     totals: BTreeMap<u16, BackendTotals>,
@@ -151,6 +152,9 @@ impl Fake {
         }
         for mac in &self.own_macs {
             let _ = writeln!(out, "mac {}", hex(mac));
+        }
+        for (PeerKey { mac, service }, id) in &self.peer_macs {
+            let _ = writeln!(out, "peer {} service {service} backend {id}", hex(mac));
         }
         for (id, backend) in &self.backends {
             let _ = writeln!(out, "backend {id} {}", hex(backend.as_bytes()));
@@ -327,6 +331,16 @@ impl DataPlane for Fake {
         self.write()?;
         ensure!(macs.len() <= abi::OWN_MACS as usize, "too many MAC addresses");
         self.own_macs = macs.to_vec();
+        Ok(())
+    }
+
+    fn peer_macs(&self) -> Result<BTreeMap<PeerKey, u16>> {
+        Ok(self.peer_macs.clone())
+    }
+
+    fn set_peer_macs(&mut self, peers: &BTreeMap<PeerKey, u16>) -> Result<()> {
+        self.write()?;
+        self.peer_macs.clone_from(peers);
         Ok(())
     }
 

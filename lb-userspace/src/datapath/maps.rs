@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Service,
-        ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
+        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
     },
     service_index::Entry,
 };
@@ -64,6 +64,8 @@ pub struct Maps {
     pub vips: Table<VipKey, u32>,
     /// `OWN_MACS`.
     pub own_macs: Table<u32, OwnMac>,
+    /// `PEER_MACS`, which sets that were made before it have not.
+    pub peer_macs: Option<Table<PeerKey, u32>>,
     /// `VERDICTS`, to be mapped.
     pub verdicts: MapData,
     /// `BACKEND_COUNTERS`, to be mapped.
@@ -96,6 +98,10 @@ impl Maps {
             fragments: Table::new(map("FRAGMENTS")?)?,
             vips: Table::new(map("VIPS")?)?,
             own_macs: Table::new(map("OWN_MACS")?)?,
+            peer_macs: match folder.join("PEER_MACS").exists() {
+                true => Some(Table::new(map("PEER_MACS")?)?),
+                false => None,
+            },
             verdicts: map("VERDICTS")?,
             backend_counters: map("BACKEND_COUNTERS")?,
             syn_budgets: map("SYN_BUDGETS")?,

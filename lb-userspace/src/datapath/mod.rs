@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, Slot};
+use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, PeerKey, Slot};
 
 use self::capture::{Capturer, Loader, Tap};
 use crate::{
@@ -158,6 +158,12 @@ pub trait DataPlane: View {
 
     /// Replaces the MAC addresses that this node answers to. One that stays is found all the while.
     fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()>;
+
+    /// The MAC addresses of other balancers, by service, and the service's backend on this node.
+    fn peer_macs(&self) -> Result<BTreeMap<PeerKey, u16>>;
+
+    /// Replaces the MAC addresses of other balancers. One that stays is found all the while.
+    fn set_peer_macs(&mut self, peers: &BTreeMap<PeerKey, u16>) -> Result<()>;
 
     /// Visits every entry of a flow table.
     fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()>;

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{Ebpf, TestRun as _, maps::MapData, programs::TestRunOptions};
 use lb_common::{
     abi::{
-        self, Backend, BackendCounter, FlowValue, OwnMac, Slot, SynBudget, Unanswered,
+        self, Backend, BackendCounter, FlowValue, OwnMac, PeerKey, Slot, SynBudget, Unanswered,
         VerdictCounter, VipKey,
     },
     verdict::{Drop, Pass, REASONS},
@@ -58,6 +58,7 @@ pub struct Specimen {
     services: BTreeMap<ServiceKey, abi::Service>,
     vips: Vec<VipKey>,
     own_macs: Vec<OwnMac>,
+    peer_macs: BTreeMap<PeerKey, u16>,
     backends: BTreeMap<u16, Backend>,
     /// The words of the rings that packets lead to, by service.
     rings: BTreeMap<u16, Vec<u64>>,
@@ -103,6 +104,7 @@ impl Specimen {
             cpus: xdp.possible_cpus,
             services: xdp.services()?,
             vips,
+            peer_macs: xdp.peer_macs()?,
             own_macs: (0..abi::OWN_MACS).filter_map(|n| xdp.own_mac(n).ok()?).collect(),
             backends: xdp.backends()?,
             rings,
@@ -172,6 +174,10 @@ impl Copy {
         }
         for (index, mac) in (0_u32..).zip(&specimen.own_macs) {
             maps.own_macs.put(&index, mac)?;
+        }
+        let peers = maps.peer_macs.as_ref().context("no map PEER_MACS")?;
+        for (key, id) in &specimen.peer_macs {
+            peers.put(key, &u32::from(*id))?;
         }
         for (id, backend) in &specimen.backends {
             maps.backends.put(&(*id).into(), backend)?;

@@ -3,8 +3,8 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, Service,
-    ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+    Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, PeerKey,
+    Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
 };
 
 use super::{FlowRef, mmap::Mapped, sys::Table, xdp::Xdp};
@@ -69,6 +69,11 @@ impl View for Xdp {
 
     fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>> {
         self.maps.own_macs.get(&index)
+    }
+
+    fn delivered_to(&self, key: &PeerKey) -> io::Result<Option<u16>> {
+        let Some(peers) = &self.maps.peer_macs else { return Ok(None) };
+        Ok(peers.get(key)?.map(|id| id as u16))
     }
 
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use lb_common::{
     abi::{
-        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, Slot, SynBudget, VerdictCounter,
-        VipKey,
+        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, Slot, SynBudget,
+        VerdictCounter, VipKey,
     },
     verdict::REASONS,
 };
@@ -272,6 +272,29 @@ impl DataPlane for Xdp {
         ensure!(macs.len() <= abi::OWN_MACS as usize, "too many MAC addresses");
         for (index, mac) in own_macs::writes(&self.own_mac_entries()?, macs) {
             self.maps.own_macs.put(&index, &OwnMac { mac, reserved: [0; 2] })?;
+        }
+        Ok(())
+    }
+
+    fn peer_macs(&self) -> Result<BTreeMap<PeerKey, u16>> {
+        let mut peers = BTreeMap::new();
+        if let Some(map) = &self.maps.peer_macs {
+            map.walk(|key, id| {
+                peers.insert(key, id as u16);
+            })?;
+        }
+        Ok(peers)
+    }
+
+    fn set_peer_macs(&mut self, peers: &BTreeMap<PeerKey, u16>) -> Result<()> {
+        let before = self.peer_macs()?;
+        let map = self.maps.peer_macs.as_ref().context("no map PEER_MACS")?;
+        // What goes first makes room.
+        for key in before.keys().filter(|key| !peers.contains_key(key)) {
+            map.delete(key)?;
+        }
+        for (key, id) in peers.iter().filter(|(key, id)| before.get(key) != Some(id)) {
+            map.put(key, &u32::from(*id)).map_err(explain)?;
         }
         Ok(())
     }

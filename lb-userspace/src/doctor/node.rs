@@ -242,6 +242,9 @@ pub(super) fn next_hops(facts: &Facts) -> Vec<Finding> {
         let Want { address, mode } = want;
         let why = "no packet gets to this backend; its share goes to the others";
         match resolution {
+            Resolution::Resolved(hop) if hop.is_local() => {
+                Finding::ok(CHECK, format!("{address} is this node: its own stack has the packets"))
+            }
             Resolution::Resolved(hop) => {
                 let found =
                     format!("{address} is reached by {} at {}", hop.interface, told(&hop.mac));
@@ -296,6 +299,9 @@ pub(super) fn tunnel_mtu(facts: &Facts) -> Vec<Finding> {
     let inner = least.map(|interface| interface.mtu).max().unwrap_or(USUAL).min(USUAL);
     let check = |(want, resolution): (&Want, &Resolution)| {
         let (Mode::Ipip, Resolution::Resolved(hop)) = (want.mode, resolution) else { return None };
+        if hop.is_local() {
+            return None;
+        }
         let address = want.address;
         let needed = inner + if address.is_ipv4() { 20 } else { 40 };
         let found = format!("packets of {} bytes get to {address} by {}", hop.mtu, hop.interface);

@@ -108,6 +108,10 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
         for &backend in service.backends.keys() {
             let want = Want { address: backend, mode: service.mode };
             let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
+            // What is for this node itself leaves by no interface.
+            if hop.is_local() {
+                continue;
+            }
             let exit =
                 Exit { ifindex: hop.ifindex, interface: hop.interface.clone(), mac: hop.mac };
             let (vip, mode, hop) = (service.key.vip, service.mode, hop.clone());

@@ -162,7 +162,9 @@ impl<D: DataPlane> Engine<D> {
                 egress_fault: None,
                 path_mtu: self.path_mtu(&want),
                 interface: hop.map(|hop| hop.interface.clone()),
-                mac: hop.map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
+                mac: hop
+                    .filter(|hop| !hop.is_local())
+                    .map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
                 id,
                 slots: held.current,
                 base_slots: held.base,

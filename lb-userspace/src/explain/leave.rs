@@ -27,6 +27,7 @@ pub fn leave(snap: &Snap, verdict: &Plain, ingress: u32) -> Left {
     match verdict {
         Verdict::Pass(_) => as_it_came("XDP_PASS"),
         Verdict::Drop(_) => as_it_came("XDP_DROP"),
+        Verdict::Forward(to) if to.backend.is_local() => as_it_came("XDP_PASS"),
         Verdict::Forward(to) => match forward(&snap.bytes, to) {
             Some(bytes) => {
                 let same = to.backend.ifindex == ingress;

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{
         Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
-        Handshake, OwnMac, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
         Unanswered, VipKey,
     },
     shared::{SharedU32, SharedU64},
@@ -68,6 +68,8 @@ pub enum Note {
     InsertFragment(u16),
     /// Whether an address is a VIP.
     Vip(bool),
+    /// Whether this MAC address is another balancer's, and to which backend on this node its packets are delivered.
+    Peer([u8; 6], Option<u16>),
     /// The place of a SYN's mark is looked at.
     SynMark,
     /// Whether a backend answers.
@@ -451,6 +453,12 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
 
     fn own_mac(&self, index: u32) -> Option<OwnMac> {
         self.read(self.view.own_mac(index))
+    }
+
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
+        let found = self.read(self.view.delivered_to(key));
+        self.note(Note::Peer(key.mac, found));
+        found
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {

@@ -3,7 +3,7 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Service, ServiceKeyV4,
+    Backend, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PeerKey, Service, ServiceKeyV4,
     ServiceKeyV6, Slot, VipKey,
 };
 
@@ -36,6 +36,8 @@ pub trait View {
     fn is_vip(&self, key: &VipKey) -> io::Result<bool>;
     /// Entry `index` of the list of MAC addresses that this node answers to.
     fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>>;
+    /// The backend on this node of packets that another balancer forwards to it.
+    fn delivered_to(&self, key: &PeerKey) -> io::Result<Option<u16>>;
     /// A CPU's budget of pins for a service: tokens, and when they were refilled.
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>>;
     /// ICMP errors that a CPU may send in a second, as an explanation takes it: without end, or none

@@ -99,7 +99,9 @@ impl<'a> Book<'a> {
         }
         if left.no_room {
             steps.add("headers", "the frame is too short for them".into());
-        } else if matches!(verdict, Verdict::Forward(_) | Verdict::Reply(_)) {
+        } else if left.action != "XDP_PASS"
+            && matches!(verdict, Verdict::Forward(_) | Verdict::Reply(_))
+        {
             for line in packet::headers(&left.bytes) {
                 steps.add("leaves", line);
             }
@@ -266,7 +268,12 @@ impl<'a> Book<'a> {
                         steps.add("backend", self.unusable(*id));
                     }
                 }
-                Note::PinNoted => {}
+                Note::Peer(mac, Some(id)) => {
+                    let (from, to) = (packet::mac(*mac), self.backend(*id));
+                    let text = format!("{from} is another balancer: delivered to {to} here");
+                    steps.add("peer", text);
+                }
+                Note::Peer(_, None) | Note::PinNoted => {}
             }
         }
     }
@@ -394,6 +401,10 @@ impl<'a> Book<'a> {
         let suspect = backend.flags & backend_flags::SUSPECT != 0;
         let suspect = if suspect { ", suspected to be silent" } else { "" };
         steps.add("backend", format!("{}: {state}{suspect}", self.backend(id)));
+        if backend.is_local() {
+            steps.add("egress", "this node itself: its own stack has the packet as it came".into());
+            return;
+        }
         let tunnel = backend.flags & backend_flags::TUNNEL != 0;
         let mode = if tunnel { Mode::Ipip } else { Mode::Dsr };
         let how = if tunnel { "a header is put before it" } else { "the MAC addresses change" };

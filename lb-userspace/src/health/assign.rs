@@ -35,6 +35,7 @@ pub fn assignments(
             };
             let route = hop.map(|hop| match check.via {
                 Via::Backend => Route::Backend,
+                Via::Vip if hop.is_local() => Route::Here(service.key.vip),
                 Via::Vip => Route::Vip(Way {
                     vip: service.key.vip,
                     backend: address,
@@ -110,6 +111,17 @@ mod tests {
         let Some(Route::Vip(way)) = &made[&target(A)].route else { panic!("{made:?}") };
         assert_eq!((way.vip, way.backend, way.hop.ifindex), (IpAddr::from([10, 0, 0, 100]), A, 3));
         assert_eq!(made[&target(B)].route, Some(Route::Backend));
+    }
+
+    #[test]
+    fn a_backend_on_this_node_is_asked_for_the_vip_in_its_own_stack() {
+        let mut known = known(&[B]);
+        let want = Want { address: A, mode: Mode::Dsr };
+        known.hops.insert(want, Resolution::Resolved(NextHop::local()));
+        let made =
+            assignments(&web(), Some(&known), Tunnel::default(), &View::new(), &BTreeSet::new());
+        let vip = IpAddr::from([10, 0, 0, 100]);
+        assert_eq!(made[&target(A)].route, Some(Route::Here(vip)));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_common::abi;
 use tokio::sync::{mpsc, watch};
 
 use crate::desired::Mode;
@@ -56,10 +57,30 @@ pub struct NextHop {
     /// MAC address of the backend, or of the router to it.
     pub mac: [u8; 6],
     /// The link-layer header: destination, source, up to two VLAN tags, EtherType of the backend's
-    /// family; 14, 18 or 22 bytes.
+    /// family; 14, 18 or 22 bytes. Empty where the backend's address is this node's own.
     pub l2: Vec<u8>,
     /// Largest IP packet, in bytes, that the link and the route take.
     pub mtu: u16,
+}
+
+impl NextHop {
+    /// Of an address of this node: its packets pass to the node's own stack as they came.
+    #[must_use]
+    pub fn local() -> Self {
+        Self {
+            ifindex: abi::LOOPBACK,
+            interface: "lo".into(),
+            mac: [0; 6],
+            l2: Vec::new(),
+            mtu: u16::MAX,
+        }
+    }
+
+    /// Whether the backend's address is this node's own.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.l2.is_empty()
+    }
 }
 
 /// Whether a backend can be sent to.

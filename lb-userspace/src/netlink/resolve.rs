@@ -82,6 +82,9 @@ struct Way<'a> {
 }
 
 fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
+    if tables.routes.get(&want.address) == Some(&Route::Own) {
+        return Ok(NextHop::local());
+    }
     let way = way_of(want, tables)?;
     let top = (way.oif, way.device);
     egress::above_bridges(top, tables)?;
@@ -112,11 +115,7 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
     let fatal = |reason: String| Err(Obstacle::Fatal(reason));
     let (oif, gateway, route_mtu) = match tables.routes.get(&address) {
         None => return Err(Obstacle::Awaited(format!("the route to {address} is looked up"))),
-        Some(Route::Own) => {
-            return fatal(format!(
-                "{address} is this node's own address; a backend is another host"
-            ));
-        }
+        Some(Route::Own) => return fatal(format!("{address} is this node's own address")),
         Some(Route::None(why)) => return fatal(format!("{address} {why}")),
         Some(&Route::Via { oif, gateway, mtu }) => (oif, gateway, mtu),
     };
@@ -322,15 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_at_this_nodes_own_address_needs_no_way() {
+        let mut tables = tables();
+        tables.routes.insert(ip("10.0.0.2"), Route::Own);
+        for mode in [Mode::Dsr, Mode::Ipip] {
+            let hop = hop(resolve(&want("10.0.0.2", mode), &tables));
+            assert!(hop.is_local() && hop.ifindex == 1, "{hop:?}");
+            assert_eq!(next_hop_of(&want("10.0.0.2", mode), &tables), None);
+        }
+    }
+
+    #[test]
     fn every_obstacle_has_its_reason() {
         type Edit = fn(&mut Tables);
         let cases: &[(Edit, &str)] = &[
-            (
-                |t| {
-                    t.routes.insert(ip("10.0.0.2"), Route::Own);
-                },
-                "10.0.0.2 is this node's own address; a backend is another host",
-            ),
             (
                 |t| {
                     t.routes.insert(ip("10.0.0.2"), Route::None("has a blackhole route"));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -68,6 +69,10 @@ impl Balancer for Wired {
 
     fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         self.engine.set_neighbourhood(neighbourhood);
+    }
+
+    fn set_peers(&mut self, peers: BTreeSet<IpAddr>) {
+        self.engine.set_peers(peers);
     }
 
     fn wants(&self) -> BTreeSet<Want> {

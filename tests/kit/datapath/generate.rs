@@ -3,8 +3,8 @@
 
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Owners, Service,
-        ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey, backend_flags, flow_flags, mapped,
+        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Owners, PeerKey,
+        Service, ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey, backend_flags, flow_flags, mapped,
         service_flags, stamp, udp_policy,
     },
     hash::FlowKeys,
@@ -102,6 +102,8 @@ pub struct State {
     pub vips: Vec<VipKey>,
     /// The MAC addresses that the node answers to.
     pub own_macs: Vec<OwnMac>,
+    /// The MAC addresses of other balancers, by service, and the backend on this node.
+    pub peer_macs: Vec<(PeerKey, u16)>,
     /// What backends have not answered.
     pub unanswered: Vec<(u16, Unanswered)>,
 }
@@ -179,13 +181,14 @@ fn backend(random: &mut Random, id: u16) -> Backend {
     let mut source = [0; 16];
     source[0] = 1;
     let source_v4 = [172, 16, 0, 0];
-    let l2_len = random.of(&[14, 14, 14, 18, 22]);
+    let is_local = random.one_in(6);
+    let l2_len = if is_local { 0 } else { random.of(&[14, 14, 14, 18, 22]) };
     Backend {
         l2: link_header(random, l2_len),
         l2_len,
         flags,
         ifindex: random.of(&[INGRESS, INGRESS, 7]),
-        mtu: random.of(&[1500, 1480, 1460, 1280, 600]),
+        mtu: if is_local { u16::MAX } else { random.of(&[1500, 1480, 1460, 1280, 600]) },
         service: 0,
         outer_sum: rewrite::ipv4_template_sum(source_v4, v4),
         source_mask: random.of(&[0xffff, 0xff, u32::MAX, 0])
@@ -213,6 +216,7 @@ pub fn state(random: &mut Random, now: u32) -> State {
         fragments: Vec::new(),
         vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
         own_macs: [OWN, OWN_TOO].map(|mac| OwnMac { mac, reserved: [0; 2] }).to_vec(),
+        peer_macs: Vec::new(),
         unanswered: Vec::new(),
     };
     if random.one_in(12) {
@@ -230,6 +234,12 @@ pub fn state(random: &mut Random, now: u32) -> State {
     for v6 in [false, true] {
         for (port, proto, policy) in PORTS {
             id += 1;
+            // Frames come from the gateway.
+            let local = if random.one_in(5) { service_flags::LOCAL } else { 0 };
+            if random.one_in(2) {
+                let key = PeerKey { mac: GATEWAY, service: id };
+                state.peer_macs.push((key, random.below(BACKENDS.into()) as u16));
+            }
             let service = Service {
                 keys: FlowKeys::derive(&random.bytes(), &[id as u8]).0,
                 slots: random.of(&[1, 7, 13, 61, 251]),
@@ -240,7 +250,7 @@ pub fn state(random: &mut Random, now: u32) -> State {
                     service_flags::SECOND_CHOICE,
                     service_flags::SECOND_CHOICE | service_flags::PINS_HELD,
                     0,
-                ]),
+                ]) | local,
                 idle_timeout: 60,
                 // None at all, or more than a run can spend: what is left of a budget depends on
                 // the moment, and the pins that it bought must not.

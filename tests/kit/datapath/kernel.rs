@@ -17,7 +17,7 @@ use aya::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES,
-        Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
+        PeerKey, Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
     },
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
@@ -316,6 +316,15 @@ impl Kernel {
     /// The kernel refuses it.
     pub fn put_own_mac(&mut self, index: u32, value: OwnMac) -> Result<()> {
         Ok(self.array("OWN_MACS")?.set(index, value, 0)?)
+    }
+
+    /// Sets the MAC address of another balancer for a service, and the service's backend on this node.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn put_peer_mac(&mut self, key: PeerKey, id: u16) -> Result<()> {
+        Ok(self.hash("PEER_MACS")?.insert(key, u32::from(id), 0)?)
     }
 
     /// Publishes the ring of a service, as the words of its slots.

@@ -150,6 +150,10 @@ impl Twins {
             kernel.put_own_mac(u32::try_from(index)?, mac)?;
             model.own_macs[index] = mac;
         }
+        for &(key, id) in &state.peer_macs {
+            kernel.put_peer_mac(key, id)?;
+            model.peer_macs.insert(key, id);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
-        OwnMac, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        OwnMac, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
         backend_flags,
     },
     forward::decide,
@@ -69,6 +69,8 @@ pub struct Model {
     pub vips: HashMap<VipKey, u32>,
     /// The MAC addresses that the node answers to.
     pub own_macs: Vec<OwnMac>,
+    /// The MAC addresses of other balancers, by service, and the backend on this node.
+    pub peer_macs: HashMap<PeerKey, u16>,
     /// How many pins each service may make.
     pub budgets: HashMap<u16, Rc<SynBudget>>,
     /// How many ICMP errors may be sent.
@@ -133,6 +135,7 @@ impl Model {
             fragments: RefCell::default(),
             vips: HashMap::new(),
             own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
+            peer_macs: HashMap::new(),
             budgets: HashMap::new(),
             icmp_budget: Rc::default(),
             too_big_budgets: RefCell::default(),
@@ -159,7 +162,10 @@ impl Model {
             Verdict::Drop(reason) => (reason.index(), Action::Drop),
             Verdict::Forward(to) => {
                 let l2 = usize::from(to.backend.l2_len);
-                out = self.hook.shown(forward(frame, &to), l2);
+                let is_local = to.backend.is_local();
+                if !is_local {
+                    out = self.hook.shown(forward(frame, &to), l2);
+                }
                 let count = self.counts.entry(to.id).or_default();
                 count[0] += u64::from(to.packets);
                 count[1] += u64::from(to.bytes);
@@ -177,6 +183,9 @@ impl Model {
                     count[5] += 1;
                 }
                 count[6] += u64::from(to.events & events::SECOND_CHOICE != 0);
+                if is_local {
+                    return (Action::Pass, out);
+                }
                 let same = to.backend.ifindex == ingress;
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
@@ -340,6 +349,10 @@ impl Tables for Model {
 
     fn own_mac(&self, index: u32) -> Option<OwnMac> {
         self.own_macs.get(index as usize).copied()
+    }
+
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
+        self.peer_macs.get(key).copied()
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {

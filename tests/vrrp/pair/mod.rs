@@ -8,3 +8,4 @@ mod lease;
 mod partition;
 mod preemption;
 mod rolling;
+mod serving;

@@ -14,8 +14,8 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
-        OwnMac, PIN_NOTES, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered,
-        VipKey,
+        OwnMac, PIN_NOTES, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        Unanswered, VipKey,
     },
     shared::{SharedU32, SharedU64},
     tables::Tables,
@@ -178,6 +178,10 @@ impl Tables for Fake {
         (index < abi::OWN_MACS).then_some(OwnMac { mac, reserved: [0; 2] })
     }
 
+    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
+        self.peer_macs.get(key).copied()
+    }
+
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
         Some(self.program.budgets.borrow_mut().entry(service).or_default().clone())
     }
@@ -250,6 +254,10 @@ impl View for Fake {
 
     fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>> {
         Ok(Tables::own_mac(self, index))
+    }
+
+    fn delivered_to(&self, key: &PeerKey) -> io::Result<Option<u16>> {
+        Ok(Tables::delivered_to(self, key))
     }
 
     fn syn_budget(&self, _cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    Question, Route, check,
+    Question, Route, check, here,
     limit::{Allowance, Limited},
     own_address,
     reason::{Miss, quoted},
@@ -82,6 +82,7 @@ pub(super) async fn ask(
     let asked = match &question.route {
         Route::Backend => question.target.backend,
         Route::Vip(way) => way.vip,
+        Route::Here(vip) => *vip,
     };
     let default_port = if tls.is_some() { 443 } else { 80 };
     let request = request(http, asked, question.port, default_port)?;
@@ -95,6 +96,10 @@ pub(super) async fn ask(
     let own = tcp::connect(own_address(question), network);
     let wire: Box<dyn Wire> = match &question.route {
         Route::Backend => Box::new(within(deadline, question.timeout, own).await?),
+        Route::Here(vip) => {
+            let at = SocketAddr::new(*vip, question.port);
+            Box::new(here::connect(at, question.timeout, deadline).await?)
+        }
         Route::Vip(way) => {
             let answer = network.connect(way, question.port);
             let own = async { own.await.map(drop) };

@@ -6,6 +6,7 @@
 
 mod dns;
 mod exec;
+mod here;
 mod http;
 mod limit;
 mod reason;
@@ -15,7 +16,7 @@ pub mod tls;
 mod udp;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     time::Duration,
 };
@@ -80,6 +81,8 @@ pub enum Route {
     Backend,
     /// To the VIP, at the backend.
     Vip(vip::Way),
+    /// To this VIP in the node's own stack: the backend's address is this node's own.
+    Here(IpAddr),
 }
 
 /// A question to a backend.
@@ -107,9 +110,9 @@ pub struct Question {
 pub async fn ask(question: &Question, network: &vip::Network, tls: &tls::Cache) -> Outcome {
     let deadline = Instant::now() + question.timeout;
     let answer = pin!(put(question, network, tls, deadline));
-    let answer = match &question.kind {
-        // Neither puts a question to the host.
-        check::Kind::None | check::Kind::Exec(_) => answer.await,
+    let answer = match (&question.kind, &question.route) {
+        // Neither puts a question to the host, and this one is alive.
+        (check::Kind::None | check::Kind::Exec(_), _) | (_, Route::Here(_)) => answer.await,
         _ => unless_alive(question, network, deadline, answer).await,
     };
     match answer {
@@ -155,7 +158,7 @@ async fn unless_alive(
         Err(_) => None,
     };
     let way = match &question.route {
-        Route::Backend => None,
+        Route::Backend | Route::Here(_) => None,
         Route::Vip(way) => Some(way),
     };
     let until = deadline.min(Instant::now() + share);

@@ -7,7 +7,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Question, Route, own_address, reason::Miss, through, vip, within};
+use super::{Question, Route, here, own_address, reason::Miss, through, vip, within};
 
 /// Asks a backend to take a connection, and closes it at once.
 pub(super) async fn ask(
@@ -18,6 +18,10 @@ pub(super) async fn ask(
     let own = async { connect(own_address(question), network).await.map(drop) };
     match &question.route {
         Route::Backend => within(deadline, question.timeout, own).await,
+        Route::Here(vip) => {
+            let at = SocketAddr::new(*vip, question.port);
+            here::connect(at, question.timeout, deadline).await.map(drop)
+        }
         Route::Vip(way) => {
             let answer = network.handshake(way, question.port);
             through::ask(way, question.timeout, deadline, answer, own).await
@@ -31,13 +35,22 @@ pub(super) async fn connect(
     address: SocketAddr,
     network: &vip::Network,
 ) -> Result<TcpStream, Miss> {
+    let source = network.source_to(address.ip()).await;
+    connect_from(address, source).await
+}
+
+/// The same from this address; none: the kernel chooses.
+pub(super) async fn connect_from(
+    address: SocketAddr,
+    source: Option<IpAddr>,
+) -> Result<TcpStream, Miss> {
     let connected = async {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
         socket.set_zero_linger()?;
-        if let Some(source) = network.source_to(address.ip()).await {
+        if let Some(source) = source {
             socket.bind((source, 0).into())?;
         }
         socket.connect(address).await

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::{net::UdpSocket, time::Instant};
 
 use super::{
-    Question, Route, check, own_address,
+    Question, Route, check, here, own_address,
     reason::{Miss, REFUSED, quoted},
     through, vip, within,
 };
@@ -36,6 +36,10 @@ pub(super) async fn exchange(
     let own = own_exchange(own_address(question), payload, most, network);
     match &question.route {
         Route::Backend => within(deadline, question.timeout, own).await,
+        Route::Here(vip) => {
+            let at = SocketAddr::new(*vip, question.port);
+            here::exchange(at, payload, most, question.timeout, deadline).await
+        }
         Route::Vip(way) => {
             let answer = network.exchange(way, question.port, payload);
             let own = async { own.await.map(drop) };
@@ -56,6 +60,16 @@ async fn own_exchange(
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let source = network.source_to(address.ip()).await.unwrap_or(any);
+    exchange_from(address, source, payload, most).await
+}
+
+/// The same from this address.
+pub(super) async fn exchange_from(
+    address: SocketAddr,
+    source: IpAddr,
+    payload: &[u8],
+    most: usize,
+) -> Result<Vec<u8>, Miss> {
     let exchanged = async {
         let socket = UdpSocket::bind((source, 0)).await?;
         socket.connect(address).await?;

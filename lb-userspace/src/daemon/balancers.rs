@@ -1,0 +1,33 @@
+//! The other balancers: what they forward to a backend on this node is delivered here ([`lb_common::deliver`]).
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{Balancer, Daemon};
+
+impl<B: Balancer> Daemon<B> {
+    /// Tells the engine which other balancers are known: the peers of the flow sync, of virtual routers by unicast, and
+    /// who was heard to be Active.
+    pub(super) fn look_at_balancers(&mut self) {
+        let synced = self.config.sync.iter().flat_map(|sync| &sync.peers).map(|peer| peer.ip());
+        let unicast = self.routers().iter().flat_map(|router| router.peers.iter().copied());
+        let heard = self.vrrp.heard().into_values();
+        let mut found: BTreeSet<IpAddr> = synced.chain(unicast).chain(heard).collect();
+        // A link-local address has no route without its interface; such a node has others.
+        found.retain(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+        if found != self.balancers {
+            self.balancer.set_peers(found.clone());
+            self.balancers = found;
+            self.want();
+            self.reconcile();
+        }
+    }
+
+    /// Tells the resolver which next hops are wanted, if it does not know.
+    pub(super) fn want(&mut self) {
+        let wants = self.balancer.wants();
+        if self.wanted.as_ref() != Some(&wants) {
+            (self.effects.want)(wants.clone());
+            self.wanted = Some(wants);
+        }
+    }
+}
