@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::desired::Mode;
 
 pub mod changes;
+pub mod drops;
 mod egress;
 pub(crate) mod generic;
 pub mod gro;
