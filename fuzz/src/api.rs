@@ -173,6 +173,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
             let hops = wants.into_iter().map(|want| (want, Resolution::Resolved(hop()))).collect();
             neighbours_to.send_modify(|neighbourhood| neighbourhood.hops = hops);
         }),
+        at_tc: Box::new(|_| {}),
         doubt: Box::new(|_| {}),
         detach: Box::new(|| Ok(vec!["link-eth0".into()])),
         clocks: Box::new(|| Clocks {

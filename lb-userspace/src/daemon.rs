@@ -136,6 +136,8 @@ pub type SetDoors = Box<dyn Fn(Option<&web::Config>) + Send>;
 pub struct Effects {
     /// Tells the resolver what next hops are wanted.
     pub want: Box<dyn Fn(BTreeSet<Want>) + Send>,
+    /// Tells the resolver which interfaces have the program at tc.
+    pub at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     /// Tells the resolver that a backend is silent.
     pub doubt: Box<dyn Fn(Want) + Send>,
     /// Removes what is pinned, when the engine is gone.
@@ -159,6 +161,7 @@ pub struct Effects {
 /// What is left of [`Effects`] when everything has its place.
 struct Deeds {
     want: Box<dyn Fn(BTreeSet<Want>) + Send>,
+    at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     doubt: Box<dyn Fn(Want) + Send>,
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
@@ -254,6 +257,7 @@ impl<B: Balancer> Daemon<B> {
     ) -> Result<Self> {
         let Effects {
             want,
+            at_tc,
             doubt,
             detach,
             clocks,
@@ -264,7 +268,8 @@ impl<B: Balancer> Daemon<B> {
             events,
             notifier,
         } = effects;
-        let effects = Deeds { want, doubt, detach, clocks, doors, listeners, events, notifier };
+        let effects =
+            Deeds { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
         let clocks = (effects.clocks)();
         let limits = balancer.limits();
         let writer =
@@ -398,6 +403,7 @@ impl<B: Balancer> Daemon<B> {
         self.resume_routers();
         self.take_fingerprint();
         self.health.adopt(self.balancer.adopted_view());
+        (self.effects.at_tc)(self.balancer.at_tc());
         self.want();
         await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());

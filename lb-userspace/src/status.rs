@@ -191,6 +191,12 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// Whether the program runs at tc.
+    #[must_use]
+    pub fn is_at_tc(&self) -> bool {
+        self.mode == "tc"
+    }
+
     /// Where the program runs, for people.
     #[must_use]
     pub fn hook(&self) -> String {

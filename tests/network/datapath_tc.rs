@@ -2,8 +2,10 @@
 //!
 //! Both by links (TCX) and, as before Linux 6.6, by filters of the qdisc `clsact`.
 
-use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
-use kit::command;
+use std::time::Duration;
+
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
+use kit::{command, wait};
 use lb_userspace::{
     datapath::{DataPlane as _, Xdp, detach},
     settings::{Attach, TcOrder},
@@ -42,6 +44,11 @@ fn filters(interface: &str) -> String {
     String::from_utf8(shown.stdout).unwrap()
 }
 
+/// The id of the first program of filters.
+fn id_of(filters: &str) -> Option<u32> {
+    filters.split_whitespace().skip_while(|word| *word != "id").nth(1)?.parse().ok()
+}
+
 fn site(attach: Attach) -> Site {
     let mut site = Site::new();
     site.settings.hooks.attach = attach;
@@ -78,10 +85,7 @@ fn a_filter_of_clsact_outlives_the_daemon_and_the_next_start_swaps_its_program()
     let mut site = site(Attach::Tc);
     site.settings.tc_links = false;
     assert_eq!(mode(&site.open()), "tc");
-    let id = |shown: &str| {
-        let mut words = shown.split_whitespace().skip_while(|word| *word != "id");
-        words.nth(1).expect("the id of a program").to_owned()
-    };
+    let id = |shown: &str| id_of(shown).expect("the id of a program");
     let before = filters("va");
     assert!(before.contains("pref 1 bpf") && before.contains("direct-action"), "{before}");
     assert_eq!(mode(&site.open()), "tc");
@@ -167,6 +171,47 @@ fn an_interface_changes_its_hook_with_the_settings() {
     site.settings.hooks.by_interface.insert("vb".into(), Attach::Tc);
     let modes: Vec<_> = site.open().interfaces().into_iter().map(|one| one.mode).collect();
     assert_eq!(modes, ["native", "tc"]);
+}
+
+/// Whether the kernel has a program with this id.
+fn is_loaded(id: u32) -> bool {
+    loaded_programs().any(|one| one.is_ok_and(|one| one.id() == id))
+}
+
+#[test]
+fn the_tc_program_is_unloaded_when_a_reload_gives_its_last_interface_xdp() {
+    let mut site = site(Attach::Tc);
+    site.settings.interfaces.push("vb".into());
+    for tc_links in [true, false] {
+        site.settings.tc_links = tc_links;
+        let mut xdp = site.open();
+        let mut hooks = site.settings.hooks.clone();
+        for _ in 0..2 {
+            let id = |xdp: &Xdp| {
+                assert_eq!(mode(xdp), "tc");
+                let shown = if tc_links { None } else { id_of(&filters("va")) };
+                shown.unwrap_or_else(|| tc_programs("va")[0].1)
+            };
+            let before = id(&xdp);
+            // One interface still uses it.
+            hooks.by_interface.insert("vb".into(), Attach::Xdp);
+            xdp.set_hooks(&hooks).unwrap();
+            assert_eq!(id(&xdp), before);
+            hooks.by_interface.insert("va".into(), Attach::Xdp);
+            xdp.set_hooks(&hooks).unwrap();
+            assert_eq!(mode(&xdp), "native");
+            wait::until(Duration::from_secs(10), "the tc program is unloaded", || {
+                anyhow::ensure!(!is_loaded(before), "program {before} is there");
+                Ok(())
+            })
+            .unwrap();
+            // The one of XDP stays loaded, as it explains packets.
+            let native = program_on("va").expect("XDP").parse().expect("an id");
+            hooks.by_interface.clear();
+            xdp.set_hooks(&hooks).unwrap();
+            assert!(is_loaded(native) && program_on("va").is_none());
+        }
+    }
 }
 
 #[test]

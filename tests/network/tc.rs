@@ -262,6 +262,49 @@ fn a_reload_exchanges_xdp_and_tc_and_loses_no_packet() -> Result<()> {
 }
 
 #[test]
+fn what_the_queueing_discipline_behind_tc_drops_is_in_the_metrics() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let services = [Service { port: PORT, ..Way::DsrV4.service(&lab) }];
+    let balancer = balanced(&lab, &services)?;
+    let address = SocketAddr::new(services[0].vip, PORT);
+    collect(&lab, address)?;
+    let count = |by: &str| -> Result<u64> {
+        let page = balancer.metrics()?;
+        let name = "lb_egress_dropped_packets_total";
+        let head = format!("{name}{{interface=\"{INTERFACE}\",by=\"{by}\"}} ");
+        let line = page.lines().find_map(|line| line.strip_prefix(&head));
+        line.with_context(|| page.clone())?.trim().parse().context("a count")
+    };
+    let before = (count("qdisc")?, count("device")?);
+    let mut tc = lab.balancer.namespace.command("tc");
+    let slow = "root tbf rate 500kbit burst 2000 limit 3000";
+    kit::command::run(tc.args(["qdisc", "replace", "dev", INTERFACE]).args(slow.split(' ')))?;
+    // A new discipline counts from 0.
+    assert_eq!(count("qdisc")?, 0);
+    let open = || TcpStream::connect_timeout(&address, PATIENCE);
+    let mut stream = lab.client.namespace.enter(open)?.context("connect")?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    // Ten segments at once, of which two have room.
+    stream.write_all(&[0; 14_480])?;
+    kit::wait::until(PATIENCE, "drops are counted", || {
+        let dropped = count("qdisc")?;
+        ensure!((1..50).contains(&dropped), "{dropped} after {before:?}");
+        Ok(())
+    })?;
+    assert_eq!(count("device")?, before.1);
+    // By XDP nothing passes the discipline.
+    let mut balancer = balancer;
+    balancer.set_attach("xdp");
+    balancer.configure(&services)?;
+    balancer.lbctl(&["config", "reload"])?;
+    ensure!(!balancer.metrics()?.contains("lb_egress_dropped_packets_total"));
+    Ok(())
+}
+
+#[test]
 fn a_hook_that_can_not_be_had_is_refused_by_the_reload_and_what_runs_goes_on() -> Result<()> {
     if !can_run() {
         return Ok(());

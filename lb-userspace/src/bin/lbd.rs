@@ -191,6 +191,7 @@ async fn serve(
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let narrower = Arc::clone(&resolver);
+    let hooked = Arc::clone(&resolver);
     let paths = path_mtu::Listener::start(config.tunnel, move |backend, mtu| {
         narrower.narrow(backend, mtu);
     });
@@ -199,6 +200,7 @@ async fn serve(
             paths.want(&wants);
             resolver.want(wants);
         }),
+        at_tc: Box::new(move |interfaces| hooked.set_at_tc(interfaces)),
         doubt: Box::new(move |backend| doubter.doubt(backend)),
         detach: Box::new(move || datapath::detach(&pin_dir)),
         clocks: Box::new(Clocks::read),

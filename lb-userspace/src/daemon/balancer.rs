@@ -65,6 +65,8 @@ pub trait Balancer: Send + 'static {
     ///
     /// An interface can't have its hook; all have what they had.
     fn set_hooks(&mut self, hooks: &Hooks) -> Result<()>;
+    /// The interfaces whose program is at tc.
+    fn at_tc(&self) -> BTreeSet<String>;
     /// See [`Engine::has_stepped`].
     fn has_stepped(&self, now: Now) -> bool;
     /// See [`Engine::preview`].
@@ -212,6 +214,11 @@ impl<D: DataPlane + Send + 'static> Balancer for Engine<D> {
 
     fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
         self.data_plane_mut().set_hooks(hooks)
+    }
+
+    fn at_tc(&self) -> BTreeSet<String> {
+        let interfaces = self.data_plane().interfaces().into_iter();
+        interfaces.filter(Interface::is_at_tc).map(|one| one.name).collect()
     }
 
     fn has_stepped(&self, now: Now) -> bool {

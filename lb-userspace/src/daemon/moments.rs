@@ -24,6 +24,10 @@ impl<B: Balancer> Daemon<B> {
         self.look_at_balancers();
         let failed = match self.balancer.sweep(self.now()) {
             Ok(swept) => {
+                if !swept.interfaces.is_empty() {
+                    // One that was made anew may have got another hook.
+                    (self.effects.at_tc)(self.balancer.at_tc());
+                }
                 self.tell_of_interfaces(swept.interfaces);
                 if !swept.removed.is_empty() {
                     self.finish_removals(&swept.removed);

@@ -96,6 +96,7 @@ impl<B: Balancer> Daemon<B> {
             return Ok(());
         }
         let changed = self.balancer.set_hooks(&config.hooks);
+        (self.effects.at_tc)(self.balancer.at_tc());
         changed.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))
     }
 

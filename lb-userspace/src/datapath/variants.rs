@@ -7,6 +7,7 @@
 //! are enough. A link keeps its mode, and takes either XDP variant (`bpf_link_update`).
 
 use std::{
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
 };
@@ -123,6 +124,25 @@ impl<'a> Variants<'a> {
     pub(super) fn tc(&mut self) -> Result<&mut programs::SchedClassifier> {
         self.get(Mode::Tc)?.try_into().context("the program is not for tc")
     }
+}
+
+/// Lets go of the variants for generic XDP and for tc that are loaded and not `running`, so that the kernel unloads
+/// them; they are loaded again when they are wanted. The one for drivers stays: it explains packets and checks egress
+/// interfaces, whatever runs.
+pub(super) fn unload(object: &mut Ebpf, names: Names, running: &BTreeSet<u32>) -> Result<()> {
+    for name in [Some(names.generic), names.tc].into_iter().flatten() {
+        let Some(program) = object.program_mut(name) else { continue };
+        let Ok(info) = program.info() else { continue };
+        if !running.contains(&info.id()) {
+            match program {
+                Program::Xdp(program) => program.unload(),
+                Program::SchedClassifier(program) => program.unload(),
+                _ => Ok(()),
+            }
+            .with_context(|| format!("unload the program {name}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// A program of an object; the kernel is given it unless it has it.

@@ -17,6 +17,7 @@ use lb_common::{
     },
     verdict::REASONS,
 };
+use tracing::warn;
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -28,10 +29,12 @@ use super::{
     mmap::Mapped,
     own_macs,
     pin_log::PinLog,
+    pinned,
     program_log::ProgramLog,
+    program_pins,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
-    variants::{BALANCE, Variants},
+    variants::{self, BALANCE, Variants},
     verify::Specimen,
 };
 use crate::{
@@ -67,6 +70,24 @@ impl Xdp {
     fn programs(&self) -> Vec<u32> {
         let captures = self.capture.iter().flat_map(|capture| &capture.programs);
         BALANCE.loaded(&self.object).into_iter().chain(captures.copied()).collect()
+    }
+
+    /// Has the kernel unload programs that no interface uses any more. What stays is removed by the next start.
+    fn unload_unused(&mut self) {
+        // While a capture runs, the programs that it has replaced come back.
+        if self.capture.is_some() {
+            return;
+        }
+        if let Err(error) = self.try_unload_unused() {
+            warn!("programs that no interface uses stay loaded: {error:#}");
+        }
+    }
+
+    fn try_unload_unused(&mut self) -> Result<()> {
+        let mut used = pinned::running(&self.settings.pin_dir)?;
+        variants::unload(&mut self.object, BALANCE, &used)?;
+        used.extend(BALANCE.loaded(&self.object));
+        program_pins::retain(&load::current(&self.settings.pin_dir), &used)
     }
 
     /// All of `OWN_MACS`.
@@ -164,6 +185,7 @@ impl DataPlane for Xdp {
         let folder = load::current(&self.settings.pin_dir);
         let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
         *link = attach::reattach(&mut programs, interface, &self.settings)?;
+        self.unload_unused();
         Ok(())
     }
 
@@ -172,9 +194,13 @@ impl DataPlane for Xdp {
         let folder = load::current(&self.settings.pin_dir);
         let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
         let settings = Settings { hooks: hooks.clone(), force: false, ..self.settings.clone() };
-        self.links = attach::attach(&mut programs, &settings, &mut || Ok(()))?;
-        self.settings.hooks = settings.hooks;
-        Ok(())
+        let attached = attach::attach(&mut programs, &settings, &mut || Ok(()));
+        let attached = attached.map(|links| {
+            self.links = links;
+            self.settings.hooks = settings.hooks;
+        });
+        self.unload_unused();
+        attached
     }
 
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {

@@ -1,5 +1,7 @@
 //! Checks of the interfaces that packets come in by.
 
+use std::collections::BTreeSet;
+
 use super::{
     Finding,
     facts::{Facts, Interface},
@@ -84,7 +86,9 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
     let file = facts.file.display();
     let check = |(name, interface): (&str, &Interface)| {
         let Some(bits) = interface.xdp_features else {
-            let found = format!("{name}: the kernel does not say what the driver can do for XDP");
+            let found = format!(
+                "{name}: the kernel does not say what the driver can do for XDP; tc is possible"
+            );
             return Finding::ok(CHECK, found);
         };
         let has = |bit| bits & bit == bit;
@@ -114,6 +118,9 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
                 format!("{name}: the driver has native XDP; it gets the tc program, as configured");
             return Finding::ok(CHECK, found);
         }
+        if let Some(refused) = refused(name, interface, config.hooks.of(name), config.xdp) {
+            return refused;
+        }
         let lacking: Vec<_> = [
             (xdp_act::REDIRECT, "send packets on by another interface"),
             (xdp_act::NDO_XMIT, "take packets from another interface"),
@@ -124,12 +131,66 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
         .collect();
         let several = config.interfaces.len() > 1;
         if !several || lacking.is_empty() {
-            return Finding::ok(CHECK, format!("{name}: the driver has native XDP"));
+            let found = format!("{name}: the driver has native XDP; tc is possible, too");
+            return Finding::ok(CHECK, found);
         }
         let found = format!("{name}: the driver can't {}", lacking.join(", nor "));
         Finding::warning(CHECK, found, "with several interfaces, packets may go by another one")
     };
     configured(facts).map(check).collect()
+}
+
+/// The largest MTU whose frames fit one buffer of a page, beside the headroom for XDP (256 bytes), what the kernel keeps
+/// behind a frame (320 bytes), and Ethernet and VLAN header.
+const ONE_BUFFER: u32 = 3_498;
+
+/// Why a driver that has native XDP refuses it, as far as that can be seen, and the commands that mend it.
+fn obstacles(name: &str, interface: &Interface) -> (Vec<String>, Vec<String>) {
+    let (mut why, mut mend) = (Vec::new(), Vec::new());
+    let mtu = interface.mtu;
+    if mtu > ONE_BUFFER && interface.xdp_features.is_some_and(|bits| bits & xdp_act::RX_SG == 0) {
+        why.push(format!(
+            "MTU {mtu}, and the driver does not report XDP for frames of several buffers (rx-sg)"
+        ));
+        mend.push(format!("ip link set dev {name} mtu {ONE_BUFFER}"));
+    }
+    let words = interface.offloads.as_ref().map(|on| merged_by(on, &MERGERS));
+    if let Some(words) = words.filter(|words| !words.is_empty()) {
+        why.push(format!("it merges packets in hardware ({})", words.join(", ")));
+        mend.push(switched_off(name, &words));
+    }
+    (why, mend)
+}
+
+/// The finding for a driver that has native XDP and has refused it, or may.
+fn refused(name: &str, interface: &Interface, attach: Attach, modes: XdpModes) -> Option<Finding> {
+    const CHECK: &str = "driver";
+    let ours = interface.program.as_ref().filter(|program| program.ours);
+    if modes == XdpModes::Generic || ours.is_some_and(|program| program.hook == Hook::Native) {
+        return None;
+    }
+    let (why, mut mend) = obstacles(name, interface);
+    let why = why.join("; ");
+    let gets_tc = attach == Attach::Auto && modes == XdpModes::Native;
+    let finding = if ours.is_some_and(|program| program.hook == Hook::Tc) {
+        let seen = if why.is_empty() { "lbd's log has its reason".into() } else { why };
+        let found = format!(
+            "{name}: the driver has native XDP, and the interface has tc, so it refused: {seen}"
+        );
+        mend.push("systemctl restart lbd".into());
+        Finding::warning(CHECK, found, "tc costs more for each packet; a start tries XDP again")
+    } else if why.is_empty() {
+        return None;
+    } else {
+        let found = format!("{name}: the driver has native XDP, and may refuse it: {why}");
+        let then = match (gets_tc, attach) {
+            (true, _) => "the interface gets the tc program then, which costs more for each packet",
+            (false, Attach::Xdp) if modes == XdpModes::Native => "lbd does not start then",
+            _ => "the network stack runs the program then, at several times the cost",
+        };
+        Finding::warning(CHECK, found, then)
+    };
+    Some(if mend.is_empty() { finding } else { finding.mended_by(mend.join(" && ")) })
 }
 
 pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
@@ -157,7 +218,19 @@ pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Offloads that merge packets before the program sees them, and ethtool's word for each.
-const MERGERS: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
+const MERGERS: [(&str, &str); 2] = [LRO, ("rx-gro-hw", "rx-gro-hw")];
+/// The one whose packets can't be cut again, so that tc can't send them on either.
+const LRO: (&str, &str) = ("rx-lro", "lro");
+
+/// Those of them that are on, in ethtool's words.
+fn merged_by(on: &BTreeSet<String>, mergers: &[(&str, &'static str)]) -> Vec<&'static str> {
+    mergers.iter().filter(|(feature, _)| on.contains(*feature)).map(|(_, word)| *word).collect()
+}
+
+fn switched_off(name: &str, words: &[&str]) -> String {
+    let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
+    format!("ethtool -K {name} {}", off.join(" "))
+}
 
 pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
     let why =
@@ -167,10 +240,23 @@ pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
     configured(facts)
         .flat_map(|(name, interface)| {
             let tags = if vlans { stripping(name, interface) } else { None };
-            [merging(name, interface, why), gathering(name, interface), tags]
+            let merging = if is_at_tc(facts, name, interface) {
+                merging_by(&[LRO], name, interface, "tc can't send on what LRO has merged")
+            } else {
+                merging(name, interface, why)
+            };
+            [merging, gathering(name, interface), tags]
         })
         .flatten()
         .collect()
+}
+
+/// Whether an interface has the tc program, or gets it because it is configured.
+fn is_at_tc(facts: &Facts, name: &str, interface: &Interface) -> bool {
+    match interface.program.as_ref().filter(|program| program.ours) {
+        Some(program) => program.hook == Hook::Tc,
+        None => facts.config.as_ref().is_ok_and(|config| config.hooks.of(name) == Attach::Tc),
+    }
 }
 
 /// Whether interfaces below merge packets before a program in the network stack sees them.
@@ -207,18 +293,22 @@ fn stripping(name: &str, interface: &Interface) -> Option<Finding> {
 /// Whether an interface merges packets in hardware, and why that matters to a program on it; none if
 /// its offloads are not known.
 pub(super) fn merging(name: &str, interface: &Interface, why: &str) -> Option<Finding> {
+    merging_by(&MERGERS, name, interface, why)
+}
+
+fn merging_by(
+    mergers: &[(&str, &'static str)],
+    name: &str,
+    interface: &Interface,
+    why: &str,
+) -> Option<Finding> {
     const CHECK: &str = "offloads";
-    let on = interface.offloads.as_ref()?;
-    let words: Vec<_> = MERGERS
-        .iter()
-        .filter(|(feature, _)| on.contains(*feature))
-        .map(|(_, word)| *word)
-        .collect();
+    let words = merged_by(interface.offloads.as_ref()?, mergers);
     if words.is_empty() {
-        return Some(Finding::ok(CHECK, format!("{name} merges no packets in hardware")));
+        let all = mergers == MERGERS.as_slice();
+        let what = if all { "no packets in hardware" } else { "no packets by LRO" };
+        return Some(Finding::ok(CHECK, format!("{name} merges {what}")));
     }
-    let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
     let found = format!("{name} merges packets in hardware: {}", words.join(", "));
-    let mend = format!("ethtool -K {name} {}", off.join(" "));
-    Some(Finding::wrong(CHECK, found, why).mended_by(mend))
+    Some(Finding::wrong(CHECK, found, why).mended_by(switched_off(name, &words)))
 }

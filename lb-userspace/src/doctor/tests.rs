@@ -331,6 +331,54 @@ fn drivers_without_native_xdp_are_told() {
 }
 
 #[test]
+fn why_a_driver_with_native_xdp_refuses_it_is_told() {
+    let driver = |program: Option<(bool, Hook)>, more: &str, change: fn(&mut Interface)| {
+        changed(links::driver, |facts| {
+            let eth0 = eth0(facts);
+            eth0.xdp_features = Some(7);
+            eth0.program =
+                program.map(|(ours, hook)| Found { name: "a program".into(), hook, ours });
+            change(eth0);
+            facts.config = Ok(config(&format!("{more}\n{CONFIG}")));
+        })
+    };
+    let large: fn(&mut Interface) = |eth0| eth0.mtu = 9_000;
+    let lro: fn(&mut Interface) = |eth0| eth0.offloads = Some(["rx-lro".to_owned()].into());
+    let well: fn(&mut Interface) = |_| {};
+    assert_told(&driver(None, "", well), Grade::Ok, &["native XDP; tc is possible, too"]);
+    let may = "eth0: the driver has native XDP, and may refuse it: MTU 9000";
+    let mend = "ip link set dev eth0 mtu 3498";
+    assert_told(&driver(None, "", large), Grade::Warning, &[may, mend]);
+    assert_told(&driver(None, "attach = \"xdp\"", large), Grade::Warning, &[may, mend]);
+    assert_told(&driver(None, "", lro), Grade::Warning, &["(lro)", "ethtool -K eth0 lro off"]);
+    let several: fn(&mut Interface) = |eth0| (eth0.mtu, eth0.xdp_features) = (9_000, Some(7 | 32));
+    assert_told(&driver(None, "", several), Grade::Ok, &["native XDP"]);
+    // It has it.
+    assert_told(&driver(Some((true, Hook::Native)), "", large), Grade::Ok, &["native XDP"]);
+    let at_tc = Some((true, Hook::Tc));
+    let refused = "native XDP, and the interface has tc, so it refused: ";
+    let log = format!("{refused}lbd's log");
+    assert_told(&driver(at_tc, "", well), Grade::Warning, &[&log, "systemctl restart lbd"]);
+    let both = "ethtool -K eth0 lro off && systemctl restart lbd";
+    assert_told(&driver(at_tc, "", lro), Grade::Warning, &[refused, both]);
+    assert_told(&driver(at_tc, "attach = \"tc\"", large), Grade::Ok, &["as configured"]);
+}
+
+#[test]
+fn hardware_gro_may_stay_on_at_tc_and_lro_may_not() {
+    let mend = |offload: &str, attach: &str| {
+        offloads_of(|facts| {
+            eth0(facts).offloads = Some(BTreeSet::from([offload.to_owned()]));
+            eth0(facts).program = None;
+            facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
+        })
+    };
+    assert_eq!(mend("rx-gro-hw", "xdp"), ["ethtool -K eth0 rx-gro-hw off"]);
+    assert_eq!(mend("rx-lro", "tc"), ["ethtool -K eth0 lro off"]);
+    assert!(mend("rx-gro-hw", "tc").is_empty());
+}
+
+#[test]
 fn fewer_queues_than_cpus_are_told() {
     let channels = |channels| changed(links::channels, |facts| eth0(facts).channels = channels);
     let combined = |combined, combined_max| {

@@ -16,7 +16,7 @@ mod sync;
 mod text;
 mod vrrp;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use axum::{
     Router,
@@ -36,7 +36,8 @@ use self::{format::Format, page::Page, process::Process};
 use crate::{
     api::Request,
     edit::{Refusal, RefusalKind},
-    status::Status,
+    netlink::drops::{self, Drops},
+    status::{Interface, Status},
 };
 
 /// How many scrapes are answered at once; others wait. Each takes megabytes where there are a thousand
@@ -87,16 +88,29 @@ async fn scrape(
     let (writer, pieces) = pieces::open(format);
     // It takes milliseconds, which the daemon's own task need not wait for.
     tokio::task::spawn_blocking(move || {
-        write(names, status, Process::read(), writer);
+        let drops = egress_drops(&status);
+        write(Snapshot { names, status, process: Process::read(), drops }, writer);
         drop(turn);
     });
     Ok(([(header::CONTENT_TYPE, format.content_type())], pieces.body()).into_response())
 }
 
+/// What is dropped behind tc: at the interfaces by which backends are reached, if an interface has the program at tc.
+fn egress_drops(status: &Status) -> BTreeMap<String, Drops> {
+    if !status.interfaces.iter().any(Interface::is_at_tc) {
+        return BTreeMap::new();
+    }
+    let backends = status.services.values().flat_map(|service| service.backends.values());
+    // What is for this node itself leaves by no interface, and has no next hop.
+    let sent = backends.filter(|backend| backend.mac.is_some());
+    let exits = sent.filter_map(|backend| backend.interface.clone()).collect();
+    drops::of(&exits)
+}
+
 /// All families.
-fn write(names: Names, status: Status, process: Option<Process>, mut page: pieces::Writer) {
+fn write(snapshot: Snapshot, mut page: pieces::Writer) {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot { names, status, process }));
+    registry.register_collector(Box::new(snapshot));
     encoding::text::encode(&mut page, &registry).expect("it takes everything");
     page.end();
 }
@@ -107,6 +121,7 @@ struct Snapshot {
     names: Names,
     status: Status,
     process: Option<Process>,
+    drops: BTreeMap<String, Drops>,
 }
 
 impl Collector for Snapshot {
@@ -117,6 +132,7 @@ impl Collector for Snapshot {
         }
         services::write(&mut page, &self.status)?;
         node::write(&mut page, &self.status)?;
+        node::egress_drops(&mut page, &self.drops)?;
         vrrp::write(&mut page, &self.status)?;
         sync::write(&mut page, &self.status)?;
         health::write(&mut page, &self.status)?;

@@ -1,6 +1,6 @@
 //! The node: its program, its maps, what it passes and drops, and what has happened.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use lb_common::abi::ABI_VERSION;
 
@@ -8,6 +8,7 @@ use super::page::{Family, Page, truth};
 use crate::{
     egress,
     events::Kind,
+    netlink::drops::Drops,
     status::{Status, Usage},
 };
 
@@ -79,6 +80,20 @@ fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
             "Next hops to which packets that XDP sends are lost, while those of a packet socket arrive",
         ),
         lost as u64,
+    )
+}
+
+pub(super) fn egress_drops(page: &mut Page<'_>, drops: &BTreeMap<String, Drops>) -> fmt::Result {
+    let each = drops.iter().flat_map(|(interface, drops)| {
+        [("qdisc", drops.qdisc), ("device", drops.device)]
+            .map(|(by, count)| ([("interface", interface.as_str()), ("by", by)], count))
+    });
+    page.counters(
+        Family::new(
+            "lb_egress_dropped_packets",
+            "Packets that an interface by which backends are reached from tc has dropped, by its queueing discipline or its device: the interface's own counters, of all its traffic",
+        ),
+        each,
     )
 }
 

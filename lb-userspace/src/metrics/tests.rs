@@ -16,7 +16,8 @@ use super::*;
 /// A page in one piece.
 fn write(names: Names, status: Status, process: Option<Process>, format: Format) -> String {
     let (writer, pieces) = pieces::open(format);
-    super::write(names, status, process, writer);
+    let drops = BTreeMap::from([("eth0".to_owned(), Drops { qdisc: 5, device: 7 })]);
+    super::write(Snapshot { names, status, process, drops }, writer);
     pieces.join().expect("it is whole")
 }
 

@@ -55,7 +55,7 @@ fn descend<'a>(
     mac: Option<[u8; 6]>,
     tables: &'a Tables,
 ) -> Result<Egress<'a>, Obstacle> {
-    // A program that runs in the network stack sends by anything that the stack can send by.
+    // A program that runs in the network stack, at tc or as generic XDP, sends by anything that the stack can send by.
     let native = tables.native().next().is_some();
     let mut at = Egress { ifindex, device: top, tags: Vec::new(), mtu: top.mtu };
     for _ in 0..MAX_DEPTH {
@@ -165,7 +165,7 @@ fn refusal(at: &Egress<'_>, tables: &Tables) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::BTreeMap,
+        collections::{BTreeMap, BTreeSet},
         time::{Duration, Instant},
     };
 
@@ -314,6 +314,19 @@ mod tests {
         let eth1 = tables.devices.get_mut(&2).expect("it is there");
         (eth1.kind, eth1.xdp_features) = (DeviceKind::Veth, Some(xdp_act::BASIC));
         assert!(refused(&tables, 2).contains("ethtool -K DEV gro on there"));
+    }
+
+    #[test]
+    fn program_at_tc_sends_by_any_device_whatever_foreign_xdp_program_is_there() {
+        let mut tables = tables();
+        add(&mut tables, 3, "br0", DeviceKind::Bridge { filters_vlans: true });
+        add(&mut tables, 4, "vx0", DeviceKind::Virtual("vxlan"));
+        tables.devices.values_mut().for_each(|one| one.xdp_features = Some(xdp_act::BASIC));
+        assert!(refused(&tables, 2).starts_with("eth1 takes no frames from XDP"));
+        tables.at_tc = BTreeSet::from(["eth0".into()]);
+        for (top, name) in [(1, "eth0"), (2, "eth1"), (3, "br0"), (4, "vx0")] {
+            assert_eq!(leaves(&tables, top), Ok((name, vec![])));
+        }
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(crate) mod xdp_act {
     pub(crate) const REDIRECT: u64 = 2;
     /// To be the target of XDP_REDIRECT (`ndo_xdp_xmit`).
     pub(crate) const NDO_XMIT: u64 = 4;
+    /// To run programs on frames of several buffers.
+    pub(crate) const RX_SG: u64 = 32;
 }
 
 /// What every interface can do for XDP (see [`xdp_act`]), by index.

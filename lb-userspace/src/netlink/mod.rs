@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use crate::desired::Mode;
 
 pub mod changes;
+pub mod drops;
 mod egress;
 pub(crate) mod generic;
 pub mod gro;
@@ -133,6 +134,7 @@ pub struct Neighbourhood {
 /// Follows the kernel's links, routes and neighbours for the wanted backends; dropping it ends it.
 pub struct Resolver {
     wants: watch::Sender<BTreeSet<Want>>,
+    at_tc: watch::Sender<BTreeSet<String>>,
     doubts: mpsc::UnboundedSender<Want>,
     narrow: mpsc::UnboundedSender<(IpAddr, u16)>,
 }
@@ -146,11 +148,23 @@ impl Resolver {
     /// If netlink can't be spoken to.
     pub async fn start(interfaces: Vec<String>) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         let (wants, wanted) = watch::channel(BTreeSet::new());
+        let (at_tc, those_at_tc) = watch::channel(BTreeSet::new());
         let (doubts, doubted) = mpsc::unbounded_channel();
         let (narrow, narrowed) = mpsc::unbounded_channel();
-        let (task, neighbourhood) = Task::start(interfaces, wanted, doubted, narrowed).await?;
+        let (task, neighbourhood) =
+            Task::start(interfaces, wanted, those_at_tc, doubted, narrowed).await?;
         tokio::spawn(task.run());
-        Ok((Self { wants, doubts, narrow }, neighbourhood))
+        Ok((Self { wants, at_tc, doubts, narrow }, neighbourhood))
+    }
+
+    /// Replaces the set of the balancer's interfaces whose program is at tc: from there frames leave by any interface,
+    /// whatever XDP program of somebody else the interface has. Wants that follow are resolved by it.
+    pub fn set_at_tc(&self, interfaces: BTreeSet<String>) {
+        self.at_tc.send_if_modified(|old| {
+            let differs = *old != interfaces;
+            *old = interfaces;
+            differs
+        });
     }
 
     /// Replaces the set of the wanted backends.

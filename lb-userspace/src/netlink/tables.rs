@@ -46,6 +46,8 @@ pub struct Tables {
     pub fdb: BTreeMap<FdbKey, u32>,
     /// The names of the balancer's own interfaces.
     pub interfaces: Vec<String>,
+    /// Those of them whose program is at tc. An XDP program there is somebody else's.
+    pub at_tc: BTreeSet<String>,
     /// What routers have said of paths to tunnelled backends.
     pub path_mtus: PathMtus,
 }
@@ -327,6 +329,7 @@ impl Tables {
             device.xdp_prog_id.is_some()
                 && !device.xdp_generic
                 && self.interfaces.contains(&device.name)
+                && !self.at_tc.contains(&device.name)
         };
         self.devices.iter().filter(move |(_, device)| runs(device)).map(|(ifindex, _)| *ifindex)
     }

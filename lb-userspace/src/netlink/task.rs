@@ -45,6 +45,7 @@ pub(super) struct Task {
     sockets: Sockets,
     wants: watch::Receiver<BTreeSet<Want>>,
     wanted: BTreeSet<Want>,
+    at_tc: watch::Receiver<BTreeSet<String>>,
     doubts: mpsc::UnboundedReceiver<Want>,
     narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     tables: Tables,
@@ -62,6 +63,7 @@ impl Task {
     pub(super) async fn start(
         interfaces: Vec<String>,
         wants: watch::Receiver<BTreeSet<Want>>,
+        at_tc: watch::Receiver<BTreeSet<String>>,
         doubts: mpsc::UnboundedReceiver<Want>,
         narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     ) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
@@ -71,6 +73,7 @@ impl Task {
             sockets,
             wants,
             wanted: BTreeSet::new(),
+            at_tc,
             doubts,
             narrowed,
             tables: Tables::new(interfaces),
@@ -113,6 +116,8 @@ impl Task {
                 }
                 self.take_wants().await?;
             }
+            // Whoever sends it sends the wants as well, and ends with them.
+            Ok(()) = self.at_tc.changed() => self.take_at_tc(),
             event = self.sockets.event() => {
                 let Some(event) = event else { anyhow::bail!("the socket of events is closed") };
                 stale = stale.max(self.take(event));
@@ -176,7 +181,12 @@ impl Task {
         }
     }
 
+    fn take_at_tc(&mut self) {
+        self.tables.at_tc.clone_from(&self.at_tc.borrow_and_update());
+    }
+
     async fn take_wants(&mut self) -> Result<()> {
+        self.take_at_tc();
         self.wanted = self.wants.borrow_and_update().clone();
         let addresses: BTreeSet<_> = self.wanted.iter().map(|want| want.address).collect();
         for address in addresses {

@@ -115,6 +115,10 @@ impl Balancer for Wired {
         Balancer::set_hooks(&mut self.engine, hooks)
     }
 
+    fn at_tc(&self) -> BTreeSet<String> {
+        Balancer::at_tc(&self.engine)
+    }
+
     fn has_stepped(&self, now: Now) -> bool {
         self.engine.has_stepped(now)
     }

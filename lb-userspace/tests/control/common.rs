@@ -137,6 +137,7 @@ impl Place {
                     differs
                 });
             }),
+            at_tc: Box::new(|_| {}),
             doubt: Box::new(|_| {}),
             detach: Box::new(move || {
                 detached.lock().expect("nobody panics").push("detach");

@@ -54,8 +54,15 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
         }
         let services = config.desired.services.values();
         let vips: BTreeSet<_> = services.map(|service| service.key.vip).collect();
-        let (resolved, told) =
-            tokio::join!(resolve(config), claims::ask(&interfaces, &config.interfaces, vips));
+        let at_tc = |name: &&String| {
+            let found = interfaces.get(*name).and_then(|interface| interface.program.as_ref());
+            found.is_some_and(|program| program.ours && program.hook == probe::Hook::Tc)
+        };
+        let at_tc = config.interfaces.iter().filter(at_tc).cloned().collect();
+        let (resolved, told) = tokio::join!(
+            resolve(config, at_tc),
+            claims::ask(&interfaces, &config.interfaces, vips)
+        );
         hops = resolved?;
         claims = told;
     }
@@ -137,8 +144,12 @@ fn edit(file: &Path) -> String {
     format!("${{EDITOR:-vi}} {file} && lbctl config check {file}")
 }
 
-/// How the backends are reached, when all have answered or have had the time to.
-async fn resolve(config: &Config) -> anyhow::Result<BTreeMap<Want, Resolution>> {
+/// How the backends are reached, when all have answered or have had the time to; `at_tc` are the interfaces whose
+/// program is there.
+async fn resolve(
+    config: &Config,
+    at_tc: BTreeSet<String>,
+) -> anyhow::Result<BTreeMap<Want, Resolution>> {
     let services = config.desired.services.values();
     let wants: BTreeSet<Want> = services
         .flat_map(|service| {
@@ -146,6 +157,7 @@ async fn resolve(config: &Config) -> anyhow::Result<BTreeMap<Want, Resolution>> 
         })
         .collect();
     let (resolver, mut news) = Resolver::start(config.interfaces.clone()).await?;
+    resolver.set_at_tc(at_tc);
     resolver.want(wants.clone());
     let known = |hops: &BTreeMap<Want, Resolution>| {
         let is_known =
