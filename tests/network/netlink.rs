@@ -518,8 +518,6 @@ fn address_that_no_frame_reaches_says_why() {
     network.node.ip("addr add 10.7.0.1/24 dev quiet");
     network.run(async |mut watched| {
         let cases = [
-            ("10.0.0.1", "10.0.0.1 is this node's own address; a backend is another host"),
-            ("fd00::1", "fd00::1 is this node's own address; a backend is another host"),
             ("10.0.0.255", "10.0.0.255 is a broadcast address"),
             ("10.4.0.1", "10.4.0.1 has no route; see `ip route get`"),
             ("fd04::1", "fd04::1 has no route; see `ip route get`"),
@@ -538,6 +536,36 @@ fn address_that_no_frame_reaches_says_why() {
         }
         network.node.ip("neigh replace 10.7.0.9 lladdr 02:00:00:00:00:09 dev quiet");
         assert_eq!(watched.resolved(dsr("10.7.0.9")).await.mac, [2, 0, 0, 0, 0, 9]);
+    });
+}
+
+#[test]
+fn an_address_of_the_node_is_local_as_long_as_the_node_has_it() {
+    if !is_root() {
+        return;
+    }
+    let network = Network::new();
+    network.run(async |mut watched| {
+        let (v4, v6) = (dsr("10.0.0.77"), dsr("fd00::77"));
+        watched.want(&[dsr("10.0.0.1"), dsr("fd00::1"), v4, v6]);
+        for own in ["10.0.0.1", "fd00::1"] {
+            assert!(watched.resolved(dsr(own)).await.is_local(), "{own}");
+        }
+        for want in [v4, v6] {
+            watched.unreachable(want).await;
+        }
+        for (change, is_local) in [("add", true), ("delete", false)] {
+            let nodad = if is_local { " nodad" } else { "" };
+            network.node.ip(&format!("addr {change} 10.0.0.77/32 dev lo"));
+            network.node.ip(&format!("addr {change} fd00::77/128 dev lo{nodad}"));
+            for want in [v4, v6] {
+                if is_local {
+                    watched.resolved_as(want, NextHop::is_local).await;
+                } else {
+                    watched.unreachable(want).await;
+                }
+            }
+        }
     });
 }
 

@@ -166,6 +166,7 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
                 (2, _, 64) => array::<64>(map()?)?,
                 (2, _, 88) => array::<88>(map()?)?,
                 (2, _, 128) => array::<128>(map()?)?,
+                (1, 8, 4) => hash::<8, 4>(Map::HashMap(map()?))?,
                 (1, 8, 64) => hash::<8, 64>(Map::HashMap(map()?))?,
                 (1, 20, 64) => hash::<20, 64>(Map::HashMap(map()?))?,
                 (1, 16, 4) => hash::<16, 4>(Map::HashMap(map()?))?,
