@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
     maps::{Array, ArrayOfMaps, HashMap, MapData},
-    programs::{ProgramFd, TestRunAttrs, TestRunOptions, Xdp, XdpMode, xdp::XdpLink},
+    programs::{
+        ProgramFd, SchedClassifier, TcAttachType, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
+        tc::SchedClassifierLink, xdp::XdpLink,
+    },
 };
 use lb_common::{
     abi::{
@@ -107,7 +110,7 @@ pub struct Harness {
     bench: Runner,
     cpus: u32,
     services: u16,
-    /// The interface of all backends.
+    /// The interface of the backends of a service that is added.
     ifindex: u32,
     /// Bits that every client's address has.
     base: u32,
@@ -267,6 +270,21 @@ impl Harness {
         let id = program.attach_to_if_index(ifindex, XdpMode::Driver);
         let id = id.with_context(|| format!("attach {name} to interface {ifindex}"))?;
         Ok(program.take_link(id)?)
+    }
+
+    /// Lets `classify` take the packets of an interface, as [`Self::attach`] does.
+    pub fn attach_tc(&mut self, interface: &str) -> Result<SchedClassifierLink> {
+        let program = self.balancer.program_mut("classify").context("no program classify")?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load().context("load classify")?;
+        let id = program.attach(interface, TcAttachType::Ingress);
+        let id = id.with_context(|| format!("attach classify to {interface}"))?;
+        Ok(program.take_link(id)?)
+    }
+
+    /// Puts the backends of services that are added from here on behind another interface.
+    pub const fn send_by(&mut self, ifindex: u32) {
+        self.ifindex = ifindex;
     }
 
     /// Sends so many frames of the plan to its interface; nanoseconds of one, with all that becomes of

@@ -183,7 +183,7 @@ mod tests {
     fn the_beginning_of_a_name_chooses_systems() -> Result<()> {
         let only = |words: &str| select(&[words.to_owned()]);
         assert_eq!(select(&[])?, System::ALL);
-        assert_eq!(only("lb")?, [System::Dsr, System::Ipip]);
+        assert_eq!(only("lb")?, [System::Dsr, System::DsrTc, System::Ipip]);
         assert!(only("traefik").is_err());
         Ok(())
     }

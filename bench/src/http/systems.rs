@@ -45,7 +45,8 @@ impl Site {
     ///
     /// If it does not come up.
     pub fn new(system: System) -> Result<Self> {
-        let lab = Lab::new(&Options::default())?;
+        let attach = if system == System::DsrTc { "tc" } else { "xdp" };
+        let lab = Lab::new(&Options { attach, ..Options::default() })?;
         for host in lab.hosts() {
             // Tens of thousands of connections a second, to one address.
             host.namespace.sysctl(&[
@@ -60,7 +61,9 @@ impl Site {
         match system {
             System::Direct => {}
             System::Router => router(&lab, vip(system))?,
-            System::Dsr => balancer = Some(Balancer::start(&lab, &services(&lab, Way::DsrV4))?),
+            System::Dsr | System::DsrTc => {
+                balancer = Some(Balancer::start(&lab, &services(&lab, Way::DsrV4))?)
+            }
             System::Ipip => {
                 balancer = Some(Balancer::start(&lab, &services(&lab, Way::IpipV4))?);
                 ways::decapsulate(&lab)?;

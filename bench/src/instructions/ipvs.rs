@@ -1,7 +1,7 @@
 //! IPVS with its Maglev scheduler on the same wire: the balancer that the kernel comes with.
 //!
 //! Its packets leave by a dummy interface, which takes them and does nothing: what a driver's
-//! transmission costs is not charged to it. Tuned as a guide would: no connection tracking, a large
+//! transmission costs is not charged to it. Those of tc leave by the same. Tuned as a guide would: no connection tracking, a large
 //! table of connections.
 
 use std::fs;
@@ -12,10 +12,10 @@ use kit::command::{command, run_with_input};
 use super::rig::{NODE, call, ip};
 use crate::frames::VIP_V4;
 
-/// Takes what IPVS sends.
-const OUT: &str = "out";
+/// Takes what the network stack sends.
+pub const OUT: &str = "out";
 /// As many backends as the balancer's services have here.
-const BACKENDS: u8 = 100;
+pub const BACKENDS: u8 = 100;
 
 /// How IPVS forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Method {
     Dr,
     /// IP in IP.
     Tunnel,
+    /// By another destination address (masquerading).
+    Nat,
 }
 
 impl Method {
@@ -32,6 +34,7 @@ impl Method {
         match self {
             Self::Dr => 80,
             Self::Tunnel => 81,
+            Self::Nat => 82,
         }
     }
 }
@@ -63,7 +66,7 @@ pub fn set_up() -> Result<()> {
     // Small packets are nothing to be joined; to try would be charged to it.
     call("ethtool", &["-K", NODE, "gro", "off"])?;
     let mut lines = String::new();
-    for (method, flag) in [(Method::Dr, "-g"), (Method::Tunnel, "-i")] {
+    for (method, flag) in [(Method::Dr, "-g"), (Method::Tunnel, "-i"), (Method::Nat, "-m")] {
         let port = method.port();
         // With the port of the client in the hash, as here.
         lines += &format!("-A -t {vip}:{port} -s mh -b mh-port\n");

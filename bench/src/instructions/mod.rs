@@ -5,8 +5,9 @@
 //! them as from a NIC, by the driver's poll. What a packet costs is what the whole costs less what it
 //! costs when the node drops each packet: that has the making, the first way and one receipt in it, and
 //! what is left is the decision, the transmission, and the receipt at the other end, which is done by
-//! the same driver and costs the same. IPVS goes out by a dummy interface instead, so less is charged
-//! to it.
+//! the same driver and costs the same. IPVS and the balancer at tc go out by a dummy interface instead, so
+//! less is charged to them: they are to be compared with each other. HAProxy is not here, as these packets
+//! are of no connections that it could have.
 
 mod ipvs;
 mod rig;
@@ -21,7 +22,7 @@ use kit::{
 use lb_common::abi::{backend_flags, proto};
 
 use self::{
-    ipvs::Method,
+    ipvs::{Method, OUT},
     rig::{Measured, NODE, WIRE, index, measure},
 };
 use crate::{
@@ -51,6 +52,8 @@ const WARM: u32 = 4_096;
 /// For few flows in flux, and for many.
 const STEADY: [u16; 2] = [80, 81];
 const IN_FLUX: [u16; 2] = [90, 91];
+/// At tc.
+const TC: [u16; 2] = [84, 85];
 
 /// Measures and reports.
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -83,7 +86,7 @@ fn measure_all() -> Result<Report> {
         }
     }
     let plans = plans();
-    let mut progress = Progress::new(plans.len() + 3 + 2 * KINDS.len());
+    let mut progress = Progress::new(plans.len() + 3 + 5 * KINDS.len());
     let mut begun = false;
     let mut step = |name: &str| {
         if begun {
@@ -134,13 +137,33 @@ fn measure_all() -> Result<Report> {
     // A veth interface takes frames from programs only while it has one.
     let _link = harness.attach("pass", node)?;
     ipvs::set_up()?;
-    for (method, what) in [(Method::Dr, "IPVS DR"), (Method::Tunnel, "IPVS tunnel")] {
+    let sent = |_: &mut Harness| ipvs::sent();
+    harness.send_by(index(OUT)?);
+    for (port, backend) in TC.into_iter().zip([0, backend_flags::TUNNEL]) {
+        let (v6, proto, flux) = (false, proto::TCP, Flux::Steady);
+        harness.add(&Setup { v6, port, proto, udp_policy: 0, backend, flux, syn_budget: 0 })?;
+    }
+    let tc = harness.attach_tc(NODE)?;
+    for (port, mode) in TC.into_iter().zip(["dsr", "ipip"]) {
+        for (shape, flows, flow_words) in KINDS {
+            let name = format!("{mode} at tc, {flow_words}");
+            step(&name);
+            let mut plan = plan(shape, port, flows);
+            let warm = warm(&plan);
+            note(&name, Kind::Tc, &measure(&mut harness, &name, &mut plan, warm, sent)?);
+        }
+    }
+    drop(tc);
+    for (method, what) in [
+        (Method::Dr, "IPVS DR"),
+        (Method::Tunnel, "IPVS tunnel"),
+        (Method::Nat, "IPVS masquerading"),
+    ] {
         for (shape, flows, flow_words) in KINDS {
             let name = format!("{what}, {flow_words}");
             step(&name);
             let mut plan = plan(shape, method.port(), flows);
             let warm = warm(&plan);
-            let sent = |_: &mut Harness| ipvs::sent();
             note(&name, Kind::Ipvs, &measure(&mut harness, &name, &mut plan, warm, sent)?);
         }
     }

@@ -30,6 +30,9 @@ pub enum System {
     /// `lbd`, layer 2.
     #[serde(rename = "lb-dsr")]
     Dsr,
+    /// The same, at tc in place of XDP.
+    #[serde(rename = "lb-dsr-tc")]
+    DsrTc,
     /// `lbd`, through tunnels.
     #[serde(rename = "lb-ipip")]
     Ipip,
@@ -43,10 +46,11 @@ pub enum System {
 
 impl System {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Direct,
         Self::Router,
         Self::Dsr,
+        Self::DsrTc,
         Self::Ipip,
         Self::Haproxy,
         Self::NginxStream,
@@ -59,6 +63,7 @@ impl System {
             Self::Direct => "direct",
             Self::Router => "ecmp-router",
             Self::Dsr => "lb-dsr",
+            Self::DsrTc => "lb-dsr-tc",
             Self::Ipip => "lb-ipip",
             Self::Haproxy => "haproxy",
             Self::NginxStream => "nginx-stream",

@@ -16,6 +16,9 @@ pub enum Kind {
     Floor,
     /// The balancer.
     Lb,
+    /// The balancer at tc. Most of it is the kernel's way of a socket buffer, which differs between kernels: it is not
+    /// checked for growth.
+    Tc,
     /// IPVS.
     Ipvs,
 }

@@ -57,6 +57,7 @@ fn bars(cases: &[Case]) -> Vec<Bar> {
             Kind::Lb => 0,
             Kind::Floor => 5,
             Kind::Ipvs => 1,
+            Kind::Tc => 4,
         };
         Bar { name: case.name.clone(), value: case.instructions_per_packet.round(), kind }
     };
@@ -67,15 +68,14 @@ fn bars(cases: &[Case]) -> Vec<Bar> {
 pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
     let report: Report = typed(results)?;
     let (cases, taken_off) = (&report.cases, report.taken_off_instructions_per_packet);
-    let spread = |is_ipvs: bool| {
-        spread(cases.iter().filter(|case| (case.kind == Kind::Ipvs) == is_ipvs), taken_off)
-    };
-    let (spread_lb, spread_ipvs) = (spread(false), spread(true));
+    let is_xdp = |case: &&Case| matches!(case.kind, Kind::Floor | Kind::Lb);
+    let spread_xdp = spread(cases.iter().filter(is_xdp), taken_off);
+    let spread_stack = spread(cases.iter().filter(|case| !is_xdp(case)), taken_off);
     let svg = plot::bars("instructions of a packet", "instructions", &bars(cases))?;
     plots.insert("instructions".into(), svg);
     let floors = cases.iter().filter(|case| case.kind == Kind::Floor);
     let floor = floors.map(|case| case.instructions_per_packet).fold(f64::MAX, f64::min);
-    Ok(context! { spread_lb, spread_ipvs, floor, aims => aims(cases), report })
+    Ok(context! { spread_xdp, spread_stack, floor, aims => aims(cases), report })
 }
 
 #[cfg(test)]

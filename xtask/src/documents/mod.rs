@@ -197,8 +197,8 @@ pub fn run() -> Result<()> {
 fn render(records: &BTreeMap<String, Record>) -> Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     for document in &DOCUMENTS {
-        let summary = (document.summary)(records)?;
-        let mut text = templates::fill(document.begin, context! { summary })?;
+        let (summary, hooks) = ((document.summary)(records)?, summary::hooks::ratios(records)?);
+        let mut text = templates::fill(document.begin, context! { summary, hooks })?;
         let mut plots = Plots::new();
         for Chapter { record: name, prepare } in document.chapters {
             // What was never measured has nothing to say.

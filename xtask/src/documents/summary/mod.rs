@@ -4,6 +4,7 @@
 //! it, or misses an aim, the verdict says so in bold.
 
 pub mod faults;
+pub mod hooks;
 pub mod speed;
 
 use std::{cmp::Ordering, collections::BTreeMap};

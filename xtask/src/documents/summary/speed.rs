@@ -16,6 +16,7 @@ pub fn rows(records: &Records) -> Result<Vec<Row>> {
     if let Some(report) = report::<instructions::Report>(records, "instructions")? {
         let method = |lb, ipvs| instructions_row(&report.cases, lb, ipvs);
         rows.extend([method("dsr", "IPVS DR"), method("ipip", "IPVS tunnel")]);
+        rows.push(method("dsr at tc", "IPVS DR"));
     }
     let datapath: Option<datapath::Report> = report(records, "datapath")?;
     rows.push(datapath.as_ref().and_then(packet_row));
