@@ -49,12 +49,13 @@ where
     }
     let key = ServiceKeyV4 { address: ip.source, port: ports.source, proto: ip.proto, reserved: 0 };
     let service = tables.service_v4(&key).ok_or(Pass::NotAService)?;
+    // As a packet that follows others: neither opens its flow nor is heard. It leaves the node no more, so it needs no entropy.
+    if let Some(choice) = deliver::choice(pkt, tables, &service, Kind::Continues) {
+        return Ok(Found::Choice(choice, 0));
+    }
     let hash = flow_hash_v4(&service.keys, ip.destination, ports.destination);
     let query = Query::new(&service, mapped(ip.destination), ports.destination, hash);
-    // As a packet that follows others: neither opens its flow nor is heard.
-    let delivered = deliver::choice(pkt, tables, &service, Kind::Continues);
-    let choice = delivered.unwrap_or_else(|| steer::follow(tables, key.proto, &query));
-    Ok(Found::Choice(choice, entropy_of(hash)))
+    Ok(Found::Choice(steer::follow(tables, key.proto, &query), entropy_of(hash)))
 }
 
 /// The same for an ICMPv6 error whose message is at `offset`.
@@ -106,10 +107,11 @@ where
         reserved: 0,
     };
     let service = tables.service_v6(&key).ok_or(Pass::NotAService)?;
+    // As a packet that follows others: neither opens its flow nor is heard. It leaves the node no more, so it needs no entropy.
+    if let Some(choice) = deliver::choice(pkt, tables, &service, Kind::Continues) {
+        return Ok(Found::Choice(choice, 0));
+    }
     let hash = flow_hash_v6(&service.keys, &ip.destination, ports.destination);
     let query = Query::new(&service, ip.destination, ports.destination, hash);
-    // As a packet that follows others: neither opens its flow nor is heard.
-    let delivered = deliver::choice(pkt, tables, &service, Kind::Continues);
-    let choice = delivered.unwrap_or_else(|| steer::follow(tables, key.proto, &query));
-    Ok(Found::Choice(choice, entropy_of(hash)))
+    Ok(Found::Choice(steer::follow(tables, key.proto, &query), entropy_of(hash)))
 }
