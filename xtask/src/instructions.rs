@@ -22,8 +22,8 @@ const KERNEL: &str = "6.12";
 /// More than the machine takes on one that does much else.
 const LIMIT: Duration = Duration::from_secs(1_200);
 
-/// What sets IPVS up.
-const IPVSADM: (&str, &str) = ("ipvsadm", "ipvsadm");
+/// What sets IPVS and the machine's interfaces up.
+const PROGRAMS: &[(&str, &str)] = &[("ipvsadm", "ipvsadm"), ("ethtool", "ethtool")];
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -48,7 +48,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::tools()?;
     vm::packages()?;
-    setup::these(&[IPVSADM])?;
+    setup::these(PROGRAMS)?;
     eprintln!("bench: building it; the first time takes minutes");
     cargo::build_for_tests(&["lb-bench"])?;
     let kernel = Kernel::obtain(&arguments.kernel)?;

@@ -126,6 +126,18 @@ fn no_connection_breaks_by_drains_and_failovers_of_nodes_that_serve() -> Result<
     let clients = Clients::start(&twins, Duration::from_secs(180))?;
     for web in nodes {
         let host = twins.lab.webs[web].host.name.clone();
+        // One node drains it, and the other one still gives it new flows.
+        for active in [0, 1] {
+            say(&twins, active, "drain", web)?;
+            clients.note("drained on the Active node alone");
+            clients.go_on().with_context(|| format!("{host} is drained; {}", twins.logs()))?;
+            twins.hand_over(active)?;
+            twins.wait_active(1 - active)?;
+            clients.note("handed over to the node that does not drain it");
+            clients.go_on().with_context(|| format!("{host}, handed over; {}", twins.logs()))?;
+            say(&twins, active, "enable", web)?;
+            twins.wait_synced()?;
+        }
         for node in [0, 1] {
             say(&twins, node, "drain", web)?;
         }
