@@ -33,16 +33,17 @@ fn change(twins: &Twins, what: &str, web: usize) -> Result<()> {
     Ok(())
 }
 
-/// Lets the second node take over from the first one, which dies, and the first one come back.
-fn die(twins: &mut Twins, clients: &Clients) -> Result<()> {
+/// Lets the other node take over from the Active one, which dies and comes back; then the first one is Active.
+fn die(twins: &mut Twins, active: usize, clients: &Clients) -> Result<()> {
+    let [dead, heir] = [active, 1 - active].map(|n| twins.host(n).name.clone());
     let killed = Instant::now();
-    twins.nodes[0].kill()?;
+    twins.nodes[active].kill()?;
     clients.note_death(killed);
-    clients.note("lbd on lb1 was killed");
-    twins.wait_holds(1)?;
-    clients.note("lb2 took over");
-    twins.nodes[0].launch()?;
-    clients.note("lbd on lb1 is back");
+    clients.note(&format!("lbd on {dead} was killed"));
+    twins.wait_holds(1 - active)?;
+    clients.note(&format!("{heir} took over"));
+    twins.nodes[active].launch()?;
+    clients.note(&format!("lbd on {dead} is back"));
     twins.wait_active(0)?;
     clients.note("lb1 is Active");
     twins.wait_synced()
@@ -71,7 +72,7 @@ fn no_connection_breaks_by_drains_between_failovers() -> Result<()> {
         change(&twins, "drain", web)?;
         clients.note("drained");
         clients.go_on().with_context(|| format!("{host} is drained; {}", twins.logs()))?;
-        die(&mut twins, &clients)?;
+        die(&mut twins, 0, &clients)?;
         clients.go_on().with_context(|| {
             format!("the Active node died, {host} being drained; {}", twins.logs())
         })?;
@@ -92,6 +93,44 @@ fn no_connection_breaks_by_drains_between_failovers() -> Result<()> {
 }
 
 #[test]
+fn no_connection_breaks_by_drains_and_failovers_between_a_node_at_xdp_and_one_at_tc() -> Result<()>
+{
+    if !can_run() {
+        return Ok(());
+    }
+    let ways = [Way::DsrV4, Way::IpipV6];
+    let plan = Plan { settings: SETTINGS.to_owned(), ..Plan::new(&ways, INTERVAL) };
+    let mut twins = Twins::new(&Options::default(), plan)?;
+    twins.nodes[1].set_attach("tc");
+    twins.nodes[1].configure(&twins.plan.services(&twins.lab))?;
+    twins.launch()?;
+    for (node, mode) in twins.nodes.iter().zip(["native", "tc"]) {
+        let status = node.status()?;
+        ensure!(status.interfaces.iter().all(|one| one.mode == mode), "{:?}", status.interfaces);
+    }
+    let clients = Clients::start(&twins, Duration::from_secs(240))?;
+    for web in 0..2 {
+        let host = twins.lab.webs[web].host.name.clone();
+        change(&twins, "drain", web)?;
+        clients.note("drained");
+        die(&mut twins, 0, &clients)?;
+        clients.go_on().with_context(|| format!("{host}, XDP died; {}", twins.logs()))?;
+        hand_over(&twins, 0, &clients)?;
+        clients.go_on().with_context(|| format!("{host}, tc is Active; {}", twins.logs()))?;
+        die(&mut twins, 1, &clients)?;
+        clients.go_on().with_context(|| format!("{host}, tc died; {}", twins.logs()))?;
+        hand_over(&twins, 0, &clients)?;
+        change(&twins, "enable", web)?;
+        clients.note("enabled");
+        clients.go_on().with_context(|| format!("{host} is enabled; {}", twins.logs()))?;
+        hand_over(&twins, 1, &clients)?;
+        twins.wait_synced()?;
+        clients.go_on().with_context(|| format!("{host}, handed back; {}", twins.logs()))?;
+    }
+    clients.finish().with_context(|| twins.logs())
+}
+
+#[test]
 fn no_connection_breaks_by_a_rolling_restart_between_failovers() -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -105,7 +144,7 @@ fn no_connection_breaks_by_a_rolling_restart_between_failovers() -> Result<()> {
         clients.note("drained");
         thread::sleep(IDLE / 4);
         match web {
-            0 => die(&mut twins, &clients)?,
+            0 => die(&mut twins, 0, &clients)?,
             1 => hand_over(&twins, 0, &clients)?,
             _ => hand_over(&twins, 1, &clients)?,
         }
