@@ -12,7 +12,7 @@
 //! # Instructions
 //!
 //! The instructions of such a packet, counted one by one on Linux 6.12 (mode `dsr`, slot in the steady state).
-//! Driver and kernel execute 271, as they do for the floor, whose own program has 71. This program executes 365:
+//! Driver and kernel execute 271, as they do for the floor, whose own program has 71. This program executes 371:
 //!
 //! | part | instructions |
 //! |---|--:|
@@ -23,6 +23,7 @@
 //! | service: comparison of its place, tag and key | 51 |
 //! | flow hash and slot | 30 |
 //! | owners, usability of the backend, MTU, TTL | 28 |
+//! | whether the service has a backend on this node, and the backend is one | 6 |
 //! | counters of the backend | 14 |
 //! | TTL and checksum, link-layer header, egress | 30 |
 //!
