@@ -89,6 +89,7 @@ mod tests {
 
     #[test]
     fn no_chain_of_calls_has_more_stack_than_linux_6_1_allows() {
+        let mut longest = 0;
         for object in [super::BALANCER, super::CAPTURE, super::DECAP, super::TX_ERRORS] {
             let mut object = Object::parse(object).expect("an object");
             let text = object.functions.keys().map(|(section, _)| *section).collect();
@@ -96,9 +97,10 @@ mod tests {
             for (name, program) in &object.programs {
                 let linked = &object.functions[&program.function_key()];
                 let (depth, chain) = deepest(&frames(&linked.instructions), 0);
-                assert!(depth >= ROUNDED_TO * chain.len() as u32);
+                longest = longest.max(chain.len());
                 assert!(depth <= MAX_STACK, "{name}: {depth} bytes, in frames of {chain:?}");
             }
         }
+        assert!(longest > 3, "calls were not followed: no chain has more than {longest} functions");
     }
 }
