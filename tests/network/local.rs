@@ -1,6 +1,6 @@
 //! Backends on the balancer's own node: beside others, and in containers on it.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
@@ -14,21 +14,11 @@ use kit::{
     ways::Way,
 };
 
+use crate::short::spread;
+
 const PATIENCE: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(10);
 const WAYS: [Way; 2] = [Way::DsrV4, Way::DsrV6];
-
-/// Which hosts answer so many requests, each by a connection of its own.
-fn answers(lab: &Lab, way: Way, requests: usize) -> Result<BTreeMap<String, u64>> {
-    let mut answers = BTreeMap::new();
-    for n in 0..requests {
-        let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
-            .and_then(|mut connection| connection.get("/")?.ok())
-            .with_context(|| format!("request {n} by {}", way.name()))?;
-        *answers.entry(page.text()).or_default() += 1;
-    }
-    Ok(answers)
-}
 
 /// A balancer with nginx on it, and two web hosts.
 fn serving(attach: &'static str) -> Result<(Lab, Balancer)> {
@@ -65,14 +55,14 @@ fn a_backend_on_the_node_serves_its_share(attach: &'static str) -> Result<()> {
     let (mut lab, balancer) = serving(attach)?;
     wait_is(&lab, &balancer, true, "")?;
     for way in WAYS {
-        let answers = answers(&lab, way, 90)?;
+        let answers = spread(&lab, way, 90)?;
         let status = balancer.status()?;
         let service = status.service(way.name())?;
         for web in &lab.webs {
             let backend = service.backend(way.backend(web))?;
             let answered = answers.get(&web.host.name).copied().unwrap_or_default();
             ensure!(answered > 10, "{}: {answers:?}", way.name());
-            assert_eq!(backend.new_flows, answered, "{}: {}", way.name(), web.host.name);
+            assert_eq!(backend.new_flows, answered as u64, "{}: {}", way.name(), web.host.name);
         }
         let own = service.backend(own(&lab, way))?;
         ensure!(own.unusable.is_none() && own.mac.is_none(), "{own:?}");
@@ -91,16 +81,16 @@ fn a_backend_on_the_node_serves_its_share(attach: &'static str) -> Result<()> {
     for way in WAYS {
         let address = own(&lab, way).to_string();
         balancer.lbctl(&["backend", "drain", way.name(), &address])?;
-        ensure!(!answers(&lab, way, 30)?.contains_key("balancer"), "drained");
+        ensure!(!spread(&lab, way, 30)?.contains_key("balancer"), "drained");
         balancer.lbctl(&["backend", "enable", way.name(), &address])?;
-        ensure!(answers(&lab, way, 60)?.contains_key("balancer"), "enabled");
+        ensure!(spread(&lab, way, 60)?.contains_key("balancer"), "enabled");
     }
     let orphan = lab.orphan();
     let web = lab.webs.last_mut().context("the balancer is the last of them")?;
     web.nginx.kill()?;
     wait_is(&lab, &balancer, false, "refused")?;
     for way in WAYS {
-        ensure!(!answers(&lab, way, 30)?.contains_key("balancer"), "killed");
+        ensure!(!spread(&lab, way, 30)?.contains_key("balancer"), "killed");
     }
     let web = lab.webs.last_mut().context("as above")?;
     web.nginx.restart(&web.host.namespace, orphan)?;
@@ -189,7 +179,7 @@ fn a_backend_in_a_container_on_the_node_serves_its_share(attach: &'static str) -
     }
     let _balancer = Balancer::start(&lab, &services)?;
     for way in WAYS {
-        let answers = answers(&lab, way, 40)?;
+        let answers = spread(&lab, way, 40)?;
         ensure!(answers.len() == 2 && answers["container"] > 5, "{}: {answers:?}", way.name());
     }
     Ok(())

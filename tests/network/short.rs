@@ -39,7 +39,7 @@ fn options() -> Result<Options> {
 }
 
 /// Who answers how many of these requests, each on a connection of its own.
-fn spread(lab: &Lab, way: Way, requests: usize) -> Result<BTreeMap<String, usize>> {
+pub fn spread(lab: &Lab, way: Way, requests: usize) -> Result<BTreeMap<String, usize>> {
     let mut answers = BTreeMap::new();
     for n in 0..requests {
         let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
