@@ -32,7 +32,7 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
-    if !is_possible(service) {
+    if !is_possible(service) || pkt.is_bare() {
         return None;
     }
     let key = PeerKey { mac: pkt.load::<Ethernet>(0)?.source, service: service.id };

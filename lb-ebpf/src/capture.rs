@@ -52,6 +52,12 @@ pub fn capture_tc(ctx: TcContext) -> i32 {
     tc_capture::walk(&ctx) as i32
 }
 
+/// The same at the ingress of an interface without a link layer, as `classify_bare` is.
+#[classifier]
+pub fn capture_bare(ctx: TcContext) -> i32 {
+    tc_capture::walk_bare(&ctx) as i32
+}
+
 #[inline(always)]
 fn walk(ctx: XdpContext) -> u32 {
     pull::headers(&ctx);

@@ -12,10 +12,13 @@ use aya_ebpf::{
 use lb_common::packet::Packet;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::skb::Skb;
+use crate::skb::{BareSkb, Skb};
 
 /// What the kernel passes to a program for a frame.
 pub trait Context: Copy {
+    /// [`Packet::is_bare`].
+    const BARE: bool = false;
+
     /// Bytes of the frame, in whatever number of buffers.
     fn total(self) -> u64;
 
@@ -52,6 +55,20 @@ impl Context for Skb {
     }
 }
 
+impl Context for BareSkb {
+    const BARE: bool = true;
+
+    #[inline(always)]
+    fn total(self) -> u64 {
+        self.0.total().into()
+    }
+
+    #[inline(always)]
+    fn segment(self) -> u32 {
+        self.0.gso_size()
+    }
+}
+
 /// The first buffer of a frame. After a change of its bounds a new one must be made: the verifier
 /// refuses what was read through the old one.
 pub struct Frame<C = XdpBuff> {
@@ -62,6 +79,9 @@ pub struct Frame<C = XdpBuff> {
 
 /// A frame of a tc program. What is in its metadata, the outermost VLAN tag for one, is not in the frame.
 pub type SkbFrame = Frame<Skb>;
+
+/// A frame of a tc program that begins with its IP header.
+pub type BareFrame = Frame<BareSkb>;
 
 impl<C> Frame<C> {
     /// Bytes of the first buffer.
@@ -103,6 +123,14 @@ impl SkbFrame {
     #[inline(always)]
     pub fn of_skb(skb: Skb) -> Self {
         Self { ctx: skb, start: skb.data() as usize, end: skb.data_end() as usize }
+    }
+}
+
+impl BareFrame {
+    /// The frame that the program was called for.
+    #[inline(always)]
+    pub fn of_bare(skb: BareSkb) -> Self {
+        Self { ctx: skb, start: skb.0.data() as usize, end: skb.0.data_end() as usize }
     }
 }
 
@@ -148,6 +176,11 @@ impl<C: Context> Packet for Frame<C> {
             return true;
         }
         len as u64 <= self.ctx.total()
+    }
+
+    #[inline(always)]
+    fn is_bare(&self) -> bool {
+        C::BARE
     }
 
     #[inline(always)]

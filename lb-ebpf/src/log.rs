@@ -12,13 +12,17 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::debug;
-use lb_common::{abi::FlowKey, packet::Packet as _, shared::SharedU64};
+use lb_common::{
+    abi::FlowKey,
+    packet::{Packet as _, ethernet},
+    shared::SharedU64,
+};
 use lb_ebpf::{
-    frame::{Context, Frame, SkbFrame},
-    skb::Skb,
+    frame::{BareFrame, Context, Frame, SkbFrame},
+    skb::{BareSkb, Skb},
 };
 
-/// Bytes of a frame that are told: Ethernet, IPv4 and TCP without options.
+/// Bytes of a frame that are told: Ethernet (of zeros where there is none), IPv4 and TCP without options.
 const HEAD: usize = 54;
 
 /// How many messages may be written until `lbd` grants more.
@@ -63,6 +67,13 @@ impl Logged for TcContext {
     }
 }
 
+impl Logged for BareSkb {
+    #[inline(always)]
+    fn log(&self, reason: u64) -> u64 {
+        log_bare(self.0.context().skb.skb, reason)
+    }
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn log_frame(ctx: *mut xdp_md, reason: u64) -> u64 {
@@ -85,6 +96,26 @@ extern "C" fn log_skb(ctx: *mut __sk_buff, reason: u64) -> u64 {
     write(&ctx, &SkbFrame::of_skb(skb), reason as u32, skb.ifindex(), skb.total())
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn log_bare(ctx: *mut __sk_buff, reason: u64) -> u64 {
+    if !may_speak() {
+        return 0;
+    }
+    let ctx = TcContext::new(ctx);
+    let skb = BareSkb(Skb::new(&ctx));
+    let frame = BareFrame::of_bare(skb);
+    let (interface, length) = (skb.0.ifindex(), skb.0.total());
+    let mut head = [0; HEAD];
+    if let (Ok(link), Some(packet)) =
+        (ethernet::parse(&frame), frame.load::<[u8; HEAD - ethernet::LEN]>(0))
+    {
+        head[12..ethernet::LEN].copy_from_slice(&link.ethertype.to_be_bytes());
+        head[ethernet::LEN..].copy_from_slice(packet);
+    }
+    say(&ctx, Some(&head), reason as u32, interface, length)
+}
+
 #[inline(always)]
 fn write<C: Context>(
     ctx: &impl EbpfContext,
@@ -93,7 +124,18 @@ fn write<C: Context>(
     interface: u32,
     length: u32,
 ) -> u64 {
-    match frame.load::<[u8; HEAD]>(0) {
+    say(ctx, frame.load::<[u8; HEAD]>(0), reason, interface, length)
+}
+
+#[inline(always)]
+fn say(
+    ctx: &impl EbpfContext,
+    head: Option<&[u8; HEAD]>,
+    reason: u32,
+    interface: u32,
+    length: u32,
+) -> u64 {
+    match head {
         Some(head) => debug!(
             ctx,
             "reason={} interface={} length={} frame={:x}",

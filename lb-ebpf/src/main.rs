@@ -41,6 +41,12 @@ pub fn classify(ctx: TcContext) -> i32 {
     tc_walk::walk(&ctx)
 }
 
+/// The same at the ingress of an interface without a link layer.
+#[classifier]
+pub fn classify_bare(ctx: TcContext) -> i32 {
+    tc_walk::walk_bare(&ctx)
+}
+
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -17,8 +17,8 @@ use lb_common::{
     token_bucket,
 };
 use lb_ebpf::{
-    frame::{Frame, SkbFrame},
-    skb::Skb,
+    frame::{BareFrame, Frame, SkbFrame},
+    skb::{BareSkb, Skb},
 };
 
 const MMAPABLE: usize = 1 << 10;
@@ -128,6 +128,35 @@ impl Frames for Skb {
     #[inline(always)]
     fn packet(self) -> impl Packet {
         SkbFrame::of_skb(self)
+    }
+}
+
+/// It is saved with an Ethernet header of zeros, so that all frames of a file begin alike.
+impl Frames for BareSkb {
+    #[inline(always)]
+    fn length(self) -> u32 {
+        self.0.total() + ethernet::LEN as u32
+    }
+
+    #[inline(always)]
+    fn copy(self, to: &mut [u8]) -> bool {
+        let kind = ethernet::parse(&BareFrame::of_bare(self)).map_or(0, |link| link.ethertype);
+        let Some((header, packet)) = to.split_first_chunk_mut::<{ ethernet::LEN }>() else {
+            return false;
+        };
+        *header = [0; ethernet::LEN];
+        header[12..].copy_from_slice(&kind.to_be_bytes());
+        !packet.is_empty() && self.0.load(0, packet)
+    }
+
+    #[inline(always)]
+    fn ingress(self) -> u32 {
+        self.0.ifindex()
+    }
+
+    #[inline(always)]
+    fn packet(self) -> impl Packet {
+        BareFrame::of_bare(self)
     }
 }
 

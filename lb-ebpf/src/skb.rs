@@ -3,17 +3,23 @@
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{
-        bpf_csum_update, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_csum_update, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop,
+        bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
-use lb_common::rewrite::fold;
+use lb_common::{packet::ethernet, rewrite::fold};
 
 /// A socket buffer. Whoever changes one must make a new [`SkbFrame`](crate::frame::SkbFrame) of it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Skb(*mut __sk_buff);
+
+/// One of an interface without a link layer, which begins with its IP header.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct BareSkb(pub Skb);
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
@@ -90,6 +96,14 @@ impl Skb {
     pub fn make_room(self, bytes: usize, flags: u32) -> bool {
         // SAFETY: the pointer is the one that the kernel passed in.
         unsafe { bpf_skb_adjust_room(self.0, bytes as i32, BPF_ADJ_ROOM_MAC, flags.into()) == 0 }
+    }
+
+    /// Puts an Ethernet header of zeros, without tags, before a frame that begins with its IP header; false if the kernel
+    /// can't.
+    #[inline(always)]
+    pub fn push_link(self) -> bool {
+        // SAFETY: the pointer is the one that the kernel passed in.
+        unsafe { bpf_skb_change_head(self.0, ethernet::LEN as u32, 0) == 0 }
     }
 
     /// Cuts the frame to its first `len` bytes, in one buffer and no segments; false if the kernel can't.

@@ -36,6 +36,7 @@ pub mod router;
 pub mod signals;
 pub mod status;
 pub mod tmux;
+pub mod tun;
 pub mod twins;
 pub mod udp;
 pub mod wait;

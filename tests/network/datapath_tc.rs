@@ -5,7 +5,11 @@
 use std::time::Duration;
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
-use kit::{command, wait};
+use kit::{
+    command,
+    tun::{Layer, Tun},
+    wait,
+};
 use lb_userspace::{
     datapath::{DataPlane as _, Xdp, detach},
     settings::{Attach, TcOrder},
@@ -241,15 +245,32 @@ fn foreign_tc_programs_are_named_and_stay_before_or_behind_ours() {
 }
 
 #[test]
-fn an_interface_without_ethernet_header_is_refused_and_nothing_is_left() {
-    for attach in [Attach::Auto, Attach::Tc, Attach::Xdp] {
+fn an_interface_without_ethernet_header_gets_a_tc_program_of_its_own() {
+    for attach in [Attach::Auto, Attach::Tc] {
         let mut site = site(attach);
-        ip(&["tuntap", "add", "dev", "tun0", "mode", "tun"]);
-        ip(&["link", "set", "tun0", "up"]);
+        let _tun = Tun::new("tun0", Layer::Ip, None).unwrap();
         site.settings.interfaces = vec!["va".into(), "tun0".into()];
-        let refused = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
-        assert!(refused.contains("tun0 has no Ethernet header"), "{refused}");
-        assert_eq!((program_on("va"), tc_programs("va").len()), (None, 0), "{attach:?}");
-        assert!(!site.settings.pin_dir.exists());
+        for _ in 0..2 {
+            let modes = |xdp: &Xdp| xdp.interfaces().iter().map(|one| one.mode.clone()).collect();
+            let expected = [if attach == Attach::Tc { "tc" } else { "native" }, "tc"];
+            let found: Vec<_> = modes(&site.open());
+            assert_eq!(found, expected, "{attach:?}");
+            let programs = tc_programs("tun0");
+            assert!(matches!(&*programs, [(name, _)] if name == "classify_bare"), "{programs:?}");
+            assert_eq!(program_on("tun0"), None);
+        }
+        detach(&site.settings.pin_dir).unwrap();
+        assert_eq!(tc_programs("tun0"), []);
     }
+}
+
+#[test]
+fn an_interface_without_ethernet_header_that_is_to_have_xdp_is_refused_and_nothing_is_left() {
+    let mut site = site(Attach::Xdp);
+    let _tun = Tun::new("tun0", Layer::Ip, None).unwrap();
+    site.settings.interfaces = vec!["va".into(), "tun0".into()];
+    let refused = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    assert!(refused.contains("tun0 has no Ethernet header, which XDP needs"), "{refused}");
+    assert_eq!((program_on("va"), tc_programs("va").len()), (None, 0));
+    assert!(!site.settings.pin_dir.exists());
 }

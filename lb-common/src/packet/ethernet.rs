@@ -51,13 +51,24 @@ pub struct Link {
     pub destination: [u8; 6],
     /// The EtherType behind all tags.
     pub ethertype: u16,
-    /// Offset of what it names: 14, 18 or 22.
+    /// Offset of what it names: 14, 18 or 22; 0 where there is no header.
     pub l3: usize,
 }
 
-/// Reads the link-layer header.
+/// Reads the link-layer header. Where there is none, the version of the IP header says what there is, and the
+/// destination is all zero.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(pkt: &P) -> Result<Link, Pass> {
+    if pkt.is_bare() {
+        // Two bytes, as the kernel's verifier learns nothing from what LLVM makes of the bounds of the first alone.
+        let [first, _] = *pkt.load::<[u8; 2]>(0).ok_or(Pass::Truncated)?;
+        let ethertype = match first >> 4 {
+            4 => IPV4,
+            6 => IPV6,
+            _ => return Err(Pass::NotIp),
+        };
+        return Ok(Link { destination: [0; 6], ethertype, l3: 0 });
+    }
     let header = pkt.load::<Ethernet>(0).ok_or(Pass::Truncated)?;
     let destination = header.destination;
     let kind = header.kind.get();

@@ -25,6 +25,12 @@ pub trait Packet {
     /// Whether the frame has at least `len` bytes, in whatever number of buffers.
     fn holds(&self, len: usize) -> bool;
 
+    /// Whether the frame begins with its IP header, as an interface without a link layer has it (WireGuard, tun).
+    #[inline(always)]
+    fn is_bare(&self) -> bool {
+        false
+    }
+
     /// Bytes of payload of each packet that the frame leaves in ([`crate::gso`]); 0 if it is one packet.
     #[inline(always)]
     fn segment(&self) -> u32 {

@@ -5,13 +5,16 @@ use lb_common::{
     forward::decide,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
-use lb_ebpf::{frame::SkbFrame, skb::Skb};
+use lb_ebpf::{
+    frame::{BareFrame, SkbFrame},
+    skb::{BareSkb, Skb},
+};
 
 use crate::{
     exit::settle,
     maps::Maps,
     save,
-    tc::{pull, send, tags},
+    tc::{bare, pull, send, tags},
     watch::Watched,
 };
 
@@ -44,6 +47,41 @@ fn any(skb: Skb) -> u32 {
     let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
     if saved != 0 {
         save::after(skb, xdp_action_of(action, leaves_by == skb.ifindex()));
+    }
+    action
+}
+
+/// The same for a frame that begins with its IP header.
+#[inline(always)]
+pub fn walk_bare(ctx: &TcContext) -> u32 {
+    let skb = Skb::new(ctx);
+    pull(skb);
+    any_bare(skb)
+}
+
+#[inline(never)]
+fn any_bare(skb: Skb) -> u32 {
+    use bare as send;
+
+    let ctx = BareSkb(skb);
+    let frame = BareFrame::of_bare(ctx);
+    let bytes = skb.total() as usize;
+    save::begin();
+    let (mut saved, mut leaves_by) = (0, 0);
+    let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        leaves_by = egress;
+        saved = save::before(ctx, what, egress);
+    };
+    let verdict = decide(&frame, &Watched);
+    let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
+    if saved != 0 {
+        // One that leaves has got an Ethernet header.
+        let action = xdp_action_of(action, leaves_by == skb.ifindex());
+        match action {
+            xdp_action::XDP_TX | xdp_action::XDP_REDIRECT => save::after(skb, action),
+            _ => save::after(ctx, action),
+        };
     }
     action
 }

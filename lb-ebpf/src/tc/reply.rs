@@ -5,7 +5,8 @@
 //! can't know: the kernel or the NIC may then write a checksum into the quoted TCP or UDP header, over the quote from
 //! there on. So the checksum there is replaced by the one that this leaves as it is
 //! ([`rewrite::settled_checksum`]), which no receiver of an error looks at. For the same reason the kernel cuts no frame
-//! before the end of that checksum, and at least a whole TCP header is quoted.
+//! before the end of that checksum, and at least a whole TCP header is quoted. Nor does it before a transport header that
+//! it knows of: of a packet with IPv4 options or IPv6 extension headers that has no hop left, there may be no error.
 
 use aya_ebpf::programs::TcContext;
 use lb_common::{

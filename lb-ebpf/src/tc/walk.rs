@@ -6,12 +6,15 @@ use lb_common::{
     plain,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
-use lb_ebpf::{frame::SkbFrame, skb::Skb};
+use lb_ebpf::{
+    frame::{BareFrame, SkbFrame},
+    skb::{BareSkb, Skb},
+};
 
 use crate::{
     exit::settle,
     maps::Maps,
-    tc::{pull, send, tags},
+    tc::{bare, pull, send, tags},
 };
 
 /// What [`plain()`] returns for other packets; no action has this number.
@@ -58,4 +61,23 @@ fn any(skb: Skb) -> u32 {
     }
     let verdict = decide(&frame, &Maps);
     settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+}
+
+/// The same for a frame that begins with its IP header.
+#[inline(always)]
+pub fn walk_bare(ctx: &TcContext) -> i32 {
+    let skb = Skb::new(ctx);
+    pull(skb);
+    any_bare(skb) as i32
+}
+
+#[inline(never)]
+fn any_bare(skb: Skb) -> u32 {
+    use bare as send;
+
+    let skb = BareSkb(skb);
+    let frame = BareFrame::of_bare(skb);
+    let bytes = skb.0.total() as usize;
+    let verdict = decide(&frame, &Maps);
+    settle!(skb, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
 }

@@ -275,7 +275,10 @@ fn capture(told: &Told<'_>, saved: &Saved, verbose: bool) -> String {
         text += &format!("there are more; --limit is {}\n", saved.packets.len());
     }
     if told.foreign > 0 {
-        text += &format!("left out, as not of Ethernet: {}\n", counted(told.foreign, "packet"));
+        text += &format!(
+            "left out, as neither of Ethernet nor of IP: {}\n",
+            counted(told.foreign, "packet")
+        );
     }
     text
 }

@@ -3,18 +3,25 @@
 //! A start finds out by itself. `lbd --check` and `lbctl doctor` look before it; both run as root mostly, who may read
 //! any file, and `lbd` of the package runs as another user.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Result;
 use rustix::process::geteuid;
 
 use super::{Config, DEFAULT_FILE, Problem, secret::make_readable};
-use crate::{netlink::without_ethernet, seed, unit::Unit};
+use crate::{
+    desired::{Mode, Service},
+    netlink::{LinkLayer, of_other_layer, query, xdp_without_ethernet},
+    rules::Violation,
+    seed,
+    settings::Attach,
+    unit::Unit,
+};
 
 /// What a host lacks of a configuration that has no mistake, in lines for people.
 #[derive(Debug, Default)]
 pub struct Lacks {
-    /// `lbd` does not start here.
+    /// `lbd` does not start here, or never reaches a backend.
     pub errors: Vec<String>,
     /// It starts, and this is probably not meant.
     pub warnings: Vec<String>,
@@ -29,14 +36,20 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
         let is_own = config.interfaces.iter().any(|own| own == name);
         let place = Path::new("/sys/class/net").join(name);
         if place.exists() {
-            if is_own && !has_ethernet(&place) {
-                lacks.errors.push(format!("{shown}: interfaces: {}", without_ethernet(name)));
+            if is_own && let Some(problem) = unfit(config, name, &place) {
+                lacks.errors.push(format!("{shown}:{problem}"));
             }
         } else if is_own {
             lacks.errors.push(format!("{shown}: interfaces: {text}"));
         } else {
             lacks.warnings.push(format!("{shown}: warning: {text}"));
         }
+    }
+    match without_way(config) {
+        Ok(problems) => {
+            lacks.errors.extend(problems.iter().map(|problem| format!("{shown}:{problem}")));
+        }
+        Err(error) => lacks.warnings.push(format!("{shown}: warning: {error:#}")),
     }
     match config.seed.is_there() {
         Ok(false) if config.sync.is_some() => lacks.warnings.push(format!(
@@ -61,10 +74,37 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
     lacks
 }
 
-/// Whether packets of the interface with this folder of sysfs have an Ethernet header, as far as the kernel says
-/// (`ARPHRD_ETHER`, and `ARPHRD_LOOPBACK` of linux/if_arp.h).
-fn has_ethernet(place: &Path) -> bool {
-    fs::read_to_string(place.join("type")).map_or(true, |kind| matches!(kind.trim(), "1" | "772"))
+/// Why the interface with this folder of sysfs can't have the hook that it is to have, as far as the kernel says.
+fn unfit(config: &Config, name: &str, place: &Path) -> Option<Problem> {
+    let kind: u16 = fs::read_to_string(place.join("type")).ok()?.trim().parse().ok()?;
+    let message = match LinkLayer::of(kind.into()) {
+        LinkLayer::Bare if config.hooks.of(name) == Attach::Xdp => xdp_without_ethernet(name),
+        LinkLayer::Ethernet | LinkLayer::Bare => return None,
+        LinkLayer::Other => of_other_layer(name),
+    };
+    Some(config.problem_of_interface(name, message))
+}
+
+/// The backends in mode `dsr` to which a way leads that no such packet can take.
+fn without_way(config: &Config) -> Result<Vec<Problem>> {
+    let services = config.desired.services.iter();
+    let dsr: Vec<_> = services.filter(|(_, service)| service.mode == Mode::Dsr).collect();
+    let addresses: BTreeSet<_> =
+        dsr.iter().flat_map(|(_, service)| service.backends.keys().copied()).collect();
+    if addresses.is_empty() {
+        return Ok(Vec::new());
+    }
+    let why = query::not_for_dsr(&addresses)?;
+    let of = |(name, service): (&String, &Service)| {
+        let backends = service.backends.keys();
+        let violations = backends.filter_map(|backend| {
+            let message = format!("{backend} {}", why.get(backend)?);
+            let (service, backend) = (name.clone(), Some(*backend));
+            Some(Violation { service, backend, field: "address", message })
+        });
+        violations.collect::<Vec<_>>()
+    };
+    Ok(config.problems_of(dsr.into_iter().flat_map(of)))
 }
 
 /// Files that the user of a unit may not read, though this process could: those that the configuration names, and the

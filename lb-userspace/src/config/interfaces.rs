@@ -40,6 +40,16 @@ pub(super) fn read(root: &Table<'_>) -> Option<Vec<String>> {
     Some(names)
 }
 
+/// Where an interface is named that [`read`] has read.
+pub(super) fn place_of(root: &Table<'_>, name: &str) -> (usize, String) {
+    let many = root.optional("interfaces").and_then(|field| field.strings(""));
+    let fields = root.optional("interface").into_iter().chain(many.into_iter().flatten());
+    let place = |field: Field<'_>| {
+        (field.string("") == Some(name)).then(|| (field.span().start, field.path().to_owned()))
+    };
+    fields.into_iter().find_map(place).unwrap_or_default()
+}
+
 /// Whether the kernel takes a name for an interface.
 pub(super) fn check_interface(name: &str) -> Result<(), String> {
     // IFNAMSIZ is 16 with the final zero; the kernel refuses these characters as well.

@@ -342,6 +342,34 @@ impl Config {
         self.interfaces.iter().map(String::as_str).chain(routers).chain(multicast).collect()
     }
 
+    /// Mistakes in services that only a look at the host finds, with their places in the file.
+    fn problems_of(&self, violations: impl IntoIterator<Item = rules::Violation>) -> Vec<Problem> {
+        self.read_again(|root, problems| {
+            let places = service::read_services(root).places;
+            for violation in violations {
+                let (offset, path) = places.find(&violation).unwrap_or_default();
+                problems.push(offset, path, violation.message);
+            }
+        })
+    }
+
+    /// The same for one of an interface.
+    fn problem_of_interface(&self, name: &str, message: String) -> Problem {
+        let problems = self.read_again(|root, problems| {
+            let (offset, path) = interfaces::place_of(root, name);
+            problems.push(offset, path, message);
+        });
+        problems.into_iter().next().expect("one was pushed")
+    }
+
+    /// Reads the text, which has no mistake, once more, for the places of what is in it.
+    fn read_again(&self, find: impl FnOnce(&Table<'_>, &Problems<'_>)) -> Vec<Problem> {
+        let (known, found) = (Problems::new(&self.text.0), Problems::new(&self.text.0));
+        let (tree, _) = DeTable::parse_recoverable(&self.text.0);
+        find(&Table::root(&tree, &known), &found);
+        found.into_sorted()
+    }
+
     /// One line that says what the configuration holds.
     #[must_use]
     pub fn summary(&self) -> String {

@@ -20,7 +20,7 @@ use super::{
     variants::{Mode, Variants},
 };
 use crate::{
-    netlink::{gro, without_ethernet},
+    netlink::{LinkLayer, gro, of_other_layer, xdp_without_ethernet},
     settings::{Attach, Settings, TcOrder, XdpModes},
     status,
 };
@@ -52,7 +52,7 @@ impl Link {
 
     /// What the kernel tells of it at this moment; `programs` are the ids of ours.
     pub(super) fn status(&self, programs: &[u32]) -> status::Interface {
-        let foreign = |id: &&u32| self.mode == Mode::Tc && !programs.contains(id);
+        let foreign = |id: &&u32| self.mode.is_tc() && !programs.contains(id);
         let others = sys::tcx_programs(self.ifindex).unwrap_or_default();
         status::Interface {
             name: self.interface.clone(),
@@ -79,7 +79,7 @@ impl Link {
             return Some("there is no interface of this name".into());
         };
         Some(match kernel_link::attached(ifindex) {
-            Ok(Some(foreign)) if self.mode != Mode::Tc => {
+            Ok(Some(foreign)) if !self.mode.is_tc() => {
                 format!("{} is there", kernel_link::named(foreign.program))
             }
             Ok(_) if ifindex != self.ifindex => "the interface was made anew".into(),
@@ -197,8 +197,18 @@ struct Place {
 }
 
 /// The modes that an interface may get, the best first.
-fn allowed(interface: &str, settings: &Settings) -> Vec<Mode> {
-    match (settings.hooks.of(interface), settings.xdp) {
+fn allowed(interface: &str, ifindex: u32, settings: &Settings) -> Result<Vec<Mode>> {
+    let attach = settings.hooks.of(interface);
+    Ok(match (kernel_link::layer(ifindex)?, attach) {
+        (LinkLayer::Ethernet, _) => allowed_of_ethernet(attach, settings.xdp),
+        (LinkLayer::Bare, Attach::Xdp) => bail!("{}", xdp_without_ethernet(interface)),
+        (LinkLayer::Bare, _) => vec![Mode::TcBare],
+        (LinkLayer::Other, _) => bail!("{}", of_other_layer(interface)),
+    })
+}
+
+fn allowed_of_ethernet(attach: Attach, modes: XdpModes) -> Vec<Mode> {
+    match (attach, modes) {
         (Attach::Tc, _) => vec![Mode::Tc],
         (Attach::Auto, XdpModes::Native) => vec![Mode::Native, Mode::Tc],
         (_, XdpModes::Native) => vec![Mode::Native],
@@ -210,7 +220,8 @@ fn allowed(interface: &str, settings: &Settings) -> Vec<Mode> {
 impl Place {
     fn of(interface: &str, settings: &Settings) -> Result<Self> {
         let ifindex = kernel_link::ifindex(interface)?;
-        ensure!(kernel_link::has_ethernet(ifindex)?, "{}", without_ethernet(interface));
+        let allowed = allowed(interface, ifindex, settings)?;
+        let tc_mode = if allowed == [Mode::TcBare] { Mode::TcBare } else { Mode::Tc };
         pin_names::adopt_legacy(&settings.pin_dir, interface, ifindex)?;
         let has_links = settings.tc_links && has_tc_links(ifindex)?;
         let tc = if has_links { Kind::Tcx } else { Kind::Clsact };
@@ -218,12 +229,11 @@ impl Place {
         let by_tc = pinned::live(&tc.path(&settings.pin_dir, interface), ifindex)?;
         let generic = kernel_link::attached(ifindex)?.is_some_and(|there| there.generic);
         let xdp = xdp.map(|kept| (Mode::of_xdp(generic), kept));
-        let by_tc = by_tc.map(|kept| (Mode::Tc, kept));
-        let allowed = allowed(interface, settings);
+        let by_tc = by_tc.map(|kept| (tc_mode, kept));
         let there = [xdp, by_tc].into_iter().flatten().find(|(mode, _)| allowed.contains(mode));
         let task = match there {
             Some(_) => Task::Swap,
-            None if xdp.is_some() && allowed != [Mode::Tc] => Task::Replace,
+            None if xdp.is_some() && allowed != [tc_mode] => Task::Replace,
             None => Task::Make,
         };
         // Before the link that there is goes.
@@ -238,11 +248,11 @@ impl Place {
         let mut refused = None;
         for &mode in &self.allowed {
             let Self { interface, ifindex, there, .. } = &self;
-            let kind = if mode == Mode::Tc { self.tc } else { Kind::Xdp };
+            let kind = if mode.is_tc() { self.tc } else { Kind::Xdp };
             let path = kind.path(&settings.pin_dir, interface);
             let is_new = there.is_none_or(|(there, _)| there != mode);
             // A link of XDP that is there stays, whichever of the allowed modes it has.
-            if is_new && mode != Mode::Tc && there.is_some_and(|(there, _)| there != Mode::Tc) {
+            if is_new && !mode.is_tc() && there.is_some_and(|(there, _)| !there.is_tc()) {
                 continue;
             }
             let done = if is_new {
@@ -287,14 +297,14 @@ impl Place {
         path: &Path,
     ) -> Result<(), Refusal> {
         let (interface, order) = (self.interface.as_str(), settings.hooks.tc_order);
-        match (mode, self.tc) {
-            (Mode::Tc, Kind::Clsact) => {
+        match (mode.is_tc(), self.tc) {
+            (true, Kind::Clsact) => {
                 pinned::put_filter(programs.get(mode)?, self.ifindex, order)?;
             }
-            (Mode::Tc, _) if !is_in_order(self.ifindex, path, order)? => {
+            (true, _) if !is_in_order(self.ifindex, path, order)? => {
                 // A link keeps its place: another one is made, and this one goes.
                 let aside = aside_path(&settings.pin_dir, interface);
-                new_tcx_link(programs.tc()?, interface, order, &aside)?;
+                new_tcx_link(programs.tc(mode)?, interface, order, &aside)?;
                 pinned::remove(path)?;
                 let renamed = fs::rename(&aside, path);
                 renamed.with_context(|| format!("rename {}", aside.display()))?;
@@ -317,13 +327,13 @@ impl Place {
             pinned::remove(path)?;
         }
         let order = settings.hooks.tc_order;
-        if mode == Mode::Tc && self.tc == Kind::Clsact {
+        if mode.is_tc() && self.tc == Kind::Clsact {
             let program = programs.get(mode)?;
             fs::create_dir(path).with_context(|| format!("make {}", path.display()))?;
             pinned::put_filter(program, *ifindex, order)
                 .inspect_err(|_| drop(fs::remove_dir(path)))?;
-        } else if mode == Mode::Tc {
-            new_tcx_link(programs.tc()?, interface, order, path)?;
+        } else if mode.is_tc() {
+            new_tcx_link(programs.tc(mode)?, interface, order, path)?;
         } else {
             // What is there after our own link is gone is not ours.
             if let Some(foreign) = kernel_link::attached(*ifindex)? {

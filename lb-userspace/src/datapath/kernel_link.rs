@@ -8,12 +8,13 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached},
+        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
     },
     sys::{Socket, protocols::NETLINK_ROUTE},
 };
 
 use super::sys::program::{ProgramInfo, open_program};
+use crate::netlink::LinkLayer;
 
 /// The XDP program of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +44,9 @@ fn link(ifindex: u32) -> Result<LinkMessage> {
     }
 }
 
-/// Whether packets of an interface have an Ethernet header.
-pub fn has_ethernet(ifindex: u32) -> Result<bool> {
-    let kind = link(ifindex)?.header.link_layer_type;
-    Ok(matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback))
+/// What frames of an interface begin with.
+pub fn layer(ifindex: u32) -> Result<LinkLayer> {
+    Ok(LinkLayer::of(link(ifindex)?.header.link_layer_type))
 }
 
 /// The program of an interface, if it has one.

@@ -1,5 +1,5 @@
 //! The variants of a program, by the mode in which it runs: one for drivers, which takes frames of several buffers
-//! (`xdp.frags`), one for generic XDP, which does not, and one for tc.
+//! (`xdp.frags`), one for generic XDP, which does not, and two for tc, by what frames begin with.
 //!
 //! In generic mode the kernel makes a frame of several buffers ready for a program without frags by making it one
 //! buffer (`skb_linearize`), as it always did. For one with frags, Linux 6.9 and later copy it into buffers of a page
@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, iter,
     path::{Path, PathBuf},
 };
 
@@ -29,6 +29,8 @@ pub(super) enum Mode {
     Generic,
     /// tc, at the ingress of the network stack.
     Tc,
+    /// The same on an interface whose frames begin with their IP header.
+    TcBare,
 }
 
 impl Mode {
@@ -37,8 +39,13 @@ impl Mode {
         match self {
             Self::Native => "native",
             Self::Generic => "generic",
-            Self::Tc => "tc",
+            Self::Tc | Self::TcBare => "tc",
         }
+    }
+
+    /// Whether it is at tc.
+    pub(super) const fn is_tc(self) -> bool {
+        matches!(self, Self::Tc | Self::TcBare)
     }
 
     /// That of XDP by the driver or by the network stack.
@@ -60,18 +67,34 @@ pub(super) struct Names {
     pub native: &'static str,
     /// Of the one for generic mode.
     pub generic: &'static str,
-    /// Of the one for tc, if it has one.
-    pub tc: Option<&'static str>,
+    /// Of those for tc, if it has them.
+    pub tc: Option<TcNames>,
+}
+
+/// The names of a program's variants for tc.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TcNames {
+    /// Of the one for frames with an Ethernet header.
+    pub ethernet: &'static str,
+    /// Of the one for frames that begin with their IP header.
+    pub bare: &'static str,
 }
 
 /// The balancer's.
-pub(super) const BALANCE: Names =
-    Names { native: "balance", generic: "balance_generic", tc: Some("classify") };
+pub(super) const BALANCE: Names = names("balance", "balance_generic", "classify", "classify_bare");
 /// Those of the balancer that captures.
-pub(super) const CAPTURE: Names =
-    Names { native: "capture", generic: "capture_generic", tc: Some("capture_tc") };
+pub(super) const CAPTURE: Names = names("capture", "capture_generic", "capture_tc", "capture_bare");
 /// The decapsulator's.
 pub(super) const DECAP: Names = Names { native: "decapsulate", generic: "decap_generic", tc: None };
+
+const fn names(
+    native: &'static str,
+    generic: &'static str,
+    ethernet: &'static str,
+    bare: &'static str,
+) -> Names {
+    Names { native, generic, tc: Some(TcNames { ethernet, bare }) }
+}
 
 impl Names {
     /// The name of the variant for a mode.
@@ -79,18 +102,24 @@ impl Names {
         match mode {
             Mode::Native => Ok(self.native),
             Mode::Generic => Ok(self.generic),
-            Mode::Tc => self.tc.with_context(|| format!("{} has no variant for tc", self.native)),
+            Mode::Tc | Mode::TcBare => {
+                let tc =
+                    self.tc.with_context(|| format!("{} has no variant for tc", self.native))?;
+                Ok(if mode == Mode::Tc { tc.ethernet } else { tc.bare })
+            }
         }
+    }
+
+    /// Those for generic XDP and for tc.
+    fn of_stack(self) -> impl Iterator<Item = &'static str> {
+        let tc = self.tc.into_iter().flat_map(|tc| [tc.ethernet, tc.bare]);
+        iter::once(self.generic).chain(tc)
     }
 
     /// The ids of the variants that are loaded.
     pub(super) fn loaded(self, object: &Ebpf) -> Vec<u32> {
         let id = |name| Some(object.program(name)?.info().ok()?.id());
-        [Some(self.native), Some(self.generic), self.tc]
-            .into_iter()
-            .flatten()
-            .filter_map(id)
-            .collect()
+        iter::once(self.native).chain(self.of_stack()).filter_map(id).collect()
     }
 }
 
@@ -120,9 +149,9 @@ impl<'a> Variants<'a> {
         self.get(Mode::of_xdp(generic))?.try_into().context("the program is not XDP")
     }
 
-    /// The same for the one of tc.
-    pub(super) fn tc(&mut self) -> Result<&mut programs::SchedClassifier> {
-        self.get(Mode::Tc)?.try_into().context("the program is not for tc")
+    /// The same for one of tc.
+    pub(super) fn tc(&mut self, mode: Mode) -> Result<&mut programs::SchedClassifier> {
+        self.get(mode)?.try_into().context("the program is not for tc")
     }
 }
 
@@ -130,7 +159,7 @@ impl<'a> Variants<'a> {
 /// them; they are loaded again when they are wanted. The one for drivers stays: it explains packets and checks egress
 /// interfaces, whatever runs.
 pub(super) fn unload(object: &mut Ebpf, names: Names, running: &BTreeSet<u32>) -> Result<()> {
-    for name in [Some(names.generic), names.tc].into_iter().flatten() {
+    for name in names.of_stack() {
         let Some(program) = object.program_mut(name) else { continue };
         let Ok(info) = program.info() else { continue };
         if !running.contains(&info.id()) {
@@ -181,7 +210,7 @@ mod tests {
                 // BPF_OBJ_NAME_LEN, with the zero byte.
                 assert!(name.len() < 16, "{name} is cut off by the kernel");
             }
-            if let Some(name) = names.tc {
+            for name in names.tc.into_iter().flat_map(|tc| [tc.ethernet, tc.bare]) {
                 let section = &object.programs[name].section;
                 assert!(matches!(section, ProgramSection::SchedClassifier), "{name}: {section:?}");
                 assert!(name.len() < 16, "{name} is cut off by the kernel");

@@ -108,8 +108,8 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
         for &backend in service.backends.keys() {
             let want = Want { address: backend, mode: service.mode };
             let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
-            // What is for this node itself leaves by no interface.
-            if hop.is_local() {
+            // What is for this node itself leaves by no interface, and by one without Ethernet header no driver's XDP sends.
+            if hop.is_local() || hop.is_bare() {
                 continue;
             }
             let exit =

@@ -312,7 +312,8 @@ pub fn explain<V: View + ?Sized>(
             Packet::Made(made) => made.frame(own.unwrap_or([2, 0, 0, 0, 0, 1]))?,
             Packet::Frame { bytes, length } => {
                 let mut bytes = packet::unhex(bytes)?;
-                if let (true, Some(own)) = (questions.any_mac, own)
+                let for_anyone = questions.any_mac || packet::is_bare(&bytes);
+                if let (true, Some(own)) = (for_anyone, own)
                     && let Some(destination) = bytes.get_mut(..6)
                 {
                     destination.copy_from_slice(&own);

@@ -174,12 +174,21 @@ fn flags(flags: u8) -> String {
     if set.is_empty() { "none".into() } else { set.join(" ") }
 }
 
+/// Whether a frame is one of an interface without Ethernet header, behind one of zeros: no other has these addresses.
+pub fn is_bare(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0; 12])
+}
+
 /// The headers of a frame, one after the other: a line each.
 pub fn headers(bytes: &[u8]) -> Vec<String> {
     let mut lines = Vec::new();
     let Some(ether) = bytes.load::<ethernet::Ethernet>(0) else { return lines };
     let Ok(link) = ethernet::parse(bytes) else { return lines };
-    let mut line = format!("Ethernet {} > {}", mac(ether.source), mac(ether.destination));
+    let mut line = if is_bare(bytes) {
+        "no Ethernet header".to_owned()
+    } else {
+        format!("Ethernet {} > {}", mac(ether.source), mac(ether.destination))
+    };
     for at in (ethernet::LEN..link.l3).step_by(ethernet::TAG_LEN) {
         if let Some(tag) = bytes.load::<ethernet::Tag>(at) {
             let _ = write!(line, ", VLAN {}", tag.tci.get() & 0xfff);

@@ -1,8 +1,9 @@
-//! Captures that were saved: pcap and pcapng, of Ethernet.
+//! Captures that were saved: pcap and pcapng, of Ethernet or of interfaces whose packets begin with their IP header.
 
 use std::{fs::File, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::packet::ethernet;
 use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError, create_reader};
 
 use super::Snap;
@@ -18,8 +19,18 @@ pub struct Saved {
     pub packets: Vec<Snap>,
     /// Whether there are more.
     pub more: bool,
-    /// Packets that are not of Ethernet, which were left out.
+    /// Packets that begin with anything else, which were left out.
     pub foreign: usize,
+}
+
+/// A packet that begins with its IP header, behind an Ethernet header of zeros.
+fn behind_zeros(packet: &[u8]) -> Vec<u8> {
+    let kind = match packet.first().map(|first| first >> 4) {
+        Some(4) => ethernet::IPV4,
+        Some(6) => ethernet::IPV6,
+        _ => 0,
+    };
+    [&[0; 12], &kind.to_be_bytes()[..], packet].concat()
 }
 
 /// Reads at most `limit` packets of a file.
@@ -57,6 +68,11 @@ pub fn read(path: &Path, limit: usize) -> Result<Saved> {
                         Linktype::ETHERNET => {
                             let bytes = data.to_vec();
                             let length = (length as usize).max(bytes.len());
+                            saved.packets.push(Snap { bytes, length });
+                        }
+                        Linktype::RAW | Linktype::IPV4 | Linktype::IPV6 => {
+                            let bytes = behind_zeros(data);
+                            let length = (length as usize + ethernet::LEN).max(bytes.len());
                             saved.packets.push(Snap { bytes, length });
                         }
                         _ => saved.foreign += 1,
@@ -128,4 +144,42 @@ fn packet<'a>(
         }
         PcapBlockOwned::NG(_) => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// A pcap file (draft-ietf-opsawg-pcap) of packets with this link type.
+    fn file(link: u32, packets: &[&[u8]]) -> Result<tempfile::NamedTempFile> {
+        let mut bytes: Vec<u8> =
+            [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, link].map(u32::to_le_bytes).concat();
+        for packet in packets {
+            let length = packet.len() as u32;
+            bytes.extend([1, 0, length, length].map(u32::to_le_bytes).concat());
+            bytes.extend_from_slice(packet);
+        }
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(&bytes)?;
+        Ok(file)
+    }
+
+    #[test]
+    fn packets_of_an_interface_without_ethernet_header_get_one_of_zeros() -> Result<()> {
+        const RAW: u32 = 101;
+        const LOOP: u32 = 108;
+        let packets: [&[u8]; 2] = [&[0x45; 20], &[0x60; 40]];
+        let saved = read(file(RAW, &packets)?.path(), 9)?;
+        for (snap, (packet, kind)) in
+            saved.packets.iter().zip(packets.iter().zip([[8, 0], [0x86, 0xdd]]))
+        {
+            assert_eq!(snap.bytes, [&[0; 12], &kind[..], packet].concat());
+            assert_eq!(snap.length, packet.len() + 14);
+        }
+        assert_eq!((saved.packets.len(), saved.foreign), (2, 0));
+        assert_eq!(read(file(LOOP, &packets)?.path(), 9)?.foreign, 2);
+        Ok(())
+    }
 }

@@ -101,9 +101,9 @@ fn egress_drops(status: &Status) -> BTreeMap<String, Drops> {
         return BTreeMap::new();
     }
     let backends = status.services.values().flat_map(|service| service.backends.values());
-    // What is for this node itself leaves by no interface, and has no next hop.
-    let sent = backends.filter(|backend| backend.mac.is_some());
-    let exits = sent.filter_map(|backend| backend.interface.clone()).collect();
+    // What is for this node itself leaves by no interface: its is the loopback.
+    let exits = backends.filter_map(|backend| backend.interface.clone());
+    let exits = exits.filter(|interface| interface != crate::netlink::LOOPBACK).collect();
     drops::of(&exits)
 }
 

@@ -12,7 +12,7 @@ use rtnetlink::packet_route::link::BondMode;
 use super::{
     generic::xdp_act,
     resolve::Obstacle,
-    tables::{Device, DeviceKind, Tables},
+    tables::{Device, DeviceKind, LinkLayer, Tables},
 };
 
 /// VLAN tags that fit the link-layer header of a backend.
@@ -128,6 +128,14 @@ fn refusal(at: &Egress<'_>, tables: &Tables) -> Option<String> {
     let mut native = tables.native().peekable();
     native.peek()?;
     let name = &device.name;
+    if device.layer == LinkLayer::Bare {
+        let of = |ifindex| Some(tables.devices.get(&ifindex)?.name.as_str());
+        let native: Vec<_> = native.filter_map(of).collect();
+        return Some(format!(
+            "{name} has no Ethernet header, so XDP can't send by it; give {} `attach = \"tc\"`",
+            native.join(", ")
+        ));
+    }
     let transmits = device.xdp_features.map(|features| features & xdp_act::NDO_XMIT != 0);
     // What XDP_TX needs is a part of native XDP, but on a veth, which needs the same of its other end.
     let own = native.any(|one| one == *ifindex);
@@ -178,7 +186,7 @@ mod tests {
             name: name.into(),
             kind,
             mac: [2, 0, 0, 0, 0, 1],
-            ethernet: true,
+            layer: LinkLayer::Ethernet,
             no_arp: false,
             admin_up: true,
             carrier: true,

@@ -6,7 +6,7 @@ use rtnetlink::packet_route::{
     AddressFamily,
     link::{
         BondMode, InfoBond, InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags,
-        LinkInfo, LinkLayerType, LinkMessage, LinkXdp, VlanProtocol, XdpAttached,
+        LinkInfo, LinkMessage, LinkXdp, VlanProtocol, XdpAttached,
     },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
@@ -15,7 +15,9 @@ use rtnetlink::packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
-use super::tables::{Device, DeviceKind, FdbKey, Neighbour, NeighbourKey, NeighbourState, Route};
+use super::tables::{
+    Device, DeviceKind, FdbKey, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route,
+};
 
 /// An interface and its index.
 pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
@@ -24,7 +26,7 @@ pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
         name: String::new(),
         kind: DeviceKind::Own,
         mac: [0; 6],
-        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        layer: LinkLayer::of(message.header.link_layer_type),
         no_arp: flags.contains(LinkFlags::Noarp),
         admin_up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),

@@ -37,6 +37,7 @@ mod task;
 pub mod trunks;
 
 pub use socket::link_of;
+pub use tables::LinkLayer;
 use task::Task;
 
 /// A backend to be reached.
@@ -48,6 +49,9 @@ pub struct Want {
     pub mode: Mode,
 }
 
+/// Name of the loopback, in every network namespace.
+pub const LOOPBACK: &str = "lo";
+
 /// Where a frame for a backend goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
@@ -55,10 +59,11 @@ pub struct NextHop {
     pub ifindex: u32,
     /// That interface's name.
     pub interface: String,
-    /// MAC address of the backend, or of the router to it.
+    /// MAC address of the backend, or of the router to it; all zero where frames leave without an Ethernet header.
     pub mac: [u8; 6],
     /// The link-layer header: destination, source, up to two VLAN tags, EtherType of the backend's
-    /// family; 14, 18 or 22 bytes. Empty where the backend's address is this node's own.
+    /// family; 14, 18 or 22 bytes. Empty where the backend's address is this node's own. Where frames leave without one,
+    /// the kernel takes it off again.
     pub l2: Vec<u8>,
     /// Largest IP packet, in bytes, that the link and the route take.
     pub mtu: u16,
@@ -70,7 +75,7 @@ impl NextHop {
     pub fn local() -> Self {
         Self {
             ifindex: abi::LOOPBACK,
-            interface: "lo".into(),
+            interface: LOOPBACK.into(),
             mac: [0; 6],
             l2: Vec::new(),
             mtu: u16::MAX,
@@ -81,6 +86,12 @@ impl NextHop {
     #[must_use]
     pub const fn is_local(&self) -> bool {
         self.l2.is_empty()
+    }
+
+    /// Whether frames leave without an Ethernet header (WireGuard, tun).
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        !self.is_local() && self.mac == [0; 6]
     }
 }
 
@@ -186,11 +197,19 @@ impl Resolver {
     }
 }
 
-/// What there is to say of an interface whose packets begin with their IP header, and which the program can't be on.
+/// What there is to say of an interface that the program can't be on.
 #[must_use]
-pub(crate) fn without_ethernet(interface: &str) -> String {
+pub(crate) fn of_other_layer(interface: &str) -> String {
     format!(
-        "{interface} has no Ethernet header (WireGuard, tun and the like), which the balancer's program needs; name an \
-         interface that has one, by which packets for the VIPs come in"
+        "{interface} is neither an Ethernet interface nor one whose packets begin with their IP header (WireGuard, tun); \
+         name an interface of these kinds, by which packets for the VIPs come in"
+    )
+}
+
+/// What there is to say of one whose packets begin with their IP header, and which is to have XDP.
+#[must_use]
+pub(crate) fn xdp_without_ethernet(interface: &str) -> String {
+    format!(
+        "{interface} has no Ethernet header, which XDP needs; with `attach = \"auto\"` or `\"tc\"` it gets the tc program"
     )
 }

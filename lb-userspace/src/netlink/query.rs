@@ -1,6 +1,10 @@
 //! One look at the interfaces, for commands that run without the daemon.
 
-use std::{collections::BTreeMap, net::IpAddr, thread};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    thread,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::{Stream, StreamExt as _};
@@ -11,6 +15,8 @@ use rtnetlink::{
         link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
     },
 };
+
+use super::{resolve::dsr_without_ethernet, socket::bare_ways};
 
 /// An interface as it is at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,15 +43,29 @@ pub struct Interface {
 ///
 /// If netlink can't be spoken to.
 pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
+    wait_for(read()).context("read the interfaces by netlink")
+}
+
+/// Why those of these addresses that can't be backends in mode `dsr` are none: their routes lead to an interface without
+/// Ethernet header.
+///
+/// # Errors
+///
+/// If netlink can't be spoken to.
+pub fn not_for_dsr(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
+    let ways = wait_for(bare_ways(addresses)).context("look up the routes to backends")?;
+    Ok(ways.into_iter().map(|(to, interface)| (to, dsr_without_ethernet(&interface))).collect())
+}
+
+fn wait_for<T: Send>(question: impl Future<Output = Result<T>> + Send) -> Result<T> {
     // A thread of its own: the caller may be inside a runtime, where one can't block on another.
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-            runtime.block_on(read())
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(question)
         });
-        reader.join().map_err(|_| anyhow!("the thread that reads the interfaces has panicked"))?
+        reader.join().map_err(|_| anyhow!("the thread that asks netlink has panicked"))?
     })
-    .context("read the interfaces by netlink")
 }
 
 async fn read() -> Result<BTreeMap<String, Interface>> {

@@ -4,11 +4,14 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    NextHop, Resolution, Want,
+    LOOPBACK, NextHop, Resolution, Want,
     egress::{self, Egress},
-    tables::{Device, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
+    tables::{Device, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
 use crate::desired::Mode;
+
+/// In the header of a frame that leaves without one.
+const NO_MAC: [u8; 6] = [0; 6];
 
 /// EtherType of IPv4.
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -30,6 +33,9 @@ pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
 #[must_use]
 pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
     let way = way_of(want, tables).ok()?;
+    if way.device.layer == LinkLayer::Bare {
+        return None;
+    }
     egress::above_bridges((way.oif, way.device), tables).ok()?;
     Some((way.oif, way.next_hop))
 }
@@ -87,16 +93,22 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     }
     let way = way_of(want, tables)?;
     let top = (way.oif, way.device);
-    egress::above_bridges(top, tables)?;
-    let mac = mac_of(&way, tables)?;
-    let Egress { ifindex, device: lowest, tags, mtu } = egress::of(top, mac, tables)?;
+    let egress = egress::above_bridges(top, tables)?;
+    let is_bare = way.device.layer == LinkLayer::Bare;
+    let (mac, egress) = if is_bare {
+        (NO_MAC, egress)
+    } else {
+        let mac = mac_of(&way, tables)?;
+        (mac, egress::of(top, mac, tables)?)
+    };
+    let Egress { ifindex, device: lowest, tags, mtu } = egress;
     let mtu = mtu.min(way.mtu.unwrap_or(u32::MAX));
     let narrow = tables.path_mtus.get(want.address).filter(|_| want.mode == Mode::Ipip);
     let mtu = mtu.min(narrow.map_or(u32::MAX, u32::from));
     let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
     l2.extend(mac);
-    l2.extend(way.device.mac);
+    l2.extend(if is_bare { NO_MAC } else { way.device.mac });
     for word in tags.iter().flatten() {
         l2.extend(word.to_be_bytes());
     }
@@ -127,8 +139,14 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
     let Some(device) = tables.devices.get(&oif) else {
         return fatal(format!("its interface (index {oif}) is gone"));
     };
-    if !device.ethernet {
-        return fatal(format!("leaves by {}, which is no Ethernet interface", device.name));
+    let name = &device.name;
+    match (device.layer, mode) {
+        (LinkLayer::Ethernet, _) if name != LOOPBACK => {}
+        (LinkLayer::Bare, Mode::Ipip) => {}
+        (LinkLayer::Bare, Mode::Dsr) => return fatal(dsr_without_ethernet(name)),
+        (LinkLayer::Ethernet | LinkLayer::Other, _) => {
+            return fatal(format!("leaves by {name}, which is no Ethernet interface"));
+        }
     }
     Ok(Way { oif, device, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
 }
@@ -158,6 +176,13 @@ fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
             Err(Obstacle::Awaited(format!("{how} for {next_hop} on {name} awaits an answer")))
         }
     }
+}
+
+/// Why no backend of a service in mode `dsr` is reached by an interface without Ethernet header.
+pub fn dsr_without_ethernet(interface: &str) -> String {
+    format!(
+        "leaves by {interface}, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip"
+    )
 }
 
 /// What to do where the kernel's table of neighbours is full.
@@ -193,7 +218,7 @@ mod tests {
             name: name.into(),
             kind,
             mac,
-            ethernet: true,
+            layer: LinkLayer::Ethernet,
             no_arp: false,
             admin_up: true,
             carrier: true,
@@ -293,6 +318,33 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_without_ethernet_header_needs_no_neighbour_and_no_xdp() {
+        let mut tables = tables();
+        let mut wg0 = Device { layer: LinkLayer::Bare, ..device("wg0", DeviceKind::Own, [0; 6]) };
+        (wg0.mtu, wg0.no_arp) = (1420, true);
+        tables.devices.insert(2, wg0);
+        tables.interfaces = vec!["eth0".into()];
+        for (address, ethertype) in [("10.9.0.2", [8, 0]), ("fd09::2", [0x86, 0xdd])] {
+            tables.routes.insert(ip(address), Route::Via { oif: 2, gateway: None, mtu: None });
+            let want = want(address, Mode::Ipip);
+            let hop = hop(resolve(&want, &tables));
+            assert_eq!(hop.l2, [&[0; 12][..], &ethertype].concat());
+            assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (2, "wg0", 1420));
+            assert!(hop.is_bare() && !hop.is_local());
+            assert_eq!(next_hop_of(&want, &tables), None);
+        }
+        // From a driver's XDP no way leads there.
+        tables.devices.get_mut(&1).expect("inserted").xdp_prog_id = Some(7);
+        let refused = resolve(&want("10.9.0.2", Mode::Ipip), &tables);
+        assert_eq!(
+            refused,
+            unreachable(
+                "wg0 has no Ethernet header, so XDP can't send by it; give eth0 `attach = \"tc\"`"
+            )
+        );
+    }
+
+    #[test]
     fn vlan_tags_are_in_the_frame_outermost_first() {
         let mut tables = tables();
         tables.devices.insert(2, device("eth0.10", vlan(1, 0x88a8, 10), TAGGED));
@@ -347,7 +399,14 @@ mod tests {
                 },
                 "its interface (index 1) is gone",
             ),
-            (|t| eth0(t).ethernet = false, "leaves by eth0, which is no Ethernet interface"),
+            (
+                |t| eth0(t).layer = LinkLayer::Other,
+                "leaves by eth0, which is no Ethernet interface",
+            ),
+            (
+                |t| eth0(t).layer = LinkLayer::Bare,
+                "leaves by eth0, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip",
+            ),
             (|t| eth0(t).admin_up = false, "interface eth0 is down: ip link set eth0 up"),
             (|t| eth0(t).carrier = false, "interface eth0 has no carrier"),
             (

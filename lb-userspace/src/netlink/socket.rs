@@ -1,7 +1,11 @@
 //! Netlink's sockets: one for requests, one for events, so that a flood of events loses no answer
 //! and no event is taken for one.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
@@ -18,7 +22,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     generic, messages,
-    tables::{Device, FdbKey, Neighbour, NeighbourKey, Route},
+    tables::{Device, FdbKey, LinkLayer, Neighbour, NeighbourKey, Route},
 };
 
 /// Groups of events. Nexthop objects are missing: their changes are seen at the next refresh.
@@ -95,6 +99,27 @@ pub async fn link_of(address: IpAddr) -> Result<Option<u32>> {
         Route::Via { oif, gateway: None, .. } => Some(oif),
         _ => None,
     })
+}
+
+/// Those of these addresses whose routes lead to an interface without Ethernet header, with its name. In the network
+/// namespace of the calling thread.
+///
+/// # Errors
+///
+/// If netlink can't be spoken to.
+pub(super) async fn bare_ways(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
+    let sockets = Sockets::for_requests()?;
+    let devices = sockets.devices().await?;
+    let mut ways = BTreeMap::new();
+    for &address in addresses {
+        if let Route::Via { oif, .. } = sockets.route(address).await?
+            && let Some(device) = devices.get(&oif)
+            && device.layer == LinkLayer::Bare
+        {
+            ways.insert(address, device.name.clone());
+        }
+    }
+    Ok(ways)
 }
 
 impl Sockets {

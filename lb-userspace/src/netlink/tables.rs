@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rtnetlink::packet_route::link::BondMode;
+use rtnetlink::packet_route::link::{BondMode, LinkLayerType};
 
 use super::{Link, generic::xdp_act};
 use crate::path_mtu::PathMtus;
@@ -64,8 +64,8 @@ pub struct Device {
     pub kind: DeviceKind,
     /// Its MAC address; all zero if it has none.
     pub mac: [u8; 6],
-    /// Whether its frames begin with an Ethernet header.
-    pub ethernet: bool,
+    /// What its frames begin with.
+    pub layer: LinkLayer,
     /// Whether it was told to resolve no neighbours (`ip link set arp off`, or by its nature).
     pub no_arp: bool,
     /// Whether it was set up.
@@ -82,6 +82,29 @@ pub struct Device {
     pub xdp_generic: bool,
     /// What it can do for XDP (see [`super::generic::xdp_act`]); none if the kernel does not say.
     pub xdp_features: Option<u64>,
+}
+
+/// What the frames of an interface begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLayer {
+    /// An Ethernet header.
+    Ethernet,
+    /// Their IP header: WireGuard, tun.
+    Bare,
+    /// Something else.
+    Other,
+}
+
+impl LinkLayer {
+    /// By the kernel's type of the interface (`ARPHRD_*` of linux/if_arp.h).
+    #[must_use]
+    pub const fn of(kind: LinkLayerType) -> Self {
+        match kind {
+            LinkLayerType::Ether | LinkLayerType::Loopback => Self::Ethernet,
+            LinkLayerType::None => Self::Bare,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// What an interface is made of, as far as it matters for frames that an XDP program sends by it.

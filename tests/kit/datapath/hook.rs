@@ -5,7 +5,11 @@ use lb_common::{
     rewrite,
 };
 
-use super::model::Action;
+use super::{
+    bare,
+    generate::{INGRESS, State},
+    model::Action,
+};
 
 /// Where the kernel calls the balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +20,9 @@ pub enum Hook {
     /// At the ingress of the network stack. The outermost VLAN tag of a frame that leaves is in its metadata, and so
     /// not in what a test run returns; one that arrives is in the frame, as a test run can't put it elsewhere.
     Tc,
+    /// The same on an interface without a link layer, of which the loaded program has a real one: see [`super::bare`].
+    /// Frames have an Ethernet header here all the same, which is none of the node's peers'.
+    Bare,
 }
 
 impl Hook {
@@ -24,6 +31,7 @@ impl Hook {
         match self {
             Self::Xdp => "balance",
             Self::Tc => "classify",
+            Self::Bare => "classify_bare",
         }
     }
 
@@ -37,7 +45,42 @@ impl Hook {
             Some(ethernet::IPV6) => ipv6::LEN,
             _ => 1,
         };
-        self == Self::Xdp || (ethernet::LEN + header..=3_500).contains(&frame.len())
+        match self {
+            Self::Xdp => true,
+            Self::Tc => (ethernet::LEN + header..=3_500).contains(&frame.len()),
+            Self::Bare => bare::takes(frame),
+        }
+    }
+
+    /// Makes a frame one that can come by.
+    pub fn fit_frame(self, frame: &mut [u8]) {
+        if self == Self::Bare {
+            bare::fit_frame(frame);
+        }
+    }
+
+    /// Makes a state one that can be.
+    pub fn fit_state(self, state: &mut State) {
+        if self == Self::Bare {
+            bare::fit_state(state);
+        }
+    }
+
+    /// The interface that frames come by.
+    #[must_use]
+    pub const fn ingress(self) -> u32 {
+        match self {
+            Self::Xdp | Self::Tc => INGRESS,
+            Self::Bare => bare::INGRESS,
+        }
+    }
+
+    /// Bytes of a frame that the program does not see.
+    pub(super) const fn unseen(self) -> usize {
+        match self {
+            Self::Xdp | Self::Tc => 0,
+            Self::Bare => ethernet::LEN,
+        }
     }
 
     /// What the program returns for an action.
@@ -49,13 +92,20 @@ impl Hook {
             (Self::Tc, Action::Pass) => u32::MAX,
             (Self::Tc, Action::Drop) => 2,
             (Self::Tc, Action::Tx | Action::Redirect) => 7,
+            // What it returns is not seen, but where the frame leaves.
+            (Self::Bare, Action::Pass | Action::Drop) => bare::STAYS,
+            (Self::Bare, Action::Tx) => bare::LEAVES_BY_INGRESS,
+            (Self::Bare, Action::Redirect) => bare::LEAVES_BY_OTHER,
         }
     }
 
-    /// A frame that leaves with a link-layer header of `l2` bytes, as a test run returns it.
-    pub(super) fn shown(self, mut frame: Vec<u8>, l2: usize) -> Vec<u8> {
-        if self == Self::Tc && l2 > ethernet::LEN {
-            frame.drain(12..16);
+    /// A frame that leaves with a link-layer header of `l2` bytes, by the interface that it came by or another, as a
+    /// run returns it.
+    pub(super) fn shown(self, mut frame: Vec<u8>, l2: usize, same: bool) -> Vec<u8> {
+        match self {
+            Self::Tc if l2 > ethernet::LEN => drop(frame.drain(12..16)),
+            Self::Bare if same => frame[..ethernet::LEN].fill(0),
+            _ => {}
         }
         frame
     }
@@ -67,12 +117,12 @@ impl Hook {
         } else {
             (packet[9], rewrite::QUOTE_SHORT_V4, ipv4::LEN + 20)
         };
-        if self == Self::Tc && len == short && next == number::TCP { longer } else { len }
+        if self != Self::Xdp && len == short && next == number::TCP { longer } else { len }
     }
 
     /// What an ICMP error quotes: the tc program replaces the checksum of the quoted TCP or UDP header.
     pub(super) fn quote(self, mut quote: Vec<u8>, v6: bool) -> Vec<u8> {
-        if self == Self::Tc {
+        if self != Self::Xdp {
             let (next, header) = if v6 { (quote[6], ipv6::LEN) } else { (quote[9], ipv4::LEN) };
             let at = header + if next == number::TCP { 16 } else { 6 };
             quote[at..at + 2].fill(0);

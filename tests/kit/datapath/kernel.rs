@@ -25,7 +25,7 @@ use lb_common::{
 use lb_userspace::datapath;
 use zerocopy::{IntoBytes as _, transmute};
 
-use super::{generate::INGRESS, hook::Hook, model::BackendCount};
+use super::{bare::Interfaces, generate::INGRESS, hook::Hook, model::BackendCount};
 use crate::mounts::{self, BPFFS};
 
 const SERVICES: u32 = 64;
@@ -41,6 +41,8 @@ type Ring = Array<MapData, u64>;
 /// The object in the kernel, not attached to anything.
 pub struct Kernel {
     hook: Hook,
+    /// Of [`Hook::Bare`].
+    interfaces: Option<Interfaces>,
     ebpf: Ebpf,
     cpus: u32,
     backends: u32,
@@ -127,7 +129,7 @@ impl Kernel {
         Self::load_at(Hook::Xdp, object, backends, pins, tracked, icmp_rate)
     }
 
-    /// The same with the program of a hook.
+    /// The same with the program of a hook. For [`Hook::Bare`] the calling thread moves to a network namespace of its own.
     ///
     /// # Errors
     ///
@@ -178,11 +180,17 @@ impl Kernel {
             .context("load the maps")?;
         let program = ebpf.program_mut(hook.program()).context("the object lacks a program")?;
         match hook {
-            Hook::Xdp => datapath::load_program(<&mut Xdp>::try_from(program)?),
-            Hook::Tc => datapath::load_program(<&mut SchedClassifier>::try_from(program)?),
+            Hook::Xdp => datapath::load_program(<&mut Xdp>::try_from(&mut *program)?),
+            Hook::Tc | Hook::Bare => {
+                datapath::load_program(<&mut SchedClassifier>::try_from(&mut *program)?)
+            }
         }
         .context("load the program")?;
-        Ok(Self { hook, ebpf, cpus, backends })
+        let interfaces = match hook {
+            Hook::Xdp | Hook::Tc => None,
+            Hook::Bare => Some(Interfaces::with(program.try_into()?)?),
+        };
+        Ok(Self { hook, interfaces, ebpf, cpus, backends })
     }
 
     /// Runs one frame; returns the action and the frame that is left.
@@ -200,6 +208,9 @@ impl Kernel {
     ///
     /// The kernel refuses it.
     pub fn run_segmented(&self, frame: &[u8], segment: u32) -> Result<(u32, Vec<u8>)> {
+        if let Some(interfaces) = &self.interfaces {
+            return interfaces.run(frame);
+        }
         let mut out = vec![0; frame.len() + 256];
         let options = TestRunOptions {
             data_in: Some(frame),
@@ -209,7 +220,7 @@ impl Kernel {
         let program = self.ebpf.program(self.hook.program()).context("no program")?;
         let result = match self.hook {
             Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options)?,
-            Hook::Tc => {
+            Hook::Tc | Hook::Bare => {
                 // `struct __sk_buff` of linux/bpf.h has 48 words, `gso_size` is the 45th.
                 let mut context = [0_u32; 48];
                 context[44] = segment;

@@ -1,6 +1,7 @@
 //! The loaded object beside the core: the same tables in both, the same frames through both, and
 //! whatever differs is an error.
 
+mod bare;
 pub mod generate;
 pub mod hook;
 pub mod kernel;
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unanswered};
 
 use self::{
-    generate::{BACKENDS, INGRESS, State},
+    generate::{BACKENDS, State},
     hook::Hook,
     kernel::{FLOWS, Kernel},
     model::{Action, Model},
@@ -165,7 +166,7 @@ impl Twins {
     pub fn run(&mut self, frame: &[u8]) -> Result<Action> {
         let Self { kernel, model } = self;
         let (action, out) = kernel.run_segmented(frame, model.segment)?;
-        let (expected, expected_out) = model.run(frame, INGRESS);
+        let (expected, expected_out) = model.run(frame, model.hook.ingress());
         ensure!(
             action == model.hook.code(expected),
             "the program says {action}, the core {expected:?}\n{}",

@@ -163,8 +163,9 @@ impl Model {
             Verdict::Forward(to) => {
                 let l2 = usize::from(to.backend.l2_len);
                 let is_local = to.backend.is_local();
+                let same = to.backend.ifindex == ingress;
                 if !is_local {
-                    out = self.hook.shown(forward(frame, &to), l2);
+                    out = self.hook.shown(forward(frame, &to), l2, same);
                 }
                 let count = self.counts.entry(to.id).or_default();
                 count[0] += u64::from(to.packets);
@@ -186,12 +187,11 @@ impl Model {
                 if is_local {
                     return (Action::Pass, out);
                 }
-                let same = to.backend.ifindex == ingress;
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
             Verdict::Reply(to) => match reply(frame, &to, self.first_buffer, self.hook) {
                 Some(frame) => {
-                    out = self.hook.shown(frame, to.l3);
+                    out = self.hook.shown(frame, to.l3, true);
                     let reason = match to.kind {
                         ReplyKind::TooBig => Drop::TooBigReplied,
                         ReplyKind::TtlExceeded => Drop::TtlExceededReplied,
@@ -203,7 +203,7 @@ impl Model {
         };
         let count = self.verdicts.entry(reason).or_default();
         count[0] += 1;
-        count[1] += frame.len() as u64;
+        count[1] += (frame.len() - self.hook.unseen()) as u64;
         (action, out)
     }
 }

@@ -54,9 +54,14 @@ pub(super) enum Said {
     Unreachable,
 }
 
-/// The way that frames take: the data plane's own entry for the backend.
+/// The way that frames take.
 #[derive(Clone, Debug)]
-pub(super) struct Path(Backend);
+pub(super) struct Path {
+    /// The data plane's own entry for the backend.
+    entry: Backend,
+    /// Whether they leave without an Ethernet header: a packet socket takes them so.
+    is_bare: bool,
+}
 
 impl Path {
     /// Of packets to the VIP of `way`.
@@ -75,25 +80,27 @@ impl Path {
             let (interface, mtu) = (&way.hop.interface, entry.mtu);
             return Err(Error::Local(format!("the MTU of {mtu} by {interface} is too small")));
         }
-        Ok(Self(entry))
+        Ok(Self { entry, is_bare: way.hop.is_bare() })
     }
 
     /// Index of the interface that frames leave by.
     pub(super) const fn ifindex(&self) -> u32 {
-        self.0.ifindex
+        self.entry.ifindex
     }
 
     /// The largest IP packet, in bytes, that fits.
     pub(super) const fn mtu(&self) -> usize {
-        self.0.mtu as usize
+        self.entry.mtu as usize
     }
 
     /// The frame that takes an IP packet there. `entropy` is the flow's, as the data plane has one
     /// for each.
     pub(super) fn frame(&self, packet: &[u8], entropy: u32) -> Vec<u8> {
-        let backend = &self.0;
+        let backend = &self.entry;
         let mut frame = Vec::with_capacity(backend.l2.len() + ipv6::LEN + packet.len());
-        frame.extend_from_slice(&backend.l2[..usize::from(backend.l2_len)]);
+        if !self.is_bare {
+            frame.extend_from_slice(&backend.l2[..usize::from(backend.l2_len)]);
+        }
         let length = packet.len() as u16;
         let next = if packet[0] >> 4 == 4 { number::IPV4 } else { number::IPV6 };
         // Nothing that is asked has a traffic class.
