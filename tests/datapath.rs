@@ -137,7 +137,7 @@ fn classifier_and_core_agree_on_every_frame_and_table() -> Result<()> {
 
 #[test]
 fn classifier_without_link_layer_and_core_agree_on_every_frame_and_table() -> Result<()> {
-    agree_on_every_frame_and_table(Hook::Bare)
+    agree_on_every_frame_and_table(Hook::RawIp)
 }
 
 fn agree_on_every_frame_and_table(hook: Hook) -> Result<()> {
@@ -165,7 +165,7 @@ fn agree_on_every_frame_and_table(hook: Hook) -> Result<()> {
     // They are of a link layer.
     let absent: &[Pass] = match hook {
         Hook::Xdp | Hook::Tc => &[],
-        Hook::Bare => &[Pass::OtherHost, Pass::VlanDepth, Pass::NotIp],
+        Hook::RawIp => &[Pass::OtherHost, Pass::VlanDepth, Pass::NotIp],
     };
     for reason in Pass::ALL.iter().filter(|reason| !absent.contains(reason)) {
         ensure!(met.contains_key(&reason.index()), "no frame was passed as {}", reason.name());

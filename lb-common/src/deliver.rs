@@ -32,7 +32,7 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
-    if !is_possible(service) || pkt.is_bare() {
+    if !is_possible(service) || pkt.is_raw_ip() {
         return None;
     }
     let key = PeerKey { mac: pkt.load::<Ethernet>(0)?.source, service: service.id };

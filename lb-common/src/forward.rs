@@ -40,7 +40,7 @@ where
         Ok(link) => link,
         Err(pass) => return Verdict::Pass(pass),
     };
-    if !pkt.is_bare() && !is_own(link.destination, tables) {
+    if !pkt.is_raw_ip() && !is_own(link.destination, tables) {
         return Verdict::Pass(Pass::OtherHost);
     }
     let decided = match link.ethertype {

@@ -52,10 +52,10 @@ pub fn capture_tc(ctx: TcContext) -> i32 {
     tc_capture::walk(&ctx) as i32
 }
 
-/// The same at the ingress of an interface without a link layer, as `classify_bare` is.
+/// The same at the ingress of an interface without a link layer, as `classify_raw` is.
 #[classifier]
-pub fn capture_bare(ctx: TcContext) -> i32 {
-    tc_capture::walk_bare(&ctx) as i32
+pub fn capture_raw(ctx: TcContext) -> i32 {
+    tc_capture::walk_raw(&ctx) as i32
 }
 
 #[inline(always)]

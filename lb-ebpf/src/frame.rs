@@ -12,12 +12,12 @@ use aya_ebpf::{
 use lb_common::packet::Packet;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::skb::{BareSkb, Skb};
+use crate::skb::{RawSkb, Skb};
 
 /// What the kernel passes to a program for a frame.
 pub trait Context: Copy {
-    /// [`Packet::is_bare`].
-    const BARE: bool = false;
+    /// [`Packet::is_raw_ip`].
+    const RAW_IP: bool = false;
 
     /// Bytes of the frame, in whatever number of buffers.
     fn total(self) -> u64;
@@ -55,8 +55,8 @@ impl Context for Skb {
     }
 }
 
-impl Context for BareSkb {
-    const BARE: bool = true;
+impl Context for RawSkb {
+    const RAW_IP: bool = true;
 
     #[inline(always)]
     fn total(self) -> u64 {
@@ -81,7 +81,7 @@ pub struct Frame<C = XdpBuff> {
 pub type SkbFrame = Frame<Skb>;
 
 /// A frame of a tc program that begins with its IP header.
-pub type BareFrame = Frame<BareSkb>;
+pub type RawFrame = Frame<RawSkb>;
 
 impl<C> Frame<C> {
     /// Bytes of the first buffer.
@@ -126,10 +126,10 @@ impl SkbFrame {
     }
 }
 
-impl BareFrame {
+impl RawFrame {
     /// The frame that the program was called for.
     #[inline(always)]
-    pub fn of_bare(skb: BareSkb) -> Self {
+    pub fn of_raw(skb: RawSkb) -> Self {
         Self { ctx: skb, start: skb.0.data() as usize, end: skb.0.data_end() as usize }
     }
 }
@@ -179,8 +179,8 @@ impl<C: Context> Packet for Frame<C> {
     }
 
     #[inline(always)]
-    fn is_bare(&self) -> bool {
-        C::BARE
+    fn is_raw_ip(&self) -> bool {
+        C::RAW_IP
     }
 
     #[inline(always)]

@@ -18,8 +18,8 @@ use lb_common::{
     shared::SharedU64,
 };
 use lb_ebpf::{
-    frame::{BareFrame, Context, Frame, SkbFrame},
-    skb::{BareSkb, Skb},
+    frame::{Context, Frame, RawFrame, SkbFrame},
+    skb::{RawSkb, Skb},
 };
 
 /// Bytes of a frame that are told: Ethernet (of zeros where there is none), IPv4 and TCP without options.
@@ -67,10 +67,10 @@ impl Logged for TcContext {
     }
 }
 
-impl Logged for BareSkb {
+impl Logged for RawSkb {
     #[inline(always)]
     fn log(&self, reason: u64) -> u64 {
-        log_bare(self.0.context().skb.skb, reason)
+        log_raw(self.0.context().skb.skb, reason)
     }
 }
 
@@ -98,13 +98,13 @@ extern "C" fn log_skb(ctx: *mut __sk_buff, reason: u64) -> u64 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn log_bare(ctx: *mut __sk_buff, reason: u64) -> u64 {
+extern "C" fn log_raw(ctx: *mut __sk_buff, reason: u64) -> u64 {
     if !may_speak() {
         return 0;
     }
     let ctx = TcContext::new(ctx);
-    let skb = BareSkb(Skb::new(&ctx));
-    let frame = BareFrame::of_bare(skb);
+    let skb = RawSkb(Skb::new(&ctx));
+    let frame = RawFrame::of_raw(skb);
     let (interface, length) = (skb.0.ifindex(), skb.0.total());
     let mut head = [0; HEAD];
     if let (Ok(link), Some(packet)) =

@@ -43,8 +43,8 @@ pub fn classify(ctx: TcContext) -> i32 {
 
 /// The same at the ingress of an interface without a link layer.
 #[classifier]
-pub fn classify_bare(ctx: TcContext) -> i32 {
-    tc_walk::walk_bare(&ctx)
+pub fn classify_raw(ctx: TcContext) -> i32 {
+    tc_walk::walk_raw(&ctx)
 }
 
 #[panic_handler]

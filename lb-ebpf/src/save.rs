@@ -17,8 +17,8 @@ use lb_common::{
     token_bucket,
 };
 use lb_ebpf::{
-    frame::{BareFrame, Frame, SkbFrame},
-    skb::{BareSkb, Skb},
+    frame::{Frame, RawFrame, SkbFrame},
+    skb::{RawSkb, Skb},
 };
 
 const MMAPABLE: usize = 1 << 10;
@@ -132,7 +132,7 @@ impl Frames for Skb {
 }
 
 /// It is saved with an Ethernet header of zeros, so that all frames of a file begin alike.
-impl Frames for BareSkb {
+impl Frames for RawSkb {
     #[inline(always)]
     fn length(self) -> u32 {
         self.0.total() + ethernet::LEN as u32
@@ -140,7 +140,7 @@ impl Frames for BareSkb {
 
     #[inline(always)]
     fn copy(self, to: &mut [u8]) -> bool {
-        let kind = ethernet::parse(&BareFrame::of_bare(self)).map_or(0, |link| link.ethertype);
+        let kind = ethernet::parse(&RawFrame::of_raw(self)).map_or(0, |link| link.ethertype);
         let Some((header, packet)) = to.split_first_chunk_mut::<{ ethernet::LEN }>() else {
             return false;
         };
@@ -156,7 +156,7 @@ impl Frames for BareSkb {
 
     #[inline(always)]
     fn packet(self) -> impl Packet {
-        BareFrame::of_bare(self)
+        RawFrame::of_raw(self)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Skb(*mut __sk_buff);
 /// One of an interface without a link layer, which begins with its IP header.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct BareSkb(pub Skb);
+pub struct RawSkb(pub Skb);
 
 macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {

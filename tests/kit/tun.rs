@@ -3,10 +3,19 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, ErrorKind, Read as _, Write as _},
-    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::fs::OpenOptionsExt as _,
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::command::{command, run};
 
@@ -30,6 +39,8 @@ const IFF_TUN: i16 = 1;
 const IFF_TAP: i16 = 2;
 const IFF_NO_PI: i16 = 0x1000;
 
+/// How often a cable looks whether it ends, in milliseconds.
+const LOOK: u8 = 50;
 /// Longer than any frame.
 const ROOM: usize = 1 << 16;
 
@@ -86,6 +97,48 @@ impl Tun {
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// What becomes of a packet on its way over a [`Cable`].
+pub type Change = fn(Vec<u8>) -> Vec<u8>;
+
+/// Joins two interfaces of one layer, as a tunnel would: what leaves by one comes in by the other.
+#[derive(Debug)]
+pub struct Cable {
+    ends: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Cable {
+    /// `to_b` changes the packets that go from `a` to `b`.
+    #[must_use]
+    pub fn lay(a: Tun, b: Tun, to_b: Change) -> Self {
+        let ends = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&ends);
+        let thread = thread::spawn(move || {
+            let mut polled = [&a, &b].map(|one| PollFd::new(one.0.as_fd(), PollFlags::POLLIN));
+            while !over.load(Ordering::Relaxed) {
+                let _ = poll(&mut polled, LOOK);
+                // An interface that is down takes nothing: the packet is lost, as on any link.
+                while let Ok(Some(packet)) = a.receive() {
+                    let _ = b.send(&to_b(packet));
+                }
+                while let Ok(Some(packet)) = b.receive() {
+                    let _ = a.send(&packet);
+                }
+            }
+        });
+        Self { ends, thread: Some(thread) }
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 }

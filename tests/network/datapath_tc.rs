@@ -256,7 +256,7 @@ fn an_interface_without_ethernet_header_gets_a_tc_program_of_its_own() {
             let found: Vec<_> = modes(&site.open());
             assert_eq!(found, expected, "{attach:?}");
             let programs = tc_programs("tun0");
-            assert!(matches!(&*programs, [(name, _)] if name == "classify_bare"), "{programs:?}");
+            assert!(matches!(&*programs, [(name, _)] if name == "classify_raw"), "{programs:?}");
             assert_eq!(program_on("tun0"), None);
         }
         detach(&site.settings.pin_dir).unwrap();

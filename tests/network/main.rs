@@ -23,6 +23,7 @@ mod netlink;
 mod netns;
 mod probe;
 mod quic;
+mod raw_ip;
 mod rolling;
 mod short;
 mod tc;

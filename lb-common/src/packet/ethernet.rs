@@ -59,7 +59,7 @@ pub struct Link {
 /// destination is all zero.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(pkt: &P) -> Result<Link, Pass> {
-    if pkt.is_bare() {
+    if pkt.is_raw_ip() {
         // Two bytes, as the kernel's verifier learns nothing from what LLVM makes of the bounds of the first alone.
         let [first, _] = *pkt.load::<[u8; 2]>(0).ok_or(Pass::Truncated)?;
         let ethertype = match first >> 4 {

@@ -25,9 +25,9 @@ pub trait Packet {
     /// Whether the frame has at least `len` bytes, in whatever number of buffers.
     fn holds(&self, len: usize) -> bool;
 
-    /// Whether the frame begins with its IP header, as an interface without a link layer has it (WireGuard, tun).
+    /// Whether the frame is raw IP: it begins with its IP header, as on an interface without a link layer (WireGuard, tun).
     #[inline(always)]
-    fn is_bare(&self) -> bool {
+    fn is_raw_ip(&self) -> bool {
         false
     }
 

@@ -6,15 +6,15 @@ use lb_common::{
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_ebpf::{
-    frame::{BareFrame, SkbFrame},
-    skb::{BareSkb, Skb},
+    frame::{RawFrame, SkbFrame},
+    skb::{RawSkb, Skb},
 };
 
 use crate::{
     exit::settle,
     maps::Maps,
     save,
-    tc::{bare, pull, send, tags},
+    tc::{pull, raw_ip, send, tags},
     watch::Watched,
 };
 
@@ -53,18 +53,18 @@ fn any(skb: Skb) -> u32 {
 
 /// The same for a frame that begins with its IP header.
 #[inline(always)]
-pub fn walk_bare(ctx: &TcContext) -> u32 {
+pub fn walk_raw(ctx: &TcContext) -> u32 {
     let skb = Skb::new(ctx);
     pull(skb);
-    any_bare(skb)
+    any_raw(skb)
 }
 
 #[inline(never)]
-fn any_bare(skb: Skb) -> u32 {
-    use bare as send;
+fn any_raw(skb: Skb) -> u32 {
+    use raw_ip as send;
 
-    let ctx = BareSkb(skb);
-    let frame = BareFrame::of_bare(ctx);
+    let ctx = RawSkb(skb);
+    let frame = RawFrame::of_raw(ctx);
     let bytes = skb.total() as usize;
     save::begin();
     let (mut saved, mut leaves_by) = (0, 0);

@@ -7,11 +7,11 @@
 //! - GRO may have merged packets, and a local sender's may not be cut yet ([`lb_common::gso`]).
 //! - A local sender's checksum may not be computed yet (`CHECKSUM_PARTIAL`), and the NIC may have summed up the whole
 //!   packet (`CHECKSUM_COMPLETE`): whoever changes the packet has to keep that sum true ([`send`], [`reply`]).
-//! - An interface without a link layer has frames that begin with their IP header ([`bare`]): they have programs of
+//! - An interface without a link layer has frames that begin with their IP header ([`raw_ip`]): they have programs of
 //!   their own.
 //! - Packets leave through the egress interface's queueing discipline, whether its driver has XDP or not.
 
-pub mod bare;
+pub mod raw_ip;
 mod reply;
 pub mod send;
 pub mod tags;

@@ -7,14 +7,14 @@ use lb_common::{
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_ebpf::{
-    frame::{BareFrame, SkbFrame},
-    skb::{BareSkb, Skb},
+    frame::{RawFrame, SkbFrame},
+    skb::{RawSkb, Skb},
 };
 
 use crate::{
     exit::settle,
     maps::Maps,
-    tc::{bare, pull, send, tags},
+    tc::{pull, raw_ip, send, tags},
 };
 
 /// What [`plain()`] returns for other packets; no action has this number.
@@ -65,18 +65,18 @@ fn any(skb: Skb) -> u32 {
 
 /// The same for a frame that begins with its IP header.
 #[inline(always)]
-pub fn walk_bare(ctx: &TcContext) -> i32 {
+pub fn walk_raw(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx);
     pull(skb);
-    any_bare(skb) as i32
+    any_raw(skb) as i32
 }
 
 #[inline(never)]
-fn any_bare(skb: Skb) -> u32 {
-    use bare as send;
+fn any_raw(skb: Skb) -> u32 {
+    use raw_ip as send;
 
-    let skb = BareSkb(skb);
-    let frame = BareFrame::of_bare(skb);
+    let skb = RawSkb(skb);
+    let frame = RawFrame::of_raw(skb);
     let bytes = skb.0.total() as usize;
     let verdict = decide(&frame, &Maps);
     settle!(skb, frame, bytes, verdict, |to| to.events & events::HEARD != 0)

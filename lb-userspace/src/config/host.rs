@@ -78,8 +78,8 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
 fn unfit(config: &Config, name: &str, place: &Path) -> Option<Problem> {
     let kind: u16 = fs::read_to_string(place.join("type")).ok()?.trim().parse().ok()?;
     let message = match LinkLayer::of(kind.into()) {
-        LinkLayer::Bare if config.hooks.of(name) == Attach::Xdp => xdp_without_ethernet(name),
-        LinkLayer::Ethernet | LinkLayer::Bare => return None,
+        LinkLayer::RawIp if config.hooks.of(name) == Attach::Xdp => xdp_without_ethernet(name),
+        LinkLayer::Ethernet | LinkLayer::RawIp => return None,
         LinkLayer::Other => of_other_layer(name),
     };
     Some(config.problem_of_interface(name, message))

@@ -201,8 +201,8 @@ fn allowed(interface: &str, ifindex: u32, settings: &Settings) -> Result<Vec<Mod
     let attach = settings.hooks.of(interface);
     Ok(match (kernel_link::layer(ifindex)?, attach) {
         (LinkLayer::Ethernet, _) => allowed_of_ethernet(attach, settings.xdp),
-        (LinkLayer::Bare, Attach::Xdp) => bail!("{}", xdp_without_ethernet(interface)),
-        (LinkLayer::Bare, _) => vec![Mode::TcBare],
+        (LinkLayer::RawIp, Attach::Xdp) => bail!("{}", xdp_without_ethernet(interface)),
+        (LinkLayer::RawIp, _) => vec![Mode::TcRaw],
         (LinkLayer::Other, _) => bail!("{}", of_other_layer(interface)),
     })
 }
@@ -221,7 +221,7 @@ impl Place {
     fn of(interface: &str, settings: &Settings) -> Result<Self> {
         let ifindex = kernel_link::ifindex(interface)?;
         let allowed = allowed(interface, ifindex, settings)?;
-        let tc_mode = if allowed == [Mode::TcBare] { Mode::TcBare } else { Mode::Tc };
+        let tc_mode = if allowed == [Mode::TcRaw] { Mode::TcRaw } else { Mode::Tc };
         pin_names::adopt_legacy(&settings.pin_dir, interface, ifindex)?;
         let has_links = settings.tc_links && has_tc_links(ifindex)?;
         let tc = if has_links { Kind::Tcx } else { Kind::Clsact };

@@ -30,7 +30,7 @@ pub(super) enum Mode {
     /// tc, at the ingress of the network stack.
     Tc,
     /// The same on an interface whose frames begin with their IP header.
-    TcBare,
+    TcRaw,
 }
 
 impl Mode {
@@ -39,13 +39,13 @@ impl Mode {
         match self {
             Self::Native => "native",
             Self::Generic => "generic",
-            Self::Tc | Self::TcBare => "tc",
+            Self::Tc | Self::TcRaw => "tc",
         }
     }
 
     /// Whether it is at tc.
     pub(super) const fn is_tc(self) -> bool {
-        matches!(self, Self::Tc | Self::TcBare)
+        matches!(self, Self::Tc | Self::TcRaw)
     }
 
     /// That of XDP by the driver or by the network stack.
@@ -77,13 +77,13 @@ pub(super) struct TcNames {
     /// Of the one for frames with an Ethernet header.
     pub ethernet: &'static str,
     /// Of the one for frames that begin with their IP header.
-    pub bare: &'static str,
+    pub raw: &'static str,
 }
 
 /// The balancer's.
-pub(super) const BALANCE: Names = names("balance", "balance_generic", "classify", "classify_bare");
+pub(super) const BALANCE: Names = names("balance", "balance_generic", "classify", "classify_raw");
 /// Those of the balancer that captures.
-pub(super) const CAPTURE: Names = names("capture", "capture_generic", "capture_tc", "capture_bare");
+pub(super) const CAPTURE: Names = names("capture", "capture_generic", "capture_tc", "capture_raw");
 /// The decapsulator's.
 pub(super) const DECAP: Names = Names { native: "decapsulate", generic: "decap_generic", tc: None };
 
@@ -91,9 +91,9 @@ const fn names(
     native: &'static str,
     generic: &'static str,
     ethernet: &'static str,
-    bare: &'static str,
+    raw: &'static str,
 ) -> Names {
-    Names { native, generic, tc: Some(TcNames { ethernet, bare }) }
+    Names { native, generic, tc: Some(TcNames { ethernet, raw }) }
 }
 
 impl Names {
@@ -102,17 +102,17 @@ impl Names {
         match mode {
             Mode::Native => Ok(self.native),
             Mode::Generic => Ok(self.generic),
-            Mode::Tc | Mode::TcBare => {
+            Mode::Tc | Mode::TcRaw => {
                 let tc =
                     self.tc.with_context(|| format!("{} has no variant for tc", self.native))?;
-                Ok(if mode == Mode::Tc { tc.ethernet } else { tc.bare })
+                Ok(if mode == Mode::Tc { tc.ethernet } else { tc.raw })
             }
         }
     }
 
     /// Those for generic XDP and for tc.
     fn of_stack(self) -> impl Iterator<Item = &'static str> {
-        let tc = self.tc.into_iter().flat_map(|tc| [tc.ethernet, tc.bare]);
+        let tc = self.tc.into_iter().flat_map(|tc| [tc.ethernet, tc.raw]);
         iter::once(self.generic).chain(tc)
     }
 
@@ -210,7 +210,7 @@ mod tests {
                 // BPF_OBJ_NAME_LEN, with the zero byte.
                 assert!(name.len() < 16, "{name} is cut off by the kernel");
             }
-            for name in names.tc.into_iter().flat_map(|tc| [tc.ethernet, tc.bare]) {
+            for name in names.tc.into_iter().flat_map(|tc| [tc.ethernet, tc.raw]) {
                 let section = &object.programs[name].section;
                 assert!(matches!(section, ProgramSection::SchedClassifier), "{name}: {section:?}");
                 assert!(name.len() < 16, "{name} is cut off by the kernel");

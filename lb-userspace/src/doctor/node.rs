@@ -245,7 +245,7 @@ pub(super) fn next_hops(facts: &Facts) -> Vec<Finding> {
             Resolution::Resolved(hop) if hop.is_local() => {
                 Finding::ok(CHECK, format!("{address} is this node: its own stack has the packets"))
             }
-            Resolution::Resolved(hop) if hop.is_bare() => {
+            Resolution::Resolved(hop) if hop.is_raw_ip() => {
                 let found =
                     format!("{address} is reached by {}, without a link layer", hop.interface);
                 Finding::ok(CHECK, found)

@@ -109,7 +109,7 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
             let want = Want { address: backend, mode: service.mode };
             let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
             // What is for this node itself leaves by no interface, and by one without Ethernet header no driver's XDP sends.
-            if hop.is_local() || hop.is_bare() {
+            if hop.is_local() || hop.is_raw_ip() {
                 continue;
             }
             let exit =

@@ -163,7 +163,7 @@ impl<D: DataPlane> Engine<D> {
                 path_mtu: self.path_mtu(&want),
                 interface: hop.map(|hop| hop.interface.clone()),
                 mac: hop
-                    .filter(|hop| !hop.is_local() && !hop.is_bare())
+                    .filter(|hop| !hop.is_local() && !hop.is_raw_ip())
                     .map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
                 id,
                 slots: held.current,

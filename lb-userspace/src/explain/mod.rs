@@ -312,7 +312,7 @@ pub fn explain<V: View + ?Sized>(
             Packet::Made(made) => made.frame(own.unwrap_or([2, 0, 0, 0, 0, 1]))?,
             Packet::Frame { bytes, length } => {
                 let mut bytes = packet::unhex(bytes)?;
-                let for_anyone = questions.any_mac || packet::is_bare(&bytes);
+                let for_anyone = questions.any_mac || packet::is_raw_ip(&bytes);
                 if let (true, Some(own)) = (for_anyone, own)
                     && let Some(destination) = bytes.get_mut(..6)
                 {

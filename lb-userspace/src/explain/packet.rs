@@ -175,7 +175,7 @@ fn flags(flags: u8) -> String {
 }
 
 /// Whether a frame is one of an interface without Ethernet header, behind one of zeros: no other has these addresses.
-pub fn is_bare(bytes: &[u8]) -> bool {
+pub fn is_raw_ip(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0; 12])
 }
 
@@ -184,7 +184,7 @@ pub fn headers(bytes: &[u8]) -> Vec<String> {
     let mut lines = Vec::new();
     let Some(ether) = bytes.load::<ethernet::Ethernet>(0) else { return lines };
     let Ok(link) = ethernet::parse(bytes) else { return lines };
-    let mut line = if is_bare(bytes) {
+    let mut line = if is_raw_ip(bytes) {
         "no Ethernet header".to_owned()
     } else {
         format!("Ethernet {} > {}", mac(ether.source), mac(ether.destination))

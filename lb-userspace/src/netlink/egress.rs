@@ -128,7 +128,7 @@ fn refusal(at: &Egress<'_>, tables: &Tables) -> Option<String> {
     let mut native = tables.native().peekable();
     native.peek()?;
     let name = &device.name;
-    if device.layer == LinkLayer::Bare {
+    if device.layer == LinkLayer::RawIp {
         let of = |ifindex| Some(tables.devices.get(&ifindex)?.name.as_str());
         let native: Vec<_> = native.filter_map(of).collect();
         return Some(format!(

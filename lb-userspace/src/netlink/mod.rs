@@ -90,7 +90,7 @@ impl NextHop {
 
     /// Whether frames leave without an Ethernet header (WireGuard, tun).
     #[must_use]
-    pub fn is_bare(&self) -> bool {
+    pub fn is_raw_ip(&self) -> bool {
         !self.is_local() && self.mac == [0; 6]
     }
 }

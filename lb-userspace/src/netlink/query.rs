@@ -16,7 +16,7 @@ use rtnetlink::{
     },
 };
 
-use super::{resolve::dsr_without_ethernet, socket::bare_ways};
+use super::{resolve::dsr_without_ethernet, socket::raw_ip_ways};
 
 /// An interface as it is at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
 ///
 /// If netlink can't be spoken to.
 pub fn not_for_dsr(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
-    let ways = wait_for(bare_ways(addresses)).context("look up the routes to backends")?;
+    let ways = wait_for(raw_ip_ways(addresses)).context("look up the routes to backends")?;
     Ok(ways.into_iter().map(|(to, interface)| (to, dsr_without_ethernet(&interface))).collect())
 }
 

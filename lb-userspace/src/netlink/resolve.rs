@@ -33,7 +33,7 @@ pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
 #[must_use]
 pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
     let way = way_of(want, tables).ok()?;
-    if way.device.layer == LinkLayer::Bare {
+    if way.device.layer == LinkLayer::RawIp {
         return None;
     }
     egress::above_bridges((way.oif, way.device), tables).ok()?;
@@ -94,8 +94,8 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     let way = way_of(want, tables)?;
     let top = (way.oif, way.device);
     let egress = egress::above_bridges(top, tables)?;
-    let is_bare = way.device.layer == LinkLayer::Bare;
-    let (mac, egress) = if is_bare {
+    let is_raw_ip = way.device.layer == LinkLayer::RawIp;
+    let (mac, egress) = if is_raw_ip {
         (NO_MAC, egress)
     } else {
         let mac = mac_of(&way, tables)?;
@@ -108,7 +108,7 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
     l2.extend(mac);
-    l2.extend(if is_bare { NO_MAC } else { way.device.mac });
+    l2.extend(if is_raw_ip { NO_MAC } else { way.device.mac });
     for word in tags.iter().flatten() {
         l2.extend(word.to_be_bytes());
     }
@@ -142,8 +142,8 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
     let name = &device.name;
     match (device.layer, mode) {
         (LinkLayer::Ethernet, _) if name != LOOPBACK => {}
-        (LinkLayer::Bare, Mode::Ipip) => {}
-        (LinkLayer::Bare, Mode::Dsr) => return fatal(dsr_without_ethernet(name)),
+        (LinkLayer::RawIp, Mode::Ipip) => {}
+        (LinkLayer::RawIp, Mode::Dsr) => return fatal(dsr_without_ethernet(name)),
         (LinkLayer::Ethernet | LinkLayer::Other, _) => {
             return fatal(format!("leaves by {name}, which is no Ethernet interface"));
         }
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn an_interface_without_ethernet_header_needs_no_neighbour_and_no_xdp() {
         let mut tables = tables();
-        let mut wg0 = Device { layer: LinkLayer::Bare, ..device("wg0", DeviceKind::Own, [0; 6]) };
+        let mut wg0 = Device { layer: LinkLayer::RawIp, ..device("wg0", DeviceKind::Own, [0; 6]) };
         (wg0.mtu, wg0.no_arp) = (1420, true);
         tables.devices.insert(2, wg0);
         tables.interfaces = vec!["eth0".into()];
@@ -330,7 +330,7 @@ mod tests {
             let hop = hop(resolve(&want, &tables));
             assert_eq!(hop.l2, [&[0; 12][..], &ethertype].concat());
             assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (2, "wg0", 1420));
-            assert!(hop.is_bare() && !hop.is_local());
+            assert!(hop.is_raw_ip() && !hop.is_local());
             assert_eq!(next_hop_of(&want, &tables), None);
         }
         // From a driver's XDP no way leads there.
@@ -404,7 +404,7 @@ mod tests {
                 "leaves by eth0, which is no Ethernet interface",
             ),
             (
-                |t| eth0(t).layer = LinkLayer::Bare,
+                |t| eth0(t).layer = LinkLayer::RawIp,
                 "leaves by eth0, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip",
             ),
             (|t| eth0(t).admin_up = false, "interface eth0 is down: ip link set eth0 up"),

@@ -107,14 +107,14 @@ pub async fn link_of(address: IpAddr) -> Result<Option<u32>> {
 /// # Errors
 ///
 /// If netlink can't be spoken to.
-pub(super) async fn bare_ways(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
+pub(super) async fn raw_ip_ways(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
     let sockets = Sockets::for_requests()?;
     let devices = sockets.devices().await?;
     let mut ways = BTreeMap::new();
     for &address in addresses {
         if let Route::Via { oif, .. } = sockets.route(address).await?
             && let Some(device) = devices.get(&oif)
-            && device.layer == LinkLayer::Bare
+            && device.layer == LinkLayer::RawIp
         {
             ways.insert(address, device.name.clone());
         }

@@ -90,7 +90,7 @@ pub enum LinkLayer {
     /// An Ethernet header.
     Ethernet,
     /// Their IP header: WireGuard, tun.
-    Bare,
+    RawIp,
     /// Something else.
     Other,
 }
@@ -101,7 +101,7 @@ impl LinkLayer {
     pub const fn of(kind: LinkLayerType) -> Self {
         match kind {
             LinkLayerType::Ether | LinkLayerType::Loopback => Self::Ethernet,
-            LinkLayerType::None => Self::Bare,
+            LinkLayerType::None => Self::RawIp,
             _ => Self::Other,
         }
     }

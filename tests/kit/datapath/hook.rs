@@ -6,9 +6,9 @@ use lb_common::{
 };
 
 use super::{
-    bare,
     generate::{INGRESS, State},
     model::Action,
+    raw_ip,
 };
 
 /// Where the kernel calls the balancer.
@@ -20,9 +20,9 @@ pub enum Hook {
     /// At the ingress of the network stack. The outermost VLAN tag of a frame that leaves is in its metadata, and so
     /// not in what a test run returns; one that arrives is in the frame, as a test run can't put it elsewhere.
     Tc,
-    /// The same on an interface without a link layer, of which the loaded program has a real one: see [`super::bare`].
+    /// The same on an interface without a link layer, of which the loaded program has a real one: see [`super::raw_ip`].
     /// Frames have an Ethernet header here all the same, which is none of the node's peers'.
-    Bare,
+    RawIp,
 }
 
 impl Hook {
@@ -31,7 +31,7 @@ impl Hook {
         match self {
             Self::Xdp => "balance",
             Self::Tc => "classify",
-            Self::Bare => "classify_bare",
+            Self::RawIp => "classify_raw",
         }
     }
 
@@ -48,21 +48,21 @@ impl Hook {
         match self {
             Self::Xdp => true,
             Self::Tc => (ethernet::LEN + header..=3_500).contains(&frame.len()),
-            Self::Bare => bare::takes(frame),
+            Self::RawIp => raw_ip::takes(frame),
         }
     }
 
     /// Makes a frame one that can come by.
     pub fn fit_frame(self, frame: &mut [u8]) {
-        if self == Self::Bare {
-            bare::fit_frame(frame);
+        if self == Self::RawIp {
+            raw_ip::fit_frame(frame);
         }
     }
 
     /// Makes a state one that can be.
     pub fn fit_state(self, state: &mut State) {
-        if self == Self::Bare {
-            bare::fit_state(state);
+        if self == Self::RawIp {
+            raw_ip::fit_state(state);
         }
     }
 
@@ -71,7 +71,7 @@ impl Hook {
     pub const fn ingress(self) -> u32 {
         match self {
             Self::Xdp | Self::Tc => INGRESS,
-            Self::Bare => bare::INGRESS,
+            Self::RawIp => raw_ip::INGRESS,
         }
     }
 
@@ -79,7 +79,7 @@ impl Hook {
     pub(super) const fn unseen(self) -> usize {
         match self {
             Self::Xdp | Self::Tc => 0,
-            Self::Bare => ethernet::LEN,
+            Self::RawIp => ethernet::LEN,
         }
     }
 
@@ -93,9 +93,9 @@ impl Hook {
             (Self::Tc, Action::Drop) => 2,
             (Self::Tc, Action::Tx | Action::Redirect) => 7,
             // What it returns is not seen, but where the frame leaves.
-            (Self::Bare, Action::Pass | Action::Drop) => bare::STAYS,
-            (Self::Bare, Action::Tx) => bare::LEAVES_BY_INGRESS,
-            (Self::Bare, Action::Redirect) => bare::LEAVES_BY_OTHER,
+            (Self::RawIp, Action::Pass | Action::Drop) => raw_ip::STAYS,
+            (Self::RawIp, Action::Tx) => raw_ip::LEAVES_BY_INGRESS,
+            (Self::RawIp, Action::Redirect) => raw_ip::LEAVES_BY_OTHER,
         }
     }
 
@@ -104,7 +104,7 @@ impl Hook {
     pub(super) fn shown(self, mut frame: Vec<u8>, l2: usize, same: bool) -> Vec<u8> {
         match self {
             Self::Tc if l2 > ethernet::LEN => drop(frame.drain(12..16)),
-            Self::Bare if same => frame[..ethernet::LEN].fill(0),
+            Self::RawIp if same => frame[..ethernet::LEN].fill(0),
             _ => {}
         }
         frame

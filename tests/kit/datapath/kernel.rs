@@ -25,7 +25,7 @@ use lb_common::{
 use lb_userspace::datapath;
 use zerocopy::{IntoBytes as _, transmute};
 
-use super::{bare::Interfaces, generate::INGRESS, hook::Hook, model::BackendCount};
+use super::{generate::INGRESS, hook::Hook, model::BackendCount, raw_ip::Interfaces};
 use crate::mounts::{self, BPFFS};
 
 const SERVICES: u32 = 64;
@@ -41,7 +41,7 @@ type Ring = Array<MapData, u64>;
 /// The object in the kernel, not attached to anything.
 pub struct Kernel {
     hook: Hook,
-    /// Of [`Hook::Bare`].
+    /// Of [`Hook::RawIp`].
     interfaces: Option<Interfaces>,
     ebpf: Ebpf,
     cpus: u32,
@@ -129,7 +129,7 @@ impl Kernel {
         Self::load_at(Hook::Xdp, object, backends, pins, tracked, icmp_rate)
     }
 
-    /// The same with the program of a hook. For [`Hook::Bare`] the calling thread moves to a network namespace of its own.
+    /// The same with the program of a hook. For [`Hook::RawIp`] the calling thread moves to a network namespace of its own.
     ///
     /// # Errors
     ///
@@ -181,14 +181,14 @@ impl Kernel {
         let program = ebpf.program_mut(hook.program()).context("the object lacks a program")?;
         match hook {
             Hook::Xdp => datapath::load_program(<&mut Xdp>::try_from(&mut *program)?),
-            Hook::Tc | Hook::Bare => {
+            Hook::Tc | Hook::RawIp => {
                 datapath::load_program(<&mut SchedClassifier>::try_from(&mut *program)?)
             }
         }
         .context("load the program")?;
         let interfaces = match hook {
             Hook::Xdp | Hook::Tc => None,
-            Hook::Bare => Some(Interfaces::with(program.try_into()?)?),
+            Hook::RawIp => Some(Interfaces::with(program.try_into()?)?),
         };
         Ok(Self { hook, interfaces, ebpf, cpus, backends })
     }
@@ -220,7 +220,7 @@ impl Kernel {
         let program = self.ebpf.program(self.hook.program()).context("no program")?;
         let result = match self.hook {
             Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options)?,
-            Hook::Tc | Hook::Bare => {
+            Hook::Tc | Hook::RawIp => {
                 // `struct __sk_buff` of linux/bpf.h has 48 words, `gso_size` is the 45th.
                 let mut context = [0_u32; 48];
                 context[44] = segment;

@@ -1,11 +1,11 @@
 //! The loaded object beside the core: the same tables in both, the same frames through both, and
 //! whatever differs is an error.
 
-mod bare;
 pub mod generate;
 pub mod hook;
 pub mod kernel;
 pub mod model;
+mod raw_ip;
 
 use std::{cell::RefCell, collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
 

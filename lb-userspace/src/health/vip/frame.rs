@@ -60,7 +60,7 @@ pub(super) struct Path {
     /// The data plane's own entry for the backend.
     entry: Backend,
     /// Whether they leave without an Ethernet header: a packet socket takes them so.
-    is_bare: bool,
+    is_raw_ip: bool,
 }
 
 impl Path {
@@ -80,7 +80,7 @@ impl Path {
             let (interface, mtu) = (&way.hop.interface, entry.mtu);
             return Err(Error::Local(format!("the MTU of {mtu} by {interface} is too small")));
         }
-        Ok(Self { entry, is_bare: way.hop.is_bare() })
+        Ok(Self { entry, is_raw_ip: way.hop.is_raw_ip() })
     }
 
     /// Index of the interface that frames leave by.
@@ -98,7 +98,7 @@ impl Path {
     pub(super) fn frame(&self, packet: &[u8], entropy: u32) -> Vec<u8> {
         let backend = &self.entry;
         let mut frame = Vec::with_capacity(backend.l2.len() + ipv6::LEN + packet.len());
-        if !self.is_bare {
+        if !self.is_raw_ip {
             frame.extend_from_slice(&backend.l2[..usize::from(backend.l2_len)]);
         }
         let length = packet.len() as u16;

@@ -12,8 +12,8 @@ use lb_common::{
     verdict::{Forward, Reply},
 };
 use lb_ebpf::{
-    frame::{BareFrame, SkbFrame},
-    skb::BareSkb,
+    frame::{RawFrame, SkbFrame},
+    skb::RawSkb,
 };
 
 use super::send;
@@ -22,13 +22,13 @@ pub use super::send::{DROP, PASS};
 
 /// The index of the interface that a frame came by.
 #[inline(always)]
-pub fn ingress(skb: &BareSkb) -> u32 {
+pub fn ingress(skb: &RawSkb) -> u32 {
     skb.0.ifindex()
 }
 
 /// As [`send::forward`].
 #[inline(always)]
-pub fn forward(skb: &BareSkb, _frame: &BareFrame, to: &Forward<&Backend>) -> Option<u32> {
+pub fn forward(skb: &RawSkb, _frame: &RawFrame, to: &Forward<&Backend>) -> Option<u32> {
     if to.backend.is_local() {
         cold_path();
         return Some(PASS);
@@ -42,7 +42,7 @@ pub fn forward(skb: &BareSkb, _frame: &BareFrame, to: &Forward<&Backend>) -> Opt
 
 /// As [`send::reply`].
 #[inline(always)]
-pub fn reply(skb: &BareSkb, reply: &Reply) -> Option<u32> {
+pub fn reply(skb: &RawSkb, reply: &Reply) -> Option<u32> {
     if !skb.0.push_link() {
         return None;
     }

@@ -1,0 +1,228 @@
+//! Interfaces without Ethernet header: clients that come by a tun, and web hosts that are reached by one.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::{Balancer, Service},
+    can_run,
+    http::Connection,
+    lab::{Lab, Options},
+    namespace::Namespace,
+    tun::{Cable, Change, Layer, Tun},
+    wait,
+    ways::{self, Way},
+};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Where uploads are taken.
+const PORT: u16 = 9000;
+/// Bytes of an upload.
+const UPLOAD: usize = 1 << 20;
+
+/// Joins the balancer to another host by a tun of this name on both.
+fn join(lab: &Lab, name: &str, other: &Namespace, to_other: Change) -> Result<Cable> {
+    let tun = |namespace: &Namespace| namespace.enter(|| Tun::new(name, Layer::Ip, None))?;
+    Ok(Cable::lay(tun(&lab.balancer.namespace)?, tun(other)?, to_other))
+}
+
+/// The balancer with its program on these interfaces, beside the lab's.
+fn start(lab: &Lab, more: &[&str], services: &[Service]) -> Result<Balancer> {
+    let mut balancer = Balancer::new(lab, services)?;
+    let text = fs::read_to_string(balancer.config())?;
+    let names: Vec<_> = ["eth0"].iter().chain(more).map(|name| format!("\"{name}\"")).collect();
+    let text = text.replace("[\"eth0\"]", &format!("[{}]", names.join(", ")));
+    fs::write(balancer.config(), text)?;
+    balancer.launch()?;
+    Ok(balancer)
+}
+
+fn at_tc() -> Options {
+    Options { attach: "tc", ..Options::default() }
+}
+
+/// The client's requests go by the tun, and web hosts answer it on the switch.
+#[test]
+fn clients_that_come_by_a_tun_reach_all_web_hosts_in_each_mode() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let _cable = join(&lab, "tun0", &lab.client.namespace, |packet| packet)?;
+    let (v4, v6) = (lab.client.v4, lab.client.v6);
+    let route = |way: &Way| match way.vip() {
+        IpAddr::V4(vip) => format!("route add {vip} dev tun0 src {v4}\n"),
+        IpAddr::V6(vip) => format!("route add {vip} dev tun0 src {v6}\n"),
+    };
+    lab.client.namespace.ip(&Way::ALL.iter().map(route).collect::<String>())?;
+    let balancer = start(&lab, &["tun0"], &Way::ALL.map(|way| way.service(&lab)))?;
+    balancer.wait_usable()?;
+    ways::decapsulate(&lab)?;
+    for way in Way::ALL {
+        let mut answers = std::collections::BTreeMap::<_, u64>::new();
+        for n in 0..40 {
+            let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
+                .and_then(|mut connection| connection.get("/")?.ok())
+                .with_context(|| format!("request {n} by {}", way.name()))?;
+            *answers.entry(page.text()).or_default() += 1;
+        }
+        ensure!(answers.len() == 3, "{}: {answers:?}", way.name());
+        let status = balancer.status()?;
+        let service = status.service(way.name())?;
+        for web in &lab.webs {
+            let backend = service.backend(way.backend(web))?;
+            assert_eq!(backend.new_flows, answers[&web.host.name], "{}", way.name());
+        }
+    }
+    Ok(())
+}
+
+/// Segments that fill the link are too big for a tunnel, of which the sender is told by the tun.
+#[test]
+fn uploads_by_a_tun_fit_the_tunnel_after_an_icmp_error() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let _cable = join(&lab, "tun0", &lab.client.namespace, |packet| packet)?;
+    let ways = [Way::IpipV4, Way::IpipV6];
+    let (v4, v6) = (lab.client.v4, lab.client.v6);
+    lab.client.namespace.ip(&format!(
+        "route add {} dev tun0 src {v4}\nroute add {} dev tun0 src {v6}\n",
+        ways[0].vip(),
+        ways[1].vip()
+    ))?;
+    let services = ways.map(|way| Service { port: PORT, ..way.service(&lab) });
+    let balancer = start(&lab, &["tun0"], &services)?;
+    balancer.wait_usable()?;
+    ways::decapsulate(&lab)?;
+    for way in ways {
+        let address = SocketAddr::new(way.vip(), PORT);
+        for web in &lab.webs {
+            let listener = web.host.namespace.enter(|| TcpListener::bind(address))??;
+            thread::spawn(move || count(&listener));
+        }
+        let connect = || TcpStream::connect_timeout(&address, PATIENCE);
+        let mut stream = lab.client.namespace.enter(connect)?.context("connect")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.write_all(&vec![0x5a; UPLOAD]).context("upload")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("read the answer")?;
+        ensure!(answer == UPLOAD.to_string(), "{}: {answer:?}", way.name());
+    }
+    let status = balancer.status()?;
+    let told = status.dropped.get("too_big_replied").map_or(0, |count| count.packets);
+    ensure!(told >= 2, "{:?}", status.dropped);
+    Ok(())
+}
+
+/// Answers each upload with its length.
+fn count(listener: &TcpListener) {
+    for mut stream in listener.incoming().map_while(Result::ok) {
+        let mut bytes = Vec::new();
+        let _ = (&stream).take(UPLOAD as u64).read_to_end(&mut bytes);
+        let _ = write!(stream, "{}", bytes.len());
+    }
+}
+
+/// Takes the outer header off, as the tunnel's far end does.
+fn decapsulated(packet: Vec<u8>) -> Vec<u8> {
+    match (packet.first().map(|first| first >> 4), packet.get(6), packet.get(9)) {
+        (Some(4), _, Some(4)) => packet[20..].to_vec(),
+        (Some(6), Some(41 | 4), _) => packet[40..].to_vec(),
+        _ => packet,
+    }
+}
+
+/// The address of the first web host behind its tun, of each family.
+const FAR: [&str; 2] = ["10.77.0.2", "fd77::2"];
+
+/// A lab whose first web host has such addresses.
+fn far_web(lab: &Lab) -> Result<Cable> {
+    let web = &lab.webs[0].host.namespace;
+    let cable = join(lab, "tun1", web, decapsulated)?;
+    let addresses = |last| {
+        format!(
+            "address add 10.77.0.{last}/24 dev tun1\naddress add fd77::{last}/64 dev tun1 nodad\n"
+        )
+    };
+    lab.balancer.namespace.ip(&addresses(1))?;
+    web.ip(&addresses(2))?;
+    Ok(cable)
+}
+
+#[test]
+fn web_host_that_is_reached_by_a_tun_serves_by_tunnel_and_its_checks_go_there() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let _cable = far_web(&lab)?;
+    const CHECK: &str = "[service.check]\ntype = \"http\"\nvia = \"vip\"\ninterval = \"200ms\"\n";
+    let services: Vec<_> = [Way::IpipV4, Way::IpipV6, Way::IpipV4InV6]
+        .into_iter()
+        .map(|way| {
+            let far = FAR[usize::from(way != Way::IpipV4)].parse().expect("an address");
+            Service { backends: vec![far], ..way.service(&lab) }.with(CHECK)
+        })
+        .collect();
+    let balancer = start(&lab, &[], &services)?;
+    balancer.wait_usable()?;
+    let is_up = |up: bool| {
+        wait::until(PATIENCE * 2, "all backends have their condition", || {
+            let status = balancer.status()?;
+            for service in &services {
+                let backend = status.service(&service.name)?.backend(service.backends[0])?;
+                ensure!((backend.condition == "up") == up, "{}: {backend:?}", service.name);
+            }
+            Ok(())
+        })
+    };
+    is_up(true)?;
+    for service in &services {
+        let target = SocketAddr::new(service.vip, 80);
+        let page = Connection::open(&lab.client.namespace, target, PATIENCE)
+            .and_then(|mut connection| connection.get("/")?.ok())
+            .with_context(|| format!("by {}", service.name))?;
+        assert_eq!(page.text(), lab.webs[0].host.name);
+    }
+    lab.webs[0].host.namespace.ip("link set tun1 down")?;
+    is_up(false)
+}
+
+#[test]
+fn backend_in_mode_dsr_that_is_reached_by_a_tun_is_refused_with_its_line() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let _cable = far_web(&lab)?;
+    const WHY: &str = "leaves by tun1, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip";
+    let mut service = Way::DsrV4.service(&lab);
+    service.backends.push(FAR[0].parse()?);
+    let balancer = start(&lab, &[], &[service])?;
+    let checked =
+        balancer.lbctl_output(&["config", "check", &balancer.config().to_string_lossy()])?;
+    let said = String::from_utf8(checked.stderr)?;
+    let text = fs::read_to_string(balancer.config())?;
+    let line = 1 + text.lines().position(|line| line.contains(FAR[0])).context("no such line")?;
+    ensure!(!checked.status.success() && said.contains(WHY), "{said}");
+    ensure!(said.contains(&format!("lbd.toml:{line}:")), "line {line}: {said}");
+    wait::until(PATIENCE, "the backend is refused, and the others are not", || {
+        let status = balancer.status()?;
+        let service = status.service(Way::DsrV4.name())?;
+        let unusable = |address: IpAddr| anyhow::Ok(service.backend(address)?.unusable.clone());
+        ensure!(unusable(FAR[0].parse()?)?.as_deref() == Some(WHY), "{service:?}");
+        for web in &lab.webs {
+            ensure!(unusable(web.host.v4.into())?.is_none(), "{service:?}");
+        }
+        Ok(())
+    })
+}
