@@ -71,6 +71,14 @@ pub fn begin() {
     });
 }
 
+/// Whether the packet at hand, which was saved as it came, leaves by the interface that it came by.
+#[inline(always)]
+pub fn leaves_by_ingress() -> bool {
+    let mut same = false;
+    with_head(|head| same = head.egress == head.ingress);
+    same
+}
+
 /// A frame that can be saved.
 pub trait Frames: Copy {
     /// Bytes of the frame.

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    process::Stdio,
     thread,
     time::Duration,
 };
@@ -19,6 +20,7 @@ use kit::{
     wait,
     ways::{self, Way},
 };
+use lb_userspace::explain::{Snap, saved};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Where uploads are taken.
@@ -225,4 +227,39 @@ fn backend_in_mode_dsr_that_is_reached_by_a_tun_is_refused_with_its_line() -> Re
         }
         Ok(())
     })
+}
+
+#[test]
+fn packets_of_a_tun_are_captured_behind_a_header_of_zeros_and_explained() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&at_tc())?;
+    let _cable = join(&lab, "tun0", &lab.client.namespace, |packet| packet)?;
+    let (way, client) = (Way::DsrV4, lab.client.v4);
+    lab.client.namespace.ip(&format!("route add {} dev tun0 src {client}", way.vip()))?;
+    let balancer = start(&lab, &["tun0"], &[way.service(&lab)])?;
+    balancer.wait_usable()?;
+    let file = lab.folder().join("tun.pcapng");
+    let path = file.to_string_lossy();
+    let mut lbctl = balancer.lbctl_command();
+    lbctl.args(["capture", "-w", &path, "--service", way.name(), "-c", "12", "--duration", "20s"]);
+    let mut capture = lbctl.stdout(Stdio::null()).spawn()?;
+    let ended = wait::until(PATIENCE * 4, "the capture has its packets", || {
+        Connection::open(&lab.client.namespace, way.target(), PATIENCE)?.get("/")?.ok()?;
+        capture.try_wait()?.context("it goes on")
+    })?;
+    ensure!(ended.success(), "{ended}");
+    let saved = saved::read(&file, 100)?;
+    let (came, left): (Vec<_>, Vec<_>) =
+        saved.packets.iter().partition(|packet| packet.bytes.starts_with(&[0; 12]));
+    ensure!((came.len(), left.len()) == (12, 12), "{} came, {} left", came.len(), left.len());
+    let to_a_web = |packet: &&Snap| packet.bytes[12..15] == [8, 0, 0x45];
+    ensure!(came.iter().chain(&left).all(to_a_web), "{saved:?}");
+    // What has left is for other hosts.
+    let told = balancer.lbctl(&["explain", "--pcap", &path, "--verify", "--verbose"])?;
+    for words in ["comes     no Ethernet header", "verdict   forwarded by dsr-v4"] {
+        ensure!(told.matches(words).count() == 12, "{words}: {told}");
+    }
+    Ok(())
 }

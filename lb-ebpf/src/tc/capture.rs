@@ -33,10 +33,9 @@ fn any(skb: Skb) -> u32 {
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
     save::begin();
-    let (mut saved, mut leaves_by) = (0, 0);
+    let mut saved = 0;
     let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
         let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        leaves_by = egress;
         saved = save::before(skb, what, egress);
     };
     let verdict = if tags::is_too_deep(skb, &frame) {
@@ -46,7 +45,7 @@ fn any(skb: Skb) -> u32 {
     };
     let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
     if saved != 0 {
-        save::after(skb, xdp_action_of(action, leaves_by == skb.ifindex()));
+        save::after(skb, xdp_action_of(action));
     }
     action
 }
@@ -67,32 +66,35 @@ fn any_raw(skb: Skb) -> u32 {
     let frame = RawFrame::of_raw(ctx);
     let bytes = skb.total() as usize;
     save::begin();
-    let (mut saved, mut leaves_by) = (0, 0);
+    let mut saved = 0;
     let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
         let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        leaves_by = egress;
         saved = save::before(ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
     let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
     if saved != 0 {
-        // One that leaves has got an Ethernet header.
-        let action = xdp_action_of(action, leaves_by == skb.ifindex());
-        match action {
-            xdp_action::XDP_TX | xdp_action::XDP_REDIRECT => save::after(skb, action),
-            _ => save::after(ctx, action),
-        };
+        after_raw(skb, action);
     }
     action
 }
 
+/// Saves it as it is then: if it leaves, it has got an Ethernet header.
+#[inline(never)]
+fn after_raw(skb: Skb, action: u32) -> u64 {
+    match action {
+        raw_ip::PASS | raw_ip::DROP => save::after(RawSkb(skb), xdp_action_of(action)),
+        _ => save::after(skb, xdp_action_of(action)),
+    }
+}
+
 /// What XDP calls an action: the record has its words.
 #[inline(always)]
-const fn xdp_action_of(action: u32, same: bool) -> u32 {
+fn xdp_action_of(action: u32) -> u32 {
     match action {
         send::PASS => xdp_action::XDP_PASS,
         send::DROP => xdp_action::XDP_DROP,
-        _ if same => xdp_action::XDP_TX,
+        _ if save::leaves_by_ingress() => xdp_action::XDP_TX,
         _ => xdp_action::XDP_REDIRECT,
     }
 }

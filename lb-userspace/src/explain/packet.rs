@@ -174,9 +174,9 @@ fn flags(flags: u8) -> String {
     if set.is_empty() { "none".into() } else { set.join(" ") }
 }
 
-/// Whether a frame is one of an interface without Ethernet header, behind one of zeros: no other has these addresses.
+/// Whether a frame is one of an interface without Ethernet header, behind one whose source is zero: no host has that.
 pub fn is_raw_ip(bytes: &[u8]) -> bool {
-    bytes.starts_with(&[0; 12])
+    bytes.get(6..12) == Some(&[0; 6])
 }
 
 /// The headers of a frame, one after the other: a line each.

@@ -156,7 +156,12 @@ impl<'a> Book<'a> {
             let to: Option<[u8; 6]> = snap.bytes.get(..6).and_then(|mac| mac.try_into().ok());
             let to = to.map(packet::mac).unwrap_or_default();
             let interface = self.interface(self.ingress);
-            let text = format!("{to} on {interface} is this node; CPU {}", self.cpu);
+            let whom = if packet::is_raw_ip(&snap.bytes) {
+                "without an Ethernet header every frame is for this node".to_owned()
+            } else {
+                format!("{to} on {interface} is this node")
+            };
+            let text = format!("{whom}; CPU {}", self.cpu);
             steps.add("node", text);
         }
     }
