@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     datapath::kernel::Feature,
     datapath::probe::Found,
-    netlink::{Resolution, Want, striding::EmptyFirstBuffers},
+    netlink::{LinkLayer, Resolution, Want, striding::EmptyFirstBuffers},
     status::EgressStatus,
     unit::Unit,
 };
@@ -88,6 +88,8 @@ pub struct Interface {
     pub loopback: bool,
     /// What it is made of, as `ip -d link` says: `veth`, `ipip`; none for hardware.
     pub kind: Option<String>,
+    /// What its frames begin with.
+    pub layer: LinkLayer,
     /// Its MTU.
     pub mtu: u32,
     /// Its hardware address, if that has six bytes.

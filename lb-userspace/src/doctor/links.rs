@@ -7,8 +7,9 @@ use super::{
     facts::{Facts, Interface},
 };
 use crate::{
+    config::Config,
     datapath::probe::Hook,
-    netlink::{generic::xdp_act, gro, trunks::STRIPPING},
+    netlink::{LinkLayer, generic::xdp_act, gro, trunks::STRIPPING},
     settings::{Attach, XdpModes},
     units::counted,
 };
@@ -80,11 +81,33 @@ pub(super) fn program(facts: &Facts) -> Vec<Finding> {
     configured(facts).map(check).collect()
 }
 
-pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
-    const CHECK: &str = "driver";
-    let Ok(config) = &facts.config else { return Vec::new() };
+/// An interface that can't have XDP, and is to have nothing else.
+fn without_xdp(facts: &Facts, config: &Config, name: &str, found: String) -> Finding {
+    let why = "lbd refuses to start: `attach` allows nothing but XDP";
+    let finding = Finding::wrong(DRIVER, found, why);
+    if config.hooks.by_interface.contains_key(name) {
+        return finding;
+    }
     let file = facts.file.display();
+    finding.mended_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
+}
+
+/// What [`driver`] looks at.
+const DRIVER: &str = "driver";
+
+pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = DRIVER;
+    let Ok(config) = &facts.config else { return Vec::new() };
     let check = |(name, interface): (&str, &Interface)| {
+        if interface.layer == LinkLayer::RawIp {
+            let found = format!("{name} has no Ethernet header, which XDP needs");
+            return match config.hooks.of(name) {
+                Attach::Xdp => without_xdp(facts, config, name, found),
+                Attach::Auto | Attach::Tc => {
+                    Finding::ok(CHECK, format!("{found}; it gets the tc program"))
+                }
+            };
+        }
         let Some(bits) = interface.xdp_features else {
             let found = format!(
                 "{name}: the kernel does not say what the driver can do for XDP; tc is possible"
@@ -95,14 +118,7 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
         if !has(xdp_act::BASIC) {
             let found = format!("{name}: the driver has no native XDP");
             return match (config.hooks.of(name), config.xdp) {
-                (Attach::Xdp, XdpModes::Native) => {
-                    let why = "lbd refuses to start: `attach` allows nothing but native XDP";
-                    let finding = Finding::wrong(CHECK, found, why);
-                    if config.hooks.by_interface.contains_key(name) {
-                        return finding;
-                    }
-                    finding.mended_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
-                }
+                (Attach::Xdp, XdpModes::Native) => without_xdp(facts, config, name, found),
                 (Attach::Tc, _) | (Attach::Auto, XdpModes::Native) => {
                     Finding::ok(CHECK, format!("{found}; it gets the tc program"))
                 }

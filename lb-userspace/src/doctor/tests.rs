@@ -19,7 +19,7 @@ use crate::{
         probe::{Found, Hook},
     },
     desired::Mode,
-    netlink::{NextHop, Resolution, Want},
+    netlink::{LinkLayer, NextHop, Resolution, Want},
     status::EgressStatus,
     unit::Unit,
 };
@@ -321,6 +321,18 @@ fn drivers_without_native_xdp_are_told() {
         Grade::Warning,
         &["no native XDP"],
     );
+    // What begins with its IP header never has XDP, whatever the driver says.
+    for (attach, grade, words) in [
+        ("auto", Grade::Ok, "no Ethernet header, which XDP needs; it gets the tc program"),
+        ("tc", Grade::Ok, "it gets the tc program"),
+        ("xdp", Grade::Wrong, mend),
+    ] {
+        let found = changed(links::driver, |facts| {
+            eth0(facts).layer = LinkLayer::RawIp;
+            facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
+        });
+        assert_told(&found, grade, &[words]);
+    }
     // One interface sends by itself; two may send by each other.
     assert_told(&driver(Some(1), ""), Grade::Ok, &[]);
     let two = changed(links::driver, |facts| {

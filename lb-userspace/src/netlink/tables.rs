@@ -85,9 +85,10 @@ pub struct Device {
 }
 
 /// What the frames of an interface begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LinkLayer {
     /// An Ethernet header.
+    #[default]
     Ethernet,
     /// Their IP header: WireGuard, tun.
     RawIp,

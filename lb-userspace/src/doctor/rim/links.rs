@@ -13,7 +13,7 @@ use rtnetlink::{
     },
 };
 
-use crate::doctor::facts::Interface;
+use crate::{doctor::facts::Interface, netlink::LinkLayer};
 
 /// What netlink tells.
 pub(super) struct Links {
@@ -84,6 +84,7 @@ fn interface_of(message: &LinkMessage) -> (String, Interface) {
         ifindex: message.header.index,
         loopback: flags.contains(LinkFlags::Loopback),
         up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
+        layer: LinkLayer::of(message.header.link_layer_type),
         ..Interface::default()
     };
     for attribute in &message.attributes {
