@@ -3,6 +3,7 @@
 
 mod bond;
 mod generic;
+mod tunnels;
 
 use std::env;
 

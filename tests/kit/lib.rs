@@ -39,6 +39,8 @@ pub mod tmux;
 pub mod tun;
 pub mod twins;
 pub mod udp;
+#[cfg(feature = "datapath")]
+pub mod uploads;
 pub mod wait;
 pub mod ways;
 pub mod xdp;

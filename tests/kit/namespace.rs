@@ -176,6 +176,20 @@ impl Namespace {
         mac.map(str::to_owned).with_context(|| format!("{interface} has no address"))
     }
 
+    /// How many frames an interface has received, as its driver counts them.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface.
+    pub fn received(&self, interface: &str) -> Result<u64> {
+        // Not from /sys, which shows the interfaces of another namespace: that of its mount.
+        let show = ["-n", &self.name, "-s", "-j", "link", "show", interface];
+        let shown: serde_json::Value =
+            serde_json::from_str(&run(command("ip").args(show))?).context("output of ip -j")?;
+        let count = shown[0]["stats64"]["rx"]["packets"].as_u64();
+        count.with_context(|| format!("{interface} has no counters: {shown}"))
+    }
+
     /// Removes the namespace now.
     ///
     /// # Errors

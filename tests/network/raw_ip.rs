@@ -2,10 +2,8 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr},
     process::Stdio,
-    thread,
     time::Duration,
 };
 
@@ -17,14 +15,13 @@ use kit::{
     lab::{Lab, Options},
     namespace::Namespace,
     tun::{Cable, Change, Layer, Tun},
+    uploads::{self, PORT},
     wait,
     ways::{self, Way},
 };
 use lb_userspace::explain::{Snap, saved};
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Where uploads are taken.
-const PORT: u16 = 9000;
 /// Bytes of an upload.
 const UPLOAD: usize = 1 << 20;
 
@@ -106,32 +103,13 @@ fn uploads_by_a_tun_fit_the_tunnel_after_an_icmp_error() -> Result<()> {
     ways::decapsulate(&lab)?;
     for way in ways {
         let address = SocketAddr::new(way.vip(), PORT);
-        for web in &lab.webs {
-            let listener = web.host.namespace.enter(|| TcpListener::bind(address))??;
-            thread::spawn(move || count(&listener));
-        }
-        let connect = || TcpStream::connect_timeout(&address, PATIENCE);
-        let mut stream = lab.client.namespace.enter(connect)?.context("connect")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.write_all(&vec![0x5a; UPLOAD]).context("upload")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("read the answer")?;
-        ensure!(answer == UPLOAD.to_string(), "{}: {answer:?}", way.name());
+        uploads::take(&lab, address)?;
+        uploads::send(&lab, address, UPLOAD, 1, PATIENCE).with_context(|| address.to_string())?;
     }
     let status = balancer.status()?;
     let told = status.dropped.get("too_big_replied").map_or(0, |count| count.packets);
     ensure!(told >= 2, "{:?}", status.dropped);
     Ok(())
-}
-
-/// Answers each upload with its length.
-fn count(listener: &TcpListener) {
-    for mut stream in listener.incoming().map_while(Result::ok) {
-        let mut bytes = Vec::new();
-        let _ = (&stream).take(UPLOAD as u64).read_to_end(&mut bytes);
-        let _ = write!(stream, "{}", bytes.len());
-    }
 }
 
 /// Takes the outer header off, as the tunnel's far end does.

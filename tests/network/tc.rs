@@ -1,7 +1,6 @@
 //! The balancer at tc between real hosts: over links whose ends merge and cut packets, and beside XDP.
 
 use std::{
-    hash::{DefaultHasher, Hasher as _},
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicBool, Ordering},
@@ -16,12 +15,11 @@ use kit::{
     http::Connection,
     lab::{INTERFACE, Lab, Options},
     status::Backend,
+    uploads::{self, PORT},
     ways::{self, Way},
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Where uploads are taken.
-const PORT: u16 = 9000;
 /// Bytes of an upload.
 const UPLOAD: usize = 32 << 20;
 
@@ -67,62 +65,14 @@ fn http_reaches_all_web_hosts_by_tc_in_each_mode() -> Result<()> {
     Ok(())
 }
 
-fn hash_of(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
-}
-
-/// Takes uploads to a VIP on every web host, and answers each with its length and hash.
-fn collect(lab: &Lab, address: SocketAddr) -> Result<()> {
-    for web in &lab.webs {
-        let listener = web.host.namespace.enter(|| TcpListener::bind(address))?;
-        let listener = listener.with_context(|| format!("listen on {address}"))?;
-        thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                thread::spawn(move || {
-                    let mut stream = stream;
-                    let mut bytes = Vec::with_capacity(UPLOAD);
-                    let _ = (&stream).take(UPLOAD as u64).read_to_end(&mut bytes);
-                    let _ = writeln!(stream, "{} {}", bytes.len(), hash_of(&bytes));
-                });
-            }
-        });
-    }
-    Ok(())
-}
-
 /// The balancer of a lab at tc with a service of each family that takes uploads.
 fn taking_uploads(lab: &Lab) -> Result<(Balancer, [Service; 2])> {
     let services = [Way::DsrV4, Way::DsrV6].map(|way| Service { port: PORT, ..way.service(lab) });
     let balancer = balanced(lab, &services)?;
     for service in &services {
-        collect(lab, SocketAddr::new(service.vip, PORT))?;
+        uploads::take(lab, SocketAddr::new(service.vip, PORT))?;
     }
     Ok((balancer, services))
-}
-
-/// Sends bytes to a VIP, of which all must arrive.
-fn upload(lab: &Lab, address: SocketAddr, seed: u64) -> Result<()> {
-    let mut random = kit::datapath::generate::Random(seed);
-    let bytes: Vec<u8> = (0..UPLOAD / 8).flat_map(|_| random.next().to_le_bytes()).collect();
-    let open = || TcpStream::connect_timeout(&address, PATIENCE);
-    let mut stream = lab.client.namespace.enter(open)?.context("connect")?;
-    stream.set_read_timeout(Some(PATIENCE * 4))?;
-    stream.set_write_timeout(Some(PATIENCE * 4))?;
-    stream.write_all(&bytes).context("upload")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("read the answer")?;
-    ensure!(answer.trim() == format!("{} {}", bytes.len(), hash_of(&bytes)), "{answer}");
-    Ok(())
-}
-
-/// Frames that an interface has received, as its driver counts them.
-fn received(lab: &Lab) -> Result<u64> {
-    let mut cat = lab.balancer.namespace.command("cat");
-    let shown =
-        kit::command::run(cat.arg(format!("/sys/class/net/{INTERFACE}/statistics/rx_packets")))?;
-    shown.trim().parse().context("a count")
 }
 
 #[test]
@@ -135,11 +85,12 @@ fn uploads_arrive_whole_where_links_merge_and_cut_packets() -> Result<()> {
     let (balancer, services) = taking_uploads(&lab)?;
     for service in &services {
         let address = SocketAddr::new(service.vip, PORT);
-        let before = received(&lab)?;
+        let before = lab.balancer.namespace.received(INTERFACE)?;
         for seed in 0..4 {
-            upload(&lab, address, seed).with_context(|| format!("{seed} to {address}"))?;
+            uploads::send(&lab, address, UPLOAD, seed, PATIENCE * 4)
+                .with_context(|| format!("{seed} to {address}"))?;
         }
-        let frames = received(&lab)? - before;
+        let frames = lab.balancer.namespace.received(INTERFACE)? - before;
         let status = balancer.status()?;
         let backends = &status.service(&service.name)?.backends;
         let sent = |count: fn(&Backend) -> u64| backends.values().map(count).sum::<u64>();
@@ -172,7 +123,8 @@ fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones()
     for service in &services {
         let address = SocketAddr::new(service.vip, PORT);
         let before = balancer.status()?.dropped("too_big_replied");
-        upload(&lab, address, 1).with_context(|| address.to_string())?;
+        uploads::send(&lab, address, UPLOAD, 1, PATIENCE * 4)
+            .with_context(|| address.to_string())?;
         let replied = balancer.status()?.dropped("too_big_replied") - before;
         ensure!((1..100).contains(&replied), "{replied} errors for {address}");
         let mut ip = lab.client.namespace.command("ip");
@@ -270,7 +222,7 @@ fn what_the_queueing_discipline_behind_tc_drops_is_in_the_metrics() -> Result<()
     let services = [Service { port: PORT, ..Way::DsrV4.service(&lab) }];
     let balancer = balanced(&lab, &services)?;
     let address = SocketAddr::new(services[0].vip, PORT);
-    collect(&lab, address)?;
+    uploads::take(&lab, address)?;
     let count = |by: &str| -> Result<u64> {
         let page = balancer.metrics()?;
         let name = "lb_egress_dropped_packets_total";

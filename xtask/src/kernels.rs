@@ -40,6 +40,7 @@ const NICS: u8 = 4;
 const ON_VETH: &[&str] = &[
     "short::",
     "tc::",
+    "raw_ip::clients_that_come_by_a_tun_reach_all_web_hosts_in_each_mode",
     "egress::frames_that_the_driver_does_not_transmit_are_drops_with_a_reason",
 ];
 
@@ -190,7 +191,12 @@ fn script(programs: &[Program]) -> Result<String> {
             &["short::"],
         ),
         // Last: where it fails, it may take the kernel with it.
-        ("bonds, and generic XDP behind GRO", "LB_DISPOSABLE_KERNEL=1 ".into(), guest, &[]),
+        (
+            "bonds, tunnels, and generic XDP behind GRO",
+            "LB_DISPOSABLE_KERNEL=1 ".into(),
+            guest,
+            &[],
+        ),
     ] {
         for part in tests {
             let named = program.tests(&[(*part).to_owned()])?;

@@ -70,6 +70,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("modprobe", "kmod"),
     ("cpio", "cpio"),
+    ("wg", "wireguard-tools"),
     ("xz", "xz-utils"),
     (apt::KEYRING, "debian-archive-keyring"),
 ];
