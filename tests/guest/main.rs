@@ -2,6 +2,7 @@
 //! each kernel, and no other suite does. Without the variable that the virtual machine's script sets it refuses.
 
 mod bond;
+mod e1000;
 mod generic;
 mod tunnels;
 

@@ -59,6 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         cpus: 1,
         memory_mib: 2_048,
         nics: 0,
+        e1000: false,
         counted: true,
         limit: LIMIT,
     };

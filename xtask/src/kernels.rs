@@ -128,6 +128,7 @@ fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
             cpus: 2,
             memory_mib: 2_560,
             nics: NICS,
+            e1000: true,
             counted: false,
             limit: LIMIT,
         };
@@ -176,6 +177,7 @@ fn script(programs: &[Program]) -> Result<String> {
     };
     let (datapath, network, guest) = (find("datapath")?, find("network")?, find("guest")?);
     let macs: Vec<_> = (0..NICS).map(vm::mac).collect();
+    let e1000 = [NICS, NICS + 1].map(vm::mac).join(",");
     let binaries = quoted(&cargo::folder(false)?.to_string_lossy());
     // In a guest, too, a test that can't run has failed.
     let mut script = format!(
@@ -192,8 +194,8 @@ fn script(programs: &[Program]) -> Result<String> {
         ),
         // Last: where it fails, it may take the kernel with it.
         (
-            "bonds, tunnels, and generic XDP behind GRO",
-            "LB_DISPOSABLE_KERNEL=1 ".into(),
+            "bonds, tunnels, an e1000, and generic XDP behind GRO",
+            format!("LB_DISPOSABLE_KERNEL=1 LB_NICS={e1000} "),
             guest,
             &[],
         ),

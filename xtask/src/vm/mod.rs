@@ -38,6 +38,9 @@ pub struct Arguments {
     /// How many virtio NICs it has, joined two by two
     #[arg(long, default_value_t = 0)]
     nics: u8,
+    /// It has an Intel e1000, too, joined with a virtio NIC
+    #[arg(long)]
+    e1000: bool,
     /// What it runs as root
     #[arg(required = true, last = true)]
     command: Vec<String>,
@@ -57,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         cpus: 2,
         memory_mib: 2_048,
         nics: arguments.nics,
+        e1000: arguments.e1000,
         counted: arguments.counted,
         limit: Duration::from_secs(3_600),
     };
@@ -91,6 +95,8 @@ pub struct Machine<'a> {
     pub memory_mib: u32,
     /// Virtio NICs, joined two by two: the first with the second, and so on. [`mac`] tells them apart.
     pub nics: u8,
+    /// Whether it has two more: an Intel e1000, whose driver has no XDP, joined with a virtio NIC.
+    pub e1000: bool,
     /// Whether its clock counts instructions: one CPU, on which an instruction takes a nanosecond and
     /// idle time none. What it measures is the same however busy this machine is.
     pub counted: bool,

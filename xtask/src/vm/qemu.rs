@@ -102,9 +102,12 @@ fn arguments(
         add(&format!("-smp {} -icount shift=0 -accel tcg,thread=single", cpus_counted(machine)));
         add("-cpu max,la57=off");
     }
-    for nic in 0..machine.nics {
+    let e1000 = machine.e1000.then_some((machine.nics, "e1000"));
+    let port = machine.e1000.then_some((machine.nics + 1, VIRTIO));
+    let nics = (0..machine.nics).map(|nic| (nic, VIRTIO)).chain(e1000).chain(port);
+    for (nic, model) in nics {
         add(&format!("-netdev hubport,id=n{nic},hubid={}", nic / 2));
-        add(&format!("-device virtio-net-pci,netdev=n{nic},mac={}", mac(nic)));
+        add(&format!("-device {model},netdev=n{nic},mac={}", mac(nic)));
     }
     let shares = [
         ("root", Path::new("/"), "on"),
@@ -134,6 +137,9 @@ fn arguments(
     arguments.extend(output.map(OsString::from));
     arguments
 }
+
+/// The NIC that has native XDP.
+const VIRTIO: &str = "virtio-net-pci";
 
 /// How many CPUs it can have on one thread with a clock of instructions.
 ///
@@ -226,6 +232,7 @@ mod tests {
             cpus: 2,
             memory_mib: 512,
             nics: 4,
+            e1000: false,
             counted: false,
             limit: Duration::from_secs(1),
         };
@@ -238,6 +245,10 @@ mod tests {
         assert!(plain.contains("thread=single") && plain.contains("-smp 2"), "{plain}");
         assert!(line(&machine, true).contains("-accel kvm"));
         let counted = line(&Machine { counted: true, ..machine }, true);
+        let more = line(&Machine { e1000: true, ..machine }, true);
+        for device in ["e1000,netdev=n4,mac=52:54:00:00:00:05", "virtio-net-pci,netdev=n5"] {
+            assert!(more.contains(&format!("-device {device}")), "{more}");
+        }
         assert!(counted.contains("-icount shift=0,sleep=off") && counted.contains("-smp 1"));
         assert!(!counted.contains("kvm"), "{counted}");
     }
@@ -260,6 +271,7 @@ mod tests {
                 cpus: 2,
                 memory_mib: 512,
                 nics: 0,
+                e1000: false,
                 counted: false,
                 limit: Duration::from_secs(1),
             };
