@@ -22,7 +22,7 @@ use lb_ebpf::{
     skb::{RawSkb, Skb},
 };
 
-/// Bytes of a frame that are told: Ethernet (of zeros where there is none), IPv4 and TCP without options.
+/// Bytes of a frame in a message: Ethernet (of zeros where there is none), IPv4 and TCP without options.
 const HEAD: usize = 54;
 
 /// How many messages may be written until `lbd` grants more.

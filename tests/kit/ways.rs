@@ -1,13 +1,21 @@
 //! The ways in which the balancer forwards: mode and addresses, each with a VIP of its own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     balancer::{Balancer, Service},
+    http::Connection,
     lab::{Lab, Options, VIPS_V4, VIPS_V6, Web},
 };
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A way to the web hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +109,32 @@ pub fn balanced(options: &Options, ways: &[Way], settings: &str) -> Result<(Lab,
         decapsulate(&lab)?;
     }
     Ok((lab, balancer))
+}
+
+/// Each way leads to every web host within so many requests, and the balancer counts as many new flows as each host has
+/// answered.
+///
+/// # Errors
+///
+/// A request has no answer, a host has none of them, or a count differs.
+pub fn all_reach_all(lab: &Lab, balancer: &Balancer, requests: u64) -> Result<()> {
+    for way in Way::ALL {
+        let mut answers = BTreeMap::<_, u64>::new();
+        for n in 0..requests {
+            let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
+                .and_then(|mut connection| connection.get("/")?.ok())
+                .with_context(|| format!("request {n} by {}", way.name()))?;
+            *answers.entry(page.text()).or_default() += 1;
+        }
+        ensure!(answers.len() == lab.webs.len(), "{}: {answers:?}", way.name());
+        let status = balancer.status()?;
+        let service = status.service(way.name())?;
+        for web in &lab.webs {
+            let (counted, host) = (service.backend(way.backend(web))?.new_flows, &web.host.name);
+            ensure!(counted == answers[host], "{}: {counted}, {answers:?}", way.name());
+        }
+    }
+    Ok(())
 }
 
 /// Attaches the decapsulator on every web host.

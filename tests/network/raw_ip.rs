@@ -31,6 +31,18 @@ fn join(lab: &Lab, name: &str, other: &Namespace, to_other: Change) -> Result<Ca
     Ok(Cable::lay(tun(&lab.balancer.namespace)?, tun(other)?, to_other))
 }
 
+/// Has the client's requests by these ways go by a tun to the balancer. Web hosts answer it on the switch.
+fn by_tun(lab: &Lab, ways: &[Way]) -> Result<Cable> {
+    let client = &lab.client;
+    let cable = join(lab, "tun0", &client.namespace, |packet| packet)?;
+    let route = |way: &Way| {
+        let (vip, source) = (way.vip(), client.address(way.vip()));
+        format!("route add {vip} dev tun0 src {source}\n")
+    };
+    client.namespace.ip(&ways.iter().map(route).collect::<String>())?;
+    Ok(cable)
+}
+
 /// The balancer with its program on these interfaces, beside the lab's.
 fn start(lab: &Lab, more: &[&str], services: &[Service]) -> Result<Balancer> {
     let mut balancer = Balancer::new(lab, services)?;
@@ -46,57 +58,28 @@ fn at_tc() -> Options {
     Options { attach: "tc", ..Options::default() }
 }
 
-/// The client's requests go by the tun, and web hosts answer it on the switch.
 #[test]
 fn clients_that_come_by_a_tun_reach_all_web_hosts_in_each_mode() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let lab = Lab::new(&at_tc())?;
-    let _cable = join(&lab, "tun0", &lab.client.namespace, |packet| packet)?;
-    let (v4, v6) = (lab.client.v4, lab.client.v6);
-    let route = |way: &Way| match way.vip() {
-        IpAddr::V4(vip) => format!("route add {vip} dev tun0 src {v4}\n"),
-        IpAddr::V6(vip) => format!("route add {vip} dev tun0 src {v6}\n"),
-    };
-    lab.client.namespace.ip(&Way::ALL.iter().map(route).collect::<String>())?;
+    let _cable = by_tun(&lab, &Way::ALL)?;
     let balancer = start(&lab, &["tun0"], &Way::ALL.map(|way| way.service(&lab)))?;
     balancer.wait_usable()?;
     ways::decapsulate(&lab)?;
-    for way in Way::ALL {
-        let mut answers = std::collections::BTreeMap::<_, u64>::new();
-        for n in 0..40 {
-            let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
-                .and_then(|mut connection| connection.get("/")?.ok())
-                .with_context(|| format!("request {n} by {}", way.name()))?;
-            *answers.entry(page.text()).or_default() += 1;
-        }
-        ensure!(answers.len() == 3, "{}: {answers:?}", way.name());
-        let status = balancer.status()?;
-        let service = status.service(way.name())?;
-        for web in &lab.webs {
-            let backend = service.backend(way.backend(web))?;
-            assert_eq!(backend.new_flows, answers[&web.host.name], "{}", way.name());
-        }
-    }
-    Ok(())
+    ways::all_reach_all(&lab, &balancer, 40)
 }
 
-/// Segments that fill the link are too big for a tunnel, of which the sender is told by the tun.
+/// Segments that fill the link are too big for a tunnel: the balancer sends the client an ICMP error by the tun.
 #[test]
 fn uploads_by_a_tun_fit_the_tunnel_after_an_icmp_error() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
     let lab = Lab::new(&at_tc())?;
-    let _cable = join(&lab, "tun0", &lab.client.namespace, |packet| packet)?;
     let ways = [Way::IpipV4, Way::IpipV6];
-    let (v4, v6) = (lab.client.v4, lab.client.v6);
-    lab.client.namespace.ip(&format!(
-        "route add {} dev tun0 src {v4}\nroute add {} dev tun0 src {v6}\n",
-        ways[0].vip(),
-        ways[1].vip()
-    ))?;
+    let _cable = by_tun(&lab, &ways)?;
     let services = ways.map(|way| Service { port: PORT, ..way.service(&lab) });
     let balancer = start(&lab, &["tun0"], &services)?;
     balancer.wait_usable()?;
@@ -107,8 +90,8 @@ fn uploads_by_a_tun_fit_the_tunnel_after_an_icmp_error() -> Result<()> {
         uploads::send(&lab, address, UPLOAD, 1, PATIENCE).with_context(|| address.to_string())?;
     }
     let status = balancer.status()?;
-    let told = status.dropped.get("too_big_replied").map_or(0, |count| count.packets);
-    ensure!(told >= 2, "{:?}", status.dropped);
+    let replied = status.dropped.get("too_big_replied").map_or(0, |count| count.packets);
+    ensure!(replied >= 2, "{:?}", status.dropped);
     Ok(())
 }
 
@@ -213,9 +196,8 @@ fn packets_of_a_tun_are_captured_behind_a_header_of_zeros_and_explained() -> Res
         return Ok(());
     }
     let lab = Lab::new(&at_tc())?;
-    let _cable = join(&lab, "tun0", &lab.client.namespace, |packet| packet)?;
-    let (way, client) = (Way::DsrV4, lab.client.v4);
-    lab.client.namespace.ip(&format!("route add {} dev tun0 src {client}", way.vip()))?;
+    let way = Way::DsrV4;
+    let _cable = by_tun(&lab, &[way])?;
     let balancer = start(&lab, &["tun0"], &[way.service(&lab)])?;
     balancer.wait_usable()?;
     let file = lab.folder().join("tun.pcapng");
@@ -235,9 +217,9 @@ fn packets_of_a_tun_are_captured_behind_a_header_of_zeros_and_explained() -> Res
     let to_a_web = |packet: &&Snap| packet.bytes[12..15] == [8, 0, 0x45];
     ensure!(came.iter().chain(&left).all(to_a_web), "{saved:?}");
     // What has left is for other hosts.
-    let told = balancer.lbctl(&["explain", "--pcap", &path, "--verify", "--verbose"])?;
+    let explained = balancer.lbctl(&["explain", "--pcap", &path, "--verify", "--verbose"])?;
     for words in ["comes     no Ethernet header", "verdict   forwarded by dsr-v4"] {
-        ensure!(told.matches(words).count() == 12, "{words}: {told}");
+        ensure!(explained.matches(words).count() == 12, "{words}: {explained}");
     }
     Ok(())
 }

@@ -46,23 +46,7 @@ fn http_reaches_all_web_hosts_by_tc_in_each_mode() -> Result<()> {
     let lab = Lab::new(&at_tc())?;
     let balancer = balanced(&lab, &Way::ALL.map(|way| way.service(&lab)))?;
     ways::decapsulate(&lab)?;
-    for way in Way::ALL {
-        let mut answers = std::collections::BTreeMap::<_, u64>::new();
-        for n in 0..60 {
-            let page = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
-                .and_then(|mut connection| connection.get("/")?.ok())
-                .with_context(|| format!("request {n} by {}", way.name()))?;
-            *answers.entry(page.text()).or_default() += 1;
-        }
-        ensure!(answers.len() == 3, "{}: {answers:?}", way.name());
-        let status = balancer.status()?;
-        let service = status.service(way.name())?;
-        for web in &lab.webs {
-            let backend = service.backend(way.backend(web))?;
-            assert_eq!(backend.new_flows, answers[&web.host.name], "{}", way.name());
-        }
-    }
-    Ok(())
+    ways::all_reach_all(&lab, &balancer, 60)
 }
 
 /// The balancer of a lab at tc with a service of each family that takes uploads.
