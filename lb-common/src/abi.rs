@@ -38,6 +38,8 @@ mod handshake;
 mod pin_log;
 mod slot;
 
+#[cfg(not(target_arch = "bpf"))]
+pub use self::slot::Seen;
 pub use self::{
     handshake::{HANDSHAKES, Handshake},
     pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},

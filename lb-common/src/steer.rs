@@ -407,8 +407,7 @@ where
         if flags & backend_flags::SOFT_DOWN != 0 {
             return UNPINNABLE.to_word();
         }
-        slot.touch_unpinned(stamp(now));
-        return Choice { id: base, events: events::UNPINNED }.to_word();
+        return to_base_owner(slot, now).to_word();
     }
     if flags & backend_flags::USABLE == 0 {
         return Choice::of(current).to_word();
@@ -416,8 +415,16 @@ where
     if what == kind::CONCERNS {
         return Choice::of(base).to_word();
     }
-    slot.touch_unpinned(stamp(now));
-    Choice { id: base, events: events::UNPINNED }.to_word()
+    to_base_owner(slot, now).to_word()
+}
+
+/// A packet goes to the base owner without a pin, and its slot's stamp is renewed. If the daemon has settled the
+/// slot since its owners were read, the packet goes where the next ones of its flow will go.
+#[inline(always)]
+fn to_base_owner(slot: &Slot, now: u32) -> Choice {
+    let Owners { current, base } = slot.touched(stamp(now));
+    let id = if base == 0 { current } else { base };
+    Choice { id, events: events::UNPINNED }
 }
 
 /// Whether a packet of this [`kind`] may be the first one that its flow's backend answers.

@@ -177,3 +177,64 @@ fn a_backup_that_is_told_nothing_makes_no_estimate_and_begins_anew_as_the_active
     assert!(!swept(&mut engine, 1_519).is_estimated_over());
     assert!(swept(&mut engine, 1_520).is_estimated_over());
 }
+
+/// How many slots the backend that drains is the base owner of, and the other one of its own.
+fn bases(engine: &Engine<Fake>) -> (usize, usize) {
+    let (old, owners) = (id(engine, OLD), owners(engine));
+    let of_old = owners.iter().filter(|slot| slot.base == old).count();
+    (of_old, owners.iter().filter(|slot| slot.base != 0 && slot.base == slot.current).count())
+}
+
+#[test]
+fn a_slot_that_a_packet_comes_for_while_it_is_written_keeps_its_base_owner() {
+    let mut engine = draining(None);
+    let (all, _) = bases(&engine);
+    let quiet = 1_001 + IDLE;
+    engine.data_plane_mut().touch_before_change(abi::stamp(quiet));
+    assert!(swept(&mut engine, quiet).has_flows());
+    assert_eq!(bases(&engine), (all, 0));
+    swept(&mut engine, quiet + IDLE);
+    assert_eq!(bases(&engine), (all, 0), "a flow may be there");
+    assert!(!swept(&mut engine, quiet + IDLE + 1).has_flows());
+    assert_eq!(bases(&engine), (0, 0));
+}
+
+#[test]
+fn a_slot_that_a_packet_comes_for_while_it_begins_to_settle_keeps_its_base_owner() {
+    let mut engine = draining(None);
+    let (all, _) = bases(&engine);
+    let mut quiet = 1_001 + IDLE;
+    engine.news(at(quiet)).unwrap();
+    assert!(swept(&mut engine, quiet).has_flows());
+    engine.data_plane_mut().touch_before_change(abi::stamp(quiet));
+    engine.news(at(quiet)).unwrap();
+    assert_eq!(bases(&engine), (all, 0), "none was exported as settled");
+    quiet += IDLE + 1;
+    engine.news(at(quiet)).unwrap();
+    assert!(swept(&mut engine, quiet).has_flows());
+    engine.news(at(quiet)).unwrap();
+    assert_eq!(bases(&engine), (0, all), "all were");
+    engine.news_are_taken(engine.news_number());
+    engine.news(at(quiet)).unwrap();
+    assert_eq!(bases(&engine), (0, 0));
+}
+
+#[test]
+fn slots_that_a_packet_comes_for_while_a_peer_is_late_with_them_are_not_taken_back() {
+    for is_used in [false, true] {
+        let mut engine = draining(None);
+        let quiet = 1_001 + IDLE;
+        engine.news_are_taken(0);
+        engine.news(at(quiet)).unwrap();
+        engine.sweep(at(quiet)).unwrap();
+        engine.news(at(quiet)).unwrap();
+        let (_, settling) = bases(&engine);
+        assert!(settling > 0);
+        if is_used {
+            // A flow has begun on their current owner.
+            engine.data_plane_mut().touch_before_change(abi::stamp(quiet + 1));
+        }
+        engine.news(at(quiet + 1)).unwrap();
+        assert_eq!(bases(&engine).1, if is_used { settling } else { 0 });
+    }
+}

@@ -4,9 +4,16 @@
 //! writes. A packet reads one slot, and its owners by one load. So the daemon changes a published ring in place. If
 //! it replaced the ring by a copy, stamps of packets that arrive meanwhile would be lost. A new ring is filled
 //! first, and one store into `RINGS` publishes it.
+//!
+//! The daemon takes a slot from its base owner when no packet without a pin has come for long. One that comes
+//! between that look and the change has gone to the base owner, and the next packet of its flow must go there, too.
+//! So this change is a compare-and-swap of the whole slot ([`Slot::replace_owners`]), and the program reads the
+//! owners again after it has written the stamp ([`Slot::touched`]).
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
+#[cfg(not(target_arch = "bpf"))]
+use crate::shared::SharedU64;
 use crate::shared::{SharedU16, SharedU32};
 
 /// Gives up seconds to a stamp of 16 bits in which 0 means never.
@@ -67,6 +74,25 @@ impl Owners {
     }
 }
 
+/// What the daemon has seen of a slot that it is to change.
+#[cfg(not(target_arch = "bpf"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Both owners.
+    pub owners: Owners,
+    /// [`stamp`] of the last packet that went to the base owner without a pin; 0 for never.
+    pub unpinned: u16,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Seen {
+    /// From the bytes of a slot.
+    const fn from_bytes([a, b, c, d, e, f, ..]: [u8; 8]) -> Self {
+        let owners = Owners::from_word(u32::from_ne_bytes([a, b, c, d]));
+        Self { owners, unpinned: u16::from_ne_bytes([e, f]) }
+    }
+}
+
 impl Slot {
     /// A slot with these owners and no stamps.
     #[must_use]
@@ -90,6 +116,43 @@ impl Slot {
         self.owners.store(owners.to_word());
     }
 
+    /// Both owners and the stamp of unpinned packets, from one load.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn seen(&self) -> Seen {
+        Seen::from_bytes(self.word().load().to_ne_bytes())
+    }
+
+    /// Replaces both owners unless they, or the stamp of unpinned packets, have changed since they were `seen`;
+    /// whether it did.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn replace_owners(&self, seen: Seen, owners: Owners) -> bool {
+        loop {
+            let word = self.word().load();
+            let mut bytes = word.to_ne_bytes();
+            if Seen::from_bytes(bytes) != seen {
+                return false;
+            }
+            bytes[..4].copy_from_slice(&owners.to_word().to_ne_bytes());
+            // It fails as well when a pin was used just now, whose stamp is to stay.
+            if self.word().replace_if(word, u64::from_ne_bytes(bytes)) {
+                return true;
+            }
+        }
+    }
+
+    /// All of it, for a compare-and-swap.
+    #[cfg(not(target_arch = "bpf"))]
+    #[expect(
+        unsafe_code,
+        reason = "the parts of a slot are written one by one, and the whole at once"
+    )]
+    const fn word(&self) -> &SharedU64 {
+        const { assert!(size_of::<Self>() == 8 && align_of::<Self>() == 8) };
+        // SAFETY: a slot has the size and the alignment of a word, any bytes are a valid word, and each part may
+        // be written while the slot is borrowed.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+
     /// [`stamp`] of the last packet that went to the base owner without a pin; 0 for never.
     #[inline(always)]
     pub fn unpinned(&self) -> u16 {
@@ -109,6 +172,14 @@ impl Slot {
         if self.unpinned.load() != stamp {
             self.unpinned.store(stamp);
         }
+    }
+
+    /// [`Self::touch_unpinned`] for a packet that is about to go to the base owner. Returns the owners as they
+    /// are after that: the daemon may have changed them since they were read, and has not seen the stamp then.
+    #[inline(always)]
+    pub fn touched(&self, stamp: u16) -> Owners {
+        self.touch_unpinned(stamp);
+        self.owners()
     }
 
     /// Notes the use of a pin; `stamp` as by [`stamp`].
@@ -135,5 +206,28 @@ impl Slot {
     #[cfg(not(target_arch = "bpf"))]
     pub fn clear_pinned(&self, seen: u16) -> bool {
         self.pinned.replace_if(seen, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_replaced_only_as_it_was_seen() {
+        let (before, after) =
+            (Owners { current: 0x102, base: 0x304 }, Owners { current: 7, base: 0 });
+        let slot = Slot::new(before);
+        slot.set_stamps(0x506, 0x708);
+        let seen = slot.seen();
+        assert_eq!(seen, Seen { owners: before, unpinned: 0x506 });
+        slot.touch_pinned(0x709);
+        assert!(slot.replace_owners(seen, after), "the use of a pin is none of its base owner");
+        assert_eq!((slot.owners(), slot.unpinned(), slot.pinned()), (after, 0x506, 0x709));
+        assert!(!slot.replace_owners(seen, before), "its owners are others");
+        let seen = slot.seen();
+        assert_eq!(slot.touched(0x507), after);
+        assert!(!slot.replace_owners(seen, before), "a packet has come");
+        assert_eq!((slot.owners(), slot.unpinned(), slot.pinned()), (after, 0x507, 0x709));
     }
 }

@@ -74,6 +74,8 @@ pub struct Model {
     /// The flows whose pins were noted, in order.
     pub notes: RefCell<Vec<FlowKey>>,
     pub lease: Cell<u64>,
+    /// The owners that the daemon gives the only slot of a service when a backend is looked up next.
+    pub settles: Cell<Option<(u16, Owners)>>,
 }
 
 impl Model {
@@ -102,6 +104,7 @@ impl Model {
             nanos: Cell::new(u64::from(START) * 1_000_000_000),
             notes: RefCell::default(),
             lease: Cell::new(0),
+            settles: Cell::new(None),
         };
         for (index, (port, proto, policy)) in SERVICES.into_iter().enumerate() {
             for id in [index as u16 + 1, index as u16 + 5] {
@@ -278,6 +281,9 @@ impl Tables for Model {
     }
 
     fn backend(&self, id: u16) -> Option<Owned<Backend>> {
+        if let Some((service, owners)) = self.settles.take() {
+            self.only_slot(service).set_owners(owners);
+        }
         self.backends.borrow().get(usize::from(id)).copied().map(Owned)
     }
 

@@ -376,6 +376,27 @@ fn a_dead_base_owner_leaves_its_slot_to_the_current_one() {
 }
 
 #[test]
+fn a_packet_goes_where_the_next_one_goes_when_its_slot_settles_meanwhile() {
+    for family in FAMILIES {
+        for what in [What::Syn, What::Data] {
+            for base in [CURRENT, 0] {
+                let model = Model::new(1);
+                let service = family.service(1);
+                model.only_slot(service).set_owners(Owners { current: CURRENT, base: BASE });
+                // Its SYN gets no pin.
+                model.lease.set(1);
+                model.settles.set(Some((service, Owners { current: CURRENT, base })));
+                let to = model.forwarded(&frame(family, &Client::new(1), what));
+                assert_eq!(to.id, CURRENT, "{family:?} {what:?} {base}");
+                assert_eq!(model.settles.get(), None);
+                let next = model.forwarded(&frame(family, &Client::new(1), What::Data));
+                assert_eq!(next.id, CURRENT, "{family:?} {what:?} {base}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_slot_without_a_usable_owner_drops() {
     for family in FAMILIES {
         for what in [What::Syn, What::Data, What::Error] {

@@ -20,7 +20,7 @@ use zerocopy::IntoBytes as _;
 
 use self::program::Program;
 use super::capture::{Capturer, Loader, Tap};
-use super::{Added, BackendTotals, DataPlane, FlowRef, FlowTable};
+use super::{Added, BackendTotals, Change, DataPlane, FlowRef, FlowTable, replace_owners};
 use crate::{
     capture::Spec,
     desired::ServiceKey,
@@ -52,6 +52,8 @@ pub struct Fake {
     refusal: Option<String>,
     writes: u64,
     fail_at: Cell<Option<u64>>,
+    /// The stamp of packets that come right before the next [`DataPlane::replace_owners`].
+    late: Option<u16>,
 }
 
 /// A ring of the [`Fake`].
@@ -76,6 +78,12 @@ impl Fake {
     /// Lets the `n`-th write from here on fail, once; 1 is the next one.
     pub fn fail_nth_write(&mut self, n: u64) {
         self.fail_at.set(Some(self.writes + n));
+    }
+
+    /// Lets a packet without a pin come with this stamp for each slot that [`DataPlane::replace_owners`] is to
+    /// change, right before it does, once.
+    pub const fn touch_before_change(&mut self, stamp: u16) {
+        self.late = Some(stamp);
     }
 
     /// Writes so far, the failed ones included.
@@ -315,6 +323,14 @@ impl DataPlane for Fake {
             ring.get(slot as usize).context("no such slot")?.set_owners(owners);
         }
         Ok(())
+    }
+
+    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[Change]) -> Result<Vec<bool>> {
+        changes.iter().try_for_each(|_| self.write())?;
+        if let Some(stamp) = self.late.take_if(|_| !changes.is_empty()) {
+            changes.iter().for_each(|(slot, ..)| ring[*slot as usize].touch_unpinned(stamp));
+        }
+        replace_owners(ring, changes)
     }
 
     fn delete_ring(&mut self, service: u16) -> Result<()> {

@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
-use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, PeerKey, Slot};
+use anyhow::{Context as _, Result};
+use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, PeerKey, Seen, Slot};
 
 use self::capture::{Capturer, Loader, Tap};
 use crate::{
@@ -84,6 +84,18 @@ pub enum Added {
     NoRoom,
 }
 
+/// Other owners for a slot: where it is, as it was seen, and what becomes of it.
+pub type Change = (u32, Seen, Owners);
+
+/// Writes them into a ring, where the slot is still as it was seen; which ones were.
+fn replace_owners(ring: &[Slot], changes: &[Change]) -> Result<Vec<bool>> {
+    let replace = |&(slot, seen, owners): &Change| {
+        let slot = ring.get(slot as usize).context("the ring has no such slot")?;
+        Ok(slot.replace_owners(seen, owners))
+    };
+    changes.iter().map(replace).collect()
+}
+
 /// The maps of the balancer, as the one writer sees them.
 ///
 /// Every method that takes `&mut self` writes, and may fail without having written; none writes
@@ -149,6 +161,9 @@ pub trait DataPlane: View {
 
     /// Writes the owners of these slots in place, one store each; the stamps stay.
     fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()>;
+
+    /// The same where a slot is still as it was seen; which ones were. `ring` is from [`Self::ring`].
+    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[Change]) -> Result<Vec<bool>>;
 
     /// Removes the ring of a service.
     fn delete_ring(&mut self, service: u16) -> Result<()>;

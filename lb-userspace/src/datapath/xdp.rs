@@ -21,7 +21,7 @@ use tracing::warn;
 use zerocopy::IntoBytes as _;
 
 use super::{
-    Added, BackendTotals, DataPlane, FlowRef, FlowTable,
+    Added, BackendTotals, Change, DataPlane, FlowRef, FlowTable,
     attach::{self, Link},
     capture::{Capturer, Captures, Loader, Tap},
     entry, load, maps,
@@ -31,7 +31,7 @@ use super::{
     pin_log::PinLog,
     pinned,
     program_log::ProgramLog,
-    program_pins,
+    program_pins, replace_owners,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys,
     variants::{self, BALANCE, Variants},
@@ -284,6 +284,10 @@ impl DataPlane for Xdp {
             slots.get(slot as usize).context("the ring has no such slot")?.set_owners(owners);
         }
         Ok(())
+    }
+
+    fn replace_owners(&mut self, ring: &Mapped<Slot>, changes: &[Change]) -> Result<Vec<bool>> {
+        replace_owners(ring, changes)
     }
 
     fn delete_ring(&mut self, service: u16) -> Result<()> {

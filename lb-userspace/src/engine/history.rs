@@ -64,7 +64,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
-    abi::{self, FlowKey, Owners, Service, Slot, stamp},
+    abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp},
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    abi::{Owners, Slot, backend_flags},
+    abi::{Owners, Seen, backend_flags},
     verdict::Drop,
 };
 use tracing::warn;
@@ -63,8 +63,8 @@ pub(super) struct GivingWay {
 
 impl GivingWay {
     /// Whether the older flows of a slot give way. `at` is a stamp.
-    pub(super) fn names(&self, slot: &Slot, at: u16) -> bool {
-        let Owners { current, base } = slot.owners();
+    pub(super) fn names(&self, slot: Seen, at: u16) -> bool {
+        let Owners { current, base } = slot.owners;
         base != current
             && self.backends.contains(&base)
             && (self.all || ring::is_quiet(slot, at, LASTING_SECS))

@@ -218,19 +218,20 @@ impl<D: DataPlane> Engine<D> {
         let giving_way = self.giving_way(id).filter(|_| role == Role::Own);
         let mut give_way = 0;
         for (index, slot) in (0..).zip(slots.iter()) {
-            let Owners { current, base } = slot.owners();
+            let seen = slot.seen();
+            let Owners { current, base } = seen.owners;
             if base != 0 {
-                let at = now.mono_secs().saturating_sub(ring::age(at, slot.unpinned())).max(floor);
+                let at = now.mono_secs().saturating_sub(ring::age(at, seen.unpinned)).max(floor);
                 let last = heard.entry(base).or_insert(at);
                 *last = at.max(*last);
             }
-            if role == Role::Own && base != 0 && !ring::is_quiet(slot, at, idle) {
-                silences.look(index, slot.unpinned());
+            if role == Role::Own && base != 0 && !ring::is_quiet(seen, at, idle) {
+                silences.look(index, seen.unpinned);
             } else {
                 silences.skip(index);
             }
             if role == Role::Follows {
-                if base != 0 && ring::is_quiet(slot, at, idle / 2) {
+                if base != 0 && ring::is_quiet(seen, at, idle / 2) {
                     slot.touch_unpinned(at);
                 }
                 // The marks of pins stay: those that live are refreshed when their turn comes, and
@@ -241,15 +242,15 @@ impl<D: DataPlane> Engine<D> {
                     let _ = ring::settle_pinned(slot, at, idle + objection);
                 }
             } else {
-                let gives_way = giving_way.as_ref().is_some_and(|these| these.names(slot, at));
+                let gives_way = giving_way.as_ref().is_some_and(|these| these.names(seen, at));
                 // One that is its own base owner was about to settle.
-                let is_quiet = base != 0 && (base == current || ring::is_quiet(slot, at, idle));
+                let is_quiet = base != 0 && (base == current || ring::is_quiet(seen, at, idle));
                 let settles = gives_way || rested && is_quiet;
                 give_way += usize::from(gives_way);
                 if tells {
                     self.history.settling(key).look(index, settles);
                 } else if settles {
-                    changes.push((index, Owners { current, base: 0 }));
+                    changes.push((index, seen, Owners { current, base: 0 }));
                 }
                 if rested {
                     let _ = ring::settle_pinned(slot, at, idle);
@@ -263,10 +264,12 @@ impl<D: DataPlane> Engine<D> {
         if let Some(GivingWay { all, .. }) = giving_way {
             self.tell_giving_way(id, give_way, all);
         }
-        self.data_plane.set_owners(id, &changes).with_context(|| format!("write ring {id}"))?;
+        let context = || format!("write ring {id}");
+        let done = self.data_plane.replace_owners(&slots, &changes).with_context(context)?;
         let ring = self.applied.rings.entry(id).or_default();
         *ring = summary(&slots, ring.target.take());
-        let settled = changes.iter().filter(|(_, owners)| owners.base == 0).count();
+        let settled = changes.iter().zip(done).filter(|((.., to), done)| *done && to.base == 0);
+        let settled = settled.count();
         if settled > 0 {
             info!(ring = id, slots = settled, in_flux = ring.in_flux, "slots settled");
         }

@@ -38,7 +38,7 @@ use super::{
     flux::{Flux, Wait},
     *,
 };
-use crate::{ring, sync::piece::Base};
+use crate::{datapath::Change, ring, sync::piece::Base};
 
 /// Seconds without a peer after which what it serves is not waited for any more.
 const GONE_SECS: u32 = 300;
@@ -65,8 +65,8 @@ fn gone(idle: u32) -> u32 {
 }
 
 /// Whether an unpinned packet has come for a slot since a second, as far as seconds tell.
-fn is_used_since(slot: &Slot, since: u32, secs: u32) -> bool {
-    ring::age(stamp(secs), slot.unpinned()) <= secs.saturating_sub(since)
+fn is_used_since(slot: Seen, since: u32, secs: u32) -> bool {
+    ring::age(stamp(secs), slot.unpinned) <= secs.saturating_sub(since)
 }
 
 /// How the nodes that share services with this one stand, in seconds of CLOCK_MONOTONIC.
@@ -186,7 +186,7 @@ impl Sharing {
         match before {
             Wait::Closing { since, before, .. }
                 if secs.saturating_sub(since) <= grace(shared.idle)
-                    && !is_used_since(slot, since, secs) =>
+                    && !is_used_since(slot.seen(), since, secs) =>
             {
                 Owners { base: before, ..owners }
             }
@@ -216,7 +216,7 @@ impl Sharing {
         secs: u32,
     ) -> bool {
         match self.services.get(key).map(|shared| shared.flux.get(index)) {
-            Some(Wait::Closing { since, .. }) => is_used_since(slot, since, secs),
+            Some(Wait::Closing { since, .. }) => is_used_since(slot.seen(), since, secs),
             _ => false,
         }
     }
@@ -283,7 +283,7 @@ impl<D: DataPlane> Engine<D> {
         slots: &[Slot],
         (id, idle): (u16, u32),
         now: Now,
-    ) -> Vec<(u32, Owners)> {
+    ) -> Vec<Change> {
         let (secs, at) = (now.mono_secs(), stamp(now.mono_secs()));
         let target = self.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
         let own = target.map(|target| {
@@ -315,7 +315,8 @@ impl<D: DataPlane> Engine<D> {
         let mut changes = Vec::new();
         let mut stay = false;
         for (index, slot) in (0..).zip(slots) {
-            let Owners { current, base } = slot.owners();
+            let seen = slot.seen();
+            let Owners { current, base } = seen.owners;
             if base == 0 {
                 shared.flux.forget(index);
                 continue;
@@ -331,14 +332,14 @@ impl<D: DataPlane> Engine<D> {
                         shared.flux.set(count, index, Wait::Used(secs));
                         if before != base
                             && secs.saturating_sub(since) <= grace(idle)
-                            && !is_used_since(slot, since, secs)
+                            && !is_used_since(seen, since, secs)
                         {
-                            changes.push((index, Owners { current, base: before }));
+                            changes.push((index, seen, Owners { current, base: before }));
                             shared.in_use.push(index);
                         }
                     }
                     Wait::Closing { since, .. } if secs.saturating_sub(since) > 2 * grace(idle) => {
-                        changes.push((index, Owners { current, base: 0 }));
+                        changes.push((index, seen, Owners { current, base: 0 }));
                         continue;
                     }
                     Wait::Unknown if rested => shared.flux.close(count, index, (secs, base)),
@@ -356,13 +357,13 @@ impl<D: DataPlane> Engine<D> {
                 Wait::Used(last) => Some(last),
                 Wait::Closing { .. } => Some(secs),
             };
-            if tells && !ring::is_quiet(slot, at, since + 1) {
+            if tells && !ring::is_quiet(seen, at, since + 1) {
                 shared.in_use.push(index);
             }
-            let is_quiet = ring::is_quiet(slot, at, idle) && last.is_none_or(is_old);
+            let is_quiet = ring::is_quiet(seen, at, idle) && last.is_none_or(is_old);
             if rested && is_quiet {
                 shared.flux.close(count, index, (secs, base));
-                changes.push((index, Owners { current, base: current }));
+                changes.push((index, seen, Owners { current, base: current }));
             } else {
                 shared.flux.set(count, index, last.map_or(Wait::Unknown, Wait::Used));
             }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, Owners, Slot, stamp, udp_policy};
+use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp, udp_policy};
 
 use super::{RingNews, Role, Settling, slot_of_flow, to_told};
 use crate::{
@@ -16,9 +16,6 @@ use crate::{
         piece::{Base, Pin, digest},
     },
 };
-
-/// Slots that are written right after a second look at them.
-const AT_ONCE: usize = 64;
 
 /// Other owners of a slot: where it is, before and after.
 type Move = (u32, Owners, Owners);
@@ -159,7 +156,7 @@ impl<D: DataPlane> Engine<D> {
                     moves.push((index, before, Owners { base: before.current, ..before }));
                 }
             }
-            let (moved, done) = self.move_quiet(id, &slots, &moves, idle, now);
+            let moved = self.move_quiet(id, &slots, &moves, idle, now)?;
             bases.extend(moved.iter().map(|(index, before, _)| (*index, before.base)));
             if !bases.is_empty() {
                 room = room.saturating_sub(bases.len());
@@ -167,7 +164,6 @@ impl<D: DataPlane> Engine<D> {
                 self.history.telling.slots(key, bases.keys().copied());
                 self.history.settling(key).tell(bases, number, now.mono);
             }
-            done?;
         }
         Ok(())
     }
@@ -199,12 +195,12 @@ impl<D: DataPlane> Engine<D> {
                 let settles = before.base == before.current && before.current != base;
                 settles.then_some((index, before, Owners { base, ..before }))
             });
-            let (moved, done) = self.move_quiet(id, &slots, &moves.collect::<Vec<_>>(), idle, now);
+            let moves: Vec<_> = moves.collect();
+            let moved = self.move_quiet(id, &slots, &moves, idle, now)?;
             let moved: Vec<_> = moved.into_iter().map(|(index, ..)| index).collect();
             are_back |= !moved.is_empty();
             self.history.settling(key).take_back(&moved);
             self.history.telling.slots(key, moved.into_iter());
-            done?;
         }
         if are_back {
             self.history.window.take_back(number, now.mono);
@@ -212,8 +208,10 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Gives those of these slots other base owners that are quiet, or give way to new flows; which were, and whether all that
-    /// are could be written.
+    /// Gives those of these slots other base owners that are quiet, or give way to new flows; which were.
+    ///
+    /// Whatever held this process up since the last look held up its lease as well: flows may have begun
+    /// without a pin where these slots had them go, and may at any moment of this.
     fn move_quiet(
         &mut self,
         id: u16,
@@ -221,27 +219,27 @@ impl<D: DataPlane> Engine<D> {
         moves: &[Move],
         idle: u32,
         now: Now,
-    ) -> (Vec<Move>, Result<()>) {
+    ) -> Result<Vec<Move>> {
         let at = stamp(now.mono_secs());
         let giving_way = self.giving_way(id);
         let gives_way =
-            |slot: &Slot| giving_way.as_ref().is_some_and(|giving_way| giving_way.names(slot, at));
-        let mut moved = Vec::new();
-        for few in moves.chunks(AT_ONCE) {
-            // Whatever held this process up since the last look held up its lease as well: flows may
-            // have begun without a pin where these slots had them go.
-            let is_quiet = |(index, ..): &&Move| {
-                let slot = slots.get(*index as usize);
-                slot.is_some_and(|slot| ring::is_quiet(slot, at, idle) || gives_way(slot))
-            };
-            let few: Vec<_> = few.iter().filter(is_quiet).copied().collect();
-            let done = self.write_bases(id, slots, &few, now);
-            if done.is_err() {
-                return (moved, done);
-            }
-            moved.extend(few);
-        }
-        (moved, Ok(()))
+            |slot: Seen| giving_way.as_ref().is_some_and(|giving_way| giving_way.names(slot, at));
+        let changes = moves.iter().filter_map(|&(index, before, after)| {
+            let seen = slots.get(index as usize)?.seen();
+            let moves = ring::is_quiet(seen, at, idle) || gives_way(seen);
+            (seen.owners == before && moves).then_some((index, seen, after))
+        });
+        let changes: Vec<_> = changes.collect();
+        // What was written is not known until all of it is.
+        let target = self.applied.rings.entry(id).or_default().target.take();
+        let done = self.data_plane.replace_owners(slots, &changes);
+        let done = done.with_context(|| format!("write ring {id}"))?;
+        let made = changes.into_iter().zip(done).filter(|(_, done)| *done);
+        let made: Vec<_> = made.map(|((at, seen, to), _)| (at, seen.owners, to)).collect();
+        let ring = self.applied.rings.entry(id).or_default();
+        made.iter().for_each(|(_, before, after)| ring.move_slot(*before, *after));
+        ring.target = target;
+        Ok(made)
     }
 
     /// Clears the base owners of slots that peers know to have settled.
