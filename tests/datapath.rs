@@ -69,7 +69,8 @@ fn run_epoch(
     ensure!(twins.kernel.index_is_of_use()?, "the buckets of the services' index are all alike");
     let mut sent: Vec<Vec<u8>> = Vec::new();
     let mut made = [0, 0];
-    for number in 0..frames {
+    let mut number = 0;
+    while number < frames {
         // Some of those that were sent on are sent again.
         let frame = if random.one_in(4) && !sent.is_empty() {
             sent[random.below(sent.len())].clone()
@@ -98,6 +99,7 @@ fn run_epoch(
         if number % 100 == 99 {
             twins.compare_tables().with_context(|| format!("after {number}"))?;
         }
+        number += 1;
     }
     twins.compare_tables()?;
     let model = &twins.model;

@@ -257,7 +257,7 @@ impl Twins {
         let tail = |n: usize| {
             let log = self.nodes[n].log();
             let lines: Vec<_> = log.lines().collect();
-            let last = lines[lines.len().saturating_sub(25)..].join("\n");
+            let last = lines[lines.len().saturating_sub(150)..].join("\n");
             format!("{} wrote:\n{last}\n", self.host(n).name)
         };
         tail(0) + &tail(1)

@@ -87,7 +87,13 @@ fn no_packet_goes_to_and_fro_between_nodes_that_disagree(attach: &'static str) -
             let sent = before(active, delivered, way)?;
             let (had, returned) = (before(other, delivered, way)?, before(other, back, way)?);
             let hosts = answering(&twins, way)?;
-            ensure!(hosts == BTreeSet::from([name.clone()]), "{}: {hosts:?}", way.name());
+            ensure!(
+                hosts == BTreeSet::from([name.clone()]),
+                "{}, {} Active: {hosts:?}; {}",
+                way.name(),
+                twins.host(active).name,
+                twins.logs()
+            );
             let sent = before(active, delivered, way)? - sent;
             let had = before(other, delivered, way)? - had;
             let returned = before(other, back, way)? - returned;

@@ -22,7 +22,7 @@ use crate::side_by_side::side_by_side;
 pub(super) enum Lane {
     /// As many others as there are jobs.
     Beside,
-    /// Two others: it asserts how long something takes that waits most of the time.
+    /// Two others: it asserts how long something takes that waits most of the time, or keeps a CPU busy by itself.
     Timed,
     /// Nobody: it asserts how much a starved machine still does, or what takes milliseconds.
     Alone,
@@ -33,6 +33,10 @@ pub(super) const LANES: [Lane; 3] = [Lane::Beside, Lane::Timed, Lane::Alone];
 
 /// Beginnings of the names of tests of failovers, within what RFC 9568 and keepalived at 100 ms allow: namespaces that
 /// are made and removed hold the kernel's lock on addresses and links (RTNL), of all namespaces, for seconds in all.
+///
+/// Also of tests in which both `lbd` of a pair settle a hundred thousand slots: with five labs on two CPUs they are
+/// tens of seconds late, a peer loses what it was sent before it reads it, and an `lbd` that is killed just then was
+/// the only one that knew its flows.
 const TIMED: &[&str] = &[
     "interop::keepalived_leads_lbd",
     "interop::lbd_leads_keepalived",
@@ -41,6 +45,7 @@ const TIMED: &[&str] = &[
     "lab_failover::",
     "pair::faults::failovers_take_no_longer_than_the_protocol_says",
     "pair::partition::when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it",
+    "pair::rolling::",
 ];
 
 /// Beginnings of the names of tests of floods, of faults that are found within milliseconds, and of flows of which TCP
