@@ -141,11 +141,14 @@ impl Telling {
 ///
 /// Until a peer has taken that in it goes by another owner than this node for what is not pinned, and
 /// if it took over then, such a flow would break. So few slots are told at first, and more as long as
-/// peers are quick.
+/// peers are quick, and this process as well: while it does not run, the lease ends, and flows begin in
+/// these slots without a pin before they can be taken back.
 #[derive(Debug)]
 pub struct Window {
     size: usize,
     patience: Duration,
+    /// When it was asked last for room.
+    asked: Option<Duration>,
     /// What peers must have taken in before more is told.
     told: Option<Sent>,
 }
@@ -161,7 +164,7 @@ struct Sent {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { size: Self::LEAST, patience: LATE, told: None }
+        Self { size: Self::LEAST, patience: LATE, asked: None, told: None }
     }
 }
 
@@ -176,6 +179,10 @@ impl Window {
     /// say.
     pub fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
         let Some(taken) = taken else { return usize::MAX };
+        let asked = self.asked.replace(now);
+        if asked.is_some_and(|asked| now.saturating_sub(asked) > LATE) {
+            self.size = Self::LEAST;
+        }
         let Some(sent) = self.told else { return self.size };
         if sent.number > taken {
             return 0;
@@ -414,6 +421,27 @@ mod tests {
         assert_eq!(window.room(Some(7), millis(170)), 0);
         assert_eq!(window.room(Some(8), millis(180)), 64, "it was late");
         assert_eq!(window.room(Some(8), millis(190)), 64, "nothing was told");
+    }
+
+    #[test]
+    fn few_slots_are_told_after_this_process_was_held_up() {
+        let millis = Duration::from_millis;
+        let mut window = Window::default();
+        // The peer has 40 milliseconds.
+        window.tell(1, millis(0));
+        window.take_back(2, millis(20));
+        assert_eq!(window.room(Some(2), millis(30)), 64);
+        for (number, told, expected) in [(3, 30, 128), (4, 60, 256)] {
+            window.tell(number, millis(told));
+            assert_eq!(window.room(Some(number - 1), millis(told + 15)), 0);
+            assert_eq!(window.room(Some(number), millis(told + 30)), expected);
+        }
+        window.tell(5, millis(90));
+        assert_eq!(
+            window.room(Some(5), millis(120)),
+            128,
+            "the peer was in time, this process was not"
+        );
     }
 
     #[test]
