@@ -3,11 +3,13 @@
 
 use std::{
     cell::RefCell,
+    path::Path,
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, Map, MapData};
 use kit::{
     arrivals::{self, Arrivals},
     downloads::{self, Downloads},
@@ -15,6 +17,8 @@ use kit::{
     twins::Twins,
     ways::Way,
 };
+use lb_common::abi::ABI_VERSION;
+use nix::time::{ClockId, clock_gettime};
 
 /// Between two new connections, of all ways together.
 const EVERY: Duration = Duration::from_millis(5);
@@ -25,10 +29,13 @@ const LIMIT: Duration = Duration::from_secs(8);
 /// Long downloads, of all ways together.
 const DOWNLOADS: usize = 48;
 
-/// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
-/// flux: a beat of news and the lease, 40 milliseconds, and what this process needs to note when that
-/// was. What begins later and before the other node takes over is not pinned, and found there.
-const TOLD: Duration = Duration::from_millis(50);
+/// How long before the end of a node's last lease nobody else may know of a flow that begins in a slot in flux,
+/// if the node dies: since the oldest news that its peer has not taken, 30 milliseconds, and the beat before
+/// those. What begins later and before the other node takes over is not pinned, and found there. The rest is
+/// for this process, which notes when a connection began before its SYN leaves.
+const UNTOLD: Duration = Duration::from_millis(60);
+/// The same after it.
+const LATE: Duration = Duration::from_millis(10);
 
 /// The clients of one pair.
 pub struct Clients {
@@ -84,10 +91,21 @@ impl Clients {
         self.deeds.borrow_mut().push((Instant::now(), deed.to_owned()));
     }
 
-    /// Notes that a node has died between a moment and now. What was opened just then, in a slot in flux,
-    /// nobody but the dead node knows of.
-    pub fn note_death(&self, killed: Instant) {
-        self.deaths.borrow_mut().push((killed - TOLD, Instant::now() + TOLD));
+    /// Kills `lbd` of a node. Of what was opened within its last lease, in a slot in flux, nobody else may know.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be killed, or had no lease: then it took no peer for present, and nobody knows of any pin.
+    pub fn kill(&self, twins: &mut Twins, node: usize) -> Result<()> {
+        twins.nodes[node].kill()?;
+        let name = &twins.host(node).name;
+        let end = end_of_lease(twins.nodes[node].pins())?;
+        self.note(&format!(
+            "lbd on {name} was killed, its lease ended {:.3?} before",
+            end.elapsed()
+        ));
+        self.deaths.borrow_mut().push((end - UNTOLD, end + LATE));
+        Ok(())
     }
 
     /// What broke of a load, but for what could not be saved.
@@ -148,4 +166,16 @@ impl Clients {
         ensure!(whole == self.downloads, "{whole} of {} downloads are whole", self.downloads);
         Ok(())
     }
+}
+
+/// When the lease ends that `lbd` has left in its maps.
+fn end_of_lease(pins: &Path) -> Result<Instant> {
+    let path = pins.join(format!("v{ABI_VERSION}/PIN_LEASE"));
+    let map = MapData::from_pin(&path).with_context(|| path.display().to_string())?;
+    let lease: Array<_, u64> = Map::Array(map).try_into().context("PIN_LEASE")?;
+    let nanos = lease.get(&0, 0).context("PIN_LEASE")?;
+    ensure!(nanos != 0, "lbd had no lease");
+    let (now, end) = (Instant::now(), Duration::from_nanos(nanos));
+    let clock = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?);
+    Ok(now + end.saturating_sub(clock) - clock.saturating_sub(end))
 }

@@ -163,11 +163,9 @@ fn no_connection_breaks_by_drains_and_failovers_of_nodes_that_serve() -> Result<
         clients.go_on().with_context(|| format!("{host}, handed back; {}", twins.logs()))?;
     }
     // Its host lives, and so does its nginx.
-    let killed = std::time::Instant::now();
-    twins.nodes[0].kill()?;
-    clients.note_death(killed);
+    clients.kill(&mut twins, 0)?;
     twins.wait_holds(1)?;
-    clients.note("lb2 took over from lb1, whose lbd was killed");
+    clients.note("lb2 took over");
     clients.go_on().with_context(|| twins.logs())?;
     twins.nodes[0].launch()?;
     twins.wait_active(0)?;

@@ -22,7 +22,7 @@ use crate::side_by_side::side_by_side;
 pub(super) enum Lane {
     /// As many others as there are jobs.
     Beside,
-    /// Two others: it asserts how long something takes that waits most of the time, or keeps a CPU busy by itself.
+    /// Two others: it asserts how long something takes that waits most of the time.
     Timed,
     /// Nobody: it asserts how much a starved machine still does, or what takes milliseconds.
     Alone,
@@ -33,10 +33,6 @@ pub(super) const LANES: [Lane; 3] = [Lane::Beside, Lane::Timed, Lane::Alone];
 
 /// Beginnings of the names of tests of failovers, within what RFC 9568 and keepalived at 100 ms allow: namespaces that
 /// are made and removed hold the kernel's lock on addresses and links (RTNL), of all namespaces, for seconds in all.
-///
-/// Also of tests in which both `lbd` of a pair settle a hundred thousand slots: with five labs on two CPUs they are
-/// tens of seconds late, a peer loses what it was sent before it reads it, and an `lbd` that is killed just then was
-/// the only one that knew its flows.
 const TIMED: &[&str] = &[
     "interop::keepalived_leads_lbd",
     "interop::lbd_leads_keepalived",
@@ -45,16 +41,19 @@ const TIMED: &[&str] = &[
     "lab_failover::",
     "pair::faults::failovers_take_no_longer_than_the_protocol_says",
     "pair::partition::when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it",
-    "pair::rolling::",
 ];
 
 /// Beginnings of the names of tests of floods, of faults that are found within milliseconds, and of flows of which TCP
 /// sends nothing again.
+///
+/// Also of those in which both `lbd` of a pair settle a hundred thousand slots. With three labs on two CPUs they are a
+/// second late, with five ten, and then nobody but an `lbd` that is killed knows the flows of that time.
 const ALONE: &[&str] = &[
     "attack::",
     "doors::flood::",
     "health::a_host_that_is_cut_off_fails_no_request_though_checks_are_slow",
     "health::a_killed_nginx_is_found_at_once_and_comes_back",
+    "pair::rolling::",
     "router::takeover::at_10_ms",
     "tc::a_reload_exchanges_xdp_and_tc_and_loses_no_packet",
 ];
