@@ -8,7 +8,8 @@
 //! The daemon takes a slot from its base owner when no packet without a pin has come for long. One that comes
 //! between that look and the change has gone to the base owner, and the next packet of its flow must go there, too.
 //! So this change is a compare-and-swap of the whole slot ([`Slot::replace_owners`]), and the program reads the
-//! owners again after it has written the stamp ([`Slot::touched`]).
+//! owners again after it has written the stamp ([`Slot::touched`]). Nothing orders that load after the store, since
+//! the BPF target has no barrier for less than 64 bits: what is left is the time that a store waits in its CPU.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 

@@ -39,7 +39,7 @@
 //! - Settling: a quiet slot is exported as settled and becomes its own base owner, so that a flow without a pin
 //!   goes where a peer that has the export sends it. The slot settles when each peer has imported that, and no pin
 //!   is left in it. If one is late, the slot gets its base owner again, which is exported, before the lease ends.
-//!   Few slots are exported at a time, and more while peers and this process are quick ([`telling`]).
+//!   Few slots are exported at a time, and more while peers and the daemon are quick ([`telling`]).
 //! - The lease: with peers, the program may make and change pins for 30 milliseconds after each export, or after
 //!   the oldest export that a peer has not imported. Past that, and while pins are held for a handover, SYNs go to
 //!   the base owner and pins keep their backends. So a peer knows each flow that began while `lbd` was dead or the

@@ -29,11 +29,11 @@ const LIMIT: Duration = Duration::from_secs(8);
 /// Long downloads, of all ways together.
 const DOWNLOADS: usize = 48;
 
-/// How long before the end of a node's last lease nobody else may know of a flow that begins in a slot in flux,
-/// if the node dies: since the oldest news that its peer has not taken, 30 milliseconds, and the beat before
-/// those. What begins later and before the other node takes over is not pinned, and found there. The rest is
-/// for this process, which notes when a connection began before its SYN leaves.
-const UNTOLD: Duration = Duration::from_millis(60);
+/// How long before the end of a node's last lease a flow begins in a slot in flux of which the other node may not
+/// know if the first one dies: since the oldest export that the other one has not imported, 30 milliseconds, and
+/// the beat before it. What begins later, and before the takeover, is not pinned, and the other node finds it. The
+/// rest is for this process, which notes when a connection begins before its SYN leaves.
+const UNEXPORTED: Duration = Duration::from_millis(60);
 /// The same after it.
 const LATE: Duration = Duration::from_millis(10);
 
@@ -104,7 +104,7 @@ impl Clients {
             "lbd on {name} was killed, its lease ended {:.3?} before",
             end.elapsed()
         ));
-        self.deaths.borrow_mut().push((end - UNTOLD, end + LATE));
+        self.deaths.borrow_mut().push((end - UNEXPORTED, end + LATE));
         Ok(())
     }
 

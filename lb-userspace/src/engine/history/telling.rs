@@ -141,14 +141,14 @@ impl Telling {
 ///
 /// Until a peer has taken that in it goes by another owner than this node for what is not pinned, and
 /// if it took over then, such a flow would break. So few slots are told at first, and more as long as
-/// peers are quick, and this process as well: while it does not run, the lease ends, and flows begin in
+/// peers are quick, and the daemon as well: while it does not run, the lease ends, and flows begin in
 /// these slots without a pin before they can be taken back.
 #[derive(Debug)]
 pub struct Window {
     size: usize,
     patience: Duration,
-    /// When it was asked last for room.
-    asked: Option<Duration>,
+    /// When [`Self::room`] was called last.
+    called: Option<Duration>,
     /// What peers must have taken in before more is told.
     told: Option<Sent>,
 }
@@ -164,7 +164,7 @@ struct Sent {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { size: Self::LEAST, patience: LATE, asked: None, told: None }
+        Self { size: Self::LEAST, patience: LATE, called: None, told: None }
     }
 }
 
@@ -179,8 +179,8 @@ impl Window {
     /// say.
     pub fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
         let Some(taken) = taken else { return usize::MAX };
-        let asked = self.asked.replace(now);
-        if asked.is_some_and(|asked| now.saturating_sub(asked) > LATE) {
+        let called = self.called.replace(now);
+        if called.is_some_and(|called| now.saturating_sub(called) > LATE) {
             self.size = Self::LEAST;
         }
         let Some(sent) = self.told else { return self.size };
@@ -424,23 +424,23 @@ mod tests {
     }
 
     #[test]
-    fn few_slots_are_told_after_this_process_was_held_up() {
+    fn few_slots_settle_at_a_time_after_the_daemon_was_held_up() {
         let millis = Duration::from_millis;
         let mut window = Window::default();
         // The peer has 40 milliseconds.
         window.tell(1, millis(0));
         window.take_back(2, millis(20));
         assert_eq!(window.room(Some(2), millis(30)), 64);
-        for (number, told, expected) in [(3, 30, 128), (4, 60, 256)] {
-            window.tell(number, millis(told));
-            assert_eq!(window.room(Some(number - 1), millis(told + 15)), 0);
-            assert_eq!(window.room(Some(number), millis(told + 30)), expected);
+        for (number, sent, expected) in [(3, 30, 128), (4, 60, 256)] {
+            window.tell(number, millis(sent));
+            assert_eq!(window.room(Some(number - 1), millis(sent + 15)), 0);
+            assert_eq!(window.room(Some(number), millis(sent + 30)), expected);
         }
         window.tell(5, millis(90));
         assert_eq!(
             window.room(Some(5), millis(120)),
             128,
-            "the peer was in time, this process was not"
+            "the peer was in time, the daemon was not"
         );
     }
 
