@@ -1,5 +1,5 @@
 //! `cargo xtask check`: the formatting, clippy on both targets and the documentation's links, with
-//! warnings denied; and that tests start the balancer in namespaces alone.
+//! warnings denied; that tests start the balancer in namespaces alone, and that no modules import each other.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cargo::{self, call, cargo},
-    workspace,
+    imports, workspace,
 };
 
 /// Tests that take the built programs elsewhere and start them there in a namespace: into a package, to another
@@ -32,6 +32,8 @@ pub fn run() -> Result<()> {
     call(&["fmt", "--all", "--check"]).context("`cargo fmt --all` puts it right")?;
     println!("check: tests start lbd and lbctl in namespaces");
     starts(&workspace().join("tests"))?;
+    println!("check: modules import each other in one direction");
+    imports::check(&imports::packages(&workspace())?, imports::KNOWN)?;
     println!("check: clippy on the host");
     // With lb-fuzz, which is no default member: by itself it would have others' crates compiled anew.
     let host = ["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"];

@@ -10,6 +10,7 @@ mod check;
 mod ci;
 mod documents;
 mod fuzz;
+mod imports;
 mod instructions;
 mod kernels;
 mod lab;
