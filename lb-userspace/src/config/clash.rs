@@ -112,7 +112,7 @@ fn doubt_forwarding(read: &Read<'_>, interfaces: &[String], doubts: &Problems<'_
         doubts.push_at(
             field,
             format!(
-                "{} is none of `interfaces` ({}); unless it is a VLAN of one, nothing is forwarded \
+                "{} is none of `interfaces` ({}); unless it is a VLAN on one or a bridge over one, nothing is forwarded \
                  there, and the router stays in fault: add it, or track_forwarding = false",
                 router.interface,
                 interfaces.join(", ")

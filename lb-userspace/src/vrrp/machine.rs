@@ -69,8 +69,8 @@ pub struct Observed {
 pub struct Link {
     /// Whether it is up, and has a carrier.
     pub up: bool,
-    /// The interface below, of a VLAN device or a macvlan.
-    pub below: Option<String>,
+    /// The interfaces below: what a VLAN device or a macvlan is on, the ports of a bridge or bond, and those below these.
+    pub below: BTreeSet<String>,
 }
 
 /// All virtual routers of this node.

@@ -329,6 +329,7 @@ mod tests {
                 alias: (!alias.is_empty()).then(|| (*alias).to_owned()),
                 below: Some(*below),
                 macvlan: true,
+                port_of: None,
             };
             tables.add_link(n, link);
         }

@@ -20,12 +20,24 @@ use super::{
 /// The links as the machine has them.
 #[must_use]
 pub fn links(tables: &Tables) -> BTreeMap<String, machine::Link> {
-    let name = |index: u32| tables.links.get(&index).map(|link| link.name.clone());
-    let links = tables.links.values().map(|link| {
-        let seen = machine::Link { up: link.up && link.carrier, below: link.below.and_then(name) };
+    let links = tables.links.iter().map(|(&index, link)| {
+        let seen = machine::Link { up: link.up && link.carrier, below: below(index, tables) };
         (link.name.clone(), seen)
     });
     links.collect()
+}
+
+/// The names of all links below one.
+fn below(index: u32, tables: &Tables) -> BTreeSet<String> {
+    let (mut found, mut unread) = (BTreeSet::from([index]), vec![index]);
+    while let Some(top) = unread.pop() {
+        let ports = tables.links.iter().filter(|(_, link)| link.port_of == Some(top));
+        let base = tables.links.get(&top).and_then(|link| link.below);
+        let next = ports.map(|(&index, _)| index).chain(base);
+        unread.extend(next.filter(|&next| found.insert(next)));
+    }
+    found.remove(&index);
+    found.iter().filter_map(|index| Some(tables.links.get(index)?.name.clone())).collect()
 }
 
 /// The address that a router's advertisements are sent from on its interface.
@@ -116,6 +128,21 @@ mod tests {
             tables.addresses.insert((2, ip(address), 24), Seen { order, ..*seen });
         }
         tables
+    }
+
+    #[test]
+    fn below_a_vlan_on_a_bridge_are_the_bridge_and_its_ports() {
+        let mut tables = Tables::default();
+        let link = |name: &str| table::Link { name: name.into(), ..table::Link::default() };
+        tables.add_link(2, table::Link { port_of: Some(4), ..link("eth0") });
+        tables.add_link(3, link("eth1"));
+        tables.add_link(4, link("br0"));
+        tables.add_link(5, table::Link { below: Some(4), ..link("br0.7") });
+        let links = links(&tables);
+        let below = |name: &str| links[name].below.iter().map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(below("br0.7"), ["br0", "eth0"]);
+        assert_eq!(below("br0"), ["eth0"]);
+        assert!(below("eth0").is_empty() && below("eth1").is_empty());
     }
 
     #[test]

@@ -375,9 +375,9 @@ fn seen(
         Tracked::Interface(name) => Some(link_state(observed?, name)),
         Tracked::Forwarding => {
             let forwarding = &facts?.forwarding;
-            let below = observed?.links.get(&router.interface).and_then(|link| link.below.as_ref());
+            let link = observed?.links.get(&router.interface);
             let works = forwarding.contains(&router.interface)
-                || below.is_some_and(|below| forwarding.contains(below));
+                || link.is_some_and(|link| !link.below.is_disjoint(forwarding));
             Some(works.then_some(()).ok_or_else(|| {
                 format!("the balancer's program does not forward on {}", router.interface)
             }))

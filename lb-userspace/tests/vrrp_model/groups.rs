@@ -80,7 +80,7 @@ impl Node {
         let mut routers = Routers { routers: routers.to_vec(), groups: vec![group] };
         change(&mut routers);
         let sources = [0, 1].map(|number| (NAMES[number].to_owned(), address(0, number)));
-        let link = Link { up: true, below: None };
+        let link = Link { up: true, ..Link::default() };
         let observed = Observed {
             links: [("eth0".to_owned(), link)].into(),
             sources: sources.into(),
@@ -157,7 +157,7 @@ fn a_router_is_lowered_by_what_lowers_its_group_and_not_by_a_mate_that_has_less(
     let standing = |node: &Node| [0, 1].map(|n| (node.status(n).priority, node.status(n).lowered));
     assert_eq!(standing(&node), [(50, true); 2]);
     let mut out = Out::new();
-    node.observed.links.insert("eth1".into(), Link { up: true, below: None });
+    node.observed.links.insert("eth1".into(), Link { up: true, ..Link::default() });
     node.machine.observe(&node.observed, node.now, &mut out);
     assert_eq!(standing(&node), [(60, false); 2]);
     // A node that drains is low for another reason.

@@ -76,7 +76,7 @@ impl Desk {
     }
 
     fn link(&mut self, name: &str, up: bool) {
-        self.observed.links.insert(name.into(), Link { up, below: None });
+        self.observed.links.insert(name.into(), Link { up, ..Link::default() });
     }
 
     fn look(&mut self) -> Verdict {
@@ -177,15 +177,15 @@ fn priorities_stay_between_1_and_254_and_an_owner_is_one() {
 }
 
 #[test]
-fn a_node_that_does_not_forward_is_faulty_and_a_vlan_forwards_by_what_is_below() {
+fn a_node_that_does_not_forward_is_faulty_and_an_interface_forwards_by_what_is_below() {
     let mut desk = Desk::new(vec![(Tracked::Forwarding, 0)]);
     let fault = desk.fault();
     assert_eq!(fault.as_deref(), Some("the balancer's program does not forward on eth0"));
     desk.facts.forwarding.insert("eth0".into());
     assert_eq!(desk.fault(), None);
     desk.facts.forwarding = ["eth9".to_owned()].into();
-    let vlan = Link { up: true, below: Some("eth9".into()) };
-    desk.observed.links.insert("eth0".into(), vlan);
+    let above = Link { up: true, below: ["eth9".into()].into() };
+    desk.observed.links.insert("eth0".into(), above);
     assert_eq!(desk.fault(), None);
 }
 

@@ -293,7 +293,7 @@ impl World {
     fn observe(&mut self, node: usize) {
         let up = !self.nodes[node].broken;
         let observed = Observed {
-            links: [("eth0".to_owned(), Link { up, below: None })].into(),
+            links: [("eth0".to_owned(), Link { up, ..Link::default() })].into(),
             sources: (0..self.routers())
                 .map(|router| (NAMES[router].to_owned(), address(node, router)))
                 .collect(),

@@ -589,7 +589,7 @@ fn what_works_and_is_probably_not_meant_is_a_warning() {
     assert_eq!(
         warnings(&other),
         [
-            "11:13: virtual_router[0].interface: eth1 is none of `interfaces` (eth0); unless it is a VLAN of one, nothing is forwarded there, and the router stays in fault: add it, or track_forwarding = false"
+            "11:13: virtual_router[0].interface: eth1 is none of `interfaces` (eth0); unless it is a VLAN on one or a bridge over one, nothing is forwarded there, and the router stays in fault: add it, or track_forwarding = false"
         ]
     );
     let six = "name = \"six\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"fd00::100\"]\n";

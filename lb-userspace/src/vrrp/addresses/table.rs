@@ -28,6 +28,8 @@ pub struct Link {
     pub below: Option<u32>,
     /// Whether it is a macvlan device.
     pub macvlan: bool,
+    /// The bridge or bond that it is a port of.
+    pub port_of: Option<u32>,
 }
 
 /// What tells an address from another: the interface's index, the address and the prefix' length.
@@ -189,6 +191,7 @@ fn link(message: &LinkMessage) -> (u32, Link) {
             }
             LinkAttribute::Link(index) => below = Some(*index),
             LinkAttribute::LinkNetNsId(_) => foreign = true,
+            LinkAttribute::Controller(index) => link.port_of = (*index != 0).then_some(*index),
             LinkAttribute::LinkInfo(info) => {
                 link.macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
                 vlan = info.contains(&LinkInfo::Kind(InfoKind::Vlan));
@@ -316,6 +319,11 @@ mod tests {
             let (_, link) = link(&message);
             (link.below, link.macvlan)
         };
+        let RouteNetlinkMessage::NewLink(port) = new_link(3, vec![LinkAttribute::Controller(7)])
+        else {
+            panic!("it is a new link")
+        };
+        assert_eq!(link(&port).1.port_of, Some(7));
         assert_eq!(below(vec![above.clone(), kind(InfoKind::MacVlan)]), (Some(2), true));
         assert_eq!(below(vec![above.clone(), kind(InfoKind::Vlan)]), (Some(2), false));
         assert_eq!(below(vec![above.clone(), kind(InfoKind::Veth)]), (None, false));
