@@ -55,7 +55,8 @@ struct Place {
 /// The kernel refuses them.
 pub fn target() -> Result<Target> {
     stay_on_one_cpu()?;
-    let hooks = [Hook::Xdp, Hook::Tc];
+    // The last ones move this thread to namespaces of their own.
+    let hooks = [Hook::Xdp, Hook::Tc, Hook::RawIp];
     let places = hooks.iter().flat_map(|&hook| STATES.map(|seed| Place::new(hook, seed)));
     let mut places = places.collect::<Result<Vec<_>>>()?;
     Ok(Box::new(move |bytes| {
@@ -72,7 +73,7 @@ impl Place {
     fn new(hook: Hook, seed: u64) -> Result<Self> {
         let mut twins = Twins::load_at(hook, objects::BALANCER, PINS, u32::MAX)?;
         let second = (steady_nanos(MARGIN) / 1_000_000_000) as u32;
-        let state = generate::state(&mut Random(seed), second);
+        let state = state(hook, seed, second);
         twins.install(&state)?;
         Ok(Self { twins, seed, second, state })
     }
@@ -85,7 +86,7 @@ impl Place {
             let nanos = steady_nanos(MARGIN);
             let second = (nanos / 1_000_000_000) as u32;
             if second != self.second {
-                self.state = generate::state(&mut Random(self.seed), second);
+                self.state = state(self.twins.model.hook, self.seed, second);
                 self.second = second;
             }
             self.twins.reset(&self.state).context("reset the tables")?;
@@ -145,7 +146,9 @@ impl Place {
         frame.truncate(LONGEST);
         // The kernel's test run takes no shorter one.
         frame.resize(frame.len().max(ethernet::LEN), 0);
-        if !self.twins.model.hook.takes(&frame) {
+        let hook = self.twins.model.hook;
+        hook.fit_frame(&mut frame);
+        if !hook.takes(&frame) {
             return Ok(());
         }
         self.twins.run(&frame).map(|_| ())
@@ -189,10 +192,18 @@ impl Place {
         }
         backend.l2_len = input.of(&[14, 18, 22, 0]);
         backend.ifindex = input.of(&[generate::INGRESS, 7]);
+        self.twins.model.hook.fit_backend(&mut backend);
         self.twins.kernel.put_backend(id, backend)?;
         self.twins.model.backends[usize::from(id)] = backend;
         Ok(())
     }
+}
+
+/// The tables of a seed, with ages from `second`.
+fn state(hook: Hook, seed: u64, second: u32) -> State {
+    let mut state = generate::state(&mut Random(seed), second);
+    hook.fit_state(&mut state);
+    state
 }
 
 /// A packet in a frame to this node: the lengths and the VIP are put right where the kind says so.

@@ -1,6 +1,7 @@
 //! Where the kernel calls the balancer: XDP or tc. The core decides alike; what becomes of the frame differs a little.
 
 use lb_common::{
+    abi::Backend,
     packet::{ethernet, ipv4, ipv6, number},
     rewrite,
 };
@@ -61,8 +62,13 @@ impl Hook {
 
     /// Makes a state one that can be.
     pub fn fit_state(self, state: &mut State) {
+        state.backends.iter_mut().for_each(|backend| self.fit_backend(backend));
+    }
+
+    /// Makes a backend one that can be.
+    pub fn fit_backend(self, backend: &mut Backend) {
         if self == Self::RawIp {
-            raw_ip::fit_state(state);
+            raw_ip::fit_backend(backend);
         }
     }
 

@@ -6,9 +6,12 @@ use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType, tc};
-use lb_common::packet::{ethernet, number};
+use lb_common::{
+    abi::Backend,
+    packet::{ethernet, number},
+};
 
-use super::generate::{self, OWN, State};
+use super::generate::{self, OWN};
 use crate::tun::{Layer, Tun};
 
 /// Index of the tun.
@@ -89,12 +92,10 @@ pub(super) fn fit_frame(frame: &mut [u8]) {
 }
 
 /// What leaves by the tun has no tags; and no MTU is below IPv6's least, so that enough is quoted of what is over it.
-pub(super) fn fit_state(state: &mut State) {
-    for backend in &mut state.backends {
-        backend.mtu = backend.mtu.max(1_280);
-        if backend.ifindex == generate::INGRESS {
-            backend.ifindex = INGRESS;
-            backend.l2_len = backend.l2_len.min(14);
-        }
+pub(super) fn fit_backend(backend: &mut Backend) {
+    backend.mtu = backend.mtu.max(1_280);
+    if backend.ifindex == generate::INGRESS {
+        backend.ifindex = INGRESS;
+        backend.l2_len = backend.l2_len.min(14);
     }
 }
