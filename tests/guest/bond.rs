@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use kit::{
     can_run_lab,
     downloads::{Downloads, Plan},
     http::Connection,
-    lab::{INTERFACE, Lab, Options, VIPS_V4},
+    lab::{Host, INTERFACE, Lab, Options, VIPS_V4},
     wait,
     ways::Way,
     xdp,
@@ -31,12 +31,17 @@ const A_WHILE: Duration = Duration::from_secs(2);
 const REQUESTS: usize = 30;
 const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
 
-/// Makes the balancer's interface a bond of that and another one, of which the first is active; or a VLAN on that bond.
-fn bond(lab: &Lab, vlan: Option<u16>) -> Result<()> {
-    let (node, host) = (&lab.balancer.namespace, &lab.balancer);
-    let ports = [lab.balancer.name.as_str(), "second"];
+/// The switch's port to the second interface of a host with a bond.
+fn second(host: &Host) -> String {
+    format!("{}-b", host.name)
+}
+
+/// Makes a balancer's interface a bond of that and another one, of which the first is active; or a VLAN on that bond.
+pub(super) fn bond(lab: &Lab, host: &Host, vlan: Option<u16>) -> Result<()> {
+    let (node, second) = (&host.namespace, second(host));
+    let ports = [&host.name, &second];
     lab.switch().ip(&format!(
-        "link add second type veth peer name port1 netns {}\nlink set second up",
+        "link add {second} type veth peer name port1 netns {}\nlink set {second} up",
         node.name()
     ))?;
     let bond = if vlan.is_some() { "bond0" } else { INTERFACE };
@@ -49,9 +54,9 @@ fn bond(lab: &Lab, vlan: Option<u16>) -> Result<()> {
         node.ethtool(&format!("port{number}"), OFFLOADS)?;
         lab.switch().ethtool(port, OFFLOADS)?;
         let member = match vlan {
-            None => (*port).to_owned(),
+            None => (*port).clone(),
             Some(id) => {
-                let member = format!("tag{number}");
+                let member = format!("{}-t{number}", host.name);
                 lab.switch().ip(&format!(
                     "link set {port} nomaster\nlink add link {port} name {member} type vlan id {id}"
                 ))?;
@@ -63,13 +68,15 @@ fn bond(lab: &Lab, vlan: Option<u16>) -> Result<()> {
     if let Some(id) = vlan {
         node.ip(&format!("link add link {bond} name {INTERFACE} type vlan id {id}"))?;
     }
-    let vips = VIPS_V4.map(|vip| format!("addr add {vip}/32 dev {INTERFACE}\n")).concat();
-    node.ip(&format!(
-        "link set {INTERFACE} up\naddr add {}/24 dev {INTERFACE}\n{}",
-        host.v4,
-        vips.trim_end()
-    ))?;
-    Ok(())
+    let mut lines = format!(
+        "link set {INTERFACE} up\naddr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad\n",
+        host.v4, host.v6
+    );
+    // A pair's nodes take them by themselves.
+    if lab.peer.is_none() {
+        lines += &VIPS_V4.map(|vip| format!("addr add {vip}/32 dev {INTERFACE}\n")).concat();
+    }
+    node.ip(lines.trim_end()).map(drop)
 }
 
 /// The bond's port that is active.
@@ -105,8 +112,8 @@ fn connections_live(lab: &Lab, balancer: &mut Balancer, bond: &str) -> Result<()
         let status = balancer.status()?;
         Ok(status.service(WAY.name())?.backends.values().map(|one| one.sent.packets).sum())
     };
-    for (port, other) in [(lab.balancer.name.as_str(), "port1"), ("second", "port0")] {
-        let (first, last) = (lab.balancer.name.as_str(), "second");
+    let (first, last) = (&lab.balancer.name, &second(&lab.balancer));
+    for (port, other) in [(first, "port1"), (last, "port0")] {
         for one in [first, last] {
             lab.switch().ip(&format!("link set {one} up"))?;
         }
@@ -154,8 +161,8 @@ fn connections_by_a_bond_in_native_mode_live_when_a_port_goes_down() -> Result<(
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    bond(&lab, None)?;
-    xdp::pass(lab.switch(), "second", &lab.pins().join("second"))?;
+    bond(&lab, &lab.balancer, None)?;
+    xdp::pass(lab.switch(), &second(&lab.balancer), &lab.pins().join("second"))?;
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
     balancer.launch()?;
     ensure!(mode(&balancer)? == "native", "{}", balancer.log());
@@ -170,7 +177,7 @@ fn connections_by_a_vlan_on_a_bond_are_served_in_generic_mode_alone_and_live_whe
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    bond(&lab, Some(5))?;
+    bond(&lab, &lab.balancer, Some(5))?;
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
     ensure!(balancer.launch().is_err(), "a VLAN has no native mode");
     let said = balancer.log();
@@ -195,7 +202,7 @@ fn connections_by_a_vlan_on_a_bond_are_served_by_tc_and_live_when_a_port_goes_do
         return Ok(());
     }
     let lab = Lab::new(&Options { attach: "tc", ..Options::default() })?;
-    bond(&lab, Some(5))?;
+    bond(&lab, &lab.balancer, Some(5))?;
     for port in ["bond0", "port0", "port1"] {
         lab.balancer.namespace.ethtool(port, &["gro", "on"])?;
     }
@@ -213,11 +220,11 @@ fn connections_of_a_vlan_are_served_by_tc_on_the_bond_below_it() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options { attach: "tc", ..Options::default() })?;
-    bond(&lab, Some(5))?;
-    let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
-    let text = fs::read_to_string(balancer.config()).context("read the configuration")?;
-    let text = text.replace(&format!("interfaces = [\"{INTERFACE}\"]"), "interfaces = [\"bond0\"]");
-    fs::write(balancer.config(), text).context("write the configuration")?;
+    bond(&lab, &lab.balancer, Some(5))?;
+    let services = [WAY.service(&lab)];
+    let mut balancer = Balancer::new(&lab, &services)?;
+    balancer.set_interface("bond0");
+    balancer.configure(&services)?;
     balancer.launch()?;
     let interface = &balancer.status()?.interfaces[0];
     ensure!(interface.name == "bond0" && interface.mode == "tc", "{}", balancer.log());

@@ -4,6 +4,7 @@
 mod bond;
 mod e1000;
 mod generic;
+mod serving;
 mod tunnels;
 
 use std::env;

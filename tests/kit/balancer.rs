@@ -59,6 +59,7 @@ pub struct Balancer {
     binaries: PathBuf,
     orphan: Orphan,
     attach: &'static str,
+    interface: String,
     more: String,
 }
 
@@ -97,6 +98,7 @@ impl Balancer {
             binaries: binaries()?,
             orphan: lab.orphan(),
             attach: lab.attach,
+            interface: INTERFACE.to_owned(),
             more: more.to_owned(),
         };
         balancer.configure(services)?;
@@ -123,9 +125,10 @@ impl Balancer {
     pub fn configure(&self, services: &[Service]) -> Result<()> {
         let (folder, pins, attach) = (self.folder.display(), self.pins.display(), self.attach);
         let mut config = format!(
-            "interfaces = [\"{INTERFACE}\"]\nattach = \"{attach}\"\ngroup = \"root\"\n\
+            "interfaces = [\"{}\"]\nattach = \"{attach}\"\ngroup = \"root\"\n\
              seed = \"000102030405060708090a0b0c0d0e0f\"\npin_dir = \"{pins}\"\n\
-             socket = \"{folder}/lbd.sock\"\nstate_file = \"{folder}/state.json\"\n"
+             socket = \"{folder}/lbd.sock\"\nstate_file = \"{folder}/state.json\"\n",
+            self.interface
         );
         for service in services {
             config.push_str(&service.toml());
@@ -137,6 +140,11 @@ impl Balancer {
     /// From the next [`Self::configure`] on, this is the hook, in place of the lab's.
     pub fn set_attach(&mut self, attach: &'static str) {
         self.attach = attach;
+    }
+
+    /// From the next [`Self::configure`] on, this is the interface of the program.
+    pub fn set_interface(&mut self, interface: &str) {
+        interface.clone_into(&mut self.interface);
     }
 
     /// From the next [`Self::configure`] on, these are the tables beside those of services.

@@ -33,6 +33,7 @@ pub mod prometheus;
 pub mod record;
 pub mod reports;
 pub mod router;
+pub mod serving;
 pub mod signals;
 pub mod status;
 pub mod tmux;
@@ -115,6 +116,7 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("tshark", "tshark"),
     ("systemd-nspawn", "systemd-container"),
     ("strip", "binutils"),
+    ("iperf3", "iperf3"),
 ];
 
 /// Whether this process is root.

@@ -11,13 +11,16 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use kit::{
     balancer::{Balancer, Service},
-    can_run,
+    can_run, command,
     http::Connection,
     lab::{INTERFACE, Lab, Options},
+    process::Process,
     status::Backend,
     uploads::{self, PORT},
+    wait,
     ways::{self, Way},
 };
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an upload.
@@ -87,6 +90,56 @@ fn uploads_arrive_whole_where_links_merge_and_cut_packets() -> Result<()> {
     Ok(())
 }
 
+/// Where iperf3 serves.
+const IPERF: u16 = 5_201;
+
+/// One web host, for iperf3's server takes its streams from whom its first connection comes.
+#[test]
+fn iperf3_with_four_streams_goes_by_tc_in_merged_packets() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { webs: 1, ..at_tc() })?;
+    lab.with_offloads()?;
+    let services = [Way::DsrV4, Way::DsrV6].map(|way| Service { port: IPERF, ..way.service(&lab) });
+    let host = &lab.webs[0].host.namespace;
+    let program = command::find("iperf3").context("iperf3 is not installed")?;
+    let log = lab.folder().join("iperf3.log");
+    let mut server = Process::start(host, &program, &["-s"], &log, lab.orphan())?;
+    let balancer = balanced(&lab, &services)?;
+    wait::until(PATIENCE, "iperf3 serves", || {
+        server.check()?;
+        let mut ss = host.command("ss");
+        let listening = command::run(ss.args(["-Hltn", "sport", "=", &format!(":{IPERF}")]))?;
+        ensure!(!listening.is_empty(), "{}", server.log());
+        Ok(())
+    })?;
+    for service in &services {
+        let sent = || -> Result<(u64, u64)> {
+            let status = balancer.status()?;
+            let backends = status.service(&service.name)?.backends.values();
+            let sent = backends.map(|one| (one.sent.packets, one.sent.bytes));
+            Ok(sent.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1)))
+        };
+        let frames = || lab.balancer.namespace.received(INTERFACE);
+        let (had, had_frames) = (sent()?, frames()?);
+        let (vip, port) = (service.vip.to_string(), IPERF.to_string());
+        let mut client = lab.client.namespace.command(&program);
+        client.args(["-J", "-c", &vip, "-p", &port, "-P", "4", "-t", "2"]);
+        let said: Value = serde_json::from_str(&command::run(&mut client)?)?;
+        let bytes =
+            |end: &str| said["end"][end]["bytes"].as_u64().with_context(|| said.to_string());
+        let (written, received) = (bytes("sum_sent")?, bytes("sum_received")?);
+        let (now, now_frames) = (sent()?, frames()?);
+        let (packets, carried, frames) = (now.0 - had.0, now.1 - had.1, now_frames - had_frames);
+        // What the sender's buffers hold at the end does not come.
+        ensure!(received > written / 10 * 9, "{received} bytes of {written} came to {vip}");
+        ensure!(carried > received, "{carried} bytes in packets for {received} to {vip}");
+        ensure!(frames < packets / 4, "{frames} frames for {packets} packets to {vip}");
+    }
+    Ok(())
+}
+
 /// MTU of the way to the backends. No less: IPv6 has no smaller (RFC 8200, 5).
 const NARROW: u64 = 1_300;
 
@@ -112,7 +165,7 @@ fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones()
         let replied = balancer.status()?.dropped("too_big_replied") - before;
         ensure!((1..100).contains(&replied), "{replied} errors for {address}");
         let mut ip = lab.client.namespace.command("ip");
-        let shown = kit::command::run(ip.args(["route", "get", &service.vip.to_string()]))?;
+        let shown = command::run(ip.args(["route", "get", &service.vip.to_string()]))?;
         ensure!(shown.contains(&format!("mtu {NARROW}")), "{shown}");
     }
     Ok(())
@@ -146,7 +199,7 @@ fn a_reload_exchanges_xdp_and_tc_and_loses_no_packet() -> Result<()> {
     }
     let retransmitted = || -> Result<u64> {
         let mut nstat = lab.client.namespace.command("cat");
-        let shown = kit::command::run(nstat.arg("/proc/net/snmp"))?;
+        let shown = command::run(nstat.arg("/proc/net/snmp"))?;
         let mut lines = shown.lines().filter(|line| line.starts_with("Tcp:"));
         let names = lines.next().context("names")?.split_whitespace();
         let values = lines.next().context("values")?.split_whitespace();
@@ -217,7 +270,7 @@ fn what_the_queueing_discipline_behind_tc_drops_is_in_the_metrics() -> Result<()
     let before = (count("qdisc")?, count("device")?);
     let mut tc = lab.balancer.namespace.command("tc");
     let slow = "root tbf rate 500kbit burst 2000 limit 3000";
-    kit::command::run(tc.args(["qdisc", "replace", "dev", INTERFACE]).args(slow.split(' ')))?;
+    command::run(tc.args(["qdisc", "replace", "dev", INTERFACE]).args(slow.split(' ')))?;
     // A new discipline counts from 0.
     assert_eq!(count("qdisc")?, 0);
     let open = || TcpStream::connect_timeout(&address, PATIENCE);
@@ -225,7 +278,7 @@ fn what_the_queueing_discipline_behind_tc_drops_is_in_the_metrics() -> Result<()
     stream.set_write_timeout(Some(PATIENCE))?;
     // Ten segments at once, of which two have room.
     stream.write_all(&[0; 14_480])?;
-    kit::wait::until(PATIENCE, "drops are counted", || {
+    wait::until(PATIENCE, "drops are counted", || {
         let dropped = count("qdisc")?;
         ensure!((1..50).contains(&dropped), "{dropped} after {before:?}");
         Ok(())

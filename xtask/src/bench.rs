@@ -13,9 +13,8 @@ use crate::{
 };
 
 /// What `http` needs beside what the tests do.
-const HTTP: [(&str, &str); 4] = [
+const HTTP: [(&str, &str); 3] = [
     ("wrk", "wrk"),
-    ("iperf3", "iperf3"),
     ("perf", "linux-perf"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
 ];
@@ -191,7 +190,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             measure("advertisements", &[], *saving, options, "a minute and a half")
         }
         Bench::Http { saving, rounds, seconds, only } => {
-            setup::lab_with(&["haproxy", "nft"])?;
+            setup::lab_with(&["haproxy", "iperf3", "nft"])?;
             setup::these(&HTTP)?;
             eprintln!("bench: building lbd and lbctl optimised; the first time takes minutes");
             build("lb-userspace")?;

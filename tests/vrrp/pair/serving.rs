@@ -1,125 +1,94 @@
 //! Two nodes that are balancers and web hosts at once, as small sites have them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     can_run,
-    http::Connection,
-    lab::Options,
+    lab::INTERFACE,
+    serving::{self, WAYS, answering, places, say},
     twins::{Plan, Twins},
     wait,
-    ways::Way,
 };
 
 use super::clients::Clients;
 
-const WAYS: [Way; 2] = [Way::DsrV4, Way::DsrV6];
 const INTERVAL: Duration = Duration::from_millis(50);
 const SETTINGS: &str = "idle_timeout = \"2s\"\nring_slots = 1021\ncheck = { type = \"http\", interval = \"200ms\", fall = 2 }";
-const PATIENCE: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(10);
+/// Of a bridge.
+const PORT: &str = "port0";
 
-/// Two nodes that serve, `attach` on both, beside so many web hosts.
-fn serving(webs: u8, attach: &'static str) -> Result<Twins> {
-    let options = Options { webs, serve: true, attach, ..Options::default() };
-    Twins::start(&options, Plan { settings: SETTINGS.to_owned(), ..Plan::new(&WAYS, INTERVAL) })
+fn plan() -> Plan {
+    Plan { settings: SETTINGS.to_owned(), ..Plan::new(&WAYS, INTERVAL) }
 }
 
-/// The nodes' places among the web hosts.
-fn places(twins: &Twins) -> [usize; 2] {
-    let webs = twins.lab.webs.len();
-    [webs - 2, webs - 1]
+/// Two nodes that serve, `attach` on both, beside one web host.
+fn serve(attach: &'static str) -> Result<Twins> {
+    let mut twins = serving::nodes(1, attach, plan())?;
+    twins.launch()?;
+    Ok(twins)
 }
 
-/// Says something of a web host to one node, by all ways.
-fn say(twins: &Twins, node: usize, what: &str, web: usize) -> Result<()> {
-    for way in WAYS {
-        let backend = way.backend(&twins.lab.webs[web]).to_string();
-        twins.nodes[node].lbctl(&["backend", what, way.name(), &backend])?;
+/// The same with each node's interface, as [`PORT`], under a bridge that has its name and addresses, and a MAC address
+/// of its own: where containers or virtual machines live on the nodes. The program is at `interface`.
+fn serve_on_bridges(interface: &str, attach: &'static str) -> Result<Twins> {
+    let mut twins = serving::nodes(1, attach, plan())?;
+    let services = twins.plan.services(&twins.lab);
+    for (n, node) in twins.nodes.iter_mut().enumerate() {
+        let host = twins.lab.pair()?[n];
+        let mac = format!("02:00:00:00:0b:{:02x}", host.v4.octets()[3]);
+        host.namespace.ip(&format!(
+            "link set {INTERFACE} down\naddr flush dev {INTERFACE}\n\
+             link set {INTERFACE} name {PORT}\n\
+             link add {INTERFACE} address {mac} type bridge mcast_snooping 0\n\
+             link set {PORT} master {INTERFACE}\nlink set {PORT} up\nlink set {INTERFACE} up\n\
+             addr add {}/24 dev {INTERFACE}\naddr add {}/64 dev {INTERFACE} nodad",
+            host.v4, host.v6
+        ))?;
+        host.namespace.ethtool(INTERFACE, &["tx", "off", "tso", "off", "gso", "off"])?;
+        node.set_interface(interface);
+        node.configure(&services)?;
     }
-    Ok(())
-}
-
-/// The hosts that answer.
-fn answering(twins: &Twins, way: Way) -> Result<BTreeSet<String>> {
-    let mut hosts = BTreeSet::new();
-    for n in 0..40 {
-        let page = Connection::open(&twins.lab.client.namespace, way.target(), PATIENCE)
-            .and_then(|mut connection| connection.get("/")?.ok())
-            .with_context(|| format!("request {n} by {}; {}", way.name(), twins.logs()))?;
-        hosts.insert(page.text());
-    }
-    Ok(hosts)
-}
-
-/// Each node thinks that the other one alone serves.
-fn no_packet_goes_to_and_fro_between_nodes_that_disagree(attach: &'static str) -> Result<()> {
-    if !can_run() {
-        return Ok(());
-    }
-    let twins = serving(1, attach)?;
-    let nodes = places(&twins);
-    for (node, own) in nodes.into_iter().enumerate() {
-        say(&twins, node, "disable", 0)?;
-        say(&twins, node, "disable", own)?;
-    }
-    for active in [0, 1] {
-        let (other, name) = (1 - active, &twins.host(1 - active).name);
-        wait::until(SOON, &format!("the Active node's ring has {name} alone"), || {
-            let status = twins.nodes[active].status()?;
-            for way in WAYS {
-                let backends = &status.service(way.name())?.backends;
-                let other = way.backend(&twins.lab.webs[nodes[other]]);
-                let owners = backends.iter().filter(|(_, one)| one.slots + one.base_slots > 0);
-                let owners: Vec<_> = owners.map(|(address, _)| *address).collect();
-                ensure!(owners == [other], "{owners:?}");
-            }
-            Ok(())
-        })?;
-        let before = |node: usize, web: usize, way: Way| -> Result<u64> {
-            let status = twins.nodes[node].status()?;
-            let service = status.service(way.name())?;
-            Ok(service.backend(way.backend(&twins.lab.webs[web]))?.sent.packets)
-        };
-        for way in WAYS {
-            let (delivered, back) = (nodes[other], nodes[active]);
-            let sent = before(active, delivered, way)?;
-            let (had, returned) = (before(other, delivered, way)?, before(other, back, way)?);
-            let hosts = answering(&twins, way)?;
-            ensure!(
-                hosts == BTreeSet::from([name.clone()]),
-                "{}, {} Active: {hosts:?}; {}",
-                way.name(),
-                twins.host(active).name,
-                twins.logs()
-            );
-            let sent = before(active, delivered, way)? - sent;
-            let had = before(other, delivered, way)? - had;
-            let returned = before(other, back, way)? - returned;
-            ensure!(
-                sent > 100 && had >= sent && returned == 0,
-                "{}: {sent} packets were forwarded to {name}, {had} delivered there, {returned} \
-                 sent back",
-                way.name()
-            );
-        }
-        if active == 0 {
-            twins.hand_over(0)?;
-            twins.wait_active(1)?;
-        }
-    }
-    Ok(())
+    twins.launch()?;
+    Ok(twins)
 }
 
 #[test]
 fn no_packet_goes_to_and_fro_between_nodes_at_xdp_that_disagree() -> Result<()> {
-    no_packet_goes_to_and_fro_between_nodes_that_disagree("xdp")
+    if !can_run() {
+        return Ok(());
+    }
+    serving::no_packet_goes_to_and_fro(&serve("xdp")?)
 }
 
 #[test]
 fn no_packet_goes_to_and_fro_between_nodes_at_tc_that_disagree() -> Result<()> {
-    no_packet_goes_to_and_fro_between_nodes_that_disagree("tc")
+    if !can_run() {
+        return Ok(());
+    }
+    serving::no_packet_goes_to_and_fro(&serve("tc")?)
+}
+
+#[test]
+fn nodes_that_serve_by_tc_on_bridges_send_nothing_to_and_fro_and_break_no_download() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins = serve_on_bridges(INTERFACE, "tc")?;
+    serving::no_packet_goes_to_and_fro(&twins)?;
+    serving::no_download_breaks(&mut twins)
+}
+
+#[test]
+fn nodes_that_serve_by_xdp_below_bridges_send_nothing_to_and_fro_and_break_no_download()
+-> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut twins = serve_on_bridges(PORT, "xdp")?;
+    serving::no_packet_goes_to_and_fro(&twins)?;
+    serving::no_download_breaks(&mut twins)
 }
 
 #[test]
@@ -127,7 +96,7 @@ fn no_connection_breaks_by_drains_and_failovers_of_nodes_that_serve() -> Result<
     if !can_run() {
         return Ok(());
     }
-    let mut twins = serving(1, "xdp")?;
+    let mut twins = serve("xdp")?;
     let nodes = places(&twins);
     let clients = Clients::start(&twins, Duration::from_secs(180))?;
     for web in nodes {
@@ -181,7 +150,7 @@ fn new_connections_are_answered_while_a_node_s_nginx_dies_and_returns() -> Resul
     if !can_run() {
         return Ok(());
     }
-    let mut twins = serving(1, "xdp")?;
+    let mut twins = serve("xdp")?;
     let [first, second] = places(&twins);
     let state = |twins: &Twins, web: usize, up: bool| {
         let name = format!("{} is up on both nodes: {up}", twins.lab.webs[web].host.name);
