@@ -32,7 +32,7 @@ const REQUESTS: usize = 30;
 const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
 
 /// The switch's port to the second interface of a host with a bond.
-fn second(host: &Host) -> String {
+pub(super) fn second(host: &Host) -> String {
     format!("{}-b", host.name)
 }
 

@@ -1,5 +1,5 @@
-//! Two nodes that are balancers and web hosts at once, on bonds and on VLANs upon them: what the other node forwards is
-//! known by its MAC address there, too.
+//! Two nodes that are balancers and web hosts at once: on bonds and on VLANs upon them, where what the other node forwards
+//! is known by its MAC address, too; and by tunnels of the kernel.
 
 use std::time::Duration;
 
@@ -9,21 +9,35 @@ use kit::{
     lab::INTERFACE,
     serving,
     twins::{Plan, Twins},
+    ways::Way,
+    xdp,
 };
 
-use super::{bond::bond, is_disposable};
+use super::{
+    bond::{bond, second},
+    is_disposable,
+    tunnels::take_tunnels,
+};
 
 /// Between advertisements: what is missed must be the other node and not a moment on the CPU.
 const INTERVAL: Duration = Duration::from_millis(500);
 const SETTINGS: &str = "idle_timeout = \"10s\"\nring_slots = 1021";
 
+fn plan(ways: &[Way]) -> Plan {
+    Plan { settings: SETTINGS.to_owned(), ..Plan::new(ways, INTERVAL) }
+}
+
 /// The nodes on bonds, or VLANs upon them, with the program at `interface`.
 fn serve(vlan: Option<u16>, interface: &str, attach: &'static str) -> Result<Twins> {
-    let plan = Plan { settings: SETTINGS.to_owned(), ..Plan::new(&serving::WAYS, INTERVAL) };
-    let mut twins = serving::nodes(1, attach, plan)?;
+    let mut twins = serving::nodes(1, attach, plan(&serving::WAYS))?;
     let services = twins.plan.services(&twins.lab);
     for (n, node) in twins.nodes.iter_mut().enumerate() {
-        bond(&twins.lab, twins.lab.pair()?[n], vlan)?;
+        let host = twins.lab.pair()?[n];
+        bond(&twins.lab, host, vlan)?;
+        if attach == "xdp" {
+            let port = second(host);
+            xdp::pass(twins.lab.switch(), &port, &twins.lab.pins().join(&port))?;
+        }
         node.set_interface(interface);
         node.configure(&services)?;
     }
@@ -31,28 +45,48 @@ fn serve(vlan: Option<u16>, interface: &str, attach: &'static str) -> Result<Twi
     Ok(twins)
 }
 
-fn all_is_well(vlan: Option<u16>, interface: &str, attach: &'static str) -> Result<()> {
+#[test]
+fn nodes_that_serve_on_vlans_upon_bonds_send_nothing_to_and_fro_and_break_no_download() -> Result<()>
+{
     is_disposable()?;
     if !can_run_lab() {
         return Ok(());
     }
-    let mut twins = serve(vlan, interface, attach)?;
+    let mut twins = serve(Some(5), INTERFACE, "tc")?;
     serving::no_packet_goes_to_and_fro(&twins)?;
     serving::no_download_breaks(&mut twins)
 }
 
+/// The program is below the VLAN, so that the tag is in the metadata of what comes from the other node.
 #[test]
-fn nodes_that_serve_by_tc_on_bonds_send_nothing_to_and_fro_and_break_no_download() -> Result<()> {
-    all_is_well(None, INTERFACE, "tc")
+fn nodes_that_serve_on_bonds_below_vlans_send_nothing_to_and_fro() -> Result<()> {
+    is_disposable()?;
+    if !can_run_lab() {
+        return Ok(());
+    }
+    serving::no_packet_goes_to_and_fro(&serve(Some(5), "bond0", "tc")?)
 }
 
 #[test]
-fn nodes_that_serve_by_tc_on_vlans_send_nothing_to_and_fro_and_break_no_download() -> Result<()> {
-    all_is_well(Some(5), INTERFACE, "tc")
+fn nodes_that_serve_on_bonds_in_native_mode_send_nothing_to_and_fro() -> Result<()> {
+    is_disposable()?;
+    if !can_run_lab() {
+        return Ok(());
+    }
+    serving::no_packet_goes_to_and_fro(&serve(None, INTERFACE, "xdp")?)
 }
 
 #[test]
-fn nodes_that_serve_by_tc_below_vlans_send_nothing_to_and_fro_and_break_no_download() -> Result<()>
-{
-    all_is_well(Some(5), "bond0", "tc")
+fn nodes_that_serve_by_tunnels_of_the_kernel_send_nothing_to_and_fro() -> Result<()> {
+    is_disposable()?;
+    if !can_run_lab() {
+        return Ok(());
+    }
+    let mut twins = serving::nodes(1, "tc", plan(&[Way::IpipV4, Way::IpipV6]))?;
+    for web in &twins.lab.webs {
+        let host = &web.host;
+        take_tunnels(&host.namespace, &host.v4.to_string(), &host.v6.to_string())?;
+    }
+    twins.launch()?;
+    serving::no_packet_goes_to_and_fro(&twins)
 }

@@ -41,7 +41,7 @@ fn services(lab: &Lab) -> Result<[Service; 3]> {
 }
 
 /// Has the kernel of a host take packets out of tunnels to these addresses of it.
-fn take_tunnels(host: &Namespace, v4: &str, v6: &str) -> Result<()> {
+pub(super) fn take_tunnels(host: &Namespace, v4: &str, v6: &str) -> Result<()> {
     host.sysctl(&[("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0")])?;
     host.ip(&format!(
         "link add ipip0 type ipip local {v4} remote any\nlink set ipip0 up\n\

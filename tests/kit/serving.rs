@@ -102,7 +102,8 @@ pub fn no_packet_goes_to_and_fro(twins: &Twins) -> Result<()> {
     twins.wait_synced()
 }
 
-/// New connections reach the other node, which would send those that it has not got from a peer to the Active one.
+/// New connections reach the other node, which would send those that it has not got from a peer to the Active one. What
+/// comes by a tunnel its program does not see.
 fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
     let nodes = places(twins);
     let (other, name) = (1 - active, &twins.host(1 - active).name);
@@ -144,7 +145,7 @@ fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
         let had = count(other, delivered, way)? - had;
         let returned = count(other, back, way)? - returned;
         ensure!(
-            sent > 100 && had >= sent && returned == 0,
+            sent > 100 && (way.overhead() > 0 || had >= sent) && returned == 0,
             "{}: {sent} packets were forwarded to {name}, {had} delivered there, {returned} sent back",
             way.name()
         );

@@ -106,14 +106,15 @@ impl Plan {
 }
 
 impl Twins {
-    /// Builds the hosts and the configuration of both nodes. `lbd` is not started.
+    /// Builds the hosts and the configuration of both nodes. `lbd` is not started. Web hosts take packets out of
+    /// tunnels, unless the nodes are web hosts: their interfaces have the balancer's program.
     ///
     /// # Errors
     ///
     /// If something is missing.
     pub fn new(options: &Options, plan: Plan) -> Result<Self> {
         let lab = Lab::new(&Options { pair: true, ..options.clone() })?;
-        if plan.ways.iter().any(|way| way.overhead() > 0) {
+        if !options.serve && plan.ways.iter().any(|way| way.overhead() > 0) {
             ways::decapsulate(&lab)?;
         }
         let services = plan.services(&lab);
