@@ -4,6 +4,11 @@
 //! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold;
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
+pub use lb_model::{maglev, ring, settings, units};
+pub use lb_vrrp as vrrp;
+
+use lb_threads as threads;
+
 pub mod api;
 pub mod capture;
 pub mod cli;
@@ -23,7 +28,6 @@ pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod logs;
-pub mod maglev;
 pub mod metrics;
 pub mod netlink;
 pub mod notify;
@@ -31,17 +35,12 @@ pub mod objects;
 pub mod overrides;
 pub mod path_mtu;
 pub mod reconcile;
-pub mod ring;
 pub mod rules;
 pub mod samples;
 pub mod seed;
-pub mod settings;
 pub mod spec;
 pub mod state_file;
 pub mod status;
 pub mod sync;
-mod threads;
 pub mod unit;
-pub mod units;
-pub mod vrrp;
 pub mod web;

@@ -10,11 +10,13 @@ use tracing_subscriber::EnvFilter;
 use crate::units::nearest;
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-/// The parts of this crate that say something, and `xdp`, the balancer's program.
+/// The parts of the user side that say something, and `xdp`, the balancer's program.
 const PARTS: [&str; 18] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
+/// The parts that are crates of their own, `lb_threads` and so on.
+const CRATES: [&str; 2] = ["threads", "vrrp"];
 /// What the balancer's program says.
 pub(crate) const XDP: &str = "xdp";
 /// Libraries that say something.
@@ -48,20 +50,25 @@ impl FromStr for Filter {
     }
 }
 
-/// A directive as it was said, and as the library takes it.
-fn directive(text: &str) -> Result<(String, String), String> {
+/// A directive as it was said, and those that the library takes.
+fn directive(text: &str) -> Result<(String, Vec<String>), String> {
     let Some((part, level)) = text.split_once('=') else {
         let level = check_level(text)?;
-        return Ok((level.clone(), level));
+        return Ok((level.clone(), vec![level]));
     };
     let (part, level) = (part.trim(), check_level(level.trim())?);
     let (first, rest) = part.split_once("::").unwrap_or((part, ""));
     let is_path = rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte));
-    let target = match first {
-        XDP => part.to_owned(),
-        "lb_userspace" | "lbd" => part.to_owned(),
-        first if LIBRARIES.contains(&first) => part.to_owned(),
-        first if PARTS.contains(&first) => format!("lb_userspace::{part}"),
+    let targets = match first {
+        // All that is the project's own.
+        "lb_userspace" if rest.is_empty() => {
+            let crates = CRATES.iter().map(|name| format!("lb_{name}"));
+            crates.chain([part.to_owned()]).collect()
+        }
+        "lb_userspace" => vec![target(rest)],
+        XDP | "lbd" => vec![part.to_owned()],
+        first if LIBRARIES.contains(&first) => vec![part.to_owned()],
+        first if PARTS.contains(&first) => vec![target(part)],
         _ => {
             let known = PARTS.iter().chain(&LIBRARIES).copied();
             return Err(match nearest(first, known) {
@@ -73,7 +80,14 @@ fn directive(text: &str) -> Result<(String, String), String> {
     if !is_path {
         return Err(format!("`{part}` is no part that logs; write one as vrrp or vrrp::machine"));
     }
-    Ok((format!("{part}={level}"), format!("{target}={level}")))
+    let taken = targets.iter().map(|target| format!("{target}={level}")).collect();
+    Ok((format!("{part}={level}"), taken))
+}
+
+/// Where a part's events come from.
+fn target(part: &str) -> String {
+    let first = part.split("::").next().unwrap_or_default();
+    if CRATES.contains(&first) { format!("lb_{part}") } else { format!("lb_userspace::{part}") }
 }
 
 fn check_level(text: &str) -> Result<String, String> {
@@ -92,7 +106,7 @@ impl Filter {
     /// As the library takes it.
     pub(super) fn made(&self) -> EnvFilter {
         let directives = self.0.split(',').filter_map(|one| directive(one).ok());
-        let directives: Vec<_> = directives.map(|(_, taken)| taken).collect();
+        let directives: Vec<_> = directives.flat_map(|(_, taken)| taken).collect();
         EnvFilter::new(directives.join(","))
     }
 }
@@ -130,13 +144,20 @@ mod tests {
 
     #[test]
     fn the_parts_are_those_that_log() {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let entries = fs::read_dir(sources).expect("the sources are there");
-        let paths = entries.map(|entry| entry.expect("it is read").path());
-        // The programs are crates of their own.
-        let parts = paths.filter(|path| !path.ends_with("bin") && logs(path));
-        let name = |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let mut found: BTreeSet<String> = parts.map(|path| name(&path)).collect();
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let names = |folder: &str| -> BTreeSet<String> {
+            let entries = fs::read_dir(package.join(folder)).expect("the folder is there");
+            let paths = entries.map(|entry| entry.expect("it is read").path());
+            // The programs are crates of their own.
+            let parts = paths.filter(|path| !path.ends_with("bin") && logs(path));
+            let name =
+                |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
+            parts.map(|path| name(&path)).collect()
+        };
+        let crates = names("crates");
+        assert_eq!(crates, CRATES.iter().map(ToString::to_string).collect());
+        let mut found = names("src");
+        found.extend(crates);
         found.insert(XDP.to_owned());
         assert_eq!(found, PARTS.iter().map(ToString::to_string).collect());
     }
@@ -145,10 +166,16 @@ mod tests {
     fn a_filter_is_levels_for_all_and_for_parts() {
         for (said, kept, taken) in [
             ("info", "info", "info"),
-            (" WARN , vrrp=debug", "warn,vrrp=debug", "warn,lb_userspace::vrrp=debug"),
+            (" WARN , web=debug", "warn,web=debug", "warn,lb_userspace::web=debug"),
             ("info,xdp=debug,hyper=off", "info,xdp=debug,hyper=off", "hyper=off,xdp=debug,info"),
-            ("vrrp::machine=trace", "vrrp::machine=trace", "lb_userspace::vrrp::machine=trace"),
+            ("vrrp::machine=trace", "vrrp::machine=trace", "lb_vrrp::machine=trace"),
             ("lb_userspace::web=info", "lb_userspace::web=info", "lb_userspace::web=info"),
+            ("lb_userspace::vrrp=info", "lb_userspace::vrrp=info", "lb_vrrp=info"),
+            (
+                "lb_userspace=debug",
+                "lb_userspace=debug",
+                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug",
+            ),
         ] {
             let filter: Filter = said.parse().expect(said);
             assert_eq!(filter.to_string(), kept);

@@ -1,11 +1,17 @@
 //! The log's level, changed while `lbd` runs, and what the program in the kernel says.
 
-use std::net::TcpStream;
+use std::{
+    net::{Ipv4Addr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
-use kit::{can_run, wait};
+use kit::{can_run, router::Router, wait};
 
 use super::{PATIENCE, WAY, site};
+
+/// Of a virtual router.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 150);
 
 #[test]
 fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
@@ -37,7 +43,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     let host = lab.webs[0].host.v4.to_string();
     balancer.lbctl(&["backend", "disable", WAY.name(), &host, "--force", "--yes"])?;
     let knock = || {
-        let soon = std::time::Duration::from_millis(200);
+        let soon = Duration::from_millis(200);
         lab.client.namespace.enter(|| TcpStream::connect_timeout(&WAY.target(), soon).is_ok())
     };
     ensure!(!knock()?, "nobody answers");
@@ -65,4 +71,28 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
         ensure!(quiet() == before, "it still speaks");
         Ok(())
     })
+}
+
+#[test]
+fn the_virtual_routers_speak_at_a_level_of_their_own() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let router = Router::new("main", 51, 100, Duration::from_millis(100), &[ADDRESS.into()]);
+    let log = "[log]\nlevel = \"info,vrrp=debug\"\n";
+    let (_lab, mut balancer) = site(|_| format!("{log}{}", router.toml()))?;
+    balancer.launch()?;
+    wait::until(PATIENCE, "it says that it is Active", || {
+        let log = balancer.log();
+        let mut lines = log.lines().filter(|line| line.contains("DEBUG"));
+        let is_said =
+            lines.any(|line| line.contains("virtual router") && line.contains("to=active"));
+        ensure!(is_said, "not yet:\n{log}");
+        Ok(())
+    })?;
+    // No other part does, though the daemon has debug lines for each write and each way out.
+    let log = balancer.log();
+    let others = log.lines().filter(|line| line.contains("DEBUG") && !line.contains("router"));
+    ensure!(others.count() == 0, "{log}");
+    Ok(())
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::Suite;
 use crate::{
     cargo::{self, cargo},
-    root,
+    root, workspace,
 };
 
 /// The package of the integration tests.
@@ -168,11 +168,11 @@ impl Program {
         suite_of(&self.package, &self.name, self.is_integration)
     }
 
-    /// The daemon's crate has tests of netlink and the kit's of its hosts, in namespaces of their own.
+    /// The user side's crates have tests of netlink and the kit's of its hosts, in namespaces of their own.
     fn needs_root(&self) -> bool {
         let is_kit = self.package == INTEGRATION && !self.is_integration;
         matches!(self.suite(), Suite::Datapath | Suite::Network)
-            || self.package == "lb-userspace"
+            || self.folder.starts_with(workspace().join("lb-userspace"))
             || is_kit
     }
 

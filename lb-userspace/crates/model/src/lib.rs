@@ -1,0 +1,10 @@
+//! The vocabulary of the user side: units of configurations, limits of the data plane, and the rules by which rings
+//! choose and keep owners.
+//!
+//! Everything here is a function of its arguments. It knows nothing of maps, sockets, files or clocks, and of no other
+//! crate of the user side; any of them may use it.
+
+pub mod maglev;
+pub mod ring;
+pub mod settings;
+pub mod units;

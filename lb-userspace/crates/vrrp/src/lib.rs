@@ -1,0 +1,346 @@
+//! VRRP (RFC 9568, and RFC 3768 for old peers): which node of a group holds the virtual addresses.
+//!
+//! [`fsm`] is one virtual router as a pure function of (state, event, now); [`packet`] turns
+//! advertisements into bytes and back, [`auth`] says who has sent them, [`announce`] what a link is
+//! told, and [`sockets`] carries all that. [`thread`] drives both in a thread of its own that nothing
+//! else makes late; sockets, netlink and timers are there. The daemon gives [`Facts`] and orders
+//! through [`Vrrp`], and hears [`Report`]s.
+
+pub mod addresses;
+pub mod announce;
+pub mod auth;
+pub mod fsm;
+pub mod leftovers;
+pub mod machine;
+pub mod macvlan;
+pub mod notify;
+pub mod observe;
+pub mod packet;
+pub mod realtime;
+pub mod release;
+pub mod router;
+pub mod scripts;
+pub mod sockets;
+pub mod thread;
+pub mod track;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use lb_model::units::rfc3339;
+use serde::{Deserialize, Serialize};
+
+pub use self::router::{
+    Announce, Auth, Checksum, Family, Group, OWNER, Router, RouterKey, Routers, SecondPath, Track,
+    Tracked, Version, VirtualAddress, VirtualMac,
+};
+
+/// The state of a virtual router on this node (RFC 9568, 6.4).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It does not take part: it was not started, or was stopped.
+    #[default]
+    Initialize,
+    /// It can't take part: its interface is down, or what it tracks has failed.
+    Fault,
+    /// Another router is Active, or may be.
+    Backup,
+    /// It holds the addresses.
+    Active,
+}
+
+impl State {
+    /// All states, as metrics tell them.
+    pub const ALL: [Self; 4] = [Self::Initialize, Self::Fault, Self::Backup, Self::Active];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Initialize => "initialize",
+            Self::Fault => "fault",
+            Self::Backup => "backup",
+            Self::Active => "active",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the daemon knows that virtual routers depend on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// The interfaces whose packets the XDP program forwards.
+    pub forwarding: BTreeSet<String>,
+    /// How many backends of each service serve, or would if it came to that.
+    pub healthy: BTreeMap<String, u32>,
+    /// The services that a backend serves, with their VIPs.
+    pub served: BTreeSet<(IpAddr, String)>,
+    /// Whether the node is draining: it is Active only while nobody else can be.
+    pub draining: bool,
+    /// Routers of which another node's flows are not known here yet, though they could be: none of
+    /// these preempts, for a while, or until the Active router lowers its priority.
+    pub unsynced: BTreeSet<RouterKey>,
+    /// How many transitions each router had made when `unsynced` was found, by its name: after the next
+    /// one that counts no more, and it does not preempt before it is told anew. Empty if there is
+    /// nobody whose flows could be known.
+    pub transitions: BTreeMap<String, u64>,
+    /// Routers that a peer is Active for which hands over when it is told that this node would preempt: so
+    /// none of these preempts by itself.
+    pub handed_over: BTreeSet<RouterKey>,
+    /// Routers that a peer is Active for whose node drains: its priority is low for no fault.
+    pub draining_peers: BTreeSet<RouterKey>,
+    /// Routers that a peer is Active for, which says that something that it tracks has lowered its
+    /// priority.
+    pub lowered_peers: BTreeSet<RouterKey>,
+    /// Peers that are authenticated by the sync key and say that their advertisements are not made as
+    /// this node's are (password, interval, version): they are heard all the same, so that there are
+    /// not two owners.
+    pub mismatched: BTreeSet<(RouterKey, IpAddr)>,
+    /// Peers that are connected and authenticated by the sync key, and say that they are Active: what
+    /// they sign is heard even if the clocks are far apart. A repetition says no more than they do.
+    pub active: BTreeSet<(RouterKey, IpAddr)>,
+}
+
+impl Facts {
+    /// Whether an advertisement that was refused is heard all the same, as its sender is known.
+    #[must_use]
+    pub fn hear(&self, router: RouterKey, from: IpAddr, why: packet::Refusal) -> bool {
+        let known = (router, from);
+        match why.is_stale() {
+            true => self.mismatched.contains(&known) || self.active.contains(&known),
+            false => why.is_mismatch() && self.mismatched.contains(&known),
+        }
+    }
+}
+
+/// How a router's addresses are given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yield {
+    /// A peer was asked to take over by another way, and is about to.
+    Asked,
+    /// The same, of a peer with a higher priority that has said that it would preempt: this node takes
+    /// over again when its own is the higher one.
+    Outranked,
+    /// By an advertisement with priority 0, for peers that are to be told by nothing else.
+    Told,
+}
+
+/// What is wanted of the virtual routers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Be these from now on. Routers of the same name, interface and key go on where they are.
+    Configure(Routers),
+    /// What the daemon knows.
+    Facts(Facts),
+    /// Give up being Active. The addresses stay until another router is heard to be Active; if none is
+    /// within the time that it takes a peer to notice, this one goes on. It does not preempt until it
+    /// was Active again.
+    Yield(RouterKey, Yield),
+    /// Become Active at once, whatever the priority: the Active one yields.
+    Take(RouterKey),
+    /// End: give up being Active as by [`Yield`]; if nobody takes over, leave the addresses, unless
+    /// `release` says otherwise.
+    Stop {
+        /// Whether the addresses go in any case.
+        release: bool,
+    },
+}
+
+/// What the virtual routers tell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// A router has changed its state; told after what the state takes was done.
+    Transition(Transition),
+    /// Something that is to be an event.
+    Notice(Notice),
+    /// A yield has ended.
+    Yielded {
+        /// The router.
+        router: RouterKey,
+        /// The router that has taken over, by its address; or why none has.
+        by: Result<IpAddr, String>,
+    },
+    /// The addresses are this node's in a moment: frames to this MAC address are to be taken from now
+    /// on, or no more. The thread waits until that was answered, for 20 ms at most.
+    TakeMac {
+        /// The virtual MAC address.
+        mac: [u8; 6],
+        /// Whether frames to it are this node's.
+        take: bool,
+        /// Whom to answer.
+        done: Done,
+    },
+    /// It is over, as by [`Order::Stop`].
+    Stopped,
+}
+
+/// Whom to answer when something was done.
+#[derive(Clone, Debug)]
+pub struct Done(pub std::sync::mpsc::SyncSender<()>);
+
+impl PartialEq for Done {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// A change of a router's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The router's name.
+    pub router: String,
+    /// Family and VRID.
+    pub key: RouterKey,
+    /// The state before.
+    pub from: State,
+    /// The state from now on.
+    pub to: State,
+    /// Why, for people.
+    pub cause: String,
+}
+
+/// Something to be told of a router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The router's name; empty if it is about none, or more than one.
+    pub router: String,
+    /// What it is about.
+    pub kind: NoticeKind,
+    /// What has happened, for people; without the router's name.
+    pub message: String,
+    /// Why.
+    pub cause: String,
+}
+
+/// What a [`Notice`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoticeKind {
+    /// Another router was Active at the same time.
+    TwoActive,
+    /// Advertisements are made otherwise than here, and can't be taken.
+    Mismatch,
+    /// Another host has one of the addresses.
+    AddressElsewhere,
+    /// Addresses of a predecessor were found, or ones that were set by hand are gone.
+    Leftover,
+    /// Something does not work: a socket, netlink, a notify program.
+    Trouble,
+    /// A tracked thing has failed, or is well again.
+    Track,
+    /// The thread did not run for longer than the other routers wait.
+    Stalled,
+}
+
+/// What the daemon needs of the virtual routers; tests have their own.
+pub trait Vrrp: Send {
+    /// Gives an order.
+    fn order(&self, order: Order);
+    /// How they stand.
+    fn status(&self) -> Vec<RouterStatus>;
+}
+
+/// A virtual router at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterStatus {
+    /// Its name on this node.
+    pub name: String,
+    /// Family and VRID.
+    #[serde(flatten)]
+    pub key: RouterKey,
+    /// The interface.
+    pub interface: String,
+    /// The address that its advertisements are sent from, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// The sync group that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Its state.
+    pub state: State,
+    /// Since when.
+    #[serde(with = "rfc3339")]
+    pub since: SystemTime,
+    /// Why it is in this state.
+    pub cause: String,
+    /// The priority as configured.
+    pub base_priority: u8,
+    /// The priority as it is, with what is tracked.
+    pub priority: u8,
+    /// The interval in milliseconds: its own, or the Active router's.
+    pub interval_millis: u64,
+    /// The Active router, if it is another one that was heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<ActiveRouter>,
+    /// The virtual addresses, as `10.0.0.100/32`.
+    pub addresses: Vec<String>,
+    /// What is wrong: a fault, a tracked thing that fails.
+    #[serde(default)]
+    pub problems: Vec<String>,
+    /// Whether it keeps from preempting, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_back: Option<String>,
+    /// Whether it would preempt, and waits for the Active peer to hand over.
+    #[serde(default)]
+    pub wants: bool,
+    /// Whether something that it tracks has lowered its priority.
+    #[serde(default)]
+    pub lowered: bool,
+    /// What was counted since `lbd` started.
+    pub counters: Counters,
+}
+
+/// Another router that is Active.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActiveRouter {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its priority.
+    pub priority: u8,
+}
+
+/// What a router has counted (after RFC 8347, vrrp-statistics).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Advertisements sent.
+    pub sent: u64,
+    /// Advertisements taken.
+    pub received: u64,
+    /// Times that it became Active.
+    pub became_active: u64,
+    /// Transitions of any kind.
+    pub transitions: u64,
+    /// Advertisements with priority 0 sent.
+    pub priority_zero_sent: u64,
+    /// Advertisements with priority 0 taken.
+    pub priority_zero_received: u64,
+    /// Advertisements of another router while this one was Active.
+    pub two_active: u64,
+    /// Not taken: TTL or hop limit.
+    pub ttl_errors: u64,
+    /// Not taken: checksum.
+    pub checksum_errors: u64,
+    /// Not taken: length or form.
+    pub malformed: u64,
+    /// Not taken: another version.
+    pub version_errors: u64,
+    /// Not taken: wrong or missing authentication, or a repetition of an old one.
+    pub auth_errors: u64,
+    /// Interval (version 2) or addresses that are not this node's.
+    pub mismatches: u64,
+    /// Not taken: from who is no peer.
+    pub foreign: u64,
+    /// Gratuitous ARP requests and unsolicited neighbour advertisements sent.
+    pub announcements: u64,
+}

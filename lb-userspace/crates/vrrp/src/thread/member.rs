@@ -1,0 +1,221 @@
+//! One virtual router at the rim: how its advertisements leave, and what it has of the system.
+
+use std::{
+    io,
+    net::IpAddr,
+    time::{Instant, SystemTime},
+};
+
+use crate::{
+    Counters, Router,
+    addresses::table::Tables,
+    macvlan, observe,
+    packet::{Codec, Path},
+    sockets::{Interface, Sender},
+};
+
+/// So many of the routers that advertise are remembered: a stranger can make up any number.
+const MOST_HEARD: usize = 4;
+
+/// A virtual router at the rim.
+pub struct Member {
+    /// How it is configured.
+    pub router: Router,
+    /// The group that it is in.
+    pub group: Option<String>,
+    /// Reads and writes its advertisements.
+    pub codec: Codec,
+    /// Whether its addresses are to be on their interfaces.
+    pub holding: bool,
+    /// Whether a predecessor has left them there, and what becomes of them is not decided yet.
+    pub left: bool,
+    /// Since when.
+    pub held_since: Option<Instant>,
+    /// How often its addresses are still to come off.
+    pub releases: u32,
+    /// Whether they are to be elsewhere by now than they are, as its virtual MAC address has come or
+    /// gone.
+    pub moving: bool,
+    /// Whether they are still to be announced.
+    pub announcing: bool,
+    /// When somebody has removed one of them last.
+    pub robbed: Option<Instant>,
+    /// Whether frames to its virtual MAC address are taken.
+    pub mac_taken: bool,
+    /// Who has sent advertisements that were taken, by the first path, last at the end.
+    heard: Vec<IpAddr>,
+    /// What is counted here.
+    pub counters: Counters,
+    /// What does not work with its addresses.
+    pub problem: Option<String>,
+    /// Which of its addresses somebody has put there, though this node does not hold them.
+    pub stray: Option<String>,
+    /// That the kernel takes none of its addresses.
+    pub refused: Option<Refused>,
+    ways: [Option<Way>; 2],
+}
+
+/// The kernel takes none of a router's addresses.
+pub struct Refused {
+    /// What it says.
+    pub why: String,
+    /// When it is asked again.
+    pub ask_at: Instant,
+}
+
+/// How advertisements leave by a path.
+struct Way {
+    interface: Interface,
+    sender: Sender,
+}
+
+impl Member {
+    /// A router that sends nothing until [`Self::find_ways`].
+    pub fn new(router: &Router, group: Option<String>) -> Self {
+        Self {
+            router: router.clone(),
+            group,
+            codec: Codec::new(router),
+            holding: false,
+            left: false,
+            held_since: None,
+            releases: 0,
+            moving: false,
+            announcing: false,
+            robbed: None,
+            mac_taken: false,
+            heard: Vec::new(),
+            counters: Counters::default(),
+            problem: None,
+            stray: None,
+            refused: None,
+            ways: [None, None],
+        }
+    }
+
+    /// The same router with other settings.
+    pub fn set(&mut self, router: &Router, group: Option<String>) {
+        if self.router != *router {
+            let mut before = std::mem::replace(&mut self.codec, Codec::new(router));
+            self.codec.resume(&mut before);
+            self.router = router.clone();
+            self.refused = None;
+        }
+        self.group = group;
+    }
+
+    /// Opens what it sends by, where that is possible, as links and addresses are; says what is not.
+    pub fn find_ways(&mut self, tables: &Tables) -> Option<String> {
+        let device = self.router.virtual_mac.as_ref().map(|mac| mac.interface.clone());
+        let first = device.unwrap_or_else(|| self.router.interface.clone());
+        let source = observe::source(&self.router, tables).filter(|_| self.has_device(tables));
+        // Until its new device is there, it goes on as before.
+        let stays = self.moving && !self.has_device(tables);
+        let trouble =
+            (!stays).then(|| self.find_way(Path::First, &first, source, tables)).flatten();
+        let second = self.router.second_path.as_ref().map(|path| path.interface.clone());
+        let source = observe::second_source(&self.router, tables);
+        let other = second.and_then(|second| self.find_way(Path::Second, &second, source, tables));
+        if self.router.second_path.is_none() {
+            self.ways[Path::Second as usize] = None;
+        }
+        trouble.or(other)
+    }
+
+    fn find_way(
+        &mut self,
+        path: Path,
+        interface: &str,
+        source: Option<IpAddr>,
+        tables: &Tables,
+    ) -> Option<String> {
+        let way = &mut self.ways[path as usize];
+        let (Some(source), Some(index)) = (source, tables.index(interface)) else {
+            *way = None;
+            return None;
+        };
+        let interface = Interface { name: interface.to_owned(), index };
+        if way.as_ref().is_some_and(|w| w.interface == interface && w.sender.source() == source) {
+            return None;
+        }
+        match Sender::open(&interface, source) {
+            Ok(sender) => {
+                *way = Some(Way { interface, sender });
+                None
+            }
+            Err(error) => {
+                *way = None;
+                Some(format!("send from {source} by {}: {error}", interface.name))
+            }
+        }
+    }
+
+    /// An advertisement of this router was taken, by the first path.
+    pub fn hear(&mut self, from: IpAddr) {
+        if self.heard.last() != Some(&from) {
+            self.heard.retain(|one| *one != from);
+            self.heard.push(from);
+            self.heard.drain(..self.heard.len().saturating_sub(MOST_HEARD));
+        }
+    }
+
+    /// Its peers on the first path: those that are configured, or else those that were heard.
+    pub fn peers(&self) -> &[IpAddr] {
+        if self.router.peers.is_empty() { &self.heard } else { &self.router.peers }
+    }
+
+    /// Whether an address is one of its virtual ones.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.router.addresses.iter().any(|one| one.address == address)
+    }
+
+    /// Whether its device with the virtual MAC address is there and up, if it needs one.
+    pub fn has_device(&self, tables: &Tables) -> bool {
+        self.router.virtual_mac.as_ref().is_none_or(|device| {
+            let link = tables.link(&device.interface);
+            link.is_some_and(|(_, link)| link.up && link.mac == macvlan::mac(self.router.key))
+        })
+    }
+
+    /// That its device with the virtual MAC address is not there, in words.
+    pub fn missing_device(&self, tables: &Tables) -> Option<String> {
+        let device = self.router.virtual_mac.as_ref().filter(|_| !self.has_device(tables))?;
+        let interface = &device.interface;
+        Some(format!("interface {interface} with its virtual MAC address is missing or down"))
+    }
+
+    /// The address that it sends from by a path, if it can.
+    pub fn source(&self, path: Path) -> Option<IpAddr> {
+        self.ways[path as usize].as_ref().map(|way| way.sender.source())
+    }
+
+    /// Sends an advertisement to all peers by all paths; what did not work.
+    pub fn advertise(&mut self, priority: u8, now: SystemTime) -> Result<(), String> {
+        let mut result = Ok(());
+        let group = [self.router.key.family.group()];
+        for path in [Path::First, Path::Second] {
+            let Some(way) = &self.ways[path as usize] else { continue };
+            let peers: &[IpAddr] = match (path, &self.router.second_path) {
+                (Path::First, _) if self.router.peers.is_empty() => &group,
+                (Path::First, _) => &self.router.peers,
+                (Path::Second, Some(second)) => &second.peers,
+                (Path::Second, None) => &[],
+            };
+            for peer in peers {
+                let bytes = self.codec.write(priority, path, way.sender.source(), *peer, now);
+                match way.sender.send(&bytes, *peer) {
+                    Ok(()) => {
+                        self.counters.sent += 1;
+                        self.counters.priority_zero_sent += u64::from(priority == 0);
+                    }
+                    Err(error) => result = Err(trouble(&error, *peer, &way.interface.name)),
+                }
+            }
+        }
+        result
+    }
+}
+
+fn trouble(error: &io::Error, peer: IpAddr, interface: &str) -> String {
+    format!("send to {peer} by {interface}: {error}")
+}

@@ -1,0 +1,361 @@
+//! What is done for the routers.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::mpsc::sync_channel,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tracing::debug;
+
+use super::{Ending, Rim, hear::CHANGEOVER};
+use crate::{
+    Done, NoticeKind, Report, Transition,
+    addresses::{placed, table::Key},
+    fsm::Action,
+    machine::{Name, Out},
+    macvlan,
+    notify::Call,
+    thread::{helper::Job, member::Refused},
+};
+
+/// How long it is waited until frames to a virtual MAC address are taken.
+const TAKE_MAC: Duration = Duration::from_millis(20);
+
+/// What takes longer than an advertisement is done for so long before others have their turn: among
+/// hundreds of routers, those that are done with must not be late meanwhile.
+const TURN: Duration = Duration::from_millis(2);
+
+/// How often the kernel is asked whether it takes addresses that it has refused.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Something to be done for a router.
+pub(super) enum Deed {
+    /// What the machine says.
+    Action(Action),
+    /// Take the addresses off where they were before they were moved.
+    MoveOff,
+}
+
+impl Rim {
+    /// Sends the advertisements that the machine wants, and puts off what takes longer.
+    ///
+    /// A router's deeds are done in the machine's order, but for advertisements: these go first, so
+    /// that no other node becomes Active meanwhile, unless addresses have to come off before.
+    pub(super) fn perform(&mut self, out: Out, now: Instant) {
+        for (name, action) in out {
+            let Some(member) = self.members.get_mut(&name) else { continue };
+            match action {
+                Action::Advertise { priority } if member.releases == 0 => {
+                    self.advertise(&name, priority, now);
+                    continue;
+                }
+                // What was to be announced before is not done any more.
+                Action::Release => {
+                    member.releases += 1;
+                    member.announcing = false;
+                }
+                // What it holds from then on may be more.
+                Action::Hold => member.announcing = false,
+                // Once is enough: other routers that do not hear this one make it announce again and
+                // again.
+                Action::Announce if std::mem::replace(&mut member.announcing, true) => continue,
+                _ => {}
+            }
+            self.deeds.push_back((name, Deed::Action(action)));
+        }
+    }
+
+    /// Does what was put off, for a while.
+    pub(super) fn work(&mut self, now: Instant) {
+        let began = Instant::now();
+        while began.elapsed() < TURN {
+            let Some((name, deed)) = self.deeds.pop_front() else { break };
+            self.act(&name, deed, now);
+        }
+        self.settle(now);
+    }
+
+    /// Does all that was put off.
+    pub(super) fn work_to_the_end(&mut self, now: Instant) {
+        while let Some((name, deed)) = self.deeds.pop_front() {
+            self.act(&name, deed, now);
+        }
+        self.settle(now);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        if self.deeds.is_empty() && std::mem::take(&mut self.watch_anew) {
+            self.watch(now);
+        }
+    }
+
+    fn act(&mut self, name: &Name, deed: Deed, now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        match deed {
+            Deed::Action(Action::Advertise { priority }) => self.advertise(name, priority, now),
+            Deed::Action(Action::Hold) => {
+                self.take_macs(name);
+                self.hold(name, now);
+                self.watch_anew = true;
+            }
+            Deed::Action(Action::Release) => {
+                member.releases = member.releases.saturating_sub(1);
+                self.release(name, now);
+                self.watch_anew = true;
+            }
+            Deed::Action(Action::Announce) if member.releases > 0 => {}
+            Deed::Action(Action::Announce) => {
+                member.announcing = false;
+                let repeat = member.router.announce.repeat;
+                // What was just taken may still be with who had it before.
+                let since = member.held_since;
+                let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
+                if settled {
+                    self.pace.add(name, repeat, true);
+                } else {
+                    self.announce(name, now);
+                    debug!(router = &**name, after = ?now.elapsed(), "announced");
+                    self.pace.add(name, repeat.saturating_sub(1), false);
+                }
+            }
+            Deed::Action(Action::AnnounceOnce) => {
+                if member.releases == 0 {
+                    self.announce(name, now);
+                }
+            }
+            Deed::MoveOff => self.remove_strays_of(name, now),
+            Deed::Action(Action::Transition { from, to, cause }) => {
+                let (router, key) = (member.router.name.clone(), member.router.key);
+                debug!(router, %key, %from, %to, cause, "virtual router");
+                self.tell(name, Transition { router, key, from, to, cause });
+                self.changed = true;
+            }
+            Deed::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
+            Deed::Action(Action::Yielded(by)) => {
+                let router = member.router.key;
+                self.report(Report::Yielded { router, by });
+            }
+            Deed::Action(Action::Stopped) => debug!(router = &**name, "stopped"),
+        }
+    }
+
+    fn tell(&self, name: &Name, transition: Transition) {
+        if let Some(member) = self.members.get(name)
+            && member.router.notify.is_some()
+        {
+            let configured = member.router.priority.get();
+            let priority = self.machine.priority(&transition.router).unwrap_or(configured);
+            let group = member.group.as_deref();
+            if let Some(call) = Call::of(&member.router, group, &transition, priority) {
+                self.give(Job::Notify(call));
+            }
+        }
+        self.report(Report::Transition(transition));
+    }
+
+    pub(super) fn give(&self, job: Job) {
+        // The helper ends only after this thread.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Before a router holds addresses on a virtual MAC address, frames to that must be taken; those
+    /// of others that are to hold theirs next are asked for with it.
+    fn take_macs(&mut self, name: &Name) {
+        let needs = |name: &Name| {
+            let member = self.members.get(name);
+            member.is_some_and(|one| one.router.virtual_mac.is_some() && !one.mac_taken)
+        };
+        if !needs(name) {
+            return;
+        }
+        let waiting = self.deeds.iter().filter_map(|(other, deed)| {
+            // One that is to release before gives it back with that.
+            let holds = matches!(deed, Deed::Action(Action::Hold))
+                && self.members.get(other).is_some_and(|member| member.releases == 0);
+            (holds && needs(other)).then(|| Name::clone(other))
+        });
+        let names: BTreeSet<Name> = waiting.chain([Name::clone(name)]).collect();
+        let mut answers = Vec::new();
+        for name in names {
+            let Some(member) = self.members.get_mut(&name) else { continue };
+            member.mac_taken = true;
+            let (done, answer) = sync_channel(1);
+            let mac = macvlan::mac(member.router.key);
+            self.report(Report::TakeMac { mac, take: true, done: Done(done) });
+            answers.push(answer);
+        }
+        let until = Instant::now() + TAKE_MAC;
+        for answer in answers {
+            // Late or without an answer, the address is still to be held: others wait for it.
+            let _ = answer.recv_timeout(until.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Frames to a virtual MAC address are not taken any more.
+    pub(super) fn return_mac(&self, mac: [u8; 6]) {
+        let (done, _) = sync_channel(1);
+        self.report(Report::TakeMac { mac, take: false, done: Done(done) });
+    }
+
+    fn advertise(&mut self, name: &Name, priority: u8, now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        if let Err(why) = member.advertise(priority, SystemTime::now()) {
+            self.notice(name, NoticeKind::Trouble, "an advertisement was not sent", &why, now);
+        }
+    }
+
+    fn hold(&mut self, name: &Name, now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        member.left = false;
+        if !member.holding {
+            member.holding = true;
+            member.held_since = Some(now);
+        }
+        let (_, problems) = self.addresses.hold(placed(&member.router));
+        debug!(router = &**name, after = ?now.elapsed(), "addresses are held");
+        self.see_refusal(name, &problems, now);
+        self.tell_problems(name, problems, now);
+    }
+
+    /// A router of whose addresses the kernel takes none is Active in vain: that is a fault, so that a
+    /// peer takes over. With some of them it serves those.
+    fn see_refusal(&mut self, name: &Name, problems: &[String], now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        let missing = self.addresses.missing(&member.router).len();
+        let none = missing > 0 && missing == member.router.addresses.len();
+        if none && !problems.is_empty() {
+            let ask_at = now + ASK_AGAIN;
+            member.refused = Some(Refused { why: problems.join("; "), ask_at });
+            self.look_anew = true;
+        }
+    }
+
+    /// Asks the kernel whether it takes what it has refused, for a moment: to become Active for that
+    /// would take the addresses from a node that has them.
+    pub(super) fn ask_kernel_again(&mut self, now: Instant) {
+        for member in self.members.values_mut().filter(|member| !member.holding) {
+            let Some(refused) = member.refused.take_if(|refused| refused.ask_at <= now) else {
+                continue;
+            };
+            let (taken, _) = self.addresses.hold(placed(&member.router));
+            let taken: BTreeSet<_> = taken.into_iter().collect();
+            let unwanted =
+                placed(&member.router).filter(|one| taken.contains(&one.address.address));
+            self.addresses.release(unwanted);
+            if taken.is_empty() {
+                member.refused = Some(Refused { ask_at: now + ASK_AGAIN, ..refused });
+            } else {
+                self.look_anew = true;
+            }
+        }
+    }
+
+    /// Puts back what is missing of a router's addresses. Of these, `by_hand` were somebody else's, and
+    /// this node held them by that.
+    pub(super) fn restore(&mut self, name: &Name, by_hand: &BTreeSet<IpAddr>, now: Instant) {
+        let Some(member) = self.members.get(name) else { return };
+        let missing = self.addresses.missing(&member.router);
+        if missing.is_empty() {
+            return;
+        }
+        let missing: Vec<_> = missing.iter().map(|one| (*one.address).clone()).collect();
+        let router = member.router.clone();
+        let wanted = placed(&router).filter(|one| missing.contains(one.address));
+        let (added, problems) = self.addresses.hold(wanted);
+        if !added.is_empty() {
+            let which: Vec<_> = added.iter().map(ToString::to_string).collect();
+            let which = which.join(", ");
+            let (kind, message, cause) = match added.iter().all(|one| by_hand.contains(one)) {
+                true => (
+                    NoticeKind::Leftover,
+                    format!("lbd holds {which} by itself"),
+                    "the one that was set by hand has been removed",
+                ),
+                false => (
+                    NoticeKind::Trouble,
+                    format!("{which} was missing, and was put back"),
+                    "somebody has removed it",
+                ),
+            };
+            self.notice(name, kind, &message, cause, now);
+            self.announce(name, now);
+        }
+        self.see_refusal(name, &problems, now);
+        self.tell_problems(name, problems, now);
+    }
+
+    fn tell_problems(&mut self, name: &Name, problems: Vec<String>, now: Instant) {
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
+        if let Some(why) = &problem {
+            self.notice(name, NoticeKind::Trouble, "addresses are not as they should be", why, now);
+        }
+        if let Some(member) = self.members.get_mut(name) {
+            self.changed |= member.problem != problem;
+            member.problem = problem;
+        }
+    }
+
+    fn release(&mut self, name: &Name, now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        member.holding = false;
+        member.left = false;
+        member.held_since = None;
+        let problems = self.addresses.release(placed(&member.router));
+        member.moving = false;
+        if std::mem::take(&mut member.mac_taken) {
+            let mac = macvlan::mac(member.router.key);
+            self.return_mac(mac);
+        }
+        self.tell_problems(name, problems, now);
+    }
+
+    /// Takes addresses of ours off that no router is to have: what could not be removed before, or was
+    /// on an interface that has another name by now.
+    pub(super) fn remove_strays(&mut self, now: Instant) {
+        if self.ending != Ending::No || !self.deeds.is_empty() || self.devices.is_none() {
+            return;
+        }
+        let mut strays = self.strays();
+        let moving: Vec<_> = self.members.values().filter(|member| member.moving).collect();
+        strays.retain(|key| !moving.iter().any(|member| member.has(key.1)));
+        if strays.is_empty() {
+            return;
+        }
+        let which = self.listed(&strays);
+        let problems = self.addresses.remove(strays);
+        if problems.is_empty() {
+            let cause = "no virtual router holds them";
+            let message = format!("removed {which}");
+            self.notice("", NoticeKind::Leftover, &message, cause, now);
+        } else {
+            let why = problems.join("; ");
+            self.notice("", NoticeKind::Trouble, "an address stays", &why, now);
+        }
+    }
+
+    /// Takes those of one router off that are still where they were before.
+    fn remove_strays_of(&mut self, name: &Name, now: Instant) {
+        let mut strays = self.strays();
+        let Some(member) = self.members.get(name) else { return };
+        // They are somewhere at least.
+        if !member.holding || !self.addresses.missing(&member.router).is_empty() {
+            return;
+        }
+        strays.retain(|key| member.has(key.1));
+        let problems = self.addresses.remove(strays);
+        self.tell_problems(name, problems, now);
+    }
+
+    fn strays(&self) -> Vec<Key> {
+        let keepers = self.members.values().filter(|member| member.holding || member.left);
+        self.addresses.strays(keepers.flat_map(|member| placed(&member.router)))
+    }
+
+    /// Addresses and their interfaces, for people.
+    pub(super) fn listed(&self, keys: &[Key]) -> String {
+        let one = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.addresses.interface(key.0));
+        keys.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}

@@ -1,0 +1,96 @@
+//! What the links are told of addresses, and asked about them.
+
+use std::{fs, net::IpAddr, ops::Range, time::Instant};
+
+use super::Rim;
+use crate::{
+    NoticeKind,
+    addresses::{Placed, placed},
+    machine::Name,
+    observe,
+};
+
+impl Rim {
+    /// Announces all addresses of a router, at once.
+    pub(super) fn announce(&mut self, name: &Name, now: Instant) {
+        self.announce_some(name, 0..usize::MAX, now);
+    }
+
+    /// Announces what has waited for its turn.
+    pub(super) fn announce_in_turn(&mut self, now: Instant) {
+        let members = &self.members;
+        let turns = self.pace.turn(now, |name| {
+            let member = members.get(name)?;
+            let holds = member.holding && member.releases == 0;
+            holds.then_some(member.router.addresses.len())
+        });
+        for turn in turns {
+            self.announce_some(&turn.name, turn.addresses.clone(), now);
+            if turn.asks {
+                self.ask(&turn.name, turn.addresses, now);
+            }
+        }
+    }
+
+    fn announce_some(&mut self, name: &Name, which: Range<usize>, now: Instant) {
+        let Some(member) = self.members.get_mut(name) else { return };
+        let mut trouble = None;
+        let tables = &self.addresses.tables;
+        let mut routes: Option<(&str, bool)> = None;
+        let some = placed(&member.router).skip(which.start).take(which.len());
+        for Placed { interface, address } in some {
+            let Some((index, link)) = tables.link(interface) else { continue };
+            let router = match (address.address, routes) {
+                (IpAddr::V4(_), _) => false,
+                (IpAddr::V6(_), Some((known, router))) if known == interface => router,
+                (IpAddr::V6(_), _) => {
+                    let router = is_router(interface);
+                    routes = Some((interface, router));
+                    router
+                }
+            };
+            match self.announcer.announce(index, link.mac, address.address, router) {
+                Ok(()) => member.counters.announcements += 1,
+                Err(error) => {
+                    trouble = Some(format!("{} on {interface}: {error}", address.address))
+                }
+            }
+        }
+        if let Some(why) = trouble {
+            self.notice(name, NoticeKind::Trouble, "an address was not announced", &why, now);
+        }
+    }
+
+    /// Asks on the links who else has addresses of a router: a host that has them, and says nothing by
+    /// itself, is not heard otherwise. Answers come as claims.
+    fn ask(&mut self, name: &Name, which: Range<usize>, now: Instant) {
+        let Some(member) = self.members.get(name) else { return };
+        let tables = &self.addresses.tables;
+        let mut trouble = None;
+        for one in member.router.addresses.iter().skip(which.start).take(which.len()) {
+            // Where claims are looked for; in the name of a virtual MAC address, others would learn that
+            // the node's own address is there.
+            let interface = one.interface.as_ref().unwrap_or(&member.router.interface);
+            let Some((index, link)) = tables.link(interface) else { continue };
+            let from = observe::link_local(index, tables);
+            if let Err(error) = self.announcer.ask(index, link.mac, one.address, from) {
+                trouble = Some(format!("{} on {interface}: {error}", one.address));
+            }
+        }
+        if let Some(why) = trouble {
+            self.notice(
+                name,
+                NoticeKind::Trouble,
+                "it was not asked who has an address",
+                &why,
+                now,
+            );
+        }
+    }
+}
+
+/// Whether the kernel forwards packets that come by an interface, as its neighbour advertisements say.
+fn is_router(interface: &str) -> bool {
+    let setting = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
+    fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0")
+}
