@@ -81,7 +81,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
     ("lb_userspace::netlink", &[("egress", "resolve")]),
     ("lb_userspace::sync", &[("seal", "wire")]),
     ("lb_userspace::sync::session", &[("trust", "peer")]),
-    ("vrrp", &[("track", "machine")]),
 ];
 
 /// The packages that are checked, of a workspace.

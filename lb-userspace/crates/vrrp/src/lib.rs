@@ -15,6 +15,7 @@ pub mod machine;
 pub mod macvlan;
 pub mod notify;
 pub mod observe;
+pub mod observed;
 pub mod packet;
 pub mod realtime;
 pub mod release;

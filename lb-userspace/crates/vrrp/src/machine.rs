@@ -30,17 +30,12 @@
 mod group;
 mod status;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use super::{
     Facts, Group, Notice, NoticeKind, Order, Router, RouterKey, Routers, State,
     fsm::{Action, Event, Heard, Settings, VirtualRouter},
+    observed::Observed,
     track::{Change, Tracks},
 };
 
@@ -49,29 +44,6 @@ pub type Name = Arc<str>;
 
 /// What is to be done, in order, and for which router.
 pub type Out = Vec<(Name, Action)>;
-
-/// What the rim sees of the system; always all of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    /// Interfaces by name; one that is missing does not exist.
-    pub links: BTreeMap<String, Link>,
-    /// The address that a router's advertisements are sent from, by the router's name. A router
-    /// without one can't advertise, which is a fault.
-    pub sources: BTreeMap<String, IpAddr>,
-    /// What else a router without a source lacks than an address of its interface, by its name.
-    pub lacks: BTreeMap<String, String>,
-    /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
-    pub files: BTreeMap<PathBuf, Result<i64, String>>,
-}
-
-/// An interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Link {
-    /// Whether it is up, and has a carrier.
-    pub up: bool,
-    /// The interfaces below: what a VLAN device or a macvlan is on, the ports of a bridge or bond, and those below these.
-    pub below: BTreeSet<String>,
-}
 
 /// All virtual routers of this node.
 #[derive(Debug, Default)]

@@ -14,14 +14,14 @@ use super::{
         PROTOCOL,
         table::{Seen, Tables},
     },
-    machine,
+    observed::Link,
 };
 
 /// The links as the machine has them.
 #[must_use]
-pub fn links(tables: &Tables) -> BTreeMap<String, machine::Link> {
+pub fn links(tables: &Tables) -> BTreeMap<String, Link> {
     let links = tables.links.iter().map(|(&index, link)| {
-        let seen = machine::Link { up: link.up && link.carrier, below: below(index, tables) };
+        let seen = Link { up: link.up && link.carrier, below: below(index, tables) };
         (link.name.clone(), seen)
     });
     links.collect()

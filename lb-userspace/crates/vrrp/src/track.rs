@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Facts, OWNER, Router, Track, Tracked,
-    machine::{Link, Observed},
+    observed::{Link, Observed},
 };
 
 /// What has been well for so long is trusted again.

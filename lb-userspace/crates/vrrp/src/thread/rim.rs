@@ -38,9 +38,10 @@ use super::{
 use crate::{
     Counters, Facts, Notice, NoticeKind, Order, Report, Routers,
     addresses::{Addresses, netlink::News},
-    machine::{Machine, Name, Observed, Out},
+    machine::{Machine, Name, Out},
     macvlan::Device,
     notify, observe,
+    observed::Observed,
     packet::Path,
     realtime::Scheduling,
     sockets::{Announcer, BUFFER},

@@ -8,7 +8,8 @@ use std::{
 use lb_vrrp::{
     Facts, Group, Order, Routers, State, Track, Tracked, Yield,
     fsm::Action,
-    machine::{Link, Machine, Observed, Out},
+    machine::{Machine, Out},
+    observed::{Link, Observed},
 };
 
 use crate::world::{Deed, LISTENING, NAMES, Plan, World, address, key, router};

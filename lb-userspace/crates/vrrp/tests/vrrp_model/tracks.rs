@@ -9,7 +9,7 @@ use std::{
 use lb_vrrp::{
     Announce, Auth, Checksum, Facts, Family, OWNER, Router, RouterKey, Track, Tracked, Version,
     VirtualAddress,
-    machine::{Link, Observed},
+    observed::{Link, Observed},
     track::{Change, Tracks, Verdict},
 };
 

@@ -13,7 +13,8 @@ use lb_vrrp::{
     Announce, Auth, Checksum, Facts, Family, Group, Order, Router, RouterKey, Routers, State,
     Version, Yield,
     fsm::{Action, Heard},
-    machine::{Link, Machine, Observed, Out},
+    machine::{Machine, Out},
+    observed::{Link, Observed},
 };
 
 /// Nodes that begin have listened for others, and the best one is Active.
