@@ -14,8 +14,9 @@ use lb_userspace::{
     desired::{Protocol, ServiceKey},
     sync::{
         Config, Facts, Key, Mark, PeerId, Piece, Report, RouterFacts,
+        id::SessionId,
         piece::{Base, Flow, Pin},
-        seal::{self, Opener, Sealer, SessionId},
+        seal::{self, Opener, Sealer},
         session::{Action, Event, Session, Target},
         wire::{
             BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,

@@ -48,7 +48,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("web", "config"),
         ],
     ),
-    ("lb_userspace::api", &[("capture", "server"), ("flows", "server"), ("log", "server")]),
     (
         "lb_userspace::cli",
         &[
@@ -62,7 +61,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("drain", "status"),
         ],
     ),
-    ("lb_userspace::cli::top", &[("head", "view")]),
     ("lb_userspace::daemon", &[("peers", "flows"), ("peers", "sharers")]),
     (
         "lb_userspace::datapath",
@@ -75,12 +73,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("lb_userspace::doctor", &[("first_buffer", "backend")]),
-    ("lb_userspace::doctor::rim", &[("destinations", "firewall")]),
     ("lb_userspace::engine", &[("history", "sweep")]),
-    ("lb_userspace::health::probe", &[("here", "tcp"), ("here", "udp")]),
-    ("lb_userspace::netlink", &[("egress", "resolve")]),
-    ("lb_userspace::sync", &[("seal", "wire")]),
-    ("lb_userspace::sync::session", &[("trust", "peer")]),
 ];
 
 /// The packages that are checked, of a workspace.

@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Done, Request,
-    server::{ask, body},
+    ask::{ask, body},
 };
 use crate::{
     capture::{Spec, session::Writer},

@@ -27,7 +27,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
-use super::{Request, server::ask};
+use super::{Request, ask::ask};
 use crate::{
     datapath::{monotonic, stand_back},
     desired::ServiceKey,

@@ -2,7 +2,7 @@
 
 use axum::{Json, Router, body::Bytes, routing::get};
 
-use super::server::body;
+use super::ask::body;
 use crate::{
     edit::{Refusal, RefusalKind},
     logs::{self, Current},

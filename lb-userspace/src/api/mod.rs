@@ -40,6 +40,7 @@
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
 //! answers with an [`Error`].
 
+mod ask;
 mod capture;
 pub mod client;
 mod events;

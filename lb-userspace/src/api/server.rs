@@ -14,11 +14,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, patch, post},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    ConfigDiff, Done, Error, Reloaded, Request, Saved, Shown, Terms, peer, socket::Listener,
+    ConfigDiff, Done, Error, Reloaded, Request, Saved, Shown, Terms,
+    ask::{ask, body},
+    peer,
+    socket::Listener,
 };
 use crate::{
     dashboard,
@@ -139,22 +142,8 @@ struct Force {
     force: bool,
 }
 
-pub(super) async fn ask<T>(
-    daemon: &mpsc::Sender<Request>,
-    request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
-) -> Result<T, Refusal> {
-    let stopping = |_| Refusal::new(RefusalKind::Stopping, "lbd is stopping");
-    let (tell, answer) = oneshot::channel();
-    daemon.send(request(tell)).await.map_err(|_| stopping(()))?;
-    answer.await.map_err(|_| stopping(()))?
-}
-
 async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answer<Done> {
     ask(daemon, |tell| Request::Edit(edit, terms, tell)).await.map(Json)
-}
-
-pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
-    serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalKind::Invalid, error))
 }
 
 fn address(text: &str) -> Result<IpAddr, Refusal> {

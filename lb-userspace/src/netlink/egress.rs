@@ -11,7 +11,6 @@ use rtnetlink::packet_route::link::BondMode;
 
 use super::{
     generic::xdp_act,
-    resolve::Obstacle,
     tables::{Device, DeviceKind, LinkLayer, Tables},
 };
 
@@ -19,6 +18,15 @@ use super::{
 const MAX_TAGS: usize = 2;
 /// Devices that may stand on each other; the kernel allows as many (`MAX_NEST_DEV`).
 const MAX_DEPTH: usize = 8;
+
+/// Why there is no next hop.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// It will be known soon.
+    Awaited(String),
+    /// Something has to change first.
+    Fatal(String),
+}
 
 /// How frames leave.
 #[derive(Debug, PartialEq, Eq)]

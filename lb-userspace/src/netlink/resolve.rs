@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     LOOPBACK, NextHop, Resolution, Want,
-    egress::{self, Egress},
+    egress::{self, Egress, Obstacle},
     tables::{Device, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
 use crate::desired::Mode;
@@ -64,15 +64,6 @@ impl Ask {
         };
         next_hops.iter().filter(asked).copied().collect()
     }
-}
-
-/// Why there is no next hop.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Obstacle {
-    /// It will be known soon.
-    Awaited(String),
-    /// Something has to change first.
-    Fatal(String),
 }
 
 /// The way to a backend without the MAC address of its next hop.

@@ -10,6 +10,7 @@
 //! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
 //! and is what the daemon starts.
 
+pub mod id;
 pub mod piece;
 pub mod seal;
 pub mod session;

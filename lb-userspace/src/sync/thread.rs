@@ -28,7 +28,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Config, Facts, Mark, PeerId, PeerStatus, Peers, Piece, Report,
-    seal::SessionId,
+    id::SessionId,
     session::{Action, Event, Session, Target},
     wire,
 };

@@ -4,9 +4,9 @@ use ratatui::text::{Line, Span};
 
 use super::{
     app::App,
+    looks::{Looks, seconds},
     rates::Of,
     rows::{Tone, rate_text},
-    view::{Looks, seconds},
 };
 use crate::{
     cli::{node, vrrp},

@@ -6,6 +6,7 @@
 mod app;
 mod batch;
 mod head;
+mod looks;
 mod rates;
 mod rows;
 mod screen;

@@ -28,7 +28,8 @@ use tokio::{
 
 use super::{
     app::{Action, App, Event, Place},
-    view::{self, Looks},
+    looks::Looks,
+    view,
 };
 use crate::{
     api::client::{Client, Error},

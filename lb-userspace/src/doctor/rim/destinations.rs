@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use serde_json::Value;
 
-use super::firewall::{collect_numbers, table, text};
+use super::nft::{collect_numbers, table, text};
 use crate::{doctor::facts::Destination, flows::Prefix, vrrp::thread::filter::TABLE};
 
 /// Of all rules but those of chains that see only what this node sends itself, and those of `lbd`.

@@ -8,11 +8,11 @@ use std::{
 
 use serde_json::Value;
 
-use super::destinations::destinations;
-use crate::doctor::{
-    facts::{Chain, Firewall, Rules},
-    node::VRRP,
+use super::{
+    destinations::destinations,
+    nft::{collect_numbers, table, text},
 };
+use crate::doctor::facts::{Chain, Firewall, Rules};
 
 /// Asks `nft`.
 pub(super) fn read() -> Firewall {
@@ -66,36 +66,6 @@ fn rules(listed: &Value) -> Rules {
         })
     });
     Rules { closed: closed.collect(), legacy: false, clamps, destinations: destinations(objects) }
-}
-
-/// Family and name of the table that an object of the listing is in.
-pub(super) fn table(object: &Value) -> String {
-    format!("{} {}", text(&object["family"]), text(&object["table"]))
-}
-
-pub(super) fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-/// The numbers of what a packet is compared with: one, a set, ranges in a set.
-pub(super) fn collect_numbers(value: &Value, numbers: &mut BTreeSet<u64>) {
-    match value {
-        Value::Number(number) => numbers.extend(number.as_u64()),
-        Value::String(word) if word == "vrrp" => drop(numbers.insert(VRRP)),
-        Value::Array(all) => all.iter().for_each(|one| collect_numbers(one, numbers)),
-        Value::Object(map) => {
-            if let Some([Value::Number(from), Value::Number(to)]) =
-                map.get("range").and_then(Value::as_array).map(Vec::as_slice)
-            {
-                let (from, to) = (from.as_u64().unwrap_or(1), to.as_u64().unwrap_or(0));
-                // Ports and protocols have 16 bits at most.
-                numbers.extend(from..=to.min(0xffff));
-            } else {
-                map.values().for_each(|one| collect_numbers(one, numbers));
-            }
-        }
-        _ => {}
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod destinations;
 mod firewall;
 mod generic;
 mod links;
+mod nft;
 mod system;
 
 use std::{

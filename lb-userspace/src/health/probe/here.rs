@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{reason::Miss, tcp, udp, within};
+use super::{reason::Miss, sockets, within};
 use crate::units::format_duration;
 
 /// Opens a connection.
@@ -21,7 +21,7 @@ pub(super) async fn connect(
     deadline: Instant,
 ) -> Result<TcpStream, Miss> {
     has(at.ip())?;
-    let answer = within(deadline, timeout, tcp::connect_from(at, Some(at.ip()))).await;
+    let answer = within(deadline, timeout, sockets::connect(at, Some(at.ip()))).await;
     answer.map_err(|miss| alive(miss, at.ip(), timeout))
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn exchange(
     deadline: Instant,
 ) -> Result<Vec<u8>, Miss> {
     has(at.ip())?;
-    let answer = within(deadline, timeout, udp::exchange_from(at, at.ip(), payload, most)).await;
+    let answer = within(deadline, timeout, sockets::exchange(at, at.ip(), payload, most)).await;
     answer.map_err(|miss| alive(miss, at.ip(), timeout))
 }
 

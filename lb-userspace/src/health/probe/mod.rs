@@ -10,6 +10,7 @@ mod here;
 mod http;
 mod limit;
 mod reason;
+mod sockets;
 mod tcp;
 mod through;
 pub mod tls;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::{net::UdpSocket, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Question, Route, check, here, own_address,
-    reason::{Miss, REFUSED, quoted},
+    reason::{Miss, quoted},
+    sockets::{self, as_udp},
     through, vip, within,
 };
 
@@ -60,33 +61,5 @@ async fn own_exchange(
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let source = network.source_to(address.ip()).await.unwrap_or(any);
-    exchange_from(address, source, payload, most).await
-}
-
-/// The same from this address.
-pub(super) async fn exchange_from(
-    address: SocketAddr,
-    source: IpAddr,
-    payload: &[u8],
-    most: usize,
-) -> Result<Vec<u8>, Miss> {
-    let exchanged = async {
-        let socket = UdpSocket::bind((source, 0)).await?;
-        socket.connect(address).await?;
-        socket.send(payload).await?;
-        // A few bytes more than asked for, since a wrong answer is quoted.
-        let mut answer = vec![0; most.max(64)];
-        let length = socket.recv(&mut answer).await?;
-        answer.truncate(length);
-        Ok(answer)
-    };
-    exchanged.await.map_err(|error| as_udp(Miss::of_socket(&error)))
-}
-
-/// UDP has no connections that could be refused.
-fn as_udp(miss: Miss) -> Miss {
-    match miss {
-        Miss::Refused(reason) if reason == REFUSED => Miss::Refused("port unreachable".into()),
-        miss => miss,
-    }
+    sockets::exchange(address, source, payload, most).await
 }

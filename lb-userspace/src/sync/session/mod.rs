@@ -21,6 +21,7 @@
 //! Nothing grows with what a peer does or fails to do: the log, windows and what is held back are
 //! bounded, and the rest are single values.
 
+mod asked;
 mod facts;
 mod incoming;
 mod outgoing;
@@ -37,7 +38,8 @@ use std::{
 use self::{facts::Told, outgoing::Log, pace::Pace, peer::Peer};
 use super::{
     Config, Facts, Key, Mark, PeerId, PeerStatus, Piece, Report,
-    seal::{Sealer, SessionId},
+    id::SessionId,
+    seal::Sealer,
     wire::{self, Message, parts::Packer},
 };
 use crate::vrrp::RouterKey;

@@ -2,7 +2,7 @@
 //! ask each other in [`question`].
 
 mod presence;
-pub(super) mod question;
+mod question;
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::sync::{
     PeerCounters, PeerId, PeerStatus, Piece, Report,
-    seal::{Opener, Refused, SessionId},
+    id::SessionId,
+    seal::{Opener, Refused},
     wire::{Header, Message, bytes::Malformed},
 };
 

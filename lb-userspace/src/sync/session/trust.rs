@@ -8,14 +8,14 @@ use std::{
 
 use super::{
     Action, Common, Target,
+    asked::{Asked, Asking},
     facts::{Hearing, Telling},
     incoming::Incoming,
     outgoing::Outgoing,
-    peer::question::{Asked, Asking},
 };
 use crate::sync::{
     Facts, PeerCounters, PeerId, Report,
-    seal::SessionId,
+    id::SessionId,
     wire::{Hello, Message, facts::HALVES},
 };
 

@@ -47,7 +47,7 @@ use zerocopy::{
 };
 
 use self::bytes::{Malformed, Read, Reader, Writer};
-use super::seal::{SessionId, TAG_BYTES};
+use super::id::{SessionId, TAG_BYTES};
 use crate::vrrp::RouterKey;
 
 /// Most bytes of a datagram: no path fragments it, not even with tunnels on it.

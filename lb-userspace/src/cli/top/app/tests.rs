@@ -11,8 +11,9 @@ use super::{
 use crate::{
     cli::top::{
         batch,
+        looks::Looks,
         rates::{Of, Rate},
-        view::{self, Looks},
+        view,
     },
     flows::{Flow, Kind},
 };

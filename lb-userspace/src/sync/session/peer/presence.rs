@@ -14,7 +14,8 @@ use super::{
 };
 use crate::sync::{
     Report,
-    seal::{Opener, SessionId},
+    id::SessionId,
+    seal::Opener,
     wire::{Header, Hello, Message},
 };
 

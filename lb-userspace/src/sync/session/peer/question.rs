@@ -8,6 +8,7 @@ use std::{
 use super::{
     super::{
         Action, Common,
+        asked::{Asked, AskedState, Asking},
         trust::{Trust, send},
     },
     Peer,
@@ -23,34 +24,6 @@ const LONGEST_ASK_AGAIN: Duration = Duration::from_millis(100);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Who asks asks again; if it does not, it has given up.
 const ASKED_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// A question that waits for its answer.
-pub(in super::super) struct Asking {
-    pub(super) id: u64,
-    head: u64,
-    routers: Vec<RouterKey>,
-    since: Instant,
-    pub(super) again_at: Instant,
-    again: Duration,
-}
-
-/// A question of the peer.
-pub(in super::super) struct Asked {
-    id: u64,
-    head: u64,
-    routers: Vec<RouterKey>,
-    heard: Instant,
-    state: AskedState,
-}
-
-enum AskedState {
-    /// Something that was published before has not arrived yet.
-    Held,
-    Told,
-    /// Who had asked goes on; what of the question is still on its way does not count.
-    Withdrawn,
-    Answered(Result<(), String>),
-}
 
 impl Trust {
     /// Asks again what is due, and tells what the peer has asked when all before it has come.

@@ -11,8 +11,8 @@ use std::{
 use super::router;
 use crate::sync::{
     Config, Facts, Key, PeerId, PeerStatus, Piece, Report,
+    id::SessionId,
     piece::{Base, Flow, Pin},
-    seal::SessionId,
     session::{Action, Event, Session, Target, outgoing::LOG},
     wire::DATAGRAM,
 };

@@ -1,0 +1,35 @@
+//! What sealed datagrams and their headers say of a session.
+
+use anyhow::Result;
+
+use crate::seed;
+
+/// Bytes that prove a datagram.
+pub const TAG_BYTES: usize = 16;
+
+/// Names one run of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub [u8; 16]);
+
+impl SessionId {
+    /// A random one.
+    ///
+    /// # Errors
+    ///
+    /// The system has no randomness.
+    pub fn generate() -> Result<Self> {
+        loop {
+            let id = Self(seed::random()?);
+            if id.tag() != 0 {
+                return Ok(id);
+            }
+        }
+    }
+
+    /// What stands for it in headers of datagrams to it; never 0.
+    #[must_use]
+    pub const fn tag(&self) -> u32 {
+        let [a, b, c, d, ..] = self.0;
+        u32::from_be_bytes([a, b, c, d])
+    }
+}
