@@ -1,6 +1,10 @@
 //! What `deploy/` has for containers: each program, path, port and probe that it names is there.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
@@ -81,12 +85,13 @@ fn the_container_is_built_of_what_is_there() -> Result<()> {
             }
         }
     }
-    // Every member of the workspace is there, or cargo would refuse it.
+    // Every member of the workspace is there, by itself or in another's folder, or cargo would refuse it.
     let members = fs::read_to_string(workspace().join("Cargo.toml"))?;
     let members =
         members.lines().find_map(|line| line.strip_prefix("members = ")).context("members")?;
     for member in serde_json::from_str::<Vec<String>>(members)? {
-        let copied = instructions(&text, "COPY").iter().any(|copy| copy[0] == member);
+        let holds = |copy: &Vec<&str>| Path::new(&member).starts_with(copy[0]);
+        let copied = instructions(&text, "COPY").iter().any(holds);
         ensure!(copied, "{member} is not copied");
     }
     let mut command = list(&text, "ENTRYPOINT ")?;
