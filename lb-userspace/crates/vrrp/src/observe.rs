@@ -20,23 +20,29 @@ use super::{
 /// The links as the machine has them.
 #[must_use]
 pub fn links(tables: &Tables) -> BTreeMap<String, Link> {
-    let links = tables.links.iter().map(|(&index, link)| {
-        let seen = Link { up: link.up && link.carrier, below: below(index, tables) };
+    let mut below: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for (&index, link) in &tables.links {
+        if let Some(bridge) = link.port_of {
+            below.entry(bridge).or_default().push(index);
+        }
+        if let Some(base) = link.below {
+            below.entry(index).or_default().push(base);
+        }
+    }
+    let links = tables.links.iter().map(|(index, link)| {
+        let seen = Link { up: link.up && link.carrier, below: names_below(*index, &below, tables) };
         (link.name.clone(), seen)
     });
     links.collect()
 }
 
-/// The names of all links below one.
-fn below(index: u32, tables: &Tables) -> BTreeSet<String> {
-    let (mut found, mut unread) = (BTreeSet::from([index]), vec![index]);
-    while let Some(top) = unread.pop() {
-        let ports = tables.links.iter().filter(|(_, link)| link.port_of == Some(top));
-        let base = tables.links.get(&top).and_then(|link| link.below);
-        let next = ports.map(|(&index, _)| index).chain(base);
-        unread.extend(next.filter(|&next| found.insert(next)));
+/// The names of all links below one, from those right below each.
+fn names_below(top: u32, below: &BTreeMap<u32, Vec<u32>>, tables: &Tables) -> BTreeSet<String> {
+    let (mut found, mut unread) = (BTreeSet::new(), vec![top]);
+    while let Some(index) = unread.pop() {
+        let next = below.get(&index).into_iter().flatten();
+        unread.extend(next.filter(|&&next| next != top && found.insert(next)));
     }
-    found.remove(&index);
     found.iter().filter_map(|index| Some(tables.links.get(index)?.name.clone())).collect()
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-/// What the rim sees of the system; always all of it.
+/// What the thread of the virtual routers knows of links, sources and files; always all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Interfaces by name; one that is missing does not exist.
@@ -16,7 +16,7 @@ pub struct Observed {
     pub sources: BTreeMap<String, IpAddr>,
     /// What else a router without a source lacks than an address of its interface, by its name.
     pub lacks: BTreeMap<String, String>,
-    /// The numbers in tracked files; one that can't be read counts as 0 and tells why.
+    /// The numbers in tracked files; one that can't be read counts as 0, with the reason.
     pub files: BTreeMap<PathBuf, Result<i64, String>>,
 }
 
@@ -25,6 +25,6 @@ pub struct Observed {
 pub struct Link {
     /// Whether it is up, and has a carrier.
     pub up: bool,
-    /// The interfaces below: what a VLAN device or a macvlan is on, the ports of a bridge or bond, and those below these.
+    /// The interfaces below: what a VLAN device or a macvlan is on, the ports of a bridge, and those below these.
     pub below: BTreeSet<String>,
 }

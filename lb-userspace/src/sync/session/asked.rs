@@ -27,7 +27,8 @@ pub(super) struct Asked {
 pub(super) enum AskedState {
     /// Something that was published before has not arrived yet.
     Held,
-    Told,
+    /// The daemon has it, and has not answered.
+    Reported,
     /// Who had asked goes on; what of the question is still on its way does not count.
     Withdrawn,
     Answered(Result<(), String>),

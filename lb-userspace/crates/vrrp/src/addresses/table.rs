@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use super::netlink::Requests;
@@ -28,7 +28,7 @@ pub struct Link {
     pub below: Option<u32>,
     /// Whether it is a macvlan device.
     pub macvlan: bool,
-    /// The bridge or bond that it is a port of.
+    /// The bridge that it is a port of.
     pub port_of: Option<u32>,
 }
 
@@ -182,6 +182,7 @@ fn link(message: &LinkMessage) -> (u32, Link) {
         ..Link::default()
     };
     let (mut below, mut vlan, mut foreign) = (None, false, false);
+    let (mut controller, mut bridged) = (None, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -191,16 +192,19 @@ fn link(message: &LinkMessage) -> (u32, Link) {
             }
             LinkAttribute::Link(index) => below = Some(*index),
             LinkAttribute::LinkNetNsId(_) => foreign = true,
-            LinkAttribute::Controller(index) => link.port_of = (*index != 0).then_some(*index),
+            LinkAttribute::Controller(index) => controller = Some(*index),
             LinkAttribute::LinkInfo(info) => {
                 link.macvlan = info.contains(&LinkInfo::Kind(InfoKind::MacVlan));
                 vlan = info.contains(&LinkInfo::Kind(InfoKind::Vlan));
+                bridged = info.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
             }
             _ => {}
         }
     }
     // The other end of a veth pair is not below it, and an index of another namespace says nothing.
     link.below = below.filter(|_| (link.macvlan || vlan) && !foreign);
+    // Of the ports of a bond one is in use, and which one it is changes.
+    link.port_of = controller.filter(|_| bridged);
     (message.header.index, link)
 }
 
@@ -319,15 +323,23 @@ mod tests {
             let (_, link) = link(&message);
             (link.below, link.macvlan)
         };
-        let RouteNetlinkMessage::NewLink(port) = new_link(3, vec![LinkAttribute::Controller(7)])
-        else {
-            panic!("it is a new link")
-        };
-        assert_eq!(link(&port).1.port_of, Some(7));
         assert_eq!(below(vec![above.clone(), kind(InfoKind::MacVlan)]), (Some(2), true));
         assert_eq!(below(vec![above.clone(), kind(InfoKind::Vlan)]), (Some(2), false));
         assert_eq!(below(vec![above.clone(), kind(InfoKind::Veth)]), (None, false));
         let foreign = LinkAttribute::LinkNetNsId(0);
         assert_eq!(below(vec![above, kind(InfoKind::MacVlan), foreign]), (None, true));
+    }
+
+    #[test]
+    fn a_port_of_a_bridge_has_the_bridge_above_and_one_of_a_bond_nothing() {
+        let port_of = |kind| {
+            let info = LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(kind)]);
+            match new_link(3, vec![LinkAttribute::Controller(7), info]) {
+                RouteNetlinkMessage::NewLink(message) => link(&message).1.port_of,
+                _ => panic!("it is a new link"),
+            }
+        };
+        assert_eq!(port_of(InfoPortKind::Bridge), Some(7));
+        assert_eq!(port_of(InfoPortKind::Bond), None);
     }
 }

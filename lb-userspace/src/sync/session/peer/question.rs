@@ -52,7 +52,7 @@ impl Trust {
             && asked.heard + ASKED_TIMEOUT > now
             && self.incoming.has(asked.head)
         {
-            asked.state = AskedState::Told;
+            asked.state = AskedState::Reported;
             let routers = asked.routers.clone();
             out.push(Action::Report(Report::TakeOver(id, routers)));
         }
@@ -144,7 +144,7 @@ impl Peer {
         out: &mut Vec<Action>,
     ) {
         if let Some(asked) = self.trust.as_mut().and_then(|trust| trust.asked.as_mut())
-            && matches!(asked.state, AskedState::Told)
+            && matches!(asked.state, AskedState::Reported)
         {
             asked.state = AskedState::Answered(answer);
             self.send_answer(common, out);
