@@ -4,7 +4,7 @@
 //! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold;
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
-pub use lb_model::{maglev, ring, settings, units};
+pub use lb_model::{desired, maglev, ring, settings, spec, units};
 pub use lb_vrrp as vrrp;
 
 use lb_threads as threads;
@@ -17,7 +17,6 @@ pub mod config;
 pub mod daemon;
 pub mod dashboard;
 pub mod datapath;
-pub mod desired;
 pub mod diff;
 pub mod doctor;
 pub mod edit;
@@ -38,7 +37,6 @@ pub mod reconcile;
 pub mod rules;
 pub mod samples;
 pub mod seed;
-pub mod spec;
 pub mod state_file;
 pub mod status;
 pub mod sync;

@@ -30,7 +30,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("api", "web"),
             ("config", "web"),
             ("datapath", "engine"),
-            ("desired", "health"),
             ("diff", "config"),
             ("edit", "api"),
             ("explain", "datapath"),

@@ -22,7 +22,7 @@ pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
             found.push(News::new(Kind::ServiceAdded, message, cause).of_service(name));
             continue;
         };
-        if !old.same_but_backends(service) {
+        if !are_same_but_for_backends(old, service) {
             let message = format!("service {name} changed");
             found.push(News::new(Kind::ServiceChanged, message, cause).of_service(name));
         }
@@ -35,12 +35,9 @@ pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
     found
 }
 
-impl Service {
-    /// Whether two services are the same one, whatever their backends.
-    fn same_but_backends(&self, other: &Self) -> bool {
-        let bare = |service: &Self| Self { backends: BTreeMap::new(), ..service.clone() };
-        bare(self) == bare(other)
-    }
+fn are_same_but_for_backends(one: &Service, other: &Service) -> bool {
+    let bare = |service: &Service| Service { backends: BTreeMap::new(), ..service.clone() };
+    bare(one) == bare(other)
 }
 
 type Backends = BTreeMap<IpAddr, Backend>;

@@ -4,7 +4,6 @@
 //! A flow that goes by the ring alone is in no table, and so it is not here: [`Flow`]s are pins,
 //! flows of `tracked` UDP services, and QUIC connections.
 
-mod prefix;
 mod search;
 
 use std::{collections::BTreeMap, net::IpAddr, ops::ControlFlow};
@@ -13,10 +12,9 @@ use anyhow::Result;
 use lb_common::abi::{self, FlowValue};
 use serde::{Deserialize, Serialize};
 
-pub use self::{
-    prefix::Prefix,
-    search::{Names, Search},
-};
+pub use lb_model::prefix::Prefix;
+
+pub use self::search::{Names, Search};
 use crate::{
     datapath::{FlowRef, FlowTable},
     desired::ServiceKey,

@@ -4,7 +4,13 @@
 //! Everything here is a function of its arguments. It knows nothing of maps, sockets, files or clocks, and of no other
 //! crate of the user side; any of them may use it.
 
+pub mod check;
+pub mod desired;
 pub mod maglev;
+pub mod policy;
+pub mod prefix;
 pub mod ring;
+pub mod seen;
 pub mod settings;
+pub mod spec;
 pub mod units;

@@ -6,8 +6,9 @@ use lb_common::abi::DEFAULT_RING_SLOTS;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    check::Check,
     desired::{Admin, Backend, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
-    health::{Check, Policy},
+    policy::Policy,
 };
 
 /// How long a silent TCP flow is kept, unless the service says otherwise.

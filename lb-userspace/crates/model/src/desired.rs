@@ -14,7 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::{Check, Policy};
+use crate::{check::Check, policy::Policy};
 
 /// Everything that the operator wants of this node.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,0 +1,50 @@
+//! What is seen of backends' health: the words of checks, which rings and the daemon share.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::ServiceKey;
+
+/// A backend of a service, for those who don't care for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceKey,
+    /// The backend's address.
+    pub backend: IpAddr,
+}
+
+/// What the checks have found out about a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// It serves, as far as is known.
+    #[default]
+    Up,
+    /// It refuses connections or does not answer as it should: no new flows, it keeps the ones it has.
+    SoftDown,
+    /// Its flows move at once: its host is silent, or it is down and the service's flows are to move
+    /// then ([`OnDown::Move`]).
+    HardDown,
+}
+
+/// What is seen of a backend at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// What the checks say.
+    pub condition: Condition,
+    /// Whether it is up and is not trusted yet, since it was down too often of late.
+    pub held: bool,
+    /// Whether its clients' packets say that it is silent, and no check has decided yet.
+    pub suspect: bool,
+    /// Whether it is suspect, and the next answer has not cleared it: there is none, or nobody asks.
+    pub doubted: bool,
+    /// Whether it is down, and the last question to it got no answer of any kind.
+    pub silent: bool,
+    /// Whether it is down, and the last question to it was refused: its host lives and nobody listens there.
+    pub refuses: bool,
+}
+
+/// What is seen of all backends; one that is not in it is up.
+pub type View = BTreeMap<Target, Seen>;
