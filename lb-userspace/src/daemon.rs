@@ -57,7 +57,6 @@ use crate::{
     config::Config,
     desired::{Admin, Desired, ServiceKey},
     diff::Intent,
-    edit::{Refusal, RefusalKind},
     egress,
     engine::Now,
     events::{Events, Kind, News, changes},
@@ -65,6 +64,7 @@ use crate::{
     netlink::{Neighbourhood, Want},
     notify::Notifier,
     overrides::Overrides,
+    refusal::{Refusal, RefusalKind},
     rules,
     settings::Limits,
     state_file::{

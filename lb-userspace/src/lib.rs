@@ -4,7 +4,10 @@
 //! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold;
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
-pub use lb_model::{desired, maglev, ring, settings, spec, units};
+pub use lb_model::{
+    check, desired, diff, edit, keys, maglev, overrides, plan, policy, refusal, ring, rules, seen,
+    settings, spec, units,
+};
 pub use lb_vrrp as vrrp;
 
 use lb_threads as threads;
@@ -17,9 +20,7 @@ pub mod config;
 pub mod daemon;
 pub mod dashboard;
 pub mod datapath;
-pub mod diff;
 pub mod doctor;
-pub mod edit;
 pub mod egress;
 pub mod engine;
 pub mod events;
@@ -31,10 +32,8 @@ pub mod metrics;
 pub mod netlink;
 pub mod notify;
 pub mod objects;
-pub mod overrides;
 pub mod path_mtu;
 pub mod reconcile;
-pub mod rules;
 pub mod samples;
 pub mod seed;
 pub mod state_file;

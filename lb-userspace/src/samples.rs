@@ -28,7 +28,8 @@ use self::history::History;
 pub use self::history::{KEPT, Rate, Rates, ServiceRates};
 use crate::{
     api::Request,
-    edit::{Refusal, RefusalKind, no_service},
+    edit::no_service,
+    refusal::{Refusal, RefusalKind},
     status::Status,
     threads::lasting,
     units::rfc3339,

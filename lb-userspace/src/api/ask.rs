@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Request;
-use crate::edit::{Refusal, RefusalKind};
+use crate::refusal::{Refusal, RefusalKind};
 
 /// Hands a request to the daemon, and waits for its answer.
 pub(super) async fn ask<T>(

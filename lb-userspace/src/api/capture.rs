@@ -27,7 +27,7 @@ use super::{
 use crate::{
     capture::{Spec, session::Writer},
     datapath::{self, capture::Tap},
-    edit::{Refusal, RefusalKind},
+    refusal::{Refusal, RefusalKind},
 };
 
 /// How often the ring is looked at. In this time it fills only with the longest frames at the highest

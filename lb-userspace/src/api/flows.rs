@@ -31,8 +31,8 @@ use super::{Request, ask::ask};
 use crate::{
     datapath::{monotonic, stand_back},
     desired::ServiceKey,
-    edit::{Refusal, RefusalKind},
     flows::{Found, Line, Names, Query, Search, Source},
+    refusal::{Refusal, RefusalKind},
 };
 
 /// Questions that may be there at a time, all but one of which wait.

@@ -4,8 +4,8 @@ use axum::{Json, Router, body::Bytes, routing::get};
 
 use super::ask::body;
 use crate::{
-    edit::{Refusal, RefusalKind},
     logs::{self, Current},
+    refusal::{Refusal, RefusalKind},
 };
 
 /// The route of the log. It is the process's, so the daemon's task is not asked.

@@ -52,6 +52,7 @@ pub mod socket;
 
 use std::path::PathBuf;
 
+pub use lb_model::{plan::Plan, refusal::Error};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -59,11 +60,11 @@ use crate::{
     capture::{Spec, book::Book},
     datapath::capture::{Capturer, Loader, Tap},
     diff::Difference,
-    edit::{Edit, Refusal},
-    engine::preview::Preview,
+    edit::Edit,
     events::Event,
     explain::{Answers, Questions},
     overrides::Conflict,
+    refusal::Refusal,
     status::{Pair, Status},
 };
 
@@ -78,16 +79,6 @@ pub struct Done {
     /// What would change; then nothing was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-}
-
-/// What would change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
-    /// In words.
-    pub changes: Vec<String>,
-    /// In slots and flows.
-    #[serde(flatten)]
-    pub preview: Preview,
 }
 
 /// On what terms a change is asked for.
@@ -216,19 +207,6 @@ pub struct Saved {
     pub diff: String,
     /// What a file can't say, which is kept in the state file.
     pub left: Vec<String>,
-}
-
-/// Why something was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Error {
-    /// What is wrong.
-    pub error: String,
-    /// What would be right.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-    /// What it would have changed, if all that it takes is `yes=true`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unconfirmed: Option<Plan>,
 }
 
 /// What the server asks of the daemon.

@@ -9,27 +9,28 @@ use axum::{
     Extension, Json, Router,
     body::Bytes,
     extract::{Path, Query, State},
-    http::StatusCode,
     middleware,
-    response::{IntoResponse, Response},
+    response::IntoResponse,
     routing::{get, patch, post},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    ConfigDiff, Done, Error, Reloaded, Request, Saved, Shown, Terms,
+    ConfigDiff, Done, Reloaded, Request, Saved, Shown, Terms,
     ask::{ask, body},
     peer,
     socket::Listener,
 };
 use crate::{
     dashboard,
-    edit::{Edit, Refusal, RefusalKind, no_backend, no_service},
+    edit::{Edit, no_backend, no_service},
     events::Events,
     explain::{Explained, Questions},
     flows::Source,
-    metrics, rules,
+    metrics,
+    refusal::{Refusal, RefusalKind},
+    rules,
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
     threads::lasting,
@@ -38,20 +39,6 @@ use crate::{
 
 type Daemon = State<mpsc::Sender<Request>>;
 type Answer<T> = Result<Json<T>, Refusal>;
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let code = match self.kind {
-            RefusalKind::NotFound => StatusCode::NOT_FOUND,
-            RefusalKind::Conflict => StatusCode::CONFLICT,
-            RefusalKind::Invalid => StatusCode::BAD_REQUEST,
-            RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
-            RefusalKind::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        let unconfirmed = self.unconfirmed.map(|plan| *plan);
-        (code, Json(Error { error: self.error, hint: self.hint, unconfirmed })).into_response()
-    }
-}
 
 /// Serves until `stop` is told or dropped, and then what is being answered.
 ///

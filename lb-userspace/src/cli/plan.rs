@@ -1,6 +1,6 @@
 //! What a change would do, for people.
 
-use crate::{api::Plan, engine::preview::ServicePreview};
+use crate::{api::Plan, plan::ServicePreview};
 
 /// A line for each thing there is to say of it.
 pub(super) fn lines(plan: &Plan) -> Vec<String> {

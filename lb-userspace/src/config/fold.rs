@@ -16,15 +16,12 @@ use self::{
     node::{Node, Place},
     text::Edits,
 };
-use super::{
-    Config, Problem,
-    check::implied,
-    write::{self, Keys, Value},
-};
+use super::{Config, Problem, check::implied};
 use crate::{
     desired::{Admin, Backend, Desired, Service},
     diff::Intent,
     health::Check,
+    keys::{self, Keys, Value},
 };
 
 /// What of a state the configuration can say.
@@ -49,7 +46,7 @@ impl Writable {
             let policy = &service.policy;
             service.backends.retain(|at, backend| {
                 let mut note = |what: &str| left.push(format!("backend {at} of {name}: {what}"));
-                let state = write::state(&backend.admin);
+                let state = keys::state(&backend.admin);
                 match backend.admin {
                     Admin::Enabled | Admin::Disabled | Admin::Draining { deadline: None } => {}
                     Admin::Draining { .. } => {
@@ -86,8 +83,8 @@ impl Writable {
 
 /// Whether a table can make `check` of `base`: it can give a key a value, and take none away.
 fn is_expressible(check: &Check, base: &Check) -> bool {
-    let implied = write::check(&implied(base, check.kind.name(), Some(check.interval)));
-    let keys = write::check(check);
+    let implied = keys::check(&implied(base, check.kind.name(), Some(check.interval)));
+    let keys = keys::check(check);
     implied.iter().all(|(key, _)| keys.value(key).is_some())
 }
 
@@ -144,14 +141,12 @@ fn remove(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> 
         let (Some(old), Some(new)) = (before.desired.services.get(name), services.get(name)) else {
             continue;
         };
-        let (old_keys, new_keys) = (
-            write::service(old, before.deadline(name)),
-            write::service(new, wanted.deadline(name)),
-        );
+        let (old_keys, new_keys) =
+            (keys::service(old, before.deadline(name)), keys::service(new, wanted.deadline(name)));
         let place = Place::of(table);
         place.cut_keys(&mut edits, |key| is_gone(key, &old_keys, &new_keys));
         let (old_check, new_check) =
-            (write::check(&old.policy.check), write::check(&new.policy.check));
+            (keys::check(&old.policy.check), keys::check(&new.policy.check));
         if let Some(place) = place.inner("check") {
             place.cut_keys(&mut edits, |key| is_gone(key, &old_check, &new_check));
         }
@@ -167,7 +162,7 @@ fn remove(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> 
             match (was.check.as_deref(), is.check.as_deref()) {
                 (_, None) => place.cut_keys(&mut edits, |key| key == "check"),
                 (Some(was), Some(is)) => {
-                    let (was, is) = (write::check(was), write::check(is));
+                    let (was, is) = (keys::check(was), keys::check(is));
                     if let Some(place) = place.inner("check") {
                         place.cut_keys(&mut edits, |key| is_gone(key, &was, &is));
                     }
@@ -194,12 +189,10 @@ fn change(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> 
         else {
             continue;
         };
-        let (old_keys, new_keys) = (
-            write::service(old, before.deadline(name)),
-            write::service(new, wanted.deadline(name)),
-        );
+        let (old_keys, new_keys) =
+            (keys::service(old, before.deadline(name)), keys::service(new, wanted.deadline(name)));
         let place = Place::of(table);
-        fold_keys(&mut edits, &place, &old_keys, &new_keys, &write::service_defaults(new));
+        fold_keys(&mut edits, &place, &old_keys, &new_keys, &keys::service_defaults(new));
         let (was, is) = (&old.policy.check, &new.policy.check);
         if place.inner("check").is_some() || *is != Check::default() {
             fold_check(&mut edits, &place, Some(was), is, &Check::default());
@@ -210,8 +203,8 @@ fn change(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> 
                 continue;
             };
             let place = Place::of(table);
-            let defaults = write::backend(&Backend::default());
-            fold_keys(&mut edits, &place, &write::backend(was), &write::backend(now), &defaults);
+            let defaults = keys::backend(&Backend::default());
+            fold_keys(&mut edits, &place, &keys::backend(was), &keys::backend(now), &defaults);
             if let Some(check) = &now.check {
                 fold_check(&mut edits, &place, was.check.as_deref(), check, is);
             }
@@ -249,7 +242,7 @@ fn fold_check(
     match (place.inner("check"), before) {
         (Some(inner), Some(before)) => {
             let implied = implied_keys(base, after, inner.span_of("interval").is_some());
-            fold_keys(edits, &inner, &write::check(before), &write::check(after), &implied);
+            fold_keys(edits, &inner, &keys::check(before), &keys::check(after), &implied);
         }
         _ => place.insert(edits, "check", &inline_check(after, base)),
     }
@@ -260,7 +253,7 @@ fn fold_check(
 fn implied_keys(base: &Check, check: &Check, has_interval: bool) -> Keys {
     let follows = has_interval || check.interval != base.interval;
     let implied = implied(base, check.kind.name(), follows.then_some(check.interval));
-    let mut keys = write::check(&implied);
+    let mut keys = keys::check(&implied);
     keys.set("type", base.kind.name());
     keys.set("interval", base.interval);
     keys
@@ -269,7 +262,7 @@ fn implied_keys(base: &Check, check: &Check, has_interval: bool) -> Keys {
 /// A check as an inline table.
 fn inline_check(check: &Check, base: &Check) -> String {
     let implied = implied_keys(base, check, false);
-    inline(&entries(&write::check(check), &implied))
+    inline(&entries(&keys::check(check), &implied))
 }
 
 /// The lines of the keys that are not as in `implied`.
@@ -284,7 +277,7 @@ fn inline(entries: &[String]) -> String {
 
 fn backend_entries(at: IpAddr, backend: &Backend, base: &Check) -> Vec<String> {
     let mut lines = vec![format!("address = {}", toml(&at.into()))];
-    lines.extend(entries(&write::backend(backend), &write::backend(&Backend::default())));
+    lines.extend(entries(&keys::backend(backend), &keys::backend(&Backend::default())));
     let check = backend.check.as_ref();
     lines.extend(check.map(|check| format!("check = {}", inline_check(check, base))));
     lines
@@ -292,8 +285,8 @@ fn backend_entries(at: IpAddr, backend: &Backend, base: &Check) -> Vec<String> {
 
 fn service_entries(name: &str, service: &Service, drain: Option<Duration>) -> Vec<String> {
     let mut lines = vec![format!("name = {}", toml(&name.into()))];
-    let defaults = write::service_defaults(service);
-    lines.extend(entries(&write::service(service, drain), &defaults));
+    let defaults = keys::service_defaults(service);
+    lines.extend(entries(&keys::service(service, drain), &defaults));
     let default = Check::default();
     let check = &service.policy.check;
     if *check != default {

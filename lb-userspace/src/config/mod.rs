@@ -21,7 +21,6 @@ pub mod show;
 mod sync;
 mod track;
 mod tree;
-pub mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

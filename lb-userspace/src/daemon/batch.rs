@@ -7,9 +7,10 @@ use crate::{
     api::{Done, Plan, Terms},
     desired::Desired,
     diff::Intent,
-    edit::{Edit, Refusal, RefusalKind},
+    edit::Edit,
     events::changes,
     health::{Condition, Seen, Target},
+    refusal::{Refusal, RefusalKind},
 };
 
 /// A change that someone waits for.

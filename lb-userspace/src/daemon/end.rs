@@ -18,7 +18,7 @@ use super::{
 use crate::{
     api::{Done, Plan, Terms},
     desired::Desired,
-    edit::{Refusal, RefusalKind},
+    refusal::{Refusal, RefusalKind},
     vrrp::{Order, notify::LIMIT_AT_END},
 };
 

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     api::{Done, Failover, Plan, Terms},
     desired::ServiceKey,
-    edit::{Refusal, RefusalKind},
     events::{Kind, News},
+    refusal::{Refusal, RefusalKind},
     sync::PeerId,
     units::nearest,
     vrrp::{Order, RouterKey, State, Yield},

@@ -10,10 +10,10 @@ use crate::{
     api::{Done, Reloaded},
     config::{self, Config},
     diff::{Intent, diff},
-    edit::{Refusal, RefusalKind},
     events::{Kind, News},
     logs,
     overrides::{Conflict, Ending, Merged, Overrides, merge},
+    refusal::{Refusal, RefusalKind},
     state_file::{
         self, State,
         writer::{Kept, Outcome},

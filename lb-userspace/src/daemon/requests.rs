@@ -7,9 +7,9 @@ use crate::{
     api::{Request, Terms},
     capture::{Spec, book::Book},
     datapath::{self, capture::Loader},
-    edit::{Refusal, RefusalKind},
     explain::{Answers, Questions},
     logs,
+    refusal::{Refusal, RefusalKind},
     status::{Pair, Status},
 };
 

@@ -12,8 +12,8 @@ use crate::{
         show::show,
     },
     diff::{Difference, diff},
-    edit::{Refusal, RefusalKind},
     overrides::Overrides,
+    refusal::{Refusal, RefusalKind},
     state_file::writer::Kept,
     units::counted,
 };

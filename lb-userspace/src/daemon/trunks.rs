@@ -7,7 +7,7 @@ use super::{Balancer, Daemon};
 use crate::{
     config::Config,
     desired::{Desired, Mode},
-    edit::{Refusal, RefusalKind},
+    refusal::{Refusal, RefusalKind},
 };
 
 /// Names the interfaces with VLANs whose tags are taken off.

@@ -6,46 +6,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
 
 use super::{Engine, Now, owner, table};
 use crate::{
     datapath::DataPlane,
     desired::{Desired, ServiceKey},
     netlink::{Neighbourhood, NextHop, Resolution, Want},
+    plan::{Preview, ServicePreview},
     reconcile::{Change, Target},
     ring,
 };
-
-/// What would change.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Preview {
-    /// What would change of each service that is affected.
-    pub services: BTreeMap<String, ServicePreview>,
-    /// What would have no room in the maps.
-    #[serde(default)]
-    pub left_out: Vec<String>,
-}
-
-/// What would change of one service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServicePreview {
-    /// Slots of its ring.
-    pub slots: u32,
-    /// Slots that get another owner for new flows.
-    pub slots_moved: u32,
-    /// Slots of which the flows that are there already move at once, but those that are pinned.
-    pub flow_slots_moved: u32,
-    /// Those of them that are in flux: only flows move that are older than the ring's last change.
-    #[serde(default)]
-    pub flow_slots_in_flux: u32,
-    /// Flows that are known each by itself (pinned, or tracked) and move at once.
-    pub flows_moved: u64,
-    /// Whether no backend has new flows afterwards.
-    pub starved: bool,
-    /// Whether it is gone afterwards, and its flows break instead of moving.
-    pub removed: bool,
-}
 
 impl<D: DataPlane> Engine<D> {
     /// What [`Engine::reconcile`] would do if this were desired. A backend of which nothing is known

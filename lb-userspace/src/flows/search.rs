@@ -12,8 +12,9 @@ use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
 use crate::{
     datapath::{FlowRef, entry},
     desired::ServiceKey,
-    edit::{Refusal, RefusalKind, no_backend, no_service},
+    edit::{no_backend, no_service},
     engine::{is_closed, kept_secs, slot_of_flow},
+    refusal::{Refusal, RefusalKind},
 };
 
 /// What the ids in the flow tables stand for.

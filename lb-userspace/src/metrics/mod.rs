@@ -35,8 +35,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use self::{format::Format, page::Page, process::Process};
 use crate::{
     api::Request,
-    edit::{Refusal, RefusalKind},
     netlink::drops::{self, Drops},
+    refusal::{Refusal, RefusalKind},
     status::{Interface, Status},
 };
 

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     api::Request,
-    edit::{Refusal, RefusalKind},
+    refusal::{Refusal, RefusalKind},
     status::{Pair, Status},
     threads::lasting,
 };

@@ -14,7 +14,7 @@ use axum::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{api::Request, edit::Refusal, status::Status};
+use crate::{api::Request, refusal::Refusal, status::Status};
 
 /// A daemon that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);

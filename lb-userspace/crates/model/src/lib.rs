@@ -6,10 +6,17 @@
 
 pub mod check;
 pub mod desired;
+pub mod diff;
+pub mod edit;
+pub mod keys;
 pub mod maglev;
+pub mod overrides;
+pub mod plan;
 pub mod policy;
 pub mod prefix;
+pub mod refusal;
 pub mod ring;
+pub mod rules;
 pub mod seen;
 pub mod settings;
 pub mod spec;

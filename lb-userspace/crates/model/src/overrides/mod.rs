@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::merge::{Conflict, Ending, Merged, Unsaid, merge};
 use crate::{
+    check::Check,
     desired::{Admin, Backend, Desired, Service, Weight},
     diff::Intent,
-    health::Check,
     spec::{BackendSpec, ServiceSpec},
 };
 

@@ -227,7 +227,11 @@ impl Found {
 }
 
 /// A service's name: it is a part of paths, of metrics' labels and of commands.
-pub(crate) fn check_name(name: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn check_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 63 || !name.chars().all(fits) || name.starts_with(['-', '.'])
     {
@@ -239,7 +243,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// An address that a VIP or a backend can have.
-pub(crate) fn check_address(address: IpAddr) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn check_address(address: IpAddr) -> Result<(), String> {
     let kind = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             let v4 = v6.to_ipv4_mapped().map(|v4| v4.to_string()).unwrap_or_default();

@@ -9,11 +9,8 @@ use std::{fmt, net::IpAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    check::{Check, Http, Kind, Start, Tls, Via},
     desired::{Admin, Backend, Mode, Protocol, Service, UdpPolicy},
-    health::{
-        Check,
-        check::{Http, Kind, Start, Tls, Via},
-    },
     units::{exact_duration, format_time},
 };
 
@@ -92,7 +89,8 @@ impl Keys {
         self.0.extend(value.map(|value| (key, value.into())));
     }
 
-    pub(super) fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+    /// Gives a key a value, in place of the one that it has.
+    pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         self.0.retain(|(name, _)| *name != key);
         self.push(key, value);
     }
@@ -147,7 +145,9 @@ pub fn service(service: &Service, drain_deadline: Option<Duration>) -> Keys {
     keys
 }
 
-pub(crate) const fn udp_word(policy: UdpPolicy) -> &'static str {
+/// What the configuration calls what becomes of a UDP service's flows.
+#[must_use]
+pub const fn udp_word(policy: UdpPolicy) -> &'static str {
     match policy {
         UdpPolicy::Oneshot => "oneshot",
         UdpPolicy::Tracked => "tracked",

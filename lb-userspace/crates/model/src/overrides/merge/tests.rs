@@ -9,7 +9,7 @@ use super::{
     },
     *,
 };
-use crate::{desired::Mode, health::check::Kind, spec::ServiceSpec};
+use crate::{check::Kind, desired::Mode, spec::ServiceSpec};
 
 const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
@@ -259,7 +259,7 @@ fn flat(given: Intent<'_>) -> BTreeMap<(String, Option<IpAddr>, String), String>
         let mut put = |at: Option<IpAddr>, key: &str, value: String| {
             table.insert((name.clone(), at, key.to_owned()), value);
         };
-        let keys = write::service(service, None);
+        let keys = keys::service(service, None);
         for (key, value) in keys.iter().filter(|(key, _)| !["vip", "port"].contains(key)) {
             put(None, key, value.to_string());
         }

@@ -5,11 +5,8 @@ use std::{net::IpAddr, ops::RangeInclusive, path::Path, time::Duration};
 
 use super::Violation;
 use crate::{
+    check::{Check, Dns, Exec, Http, Kind, Tls},
     desired::Service,
-    health::{
-        Check,
-        check::{Dns, Exec, Http, Kind, Tls},
-    },
     units::format_duration,
 };
 
@@ -24,11 +21,11 @@ pub const JITTER: RangeInclusive<u8> = 0..=50;
 pub const RECORDS: [&str; 9] = ["A", "AAAA", "NS", "SOA", "MX", "TXT", "SRV", "CNAME", "PTR"];
 
 /// Whether a time, `text` in words, is within its bounds.
-pub(crate) fn within(
-    text: &str,
-    time: Duration,
-    bounds: &RangeInclusive<Duration>,
-) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what is possible.
+pub fn within(text: &str, time: Duration, bounds: &RangeInclusive<Duration>) -> Result<(), String> {
     if bounds.contains(&time) {
         return Ok(());
     }
@@ -37,19 +34,31 @@ pub(crate) fn within(
 }
 
 /// The method of an HTTP request.
-pub(crate) fn method(text: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn method(text: &str) -> Result<(), String> {
     let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase());
     given(fits, || format!("`{text}` is no method; write one as \"GET\" or \"HEAD\""))
 }
 
 /// The path of an HTTP request.
-pub(crate) fn path(text: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn path(text: &str) -> Result<(), String> {
     let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
     given(fits, || format!("`{text}` is no path; begin it with `/`, and write other signs as %20"))
 }
 
 /// The header `Host` of an HTTP request.
-pub(crate) fn host(text: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn host(text: &str) -> Result<(), String> {
     let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     given(fits, || format!("`{text}` is no host; write a name, as \"www.example.com\""))
 }
@@ -65,12 +74,20 @@ fn codes(ranges: &[RangeInclusive<u16>]) -> Result<(), String> {
 }
 
 /// The file of the authorities that are trusted.
-pub(crate) fn ca_file(path: &Path) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn ca_file(path: &Path) -> Result<(), String> {
     given(path.is_absolute(), || format!("`{}` is not absolute; begin it with `/`", path.display()))
 }
 
 /// The name that a DNS check asks for.
-pub(crate) fn domain(text: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn domain(text: &str) -> Result<(), String> {
     let labels = text.trim_end_matches('.');
     let label =
         |label: &str| (1..64).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_graphic());
@@ -79,7 +96,11 @@ pub(crate) fn domain(text: &str) -> Result<(), String> {
 }
 
 /// A program and its arguments.
-pub(crate) fn command(words: &[String], what: &str, example: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong, and what would be right.
+pub fn command(words: &[String], what: &str, example: &str) -> Result<(), String> {
     match words.first() {
         Some(program) if program.starts_with('/') => Ok(()),
         Some(program) => Err(format!("`{program}` is not absolute; begin it with `/`")),
@@ -209,8 +230,8 @@ pub fn foreign_commands(
 mod tests {
     use super::*;
     use crate::{
+        check::Udp,
         desired::{Backend, Mode},
-        health::check::Udp,
         spec::ServiceSpec,
     };
 

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    check::Kind,
     desired::{Mode, ServiceKey},
-    health::check::Kind,
 };
 
 /// Services with the deadlines of their drains.

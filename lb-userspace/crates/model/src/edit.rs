@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -10,8 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::Plan,
     desired::{Admin, Desired, Service, Weight},
+    refusal::{Refusal, RefusalKind},
     spec::{BackendSpec, ServiceSpec},
     units::{format_duration, nearest},
 };
@@ -88,57 +87,6 @@ pub enum AdminChange {
     Disabled,
     /// It gets nothing; its flows move at once.
     Down,
-}
-
-/// Why something asked for can't be done.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{error}")]
-pub struct Refusal {
-    /// What kind of refusal it is.
-    pub kind: RefusalKind,
-    /// What is wrong.
-    pub error: String,
-    /// What would be right.
-    pub hint: Option<String>,
-    /// What it would have changed, if all that it takes is a yes.
-    pub unconfirmed: Option<Box<Plan>>,
-}
-
-/// Kinds of refusals.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalKind {
-    /// There is nothing of this name.
-    NotFound,
-    /// It does not go with what is there.
-    Conflict,
-    /// It makes no sense.
-    Invalid,
-    /// It was tried, and did not work.
-    Failed,
-    /// Nobody is there any more to do it.
-    Stopping,
-}
-
-impl Refusal {
-    /// A refusal without a hint.
-    #[must_use]
-    pub fn new(kind: RefusalKind, error: impl fmt::Display) -> Self {
-        Self { kind, error: error.to_string(), hint: None, unconfirmed: None }
-    }
-
-    /// Something that is done only for who says yes.
-    #[must_use]
-    pub fn unconfirmed(loss: impl fmt::Display, plan: Plan) -> Self {
-        let refusal = Self::new(RefusalKind::Conflict, loss);
-        let refusal = refusal.hint("say --yes to do it all the same");
-        Self { unconfirmed: Some(Box::new(plan)), ..refusal }
-    }
-
-    /// With what would be right.
-    #[must_use]
-    pub fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
-    }
 }
 
 impl Edit {

@@ -1,5 +1,7 @@
 //! What the configuration takes, and what it says of what it does not.
 
+mod diff;
+
 use super::*;
 use crate::{
     desired::{Admin, Mode, Protocol, UdpPolicy},
@@ -34,7 +36,7 @@ fn mistake_of(line: &str) -> String {
 
 #[test]
 fn the_example_is_valid() {
-    let config = parse(include_str!("../../../deploy/lb.toml"));
+    let config = parse(include_str!("../../../../deploy/lb.toml"));
     assert_eq!(config.interfaces, ["eth0"]);
     assert_eq!(config.summary(), "2 services, 4 backends, 1 virtual router, on eth0");
     assert_eq!(config.warnings, []);
@@ -44,7 +46,7 @@ fn the_example_is_valid() {
 
 #[test]
 fn every_default_in_the_example_is_the_default() {
-    let text = include_str!("../../../deploy/lb.toml");
+    let text = include_str!("../../../../deploy/lb.toml");
     let all: String = text
         .lines()
         .map(|line| match line.trim_start().strip_prefix("# ") {

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::write::{self, Keys, Value},
     desired::{Backend, Desired, Service},
+    keys::{self, Keys, Value},
     units::counted,
 };
 
@@ -108,8 +108,7 @@ fn summary(service: &Service) -> Value {
 /// One line about a backend: the weight, and what is not as usual.
 fn backend_summary(backend: &Backend) -> Value {
     let mut text = format!("weight {}", backend.weight);
-    for (key, _, value) in write::backend(&Backend::default()).differences(&write::backend(backend))
-    {
+    for (key, _, value) in keys::backend(&Backend::default()).differences(&keys::backend(backend)) {
         match (key, value) {
             ("weight", _) | (_, None) => {}
             (_, Some(Value::Flag(true))) => text += &format!(", {key}"),
@@ -157,9 +156,9 @@ impl List<'_> {
         after: (&Service, Option<Duration>),
     ) {
         let ((old, old_drain), (new, new_drain)) = (before, after);
-        self.keys(None, "", &write::service(old, old_drain), &write::service(new, new_drain));
+        self.keys(None, "", &keys::service(old, old_drain), &keys::service(new, new_drain));
         if old.policy.check != new.policy.check {
-            let check = |service: &Service| write::check(&service.policy.check);
+            let check = |service: &Service| keys::check(&service.policy.check);
             self.keys(None, "check.", &check(old), &check(new));
         }
         let mut addresses: Vec<IpAddr> = old.backends.keys().copied().collect();
@@ -179,7 +178,7 @@ impl List<'_> {
     }
 
     fn backend(&mut self, at: IpAddr, before: (&Service, &Backend), after: (&Service, &Backend)) {
-        self.keys(Some(at), "", &write::backend(before.1), &write::backend(after.1));
+        self.keys(Some(at), "", &keys::backend(before.1), &keys::backend(after.1));
         if before.1.check == after.1.check {
             return;
         }
@@ -192,98 +191,7 @@ impl List<'_> {
             self.push(Some(at), Some("check".into()), Some(&old), Some(&new));
         }
         let check =
-            |(service, backend): (&Service, &Backend)| write::check(service.check_of(backend));
+            |(service, backend): (&Service, &Backend)| keys::check(service.check_of(backend));
         self.keys(Some(at), "check.", &check(before), &check(after));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-
-    fn config(service: &str) -> Config {
-        let text = format!("interfaces = [\"eth0\"]\n{service}");
-        Config::parse(&text).unwrap_or_else(|problems| panic!("{problems:#?}"))
-    }
-
-    fn texts(before: &Config, after: &Config) -> Vec<String> {
-        diff(before.intent(), after.intent()).iter().map(ToString::to_string).collect()
-    }
-
-    const WEB: &str = r#"
-        [[service]]
-        name = "web"
-        vip = "10.0.0.100"
-        port = 80
-        protocol = "tcp"
-        mode = "dsr"
-        check = { type = "http" }
-        backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", check = { port = 81 } }]
-        "#;
-    const DNS: &str = r#"
-        [[service]]
-        name = "dns"
-        vip = "10.0.0.100"
-        port = 53
-        protocol = "udp"
-        mode = "ipip"
-        "#;
-
-    #[test]
-    fn equal_states_do_not_differ() {
-        assert_eq!(texts(&config(WEB), &config(WEB)), [""; 0]);
-    }
-
-    #[test]
-    fn every_difference_is_one_line() {
-        let after = WEB
-            .replace("port = 80\n", "port = 8080\ndrain_deadline = \"1h30m5s\"\n")
-            .replace("type = \"http\"", "type = \"tcp\", interval = \"1s\"")
-            .replace(
-                "{ address = \"10.0.0.11\" }",
-                "{ address = \"10.0.0.11\", weight = 3, state = \"draining\", backup = true, check = { type = \"none\" } }, { address = \"10.0.0.14\", weight = 2, backup = true }",
-            )
-            .replace(", { address = \"10.0.0.12\", check = { port = 81 } }", "");
-        assert_eq!(
-            texts(&config(&format!("{WEB}{DNS}")), &config(&after)),
-            [
-                "service dns removed",
-                "service web: port 80 -> 8080",
-                "service web: drain_deadline none -> 1h30m5s",
-                "service web: check: type http -> tcp",
-                "service web: check: method GET -> none",
-                "service web: check: path / -> none",
-                "service web: check: status 200-399 -> none",
-                "service web: check: interval 2s -> 1s",
-                "service web: check: fast_interval 500ms -> 250ms",
-                "service web: check: down_interval 2s -> 1s",
-                "service web: weight of 10.0.0.11 1 -> 3",
-                "service web: state of 10.0.0.11 enabled -> draining",
-                "service web: backup of 10.0.0.11 false -> true",
-                "service web: check of 10.0.0.11 the service's -> its own",
-                "service web: check of 10.0.0.11: type http -> none",
-                "service web: check of 10.0.0.11: method GET -> none",
-                "service web: check of 10.0.0.11: path / -> none",
-                "service web: check of 10.0.0.11: status 200-399 -> none",
-                "service web: check of 10.0.0.11: interval 2s -> 1s",
-                "service web: check of 10.0.0.11: fast_interval 500ms -> 250ms",
-                "service web: check of 10.0.0.11: down_interval 2s -> 1s",
-                "service web: backend 10.0.0.12 removed",
-                "service web: backend 10.0.0.14 added with weight 2, backup",
-            ]
-        );
-        assert_eq!(
-            texts(&config(WEB), &config(&format!("{WEB}{DNS}"))),
-            ["service dns added: udp 10.0.0.100:53 by ipip, 0 backends"]
-        );
-    }
-
-    #[test]
-    fn differences_travel_as_json() {
-        let (before, after) = (config(WEB), config(DNS));
-        let found = diff(before.intent(), after.intent());
-        let json = serde_json::to_string(&found).expect("it is JSON");
-        assert_eq!(serde_json::from_str::<Vec<Difference>>(&json).expect(&json), found);
     }
 }

@@ -14,10 +14,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::write,
+    check::Check,
     desired::{Admin, Backend, Desired, Service},
     diff::Intent,
-    health::{Check, Policy},
+    keys,
+    policy::Policy,
     rules::{self, DRAIN_DEADLINE, Violation},
     units::exact_duration,
 };
@@ -240,7 +241,7 @@ impl Merge<'_> {
         let mut service = Service {
             key: pick!("address", service.key, ToString::to_string),
             mode: pick!("mode", service.mode, ToString::to_string),
-            udp_policy: pick!("udp", service.udp_policy, |policy| write::udp_word(*policy).into()),
+            udp_policy: pick!("udp", service.udp_policy, |policy| keys::udp_word(*policy).into()),
             ring_slots: pick!("ring_slots", service.ring_slots, ToString::to_string),
             idle_timeout: pick!("idle_timeout", service.idle_timeout, time),
             syn_budget: pick!("syn_budget", service.syn_budget, ToString::to_string),
@@ -326,7 +327,7 @@ impl Merge<'_> {
                 }
                 Some(Backend {
                     weight: pick!("weight", weight, ToString::to_string),
-                    admin: pick!("state", admin, write::state),
+                    admin: pick!("state", admin, keys::state),
                     backup: pick!("backup", backup, ToString::to_string),
                     check: pick!("check", check, |check| show_check(check.as_deref())),
                 })

@@ -1,0 +1,45 @@
+//! What an edit would change, without doing it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// In words.
+    pub changes: Vec<String>,
+    /// In slots and flows.
+    #[serde(flatten)]
+    pub preview: Preview,
+}
+
+/// What would change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preview {
+    /// What would change of each service that is affected.
+    pub services: BTreeMap<String, ServicePreview>,
+    /// What would have no room in the maps.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+}
+
+/// What would change of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicePreview {
+    /// Slots of its ring.
+    pub slots: u32,
+    /// Slots that get another owner for new flows.
+    pub slots_moved: u32,
+    /// Slots of which the flows that are there already move at once, but those that are pinned.
+    pub flow_slots_moved: u32,
+    /// Those of them that are in flux: only flows move that are older than the ring's last change.
+    #[serde(default)]
+    pub flow_slots_in_flux: u32,
+    /// Flows that are known each by itself (pinned, or tracked) and move at once.
+    pub flows_moved: u64,
+    /// Whether no backend has new flows afterwards.
+    pub starved: bool,
+    /// Whether it is gone afterwards, and its flows break instead of moving.
+    pub removed: bool,
+}
