@@ -31,7 +31,7 @@ use lb_common::{
     rewrite,
     verdict::{ReplyKind, Verdict},
 };
-use lb_userspace::{datapath, objects};
+use lb_userspace::{datapath, objects, time};
 use zerocopy::IntoBytes as _;
 
 const PINS: u32 = 180;
@@ -444,7 +444,7 @@ fn decapsulator_keeps_the_last_source_that_is_not_listed() -> Result<()> {
     let last = all.iter().max_by_key(|one| one.at).context("no CPU")?;
     ensure!(last.source == mapped([10, 1, 2, 4]), "{last:?}");
     ensure!(all.iter().map(|one| one.packets).sum::<u64>() == 2, "{all:?}");
-    let now = datapath::monotonic().as_nanos();
+    let now = time::monotonic().as_nanos();
     ensure!(u128::from(last.at).abs_diff(now) < 10_000_000_000, "{last:?} at {now}");
     Ok(())
 }

@@ -33,7 +33,7 @@ use lb_userspace::{
         prober::{Assignment, Prober, status::Load},
         vip::Way,
     },
-    netlink::NextHop,
+    hop::NextHop,
     settings::Tunnel,
 };
 pub use server::serve;

@@ -17,10 +17,11 @@ use lb_common::abi::ABI_VERSION;
 use lb_userspace::{
     datapath::{Xdp, detach},
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
-    engine::{Engine, Now},
+    engine::Engine,
+    hop::{Neighbourhood, NextHop, Resolution},
     maglev::{self, Member},
-    netlink::{Neighbourhood, NextHop, Resolution},
     settings::Settings,
+    time::Now,
 };
 
 use crate::harness::SLOTS;

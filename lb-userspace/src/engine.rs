@@ -23,7 +23,6 @@ mod sweep;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -49,14 +48,16 @@ pub use self::{
     silence::Suspicion,
 };
 use crate::{
-    datapath::{DataPlane, FlowRef, entry},
+    datapath::DataPlane,
     desired::{Admin, Desired, Mode, ServiceKey},
+    entry,
     health::{self, Condition, Seen, View},
+    hop::{Neighbourhood, Resolution, Want},
     maglev,
-    netlink::{Neighbourhood, Resolution, Want},
     reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Standing, Target},
     ring,
     settings::Settings,
+    time::Now,
     units::counted,
 };
 
@@ -90,45 +91,6 @@ pub struct Engine<D> {
     standings: BTreeMap<ServiceKey, Standing>,
     retired: Retired,
     last_error: Option<String>,
-}
-
-/// The time, as the two sides tell it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// CLOCK_MONOTONIC, the program's clock.
-    pub mono: Duration,
-    /// The time of day, for the operator's deadlines.
-    pub wall: SystemTime,
-}
-
-impl Now {
-    /// The time by the system's clocks.
-    #[must_use]
-    pub fn read() -> Self {
-        Self { mono: crate::datapath::monotonic(), wall: SystemTime::now() }
-    }
-
-    /// Whole seconds of CLOCK_MONOTONIC, as the program counts them.
-    #[must_use]
-    pub const fn mono_secs(self) -> u32 {
-        self.mono.as_secs() as u32
-    }
-}
-
-/// The slot of a client's flow.
-pub(crate) fn slot_of_flow(service: &abi::Service, key: &abi::FlowKey) -> u32 {
-    history::slot_of_flow(service, key)
-}
-
-/// How many seconds a flow may be idle before it counts as gone; while `PINS` is more than half full, one that has
-/// only sent SYNs is gone sooner.
-pub(crate) fn kept_secs(flow: &FlowRef, value: abi::FlowValue, service: &abi::Service) -> u32 {
-    sweep::kept_secs(flow, value, service, pressure::EMBRYONIC_SECS)
-}
-
-/// Whether a flow is closed that has been idle for so long: its client sent FIN or RST, and nothing since.
-pub(crate) const fn is_closed(value: abi::FlowValue, idle_secs: u32) -> bool {
-    drains::is_closed(value, idle_secs)
 }
 
 /// What a reconciliation has done.

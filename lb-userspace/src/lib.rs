@@ -5,8 +5,8 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub use lb_model::{
-    check, desired, diff, edit, keys, maglev, overrides, plan, policy, refusal, ring, rules, seen,
-    settings, spec, units,
+    check, desired, diff, edit, entry, flow, hop, keys, maglev, overrides, plan, policy, refusal,
+    ring, rules, seen, settings, spec, time, units,
 };
 pub use lb_vrrp as vrrp;
 

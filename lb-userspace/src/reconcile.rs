@@ -22,13 +22,13 @@ use self::{
     place::{Placed, is_usable, place},
 };
 use crate::{
-    datapath::entry,
     desired::{Admin, Desired, Protocol, Service, ServiceKey, UdpPolicy},
-    engine::Now,
+    entry,
     health::{self, View},
+    hop::Neighbourhood,
     maglev::Member,
-    netlink::Neighbourhood,
     settings::{Limits, Tunnel},
+    time::Now,
 };
 
 /// What the maps hold, as far as it was written or read back.

@@ -18,13 +18,15 @@ use std::{
 
 use lb_common::abi::{self, FlowKey, FlowValue, Owners, backend_flags, flow_flags};
 use lb_userspace::{
-    datapath::{DataPlane as _, FlowRef, fake::Fake},
+    datapath::{DataPlane as _, fake::Fake},
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
-    engine::{Engine, Now, Outcome, Swept},
+    engine::{Engine, Outcome, Swept},
+    flow::FlowRef,
     health::View,
-    netlink::{Neighbourhood, NextHop, Resolution, Want},
+    hop::{Neighbourhood, NextHop, Resolution, Want},
     reconcile::{self, Applied, Change, Inputs},
     settings::{Limits, Settings},
+    time::Now,
 };
 
 const IDLE: u32 = 900;

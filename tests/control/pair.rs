@@ -13,9 +13,11 @@ use std::{
 
 use lb_common::abi;
 use lb_userspace::{
-    datapath::{DataPlane as _, FlowTable, entry, fake::Fake},
+    datapath::{DataPlane as _, fake::Fake},
     desired::{Admin, ServiceKey},
     engine::{Engine, Role},
+    entry,
+    flow::FlowTable,
     health::Condition,
     settings::Limits,
     sync::{

@@ -5,8 +5,8 @@ use lb_common::{
     verdict::{Drop, Verdict},
 };
 use lb_userspace::{
-    datapath::entry,
     engine::Role,
+    entry,
     health::{Condition, Seen, Target},
 };
 

@@ -72,7 +72,7 @@ impl Manager {
     fn expect_reload(&self) -> Result<()> {
         let message = self.expect("RELOADING=1\nMONOTONIC_USEC=")?;
         let at = message.trim_end().rsplit_once('=').context("a value")?.1.parse::<u128>()?;
-        let now = lb_userspace::engine::Now::read().mono.as_micros();
+        let now = lb_userspace::time::Now::read().mono.as_micros();
         ensure!(at <= now && now - at < PATIENCE.as_micros(), "{at} is not just now: {now}");
         self.expect("READY=1\nSTATUS=ready on eth0 (XDP native)").map(drop)
     }

@@ -16,11 +16,13 @@ use std::{
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::abi::{self, FlowKey, FlowValue, Owners};
 use lb_userspace::{
-    datapath::{DataPlane, FlowRef, FlowTable, Xdp, detach},
+    datapath::{DataPlane, Xdp, detach},
     desired::{Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
-    engine::{Engine, Now, Outcome},
-    netlink::{Neighbourhood, NextHop, Resolution},
+    engine::{Engine, Outcome},
+    flow::{FlowRef, FlowTable},
+    hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings, XdpModes},
+    time::Now,
 };
 
 /// A network namespace with a pair of interfaces, and a folder for pins; both go when it does.

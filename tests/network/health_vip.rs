@@ -22,7 +22,8 @@ use kit::{
 use lb_userspace::{
     desired::Mode,
     health::vip::{self, Error, Network, Stream},
-    netlink::{NextHop, Resolution, Resolver, Want},
+    hop::{NextHop, Resolution, Want},
+    netlink::Resolver,
     settings::Tunnel,
 };
 use tokio::{

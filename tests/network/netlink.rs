@@ -4,9 +4,8 @@ use std::{collections::BTreeSet, io::Write as _, net::IpAddr, process::Command, 
 
 use lb_userspace::{
     desired::Mode,
-    netlink::{
-        Neighbourhood, NextHop, Resolution, Resolver, Want, query, striding::empty_first_buffers,
-    },
+    hop::{Neighbourhood, NextHop, Resolution, Want},
+    netlink::{Resolver, query, striding::empty_first_buffers},
 };
 use tokio::{
     sync::watch,

@@ -20,7 +20,7 @@ use lb_userspace::{
         probe::{self, Failure, Outcome, Question, Route, tls},
         vip,
     },
-    netlink::NextHop,
+    hop::NextHop,
     settings::Tunnel,
 };
 

@@ -16,11 +16,13 @@ use aya::{
 use kit::{namespace::Namespace, reports::scale::Memory};
 use lb_common::abi::ABI_VERSION;
 use lb_userspace::{
-    datapath::{BackendTotals, DataPlane as _, FlowTable, Xdp, detach},
+    datapath::{BackendTotals, DataPlane as _, Xdp, detach},
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
-    engine::{Engine, Now},
-    netlink::{Neighbourhood, NextHop, Resolution},
+    engine::Engine,
+    flow::FlowTable,
+    hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings},
+    time::Now,
 };
 
 use crate::{

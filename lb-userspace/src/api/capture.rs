@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{
     capture::{Spec, session::Writer},
-    datapath::{self, capture::Tap},
+    datapath::capture::Tap,
     refusal::{Refusal, RefusalKind},
+    time,
 };
 
 /// How often the ring is looked at. In this time it fills only with the longest frames at the highest
@@ -73,7 +74,7 @@ async fn begin(State(doors): State<Doors>, bytes: Bytes) -> Result<Response, Ref
         Ok::<_, Refusal>((tap, Ending(Some(doors.daemon))))
     });
     let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
-    let (writer, first) = Writer::begin(&spec, book, datapath::monotonic(), SystemTime::now());
+    let (writer, first) = Writer::begin(&spec, book, time::monotonic(), SystemTime::now());
     let (to, pieces) = mpsc::channel(PIECES);
     let until = Instant::now() + Duration::from_millis(spec.millis);
     tokio::spawn(Capture { tap, writer, until, ending, stopped, to }.run(first));
@@ -155,7 +156,7 @@ impl Capture {
         }
         ending.end().await;
         while tap.drain(BATCH, &mut |head, bytes| writer.write(&mut out, head, bytes)) == BATCH {}
-        writer.end(&mut out, &tap.counts(), datapath::monotonic());
+        writer.end(&mut out, &tap.counts(), time::monotonic());
         // Who read is gone, maybe.
         let _ = to.send(out.into()).await;
     }

@@ -29,10 +29,11 @@ use tokio::{
 
 use super::{Request, ask::ask};
 use crate::{
-    datapath::{monotonic, stand_back},
+    datapath::stand_back,
     desired::ServiceKey,
     flows::{Found, Line, Names, Query, Search, Source},
     refusal::{Refusal, RefusalKind},
+    time::monotonic,
 };
 
 /// Questions that may be there at a time, all but one of which wait.

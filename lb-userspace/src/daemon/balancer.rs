@@ -15,15 +15,16 @@ use crate::{
         capture::{Capturer, Loader, Tap},
     },
     desired::{Desired, ServiceKey},
-    engine::{Engine, Now, Outcome, Role, Sharers, Suspicion, Swept},
+    engine::{Engine, Outcome, Role, Sharers, Suspicion, Swept},
     explain::{Answers, Questions},
     health::View,
-    netlink::{Neighbourhood, Want},
+    hop::{Neighbourhood, Want},
     plan::Preview,
     reconcile::Standing,
     settings::{Hooks, Limits},
     status::{Interface, Status, Totals},
     sync::Piece,
+    time::Now,
 };
 
 /// What the daemon needs of the engine.

@@ -18,7 +18,7 @@ use crate::{
             status::{CheckStatus, Load},
         },
     },
-    netlink::Neighbourhood,
+    hop::Neighbourhood,
     reconcile::Standing,
     settings::Tunnel,
     status::Status,

@@ -15,7 +15,7 @@ use crate::{
         Condition, Target,
         prober::{Change, Report},
     },
-    netlink::{Neighbourhood, Resolution, Want},
+    hop::{Neighbourhood, Resolution, Want},
 };
 
 /// How long the start waits for the next hops of all backends, so that none is taken for

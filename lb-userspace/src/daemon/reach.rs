@@ -9,7 +9,7 @@ use std::{
 use crate::{
     desired::{Desired, Mode, ServiceKey},
     events::{Kind, News},
-    netlink::{Neighbourhood, Resolution, Want},
+    hop::{Neighbourhood, Resolution, Want},
 };
 
 /// The backends that can't be reached.
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::{
         desired::Mode,
-        netlink::NextHop,
+        hop::NextHop,
         spec::{BackendSpec, ServiceSpec},
     };
 

@@ -6,11 +6,12 @@ use super::{Balancer, Daemon, batch::Asked};
 use crate::{
     api::{Request, Terms},
     capture::{Spec, book::Book},
-    datapath::{self, capture::Loader},
+    datapath::capture::Loader,
     explain::{Answers, Questions},
     logs,
     refusal::{Refusal, RefusalKind},
     status::{Pair, Status},
+    time,
 };
 
 fn conflict(error: anyhow::Error) -> Refusal {
@@ -109,7 +110,7 @@ impl<B: Balancer> Daemon<B> {
     /// What would happen to packets; changes nothing.
     fn explain(&self, questions: &Questions) -> Result<Answers, Refusal> {
         let status = self.status()?;
-        let nanos = datapath::coarse_nanos();
+        let nanos = time::coarse_nanos();
         let explained = self.balancer.explain(questions, &status, nanos);
         explained.map_err(|error| Refusal::new(RefusalKind::Invalid, format!("{error:#}")))
     }

@@ -12,17 +12,18 @@ use tracing::warn;
 use zerocopy::FromBytes as _;
 
 use super::{
-    attach, entry, load,
+    attach, load,
     mmap::Mapped,
-    monotonic, pinned, program_pins,
+    pinned, program_pins,
     sys::Table,
     variants::{self, BALANCE, CAPTURE, Mode, Variants},
     xdp::Xdp,
 };
 use crate::{
     capture::{Counts, Spec},
-    objects,
+    entry, objects,
     settings::Limits,
+    time::monotonic,
 };
 
 /// What it takes to load the program: nothing of the daemon's, so that this may take its time.

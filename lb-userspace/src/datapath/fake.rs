@@ -20,11 +20,13 @@ use zerocopy::IntoBytes as _;
 
 use self::program::Program;
 use super::capture::{Capturer, Loader, Tap};
-use super::{Added, BackendTotals, Change, DataPlane, FlowRef, FlowTable, replace_owners};
+use super::{Added, BackendTotals, Change, DataPlane, replace_owners};
 use crate::{
     capture::Spec,
     desired::ServiceKey,
     explain::{Case, Verifier},
+    flow::FlowRef,
+    flow::FlowTable,
     settings::{Attach, Hooks, Limits},
     status::{self, Count},
 };

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, io::Error, ops::ControlFlow};
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowValue};
 
-use super::{FlowRef, FlowTable, Xdp, load::CURRENT, maps::Maps, xdp};
-use crate::{desired::ServiceKey, flows::Source};
+use super::{Xdp, load::CURRENT, maps::Maps, xdp};
+use crate::{desired::ServiceKey, flow::FlowRef, flow::FlowTable, flows::Source};
 
 /// The flow tables, and what gives names to what is in them. It never writes.
 #[derive(Debug)]

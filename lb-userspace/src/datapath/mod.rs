@@ -8,17 +8,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::Deref,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, Owners, PeerKey, Seen, Slot};
+use lb_common::abi::{self, FlowKey, FlowValue, Owners, PeerKey, Seen, Slot};
 
 use self::capture::{Capturer, Loader, Tap};
 use crate::{
     capture::Spec,
     desired::ServiceKey,
     explain::{Case, Verifier, View},
+    flow::{FlowRef, FlowTable},
     settings::{Hooks, Limits},
     status::{self, Count},
 };
@@ -30,7 +30,6 @@ mod clsact;
 mod counters;
 pub mod decap;
 mod detach;
-pub mod entry;
 pub mod fake;
 mod flow_reader;
 mod folders;
@@ -249,44 +248,6 @@ pub trait DataPlane: View {
     fn reset_syn_budget(&mut self, service: u16) -> Result<()>;
 }
 
-/// The tables of flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FlowTable {
-    /// Flows that a change of the ring would otherwise move.
-    Pins,
-    /// Flows of `tracked` UDP services.
-    Tracked,
-    /// QUIC connections.
-    Connections,
-}
-
-impl FlowTable {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Pins, Self::Tracked, Self::Connections];
-}
-
-/// An entry of a flow table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FlowRef {
-    /// In [`FlowTable::Pins`].
-    Pin(FlowKey),
-    /// In [`FlowTable::Tracked`].
-    Tracked(FlowKey),
-    /// In [`FlowTable::Connections`].
-    Connection(ConnectionKey),
-}
-
-impl FlowRef {
-    /// Id of the service that the flow belongs to.
-    #[must_use]
-    pub const fn service(&self) -> u16 {
-        match self {
-            Self::Pin(key) | Self::Tracked(key) => key.service,
-            Self::Connection(key) => key.service,
-        }
-    }
-}
-
 /// What went to one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendTotals {
@@ -300,24 +261,4 @@ pub struct BackendTotals {
     pub syn_retransmissions: u64,
     /// SYNs that came to it as their slot's second choice.
     pub second_choices: u64,
-}
-
-/// CLOCK_MONOTONIC, the program's clock.
-#[must_use]
-pub fn monotonic() -> Duration {
-    read_clock(libc::CLOCK_MONOTONIC)
-}
-
-/// The same in nanoseconds as the program reads it, which is some milliseconds behind.
-#[must_use]
-pub fn coarse_nanos() -> u64 {
-    read_clock(libc::CLOCK_MONOTONIC_COARSE).as_nanos() as u64
-}
-
-fn read_clock(clock: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for the write, and the call has no other effect.
-    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    assert_eq!(result, 0, "both clocks always exist");
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -14,8 +14,8 @@ use lb_common::{
     shared::SharedU32,
 };
 
-use super::{entry, mmap::Mapped, sys::Table};
-use crate::desired::ServiceKey;
+use super::{mmap::Mapped, sys::Table};
+use crate::{desired::ServiceKey, entry};
 
 /// The index, and what it holds.
 #[derive(Debug)]

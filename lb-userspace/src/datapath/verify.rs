@@ -26,7 +26,7 @@ use lb_common::{
 use zerocopy::IntoBytes as _;
 
 use super::{
-    DataPlane as _, FlowRef, load,
+    DataPlane as _, load,
     maps::{self, Maps},
     mmap::Mapped,
     pin_log::PinLog,
@@ -36,10 +36,11 @@ use super::{
     xdp::Xdp,
 };
 use crate::{
-    datapath::coarse_nanos,
     desired::ServiceKey,
     explain::{Case, Entry, Ran, View as _},
+    flow::FlowRef,
     settings::Limits,
+    time::coarse_nanos,
 };
 
 const SECOND: u64 = 1_000_000_000;

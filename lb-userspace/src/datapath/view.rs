@@ -7,8 +7,8 @@ use lb_common::abi::{
     Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
 };
 
-use super::{FlowRef, mmap::Mapped, sys::Table, xdp::Xdp};
-use crate::explain::View;
+use super::{mmap::Mapped, sys::Table, xdp::Xdp};
+use crate::{explain::View, flow::FlowRef};
 
 /// The slot that a ring's element of eight bytes is.
 pub fn slot_of_word(word: u64) -> Slot {

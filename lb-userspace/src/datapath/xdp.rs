@@ -21,10 +21,10 @@ use tracing::warn;
 use zerocopy::IntoBytes as _;
 
 use super::{
-    Added, BackendTotals, Change, DataPlane, FlowRef, FlowTable,
+    Added, BackendTotals, Change, DataPlane,
     attach::{self, Link},
     capture::{Capturer, Captures, Loader, Tap},
-    entry, load, maps,
+    load, maps,
     maps::Maps,
     mmap::Mapped,
     own_macs,
@@ -40,7 +40,10 @@ use super::{
 use crate::{
     capture::Spec,
     desired::{Protocol, ServiceKey},
+    entry,
     explain::{Case, Verifier},
+    flow::FlowRef,
+    flow::FlowTable,
     settings::{Hooks, Limits, Settings},
     status::{self, Count},
 };

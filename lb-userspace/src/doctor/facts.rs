@@ -10,7 +10,8 @@ use crate::{
     config::Config,
     datapath::kernel::Feature,
     datapath::probe::Found,
-    netlink::{LinkLayer, Resolution, Want, striding::EmptyFirstBuffers},
+    hop::{Resolution, Want},
+    netlink::{LinkLayer, striding::EmptyFirstBuffers},
     status::EgressStatus,
     unit::Unit,
 };

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     desired::Mode,
     egress,
-    netlink::{Resolution, Want},
+    hop::{Resolution, Want},
     status::EgressStatus,
     unit::Unit,
 };

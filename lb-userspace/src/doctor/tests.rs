@@ -19,7 +19,8 @@ use crate::{
         probe::{Found, Hook},
     },
     desired::Mode,
-    netlink::{LinkLayer, NextHop, Resolution, Want},
+    hop::{NextHop, Resolution, Want},
+    netlink::LinkLayer,
     status::EgressStatus,
     unit::Unit,
 };

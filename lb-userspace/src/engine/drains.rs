@@ -29,25 +29,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{FlowValue, flow_flags};
+use lb_common::abi::FlowValue;
 
-use super::{Engine, Now, history::Role};
+use super::{Engine, history::Role};
 use crate::{
     datapath::DataPlane,
     desired::{Admin, Service, ServiceKey},
+    flow::is_closed,
     ring,
     status::{Drain, Unseen},
+    time::Now,
 };
-
-/// Seconds without a packet after a FIN or RST of the client: an end of the other direction, or what
-/// is sent again, would have come by then.
-const CLOSED_SECS: u32 = 5;
-
-/// Whether a flow that has been idle for so long is closed: the client has sent FIN or RST, and
-/// nothing since. One that it has closed in one direction only goes on to acknowledge.
-pub(crate) const fn is_closed(value: FlowValue, idle: u32) -> bool {
-    value.flags & flow_flags::CLOSING != 0 && idle >= CLOSED_SECS
-}
 
 /// The live flows of one backend in all tables, as a walk has met them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

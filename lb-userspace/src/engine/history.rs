@@ -63,10 +63,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::{
-    abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp},
-    hash::{flow_hash_v4, flow_hash_v6, slot_of},
-};
+use lb_common::abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp};
 
 pub(super) use self::{learn::Followed, tell::strays};
 use self::{
@@ -78,12 +75,15 @@ pub use self::{
     share::{Members, Sharers},
     telling::LATE,
 };
-use super::{Engine, Now};
+use super::Engine;
 use crate::{
-    datapath::{DataPlane, FlowRef, entry},
+    datapath::DataPlane,
     desired::ServiceKey,
+    entry,
+    flow::FlowRef,
     reconcile,
     sync::{Piece, piece::Flow},
+    time::Now,
 };
 
 /// Whose history of a service counts.
@@ -401,16 +401,6 @@ impl<D: DataPlane> Engine<D> {
     fn address_of(&self, id: u16) -> Option<IpAddr> {
         self.applied.backends.get(&id).map(|backend| entry::ip_of(backend.address))
     }
-}
-
-/// The slot of a flow.
-pub(super) fn slot_of_flow(service: &Service, key: &FlowKey) -> u32 {
-    let port = key.port.to_bytes();
-    let hash = match entry::ip_of(key.source) {
-        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port),
-        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
-    };
-    slot_of(hash, service.slots)
 }
 
 /// A flow as peers are told of it.

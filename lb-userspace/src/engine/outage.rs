@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Now;
 use crate::{
     desired::{Admin, Desired, Service, ServiceKey},
-    netlink::{Neighbourhood, Resolution, Want},
+    hop::{Neighbourhood, Resolution, Want},
+    time::Now,
 };
 
 /// How long the others have from the first answer on: silent neighbours are asked every three

@@ -5,12 +5,9 @@
 //! so that there is room for the next ones.
 
 use super::{Engine, sweep::Walk};
-use crate::datapath::DataPlane;
+use crate::{datapath::DataPlane, flow::EMBRYONIC_SECS};
 
-/// Seconds without a packet after which a flow that has only sent SYNs is gone: as long as Linux
-/// waits for the third packet of a handshake by default.
-pub(super) const EMBRYONIC_SECS: u32 = 75;
-/// The same while the table is more than half full: longer than a client takes to send its SYN again, which renews the
+/// Seconds without a packet after which a flow that has only sent SYNs is gone while the table is more than half full: longer than a client takes to send its SYN again, which renews the
 /// pin (1 s; RFC 6298, 2.1), and than any path's round trip.
 const UNDER_PRESSURE_SECS: u32 = 2;
 /// A walk of the flows costs about a tenth of a microsecond an entry; so many entries may be walked

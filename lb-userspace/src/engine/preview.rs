@@ -7,14 +7,15 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Engine, Now, owner, table};
+use super::{Engine, owner, table};
 use crate::{
     datapath::DataPlane,
     desired::{Desired, ServiceKey},
-    netlink::{Neighbourhood, NextHop, Resolution, Want},
+    hop::{Neighbourhood, NextHop, Resolution, Want},
     plan::{Preview, ServicePreview},
     reconcile::{Change, Target},
     ring,
+    time::Now,
 };
 
 impl<D: DataPlane> Engine<D> {
@@ -171,8 +172,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::{FlowRef, fake::Fake},
+        datapath::fake::Fake,
         desired::{Admin, Mode},
+        flow::FlowRef,
         settings::{Limits, Settings},
         spec::{BackendSpec, ServiceSpec},
     };

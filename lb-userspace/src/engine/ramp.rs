@@ -7,11 +7,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Now;
 use crate::{
     desired::Service,
     health::{Condition, Target},
     reconcile::{Applied, Change, Inputs, Plan, Ramps},
+    time::Now,
 };
 
 /// Steps until a share is whole.

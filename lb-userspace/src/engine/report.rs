@@ -15,7 +15,7 @@ use crate::{
     desired::{self, Admin, Mode, Protocol},
     explain::{self, Answers, Around, Questions},
     health::{self, Condition, Seen},
-    netlink::{Resolution, Want},
+    hop::{Resolution, Want},
     status::{Backend, Count, Drain, Service, Status, Usage},
     units::nearest,
 };

@@ -20,11 +20,12 @@ use std::{
 
 use anyhow::Result;
 
-use super::{Engine, Now};
+use super::Engine;
 use crate::{
     datapath::{BackendTotals, DataPlane},
     desired::{Protocol, ServiceKey},
     health::Target,
+    time::Now,
     units::counted,
 };
 

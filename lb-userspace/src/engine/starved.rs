@@ -19,11 +19,8 @@ use lb_common::{
 };
 use tracing::warn;
 
-use super::{Engine, Now, history::Role};
-use crate::{
-    datapath::{DataPlane, entry},
-    health, ring,
-};
+use super::{Engine, history::Role};
+use crate::{datapath::DataPlane, entry, health, ring, time::Now};
 
 /// Seconds for which new flows are dropped before older ones give way, and without a packet after which a slot has
 /// none that is seen to live. Within that a client has sent its SYN three times (after 1, 3 and 7 s; RFC 6298, 2).

@@ -8,21 +8,26 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, Owners, Service, flow_flags, stamp, udp_policy};
+use lb_common::abi::{FlowValue, Owners, Service, stamp, udp_policy};
 use tracing::info;
 
 use super::{
-    Engine, Now, Swept,
+    Engine, Swept,
     drains::{Silences, Tally},
-    history::{Role, slot_of_flow, strays, to_told},
+    history::{Role, strays, to_told},
     starved::GivingWay,
     summary,
 };
 use crate::{
-    datapath::{DataPlane, FlowRef, FlowTable, entry},
+    datapath::DataPlane,
     desired::{Admin, ServiceKey},
+    entry,
+    flow::slot_of_flow,
+    flow::{FlowRef, FlowTable},
+    flow::{is_embryonic, kept_secs},
     reconcile::{Applied, Ring},
     ring,
+    time::Now,
 };
 
 /// Seconds in which a packet that has met an id is certainly gone.
@@ -550,25 +555,5 @@ const fn age(flow: FlowRef, is_idle: bool) -> Age {
         (false, _) => Age::Live,
         (true, FlowRef::Pin(_)) => Age::Ended,
         (true, _) => Age::Idle,
-    }
-}
-
-/// Whether a flow has only sent SYNs.
-pub(super) const fn is_embryonic(value: FlowValue) -> bool {
-    value.flags & flow_flags::ESTABLISHED == 0
-}
-
-/// How many seconds a flow may be idle; `embryonic` is that of one that has only sent SYNs.
-pub(super) fn kept_secs(
-    flow: &FlowRef,
-    value: FlowValue,
-    service: &Service,
-    embryonic: u32,
-) -> u32 {
-    // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
-    // can forge either, and a pin that went would take the flow with it.
-    match flow {
-        FlowRef::Pin(_) if is_embryonic(value) => service.idle_timeout.min(embryonic),
-        _ => service.idle_timeout,
     }
 }

@@ -24,8 +24,8 @@ use lb_common::{
 
 use super::View;
 use crate::{
-    datapath::FlowRef,
     desired::{Protocol, ServiceKey},
+    flow::FlowRef,
 };
 
 /// A lookup, and what it found.

@@ -8,8 +8,10 @@ use zerocopy::FromZeros as _;
 
 use super::*;
 use crate::{
-    datapath::{DataPlane, FlowRef, entry, fake::Fake},
+    datapath::{DataPlane, fake::Fake},
     desired::{Mode, Protocol, ServiceKey},
+    entry,
+    flow::FlowRef,
     settings::{Limits, Tunnel},
     status,
 };
@@ -145,7 +147,7 @@ fn a_syn_in_flux_would_be_pinned_and_nothing_is_written() {
     assert_eq!(fake.dump(), before);
     let slot = explained.slot.unwrap() as usize;
     assert_eq!(fake.ring(3).unwrap()[slot].pinned(), 0, "no stamp");
-    assert_eq!(fake.flow_count(crate::datapath::FlowTable::Pins), 0);
+    assert_eq!(fake.flow_count(crate::flow::FlowTable::Pins), 0);
     // Asked again, as nothing has happened.
     assert_eq!(asked(&fake, &status, made(port, Flags::SYN), false), explained);
     // Without a pin the other packets of the slot go to the base owner.

@@ -7,7 +7,7 @@ use lb_common::abi::{
     ServiceKeyV6, Slot, VipKey,
 };
 
-use crate::datapath::FlowRef;
+use crate::flow::FlowRef;
 
 /// Reads single entries of the maps, and writes none.
 ///

@@ -20,8 +20,9 @@ use super::{
     packet, reason_of,
 };
 use crate::{
-    datapath::{FlowRef, entry},
     desired::{Admin, Mode, ServiceKey},
+    entry,
+    flow::FlowRef,
     health::Condition,
     status::{self, Status},
     units::counted,

@@ -16,8 +16,8 @@ pub use lb_model::prefix::Prefix;
 
 pub use self::search::{Names, Search};
 use crate::{
-    datapath::{FlowRef, FlowTable},
     desired::ServiceKey,
+    flow::{FlowRef, FlowTable},
 };
 
 /// Flows that are told at once, unless it is asked for another number.

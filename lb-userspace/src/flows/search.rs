@@ -10,10 +10,12 @@ use lb_common::abi::{FlowKey, FlowValue, Service, flow_flags};
 
 use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
 use crate::{
-    datapath::{FlowRef, entry},
     desired::ServiceKey,
     edit::{no_backend, no_service},
-    engine::{is_closed, kept_secs, slot_of_flow},
+    entry,
+    flow::EMBRYONIC_SECS,
+    flow::FlowRef,
+    flow::{is_closed, kept_secs, slot_of_flow},
     refusal::{Refusal, RefusalKind},
 };
 
@@ -45,7 +47,7 @@ impl Names {
     fn is_live(&self, flow: &FlowRef, value: FlowValue, now: u32) -> bool {
         let service = self.services.get(&flow.service());
         let idle = now.saturating_sub(value.seen);
-        service.is_none_or(|(_, service)| idle <= kept_secs(flow, value, service))
+        service.is_none_or(|(_, service)| idle <= kept_secs(flow, value, service, EMBRYONIC_SECS))
     }
 
     fn flow(&self, flow: &FlowRef, value: FlowValue, now: u32) -> Flow {

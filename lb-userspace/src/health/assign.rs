@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Condition, Target, View, check::Via, probe::Route, prober::Assignment, vip::Way};
 use crate::{
     desired::Desired,
-    netlink::{Neighbourhood, Resolution, Want},
+    hop::{Neighbourhood, Resolution, Want},
     settings::Tunnel,
 };
 
@@ -68,7 +68,7 @@ mod tests {
     use crate::{
         desired::{Backend, Mode},
         health::{Check, Seen, check::Kind},
-        netlink::NextHop,
+        hop::NextHop,
         spec::ServiceSpec,
     };
 

@@ -103,7 +103,7 @@ fn egress_drops(status: &Status) -> BTreeMap<String, Drops> {
     let backends = status.services.values().flat_map(|service| service.backends.values());
     // What is for this node itself leaves by no interface: its is the loopback.
     let exits = backends.filter_map(|backend| backend.interface.clone());
-    let exits = exits.filter(|interface| interface != crate::netlink::LOOPBACK).collect();
+    let exits = exits.filter(|interface| interface != crate::hop::LOOPBACK).collect();
     drops::of(&exits)
 }
 

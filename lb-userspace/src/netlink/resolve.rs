@@ -4,11 +4,10 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
-    LOOPBACK, NextHop, Resolution, Want,
     egress::{self, Egress, Obstacle},
     tables::{Device, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
-use crate::desired::Mode;
+use crate::{desired::Mode, hop::LOOPBACK, hop::NextHop, hop::Resolution, hop::Want};
 
 /// In the header of a frame that leaves without one.
 const NO_MAC: [u8; 6] = [0; 6];

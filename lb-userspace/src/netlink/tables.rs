@@ -8,8 +8,8 @@ use std::{
 
 use rtnetlink::packet_route::link::{BondMode, LinkLayerType};
 
-use super::{Link, generic::xdp_act};
-use crate::path_mtu::PathMtus;
+use super::generic::xdp_act;
+use crate::{hop::Link, path_mtu::PathMtus};
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.

@@ -15,12 +15,11 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Neighbourhood, Resolution, Want,
     resolve::{Ask, next_hop_of, no_room, resolve},
     socket::{Event, Failure, Sockets},
     tables::{DeviceKind, Neighbour, NeighbourKey, NeighbourState, Tables},
 };
-use crate::desired::Mode;
+use crate::{desired::Mode, hop::Neighbourhood, hop::Resolution, hop::Want};
 
 /// How often a neighbour that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(3);

@@ -28,7 +28,7 @@ mod quoted;
 mod socket;
 
 use self::{quoted::TooBig, socket::Receiver};
-use crate::{desired::Mode, netlink::Want, settings::Tunnel, threads::lasting};
+use crate::{desired::Mode, hop::Want, settings::Tunnel, threads::lasting};
 
 /// How long a path counts as narrow (RFC 1191, 6.3; RFC 8201, 5.3).
 pub(crate) const KEPT: Duration = Duration::from_mins(10);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Applied, Inputs};
-use crate::{datapath::entry, desired::ServiceKey, settings::Limits};
+use crate::{desired::ServiceKey, entry, settings::Limits};
 
 /// Hands out ids: those that are in use stay, and the lowest free one is next.
 pub(super) struct Ids<'a> {

@@ -8,7 +8,7 @@ use lb_common::abi::{self, PeerKey};
 use super::{Applied, Inputs, place::Placed};
 use crate::{
     desired::{Mode, Service},
-    netlink::{Resolution, Want},
+    hop::{Resolution, Want},
 };
 
 /// The MAC addresses from which packets of this service are delivered to its backend on this node: of the balancers

@@ -10,11 +10,11 @@ use super::{
     choose::{self, Candidate, Standing},
 };
 use crate::{
-    datapath::entry,
     desired::{Admin, Backend, Mode, Service},
-    engine::Now,
+    entry,
     health::{self, Condition},
-    netlink::{Resolution, Want},
+    hop::{Resolution, Want},
+    time::Now,
 };
 
 /// Thousandths: a share that is whole.

@@ -140,7 +140,7 @@ pub fn digest(owners: impl Iterator<Item = IpAddr>) -> u64 {
     use std::hash::Hasher as _;
     let mut hasher = siphasher::sip::SipHasher13::new_with_keys(0, 0);
     for owner in owners {
-        hasher.write(&crate::datapath::entry::address(owner));
+        hasher.write(&crate::entry::address(owner));
     }
     hasher.finish()
 }

@@ -20,15 +20,16 @@ use lb_userspace::{
         fake::Fake,
     },
     desired::{Desired, ServiceKey},
-    engine::{Engine, Now, Outcome, Role, Sharers, Suspicion, Swept},
+    engine::{Engine, Outcome, Role, Sharers, Suspicion, Swept},
     explain::{Answers, Questions},
     health::View,
-    netlink::{Neighbourhood, Want},
+    hop::{Neighbourhood, Want},
     plan::Preview,
     reconcile::Standing,
     settings::{Hooks, Limits},
     status::{Interface, Status, Totals},
     sync::Piece,
+    time::Now,
 };
 
 /// What a test sees and orders of the engine.

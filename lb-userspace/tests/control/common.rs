@@ -21,7 +21,7 @@ use lb_userspace::{
     engine::Engine,
     events::{Event, Events, Page},
     health::prober::{Prober, Report},
-    netlink::{Neighbourhood, NextHop, Resolution},
+    hop::{Neighbourhood, NextHop, Resolution},
     notify::Notifier,
     samples::Samples,
     settings::Limits,

@@ -13,9 +13,9 @@ use std::{
 
 use lb_common::abi::{self, FlowValue};
 use lb_userspace::{
-    datapath::{FlowRef, FlowTable},
     desired::ServiceKey,
     engine::Role,
+    flow::{FlowRef, FlowTable},
     flows::Source,
     sync::{self, Mark, PeerCounters, PeerId, PeerStatus, Peers, Piece},
     vrrp::{

@@ -9,7 +9,7 @@ use lb_userspace::{
     desired::ServiceKey,
     engine::{Engine, Role},
     events::Kind,
-    netlink::Neighbourhood,
+    hop::Neighbourhood,
     status::{Pair, Status},
     sync::{self, PeerId},
     vrrp::{Done as Answered, Notice, NoticeKind, Order, Report, Router, State},
@@ -137,10 +137,10 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     engine.set_desired(config.desired.clone());
     let wants = engine.wants().into_iter();
     let hop = crate::common::hop;
-    let hops = wants.map(|want| (want, lb_userspace::netlink::Resolution::Resolved(hop())));
+    let hops = wants.map(|want| (want, lb_userspace::hop::Resolution::Resolved(hop())));
     let hops = hops.collect();
     engine.set_neighbourhood(Neighbourhood { hops, ..Neighbourhood::default() });
-    engine.reconcile(lb_userspace::engine::Now::read()).expect("they are written");
+    engine.reconcile(lb_userspace::time::Now::read()).expect("they are written");
     *place.maps.lock().expect("nobody panics") = Some(engine.into_data_plane());
     // And a first write of this one that does not go well.
     place.wires.failing_writes.store(1, std::sync::atomic::Ordering::SeqCst);

@@ -2,7 +2,7 @@
 //! has waited for long.
 
 use lb_common::abi::{FlowValue, stamp};
-use lb_userspace::{datapath::FlowRef, desired::Protocol};
+use lb_userspace::{desired::Protocol, flow::FlowRef};
 
 use super::*;
 

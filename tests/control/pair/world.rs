@@ -8,12 +8,15 @@ use std::{
 
 use lb_common::{abi::backend_flags, forward::decide, tables::Tables, verdict::Verdict};
 use lb_userspace::{
-    datapath::{FlowTable, entry, fake::Fake},
+    datapath::fake::Fake,
     desired::{Admin, Desired, ServiceKey},
-    engine::{Engine, Now, Role},
+    engine::{Engine, Role},
+    entry,
+    flow::FlowTable,
     health::{Condition, Seen, Target, View},
     settings::Limits,
     sync::Piece,
+    time::Now,
 };
 use proptest::prelude::*;
 

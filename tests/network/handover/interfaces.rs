@@ -12,8 +12,9 @@ use aya::{
 };
 use lb_userspace::{
     datapath::{DataPlane as _, Xdp},
-    engine::{Engine, InterfaceEventKind, Now},
+    engine::{Engine, InterfaceEventKind},
     objects,
+    time::Now,
 };
 
 use super::{

@@ -12,8 +12,9 @@ use aya::maps::MapData;
 use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, flow_flags};
 use lb_userspace::{
     datapath::{DataPlane as _, Step, Xdp},
-    engine::{Engine, Now},
+    engine::Engine,
     settings::Limits,
+    time::Now,
 };
 
 use super::{

@@ -25,8 +25,8 @@ use lb_common::{
     service_index::{self, Entry, Place},
 };
 use lb_userspace::{
-    engine::Now,
     settings::{Limits, Settings},
+    time::Now,
 };
 use zerocopy::FromZeros as _;
 

@@ -10,7 +10,7 @@ use kit::{
     ways::{Way, balanced},
 };
 use lb_common::abi::{self, ABI_VERSION, FlowKey, FlowValue, flow_flags};
-use lb_userspace::{engine::Now, status::Status};
+use lb_userspace::{status::Status, time::Now};
 
 /// The service.
 pub const WAY: Way = Way::DsrV4;

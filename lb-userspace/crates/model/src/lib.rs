@@ -1,13 +1,21 @@
-//! The vocabulary of the user side: units of configurations, limits of the data plane, and the rules by which rings
-//! choose and keep owners.
+//! What is desired of the balancer, and the vocabulary of those who plan, write and read its maps.
 //!
-//! Everything here is a function of its arguments. It knows nothing of maps, sockets, files or clocks, and of no other
-//! crate of the user side; any of them may use it.
+//! - What the operator wants: [`desired`], with [`policy`] and [`check`]; how it travels ([`spec`]), how it is changed
+//!   ([`edit`], [`overrides`]), compared ([`diff`], by the [`keys`] of configurations) and judged ([`rules`]); what a
+//!   change would do ([`plan`]) and why it is not done ([`refusal`]).
+//! - The rules of rings: [`maglev`], [`ring`].
+//! - What is in the maps and what it comes from: [`entry`], [`flow`], [`hop`], [`seen`].
+//!
+//! It knows nothing of maps, sockets and files, and of no other crate of the user side; any of them may use it. The
+//! clocks are read in [`time`] alone.
 
 pub mod check;
 pub mod desired;
 pub mod diff;
 pub mod edit;
+pub mod entry;
+pub mod flow;
+pub mod hop;
 pub mod keys;
 pub mod maglev;
 pub mod overrides;
@@ -20,4 +28,5 @@ pub mod rules;
 pub mod seen;
 pub mod settings;
 pub mod spec;
+pub mod time;
 pub mod units;

@@ -25,7 +25,7 @@ pub enum Condition {
     /// It refuses connections or does not answer as it should: no new flows, it keeps the ones it has.
     SoftDown,
     /// Its flows move at once: its host is silent, or it is down and the service's flows are to move
-    /// then ([`OnDown::Move`]).
+    /// then ([`OnDown::Move`](crate::policy::OnDown::Move)).
     HardDown,
 }
 

@@ -8,7 +8,7 @@ use zerocopy::FromZeros as _;
 
 use super::*;
 use crate::{
-    datapath::{FlowRef, FlowTable},
+    flow::{FlowRef, FlowTable},
     status::Status,
 };
 

@@ -20,10 +20,10 @@ use super::{
     pins::{PREFIX, Pins, file_name},
 };
 use crate::{
-    datapath,
     flows::Prefix,
     netlink::query,
     status::Count,
+    time,
     units::{format_count, format_duration},
 };
 
@@ -209,7 +209,7 @@ fn unlisted_in(pin: &Path) -> Result<Option<UnlistedSource>> {
     let packets = all.iter().map(|one| one.packets).sum();
     let last = all.iter().max_by_key(|one| one.at).filter(|_| packets > 0);
     Ok(last.map(|last| {
-        let ago = datapath::monotonic().saturating_sub(Duration::from_nanos(last.at));
+        let ago = time::monotonic().saturating_sub(Duration::from_nanos(last.at));
         let source = IpAddr::from(last.source).to_canonical();
         UnlistedSource { source, packets, seconds_ago: ago.as_secs() }
     }))

@@ -23,11 +23,12 @@ use lb_common::{
 
 use zerocopy::FromZeros as _;
 
-use super::{super::FlowRef, Fake};
+use super::Fake;
 use crate::{
-    datapath::entry,
     desired::{Protocol, ServiceKey},
+    entry,
     explain::View,
+    flow::FlowRef,
 };
 
 /// What the program keeps beside the flows and the rings. It has one CPU.

@@ -22,9 +22,8 @@ use crate::{
     api::client::Client,
     config::{About, Config, Error as ConfigError, Problem, host},
     datapath::{decap, kernel, probe, pulls_data},
-    netlink::{
-        Resolution, Resolver, Want, generic::xdp_features, gro, striding::empty_first_buffers,
-    },
+    hop::{Resolution, Want},
+    netlink::{Resolver, generic::xdp_features, gro, striding::empty_first_buffers},
     status::{EgressStatus, Status},
     unit::Unit,
 };

@@ -9,20 +9,22 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, Slot, stamp};
 
-use super::{Mirror, PeerOwners, PeerRing, Role, from_told, slot_of_flow};
+use super::{Mirror, PeerOwners, PeerRing, Role, from_told};
 use crate::{
-    datapath::{Added, DataPlane, FlowRef, FlowTable, entry},
+    datapath::{Added, DataPlane},
     desired::ServiceKey,
-    engine::{
-        Engine, Now, Outcome,
-        sweep::{is_embryonic, kept_secs},
-    },
+    engine::{Engine, Outcome},
+    entry,
+    flow::slot_of_flow,
+    flow::{FlowRef, FlowTable},
+    flow::{is_embryonic, kept_secs},
     reconcile::Target,
     ring,
     sync::{
         Piece,
         piece::{Base, Flow, Pin},
     },
+    time::Now,
 };
 
 /// Flows that a full history may name, beyond what all tables hold: more can't be of use.

@@ -387,7 +387,7 @@ mod tests {
         datapath::fake::Fake,
         desired::{Admin, Desired, Mode},
         engine::preview::presumed,
-        netlink::Neighbourhood,
+        hop::Neighbourhood,
         settings::{Limits, Settings},
         spec::{BackendSpec, ServiceSpec},
     };

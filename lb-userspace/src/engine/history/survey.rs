@@ -8,9 +8,11 @@ use lb_common::abi::{Service, udp_policy};
 
 use super::{Role, strays};
 use crate::{
-    datapath::{DataPlane, FlowRef, FlowTable},
+    datapath::DataPlane,
     desired::{Protocol, ServiceKey},
-    engine::{Engine, Now, sweep::is_kept},
+    engine::{Engine, sweep::is_kept},
+    flow::{FlowRef, FlowTable},
+    time::Now,
 };
 
 impl<D: DataPlane> Engine<D> {

@@ -5,16 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp, udp_policy};
 
-use super::{RingNews, Role, Settling, slot_of_flow, to_told};
+use super::{RingNews, Role, Settling, to_told};
 use crate::{
-    datapath::{DataPlane, FlowRef, FlowTable},
+    datapath::DataPlane,
     desired::ServiceKey,
-    engine::{Engine, Now},
+    engine::Engine,
+    flow::slot_of_flow,
+    flow::{FlowRef, FlowTable},
     ring,
     sync::{
         Piece,
         piece::{Base, Pin, digest},
     },
+    time::Now,
 };
 
 /// Other owners of a slot: where it is, before and after.

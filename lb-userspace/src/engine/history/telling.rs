@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::abi::FlowKey;
 
-use crate::{datapath::FlowRef, desired::ServiceKey, sync::piece::Flow};
+use crate::{desired::ServiceKey, flow::FlowRef, sync::piece::Flow};
 
 /// Flows whose end is kept for telling; beyond that peers learn of it by their next full history.
 const MOST_ENDED: usize = 262_144;

@@ -6,7 +6,7 @@ use lb_common::abi::{self, ConnectionKey};
 use zerocopy::FromZeros as _;
 
 use super::*;
-use crate::{datapath::FlowTable, desired::Protocol};
+use crate::{desired::Protocol, flow::FlowTable};
 
 /// The second at which is asked.
 const NOW: u32 = 10_000;

@@ -125,7 +125,7 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
-    use crate::{netlink::NextHop, settings::Tunnel};
+    use crate::{hop::NextHop, settings::Tunnel};
 
     const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100));
     const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));

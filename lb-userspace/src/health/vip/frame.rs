@@ -19,8 +19,8 @@ use zerocopy::{IntoBytes as _, network_endian::U16};
 
 use super::{Error, Way};
 use crate::{
-    datapath::entry,
     desired::{Mode, Protocol},
+    entry,
 };
 
 /// Bytes of a TCP header without options.
@@ -353,7 +353,7 @@ impl Ip {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{netlink::NextHop, settings::Tunnel};
+    use crate::{hop::NextHop, settings::Tunnel};
 
     const L2: [u8; 14] = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0];
     const TAGGED: [u8; 18] = [2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 0x81, 0, 0, 10, 8, 0];

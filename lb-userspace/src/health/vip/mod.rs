@@ -34,7 +34,7 @@ use tracing::warn;
 
 use crate::{
     desired::{Mode, Protocol},
-    netlink::NextHop,
+    hop::NextHop,
     settings::Tunnel,
 };
 

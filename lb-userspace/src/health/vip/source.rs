@@ -290,7 +290,7 @@ fn own_of(message: &AddressMessage) -> Option<Own> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{desired::Mode, netlink::NextHop, settings::Tunnel};
+    use crate::{desired::Mode, hop::NextHop, settings::Tunnel};
 
     fn own(text: &str, ifindex: u32) -> Own {
         let (address, prefix) = text.split_once('/').unwrap();

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     desired::{Mode, Protocol, ServiceKey},
     health::{Check, vip::Way},
-    netlink::NextHop,
+    hop::NextHop,
     settings::Tunnel,
 };
 

@@ -8,7 +8,7 @@ use lb_common::{
 };
 use zerocopy::FromZeros as _;
 
-use crate::{desired::Mode, netlink::NextHop, settings::Tunnel};
+use crate::{desired::Mode, hop::NextHop, settings::Tunnel};
 
 /// Bytes that an outer IPv4 header adds (RFC 2003).
 const OUTER_V4: u16 = 20;
@@ -17,6 +17,7 @@ const OUTER_V6: u16 = 40;
 
 /// An address as the maps have it: IPv4 as an IPv4-mapped IPv6 address.
 #[must_use]
+#[inline]
 pub const fn address(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(address) => abi::mapped(address.octets()),
@@ -26,6 +27,7 @@ pub const fn address(address: IpAddr) -> [u8; 16] {
 
 /// The inverse of [`address`].
 #[must_use]
+#[inline]
 pub fn ip_of(bytes: [u8; 16]) -> IpAddr {
     IpAddr::from(bytes).to_canonical()
 }
