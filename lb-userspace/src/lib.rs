@@ -8,6 +8,7 @@ pub use lb_model::{
     check, desired, diff, edit, entry, flow, hop, keys, maglev, overrides, plan, policy, refusal,
     ring, rules, seen, settings, spec, time, units,
 };
+pub use lb_netlink::{self as netlink, path_mtu};
 pub use lb_vrrp as vrrp;
 
 use lb_threads as threads;
@@ -29,10 +30,8 @@ pub mod flows;
 pub mod health;
 pub mod logs;
 pub mod metrics;
-pub mod netlink;
 pub mod notify;
 pub mod objects;
-pub mod path_mtu;
 pub mod reconcile;
 pub mod samples;
 pub mod seed;

@@ -25,8 +25,7 @@ use crate::{
     capture::Spec,
     desired::ServiceKey,
     explain::{Case, Verifier},
-    flow::FlowRef,
-    flow::FlowTable,
+    flow::{FlowRef, FlowTable},
     settings::{Attach, Hooks, Limits},
     status::{self, Count},
 };

@@ -7,7 +7,11 @@ use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowValue};
 
 use super::{Xdp, load::CURRENT, maps::Maps, xdp};
-use crate::{desired::ServiceKey, flow::FlowRef, flow::FlowTable, flows::Source};
+use crate::{
+    desired::ServiceKey,
+    flow::{FlowRef, FlowTable},
+    flows::Source,
+};
 
 /// The flow tables, and what gives names to what is in them. It never writes.
 #[derive(Debug)]

@@ -42,8 +42,7 @@ use crate::{
     desired::{Protocol, ServiceKey},
     entry,
     explain::{Case, Verifier},
-    flow::FlowRef,
-    flow::FlowTable,
+    flow::{FlowRef, FlowTable},
     settings::{Hooks, Limits, Settings},
     status::{self, Count},
 };

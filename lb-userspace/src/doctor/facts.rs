@@ -8,8 +8,7 @@ use std::{
 
 use crate::{
     config::Config,
-    datapath::kernel::Feature,
-    datapath::probe::Found,
+    datapath::{kernel::Feature, probe::Found},
     hop::{Resolution, Want},
     netlink::{LinkLayer, striding::EmptyFirstBuffers},
     status::EgressStatus,

@@ -13,9 +13,7 @@ use crate::{
     desired::ServiceKey,
     edit::{no_backend, no_service},
     entry,
-    flow::EMBRYONIC_SECS,
-    flow::FlowRef,
-    flow::{is_closed, kept_secs, slot_of_flow},
+    flow::{EMBRYONIC_SECS, FlowRef, is_closed, kept_secs, slot_of_flow},
     refusal::{Refusal, RefusalKind},
 };
 

@@ -15,8 +15,13 @@ const PARTS: [&str; 18] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
-/// The parts that are crates of their own, `lb_threads` and so on.
-const CRATES: [&str; 2] = ["threads", "vrrp"];
+/// The parts that are crates of their own or modules of one, and where their events come from.
+const CRATES: [(&str, &str); 4] = [
+    ("netlink", "lb_netlink"),
+    ("path_mtu", "lb_netlink::path_mtu"),
+    ("threads", "lb_threads"),
+    ("vrrp", "lb_vrrp"),
+];
 /// What the balancer's program says.
 pub(crate) const XDP: &str = "xdp";
 /// Libraries that say something.
@@ -62,8 +67,9 @@ fn directive(text: &str) -> Result<(String, Vec<String>), String> {
     let targets = match first {
         // All that is the project's own.
         "lb_userspace" if rest.is_empty() => {
-            let crates = CRATES.iter().map(|name| format!("lb_{name}"));
-            crates.chain([part.to_owned()]).collect()
+            let crates = CRATES.iter().map(|(_, target)| *target);
+            let crates = crates.filter(|target| !target.contains("::"));
+            crates.chain([part]).map(str::to_owned).collect()
         }
         "lb_userspace" => vec![target(rest)],
         XDP | "lbd" => vec![part.to_owned()],
@@ -86,8 +92,11 @@ fn directive(text: &str) -> Result<(String, Vec<String>), String> {
 
 /// Where a part's events come from.
 fn target(part: &str) -> String {
-    let first = part.split("::").next().unwrap_or_default();
-    if CRATES.contains(&first) { format!("lb_{part}") } else { format!("lb_userspace::{part}") }
+    let (first, rest) = part.split_at(part.find("::").unwrap_or(part.len()));
+    match CRATES.iter().find(|(name, _)| *name == first) {
+        Some((_, target)) => format!("{target}{rest}"),
+        None => format!("lb_userspace::{part}"),
+    }
 }
 
 fn check_level(text: &str) -> Result<String, String> {
@@ -154,10 +163,15 @@ mod tests {
                 |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
             parts.map(|path| name(&path)).collect()
         };
-        let crates = names("crates");
-        assert_eq!(crates, CRATES.iter().map(ToString::to_string).collect());
         let mut found = names("src");
-        found.extend(crates);
+        for name in names("crates") {
+            // A crate is one part, unless the table has modules of it.
+            let target = format!("lb_{name}");
+            let parts = CRATES.iter().filter(|(_, at)| at.split("::").next() == Some(&target));
+            let parts: Vec<_> = parts.map(|(part, _)| (*part).to_owned()).collect();
+            assert!(!parts.is_empty(), "{name} logs");
+            found.extend(parts);
+        }
         found.insert(XDP.to_owned());
         assert_eq!(found, PARTS.iter().map(ToString::to_string).collect());
     }
@@ -171,10 +185,11 @@ mod tests {
             ("vrrp::machine=trace", "vrrp::machine=trace", "lb_vrrp::machine=trace"),
             ("lb_userspace::web=info", "lb_userspace::web=info", "lb_userspace::web=info"),
             ("lb_userspace::vrrp=info", "lb_userspace::vrrp=info", "lb_vrrp=info"),
+            ("path_mtu=off", "path_mtu=off", "lb_netlink::path_mtu=off"),
             (
                 "lb_userspace=debug",
                 "lb_userspace=debug",
-                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug",
+                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug",
             ),
         ] {
             let filter: Filter = said.parse().expect(said);

@@ -15,9 +15,7 @@ use crate::{
     desired::ServiceKey,
     engine::{Engine, Outcome},
     entry,
-    flow::slot_of_flow,
-    flow::{FlowRef, FlowTable},
-    flow::{is_embryonic, kept_secs},
+    flow::{FlowRef, FlowTable, is_embryonic, kept_secs, slot_of_flow},
     reconcile::Target,
     ring,
     sync::{

@@ -10,8 +10,7 @@ use crate::{
     datapath::DataPlane,
     desired::ServiceKey,
     engine::Engine,
-    flow::slot_of_flow,
-    flow::{FlowRef, FlowTable},
+    flow::{FlowRef, FlowTable, slot_of_flow},
     ring,
     sync::{
         Piece,

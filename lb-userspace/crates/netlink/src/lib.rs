@@ -10,20 +10,23 @@
 //! A backend that the kernel can't reach leaves the ring, and its flows move. If no enabled backend of a service
 //! can be reached, the ring stays as it is and packets are dropped as `no_backend` until one can be: a flap of the
 //! node's own link loses no history.
+//!
+//! It knows the kernel's tables and nothing of the balancer's maps, services' state or the daemon: what it is to
+//! resolve is given to it, and what it finds are the types of [`lb_model::hop`].
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::Result;
+use lb_model::hop::{Neighbourhood, Want};
 use tokio::sync::{mpsc, watch};
-
-use crate::hop::{Neighbourhood, Want};
 
 pub mod changes;
 pub mod drops;
 mod egress;
-pub(crate) mod generic;
+pub mod generic;
 pub mod gro;
 mod messages;
+pub mod path_mtu;
 pub mod query;
 mod resolve;
 mod socket;
@@ -93,7 +96,7 @@ impl Resolver {
 
 /// What there is to say of an interface that the program can't be on.
 #[must_use]
-pub(crate) fn of_other_layer(interface: &str) -> String {
+pub fn of_other_layer(interface: &str) -> String {
     format!(
         "{interface} is neither an Ethernet interface nor one whose packets begin with their IP header (WireGuard, tun); \
          name an interface of these kinds, by which packets for the VIPs come in"
@@ -102,7 +105,7 @@ pub(crate) fn of_other_layer(interface: &str) -> String {
 
 /// What there is to say of one whose packets begin with their IP header, and which is to have XDP.
 #[must_use]
-pub(crate) fn xdp_without_ethernet(interface: &str) -> String {
+pub fn xdp_without_ethernet(interface: &str) -> String {
     format!(
         "{interface} has no Ethernet header, which XDP needs; with `attach = \"auto\"` or `\"tc\"` it gets the tc program"
     )

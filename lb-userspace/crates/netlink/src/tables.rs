@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rtnetlink::packet_route::link::{BondMode, LinkLayerType};
+use lb_model::hop::Link;
+use netlink_packet_route::link::{BondMode, LinkLayerType};
 
 use super::generic::xdp_act;
-use crate::{hop::Link, path_mtu::PathMtus};
+use crate::path_mtu::PathMtus;
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.

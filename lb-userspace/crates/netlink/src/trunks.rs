@@ -47,7 +47,7 @@ pub fn offloads(interface: &str) -> Option<BTreeSet<String>> {
 }
 
 /// The header of a question about an interface.
-pub(crate) fn of_name(name: &str) -> Vec<u8> {
+pub fn of_name(name: &str) -> Vec<u8> {
     let name = [name.as_bytes(), &[0]].concat();
     attribute(ETHTOOL_HEADER | NESTED, &attribute(HEADER_DEV_NAME, &name))
 }
@@ -72,7 +72,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A bit of a bit set that has a mask.
-    pub(in crate::netlink) fn bit(name: &str, on: bool) -> Vec<u8> {
+    pub(crate) fn bit(name: &str, on: bool) -> Vec<u8> {
         let name = attribute(BIT_NAME, format!("{name}\0").as_bytes());
         let value = if on { attribute(BIT_VALUE, &[]) } else { Vec::new() };
         attribute(1 | NESTED, &[name, value].concat())

@@ -2,10 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use rtnetlink::{
-    MulticastGroup, new_multicast_connection, packet_core::NetlinkMessage,
-    packet_route::RouteNetlinkMessage,
-};
+use netlink_packet_route::RouteNetlinkMessage;
+use rtnetlink::{MulticastGroup, new_multicast_connection, packet_core::NetlinkMessage};
 use tokio::task::JoinSet;
 
 const GROUPS: [MulticastGroup; 3] =

@@ -90,7 +90,7 @@ fn private_flags(interface: &str) -> Option<BTreeSet<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::{
+    use crate::{
         generic::{NESTED, attribute},
         trunks::tests::bit,
     };

@@ -9,13 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage};
 use rtnetlink::{
     Handle, MulticastGroup, new_connection, new_multicast_connection,
     packet_core::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
         NetlinkPayload,
     },
-    packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage},
     sys::AsyncSocket as _,
 };
 use tokio::{task::JoinSet, time::timeout};

@@ -3,11 +3,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use lb_model::{
+    desired::Mode,
+    hop::{LOOPBACK, NextHop, Resolution, Want},
+};
+
 use super::{
     egress::{self, Egress, Obstacle},
     tables::{Device, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
-use crate::{desired::Mode, hop::LOOPBACK, hop::NextHop, hop::Resolution, hop::Want};
 
 /// In the header of a frame that leaves without one.
 const NO_MAC: [u8; 6] = [0; 6];
@@ -189,7 +193,7 @@ mod tests {
     use std::{collections::BTreeMap, time::Instant};
 
     use super::*;
-    use crate::netlink::tables::DeviceKind;
+    use crate::tables::DeviceKind;
 
     const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];

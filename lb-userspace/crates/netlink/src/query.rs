@@ -8,13 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::{Stream, StreamExt as _};
-use rtnetlink::{
-    new_connection,
-    packet_route::{
-        address::{AddressAttribute, AddressMessage, AddressScope},
-        link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
-    },
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressMessage, AddressScope},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
 };
+use rtnetlink::new_connection;
 
 use super::{resolve::dsr_without_ethernet, socket::raw_ip_ways};
 

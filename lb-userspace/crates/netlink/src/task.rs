@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_model::{
+    desired::Mode,
+    hop::{Neighbourhood, Resolution, Want},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{self, Interval, MissedTickBehavior, sleep},
@@ -19,7 +23,6 @@ use super::{
     socket::{Event, Failure, Sockets},
     tables::{DeviceKind, Neighbour, NeighbourKey, NeighbourState, Tables},
 };
-use crate::{desired::Mode, hop::Neighbourhood, hop::Resolution, hop::Want};
 
 /// How often a neighbour that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(3);

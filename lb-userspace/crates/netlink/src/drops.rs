@@ -11,13 +11,11 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use futures_util::{Stream, StreamExt as _};
-use rtnetlink::{
-    new_connection,
-    packet_route::{
-        link::{LinkAttribute, LinkMessage},
-        tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
-    },
+use netlink_packet_route::{
+    link::{LinkAttribute, LinkMessage},
+    tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
+use rtnetlink::new_connection;
 use tokio::{runtime, time::timeout};
 use tracing::debug;
 
@@ -102,7 +100,7 @@ fn dropped(qdisc: &TcMessage) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_route::{link::Stats64, tc::TcStatsQueue};
+    use netlink_packet_route::{link::Stats64, tc::TcStatsQueue};
 
     use super::*;
 

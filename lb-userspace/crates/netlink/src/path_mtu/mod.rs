@@ -21,6 +21,8 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_model::{desired::Mode, hop::Want, settings::Tunnel};
+use lb_threads::lasting;
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, warn};
 
@@ -28,7 +30,6 @@ mod quoted;
 mod socket;
 
 use self::{quoted::TooBig, socket::Receiver};
-use crate::{desired::Mode, hop::Want, settings::Tunnel, threads::lasting};
 
 /// How long a path counts as narrow (RFC 1191, 6.3; RFC 8201, 5.3).
 pub(crate) const KEPT: Duration = Duration::from_mins(10);

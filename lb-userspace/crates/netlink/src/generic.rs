@@ -24,7 +24,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 /// The flag of an attribute that holds attributes.
-pub(crate) const NESTED: u16 = 1 << 15;
+pub const NESTED: u16 = 1 << 15;
 /// The bits of an attribute's type that are no flags.
 const TYPE: u16 = (1 << 14) - 1;
 /// What the kernel answers with instead of a message.
@@ -44,15 +44,15 @@ const DEV_IFINDEX: u16 = 1;
 const DEV_XDP_FEATURES: u16 = 3;
 
 /// What devices can do for XDP: bits of enum netdev_xdp_act of linux/netdev.h.
-pub(crate) mod xdp_act {
+pub mod xdp_act {
     /// To run programs natively, and to transmit what they return with XDP_TX.
-    pub(crate) const BASIC: u64 = 1;
+    pub const BASIC: u64 = 1;
     /// To take XDP_REDIRECT from a program.
-    pub(crate) const REDIRECT: u64 = 2;
+    pub const REDIRECT: u64 = 2;
     /// To be the target of XDP_REDIRECT (`ndo_xdp_xmit`).
-    pub(crate) const NDO_XMIT: u64 = 4;
+    pub const NDO_XMIT: u64 = 4;
     /// To run programs on frames of several buffers.
-    pub(crate) const RX_SG: u64 = 32;
+    pub const RX_SG: u64 = 32;
 }
 
 /// What every interface can do for XDP (see [`xdp_act`]), by index.
@@ -60,7 +60,7 @@ pub(crate) mod xdp_act {
 /// # Errors
 ///
 /// If the kernel does not say (before Linux 6.3).
-pub(crate) fn xdp_features() -> io::Result<BTreeMap<u32, u64>> {
+pub fn xdp_features() -> io::Result<BTreeMap<u32, u64>> {
     let feature = |answer: &Vec<u8>| {
         let ifindex = find(answer, DEV_IFINDEX).and_then(word)?;
         let bits = find(answer, DEV_XDP_FEATURES)?.try_into().ok()?;
@@ -70,7 +70,7 @@ pub(crate) fn xdp_features() -> io::Result<BTreeMap<u32, u64>> {
 }
 
 /// Whether the kernel has a family of generic netlink.
-pub(crate) fn has_family(name: &str) -> bool {
+pub fn has_family(name: &str) -> bool {
     let name = [name.as_bytes(), &[0]].concat();
     let answer = Socket::new(NETLINK_GENERIC).and_then(|mut socket| {
         socket.bind_auto()?;
@@ -80,12 +80,12 @@ pub(crate) fn has_family(name: &str) -> bool {
 }
 
 /// A number of four bytes.
-pub(crate) fn word(payload: &[u8]) -> Option<u32> {
+pub fn word(payload: &[u8]) -> Option<u32> {
     payload.try_into().ok().map(u32::from_ne_bytes)
 }
 
 /// Asks a family; the attributes of its answer.
-pub(crate) fn ask(family: &str, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
+pub fn ask(family: &str, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
     let answers = request(family, command, 0, attributes)?;
     answers.into_iter().next_back().ok_or_else(|| io::Error::other("netlink answers nothing"))
 }
@@ -147,7 +147,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// An attribute, padded.
-pub(crate) fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+pub fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
     let length = 4 + payload.len() as u16;
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(payload);
@@ -156,7 +156,7 @@ pub(crate) fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The attributes in a payload, by type.
-pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -168,7 +168,7 @@ pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The payload of an attribute.
-pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(one, _)| *one == kind).map(|(_, payload)| payload)
 }
 

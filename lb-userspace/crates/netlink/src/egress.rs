@@ -7,7 +7,7 @@
 //! The kernel reports an interface's features (netlink family `netdev`, Linux 6.3); without them its kind decides.
 //! A feature that disappears counts after five seconds, so that a reset of a driver moves no flow.
 
-use rtnetlink::packet_route::link::BondMode;
+use netlink_packet_route::link::BondMode;
 
 use super::{
     generic::xdp_act,
