@@ -6,7 +6,7 @@
 
 pub use lb_model::{
     check, desired, diff, edit, entry, flow, hop, keys, maglev, overrides, plan, policy, refusal,
-    ring, rules, seen, settings, spec, time, units,
+    ring, router, rules, seen, settings, spec, time, units,
 };
 pub use lb_netlink::{self as netlink, path_mtu};
 pub use lb_vrrp as vrrp;

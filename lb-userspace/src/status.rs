@@ -18,9 +18,10 @@ use crate::{
         prober::status::{CheckStatus, Histogram, Load},
     },
     reconcile::Standing,
+    router::{RouterKey, State},
     sync::PeerStatus,
     units::rfc3339,
-    vrrp::{RouterKey, RouterStatus, State},
+    vrrp::RouterStatus,
 };
 
 /// The whole node at one moment.

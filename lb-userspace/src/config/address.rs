@@ -7,8 +7,8 @@ use super::{
     tree::{Field, Table},
 };
 use crate::{
+    router::{Family, SecondPath, VirtualAddress},
     rules,
-    vrrp::{Family, SecondPath, VirtualAddress},
 };
 
 const ADDRESSES: &str = "addresses = [\"10.0.0.100\"]";

@@ -11,9 +11,9 @@ use super::{
     tree::{Field, Problems},
 };
 use crate::{
+    router::{Router, RouterKey, Tracked},
     rules::Violation,
     units::nearest,
-    vrrp::{Router, RouterKey, Tracked},
 };
 
 /// What must hold between routers, and between them and the services; and what is probably not meant.

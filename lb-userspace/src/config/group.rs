@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{router::Read, tree::Table};
-use crate::{rules, units::nearest, vrrp::Group};
+use crate::{router::Group, rules, units::nearest};
 
 const ROUTERS: &str = "routers = [\"main\", \"main6\"]";
 

@@ -43,10 +43,10 @@ use crate::{
     desired::Desired,
     diff::Intent,
     overrides::Unsaid,
+    router::{Router, Routers},
     rules, seed,
     settings::{Hooks, Limits, Settings, Tunnel, XdpModes},
     units::{self, counted},
-    vrrp::{Router, Routers},
 };
 
 /// Where `lbd` looks for its configuration.

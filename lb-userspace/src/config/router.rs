@@ -9,8 +9,8 @@ use super::{
     tree::{About, Field, Problems, Table},
 };
 use crate::{
+    router::{Announce, Auth, Checksum, Family, OWNER, Router, RouterKey, Version, VirtualMac},
     rules,
-    vrrp::{Announce, Auth, Checksum, Family, OWNER, Router, RouterKey, Version, VirtualMac},
 };
 
 /// The priority of who does not say any (RFC 9568, 5.2.4).

@@ -6,7 +6,7 @@ use super::{
     absolute, check_interface, command, duration_within,
     tree::{Field, Table},
 };
-use crate::vrrp::{Track, Tracked};
+use crate::router::{Track, Tracked};
 
 /// Weights that change a priority by anything at all.
 const WEIGHTS: std::ops::RangeInclusive<i64> = -254..=254;

@@ -1,8 +1,7 @@
 //! What sealed datagrams and their headers say of a session.
 
-use anyhow::Result;
-
-use crate::seed;
+use anyhow::{Result, anyhow};
+use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// Bytes that prove a datagram.
 pub const TAG_BYTES: usize = 16;
@@ -19,7 +18,7 @@ impl SessionId {
     /// The system has no randomness.
     pub fn generate() -> Result<Self> {
         loop {
-            let id = Self(seed::random()?);
+            let id = Self(random()?);
             if id.tag() != 0 {
                 return Ok(id);
             }
@@ -32,4 +31,12 @@ impl SessionId {
         let [a, b, c, d, ..] = self.0;
         u32::from_be_bytes([a, b, c, d])
     }
+}
+
+/// Bytes that nobody can guess, from the kernel.
+pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| anyhow!("the kernel gives no random bytes"))?;
+    Ok(bytes)
 }

@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 pub use self::{piece::Piece, thread::Link};
 use crate::{
     desired::ServiceKey,
+    router::{RouterKey, State},
     units::rfc3339,
-    vrrp::{RouterKey, State},
 };
 
 /// Bytes of the shared key.

@@ -22,10 +22,9 @@ use ring::{
 
 use super::{
     KEY_BYTES, Key,
-    id::SessionId,
+    id::{SessionId, random},
     wire::{Header, NoHeader},
 };
-use crate::seed;
 
 /// Datagrams that may come out of their order, in number.
 const WINDOW: u64 = 4096;
@@ -40,7 +39,7 @@ impl Key {
     ///
     /// The system has no randomness.
     pub fn generate() -> Result<Self> {
-        Ok(Self(seed::random()?))
+        Ok(Self(random()?))
     }
 
     /// The key as files have it: 64 hexadecimal digits.

@@ -32,7 +32,7 @@ use super::{
     session::{Action, Event, Session, Target},
     wire,
 };
-use crate::{units::counted, vrrp::RouterKey};
+use crate::{router::RouterKey, units::counted};
 
 /// Most peers of a node.
 const PEERS: usize = 15;

@@ -3,6 +3,7 @@
 //! - What the operator wants: [`desired`], with [`policy`] and [`check`]; how it travels ([`spec`]), how it is changed
 //!   ([`edit`], [`overrides`]), compared ([`diff`], by the [`keys`] of configurations) and judged ([`rules`]); what a
 //!   change would do ([`plan`]) and why it is not done ([`refusal`]).
+//! - Virtual routers and their states: [`router`].
 //! - The rules of rings: [`maglev`], [`ring`].
 //! - What is in the maps and what it comes from: [`entry`], [`flow`], [`hop`], [`seen`].
 //!
@@ -24,6 +25,7 @@ pub mod policy;
 pub mod prefix;
 pub mod refusal;
 pub mod ring;
+pub mod router;
 pub mod rules;
 pub mod seen;
 pub mod settings;

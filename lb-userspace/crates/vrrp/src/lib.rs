@@ -19,7 +19,6 @@ pub mod observed;
 pub mod packet;
 pub mod realtime;
 pub mod release;
-pub mod router;
 pub mod scripts;
 pub mod sockets;
 pub mod thread;
@@ -27,57 +26,16 @@ pub mod track;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     time::SystemTime,
 };
 
+pub use lb_model::router::{
+    Announce, Auth, Checksum, Family, Group, OWNER, Router, RouterKey, Routers, SecondPath, State,
+    Track, Tracked, Version, VirtualAddress, VirtualMac,
+};
 use lb_model::units::rfc3339;
 use serde::{Deserialize, Serialize};
-
-pub use self::router::{
-    Announce, Auth, Checksum, Family, Group, OWNER, Router, RouterKey, Routers, SecondPath, Track,
-    Tracked, Version, VirtualAddress, VirtualMac,
-};
-
-/// The state of a virtual router on this node (RFC 9568, 6.4).
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It does not take part: it was not started, or was stopped.
-    #[default]
-    Initialize,
-    /// It can't take part: its interface is down, or what it tracks has failed.
-    Fault,
-    /// Another router is Active, or may be.
-    Backup,
-    /// It holds the addresses.
-    Active,
-}
-
-impl State {
-    /// All states, as metrics tell them.
-    pub const ALL: [Self; 4] = [Self::Initialize, Self::Fault, Self::Backup, Self::Active];
-
-    /// Its name.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Initialize => "initialize",
-            Self::Fault => "fault",
-            Self::Backup => "backup",
-            Self::Active => "active",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What the daemon knows that virtual routers depend on.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use super::super::Config;
-use crate::vrrp::{
+use crate::router::{
     Announce, Auth, Checksum, Family, Group, Router, SecondPath, Track, Tracked, Version,
     VirtualAddress,
 };
@@ -70,7 +70,10 @@ fn a_router_needs_four_lines() {
     let expected = Router {
         name: "main".into(),
         interface: "eth0".into(),
-        key: crate::vrrp::RouterKey { family: Family::V4, vrid: 51.try_into().expect("not zero") },
+        key: crate::router::RouterKey {
+            family: Family::V4,
+            vrid: 51.try_into().expect("not zero"),
+        },
         version: Version::V3,
         priority: 100.try_into().expect("not zero"),
         interval: Duration::from_millis(100),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::vrrp::RouterKey;
+use crate::router::RouterKey;
 
 /// A question that waits for its answer.
 pub(super) struct Asking {

@@ -42,7 +42,7 @@ use super::{
     seal::Sealer,
     wire::{self, Message, parts::Packer},
 };
-use crate::vrrp::RouterKey;
+use crate::router::RouterKey;
 
 /// A node says that it is there at least so often.
 const HEARTBEAT: Duration = Duration::from_millis(100);

@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use self::simulation::{Links, World};
 use crate::{
     desired::{Protocol, ServiceKey},
+    router::{Family, RouterKey},
     sync::{
         Piece,
         piece::{Base, Flow, Pin},
     },
-    vrrp::{Family, RouterKey},
 };
 
 fn service() -> ServiceKey {

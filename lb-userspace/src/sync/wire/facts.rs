@@ -12,8 +12,8 @@ use super::{
     bytes::{Malformed, Read, Reader, Writer},
 };
 use crate::{
+    router::{Family, RouterKey, State},
     sync::{Facts, Fingerprint, Likeness, RouterFacts},
-    vrrp::{Family, RouterKey, State},
 };
 
 /// How many halves there are.

@@ -48,7 +48,7 @@ use zerocopy::{
 
 use self::bytes::{Malformed, Read, Reader, Writer};
 use super::id::{SessionId, TAG_BYTES};
-use crate::vrrp::RouterKey;
+use crate::router::RouterKey;
 
 /// Most bytes of a datagram: no path fragments it, not even with tunnels on it.
 pub const DATAGRAM: usize = 1200;

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     desired::{Protocol, ServiceKey},
+    router::{Family, RouterKey, State},
     sync::{Facts, Fingerprint, Likeness, RouterFacts},
-    vrrp::{Family, RouterKey, State},
 };
 
 fn router_key() -> impl Strategy<Value = RouterKey> {

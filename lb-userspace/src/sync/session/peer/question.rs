@@ -14,8 +14,8 @@ use super::{
     Peer,
 };
 use crate::{
+    router::RouterKey,
     sync::{PeerCounters, PeerId, Report, wire::Message},
-    vrrp::RouterKey,
 };
 
 const FIRST_ASK_AGAIN: Duration = Duration::from_millis(20);

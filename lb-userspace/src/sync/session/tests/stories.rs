@@ -42,7 +42,7 @@ fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
 fn a_change_of_facts_is_told_within_ten_milliseconds() {
     let mut world = pair();
     let facts = RouterFacts {
-        state: crate::vrrp::State::Active,
+        state: crate::router::State::Active,
         priority: 150,
         wants: false,
         lowered: false,

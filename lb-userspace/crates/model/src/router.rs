@@ -1,4 +1,4 @@
-//! What the operator says of a virtual router: types that can't hold nonsense.
+//! What the operator says of a virtual router, in types that can't hold nonsense, and the states that one has.
 
 use std::{
     fmt, iter,
@@ -292,4 +292,43 @@ pub struct Routers {
     pub routers: Vec<Router>,
     /// The groups; a router is in one at most.
     pub groups: Vec<Group>,
+}
+
+/// The state of a virtual router on this node (RFC 9568, 6.4).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It does not take part: it was not started, or was stopped.
+    #[default]
+    Initialize,
+    /// It can't take part: its interface is down, or what it tracks has failed.
+    Fault,
+    /// Another router is Active, or may be.
+    Backup,
+    /// It holds the addresses.
+    Active,
+}
+
+impl State {
+    /// All states, as metrics tell them.
+    pub const ALL: [Self; 4] = [Self::Initialize, Self::Fault, Self::Backup, Self::Active];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Initialize => "initialize",
+            Self::Fault => "fault",
+            Self::Backup => "backup",
+            Self::Active => "active",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
