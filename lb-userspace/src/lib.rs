@@ -9,6 +9,7 @@ pub use lb_model::{
     ring, router, rules, seen, settings, spec, time, units,
 };
 pub use lb_netlink::{self as netlink, path_mtu};
+pub use lb_sync as sync;
 pub use lb_vrrp as vrrp;
 
 use lb_threads as threads;
@@ -37,6 +38,5 @@ pub mod samples;
 pub mod seed;
 pub mod state_file;
 pub mod status;
-pub mod sync;
 pub mod unit;
 pub mod web;

@@ -16,9 +16,10 @@ const PARTS: [&str; 18] = [
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// The parts that are crates of their own or modules of one, and where their events come from.
-const CRATES: [(&str, &str); 4] = [
+const CRATES: [(&str, &str); 5] = [
     ("netlink", "lb_netlink"),
     ("path_mtu", "lb_netlink::path_mtu"),
+    ("sync", "lb_sync"),
     ("threads", "lb_threads"),
     ("vrrp", "lb_vrrp"),
 ];
@@ -189,7 +190,7 @@ mod tests {
             (
                 "lb_userspace=debug",
                 "lb_userspace=debug",
-                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug",
+                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug",
             ),
         ] {
             let filter: Filter = said.parse().expect(said);

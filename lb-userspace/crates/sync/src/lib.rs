@@ -1,0 +1,259 @@
+//! What nodes of a group tell each other, so that a failover breaks no connection.
+//!
+//! Nodes compute equal rings; what differs is history: the base owners of slots, and pins. The node
+//! that is Active for a service's VIP sends these to its peers, over UDP, authenticated and
+//! encrypted by a shared key: all of it when one joins, then what changes, within 10 ms. Nodes also
+//! tell each other how their virtual routers stand.
+//!
+//! [`piece`] is what is told, in terms that do not depend on a node's own ids. The daemon gives and
+//! takes it by [`Peers`] and [`Report`]. [`session`] decides what is sent when, as a pure function of
+//! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
+//! and is what the daemon starts.
+//!
+//! It knows services, backends and virtual routers by their names on the wire, and nothing of maps, of VRRP or of the
+//! daemon.
+
+pub mod id;
+pub mod piece;
+pub mod seal;
+pub mod session;
+pub mod thread;
+pub mod wire;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    time::{Duration, SystemTime},
+};
+
+use lb_model::{
+    desired::ServiceKey,
+    router::{RouterKey, State},
+    units::rfc3339,
+};
+use serde::{Deserialize, Serialize};
+
+pub use self::{piece::Piece, thread::Link};
+
+/// Bytes of the shared key.
+pub const KEY_BYTES: usize = 32;
+
+/// The key that the nodes of a group share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(pub [u8; KEY_BYTES]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// How a node talks to its peers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What the node calls itself.
+    pub node: String,
+    /// The address and port that it sends from and listens at.
+    pub listen: SocketAddr,
+    /// Its peers, at most 15.
+    pub peers: Vec<SocketAddr>,
+    /// A multicast group that increments go to once for all peers, and the interface; none: to each.
+    pub multicast: Option<(SocketAddr, String)>,
+    /// The shared key.
+    pub key: Key,
+    /// Most bytes of UDP payload in a second, to all peers together.
+    pub rate: NonZeroU32,
+    /// A peer that says nothing for so long is gone.
+    pub timeout: Duration,
+}
+
+/// Names a peer: its place in [`Config::peers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeerId(pub u8);
+
+/// What a node says of itself; a peer is told within 10 ms of a change, and every 100 ms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// What it makes rings of: see [`Fingerprint`].
+    pub fingerprint: Fingerprint,
+    /// How its virtual routers stand.
+    pub routers: BTreeMap<RouterKey, RouterFacts>,
+    /// Whether it is draining.
+    pub draining: bool,
+}
+
+/// What should be equal on both nodes, as keyed hashes that tell nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// The seed.
+    pub seed: u64,
+    /// Each service.
+    pub services: BTreeMap<ServiceKey, Likeness>,
+}
+
+/// What a service is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Likeness {
+    /// Its ring's size, mode, idle timeout and UDP policy, without which flows mean nothing.
+    pub settings: u64,
+    /// The addresses of its backends. They differ for a while whenever one comes or goes, and flows
+    /// on those that both nodes have are told all the same.
+    pub backends: u64,
+    /// The backends that get new flows while they are healthy, with their weights.
+    pub shares: u64,
+}
+
+/// How a virtual router stands on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterFacts {
+    /// Its state.
+    pub state: State,
+    /// Its priority as it is.
+    pub priority: u8,
+    /// Whether it would preempt, and waits for the Active router to hand over.
+    pub wants: bool,
+    /// Whether something that it tracks has lowered its priority.
+    pub lowered: bool,
+    /// The source of its advertisements.
+    pub source: Option<IpAddr>,
+    /// A keyed hash of what must be equal for advertisements to be taken: version, authentication,
+    /// and for version 2 the interval.
+    pub fingerprint: u64,
+    /// The interval in centiseconds.
+    pub interval_centis: u16,
+    /// A keyed hash of its advertised addresses.
+    pub addresses: u64,
+}
+
+/// How far a peer's history is, in [`Report::Pieces`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark(u64);
+
+/// What peers tell, and what becomes of them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// A peer is there, and fresh: what it says from now on is no repetition. Nothing is known of its
+    /// history.
+    Joined(PeerId),
+    /// A peer is gone, and why.
+    Lost(PeerId, String),
+    /// What a peer says of itself has changed.
+    Facts(PeerId, Facts),
+    /// A peer has no history of this node's, or has fallen behind: it is to get all of it by
+    /// [`Peers::send_all`]. Told after its first [`Self::Facts`], and at most once in a second.
+    WantsAll(PeerId),
+    /// A peer sends all of its history: what is known of it is void.
+    Begins(PeerId),
+    /// Pieces of a peer's history, in the order in which they were published, perhaps none. When they
+    /// are taken, the mark is for [`Peers::took`].
+    Pieces(PeerId, Vec<Piece>, Mark),
+    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something has
+    /// been missing for 30 ms, or all is about to be told anew. False after [`Self::Joined`], untold.
+    Complete(PeerId, bool),
+    /// A peer asks this node to become Active for these routers, and has told everything before.
+    TakeOver(PeerId, Vec<RouterKey>),
+    /// The answer to [`Peers::ask_to_take_over`]: it does, or why not.
+    Answer(PeerId, Result<(), String>),
+    /// Packets come from a peer's address that can't be taken, and why: another key, another version,
+    /// a clock of another session. At most once in ten seconds and peer.
+    Unreadable(PeerId, String),
+}
+
+/// What the daemon needs of the peers; tests have their own.
+pub trait Peers: Send {
+    /// What this node says of itself from now on.
+    fn tell(&self, facts: Facts);
+    /// What has changed of this node's history, to all peers that have all that was before. The number
+    /// does not fall; see [`Self::taken`].
+    fn publish(&self, number: u64, pieces: Vec<Piece>);
+    /// The highest number of which, and of all before, every peer that gets news has said that its
+    /// daemon has taken them; those of peers that don't are not waited for.
+    fn taken(&self) -> u64;
+    /// What a peer has told up to this mark was taken.
+    fn took(&self, peer: PeerId, mark: Mark);
+    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
+    /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
+    fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
+    /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
+    /// taken, since it was not known yet that they count.
+    fn want_all(&self, peer: PeerId);
+    /// Whether this node lacks flows of a peer although all of them have arrived: some could not be taken.
+    /// The peer is to know.
+    fn lack(&self, peer: PeerId, lacks: bool);
+    /// Asks a peer to become Active for these routers, when it has all that was published before.
+    fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
+    /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not been told of the
+    /// question yet never is.
+    fn withdraw(&self, peer: PeerId);
+    /// Answers [`Report::TakeOver`].
+    fn answer(&self, peer: PeerId, answer: Result<(), String>);
+    /// How they stand.
+    fn status(&self) -> Vec<PeerStatus>;
+}
+
+/// A peer at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its address.
+    pub address: SocketAddr,
+    /// What it calls itself, when it was heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether it is there.
+    pub connected: bool,
+    /// Since when it is there, or gone; none: it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
+    pub since: Option<SystemTime>,
+    /// Whether this node has all of the peer's history.
+    pub complete_here: bool,
+    /// Whether the peer says that it has all of this node's.
+    pub complete_there: bool,
+    /// Whether it has had all of this node's history once, and has got what was new ever since; the
+    /// last of that may be on its way. A question for a takeover waits for it.
+    #[serde(default)]
+    pub follows: bool,
+    /// Why nothing is told to it or taken from it, if that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Round trip of the last message, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_micros: Option<u64>,
+    /// Packets and pieces, since `lbd` started.
+    pub counters: PeerCounters,
+}
+
+impl PeerStatus {
+    /// Whether the peer has all of this node's history, but for the last of it, which may be on its way:
+    /// while flows begin, something always is.
+    #[must_use]
+    pub const fn is_known_there(&self) -> bool {
+        self.complete_there || self.follows
+    }
+}
+
+/// What was counted of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCounters {
+    /// Packets sent to it.
+    pub packets_sent: u64,
+    /// Bytes sent to it.
+    pub bytes_sent: u64,
+    /// Packets taken from it.
+    pub packets_received: u64,
+    /// Pieces told to it.
+    pub pieces_sent: u64,
+    /// Pieces taken from it.
+    pub pieces_received: u64,
+    /// Gaps seen in what came from it.
+    pub gaps: u64,
+    /// Packets sent to it again.
+    pub retransmissions: u64,
+    /// Times that all of the history was told, in either direction.
+    pub full_syncs: u64,
+    /// Packets not taken: not authentic.
+    pub unauthentic: u64,
+    /// Packets not taken: repeated.
+    pub replayed: u64,
+}

@@ -1,0 +1,146 @@
+//! History, in terms that every node understands: services by their key, backends by address, slots
+//! by number, times as ages.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use lb_model::desired::ServiceKey;
+
+/// A part of a service's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// The service's ring, as it is for new flows; what was told of its slots before is void. The
+    /// base owners of all slots that have one follow, and then [`Self::ring_is_whole`]: until that
+    /// comes, what was told before holds.
+    Ring {
+        /// The service.
+        service: ServiceKey,
+        /// Slots of the ring; 0: see [`Self::members`].
+        slots: u32,
+        /// The backends in the ring, by address, with their weights in it (thousandths); the current
+        /// owner of each slot follows from them and the seed.
+        members: Vec<(IpAddr, u32)>,
+        /// [`digest`] of the current owners, to be sure of that.
+        digest: u64,
+    },
+    /// Base owners of slots of the last ring.
+    Bases {
+        /// The service.
+        service: ServiceKey,
+        /// The slots.
+        bases: Vec<Base>,
+    },
+    /// Flows that go somewhere whatever the ring says.
+    Pins {
+        /// The service.
+        service: ServiceKey,
+        /// The flows.
+        pins: Vec<Pin>,
+    },
+    /// Flows that have ended. Two flows that nobody can have mean something else:
+    /// [`Self::ring_is_whole`] and [`Self::all_is_told`].
+    Ended {
+        /// The service.
+        service: ServiceKey,
+        /// The flows.
+        flows: Vec<Flow>,
+    },
+}
+
+/// The base owner of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The slot.
+    pub slot: u32,
+    /// The base owner; none: the slot has settled.
+    pub backend: Option<IpAddr>,
+}
+
+/// Which flow of a service it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Flow {
+    /// A pinned TCP or QUIC flow: the client's address and port.
+    Pinned(IpAddr, u16),
+    /// A flow of a `tracked` UDP service: the client's address and port.
+    Tracked(IpAddr, u16),
+    /// A QUIC connection, by the first eight bytes of its id.
+    Connection([u8; 8]),
+}
+
+/// A flow and its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// The flow.
+    pub flow: Flow,
+    /// The backend.
+    pub backend: IpAddr,
+    /// [`lb_common::abi::flow_flags`].
+    pub flags: u16,
+    /// How long ago its last packet was, in whole seconds.
+    pub idle: Duration,
+}
+
+/// The flow that stands for [`Piece::ring_is_whole`]: no client has this address.
+const RING_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
+/// The flow that stands for [`Piece::all_is_told`].
+const ALL_IS_TOLD: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2);
+
+impl Flow {
+    /// Whether it stands for [`Piece::ring_is_whole`].
+    #[must_use]
+    pub fn ends_a_ring(&self) -> bool {
+        *self == RING_IS_WHOLE
+    }
+
+    /// Whether it stands for [`Piece::all_is_told`].
+    #[must_use]
+    pub fn ends_a_history(&self) -> bool {
+        *self == ALL_IS_TOLD
+    }
+}
+
+impl Piece {
+    /// Says who gets the new flows of a service that several nodes serve: a ring of no slots, which changes
+    /// nothing of what was told.
+    #[must_use]
+    pub fn members(service: ServiceKey, members: Vec<(IpAddr, u32)>) -> Self {
+        Self::Ring { service, slots: 0, members, digest: 0 }
+    }
+
+    /// Says that all base owners of the ring that was told last have been told.
+    #[must_use]
+    pub fn ring_is_whole(service: ServiceKey) -> Self {
+        Self::Ended { service, flows: vec![RING_IS_WHOLE] }
+    }
+
+    /// Says that all of a service's history has been told: it ends a full history, and flows that
+    /// were not named in it are no more.
+    #[must_use]
+    pub fn all_is_told(service: ServiceKey) -> Self {
+        Self::Ended { service, flows: vec![ALL_IS_TOLD] }
+    }
+
+    /// The service that it is of.
+    #[must_use]
+    pub const fn service(&self) -> ServiceKey {
+        match self {
+            Self::Ring { service, .. }
+            | Self::Bases { service, .. }
+            | Self::Pins { service, .. }
+            | Self::Ended { service, .. } => *service,
+        }
+    }
+}
+
+/// A hash of the current owners of a ring's slots, in their order; unspecified is for none.
+#[must_use]
+pub fn digest(owners: impl Iterator<Item = IpAddr>) -> u64 {
+    use std::hash::Hasher as _;
+    let mut hasher = siphasher::sip::SipHasher13::new_with_keys(0, 0);
+    for owner in owners {
+        hasher.write(&lb_model::entry::address(owner));
+    }
+    hasher.finish()
+}

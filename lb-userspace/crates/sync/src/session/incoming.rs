@@ -1,0 +1,405 @@
+//! What a peer sends: put in order, with what is missing asked for again.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::Action;
+use crate::{
+    Mark, PeerCounters, PeerId, Piece, Report,
+    wire::{
+        Message, RANGES, Range,
+        bytes::Read,
+        parts::{Assembler, unpack},
+    },
+};
+
+/// Packets of news that are held until those before them are there.
+const HELD: usize = 1024;
+/// Packets of a transfer that are held: the sender's window.
+const HELD_OF_ALL: u32 = 512;
+/// Most packets that are asked for at once.
+const ASKED: u64 = 256;
+
+/// Packets that overtake others on their way are no gap so long.
+const REORDERED: Duration = Duration::from_millis(2);
+/// What is missing so long makes the history incomplete.
+const GRACE: Duration = Duration::from_millis(30);
+const FIRST_REPAIR: Duration = Duration::from_millis(10);
+const LONGEST_REPAIR: Duration = Duration::from_millis(200);
+/// What was received of a transfer is acknowledged so soon, or after so many packets.
+const ACK_AFTER: Duration = Duration::from_millis(2);
+const ACK_PACKETS: u32 = 32;
+
+/// How this node stands with a peer's history.
+#[derive(Debug)]
+enum Standing {
+    /// Nothing is known.
+    Nothing,
+    /// All of it is arriving.
+    Transferring,
+    /// It has arrived, and what is new is.
+    Following,
+}
+
+/// What has arrived from one peer.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    peer: PeerId,
+    standing: Standing,
+    /// The last sequence number that the peer has published, as far as it was told.
+    head: u64,
+    /// The first sequence number that is missing.
+    next: u64,
+    /// The first one that the daemon has not taken; 0: it lacks what was before as well.
+    taken: u64,
+    held: BTreeMap<u64, Vec<u8>>,
+    pieces: Assembler,
+    /// The last transfer that was begun.
+    transfer: u32,
+    /// The first packet of it that is missing.
+    next_of_all: u32,
+    held_of_all: BTreeMap<u32, (bool, Vec<u8>)>,
+    pieces_of_all: Assembler,
+    ack_at: Option<Instant>,
+    unacked: u32,
+    repair_at: Option<Instant>,
+    repair_after: Duration,
+    /// What was missing first when it was last asked for.
+    repaired: u64,
+    /// What was missing first when `repair_at` was set.
+    checked: u64,
+    complete: bool,
+    missing_since: Option<Instant>,
+    /// Whether what is arriving is to arrive once more.
+    again: bool,
+}
+
+impl Incoming {
+    pub(super) fn new(peer: PeerId) -> Self {
+        Self {
+            peer,
+            standing: Standing::Nothing,
+            head: 0,
+            next: 0,
+            taken: 0,
+            held: BTreeMap::new(),
+            pieces: Assembler::default(),
+            transfer: 0,
+            next_of_all: 0,
+            held_of_all: BTreeMap::new(),
+            pieces_of_all: Assembler::default(),
+            ack_at: None,
+            unacked: 0,
+            repair_at: None,
+            repair_after: FIRST_REPAIR,
+            repaired: 0,
+            checked: 0,
+            complete: false,
+            missing_since: None,
+            again: false,
+        }
+    }
+
+    /// Not all that was told has been taken: it is wanted again, from the beginning. The peer learns it
+    /// by [`Self::next`].
+    pub(super) fn want_all(&mut self, out: &mut Vec<Action>) {
+        match self.standing {
+            Standing::Nothing => {}
+            // One that is not acknowledged to its end would never end.
+            Standing::Transferring => self.again = true,
+            Standing::Following => {
+                self.again = false;
+                self.standing = Standing::Nothing;
+                self.held.clear();
+                self.taken = 0;
+                self.repair_at = None;
+                self.set_complete(false, out);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.held.len() + self.held_of_all.len()
+    }
+
+    /// Whether everything that the peer is known to have published has arrived.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The first sequence number that is missing; 0: everything is.
+    pub(super) const fn next(&self) -> u64 {
+        match self.standing {
+            Standing::Following => self.next,
+            _ => 0,
+        }
+    }
+
+    /// The daemon has taken everything before this sequence number.
+    pub(super) fn took(&mut self, next: u64) {
+        if matches!(self.standing, Standing::Following) {
+            self.taken = self.taken.max(next.min(self.next));
+        }
+    }
+
+    /// The first sequence number that the daemon has not taken; 0: it has taken none.
+    pub(super) const fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Whether all has arrived that had been published up to this sequence number.
+    pub(super) const fn has(&self, head: u64) -> bool {
+        matches!(self.standing, Standing::Following) && self.next > head
+    }
+
+    /// The peer has published up to this sequence number.
+    pub(super) fn published(&mut self, head: u64, now: Instant, out: &mut Vec<Action>) {
+        self.head = self.head.max(head);
+        self.settle(now, out);
+    }
+
+    /// News have come, when the peer had published up to `head`.
+    pub(super) fn news(
+        &mut self,
+        sequence: u64,
+        head: u64,
+        parts: &[u8],
+        now: Instant,
+        counters: &mut PeerCounters,
+        out: &mut Vec<Action>,
+    ) -> Read<()> {
+        self.head = self.head.max(head);
+        if matches!(self.standing, Standing::Nothing) || sequence < self.next {
+            return Ok(());
+        }
+        self.held.entry(sequence).or_insert_with(|| parts.to_vec());
+        if self.held.len() > HELD {
+            self.held.pop_last();
+        }
+        let result = self.tell_held(counters, out);
+        self.settle(now, out);
+        result
+    }
+
+    /// Tells what was held and is in order. What can't be read stays missing.
+    fn tell_held(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
+        if !matches!(self.standing, Standing::Following) {
+            return Ok(());
+        }
+        while let Some(parts) = self.held.remove(&self.next) {
+            tell(self.peer, &mut self.pieces, &parts, counters, out)?;
+            self.next += 1;
+            mark(self.peer, self.next, out);
+        }
+        Ok(())
+    }
+
+    /// A packet of a transfer has come.
+    pub(super) fn all(
+        &mut self,
+        (transfer, index, last, since): (u32, u32, bool, u64),
+        parts: &[u8],
+        now: Instant,
+        counters: &mut PeerCounters,
+        out: &mut Vec<Action>,
+    ) -> Read<()> {
+        if transfer < self.transfer {
+            return Ok(());
+        }
+        if transfer > self.transfer {
+            self.begin(transfer, since, out);
+            counters.full_syncs += 1;
+        }
+        self.ack_at.get_or_insert(now + ACK_AFTER);
+        self.unacked += 1;
+        let transferring = matches!(self.standing, Standing::Transferring);
+        let ahead = index.wrapping_sub(self.next_of_all);
+        if !transferring || index < self.next_of_all || ahead >= HELD_OF_ALL {
+            return Ok(());
+        }
+        self.held_of_all.entry(index).or_insert_with(|| (last, parts.to_vec()));
+        let result = self.tell_held_of_all(now, counters, out);
+        self.settle(now, out);
+        result
+    }
+
+    /// The same for a transfer.
+    fn tell_held_of_all(
+        &mut self,
+        now: Instant,
+        counters: &mut PeerCounters,
+        out: &mut Vec<Action>,
+    ) -> Read<()> {
+        while let Some((last, parts)) = self.held_of_all.remove(&self.next_of_all) {
+            tell(self.peer, &mut self.pieces_of_all, &parts, counters, out)?;
+            self.next_of_all += 1;
+            if last {
+                self.standing = Standing::Following;
+                self.held_of_all.clear();
+                self.ack_at = Some(now);
+                if self.again {
+                    self.want_all(out);
+                } else {
+                    mark(self.peer, self.next, out);
+                }
+                return self.tell_held(counters, out);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, transfer: u32, since: u64, out: &mut Vec<Action>) {
+        self.standing = Standing::Transferring;
+        self.again = false;
+        self.transfer = transfer;
+        self.next_of_all = 0;
+        self.held_of_all.clear();
+        self.pieces_of_all = Assembler::default();
+        self.unacked = 0;
+        self.next = since.saturating_add(1);
+        self.taken = 0;
+        self.head = self.head.max(since);
+        self.held = self.held.split_off(&self.next);
+        self.pieces = Assembler::default();
+        self.repair_at = None;
+        self.set_complete(false, out);
+        out.push(Action::Report(Report::Begins(self.peer)));
+    }
+
+    fn set_complete(&mut self, complete: bool, out: &mut Vec<Action>) {
+        self.missing_since = None;
+        if self.complete != complete {
+            self.complete = complete;
+            out.push(Action::Report(Report::Complete(self.peer, complete)));
+        }
+    }
+
+    /// Sees whether something is missing.
+    fn settle(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if !matches!(self.standing, Standing::Following) {
+            return;
+        }
+        if self.next > self.head {
+            self.repair_at = None;
+            self.repair_after = FIRST_REPAIR;
+            self.set_complete(true, out);
+        } else {
+            if self.repair_at.is_none() {
+                self.repair_at = Some(now + REORDERED);
+                self.checked = self.next;
+            }
+            if self.complete {
+                self.missing_since.get_or_insert(now);
+            }
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let incomplete_at = self.missing_since.map(|since| since + GRACE);
+        [self.ack_at, self.repair_at, incomplete_at].into_iter().flatten().min()
+    }
+
+    /// What is to be sent at this time; `flight` is a round trip.
+    pub(super) fn tick(
+        &mut self,
+        now: Instant,
+        flight: Duration,
+        counters: &mut PeerCounters,
+        out: &mut Vec<Action>,
+    ) -> [Option<Message<'static>>; 2] {
+        if self.missing_since.is_some_and(|since| since + GRACE <= now) {
+            self.set_complete(false, out);
+        }
+        let ack = self.unacked >= ACK_PACKETS || self.ack_at.is_some_and(|at| at <= now);
+        let mut repair = self.repair_at.is_some_and(|at| at <= now);
+        if repair && self.held.is_empty() && self.checked != self.next {
+            // No gap: the peer sends what it has published as fast as it may.
+            self.repair_at = Some(now + FIRST_REPAIR);
+            self.checked = self.next;
+            repair = false;
+        }
+        [ack.then(|| self.ack()), repair.then(|| self.nack(now, flight, counters))]
+    }
+
+    fn ack(&mut self) -> Message<'static> {
+        self.ack_at = None;
+        self.unacked = 0;
+        let held = self.held_of_all.keys().map(|index| u64::from(*index));
+        let missing = gaps(u64::from(self.next_of_all), held, u64::from(HELD_OF_ALL));
+        Message::Ack { transfer: self.transfer, next: self.next_of_all, missing }
+    }
+
+    fn nack(
+        &mut self,
+        now: Instant,
+        flight: Duration,
+        counters: &mut PeerCounters,
+    ) -> Message<'static> {
+        if self.repaired == self.next {
+            self.repair_after = (self.repair_after * 2).min(LONGEST_REPAIR);
+        } else {
+            counters.gaps += 1;
+            self.repair_after = FIRST_REPAIR;
+        }
+        (self.repaired, self.checked) = (self.next, self.next);
+        self.repair_at = Some(now + self.repair_after.max(flight * 2));
+        let ends = self.held.keys().copied().chain([self.head.saturating_add(1)]);
+        Message::Nack { missing: gaps(self.next, ends, ASKED) }
+    }
+}
+
+/// The runs of numbers from `next` on that are not in `held`, below its last; `most` numbers in all.
+fn gaps(mut next: u64, held: impl Iterator<Item = u64>, mut most: u64) -> Vec<Range> {
+    let mut gaps = Vec::new();
+    for held in held {
+        let count = held.saturating_sub(next).min(most);
+        if count > 0 {
+            gaps.push((next, count as u32));
+            most -= count;
+        }
+        if most == 0 || gaps.len() == RANGES {
+            break;
+        }
+        next = held.saturating_add(1);
+    }
+    gaps
+}
+
+fn tell(
+    peer: PeerId,
+    assembler: &mut Assembler,
+    parts: &[u8],
+    counters: &mut PeerCounters,
+    out: &mut Vec<Action>,
+) -> Read<()> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    let parts = unpack(parts)?;
+    counters.pieces_received += parts.len() as u64;
+    let result = assembler.take(parts, &mut pieces);
+    if !pieces.is_empty() {
+        let (told, _) = pieces_of(peer, out);
+        told.append(&mut pieces);
+    }
+    result
+}
+
+/// Whoever takes all that was told until now has taken everything before this sequence number.
+fn mark(peer: PeerId, next: u64, out: &mut Vec<Action>) {
+    *pieces_of(peer, out).1 = Mark(next);
+}
+
+/// The report of pieces that comes next.
+fn pieces_of(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Piece>, &mut Mark) {
+    let goes_on =
+        matches!(out.last(), Some(Action::Report(Report::Pieces(last, ..))) if *last == peer);
+    if !goes_on {
+        out.push(Action::Report(Report::Pieces(peer, Vec::new(), Mark::default())));
+    }
+    match out.last_mut() {
+        Some(Action::Report(Report::Pieces(_, told, mark))) => (told, mark),
+        _ => unreachable!("it was pushed above"),
+    }
+}

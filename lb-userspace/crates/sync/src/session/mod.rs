@@ -1,0 +1,387 @@
+//! What a node says to its peers and when, as a pure function of (event, now).
+//!
+//! **Joining.** Each node says [`Hello`](wire::Hello) to each peer, every 100 ms. It has a session and, for each
+//! peer, a challenge; a peer's session is trusted when one of its Hellos has repeated both. So a
+//! recorded session can't be played again: nobody could know the challenge, and it changes with
+//! each session that is trusted. A peer that says nothing for the timeout is lost, and so is one that
+//! says that it had lost this node: both begin anew.
+//!
+//! **News** have sequence numbers. They are kept in a log of 4,096 packets, the same for all peers;
+//! who sees a gap asks for what is missing. Who has missed what is no more in the log, or could not
+//! be sent it in time, gets all of the history again.
+//!
+//! **All of the history** is a transfer to one peer: packets with numbers of their own, a window,
+//! acknowledgements. It says which news it includes; those after it follow from the log.
+//!
+//! **Complete** is who has a transfer and all news up to the highest number that the peer has told.
+//!
+//! **Taking over** is a question with the last sequence number: it is told to the daemon only when
+//! everything up to there has arrived, and repeated until it is answered or withdrawn.
+//!
+//! Nothing grows with what a peer does or fails to do: the log, windows and what is held back are
+//! bounded, and the rest are single values.
+
+mod asked;
+mod facts;
+mod incoming;
+mod outgoing;
+mod pace;
+mod peer;
+mod trust;
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
+};
+
+use lb_model::router::RouterKey;
+
+use self::{facts::Told, outgoing::Log, pace::Pace, peer::Peer};
+use super::{
+    Config, Facts, Key, Mark, PeerId, PeerStatus, Piece, Report,
+    id::SessionId,
+    seal::Sealer,
+    wire::{self, Message, parts::Packer},
+};
+
+/// A node says that it is there at least so often.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+/// The last news may have been lost, and nothing that follows tells it; a heartbeat does. News come every
+/// 10 ms while there are some.
+const PROBE_AFTER: Duration = Duration::from_millis(15);
+
+/// News that are known one by one until all have taken them: more than the log has.
+const UNTAKEN: usize = 2 * outgoing::LOG;
+
+/// What happens to a session.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// See [`Peers::tell`](super::Peers::tell).
+    Tell(Facts),
+    /// See [`Peers::publish`](super::Peers::publish).
+    Publish(u64, Vec<Piece>),
+    /// See [`Peers::took`](super::Peers::took).
+    Took(PeerId, Mark),
+    /// See [`Peers::send_all`](super::Peers::send_all).
+    SendAll(PeerId, Vec<Piece>),
+    /// [`Peers::want_all`](super::Peers::want_all).
+    WantAll(PeerId),
+    /// [`Peers::lack`](super::Peers::lack).
+    Lack(PeerId, bool),
+    /// See [`Peers::ask_to_take_over`](super::Peers::ask_to_take_over).
+    Ask(PeerId, Vec<RouterKey>),
+    /// See [`Peers::withdraw`](super::Peers::withdraw).
+    Withdraw(PeerId),
+    /// See [`Peers::answer`](super::Peers::answer).
+    Answer(PeerId, Result<(), String>),
+    /// A datagram has come; it is decrypted where it stands.
+    Received(SocketAddr, &'a mut [u8]),
+    /// [`Session::deadline`] has passed, and every datagram that has come was told.
+    Tick,
+    /// The node ends.
+    Bye,
+}
+
+/// Where a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// To a peer.
+    Peer(SocketAddr),
+    /// To the multicast group.
+    Group,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// A datagram is to be sent.
+    Send(Target, Vec<u8>),
+    /// The daemon is to be told.
+    Report(Report),
+}
+
+/// What all peers have in common.
+struct Common {
+    key: Key,
+    node: String,
+    group: bool,
+    timeout: Duration,
+    started: Instant,
+    sealer: Sealer,
+    pace: Pace,
+    log: Log,
+    told: Told,
+}
+
+impl Common {
+    fn own(&self) -> SessionId {
+        self.sealer.session()
+    }
+
+    /// Seals a message; it counts for the pace, though it does not wait for it.
+    fn seal(
+        &mut self,
+        kind: u8,
+        to: Option<&SessionId>,
+        body: impl FnOnce(&mut Vec<u8>),
+    ) -> Vec<u8> {
+        let datagram = self.sealer.seal(kind, to, body);
+        debug_assert!(datagram.len() <= wire::DATAGRAM, "{}", datagram.len());
+        self.pace.take(datagram.len());
+        datagram
+    }
+}
+
+/// The session of this node: one run of it.
+pub struct Session {
+    common: Common,
+    peers: Vec<Peer>,
+    /// The first sequence number that was not sent to the group.
+    group_cursor: u64,
+    /// The last transfer's number.
+    transfers: u32,
+    /// The last question's number.
+    asks: u64,
+    /// The peer that may send first.
+    turn: usize,
+    /// Whether something waits for the pace.
+    waits: bool,
+    /// What was published and not taken by all: its number, and its last sequence number.
+    untaken: VecDeque<(u64, u64)>,
+    /// The last number that was.
+    taken: u64,
+}
+
+impl Session {
+    /// A session that nobody knows of; `id` is random.
+    #[must_use]
+    pub fn new(config: &Config, id: SessionId, now: Instant) -> Self {
+        let peer = |(at, address): (usize, &SocketAddr)| Peer::new(PeerId(at as u8), *address, now);
+        Self {
+            common: Common {
+                key: config.key.clone(),
+                node: config.node.clone(),
+                group: config.multicast.is_some(),
+                timeout: config.timeout,
+                started: now,
+                sealer: Sealer::new(&config.key, id),
+                pace: Pace::new(config.rate.get(), now),
+                log: Log::default(),
+                told: Told::default(),
+            },
+            peers: config.peers.iter().enumerate().map(peer).collect(),
+            group_cursor: 1,
+            transfers: 0,
+            asks: 0,
+            turn: 0,
+            waits: false,
+            untaken: VecDeque::new(),
+            taken: 0,
+        }
+    }
+
+    /// Takes one event at `now`; the caller performs `out` in order.
+    pub fn handle(&mut self, event: Event<'_>, now: Instant, out: &mut Vec<Action>) {
+        self.common.pace.fill(now);
+        for peer in &mut self.peers {
+            peer.see_own_silence(now, &self.common, out);
+        }
+        match event {
+            Event::Tell(facts) => {
+                self.common.told.tell(&facts);
+            }
+            Event::Publish(number, pieces) => self.publish(number, pieces, now),
+            Event::Took(peer, mark) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.took(mark.0, now);
+                }
+            }
+            Event::SendAll(peer, pieces) => self.send_all(peer, pieces),
+            Event::WantAll(peer) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.want_all(now, out);
+                }
+            }
+            Event::Lack(peer, lacks) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.lack(lacks, now);
+                }
+            }
+            Event::Ask(peer, routers) => {
+                self.asks += 1;
+                let (id, head) = (self.asks, self.common.log.head);
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.ask(id, head, routers, now, out);
+                }
+            }
+            Event::Withdraw(peer) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.withdraw(&mut self.common, out);
+                }
+            }
+            Event::Answer(peer, answer) => {
+                if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+                    peer.answer(answer, &mut self.common, out);
+                }
+            }
+            Event::Received(from, datagram) => self.received(from, datagram, now, out),
+            Event::Tick => {
+                for peer in &mut self.peers {
+                    peer.expire(now, &self.common, out);
+                }
+            }
+            Event::Bye => {
+                for peer in &mut self.peers {
+                    peer.bye(&mut self.common, out);
+                }
+                return;
+            }
+        }
+        for peer in &mut self.peers {
+            peer.tick(now, &mut self.common, out);
+        }
+        self.pump(now, out);
+    }
+
+    /// When [`Event::Tick`] is due.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        let waits = self.waits.then(|| self.common.pace.ready_at());
+        self.peers.iter().map(|peer| peer.deadline(&self.common)).chain(waits).min()
+    }
+
+    /// How the peers stand; `wall` is what the time of day is at `now`.
+    #[must_use]
+    pub fn status(&self, now: Instant, wall: SystemTime) -> Vec<PeerStatus> {
+        self.peers.iter().map(|peer| peer.status(&self.common.log, now, wall)).collect()
+    }
+
+    /// See [`Peers::taken`](super::Peers::taken).
+    pub fn taken(&mut self) -> u64 {
+        let has = |head: u64| self.peers.iter().all(|peer| peer.has_taken(head));
+        while let Some((number, _)) = self.untaken.pop_front_if(|(_, head)| has(*head)) {
+            self.taken = number;
+        }
+        self.taken
+    }
+
+    fn publish(&mut self, number: u64, pieces: Vec<Piece>, now: Instant) {
+        // Who joins later gets all of the history, which includes these.
+        if !self.peers.iter().any(Peer::is_connected) {
+            self.untaken.clear();
+            self.taken = number;
+            return;
+        }
+        let mut packer = Packer::new(pieces, wire::PARTS);
+        while !packer.is_empty() {
+            self.common.log.push(packer.next_packet());
+        }
+        if self.untaken.len() == UNTAKEN {
+            self.untaken.pop_front();
+        }
+        self.untaken.push_back((number, self.common.log.head));
+        for peer in &mut self.peers {
+            peer.probe(now + PROBE_AFTER);
+        }
+    }
+
+    /// Names this run of the node.
+    #[cfg(test)]
+    fn id(&self) -> SessionId {
+        self.common.own()
+    }
+
+    /// Packets that are kept, in the log and for each peer.
+    #[cfg(test)]
+    fn kept(&self) -> (usize, Vec<usize>) {
+        (self.common.log.len(), self.peers.iter().map(Peer::kept).collect())
+    }
+
+    fn send_all(&mut self, peer: PeerId, pieces: Vec<Piece>) {
+        if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
+            self.transfers += 1;
+            peer.send_all(self.transfers, pieces, self.common.log.head);
+        }
+    }
+
+    fn received(
+        &mut self,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
+        let is_from = |peer: &Peer| is_same(peer.address(), from);
+        let Some(at) = self.peers.iter().position(is_from) else { return };
+        let others: Vec<SessionId> = self
+            .peers
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != at)
+            .filter_map(|(_, peer)| peer.session())
+            .collect();
+        let sent = self.common.group.then_some(self.group_cursor);
+        self.peers[at].received(datagram, &others, sent, now, &mut self.common, out);
+    }
+
+    /// Sends what may be sent: each peer in turn, news before transfers.
+    fn pump(&mut self, now: Instant, out: &mut Vec<Action>) {
+        loop {
+            self.waits = false;
+            if !self.common.pace.is_ready() {
+                self.waits = self.has_group_news()
+                    || self.peers.iter().any(|peer| peer.has_more(&self.common));
+                return;
+            }
+            if self.common.group && self.send_group_news(out) {
+                continue;
+            }
+            let count = self.peers.len();
+            let sends = (0..count).map(|step| (self.turn + step) % count).find(|at| {
+                let peer = &mut self.peers[*at];
+                peer.send_next(now, &mut self.common, out)
+            });
+            match sends {
+                Some(at) => self.turn = at + 1,
+                None => return,
+            }
+        }
+    }
+
+    fn has_group_news(&self) -> bool {
+        self.common.group
+            && self.group_cursor <= self.common.log.head
+            && self.peers.iter().any(Peer::is_subscribed)
+    }
+
+    /// Sends the next news to the group; false: there are none.
+    fn send_group_news(&mut self, out: &mut Vec<Action>) -> bool {
+        if !self.has_group_news() {
+            self.group_cursor = self.common.log.head + 1;
+            return false;
+        }
+        // Those who wait for what is no more there will say so.
+        let sequence = self.group_cursor.max(self.common.log.oldest());
+        self.group_cursor = sequence + 1;
+        let Some(packet) = self.common.log.get(sequence) else { return false };
+        let ahead = self.common.log.head - sequence;
+        let message = Message::News { sequence, ahead, parts: &packet.bytes };
+        let parts = u64::from(packet.parts);
+        let datagram = self.common.sealer.seal(message.kind(), None, |body| message.encode(body));
+        self.common.pace.take(datagram.len());
+        for peer in self.peers.iter_mut().filter(|peer| peer.is_subscribed()) {
+            peer.count_sent(datagram.len(), parts);
+        }
+        out.push(Action::Send(Target::Group, datagram));
+        true
+    }
+}
+
+/// Whether two addresses are one, whatever the scope says.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,412 @@
+//! One peer: what it says, and what it is sent. Whether it is there is in [`presence`], and what the two
+//! ask each other in [`question`].
+
+mod presence;
+mod question;
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::{
+    Action, Common, Target,
+    outgoing::{Log, Next},
+    trust::Trust,
+};
+use crate::{
+    PeerCounters, PeerId, PeerStatus, Piece, Report,
+    id::SessionId,
+    seal::{Opener, Refused},
+    wire::{Header, Message, bytes::Malformed},
+};
+
+/// What can't be read is told once in this time.
+const UNREADABLE_APART: Duration = Duration::from_secs(10);
+/// A peer, there or not.
+pub(super) struct Peer {
+    id: PeerId,
+    address: SocketAddr,
+    /// Opens the session that was trusted last, trusted or not: what it has taken is not taken again.
+    opener: Option<Opener>,
+    /// The session that has said goodbye.
+    ended: Option<SessionId>,
+    /// What is to be repeated by who is to be trusted.
+    challenge: u32,
+    /// How often this node has lost it.
+    losses: u32,
+    trust: Option<Trust>,
+    /// While nobody is trusted: the session that was heard last, and its challenge.
+    candidate: Option<(SessionId, u32)>,
+    /// While another one is trusted: a session that is to have an answer.
+    stranger: Option<(SessionId, u32)>,
+    hello_at: Instant,
+    probe_at: Option<Instant>,
+    hello_sent: Option<Instant>,
+    node: Option<String>,
+    changed: Option<Instant>,
+    unreadable: Option<(Instant, String)>,
+    counters: PeerCounters,
+}
+
+impl Peer {
+    pub(super) const fn new(id: PeerId, address: SocketAddr, now: Instant) -> Self {
+        Self {
+            id,
+            address,
+            opener: None,
+            ended: None,
+            challenge: 1,
+            losses: 0,
+            trust: None,
+            candidate: None,
+            stranger: None,
+            hello_at: now,
+            probe_at: None,
+            hello_sent: None,
+            node: None,
+            changed: None,
+            unreadable: None,
+            counters: PeerCounters {
+                packets_sent: 0,
+                bytes_sent: 0,
+                packets_received: 0,
+                pieces_sent: 0,
+                pieces_received: 0,
+                gaps: 0,
+                retransmissions: 0,
+                full_syncs: 0,
+                unauthentic: 0,
+                replayed: 0,
+            },
+        }
+    }
+
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The session that is trusted.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.trust.as_ref().map(|trust| trust.session)
+    }
+
+    pub(super) const fn is_connected(&self) -> bool {
+        self.trust.is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.trust.as_ref().map_or(0, |trust| trust.outgoing.kept() + trust.incoming.kept())
+    }
+
+    /// Whether it gets news.
+    pub(super) fn is_subscribed(&self) -> bool {
+        self.trust.as_ref().is_some_and(|trust| trust.outgoing.is_subscribed())
+    }
+
+    pub(super) const fn count_sent(&mut self, bytes: usize, parts: u64) {
+        self.counters.packets_sent += 1;
+        self.counters.bytes_sent += bytes as u64;
+        self.counters.pieces_sent += parts;
+    }
+
+    pub(super) fn status(&self, log: &Log, now: Instant, wall: SystemTime) -> PeerStatus {
+        let trust = self.trust.as_ref();
+        let has_all = |trust: &Trust| trust.complete_there && trust.outgoing.has_all(log.head);
+        let follows = |trust: &Trust| trust.complete_there && trust.outgoing.is_followed();
+        let since = self.changed.map(|at| wall - now.saturating_duration_since(at));
+        let refused = self.unreadable.as_ref().filter(|_| trust.is_none());
+        PeerStatus {
+            address: self.address,
+            node: self.node.clone(),
+            connected: trust.is_some(),
+            since,
+            complete_here: trust.is_some_and(|trust| trust.incoming.is_complete()),
+            complete_there: trust.is_some_and(has_all),
+            follows: trust.is_some_and(follows),
+            refused: refused.map(|(_, why)| why.clone()),
+            round_trip_micros: trust
+                .and_then(|trust| trust.round_trip)
+                .map(|round_trip| round_trip.as_micros() as u64),
+            counters: self.counters,
+        }
+    }
+
+    /// All of the peer's history is wanted again.
+    pub(super) fn want_all(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let Some(trust) = &mut self.trust else { return };
+        trust.incoming.want_all(out);
+        self.prompt(now);
+    }
+
+    /// The daemon lacks what has arrived, or has it.
+    pub(super) fn lack(&mut self, lacks: bool, now: Instant) {
+        let Some(trust) = &mut self.trust else { return };
+        if std::mem::replace(&mut trust.lacks, lacks) != lacks {
+            self.prompt(now);
+        }
+    }
+
+    /// The daemon has taken everything before this sequence number, and the peer is to know.
+    pub(super) fn took(&mut self, next: u64, now: Instant) {
+        let Some(trust) = &mut self.trust else { return };
+        let before = trust.incoming.taken();
+        trust.incoming.took(next);
+        if trust.incoming.taken() != before {
+            self.prompt(now);
+        }
+    }
+
+    /// Whether its daemon has taken everything up to this sequence number, or gets no news.
+    pub(super) fn has_taken(&self, head: u64) -> bool {
+        let lacks = |trust: &Trust| trust.outgoing.is_followed() && trust.taken_there <= head;
+        !self.trust.as_ref().is_some_and(lacks)
+    }
+
+    pub(super) fn received(
+        &mut self,
+        datagram: &mut [u8],
+        others: &[SessionId],
+        group_cursor: Option<u64>,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        let (header, sealed) = match Header::split(datagram) {
+            Ok(split) => split,
+            Err(error) => {
+                let from = self.address.ip();
+                return self.unreadable(now, out, || format!("packets from {from}: {error}"));
+            }
+        };
+        let session = SessionId(header.session);
+        // One's own come back from nobody who means well.
+        if session == common.own() || self.ended == Some(session) {
+            return;
+        }
+        let own = common.own();
+        let is_hello = header.kind == Message::HELLO;
+        let trusted = self.session() == Some(session);
+        if !trusted && !is_hello {
+            return;
+        }
+        // A session that was lost begins anew, as one that is not known: if its node has gone on from a
+        // snapshot, its counters begin with those of then. The challenge is another one since it was lost.
+        let known = self.opener.as_mut().filter(|opener| trusted && opener.session() == session);
+        let mut unknown = None;
+        let opener = match known {
+            Some(opener) => opener,
+            None => unknown.insert(Opener::new(&common.key, session)),
+        };
+        let body = match opener.open(&header, &own, sealed) {
+            Ok(body) => body,
+            Err(refused) => return self.refused(refused, now, out),
+        };
+        self.counters.packets_received += 1;
+        let message = match Message::decode(header.kind, body) {
+            Ok(message) => message,
+            Err(error) => return self.malformed(error, now, out),
+        };
+        if let Message::Hello(hello) = message {
+            let taken = others.contains(&session);
+            self.hello(&hello, &header, unknown, taken, now, common, out);
+        } else if let Err(error) =
+            self.message(message, header.counter.get(), group_cursor, now, common, out)
+        {
+            self.malformed(error, now, out);
+        }
+    }
+
+    fn refused(&mut self, refused: Refused, now: Instant, out: &mut Vec<Action>) {
+        match refused {
+            Refused::Replayed => self.counters.replayed += 1,
+            Refused::ElseWhere => {}
+            Refused::NotAuthentic => {
+                self.counters.unauthentic += 1;
+                let (from, connected) = (self.address.ip(), self.is_connected());
+                self.unreadable(now, out, || {
+                    if connected {
+                        format!(
+                            "some packets from {from} are not authentic, though others are: \
+                             somebody damages or forges them"
+                        )
+                    } else {
+                        format!(
+                            "packets from {from} are not authentic: is the key the same on both \
+                             nodes?"
+                        )
+                    }
+                });
+            }
+        }
+    }
+
+    fn malformed(&mut self, error: Malformed, now: Instant, out: &mut Vec<Action>) {
+        let from = self.address.ip();
+        self.unreadable(now, out, || {
+            format!(
+                "a message from {from} makes no sense, {error}: run the same release on both nodes"
+            )
+        });
+    }
+
+    fn unreadable(&mut self, now: Instant, out: &mut Vec<Action>, why: impl FnOnce() -> String) {
+        if self.unreadable.as_ref().is_some_and(|(at, _)| now < *at + UNREADABLE_APART) {
+            return;
+        }
+        let why = why();
+        self.unreadable = Some((now, why.clone()));
+        out.push(Action::Report(Report::Unreadable(self.id, why)));
+    }
+
+    /// A message of the trusted session, other than Hello.
+    fn message(
+        &mut self,
+        message: Message<'_>,
+        counter: u64,
+        group_cursor: Option<u64>,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Malformed> {
+        let Some(trust) = &mut self.trust else { return Ok(()) };
+        trust.heard = now;
+        let was_complete = trust.incoming.is_complete();
+        let mut prompt = false;
+        let result = match message {
+            Message::Hello(_) => Ok(()),
+            Message::Facts { half, generation, index, bytes } => {
+                let hearing = &mut trust.hearing[usize::from(half)];
+                let whole = hearing.take(half, generation, index, bytes, &trust.facts);
+                // The peer is to know what need not be sent again.
+                prompt = hearing.generation >= generation;
+                let known = trust.hearing.iter().all(|hearing| hearing.generation > 0);
+                whole.map(|facts| {
+                    let Some(facts) = facts else { return };
+                    let changed = !trust.facts_told || facts != trust.facts;
+                    trust.facts = facts;
+                    if known && changed {
+                        trust.facts_told = true;
+                        let facts = Report::Facts(self.id, trust.facts.clone());
+                        out.push(Action::Report(facts));
+                    }
+                })
+            }
+            Message::News { sequence, ahead, parts } => {
+                let head = sequence.saturating_add(ahead);
+                trust.incoming.news(sequence, head, parts, now, &mut self.counters, out)
+            }
+            Message::All { transfer, index, last, since, parts } => {
+                let packet = (transfer, index, last, since);
+                trust.incoming.all(packet, parts, now, &mut self.counters, out)
+            }
+            Message::Ack { transfer, next, missing } => {
+                let flight = trust.flight();
+                let arrived = (next, missing.as_slice());
+                trust.outgoing.acked_transfer(transfer, arrived, counter, flight, now);
+                Ok(())
+            }
+            Message::Nack { missing } => {
+                let sent = group_cursor.unwrap_or_else(|| trust.outgoing.cursor());
+                trust.outgoing.missing(&missing, &common.log, sent);
+                Ok(())
+            }
+            Message::Ask { id, head, routers } => {
+                self.asked(id, head, routers, now, common, out);
+                Ok(())
+            }
+            Message::Withdraw { id } => {
+                trust.withdrawn(id, now);
+                Ok(())
+            }
+            Message::Answer { id, answer } => {
+                if trust.asking.take_if(|asking| asking.id == id).is_some() {
+                    let answer = answer.map_err(str::to_owned);
+                    out.push(Action::Report(Report::Answer(self.id, answer)));
+                }
+                Ok(())
+            }
+            Message::Bye => {
+                self.ended = Some(trust.session);
+                self.lose("it has ended".into(), now, out);
+                self.candidate = None;
+                Ok(())
+            }
+        };
+        let complete = self.trust.as_ref().is_some_and(|trust| trust.incoming.is_complete());
+        if prompt || complete != was_complete {
+            self.prompt(now);
+        }
+        result
+    }
+
+    pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
+        if let Some(trust) = &mut self.trust {
+            trust.outgoing.send_all(id, pieces, since);
+            self.counters.full_syncs += 1;
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&mut self, now: Instant, common: &mut Common, out: &mut Vec<Action>) {
+        if let Some(trust) = &mut self.trust {
+            let was_complete = trust.incoming.is_complete();
+            trust.tick(self.id, self.address, now, &mut self.counters, common, out);
+            if trust.incoming.is_complete() != was_complete {
+                self.prompt(now);
+            }
+        }
+        if self.hello_at() <= now {
+            self.send_hellos(now, common, out);
+        }
+    }
+
+    pub(super) fn deadline(&self, common: &Common) -> Instant {
+        let Some(trust) = &self.trust else { return self.hello_at() };
+        let generations = common.told.generations();
+        let telling = trust.telling.iter().zip(generations);
+        let facts = telling.filter_map(|(telling, generation)| telling.deadline(generation));
+        let wants = trust.outgoing.wants_by().filter(|_| trust.facts_told);
+        let asks = trust.asking.as_ref().map(|asking| asking.again_at);
+        let others = [wants, asks, trust.outgoing.deadline(), trust.incoming.deadline()];
+        let all = others.into_iter().flatten().chain(facts);
+        all.fold(self.hello_at().min(trust.heard + common.timeout), Instant::min)
+    }
+
+    /// Whether something waits for the pace.
+    pub(super) fn has_more(&self, common: &Common) -> bool {
+        let more = |trust: &Trust| trust.outgoing.has_more(&common.log, common.group);
+        self.trust.as_ref().is_some_and(more)
+    }
+
+    /// Sends the next packet of history; false: there is none.
+    pub(super) fn send_next(
+        &mut self,
+        now: Instant,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(trust) = &mut self.trust else { return false };
+        let Common { log, sealer, pace, group, .. } = common;
+        let Some(next) = trust.outgoing.next(log, *group, now) else { return false };
+        let to = Some(&trust.session);
+        let (datagram, parts, again) = match next {
+            Next::News(sequence, packet, again) => {
+                let ahead = log.head - sequence;
+                let message = Message::News { sequence, ahead, parts: &packet.bytes };
+                let datagram = sealer.seal(message.kind(), to, |body| message.encode(body));
+                (datagram, packet.parts, again)
+            }
+            Next::All(encoded, parts, again) => {
+                let seal = |body: &mut Vec<u8>| body.extend_from_slice(encoded);
+                (sealer.seal(Message::ALL, to, seal), parts, again)
+            }
+        };
+        pace.take(datagram.len());
+        self.counters.retransmissions += u64::from(again);
+        self.count_sent(datagram.len(), if again { 0 } else { u64::from(parts) });
+        out.push(Action::Send(Target::Peer(self.address), datagram));
+        true
+    }
+}

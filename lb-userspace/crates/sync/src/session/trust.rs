@@ -1,0 +1,153 @@
+//! A session of a peer that is there: how far each side is with what the other says.
+
+use std::{
+    mem,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Action, Common, Target,
+    asked::{Asked, Asking},
+    facts::{Hearing, Telling},
+    incoming::Incoming,
+    outgoing::Outgoing,
+};
+use crate::{
+    Facts, PeerCounters, PeerId, Report,
+    id::SessionId,
+    wire::{Hello, Message, facts::HALVES},
+};
+
+/// A round trip that was measured longer tells of a node that stood still, not of the network: what waits for one to
+/// pass is sent again after so long all the same.
+const LONGEST_FLIGHT: Duration = Duration::from_millis(500);
+
+/// A session of a peer that is there.
+pub(super) struct Trust {
+    pub(super) session: SessionId,
+    pub(super) challenge: u32,
+    pub(super) losses: u32,
+    pub(super) heard: Instant,
+    /// The counter of the last Hello.
+    pub(super) last_hello: u64,
+    pub(super) clock: (u64, Instant),
+    pub(super) round_trip: Option<Duration>,
+    pub(super) facts: Facts,
+    pub(super) facts_told: bool,
+    pub(super) hearing: [Hearing; HALVES],
+    pub(super) telling: [Telling; HALVES],
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
+    /// Whether the daemon could not take what has arrived.
+    pub(super) lacks: bool,
+    pub(super) complete_there: bool,
+    /// The first sequence number that its daemon has not taken.
+    pub(super) taken_there: u64,
+    pub(super) asking: Option<Asking>,
+    pub(super) asked: Option<Asked>,
+}
+
+impl Trust {
+    pub(super) fn new(session: SessionId, peer: PeerId, hello: &Hello<'_>, now: Instant) -> Self {
+        Self {
+            session,
+            challenge: hello.challenge,
+            losses: hello.losses,
+            heard: now,
+            last_hello: 0,
+            clock: (0, now),
+            round_trip: None,
+            facts: Facts::default(),
+            facts_told: false,
+            hearing: Default::default(),
+            telling: Default::default(),
+            outgoing: Outgoing::new(now),
+            incoming: Incoming::new(peer),
+            lacks: false,
+            complete_there: false,
+            taken_there: 0,
+            asking: None,
+            asked: None,
+        }
+    }
+
+    /// How long a packet and its answer take; a guess before the first was measured.
+    pub(super) fn flight(&self) -> Duration {
+        self.round_trip.unwrap_or(Duration::from_millis(5)).min(LONGEST_FLIGHT)
+    }
+
+    /// Takes the last Hello.
+    pub(super) fn hello(
+        &mut self,
+        hello: &Hello<'_>,
+        counter: u64,
+        now: Instant,
+        common: &Common,
+        out: &mut Vec<Action>,
+    ) {
+        self.challenge = hello.challenge;
+        self.clock = (hello.clock, now);
+        if let (1.., held) = hello.echo_clock {
+            let sent = Duration::from_micros(hello.echo_clock.0 - 1);
+            let passed = (now - common.started).checked_sub(sent);
+            self.round_trip = passed
+                .and_then(|passed| passed.checked_sub(Duration::from_micros(held)))
+                .or(self.round_trip);
+        }
+        for (telling, has) in self.telling.iter_mut().zip(hello.has) {
+            telling.acknowledged(has);
+        }
+        self.complete_there = hello.complete;
+        self.taken_there = hello.taken;
+        self.outgoing.acknowledged(hello.next, counter);
+        self.incoming.published(hello.head, now, out);
+    }
+
+    pub(super) fn tick(
+        &mut self,
+        id: PeerId,
+        address: SocketAddr,
+        now: Instant,
+        counters: &mut PeerCounters,
+        common: &mut Common,
+        out: &mut Vec<Action>,
+    ) {
+        for half in 0..HALVES {
+            let generation = common.told.halves[half].generation;
+            if self.telling[half].is_due(generation, now) {
+                let told = mem::take(&mut common.told);
+                for (index, bytes) in told.fragments(half) {
+                    let message = Message::Facts { half: half as u8, generation, index, bytes };
+                    send(address, self.session, &message, counters, common, out);
+                }
+                common.told = told;
+            }
+        }
+        let flight = self.flight();
+        let messages = self.incoming.tick(now, flight, counters, out);
+        for message in messages.iter().flatten() {
+            send(address, self.session, message, counters, common, out);
+        }
+        self.outgoing.tick(now);
+        if self.facts_told && self.outgoing.wants_all(now) {
+            out.push(Action::Report(Report::WantsAll(id)));
+        }
+        self.tick_questions(id, address, now, counters, common, out);
+    }
+}
+
+/// Sends a message that does not wait for the pace.
+pub(super) fn send(
+    address: SocketAddr,
+    session: SessionId,
+    message: &Message<'_>,
+    counters: &mut PeerCounters,
+    common: &mut Common,
+    out: &mut Vec<Action>,
+) {
+    let datagram = common.seal(message.kind(), Some(&session), |body| message.encode(body));
+    counters.packets_sent += 1;
+    counters.bytes_sent += datagram.len() as u64;
+    out.push(Action::Send(Target::Peer(address), datagram));
+}

@@ -1,0 +1,205 @@
+//! Numbers, addresses and texts as bytes: what all messages are made of.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_model::desired::{Protocol, ServiceKey};
+
+/// Bytes that are no message, and what is wrong with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);
+
+/// What reading gives.
+pub type Read<T> = Result<T, Malformed>;
+
+const CUT_OFF: Malformed = Malformed("it is cut off");
+
+/// In the byte before a service: its address is of IPv6.
+const SERVICE_V6: u8 = 1;
+/// In the byte before a service: its protocol is UDP.
+const SERVICE_UDP: u8 = 2;
+
+/// Takes values from the front of bytes; never beyond their end.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The next `length` bytes.
+    pub fn slice(&mut self, length: usize) -> Read<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(length).ok_or(CUT_OFF)?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    /// The next bytes, as many as the result has.
+    pub fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
+        let (head, tail) = self.0.split_first_chunk().ok_or(CUT_OFF)?;
+        self.0 = tail;
+        Ok(*head)
+    }
+
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Read<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    /// Two bytes in network order.
+    pub fn u16(&mut self) -> Read<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    /// Eight bytes in network order.
+    pub fn u64(&mut self) -> Read<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    /// A number in as few bytes as it needs: seven bits in each, the lowest first, the top bit says
+    /// that another byte follows.
+    pub fn varint(&mut self) -> Read<u64> {
+        let mut value = 0_u64;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Malformed("a number is too long"))
+    }
+
+    /// A [`Self::varint`] that fits in 32 bits.
+    pub fn varint32(&mut self) -> Read<u32> {
+        u32::try_from(self.varint()?).map_err(|_| Malformed("a number is too large"))
+    }
+
+    /// A byte that is 0 or 1.
+    pub fn bool(&mut self) -> Read<bool> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Malformed("a flag is neither 0 nor 1")),
+        }
+    }
+
+    /// An address of the family that was told before.
+    pub fn address(&mut self, v6: bool) -> Read<IpAddr> {
+        Ok(if v6 {
+            IpAddr::V6(Ipv6Addr::from(self.array::<16>()?))
+        } else {
+            IpAddr::V4(Ipv4Addr::from(self.array::<4>()?))
+        })
+    }
+
+    /// A text behind its length of one byte.
+    pub fn text(&mut self) -> Read<&'a str> {
+        let length = self.u8()?;
+        let bytes = self.slice(usize::from(length))?;
+        std::str::from_utf8(bytes).map_err(|_| Malformed("a text is not UTF-8"))
+    }
+
+    /// A service.
+    pub fn service(&mut self) -> Read<ServiceKey> {
+        let head = self.u8()?;
+        if head & !(SERVICE_V6 | SERVICE_UDP) != 0 {
+            return Err(Malformed("a service is of an unknown kind"));
+        }
+        let protocol = if head & SERVICE_UDP != 0 { Protocol::Udp } else { Protocol::Tcp };
+        let vip = self.address(head & SERVICE_V6 != 0)?;
+        Ok(ServiceKey { vip, port: self.u16()?, protocol })
+    }
+
+    /// Nothing may be left.
+    pub fn end(self) -> Read<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed("more follows than was told")) }
+    }
+}
+
+/// Appends values to bytes, as [`Reader`] takes them.
+pub trait Writer {
+    /// Bytes as they are.
+    fn put(&mut self, bytes: &[u8]);
+
+    /// See [`Reader::varint`].
+    fn put_varint(&mut self, mut value: u64) {
+        while value > 0x7f {
+            self.put(&[value as u8 | 0x80]);
+            value >>= 7;
+        }
+        self.put(&[value as u8]);
+    }
+
+    /// The bytes of an address; its family is told elsewhere.
+    fn put_address(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.put(&address.octets()),
+            IpAddr::V6(address) => self.put(&address.octets()),
+        }
+    }
+
+    /// See [`Reader::text`]; what is longer than `limit` bytes (255 at most) is cut off.
+    fn put_text(&mut self, text: &str, limit: u8) {
+        let cut = text.floor_char_boundary(usize::from(limit).min(text.len()));
+        self.put(&[cut as u8]);
+        self.put(&text.as_bytes()[..cut]);
+    }
+
+    /// See [`Reader::service`].
+    fn put_service(&mut self, service: &ServiceKey) {
+        let family = if service.vip.is_ipv6() { SERVICE_V6 } else { 0 };
+        let protocol = if service.protocol == Protocol::Udp { SERVICE_UDP } else { 0 };
+        self.put(&[family | protocol]);
+        self.put_address(service.vip);
+        self.put(&service.port.to_be_bytes());
+    }
+}
+
+impl Writer for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_take_seven_bits_a_byte_and_come_back() {
+        for (value, length) in
+            [(0, 1), (127, 1), (128, 2), (16_383, 2), (16_384, 3), (u64::MAX, 10)]
+        {
+            let mut bytes = Vec::new();
+            bytes.put_varint(value);
+            assert_eq!(bytes.len(), length, "{value}");
+            let mut reader = Reader(&bytes);
+            assert_eq!(reader.varint(), Ok(value));
+            assert_eq!(reader.end(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_number_that_does_not_fit_is_refused() {
+        assert!(Reader(&[0xff; 11]).varint().is_err());
+        let mut too_large = vec![0xff; 9];
+        too_large.push(2);
+        assert!(Reader(&too_large).varint().is_err());
+        assert!(Reader(&[0x80]).varint().is_err());
+        assert!(Reader(&[0xff, 0xff, 0xff, 0xff, 0x10]).varint32().is_err());
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        let mut bytes = Vec::new();
+        bytes.put_text("äöü", 5);
+        assert_eq!(Reader(&bytes).text(), Ok("äö"));
+    }
+}

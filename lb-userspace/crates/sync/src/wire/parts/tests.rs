@@ -1,0 +1,187 @@
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+use crate::wire::{PARTS, tests::service_key};
+
+fn flow() -> impl Strategy<Value = Flow> {
+    prop_oneof![
+        any::<(IpAddr, u16)>().prop_map(|(client, port)| Flow::Pinned(client, port)),
+        any::<(IpAddr, u16)>().prop_map(|(client, port)| Flow::Tracked(client, port)),
+        any::<[u8; 8]>().prop_map(Flow::Connection),
+    ]
+}
+
+fn pin() -> impl Strategy<Value = Pin> {
+    (flow(), any::<IpAddr>(), prop_oneof![0_u16..4, any::<u16>()], any::<u32>()).prop_map(
+        |(flow, backend, flags, idle)| Pin {
+            flow,
+            backend,
+            flags,
+            idle: Duration::from_secs(u64::from(idle)),
+        },
+    )
+}
+
+fn base() -> impl Strategy<Value = Base> {
+    (any::<u32>(), any::<Option<IpAddr>>()).prop_map(|(slot, backend)| Base { slot, backend })
+}
+
+fn piece() -> impl Strategy<Value = Piece> {
+    let ring =
+        (service_key(), any::<u32>(), vec(any::<(IpAddr, u32)>(), 0..400), any::<u64>()).prop_map(
+            |(service, slots, members, digest)| Piece::Ring { service, slots, members, digest },
+        );
+    prop_oneof![
+        ring,
+        (service_key(), vec(base(), 0..300))
+            .prop_map(|(service, bases)| Piece::Bases { service, bases }),
+        (service_key(), vec(pin(), 0..300))
+            .prop_map(|(service, pins)| Piece::Pins { service, pins }),
+        (service_key(), vec(flow(), 0..300))
+            .prop_map(|(service, flows)| Piece::Ended { service, flows }),
+    ]
+}
+
+fn packed(pieces: &[Piece], limit: usize) -> Vec<Packed> {
+    let mut packer = Packer::new(pieces.to_vec(), limit);
+    let mut packets = Vec::new();
+    while !packer.is_empty() {
+        packets.push(packer.next_packet());
+        assert!(packets.len() < 10_000, "it makes no progress");
+    }
+    packets
+}
+
+fn read(packets: &[Packed]) -> Vec<Piece> {
+    let (mut assembler, mut pieces) = (Assembler::default(), Vec::new());
+    for packet in packets {
+        let parts = unpack(&packet.bytes).expect("it was packed so");
+        assert_eq!(parts.len(), packet.parts as usize);
+        assembler.take(parts, &mut pieces).expect("they belong together");
+    }
+    pieces
+}
+
+/// Puts together what was told in parts.
+fn joined(pieces: Vec<Piece>, like: &[Piece]) -> Vec<Piece> {
+    let mut pieces = pieces.into_iter().peekable();
+    let mut whole = Vec::new();
+    for like in like {
+        let mut piece = pieces.next().expect("there is another");
+        while len(&piece) < len(like) {
+            match (&mut piece, pieces.next().expect("there is more of it")) {
+                (Piece::Bases { bases, .. }, Piece::Bases { bases: mut more, .. }) => {
+                    bases.append(&mut more);
+                }
+                (Piece::Pins { pins, .. }, Piece::Pins { pins: mut more, .. }) => {
+                    pins.append(&mut more);
+                }
+                (Piece::Ended { flows, .. }, Piece::Ended { flows: mut more, .. }) => {
+                    flows.append(&mut more);
+                }
+                (piece, more) => panic!("{piece:?} is followed by {more:?}"),
+            }
+        }
+        whole.push(piece);
+    }
+    assert_eq!(pieces.next(), None);
+    whole
+}
+
+fn len(piece: &Piece) -> usize {
+    match piece {
+        Piece::Ring { members, .. } => members.len(),
+        Piece::Bases { bases, .. } => bases.len(),
+        Piece::Pins { pins, .. } => pins.len(),
+        Piece::Ended { flows, .. } => flows.len(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pieces_come_back_as_they_were(
+        pieces in vec(piece(), 0..6), limit in prop_oneof![Just(PARTS), 128_usize..400],
+    ) {
+        let packets = packed(&pieces, limit);
+        prop_assert!(packets.iter().all(|packet| packet.bytes.len() <= limit));
+        prop_assert_eq!(joined(read(&packets), &pieces), pieces);
+    }
+
+    #[test]
+    fn any_bytes_are_unpacked_without_panic(bytes in vec(any::<u8>(), 0..=PARTS)) {
+        if let Ok(parts) = unpack(&bytes) {
+            let _ = Assembler::default().take(parts, &mut Vec::new());
+        }
+    }
+
+    /// Bytes that are nearly parts reach further than any bytes.
+    #[test]
+    fn damaged_pieces_are_unpacked_without_panic(
+        pieces in vec(piece(), 1..4),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        let mut assembler = Assembler::default();
+        for mut packet in packed(&pieces, PARTS) {
+            for (at, byte) in &damage {
+                let at = at.index(packet.bytes.len());
+                packet.bytes[at] = *byte;
+            }
+            if let Ok(parts) = unpack(&packet.bytes) {
+                let _ = assembler.take(parts, &mut Vec::new());
+            }
+        }
+    }
+}
+
+fn service() -> ServiceKey {
+    let protocol = lb_model::desired::Protocol::Tcp;
+    ServiceKey { vip: "10.0.0.100".parse().unwrap(), port: 443, protocol }
+}
+
+fn client(number: u32) -> Flow {
+    Flow::Pinned(std::net::Ipv4Addr::from(0x0a01_0000 + number).into(), number as u16)
+}
+
+#[test]
+fn a_pin_of_ipv4_takes_nine_or_ten_bytes() {
+    let backend = "10.0.0.9".parse().unwrap();
+    let pin = |number| Pin {
+        flow: client(number),
+        backend,
+        flags: 1,
+        idle: Duration::from_secs(u64::from(number % 900)),
+    };
+    let pins = (0..10_000).map(pin).collect();
+    let packets = packed(&[Piece::Pins { service: service(), pins }], PARTS);
+    let bytes: usize = packets.iter().map(|packet| packet.bytes.len()).sum();
+    assert!((90_000..101_000).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn a_ring_of_more_members_than_there_are_ids_is_refused() {
+    let mut ring = vec![0, RING];
+    ring.put_service(&service());
+    ring.put_varint(65_537);
+    ring.put(&[0; 8]);
+    ring.put_varint(u64::from(MEMBERS) + 1);
+    ring.put(&[0, 0]);
+    assert!(unpack(&ring).is_err());
+}
+
+#[test]
+fn a_ring_that_lacks_members_is_not_told() {
+    let members = (0..500).map(|i| (std::net::Ipv4Addr::from(i).into(), 1000)).collect();
+    let ring = Piece::Ring { service: service(), slots: 65_537, members, digest: 5 };
+    let packets = packed(&[ring], PARTS);
+    assert!(packets.len() > 1);
+    assert_eq!(read(&packets[..packets.len() - 1]), []);
+    // What follows does not make it whole, nor is it lost without a word.
+    let mut assembler = Assembler::default();
+    let first = || unpack(&packets[0].bytes).unwrap();
+    assert_eq!(assembler.take(first(), &mut Vec::new()), Ok(()));
+    assert!(assembler.take(first(), &mut Vec::new()).is_err());
+    let last = unpack(&packets[packets.len() - 1].bytes).unwrap();
+    assert!(Assembler::default().take(last, &mut Vec::new()).is_err());
+}

@@ -1,0 +1,193 @@
+use std::{net::IpAddr, num::NonZeroU8};
+
+use lb_model::{
+    desired::{Protocol, ServiceKey},
+    router::{Family, RouterKey, State},
+};
+use proptest::{collection::vec, prelude::*};
+
+use super::{
+    facts::{FINGERPRINT, ROUTERS},
+    *,
+};
+use crate::{Facts, Fingerprint, Likeness, RouterFacts};
+
+fn router_key() -> impl Strategy<Value = RouterKey> {
+    (any::<bool>(), 1_u8..).prop_map(|(v6, vrid)| RouterKey {
+        family: if v6 { Family::V6 } else { Family::V4 },
+        vrid: NonZeroU8::new(vrid).expect("from 1 on"),
+    })
+}
+
+pub(super) fn service_key() -> impl Strategy<Value = ServiceKey> {
+    (any::<IpAddr>(), any::<u16>(), any::<bool>()).prop_map(|(vip, port, udp)| ServiceKey {
+        vip,
+        port,
+        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+    })
+}
+
+fn router_facts() -> impl Strategy<Value = RouterFacts> {
+    let state = proptest::sample::select(State::ALL.to_vec());
+    let standing = (state, any::<u8>(), any::<[bool; 2]>(), any::<Option<IpAddr>>());
+    (standing, any::<u64>(), any::<u16>(), any::<u64>()).prop_map(
+        |((state, priority, flags, source), fingerprint, interval_centis, addresses)| RouterFacts {
+            state,
+            priority,
+            wants: flags[0],
+            lowered: flags[1],
+            source,
+            fingerprint,
+            interval_centis,
+            addresses,
+        },
+    )
+}
+
+fn facts() -> impl Strategy<Value = Facts> {
+    let routers = proptest::collection::btree_map(router_key(), router_facts(), 0..60);
+    let likeness = any::<(u64, u64, u64)>().prop_map(|(settings, backends, shares)| Likeness {
+        settings,
+        backends,
+        shares,
+    });
+    let services = proptest::collection::btree_map(service_key(), likeness, 0..200);
+    (any::<u64>(), services, routers, any::<bool>()).prop_map(
+        |(seed, services, routers, draining)| Facts {
+            fingerprint: Fingerprint { seed, services },
+            routers,
+            draining,
+        },
+    )
+}
+
+fn ranges() -> impl Strategy<Value = Vec<Range>> {
+    vec((0_u64..1 << 40, 1_u32..), 0..RANGES).prop_map(|steps| {
+        let mut from = 0;
+        let range = |(step, count): (u64, u32)| {
+            let first = from + step;
+            from = first + u64::from(count);
+            (first, count)
+        };
+        steps.into_iter().map(range).collect()
+    })
+}
+
+/// Encodes, decodes, and gives up on what has no room in a datagram.
+fn round_trip(message: &Message<'_>) {
+    let mut body = Vec::new();
+    message.encode(&mut body);
+    assert!(body.len() <= BODY, "{} bytes", body.len());
+    assert_eq!(Message::decode(message.kind(), &body).as_ref(), Ok(message));
+    // One byte more or less is another message, or none.
+    for cut in 0..body.len() {
+        assert_ne!(Message::decode(message.kind(), &body[..cut]).as_ref(), Ok(message));
+    }
+}
+
+proptest! {
+    #[test]
+    fn hellos_come_back_as_they_were(
+        node in "[a-zä-ü.0-9-]{0,32}",
+        (challenge, session, echoed, losses) in any::<(u32, [u8; 16], u32, u32)>(),
+        (clock, echo_clock, head) in any::<(u64, (u64, u64), u64)>(),
+        (next, taken, complete) in any::<(u64, u64, bool)>(),
+        (facts, has) in any::<([u32; 2], [u32; 2])>(),
+    ) {
+        let echo = (SessionId(session), echoed);
+        round_trip(&Message::Hello(Hello {
+            node: &node, challenge, echo, losses, clock, echo_clock, head, next, taken, complete, facts, has,
+        }));
+    }
+
+    #[test]
+    fn histories_come_back_as_they_were(
+        parts in vec(any::<u8>(), 0..=PARTS),
+        (sequence, ahead, transfer, index, last, since) in any::<(u64, u64, u32, u32, bool, u64)>(),
+    ) {
+        round_trip(&Message::News { sequence, ahead, parts: &parts });
+        round_trip(&Message::All { transfer, index, last, since, parts: &parts });
+    }
+
+    #[test]
+    fn acknowledgements_come_back_as_they_were(transfer: u32, next: u32, missing in ranges()) {
+        round_trip(&Message::Ack { transfer, next, missing: missing.clone() });
+        round_trip(&Message::Nack { missing });
+    }
+
+    #[test]
+    fn questions_and_answers_come_back_as_they_were(
+        (id, head) in any::<(u64, u64)>(), routers in vec(router_key(), 0..510), refusal in ".{0,60}",
+    ) {
+        round_trip(&Message::Ask { id, head, routers });
+        round_trip(&Message::Withdraw { id });
+        round_trip(&Message::Answer { id, answer: Ok(()) });
+        round_trip(&Message::Answer { id, answer: Err(&refusal) });
+    }
+
+    #[test]
+    fn facts_come_back_as_they_were(facts in facts()) {
+        let mut read = Facts::default();
+        for half in [ROUTERS, FINGERPRINT] {
+            let bytes = facts::encode(half, &facts);
+            let fragments: Vec<_> = facts::fragments(&bytes).collect();
+            prop_assert_eq!(fragments.concat(), bytes.clone());
+            let count = fragments.len() as u16;
+            for (index, bytes) in fragments.into_iter().enumerate() {
+                let index = (index as u16, count);
+                round_trip(&Message::Facts { half, generation: 7, index, bytes });
+            }
+            prop_assert_eq!(facts::decode(half, &bytes, &mut read), Ok(()));
+            prop_assert!(facts::decode(half, &bytes[..bytes.len() - 1], &mut Facts::default()).is_err());
+        }
+        prop_assert_eq!(read, facts);
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_panic(kind in 0_u8..12, body in vec(any::<u8>(), 0..=BODY)) {
+        let _ = decode(kind, &body);
+    }
+
+    /// Bytes that are nearly a message reach further than any bytes.
+    #[test]
+    fn damaged_facts_are_read_without_panic(
+        facts in facts(), damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+    ) {
+        for half in [ROUTERS, FINGERPRINT] {
+            let mut bytes = facts::encode(half, &facts);
+            for (at, byte) in &damage {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            let _ = facts::decode(half, &bytes, &mut Facts::default());
+        }
+    }
+}
+
+#[test]
+fn a_long_name_and_a_long_refusal_are_cut_off() {
+    let long = "x".repeat(2000);
+    let mut body = Vec::new();
+    Message::Hello(Hello { node: &long, ..Hello::default() }).encode(&mut body);
+    let Ok(Message::Hello(hello)) = Message::decode(Message::HELLO, &body) else {
+        panic!("it is a Hello")
+    };
+    assert_eq!(hello.node.len(), usize::from(NAME));
+    let mut body = Vec::new();
+    let answer = Message::Answer { id: 1, answer: Err(&long) };
+    answer.encode(&mut body);
+    assert!(body.len() <= BODY && Message::decode(answer.kind(), &body).is_ok());
+}
+
+#[test]
+fn datagrams_of_another_version_say_so() {
+    let mut datagram = vec![0; 100];
+    datagram[..3].copy_from_slice(b"ls\x07");
+    assert_eq!(Header::split(&mut datagram), Err(NoHeader::Version(7)));
+    let told = NoHeader::Version(7).to_string();
+    assert!(told.contains("version 7") && told.contains("same release"), "{told}");
+    assert_eq!(Header::split(&mut [0; 100]), Err(NoHeader::Foreign));
+    assert_eq!(Header::split(&mut []), Err(NoHeader::Foreign));
+    let mut short = vec![b'l', b's', VERSION, 1];
+    assert_eq!(Header::split(&mut short), Err(NoHeader::Foreign));
+}
