@@ -425,3 +425,19 @@ impl Backend {
         self.slots > 0 || self.base_slots > 0 || self.pins > 0 || self.pins_stale
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A status in which nothing is left out, as programs read it since version 0.1.0. A field that is added may be
+    /// added here; one that is renamed, gone or written otherwise breaks who reads it.
+    #[test]
+    fn programs_read_the_status_as_they_always_did() {
+        let text = include_str!("status/status.json");
+        let status: Status = serde_json::from_str(text).expect("it is a status");
+        let written = serde_json::to_string_pretty(&status).expect("it is JSON");
+        let diff = similar::TextDiff::from_lines(text.trim_end(), &written);
+        assert!(written == text.trim_end(), "{}", diff.unified_diff());
+    }
+}
