@@ -25,12 +25,13 @@ use kit::{
     wait::until,
 };
 use lb_userspace::{
+    check_status::Load,
     desired::{Mode, Protocol, ServiceKey},
     health::{
         Check, Condition, OnDown, Target,
         check::{Http, Kind},
         probe::Route,
-        prober::{Assignment, Prober, status::Load},
+        prober::{Assignment, Prober},
         vip::Way,
     },
     hop::NextHop,

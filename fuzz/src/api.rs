@@ -31,6 +31,7 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use lb_common::abi::{self, FlowKey, FlowValue, mapped};
 use lb_userspace::{
     api::{self, server},
+    check_status::{CheckStatus, Load},
     clock::Clocks,
     config::Config,
     daemon::{Checks, Daemon, Effects, Inputs},
@@ -40,13 +41,7 @@ use lb_userspace::{
     events::Events,
     flow::{FlowRef, FlowTable},
     flows::Source,
-    health::{
-        Target,
-        prober::{
-            Assignment,
-            status::{CheckStatus, Load},
-        },
-    },
+    health::{Target, prober::Assignment},
     hop::{Neighbourhood, NextHop, Resolution},
     notify::Notifier,
     samples::Samples,

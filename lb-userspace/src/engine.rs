@@ -54,9 +54,10 @@ use crate::{
     health::{self, Condition, Seen, View},
     hop::{Neighbourhood, Resolution, Want},
     maglev,
-    reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Standing, Target},
+    reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Target},
     ring,
     settings::Settings,
+    status::Standing,
     time::Now,
     units::counted,
 };

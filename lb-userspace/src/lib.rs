@@ -4,6 +4,7 @@
 //! edits [`desired::Desired`]; [`reconcile`] plans the difference to what the maps hold;
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
+pub use lb_api::{check_status, status};
 pub use lb_model::{
     check, desired, diff, edit, entry, flow, hop, keys, maglev, overrides, plan, policy, refusal,
     ring, router, rules, seen, settings, spec, time, units,
@@ -37,6 +38,5 @@ pub mod reconcile;
 pub mod samples;
 pub mod seed;
 pub mod state_file;
-pub mod status;
 pub mod unit;
 pub mod web;

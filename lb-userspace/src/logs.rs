@@ -4,7 +4,6 @@
 //! journal listens they begin with their priority, as `<4>`, and have no time, since the journal knows
 //! it. How much is said can be changed while `lbd` runs, for a while or till the next start.
 
-mod filter;
 mod line;
 #[cfg(test)]
 pub(crate) mod written;
@@ -18,7 +17,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     fmt::{
@@ -30,56 +28,13 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-pub use self::filter::Filter;
+pub use lb_api::log::{Change, Current};
+pub use lb_model::log::{Filter, Form, Settings};
+
 use self::line::Line;
-use crate::units::rfc3339;
 
 /// The variable that goes before the configuration.
 const VARIABLE: &str = "LB_LOG";
-
-/// What the configuration says of the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    /// How much is said.
-    pub filter: Filter,
-    /// In what form.
-    pub form: Form,
-}
-
-/// In what form an event is told.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Form {
-    /// For people: words, then fields as `name=value`.
-    #[default]
-    Text,
-    /// For programs: an object.
-    Json,
-}
-
-/// How much is said at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Current {
-    /// What is in force.
-    pub filter: String,
-    /// What the configuration says, if that is something else.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub configured: Option<String>,
-    /// Until when; none: until `lbd` ends.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::option")]
-    pub until: Option<SystemTime>,
-}
-
-/// What is asked of the log.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Change {
-    /// How much is to be said; none: what the configuration says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub filter: Option<Filter>,
-    /// For so long; none: until `lbd` ends.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub for_secs: Option<u64>,
-}
 
 /// The log of this process. There is one, as there is one standard error.
 static LOGS: OnceLock<Logs> = OnceLock::new();
@@ -146,7 +101,7 @@ pub fn start(settings: &Settings) -> Result<()> {
         Some(given) => given.parse().map_err(|why: String| anyhow::anyhow!("{VARIABLE}: {why}"))?,
         None => settings.filter.clone(),
     };
-    let (filter, handle) = reload::Layer::new(configured.made());
+    let (filter, handle) = reload::Layer::new(made(&configured));
     let registry = tracing_subscriber::registry().with(filter).with(layer(settings.form));
     registry.try_init().context("begin to log")?;
     let state = Mutex::new(State { configured, is_fixed, set: None, number: 0 });
@@ -204,7 +159,7 @@ impl Logs {
             // Before and after, since one of the two may not say it.
             tracing::info!(%before, %filter, "the log's level changes: {why}");
             // An error is that of a subscriber that is gone, with the process.
-            let _ = self.handle.reload(filter.made());
+            let _ = self.handle.reload(made(filter));
             if tracing_subscriber::filter::LevelFilter::current() < tracing::Level::INFO {
                 tracing::error!(%before, %filter, "the log's level has changed: {why}");
             }
@@ -245,9 +200,56 @@ pub fn set(change: Change) -> Result<Current, String> {
     Ok(told)
 }
 
+/// A filter as the library takes it.
+fn made(filter: &Filter) -> EnvFilter {
+    EnvFilter::new(filter.directives())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use lb_model::log::{CRATES, PARTS, XDP};
+
     use super::*;
+
+    /// Whether a file, or one in a folder, has something to log.
+    fn logs(path: &Path) -> bool {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).expect("it is there");
+            return entries.map(|entry| entry.expect("it is read").path()).any(|path| logs(&path));
+        }
+        let text = fs::read_to_string(path).expect("it is text");
+        let text = text.split("mod tests {").next().unwrap_or_default();
+        let macros = ["error!", "warn!", "info!", "debug!", "trace!", "$level!"];
+        text.contains("use tracing::")
+            || macros.iter().any(|name| text.contains(&format!("tracing::{name}(")))
+    }
+
+    #[test]
+    fn the_parts_are_those_that_log() {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let names = |folder: &str| -> BTreeSet<String> {
+            let entries = fs::read_dir(package.join(folder)).expect("the folder is there");
+            let paths = entries.map(|entry| entry.expect("it is read").path());
+            // The programs are crates of their own.
+            let parts = paths.filter(|path| !path.ends_with("bin") && logs(path));
+            let name =
+                |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
+            parts.map(|path| name(&path)).collect()
+        };
+        let mut found = names("src");
+        for name in names("crates") {
+            // A crate is one part, unless the table has modules of it.
+            let target = format!("lb_{name}");
+            let parts = CRATES.iter().filter(|(_, at)| at.split("::").next() == Some(&target));
+            let parts: Vec<_> = parts.map(|(part, _)| (*part).to_owned()).collect();
+            assert!(!parts.is_empty(), "{name} logs");
+            found.extend(parts);
+        }
+        found.insert(XDP.to_owned());
+        assert_eq!(found, PARTS.iter().map(ToString::to_string).collect());
+    }
 
     fn filter(text: &str) -> Filter {
         text.parse().expect(text)

@@ -16,7 +16,7 @@ use lb_common::{
     hash::FlowKeys,
 };
 
-pub use self::{choose::Standing, place::flows_are_moved};
+pub use self::place::flows_are_moved;
 use self::{
     ids::Ids,
     place::{Placed, is_usable, place},
@@ -28,6 +28,7 @@ use crate::{
     hop::Neighbourhood,
     maglev::Member,
     settings::{Limits, Tunnel},
+    status::Standing,
     time::Now,
 };
 

@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::{
-    health::{Condition, prober::status::CheckStatus},
+    check_status::CheckStatus,
+    health::Condition,
     status::{Backend, Service},
     units::{counted, format_duration},
 };
@@ -109,7 +110,7 @@ pub(super) fn rows(check: &CheckStatus) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::prober::status::{Counts, Histogram};
+    use crate::check_status::{Counts, Histogram};
 
     fn check() -> CheckStatus {
         CheckStatus {

@@ -20,9 +20,8 @@ use crate::{
     health::View,
     hop::{Neighbourhood, Want},
     plan::Preview,
-    reconcile::Standing,
     settings::{Hooks, Limits},
-    status::{Interface, Status, Totals},
+    status::{Interface, Standing, Status, Totals},
     sync::Piece,
     time::Now,
 };

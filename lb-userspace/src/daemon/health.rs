@@ -7,21 +7,18 @@ use std::{
 };
 
 use crate::{
+    check_status::{CheckStatus, Load},
     desired::{Desired, ServiceKey},
     events::{Kind, News},
     health::{
         Condition, Seen, Target, View,
         assign::assignments,
         check::Start,
-        prober::{
-            Assignment, Prober, Report,
-            status::{CheckStatus, Load},
-        },
+        prober::{Assignment, Prober, Report},
     },
     hop::Neighbourhood,
-    reconcile::Standing,
     settings::Tunnel,
-    status::Status,
+    status::{Standing, Status},
     units::counted,
 };
 

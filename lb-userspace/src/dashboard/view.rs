@@ -116,7 +116,7 @@ struct OfService<'a> {
     flux: u32,
     idle_timeout: u64,
     #[serde(flatten)]
-    standing: crate::reconcile::Standing,
+    standing: crate::status::Standing,
     rate: Three,
     backends: BTreeMap<IpAddr, OfBackend<'a>>,
 }

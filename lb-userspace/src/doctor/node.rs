@@ -10,7 +10,6 @@ use super::{
 use crate::{
     config::Config,
     desired::Mode,
-    egress,
     hop::{Resolution, Want},
     status::EgressStatus,
     unit::Unit,
@@ -279,7 +278,7 @@ pub(super) fn exits(facts: &Facts) -> Vec<Finding> {
                 CHECK,
                 format!("what the program sends to {mac} by {interface} arrives"),
             ),
-            egress::NAME => Finding::wrong(
+            EgressStatus::LOST => Finding::wrong(
                 CHECK,
                 format!("what the program sends to {mac} by {interface} is lost: {detail}"),
                 "clients get no answer, and health checks, which leave by a socket, don't see it",

@@ -4,7 +4,7 @@
 //! to the program: it counts a frame as sent that the kernel or the driver drops. So now and then the loaded program
 //! itself is given a packet for a backend of each next hop ([`LiveProgram`]), and the backend's answer is waited
 //! for. The same question by the packet socket comes first. An answer to that one and none to the other is a fault
-//! of the egress: [`NAME`].
+//! of the egress: [`EgressStatus::LOST`].
 //!
 //! Frames that the kernel says it has lost ([`TxErrors`]) are told in the status, and a cause to ask at once.
 //!
@@ -56,9 +56,6 @@ use crate::{
     status::{EgressStatus, Status},
     threads,
 };
-
-/// The fault's name in status, events and alerts.
-pub const NAME: &str = "egress_not_forwarding";
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_millis(300);
@@ -214,7 +211,8 @@ impl Check for Checker {
                 detail: verdict.detail().map(str::to_owned),
             })
             .collect();
-        let lost: Vec<_> = status.egress.iter().filter(|one| one.state == NAME).cloned().collect();
+        let lost: Vec<_> =
+            status.egress.iter().filter(|one| one.state == EgressStatus::LOST).cloned().collect();
         let backends =
             status.services.values_mut().flat_map(|service| service.backends.values_mut());
         for backend in backends {
@@ -224,7 +222,7 @@ impl Check for Checker {
             };
             backend.egress_fault = lost.iter().find(is_behind).map(|one| {
                 let detail = one.detail.as_deref().unwrap_or_default();
-                format!("{NAME}: {detail}")
+                format!("{}: {detail}", EgressStatus::LOST)
             });
         }
     }
@@ -383,7 +381,8 @@ fn ingress_for(exit: &Exit, native: &[u32]) -> Result<u32, &'static str> {
 fn tell(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
     let (interface, mac) = (&exit.interface, exit.mac_text());
     if lost {
-        let message = format!("{NAME}: what the program sends to {mac} by {interface} is lost");
+        let fault = EgressStatus::LOST;
+        let message = format!("{fault}: what the program sends to {mac} by {interface} is lost");
         News::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
     } else {
         let message = format!("what the program sends to {mac} by {interface} arrives");

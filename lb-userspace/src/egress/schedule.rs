@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Exit, NAME, Plan};
+use super::{Exit, Plan};
+use crate::status::EgressStatus;
 
 /// Between two questions by an exit by which frames arrive.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -33,7 +34,7 @@ impl Verdict {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Forwards => "forwards",
-            Self::Lost(_) => NAME,
+            Self::Lost(_) => EgressStatus::LOST,
             Self::Unknown(_) => "unknown",
         }
     }

@@ -8,7 +8,6 @@
 //! process has not run for a while, missing answers of that time mean nothing.
 
 mod schedule;
-pub mod status;
 mod trouble;
 
 use std::{
@@ -22,6 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_api::check_status::{CheckStatus, Load};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
@@ -31,10 +31,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use self::{
-    schedule::{Answer, Schedule, Work},
-    status::{CheckStatus, Load},
-};
+use self::schedule::{Answer, Schedule, Work};
 pub use super::fsm::Change;
 use super::{
     Check, Condition, OnDown, Seen, Target,

@@ -6,10 +6,9 @@ use lb_common::abi::ABI_VERSION;
 
 use super::page::{Family, Page, truth};
 use crate::{
-    egress,
     events::Kind,
     netlink::drops::Drops,
-    status::{Status, Usage},
+    status::{EgressStatus, Status, Usage},
 };
 
 pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
@@ -73,7 +72,7 @@ fn program(page: &mut Page<'_>, status: &Status) -> fmt::Result {
             .iter()
             .map(|interface| ([("interface", interface.name.as_str())], truth(interface.attached))),
     )?;
-    let lost = status.egress.iter().filter(|exit| exit.state == egress::NAME).count();
+    let lost = status.egress.iter().filter(|exit| exit.state == EgressStatus::LOST).count();
     page.gauge(
         Family::new(
             "lb_egress_not_forwarding",

@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::health::prober::status::{BOUNDS_US, Histogram};
+use crate::check_status::{BOUNDS_US, Histogram};
 
 /// What a family is called, and what it says.
 #[derive(Debug)]

@@ -323,7 +323,7 @@ fn checks(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
 
 impl Row<'_> {
     /// What is known of the checks, if there are any.
-    fn check(&self) -> Option<&crate::health::prober::status::CheckStatus> {
+    fn check(&self) -> Option<&crate::check_status::CheckStatus> {
         self.backend.check.as_ref().filter(|check| check.kind != "none")
     }
 }

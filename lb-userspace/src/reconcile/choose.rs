@@ -1,8 +1,9 @@
 //! Which backends of a service take new flows, by what is seen of their health: a pure function.
 
-use serde::{Deserialize, Serialize};
-
-use crate::health::{Condition, Policy, Seen};
+use crate::{
+    health::{Condition, Policy, Seen},
+    status::Standing,
+};
 
 /// A backend, as far as choosing goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,25 +30,6 @@ impl Candidate {
     fn is_sound(self) -> bool {
         self.is_up() && !self.seen.held
     }
-}
-
-/// How a service stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
-    /// Backends that are up and can take new flows: those that are held back only while they do.
-    pub up: u16,
-    /// Backends that take new flows, and those that would if it came to that; in panic, those that answer checks,
-    /// whatever they answer: one that this node does not reach may be reached from another.
-    #[serde(default)]
-    pub serving: u16,
-    /// Backends that the operator lets take new flows.
-    pub enabled: u16,
-    /// Whether so few are up that checks are ignored for choosing.
-    pub panic: bool,
-    /// Whether backups serve.
-    pub on_backups: bool,
-    /// Whether as many are up as the service needs.
-    pub ready: bool,
 }
 
 /// Who takes new flows, in the order of `candidates`, and how the service stands.

@@ -7,13 +7,14 @@ use lb_common::abi::{self, backend_flags};
 
 use super::{
     Applied, Inputs, Target,
-    choose::{self, Candidate, Standing},
+    choose::{self, Candidate},
 };
 use crate::{
     desired::{Admin, Backend, Mode, Service},
     entry,
     health::{self, Condition},
     hop::{Resolution, Want},
+    status::Standing,
     time::Now,
 };
 

@@ -25,9 +25,8 @@ use lb_userspace::{
     health::View,
     hop::{Neighbourhood, Want},
     plan::Preview,
-    reconcile::Standing,
     settings::{Hooks, Limits},
-    status::{Interface, Status, Totals},
+    status::{Interface, Standing, Status, Totals},
     sync::Piece,
     time::Now,
 };

@@ -18,6 +18,7 @@ pub mod entry;
 pub mod flow;
 pub mod hop;
 pub mod keys;
+pub mod log;
 pub mod maglev;
 pub mod overrides;
 pub mod plan;

@@ -3,8 +3,7 @@
 use super::*;
 use crate::{
     desired::{Mode, Protocol, ServiceKey},
-    reconcile::Standing,
-    status::{Drain, Interface, Unseen},
+    status::{Drain, Interface, Standing, Unseen},
 };
 
 fn backend_with(admin: Admin, unusable: Option<&str>) -> Backend {

@@ -5,8 +5,7 @@ use std::{net::IpAddr, time::SystemTime};
 use crate::{
     desired::{Admin, Mode, Protocol, ServiceKey},
     health::Condition,
-    reconcile::Standing,
-    status::{Backend, Count, Interface, Service, Status, Totals, Usage},
+    status::{Backend, Count, Interface, Service, Standing, Status, Totals, Usage},
     vrrp::{Counters, Family, RouterKey, RouterStatus, State},
 };
 

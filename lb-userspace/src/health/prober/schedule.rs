@@ -10,13 +10,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_api::check_status::{CheckStatus, Counts, Histogram, Load};
 use tracing::{info, warn};
 
-use super::{
-    Assignment, Report,
-    status::{CheckStatus, Counts, Histogram, Load},
-    trouble::Troubles,
-};
+use super::{Assignment, Report, trouble::Troubles};
 use crate::{
     desired::ServiceKey,
     health::{

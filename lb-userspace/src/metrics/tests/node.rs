@@ -13,13 +13,10 @@ use lb_common::{
 };
 
 use crate::{
+    check_status::{CheckStatus, Counts, Histogram, Load},
     desired::{Admin, Mode, Protocol, ServiceKey, UdpPolicy},
-    health::{
-        Condition,
-        prober::status::{CheckStatus, Counts, Histogram, Load},
-    },
-    reconcile::Standing,
-    status::{Backend, Count, Interface, Peer, Service, Status, Totals, Usage, Writes},
+    health::Condition,
+    status::{Backend, Count, Interface, Peer, Service, Standing, Status, Totals, Usage, Writes},
     sync::{PeerCounters, PeerStatus},
     vrrp::{Counters, Family, RouterKey, RouterStatus, State},
 };

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use lb_model::seen::Condition;
 use serde::{Deserialize, Serialize};
-
-use crate::health::Condition;
 
 /// What is known of one backend's checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,22 +1,21 @@
-//! How much is said: a level for all, and levels for parts.
+//! How much is logged, and in what form: a level for all, and levels for parts.
 //!
 //! A filter is checked word by word, since the library would take a misspelt level for the name of a part.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use tracing_subscriber::EnvFilter;
 
 use crate::units::nearest;
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 /// The parts of the user side that say something, and `xdp`, the balancer's program.
-const PARTS: [&str; 18] = [
+pub const PARTS: [&str; 18] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// The parts that are crates of their own or modules of one, and where their events come from.
-const CRATES: [(&str, &str); 5] = [
+pub const CRATES: [(&str, &str); 5] = [
     ("netlink", "lb_netlink"),
     ("path_mtu", "lb_netlink::path_mtu"),
     ("sync", "lb_sync"),
@@ -24,9 +23,28 @@ const CRATES: [(&str, &str); 5] = [
     ("vrrp", "lb_vrrp"),
 ];
 /// What the balancer's program says.
-pub(crate) const XDP: &str = "xdp";
+pub const XDP: &str = "xdp";
 /// Libraries that say something.
 const LIBRARIES: [&str; 6] = ["aya", "hyper", "hyper_util", "mio", "rustls", "tokio"];
+
+/// What the configuration says of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How much is said.
+    pub filter: Filter,
+    /// In what form.
+    pub form: Form,
+}
+
+/// In what form an event is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// For people: words, then fields as `name=value`.
+    #[default]
+    Text,
+    /// For programs: an object.
+    Json,
+}
 
 /// A filter of what is logged: `info`, or `warn,vrrp=debug`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,11 +131,12 @@ fn check_level(text: &str) -> Result<String, String> {
 }
 
 impl Filter {
-    /// As the library takes it.
-    pub(super) fn made(&self) -> EnvFilter {
+    /// As tracing-subscriber's `EnvFilter` takes it: directives with the targets of this project's crates.
+    #[must_use]
+    pub fn directives(&self) -> String {
         let directives = self.0.split(',').filter_map(|one| directive(one).ok());
         let directives: Vec<_> = directives.flat_map(|(_, taken)| taken).collect();
-        EnvFilter::new(directives.join(","))
+        directives.join(",")
     }
 }
 
@@ -135,47 +154,7 @@ impl<'de> Deserialize<'de> for Filter {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs, path::Path};
-
     use super::*;
-
-    /// Whether a file, or one in a folder, has something to log.
-    fn logs(path: &Path) -> bool {
-        if path.is_dir() {
-            let entries = fs::read_dir(path).expect("it is there");
-            return entries.map(|entry| entry.expect("it is read").path()).any(|path| logs(&path));
-        }
-        let text = fs::read_to_string(path).expect("it is text");
-        let text = text.split("mod tests {").next().unwrap_or_default();
-        let macros = ["error!", "warn!", "info!", "debug!", "trace!", "$level!"];
-        text.contains("use tracing::")
-            || macros.iter().any(|name| text.contains(&format!("tracing::{name}(")))
-    }
-
-    #[test]
-    fn the_parts_are_those_that_log() {
-        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let names = |folder: &str| -> BTreeSet<String> {
-            let entries = fs::read_dir(package.join(folder)).expect("the folder is there");
-            let paths = entries.map(|entry| entry.expect("it is read").path());
-            // The programs are crates of their own.
-            let parts = paths.filter(|path| !path.ends_with("bin") && logs(path));
-            let name =
-                |path: &Path| path.file_stem().expect("a name").to_string_lossy().into_owned();
-            parts.map(|path| name(&path)).collect()
-        };
-        let mut found = names("src");
-        for name in names("crates") {
-            // A crate is one part, unless the table has modules of it.
-            let target = format!("lb_{name}");
-            let parts = CRATES.iter().filter(|(_, at)| at.split("::").next() == Some(&target));
-            let parts: Vec<_> = parts.map(|(part, _)| (*part).to_owned()).collect();
-            assert!(!parts.is_empty(), "{name} logs");
-            found.extend(parts);
-        }
-        found.insert(XDP.to_owned());
-        assert_eq!(found, PARTS.iter().map(ToString::to_string).collect());
-    }
 
     #[test]
     fn a_filter_is_levels_for_all_and_for_parts() {
@@ -200,7 +179,7 @@ mod tests {
                 all.sort_unstable();
                 all
             };
-            assert_eq!(sorted(&filter.made().to_string()), sorted(taken));
+            assert_eq!(sorted(&filter.directives()), sorted(taken));
         }
     }
 

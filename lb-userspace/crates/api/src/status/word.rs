@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use lb_model::{desired::Admin, seen::Condition, units::format_duration};
+
 use super::Backend;
-use crate::{desired::Admin, health::Condition, units::format_duration};
 
 /// What a backend does: what the operator said of it, or else what is found out about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,20 +8,20 @@ use std::{
     time::SystemTime,
 };
 
+use lb_model::{
+    desired::{Admin, Mode, ServiceKey, UdpPolicy},
+    router::{RouterKey, State},
+    seen::Condition,
+    units::rfc3339,
+};
 use serde::{Deserialize, Serialize};
 
 pub use self::word::Word;
 use crate::{
-    desired::{Admin, Mode, ServiceKey, UdpPolicy},
-    health::{
-        Condition,
-        prober::status::{CheckStatus, Histogram, Load},
-    },
-    reconcile::Standing,
-    router::{RouterKey, State},
-    sync::PeerStatus,
-    units::rfc3339,
-    vrrp::RouterStatus,
+    check_status::{CheckStatus, Histogram, Load},
+    log,
+    peers::PeerStatus,
+    routers::RouterStatus,
 };
 
 /// The whole node at one moment.
@@ -70,7 +70,7 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// How much is logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log: Option<crate::logs::Current>,
+    pub log: Option<log::Current>,
     /// Where it is answered over HTTP, or should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub http: Vec<Listener>,
@@ -222,6 +222,11 @@ pub struct EgressStatus {
     pub detail: Option<String>,
 }
 
+impl EgressStatus {
+    /// The state of one whose device drops, or whose peer does not pass on, what the program sends by it.
+    pub const LOST: &str = "egress_not_forwarding";
+}
+
 /// Frames that were dropped after the program had sent them, since `lbd` started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TxErrorStatus {
@@ -273,6 +278,25 @@ impl Totals {
         self.sent.bytes = self.sent.bytes.wrapping_add(more.sent.bytes);
         self.new_flows = self.new_flows.wrapping_add(more.new_flows);
     }
+}
+
+/// How a service stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Backends that are up and can take new flows: those that are held back only while they do.
+    pub up: u16,
+    /// Backends that take new flows, and those that would if it came to that; in panic, those that answer checks,
+    /// whatever they answer: one that this node does not reach may be reached from another.
+    #[serde(default)]
+    pub serving: u16,
+    /// Backends that the operator lets take new flows.
+    pub enabled: u16,
+    /// Whether so few are up that checks are ignored for choosing.
+    pub panic: bool,
+    /// Whether backups serve.
+    pub on_backups: bool,
+    /// Whether as many are up as the service needs.
+    pub ready: bool,
 }
 
 /// A service at one moment.
