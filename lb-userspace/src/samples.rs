@@ -18,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use lb_api::paths;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -217,7 +218,7 @@ pub struct BackendSeries {
 
 /// The route of the samples.
 pub fn router(samples: Samples) -> Router {
-    Router::new().route("/v1/samples", get(answer)).with_state(samples)
+    Router::new().route(paths::SAMPLES, get(answer)).with_state(samples)
 }
 
 /// Answers a question for samples.

@@ -3,13 +3,12 @@
 use std::{path::Path, process::Command, thread};
 
 use anyhow::{Context as _, Result, anyhow};
+use lb_model::paths;
 use nix::unistd::{Group, User, getgrouplist};
 use rustix::{
     process::{Gid, Uid},
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
-
-use crate::config;
 
 /// `lbd.service`, as `systemctl show` has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,7 +67,7 @@ impl Unit {
     #[must_use]
     pub fn remedy(unit: Option<&Self>) -> String {
         match unit {
-            None => format!("start it with 'lbd --config {}'", config::DEFAULT_FILE),
+            None => format!("start it with 'lbd --config {}'", paths::CONFIG),
             Some(unit) if unit.is_retried() || unit.active == "failed" => format!(
                 "lbd.service is {} ({}); 'journalctl -u lbd -n 20' says why",
                 unit.active, unit.sub

@@ -102,6 +102,18 @@ pub fn no_packet_goes_to_and_fro(twins: &Twins) -> Result<()> {
     twins.wait_synced()
 }
 
+/// What backends of a service own and got by one node, for who looks for a fault.
+fn shares(twins: &Twins, node: usize, way: Way) -> Result<String> {
+    let status = twins.nodes[node].status()?;
+    let backends = status.service(way.name())?.backends.iter();
+    let each = backends.map(|(address, one)| {
+        let (slots, base, pins) = (one.slots, one.base_slots, one.pins);
+        format!("{address} {slots} slots, {base} as base owner, {pins} pins, {:?}", one.sent)
+    });
+    let each: Vec<_> = each.collect();
+    Ok(format!("{}: {}", twins.host(node).name, each.join("; ")))
+}
+
 /// New connections reach the other node, which would send those that it has not got from a peer to the Active one. What
 /// comes by a tunnel its program does not see.
 fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
@@ -136,9 +148,11 @@ fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
         let hosts = answering(twins, way)?;
         ensure!(
             hosts == BTreeSet::from([name.clone()]),
-            "{}, {} Active: {hosts:?}; {}",
+            "{}, {} Active: {hosts:?}; {}; {}; {}",
             way.name(),
             twins.host(active).name,
+            shares(twins, 0, way)?,
+            shares(twins, 1, way)?,
             twins.logs()
         );
         let sent = count(active, delivered, way)? - sent;

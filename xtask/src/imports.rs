@@ -31,7 +31,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("config", "web"),
             ("metrics", "api"),
             ("samples", "api"),
-            ("unit", "config"),
             ("web", "config"),
         ],
     ),

@@ -14,6 +14,7 @@ use axum::{
     routing::post,
 };
 use futures_util::stream;
+use lb_api::paths;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
@@ -51,7 +52,7 @@ struct Doors {
 /// The routes of captures.
 pub(super) fn router(daemon: mpsc::Sender<Request>) -> Router {
     let doors = Doors { daemon, stops: watch::Sender::new(0) };
-    Router::new().route("/v1/capture", post(begin).delete(stop)).with_state(doors)
+    Router::new().route(paths::CAPTURE, post(begin).delete(stop)).with_state(doors)
 }
 
 async fn stop(State(doors): State<Doors>) -> Json<Done> {

@@ -11,6 +11,7 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
+use lb_api::paths;
 use serde::Deserialize;
 
 use super::Line;
@@ -19,7 +20,7 @@ use crate::events::{Events, KEPT, Page};
 /// The route of the events. They come from the history, not from the daemon's task, so that who
 /// follows them costs the daemon nothing.
 pub(super) fn router(events: Events) -> Router {
-    Router::new().route("/v1/events", get(answer)).with_state(events)
+    Router::new().route(paths::EVENTS, get(answer)).with_state(events)
 }
 
 #[derive(Deserialize)]

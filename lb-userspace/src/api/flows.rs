@@ -22,6 +22,7 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
+use lb_api::paths;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -66,7 +67,7 @@ pub(super) fn router(daemon: mpsc::Sender<Request>, source: Arc<dyn Source>) -> 
         walks: Arc::new(Semaphore::new(1)),
         patience: WALK,
     };
-    Router::new().route("/v1/flows", get(answer)).with_state(reader)
+    Router::new().route(paths::FLOWS, get(answer)).with_state(reader)
 }
 
 async fn answer(State(reader): State<Reader>, Asked(query): Asked<Query>) -> Response {

@@ -1,6 +1,7 @@
 //! The log over the API: how much it says, and a change of that.
 
 use axum::{Json, Router, body::Bytes, routing::get};
+use lb_api::paths;
 
 use super::ask::body;
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
 
 /// The route of the log. It is the process's, so the daemon's task is not asked.
 pub(super) fn router() -> Router {
-    Router::new().route("/v1/log", get(show).put(change))
+    Router::new().route(paths::LOG, get(show).put(change))
 }
 
 async fn show() -> Result<Json<Current>, Refusal> {

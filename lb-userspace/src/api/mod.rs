@@ -42,7 +42,6 @@
 
 mod ask;
 mod capture;
-pub mod client;
 mod events;
 mod flows;
 mod log;
@@ -50,164 +49,23 @@ mod peer;
 pub mod server;
 pub mod socket;
 
-use std::path::PathBuf;
-
-pub use lb_model::{plan::Plan, refusal::Error};
-use serde::{Deserialize, Serialize};
+pub use lb_api::{
+    client,
+    requests::{
+        ConfigDiff, Done, Error, Failover, Line, NodeChange, Pending, Plan, Reloaded, Saved, Shown,
+        Terms,
+    },
+};
 use tokio::sync::oneshot;
 
 use crate::{
     capture::{Spec, book::Book},
     datapath::capture::{Capturer, Loader, Tap},
-    diff::Difference,
     edit::Edit,
-    events::Event,
     explain::{Answers, Questions},
-    overrides::Conflict,
     refusal::Refusal,
     status::{Pair, Status},
 };
-
-/// What was done.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Done {
-    /// In one line.
-    pub message: String,
-    /// What else there is to know of it.
-    #[serde(default)]
-    pub notes: Vec<String>,
-    /// What would change; then nothing was done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<Plan>,
-}
-
-/// On what terms a change is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Terms {
-    /// Only tell what would change.
-    #[serde(default)]
-    pub dry_run: bool,
-    /// Do it even if it takes a service from its clients.
-    #[serde(default)]
-    pub yes: bool,
-}
-
-/// What changes of the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NodeChange {
-    /// Whether it is draining.
-    pub draining: bool,
-}
-
-/// Which virtual routers are to be Active on another node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Failover {
-    /// Their names; none: all that are Active here.
-    #[serde(default)]
-    pub routers: Vec<String>,
-}
-
-/// A line of what follows the events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Line {
-    /// What has happened.
-    Event(Event),
-    /// Who follows was too slow for what has happened before the next line.
-    Missed {
-        /// So many events.
-        missed: u64,
-    },
-}
-
-/// What a reload did, or would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reloaded {
-    /// In words; the notes, or the plan of a dry run, tell the differences and the conflicts, too.
-    #[serde(flatten)]
-    pub done: Done,
-    /// What it changed of what is in force.
-    pub differences: Vec<Difference>,
-    /// What it changed of virtual routers.
-    #[serde(default)]
-    pub routers: Vec<String>,
-    /// What it changed of `[http]` and `[log]`, in words.
-    #[serde(default)]
-    pub tables: Vec<String>,
-    /// The changes by `lbctl` that it overruled.
-    pub conflicts: Vec<Conflict>,
-}
-
-/// How the file, the configuration in force and what is in force differ.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConfigDiff {
-    /// The configuration's file.
-    pub file: PathBuf,
-    /// What `lbctl` changed against the configuration in force.
-    pub runtime: Vec<Difference>,
-    /// What a reload of the file would do.
-    pub reload: Pending,
-}
-
-impl ConfigDiff {
-    /// Whether nothing differs.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        let Pending { error, differences, routers, tables, conflicts, restart } = &self.reload;
-        self.runtime.is_empty()
-            && error.is_none()
-            && differences.is_empty()
-            && routers.is_empty()
-            && tables.is_empty()
-            && conflicts.is_empty()
-            && restart.is_empty()
-    }
-}
-
-/// What a reload of the file would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pending {
-    /// Why it can't be loaded: every mistake.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// What it would change of what is in force.
-    pub differences: Vec<Difference>,
-    /// What it would change of virtual routers.
-    #[serde(default)]
-    pub routers: Vec<String>,
-    /// What it would change of `[http]` and `[log]`, in words.
-    #[serde(default)]
-    pub tables: Vec<String>,
-    /// The changes by `lbctl` that it would overrule.
-    pub conflicts: Vec<Conflict>,
-    /// The keys whose change takes a restart of `lbd`.
-    pub restart: Vec<String>,
-}
-
-/// What is in force, as a configuration's file would say it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shown {
-    /// The configuration's file.
-    pub file: PathBuf,
-    /// The text of such a file, without passwords and seeds.
-    pub toml: String,
-}
-
-/// What was written into the file, or would be.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Saved {
-    /// In words.
-    #[serde(flatten)]
-    pub done: Done,
-    /// What the file says that it did not say before.
-    pub differences: Vec<Difference>,
-    /// The file's lines that differ, as `diff -u` tells them.
-    pub diff: String,
-    /// What a file can't say, which is kept in the state file.
-    pub left: Vec<String>,
-}
 
 /// What the server asks of the daemon.
 #[derive(Debug)]

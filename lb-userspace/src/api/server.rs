@@ -13,6 +13,7 @@ use axum::{
     response::IntoResponse,
     routing::{get, patch, post},
 };
+use lb_api::paths;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -86,14 +87,14 @@ pub fn router(
 /// What only tells, and is served over the read-only listener as well.
 pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Router {
     Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/node", get(node))
-        .route("/v1/services", get(services))
-        .route("/v1/services/{name}", get(service))
-        .route("/v1/services/{name}/backends", get(backends))
-        .route("/v1/services/{name}/backends/{address}", get(backend))
-        .route("/v1/vrrp", get(pair))
-        .route("/v1/peers", get(peers))
+        .route(paths::STATUS, get(status))
+        .route(paths::NODE, get(node))
+        .route(paths::SERVICES, get(services))
+        .route(paths::SERVICE, get(service))
+        .route(paths::BACKENDS, get(backends))
+        .route(paths::BACKEND, get(backend))
+        .route(paths::VRRP, get(pair))
+        .route(paths::PEERS, get(peers))
         .with_state(daemon)
         .merge(super::events::router(events))
         .merge(samples::router(samples))
@@ -102,19 +103,16 @@ pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Sa
 /// What changes something, or tells of files, for who may use the socket.
 fn changing(daemon: mpsc::Sender<Request>) -> Router {
     Router::new()
-        .route("/v1/node", patch(change_node))
-        .route("/v1/services/{name}", post(add_service).delete(remove_service))
-        .route(
-            "/v1/services/{name}/backends/{address}",
-            post(add_backend).patch(change_backend).delete(remove_backend),
-        )
-        .route("/v1/reload", post(reload))
-        .route("/v1/config", get(config_show))
-        .route("/v1/config/diff", get(config_diff))
-        .route("/v1/config/save", post(config_save))
-        .route("/v1/vrrp/failover", post(failover))
-        .route("/v1/detach", post(detach))
-        .route("/v1/explain", post(explain))
+        .route(paths::NODE, patch(change_node))
+        .route(paths::SERVICE, post(add_service).delete(remove_service))
+        .route(paths::BACKEND, post(add_backend).patch(change_backend).delete(remove_backend))
+        .route(paths::RELOAD, post(reload))
+        .route(paths::CONFIG, get(config_show))
+        .route(paths::CONFIG_DIFF, get(config_diff))
+        .route(paths::CONFIG_SAVE, post(config_save))
+        .route(paths::FAILOVER, post(failover))
+        .route(paths::DETACH, post(detach))
+        .route(paths::EXPLAIN, post(explain))
         .with_state(daemon)
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use hyper::{Method, body::Bytes};
+use lb_api::paths;
 use serde::Serialize;
 
 use super::{
@@ -117,7 +118,7 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
     }
     // A capture that is refused leaves an older file as it was.
     let patient = client.for_a_program();
-    let mut pieces = patient.stream(Method::POST, "/v1/capture", &spec).await?;
+    let mut pieces = patient.stream(Method::POST, paths::CAPTURE, &spec).await?;
     let name = || format!("write {}", args.write.display());
     let mut out: Box<dyn Write> = match to_stdout {
         true => Box::new(io::stdout()),
@@ -138,7 +139,7 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
                     break;
                 }
                 stopping = true;
-                let _: Done = client.send(Method::DELETE, "/v1/capture", Bytes::new()).await?;
+                let _: Done = client.send(Method::DELETE, paths::CAPTURE, Bytes::new()).await?;
                 Some(Bytes::new())
             }
         };

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
 use clap_complete::CompletionCandidate;
+use lb_api::paths;
 
 use crate::{api::client::Client, config, status::Status};
 
@@ -43,7 +44,7 @@ fn known() -> Option<Services> {
     let asked = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         let client = Client::new(socket);
-        let answer = client.get("/v1/status");
+        let answer = client.get(paths::STATUS);
         let status: Status =
             runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await.ok()?.ok() })?;
         let services = status.services.into_iter();

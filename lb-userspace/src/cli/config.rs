@@ -4,6 +4,7 @@ use std::{fmt::Display, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use hyper::{Method, body::Bytes};
+use lb_api::paths;
 
 use super::{
     Printer,
@@ -24,23 +25,23 @@ pub(super) async fn run(
     match command {
         ConfigCommand::Check { file } => return Ok(check(file)),
         ConfigCommand::Reload(Dry { dry_run }) => {
-            let path = format!("/v1/reload?dry_run={dry_run}");
+            let path = format!("{}?dry_run={dry_run}", paths::RELOAD);
             let reloaded: Reloaded = client.send(Method::POST, &path, Bytes::new()).await?;
             printer.print(&reloaded, || done_text(&reloaded.done))?;
         }
         ConfigCommand::Show => {
-            let shown: Shown = client.get("/v1/config").await?;
+            let shown: Shown = client.get(paths::CONFIG).await?;
             printer.print(&shown, || shown.toml.clone())?;
         }
         ConfigCommand::Diff { exit_code } => {
-            let diff: ConfigDiff = client.get("/v1/config/diff").await?;
+            let diff: ConfigDiff = client.get(paths::CONFIG_DIFF).await?;
             printer.print(&diff, || text(&diff))?;
             if *exit_code && !diff.is_empty() {
                 return Ok(ExitCode::FAILURE);
             }
         }
         ConfigCommand::Save { dry_run } => {
-            let path = format!("/v1/config/save?dry_run={dry_run}");
+            let path = format!("{}?dry_run={dry_run}", paths::CONFIG_SAVE);
             let saved: Saved = client.send(Method::POST, &path, Bytes::new()).await?;
             printer.print(&saved, || match dry_run {
                 false => done_text(&saved.done),

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hyper::Method;
+use lb_api::paths;
 
 use super::change::{self, Changer};
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
 /// Detaches through the daemon if it answers, otherwise what is found. `pin_dir` is where an lbd that
 /// does not answer has pinned; none: where the configuration says.
 pub(super) async fn detach(changer: &Changer<'_>, pin_dir: Option<&Path>) -> Result<()> {
-    let made = changer.make(Method::POST, "/v1/detach").await;
+    let made = changer.make(Method::POST, paths::DETACH).await;
     let Err(error) = made else { return Ok(()) };
     if !matches!(error.downcast_ref(), Some(client::Error::NotRunning { .. })) {
         return Err(error);

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use lb_api::paths;
 
 use super::{Printer, args::word};
 use crate::{
@@ -100,7 +101,7 @@ pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> R
 /// The file of the `lbd` that answers there.
 async fn file_of(socket: &Path) -> Option<PathBuf> {
     let client = Client::new(socket);
-    let diff = client.get::<ConfigDiff>("/v1/config/diff");
+    let diff = client.get::<ConfigDiff>(paths::CONFIG_DIFF);
     Some(tokio::time::timeout(PATIENCE, diff).await.ok()?.ok()?.file)
 }
 

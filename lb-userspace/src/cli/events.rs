@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
+use lb_api::paths;
 
 use super::{args::Output, args::word, complete, patience::Patient};
 use crate::{
@@ -78,7 +79,7 @@ impl EventsArgs {
 }
 
 pub(super) async fn run(args: &EventsArgs, client: &Client, output: Output) -> Result<()> {
-    let page: Page = client.get("/v1/events").await?;
+    let page: Page = client.get(paths::EVENTS).await?;
     let (wanted, forgotten) = args.select(&page);
     if forgotten {
         eprintln!("lbctl: lbd keeps the last {KEPT} events; older ones are in its log");
@@ -93,7 +94,7 @@ pub(super) async fn run(args: &EventsArgs, client: &Client, output: Output) -> R
 async fn follow(args: &EventsArgs, client: &Client, output: Output, mut last: u64) -> Result<()> {
     let mut patient = Patient::new(client);
     loop {
-        let lines = client.lines(&format!("/v1/events?follow=true&since={last}")).await;
+        let lines = client.lines(&format!("{}?follow=true&since={last}", paths::EVENTS)).await;
         let mut lines = match lines {
             Ok(lines) => lines,
             Err(error) if error.is_absence() => {

@@ -11,6 +11,7 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 use hyper::Method;
+use lb_api::paths;
 use serde::Serialize;
 
 use super::{Misuse, Printer, progress::Progress, table::Table};
@@ -166,7 +167,7 @@ impl ExplainArgs {
         if let Some(port) = destination.port {
             return Ok(vec![self.made(protocol, source, SocketAddr::new(vip, port))]);
         }
-        let status: Status = client.get("/v1/status").await?;
+        let status: Status = client.get(paths::STATUS).await?;
         let ports = ports_of(&status, protocol, vip);
         anyhow::ensure!(
             !ports.is_empty(),
@@ -202,7 +203,7 @@ impl ExplainArgs {
 pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -> Result<ExitCode> {
     let client = if args.verify { &client.for_a_program() } else { client };
     let ask = async |questions: &Questions| -> Result<Vec<Explained>> {
-        Ok(client.send_json(Method::POST, "/v1/explain", questions).await?)
+        Ok(client.send_json(Method::POST, paths::EXPLAIN, questions).await?)
     };
     let Some(file) = &args.pcap else {
         let made = args.all_made(client).await?;

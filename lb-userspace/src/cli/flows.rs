@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
+use lb_api::paths;
 
-use super::{Misuse, Printer, args::Output, complete, encoded, table::Table};
+use super::{Misuse, Printer, args::Output, complete, table::Table};
 use crate::{
     api::client::Client,
     flows::{Flow, Found, Kind, LIMIT, Line, MOST, Prefix},
@@ -80,8 +81,8 @@ impl FlowsArgs {
 
 /// The path that asks for flows with these parameters.
 pub(super) fn path<'a>(parameters: impl Iterator<Item = (&'a str, String)>) -> String {
-    let all = parameters.map(|(name, value)| format!("{name}={}", encoded(&value)));
-    format!("/v1/flows?{}", all.collect::<Vec<_>>().join("&"))
+    let all = parameters.map(|(name, value)| format!("{name}={}", paths::encoded(&value)));
+    format!("{}?{}", paths::FLOWS, all.collect::<Vec<_>>().join("&"))
 }
 
 pub(super) async fn run(args: &FlowsArgs, client: &Client, printer: Printer) -> Result<()> {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use clap::Subcommand;
 use hyper::Method;
+use lb_api::paths;
 
 use super::Printer;
 use crate::{
@@ -36,11 +37,11 @@ pub(super) enum LogCommand {
 pub(super) async fn run(command: &LogCommand, client: &Client, printer: Printer) -> Result<()> {
     let LogCommand::Level { filter, lasts, reset } = command;
     let current: Current = if filter.is_none() && !reset {
-        client.get("/v1/log").await?
+        client.get(paths::LOG).await?
     } else {
         let for_secs = lasts.map(|lasts| lasts.as_secs().max(1));
         let change = Change { filter: filter.clone(), for_secs };
-        client.send_json(Method::PUT, "/v1/log", &change).await?
+        client.send_json(Method::PUT, paths::LOG, &change).await?
     };
     printer.print(&current, || line(&current) + "\n")
 }

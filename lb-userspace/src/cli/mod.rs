@@ -37,6 +37,7 @@ use self::change::Changer;
 pub use self::{args::Cli, config::check as check_config, examples::examples, lbd::Lbd};
 use anyhow::Result;
 use hyper::Method;
+use lb_api::paths;
 use serde::Serialize;
 
 use crate::{
@@ -51,16 +52,8 @@ use crate::{
 
 impl Target {
     fn path(&self) -> String {
-        format!("/v1/services/{}/backends/{}", encoded(&self.service), self.address)
+        paths::backend(&self.service, self.address)
     }
-}
-
-/// A name as a part of a path.
-fn encoded(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    name.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }
 
 impl Cli {
@@ -95,7 +88,7 @@ impl Cli {
         let changer = |terms| Changer { client: &client, printer, terms };
         match &self.command {
             Command::Status => {
-                let status: Status = client.get("/v1/status").await?;
+                let status: Status = client.get(paths::STATUS).await?;
                 printer.print(&status, || status::overview(&status))?;
             }
             Command::Service(command) => service(command, &client, printer).await?,
@@ -167,19 +160,19 @@ async fn service(command: &ServiceCommand, client: &Client, printer: Printer) ->
     let changer = |terms| Changer { client, printer, terms };
     match command {
         ServiceCommand::List => {
-            let services = client.get::<Status>("/v1/status").await?.services;
+            let services = client.get::<Status>(paths::STATUS).await?.services;
             printer.print(&services, || status::services(&services))
         }
         ServiceCommand::Show { service: name } => {
-            let service: Service = client.get(&format!("/v1/services/{}", encoded(name))).await?;
+            let service: Service = client.get(&paths::service(name)).await?;
             printer.print(&service, || status::service(name, &service))
         }
         ServiceCommand::Add(add) => {
-            let path = format!("/v1/services/{}", encoded(&add.service));
+            let path = paths::service(&add.service);
             changer(add.dry.into()).make_with(Method::POST, &path, &add.spec()?).await
         }
         ServiceCommand::Remove { service: name, ask } => {
-            let path = format!("/v1/services/{}", encoded(name));
+            let path = paths::service(name);
             changer((*ask).into()).make(Method::DELETE, &path).await
         }
     }
@@ -193,11 +186,10 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
     let admin = |admin| BackendChange { admin: Some(admin), weight: None };
     match command {
         BackendCommand::List { service } => {
-            let mut services = client.get::<Status>("/v1/status").await?.services;
+            let mut services = client.get::<Status>(paths::STATUS).await?.services;
             if let Some(name) = service {
                 // The daemon's answer to an unknown name has the nearest one in it.
-                let service: Service =
-                    client.get(&format!("/v1/services/{}", encoded(name))).await?;
+                let service: Service = client.get(&paths::service(name)).await?;
                 services = [(name.clone(), service)].into();
             }
             printer.print(&services, || status::backends(&services))?;
@@ -241,15 +233,4 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_encoded_in_paths() {
-        assert_eq!(encoded("web-1.a_b"), "web-1.a_b");
-        assert_eq!(encoded("a/b c?é"), "a%2Fb%20c%3F%C3%A9");
-    }
 }

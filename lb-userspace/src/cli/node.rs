@@ -10,6 +10,7 @@ use std::{
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use hyper::Method;
+use lb_api::paths;
 
 use super::{
     args::Dry,
@@ -25,7 +26,6 @@ use crate::{
 
 /// How often the counters are read.
 const POLL: Duration = Duration::from_millis(500);
-const PATH: &str = "/v1/node";
 
 /// What to do with the node.
 #[derive(Debug, Subcommand)]
@@ -64,11 +64,11 @@ pub(super) async fn run(command: &NodeCommand, changer: &Changer<'_>) -> Result<
     let change = async |draining, dry: &Dry| {
         let terms = Terms { dry_run: dry.dry_run, yes: false };
         let changer = Changer { terms, ..*changer };
-        changer.make_with(Method::PATCH, PATH, &NodeChange { draining }).await
+        changer.make_with(Method::PATCH, paths::NODE, &NodeChange { draining }).await
     };
     match command {
         NodeCommand::Status => {
-            let status: Status = client.get("/v1/status").await?;
+            let status: Status = client.get(paths::STATUS).await?;
             printer.print(&status.node, || show(&status))?;
         }
         NodeCommand::Enable { dry } => change(false, dry).await?,
@@ -107,7 +107,7 @@ async fn wait(client: &Client, quiet: Duration, timeout: Option<Duration>) -> Re
     let mut traffic = Traffic::new(started);
     let mut progress = Progress::new(Pulse::Slow);
     loop {
-        let status: Status = patient.get("/v1/status").await?;
+        let status: Status = patient.get(paths::STATUS).await?;
         let now = Instant::now();
         let rate = traffic.look(counters(&status), now);
         if status.node.draining_since.is_none() {

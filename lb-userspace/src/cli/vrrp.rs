@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use hyper::Method;
+use lb_api::paths;
 
 use super::{Misuse, args::Ask, change::Changer, table::Table};
 use crate::{
@@ -14,8 +15,6 @@ use crate::{
     units::{counted, format_bytes, format_count, format_duration},
     vrrp::{RouterStatus, State},
 };
-
-const PATH: &str = "/v1/vrrp";
 
 /// What to do with virtual routers.
 #[derive(Debug, Subcommand)]
@@ -55,7 +54,7 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
     let Changer { client, printer, .. } = *changer;
     match command {
         VrrpCommand::Status => {
-            let pair: Pair = client.get(PATH).await?;
+            let pair: Pair = client.get(paths::VRRP).await?;
             printer.print(&pair, || status(&pair, SystemTime::now()))
         }
         VrrpCommand::Failover(FailoverArgs { routers, all, ask }) => {
@@ -65,7 +64,7 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
             }
             let changer = Changer { terms: (*ask).into(), ..*changer };
             let which = Failover { routers: routers.clone() };
-            changer.make_with(Method::POST, &format!("{PATH}/failover"), &which).await
+            changer.make_with(Method::POST, paths::FAILOVER, &which).await
         }
     }
 }
@@ -73,7 +72,7 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
 pub(super) async fn sync(command: SyncCommand, changer: &Changer<'_>) -> Result<()> {
     match command {
         SyncCommand::Status => {
-            let peers: Vec<Peer> = changer.client.get("/v1/peers").await?;
+            let peers: Vec<Peer> = changer.client.get(paths::PEERS).await?;
             changer.printer.print(&peers, || sync_status(&peers, SystemTime::now()))
         }
         SyncCommand::Key => {

@@ -31,6 +31,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+pub use lb_model::paths::{
+    CONFIG as DEFAULT_FILE, GROUP as DEFAULT_GROUP, PIN_DIR as DEFAULT_PIN_DIR,
+    SEED_FILE as DEFAULT_SEED_FILE, SOCKET as DEFAULT_SOCKET, STATE_FILE as DEFAULT_STATE_FILE,
+};
 use toml::de::DeTable;
 
 pub(crate) use self::sync::host_name;
@@ -48,19 +52,6 @@ use crate::{
     settings::{Hooks, Limits, Settings, Tunnel, XdpModes},
     units::{self, counted},
 };
-
-/// Where `lbd` looks for its configuration.
-pub const DEFAULT_FILE: &str = "/etc/lb/lb.toml";
-/// Where links and maps are pinned, unless the configuration says otherwise.
-pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
-/// Where `lbd` listens for `lbctl`, unless the configuration says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/lb/lbd.sock";
-/// Where changes by `lbctl` are kept, unless the configuration says otherwise.
-pub const DEFAULT_STATE_FILE: &str = "/var/lib/lb/state.json";
-/// Where the seed is kept, unless the configuration names another file, or keeps the state elsewhere.
-pub const DEFAULT_SEED_FILE: &str = "/var/lib/lb/seed";
-/// The group that may use the socket, unless the configuration says otherwise.
-pub const DEFAULT_GROUP: &str = "lb";
 
 /// The most entries that a map may be given.
 const MAX_ENTRIES: u64 = 1 << 26;

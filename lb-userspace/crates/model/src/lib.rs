@@ -21,6 +21,7 @@ pub mod keys;
 pub mod log;
 pub mod maglev;
 pub mod overrides;
+pub mod paths;
 pub mod plan;
 pub mod policy;
 pub mod prefix;

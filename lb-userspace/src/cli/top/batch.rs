@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_api::paths;
 use serde::Serialize;
 
 use super::{
@@ -34,7 +35,7 @@ pub(super) async fn run(
     let mut patient = Patient::new(client);
     let mut printed = 0;
     while times.is_none_or(|times| printed < times) {
-        let status: Box<Status> = patient.get("/v1/status").await?;
+        let status: Box<Status> = patient.get(paths::STATUS).await?;
         app.handle(Event::Status(status), Instant::now());
         // The first look gives no rate.
         if app.rates.is_known() {

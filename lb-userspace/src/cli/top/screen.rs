@@ -16,6 +16,7 @@ use crossterm::{
     cursor, event::Event as Input, event::EventStream, execute, terminal, terminal::ClearType,
 };
 use futures_util::StreamExt as _;
+use lb_api::paths;
 use nix::{
     sys::signal::{self, Signal},
     unistd::{Pid, getpgid, getppid, getsid},
@@ -129,7 +130,7 @@ impl Asker {
         if self.status.is_none() && now >= self.status_at {
             let client = self.client.clone();
             self.status = Some(Box::pin(async move {
-                match client.get::<Box<Status>>("/v1/status").await {
+                match client.get::<Box<Status>>(paths::STATUS).await {
                     Ok(status) => Event::Status(status),
                     Err(error) => Event::Away(error.to_string()),
                 }
@@ -202,7 +203,7 @@ async fn flows_of(client: Client, place: Place) -> Event {
 /// that goes away is waited for.
 pub(super) async fn run(interval: Duration, client: &Client) -> Result<ExitCode> {
     let mut app = App::new(super::host(), interval);
-    match client.get::<Box<Status>>("/v1/status").await {
+    match client.get::<Box<Status>>(paths::STATUS).await {
         Ok(status) => drop(app.handle(Event::Status(status), Instant::now())),
         Err(error @ (Error::Permission { .. } | Error::NotRunning { .. })) => {
             return Err(error.into());

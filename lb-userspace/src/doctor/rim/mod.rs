@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use lb_api::paths;
+
 use super::{
     backend::{self, Question},
     facts::{Facts, Kernel, Mistake, SocketFile},
@@ -117,7 +119,7 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
 /// What the `lbd` that runs says of the ways out; nothing if it does not answer.
 async fn exits(socket: &Path) -> Vec<EgressStatus> {
     let client = Client::new(socket);
-    let status = tokio::time::timeout(PATIENCE, client.get::<Status>("/v1/status")).await;
+    let status = tokio::time::timeout(PATIENCE, client.get::<Status>(paths::STATUS)).await;
     status.ok().and_then(Result::ok).map(|status| status.egress).unwrap_or_default()
 }
 

@@ -15,10 +15,11 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
+use lb_model::paths;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::Error as Answer;
+use crate::requests::Error as Answer;
 
 /// How long a daemon may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -269,8 +270,7 @@ impl Client {
                 Error::NotRunning { socket, why: "nobody listens on" }
             }
             io::ErrorKind::PermissionDenied => {
-                let group =
-                    group_of(&socket).unwrap_or_else(|| crate::config::DEFAULT_GROUP.into());
+                let group = group_of(&socket).unwrap_or_else(|| paths::GROUP.into());
                 Error::Permission { socket, group }
             }
             _ => self.broken(error),

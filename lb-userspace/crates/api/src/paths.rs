@@ -1,0 +1,79 @@
+//! The paths of requests. Segments in braces are given by the functions below, or are a route's parameters.
+
+use std::net::IpAddr;
+
+/// The state of everything.
+pub const STATUS: &str = "/v1/status";
+/// What has happened.
+pub const EVENTS: &str = "/v1/events";
+/// Figures per second.
+pub const SAMPLES: &str = "/v1/samples";
+/// Flows that are held in tables.
+pub const FLOWS: &str = "/v1/flows";
+/// What is wanted of the node.
+pub const NODE: &str = "/v1/node";
+/// All services.
+pub const SERVICES: &str = "/v1/services";
+/// A service; see [`service`].
+pub const SERVICE: &str = "/v1/services/{name}";
+/// A service's backends.
+pub const BACKENDS: &str = "/v1/services/{name}/backends";
+/// A backend; see [`backend`].
+pub const BACKEND: &str = "/v1/services/{name}/backends/{address}";
+/// The configuration's difference to what is in force, to be taken over.
+pub const RELOAD: &str = "/v1/reload";
+/// What is in force, as a file.
+pub const CONFIG: &str = "/v1/config";
+/// How the file and what is in force differ.
+pub const CONFIG_DIFF: &str = "/v1/config/diff";
+/// What is in force, to be written into the file.
+pub const CONFIG_SAVE: &str = "/v1/config/save";
+/// The virtual routers and the peers.
+pub const VRRP: &str = "/v1/vrrp";
+/// Virtual routers, to be Active on another node.
+pub const FAILOVER: &str = "/v1/vrrp/failover";
+/// The peers.
+pub const PEERS: &str = "/v1/peers";
+/// What would happen to packets.
+pub const EXPLAIN: &str = "/v1/explain";
+/// Packets as they are decided on.
+pub const CAPTURE: &str = "/v1/capture";
+/// How much is logged.
+pub const LOG: &str = "/v1/log";
+/// The end of forwarding.
+pub const DETACH: &str = "/v1/detach";
+
+/// The path of a service.
+#[must_use]
+pub fn service(name: &str) -> String {
+    SERVICE.replace("{name}", &encoded(name))
+}
+
+/// The path of a service's backend.
+#[must_use]
+pub fn backend(service: &str, address: IpAddr) -> String {
+    BACKEND.replace("{name}", &encoded(service)).replace("{address}", &address.to_string())
+}
+
+/// A text as a segment of a path or a value of a query: percent-encoded but for RFC 3986's unreserved characters.
+#[must_use]
+pub fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_encoded_in_paths() {
+        assert_eq!(encoded("web-1.a_b"), "web-1.a_b");
+        assert_eq!(encoded("a/b c?é"), "a%2Fb%20c%3F%C3%A9");
+        assert_eq!(service("a/b"), "/v1/services/a%2Fb");
+        let address = "fd00::11".parse().expect("an address");
+        assert_eq!(backend("web", address), "/v1/services/web/backends/fd00::11");
+    }
+}
