@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub use lb_api::{check_status, status};
+pub use lb_health as health;
 pub use lb_model::{
     check, desired, diff, edit, entry, flow, hop, keys, maglev, overrides, plan, policy, refusal,
     ring, router, rules, seen, settings, spec, time, units,
@@ -29,7 +30,6 @@ pub mod engine;
 pub mod events;
 pub mod explain;
 pub mod flows;
-pub mod health;
 pub mod logs;
 pub mod metrics;
 pub mod notify;

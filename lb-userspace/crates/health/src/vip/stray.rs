@@ -1,0 +1,121 @@
+//! A segment that belongs to no connection: a bare ACK, which every host answers with an RST (RFC 9293, 3.10.7.1
+//! and 3.10.7.2).
+//!
+//! So it finds out whether a packet arrives, without a connection at the backend. In the data plane it counts as
+//! a packet of a client, and opens no flow: no pin is made for it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::packet::tcp;
+use lb_model::desired::Protocol;
+
+use super::{
+    Arc, Error, Inner, Network, Way,
+    demux::Inbox,
+    frame::{Flow, Path, Said, Segment},
+    sockets::Sender,
+};
+
+/// A stray segment. When it is dropped, nobody waits for its answer.
+#[derive(Debug)]
+pub struct Stray {
+    inner: Arc<Inner>,
+    sender: Arc<Sender>,
+    path: Path,
+    flow: Flow,
+    acknowledgment: u32,
+    packet: Vec<u8>,
+    inbox: Arc<Inbox>,
+    interface: String,
+}
+
+impl Network {
+    /// The address of this node from which a backend is asked that way.
+    ///
+    /// # Errors
+    ///
+    /// See [`enum@Error`].
+    pub async fn source(&self, way: &Way) -> Result<IpAddr, Error> {
+        let vips = self.0.vips();
+        self.0.source(way, &vips).await
+    }
+
+    /// A number to choose a port by, that nobody can guess.
+    #[must_use]
+    pub fn draw(&self) -> u64 {
+        self.0.random()
+    }
+
+    /// A stray segment from `own` to a port of the VIP. No socket is at `own`: the kernel drops an RST for
+    /// nobody without a word.
+    ///
+    /// # Errors
+    ///
+    /// See [`enum@Error`].
+    pub fn stray(&self, way: &Way, own: SocketAddr, port: u16) -> Result<Stray, Error> {
+        let inner = &self.0;
+        let path = Path::of(way)?;
+        let sender = inner.open()?;
+        let flow = Flow { protocol: Protocol::Tcp, own, peer: SocketAddr::new(way.vip, port) };
+        let (sequence, acknowledgment) = (inner.random() as u32, inner.random() as u32);
+        let segment = Segment { sequence, acknowledgment, flags: tcp::ACK, mss: None };
+        let packet = segment.packet(&flow);
+        let inbox = inner.table.open(flow);
+        let interface = way.hop.interface.clone();
+        Ok(Stray {
+            inner: Arc::clone(inner),
+            sender,
+            path,
+            flow,
+            acknowledgment,
+            packet,
+            inbox,
+            interface,
+        })
+    }
+}
+
+impl Stray {
+    /// The IP packet.
+    #[must_use]
+    pub fn packet(&self) -> &[u8] {
+        &self.packet
+    }
+
+    /// Sends it to the backend by a packet socket.
+    ///
+    /// # Errors
+    ///
+    /// See [`enum@Error`].
+    pub fn send(&self) -> Result<(), Error> {
+        let frame = self.path.frame(&self.packet, self.inner.random() as u32);
+        let sent = self.sender.send(self.path.ifindex(), &frame);
+        sent.map_err(|error| Error::Local(format!("send on {}: {error}", self.interface)))
+    }
+
+    /// Waits for its answer, however long that takes.
+    ///
+    /// # Errors
+    ///
+    /// See [`enum@Error`].
+    pub async fn answer(&self) -> Result<(), Error> {
+        loop {
+            match self.inbox.next().await?.said {
+                Said::Segment { sequence, flags, .. }
+                    if flags & tcp::RST != 0 && sequence == self.acknowledgment =>
+                {
+                    return Ok(());
+                }
+                // A firewall that rejects it has received it.
+                Said::Unreachable => return Ok(()),
+                Said::Segment { .. } | Said::Datagram(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        self.inner.table.close(&self.flow);
+    }
+}
