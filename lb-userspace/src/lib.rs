@@ -6,6 +6,7 @@
 
 pub use lb_api::{check_status, status};
 pub use lb_health as health;
+pub use lb_inspect::{capture, explain, flows};
 pub use lb_model::{
     check, desired, diff, edit, entry, flow, hop, keys, maglev, overrides, plan, policy, refusal,
     ring, router, rules, seen, settings, spec, time, units,
@@ -17,7 +18,6 @@ pub use lb_vrrp as vrrp;
 use lb_threads as threads;
 
 pub mod api;
-pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -28,8 +28,6 @@ pub mod doctor;
 pub mod egress;
 pub mod engine;
 pub mod events;
-pub mod explain;
-pub mod flows;
 pub mod logs;
 pub mod metrics;
 pub mod notify;

@@ -1,6 +1,8 @@
 //! A data plane in memory: the same semantics as the kernel's maps, and writes that fail on order.
 //! It can play the program as well: [`program`].
 
+#[cfg(test)]
+mod explained;
 pub mod program;
 
 use std::{

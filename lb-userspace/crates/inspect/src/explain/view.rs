@@ -6,8 +6,7 @@ use lb_common::abi::{
     Backend, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PeerKey, Service, ServiceKeyV4,
     ServiceKeyV6, Slot, VipKey,
 };
-
-use crate::flow::FlowRef;
+use lb_model::flow::FlowRef;
 
 /// Reads single entries of the maps, and writes none.
 ///

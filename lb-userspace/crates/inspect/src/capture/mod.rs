@@ -21,9 +21,8 @@ use lb_common::{
     capture::{FORWARDED, MAX_SNAP},
     verdict::{Drop, Pass},
 };
+use lb_model::units::nearest;
 use serde::{Deserialize, Serialize};
-
-use crate::units::nearest;
 
 /// The most packets of one capture.
 pub const MOST_PACKETS: u64 = 1_000_000;

@@ -15,6 +15,7 @@ mod words;
 use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::Result;
+use lb_api::status::Status;
 use lb_common::{
     forward::decide,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
@@ -27,7 +28,6 @@ pub use self::{
     packet::{Snap, describe, hex},
     view::View,
 };
-use crate::status::Status;
 
 /// The most packets that are explained at once.
 pub const MOST: usize = 1_000;
@@ -436,6 +436,3 @@ pub fn sums(all: &[Explained]) -> BTreeMap<String, u64> {
     }
     sums
 }
-
-#[cfg(test)]
-mod tests;

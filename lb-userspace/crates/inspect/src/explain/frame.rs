@@ -18,11 +18,11 @@ use lb_common::{
     },
     rewrite,
 };
+use lb_model::desired::Protocol;
 use serde::{Deserialize, Serialize};
 use zerocopy::{IntoBytes as _, network_endian::U16};
 
 use super::Snap;
-use crate::desired::Protocol;
 
 /// The MAC address that made frames come from: locally administered.
 const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];

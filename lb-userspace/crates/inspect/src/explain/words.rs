@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use lb_api::status::{self, Status};
 use lb_common::{
     abi::{
         Backend, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags, service_flags,
@@ -12,20 +13,19 @@ use lb_common::{
     rewrite, steer,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
+use lb_model::{
+    desired::{Admin, Mode, ServiceKey},
+    entry,
+    flow::FlowRef,
+    seen::Condition,
+    units::counted,
+};
 
 use super::{
     Around, Explained, Next, Outcome, Plain, Questions, Snap, Step, counters_of,
     leave::Left,
     overlay::{Note, Write},
     packet, reason_of,
-};
-use crate::{
-    desired::{Admin, Mode, ServiceKey},
-    entry,
-    flow::FlowRef,
-    health::Condition,
-    status::{self, Status},
-    units::counted,
 };
 
 const SECOND: u64 = 1_000_000_000;

@@ -3,10 +3,10 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use lb_common::abi::{self, ConnectionKey};
+use lb_model::{desired::Protocol, flow::FlowTable};
 use zerocopy::FromZeros as _;
 
 use super::*;
-use crate::{desired::Protocol, flow::FlowTable};
 
 /// The second at which is asked.
 const NOW: u32 = 10_000;

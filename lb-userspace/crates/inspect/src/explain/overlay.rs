@@ -21,12 +21,12 @@ use lb_common::{
     tables::Tables,
     verdict::{Verdict, events},
 };
-
-use super::View;
-use crate::{
+use lb_model::{
     desired::{Protocol, ServiceKey},
     flow::FlowRef,
 };
+
+use super::View;
 
 /// A lookup, and what it found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,15 +7,15 @@ use std::{
 
 use anyhow::Result;
 use lb_common::abi::{FlowKey, FlowValue, Service, flow_flags};
-
-use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
-use crate::{
+use lb_model::{
     desired::ServiceKey,
     edit::{no_backend, no_service},
     entry,
     flow::{EMBRYONIC_SECS, FlowRef, is_closed, kept_secs, slot_of_flow},
     refusal::{Refusal, RefusalKind},
 };
+
+use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
 
 /// What the ids in the flow tables stand for.
 #[derive(Debug, Default)]

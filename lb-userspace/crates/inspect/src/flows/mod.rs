@@ -13,12 +13,12 @@ use lb_common::abi::{self, FlowValue};
 use serde::{Deserialize, Serialize};
 
 pub use lb_model::prefix::Prefix;
-
-pub use self::search::{Names, Search};
-use crate::{
+use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
 };
+
+pub use self::search::{Names, Search};
 
 /// Flows that are told at once, unless it is asked for another number.
 pub const LIMIT: usize = 100;

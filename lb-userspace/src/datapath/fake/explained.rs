@@ -1,4 +1,9 @@
-use std::net::SocketAddr;
+//! What the explanation says of packets, over the maps in memory.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{
     abi::{self, FlowKey, FlowValue, Owners, backend_flags, mapped},
@@ -6,14 +11,18 @@ use lb_common::{
 };
 use zerocopy::FromZeros as _;
 
-use super::*;
+use super::Fake;
 use crate::{
-    datapath::{DataPlane, fake::Fake},
+    datapath::DataPlane,
     desired::{Mode, Protocol, ServiceKey},
     entry,
+    explain::{
+        Around, Explained, Flags, IcmpError, Made, Outcome, Packet, Payload, Questions, explain,
+        hex,
+    },
     flow::FlowRef,
     settings::{Limits, Tunnel},
-    status,
+    status::{self, Status},
 };
 
 const NOW: u64 = 5_000_000_000_000;

@@ -1,0 +1,9 @@
+//! What the balancer does with packets and flows, for people: why it decides as it does ([`explain`]), which flows its
+//! tables hold ([`flows`]), and its decisions as a capture ([`capture`]).
+//!
+//! The maps are read through [`explain::View`] and [`flows::Source`]; nothing here opens or writes one, and nothing
+//! here knows a kernel. The decision itself is the core's.
+
+pub mod capture;
+pub mod explain;
+pub mod flows;
