@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub use lb_api::{check_status, status};
+pub use lb_datapath::{self as datapath, objects};
 pub use lb_health as health;
 pub use lb_inspect::{capture, explain, flows};
 pub use lb_model::{
@@ -23,7 +24,6 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod dashboard;
-pub mod datapath;
 pub mod doctor;
 pub mod egress;
 pub mod engine;
@@ -31,7 +31,6 @@ pub mod events;
 pub mod logs;
 pub mod metrics;
 pub mod notify;
-pub mod objects;
 pub mod reconcile;
 pub mod samples;
 pub mod seed;

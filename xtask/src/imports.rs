@@ -25,6 +25,16 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
+        "lb_datapath",
+        &[
+            ("detach", "verify"),
+            ("variants", "load"),
+            ("xdp", "capture"),
+            ("xdp", "load"),
+            ("xdp", "verify"),
+        ],
+    ),
+    (
         "lb_userspace",
         &[
             ("api", "web"),
@@ -48,16 +58,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("lb_userspace::daemon", &[("peers", "flows"), ("peers", "sharers")]),
-    (
-        "lb_userspace::datapath",
-        &[
-            ("detach", "verify"),
-            ("variants", "load"),
-            ("xdp", "capture"),
-            ("xdp", "load"),
-            ("xdp", "verify"),
-        ],
-    ),
     ("lb_userspace::doctor", &[("first_buffer", "backend")]),
     ("lb_userspace::engine", &[("history", "sweep")]),
 ];
@@ -182,6 +182,9 @@ impl Crate {
     /// That of a package's folder.
     fn read(folder: &Path) -> Result<Self> {
         let name = folder.file_name().context("a folder")?.to_string_lossy().replace('-', "_");
+        // The folders of crates below the user side have their names without what all begin with.
+        let is_part = folder.parent().is_some_and(|parent| parent.ends_with("crates"));
+        let name = if is_part { format!("lb_{name}") } else { name };
         let mut this = Self { name, modules: BTreeMap::new() };
         let sources = folder.join("src");
         let mut unread = vec![(sources.join("lib.rs"), Names::new())];

@@ -15,7 +15,8 @@ pub const PARTS: [&str; 18] = [
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// The parts that are crates of their own or modules of one, and where their events come from.
-pub const CRATES: [(&str, &str); 6] = [
+pub const CRATES: [(&str, &str); 7] = [
+    ("datapath", "lb_datapath"),
     ("health", "lb_health"),
     ("netlink", "lb_netlink"),
     ("path_mtu", "lb_netlink::path_mtu"),
@@ -170,7 +171,7 @@ mod tests {
             (
                 "lb_userspace=debug",
                 "lb_userspace=debug",
-                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug",
+                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_datapath=debug",
             ),
         ] {
             let filter: Filter = said.parse().expect(said);

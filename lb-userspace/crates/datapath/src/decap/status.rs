@@ -10,7 +10,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map};
+use lb_api::status::Count;
 use lb_common::decap::{REASONS, Reason, Source, Unlisted};
+use lb_model::prefix::Prefix;
+use lb_model::{
+    time,
+    units::{format_count, format_duration},
+};
+use lb_netlink::query;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -18,13 +25,6 @@ use super::{
     lists::{self, ADDRESSES, List, Origin, VIPS, open_map},
     mode_name,
     pins::{PREFIX, Pins, file_name},
-};
-use crate::{
-    flows::Prefix,
-    netlink::query,
-    status::Count,
-    time,
-    units::{format_count, format_duration},
 };
 
 /// A decapsulator at one moment.

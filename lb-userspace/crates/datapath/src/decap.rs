@@ -24,6 +24,9 @@ use aya::{
     util::nr_cpus,
 };
 use lb_common::decap::{MAX_SOURCES, REASONS, Source};
+use lb_model::prefix::Prefix;
+use lb_model::settings::Tunnel;
+use lb_netlink::{gro, query};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -35,12 +38,7 @@ use self::{
     pins::Pins,
 };
 use super::variants::{self, DECAP, Mode};
-use crate::{
-    flows::Prefix,
-    netlink::{gro, query},
-    objects,
-    settings::Tunnel,
-};
+use crate::objects;
 
 const SOURCES: &str = "DECAP_SOURCES";
 const VERDICTS: &str = "DECAP_VERDICTS";

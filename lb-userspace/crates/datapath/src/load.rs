@@ -7,12 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     programs::{self, ProgramError},
 };
 use lb_common::abi::{ABI_VERSION, TOO_BIG_BUDGETS};
+use lb_model::settings::{Limits, Settings};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::{info, warn};
 
 use super::{
@@ -29,10 +31,7 @@ use super::{
     variants::{self, Mode, Variants},
     xdp::{self, Xdp},
 };
-use crate::{
-    objects, seed,
-    settings::{Limits, Settings},
-};
+use crate::objects;
 
 /// The folder of this version's maps.
 pub(super) const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
@@ -281,7 +280,10 @@ pub(super) fn load_object(
     loader.override_global("ICMP_RATE", &limits.icmp_errors, true);
     loader.map_max_entries("ICMP_BUDGETS", cpus);
     loader.map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS);
-    let source_key = u64::from_ne_bytes(seed::random()?) | 1;
+    let mut random = [0; 8];
+    let filled = SystemRandom::new().fill(&mut random);
+    filled.map_err(|_| anyhow!("the kernel gives no random bytes"))?;
+    let source_key = u64::from_ne_bytes(random) | 1;
     loader.override_global("SOURCE_KEY", &source_key, true);
     for shape in &layouts::SHAPES {
         let path: PathBuf = folder.join(shape.name);

@@ -13,9 +13,9 @@ use lb_common::{
     service_index::{Bucket, Entry, OVERFLOW, Place, WAYS, rewritten},
     shared::SharedU32,
 };
+use lb_model::{desired::ServiceKey, entry};
 
 use super::{mmap::Mapped, sys::Table};
-use crate::{desired::ServiceKey, entry};
 
 /// The index, and what it holds.
 #[derive(Debug)]

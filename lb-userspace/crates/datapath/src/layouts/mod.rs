@@ -20,8 +20,7 @@ use lb_common::{
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
 };
-
-use crate::settings::Limits;
+use lb_model::settings::Limits;
 
 mod v1;
 

@@ -14,13 +14,13 @@ use aya::programs::{
     tc::SchedClassifierLink,
     xdp::XdpLink,
 };
+use lb_model::settings::TcOrder;
 
 use super::{
     clsact, kernel_link,
     pin_names::{self, Kind},
     sys::{LinkInfo, detach_link},
 };
-use crate::settings::TcOrder;
 
 /// What a pin keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,6 +8,8 @@ use aya::{
     maps::{MapData, RingBuf},
 };
 use lb_common::capture::{ANY, CaptureCounter, Head, Plan};
+use lb_inspect::capture::{Counts, Spec};
+use lb_model::{entry, settings::Limits, time::monotonic};
 use tracing::warn;
 use zerocopy::FromBytes as _;
 
@@ -19,12 +21,7 @@ use super::{
     variants::{self, BALANCE, CAPTURE, Mode, Variants},
     xdp::Xdp,
 };
-use crate::{
-    capture::{Counts, Spec},
-    entry, objects,
-    settings::Limits,
-    time::monotonic,
-};
+use crate::objects;
 
 /// What it takes to load the program: nothing of the daemon's, so that this may take its time.
 #[derive(Debug)]

@@ -13,8 +13,9 @@ use aya::{
     maps::Map,
     programs::links::{FdLink, PinnedLink},
 };
+use lb_netlink::query;
 
-use crate::{datapath::pinned, netlink::query};
+use crate::pinned;
 
 /// What the folders of decapsulators begin with.
 pub(super) const PREFIX: &str = "decap-";

@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowKey, Owners, Slot};
+use lb_model::{desired::ServiceKey, entry, flow::slot_of_flow};
 
 use super::{Xdp, load::CURRENT, maps::Maps, mmap::Mapped, sys, variants::BALANCE, xdp};
-use crate::{desired::ServiceKey, entry, flow::slot_of_flow};
 
 /// The program, and what its decision on a flow depends on. It never writes.
 #[derive(Debug)]

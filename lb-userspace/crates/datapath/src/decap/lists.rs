@@ -8,9 +8,9 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use lb_common::abi::{VipKey, mapped};
+use lb_netlink::query::Interface;
 
 use super::Options;
-use crate::netlink::query::Interface;
 
 /// The map of outer destinations.
 pub(super) const ADDRESSES: &str = "DECAP_ADDRESSES";

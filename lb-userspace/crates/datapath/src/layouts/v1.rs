@@ -26,8 +26,9 @@
 //! SYN mark           4
 //! ```
 
+use lb_model::settings::Limits;
+
 use super::{ARRAY, ARRAY_OF_MAPS, HASH, LRU_HASH, Shape};
-use crate::settings::Limits;
 
 // From linux/bpf.h, enum bpf_map_type.
 const PERCPU_ARRAY: u32 = 6;

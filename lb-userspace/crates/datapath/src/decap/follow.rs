@@ -9,6 +9,7 @@
 use std::{fs::File, net::IpAddr, path::Path};
 
 use anyhow::Result;
+use lb_netlink::query;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -16,7 +17,6 @@ use super::{
     lists::{self, ADDRESSES, Lists, Origin, VIPS},
     pins::Pins,
 };
-use crate::netlink::query;
 
 /// Keeps the lists of one decapsulator as the addresses are. While it lives, nobody else attaches there.
 #[derive(Debug)]

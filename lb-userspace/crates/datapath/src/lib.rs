@@ -1,8 +1,9 @@
 //! The only user of aya, and of raw system calls about BPF: loads, attaches and pins the program,
 //! and holds the maps.
 //!
-//! [`DataPlane`] is what the [`crate::engine::Engine`] writes through: [`Xdp`] in the kernel,
-//! [`fake::Fake`] in memory.
+//! [`DataPlane`] is what the engine writes through: [`Xdp`] in the kernel, [`fake::Fake`] in memory. [`objects`] are
+//! the programs, which this crate's build script compiles with bpf-linker. It knows entries and slots, and nothing of
+//! what is desired of them, of health or of other nodes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,17 +12,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_api::status::{self, Count};
 use lb_common::abi::{self, FlowKey, FlowValue, Owners, PeerKey, Seen, Slot};
-
-use self::capture::{Capturer, Loader, Tap};
-use crate::{
+use lb_inspect::{
     capture::Spec,
-    desired::ServiceKey,
     explain::{Case, Verifier, View},
+};
+use lb_model::{
+    desired::ServiceKey,
     flow::{FlowRef, FlowTable},
     settings::{Hooks, Limits},
-    status::{self, Count},
 };
+
+use self::capture::{Capturer, Loader, Tap};
 
 mod attach;
 mod bpffs;
@@ -41,6 +44,7 @@ mod load;
 mod maps;
 mod migrate;
 mod mmap;
+pub mod objects;
 mod own_macs;
 mod pin_log;
 mod pin_names;

@@ -23,6 +23,8 @@ use lb_common::{
     },
     verdict::{Drop, Pass, REASONS},
 };
+use lb_inspect::explain::{Case, Entry, Ran, View as _};
+use lb_model::{desired::ServiceKey, flow::FlowRef, settings::Limits, time::coarse_nanos};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -34,13 +36,6 @@ use super::{
     sys::{self, Table},
     variants::{self, BALANCE},
     xdp::Xdp,
-};
-use crate::{
-    desired::ServiceKey,
-    explain::{Case, Entry, Ran, View as _},
-    flow::FlowRef,
-    settings::Limits,
-    time::coarse_nanos,
 };
 
 const SECOND: u64 = 1_000_000_000;

@@ -14,23 +14,25 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_api::status::{self, Count};
 use lb_common::{
     abi::{self, Flow, FlowKey, FlowValue, Owners, PeerKey, Slot, SynBudget},
     verdict::{Drop, REASONS},
+};
+use lb_inspect::{
+    capture::Spec,
+    explain::{Case, Verifier},
+};
+use lb_model::{
+    desired::ServiceKey,
+    flow::{FlowRef, FlowTable},
+    settings::{Attach, Hooks, Limits},
 };
 use zerocopy::IntoBytes as _;
 
 use self::program::Program;
 use super::capture::{Capturer, Loader, Tap};
 use super::{Added, BackendTotals, Change, DataPlane, replace_owners};
-use crate::{
-    capture::Spec,
-    desired::ServiceKey,
-    explain::{Case, Verifier},
-    flow::{FlowRef, FlowTable},
-    settings::{Attach, Hooks, Limits},
-    status::{self, Count},
-};
 
 /// The maps, in memory. What a program would write, a test writes: flows by [`Fake::add_flow`],
 /// stamps through [`DataPlane::ring`]. Or it lets the core decide on frames, over these maps.

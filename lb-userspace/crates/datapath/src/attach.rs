@@ -10,6 +10,9 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::programs::{
     self, LinkOrder, SchedClassifier, TcAttachType, XdpMode, links::FdLink, tc::TcAttachOptions,
 };
+use lb_api::status;
+use lb_model::settings::{Attach, Settings, TcOrder, XdpModes};
+use lb_netlink::{LinkLayer, gro, of_other_layer, xdp_without_ethernet};
 use tracing::{info, warn};
 
 use super::{
@@ -18,11 +21,6 @@ use super::{
     pinned::{self, Kept},
     sys,
     variants::{Mode, Variants},
-};
-use crate::{
-    netlink::{LinkLayer, gro, of_other_layer, xdp_without_ethernet},
-    settings::{Attach, Settings, TcOrder, XdpModes},
-    status,
 };
 
 /// The program on one interface.

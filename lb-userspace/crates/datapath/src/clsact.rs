@@ -7,6 +7,7 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use anyhow::{Context as _, Result};
+use lb_model::settings::TcOrder;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL},
     packet_route::{
@@ -18,7 +19,6 @@ use rtnetlink::{
 };
 
 use super::kernel_link::{is_error, request};
-use crate::settings::TcOrder;
 
 /// The handle of the filter within its priority: `lb`.
 const HANDLE: TcHandle = TcHandle { major: 0, minor: 0x6c62 };

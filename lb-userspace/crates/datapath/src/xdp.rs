@@ -10,12 +10,23 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
+use lb_api::status::{self, Count};
 use lb_common::{
     abi::{
         self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, Slot, SynBudget,
         VerdictCounter, VipKey,
     },
     verdict::REASONS,
+};
+use lb_inspect::{
+    capture::Spec,
+    explain::{Case, Verifier},
+};
+use lb_model::{
+    desired::{Protocol, ServiceKey},
+    entry,
+    flow::{FlowRef, FlowTable},
+    settings::{Hooks, Limits, Settings},
 };
 use tracing::warn;
 use zerocopy::IntoBytes as _;
@@ -36,15 +47,6 @@ use super::{
     sys,
     variants::{self, BALANCE, Variants},
     verify::Specimen,
-};
-use crate::{
-    capture::Spec,
-    desired::{Protocol, ServiceKey},
-    entry,
-    explain::{Case, Verifier},
-    flow::{FlowRef, FlowTable},
-    settings::{Hooks, Limits, Settings},
-    status::{self, Count},
 };
 
 /// The data plane in the kernel. When it is dropped everything stays: the program goes on with

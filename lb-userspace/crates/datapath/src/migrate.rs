@@ -27,6 +27,7 @@ use lb_common::{
     abi::{BackendCounter, FlowValue, Fragment, flow_flags},
     verdict::REASONS,
 };
+use lb_model::settings::Limits;
 use tracing::{info, warn};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -38,7 +39,6 @@ use super::{
     sys::{self, Table},
     xdp,
 };
-use crate::settings::Limits;
 
 /// What has just been done of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

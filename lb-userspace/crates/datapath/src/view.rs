@@ -6,9 +6,10 @@ use lb_common::abi::{
     Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, PeerKey,
     Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
 };
+use lb_inspect::explain::View;
+use lb_model::flow::FlowRef;
 
 use super::{mmap::Mapped, sys::Table, xdp::Xdp};
-use crate::{explain::View, flow::FlowRef};
 
 /// The slot that a ring's element of eight bytes is.
 pub fn slot_of_word(word: u64) -> Slot {

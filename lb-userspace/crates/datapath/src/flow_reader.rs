@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, io::Error, ops::ControlFlow};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowValue};
-
-use super::{Xdp, load::CURRENT, maps::Maps, xdp};
-use crate::{
+use lb_inspect::flows::Source;
+use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
-    flows::Source,
 };
+
+use super::{Xdp, load::CURRENT, maps::Maps, xdp};
 
 /// The flow tables, and what gives names to what is in them. It never writes.
 #[derive(Debug)]

@@ -21,15 +21,15 @@ use lb_common::{
     tables::Tables,
 };
 
+use lb_inspect::explain::View;
+use lb_model::{
+    desired::{Protocol, ServiceKey},
+    entry,
+    flow::FlowRef,
+};
 use zerocopy::FromZeros as _;
 
 use super::Fake;
-use crate::{
-    desired::{Protocol, ServiceKey},
-    entry,
-    explain::View,
-    flow::FlowRef,
-};
 
 /// What the program keeps beside the flows and the rings. It has one CPU.
 #[derive(Debug, Default)]

@@ -5,25 +5,24 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use lb_api::status::{self, Status};
 use lb_common::{
     abi::{self, FlowKey, FlowValue, Owners, backend_flags, mapped},
     hash::{FlowKeys, flow_hash_v4, slot_of},
 };
+use lb_inspect::explain::{
+    Around, Explained, Flags, IcmpError, Made, Outcome, Packet, Payload, Questions, explain, hex,
+};
+use lb_model::{
+    desired::{Mode, Protocol, ServiceKey},
+    entry,
+    flow::FlowRef,
+    settings::{Limits, Tunnel},
+};
 use zerocopy::FromZeros as _;
 
 use super::Fake;
-use crate::{
-    datapath::DataPlane,
-    desired::{Mode, Protocol, ServiceKey},
-    entry,
-    explain::{
-        Around, Explained, Flags, IcmpError, Made, Outcome, Packet, Payload, Questions, explain,
-        hex,
-    },
-    flow::FlowRef,
-    settings::{Limits, Tunnel},
-    status::{self, Status},
-};
+use crate::DataPlane;
 
 const NOW: u64 = 5_000_000_000_000;
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 5];
@@ -156,7 +155,7 @@ fn a_syn_in_flux_would_be_pinned_and_nothing_is_written() {
     assert_eq!(fake.dump(), before);
     let slot = explained.slot.unwrap() as usize;
     assert_eq!(fake.ring(3).unwrap()[slot].pinned(), 0, "no stamp");
-    assert_eq!(fake.flow_count(crate::flow::FlowTable::Pins), 0);
+    assert_eq!(fake.flow_count(lb_model::flow::FlowTable::Pins), 0);
     // Asked again, as nothing has happened.
     assert_eq!(asked(&fake, &status, made(port, Flags::SYN), false), explained);
     // Without a pin the other packets of the slot go to the base owner.

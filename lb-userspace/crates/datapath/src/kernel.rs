@@ -9,10 +9,9 @@ use aya::{
     programs::{ProgramError, ProgramType},
     sys::{BpfHelper, SyscallError, is_helper_supported, is_map_supported, is_program_supported},
 };
+use lb_netlink::generic;
 use thiserror::Error;
 use tracing::warn;
-
-use crate::netlink::generic;
 
 /// The oldest release that runs the project's tests. `cargo xtask test kernels` does that.
 pub const LEAST: (u32, u32) = (6, 1);

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, io};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_netlink::LinkLayer;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
@@ -14,7 +15,6 @@ use rtnetlink::{
 };
 
 use super::sys::program::{ProgramInfo, open_program};
-use crate::netlink::LinkLayer;
 
 /// The XDP program of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
