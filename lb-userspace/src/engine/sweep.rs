@@ -198,7 +198,8 @@ impl<D: DataPlane> Engine<D> {
         let role = self.history.role(&key);
         // Nothing has been idle for longer than this node has seen its packets.
         let floor = self.history.floor(&key, idle, now);
-        let rested = floor == 0 || now.mono_secs().saturating_sub(floor) > idle;
+        let rested_for = |secs| floor == 0 || now.mono_secs().saturating_sub(floor) > secs;
+        let rested = rested_for(idle);
         // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
         // choice, and a packet that had read its slot just before that settled.
         let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
@@ -240,8 +241,8 @@ impl<D: DataPlane> Engine<D> {
                 // The marks of pins stay: those that live are refreshed when their turn comes, and
                 // after a takeover the others go as they do everywhere.
             } else if role == Role::Shared {
-                // Pins are kept for longer than they live, as another node may use them.
-                if rested {
+                // Pins are kept for longer than they live, as another node may use them; as long, they are looked for.
+                if rested_for(idle + objection) {
                     let _ = ring::settle_pinned(slot, at, idle + objection);
                 }
             } else {

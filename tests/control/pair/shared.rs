@@ -308,6 +308,30 @@ proptest! {
     }
 }
 
+/// One node's checks alone say that a backend is down, so its slots are in flux there and nowhere else. What another
+/// node knows of their pins is old, and counts from when that one came back.
+#[test]
+fn a_pin_is_looked_for_as_long_as_it_is_kept_after_a_node_was_away() {
+    let mut sharing = Sharing::new();
+    let events = [
+        Event::Down(0, 0),
+        Event::Open(11),
+        Event::Stop(1),
+        Event::Wait(8),
+        Event::GoOn(1),
+        Event::Send(0),
+        Event::Wait(IDLE as u8),
+        Event::Send(0),
+        Event::Stop(0),
+        Event::Wait(2),
+        Event::Out(0),
+    ];
+    for event in events {
+        sharing.handle(event).unwrap();
+    }
+    sharing.send(0).unwrap();
+}
+
 #[test]
 fn a_flow_by_one_node_keeps_slots_of_all_from_settling() {
     let mut sharing = Sharing::new();
