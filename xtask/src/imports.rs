@@ -25,16 +25,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "lb_datapath",
-        &[
-            ("detach", "verify"),
-            ("variants", "load"),
-            ("xdp", "capture"),
-            ("xdp", "load"),
-            ("xdp", "verify"),
-        ],
-    ),
-    (
         "lb_userspace",
         &[
             ("api", "web"),

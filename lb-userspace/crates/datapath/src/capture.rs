@@ -14,7 +14,7 @@ use tracing::warn;
 use zerocopy::FromBytes as _;
 
 use super::{
-    attach, load,
+    attach, folders, load,
     mmap::Mapped,
     pinned, program_pins,
     sys::Table,
@@ -69,7 +69,7 @@ impl Loader {
             snap: spec.snaplen,
             reserved: 0,
         };
-        let folder = load::current(&xdp.settings.pin_dir);
+        let folder = folders::current(&xdp.settings.pin_dir);
         let modes = xdp.links.iter().map(attach::Link::mode).collect();
         Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan, modes })
     }
@@ -154,25 +154,18 @@ impl Tap {
     }
 }
 
-/// A capture that runs.
-#[derive(Debug)]
-pub(super) struct Captures {
-    /// Ids of the program's variants.
-    pub programs: Vec<u32>,
-}
-
 impl Xdp {
     /// Puts the program that captures in the place of the normal one, wherever that is.
     pub(super) fn swap_in(&mut self, mut capturer: Capturer) -> Result<Tap> {
         ensure!(self.capture.is_none(), "a capture is running; one at a time");
         let pins = self.pins_of(&BALANCE.loaded(&self.object))?;
         let tap = capturer.tap()?;
-        let folder = load::current(&self.settings.pin_dir);
+        let folder = folders::current(&self.settings.pin_dir);
         let mut programs = Variants::new(&mut capturer.object, CAPTURE, &folder);
         for (_, mode) in &pins {
             programs.get(*mode)?;
         }
-        self.capture = Some(Captures { programs: CAPTURE.loaded(&capturer.object) });
+        self.capture = Some(CAPTURE.loaded(&capturer.object));
         let mut programs = Variants::new(&mut capturer.object, CAPTURE, &folder);
         for (pin, mode) in pins {
             let swapped = programs.get(mode).and_then(|program| pinned::swap(program, &pin));
@@ -189,9 +182,8 @@ impl Xdp {
 
     /// Puts the normal program back. Without a capture nothing is done.
     pub(super) fn swap_back(&mut self) -> Result<()> {
-        let Some(Captures { programs: captures }) = &self.capture else { return Ok(()) };
-        let captures = captures.clone();
-        let folder = load::current(&self.settings.pin_dir);
+        let Some(captures) = self.capture.clone() else { return Ok(()) };
+        let folder = folders::current(&self.settings.pin_dir);
         let mut failed = None;
         for (pin, mode) in self.pins_of(&captures)? {
             let mut programs = Variants::new(&mut self.object, BALANCE, &folder);

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 
-use super::{bpffs, folders, pinned, verify};
+use super::{bpffs, folders, pinned};
 
 /// Removes links first, so that the program is gone before its maps, then the maps of every
 /// version. What was removed, for people; empty if there was nothing.
@@ -30,7 +30,7 @@ pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
         removed.push(format!("{maps} maps removed: {}", folder.display()));
     }
     // An lbd that was killed may have left copies.
-    let _ = fs::remove_dir_all(verify::folder(pin_dir));
+    let _ = fs::remove_dir_all(folders::copies(pin_dir));
     // The folder may hold what others have pinned there.
     let _ = fs::remove_dir(pin_dir);
     Ok(removed)

@@ -11,7 +11,11 @@ use lb_model::{
     flow::{FlowRef, FlowTable},
 };
 
-use super::{Xdp, load::CURRENT, maps::Maps, xdp};
+use super::{
+    Xdp,
+    folders::CURRENT,
+    maps::{self, Maps},
+};
 
 /// The flow tables, and what gives names to what is in them. It never writes.
 #[derive(Debug)]
@@ -45,11 +49,11 @@ pub fn stand_back() {
 
 impl Source for FlowReader {
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
-        xdp::services(&self.maps)
+        maps::services(&self.maps)
     }
 
     fn backends(&self) -> Result<BTreeMap<u16, abi::Backend>> {
-        xdp::backends(&self.maps)
+        maps::backends(&self.maps)
     }
 
     fn walk(

@@ -40,6 +40,20 @@ pub enum Stage {
     Old,
 }
 
+/// The folder of this version's maps.
+pub const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
+
+/// The folder of the maps that are in use.
+pub fn current(pin_dir: &Path) -> PathBuf {
+    CURRENT.path(pin_dir)
+}
+
+/// Where copies of the maps, for the verification of an explanation, are pinned for a moment. Nothing of them is kept: what is there was left by an lbd that
+/// was killed.
+pub fn copies(pin_dir: &Path) -> PathBuf {
+    pin_dir.join("verify")
+}
+
 impl Folder {
     /// The folder of this name; none if the name is of something else.
     fn of_name(name: &str) -> Option<Self> {

@@ -12,7 +12,14 @@ use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowKey, Owners, Slot};
 use lb_model::{desired::ServiceKey, entry, flow::slot_of_flow};
 
-use super::{Xdp, load::CURRENT, maps::Maps, mmap::Mapped, sys, variants::BALANCE, xdp};
+use super::{
+    Xdp,
+    folders::CURRENT,
+    maps::{self, Maps},
+    mmap::Mapped,
+    sys,
+    variants::BALANCE,
+};
 
 /// The program, and what its decision on a flow depends on. It never writes.
 #[derive(Debug)]
@@ -52,8 +59,8 @@ impl LiveProgram {
     ///
     /// A map can't be read.
     pub fn served(&self) -> Result<Served> {
-        let services = xdp::services(&self.maps)?;
-        let backends = xdp::backends(&self.maps)?;
+        let services = maps::services(&self.maps)?;
+        let backends = maps::backends(&self.maps)?;
         let backends =
             backends.iter().map(|(id, one)| ((one.service, entry::ip_of(one.address)), *id));
         let own_mac = self.maps.own_macs.get(&0)?.map(|own| own.mac).unwrap_or_default();

@@ -8,18 +8,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{self, ProgramError},
-};
-use lb_common::abi::{ABI_VERSION, TOO_BIG_BUDGETS};
+use aya::{Ebpf, EbpfLoader, programs};
+use lb_common::abi::TOO_BIG_BUDGETS;
 use lb_model::settings::{Limits, Settings};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::{info, warn};
 
 use super::{
     attach, bpffs,
-    folders::{self, Folder, Plan, Stage},
+    folders::{self, CURRENT, Folder, Plan, Stage},
     kernel, layouts,
     maps::{self, Maps},
     migrate::{self, Source, Step},
@@ -29,12 +26,9 @@ use super::{
     program_pins, pull,
     service_index::ServiceIndex,
     variants::{self, Mode, Variants},
-    xdp::{self, Xdp},
+    xdp::Xdp,
 };
 use crate::objects;
-
-/// The folder of this version's maps.
-pub(super) const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
 impl Xdp {
     /// Adopts what is pinned, or makes it; puts the program on the interfaces. Maps of an older
@@ -219,7 +213,7 @@ impl Start {
         let program_id = programs.get(Mode::Native)?.info().context("ask for the program")?.id();
         // Made right before the program asks it, whatever a predecessor's end left of it.
         let (buckets, entries) = maps::open_index(&path)?;
-        let index = ServiceIndex::open(&buckets, entries, &xdp::services(&maps)?)
+        let index = ServiceIndex::open(&buckets, entries, &maps::services(&maps)?)
             .context("make the services' index")?;
         let pin_log = PinLog::open(&path)?;
         done(Step::Loaded)?;
@@ -252,11 +246,6 @@ impl Start {
             _lock: lock.try_clone().context("keep the lock")?,
         })
     }
-}
-
-/// The folder of the maps that are in use.
-pub(super) fn current(pin_dir: &Path) -> PathBuf {
-    CURRENT.path(pin_dir)
 }
 
 /// The maps of a folder; those that are missing are made.
@@ -296,46 +285,6 @@ pub(super) fn load_object(
     maps::pin_rings(folder, limits.services)?;
     let object = pull::with_pull_data(object, &mut loader);
     loader.load(&object).context("load the maps and the program")
-}
-
-/// Has the kernel take a program. The verifier gives up when a signal comes meanwhile (`do_check()` in
-/// kernel/bpf/verifier.c), and is then asked again, as often as libbpf does.
-///
-/// # Errors
-///
-/// If the kernel refuses it.
-pub fn load_program(program: &mut impl Loadable) -> Result<(), ProgramError> {
-    const ATTEMPTS: u8 = 5;
-    for _ in 1..ATTEMPTS {
-        match program.load() {
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
-            done => return done,
-        }
-    }
-    program.load()
-}
-
-/// A kind of program.
-pub trait Loadable {
-    /// Has the kernel take it.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses it, or was interrupted.
-    fn load(&mut self) -> Result<(), ProgramError>;
-}
-
-impl Loadable for programs::Xdp {
-    fn load(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
-}
-
-impl Loadable for programs::SchedClassifier {
-    fn load(&mut self) -> Result<(), ProgramError> {
-        self.load()
-    }
 }
 
 /// What the kernel tells of the balancer's program.

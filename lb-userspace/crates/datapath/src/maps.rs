@@ -1,16 +1,18 @@
 //! A typed handle of each map by its name; how large they are is told in [`super::layouts`].
 
-use std::{io, path::Path};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::{
     abi::{
-        Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
         Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
     },
     service_index::Entry,
 };
+use lb_model::desired::{Protocol, ServiceKey};
+use zerocopy::IntoBytes as _;
 
 use super::{
     layouts::ARRAY_OF_MAPS,
@@ -140,4 +142,34 @@ pub fn new_ring(slots: u32) -> Result<MapData> {
     let (key, value) = (size_of::<u32>() as u32, size_of::<Slot>() as u32);
     let object = aya_obj::Map::new_from_params(ARRAY, key, value, slots, RING_FLAGS);
     MapData::create(object, "ring", None).with_context(|| format!("make a map of {slots} slots"))
+}
+
+fn key_of(vip: IpAddr, port: u16, proto: u8) -> ServiceKey {
+    let protocol = if proto == abi::proto::UDP { Protocol::Udp } else { Protocol::Tcp };
+    ServiceKey { vip, port, protocol }
+}
+
+/// All services that the maps hold.
+pub fn services(maps: &Maps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
+    let mut services = BTreeMap::new();
+    maps.services_v4.walk(|key, value| {
+        let vip = IpAddr::from(key.address);
+        services.insert(key_of(vip, key.port.get(), key.proto), value);
+    })?;
+    maps.services_v6.walk(|key, value| {
+        let vip = IpAddr::from(key.address);
+        services.insert(key_of(vip, key.port.get(), key.proto), value);
+    })?;
+    Ok(services)
+}
+
+/// All backends that the maps hold, by id.
+pub fn backends(maps: &Maps) -> Result<BTreeMap<u16, abi::Backend>> {
+    let mut backends = BTreeMap::new();
+    maps.backends.walk(|id, value| {
+        if value.as_bytes().iter().any(|&byte| byte != 0) {
+            backends.insert(id as u16, value);
+        }
+    })?;
+    Ok(backends)
 }

@@ -35,9 +35,8 @@ use super::{
     counters,
     folders::{self, Folder, Stage},
     layouts::{self, Shape},
-    maps::Maps,
+    maps::{self, Maps},
     sys::{self, Table},
-    xdp,
 };
 
 /// What has just been done of a migration.
@@ -102,7 +101,7 @@ impl Source {
             }
         };
         if wanted.services < has.services {
-            let used = xdp::services(maps)?.values().map(|service| service.id).max();
+            let used = maps::services(maps)?.values().map(|service| service.id).max();
             let rings = maps.rings.services()?.next_back();
             let used = used.max(rings).map_or(0, |id| u64::from(id) + 1);
             keep("services", has.services, &mut limits.services, used);

@@ -18,7 +18,7 @@ use aya::{
     programs::{self, Program},
 };
 
-use super::{load, program_pins};
+use super::{loadable, program_pins};
 
 /// How an interface runs a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,8 +180,8 @@ pub(super) fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Pro
     let program = program.with_context(|| format!("the object has no program {name}"))?;
     if program.fd().is_err() {
         match program {
-            Program::Xdp(program) => load::load_program(program),
-            Program::SchedClassifier(program) => load::load_program(program),
+            Program::Xdp(program) => loadable::load_program(program),
+            Program::SchedClassifier(program) => loadable::load_program(program),
             _ => bail!("the program {name} is neither for XDP nor for tc"),
         }
         .context("the kernel refuses the program")?;

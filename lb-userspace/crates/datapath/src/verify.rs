@@ -28,7 +28,7 @@ use lb_model::{desired::ServiceKey, flow::FlowRef, settings::Limits, time::coars
 use zerocopy::IntoBytes as _;
 
 use super::{
-    DataPlane as _, load,
+    DataPlane as _, folders, load,
     maps::{self, Maps},
     mmap::Mapped,
     pin_log::PinLog,
@@ -105,7 +105,7 @@ impl Specimen {
             backends: xdp.backends()?,
             rings,
             lease: xdp.pin_lease(),
-            folder: folder(&xdp.settings.pin_dir),
+            folder: folders::copies(&xdp.settings.pin_dir),
             tag,
         })
     }
@@ -124,12 +124,6 @@ struct Copy {
     pin_log: PinLog,
     rings: BTreeMap<u16, Mapped<Slot>>,
     _index: ServiceIndex,
-}
-
-/// Where copies are pinned for a moment. Nothing of them is kept: what is there was left by an lbd that
-/// was killed.
-pub(super) fn folder(pin_dir: &Path) -> PathBuf {
-    pin_dir.join("verify")
 }
 
 /// A folder of pins, which goes with this.
