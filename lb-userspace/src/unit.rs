@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command, thread};
 
 use anyhow::{Context as _, Result, anyhow};
-use lb_model::paths;
+use lb_model::defaults;
 use nix::unistd::{Group, User, getgrouplist};
 use rustix::{
     process::{Gid, Uid},
@@ -67,7 +67,7 @@ impl Unit {
     #[must_use]
     pub fn remedy(unit: Option<&Self>) -> String {
         match unit {
-            None => format!("start it with 'lbd --config {}'", paths::CONFIG),
+            None => format!("start it with 'lbd --config {}'", defaults::CONFIG),
             Some(unit) if unit.is_retried() || unit.active == "failed" => format!(
                 "lbd.service is {} ({}); 'journalctl -u lbd -n 20' says why",
                 unit.active, unit.sub

@@ -90,7 +90,7 @@ pub fn no_packet_goes_to_and_fro(twins: &Twins) -> Result<()> {
         if active == 0 {
             twins.hand_over(0)?;
             twins.wait_active(1)?;
-            // The addresses are there before the base owners that the other node had told are in the rings; until
+            // The addresses are there before the base owners that the other node has exported are in the rings; until
             // these are settled, a SYN without the lease follows them.
             thread::sleep(A_WHILE);
         }

@@ -31,7 +31,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-pub use lb_model::paths::{
+pub use lb_model::defaults::{
     CONFIG as DEFAULT_FILE, GROUP as DEFAULT_GROUP, PIN_DIR as DEFAULT_PIN_DIR,
     SEED_FILE as DEFAULT_SEED_FILE, SOCKET as DEFAULT_SOCKET, STATE_FILE as DEFAULT_STATE_FILE,
 };

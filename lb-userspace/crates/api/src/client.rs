@@ -15,7 +15,7 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use lb_model::paths;
+use lb_model::defaults;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle};
 
@@ -270,7 +270,7 @@ impl Client {
                 Error::NotRunning { socket, why: "nobody listens on" }
             }
             io::ErrorKind::PermissionDenied => {
-                let group = group_of(&socket).unwrap_or_else(|| paths::GROUP.into());
+                let group = group_of(&socket).unwrap_or_else(|| defaults::GROUP.into());
                 Error::Permission { socket, group }
             }
             _ => self.broken(error),

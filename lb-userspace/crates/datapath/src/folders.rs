@@ -48,8 +48,8 @@ pub fn current(pin_dir: &Path) -> PathBuf {
     CURRENT.path(pin_dir)
 }
 
-/// Where copies of the maps, for the verification of an explanation, are pinned for a moment. Nothing of them is kept: what is there was left by an lbd that
-/// was killed.
+/// Where copies of the maps are pinned for a moment, to verify an explanation. Nothing of them is kept: what is there
+/// was left by an lbd that was killed.
 pub fn copies(pin_dir: &Path) -> PathBuf {
     pin_dir.join("verify")
 }

@@ -11,6 +11,7 @@
 //! clocks are read in [`time`] alone.
 
 pub mod check;
+pub mod defaults;
 pub mod desired;
 pub mod diff;
 pub mod edit;
@@ -21,7 +22,6 @@ pub mod keys;
 pub mod log;
 pub mod maglev;
 pub mod overrides;
-pub mod paths;
 pub mod plan;
 pub mod policy;
 pub mod prefix;
