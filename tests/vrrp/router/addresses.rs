@@ -8,10 +8,12 @@ use kit::{
     namespace::Namespace,
     wait::until_true,
 };
-use lb_userspace::vrrp::{
-    Family, NoticeKind, Report, State,
-    addresses::netlink::{News, Read},
-    sockets::Announcer,
+use lb_userspace::{
+    netlink::{
+        client::{Events, Read},
+        interfaces::GROUPS,
+    },
+    vrrp::{Family, NoticeKind, Report, State, sockets::Announcer},
 };
 
 use super::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
@@ -107,12 +109,12 @@ fn leftovers_that_no_router_has_are_removed_at_the_start() -> Result<()> {
 }
 
 #[test]
-fn nothing_older_than_a_loss_of_news_is_read_after_it() -> Result<()> {
+fn nothing_older_than_a_loss_of_events_is_read_after_it() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
     let namespace = Namespace::new("a")?;
-    let mut news = namespace.enter(News::open)??;
+    let mut events = namespace.enter(|| Events::open(&GROUPS))??;
     // More than is kept for a reader that is late.
     let change = |n: u32| {
         let address = std::net::Ipv4Addr::from(0x0a01_0000 + n);
@@ -120,12 +122,12 @@ fn nothing_older_than_a_loss_of_news_is_read_after_it() -> Result<()> {
     };
     let changes: String = (1..=12_000).map(change).collect();
     namespace.ip(changes.trim_end())?;
-    assert_eq!(news.read(drop)?, Read::Lost);
+    assert_eq!(events.read(drop)?, Read::Lost);
     let mut count = 0;
-    assert_eq!(news.read(|_| count += 1)?, Read::All);
-    assert_eq!(count, 0, "old news");
+    assert_eq!(events.read(|_| count += 1)?, Read::All);
+    assert_eq!(count, 0, "old events");
     namespace.ip("addr add 10.0.0.1/32 dev lo")?;
-    assert_eq!(news.read(|_| count += 1)?, Read::All);
+    assert_eq!(events.read(|_| count += 1)?, Read::All);
     assert!(count > 0, "it hears again");
     Ok(())
 }

@@ -8,15 +8,11 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use anyhow::{Context as _, Result};
 use lb_model::settings::TcOrder;
-use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL},
-    packet_route::{
-        RouteNetlinkMessage,
-        tc::{
-            TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
-        },
-    },
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::kernel_link::{is_error, request};
 
@@ -96,7 +92,7 @@ pub fn put(ifindex: u32, order: TcOrder, program: BorrowedFd<'_>) -> Result<()> 
     let new = filter(ifindex, order, vec![kind(), options]);
     let is_there = there.is_some_and(|(at, _)| at == order);
     let flags = if is_there { 0 } else { NLM_F_CREATE | NLM_F_EXCL };
-    request(RouteNetlinkMessage::NewTrafficFilter(new), NLM_F_ACK | flags)
+    request(RouteNetlinkMessage::NewTrafficFilter(new), flags)
         .context("attach the program as a filter of clsact")?;
     // It has changed its place.
     if let Some((before, _)) = there.filter(|_| !is_there) {
@@ -115,7 +111,7 @@ pub fn remove(ifindex: u32) -> Result<()> {
 
 fn delete(ifindex: u32, order: TcOrder) -> Result<()> {
     let filter = filter(ifindex, order, vec![kind()]);
-    request(RouteNetlinkMessage::DelTrafficFilter(filter), NLM_F_ACK)
+    request(RouteNetlinkMessage::DelTrafficFilter(filter), 0)
         .context("remove the filter of clsact")?;
     Ok(())
 }
@@ -126,7 +122,7 @@ fn add_qdisc(ifindex: u32) -> Result<()> {
     message.header.handle = TcHandle { major: TcHandle::CLSACT.major, minor: 0 };
     message.header.parent = TcHandle::CLSACT;
     message.attributes = vec![TcAttribute::Kind("clsact".into())];
-    let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
     match request(RouteNetlinkMessage::NewQueueDiscipline(message), flags) {
         Err(error) if !is_error(&error, &[libc::EEXIST]) => Err(error.context(
             "add the qdisc clsact; the kernel needs CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, as every \

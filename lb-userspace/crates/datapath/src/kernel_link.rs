@@ -4,14 +4,10 @@
 use std::{collections::BTreeSet, io};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_netlink::LinkLayer;
-use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
-    },
-    sys::{Socket, protocols::NETLINK_ROUTE},
+use lb_netlink::{LinkLayer, client::Client, interfaces::Link};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
 };
 
 use super::sys::program::{ProgramInfo, open_program};
@@ -34,11 +30,11 @@ pub fn ifindex(name: &str) -> Result<u32> {
     Ok(index)
 }
 
-fn link(ifindex: u32) -> Result<LinkMessage> {
+fn link(ifindex: u32) -> Result<Link> {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
     match request(RouteNetlinkMessage::GetLink(link), 0)? {
-        Some(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+        Some(RouteNetlinkMessage::NewLink(link)) => Ok(Link::of(&link).1),
         Some(_) => bail!("netlink answered with something else than a link"),
         None => bail!("netlink answered without a link"),
     }
@@ -46,27 +42,13 @@ fn link(ifindex: u32) -> Result<LinkMessage> {
 
 /// What frames of an interface begin with.
 pub fn layer(ifindex: u32) -> Result<LinkLayer> {
-    Ok(LinkLayer::of(link(ifindex)?.header.link_layer_type))
+    Ok(link(ifindex)?.layer)
 }
 
 /// The program of an interface, if it has one.
 pub fn attached(ifindex: u32) -> Result<Option<Attached>> {
     let link = link(ifindex)?;
-    let xdp = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Xdp(xdp) => Some(xdp),
-        _ => None,
-    });
-    let Some(xdp) = xdp else { return Ok(None) };
-    let mode = xdp.iter().find_map(|attribute| match attribute {
-        LinkXdp::Attached(mode) => Some(*mode),
-        _ => None,
-    });
-    let program = xdp.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
-        _ => None,
-    });
-    let generic = mode == Some(XdpAttached::SocketBuffer);
-    Ok(program.map(|program| Attached { program, generic }))
+    Ok(link.xdp_prog_id.map(|program| Attached { program, generic: link.xdp_generic }))
 }
 
 /// Takes a program off an interface to which it was attached without a link.
@@ -78,28 +60,13 @@ pub fn remove(ifindex: u32, attached: Attached) -> Result<()> {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
     link.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(mode)]));
-    request(RouteNetlinkMessage::SetLink(link), NLM_F_ACK)?;
+    request(RouteNetlinkMessage::SetLink(link), 0)?;
     Ok(())
 }
 
-/// Sends a request; the answer, or none for an acknowledgement.
+/// Makes a request; the answer, if it has one.
 pub fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetlinkMessage>> {
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = NLM_F_REQUEST | flags;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    let mut socket = Socket::new(NETLINK_ROUTE).context("open a netlink socket")?;
-    socket.bind_auto().context("bind a netlink socket")?;
-    socket.send(&bytes, 0).context("send to netlink")?;
-    let (answer, _) = socket.recv_from_full().context("read from netlink")?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
-        .context("understand netlink's answer")?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
-        NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io().into()),
-        _ => Ok(None),
-    }
+    Ok(Client::open()?.ask(message, flags)?.into_iter().next())
 }
 
 /// Whether the kernel has refused a request with one of these error numbers.

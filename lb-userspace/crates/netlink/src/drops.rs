@@ -3,24 +3,17 @@
 //!
 //! What tc redirects goes the way of any packet that the interface sends. The kernel has no count of it alone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    thread,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result, anyhow};
-use futures_util::{Stream, StreamExt as _};
+use anyhow::Result;
 use netlink_packet_route::{
+    RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage},
     tc::{TcAttribute, TcHandle, TcMessage, TcStats2},
 };
-use rtnetlink::new_connection;
-use tokio::{runtime, time::timeout};
 use tracing::debug;
 
-/// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
-const ANSWER: Duration = Duration::from_secs(2);
+use super::client::Client;
 
 /// What an interface has dropped of all that it was to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,29 +36,18 @@ pub fn of(interfaces: &BTreeSet<String>) -> BTreeMap<String, Drops> {
 }
 
 fn counters() -> Result<(Vec<LinkMessage>, Vec<TcMessage>)> {
-    // A thread of its own: the caller may be inside a runtime, where one can't block on another.
-    thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-            let read = async { timeout(ANSWER, read()).await.context("no answer")? };
-            runtime.block_on(read)
-        });
-        reader.join().map_err(|_| anyhow!("the thread that reads the counters has panicked"))?
-    })
-}
-
-async fn read() -> Result<(Vec<LinkMessage>, Vec<TcMessage>)> {
-    let (connection, handle, _) = new_connection()?;
-    let connection = tokio::spawn(connection);
-    let links = collect(handle.link().get().execute()).await?;
-    let qdiscs = collect(handle.qdisc().get().execute()).await?;
-    connection.abort();
-    Ok((links, qdiscs))
-}
-
-async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>> {
-    let answers: Vec<_> = stream.collect().await;
-    Ok(answers.into_iter().collect::<Result<_, _>>()?)
+    let mut client = Client::open()?;
+    let links = client.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let links = links.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    });
+    let qdiscs = client.dump(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()))?;
+    let qdiscs = qdiscs.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => Some(qdisc),
+        _ => None,
+    });
+    Ok((links.collect(), qdiscs.collect()))
 }
 
 fn drops_of(link: &LinkMessage, qdiscs: &[TcMessage]) -> Option<(String, Drops)> {

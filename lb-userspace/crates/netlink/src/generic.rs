@@ -3,12 +3,8 @@
 //! ```text
 //!  0                   1                   2                   3
 //!  0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-//! +---------------------------------------------------------------+  in the machine's byte order
-//! |                            Length                             |
-//! |             Type              |             Flags             |
-//! |                           Sequence                            |
-//! |                             Port                              |
-//! |    Command    |    Version    |           Reserved            |
+//! +---------------------------------------------------------------+  behind netlink's own header, in the
+//! |    Command    |    Version    |           Reserved            |  machine's byte order
 //! |       Attribute length        |  Attribute type (15, nested)  |  with its own four bytes,
 //! |       payload, padded to four bytes ...                       |  again and again
 //! +---------------------------------------------------------------+
@@ -16,21 +12,21 @@
 
 use std::{collections::BTreeMap, io};
 
-use rtnetlink::sys::{Socket, protocols::NETLINK_GENERIC};
+use anyhow::Context as _;
+use rtnetlink::{
+    packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable},
+    sys::protocols::NETLINK_GENERIC,
+};
 
-const HEADER: usize = 16;
-const GENERIC_HEADER: usize = 4;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
+use super::client::Client;
+
+/// Length of `struct genlmsghdr`.
+const HEADER: usize = 4;
+const VERSION: u8 = 1;
 /// The flag of an attribute that holds attributes.
 pub const NESTED: u16 = 1 << 15;
 /// The bits of an attribute's type that are no flags.
 const TYPE: u16 = (1 << 14) - 1;
-/// What the kernel answers with instead of a message.
-const NLMSG_ERROR: u16 = 2;
-/// The end of a dump.
-const NLMSG_DONE: u16 = 3;
 
 // From linux/genetlink.h.
 const CONTROL: u16 = 16;
@@ -66,17 +62,13 @@ pub fn xdp_features() -> io::Result<BTreeMap<u32, u64>> {
         let bits = find(answer, DEV_XDP_FEATURES)?.try_into().ok()?;
         Some((ifindex, u64::from_ne_bytes(bits)))
     };
-    Ok(request("netdev", DEV_GET, NLM_F_DUMP, &[])?.iter().filter_map(feature).collect())
+    Ok(request("netdev", DEV_GET, true, Vec::new())?.iter().filter_map(feature).collect())
 }
 
 /// Whether the kernel has a family of generic netlink.
 pub fn has_family(name: &str) -> bool {
-    let name = [name.as_bytes(), &[0]].concat();
-    let answer = Socket::new(NETLINK_GENERIC).and_then(|mut socket| {
-        socket.bind_auto()?;
-        exchange(&socket, CONTROL, GET_FAMILY, 0, &attribute(FAMILY_NAME, &name))
-    });
-    answer.is_ok()
+    let client = Client::of(NETLINK_GENERIC);
+    client.is_ok_and(|mut client| client.ask(Message::about_family(name), 0).is_ok())
 }
 
 /// A number of four bytes.
@@ -85,65 +77,70 @@ pub fn word(payload: &[u8]) -> Option<u32> {
 }
 
 /// Asks a family; the attributes of its answer.
-pub fn ask(family: &str, command: u8, attributes: &[u8]) -> io::Result<Vec<u8>> {
-    let answers = request(family, command, 0, attributes)?;
+pub fn ask(family: &str, command: u8, attributes: Vec<u8>) -> io::Result<Vec<u8>> {
+    let answers = request(family, command, false, attributes)?;
     answers.into_iter().next_back().ok_or_else(|| io::Error::other("netlink answers nothing"))
 }
 
-fn request(family: &str, command: u8, flags: u16, attributes: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-    let mut socket = Socket::new(NETLINK_GENERIC)?;
-    socket.bind_auto()?;
-    let name = [family.as_bytes(), &[0]].concat();
-    let answers = exchange(&socket, CONTROL, GET_FAMILY, 0, &attribute(FAMILY_NAME, &name))?;
-    let id = answers.iter().find_map(|answer| find(answer, FAMILY_ID)?.try_into().ok());
-    let id = id.map(u16::from_ne_bytes);
-    let id = id.ok_or_else(|| io::Error::other("netlink names no family"))?;
-    exchange(&socket, id, command, flags, attributes)
+fn request(family: &str, command: u8, dump: bool, attributes: Vec<u8>) -> io::Result<Vec<Vec<u8>>> {
+    let ask = || -> anyhow::Result<Vec<Message>> {
+        let mut client = Client::of(NETLINK_GENERIC)?;
+        let found = client.ask(Message::about_family(family), 0)?;
+        let id =
+            found.iter().find_map(|answer| find(&answer.attributes, FAMILY_ID)?.try_into().ok());
+        let family = id.map(u16::from_ne_bytes).context("netlink names no family")?;
+        let request = Message { family, command, attributes };
+        Ok(if dump { client.dump(request)? } else { client.ask(request, 0)? })
+    };
+    let answers = ask().map_err(|error| match error.downcast() {
+        Ok(error) => error,
+        Err(error) => io::Error::other(error),
+    })?;
+    Ok(answers.into_iter().map(|answer| answer.attributes).collect())
 }
 
-fn exchange(
-    socket: &Socket,
+/// A message of a family.
+#[derive(Clone, Debug)]
+struct Message {
     family: u16,
     command: u8,
-    flags: u16,
-    attributes: &[u8],
-) -> io::Result<Vec<Vec<u8>>> {
-    let length = (HEADER + GENERIC_HEADER + attributes.len()) as u32;
-    let mut message = Vec::with_capacity(length as usize);
-    message.extend(length.to_ne_bytes());
-    message.extend(family.to_ne_bytes());
-    // With the acknowledgement there always is an answer to wait for.
-    message.extend((NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([command, 1, 0, 0]);
-    message.extend(attributes);
-    socket.send(&message, 0)?;
-    let mut answers = Vec::new();
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        for (kind, payload) in messages(&bytes) {
-            if kind == family {
-                answers.push(payload.get(GENERIC_HEADER..).unwrap_or_default().to_vec());
-            } else if kind == NLMSG_ERROR || kind == NLMSG_DONE {
-                let code =
-                    payload.first_chunk().map_or(-libc::EPROTO, |code| i32::from_ne_bytes(*code));
-                return match code {
-                    0 => Ok(answers),
-                    code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-                };
-            }
-        }
+    attributes: Vec<u8>,
+}
+
+impl Message {
+    /// The request for what is known of a family.
+    fn about_family(name: &str) -> Self {
+        let name = [name.as_bytes(), &[0]].concat();
+        let attributes = attribute(FAMILY_NAME, &name);
+        Self { family: CONTROL, command: GET_FAMILY, attributes }
     }
 }
 
-/// The messages of a datagram: their types and what follows their headers.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-        let message = bytes.get(..length).filter(|message| message.len() >= HEADER)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([message[4], message[5]]), &message[HEADER..]))
-    })
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        self.family
+    }
+
+    fn buffer_len(&self) -> usize {
+        HEADER + self.attributes.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer[..HEADER].copy_from_slice(&[self.command, VERSION, 0, 0]);
+        buffer[HEADER..].copy_from_slice(&self.attributes);
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = DecodeError;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        let (generic, attributes) = payload
+            .split_first_chunk::<HEADER>()
+            .ok_or_else(|| DecodeError::from("shorter than its header"))?;
+        let (family, command) = (header.message_type, generic[0]);
+        Ok(Self { family, command, attributes: attributes.to_vec() })
+    }
 }
 
 /// An attribute, padded.
@@ -184,6 +181,5 @@ mod tests {
         }
         assert_eq!(find(&whole[..9], 1), Some(&b"12345"[..]));
         assert_eq!(find(&[2, 0, 1, 0], 1), None, "shorter than its header");
-        assert_eq!(messages(&[3, 0, 0, 0]).count(), 0);
     }
 }

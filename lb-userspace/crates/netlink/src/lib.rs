@@ -21,22 +21,24 @@ use lb_model::hop::{Neighbourhood, Want};
 use tokio::sync::{mpsc, watch};
 
 pub mod changes;
+pub mod client;
 pub mod drops;
 mod egress;
 pub mod generic;
 pub mod gro;
+pub mod interfaces;
 mod messages;
 pub mod path_mtu;
 pub mod query;
+mod requests;
 mod resolve;
-mod socket;
 pub mod striding;
 mod tables;
 mod task;
 pub mod trunks;
 
-pub use socket::link_of;
-pub use tables::LinkLayer;
+pub use interfaces::LinkLayer;
+pub use requests::link_of;
 use task::Task;
 
 /// Follows the kernel's links, routes and neighbours for the wanted backends; dropping it ends it.

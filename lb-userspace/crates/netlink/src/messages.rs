@@ -4,10 +4,6 @@ use std::net::IpAddr;
 
 use netlink_packet_route::{
     AddressFamily,
-    link::{
-        BondMode, InfoBond, InfoBridge, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage, LinkXdp, VlanProtocol, XdpAttached,
-    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
         NeighbourState as Nud,
@@ -15,125 +11,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
-use super::tables::{
-    Device, DeviceKind, FdbKey, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route,
-};
-
-/// An interface and its index.
-pub(super) fn device(message: &LinkMessage) -> (u32, Device) {
-    let flags = message.header.flags;
-    let mut device = Device {
-        name: String::new(),
-        kind: DeviceKind::Own,
-        mac: [0; 6],
-        layer: LinkLayer::of(message.header.link_layer_type),
-        no_arp: flags.contains(LinkFlags::Noarp),
-        admin_up: flags.contains(LinkFlags::Up),
-        carrier: flags.contains(LinkFlags::LowerUp),
-        mtu: 0,
-        port_of: None,
-        xdp_prog_id: None,
-        xdp_generic: false,
-        xdp_features: None,
-    };
-    let mut parent = None;
-    let mut foreign_parent = false;
-    let mut info: &[LinkInfo] = &[];
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => device.name.clone_from(name),
-            LinkAttribute::Address(mac) => {
-                device.mac = mac.as_slice().try_into().unwrap_or_default();
-            }
-            LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-            LinkAttribute::Link(ifindex) => parent = Some(*ifindex),
-            LinkAttribute::LinkNetNsId(_) => foreign_parent = true,
-            LinkAttribute::Controller(ifindex) => device.port_of = Some(*ifindex),
-            LinkAttribute::LinkInfo(all) => info = all,
-            LinkAttribute::Xdp(all) => {
-                device.xdp_prog_id = xdp_program(all);
-                device.xdp_generic = all.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
-            }
-            _ => {}
-        }
-    }
-    let parent = parent.filter(|_| !foreign_parent);
-    for item in info {
-        match item {
-            LinkInfo::Kind(InfoKind::MacVlan | InfoKind::MacVtap) => {
-                device.kind = DeviceKind::Macvlan { parent };
-            }
-            LinkInfo::Kind(InfoKind::Veth) => device.kind = DeviceKind::Veth,
-            LinkInfo::Kind(InfoKind::Bridge) => {
-                device.kind = DeviceKind::Bridge { filters_vlans: false };
-            }
-            LinkInfo::Kind(kind) => {
-                device.kind = virtual_kind(kind).map_or(DeviceKind::Own, DeviceKind::Virtual);
-            }
-            LinkInfo::Data(InfoData::Vlan(vlan)) => device.kind = vlan_kind(parent, vlan),
-            LinkInfo::Data(InfoData::Bridge(bridge)) => {
-                let filters_vlans = bridge.contains(&InfoBridge::VlanFiltering(true));
-                device.kind = DeviceKind::Bridge { filters_vlans };
-            }
-            LinkInfo::Data(InfoData::Bond(bond)) => device.kind = bond_kind(bond),
-            _ => {}
-        }
-    }
-    (message.header.index, device)
-}
-
-fn xdp_program(attributes: &[LinkXdp]) -> Option<u32> {
-    attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(*id),
-        _ => None,
-    })
-}
-
-/// The name of a kind of devices that have no `ndo_xdp_xmit`, for kernels that don't say so themselves.
-const fn virtual_kind(kind: &InfoKind) -> Option<&'static str> {
-    Some(match kind {
-        InfoKind::Dummy => "dummy",
-        InfoKind::Ifb => "ifb",
-        InfoKind::IpVlan => "ipvlan",
-        InfoKind::IpVtap => "ipvtap",
-        InfoKind::Vxlan => "vxlan",
-        InfoKind::Geneve => "geneve",
-        InfoKind::GreTap | InfoKind::GreTap6 => "gretap",
-        InfoKind::ErSpan | InfoKind::Ip6ErSpan => "erspan",
-        InfoKind::Team => "team",
-        InfoKind::MacSec => "macsec",
-        InfoKind::Hsr => "hsr",
-        InfoKind::Netkit => "netkit",
-        InfoKind::BatAdv => "batadv",
-        _ => return None,
-    })
-}
-
-fn bond_kind(attributes: &[InfoBond]) -> DeviceKind {
-    let mut mode = BondMode::default();
-    let mut active = None;
-    for attribute in attributes {
-        match attribute {
-            InfoBond::Mode(value) => mode = *value,
-            InfoBond::ActivePort(ifindex) => active = Some(*ifindex).filter(|index| *index != 0),
-            _ => {}
-        }
-    }
-    DeviceKind::Bond { mode, active }
-}
-
-fn vlan_kind(parent: Option<u32>, attributes: &[InfoVlan]) -> DeviceKind {
-    let mut id = 0;
-    let mut tpid = VlanProtocol::Ieee8021Q;
-    for attribute in attributes {
-        match attribute {
-            InfoVlan::Id(value) => id = *value,
-            InfoVlan::Protocol(value) => tpid = *value,
-            _ => {}
-        }
-    }
-    DeviceKind::Vlan { parent, tpid: tpid.into(), id }
-}
+use super::tables::{FdbKey, Neighbour, NeighbourKey, NeighbourState, Route};
 
 /// A neighbour; none for entries of bridges and proxies, which are no neighbours.
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
@@ -278,60 +156,6 @@ const fn family(address: IpAddr) -> AddressFamily {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn vlan_device_has_its_parent_and_its_tag() {
-        let kind = |attributes: Vec<LinkAttribute>| {
-            let mut message = LinkMessage::default();
-            message.header.index = 7;
-            message.attributes = attributes;
-            let (index, device) = device(&message);
-            assert_eq!(index, 7);
-            device.kind
-        };
-        let info = |protocol| {
-            let data = vec![InfoVlan::Id(100), InfoVlan::Protocol(protocol)];
-            LinkAttribute::LinkInfo(vec![
-                LinkInfo::Kind(InfoKind::Vlan),
-                LinkInfo::Data(InfoData::Vlan(data)),
-            ])
-        };
-        assert_eq!(
-            kind(vec![LinkAttribute::Link(3), info(VlanProtocol::Ieee8021Ad)]),
-            DeviceKind::Vlan { parent: Some(3), tpid: 0x88a8, id: 100 }
-        );
-        // The parent's index says nothing here if it is in another namespace.
-        assert_eq!(
-            kind(vec![
-                LinkAttribute::Link(3),
-                info(VlanProtocol::Ieee8021Q),
-                LinkAttribute::LinkNetNsId(0)
-            ]),
-            DeviceKind::Vlan { parent: None, tpid: 0x8100, id: 100 }
-        );
-        // The other end of a veth pair is not below it.
-        let veth = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]);
-        assert_eq!(kind(vec![LinkAttribute::Link(3), veth]), DeviceKind::Veth);
-    }
-
-    #[test]
-    fn bridge_and_bond_are_known_with_what_decides_their_port() {
-        let kind = |kind, data| {
-            let mut message = LinkMessage::default();
-            let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(data)];
-            message.attributes = vec![LinkAttribute::LinkInfo(info)];
-            device(&message).1.kind
-        };
-        for filters_vlans in [false, true] {
-            let data = InfoData::Bridge(vec![InfoBridge::VlanFiltering(filters_vlans)]);
-            assert_eq!(kind(InfoKind::Bridge, data), DeviceKind::Bridge { filters_vlans });
-        }
-        let mode = BondMode::ActiveBackup;
-        for (port, active) in [(5, Some(5)), (0, None)] {
-            let data = InfoData::Bond(vec![InfoBond::Mode(mode), InfoBond::ActivePort(port)]);
-            assert_eq!(kind(InfoKind::Bond, data), DeviceKind::Bond { mode, active });
-        }
-    }
 
     #[test]
     fn a_bridge_says_behind_which_port_a_mac_address_is() {

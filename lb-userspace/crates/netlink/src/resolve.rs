@@ -10,7 +10,8 @@ use lb_model::{
 
 use super::{
     egress::{self, Egress, Obstacle},
-    tables::{Device, LinkLayer, Neighbour, NeighbourKey, NeighbourState, Route, Tables},
+    interfaces::{Link, LinkLayer},
+    tables::{Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
 
 /// In the header of a frame that leaves without one.
@@ -36,10 +37,10 @@ pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
 #[must_use]
 pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
     let way = way_of(want, tables).ok()?;
-    if way.device.layer == LinkLayer::RawIp {
+    if way.link.layer == LinkLayer::RawIp {
         return None;
     }
-    egress::above_bridges((way.oif, way.device), tables).ok()?;
+    egress::above_bridges((way.oif, way.link), tables).ok()?;
     Some((way.oif, way.next_hop))
 }
 
@@ -73,8 +74,8 @@ impl Ask {
 struct Way<'a> {
     /// The interface of the route, on which the neighbour is resolved.
     oif: u32,
-    /// Its device.
-    device: &'a Device,
+    /// Its link.
+    link: &'a Link,
     /// The router or the backend itself.
     next_hop: IpAddr,
     /// The route's own MTU.
@@ -86,23 +87,23 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
         return Ok(NextHop::local());
     }
     let way = way_of(want, tables)?;
-    let top = (way.oif, way.device);
+    let top = (way.oif, way.link);
     let egress = egress::above_bridges(top, tables)?;
-    let is_raw_ip = way.device.layer == LinkLayer::RawIp;
+    let is_raw_ip = way.link.layer == LinkLayer::RawIp;
     let (mac, egress) = if is_raw_ip {
         (NO_MAC, egress)
     } else {
         let mac = mac_of(&way, tables)?;
         (mac, egress::of(top, mac, tables)?)
     };
-    let Egress { ifindex, device: lowest, tags, mtu } = egress;
+    let Egress { ifindex, link: lowest, tags, mtu } = egress;
     let mtu = mtu.min(way.mtu.unwrap_or(u32::MAX));
     let narrow = tables.path_mtus.get(want.address).filter(|_| want.mode == Mode::Ipip);
     let mtu = mtu.min(narrow.map_or(u32::MAX, u32::from));
     let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
     l2.extend(mac);
-    l2.extend(if is_raw_ip { NO_MAC } else { way.device.mac });
+    l2.extend(if is_raw_ip { NO_MAC } else { way.link.mac });
     for word in tags.iter().flatten() {
         l2.extend(word.to_be_bytes());
     }
@@ -130,11 +131,11 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
             "is behind router {router}: dsr needs it on the link; use mode ipip"
         ));
     }
-    let Some(device) = tables.devices.get(&oif) else {
+    let Some(link) = tables.links.get(&oif) else {
         return fatal(format!("its interface (index {oif}) is gone"));
     };
-    let name = &device.name;
-    match (device.layer, mode) {
+    let name = &link.name;
+    match (link.layer, mode) {
         (LinkLayer::Ethernet, _) if name != LOOPBACK => {}
         (LinkLayer::RawIp, Mode::Ipip) => {}
         (LinkLayer::RawIp, Mode::Dsr) => return fatal(dsr_without_ethernet(name)),
@@ -142,13 +143,13 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
             return fatal(format!("leaves by {name}, which is no Ethernet interface"));
         }
     }
-    Ok(Way { oif, device, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
+    Ok(Way { oif, link, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
 }
 
 fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
     let key = (way.oif, way.next_hop);
-    let (next_hop, name) = (way.next_hop, &way.device.name);
-    let no_arp = way.device.no_arp;
+    let (next_hop, name) = (way.next_hop, &way.link.name);
+    let no_arp = way.link.no_arp;
     match tables.neighbours.get(&key) {
         // The kernel fills in the interface's own address where it is told to resolve none.
         Some(Neighbour { state: NeighbourState::NoArp, .. }) if no_arp => {
@@ -193,7 +194,7 @@ mod tests {
     use std::{collections::BTreeMap, time::Instant};
 
     use super::*;
-    use crate::tables::DeviceKind;
+    use crate::interfaces::LinkKind;
 
     const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -207,31 +208,18 @@ mod tests {
         Want { address: ip(address), mode }
     }
 
-    fn device(name: &str, kind: DeviceKind, mac: [u8; 6]) -> Device {
-        Device {
-            name: name.into(),
-            kind,
-            mac,
-            layer: LinkLayer::Ethernet,
-            no_arp: false,
-            admin_up: true,
-            carrier: true,
-            mtu: 1500,
-            port_of: None,
-            xdp_prog_id: None,
-            xdp_generic: false,
-            xdp_features: None,
-        }
+    fn link(name: &str, kind: LinkKind, mac: [u8; 6]) -> Link {
+        Link { name: name.into(), kind, mac, up: true, carrier: true, mtu: 1500, ..Link::default() }
     }
 
-    fn vlan(parent: u32, tpid: u16, id: u16) -> DeviceKind {
-        DeviceKind::Vlan { parent: Some(parent), tpid, id }
+    fn vlan(parent: u32, tpid: u16, id: u16) -> LinkKind {
+        LinkKind::Vlan { parent: Some(parent), tpid, id }
     }
 
     /// eth0 (1) with 10.0.0.2 and fd00::2 on the link, 10.1.0.2 behind 10.0.0.2.
     fn tables() -> Tables {
         let mut tables = Tables::default();
-        tables.devices.insert(1, device("eth0", DeviceKind::Own, NODE));
+        tables.links.insert(1, link("eth0", LinkKind::Own, NODE));
         for address in ["10.0.0.2", "fd00::2"] {
             tables.routes.insert(ip(address), Route::Via { oif: 1, gateway: None, mtu: None });
             answer(&mut tables, 1, address);
@@ -314,9 +302,9 @@ mod tests {
     #[test]
     fn an_interface_without_ethernet_header_needs_no_neighbour_and_no_xdp() {
         let mut tables = tables();
-        let mut wg0 = Device { layer: LinkLayer::RawIp, ..device("wg0", DeviceKind::Own, [0; 6]) };
+        let mut wg0 = Link { layer: LinkLayer::RawIp, ..link("wg0", LinkKind::Own, [0; 6]) };
         (wg0.mtu, wg0.no_arp) = (1420, true);
-        tables.devices.insert(2, wg0);
+        tables.links.insert(2, wg0);
         tables.interfaces = vec!["eth0".into()];
         for (address, ethertype) in [("10.9.0.2", [8, 0]), ("fd09::2", [0x86, 0xdd])] {
             tables.routes.insert(ip(address), Route::Via { oif: 2, gateway: None, mtu: None });
@@ -328,7 +316,7 @@ mod tests {
             assert_eq!(next_hop_of(&want, &tables), None);
         }
         // From a driver's XDP no way leads there.
-        tables.devices.get_mut(&1).expect("inserted").xdp_prog_id = Some(7);
+        tables.links.get_mut(&1).expect("inserted").xdp_prog_id = Some(7);
         let refused = resolve(&want("10.9.0.2", Mode::Ipip), &tables);
         assert_eq!(
             refused,
@@ -341,9 +329,9 @@ mod tests {
     #[test]
     fn vlan_tags_are_in_the_frame_outermost_first() {
         let mut tables = tables();
-        tables.devices.insert(2, device("eth0.10", vlan(1, 0x88a8, 10), TAGGED));
-        tables.devices.insert(3, device("eth0.10.20", vlan(2, 0x8100, 20), TAGGED));
-        tables.devices.get_mut(&3).expect("inserted").mtu = 1480;
+        tables.links.insert(2, link("eth0.10", vlan(1, 0x88a8, 10), TAGGED));
+        tables.links.insert(3, link("eth0.10.20", vlan(2, 0x8100, 20), TAGGED));
+        tables.links.get_mut(&3).expect("inserted").mtu = 1480;
         for (oif, tags, mtu) in
             [(2, &[0x88, 0xa8, 0, 10][..], 1500), (3, &[0x88, 0xa8, 0, 10, 0x81, 0, 0, 20], 1480)]
         {
@@ -358,8 +346,8 @@ mod tests {
     #[test]
     fn macvlan_sends_by_its_parent_from_its_own_mac() {
         let mut tables = tables();
-        let kind = DeviceKind::Macvlan { parent: Some(1) };
-        tables.devices.insert(2, device("mv0", kind, TAGGED));
+        let kind = LinkKind::Macvlan { parent: Some(1) };
+        tables.links.insert(2, link("mv0", kind, TAGGED));
         tables.routes.insert(ip("10.0.0.2"), Route::Via { oif: 2, gateway: None, mtu: None });
         answer(&mut tables, 2, "10.0.0.2");
         let hop = hop(resolve(&want("10.0.0.2", Mode::Dsr), &tables));
@@ -389,7 +377,7 @@ mod tests {
             ),
             (
                 |t| {
-                    t.devices.remove(&1);
+                    t.links.remove(&1);
                 },
                 "its interface (index 1) is gone",
             ),
@@ -401,13 +389,13 @@ mod tests {
                 |t| eth0(t).layer = LinkLayer::RawIp,
                 "leaves by eth0, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip",
             ),
-            (|t| eth0(t).admin_up = false, "interface eth0 is down: ip link set eth0 up"),
+            (|t| eth0(t).up = false, "interface eth0 is down: ip link set eth0 up"),
             (|t| eth0(t).carrier = false, "interface eth0 has no carrier"),
             (
                 |t| {
                     for (index, parent) in [(2, 1), (3, 2), (4, 3)] {
                         let kind = vlan(parent, 0x8100, 5);
-                        t.devices.insert(index, device("deep", kind, TAGGED));
+                        t.links.insert(index, link("deep", kind, TAGGED));
                     }
                     let route = Route::Via { oif: 4, gateway: None, mtu: None };
                     t.routes.insert(ip("10.0.0.2"), route);
@@ -415,7 +403,7 @@ mod tests {
                 "interface deep has 3 VLAN tags; at most 2 can be sent",
             ),
             (
-                |t| eth0(t).kind = DeviceKind::Macvlan { parent: None },
+                |t| eth0(t).kind = LinkKind::Macvlan { parent: None },
                 "eth0 is on an interface of another namespace",
             ),
             (
@@ -435,8 +423,8 @@ mod tests {
         }
     }
 
-    fn eth0(tables: &mut Tables) -> &mut Device {
-        tables.devices.get_mut(&1).expect("the tables have eth0")
+    fn eth0(tables: &mut Tables) -> &mut Link {
+        tables.links.get_mut(&1).expect("the tables have eth0")
     }
 
     #[test]
@@ -612,14 +600,14 @@ mod tests {
     fn own_macs_are_those_of_the_interfaces_and_of_what_stands_on_them() {
         let mut tables = tables();
         let mac = |last| [2, 0, 0, 0, 1, last];
-        tables.devices.insert(2, device("eth0.10", vlan(1, 0x8100, 10), mac(2)));
-        let kind = DeviceKind::Macvlan { parent: Some(2) };
-        tables.devices.insert(3, device("vrrp0", kind, mac(3)));
-        tables.devices.insert(4, device("eth1", DeviceKind::Own, mac(4)));
-        tables.devices.insert(5, device("eth1.10", vlan(4, 0x8100, 10), mac(5)));
-        tables.devices.insert(6, device("br0", DeviceKind::Own, mac(6)));
-        tables.devices.insert(7, device("br0.7", vlan(6, 0x8100, 7), NODE));
-        tables.devices.get_mut(&1).expect("inserted").port_of = Some(6);
+        tables.links.insert(2, link("eth0.10", vlan(1, 0x8100, 10), mac(2)));
+        let kind = LinkKind::Macvlan { parent: Some(2) };
+        tables.links.insert(3, link("vrrp0", kind, mac(3)));
+        tables.links.insert(4, link("eth1", LinkKind::Own, mac(4)));
+        tables.links.insert(5, link("eth1.10", vlan(4, 0x8100, 10), mac(5)));
+        tables.links.insert(6, link("br0", LinkKind::Own, mac(6)));
+        tables.links.insert(7, link("br0.7", vlan(6, 0x8100, 7), NODE));
+        tables.links.get_mut(&1).expect("inserted").port_of = Some(6);
         assert_eq!(tables.own_macs(&["eth0".into()]), [NODE, mac(2), mac(6), mac(3)]);
         assert_eq!(tables.own_macs(&["none".into()]), [[0; 6]; 0]);
     }
@@ -627,8 +615,8 @@ mod tests {
     #[test]
     fn what_an_interface_knew_goes_with_it() {
         let mut tables = tables();
-        let devices = BTreeMap::from([(9, device("eth0", DeviceKind::Own, NODE))]);
-        tables.replace_devices(devices, Instant::now());
+        let links = BTreeMap::from([(9, link("eth0", LinkKind::Own, NODE))]);
+        tables.replace_links(links, Instant::now());
         assert_eq!(tables.neighbours, BTreeMap::new());
         let route = Route::Via { oif: 9, gateway: None, mtu: None };
         tables.routes.insert(ip("10.0.0.2"), route);

@@ -6,18 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_model::hop::Link;
-use netlink_packet_route::link::{BondMode, LinkLayerType};
+use lb_model::hop;
 
-use super::generic::xdp_act;
-use crate::path_mtu::PathMtus;
+use super::{generic::xdp_act, interfaces::Link, path_mtu::PathMtus};
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.
 const PATIENCE: u8 = 4;
 
 /// How long an interface that has ceased to take frames from XDP counts as one that does. A driver that
-/// resets its device says so for a moment, which must not move a flow. One that takes none for good is
+/// resets its link says so for a moment, which must not move a flow. One that takes none for good is
 /// asked for again at the next refresh, and the frames that it loses meanwhile are counted.
 const RESET: Duration = Duration::from_secs(5);
 
@@ -28,7 +26,7 @@ pub type NeighbourKey = (u32, IpAddr);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tables {
     /// The interfaces by index.
-    pub devices: BTreeMap<u32, Device>,
+    pub links: BTreeMap<u32, Link>,
     /// The kernel's answer for each wanted address.
     pub routes: BTreeMap<IpAddr, Route>,
     /// The neighbours. One that the kernel has forgotten while it had a MAC address is kept until
@@ -55,111 +53,6 @@ pub struct Tables {
 
 /// A key of a bridge's forwarding database: the bridge and a MAC address.
 pub type FdbKey = (u32, [u8; 6]);
-
-/// An interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Its name.
-    pub name: String,
-    /// What it is made of.
-    pub kind: DeviceKind,
-    /// Its MAC address; all zero if it has none.
-    pub mac: [u8; 6],
-    /// What its frames begin with.
-    pub layer: LinkLayer,
-    /// Whether it was told to resolve no neighbours (`ip link set arp off`, or by its nature).
-    pub no_arp: bool,
-    /// Whether it was set up.
-    pub admin_up: bool,
-    /// Whether it has a carrier.
-    pub carrier: bool,
-    /// Its MTU.
-    pub mtu: u32,
-    /// The bridge, bond or the like that it is a port of.
-    pub port_of: Option<u32>,
-    /// Id of the XDP program on it.
-    pub xdp_prog_id: Option<u32>,
-    /// Whether that program runs in the network stack and not in the driver.
-    pub xdp_generic: bool,
-    /// What it can do for XDP (see [`super::generic::xdp_act`]); none if the kernel does not say.
-    pub xdp_features: Option<u64>,
-}
-
-/// What the frames of an interface begin with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LinkLayer {
-    /// An Ethernet header.
-    #[default]
-    Ethernet,
-    /// Their IP header: WireGuard, tun.
-    RawIp,
-    /// Something else.
-    Other,
-}
-
-impl LinkLayer {
-    /// By the kernel's type of the interface (`ARPHRD_*` of linux/if_arp.h).
-    #[must_use]
-    pub const fn of(kind: LinkLayerType) -> Self {
-        match kind {
-            LinkLayerType::Ether | LinkLayerType::Loopback => Self::Ethernet,
-            LinkLayerType::None => Self::RawIp,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// What an interface is made of, as far as it matters for frames that an XDP program sends by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceKind {
-    /// Frames leave by the interface itself.
-    Own,
-    /// The same, to the other end of the pair.
-    Veth,
-    /// A virtual device of this kind, which takes no frames from XDP programs.
-    Virtual(&'static str),
-    /// Frames leave by one of its ports.
-    Bridge {
-        /// Whether it tells VLANs apart.
-        filters_vlans: bool,
-    },
-    /// Frames leave by one of its ports.
-    Bond {
-        /// How it chooses the port.
-        mode: BondMode,
-        /// The port in use, if the mode has one.
-        active: Option<u32>,
-    },
-    /// Frames leave by `parent` with one tag more.
-    Vlan {
-        /// The interface below, if it is in this network namespace.
-        parent: Option<u32>,
-        /// EtherType of the tag: 0x8100 or 0x88a8.
-        tpid: u16,
-        /// The VLAN.
-        id: u16,
-    },
-    /// Frames leave by `parent`, from this interface's MAC address.
-    Macvlan {
-        /// The interface below, if it is in this network namespace.
-        parent: Option<u32>,
-    },
-}
-
-impl Device {
-    /// The interface below.
-    #[must_use]
-    pub const fn parent(&self) -> Option<u32> {
-        match self.kind {
-            DeviceKind::Own
-            | DeviceKind::Veth
-            | DeviceKind::Virtual(_)
-            | DeviceKind::Bridge { .. }
-            | DeviceKind::Bond { .. } => None,
-            DeviceKind::Vlan { parent, .. } | DeviceKind::Macvlan { parent } => parent,
-        }
-    }
-}
 
 /// Whether these features say that frames of XDP programs of other interfaces are taken.
 fn takes_frames(xdp_features: Option<u64>) -> bool {
@@ -307,24 +200,24 @@ impl Tables {
 
     /// Takes over all interfaces as they are at `now`; what is known of neighbours on the ones that are gone
     /// goes too. One that takes no frames from XDP any more counts as before until [`RESET`] is over.
-    pub fn replace_devices(&mut self, devices: BTreeMap<u32, Device>, now: Instant) {
-        let old = std::mem::replace(&mut self.devices, devices);
-        self.lost_xmit.retain(|ifindex, _| self.devices.contains_key(ifindex));
-        for (ifindex, device) in &mut self.devices {
-            let before = old.get(ifindex).and_then(|device| device.xdp_features);
-            if takes_frames(device.xdp_features) || !takes_frames(before) {
+    pub fn replace_links(&mut self, links: BTreeMap<u32, Link>, now: Instant) {
+        let old = std::mem::replace(&mut self.links, links);
+        self.lost_xmit.retain(|ifindex, _| self.links.contains_key(ifindex));
+        for (ifindex, link) in &mut self.links {
+            let before = old.get(ifindex).and_then(|link| link.xdp_features);
+            if takes_frames(link.xdp_features) || !takes_frames(before) {
                 self.lost_xmit.remove(ifindex);
                 continue;
             }
             let since = self.lost_xmit.entry(*ifindex).or_insert(now);
             if now.duration_since(*since) < RESET {
-                device.xdp_features = before;
+                link.xdp_features = before;
             }
         }
-        let devices = &self.devices;
-        self.neighbours.retain(|(ifindex, _), _| devices.contains_key(ifindex));
-        self.silent.retain(|(ifindex, _)| devices.contains_key(ifindex));
-        self.doubted.retain(|(ifindex, _), _| devices.contains_key(ifindex));
+        let links = &self.links;
+        self.neighbours.retain(|(ifindex, _), _| links.contains_key(ifindex));
+        self.silent.retain(|(ifindex, _)| links.contains_key(ifindex));
+        self.doubted.retain(|(ifindex, _), _| links.contains_key(ifindex));
     }
 
     /// Takes over what bridges have learnt. A MAC address that is forgotten keeps its port while a
@@ -334,7 +227,7 @@ impl Tables {
         let in_use: BTreeSet<[u8; 6]> =
             self.neighbours.values().filter_map(|neighbour| neighbour.mac).collect();
         for (key, port) in old {
-            let is_port = self.devices.get(&port).is_some_and(|at| at.port_of == Some(key.0));
+            let is_port = self.links.get(&port).is_some_and(|at| at.port_of == Some(key.0));
             if is_port && in_use.contains(&key.1) {
                 self.fdb.entry(key).or_insert(port);
             }
@@ -350,13 +243,13 @@ impl Tables {
 
     /// The balancer's interfaces on which the program runs in the driver.
     pub fn native(&self) -> impl Iterator<Item = u32> {
-        let runs = |device: &Device| {
-            device.xdp_prog_id.is_some()
-                && !device.xdp_generic
-                && self.interfaces.contains(&device.name)
-                && !self.at_tc.contains(&device.name)
+        let runs = |link: &Link| {
+            link.xdp_prog_id.is_some()
+                && !link.xdp_generic
+                && self.interfaces.contains(&link.name)
+                && !self.at_tc.contains(&link.name)
         };
-        self.devices.iter().filter(move |(_, device)| runs(device)).map(|(ifindex, _)| *ifindex)
+        self.links.iter().filter(move |(_, link)| runs(link)).map(|(ifindex, _)| *ifindex)
     }
 
     /// Drops what nobody wants: routes to other addresses, neighbours that only memory holds.
@@ -404,28 +297,28 @@ impl Tables {
     }
 
     /// The MAC addresses that `interfaces` answer to: their own first, then those of the VLAN and
-    /// macvlan devices on them and of the bridges and bonds above them.
+    /// macvlan links on them and of the bridges and bonds above them.
     #[must_use]
     pub fn own_macs(&self, interfaces: &[String]) -> Vec<[u8; 6]> {
         let mut members: Vec<u32> = interfaces
             .iter()
             .filter_map(|name| {
-                self.devices.iter().find(|(_, device)| device.name == *name).map(|(i, _)| *i)
+                self.links.iter().find(|(_, link)| link.name == *name).map(|(i, _)| *i)
             })
             .collect();
         let mut next = 0;
         while let Some(below) = members.get(next).copied() {
             next += 1;
-            let above_it = self.devices.get(&below).and_then(|device| device.port_of);
-            for (&ifindex, device) in &self.devices {
-                let above = device.parent() == Some(below) || above_it == Some(ifindex);
+            let above_it = self.links.get(&below).and_then(|link| link.port_of);
+            for (&ifindex, link) in &self.links {
+                let above = link.parent() == Some(below) || above_it == Some(ifindex);
                 if above && !members.contains(&ifindex) {
                     members.push(ifindex);
                 }
             }
         }
         let mut macs = Vec::new();
-        for mac in members.iter().filter_map(|i| self.devices.get(i)).map(|device| device.mac) {
+        for mac in members.iter().filter_map(|i| self.links.get(i)).map(|link| link.mac) {
             if mac != [0; 6] && !macs.contains(&mac) {
                 macs.push(mac);
             }
@@ -435,18 +328,18 @@ impl Tables {
 
     /// The interfaces as they are published.
     #[must_use]
-    pub fn links(&self) -> BTreeMap<String, Link> {
-        self.devices
+    pub fn published_links(&self) -> BTreeMap<String, hop::Link> {
+        self.links
             .iter()
-            .map(|(&ifindex, device)| {
-                let link = Link {
+            .map(|(&ifindex, link)| {
+                let published = hop::Link {
                     ifindex,
-                    up: device.admin_up && device.carrier,
-                    xdp_prog_id: device.xdp_prog_id,
-                    mac: device.mac,
-                    mtu: device.mtu,
+                    up: link.up && link.carrier,
+                    xdp_prog_id: link.xdp_prog_id,
+                    mac: link.mac,
+                    mtu: link.mtu,
                 };
-                (device.name.clone(), link)
+                (link.name.clone(), published)
             })
             .collect()
     }

@@ -14,14 +14,17 @@ use lb_model::{
 };
 use tokio::{
     sync::{mpsc, watch},
+    task::consume_budget,
     time::{self, Interval, MissedTickBehavior, sleep},
 };
 use tracing::{debug, info, warn};
 
 use super::{
+    client::{AsyncEvents, Client, Failure, Read},
+    interfaces::LinkKind,
+    requests::{Event, GROUPS},
     resolve::{Ask, next_hop_of, no_room, resolve},
-    socket::{Event, Failure, Sockets},
-    tables::{DeviceKind, Neighbour, NeighbourKey, NeighbourState, Tables},
+    tables::{Neighbour, NeighbourKey, NeighbourState, Tables},
 };
 
 /// How often a neighbour that does not answer is asked again.
@@ -44,7 +47,8 @@ enum Stale {
 }
 
 pub(super) struct Task {
-    sockets: Sockets,
+    client: Client,
+    events: AsyncEvents,
     wants: watch::Receiver<BTreeSet<Want>>,
     wanted: BTreeSet<Want>,
     at_tc: watch::Receiver<BTreeSet<String>>,
@@ -55,8 +59,6 @@ pub(super) struct Task {
     next_hops: BTreeSet<NeighbourKey>,
     /// Whether one of them has changed since.
     changed: bool,
-    /// Whether events were lost since all was read.
-    overrun: bool,
     published: watch::Sender<Neighbourhood>,
 }
 
@@ -69,10 +71,13 @@ impl Task {
         doubts: mpsc::UnboundedReceiver<Want>,
         narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     ) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
-        let sockets = Sockets::open()?;
+        // Events first, so that nothing is missed between the two.
+        let events = AsyncEvents::open(&GROUPS)?;
+        let client = Client::open()?;
         let (published, receiver) = watch::channel(Neighbourhood::default());
         let mut task = Self {
-            sockets,
+            client,
+            events,
             wants,
             wanted: BTreeSet::new(),
             at_tc,
@@ -81,7 +86,6 @@ impl Task {
             tables: Tables::new(interfaces),
             next_hops: BTreeSet::new(),
             changed: false,
-            overrun: false,
             published,
         };
         task.read(Stale::Everything).await?;
@@ -120,17 +124,16 @@ impl Task {
             }
             // Whoever sends it sends the wants as well, and ends with them.
             Ok(()) = self.at_tc.changed() => self.take_at_tc(),
-            event = self.sockets.event() => {
-                let Some(event) = event else { anyhow::bail!("the socket of events is closed") };
-                stale = stale.max(self.take(event));
-                stale = stale.max(self.take_waiting());
+            ready = self.events.ready() => {
+                ready?;
+                stale = self.take_waiting()?;
                 // Every probe of every neighbour tells of itself, and few change anything.
                 if stale == Stale::Nothing && !self.changed {
                     return Ok(true);
                 }
             }
             Some(backend) = self.doubts.recv() => {
-                if !self.doubt(backend).await? {
+                if !self.doubt(backend)? {
                     return Ok(true);
                 }
             }
@@ -145,11 +148,7 @@ impl Task {
             // What the neighbours say is told at once, the rest when the burst is over.
             self.publish();
             sleep(DEBOUNCE).await;
-            stale = stale.max(self.take_waiting());
-            if std::mem::take(&mut self.overrun) {
-                // Until the queue that was full is empty the kernel drops further events without a word.
-                self.sockets = Sockets::open()?;
-            }
+            stale = stale.max(self.take_waiting()?);
             self.read(stale).await?;
         }
         self.ask(ask).await?;
@@ -166,14 +165,7 @@ impl Task {
             if self.wants.has_changed().is_err() {
                 return false;
             }
-            let reopened = match Sockets::open() {
-                Ok(sockets) => {
-                    self.sockets = sockets;
-                    self.read(Stale::Everything).await
-                }
-                Err(error) => Err(error),
-            };
-            match reopened {
+            match self.open_again().await {
                 Ok(()) => {
                     self.publish();
                     return true;
@@ -183,6 +175,12 @@ impl Task {
         }
     }
 
+    async fn open_again(&mut self) -> Result<()> {
+        self.events = AsyncEvents::open(&GROUPS)?;
+        self.client = Client::open()?;
+        self.read(Stale::Everything).await
+    }
+
     fn take_at_tc(&mut self) {
         self.tables.at_tc.clone_from(&self.at_tc.borrow_and_update());
     }
@@ -190,23 +188,31 @@ impl Task {
     async fn take_wants(&mut self) -> Result<()> {
         self.take_at_tc();
         self.wanted = self.wants.borrow_and_update().clone();
-        let addresses: BTreeSet<_> = self.wanted.iter().map(|want| want.address).collect();
+        let mut addresses = self.wanted_addresses();
+        addresses.retain(|address| !self.tables.routes.contains_key(address));
+        self.read_routes(addresses).await
+    }
+
+    fn wanted_addresses(&self) -> BTreeSet<IpAddr> {
+        self.wanted.iter().map(|want| want.address).collect()
+    }
+
+    async fn read_routes(&mut self, addresses: BTreeSet<IpAddr>) -> Result<()> {
         for address in addresses {
-            if !self.tables.routes.contains_key(&address) {
-                let route = self.sockets.route(address).await?;
-                self.tables.routes.insert(address, route);
-            }
+            let route = self.client.route(address)?;
+            self.tables.routes.insert(address, route);
+            consume_budget().await;
         }
         Ok(())
     }
 
     /// Has the neighbour of a backend asked again; false if that is done already, or of no use.
-    async fn doubt(&mut self, backend: Want) -> Result<bool> {
+    fn doubt(&mut self, backend: Want) -> Result<bool> {
         let Some(key) = next_hop_of(&backend, &self.tables).filter(|key| self.tables.doubt(*key))
         else {
             return Ok(false);
         };
-        match self.sockets.forget_neighbour(key).await {
+        match self.client.forget_neighbour(key) {
             // It may have forgotten it by itself.
             Ok(()) | Err(Failure::Refused(_)) => Ok(true),
             Err(Failure::Socket(error)) => Err(error),
@@ -240,11 +246,6 @@ impl Task {
             Event::Fdb(key, port) => self.changed |= self.tables.update_fdb(key, port),
             Event::Links => return Stale::LinksAndRoutes,
             Event::Routes => return Stale::Routes,
-            Event::Overrun => {
-                self.overrun = true;
-                return Stale::Everything;
-            }
-            Event::Other => {}
         }
         Stale::Nothing
     }
@@ -253,34 +254,32 @@ impl Task {
         self.changed |= differs && self.next_hops.contains(&key);
     }
 
-    fn take_waiting(&mut self) -> Stale {
-        let mut stale = Stale::Nothing;
-        while let Some(event) = self.sockets.event_now() {
-            stale = stale.max(self.take(event));
+    fn take_waiting(&mut self) -> Result<Stale> {
+        let mut events = Vec::new();
+        match self.events.read(|message| events.extend(Event::of(&message)))? {
+            Read::Lost => Ok(Stale::Everything),
+            Read::All => {
+                let stale = events.into_iter().map(|event| self.take(event)).max();
+                Ok(stale.unwrap_or_default())
+            }
         }
-        stale
     }
 
     async fn read(&mut self, stale: Stale) -> Result<()> {
         if stale >= Stale::LinksAndRoutes {
-            let devices = self.sockets.devices().await?;
-            self.tables.replace_devices(devices, Instant::now());
-            let bridged = self.tables.devices.values();
-            let bridged =
-                bridged.into_iter().any(|at| matches!(at.kind, DeviceKind::Bridge { .. }));
-            let fdb = if bridged { self.sockets.fdb().await? } else { BTreeMap::new() };
+            let links = self.client.links()?;
+            self.tables.replace_links(links, Instant::now());
+            let bridged = self.tables.links.values();
+            let bridged = bridged.into_iter().any(|at| matches!(at.kind, LinkKind::Bridge { .. }));
+            let fdb = if bridged { self.client.fdb()? } else { BTreeMap::new() };
             self.tables.replace_fdb(fdb);
         }
         if stale >= Stale::Everything {
-            let neighbours = self.sockets.neighbours().await?;
+            let neighbours = self.client.neighbours()?;
             self.tables.replace_neighbours(neighbours);
         }
         if stale >= Stale::Routes {
-            let addresses: BTreeSet<_> = self.wanted.iter().map(|want| want.address).collect();
-            for &address in &addresses {
-                let route = self.sockets.route(address).await?;
-                self.tables.routes.insert(address, route);
-            }
+            self.read_routes(self.wanted_addresses()).await?;
         }
         Ok(())
     }
@@ -289,12 +288,12 @@ impl Task {
     async fn ask(&mut self, ask: Ask) -> Result<()> {
         let next_hops: BTreeSet<NeighbourKey> =
             self.wanted.iter().filter_map(|want| next_hop_of(want, &self.tables)).collect();
-        let addresses = self.wanted.iter().map(|want| want.address).collect();
-        self.tables.retain(&addresses, &next_hops);
+        self.tables.retain(&self.wanted_addresses(), &next_hops);
         self.changed = false;
         self.next_hops.clone_from(&next_hops);
         for key in ask.select(&next_hops, &self.tables) {
-            match self.sockets.use_neighbour(key).await {
+            consume_budget().await;
+            match self.client.use_neighbour(key) {
                 Ok(()) => {
                     self.tables.note_room(key, true);
                     // The kernel tells nobody that it has begun to ask.
@@ -322,7 +321,7 @@ impl Task {
         let new = Neighbourhood {
             hops: self.wanted.iter().map(|want| (*want, resolve(want, &self.tables))).collect(),
             own_macs: self.tables.own_macs(&self.tables.interfaces),
-            links: self.tables.links(),
+            links: self.tables.published_links(),
             path_mtus: self.tables.path_mtus.all(),
         };
         self.published.send_if_modified(|old| {

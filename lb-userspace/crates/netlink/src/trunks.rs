@@ -42,7 +42,7 @@ fn trunks<'a>(names: &'a [String], found: &BTreeMap<String, Interface>) -> Vec<&
 /// The offloads of an interface that are on; none if the kernel does not say.
 #[must_use]
 pub fn offloads(interface: &str) -> Option<BTreeSet<String>> {
-    let answer = ask("ethtool", FEATURES_GET, &of_name(interface)).ok()?;
+    let answer = ask("ethtool", FEATURES_GET, of_name(interface)).ok()?;
     Some(bits(&answer, FEATURES_ACTIVE))
 }
 

@@ -9,12 +9,13 @@
 //! goes when that is removed (`promote_secondaries`) nor is chosen as a source. An IPv6 address gets
 //! a preferred lifetime of zero, so that the node does not choose it either.
 
-pub mod netlink;
-pub mod table;
-
 use std::{collections::BTreeSet, fs, io, net::IpAddr};
 
 use anyhow::Result;
+use lb_netlink::{
+    client::Client,
+    interfaces::{Interfaces, Key, Seen},
+};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{
@@ -24,10 +25,6 @@ use netlink_packet_route::{
 };
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
-use self::{
-    netlink::Requests,
-    table::{Key, Seen, Tables},
-};
 use super::{OWNER, Router, VirtualAddress};
 
 /// The number of VRRP among IP's protocols marks addresses as ours.
@@ -37,9 +34,9 @@ const FOREVER: u32 = u32::MAX;
 
 /// Puts addresses on interfaces and takes them off.
 pub struct Addresses {
-    requests: Requests,
-    /// The links and addresses of the node, kept by who hears the news.
-    pub tables: Tables,
+    client: Client,
+    /// The links and addresses of the node, kept by who hears the events.
+    pub interfaces: Interfaces,
     /// Whether the kernel keeps the mark.
     marks: bool,
     /// What was added here, for kernels that don't.
@@ -71,19 +68,19 @@ impl Addresses {
     ///
     /// If netlink can't be spoken to.
     pub fn open() -> Result<Self> {
-        let mut requests = Requests::open()?;
-        let tables = Tables::read(&mut requests)?;
+        let mut client = Client::open()?;
+        let interfaces = Interfaces::read(&mut client)?;
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Ok(Self { requests, tables, marks: marks(&release), added: BTreeSet::new() })
+        Ok(Self { client, interfaces, marks: marks(&release), added: BTreeSet::new() })
     }
 
-    /// Reads everything anew, as news were lost.
+    /// Reads everything anew, as events were lost.
     ///
     /// # Errors
     ///
     /// If netlink can't be spoken to.
     pub fn read_anew(&mut self) -> Result<()> {
-        self.tables = Tables::read(&mut self.requests)?;
+        self.interfaces = Interfaces::read(&mut self.client)?;
         Ok(())
     }
 
@@ -110,7 +107,7 @@ impl Addresses {
             let request = RouteNetlinkMessage::NewAddress(message(key, Some(placed.address)));
             requests.push((request, NLM_F_CREATE | NLM_F_EXCL));
         }
-        let outcomes = match self.requests.all(requests) {
+        let outcomes = match self.client.all(requests) {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 problems.push(format!("add addresses: {error:#}"));
@@ -121,9 +118,9 @@ impl Addresses {
             match outcome {
                 Ok(()) => {
                     self.added.insert(key);
-                    // The news of it may come late: that of IPv6 is told by a kernel thread.
+                    // The event of it may come late: that of IPv6 is told by a kernel thread.
                     let seen = Seen { protocol: PROTOCOL, ..Seen::default() };
-                    self.tables.add_address(key, seen);
+                    self.interfaces.add_address(key, seen);
                     added.push(key.1);
                 }
                 Err(libc::EEXIST) => {}
@@ -152,7 +149,7 @@ impl Addresses {
             .iter()
             .map(|key| (RouteNetlinkMessage::DelAddress(message(*key, None)), 0))
             .collect();
-        let outcomes = match self.requests.all(requests) {
+        let outcomes = match self.client.all(requests) {
             Ok(outcomes) => outcomes,
             Err(error) => return vec![format!("remove addresses: {error:#}")],
         };
@@ -162,7 +159,7 @@ impl Addresses {
                 // The second and third: somebody was faster.
                 Ok(()) | Err(libc::EADDRNOTAVAIL | libc::ENODEV) => {
                     self.added.remove(&key);
-                    self.tables.addresses.remove(&key);
+                    self.interfaces.addresses.remove(&key);
                 }
                 Err(errno) => problems.push(format!(
                     "remove {}/{}: {}",
@@ -189,12 +186,13 @@ impl Addresses {
     /// Takes all off that carry the mark, on whatever interface they are, whoever has put it there. Which
     /// these were, and what did not work.
     pub fn release_marked(&mut self) -> (Vec<String>, Vec<String>) {
-        let marked = self.tables.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
+        let marked = self.interfaces.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
         let keys: Vec<Key> = marked.map(|(key, _)| *key).collect();
         let name = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.interface(key.0));
         let names: Vec<(Key, String)> = keys.iter().map(|key| (*key, name(key))).collect();
         let problems = self.remove(keys);
-        let gone = names.into_iter().filter(|(key, _)| !self.tables.addresses.contains_key(key));
+        let gone =
+            names.into_iter().filter(|(key, _)| !self.interfaces.addresses.contains_key(key));
         (gone.map(|(_, name)| name).collect(), problems)
     }
 
@@ -204,7 +202,7 @@ impl Addresses {
         placed(router)
             .filter(|placed| {
                 let key = self.key(*placed);
-                key.is_some_and(|key| !self.tables.addresses.contains_key(&key))
+                key.is_some_and(|key| !self.interfaces.addresses.contains_key(&key))
             })
             .collect()
     }
@@ -217,7 +215,7 @@ impl Addresses {
     pub fn held(&self, router: &Router) -> bool {
         let seen = |placed| {
             let key = self.key(placed)?;
-            self.tables.addresses.get(&key)
+            self.interfaces.addresses.get(&key)
         };
         if self.marks {
             placed(router).any(|placed| seen(placed).is_some_and(|one| one.protocol == PROTOCOL))
@@ -235,7 +233,7 @@ impl Addresses {
         }
         let found: Vec<Key> = placed(router)
             .filter_map(|placed| self.key(placed))
-            .filter(|key| self.tables.addresses.contains_key(key))
+            .filter(|key| self.interfaces.addresses.contains_key(key))
             .collect();
         self.added.extend(found);
     }
@@ -247,7 +245,7 @@ impl Addresses {
         let keys = placed(router).filter_map(|placed| self.key(placed));
         let there = keys.flat_map(|(index, address, _)| {
             let all = (index, address, 0)..=(index, address, u8::MAX);
-            self.tables.addresses.range(all).map(|(key, _)| *key)
+            self.interfaces.addresses.range(all).map(|(key, _)| *key)
         });
         there.filter(|key| !self.is_ours(key)).collect()
     }
@@ -257,7 +255,7 @@ impl Addresses {
     pub fn leftovers(&self, routers: &[Router]) -> Vec<Key> {
         let wanted: BTreeSet<Key> =
             routers.iter().flat_map(placed).filter_map(|placed| self.key(placed)).collect();
-        let marked = self.tables.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
+        let marked = self.interfaces.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
         marked.map(|(key, _)| *key).filter(|key| !wanted.contains(key)).collect()
     }
 
@@ -265,23 +263,24 @@ impl Addresses {
     #[must_use]
     pub fn strays<'a>(&self, kept: impl IntoIterator<Item = Placed<'a>>) -> Vec<Key> {
         let kept: BTreeSet<Key> = kept.into_iter().filter_map(|placed| self.key(placed)).collect();
-        let ours = self.tables.addresses.keys().filter(|key| self.is_ours(key));
+        let ours = self.interfaces.addresses.keys().filter(|key| self.is_ours(key));
         ours.filter(|key| !kept.contains(key)).copied().collect()
     }
 
     /// The name of an interface.
     #[must_use]
     pub fn interface(&self, index: u32) -> &str {
-        self.tables.links.get(&index).map_or("?", |link| &link.name)
+        self.interfaces.links.get(&index).map_or("?", |link| &link.name)
     }
 
     fn key(&self, placed: Placed<'_>) -> Option<Key> {
-        let index = self.tables.index(placed.interface)?;
+        let index = self.interfaces.index(placed.interface)?;
         Some((index, placed.address.address, placed.address.prefix))
     }
 
     fn is_ours(&self, key: &Key) -> bool {
-        let marked = || self.tables.addresses.get(key).is_some_and(|one| one.protocol == PROTOCOL);
+        let marked =
+            || self.interfaces.addresses.get(key).is_some_and(|one| one.protocol == PROTOCOL);
         self.added.contains(key) || (self.marks && marked())
     }
 }
@@ -336,8 +335,10 @@ fn message((index, address, prefix): Key, settings: Option<&VirtualAddress>) -> 
 mod tests {
     use std::num::NonZeroU8;
 
+    use lb_netlink::interfaces::Link;
+
     use super::*;
-    use crate::{Family, RouterKey, addresses::table::Link, thread::test_router};
+    use crate::{Family, RouterKey, thread::test_router};
 
     fn address(address: &str) -> VirtualAddress {
         let address: IpAddr = address.parse().expect("an address");
@@ -358,11 +359,11 @@ mod tests {
     fn addresses(marks: bool, there: &[(&str, u8)]) -> Addresses {
         let mut all = Addresses::open().expect("netlink answers everybody");
         all.marks = marks;
-        all.tables = Tables::default();
-        all.tables.add_link(2, Link { name: "eth0".into(), up: true, ..Link::default() });
+        all.interfaces = Interfaces::default();
+        all.interfaces.add_link(2, Link { name: "eth0".into(), up: true, ..Link::default() });
         for (address, protocol) in there {
             let seen = Seen { protocol: *protocol, ..Seen::default() };
-            all.tables.add_address((2, address.parse().expect("an address"), 32), seen);
+            all.interfaces.add_address((2, address.parse().expect("an address"), 32), seen);
         }
         all
     }

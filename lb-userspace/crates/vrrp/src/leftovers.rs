@@ -1,11 +1,9 @@
 //! Takes away what virtual routers have left on this node, without a daemon and its configuration: what is
 //! ours is found by its mark.
 
-use super::{
-    addresses::{Addresses, table::Key},
-    macvlan::Devices,
-    thread::filter,
-};
+use lb_netlink::interfaces::Key;
+
+use super::{addresses::Addresses, macvlan::Devices, thread::filter};
 
 /// What [`remove_all`] would take away, for people.
 #[must_use]

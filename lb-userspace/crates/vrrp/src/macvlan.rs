@@ -21,6 +21,10 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use lb_netlink::{
+    client::Client,
+    interfaces::{Interfaces, Link},
+};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
@@ -30,13 +34,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
-use super::{
-    Family, Router, RouterKey,
-    addresses::{
-        netlink::Requests,
-        table::{Link, Tables},
-    },
-};
+use super::{Family, Router, RouterKey};
 
 /// What the alias of a device of ours begins with, by which leftovers are known.
 const ALIAS: &str = "lbd virtual router ";
@@ -74,10 +72,10 @@ impl Device {
         format!("{ALIAS}{}", self.key)
     }
 
-    fn is(&self, link: &Link, tables: &Tables) -> bool {
-        link.macvlan
-            && link.below.is_some()
-            && link.below == tables.index(&self.below)
+    fn is(&self, link: &Link, interfaces: &Interfaces) -> bool {
+        link.is_macvlan()
+            && link.parent().is_some()
+            && link.parent() == interfaces.index(&self.below)
             && link.mac == mac(self.key)
     }
 }
@@ -98,19 +96,20 @@ pub enum Step {
 /// The way from what there is to what is wanted. What is wanted on an interface that is not there
 /// waits for that.
 #[must_use]
-pub fn plan(wanted: &[Device], tables: &Tables) -> Vec<Step> {
-    let ours =
-        |link: &Link| link.macvlan && link.alias.as_ref().is_some_and(|a| a.starts_with(ALIAS));
+pub fn plan(wanted: &[Device], interfaces: &Interfaces) -> Vec<Step> {
+    let ours = |link: &Link| {
+        link.is_macvlan() && link.alias.as_ref().is_some_and(|a| a.starts_with(ALIAS))
+    };
     let (mut steps, mut rest) = (Vec::new(), Vec::new());
-    for (index, link) in &tables.links {
+    for (index, link) in &interfaces.links {
         let device = wanted.iter().find(|device| device.name == link.name);
-        if ours(link) && !device.is_some_and(|device| device.is(link, tables)) {
+        if ours(link) && !device.is_some_and(|device| device.is(link, interfaces)) {
             steps.push(Step::Remove(*index, link.name.clone()));
         }
     }
     for device in wanted {
-        match (tables.link(&device.name), tables.index(&device.below)) {
-            (Some((_, link)), _) if device.is(link, tables) => {
+        match (interfaces.link(&device.name), interfaces.index(&device.below)) {
+            (Some((_, link)), _) if device.is(link, interfaces) => {
                 if !link.up || link.alias != Some(device.alias()) {
                     rest.push(Step::SetUp(device.clone()));
                 }
@@ -127,7 +126,7 @@ pub fn plan(wanted: &[Device], tables: &Tables) -> Vec<Step> {
 /// Makes and removes devices. That takes the kernel tens of milliseconds, so the thread that sends
 /// advertisements must not do it.
 pub struct Devices {
-    requests: Requests,
+    client: Client,
     /// Settings of interfaces below that were raised, by interface and setting.
     raised: BTreeMap<(String, &'static str), String>,
 }
@@ -139,13 +138,13 @@ impl Devices {
     ///
     /// If netlink can't be spoken to.
     pub fn open() -> Result<Self> {
-        Ok(Self { requests: Requests::open()?, raised: BTreeMap::new() })
+        Ok(Self { client: Client::open()?, raised: BTreeMap::new() })
     }
 
     /// Makes what is missing of these, and removes what else is ours. What did not work, for people.
     pub fn bring_about(&mut self, wanted: &[Device]) -> Vec<String> {
-        let tables = match Tables::read(&mut self.requests) {
-            Ok(tables) => tables,
+        let interfaces = match Interfaces::read(&mut self.client) {
+            Ok(interfaces) => interfaces,
             Err(error) => return vec![format!("{error:#}")],
         };
         let mut problems = Vec::new();
@@ -154,7 +153,7 @@ impl Devices {
                 problems.push(format!("{error:#}"));
             }
         }
-        for step in plan(wanted, &tables) {
+        for step in plan(wanted, &interfaces) {
             if let Err(error) = self.take(&step) {
                 problems.push(format!("{error:#}"));
             }
@@ -169,7 +168,7 @@ impl Devices {
     ///
     /// If netlink can't be spoken to.
     pub fn ours(&mut self) -> Result<Vec<(u32, String)>> {
-        let steps = plan(&[], &Tables::read(&mut self.requests)?).into_iter();
+        let steps = plan(&[], &Interfaces::read(&mut self.client)?).into_iter();
         let removed = steps.filter_map(|step| match step {
             Step::Remove(index, name) => Some((index, name)),
             _ => None,
@@ -199,11 +198,11 @@ impl Devices {
                 let mut message = LinkMessage::default();
                 message.header.index = *index;
                 let request = RouteNetlinkMessage::DelLink(message);
-                self.requests.one(request, 0).with_context(|| format!("remove {name}"))
+                self.client.one(request, 0).with_context(|| format!("remove {name}"))
             }
             Step::Make(device, below) => {
                 let request = RouteNetlinkMessage::NewLink(made(device, *below));
-                let made = self.requests.one(request, NLM_F_CREATE | NLM_F_EXCL);
+                let made = self.client.one(request, NLM_F_CREATE | NLM_F_EXCL);
                 made.with_context(|| format!("make {} on {}", device.name, device.below))?;
                 self.set_up(device)
             }
@@ -228,7 +227,7 @@ impl Devices {
         ];
         let mut message = LinkMessage::default();
         message.attributes = bare;
-        let refused = self.requests.one(RouteNetlinkMessage::SetLink(message), 0);
+        let refused = self.client.one(RouteNetlinkMessage::SetLink(message), 0);
         if refused.is_err() {
             // A kernel without IPv6 knows no such setting.
             let mut message = LinkMessage::default();
@@ -236,7 +235,7 @@ impl Devices {
                 LinkAttribute::IfName(device.name.clone()),
                 LinkAttribute::IfAlias(device.alias()),
             ];
-            self.requests.one(RouteNetlinkMessage::SetLink(message), 0).with_context(context)?;
+            self.client.one(RouteNetlinkMessage::SetLink(message), 0).with_context(context)?;
         }
         for (setting, value) in [("arp_ignore", "1"), ("rp_filter", "2"), ("forwarding", "0")] {
             let path = conf("ipv4", &device.name, setting);
@@ -250,7 +249,7 @@ impl Devices {
         message.attributes = vec![LinkAttribute::IfName(device.name.clone())];
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        self.requests.one(RouteNetlinkMessage::SetLink(message), 0).with_context(context)
+        self.client.one(RouteNetlinkMessage::SetLink(message), 0).with_context(context)
     }
 
     /// Sees that an interface answers and asks by ARP only with its own addresses.
@@ -307,6 +306,8 @@ fn conf(family: &str, interface: &str, setting: &str) -> PathBuf {
 mod tests {
     use std::num::NonZeroU8;
 
+    use lb_netlink::interfaces::LinkKind;
+
     use super::*;
 
     fn device(vrid: u8) -> Device {
@@ -314,10 +315,10 @@ mod tests {
         Device { name: format!("vrrp.{vrid}"), below: "eth0".into(), key }
     }
 
-    fn tables(macvlans: &[(&str, [u8; 6], u32, &str)]) -> Tables {
-        let mut tables = Tables::default();
+    fn interfaces(macvlans: &[(&str, [u8; 6], u32, &str)]) -> Interfaces {
+        let mut interfaces = Interfaces::default();
         let eth0 = Link { name: "eth0".into(), up: true, ..Link::default() };
-        tables.add_link(2, eth0);
+        interfaces.add_link(2, eth0);
         for (n, (name, mac, below, alias)) in (10..).zip(macvlans) {
             let link = Link {
                 name: (*name).into(),
@@ -325,13 +326,12 @@ mod tests {
                 carrier: true,
                 mac: *mac,
                 alias: (!alias.is_empty()).then(|| (*alias).to_owned()),
-                below: Some(*below),
-                macvlan: true,
-                port_of: None,
+                kind: LinkKind::Macvlan { parent: Some(*below) },
+                ..Link::default()
             };
-            tables.add_link(n, link);
+            interfaces.add_link(n, link);
         }
-        tables
+        interfaces
     }
 
     const MAC_51: [u8; 6] = [0, 0, 0x5e, 0, 1, 51];
@@ -346,28 +346,28 @@ mod tests {
     #[test]
     fn device_is_made_where_its_interface_is() {
         let wanted = [device(51)];
-        assert_eq!(plan(&wanted, &tables(&[])), [Step::Make(device(51), 2)]);
-        assert_eq!(plan(&wanted, &Tables::default()), []);
+        assert_eq!(plan(&wanted, &interfaces(&[])), [Step::Make(device(51), 2)]);
+        assert_eq!(plan(&wanted, &Interfaces::default()), []);
     }
 
     #[test]
     fn device_of_a_predecessor_is_used_again() {
         let wanted = [device(51)];
-        let there = tables(&[("vrrp.51", MAC_51, 2, "lbd virtual router IPv4 VRID 51")]);
+        let there = interfaces(&[("vrrp.51", MAC_51, 2, "lbd virtual router IPv4 VRID 51")]);
         assert_eq!(plan(&wanted, &there), []);
         assert_eq!(plan(&[], &there), [Step::Remove(10, "vrrp.51".into())]);
     }
 
     #[test]
     fn device_of_ours_on_another_interface_is_made_anew() {
-        let there = tables(&[("vrrp.51", MAC_51, 3, "lbd virtual router IPv4 VRID 51")]);
+        let there = interfaces(&[("vrrp.51", MAC_51, 3, "lbd virtual router IPv4 VRID 51")]);
         let steps = [Step::Remove(10, "vrrp.51".into()), Step::Make(device(51), 2)];
         assert_eq!(plan(&[device(51)], &there), steps);
     }
 
     #[test]
     fn device_of_somebody_else_is_left_alone() {
-        let there = tables(&[("vrrp.51", [2, 0, 0, 0, 0, 1], 2, "")]);
+        let there = interfaces(&[("vrrp.51", [2, 0, 0, 0, 0, 1], 2, "")]);
         assert_eq!(plan(&[device(51)], &there), [Step::Taken(device(51))]);
         assert_eq!(plan(&[], &there), []);
     }

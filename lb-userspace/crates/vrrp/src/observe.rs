@@ -8,55 +8,56 @@ use std::{
     path::PathBuf,
 };
 
-use super::{
-    Family, Router, Tracked,
-    addresses::{
-        PROTOCOL,
-        table::{Seen, Tables},
-    },
-    observed::Link,
-};
+use lb_netlink::interfaces::{Interfaces, Seen};
+
+use super::{Family, Router, Tracked, addresses::PROTOCOL, observed::Link};
 
 /// The links as the machine has them.
 #[must_use]
-pub fn links(tables: &Tables) -> BTreeMap<String, Link> {
+pub fn links(interfaces: &Interfaces) -> BTreeMap<String, Link> {
     let mut below: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for (&index, link) in &tables.links {
-        if let Some(bridge) = link.port_of {
+    for (&index, link) in &interfaces.links {
+        // Of the ports of a bond one is in use, and which one it is changes.
+        if let Some(bridge) = link.port_of.filter(|_| link.bridged) {
             below.entry(bridge).or_default().push(index);
         }
-        if let Some(base) = link.below {
+        if let Some(base) = link.parent() {
             below.entry(index).or_default().push(base);
         }
     }
-    let links = tables.links.iter().map(|(index, link)| {
-        let seen = Link { up: link.up && link.carrier, below: names_below(*index, &below, tables) };
+    let links = interfaces.links.iter().map(|(index, link)| {
+        let seen =
+            Link { up: link.up && link.carrier, below: names_below(*index, &below, interfaces) };
         (link.name.clone(), seen)
     });
     links.collect()
 }
 
 /// The names of all links below one, from those right below each.
-fn names_below(top: u32, below: &BTreeMap<u32, Vec<u32>>, tables: &Tables) -> BTreeSet<String> {
+fn names_below(
+    top: u32,
+    below: &BTreeMap<u32, Vec<u32>>,
+    interfaces: &Interfaces,
+) -> BTreeSet<String> {
     let (mut found, mut unread) = (BTreeSet::new(), vec![top]);
     while let Some(index) = unread.pop() {
         let next = below.get(&index).into_iter().flatten();
         unread.extend(next.filter(|&&next| next != top && found.insert(next)));
     }
-    found.iter().filter_map(|index| Some(tables.links.get(index)?.name.clone())).collect()
+    found.iter().filter_map(|index| Some(interfaces.links.get(index)?.name.clone())).collect()
 }
 
 /// The address that a router's advertisements are sent from on its interface.
 #[must_use]
-pub fn source(router: &Router, tables: &Tables) -> Option<IpAddr> {
-    first_address(router, &router.interface, router.source, tables)
+pub fn source(router: &Router, interfaces: &Interfaces) -> Option<IpAddr> {
+    first_address(router, &router.interface, router.source, interfaces)
 }
 
 /// The same for its second path.
 #[must_use]
-pub fn second_source(router: &Router, tables: &Tables) -> Option<IpAddr> {
+pub fn second_source(router: &Router, interfaces: &Interfaces) -> Option<IpAddr> {
     let path = router.second_path.as_ref()?;
-    first_address(router, &path.interface, path.source, tables)
+    first_address(router, &path.interface, path.source, interfaces)
 }
 
 /// The configured address if the node has it, or the interface's first that is no virtual one.
@@ -64,21 +65,21 @@ fn first_address(
     router: &Router,
     interface: &str,
     configured: Option<IpAddr>,
-    tables: &Tables,
+    interfaces: &Interfaces,
 ) -> Option<IpAddr> {
     let usable = |seen: &Seen| !seen.tentative && !seen.duplicate;
     if let Some(source) = configured {
-        let mut all = tables.addresses.iter();
+        let mut all = interfaces.addresses.iter();
         return all.any(|(key, seen)| key.1 == source && usable(seen)).then_some(source);
     }
-    let index = tables.index(interface)?;
+    let index = interfaces.index(interface)?;
     let virtual_one = |address| router.addresses.iter().any(|one| one.address == address);
     let of_family = |address: IpAddr| match address {
         IpAddr::V4(_) => router.key.family == Family::V4,
         // RFC 9568, 5.1.2.1.
         IpAddr::V6(v6) => router.key.family == Family::V6 && v6.is_unicast_link_local(),
     };
-    let own = tables.addresses.iter().filter(|(key, seen)| {
+    let own = interfaces.addresses.iter().filter(|(key, seen)| {
         key.0 == index
             && of_family(key.1)
             && seen.protocol != PROTOCOL
@@ -90,9 +91,9 @@ fn first_address(
 
 /// The first link-local IPv6 address of an interface that is its own.
 #[must_use]
-pub fn link_local(index: u32, tables: &Tables) -> Option<Ipv6Addr> {
+pub fn link_local(index: u32, interfaces: &Interfaces) -> Option<Ipv6Addr> {
     let from = (index, IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 0);
-    let own = tables.addresses.range(from..).take_while(|((at, ..), _)| *at == index);
+    let own = interfaces.addresses.range(from..).take_while(|((at, ..), _)| *at == index);
     own.filter(|(_, seen)| seen.protocol != PROTOCOL && !seen.tentative && !seen.duplicate)
         .find_map(|(key, _)| match key.1 {
             IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(v6),
@@ -116,8 +117,10 @@ pub fn files(routers: &[Router]) -> BTreeSet<PathBuf> {
 mod tests {
     use std::num::NonZeroU8;
 
+    use lb_netlink::interfaces::{self, LinkKind};
+
     use super::*;
-    use crate::{RouterKey, addresses::table, thread::test_router};
+    use crate::{RouterKey, thread::test_router};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -127,40 +130,50 @@ mod tests {
         test_router("main", RouterKey { family, vrid: NonZeroU8::MIN })
     }
 
-    fn tables(addresses: &[(&str, Seen)]) -> Tables {
-        let mut tables = Tables::default();
-        tables.add_link(2, table::Link { name: "eth0".into(), ..table::Link::default() });
+    fn interfaces(addresses: &[(&str, Seen)]) -> Interfaces {
+        let mut interfaces = Interfaces::default();
+        interfaces
+            .add_link(2, interfaces::Link { name: "eth0".into(), ..interfaces::Link::default() });
         for (order, (address, seen)) in (0..).zip(addresses) {
-            tables.addresses.insert((2, ip(address), 24), Seen { order, ..*seen });
+            interfaces.addresses.insert((2, ip(address), 24), Seen { order, ..*seen });
         }
-        tables
+        interfaces
     }
 
     #[test]
-    fn below_a_vlan_on_a_bridge_are_the_bridge_and_its_ports() {
-        let mut tables = Tables::default();
-        let link = |name: &str| table::Link { name: name.into(), ..table::Link::default() };
-        tables.add_link(2, table::Link { port_of: Some(4), ..link("eth0") });
-        tables.add_link(3, link("eth1"));
-        tables.add_link(4, link("br0"));
-        tables.add_link(5, table::Link { below: Some(4), ..link("br0.7") });
-        let links = links(&tables);
+    fn below_a_vlan_on_a_bridge_are_the_bridge_and_its_ports_and_below_a_bond_nothing() {
+        let mut interfaces = Interfaces::default();
+        let link =
+            |name: &str| interfaces::Link { name: name.into(), ..interfaces::Link::default() };
+        interfaces
+            .add_link(2, interfaces::Link { port_of: Some(4), bridged: true, ..link("eth0") });
+        interfaces.add_link(3, interfaces::Link { port_of: Some(6), ..link("eth1") });
+        interfaces.add_link(6, link("bond0"));
+        interfaces.add_link(4, link("br0"));
+        interfaces.add_link(
+            5,
+            interfaces::Link {
+                kind: LinkKind::Vlan { parent: Some(4), tpid: 0x8100, id: 7 },
+                ..link("br0.7")
+            },
+        );
+        let links = links(&interfaces);
         let below = |name: &str| links[name].below.iter().map(String::as_str).collect::<Vec<_>>();
         assert_eq!(below("br0.7"), ["br0", "eth0"]);
         assert_eq!(below("br0"), ["eth0"]);
-        assert!(below("eth0").is_empty() && below("eth1").is_empty());
+        assert!(["eth0", "eth1", "bond0"].iter().all(|name| below(name).is_empty()));
     }
 
     #[test]
     fn source_is_the_first_address_and_not_the_lowest() {
         let secondary = Seen { secondary: true, ..Seen::default() };
-        let tables = tables(&[
+        let interfaces = interfaces(&[
             ("10.0.0.5", secondary),
             ("10.0.0.9", Seen::default()),
             ("10.0.0.2", Seen::default()),
         ]);
-        assert_eq!(source(&router(Family::V4), &tables), Some(ip("10.0.0.9")));
-        assert_eq!(source(&router(Family::V6), &tables), None);
+        assert_eq!(source(&router(Family::V4), &interfaces), Some(ip("10.0.0.9")));
+        assert_eq!(source(&router(Family::V6), &interfaces), None);
     }
 
     #[test]
@@ -171,7 +184,7 @@ mod tests {
         let with = |own: &[(&str, Seen)]| {
             let mut all = vec![("10.0.0.77", ours), (vip.as_str(), Seen::default())];
             all.extend(own);
-            tables(&all)
+            interfaces(&all)
         };
         assert_eq!(source(&router(Family::V4), &with(&[])), None);
         let own = [("10.0.0.2", Seen::default())];
@@ -185,7 +198,7 @@ mod tests {
     #[test]
     fn ipv6_source_is_link_local_and_settled() {
         let tentative = Seen { tentative: true, ..Seen::default() };
-        let tables_with = |seen| tables(&[("fd00::1", Seen::default()), ("fe80::1", seen)]);
+        let tables_with = |seen| interfaces(&[("fd00::1", Seen::default()), ("fe80::1", seen)]);
         let router = router(Family::V6);
         assert_eq!(source(&router, &tables_with(Seen::default())), Some(ip("fe80::1")));
         assert_eq!(source(&router, &tables_with(tentative)), None);
@@ -195,17 +208,17 @@ mod tests {
     fn a_question_is_asked_from_the_interfaces_own_link_local_address() {
         let ours = Seen { protocol: PROTOCOL, ..Seen::default() };
         let own = Seen::default();
-        let tables = tables(&[("fd00::1", own), ("fe80::1", ours), ("fe80::2", own)]);
-        assert_eq!(link_local(2, &tables), "fe80::2".parse().ok());
-        assert_eq!(link_local(1, &tables), None);
+        let interfaces = interfaces(&[("fd00::1", own), ("fe80::1", ours), ("fe80::2", own)]);
+        assert_eq!(link_local(2, &interfaces), "fe80::2".parse().ok());
+        assert_eq!(link_local(1, &interfaces), None);
     }
 
     #[test]
     fn configured_source_counts_only_if_the_node_has_it() {
         let mut router = router(Family::V4);
         router.source = Some(ip("10.0.0.3"));
-        assert_eq!(source(&router, &tables(&[("10.0.0.2", Seen::default())])), None);
-        let there = tables(&[("10.0.0.2", Seen::default()), ("10.0.0.3", Seen::default())]);
+        assert_eq!(source(&router, &interfaces(&[("10.0.0.2", Seen::default())])), None);
+        let there = interfaces(&[("10.0.0.2", Seen::default()), ("10.0.0.3", Seen::default())]);
         assert_eq!(source(&router, &there), router.source);
     }
 }

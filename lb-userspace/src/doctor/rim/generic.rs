@@ -22,7 +22,7 @@ const COMBINED_COUNT: u16 = 9;
 pub(super) fn describe(name: &str, interface: &mut Interface, features: &BTreeMap<u32, u64>) {
     interface.offloads = offloads(name);
     interface.channels =
-        ask("ethtool", CHANNELS_GET, &of_name(name)).ok().map(|answer| channels(&answer));
+        ask("ethtool", CHANNELS_GET, of_name(name)).ok().map(|answer| channels(&answer));
     interface.xdp_features = features.get(&interface.ifindex).copied();
 }
 

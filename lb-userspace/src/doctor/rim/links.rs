@@ -1,19 +1,24 @@
 //! Interfaces, addresses and default routes, by netlink.
 
-use std::collections::BTreeMap;
-
-use anyhow::{Context as _, Result};
-use futures_util::{Stream, StreamExt as _};
-use rtnetlink::{
-    RouteMessageBuilder, new_connection,
-    packet_route::{
-        address::{AddressAttribute, AddressMessage},
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAttribute, RouteMessage, RouteMetric},
-    },
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
-use crate::{doctor::facts::Interface, netlink::LinkLayer};
+use anyhow::Result;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteAttribute, RouteMessage, RouteMetric},
+};
+use rtnetlink::RouteMessageBuilder;
+
+use crate::{
+    doctor::facts::Interface,
+    netlink::{
+        client::Client,
+        interfaces::{Interfaces, Link},
+    },
+};
 
 /// What netlink tells.
 pub(super) struct Links {
@@ -24,40 +29,47 @@ pub(super) struct Links {
     pub(super) uplink: Option<String>,
 }
 
-pub(super) async fn read() -> Result<Links> {
-    let (connection, handle, _) = new_connection().context("open a netlink socket")?;
-    let connection = tokio::spawn(connection);
-    let links = collect(handle.link().get().execute()).await.context("read the interfaces")?;
-    let addresses =
-        collect(handle.address().get().execute()).await.context("read the addresses")?;
-    let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-    let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+pub(super) fn read() -> Result<Links> {
+    let mut client = Client::open()?;
+    let read = Interfaces::read(&mut client)?;
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
     let mut routes = Vec::new();
     for family in [v4, v6] {
         // A kernel without IPv6 has no routes of it.
-        routes.extend(collect(handle.route().get(family).execute()).await.unwrap_or_default());
+        routes.extend(client.dump(RouteNetlinkMessage::GetRoute(family)).unwrap_or_default());
     }
-    connection.abort();
-    let mut interfaces: BTreeMap<String, Interface> = links.iter().map(interface_of).collect();
-    for message in &addresses {
-        let owner = interfaces.values_mut().find(|one| one.ifindex == message.header.index);
-        if let (Some(interface), Some(address)) = (owner, address_of(message)) {
-            interface.addresses.push((address, message.header.prefix_len));
-        }
-    }
-    let defaults: Vec<_> =
-        routes.iter().filter(|route| route.header.destination_prefix_length == 0).collect();
-    let uplink = defaults.iter().find_map(|route| oif(route)).and_then(|index| {
-        let found = interfaces.iter().find(|(_, one)| one.ifindex == index);
-        found.map(|(name, _)| name.clone())
+    let routes = routes.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
     });
-    let announced_segment = defaults.iter().find_map(|route| segment(route));
-    Ok(Links { announced_segment, uplink, interfaces })
+    let defaults: Vec<_> =
+        routes.filter(|route| route.header.destination_prefix_length == 0).collect();
+    let uplink = defaults.iter().find_map(|route| oif(route));
+    Ok(Links {
+        interfaces: interfaces(&read),
+        announced_segment: defaults.iter().find_map(|route| segment(route)),
+        uplink: uplink.and_then(|index| Some(read.links.get(&index)?.name.clone())),
+    })
 }
 
-async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>> {
-    let answers: Vec<_> = stream.collect().await;
-    Ok(answers.into_iter().collect::<Result<_, _>>()?)
+fn interfaces(read: &Interfaces) -> BTreeMap<String, Interface> {
+    let interface = |(&ifindex, link): (&u32, &Link)| {
+        let addresses = read.addresses_of(ifindex).into_iter();
+        let interface = Interface {
+            ifindex,
+            loopback: link.loopback,
+            up: link.up && link.carrier,
+            kind: link.kind_name.clone(),
+            layer: link.layer,
+            mtu: link.mtu,
+            mac: Some(link.mac).filter(|mac| !link.loopback && *mac != [0; 6]),
+            addresses: addresses.map(|((_, address, prefix), _)| (*address, *prefix)).collect(),
+            ..Interface::default()
+        };
+        (link.name.clone(), interface)
+    };
+    read.links.iter().map(interface).collect()
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {
@@ -75,45 +87,4 @@ fn segment(route: &RouteMessage) -> Option<u32> {
         }),
         _ => None,
     })
-}
-
-fn interface_of(message: &LinkMessage) -> (String, Interface) {
-    let mut name = String::new();
-    let flags = message.header.flags;
-    let mut interface = Interface {
-        ifindex: message.header.index,
-        loopback: flags.contains(LinkFlags::Loopback),
-        up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
-        layer: LinkLayer::of(message.header.link_layer_type),
-        ..Interface::default()
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(text) => name.clone_from(text),
-            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
-            LinkAttribute::Address(mac) if !interface.loopback => {
-                interface.mac = mac.as_slice().try_into().ok();
-            }
-            LinkAttribute::LinkInfo(infos) => {
-                interface.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    (name, interface)
-}
-
-fn address_of(message: &AddressMessage) -> Option<std::net::IpAddr> {
-    // On a point-to-point link `Address` is the peer's, and `Local` this node's.
-    let find = |local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) if local => Some(*address),
-            AddressAttribute::Address(address) if !local => Some(*address),
-            _ => None,
-        })
-    };
-    find(true).or_else(|| find(false))
 }

@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_millis(1_500);
 /// If netlink can't be spoken to.
 pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Facts> {
     let config = read_config(file);
-    let links = links::read().await?;
+    let links = links::read()?;
     let mut interfaces = links.interfaces;
     let mut hops = BTreeMap::new();
     let mut claims = None;
@@ -178,7 +178,7 @@ async fn resolve(
 ///
 /// If netlink can't be spoken to.
 pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backend::Facts> {
-    let links = links::read().await?;
+    let links = links::read()?;
     let mut interfaces = links.interfaces;
     // Without pins, or the right to read them, there is no decapsulator that could be told of.
     let decaps = decap::status(pin_dir).unwrap_or_default();

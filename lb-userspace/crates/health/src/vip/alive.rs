@@ -148,7 +148,7 @@ async fn echo(peer: IpAddr, source: Option<IpAddr>, id: u16) -> io::Result<()> {
 /// the neighbour up; or, told to forget that one, keep packets waiting for up to a second when an outage is
 /// over. It learns from the answer.
 async fn resolves(backend: IpAddr, source: Option<IpAddr>) -> anyhow::Result<bool> {
-    let Some(link) = lb_netlink::link_of(backend).await? else { return Ok(false) };
+    let Some(link) = lb_netlink::link_of(backend)? else { return Ok(false) };
     let own = match source {
         Some(source) => source,
         None => own_address_to(backend)?,

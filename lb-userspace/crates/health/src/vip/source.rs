@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
-use futures_util::TryStreamExt as _;
-use rtnetlink::{
-    new_connection,
-    packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+use anyhow::Result;
+use lb_netlink::{
+    client::Client,
+    interfaces::{Interfaces, Key, Seen},
 };
+use netlink_packet_route::address::AddressScope;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tracing::debug;
 
@@ -24,7 +24,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const FIRST: Duration = Duration::from_millis(20);
 /// How long what the kernel would ask from is believed, if the addresses stay the same.
 const STEADY: Duration = Duration::from_secs(60);
-/// How long the kernel may take to answer; it does so at once, unless the answer can't be read.
+/// How long they wait who may: the kernel answers at once, unless its lock of addresses is held.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// An address of this node.
@@ -177,7 +177,7 @@ impl State {
 
 /// Reads the addresses; what was known stays if that fails.
 async fn read_into(state: Arc<Mutex<State>>, known: Arc<Notify>) {
-    let read = read().await;
+    let read = read();
     {
         let mut state = lock(&state);
         match read {
@@ -255,36 +255,15 @@ fn covers(own: &Own, address: IpAddr) -> bool {
 }
 
 /// The addresses of this node that have global scope.
-async fn read() -> Result<Vec<Own>> {
-    let (connection, handle, _) = new_connection()?;
-    let connection = tokio::spawn(connection);
-    let messages: Result<Result<Vec<_>, _>, _> =
-        timeout(ANSWER, handle.address().get().execute().try_collect()).await;
-    connection.abort();
-    let messages = messages.context("no answer")??;
-    Ok(messages.iter().filter_map(own_of).collect())
+fn read() -> Result<Vec<Own>> {
+    let read = Interfaces::read_addresses(&mut Client::open()?)?;
+    Ok(read.addresses.iter().filter_map(own_of).collect())
 }
 
-fn own_of(message: &AddressMessage) -> Option<Own> {
-    let header = &message.header;
-    let flags = header.flags;
-    let tentative = flags.contains(AddressHeaderFlags::Tentative)
-        && !flags.contains(AddressHeaderFlags::Optimistic);
-    let unusable = tentative || flags.contains(AddressHeaderFlags::Dadfailed);
-    if header.scope != AddressScope::Universe || unusable {
-        return None;
-    }
-    // On a point-to-point link `Address` is the peer's, and `Local` this node's.
-    let find = |local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) if local => Some(*address),
-            AddressAttribute::Address(address) if !local => Some(*address),
-            _ => None,
-        })
-    };
-    let address = find(true).or_else(|| find(false))?;
-    let deprecated = flags.contains(AddressHeaderFlags::Deprecated);
-    Some(Own { address, prefix: header.prefix_len, ifindex: header.index, deprecated })
+fn own_of((&(ifindex, address, prefix), seen): (&Key, &Seen)) -> Option<Own> {
+    let unusable = (seen.tentative && !seen.optimistic) || seen.duplicate;
+    let own = Own { address, prefix, ifindex, deprecated: seen.deprecated };
+    (seen.scope == AddressScope::Universe && !unusable).then_some(own)
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use std::{
     num::NonZeroU8,
 };
 
+use lb_netlink::interfaces::Interfaces;
+
 use super::{claims::Claims, member::Member};
 use crate::{
     Family,
-    addresses::table::Tables,
     machine::Name,
     packet::Path,
     sockets::{Interface, Receiver, Watch},
@@ -42,7 +43,7 @@ impl Ears {
     pub fn listen(
         &mut self,
         members: &BTreeMap<Name, Member>,
-        tables: &Tables,
+        interfaces: &Interfaces,
     ) -> Vec<(Name, String)> {
         self.whose.clear();
         let mut wanted: BTreeMap<Place, Vrids> = BTreeMap::new();
@@ -60,17 +61,17 @@ impl Ears {
                 let least = member.codec.least_ttl(path);
                 let known = wanted.entry(place).or_default().entry(key.vrid).or_insert(least);
                 *known = least.min(*known);
-                if let Some(index) = tables.index(interface) {
+                if let Some(index) = interfaces.index(interface) {
                     self.whose.insert((index, key.family, key.vrid), (Name::clone(name), path));
                 }
             }
         }
         self.receivers.retain(|place, (index, _)| {
-            wanted.contains_key(place) && tables.index(&place.0) == Some(*index)
+            wanted.contains_key(place) && interfaces.index(&place.0) == Some(*index)
         });
         let mut problems = Vec::new();
         for (place, vrids) in wanted {
-            let Some(index) = tables.index(&place.0) else { continue };
+            let Some(index) = interfaces.index(&place.0) else { continue };
             if self.receivers.contains_key(&place) && self.vrids.get(&place) == Some(&vrids) {
                 continue;
             }
@@ -104,7 +105,7 @@ impl Ears {
         &mut self,
         members: &BTreeMap<Name, Member>,
         claims: &Claims,
-        tables: &Tables,
+        interfaces: &Interfaces,
     ) -> Vec<String> {
         let mut wanted: BTreeMap<Place, BTreeSet<IpAddr>> = BTreeMap::new();
         for member in members.values().filter(|member| member.holding) {
@@ -115,11 +116,11 @@ impl Ears {
             }
         }
         self.watches.retain(|place, (index, _)| {
-            wanted.contains_key(place) && tables.index(&place.0) == Some(*index)
+            wanted.contains_key(place) && interfaces.index(&place.0) == Some(*index)
         });
         let mut problems = Vec::new();
         for (place, mut addresses) in wanted {
-            let Some(index) = tables.index(&place.0) else { continue };
+            let Some(index) = interfaces.index(&place.0) else { continue };
             addresses.extend(claims.asked(index).into_iter().filter(|a| Family::of(*a) == place.1));
             if self.watches.contains_key(&place) && self.claimed.get(&place) == Some(&addresses) {
                 continue;

@@ -6,10 +6,10 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use lb_netlink::interfaces::Interfaces;
+
 use crate::{
-    Counters, Router,
-    addresses::table::Tables,
-    macvlan, observe,
+    Counters, Router, macvlan, observe,
     packet::{Codec, Path},
     sockets::{Interface, Sender},
 };
@@ -105,17 +105,19 @@ impl Member {
     }
 
     /// Opens what it sends by, where that is possible, as links and addresses are; says what is not.
-    pub fn find_ways(&mut self, tables: &Tables) -> Option<String> {
+    pub fn find_ways(&mut self, interfaces: &Interfaces) -> Option<String> {
         let device = self.router.virtual_mac.as_ref().map(|mac| mac.interface.clone());
         let first = device.unwrap_or_else(|| self.router.interface.clone());
-        let source = observe::source(&self.router, tables).filter(|_| self.has_device(tables));
+        let source =
+            observe::source(&self.router, interfaces).filter(|_| self.has_device(interfaces));
         // Until its new device is there, it goes on as before.
-        let stays = self.moving && !self.has_device(tables);
+        let stays = self.moving && !self.has_device(interfaces);
         let trouble =
-            (!stays).then(|| self.find_way(Path::First, &first, source, tables)).flatten();
+            (!stays).then(|| self.find_way(Path::First, &first, source, interfaces)).flatten();
         let second = self.router.second_path.as_ref().map(|path| path.interface.clone());
-        let source = observe::second_source(&self.router, tables);
-        let other = second.and_then(|second| self.find_way(Path::Second, &second, source, tables));
+        let source = observe::second_source(&self.router, interfaces);
+        let other =
+            second.and_then(|second| self.find_way(Path::Second, &second, source, interfaces));
         if self.router.second_path.is_none() {
             self.ways[Path::Second as usize] = None;
         }
@@ -127,10 +129,10 @@ impl Member {
         path: Path,
         interface: &str,
         source: Option<IpAddr>,
-        tables: &Tables,
+        interfaces: &Interfaces,
     ) -> Option<String> {
         let way = &mut self.ways[path as usize];
-        let (Some(source), Some(index)) = (source, tables.index(interface)) else {
+        let (Some(source), Some(index)) = (source, interfaces.index(interface)) else {
             *way = None;
             return None;
         };
@@ -170,16 +172,16 @@ impl Member {
     }
 
     /// Whether its device with the virtual MAC address is there and up, if it needs one.
-    pub fn has_device(&self, tables: &Tables) -> bool {
+    pub fn has_device(&self, interfaces: &Interfaces) -> bool {
         self.router.virtual_mac.as_ref().is_none_or(|device| {
-            let link = tables.link(&device.interface);
+            let link = interfaces.link(&device.interface);
             link.is_some_and(|(_, link)| link.up && link.mac == macvlan::mac(self.router.key))
         })
     }
 
     /// That its device with the virtual MAC address is not there, in words.
-    pub fn missing_device(&self, tables: &Tables) -> Option<String> {
-        let device = self.router.virtual_mac.as_ref().filter(|_| !self.has_device(tables))?;
+    pub fn missing_device(&self, interfaces: &Interfaces) -> Option<String> {
+        let device = self.router.virtual_mac.as_ref().filter(|_| !self.has_device(interfaces))?;
         let interface = &device.interface;
         Some(format!("interface {interface} with its virtual MAC address is missing or down"))
     }

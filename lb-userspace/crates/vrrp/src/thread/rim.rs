@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_netlink::{client::Events, interfaces::GROUPS};
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
     sys::{eventfd::EventFd, time::TimeSpec},
@@ -37,7 +38,7 @@ use super::{
 };
 use crate::{
     Counters, Facts, Notice, NoticeKind, Order, Report, Routers,
-    addresses::{Addresses, netlink::News},
+    addresses::Addresses,
     machine::{Machine, Name, Out},
     macvlan::Device,
     notify, observe,
@@ -75,9 +76,9 @@ pub struct Rim {
     /// Whether that may have changed.
     look_anew: bool,
     addresses: Addresses,
-    news: News,
+    events: Events,
     /// Whether some were lost, and all has not been read anew since.
-    news_lost: bool,
+    events_lost: bool,
     ears: Ears,
     claims: Claims,
     announcer: Announcer,
@@ -147,8 +148,8 @@ impl Rim {
         jobs: UnboundedSender<Job>,
         shown: Shown,
     ) -> Result<Self> {
-        // News first, so that nothing is missed between the two.
-        let news = News::open()?;
+        // Events first, so that nothing is missed between the two.
+        let events = Events::open(&GROUPS)?;
         let now = Instant::now();
         Ok(Self {
             reports,
@@ -164,8 +165,8 @@ impl Rim {
             observed: Observed::default(),
             look_anew: false,
             addresses: Addresses::open()?,
-            news,
-            news_lost: false,
+            events,
+            events_lost: false,
             ears: Ears::default(),
             claims: Claims::default(),
             announcer: Announcer::open().context("open a packet socket")?,
@@ -204,7 +205,7 @@ impl Rim {
         // Advertisements first: if this thread did not run for a while, another router may be Active
         // by now, which is to be known before anything is said.
         self.hear_advertisements(now, &mut out);
-        self.hear_news(now);
+        self.hear_events(now);
         self.hear_claims(now);
         self.tell_claims(now);
         let goes_on = self.take_inputs(now, &mut out);
@@ -232,7 +233,7 @@ impl Rim {
         let own = self.look_at.min(self.show_at);
         let others = [self.machine.deadline(), self.pace.deadline(), self.claims.deadline(), last];
         let deadline = others.into_iter().flatten().fold(own, Instant::min);
-        let mut sockets = vec![self.wake.as_fd(), self.news.as_fd()];
+        let mut sockets = vec![self.wake.as_fd(), self.events.as_fd()];
         sockets.extend(self.ears.receivers.values().map(|(_, receiver)| receiver.as_fd()));
         sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
         let mut sockets: Vec<_> =
@@ -292,8 +293,8 @@ impl Rim {
             }
             Told::Devices(problems) => {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
-                // The news of what was made have come before.
-                self.hear_news(now);
+                // The events of what was made have come before.
+                self.hear_events(now);
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
@@ -346,7 +347,7 @@ impl Rim {
             return;
         }
         self.look_anew = false;
-        let tables = &self.addresses.tables;
+        let interfaces = &self.addresses.interfaces;
         let (mut sources, mut lacks) = (BTreeMap::new(), BTreeMap::new());
         for member in self.members.values() {
             let name = member.router.name.clone();
@@ -357,11 +358,11 @@ impl Rim {
                 lacks.insert(name, format!("the kernel takes none of its addresses ({why})"));
             } else if let Some(source) = member.source(Path::First) {
                 sources.insert(name, source);
-            } else if let Some(why) = member.missing_device(tables) {
+            } else if let Some(why) = member.missing_device(interfaces) {
                 lacks.insert(name, why);
             }
         }
-        let links = observe::links(tables);
+        let links = observe::links(interfaces);
         let observed = Observed { links, sources, lacks, files: self.files.clone() };
         if observed != self.observed {
             self.machine.observe(&observed, now, out);
@@ -382,7 +383,7 @@ impl Rim {
 
     /// Whether a router does.
     fn awaits(&self, member: &Member) -> bool {
-        let device = !member.has_device(&self.addresses.tables) && self.device_jobs > 0;
+        let device = !member.has_device(&self.addresses.interfaces) && self.device_jobs > 0;
         self.awaits_filter(member) || device
     }
 

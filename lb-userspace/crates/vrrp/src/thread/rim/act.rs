@@ -7,12 +7,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_netlink::interfaces::Key;
 use tracing::debug;
 
 use super::{Ending, Rim, hear::CHANGEOVER};
 use crate::{
     Done, NoticeKind, Report, Transition,
-    addresses::{placed, table::Key},
+    addresses::placed,
     fsm::Action,
     machine::{Name, Out},
     macvlan,

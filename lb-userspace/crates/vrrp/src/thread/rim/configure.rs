@@ -99,8 +99,8 @@ impl Rim {
 
     /// Has those held anew that are to move and have the place for it.
     pub(super) fn move_addresses(&mut self) {
-        let tables = &self.addresses.tables;
-        let ready = |member: &&mut Member| member.moving && member.has_device(tables);
+        let interfaces = &self.addresses.interfaces;
+        let ready = |member: &&mut Member| member.moving && member.has_device(interfaces);
         for member in self.members.values_mut().filter(ready) {
             member.moving = false;
             let name = Name::from(member.router.name.as_str());
@@ -186,10 +186,10 @@ impl Rim {
     pub(super) fn find_ways(&mut self, now: Instant) {
         let mut trouble = Vec::new();
         for (name, member) in &mut self.members {
-            let why = member.find_ways(&self.addresses.tables);
+            let why = member.find_ways(&self.addresses.interfaces);
             trouble.extend(why.map(|why| (Name::clone(name), why)));
         }
-        trouble.extend(self.ears.listen(&self.members, &self.addresses.tables));
+        trouble.extend(self.ears.listen(&self.members, &self.addresses.interfaces));
         self.look_anew = true;
         for (name, why) in trouble {
             self.notice(&name, NoticeKind::Trouble, "a socket can't be opened", &why, now);
@@ -198,7 +198,7 @@ impl Rim {
 
     /// Looks for others that have the addresses held here.
     pub(super) fn watch(&mut self, now: Instant) {
-        for why in self.ears.watch(&self.members, &self.claims, &self.addresses.tables) {
+        for why in self.ears.watch(&self.members, &self.claims, &self.addresses.interfaces) {
             self.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);
         }
     }
@@ -261,9 +261,9 @@ impl Rim {
 
     /// Has devices made that are missing, though the interface below is there.
     pub(super) fn see_to_devices(&mut self) {
-        let tables = &self.addresses.tables;
+        let interfaces = &self.addresses.interfaces;
         let missing = self.members.values().any(|member| {
-            !member.has_device(tables) && tables.index(&member.router.interface).is_some()
+            !member.has_device(interfaces) && interfaces.index(&member.router.interface).is_some()
         });
         if missing && self.device_jobs == 0 {
             self.make_devices();

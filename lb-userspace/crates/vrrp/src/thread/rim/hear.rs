@@ -7,17 +7,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_netlink::{
+    client::Read,
+    interfaces::{Change, Key},
+};
+
 use super::{
     super::{claims::Place, member::Member},
     Rim,
 };
 use crate::{
     NoticeKind,
-    addresses::{
-        PROTOCOL,
-        netlink::Read,
-        table::{Change, Key},
-    },
+    addresses::PROTOCOL,
     announce::Mac,
     machine::{Name, Out},
     observe,
@@ -154,13 +155,13 @@ impl Rim {
     }
 
     /// Links and addresses that have changed.
-    pub(super) fn hear_news(&mut self, now: Instant) {
+    pub(super) fn hear_events(&mut self, now: Instant) {
         let mut changes = Vec::new();
-        let tables = &mut self.addresses.tables;
-        let read = self.news.read(|message| changes.extend(tables.take(&message)));
-        self.news_lost |= matches!(read, Ok(Read::Lost));
+        let interfaces = &mut self.addresses.interfaces;
+        let read = self.events.read(|message| changes.extend(interfaces.take(&message)));
+        self.events_lost |= matches!(read, Ok(Read::Lost));
         let read = match read {
-            Ok(_) if self.news_lost => self.addresses.read_anew(),
+            Ok(_) if self.events_lost => self.addresses.read_anew(),
             read => read.map(drop),
         };
         if let Err(error) = read {
@@ -168,7 +169,7 @@ impl Rim {
             self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
             return;
         }
-        if std::mem::take(&mut self.news_lost) {
+        if std::mem::take(&mut self.events_lost) {
             changes.clear();
         } else if changes.is_empty() {
             return;
@@ -226,7 +227,7 @@ impl Rim {
     /// Others that say that they have an address of ours.
     pub(super) fn hear_claims(&mut self, now: Instant) {
         let began = Instant::now();
-        let own = |mac| self.addresses.tables.links.values().any(|link| link.mac == mac);
+        let own = |mac| self.addresses.interfaces.links.values().any(|link| link.mac == mac);
         let mut claims = BTreeMap::new();
         for (place, (index, watch)) in &self.ears.watches {
             for _ in 0..ROUND {
@@ -268,9 +269,9 @@ impl Rim {
             return;
         }
         self.watch(now);
-        let tables = &self.addresses.tables;
-        let Some(link) = tables.links.get(&index) else { return };
-        let from = observe::link_local(index, tables);
+        let interfaces = &self.addresses.interfaces;
+        let Some(link) = interfaces.links.get(&index) else { return };
+        let from = observe::link_local(index, interfaces);
         for peer in asked {
             // A peer that was not asked for counts as one that does not answer.
             if let Err(error) = self.announcer.ask(index, link.mac, peer, from) {

@@ -35,11 +35,11 @@ impl Rim {
     fn announce_some(&mut self, name: &Name, which: Range<usize>, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
         let mut trouble = None;
-        let tables = &self.addresses.tables;
+        let interfaces = &self.addresses.interfaces;
         let mut routes: Option<(&str, bool)> = None;
         let some = placed(&member.router).skip(which.start).take(which.len());
         for Placed { interface, address } in some {
-            let Some((index, link)) = tables.link(interface) else { continue };
+            let Some((index, link)) = interfaces.link(interface) else { continue };
             let router = match (address.address, routes) {
                 (IpAddr::V4(_), _) => false,
                 (IpAddr::V6(_), Some((known, router))) if known == interface => router,
@@ -65,14 +65,14 @@ impl Rim {
     /// itself, is not heard otherwise. Answers come as claims.
     fn ask(&mut self, name: &Name, which: Range<usize>, now: Instant) {
         let Some(member) = self.members.get(name) else { return };
-        let tables = &self.addresses.tables;
+        let interfaces = &self.addresses.interfaces;
         let mut trouble = None;
         for one in member.router.addresses.iter().skip(which.start).take(which.len()) {
             // Where claims are looked for; in the name of a virtual MAC address, others would learn that
             // the node's own address is there.
             let interface = one.interface.as_ref().unwrap_or(&member.router.interface);
-            let Some((index, link)) = tables.link(interface) else { continue };
-            let from = observe::link_local(index, tables);
+            let Some((index, link)) = interfaces.link(interface) else { continue };
+            let from = observe::link_local(index, interfaces);
             if let Err(error) = self.announcer.ask(index, link.mac, one.address, from) {
                 trouble = Some(format!("{} on {interface}: {error}", one.address));
             }

@@ -1,4 +1,6 @@
-//! A small netlink client for a thread that must not wait: the kernel answers a request while it is
+//! The netlink client: requests and their answers, and events.
+//!
+//! It is synchronous, for a thread that must not wait: the kernel answers a request while it is
 //! being sent, so the answer is there to be read when `send` returns, or never comes.
 //!
 //! What it can wait for is the kernel's lock of all links and addresses (RTNL), inside of `send`:
@@ -6,31 +8,34 @@
 //! meanwhile. It takes microseconds for an address, and milliseconds to tens of milliseconds for what
 //! waits for other processors: a macvlan device that is made or removed, an interface that is set up
 //! or down, an XDP program that is attached to a driver. Reading takes the lock for a moment, too. A
-//! router sends its first advertisement before it changes an address, so that others do not take
+//! virtual router sends its first advertisement before it changes an address, so that others do not take
 //! over meanwhile, but its later ones can be that late; this node makes its own devices only when it
 //! is configured.
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use anyhow::{Context as _, Result, bail};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
+    MulticastGroup,
     packet_core::{
-        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-        NetlinkPayload,
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+        NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     },
     sys::{Socket, protocols::NETLINK_ROUTE},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Requests of one call of `send`: their answers fit the smallest receive buffer.
 const BATCH: usize = 64;
 /// Room for what one call of `recv` gives; the kernel makes parts of dumps of 32 KiB at most.
 const ROOM: usize = 64 * 1024;
-/// Room in the kernel for news that the thread has not read yet.
+/// Room in the kernel for events that have not been read yet.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
 /// How often it is read anew what has changed while it was read.
@@ -39,39 +44,68 @@ const ATTEMPTS: u32 = 4;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
-/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR` of linux/rtnetlink.h.
-const GROUPS: [u32; 3] = [1, 5, 9];
-
 /// What became of one request: `Err` has the positive errno.
 pub type Outcome = Result<(), i32>;
 
-/// What a dump has come to.
-enum Dump {
-    /// It is all that there is.
-    Whole(Vec<RouteNetlinkMessage>),
-    /// Something has changed meanwhile, so that what has not changed may be missing.
-    Interrupted(Vec<RouteNetlinkMessage>),
+/// Why a request has no answer.
+#[derive(Debug)]
+pub enum Failure {
+    /// The kernel refused it, with this positive errno.
+    Refused(i32),
+    /// The socket is broken.
+    Socket(anyhow::Error),
 }
 
-/// A socket for requests.
-pub struct Requests {
+impl From<Failure> for anyhow::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(errno) => io::Error::from_raw_os_error(errno).into(),
+            Failure::Socket(error) => error,
+        }
+    }
+}
+
+/// What a dump has come to.
+enum Dump<M> {
+    /// It is all that there is.
+    Whole(Vec<M>),
+    /// Something has changed meanwhile, so that what has not changed may be missing.
+    Interrupted(Vec<M>),
+}
+
+/// A socket for requests of a protocol of netlink, whose messages are `M`.
+pub struct Client<M = RouteNetlinkMessage> {
     socket: Socket,
     sequence: u32,
     out: Vec<u8>,
     buffer: Vec<u8>,
+    messages: PhantomData<fn() -> M>,
 }
 
-impl Requests {
-    /// A socket in the calling thread's network namespace.
+impl Client {
+    /// One for rtnetlink (links, addresses, routes, neighbours, traffic control) in the calling thread's network
+    /// namespace.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub fn open() -> Result<Self> {
-        let socket = open().context("open a netlink socket")?;
+        Self::of(NETLINK_ROUTE)
+    }
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Client<M> {
+    /// One for a protocol (`NETLINK_*` of linux/netlink.h) in the calling thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn of(protocol: isize) -> Result<Self> {
+        let socket = open(protocol).context("open a netlink socket")?;
         // An error otherwise repeats the whole request.
         socket.set_cap_ack(true).context("set up a netlink socket")?;
-        Ok(Self { socket, sequence: 0, out: Vec::new(), buffer: Vec::with_capacity(ROOM) })
+        let (out, buffer) = (Vec::new(), Vec::with_capacity(ROOM));
+        Ok(Self { socket, sequence: 0, out, buffer, messages: PhantomData })
     }
 
     /// Makes all requests, with these flags besides those that every request has; the outcome of
@@ -80,7 +114,7 @@ impl Requests {
     /// # Errors
     ///
     /// If the socket fails.
-    pub fn all(&mut self, requests: Vec<(RouteNetlinkMessage, u16)>) -> Result<Vec<Outcome>> {
+    pub fn all(&mut self, requests: Vec<(M, u16)>) -> Result<Vec<Outcome>> {
         let mut outcomes = Vec::with_capacity(requests.len());
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
@@ -97,16 +131,44 @@ impl Requests {
         Ok(outcomes)
     }
 
-    /// Makes one request.
+    /// Makes one request, with these flags besides those that every request has; what the kernel answers with, which is
+    /// nothing for a request that changes something.
     ///
     /// # Errors
     ///
     /// If the kernel refuses or the socket fails.
-    pub fn one(&mut self, request: RouteNetlinkMessage, flags: u16) -> Result<()> {
-        match self.all(vec![(request, flags)])?.first() {
-            Some(Err(errno)) => Err(io::Error::from_raw_os_error(*errno).into()),
-            _ => Ok(()),
+    pub fn ask(&mut self, request: M, flags: u16) -> Result<Vec<M>, Failure> {
+        self.send(request, NLM_F_ACK | flags).map_err(Failure::Socket)?;
+        let mut answers = Vec::new();
+        loop {
+            self.receive().map_err(Failure::Socket)?;
+            for message in messages(&self.buffer) {
+                // An answer to a request that was given up is none to this.
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Error(error) => {
+                        return match error.code {
+                            None => Ok(answers),
+                            Some(code) => Err(Failure::Refused(-code.get())),
+                        };
+                    }
+                    _ => {}
+                }
+            }
         }
+    }
+
+    /// Makes one request that has no answer.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses or the socket fails.
+    pub fn one(&mut self, request: M, flags: u16) -> Result<()> {
+        self.ask(request, flags)?;
+        Ok(())
     }
 
     /// Everything of a kind.
@@ -114,7 +176,7 @@ impl Requests {
     /// # Errors
     ///
     /// If the kernel refuses or the socket fails.
-    pub fn dump(&mut self, request: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+    pub fn dump(&mut self, request: M) -> Result<Vec<M>> {
         for _ in 1..ATTEMPTS {
             if let Dump::Whole(all) = self.dump_once(request.clone())? {
                 return Ok(all);
@@ -125,10 +187,8 @@ impl Requests {
         Ok(all)
     }
 
-    fn dump_once(&mut self, request: RouteNetlinkMessage) -> Result<Dump> {
-        self.out.clear();
-        self.push(request, NLM_F_REQUEST | NLM_F_DUMP);
-        self.socket.send(&self.out, 0).context("ask netlink")?;
+    fn dump_once(&mut self, request: M) -> Result<Dump<M>> {
+        self.send(request, NLM_F_DUMP)?;
         let mut all = Vec::new();
         let mut interrupted = false;
         loop {
@@ -139,6 +199,10 @@ impl Requests {
                 }
                 interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
                 match message.payload {
+                    // It has failed on the way.
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(-done.code).into());
+                    }
                     NetlinkPayload::Done(_) if interrupted => return Ok(Dump::Interrupted(all)),
                     NetlinkPayload::Done(_) => return Ok(Dump::Whole(all)),
                     NetlinkPayload::InnerMessage(inner) => all.push(inner),
@@ -153,9 +217,17 @@ impl Requests {
         }
     }
 
-    fn push(&mut self, request: RouteNetlinkMessage, flags: u16) {
+    fn send(&mut self, request: M, flags: u16) -> Result<()> {
+        self.out.clear();
+        self.push(request, NLM_F_REQUEST | flags);
+        self.socket.send(&self.out, 0).context("ask netlink")?;
+        Ok(())
+    }
+
+    fn push(&mut self, request: M, flags: u16) {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(request);
+        let payload = NetlinkPayload::InnerMessage(request);
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();
@@ -170,7 +242,7 @@ impl Requests {
         let mut left = count;
         while left > 0 {
             self.receive()?;
-            for message in messages(&self.buffer) {
+            for message in messages::<M>(&self.buffer) {
                 // An answer to a request that was given up is none to this.
                 if message.header.sequence_number.wrapping_sub(first) >= count {
                     continue;
@@ -197,38 +269,38 @@ impl Requests {
     }
 }
 
-/// A socket that hears of links and addresses.
-pub struct News {
+/// A socket that hears of changes.
+pub struct Events {
     socket: Socket,
     buffer: Vec<u8>,
 }
 
-/// What [`News::read`] has come to.
+/// What [`Events::read`] has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
     /// There is no more for now.
     All,
-    /// News were lost, and none waits: all is to be read anew.
+    /// Events were lost, and none waits: all is to be read anew.
     Lost,
 }
 
-impl News {
-    /// A socket in the calling thread's network namespace.
+impl Events {
+    /// A socket for the events of these groups in the calling thread's network namespace.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn open() -> Result<Self> {
+    pub fn open(groups: &[MulticastGroup]) -> Result<Self> {
         let open = || -> io::Result<Socket> {
-            let socket = open()?;
+            let socket = open(NETLINK_ROUTE)?;
             // Where that is not allowed, what is lost is read anew.
             let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
-            for group in GROUPS {
-                socket.add_membership(group)?;
+            for &group in groups {
+                socket.add_membership(group as u32)?;
             }
             Ok(socket)
         };
-        let socket = open().context("open a netlink socket for news")?;
+        let socket = open().context("subscribe to netlink's events")?;
         Ok(Self { socket, buffer: Vec::with_capacity(ROOM) })
     }
 
@@ -243,7 +315,7 @@ impl News {
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
-                Ok(0) => bail!("netlink's socket of news is closed"),
+                Ok(0) => bail!("netlink's socket of events is closed"),
                 Ok(_) if lost => {}
                 Ok(_) => {
                     for message in messages(&self.buffer) {
@@ -257,27 +329,75 @@ impl News {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
-                Err(error) => return Err(error).context("read news from netlink"),
+                Err(error) => return Err(error).context("read netlink's events"),
             }
         }
     }
 }
 
-impl AsFd for News {
+impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-fn open() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// [`Events`] for a task of a runtime.
+pub struct AsyncEvents(AsyncFd<Events>);
+
+impl AsyncEvents {
+    /// As [`Events::open`], in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn open(groups: &[MulticastGroup]) -> Result<Self> {
+        // That events were lost is an error of the socket until it is read.
+        let interest = Interest::READABLE | Interest::ERROR;
+        let events = Events::open(groups)?;
+        // SAFETY: the `AsyncFd` owns the events, which never replace their socket.
+        let events = unsafe { AsyncFd::register_with_interest(events, interest) };
+        Ok(Self(events.context("wait for netlink's events")?))
+    }
+
+    /// Waits until something can be read. May be dropped and called again.
+    ///
+    /// # Errors
+    ///
+    /// If the socket is broken.
+    pub async fn ready(&mut self) -> Result<()> {
+        let ready = self.0.ready_mut(Interest::READABLE | Interest::ERROR).await;
+        // What comes from now on makes it ready again.
+        ready.context("wait for netlink's events")?.clear_ready();
+        Ok(())
+    }
+
+    /// As [`Events::read`].
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails.
+    pub fn read(&mut self, each: impl FnMut(RouteNetlinkMessage)) -> Result<Read> {
+        self.0.get_mut().read(each)
+    }
+}
+
+fn open(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.set_non_blocking(true)?;
     Ok(socket)
 }
 
 /// The messages that were read at once, without those that can't be understood.
-fn messages(buffer: &[u8]) -> impl Iterator<Item = NetlinkMessage<RouteNetlinkMessage>> + use<'_> {
+fn messages<M: NetlinkDeserializable>(
+    buffer: &[u8],
+) -> impl Iterator<Item = NetlinkMessage<M>> + use<'_, M> {
     let mut rest = buffer;
     std::iter::from_fn(move || {
         let length = NetlinkBuffer::new_checked(rest).ok()?.length() as usize;
