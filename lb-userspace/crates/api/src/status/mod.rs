@@ -458,7 +458,7 @@ mod tests {
     /// added here; one that is renamed, gone or written otherwise breaks who reads it.
     #[test]
     fn programs_read_the_status_as_they_always_did() {
-        let text = include_str!("status/status.json");
+        let text = include_str!("status.json");
         let status: Status = serde_json::from_str(text).expect("it is a status");
         let written = serde_json::to_string_pretty(&status).expect("it is JSON");
         let diff = similar::TextDiff::from_lines(text.trim_end(), &written);

@@ -23,7 +23,7 @@ const SVG: &str = "image/svg+xml";
 
 macro_rules! part {
     ($kind:ident $name:literal) => {
-        (concat!("/dashboard/", $name), $kind, include_str!(concat!("page/", $name)))
+        (concat!("/dashboard/", $name), $kind, include_str!($name))
     };
 }
 
@@ -48,7 +48,7 @@ const PARTS: &[(&str, &str, &str)] = &[
 /// The routes of the page. Its paths are relative, so that it can be served below another one.
 pub(super) fn router() -> Router {
     // A page that was loaded from another version of lbd loads itself again.
-    let page = include_str!("page/index.html").replace("{version}", env!("CARGO_PKG_VERSION"));
+    let page = include_str!("index.html").replace("{version}", env!("CARGO_PKG_VERSION"));
     let router = Router::new().route("/", get(move || async move { part(HTML, page) }));
     PARTS.iter().fold(router, |router, &(path, kind, text)| {
         router.route(path, get(move || async move { part(kind, text.to_owned()) }))
@@ -82,7 +82,7 @@ pub(super) async fn guard(mut response: Response) -> Response {
 mod tests {
     use super::*;
 
-    const PAGE: &str = include_str!("page/index.html");
+    const PAGE: &str = include_str!("index.html");
 
     #[test]
     fn nothing_is_loaded_from_elsewhere() {

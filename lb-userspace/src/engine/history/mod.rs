@@ -45,7 +45,7 @@
 //!   the base owner and pins keep their backends. So a peer knows each flow that began while `lbd` was dead or the
 //!   peer was late.
 //!
-//! `tests/control/pair.rs` runs two engines, and three that share, over the core through thousands of random
+//! `tests/control/pair/mod.rs` runs two engines, and three that share, over the core through thousands of random
 //! changes, losses, restarts and failovers.
 
 mod flux;

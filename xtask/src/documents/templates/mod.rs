@@ -11,7 +11,7 @@ use minijinja::{Environment, Error, UndefinedBehavior, Value};
 use serde::Serialize;
 
 macro_rules! templates {
-    ($($name:literal),*) => { [$(($name, include_str!(concat!("templates/", $name, ".md")))),*] };
+    ($($name:literal),*) => { [$(($name, include_str!(concat!($name, ".md")))),*] };
 }
 
 const TEMPLATES: [(&str, &str); 18] = templates![
