@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub use lb_api::{check_status, status};
+pub use lb_control::{engine, reconcile};
 pub use lb_datapath::{self as datapath, objects};
 pub use lb_health as health;
 pub use lb_inspect::{capture, explain, flows};
@@ -26,12 +27,10 @@ pub mod daemon;
 pub mod dashboard;
 pub mod doctor;
 pub mod egress;
-pub mod engine;
 pub mod events;
 pub mod logs;
 pub mod metrics;
 pub mod notify;
-pub mod reconcile;
 pub mod samples;
 pub mod seed;
 pub mod state_file;

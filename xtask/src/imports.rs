@@ -49,7 +49,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
     ),
     ("lb_userspace::daemon", &[("peers", "flows"), ("peers", "sharers")]),
     ("lb_userspace::doctor", &[("first_buffer", "backend")]),
-    ("lb_userspace::engine", &[("history", "sweep")]),
+    ("lb_control::engine", &[("history", "sweep")]),
 ];
 
 /// The packages that are checked, of a workspace.

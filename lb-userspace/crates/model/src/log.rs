@@ -2,7 +2,7 @@
 //!
 //! A filter is checked word by word, since the library would take a misspelt level for the name of a part.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -15,8 +15,9 @@ pub const PARTS: [&str; 18] = [
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// The parts that are crates of their own or modules of one, and where their events come from.
-pub const CRATES: [(&str, &str); 7] = [
+pub const CRATES: [(&str, &str); 8] = [
     ("datapath", "lb_datapath"),
+    ("engine", "lb_control::engine"),
     ("health", "lb_health"),
     ("netlink", "lb_netlink"),
     ("path_mtu", "lb_netlink::path_mtu"),
@@ -88,9 +89,9 @@ fn directive(text: &str) -> Result<(String, Vec<String>), String> {
     let targets = match first {
         // All that is the project's own.
         "lb_userspace" if rest.is_empty() => {
-            let crates = CRATES.iter().map(|(_, target)| *target);
-            let crates = crates.filter(|target| !target.contains("::"));
-            crates.chain([part]).map(str::to_owned).collect()
+            let crates = CRATES.iter().filter_map(|(_, target)| target.split("::").next());
+            let crates: BTreeSet<_> = crates.chain([part]).collect();
+            crates.into_iter().map(str::to_owned).collect()
         }
         "lb_userspace" => vec![target(rest)],
         XDP | "lbd" => vec![part.to_owned()],
@@ -171,7 +172,7 @@ mod tests {
             (
                 "lb_userspace=debug",
                 "lb_userspace=debug",
-                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_datapath=debug",
+                "lb_userspace=debug,lb_vrrp=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_control=debug,lb_datapath=debug",
             ),
         ] {
             let filter: Filter = said.parse().expect(said);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use lb_common::abi::FlowKey;
-
-use crate::{desired::ServiceKey, flow::FlowRef, sync::piece::Flow};
+use lb_model::{desired::ServiceKey, flow::FlowRef};
+use lb_sync::piece::Flow;
 
 /// Flows whose end is kept for telling; beyond that peers learn of it by their next full history.
 const MOST_ENDED: usize = 262_144;
@@ -334,9 +334,9 @@ fn set(bits: &mut Vec<u64>, slot: u32) {
 #[cfg(test)]
 mod tests {
     use lb_common::abi::ConnectionKey;
+    use lb_model::desired::Protocol;
 
     use super::*;
-    use crate::desired::Protocol;
 
     const WEB: ServiceKey = ServiceKey {
         vip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),

@@ -11,25 +11,25 @@ use std::{
     net::IpAddr,
 };
 
+use lb_api::status::Standing;
 use lb_common::{
     abi::{self, Owners, PeerKey, service_flags, udp_policy},
     hash::FlowKeys,
+};
+use lb_model::{
+    desired::{Admin, Desired, Protocol, Service, ServiceKey, UdpPolicy},
+    entry,
+    hop::Neighbourhood,
+    maglev::Member,
+    seen::{self, View},
+    settings::{Limits, Tunnel},
+    time::Now,
 };
 
 pub use self::place::flows_are_moved;
 use self::{
     ids::Ids,
     place::{Placed, is_usable, place},
-};
-use crate::{
-    desired::{Admin, Desired, Protocol, Service, ServiceKey, UdpPolicy},
-    entry,
-    health::{self, View},
-    hop::Neighbourhood,
-    maglev::Member,
-    settings::{Limits, Tunnel},
-    status::Standing,
-    time::Now,
 };
 
 /// What the maps hold, as far as it was written or read back.
@@ -172,7 +172,7 @@ pub struct Inputs<'a> {
 }
 
 /// The shares, in thousandths of their weights, of backends that don't have all of it yet.
-pub type Ramps = BTreeMap<health::Target, u16>;
+pub type Ramps = BTreeMap<seen::Target, u16>;
 
 /// A plan, and what it had to leave out.
 #[derive(Clone, Debug, Default, PartialEq)]

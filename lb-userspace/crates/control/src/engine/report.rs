@@ -3,22 +3,24 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
+use lb_api::status::{Backend, Count, Drain, Service, Status, Usage};
 use lb_common::verdict::{Drop, Pass};
-
-use super::{Engine, sweep::Ids};
-use crate::{
+use lb_datapath::{
+    BackendTotals, DataPlane,
+    capture::{Capturer, Loader, Tap},
+};
+use lb_inspect::{
     capture::{Spec, book::Book},
-    datapath::{
-        BackendTotals, DataPlane,
-        capture::{Capturer, Loader, Tap},
-    },
-    desired::{self, Admin, Mode, Protocol},
     explain::{self, Answers, Around, Questions},
-    health::{self, Condition, Seen},
+};
+use lb_model::{
+    desired::{self, Admin, Mode, Protocol},
     hop::{Resolution, Want},
-    status::{Backend, Count, Drain, Service, Status, Usage},
+    seen::{self, Condition, Seen},
     units::nearest,
 };
+
+use super::{Engine, sweep::Ids};
 
 impl<D: DataPlane> Engine<D> {
     /// What a capture needs to begin; `status` has the names.
@@ -139,7 +141,7 @@ impl<D: DataPlane> Engine<D> {
                 Some(Resolution::Resolved(hop)) => Some(hop),
                 _ => None,
             };
-            let target = health::Target { service: service.key, backend: address };
+            let target = seen::Target { service: service.key, backend: address };
             let seen = self.view.get(&target).copied().unwrap_or_default();
             let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
             let pins_stale = self.walk.is_stale(id);

@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::SynBudget;
+use lb_datapath::DataPlane;
+use lb_model::time::Now;
 
 use super::Engine;
-use crate::{datapath::DataPlane, time::Now};
 
 const SECOND: u64 = 1_000_000_000;
 /// The part of a budget that is shared evenly is one of so many.

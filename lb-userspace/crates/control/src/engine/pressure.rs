@@ -4,8 +4,10 @@
 //! room such a pin lives as long as a client may still answer; in a table that fills, only as long as clients take,
 //! so that there is room for the next ones.
 
+use lb_datapath::DataPlane;
+use lb_model::flow::EMBRYONIC_SECS;
+
 use super::{Engine, sweep::Walk};
-use crate::{datapath::DataPlane, flow::EMBRYONIC_SECS};
 
 /// Seconds without a packet after which a flow that has only sent SYNs is gone while the table is more than half full: longer than a client takes to send its SYN again, which renews the
 /// pin (1 s; RFC 6298, 2.1), and than any path's round trip.

@@ -9,6 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, stamp, udp_policy};
+use lb_datapath::DataPlane;
+use lb_model::{
+    desired::{Admin, ServiceKey},
+    entry,
+    flow::{FlowRef, FlowTable, is_embryonic, kept_secs, slot_of_flow},
+    ring,
+    time::Now,
+};
 use tracing::info;
 
 use super::{
@@ -18,15 +26,7 @@ use super::{
     starved::GivingWay,
     summary,
 };
-use crate::{
-    datapath::DataPlane,
-    desired::{Admin, ServiceKey},
-    entry,
-    flow::{FlowRef, FlowTable, is_embryonic, kept_secs, slot_of_flow},
-    reconcile::{Applied, Ring},
-    ring,
-    time::Now,
-};
+use crate::reconcile::{Applied, Ring};
 
 /// Seconds in which a packet that has met an id is certainly gone.
 const REST_SECS: u32 = 2;

@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp, udp_policy};
-
-use super::{RingNews, Role, Settling, to_told};
-use crate::{
-    datapath::DataPlane,
+use lb_datapath::DataPlane;
+use lb_model::{
     desired::ServiceKey,
-    engine::Engine,
     flow::{FlowRef, FlowTable, slot_of_flow},
     ring,
-    sync::{
-        Piece,
-        piece::{Base, Pin, digest},
-    },
     time::Now,
 };
+use lb_sync::{
+    Piece,
+    piece::{Base, Pin, digest},
+};
+
+use super::{RingNews, Role, Settling, to_told};
+use crate::engine::Engine;
 
 /// Other owners of a slot: where it is, before and after.
 type Move = (u32, Owners, Owners);

@@ -19,15 +19,15 @@ use std::{
 };
 
 use anyhow::Result;
-
-use super::Engine;
-use crate::{
-    datapath::{BackendTotals, DataPlane},
+use lb_datapath::{BackendTotals, DataPlane};
+use lb_model::{
     desired::{Protocol, ServiceKey},
-    health::Target,
+    seen::Target,
     time::Now,
     units::counted,
 };
+
+use super::Engine;
 
 /// SYNs after which nothing else came: of so many clients one would have answered.
 const UNANSWERED: u64 = 4;

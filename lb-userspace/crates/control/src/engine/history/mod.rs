@@ -3,7 +3,7 @@
 //! Nodes compute equal rings, so what differs is which older owner the slots in flux have, and which
 //! flows are pinned. For each service one node's history counts ([`Role`]). That node *tells* it
 //! ([`tell`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`learn`]):
-//! what [`crate::ring::step`] makes of the peer's slot when this node's own view chooses its owner.
+//! what [`lb_model::ring::step`] makes of the peer's slot when this node's own view chooses its owner.
 //! So a difference of views is a change like any other, and when this node takes over, its maps are
 //! what they must be.
 //!
@@ -64,6 +64,9 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp};
+use lb_datapath::DataPlane;
+use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
+use lb_sync::{Piece, piece::Flow};
 
 pub(super) use self::{learn::Followed, tell::strays};
 use self::{
@@ -76,15 +79,7 @@ pub use self::{
     telling::LATE,
 };
 use super::Engine;
-use crate::{
-    datapath::DataPlane,
-    desired::ServiceKey,
-    entry,
-    flow::FlowRef,
-    reconcile,
-    sync::{Piece, piece::Flow},
-    time::Now,
-};
+use crate::reconcile;
 
 /// Whose history of a service counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

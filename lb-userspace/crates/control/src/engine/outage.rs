@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{
+use lb_model::{
     desired::{Admin, Desired, Service, ServiceKey},
     hop::{Neighbourhood, Resolution, Want},
     time::Now,

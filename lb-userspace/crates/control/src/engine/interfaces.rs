@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use lb_datapath::DataPlane;
 use tracing::error;
 
 use super::Engine;
-use crate::datapath::DataPlane;
 
 /// What has happened to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,11 +90,10 @@ impl<D: DataPlane> Engine<D> {
 
 #[cfg(test)]
 mod tests {
+    use lb_datapath::fake::Fake;
+    use lb_model::settings::{Limits, Settings};
+
     use super::{super::Now, *};
-    use crate::{
-        datapath::fake::Fake,
-        settings::{Limits, Settings},
-    };
 
     fn engine(reattach: bool) -> Engine<Fake> {
         let mut data_plane = Fake::new(Limits { services: 4, backends: 4, ..Limits::default() });

@@ -4,12 +4,12 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::abi::{self, PeerKey};
-
-use super::{Applied, Inputs, place::Placed};
-use crate::{
+use lb_model::{
     desired::{Mode, Service},
     hop::{Resolution, Want},
 };
+
+use super::{Applied, Inputs, place::Placed};
 
 /// The MAC addresses from which packets of this service are delivered to its backend on this node: of the balancers
 /// that are known, and of the service's other backends, any of which may be a balancer. None in tunnels, and where no

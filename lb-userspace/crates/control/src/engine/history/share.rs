@@ -34,11 +34,14 @@
 
 use std::collections::BTreeMap;
 
+use lb_datapath::Change;
+use lb_model::ring;
+use lb_sync::piece::Base;
+
 use super::{
     flux::{Flux, Wait},
     *,
 };
-use crate::{datapath::Change, ring, sync::piece::Base};
 
 /// Seconds without a peer after which what it serves is not waited for any more.
 const GONE_SECS: u32 = 300;
@@ -382,15 +385,16 @@ impl<D: DataPlane> Engine<D> {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
-    use crate::{
-        datapath::fake::Fake,
+    use lb_datapath::fake::Fake;
+    use lb_model::{
         desired::{Admin, Desired, Mode},
-        engine::preview::presumed,
         hop::Neighbourhood,
         settings::{Limits, Settings},
         spec::{BackendSpec, ServiceSpec},
     };
+
+    use super::*;
+    use crate::engine::preview::presumed;
 
     const IDLE: u32 = 40;
 

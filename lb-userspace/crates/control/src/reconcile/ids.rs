@@ -8,8 +8,9 @@ use std::{
     net::IpAddr,
 };
 
+use lb_model::{desired::ServiceKey, entry, settings::Limits};
+
 use super::{Applied, Inputs};
-use crate::{desired::ServiceKey, entry, settings::Limits};
 
 /// Hands out ids: those that are in use stay, and the lowest free one is next.
 pub(super) struct Ids<'a> {

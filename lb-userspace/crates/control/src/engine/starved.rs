@@ -17,10 +17,11 @@ use lb_common::{
     abi::{Owners, Seen, backend_flags},
     verdict::Drop,
 };
+use lb_datapath::DataPlane;
+use lb_model::{entry, ring, seen, time::Now};
 use tracing::warn;
 
 use super::{Engine, history::Role};
-use crate::{datapath::DataPlane, entry, health, ring, time::Now};
 
 /// Seconds for which new flows are dropped before older ones give way, and without a packet after which a slot has
 /// none that is seen to live. Within that a client has sent its SYN three times (after 1, 3 and 7 s; RFC 6298, 2).
@@ -104,7 +105,7 @@ impl<D: DataPlane> Engine<D> {
         let refuses = |id: &u16| {
             let entry = self.applied.backends.get(id)?;
             let backend = entry::ip_of(entry.address);
-            let seen = self.view.get(&health::Target { service: key, backend })?;
+            let seen = self.view.get(&seen::Target { service: key, backend })?;
             let port = service.check_of(service.backends.get(&backend)?).port;
             let is_of_service = port.is_none_or(|port| port == key.port);
             let takes_none = entry.flags & backend_flags::SOFT_DOWN != 0;

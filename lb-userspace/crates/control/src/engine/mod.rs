@@ -26,7 +26,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use lb_api::status::Standing;
 use lb_common::abi::{self, Owners, Slot, backend_flags, stamp};
+use lb_datapath::DataPlane;
+use lb_model::{
+    desired::{Admin, Desired, Mode, ServiceKey},
+    entry,
+    hop::{Neighbourhood, Resolution, Want},
+    maglev, ring,
+    seen::{self, Condition, Seen, View},
+    settings::Settings,
+    time::Now,
+    units::counted,
+};
 use tracing::info;
 use zerocopy::FromZeros as _;
 
@@ -47,20 +59,7 @@ pub use self::{
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
 };
-use crate::{
-    datapath::DataPlane,
-    desired::{Admin, Desired, Mode, ServiceKey},
-    entry,
-    health::{self, Condition, Seen, View},
-    hop::{Neighbourhood, Resolution, Want},
-    maglev,
-    reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Target},
-    ring,
-    settings::Settings,
-    status::Standing,
-    time::Now,
-    units::counted,
-};
+use crate::reconcile::{self, Applied, Change, Held, Inputs, Plan, Ramps, Ring, Target};
 
 /// How many new rings are published at a time. The kernel waits for all runs of programs after each time,
 /// tens of milliseconds; and the owners of as many rings are in memory, a quarter of a megabyte each.
@@ -248,7 +247,7 @@ impl<D: DataPlane> Engine<D> {
                     (false, false) => Condition::HardDown,
                 };
                 let seen = Seen { condition, ..Seen::default() };
-                view.insert(health::Target { service: service.key, backend }, seen);
+                view.insert(seen::Target { service: service.key, backend }, seen);
             }
         }
         view

@@ -6,13 +6,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use lb_api::status::{Backend, Totals};
+use lb_datapath::DataPlane;
+use lb_model::desired::ServiceKey;
 
 use super::Engine;
-use crate::{
-    datapath::DataPlane,
-    desired::ServiceKey,
-    status::{Backend, Totals},
-};
 
 /// The sums of backends that are gone.
 #[derive(Clone, Debug, Default)]

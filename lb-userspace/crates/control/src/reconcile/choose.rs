@@ -1,8 +1,9 @@
 //! Which backends of a service take new flows, by what is seen of their health: a pure function.
 
-use crate::{
-    health::{Condition, Policy, Seen},
-    status::Standing,
+use lb_api::status::Standing;
+use lb_model::{
+    policy::Policy,
+    seen::{Condition, Seen},
 };
 
 /// A backend, as far as choosing goes.

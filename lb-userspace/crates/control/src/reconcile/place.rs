@@ -3,19 +3,19 @@
 
 use std::net::IpAddr;
 
+use lb_api::status::Standing;
 use lb_common::abi::{self, backend_flags};
+use lb_model::{
+    desired::{Admin, Backend, Mode, Service},
+    entry,
+    hop::{Resolution, Want},
+    seen::{self, Condition},
+    time::Now,
+};
 
 use super::{
     Applied, Inputs, Target,
     choose::{self, Candidate},
-};
-use crate::{
-    desired::{Admin, Backend, Mode, Service},
-    entry,
-    health::{self, Condition},
-    hop::{Resolution, Want},
-    status::Standing,
-    time::Now,
 };
 
 /// Thousandths: a share that is whole.
@@ -91,7 +91,7 @@ pub(super) fn place(
         && found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
     let owns = |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|held| held.current > 0);
     let seen = |address| {
-        let target = health::Target { service: service.key, backend: address };
+        let target = seen::Target { service: service.key, backend: address };
         inputs.view.get(&target).copied().unwrap_or_default()
     };
     let candidates: Vec<_> = found
@@ -135,7 +135,7 @@ pub(super) fn place(
         if candidate.seen.condition == Condition::SoftDown && !member {
             value.flags |= backend_flags::SOFT_DOWN;
         }
-        let target = health::Target { service: service.key, backend: address };
+        let target = seen::Target { service: service.key, backend: address };
         let share = inputs.ramps.get(&target).copied().unwrap_or(WHOLE);
         let weight = u32::from(backend.weight.0.get()) * u32::from(share.clamp(1, WHOLE));
         Placed { address, weight, id, value, member, keeps }

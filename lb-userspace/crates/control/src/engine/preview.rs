@@ -6,17 +6,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-
-use super::{Engine, owner, table};
-use crate::{
-    datapath::DataPlane,
+use lb_datapath::DataPlane;
+use lb_model::{
     desired::{Desired, ServiceKey},
     hop::{Neighbourhood, NextHop, Resolution, Want},
     plan::{Preview, ServicePreview},
-    reconcile::{Change, Target},
     ring,
     time::Now,
 };
+
+use super::{Engine, owner, table};
+use crate::reconcile::{Change, Target};
 
 impl<D: DataPlane> Engine<D> {
     /// What [`Engine::reconcile`] would do if this were desired. A backend of which nothing is known
@@ -169,15 +169,15 @@ fn somewhere(address: IpAddr) -> NextHop {
 #[cfg(test)]
 mod tests {
     use lb_common::abi::{FlowKey, FlowValue, flow_flags};
-
-    use super::*;
-    use crate::{
-        datapath::fake::Fake,
+    use lb_datapath::fake::Fake;
+    use lb_model::{
         desired::{Admin, Mode},
         flow::FlowRef,
         settings::{Limits, Settings},
         spec::{BackendSpec, ServiceSpec},
     };
+
+    use super::*;
 
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
 

@@ -7,12 +7,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{
+use lb_model::{
     desired::Service,
-    health::{Condition, Target},
-    reconcile::{Applied, Change, Inputs, Plan, Ramps},
+    seen::{Condition, Target},
     time::Now,
 };
+
+use crate::reconcile::{Applied, Change, Inputs, Plan, Ramps};
 
 /// Steps until a share is whole.
 const STEPS: u32 = 10;

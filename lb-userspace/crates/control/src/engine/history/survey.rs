@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{Service, udp_policy};
-
-use super::{Role, strays};
-use crate::{
-    datapath::DataPlane,
+use lb_datapath::DataPlane;
+use lb_model::{
     desired::{Protocol, ServiceKey},
-    engine::{Engine, sweep::is_kept},
     flow::{FlowRef, FlowTable},
     time::Now,
 };
+
+use super::{Role, strays};
+use crate::engine::{Engine, sweep::is_kept};
 
 impl<D: DataPlane> Engine<D> {
     /// Looks which flows of UDP services [`Self::news`] is to tell of, as the walk of each second does:

@@ -8,21 +8,23 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Service, Slot, stamp};
+use lb_datapath::{Added, DataPlane};
+use lb_model::{
+    desired::ServiceKey,
+    entry,
+    flow::{FlowRef, FlowTable, is_embryonic, kept_secs, slot_of_flow},
+    ring,
+    time::Now,
+};
+use lb_sync::{
+    Piece,
+    piece::{Base, Flow, Pin},
+};
 
 use super::{Mirror, PeerOwners, PeerRing, Role, from_told};
 use crate::{
-    datapath::{Added, DataPlane},
-    desired::ServiceKey,
     engine::{Engine, Outcome},
-    entry,
-    flow::{FlowRef, FlowTable, is_embryonic, kept_secs, slot_of_flow},
     reconcile::Target,
-    ring,
-    sync::{
-        Piece,
-        piece::{Base, Flow, Pin},
-    },
-    time::Now,
 };
 
 /// Flows that a full history may name, beyond what all tables hold: more can't be of use.

@@ -29,17 +29,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lb_api::status::{Drain, Unseen};
 use lb_common::abi::FlowValue;
-
-use super::{Engine, history::Role};
-use crate::{
-    datapath::DataPlane,
+use lb_datapath::DataPlane;
+use lb_model::{
     desired::{Admin, Service, ServiceKey},
     flow::is_closed,
     ring,
-    status::{Drain, Unseen},
     time::Now,
 };
+
+use super::{Engine, history::Role};
 
 /// The live flows of one backend in all tables, as a walk has met them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

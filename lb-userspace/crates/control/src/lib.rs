@@ -1,0 +1,11 @@
+//! The control of the maps: what is desired goes in, what the maps hold comes out.
+//!
+//! [`reconcile`] plans the difference, as a pure function whose order keeps flows where they are. [`engine`] holds what
+//! is desired and what was written, applies plans through a [`lb_datapath::DataPlane`], and ends what has run out: base
+//! owners, pins, drains, ramps. Nothing else writes maps.
+//!
+//! Time comes as an argument, and reachability, health and what peers say come as values. It knows nothing of
+//! configuration files, requests, sockets or who asks for a change.
+
+pub mod engine;
+pub mod reconcile;
