@@ -14,6 +14,7 @@ pub use lb_model::{
     ring, router, rules, seen, settings, spec, time, units,
 };
 pub use lb_netlink::{self as netlink, path_mtu};
+pub use lb_observe::{dashboard, events, metrics, samples};
 pub use lb_sync as sync;
 pub use lb_vrrp as vrrp;
 
@@ -24,14 +25,10 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
-pub mod dashboard;
 pub mod doctor;
 pub mod egress;
-pub mod events;
 pub mod logs;
-pub mod metrics;
 pub mod notify;
-pub mod samples;
 pub mod seed;
 pub mod state_file;
 pub mod unit;

@@ -24,16 +24,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("tables", "steer"),
         ],
     ),
-    (
-        "lb_userspace",
-        &[
-            ("api", "web"),
-            ("config", "web"),
-            ("metrics", "api"),
-            ("samples", "api"),
-            ("web", "config"),
-        ],
-    ),
+    ("lb_userspace", &[("api", "web"), ("config", "web"), ("web", "config")]),
     (
         "lb_userspace::cli",
         &[

@@ -56,6 +56,7 @@ pub use lb_api::{
         Terms,
     },
 };
+use lb_observe::StatusReply;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -64,14 +65,20 @@ use crate::{
     edit::Edit,
     explain::{Answers, Questions},
     refusal::Refusal,
-    status::{Pair, Status},
+    status::Pair,
 };
+
+impl From<StatusReply> for Request {
+    fn from(reply: StatusReply) -> Self {
+        Self::Status(reply)
+    }
+}
 
 /// What the server asks of the daemon.
 #[derive(Debug)]
 pub enum Request {
     /// The state of everything.
-    Status(oneshot::Sender<Result<Status, Refusal>>),
+    Status(StatusReply),
     /// A change; answered when the maps are written.
     Edit(Edit, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// A change of the node.

@@ -27,7 +27,7 @@ fn exported(names: Names) -> Exposition {
 }
 
 fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate is in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).expect("the crate is in the workspace")
 }
 
 /// A table of what is exported.

@@ -25,6 +25,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use lb_api::status::{Interface, Status};
+use lb_model::refusal::{Refusal, RefusalKind};
+use lb_netlink::drops::{self, Drops};
 use prometheus_client::{
     collector::Collector,
     encoding::{self, DescriptorEncoder},
@@ -33,24 +36,19 @@ use prometheus_client::{
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::{format::Format, page::Page, process::Process};
-use crate::{
-    api::Request,
-    netlink::drops::{self, Drops},
-    refusal::{Refusal, RefusalKind},
-    status::{Interface, Status},
-};
+use crate::Question;
 
 /// How many scrapes are answered at once; others wait. Each takes megabytes where there are a thousand
 /// backends.
 const AT_ONCE: usize = 2;
 
 /// Serves `GET /metrics`.
-pub fn router(daemon: mpsc::Sender<Request>) -> Router {
+pub fn router<Q: Question>(daemon: mpsc::Sender<Q>) -> Router {
     serve("/metrics", daemon, Names::Own)
 }
 
 /// Serves `GET /metrics/haproxy`: the figures by the names of HAProxy's exporter.
-pub fn haproxy_router(daemon: mpsc::Sender<Request>) -> Router {
+pub fn haproxy_router<Q: Question>(daemon: mpsc::Sender<Q>) -> Router {
     serve("/metrics/haproxy", daemon, Names::HaProxy)
 }
 
@@ -61,20 +59,19 @@ enum Names {
     HaProxy,
 }
 
-#[derive(Debug)]
-struct Exporter {
-    daemon: mpsc::Sender<Request>,
+struct Exporter<Q> {
+    daemon: mpsc::Sender<Q>,
     names: Names,
     turns: Arc<Semaphore>,
 }
 
-fn serve(path: &str, daemon: mpsc::Sender<Request>, names: Names) -> Router {
+fn serve<Q: Question>(path: &str, daemon: mpsc::Sender<Q>, names: Names) -> Router {
     let exporter = Exporter { daemon, names, turns: Arc::new(Semaphore::new(AT_ONCE)) };
-    Router::new().route(path, get(scrape)).with_state(Arc::new(exporter))
+    Router::new().route(path, get(scrape::<Q>)).with_state(Arc::new(exporter))
 }
 
-async fn scrape(
-    State(exporter): State<Arc<Exporter>>,
+async fn scrape<Q: Question>(
+    State(exporter): State<Arc<Exporter<Q>>>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
@@ -82,7 +79,7 @@ async fn scrape(
     let stopping = || Refusal::new(RefusalKind::Stopping, "lbd is stopping");
     let turn = Arc::clone(&exporter.turns).acquire_owned().await.map_err(|_| stopping())?;
     let (tell, answer) = oneshot::channel();
-    exporter.daemon.send(Request::Status(tell)).await.map_err(|_| stopping())?;
+    exporter.daemon.send(tell.into()).await.map_err(|_| stopping())?;
     let status = answer.await.map_err(|_| stopping())??;
     let names = exporter.names;
     let (writer, pieces) = pieces::open(format);
@@ -103,7 +100,7 @@ fn egress_drops(status: &Status) -> BTreeMap<String, Drops> {
     let backends = status.services.values().flat_map(|service| service.backends.values());
     // What is for this node itself leaves by no interface: its is the loopback.
     let exits = backends.filter_map(|backend| backend.interface.clone());
-    let exits = exits.filter(|interface| interface != crate::hop::LOOPBACK).collect();
+    let exits = exits.filter(|interface| interface != lb_model::hop::LOOPBACK).collect();
     drops::of(&exits)
 }
 

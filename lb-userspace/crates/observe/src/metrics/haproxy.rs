@@ -9,14 +9,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use lb_api::status::{Backend, Service, Status};
+use lb_model::{desired::Admin, seen::Condition};
+
 use super::{
     page::{Family, Labels, Page, seconds, truth},
     process::Process,
-};
-use crate::{
-    desired::Admin,
-    health::Condition,
-    status::{Backend, Service, Status},
 };
 
 /// What HAProxy calls the states of a server.

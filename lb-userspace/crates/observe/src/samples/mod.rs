@@ -18,7 +18,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use lb_api::paths;
+use lb_api::{paths, status::Status};
+use lb_model::{
+    edit::no_service,
+    refusal::{Refusal, RefusalKind},
+    units::rfc3339,
+};
+use lb_threads::lasting;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -27,14 +33,7 @@ use tokio::{
 
 use self::history::History;
 pub use self::history::{KEPT, Rate, Rates, ServiceRates};
-use crate::{
-    api::Request,
-    edit::no_service,
-    refusal::{Refusal, RefusalKind},
-    status::Status,
-    threads::lasting,
-    units::rfc3339,
-};
+use crate::Question;
 
 /// Between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -62,7 +61,7 @@ pub struct Samples {
 impl Samples {
     /// Asks the daemon once a second from now on, until it has ended.
     #[must_use]
-    pub fn start(daemon: mpsc::Sender<Request>) -> Self {
+    pub fn start<Q: Question>(daemon: mpsc::Sender<Q>) -> Self {
         let (to, last) = watch::channel(None);
         let samples = Self { last, history: Arc::default() };
         tokio::spawn(lasting("samples", take(daemon, to, Arc::clone(&samples.history))));
@@ -120,8 +119,8 @@ fn lock(history: &Mutex<History>) -> MutexGuard<'_, History> {
     history.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn take(
-    daemon: mpsc::Sender<Request>,
+async fn take<Q: Question>(
+    daemon: mpsc::Sender<Q>,
     to: watch::Sender<Option<Arc<Sample>>>,
     history: Arc<Mutex<History>>,
 ) {
@@ -132,7 +131,7 @@ async fn take(
     loop {
         tick.tick().await;
         let (tell, answer) = oneshot::channel();
-        if daemon.send(Request::Status(tell)).await.is_err() {
+        if daemon.send(tell.into()).await.is_err() {
             return;
         }
         let status = match answer.await {
@@ -211,7 +210,7 @@ pub struct BackendSeries {
     /// To it.
     #[serde(flatten)]
     pub total: Series,
-    /// What it did at the end of each second, as [`crate::status::Word::letter`] has it; a capital
+    /// What it did at the end of each second, as [`lb_api::status::Word::letter`] has it; a capital
     /// says that a check failed in that second.
     pub states: String,
 }
@@ -228,16 +227,17 @@ pub async fn answer(State(samples): State<Samples>, Query(asked): Query<Asked>) 
 
 #[cfg(test)]
 mod tests {
+    use lb_api::status::{Backend, Count, Service};
+
     use super::*;
-    use crate::status::{Backend, Count, Service};
+    use crate::StatusReply;
 
     /// A daemon that has sent so many packets more each time that it is asked.
-    fn daemon(step: u64) -> mpsc::Sender<Request> {
-        let (to, mut asked) = mpsc::channel(8);
+    fn daemon(step: u64) -> mpsc::Sender<StatusReply> {
+        let (to, mut asked) = mpsc::channel::<StatusReply>(8);
         tokio::spawn(async move {
             let mut packets = 0;
-            while let Some(request) = asked.recv().await {
-                let Request::Status(tell) = request else { panic!("asked for {request:?}") };
+            while let Some(tell) = asked.recv().await {
                 packets += step;
                 let _ = tell.send(Ok(status(packets)));
             }
@@ -260,12 +260,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_daemon_is_asked_once_a_second_for_all_who_follow() {
-        let (to, mut asked) = mpsc::channel(8);
+        let (to, mut asked) = mpsc::channel::<StatusReply>(8);
         let samples = Samples::start(to);
         let mut followers: Vec<_> = (0..50).map(|_| samples.follow()).collect();
         let begin = Instant::now();
         for number in 1..=3 {
-            let Some(Request::Status(tell)) = asked.recv().await else { panic!("no question") };
+            let tell = asked.recv().await.expect("a question");
             assert!(begin.elapsed() >= INTERVAL * (number as u32 - 1), "question {number}");
             tell.send(Ok(status(number))).expect("it waits for the answer");
             for follower in &mut followers {

@@ -1,4 +1,4 @@
-//! What the page shows of a node: less than [`crate::status::Status`] has, in few bytes, and such
+//! What the page shows of a node: less than [`lb_api::status::Status`] has, in few bytes, and such
 //! that little of it differs from one second to the next. Moments instead of ages, whole numbers, and
 //! nothing where there is nothing to be told.
 
@@ -8,15 +8,15 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use lb_api::{
+    routers::RouterStatus,
+    status::{Backend, Count, Interface, Peer, PeerRouter, Service, Usage},
+};
+use lb_model::{desired::Admin, router::State};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{
-    desired::Admin,
-    samples::{Rate, Sample, ServiceRates},
-    status::{Backend, Count, Interface, Peer, PeerRouter, Service, Usage},
-    vrrp::{RouterStatus, State},
-};
+use crate::samples::{Rate, Sample, ServiceRates};
 
 /// Packets, bytes and new flows.
 type Three = [u64; 3];
@@ -111,12 +111,12 @@ struct OfService<'a> {
     protocol: String,
     mode: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    udp: Option<crate::desired::UdpPolicy>,
+    udp: Option<lb_model::desired::UdpPolicy>,
     slots: u32,
     flux: u32,
     idle_timeout: u64,
     #[serde(flatten)]
-    standing: crate::status::Standing,
+    standing: lb_api::status::Standing,
     rate: Three,
     backends: BTreeMap<IpAddr, OfBackend<'a>>,
 }
@@ -339,7 +339,7 @@ fn backend(backend: &Backend, rates: Option<Rate>) -> OfBackend<'_> {
             failed: check.counts.failed,
             against: check.against,
             of: match check.condition {
-                crate::health::Condition::Up => check.fall,
+                lb_model::seen::Condition::Up => check.fall,
                 _ => check.rise,
             },
             went_down: check.went_down,

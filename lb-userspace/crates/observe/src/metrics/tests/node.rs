@@ -7,18 +7,20 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use lb_api::{
+    check_status::{CheckStatus, Counts, Histogram, Load},
+    peers::{PeerCounters, PeerStatus},
+    routers::{Counters, RouterStatus},
+    status::{Backend, Count, Interface, Peer, Service, Standing, Status, Totals, Usage, Writes},
+};
 use lb_common::{
     tx_errors,
     verdict::{Drop, Pass},
 };
-
-use crate::{
-    check_status::{CheckStatus, Counts, Histogram, Load},
+use lb_model::{
     desired::{Admin, Mode, Protocol, ServiceKey, UdpPolicy},
-    health::Condition,
-    status::{Backend, Count, Interface, Peer, Service, Standing, Status, Totals, Usage, Writes},
-    sync::{PeerCounters, PeerStatus},
-    vrrp::{Counters, Family, RouterKey, RouterStatus, State},
+    router::{Family, RouterKey, State},
+    seen::Condition,
 };
 
 fn check() -> CheckStatus {
@@ -166,7 +168,7 @@ pub fn node() -> Status {
         vrrp: vec![router()],
         peers: vec![peer()],
         events: [("backend_up".to_owned(), 3)].into(),
-        http: vec![crate::status::Listener {
+        http: vec![lb_api::status::Listener {
             address: ([127, 0, 0, 1], 9105).into(),
             obstacle: None,
         }],

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use super::page::{Family, Labels, Page, seconds, truth};
-use crate::{
+use lb_api::status::{Backend, Service, Status};
+use lb_model::{
     desired::{Admin, UdpPolicy},
-    health::Condition,
-    status::{Backend, Service, Status},
+    seen::Condition,
 };
+
+use super::page::{Family, Labels, Page, seconds, truth};
 
 /// A backend with its labels.
 struct Row<'s> {
@@ -323,7 +324,7 @@ fn checks(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
 
 impl Row<'_> {
     /// What is known of the checks, if there are any.
-    fn check(&self) -> Option<&crate::check_status::CheckStatus> {
+    fn check(&self) -> Option<&lb_api::check_status::CheckStatus> {
         self.backend.check.as_ref().filter(|check| check.kind != "none")
     }
 }

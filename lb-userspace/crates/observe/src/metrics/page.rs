@@ -4,13 +4,12 @@
 
 use std::fmt;
 
+use lb_api::check_status::{BOUNDS_US, Histogram};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeGaugeValue, NoLabelSet},
     metrics::MetricType,
     registry::Unit,
 };
-
-use crate::check_status::{BOUNDS_US, Histogram};
 
 /// What a family is called, and what it says.
 #[derive(Debug)]

@@ -1,14 +1,11 @@
 use std::time::Duration;
 
+use lb_api::status::{Drain, Node, Status};
+use lb_model::{desired::Admin, seen::Condition};
 use serde_json::json;
 
 use super::*;
-use crate::{
-    desired::Admin,
-    health::Condition,
-    samples::Rates,
-    status::{Drain, Node, Status},
-};
+use crate::samples::Rates;
 
 const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
 

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
-use super::{Kind, News};
-use crate::{
+use lb_model::{
     desired::{Admin, Backend, Desired, Service},
     units::rfc3339,
 };
+
+use super::{Kind, News};
 
 /// What has happened between two desired states.
 #[must_use]
@@ -95,11 +96,12 @@ fn state(admin: Admin) -> (Kind, String) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{
+    use lb_model::{
         desired::Mode,
         spec::{BackendSpec, ServiceSpec},
     };
+
+    use super::*;
 
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));

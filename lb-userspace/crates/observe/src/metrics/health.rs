@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use lb_api::status::Status;
+
 use super::page::{Family, Page};
-use crate::status::Status;
 
 pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let load = &status.checks;

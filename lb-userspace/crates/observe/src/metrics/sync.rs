@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use super::page::{Family, Labels, Page, seconds, truth};
-use crate::{
+use lb_api::{
+    peers::PeerCounters,
     status::{Peer, Status},
-    sync::PeerCounters,
 };
+
+use super::page::{Family, Labels, Page, seconds, truth};
 
 pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     // By address: what a peer calls itself is known only when it was heard.

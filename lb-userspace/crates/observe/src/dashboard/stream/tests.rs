@@ -5,38 +5,49 @@ use std::{
 
 use axum::body::BodyDataStream;
 use futures_util::StreamExt as _;
+use lb_api::status::Status;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    api::Request,
+    StatusReply,
     events::{Kind, News},
-    status::Status,
 };
 
+/// What the daemon hears.
+enum Asked {
+    Status(StatusReply),
+    End,
+}
+
+impl From<StatusReply> for Asked {
+    fn from(reply: StatusReply) -> Self {
+        Self::Status(reply)
+    }
+}
+
 /// A daemon whose pins are one more each time that it is asked.
-fn samples() -> (Samples, mpsc::Sender<Request>) {
+fn samples() -> (Samples, mpsc::Sender<Asked>) {
     let (to, mut asked) = mpsc::channel(8);
     let mut pins = 0;
     tokio::spawn(async move {
         while let Some(request) = asked.recv().await {
             match request {
-                Request::Status(tell) => {
+                Asked::Status(tell) => {
                     pins += 1;
                     let mut status = Status { version: "9.9.9".into(), ..Status::default() };
                     status.pins.used = pins;
                     let _ = tell.send(Ok(status));
                 }
-                // The end of this daemon.
-                _ => return,
+                Asked::End => return,
             }
         }
     });
     (Samples::start(to.clone()), to)
 }
 
-fn streams() -> (Arc<Streams>, mpsc::Sender<Request>) {
+fn streams() -> (Arc<Streams>, mpsc::Sender<Asked>) {
     let (samples, daemon) = samples();
     (Arc::new(Streams::new(samples, Events::new(SystemTime::now()))), daemon)
 }
@@ -137,8 +148,7 @@ async fn it_ends_with_the_daemon() {
     let (streams, daemon) = streams();
     let mut stream = begin(&streams).await;
     next(&mut stream).await;
-    let (tell, _) = tokio::sync::oneshot::channel();
-    daemon.send(Request::ConfigDiff(tell)).await.expect("it takes requests");
+    daemon.send(Asked::End).await.expect("it takes requests");
     let rest = async {
         while let Some(message) = stream.next().await {
             message.expect("it is sent");

@@ -7,13 +7,11 @@ use std::{
     time::Instant,
 };
 
+use lb_api::status::{Backend, Count, Service, Status};
+use lb_model::desired::ServiceKey;
 use serde::{Deserialize, Serialize};
 
 use super::{BackendSeries, Series, ServiceSeries};
-use crate::{
-    desired::ServiceKey,
-    status::{Backend, Count, Service, Status},
-};
 
 /// Seconds that are kept.
 pub const KEPT: usize = 300;
@@ -288,8 +286,9 @@ fn series(rates: &Ring<Rate>, seconds: usize) -> Series {
 mod tests {
     use std::time::Duration;
 
+    use lb_model::desired::Admin;
+
     use super::{super::tests::status, *};
-    use crate::desired::Admin;
 
     const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
 

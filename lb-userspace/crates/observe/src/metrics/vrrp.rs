@@ -2,11 +2,13 @@
 
 use std::{fmt, time::UNIX_EPOCH};
 
-use super::page::{Family, Page, truth};
-use crate::{
+use lb_api::{
+    routers::{Counters, RouterStatus},
     status::Status,
-    vrrp::{Counters, Family as Ip, RouterStatus, State},
 };
+use lb_model::router::{Family as Ip, State};
+
+use super::page::{Family, Page, truth};
 
 pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let routers = &status.vrrp;
