@@ -46,6 +46,7 @@ mod events;
 mod flows;
 mod log;
 mod peer;
+pub(crate) mod ready;
 pub mod server;
 pub mod socket;
 

@@ -24,6 +24,7 @@ use super::{
     socket::Listener,
 };
 use crate::{
+    api::ready,
     dashboard,
     edit::{Edit, no_backend, no_service},
     events::Events,
@@ -35,7 +36,6 @@ use crate::{
     samples::{self, Samples},
     status::{Node, Pair, Peer, Service, Status},
     threads::lasting,
-    web::ready,
 };
 
 type Daemon = State<mpsc::Sender<Request>>;

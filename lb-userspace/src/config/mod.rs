@@ -9,7 +9,7 @@ mod clash;
 pub mod fold;
 mod group;
 pub mod host;
-mod http;
+pub mod http;
 mod interfaces;
 mod log;
 pub mod piece;
@@ -94,7 +94,7 @@ pub struct Config {
     /// How much is logged, and in what form.
     pub log: crate::logs::Settings,
     /// Where read-only clients are answered over TCP; none: nowhere.
-    pub http: Option<crate::web::Config>,
+    pub http: Option<http::Config>,
     /// Why nobody is answered there, though the configuration says so.
     pub http_lacks: Option<Lacks>,
     /// The services.
@@ -142,7 +142,7 @@ pub struct Lacks {
 impl Lacks {
     /// The listener, if its files can be used by now.
     #[must_use]
-    pub fn try_again(&self) -> Option<crate::web::Config> {
+    pub fn try_again(&self) -> Option<http::Config> {
         Config::parse(&self.text.0).ok()?.http
     }
 

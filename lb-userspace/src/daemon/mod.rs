@@ -130,7 +130,7 @@ pub struct Connection {
 }
 
 /// Opens and closes the doors as a configuration says; none: all are closed.
-pub type SetDoors = Box<dyn Fn(Option<&web::Config>) + Send>;
+pub type SetDoors = Box<dyn Fn(Option<&crate::config::http::Config>) + Send>;
 
 /// What the daemon does beside the engine.
 pub struct Effects {

@@ -22,13 +22,17 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    Config,
     auth::Doorkeeper,
     crowd::{Guest, Phase},
     hosts::Hosts,
-    ready::{IsKnown, OPEN},
 };
-use crate::{api, config::host_name};
+use crate::{
+    api::{
+        self,
+        ready::{IsKnown, OPEN},
+    },
+    config::{host_name, http::Config},
+};
 
 /// Requests at work at one moment.
 const AT_WORK: usize = 16;

@@ -14,9 +14,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use axum::http::{Request, StatusCode, Version, header};
-use rustls::pki_types::DnsName;
 
-use super::{Config, Identity, ready::OPEN};
+use crate::{
+    api::ready::OPEN,
+    config::http::{Config, Identity, dns_name},
+};
 
 /// What scrapers ask for.
 const SCRAPED: [&str; 2] = ["/metrics", "/metrics/haproxy"];
@@ -50,7 +52,7 @@ impl Hosts {
     /// Those of a configuration, on a node that calls itself `node`.
     pub(super) fn new(config: &Config, node: &str) -> Self {
         let mut names = vec!["localhost".to_owned()];
-        names.extend(name(node));
+        names.extend(dns_name(node));
         names.extend(config.allowed_hosts.iter().cloned());
         Self { names, certificate: config.tls.clone(), is_checked: !config.asks_who() }
     }
@@ -118,22 +120,16 @@ fn parse(text: &str) -> Option<Host> {
         None => {
             let (host, port) = text.split_once(':').unwrap_or((text, ""));
             let is_address = host.trim_end_matches('.').parse::<Ipv4Addr>().is_ok();
-            (if is_address { Host::Address } else { Host::Name(name(host)?) }, port)
+            (if is_address { Host::Address } else { Host::Name(dns_name(host)?) }, port)
         }
     };
     port.bytes().all(|byte| byte.is_ascii_digit()).then_some(host)
 }
 
-/// A name of DNS as names are compared: in small letters, without a dot at the end; none if it can't be one.
-pub(crate) fn name(text: &str) -> Option<String> {
-    let text = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    DnsName::try_from(text.as_str()).is_ok().then_some(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::web::{DEFAULT_CONNECTIONS, DEFAULT_STREAMS, Tokens};
+    use crate::config::http::{DEFAULT_CONNECTIONS, DEFAULT_STREAMS, Tokens};
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));

@@ -18,8 +18,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Config, Listeners, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
-use crate::{api::Request, events::Events, samples::Samples, status::Listener, threads::lasting};
+use super::{Listeners, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
+use crate::{
+    api::Request, config::http::Config, events::Events, samples::Samples, status::Listener,
+    threads::lasting,
+};
 
 /// How often connections are looked at, and listeners that can't be had are tried again.
 const TICK: Duration = Duration::from_secs(1);

@@ -27,25 +27,16 @@ mod gate;
 mod hosts;
 mod listen;
 mod mailbox;
-pub(crate) mod ready;
-mod tls;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
 use tokio::sync::{mpsc, watch};
 
-pub(crate) use self::hosts::name as host_name;
-pub use self::{
-    auth::{Tokens, Users},
-    tls::{Identity, WrongIdentity},
-};
 use crate::{
-    api::{Request, server},
+    api::{Request, ready, server},
+    config::http::Config,
     dashboard,
     events::Events,
     metrics,
@@ -53,42 +44,6 @@ use crate::{
     status::Listener,
     threads,
 };
-
-/// Connections at one moment, unless the configuration says otherwise.
-pub const DEFAULT_CONNECTIONS: u32 = 256;
-/// Streams at one moment, unless the configuration says otherwise.
-pub const DEFAULT_STREAMS: u32 = 32;
-
-/// Who may look, and where.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// The addresses and ports.
-    pub listen: Vec<SocketAddr>,
-    /// What TLS is spoken with; none: it is not.
-    pub tls: Option<Identity>,
-    /// Who may look by a password.
-    pub users: Option<Users>,
-    /// Who may look by a token.
-    pub tokens: Option<Tokens>,
-    /// Names by which the listener may be asked besides the node's own, as `hosts::name` writes them.
-    pub allowed_hosts: Vec<String>,
-    /// Whether metrics are told by HAProxy's names as well.
-    pub haproxy_metrics: bool,
-    /// Whether the dashboard is there.
-    pub dashboard: bool,
-    /// How many connections there may be at one moment.
-    pub connections: u32,
-    /// How many of them may be streams that go on for ever.
-    pub streams: u32,
-}
-
-impl Config {
-    /// Whether one must say who one is.
-    #[must_use]
-    pub const fn asks_who(&self) -> bool {
-        self.users.is_some() || self.tokens.is_some()
-    }
-}
 
 /// Opens and closes the doors.
 #[derive(Debug)]

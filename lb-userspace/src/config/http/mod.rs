@@ -1,13 +1,19 @@
 //! The `[http]` table of a configuration.
 
+pub mod credentials;
+pub mod identity;
+
 use std::net::{IpAddr, SocketAddr};
 
+use rustls::pki_types::DnsName;
+
+pub use self::{
+    credentials::{Tokens, Users},
+    identity::{Identity, WrongIdentity},
+};
 use super::{
     secret,
     tree::{About, Field, Problems, Table},
-};
-use crate::web::{
-    Config, DEFAULT_CONNECTIONS, DEFAULT_STREAMS, Identity, Tokens, Users, WrongIdentity, host_name,
 };
 
 const LISTEN: &str = "listen = [\"127.0.0.1:9105\"]";
@@ -15,6 +21,49 @@ const HOSTS: &str = "allowed_hosts = [\"lb.example.com\"]";
 const TLS: &str = "tls = { certificate = \"/etc/lb/http.crt\", key = \"/etc/lb/http.key\" }";
 const USERS: &str = "basic_auth_file = \"/etc/lb/http.users\"";
 const TOKENS: &str = "bearer_token_file = \"/etc/lb/http.token\"";
+
+/// Connections at one moment, unless the configuration says otherwise.
+pub const DEFAULT_CONNECTIONS: u32 = 256;
+/// Streams at one moment, unless the configuration says otherwise.
+pub const DEFAULT_STREAMS: u32 = 32;
+
+/// Who may look, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The addresses and ports.
+    pub listen: Vec<SocketAddr>,
+    /// What TLS is spoken with; none: it is not.
+    pub tls: Option<Identity>,
+    /// Who may look by a password.
+    pub users: Option<Users>,
+    /// Who may look by a token.
+    pub tokens: Option<Tokens>,
+    /// Names by which the listener may be asked besides the node's own, as [`dns_name`] writes them.
+    pub allowed_hosts: Vec<String>,
+    /// Whether metrics are told by HAProxy's names as well.
+    pub haproxy_metrics: bool,
+    /// Whether the dashboard is there.
+    pub dashboard: bool,
+    /// How many connections there may be at one moment.
+    pub connections: u32,
+    /// How many of them may be streams that go on for ever.
+    pub streams: u32,
+}
+
+impl Config {
+    /// Whether one must say who one is.
+    #[must_use]
+    pub const fn asks_who(&self) -> bool {
+        self.users.is_some() || self.tokens.is_some()
+    }
+}
+
+/// A name of DNS as names are compared: in small letters, without a dot at the end; none if it can't be one.
+#[must_use]
+pub fn dns_name(text: &str) -> Option<String> {
+    let text = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    DnsName::try_from(text.as_str()).is_ok().then_some(text)
+}
 
 /// What `[http]` says.
 #[derive(Default)]
@@ -129,7 +178,7 @@ fn read_hosts(table: &Table<'_>) -> Vec<String> {
     let items = table.optional("allowed_hosts").and_then(|field| field.strings(HOSTS));
     let one = |item: Field<'_>| {
         item.parsed(HOSTS, |text| {
-            host_name(text).ok_or_else(|| {
+            dns_name(text).ok_or_else(|| {
                 format!("`{text}` is no name of a host; write it without scheme, port and wildcards, as \"lb.example.com\"")
             })
         })

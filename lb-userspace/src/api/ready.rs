@@ -19,7 +19,7 @@ use crate::{api::Request, refusal::Refusal, status::Status};
 /// A daemon that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What anybody may ask.
-pub(super) const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+pub(crate) const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Whether who asks may know all.
 #[derive(Clone, Copy, Debug)]

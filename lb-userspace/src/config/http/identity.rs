@@ -1,4 +1,4 @@
-//! What TLS is spoken with at the doors.
+//! What TLS is spoken with at the listener.
 
 use std::{fmt, sync::Arc};
 
@@ -85,7 +85,8 @@ impl Identity {
     }
 
     /// Whether the certificate is for a host of this name.
-    pub(super) fn is_for(&self, name: &str) -> bool {
+    #[must_use]
+    pub fn is_for(&self, name: &str) -> bool {
         let certificate = ParsedCertificate::try_from(&self.certificate);
         let (Ok(certificate), Ok(name)) = (certificate, ServerName::try_from(name)) else {
             return false;
@@ -94,7 +95,8 @@ impl Identity {
     }
 
     /// For a listener.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 }
