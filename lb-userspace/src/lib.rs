@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub use lb_api::{check_status, status};
+pub use lb_config::{self as config, seed, unit};
 pub use lb_control::{engine, reconcile};
 pub use lb_datapath::{self as datapath, objects};
 pub use lb_health as health;
@@ -23,13 +24,10 @@ use lb_threads as threads;
 pub mod api;
 pub mod cli;
 pub mod clock;
-pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod egress;
 pub mod logs;
 pub mod notify;
-pub mod seed;
 pub mod state_file;
-pub mod unit;
 pub mod web;

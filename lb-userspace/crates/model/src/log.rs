@@ -15,7 +15,7 @@ pub const PARTS: [&str; 18] = [
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// The parts that are crates of their own or modules of one, and where their events come from.
-pub const CRATES: [(&str, &str); 10] = [
+pub const CRATES: [(&str, &str); 11] = [
     ("datapath", "lb_datapath"),
     ("engine", "lb_control::engine"),
     ("events", "lb_observe::events"),
@@ -23,6 +23,7 @@ pub const CRATES: [(&str, &str); 10] = [
     ("netlink", "lb_netlink"),
     ("path_mtu", "lb_netlink::path_mtu"),
     ("samples", "lb_observe::samples"),
+    ("seed", "lb_config::seed"),
     ("sync", "lb_sync"),
     ("threads", "lb_threads"),
     ("vrrp", "lb_vrrp"),
@@ -174,7 +175,7 @@ mod tests {
             (
                 "lb_userspace=debug",
                 "lb_userspace=debug",
-                "lb_userspace=debug,lb_vrrp=debug,lb_observe=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_control=debug,lb_datapath=debug",
+                "lb_userspace=debug,lb_vrrp=debug,lb_observe=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_config=debug,lb_control=debug,lb_datapath=debug",
             ),
         ] {
             let filter: Filter = said.parse().expect(said);

@@ -10,6 +10,12 @@ mod text;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_model::{
+    check::Check,
+    desired::{Admin, Backend, Desired, Service},
+    diff::Intent,
+    keys::{self, Keys, Value},
+};
 use toml_edit::{Array, Document, Item};
 
 use self::{
@@ -17,12 +23,6 @@ use self::{
     text::Edits,
 };
 use super::{Config, Problem, check::implied};
-use crate::{
-    desired::{Admin, Backend, Desired, Service},
-    diff::Intent,
-    health::Check,
-    keys::{self, Keys, Value},
-};
 
 /// What of a state the configuration can say.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,6 +2,11 @@
 //!
 //! The file is walked by hand over its spanned tree, since a serde type would stop at the first
 //! mistake and know no line for what is wrong between two values.
+//!
+//! [`fold`] and [`save`] write what commands have changed back into it, with its comments and order; [`show`] says what
+//! is in force as a file would. [`seed`] is the secret that rings are keyed with, in a file of its own.
+//!
+//! It knows the desired state and the settings of every part, and nothing of what runs.
 
 mod address;
 mod check;
@@ -16,11 +21,13 @@ pub mod piece;
 mod router;
 pub mod save;
 mod secret;
+pub mod seed;
 mod service;
 pub mod show;
 mod sync;
 mod track;
 mod tree;
+pub mod unit;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,22 +42,22 @@ pub use lb_model::defaults::{
     CONFIG as DEFAULT_FILE, GROUP as DEFAULT_GROUP, PIN_DIR as DEFAULT_PIN_DIR,
     SEED_FILE as DEFAULT_SEED_FILE, SOCKET as DEFAULT_SOCKET, STATE_FILE as DEFAULT_STATE_FILE,
 };
-use toml::de::DeTable;
-
-pub(crate) use self::sync::host_name;
-pub use self::tree::{About, Problem};
-use self::{
-    interfaces::check_interface,
-    tree::{Problems, Table, parse_prefix},
-};
-use crate::{
+use lb_model::{
     desired::Desired,
     diff::Intent,
     overrides::Unsaid,
     router::{Router, Routers},
-    rules, seed,
+    rules,
     settings::{Hooks, Limits, Settings, Tunnel, XdpModes},
     units::{self, counted},
+};
+use toml::de::DeTable;
+
+pub use self::sync::host_name;
+pub use self::tree::{About, Problem};
+use self::{
+    interfaces::check_interface,
+    tree::{Problems, Table, parse_prefix},
 };
 
 /// The most entries that a map may be given.
@@ -90,9 +97,9 @@ pub struct Config {
     /// The virtual routers.
     pub routers: Routers,
     /// How the node talks to its peers; none: it has none.
-    pub sync: Option<crate::sync::Config>,
+    pub sync: Option<lb_sync::Config>,
     /// How much is logged, and in what form.
-    pub log: crate::logs::Settings,
+    pub log: lb_model::log::Settings,
     /// Where read-only clients are answered over TCP; none: nowhere.
     pub http: Option<http::Config>,
     /// Why nobody is answered there, though the configuration says so.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use lb_model::router::{Track, Tracked};
+
 use super::{
     absolute, check_interface, command, duration_within,
     tree::{Field, Table},
 };
-use crate::router::{Track, Tracked};
 
 /// Weights that change a priority by anything at all.
 const WEIGHTS: std::ops::RangeInclusive<i64> = -254..=254;

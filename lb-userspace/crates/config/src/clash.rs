@@ -5,15 +5,16 @@ use std::{
     net::IpAddr,
 };
 
+use lb_model::{
+    router::{Router, RouterKey, Tracked},
+    rules::Violation,
+    units::nearest,
+};
+
 use super::{
     router::Read,
     service::Services,
     tree::{Field, Problems},
-};
-use crate::{
-    router::{Router, RouterKey, Tracked},
-    rules::Violation,
-    units::nearest,
 };
 
 /// What must hold between routers, and between them and the services; and what is probably not meant.

@@ -36,7 +36,9 @@ impl Unit {
         Self::parse(&String::from_utf8_lossy(&shown.ok()?.stdout))
     }
 
-    pub(crate) fn parse(shown: &str) -> Option<Self> {
+    /// Reads what `systemctl show` prints; none if there is no such unit.
+    #[must_use]
+    pub fn parse(shown: &str) -> Option<Self> {
         let property = |name: &str| {
             let lines = shown.lines().filter_map(|line| line.split_once('='));
             let value = lines.filter(|(key, _)| *key == name).map(|(_, value)| value).next();

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use lb_model::{
+    router::{Family, SecondPath, VirtualAddress},
+    rules,
+};
+
 use super::{
     check_interface,
     tree::{Field, Table},
-};
-use crate::{
-    router::{Family, SecondPath, VirtualAddress},
-    rules,
 };
 
 const ADDRESSES: &str = "addresses = [\"10.0.0.100\"]";

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::*;
-use crate::config::Config as Whole;
+use crate::Config as Whole;
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
@@ -65,7 +65,7 @@ fn what_the_example_says_is_valid_and_the_default() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("sync.key");
     fs::write(&file, KEY).expect("it is written");
-    let example = include_str!("../../../../deploy/lb.toml");
+    let example = include_str!("../../../../../deploy/lb.toml");
     let at = example.find("#     [sync]").expect("it is there");
     let lines = example[at..].lines().map(|line| line.trim_start_matches("#     "));
     let lines: Vec<_> = lines.filter(|line| !line.starts_with("[sync]")).collect();

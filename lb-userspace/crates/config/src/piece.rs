@@ -2,13 +2,13 @@
 //!
 //! They are read by the reader of the file, so that words, units and bounds are the same.
 
+use lb_model::{check::Check, policy::Policy};
 use toml::de::DeTable;
 
 use super::{
     check::{read_check, read_policy},
     tree::{Problem, Problems, Table},
 };
-use crate::health::{Check, Policy};
 
 /// What keys of a `[[service]]` say of health.
 ///

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lb_model::{router::Group, rules, units::nearest};
+
 use super::{router::Read, tree::Table};
-use crate::{router::Group, rules, units::nearest};
 
 const ROUTERS: &str = "routers = [\"main\", \"main6\"]";
 

@@ -6,17 +6,16 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Result;
+use lb_model::{
+    desired::{Mode, Service},
+    rules::Violation,
+    settings::Attach,
+};
+use lb_netlink::{LinkLayer, of_other_layer, query, xdp_without_ethernet};
 use rustix::process::geteuid;
 
 use super::{Config, DEFAULT_FILE, Problem, secret::make_readable};
-use crate::{
-    desired::{Mode, Service},
-    netlink::{LinkLayer, of_other_layer, query, xdp_without_ethernet},
-    rules::Violation,
-    seed,
-    settings::Attach,
-    unit::Unit,
-};
+use crate::{seed, unit::Unit};
 
 /// What a host lacks of a configuration that has no mistake, in lines for people.
 #[derive(Debug, Default)]

@@ -1,16 +1,14 @@
 use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf};
 
+use lb_model::{
+    check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
+    desired::{Mode, Protocol, UdpPolicy},
+    policy::OnDown,
+    spec::ServiceSpec,
+};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
-use crate::{
-    desired::{Mode, Protocol, UdpPolicy},
-    health::{
-        OnDown,
-        check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
-    },
-    spec::ServiceSpec,
-};
 
 /// The example, changed; `edit` is given what it means.
 fn folded(text: &str, edit: impl FnOnce(&mut Writable)) -> String {
@@ -45,7 +43,7 @@ fn changes(before: &str, after: &str) -> Vec<String> {
     lines.map(|line| format!("{}{}", line.tag(), line.value())).collect()
 }
 
-const EXAMPLE: &str = include_str!("../../../../deploy/lb.toml");
+const EXAMPLE: &str = include_str!("../../../../../deploy/lb.toml");
 
 #[test]
 fn what_changes_nothing_changes_no_byte() {

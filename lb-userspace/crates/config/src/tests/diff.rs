@@ -1,9 +1,8 @@
 //! How two configurations differ.
 
-use crate::{
-    config::Config,
-    diff::{Difference, diff},
-};
+use lb_model::diff::{Difference, diff};
+
+use crate::Config;
 
 fn config(service: &str) -> Config {
     let text = format!("interfaces = [\"eth0\"]\n{service}");

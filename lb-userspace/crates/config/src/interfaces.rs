@@ -1,7 +1,8 @@
 //! The interfaces that the program is attached to, and the hook that each of them gets.
 
+use lb_model::settings::{Attach, Hooks, TcOrder};
+
 use super::tree::{Field, Table};
-use crate::settings::{Attach, Hooks, TcOrder};
 
 /// `interfaces = ["eth0"]`, or `interface = "eth0"` for one.
 /// Their names.

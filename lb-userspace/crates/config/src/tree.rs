@@ -7,12 +7,11 @@ use std::{
     str::FromStr,
 };
 
+use lb_model::units::{nearest, unknown_word};
 use toml::{
     Spanned,
     de::{DeString, DeTable, DeValue},
 };
-
-use crate::units::{nearest, unknown_word};
 
 /// One mistake in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -152,7 +152,7 @@ fn next_secret(text: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::Config;
 
     const FILE: &str = "# the edge\ninterfaces = [\"eth0\"]\nseed = \"000102030405060708090a0b0c0d0e0f\" # of both nodes\n\n\
         [limits]\npins = 4096\n\n\

@@ -1,7 +1,8 @@
 //! The `[log]` table of a configuration.
 
+use lb_model::log::{Form, Settings};
+
 use super::tree::Table;
-use crate::logs::{Form, Settings};
 
 /// How much is logged, and in what form.
 pub(super) fn read_log(root: &Table<'_>) -> Settings {

@@ -2,15 +2,16 @@
 
 use std::{num::NonZeroU8, time::Duration};
 
+use lb_model::{
+    router::{Announce, Auth, Checksum, Family, OWNER, Router, RouterKey, Version, VirtualMac},
+    rules,
+};
+
 use super::{
     address::{read_addresses, read_peers, read_second_path, read_source},
     check_interface, command, duration_within, secret,
     track::read_tracks,
     tree::{About, Field, Problems, Table},
-};
-use crate::{
-    router::{Announce, Auth, Checksum, Family, OWNER, Router, RouterKey, Version, VirtualMac},
-    rules,
 };
 
 /// The priority of who does not say any (RFC 9568, 5.2.4).

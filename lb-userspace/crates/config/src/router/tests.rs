@@ -2,11 +2,12 @@
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
-use super::super::Config;
-use crate::router::{
+use lb_model::router::{
     Announce, Auth, Checksum, Family, Group, Router, SecondPath, Track, Tracked, Version,
     VirtualAddress,
 };
+
+use super::super::Config;
 
 const WEB: &str = r#"interfaces = ["eth0"]
 [[service]]
@@ -70,7 +71,7 @@ fn a_router_needs_four_lines() {
     let expected = Router {
         name: "main".into(),
         interface: "eth0".into(),
-        key: crate::router::RouterKey {
+        key: lb_model::router::RouterKey {
             family: Family::V4,
             vrid: 51.try_into().expect("not zero"),
         },
@@ -645,7 +646,7 @@ fn a_key_of_hmac_is_what_its_file_says_but_for_the_last_newline() {
 }
 
 /// The guide's chapter for those who come from keepalived.
-const FROM_KEEPALIVED: &str = include_str!("../../../../docs/guide/from-keepalived.md");
+const FROM_KEEPALIVED: &str = include_str!("../../../../../docs/guide/from-keepalived.md");
 
 #[test]
 fn the_guide_has_each_keyword_that_keepalived_has_of_virtual_routers() {

@@ -2,11 +2,12 @@
 
 mod diff;
 
-use super::*;
-use crate::{
+use lb_model::{
     desired::{Admin, Mode, Protocol, UdpPolicy},
     settings::{Attach, TcOrder},
 };
+
+use super::*;
 
 const SERVICE: &str = r#"
 [[service]]
@@ -36,7 +37,7 @@ fn mistake_of(line: &str) -> String {
 
 #[test]
 fn the_example_is_valid() {
-    let config = parse(include_str!("../../../../deploy/lb.toml"));
+    let config = parse(include_str!("../../../../../deploy/lb.toml"));
     assert_eq!(config.interfaces, ["eth0"]);
     assert_eq!(config.summary(), "2 services, 4 backends, 1 virtual router, on eth0");
     assert_eq!(config.warnings, []);
@@ -46,7 +47,7 @@ fn the_example_is_valid() {
 
 #[test]
 fn every_default_in_the_example_is_the_default() {
-    let text = include_str!("../../../../deploy/lb.toml");
+    let text = include_str!("../../../../../deploy/lb.toml");
     let all: String = text
         .lines()
         .map(|line| match line.trim_start().strip_prefix("# ") {
@@ -469,14 +470,14 @@ fn only_what_the_data_plane_holds_needs_a_restart() {
 }
 
 /// The check of the only service of a configuration with these lines in it.
-fn check_of(lines: &str) -> crate::health::Check {
+fn check_of(lines: &str) -> lb_model::check::Check {
     let config = parse(&format!("interfaces = [\"eth0\"]{SERVICE}[service.check]\n{lines}\n"));
     config.desired.services["web"].policy.check.clone()
 }
 
 #[test]
 fn a_check_has_every_setting() {
-    use crate::health::check::{Http, Kind, Start, Tls, Via};
+    use lb_model::check::{Http, Kind, Start, Tls, Via};
     let check = check_of(
         r#"
 type = "https"
@@ -532,7 +533,7 @@ fn the_other_times_of_a_check_follow_its_interval() {
 
 #[test]
 fn a_backend_s_check_is_the_service_s_but_for_what_it_says() {
-    use crate::health::check::Kind;
+    use lb_model::check::Kind;
     let config = parse(&format!(
         "interfaces = [\"eth0\"]{SERVICE}{}",
         r#"
@@ -570,7 +571,7 @@ fn a_service_says_what_it_makes_of_its_checks() {
     let policy = &config.desired.services["web"].policy;
     assert_eq!(policy.slow_start.as_secs(), 30);
     assert_eq!((policy.panic_threshold, policy.min_healthy), (50, 2));
-    assert_eq!(policy.on_down, crate::health::OnDown::Move);
+    assert_eq!(policy.on_down, lb_model::policy::OnDown::Move);
     assert!(policy.flap_half_life.is_zero() && !policy.second_choice);
 }
 

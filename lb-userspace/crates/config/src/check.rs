@@ -2,15 +2,16 @@
 
 use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use lb_model::{
+    check::{Check, Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
+    policy::{OnDown, Policy},
+    rules::check::{self as rules, INTERVAL, JITTER, WAIT},
+};
+
 use super::{
     duration_within,
     tree::{Field, Table},
 };
-use crate::health::{
-    Check, OnDown, Policy,
-    check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
-};
-use crate::rules::check::{self as rules, INTERVAL, JITTER, WAIT};
 
 /// Reads what a service makes of its backends' health.
 pub(super) fn read_policy(table: &Table<'_>) -> Policy {

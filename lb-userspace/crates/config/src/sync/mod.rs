@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
+use lb_model::units::counted;
+use lb_sync::{Config, Key};
+
 use super::{
     check_interface, duration_within, secret,
     tree::{About, Field, Problems, Table},
-};
-use crate::{
-    sync::{Config, Key},
-    units::counted,
 };
 
 /// The port that peers listen at unless another is given.
@@ -40,7 +39,7 @@ pub(super) fn read_sync(root: &Table<'_>, doubts: &Problems<'_>) -> Option<Confi
     let peers = read_peers(&table, listen);
     let node = table.optional("node").map(|field| {
         field.parsed("node = \"lb1\"", |text| {
-            crate::rules::check_name(text).map(|()| text.to_owned())
+            lb_model::rules::check_name(text).map(|()| text.to_owned())
         })
     });
     let node = node.unwrap_or_else(|| Some(host_name()));
@@ -200,7 +199,8 @@ fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// What the machine calls itself.
-pub(crate) fn host_name() -> String {
+#[must_use]
+pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     // What can't be a name here is one all the same to its owner.
     match name.trim() {

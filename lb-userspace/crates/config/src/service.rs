@@ -6,17 +6,18 @@ use std::{
     time::Duration,
 };
 
+use lb_model::{
+    check::Check,
+    desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
+    overrides::Unsaid,
+    rules::{self, DRAIN_DEADLINE, DRAIN_SILENCE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
+    spec::ServiceSpec,
+};
+
 use super::{
     check::{read_check, read_policy},
     duration_within,
     tree::Table,
-};
-use crate::{
-    desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
-    health::Check,
-    overrides::Unsaid,
-    rules::{self, DRAIN_DEADLINE, DRAIN_SILENCE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
-    spec::ServiceSpec,
 };
 
 /// All services of a file.

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::Config as Whole;
+use crate::Config as Whole;
 
 /// What bcrypt makes of `correct horse`, at its least cost here.
 fn hash() -> String {
@@ -60,7 +60,7 @@ fn without_the_table_nobody_is_answered() {
 #[test]
 fn what_the_example_says_is_valid_and_the_default() {
     let dir = files();
-    let example = include_str!("../../../../deploy/lb.toml");
+    let example = include_str!("../../../../../deploy/lb.toml");
     let at = example.find("#     [http]").expect("it is there");
     let lines: Vec<_> = example[at..]
         .lines()
