@@ -5,6 +5,7 @@
 //! [`engine`] applies it through a [`datapath::DataPlane`]. Nothing else writes maps.
 
 pub use lb_api::{check_status, status};
+pub use lb_cli::{cli, doctor};
 pub use lb_config::{self as config, seed, unit};
 pub use lb_control::{engine, reconcile};
 pub use lb_datapath::{self as datapath, objects};
@@ -20,14 +21,12 @@ pub use lb_sync as sync;
 pub use lb_vrrp as vrrp;
 
 use lb_threads as threads;
+pub use lb_threads::notify;
 
 pub mod api;
-pub mod cli;
 pub mod clock;
 pub mod daemon;
-pub mod doctor;
 pub mod egress;
 pub mod logs;
-pub mod notify;
 pub mod state_file;
 pub mod web;

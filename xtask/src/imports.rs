@@ -26,7 +26,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
     ),
     ("lb_userspace", &[("api", "web"), ("config", "web"), ("web", "config")]),
     (
-        "lb_userspace::cli",
+        "lb_cli::cli",
         &[
             ("args", "doctor"),
             ("args", "events"),
@@ -39,7 +39,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("lb_userspace::daemon", &[("peers", "flows"), ("peers", "sharers")]),
-    ("lb_userspace::doctor", &[("first_buffer", "backend")]),
+    ("lb_cli::doctor", &[("first_buffer", "backend")]),
     ("lb_control::engine", &[("history", "sweep")]),
 ];
 

@@ -5,6 +5,9 @@ use std::{fmt, net::IpAddr, time::SystemTime};
 use lb_model::units::rfc3339;
 use serde::{Deserialize, Serialize};
 
+/// Events that are kept.
+pub const KEPT: usize = 10_000;
+
 /// What has happened, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

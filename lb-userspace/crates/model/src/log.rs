@@ -15,12 +15,13 @@ pub const PARTS: [&str; 18] = [
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
 ];
 /// The parts that are crates of their own or modules of one, and where their events come from.
-pub const CRATES: [(&str, &str); 11] = [
+pub const CRATES: [(&str, &str); 12] = [
     ("datapath", "lb_datapath"),
     ("engine", "lb_control::engine"),
     ("events", "lb_observe::events"),
     ("health", "lb_health"),
     ("netlink", "lb_netlink"),
+    ("notify", "lb_threads::notify"),
     ("path_mtu", "lb_netlink::path_mtu"),
     ("samples", "lb_observe::samples"),
     ("seed", "lb_config::seed"),

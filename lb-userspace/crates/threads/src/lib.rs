@@ -5,6 +5,10 @@
 //! goes on meanwhile, and so do the addresses of virtual routers (`release` of lb-vrrp).
 //!
 //! What serves one request or one connection is none of these: its panic ends that request.
+//!
+//! [`notify`] says to systemd how the process is.
+
+pub mod notify;
 
 use std::{
     future::Future,

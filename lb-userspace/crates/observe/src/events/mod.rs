@@ -13,11 +13,9 @@ use std::{
     time::SystemTime,
 };
 
-pub use lb_api::event::{Event, Kind, News, Page};
+pub use lb_api::event::{Event, KEPT, Kind, News, Page};
 use tokio::sync::watch;
 
-/// Events that are kept.
-pub const KEPT: usize = 10_000;
 /// Events that are given at once.
 pub const PAGE: usize = 1_000;
 

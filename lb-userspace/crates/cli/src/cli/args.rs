@@ -1,0 +1,471 @@
+//! The grammar of `lbctl`.
+
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
+
+use super::{
+    Misuse,
+    capture::CaptureArgs,
+    check::{CheckArgs, PolicyArgs},
+    complete,
+    decap::DecapCommand,
+    doctor::DoctorArgs,
+    events::EventsArgs,
+    explain::ExplainArgs,
+    flows::FlowsArgs,
+    log::LogCommand,
+    node::NodeCommand,
+    top::TopArgs,
+    vrrp::{SyncCommand, VrrpCommand},
+};
+use lb_api::requests::Terms;
+use lb_config as config;
+use lb_model::{
+    desired::{Mode, Protocol, UdpPolicy, Weight},
+    rules,
+    spec::ServiceSpec,
+    units::{parse_duration, unknown_word, whole_secs},
+};
+
+/// Operates the load balancer: talks to lbd over its socket.
+#[derive(Debug, Parser)]
+#[command(name = "lbctl", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The socket that lbd listens on.
+    #[arg(long, global = true, env = "LB_SOCKET", default_value = config::DEFAULT_SOCKET)]
+    pub(super) socket: PathBuf,
+    /// How to print: for people, or for programs.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub(super) output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// Tables.
+    #[default]
+    Text,
+    /// JSON.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show interfaces, services, backends and what was dropped.
+    Status,
+    /// List, show, add and remove services.
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// List, show, add, drain, enable, disable, weigh and remove backends.
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// Show what has happened, and follow what happens.
+    Events(EventsArgs),
+    /// Watch services, backends and flows as they are from second to second.
+    Top(TopArgs),
+    /// Show which client is on which backend: pins, tracked UDP flows, QUIC connections.
+    Flows(FlowsArgs),
+    /// Save packets before and after the decision, with the verdict, as pcapng for Wireshark.
+    Capture(CaptureArgs),
+    /// Show what the balancer does with a packet, and why, step by step; nothing is changed.
+    Explain(Box<ExplainArgs>),
+    /// Show this node, and take it out for maintenance.
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Show the virtual routers, and hand their addresses over to another node.
+    #[command(subcommand)]
+    Vrrp(VrrpCommand),
+    /// Show the peers that know this node's flows, and make a key for them.
+    #[command(subcommand)]
+    Sync(SyncCommand),
+    /// Check, show, compare, reload and save the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show and change how much lbd logs.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Stop forwarding: remove the program from the interfaces, and all that is pinned.
+    ///
+    /// Without a running lbd, the addresses of virtual routers, their interfaces and the table of
+    /// nftables go as well. They are found by marks that each lbd of this network namespace has, so it
+    /// asks, or takes --yes, if one runs that has another socket.
+    Detach {
+        /// Where links and maps are pinned, for when lbd is not running; without it, where the
+        /// configuration says.
+        #[arg(long)]
+        pin_dir: Option<PathBuf>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// On a backend: take packets out of their tunnel without a tunnel device.
+    #[command(subcommand)]
+    Decap(DecapCommand),
+    /// Examine this machine: what is wrong, why it matters, and the command that mends it.
+    Doctor(DoctorArgs),
+}
+
+/// For what changes something.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Dry {
+    /// Change nothing, and show what would change.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+/// For what may take a service from its clients.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Ask {
+    /// Change nothing, and show what would change.
+    #[arg(long)]
+    dry_run: bool,
+    /// Don't ask before the last backend of a service, or more, is taken away.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+impl From<Dry> for Terms {
+    fn from(Dry { dry_run }: Dry) -> Self {
+        Self { dry_run, yes: false }
+    }
+}
+
+impl From<Ask> for Terms {
+    fn from(Ask { dry_run, yes }: Ask) -> Self {
+        Self { dry_run, yes }
+    }
+}
+
+/// What to do with services.
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceCommand {
+    /// List all services.
+    List,
+    /// Show one service and its backends.
+    Show {
+        /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
+        service: String,
+    },
+    /// Add a service.
+    Add(Box<ServiceAdd>),
+    /// Remove a service.
+    Remove {
+        /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
+        service: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// A service to add.
+#[derive(Debug, Args)]
+pub(super) struct ServiceAdd {
+    /// The service's name.
+    pub(super) service: String,
+    /// The virtual IP.
+    #[arg(long, value_parser = rules::vip)]
+    vip: IpAddr,
+    /// The port that clients connect to.
+    #[arg(long, allow_negative_numbers = true, value_parser = number::<u16>(1..=65_535))]
+    port: u16,
+    /// The protocol.
+    #[arg(long, default_value = "tcp", value_name = "tcp|udp", value_parser = word::<Protocol>)]
+    protocol: Protocol,
+    /// dsr (the backends are on the link) or ipip (they may be behind routers).
+    #[arg(long, default_value = "dsr", value_name = "dsr|ipip", value_parser = word::<Mode>)]
+    mode: Mode,
+    /// For UDP: how datagrams of one client are kept together.
+    #[arg(long, value_name = "oneshot|tracked|quic", value_parser = word::<UdpPolicy>)]
+    udp: Option<UdpPolicy>,
+    /// How long a silent flow is kept, as 15m.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// Slots of the ring, a prime.
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::<u32>(2..=rules::MAX_RING_SLOTS.into()))]
+    ring_slots: Option<u32>,
+    /// Flows per second that may be pinned while backends change.
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number::<u32>(0..=u32::MAX.into()))]
+    syn_budget: Option<u32>,
+    /// How long a drain may take, as 1h; without it, as long as flows last.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    drain_deadline: Option<Duration>,
+    /// How long nothing is heard of a backend at least when its drain is over by estimate, as 90s.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    drain_silence: Option<Duration>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    pub(super) dry: Dry,
+}
+
+/// What to do with backends.
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendCommand {
+    /// List the backends of a service, or of all.
+    List {
+        /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
+        service: Option<String>,
+    },
+    /// Show one backend.
+    Show(Target),
+    /// Add a backend; it gets new flows at once.
+    Add {
+        #[command(flatten)]
+        target: Target,
+        /// Its share, against the other backends' weights.
+        #[arg(long, default_value = "1", allow_negative_numbers = true)]
+        weight: Weight,
+        /// Let it serve only while no backend that is no backup can.
+        #[arg(long)]
+        backup: bool,
+        #[command(flatten)]
+        check: CheckArgs,
+        #[command(flatten)]
+        dry: Dry,
+    },
+    /// Give a backend no new flows, and let the ones that it has end.
+    ///
+    /// A drain is over by estimate when clients have closed all pinned flows (FIN or RST, and nothing
+    /// for five seconds since), and no packet has come of any flow for the service's drain_silence (90
+    /// seconds by default), or for twice as long as older flows have been silent and gone on. Then it is
+    /// safe to stop the backend, unless a client is silent for longer. It is proven to be over when all
+    /// flows have been silent for the service's idle timeout. Neither end moves a flow; a deadline does. A
+    /// Backup without the flow sync can't tell, and exits with 1: ask the Active.
+    Drain {
+        #[command(flatten)]
+        target: Target,
+        /// Return when no flow is left, and say how that is known.
+        #[arg(long)]
+        wait: bool,
+        /// How certain the end is that is waited for.
+        #[arg(long, value_enum, default_value_t = Until::Estimated, requires = "wait")]
+        until: Until,
+        /// Move flows that are left after this time, as 10m.
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        deadline: Option<Duration>,
+        /// Wait no longer than this, as 15m; then say what is left, and exit with 1.
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
+        timeout: Option<Duration>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Give a backend new flows again.
+    Enable {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        dry: Dry,
+    },
+    /// Give a backend no new flows.
+    Disable {
+        #[command(flatten)]
+        target: Target,
+        /// And move the flows that it has, at once.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Change a backend's share.
+    Weight {
+        #[command(flatten)]
+        target: Target,
+        /// 1 to 65535, against the other backends' weights.
+        #[arg(allow_negative_numbers = true)]
+        weight: Weight,
+        #[command(flatten)]
+        dry: Dry,
+    },
+    /// Remove a backend when its last flow has ended.
+    Remove {
+        #[command(flatten)]
+        target: Target,
+        /// At once; its flows move.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// A backend of a service.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Target {
+    /// The service's name.
+    #[arg(add = ArgValueCandidates::new(complete::services))]
+    pub(super) service: String,
+    /// The backend's address.
+    #[arg(value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
+    pub(super) address: IpAddr,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Tell every mistake in a file; exit with 2 if there is one.
+    Check {
+        /// The file.
+        #[arg(default_value = config::DEFAULT_FILE)]
+        file: PathBuf,
+    },
+    /// Have lbd apply what has changed in its file, and say what that is.
+    ///
+    /// What was said last wins: a value that the file has changed since replaces what lbctl set, and
+    /// is named; all other changes by lbctl stay.
+    Reload(Dry),
+    /// Show what is in force, as the file would say it; passwords and seeds are hidden.
+    Show,
+    /// Show what lbctl changed against the configuration, and what a reload would change.
+    Diff {
+        /// Exit with 1 if there are differences, or mistakes in the file.
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Have lbd write into its file what lbctl changed; comments and order stay.
+    Save {
+        /// Only show how the file would change.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+impl ServiceAdd {
+    /// The service that is meant.
+    pub(super) fn spec(&self) -> Result<ServiceSpec> {
+        if self.udp.is_some() && self.protocol != Protocol::Udp {
+            return Err(Misuse("--udp is for services with --protocol udp".into()).into());
+        }
+        let mut spec = ServiceSpec::new(self.vip, self.port, self.mode);
+        spec.protocol = self.protocol;
+        spec.udp = self.udp;
+        spec.policy = self.policy.policy()?;
+        spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
+        spec.ring_slots = self.ring_slots.unwrap_or(spec.ring_slots);
+        spec.drain_deadline_secs = self.drain_deadline.map(whole_secs);
+        if let Some(idle_timeout) = self.idle_timeout {
+            spec.idle_timeout_secs = idle_timeout.as_secs();
+        }
+        if let Some(drain_silence) = self.drain_silence {
+            spec.drain_silence_secs = drain_silence.as_secs();
+        }
+        Ok(spec)
+    }
+}
+
+/// Which end of a drain is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Until {
+    /// All pinned flows are closed, and no packet has come for drain_silence or longer.
+    Estimated,
+    /// No flow can be left.
+    Proven,
+}
+
+/// A number within a range, refused in the words that a configuration is refused in.
+fn number<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            let wrong = match text.parse::<i128>() {
+                Ok(number) => format!("{number} is out of range"),
+                Err(_) => format!("`{text}` is no number"),
+            };
+            format!("{wrong}; a number from {least} to {most} is expected")
+        })
+    }
+}
+
+/// A word of an enum, as JSON has it.
+pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| {
+        // Each word that is known is in quotes there.
+        let error = error.to_string();
+        let known = error.split_once(", expected").map_or("", |(_, known)| known);
+        let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+        unknown_word(text, &known)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn misuse_is_told_by_the_grammar() {
+        for (line, expected) in [
+            ("backend weight web 10.0.0.1 0", "use 'drain' to take a backend out of service"),
+            ("backend add web 10.0.0.300", "`10.0.0.300` is no IP address; write one as"),
+            ("backend add web web1.example", "`web1.example` is no IP address; write one as"),
+            (
+                "backend add web 10.77.0.13:80",
+                "a backend has its service's port: write the address alone",
+            ),
+            ("backend weight web 10.0.0.1 -1", "weight `-1`; a number from 1 to 65535 is expected"),
+            ("backend add web 10.0.0.1 --weight -1", "weight `-1`; a number from 1 to 65535"),
+            (
+                "service add web --vip 10.0.0.1:80 --port 80",
+                "write the address alone, and the port",
+            ),
+            ("service add web --vip 10.0.0.1 --port 1 --mode drs", "did you mean \"dsr\"?"),
+            ("backend drain web 10.0.0.1 --deadline 10", "is no duration"),
+            ("backend drain web 10.0.0.1 --timeout 10s", "--wait"),
+            ("backend drain web 10.0.0.1 --until proven", "--wait"),
+            (
+                "backend drain web 10.0.0.1 --wait --until soon",
+                "[possible values: estimated, proven]",
+            ),
+            (
+                "service add web --vip 10.0.0.1 --port 0",
+                "0 is out of range; a number from 1 to 65535 is expected",
+            ),
+            (
+                "service add web --vip 10.0.0.1 --port -1",
+                "-1 is out of range; a number from 1 to 65535",
+            ),
+            (
+                "service add w --vip 10.0.0.1 --port 1 --ring-slots 0",
+                "0 is out of range; a number from 2 to 1048573",
+            ),
+            ("service add w --vip 10.0.0.1 --port www", "`www` is no number; a number from"),
+            (
+                "service add w --vip 10.0.0.1 --port 1 --syn-budget -1",
+                "-1 is out of range; a number from 0 to",
+            ),
+            ("events --backend 10.0.0.11:80", "write the address alone"),
+            ("flows --backend web1", "`web1` is no IP address; write one as"),
+            ("capture --backend web1", "`web1` is no IP address; write one as"),
+            ("doctor backend --vip web1", "`web1` is no IP address; write one as"),
+            ("decap attach --dev eth0 --vip 10.0.0.1:80", "write the address alone"),
+            ("explain tcp web1 10.0.0.1", "`web1` is no address; write one as 10.0.0.100:80"),
+            (
+                "service add web --vip 10.0.0.1 --port 1 --mode nat",
+                "`nat` is unknown; write one of \"dsr\", \"ipip\"",
+            ),
+            ("servcie list", "'service'"),
+        ] {
+            let error = Cli::try_parse_from(["lbctl"].into_iter().chain(line.split(' ')));
+            let error = error.expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What shells complete that only the daemon knows: names of services, and addresses of backends.
+
+use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
+
+use clap_complete::CompletionCandidate;
+use lb_api::paths;
+
+use lb_api::client::Client;
+use lb_api::status::Status;
+use lb_config as config;
+
+/// Who presses a key does not wait longer than this.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The services by name, with the addresses of their backends.
+type Services = BTreeMap<String, Vec<IpAddr>>;
+
+/// The names of services.
+pub(super) fn services() -> Vec<CompletionCandidate> {
+    known().unwrap_or_default().into_keys().map(CompletionCandidate::new).collect()
+}
+
+/// The backends of all services: which service was typed is not known here.
+pub(super) fn backends() -> Vec<CompletionCandidate> {
+    backends_of(&known().unwrap_or_default())
+}
+
+fn backends_of(services: &Services) -> Vec<CompletionCandidate> {
+    let mut served: BTreeMap<IpAddr, Vec<&str>> = BTreeMap::new();
+    for (name, backends) in services {
+        for address in backends {
+            served.entry(*address).or_default().push(name);
+        }
+    }
+    let candidate = |(address, services): (IpAddr, Vec<&str>)| {
+        CompletionCandidate::new(address.to_string()).help(Some(services.join(", ").into()))
+    };
+    served.into_iter().map(candidate).collect()
+}
+
+/// What the daemon says; none if it does not, which is no time to complain.
+fn known() -> Option<Services> {
+    // The line that is completed is not parsed yet.
+    let socket = std::env::var_os("LB_SOCKET").unwrap_or_else(|| config::DEFAULT_SOCKET.into());
+    // A thread of its own: the caller may be inside a runtime, where one can't block on another.
+    let asked = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        let client = Client::new(socket);
+        let answer = client.get(paths::STATUS);
+        let status: Status =
+            runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await.ok()?.ok() })?;
+        let services = status.services.into_iter();
+        Some(services.map(|(name, one)| (name, one.backends.into_keys().collect())).collect())
+    });
+    asked.join().ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_of_two_services_is_offered_once() {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let services = ["dns", "web"].map(|name| (name.to_owned(), vec![address]));
+        let backends = backends_of(&services.into());
+        assert_eq!(backends.len(), 1);
+        assert_eq!(backends[0].get_value(), "10.0.0.1");
+        assert_eq!(backends[0].get_help().map(ToString::to_string), Some("dns, web".into()));
+    }
+}

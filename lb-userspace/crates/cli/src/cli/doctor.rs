@@ -1,0 +1,174 @@
+//! `lbctl doctor`: what keeps this machine from balancing, or from being a backend, and what mends it.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use lb_api::paths;
+
+use super::{Printer, args::word};
+use crate::doctor::{
+    self, Finding, Grade, Report,
+    backend::{self, Question},
+    rim,
+};
+use lb_api::client::Client;
+use lb_api::requests::ConfigDiff;
+use lb_config as config;
+use lb_model::{
+    desired::{Mode, Protocol},
+    rules,
+    units::counted,
+};
+
+/// What to examine.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct DoctorArgs {
+    /// The configuration of the balancer [default: that of the lbd that answers on the socket, else
+    /// /etc/lb/lb.toml].
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Show only what is not as it should be.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    host: Option<Host>,
+}
+
+/// Another host than a balancer.
+#[derive(Debug, Subcommand)]
+enum Host {
+    /// Examine this host as a backend; it needs no lbd.
+    Backend {
+        /// A VIP that it serves; those on its loopback unless given.
+        #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::vip)]
+        vips: Vec<IpAddr>,
+        /// How packets come: dsr or ipip; by what is found unless given.
+        #[arg(long, value_parser = word::<Mode>)]
+        mode: Option<Mode>,
+        /// A port that clients connect to, as 80 or 53/udp.
+        #[arg(long = "port", value_name = "PORT", value_parser = port)]
+        ports: Vec<(Protocol, u16)>,
+        /// Where the decapsulator is pinned.
+        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        pin_dir: PathBuf,
+    },
+}
+
+/// A port, and its protocol after a slash.
+fn port(text: &str) -> Result<(Protocol, u16), String> {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let wrong = || format!("`{text}` is no port; write 80, or 53/udp");
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
+    Ok((word(protocol).map_err(|_| wrong())?, port))
+}
+
+/// How long `lbd` may take to name its file: one that hangs is no reason to examine nothing.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> Result<ExitCode> {
+    let report = match &args.host {
+        None => {
+            let file = match &args.config {
+                Some(file) => file.clone(),
+                None => file_of(socket).await.unwrap_or_else(|| config::DEFAULT_FILE.into()),
+            };
+            // The configuration says where lbd listens, unless lbctl was given another place.
+            let named = Some(socket).filter(|socket| *socket != Path::new(config::DEFAULT_SOCKET));
+            doctor::examine(&rim::balancer(&file, named).await?)
+        }
+        Some(Host::Backend { vips, mode, ports, pin_dir }) => {
+            let question = Question {
+                vips: vips.clone(),
+                mode: *mode,
+                ports: ports.clone(),
+                pin_dir: Some(pin_dir.clone())
+                    .filter(|to| to != Path::new(config::DEFAULT_PIN_DIR)),
+            };
+            backend::examine(&rim::backend(question, pin_dir).await?)
+        }
+    };
+    printer.print(&report, || told(&report, args.quiet))?;
+    let healthy = report.count(Grade::Wrong) == 0;
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The file of the `lbd` that answers there.
+async fn file_of(socket: &Path) -> Option<PathBuf> {
+    let client = Client::new(socket);
+    let diff = client.get::<ConfigDiff>(paths::CONFIG_DIFF);
+    Some(tokio::time::timeout(PATIENCE, diff).await.ok()?.ok()?.file)
+}
+
+fn told(report: &Report, quiet: bool) -> String {
+    let shown = report.findings.iter().filter(|one| !quiet || one.grade != Grade::Ok);
+    let mut text: String = shown.map(one).collect();
+    let count = |grade| report.count(grade);
+    let (wrong, warnings) = (count(Grade::Wrong), count(Grade::Warning));
+    text += &format!("{wrong} wrong, {}, {} ok\n", counted(warnings, "warning"), count(Grade::Ok));
+    let sysctl = |finding: &Finding| {
+        finding.mend.as_ref().is_some_and(|mend| mend.starts_with("sysctl -w "))
+    };
+    if report.findings.iter().any(sysctl) {
+        text += "What `sysctl -w` sets lasts until the next boot; /etc/sysctl.d/ keeps it.\n";
+    }
+    text
+}
+
+fn one(finding: &Finding) -> String {
+    let mut text = format!("{:<8} {:<14} {}\n", finding.grade.word(), finding.check, finding.found);
+    let indent = " ".repeat(24);
+    if !finding.why.is_empty() {
+        text += &format!("{indent}why:  {}\n", finding.why);
+    }
+    if let Some(mend) = &finding.mend {
+        text += &format!("{indent}mend: {mend}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(check: &str, grade: Grade, mend: Option<&str>) -> Finding {
+        let why = if grade == Grade::Ok { "" } else { "it matters" };
+        let (found, mend) = ("it is so".into(), mend.map(str::to_owned));
+        Finding { check: check.into(), grade, found, why: why.into(), mend }
+    }
+
+    #[test]
+    fn a_finding_is_a_line_and_what_is_not_well_has_its_reason_and_its_command() {
+        let report = Report {
+            findings: vec![
+                finding("kernel", Grade::Ok, None),
+                finding("arp", Grade::Wrong, Some("sysctl -w a=1")),
+                finding("clock", Grade::Warning, None),
+            ],
+        };
+        let indent = " ".repeat(24);
+        let rest = format!(
+            "wrong    arp            it is so\n{indent}why:  it matters\n{indent}mend: sysctl -w a=1\n\
+             warning  clock          it is so\n{indent}why:  it matters\n\
+             1 wrong, 1 warning, 1 ok\n\
+             What `sysctl -w` sets lasts until the next boot; /etc/sysctl.d/ keeps it.\n"
+        );
+        assert_eq!(told(&report, true), rest);
+        assert_eq!(told(&report, false), format!("ok       kernel         it is so\n{rest}"));
+    }
+
+    #[test]
+    fn ports_are_of_tcp_unless_they_say_otherwise() {
+        assert_eq!(port("80"), Ok((Protocol::Tcp, 80)));
+        assert_eq!(port("53/udp"), Ok((Protocol::Udp, 53)));
+        for wrong in ["0", "http", "53/sctp", "65536", ""] {
+            assert!(port(wrong).is_err(), "{wrong}");
+        }
+    }
+}

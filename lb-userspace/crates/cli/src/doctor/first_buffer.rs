@@ -1,0 +1,82 @@
+//! Frames whose headers no program can reach, as the driver leaves their first buffer empty.
+
+use lb_datapath::probe::Hook;
+
+use super::{
+    Finding, backend,
+    facts::{Facts, Interface},
+};
+
+const CHECK: &str = "first_buffer";
+
+/// On a node with the balancer.
+pub(super) fn of_node(facts: &Facts) -> Vec<Finding> {
+    let names = facts.config.iter().flat_map(|config| &config.interfaces);
+    let with = names.filter_map(|name| facts.interfaces.get(name));
+    // The network stack brings headers together before it runs a program.
+    let native =
+        with.filter(|one| one.program.as_ref().is_none_or(|program| program.hook == Hook::Native));
+    let why = "no frame is balanced: they pass to this host, counted as `truncated`, or the driver refuses the program";
+    native.flat_map(|interface| findings(interface, why)).collect()
+}
+
+/// On a backend, of interfaces with a decapsulator.
+pub(super) fn of_backend(facts: &backend::Facts) -> Vec<Finding> {
+    let native = facts.decaps.iter().filter(|(_, decap)| !decap.generic);
+    let with = native.filter_map(|(name, _)| facts.interfaces.get(name));
+    with.flat_map(|interface| findings(interface, "no packet is taken out of its tunnel")).collect()
+}
+
+fn findings<'a>(interface: &'a Interface, why: &'a str) -> impl Iterator<Item = Finding> + 'a {
+    let all = interface.empty_first_buffers.iter();
+    all.map(move |found| Finding::wrong(CHECK, found.to_string(), why).mended_by(found.mend()))
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_datapath::probe::Found;
+    use lb_model::desired::Mode;
+    use lb_netlink::striding::EmptyFirstBuffers;
+
+    use super::*;
+    use crate::doctor::{
+        Grade,
+        tests::{assert_told, healthy, told},
+    };
+
+    const MEND: &str = "ethtool --set-priv-flags eth0 rx_striding_rq off";
+
+    fn empty() -> Vec<EmptyFirstBuffers> {
+        vec![EmptyFirstBuffers { interface: "eth0".into(), mtu: 9_000, largest: 3_498 }]
+    }
+
+    #[test]
+    fn empty_first_buffers_of_a_node_are_named_unless_the_network_stack_runs_the_program() {
+        let found = |hook| {
+            let mut facts = healthy();
+            let eth0 = facts.interfaces.get_mut("eth0").expect("the node has it");
+            eth0.empty_first_buffers = empty();
+            eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
+            told(&of_node(&facts))
+        };
+        assert_told(&found(Hook::Native), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        for hook in [Hook::Generic, Hook::Tc] {
+            assert_eq!(found(hook), (Grade::Ok, String::new()));
+        }
+        assert_eq!(of_node(&healthy()), []);
+    }
+
+    #[test]
+    fn empty_first_buffers_of_a_backend_are_named_where_a_decapsulator_is() {
+        let found = |mode, generic| {
+            let mut facts = backend::tests::healthy(mode);
+            let eth0 = facts.interfaces.get_mut("eth0").expect("the backend has it");
+            eth0.empty_first_buffers = empty();
+            facts.decaps.values_mut().for_each(|decap| decap.generic = generic);
+            told(&of_backend(&facts))
+        };
+        assert_told(&found(Mode::Ipip, false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_eq!(found(Mode::Ipip, true), (Grade::Ok, String::new()));
+        assert_eq!(found(Mode::Dsr, false), (Grade::Ok, String::new()));
+    }
+}

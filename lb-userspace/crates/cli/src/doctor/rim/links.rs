@@ -1,0 +1,88 @@
+//! Interfaces, addresses and default routes, by netlink.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use anyhow::Result;
+use lb_netlink::{
+    client::Client,
+    interfaces::{Interfaces, Link},
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteAttribute, RouteMessage, RouteMetric},
+};
+use rtnetlink::RouteMessageBuilder;
+
+use crate::doctor::facts::Interface;
+
+/// What netlink tells.
+pub(super) struct Links {
+    pub(super) interfaces: BTreeMap<String, Interface>,
+    /// The segment size that default routes have TCP announce.
+    pub(super) announced_segment: Option<u32>,
+    /// The interface of the default route.
+    pub(super) uplink: Option<String>,
+}
+
+pub(super) fn read() -> Result<Links> {
+    let mut client = Client::open()?;
+    let read = Interfaces::read(&mut client)?;
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut routes = Vec::new();
+    for family in [v4, v6] {
+        // A kernel without IPv6 has no routes of it.
+        routes.extend(client.dump(RouteNetlinkMessage::GetRoute(family)).unwrap_or_default());
+    }
+    let routes = routes.iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
+    });
+    let defaults: Vec<_> =
+        routes.filter(|route| route.header.destination_prefix_length == 0).collect();
+    let uplink = defaults.iter().find_map(|route| oif(route));
+    Ok(Links {
+        interfaces: interfaces(&read),
+        announced_segment: defaults.iter().find_map(|route| segment(route)),
+        uplink: uplink.and_then(|index| Some(read.links.get(&index)?.name.clone())),
+    })
+}
+
+fn interfaces(read: &Interfaces) -> BTreeMap<String, Interface> {
+    let interface = |(&ifindex, link): (&u32, &Link)| {
+        let addresses = read.addresses_of(ifindex).into_iter();
+        let interface = Interface {
+            ifindex,
+            loopback: link.loopback,
+            up: link.up && link.carrier,
+            kind: link.kind_name.clone(),
+            layer: link.layer,
+            mtu: link.mtu,
+            mac: Some(link.mac).filter(|mac| !link.loopback && *mac != [0; 6]),
+            addresses: addresses.map(|((_, address, prefix), _)| (*address, *prefix)).collect(),
+            ..Interface::default()
+        };
+        (link.name.clone(), interface)
+    };
+    read.links.iter().map(interface).collect()
+}
+
+fn oif(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn segment(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => metrics.iter().find_map(|metric| match metric {
+            RouteMetric::Advmss(bytes) => Some(*bytes),
+            _ => None,
+        }),
+        _ => None,
+    })
+}

@@ -1,0 +1,715 @@
+//! Each check, once for each way in which it can come out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_api::status::EgressStatus;
+use lb_config::{Config, unit::Unit};
+use lb_datapath::{
+    kernel::Feature,
+    probe::{Found, Hook},
+};
+use lb_model::{
+    desired::Mode,
+    hop::{NextHop, Resolution, Want},
+};
+use lb_netlink::LinkLayer;
+
+use super::{
+    facts::{
+        Chain, Channels, Facts, Firewall, Interface, Kernel, Mistake, Process, Rules, SocketFile,
+        Sysctls, conf,
+    },
+    *,
+};
+
+const CONFIG: &str = r#"
+interfaces = ["eth0"]
+[[service]]
+name = "web"
+vip = "10.0.0.100"
+port = 80
+protocol = "tcp"
+mode = "dsr"
+    [[service.backend]]
+    address = "10.0.0.11"
+"#;
+
+const ROUTER: &str = r#"
+[[virtual_router]]
+name = "main"
+interface = "eth0"
+vrid = 51
+addresses = ["10.0.0.100"]
+"#;
+
+const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 0, 11];
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 99];
+const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
+
+fn config(text: &str) -> Config {
+    Config::parse(text).expect("the configuration of a test holds together")
+}
+
+pub(super) fn vip() -> IpAddr {
+    [10, 0, 0, 100].into()
+}
+
+fn feature(name: &'static str, without: Option<&'static str>, there: bool) -> Feature {
+    Feature { name, since: "5.18", without, there }
+}
+
+fn hop(mac: [u8; 6], mtu: u16) -> Resolution {
+    let interface = "eth0".to_owned();
+    Resolution::Resolved(NextHop { ifindex: 2, interface, mac, l2: vec![0; 14], mtu })
+}
+
+fn want(last: u8, mode: Mode) -> Want {
+    Want { address: [10, 0, 0, last].into(), mode }
+}
+
+/// A node at which nothing is to be mended.
+pub(super) fn healthy() -> Facts {
+    let interface = Interface {
+        ifindex: 2,
+        up: true,
+        mtu: 1500,
+        mac: Some([2, 0, 0, 0, 0, 2]),
+        addresses: vec![([10, 0, 0, 2].into(), 24), (vip(), 32)],
+        program: Some(Found { name: "balance".into(), hook: Hook::Native, ours: true }),
+        xdp_features: Some(7),
+        offloads: Some(BTreeSet::from(["tx-checksum-ip-generic".to_owned()])),
+        channels: Some(Channels { combined: 4, combined_max: 8, ..Channels::default() }),
+        ..Interface::default()
+    };
+    let loopback =
+        Interface { ifindex: 1, up: true, loopback: true, mtu: 65536, ..Interface::default() };
+    Facts {
+        kernel: Kernel {
+            release: "6.18.4-amd64".into(),
+            btf: true,
+            jit: Some(1),
+            features: Some(vec![feature("XDP", None, true)]),
+            bpffs: vec!["/sys/fs/bpf".into()],
+        },
+        file: "/etc/lb/lb.toml".into(),
+        config: Ok(config(CONFIG)),
+        unit: Unit::parse("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nUser=lb\n"),
+        refused: Vec::new(),
+        cpus: 4,
+        interfaces: [("eth0".to_owned(), interface), ("lo".to_owned(), loopback)].into(),
+        sysctls: Sysctls::default(),
+        firewall: Firewall::Known(Rules::default()),
+        hops: [(want(11, Mode::Dsr), hop(BACKEND_MAC, 1500))].into(),
+        egress: vec![exit("forwards")],
+        claims: Some(BTreeMap::new()),
+        clock_synchronised: Some(true),
+        daemon: Some(Process {
+            pid: 7,
+            uid: 998,
+            capabilities: ALL_CAPABILITIES,
+            files: Some(65_536),
+            memlock: None,
+        }),
+        socket: SocketFile {
+            path: "/run/lb/lbd.sock".into(),
+            group_exists: true,
+            mode: Some(0o140_660),
+            refused: None,
+        },
+    }
+}
+
+fn exit(state: &str) -> EgressStatus {
+    let mac = "02:00:00:00:00:0b".into();
+    EgressStatus { interface: "eth0".into(), mac, state: state.into(), detail: None }
+}
+
+fn eth0(facts: &mut Facts) -> &mut Interface {
+    facts.interfaces.get_mut("eth0").expect("the node has it")
+}
+
+fn loopback(facts: &mut Facts) -> &mut Interface {
+    facts.interfaces.get_mut("lo").expect("the node has it")
+}
+
+/// The node after a change, and what a check then finds: its worst grade, and all that is said.
+fn changed(check: fn(&Facts) -> Vec<Finding>, change: impl FnOnce(&mut Facts)) -> (Grade, String) {
+    let mut facts = healthy();
+    change(&mut facts);
+    told(&check(&facts))
+}
+
+/// The worst grade of findings, and all that is said.
+pub(super) fn told(findings: &[Finding]) -> (Grade, String) {
+    let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
+    for finding in findings {
+        assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
+        assert!(finding.mend.is_none() || finding.grade != Grade::Ok, "{finding:?}");
+    }
+    let said = |one: &Finding| format!("{}\n{}\n", one.found, one.mend.as_deref().unwrap_or(""));
+    (worst, findings.iter().map(said).collect())
+}
+
+#[track_caller]
+pub(super) fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
+    assert_eq!(told.0, grade, "{}", told.1);
+    for part in parts {
+        assert!(told.1.contains(part), "{part:?} is not in {}", told.1);
+    }
+}
+
+#[test]
+fn at_a_healthy_node_all_is_well() {
+    let report = examine(&healthy());
+    let unwell: Vec<_> = report.findings.iter().filter(|one| one.grade != Grade::Ok).collect();
+    assert!(unwell.is_empty(), "{unwell:?}");
+    assert!(report.count(Grade::Ok) > 15, "{report:?}");
+}
+
+#[test]
+fn old_kernels_are_told() {
+    let release =
+        |release: &str| changed(kernel::release, |facts| facts.kernel.release = release.into());
+    assert_told(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
+    assert_told(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
+    assert_told(&release("99.0.1"), Grade::Ok, &["newer than what"]);
+    assert_told(&release("unknown"), Grade::Warning, &["`unknown`"]);
+}
+
+#[test]
+fn a_kernel_older_than_the_tests_is_wrong_unless_all_that_is_needed_is_there() {
+    let with = |release: &str, features| {
+        changed(kernel::release, |facts| {
+            (facts.kernel.release, facts.kernel.features) = (release.into(), features);
+        })
+    };
+    let newer = &["apt-get install -y linux-image"];
+    let there = feature("XDP", None, true);
+    let needed = feature("frames of several buffers", None, false);
+    let not_needed = feature("names", Some("nothing is named"), false);
+    assert_told(&with("5.19.17", Some(vec![there, not_needed])), Grade::Warning, newer);
+    // A distribution may have brought features to an older release.
+    assert_told(&with("5.14.0-503.el9", Some(vec![there])), Grade::Warning, newer);
+    assert_told(&with("5.15.0", Some(vec![there, needed])), Grade::Wrong, newer);
+    assert_told(&with("5.15.0", None), Grade::Wrong, newer);
+}
+
+#[test]
+fn features_that_the_kernel_lacks_are_told() {
+    let features = |features| changed(kernel::features, |facts| facts.kernel.features = features);
+    let there = feature("XDP", None, true);
+    let missing = Some(vec![there, feature("arrays of maps", None, false)]);
+    assert_told(&features(missing), Grade::Wrong, &["lacks arrays of maps (Linux 5.18)"]);
+    let worse = Some(vec![there, feature("names", Some("nothing is named"), false)]);
+    assert_told(&features(worse), Grade::Warning, &["lacks names (Linux 5.18)"]);
+    assert_told(&features(None), Grade::Warning, &["sudo lbctl doctor"]);
+}
+
+#[test]
+fn the_jit_compiler_and_types_are_told() {
+    let jit = |jit| changed(kernel::settings, |facts| facts.kernel.jit = jit);
+    assert_told(&jit(Some(0)), Grade::Wrong, &["sysctl -w net.core.bpf_jit_enable=1"]);
+    assert_told(&jit(Some(2)), Grade::Warning, &["sysctl -w net.core.bpf_jit_enable=1"]);
+    assert_told(&jit(None), Grade::Ok, &[]);
+    let btf = changed(kernel::settings, |facts| facts.kernel.btf = false);
+    assert_told(&btf, Grade::Warning, &["does not describe its types"]);
+}
+
+#[test]
+fn pins_need_a_bpf_file_system() {
+    let bpffs = |at: &[&str]| {
+        let at = at.iter().map(Into::into).collect();
+        changed(kernel::bpffs, |facts| facts.kernel.bpffs = at)
+    };
+    assert_told(&bpffs(&[]), Grade::Wrong, &["mount -t bpf bpf /sys/fs/bpf"]);
+    assert_told(&bpffs(&["/sys/fs/bpfx"]), Grade::Wrong, &[]);
+    assert_told(&bpffs(&["/mnt", "/sys/fs/bpf"]), Grade::Ok, &["/sys/fs/bpf"]);
+}
+
+#[test]
+fn mistakes_of_the_configuration_are_told() {
+    let mend = "${EDITOR:-vi} /etc/lb/lb.toml && lbctl config check /etc/lb/lb.toml";
+    let mistake = |text: &str| Mistake { text: text.into(), mend: Some(mend.into()) };
+    let mistakes = vec![mistake("/etc/lb/lb.toml:3: x"), mistake("/etc/lb/lb.toml:4: y")];
+    let told_of = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
+    assert_told(
+        &told_of,
+        Grade::Wrong,
+        &["toml:3: x", "toml:4: y", "lbctl config check /etc/lb/lb.toml"],
+    );
+    let unreadable = Mistake {
+        text: "/etc/lb/lb.toml:5: read /etc/lb/sync.key: Permission denied".into(),
+        mend: Some("chgrp lb /etc/lb/sync.key".into()),
+    };
+    for by_root in [true, false] {
+        let found = changed(node::configuration, |facts| match by_root {
+            true => facts.config = Err(vec![unreadable.clone()]),
+            false => facts.refused.push(unreadable.clone()),
+        });
+        assert_told(&found, Grade::Wrong, &["sync.key: Perm", "\nchgrp lb /etc/lb/sync.key"]);
+    }
+    // What needs a configuration is silent without one, and what does not is told.
+    let mut facts = healthy();
+    facts.config = Err(mistakes);
+    facts.kernel.jit = Some(0);
+    assert_eq!(examine(&facts).count(Grade::Wrong), 3);
+    let doubtful = CONFIG.replace("port = 80", "port = 80\nring_slots = 7");
+    let doubt = changed(node::configuration, |facts| facts.config = Ok(config(&doubtful)));
+    assert_told(&doubt, Grade::Warning, &["7 slots for 1 backends"]);
+}
+
+#[test]
+fn interfaces_must_be_there_and_up() {
+    let gone = |facts: &mut Facts| {
+        let interface = facts.interfaces.remove("eth0").expect("it is there");
+        facts.interfaces.insert("ens3".into(), interface);
+    };
+    let gone = changed(links::there, gone);
+    assert_told(
+        &gone,
+        Grade::Wrong,
+        &["there are ens3", "sed -i 's/\\beth0\\b/ens3/' /etc/lb/lb.toml"],
+    );
+    let down = changed(links::there, |facts| eth0(facts).up = false);
+    assert_told(&down, Grade::Wrong, &["ip link set eth0 up"]);
+}
+
+#[test]
+fn a_foreign_program_and_a_missing_one_are_told() {
+    let program = |found: Option<(bool, Hook)>, runs: bool| {
+        changed(links::program, |facts| {
+            let program = |(ours, hook)| Found { name: "x".into(), hook, ours };
+            eth0(facts).program = found.map(program);
+            facts.daemon = facts.daemon.take().filter(|_| runs);
+        })
+    };
+    assert_told(&program(Some((true, Hook::Native)), true), Grade::Ok, &["in the driver"]);
+    assert_told(&program(Some((true, Hook::Generic)), true), Grade::Warning, &["generic XDP"]);
+    assert_told(&program(Some((true, Hook::Tc)), true), Grade::Ok, &["at tc"]);
+    assert_told(
+        &program(Some((false, Hook::Native)), true),
+        Grade::Wrong,
+        &["ip link set dev eth0 xdp off"],
+    );
+    let decap = changed(links::program, |facts| {
+        let name = "the program `decapsulate` (id 7)".to_owned();
+        eth0(facts).program = Some(Found { name, hook: Hook::Native, ours: false });
+    });
+    assert_told(&decap, Grade::Wrong, &["lbctl decap detach --dev eth0"]);
+    assert_told(&program(None, true), Grade::Wrong, &["systemctl restart lbd"]);
+    assert_told(&program(None, false), Grade::Ok, &["free"]);
+}
+
+#[test]
+fn drivers_without_native_xdp_are_told() {
+    let driver = |features, more: &str| {
+        changed(links::driver, |facts| {
+            eth0(facts).xdp_features = features;
+            facts.config = Ok(config(&format!("{more}\n{CONFIG}")));
+        })
+    };
+    assert_told(&driver(Some(7), ""), Grade::Ok, &["native XDP"]);
+    assert_told(&driver(None, ""), Grade::Ok, &["does not say"]);
+    assert_told(&driver(Some(0), ""), Grade::Ok, &["no native XDP; it gets the tc program"]);
+    assert_told(&driver(Some(7), "attach = \"tc\""), Grade::Ok, &["tc program, as configured"]);
+    let mend = "sed -i 's/^attach *=.*/attach = \"auto\"/' /etc/lb/lb.toml";
+    assert_told(&driver(Some(0), "attach = \"xdp\""), Grade::Wrong, &[mend]);
+    assert_told(
+        &driver(Some(0), "xdp = \"native-or-generic\""),
+        Grade::Warning,
+        &["no native XDP"],
+    );
+    // What begins with its IP header never has XDP, whatever the driver says.
+    for (attach, grade, words) in [
+        ("auto", Grade::Ok, "no Ethernet header, which XDP needs; it gets the tc program"),
+        ("tc", Grade::Ok, "it gets the tc program"),
+        ("xdp", Grade::Wrong, mend),
+    ] {
+        let found = changed(links::driver, |facts| {
+            eth0(facts).layer = LinkLayer::RawIp;
+            facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
+        });
+        assert_told(&found, grade, &[words]);
+    }
+    // One interface sends by itself; two may send by each other.
+    assert_told(&driver(Some(1), ""), Grade::Ok, &[]);
+    let two = changed(links::driver, |facts| {
+        facts.config = Ok(config(&CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1\"]")));
+        eth0(facts).xdp_features = Some(1);
+    });
+    assert_told(&two, Grade::Warning, &["can't send packets on by another interface, nor take"]);
+}
+
+#[test]
+fn why_a_driver_with_native_xdp_refuses_it_is_told() {
+    let driver = |program: Option<(bool, Hook)>, more: &str, change: fn(&mut Interface)| {
+        changed(links::driver, |facts| {
+            let eth0 = eth0(facts);
+            eth0.xdp_features = Some(7);
+            eth0.program =
+                program.map(|(ours, hook)| Found { name: "a program".into(), hook, ours });
+            change(eth0);
+            facts.config = Ok(config(&format!("{more}\n{CONFIG}")));
+        })
+    };
+    let large: fn(&mut Interface) = |eth0| eth0.mtu = 9_000;
+    let lro: fn(&mut Interface) = |eth0| eth0.offloads = Some(["rx-lro".to_owned()].into());
+    let well: fn(&mut Interface) = |_| {};
+    assert_told(&driver(None, "", well), Grade::Ok, &["native XDP; tc is possible, too"]);
+    let may = "eth0: the driver has native XDP, and may refuse it: MTU 9000";
+    let mend = "ip link set dev eth0 mtu 3498";
+    assert_told(&driver(None, "", large), Grade::Warning, &[may, mend]);
+    assert_told(&driver(None, "attach = \"xdp\"", large), Grade::Warning, &[may, mend]);
+    assert_told(&driver(None, "", lro), Grade::Warning, &["(lro)", "ethtool -K eth0 lro off"]);
+    let several: fn(&mut Interface) = |eth0| (eth0.mtu, eth0.xdp_features) = (9_000, Some(7 | 32));
+    assert_told(&driver(None, "", several), Grade::Ok, &["native XDP"]);
+    // It has it.
+    assert_told(&driver(Some((true, Hook::Native)), "", large), Grade::Ok, &["native XDP"]);
+    let at_tc = Some((true, Hook::Tc));
+    let refused = "native XDP, and the interface has tc, so it refused: ";
+    let log = format!("{refused}lbd's log");
+    assert_told(&driver(at_tc, "", well), Grade::Warning, &[&log, "systemctl restart lbd"]);
+    let both = "ethtool -K eth0 lro off && systemctl restart lbd";
+    assert_told(&driver(at_tc, "", lro), Grade::Warning, &[refused, both]);
+    assert_told(&driver(at_tc, "attach = \"tc\"", large), Grade::Ok, &["as configured"]);
+}
+
+#[test]
+fn hardware_gro_may_stay_on_at_tc_and_lro_may_not() {
+    let mend = |offload: &str, attach: &str| {
+        offloads_of(|facts| {
+            eth0(facts).offloads = Some(BTreeSet::from([offload.to_owned()]));
+            eth0(facts).program = None;
+            facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
+        })
+    };
+    assert_eq!(mend("rx-gro-hw", "xdp"), ["ethtool -K eth0 rx-gro-hw off"]);
+    assert_eq!(mend("rx-lro", "tc"), ["ethtool -K eth0 lro off"]);
+    assert!(mend("rx-gro-hw", "tc").is_empty());
+}
+
+#[test]
+fn fewer_queues_than_cpus_are_told() {
+    let channels = |channels| changed(links::channels, |facts| eth0(facts).channels = channels);
+    let combined = |combined, combined_max| {
+        channels(Some(Channels { combined, combined_max, ..Channels::default() }))
+    };
+    assert_told(&combined(4, 8), Grade::Ok, &["4 queues for 4 CPUs"]);
+    assert_told(&combined(1, 8), Grade::Warning, &["ethtool -L eth0 combined 4"]);
+    assert_told(&combined(1, 2), Grade::Warning, &["ethtool -L eth0 combined 2"]);
+    assert_told(&combined(2, 2), Grade::Ok, &["all that it can have"]);
+    let rx = Channels { rx: 1, rx_max: 8, ..Channels::default() };
+    assert_told(&channels(Some(rx)), Grade::Warning, &["ethtool -L eth0 rx 4"]);
+    assert_eq!(channels(None), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn offloads_that_merge_are_told() {
+    let on = ["rx-lro", "rx-gro-hw", "rx-gro"].map(str::to_owned);
+    let merging = changed(links::offloads, |facts| eth0(facts).offloads = Some(on.into()));
+    assert_told(&merging, Grade::Wrong, &["ethtool -K eth0 lro off rx-gro-hw off"]);
+}
+
+/// The findings about offloads that are not well, of a node of which this is true.
+fn offloads_of(change: impl FnOnce(&mut Facts)) -> Vec<String> {
+    let mut facts = healthy();
+    change(&mut facts);
+    let found = links::offloads(&facts).into_iter();
+    found.filter(|found| found.grade != Grade::Ok).filter_map(|found| found.mend).collect()
+}
+
+#[test]
+fn gro_is_told_where_the_network_stack_runs_the_program() {
+    let gro = |hook| {
+        offloads_of(|facts| {
+            let eth0 = eth0(facts);
+            eth0.gro_below = vec!["eth1".to_owned()];
+            eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
+        })
+    };
+    assert_eq!(gro(Hook::Generic), ["ethtool -K eth1 gro off"]);
+    assert!(gro(Hook::Native).is_empty(), "a driver runs the program before GRO");
+    assert!(gro(Hook::Tc).is_empty(), "tc sends on what was merged");
+}
+
+#[test]
+fn vlan_tags_that_hardware_takes_off_are_told_where_there_are_vlans() {
+    let stripping = |kind: &str| {
+        offloads_of(|facts| {
+            eth0(facts).offloads = Some(BTreeSet::from(["rx-vlan-hw-parse".to_owned()]));
+            let other = Interface { kind: Some(kind.into()), ..Interface::default() };
+            facts.interfaces.insert("eth0.7".into(), other);
+        })
+    };
+    assert_eq!(stripping("vlan"), ["ethtool -K eth0 rxvlan off"]);
+    assert!(stripping("veth").is_empty());
+}
+
+#[test]
+fn who_answers_for_a_vip_is_told() {
+    let told_of = |text: &str, held: bool, claim: Option<[u8; 6]>| {
+        changed(node::vips, |facts| {
+            facts.config = Ok(config(text));
+            if !held {
+                eth0(facts).addresses.pop();
+            }
+            let claims = claim.map(|mac| (vip(), BTreeSet::from([mac])));
+            facts.claims = Some(claims.into_iter().collect());
+        })
+    };
+    let pair = format!("{CONFIG}{ROUTER}");
+    for text in [CONFIG, &pair] {
+        assert_told(&told_of(text, true, None), Grade::Ok, &["nobody else answers"]);
+        let two = told_of(text, true, Some(OTHER_MAC));
+        assert_told(&two, Grade::Wrong, &["02:00:00:00:00:63 answers for it as well"]);
+        for held in [false, true] {
+            let backend = told_of(text, held, Some(BACKEND_MAC));
+            let mend = "ssh 10.0.0.11 sysctl -w net.ipv4.conf.all.arp_ignore=1 \
+                        net.ipv4.conf.all.arp_announce=2";
+            assert_told(&backend, Grade::Wrong, &["by the backend 10.0.0.11", mend]);
+        }
+    }
+    assert_told(&told_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
+    assert_told(&told_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
+    let stopped = changed(node::vips, |facts| {
+        facts.config = Ok(config(&pair));
+        eth0(facts).addresses.pop();
+        facts.daemon = None;
+    });
+    assert_told(&stopped, Grade::Warning, &["on no node", "systemctl start lbd"]);
+    let unasked = changed(node::vips, |facts| {
+        facts.config = Ok(config(&pair));
+        eth0(facts).addresses.pop();
+        facts.claims = None;
+    });
+    assert_told(&unasked, Grade::Warning, &["whether another node has it is not known"]);
+    let unasked = changed(node::vips, |facts| facts.claims = None);
+    assert_told(&unasked, Grade::Ok, &["whether another host has it is not known"]);
+    assert_told(&told_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
+    let mend = "ip address add 10.0.0.100/32 dev eth0";
+    assert_told(&told_of(CONFIG, false, None), Grade::Warning, &[mend]);
+    let routed = changed(node::vips, |facts| {
+        eth0(facts).addresses.pop();
+        loopback(facts).addresses.push((vip(), 32));
+    });
+    assert_told(&routed, Grade::Ok, &["routers send its packets here"]);
+}
+
+#[test]
+fn a_node_with_vips_on_its_loopback_must_not_answer_for_them() {
+    let arp = |settings: &[(&str, i64)]| {
+        changed(node::arp, |facts| {
+            loopback(facts).addresses.push((vip(), 32));
+            let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), *value));
+            facts.sysctls = Sysctls(settings.collect());
+        })
+    };
+    let mend = "sysctl -w net.ipv4.conf.eth0.arp_ignore=1 net.ipv4.conf.eth0.arp_announce=2";
+    assert_told(&arp(&[]), Grade::Warning, &[mend]);
+    let half = arp(&[("net/ipv4/conf/all/arp_ignore", 1)]);
+    assert_told(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.arp_announce=2"]);
+    let all = [("net/ipv4/conf/all/arp_ignore", 1), ("net/ipv4/conf/eth0/arp_announce", 2)];
+    assert_told(&arp(&all), Grade::Ok, &["keeps silent"]);
+    assert!(node::arp(&healthy()).is_empty(), "it has none there");
+}
+
+#[test]
+fn strict_checks_of_sources_are_told_where_there_are_several_ways() {
+    let rp_filter = |text: &str, all: i64| {
+        changed(node::rp_filter, |facts| {
+            facts.config = Ok(config(text));
+            facts.sysctls.0.insert(conf("all", "rp_filter"), all);
+        })
+    };
+    let two = CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1.7\"]");
+    let mend = "sysctl -w net.ipv4.conf.eth0.rp_filter=2 net/ipv4/conf/eth1.7/rp_filter=2";
+    assert_told(&rp_filter(&two, 1), Grade::Warning, &[mend]);
+    assert_told(&rp_filter(&two, 2), Grade::Ok, &[]);
+    assert_told(&rp_filter(&two, 0), Grade::Ok, &[]);
+    assert_told(&rp_filter(CONFIG, 1), Grade::Ok, &[]);
+}
+
+#[test]
+fn an_address_that_is_no_vip_may_be_a_gateway() {
+    let gateway = |address: &str, forward: &[(&str, i64)]| {
+        changed(node::gateway, |facts| {
+            let router = ROUTER.replace("10.0.0.100", address);
+            facts.config = Ok(config(&format!("{CONFIG}{router}")));
+            let forward = forward.iter().map(|(name, value)| ((*name).to_owned(), *value));
+            facts.sysctls.0.extend(forward);
+        })
+    };
+    assert_eq!(gateway("10.0.0.100", &[]), (Grade::Ok, String::new()));
+    let mend = "sysctl -w net.ipv4.ip_forward=1";
+    assert_told(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 0)]), Grade::Warning, &[mend]);
+    assert_told(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 1)]), Grade::Ok, &["is on"]);
+    let mend = "sysctl -w net.ipv6.conf.all.forwarding=1";
+    assert_told(&gateway("fd00::1", &[]), Grade::Warning, &[mend]);
+}
+
+#[test]
+fn backends_that_are_not_reached_are_told() {
+    let reached = |resolution| {
+        changed(node::next_hops, |facts| {
+            facts.hops = [(want(11, Mode::Dsr), resolution)].into();
+        })
+    };
+    assert_told(&reached(hop(BACKEND_MAC, 1500)), Grade::Ok, &["eth0 at 02:00:00:00:00:0b"]);
+    let reason = "no answer".to_owned();
+    let pending = reached(Resolution::Pending { reason: reason.clone() });
+    assert_told(&pending, Grade::Wrong, &["no answer", "ping -c 3 10.0.0.11"]);
+    let unreachable = reached(Resolution::Unreachable { reason });
+    assert_told(&unreachable, Grade::Wrong, &["no answer", "ip route get 10.0.0.11"]);
+}
+
+#[test]
+fn tunnels_need_room() {
+    let tunnel = |mode, mtu, link| {
+        changed(node::tunnel_mtu, |facts| {
+            facts.hops = [(want(11, mode), hop(BACKEND_MAC, mtu))].into();
+            eth0(facts).mtu = link;
+        })
+    };
+    assert_told(
+        &tunnel(Mode::Ipip, 1500, 1500),
+        Grade::Warning,
+        &["ip link set dev eth0 mtu 1520"],
+    );
+    assert_told(&tunnel(Mode::Ipip, 1520, 1520), Grade::Ok, &["1520 bytes"]);
+    assert_told(&tunnel(Mode::Ipip, 1400, 9000), Grade::Warning, &["ip route flush cache"]);
+    assert_eq!(tunnel(Mode::Dsr, 1500, 1500), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn a_firewall_that_may_drop_what_nodes_tell_each_other_is_told() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let key = folder.path().join("sync.key");
+    std::fs::write(&key, "0".repeat(64)).expect("it is written");
+    let sync = format!(
+        "[sync]\nkey_file = \"{}\"\nlisten = \"10.0.0.2:3780\"\npeers = [\"10.0.0.3:3780\"]\n",
+        key.display()
+    );
+    let pair = format!("{CONFIG}{ROUTER}{sync}");
+    let firewall = |firewall| {
+        changed(node::firewall, |facts| {
+            facts.config = Ok(config(&pair));
+            facts.firewall = firewall;
+        })
+    };
+    let closed = |accepts: &[u64]| {
+        let name = "inet filter input".to_owned();
+        let chain = Chain { name, accepts: accepts.iter().copied().collect() };
+        Firewall::Known(Rules { closed: vec![chain], ..Rules::default() })
+    };
+    let vrrp = "nft insert rule inet filter input meta l4proto 112 accept";
+    let port = "nft insert rule inet filter input udp dport 3780 accept";
+    assert_told(&firewall(closed(&[22])), Grade::Warning, &[vrrp, port]);
+    assert_told(&firewall(closed(&[112])), Grade::Warning, &["no rule seems to drop VRRP", port]);
+    assert_told(&firewall(closed(&[112, 3780])), Grade::Ok, &[]);
+    assert_told(&firewall(Firewall::Known(Rules::default())), Grade::Ok, &[]);
+    let unknown = firewall(Firewall::Unknown("nft: not found".into()));
+    assert_told(&unknown, Grade::Warning, &["nft: not found"]);
+    let legacy = Firewall::Known(Rules { legacy: true, ..Rules::default() });
+    assert_told(&firewall(legacy), Grade::Warning, &["iptables-legacy"]);
+    // A node alone tells nobody anything.
+    assert!(node::firewall(&healthy()).is_empty());
+}
+
+#[test]
+fn a_clock_that_nothing_keeps_right_is_told() {
+    let clock = |clock| changed(process::clock, |facts| facts.clock_synchronised = clock);
+    assert_told(&clock(Some(false)), Grade::Warning, &["apt-get install -y chrony"]);
+    assert_told(&clock(None), Grade::Warning, &["does not say"]);
+}
+
+#[test]
+fn a_daemon_that_does_not_run_is_told() {
+    let none = changed(process::daemon, |facts| {
+        facts.daemon = None;
+        facts.socket.refused = Some("connection refused".into());
+    });
+    assert_told(&none, Grade::Warning, &["connection refused", "systemctl start lbd"]);
+    let stopped = |unit: &str, attached: bool| {
+        let mut facts = healthy();
+        facts.daemon = None;
+        facts.unit = Unit::parse(unit);
+        if !attached {
+            eth0(&mut facts).program = None;
+        }
+        process::daemon(&facts).remove(0)
+    };
+    let loaded = "LoadState=loaded\nActiveState=inactive\n";
+    let (left, never) = (stopped(loaded, true), stopped(loaded, false));
+    assert!(left.why.contains("goes on forwarding"), "{left:?}");
+    assert_eq!(never.why, "nothing is forwarded");
+    assert_eq!(never.mend.as_deref(), Some("systemctl enable --now lbd"));
+    assert_eq!(stopped("", false).mend.as_deref(), Some("lbd --config /etc/lb/lb.toml"));
+    // Starting it again would fail again.
+    let fails = stopped("LoadState=loaded\nActiveState=activating\nSubState=auto-restart\n", true);
+    assert_eq!((fails.grade, &fails.mend), (Grade::Warning, &None));
+    assert!(fails.why.contains("'journalctl -u lbd -n 20' says why"), "{fails:?}");
+}
+
+#[test]
+fn capabilities_that_the_daemon_lacks_are_told() {
+    let bit = |number: u64| 1 << number;
+    let lacking = |capabilities: u64, text: &str| {
+        changed(process::capabilities, |facts| {
+            facts.config = Ok(config(text));
+            let daemon = facts.daemon.as_mut().expect("it runs");
+            daemon.capabilities = capabilities;
+        })
+    };
+    let needed = bit(39) | bit(38) | bit(12) | bit(13);
+    assert_told(&lacking(needed, CONFIG), Grade::Ok, &[]);
+    // Before they were divided there was one for all.
+    assert_told(&lacking(bit(21) | bit(12) | bit(13), CONFIG), Grade::Ok, &[]);
+    let without = lacking(needed & !bit(13), CONFIG);
+    assert_told(&without, Grade::Wrong, &["lacks CAP_NET_RAW", "AmbientCapabilities=CAP_NET_RAW"]);
+    // One command does not undo another.
+    let both = lacking(bit(38) | bit(39), CONFIG);
+    assert_told(&both, Grade::Wrong, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
+    let pair = format!("{CONFIG}{ROUTER}");
+    assert_told(&lacking(needed, &pair), Grade::Warning, &["lacks CAP_SYS_NICE"]);
+    assert_told(&lacking(needed | bit(23), &pair), Grade::Ok, &[]);
+}
+
+#[test]
+fn limits_that_are_too_small_are_told() {
+    let limits = |files, memlock, capabilities, text: &str| {
+        changed(process::limits, |facts| {
+            facts.config = Ok(config(text));
+            let daemon = facts.daemon.as_mut().expect("it runs");
+            (daemon.files, daemon.memlock, daemon.capabilities) = (files, memlock, capabilities);
+        })
+    };
+    assert_told(&limits(Some(1_024), None, 0, CONFIG), Grade::Warning, &["LimitNOFILE=65536"]);
+    assert_told(&limits(None, Some(64), 0, CONFIG), Grade::Ok, &["any number"]);
+    let pair = format!("{CONFIG}{ROUTER}");
+    assert_told(&limits(None, Some(64), 0, &pair), Grade::Warning, &["LimitMEMLOCK=infinity"]);
+    assert_told(&limits(None, Some(64), 1 << 14, &pair), Grade::Ok, &[]);
+    assert_told(&limits(None, None, 0, &pair), Grade::Ok, &[]);
+}
+
+#[test]
+fn who_may_use_the_socket_is_told() {
+    let open = changed(process::socket, |facts| facts.socket.mode = Some(0o140_666));
+    assert_told(&open, Grade::Wrong, &["chmod 660 /run/lb/lbd.sock"]);
+    let lonely = changed(process::socket, |facts| facts.socket.group_exists = false);
+    assert_told(&lonely, Grade::Warning, &["groupadd --system lb"]);
+}
+
+#[test]
+fn only_an_egress_that_loses_frames_is_wrong() {
+    for (state, grade) in
+        [("forwards", Grade::Ok), ("unknown", Grade::Ok), ("egress_not_forwarding", Grade::Wrong)]
+    {
+        let mut facts = healthy();
+        facts.egress = vec![exit(state)];
+        let [found] = &node::exits(&facts)[..] else { panic!("one finding") };
+        assert_eq!((found.check.as_str(), found.grade), ("egress", grade), "{found:?}");
+    }
+}
