@@ -24,7 +24,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("tables", "steer"),
         ],
     ),
-    ("lb_userspace", &[("api", "web"), ("config", "web"), ("web", "config")]),
     (
         "lb_cli::cli",
         &[
