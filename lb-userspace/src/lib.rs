@@ -8,6 +8,7 @@ pub use lb_api::{check_status, status};
 pub use lb_cli::{cli, doctor};
 pub use lb_config::{self as config, seed, unit};
 pub use lb_control::{engine, reconcile};
+pub use lb_daemon::{api, clock, daemon, egress, logs, state_file, web};
 pub use lb_datapath::{self as datapath, objects};
 pub use lb_health as health;
 pub use lb_inspect::{capture, explain, flows};
@@ -20,13 +21,4 @@ pub use lb_observe::{dashboard, events, metrics, samples};
 pub use lb_sync as sync;
 pub use lb_vrrp as vrrp;
 
-use lb_threads as threads;
 pub use lb_threads::notify;
-
-pub mod api;
-pub mod clock;
-pub mod daemon;
-pub mod egress;
-pub mod logs;
-pub mod state_file;
-pub mod web;

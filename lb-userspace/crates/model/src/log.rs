@@ -29,6 +29,8 @@ pub const CRATES: [(&str, &str); 12] = [
     ("threads", "lb_threads"),
     ("vrrp", "lb_vrrp"),
 ];
+/// Where the other parts' events come from.
+const REST: &str = "lb_daemon";
 /// What the balancer's program says.
 pub const XDP: &str = "xdp";
 /// Libraries that say something.
@@ -94,7 +96,7 @@ fn directive(text: &str) -> Result<(String, Vec<String>), String> {
         // All that is the project's own.
         "lb_userspace" if rest.is_empty() => {
             let crates = CRATES.iter().filter_map(|(_, target)| target.split("::").next());
-            let crates: BTreeSet<_> = crates.chain([part]).collect();
+            let crates: BTreeSet<_> = crates.chain([REST]).collect();
             crates.into_iter().map(str::to_owned).collect()
         }
         "lb_userspace" => vec![target(rest)],
@@ -121,7 +123,7 @@ fn target(part: &str) -> String {
     let (first, rest) = part.split_at(part.find("::").unwrap_or(part.len()));
     match CRATES.iter().find(|(name, _)| *name == first) {
         Some((_, target)) => format!("{target}{rest}"),
-        None => format!("lb_userspace::{part}"),
+        None => format!("{REST}::{part}"),
     }
 }
 
@@ -167,16 +169,16 @@ mod tests {
     fn a_filter_is_levels_for_all_and_for_parts() {
         for (said, kept, taken) in [
             ("info", "info", "info"),
-            (" WARN , web=debug", "warn,web=debug", "warn,lb_userspace::web=debug"),
+            (" WARN , web=debug", "warn,web=debug", "warn,lb_daemon::web=debug"),
             ("info,xdp=debug,hyper=off", "info,xdp=debug,hyper=off", "hyper=off,xdp=debug,info"),
             ("vrrp::machine=trace", "vrrp::machine=trace", "lb_vrrp::machine=trace"),
-            ("lb_userspace::web=info", "lb_userspace::web=info", "lb_userspace::web=info"),
+            ("lb_userspace::web=info", "lb_userspace::web=info", "lb_daemon::web=info"),
             ("lb_userspace::vrrp=info", "lb_userspace::vrrp=info", "lb_vrrp=info"),
             ("path_mtu=off", "path_mtu=off", "lb_netlink::path_mtu=off"),
             (
                 "lb_userspace=debug",
                 "lb_userspace=debug",
-                "lb_userspace=debug,lb_vrrp=debug,lb_observe=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_config=debug,lb_control=debug,lb_datapath=debug",
+                "lb_daemon=debug,lb_vrrp=debug,lb_observe=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_config=debug,lb_control=debug,lb_datapath=debug",
             ),
         ] {
             let filter: Filter = said.parse().expect(said);

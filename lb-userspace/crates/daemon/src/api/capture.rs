@@ -1,0 +1,164 @@
+//! Captures over the API: one at a time, written as it runs.
+
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant, SystemTime},
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use futures_util::stream;
+use lb_api::paths;
+use lb_datapath::capture::Tap;
+use lb_inspect::capture::{Spec, session::Writer};
+use lb_model::{
+    refusal::{Refusal, RefusalKind},
+    time,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
+};
+
+use super::{
+    Done, Request,
+    ask::{ask, body},
+};
+
+/// How often the ring is looked at. In this time it fills only with the longest frames at the highest
+/// rates, and what it has no room for is counted.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long after a failure the normal program is put back again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Frames that are taken at a look.
+const BATCH: usize = 4_096;
+/// Pieces that wait for a reader that is slow.
+const PIECES: usize = 16;
+
+#[derive(Clone)]
+struct Doors {
+    daemon: mpsc::Sender<Request>,
+    /// Counts up when captures are to end.
+    stops: watch::Sender<u64>,
+}
+
+/// The routes of captures.
+pub(super) fn router(daemon: mpsc::Sender<Request>) -> Router {
+    let doors = Doors { daemon, stops: watch::Sender::new(0) };
+    Router::new().route(paths::CAPTURE, post(begin).delete(stop)).with_state(doors)
+}
+
+async fn stop(State(doors): State<Doors>) -> Json<Done> {
+    doors.stops.send_modify(|stops| *stops += 1);
+    Json(Done { message: "the capture ends".into(), ..Done::default() })
+}
+
+async fn begin(State(doors): State<Doors>, bytes: Bytes) -> Result<Response, Refusal> {
+    let spec: Spec = body(&bytes)?;
+    let stopped = doors.stops.subscribe();
+    let asked = Box::new(spec.clone());
+    let (loader, book) = ask(&doors.daemon, |tell| Request::PrepareCapture(asked, tell)).await?;
+    // To load the program takes a second; the daemon goes on meanwhile.
+    let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
+    let loaded = spawn_blocking(|| loader.load()).await.map_err(|error| failed(error.into()))?;
+    let capturer = Box::new(loaded.map_err(failed)?);
+    // A task of its own: who asked may go at any moment, and what has begun must end.
+    let begun = tokio::spawn(async move {
+        let tap = ask(&doors.daemon, |tell| Request::BeginCapture(capturer, tell)).await?;
+        Ok::<_, Refusal>((tap, Ending(Some(doors.daemon))))
+    });
+    let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
+    let (writer, first) = Writer::begin(&spec, book, time::monotonic(), SystemTime::now());
+    let (to, pieces) = mpsc::channel(PIECES);
+    let until = Instant::now() + Duration::from_millis(spec.millis);
+    tokio::spawn(Capture { tap, writer, until, ending, stopped, to }.run(first));
+    let body = stream::unfold(pieces, |mut pieces| async move {
+        let piece = pieces.recv().await?;
+        Some((Ok::<_, Infallible>(piece), pieces))
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-pcapng")];
+    Ok((kind, Body::from_stream(body)).into_response())
+}
+
+/// Puts the normal program back, however a capture ends.
+struct Ending(Option<mpsc::Sender<Request>>);
+
+impl Ending {
+    async fn end(mut self) {
+        if let Some(daemon) = self.0.take() {
+            put_back(daemon).await;
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(daemon) = self.0.take() {
+            tokio::spawn(put_back(daemon));
+        }
+    }
+}
+
+/// Tries until it is done; a daemon that is gone has done it.
+async fn put_back(daemon: mpsc::Sender<Request>) {
+    loop {
+        match ask(&daemon, Request::EndCapture).await {
+            Err(refusal) if refusal.kind == RefusalKind::Conflict => sleep(RETRY).await,
+            _ => return,
+        }
+    }
+}
+
+/// A capture that runs.
+struct Capture {
+    tap: Tap,
+    writer: Writer,
+    until: Instant,
+    ending: Ending,
+    stopped: watch::Receiver<u64>,
+    to: mpsc::Sender<Bytes>,
+}
+
+impl Capture {
+    async fn run(self, first: Vec<u8>) {
+        let Self { mut tap, mut writer, until, ending, mut stopped, to } = self;
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut out = first;
+        loop {
+            // A reader that is slow holds this up, but not the end; what does not fit into the ring
+            // meanwhile is counted as lost.
+            if !out.is_empty() {
+                tokio::select! {
+                    room = to.reserve() => match room {
+                        Ok(room) => room.send(std::mem::take(&mut out).into()),
+                        Err(_) => return,
+                    },
+                    () = sleep_until(until.into()) => break,
+                    _ = stopped.changed() => break,
+                }
+            }
+            tokio::select! {
+                _ = look.tick() => {}
+                () = to.closed() => return,
+                _ = stopped.changed() => break,
+            }
+            tap.drain(BATCH, &mut |head, bytes| writer.write(&mut out, head, bytes));
+            if writer.is_full() || Instant::now() >= until {
+                break;
+            }
+        }
+        ending.end().await;
+        while tap.drain(BATCH, &mut |head, bytes| writer.write(&mut out, head, bytes)) == BATCH {}
+        writer.end(&mut out, &tap.counts(), time::monotonic());
+        // Who read is gone, maybe.
+        let _ = to.send(out.into()).await;
+    }
+}

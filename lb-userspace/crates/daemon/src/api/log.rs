@@ -1,0 +1,23 @@
+//! The log over the API: how much it says, and a change of that.
+
+use axum::{Json, Router, body::Bytes, routing::get};
+use lb_api::paths;
+use lb_model::refusal::{Refusal, RefusalKind};
+
+use super::ask::body;
+use crate::logs::{self, Current};
+
+/// The route of the log. It is the process's, so the daemon's task is not asked.
+pub(super) fn router() -> Router {
+    Router::new().route(paths::LOG, get(show).put(change))
+}
+
+async fn show() -> Result<Json<Current>, Refusal> {
+    let none = || Refusal::new(RefusalKind::NotFound, "there is no log");
+    logs::current().map(Json).ok_or_else(none)
+}
+
+async fn change(bytes: Bytes) -> Result<Json<Current>, Refusal> {
+    let failed = |why| Refusal::new(RefusalKind::Failed, why);
+    logs::set(body(&bytes)?).map(Json).map_err(failed)
+}

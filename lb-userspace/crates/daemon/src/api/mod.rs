@@ -1,0 +1,112 @@
+//! What `lbctl` says to `lbd`: HTTP and JSON over a Unix socket.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`lb_api::status::Status`] |
+//! | `GET /v1/events?since=SEQ&limit=N` | | [`lb_observe::events::Page`] |
+//! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`Line`]; ends with `lbd` |
+//! | `GET /v1/samples?service=NAME&last=SECONDS&totals=true` | | [`lb_observe::samples::Page`]: figures per second |
+//! | `GET /v1/flows?service=NAME&backend=ADDRESS&client=PREFIX&kind=KIND&limit=N` | | [`lb_inspect::flows::Found`] |
+//! | `GET /v1/flows?stream=true&…` | | a line of JSON for each flow, see [`lb_inspect::flows::Line`] |
+//! | `GET /v1/node` | | [`lb_api::status::Node`] |
+//! | `PATCH /v1/node` | [`NodeChange`] | [`Done`] |
+//! | `GET /v1/services` | | its services by name |
+//! | `GET /v1/services/NAME` | | [`lb_api::status::Service`] |
+//! | `POST /v1/services/NAME` | [`lb_model::spec::ServiceSpec`] | [`Done`] |
+//! | `DELETE /v1/services/NAME` | | [`Done`] |
+//! | `GET /v1/services/NAME/backends` | | its backends by address |
+//! | `GET /v1/services/NAME/backends/ADDRESS` | | [`lb_api::status::Backend`], which tells how far a drain is |
+//! | `POST /v1/services/NAME/backends/ADDRESS` | [`lb_model::spec::BackendSpec`] | [`Done`] |
+//! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`lb_model::edit::BackendChange`] | [`Done`] |
+//! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
+//! | `POST /v1/reload` | | [`Reloaded`] |
+//! | `GET /v1/config` | | [`Shown`] |
+//! | `GET /v1/config/diff` | | [`ConfigDiff`] |
+//! | `POST /v1/config/save?dry_run=true` | | [`Saved`] |
+//! | `GET /v1/vrrp` | | [`lb_api::status::Pair`]: the virtual routers, and the peers |
+//! | `POST /v1/vrrp/failover` | [`Failover`] | [`Done`]; when the addresses are on the other node |
+//! | `GET /v1/peers` | | a list of [`lb_api::status::Peer`] |
+//! | `POST /v1/explain` | [`lb_inspect::explain::Questions`] | a list of [`lb_inspect::explain::Explained`]; nothing is written |
+//! | `POST /v1/capture` | [`lb_inspect::capture::Spec`] | pcapng, as long as it runs |
+//! | `DELETE /v1/capture` | | [`Done`]; the capture that runs ends |
+//! | `GET /v1/log` | | [`crate::logs::Current`] |
+//! | `PUT /v1/log` | [`crate::logs::Change`] | [`crate::logs::Current`] |
+//! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
+//!
+//! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
+//! only tells over TCP as well, all but the configuration, the log and the flows.
+//!
+//! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
+//! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
+//! answers with an [`Error`].
+
+mod ask;
+mod capture;
+mod events;
+mod flows;
+mod log;
+mod peer;
+pub(crate) mod ready;
+pub mod server;
+pub mod socket;
+
+use lb_api::status::Pair;
+pub use lb_api::{
+    client,
+    requests::{
+        ConfigDiff, Done, Error, Failover, Line, NodeChange, Pending, Plan, Reloaded, Saved, Shown,
+        Terms,
+    },
+};
+use lb_datapath::capture::{Capturer, Loader, Tap};
+use lb_inspect::{
+    capture::{Spec, book::Book},
+    explain::{Answers, Questions},
+};
+use lb_model::{edit::Edit, refusal::Refusal};
+use lb_observe::StatusReply;
+use tokio::sync::oneshot;
+
+impl From<StatusReply> for Request {
+    fn from(reply: StatusReply) -> Self {
+        Self::Status(reply)
+    }
+}
+
+/// What the server asks of the daemon.
+#[derive(Debug)]
+pub enum Request {
+    /// The state of everything.
+    Status(StatusReply),
+    /// A change; answered when the maps are written.
+    Edit(Edit, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// A change of the node.
+    Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// The configuration's difference to what is in force.
+    Reload(Terms, oneshot::Sender<Result<Reloaded, Refusal>>),
+    /// How the file, the configuration in force and what is in force differ.
+    ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
+    /// What is in force, as a file would say it.
+    ConfigShow(oneshot::Sender<Result<Shown, Refusal>>),
+    /// What is in force, to be written into the configuration's file.
+    ConfigSave {
+        /// Whether it is only to be told.
+        dry_run: bool,
+        /// Who asks.
+        tell: oneshot::Sender<Result<Saved, Refusal>>,
+    },
+    /// The virtual routers and the peers.
+    Pair(oneshot::Sender<Result<Pair, Refusal>>),
+    /// Virtual routers that are to be Active elsewhere; answered when they are.
+    Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    /// What loads the program that captures, and the names of what it finds.
+    PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, Book), Refusal>>),
+    /// A capture begins.
+    BeginCapture(Box<Capturer>, oneshot::Sender<Result<Tap, Refusal>>),
+    /// It ends; answered when the normal program is back.
+    EndCapture(oneshot::Sender<Result<(), Refusal>>),
+    /// What would happen to packets.
+    Explain(Box<Questions>, oneshot::Sender<Result<Answers, Refusal>>),
+    /// The end of forwarding and of the daemon.
+    Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
+}

@@ -1,0 +1,150 @@
+//! The changes that wait, made in turn and written together.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lb_health::{Condition, Seen, Target};
+use lb_model::{
+    desired::Desired,
+    diff::Intent,
+    edit::Edit,
+    refusal::{Refusal, RefusalKind},
+};
+use lb_observe::events::changes;
+
+use super::{Balancer, Daemon, Tell, guard, newly_starved};
+use crate::api::{Done, Plan, Terms};
+
+/// A change that someone waits for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) edit: Edit,
+    pub(super) terms: Terms,
+    pub(super) tell: Tell<Done>,
+}
+
+/// What is to be desired.
+#[derive(Clone)]
+struct Draft {
+    desired: Desired,
+    deadlines: BTreeMap<String, Duration>,
+}
+
+impl Draft {
+    const fn intent(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.deadlines }
+    }
+}
+
+impl<B: Balancer> Daemon<B> {
+    /// Makes changes one after the other, each with an answer of its own, keeps and writes them once,
+    /// and answers.
+    pub(super) fn edits(&mut self, asked: Vec<Asked>) {
+        if asked.is_empty() {
+            return;
+        }
+        let mut draft = self.draft();
+        let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
+        if self.check(&self.config, draft.intent()).is_err() {
+            // One of them makes no sense: each is looked at by itself.
+            draft = self.draft();
+            answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
+        }
+        let mut kept = None;
+        if answers.iter().any(Result::is_ok) {
+            self.deadlines = draft.deadlines;
+            let starved = newly_starved(&self.desired, &draft.desired);
+            let enacted = self.enact(draft.desired, "lbctl");
+            for (answer, asked) in answers.iter_mut().zip(&asked) {
+                let Ok(done) = answer else { continue };
+                if let Err(refusal) = &enacted {
+                    *answer = Err(refusal.clone());
+                    continue;
+                }
+                let of = asked.edit.service();
+                done.notes
+                    .extend(starved.iter().filter(|name| *name == of).map(|name| starves(name)));
+            }
+            kept = enacted.ok();
+        }
+        let tells = asked.into_iter().map(|asked| asked.tell);
+        let waiting: Vec<_> = tells.zip(answers).collect();
+        let answer = |waiting: Vec<(Tell<Done>, Result<Done, Refusal>)>, note: Option<String>| {
+            for (tell, mut answer) in waiting {
+                if let Ok(done) = &mut answer {
+                    done.notes.extend(note.clone());
+                }
+                // Who asked may be gone.
+                let _ = tell.send(answer);
+            }
+        };
+        match kept {
+            None => answer(waiting, None),
+            // The disk is waited for elsewhere.
+            Some(kept) => {
+                tokio::spawn(async move { answer(waiting, kept.note().await) });
+            }
+        }
+    }
+
+    /// What a change would do; nothing is changed.
+    pub(super) fn try_edit(&self, edit: &Edit) -> Result<Done, Refusal> {
+        let mut draft = self.draft();
+        let loss = self.loss(edit, &draft.desired);
+        let message = edit.apply(&mut draft.desired, &mut draft.deadlines, self.now().wall)?;
+        self.check(&self.config, draft.intent())?;
+        let starved = newly_starved(&self.desired, &draft.desired);
+        let mut notes: Vec<_> = starved.iter().map(|name| starves(name)).collect();
+        notes.extend(loss.map(|loss| format!("it takes --yes: {loss}")));
+        let plan = Some(self.plan(&draft.desired)?);
+        Ok(Done { message, notes, plan })
+    }
+
+    /// What another desired state would change.
+    pub(super) fn plan(&self, desired: &Desired) -> Result<Plan, Refusal> {
+        let preview = self.balancer.preview(desired, self.now());
+        let preview =
+            preview.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
+        let news = changes::between(&self.desired, desired, "");
+        Ok(Plan { changes: news.into_iter().map(|news| news.message).collect(), preview })
+    }
+
+    fn draft(&self) -> Draft {
+        Draft { desired: self.desired.clone(), deadlines: self.deadlines.clone() }
+    }
+
+    fn loss(&self, edit: &Edit, desired: &Desired) -> Option<String> {
+        guard::loss(edit, desired, |service, backend| {
+            let seen = self.health.view().get(&Target { service, backend });
+            let is_down = |seen: &Seen| seen.held || seen.condition != Condition::Up;
+            // In panic, checks are ignored.
+            let panics = self.balancer.standings().get(&service).is_some_and(|now| now.panic);
+            self.reach.is_lost(service, backend) || (!panics && seen.is_some_and(is_down))
+        })
+    }
+
+    fn make(&self, Asked { edit, terms, .. }: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
+        if !terms.yes
+            && let Some(loss) = self.loss(edit, &draft.desired)
+        {
+            let mut after = draft.clone();
+            edit.apply(&mut after.desired, &mut after.deadlines, self.now().wall)?;
+            return Err(Refusal::unconfirmed(loss, self.plan(&after.desired)?));
+        }
+        let message = edit.apply(&mut draft.desired, &mut draft.deadlines, self.now().wall)?;
+        Ok(Done { message, ..Done::default() })
+    }
+
+    fn make_and_check(&self, asked: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
+        let before = draft.clone();
+        let made = self.make(asked, draft);
+        let made = made.and_then(|done| self.check(&self.config, draft.intent()).map(|()| done));
+        if made.is_err() {
+            *draft = before;
+        }
+        made
+    }
+}
+
+fn starves(name: &str) -> String {
+    format!("no backend of {name} takes new flows; new connections are dropped until one does")
+}

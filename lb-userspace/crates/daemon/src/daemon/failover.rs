@@ -1,0 +1,445 @@
+//! Handovers that this node begins or takes part in. [`super::handover`] is what is waited for.
+//!
+//! So that no flow is lost, in this order: no flow is pinned any more; the last news go out; the
+//! virtual routers are told that a peer was asked, so that they don't assert themselves against it;
+//! the peer is asked. It answers when it has all flows, and becomes Active; this node hears that, and
+//! takes its addresses off.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_model::{
+    desired::ServiceKey,
+    refusal::{Refusal, RefusalKind},
+    units::nearest,
+};
+use lb_observe::events::{Kind, News};
+use lb_sync::PeerId;
+use lb_vrrp::{Order, RouterKey, State, Yield};
+
+use super::{
+    Balancer, Daemon, Tell,
+    handover::{Ending, Handover, Way},
+};
+use crate::api::{Done, Failover, Plan, Terms};
+
+/// How long a packet can be on its way through the program, with much to spare.
+const UNDERWAY: Duration = Duration::from_millis(1);
+
+/// When a peer that has not taken over what it waits for is asked again.
+const GIVE_WAY_AGAIN: Duration = Duration::from_secs(10);
+
+/// Who waits for a handover.
+pub(super) enum Asker {
+    /// `lbctl vrrp failover`.
+    Operator(Tell<Done>),
+    /// `lbctl node drain`, with what is to be answered beside what comes of it.
+    Drain(Tell<Done>, Done),
+    /// The end of the daemon.
+    End,
+    /// A peer with a higher priority.
+    Higher(String),
+}
+
+impl Asker {
+    fn name(&self) -> &str {
+        match self {
+            Self::Operator(_) => "lbctl vrrp failover",
+            Self::Drain(..) => "lbctl node drain",
+            Self::End => "lbd ends",
+            Self::Higher(why) => why,
+        }
+    }
+}
+
+/// Routers that go together, and how: those of a sync group, or one.
+pub(super) type Unit = (BTreeSet<RouterKey>, Way);
+
+impl<B: Balancer> Daemon<B> {
+    /// Hands virtual routers over, and answers when they are with another node.
+    pub(super) fn failover(&mut self, which: &Failover, terms: Terms, tell: Tell<Done>) {
+        let units = match self.plan_failover(which) {
+            Ok(units) => units,
+            Err(refusal) => return drop(tell.send(Err(refusal))),
+        };
+        let lost = self.lost_by(&units);
+        if !terms.dry_run && (terms.yes || lost.is_empty()) {
+            return self.hand_over(units, Asker::Operator(tell));
+        }
+        let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
+        let message = format!("{} handed over", self.names(keys));
+        let changes = units.iter().map(|unit| self.destination(unit));
+        let changes = changes.chain(lost.iter().cloned()).collect();
+        let plan = Plan { changes, ..Plan::default() };
+        // Who asked may be gone.
+        let _ = tell.send(match terms.dry_run {
+            false => Err(Refusal::unconfirmed(lost.join("; "), plan)),
+            true => {
+                let yes = (!lost.is_empty()).then(|| "it takes --yes".to_owned());
+                Ok(Done { message, notes: yes.into_iter().collect(), plan: Some(plan) })
+            }
+        });
+    }
+
+    /// Where routers that are handed over go, in words.
+    pub(super) fn destination(&self, unit: &Unit) -> String {
+        let (keys, way) = unit;
+        let names = self.names(keys.iter().copied());
+        let follows = |id| self.group.as_ref().is_some_and(|group| group.follows(id));
+        match way {
+            Way::Asked(id, peer) if !follows(*id) => {
+                format!("{names} goes to {peer}, when it has all flows")
+            }
+            Way::Asked(_, peer) if self.lost_by([unit]).is_empty() => {
+                format!("{names} goes to {peer}, which has all flows")
+            }
+            Way::Asked(_, peer) => format!("{names} goes to {peer}"),
+            Way::Told => format!(
+                "{names} is given up by an advertisement, to whoever hears it; no peer is \
+                 there that could have all flows, so some may break"
+            ),
+        }
+    }
+
+    fn plan_failover(&self, which: &Failover) -> Result<Vec<Unit>, Refusal> {
+        if self.handover.is_some() || self.leaving.is_some() {
+            let error = "a handover is under way";
+            return Err(Refusal::new(RefusalKind::Conflict, error).hint("wait for its end"));
+        }
+        let mut keys = BTreeSet::new();
+        for name in &which.routers {
+            let router = self.routers().iter().find(|router| router.name == *name);
+            let Some(router) = router else {
+                let known = self.routers().iter().map(|router| router.name.as_str());
+                let error = match nearest(name, known) {
+                    Some(near) => format!("no virtual router {name}; did you mean {near}?"),
+                    None => format!("no virtual router {name}"),
+                };
+                return Err(Refusal::new(RefusalKind::NotFound, error));
+            };
+            let state = self.vrrp.state(router.key);
+            if state != State::Active {
+                let error = format!("{name} is not active here: it is in state {state}");
+                return Err(Refusal::new(RefusalKind::Conflict, error)
+                    .hint("run this on the node that is active; see 'lbctl vrrp status'"));
+            }
+            keys.insert(router.key);
+        }
+        if keys.is_empty() {
+            keys = self.active_routers();
+        }
+        if keys.is_empty() {
+            let error = "no virtual router is active here";
+            return Err(Refusal::new(RefusalKind::Conflict, error)
+                .hint("run this on the node that is active; see 'lbctl vrrp status'"));
+        }
+        Ok(self.units(&keys))
+    }
+
+    pub(super) fn active_routers(&self) -> BTreeSet<RouterKey> {
+        let all = self.routers().iter().map(|router| router.key);
+        all.filter(|key| self.vrrp.state(*key) == State::Active).collect()
+    }
+
+    /// The routers with those of their groups, as they go together, and who takes each.
+    pub(super) fn units(&self, keys: &BTreeSet<RouterKey>) -> Vec<Unit> {
+        let mut units: Vec<Unit> = Vec::new();
+        for key in keys {
+            if units.iter().any(|(unit, _)| unit.contains(key)) {
+                continue;
+            }
+            let unit = self.with_mates(*key);
+            let group = self.group.as_ref();
+            let services = self.services_of(unit.iter().copied());
+            let successor =
+                group.and_then(|group| Some((group, group.successor(&unit, &services)?)));
+            let way = successor.map_or(Way::Told, |(group, id)| Way::Asked(id, group.name(id)));
+            units.push((unit, way));
+        }
+        units
+    }
+
+    /// What breaks when these go to who takes them, in words.
+    pub(super) fn lost_by<'u>(&self, units: impl IntoIterator<Item = &'u Unit>) -> Vec<String> {
+        let Some(group) = &self.group else { return Vec::new() };
+        let mut all = Vec::new();
+        for (keys, way) in units {
+            let Way::Asked(id, peer) = way else { continue };
+            let services = self.services_of(keys.iter().copied());
+            let lost = group.refused_by(*id, &services);
+            let named = self.desired.services.iter();
+            let named = named.filter(|(_, service)| lost.contains(&service.key));
+            all.extend(named.map(|(name, _)| {
+                format!("the flows of {name} break: {peer} has the service otherwise")
+            }));
+        }
+        all
+    }
+
+    /// A router with the others of its sync group.
+    fn with_mates(&self, key: RouterKey) -> BTreeSet<RouterKey> {
+        let mut unit = BTreeSet::from([key]);
+        let Some(router) = self.router(key) else { return unit };
+        let groups = &self.config.routers.groups;
+        let group = groups.iter().find(|group| group.routers.contains(&router.name));
+        let mates = group.into_iter().flat_map(|group| &group.routers);
+        let mates = mates.filter_map(|name| self.routers().iter().find(|r| r.name == *name));
+        unit.extend(mates.map(|router| router.key));
+        unit
+    }
+
+    /// Their names, for people.
+    fn names(&self, keys: impl IntoIterator<Item = RouterKey>) -> String {
+        let names: Vec<_> = keys.into_iter().map(|key| self.router_name(key)).collect();
+        names.join(", ")
+    }
+
+    /// Begins a handover.
+    pub(super) fn hand_over(&mut self, units: Vec<Unit>, asker: Asker) {
+        let asked = units.iter().filter(|(_, way)| matches!(way, Way::Asked(..)));
+        let asked: BTreeSet<RouterKey> = asked.flat_map(|(keys, _)| keys).copied().collect();
+        if !asked.is_empty() {
+            let services = self.services_of(asked);
+            self.hold(services);
+        }
+        // Flows of UDP services are told when they are walked by, which is each second.
+        if let Err(error) = self.balancer.survey(self.now()) {
+            self.history_fails(&error);
+        }
+        self.tell_news_if_connected();
+        for lost in self.lost_by(&units) {
+            self.tell(News::new(Kind::VrrpHandover, lost, asker.name()));
+        }
+        for (keys, way) in &units {
+            let how = match way {
+                Way::Asked(..) if matches!(asker, Asker::Higher(_)) => Yield::Outranked,
+                Way::Asked(..) => Yield::Asked,
+                Way::Told => Yield::Told,
+            };
+            // The others of its group go along.
+            if let Some(first) = keys.first() {
+                self.vrrp.rim.order(Order::Yield(*first, how));
+            }
+        }
+        let routers = units.into_iter().flat_map(|(keys, way)| {
+            keys.into_iter().map(move |key| (key, way.clone())).collect::<Vec<_>>()
+        });
+        let routers = routers.map(|(key, way)| (key, self.router_name(key), way));
+        let handover = Handover::new(routers.collect::<Vec<_>>(), Instant::now());
+        if let Some(group) = &self.group {
+            for (peer, keys) in handover.asked() {
+                group.rim.ask_to_take_over(peer, keys.into_iter().collect());
+            }
+        }
+        self.handover = Some((handover, asker));
+        self.look_at_handover();
+    }
+
+    /// Hands over what a peer with a higher priority waits for, so that it takes over when it has all
+    /// flows: if it preempted, those would be lost that have begun in the last moment.
+    pub(super) fn give_way(&mut self, now: Instant) {
+        if self.handover.is_some() || self.leaving.is_some() {
+            return;
+        }
+        let Some(group) = &self.group else { return };
+        let mut wanted = group.wanted();
+        wanted.retain(|key, _| self.vrrp.state(*key) == State::Active);
+        self.gave_way.retain(|key, _| wanted.contains_key(key));
+        if wanted.is_empty() {
+            return;
+        }
+        for status in self.vrrp.rim.status() {
+            wanted.retain(|key, (_, theirs)| *key != status.key || *theirs > status.priority);
+        }
+        wanted.retain(|key, _| self.gave_way.get(key).is_none_or(|at| *at + GIVE_WAY_AGAIN <= now));
+        let (keys, peers): (BTreeSet<_>, BTreeSet<_>) =
+            wanted.into_iter().map(|(key, (peer, _))| (key, peer)).unzip();
+        let mut units = self.units(&keys);
+        units.retain(|(_, way)| matches!(way, Way::Asked(peer, _) if peers.contains(peer)));
+        let Some((_, Way::Asked(_, peer))) = units.first() else { return };
+        let why = format!("{peer} has the higher priority");
+        self.gave_way.extend(units.iter().flat_map(|(keys, _)| keys).map(|key| (*key, now)));
+        self.hand_over(units, Asker::Higher(why));
+    }
+
+    /// Has no flow of these services pinned.
+    fn hold(&mut self, services: BTreeSet<ServiceKey>) {
+        if services == self.held {
+            return;
+        }
+        if let Err(error) = self.balancer.hold_pins(&services) {
+            // Flows that are pinned now may be lost to the other node; nothing else is.
+            tracing::warn!("pins are made during a handover: {error:#}");
+        }
+        if !services.is_subset(&self.held) {
+            // Packets that have met the service as it was are still on their way through the program.
+            thread::sleep(UNDERWAY);
+        }
+        self.held = services;
+    }
+
+    /// The yield of a router has ended.
+    pub(super) fn yielded(&mut self, router: RouterKey, by: Result<IpAddr, String>) {
+        if let Some((handover, _)) = &mut self.handover {
+            handover.yielded(router, by, Instant::now());
+        }
+        self.look_at_handover();
+    }
+
+    /// A router has another state.
+    pub(super) fn moved(&mut self, router: RouterKey, to: State) {
+        if let Some((handover, _)) = &mut self.handover {
+            handover.moved(router, to, Instant::now());
+        }
+        let awaited = self.handover.as_ref().is_some_and(|(handover, _)| handover.awaits(router));
+        if to == State::Active && !awaited {
+            self.release_pins([router]);
+        }
+        self.look_at_handover();
+    }
+
+    /// Flows of services that no router holds any more are pinned again: nobody would say so later.
+    pub(super) fn release_stray_pins(&mut self) {
+        let theirs = self.services_of(self.routers().iter().map(|router| router.key));
+        self.hold(self.held.intersection(&theirs).copied().collect());
+    }
+
+    /// Flows of these routers' services may be pinned again.
+    fn release_pins(&mut self, routers: impl IntoIterator<Item = RouterKey>) {
+        let theirs = self.services_of(routers);
+        let held = self.held.difference(&theirs).copied().collect();
+        self.hold(held);
+    }
+
+    /// A peer has answered whether it takes over.
+    pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>) {
+        if let Some((handover, _)) = &mut self.handover {
+            handover.answered(peer, answer, Instant::now());
+        }
+    }
+
+    /// Ends the handover when it is over.
+    pub(super) fn look_at_handover(&mut self) {
+        let Some((handover, _)) = &mut self.handover else { return };
+        let Some(endings) = handover.ended(Instant::now()) else { return };
+        let Some((_, asker)) = self.handover.take() else { return };
+        // Who is still busy with the question must not take over when it is forgotten here.
+        let stay = endings.iter().filter(|ending| ending.outcome.is_err());
+        let asked: BTreeSet<PeerId> = stay.filter_map(|ending| ending.asked).collect();
+        if let Some(group) = &self.group {
+            asked.into_iter().for_each(|peer| group.rim.withdraw(peer));
+        }
+        for Ending { name, outcome, .. } in &endings {
+            let text = match outcome {
+                Ok(text) => format!("{name} is handed over: {text}"),
+                Err(text) => format!("{name} is not handed over, and stays: {text}"),
+            };
+            self.tell(News::new(Kind::VrrpHandover, text, asker.name()));
+        }
+        // One that is with another node gets no new flows here, and is not pinned before it is back.
+        let stay = endings.iter().filter(|ending| ending.outcome.is_err());
+        self.release_pins(stay.map(|ending| ending.router).collect::<Vec<_>>());
+        let ends = matches!(asker, Asker::End);
+        answer(&endings, asker);
+        self.settle();
+        if ends {
+            self.go_on_leaving();
+        } else if self.leaving.is_some() {
+            self.hand_all_over();
+        }
+    }
+
+    /// A peer asks this node to be Active.
+    pub(super) fn take_over(&mut self, peer: PeerId, routers: &[RouterKey]) {
+        let refusals = routers.iter().filter_map(|key| self.why_not(*key).err());
+        let refusals: BTreeMap<String, ()> = refusals.map(|why| (why, ())).collect();
+        let answer = match refusals.is_empty() {
+            true => Ok(()),
+            false => Err(refusals.into_keys().collect::<Vec<_>>().join("; ")),
+        };
+        let Some(group) = &self.group else { return };
+        let (peer_name, names) = (group.name(peer), self.names(routers.iter().copied()));
+        let news = match &answer {
+            Ok(()) => News::new(
+                Kind::VrrpHandover,
+                format!("this node takes {names} over from {peer_name}"),
+                format!("{peer_name} has asked for it"),
+            ),
+            Err(why) => News::new(
+                Kind::VrrpHandover,
+                format!("this node does not take {names} over from {peer_name}"),
+                why.as_str(),
+            ),
+        };
+        if answer.is_ok() {
+            let mut taken = BTreeSet::new();
+            for key in routers {
+                if !taken.contains(key) {
+                    self.vrrp.rim.order(Order::Take(*key));
+                    taken.extend(self.with_mates(*key));
+                }
+            }
+        }
+        group.rim.answer(peer, answer);
+        self.tell(news);
+    }
+
+    /// Why this node can't take a router over.
+    fn why_not(&self, key: RouterKey) -> Result<(), String> {
+        let Some(router) = self.router(key) else {
+            return Err(format!("{key} is no virtual router there"));
+        };
+        let name = &router.name;
+        if self.leaving.is_some() || self.node.draining_since.is_some() {
+            return Err("the node is draining itself".into());
+        }
+        match self.vrrp.state(key) {
+            State::Fault => return Err(format!("{name} is in fault there")),
+            State::Initialize => return Err(format!("{name} does not take part there yet")),
+            State::Backup | State::Active => {}
+        }
+        let services = self.services_of([key]);
+        let lacks = self.group.as_ref().is_some_and(|group| group.lacks_flows_of(key, &services));
+        match lacks {
+            true => Err(format!("not all flows of {name} are known there")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Tells who has asked for a handover what has come of it.
+fn answer(endings: &[Ending], asker: Asker) {
+    let mut gone = Vec::new();
+    let mut stay = Vec::new();
+    for Ending { name, outcome, .. } in endings {
+        match outcome {
+            Ok(text) => gone.push((name.as_str(), format!("{name}: {text}"))),
+            Err(text) => stay.push(format!("{name} stays here: {text}")),
+        }
+    }
+    let told = gone.iter().map(|(_, text)| text.clone());
+    // Who asked may be gone.
+    match asker {
+        Asker::Operator(tell) if stay.is_empty() => {
+            let names: Vec<_> = gone.iter().map(|(name, _)| *name).collect();
+            let message = format!("{} handed over", names.join(", "));
+            let _ = tell.send(Ok(Done { message, notes: told.collect(), plan: None }));
+        }
+        Asker::Operator(tell) => {
+            let all: Vec<_> = stay.into_iter().chain(told).collect();
+            let refusal = Refusal::new(RefusalKind::Failed, all.join("; "));
+            let _ = tell.send(Err(
+                refusal.hint("nothing was interrupted; see 'lbctl vrrp status' on both nodes")
+            ));
+        }
+        Asker::Drain(tell, mut done) => {
+            done.notes.splice(0..0, told.chain(stay));
+            let _ = tell.send(Ok(done));
+        }
+        Asker::End | Asker::Higher(_) => {}
+    }
+}

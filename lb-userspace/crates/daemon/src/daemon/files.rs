@@ -1,0 +1,126 @@
+//! What is read from the configuration's file and those that it names, and what is written to it: on a thread of its
+//! own, since a disk may take any time over it.
+//!
+//! One piece of work is done after the other, in the order in which they were asked for. What comes of each goes on
+//! in the daemon's task.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::mpsc::{Sender, channel},
+    thread,
+    time::Instant,
+};
+
+use lb_config::{Config, Error};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::{Balancer, Daemon};
+
+/// What the thread does.
+type Work<B> = Box<dyn FnOnce() -> Effect<B> + Send>;
+/// What the daemon's task does with what comes of it.
+type Effect<B> = Box<dyn FnOnce(&mut Daemon<B>) + Send>;
+
+/// Where work is handed over to the thread.
+pub(super) struct Files<B> {
+    thread: Sender<Work<B>>,
+    done: UnboundedReceiver<Effect<B>>,
+    waiting: VecDeque<Work<B>>,
+    is_busy: bool,
+}
+
+impl<B: Balancer> Files<B> {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for a thread.
+    pub(super) fn start() -> io::Result<Self> {
+        let (thread, work) = channel::<Work<B>>();
+        let (effects, done) = unbounded_channel();
+        let run = move || {
+            for work in work {
+                if effects.send(work()).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("lbd-config".into()).spawn(run)?;
+        Ok(Self { thread, done, waiting: VecDeque::new(), is_busy: false })
+    }
+
+    /// Whether nothing is under way.
+    pub(super) const fn is_idle(&self) -> bool {
+        !self.is_busy
+    }
+
+    /// What comes of the work that ends next; none: the thread has ended.
+    pub(super) async fn done(&mut self) -> Option<Effect<B>> {
+        self.done.recv().await
+    }
+
+    fn go_on(&mut self) {
+        if self.is_busy {
+            return;
+        }
+        if let Some(work) = self.waiting.pop_front() {
+            self.is_busy = true;
+            // A thread that has ended is found by `done`.
+            let _ = self.thread.send(work);
+        }
+    }
+}
+
+impl<B: Balancer> Daemon<B> {
+    /// Has the configuration's file read, and goes on with what was found.
+    pub(super) fn with_config(
+        &mut self,
+        effect: impl FnOnce(&mut Self, Result<Config, Error>) + Send + 'static,
+    ) {
+        let file = self.file.clone();
+        self.on_disk(move || Config::load(&file), effect);
+    }
+
+    /// Has the thread do `work` after all that was asked for before, and goes on with what comes of it.
+    pub(super) fn on_disk<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+        effect: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        self.files.waiting.push_back(joined(work, effect));
+        self.files.go_on();
+    }
+
+    /// The same before all that waits, as the rest of what is under way.
+    pub(super) fn next_on_disk<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+        effect: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        self.files.waiting.push_front(joined(work, effect));
+        self.files.go_on();
+    }
+
+    /// Goes on with what has come of a piece of work.
+    pub(super) fn take_up(&mut self, effect: Effect<B>) {
+        let started = Instant::now();
+        self.wrote = false;
+        effect(self);
+        self.files.is_busy = false;
+        self.files.go_on();
+        if self.wrote {
+            self.pace.wrote(started, Instant::now());
+        }
+    }
+}
+
+fn joined<B: Balancer, T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    effect: impl FnOnce(&mut Daemon<B>, T) + Send + 'static,
+) -> Work<B> {
+    Box::new(move || {
+        let found = work();
+        Box::new(move |daemon: &mut Daemon<B>| effect(daemon, found))
+    })
+}

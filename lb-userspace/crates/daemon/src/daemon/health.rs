@@ -1,0 +1,409 @@
+//! What the daemon makes of health checks: it says who is to be asked, takes the answers in, and
+//! tells what they change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use lb_api::{
+    check_status::{CheckStatus, Load},
+    status::{Standing, Status},
+};
+use lb_health::{
+    Condition, Seen, Target, View,
+    assign::assignments,
+    check::Start,
+    prober::{Assignment, Prober, Report},
+};
+use lb_model::{
+    desired::{Desired, ServiceKey},
+    hop::Neighbourhood,
+    settings::Tunnel,
+    units::counted,
+};
+use lb_observe::events::{Kind, News};
+
+/// Who asks the backends.
+pub trait Checks: Send {
+    /// See [`Prober::assign`].
+    fn assign(&self, assignments: BTreeMap<Target, Assignment>);
+    /// See [`Prober::suspect`].
+    fn suspect(&self, target: Target, reason: String);
+    /// See [`Prober::status`].
+    fn status(&self) -> BTreeMap<Target, CheckStatus>;
+    /// See [`Prober::load`].
+    fn load(&self) -> Load;
+}
+
+impl Checks for Prober {
+    fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+        Self::assign(self, assignments);
+    }
+
+    fn suspect(&self, target: Target, reason: String) {
+        Self::suspect(self, target, reason);
+    }
+
+    fn status(&self) -> BTreeMap<Target, CheckStatus> {
+        Self::status(self)
+    }
+
+    fn load(&self) -> Load {
+        Self::load(self)
+    }
+}
+
+/// A suspicion is told after this time at the earliest since the one before it of the same backend:
+/// a port scan raises two a second of each.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// What the clients' packets say against a backend.
+#[derive(Default)]
+struct Suspected {
+    reason: String,
+    /// When that was told last, and how many suspicions there were since.
+    told: Option<Instant>,
+    untold: u32,
+    /// Whether the last one was told, and its end was not.
+    is_open: bool,
+}
+
+impl Suspected {
+    /// A suspicion at `now`: what there is to tell of it.
+    fn again(&mut self, now: Instant) -> Option<String> {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET) {
+            self.untold = self.untold.saturating_add(1);
+            return None;
+        }
+        self.told = Some(now);
+        self.is_open = true;
+        Some(match std::mem::take(&mut self.untold) {
+            0 => self.reason.clone(),
+            untold => format!("{}; {untold} suspicions before were not told", self.reason),
+        })
+    }
+}
+
+/// What is known of the backends' health.
+pub(super) struct Health {
+    checks: Box<dyn Checks>,
+    tunnel: Tunnel,
+    /// What an earlier run has left, until it is taken up.
+    adopted: View,
+    /// The backends whose condition that was.
+    found_out: BTreeSet<Target>,
+    /// The backends that were assigned.
+    known: BTreeSet<Target>,
+    view: View,
+    neighbourhood: Option<Neighbourhood>,
+    suspected: BTreeMap<Target, Suspected>,
+    standings: BTreeMap<ServiceKey, Standing>,
+}
+
+impl Health {
+    pub(super) fn new(checks: Box<dyn Checks>, tunnel: Tunnel) -> Self {
+        Self {
+            checks,
+            tunnel,
+            adopted: View::new(),
+            found_out: BTreeSet::new(),
+            known: BTreeSet::new(),
+            view: View::new(),
+            neighbourhood: None,
+            suspected: BTreeMap::new(),
+            standings: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what an earlier run has left in the maps.
+    pub(super) fn adopt(&mut self, adopted: View) {
+        self.found_out = adopted.keys().copied().collect();
+        self.adopted = adopted;
+    }
+
+    /// What is seen.
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The ways to the backends, as far as they are known.
+    pub(super) fn neighbourhood(&self) -> Option<&Neighbourhood> {
+        self.neighbourhood.as_ref()
+    }
+
+    /// Hears of the ways to the backends.
+    pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
+        self.neighbourhood = Some(neighbourhood);
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    pub(super) fn follow(&mut self, desired: &Desired) {
+        let mut there = BTreeSet::new();
+        for service in desired.services.values() {
+            for (&backend, wanted) in &service.backends {
+                let target = Target { service: service.key, backend };
+                there.insert(target);
+                if self.known.contains(&target) {
+                    continue;
+                }
+                let check = service.check_of(wanted);
+                let down = check.is_active() && check.start == Start::Down;
+                let seen = self.adopted.remove(&target).unwrap_or(Seen {
+                    condition: if down { Condition::SoftDown } else { Condition::Up },
+                    ..Seen::default()
+                });
+                self.see(target, seen);
+            }
+        }
+        self.view.retain(|target, _| there.contains(target));
+        self.suspected.retain(|target, _| there.contains(target));
+        self.found_out.retain(|target| there.contains(target));
+        self.known = there;
+        let ways = self.neighbourhood.as_ref();
+        let assignments = assignments(desired, ways, self.tunnel, &self.view, &self.found_out);
+        self.checks.assign(assignments);
+    }
+
+    fn see(&mut self, target: Target, seen: Seen) {
+        if seen == Seen::default() {
+            self.view.remove(&target);
+        } else {
+            self.view.insert(target, seen);
+        }
+    }
+
+    /// A backend's clients find it silent.
+    pub(super) fn suspect(&mut self, target: Target, reason: String) {
+        self.suspected.entry(target).or_default().reason.clone_from(&reason);
+        self.checks.suspect(target, reason);
+    }
+
+    /// Takes a report in at `now`; what there is to tell of it.
+    pub(super) fn take(&mut self, report: Report, desired: &Desired, now: Instant) -> Vec<News> {
+        let Report { target, seen, change } = report;
+        let Some(name) = name_of(desired, target.service) else { return Vec::new() };
+        if !self.known.contains(&target) {
+            return Vec::new();
+        }
+        let before = self.view.get(&target).copied().unwrap_or_default();
+        self.see(target, seen);
+        let mut news = Vec::new();
+        let mut tell = |kind, what: &str, cause: &str| {
+            let message = format!("{name} {} {what}", target.backend);
+            news.push(News::new(kind, message, cause).of_backend(name, target.backend));
+        };
+        // A suspicion that the next answer clears is counted and not told.
+        if seen.doubted
+            && !before.doubted
+            && let Some(cause) = self.suspected.entry(target).or_default().again(now)
+        {
+            tell(Kind::BackendSuspect, "is suspected to be silent", &cause);
+        }
+        if before.suspect
+            && !seen.suspect
+            && let Some(suspected) = self.suspected.get_mut(&target)
+            && std::mem::take(&mut suspected.is_open)
+            && seen.condition == Condition::Up
+        {
+            let cause = "neither its check nor its clients' packets find it silent";
+            tell(Kind::BackendAnswers, "is suspected no more", cause);
+        }
+        if let Some(change) = change {
+            match change.to {
+                Condition::Up => tell(Kind::BackendUp, "is up", &change.cause),
+                Condition::SoftDown => tell(
+                    Kind::BackendDown,
+                    "is down: no new flows, it keeps the ones it has",
+                    &change.cause,
+                ),
+                Condition::HardDown => {
+                    tell(Kind::BackendDown, "is down: its flows move", &change.cause);
+                }
+            }
+        }
+        match (before.held, seen.held) {
+            (false, true) => tell(
+                Kind::BackendHeld,
+                "is up and gets no new flows yet",
+                "it went down too often of late",
+            ),
+            (true, false) if seen.condition == Condition::Up => {
+                tell(Kind::BackendUp, "gets new flows again", "it has stayed up");
+            }
+            _ => {}
+        }
+        news
+    }
+
+    /// Takes over how the services stand; what there is to tell of it.
+    pub(super) fn stand(
+        &mut self,
+        standings: &BTreeMap<ServiceKey, Standing>,
+        desired: &Desired,
+    ) -> Vec<News> {
+        let mut news = Vec::new();
+        for (key, now) in standings {
+            let Some(name) = name_of(desired, *key) else { continue };
+            let before = self.standings.get(key).copied();
+            let up = match now.enabled {
+                0 => "no backend may take new flows".to_owned(),
+                enabled => format!("{} of {} up", now.up, counted(enabled, "backend")),
+            };
+            let mut tell = |kind, what: &str| {
+                let message = format!("service {name} {what}");
+                news.push(News::new(kind, message, up.clone()).of_service(name));
+            };
+            // A service that begins as it should is no news.
+            match (before.is_none_or(|before| before.ready), now.ready) {
+                (true, false) => tell(Kind::ServiceNotReady, "is not ready"),
+                (false, true) => tell(Kind::ServiceReady, "is ready"),
+                _ => {}
+            }
+            match (before.is_some_and(|before| before.panic), now.panic) {
+                (false, true) => {
+                    tell(Kind::ServicePanic, "is in panic: its checks are ignored for choosing");
+                }
+                (true, false) => tell(Kind::ServicePanicOver, "is in panic no more"),
+                _ => {}
+            }
+        }
+        self.standings.clone_from(standings);
+        news
+    }
+
+    /// Adds what is known of the checks.
+    pub(super) fn tell(&self, status: &mut Status) {
+        status.checks = self.checks.load();
+        let mut checks = self.checks.status();
+        for service in status.services.values_mut() {
+            for (address, backend) in &mut service.backends {
+                let target = Target { service: service.key, backend: *address };
+                backend.check = checks.remove(&target);
+            }
+        }
+    }
+}
+
+fn name_of(desired: &Desired, key: ServiceKey) -> Option<&str> {
+    let mut services = desired.services.iter();
+    services.find(|(_, service)| service.key == key).map(|(name, _)| name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        sync::{Arc, Mutex},
+    };
+
+    use lb_health::check;
+    use lb_model::{
+        desired::{Backend, Mode},
+        spec::ServiceSpec,
+    };
+
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 11));
+    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 12));
+
+    /// Keeps what it was assigned last.
+    #[derive(Clone, Default)]
+    struct Assigned(Arc<Mutex<BTreeMap<Target, Assignment>>>);
+
+    impl Checks for Assigned {
+        fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+            *self.0.lock().expect("nobody panics") = assignments;
+        }
+
+        fn suspect(&self, _: Target, _: String) {}
+
+        fn status(&self) -> BTreeMap<Target, CheckStatus> {
+            BTreeMap::new()
+        }
+
+        fn load(&self) -> Load {
+            Load::default()
+        }
+    }
+
+    fn web(backends: &[IpAddr]) -> Desired {
+        let mut service =
+            ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service();
+        service.policy.check.kind = check::Kind::Tcp;
+        service.backends = backends.iter().map(|at| (*at, Backend::default())).collect();
+        Desired { services: [("web".to_owned(), service)].into() }
+    }
+
+    fn target(backend: IpAddr) -> Target {
+        Target { service: web(&[]).services["web"].key, backend }
+    }
+
+    #[test]
+    fn suspicions_of_one_backend_are_told_every_ten_seconds_and_counted() {
+        let desired = web(&[A, B]);
+        let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
+        health.follow(&desired);
+        let begun = Instant::now();
+        let (mut causes, mut ended) = (BTreeMap::new(), 0);
+        let mut suspect = |backend, now| {
+            health.suspect(target(backend), "clients repeat their SYNs".into());
+            for (suspect, doubted) in [(true, false), (true, true), (false, false)] {
+                let seen = Seen { suspect, doubted, ..Seen::default() };
+                let report = Report { target: target(backend), seen, change: None };
+                for news in health.take(report, &desired, now) {
+                    assert_eq!(news.backend, Some(backend));
+                    match news.kind {
+                        Kind::BackendSuspect => {
+                            causes.entry(backend).or_insert_with(Vec::new).push(news.cause);
+                        }
+                        kind => {
+                            assert_eq!(kind, Kind::BackendAnswers);
+                            ended += 1;
+                        }
+                    }
+                }
+            }
+        };
+        // Two a second for 10 seconds, and one more.
+        for n in 0..=20 {
+            suspect(A, begun + n * Duration::from_millis(500));
+        }
+        suspect(B, begun + Duration::from_secs(5));
+        let first = "clients repeat their SYNs";
+        assert_eq!(causes[&A], [first, &format!("{first}; 19 suspicions before were not told")]);
+        assert_eq!(causes[&B], [first]);
+        assert_eq!(ended, 3, "the end of each that was told");
+    }
+
+    #[test]
+    fn a_suspicion_that_the_next_answer_clears_is_not_told() {
+        let desired = web(&[A]);
+        let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
+        health.follow(&desired);
+        health.suspect(target(A), "clients repeat their SYNs".into());
+        for suspect in [true, false, true, false] {
+            let seen = Seen { suspect, ..Seen::default() };
+            let report = Report { target: target(A), seen, change: None };
+            assert!(health.take(report, &desired, Instant::now()).is_empty());
+        }
+    }
+
+    #[test]
+    fn only_what_an_earlier_run_has_left_is_found_out() {
+        let assigned = Assigned::default();
+        let found_out = |backend| {
+            let assigned = assigned.0.lock().expect("nobody panics");
+            assigned.get(&target(backend)).map(|assignment| assignment.found_out)
+        };
+        let mut health = Health::new(Box::new(assigned.clone()), Tunnel::default());
+        health.adopt([(target(A), Seen::default())].into());
+        health.follow(&web(&[A, B]));
+        assert_eq!((found_out(A), found_out(B)), (Some(true), Some(false)));
+        // One that was removed comes back as any other.
+        health.follow(&web(&[B]));
+        health.follow(&web(&[A, B]));
+        assert_eq!(found_out(A), Some(false));
+    }
+}

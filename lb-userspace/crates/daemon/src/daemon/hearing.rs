@@ -1,0 +1,89 @@
+//! What the daemon hears of the backends: the ways to them, and what the checks and their clients say.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use lb_health::{
+    Condition, Target,
+    prober::{Change, Report},
+};
+use lb_model::hop::{Neighbourhood, Resolution, Want};
+use tokio::sync::watch;
+
+use super::{Balancer, Daemon};
+use crate::egress;
+
+/// How long the start waits for the next hops of all backends, so that none is taken for
+/// unreachable because it was not asked for yet.
+const FIRST_HOPS: Duration = Duration::from_secs(1);
+
+impl<B: Balancer> Daemon<B> {
+    /// Hears of the neighbourhood.
+    pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
+        let news = self.reach.follow(&self.desired, &neighbourhood);
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.health.meet(neighbourhood.clone());
+        self.balancer.set_neighbourhood(neighbourhood);
+        // Other balancers are wanted as soon as a backend is on this node.
+        self.want();
+        self.check_health();
+        self.stale = true;
+    }
+
+    /// Has the backends asked that are desired, by the ways that are known.
+    pub(super) fn check_health(&mut self) {
+        self.health.follow(&self.desired);
+        if let (Some(egress), Some(known)) = (&self.egress, self.health.neighbourhood()) {
+            egress.watch(egress::plan(&self.desired, known, self.config.tunnel));
+        }
+        self.balancer.set_view(self.health.view().clone());
+    }
+
+    /// Hears what was found out about backends.
+    pub(super) fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+        let now = Instant::now();
+        for report in reports {
+            self.doubt_way(&report);
+            let news = self.health.take(report, &self.desired, now);
+            news.into_iter().for_each(|news| self.effects.events.record(news));
+            self.stale = true;
+        }
+        if self.stale {
+            self.balancer.set_view(self.health.view().clone());
+        }
+    }
+
+    /// A backend that is down may be at another MAC address.
+    pub(super) fn doubt_way(&self, report: &Report) {
+        let is_down = |change: &Change| change.to != Condition::Up;
+        if !report.change.as_ref().is_some_and(is_down) {
+            return;
+        }
+        let Target { service, backend: address } = report.target;
+        if let Some(service) = self.desired.services.values().find(|s| s.key == service) {
+            (self.effects.doubt)(Want { address, mode: service.mode });
+        }
+    }
+}
+
+/// Waits until it is known of each next hop whether there is one, for a while.
+pub(super) async fn await_first_hops(
+    wants: BTreeSet<Want>,
+    neighbours: &mut watch::Receiver<Neighbourhood>,
+) -> Result<()> {
+    let known = |neighbourhood: &Neighbourhood| {
+        wants.iter().all(|want| {
+            matches!(
+                neighbourhood.hops.get(want),
+                Some(Resolution::Resolved(_) | Resolution::Unreachable { .. })
+            )
+        })
+    };
+    match tokio::time::timeout(FIRST_HOPS, neighbours.wait_for(known)).await {
+        Ok(Err(_)) => anyhow::bail!("the kernel's neighbours can't be followed"),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,422 @@
+//! In what two nodes must be alike, as keyed hashes: they tell each other, and nobody else, whether
+//! they differ, and not what of it.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use lb_model::desired::{Admin, Desired, Service, ServiceKey, UdpPolicy};
+use lb_observe::events::Kind;
+use lb_sync::{Facts, Fingerprint, Key, Likeness, RouterFacts};
+use lb_vrrp::{Auth, Router, RouterStatus, State, Version};
+use ring::hmac;
+
+/// How long services may have other backends on two nodes before that is told.
+const LASTING: Duration = Duration::from_secs(10);
+
+/// Makes keyed hashes.
+pub(super) struct Hasher(hmac::Key);
+
+impl Hasher {
+    pub(super) fn new(key: &Key) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &key.0))
+    }
+
+    /// A hash of some parts; `of` says what they are, so that no two kinds of things are alike.
+    fn hash<'p>(&self, of: &str, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(b"lb likeness ");
+        context.update(of.as_bytes());
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let tag = context.sign();
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&tag.as_ref()[..8]);
+        u64::from_be_bytes(bytes)
+    }
+
+    /// Of what makes rings equal.
+    pub(super) fn fingerprint(&self, seed: &[u8; 16], desired: &Desired) -> Fingerprint {
+        let services = desired.services.values();
+        Fingerprint {
+            seed: self.hash("seed", [&seed[..]]),
+            services: services.map(|service| (service.key, self.service(service))).collect(),
+        }
+    }
+
+    fn service(&self, service: &Service) -> Likeness {
+        let udp: &[u8] = match service.udp_policy {
+            UdpPolicy::Oneshot => b"oneshot",
+            UdpPolicy::Tracked => b"tracked",
+            UdpPolicy::Quic => b"quic",
+        };
+        let (mode, slots) = (service.mode.to_string(), service.ring_slots.to_be_bytes());
+        let idle = service.idle_timeout.as_millis().to_be_bytes();
+        let backends: Vec<Vec<u8>> = service.backends.keys().map(octets).collect();
+        let settings = [mode.as_bytes(), &slots, &idle, udp];
+        // Drained, disabled and leaving backends are alike: a drain ends on each node by its own flows.
+        let enabled = service.backends.iter().filter(|(_, one)| one.admin == Admin::Enabled);
+        let shares: Vec<Vec<u8>> = enabled
+            .map(|(address, one)| {
+                let weight = one.weight.0.get().to_be_bytes();
+                [&octets(address)[..], &weight, &[u8::from(one.backup)]].concat()
+            })
+            .collect();
+        Likeness {
+            settings: self.hash("service", settings),
+            backends: self.hash("backends", backends.iter().map(Vec::as_slice)),
+            shares: self.hash("shares", shares.iter().map(Vec::as_slice)),
+        }
+    }
+
+    /// How a virtual router of this node stands, and what its advertisements are like.
+    pub(super) fn router(
+        &self,
+        router: &Router,
+        state: State,
+        status: Option<&RouterStatus>,
+    ) -> RouterFacts {
+        let mut addresses: Vec<Vec<u8>> = router
+            .addresses
+            .iter()
+            .filter(|vip| vip.advertised)
+            .map(|vip| octets(&vip.address))
+            .collect();
+        addresses.sort();
+        let centis = router.interval.as_millis() / 10;
+        RouterFacts {
+            state,
+            priority: status.map_or(router.priority.get(), |status| status.priority),
+            wants: status.is_some_and(|status| status.wants),
+            lowered: status.is_some_and(|status| status.lowered),
+            source: status.and_then(|status| status.source).or(router.source),
+            fingerprint: self.advertisements(router),
+            interval_centis: u16::try_from(centis).unwrap_or(u16::MAX),
+            addresses: self.hash("addresses", addresses.iter().map(Vec::as_slice)),
+        }
+    }
+
+    /// Of what must be equal for advertisements to be taken.
+    fn advertisements(&self, router: &Router) -> u64 {
+        // Version 3 learns the interval of the Active router.
+        let (version, interval) = match router.version {
+            Version::V2 => (2, router.interval.as_millis().to_be_bytes()),
+            Version::V3 => (3, [0; 16]),
+        };
+        let (kind, id, secret): (_, _, &[u8]) = match &router.auth {
+            Auth::None => (0, 0, &[]),
+            Auth::Pass(password) => (1, 0, password),
+            Auth::Hmac { id, secret } => (2, *id, secret),
+        };
+        self.hash("advertisements", [&[version, kind, id][..], &interval, secret])
+    }
+}
+
+fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().into(),
+        IpAddr::V6(v6) => v6.octets().into(),
+    }
+}
+
+/// In what a peer is unlike this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unlike {
+    /// Why nothing of it can be taken.
+    pub(super) altogether: Option<String>,
+    /// Services whose flows can't be taken, and why.
+    pub(super) services: BTreeMap<ServiceKey, String>,
+    /// Services that have other backends there, or other weights or states of them, in words. Flows on
+    /// backends that one node does not have can't be taken.
+    pub(super) backends: BTreeMap<ServiceKey, String>,
+    /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
+    /// in words.
+    pub(super) deaf: BTreeMap<lb_vrrp::RouterKey, (Option<IpAddr>, String)>,
+    /// Routers that advertise other addresses, in words.
+    pub(super) addresses: BTreeMap<lb_vrrp::RouterKey, String>,
+}
+
+impl Unlike {
+    /// Everything, in words.
+    pub(super) fn problems(&self) -> impl Iterator<Item = &str> {
+        self.told().map(|(_, text)| text)
+    }
+
+    /// Everything, in words, with the kind of event that each is.
+    pub(super) fn told(&self) -> impl Iterator<Item = (Kind, &str)> {
+        let flows = self.altogether.iter().chain(self.services.values());
+        let routers = self.deaf.values().map(|(_, text)| text).chain(self.addresses.values());
+        let flows = flows.map(|text| (Kind::PeerRefused, text.as_str()));
+        let backends = self.backends.values().map(|text| (Kind::PeerDiffers, text.as_str()));
+        let flows = flows.chain(backends);
+        flows.chain(routers.map(|text| (Kind::VrrpMismatch, text.as_str())))
+    }
+}
+
+/// Since when services have had other backends on a peer.
+#[derive(Debug, Default)]
+pub(super) struct Apart(BTreeMap<ServiceKey, Instant>);
+
+impl Apart {
+    /// Leaves those that have been apart for long: whoever changes both nodes needs a moment, and a
+    /// backend that leaves does so when its last flow on that node has ended.
+    pub(super) fn lasting(&mut self, apart: &mut BTreeMap<ServiceKey, String>, now: Instant) {
+        self.0.retain(|key, _| apart.contains_key(key));
+        apart.retain(|key, _| {
+            let since = *self.0.entry(*key).or_insert(now);
+            now.saturating_duration_since(since) >= LASTING
+        });
+    }
+}
+
+/// Compares what this node says of itself with what a peer says.
+pub(super) fn compare(
+    own: &Facts,
+    theirs: &Facts,
+    desired: &Desired,
+    routers: &[Router],
+) -> Unlike {
+    let mut unlike = Unlike::default();
+    if own.fingerprint.seed != theirs.fingerprint.seed {
+        let text =
+            "its seed is another one, so its rings are, too; give both nodes the same `seed`";
+        unlike.altogether = Some(text.into());
+    }
+    for (name, service) in &desired.services {
+        let key = service.key;
+        let theirs = theirs.fingerprint.services.get(&key);
+        let ours = own.fingerprint.services.get(&key);
+        let text = match theirs {
+            None => format!("{name}: {key} is no service there"),
+            Some(theirs) if ours.map(|ours| ours.settings) != Some(theirs.settings) => {
+                format!("{name}: mode, ring_slots, idle_timeout or udp are others there")
+            }
+            Some(theirs) => {
+                let text = if ours.map(|ours| ours.backends) != Some(theirs.backends) {
+                    format!(
+                        "{name}: the backends' addresses are others there; flows on those that one node lacks are not taken over"
+                    )
+                } else if ours.map(|ours| ours.shares) != Some(theirs.shares) {
+                    format!(
+                        "{name}: weights or states of backends are others there; a failover changes who gets new flows: compare 'lbctl backend list {name}' on both nodes"
+                    )
+                } else {
+                    continue;
+                };
+                unlike.backends.insert(key, text);
+                continue;
+            }
+        };
+        unlike.services.insert(key, text);
+    }
+    for key in theirs.fingerprint.services.keys() {
+        if !own.fingerprint.services.contains_key(key) {
+            unlike.services.insert(*key, format!("{key} is a service there, and none here"));
+        }
+    }
+    for router in routers {
+        let (Some(here), Some(there)) =
+            (own.routers.get(&router.key), theirs.routers.get(&router.key))
+        else {
+            continue;
+        };
+        let RouterFacts { fingerprint, addresses, source, .. } = there;
+        if here.fingerprint != *fingerprint {
+            let text = format!(
+                "virtual router {}: version, password, key{} are others there, so that no advertisement can be taken",
+                router.name,
+                if router.version == Version::V2 { " or interval" } else { "" },
+            );
+            unlike.deaf.insert(router.key, (*source, text));
+        }
+        if here.addresses != *addresses {
+            let text = format!("virtual router {}: its addresses are others there", router.name);
+            unlike.addresses.insert(router.key, text);
+        }
+    }
+    unlike
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_config::Config;
+
+    use super::*;
+
+    const NODE: &str = r#"
+        interfaces = ["eth0"]
+        [[virtual_router]]
+        name = "main"
+        interface = "eth0"
+        vrid = 51
+        version = 2
+        priority = 150
+        password = "secret"
+        addresses = ["10.0.0.100", "10.0.0.101"]
+        [[service]]
+        name = "web"
+        vip = "10.0.0.100"
+        port = 80
+        protocol = "tcp"
+        mode = "dsr"
+        idle_timeout = "10m"
+        ring_slots = 1009
+        backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", weight = 3 }]
+    "#;
+
+    /// What a node of this configuration says of itself.
+    fn facts(config: &Config, key: u8, seed: u8) -> Facts {
+        let hasher = Hasher::new(&Key([key; 32]));
+        let routers = config.routers.routers.iter();
+        Facts {
+            fingerprint: hasher.fingerprint(&[seed; 16], &config.desired),
+            routers: routers
+                .map(|router| (router.key, hasher.router(router, State::Backup, None)))
+                .collect(),
+            draining: false,
+        }
+    }
+
+    /// What a node finds of a peer whose configuration has `to` where its own has `from`.
+    fn found(from: &str, to: &str) -> Vec<String> {
+        let parse = |text: &str| Config::parse(text).unwrap_or_else(|p| panic!("{p:?}"));
+        assert!(NODE.contains(from), "{from}");
+        let (here, there) = (parse(NODE), parse(&NODE.replace(from, to)));
+        let unlike = compare(
+            &facts(&here, 1, 1),
+            &facts(&there, 1, 1),
+            &here.desired,
+            &here.routers.routers,
+        );
+        unlike.problems().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn nodes_may_differ_in_what_is_their_own() {
+        for (from, to) in [
+            ("main", "other"),
+            ("150", "100"),
+            ("\"web\"", "\"www\""),
+            ("\"10.0.0.100\", \"10.0.0.101\"", "\"10.0.0.101\", \"10.0.0.100\""),
+            ("ring_slots", "syn_budget = 5\nring_slots"),
+        ] {
+            assert_eq!(found(from, to), [""; 0], "{to}");
+        }
+    }
+
+    #[test]
+    fn what_makes_flows_go_elsewhere_is_found() {
+        let others = "web: mode, ring_slots, idle_timeout or udp are others there";
+        let backends = "web: the backends' addresses are others there; flows on those that one node lacks are not taken over";
+        let shares = "web: weights or states of backends are others there; a failover changes who gets new flows: compare 'lbctl backend list web' on both nodes";
+        for (from, to, expected) in [
+            ("dsr", "ipip", vec![others]),
+            ("1009", "1013", vec![others]),
+            ("10m", "11m", vec![others]),
+            ("10.0.0.12", "10.0.0.13", vec![backends]),
+            ("weight = 3", "weight = 7", vec![shares]),
+            ("weight = 3", "weight = 3, backup = true", vec![shares]),
+            (
+                "port = 80",
+                "port = 81",
+                vec![
+                    "web: tcp 10.0.0.100:80 is no service there",
+                    "tcp 10.0.0.100:81 is a service there, and none here",
+                ],
+            ),
+            (
+                "secret",
+                "other",
+                vec![
+                    "virtual router main: version, password, key or interval are others there, so that no advertisement can be taken",
+                ],
+            ),
+            (
+                "version = 2",
+                "version = 2\ninterval = \"2s\"",
+                vec![
+                    "virtual router main: version, password, key or interval are others there, so that no advertisement can be taken",
+                ],
+            ),
+            (
+                "version = 2\n        priority = 150\n        password = \"secret\"\n",
+                "",
+                vec![
+                    "virtual router main: version, password, key or interval are others there, so that no advertisement can be taken",
+                ],
+            ),
+            (", \"10.0.0.101\"", "", vec!["virtual router main: its addresses are others there"]),
+        ] {
+            assert_eq!(found(from, to), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn a_drain_on_one_node_is_found_and_one_that_ends_earlier_there_is_not() {
+        let here = Config::parse(NODE).expect("it is valid");
+        let with = |admin: Admin| {
+            let mut config = here.clone();
+            let web = config.desired.services.get_mut("web").expect("it is there");
+            web.backends.values_mut().next().expect("one").admin = admin;
+            config
+        };
+        let found = |here: &Config, there: &Config| {
+            let (own, theirs) = (facts(here, 1, 1), facts(there, 1, 1));
+            let unlike = compare(&own, &theirs, &here.desired, &here.routers.routers);
+            unlike.problems().count()
+        };
+        let (draining, down) = (with(Admin::Draining { deadline: None }), with(Admin::Down));
+        assert_eq!(found(&here, &draining), 1);
+        assert_eq!(found(&draining, &here), 1);
+        assert_eq!(found(&draining, &with(Admin::Disabled)), 0);
+        assert_eq!(found(&down, &draining), 0);
+    }
+
+    #[test]
+    fn flows_are_taken_while_backends_differ_and_that_is_told_when_it_lasts() {
+        let parse = |text: &str| Config::parse(text).expect("it is valid");
+        let (here, there) = (parse(NODE), parse(&NODE.replace("10.0.0.12", "10.0.0.13")));
+        let (own, theirs) = (facts(&here, 1, 1), facts(&there, 1, 1));
+        let unlike = || compare(&own, &theirs, &here.desired, &here.routers.routers).backends;
+        assert_eq!(
+            compare(&own, &theirs, &here.desired, &here.routers.routers).services,
+            BTreeMap::new()
+        );
+        let (mut apart, start) = (Apart::default(), Instant::now());
+        let told = |apart: &mut Apart, mut unlike: BTreeMap<_, _>, after| {
+            apart.lasting(&mut unlike, start + after);
+            unlike.len()
+        };
+        assert_eq!(told(&mut apart, unlike(), Duration::ZERO), 0);
+        assert_eq!(told(&mut apart, unlike(), LASTING - Duration::from_millis(1)), 0);
+        assert_eq!(told(&mut apart, unlike(), LASTING), 1);
+        assert_eq!(told(&mut apart, BTreeMap::new(), LASTING), 0);
+        assert_eq!(told(&mut apart, unlike(), LASTING), 0, "it begins anew");
+    }
+
+    #[test]
+    fn another_seed_makes_a_stranger() {
+        let config = Config::parse(NODE).expect("it is valid");
+        let routers = &config.routers.routers;
+        let unlike =
+            compare(&facts(&config, 1, 1), &facts(&config, 1, 2), &config.desired, routers);
+        assert!(unlike.altogether.is_some_and(|text| text.contains("give both nodes the same")));
+        assert_eq!(unlike.services, BTreeMap::new());
+    }
+
+    #[test]
+    fn without_the_key_hashes_tell_nothing() {
+        let config = Config::parse(NODE).expect("it is valid");
+        let (one, other) = (facts(&config, 1, 1), facts(&config, 2, 1));
+        assert_ne!(one.fingerprint.seed, other.fingerprint.seed);
+        let key = config.routers.routers[0].key;
+        assert_ne!(one.routers[&key].fingerprint, other.routers[&key].fingerprint);
+        assert_ne!(one.routers[&key].addresses, other.routers[&key].addresses);
+        let service = config.desired.services["web"].key;
+        assert_ne!(one.fingerprint.services[&service], other.fingerprint.services[&service]);
+    }
+}

@@ -1,0 +1,36 @@
+//! The HTTP listeners: what the configuration's files let them be, and that a file that was missing is
+//! looked for again.
+
+use lb_api::status::Listener;
+
+use super::{Balancer, Daemon};
+
+impl<B: Balancer> Daemon<B> {
+    /// Those that the configuration asks for.
+    pub(super) fn listeners(&self) -> Vec<Listener> {
+        let Some(lacks) = &self.config.http_lacks else { return self.effects.listeners.list() };
+        let why = Some(lacks.why());
+        let one = |address: &_| Listener { address: *address, obstacle: why.clone() };
+        lacks.listen.iter().map(one).collect()
+    }
+
+    /// Looks again for the files that the HTTP listener lacks; each second, as for one whose address can't
+    /// be had.
+    pub(super) fn look_for_listener_files(&mut self) {
+        // A disk that hangs is not asked again and again.
+        if !self.files.is_idle() {
+            return;
+        }
+        let Some(lacks) = self.config.http_lacks.clone() else { return };
+        self.on_disk(
+            move || lacks.try_again(),
+            |daemon, http| {
+                let Some(http) = http else { return };
+                tracing::info!("the files of the HTTP listener can be used");
+                daemon.config.http_lacks = None;
+                daemon.config.http = Some(http);
+                (daemon.effects.doors)(daemon.config.http.as_ref());
+            },
+        );
+    }
+}

@@ -1,0 +1,605 @@
+//! The daemon: the one task that owns the engine, and what it hears.
+//!
+//! Requests, signals, news of the neighbourhood and each second come in one after the other. What
+//! changes the desired state is checked as a whole, kept in the state file, and given to the
+//! engine; the answer goes out when the maps are written. What waits while the maps are written is
+//! taken together, so that a burst of changes ends in few writes.
+
+mod balancer;
+mod balancers;
+mod batch;
+mod end;
+mod failover;
+mod files;
+mod flows;
+mod guard;
+mod handover;
+mod health;
+mod hearing;
+mod likeness;
+mod listeners;
+mod moments;
+mod node;
+mod pace;
+mod peers;
+mod reach;
+mod reload;
+mod requests;
+mod roles;
+mod save;
+mod sharers;
+pub mod trunks;
+mod vrrp;
+mod write;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use lb_api::status::{Node, Totals, Writes};
+use lb_config::Config;
+use lb_health::prober::Report;
+use lb_model::{
+    desired::{Admin, Desired, ServiceKey},
+    diff::Intent,
+    hop::{Neighbourhood, Want},
+    overrides::Overrides,
+    refusal::{Refusal, RefusalKind},
+    rules,
+    settings::Limits,
+    time::Now,
+};
+use lb_observe::events::{Events, Kind, News, changes};
+use lb_sync::{self as sync, Peers};
+use lb_threads::notify::Notifier;
+use lb_vrrp::Vrrp;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+pub use self::{balancer::Balancer, health::Checks};
+use self::{
+    end::Leaving, failover::Asker, files::Files, handover::Handover, health::Health,
+    hearing::await_first_hops, pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
+};
+use crate::{
+    api::Request,
+    clock::{self, Clocks, Jump},
+    egress,
+    state_file::{
+        self, Loaded,
+        writer::{Kept, Writer},
+    },
+    web,
+};
+
+/// How often the engine looks for what has run out.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the engine looks for backends that are silent: several times before a client sends its
+/// SYN again.
+const LOOK: Duration = Duration::from_millis(100);
+/// How often peers are told what is new.
+const BEAT: Duration = Duration::from_millis(10);
+/// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
+/// that whoever starts it need not wait for ever.
+const START: Duration = Duration::from_secs(30);
+/// Requests that are taken together.
+const BATCH: usize = 4_096;
+
+/// Where an answer goes.
+type Tell<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// What the operator asks for by a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGHUP: the configuration's difference.
+    Reload,
+    /// SIGTERM or SIGINT: the end of the daemon, not of forwarding.
+    Stop,
+}
+
+/// What the daemon hears.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Requests of the API.
+    pub requests: mpsc::Receiver<Request>,
+    /// Signals.
+    pub signals: mpsc::Receiver<Signal>,
+    /// The neighbourhood.
+    pub neighbours: watch::Receiver<Neighbourhood>,
+    /// What is found out about backends.
+    pub reports: mpsc::UnboundedReceiver<Report>,
+    /// What the virtual routers tell.
+    pub vrrp: mpsc::UnboundedReceiver<lb_vrrp::Report>,
+    /// What the peers tell.
+    pub peers: mpsc::UnboundedReceiver<sync::Report>,
+}
+
+/// The other nodes.
+pub struct Connection {
+    /// How they are talked to.
+    pub peers: Box<dyn Peers>,
+    /// What they are told of who this node is.
+    pub config: sync::Config,
+    /// The seed, which must be theirs.
+    pub seed: [u8; 16],
+}
+
+/// Opens and closes the doors as a configuration says; none: all are closed.
+pub type SetDoors = Box<dyn Fn(Option<&lb_config::http::Config>) + Send>;
+
+/// What the daemon does beside the engine.
+pub struct Effects {
+    /// Tells the resolver what next hops are wanted.
+    pub want: Box<dyn Fn(BTreeSet<Want>) + Send>,
+    /// Tells the resolver which interfaces have the program at tc.
+    pub at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
+    /// Tells the resolver that a backend is silent.
+    pub doubt: Box<dyn Fn(Want) + Send>,
+    /// Removes what is pinned, when the engine is gone.
+    pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
+    /// Reads the clocks.
+    pub clocks: Box<dyn Fn() -> Clocks + Send>,
+    /// The virtual routers.
+    pub vrrp: Box<dyn Vrrp>,
+    /// The peers; none if there are none.
+    pub peers: Option<Connection>,
+    /// Where read-only clients are answered over TCP.
+    pub doors: SetDoors,
+    /// How that fares.
+    pub listeners: web::Listeners,
+    /// Where events go.
+    pub events: Events,
+    /// The service manager.
+    pub notifier: Notifier,
+}
+
+/// What is left of [`Effects`] when everything has its place.
+struct Deeds {
+    want: Box<dyn Fn(BTreeSet<Want>) + Send>,
+    at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
+    doubt: Box<dyn Fn(Want) + Send>,
+    detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
+    clocks: Box<dyn Fn() -> Clocks + Send>,
+    doors: SetDoors,
+    listeners: web::Listeners,
+    events: Events,
+    notifier: Notifier,
+}
+
+/// Why the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to; forwarding goes on.
+    Stopped,
+    /// Everything was removed.
+    Detached,
+}
+
+/// The daemon's state.
+pub struct Daemon<B> {
+    balancer: B,
+    effects: Deeds,
+    health: Health,
+    vrrp: Virtual,
+    group: Option<Group>,
+    /// Whose history counts, of each service.
+    whose: BTreeMap<ServiceKey, Whose>,
+    /// The services whose packets go to another node, which tells nothing of their flows.
+    unsynced: BTreeSet<ServiceKey>,
+    /// The services of which no flow is pinned, since they are handed over.
+    held: BTreeSet<ServiceKey>,
+    handover: Option<(Handover, Asker)>,
+    /// Whether peers have said more than was heard: what is known of them was so once.
+    behind: bool,
+    /// When routers were handed over, or should have been, to a peer with a higher priority.
+    gave_way: BTreeMap<lb_vrrp::RouterKey, Instant>,
+    leaving: Option<Leaving>,
+    /// Whether the maps were ever as they should be.
+    serves: bool,
+    file: PathBuf,
+    config: Config,
+    /// Of the maps as they are: a reload does not change them, and a start may keep larger ones.
+    limits: Limits,
+    overrides: Overrides,
+    desired: Desired,
+    deadlines: BTreeMap<String, Duration>,
+    node: Node,
+    reach: Reach,
+    /// The addresses of the other balancers, as the engine knows them.
+    balancers: BTreeSet<IpAddr>,
+    /// The next hops that the resolver was told to find; none: it was not told yet.
+    wanted: Option<BTreeSet<Want>>,
+    /// Who looks whether frames arrive that the program sends.
+    egress: Option<Box<dyn egress::Check>>,
+    trunks: Option<trunks::Trunks>,
+    clocks: clock::Watch,
+    started: Instant,
+    /// Who waits for the start to be over.
+    ready: Option<oneshot::Sender<()>>,
+    pace: Pace,
+    /// Whether something was heard since the maps were written.
+    stale: bool,
+    /// Whether maps were written in this turn.
+    wrote: bool,
+    /// What the last write of maps met with.
+    last_error: Option<String>,
+    /// What the last write of the state file met with, or that the one under way takes too long.
+    unkept: Option<String>,
+    /// What writes it.
+    writer: Writer,
+    /// What reads and writes the configuration's file.
+    files: Files<B>,
+    /// What the state file says of backends that are gone.
+    kept_sums: BTreeMap<ServiceKey, Totals>,
+    writes: Writes,
+}
+
+/// How many interfaces and services the line names that says that `lbd` is ready.
+const LISTED: usize = 8;
+
+impl<B: Balancer> Daemon<B> {
+    /// Puts configuration and state file together. Writes no map.
+    ///
+    /// # Errors
+    ///
+    /// The state file can't be read.
+    pub fn new(
+        balancer: B,
+        checks: Box<dyn Checks>,
+        effects: Effects,
+        file: PathBuf,
+        config: Config,
+    ) -> Result<Self> {
+        let Effects {
+            want,
+            at_tc,
+            doubt,
+            detach,
+            clocks,
+            vrrp,
+            peers,
+            doors,
+            listeners,
+            events,
+            notifier,
+        } = effects;
+        let effects =
+            Deeds { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
+        let clocks = (effects.clocks)();
+        let limits = balancer.limits();
+        let writer =
+            Writer::start(&config.state_file).context("start the thread of the state file")?;
+        let mut daemon = Self {
+            balancer,
+            effects,
+            health: Health::new(checks, config.tunnel),
+            vrrp: Virtual::new(vrrp),
+            group: peers.map(|Connection { peers, config, seed }| Group::new(peers, config, seed)),
+            whose: BTreeMap::new(),
+            unsynced: BTreeSet::new(),
+            held: BTreeSet::new(),
+            handover: None,
+            behind: false,
+            gave_way: BTreeMap::new(),
+            leaving: None,
+            serves: false,
+            file,
+            limits,
+            desired: config.desired.clone(),
+            deadlines: config.drain_deadlines.clone(),
+            overrides: Overrides::default(),
+            config,
+            node: Node::default(),
+            reach: Reach::default(),
+            balancers: BTreeSet::new(),
+            wanted: None,
+            egress: None,
+            trunks: None,
+            clocks: clock::Watch::new(clocks),
+            started: Instant::now(),
+            ready: None,
+            pace: Pace::default(),
+            stale: false,
+            wrote: false,
+            last_error: None,
+            unkept: None,
+            writer,
+            files: Files::start().context("start the thread of the configuration's file")?,
+            kept_sums: BTreeMap::new(),
+            writes: Writes::default(),
+        };
+        let path = daemon.config.state_file.clone();
+        let kept_at = fs::metadata(&path).and_then(|meta| meta.modified());
+        match state_file::load(&path)? {
+            Loaded::Absent => {}
+            Loaded::SetAside { to, reason } => daemon.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} can't be used, and is {} from here on: changes by lbctl \
+                     are lost, the configuration is in force",
+                    path.display(),
+                    to.display()
+                ),
+                reason,
+            )),
+            Loaded::State(state) => {
+                daemon.node = state.node;
+                daemon.kept_sums.clone_from(&state.retired);
+                daemon.balancer.set_retired(state.retired.clone());
+                daemon.resume(&path, state)?;
+                // A clock that is behind what was written was set meanwhile, or not yet.
+                let jump = kept_at
+                    .ok()
+                    .and_then(|kept_at| Jump::between(kept_at, clocks.wall, Duration::ZERO));
+                if let Some(jump @ Jump::Back(_)) = jump {
+                    daemon.follow_clock(jump);
+                }
+            }
+        }
+        Ok(daemon)
+    }
+
+    /// Has it looked whether frames arrive that the program sends.
+    #[must_use]
+    pub fn with_egress(self, egress: Box<dyn egress::Check>) -> Self {
+        Self { egress: Some(egress), ..self }
+    }
+
+    /// One line for when the daemon is ready: VIPs, interfaces and their modes.
+    fn ready_line(&self) -> String {
+        let interfaces = self.balancer.interfaces();
+        let interfaces = interfaces.iter().map(|i| format!("{} ({})", i.name, i.hook()));
+        let services = self.desired.services.iter();
+        let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
+        let list = |items: Vec<String>| match items.len() {
+            0 => "none".to_owned(),
+            count if count > LISTED => {
+                format!("{}, and {} more", items[..LISTED].join(", "), count - LISTED)
+            }
+            _ => items.join(", "),
+        };
+        let routers = self.routers_line().map(|line| format!("; virtual routers: {line}"));
+        format!(
+            "ready on {}; services: {}{}",
+            list(interfaces.collect()),
+            list(services.collect()),
+            routers.unwrap_or_default(),
+        )
+    }
+
+    /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
+    ///
+    /// # Errors
+    ///
+    /// The neighbourhood can't be followed any more, or the pins can't be removed.
+    pub async fn run(self, inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+        let (events, notifier) = (self.effects.events.clone(), self.effects.notifier);
+        let ended = self.serve(inputs, ready).await;
+        let (message, cause) = match &ended {
+            Ok(Ended::Stopped) => {
+                ("lbd ends; forwarding goes on, `lbctl detach` ends it", "it was told to".into())
+            }
+            Ok(Ended::Detached) => {
+                ("detached; nothing is forwarded any more", "lbctl detach".into())
+            }
+            Err(error) => ("lbd ends; forwarding goes on", format!("{error:#}")),
+        };
+        notifier.stopping(message);
+        events.record(News::new(Kind::Stopping, message, cause));
+        events.close();
+        ended
+    }
+
+    async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+        self.ready = Some(ready);
+        (self.effects.doors)(self.config.http.as_ref());
+        self.balancer.set_desired(self.desired.clone());
+        self.configure_routers();
+        self.resume_routers();
+        self.take_fingerprint();
+        self.health.adopt(self.balancer.adopted_view());
+        (self.effects.at_tc)(self.balancer.at_tc());
+        self.want();
+        await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
+        self.meet(inputs.neighbours.borrow_and_update().clone());
+        self.reconcile();
+        let _ = self.keep().note().await;
+        self.get_ready();
+        self.look_at_interfaces();
+        self.settle();
+
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let beat = self.effects.notifier.beat();
+        let mut watchdog = interval(beat.unwrap_or(TICK));
+        watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat_of_news = interval(BEAT);
+        beat_of_news.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waiting = Vec::new();
+        let mut reports = Vec::new();
+        loop {
+            if self.has_left() {
+                // What was changed last is kept, unless the disk stalls.
+                let _ = self.writer.last().note().await;
+                return self.end();
+            }
+            let is_connected = self.group.as_ref().is_some_and(Group::is_connected);
+            let wake = self.wakes_at();
+            let rest = self.pace.rest(Instant::now());
+            let rests = rest.is_some();
+            tokio::select! {
+                // The rest is over: what has come meanwhile is taken together.
+                () = sleep_until(rest.unwrap_or_else(Instant::now).into()), if rests => continue,
+                changed = inputs.neighbours.changed(), if !rests => {
+                    changed.context("follow the kernel's neighbours")?;
+                    inputs.neighbours.mark_changed();
+                }
+                count = inputs.requests.recv_many(&mut waiting, BATCH), if !rests => {
+                    if count == 0 {
+                        return Ok(Ended::Stopped);
+                    }
+                }
+                report = inputs.reports.recv(), if !rests => {
+                    reports.push(report.context("the health checks have ended")?);
+                }
+                effect = self.files.done(), if !rests => {
+                    let effect = effect.context("the thread of the configuration's file has ended")?;
+                    self.behind = !inputs.peers.is_empty();
+                    self.take_up(effect);
+                    continue;
+                }
+                // What can't wait: addresses are about to move.
+                report = inputs.vrrp.recv() => {
+                    let report = report.context("the virtual routers have ended")?;
+                    // What the peer has said that is followed counts, though it waits: once this node
+                    // is Active, it goes by its own history.
+                    let waiting = if self.follows() { inputs.peers.len() } else { 0 };
+                    for _ in 0..waiting {
+                        let Ok(report) = inputs.peers.try_recv() else { break };
+                        self.behind = !inputs.peers.is_empty();
+                        self.hear_peers(report);
+                        self.settle();
+                    }
+                    self.behind = !inputs.peers.is_empty();
+                    self.hear_routers(report);
+                    while let Ok(report) = inputs.vrrp.try_recv() {
+                        self.hear_routers(report);
+                    }
+                    self.settle();
+                    continue;
+                }
+                report = inputs.peers.recv(), if self.group.is_some() => {
+                    self.behind = !inputs.peers.is_empty();
+                    self.hear_peers(report.context("what talks to the peers has ended")?);
+                    self.settle();
+                    continue;
+                }
+                _ = beat_of_news.tick(), if is_connected => {
+                    self.tell_news();
+                    continue;
+                }
+                () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {
+                    self.look_at_handover();
+                    continue;
+                }
+                _ = tick.tick() => {
+                    self.behind = !inputs.peers.is_empty();
+                    self.tick();
+                    continue;
+                }
+                _ = look.tick() => {
+                    self.look();
+                    continue;
+                }
+                // By this task itself, so that one that hangs is noticed.
+                _ = watchdog.tick(), if beat.is_some() => {
+                    self.effects.notifier.alive();
+                    continue;
+                }
+                signal = inputs.signals.recv() => match signal {
+                    Some(Signal::Reload) => {
+                        // Answered by an event.
+                        self.with_config(|daemon, read| drop(daemon.reload_for(read, "SIGHUP")));
+                        continue;
+                    }
+                    Some(Signal::Stop) if self.leaving.is_none() => {
+                        self.leave(None);
+                        continue;
+                    }
+                    // Who asks twice does not want to wait.
+                    Some(Signal::Stop) | None => return Ok(Ended::Stopped),
+                },
+            }
+            self.behind = !inputs.peers.is_empty();
+            while waiting.len() < BATCH
+                && let Ok(request) = inputs.requests.try_recv()
+            {
+                waiting.push(request);
+            }
+            while let Ok(report) = inputs.reports.try_recv() {
+                reports.push(report);
+            }
+            self.hear(reports.drain(..));
+            if inputs.neighbours.has_changed().unwrap_or(false) {
+                self.meet(inputs.neighbours.borrow_and_update().clone());
+            }
+            self.turn(&mut waiting);
+        }
+    }
+
+    /// When something that is under way is to be looked at again.
+    fn wakes_at(&self) -> Option<Instant> {
+        let handover = self.handover.as_ref().map(|(handover, _)| handover.deadline());
+        handover.into_iter().chain(self.leaves_until()).min()
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: (self.effects.clocks)().wall, ..Now::read() }
+    }
+
+    /// Whether this can be in force beside a configuration.
+    fn check(&self, config: &Config, wanted: Intent<'_>) -> Result<(), Refusal> {
+        let violations = rules::violations_beside(&config.desired, wanted, &self.limits);
+        if violations.is_empty() {
+            return self.check_trunks(config, wanted.desired);
+        }
+        let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        Err(Refusal::new(RefusalKind::Invalid, all.join("; ")))
+    }
+
+    /// Puts a desired state in force and has it kept.
+    fn enact(&mut self, desired: Desired, cause: &str) -> Result<Kept, Refusal> {
+        let news = changes::between(&self.desired, &desired, cause);
+        for name in newly_starved(&self.desired, &desired) {
+            tracing::warn!("no backend of {name} takes new flows");
+        }
+        self.take(desired);
+        let kept = self.keep();
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.balancer.set_desired(self.desired.clone());
+        self.want();
+        self.check_health();
+        self.release_stray_pins();
+        // A service that is new is another node's, maybe: then nothing of it is written here first.
+        self.assign_roles();
+        self.reconcile();
+        self.settle();
+        match &self.last_error {
+            None => Ok(kept),
+            Some(error) => {
+                let refusal = Refusal::new(
+                    RefusalKind::Failed,
+                    format!("the maps could not be written: {error}"),
+                );
+                Err(refusal
+                    .hint("the change is kept, and tried again each second; see 'lbctl status'"))
+            }
+        }
+    }
+
+    /// Takes over what is desired, without a write.
+    fn take(&mut self, desired: Desired) {
+        self.desired = desired;
+        self.overrides = Overrides::between(self.config.intent(), self.in_force());
+        self.take_fingerprint();
+    }
+}
+
+/// The services that a change leaves without a backend for new flows.
+fn newly_starved(before: &Desired, after: &Desired) -> Vec<String> {
+    let fed = |desired: &Desired, name: &str| {
+        let backends = desired.services.get(name).map(|service| &service.backends);
+        backends.is_some_and(|all| all.values().any(|backend| backend.admin == Admin::Enabled))
+    };
+    let names = after.services.keys();
+    names.filter(|name| fed(before, name) && !fed(after, name)).cloned().collect()
+}

@@ -1,0 +1,128 @@
+//! The work of each second: what has run out, interfaces, the time of day. And of each tenth of one:
+//! backends that are silent, and who is Active.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
+use lb_model::units::{counted, format_duration};
+use lb_observe::events::{Kind, News};
+
+use super::{Balancer, Daemon};
+use crate::clock::Jump;
+
+impl<B: Balancer> Daemon<B> {
+    pub(super) fn tick(&mut self) {
+        self.look_at_clocks();
+        self.send_owed();
+        let found = self.egress.as_ref().map(|egress| egress.news());
+        found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
+        self.look_at_sharers();
+        self.look_at_balancers();
+        let failed = match self.balancer.sweep(self.now()) {
+            Ok(swept) => {
+                if !swept.interfaces.is_empty() {
+                    // One that was made anew may have got another hook.
+                    (self.effects.at_tc)(self.balancer.at_tc());
+                }
+                self.tell_of_interfaces(swept.interfaces);
+                if !swept.removed.is_empty() {
+                    self.finish_removals(&swept.removed);
+                }
+                None
+            }
+            Err(error) => Some(format!("{error:#}")),
+        };
+        // What is not written yet is tried again, whatever the sweep met with.
+        if failed.is_some() || self.last_error.is_some() {
+            let unwritten = self.write();
+            self.note(unwritten.or(failed));
+        }
+        if self.unkept.is_some() {
+            self.keep();
+        }
+        self.look_for_listener_files();
+        self.get_ready();
+    }
+
+    /// Looks for backends that are silent, lets shares grow, and looks who is Active.
+    pub(super) fn look(&mut self) {
+        let now = self.now();
+        if self.balancer.has_stepped(now) {
+            self.reconcile();
+        }
+        match self.balancer.watch(now) {
+            Ok(suspicions) => {
+                for Suspicion { target, reason } in suspicions {
+                    self.health.suspect(target, reason);
+                }
+            }
+            Err(error) => tracing::debug!("no look for silent backends: {error:#}"),
+        }
+        self.look_at_state_file();
+        self.look_at_interfaces();
+        self.end_resuming();
+        self.look_for_two(Instant::now());
+        self.look_at_wanting(Instant::now());
+        self.look_at_handover();
+        self.settle();
+    }
+
+    /// Lets the deadlines go with a time of day that is set.
+    pub(super) fn look_at_clocks(&mut self) {
+        if let Some(jump) = self.clocks.look((self.effects.clocks)()) {
+            self.follow_clock(jump);
+            self.balancer.set_desired(self.desired.clone());
+        }
+    }
+
+    pub(super) fn follow_clock(&mut self, jump: Jump) {
+        let mut desired = self.desired.clone();
+        let shifted = jump.shift(&mut desired);
+        let (by, way) = match jump {
+            Jump::Forward(by) => (by, "forward"),
+            Jump::Back(by) => (by, "back"),
+        };
+        let by = format_duration(Duration::from_secs(by.as_secs()));
+        let deadlines = counted(shifted, "deadline");
+        self.effects.events.record(News::new(
+            Kind::ClockJumped,
+            format!("the time of day went {way} by {by}; {deadlines} of drains with it"),
+            "the clock was set",
+        ));
+        if shifted > 0 {
+            self.take(desired);
+            self.keep();
+        }
+    }
+
+    /// Tells of interfaces that lose the program and get it again.
+    pub(super) fn tell_of_interfaces(&self, changes: Vec<InterfaceEvent>) {
+        for InterfaceEvent { interface, kind, text } in changes {
+            let (kind, message) = match kind {
+                InterfaceEventKind::Lost => {
+                    (Kind::InterfaceLost, format!("what arrives at {interface} is not forwarded"))
+                }
+                InterfaceEventKind::Back => {
+                    (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
+                }
+            };
+            self.effects.events.record(News::new(kind, message, text));
+        }
+    }
+
+    /// Takes backends out whose last flow has ended.
+    pub(super) fn finish_removals(&mut self, removed: &[(String, IpAddr)]) {
+        let mut desired = self.desired.clone();
+        for (service, address) in removed {
+            if let Some(service) = desired.services.get_mut(service) {
+                service.backends.remove(address);
+            }
+        }
+        if let Err(refusal) = self.enact(desired, "its last flow has ended") {
+            tracing::debug!("{refusal}");
+        }
+    }
+}

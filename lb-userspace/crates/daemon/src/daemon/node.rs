@@ -1,0 +1,95 @@
+//! The node as a whole: whether it is drained for maintenance.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use lb_api::status::Node;
+use lb_model::units::rfc3339;
+use lb_observe::events::{Kind, News};
+
+use super::{Balancer, Daemon, Tell, failover::Asker, roles::holders};
+use crate::api::{Done, NodeChange, Plan, Terms};
+
+impl<B: Balancer> Daemon<B> {
+    /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
+    /// answers when that is over.
+    pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, tell: Tell<Done>) {
+        let (message, mut notes) = match (change.draining, self.node.draining_since) {
+            (true, Some(since)) => {
+                (format!("this node is draining since {}", rfc3339::format(since)), self.advice())
+            }
+            (true, None) => ("this node drains".to_owned(), self.advice()),
+            (false, _) => ("this node is enabled".to_owned(), Vec::new()),
+        };
+        let is_new = change.draining != self.node.draining_since.is_some();
+        if terms.dry_run {
+            let mut changes = if is_new { vec![message.clone()] } else { Vec::new() };
+            if change.draining {
+                let active = self.active_routers();
+                let active = active.into_iter().map(|key| self.router_name(key));
+                changes.extend(active.map(|name| format!("{name} is handed over")));
+                changes.extend(self.lost_by(&self.units(&self.active_routers())));
+            }
+            let plan = Some(Plan { changes, ..Plan::default() });
+            // Who asked may be gone, here and below.
+            let _ = tell.send(Ok(Done { message, notes, plan }));
+            return;
+        }
+        let mut kept = None;
+        if is_new {
+            let draining_since = change.draining.then(|| self.now().wall);
+            self.node = Node { draining_since };
+            let (kind, message) = match change.draining {
+                true => (
+                    Kind::NodeDraining,
+                    "this node drains: its virtual routers are handed over, and it goes on forwarding",
+                ),
+                false => (Kind::NodeEnabled, "this node is enabled"),
+            };
+            self.effects.events.record(News::new(kind, message, "lbctl"));
+            kept = Some(self.keep());
+        }
+        let active = self.active_routers();
+        if change.draining && self.handover.is_none() {
+            notes.extend(self.lost_by(&self.units(&active)));
+        }
+        let mut done = Done { message, notes, plan: None };
+        let begins = change.draining && !active.is_empty() && self.handover.is_none();
+        if begins {
+            // An event says so if it can't be kept.
+            self.hand_over(self.units(&active), Asker::Drain(tell, done));
+        } else {
+            tokio::spawn(async move {
+                if let Some(kept) = kept {
+                    done.notes.extend(kept.note().await);
+                }
+                let _ = tell.send(Ok(done));
+            });
+        }
+        self.settle();
+    }
+
+    /// What there is to be done for the traffic to leave.
+    fn advice(&self) -> Vec<String> {
+        let held = holders(self.routers());
+        let vips: BTreeSet<IpAddr> = self.desired.services.values().map(|s| s.key.vip).collect();
+        let vips: BTreeSet<IpAddr> =
+            vips.into_iter().filter(|vip| !held.contains_key(vip)).collect();
+        let wait = "'lbctl node drain --wait' tells when no packet comes any more";
+        let Some(first) = vips.first() else {
+            return if held.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
+        };
+        let list: Vec<String> = vips.iter().map(ToString::to_string).collect();
+        let list = list.join(", ");
+        let length = if first.is_ipv4() { 32 } else { 128 };
+        vec![
+            format!(
+                "nothing takes over by itself: no virtual router holds {list}; forwarding goes on here"
+            ),
+            format!(
+                "move the VIPs ({list}): take each off here, as by 'ip address delete {first}/{length} \
+                 dev INTERFACE', and put it on the other node; or withdraw its route"
+            ),
+            wait.to_owned(),
+        ]
+    }
+}

@@ -1,0 +1,164 @@
+//! Which backends the kernel can't reach, or reaches by a path that is narrower than the link, and when
+//! that changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_model::{
+    desired::{Desired, Mode, ServiceKey},
+    hop::{Neighbourhood, Resolution, Want},
+};
+use lb_observe::events::{Kind, News};
+
+/// The backends that can't be reached.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    lost: BTreeSet<(ServiceKey, IpAddr)>,
+    /// What paths take that are narrower than the link, in bytes.
+    narrow: BTreeMap<(ServiceKey, IpAddr), u16>,
+}
+
+impl Reach {
+    /// Hears of the neighbourhood; what has changed by it. A neighbour that is asked again is as it
+    /// was until it has answered.
+    pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood) -> Vec<News> {
+        let before = std::mem::take(&mut self.lost);
+        let narrow_before = std::mem::take(&mut self.narrow);
+        let mut found = Vec::new();
+        for (name, service) in &desired.services {
+            for &address in service.backends.keys() {
+                let backend = (service.key, address);
+                let was_lost = before.contains(&backend);
+                let told = |kind, what: &str, cause: &str| {
+                    let message = format!("backend {address} of {name} {what}");
+                    News::new(kind, message, cause).of_backend(name, address)
+                };
+                let is_lost = match known.hops.get(&Want { address, mode: service.mode }) {
+                    Some(Resolution::Unreachable { reason }) => {
+                        if !was_lost {
+                            found.push(told(Kind::BackendDown, "can't be reached", reason));
+                        }
+                        true
+                    }
+                    Some(Resolution::Resolved(hop)) => {
+                        if was_lost {
+                            let cause = format!("its next hop answers on {}", hop.interface);
+                            found.push(told(Kind::BackendUp, "can be reached", &cause));
+                        }
+                        false
+                    }
+                    Some(Resolution::Pending { .. }) | None => was_lost,
+                };
+                if is_lost {
+                    self.lost.insert(backend);
+                }
+                let narrow = known.path_mtus.get(&address).filter(|_| service.mode == Mode::Ipip);
+                if let Some(&mtu) = narrow {
+                    self.narrow.insert(backend, mtu);
+                }
+                match (narrow, narrow_before.get(&backend)) {
+                    (Some(mtu), before) if before != Some(mtu) => found.push(told(
+                        Kind::BackendPathMtu,
+                        &format!("has a path that takes packets of {mtu} bytes"),
+                        "a router could not forward a larger one; larger ones are tried again in ten minutes",
+                    )),
+                    (None, Some(_)) => found.push(told(
+                        Kind::BackendPathMtu,
+                        "has a path that takes what the link takes",
+                        "no router has said otherwise for ten minutes",
+                    )),
+                    _ => {}
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether a backend can't be reached.
+    pub(super) fn is_lost(&self, service: ServiceKey, backend: IpAddr) -> bool {
+        self.lost.contains(&(service, backend))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_model::{
+        desired::Mode,
+        hop::NextHop,
+        spec::{BackendSpec, ServiceSpec},
+    };
+
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+
+    #[test]
+    fn a_backend_is_lost_once_and_back_once() {
+        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        spec.backends.insert(A, BackendSpec::default());
+        let desired = Desired { services: [("web".into(), spec.to_service())].into() };
+        let hop = NextHop {
+            ifindex: 2,
+            interface: "eth0".into(),
+            mac: [2; 6],
+            l2: vec![0; 14],
+            mtu: 1500,
+        };
+        let reason = || "neighbour 10.0.0.11 does not answer".to_owned();
+        let lost = || Resolution::Unreachable { reason: reason() };
+        let asked = || Resolution::Pending { reason: "it is asked".into() };
+        let found = || Resolution::Resolved(hop.clone());
+        let mut reach = Reach::default();
+        for (resolution, expected) in [
+            (asked(), None),
+            (found(), None),
+            (asked(), None),
+            (lost(), Some((Kind::BackendDown, reason()))),
+            (asked(), None),
+            (lost(), None),
+            (asked(), None),
+            (found(), Some((Kind::BackendUp, "its next hop answers on eth0".into()))),
+            (found(), None),
+        ] {
+            let hops = [(Want { address: A, mode: Mode::Dsr }, resolution.clone())].into();
+            let known = Neighbourhood { hops, ..Neighbourhood::default() };
+            let told = reach.follow(&desired, &known);
+            let told: Vec<_> = told.into_iter().map(|news| (news.kind, news.cause)).collect();
+            assert_eq!(told, Vec::from_iter(expected), "{resolution:?}");
+        }
+    }
+
+    #[test]
+    fn a_narrow_path_is_told_of_tunnels_when_it_changes() {
+        let mut desired = Desired::default();
+        for (name, port, mode) in [("dsr", 80, Mode::Dsr), ("ipip", 81, Mode::Ipip)] {
+            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), port, mode);
+            spec.backends.insert(A, BackendSpec::default());
+            desired.services.insert(name.into(), spec.to_service());
+        }
+        let mut reach = Reach::default();
+        for (mtu, expected) in [
+            (None, None),
+            (
+                Some(1400),
+                Some("backend 10.0.0.11 of ipip has a path that takes packets of 1400 bytes"),
+            ),
+            (Some(1400), None),
+            (
+                Some(1300),
+                Some("backend 10.0.0.11 of ipip has a path that takes packets of 1300 bytes"),
+            ),
+            (None, Some("backend 10.0.0.11 of ipip has a path that takes what the link takes")),
+            (None, None),
+        ] {
+            let path_mtus = mtu.map(|mtu| (A, mtu)).into_iter().collect();
+            let known = Neighbourhood { path_mtus, ..Neighbourhood::default() };
+            let found = reach.follow(&desired, &known);
+            let told: Vec<_> = found.iter().map(|news| (news.kind, &*news.message)).collect();
+            let expected = expected.map(|message| (Kind::BackendPathMtu, message));
+            assert_eq!(told, Vec::from_iter(expected), "{mtu:?}");
+        }
+    }
+}

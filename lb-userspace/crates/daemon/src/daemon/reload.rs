@@ -1,0 +1,310 @@
+//! What the configuration and the changes by `lbctl` are together, at a start and at a reload, and
+//! that it is kept.
+
+use std::{path::Path, time::Instant};
+
+use anyhow::Result;
+use lb_config::{self as config, Config};
+use lb_model::{
+    diff::{Intent, diff},
+    overrides::{Conflict, Ending, Merged, Overrides, merge},
+    refusal::{Refusal, RefusalKind},
+};
+use lb_observe::events::{Kind, News};
+
+use super::{Balancer, Daemon, vrrp::changes};
+use crate::{
+    api::{Done, Reloaded},
+    logs,
+    state_file::{
+        self, State,
+        writer::{Kept, Outcome},
+    },
+};
+
+impl<B: Balancer> Daemon<B> {
+    /// What is in force.
+    pub(super) const fn in_force(&self) -> Intent<'_> {
+        Intent { desired: &self.desired, deadlines: &self.deadlines }
+    }
+
+    /// Takes up the changes of an earlier run.
+    pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
+        let (desired, deadlines) = state.overrides.apply(state.configured());
+        let runtime = Intent { desired: &desired, deadlines: &deadlines };
+        let (configured, unsaid) = (self.config.intent(), &self.config.unsaid);
+        let mut merged = merge(state.configured(), configured, runtime, self.now().wall, unsaid);
+        if let Err(violation) = merged.fit(configured, &self.limits) {
+            let to = state_file::set_aside(path)?;
+            self.effects.events.record(News::new(
+                Kind::StateFileSetAside,
+                format!(
+                    "the state file {} does not go with the configuration, and is {} from here \
+                     on: changes by lbctl are lost",
+                    path.display(),
+                    to.display()
+                ),
+                violation.to_string(),
+            ));
+            return Ok(());
+        }
+        for conflict in &merged.conflicts {
+            self.overruled(conflict);
+        }
+        self.overrides = Overrides::between(self.config.intent(), merged.intent());
+        self.desired = merged.desired;
+        self.deadlines = merged.deadlines;
+        Ok(())
+    }
+
+    /// Takes up the configuration that was read again, and tells of it.
+    ///
+    /// What can be refused is refused before anything is changed. From then on the configuration is in force;
+    /// maps that can't be written are tried again, as after any other change.
+    pub(super) fn reload_for(
+        &mut self,
+        read: Result<Config, config::Error>,
+        who: &str,
+    ) -> Result<(Reloaded, Kept), Refusal> {
+        self.look_at_clocks();
+        self.effects.notifier.reloading();
+        let planned = self.plan_reload(read).and_then(|(config, merged)| {
+            self.change_hooks(&config)?;
+            Ok((config, merged))
+        });
+        let done = match planned {
+            Ok((config, merged)) => self.commit_reload(config, merged, who),
+            Err(refusal) => {
+                let refusal = refusal.hint("nothing was changed");
+                let news = News::new(
+                    Kind::ConfigRefused,
+                    "configuration not reloaded",
+                    refusal.to_string(),
+                );
+                self.effects.events.record(news);
+                Err(refusal)
+            }
+        };
+        self.effects.notifier.ready(&self.ready_line());
+        if let Some(error) = &self.last_error {
+            self.effects.notifier.status(&format!("the maps can't be written: {error}"));
+        }
+        done
+    }
+
+    /// Gives interfaces the hooks of a configuration.
+    fn change_hooks(&mut self, config: &Config) -> Result<(), Refusal> {
+        if config.hooks == self.config.hooks {
+            return Ok(());
+        }
+        let changed = self.balancer.set_hooks(&config.hooks);
+        (self.effects.at_tc)(self.balancer.at_tc());
+        changed.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))
+    }
+
+    /// What a reload of the configuration that was read would put in force.
+    pub(super) fn plan_reload(
+        &self,
+        read: Result<Config, config::Error>,
+    ) -> Result<(Config, Merged), Refusal> {
+        let invalid = |error: config::Error| {
+            Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
+        };
+        let config = read.map_err(invalid)?;
+        let (before, after) = (self.config.intent(), config.intent());
+        let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
+        self.check(&config, merged.intent())?;
+        Ok((config, merged))
+    }
+
+    /// What a reload would do; nothing is changed.
+    pub(super) fn try_reload(
+        &self,
+        read: Result<Config, config::Error>,
+    ) -> Result<Reloaded, Refusal> {
+        let (config, merged) = self.plan_reload(read)?;
+        let differences = diff(self.in_force(), merged.intent());
+        let routers = changes(&self.config.routers, &config.routers);
+        let tables = tables(&self.config, &config);
+        let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
+        let message = reloaded(&config, nothing);
+        let mut plan = self.plan(&merged.desired)?;
+        // They tell of keys that no event tells of.
+        let all = differences.iter().map(ToString::to_string);
+        plan.changes = all.chain(routers.iter().chain(&tables).cloned()).collect();
+        let notes = self.notes_of_reload(&config, &merged);
+        let done = Done { message, notes, plan: Some(plan) };
+        Ok(Reloaded { done, differences, routers, tables, conflicts: merged.conflicts })
+    }
+
+    /// Puts a configuration in force that was found to be right.
+    ///
+    /// # Errors
+    ///
+    /// The maps can't be written. The configuration is in force all the same.
+    fn commit_reload(
+        &mut self,
+        config: Config,
+        merged: Merged,
+        who: &str,
+    ) -> Result<(Reloaded, Kept), Refusal> {
+        let differences = diff(self.in_force(), merged.intent());
+        let routers = changes(&self.config.routers, &config.routers);
+        let tables = tables(&self.config, &config);
+        let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
+        let message = reloaded(&config, nothing);
+        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        notes.extend(routers.iter().chain(&tables).cloned());
+        let others = self.notes_of_reload(&config, &merged);
+        let kept = self.config.clone();
+        self.config = Config {
+            interfaces: kept.interfaces,
+            xdp: kept.xdp,
+            allow_generic_gro: kept.allow_generic_gro,
+            reattach: kept.reattach,
+            pin_dir: kept.pin_dir,
+            limits: kept.limits,
+            tunnel: kept.tunnel,
+            seed: kept.seed,
+            socket: kept.socket,
+            group: kept.group,
+            state_file: kept.state_file,
+            sync: kept.sync,
+            text_at_start: kept.text_at_start,
+            log: logs::Settings { form: kept.log.form, ..config.log },
+            ..config
+        };
+        // Their files may have changed while the configuration has not.
+        (self.effects.doors)(self.config.http.as_ref());
+        logs::configure(&self.config.log);
+        merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
+        self.deadlines = merged.deadlines;
+        if !routers.is_empty() {
+            self.configure_routers();
+        }
+        let kept = self.enact(merged.desired, "configuration reloaded");
+        self.effects.events.record(News::new(Kind::ConfigReloaded, message.as_str(), who));
+        for change in routers.iter().chain(&tables) {
+            tracing::info!("{change}");
+        }
+        // The differences and conflicts are events of their own.
+        let told: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
+        for note in others.iter().filter(|note| !told.contains(note)) {
+            tracing::warn!("{note}");
+        }
+        notes.extend(others);
+        let kept = kept.map_err(|refusal| Refusal {
+            error: format!("{message}, but {}", refusal.error),
+            hint: Some(
+                "the configuration is in force, and the maps are tried again each second; see \
+                 'lbctl status'"
+                    .into(),
+            ),
+            ..refusal
+        })?;
+        let reloaded = Reloaded {
+            done: Done { message, notes, plan: None },
+            differences,
+            routers,
+            tables,
+            conflicts: merged.conflicts,
+        };
+        Ok((reloaded, kept))
+    }
+
+    /// What there is to know of a reload beside the differences.
+    fn notes_of_reload(&self, config: &Config, merged: &Merged) -> Vec<String> {
+        let gone = self.desired.services.iter().filter(|(name, service)| {
+            !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
+        });
+        let mut notes: Vec<String> = gone
+            .map(|(name, _)| {
+                format!("the flows of service {name} end: nothing is forwarded for it any more")
+            })
+            .collect();
+        notes.extend(merged.conflicts.iter().map(ToString::to_string));
+        let restart = self.config.needs_restart(config);
+        if !restart.is_empty() {
+            notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
+        }
+        notes.extend(config.warnings.iter().map(ToString::to_string));
+        notes
+    }
+
+    /// Tells of a change by `lbctl` that the configuration takes back.
+    fn overruled(&self, conflict: &Conflict) {
+        let cause = match conflict.ending {
+            Ending::Misfit(_) => "it can't be in force beside the configuration",
+            _ => "it was changed in the configuration later than by lbctl",
+        };
+        let news = News::new(Kind::ConfigConflict, conflict.to_string(), cause);
+        let (service, backend) = (Some(conflict.service.clone()), conflict.backend);
+        self.effects.events.record(News { service, backend, ..news });
+    }
+
+    /// Has the state file written.
+    pub(super) fn keep(&mut self) -> Kept {
+        let state = State {
+            configured: self.config.desired.clone(),
+            deadlines: self.config.drain_deadlines.clone(),
+            overrides: self.overrides.clone(),
+            node: self.node,
+            retired: self.balancer.retired().clone(),
+        };
+        self.kept_sums.clone_from(&state.retired);
+        self.writer.post(state)
+    }
+
+    /// Says how the last write of the state file went, or that one does not end, when that is new.
+    pub(super) fn look_at_state_file(&mut self) {
+        let Some(Outcome { error, .. }) = self.writer.outcome(Instant::now()) else { return };
+        let news = match (&error, &self.unkept) {
+            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
+                Kind::StateFileFailing,
+                "changes are not kept over a restart of lbd; trying again each second",
+                error.as_str(),
+            )),
+            (None, Some(error)) => Some(News::new(
+                Kind::StateFileWritten,
+                "changes are kept again",
+                format!("it did not work before: {error}"),
+            )),
+            _ => None,
+        };
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.unkept = error;
+    }
+}
+
+/// A reload in one line.
+fn reloaded(config: &Config, nothing: bool) -> String {
+    let nothing = if nothing { ", nothing changed" } else { "" };
+    format!("configuration reloaded{nothing}: {}", config.summary())
+}
+
+/// What is different in the tables that take effect at once and are no services, in words.
+pub(super) fn tables(before: &Config, after: &Config) -> Vec<String> {
+    let mut all = Vec::new();
+    if before.http != after.http {
+        all.push(match &after.http {
+            None => "[http]: nobody is answered over TCP any more".to_owned(),
+            Some(http) => {
+                let listen: Vec<_> = http.listen.iter().map(ToString::to_string).collect();
+                format!("[http]: it has changed, and listens on {}", listen.join(", "))
+            }
+        });
+    }
+    for interface in &before.interfaces {
+        let (from, to) = (before.hooks.of(interface), after.hooks.of(interface));
+        if from != to {
+            all.push(format!("attach: {interface} {from} -> {to}"));
+        }
+    }
+    if before.hooks.tc_order != after.hooks.tc_order {
+        all.push(format!("tc_order: {} -> {}", before.hooks.tc_order, after.hooks.tc_order));
+    }
+    if before.log.filter != after.log.filter {
+        all.push(format!("[log]: level {} -> {}", before.log.filter, after.log.filter));
+    }
+    all
+}

@@ -1,0 +1,144 @@
+//! What is asked of the daemon, and its answers.
+
+use std::time::Instant;
+
+use lb_api::status::{Pair, Status};
+use lb_datapath::capture::Loader;
+use lb_inspect::{
+    capture::{Spec, book::Book},
+    explain::{Answers, Questions},
+};
+use lb_model::{
+    refusal::{Refusal, RefusalKind},
+    time,
+};
+
+use super::{Balancer, Daemon, batch::Asked};
+use crate::{
+    api::{Request, Terms},
+    logs,
+};
+
+fn conflict(error: anyhow::Error) -> Refusal {
+    Refusal::new(RefusalKind::Conflict, format!("{error:#}"))
+}
+
+impl<B: Balancer> Daemon<B> {
+    /// Does what was heard, with as few writes as that takes.
+    pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
+        let started = Instant::now();
+        self.wrote = false;
+        self.look_at_clocks();
+        let mut edits = Vec::new();
+        for request in waiting.drain(..) {
+            match request {
+                Request::Edit(edit, terms, tell) if !terms.dry_run => {
+                    edits.push(Asked { edit, terms, tell });
+                }
+                Request::Status(tell) => drop(tell.send(self.status())),
+                // What comes after a change sees it.
+                other => {
+                    self.edits(std::mem::take(&mut edits));
+                    self.answer(other);
+                }
+            }
+        }
+        self.edits(edits);
+        if self.stale {
+            self.reconcile();
+        }
+        if self.wrote {
+            self.pace.wrote(started, Instant::now());
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Who asked may be gone by the time of an answer.
+        match request {
+            Request::Status(tell) => drop(tell.send(self.status())),
+            Request::Edit(edit, _, tell) => drop(tell.send(self.try_edit(&edit))),
+            Request::Node(change, terms, tell) => self.change_node(change, terms, tell),
+            Request::Pair(tell) => {
+                let (routers, peers) = (self.status_of_routers(), self.status_of_peers());
+                drop(tell.send(Ok(Pair { routers, peers })));
+            }
+            Request::Failover(which, terms, tell) => self.failover(&which, terms, tell),
+            Request::Reload(Terms { dry_run: true, .. }, tell) => {
+                self.with_config(|daemon, read| drop(tell.send(daemon.try_reload(read))));
+            }
+            Request::Reload(_, tell) => {
+                self.with_config(|daemon, read| match daemon.reload_for(read, "lbctl") {
+                    Err(refusal) => drop(tell.send(Err(refusal))),
+                    Ok((mut reloaded, kept)) => {
+                        tokio::spawn(async move {
+                            reloaded.done.notes.extend(kept.note().await);
+                            let _ = tell.send(Ok(reloaded));
+                        });
+                    }
+                });
+            }
+            Request::ConfigDiff(tell) => {
+                self.with_config(|daemon, read| drop(tell.send(Ok(daemon.config_diff(read)))));
+            }
+            Request::ConfigShow(tell) => self.show_config(tell),
+            Request::ConfigSave { dry_run, tell } => self.save_config(dry_run, tell),
+            Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
+            Request::BeginCapture(capturer, tell) => {
+                let begun = self.balancer.begin_capture(*capturer);
+                if let Err(Ok(_)) = tell.send(begun.map_err(conflict)) {
+                    // Nobody waits for it any more.
+                    let _ = self.end_capture();
+                }
+            }
+            Request::EndCapture(tell) => {
+                drop(tell.send(self.end_capture()));
+            }
+            Request::Explain(questions, tell) => drop(tell.send(self.explain(&questions))),
+            Request::Detach(terms, tell) => match self.try_detach(terms) {
+                None => self.leave(Some(tell)),
+                Some(answer) => drop(tell.send(answer)),
+            },
+        }
+    }
+
+    fn prepare_capture(&self, spec: &Spec) -> Result<(Loader, Book), Refusal> {
+        let status = self.status()?;
+        self.balancer.prepare_capture(spec, &status).map_err(conflict)
+    }
+
+    /// Puts the normal program back.
+    fn end_capture(&mut self) -> Result<(), Refusal> {
+        let ended = self.balancer.end_capture();
+        ended.inspect_err(|error| tracing::warn!("{error:#}")).map_err(conflict)
+    }
+
+    /// What would happen to packets; changes nothing.
+    fn explain(&self, questions: &Questions) -> Result<Answers, Refusal> {
+        let status = self.status()?;
+        let nanos = time::coarse_nanos();
+        let explained = self.balancer.explain(questions, &status, nanos);
+        explained.map_err(|error| Refusal::new(RefusalKind::Invalid, format!("{error:#}")))
+    }
+
+    fn status(&self) -> Result<Status, Refusal> {
+        let failed = |error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
+        let mut status = self.balancer.status().map_err(failed)?;
+        status.version = env!("CARGO_PKG_VERSION").into();
+        status.name = self.config.node_name();
+        status.uptime_secs = self.started.elapsed().as_secs();
+        status.last_error = self.last_error.clone().or(status.last_error);
+        status.state_file_error.clone_from(&self.unkept);
+        status.node = self.node;
+        status.vrrp = self.status_of_routers();
+        status.peers = self.status_of_peers();
+        self.health.tell(&mut status);
+        if let Some(egress) = &self.egress {
+            egress.tell(&mut status);
+        }
+        status.http = self.listeners();
+        status.log = logs::current();
+        status.writes = self.writes.clone();
+        status.events = self.effects.events.counts();
+        Ok(status)
+    }
+}

@@ -1,0 +1,191 @@
+//! What `lbctl` changed against the configuration: told, and folded into its file.
+
+use std::{fs, path::Path};
+
+use lb_config::{
+    self as config, Config, Text,
+    fold::{Writable, fold},
+    save::replace,
+    show::show,
+};
+use lb_model::{
+    diff::{Difference, diff},
+    overrides::Overrides,
+    refusal::{Refusal, RefusalKind},
+    units::counted,
+};
+
+use super::{Balancer, Daemon, Tell, vrrp::changes};
+use crate::{
+    api::{ConfigDiff, Done, Pending, Saved, Shown},
+    state_file::writer::Kept,
+};
+
+/// How many differences a refusal tells.
+const TOLD: usize = 3;
+
+impl<B: Balancer> Daemon<B> {
+    /// What differs between the file, the configuration in force, and what is in force.
+    pub(super) fn config_diff(&self, read: Result<Config, config::Error>) -> ConfigDiff {
+        let pending = match self.plan_reload(read) {
+            Err(refusal) => Pending { error: Some(refusal.error), ..Pending::default() },
+            Ok((config, merged)) => Pending {
+                error: None,
+                differences: diff(self.in_force(), merged.intent()),
+                routers: changes(&self.config.routers, &config.routers),
+                tables: super::reload::tables(&self.config, &config),
+                restart: self
+                    .config
+                    .needs_restart(&config)
+                    .into_iter()
+                    .map(str::to_owned)
+                    .collect(),
+                conflicts: merged.conflicts,
+            },
+        };
+        ConfigDiff {
+            file: self.file.clone(),
+            runtime: diff(self.config.intent(), self.in_force()),
+            reload: pending,
+        }
+    }
+
+    /// What is in force, as a file would say it.
+    pub(super) fn show_config(&mut self, tell: Tell<Shown>) {
+        let writable = Writable::of(self.config.intent(), self.in_force());
+        let (loaded, at_start) = (self.config.text.clone(), self.config.text_at_start.clone());
+        let shown = move || show(&loaded.0, &at_start.0, &writable);
+        self.on_disk(shown, |daemon, shown| {
+            let shown = shown.map(|toml| Shown { file: daemon.file.clone(), toml });
+            let shown =
+                shown.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")));
+            // Who asked may be gone.
+            let _ = tell.send(shown);
+        });
+    }
+
+    /// Writes what is in force into the configuration's file, as far as that can say it.
+    pub(super) fn save_config(&mut self, dry_run: bool, tell: Tell<Saved>) {
+        let file = self.file.clone();
+        self.on_disk(
+            move || read(&file),
+            move |daemon, read| match read
+                .and_then(|(text, on_disk)| daemon.unless_edited(&on_disk).map(|()| text))
+            {
+                Err(refusal) => drop(tell.send(Err(refusal))),
+                Ok(text) => daemon.fold_config(text, dry_run, tell),
+            },
+        );
+    }
+
+    /// Refuses to write a file that somebody has edited.
+    fn unless_edited(&self, on_disk: &Config) -> Result<(), Refusal> {
+        let edited = diff(self.config.intent(), on_disk.intent());
+        if edited.is_empty() {
+            return Ok(());
+        }
+        let file = self.file.display();
+        let told: Vec<String> = edited.iter().take(TOLD).map(ToString::to_string).collect();
+        let more = if edited.len() > TOLD { "; ..." } else { "" };
+        let error = format!("{file} was edited since it was loaded ({}{more})", told.join("; "));
+        Err(Refusal::new(RefusalKind::Conflict, error)
+            .hint("run 'lbctl config reload' first; 'lbctl config diff' shows what it does"))
+    }
+
+    /// Has what is in force folded into the file's text, and written unless it is only to be told.
+    fn fold_config(&mut self, text: String, dry_run: bool, tell: Tell<Saved>) {
+        let writable = Writable::of(self.config.intent(), self.in_force());
+        let differences = diff(self.config.intent(), writable.intent());
+        let file = self.file.clone();
+        let write = move || write(&file, &text, &writable, dry_run).map(|done| (done, writable));
+        self.next_on_disk(write, move |daemon, written| match written {
+            Err(refusal) => drop(tell.send(Err(refusal))),
+            Ok((written, writable)) => {
+                let (mut saved, kept) = daemon.saved(written, writable, differences, dry_run);
+                tokio::spawn(async move {
+                    if let Some(kept) = kept {
+                        saved.done.notes.extend(kept.note().await);
+                    }
+                    let _ = tell.send(Ok(saved));
+                });
+            }
+        });
+    }
+
+    /// Takes the file as it was written for the configuration in force; what is to be told of it.
+    fn saved(
+        &mut self,
+        written: Written,
+        writable: Writable,
+        differences: Vec<Difference>,
+        dry_run: bool,
+    ) -> (Saved, Option<Kept>) {
+        let file = self.file.display();
+        let count = match differences.len() {
+            1 => "1 change".to_owned(),
+            count => counted(count, "change"),
+        };
+        let message = match (differences.is_empty(), dry_run) {
+            (true, _) => format!("nothing to save: {file} says what is in force"),
+            (false, true) => format!("{count} would be written into {file}"),
+            (false, false) => format!("{count} written into {file}"),
+        };
+        let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
+        notes.extend(writable.left.iter().map(|left| format!("kept beside the file: {left}")));
+        notes.extend(written.doubt);
+        let mut kept = None;
+        if !dry_run {
+            self.config.text = Text(written.folded);
+            self.config.desired = writable.desired;
+            self.config.drain_deadlines = writable.deadlines;
+            self.overrides = Overrides::between(self.config.intent(), self.in_force());
+            kept = Some(self.keep());
+            tracing::info!(?notes, "{message}");
+        }
+        let done = Done { message, notes, plan: None };
+        (Saved { done, differences, diff: written.diff, left: writable.left }, kept)
+    }
+}
+
+/// What has come of a save.
+struct Written {
+    /// The text that says what is in force.
+    folded: String,
+    /// How it differs from the file's.
+    diff: String,
+    /// What is to be said of it all the same.
+    doubt: Option<String>,
+}
+
+fn failed(error: &anyhow::Error) -> Refusal {
+    Refusal::new(RefusalKind::Failed, format!("{error:#}")).hint("nothing was changed")
+}
+
+/// Reads the file that is to be replaced.
+fn read(file: &Path) -> Result<(String, Config), Refusal> {
+    let name = file.display();
+    let text = fs::read_to_string(file)
+        .map_err(|error| failed(&anyhow::anyhow!("read {name}: {error}")))?;
+    let config = Config::parse_to_start(&text).map_err(|problems| {
+        let all: Vec<String> = problems.iter().map(|problem| format!("{name}:{problem}")).collect();
+        Refusal::new(RefusalKind::Invalid, all.join("\n")).hint("nothing was changed")
+    })?;
+    Ok((text, config))
+}
+
+/// Folds `writable` into the file's text, and writes that unless it is only to be told.
+fn write(file: &Path, text: &str, writable: &Writable, dry_run: bool) -> Result<Written, Refusal> {
+    let folded = fold(text, writable.intent()).map_err(|error| failed(&error))?;
+    let name = file.display().to_string();
+    let diff = similar::TextDiff::from_lines(text, &folded);
+    let diff = diff.unified_diff().header(&name, &name).to_string();
+    let mut doubt = None;
+    if !dry_run && folded != text {
+        doubt = replace(file, text, &folded).map_err(|error| {
+            failed(&error).hint(
+                "nothing was changed; 'lbctl config save --dry-run' shows what to write by hand",
+            )
+        })?;
+    }
+    Ok(Written { folded, diff, doubt })
+}

@@ -1,0 +1,69 @@
+//! The nodes that serve a VIP together with this one, as behind ECMP: who is missed, and who gets new
+//! flows there.
+
+use std::collections::BTreeMap;
+
+use lb_control::engine::Sharers;
+use lb_sync::{PeerId, Piece};
+
+use super::{Balancer, Daemon, peers::Group};
+
+/// Which peers are missed.
+#[derive(Debug, Default)]
+pub(super) struct Attendance {
+    /// Since when, in seconds of CLOCK_MONOTONIC.
+    away: BTreeMap<PeerId, u32>,
+    /// When the last one was there again.
+    joined: u32,
+}
+
+impl Group {
+    /// A peer tells who gets the new flows of services there.
+    pub(super) fn take_members(&mut self, id: PeerId, pieces: &[Piece]) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        for piece in pieces {
+            if let Piece::Ring { service, members, .. } = piece {
+                peer.members.insert(*service, members.clone());
+            }
+        }
+    }
+
+    /// How the peers stand at this second.
+    fn sharers(&mut self, now: u32) -> Sharers {
+        for id in (0..self.count()).map(PeerId) {
+            let peer = self.peers.get(&id);
+            // Of one that is configured otherwise nothing can be taken: it is not waited for.
+            let is_there =
+                peer.is_some_and(|peer| peer.is_complete() || peer.unlike.altogether.is_some());
+            let Attendance { away, joined } = &mut self.attendance;
+            if !is_there {
+                away.entry(id).or_insert(now);
+            } else if away.remove(&id).is_some() {
+                *joined = now;
+            }
+        }
+        let mut members = BTreeMap::<_, Vec<_>>::new();
+        let kin = self.peers.values().filter(|peer| peer.unlike.altogether.is_none());
+        for (service, theirs) in kin.flat_map(|peer| &peer.members) {
+            members.entry(*service).or_default().push(theirs.clone());
+        }
+        let Attendance { away, joined } = &self.attendance;
+        let timeout = self.config.timeout.as_millis().div_ceil(1_000);
+        Sharers {
+            away: away.values().copied().collect(),
+            joined: *joined,
+            timeout: u32::try_from(timeout).unwrap_or(u32::MAX),
+            members,
+        }
+    }
+}
+
+impl<B: Balancer> Daemon<B> {
+    /// Says how the peers stand, before anything ends that they may use.
+    pub(super) fn look_at_sharers(&mut self) {
+        let now = self.now().mono_secs();
+        if let Some(group) = &mut self.group {
+            self.balancer.set_sharers(group.sharers(now));
+        }
+    }
+}

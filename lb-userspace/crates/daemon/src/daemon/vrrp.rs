@@ -1,0 +1,475 @@
+//! What the daemon says to the virtual routers, and what it makes of what they report.
+//!
+//! They are configured when the daemon starts, and take part when they know its facts: that is when
+//! the maps are written for the first time, since a node that can't serve must not hold a VIP. A
+//! restart of `lbd` forwards all the while by the maps of its predecessor; then the facts are told at
+//! once, by what these maps say, so that addresses that are held still are advertised soon again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use lb_observe::events::{Kind, News};
+use lb_sync::PeerId;
+use lb_vrrp::{
+    Facts, NoticeKind, Order, Report, Router, RouterKey, RouterStatus, State, Transition, Vrrp,
+    macvlan::mac,
+};
+
+use super::{Balancer, Daemon, peers::Group};
+
+/// How long a peer is waited for that is to hand over; then it is preempted.
+const IN_VAIN: Duration = Duration::from_secs(3);
+
+/// The virtual routers, as the daemon sees them.
+pub(super) struct Virtual {
+    pub(super) rim: Box<dyn Vrrp>,
+    /// As it was reported.
+    pub(super) states: BTreeMap<RouterKey, State>,
+    /// The same by name.
+    reported: BTreeMap<String, (RouterKey, State)>,
+    /// How often each virtual MAC address is taken: for a router, and since a predecessor may have held it.
+    macs: BTreeMap<[u8; 6], usize>,
+    /// Routers whose virtual MAC address is taken since a predecessor may have held it.
+    resumed: BTreeMap<String, [u8; 6]>,
+    /// The facts that were told last; none before the first time.
+    told: Option<Facts>,
+    /// The interfaces that forward, as they were looked at last.
+    forwarding: BTreeSet<String>,
+    /// Whether they have ended.
+    pub(super) stopped: bool,
+    /// Since when routers wait for a peer to hand over, and those of which that was in vain.
+    wanting: BTreeMap<RouterKey, Instant>,
+    in_vain: BTreeSet<RouterKey>,
+}
+
+impl Virtual {
+    pub(super) fn new(rim: Box<dyn Vrrp>) -> Self {
+        Self {
+            rim,
+            states: BTreeMap::new(),
+            reported: BTreeMap::new(),
+            macs: BTreeMap::new(),
+            resumed: BTreeMap::new(),
+            told: None,
+            forwarding: BTreeSet::new(),
+            stopped: false,
+            wanting: BTreeMap::new(),
+            in_vain: BTreeSet::new(),
+        }
+    }
+
+    fn gather_states(&mut self) {
+        self.states.clear();
+        for (key, state) in self.reported.values() {
+            let most = self.states.entry(*key).or_default();
+            *most = (*most).max(*state);
+        }
+    }
+
+    /// Who was heard to be Active for each router, if somebody was.
+    pub(super) fn heard(&self) -> BTreeMap<RouterKey, IpAddr> {
+        let heard = self.rim.status().into_iter();
+        heard.filter_map(|status| Some((status.key, status.active?.address))).collect()
+    }
+
+    /// A router's state.
+    pub(super) fn state(&self, router: RouterKey) -> State {
+        self.states.get(&router).copied().unwrap_or_default()
+    }
+}
+
+impl<B: Balancer> Daemon<B> {
+    /// The routers as they are configured.
+    pub(super) fn routers(&self) -> &[Router] {
+        &self.config.routers.routers
+    }
+
+    pub(super) fn router(&self, key: RouterKey) -> Option<&Router> {
+        self.routers().iter().find(|router| router.key == key)
+    }
+
+    /// A router's name, for people.
+    pub(super) fn router_name(&self, key: RouterKey) -> String {
+        self.router(key).map_or_else(|| key.to_string(), |router| router.name.clone())
+    }
+
+    /// Says what routers there are.
+    pub(super) fn configure_routers(&mut self) {
+        let configured = |name: &str, key: RouterKey| {
+            let routers = &self.config.routers.routers;
+            routers.iter().any(|router| router.name == name && router.key == key)
+        };
+        self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
+        self.vrrp.gather_states();
+        for (name, mac) in std::mem::take(&mut self.vrrp.resumed) {
+            let router = self.routers().iter().find(|router| router.name == name);
+            if router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == mac) {
+                self.vrrp.resumed.insert(name, mac);
+            } else {
+                self.take_mac(mac, false);
+            }
+        }
+        self.release_stray_pins();
+        // Nobody looked while there was no router: the first would be in fault until the next tick.
+        self.look_at_interfaces();
+        self.update_routers();
+        self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
+    }
+
+    /// Tells the facts by the maps of a predecessor, if they serve all that routers hold: the addresses
+    /// may be here still.
+    pub(super) fn resume_routers(&mut self) {
+        if self.routers().is_empty() {
+            return;
+        }
+        let Ok(status) = self.balancer.status() else { return };
+        let healthy = status.services.iter().map(|(name, service)| {
+            let serving = service.backends.values().filter(|backend| backend.slots > 0).count();
+            (name.clone(), u32::try_from(serving).unwrap_or(u32::MAX))
+        });
+        let healthy: BTreeMap<String, u32> = healthy.collect();
+        if healthy.is_empty() || healthy.values().any(|serving| *serving == 0) {
+            return;
+        }
+        self.look_at_interfaces();
+        let facts = Facts { healthy, ..self.facts_of_routers() };
+        self.tell_routers(facts);
+        // The first write of the maps would take the virtual MAC addresses out that are held still.
+        let held = self.routers().iter().filter(|router| router.virtual_mac.is_some());
+        let held: Vec<_> = held.map(|router| (router.name.clone(), mac(router.key))).collect();
+        for (name, mac) in held {
+            self.take_mac(mac, true);
+            self.vrrp.resumed.insert(name, mac);
+        }
+    }
+
+    /// Looks which routers hold addresses no more that a predecessor held, or have said themselves what
+    /// they need.
+    pub(super) fn end_resuming(&mut self) {
+        if self.vrrp.resumed.is_empty() {
+            return;
+        }
+        for status in self.vrrp.rim.status() {
+            let ended = match status.state {
+                State::Initialize => false,
+                // It listens, and another router was heard, or not yet.
+                State::Backup => status.active.is_some(),
+                State::Active | State::Fault => true,
+            };
+            if ended && let Some(mac) = self.vrrp.resumed.remove(&status.name) {
+                self.take_mac(mac, false);
+            }
+        }
+    }
+
+    /// Has frames to a virtual MAC address taken, or no more when no router needs it.
+    fn take_mac(&mut self, mac: [u8; 6], take: bool) {
+        let count = self.vrrp.macs.entry(mac).or_default();
+        let before = *count;
+        *count = if take { before + 1 } else { before.saturating_sub(1) };
+        if (before == 0) == (*count == 0) {
+            return;
+        }
+        if let Err(error) = self.balancer.take_mac(mac, take) {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            let message = format!("frames to {mac} can't be taken");
+            self.tell(News::new(Kind::VrrpTrouble, message, format!("{error:#}")));
+        }
+    }
+
+    /// Looks which interfaces forward.
+    pub(super) fn look_at_interfaces(&mut self) {
+        if self.routers().is_empty() {
+            return;
+        }
+        let interfaces = self.balancer.interfaces().into_iter();
+        let forwarding = interfaces.filter(|interface| interface.attached);
+        self.vrrp.forwarding = forwarding.map(|interface| interface.name).collect();
+    }
+
+    /// What the virtual routers depend on.
+    fn facts_of_routers(&self) -> Facts {
+        let standings = self.balancer.standings();
+        let healthy = self.desired.services.iter().map(|(name, service)| {
+            let serving = standings.get(&service.key).map_or(0, |standing| standing.serving);
+            (name.clone(), u32::from(serving))
+        });
+        let is_served = |key| standings.get(key).is_some_and(|standing| standing.serving > 0);
+        let served = self.desired.services.iter().filter(|(_, service)| is_served(&service.key));
+        // Before what is known is looked at: of what has happened since, it says nothing.
+        let status = self.vrrp.rim.status();
+        let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
+        let transitions = transitions.filter(|_| self.group.is_some()).collect();
+        Facts {
+            transitions,
+            forwarding: self.vrrp.forwarding.clone(),
+            healthy: healthy.collect(),
+            served: served.map(|(name, service)| (service.key.vip, name.clone())).collect(),
+            // Who is asked to take over would do so by itself, and not when it has all flows.
+            draining: self.node.draining_since.is_some() && self.handover.is_none(),
+            unsynced: self.unsynced(&status),
+            handed_over: self.handed_over(),
+            draining_peers: self.group.as_ref().map(Group::draining_for).unwrap_or_default(),
+            lowered_peers: self.group.as_ref().map(Group::lowered_for).unwrap_or_default(),
+            mismatched: self.mismatched(),
+            active: self.active_peers(),
+        }
+    }
+
+    /// Tells what has changed of it.
+    pub(super) fn update_routers(&mut self) {
+        // Before the maps are written there is nothing to say but what a predecessor's said.
+        if self.serves {
+            self.tell_routers(self.facts_of_routers());
+        }
+    }
+
+    fn tell_routers(&mut self, facts: Facts) {
+        if self.vrrp.told.as_ref() != Some(&facts) {
+            self.vrrp.rim.order(Order::Facts(facts.clone()));
+            self.vrrp.told = Some(facts);
+        }
+    }
+
+    /// Routers that a peer is Active for which would hand them over. One that does not is preempted.
+    fn handed_over(&self) -> BTreeSet<RouterKey> {
+        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
+        theirs.difference(&self.vrrp.in_vain).copied().collect()
+    }
+
+    /// Looks which routers have waited for a peer to hand over, and for how long.
+    pub(super) fn look_at_wanting(&mut self, now: Instant) {
+        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
+        let Virtual { rim, wanting, in_vain, .. } = &mut self.vrrp;
+        in_vain.retain(|key| theirs.contains(key));
+        let wants = rim.status().into_iter().filter(|status| status.wants);
+        let wants: BTreeSet<RouterKey> = wants.map(|status| status.key).collect();
+        wanting.retain(|key, _| wants.contains(key));
+        for key in wants {
+            if now.saturating_duration_since(*wanting.entry(key).or_insert(now)) >= IN_VAIN {
+                in_vain.insert(key);
+            }
+        }
+    }
+
+    /// Takes in what the virtual routers tell.
+    pub(super) fn hear_routers(&mut self, report: Report) {
+        match report {
+            Report::TakeMac { mac, take, done } => {
+                self.take_mac(mac, take);
+                // It goes on without an answer, after a while.
+                let _ = done.0.try_send(());
+            }
+            Report::Transition(transition) => self.follow(transition),
+            Report::Notice(notice) => {
+                let kind = match notice.kind {
+                    NoticeKind::TwoActive => Kind::VrrpTwoActive,
+                    NoticeKind::Mismatch => Kind::VrrpMismatch,
+                    NoticeKind::AddressElsewhere => Kind::VrrpAddressElsewhere,
+                    NoticeKind::Leftover => Kind::VrrpLeftover,
+                    NoticeKind::Trouble => Kind::VrrpTrouble,
+                    NoticeKind::Track => Kind::VrrpTrack,
+                    NoticeKind::Stalled => Kind::VrrpStalled,
+                };
+                let message = match notice.router.as_str() {
+                    "" => notice.message,
+                    router => format!("{router}: {}", notice.message),
+                };
+                self.tell(News::new(kind, message, notice.cause));
+            }
+            Report::Yielded { router, by } => self.yielded(router, by),
+            Report::Stopped => self.vrrp.stopped = true,
+        }
+    }
+
+    fn follow(&mut self, Transition { router, key, from, to, cause }: Transition) {
+        self.vrrp.reported.insert(router.clone(), (key, to));
+        self.vrrp.gather_states();
+        let addresses = self.router(key).map_or_else(String::new, |router| {
+            let all: Vec<_> = router.addresses.iter().map(|vip| vip.address.to_string()).collect();
+            all.join(", ")
+        });
+        let (kind, message) = match to {
+            State::Active => {
+                (Kind::VrrpActive, format!("{router} is active: this node holds {addresses}"))
+            }
+            State::Backup => (Kind::VrrpBackup, format!("{router} is backup")),
+            State::Fault => {
+                (Kind::VrrpFault, format!("{router} is in fault: this node can't hold {addresses}"))
+            }
+            State::Initialize => (Kind::VrrpEnded, format!("{router} has ended")),
+        };
+        let message = match from {
+            State::Active => format!("{message}, and was active"),
+            _ => message,
+        };
+        self.tell(News::new(kind, message, cause));
+        self.moved(key, to);
+        self.effects.notifier.status(&self.ready_line());
+    }
+
+    pub(super) fn tell(&self, news: News) {
+        self.effects.events.record(news);
+    }
+
+    /// How the routers stand, with what the peers say.
+    pub(super) fn status_of_routers(&self) -> Vec<RouterStatus> {
+        let mut all = self.vrrp.rim.status();
+        for status in &mut all {
+            let found = self.problems_of(status.key);
+            status.problems.extend(found);
+        }
+        all
+    }
+
+    /// The routers in a few words: `main active, main6 backup`.
+    pub(super) fn routers_line(&self) -> Option<String> {
+        let states = self
+            .routers()
+            .iter()
+            .map(|router| format!("{} {}", router.name, self.vrrp.state(router.key)));
+        let states: Vec<String> = states.collect();
+        (!states.is_empty()).then(|| states.join(", "))
+    }
+
+    /// Routers that would take over without the flows of who is Active.
+    fn unsynced(&self, all: &[RouterStatus]) -> BTreeSet<RouterKey> {
+        let Some(group) = &self.group else { return BTreeSet::new() };
+        let heard = |key| {
+            let status = all.iter().find(|status| status.key == key)?;
+            Some(status.active.as_ref()?.address)
+        };
+        let keys = self.routers().iter().map(|router| router.key);
+        // What an Active router would know tells nothing of what it will have to know.
+        let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
+        // A node that did not run for a while finds much that was said meanwhile: in the middle of it, that
+        // all is known, and in the end that the peer has given this node up long since.
+        let unsynced = others.filter(|key| {
+            self.behind || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
+        });
+        unsynced.collect()
+    }
+
+    /// What peers say against a router.
+    fn problems_of(&self, key: RouterKey) -> Vec<String> {
+        let Some(group) = &self.group else { return Vec::new() };
+        let unlike = |(id, text): (PeerId, String)| format!("{}: {text}", group.name(id));
+        group.problems_of(key).into_iter().map(unlike).collect()
+    }
+}
+
+/// What a new configuration changes of virtual routers, in words.
+pub(super) fn changes(before: &lb_vrrp::Routers, after: &lb_vrrp::Routers) -> Vec<String> {
+    let named = |routers: &lb_vrrp::Routers, name: &str| {
+        routers.routers.iter().find(|router| router.name == name).cloned()
+    };
+    let mut all = Vec::new();
+    for old in &before.routers {
+        match named(after, &old.name) {
+            None => all.push(format!("virtual router {} removed", old.name)),
+            Some(new) if new != *old => {
+                let keys = differing(old, &new);
+                all.push(format!("virtual router {}: {} changed", old.name, keys.join(", ")));
+            }
+            Some(_) => {}
+        }
+    }
+    let added = after.routers.iter().filter(|new| named(before, &new.name).is_none());
+    all.extend(added.map(|new| format!("virtual router {} added", new.name)));
+    for group in &before.groups {
+        if !after.groups.iter().any(|new| new.name == group.name) {
+            all.push(format!("sync group {} removed", group.name));
+        }
+    }
+    for group in &after.groups {
+        match before.groups.iter().find(|old| old.name == group.name) {
+            None => all.push(format!("sync group {} added", group.name)),
+            Some(old) if old != group => {
+                all.push(format!("sync group {}: routers changed", group.name));
+            }
+            Some(_) => {}
+        }
+    }
+    all
+}
+
+/// The keys of the configuration in which two routers differ.
+fn differing(old: &Router, new: &Router) -> Vec<&'static str> {
+    let keys = [
+        ("interface", old.interface != new.interface),
+        ("family", old.key.family != new.key.family),
+        ("vrid", old.key.vrid != new.key.vrid),
+        ("version", old.version != new.version),
+        ("priority", old.priority != new.priority),
+        ("interval", old.interval != new.interval),
+        ("preempt", old.preempt != new.preempt),
+        ("preempt_delay", old.preempt_delay != new.preempt_delay),
+        ("accept", old.accept != new.accept),
+        ("addresses", old.addresses != new.addresses),
+        ("source", old.source != new.source),
+        ("peers", old.peers != new.peers),
+        ("min_ttl", old.min_ttl != new.min_ttl),
+        ("second_path", old.second_path != new.second_path),
+        ("password or hmac_key", old.auth != new.auth),
+        ("checksum", old.checksum != new.checksum),
+        ("virtual_mac", old.virtual_mac != new.virtual_mac),
+        ("announce", old.announce != new.announce),
+        ("track", old.tracks != new.tracks),
+        ("notify", old.notify != new.notify),
+    ];
+    keys.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_config::Config;
+
+    use super::*;
+
+    const TWO: &str = r#"
+        interfaces = ["eth0"]
+        [[virtual_router]]
+        name = "main"
+        interface = "eth0"
+        vrid = 51
+        addresses = ["10.0.0.100"]
+        [[virtual_router]]
+        name = "main6"
+        interface = "eth0"
+        vrid = 51
+        addresses = ["fd00::100"]
+        [[sync_group]]
+        name = "all"
+        routers = ["main", "main6"]
+    "#;
+
+    #[test]
+    fn changes_of_routers_are_told_by_their_keys() {
+        let routers = |text: &str| Config::parse(text).expect("it is valid").routers;
+        let before = routers(TWO);
+        for (from, to, expected) in [
+            ("", "", vec![]),
+            ("\"fd00::100\"", "\"fd00::101\"", vec!["virtual router main6: addresses changed"]),
+            (
+                "vrid = 51\n        addresses = [\"10.0.0.100\"]",
+                "vrid = 52\n        priority = 7\n        addresses = [\"10.0.0.100\"]",
+                vec!["virtual router main: vrid, priority changed"],
+            ),
+            (
+                "main6",
+                "other",
+                vec![
+                    "virtual router main6 removed",
+                    "virtual router other added",
+                    "sync group all: routers changed",
+                ],
+            ),
+            ("\"all\"", "\"both\"", vec!["sync group all removed", "sync group both added"]),
+        ] {
+            assert_eq!(changes(&before, &routers(&TWO.replace(from, to))), expected, "{to}");
+        }
+    }
+}

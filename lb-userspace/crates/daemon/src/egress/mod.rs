@@ -1,0 +1,470 @@
+//! Whether frames arrive that the program sends: a question by the way that packets take.
+//!
+//! Health checks leave by a packet socket, and so tell nothing of XDP_TX and XDP_REDIRECT, which report no error
+//! to the program: it counts a frame as sent that the kernel or the driver drops. So now and then the loaded program
+//! itself is given a packet for a backend of each next hop ([`LiveProgram`]), and the backend's answer is waited
+//! for. The same question by the packet socket comes first. An answer to that one and none to the other is a fault
+//! of the egress: [`EgressStatus::LOST`].
+//!
+//! Frames that the kernel says it has lost ([`TxErrors`]) are told in the status, and a cause to ask at once.
+//!
+//! [`Checker`] is a thread of its own; [`schedule`] decides what is asked when.
+//!
+//! The packet is a bare ACK without a connection, from a port whose slot leads to that backend and is not in flux.
+//! A host answers it with an RST. So it opens no flow, takes no pin and makes no backend suspect; in the counters
+//! it is one client packet a minute for each next hop. Only next hops of TCP services are checked, and only where
+//! the program runs in the driver (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18).
+//!
+//! A limit: the kernel sends the XDP_TX of a test run by `ndo_xdp_xmit`. A veth whose other end has GRO on and no
+//! program accepts that, and would not accept a real XDP_TX.
+//!
+//! The programs on the tracepoints end with `lbd`, and losses without it are not counted.
+
+mod losses;
+mod schedule;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, stream};
+use lb_api::status::{EgressStatus, Status};
+use lb_datapath::{LiveProgram, Served, TxError, TxErrors};
+use lb_health::vip::{Error, Network, Way};
+use lb_model::{
+    desired::{Desired, Protocol, ServiceKey},
+    hop::{Neighbourhood, Resolution, Want},
+    settings::Tunnel,
+};
+use lb_netlink::query;
+use lb_observe::events::{Kind, News};
+use lb_threads as threads;
+use tokio::{
+    runtime,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+pub use self::schedule::Verdict;
+use self::{
+    losses::{Memory, Seen},
+    schedule::Schedule,
+};
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_millis(300);
+/// How often a question is asked before it counts as not answered.
+const TRIES: usize = 3;
+/// How many backends behind a next hop are asked before it counts as unknown.
+const CANDIDATES: usize = 3;
+/// By how many exits questions are asked at a time: one that nobody answers takes seconds.
+const AT_A_TIME: usize = 16;
+/// How often it is looked whether frames were lost.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked which interfaces are gone.
+const PRUNE: Duration = Duration::from_mins(1);
+/// How long changes of the plan are collected; rings are written meanwhile.
+const DEBOUNCE: Duration = Duration::from_millis(500);
+
+/// Where frames leave: the interface and the MAC address of the next hop.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Exit {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// MAC address of the next hop.
+    pub mac: [u8; 6],
+}
+
+/// A backend behind an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Its service.
+    pub service: ServiceKey,
+    /// The way to it.
+    pub way: Way,
+}
+
+/// The exits of all backends that can be sent to.
+pub type Plan = BTreeMap<Exit, Vec<Subject>>;
+
+/// The exits that `desired` needs. Only those of TCP services can be asked.
+#[must_use]
+pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
+    let mut plan = Plan::new();
+    for service in desired.services.values() {
+        if service.key.protocol != Protocol::Tcp {
+            continue;
+        }
+        for &backend in service.backends.keys() {
+            let want = Want { address: backend, mode: service.mode };
+            let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
+            // What is for this node itself leaves by no interface, and by one without Ethernet header no driver's XDP sends.
+            if hop.is_local() || hop.is_raw_ip() {
+                continue;
+            }
+            let exit =
+                Exit { ifindex: hop.ifindex, interface: hop.interface.clone(), mac: hop.mac };
+            let (vip, mode, hop) = (service.key.vip, service.mode, hop.clone());
+            let way = Way { vip, backend, mode, hop, tunnel };
+            plan.entry(exit).or_default().push(Subject { service: service.key, way });
+        }
+    }
+    plan
+}
+
+/// Who asks; tests have none.
+pub trait Check: Send {
+    /// Replaces the exits that are checked.
+    fn watch(&self, plan: Plan);
+    /// What has been found out since the last call.
+    fn news(&self) -> Vec<News>;
+    /// Adds what is known of the exits.
+    fn tell(&self, status: &mut Status);
+}
+
+/// Checks exits in a thread of its own until it is dropped.
+#[derive(Debug)]
+pub struct Checker {
+    plan: watch::Sender<Plan>,
+    shared: Arc<Mutex<Shared>>,
+    tx_errors: Option<Arc<TxErrors>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    verdicts: BTreeMap<Exit, Verdict>,
+    memory: Memory,
+    news: Vec<News>,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Checker {
+    /// Starts the thread, in the network namespace of the calling one. `interfaces` are those with the program;
+    /// `tx_errors` counts what they lose, where the kernel lets it.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no thread to give.
+    pub fn start(
+        program: LiveProgram,
+        interfaces: Vec<String>,
+        tx_errors: Option<TxErrors>,
+    ) -> Result<Self> {
+        let tx_errors = tx_errors.map(Arc::new);
+        let (plan, planned) = watch::channel(Plan::new());
+        let shared = Arc::<Mutex<Shared>>::default();
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start the runtime of the egress checks")?;
+        let task = Task {
+            program,
+            interfaces,
+            planned,
+            shared: Arc::clone(&shared),
+            tx_errors: tx_errors.clone(),
+            seen: Seen::default(),
+            since: Vec::new(),
+        };
+        threads::spawn("egress", move || runtime.block_on(task.run()))
+            .context("start the thread of the egress checks")?;
+        Ok(Self { plan, shared, tx_errors })
+    }
+}
+
+impl Check for Checker {
+    fn watch(&self, plan: Plan) {
+        self.plan.send_if_modified(|old| {
+            let differs = *old != plan;
+            *old = plan;
+            differs
+        });
+    }
+
+    fn news(&self) -> Vec<News> {
+        std::mem::take(&mut lock(&self.shared).news)
+    }
+
+    fn tell(&self, status: &mut Status) {
+        let shared = lock(&self.shared);
+        if let Some(tx_errors) = &self.tx_errors {
+            losses::tell(&read(tx_errors), &shared.memory, status);
+        }
+        status.egress = shared
+            .verdicts
+            .iter()
+            .map(|(exit, verdict)| EgressStatus {
+                interface: exit.interface.clone(),
+                mac: exit.mac_text(),
+                state: verdict.name().into(),
+                detail: verdict.detail().map(str::to_owned),
+            })
+            .collect();
+        let lost: Vec<_> =
+            status.egress.iter().filter(|one| one.state == EgressStatus::LOST).cloned().collect();
+        let backends =
+            status.services.values_mut().flat_map(|service| service.backends.values_mut());
+        for backend in backends {
+            let is_behind = |one: &&EgressStatus| {
+                backend.interface.as_ref() == Some(&one.interface)
+                    && backend.mac.as_ref() == Some(&one.mac)
+            };
+            backend.egress_fault = lost.iter().find(is_behind).map(|one| {
+                let detail = one.detail.as_deref().unwrap_or_default();
+                format!("{}: {detail}", EgressStatus::LOST)
+            });
+        }
+    }
+}
+
+/// Counters that can't be read count nothing.
+fn read(tx_errors: &TxErrors) -> Vec<TxError> {
+    tx_errors.read().unwrap_or_else(|error| {
+        debug!("frames that were lost: {error:#}");
+        Vec::new()
+    })
+}
+
+impl Exit {
+    /// The MAC address as it is written.
+    #[must_use]
+    pub fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+struct Task {
+    program: LiveProgram,
+    interfaces: Vec<String>,
+    planned: watch::Receiver<Plan>,
+    shared: Arc<Mutex<Shared>>,
+    tx_errors: Option<Arc<TxErrors>>,
+    seen: Seen,
+    /// The indexes of those that have lost frames since it was last looked which are gone.
+    since: Vec<u32>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut schedule = Schedule::default();
+        let mut prune_at = Instant::now();
+        loop {
+            let plan = self.planned.borrow_and_update().clone();
+            schedule.follow(&plan);
+            {
+                let mut shared = lock(&self.shared);
+                shared.verdicts.retain(|exit, _| plan.contains_key(exit));
+                let names = plan.keys().map(|exit| (exit.ifindex, exit.interface.clone()));
+                if self.tx_errors.is_some() {
+                    shared.memory.learn(names);
+                }
+            }
+            if let Some(tx_errors) = &self.tx_errors {
+                let errors = read(tx_errors);
+                let grown = self.seen.grown(&errors);
+                grown.iter().for_each(|ifindex| schedule.doubt(*ifindex));
+                self.since.extend(grown);
+                if prune_at <= Instant::now() {
+                    prune_at = Instant::now() + PRUNE;
+                    let grown = std::mem::take(&mut self.since);
+                    self.prune(tx_errors, &errors, &grown);
+                }
+            }
+            let due = schedule.due(Instant::now());
+            if !due.is_empty() {
+                self.round(&plan, &due, &mut schedule).await;
+            }
+            let mut rest = schedule.rest(Instant::now());
+            if self.tx_errors.is_some() {
+                rest = rest.min(LOOK);
+            }
+            tokio::select! {
+                changed = self.planned.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    sleep(DEBOUNCE).await;
+                }
+                () = sleep(rest) => {}
+            }
+        }
+    }
+
+    /// Forgets interfaces that are gone: their names, and what the kernel keeps for them.
+    fn prune(&self, tx_errors: &TxErrors, errors: &[TxError], grown: &[u32]) {
+        // Without the interfaces, all would count as gone.
+        let Ok(found) = query::interfaces() else { return };
+        let there = found.values().map(|one| one.ifindex).collect();
+        let own = self.interfaces.iter().filter_map(|name| found.get(name));
+        let own = own.map(|one| one.ifindex).collect();
+        // Whoever reads the counts has this locked: a count is in the map or in the sum.
+        let mut shared = lock(&self.shared);
+        let over = shared.memory.forget(errors, grown, &there, &own, Instant::now());
+        if over.is_empty() {
+            return;
+        }
+        match tx_errors.forget(&over) {
+            Ok(forgotten) => shared.memory.fold(&over, &forgotten),
+            Err(error) => debug!("forget frames that were lost: {error:#}"),
+        }
+    }
+
+    /// Asks by these exits, some at a time.
+    async fn round(&self, plan: &Plan, due: &[Exit], schedule: &mut Schedule) {
+        // Sockets are open for as long as it takes: each costs something for every packet of the node.
+        let network = Network::new();
+        network.set_vips(plan.values().flatten().map(|one| one.way.vip).collect());
+        let served = match self.program.served() {
+            Ok(served) => served,
+            Err(error) => {
+                let reason = Verdict::Unknown(format!("{error:#}"));
+                for exit in due {
+                    schedule.take(exit, &reason, Instant::now());
+                }
+                return;
+            }
+        };
+        let ingress = self.ingress();
+        let asker = Asker { network: &network, program: &self.program, served: &served };
+        let (asker, ingress) = (&asker, &ingress);
+        let questions = due.iter().filter_map(|exit| Some((exit, plan.get(exit)?)));
+        let questions = questions.map(|(exit, subjects)| async move {
+            let verdict = match ingress_for(exit, ingress) {
+                Ok(ingress) => asker.exit(subjects, ingress).await,
+                Err(reason) => Verdict::Unknown(reason.into()),
+            };
+            (exit, verdict)
+        });
+        let mut verdicts = pin!(stream::iter(questions).buffer_unordered(AT_A_TIME));
+        while let Some((exit, verdict)) = verdicts.next().await {
+            debug!(interface = exit.interface, mac = exit.mac_text(), "egress: {verdict:?}");
+            let news = schedule.take(exit, &verdict, Instant::now());
+            {
+                let mut shared = lock(&self.shared);
+                shared.verdicts.insert(exit.clone(), verdict.clone());
+                shared.news.extend(news.map(|lost| tell(exit, lost, &verdict)));
+            }
+            // What is new is asked first.
+            if self.planned.has_changed().unwrap_or(true) {
+                return;
+            }
+        }
+    }
+
+    /// The interfaces on which the program runs in the driver.
+    fn ingress(&self) -> Vec<u32> {
+        let found = query::interfaces().unwrap_or_default();
+        let native = self.interfaces.iter().filter_map(|name| found.get(name));
+        let native = native.filter(|one| one.xdp_prog_id.is_some() && !one.xdp_generic);
+        native.map(|one| one.ifindex).collect()
+    }
+}
+
+/// The interface by which a packet comes that leaves by `exit`: the same, if the program runs there.
+fn ingress_for(exit: &Exit, native: &[u32]) -> Result<u32, &'static str> {
+    let own = native.iter().find(|ifindex| **ifindex == exit.ifindex);
+    // A test run sends as native XDP does.
+    own.or(native.first()).copied().ok_or("no interface has the program in its driver")
+}
+
+fn tell(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
+    let (interface, mac) = (&exit.interface, exit.mac_text());
+    if lost {
+        let fault = EgressStatus::LOST;
+        let message = format!("{fault}: what the program sends to {mac} by {interface} is lost");
+        News::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
+    } else {
+        let message = format!("what the program sends to {mac} by {interface} arrives");
+        News::new(Kind::EgressForwarding, message, "a question by the program was answered")
+    }
+}
+
+/// Asks in one round.
+struct Asker<'a> {
+    network: &'a Network,
+    program: &'a LiveProgram,
+    served: &'a Served,
+}
+
+impl Asker<'_> {
+    async fn exit(&self, subjects: &[Subject], ingress: u32) -> Verdict {
+        let mut last = Verdict::Unknown("it has no backend".into());
+        for subject in subjects.iter().take(CANDIDATES) {
+            last = self.subject(subject, ingress).await.unwrap_or_else(Verdict::Unknown);
+            if !matches!(last, Verdict::Unknown(_)) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// What a backend's answers say of its exit; else why they say nothing.
+    async fn subject(&self, subject: &Subject, ingress: u32) -> Result<Verdict, String> {
+        let Subject { service, way } = subject;
+        let backend = way.backend;
+        let source = self.source(way).await.map_err(|error| error.to_string())?;
+        let first = self.network.draw() as u16;
+        let ports = self.program.ports(self.served, (service, backend), (source, first), 2 * TRIES);
+        let mut ports = ports.map_err(|error| format!("{error:#}"))?.into_iter();
+        let mut ask = async |live: bool| -> Result<bool, String> {
+            let Some(port) = ports.next() else {
+                return Err(format!("no slot leads to {backend} at this moment"));
+            };
+            let stray = self.network.stray(way, SocketAddr::new(source, port), service.port);
+            let stray = stray.map_err(|error| error.to_string())?;
+            if live {
+                let taken = self.program.take(self.served, ingress, stray.packet());
+                taken.map_err(|error| format!("test run of the program: {error}"))?;
+            } else {
+                stray.send().map_err(|error| error.to_string())?;
+            }
+            match timeout(ANSWER, stray.answer()).await {
+                Ok(Ok(())) => Ok(true),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Ok(false),
+            }
+        };
+        let silent = || format!("{backend} does not answer a segment without a connection");
+        if !ask(false).await? && !ask(false).await? {
+            return Err(silent());
+        }
+        for _ in 0..TRIES {
+            if ask(true).await? {
+                return Ok(Verdict::Forwards);
+            }
+        }
+        // It may have died meanwhile.
+        if !ask(false).await? {
+            return Err(silent());
+        }
+        Ok(Verdict::Lost(format!(
+            "{backend} answers the packet socket, and {TRIES} questions that the program sent were \
+             not answered"
+        )))
+    }
+
+    /// The node's addresses are known a moment after the first question for them.
+    async fn source(&self, way: &Way) -> Result<IpAddr, Error> {
+        let mut left = 20;
+        loop {
+            match self.network.source(way).await {
+                Err(_) if left > 0 => {
+                    left -= 1;
+                    sleep(Duration::from_millis(50)).await;
+                }
+                source => return source,
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Which exits are asked when, and what is told of it. No I/O.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use lb_api::status::EgressStatus;
+
+use super::{Exit, Plan};
+
+/// Between two questions by an exit by which frames arrive.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Between two questions by one of which that is not so. While nothing is known, as behind a firewall that drops
+/// what it asks, twice as long each time, up to [`INTERVAL`].
+const SOON: Duration = Duration::from_secs(5);
+
+/// Between two questions by one that loses frames, but forwards when it is asked.
+const DOUBTED: Duration = Duration::from_secs(10);
+
+/// What is known of an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Frames arrive.
+    Forwards,
+    /// They do not; why that is said.
+    Lost(String),
+    /// Nothing is known; why.
+    Unknown(String),
+}
+
+impl Verdict {
+    /// Its name in status.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Forwards => "forwards",
+            Self::Lost(_) => EgressStatus::LOST,
+            Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// What is known besides.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Forwards => None,
+            Self::Lost(detail) | Self::Unknown(detail) => Some(detail),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    /// When it is asked next; none: at once.
+    next: Option<Instant>,
+    /// When it was asked last.
+    asked: Option<Instant>,
+    /// How long until it is asked again if nothing is known then.
+    patience: Duration,
+    /// Whether it was told that frames are lost.
+    lost: bool,
+}
+
+/// The exits of the plan.
+#[derive(Debug, Default)]
+pub(super) struct Schedule(BTreeMap<Exit, State>);
+
+impl Schedule {
+    /// Takes over the plan; exits that are new are due at once.
+    pub(super) fn follow(&mut self, plan: &Plan) {
+        self.0.retain(|exit, _| plan.contains_key(exit));
+        for exit in plan.keys() {
+            let new = State { next: None, asked: None, patience: SOON, lost: false };
+            self.0.entry(exit.clone()).or_insert(new);
+        }
+    }
+
+    /// The exits to ask at `now`: the new ones, and then those that are due for longest.
+    pub(super) fn due(&self, now: Instant) -> Vec<Exit> {
+        let due = |state: &State| state.next.is_none_or(|next| next <= now);
+        let mut due: Vec<_> = self.0.iter().filter(|(_, state)| due(state)).collect();
+        due.sort_by_key(|(_, state)| state.next);
+        due.into_iter().map(|(exit, _)| exit.clone()).collect()
+    }
+
+    /// How long nothing is due.
+    pub(super) fn rest(&self, now: Instant) -> Duration {
+        let next = self.0.values().map(|state| state.next.unwrap_or(now)).min();
+        next.map_or(INTERVAL, |next| next.saturating_duration_since(now))
+    }
+
+    /// Has the exits by an interface asked soon, since frames were lost there.
+    pub(super) fn doubt(&mut self, ifindex: u32) {
+        for (_, state) in self.0.iter_mut().filter(|(exit, _)| exit.ifindex == ifindex) {
+            let soon = state.asked.map(|asked| asked + DOUBTED);
+            state.next = state.next.min(soon);
+        }
+    }
+
+    /// Takes a verdict of `now` over; whether frames are lost, if that is to be told.
+    pub(super) fn take(&mut self, exit: &Exit, verdict: &Verdict, now: Instant) -> Option<bool> {
+        let state = self.0.get_mut(exit)?;
+        let wait = match verdict {
+            Verdict::Forwards => INTERVAL,
+            Verdict::Lost(_) => SOON,
+            Verdict::Unknown(_) => state.patience,
+        };
+        let is_unknown = matches!(verdict, Verdict::Unknown(_));
+        state.patience = if is_unknown { INTERVAL.min(wait * 2) } else { SOON };
+        state.asked = Some(now);
+        state.next = Some(now + wait);
+        let lost = match verdict {
+            Verdict::Forwards => false,
+            Verdict::Lost(_) => true,
+            // A backend that is silent meanwhile ends no fault.
+            Verdict::Unknown(_) => return None,
+        };
+        (std::mem::replace(&mut state.lost, lost) != lost).then_some(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(ifindex: u32) -> Exit {
+        Exit { ifindex, interface: format!("eth{ifindex}"), mac: [2; 6] }
+    }
+
+    fn plan(exits: &[u32]) -> Plan {
+        exits.iter().map(|ifindex| (exit(*ifindex), Vec::new())).collect()
+    }
+
+    fn lost() -> Verdict {
+        Verdict::Lost("no answer".into())
+    }
+
+    #[test]
+    fn a_fault_is_told_once_and_its_end_once() {
+        let mut schedule = Schedule::default();
+        schedule.follow(&plan(&[1]));
+        let now = Instant::now();
+        let unknown = Verdict::Unknown("the backend is silent".into());
+        for (verdict, told) in [
+            (Verdict::Forwards, None),
+            (lost(), Some(true)),
+            (unknown, None),
+            (lost(), None),
+            (Verdict::Forwards, Some(false)),
+            (Verdict::Forwards, None),
+        ] {
+            assert_eq!(schedule.take(&exit(1), &verdict, now), told, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn an_exit_that_is_new_is_asked_at_once_and_a_fault_more_often() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        assert_eq!(schedule.rest(now), INTERVAL);
+        schedule.follow(&plan(&[1, 2]));
+        assert_eq!(
+            (schedule.due(now), schedule.rest(now)),
+            (vec![exit(1), exit(2)], Duration::ZERO)
+        );
+        schedule.take(&exit(1), &Verdict::Forwards, now);
+        schedule.take(&exit(2), &lost(), now);
+        assert_eq!((schedule.due(now), schedule.rest(now)), (vec![], SOON));
+        assert_eq!(schedule.due(now + SOON), [exit(2)]);
+        schedule.follow(&plan(&[1, 3]));
+        assert_eq!(schedule.due(now), [exit(3)]);
+        assert_eq!(schedule.due(now + INTERVAL), [exit(3), exit(1)]);
+    }
+
+    #[test]
+    fn an_exit_of_which_nothing_is_known_is_asked_ever_more_seldom_and_new_ones_first() {
+        let mut schedule = Schedule::default();
+        let mut now = Instant::now();
+        schedule.follow(&plan(&[1]));
+        let unknown = Verdict::Unknown("the backend is silent".into());
+        for secs in [5, 10, 20, 40, 60, 60] {
+            schedule.take(&exit(1), &unknown, now);
+            assert_eq!(schedule.rest(now), Duration::from_secs(secs));
+            now += Duration::from_secs(secs);
+        }
+        schedule.follow(&plan(&[1, 2]));
+        assert_eq!(schedule.due(now), [exit(2), exit(1)]);
+        schedule.take(&exit(1), &lost(), now);
+        schedule.take(&exit(1), &unknown, now);
+        assert_eq!(schedule.0[&exit(1)].next, Some(now + SOON), "it has answered meanwhile");
+    }
+
+    #[test]
+    fn an_exit_that_loses_frames_is_asked_before_its_time_and_not_all_the_time() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        schedule.follow(&plan(&[1, 2, 3]));
+        schedule.take(&exit(1), &Verdict::Forwards, now);
+        schedule.take(&exit(2), &Verdict::Forwards, now);
+        schedule.take(&exit(3), &lost(), now);
+        schedule.doubt(1);
+        schedule.doubt(3);
+        assert_eq!(schedule.rest(now), SOON, "a fault is asked as often as before");
+        assert_eq!(schedule.due(now + DOUBTED), [exit(3), exit(1)]);
+        let later = now + DOUBTED * 3;
+        schedule.doubt(2);
+        assert!(schedule.due(later).contains(&exit(2)), "at once, if the last time is long ago");
+        schedule.follow(&plan(&[4]));
+        schedule.doubt(4);
+        assert_eq!(schedule.due(later), [exit(4)]);
+    }
+}

@@ -1,0 +1,255 @@
+//! Lets those in who may look.
+//!
+//! bcrypt for each scrape would cost a tenth of a second of CPU time, so a password that was right is remembered as a
+//! salted digest.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use lb_config::http::credentials::{Tokens, Users, sha256};
+use tokio::sync::Semaphore;
+
+/// Passwords that have been right are known again, so many of them.
+const REMEMBERED: usize = 256;
+
+/// Lets those in who may look.
+#[derive(Debug)]
+pub(super) struct Doorkeeper {
+    users: Option<Arc<Users>>,
+    tokens: Option<Tokens>,
+    /// What was right before, as a digest with `salt`: bcrypt is not asked for each scrape.
+    remembered: Mutex<HashSet<[u8; 32]>>,
+    salt: [u8; 32],
+    /// Passwords are compared one at a time, so that guessing takes one CPU at most.
+    turn: Arc<Semaphore>,
+    /// Each address has a queue of its own, of which one waits for its turn: who guesses waits behind
+    /// itself, and not before others.
+    queues: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+}
+
+impl Doorkeeper {
+    pub(super) fn new(users: Option<Users>, tokens: Option<Tokens>) -> anyhow::Result<Self> {
+        let mut salt = [0; 32];
+        let random = ring::rand::SystemRandom::new();
+        ring::rand::SecureRandom::fill(&random, &mut salt)
+            .map_err(|_| anyhow::anyhow!("the kernel has no random numbers"))?;
+        let (remembered, queues) = <_>::default();
+        let (users, turn) = (users.map(Arc::new), Arc::new(Semaphore::new(1)));
+        Ok(Self { users, tokens, remembered, salt, turn, queues })
+    }
+
+    /// Whether who asks from an address may look.
+    pub(super) async fn admits(&self, headers: &HeaderMap, peer: IpAddr) -> bool {
+        if self.users.is_none() && self.tokens.is_none() {
+            return true;
+        }
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        let (Some(value), None) = (given.next(), given.next()) else { return false };
+        let Some((scheme, value)) = value.to_str().ok().and_then(|value| value.split_once(' '))
+        else {
+            return false;
+        };
+        let value = value.trim();
+        match (&self.users, &self.tokens) {
+            (_, Some(tokens)) if scheme.eq_ignore_ascii_case("bearer") => tokens.is_right(value),
+            (Some(users), _) if scheme.eq_ignore_ascii_case("basic") => {
+                self.knows(users, value, peer).await
+            }
+            _ => false,
+        }
+    }
+
+    async fn knows(&self, users: &Arc<Users>, value: &str, peer: IpAddr) -> bool {
+        let mark = sha256(&[&self.salt, value.as_bytes()]);
+        if self.remembered().contains(&mark) {
+            return true;
+        }
+        let Some((name, password)) = decode(value) else { return false };
+        let queue = self.queue(peer);
+        let Ok(_next) = queue.acquire().await else { return false };
+        let Ok(turn) = Arc::clone(&self.turn).acquire_owned().await else { return false };
+        // A browser asks for several things at once.
+        if self.remembered().contains(&mark) {
+            return true;
+        }
+        let users = Arc::clone(users);
+        let compare = move || {
+            // It can't be broken off: the turn is over when it is, whether who asked is there or not.
+            let _turn = turn;
+            users.is_right(&name, &password)
+        };
+        let right = tokio::task::spawn_blocking(compare).await.unwrap_or(false);
+        if right {
+            let mut remembered = self.remembered();
+            if remembered.len() >= REMEMBERED {
+                remembered.clear();
+            }
+            remembered.insert(mark);
+        }
+        right
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
+        // A set is whole at every moment.
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queue of an address; those that nobody is in are gone.
+    fn queue(&self, peer: IpAddr) -> Arc<Semaphore> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.retain(|_, queue| queue.strong_count() > 0);
+        if let Some(queue) = queues.get(&peer).and_then(Weak::upgrade) {
+            return queue;
+        }
+        let queue = Arc::new(Semaphore::new(1));
+        queues.insert(peer, Arc::downgrade(&queue));
+        queue
+    }
+
+    /// How one may say who one is.
+    pub(super) fn challenges(&self) -> impl Iterator<Item = HeaderValue> {
+        let basic = self.users.as_ref().map(|_| r#"Basic realm="lb", charset="UTF-8""#);
+        let bearer = self.tokens.as_ref().map(|_| r#"Bearer realm="lb""#);
+        basic.into_iter().chain(bearer).map(HeaderValue::from_static)
+    }
+}
+
+/// Name and password of the header's value.
+fn decode(value: &str) -> Option<(String, String)> {
+    let bytes = BASE64_STANDARD.decode(value).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let (name, password) = text.split_once(':')?;
+    Some((name.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    /// What bcrypt makes of a password.
+    fn hash(password: &str) -> String {
+        bcrypt::hash_with_salt(password, 5, [7; 16]).expect("it is hashed").to_string()
+    }
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        let values = values.iter().map(|value| HeaderValue::from_str(value).expect("a value"));
+        values.map(|value| (header::AUTHORIZATION, value)).collect()
+    }
+
+    fn basic(name: &str, password: &str) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}")))
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    async fn admits(keeper: &Doorkeeper, value: &str) -> bool {
+        keeper.admits(&headers(&[value]), address(1)).await
+    }
+
+    #[tokio::test]
+    async fn a_password_or_a_token_opens_and_nothing_else_does() {
+        let ann = hash("correct horse").replace("$2b$", "$2y$");
+        let users = Users::parse(&format!("ann:{ann}\nbob:{}\n", hash(""))).expect("users");
+        let token = "0123456789abcdef0123456789abcdef";
+        let tokens = Tokens::parse(&format!("# of Prometheus\n{token}\n")).expect("a token");
+        let keeper = Doorkeeper::new(Some(users), Some(tokens)).expect("random numbers");
+        for (value, is_right) in [
+            (basic("ann", "correct horse"), true),
+            (basic("ann", "correct horse").replace("Basic", "basic"), true),
+            (basic("bob", ""), true),
+            (basic("ann", ""), false),
+            (basic("ann", "correct horse "), false),
+            (basic("bob", "correct horse"), false),
+            (basic("eve", "correct horse"), false),
+            (basic("ann", &ann), false),
+            (format!("Bearer {token}"), true),
+            (format!("bearer {token}"), true),
+            (format!("Bearer {}", &token[1..]), false),
+            (format!("Bearer {token}0"), false),
+            (format!("Basic {token}"), false),
+            (format!("Digest {token}"), false),
+            ("Bearer ".into(), false),
+            ("Basic !".into(), false),
+            (token.into(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(admits(&keeper, &value).await, is_right, "{value}");
+            // From memory, it is the same.
+            assert_eq!(admits(&keeper, &value).await, is_right, "{value}, again");
+        }
+        let right = format!("Bearer {token}");
+        assert!(!keeper.admits(&HeaderMap::new(), address(1)).await);
+        let twice = headers(&[&right, &right]);
+        assert!(!keeper.admits(&twice, address(1)).await, "which of the two is meant?");
+        assert_eq!(keeper.challenges().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_configured_opens_nothing() {
+        let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
+        let keeper = Doorkeeper::new(Some(users), None).expect("random numbers");
+        assert!(!admits(&keeper, "Bearer 0123456789abcdef0123456789abcdef").await);
+        let challenges: Vec<_> = keeper.challenges().collect();
+        assert_eq!(challenges, [r#"Basic realm="lb", charset="UTF-8""#]);
+        let open = Doorkeeper::new(None, None).expect("random numbers");
+        assert!(open.admits(&HeaderMap::new(), address(1)).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_right_once_costs_no_second_time() {
+        let keeper = slow_keeper();
+        let started = std::time::Instant::now();
+        assert!(admits(&keeper, &basic("ann", "x")).await);
+        let once = started.elapsed();
+        for _ in 0..100 {
+            assert!(admits(&keeper, &basic("ann", "x")).await);
+        }
+        assert!(started.elapsed() < 20 * once, "{once:?}, {:?}", started.elapsed());
+    }
+
+    /// One that knows `ann` by `x`, and takes a while to compare.
+    fn slow_keeper() -> Doorkeeper {
+        let hash = bcrypt::hash_with_salt("x", 11, [7; 16]).expect("it is hashed").to_string();
+        let users = Users::parse(&format!("ann:{hash}")).expect("users");
+        Doorkeeper::new(Some(users), None).expect("random numbers")
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_while_a_password_is_compared_makes_no_room_for_another_comparison() {
+        let keeper = slow_keeper();
+        let wrong = basic("ann", "wrong");
+        assert_eq!(admits(&keeper, &wrong).now_or_never(), None, "it is being compared");
+        assert_eq!(keeper.turn.available_permits(), 0, "it is being compared still");
+        assert_eq!(admits(&keeper, &wrong).now_or_never(), None, "and the next one waits");
+        assert!(!admits(&keeper, &wrong).await, "for its turn");
+        assert_eq!(keeper.turn.available_permits(), 1);
+        drop(keeper.queue(address(2)));
+        assert_eq!(keeper.queues.lock().expect("nobody panics").len(), 1, "the other one is gone");
+    }
+
+    #[tokio::test]
+    async fn who_guesses_waits_behind_itself_and_not_before_others() {
+        let keeper = Arc::new(slow_keeper());
+        let guess = |_| {
+            let keeper = Arc::clone(&keeper);
+            tokio::spawn(async move { admits(&keeper, &basic("ann", "wrong")).await })
+        };
+        let guesses: Vec<_> = (0..20).map(guess).collect();
+        while keeper.turn.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(keeper.admits(&headers(&[&basic("ann", "x")]), address(2)).await);
+        let compared = guesses.iter().filter(|guess| guess.is_finished()).count();
+        assert!(compared <= 2, "{compared} guesses came first");
+        guesses.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}

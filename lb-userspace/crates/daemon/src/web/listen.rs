@@ -1,0 +1,207 @@
+//! The listeners: opened and closed as the configuration says, and tried again when one can't be had.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use lb_api::status::Listener;
+use lb_config::http::Config;
+use lb_observe::{events::Events, samples::Samples};
+use lb_threads::lasting;
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::AbortHandle,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Listeners, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
+use crate::api::Request;
+
+/// How often connections are looked at, and listeners that can't be had are tried again.
+const TICK: Duration = Duration::from_secs(1);
+/// Connections that wait in the kernel to be taken in.
+const BACKLOG: i32 = 1_024;
+/// After an error, as that there is no descriptor left.
+const REST: Duration = Duration::from_millis(100);
+
+/// What is at work for a configuration.
+struct Setup {
+    gate: Arc<Gate>,
+    tls: Option<TlsAcceptor>,
+    connections: u32,
+}
+
+type Current = Arc<RwLock<Option<Arc<Setup>>>>;
+
+/// Keeps the doors as they are wanted, until nobody wants any more.
+pub(super) async fn keep(
+    mut wanted: watch::Receiver<Option<Config>>,
+    listeners: Listeners,
+    daemon: mpsc::Sender<Request>,
+    events: Events,
+    samples: Samples,
+) {
+    let mailbox = mailbox::open(daemon);
+    let crowd = Arc::new(Crowd::default());
+    let current = Current::default();
+    let mut doors = Doors::default();
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            _ = tick.tick() => {
+                crowd.sweep(Instant::now());
+                doors.open(&crowd, &current);
+                listeners.set(doors.list());
+                continue;
+            }
+        }
+        let config = wanted.borrow_and_update().clone();
+        let set_up = |config| set_up(config, &mailbox, &events, &samples);
+        let setup = config.as_ref().map(set_up).transpose();
+        let setup = setup.unwrap_or_else(|error| {
+            tracing::error!("the HTTP listener can't be set up: {error:#}");
+            None
+        });
+        *current.write().unwrap_or_else(PoisonError::into_inner) = setup.map(Arc::new);
+        // Who was let in by what was configured before is looked at again.
+        crowd.clear();
+        doors.want(config);
+        doors.open(&crowd, &current);
+        listeners.set(doors.list());
+    }
+}
+
+fn set_up(
+    config: &Config,
+    mailbox: &mpsc::Sender<Request>,
+    events: &Events,
+    samples: &Samples,
+) -> Result<Setup> {
+    let gate = Arc::new(Gate::new(config, rooms(config, mailbox, events, samples))?);
+    let tls = config.tls.as_ref().map(|identity| TlsAcceptor::from(identity.config()));
+    Ok(Setup { gate, tls, connections: config.connections })
+}
+
+/// The listeners.
+#[derive(Default)]
+struct Doors {
+    protection: String,
+    all: BTreeMap<SocketAddr, Door>,
+}
+
+#[derive(Default)]
+struct Door {
+    listens: Option<AbortHandle>,
+    /// Why it could not be opened when that was tried last.
+    obstacle: Option<String>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some(listens) = &self.listens {
+            listens.abort();
+        }
+    }
+}
+
+impl Doors {
+    fn want(&mut self, config: Option<Config>) {
+        self.protection = config.as_ref().map(protection).unwrap_or_default();
+        let listen = config.map(|config| config.listen).unwrap_or_default();
+        self.all.retain(|address, _| listen.contains(address));
+        for address in listen {
+            self.all.entry(address).or_default();
+        }
+    }
+
+    fn list(&self) -> Vec<Listener> {
+        let one = |(address, door): (&SocketAddr, &Door)| Listener {
+            address: *address,
+            obstacle: door.obstacle.clone(),
+        };
+        self.all.iter().map(one).collect()
+    }
+
+    /// Opens those that are not open.
+    fn open(&mut self, crowd: &Arc<Crowd>, current: &Current) {
+        for (address, door) in self.all.iter_mut().filter(|(_, door)| door.listens.is_none()) {
+            match bind(*address) {
+                Ok(listener) => {
+                    let task =
+                        welcome(listener, address.ip(), Arc::clone(crowd), Arc::clone(current));
+                    door.listens =
+                        Some(tokio::spawn(lasting("HTTP listener", task)).abort_handle());
+                    door.obstacle = None;
+                    tracing::info!(%address, protection = self.protection, "HTTP listener is open, read-only");
+                }
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    if door.obstacle.as_ref() != Some(&why) {
+                        tracing::warn!("{why}; trying again each second");
+                        door.obstacle = Some(why);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How a listener is protected, in words.
+fn protection(config: &Config) -> String {
+    let parts = [
+        (config.tls.is_some(), "TLS"),
+        (config.users.is_some(), "passwords"),
+        (config.tokens.is_some(), "tokens"),
+    ];
+    let parts: Vec<_> = parts.iter().filter_map(|(is, what)| is.then_some(*what)).collect();
+    if parts.is_empty() { "none".into() } else { parts.join(", ") }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let open = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+        if address.is_ipv6() {
+            // 0.0.0.0 is another listener.
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    open().with_context(|| format!("listen for HTTP on {address}"))
+}
+
+/// Takes connections in at `address`, as many as there may be.
+async fn welcome(listener: TcpListener, address: IpAddr, crowd: Arc<Crowd>, current: Current) {
+    let mut is_failing = false;
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!("take in connections over HTTP: {error}");
+                }
+                sleep(REST).await;
+                continue;
+            }
+        };
+        is_failing = false;
+        let setup = current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(setup) = setup else { continue };
+        if let Some(place) = crowd.enter(peer.ip(), setup.connections, Instant::now()) {
+            let gate = Arc::clone(&setup.gate);
+            tokio::spawn(connection::serve(stream, place, address, gate, setup.tls.clone()));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The read-only listener: HTTP over TCP, with metrics, the dashboard, `/healthz`, `/readyz` and
+//! what the API tells. Nothing that changes something comes in here, whoever asks.
+//!
+//! It has a thread of its own, so that who floods it holds up nobody but other lookers. What it can
+//! take of the process is bounded:
+//!
+//! | what | bound |
+//! |---|---|
+//! | connections | [`Config::connections`]; past that the one that has kept the balancer waiting longest goes, of the address that has most of them; if none waits, the one that comes |
+//! | a handshake of TLS, the head of a request, the time between two | 5 s, 10 s, 10 s |
+//! | a head | 16 KiB, 64 fields |
+//! | a body | none |
+//! | requests of a connection | 1,000 |
+//! | requests at work | 16; others wait for their turn |
+//! | an answer, till its last byte | 30 s |
+//! | answers that wait to be read | 16 MiB for an address, 64 MiB together, or a single one |
+//! | streams that go on for ever | [`Config::streams`]; one that its client does not read ends after 30 s |
+//! | questions to the daemon | one in 100 ms; who asks meanwhile shares the answer |
+//!
+//! Who says who it is wrongly is told so after bcrypt's own time, one at a time, and waits behind others of
+//! its own address only; while it does, it counts as one that has not asked for anything yet.
+
+mod auth;
+mod connection;
+mod crowd;
+mod gate;
+mod hosts;
+mod listen;
+mod mailbox;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use axum::Router;
+use lb_api::status::Listener;
+use lb_config::http::Config;
+use lb_observe::{dashboard, events::Events, metrics, samples::Samples};
+use lb_threads as threads;
+use tokio::sync::{mpsc, watch};
+
+use crate::api::{Request, ready, server};
+
+/// Opens and closes the doors.
+#[derive(Debug)]
+pub struct Doors {
+    config: watch::Sender<Option<Config>>,
+    listeners: Listeners,
+}
+
+/// The listeners as they are, for whoever reports them.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners(Arc<Mutex<Vec<Listener>>>);
+
+impl Listeners {
+    /// All that the configuration asks for.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listener> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, all: Vec<Listener>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+}
+
+impl Doors {
+    /// Starts the thread that keeps the doors. It ends with the process, or when this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for a thread.
+    pub fn start(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Result<Self> {
+        let (config, wanted) = watch::channel(None);
+        let listeners = Listeners::default();
+        let kept = listeners.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // One compares passwords, one at a time; the other writes metrics.
+            .max_blocking_threads(2)
+            .build()
+            .context("make the runtime of the doors")?;
+        let keep = move || runtime.block_on(listen::keep(wanted, kept, daemon, events, samples));
+        threads::spawn("lbd-http", keep).context("start the thread of the doors")?;
+        Ok(Self { config, listeners })
+    }
+
+    /// The listeners as they are.
+    #[must_use]
+    pub fn listeners(&self) -> Listeners {
+        self.listeners.clone()
+    }
+
+    /// Has the doors be as a configuration says. What stays the same stays open.
+    pub fn set(&self, config: Option<&Config>) {
+        self.config.send_if_modified(|current| {
+            let differs = current.as_ref() != config;
+            if differs {
+                *current = config.cloned();
+            }
+            differs
+        });
+    }
+}
+
+/// What is behind the doors.
+fn rooms(
+    config: &Config,
+    daemon: &mpsc::Sender<Request>,
+    events: &Events,
+    samples: &Samples,
+) -> Router {
+    let mut rooms = server::reading(daemon.clone(), events.clone(), samples.clone())
+        .merge(ready::router(daemon.clone()))
+        .merge(metrics::router(daemon.clone()));
+    if config.haproxy_metrics {
+        rooms = rooms.merge(metrics::haproxy_router(daemon.clone()));
+    }
+    if config.dashboard {
+        rooms = rooms.merge(dashboard::router(samples.clone(), events.clone()));
+    }
+    rooms.fallback(server::no_such_path)
+}
