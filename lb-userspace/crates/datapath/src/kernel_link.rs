@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, io};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_netlink::{LinkLayer, client::Client, interfaces::Link};
+use lb_netlink::{LinkLayer, client::Client, link::Link};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage, LinkXdp},

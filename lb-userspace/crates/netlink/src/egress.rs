@@ -11,7 +11,7 @@ use netlink_packet_route::link::BondMode;
 
 use super::{
     generic::xdp_act,
-    interfaces::{Link, LinkKind, LinkLayer},
+    link::{Link, LinkKind, LinkLayer},
     tables::Tables,
 };
 

@@ -127,7 +127,8 @@ impl NetlinkSerializable for Message {
 
     fn serialize(&self, buffer: &mut [u8]) {
         buffer[..HEADER].copy_from_slice(&[self.command, VERSION, 0, 0]);
-        buffer[HEADER..].copy_from_slice(&self.attributes);
+        // What comes behind fills up a word.
+        buffer[HEADER..self.buffer_len()].copy_from_slice(&self.attributes);
     }
 }
 

@@ -27,6 +27,7 @@ mod egress;
 pub mod generic;
 pub mod gro;
 pub mod interfaces;
+pub mod link;
 mod messages;
 pub mod path_mtu;
 pub mod query;
@@ -37,7 +38,7 @@ mod tables;
 mod task;
 pub mod trunks;
 
-pub use interfaces::LinkLayer;
+pub use link::LinkLayer;
 pub use requests::link_of;
 use task::Task;
 

@@ -10,9 +10,10 @@ use netlink_packet_route::address::AddressScope;
 
 use super::{
     client::Client,
-    interfaces::{Interfaces, Link, LinkKind},
-    requests::raw_ip_ways,
+    interfaces::Interfaces,
+    link::{Link, LinkKind, LinkLayer},
     resolve::dsr_without_ethernet,
+    tables::Route,
 };
 
 /// An interface as it is at one moment.
@@ -70,6 +71,16 @@ pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
 ///
 /// If netlink can't be spoken to.
 pub fn not_for_dsr(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
-    let ways = raw_ip_ways(addresses).context("look up the routes to backends")?;
-    Ok(ways.into_iter().map(|(to, interface)| (to, dsr_without_ethernet(&interface))).collect())
+    let mut client = Client::open()?;
+    let links = client.links()?;
+    let mut refused = BTreeMap::new();
+    for &address in addresses {
+        if let Route::Via { oif, .. } = client.route(address)?
+            && let Some(link) = links.get(&oif)
+            && link.layer == LinkLayer::RawIp
+        {
+            refused.insert(address, dsr_without_ethernet(&link.name));
+        }
+    }
+    Ok(refused)
 }

@@ -1,9 +1,6 @@
-//! What the resolver asks of the kernel, and what the kernel's events say to it.
+//! What is asked of the kernel about the ways to backends, and what the kernel's events say to it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage};
@@ -12,7 +9,7 @@ use rtnetlink::{MulticastGroup, packet_core::NLM_F_CREATE};
 use super::{
     client::{Client, Failure},
     generic,
-    interfaces::{Link, LinkLayer},
+    link::Link,
     messages,
     tables::{FdbKey, Neighbour, NeighbourKey, Route},
 };
@@ -71,27 +68,6 @@ pub fn link_of(address: IpAddr) -> Result<Option<u32>> {
         Route::Via { oif, gateway: None, .. } => Some(oif),
         _ => None,
     })
-}
-
-/// Those of these addresses whose routes lead to an interface without Ethernet header, with its name. In the network
-/// namespace of the calling thread.
-///
-/// # Errors
-///
-/// If netlink can't be spoken to.
-pub fn raw_ip_ways(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
-    let mut client = Client::open()?;
-    let links = client.links()?;
-    let mut ways = BTreeMap::new();
-    for &address in addresses {
-        if let Route::Via { oif, .. } = client.route(address)?
-            && let Some(link) = links.get(&oif)
-            && link.layer == LinkLayer::RawIp
-        {
-            ways.insert(address, link.name.clone());
-        }
-    }
-    Ok(ways)
 }
 
 impl Client {

@@ -10,7 +10,7 @@ use lb_model::{
 
 use super::{
     egress::{self, Egress, Obstacle},
-    interfaces::{Link, LinkLayer},
+    link::{Link, LinkLayer},
     tables::{Neighbour, NeighbourKey, NeighbourState, Route, Tables},
 };
 
@@ -194,7 +194,7 @@ mod tests {
     use std::{collections::BTreeMap, time::Instant};
 
     use super::*;
-    use crate::interfaces::LinkKind;
+    use crate::link::LinkKind;
 
     const NODE: [u8; 6] = [2, 0, 0, 0, 0, 1];
     const PEER: [u8; 6] = [2, 0, 0, 0, 0, 2];

@@ -8,7 +8,7 @@ use std::{
 
 use lb_model::hop;
 
-use super::{generic::xdp_act, interfaces::Link, path_mtu::PathMtus};
+use super::{generic::xdp_act, link::Link, path_mtu::PathMtus};
 
 /// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     client::{AsyncEvents, Client, Failure, Read},
-    interfaces::LinkKind,
+    link::LinkKind,
     requests::{Event, GROUPS},
     resolve::{Ask, next_hop_of, no_room, resolve},
     tables::{Neighbour, NeighbourKey, NeighbourState, Tables},

@@ -335,7 +335,7 @@ fn message((index, address, prefix): Key, settings: Option<&VirtualAddress>) -> 
 mod tests {
     use std::num::NonZeroU8;
 
-    use lb_netlink::interfaces::Link;
+    use lb_netlink::link::Link;
 
     use super::*;
     use crate::{Family, RouterKey, thread::test_router};

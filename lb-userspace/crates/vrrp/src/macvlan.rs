@@ -21,10 +21,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use lb_netlink::{
-    client::Client,
-    interfaces::{Interfaces, Link},
-};
+use lb_netlink::{client::Client, interfaces::Interfaces, link::Link};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
@@ -306,7 +303,7 @@ fn conf(family: &str, interface: &str, setting: &str) -> PathBuf {
 mod tests {
     use std::num::NonZeroU8;
 
-    use lb_netlink::interfaces::LinkKind;
+    use lb_netlink::link::LinkKind;
 
     use super::*;
 

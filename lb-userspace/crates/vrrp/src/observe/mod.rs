@@ -117,7 +117,7 @@ pub fn files(routers: &[Router]) -> BTreeSet<PathBuf> {
 mod tests {
     use std::num::NonZeroU8;
 
-    use lb_netlink::interfaces::{self, LinkKind};
+    use lb_netlink::link::{self, LinkKind};
 
     use super::*;
     use crate::{RouterKey, thread::test_router};
@@ -132,8 +132,7 @@ mod tests {
 
     fn interfaces(addresses: &[(&str, Seen)]) -> Interfaces {
         let mut interfaces = Interfaces::default();
-        interfaces
-            .add_link(2, interfaces::Link { name: "eth0".into(), ..interfaces::Link::default() });
+        interfaces.add_link(2, link::Link { name: "eth0".into(), ..link::Link::default() });
         for (order, (address, seen)) in (0..).zip(addresses) {
             interfaces.addresses.insert((2, ip(address), 24), Seen { order, ..*seen });
         }
@@ -143,16 +142,14 @@ mod tests {
     #[test]
     fn below_a_vlan_on_a_bridge_are_the_bridge_and_its_ports_and_below_a_bond_nothing() {
         let mut interfaces = Interfaces::default();
-        let link =
-            |name: &str| interfaces::Link { name: name.into(), ..interfaces::Link::default() };
-        interfaces
-            .add_link(2, interfaces::Link { port_of: Some(4), bridged: true, ..link("eth0") });
-        interfaces.add_link(3, interfaces::Link { port_of: Some(6), ..link("eth1") });
+        let link = |name: &str| link::Link { name: name.into(), ..link::Link::default() };
+        interfaces.add_link(2, link::Link { port_of: Some(4), bridged: true, ..link("eth0") });
+        interfaces.add_link(3, link::Link { port_of: Some(6), ..link("eth1") });
         interfaces.add_link(6, link("bond0"));
         interfaces.add_link(4, link("br0"));
         interfaces.add_link(
             5,
-            interfaces::Link {
+            link::Link {
                 kind: LinkKind::Vlan { parent: Some(4), tpid: 0x8100, id: 7 },
                 ..link("br0.7")
             },

@@ -6,10 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_netlink::{
-    client::Client,
-    interfaces::{Interfaces, Link},
-};
+use lb_netlink::{client::Client, interfaces::Interfaces, link::Link};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     route::{RouteAttribute, RouteMessage, RouteMetric},
