@@ -31,7 +31,8 @@ use lb_common::{
     rewrite,
     verdict::{ReplyKind, Verdict},
 };
-use lb_userspace::{datapath, objects, time};
+use lb_datapath::objects;
+use lb_model::time;
 use zerocopy::IntoBytes as _;
 
 const PINS: u32 = 180;
@@ -336,7 +337,7 @@ fn headers_end(frame: &[u8]) -> usize {
 #[test]
 fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
     kernel::stay_on_one_cpu()?;
-    if !datapath::pulls_data() {
+    if !lb_datapath::pulls_data() {
         println!("skipped: this kernel has no bpf_xdp_pull_data, which came with Linux 6.18");
         return Ok(());
     }
@@ -394,7 +395,7 @@ const VIP: [u8; 4] = [10, 0, 0, 100];
 /// The decapsulator with these addresses, and one prefix of sources.
 fn decapsulator(source: Source) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    let object = datapath::with_pull_data(objects::DECAP, &mut loader);
+    let object = lb_datapath::with_pull_data(objects::DECAP, &mut loader);
     let cpus = nr_cpus().map_err(|(_, error)| error)?;
     loader.map_max_entries("DECAP_UNLISTED", u32::try_from(cpus)?);
     let mut object = loader.load(&object).context("load the maps")?;
@@ -407,7 +408,7 @@ fn decapsulator(source: Source) -> Result<Ebpf> {
     let mut sources: Array<_, Source> = map.try_into()?;
     sources.set(0, source, 0)?;
     let program: &mut Xdp = object.program_mut("decapsulate").context("no program")?.try_into()?;
-    datapath::load_program(program).context("load the program")?;
+    lb_datapath::load_program(program).context("load the program")?;
     Ok(object)
 }
 
@@ -451,7 +452,7 @@ fn decapsulator_keeps_the_last_source_that_is_not_listed() -> Result<()> {
 
 #[test]
 fn decapsulator_unwraps_a_frame_whose_first_buffer_has_no_headers() -> Result<()> {
-    if !datapath::pulls_data() {
+    if !lb_datapath::pulls_data() {
         println!("skipped: this kernel has no bpf_xdp_pull_data, which came with Linux 6.18");
         return Ok(());
     }

@@ -25,7 +25,8 @@ use lb_common::{
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
-use lb_userspace::{capture::Spec, objects};
+use lb_datapath::objects;
+use lb_inspect::capture::Spec;
 use zerocopy::{FromBytes as _, IntoBytes};
 
 use crate::{

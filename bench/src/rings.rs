@@ -14,10 +14,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use kit::reports::datapath::{MapMemory, RingCase};
 use lb_common::abi::ABI_VERSION;
-use lb_userspace::{
-    datapath::{Xdp, detach},
+use lb_control::engine::Engine;
+use lb_datapath::{Xdp, detach};
+use lb_model::{
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
-    engine::Engine,
     hop::{Neighbourhood, NextHop, Resolution},
     maglev::{self, Member},
     settings::Settings,

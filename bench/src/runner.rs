@@ -6,7 +6,7 @@ use aya::{
     maps::{Array, ProgramArray},
     programs::{ProgramFd, TestRunOptions, Xdp},
 };
-use lb_userspace::objects;
+use lb_datapath::objects;
 use zerocopy::IntoBytes as _;
 
 use crate::frames::Plan;

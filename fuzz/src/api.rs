@@ -28,27 +28,33 @@ use hyper::{
     service::{Service as _, service_fn},
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use lb_common::abi::{self, FlowKey, FlowValue, mapped};
-use lb_userspace::{
-    api::{self, server},
+use lb_api::{
     check_status::{CheckStatus, Load},
-    clock::Clocks,
-    config::Config,
-    daemon::{Checks, Daemon, Effects, Inputs},
-    datapath::fake::Fake,
-    desired::{Protocol, ServiceKey},
-    engine::Engine,
-    events::Events,
-    flow::{FlowRef, FlowTable},
-    flows::Source,
-    health::{Target, prober::Assignment},
-    hop::{Neighbourhood, NextHop, Resolution},
-    notify::Notifier,
-    samples::Samples,
-    settings::Limits,
-    state_file::{self, Loaded},
-    vrrp::{Order, Report, RouterStatus, State, Vrrp},
+    routers::RouterStatus,
 };
+use lb_common::abi::{self, FlowKey, FlowValue, mapped};
+use lb_config::Config;
+use lb_control::engine::Engine;
+use lb_daemon::{
+    api::{self, server},
+    clock::Clocks,
+    daemon::{Checks, Daemon, Effects, Inputs},
+    state_file::{self, Loaded},
+};
+use lb_datapath::fake::Fake;
+use lb_health::prober::Assignment;
+use lb_inspect::flows::Source;
+use lb_model::{
+    desired::{Protocol, ServiceKey},
+    flow::{FlowRef, FlowTable},
+    hop::{Neighbourhood, NextHop, Resolution},
+    router::State,
+    seen::Target,
+    settings::Limits,
+};
+use lb_observe::{events::Events, samples::Samples};
+use lb_threads::notify::Notifier;
+use lb_vrrp::{Order, Report, Vrrp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// What fails here and not in `lbd`: maps in memory have no program, and this process has no log.

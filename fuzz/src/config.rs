@@ -3,16 +3,11 @@
 
 use std::fmt::Write as _;
 
-use lb_userspace::{
-    config::{
-        Config,
-        fold::{Writable, fold},
-    },
-    desired::Desired,
-    diff::Intent,
-    settings::Limits,
-    spec::ServiceSpec,
+use lb_config::{
+    Config,
+    fold::{Writable, fold},
 };
+use lb_model::{desired::Desired, diff::Intent, settings::Limits, spec::ServiceSpec};
 
 /// Takes the bytes of a file.
 pub fn run(bytes: &[u8]) {

@@ -20,7 +20,7 @@ use lb_common::{
     packet::{ethernet, ipv4, ipv6},
     rewrite,
 };
-use lb_userspace::objects;
+use lb_datapath::objects;
 
 use crate::{Target, input::Input};
 

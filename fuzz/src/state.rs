@@ -1,12 +1,8 @@
 //! The state file: any bytes are a clear error, or a state that is equal when it was written and read
 //! again.
 
-use lb_userspace::{
-    overrides::Overrides,
-    rules,
-    settings::Limits,
-    state_file::{self, State},
-};
+use lb_daemon::state_file::{self, State};
+use lb_model::{overrides::Overrides, rules, settings::Limits};
 
 /// Takes the bytes of a file.
 pub fn run(bytes: &[u8]) {
@@ -27,7 +23,7 @@ pub fn run(bytes: &[u8]) {
 fn put_in_force(state: &State) {
     let (desired, deadlines) = state.overrides.apply(state.configured());
     let _ = rules::violations(&desired, &Limits::default());
-    let intent = lb_userspace::diff::Intent { desired: &desired, deadlines: &deadlines };
+    let intent = lb_model::diff::Intent { desired: &desired, deadlines: &deadlines };
     let overrides = Overrides::between(state.configured(), intent);
     let (same, same_deadlines) = overrides.apply(state.configured());
     assert_eq!(same, desired, "what is in force, as changes of what is configured");

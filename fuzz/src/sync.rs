@@ -10,20 +10,20 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use lb_userspace::{
+use lb_model::{
     desired::{Protocol, ServiceKey},
-    sync::{
-        Config, Facts, Key, Mark, PeerId, Piece, Report, RouterFacts,
-        id::SessionId,
-        piece::{Base, Flow, Pin},
-        seal::{self, Opener, Sealer},
-        session::{Action, Event, Session, Target},
-        wire::{
-            BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,
-            parts::{Assembler, Packer, unpack},
-        },
+    router::{Family, RouterKey, State},
+};
+use lb_sync::{
+    Config, Facts, Key, Mark, PeerId, Piece, Report, RouterFacts,
+    id::SessionId,
+    piece::{Base, Flow, Pin},
+    seal::{self, Opener, Sealer},
+    session::{Action, Event, Session, Target},
+    wire::{
+        BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,
+        parts::{Assembler, Packer, unpack},
     },
-    vrrp::{Family, RouterKey, State},
 };
 
 use crate::input::Input;

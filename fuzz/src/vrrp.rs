@@ -10,9 +10,11 @@ use std::{
 };
 
 use lb_common::rewrite::{fold, sum};
-use lb_userspace::vrrp::{
-    Announce, Auth, Checksum, Family, Router, RouterKey, State, Version, VirtualAddress, Yield,
-    announce,
+use lb_model::router::{
+    Announce, Auth, Checksum, Family, Router, RouterKey, State, Version, VirtualAddress,
+};
+use lb_vrrp::{
+    Yield, announce,
     fsm::{Action, Event, Settings, Standing, VirtualRouter},
     packet::{Codec, PROTOCOL, Packet, Path, decode, encode, vrid},
 };

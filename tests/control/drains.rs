@@ -1,9 +1,7 @@
 //! When a drain is over by estimate, and that the estimate moves nothing.
 
-use lb_userspace::{
-    engine::Role,
-    status::{self, Drain, Unseen},
-};
+use lb_api::status::{self, Drain, Unseen};
+use lb_control::engine::Role;
 
 use super::*;
 
@@ -64,7 +62,7 @@ fn finished_connections_end_a_drain_by_estimate_and_move_nothing() {
     assert!(backend.is_estimated_over() && backend.has_flows(), "{backend:?}");
     assert_eq!(backend.drain.unwrap().ends_in_secs, Some(881));
     assert_eq!(engine.data_plane().dump(), before);
-    assert_eq!(engine.data_plane().flow_count(lb_userspace::flow::FlowTable::Pins), 40);
+    assert_eq!(engine.data_plane().flow_count(lb_model::flow::FlowTable::Pins), 40);
     // The certain end.
     let backend = swept(&mut engine, 1_011 + IDLE);
     assert!(!backend.has_flows() && !backend.is_estimated_over(), "{backend:?}");

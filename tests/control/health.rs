@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use lb_api::status::Count;
 use lb_common::abi::service_flags;
-use lb_userspace::{
-    datapath::BackendTotals,
-    health::{Check, Condition, Policy, Seen, Target, View, check::Kind},
-    status::Count,
+use lb_datapath::BackendTotals;
+use lb_model::{
+    check::{Check, Kind},
+    policy::Policy,
+    seen::{Condition, Seen, Target, View},
 };
 
 use super::*;

@@ -17,14 +17,16 @@ use std::{
 };
 
 use lb_common::abi::{self, FlowKey, FlowValue, Owners, backend_flags, flow_flags};
-use lb_userspace::{
-    datapath::{DataPlane as _, fake::Fake},
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+use lb_control::{
     engine::{Engine, Outcome, Swept},
-    flow::FlowRef,
-    health::View,
-    hop::{Neighbourhood, NextHop, Resolution, Want},
     reconcile::{self, Applied, Change, Inputs},
+};
+use lb_datapath::{DataPlane as _, fake::Fake};
+use lb_model::{
+    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    flow::FlowRef,
+    hop::{Neighbourhood, NextHop, Resolution, Want},
+    seen::View,
     settings::{Limits, Settings},
     time::Now,
 };

@@ -4,10 +4,10 @@ use lb_common::{
     forward::decide,
     verdict::{Drop, Verdict},
 };
-use lb_userspace::{
-    engine::Role,
+use lb_control::engine::Role;
+use lb_model::{
     entry,
-    health::{Condition, Seen, Target},
+    seen::{Condition, Seen, Target},
 };
 
 use super::{

@@ -1,9 +1,7 @@
 //! The sums of services, while their backends come and go.
 
-use lb_userspace::{
-    datapath::BackendTotals,
-    status::{Count, Totals},
-};
+use lb_api::status::{Count, Totals};
+use lb_datapath::BackendTotals;
 
 use super::*;
 

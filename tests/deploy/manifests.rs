@@ -151,10 +151,10 @@ fn the_pod_has_what_the_unit_has() -> Result<()> {
     ensure!(seed.strip_prefix(folder) == Some("/seed"), "{seed} is not in {folder}");
     // Where lbd pins, keeps and listens unless the configuration says otherwise.
     for default in [
-        lb_userspace::config::DEFAULT_FILE,
-        lb_userspace::config::DEFAULT_PIN_DIR,
-        lb_userspace::config::DEFAULT_STATE_FILE,
-        lb_userspace::config::DEFAULT_SOCKET,
+        lb_model::defaults::CONFIG,
+        lb_model::defaults::PIN_DIR,
+        lb_model::defaults::STATE_FILE,
+        lb_model::defaults::SOCKET,
     ] {
         ensure!(paths.iter().any(|path| default.starts_with(path)), "{default} is nowhere");
     }

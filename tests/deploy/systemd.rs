@@ -18,10 +18,8 @@ use kit::{
     namespace::Namespace,
     ways::Way,
 };
-use lb_userspace::vrrp::{
-    VirtualAddress,
-    addresses::{Addresses, Placed},
-};
+use lb_model::router::VirtualAddress;
+use lb_vrrp::addresses::{Addresses, Placed};
 
 const WAY: Way = Way::DsrV4;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,7 +70,7 @@ impl Manager {
     fn expect_reload(&self) -> Result<()> {
         let message = self.expect("RELOADING=1\nMONOTONIC_USEC=")?;
         let at = message.trim_end().rsplit_once('=').context("a value")?.1.parse::<u128>()?;
-        let now = lb_userspace::time::Now::read().mono.as_micros();
+        let now = lb_model::time::Now::read().mono.as_micros();
         ensure!(at <= now && now - at < PATIENCE.as_micros(), "{at} is not just now: {now}");
         self.expect("READY=1\nSTATUS=ready on eth0 (XDP native)").map(drop)
     }
@@ -221,7 +219,7 @@ fn the_decapsulators_unit_names_the_sources_that_balancers_have_unless_told_othe
     let line = unit.lines().find_map(|line| line.strip_prefix("Environment=\"LB_DECAP_OPTIONS="));
     let words = line.context("it has options")?.trim_end_matches('"').split(' ');
     let named: Vec<_> = words.filter(|word| *word != "--from").collect();
-    let usual = lb_userspace::datapath::decap::usual_sources();
+    let usual = lb_datapath::decap::usual_sources();
     let usual: Vec<_> = usual.split(' ').filter(|word| *word != "--from").collect();
     assert_eq!(named, usual);
     Ok(())

@@ -15,10 +15,10 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::abi::{self, FlowKey, FlowValue, Owners};
-use lb_userspace::{
-    datapath::{DataPlane, Xdp, detach},
+use lb_control::engine::{Engine, Outcome};
+use lb_datapath::{DataPlane, Xdp, detach};
+use lb_model::{
     desired::{Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
-    engine::{Engine, Outcome},
     flow::{FlowRef, FlowTable},
     hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings, XdpModes},

@@ -10,10 +10,8 @@ use kit::{
     tun::{Layer, Tun},
     wait,
 };
-use lb_userspace::{
-    datapath::{DataPlane as _, Xdp, detach},
-    settings::{Attach, TcOrder},
-};
+use lb_datapath::{DataPlane as _, Xdp, detach};
+use lb_model::settings::{Attach, TcOrder};
 
 use crate::datapath_lifecycle::{Site, ip, program_on};
 

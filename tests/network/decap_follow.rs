@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer, command, namespace::Namespace, wait};
-use lb_userspace::datapath::decap::{DecapStatus, Followed, detach, status};
+use lb_datapath::decap::{DecapStatus, Followed, detach, status};
 
 use super::{
     decap_loader::{Host, addresses, received, send_tunnelled},

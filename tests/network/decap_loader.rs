@@ -11,10 +11,8 @@ use std::{
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
-use lb_userspace::{
-    datapath::decap::{Options, attach, detach, status},
-    flows::Prefix,
-};
+use lb_datapath::decap::{Options, attach, detach, status};
+use lb_model::prefix::Prefix;
 
 use super::netns::{Netns, is_root};
 

@@ -19,13 +19,13 @@ use kit::{
     wait,
     ways::{Way, balanced, decapsulate},
 };
-use lb_userspace::{
+use lb_health::vip::{self, Error, Network, Stream};
+use lb_model::{
     desired::Mode,
-    health::vip::{self, Error, Network, Stream},
     hop::{NextHop, Resolution, Want},
-    netlink::Resolver,
     settings::Tunnel,
 };
+use lb_netlink::Resolver;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     task::JoinSet,

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, io::Write as _, net::IpAddr, process::Command, time::Duration};
 
-use lb_userspace::{
+use lb_model::{
     desired::Mode,
     hop::{Neighbourhood, NextHop, Resolution, Want},
-    netlink::{Resolver, query, striding::empty_first_buffers},
 };
+use lb_netlink::{Resolver, query, striding::empty_first_buffers};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},

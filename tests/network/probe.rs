@@ -12,15 +12,15 @@ use kit::{
     lab::{INTERFACE, Lab, Options},
     ways::Way,
 };
-use lb_userspace::{
+use lb_health::{
+    probe::{self, Failure, Outcome, Question, Route, tls},
+    vip,
+};
+use lb_model::{
+    check::{Http, Kind, Udp},
     desired::{Mode, Protocol, ServiceKey},
-    health::{
-        Target,
-        check::{Http, Kind, Udp},
-        probe::{self, Failure, Outcome, Question, Route, tls},
-        vip,
-    },
     hop::NextHop,
+    seen::Target,
     settings::Tunnel,
 };
 

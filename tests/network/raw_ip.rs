@@ -19,7 +19,7 @@ use kit::{
     wait,
     ways::{self, Way},
 };
-use lb_userspace::explain::{Snap, saved};
+use lb_inspect::explain::{Snap, saved};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an upload.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use kit::{can_run_lab, command, namespace::Namespace, wait, xdp};
 use lb_common::tx_errors::Reason;
-use lb_userspace::datapath::TxErrors;
+use lb_datapath::TxErrors;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// No interface has this index.

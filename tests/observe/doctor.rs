@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer, can_run, command, namespace::Namespace};
-use lb_userspace::doctor::{Finding, Grade, Report};
+use lb_cli::doctor::{Finding, Grade, Report};
 
 /// More rounds than faults that hide each other.
 const ROUNDS: usize = 4;

@@ -8,12 +8,11 @@ use std::{
 };
 
 use kit::{is_root, namespace::Namespace, wait};
-use lb_userspace::{
-    desired::{Protocol, ServiceKey},
-    sync::{
-        Config, Facts, Key, Link, PeerId, PeerStatus, Peers as _, Piece, Report,
-        piece::{Flow, Pin},
-    },
+use lb_api::peers::PeerStatus;
+use lb_model::desired::{Protocol, ServiceKey};
+use lb_sync::{
+    Config, Facts, Key, Link, PeerId, Peers as _, Piece, Report,
+    piece::{Flow, Pin},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 

@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kit::{can_run, namespace::Namespace, wait};
-use lb_userspace::vrrp::{
-    Checksum, Family, Version,
+use lb_model::router::{Checksum, Family, Version};
+use lb_vrrp::{
     announce::{Claim, Mac},
     auth::Hmac,
     packet::{self, Advertisement, Packet, Proof},

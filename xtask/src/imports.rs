@@ -48,7 +48,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
 ///
 /// A folder can't be read.
 pub fn packages(workspace: &Path) -> Result<Vec<PathBuf>> {
-    let mut packages = vec![workspace.join("lb-common"), workspace.join("lb-userspace")];
+    let mut packages = vec![workspace.join("lb-common")];
     let crates = workspace.join("lb-userspace/crates");
     for entry in fs::read_dir(&crates).with_context(|| crates.display().to_string())? {
         packages.push(entry?.path());
@@ -60,7 +60,7 @@ pub fn packages(workspace: &Path) -> Result<Vec<PathBuf>> {
 /// Of one child of a module to another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Edge {
-    /// The module with its crate: `lb_userspace::vrrp`.
+    /// The module with its crate: `lb_vrrp::thread`.
     parent: String,
     from: String,
     to: String,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use kit::{flood, reports::attack::Spread};
 use lb_common::hash::{FlowKeys, flow_hash_v4, slot_of};
-use lb_userspace::maglev::{self, Member};
+use lb_model::maglev::{self, Member};
 
 use crate::harness::SLOTS;
 

@@ -29,9 +29,10 @@ use lb_common::{
     },
     hash::FlowKeys,
 };
-use lb_userspace::{
+use lb_datapath::objects;
+use lb_model::{
     maglev::{self, Member},
-    objects, ring,
+    ring,
 };
 
 use crate::{

@@ -24,23 +24,24 @@ use kit::{
     reports::health::{Case, Report},
     wait::until,
 };
-use lb_userspace::{
-    check_status::Load,
+use lb_api::check_status::Load;
+use lb_health::{
+    probe::Route,
+    prober::{Assignment, Prober},
+    vip::Way,
+};
+use lb_model::{
+    check::{Check, Http, Kind},
     desired::{Mode, Protocol, ServiceKey},
-    health::{
-        Check, Condition, OnDown, Target,
-        check::{Http, Kind},
-        probe::Route,
-        prober::{Assignment, Prober},
-        vip::Way,
-    },
     hop::NextHop,
+    policy::OnDown,
+    seen::{Condition, Target},
     settings::Tunnel,
 };
-pub use server::serve;
 use socket2::{Domain, Socket, Type};
 
 use crate::{harness, output::Output};
+pub use server::serve;
 
 /// The prober's host.
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);

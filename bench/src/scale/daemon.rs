@@ -18,7 +18,8 @@ use kit::{
     progress::Progress,
     reports::scale::{Daemon, Times},
 };
-use lb_userspace::{datapath::detach, settings::Limits};
+use lb_datapath::detach;
+use lb_model::settings::Limits;
 
 /// Services, and backends of each.
 const SIZES: [(u16, u16); 6] = [(1, 3), (16, 8), (100, 10), (1, 4_096), (512, 8), (512, 32)];

@@ -9,7 +9,7 @@ use kit::{
     lab::VIPS_V4,
     reports::scale::Limit,
 };
-use lb_userspace::{rules::MAX_RING_SLOTS, settings::Limits};
+use lb_model::{rules::MAX_RING_SLOTS, settings::Limits};
 
 use super::daemon::{Bench, services};
 

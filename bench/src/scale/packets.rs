@@ -12,7 +12,7 @@ use kit::{
     progress::Progress,
     reports::scale::{Change, Floor, Memory, Packets, PinsFull},
 };
-use lb_userspace::{
+use lb_model::{
     desired::Admin,
     maglev::{self, Member},
     settings::Limits,

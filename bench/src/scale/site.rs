@@ -15,10 +15,10 @@ use aya::{
 };
 use kit::{namespace::Namespace, reports::scale::Memory};
 use lb_common::abi::ABI_VERSION;
-use lb_userspace::{
-    datapath::{BackendTotals, DataPlane as _, Xdp, detach},
+use lb_control::engine::Engine;
+use lb_datapath::{BackendTotals, DataPlane as _, Xdp, detach};
+use lb_model::{
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
-    engine::Engine,
     flow::FlowTable,
     hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings},

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::{Arg, ArgAction, Command, CommandFactory as _, Parser};
 use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;
-use lb_userspace::cli::{Cli, Lbd, examples};
+use lb_cli::cli::{Cli, Lbd, examples};
 
 /// Every setting and what it is for.
 const SETTINGS: &str = include_str!("../../../deploy/lb.toml");

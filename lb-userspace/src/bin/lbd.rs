@@ -12,27 +12,25 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use lb_userspace::{
+use lb_cli::cli::{self, Lbd};
+use lb_config::Config;
+use lb_control::engine::Engine;
+use lb_daemon::{
     api::{server, socket},
-    cli::{self, Lbd},
     clock::Clocks,
-    config::{self, Config},
     daemon::{Connection, Daemon, Effects, Inputs, Signal},
-    datapath::{self, TxErrors, Xdp},
     egress::Checker,
-    engine::Engine,
-    events::Events,
-    health::prober::Prober,
     logs,
-    netlink::{Resolver, striding::empty_first_buffers, trunks},
-    notify::Notifier,
-    path_mtu,
-    samples::Samples,
-    settings::XdpModes,
-    sync::thread::Link,
-    vrrp::{self, release::NOT_STARTED, thread::Thread},
     web::Doors,
 };
+use lb_datapath::{TxErrors, Xdp};
+use lb_health::prober::Prober;
+use lb_model::settings::XdpModes;
+use lb_netlink::{Resolver, path_mtu, striding::empty_first_buffers, trunks};
+use lb_observe::{events::Events, samples::Samples};
+use lb_sync::thread::Link;
+use lb_threads::notify::Notifier;
+use lb_vrrp::{release::NOT_STARTED, thread::Thread};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
@@ -64,7 +62,7 @@ fn main() -> ExitCode {
     };
     let config = match Config::load_to_start(&args.config) {
         Ok(config) => config,
-        Err(config::Error::Invalid(invalid)) => {
+        Err(lb_config::Error::Invalid(invalid)) => {
             eprintln!("{invalid}");
             return ExitCode::from(if invalid.is_mistaken() { MISTAKEN } else { NOT_STARTED });
         }
@@ -89,7 +87,7 @@ fn main() -> ExitCode {
 }
 
 fn release() -> ExitCode {
-    match vrrp::release::after_end(&vrrp::release::End::from_env()) {
+    match lb_vrrp::release::after_end(&lb_vrrp::release::End::from_env()) {
         Ok(done) => {
             done.iter().for_each(|line| println!("{line}"));
             ExitCode::SUCCESS
@@ -102,7 +100,7 @@ fn release() -> ExitCode {
 }
 
 fn prepare(pin_dir: &Path) -> ExitCode {
-    match datapath::prepare(pin_dir) {
+    match lb_datapath::prepare(pin_dir) {
         Ok(done) => {
             done.iter().for_each(|line| println!("{line}"));
             ExitCode::SUCCESS
@@ -163,7 +161,7 @@ async fn serve(
         );
     }
     for name in config.interfaces.iter().filter(|_| settings.xdp != XdpModes::Generic) {
-        for found in empty_first_buffers(name, datapath::pulls_data()) {
+        for found in empty_first_buffers(name, lb_datapath::pulls_data()) {
             let (mend, largest) = (found.mend(), found.largest);
             tracing::warn!(
                 "{found}: no frame is balanced, they pass to this host as truncated; {mend}, or an MTU of {largest}"
@@ -202,7 +200,7 @@ async fn serve(
         }),
         at_tc: Box::new(move |interfaces| hooked.set_at_tc(interfaces)),
         doubt: Box::new(move |backend| doubter.doubt(backend)),
-        detach: Box::new(move || datapath::detach(&pin_dir)),
+        detach: Box::new(move || lb_datapath::detach(&pin_dir)),
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),
         peers: connection.transpose()?,

@@ -10,26 +10,29 @@ use std::{
     time::Duration,
 };
 
-use crate::fakes::{Deed, Deeds};
 use anyhow::{Result, ensure};
-use lb_userspace::{
+use lb_api::status::{Interface, Standing, Status, Totals};
+use lb_control::engine::{Engine, Outcome, Role, Sharers, Suspicion, Swept};
+use lb_daemon::daemon::Balancer;
+use lb_datapath::{
+    capture::{Capturer, Loader, Tap},
+    fake::Fake,
+};
+use lb_inspect::{
     capture::{Spec, book::Book},
-    daemon::Balancer,
-    datapath::{
-        capture::{Capturer, Loader, Tap},
-        fake::Fake,
-    },
-    desired::{Desired, ServiceKey},
-    engine::{Engine, Outcome, Role, Sharers, Suspicion, Swept},
     explain::{Answers, Questions},
-    health::View,
+};
+use lb_model::{
+    desired::{Desired, ServiceKey},
     hop::{Neighbourhood, Want},
     plan::Preview,
+    seen::View,
     settings::{Hooks, Limits},
-    status::{Interface, Standing, Status, Totals},
-    sync::Piece,
     time::Now,
 };
+use lb_sync::Piece;
+
+use crate::fakes::{Deed, Deeds};
 
 /// What a test sees and orders of the engine.
 #[derive(Debug, Default)]

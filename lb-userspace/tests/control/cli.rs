@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use lb_api::status::{Backend, Status};
+use lb_model::router::State;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,10 +19,6 @@ use nix::{
 use crate::{
     common::{Place, WEB, eventually},
     pair::{ROUTER, main},
-};
-use lb_userspace::{
-    status::{Backend, Status},
-    vrrp::State,
 };
 
 /// How a binary ended: status, standard output, standard error.

@@ -8,27 +8,33 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{
-    balancer::{Wired, Wires},
-    fakes::{Deed, NoFlows, Script},
+use lb_api::{
+    client::Client,
+    event::{Event, Page},
 };
-use lb_userspace::{
-    api::{client::Client, server, socket},
+use lb_config::Config;
+use lb_control::engine::Engine;
+use lb_daemon::{
+    api::{server, socket},
     clock::Clocks,
-    config::Config,
     daemon::{Connection, Daemon, Effects, Ended, Inputs, Signal},
-    datapath::fake::Fake,
-    engine::Engine,
-    events::{Event, Events, Page},
-    health::prober::{Prober, Report},
+};
+use lb_datapath::fake::Fake;
+use lb_health::prober::{Prober, Report};
+use lb_model::{
     hop::{Neighbourhood, NextHop, Resolution},
-    notify::Notifier,
-    samples::Samples,
     settings::Limits,
 };
+use lb_observe::{events::Events, samples::Samples};
+use lb_threads::notify::Notifier;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
+};
+
+use crate::{
+    balancer::{Wired, Wires},
+    fakes::{Deed, NoFlows, Script},
 };
 
 /// Two backends on one TCP service.

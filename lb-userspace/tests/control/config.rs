@@ -2,12 +2,9 @@
 
 use std::{fs, net::IpAddr};
 
-use lb_userspace::{
-    api::{ConfigDiff, Saved, Shown},
-    config::Config,
-    desired::Admin,
-    health::{Policy, check::Via},
-};
+use lb_api::requests::{ConfigDiff, Saved, Shown};
+use lb_config::Config;
+use lb_model::{check::Via, desired::Admin, policy::Policy};
 
 use crate::{
     cli::{Ran, lbctl},
@@ -130,7 +127,7 @@ async fn what_is_saved_is_in_the_file_and_no_override_any_more() {
     assert!(out.starts_with("configuration reloaded, nothing changed"), "{out}");
     running.stop().await;
     let running = place.start().await;
-    let backend: lb_userspace::status::Backend =
+    let backend: lb_api::status::Backend =
         running.client.get("/v1/services/web/backends/10.0.0.13").await.expect("it is there");
     assert!(matches!(backend.admin, Admin::Draining { deadline: Some(_) }), "{backend:?}");
     let out = works(&place, "config save").await;
@@ -150,7 +147,7 @@ async fn a_drain_goes_on_when_the_backend_is_copied_into_the_file_without_a_stat
     assert!(out.starts_with("configuration reloaded, nothing changed"), "{out}");
     let backend = async || {
         let path = "/v1/services/web/backends/10.0.0.13";
-        running.client.get::<lb_userspace::status::Backend>(path).await.expect("it is there")
+        running.client.get::<lb_api::status::Backend>(path).await.expect("it is there")
     };
     assert_eq!(backend().await.admin, Admin::Draining { deadline: None });
     assert_eq!(backend().await.weight, 2);

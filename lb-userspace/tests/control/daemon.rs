@@ -2,22 +2,23 @@
 
 use std::{fs, net::IpAddr, time::Duration};
 
-use crate::common::{Place, WEB, events, eventually, names};
 use hyper::{Method, body::Bytes};
-use lb_userspace::{
-    api::{
-        Done, Reloaded,
-        client::{Client, Error},
-    },
-    daemon::{Ended, Signal},
-    desired::{Admin, Mode},
-    edit::{AdminChange, BackendChange},
-    events::Kind,
-    health::prober::Prober,
-    spec::{BackendSpec, ServiceSpec},
+use lb_api::{
+    client::{Client, Error},
+    event::Kind,
+    requests::{Done, Reloaded},
     status::{Backend, Service, Status},
 };
+use lb_daemon::daemon::{Ended, Signal};
+use lb_health::prober::Prober;
+use lb_model::{
+    desired::{Admin, Mode},
+    edit::{AdminChange, BackendChange},
+    spec::{BackendSpec, ServiceSpec},
+};
 use tokio::sync::mpsc;
+
+use crate::common::{Place, WEB, events, eventually, names};
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
 const B: &str = "/v1/services/web/backends/10.0.0.12";

@@ -11,25 +11,27 @@ use std::{
     time::SystemTime,
 };
 
-use lb_common::abi::{self, FlowValue};
-use lb_userspace::{
-    desired::ServiceKey,
-    engine::Role,
-    flow::{FlowRef, FlowTable},
-    flows::Source,
-    sync::{self, Mark, PeerCounters, PeerId, PeerStatus, Peers, Piece},
-    vrrp::{
-        ActiveRouter, Counters, Order, Report, Router, RouterKey, RouterStatus, Routers, State,
-        Transition, Vrrp,
-    },
+use lb_api::{
+    peers::{PeerCounters, PeerStatus},
+    routers::{ActiveRouter, Counters, RouterStatus},
 };
+use lb_common::abi::{self, FlowValue};
+use lb_control::engine::Role;
+use lb_inspect::flows::Source;
+use lb_model::{
+    desired::ServiceKey,
+    flow::{FlowRef, FlowTable},
+    router::{Router, RouterKey, Routers, State},
+};
+use lb_sync::{Mark, PeerId, Peers, Piece};
+use lb_vrrp::{Order, Report, Transition, Vrrp};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Something that the daemon has done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Deed {
     Order(Order),
-    Tell(sync::Facts),
+    Tell(lb_sync::Facts),
     Publish(Vec<Piece>),
     SendAll(PeerId, Vec<Piece>),
     WantAll(PeerId),
@@ -55,8 +57,8 @@ pub struct Deeds(Arc<Mutex<Done>>);
 #[derive(Debug, Default)]
 struct Done {
     all: Vec<Deed>,
-    facts: Option<lb_userspace::vrrp::Facts>,
-    told: Option<sync::Facts>,
+    facts: Option<lb_vrrp::Facts>,
+    told: Option<lb_sync::Facts>,
 }
 
 impl Deeds {
@@ -88,12 +90,12 @@ impl Deeds {
     }
 
     /// The facts that the virtual routers were told last.
-    pub fn facts(&self) -> Option<lb_userspace::vrrp::Facts> {
+    pub fn facts(&self) -> Option<lb_vrrp::Facts> {
         self.done().facts.clone()
     }
 
     /// What the peers were told last.
-    pub fn told(&self) -> Option<sync::Facts> {
+    pub fn told(&self) -> Option<lb_sync::Facts> {
         self.done().told.clone()
     }
 }
@@ -103,7 +105,7 @@ impl Deeds {
 pub struct Script {
     pub deeds: Deeds,
     pub vrrp: UnboundedSender<Report>,
-    pub peers: UnboundedSender<sync::Report>,
+    pub peers: UnboundedSender<lb_sync::Report>,
     routers: Arc<Mutex<Vec<RouterStatus>>>,
     connected: Arc<Mutex<Vec<PeerStatus>>>,
     /// Whether an order to end is followed at once.
@@ -117,7 +119,7 @@ impl Script {
     pub fn new(
         deeds: Deeds,
         vrrp: UnboundedSender<Report>,
-        peers: UnboundedSender<sync::Report>,
+        peers: UnboundedSender<lb_sync::Report>,
     ) -> Self {
         let ends = Arc::new(Mutex::new(true));
         Self {
@@ -188,17 +190,17 @@ impl Script {
     }
 
     /// A peer is there, and says this of itself.
-    pub fn joins(&self, peer: PeerId, facts: sync::Facts) {
+    pub fn joins(&self, peer: PeerId, facts: lb_sync::Facts) {
         self.connected.lock().expect("nobody panics")[usize::from(peer.0)].connected = true;
-        self.says(sync::Report::Joined(peer));
-        self.says(sync::Report::Facts(peer, facts));
+        self.says(lb_sync::Report::Joined(peer));
+        self.says(lb_sync::Report::Facts(peer, facts));
     }
 
     /// It has told all of its flows, and knows all of this node's.
     pub fn is_synced(&self, peer: PeerId) {
         self.change(peer, |status| (status.complete_there, status.follows) = (true, true));
-        self.says(sync::Report::Begins(peer));
-        self.says(sync::Report::Complete(peer, true));
+        self.says(lb_sync::Report::Begins(peer));
+        self.says(lb_sync::Report::Complete(peer, true));
     }
 
     /// Something changes of how a peer stands.
@@ -206,11 +208,11 @@ impl Script {
         change(&mut self.connected.lock().expect("nobody panics")[usize::from(peer.0)]);
     }
 
-    pub fn says(&self, report: sync::Report) {
+    pub fn says(&self, report: lb_sync::Report) {
         self.peers.send(report).expect("it is heard");
     }
 
-    pub fn connect(&self, config: &sync::Config) -> Box<dyn Peers> {
+    pub fn connect(&self, config: &lb_sync::Config) -> Box<dyn Peers> {
         let peer = |address| PeerStatus {
             address,
             node: Some("lb2".into()),
@@ -279,7 +281,7 @@ impl Vrrp for Script {
 }
 
 impl Peers for Script {
-    fn tell(&self, facts: sync::Facts) {
+    fn tell(&self, facts: lb_sync::Facts) {
         self.deeds.push(Deed::Tell(facts));
     }
 

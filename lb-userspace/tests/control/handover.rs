@@ -2,13 +2,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_userspace::{
-    daemon::{Ended, Signal},
-    events::Kind,
-    status::Status,
-    sync,
-    vrrp::{Order, State, Yield},
-};
+use lb_api::{event::Kind, status::Status};
+use lb_daemon::daemon::{Ended, Signal};
+use lb_model::router::State;
+use lb_vrrp::{Order, Yield};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -31,7 +28,7 @@ async fn pair(place: &Place) -> Running {
     lbd.script.joins(PEER, facts(&lbd, place, State::Backup).await);
     lbd.script.is_synced(PEER);
     let synced = async || {
-        let peers: Vec<lb_userspace::status::Peer> =
+        let peers: Vec<lb_api::status::Peer> =
             lbd.client.get("/v1/peers").await.expect("it answers");
         peers[0].session.complete_here && peers[0].session.complete_there
     };
@@ -56,7 +53,7 @@ async fn asked(lbd: &Running) {
 /// The peer takes over, and is heard.
 fn takes_over(lbd: &Running, place: &Place) {
     let main = main(place);
-    lbd.script.says(sync::Report::Answer(PEER, Ok(())));
+    lbd.script.says(lb_sync::Report::Answer(PEER, Ok(())));
     lbd.script.yielded(&main, Ok(PEER_ADDRESS));
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has taken over");
 }
@@ -117,11 +114,11 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
     let mut higher = facts(&lbd, &place, State::Backup).await;
     let router = higher.routers.get_mut(&key).expect("it is there");
     (router.priority, router.wants) = (150, true);
-    lbd.script.says(sync::Report::Facts(PEER, higher.clone()));
+    lbd.script.says(lb_sync::Report::Facts(PEER, higher.clone()));
     lbctl(&place, "status").await;
     assert_eq!(steps(&lbd), [], "its priority is no higher");
     higher.routers.get_mut(&key).expect("it is there").priority = 151;
-    lbd.script.says(sync::Report::Facts(PEER, higher.clone()));
+    lbd.script.says(lb_sync::Report::Facts(PEER, higher.clone()));
     asked(&lbd).await;
     assert_eq!(
         steps(&lbd),
@@ -150,9 +147,9 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     let mut higher = facts(&lbd, &place, State::Backup).await;
     let router = higher.routers.get_mut(&key).expect("it is there");
     (router.priority, router.wants) = (200, true);
-    lbd.script.says(sync::Report::Facts(PEER, higher));
+    lbd.script.says(lb_sync::Report::Facts(PEER, higher));
     asked(&lbd).await;
-    lbd.script.says(sync::Report::Answer(PEER, Err("it drains".into())));
+    lbd.script.says(lb_sync::Report::Answer(PEER, Err("it drains".into())));
     lbd.script.yielded(&main(&place), Err("nobody was heard"));
     eventually("it is told", async || handovers(&lbd).await.len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -195,9 +192,9 @@ async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_ac
     let known = || lbd.script.deeds.facts().is_some_and(|facts| !facts.lowered_peers.is_empty());
     assert!(!known(), "it is not active");
     lowered.routers.get_mut(&main.key).expect("it is there").state = State::Active;
-    lbd.script.says(sync::Report::Facts(PEER, lowered));
+    lbd.script.says(lb_sync::Report::Facts(PEER, lowered));
     eventually("it is known", async || known()).await;
-    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     eventually("it is over", async || !known()).await;
     lbd.script.is_lowered(&main);
     let said = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].lowered);
@@ -215,7 +212,7 @@ async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
     lbd.script.change(PEER, |status| status.follows = false);
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main goes to lb2, when it has all flows"), "{dry:?}");
-    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
     lbctl(&place, "status").await;
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main is given up by an advertisement"), "{dry:?}");
@@ -243,7 +240,7 @@ async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes()
     let lbd = pair(&place).await;
     let mut unlike = facts(&lbd, &place, State::Backup).await;
     unlike.fingerprint.services.remove(&web(&place));
-    lbd.script.says(sync::Report::Facts(PEER, unlike));
+    lbd.script.says(lb_sync::Report::Facts(PEER, unlike));
     let heard = async || lbctl(&place, "vrrp status").await.out.contains("is no service there");
     eventually("it is heard", heard).await;
     let lost = "the flows of web break: lb2 has the service otherwise";
@@ -267,10 +264,10 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover --all");
     asked(&lbd).await;
-    lbd.script.says(sync::Report::Answer(PEER, Err("it is draining itself".into())));
+    lbd.script.says(lb_sync::Report::Answer(PEER, Err("it is draining itself".into())));
     // What comes after the answer is seen.
-    let leaves = sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
-    lbd.script.says(sync::Report::Facts(PEER, leaves));
+    let leaves = lb_sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
+    lbd.script.says(lb_sync::Report::Facts(PEER, leaves));
     let seen = async || lbctl(&place, "vrrp status").await.out.contains(", draining");
     eventually("it is heard", seen).await;
     lbd.script.yielded(&main(&place), Err("no other router has become active"));
@@ -297,8 +294,8 @@ async fn a_peer_that_goes_while_it_is_asked_is_told_of() {
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover main");
     asked(&lbd).await;
-    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
-    let lost = |event: &lb_userspace::events::Event| event.news.kind == Kind::PeerLost;
+    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
+    let lost = |event: &lb_api::event::Event| event.news.kind == Kind::PeerLost;
     eventually("it is gone", async || events(&lbd.client).await.iter().any(lost)).await;
     lbd.script.yielded(&main(&place), Err("no other router has become active"));
     let ran = failover.await.expect("no panic");
@@ -364,7 +361,7 @@ async fn this_node_takes_over_only_what_it_can_serve() {
     };
     let ask = async |expected: Result<(), &str>| {
         lbd.script.deeds.take();
-        lbd.script.says(sync::Report::TakeOver(PEER, vec![key]));
+        lbd.script.says(lb_sync::Report::TakeOver(PEER, vec![key]));
         eventually("it is answered", async || !answers(&lbd).is_empty()).await;
         assert_eq!(answers(&lbd), [expected.map_err(str::to_owned)]);
     };
@@ -446,7 +443,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
         ]
     );
     assert!(!lbd.task.is_finished());
-    lbd.script.vrrp.send(lb_userspace::vrrp::Report::Stopped).expect("it is heard");
+    lbd.script.vrrp.send(lb_vrrp::Report::Stopped).expect("it is heard");
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Stopped);
 }
 

@@ -2,14 +2,12 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_userspace::{
-    engine::Role,
-    events::Kind,
-    sync::{
-        self, Mark, Piece,
-        piece::{Flow, Pin},
-    },
-    vrrp::State,
+use lb_api::event::Kind;
+use lb_control::engine::Role;
+use lb_model::router::State;
+use lb_sync::{
+    Mark, Piece,
+    piece::{Flow, Pin},
 };
 
 use crate::{
@@ -45,8 +43,8 @@ async fn history_follows_who_is_active() {
     let piece = Piece::Ended { service: web, flows: Vec::new() };
     // Nobody is active: what it tells does not count, and is missed when it is.
     lbd.script.is_synced(PEER);
-    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
-    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
+    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for again", wants).await;
     let learnt = |deed: &Deed| matches!(deed, Deed::Learn(_)).then(|| deed.clone());
@@ -55,7 +53,7 @@ async fn history_follows_who_is_active() {
     assert!(unsynced(), "it does not preempt");
     lbd.script.deeds.take();
     lbd.script.is_synced(PEER);
-    lbd.script.says(sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
     assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::Learn(vec![piece.clone()]));
     let forgotten = |deed: &Deed| match deed {
         Deed::Forget(services) => Some(services.clone()),
@@ -68,8 +66,8 @@ async fn history_follows_who_is_active() {
     lbd.script.becomes(&main, State::Active, "the other one is gone");
     eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
     lbd.script.deeds.take();
-    lbd.script.says(sync::Report::Pieces(PEER, vec![piece], Mark::default()));
-    lbd.script.says(sync::Report::WantsAll(PEER));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+    lbd.script.says(lb_sync::Report::WantsAll(PEER));
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
     deed(&lbd, "the other one gets it", sent).await;
     assert_eq!(lbd.script.deeds.of(learnt), [], "what is late does not count");
@@ -92,7 +90,7 @@ async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
     lbd.script.becomes(&main, State::Active, "nobody was heard");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
-    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     // Both are active for longer than a handover takes.
     let both = async || !told(&lbd, Kind::VrrpTwoActive).await.is_empty();
     eventually("both are active", both).await;
@@ -126,7 +124,7 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
     eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
-    lbd.script.says(sync::Report::WantsAll(PEER));
+    lbd.script.says(lb_sync::Report::WantsAll(PEER));
     let sent = |deed: &Deed| match deed {
         Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
         _ => None,
@@ -144,7 +142,7 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
     eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
     let pins = pins(&place, 1);
     let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
-    lbd.script.says(sync::Report::Pieces(PEER, vec![ended, pins.clone()], Mark::default()));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![ended, pins.clone()], Mark::default()));
     let learnt = |deed: &Deed| match deed {
         Deed::Learn(pieces) => Some(pieces.clone()),
         _ => None,
@@ -166,7 +164,7 @@ async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
         eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
         // Both wait when the daemon looks.
         let piece = Piece::Ended { service: web(&place), flows: Vec::new() };
-        lbd.script.says(sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+        lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece], Mark::default()));
         lbd.script.becomes(&main, State::Active, "the other one is silent");
         eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
         assert_eq!(learnt(), turn);
@@ -182,7 +180,7 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
     let unsynced = || is_unsynced(&lbd, &place);
-    let at = |count| move |facts: &lb_userspace::vrrp::Facts| facts.transitions["main"] == count;
+    let at = |count| move |facts: &lb_vrrp::Facts| facts.transitions["main"] == count;
     let told = async |count: u64| {
         eventually("it is told", async || lbd.script.deeds.facts().as_ref().is_some_and(at(count)))
             .await;
@@ -197,13 +195,13 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
     told(3).await;
     assert!(unsynced(), "it is Active by now, and has not told of its flows");
-    lbd.script.says(sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for", wants).await;
     assert!(unsynced());
     lbd.script.is_synced(PEER);
     eventually("it may preempt", async || !unsynced()).await;
-    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
     eventually("it may not", async || unsynced()).await;
     lbd.stop().await;
 }
@@ -235,7 +233,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     let unsynced = || is_unsynced(&lbd, &place);
     lbd.script.deeds.take();
     place.wires.unlearnt.lock().expect("nobody panics").insert(web(&place));
-    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         told(&lbd, Kind::PeerUnsynced).await,
@@ -262,7 +260,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
     let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
     let pins = Piece::Pins { service: web(&place), pins: vec![pin] };
-    lbd.script.says(sync::Report::Pieces(PEER, vec![pins], Mark::default()));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins], Mark::default()));
     let refused = async || told(&lbd, Kind::PeerRefused).await;
     eventually("it is not known", async || !refused().await.is_empty()).await;
     assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
@@ -287,9 +285,9 @@ async fn a_history_that_could_not_be_read_is_told_later() {
     let lbd = place.start().await;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     place.wires.failing_history.store(true, std::sync::atomic::Ordering::SeqCst);
-    lbd.script.says(sync::Report::WantsAll(PEER));
+    lbd.script.says(lb_sync::Report::WantsAll(PEER));
     // What comes after it is heard.
-    lbd.script.says(sync::Report::Complete(PEER, false));
+    lbd.script.says(lb_sync::Report::Complete(PEER, false));
     lbctl(&place, "sync status").await;
     place.wires.failing_history.store(false, std::sync::atomic::Ordering::SeqCst);
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
@@ -314,7 +312,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     // What is pinned after the daemon's death is known to nobody.
     let longest = place.wires.longest_lease.load(std::sync::atomic::Ordering::SeqCst);
     assert!((20..=30).contains(&longest), "{longest} ms");
-    lbd.script.says(sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
     eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
     assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
     lbd.stop().await;
@@ -358,7 +356,7 @@ async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
     lbd.script.hears(&main, PEER_ADDRESS);
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
-    lbd.script.says(sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
     deed(&lbd, "it is said", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(())).await;
     let order = lbd.script.deeds.of(|deed| match deed {
         Deed::Learn(_) => Some("learnt"),

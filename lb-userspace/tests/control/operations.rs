@@ -10,18 +10,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hyper::{Method, body::Bytes};
+use lb_api::{
+    client::Error,
+    event::{Event, Kind},
+    requests::{Done, Reloaded},
+    status::{Backend, Status},
+};
+use lb_daemon::daemon::Signal;
+use lb_model::{
+    desired::Admin,
+    edit::{AdminChange, BackendChange},
+};
+
 use crate::{
     cli::{Ran, lbctl, lbctl_command},
     common::{Place, Running, WEB, events, eventually},
-};
-use hyper::{Method, body::Bytes};
-use lb_userspace::{
-    api::{Done, Reloaded, client::Error},
-    daemon::Signal,
-    desired::Admin,
-    edit::{AdminChange, BackendChange},
-    events::{Event, Kind},
-    status::{Backend, Status},
 };
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
@@ -530,7 +534,7 @@ async fn doctor_examines_the_configuration_of_the_daemon_on_the_socket() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
     let ran = lbctl(&place, "doctor -o json").await;
-    let report: lb_userspace::doctor::Report = serde_json::from_str(&ran.out).expect("it is JSON");
+    let report: lb_cli::doctor::Report = serde_json::from_str(&ran.out).expect("it is JSON");
     let found = |check: &str| {
         let all = report.findings.iter().filter(|one| one.check == check);
         all.map(|one| one.found.clone()).collect::<Vec<_>>().join("\n")

@@ -3,17 +3,20 @@
 use std::{collections::BTreeSet, fs, net::IpAddr, sync::mpsc, time::Duration};
 
 use hyper::{Method, body::Bytes};
-use lb_userspace::{
-    api::Done,
-    config::Config,
-    desired::ServiceKey,
-    engine::{Engine, Role},
-    events::Kind,
-    hop::Neighbourhood,
+use lb_api::{
+    event::Kind,
+    requests::Done,
     status::{Pair, Status},
-    sync::{self, PeerId},
-    vrrp::{Done as Answered, Notice, NoticeKind, Order, Report, Router, State},
 };
+use lb_config::Config;
+use lb_control::engine::{Engine, Role};
+use lb_model::{
+    desired::ServiceKey,
+    hop::Neighbourhood,
+    router::{Router, State},
+};
+use lb_sync::PeerId;
+use lb_vrrp::{Done as Answered, Notice, NoticeKind, Order, Report};
 
 use crate::{
     cli::lbctl,
@@ -58,7 +61,7 @@ pub fn web(place: &Place) -> ServiceKey {
 }
 
 /// What a peer says of itself that is as this node is, but for how its router stands.
-pub async fn facts(lbd: &Running, place: &Place, state: State) -> sync::Facts {
+pub async fn facts(lbd: &Running, place: &Place, state: State) -> lb_sync::Facts {
     eventually("the peers are told", async || lbd.script.deeds.told().is_some()).await;
     let mut facts = lbd.script.deeds.told().expect("they are");
     let router = facts.routers.get_mut(&main(place).key).expect("it is configured");
@@ -127,20 +130,20 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     let place = Place::new(&format!("{WEB}{router}"));
     // The maps of one that had them in order.
     let config = config(&place);
-    let settings = lb_userspace::settings::Settings {
+    let settings = lb_model::settings::Settings {
         limits: place.limits,
         ..config.settings(false).expect("the seed is given")
     };
-    let mut maps = lb_userspace::datapath::fake::Fake::new(place.limits);
+    let mut maps = lb_datapath::fake::Fake::new(place.limits);
     maps.set_interface("eth0", None);
     let mut engine = Engine::adopt(maps, &settings).expect("empty maps");
     engine.set_desired(config.desired.clone());
     let wants = engine.wants().into_iter();
     let hop = crate::common::hop;
-    let hops = wants.map(|want| (want, lb_userspace::hop::Resolution::Resolved(hop())));
+    let hops = wants.map(|want| (want, lb_model::hop::Resolution::Resolved(hop())));
     let hops = hops.collect();
     engine.set_neighbourhood(Neighbourhood { hops, ..Neighbourhood::default() });
-    engine.reconcile(lb_userspace::time::Now::read()).expect("they are written");
+    engine.reconcile(lb_model::time::Now::read()).expect("they are written");
     *place.maps.lock().expect("nobody panics") = Some(engine.into_data_plane());
     // And a first write of this one that does not go well.
     place.wires.failing_writes.store(1, std::sync::atomic::Ordering::SeqCst);
@@ -253,21 +256,21 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     assert!(status.contains("\nmain: PROBLEM: lb2: virtual router main: version"), "{status}");
     assert!(status.contains("\n  PROBLEM: web: mode, ring_slots"), "{status}");
     // What comes again is not told again.
-    lbd.script.says(sync::Report::Facts(PEER, unlike.clone()));
+    lbd.script.says(lb_sync::Report::Facts(PEER, unlike.clone()));
     // One that has another backend is followed all the same.
     let mut alike = alike;
     alike.fingerprint.services.entry(web).or_default().backends = 1;
-    lbd.script.says(sync::Report::Facts(PEER, alike.clone()));
+    lbd.script.says(lb_sync::Report::Facts(PEER, alike.clone()));
     eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
     assert_eq!(refused().await.len(), 1);
     // Another seed makes it a stranger.
     let mut stranger = alike;
     stranger.fingerprint.seed = 1;
-    lbd.script.says(sync::Report::Facts(PEER, stranger));
+    lbd.script.says(lb_sync::Report::Facts(PEER, stranger));
     let refused_altogether = async || refused().await.len() == 2;
     eventually("it is refused", refused_altogether).await;
     let json = lbctl(&place, "sync status -o json").await.out;
-    let peers: Vec<lb_userspace::status::Peer> = serde_json::from_str(&json).expect(&json);
+    let peers: Vec<lb_api::status::Peer> = serde_json::from_str(&json).expect(&json);
     let why = peers[0].session.refused.as_deref().expect("it is refused");
     assert!(why.contains("give both nodes the same `seed`"), "{why}");
     lbd.stop().await;

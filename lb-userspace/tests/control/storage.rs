@@ -9,15 +9,15 @@ use std::{
     time::Duration,
 };
 
+use hyper::{Method, body::Bytes};
+use lb_api::{
+    requests::{ConfigDiff, Done, Reloaded},
+    status::Status,
+};
+use lb_model::edit::BackendChange;
 use tokio::time::timeout;
 
 use crate::common::{Place, Running, WEB, eventually};
-use hyper::{Method, body::Bytes};
-use lb_userspace::{
-    api::{ConfigDiff, Done, Reloaded},
-    edit::BackendChange,
-    status::Status,
-};
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
 
@@ -103,7 +103,7 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
         change["weight"] == weight
     };
     let in_force = async |lbd: &Running, weight: u16| {
-        let backend: lb_userspace::status::Backend = lbd.client.get(A).await.expect("it is there");
+        let backend: lb_api::status::Backend = lbd.client.get(A).await.expect("it is there");
         backend.weight == weight
     };
     let lbd = place.start().await;
@@ -166,7 +166,7 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
     }
     // While a change waits for its answer, others are answered at once.
     let mut waits = Box::pin(weigh(&lbd, "8"));
-    let status = lbd.client.get::<lb_userspace::status::Status>("/v1/status");
+    let status = lbd.client.get::<lb_api::status::Status>("/v1/status");
     tokio::select! {
         biased;
         notes = &mut waits => panic!("the disk stalls: {notes:?}"),
@@ -174,8 +174,7 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
     }
     waits.await;
     eventually("the metric tells", async || is_failing(&lbd).await).await;
-    let status: lb_userspace::status::Status =
-        lbd.client.get("/v1/status").await.expect("it is told");
+    let status: lb_api::status::Status = lbd.client.get("/v1/status").await.expect("it is told");
     let error = status.state_file_error.expect("the write does not end");
     assert!(error.contains("more than 5 s"), "{error}");
     let reader = fs::File::options().read(true).open(&pipe).expect("it is there");

@@ -2,20 +2,21 @@
 
 use std::{fs, net::IpAddr, time::Duration};
 
-use crate::common::{Place, Running, WEB, events, eventually};
 use hyper::{Method, body::Bytes};
-use lb_userspace::{
-    api::{Done, Reloaded, client::Error},
-    desired::{Admin, Mode},
-    edit::{AdminChange, BackendChange},
-    events::Kind,
-    health::{
-        Check,
-        check::{self, Exec, Http},
-    },
-    spec::{BackendSpec, ServiceSpec},
+use lb_api::{
+    client::Error,
+    event::Kind,
+    requests::{Done, Reloaded},
     status::{Backend, Status},
 };
+use lb_model::{
+    check::{self, Check, Exec, Http},
+    desired::{Admin, Mode},
+    edit::{AdminChange, BackendChange},
+    spec::{BackendSpec, ServiceSpec},
+};
+
+use crate::common::{Place, Running, WEB, events, eventually};
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
 const NEW: &str = "/v1/services/web/backends/10.0.0.13";

@@ -12,18 +12,18 @@ use std::{
 };
 
 use lb_common::abi;
-use lb_userspace::{
-    datapath::{DataPlane as _, fake::Fake},
+use lb_control::engine::{Engine, Role};
+use lb_datapath::{DataPlane as _, fake::Fake};
+use lb_model::{
     desired::{Admin, ServiceKey},
-    engine::{Engine, Role},
     entry,
     flow::FlowTable,
-    health::Condition,
+    seen::Condition,
     settings::Limits,
-    sync::{
-        Piece,
-        piece::{Flow, Pin},
-    },
+};
+use lb_sync::{
+    Piece,
+    piece::{Flow, Pin},
 };
 use proptest::prelude::*;
 

@@ -6,13 +6,13 @@ use std::{
     net::IpAddr,
 };
 
-use lb_userspace::{
-    datapath::DataPlane as _,
+use lb_control::engine::{Role, Sharers};
+use lb_datapath::DataPlane as _;
+use lb_model::{
     desired::Admin,
-    engine::{Role, Sharers},
-    health::{Condition, Seen, Target},
-    sync::Piece,
+    seen::{Condition, Seen, Target},
 };
+use lb_sync::Piece;
 use proptest::prelude::*;
 
 use super::world::{ACK, BACKENDS, IDLE, Node, START, SYN, desired, frame, web};

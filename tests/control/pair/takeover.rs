@@ -2,7 +2,7 @@
 //! has waited for long.
 
 use lb_common::abi::{FlowValue, stamp};
-use lb_userspace::{desired::Protocol, flow::FlowRef};
+use lb_model::{desired::Protocol, flow::FlowRef};
 
 use super::*;
 
@@ -168,7 +168,7 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     let backends = &mut desired.services.get_mut("web").unwrap().backends;
     let new = ip("10.0.0.16");
     let one = backends.values().next().cloned().unwrap();
-    backends.insert(new, lb_userspace::desired::Backend { admin: Admin::Enabled, ..one });
+    backends.insert(new, lb_model::desired::Backend { admin: Admin::Enabled, ..one });
     let now = pair.at();
     // The operator adds it where the clients are.
     set(&mut pair.nodes[0].engine, desired.clone());

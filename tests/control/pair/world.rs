@@ -7,17 +7,17 @@ use std::{
 };
 
 use lb_common::{abi::backend_flags, forward::decide, tables::Tables, verdict::Verdict};
-use lb_userspace::{
-    datapath::fake::Fake,
+use lb_control::engine::{Engine, Role};
+use lb_datapath::fake::Fake;
+use lb_model::{
     desired::{Admin, Desired, ServiceKey},
-    engine::{Engine, Role},
     entry,
     flow::FlowTable,
-    health::{Condition, Seen, Target, View},
+    seen::{Condition, Seen, Target, View},
     settings::Limits,
-    sync::Piece,
     time::Now,
 };
+use lb_sync::Piece;
 use proptest::prelude::*;
 
 use crate::{at, edit, ip, one_service, service, set, settings};

@@ -6,15 +6,13 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use clap::Parser as _;
 use kit::markdown::Markdown;
+use lb_api::event::Kind;
+use lb_cli::cli::{Cli, Lbd};
 use lb_common::{
     tx_errors,
     verdict::{Drop, Pass},
 };
-use lb_userspace::{
-    cli::{Cli, Lbd},
-    config::Config,
-    events::Kind,
-};
+use lb_config::Config;
 
 fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")

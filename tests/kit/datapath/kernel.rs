@@ -22,7 +22,6 @@ use lb_common::{
     service_index::{self, Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
 };
-use lb_userspace::datapath;
 use zerocopy::{IntoBytes as _, transmute};
 
 use super::{generate::INGRESS, hook::Hook, model::BackendCount, raw_ip::Interfaces};
@@ -149,9 +148,9 @@ impl Kernel {
         let cpus = u32::try_from(cpus)?;
         // As the daemon makes it, since Linux 6.1 takes no rings into one that the loader makes.
         let folder = Folder::new()?;
-        datapath::pin_rings(&folder.0, SERVICES)?;
+        lb_datapath::pin_rings(&folder.0, SERVICES)?;
         let mut loader = EbpfLoader::new();
-        let object = datapath::with_pull_data(object, &mut loader);
+        let object = lb_datapath::with_pull_data(object, &mut loader);
         let mut ebpf = loader
             .map_max_entries("SERVICES_V4", SERVICES)
             .map_max_entries("SERVICE_INDEX", BUCKETS)
@@ -180,9 +179,9 @@ impl Kernel {
             .context("load the maps")?;
         let program = ebpf.program_mut(hook.program()).context("the object lacks a program")?;
         match hook {
-            Hook::Xdp => datapath::load_program(<&mut Xdp>::try_from(&mut *program)?),
+            Hook::Xdp => lb_datapath::load_program(<&mut Xdp>::try_from(&mut *program)?),
             Hook::Tc | Hook::RawIp => {
-                datapath::load_program(<&mut SchedClassifier>::try_from(&mut *program)?)
+                lb_datapath::load_program(<&mut SchedClassifier>::try_from(&mut *program)?)
             }
         }
         .context("load the program")?;

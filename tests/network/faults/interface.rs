@@ -11,7 +11,7 @@ use kit::{
     ways::balanced,
     xdp,
 };
-use lb_userspace::netlink::query;
+use lb_netlink::query;
 
 use super::{
     AT_ONCE, CHECK, SOON, WAY, ask, backend, clients, events, load, none_failed, run_for,

@@ -2,10 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use lb_userspace::{
-    datapath::{DataPlane as _, Step, Xdp},
-    settings::Limits,
-};
+use lb_datapath::{DataPlane as _, Step, Xdp};
+use lb_model::settings::Limits;
 
 use super::{
     content::Content,

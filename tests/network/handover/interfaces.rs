@@ -10,12 +10,9 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use lb_userspace::{
-    datapath::{DataPlane as _, Xdp},
-    engine::{Engine, InterfaceEventKind},
-    objects,
-    time::Now,
-};
+use lb_control::engine::{Engine, InterfaceEventKind};
+use lb_datapath::{DataPlane as _, Xdp, objects};
+use lb_model::time::Now;
 
 use super::{
     migration::decisions,
@@ -157,7 +154,7 @@ fn another_program_in_our_own_link_is_named_and_stays() {
     let mut object = Ebpf::load(objects::DECAP).unwrap();
     let program: &mut programs::Xdp =
         object.program_mut("decapsulate").unwrap().try_into().unwrap();
-    lb_userspace::datapath::load_program(program).unwrap();
+    lb_datapath::load_program(program).unwrap();
     let pin = site.settings.pin_dir.join("link-va");
     let link = FdLink::from(PinnedLink::from_pin(&pin).unwrap());
     let id = program.attach_to_link(XdpLink::try_from(link).unwrap()).unwrap();

@@ -10,12 +10,9 @@ use std::{
 use anyhow::bail;
 use aya::maps::MapData;
 use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, flow_flags};
-use lb_userspace::{
-    datapath::{DataPlane as _, Step, Xdp},
-    engine::Engine,
-    settings::Limits,
-    time::Now,
-};
+use lb_control::engine::Engine;
+use lb_datapath::{DataPlane as _, Step, Xdp};
+use lb_model::{settings::Limits, time::Now};
 
 use super::{
     content::Content,

@@ -10,10 +10,8 @@ use std::{
 use aya::programs::links::{FdLink, PinnedLink};
 use kit::namespace::{Namespace, join};
 use lb_common::abi::{self, ABI_VERSION};
-use lb_userspace::{
-    datapath::{Xdp, detach},
-    settings::{Limits, Settings},
-};
+use lb_datapath::{Xdp, detach};
+use lb_model::settings::{Limits, Settings};
 
 use super::content::Content;
 

@@ -24,7 +24,7 @@ use lb_common::{
     hash::FlowKeys,
     service_index::{self, Entry, Place},
 };
-use lb_userspace::{
+use lb_model::{
     settings::{Limits, Settings},
     time::Now,
 };
@@ -74,7 +74,7 @@ fn start_named(settings: &Settings, name: impl Fn(&str) -> String) -> Ebpf {
     let mut object = load(&folder, &settings.limits);
     fill(&mut object, &settings.limits);
     let program: &mut Xdp = object.program_mut("balance").unwrap().try_into().unwrap();
-    lb_userspace::datapath::load_program(program).unwrap();
+    lb_datapath::load_program(program).unwrap();
     for interface in &settings.interfaces {
         let id = program.attach_to_if_index(ifindex(interface), XdpMode::Driver).unwrap();
         let link = FdLink::try_from(program.take_link(id).unwrap()).unwrap();

@@ -2,10 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer::Balancer, can_run, lab::Lab};
-use lb_userspace::{
-    desired::Protocol,
-    explain::{Explained, Flags, Outcome, Packet},
-};
+use lb_inspect::explain::{Explained, Flags, Outcome, Packet};
+use lb_model::desired::Protocol;
 
 use super::site::{ask, dump, made, meet, program, site, unhex};
 

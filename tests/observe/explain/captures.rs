@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer::Balancer, can_run, command, http::Connection, lab::Lab, wait};
-use lb_userspace::{
+use lb_inspect::{
     capture::Spec,
-    desired::Protocol,
     explain::{Explained, Flags},
 };
+use lb_model::desired::Protocol;
 
 use super::site::{VIP, ask, attached, made, site, site_at};
 

@@ -20,10 +20,8 @@ use kit::{
     balancer::{Balancer, Service},
     lab::{INTERFACE, Lab, Options},
 };
-use lb_userspace::{
-    desired::Protocol,
-    explain::{Explained, Flags, Made, Packet, Payload, Questions},
-};
+use lb_inspect::explain::{Explained, Flags, Made, Packet, Payload, Questions};
+use lb_model::desired::Protocol;
 use zerocopy::IntoBytes as _;
 
 /// The VIP that everything here is sent to.

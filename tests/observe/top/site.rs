@@ -9,8 +9,9 @@ use kit::{
     lab::{Lab, Options},
     ways::{Way, balanced},
 };
+use lb_api::status::Status;
 use lb_common::abi::{self, ABI_VERSION, FlowKey, FlowValue, flow_flags};
-use lb_userspace::{status::Status, time::Now};
+use lb_model::time::Now;
 
 /// The service.
 pub const WAY: Way = Way::DsrV4;

@@ -8,13 +8,12 @@ use kit::{
     namespace::Namespace,
     wait::until_true,
 };
-use lb_userspace::{
-    netlink::{
-        client::{Events, Read},
-        interfaces::GROUPS,
-    },
-    vrrp::{Family, NoticeKind, Report, State, sockets::Announcer},
+use lb_model::router::{Family, State};
+use lb_netlink::{
+    client::{Events, Read},
+    interfaces::GROUPS,
 };
+use lb_vrrp::{NoticeKind, Report, sockets::Announcer};
 
 use super::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Result;
 use kit::wait::until_true;
-use lb_userspace::vrrp::{Family, Router, State};
+use lb_model::router::{Family, Router, State};
 
 use super::site::{Node, SOON, Site, address_of, router, with_priority};
 

@@ -15,10 +15,11 @@ use kit::{
     namespace::Namespace,
     wait::{until, until_true},
 };
-use lb_userspace::vrrp::{
-    Announce, Auth, Checksum, Facts, Family, NoticeKind, Order, Report, Router, RouterKey,
-    RouterStatus, Routers, State, Transition, Version, VirtualAddress, Vrrp as _, thread::Thread,
+use lb_api::routers::RouterStatus;
+use lb_model::router::{
+    Announce, Auth, Checksum, Family, Router, RouterKey, Routers, State, Version, VirtualAddress,
 };
+use lb_vrrp::{Facts, NoticeKind, Order, Report, Transition, Vrrp as _, thread::Thread};
 use tokio::sync::mpsc;
 
 /// How long anything may take that is to happen at once, on a machine with much else to do.

@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use kit::wait::{until, until_true};
-use lb_userspace::vrrp::{
-    Auth, Facts, Family, NoticeKind, Order, Report, SecondPath, State, Version, Yield,
+use lb_model::router::{Auth, Family, SecondPath, State, Version};
+use lb_vrrp::{
+    Facts, NoticeKind, Order, Report, Yield,
     sockets::{Interface, Sender},
 };
 

@@ -4,7 +4,8 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Durat
 
 use anyhow::{Context as _, Result};
 use kit::wait::until_true;
-use lb_userspace::vrrp::{Family, NoticeKind, State, Track, Tracked};
+use lb_model::router::{Family, State, Track, Tracked};
+use lb_vrrp::NoticeKind;
 
 use super::site::{SOON, Site, router, with_priority};
 

@@ -6,7 +6,8 @@ use kit::{
     namespace::Namespace,
     wait::until_true,
 };
-use lb_userspace::vrrp::{Family, Report, Router, State, VirtualMac};
+use lb_model::router::{Family, Router, State, VirtualMac};
+use lb_vrrp::Report;
 
 use super::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
 

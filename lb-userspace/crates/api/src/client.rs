@@ -15,11 +15,9 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use lb_model::defaults;
+use lb_model::{defaults, refusal::Error as Answer};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle};
-
-use crate::requests::Error as Answer;
 
 /// How long a daemon may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);

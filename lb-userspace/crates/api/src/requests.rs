@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use lb_model::{diff::Difference, overrides::Conflict};
-pub use lb_model::{plan::Plan, refusal::Error};
+use lb_model::{diff::Difference, overrides::Conflict, plan::Plan};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Result;
 use lb_model::{
+    defaults,
     desired::{Mode, Service},
     rules::Violation,
     settings::Attach,
@@ -14,7 +15,7 @@ use lb_model::{
 use lb_netlink::{LinkLayer, of_other_layer, query, xdp_without_ethernet};
 use rustix::process::geteuid;
 
-use super::{Config, DEFAULT_FILE, Problem, secret::make_readable};
+use super::{Config, Problem, secret::make_readable};
 use crate::{seed, unit::Unit};
 
 /// What a host lacks of a configuration that has no mistake, in lines for people.
@@ -123,7 +124,7 @@ pub fn unreadable_by(unit: &Unit, config: &Config, file: &Path) -> Result<Vec<Pr
             problems.push(unreadable(seed, &format!("{error:#}")));
         }
         // Another file is a draft, perhaps.
-        if file == Path::new(DEFAULT_FILE)
+        if file == Path::new(defaults::CONFIG)
             && let Err(error) = std::fs::read(file)
         {
             problems.insert(0, unreadable(file, &format!("read {}: {error}", file.display())));

@@ -38,11 +38,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-pub use lb_model::defaults::{
-    CONFIG as DEFAULT_FILE, GROUP as DEFAULT_GROUP, PIN_DIR as DEFAULT_PIN_DIR,
-    SEED_FILE as DEFAULT_SEED_FILE, SOCKET as DEFAULT_SOCKET, STATE_FILE as DEFAULT_STATE_FILE,
-};
 use lb_model::{
+    defaults,
     desired::Desired,
     diff::Intent,
     overrides::Unsaid,
@@ -404,9 +401,9 @@ fn read<'a>(
     let reattach = root.optional("reattach").and_then(|field| field.flag());
     let allow_rxvlan = root.optional("allow_rxvlan").and_then(|field| field.flag());
     let path = |key, default: &str| read_path(&root, key).unwrap_or_else(|| default.into());
-    let pin_dir = path("pin_dir", DEFAULT_PIN_DIR);
-    let socket = path("socket", DEFAULT_SOCKET);
-    let state_file = path("state_file", DEFAULT_STATE_FILE);
+    let pin_dir = path("pin_dir", defaults::PIN_DIR);
+    let socket = path("socket", defaults::SOCKET);
+    let state_file = path("state_file", defaults::STATE_FILE);
     let group = root.optional("group").and_then(|field| field.string("group = \"lb\""));
     let seed = read_seed(&root, &state_file);
     let limits = read_limits(&root);
@@ -450,7 +447,7 @@ fn read<'a>(
         tunnel,
         seed,
         socket,
-        group: group.unwrap_or(DEFAULT_GROUP).into(),
+        group: group.unwrap_or(defaults::GROUP).into(),
         state_file,
         routers: Routers { routers: routers.into_iter().map(|read| read.router).collect(), groups },
         sync,
@@ -511,7 +508,7 @@ fn read_seed(root: &Table<'_>, state_file: &Path) -> seed::Source {
         (None, Some(file)) => seed::Source::File(file),
         (None, None) => {
             let file = state_file.with_file_name("seed");
-            seed::Source::Default { file, earlier: DEFAULT_SEED_FILE.into() }
+            seed::Source::Default { file, earlier: defaults::SEED_FILE.into() }
         }
     }
 }

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_model::{
+    check::Via,
     desired::Desired,
     hop::{Neighbourhood, Resolution, Want},
+    seen::{Condition, Target, View},
     settings::Tunnel,
 };
 
-use super::{Condition, Target, View, check::Via, probe::Route, prober::Assignment, vip::Way};
+use super::{probe::Route, prober::Assignment, vip::Way};
 
 /// The assignments of all backends. `start` is what they count as until they have answered;
 /// `found_out` are those of which an earlier run has found that out.
@@ -72,7 +74,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Check, Seen, check::Kind};
+    use lb_model::{
+        check::{Check, Kind},
+        seen::Seen,
+    };
 
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));

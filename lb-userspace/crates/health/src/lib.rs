@@ -13,6 +13,11 @@
 //! a result.
 //!
 //! It knows how backends are reached and what answers mean, and nothing of maps, rings or the daemon.
+//!
+//! [`check`]: lb_model::check
+//! [`Policy`]: lb_model::policy::Policy
+//! [`Seen`]: lb_model::seen::Seen
+//! [`View`]: lb_model::seen::View
 
 pub mod assign;
 pub mod damping;
@@ -20,9 +25,3 @@ pub mod fsm;
 pub mod probe;
 pub mod prober;
 pub mod vip;
-
-pub use lb_model::{
-    check::{self, Check},
-    policy::{OnDown, Policy},
-    seen::{Condition, Seen, Target, View},
-};

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-pub use lb_api::peers::{PeerCounters, PeerStatus};
+use lb_api::peers::PeerStatus;
 use lb_model::{
     desired::ServiceKey,
     router::{RouterKey, State},

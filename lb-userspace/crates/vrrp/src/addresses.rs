@@ -12,6 +12,7 @@
 use std::{collections::BTreeSet, fs, io, net::IpAddr};
 
 use anyhow::Result;
+use lb_model::router::{OWNER, Router, VirtualAddress};
 use lb_netlink::{
     client::Client,
     interfaces::{Interfaces, Key, Seen},
@@ -24,8 +25,6 @@ use netlink_packet_route::{
     },
 };
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-
-use super::{OWNER, Router, VirtualAddress};
 
 /// The number of VRRP among IP's protocols marks addresses as ours.
 pub const PROTOCOL: u8 = 112;
@@ -338,7 +337,8 @@ mod tests {
     use lb_netlink::link::Link;
 
     use super::*;
-    use crate::{Family, RouterKey, thread::test_router};
+    use crate::thread::test_router;
+    use lb_model::router::{Family, RouterKey};
 
     fn address(address: &str) -> VirtualAddress {
         let address: IpAddr = address.parse().expect("an address");

@@ -29,11 +29,8 @@ use std::{
     net::IpAddr,
 };
 
-pub use lb_api::routers::{ActiveRouter, Counters, RouterStatus};
-pub use lb_model::router::{
-    Announce, Auth, Checksum, Family, Group, OWNER, Router, RouterKey, Routers, SecondPath, State,
-    Track, Tracked, Version, VirtualAddress, VirtualMac,
-};
+use lb_api::routers::RouterStatus;
+use lb_model::router::{RouterKey, Routers, State};
 
 /// What the daemon knows that virtual routers depend on.
 #[derive(Clone, Debug, Default, PartialEq)]

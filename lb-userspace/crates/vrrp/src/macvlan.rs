@@ -21,6 +21,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use lb_model::router::{Family, Router, RouterKey};
 use lb_netlink::{client::Client, interfaces::Interfaces, link::Link};
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -30,8 +31,6 @@ use netlink_packet_route::{
     },
 };
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-
-use super::{Family, Router, RouterKey};
 
 /// What the alias of a device of ours begins with, by which leftovers are known.
 const ALIAS: &str = "lbd virtual router ";

@@ -12,6 +12,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use lb_model::router::{Family, Router};
 use tokio::{
     sync::{
         mpsc::{self, UnboundedSender},
@@ -22,7 +23,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Family, Router, Transition,
+    Transition,
     scripts::{Ended, run},
 };
 
@@ -134,7 +135,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{RouterKey, State};
+    use lb_model::router::{RouterKey, State};
 
     fn call(router: &str, line: String) -> Call {
         let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), line];

@@ -5,10 +5,8 @@
 
 use std::{fs, io, sync::Once, time::Duration};
 
+use lb_model::{router::Router, units::format_duration};
 use tracing::{info, warn};
-
-use super::Router;
-use lb_model::units::format_duration;
 
 /// The real-time priority: above ordinary threads, below those of the kernel that handle interrupts
 /// (50).
@@ -134,8 +132,10 @@ mod tests {
 
     #[test]
     fn an_interval_below_a_second_without_a_real_time_priority_is_told() {
-        let key =
-            crate::RouterKey { family: crate::Family::V4, vrid: 51.try_into().expect("not 0") };
+        let key = lb_model::router::RouterKey {
+            family: lb_model::router::Family::V4,
+            vrid: 51.try_into().expect("not 0"),
+        };
         let router = |name, interval| Router {
             interval: Duration::from_millis(interval),
             ..crate::thread::test_router(name, key)

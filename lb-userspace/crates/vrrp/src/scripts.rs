@@ -4,13 +4,12 @@
 
 use std::{process::Stdio, time::Duration};
 
+use lb_model::router::{Router, Tracked};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
 use tokio::{process::Command, time::timeout};
-
-use super::{Router, Tracked};
 
 /// A program that is run again and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +116,8 @@ mod tests {
     use std::{num::NonZeroU8, time::Instant};
 
     use super::*;
-    use crate::{Family, RouterKey, Track, thread::test_router};
+    use crate::thread::test_router;
+    use lb_model::router::{Family, RouterKey, Track};
 
     fn shell(line: &str) -> Vec<String> {
         ["/bin/sh", "-c", line].map(str::to_owned).to_vec()

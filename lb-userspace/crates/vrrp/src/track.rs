@@ -10,8 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_model::router::{Family, OWNER, Router, Track, Tracked};
+
 use super::{
-    Facts, OWNER, Router, Track, Tracked,
+    Facts,
     observed::{Link, Observed},
 };
 
@@ -420,8 +422,8 @@ fn source_state(router: &Router, observed: &Observed) -> Result<(), String> {
         return Ok(());
     }
     let kind = match router.key.family {
-        super::Family::V4 => "IPv4",
-        super::Family::V6 => "link-local IPv6",
+        Family::V4 => "IPv4",
+        Family::V6 => "link-local IPv6",
     };
     Err(match (observed.lacks.get(&router.name), router.source) {
         (Some(lacks), _) => lacks.clone(),

@@ -5,6 +5,14 @@ use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::ArgValueCandidates;
+use lb_api::requests::Terms;
+use lb_model::{
+    defaults,
+    desired::{Mode, Protocol, UdpPolicy, Weight},
+    rules,
+    spec::ServiceSpec,
+    units::{parse_duration, unknown_word, whole_secs},
+};
 
 use super::{
     Misuse,
@@ -21,21 +29,13 @@ use super::{
     top::TopArgs,
     vrrp::{SyncCommand, VrrpCommand},
 };
-use lb_api::requests::Terms;
-use lb_config as config;
-use lb_model::{
-    desired::{Mode, Protocol, UdpPolicy, Weight},
-    rules,
-    spec::ServiceSpec,
-    units::{parse_duration, unknown_word, whole_secs},
-};
 
 /// Operates the load balancer: talks to lbd over its socket.
 #[derive(Debug, Parser)]
 #[command(name = "lbctl", version, arg_required_else_help = true)]
 pub struct Cli {
     /// The socket that lbd listens on.
-    #[arg(long, global = true, env = "LB_SOCKET", default_value = config::DEFAULT_SOCKET)]
+    #[arg(long, global = true, env = "LB_SOCKET", default_value = defaults::SOCKET)]
     pub(super) socket: PathBuf,
     /// How to print: for people, or for programs.
     #[arg(short, long, global = true, value_enum, default_value_t)]
@@ -314,7 +314,7 @@ pub(super) enum ConfigCommand {
     /// Tell every mistake in a file; exit with 2 if there is one.
     Check {
         /// The file.
-        #[arg(default_value = config::DEFAULT_FILE)]
+        #[arg(default_value = defaults::CONFIG)]
         file: PathBuf,
     },
     /// Have lbd apply what has changed in its file, and say what that is.

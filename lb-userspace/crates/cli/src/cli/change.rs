@@ -4,14 +4,14 @@ use std::io::{self, BufRead, IsTerminal as _, Write};
 
 use anyhow::{Result, bail};
 use hyper::{Method, body::Bytes};
+use lb_api::{
+    client::{self, Client},
+    requests::{Done, Terms},
+};
+use lb_model::{plan::Plan, refusal::Error};
 use serde::Serialize;
 
 use super::{Printer, plan};
-use lb_api::requests::{Done, Plan, Terms};
-use lb_api::{
-    client::{self, Client},
-    requests as api,
-};
 
 /// Who asks for changes, and how they are told.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ impl Changer<'_> {
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<()> {
         let done = self.try_send(method.clone(), path, body.clone(), self.terms).await;
         let done = match done {
-            Err(client::Error::Refused(api::Error { error, unconfirmed: Some(plan), .. }))
+            Err(client::Error::Refused(Error { error, unconfirmed: Some(plan), .. }))
                 if is_asked() =>
             {
                 confirm(&error, &plan)?;

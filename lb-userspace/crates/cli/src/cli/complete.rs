@@ -3,11 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
 use clap_complete::CompletionCandidate;
-use lb_api::paths;
-
-use lb_api::client::Client;
-use lb_api::status::Status;
-use lb_config as config;
+use lb_api::{client::Client, paths, status::Status};
+use lb_model::defaults;
 
 /// Who presses a key does not wait longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -41,7 +38,7 @@ fn backends_of(services: &Services) -> Vec<CompletionCandidate> {
 /// What the daemon says; none if it does not, which is no time to complain.
 fn known() -> Option<Services> {
     // The line that is completed is not parsed yet.
-    let socket = std::env::var_os("LB_SOCKET").unwrap_or_else(|| config::DEFAULT_SOCKET.into());
+    let socket = std::env::var_os("LB_SOCKET").unwrap_or_else(|| defaults::SOCKET.into());
     // A thread of its own: the caller may be inside a runtime, where one can't block on another.
     let asked = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;

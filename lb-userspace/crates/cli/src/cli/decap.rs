@@ -9,19 +9,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-
-use super::{Printer, table::Table};
 use lb_api::requests::Done;
-use lb_config as config;
 use lb_datapath::decap::{self, Follower, Step};
-use lb_inspect::flows::Prefix;
 use lb_model::{
+    defaults,
+    prefix::Prefix,
     rules,
     units::{format_bytes, format_count},
 };
 use lb_netlink::changes::Changes;
 use lb_threads::notify::Notifier;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Printer, table::Table};
 
 /// What to do with the decapsulator.
 #[derive(Debug, Subcommand)]
@@ -41,13 +41,13 @@ pub(super) enum DecapCommand {
         #[arg(long)]
         dev: String,
         /// Where it is pinned.
-        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        #[arg(long, default_value = defaults::PIN_DIR)]
         pin_dir: PathBuf,
     },
     /// Show what it takes and has counted.
     Status {
         /// Where it is pinned.
-        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        #[arg(long, default_value = defaults::PIN_DIR)]
         pin_dir: PathBuf,
     },
 }
@@ -75,7 +75,7 @@ pub(super) struct AttachArgs {
     #[arg(long, requires = "generic")]
     allow_gro: bool,
     /// Where it is pinned.
-    #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+    #[arg(long, default_value = defaults::PIN_DIR)]
     pin_dir: PathBuf,
 }
 

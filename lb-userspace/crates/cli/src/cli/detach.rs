@@ -11,14 +11,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use hyper::Method;
-use lb_api::paths;
+use lb_api::{
+    client, paths,
+    requests::{Done, Terms},
+};
+use lb_config::Config;
+use lb_model::{defaults, plan::Plan};
+use lb_vrrp::leftovers;
 
 use super::change::{self, Changer};
-use lb_api::client;
-use lb_api::requests::{Done, Plan, Terms};
-use lb_config::{self as config, Config};
-use lb_datapath as datapath;
-use lb_vrrp::leftovers;
 
 /// Detaches through the daemon if it answers, otherwise what is found. `pin_dir` is where an lbd that
 /// does not answer has pinned; none: where the configuration says.
@@ -51,7 +52,7 @@ pub(super) async fn detach(changer: &Changer<'_>, pin_dir: Option<&Path>) -> Res
             if !losses.is_empty() && !yes {
                 change::confirm(&loss, &plan)?;
             }
-            let mut notes = datapath::detach(&pin_dir).context("detach")?;
+            let mut notes = lb_datapath::detach(&pin_dir).context("detach")?;
             // A daemon that was stopped or killed has left what it held.
             let (released, problems) = leftovers::remove_all();
             notes.extend(released);
@@ -69,8 +70,8 @@ pub(super) async fn detach(changer: &Changer<'_>, pin_dir: Option<&Path>) -> Res
 
 /// Where lbd pins by its configuration, or by default if that can't be read.
 fn configured_pin_dir() -> PathBuf {
-    let config = Config::load(Path::new(config::DEFAULT_FILE));
-    config.map_or_else(|_| config::DEFAULT_PIN_DIR.into(), |config| config.pin_dir)
+    let config = Config::load(Path::new(defaults::CONFIG));
+    config.map_or_else(|_| defaults::PIN_DIR.into(), |config| config.pin_dir)
 }
 
 /// What is pinned there, for people.
@@ -130,7 +131,7 @@ impl Running {
 fn listening(table: &str) -> Vec<String> {
     /// `__SO_ACCEPTCON` of linux/net.h.
     const LISTENS: &str = "00010000";
-    let name = Path::new(config::DEFAULT_SOCKET).file_name();
+    let name = Path::new(defaults::SOCKET).file_name();
     let paths = table.lines().filter_map(|line| {
         // Num RefCount Protocol Flags Type St Inode Path
         let mut fields = line.split_ascii_whitespace();

@@ -9,21 +9,19 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use lb_api::paths;
+use lb_api::{client::Client, paths, requests::ConfigDiff};
+use lb_model::{
+    defaults,
+    desired::{Mode, Protocol},
+    rules,
+    units::counted,
+};
 
 use super::{Printer, args::word};
 use crate::doctor::{
     self, Finding, Grade, Report,
     backend::{self, Question},
     rim,
-};
-use lb_api::client::Client;
-use lb_api::requests::ConfigDiff;
-use lb_config as config;
-use lb_model::{
-    desired::{Mode, Protocol},
-    rules,
-    units::counted,
 };
 
 /// What to examine.
@@ -56,7 +54,7 @@ enum Host {
         #[arg(long = "port", value_name = "PORT", value_parser = port)]
         ports: Vec<(Protocol, u16)>,
         /// Where the decapsulator is pinned.
-        #[arg(long, default_value = config::DEFAULT_PIN_DIR)]
+        #[arg(long, default_value = defaults::PIN_DIR)]
         pin_dir: PathBuf,
     },
 }
@@ -77,10 +75,10 @@ pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> R
         None => {
             let file = match &args.config {
                 Some(file) => file.clone(),
-                None => file_of(socket).await.unwrap_or_else(|| config::DEFAULT_FILE.into()),
+                None => file_of(socket).await.unwrap_or_else(|| defaults::CONFIG.into()),
             };
             // The configuration says where lbd listens, unless lbctl was given another place.
-            let named = Some(socket).filter(|socket| *socket != Path::new(config::DEFAULT_SOCKET));
+            let named = Some(socket).filter(|socket| *socket != Path::new(defaults::SOCKET));
             doctor::examine(&rim::balancer(&file, named).await?)
         }
         Some(Host::Backend { vips, mode, ports, pin_dir }) => {
@@ -88,8 +86,7 @@ pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> R
                 vips: vips.clone(),
                 mode: *mode,
                 ports: ports.clone(),
-                pin_dir: Some(pin_dir.clone())
-                    .filter(|to| to != Path::new(config::DEFAULT_PIN_DIR)),
+                pin_dir: Some(pin_dir.clone()).filter(|to| to != Path::new(defaults::PIN_DIR)),
             };
             backend::examine(&rim::backend(question, pin_dir).await?)
         }

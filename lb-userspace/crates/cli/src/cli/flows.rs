@@ -9,12 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use lb_api::paths;
+use lb_api::{client::Client, paths};
+use lb_inspect::flows::{Flow, Found, Kind, LIMIT, Line, MOST};
+use lb_model::{prefix::Prefix, rules, units::format_duration};
 
 use super::{Misuse, Printer, args::Output, complete, table::Table};
-use lb_api::client::Client;
-use lb_inspect::flows::{Flow, Found, Kind, LIMIT, Line, MOST, Prefix};
-use lb_model::{rules, units::format_duration};
 
 /// Which flows, and how.
 #[derive(Debug, Args)]

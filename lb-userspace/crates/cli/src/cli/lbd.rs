@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use lb_config as config;
+use lb_model::defaults;
 
 /// Loads the balancer's program, keeps its maps as the configuration and lbctl want them, and
 /// serves lbctl. Forwarding goes on when it ends; `lbctl detach` ends that.
@@ -11,7 +11,7 @@ use lb_config as config;
 #[command(name = "lbd", version)]
 pub struct Lbd {
     /// The configuration.
-    #[arg(long, default_value = config::DEFAULT_FILE)]
+    #[arg(long, default_value = defaults::CONFIG)]
     pub config: PathBuf,
     /// Tell every mistake in a configuration, and exit: 0 for none, 2 for some, 1 if all that is wrong are
     /// files that it names.

@@ -32,23 +32,26 @@ use std::{
     process::ExitCode,
 };
 
-use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
-use self::change::Changer;
-pub use self::{args::Cli, config::check as check_config, examples::examples, lbd::Lbd};
 use anyhow::Result;
 use hyper::Method;
-use lb_api::paths;
-use serde::Serialize;
-
-use lb_api::requests::{Done, Terms};
-use lb_api::status::{Service, Status};
-use lb_api::{client, client::Client};
-use lb_config::{DEFAULT_SOCKET, unit::Unit};
+use lb_api::{
+    client::{self, Client},
+    paths,
+    requests::{Done, Terms},
+    status::{Service, Status},
+};
+use lb_config::unit::Unit;
 use lb_model::{
+    defaults,
     edit::{AdminChange, BackendChange},
     spec::BackendSpec,
     units::whole_secs,
 };
+use serde::Serialize;
+
+use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
+use self::change::Changer;
+pub use self::{args::Cli, config::check as check_config, examples::examples, lbd::Lbd};
 
 impl Target {
     fn path(&self) -> String {
@@ -78,7 +81,7 @@ impl Cli {
             return String::new();
         }
         // The unit's lbd listens there, unless its configuration says otherwise.
-        let unit = (self.socket == Path::new(DEFAULT_SOCKET)).then(Unit::read).flatten();
+        let unit = (self.socket == Path::new(defaults::SOCKET)).then(Unit::read).flatten();
         format!(": {}", Unit::remedy(unit.as_ref()))
     }
 

@@ -1,7 +1,6 @@
 //! What a change would do, for people.
 
-use lb_api::requests::Plan;
-use lb_model::plan::ServicePreview;
+use lb_model::plan::{Plan, ServicePreview};
 
 /// A line for each thing there is to say of it.
 pub(super) fn lines(plan: &Plan) -> Vec<String> {

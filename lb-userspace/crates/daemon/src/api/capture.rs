@@ -14,7 +14,7 @@ use axum::{
     routing::post,
 };
 use futures_util::stream;
-use lb_api::paths;
+use lb_api::{paths, requests::Done};
 use lb_datapath::capture::Tap;
 use lb_inspect::capture::{Spec, session::Writer};
 use lb_model::{
@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    Done, Request,
+    Request,
     ask::{ask, body},
 };
 

@@ -11,11 +11,13 @@ use axum::{
     routing::get,
 };
 use futures_util::stream;
-use lb_api::paths;
-use lb_observe::events::{Events, KEPT, Page};
+use lb_api::{
+    event::{KEPT, Page},
+    paths,
+    requests::Line,
+};
+use lb_observe::events::Events;
 use serde::Deserialize;
-
-use super::Line;
 
 /// The route of the events. They come from the history, not from the daemon's task, so that who
 /// follows them costs the daemon nothing.

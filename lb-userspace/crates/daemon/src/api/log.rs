@@ -1,11 +1,11 @@
 //! The log over the API: how much it says, and a change of that.
 
 use axum::{Json, Router, body::Bytes, routing::get};
-use lb_api::paths;
+use lb_api::{log::Current, paths};
 use lb_model::refusal::{Refusal, RefusalKind};
 
 use super::ask::body;
-use crate::logs::{self, Current};
+use crate::logs;
 
 /// The route of the log. It is the process's, so the daemon's task is not asked.
 pub(super) fn router() -> Router {

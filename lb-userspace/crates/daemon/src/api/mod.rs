@@ -3,8 +3,8 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`lb_api::status::Status`] |
-//! | `GET /v1/events?since=SEQ&limit=N` | | [`lb_observe::events::Page`] |
-//! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`Line`]; ends with `lbd` |
+//! | `GET /v1/events?since=SEQ&limit=N` | | [`lb_api::event::Page`] |
+//! | `GET /v1/events?follow=true&since=SEQ` | | a line of JSON for each event, see [`lb_api::requests::Line`]; ends with `lbd` |
 //! | `GET /v1/samples?service=NAME&last=SECONDS&totals=true` | | [`lb_observe::samples::Page`]: figures per second |
 //! | `GET /v1/flows?service=NAME&backend=ADDRESS&client=PREFIX&kind=KIND&limit=N` | | [`lb_inspect::flows::Found`] |
 //! | `GET /v1/flows?stream=true&…` | | a line of JSON for each flow, see [`lb_inspect::flows::Line`] |
@@ -29,8 +29,8 @@
 //! | `POST /v1/explain` | [`lb_inspect::explain::Questions`] | a list of [`lb_inspect::explain::Explained`]; nothing is written |
 //! | `POST /v1/capture` | [`lb_inspect::capture::Spec`] | pcapng, as long as it runs |
 //! | `DELETE /v1/capture` | | [`Done`]; the capture that runs ends |
-//! | `GET /v1/log` | | [`crate::logs::Current`] |
-//! | `PUT /v1/log` | [`crate::logs::Change`] | [`crate::logs::Current`] |
+//! | `GET /v1/log` | | [`lb_api::log::Current`] |
+//! | `PUT /v1/log` | [`lb_api::log::Change`] | [`lb_api::log::Current`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
@@ -38,7 +38,7 @@
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
-//! answers with an [`Error`].
+//! answers with an [`Error`](lb_model::refusal::Error).
 
 mod ask;
 mod capture;
@@ -50,13 +50,9 @@ pub(crate) mod ready;
 pub mod server;
 pub mod socket;
 
-use lb_api::status::Pair;
-pub use lb_api::{
-    client,
-    requests::{
-        ConfigDiff, Done, Error, Failover, Line, NodeChange, Pending, Plan, Reloaded, Saved, Shown,
-        Terms,
-    },
+use lb_api::{
+    requests::{ConfigDiff, Done, Failover, NodeChange, Reloaded, Saved, Shown, Terms},
+    status::Pair,
 };
 use lb_datapath::capture::{Capturer, Loader, Tap};
 use lb_inspect::{

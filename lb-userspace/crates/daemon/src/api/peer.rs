@@ -12,9 +12,10 @@ use axum::{
     response::{IntoResponse as _, Response},
     serve::IncomingStream,
 };
+use lb_model::refusal::Error;
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Error, socket::group_id};
+use super::socket::group_id;
 
 /// A process is in so many groups at most (`NGROUPS_MAX`).
 const MOST_GROUPS: usize = 65_536;

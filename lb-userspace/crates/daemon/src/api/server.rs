@@ -15,6 +15,7 @@ use axum::{
 };
 use lb_api::{
     paths,
+    requests::{ConfigDiff, Done, Reloaded, Saved, Shown, Terms},
     status::{Node, Pair, Peer, Service, Status},
 };
 use lb_inspect::{
@@ -37,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    ConfigDiff, Done, Reloaded, Request, Saved, Shown, Terms,
+    Request,
     ask::{ask, body},
     peer,
     socket::Listener,

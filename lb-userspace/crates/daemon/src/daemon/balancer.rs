@@ -13,7 +13,6 @@ use lb_datapath::{
     DataPlane,
     capture::{Capturer, Loader, Tap},
 };
-use lb_health::View;
 use lb_inspect::{
     capture::{Spec, book::Book},
     explain::{Answers, Questions},
@@ -22,6 +21,7 @@ use lb_model::{
     desired::{Desired, ServiceKey},
     hop::{Neighbourhood, Want},
     plan::Preview,
+    seen::View,
     settings::{Hooks, Limits},
     time::Now,
 };

@@ -2,17 +2,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_health::{Condition, Seen, Target};
+use lb_api::requests::{Done, Terms};
 use lb_model::{
     desired::Desired,
     diff::Intent,
     edit::Edit,
+    plan::Plan,
     refusal::{Refusal, RefusalKind},
+    seen::{Condition, Seen, Target},
 };
 use lb_observe::events::changes;
 
 use super::{Balancer, Daemon, Tell, guard, newly_starved};
-use crate::api::{Done, Plan, Terms};
 
 /// A change that someone waits for.
 #[derive(Debug)]

@@ -9,8 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_api::requests::{Done, Terms};
 use lb_model::{
     desired::Desired,
+    plan::Plan,
     refusal::{Refusal, RefusalKind},
 };
 use lb_vrrp::{Order, notify::LIMIT_AT_END};
@@ -20,7 +22,6 @@ use super::{
     failover::{Asker, Unit},
     handover::Way,
 };
-use crate::api::{Done, Plan, Terms};
 
 /// How long the virtual routers may take to end: they wait for another Active router for 5 s at most,
 /// and for the programs that are notified.

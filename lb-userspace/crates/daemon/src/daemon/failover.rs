@@ -12,20 +12,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::{
+    event::{Kind, News},
+    requests::{Done, Failover, Terms},
+};
 use lb_model::{
     desired::ServiceKey,
+    plan::Plan,
     refusal::{Refusal, RefusalKind},
+    router::{RouterKey, State},
     units::nearest,
 };
-use lb_observe::events::{Kind, News};
 use lb_sync::PeerId;
-use lb_vrrp::{Order, RouterKey, State, Yield};
+use lb_vrrp::{Order, Yield};
 
 use super::{
     Balancer, Daemon, Tell,
     handover::{Ending, Handover, Way},
 };
-use crate::api::{Done, Failover, Plan, Terms};
 
 /// How long a packet can be on its way through the program, with much to spare.
 const UNDERWAY: Duration = Duration::from_millis(1);

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::event::{Kind, News};
 use lb_control::engine::LATE;
 use lb_model::desired::ServiceKey;
-use lb_observe::events::{Kind, News};
 use lb_sync::{Mark, PeerId, Piece};
 
 use super::{BEAT, Balancer, Daemon, likeness::Unlike, peers::Group, roles::Whose};

@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_model::units::format_duration;
+use lb_model::{
+    router::{RouterKey, State},
+    units::format_duration,
+};
 use lb_sync::PeerId;
-use lb_vrrp::{RouterKey, State};
 
 /// How long a handover may take: a yield lasts 5 s at most.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
@@ -171,7 +173,7 @@ impl Handover {
 
 #[cfg(test)]
 mod tests {
-    use lb_vrrp::Family;
+    use lb_model::router::Family;
 
     use super::*;
 

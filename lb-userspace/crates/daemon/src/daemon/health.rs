@@ -8,21 +8,21 @@ use std::{
 
 use lb_api::{
     check_status::{CheckStatus, Load},
+    event::{Kind, News},
     status::{Standing, Status},
 };
 use lb_health::{
-    Condition, Seen, Target, View,
     assign::assignments,
-    check::Start,
     prober::{Assignment, Prober, Report},
 };
 use lb_model::{
+    check::Start,
     desired::{Desired, ServiceKey},
     hop::Neighbourhood,
+    seen::{Condition, Seen, Target, View},
     settings::Tunnel,
     units::counted,
 };
-use lb_observe::events::{Kind, News};
 
 /// Who asks the backends.
 pub trait Checks: Send {
@@ -297,8 +297,8 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
-    use lb_health::check;
     use lb_model::{
+        check,
         desired::{Backend, Mode},
         spec::ServiceSpec,
     };

@@ -6,11 +6,11 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_health::{
-    Condition, Target,
-    prober::{Change, Report},
+use lb_health::prober::{Change, Report};
+use lb_model::{
+    hop::{Neighbourhood, Resolution, Want},
+    seen::{Condition, Target},
 };
-use lb_model::hop::{Neighbourhood, Resolution, Want};
 use tokio::sync::watch;
 
 use super::{Balancer, Daemon};

@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_model::desired::{Admin, Desired, Service, ServiceKey, UdpPolicy};
-use lb_observe::events::Kind;
+use lb_api::{event::Kind, routers::RouterStatus};
+use lb_model::{
+    desired::{Admin, Desired, Service, ServiceKey, UdpPolicy},
+    router::{Auth, Router, State, Version},
+};
 use lb_sync::{Facts, Fingerprint, Key, Likeness, RouterFacts};
-use lb_vrrp::{Auth, Router, RouterStatus, State, Version};
 use ring::hmac;
 
 /// How long services may have other backends on two nodes before that is told.
@@ -135,9 +137,9 @@ pub(super) struct Unlike {
     pub(super) backends: BTreeMap<ServiceKey, String>,
     /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
     /// in words.
-    pub(super) deaf: BTreeMap<lb_vrrp::RouterKey, (Option<IpAddr>, String)>,
+    pub(super) deaf: BTreeMap<lb_model::router::RouterKey, (Option<IpAddr>, String)>,
     /// Routers that advertise other addresses, in words.
-    pub(super) addresses: BTreeMap<lb_vrrp::RouterKey, String>,
+    pub(super) addresses: BTreeMap<lb_model::router::RouterKey, String>,
 }
 
 impl Unlike {

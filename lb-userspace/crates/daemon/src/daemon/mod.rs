@@ -41,7 +41,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_api::status::{Node, Totals, Writes};
+use lb_api::{
+    event::{Kind, News},
+    status::{Node, Totals, Writes},
+};
 use lb_config::Config;
 use lb_health::prober::Report;
 use lb_model::{
@@ -54,8 +57,8 @@ use lb_model::{
     settings::Limits,
     time::Now,
 };
-use lb_observe::events::{Events, Kind, News, changes};
-use lb_sync::{self as sync, Peers};
+use lb_observe::events::{Events, changes};
+use lb_sync::Peers;
 use lb_threads::notify::Notifier;
 use lb_vrrp::Vrrp;
 use tokio::{
@@ -118,7 +121,7 @@ pub struct Inputs {
     /// What the virtual routers tell.
     pub vrrp: mpsc::UnboundedReceiver<lb_vrrp::Report>,
     /// What the peers tell.
-    pub peers: mpsc::UnboundedReceiver<sync::Report>,
+    pub peers: mpsc::UnboundedReceiver<lb_sync::Report>,
 }
 
 /// The other nodes.
@@ -126,7 +129,7 @@ pub struct Connection {
     /// How they are talked to.
     pub peers: Box<dyn Peers>,
     /// What they are told of who this node is.
-    pub config: sync::Config,
+    pub config: lb_sync::Config,
     /// The seed, which must be theirs.
     pub seed: [u8; 16],
 }
@@ -199,7 +202,7 @@ pub struct Daemon<B> {
     /// Whether peers have said more than was heard: what is known of them was so once.
     behind: bool,
     /// When routers were handed over, or should have been, to a peer with a higher priority.
-    gave_way: BTreeMap<lb_vrrp::RouterKey, Instant>,
+    gave_way: BTreeMap<lb_model::router::RouterKey, Instant>,
     leaving: Option<Leaving>,
     /// Whether the maps were ever as they should be.
     serves: bool,

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::event::{Kind, News};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
 use lb_model::units::{counted, format_duration};
-use lb_observe::events::{Kind, News};
 
 use super::{Balancer, Daemon};
 use crate::clock::Jump;

@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_api::status::Node;
-use lb_model::units::rfc3339;
-use lb_observe::events::{Kind, News};
+use lb_api::{
+    event::{Kind, News},
+    requests::{Done, NodeChange, Terms},
+    status::Node,
+};
+use lb_model::{plan::Plan, units::rfc3339};
 
 use super::{Balancer, Daemon, Tell, failover::Asker, roles::holders};
-use crate::api::{Done, NodeChange, Plan, Terms};
 
 impl<B: Balancer> Daemon<B> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and

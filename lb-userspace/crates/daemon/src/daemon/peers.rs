@@ -10,11 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::event::{Kind, News};
 use lb_control::engine::Members;
-use lb_model::desired::ServiceKey;
-use lb_observe::events::{Kind, News};
+use lb_model::{
+    desired::ServiceKey,
+    router::{RouterKey, State},
+};
 use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece, Report, RouterFacts};
-use lb_vrrp::{RouterKey, State};
 
 use super::{
     Balancer, Daemon,

@@ -6,11 +6,11 @@ use std::{
     net::IpAddr,
 };
 
+use lb_api::event::{Kind, News};
 use lb_model::{
     desired::{Desired, Mode, ServiceKey},
     hop::{Neighbourhood, Resolution, Want},
 };
-use lb_observe::events::{Kind, News};
 
 /// The backends that can't be reached.
 #[derive(Debug, Default)]

@@ -4,17 +4,20 @@
 use std::{path::Path, time::Instant};
 
 use anyhow::Result;
-use lb_config::{self as config, Config};
+use lb_api::{
+    event::{Kind, News},
+    requests::{Done, Reloaded},
+};
+use lb_config::Config;
 use lb_model::{
     diff::{Intent, diff},
+    log::Settings,
     overrides::{Conflict, Ending, Merged, Overrides, merge},
     refusal::{Refusal, RefusalKind},
 };
-use lb_observe::events::{Kind, News};
 
 use super::{Balancer, Daemon, vrrp::changes};
 use crate::{
-    api::{Done, Reloaded},
     logs,
     state_file::{
         self, State,
@@ -63,7 +66,7 @@ impl<B: Balancer> Daemon<B> {
     /// maps that can't be written are tried again, as after any other change.
     pub(super) fn reload_for(
         &mut self,
-        read: Result<Config, config::Error>,
+        read: Result<Config, lb_config::Error>,
         who: &str,
     ) -> Result<(Reloaded, Kept), Refusal> {
         self.look_at_clocks();
@@ -105,9 +108,9 @@ impl<B: Balancer> Daemon<B> {
     /// What a reload of the configuration that was read would put in force.
     pub(super) fn plan_reload(
         &self,
-        read: Result<Config, config::Error>,
+        read: Result<Config, lb_config::Error>,
     ) -> Result<(Config, Merged), Refusal> {
-        let invalid = |error: config::Error| {
+        let invalid = |error: lb_config::Error| {
             Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
         };
         let config = read.map_err(invalid)?;
@@ -120,7 +123,7 @@ impl<B: Balancer> Daemon<B> {
     /// What a reload would do; nothing is changed.
     pub(super) fn try_reload(
         &self,
-        read: Result<Config, config::Error>,
+        read: Result<Config, lb_config::Error>,
     ) -> Result<Reloaded, Refusal> {
         let (config, merged) = self.plan_reload(read)?;
         let differences = diff(self.in_force(), merged.intent());
@@ -171,7 +174,7 @@ impl<B: Balancer> Daemon<B> {
             state_file: kept.state_file,
             sync: kept.sync,
             text_at_start: kept.text_at_start,
-            log: logs::Settings { form: kept.log.form, ..config.log },
+            log: Settings { form: kept.log.form, ..config.log },
             ..config
         };
         // Their files may have changed while the configuration has not.

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use lb_api::status::{Pair, Status};
+use lb_api::{
+    requests::Terms,
+    status::{Pair, Status},
+};
 use lb_datapath::capture::Loader;
 use lb_inspect::{
     capture::{Spec, book::Book},
@@ -14,10 +17,7 @@ use lb_model::{
 };
 
 use super::{Balancer, Daemon, batch::Asked};
-use crate::{
-    api::{Request, Terms},
-    logs,
-};
+use crate::{api::Request, logs};
 
 fn conflict(error: anyhow::Error) -> Refusal {
     Refusal::new(RefusalKind::Conflict, format!("{error:#}"))

@@ -6,9 +6,11 @@ use std::{
 };
 
 use lb_control::engine::Role;
-use lb_model::desired::{Desired, ServiceKey};
+use lb_model::{
+    desired::{Desired, ServiceKey},
+    router::{Router, RouterKey, State},
+};
 use lb_sync::PeerId;
-use lb_vrrp::{Router, RouterKey, State};
 
 /// Whose history of a service counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path};
 
+use lb_api::requests::{ConfigDiff, Done, Pending, Saved, Shown};
 use lb_config::{
-    self as config, Config, Text,
+    Config, Text,
     fold::{Writable, fold},
     save::replace,
     show::show,
@@ -16,17 +17,14 @@ use lb_model::{
 };
 
 use super::{Balancer, Daemon, Tell, vrrp::changes};
-use crate::{
-    api::{ConfigDiff, Done, Pending, Saved, Shown},
-    state_file::writer::Kept,
-};
+use crate::state_file::writer::Kept;
 
 /// How many differences a refusal tells.
 const TOLD: usize = 3;
 
 impl<B: Balancer> Daemon<B> {
     /// What differs between the file, the configuration in force, and what is in force.
-    pub(super) fn config_diff(&self, read: Result<Config, config::Error>) -> ConfigDiff {
+    pub(super) fn config_diff(&self, read: Result<Config, lb_config::Error>) -> ConfigDiff {
         let pending = match self.plan_reload(read) {
             Err(refusal) => Pending { error: Some(refusal.error), ..Pending::default() },
             Ok((config, merged)) => Pending {

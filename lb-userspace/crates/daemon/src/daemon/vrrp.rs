@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_observe::events::{Kind, News};
-use lb_sync::PeerId;
-use lb_vrrp::{
-    Facts, NoticeKind, Order, Report, Router, RouterKey, RouterStatus, State, Transition, Vrrp,
-    macvlan::mac,
+use lb_api::{
+    event::{Kind, News},
+    routers::RouterStatus,
 };
+use lb_model::router::{Router, RouterKey, State};
+use lb_sync::PeerId;
+use lb_vrrp::{Facts, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
 
 use super::{Balancer, Daemon, peers::Group};
 
@@ -362,8 +363,11 @@ impl<B: Balancer> Daemon<B> {
 }
 
 /// What a new configuration changes of virtual routers, in words.
-pub(super) fn changes(before: &lb_vrrp::Routers, after: &lb_vrrp::Routers) -> Vec<String> {
-    let named = |routers: &lb_vrrp::Routers, name: &str| {
+pub(super) fn changes(
+    before: &lb_model::router::Routers,
+    after: &lb_model::router::Routers,
+) -> Vec<String> {
+    let named = |routers: &lb_model::router::Routers, name: &str| {
         routers.routers.iter().find(|router| router.name == name).cloned()
     };
     let mut all = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lb_observe::events::{Kind, News};
+use lb_api::event::{Kind, News};
 
 use super::{Balancer, Daemon, START};
 

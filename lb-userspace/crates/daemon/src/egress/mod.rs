@@ -33,7 +33,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream};
-use lb_api::status::{EgressStatus, Status};
+use lb_api::{
+    event::{Kind, News},
+    status::{EgressStatus, Status},
+};
 use lb_datapath::{LiveProgram, Served, TxError, TxErrors};
 use lb_health::vip::{Error, Network, Way};
 use lb_model::{
@@ -42,8 +45,6 @@ use lb_model::{
     settings::Tunnel,
 };
 use lb_netlink::query;
-use lb_observe::events::{Kind, News};
-use lb_threads as threads;
 use tokio::{
     runtime,
     sync::watch,
@@ -177,7 +178,7 @@ impl Checker {
             seen: Seen::default(),
             since: Vec::new(),
         };
-        threads::spawn("egress", move || runtime.block_on(task.run()))
+        lb_threads::spawn("egress", move || runtime.block_on(task.run()))
             .context("start the thread of the egress checks")?;
         Ok(Self { plan, shared, tx_errors })
     }

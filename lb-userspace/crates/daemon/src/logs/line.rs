@@ -2,14 +2,13 @@
 
 use std::{borrow::Cow, fmt};
 
+use lb_model::log::Form;
 use serde_json::Value;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     registry::LookupSpan,
 };
-
-use super::Form;
 
 /// Makes a line of what `inner` makes of an event: what others have said, as a peer's name or a server's
 /// answer, begins no line of its own.

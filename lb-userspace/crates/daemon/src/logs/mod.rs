@@ -17,6 +17,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_api::log::{Change, Current};
+use lb_model::log::{Filter, Form, Settings};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     fmt::{
@@ -27,9 +29,6 @@ use tracing_subscriber::{
     reload,
     util::SubscriberInitExt as _,
 };
-
-pub use lb_api::log::{Change, Current};
-pub use lb_model::log::{Filter, Form, Settings};
 
 use self::line::Line;
 

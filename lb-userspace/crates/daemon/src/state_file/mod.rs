@@ -301,7 +301,7 @@ mod tests {
         );
         let Loaded::State(state) = loaded else { panic!("{loaded:?}") };
         let web = &state.configured.services["web"];
-        assert_eq!(web.policy, lb_health::Policy::default());
+        assert_eq!(web.policy, lb_model::policy::Policy::default());
         let (desired, _) = state.overrides.apply(state.configured());
         let backends: Vec<_> = desired.services["web"].backends.values().collect();
         assert_eq!(backends.len(), 2);

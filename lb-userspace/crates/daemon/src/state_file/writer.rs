@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_threads as threads;
 use tokio::{sync::watch, time::timeout};
 
 use super::State;
@@ -63,7 +62,7 @@ impl Writer {
         let (told, outcomes) = watch::channel(Outcome::default());
         let (own, path) = (Arc::clone(&pending), path.to_owned());
         let write = move || write_all(&own, &path, &told);
-        threads::spawn("lbd-state", write)?;
+        lb_threads::spawn("lbd-state", write)?;
         Ok(Self { pending, outcomes, posted: 0 })
     }
 

@@ -20,6 +20,7 @@ use axum::{
 use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper_util::service::TowerToHyperService;
 use lb_config::{host_name, http::Config};
+use lb_model::refusal::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
@@ -27,10 +28,7 @@ use super::{
     crowd::{Guest, Phase},
     hosts::Hosts,
 };
-use crate::api::{
-    self,
-    ready::{IsKnown, OPEN},
-};
+use crate::api::ready::{IsKnown, OPEN};
 
 /// Requests at work at one moment.
 const AT_WORK: usize = 16;
@@ -215,7 +213,7 @@ fn goes_on(headers: &HeaderMap) -> bool {
 }
 
 fn refusal(code: StatusCode, error: String, hint: &str) -> Response {
-    (code, Json(api::Error { error, hint: Some(hint.into()), unconfirmed: None })).into_response()
+    (code, Json(Error { error, hint: Some(hint.into()), unconfirmed: None })).into_response()
 }
 
 /// Has the connection end with an answer: what comes after it may be no request.

@@ -82,7 +82,7 @@ fn sort(request: Request, askers: &mut Vec<Asker>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::Terms;
+    use lb_api::requests::Terms;
 
     #[tokio::test]
     async fn who_asks_at_one_time_shares_an_answer() {

@@ -35,7 +35,6 @@ use axum::Router;
 use lb_api::status::Listener;
 use lb_config::http::Config;
 use lb_observe::{dashboard, events::Events, metrics, samples::Samples};
-use lb_threads as threads;
 use tokio::sync::{mpsc, watch};
 
 use crate::api::{Request, ready, server};
@@ -80,7 +79,7 @@ impl Doors {
             .build()
             .context("make the runtime of the doors")?;
         let keep = move || runtime.block_on(listen::keep(wanted, kept, daemon, events, samples));
-        threads::spawn("lbd-http", keep).context("start the thread of the doors")?;
+        lb_threads::spawn("lbd-http", keep).context("start the thread of the doors")?;
         Ok(Self { config, listeners })
     }
 

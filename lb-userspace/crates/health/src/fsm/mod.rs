@@ -26,9 +26,13 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use super::{
-    Condition, OnDown, Seen,
+use lb_model::{
     check::{Check, Start},
+    policy::OnDown,
+    seen::{Condition, Seen},
+};
+
+use super::{
     damping::Damping,
     probe::{Failure, Outcome},
 };

@@ -22,13 +22,11 @@ use std::{
     time::Duration,
 };
 
+use lb_model::{check, seen::Target};
 use tokio::time::{Instant, timeout_at};
 
 use self::reason::Miss;
-use super::{
-    Target, check,
-    vip::{self, Sign},
-};
+use super::vip::{self, Sign};
 
 /// The last part of a question's time, at most, in which it is found out what is wrong where no answer has come.
 const LAST_SHARE: Duration = Duration::from_millis(250);

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_model::units::format_duration;
+use lb_model::{check, units::format_duration};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
@@ -24,8 +24,6 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
-
-use crate::check;
 
 /// The largest file of authorities; the system's have a quarter of a megabyte.
 const LARGEST: u64 = 8 << 20;

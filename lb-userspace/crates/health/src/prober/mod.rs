@@ -22,6 +22,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_api::check_status::{CheckStatus, Load};
+use lb_model::{
+    check::Check,
+    policy::OnDown,
+    seen::{Condition, Seen, Target},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime,
@@ -34,7 +39,6 @@ use tracing::warn;
 use self::schedule::{Answer, Schedule, Work};
 pub use super::fsm::Change;
 use super::{
-    Check, Condition, OnDown, Seen, Target,
     probe::{self, Outcome, Question, Route},
     vip,
 };

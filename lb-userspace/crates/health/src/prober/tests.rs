@@ -11,10 +11,13 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use lb_model::desired::{Protocol, ServiceKey};
+use lb_model::{
+    check::Kind,
+    desired::{Protocol, ServiceKey},
+};
 
 use super::*;
-use crate::{check::Kind, probe::Failure};
+use crate::probe::Failure;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -9,10 +9,10 @@ use std::{
 };
 
 use lb_health::{
-    check::{Exec, Kind},
     probe::{self, Outcome, tls},
     vip,
 };
+use lb_model::check::{Exec, Kind};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::kit::{LONG, SHORT, ask, failure, peak_bytes, question, unknown};

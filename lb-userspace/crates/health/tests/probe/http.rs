@@ -11,10 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_health::{
-    check::{Http, Kind},
-    probe::Outcome,
-};
+use lb_health::probe::Outcome;
+use lb_model::check::{Http, Kind};
 
 use crate::kit::{
     LONG, SHORT, answering, answering_for_ever, ask, failure, nobody, peak_bytes, read_request,

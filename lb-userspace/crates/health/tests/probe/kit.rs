@@ -10,12 +10,14 @@ use std::{
 };
 
 use lb_health::{
-    Target,
-    check::Kind,
     probe::{self, Failure, Outcome, Question, Route, tls},
     vip,
 };
-use lb_model::desired::{Protocol, ServiceKey};
+use lb_model::{
+    check::Kind,
+    desired::{Protocol, ServiceKey},
+    seen::Target,
+};
 
 /// What a peer that is too slow is given: short, so that the tests are.
 pub const SHORT: Duration = Duration::from_millis(200);

@@ -8,11 +8,10 @@ use std::{
 };
 
 use lb_health::{
-    check::{Dns, Exec, Http, Kind, Udp},
     probe::{self, Outcome, tls},
     vip,
 };
-
+use lb_model::check::{Dns, Exec, Http, Kind, Udp};
 use tokio::net::TcpSocket;
 
 use crate::kit::{LONG, SHORT, ask, failure, question, serve, unknown};

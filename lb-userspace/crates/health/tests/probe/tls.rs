@@ -10,10 +10,10 @@ use std::{
 };
 
 use lb_health::{
-    check::{Http, Kind, Tls},
     probe::{self, Outcome, tls::Cache},
     vip,
 };
+use lb_model::check::{Http, Kind, Tls};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType, date_time_ymd,
 };

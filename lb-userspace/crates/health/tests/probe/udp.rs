@@ -5,10 +5,8 @@ use std::{
     thread,
 };
 
-use lb_health::{
-    check::{Dns, Kind, Udp},
-    probe::Outcome,
-};
+use lb_health::probe::Outcome;
+use lb_model::check::{Dns, Kind, Udp};
 
 use crate::kit::{LONG, SHORT, ask, failure, refusal};
 

@@ -10,13 +10,12 @@ use std::{collections::BTreeMap, net::IpAddr, ops::ControlFlow};
 
 use anyhow::Result;
 use lb_common::abi::{self, FlowValue};
-use serde::{Deserialize, Serialize};
-
-pub use lb_model::prefix::Prefix;
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
+    prefix::Prefix,
 };
+use serde::{Deserialize, Serialize};
 
 pub use self::search::{Names, Search};
 

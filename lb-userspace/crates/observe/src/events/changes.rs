@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
+use lb_api::event::{Kind, News};
 use lb_model::{
     desired::{Admin, Backend, Desired, Service},
     units::rfc3339,
 };
-
-use super::{Kind, News};
 
 /// What has happened between two desired states.
 #[must_use]

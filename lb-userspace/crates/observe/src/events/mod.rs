@@ -13,7 +13,7 @@ use std::{
     time::SystemTime,
 };
 
-pub use lb_api::event::{Event, KEPT, Kind, News, Page};
+use lb_api::event::{Event, KEPT, Kind, News, Page};
 use tokio::sync::watch;
 
 /// Events that are given at once.

@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use lb_api::status::{EgressStatus, Status, Usage};
+use lb_api::{
+    event::Kind,
+    status::{EgressStatus, Status, Usage},
+};
 use lb_common::abi::ABI_VERSION;
 use lb_netlink::drops::Drops;
 
 use super::page::{Family, Page, truth};
-use crate::events::Kind;
 
 pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let abi = ABI_VERSION.to_string();

@@ -5,9 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::peers::PeerCounters;
+
 use super::Action;
 use crate::{
-    Mark, PeerCounters, PeerId, Piece, Report,
+    Mark, PeerId, Piece, Report,
     wire::{
         Message, RANGES, Range,
         bytes::Read,

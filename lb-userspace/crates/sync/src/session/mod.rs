@@ -35,11 +35,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_api::peers::PeerStatus;
 use lb_model::router::RouterKey;
 
 use self::{facts::Told, outgoing::Log, pace::Pace, peer::Peer};
 use super::{
-    Config, Facts, Key, Mark, PeerId, PeerStatus, Piece, Report,
+    Config, Facts, Key, Mark, PeerId, Piece, Report,
     id::SessionId,
     seal::Sealer,
     wire::{self, Message, parts::Packer},

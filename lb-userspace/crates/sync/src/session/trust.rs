@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::peers::PeerCounters;
+
 use super::{
     Action, Common, Target,
     asked::{Asked, Asking},
@@ -14,7 +16,7 @@ use super::{
     outgoing::Outgoing,
 };
 use crate::{
-    Facts, PeerCounters, PeerId, Report,
+    Facts, PeerId, Report,
     id::SessionId,
     wire::{Hello, Message, facts::HALVES},
 };

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_api::peers::PeerStatus;
 use lb_model::{router::RouterKey, units::counted};
 use nix::{
     net::if_::if_nametoindex,
@@ -28,7 +29,7 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    Config, Facts, Mark, PeerId, PeerStatus, Peers, Piece, Report,
+    Config, Facts, Mark, PeerId, Peers, Piece, Report,
     id::SessionId,
     session::{Action, Event, Session, Target},
     wire,

@@ -42,10 +42,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use lb_model::router::Version;
 use ring::hmac;
 use subtle::ConstantTimeEq as _;
-
-use super::Version;
 
 /// Length of the trailer.
 pub const TRAILER: usize = 28;

@@ -51,12 +51,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::routers::ActiveRouter;
+use lb_model::router::{Announce, OWNER, State, Version};
+
 pub use self::words::{Action, Event, Heard, Settings, Standing, Tally};
 use self::{
     active::{Answers, Displaced},
     ending::Yielding,
 };
-use super::{ActiveRouter, Announce, Notice, NoticeKind, OWNER, State, Version, Yield};
+use super::{Notice, NoticeKind, Yield};
 
 /// Another router that was heard to be Active.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,9 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use crate::{Announce, Notice, Router, State, Version, VirtualAddress, Yield};
+use lb_model::router::{Announce, Router, State, Version, VirtualAddress};
+
+use crate::{Notice, Yield};
 
 /// What happens to a virtual router.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -32,8 +32,10 @@ mod status;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
+use lb_model::router::{Group, Router, RouterKey, Routers, State};
+
 use super::{
-    Facts, Group, Notice, NoticeKind, Order, Router, RouterKey, Routers, State,
+    Facts, Notice, NoticeKind, Order,
     fsm::{Action, Event, Heard, Settings, VirtualRouter},
     observed::Observed,
     track::{Change, Tracks},

@@ -2,8 +2,9 @@
 
 use std::time::SystemTime;
 
+use lb_api::routers::{Counters, RouterStatus};
+
 use super::*;
-use crate::{Counters, RouterStatus};
 
 impl Machine {
     /// How they stand. Of the counters, these are counted here: received, became_active,

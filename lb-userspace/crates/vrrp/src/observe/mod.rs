@@ -8,9 +8,10 @@ use std::{
     path::PathBuf,
 };
 
+use lb_model::router::{Family, OWNER, Router, Tracked};
 use lb_netlink::interfaces::{Interfaces, Seen};
 
-use super::{Family, Router, Tracked, addresses::PROTOCOL, observed::Link};
+use super::{addresses::PROTOCOL, observed::Link};
 
 /// The links as the machine has them.
 #[must_use]
@@ -84,7 +85,7 @@ fn first_address(
             && of_family(key.1)
             && seen.protocol != PROTOCOL
             && usable(seen)
-            && !(virtual_one(key.1) && router.priority.get() != super::OWNER)
+            && !(virtual_one(key.1) && router.priority.get() != OWNER)
     });
     own.min_by_key(|(_, seen)| (seen.secondary, seen.order)).map(|(key, _)| key.1)
 }
@@ -120,7 +121,8 @@ mod tests {
     use lb_netlink::link::{self, LinkKind};
 
     use super::*;
-    use crate::{RouterKey, thread::test_router};
+    use crate::thread::test_router;
+    use lb_model::router::RouterKey;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")

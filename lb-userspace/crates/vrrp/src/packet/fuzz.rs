@@ -7,8 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use lb_model::router::{Auth, Checksum, Family, Router, Version};
+
 use super::{Codec, Packet, Path, Proof, TTL, decode, tests::router, total};
-use crate::{Auth, Checksum, Family, Router, Version, announce};
+use crate::announce;
 
 const INPUTS: u64 = 200_000;
 

@@ -52,12 +52,13 @@ use std::{
 };
 
 use lb_common::rewrite::{fold, sum};
+use lb_model::router::{Checksum, Family, Version};
 
 pub use self::{
     codec::{Codec, Path, Taken},
     refusal::{Refusal, Refused},
 };
-use super::{Checksum, Family, Version, auth};
+use super::auth;
 
 /// VRRP's number among the protocols of IP.
 pub const PROTOCOL: u8 = 112;

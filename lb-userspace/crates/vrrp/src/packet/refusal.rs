@@ -2,7 +2,9 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{Counters, auth, fsm::Heard};
+use lb_api::routers::Counters;
+
+use crate::{auth, fsm::Heard};
 
 /// A message that is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 use std::{net::IpAddr, num::NonZeroU8, time::Duration, time::SystemTime};
 
+use lb_model::router::{Announce, Auth, Router, RouterKey, VirtualAddress};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Announce, Auth, Router, RouterKey, VirtualAddress, fsm::Heard};
+use crate::fsm::Heard;
 
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 

@@ -4,9 +4,8 @@
 use std::{collections::BTreeSet, io, net::IpAddr, num::NonZeroU8};
 
 use lb_common::packet::number;
+use lb_model::router::Family;
 use socket2::{SockFilter, Socket};
-
-use crate::Family;
 
 /// Where the kernel shows what the link layer thinks of a frame (`SKF_AD_OFF + SKF_AD_PKTTYPE`), and
 /// what it thinks of one that this node sends.

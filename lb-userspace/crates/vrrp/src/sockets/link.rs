@@ -7,13 +7,11 @@ use std::{
 };
 
 use lb_common::packet::ethernet;
+use lb_model::router::Family;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::filter;
-use crate::{
-    Family,
-    announce::{self, Claim, Mac},
-};
+use crate::announce::{self, Claim, Mac};
 
 /// So many frames that claim nothing are read at once: a flood of them must not keep the thread.
 const FRAMES: usize = 64;

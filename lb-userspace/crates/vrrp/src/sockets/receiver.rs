@@ -11,6 +11,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
 };
 
+use lb_model::router::Family;
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -25,10 +26,7 @@ use super::{
     Interface,
     filter::{self, Distance},
 };
-use crate::{
-    Family,
-    packet::{MAX_LEN, PROTOCOL, Packet},
-};
+use crate::packet::{MAX_LEN, PROTOCOL, Packet};
 
 /// Room for any advertisement with its IPv4 header.
 pub const BUFFER: usize = MAX_LEN + 60;

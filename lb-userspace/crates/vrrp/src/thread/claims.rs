@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Family, announce::Mac};
+use lb_model::router::Family;
+
+use crate::announce::Mac;
 
 /// For so long answers of the peers are waited for.
 const PATIENCE: Duration = Duration::from_millis(500);

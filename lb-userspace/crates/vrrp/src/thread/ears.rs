@@ -7,11 +7,11 @@ use std::{
     num::NonZeroU8,
 };
 
+use lb_model::router::Family;
 use lb_netlink::interfaces::Interfaces;
 
 use super::{claims::Claims, member::Member};
 use crate::{
-    Family,
     machine::Name,
     packet::Path,
     sockets::{Interface, Receiver, Watch},

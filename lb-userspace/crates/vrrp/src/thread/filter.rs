@@ -14,9 +14,8 @@ use std::{
     time::Duration,
 };
 
+use lb_model::router::{OWNER, Router};
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
-
-use crate::{OWNER, Router};
 
 /// The table, which nobody else has.
 pub const TABLE: &str = "lbd_vrrp";
@@ -121,7 +120,8 @@ mod tests {
     use std::num::NonZeroU8;
 
     use super::*;
-    use crate::{Family, RouterKey, thread::test_router};
+    use crate::thread::test_router;
+    use lb_model::router::{Family, RouterKey};
 
     #[test]
     fn only_addresses_of_routers_that_do_not_accept_are_closed() {

@@ -6,10 +6,12 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use lb_api::routers::Counters;
+use lb_model::router::Router;
 use lb_netlink::interfaces::Interfaces;
 
 use crate::{
-    Counters, Router, macvlan, observe,
+    macvlan, observe,
     packet::{Codec, Path},
     sockets::{Interface, Sender},
 };

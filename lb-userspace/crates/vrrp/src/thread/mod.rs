@@ -35,11 +35,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_api::routers::RouterStatus;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc::UnboundedSender;
 
 use self::rim::Rim;
-use super::{Order, Report, RouterStatus, Vrrp, realtime};
+use super::{Order, Report, Vrrp, realtime};
 
 /// The virtual routers of this node, in their thread.
 ///
@@ -122,24 +123,29 @@ impl Drop for Thread {
 
 /// A router as tests have them.
 #[cfg(test)]
-pub(crate) fn test_router(name: &str, key: super::RouterKey) -> super::Router {
+pub(crate) fn test_router(
+    name: &str,
+    key: lb_model::router::RouterKey,
+) -> lb_model::router::Router {
     use std::{num::NonZeroU8, time::Duration};
 
+    use lb_model::router::{Announce, Auth, Checksum, Family, Router, Version, VirtualAddress};
+
     let address = match key.family {
-        super::Family::V4 => [10, 0, 0, 100].into(),
-        super::Family::V6 => [0xfd00, 0, 0, 0, 0, 0, 0, 0x100].into(),
+        Family::V4 => [10, 0, 0, 100].into(),
+        Family::V6 => [0xfd00, 0, 0, 0, 0, 0, 0, 0x100].into(),
     };
-    super::Router {
+    Router {
         name: name.to_owned(),
         interface: "eth0".to_owned(),
         key,
-        version: super::Version::V3,
+        version: Version::V3,
         priority: NonZeroU8::new(100).expect("not 0"),
         interval: Duration::from_secs(1),
         preempt: true,
         preempt_delay: Duration::ZERO,
         accept: true,
-        addresses: vec![super::VirtualAddress {
+        addresses: vec![VirtualAddress {
             address,
             prefix: if address.is_ipv4() { 32 } else { 128 },
             interface: None,
@@ -151,10 +157,10 @@ pub(crate) fn test_router(name: &str, key: super::RouterKey) -> super::Router {
         peers: Vec::new(),
         min_ttl: 255,
         second_path: None,
-        auth: super::Auth::None,
-        checksum: super::Checksum::PseudoHeader,
+        auth: Auth::None,
+        checksum: Checksum::PseudoHeader,
         virtual_mac: None,
-        announce: super::Announce::default(),
+        announce: Announce::default(),
         tracks: Vec::new(),
         notify: None,
     }

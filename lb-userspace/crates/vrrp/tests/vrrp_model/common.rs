@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_model::router::{Announce, State, Version};
 use lb_vrrp::{
-    Announce, NoticeKind, State, Version,
+    NoticeKind,
     fsm::{Action, Event, Heard, Settings, Standing, VirtualRouter},
 };
 

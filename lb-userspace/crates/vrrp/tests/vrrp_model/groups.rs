@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_model::router::{Group, Routers, State, Track, Tracked};
 use lb_vrrp::{
-    Facts, Group, Order, Routers, State, Track, Tracked, Yield,
+    Facts, Order, Yield,
     fsm::Action,
     machine::{Machine, Out},
     observed::{Link, Observed},
@@ -110,7 +111,7 @@ impl Node {
         out
     }
 
-    fn status(&self, router: usize) -> lb_vrrp::RouterStatus {
+    fn status(&self, router: usize) -> lb_api::routers::RouterStatus {
         self.machine.status(self.now, SystemTime::UNIX_EPOCH + SECOND)[router].clone()
     }
 }

@@ -1,9 +1,7 @@
 //! How long a router listens that has not heard an Active one: after its start, and after a fault.
 
-use lb_vrrp::{
-    Version,
-    fsm::{Event, Heard, Settings, Standing},
-};
+use lb_model::router::Version;
+use lb_vrrp::fsm::{Event, Heard, Settings, Standing};
 
 use crate::{
     common::{Desk, SECOND, TENTH, heard, settings, skew},

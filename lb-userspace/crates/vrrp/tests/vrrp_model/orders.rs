@@ -1,7 +1,8 @@
 //! A router that gives way by an order, and one that takes over by it.
 
+use lb_model::router::State;
 use lb_vrrp::{
-    State, Yield,
+    Yield,
     fsm::{Event, Heard, Settings},
 };
 

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use lb_vrrp::{State, Yield, fsm::Event};
+use lb_model::router::State;
+use lb_vrrp::{Yield, fsm::Event};
 
 use crate::common::{Desk, SECOND, settings};
 

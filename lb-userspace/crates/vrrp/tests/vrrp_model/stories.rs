@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use lb_model::router::{Announce, State, Version};
 use lb_vrrp::{
-    Announce, State, Version, Yield,
+    Yield,
     fsm::{Event, Heard, Settings, Standing},
 };
 
@@ -373,7 +374,7 @@ fn a_longer_interval_is_told_at_the_pace_of_the_shorter_one() {
 #[test]
 fn other_addresses_are_put_up_and_announced() {
     let mut desk = Desk::active(settings());
-    let address = lb_vrrp::VirtualAddress {
+    let address = lb_model::router::VirtualAddress {
         address: [10, 0, 0, 100].into(),
         prefix: 32,
         interface: None,

@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_vrrp::{
-    Announce, Auth, Checksum, Facts, Family, OWNER, Router, RouterKey, Track, Tracked, Version,
+use lb_model::router::{
+    Announce, Auth, Checksum, Family, OWNER, Router, RouterKey, Track, Tracked, Version,
     VirtualAddress,
+};
+use lb_vrrp::{
+    Facts,
     observed::{Link, Observed},
     track::{Change, Tracks, Verdict},
 };

@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_model::router::{
+    Announce, Auth, Checksum, Family, Group, Router, RouterKey, Routers, State, Version,
+};
 use lb_vrrp::{
-    Announce, Auth, Checksum, Facts, Family, Group, Order, Router, RouterKey, Routers, State,
-    Version, Yield,
+    Facts, Order, Yield,
     fsm::{Action, Heard},
     machine::{Machine, Out},
     observed::{Link, Observed},

@@ -7,8 +7,10 @@ use std::{
 };
 
 use lb_datapath::decap::{self, Followed, UnlistedSource};
-use lb_inspect::flows::Prefix;
-use lb_model::desired::{Mode, Protocol};
+use lb_model::{
+    desired::{Mode, Protocol},
+    prefix::Prefix,
+};
 
 use super::{
     Finding, Report,

@@ -2,12 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use lb_model::prefix::Prefix;
+use lb_vrrp::thread::filter::TABLE;
 use serde_json::Value;
 
 use super::nft::{collect_numbers, table, text};
-use lb_inspect::flows::Prefix;
-use lb_vrrp::thread::filter::TABLE;
-
 use crate::doctor::facts::Destination;
 
 /// Of all rules but those of chains that see only what this node sends itself, and those of `lbd`.

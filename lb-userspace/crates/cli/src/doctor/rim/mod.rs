@@ -14,18 +14,20 @@ use std::{
     time::Duration,
 };
 
-use lb_api::paths;
+use lb_api::{
+    client::Client,
+    paths,
+    status::{EgressStatus, Status},
+};
+use lb_config::{About, Config, Error as ConfigError, Problem, host, unit::Unit};
+use lb_datapath::{decap, kernel, probe, pulls_data};
+use lb_model::hop::{Resolution, Want};
+use lb_netlink::{Resolver, generic::xdp_features, gro, striding::empty_first_buffers};
 
 use super::{
     backend::{self, Question},
     facts::{Facts, Kernel, Mistake, SocketFile},
 };
-use lb_api::client::Client;
-use lb_api::status::{EgressStatus, Status};
-use lb_config::{About, Config, Error as ConfigError, Problem, host, unit::Unit};
-use lb_datapath::{decap, kernel, probe, pulls_data};
-use lb_model::hop::{Resolution, Want};
-use lb_netlink::{Resolver, generic::xdp_features, gro, striding::empty_first_buffers};
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
 /// milliseconds, or after the second in which the kernel asks again.
@@ -66,14 +68,14 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
         claims = told;
     }
     let configured = config.as_ref().map(|config| config.socket.as_path()).ok();
-    let socket = socket.or(configured).unwrap_or(Path::new(lb_config::DEFAULT_SOCKET));
+    let socket = socket.or(configured).unwrap_or(Path::new(lb_model::defaults::SOCKET));
     let socket = socket.to_owned();
     let (daemon, refused) = system::daemon(&socket);
     let egress = match &daemon {
         Some(_) => exits(&socket).await,
         None => Vec::new(),
     };
-    let group = config.as_ref().map_or(lb_config::DEFAULT_GROUP, |config| &config.group);
+    let group = config.as_ref().map_or(lb_model::defaults::GROUP, |config| &config.group);
     let socket = SocketFile {
         group_exists: system::group_exists(group),
         mode: system::mode(&socket),

@@ -11,13 +11,16 @@ use std::{
 };
 
 use lb_api::check_status::{CheckStatus, Counts, Histogram, Load};
-use lb_model::desired::ServiceKey;
+use lb_model::{
+    check::Kind,
+    desired::ServiceKey,
+    policy::OnDown,
+    seen::{Condition, Target},
+};
 use tracing::{info, warn};
 
 use super::{Assignment, Report, trouble::Troubles};
 use crate::{
-    Condition, OnDown, Target,
-    check::Kind,
     fsm::{Action, Event, Machine},
     probe::{Failure, Outcome, Question, Route},
 };

@@ -1,13 +1,14 @@
 use std::net::Ipv4Addr;
 
 use lb_model::{
+    check::Check,
     desired::{Mode, Protocol, ServiceKey},
     hop::NextHop,
     settings::Tunnel,
 };
 
 use super::*;
-use crate::{Check, vip::Way};
+use crate::vip::Way;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)

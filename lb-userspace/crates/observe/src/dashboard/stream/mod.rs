@@ -24,13 +24,14 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures_util::stream;
+use lb_api::event::{Event, Page};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{patch, view};
 use crate::{
-    events::{Event, Events, Follower, Page},
+    events::{Events, Follower},
     samples::{Sample, Samples},
 };
 

@@ -5,15 +5,15 @@ use std::{
 
 use axum::body::BodyDataStream;
 use futures_util::StreamExt as _;
-use lb_api::status::Status;
+use lb_api::{
+    event::{Kind, News},
+    status::Status,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::{
-    StatusReply,
-    events::{Kind, News},
-};
+use crate::StatusReply;
 
 /// What the daemon hears.
 enum Asked {

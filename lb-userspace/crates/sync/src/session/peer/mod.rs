@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_api::peers::{PeerCounters, PeerStatus};
+
 use super::{
     Action, Common, Target,
     outgoing::{Log, Next},
     trust::Trust,
 };
 use crate::{
-    PeerCounters, PeerId, PeerStatus, Piece, Report,
+    PeerId, Piece, Report,
     id::SessionId,
     seal::{Opener, Refused},
     wire::{Header, Message, bytes::Malformed},

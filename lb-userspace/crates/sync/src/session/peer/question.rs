@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_api::peers::PeerCounters;
 use lb_model::router::RouterKey;
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     },
     Peer,
 };
-use crate::{PeerCounters, PeerId, Report, wire::Message};
+use crate::{PeerId, Report, wire::Message};
 
 const FIRST_ASK_AGAIN: Duration = Duration::from_millis(20);
 const LONGEST_ASK_AGAIN: Duration = Duration::from_millis(100);

@@ -8,9 +8,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_api::peers::PeerStatus;
+
 use super::router;
 use crate::{
-    Config, Facts, Key, PeerId, PeerStatus, Piece, Report,
+    Config, Facts, Key, PeerId, Piece, Report,
     id::SessionId,
     piece::{Base, Flow, Pin},
     session::{Action, Event, Session, Target, outgoing::LOG},

@@ -10,11 +10,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use lb_model::router::{Auth, Checksum, Family, Router, RouterKey, Version};
+
 use super::{
     Advertisement, Decoded, MAX_ADDRESSES, Packet, Proof, Refusal, Refused, decode, encode,
 };
 use crate::{
-    Auth, Checksum, Family, Router, RouterKey, Version,
     auth::{self, Failure, Hmac},
     fsm::Heard,
 };

@@ -3,14 +3,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use lb_api::routers::Counters;
+use lb_model::router::SecondPath;
+
 use super::*;
-use crate::{
-    Counters, SecondPath,
-    packet::{
-        fill_checksum,
-        tests::{NOW, ip, packet, router},
-        total,
-    },
+use crate::packet::{
+    fill_checksum,
+    tests::{NOW, ip, packet, router},
+    total,
 };
 
 /// A message of each kind, and how it is refused when one thing about it is another one.

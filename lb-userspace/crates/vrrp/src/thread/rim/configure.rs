@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_model::router::{OWNER, Router, Routers, State};
 use tracing::warn;
 
 use super::{Ending, LateRouters, Rim, act::Deed};
 use crate::{
-    NoticeKind, OWNER, Router, Routers, State,
+    NoticeKind,
     addresses::placed,
     fsm::Action,
     machine::{Name, Out},

@@ -18,6 +18,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use lb_api::routers::Counters;
+use lb_model::router::Routers;
 use lb_netlink::{client::Events, interfaces::GROUPS};
 use nix::{
     poll::{PollFd, PollFlags, ppoll},
@@ -37,7 +39,7 @@ use super::{
     pace::Pace,
 };
 use crate::{
-    Counters, Facts, Notice, NoticeKind, Order, Report, Routers,
+    Facts, Notice, NoticeKind, Order, Report,
     addresses::Addresses,
     machine::{Machine, Name, Out},
     macvlan::Device,
