@@ -14,10 +14,10 @@ use kit::{
     command::run,
     lab::{Host, INTERFACE, Lab, Options},
     namespace::Namespace,
-    status::Backend,
     uploads::{self, PORT},
     ways::Way,
 };
+use lb_api::status::Backend;
 
 use super::is_disposable;
 

@@ -12,14 +12,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_api::status::{Pair, Status};
 
 use crate::{
     command,
     lab::{Host, INTERFACE, Lab},
     namespace::Namespace,
-    peers::Pair,
     process::{self, Orphan, Process},
-    status::Status,
     wait,
 };
 
@@ -340,7 +339,7 @@ impl Balancer {
     ///
     /// If `lbd` does not answer.
     pub fn status(&self) -> Result<Status> {
-        Status::parse(&self.ask("/v1/status")?)
+        serde_json::from_str(&self.ask("/v1/status")?).context("/v1/status")
     }
 
     /// What `lbctl vrrp status` tells, from `lbd`'s socket.
@@ -349,7 +348,7 @@ impl Balancer {
     ///
     /// If `lbd` does not answer.
     pub fn poll_pair(&self) -> Result<Pair> {
-        Pair::parse(&self.ask("/v1/vrrp")?)
+        serde_json::from_str(&self.ask("/v1/vrrp")?).context("/v1/vrrp")
     }
 
     /// A client's flows in a table (`pin`, `tracked`) that neither side has ended: port and backend.

@@ -25,7 +25,6 @@ pub mod nginx;
 pub mod nics;
 pub mod owners;
 pub mod pair;
-pub mod peers;
 pub mod probes;
 pub mod process;
 pub mod progress;

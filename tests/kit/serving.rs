@@ -12,6 +12,7 @@ use crate::{
     downloads::{self, Downloads},
     http::Connection,
     lab::Options,
+    status::{ServiceExt as _, StatusExt as _},
     twins::{Plan, Twins},
     wait,
     ways::Way,

@@ -3,14 +3,15 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_api::status::Pair;
 
 use crate::{
     balancer::{Balancer, Service},
     command,
     lab::{Host, Lab, Options},
     pair::Wire,
-    peers::Pair,
     router::{self, Router},
+    status::PairExt as _,
     wait,
     ways::{self, Way},
 };

@@ -12,6 +12,7 @@ use crate::{
     balancer::{Balancer, Service},
     http::Connection,
     lab::{Lab, Options, VIPS_V4, VIPS_V6, Web},
+    status::{ServiceExt as _, StatusExt as _},
 };
 
 /// How long an answer may take.

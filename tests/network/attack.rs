@@ -10,6 +10,7 @@ use kit::{
     flood::{self, Aim, Attacker, Kind},
     lab::{INTERFACE, Lab, Options, VIPS_V4},
     load::{Load, Plan},
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     wait,
     ways::Way,
 };

@@ -10,7 +10,9 @@ use kit::{
     load::{Load, Plan},
     namespace::Namespace,
     pair::Wire,
-    router, wait,
+    router,
+    status::{PairExt as _, StatusExt as _},
+    wait,
     ways::Way,
 };
 

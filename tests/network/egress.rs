@@ -12,6 +12,7 @@ use kit::{
     can_run, can_run_lab, command,
     http::Connection,
     lab::{INTERFACE, Lab, Options, VIPS_V4, VIPS_V6},
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     wait,
     ways::{Way, balanced},
     xdp,

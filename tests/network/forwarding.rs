@@ -15,6 +15,7 @@ use kit::{
     can_run, command,
     http::Connection,
     lab::{INTERFACE, Lab, Options},
+    status::{ServiceExt as _, StatusExt as _},
     wait,
     ways::{Way, balanced},
 };

@@ -18,11 +18,12 @@ use kit::{
     http::Connection,
     lab::{INTERFACE, Lab, Options},
     load::{Load, Plan},
-    status::Status,
+    status::{ServiceExt as _, StatusExt as _},
     udp::{Echo, Probe},
     wait,
     ways::Way,
 };
+use lb_api::status::Status;
 use lb_common::abi::{ABI_VERSION, Owners};
 
 const UDP_PORT: u16 = 9000;

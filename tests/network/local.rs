@@ -10,6 +10,7 @@ use kit::{
     lab::{Lab, Options},
     namespace::Namespace,
     nginx::Nginx,
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     wait,
     ways::Way,
 };
@@ -42,7 +43,7 @@ fn wait_is(lab: &Lab, balancer: &Balancer, up: bool, reason: &str) -> Result<()>
             let backend = status.service(way.name())?.backend(own(lab, way))?;
             let last = backend.check.as_ref().and_then(|check| check.last.clone());
             let last = last.unwrap_or_default();
-            ensure!((backend.condition == "up") == up && last.contains(reason), "{backend:?}");
+            ensure!(backend.is_up() == up && last.contains(reason), "{backend:?}");
         }
         Ok(())
     })

@@ -8,7 +8,9 @@ use kit::{
     can_run, can_run_lab, command,
     http::Connection,
     lab::{Host, Lab, Options},
-    nginx, wait,
+    nginx,
+    status::StatusExt as _,
+    wait,
     ways::{Way, balanced},
 };
 

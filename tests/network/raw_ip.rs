@@ -14,6 +14,7 @@ use kit::{
     http::Connection,
     lab::{Lab, Options},
     namespace::Namespace,
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     tun::{Cable, Change, Layer, Tun},
     uploads::{self, PORT},
     wait,
@@ -143,7 +144,7 @@ fn web_host_that_is_reached_by_a_tun_serves_by_tunnel_and_its_checks_go_there() 
             let status = balancer.status()?;
             for service in &services {
                 let backend = status.service(&service.name)?.backend(service.backends[0])?;
-                ensure!((backend.condition == "up") == up, "{}: {backend:?}", service.name);
+                ensure!(backend.is_up() == up, "{}: {backend:?}", service.name);
             }
             Ok(())
         })

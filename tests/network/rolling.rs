@@ -13,10 +13,11 @@ use kit::{
     http::Connection,
     lab::{Lab, Options},
     load::{Load, Plan},
-    status::Service,
+    status::{ServiceExt as _, StatusExt as _},
     wait,
     ways::{Way, balanced},
 };
+use lb_api::status::Service;
 
 /// How long a silent flow is kept. The load's pauses are much shorter, the tests' waits longer.
 const IDLE: Duration = Duration::from_secs(3);

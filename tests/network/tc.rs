@@ -15,11 +15,12 @@ use kit::{
     http::Connection,
     lab::{INTERFACE, Lab, Options},
     process::Process,
-    status::Backend,
+    status::StatusExt as _,
     uploads::{self, PORT},
     wait,
     ways::{self, Way},
 };
+use lb_api::status::Backend;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -7,10 +7,12 @@ use kit::{
     balancer::Service,
     lab::Options,
     pair::Wire,
-    status,
+    status::PairExt as _,
     twins::{Plan, Twins},
     wait,
 };
+use lb_api::status::{self, Word};
+use lb_model::router::State;
 
 use crate::{
     clock::Clock,
@@ -334,9 +336,9 @@ impl Site {
             ensure!(!self.nodes[n].away, "{name} is away");
             let pair = self.twins.pair(n)?;
             ensure!(pair.synced(), "{name} says of its peer: {:?}", pair.peers);
-            active += pair.routers.iter().filter(|router| router.is_active()).count();
+            active += pair.routers.iter().filter(|router| router.state == State::Active).count();
             let all = [0, pair.routers.len()];
-            let held = pair.routers.iter().filter(|router| router.is_active()).count();
+            let held = pair.routers.iter().filter(|router| router.state == State::Active).count();
             ensure!(all.contains(&held), "{name} is in between: {:?}", pair.routers);
             if held > 0 {
                 ensure!(active == held, "both nodes are Active");
@@ -387,8 +389,9 @@ impl Site {
                     state.backends.keys()
                 );
                 left += u64::from(state.slots_in_flux);
-                let idle =
-                    |backend: &&status::Backend| backend.state() != "up" || backend.slots == 0;
+                let idle = |backend: &&status::Backend| {
+                    !matches!(backend.word(), Word::Up | Word::Suspect) || backend.slots == 0
+                };
                 left += state.backends.values().filter(idle).count() as u64;
             }
             left += status.pins.used;

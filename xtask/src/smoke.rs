@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use kit::{balancer::Balancer, http::Connection, lab::Lab, namespace};
+use kit::{balancer::Balancer, http::Connection, lab::Lab, namespace, status::ServiceExt as _};
 
 use crate::{signals, view};
 
@@ -36,7 +36,7 @@ struct Tally {
 /// If one of them failed.
 pub fn run(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let status = balancer.status()?;
-    let targets: Vec<_> = status.services.values().map(|service| service.key.address()).collect();
+    let targets: Vec<_> = status.services.values().map(|service| service.address()).collect();
     ensure!(!targets.is_empty(), "the balancer has no service");
     let tallies: Vec<Mutex<Tally>> = targets.iter().map(|_| Mutex::default()).collect();
     let (next, path) = (AtomicUsize::new(0), lab.client.namespace.path());
@@ -91,10 +91,10 @@ fn request(target: SocketAddr) -> Result<String> {
     Ok(backend)
 }
 
-fn report(status: &kit::status::Status, tallies: &[Tally]) {
+fn report(status: &lb_api::status::Status, tallies: &[Tally]) {
     for ((name, service), tally) in status.services.iter().zip(tallies) {
         let all: usize = tally.by_backend.values().sum();
-        println!("{name}: http://{}/ ({})", service.key.address(), service.mode);
+        println!("{name}: http://{}/ ({})", service.address(), service.mode);
         for (backend, answered) in &tally.by_backend {
             let share = view::percent(*answered as u64, all as u64);
             println!("  {backend:<8} {answered:>6}  {share:>6}");

@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Instant};
 
-use kit::{
-    lab::Lab,
-    status::{Backend, Service, Status},
-};
+use kit::{lab::Lab, status::ServiceExt as _};
+use lb_api::status::{Backend, Service, Status};
 
 /// One look at the balancer.
 pub struct View<'a> {
@@ -41,7 +39,7 @@ impl View<'_> {
                 out,
                 "\n{name}: VIP {} {}, {}, {} slots in flux",
                 key.protocol,
-                key.address(),
+                service.address(),
                 service.mode,
                 service.slots_in_flux
             );
@@ -61,7 +59,7 @@ impl View<'_> {
                     grouped(self.rate(name, *address, backend)),
                     grouped(backend.sent.packets),
                     grouped(backend.new_flows),
-                    backend.state(),
+                    backend.word().name(),
                 );
             }
         }
@@ -109,7 +107,7 @@ impl View<'_> {
                 )
             });
             let backends: Vec<_> = backends.collect();
-            let _ = writeln!(out, "{name} {}: {}", service.key.address(), backends.join("; "));
+            let _ = writeln!(out, "{name} {}: {}", service.address(), backends.join("; "));
         }
         out
     }
@@ -175,7 +173,7 @@ mod tests {
                 }},
             }},
         });
-        Status::parse(&json.to_string()).expect("the kit reads what the test wrote")
+        serde_json::from_value(json).expect("it is a status")
     }
 
     #[test]

@@ -15,10 +15,10 @@ use kit::{
     load::{self, Load},
     reports::attack::{Cell, Datagrams, Kept, LIMIT, Packets, Phase, Pins, Requests, millis},
     signals,
-    status::Status,
     udp::{Echo, Probe},
     ways::Way,
 };
+use lb_api::status::Status;
 
 /// The TCP service.
 const WAY: Way = Way::DsrV4;

@@ -8,6 +8,7 @@ use kit::{
     haproxy::{self, Haproxy},
     lab::{Lab, Web},
     reports::failover::Fault,
+    status::{ServiceExt as _, StatusExt as _},
     ways::Way,
 };
 

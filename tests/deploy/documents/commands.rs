@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kit::{can_run, http::Connection, lab::Lab, markdown::Markdown, peers::Pair, wait, ways::Way};
+use kit::{
+    can_run, http::Connection, lab::Lab, markdown::Markdown, status::PairExt as _, wait, ways::Way,
+};
+use lb_api::status::Pair;
 
 use super::{document, documents};
 use crate::package::{booted, booted_pair, install, machine::Machine};
@@ -262,7 +265,7 @@ fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
 /// Waits until the node can hand over: its virtual router is Active, and each node knows all flows of the other.
 fn active(machine: &Machine) -> Result<()> {
     wait::until_true(SOON, "the node is Active and its peer knows all flows", || {
-        let pair = Pair::parse(&machine.run("lbctl -o json vrrp status")?)?;
+        let pair: Pair = serde_json::from_str(&machine.run("lbctl -o json vrrp status")?)?;
         Ok(pair.is_active() && pair.synced())
     })
     .with_context(|| machine.run("lbctl vrrp status").unwrap_or_default())

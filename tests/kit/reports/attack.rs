@@ -6,13 +6,10 @@ use std::{
     time::Duration,
 };
 
+use lb_api::status::{Count, Status};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    arrivals::Arrival,
-    status::{Count, Status},
-    udp::Tally,
-};
+use crate::{arrivals::Arrival, udp::Tally};
 
 /// How long a request may take.
 pub const LIMIT: Duration = Duration::from_secs(5);

@@ -3,7 +3,14 @@
 use std::{io, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{balancer::Balancer, can_run, lab::Options, wait, ways::balanced};
+use kit::{
+    balancer::Balancer,
+    can_run,
+    lab::Options,
+    status::{ServiceExt as _, StatusExt as _},
+    wait,
+    ways::balanced,
+};
 
 use super::{CHECK, SOON, WAY, clients, events, load, none_failed, run_for, wait_all_serve};
 

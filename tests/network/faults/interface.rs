@@ -7,6 +7,7 @@ use kit::{
     balancer::Balancer,
     can_run, command,
     lab::{INTERFACE, Lab, Options},
+    status::{BackendExt as _, StatusExt as _},
     wait,
     ways::balanced,
     xdp,

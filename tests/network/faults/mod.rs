@@ -13,10 +13,11 @@ use kit::{
     http::Connection,
     lab::Lab,
     load::{self, Load},
-    status::Backend,
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     wait,
     ways::Way,
 };
+use lb_api::status::Backend;
 
 mod descriptors;
 mod interface;

@@ -9,8 +9,10 @@ use kit::{
     lab::{INTERFACE, Lab, Options},
     namespace::Namespace,
     nginx::{self, Nginx},
+    status::BackendExt as _,
     ways::{Way, balanced, decapsulate},
 };
+use lb_model::seen::Condition;
 
 use super::{
     AT_ONCE, CHECK, SOON, WAY, ask, clients, load, none_failed, run_for, wait_all_serve,
@@ -145,7 +147,7 @@ fn backend_behind_a_router_is_checked_by_the_way_of_its_traffic_and_its_death_is
     // Its web server dies.
     far.nginx.kill()?;
     let down = is_down()?;
-    ensure!(down.condition == "soft_down", "{down:?}");
+    ensure!(down.condition == Condition::SoftDown, "{down:?}");
     far.nginx.restart(&far.namespace, lab.orphan())?;
     is_up()?;
 

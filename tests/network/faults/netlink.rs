@@ -10,6 +10,7 @@ use kit::{
     balancer::Balancer,
     can_run,
     lab::{INTERFACE, Lab, Options},
+    status::BackendExt as _,
     wait,
     ways::balanced,
 };

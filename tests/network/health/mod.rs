@@ -15,10 +15,12 @@ use kit::{
     can_run, command,
     downloads::{self, Downloads},
     lab::{INTERFACE, Lab, Options, Web},
-    status::Backend,
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     wait,
     ways::{Way, balanced, decapsulate},
 };
+use lb_api::status::Backend;
+use lb_model::seen::Condition;
 
 /// A check that is as slow as the guides have it.
 const SLOW: &str = "[service.check]\ntype = \"tcp\"\ninterval = \"2s\"\nrise = 2\nfall = 3";
@@ -33,8 +35,8 @@ fn backend(balancer: &Balancer, way: Way, at: IpAddr) -> Result<Backend> {
 }
 
 /// Waits until the checks say this of a backend.
-fn wait_for(balancer: &Balancer, way: Way, at: IpAddr, condition: &str) -> Result<Backend> {
-    wait::until(SOON, &format!("{at} is {condition}"), || {
+fn wait_for(balancer: &Balancer, way: Way, at: IpAddr, condition: Condition) -> Result<Backend> {
+    wait::until(SOON, &format!("{at} is {condition:?}"), || {
         let backend = backend(balancer, way, at)?;
         ensure!(backend.condition == condition, "{backend:?}");
         Ok(backend)
@@ -43,11 +45,16 @@ fn wait_for(balancer: &Balancer, way: Way, at: IpAddr, condition: &str) -> Resul
 
 /// Waits until a backend is down and its ring is written: soft down it keeps the flows that it has and gets no new ones,
 /// hard down it has none.
-fn wait_until_down(balancer: &Balancer, way: Way, at: IpAddr, condition: &str) -> Result<Backend> {
-    wait::until(SOON, &format!("{at} is {condition} and gets no new flows"), || {
+fn wait_until_down(
+    balancer: &Balancer,
+    way: Way,
+    at: IpAddr,
+    condition: Condition,
+) -> Result<Backend> {
+    wait::until(SOON, &format!("{at} is {condition:?} and gets no new flows"), || {
         let down = backend(balancer, way, at)?;
         let keeps_flows = down.base_slots > 0;
-        let as_told = down.slots == 0 && keeps_flows == (condition == "soft_down");
+        let as_told = down.slots == 0 && keeps_flows == (condition == Condition::SoftDown);
         ensure!(down.condition == condition && as_told, "{down:?}");
         Ok(down)
     })
@@ -80,14 +87,14 @@ fn a_killed_nginx_is_found_at_once_and_comes_back() -> Result<()> {
     run_for(Duration::from_millis(500));
     let killed = Instant::now();
     lab.webs[1].nginx.kill()?;
-    let down = wait_until_down(&balancer, way, at, "soft_down")?;
+    let down = wait_until_down(&balancer, way, at, Condition::SoftDown)?;
     let reason = down.check.and_then(|check| check.last).unwrap_or_default();
     assert!(reason.contains("refused"), "{reason}");
     run_for(Duration::from_millis(500));
     let orphan = lab.orphan();
     let web = &mut lab.webs[1];
     web.nginx.restart(&web.host.namespace, orphan)?;
-    wait_for(&balancer, way, at, "up")?;
+    wait_for(&balancer, way, at, Condition::Up)?;
     run_for(Duration::from_millis(500));
     let arrivals = arrivals.finish()?;
     let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
@@ -111,11 +118,11 @@ fn a_host_that_is_cut_off_fails_no_request_though_checks_are_slow() -> Result<()
     lab.cut(&lab.webs[1].host.name)?;
     // Three checks in a row would take four seconds and more.
     let cut = Instant::now();
-    wait_for(&balancer, way, at, "soft_down")?;
+    wait_for(&balancer, way, at, Condition::SoftDown)?;
     let found = cut.elapsed();
     run_for(Duration::from_secs(2));
     lab.mend(&lab.webs[1].host.name)?;
-    wait_for(&balancer, way, at, "up")?;
+    wait_for(&balancer, way, at, Condition::Up)?;
     let arrivals = arrivals.finish()?;
     // Requests that had a connection to the host when it went can't be saved by a balancer.
     let begun = |at: Instant| at + Duration::from_millis(20) > cut || at > cut;
@@ -142,9 +149,9 @@ fn a_server_that_hangs_is_found_by_http_and_keeps_its_flows() -> Result<()> {
     };
     let downloads = Downloads::start(&lab, plan)?;
     lab.webs[0].nginx.freeze()?;
-    wait_until_down(&balancer, way, at, "soft_down")?;
+    wait_until_down(&balancer, way, at, Condition::SoftDown)?;
     lab.webs[0].nginx.thaw()?;
-    wait_for(&balancer, way, at, "up")?;
+    wait_for(&balancer, way, at, Condition::Up)?;
     for download in downloads.finish()? {
         assert_eq!(download.end, Ok(()), "from {}", download.host);
     }
@@ -181,7 +188,7 @@ fn lab_of_services(way: Way) -> Result<(Lab, Balancer)> {
     lab.webs.iter_mut().try_for_each(|web| web.nginx.serve(&web.host.namespace, orphan))?;
     let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
     for web in &lab.webs {
-        wait_for(&balancer, way, way.backend(web), "up")?;
+        wait_for(&balancer, way, way.backend(web), Condition::Up)?;
     }
     Ok((lab, balancer))
 }
@@ -196,7 +203,7 @@ fn a_graceful_end_of_nginx_breaks_no_download() -> Result<()> {
     let at = way.backend(&lab.webs[1]);
     let downloads = downloads(&lab, way)?;
     lab.webs[1].nginx.quit()?;
-    wait_until_down(&balancer, way, at, "soft_down")?;
+    wait_until_down(&balancer, way, at, Condition::SoftDown)?;
     let arrivals = clients(&lab, way)?;
     run_for(Duration::from_secs(1));
     let gone = &lab.webs[1].host.name;
@@ -220,9 +227,9 @@ fn backends_that_are_stopped_and_started_in_turn_break_no_download() -> Result<(
     for web in &mut lab.webs {
         let at = way.backend(web);
         web.nginx.quit()?;
-        wait_for(&balancer, way, at, "soft_down")?;
+        wait_for(&balancer, way, at, Condition::SoftDown)?;
         web.nginx.serve(&web.host.namespace, orphan)?;
-        let up = wait_for(&balancer, way, at, "up")?;
+        let up = wait_for(&balancer, way, at, Condition::Up)?;
         assert_eq!(up.unusable, None);
     }
     none_broke(downloads)
@@ -237,9 +244,9 @@ fn flows_of_a_backend_that_refuses_move_where_the_service_says_so() -> Result<()
     let settings = format!("on_down = \"move\"\n{FAST}");
     let (mut lab, balancer) = balanced(&Options::default(), &[way], &settings)?;
     let at = way.backend(&lab.webs[1]);
-    wait_for(&balancer, way, at, "up")?;
+    wait_for(&balancer, way, at, Condition::Up)?;
     lab.webs[1].nginx.kill()?;
-    wait_until_down(&balancer, way, at, "hard_down").map(drop)
+    wait_until_down(&balancer, way, at, Condition::HardDown).map(drop)
 }
 
 #[test]
@@ -251,10 +258,10 @@ fn a_vip_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Result<
         let (lab, balancer) = balanced(&Options::default(), &[way], FAST)?;
         let web = &lab.webs[2];
         let at = way.backend(web);
-        wait_for(&balancer, way, at, "up")?;
+        wait_for(&balancer, way, at, Condition::Up)?;
         let length = if way.vip().is_ipv4() { 32 } else { 128 };
         web.host.namespace.ip(&format!("addr del {}/{length} dev lo", way.vip()))?;
-        wait_for(&balancer, way, at, "soft_down")?;
+        wait_for(&balancer, way, at, Condition::SoftDown)?;
         let said = wait::until(SOON, "the reason names the VIP", || {
             let said = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
             ensure!(said.contains("loopback"), "{said}");
@@ -262,7 +269,7 @@ fn a_vip_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Result<
         })?;
         assert!(said.contains(&way.vip().to_string()), "{said}");
         web.host.namespace.ip(&format!("addr add {}/{length} dev lo", way.vip()))?;
-        wait_for(&balancer, way, at, "up")?;
+        wait_for(&balancer, way, at, Condition::Up)?;
     }
     Ok(())
 }
@@ -276,7 +283,7 @@ fn a_tunnel_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Resu
         let lab = Lab::new(&Options::default())?;
         let balancer = Balancer::start(&lab, &[way.service(&lab).with(FAST)])?;
         let at = way.backend(&lab.webs[0]);
-        wait_for(&balancer, way, at, "soft_down")?;
+        wait_for(&balancer, way, at, Condition::SoftDown)?;
         wait::until(SOON, "the reason names the tunnel", || {
             let said = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
             ensure!(said.contains("tunnel"), "{said}");
@@ -284,7 +291,7 @@ fn a_tunnel_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Resu
         })?;
         decapsulate(&lab)?;
         for web in &lab.webs {
-            wait_for(&balancer, way, way.backend(web), "up")?;
+            wait_for(&balancer, way, way.backend(web), Condition::Up)?;
         }
     }
     Ok(())
@@ -328,13 +335,13 @@ fn a_restart_of_lbd_gives_no_flow_to_a_dead_backend() -> Result<()> {
     let (mut lab, mut balancer) = balanced(&Options::default(), &[way], FAST)?;
     let at = way.backend(&lab.webs[1]);
     lab.webs[1].nginx.kill()?;
-    wait_for(&balancer, way, at, "soft_down")?;
+    wait_for(&balancer, way, at, Condition::SoftDown)?;
     let arrivals = clients(&lab, way)?;
     run_for(Duration::from_millis(300));
     balancer.stop()?;
     run_for(Duration::from_millis(300));
     balancer.launch()?;
-    wait_for(&balancer, way, at, "soft_down")?;
+    wait_for(&balancer, way, at, Condition::SoftDown)?;
     run_for(Duration::from_secs(1));
     let arrivals = arrivals.finish()?;
     let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();

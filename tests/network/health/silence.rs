@@ -1,6 +1,7 @@
 //! Whose silence it is: a port's, a network's, or a host's.
 
 use kit::http::Connection;
+use lb_model::seen::Condition;
 
 use super::*;
 
@@ -13,10 +14,10 @@ const SHORT: Duration = Duration::from_millis(300);
 /// says why.
 fn fails_on(balancer: &Balancer, way: Way, at: IpAddr) -> Result<String> {
     let failed = |backend: &Backend| backend.check.as_ref().map_or(0, |check| check.counts.failed);
-    let before = failed(&wait_until_down(balancer, way, at, "soft_down")?);
+    let before = failed(&wait_until_down(balancer, way, at, Condition::SoftDown)?);
     wait::until(SOON, "checks fail on", || {
         let now = backend(balancer, way, at)?;
-        ensure!(now.condition == "soft_down" && failed(&now) > before + 4, "{now:?}");
+        ensure!(now.condition == Condition::SoftDown && failed(&now) > before + 4, "{now:?}");
         now.check.and_then(|check| check.last).context("a reason")
     })
 }
@@ -36,7 +37,7 @@ fn a_port_that_answers_nothing_moves_no_flow() -> Result<()> {
     web.nginx.restart(&web.host.namespace, orphan)?;
     let balancer = Balancer::start(&lab, &[way.service(&lab).with(TCP)])?;
     for web in &lab.webs {
-        wait_for(&balancer, way, way.backend(web), "up")?;
+        wait_for(&balancer, way, way.backend(web), Condition::Up)?;
     }
     let (web, at) = (&lab.webs[1], way.backend(&lab.webs[1]));
 
@@ -60,7 +61,7 @@ fn a_port_that_answers_nothing_moves_no_flow() -> Result<()> {
     drop(waiting);
     web.host.namespace.let_in()?;
     web.nginx.thaw()?;
-    wait_for(&balancer, way, at, "up")?;
+    wait_for(&balancer, way, at, Condition::Up)?;
 
     let node = lab.balancer.address(at);
     let from_node = format!("ip saddr {node}");
@@ -74,12 +75,12 @@ fn a_port_that_answers_nothing_moves_no_flow() -> Result<()> {
         let reason = fails_on(&balancer, way, at).with_context(|| packets.concat())?;
         assert!(reason.contains(sign), "{packets:?}: {reason}");
         web.host.namespace.let_in()?;
-        wait_for(&balancer, way, at, "up")?;
+        wait_for(&balancer, way, at, Condition::Up)?;
     }
     none_broke(downloads)?;
 
     lab.cut(&web.host.name)?;
-    wait_until_down(&balancer, way, at, "hard_down").map(drop)
+    wait_until_down(&balancer, way, at, Condition::HardDown).map(drop)
 }
 
 #[test]
@@ -93,23 +94,23 @@ fn flows_of_a_host_that_answers_nothing_move_and_those_of_an_outage_of_all_stay(
     let (lab, balancer) = balanced(&Options::default(), &[way], check)?;
     let hosts: Vec<IpAddr> = lab.webs.iter().map(|web| way.backend(web)).collect();
     for at in &hosts {
-        wait_for(&balancer, way, *at, "up")?;
+        wait_for(&balancer, way, *at, Condition::Up)?;
     }
     let downloads = downloads(&lab, way)?;
     // Links and neighbours stay.
     let drop_ip = |web: &Web| web.host.namespace.keep_out(INTERFACE, &["meta protocol ip"]);
     lab.webs.iter().try_for_each(drop_ip)?;
     for at in &hosts {
-        wait_until_down(&balancer, way, *at, "soft_down")?;
+        wait_until_down(&balancer, way, *at, Condition::SoftDown)?;
     }
     lab.webs.iter().try_for_each(|web| web.host.namespace.let_in())?;
     for at in &hosts {
-        wait_for(&balancer, way, *at, "up")?;
+        wait_for(&balancer, way, *at, Condition::Up)?;
     }
     none_broke(downloads)?;
     // A switch may answer for a host that is gone: then clients say it, too.
     let arrivals = clients(&lab, way)?;
     drop_ip(&lab.webs[1])?;
-    wait_until_down(&balancer, way, hosts[1], "hard_down")?;
+    wait_until_down(&balancer, way, hosts[1], Condition::HardDown)?;
     arrivals.finish().map(drop)
 }

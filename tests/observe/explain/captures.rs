@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kit::{balancer::Balancer, can_run, command, http::Connection, lab::Lab, wait};
+use kit::{
+    balancer::Balancer, can_run, command, http::Connection, lab::Lab, status::StatusExt as _, wait,
+};
 use lb_inspect::{
     capture::Spec,
     explain::{Explained, Flags},

@@ -17,6 +17,7 @@ use kit::{
     http::Connection,
     lab::{Host, Lab, Options},
     prometheus::{Prometheus, fetch, promtool},
+    status::StatusExt as _,
     twins::{Plan, Twins},
     wait,
     ways::Way,

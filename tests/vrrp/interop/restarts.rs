@@ -12,10 +12,11 @@ use kit::{
     can_run,
     keepalived::{Instance, Keepalived},
     lab::{Lab, Options},
-    peers::Pair,
     router::Router,
     wait,
 };
+use lb_api::status::Pair;
+use lb_model::router::State;
 
 const ROUTERS: u8 = 10;
 const RESTARTS: usize = 4;
@@ -55,7 +56,10 @@ fn forty_starts_beside_keepalived_that_advertises_each_second_take_over_nothing(
         ours.launch()?;
         let pair = wait::until(Duration::from_secs(10), "all have heard or taken over", || {
             let pair = ours.poll_pair()?;
-            let settled = pair.routers.iter().filter(|one| one.is_active() || one.active.is_some());
+            let settled = pair
+                .routers
+                .iter()
+                .filter(|one| one.state == State::Active || one.active.is_some());
             ensure!(settled.count() == usize::from(ROUTERS), "{pair:?}");
             Ok(pair)
         })?;

@@ -7,6 +7,7 @@ use kit::{
     can_run,
     lab::Options,
     router,
+    status::PairExt as _,
     twins::{Plan, Twins},
     wait,
     ways::Way,
@@ -100,7 +101,7 @@ fn a_peer_with_another_seed_is_refused_and_told_on_both_nodes() -> Result<()> {
         wait::until(SOON, "the peer is refused", || {
             let pair = twins.pair(n)?;
             let peer = pair.peers.first().context("a peer")?;
-            let said = format!("{:?} {:?}", peer.refused, peer.problems);
+            let said = format!("{:?} {:?}", peer.session.refused, peer.problems);
             ensure!(said.contains("seed"), "{peer:?}");
             Ok(())
         })?;
@@ -209,7 +210,7 @@ fn a_peer_with_another_key_is_no_peer_and_told_on_both_nodes() -> Result<()> {
     for n in [0, 1] {
         wait_event(&twins, n, &["key"])?;
         let pair = twins.pair(n)?;
-        ensure!(pair.peers.iter().all(|peer| !peer.connected), "{:?}", pair.peers);
+        ensure!(pair.peers.iter().all(|peer| !peer.session.connected), "{:?}", pair.peers);
     }
     Ok(())
 }

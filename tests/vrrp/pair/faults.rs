@@ -12,6 +12,7 @@ use kit::{
     lab::{INTERFACE, Options},
     owners::Watch,
     probes::Probes,
+    status::StatusExt as _,
     twins::{Plan, Twins},
     ways::Way,
 };

@@ -7,10 +7,12 @@ use kit::{
     arrivals::{Arrivals, Plan as Requests},
     can_run,
     lab::Options,
+    status::{ServiceExt as _, StatusExt as _},
     twins::{Plan, Twins},
     wait,
     ways::Way,
 };
+use lb_model::seen::Condition;
 
 /// A peer that does not run for as long is not given up yet, and the lease is over long before.
 const STALL: Duration = Duration::from_millis(1_500);
@@ -36,7 +38,7 @@ fn a_node_without_the_lease_gives_no_new_flow_to_a_backend_that_refuses() -> Res
         wait::until(SOON, "one is down, and one drains", || {
             let service = node.status()?.service(way.name())?.clone();
             let down = service.backend(dead)?;
-            ensure!(down.condition == "soft_down" && down.base_slots > 0, "{down:?}");
+            ensure!(down.condition == Condition::SoftDown && down.base_slots > 0, "{down:?}");
             let drains = service.backend(drains)?;
             ensure!(drains.slots == 0 && drains.base_slots > 0, "{drains:?}");
             Ok(())

@@ -12,6 +12,7 @@ use kit::{
     owners::Watch,
     pair::{self, Wire},
     probes::Probes,
+    status::PairExt as _,
     twins::{Plan, Twins},
     wait,
     ways::Way,

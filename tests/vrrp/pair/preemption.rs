@@ -11,6 +11,7 @@ use kit::{
     lab::Options,
     owners::Watch,
     pair::{SECOND, Wire},
+    status::PairExt as _,
     twins::{Plan, Twins},
     wait,
     ways::Way,

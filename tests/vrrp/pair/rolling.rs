@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     can_run,
     lab::Options,
+    status::{ServiceExt as _, StatusExt as _},
     twins::{Plan, Twins},
     wait,
     ways::Way,

@@ -7,6 +7,7 @@ use kit::{
     can_run,
     lab::INTERFACE,
     serving::{self, WAYS, answering, places, say},
+    status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     twins::{Plan, Twins},
     wait,
 };
@@ -160,7 +161,7 @@ fn new_connections_are_answered_while_a_node_s_nginx_dies_and_returns() -> Resul
                 for way in WAYS {
                     let backend = way.backend(&twins.lab.webs[web]);
                     let backend = status.service(way.name())?.backend(backend)?.clone();
-                    ensure!((backend.condition == "up") == up, "{backend:?}");
+                    ensure!(backend.is_up() == up, "{backend:?}");
                 }
             }
             Ok(())

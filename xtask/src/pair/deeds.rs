@@ -1,7 +1,7 @@
 //! What may befall a node of the pair.
 
 use anyhow::{Context as _, Result};
-use kit::{lab::Host, twins::Twins};
+use kit::{lab::Host, status::PairExt as _, twins::Twins};
 
 /// A deed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
