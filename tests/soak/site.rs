@@ -11,7 +11,7 @@ use kit::{
     twins::{Plan, Twins},
     wait,
 };
-use lb_api::status::{self, Word};
+use lb_api::status::{self, BackendState};
 use lb_model::router::State;
 
 use crate::{
@@ -390,7 +390,8 @@ impl Site {
                 );
                 left += u64::from(state.slots_in_flux);
                 let idle = |backend: &&status::Backend| {
-                    !matches!(backend.word(), Word::Up | Word::Suspect) || backend.slots == 0
+                    !matches!(backend.state(), BackendState::Up | BackendState::Suspect)
+                        || backend.slots == 0
                 };
                 left += state.backends.values().filter(idle).count() as u64;
             }

@@ -59,7 +59,7 @@ impl View<'_> {
                     grouped(self.rate(name, *address, backend)),
                     grouped(backend.sent.packets),
                     grouped(backend.new_flows),
-                    backend.word().name(),
+                    backend.state().name(),
                 );
             }
         }

@@ -172,6 +172,14 @@ pub enum Admin {
     },
 }
 
+impl Admin {
+    /// Whether it drains, to be removed then or not.
+    #[must_use]
+    pub const fn drains(self) -> bool {
+        matches!(self, Self::Draining { .. } | Self::Removing { .. })
+    }
+}
+
 /// A backend's weight: 1 to 65,535, relative to the others of its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Weight(pub NonZeroU16);

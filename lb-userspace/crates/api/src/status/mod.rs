@@ -1,6 +1,6 @@
 //! What the daemon tells of itself: the types that `lbctl` prints and programs read as JSON.
 
-mod word;
+mod state;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use lb_model::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::word::Word;
+pub use self::state::BackendState;
 use crate::{
     check_status::{CheckStatus, Histogram, Load},
     log,

@@ -55,7 +55,7 @@ pub(super) async fn wait(
             _ => false,
         };
         let left = left(&backend);
-        if !matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. }) {
+        if !backend.drains() {
             progress.end();
             eprintln!("lbctl: backend {address} of {service} does not drain any more");
             return Ok(ExitCode::FAILURE);

@@ -2,38 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lb_api::{
-    check_status::CheckStatus,
-    status::{Backend, Service},
-};
+use lb_api::{check_status::CheckStatus, status::Service};
 use lb_model::seen::Condition;
 use lb_model::units::{counted, format_duration};
-
-/// What a backend that the operator lets serve does, in a word and with what there is to know of
-/// it.
-pub(super) fn state(backend: &Backend) -> (&'static str, Option<String>) {
-    let check = backend.check.as_ref();
-    let last = check.and_then(|check| check.last.clone()).filter(|last| last != "ok");
-    let word = match backend.condition {
-        Condition::SoftDown => return ("down", last),
-        Condition::HardDown => {
-            return ("down", last.or_else(|| Some("it does not answer".into())));
-        }
-        Condition::Up if backend.held => {
-            let left = check.and_then(|check| check.held_secs);
-            let left =
-                left.map(|secs| format!(" for {}", format_duration(Duration::from_secs(secs))));
-            return ("held", Some(format!("it flapped; held{}", left.unwrap_or_default())));
-        }
-        Condition::Up if backend.backup => "backup",
-        Condition::Up => "up",
-    };
-    if backend.suspect {
-        return (word, Some("suspected to be silent".into()));
-    }
-    let share = backend.slow_start_permille;
-    (word, share.map(|share| format!("slow start, {} % of its share", share / 10)))
-}
 
 /// What is to be said of a service before its backends.
 pub(super) fn standing(service: &Service) -> String {
@@ -134,31 +105,6 @@ mod tests {
             silent: 1,
             rise: 2,
             fall: 3,
-        }
-    }
-
-    fn said(backend: Backend) -> String {
-        let (word, note) = state(&backend);
-        note.map_or_else(|| word.to_owned(), |note| format!("{word} ({note})"))
-    }
-
-    #[test]
-    fn a_backend_s_state_is_a_word_and_its_cause() {
-        let with = |condition| Backend { condition, check: Some(check()), ..Backend::default() };
-        let up = with(Condition::Up);
-        for (backend, expected) in [
-            (up.clone(), "up"),
-            (with(Condition::SoftDown), "down (status 503 Service Unavailable)"),
-            (Backend { check: None, ..with(Condition::HardDown) }, "down (it does not answer)"),
-            (Backend { held: true, ..up.clone() }, "held (it flapped; held for 42s)"),
-            (Backend { suspect: true, ..up.clone() }, "up (suspected to be silent)"),
-            (Backend { backup: true, ..up.clone() }, "backup"),
-            (
-                Backend { slow_start_permille: Some(300), ..up },
-                "up (slow start, 30 % of its share)",
-            ),
-        ] {
-            assert_eq!(said(backend), expected);
         }
     }
 

@@ -145,7 +145,7 @@ impl<D: DataPlane> Engine<D> {
             let seen = self.view.get(&target).copied().unwrap_or_default();
             let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
             let pins_stale = self.walk.is_stale(id);
-            let drains = matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. });
+            let drains = backend.admin.drains();
             let drain = drains.then(|| self.drains.of(&service.key, id)).flatten();
             let drain = drain.map(|drain| Drain {
                 estimated: drain.estimated && held.current == 0 && !pins_stale,

@@ -177,7 +177,7 @@ impl<D: DataPlane> Engine<D> {
             let ring = self.applied.rings.get(&value.id);
             let Some(target) = ring.and_then(|ring| ring.target.as_ref()) else { return false };
             service.backends.iter().any(|(address, backend)| {
-                matches!(backend.admin, Admin::Draining { .. } | Admin::Removing { .. })
+                backend.admin.drains()
                     && crate::reconcile::flows_are_moved(backend, now)
                     && ids.of(value.id, *address).is_some_and(|id| target.keeping.contains(&id))
             })

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_api::status::{self, Status};
+use lb_api::status::{self, BackendState, Status};
 use lb_common::{
     abi::{
         Backend, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags, service_flags,
@@ -14,7 +14,7 @@ use lb_common::{
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_model::{
-    desired::{Admin, Mode, ServiceKey},
+    desired::{Mode, ServiceKey},
     entry,
     flow::FlowRef,
     seen::Condition,
@@ -545,20 +545,19 @@ impl Steps {
     }
 }
 
-/// What a backend does, in words.
+/// A backend's state, and what it means for flows.
 fn state(backend: &status::Backend) -> String {
-    let admin = match backend.admin {
-        Admin::Enabled => match backend.condition {
-            Condition::Up => "up",
-            Condition::SoftDown => "is down: no new flows",
-            Condition::HardDown => "is down: its flows move",
-        },
-        Admin::Draining { .. } => "draining: no new flows",
-        Admin::Disabled => "disabled: no new flows",
-        Admin::Down => "down",
-        Admin::Removing { .. } => "draining, to be removed: no new flows",
+    let state = backend.state();
+    let flows = match state {
+        BackendState::TakenDown => ": its flows move",
+        BackendState::Down if backend.condition == Condition::HardDown => ": its flows move",
+        BackendState::Down
+        | BackendState::Draining
+        | BackendState::Removing
+        | BackendState::Disabled => ": no new flows",
+        _ => "",
     };
-    format!("{admin}, weight {}", backend.weight)
+    format!("{}{flows}, weight {}", state.name(), backend.weight)
 }
 
 const fn flow_word(flow: &FlowRef) -> &'static str {

@@ -9,12 +9,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use lb_api::status::{Backend, Service, Status};
-use lb_model::{desired::Admin, seen::Condition};
+use lb_api::status::{Backend, BackendState, Service, Status};
 
 use super::{
     page::{Family, Labels, Page, seconds, truth},
     process::Process,
+    services::is_up,
 };
 
 /// What HAProxy calls the states of a server.
@@ -22,12 +22,12 @@ const STATES: [&str; 5] = ["DOWN", "UP", "MAINT", "DRAIN", "NOLB"];
 
 /// A backend's state in HAProxy's words.
 fn state(backend: &Backend) -> &'static str {
-    match (backend.admin, backend.condition, &backend.unusable) {
-        (Admin::Down, ..) => "MAINT",
-        (_, Condition::SoftDown | Condition::HardDown, _) | (_, _, Some(_)) => "DOWN",
-        (Admin::Draining { .. } | Admin::Removing { .. } | Admin::Disabled, ..) => "DRAIN",
-        (Admin::Enabled, ..) if backend.held => "NOLB",
-        (Admin::Enabled, ..) => "UP",
+    match backend.state() {
+        BackendState::TakenDown => "MAINT",
+        _ if !is_up(backend) => "DOWN",
+        BackendState::Draining | BackendState::Removing | BackendState::Disabled => "DRAIN",
+        BackendState::Held => "NOLB",
+        _ => "UP",
     }
 }
 

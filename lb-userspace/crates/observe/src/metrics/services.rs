@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_api::status::{Backend, Service, Status};
+use lb_api::status::{Backend, BackendState, Service, Status};
 use lb_model::{
     desired::{Admin, UdpPolicy},
     seen::Condition,
@@ -27,7 +27,7 @@ impl Row<'_> {
     }
 }
 
-/// The states of a backend, of which each has one at a time.
+/// The labels of `lb_backend_state`; each backend has one of them.
 const STATES: [&str; 9] = [
     "up",
     "backup",
@@ -40,19 +40,13 @@ const STATES: [&str; 9] = [
     "taken_down",
 ];
 
-/// What a backend does, in one of the words of [`STATES`].
+/// The label of a backend's state. That it is suspect is a metric of its own.
 fn state(backend: &Backend) -> &'static str {
-    match (backend.admin, backend.condition, &backend.unusable) {
-        (Admin::Draining { .. }, _, _) => "draining",
-        (Admin::Removing { .. }, _, _) => "removing",
-        (Admin::Disabled, _, _) => "disabled",
-        (Admin::Down, _, _) => "taken_down",
-        (Admin::Enabled, Condition::HardDown, _) => "down",
-        (Admin::Enabled, _, Some(_)) => "unresolved",
-        (Admin::Enabled, Condition::SoftDown, None) => "down",
-        (Admin::Enabled, Condition::Up, None) if backend.held => "held",
-        (Admin::Enabled, Condition::Up, None) if backend.backup => "backup",
-        (Admin::Enabled, Condition::Up, None) => "up",
+    match backend.state() {
+        BackendState::TakenDown => "taken_down",
+        BackendState::Suspect if backend.backup => BackendState::Backup.name(),
+        BackendState::Suspect => BackendState::Up.name(),
+        state => state.name(),
     }
 }
 

@@ -252,7 +252,7 @@ impl OfBackend {
         let rate = span.rate(totals, if same { before } else { totals });
         let failures = failed(backend);
         let has_failed = failures > std::mem::replace(&mut self.failed, failures);
-        let letter = backend.word().letter();
+        let letter = backend.state().letter();
         let letter = if has_failed { letter.to_ascii_uppercase() } else { letter };
         self.rates.push(span.whole, rate);
         self.states.push(span.whole, letter);

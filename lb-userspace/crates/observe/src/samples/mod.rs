@@ -210,7 +210,7 @@ pub struct BackendSeries {
     /// To it.
     #[serde(flatten)]
     pub total: Series,
-    /// What it did at the end of each second, as [`lb_api::status::Word::letter`] has it; a capital
+    /// What it did at the end of each second, as [`lb_api::status::BackendState::letter`] has it; a capital
     /// says that a check failed in that second.
     pub states: String,
 }

@@ -246,42 +246,33 @@ pub(super) fn silence(backend: &Backend) -> String {
     format_duration(Duration::from_secs(secs))
 }
 
-/// What a backend does, in words.
+/// A backend's state, and what there is to know of it.
 pub(super) fn state(backend: &Backend) -> String {
     let left = |deadline: Option<SystemTime>| {
         let left = deadline?.duration_since(SystemTime::now()).unwrap_or_default();
         Some(format!("at most {}", format_duration(Duration::from_secs(left.as_secs()))))
     };
-    let (word, left) = match backend.admin {
-        Admin::Enabled => ("up", None),
-        Admin::Disabled => ("disabled", None),
-        Admin::Down => ("down", None),
-        Admin::Draining { deadline } => ("draining", left(deadline)),
-        Admin::Removing { deadline } => ("removing", left(deadline)),
+    let left = match backend.admin {
+        Admin::Draining { deadline } | Admin::Removing { deadline } => left(deadline),
+        _ => None,
     };
     let drained = match backend.has_flows() {
         _ if backend.is_unsynced() => Some("only the Active sees its flows"),
         false if backend.drains() => Some("no flow left"),
         _ => None,
     };
-    let drained = drained.map(String::from);
+    let left = left.filter(|_| drained.is_none());
+    let why = backend.why();
+    let drained = drained.map(String::from).filter(|drained| why.as_ref() != Some(drained));
     let silent = backend.is_estimated_over().then(|| format!("silent for {}", silence(backend)));
     let closing = backend.drains() && backend.pins_closing > 0;
     let closing = closing.then(|| {
         let plural = if backend.pins_closing == 1 { "" } else { "s" };
         format!("{} pin{plural} closing", format_count(backend.pins_closing))
     });
-    let down = backend.condition == Condition::HardDown;
-    let (word, seen) = match (backend.admin, &backend.unusable) {
-        (Admin::Enabled, Some(_)) if !down => ("unresolved", None),
-        (Admin::Enabled, _) => health::state(backend),
-        _ => (word, None),
-    };
-    let unusable = backend.unusable.clone().filter(|_| seen.is_none());
-    let egress = backend.egress_fault.clone();
-    let notes = [unusable, seen, egress, silent, closing, drained.or(left)];
-    let notes: Vec<String> = notes.into_iter().flatten().collect();
-    if notes.is_empty() { word.into() } else { format!("{word} ({})", notes.join(", ")) }
+    let notes: Vec<_> = [why, silent, closing, drained, left].into_iter().flatten().collect();
+    let state = backend.state().name();
+    if notes.is_empty() { state.into() } else { format!("{state} ({})", notes.join(", ")) }
 }
 
 /// Whether it gets new flows, or would if it were not a backup.

@@ -3,10 +3,9 @@
 use std::{cmp::Ordering, net::IpAddr};
 
 use super::rates::{Of, Rate, Rates};
-use lb_api::status::{Backend, Service, Status};
+use lb_api::status::{Backend, BackendState, Service, Status};
 use lb_inspect::flows::Flow;
-use lb_model::seen::Condition;
-use lb_model::{desired::Admin, units::format_count};
+use lb_model::{seen::Condition, units::format_count};
 
 use crate::cli::{flows as flow_text, status as text};
 
@@ -244,23 +243,22 @@ fn rate_cells(rate: Option<Rate>) -> [Cell; 3] {
 
 /// Whether it serves.
 fn is_up(backend: &Backend) -> bool {
-    backend.admin == Admin::Enabled
-        && backend.unusable.is_none()
-        && backend.condition == Condition::Up
-        && !backend.held
+    use BackendState::{Backup, Suspect, Up};
+
+    matches!(backend.state(), Up | Backup | Suspect)
 }
 
 fn tone(backend: &Backend) -> Tone {
-    match backend.admin {
-        Admin::Disabled | Admin::Down => Tone::Faint,
-        Admin::Draining { .. } | Admin::Removing { .. } => Tone::Warn,
-        Admin::Enabled if is_up(backend) && !backend.suspect => Tone::Good,
-        Admin::Enabled
-            if backend.unusable.is_none() && backend.condition != Condition::HardDown =>
-        {
-            Tone::Warn
-        }
-        Admin::Enabled => Tone::Bad,
+    match backend.state() {
+        BackendState::Disabled | BackendState::TakenDown => Tone::Faint,
+        BackendState::Up | BackendState::Backup => Tone::Good,
+        BackendState::Down if backend.condition == Condition::HardDown => Tone::Bad,
+        BackendState::Unresolved => Tone::Bad,
+        BackendState::Draining
+        | BackendState::Removing
+        | BackendState::Suspect
+        | BackendState::Held
+        | BackendState::Down => Tone::Warn,
     }
 }
 

@@ -45,15 +45,15 @@ function addService(add, name, service) {
   if (service.on_backups) add('warning', `${name} is served by its backups: no other backend is up`);
   const bad = Object.entries(service.backends).filter(([, backend]) => isTrouble(backend));
   if (bad.length === 0 || service.up === 0 || service.panic) return;
-  const [address, { word, why }] = bad[0];
+  const [address, { state, why }] = bad[0];
   add('warning', bad.length === 1
-    ? `${name}: ${address} is ${word}${why ? ` (${why})` : ''}`
+    ? `${name}: ${address} is ${state}${why ? ` (${why})` : ''}`
     : `${name}: ${bad.length} of ${several(backends.length, 'backend')} are in trouble`);
 }
 
 /** Whether a backend is not as its operator wants it. */
 export function isTrouble(backend) {
-  return ['down', 'unresolved', 'held', 'suspect'].includes(backend.word);
+  return ['down', 'unresolved', 'held', 'suspect'].includes(backend.state);
 }
 
 function addRouter(add, router, node) {

@@ -76,10 +76,10 @@ function showBar(its, part, all) {
 /** Brings the row up to date. */
 export function update(part, backend, service, now) {
   part.told = backend;
-  set(part.row, 'class', `is-${backend.word}`);
-  set(part.state, 'class', `badge ${backend.word}`);
-  reshape(part.picture, backend.word);
-  say(part.word, backend.backup && backend.word !== 'backup' ? `${backend.word}, backup` : backend.word);
+  set(part.row, 'class', `is-${backend.state}`);
+  set(part.state, 'class', `badge ${backend.state}`);
+  reshape(part.picture, backend.state);
+  say(part.word, backend.backup && backend.state !== 'backup' ? `${backend.state}, backup` : backend.state);
   const left = backend.deadline ? `at most ${duration((backend.deadline - now) / 1000)}` : '';
   const note = [backend.why, backend.has_flows ? left : ''].filter(Boolean).join(', ');
   say(part.why, note);

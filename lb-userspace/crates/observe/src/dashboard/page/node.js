@@ -59,7 +59,7 @@ function role(node) {
 
 function tiles(node) {
   const backends = Object.values(node.services).flatMap((service) => Object.values(service.backends));
-  const up = backends.filter((backend) => backend.word === 'up' || backend.word === 'backup').length;
+  const up = backends.filter((backend) => backend.state === 'up' || backend.state === 'backup').length;
   const trouble = backends.filter(isTrouble).length;
   const dropped = Object.values(node.dropped).reduce((sum, { rate }) => sum + rate[0], 0);
   const its = series.ofNode();
@@ -98,7 +98,7 @@ function drains(node) {
   const all = [];
   for (const [service, { backends, slots }] of Object.entries(node.services)) {
     for (const [address, backend] of Object.entries(backends)) {
-      if (backend.word === 'draining' || backend.word === 'removing') all.push({ service, address, backend, slots });
+      if (backend.state === 'draining' || backend.state === 'removing') all.push({ service, address, backend, slots });
     }
   }
   find('#drains').hidden = all.length === 0;
@@ -112,10 +112,10 @@ function drains(node) {
     const root = make('li', {}, make('span', { class: 'badge' }, picture, word), make('span', { class: 'whom' }, make('b', { text: service }), ` ${address}`), gauge, left, rate);
     return { root, picture, word, left, rail, rate };
   }, (part, { backend, slots }) => {
-    const { word } = backend;
-    set(part.word.parentElement, 'class', `badge ${word}`);
-    reshape(part.picture, word);
-    say(part.word, word);
+    const { state } = backend;
+    set(part.word.parentElement, 'class', `badge ${state}`);
+    reshape(part.picture, state);
+    say(part.word, state);
     const done = !backend.has_flows && !backend.unsynced;
     part.rail.style.width = slots > 0 ? `${(100 * backend.base_slots) / slots}%` : '0';
     const left = backend.unsynced ? 'unknown, only the Active sees them' : kept(backend, slots);

@@ -129,7 +129,7 @@ export function advance(node) {
       const failed = backend.check?.failed ?? 0;
       const before = failures.get(its) ?? failed;
       failures.set(its, failed);
-      const letter = LETTERS[backend.word] ?? 'n';
+      const letter = LETTERS[backend.state] ?? 'n';
       push(its, backend.rate, failed > before ? letter.toUpperCase() : letter);
     }
   }

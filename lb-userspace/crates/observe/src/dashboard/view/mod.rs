@@ -123,8 +123,8 @@ struct OfService<'a> {
 
 #[derive(Serialize)]
 struct OfBackend<'a> {
-    /// What it does, in a word.
-    word: &'static str,
+    /// The name of its state.
+    state: &'static str,
     /// Why, if there is more to be said.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
@@ -307,7 +307,7 @@ fn backend(backend: &Backend, rates: Option<Rate>) -> OfBackend<'_> {
         Admin::Enabled | Admin::Disabled | Admin::Down => None,
     };
     OfBackend {
-        word: backend.word().name(),
+        state: backend.state().name(),
         why: backend.why(),
         weight: backend.weight,
         backup: backend.backup,

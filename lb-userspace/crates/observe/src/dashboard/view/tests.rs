@@ -54,7 +54,7 @@ fn a_backend_is_told_with_its_word_its_rates_and_what_is_left_on_it() {
     let view = view(&sample(7));
     let backend = &view["services"]["web"]["backends"]["10.0.0.11"];
     for (name, value) in [
-        ("word", json!("draining")),
+        ("state", json!("draining")),
         ("rate", json!([2, 241, 1])),
         ("total", json!([10, 1_000, 0])),
         ("base_slots", json!(9)),

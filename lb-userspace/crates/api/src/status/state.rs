@@ -1,4 +1,4 @@
-//! What a backend does at a moment, in one word.
+//! The state of a backend, in one word and with its reason.
 
 use std::time::Duration;
 
@@ -6,14 +6,14 @@ use lb_model::{desired::Admin, seen::Condition, units::format_duration};
 
 use super::Backend;
 
-/// What a backend does: what the operator said of it, or else what is found out about it.
+/// The state of a backend: what the operator wants of it comes before what lbd has found out about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Word {
+pub enum BackendState {
     /// It serves.
     Up,
     /// It serves when no other backend can.
     Backup,
-    /// It serves, and its clients find it silent.
+    /// It serves, and its clients' packets suggest that it is silent.
     Suspect,
     /// It is up, and gets nothing yet since it was down too often.
     Held,
@@ -23,15 +23,17 @@ pub enum Word {
     Removing,
     /// It gets no new flows, for as long as the operator likes.
     Disabled,
-    /// It does not serve.
+    /// The operator has taken it down: its flows have moved.
+    TakenDown,
+    /// Its checks fail.
     Down,
     /// It is not known how to send to it.
     Unresolved,
 }
 
-impl Word {
+impl BackendState {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Up,
         Self::Backup,
         Self::Suspect,
@@ -39,11 +41,12 @@ impl Word {
         Self::Draining,
         Self::Removing,
         Self::Disabled,
+        Self::TakenDown,
         Self::Down,
         Self::Unresolved,
     ];
 
-    /// The word.
+    /// Its name, as lbctl and the dashboard show it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -54,12 +57,12 @@ impl Word {
             Self::Draining => "draining",
             Self::Removing => "removing",
             Self::Disabled => "disabled",
-            Self::Down => "down",
+            Self::TakenDown | Self::Down => "down",
             Self::Unresolved => "unresolved",
         }
     }
 
-    /// A letter for it, where there are many of them.
+    /// A letter for its name, where many states are in a row.
     #[must_use]
     pub const fn letter(self) -> u8 {
         match self {
@@ -70,31 +73,32 @@ impl Word {
             Self::Draining => b'd',
             Self::Removing => b'r',
             Self::Disabled => b'o',
-            Self::Down => b'x',
+            Self::TakenDown | Self::Down => b'x',
             Self::Unresolved => b'n',
         }
     }
 }
 
 impl Backend {
-    /// What it does.
+    /// Its state.
     #[must_use]
-    pub const fn word(&self) -> Word {
+    pub const fn state(&self) -> BackendState {
         match (self.admin, self.condition) {
-            (Admin::Draining { .. }, _) => Word::Draining,
-            (Admin::Removing { .. }, _) => Word::Removing,
-            (Admin::Disabled, _) => Word::Disabled,
-            (Admin::Down, _) | (Admin::Enabled, Condition::HardDown) => Word::Down,
-            (Admin::Enabled, _) if self.unusable.is_some() => Word::Unresolved,
-            (Admin::Enabled, Condition::SoftDown) => Word::Down,
-            (Admin::Enabled, Condition::Up) if self.held => Word::Held,
-            (Admin::Enabled, Condition::Up) if self.suspect => Word::Suspect,
-            (Admin::Enabled, Condition::Up) if self.backup => Word::Backup,
-            (Admin::Enabled, Condition::Up) => Word::Up,
+            (Admin::Draining { .. }, _) => BackendState::Draining,
+            (Admin::Removing { .. }, _) => BackendState::Removing,
+            (Admin::Disabled, _) => BackendState::Disabled,
+            (Admin::Down, _) => BackendState::TakenDown,
+            (Admin::Enabled, Condition::HardDown) => BackendState::Down,
+            (Admin::Enabled, _) if self.unusable.is_some() => BackendState::Unresolved,
+            (Admin::Enabled, Condition::SoftDown) => BackendState::Down,
+            (Admin::Enabled, Condition::Up) if self.held => BackendState::Held,
+            (Admin::Enabled, Condition::Up) if self.suspect => BackendState::Suspect,
+            (Admin::Enabled, Condition::Up) if self.backup => BackendState::Backup,
+            (Admin::Enabled, Condition::Up) => BackendState::Up,
         }
     }
 
-    /// Why it is not simply up, if more is known than the [word](Self::word) says.
+    /// Why it is in its [state](Self::state), if more is known.
     #[must_use]
     pub fn why(&self) -> Option<String> {
         let last = || self.check.as_ref()?.last.clone().filter(|last| last != "ok");
@@ -121,10 +125,10 @@ impl Backend {
         }
     }
 
-    /// Whether it gives its flows up: it drains, and leaves or not.
+    /// Whether the operator has it drain, to be removed then or not.
     #[must_use]
     pub const fn drains(&self) -> bool {
-        matches!(self.admin, Admin::Draining { .. } | Admin::Removing { .. })
+        self.admin.drains()
     }
 }
 
@@ -135,9 +139,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_word_has_a_letter_of_its_own() {
-        let letters: BTreeSet<u8> = Word::ALL.iter().map(|word| word.letter()).collect();
-        assert_eq!(letters.len(), Word::ALL.len());
+    fn each_name_has_a_letter_of_its_own() {
+        let names: BTreeSet<_> = BackendState::ALL.iter().map(|state| state.name()).collect();
+        let letters: BTreeSet<u8> = BackendState::ALL.iter().map(|state| state.letter()).collect();
+        assert_eq!(letters.len(), names.len());
         assert!(letters.iter().all(u8::is_ascii_lowercase), "capitals say that a check failed");
     }
 
@@ -145,14 +150,14 @@ mod tests {
     fn what_the_operator_said_comes_before_what_is_found_out() {
         let down = Backend { condition: Condition::SoftDown, ..Backend::default() };
         let deadline = None;
-        for (admin, word) in [
-            (Admin::Enabled, Word::Down),
-            (Admin::Draining { deadline }, Word::Draining),
-            (Admin::Removing { deadline }, Word::Removing),
-            (Admin::Disabled, Word::Disabled),
-            (Admin::Down, Word::Down),
+        for (admin, state) in [
+            (Admin::Enabled, BackendState::Down),
+            (Admin::Draining { deadline }, BackendState::Draining),
+            (Admin::Removing { deadline }, BackendState::Removing),
+            (Admin::Disabled, BackendState::Disabled),
+            (Admin::Down, BackendState::TakenDown),
         ] {
-            assert_eq!(Backend { admin, ..down.clone() }.word(), word);
+            assert_eq!(Backend { admin, ..down.clone() }.state(), state);
         }
     }
 
@@ -161,20 +166,20 @@ mod tests {
         let unusable = Some("neighbour 10.0.0.7 does not answer".to_owned());
         let up = Backend::default();
         let hard = Backend { condition: Condition::HardDown, ..up.clone() };
-        for (backend, word) in [
-            (up.clone(), Word::Up),
-            (Backend { backup: true, ..up.clone() }, Word::Backup),
-            (Backend { suspect: true, backup: true, ..up.clone() }, Word::Suspect),
-            (Backend { held: true, suspect: true, ..up.clone() }, Word::Held),
-            (Backend { unusable: unusable.clone(), ..up }, Word::Unresolved),
-            (Backend { unusable, ..hard }, Word::Down),
+        for (backend, state) in [
+            (up.clone(), BackendState::Up),
+            (Backend { backup: true, ..up.clone() }, BackendState::Backup),
+            (Backend { suspect: true, backup: true, ..up.clone() }, BackendState::Suspect),
+            (Backend { held: true, suspect: true, ..up.clone() }, BackendState::Held),
+            (Backend { unusable: unusable.clone(), ..up }, BackendState::Unresolved),
+            (Backend { unusable, ..hard }, BackendState::Down),
         ] {
-            assert_eq!(backend.word(), word, "{backend:?}");
+            assert_eq!(backend.state(), state, "{backend:?}");
         }
     }
 
     #[test]
-    fn the_reason_is_that_of_the_word() {
+    fn the_reason_is_that_of_the_state() {
         let drained = Admin::Draining { deadline: None };
         let unseen = Some(crate::status::Unseen::Unsynced);
         let drain = Some(crate::status::Drain { unseen, ..Default::default() });
