@@ -19,7 +19,7 @@ use lb_daemon::{
     clock::Clocks,
     daemon::{Connection, Daemon, Effects, Ended, Inputs, Signal},
 };
-use lb_datapath::fake::Fake;
+use lb_datapath::fake::{Fake, Remote};
 use lb_health::prober::{Prober, Report};
 use lb_model::{
     hop::{Neighbourhood, NextHop, Resolution},
@@ -32,10 +32,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::{
-    balancer::{Wired, Wires},
-    fakes::{Deed, NoFlows, Script},
-};
+use crate::fakes::{Deed, Deeds, EngineLog, NoFlows, Script};
 
 /// Two backends on one TCP service.
 pub const WEB: &str = r#"
@@ -54,8 +51,9 @@ pub struct Place {
     dir: tempfile::TempDir,
     /// By how much the time of day is ahead.
     pub skew: Arc<Mutex<Duration>>,
-    /// The engine's.
-    pub wires: Arc<Wires>,
+    /// The maps of the daemon that runs here.
+    pub remote: Arc<Remote>,
+    pub deeds: Deeds,
     /// The interfaces with VLANs whose tags hardware takes off.
     pub trunks: Arc<Mutex<Vec<String>>>,
     /// What the maps have room for.
@@ -68,9 +66,9 @@ impl Place {
     pub fn new(services: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let limits = Limits { services: 8, backends: 16, ..Limits::default() };
-        let (skew, wires, maps) = (Arc::default(), Arc::default(), Mutex::default());
-        let trunks = Arc::default();
-        let place = Self { dir, skew, wires, trunks, limits, maps };
+        let (skew, remote, maps) = (Arc::default(), Arc::default(), Mutex::default());
+        let (trunks, deeds) = (Arc::default(), Deeds::default());
+        let place = Self { dir, skew, remote, deeds, trunks, limits, maps };
         place.configure(services);
         place
     }
@@ -116,14 +114,15 @@ impl Place {
         settings.limits = self.limits;
         let mut maps = Fake::new(settings.limits);
         maps.set_interface("eth0", None);
-        let maps = self.maps.lock().expect("nobody panics").take().unwrap_or(maps);
+        let mut maps = self.maps.lock().expect("nobody panics").take().unwrap_or(maps);
+        maps.set_remote(Arc::clone(&self.remote));
+        let log_of_engine = tracing::subscriber::set_default(EngineLog(self.deeds.clone()));
         let engine = Engine::adopt(maps, &settings).expect("they are ours");
-        let engine = Wired { engine, wires: Arc::clone(&self.wires) };
         let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::new(SystemTime::now());
         let detached = Arc::clone(&log);
-        let deeds = self.wires.deeds.clone();
+        let deeds = self.deeds.clone();
         let detached_too = deeds.clone();
         let (vrrp_to, vrrp) = mpsc::unbounded_channel();
         let (peers_to, peers) = mpsc::unbounded_channel();
@@ -184,7 +183,14 @@ impl Place {
             ended
         });
         ready.await.expect("it gets ready");
-        Running { client: Client::new(self.socket()), signals, task, log, script }
+        Running {
+            client: Client::new(self.socket()),
+            signals,
+            task,
+            log,
+            script,
+            _engine: log_of_engine,
+        }
     }
 }
 
@@ -205,6 +211,7 @@ pub struct Running {
     pub task: JoinHandle<anyhow::Result<Ended>>,
     pub log: Arc<Mutex<Vec<&'static str>>>,
     pub script: Script,
+    _engine: tracing::subscriber::DefaultGuard,
 }
 
 impl Running {

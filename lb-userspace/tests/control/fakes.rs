@@ -1,7 +1,8 @@
 //! Virtual routers and peers that do what a test says, and write down what is asked of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
     ops::ControlFlow,
     sync::{
@@ -26,6 +27,11 @@ use lb_model::{
 use lb_sync::{Mark, PeerId, Peers, Piece};
 use lb_vrrp::{Order, Report, Transition, Vrrp};
 use tokio::sync::mpsc::UnboundedSender;
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
 
 /// Something that the daemon has done.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,17 +43,86 @@ pub enum Deed {
     WantAll(PeerId),
     Lack(PeerId, bool),
     Ask(PeerId, Vec<RouterKey>),
-    Survey,
     Withdraw(PeerId),
     Answer(PeerId, Result<(), String>),
-    Roles(Vec<(ServiceKey, Role)>),
-    Hold(Vec<ServiceKey>),
-    Forget(Vec<ServiceKey>),
-    Learn(Vec<Piece>),
     Took(PeerId, Mark),
-    Lease(bool),
-    TakeMac([u8; 6], bool),
     Detach,
+    /// A line of the engine's log about the flows of other nodes.
+    Engine(String),
+}
+
+impl Deed {
+    /// From here on these are the services of which no flow is pinned.
+    pub fn hold<const N: usize>(services: [ServiceKey; N]) -> Self {
+        Self::Engine(format!("hold pins of {:?}", BTreeSet::from(services)))
+    }
+
+    pub fn role(service: ServiceKey, role: Role) -> Self {
+        Self::Engine(format!("{service}: role {role:?}"))
+    }
+
+    pub fn forget(service: ServiceKey) -> Self {
+        Self::Engine(format!("{service}: forget"))
+    }
+
+    pub fn learn(pieces: &[Piece]) -> Self {
+        Self::Engine(format!("learn {pieces:?}"))
+    }
+
+    pub fn take_mac(mac: [u8; 6], take: bool) -> Self {
+        Self::Engine(format!("{} frames to {mac:02x?}", if take { "take" } else { "leave" }))
+    }
+
+    /// Whether the engine learns what peers send.
+    pub fn learns(&self) -> bool {
+        matches!(self, Self::Engine(line) if line.starts_with("learn "))
+    }
+
+    pub fn surveys(&self) -> bool {
+        matches!(self, Self::Engine(line) if line == "survey")
+    }
+
+    pub fn holds(&self) -> bool {
+        matches!(self, Self::Engine(line) if line.starts_with("hold "))
+    }
+}
+
+/// Writes down what the engine of this thread logs of the flows of other nodes.
+pub struct EngineLog(pub Deeds);
+
+impl Subscriber for EngineLog {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target().starts_with("lb_control::engine::history")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.push(Deed::Engine(line.0));
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// The message of an event.
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
 }
 
 /// What the daemon has done, in order. Shared by all that it does it to.

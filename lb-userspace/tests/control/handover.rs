@@ -40,7 +40,8 @@ async fn pair(place: &Place) -> Running {
 /// What matters of a handover, in order.
 fn steps(lbd: &Running) -> Vec<Deed> {
     lbd.script.deeds.of(|deed| match deed {
-        Deed::Hold(_) | Deed::Ask(..) | Deed::Answer(..) | Deed::Detach => Some(deed.clone()),
+        Deed::Ask(..) | Deed::Answer(..) | Deed::Detach => Some(deed.clone()),
+        deed if deed.holds() => Some(deed.clone()),
         Deed::Order(Order::Yield(..) | Order::Take(_) | Order::Stop { .. }) => Some(deed.clone()),
         _ => None,
     })
@@ -80,14 +81,14 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     assert_eq!(
         steps(&lbd),
         [
-            Deed::Hold(vec![web]),
+            Deed::hold([web]),
             // Before the other one is asked: it may be heard at once.
             Deed::Order(Order::Yield(key, Yield::Asked)),
             Deed::Ask(PEER, vec![key]),
         ]
     );
     let before = lbd.script.deeds.of(|deed| match deed {
-        Deed::Survey | Deed::Ask(..) => Some(matches!(deed, Deed::Survey)),
+        Deed::Engine(_) | Deed::Ask(..) => (!deed.holds()).then(|| deed.surveys()),
         _ => None,
     });
     assert_eq!(before, [true, false], "what the last second has seen is told as well");
@@ -102,7 +103,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     assert_eq!(ran.code, Some(0));
     assert_eq!(steps(&lbd).len(), 3, "nothing is pinned until it is active again");
     lbd.script.becomes(&main(&place), State::Active, "it has come back");
-    deed(&lbd, "pins are made again", |deed| (*deed == Deed::Hold(vec![])).then_some(())).await;
+    deed(&lbd, "pins are made again", |deed| (*deed == Deed::hold([])).then_some(())).await;
     lbd.stop().await;
 }
 
@@ -123,7 +124,7 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
     assert_eq!(
         steps(&lbd),
         [
-            Deed::Hold(vec![web]),
+            Deed::hold([web]),
             Deed::Order(Order::Yield(key, Yield::Outranked)),
             Deed::Ask(PEER, vec![key]),
         ]
@@ -230,7 +231,7 @@ async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
     lbd.script.deeds.take();
     place.configure(&format!("{WEB}{SYNC}"));
     assert_eq!(lbctl(&place, "config reload").await.code, Some(0));
-    deed(&lbd, "pins are made again", |deed| (*deed == Deed::Hold(vec![])).then_some(())).await;
+    deed(&lbd, "pins are made again", |deed| (*deed == Deed::hold([])).then_some(())).await;
     lbd.stop().await;
 }
 
@@ -279,7 +280,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     assert_eq!(ran.code, Some(1));
     let withdrawn = |deed: &Deed| (*deed == Deed::Withdraw(PEER)).then_some(());
     assert_eq!(lbd.script.deeds.of(withdrawn).len(), 1, "it does not take over any more");
-    assert_eq!(steps(&lbd).last(), Some(&Deed::Hold(vec![])), "pins are made again");
+    assert_eq!(steps(&lbd).last(), Some(&Deed::hold([])), "pins are made again");
     let told = handovers(&lbd).await;
     assert_eq!(
         told,
@@ -436,7 +437,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
     assert_eq!(
         steps(&lbd),
         [
-            Deed::Hold(vec![web(&place)]),
+            Deed::hold([web(&place)]),
             Deed::Order(Order::Yield(key, Yield::Asked)),
             Deed::Ask(PEER, vec![key]),
             stop,

@@ -1,10 +1,11 @@
 //! The history of a pair, as the daemon asks for it, tells it and waits for it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use lb_api::event::Kind;
+use lb_common::abi::{FlowKey, FlowValue, flow_flags};
 use lb_control::engine::Role;
-use lb_model::router::State;
+use lb_model::{entry, router::State, time::Now};
 use lb_sync::{
     Mark, Piece,
     piece::{Flow, Pin},
@@ -37,7 +38,7 @@ async fn history_follows_who_is_active() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     let (main, web) = (main(&place), web(&place));
-    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
+    eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     let piece = Piece::Ended { service: web, flows: Vec::new() };
@@ -47,24 +48,21 @@ async fn history_follows_who_is_active() {
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for again", wants).await;
-    let learnt = |deed: &Deed| matches!(deed, Deed::Learn(_)).then(|| deed.clone());
+    let learnt = |deed: &Deed| deed.learns().then(|| deed.clone());
     assert_eq!(lbd.script.deeds.of(learnt), []);
     let unsynced = || is_unsynced(&lbd, &place);
     assert!(unsynced(), "it does not preempt");
     lbd.script.deeds.take();
     lbd.script.is_synced(PEER);
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
-    assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::Learn(vec![piece.clone()]));
-    let forgotten = |deed: &Deed| match deed {
-        Deed::Forget(services) => Some(services.clone()),
-        _ => None,
-    };
-    assert_eq!(lbd.script.deeds.of(forgotten), [vec![web]]);
+    assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::learn(std::slice::from_ref(&piece)));
+    let forgotten = |deed: &Deed| (*deed == Deed::forget(web)).then_some(());
+    assert_eq!(lbd.script.deeds.of(forgotten), [()]);
     eventually("it may preempt", async || !unsynced()).await;
     assert_eq!(lbd.script.deeds.of(wants), [], "nothing is missing");
     // It takes over: what it has learnt is its own.
     lbd.script.becomes(&main, State::Active, "the other one is gone");
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.deeds.take();
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece], Mark::default()));
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
@@ -74,9 +72,26 @@ async fn history_follows_who_is_active() {
     lbd.stop().await;
 }
 
-/// Flows that are pinned, as peers tell of them.
-fn pins(place: &Place, flow: u16) -> Piece {
-    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), flow);
+const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+/// The program pins the client's flow from this port to a backend of the first service.
+fn pin(place: &Place, port: u16) {
+    let key = FlowKey { source: entry::address(CLIENT), port: port.into(), service: 0 };
+    let seen = Now::read().mono_secs();
+    place.remote.pin(key, FlowValue { backend: 1, flags: flow_flags::ESTABLISHED, seen });
+}
+
+/// Whether the pin of the client's flow from this port is among these.
+fn has_pin(pieces: &[Piece], port: u16) -> bool {
+    let flow = Flow::Pinned(CLIENT, port);
+    pieces.iter().any(|piece| {
+        matches!(piece, Piece::Pins { pins, .. } if pins.iter().any(|pin| pin.flow == flow))
+    })
+}
+
+/// The same pin, as a peer sends it.
+fn pins(place: &Place, port: u16) -> Piece {
+    let flow = Flow::Pinned(CLIENT, port);
     let backend = IpAddr::from([10, 0, 0, 11]);
     let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
     Piece::Pins { service: web(place), pins: vec![pin] }
@@ -89,25 +104,31 @@ async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
     let main = main(&place);
     lbd.script.becomes(&main, State::Active, "nobody was heard");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     // Both are active for longer than a handover takes.
     let both = async || !told(&lbd, Kind::VrrpTwoActive).await.is_empty();
     eventually("both are active", both).await;
-    let (last, all) = (pins(&place, 1), pins(&place, 2));
-    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
-    *place.wires.history.lock().expect("nobody panics") = vec![ended, all.clone()];
-    *place.wires.news.lock().expect("nobody panics") = vec![last.clone()];
+    let publishes = |port| {
+        move |deed: &Deed| match deed {
+            Deed::Publish(pieces) if has_pin(pieces, port) => Some(()),
+            _ => None,
+        }
+    };
+    pin(&place, 2);
+    deed(&lbd, "a pin is published at once", publishes(2)).await;
     lbd.script.deeds.take();
+    pin(&place, 1);
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
-    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
+    let follows = Deed::role(web(&place), Role::Follows);
     let deeds = lbd.script.deeds.of(|deed| match deed {
-        Deed::Publish(_) | Deed::Roles(_) => Some(deed.clone()),
-        _ => None,
+        deed if publishes(2)(deed).is_some() => Some("all pins"),
+        deed if publishes(1)(deed).is_some() => Some("the last pin"),
+        deed => (*deed == follows).then_some("it follows"),
     });
-    let roles = Deed::Roles(vec![(web(&place), Role::Follows)]);
-    let expected = [Deed::Publish(vec![last]), Deed::Publish(vec![all]), roles];
-    assert_eq!(deeds, expected, "what it has pinned meanwhile is known to nobody else");
+    let expected = ["the last pin", "all pins", "it follows"];
+    assert_eq!(deeds, expected, "no other node knows what it has pinned meanwhile");
     lbd.stop().await;
 }
 
@@ -117,19 +138,18 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Active, "nobody was heard");
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
-    let pins = pins(&place, 1);
-    *place.wires.history.lock().expect("nobody panics") = vec![pins.clone()];
+    eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
+    pin(&place, 1);
     // The other node was active as well, and is heard before its session is there.
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
-    eventually("it is kept", async || role(&lbd) == Some(Role::Follows)).await;
+    eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
     let sent = |deed: &Deed| match deed {
         Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
         _ => None,
     };
-    assert_eq!(deed(&lbd, "it is told", sent).await, [pins]);
+    assert!(has_pin(&deed(&lbd, "it is told", sent).await, 1));
     lbd.stop().await;
 }
 
@@ -139,15 +159,12 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
     let lbd = place.start().await;
     lbd.script.becomes(&main(&place), State::Active, "10.0.0.3 has left");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
-    eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+    eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     let pins = pins(&place, 1);
     let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![ended, pins.clone()], Mark::default()));
-    let learnt = |deed: &Deed| match deed {
-        Deed::Learn(pieces) => Some(pieces.clone()),
-        _ => None,
-    };
-    assert_eq!(deed(&lbd, "they are learnt", learnt).await, [pins]);
+    let learnt = |deed: &Deed| deed.learns().then(|| deed.clone());
+    assert_eq!(deed(&lbd, "they are learnt", learnt).await, Deed::learn(&[pins]));
     lbd.stop().await;
 }
 
@@ -159,14 +176,14 @@ async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
-    let learnt = || lbd.script.deeds.of(|deed| matches!(deed, Deed::Learn(_)).then_some(())).len();
+    let learnt = || lbd.script.deeds.of(|deed| deed.learns().then_some(())).len();
     for turn in 1..=16 {
-        eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+        eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
         // Both wait when the daemon looks.
         let piece = Piece::Ended { service: web(&place), flows: Vec::new() };
         lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece], Mark::default()));
         lbd.script.becomes(&main, State::Active, "the other one is silent");
-        eventually("it is its own", async || role(&lbd) == Some(Role::Own)).await;
+        eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
         assert_eq!(learnt(), turn);
         lbd.script.becomes(&main, State::Backup, "the other one is heard");
     }
@@ -228,11 +245,12 @@ async fn a_peer_with_the_name_of_this_node_is_told_of() {
 
 #[tokio::test]
 async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
-    let place = Place::new(&all());
+    let mut place = Place::new(&all());
+    // There is no room for any pin.
+    place.limits.pins = 0;
     let lbd = synced_backup(&place).await;
     let unsynced = || is_unsynced(&lbd, &place);
     lbd.script.deeds.take();
-    place.wires.unlearnt.lock().expect("nobody panics").insert(web(&place));
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
@@ -284,12 +302,12 @@ async fn a_history_that_could_not_be_read_is_told_later() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
-    place.wires.failing_history.store(true, std::sync::atomic::Ordering::SeqCst);
+    place.remote.failing_walks.store(true, Ordering::SeqCst);
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
     // What comes after it is heard.
     lbd.script.says(lb_sync::Report::Complete(PEER, false));
     lbctl(&place, "sync status").await;
-    place.wires.failing_history.store(false, std::sync::atomic::Ordering::SeqCst);
+    place.remote.failing_walks.store(false, Ordering::SeqCst);
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
     deed(&lbd, "it is told", sent).await;
     lbd.stop().await;
@@ -299,21 +317,20 @@ async fn a_history_that_could_not_be_read_is_told_later() {
 async fn pins_are_leased_while_a_peer_is_told_of_them() {
     let place = Place::new(&all());
     let lbd = place.start().await;
-    let leases = |lbd: &Running| {
-        lbd.script.deeds.of(|deed| match deed {
-            Deed::Lease(lease) => Some(*lease),
-            _ => None,
-        })
-    };
+    let leased_until = || Duration::from_nanos(place.remote.leased_until.load(Ordering::SeqCst));
     lbctl(&place, "status").await;
-    assert_eq!(leases(&lbd), [false; 0], "nobody is told");
+    assert_eq!(leased_until(), Duration::ZERO, "nobody is told");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
-    eventually("they are leased", async || leases(&lbd).last() == Some(&true)).await;
-    // What is pinned after the daemon's death is known to nobody.
-    let longest = place.wires.longest_lease.load(std::sync::atomic::Ordering::SeqCst);
-    assert!((20..=30).contains(&longest), "{longest} ms");
+    eventually("they are leased", async || !leased_until().is_zero()).await;
+    // No other node knows what is pinned after the daemon's death.
+    let mut longest = Duration::ZERO;
+    for _ in 0..100 {
+        longest = longest.max(leased_until().saturating_sub(Now::read().mono));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!((15..=30).contains(&longest.as_millis()), "{longest:?}");
     lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
-    eventually("they are always made", async || leases(&lbd).last() == Some(&false)).await;
+    eventually("they are always made", async || leased_until().is_zero()).await;
     assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
     lbd.stop().await;
 }
@@ -325,9 +342,7 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     lbd.script.is_synced(PEER);
-    let flow = Flow::Pinned(PEER_ADDRESS, 4242);
-    let news = Piece::Ended { service: web(&place), flows: vec![flow] };
-    let ends = || place.wires.lease_ends.load(std::sync::atomic::Ordering::SeqCst);
+    let ends = || place.remote.leased_until.load(Ordering::SeqCst);
     let renewed = async || {
         let before = ends();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -335,8 +350,8 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     };
     eventually("pins are leased", renewed).await;
     lbd.script.be_slow(true, 0);
-    place.wires.news.lock().expect("nobody panics").push(news.clone());
-    let published = |deed: &Deed| matches!(deed, Deed::Publish(told) if told.contains(&news));
+    pin(&place, 4242);
+    let published = |deed: &Deed| matches!(deed, Deed::Publish(pieces) if has_pin(pieces, 4242));
     deed(&lbd, "it is told", |deed| published(deed).then_some(())).await;
     let told = ends();
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -359,7 +374,7 @@ async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
     deed(&lbd, "it is said", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(())).await;
     let order = lbd.script.deeds.of(|deed| match deed {
-        Deed::Learn(_) => Some("learnt"),
+        deed if deed.learns() => Some("learnt"),
         Deed::Took(..) => Some("took"),
         _ => None,
     });

@@ -1,6 +1,5 @@
 //! The control plane, over maps in memory: requests, signals and commands in, answers out.
 
-mod balancer;
 mod cli;
 mod common;
 mod config;

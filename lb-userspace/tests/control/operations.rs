@@ -52,7 +52,7 @@ fn kinds(events: &[Event]) -> Vec<Kind> {
 async fn a_thousand_changes_at_once_end_in_few_writes_and_the_last_one_wins() {
     let place = Place::new(&large());
     let lbd = place.start().await;
-    let before = place.wires.ring_writes.load(Ordering::SeqCst);
+    let before = place.remote.ring_writes.load(Ordering::SeqCst);
     let changes = (0..1_000).map(|n| {
         let client = lbd.client.clone();
         tokio::spawn(async move {
@@ -64,7 +64,7 @@ async fn a_thousand_changes_at_once_end_in_few_writes_and_the_last_one_wins() {
         let done = change.await.expect("no panic").expect("it is possible");
         assert!(done.message.contains("has weight"), "{done:?}");
     }
-    let writes = place.wires.ring_writes.load(Ordering::SeqCst) - before;
+    let writes = place.remote.ring_writes.load(Ordering::SeqCst) - before;
     assert!((1..=30).contains(&writes), "a thousand changes took {writes} writes of the ring");
     let _: Done = lbd.client.send_json(Method::PATCH, A, &weight(777)).await.expect("possible");
     assert_eq!(lbd.client.get::<Backend>(A).await.expect("it is there").weight, 777);
@@ -112,8 +112,8 @@ async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
     let lbd = place.start().await;
     let slots = async || lbd.client.get::<Backend>(A).await.expect("it is there").slots;
     let before = slots().await;
-    place.wires.failing_sweeps.store(true, Ordering::SeqCst);
-    place.wires.failing_writes.store(2, Ordering::SeqCst);
+    place.remote.failing_walks.store(true, Ordering::SeqCst);
+    place.remote.failing_writes.store(2, Ordering::SeqCst);
     let refused = lbd.client.send_json::<Done>(Method::PATCH, A, &weight(30)).await;
     let Err(Error::Refused(refused)) = refused else { panic!("{refused:?}") };
     assert!(refused.hint.is_some_and(|hint| hint.contains("tried again each second")));
@@ -121,10 +121,10 @@ async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
     eventually("it is written all the same", async || slots().await > before).await;
     let error = async || status(&lbd).await.last_error;
     eventually("the sweep is told of", async || {
-        error().await.is_some_and(|error| error.contains("sweeps were told to fail"))
+        error().await.is_some_and(|error| error.contains("walks were ordered to fail"))
     })
     .await;
-    place.wires.failing_sweeps.store(false, Ordering::SeqCst);
+    place.remote.failing_walks.store(false, Ordering::SeqCst);
     eventually("nothing fails", async || error().await.is_none()).await;
     let seen = kinds(&events(&lbd.client).await);
     // What fails each second in the same way is one event.
@@ -137,8 +137,8 @@ async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
 async fn a_reload_is_refused_only_when_it_changed_nothing() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    place.wires.failing_sweeps.store(true, Ordering::SeqCst);
-    place.wires.failing_writes.store(2, Ordering::SeqCst);
+    place.remote.failing_walks.store(true, Ordering::SeqCst);
+    place.remote.failing_writes.store(2, Ordering::SeqCst);
     place.configure(&WEB.replace("weight = 3", "weight = 30"));
     let done = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
     let Err(Error::Refused(told)) = done else { panic!("the maps are not written: {done:?}") };
@@ -150,7 +150,7 @@ async fn a_reload_is_refused_only_when_it_changed_nothing() {
     let seen = kinds(&events(&lbd.client).await);
     assert!(seen.contains(&Kind::ConfigReloaded) && seen.contains(&Kind::MapsFailing), "{seen:?}");
     assert!(!seen.contains(&Kind::ConfigRefused), "{seen:?}");
-    place.wires.failing_sweeps.store(false, Ordering::SeqCst);
+    place.remote.failing_walks.store(false, Ordering::SeqCst);
     eventually("the maps are written", async || status(&lbd).await.last_error.is_none()).await;
     // One with a mistake has changed nothing, and says so.
     place.configure("[[service]]\nname = 7\n");

@@ -77,12 +77,11 @@ pub async fn deed<T: Clone>(lbd: &Running, what: &str, pick: impl Fn(&Deed) -> O
 }
 
 /// The role of the service that was given last.
-pub fn role(lbd: &Running) -> Option<Role> {
-    let roles = lbd.script.deeds.of(|deed| match deed {
-        Deed::Roles(roles) => Some(roles.clone()),
-        _ => None,
-    });
-    roles.last()?.first().map(|(_, role)| *role)
+pub fn role(lbd: &Running, place: &Place) -> Option<Role> {
+    let web = web(place);
+    let all = [Role::Own, Role::Follows, Role::Shared];
+    let given = |deed: &Deed| all.into_iter().find(|role| *deed == Deed::role(web, *role));
+    lbd.script.deeds.of(given).pop()
 }
 
 pub async fn told(lbd: &Running, kind: Kind) -> Vec<String> {
@@ -114,9 +113,9 @@ async fn routers_take_part_when_the_maps_are_written() {
 #[tokio::test]
 async fn routers_wait_while_the_maps_can_not_be_written() {
     let place = Place::new(&format!("{WEB}{ROUTER}"));
-    place.wires.failing_writes.store(3, std::sync::atomic::Ordering::SeqCst);
+    place.remote.failing_writes.store(3, std::sync::atomic::Ordering::SeqCst);
     let lbd = place.start().await;
-    let before = place.wires.failing_writes.load(std::sync::atomic::Ordering::SeqCst);
+    let before = place.remote.failing_writes.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(before, 0, "it was ready when the fourth write went well");
     let deeds = lbd.script.deeds.take();
     let facts = deeds.iter().filter(|deed| matches!(deed, Deed::Order(Order::Facts(_))));
@@ -146,8 +145,10 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     engine.reconcile(lb_model::time::Now::read()).expect("they are written");
     *place.maps.lock().expect("nobody panics") = Some(engine.into_data_plane());
     // And a first write of this one that does not go well.
-    place.wires.failing_writes.store(1, std::sync::atomic::Ordering::SeqCst);
+    place.configure(&format!("{WEB}{router}").replace("weight = 3", "weight = 5"));
+    place.remote.failing_writes.store(1, std::sync::atomic::Ordering::SeqCst);
     let lbd = place.start().await;
+    assert_eq!(place.remote.failing_writes.load(std::sync::atomic::Ordering::SeqCst), 0);
     let deeds = lbd.script.deeds.take();
     let Some(Deed::Order(Order::Configure(_))) = deeds.first() else { panic!("{deeds:?}") };
     let Some(Deed::Order(Order::Facts(facts))) = deeds.get(1) else { panic!("{deeds:?}") };
@@ -155,10 +156,10 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
     // Before a write could take it out of the maps.
     let mac = [0, 0, 0x5e, 0, 1, 51];
-    assert_eq!(deeds.get(2), Some(&Deed::TakeMac(mac, true)));
+    assert_eq!(deeds.get(2), Some(&Deed::take_mac(mac, true)));
     lbd.script.becomes(&main(&place), State::Backup, "it listens");
     lbd.script.becomes(&main(&place), State::Fault, "eth0 is down");
-    let gone = |deed: &Deed| (*deed == Deed::TakeMac(mac, false)).then_some(());
+    let gone = |deed: &Deed| (*deed == Deed::take_mac(mac, false)).then_some(());
     deed(&lbd, "it is given up", gone).await;
     lbd.stop().await;
 }
@@ -212,11 +213,8 @@ async fn frames_to_a_virtual_mac_are_taken_before_anything_else() {
     lbd.script.vrrp.send(Report::TakeMac { mac, take: true, done }).expect("it is heard");
     let wait = move || answered.recv_timeout(Duration::from_secs(5));
     tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
-    let taken = lbd.script.deeds.of(|deed| match deed {
-        Deed::TakeMac(mac, take) => Some((*mac, *take)),
-        _ => None,
-    });
-    assert_eq!(taken, [(mac, true)]);
+    let taken = lbd.script.deeds.of(|deed| (*deed == Deed::take_mac(mac, true)).then_some(()));
+    assert_eq!(taken, [()]);
     lbd.stop().await;
 }
 
@@ -251,7 +249,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
         facts.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
     };
     eventually("it is heard", heard).await;
-    assert_eq!(role(&lbd), Some(Role::Own), "it is not followed");
+    assert_eq!(role(&lbd, &place), Some(Role::Own), "it is not followed");
     let status = lbctl(&place, "vrrp status").await.out;
     assert!(status.contains("\nmain: PROBLEM: lb2: virtual router main: version"), "{status}");
     assert!(status.contains("\n  PROBLEM: web: mode, ring_slots"), "{status}");
@@ -261,7 +259,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     let mut alike = alike;
     alike.fingerprint.services.entry(web).or_default().backends = 1;
     lbd.script.says(lb_sync::Report::Facts(PEER, alike.clone()));
-    eventually("it follows", async || role(&lbd) == Some(Role::Follows)).await;
+    eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
     assert_eq!(refused().await.len(), 1);
     // Another seed makes it a stranger.
     let mut stranger = alike;
@@ -384,14 +382,16 @@ async fn a_key_for_peers_needs_no_daemon() {
 async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
     let place = Place::new(&format!("{WEB}{ROUTER}virtual_mac = true\n"));
     let lbd = place.start().await;
+    let mac = [0, 0, 0x5e, 0, 1, 51];
     let say = async |take| {
         let (done, answered) = mpsc::sync_channel(1);
-        let (mac, done) = ([0, 0, 0x5e, 0, 1, 51], Answered(done));
+        let done = Answered(done);
         lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("it is heard");
         let wait = move || answered.recv_timeout(Duration::from_secs(5));
         tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
         lbd.script.deeds.of(|deed| match deed {
-            Deed::TakeMac(_, take) => Some(*take),
+            deed if *deed == Deed::take_mac(mac, true) => Some(true),
+            deed if *deed == Deed::take_mac(mac, false) => Some(false),
             _ => None,
         })
     };

@@ -105,7 +105,7 @@ fn replace_owners(ring: &[Slot], changes: &[Change]) -> Result<Vec<bool>> {
 ///
 /// Every method that takes `&mut self` writes, and may fail without having written; none writes
 /// half of one value.
-pub trait DataPlane: View {
+pub trait DataPlane: View + Send + 'static {
     /// A ring in memory, shared with the program.
     type Ring: Deref<Target = [Slot]>;
 

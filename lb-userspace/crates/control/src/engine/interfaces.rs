@@ -4,8 +4,9 @@
 //! that has lost the program, gets it again unless `reattach` is false. A program of somebody else is reported and
 //! stays, with `--force` too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use lb_api::status::Interface;
 use lb_datapath::DataPlane;
 use tracing::error;
 
@@ -52,6 +53,12 @@ impl Interfaces {
 }
 
 impl<D: DataPlane> Engine<D> {
+    /// The interfaces whose program is at tc.
+    pub fn at_tc(&self) -> BTreeSet<String> {
+        let interfaces = self.data_plane.interfaces().into_iter();
+        interfaces.filter(Interface::is_at_tc).map(|one| one.name).collect()
+    }
+
     /// Tells of interfaces that have lost the program, and attaches it again, if that is wanted and
     /// can be done; if not, each call tries again. A cause is logged once.
     pub(super) fn watch_interfaces(&mut self) {

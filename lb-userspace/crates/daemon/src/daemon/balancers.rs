@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Balancer, Daemon};
+use super::Daemon;
+use lb_datapath::DataPlane;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Tells the engine which other balancers are known: the peers of the flow sync, of virtual routers by unicast, and
     /// who was heard to be Active.
     pub(super) fn look_at_balancers(&mut self) {
@@ -15,7 +16,7 @@ impl<B: Balancer> Daemon<B> {
         // A link-local address has no route without its interface; such a node has others.
         found.retain(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()));
         if found != self.balancers {
-            self.balancer.set_peers(found.clone());
+            self.engine.set_peers(found.clone());
             self.balancers = found;
             self.want();
             self.reconcile();
@@ -24,7 +25,7 @@ impl<B: Balancer> Daemon<B> {
 
     /// Tells the resolver which next hops are wanted, if it does not know.
     pub(super) fn want(&mut self) {
-        let wants = self.balancer.wants();
+        let wants = self.engine.wants();
         if self.wanted.as_ref() != Some(&wants) {
             (self.effects.want)(wants.clone());
             self.wanted = Some(wants);

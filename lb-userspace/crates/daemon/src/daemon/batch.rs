@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use lb_api::requests::{Done, Terms};
+use lb_datapath::DataPlane;
 use lb_model::{
     desired::Desired,
     diff::Intent,
@@ -13,7 +14,7 @@ use lb_model::{
 };
 use lb_observe::events::changes;
 
-use super::{Balancer, Daemon, Tell, guard, newly_starved};
+use super::{Daemon, Tell, guard, newly_starved};
 
 /// A change that someone waits for.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Draft {
     }
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Makes changes one after the other, each with an answer of its own, keeps and writes them once,
     /// and answers.
     pub(super) fn edits(&mut self, asked: Vec<Asked>) {
@@ -102,7 +103,7 @@ impl<B: Balancer> Daemon<B> {
 
     /// What another desired state would change.
     pub(super) fn plan(&self, desired: &Desired) -> Result<Plan, Refusal> {
-        let preview = self.balancer.preview(desired, self.now());
+        let preview = self.engine.preview(desired, self.now());
         let preview =
             preview.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
         let news = changes::between(&self.desired, desired, "");
@@ -118,7 +119,7 @@ impl<B: Balancer> Daemon<B> {
             let seen = self.health.view().get(&Target { service, backend });
             let is_down = |seen: &Seen| seen.held || seen.condition != Condition::Up;
             // In panic, checks are ignored.
-            let panics = self.balancer.standings().get(&service).is_some_and(|now| now.panic);
+            let panics = self.engine.standings().get(&service).is_some_and(|now| now.panic);
             self.reach.is_lost(service, backend) || (!panics && seen.is_some_and(is_down))
         })
     }

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_api::requests::{Done, Terms};
+use lb_datapath::DataPlane;
 use lb_model::{
     desired::Desired,
     plan::Plan,
@@ -18,7 +19,7 @@ use lb_model::{
 use lb_vrrp::{Order, notify::LIMIT_AT_END};
 
 use super::{
-    Balancer, Daemon, Ended, Tell,
+    Daemon, Ended, Tell,
     failover::{Asker, Unit},
     handover::Way,
 };
@@ -35,7 +36,7 @@ pub(super) struct Leaving {
     until: Option<Instant>,
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Begins the end.
     pub(super) fn leave(&mut self, tell: Option<Tell<Done>>) {
         if self.leaving.is_some() {
@@ -114,7 +115,7 @@ impl<B: Balancer> Daemon<B> {
         let elsewhere = self.services_elsewhere(&units);
         let plan = self.plan(&Desired::default()).map(|mut plan: Plan| {
             plan.preview.services.retain(|name, _| !elsewhere.contains(name));
-            let interfaces = self.balancer.interfaces();
+            let interfaces = self.engine.data_plane().interfaces();
             let leaves = interfaces.iter().map(|i| format!("the program leaves {}", i.name));
             plan.changes.splice(0..0, leaves);
             plan.changes.extend(units.iter().map(|unit| self.destination(unit)));
@@ -166,7 +167,7 @@ impl<B: Balancer> Daemon<B> {
 
     pub(super) fn detach(self, tell: Tell<Done>) -> Result<Ended> {
         // As long as the engine holds the links, the program stays.
-        drop(self.balancer);
+        drop(self.engine);
         let removed = (self.effects.detach)().context("detach");
         // Who asked may be gone.
         drop(tell.send(match &removed {

@@ -16,6 +16,7 @@ use lb_api::{
     event::{Kind, News},
     requests::{Done, Failover, Terms},
 };
+use lb_datapath::DataPlane;
 use lb_model::{
     desired::ServiceKey,
     plan::Plan,
@@ -27,7 +28,7 @@ use lb_sync::PeerId;
 use lb_vrrp::{Order, Yield};
 
 use super::{
-    Balancer, Daemon, Tell,
+    Daemon, Tell,
     handover::{Ending, Handover, Way},
 };
 
@@ -63,7 +64,7 @@ impl Asker {
 /// Routers that go together, and how: those of a sync group, or one.
 pub(super) type Unit = (BTreeSet<RouterKey>, Way);
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Hands virtual routers over, and answers when they are with another node.
     pub(super) fn failover(&mut self, which: &Failover, terms: Terms, tell: Tell<Done>) {
         let units = match self.plan_failover(which) {
@@ -211,7 +212,7 @@ impl<B: Balancer> Daemon<B> {
             self.hold(services);
         }
         // Flows of UDP services are told when they are walked by, which is each second.
-        if let Err(error) = self.balancer.survey(self.now()) {
+        if let Err(error) = self.engine.survey(self.now()) {
             self.history_fails(&error);
         }
         self.tell_news_if_connected();
@@ -275,7 +276,7 @@ impl<B: Balancer> Daemon<B> {
         if services == self.held {
             return;
         }
-        if let Err(error) = self.balancer.hold_pins(&services) {
+        if let Err(error) = self.engine.hold_pins(&services) {
             // Flows that are pinned now may be lost to the other node; nothing else is.
             tracing::warn!("pins are made during a handover: {error:#}");
         }

@@ -13,31 +13,32 @@ use std::{
 };
 
 use lb_config::{Config, Error};
+use lb_datapath::DataPlane;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::{Balancer, Daemon};
+use super::Daemon;
 
 /// What the thread does.
-type Work<B> = Box<dyn FnOnce() -> Effect<B> + Send>;
+type Work<D> = Box<dyn FnOnce() -> Effect<D> + Send>;
 /// What the daemon's task does with what comes of it.
-type Effect<B> = Box<dyn FnOnce(&mut Daemon<B>) + Send>;
+type Effect<D> = Box<dyn FnOnce(&mut Daemon<D>) + Send>;
 
 /// Where work is handed over to the thread.
-pub(super) struct Files<B> {
-    thread: Sender<Work<B>>,
-    done: UnboundedReceiver<Effect<B>>,
-    waiting: VecDeque<Work<B>>,
+pub(super) struct Files<D> {
+    thread: Sender<Work<D>>,
+    done: UnboundedReceiver<Effect<D>>,
+    waiting: VecDeque<Work<D>>,
     is_busy: bool,
 }
 
-impl<B: Balancer> Files<B> {
+impl<D: DataPlane> Files<D> {
     /// Starts the thread.
     ///
     /// # Errors
     ///
     /// There is no room for a thread.
     pub(super) fn start() -> io::Result<Self> {
-        let (thread, work) = channel::<Work<B>>();
+        let (thread, work) = channel::<Work<D>>();
         let (effects, done) = unbounded_channel();
         let run = move || {
             for work in work {
@@ -56,7 +57,7 @@ impl<B: Balancer> Files<B> {
     }
 
     /// What comes of the work that ends next; none: the thread has ended.
-    pub(super) async fn done(&mut self) -> Option<Effect<B>> {
+    pub(super) async fn done(&mut self) -> Option<Effect<D>> {
         self.done.recv().await
     }
 
@@ -72,7 +73,7 @@ impl<B: Balancer> Files<B> {
     }
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Has the configuration's file read, and goes on with what was found.
     pub(super) fn with_config(
         &mut self,
@@ -103,7 +104,7 @@ impl<B: Balancer> Daemon<B> {
     }
 
     /// Goes on with what has come of a piece of work.
-    pub(super) fn take_up(&mut self, effect: Effect<B>) {
+    pub(super) fn take_up(&mut self, effect: Effect<D>) {
         let started = Instant::now();
         self.wrote = false;
         effect(self);
@@ -115,12 +116,12 @@ impl<B: Balancer> Daemon<B> {
     }
 }
 
-fn joined<B: Balancer, T: Send + 'static>(
+fn joined<D: DataPlane, T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-    effect: impl FnOnce(&mut Daemon<B>, T) + Send + 'static,
-) -> Work<B> {
+    effect: impl FnOnce(&mut Daemon<D>, T) + Send + 'static,
+) -> Work<D> {
     Box::new(move || {
         let found = work();
-        Box::new(move |daemon: &mut Daemon<B>| effect(daemon, found))
+        Box::new(move |daemon: &mut Daemon<D>| effect(daemon, found))
     })
 }

@@ -7,10 +7,11 @@ use std::{
 
 use lb_api::event::{Kind, News};
 use lb_control::engine::LATE;
+use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
 use lb_sync::{Mark, PeerId, Piece};
 
-use super::{BEAT, Balancer, Daemon, likeness::Unlike, peers::Group, roles::Whose};
+use super::{BEAT, Daemon, likeness::Unlike, peers::Group, roles::Whose};
 
 /// How long new pins may be made of which no peer knows: without the daemon, which allows it again with
 /// each beat, or with news that a peer has not taken yet. No longer than it takes to see that a peer is
@@ -23,13 +24,13 @@ const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 /// Different things that could not be learnt of a peer, which are told.
 const TOLD: usize = 100;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Tells a peer all of this node's history.
     pub(super) fn send_all(&mut self, id: PeerId) {
         // What the others have not been told yet is not to be told to this one twice.
         self.tell_news();
         let now = self.now();
-        match self.balancer.history(now) {
+        match self.engine.history(now) {
             Ok(mut pieces) => {
                 if let Some(group) = &self.group {
                     pieces.extend(group.legacy_of(&self.whose));
@@ -61,7 +62,7 @@ impl<B: Balancer> Daemon<B> {
             return;
         }
         let now = self.now();
-        let mut pieces = match self.balancer.history(now) {
+        let mut pieces = match self.engine.history(now) {
             Ok(pieces) => pieces,
             Err(error) => return self.history_fails(&error),
         };
@@ -113,7 +114,7 @@ impl<B: Balancer> Daemon<B> {
             return;
         }
         let now = self.now();
-        match self.balancer.learn(taken, now) {
+        match self.engine.learn(taken, now) {
             Ok(unlearnt) => self.tell_unlearnt(id, unlearnt),
             Err(error) => self.history_fails(&error),
         }
@@ -123,7 +124,7 @@ impl<B: Balancer> Daemon<B> {
     /// What could not be taken is missing here until all is told again: soon, and then less and less
     /// often, since what has no room is not likely to have it a moment later.
     fn miss(&mut self, id: PeerId) {
-        let mut missed = self.balancer.take_unlearnt();
+        let mut missed = self.engine.take_unlearnt();
         let Some(peer) = self.peer(id) else { return };
         missed.retain(|key| peer.followed.remove(key));
         if missed.is_empty() {
@@ -143,7 +144,7 @@ impl<B: Balancer> Daemon<B> {
     /// Flows on a backend that peers knew before this node did are missing here: an operator adds it to
     /// one node after the other. All is asked for again, at once.
     pub(super) fn meet_backends(&mut self) {
-        let known = self.balancer.take_newly_known();
+        let known = self.engine.take_newly_known();
         if known.is_empty() {
             return;
         }
@@ -199,16 +200,16 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn tell_news(&mut self) {
         let now = self.now();
         let Some(group) = &mut self.group else { return };
-        self.balancer.news_are_taken(group.untaken.taken(group.rim.taken(), now.mono));
-        match self.balancer.news(now) {
-            Ok((_, pieces)) if pieces.is_empty() => {}
-            Ok((number, pieces)) => {
-                group.untaken.told(number, now.mono);
+        self.engine.news_are_taken(group.untaken.taken(group.rim.taken(), now.mono));
+        match self.engine.news(now) {
+            Ok(pieces) if pieces.is_empty() => {}
+            Ok(pieces) => {
+                group.untaken.told(self.engine.news_number(), now.mono);
                 group.publish(pieces);
             }
             Err(error) => return self.history_fails(&error),
         }
-        self.balancer.lease_pins(Some(group.untaken.since().unwrap_or(now.mono) + LEASE));
+        self.engine.lease_pins(Some(group.untaken.since().unwrap_or(now.mono) + LEASE));
     }
 
     /// The same, if anybody is there. Without, pins need no lease.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
+use lb_datapath::DataPlane;
 use lb_health::prober::{Change, Report};
 use lb_model::{
     hop::{Neighbourhood, Resolution, Want},
@@ -13,20 +14,20 @@ use lb_model::{
 };
 use tokio::sync::watch;
 
-use super::{Balancer, Daemon};
+use super::Daemon;
 use crate::egress;
 
 /// How long the start waits for the next hops of all backends, so that none is taken for
 /// unreachable because it was not asked for yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Hears of the neighbourhood.
     pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
         let news = self.reach.follow(&self.desired, &neighbourhood);
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.health.meet(neighbourhood.clone());
-        self.balancer.set_neighbourhood(neighbourhood);
+        self.engine.set_neighbourhood(neighbourhood);
         // Other balancers are wanted as soon as a backend is on this node.
         self.want();
         self.check_health();
@@ -39,7 +40,7 @@ impl<B: Balancer> Daemon<B> {
         if let (Some(egress), Some(known)) = (&self.egress, self.health.neighbourhood()) {
             egress.watch(egress::plan(&self.desired, known, self.config.tunnel));
         }
-        self.balancer.set_view(self.health.view().clone());
+        self.engine.set_view(self.health.view().clone());
     }
 
     /// Hears what was found out about backends.
@@ -52,7 +53,7 @@ impl<B: Balancer> Daemon<B> {
             self.stale = true;
         }
         if self.stale {
-            self.balancer.set_view(self.health.view().clone());
+            self.engine.set_view(self.health.view().clone());
         }
     }
 

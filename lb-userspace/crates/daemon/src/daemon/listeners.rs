@@ -2,10 +2,11 @@
 //! looked for again.
 
 use lb_api::status::Listener;
+use lb_datapath::DataPlane;
 
-use super::{Balancer, Daemon};
+use super::Daemon;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Those that the configuration asks for.
     pub(super) fn listeners(&self) -> Vec<Listener> {
         let Some(lacks) = &self.config.http_lacks else { return self.effects.listeners.list() };

@@ -5,7 +5,6 @@
 //! engine; the answer goes out when the maps are written. What waits while the maps are written is
 //! taken together, so that a burst of changes ends in few writes.
 
-mod balancer;
 mod balancers;
 mod batch;
 mod end;
@@ -46,6 +45,8 @@ use lb_api::{
     status::{Node, Totals, Writes},
 };
 use lb_config::Config;
+use lb_control::engine::Engine;
+use lb_datapath::DataPlane;
 use lb_health::prober::Report;
 use lb_model::{
     desired::{Admin, Desired, ServiceKey},
@@ -66,7 +67,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
-pub use self::{balancer::Balancer, health::Checks};
+pub use self::health::Checks;
 use self::{
     end::Leaving, failover::Asker, files::Files, handover::Handover, health::Health,
     hearing::await_first_hops, pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
@@ -186,8 +187,8 @@ pub enum Ended {
 }
 
 /// The daemon's state.
-pub struct Daemon<B> {
-    balancer: B,
+pub struct Daemon<D> {
+    engine: Engine<D>,
     effects: Deeds,
     health: Health,
     vrrp: Virtual,
@@ -238,7 +239,7 @@ pub struct Daemon<B> {
     /// What writes it.
     writer: Writer,
     /// What reads and writes the configuration's file.
-    files: Files<B>,
+    files: Files<D>,
     /// What the state file says of backends that are gone.
     kept_sums: BTreeMap<ServiceKey, Totals>,
     writes: Writes,
@@ -247,14 +248,14 @@ pub struct Daemon<B> {
 /// How many interfaces and services the line names that says that `lbd` is ready.
 const LISTED: usize = 8;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Puts configuration and state file together. Writes no map.
     ///
     /// # Errors
     ///
     /// The state file can't be read.
     pub fn new(
-        balancer: B,
+        engine: Engine<D>,
         checks: Box<dyn Checks>,
         effects: Effects,
         file: PathBuf,
@@ -276,11 +277,11 @@ impl<B: Balancer> Daemon<B> {
         let effects =
             Deeds { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
         let clocks = (effects.clocks)();
-        let limits = balancer.limits();
+        let limits = engine.data_plane().limits();
         let writer =
             Writer::start(&config.state_file).context("start the thread of the state file")?;
         let mut daemon = Self {
-            balancer,
+            engine,
             effects,
             health: Health::new(checks, config.tunnel),
             vrrp: Virtual::new(vrrp),
@@ -335,7 +336,7 @@ impl<B: Balancer> Daemon<B> {
             Loaded::State(state) => {
                 daemon.node = state.node;
                 daemon.kept_sums.clone_from(&state.retired);
-                daemon.balancer.set_retired(state.retired.clone());
+                daemon.engine.set_retired(state.retired.clone());
                 daemon.resume(&path, state)?;
                 // A clock that is behind what was written was set meanwhile, or not yet.
                 let jump = kept_at
@@ -357,7 +358,7 @@ impl<B: Balancer> Daemon<B> {
 
     /// One line for when the daemon is ready: VIPs, interfaces and their modes.
     fn ready_line(&self) -> String {
-        let interfaces = self.balancer.interfaces();
+        let interfaces = self.engine.data_plane().interfaces();
         let interfaces = interfaces.iter().map(|i| format!("{} ({})", i.name, i.hook()));
         let services = self.desired.services.iter();
         let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
@@ -403,14 +404,14 @@ impl<B: Balancer> Daemon<B> {
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
         (self.effects.doors)(self.config.http.as_ref());
-        self.balancer.set_desired(self.desired.clone());
+        self.engine.set_desired(self.desired.clone());
         self.configure_routers();
         self.resume_routers();
         self.take_fingerprint();
-        self.health.adopt(self.balancer.adopted_view());
-        (self.effects.at_tc)(self.balancer.at_tc());
+        self.health.adopt(self.engine.adopted_view());
+        (self.effects.at_tc)(self.engine.at_tc());
         self.want();
-        await_first_hops(self.balancer.wants(), &mut inputs.neighbours).await?;
+        await_first_hops(self.engine.wants(), &mut inputs.neighbours).await?;
         self.meet(inputs.neighbours.borrow_and_update().clone());
         self.reconcile();
         let _ = self.keep().note().await;
@@ -568,7 +569,7 @@ impl<B: Balancer> Daemon<B> {
         self.take(desired);
         let kept = self.keep();
         news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.balancer.set_desired(self.desired.clone());
+        self.engine.set_desired(self.desired.clone());
         self.want();
         self.check_health();
         self.release_stray_pins();

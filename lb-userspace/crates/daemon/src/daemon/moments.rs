@@ -8,12 +8,13 @@ use std::{
 
 use lb_api::event::{Kind, News};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
+use lb_datapath::DataPlane;
 use lb_model::units::{counted, format_duration};
 
-use super::{Balancer, Daemon};
+use super::Daemon;
 use crate::clock::Jump;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
         self.send_owed();
@@ -21,11 +22,11 @@ impl<B: Balancer> Daemon<B> {
         found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
         self.look_at_sharers();
         self.look_at_balancers();
-        let failed = match self.balancer.sweep(self.now()) {
+        let failed = match self.engine.sweep(self.now()) {
             Ok(swept) => {
                 if !swept.interfaces.is_empty() {
                     // One that was made anew may have got another hook.
-                    (self.effects.at_tc)(self.balancer.at_tc());
+                    (self.effects.at_tc)(self.engine.at_tc());
                 }
                 self.tell_of_interfaces(swept.interfaces);
                 if !swept.removed.is_empty() {
@@ -50,10 +51,10 @@ impl<B: Balancer> Daemon<B> {
     /// Looks for backends that are silent, lets shares grow, and looks who is Active.
     pub(super) fn look(&mut self) {
         let now = self.now();
-        if self.balancer.has_stepped(now) {
+        if self.engine.has_stepped(now) {
             self.reconcile();
         }
-        match self.balancer.watch(now) {
+        match self.engine.watch(now) {
             Ok(suspicions) => {
                 for Suspicion { target, reason } in suspicions {
                     self.health.suspect(target, reason);
@@ -74,7 +75,7 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn look_at_clocks(&mut self) {
         if let Some(jump) = self.clocks.look((self.effects.clocks)()) {
             self.follow_clock(jump);
-            self.balancer.set_desired(self.desired.clone());
+            self.engine.set_desired(self.desired.clone());
         }
     }
 

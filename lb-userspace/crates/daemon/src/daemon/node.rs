@@ -7,11 +7,12 @@ use lb_api::{
     requests::{Done, NodeChange, Terms},
     status::Node,
 };
+use lb_datapath::DataPlane;
 use lb_model::{plan::Plan, units::rfc3339};
 
-use super::{Balancer, Daemon, Tell, failover::Asker, roles::holders};
+use super::{Daemon, Tell, failover::Asker, roles::holders};
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
     /// answers when that is over.
     pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, tell: Tell<Done>) {

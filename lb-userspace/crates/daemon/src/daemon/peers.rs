@@ -12,6 +12,7 @@ use std::{
 
 use lb_api::event::{Kind, News};
 use lb_control::engine::Members;
+use lb_datapath::DataPlane;
 use lb_model::{
     desired::ServiceKey,
     router::{RouterKey, State},
@@ -19,7 +20,7 @@ use lb_model::{
 use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece, Report, RouterFacts};
 
 use super::{
-    Balancer, Daemon,
+    Daemon,
     flows::{Untaken, counted},
     likeness::{Apart, Hasher, Unlike, compare},
     roles::{Candidate, Known, Scene, Tells, Tenure, Whose, is_unsynced, services_of},
@@ -323,7 +324,7 @@ impl Group {
     }
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     pub(super) fn services_of(
         &self,
         routers: impl IntoIterator<Item = RouterKey>,
@@ -443,7 +444,7 @@ impl<B: Balancer> Daemon<B> {
         let unsynced = scene.unsynced(&whose);
         if unsynced != self.unsynced {
             self.unsynced.clone_from(&unsynced);
-            self.balancer.set_unsynced(unsynced, self.now());
+            self.engine.set_unsynced(unsynced, self.now());
         }
         if whose != self.whose {
             let was_own = |key: &&ServiceKey| self.whose.get(key) == Some(&Whose::Own);
@@ -453,7 +454,7 @@ impl<B: Balancer> Daemon<B> {
                 self.tell_last(&left);
             }
             let roles = whose.iter().map(|(key, whose)| (*key, whose.role())).collect();
-            let set = self.balancer.set_roles(roles, self.now());
+            let set = self.engine.set_roles(roles, self.now());
             self.whose = whose;
             if let Err(error) = set {
                 self.note(Some(format!("{error:#}")));
@@ -509,7 +510,7 @@ impl<B: Balancer> Daemon<B> {
                 self.answered(id, &Err("it is gone".into()));
                 if last {
                     // Nobody else knows this node's flows, so none can be missed.
-                    self.balancer.lease_pins(None);
+                    self.engine.lease_pins(None);
                 }
             }
             Report::Facts(id, facts) => {
@@ -528,7 +529,7 @@ impl<B: Balancer> Daemon<B> {
                 // Of what all nodes share, others have told a part.
                 let theirs = |key: &&ServiceKey| self.whose.get(key) == Some(&Whose::Peers(id));
                 let services = peer.followed.iter().filter(theirs).copied().collect();
-                self.balancer.forget(&services);
+                self.engine.forget(&services);
             }
             Report::Pieces(id, pieces, mark) => self.learn(id, pieces, mark),
             Report::Complete(id, complete) => {

@@ -9,6 +9,7 @@ use lb_api::{
     requests::{Done, Reloaded},
 };
 use lb_config::Config;
+use lb_datapath::DataPlane;
 use lb_model::{
     diff::{Intent, diff},
     log::Settings,
@@ -16,7 +17,7 @@ use lb_model::{
     refusal::{Refusal, RefusalKind},
 };
 
-use super::{Balancer, Daemon, vrrp::changes};
+use super::{Daemon, vrrp::changes};
 use crate::{
     logs,
     state_file::{
@@ -25,7 +26,7 @@ use crate::{
     },
 };
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// What is in force.
     pub(super) const fn in_force(&self) -> Intent<'_> {
         Intent { desired: &self.desired, deadlines: &self.deadlines }
@@ -100,8 +101,8 @@ impl<B: Balancer> Daemon<B> {
         if config.hooks == self.config.hooks {
             return Ok(());
         }
-        let changed = self.balancer.set_hooks(&config.hooks);
-        (self.effects.at_tc)(self.balancer.at_tc());
+        let changed = self.engine.data_plane_mut().set_hooks(&config.hooks);
+        (self.effects.at_tc)(self.engine.at_tc());
         changed.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))
     }
 
@@ -252,7 +253,7 @@ impl<B: Balancer> Daemon<B> {
             deadlines: self.config.drain_deadlines.clone(),
             overrides: self.overrides.clone(),
             node: self.node,
-            retired: self.balancer.retired().clone(),
+            retired: self.engine.retired().clone(),
         };
         self.kept_sums.clone_from(&state.retired);
         self.writer.post(state)

@@ -6,7 +6,7 @@ use lb_api::{
     requests::Terms,
     status::{Pair, Status},
 };
-use lb_datapath::capture::Loader;
+use lb_datapath::{DataPlane, capture::Loader};
 use lb_inspect::{
     capture::{Spec, book::Book},
     explain::{Answers, Questions},
@@ -16,14 +16,14 @@ use lb_model::{
     time,
 };
 
-use super::{Balancer, Daemon, batch::Asked};
+use super::{Daemon, batch::Asked};
 use crate::{api::Request, logs};
 
 fn conflict(error: anyhow::Error) -> Refusal {
     Refusal::new(RefusalKind::Conflict, format!("{error:#}"))
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Does what was heard, with as few writes as that takes.
     pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
         let started = Instant::now();
@@ -84,7 +84,7 @@ impl<B: Balancer> Daemon<B> {
             Request::ConfigSave { dry_run, tell } => self.save_config(dry_run, tell),
             Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
             Request::BeginCapture(capturer, tell) => {
-                let begun = self.balancer.begin_capture(*capturer);
+                let begun = self.engine.begin_capture(*capturer);
                 if let Err(Ok(_)) = tell.send(begun.map_err(conflict)) {
                     // Nobody waits for it any more.
                     let _ = self.end_capture();
@@ -103,12 +103,12 @@ impl<B: Balancer> Daemon<B> {
 
     fn prepare_capture(&self, spec: &Spec) -> Result<(Loader, Book), Refusal> {
         let status = self.status()?;
-        self.balancer.prepare_capture(spec, &status).map_err(conflict)
+        self.engine.prepare_capture(spec, &status).map_err(conflict)
     }
 
     /// Puts the normal program back.
     fn end_capture(&mut self) -> Result<(), Refusal> {
-        let ended = self.balancer.end_capture();
+        let ended = self.engine.end_capture();
         ended.inspect_err(|error| tracing::warn!("{error:#}")).map_err(conflict)
     }
 
@@ -116,13 +116,13 @@ impl<B: Balancer> Daemon<B> {
     fn explain(&self, questions: &Questions) -> Result<Answers, Refusal> {
         let status = self.status()?;
         let nanos = time::coarse_nanos();
-        let explained = self.balancer.explain(questions, &status, nanos);
+        let explained = self.engine.explain(questions, &status, nanos);
         explained.map_err(|error| Refusal::new(RefusalKind::Invalid, format!("{error:#}")))
     }
 
     fn status(&self) -> Result<Status, Refusal> {
         let failed = |error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
-        let mut status = self.balancer.status().map_err(failed)?;
+        let mut status = self.engine.status().map_err(failed)?;
         status.version = env!("CARGO_PKG_VERSION").into();
         status.name = self.config.node_name();
         status.uptime_secs = self.started.elapsed().as_secs();

@@ -9,6 +9,7 @@ use lb_config::{
     save::replace,
     show::show,
 };
+use lb_datapath::DataPlane;
 use lb_model::{
     diff::{Difference, diff},
     overrides::Overrides,
@@ -16,13 +17,13 @@ use lb_model::{
     units::counted,
 };
 
-use super::{Balancer, Daemon, Tell, vrrp::changes};
+use super::{Daemon, Tell, vrrp::changes};
 use crate::state_file::writer::Kept;
 
 /// How many differences a refusal tells.
 const TOLD: usize = 3;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// What differs between the file, the configuration in force, and what is in force.
     pub(super) fn config_diff(&self, read: Result<Config, lb_config::Error>) -> ConfigDiff {
         let pending = match self.plan_reload(read) {

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use lb_control::engine::Sharers;
+use lb_datapath::DataPlane;
 use lb_sync::{PeerId, Piece};
 
-use super::{Balancer, Daemon, peers::Group};
+use super::{Daemon, peers::Group};
 
 /// Which peers are missed.
 #[derive(Debug, Default)]
@@ -58,12 +59,12 @@ impl Group {
     }
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Says how the peers stand, before anything ends that they may use.
     pub(super) fn look_at_sharers(&mut self) {
         let now = self.now().mono_secs();
         if let Some(group) = &mut self.group {
-            self.balancer.set_sharers(group.sharers(now));
+            self.engine.set_sharers(group.sharers(now));
         }
     }
 }

@@ -4,17 +4,18 @@
 //! A service that is new is refused. One that is in force at a start is not: health checks and virtual routers would go with it.
 
 use lb_config::Config;
+use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Desired, Mode},
     refusal::{Refusal, RefusalKind},
 };
 
-use super::{Balancer, Daemon};
+use super::Daemon;
 
 /// Names the interfaces with VLANs whose tags are taken off.
 pub type Trunks = Box<dyn Fn() -> Vec<String> + Send>;
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// Has it ask for trunks before a service in mode `ipip` is added.
     #[must_use]
     pub fn with_trunks(self, trunks: Trunks) -> Self {

@@ -15,11 +15,12 @@ use lb_api::{
     event::{Kind, News},
     routers::RouterStatus,
 };
+use lb_datapath::DataPlane;
 use lb_model::router::{Router, RouterKey, State};
 use lb_sync::PeerId;
 use lb_vrrp::{Facts, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
 
-use super::{Balancer, Daemon, peers::Group};
+use super::{Daemon, peers::Group};
 
 /// How long a peer is waited for that is to hand over; then it is preempted.
 const IN_VAIN: Duration = Duration::from_secs(3);
@@ -82,7 +83,7 @@ impl Virtual {
     }
 }
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     /// The routers as they are configured.
     pub(super) fn routers(&self) -> &[Router] {
         &self.config.routers.routers
@@ -126,7 +127,7 @@ impl<B: Balancer> Daemon<B> {
         if self.routers().is_empty() {
             return;
         }
-        let Ok(status) = self.balancer.status() else { return };
+        let Ok(status) = self.engine.status() else { return };
         let healthy = status.services.iter().map(|(name, service)| {
             let serving = service.backends.values().filter(|backend| backend.slots > 0).count();
             (name.clone(), u32::try_from(serving).unwrap_or(u32::MAX))
@@ -174,7 +175,7 @@ impl<B: Balancer> Daemon<B> {
         if (before == 0) == (*count == 0) {
             return;
         }
-        if let Err(error) = self.balancer.take_mac(mac, take) {
+        if let Err(error) = self.engine.take_mac(mac, take) {
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
             let message = format!("frames to {mac} can't be taken");
             self.tell(News::new(Kind::VrrpTrouble, message, format!("{error:#}")));
@@ -186,14 +187,14 @@ impl<B: Balancer> Daemon<B> {
         if self.routers().is_empty() {
             return;
         }
-        let interfaces = self.balancer.interfaces().into_iter();
+        let interfaces = self.engine.data_plane().interfaces().into_iter();
         let forwarding = interfaces.filter(|interface| interface.attached);
         self.vrrp.forwarding = forwarding.map(|interface| interface.name).collect();
     }
 
     /// What the virtual routers depend on.
     fn facts_of_routers(&self) -> Facts {
-        let standings = self.balancer.standings();
+        let standings = self.engine.standings();
         let healthy = self.desired.services.iter().map(|(name, service)| {
             let serving = standings.get(&service.key).map_or(0, |standing| standing.serving);
             (name.clone(), u32::from(serving))

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use lb_api::event::{Kind, News};
+use lb_datapath::DataPlane;
 
-use super::{Balancer, Daemon, START};
+use super::{Daemon, START};
 
-impl<B: Balancer> Daemon<B> {
+impl<D: DataPlane> Daemon<D> {
     pub(super) fn reconcile(&mut self) {
         let error = self.write();
         self.note(error);
@@ -16,7 +17,7 @@ impl<B: Balancer> Daemon<B> {
     pub(super) fn write(&mut self) -> Option<String> {
         self.stale = false;
         let begun = Instant::now();
-        let done = self.balancer.reconcile(self.now());
+        let done = self.engine.reconcile(self.now());
         self.writes.duration.add(begun.elapsed());
         let error = match done {
             Ok(outcome) => {
@@ -40,9 +41,9 @@ impl<B: Balancer> Daemon<B> {
             }
         };
         self.meet_backends();
-        let news = self.health.stand(self.balancer.standings(), &self.desired);
+        let news = self.health.stand(self.engine.standings(), &self.desired);
         news.into_iter().for_each(|news| self.effects.events.record(news));
-        if *self.balancer.retired() != self.kept_sums {
+        if *self.engine.retired() != self.kept_sums {
             self.keep();
         }
         error

@@ -10,7 +10,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Write as _,
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -59,6 +62,28 @@ pub struct Fake {
     fail_at: Cell<Option<u64>>,
     /// The stamp of packets that come right before the next [`DataPlane::replace_owners`].
     late: Option<u16>,
+    remote: Arc<Remote>,
+}
+
+/// What a test does to a [`Fake`] that a daemon owns, and sees of it.
+#[derive(Debug, Default)]
+pub struct Remote {
+    /// So many writes are still to fail.
+    pub failing_writes: AtomicU64,
+    /// Whether walks of the flow tables fail.
+    pub failing_walks: AtomicBool,
+    /// Calls that wrote owners of slots.
+    pub ring_writes: AtomicU64,
+    /// Until when pins may be made, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
+    pub leased_until: AtomicU64,
+    pins: Mutex<Vec<(FlowKey, FlowValue)>>,
+}
+
+impl Remote {
+    /// Pins a flow, as the program would, before the daemon reads the flows or the log of pins the next time.
+    pub fn pin(&self, flow: FlowKey, value: FlowValue) {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).push((flow, value));
+    }
 }
 
 /// A ring of the [`Fake`].
@@ -89,6 +114,11 @@ impl Fake {
     /// change, right before it does, once.
     pub const fn touch_before_change(&mut self, stamp: u16) {
         self.late = Some(stamp);
+    }
+
+    /// Has a test see these maps and have them fail from elsewhere.
+    pub fn set_remote(&mut self, remote: Arc<Remote>) {
+        self.remote = remote;
     }
 
     /// Writes so far, the failed ones included.
@@ -188,12 +218,24 @@ impl Fake {
         out
     }
 
+    fn take_remote_pins(&self) {
+        for (key, value) in
+            self.remote.pins.lock().unwrap_or_else(PoisonError::into_inner).drain(..)
+        {
+            self.flows.borrow_mut().insert(FlowRef::Pin(key), Arc::new(Flow::new(value)));
+            self.program.note(key);
+        }
+    }
+
     fn write(&mut self) -> Result<()> {
         self.writes += 1;
         if self.fail_at.get() == Some(self.writes) {
             self.fail_at.set(None);
-            bail!("write {} was told to fail", self.writes);
+            bail!("write {} was ordered to fail", self.writes);
         }
+        let failing = &self.remote.failing_writes;
+        let fails = failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        ensure!(fails.is_err(), "a write was ordered to fail");
         Ok(())
     }
 }
@@ -313,6 +355,7 @@ impl DataPlane for Fake {
     }
 
     fn publish_rings(&mut self, rings: &[(u16, Vec<Owners>)]) -> Result<()> {
+        self.remote.ring_writes.fetch_add(1, Ordering::SeqCst);
         for (service, owners) in rings {
             self.write()?;
             ensure!(u32::from(*service) < self.limits.services, "ring {service} is out of bounds");
@@ -322,6 +365,7 @@ impl DataPlane for Fake {
     }
 
     fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()> {
+        self.remote.ring_writes.fetch_add(1, Ordering::SeqCst);
         for &(slot, owners) in slots {
             self.write()?;
             let ring = self.rings.get(&service).context("no such ring")?;
@@ -366,6 +410,8 @@ impl DataPlane for Fake {
     }
 
     fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()> {
+        ensure!(!self.remote.failing_walks.load(Ordering::SeqCst), "walks were ordered to fail");
+        self.take_remote_pins();
         for (flow, value) in self.flows.borrow().iter() {
             if table_of(flow) == table {
                 visit(*flow, value.get());
@@ -409,11 +455,12 @@ impl DataPlane for Fake {
     }
 
     fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool> {
+        self.take_remote_pins();
         Ok(self.program.read_notes(visit))
     }
 
     fn lease_pins(&mut self, until: u64) {
-        self.program.lease.set(until);
+        self.remote.leased_until.store(until, Ordering::SeqCst);
     }
 
     fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {

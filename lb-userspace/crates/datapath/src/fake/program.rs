@@ -7,7 +7,7 @@ use std::{
     io,
     net::IpAddr,
     ops::Deref,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -35,7 +35,6 @@ use super::Fake;
 #[derive(Debug, Default)]
 pub(super) struct Program {
     now: Cell<Duration>,
-    pub(super) lease: Cell<u64>,
     notes: RefCell<Vec<FlowKey>>,
     budgets: RefCell<HashMap<u16, Arc<SynBudget>>>,
     marks: RefCell<HashMap<u32, Arc<SharedU32>>>,
@@ -53,6 +52,11 @@ impl Program {
             notes.into_iter().for_each(visit);
         }
         all
+    }
+
+    /// Notes a pin that was made.
+    pub(super) fn note(&self, key: FlowKey) {
+        self.notes.borrow_mut().push(key);
     }
 
     /// A service's budget, of the one CPU that there is.
@@ -74,8 +78,8 @@ impl Fake {
 
     /// Until when pins may be made, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
     #[must_use]
-    pub const fn leased_until(&self) -> u64 {
-        self.program.lease.get()
+    pub fn leased_until(&self) -> u64 {
+        self.remote.leased_until.load(Ordering::SeqCst)
     }
 
     /// Makes a backend seem to answer nobody, or somebody.
@@ -133,11 +137,11 @@ impl Tables for Fake {
     }
 
     fn note_pin(&self, key: &FlowKey) {
-        self.program.notes.borrow_mut().push(*key);
+        self.program.note(*key);
     }
 
     fn pin_lease(&self) -> u64 {
-        self.program.lease.get()
+        self.leased_until()
     }
 
     fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {

@@ -20,6 +20,7 @@ use lb_sync::{
     Piece,
     piece::{Base, Flow, Pin},
 };
+use tracing::trace;
 
 use super::{Mirror, PeerOwners, PeerRing, Role, from_told};
 use crate::{
@@ -78,6 +79,7 @@ impl<D: DataPlane> Engine<D> {
     /// A map can't be written. All that could be taken was; the next reconciliation writes the rings,
     /// and [`Self::take_unlearnt`] says which services lack something else.
     pub fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
+        trace!("learn {pieces:?}");
         let mut lesson = Lesson::default();
         let mut ids = BTreeMap::new();
         for piece in pieces {

@@ -67,6 +67,7 @@ use lb_common::abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp};
 use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
 use lb_sync::{Piece, piece::Flow};
+use tracing::debug;
 
 pub(super) use self::{learn::Followed, tell::strays};
 use self::{
@@ -227,6 +228,9 @@ impl<D: DataPlane> Engine<D> {
                 self.keep_news(now);
             }
             let is = self.history.role(&key);
+            if before.get(&key) != self.history.roles.get(&key) {
+                debug!("{key}: role {is:?}");
+            }
             if was != is && is == Role::Follows {
                 done = done.and(self.remember(key, now));
             }
@@ -287,6 +291,7 @@ impl<D: DataPlane> Engine<D> {
             if self.history.role(key) == Role::Own {
                 continue;
             }
+            debug!("{key}: forget");
             let mirror = self.history.mirrors.entry(*key).or_default();
             mirror.next = None;
             mirror.named = Some(HashSet::new());
@@ -303,7 +308,10 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// A map can't be written; the next reconciliation does it.
     pub fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
-        self.history.held.clone_from(services);
+        if self.history.held != *services {
+            debug!("hold pins of {services:?}");
+            self.history.held.clone_from(services);
+        }
         for (key, value) in &mut self.applied.services {
             let held = reconcile::with_pins(*value, services.contains(key));
             if held != *value {
@@ -343,6 +351,7 @@ impl<D: DataPlane> Engine<D> {
         }
         // While the list is empty every frame is taken, and the first entry would shut the others out.
         let mut macs = self.applied.own_macs.clone();
+        debug!("{} frames to {mac:02x?}", if take { "take" } else { "leave" });
         if !macs.is_empty() {
             let own = self.neighbourhood.as_ref().map(|known| &known.own_macs);
             let is_own = own.is_some_and(|own| own.contains(&mac));

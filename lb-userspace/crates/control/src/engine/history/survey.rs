@@ -11,6 +11,7 @@ use lb_model::{
     flow::{FlowRef, FlowTable},
     time::Now,
 };
+use tracing::debug;
 
 use super::{Role, strays};
 use crate::engine::{Engine, sweep::is_kept};
@@ -23,6 +24,7 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// A map can't be read; the next walk does it.
     pub fn survey(&mut self, now: Now) -> Result<()> {
+        debug!("survey");
         self.history.survey_due = false;
         let services: BTreeMap<_, _> = self.surveyed_services(now).collect();
         if !self.history.telling.is_asked() || services.is_empty() {
