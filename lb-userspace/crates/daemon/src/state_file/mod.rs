@@ -311,6 +311,16 @@ mod tests {
         assert!(backends.iter().all(|backend| !backend.backup && backend.check.is_none()));
     }
 
+    /// A state in which nothing is left out, as version 2 has it. A field that is renamed, gone or written otherwise
+    /// loses what an operator changed by `lbctl`.
+    #[test]
+    fn a_state_is_written_as_it_always_was() {
+        let golden = include_str!("state.json");
+        let state = parse(golden.as_bytes()).expect("it is a state");
+        let written = text(&state).expect("it is JSON");
+        assert_eq!(String::from_utf8(written).expect("it is text"), golden.trim_end());
+    }
+
     #[test]
     fn a_foreign_file_is_set_aside_with_the_reason() {
         for (bytes, expected) in [
