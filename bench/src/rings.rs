@@ -17,7 +17,7 @@ use lb_common::abi::ABI_VERSION;
 use lb_control::engine::Engine;
 use lb_datapath::{Xdp, detach};
 use lb_model::{
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
+    desired::{Admin, Backend, Desired, Mode, Service},
     hop::{Neighbourhood, NextHop, Resolution},
     maglev::{self, Member},
     settings::Settings,
@@ -77,15 +77,9 @@ fn address(n: usize) -> IpAddr {
 fn desired(backends: usize) -> Desired {
     let vip = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100));
     let service = Service {
-        key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
-        mode: Mode::Ipip,
-        udp_policy: UdpPolicy::default(),
         ring_slots: SLOTS,
-        idle_timeout: Duration::from_secs(900),
-        syn_budget: 20_000,
-        drain_silence: Duration::from_secs(90),
-        policy: Default::default(),
         backends: (0..backends).map(|n| (address(n), Backend::default())).collect(),
+        ..Service::new(vip, 80, Mode::Ipip)
     };
     Desired { services: [("web".to_owned(), service)].into() }
 }

@@ -7,7 +7,10 @@ use lb_config::{
     Config,
     fold::{Writable, fold},
 };
-use lb_model::{desired::Desired, diff::Intent, settings::Limits, spec::ServiceSpec};
+use lb_model::{
+    desired::{Desired, Service},
+    settings::Limits,
+};
 
 /// Takes the bytes of a file.
 pub fn run(bytes: &[u8]) {
@@ -27,27 +30,26 @@ pub fn run(bytes: &[u8]) {
 
 fn accepted(text: &str, config: &Config) {
     let _ = config.summary();
-    let intent = config.intent();
+    let desired = &config.desired;
     assert_eq!(
-        fold(text, intent).expect("it says that already"),
+        fold(text, desired).expect("it says that already"),
         text,
         "nothing was to be changed"
     );
-    for (name, service) in &intent.desired.services {
-        let spec = ServiceSpec::of(service, intent.deadline(name));
-        assert_eq!(spec.to_service(), *service, "{name}, as the state file has it");
+    for (name, service) in &desired.services {
+        let json = serde_json::to_string(service).expect("a service can be written");
+        let read: Service = serde_json::from_str(&json).expect("what was written is read");
+        assert_eq!(read, *service, "{name}, as the state file has it");
     }
-    let nothing = (Desired::default(), std::collections::BTreeMap::new());
-    let nothing = Intent { desired: &nothing.0, deadlines: &nothing.1 };
-    let writable = Writable::of(nothing, intent);
+    let nothing = Desired::default();
+    let writable = Writable::of(&nothing, desired);
     assert_eq!(writable.left, Vec::<String>::new(), "a file said it, so a file can say it");
-    assert_eq!(writable.desired, *intent.desired);
-    let written = fold(&skeleton(&config.limits), intent).expect("the services can be written");
+    assert_eq!(writable.desired, *desired);
+    let written = fold(&skeleton(&config.limits), desired).expect("the services can be written");
     let again = Config::parse(&written).expect("what was written is read");
     assert_eq!(again.desired, config.desired);
-    assert_eq!(again.drain_deadlines, config.drain_deadlines);
     // Tables may be laid out so that nothing can be cut out of them; that is said, then.
-    if let Ok(empty) = fold(text, nothing) {
+    if let Ok(empty) = fold(text, &nothing) {
         let config = Config::parse(&empty).expect("what was written is read");
         assert!(config.desired.services.is_empty());
     }

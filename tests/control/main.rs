@@ -52,17 +52,13 @@ fn backend(weight: u16) -> Backend {
 }
 
 fn service(vip: &str, backends: &[(&str, u16)]) -> Service {
-    let key = ServiceKey { vip: ip(vip), port: 80, protocol: Protocol::Tcp };
     Service {
-        key,
-        mode: Mode::Dsr,
-        udp_policy: UdpPolicy::Tracked,
         ring_slots: SLOTS,
         idle_timeout: Duration::from_secs(IDLE.into()),
         syn_budget: 20_001,
         drain_silence: Duration::from_secs(20),
-        policy: Default::default(),
         backends: backends.iter().map(|(to, weight)| (ip(to), backend(*weight))).collect(),
+        ..Service::new(ip(vip), 80, Mode::Dsr)
     }
 }
 

@@ -18,7 +18,7 @@ use lb_common::abi::{self, FlowKey, FlowValue, Owners};
 use lb_control::engine::{Engine, Outcome};
 use lb_datapath::{DataPlane, Xdp, detach};
 use lb_model::{
-    desired::{Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy, Weight},
+    desired::{Backend, Desired, Mode, Service, ServiceKey, Weight},
     flow::{FlowRef, FlowTable},
     hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings, XdpModes},
@@ -94,15 +94,10 @@ fn desired(backends: &[&str]) -> Desired {
     let vip: IpAddr = "10.0.0.100".parse().unwrap();
     let one = Backend { weight: Weight(NonZeroU16::MIN), ..Backend::default() };
     let service = Service {
-        policy: Default::default(),
-        key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
-        mode: Mode::Dsr,
-        udp_policy: UdpPolicy::Tracked,
         ring_slots: 4_093,
-        idle_timeout: Duration::from_secs(900),
         syn_budget: 1_000,
-        drain_silence: Duration::from_secs(90),
         backends: backends.iter().map(|to| (to.parse().unwrap(), one.clone())).collect(),
+        ..Service::new(vip, 80, Mode::Dsr)
     };
     Desired { services: [("web".to_owned(), service)].into() }
 }

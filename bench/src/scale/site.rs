@@ -18,7 +18,7 @@ use lb_common::abi::ABI_VERSION;
 use lb_control::engine::Engine;
 use lb_datapath::{BackendTotals, DataPlane as _, Xdp, detach};
 use lb_model::{
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
+    desired::{Admin, Backend, Desired, Mode, Service},
     flow::FlowTable,
     hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings},
@@ -86,16 +86,11 @@ fn name(n: u16) -> String {
 
 fn service(n: u16, each: u16) -> (String, Service) {
     let service = Service {
-        key: ServiceKey { vip: VIP_V4.into(), port: PORT + n, protocol: Protocol::Tcp },
-        mode: Mode::Ipip,
-        udp_policy: UdpPolicy::default(),
         ring_slots: SLOTS,
-        idle_timeout: Duration::from_secs(900),
         // What limits the pins is to be their number.
         syn_budget: u32::MAX,
-        drain_silence: Duration::from_secs(90),
-        policy: Default::default(),
         backends: (0..each).map(|at| (address(n, at), Backend::default())).collect(),
+        ..Service::new(VIP_V4.into(), PORT + n, Mode::Ipip)
     };
     (name(n), service)
 }

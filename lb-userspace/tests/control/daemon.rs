@@ -12,9 +12,8 @@ use lb_api::{
 use lb_daemon::daemon::{Ended, Signal};
 use lb_health::prober::Prober;
 use lb_model::{
-    desired::{Admin, Mode},
+    desired::{self, Admin, Mode},
     edit::{AdminChange, BackendChange},
-    spec::{BackendSpec, ServiceSpec},
 };
 use tokio::sync::mpsc;
 
@@ -68,7 +67,7 @@ async fn the_configuration_is_in_the_maps_when_it_is_ready() {
 async fn changes_are_in_the_maps_when_they_are_answered() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    let spec = BackendSpec { weight: "4".parse().expect("a weight"), ..BackendSpec::default() };
+    let spec = desired::Backend { weight: "4".parse().expect("a weight"), ..Default::default() };
     let done: Done = lbd.client.send_json(Method::POST, NEW, &spec).await.expect("it is added");
     assert_eq!(done.message, "backend 10.0.0.13 of web added with weight 4");
     eventually("it owns slots", async || backend(&lbd.client, NEW).await.slots > 0).await;
@@ -84,7 +83,7 @@ async fn changes_are_in_the_maps_when_they_are_answered() {
 async fn services_come_and_go() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    let spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Ipip);
+    let spec = desired::Service::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Ipip);
     let done: Done =
         lbd.client.send_json(Method::POST, "/v1/services/tls", &spec).await.expect("it is added");
     assert_eq!(done.message, "service tls added: tcp 10.0.0.101:443 by ipip");
@@ -108,7 +107,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
     let client = &lbd.client;
-    let spec = BackendSpec::default();
+    let spec = desired::Backend::default();
     for (path, expected) in [
         ("/v1/services/wbe/backends/10.0.0.13", "no service wbe; did you mean web?"),
         (
@@ -144,7 +143,7 @@ async fn changes_survive_a_restart() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
     let _: Done =
-        lbd.client.send_json(Method::POST, NEW, &BackendSpec::default()).await.expect("added");
+        lbd.client.send_json(Method::POST, NEW, &desired::Backend::default()).await.expect("added");
     set(&lbd.client, A, AdminChange::Draining { deadline_secs: Some(600) }).await;
     let admin = backend(&lbd.client, A).await.admin;
     assert!(matches!(admin, Admin::Draining { deadline: Some(_) }));
@@ -178,8 +177,11 @@ async fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
         Place::new(&format!("{WEB}idle_timeout = \"1s\"\n").replace("backend =", "#backend ="));
     let lbd = place.start().await;
     for path in [A, B] {
-        let _: Done =
-            lbd.client.send_json(Method::POST, path, &BackendSpec::default()).await.expect("added");
+        let _: Done = lbd
+            .client
+            .send_json(Method::POST, path, &desired::Backend::default())
+            .await
+            .expect("added");
     }
     let done = send(&lbd.client, Method::DELETE, A).await.expect("it drains");
     assert_eq!(
@@ -266,8 +268,8 @@ async fn a_start_takes_back_only_the_changes_that_do_not_fit() {
     let mut place = Place::new(WEB);
     let lbd = place.start().await;
     let _: Done =
-        lbd.client.send_json(Method::POST, NEW, &BackendSpec::default()).await.expect("added");
-    let spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Dsr);
+        lbd.client.send_json(Method::POST, NEW, &desired::Backend::default()).await.expect("added");
+    let spec = desired::Service::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Dsr);
     let _: Done =
         lbd.client.send_json(Method::POST, "/v1/services/tls", &spec).await.expect("added");
     set(&lbd.client, A, AdminChange::Draining { deadline_secs: None }).await;

@@ -7,13 +7,12 @@ use lb_api::{
     client::Error,
     event::Kind,
     requests::{Done, Reloaded},
-    status::{Backend, Status},
+    status::{self, Status},
 };
 use lb_model::{
     check::{self, Check, Exec, Http},
-    desired::{Admin, Mode},
+    desired::{Admin, Backend, Mode, Service},
     edit::{AdminChange, BackendChange},
-    spec::{BackendSpec, ServiceSpec},
 };
 
 use crate::common::{Place, Running, WEB, events, eventually};
@@ -34,15 +33,15 @@ fn exec(command: &[&str]) -> Check {
     }
 }
 
-fn spec(check: Check) -> ServiceSpec {
-    let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Dsr);
+fn spec(check: Check) -> Service {
+    let mut spec = Service::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Dsr);
     spec.policy.check = check;
-    spec.backends.insert(IpAddr::from([10, 0, 0, 14]), BackendSpec::default());
+    spec.backends.insert(IpAddr::from([10, 0, 0, 14]), Backend::default());
     spec
 }
 
-fn own(check: Check) -> BackendSpec {
-    BackendSpec { check: Some(Box::new(check)), ..BackendSpec::default() }
+fn own(check: Check) -> Backend {
+    Backend { check: Some(Box::new(check)), ..Backend::default() }
 }
 
 async fn services(lbd: &Running) -> Vec<String> {
@@ -80,15 +79,15 @@ async fn the_api_refuses_what_the_file_refuses() {
         assert!(refused.contains(expected), "{refused}");
     }
     let mut slow = spec(Check::default());
-    (slow.drain_deadline_secs, slow.policy.slow_start) = (Some(0), Duration::MAX);
-    slow.drain_silence_secs = 0;
+    (slow.drain_deadline, slow.policy.slow_start) = (Some(Duration::ZERO), Duration::MAX);
+    slow.drain_silence = Duration::ZERO;
     let refused =
         refusal(lbd.client.send_json::<Done>(Method::POST, "/v1/services/tls", &slow).await);
     assert!(refused.contains("slow_start: ") && refused.contains("drain_deadline: "), "{refused}");
     let silence = "drain_silence: `0s` is out of range; from 1s to 12h is possible";
     assert!(refused.contains(silence), "{refused}");
     assert_eq!(services(&lbd).await, ["web"]);
-    assert!(lbd.client.get::<Backend>(NEW).await.is_err());
+    assert!(lbd.client.get::<status::Backend>(NEW).await.is_err());
     assert!(!ran.exists(), "no command was run");
     lbd.stop().await;
 }
@@ -108,7 +107,7 @@ async fn a_command_of_the_file_may_be_given_again_until_the_file_has_it_no_more(
         lbd.client.send(Method::POST, "/v1/reload", Default::default()).await.expect("valid");
     let told = conflicts(&lbd).await;
     assert!(told.len() == 1 && told[0].starts_with("web 10.0.0.13: "), "{told:?}");
-    let backend: Backend = lbd.client.get(NEW).await.expect("it stays");
+    let backend: status::Backend = lbd.client.get(NEW).await.expect("it stays");
     assert_eq!(backend.weight, 1);
     lbd.stop().await;
     let state = fs::read_to_string(place.path("state.json")).expect("it is kept");
@@ -149,10 +148,10 @@ async fn a_state_file_loses_only_the_checks_that_it_must_not_have() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].starts_with("tls: ") && told[0].contains("check.interval: `0s`"), "{told:?}");
     assert!(told[1].starts_with("web 10.0.0.13: ") && told[1].contains("the command"), "{told:?}");
-    let backend: Backend = lbd.client.get(A).await.expect("it is there");
+    let backend: status::Backend = lbd.client.get(A).await.expect("it is there");
     assert_eq!((backend.weight, backend.admin), (7, Admin::Draining { deadline: None }));
     assert_eq!(self::services(&lbd).await, ["tls", "web"]);
-    assert_eq!(lbd.client.get::<Backend>(NEW).await.expect("it stays").weight, 1);
+    assert_eq!(lbd.client.get::<status::Backend>(NEW).await.expect("it stays").weight, 1);
     let kept = async || {
         let text = fs::read_to_string(&file).expect("it is there");
         let state: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
@@ -180,8 +179,8 @@ async fn a_tunnelled_service_is_refused_where_hardware_takes_tags_off_unless_the
     let place = Place::new(WEB);
     let lbd = place.start().await;
     place.trunks.lock().expect("nobody panics").push("eth0".into());
-    let spec = |mode, last| ServiceSpec::new(IpAddr::from([10, 0, 0, last]), 443, mode);
-    let add = async |name: &str, spec: &ServiceSpec| {
+    let spec = |mode, last| Service::new(IpAddr::from([10, 0, 0, last]), 443, mode);
+    let add = async |name: &str, spec: &Service| {
         lbd.client.send_json::<Done>(Method::POST, &format!("/v1/services/{name}"), spec).await
     };
     let refused = refusal(add("tunnel", &spec(Mode::Ipip, 101)).await);

@@ -30,7 +30,7 @@ mod tree;
 pub mod unit;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -41,7 +41,6 @@ use anyhow::Context as _;
 use lb_model::{
     defaults,
     desired::Desired,
-    diff::Intent,
     overrides::Unsaid,
     router::{Router, Routers},
     rules,
@@ -103,8 +102,6 @@ pub struct Config {
     pub http_lacks: Option<Lacks>,
     /// The services.
     pub desired: Desired,
-    /// How long backends of a service may drain, unless the command says otherwise.
-    pub drain_deadlines: BTreeMap<String, Duration>,
     /// What it does not say of its backends.
     pub unsaid: Unsaid,
     /// What works and is probably not meant.
@@ -322,12 +319,6 @@ impl Config {
         .collect()
     }
 
-    /// What it says of services.
-    #[must_use]
-    pub const fn intent(&self) -> Intent<'_> {
-        Intent { desired: &self.desired, deadlines: &self.drain_deadlines }
-    }
-
     /// The interfaces that it names, but those that lbd makes itself.
     pub fn interface_names(&self) -> BTreeSet<&str> {
         let routers = self.routers.routers.iter().flat_map(Router::interface_names);
@@ -457,7 +448,6 @@ fn read<'a>(
         text_at_start: Text::default(),
         log,
         desired: services.desired,
-        drain_deadlines: services.drain_deadlines,
         unsaid: services.unsaid,
         warnings: doubts.into_sorted(),
     };

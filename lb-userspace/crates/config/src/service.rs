@@ -3,15 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
 };
 
 use lb_model::{
     check::Check,
-    desired::{Admin, Backend, Desired, Mode, Protocol, UdpPolicy, Weight},
+    desired::{Admin, Backend, Desired, Mode, Protocol, Service, UdpPolicy, Weight},
     overrides::Unsaid,
     rules::{self, DRAIN_DEADLINE, DRAIN_SILENCE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
-    spec::ServiceSpec,
 };
 
 use super::{
@@ -26,7 +24,6 @@ pub(super) struct Services {
     pub(super) desired: Desired,
     /// Services that lack something, with stand-ins for it: their own mistakes are told all the same.
     pub(super) incomplete: Desired,
-    pub(super) drain_deadlines: BTreeMap<String, Duration>,
     pub(super) unsaid: Unsaid,
     pub(super) places: Places,
 }
@@ -155,17 +152,18 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     });
     let (vip, port) = (vip.unwrap_or(family), port.unwrap_or(1));
     let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(Mode::Ipip));
-    let mut service =
-        ServiceSpec { protocol, udp, ..ServiceSpec::new(vip, port, mode) }.to_service();
+    let mut service = Service::new(vip, port, mode);
+    service.key.protocol = protocol;
+    service.udp_policy = udp.unwrap_or_default();
     service.idle_timeout = idle.unwrap_or(service.idle_timeout);
     service.ring_slots = ring_slots.unwrap_or(service.ring_slots);
     service.syn_budget = syn_budget.unwrap_or(service.syn_budget);
+    service.drain_deadline = drain;
     service.drain_silence = silence.unwrap_or(service.drain_silence);
     service.policy = policy;
     service.backends = backends;
     let kept = if complete { &mut services.desired } else { &mut services.incomplete };
     kept.services.insert(name.into(), service);
-    services.drain_deadlines.extend(drain.map(|drain| (name.into(), drain)));
 }
 
 fn read_backends(

@@ -34,7 +34,7 @@ const HIDDEN: &str = "(hidden)";
 ///
 /// One of the texts is no configuration any more, as when a file is gone that it names.
 pub fn show(text: &str, at_start: &str, in_force: &Writable) -> Result<String> {
-    let folded = fold(text, in_force.intent())?;
+    let folded = fold(text, &in_force.desired)?;
     let mut shown: DocumentMut = folded.parse().context("read the configuration")?;
     if text != at_start {
         let started: DocumentMut =
@@ -165,7 +165,7 @@ mod tests {
         let mut config = Config::parse(text).expect("it is right");
         let configured = config.clone();
         change(&mut config);
-        let in_force = Writable::of(configured.intent(), config.intent());
+        let in_force = Writable::of(&configured.desired, &config.desired);
         show(text, at_start, &in_force).expect("it can be shown")
     }
 

@@ -106,10 +106,7 @@ impl Watch {
 mod tests {
     use std::net::IpAddr;
 
-    use lb_model::{
-        desired::Mode,
-        spec::{BackendSpec, ServiceSpec},
-    };
+    use lb_model::desired::{Backend, Mode, Service};
 
     use super::*;
 
@@ -142,7 +139,7 @@ mod tests {
 
     #[test]
     fn deadlines_stay_as_far_away_as_they_were() {
-        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         let states = [
             Admin::Draining { deadline: Some(at(1_600)) },
             Admin::Removing { deadline: Some(at(1_060)) },
@@ -150,10 +147,10 @@ mod tests {
             Admin::Enabled,
         ];
         for (last, admin) in (1..).zip(states) {
-            let backend = BackendSpec { admin, ..BackendSpec::default() };
+            let backend = Backend { admin, ..Backend::default() };
             spec.backends.insert(IpAddr::from([10, 0, 0, last]), backend);
         }
-        let before = Desired { services: [("web".into(), spec.to_service())].into() };
+        let before = Desired { services: [("web".into(), spec)].into() };
         let states = |desired: &Desired| -> Vec<Admin> {
             desired.services["web"].backends.values().map(|backend| backend.admin).collect()
         };

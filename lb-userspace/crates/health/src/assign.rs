@@ -68,9 +68,8 @@ mod tests {
     use std::net::IpAddr;
 
     use lb_model::{
-        desired::{Backend, Mode},
+        desired::{Backend, Mode, Service},
         hop::NextHop,
-        spec::ServiceSpec,
     };
 
     use super::*;
@@ -83,8 +82,7 @@ mod tests {
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));
 
     fn web() -> Desired {
-        let mut service =
-            ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service();
+        let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         service.policy.check.kind = Kind::Tcp;
         let own = Check { via: Via::Backend, kind: Kind::Tcp, ..Check::default() };
         let own = Backend { check: Some(Box::new(own)), ..Backend::default() };

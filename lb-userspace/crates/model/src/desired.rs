@@ -12,9 +12,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use lb_common::abi::DEFAULT_RING_SLOTS;
 use serde::{Deserialize, Serialize};
 
-use crate::{check::Check, policy::Policy};
+use crate::{check::Check, policy::Policy, service_json::ServiceJson};
 
 /// Everything that the operator wants of this node.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -105,8 +106,17 @@ pub enum UdpPolicy {
     Quic,
 }
 
+/// How long a silent TCP flow is kept, unless the service says otherwise.
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+/// How long no packet comes for a backend when its drain is over by estimate, unless the service says
+/// otherwise: longer than the pings of WebSocket, MQTT, SSH and pools of database connections are apart.
+pub const DEFAULT_DRAIN_SILENCE: Duration = Duration::from_secs(90);
+/// Flows per second that may be pinned, unless the service says otherwise.
+pub const DEFAULT_SYN_BUDGET: u32 = 20_000;
+
 /// A service: VIP, port, protocol, how its packets travel, and its backends.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "ServiceJson", into = "ServiceJson")]
 pub struct Service {
     /// VIP, port and protocol.
     pub key: ServiceKey,
@@ -120,7 +130,9 @@ pub struct Service {
     pub idle_timeout: Duration,
     /// Flows per second, over all CPUs, that may be pinned while slots are in flux.
     pub syn_budget: u32,
-    /// How long nothing is heard of a backend at least when its drain is over by estimate.
+    /// How long a backend may drain, unless the command says otherwise; none: as long as it takes.
+    pub drain_deadline: Option<Duration>,
+    /// How long no packet comes for a backend at least when its drain is over by estimate.
     pub drain_silence: Duration,
     /// How its backends are checked, and what is made of it.
     pub policy: Policy,
@@ -129,19 +141,48 @@ pub struct Service {
 }
 
 /// One backend of a service.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Its share of the ring, against the other backends' weights.
+    #[serde(default)]
     pub weight: Weight,
     /// What the operator said of it.
+    #[serde(default)]
     pub admin: Admin,
     /// Whether it serves only when no backend that is no backup can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub backup: bool,
     /// How it is checked, if not as the service says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Box<Check>>,
 }
 
 impl Service {
+    /// A TCP service without backends, everything else by default.
+    #[must_use]
+    pub fn new(vip: IpAddr, port: u16, mode: Mode) -> Self {
+        Self {
+            key: ServiceKey { vip, port, protocol: Protocol::Tcp },
+            mode,
+            udp_policy: UdpPolicy::default(),
+            ring_slots: DEFAULT_RING_SLOTS,
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            syn_budget: DEFAULT_SYN_BUDGET,
+            drain_deadline: None,
+            drain_silence: DEFAULT_DRAIN_SILENCE,
+            policy: Policy::default(),
+            backends: BTreeMap::new(),
+        }
+    }
+
+    /// Whether two services differ in their backends alone, or not at all.
+    #[must_use]
+    pub fn is_same_but_for_backends(&self, other: &Self) -> bool {
+        let without = |service: &Self| Self { backends: BTreeMap::new(), ..service.clone() };
+        without(self) == without(other)
+    }
+
     /// How a backend is checked.
     #[must_use]
     pub fn check_of<'a>(&'a self, backend: &'a Backend) -> &'a Check {

@@ -1,6 +1,6 @@
 //! In what two desired states differ, key by key, as the configuration names the keys.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,23 +9,6 @@ use crate::{
     keys::{self, Keys, Value},
     units::counted,
 };
-
-/// Services, and how long their backends may drain: what a configuration says, or what is in force.
-#[derive(Clone, Copy, Debug)]
-pub struct Intent<'a> {
-    /// The services.
-    pub desired: &'a Desired,
-    /// How long backends of a service may drain, for the services that say so.
-    pub deadlines: &'a BTreeMap<String, Duration>,
-}
-
-impl Intent<'_> {
-    /// How long backends of this service may drain.
-    #[must_use]
-    pub fn deadline(&self, service: &str) -> Option<Duration> {
-        self.deadlines.get(service).copied()
-    }
-}
 
 /// One thing in which two states differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,18 +61,17 @@ impl fmt::Display for Difference {
 
 /// Everything in which two states differ, by service and backend; empty if they are equal.
 #[must_use]
-pub fn diff(before: Intent<'_>, after: Intent<'_>) -> Vec<Difference> {
+pub fn diff(before: &Desired, after: &Desired) -> Vec<Difference> {
     let mut found = Vec::new();
-    let mut names: Vec<&String> = before.desired.services.keys().collect();
-    names.extend(after.desired.services.keys());
+    let mut names: Vec<&String> = before.services.keys().collect();
+    names.extend(after.services.keys());
     names.sort();
     names.dedup();
     for name in names {
         let mut list = List { service: name, found: &mut found };
-        let of = |intent: &Intent<'_>| intent.deadline(name);
-        match (before.desired.services.get(name), after.desired.services.get(name)) {
+        match (before.services.get(name), after.services.get(name)) {
             (Some(old), Some(new)) => {
-                list.service((old, of(&before)), (new, of(&after)));
+                list.service(old, new);
             }
             (old, new) => {
                 list.push(None, None, old.map(summary).as_ref(), new.map(summary).as_ref());
@@ -150,13 +132,8 @@ impl List<'_> {
         }
     }
 
-    fn service(
-        &mut self,
-        before: (&Service, Option<Duration>),
-        after: (&Service, Option<Duration>),
-    ) {
-        let ((old, old_drain), (new, new_drain)) = (before, after);
-        self.keys(None, "", &keys::service(old, old_drain), &keys::service(new, new_drain));
+    fn service(&mut self, old: &Service, new: &Service) {
+        self.keys(None, "", &keys::service(old), &keys::service(new));
         if old.policy.check != new.policy.check {
             let check = |service: &Service| keys::check(&service.policy.check);
             self.keys(None, "check.", &check(old), &check(new));

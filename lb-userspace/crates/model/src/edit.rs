@@ -1,7 +1,6 @@
 //! The changes that an operator makes at runtime, as edits of what is desired.
 
 use std::{
-    collections::BTreeMap,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
@@ -9,9 +8,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    desired::{Admin, Desired, Service, Weight},
+    desired::{Admin, Backend, Desired, Service, Weight},
     refusal::{Refusal, RefusalKind},
-    spec::{BackendSpec, ServiceSpec},
     units::{format_duration, nearest},
 };
 
@@ -23,7 +21,7 @@ pub enum Edit {
         /// Its name.
         name: String,
         /// The service.
-        spec: Box<ServiceSpec>,
+        service: Box<Service>,
     },
     /// A service less.
     RemoveService {
@@ -37,7 +35,7 @@ pub enum Edit {
         /// The backend's address.
         address: IpAddr,
         /// The backend.
-        spec: BackendSpec,
+        backend: Backend,
     },
     /// Another weight or administrative state.
     ChangeBackend {
@@ -103,19 +101,12 @@ impl Edit {
 
     /// Makes the change; says what was done. What holds of the whole is for the caller to check.
     ///
-    /// `deadlines` are those of the services that have one for drains.
-    ///
     /// # Errors
     ///
     /// There is no such service or backend, or there is one already.
-    pub fn apply(
-        &self,
-        desired: &mut Desired,
-        deadlines: &mut BTreeMap<String, Duration>,
-        wall: SystemTime,
-    ) -> Result<String, Refusal> {
+    pub fn apply(&self, desired: &mut Desired, wall: SystemTime) -> Result<String, Refusal> {
         match self {
-            Self::AddService { name, spec } => {
+            Self::AddService { name, service } => {
                 if desired.services.contains_key(name) {
                     let refusal = Refusal::new(
                         RefusalKind::Conflict,
@@ -123,19 +114,15 @@ impl Edit {
                     );
                     return Err(refusal.hint(format!("see it with 'lbctl service show {name}'")));
                 }
-                desired.services.insert(name.clone(), spec.to_service());
-                deadlines.extend(
-                    spec.drain_deadline_secs.map(|s| (name.clone(), Duration::from_secs(s))),
-                );
-                Ok(format!("service {name} added: {} by {}", spec.key(), spec.mode))
+                desired.services.insert(name.clone(), (**service).clone());
+                Ok(format!("service {name} added: {} by {}", service.key, service.mode))
             }
             Self::RemoveService { name } => {
                 service_mut(desired, name)?;
                 desired.services.remove(name);
-                deadlines.remove(name);
                 Ok(format!("service {name} removed"))
             }
-            Self::AddBackend { service: name, address, spec } => {
+            Self::AddBackend { service: name, address, backend } => {
                 let service = service_mut(desired, name)?;
                 let back = match service.backends.get(address).map(|backend| backend.admin) {
                     None => false,
@@ -148,13 +135,14 @@ impl Edit {
                         return Err(Refusal::new(RefusalKind::Conflict, error).hint(hint));
                     }
                 };
-                service.backends.insert(*address, spec.clone().into());
+                service.backends.insert(*address, backend.clone());
                 let how = if back { "is back" } else { "added" };
-                Ok(format!("backend {address} of {name} {how} with weight {}", spec.weight))
+                Ok(format!("backend {address} of {name} {how} with weight {}", backend.weight))
             }
             Self::ChangeBackend { service: name, address, change } => {
-                let deadline = deadlines.get(name).copied();
-                let backend = backend_mut(service_mut(desired, name)?, name, *address)?;
+                let service = service_mut(desired, name)?;
+                let deadline = service.drain_deadline;
+                let backend = backend_mut(service, name, *address)?;
                 let mut done = Vec::new();
                 if let Some(weight) = change.weight {
                     done.push(format!("has weight {weight}"));
@@ -172,8 +160,8 @@ impl Edit {
                 Ok(format!("backend {address} of {name} {}", done.join(" and ")))
             }
             Self::RemoveBackend { service: name, address, force } => {
-                let deadline = deadlines.get(name).copied();
                 let service = service_mut(desired, name)?;
+                let deadline = service.drain_deadline;
                 let backend = backend_mut(service, name, *address)?;
                 if *force {
                     service.backends.remove(address);
@@ -239,7 +227,7 @@ fn backend_mut<'s>(
     service: &'s mut Service,
     name: &str,
     address: IpAddr,
-) -> Result<&'s mut crate::desired::Backend, Refusal> {
+) -> Result<&'s mut Backend, Refusal> {
     let known: Vec<IpAddr> = service.backends.keys().copied().collect();
     service.backends.get_mut(&address).ok_or_else(|| no_backend(name, address, known))
 }
@@ -268,25 +256,28 @@ mod tests {
 
     struct Bench {
         desired: Desired,
-        deadlines: BTreeMap<String, Duration>,
     }
 
     impl Bench {
         fn new() -> Self {
-            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
-            spec.backends.insert(A, BackendSpec::default());
-            let services = [("web".to_owned(), spec.to_service())].into();
-            Self { desired: Desired { services }, deadlines: BTreeMap::new() }
+            let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+            service.backends.insert(A, Backend::default());
+            Self { desired: Desired { services: [("web".to_owned(), service)].into() } }
         }
 
         fn apply(&mut self, edit: &Edit) -> Result<String, Refusal> {
-            edit.apply(&mut self.desired, &mut self.deadlines, SystemTime::UNIX_EPOCH)
+            edit.apply(&mut self.desired, SystemTime::UNIX_EPOCH)
         }
 
         fn change(&mut self, admin: AdminChange) -> String {
             let change = BackendChange { admin: Some(admin), weight: None };
             let edit = Edit::ChangeBackend { service: "web".into(), address: A, change };
             self.apply(&edit).expect("it is possible")
+        }
+
+        fn set_deadline(&mut self, deadline: Duration) {
+            let web = self.desired.services.get_mut("web").expect("it is there");
+            web.drain_deadline = Some(deadline);
         }
 
         fn admin(&self) -> Admin {
@@ -297,7 +288,7 @@ mod tests {
     #[test]
     fn a_deadline_beyond_all_time_is_none() {
         let mut bench = Bench::new();
-        bench.deadlines.insert("web".into(), Duration::MAX);
+        bench.set_deadline(Duration::MAX);
         let remove = Edit::RemoveBackend { service: "web".into(), address: A, force: false };
         bench.apply(&remove).expect("it is possible");
         assert_eq!(bench.admin(), Admin::Removing { deadline: None });
@@ -312,7 +303,7 @@ mod tests {
         let said = bench.change(AdminChange::Draining { deadline_secs: None });
         assert_eq!(said, "backend 10.0.0.11 of web drains until its last flow has ended");
         assert_eq!(bench.admin(), Admin::Draining { deadline: None });
-        bench.deadlines.insert("web".into(), Duration::from_secs(60));
+        bench.set_deadline(Duration::from_secs(60));
         bench.change(AdminChange::Draining { deadline_secs: None });
         assert_eq!(bench.admin(), Admin::Draining { deadline: after(60) });
         bench.change(AdminChange::Draining { deadline_secs: Some(5) });
@@ -330,7 +321,7 @@ mod tests {
         );
         assert_eq!(bench.admin(), Admin::Removing { deadline: None });
         let add =
-            Edit::AddBackend { service: "web".into(), address: A, spec: BackendSpec::default() };
+            Edit::AddBackend { service: "web".into(), address: A, backend: Backend::default() };
         assert_eq!(
             bench.apply(&add).expect("it is back"),
             "backend 10.0.0.11 of web is back with weight 1"

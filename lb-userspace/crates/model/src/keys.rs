@@ -120,7 +120,7 @@ impl Keys {
 
 /// The keys of a service; those of its check and of its backends are apart.
 #[must_use]
-pub fn service(service: &Service, drain_deadline: Option<Duration>) -> Keys {
+pub fn service(service: &Service) -> Keys {
     let Service { key, mode, udp_policy, ring_slots, idle_timeout, syn_budget, policy, .. } =
         service;
     let mut keys = Keys::default();
@@ -134,7 +134,7 @@ pub fn service(service: &Service, drain_deadline: Option<Duration>) -> Keys {
     keys.push("idle_timeout", *idle_timeout);
     keys.push("ring_slots", *ring_slots);
     keys.push("syn_budget", *syn_budget);
-    keys.push_some("drain_deadline", drain_deadline);
+    keys.push_some("drain_deadline", service.drain_deadline);
     keys.push("drain_silence", service.drain_silence);
     keys.push("slow_start", policy.slow_start);
     keys.push("panic_threshold", format!("{}%", policy.panic_threshold));
@@ -158,8 +158,7 @@ pub const fn udp_word(policy: UdpPolicy) -> &'static str {
 /// What a service has whose table says only what it must.
 #[must_use]
 pub fn service_defaults(of: &Service) -> Keys {
-    let spec = crate::spec::ServiceSpec::new(of.key.vip, of.key.port, Mode::Dsr);
-    let mut keys = service(&spec.to_service(), None);
+    let mut keys = service(&Service::new(of.key.vip, of.key.port, Mode::Dsr));
     keys.0.retain(|(key, _)| !REQUIRED.contains(key));
     keys.push("udp", udp_word(UdpPolicy::default()));
     keys

@@ -30,7 +30,7 @@ pub mod ring;
 pub mod router;
 pub mod rules;
 pub mod seen;
+mod service_json;
 pub mod settings;
-pub mod spec;
 pub mod time;
 pub mod units;

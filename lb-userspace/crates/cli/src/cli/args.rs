@@ -8,9 +8,8 @@ use clap_complete::ArgValueCandidates;
 use lb_api::requests::Terms;
 use lb_model::{
     defaults,
-    desired::{Mode, Protocol, UdpPolicy, Weight},
+    desired::{Mode, Protocol, Service, UdpPolicy, Weight},
     rules,
-    spec::ServiceSpec,
     units::{parse_duration, unknown_word, whole_secs},
 };
 
@@ -340,24 +339,21 @@ pub(super) enum ConfigCommand {
 
 impl ServiceAdd {
     /// The service that is meant.
-    pub(super) fn spec(&self) -> Result<ServiceSpec> {
+    pub(super) fn service(&self) -> Result<Service> {
         if self.udp.is_some() && self.protocol != Protocol::Udp {
             return Err(Misuse("--udp is for services with --protocol udp".into()).into());
         }
-        let mut spec = ServiceSpec::new(self.vip, self.port, self.mode);
-        spec.protocol = self.protocol;
-        spec.udp = self.udp;
-        spec.policy = self.policy.policy()?;
-        spec.syn_budget = self.syn_budget.unwrap_or(spec.syn_budget);
-        spec.ring_slots = self.ring_slots.unwrap_or(spec.ring_slots);
-        spec.drain_deadline_secs = self.drain_deadline.map(whole_secs);
-        if let Some(idle_timeout) = self.idle_timeout {
-            spec.idle_timeout_secs = idle_timeout.as_secs();
-        }
-        if let Some(drain_silence) = self.drain_silence {
-            spec.drain_silence_secs = drain_silence.as_secs();
-        }
-        Ok(spec)
+        let mut service = Service::new(self.vip, self.port, self.mode);
+        service.key.protocol = self.protocol;
+        service.udp_policy = self.udp.unwrap_or_default();
+        service.policy = self.policy.policy()?;
+        service.syn_budget = self.syn_budget.unwrap_or(service.syn_budget);
+        service.ring_slots = self.ring_slots.unwrap_or(service.ring_slots);
+        let drain_deadline = self.drain_deadline.map(whole_secs);
+        service.drain_deadline = drain_deadline.map(Duration::from_secs);
+        service.idle_timeout = self.idle_timeout.unwrap_or(service.idle_timeout);
+        service.drain_silence = self.drain_silence.unwrap_or(service.drain_silence);
+        Ok(service)
     }
 }
 

@@ -43,8 +43,8 @@ use lb_api::{
 use lb_config::unit::Unit;
 use lb_model::{
     defaults,
+    desired::Backend,
     edit::{AdminChange, BackendChange},
-    spec::BackendSpec,
     units::whole_secs,
 };
 use serde::Serialize;
@@ -172,7 +172,7 @@ async fn service(command: &ServiceCommand, client: &Client, printer: Printer) ->
         }
         ServiceCommand::Add(add) => {
             let path = paths::service(&add.service);
-            changer(add.dry.into()).make_with(Method::POST, &path, &add.spec()?).await
+            changer(add.dry.into()).make_with(Method::POST, &path, &add.service()?).await
         }
         ServiceCommand::Remove { service: name, ask } => {
             let path = paths::service(name);
@@ -203,13 +203,13 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
                 .print(&backend, || status::backend(&target.service, target.address, &backend))?;
         }
         BackendCommand::Add { target, weight, backup, check, dry } => {
-            let spec = BackendSpec {
+            let backend = Backend {
                 weight: *weight,
                 backup: *backup,
                 check: check.check()?.map(Box::new),
-                ..BackendSpec::default()
+                ..Backend::default()
             };
-            changer((*dry).into()).make_with(Method::POST, &target.path(), &spec).await?;
+            changer((*dry).into()).make_with(Method::POST, &target.path(), &backend).await?;
         }
         BackendCommand::Drain { target, wait, until, deadline, timeout, ask } => {
             let deadline_secs = deadline.map(whole_secs);

@@ -7,13 +7,12 @@
 mod node;
 mod text;
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_model::{
     check::Check,
     desired::{Admin, Backend, Desired, Service},
-    diff::Intent,
     keys::{self, Keys, Value},
 };
 use toml_edit::{Array, Document, Item};
@@ -29,8 +28,6 @@ use super::{Config, Problem, check::implied};
 pub struct Writable {
     /// The services.
     pub desired: Desired,
-    /// How long backends of a service may drain.
-    pub deadlines: BTreeMap<String, Duration>,
     /// What it can't say, in words.
     pub left: Vec<String>,
 }
@@ -38,11 +35,11 @@ pub struct Writable {
 impl Writable {
     /// What of `wanted` the configuration can say, where it has no better word as `configured`.
     #[must_use]
-    pub fn of(configured: Intent<'_>, wanted: Intent<'_>) -> Self {
-        let mut desired = wanted.desired.clone();
+    pub fn of(configured: &Desired, wanted: &Desired) -> Self {
+        let mut desired = wanted.clone();
         let mut left = Vec::new();
         for (name, service) in &mut desired.services {
-            let old = configured.desired.services.get(name).map(|service| &service.backends);
+            let old = configured.services.get(name).map(|service| &service.backends);
             let policy = &service.policy;
             service.backends.retain(|at, backend| {
                 let mut note = |what: &str| left.push(format!("backend {at} of {name}: {what}"));
@@ -71,13 +68,7 @@ impl Writable {
                 true
             });
         }
-        Self { desired, deadlines: wanted.deadlines.clone(), left }
-    }
-
-    /// What it says of services.
-    #[must_use]
-    pub const fn intent(&self) -> Intent<'_> {
-        Intent { desired: &self.desired, deadlines: &self.deadlines }
+        Self { desired, left }
     }
 }
 
@@ -93,13 +84,13 @@ fn is_expressible(check: &Check, base: &Check) -> bool {
 /// # Errors
 ///
 /// It can't be written so that it is read as what is wanted.
-pub fn fold(text: &str, wanted: Intent<'_>) -> Result<String> {
+pub fn fold(text: &str, wanted: &Desired) -> Result<String> {
     let all = |problems: Vec<Problem>| {
         let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
         all.join("; ")
     };
     let config = Config::parse(text).map_err(|problems| anyhow::anyhow!(all(problems)))?;
-    let before = config.intent();
+    let before = &config.desired;
     let folded = remove(text, before, wanted)?;
     let folded = change(&folded, before, wanted)?;
     let folded = add(&folded, before, wanted)?;
@@ -107,8 +98,7 @@ pub fn fold(text: &str, wanted: Intent<'_>) -> Result<String> {
         anyhow::anyhow!("what is in force makes no valid file: {}", all(problems))
     })?;
     let expected = Config {
-        desired: wanted.desired.clone(),
-        drain_deadlines: wanted.deadlines.clone(),
+        desired: wanted.clone(),
         unsaid: read.unsaid.clone(),
         warnings: read.warnings.clone(),
         ..config
@@ -130,19 +120,18 @@ fn address_of(backend: Node<'_>) -> Option<IpAddr> {
 }
 
 /// The text without the services, backends and keys that are not wanted.
-fn remove(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> {
+fn remove(text: &str, before: &Desired, wanted: &Desired) -> Result<String> {
     let document = parse(text)?;
     let root = Node::Section(document.as_table());
     let mut edits = Edits::new(text);
-    let services = &wanted.desired.services;
+    let services = &wanted.services;
     root.cut_tables(&mut edits, "service", |table| !services.contains_key(name_of(table)));
     for table in root.tables("service") {
         let name = name_of(table);
-        let (Some(old), Some(new)) = (before.desired.services.get(name), services.get(name)) else {
+        let (Some(old), Some(new)) = (before.services.get(name), services.get(name)) else {
             continue;
         };
-        let (old_keys, new_keys) =
-            (keys::service(old, before.deadline(name)), keys::service(new, wanted.deadline(name)));
+        let (old_keys, new_keys) = (keys::service(old), keys::service(new));
         let place = Place::of(table);
         place.cut_keys(&mut edits, |key| is_gone(key, &old_keys, &new_keys));
         let (old_check, new_check) =
@@ -179,18 +168,15 @@ fn is_gone(key: &str, before: &Keys, after: &Keys) -> bool {
 }
 
 /// The text with the keys changed that differ, of services and backends that it has.
-fn change(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> {
+fn change(text: &str, before: &Desired, wanted: &Desired) -> Result<String> {
     let document = parse(text)?;
     let mut edits = Edits::new(text);
     for table in Node::Section(document.as_table()).tables("service") {
         let name = name_of(table);
-        let (Some(old), Some(new)) =
-            (before.desired.services.get(name), wanted.desired.services.get(name))
-        else {
+        let (Some(old), Some(new)) = (before.services.get(name), wanted.services.get(name)) else {
             continue;
         };
-        let (old_keys, new_keys) =
-            (keys::service(old, before.deadline(name)), keys::service(new, wanted.deadline(name)));
+        let (old_keys, new_keys) = (keys::service(old), keys::service(new));
         let place = Place::of(table);
         fold_keys(&mut edits, &place, &old_keys, &new_keys, &keys::service_defaults(new));
         let (was, is) = (&old.policy.check, &new.policy.check);
@@ -283,10 +269,10 @@ fn backend_entries(at: IpAddr, backend: &Backend, base: &Check) -> Vec<String> {
     lines
 }
 
-fn service_entries(name: &str, service: &Service, drain: Option<Duration>) -> Vec<String> {
+fn service_entries(name: &str, service: &Service) -> Vec<String> {
     let mut lines = vec![format!("name = {}", toml(&name.into()))];
     let defaults = keys::service_defaults(service);
-    lines.extend(entries(&keys::service(service, drain), &defaults));
+    lines.extend(entries(&keys::service(service), &defaults));
     let default = Check::default();
     let check = &service.policy.check;
     if *check != default {
@@ -296,14 +282,14 @@ fn service_entries(name: &str, service: &Service, drain: Option<Duration>) -> Ve
 }
 
 /// The text with the services and backends that it lacks.
-fn add(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> {
+fn add(text: &str, before: &Desired, wanted: &Desired) -> Result<String> {
     let document = parse(text)?;
     let root = Node::Section(document.as_table());
     let mut edits = Edits::new(text);
     for table in root.tables("service") {
         let name = name_of(table);
-        let Some(service) = wanted.desired.services.get(name) else { continue };
-        let old = before.desired.services.get(name).map(|service| &service.backends);
+        let Some(service) = wanted.services.get(name) else { continue };
+        let old = before.services.get(name).map(|service| &service.backends);
         let new = service.backends.iter();
         let new = new.filter(|(at, _)| old.is_none_or(|old| !old.contains_key(at)));
         let new: Vec<_> =
@@ -312,8 +298,8 @@ fn add(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> {
             table.add_tables(&mut edits, "service.backend", &new);
         }
     }
-    let old = &before.desired.services;
-    let new = wanted.desired.services.iter().filter(|(name, _)| !old.contains_key(*name));
+    let old = &before.services;
+    let new = wanted.services.iter().filter(|(name, _)| !old.contains_key(*name));
     let new: Vec<_> = new.collect();
     if let Some(Item::Value(array)) = root.item("service")
         && let Some(array) = array.as_array()
@@ -322,7 +308,7 @@ fn add(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> {
         let elements: Vec<_> = new
             .iter()
             .map(|(name, service)| {
-                let mut entries = service_entries(name, service, wanted.deadline(name));
+                let mut entries = service_entries(name, service);
                 let backends = service.backends.iter();
                 let backends = backends.map(|(at, backend)| {
                     inline(&backend_entries(*at, backend, &service.policy.check))
@@ -342,7 +328,7 @@ fn add(text: &str, before: Intent<'_>, wanted: Intent<'_>) -> Result<String> {
     }
     for (name, service) in new {
         let mut lines = vec![String::new(), "[[service]]".to_owned()];
-        lines.extend(service_entries(name, service, wanted.deadline(name)));
+        lines.extend(service_entries(name, service));
         for (at, backend) in &service.backends {
             lines.push("    [[service.backend]]".into());
             let entries = backend_entries(*at, backend, &service.policy.check);

@@ -1,10 +1,9 @@
-use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf};
+use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use lb_model::{
     check::{Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
-    desired::{Mode, Protocol, UdpPolicy},
+    desired::{Mode, Protocol, Service, UdpPolicy},
     policy::OnDown,
-    spec::ServiceSpec,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -13,13 +12,9 @@ use super::*;
 /// The example, changed; `edit` is given what it means.
 fn folded(text: &str, edit: impl FnOnce(&mut Writable)) -> String {
     let config = Config::parse(text).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    let mut wanted = Writable {
-        desired: config.desired.clone(),
-        deadlines: config.drain_deadlines.clone(),
-        left: Vec::new(),
-    };
+    let mut wanted = Writable { desired: config.desired.clone(), left: Vec::new() };
     edit(&mut wanted);
-    fold(text, wanted.intent()).unwrap_or_else(|error| panic!("{error:#}\n{text}"))
+    fold(text, &wanted.desired).unwrap_or_else(|error| panic!("{error:#}\n{text}"))
 }
 
 fn at(last: u8) -> IpAddr {
@@ -62,7 +57,7 @@ fn changes_of_the_example_touch_nothing_else() {
         web.syn_budget = 7;
         web.policy.check.rise = NonZeroU8::new(9).expect("it is not zero");
         web.backends.get_mut(&at(13)).expect("it is there").admin = Admin::Disabled;
-        wanted.deadlines.insert("web".into(), Duration::from_secs(90));
+        web.drain_deadline = Some(Duration::from_secs(90));
     });
     assert_eq!(
         changes(EXAMPLE, &new),
@@ -235,8 +230,7 @@ fn what_a_file_can_not_say_is_left() {
         web.backends.entry(at(backend)).or_default().admin = admin;
     }
     web.backends.entry(at(15)).or_default().check = Some(Box::default());
-    let wanted = Intent { desired: &wanted, deadlines: &config.drain_deadlines };
-    let writable = Writable::of(config.intent(), wanted);
+    let writable = Writable::of(&config.desired, &wanted);
     assert_eq!(
         writable.left,
         [
@@ -246,24 +240,15 @@ fn what_a_file_can_not_say_is_left() {
             "backend 10.0.0.15 of web: its check; it has less than the service's, which a file can't say",
         ]
     );
-    assert!(fold(EXAMPLE, writable.intent()).is_ok());
-    assert!(fold(EXAMPLE, wanted).is_err(), "no file means that");
+    assert!(fold(EXAMPLE, &writable.desired).is_ok());
+    assert!(fold(EXAMPLE, &wanted).is_err(), "no file means that");
 }
 
 #[test]
 fn what_is_no_valid_configuration_is_refused() {
     let error = fold(
         EXAMPLE,
-        Intent {
-            desired: &Desired {
-                services: [(
-                    "no name".to_owned(),
-                    ServiceSpec::new(at(1), 80, Mode::Dsr).to_service(),
-                )]
-                .into(),
-            },
-            deadlines: &BTreeMap::new(),
-        },
+        &Desired { services: [("no name".to_owned(), Service::new(at(1), 80, Mode::Dsr))].into() },
     );
     let error = error.expect_err("the name is none").to_string();
     assert!(
@@ -352,7 +337,7 @@ fn any_backend() -> impl Strategy<Value = Backend> {
     )
 }
 
-fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
+fn any_service() -> impl Strategy<Value = Service> {
     let millis = || (0u64..=86_400_000).prop_map(Duration::from_millis);
     let udp = select(vec![UdpPolicy::Oneshot, UdpPolicy::Tracked, UdpPolicy::Quic]);
     let shape =
@@ -366,19 +351,19 @@ fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
         |((port, udp, dsr, ring_slots, syn_budget), times, policy, backends)| {
             let (idle, drain, slow_start, half_life, silence) = times;
             let mode = if dsr { Mode::Dsr } else { Mode::Ipip };
-            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 1, 1]), port, mode);
-            spec.protocol = if udp.is_some() { Protocol::Udp } else { Protocol::Tcp };
-            spec.udp = udp;
-            (spec.ring_slots, spec.syn_budget, spec.idle_timeout_secs) =
-                (ring_slots, syn_budget, idle);
-            spec.drain_silence_secs = silence;
-            let p = &mut spec.policy;
+            let mut service = Service::new(IpAddr::from([10, 0, 1, 1]), port, mode);
+            service.key.protocol = if udp.is_some() { Protocol::Udp } else { Protocol::Tcp };
+            service.udp_policy = udp.unwrap_or_default();
+            (service.ring_slots, service.syn_budget) = (ring_slots, syn_budget);
+            service.idle_timeout = Duration::from_secs(idle);
+            service.drain_deadline = drain.map(Duration::from_secs);
+            service.drain_silence = Duration::from_secs(silence);
+            let p = &mut service.policy;
             (p.panic_threshold, p.min_healthy, p.second_choice) = (policy.0, policy.1, policy.2);
             (p.check, p.slow_start, p.flap_half_life) = (policy.3, slow_start, half_life);
             p.on_down = policy.4;
-            let mut service = spec.to_service();
             service.backends = backends.into_iter().map(|(last, b)| (at(last), b)).collect();
-            (service, drain.map(Duration::from_secs))
+            service
         },
     )
 }
@@ -387,14 +372,13 @@ fn any_service() -> impl Strategy<Value = (Service, Option<Duration>)> {
 fn any_state() -> impl Strategy<Value = Writable> {
     prop::collection::btree_map(1u8..4, any_service(), 0..3).prop_map(|services| {
         let mut wanted = Writable::default();
-        for (number, (mut service, drain)) in services {
+        for (number, mut service) in services {
             service.key.vip = IpAddr::from([10, 0, 1, number]);
             let name = format!("s{number}");
-            wanted.deadlines.extend(drain.map(|drain| (name.clone(), drain)));
             wanted.desired.services.insert(name, service);
         }
         let none = Writable::default();
-        Writable::of(none.intent(), wanted.intent())
+        Writable::of(&none.desired, &wanted.desired)
     })
 }
 
@@ -407,13 +391,12 @@ proptest! {
     ) {
         // That it is read as what was wanted is what `fold` makes sure of.
         let empty = if inline { "interface = \"eth0\"\nservice = []" } else { "interface = \"eth0\"" };
-        let one = fold(empty, first.intent());
+        let one = fold(empty, &first.desired);
         prop_assert!(one.is_ok(), "{:?}", one);
         let one = one.expect("it was just checked");
-        let two = fold(&one, second.intent());
+        let two = fold(&one, &second.desired);
         prop_assert!(two.is_ok(), "{:?}\n{}", two, one);
         let config = Config::parse(&two.expect("it was just checked")).expect("it is valid");
         prop_assert_eq!(config.desired, second.desired);
-        prop_assert_eq!(config.drain_deadlines, second.deadlines);
     }
 }

@@ -10,7 +10,7 @@ fn config(service: &str) -> Config {
 }
 
 fn texts(before: &Config, after: &Config) -> Vec<String> {
-    diff(before.intent(), after.intent()).iter().map(ToString::to_string).collect()
+    diff(&before.desired, &after.desired).iter().map(ToString::to_string).collect()
 }
 
 const WEB: &str = r#"
@@ -84,7 +84,7 @@ fn every_difference_is_one_line() {
 #[test]
 fn differences_travel_as_json() {
     let (before, after) = (config(WEB), config(DNS));
-    let found = diff(before.intent(), after.intent());
+    let found = diff(&before.desired, &after.desired);
     let json = serde_json::to_string(&found).expect("it is JSON");
     assert_eq!(serde_json::from_str::<Vec<Difference>>(&json).expect(&json), found);
 }

@@ -161,7 +161,7 @@ fn all_keys_arrive() {
     assert_eq!(service.udp_policy, UdpPolicy::Quic);
     assert_eq!((service.ring_slots, service.syn_budget), (1009, 0));
     assert_eq!(service.idle_timeout, Duration::from_secs(30));
-    assert_eq!(config.drain_deadlines["quic"], Duration::from_secs(5400));
+    assert_eq!(config.desired.services["quic"].drain_deadline, Some(Duration::from_secs(5400)));
     assert_eq!(service.drain_silence, Duration::from_secs(120));
     let backend = service.backends.values().next().expect("there are two");
     assert_eq!(backend.weight.0.get(), 7);

@@ -171,10 +171,9 @@ mod tests {
     use lb_common::abi::{FlowKey, FlowValue, flow_flags};
     use lb_datapath::fake::Fake;
     use lb_model::{
-        desired::{Admin, Mode},
+        desired::{Admin, Backend, Mode, Service},
         flow::FlowRef,
         settings::{Limits, Settings},
-        spec::{BackendSpec, ServiceSpec},
     };
 
     use super::*;
@@ -182,12 +181,12 @@ mod tests {
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
 
     fn web() -> Desired {
-        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         spec.ring_slots = 1_009;
         for last in 11..14 {
-            spec.backends.insert(IpAddr::from([10, 0, 0, last]), BackendSpec::default());
+            spec.backends.insert(IpAddr::from([10, 0, 0, last]), Backend::default());
         }
-        Desired { services: [("web".into(), spec.to_service())].into() }
+        Desired { services: [("web".into(), spec)].into() }
     }
 
     fn with(admin: Admin) -> Desired {

@@ -12,11 +12,11 @@
 //! | `PATCH /v1/node` | [`NodeChange`] | [`Done`] |
 //! | `GET /v1/services` | | its services by name |
 //! | `GET /v1/services/NAME` | | [`lb_api::status::Service`] |
-//! | `POST /v1/services/NAME` | [`lb_model::spec::ServiceSpec`] | [`Done`] |
+//! | `POST /v1/services/NAME` | [`lb_model::desired::Service`] | [`Done`] |
 //! | `DELETE /v1/services/NAME` | | [`Done`] |
 //! | `GET /v1/services/NAME/backends` | | its backends by address |
 //! | `GET /v1/services/NAME/backends/ADDRESS` | | [`lb_api::status::Backend`], which tells how far a drain is |
-//! | `POST /v1/services/NAME/backends/ADDRESS` | [`lb_model::spec::BackendSpec`] | [`Done`] |
+//! | `POST /v1/services/NAME/backends/ADDRESS` | [`lb_model::desired::Backend`] | [`Done`] |
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`lb_model::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
 //! | `POST /v1/reload` | | [`Reloaded`] |

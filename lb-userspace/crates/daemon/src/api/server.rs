@@ -197,7 +197,7 @@ async fn add_service(
     Query(terms): Query<Terms>,
     bytes: Bytes,
 ) -> Answer<Done> {
-    edit(&daemon, Edit::AddService { name, spec: Box::new(body(&bytes)?) }, terms).await
+    edit(&daemon, Edit::AddService { name, service: Box::new(body(&bytes)?) }, terms).await
 }
 
 async fn remove_service(
@@ -214,8 +214,8 @@ async fn add_backend(
     Query(terms): Query<Terms>,
     bytes: Bytes,
 ) -> Answer<Done> {
-    let spec = body(&bytes)?;
-    edit(&daemon, Edit::AddBackend { service, address: address(&at)?, spec }, terms).await
+    let backend = body(&bytes)?;
+    edit(&daemon, Edit::AddBackend { service, address: address(&at)?, backend }, terms).await
 }
 
 async fn change_backend(

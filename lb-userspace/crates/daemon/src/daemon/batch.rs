@@ -1,12 +1,9 @@
 //! The changes that wait, made in turn and written together.
 
-use std::{collections::BTreeMap, time::Duration};
-
 use lb_api::requests::{Done, Terms};
 use lb_datapath::DataPlane;
 use lb_model::{
     desired::Desired,
-    diff::Intent,
     edit::Edit,
     plan::Plan,
     refusal::{Refusal, RefusalKind},
@@ -24,19 +21,6 @@ pub(super) struct Asked {
     pub(super) tell: Tell<Done>,
 }
 
-/// What is to be desired.
-#[derive(Clone)]
-struct Draft {
-    desired: Desired,
-    deadlines: BTreeMap<String, Duration>,
-}
-
-impl Draft {
-    const fn intent(&self) -> Intent<'_> {
-        Intent { desired: &self.desired, deadlines: &self.deadlines }
-    }
-}
-
 impl<D: DataPlane> Daemon<D> {
     /// Makes changes one after the other, each with an answer of its own, keeps and writes them once,
     /// and answers.
@@ -44,18 +28,17 @@ impl<D: DataPlane> Daemon<D> {
         if asked.is_empty() {
             return;
         }
-        let mut draft = self.draft();
+        let mut draft = self.desired.clone();
         let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
-        if self.check(&self.config, draft.intent()).is_err() {
+        if self.check(&self.config, &draft).is_err() {
             // One of them makes no sense: each is looked at by itself.
-            draft = self.draft();
+            draft = self.desired.clone();
             answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
         }
         let mut kept = None;
         if answers.iter().any(Result::is_ok) {
-            self.deadlines = draft.deadlines;
-            let starved = newly_starved(&self.desired, &draft.desired);
-            let enacted = self.enact(draft.desired, "lbctl");
+            let starved = newly_starved(&self.desired, &draft);
+            let enacted = self.enact(draft, "lbctl");
             for (answer, asked) in answers.iter_mut().zip(&asked) {
                 let Ok(done) = answer else { continue };
                 if let Err(refusal) = &enacted {
@@ -90,14 +73,14 @@ impl<D: DataPlane> Daemon<D> {
 
     /// What a change would do; nothing is changed.
     pub(super) fn try_edit(&self, edit: &Edit) -> Result<Done, Refusal> {
-        let mut draft = self.draft();
-        let loss = self.loss(edit, &draft.desired);
-        let message = edit.apply(&mut draft.desired, &mut draft.deadlines, self.now().wall)?;
-        self.check(&self.config, draft.intent())?;
-        let starved = newly_starved(&self.desired, &draft.desired);
+        let mut draft = self.desired.clone();
+        let loss = self.loss(edit, &draft);
+        let message = edit.apply(&mut draft, self.now().wall)?;
+        self.check(&self.config, &draft)?;
+        let starved = newly_starved(&self.desired, &draft);
         let mut notes: Vec<_> = starved.iter().map(|name| starves(name)).collect();
         notes.extend(loss.map(|loss| format!("it takes --yes: {loss}")));
-        let plan = Some(self.plan(&draft.desired)?);
+        let plan = Some(self.plan(&draft)?);
         Ok(Done { message, notes, plan })
     }
 
@@ -110,10 +93,6 @@ impl<D: DataPlane> Daemon<D> {
         Ok(Plan { changes: news.into_iter().map(|news| news.message).collect(), preview })
     }
 
-    fn draft(&self) -> Draft {
-        Draft { desired: self.desired.clone(), deadlines: self.deadlines.clone() }
-    }
-
     fn loss(&self, edit: &Edit, desired: &Desired) -> Option<String> {
         guard::loss(edit, desired, |service, backend| {
             let seen = self.health.view().get(&Target { service, backend });
@@ -124,22 +103,26 @@ impl<D: DataPlane> Daemon<D> {
         })
     }
 
-    fn make(&self, Asked { edit, terms, .. }: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
+    fn make(
+        &self,
+        Asked { edit, terms, .. }: &Asked,
+        draft: &mut Desired,
+    ) -> Result<Done, Refusal> {
         if !terms.yes
-            && let Some(loss) = self.loss(edit, &draft.desired)
+            && let Some(loss) = self.loss(edit, &draft)
         {
             let mut after = draft.clone();
-            edit.apply(&mut after.desired, &mut after.deadlines, self.now().wall)?;
-            return Err(Refusal::unconfirmed(loss, self.plan(&after.desired)?));
+            edit.apply(&mut after, self.now().wall)?;
+            return Err(Refusal::unconfirmed(loss, self.plan(&after)?));
         }
-        let message = edit.apply(&mut draft.desired, &mut draft.deadlines, self.now().wall)?;
+        let message = edit.apply(draft, self.now().wall)?;
         Ok(Done { message, ..Done::default() })
     }
 
-    fn make_and_check(&self, asked: &Asked, draft: &mut Draft) -> Result<Done, Refusal> {
+    fn make_and_check(&self, asked: &Asked, draft: &mut Desired) -> Result<Done, Refusal> {
         let before = draft.clone();
         let made = self.make(asked, draft);
-        let made = made.and_then(|done| self.check(&self.config, draft.intent()).map(|()| done));
+        let made = made.and_then(|done| self.check(&self.config, &draft).map(|()| done));
         if made.is_err() {
             *draft = before;
         }

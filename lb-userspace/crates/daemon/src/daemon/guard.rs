@@ -69,9 +69,8 @@ fn others(service: &Service, but: IpAddr) -> impl Iterator<Item = (IpAddr, &Back
 #[cfg(test)]
 mod tests {
     use lb_model::{
-        desired::Mode,
+        desired::{Backend, Mode, Service},
         edit::BackendChange,
-        spec::{BackendSpec, ServiceSpec},
     };
 
     use super::*;
@@ -80,12 +79,12 @@ mod tests {
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));
 
     fn web(backends: &[(IpAddr, Admin)]) -> Desired {
-        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         for (address, admin) in backends {
-            let backend = BackendSpec { admin: *admin, ..BackendSpec::default() };
+            let backend = Backend { admin: *admin, ..Backend::default() };
             spec.backends.insert(*address, backend);
         }
-        Desired { services: [("web".into(), spec.to_service())].into() }
+        Desired { services: [("web".into(), spec)].into() }
     }
 
     fn change(address: IpAddr, admin: AdminChange) -> Edit {

@@ -299,8 +299,7 @@ mod tests {
 
     use lb_model::{
         check,
-        desired::{Backend, Mode},
-        spec::ServiceSpec,
+        desired::{Backend, Mode, Service},
     };
 
     use super::*;
@@ -329,8 +328,7 @@ mod tests {
     }
 
     fn web(backends: &[IpAddr]) -> Desired {
-        let mut service =
-            ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service();
+        let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         service.policy.check.kind = check::Kind::Tcp;
         service.backends = backends.iter().map(|at| (*at, Backend::default())).collect();
         Desired { services: [("web".to_owned(), service)].into() }

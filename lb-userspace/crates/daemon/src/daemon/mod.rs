@@ -50,7 +50,6 @@ use lb_datapath::DataPlane;
 use lb_health::prober::Report;
 use lb_model::{
     desired::{Admin, Desired, ServiceKey},
-    diff::Intent,
     hop::{Neighbourhood, Want},
     overrides::Overrides,
     refusal::{Refusal, RefusalKind},
@@ -213,7 +212,6 @@ pub struct Daemon<D> {
     limits: Limits,
     overrides: Overrides,
     desired: Desired,
-    deadlines: BTreeMap<String, Duration>,
     node: Node,
     reach: Reach,
     /// The addresses of the other balancers, as the engine knows them.
@@ -297,7 +295,6 @@ impl<D: DataPlane> Daemon<D> {
             file,
             limits,
             desired: config.desired.clone(),
-            deadlines: config.drain_deadlines.clone(),
             overrides: Overrides::default(),
             config,
             node: Node::default(),
@@ -551,10 +548,10 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Whether this can be in force beside a configuration.
-    fn check(&self, config: &Config, wanted: Intent<'_>) -> Result<(), Refusal> {
+    fn check(&self, config: &Config, wanted: &Desired) -> Result<(), Refusal> {
         let violations = rules::violations_beside(&config.desired, wanted, &self.limits);
         if violations.is_empty() {
-            return self.check_trunks(config, wanted.desired);
+            return self.check_trunks(config, wanted);
         }
         let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
         Err(Refusal::new(RefusalKind::Invalid, all.join("; ")))
@@ -593,7 +590,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Takes over what is desired, without a write.
     fn take(&mut self, desired: Desired) {
         self.desired = desired;
-        self.overrides = Overrides::between(self.config.intent(), self.in_force());
+        self.overrides = Overrides::between(&self.config.desired, &self.desired);
         self.take_fingerprint();
     }
 }

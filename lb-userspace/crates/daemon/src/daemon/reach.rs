@@ -85,9 +85,8 @@ impl Reach {
 #[cfg(test)]
 mod tests {
     use lb_model::{
-        desired::Mode,
+        desired::{Backend, Mode, Service},
         hop::NextHop,
-        spec::{BackendSpec, ServiceSpec},
     };
 
     use super::*;
@@ -96,9 +95,9 @@ mod tests {
 
     #[test]
     fn a_backend_is_lost_once_and_back_once() {
-        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
-        spec.backends.insert(A, BackendSpec::default());
-        let desired = Desired { services: [("web".into(), spec.to_service())].into() };
+        let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        spec.backends.insert(A, Backend::default());
+        let desired = Desired { services: [("web".into(), spec)].into() };
         let hop = NextHop {
             ifindex: 2,
             interface: "eth0".into(),
@@ -134,9 +133,9 @@ mod tests {
     fn a_narrow_path_is_told_of_tunnels_when_it_changes() {
         let mut desired = Desired::default();
         for (name, port, mode) in [("dsr", 80, Mode::Dsr), ("ipip", 81, Mode::Ipip)] {
-            let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), port, mode);
-            spec.backends.insert(A, BackendSpec::default());
-            desired.services.insert(name.into(), spec.to_service());
+            let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), port, mode);
+            spec.backends.insert(A, Backend::default());
+            desired.services.insert(name.into(), spec);
         }
         let mut reach = Reach::default();
         for (mtu, expected) in [

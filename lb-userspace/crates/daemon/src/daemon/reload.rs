@@ -11,7 +11,7 @@ use lb_api::{
 use lb_config::Config;
 use lb_datapath::DataPlane;
 use lb_model::{
-    diff::{Intent, diff},
+    diff::diff,
     log::Settings,
     overrides::{Conflict, Ending, Merged, Overrides, merge},
     refusal::{Refusal, RefusalKind},
@@ -27,17 +27,11 @@ use crate::{
 };
 
 impl<D: DataPlane> Daemon<D> {
-    /// What is in force.
-    pub(super) const fn in_force(&self) -> Intent<'_> {
-        Intent { desired: &self.desired, deadlines: &self.deadlines }
-    }
-
     /// Takes up the changes of an earlier run.
     pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let (desired, deadlines) = state.overrides.apply(state.configured());
-        let runtime = Intent { desired: &desired, deadlines: &deadlines };
-        let (configured, unsaid) = (self.config.intent(), &self.config.unsaid);
-        let mut merged = merge(state.configured(), configured, runtime, self.now().wall, unsaid);
+        let runtime = state.overrides.apply(&state.configured);
+        let (configured, unsaid) = (&self.config.desired, &self.config.unsaid);
+        let mut merged = merge(&state.configured, configured, &runtime, self.now().wall, unsaid);
         if let Err(violation) = merged.fit(configured, &self.limits) {
             let to = state_file::set_aside(path)?;
             self.effects.events.record(News::new(
@@ -55,9 +49,8 @@ impl<D: DataPlane> Daemon<D> {
         for conflict in &merged.conflicts {
             self.overruled(conflict);
         }
-        self.overrides = Overrides::between(self.config.intent(), merged.intent());
+        self.overrides = Overrides::between(&self.config.desired, &merged.desired);
         self.desired = merged.desired;
-        self.deadlines = merged.deadlines;
         Ok(())
     }
 
@@ -115,9 +108,9 @@ impl<D: DataPlane> Daemon<D> {
             Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
         };
         let config = read.map_err(invalid)?;
-        let (before, after) = (self.config.intent(), config.intent());
-        let merged = merge(before, after, self.in_force(), self.now().wall, &config.unsaid);
-        self.check(&config, merged.intent())?;
+        let (before, after) = (&self.config.desired, &config.desired);
+        let merged = merge(before, after, &self.desired, self.now().wall, &config.unsaid);
+        self.check(&config, &merged.desired)?;
         Ok((config, merged))
     }
 
@@ -127,7 +120,7 @@ impl<D: DataPlane> Daemon<D> {
         read: Result<Config, lb_config::Error>,
     ) -> Result<Reloaded, Refusal> {
         let (config, merged) = self.plan_reload(read)?;
-        let differences = diff(self.in_force(), merged.intent());
+        let differences = diff(&self.desired, &merged.desired);
         let routers = changes(&self.config.routers, &config.routers);
         let tables = tables(&self.config, &config);
         let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
@@ -152,7 +145,7 @@ impl<D: DataPlane> Daemon<D> {
         merged: Merged,
         who: &str,
     ) -> Result<(Reloaded, Kept), Refusal> {
-        let differences = diff(self.in_force(), merged.intent());
+        let differences = diff(&self.desired, &merged.desired);
         let routers = changes(&self.config.routers, &config.routers);
         let tables = tables(&self.config, &config);
         let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
@@ -182,7 +175,6 @@ impl<D: DataPlane> Daemon<D> {
         (self.effects.doors)(self.config.http.as_ref());
         logs::configure(&self.config.log);
         merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
-        self.deadlines = merged.deadlines;
         if !routers.is_empty() {
             self.configure_routers();
         }
@@ -250,7 +242,6 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn keep(&mut self) -> Kept {
         let state = State {
             configured: self.config.desired.clone(),
-            deadlines: self.config.drain_deadlines.clone(),
             overrides: self.overrides.clone(),
             node: self.node,
             retired: self.engine.retired().clone(),

@@ -185,7 +185,7 @@ pub(super) fn services_of(
 
 #[cfg(test)]
 mod tests {
-    use lb_model::{desired::Mode, spec::ServiceSpec};
+    use lb_model::desired::{Mode, Service};
 
     use super::*;
 
@@ -211,7 +211,7 @@ mod tests {
     }
 
     fn web() -> lb_model::desired::Service {
-        ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service()
+        Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr)
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl<D: DataPlane> Daemon<D> {
             Err(refusal) => Pending { error: Some(refusal.error), ..Pending::default() },
             Ok((config, merged)) => Pending {
                 error: None,
-                differences: diff(self.in_force(), merged.intent()),
+                differences: diff(&self.desired, &merged.desired),
                 routers: changes(&self.config.routers, &config.routers),
                 tables: super::reload::tables(&self.config, &config),
                 restart: self
@@ -44,14 +44,14 @@ impl<D: DataPlane> Daemon<D> {
         };
         ConfigDiff {
             file: self.file.clone(),
-            runtime: diff(self.config.intent(), self.in_force()),
+            runtime: diff(&self.config.desired, &self.desired),
             reload: pending,
         }
     }
 
     /// What is in force, as a file would say it.
     pub(super) fn show_config(&mut self, tell: Tell<Shown>) {
-        let writable = Writable::of(self.config.intent(), self.in_force());
+        let writable = Writable::of(&self.config.desired, &self.desired);
         let (loaded, at_start) = (self.config.text.clone(), self.config.text_at_start.clone());
         let shown = move || show(&loaded.0, &at_start.0, &writable);
         self.on_disk(shown, |daemon, shown| {
@@ -79,7 +79,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Refuses to write a file that somebody has edited.
     fn unless_edited(&self, on_disk: &Config) -> Result<(), Refusal> {
-        let edited = diff(self.config.intent(), on_disk.intent());
+        let edited = diff(&self.config.desired, &on_disk.desired);
         if edited.is_empty() {
             return Ok(());
         }
@@ -93,8 +93,8 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Has what is in force folded into the file's text, and written unless it is only to be told.
     fn fold_config(&mut self, text: String, dry_run: bool, tell: Tell<Saved>) {
-        let writable = Writable::of(self.config.intent(), self.in_force());
-        let differences = diff(self.config.intent(), writable.intent());
+        let writable = Writable::of(&self.config.desired, &self.desired);
+        let differences = diff(&self.config.desired, &writable.desired);
         let file = self.file.clone();
         let write = move || write(&file, &text, &writable, dry_run).map(|done| (done, writable));
         self.next_on_disk(write, move |daemon, written| match written {
@@ -136,8 +136,7 @@ impl<D: DataPlane> Daemon<D> {
         if !dry_run {
             self.config.text = Text(written.folded);
             self.config.desired = writable.desired;
-            self.config.drain_deadlines = writable.deadlines;
-            self.overrides = Overrides::between(self.config.intent(), self.in_force());
+            self.overrides = Overrides::between(&self.config.desired, &self.desired);
             kept = Some(self.keep());
             tracing::info!(?notes, "{message}");
         }
@@ -174,7 +173,7 @@ fn read(file: &Path) -> Result<(String, Config), Refusal> {
 
 /// Folds `writable` into the file's text, and writes that unless it is only to be told.
 fn write(file: &Path, text: &str, writable: &Writable, dry_run: bool) -> Result<Written, Refusal> {
-    let folded = fold(text, writable.intent()).map_err(|error| failed(&error))?;
+    let folded = fold(text, &writable.desired).map_err(|error| failed(&error))?;
     let name = file.display().to_string();
     let diff = similar::TextDiff::from_lines(text, &folded);
     let diff = diff.unified_diff().header(&name, &name).to_string();

@@ -13,16 +13,14 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
 use lb_api::status::{Node, Totals};
 use lb_model::{
-    desired::{Desired, ServiceKey},
-    diff::Intent,
+    desired::{Desired, Service, ServiceKey},
     overrides::Overrides,
-    spec::ServiceSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,8 +36,6 @@ const OLDEST: u32 = 1;
 pub struct State {
     /// The configuration's services.
     pub configured: Desired,
-    /// How long backends of its services may drain.
-    pub deadlines: BTreeMap<String, Duration>,
     /// The changes.
     pub overrides: Overrides,
     /// Whether the node leaves.
@@ -48,19 +44,11 @@ pub struct State {
     pub retired: BTreeMap<ServiceKey, Totals>,
 }
 
-impl State {
-    /// What the configuration said of services.
-    #[must_use]
-    pub const fn configured(&self) -> Intent<'_> {
-        Intent { desired: &self.configured, deadlines: &self.deadlines }
-    }
-}
-
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
     version: u32,
-    configured: BTreeMap<String, ServiceSpec>,
+    configured: BTreeMap<String, Service>,
     overrides: Overrides,
     #[serde(default, skip_serializing_if = "Node::is_default")]
     node: Node,
@@ -141,18 +129,12 @@ pub fn parse(bytes: &[u8]) -> Result<State, String> {
     }
     let content: Content = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let retired = content.retired.into_iter().map(|Retired { service, totals }| (service, totals));
-    let mut state = State {
+    Ok(State {
+        configured: Desired { services: content.configured },
         overrides: content.overrides,
         node: content.node,
         retired: retired.collect(),
-        ..State::default()
-    };
-    for (name, spec) in content.configured {
-        let drain = spec.drain_deadline_secs.map(Duration::from_secs);
-        state.deadlines.extend(drain.map(|drain| (name.clone(), drain)));
-        state.configured.services.insert(name, spec.to_service());
-    }
-    Ok(state)
+    })
 }
 
 /// A free name beside the file.
@@ -175,12 +157,9 @@ fn aside(path: &Path) -> PathBuf {
 ///
 /// It can't be said in JSON.
 pub fn text(state: &State) -> Result<Vec<u8>> {
-    let configured = state.configured.services.iter();
     let content = Content {
         version: VERSION,
-        configured: configured
-            .map(|(name, s)| (name.clone(), ServiceSpec::of(s, state.configured().deadline(name))))
-            .collect(),
+        configured: state.configured.services.clone(),
         overrides: state.overrides.clone(),
         node: state.node,
         retired: state
@@ -219,7 +198,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, time::Duration};
 
     use lb_api::status::Count;
     use lb_model::{
@@ -230,14 +209,14 @@ mod tests {
     use super::*;
 
     fn state() -> State {
-        let spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Ipip);
-        let change = ServiceOverride { added: Some(spec.clone()), ..Default::default() };
+        let mut web = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Ipip);
+        web.drain_deadline = Some(Duration::from_secs(60));
+        let change = ServiceOverride { added: Some(web.clone()), ..Default::default() };
         State {
-            configured: Desired { services: [("web".into(), spec.to_service())].into() },
-            deadlines: [("web".into(), Duration::from_secs(60))].into(),
+            configured: Desired { services: [("web".into(), web.clone())].into() },
             overrides: Overrides { services: [("late".into(), change)].into() },
             node: Node { draining_since: Some(UNIX_EPOCH + Duration::from_secs(7)) },
-            retired: [(spec.key(), Totals { sent: Count { packets: 3, bytes: 4 }, new_flows: 1 })]
+            retired: [(web.key, Totals { sent: Count { packets: 3, bytes: 4 }, new_flows: 1 })]
                 .into(),
         }
     }
@@ -302,7 +281,7 @@ mod tests {
         let Loaded::State(state) = loaded else { panic!("{loaded:?}") };
         let web = &state.configured.services["web"];
         assert_eq!(web.policy, lb_model::policy::Policy::default());
-        let (desired, _) = state.overrides.apply(state.configured());
+        let desired = state.overrides.apply(&state.configured);
         let backends: Vec<_> = desired.services["web"].backends.values().collect();
         assert_eq!(backends.len(), 2);
         assert_eq!(backends[0].weight, "3".parse().expect("a weight"));

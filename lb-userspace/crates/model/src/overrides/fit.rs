@@ -4,8 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Conflict, Ending, Merged};
 use crate::{
-    desired::Admin,
-    diff::Intent,
+    desired::{Admin, Desired},
     rules::{self, Violation},
     settings::Limits,
 };
@@ -17,9 +16,9 @@ impl Merged {
     /// # Errors
     ///
     /// The configuration itself breaks a rule: the first one.
-    pub fn fit(&mut self, configured: Intent<'_>, limits: &Limits) -> Result<(), Violation> {
+    pub fn fit(&mut self, configured: &Desired, limits: &Limits) -> Result<(), Violation> {
         loop {
-            let violations = rules::violations_beside(configured.desired, self.intent(), limits);
+            let violations = rules::violations_beside(configured, &self.desired, limits);
             let Some(first) = violations.first() else { return Ok(()) };
             let before = self.conflicts.len();
             for violation in &violations {
@@ -31,7 +30,7 @@ impl Merged {
         }
     }
 
-    fn take_back(&mut self, violation: &Violation, configured: Intent<'_>, limits: &Limits) {
+    fn take_back(&mut self, violation: &Violation, configured: &Desired, limits: &Limits) {
         let Violation { service, backend, message, .. } = violation;
         match backend {
             None if service.is_empty() => self.make_room(violation, configured, limits),
@@ -53,13 +52,11 @@ impl Merged {
     }
 
     /// Takes out what the configuration does not have, until the rest fits.
-    fn make_room(&mut self, violation: &Violation, configured: Intent<'_>, limits: &Limits) {
+    fn make_room(&mut self, violation: &Violation, configured: &Desired, limits: &Limits) {
         if violation.field == "services" {
             let names = self.desired.services.keys();
-            let more: Vec<String> = names
-                .filter(|name| !configured.desired.services.contains_key(*name))
-                .cloned()
-                .collect();
+            let more: Vec<String> =
+                names.filter(|name| !configured.services.contains_key(*name)).cloned().collect();
             let surplus = self.desired.services.len().saturating_sub(limits.services as usize);
             for name in more.iter().rev().take(surplus) {
                 self.restore_service(name, configured, &violation.message);
@@ -84,17 +81,14 @@ impl Merged {
     }
 
     /// Puts the configuration's service in the place of one that differs.
-    fn restore_service(&mut self, name: &str, configured: Intent<'_>, why: &str) {
-        let base = configured.desired.services.get(name);
+    fn restore_service(&mut self, name: &str, configured: &Desired, why: &str) {
+        let base = configured.services.get(name);
         if self.desired.services.get(name) == base {
             return;
         }
         self.desired.services.remove(name);
-        self.deadlines.remove(name);
         if let Some(base) = base {
             self.desired.services.insert(name.to_owned(), base.clone());
-            let drain = configured.deadline(name);
-            self.deadlines.extend(drain.map(|drain| (name.to_owned(), drain)));
         }
         self.misfit(name, None, why);
     }
@@ -112,28 +106,24 @@ impl Merged {
     }
 }
 
-fn has(configured: Intent<'_>, name: &str, at: IpAddr) -> bool {
-    let service = configured.desired.services.get(name);
+fn has(configured: &Desired, name: &str, at: IpAddr) -> bool {
+    let service = configured.services.get(name);
     service.is_some_and(|service| service.backends.contains_key(&at))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, time::Duration};
+    use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::{
-        desired::{Backend, Desired, Mode, Service},
-        spec::ServiceSpec,
-    };
+    use crate::desired::{Backend, Mode, Service};
 
     const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
     const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
     const C: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
 
     fn service(vip: u8, backends: &[(IpAddr, Admin)]) -> Service {
-        let spec = ServiceSpec::new(IpAddr::from([10, 0, 1, vip]), 80, Mode::Dsr);
-        let mut service = spec.to_service();
+        let mut service = Service::new(IpAddr::from([10, 0, 1, vip]), 80, Mode::Dsr);
         let backend = |admin| Backend { admin, ..Backend::default() };
         service.backends = backends.iter().map(|(at, admin)| (*at, backend(*admin))).collect();
         service
@@ -207,7 +197,7 @@ mod tests {
         ];
         for (given, limits, expected, named) in cases {
             let mut merged = given.clone();
-            merged.fit(base.intent(), limits).expect("the configuration is fine");
+            merged.fit(&base.desired, limits).expect("the configuration is fine");
             assert_eq!(merged.desired, expected.desired, "{given:?}");
             let found: Vec<_> =
                 merged.conflicts.iter().map(|c| (c.service.as_str(), c.backend)).collect();
@@ -221,17 +211,15 @@ mod tests {
         let base = merged(&[("web", service(1, &[(vip, Admin::Enabled)]))]);
         let down = service(1, &[(vip, Admin::Down)]);
         let mut both = merged(&[("web", down.clone()), ("mine", service(2, &[]))]);
-        both.deadlines.insert("mine".into(), Duration::from_secs(1));
-        both.fit(base.intent(), &limits(9, 9)).expect("the configuration is fine");
+        both.fit(&base.desired, &limits(9, 9)).expect("the configuration is fine");
         assert_eq!(both.desired, merged(&[("web", down)]).desired);
-        assert!(both.deadlines.is_empty());
     }
 
     #[test]
     fn a_configuration_that_breaks_a_rule_itself_is_told() {
         let base = merged(&[("web", service(1, &[(A, Admin::Enabled), (B, Admin::Enabled)]))]);
         let mut merged = merged(&[("web", service(1, &[(A, Admin::Down), (B, Admin::Down)]))]);
-        let violation = merged.fit(base.intent(), &limits(9, 1)).expect_err("two are too many");
+        let violation = merged.fit(&base.desired, &limits(9, 1)).expect_err("two are too many");
         assert_eq!(violation.field, "backends");
         assert_eq!(merged.conflicts, []);
     }

@@ -6,7 +6,7 @@
 mod fit;
 mod merge;
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,8 +14,6 @@ pub use self::merge::{Conflict, Ending, Merged, Unsaid, merge};
 use crate::{
     check::Check,
     desired::{Admin, Backend, Desired, Service, Weight},
-    diff::Intent,
-    spec::{BackendSpec, ServiceSpec},
 };
 
 /// All changes, by service.
@@ -33,7 +31,7 @@ pub struct Overrides {
 pub struct ServiceOverride {
     /// The service, if it is not as the configuration has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub added: Option<ServiceSpec>,
+    pub added: Option<Service>,
     /// The service of this name in the configuration is not wanted; with `added`, another is.
     #[serde(default)]
     pub removed: bool,
@@ -47,7 +45,7 @@ pub struct ServiceOverride {
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum BackendOverride {
     /// It is there, and as it says; whether the configuration has it or not.
-    Added(BackendSpec),
+    Added(Backend),
     /// The configuration's backend, with what differs.
     Changed {
         /// Another weight.
@@ -83,22 +81,18 @@ impl Overrides {
     /// A service that was added under a name or with an address that the configuration has is not
     /// in it, unless it stands for the configuration's.
     #[must_use]
-    pub fn apply(&self, configured: Intent<'_>) -> (Desired, BTreeMap<String, Duration>) {
-        let (mut desired, mut deadlines) =
-            (configured.desired.clone(), configured.deadlines.clone());
+    pub fn apply(&self, configured: &Desired) -> Desired {
+        let mut desired = configured.clone();
         for (name, change) in &self.services {
             if change.removed {
                 desired.services.remove(name);
-                deadlines.remove(name);
             }
-            if let Some(spec) = &change.added {
+            if let Some(added) = &change.added {
                 let removed = |name| self.services.get(name).is_some_and(|change| change.removed);
-                let mut others = configured.desired.services.iter();
-                let taken = others.any(|(name, s)| s.key == spec.key() && !removed(name));
+                let mut others = configured.services.iter();
+                let taken = others.any(|(name, s)| s.key == added.key && !removed(name));
                 if !taken && !desired.services.contains_key(name) {
-                    desired.services.insert(name.clone(), spec.to_service());
-                    let drain = spec.drain_deadline_secs.map(Duration::from_secs);
-                    deadlines.extend(drain.map(|drain| (name.clone(), drain)));
+                    desired.services.insert(name.clone(), added.clone());
                 }
             }
             let Some(service) = desired.services.get_mut(name) else { continue };
@@ -106,29 +100,24 @@ impl Overrides {
                 change.apply(*address, &mut service.backends);
             }
         }
-        (desired, deadlines)
+        desired
     }
 
     /// The least overrides that make `wanted` of `configured`.
     #[must_use]
-    pub fn between(configured: Intent<'_>, wanted: Intent<'_>) -> Self {
+    pub fn between(configured: &Desired, wanted: &Desired) -> Self {
         let mut services = BTreeMap::new();
-        let (base_services, wanted_services) =
-            (&configured.desired.services, &wanted.desired.services);
+        let (base_services, wanted_services) = (&configured.services, &wanted.services);
         for name in base_services.keys().filter(|name| !wanted_services.contains_key(*name)) {
             services.insert(name.clone(), ServiceOverride { removed: true, ..Default::default() });
         }
         for (name, service) in wanted_services {
             let base = base_services.get(name);
-            let drain = wanted.deadline(name);
-            let same = |base: &&Service| {
-                same_but_backends(base, service) && configured.deadline(name) == drain
-            };
-            let Some(base) = base.filter(same) else {
-                let (spec, removed) = (ServiceSpec::of(service, drain), base.is_some());
+            let Some(base) = base.filter(|base| base.is_same_but_for_backends(service)) else {
+                let (added, removed) = (Some(service.clone()), base.is_some());
                 services.insert(
                     name.clone(),
-                    ServiceOverride { added: Some(spec), removed, backends: BTreeMap::new() },
+                    ServiceOverride { added, removed, backends: BTreeMap::new() },
                 );
                 continue;
             };
@@ -144,8 +133,8 @@ impl Overrides {
 impl BackendOverride {
     fn apply(&self, address: IpAddr, backends: &mut BTreeMap<IpAddr, Backend>) {
         match self {
-            Self::Added(spec) => {
-                backends.insert(address, spec.clone().into());
+            Self::Added(backend) => {
+                backends.insert(address, backend.clone());
             }
             Self::Removed => {
                 backends.remove(&address);
@@ -165,12 +154,6 @@ impl BackendOverride {
     }
 }
 
-/// Whether two services are the same one, whatever their backends.
-fn same_but_backends(a: &Service, b: &Service) -> bool {
-    Service { backends: BTreeMap::new(), ..a.clone() }
-        == Service { backends: BTreeMap::new(), ..b.clone() }
-}
-
 fn backends_between(
     configured: &BTreeMap<IpAddr, Backend>,
     desired: &BTreeMap<IpAddr, Backend>,
@@ -179,7 +162,7 @@ fn backends_between(
     let gone = gone.map(|address| (*address, BackendOverride::Removed));
     let there = desired.iter().filter_map(|(address, backend)| {
         let change = match configured.get(address) {
-            None => BackendOverride::Added(backend.clone().into()),
+            None => BackendOverride::Added(backend.clone()),
             Some(base) if base == backend => return None,
             Some(base) => BackendOverride::Changed {
                 weight: (base.weight != backend.weight).then_some(backend.weight),

@@ -232,14 +232,12 @@ mod tests {
     use crate::{
         check::Udp,
         desired::{Backend, Mode},
-        spec::ServiceSpec,
     };
 
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
     fn checked(check: Check) -> Service {
-        let mut service =
-            ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr).to_service();
+        let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         service.policy.check = check;
         service
     }

@@ -11,7 +11,6 @@ use std::{
 
 use crate::{
     desired::{Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
-    diff::Intent,
     settings::Limits,
     units::format_duration,
 };
@@ -96,16 +95,15 @@ pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
 #[must_use]
 pub fn violations_beside(
     configured: &Desired,
-    wanted: Intent<'_>,
+    wanted: &Desired,
     limits: &Limits,
 ) -> Vec<Violation> {
-    let mut found = violations(wanted.desired, limits);
-    for (name, service) in &wanted.desired.services {
+    let mut found = violations(wanted, limits);
+    for (name, service) in &wanted.services {
         let own = configured.services.get(name);
         found.extend(check::foreign_commands(name, service, own));
-    }
-    for (name, deadline) in wanted.deadlines {
-        let message = check::within(&format_duration(*deadline), *deadline, &DRAIN_DEADLINE).err();
+        let Some(deadline) = service.drain_deadline else { continue };
+        let message = check::within(&format_duration(deadline), deadline, &DRAIN_DEADLINE).err();
         found.extend(message.map(|message| Violation {
             service: name.clone(),
             backend: None,
@@ -304,10 +302,10 @@ fn is_prime(number: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{desired::Backend, spec::ServiceSpec};
+    use crate::desired::Backend;
 
     fn service(vip: &str, mode: Mode, backends: &[&str]) -> Service {
-        let mut service = ServiceSpec::new(vip.parse().expect(vip), 80, mode).to_service();
+        let mut service = Service::new(vip.parse().expect(vip), 80, mode);
         for address in backends {
             let backend = Backend::default();
             service.backends.insert(address.parse().expect(address), backend);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 use lb_api::event::{Kind, News};
 use lb_model::{
-    desired::{Admin, Backend, Desired, Service},
+    desired::{Admin, Backend, Desired},
     units::rfc3339,
 };
 
@@ -22,7 +22,7 @@ pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
             found.push(News::new(Kind::ServiceAdded, message, cause).of_service(name));
             continue;
         };
-        if !are_same_but_for_backends(old, service) {
+        if !old.is_same_but_for_backends(service) {
             let message = format!("service {name} changed");
             found.push(News::new(Kind::ServiceChanged, message, cause).of_service(name));
         }
@@ -33,11 +33,6 @@ pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
         }));
     }
     found
-}
-
-fn are_same_but_for_backends(one: &Service, other: &Service) -> bool {
-    let bare = |service: &Service| Service { backends: BTreeMap::new(), ..service.clone() };
-    bare(one) == bare(other)
 }
 
 type Backends = BTreeMap<IpAddr, Backend>;
@@ -95,10 +90,7 @@ fn state(admin: Admin) -> (Kind, String) {
 
 #[cfg(test)]
 mod tests {
-    use lb_model::{
-        desired::Mode,
-        spec::{BackendSpec, ServiceSpec},
-    };
+    use lb_model::desired::{Backend, Mode, Service};
 
     use super::*;
 
@@ -106,13 +98,13 @@ mod tests {
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));
 
     fn web(backends: &[(IpAddr, u16, Admin)]) -> Desired {
-        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         for (address, weight, admin) in backends {
             let weight = weight.to_string().parse().expect("not zero");
-            let backend = BackendSpec { weight, admin: *admin, ..BackendSpec::default() };
+            let backend = Backend { weight, admin: *admin, ..Backend::default() };
             spec.backends.insert(*address, backend);
         }
-        Desired { services: [("web".into(), spec.to_service())].into() }
+        Desired { services: [("web".into(), spec)].into() }
     }
 
     fn told(before: &Desired, after: &Desired) -> Vec<(Kind, String)> {

@@ -387,10 +387,9 @@ mod tests {
 
     use lb_datapath::fake::Fake;
     use lb_model::{
-        desired::{Admin, Desired, Mode},
+        desired::{Admin, Backend, Desired, Mode, Service},
         hop::Neighbourhood,
         settings::{Limits, Settings},
-        spec::{BackendSpec, ServiceSpec},
     };
 
     use super::*;
@@ -400,12 +399,12 @@ mod tests {
 
     #[test]
     fn waits_take_room_only_while_a_slot_is_in_flux() {
-        let mut spec = ServiceSpec::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
+        let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         spec.ring_slots = 1_009;
         for last in 11..14 {
-            spec.backends.insert(IpAddr::from([10, 0, 0, last]), BackendSpec::default());
+            spec.backends.insert(IpAddr::from([10, 0, 0, last]), Backend::default());
         }
-        let mut service = spec.to_service();
+        let mut service = spec;
         service.idle_timeout = Duration::from_secs(IDLE.into());
         let key = service.key;
         let mut desired = Desired { services: [("web".into(), service)].into() };

@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     check::Check,
     desired::{Admin, Backend, Desired, Service},
-    diff::Intent,
     keys,
     policy::Policy,
     rules::{self, DRAIN_DEADLINE, Violation},
@@ -28,18 +27,8 @@ use crate::{
 pub struct Merged {
     /// The services.
     pub desired: Desired,
-    /// How long backends of a service may drain.
-    pub deadlines: BTreeMap<String, Duration>,
     /// The changes by `lbctl` that have gone.
     pub conflicts: Vec<Conflict>,
-}
-
-impl Merged {
-    /// What it says of services.
-    #[must_use]
-    pub const fn intent(&self) -> Intent<'_> {
-        Intent { desired: &self.desired, deadlines: &self.deadlines }
-    }
 }
 
 /// The keys of backends that a configuration says nothing of: service, backend and key.
@@ -113,45 +102,29 @@ impl fmt::Display for Conflict {
 /// `unsaid`: a default is no word against what was said.
 #[must_use]
 pub fn merge(
-    before: Intent<'_>,
-    after: Intent<'_>,
-    runtime: Intent<'_>,
+    before: &Desired,
+    after: &Desired,
+    runtime: &Desired,
     wall: SystemTime,
     unsaid: &Unsaid,
 ) -> Merged {
     let mut merge = Merge { conflicts: Vec::new(), wall, unsaid };
     let mut desired = Desired::default();
-    let mut deadlines = BTreeMap::new();
-    let of = |intent: &Intent<'_>| intent.desired.services.keys().cloned().collect::<BTreeSet<_>>();
-    for name in &(&of(&before) | &of(&after)) | &of(&runtime) {
-        let find = |intent: &Intent<'_>| {
-            let service = intent.desired.services.get(&name)?.clone();
-            Some(Whole { service, drain: intent.deadline(&name) })
-        };
-        let merged = merge.service(&name, find(&before), find(&after), find(&runtime));
-        if let Some(Whole { service, drain }) = merged {
-            deadlines.extend(drain.map(|drain| (name.clone(), drain)));
-            desired.services.insert(name, service);
-        }
+    let of = |desired: &Desired| desired.services.keys().cloned().collect::<BTreeSet<_>>();
+    for name in &(&of(before) | &of(after)) | &of(runtime) {
+        let find = |desired: &Desired| desired.services.get(&name).cloned();
+        let merged = merge.service(&name, find(before), find(after), find(runtime));
+        desired.services.extend(merged.map(|service| (name, service)));
     }
-    merge.mend(&mut desired, after.desired);
-    merge.evict(&mut desired, after.desired);
-    deadlines.retain(|name, drain| {
-        let fits = DRAIN_DEADLINE.contains(drain);
-        if !fits {
-            let why = format!("drain_deadline: {} is not possible", exact_duration(*drain));
+    merge.mend(&mut desired, after);
+    merge.evict(&mut desired, after);
+    for (name, service) in &mut desired.services {
+        if let Some(deadline) = service.drain_deadline.take_if(|it| !DRAIN_DEADLINE.contains(it)) {
+            let why = format!("drain_deadline: {} is not possible", exact_duration(deadline));
             merge.note((name, None), Ending::Misfit(why));
         }
-        fits && desired.services.contains_key(name)
-    });
-    Merged { desired, deadlines, conflicts: merge.conflicts }
-}
-
-/// A service with the deadline of its drains.
-#[derive(Clone, PartialEq)]
-struct Whole {
-    service: Service,
-    drain: Option<Duration>,
+    }
+    Merged { desired, conflicts: merge.conflicts }
 }
 
 struct Merge<'u> {
@@ -191,14 +164,14 @@ impl Merge<'_> {
     fn service(
         &mut self,
         name: &str,
-        before: Option<Whole>,
-        after: Option<Whole>,
-        runtime: Option<Whole>,
-    ) -> Option<Whole> {
+        before: Option<Service>,
+        after: Option<Service>,
+        runtime: Option<Service>,
+    ) -> Option<Service> {
         match (before, after, runtime) {
             (Some(before), None, Some(mut runtime)) => {
-                let known = &before.service.backends;
-                runtime.service.backends.retain(|at, backend| {
+                let known = &before.backends;
+                runtime.backends.retain(|at, backend| {
                     known.contains_key(at) || !matches!(backend.admin, Admin::Removing { .. })
                 });
                 if runtime != before {
@@ -223,10 +196,10 @@ impl Merge<'_> {
     fn keys_of_service(
         &mut self,
         name: &str,
-        before: Option<&Whole>,
-        after: &Whole,
-        runtime: &Whole,
-    ) -> Whole {
+        before: Option<&Service>,
+        after: &Service,
+        runtime: &Service,
+    ) -> Service {
         let at = (name, None);
         macro_rules! pick {
             ($key:literal, $($field:ident).+, $show:expr) => {{
@@ -236,39 +209,35 @@ impl Merge<'_> {
         }
         let share = |percent: &u8| format!("{percent}%");
         let time = |time: &Duration| exact_duration(*time);
-        let drain = pick!("drain_deadline", drain, |drain| drain
+        let drain = pick!("drain_deadline", drain_deadline, |drain| drain
             .map_or_else(|| "none".to_owned(), exact_duration));
         let mut service = Service {
-            key: pick!("address", service.key, ToString::to_string),
-            mode: pick!("mode", service.mode, ToString::to_string),
-            udp_policy: pick!("udp", service.udp_policy, |policy| keys::udp_word(*policy).into()),
-            ring_slots: pick!("ring_slots", service.ring_slots, ToString::to_string),
-            idle_timeout: pick!("idle_timeout", service.idle_timeout, time),
-            syn_budget: pick!("syn_budget", service.syn_budget, ToString::to_string),
-            drain_silence: pick!("drain_silence", service.drain_silence, time),
+            key: pick!("address", key, ToString::to_string),
+            mode: pick!("mode", mode, ToString::to_string),
+            udp_policy: pick!("udp", udp_policy, |policy| keys::udp_word(*policy).into()),
+            ring_slots: pick!("ring_slots", ring_slots, ToString::to_string),
+            idle_timeout: pick!("idle_timeout", idle_timeout, time),
+            syn_budget: pick!("syn_budget", syn_budget, ToString::to_string),
+            drain_deadline: drain,
+            drain_silence: pick!("drain_silence", drain_silence, time),
             policy: Policy {
-                check: pick!("check", service.policy.check, |check| show_check(Some(check))),
-                slow_start: pick!("slow_start", service.policy.slow_start, time),
-                panic_threshold: pick!("panic_threshold", service.policy.panic_threshold, share),
-                min_healthy: pick!("min_healthy", service.policy.min_healthy, ToString::to_string),
-                flap_half_life: pick!("flap_half_life", service.policy.flap_half_life, time),
-                on_down: pick!("on_down", service.policy.on_down, |on_down| on_down.word().into()),
-                second_choice: pick!(
-                    "second_choice",
-                    service.policy.second_choice,
-                    ToString::to_string
-                ),
+                check: pick!("check", policy.check, |check| show_check(Some(check))),
+                slow_start: pick!("slow_start", policy.slow_start, time),
+                panic_threshold: pick!("panic_threshold", policy.panic_threshold, share),
+                min_healthy: pick!("min_healthy", policy.min_healthy, ToString::to_string),
+                flap_half_life: pick!("flap_half_life", policy.flap_half_life, time),
+                on_down: pick!("on_down", policy.on_down, |on_down| on_down.word().into()),
+                second_choice: pick!("second_choice", policy.second_choice, ToString::to_string),
             },
             backends: BTreeMap::new(),
         };
         // Flows of another key or mode have ended: nothing of them can drain.
-        let runtime_flows =
-            runtime.service.key == service.key && runtime.service.mode == service.mode;
+        let runtime_flows = runtime.key == service.key && runtime.mode == service.mode;
         let until = drain.filter(|_| runtime_flows).and_then(|drain| self.wall.checked_add(drain));
         let retire = runtime_flows.then_some(until);
         let none = BTreeMap::new();
-        let old = before.map_or(&none, |before| &before.service.backends);
-        let (new, now) = (&after.service.backends, &runtime.service.backends);
+        let old = before.map_or(&none, |before| &before.backends);
+        let (new, now) = (&after.backends, &runtime.backends);
         let addresses: BTreeSet<&IpAddr> = old.keys().chain(new.keys()).chain(now.keys()).collect();
         for address in addresses {
             let triple = (old.get(address), new.get(address), now.get(address));
@@ -276,7 +245,7 @@ impl Merge<'_> {
                 service.backends.insert(*address, backend);
             }
         }
-        Whole { service, drain }
+        service
     }
 
     /// `retire` is the deadline of a drain, if what the configuration no longer has can drain.

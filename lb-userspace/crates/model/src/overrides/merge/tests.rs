@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use super::{
     super::{
         Overrides,
-        tests::{Given, any_given, weight},
+        tests::{any_desired, weight},
     },
     *,
 };
-use crate::{check::Kind, desired::Mode, spec::ServiceSpec};
+use crate::{check::Kind, desired::Mode};
 
 const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
@@ -20,10 +20,9 @@ const REMOVING: Admin = Admin::Removing { deadline: None };
 /// A service: name, last byte of its VIP, backends.
 type Services<'a> = &'a [(&'a str, u8, &'a [(IpAddr, u16, Admin)])];
 
-fn given(services: Services<'_>) -> Given {
+fn given(services: Services<'_>) -> Desired {
     let services = services.iter().map(|(name, vip, backends)| {
-        let spec = ServiceSpec::new(IpAddr::from([10, 0, 1, *vip]), 80, Mode::Dsr);
-        let mut service = spec.to_service();
+        let mut service = Service::new(IpAddr::from([10, 0, 1, *vip]), 80, Mode::Dsr);
         let backends = backends.iter();
         service.backends = backends
             .map(|(at, w, admin)| {
@@ -32,15 +31,18 @@ fn given(services: Services<'_>) -> Given {
             .collect();
         ((*name).to_owned(), service)
     });
-    Given { desired: Desired { services: services.collect() }, ..Given::default() }
+    Desired { services: services.collect() }
 }
 
 /// The conflicts of a change from `before` to `after`, with `runtime` in force.
-fn conflicts(before: &Given, after: &Given, runtime: &Given, expected: &Given) -> Vec<String> {
-    let merged =
-        merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH, &Unsaid::new());
-    assert_eq!(merged.desired, expected.desired);
-    assert_eq!(merged.deadlines, expected.deadlines);
+fn conflicts(
+    before: &Desired,
+    after: &Desired,
+    runtime: &Desired,
+    expected: &Desired,
+) -> Vec<String> {
+    let merged = merge(before, after, runtime, UNIX_EPOCH, &Unsaid::new());
+    assert_eq!(merged.desired, *expected);
     merged.conflicts.iter().map(ToString::to_string).collect()
 }
 
@@ -160,11 +162,10 @@ fn services_follow_the_same_rule() {
     assert_eq!(conflicts(&none, &none, &web, &web), [""; 0]);
     assert_eq!(conflicts(&none, &web, &web, &web), [""; 0]);
     let mut own = web.clone();
-    let service = own.desired.services.get_mut("web").expect("it is there");
+    let service = own.services.get_mut("web").expect("it is there");
     service.policy.check.kind = Kind::Tcp;
-    service.backends =
-        given(&[("web", 1, &[(B, 1, ENABLED)])]).desired.services["web"].backends.clone();
-    own.deadlines.insert("web".into(), Duration::from_secs(90));
+    service.backends = given(&[("web", 1, &[(B, 1, ENABLED)])]).services["web"].backends.clone();
+    service.drain_deadline = Some(Duration::from_secs(90));
     let both = given(&[("web", 1, &[(A, 1, ENABLED), (B, 1, ENABLED)])]);
     assert_eq!(
         conflicts(&none, &web, &own, &both),
@@ -179,12 +180,12 @@ fn services_follow_the_same_rule() {
 fn values_of_a_service_that_stands_for_the_configured_one_are_merged_by_key() {
     let before = given(&[("web", 1, &[(A, 1, ENABLED)])]);
     let mut runtime = before.clone();
-    let service = runtime.desired.services.get_mut("web").expect("it is there");
+    let service = runtime.services.get_mut("web").expect("it is there");
     (service.syn_budget, service.ring_slots) = (5, 1_009);
     let mut after = before.clone();
-    after.desired.services.get_mut("web").expect("it is there").syn_budget = 7;
+    after.services.get_mut("web").expect("it is there").syn_budget = 7;
     let mut expected = after.clone();
-    expected.desired.services.get_mut("web").expect("it is there").ring_slots = 1_009;
+    expected.services.get_mut("web").expect("it is there").ring_slots = 1_009;
     assert_eq!(
         conflicts(&before, &after, &runtime, &expected),
         ["web: syn_budget 7 of the configuration replaces 5, set by lbctl"]
@@ -201,11 +202,13 @@ fn backends_of_another_address_can_not_drain() {
 #[test]
 fn drains_have_the_service_s_deadline() {
     let mut before = given(&[("web", 1, &[(A, 1, ENABLED)])]);
-    before.deadlines.insert("web".into(), Duration::from_secs(60));
-    let after = Given { deadlines: before.deadlines.clone(), ..given(&[("web", 1, &[])]) };
+    let mut after = given(&[("web", 1, &[])]);
     let deadline = Some(UNIX_EPOCH + Duration::from_secs(60));
-    let expected = given(&[("web", 1, &[(A, 1, Admin::Removing { deadline })])]);
-    let expected = Given { deadlines: before.deadlines.clone(), ..expected };
+    let mut expected = given(&[("web", 1, &[(A, 1, Admin::Removing { deadline })])]);
+    for desired in [&mut before, &mut after, &mut expected] {
+        let web = desired.services.get_mut("web").expect("it is there");
+        web.drain_deadline = Some(Duration::from_secs(60));
+    }
     assert_eq!(conflicts(&before, &after, &before, &expected), [""; 0]);
 }
 
@@ -214,9 +217,9 @@ fn what_the_configuration_does_not_say_of_an_added_backend_stays() {
     let none = given(&[("web", 1, &[])]);
     let added = given(&[("web", 1, &[(A, 3, DRAINING)])]);
     let after = given(&[("web", 1, &[(A, 1, ENABLED)])]);
-    let merged = |before: &Given, unsaid: &[&'static str]| {
+    let merged = |before: &Desired, unsaid: &[&'static str]| {
         let unsaid = unsaid.iter().map(|key| ("web".to_owned(), A, *key)).collect();
-        let merged = merge(before.intent(), after.intent(), added.intent(), UNIX_EPOCH, &unsaid);
+        let merged = merge(before, &after, &added, UNIX_EPOCH, &unsaid);
         let backend = merged.desired.services["web"].backends[&A].clone();
         (backend.weight, backend.admin, merged.conflicts.len())
     };
@@ -253,17 +256,19 @@ fn what_does_not_go_with_the_configuration_leaves() {
 }
 
 /// The keys of a state as a flat table, as naive as can be: (service, backend, key) -> value.
-fn flat(given: Intent<'_>) -> BTreeMap<(String, Option<IpAddr>, String), String> {
+fn flat(given: &Desired) -> BTreeMap<(String, Option<IpAddr>, String), String> {
     let mut table = BTreeMap::new();
-    for (name, service) in &given.desired.services {
+    for (name, service) in &given.services {
         let mut put = |at: Option<IpAddr>, key: &str, value: String| {
             table.insert((name.clone(), at, key.to_owned()), value);
         };
-        let keys = keys::service(service, None);
-        for (key, value) in keys.iter().filter(|(key, _)| !["vip", "port"].contains(key)) {
+        let keys = keys::service(service);
+        for (key, value) in
+            keys.iter().filter(|(key, _)| !["vip", "port", "drain_deadline"].contains(key))
+        {
             put(None, key, value.to_string());
         }
-        put(None, "drain_deadline", format!("{:?}", given.deadline(name)));
+        put(None, "drain_deadline", format!("{:?}", service.drain_deadline));
         put(None, "address", service.key.to_string());
         for (at, backend) in &service.backends {
             put(Some(*at), "weight", format!("{:?}", backend.weight));
@@ -278,50 +283,47 @@ fn flat(given: Intent<'_>) -> BTreeMap<(String, Option<IpAddr>, String), String>
 proptest! {
     #[test]
     fn without_a_change_of_the_configuration_nothing_changes(
-        configured in any_given(),
-        runtime in any_given(),
+        configured in any_desired(),
+        runtime in any_desired(),
     ) {
-        let merged = merge(configured.intent(), configured.intent(), runtime.intent(), UNIX_EPOCH, &Unsaid::new());
-        prop_assert_eq!(&merged.desired, &runtime.desired);
-        prop_assert_eq!(&merged.deadlines, &runtime.deadlines);
+        let merged = merge(&configured, &configured, &runtime, UNIX_EPOCH, &Unsaid::new());
+        prop_assert_eq!(&merged.desired, &runtime);
         prop_assert_eq!(merged.conflicts, []);
     }
 
     #[test]
     fn without_changes_by_lbctl_the_configuration_is_in_force(
-        before in any_given(),
-        after in any_given(),
+        before in any_desired(),
+        after in any_desired(),
     ) {
-        let merged = merge(before.intent(), after.intent(), before.intent(), UNIX_EPOCH, &Unsaid::new());
+        let merged = merge(&before, &after, &before, UNIX_EPOCH, &Unsaid::new());
         prop_assert_eq!(&merged.conflicts, &[]);
         // Besides backends that drain.
         let mut desired = merged.desired;
         for (name, service) in &mut desired.services {
-            let configured = &after.desired.services[name].backends;
+            let configured = &after.services[name].backends;
             service.backends.retain(|at, backend| {
                 configured.contains_key(at) || !matches!(backend.admin, Admin::Removing { .. })
             });
         }
-        prop_assert_eq!(desired, after.desired);
-        prop_assert_eq!(merged.deadlines, after.deadlines);
+        prop_assert_eq!(desired, after);
     }
 
     #[test]
     fn every_key_has_the_value_that_was_said_last(
-        before in any_given(),
-        after in any_given(),
-        runtime in any_given(),
+        before in any_desired(),
+        after in any_desired(),
+        runtime in any_desired(),
     ) {
-        let merged = merge(before.intent(), after.intent(), runtime.intent(), UNIX_EPOCH, &Unsaid::new());
-        let [b, a, r, m] =
-            [before.intent(), after.intent(), runtime.intent(), merged.intent()].map(flat);
-        let there = |given: &Given, name: &str, at: Option<IpAddr>| {
-            let service = given.desired.services.get(name);
+        let merged = merge(&before, &after, &runtime, UNIX_EPOCH, &Unsaid::new());
+        let [b, a, r, m] = [&before, &after, &runtime, &merged.desired].map(flat);
+        let there = |given: &Desired, name: &str, at: Option<IpAddr>| {
+            let service = given.services.get(name);
             service.is_some_and(|s| at.is_none_or(|at| s.backends.contains_key(&at)))
         };
-        let known = |given: &Given, name: &str, at: Option<IpAddr>| match at {
-            None => given.desired.services.get(name).map(|service| format!("{service:?}{:?}", given.intent().deadline(name))),
-            Some(at) => given.desired.services.get(name).and_then(|s| s.backends.get(&at)).map(|b| format!("{b:?}")),
+        let known = |given: &Desired, name: &str, at: Option<IpAddr>| match at {
+            None => given.services.get(name).map(|service| format!("{service:?}")),
+            Some(at) => given.services.get(name).and_then(|s| s.backends.get(&at)).map(|b| format!("{b:?}")),
         };
         for (key, value) in &m {
             let (name, at, word) = key;
@@ -343,7 +345,7 @@ proptest! {
         // What is not there was removed by whoever spoke last.
         for key in b.keys().chain(a.keys()).chain(r.keys()).filter(|key| !m.contains_key(key)) {
             let (name, at, _) = key;
-            if there(&merged_given(&merged), name, *at) || !there(&merged_given(&merged), name, None) && at.is_some() {
+            if there(&merged.desired, name, *at) || !there(&merged.desired, name, None) && at.is_some() {
                 continue;
             }
             match (known(&before, name, *at), known(&after, name, *at), known(&runtime, name, *at)) {
@@ -358,7 +360,7 @@ proptest! {
             let (Some(new), true) = (a.get(key), m.contains_key(key)) else { continue };
             let lost = b.get(key) != Some(new) && b.get(key) != Some(now) && new != now;
             let leaving = at.is_some_and(|at| {
-                matches!(runtime.desired.services[name].backends[&at].admin, Admin::Removing { .. })
+                matches!(runtime.services[name].backends[&at].admin, Admin::Removing { .. })
                     && !there(&before, name, Some(at))
             });
             let named = merged.conflicts.iter().any(|conflict| {
@@ -367,14 +369,10 @@ proptest! {
             });
             prop_assert_eq!(named, lost && !leaving, "{:?} {:?}", key, &merged.conflicts);
         }
-        let overrides = Overrides::between(after.intent(), merged.intent());
-        prop_assert_eq!(overrides.apply(after.intent()), (merged.desired.clone(), merged.deadlines.clone()));
+        let overrides = Overrides::between(&after, &merged.desired);
+        prop_assert_eq!(&overrides.apply(&after), &merged.desired);
         // The same configuration again changes nothing.
-        let again = merge(after.intent(), after.intent(), merged.intent(), UNIX_EPOCH, &Unsaid::new());
-        prop_assert_eq!((again.desired, again.deadlines), (merged.desired, merged.deadlines));
+        let again = merge(&after, &after, &merged.desired, UNIX_EPOCH, &Unsaid::new());
+        prop_assert_eq!(again.desired, merged.desired);
     }
-}
-
-fn merged_given(merged: &Merged) -> Given {
-    Given { desired: merged.desired.clone(), deadlines: merged.deadlines.clone() }
 }
