@@ -34,7 +34,7 @@ const FOREVER: u32 = u32::MAX;
 /// Puts addresses on interfaces and takes them off.
 pub struct Addresses {
     client: Client,
-    /// The links and addresses of the node, kept by who hears the events.
+    /// The links and addresses of the node, kept up to date by the reader of the events.
     pub interfaces: Interfaces,
     /// Whether the kernel keeps the mark.
     marks: bool,
@@ -65,7 +65,7 @@ impl Addresses {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub fn open() -> Result<Self> {
         let mut client = Client::open()?;
         let interfaces = Interfaces::read(&mut client)?;
@@ -77,7 +77,7 @@ impl Addresses {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub fn read_anew(&mut self) -> Result<()> {
         self.interfaces = Interfaces::read(&mut self.client)?;
         Ok(())
@@ -101,7 +101,7 @@ impl Addresses {
                 continue;
             };
             // What the table has may be gone, or be one of ours whose removal is not known yet: the
-            // kernel is asked in any case.
+            // kernel is queried in any case.
             keys.push((key, placed));
             let request = RouteNetlinkMessage::NewAddress(message(key, Some(placed.address)));
             requests.push((request, NLM_F_CREATE | NLM_F_EXCL));
@@ -117,7 +117,7 @@ impl Addresses {
             match outcome {
                 Ok(()) => {
                     self.added.insert(key);
-                    // The event of it may come late: that of IPv6 is told by a kernel thread.
+                    // The event of it may come late: a kernel thread sends that of IPv6.
                     let seen = Seen { protocol: PROTOCOL, ..Seen::default() };
                     self.interfaces.add_address(key, seen);
                     added.push(key.1);
@@ -174,7 +174,7 @@ impl Addresses {
     /// An address was removed, by whomever. Whether it was not ours, as far as the kernel keeps that.
     pub fn is_gone(&mut self, key: &Key, seen: &Seen) -> bool {
         let by_hand = self.marks && seen.protocol != PROTOCOL && !self.added.contains(key);
-        // If an operator adds it again, it is the operator's; without the mark nothing else says whose
+        // If an operator adds it again, it is the operator's; without the mark nothing else shows whose
         // it is.
         if self.marks {
             self.added.remove(key);
@@ -208,7 +208,7 @@ impl Addresses {
 
     /// Whether addresses of a router were left by a predecessor that held them.
     ///
-    /// One is enough where the kernel keeps the mark, as that says who has put it there; otherwise
+    /// One is enough where the kernel keeps the mark, as that names the owner; otherwise
     /// all must be there.
     #[must_use]
     pub fn held(&self, router: &Router) -> bool {

@@ -1,10 +1,10 @@
 //! VRRP (RFC 9568, and RFC 3768 for old peers): which node of a group holds the virtual addresses.
 //!
 //! [`fsm`] is one virtual router as a pure function of (state, event, now); [`packet`] turns
-//! advertisements into bytes and back, [`auth`] says who has sent them, [`announce`] what a link is
-//! told, and [`sockets`] carries all that. [`thread`] drives both in a thread of its own that nothing
+//! advertisements into bytes and back, [`auth`] verifies their senders, [`announce`] makes the frames
+//! that announce addresses, and [`sockets`] carries all that. [`thread`] drives both in a thread of its own that nothing
 //! else makes late; sockets, netlink and timers are there. The daemon gives [`Facts`] and orders
-//! through [`Vrrp`], and hears [`Report`]s.
+//! through [`Vrrp`], and receives [`Report`]s.
 
 pub mod addresses;
 pub mod announce;
@@ -47,30 +47,30 @@ pub struct Facts {
     /// these preempts, for a while, or until the Active router lowers its priority.
     pub unsynced: BTreeSet<RouterKey>,
     /// How many transitions each router had made when `unsynced` was found, by its name: after the next
-    /// one that counts no more, and it does not preempt before it is told anew. Empty if there is
+    /// one that counts no more, and it does not preempt before it is set anew. Empty if there is
     /// nobody whose flows could be known.
     pub transitions: BTreeMap<String, u64>,
-    /// Routers that a peer is Active for which hands over when it is told that this node would preempt: so
+    /// Routers that a peer is Active for which hands over when it receives that this node would preempt: so
     /// none of these preempts by itself.
     pub handed_over: BTreeSet<RouterKey>,
     /// Routers that a peer is Active for whose node drains: its priority is low for no fault.
     pub draining_peers: BTreeSet<RouterKey>,
-    /// Routers that a peer is Active for, which says that something that it tracks has lowered its
+    /// Routers that a peer is Active for, which reports that something that it tracks has lowered its
     /// priority.
     pub lowered_peers: BTreeSet<RouterKey>,
-    /// Peers that are authenticated by the sync key and say that their advertisements are not made as
-    /// this node's are (password, interval, version): they are heard all the same, so that there are
+    /// Peers that are authenticated by the sync key and report that their advertisements are not made as
+    /// this node's are (password, interval, version): they are taken all the same, so that there are
     /// not two owners.
     pub mismatched: BTreeSet<(RouterKey, IpAddr)>,
-    /// Peers that are connected and authenticated by the sync key, and say that they are Active: what
-    /// they sign is heard even if the clocks are far apart. A repetition says no more than they do.
+    /// Peers that are connected and authenticated by the sync key, and report that they are Active: what
+    /// they sign is taken even if the clocks are far apart. A repetition adds nothing to that.
     pub active: BTreeSet<(RouterKey, IpAddr)>,
 }
 
 impl Facts {
-    /// Whether an advertisement that was refused is heard all the same, as its sender is known.
+    /// Whether an advertisement that was refused is taken all the same, as its sender is known.
     #[must_use]
-    pub fn hear(&self, router: RouterKey, from: IpAddr, why: packet::Refusal) -> bool {
+    pub fn accepts_refused(&self, router: RouterKey, from: IpAddr, why: packet::Refusal) -> bool {
         let known = (router, from);
         match why.is_stale() {
             true => self.mismatched.contains(&known) || self.active.contains(&known),
@@ -82,12 +82,12 @@ impl Facts {
 /// How a router's addresses are given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yield {
-    /// A peer was asked to take over by another way, and is about to.
+    /// A peer was requested by the sync session to take over, and is about to.
     Asked,
-    /// The same, of a peer with a higher priority that has said that it would preempt: this node takes
+    /// The same, of a peer with a higher priority that has reported that it would preempt: this node takes
     /// over again when its own is the higher one.
     Outranked,
-    /// By an advertisement with priority 0, for peers that are to be told by nothing else.
+    /// By an advertisement with priority 0, for peers that receive nothing else.
     Told,
 }
 
@@ -98,24 +98,24 @@ pub enum Order {
     Configure(Routers),
     /// What the daemon knows.
     Facts(Facts),
-    /// Give up being Active. The addresses stay until another router is heard to be Active; if none is
+    /// Give up being Active. The addresses stay until another router advertises as Active; if none is
     /// within the time that it takes a peer to notice, this one goes on. It does not preempt until it
     /// was Active again.
     Yield(RouterKey, Yield),
     /// Become Active at once, whatever the priority: the Active one yields.
     Take(RouterKey),
     /// End: give up being Active as by [`Yield`]; if nobody takes over, leave the addresses, unless
-    /// `release` says otherwise.
+    /// `release` is set.
     Stop {
         /// Whether the addresses go in any case.
         release: bool,
     },
 }
 
-/// What the virtual routers tell.
+/// The reports of the virtual routers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Report {
-    /// A router has changed its state; told after what the state takes was done.
+    /// A router has changed its state; reported after what the state takes was done.
     Transition(Transition),
     /// Something that is to be an event.
     Notice(Notice),
@@ -165,7 +165,7 @@ pub struct Transition {
     pub cause: String,
 }
 
-/// Something to be told of a router.
+/// A notice for the operator about a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The router's name; empty if it is about none, or more than one.

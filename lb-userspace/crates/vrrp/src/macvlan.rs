@@ -12,7 +12,7 @@
 //! has no other value. Answers leave by the interface below; when it has to ask for a neighbour first,
 //! it must do so from an address of its own, or that neighbour would learn its MAC address for the
 //! virtual one: `arp_announce` becomes 2 there in the same way. What a process that died has set there
-//! stays, as it can't be told from what an operator has set.
+//! stays, as it can't be distinguished from an operator's setting.
 //!
 //! As no route leads by the device, `rp_filter` is 2 (loose) for it. A router that is not Active must
 //! not take frames to its virtual MAC address (RFC 9568, 6.4.2), which a switch may flood: forwarding
@@ -132,7 +132,7 @@ impl Devices {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub fn open() -> Result<Self> {
         Ok(Self { client: Client::open()?, raised: BTreeMap::new() })
     }
@@ -162,7 +162,7 @@ impl Devices {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub fn ours(&mut self) -> Result<Vec<(u32, String)>> {
         let steps = plan(&[], &Interfaces::read(&mut self.client)?).into_iter();
         let removed = steps.filter_map(|step| match step {
@@ -213,7 +213,7 @@ impl Devices {
 
     fn set_up(&mut self, device: &Device) -> Result<()> {
         let context = || format!("set up {}", device.name);
-        // No address of its own: what it sends and hears is the virtual router's.
+        // No address of its own: what it sends and receives is the virtual router's.
         let bare = vec![
             LinkAttribute::IfName(device.name.clone()),
             LinkAttribute::IfAlias(device.alias()),
@@ -248,7 +248,7 @@ impl Devices {
         self.client.one(RouteNetlinkMessage::SetLink(message), 0).with_context(context)
     }
 
-    /// Sees that an interface answers and asks by ARP only with its own addresses.
+    /// Sees that an interface answers and requests by ARP only with its own addresses.
     fn raise(&mut self, interface: &str) -> Result<()> {
         for (setting, wanted) in [("arp_ignore", "1"), ("arp_announce", "2")] {
             let path = conf("ipv4", interface, setting);

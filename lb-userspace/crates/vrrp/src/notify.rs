@@ -1,4 +1,4 @@
-//! Programs that are told of a router's transitions.
+//! Programs that lbd runs at a router's transitions.
 //!
 //! A program is called as `PROGRAM [ARGUMENT...] router NAME STATE PRIORITY`, the order that
 //! keepalived's `notify` has; `STATE` is `initialize`, `fault`, `backup` or `active`. The
@@ -6,7 +6,7 @@
 //! `LB_PRIORITY`, `LB_FAMILY` (`ipv4` or `ipv6`), `LB_VRID`, `LB_INTERFACE` and `LB_GROUP` (empty if
 //! it is in none).
 //!
-//! Transitions of one router are told one after the other, in their order; those of several routers
+//! Transitions of one router are passed on one after the other, in their order; those of several routers
 //! at the same time. A program has 30 seconds; then it is killed with all that it has started. The
 //! end of `lbd` waits 10 seconds for all of them together.
 
@@ -45,7 +45,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// The call that tells of a transition, if the router has a program for that.
+    /// The call for a transition, if the router has a program for that.
     #[must_use]
     pub fn of(
         router: &Router,
@@ -85,7 +85,7 @@ pub struct Caller<F> {
 }
 
 impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
-    /// `failed` is told of each call that does not end well: the router and why.
+    /// `failed` is called for each call that does not end well: the router and why.
     pub fn new(failed: F) -> Self {
         Self { queues: BTreeMap::new(), tasks: JoinSet::new(), open: watch::Sender::new(0), failed }
     }
@@ -189,9 +189,9 @@ mod tests {
     #[tokio::test]
     async fn call_that_fails_is_told_and_the_next_is_made() {
         let failures = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&failures);
+        let recorded = Arc::clone(&failures);
         let mut caller = Caller::new(move |router: &str, why| {
-            told.lock().expect("no panic").push(format!("{router}: {why}"));
+            recorded.lock().expect("no panic").push(format!("{router}: {why}"));
         });
         caller.call(call("main", "exit 1".into()));
         caller.call(call("main", "exit 2".into()));

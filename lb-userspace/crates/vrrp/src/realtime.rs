@@ -1,7 +1,7 @@
 //! What keeps the thread from being late: a real-time priority and memory that is never paged out.
 //!
 //! Both are for the asking only where the process may; where it may not, advertisements can be late
-//! under load, which is said once and is no error.
+//! under load, which is logged once and is no error.
 
 use std::{fs, io, sync::Once, time::Duration};
 
@@ -33,10 +33,10 @@ pub enum Scheduling {
 /// Puts the calling thread before all others, as far as the process may, and locks the memory of the
 /// process. What is not allowed is logged, once in a process.
 pub fn prefer() -> Scheduling {
-    static TOLD: Once = Once::new();
+    static LOGGED: Once = Once::new();
     let scheduling = schedule();
     let locked = lock_memory();
-    TOLD.call_once(|| tell(scheduling, &locked));
+    LOGGED.call_once(|| log_scheduling(scheduling, &locked));
     scheduling
 }
 
@@ -59,7 +59,7 @@ pub fn short_interval(scheduling: Scheduling, routers: &[Router]) -> Option<(Str
     Some((message, cause))
 }
 
-fn tell(scheduling: Scheduling, locked: &Result<(), String>) {
+fn log_scheduling(scheduling: Scheduling, locked: &Result<(), String>) {
     match scheduling {
         Scheduling::Fifo => info!(priority = PRIORITY, "VRRP has a real-time priority"),
         Scheduling::Nice => warn!(
@@ -111,7 +111,7 @@ fn may_lock_all() -> bool {
     unlimited || has_capability(&status, CAP_IPC_LOCK)
 }
 
-/// Whether /proc/.../status tells that a capability is effective.
+/// Whether /proc/.../status shows that a capability is effective.
 fn has_capability(status: &str, capability: u32) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());

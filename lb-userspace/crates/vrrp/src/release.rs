@@ -11,7 +11,7 @@ use super::addresses::Addresses;
 /// The exit status of an `lbd` that could not start for a reason that may pass.
 pub const NOT_STARTED: u8 = 3;
 
-/// How `lbd` ended, as systemd says it to `ExecStopPost`.
+/// How `lbd` ended, as systemd passes it to `ExecStopPost`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct End {
     /// `SERVICE_RESULT`.
@@ -38,13 +38,13 @@ impl End {
     #[must_use]
     pub fn keeps_addresses(&self) -> bool {
         match (self.result.as_deref(), self.code.as_deref()) {
-            // What was told to stop and did not is killed, and nothing starts it again.
+            // A process that was ordered to stop and did not is killed, and nothing starts it again.
             (Some("timeout"), _) => false,
             // A stop that came before lbd listened to signals. Nothing starts it again.
             (_, Some("killed")) if self.status.as_deref() == Some("TERM") => false,
             // The next start, which follows at once, goes on with them.
             (_, Some("killed" | "dumped")) => true,
-            // It was told to end, and has handed over what another node takes; or it met with an error while
+            // It was ordered to end, and has handed over what another node takes; or it met with an error while
             // it served, and is started again. A start that failed would fail again.
             (_, Some("exited")) => matches!(self.status.as_deref(), Some("0" | "1")),
             _ => false,

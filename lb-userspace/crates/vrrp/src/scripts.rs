@@ -1,4 +1,4 @@
-//! Programs that say whether something is well, and how they and others are run.
+//! Programs that check whether something is well, and how they and others are run.
 //!
 //! How many runs make a difference is counted by [`super::machine`].
 

@@ -31,7 +31,7 @@ const SPARED: &str = "other services of these addresses are served: they go to a
 #[derive(Debug, Default)]
 pub struct Tracks {
     own: [Rating; 2],
-    told: Vec<(Track, Rating)>,
+    configured: Vec<(Track, Rating)>,
     /// The services of the router's addresses that are served. The failure of another one is no fault
     /// then and makes the router the last choice: where the peer is no better off, the addresses stay.
     /// Empty where no peer would preempt.
@@ -73,7 +73,7 @@ struct Rating {
     recovered: Option<Instant>,
     /// How long it has to stay well before that counts.
     proof: Duration,
-    /// Results of runs in a row that say the contrary of what is seen (scripts).
+    /// Results of runs in a row that contradict what is seen (scripts).
     contrary: u32,
     /// The number in a file.
     number: i64,
@@ -123,7 +123,7 @@ impl Rating {
         self.well_since.map(|since| since + self.proof)
     }
 
-    /// What stayed well for long enough is well; true if that is news.
+    /// What stayed well for long enough is well; true if that is new.
     fn believe(&mut self, now: Instant) -> bool {
         let proven = self.believed_at().is_some_and(|at| at <= now);
         if proven {
@@ -161,13 +161,13 @@ impl Rating {
 }
 
 impl Tracks {
-    /// Tracks what `router` says; what is tracked already keeps what is known of it.
+    /// Tracks what `router` configures; what is tracked already keeps what is known of it.
     pub fn configure(&mut self, router: &Router) {
-        let mut before = std::mem::take(&mut self.told);
+        let mut before = std::mem::take(&mut self.configured);
         for track in &router.tracks {
             let known = before.iter().position(|(other, _)| other.what == track.what);
             let rating = known.map(|known| before.swap_remove(known).1).unwrap_or_default();
-            self.told.push((track.clone(), rating));
+            self.configured.push((track.clone(), rating));
         }
     }
 
@@ -180,7 +180,7 @@ impl Tracks {
         changes: &mut Vec<Change>,
     ) {
         self.look_at_own(router, observed, now, changes);
-        for (track, rating) in &mut self.told {
+        for (track, rating) in &mut self.configured {
             let Tracked::Interface(name) = &track.what else { continue };
             let changed = rating.see(link_state(observed, name), now);
             note(rating, changed, track.weight, &track.what.to_string(), changes);
@@ -205,7 +205,7 @@ impl Tracks {
             let served = facts.served.iter().filter(|(vip, _)| is_preempted && is_of(*vip));
             self.served = served.map(|(_, name)| name.clone()).collect();
         }
-        for (track, rating) in &mut self.told {
+        for (track, rating) in &mut self.configured {
             let Some(seen) = seen(track, rating, router, facts, observed) else { continue };
             let changed = rating.see(seen, now);
             if changed && rating.problem().is_some() && is_spared(&self.served, track) {
@@ -247,7 +247,7 @@ impl Tracks {
         now: Instant,
         changes: &mut Vec<Change>,
     ) {
-        for (track, rating) in &mut self.told {
+        for (track, rating) in &mut self.configured {
             let Tracked::Script { command, rise, fall, .. } = &track.what else { continue };
             if command == ran {
                 let result = result.clone().map_err(|why| format!("{}: {why}", track.what));
@@ -264,7 +264,7 @@ impl Tracks {
             let changed = rating.believe(now);
             note(rating, changed, 0, name, changes);
         }
-        for (track, rating) in &mut self.told {
+        for (track, rating) in &mut self.configured {
             let changed = rating.believe(now);
             note(rating, changed, track.weight, &track.what.to_string(), changes);
         }
@@ -279,7 +279,7 @@ impl Tracks {
     /// Whether everything is known that could be a fault.
     #[must_use]
     pub fn are_known(&self) -> bool {
-        let faults = self.told.iter().filter(|(track, _)| track.weight == 0);
+        let faults = self.configured.iter().filter(|(track, _)| track.weight == 0);
         self.own.iter().chain(faults.map(|(_, rating)| rating)).all(|rating| rating.seen.is_some())
     }
 
@@ -287,11 +287,11 @@ impl Tracks {
     #[must_use]
     pub fn verdict(&self, base: u8) -> Verdict {
         let (mut sum, mut best) = (i64::from(base), i64::from(base));
-        for (track, rating) in &self.told {
+        for (track, rating) in &self.configured {
             sum = sum.saturating_add(weight(track, rating));
             best = best.saturating_add(best_weight(track, rating));
         }
-        let needed = self.told.iter().filter(|(track, _)| track.weight == 0);
+        let needed = self.configured.iter().filter(|(track, _)| track.weight == 0);
         let (spared, faults): (Vec<_>, Vec<_>) =
             needed.partition(|(track, _)| is_spared(&self.served, track));
         if spared.iter().any(|(_, rating)| rating.problem().is_some()) {
@@ -322,7 +322,7 @@ impl Tracks {
             })
         };
         let spared = self
-            .told
+            .configured
             .iter()
             .any(|(track, rating)| is_spared(&self.served, track) && rating.problem().is_some());
         let remarks = self.ratings().filter_map(|rating| rating.remark.clone());
@@ -331,7 +331,7 @@ impl Tracks {
     }
 
     fn ratings(&self) -> impl Iterator<Item = &Rating> {
-        self.own.iter().chain(self.told.iter().map(|(_, rating)| rating))
+        self.own.iter().chain(self.configured.iter().map(|(_, rating)| rating))
     }
 }
 

@@ -1,6 +1,6 @@
-//! How it is told on a link who has an address: gratuitous ARP (RFC 5227, 3; RFC 5944, 4.6) and
+//! How a node announces its addresses on a link: gratuitous ARP (RFC 5227, 3; RFC 5944, 4.6) and
 //! unsolicited neighbour advertisements (RFC 4861, 7.2.6; RFC 9568, 8.2.2). As bytes, both ways: what
-//! the Active router sends, and what it sees others claim, by themselves or when they are asked.
+//! the Active router sends, and the claims that it receives from others, unsolicited or as answers.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -64,7 +64,7 @@ const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
 /// RFC 4861, 7.1.2: a lower one has crossed a router.
 const HOP_LIMIT: u8 = 255;
 
-/// That a host has an address, as it says itself.
+/// A host's claim of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The address.
@@ -73,8 +73,8 @@ pub struct Claim {
     pub mac: Mac,
 }
 
-/// The frame that tells everyone on the link that `mac` has `address`. `router` is for IPv6: whether
-/// the node forwards packets of the interface's hosts, as its kernel says when it answers them.
+/// The frame that announces on the link that `mac` has `address`. `router` is for IPv6: whether
+/// the node forwards packets of the interface's hosts, as its kernel's own answers state.
 #[must_use]
 pub fn frame(address: IpAddr, mac: Mac, router: bool) -> Vec<u8> {
     match address {
@@ -109,8 +109,8 @@ fn neighbour_advertisement(address: Ipv6Addr, mac: Mac, router: bool) -> Vec<u8>
     frame
 }
 
-/// The frame that asks who has an address. `from` is another address of the node; without one, the
-/// question is one that nobody learns anything from (a probe, RFC 5227, 2.1.1).
+/// The frame that requests an address's owner. `from` is another address of the node; without one, the
+/// request is a probe, from which no host learns an address (RFC 5227, 2.1.1).
 #[must_use]
 pub fn arp_question(address: Ipv4Addr, mac: Mac, from: Option<Ipv4Addr>) -> Vec<u8> {
     let mut frame = ethernet_header(BROADCAST, mac, ETHERTYPE_ARP);
@@ -176,7 +176,7 @@ fn arp_claim(message: &[u8]) -> Option<Claim> {
     (!address.is_unspecified()).then_some(Claim { address: address.into(), mac })
 }
 
-/// RFC 4861, 7.1.2 says which are valid. Without the option the sender's own address counts.
+/// RFC 4861, 7.1.2 defines which are valid. Without the option the sender's own address counts.
 fn advertisement_claim(packet: &[u8], sender: Mac) -> Option<Claim> {
     let (header, rest) = packet.split_first_chunk::<IPV6>()?;
     let len = usize::from(u16::from_be_bytes([header[4], header[5]]));

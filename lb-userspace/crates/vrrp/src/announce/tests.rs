@@ -47,9 +47,9 @@ fn requests_and_replies_claim_and_probes_do_not() {
 #[test]
 fn questions_ask_and_claim_nothing() {
     let frame = arp_question([10, 0, 0, 100].into(), MAC, None);
-    let asks = "ffffffffffffca9b156cdcc00806\
+    let request = "ffffffffffffca9b156cdcc00806\
                 0001080006040001ca9b156cdcc0000000000000000000000a000064";
-    assert_eq!((frame.clone(), claim(&frame)), (hex(asks), None));
+    assert_eq!((frame.clone(), claim(&frame)), (hex(request), None));
     let from = Some([10, 0, 0, 2].into());
     let claimed = claim(&arp_question([10, 0, 0, 100].into(), MAC, from));
     assert_eq!(claimed.map(|claim| claim.address), Some(ip("10.0.0.2")), "that is its own");

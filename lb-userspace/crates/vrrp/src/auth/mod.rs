@@ -53,7 +53,7 @@ pub const TRAILER: usize = 28;
 const HMAC_SHA256: u8 = 1;
 /// Where the HMAC is in the trailer.
 const TAG_AT: usize = 12;
-/// No window is smaller unless it is asked for.
+/// No window is smaller unless it is configured.
 const MIN_WINDOW: Duration = Duration::from_secs(5);
 /// So many senders are remembered. Only who has the key becomes one.
 const MAX_SENDERS: usize = 64;
@@ -120,7 +120,7 @@ pub fn window(interval: Duration) -> Duration {
     (interval * 3).max(MIN_WINDOW)
 }
 
-/// Signs what one virtual router sends, and verifies what it hears.
+/// Signs what one virtual router sends, and verifies what it receives.
 pub struct Hmac {
     id: u8,
     key: hmac::Key,
@@ -128,13 +128,13 @@ pub struct Hmac {
     /// What was signed last.
     sent: Option<Sequence>,
     /// The newest of each sender.
-    heard: BTreeMap<IpAddr, Sequence>,
+    received: BTreeMap<IpAddr, Sequence>,
 }
 
 impl fmt::Debug for Hmac {
-    /// Nothing secret is told.
+    /// It shows no secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hmac").field("id", &self.id).field("heard", &self.heard).finish()
+        f.debug_struct("Hmac").field("id", &self.id).field("received", &self.received).finish()
     }
 }
 
@@ -143,13 +143,13 @@ impl Hmac {
     #[must_use]
     pub fn new(id: u8, secret: &[u8], window: Duration) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-        Self { id, key, window, sent: None, heard: BTreeMap::new() }
+        Self { id, key, window, sent: None, received: BTreeMap::new() }
     }
 
-    /// Carries over what was sent and heard before.
+    /// Carries over what was sent and received before.
     pub fn resume(&mut self, before: &mut Self) {
         self.sent = before.sent;
-        self.heard = std::mem::take(&mut before.heard);
+        self.received = std::mem::take(&mut before.received);
     }
 
     /// Appends the trailer to a message that is sent from `source`.
@@ -201,7 +201,7 @@ impl Hmac {
             return Err(Failure::Stale);
         }
         // A mark that is far off is of a clock that was wrong: it would keep the sender out for long.
-        let mark = self.heard.get(&source).filter(|mark| !mark.is_far_from(clock, self.window));
+        let mark = self.received.get(&source).filter(|mark| !mark.is_far_from(clock, self.window));
         if mark.is_some_and(|mark| !sequence.is_newer_than(*mark)) {
             return Err(Failure::Replayed);
         }
@@ -210,13 +210,13 @@ impl Hmac {
     }
 
     fn remember(&mut self, source: IpAddr, sequence: Sequence) {
-        if self.heard.len() >= MAX_SENDERS && !self.heard.contains_key(&source) {
-            let oldest = self.heard.iter().max_by_key(|(_, mark)| sequence.distance(**mark));
+        if self.received.len() >= MAX_SENDERS && !self.received.contains_key(&source) {
+            let oldest = self.received.iter().max_by_key(|(_, mark)| sequence.distance(**mark));
             if let Some(oldest) = oldest.map(|(source, _)| *source) {
-                self.heard.remove(&oldest);
+                self.received.remove(&oldest);
             }
         }
-        self.heard.insert(source, sequence);
+        self.received.insert(source, sequence);
     }
 
     fn tag(

@@ -195,8 +195,8 @@ fn of_many_senders_those_not_heard_for_longest_are_forgotten() {
         let signed = sign(&mut key(), &source(n), now);
         assert_eq!(verify(&mut receiver, &signed, &source(n), now), Ok(()));
     }
-    assert_eq!(receiver.heard.len(), MAX_SENDERS);
-    assert!(!receiver.heard.contains_key(&ip("10.0.0.0")));
+    assert_eq!(receiver.received.len(), MAX_SENDERS);
+    assert!(!receiver.received.contains_key(&ip("10.0.0.0")));
 }
 
 #[test]

@@ -5,19 +5,19 @@ use super::*;
 /// One sender is answered so often in an interval: once for its advertisement, and once more for its
 /// last one, if it gives way to the answer.
 const ANSWERS: u8 = 2;
-/// A sender that was not answered for so long, and for two intervals, is told of again.
+/// A sender that was not answered for so long, and for two intervals, is reported again.
 const FORGOTTEN: Duration = Duration::from_secs(10);
-/// So many senders are told apart, and so many are told of until they are forgotten: who makes up more
-/// says nothing new.
+/// So many senders are distinguished and reported until they are forgotten: a host that makes up more
+/// adds nothing new.
 const SENDERS: usize = 16;
-/// So many advertisements tell of a longer interval at the pace of the shorter one.
+/// So many advertisements announce a longer interval at the pace of the shorter one.
 const HURRIED: u8 = 3;
 /// How many intervals an equal router is borne, when it is somebody else's to decide.
 const PATIENCE: u32 = 2;
 
 /// So many answers are announced however soon they follow each other.
 const ANNOUNCED: u8 = 4;
-/// Then one in so long: a router that does not hear this one goes on for ever, and each announcement
+/// Then one in so long: a router that does not receive this one's advertisements goes on for ever, and each announcement
 /// is a broadcast for each address.
 const ANNOUNCE_GAP: Duration = Duration::from_millis(100);
 
@@ -33,25 +33,25 @@ pub(super) struct Answers {
 /// Whom it has replaced knowingly.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Displaced {
-    /// By path; none: it was not heard there.
+    /// By path; none: nothing was received there.
     pub from: [Option<IpAddr>; 2],
-    /// Until then, it may not have heard of it.
+    /// Until then, it may not have received an advertisement of it.
     pub until: Instant,
-    /// Whether it was asked to give way, and does so whatever the priorities are.
+    /// Whether it was requested to give way, and does so whatever the priorities are.
     pub by_order: bool,
 }
 
 impl Displaced {
-    /// Who was asked to give way, but never heard on a path, is the first one that is heard there now.
-    fn with(mut self, heard: &Heard) -> Self {
+    /// A router that was requested to give way, but never seen on a path, is the first one that is seen there now.
+    fn with(mut self, advert: &Heard) -> Self {
         if self.by_order {
-            self.from[usize::from(heard.second_path)].get_or_insert(heard.from);
+            self.from[usize::from(advert.second_path)].get_or_insert(advert.from);
         }
         self
     }
 
-    fn is(&self, heard: &Heard, now: Instant) -> bool {
-        now < self.until && self.from[usize::from(heard.second_path)] == Some(heard.from)
+    fn is(&self, advert: &Heard, now: Instant) -> bool {
+        now < self.until && self.from[usize::from(advert.second_path)] == Some(advert.from)
     }
 }
 
@@ -151,63 +151,63 @@ impl VirtualRouter {
         }
     }
 
-    /// It wasn't run for as long as others wait. Nobody else was heard, or it would be Backup by now.
+    /// It wasn't run for as long as others wait. No other router has advertised, or it would be Backup by now.
     fn active_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.advertise(now, out);
         out.push(Action::Announce);
-        let why = "no other router was heard meanwhile: it goes on";
+        let why = "no other router has advertised meanwhile: it goes on";
         self.notice(NoticeKind::Stalled, "it was not run in time", why, out);
     }
 
-    pub(super) fn active_heard(&mut self, heard: Heard, now: Instant, out: &mut Vec<Action>) {
-        if heard.priority == 0 {
-            // RFC 9568, 6.4.3: another one has ceased, and this one says that it is there. But not if
-            // it has said itself that it leaves.
+    pub(super) fn active_receive(&mut self, advert: Heard, now: Instant, out: &mut Vec<Action>) {
+        if advert.priority == 0 {
+            // RFC 9568, 6.4.3: another one has ceased, and this one advertises itself. But not if
+            // it has announced itself that it leaves.
             if !self.is_leaving() {
-                self.answer(&heard, now, out);
+                self.answer(&advert, now, out);
             }
         } else if self.is_yielding() {
-            self.has_yielded(&heard, now, out);
+            self.has_yielded(&advert, now, out);
         } else if self.is_late(now) {
-            self.give_way_after_a_stall(&heard, now, out);
+            self.give_way_after_a_stall(&advert, now, out);
         } else {
-            self.contest(&heard, now, out);
+            self.contest(&advert, now, out);
         }
     }
 
     /// RFC 9568, 6.4.3: the higher one stays, and with equal priorities that with the higher address.
-    fn contest(&mut self, heard: &Heard, now: Instant, out: &mut Vec<Action>) {
-        let (own, other, from) = (self.priority(), heard.priority, heard.from);
-        let displaced = self.when.displaced.take().map(|displaced| displaced.with(heard));
-        let expected = displaced.is_some_and(|displaced| displaced.is(heard, now));
-        let asked = expected && displaced.is_some_and(|displaced| displaced.by_order);
+    fn contest(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
+        let (own, other, from) = (self.priority(), advert.priority, advert.from);
+        let displaced = self.when.displaced.take().map(|displaced| displaced.with(advert));
+        let expected = displaced.is_some_and(|displaced| displaced.is(advert, now));
+        let by_order = expected && displaced.is_some_and(|displaced| displaced.by_order);
         self.when.displaced = displaced;
-        let yields = !asked && self.is_outranked(heard, now);
+        let yields = !by_order && self.is_outranked(advert, now);
         if !expected {
             let what = format!("{from} is active too, with priority {other}");
             let why = if yields { "it yields" } else { "it stays active" };
             self.tally.two_active += 1;
-            // A sender that goes on is told of once.
-            let told = self.when.answered.get(&from).is_some_and(|(since, _)| {
+            // A sender that goes on is reported once.
+            let reported = self.when.answered.get(&from).is_some_and(|(since, _)| {
                 now.saturating_duration_since(*since) < FORGOTTEN + 2 * self.settings.interval
             });
-            if yields || (!told && self.may_alarm(now)) {
+            if yields || (!reported && self.may_alarm(now)) {
                 self.notice(NoticeKind::TwoActive, &what, format!("{why} with its {own}"), out);
             }
         }
         if !yields {
             // RFC 9568, 6.4.3: "send an ADVERTISEMENT immediately to assert the Active state".
-            return self.answer(heard, now, out);
+            return self.answer(advert, now, out);
         }
-        // The last advertisement comes after the addresses are off: the winner hears a lower one,
-        // and what it then announces is the last that is said of the addresses.
+        // The last advertisement comes after the addresses are off: the winner receives a lower one,
+        // and its announcement is then the last on the link about the addresses.
         out.extend([Action::Release, Action::Advertise { priority: own }]);
         let than = if other > own { "higher" } else { "equal, with a higher address" };
         let cause = format!("{from} has priority {other}, which is {than} (here {own})");
-        self.become_backup(heard, cause, now, out);
+        self.become_backup(advert, cause, now, out);
     }
 
-    /// Whether one more that is Active too is told of.
+    /// Whether one more that is Active too is reported.
     fn may_alarm(&mut self, now: Instant) -> bool {
         let (since, count) = self.when.alarms.get_or_insert((now, 0));
         if now.saturating_duration_since(*since) >= FORGOTTEN {
@@ -217,17 +217,17 @@ impl VirtualRouter {
         usize::from(*count) <= SENDERS
     }
 
-    fn is_outranked(&mut self, heard: &Heard, now: Instant) -> bool {
+    fn is_outranked(&mut self, advert: &Heard, now: Instant) -> bool {
         let own = self.priority();
-        if heard.priority != own || heard.from <= heard.own {
-            return heard.priority > own;
+        if advert.priority != own || advert.from <= advert.own {
+            return advert.priority > own;
         }
-        if !heard.second_path && !self.settings.defers {
+        if !advert.second_path && !self.settings.defers {
             return true;
         }
         // Two paths, or the routers of a group, may order two nodes differently, and both would yield.
         // The first path, or the first router of the group, decides in an interval if it can.
-        let patience = PATIENCE * heard.interval.max(self.settings.interval);
+        let patience = PATIENCE * advert.interval.max(self.settings.interval);
         let tie = self.when.tie.get_or_insert((now, now));
         if now.saturating_duration_since(tie.1) >= patience {
             tie.0 = now;
@@ -236,20 +236,20 @@ impl VirtualRouter {
         now.saturating_duration_since(tie.0) >= patience
     }
 
-    /// Says that this router is Active: to the other one, and to the link, which may have learnt
+    /// Advertises that this router is Active: to the other one, and to the link, which may have learnt
     /// otherwise from it.
-    fn answer(&mut self, heard: &Heard, now: Instant, out: &mut Vec<Action>) {
+    fn answer(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
         let interval = self.settings.interval;
         let is_over = |since: Instant| now.saturating_duration_since(since) >= interval;
         let answered = &mut self.when.answered;
-        if !answered.contains_key(&heard.from) && answered.len() >= SENDERS {
+        if !answered.contains_key(&advert.from) && answered.len() >= SENDERS {
             answered.retain(|_, (since, _)| !is_over(*since));
         }
-        if !answered.contains_key(&heard.from) && answered.len() >= SENDERS {
+        if !answered.contains_key(&advert.from) && answered.len() >= SENDERS {
             self.when.answer_at.get_or_insert(now + interval);
             return;
         }
-        let (since, count) = answered.entry(heard.from).or_insert((now, 0));
+        let (since, count) = answered.entry(advert.from).or_insert((now, 0));
         if is_over(*since) {
             (*since, *count) = (now, 0);
         }
@@ -268,7 +268,7 @@ impl VirtualRouter {
         let answers = &mut self.when.answers;
         let soon = answers.last.filter(|(at, _)| now.saturating_duration_since(*at) < ANNOUNCE_GAP);
         match soon {
-            // The last answer of all is announced, if late: it corrects what the other one has said.
+            // The last answer of all is announced, if late: it corrects the other one's announcement.
             Some((at, count)) if count >= ANNOUNCED => answers.due = Some(at + ANNOUNCE_GAP),
             _ => {
                 let again = answers.due.take().is_some() || soon.is_some();
@@ -281,16 +281,16 @@ impl VirtualRouter {
 
     /// While it was not run, another one has become Active, whatever its priority: what has happened
     /// since is known there.
-    fn give_way_after_a_stall(&mut self, heard: &Heard, now: Instant, out: &mut Vec<Action>) {
+    fn give_way_after_a_stall(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
         self.tally.two_active += 1;
         // Priority 0, as its own could be higher, and the other one is to stay and to announce itself.
         out.extend([Action::Release, Action::Advertise { priority: 0 }]);
-        let why = format!("{} has become active meanwhile", heard.from);
+        let why = format!("{} has become active meanwhile", advert.from);
         self.notice(NoticeKind::Stalled, "it was not run in time", why.clone(), out);
-        self.become_backup(heard, format!("it was not run in time, and {why}"), now, out);
+        self.become_backup(advert, format!("it was not run in time, and {why}"), now, out);
     }
 
-    /// Its fault begins: others are told first, as they need longer than this one.
+    /// Its fault begins: others receive it first, as they need longer than this one.
     pub(super) fn fail(&mut self, fault: String, now: Instant, out: &mut Vec<Action>) {
         out.extend([Action::Advertise { priority: 0 }, Action::Release]);
         let yielding = self.when.yielding.take();
@@ -332,7 +332,7 @@ impl VirtualRouter {
             return;
         }
         if let Some(before) = before {
-            // Who counts by the old interval needs to hear of a longer one before it is over, even if
+            // A router that counts by the old interval has to receive a longer one before it is over, even if
             // an advertisement is lost.
             let longer = self.settings.interval > before;
             self.when.hurry = longer.then_some((HURRIED, before));

@@ -36,11 +36,11 @@ impl VirtualRouter {
         }
     }
 
-    /// In a fault it hears by which interval it will have to listen.
-    pub(super) fn fault_heard(&mut self, heard: &Heard, now: Instant) {
-        self.note(heard, now);
-        if heard.priority > 0 {
-            self.learn(heard.interval);
+    /// In a fault it learns by which interval it will have to listen.
+    pub(super) fn fault_receive(&mut self, advert: &Heard, now: Instant) {
+        self.note(advert, now);
+        if advert.priority > 0 {
+            self.learn(advert.interval);
         }
     }
 
@@ -52,36 +52,36 @@ impl VirtualRouter {
         self.timer = Some(now + wait);
     }
 
-    /// Backup below a router that was heard.
+    /// Backup below a router that advertises.
     pub(super) fn become_backup(
         &mut self,
-        heard: &Heard,
+        advert: &Heard,
         cause: impl Into<String>,
         now: Instant,
         out: &mut Vec<Action>,
     ) {
-        self.learn(heard.interval);
+        self.learn(advert.interval);
         self.seen = [None; 2];
-        self.note(heard, now);
+        self.note(advert, now);
         self.enter(State::Backup, cause, now, out);
         self.timer = Some(now + self.down(self.active_interval));
     }
 
-    pub(super) fn backup_heard(&mut self, heard: Heard, now: Instant, out: &mut Vec<Action>) {
-        if heard.priority == 0 {
+    pub(super) fn backup_receive(&mut self, advert: Heard, now: Instant, out: &mut Vec<Action>) {
+        if advert.priority == 0 {
             // RFC 9568, 6.4.2: the Active router leaves, so only the skew time is waited. What one
             // that isn't the Active router leaves is nothing to anybody.
-            let active = self.seen[usize::from(heard.second_path)];
-            if active.is_none_or(|active| active.from == heard.from) {
-                self.note(&heard, now);
-                self.when.left = Some(heard.from);
+            let active = self.seen[usize::from(advert.second_path)];
+            if active.is_none_or(|active| active.from == advert.from) {
+                self.note(&advert, now);
+                self.when.left = Some(advert.from);
                 self.wait_at_most(self.skew(self.active_interval), now);
             }
             return;
         }
         let first = self.active().is_none();
-        self.note(&heard, now);
-        let lower = heard.priority < self.priority();
+        self.note(&advert, now);
+        let lower = advert.priority < self.priority();
         if !lower {
             self.has_no_claim();
         }
@@ -94,14 +94,14 @@ impl VirtualRouter {
         }
         if !discarded {
             if first {
-                self.cause = format!("{} is active", heard.from);
+                self.cause = format!("{} is active", advert.from);
             }
-            self.learn(heard.interval);
+            self.learn(advert.interval);
             self.timer = Some(now + self.down(self.active_interval));
             self.when.listened = false;
         } else if !self.learnt {
             // It takes over from this one, and need not listen for others any longer.
-            self.learn(heard.interval);
+            self.learn(advert.interval);
             self.wait_at_most(self.down(self.active_interval), now);
         }
     }
@@ -122,7 +122,7 @@ impl VirtualRouter {
         self.become_active(cause, displaced, now, out);
     }
 
-    /// It wasn't run, and perhaps its host wasn't: that nobody was heard then says nothing.
+    /// It wasn't run, and perhaps its host wasn't: that nothing was received then proves nothing.
     fn backup_stalled(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.when.listened = true;
         self.timer = self.timer.max(Some(now + self.short_listening()));
@@ -147,10 +147,10 @@ impl VirtualRouter {
 
     pub(super) fn take(&mut self, now: Instant, out: &mut Vec<Action>) {
         let displaced = self.displace(true, now);
-        self.become_active("it was told to take over", displaced, now, out);
+        self.become_active("it was ordered to take over", displaced, now, out);
     }
 
-    /// Who was Active until now won't be; what it still says is expected.
+    /// The router that was Active until now won't be; its further advertisements are expected.
     pub(super) fn displace(&self, by_order: bool, now: Instant) -> Option<Displaced> {
         let fresh = |seen: &Seen| {
             by_order || now.saturating_duration_since(seen.at) < self.short_listening()

@@ -16,7 +16,7 @@ pub(super) struct Yielding {
 }
 
 impl VirtualRouter {
-    /// Whether it tells others that it leaves.
+    /// Whether it advertises that it leaves.
     pub(super) fn is_leaving(&self) -> bool {
         self.when.yielding.as_ref().is_some_and(|yielding| yielding.how == Yield::Told)
     }
@@ -27,11 +27,11 @@ impl VirtualRouter {
             *owed = true;
             return;
         }
-        // What others were told is not taken back.
+        // Advertisements that were sent are not taken back.
         let how = if self.is_leaving() { Yield::Told } else { how };
         let until = now + self.limit_of(how);
         self.when.yielding = Some(Yielding { how, until, owed: true, stop: None });
-        self.say_that_it_leaves(now, out);
+        self.advertise_end(now, out);
     }
 
     pub(super) fn active_stop(&mut self, release: bool, now: Instant, out: &mut Vec<Action>) {
@@ -42,12 +42,12 @@ impl VirtualRouter {
         let owed = self.when.yielding.as_ref().is_some_and(|yielding| yielding.owed);
         let until = now + self.yield_limit();
         self.when.yielding = Some(Yielding { how: Yield::Told, until, owed, stop: Some(release) });
-        self.say_that_it_leaves(now, out);
+        self.advertise_end(now, out);
     }
 
-    /// RFC 9568, 6.4.3: "Send an ADVERTISEMENT with Priority = 0". It is said again in each interval,
-    /// as it may be lost; answers to others are not said any more.
-    fn say_that_it_leaves(&mut self, now: Instant, out: &mut Vec<Action>) {
+    /// RFC 9568, 6.4.3: "Send an ADVERTISEMENT with Priority = 0". It is sent again in each interval,
+    /// as it may be lost; other advertisements are not answered any more.
+    fn advertise_end(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.when.answer_at = None;
         if self.is_leaving() {
             out.push(Action::Advertise { priority: 0 });
@@ -66,25 +66,25 @@ impl VirtualRouter {
                     out.push(Action::Advertise { priority: self.priority() });
                     self.sent(now);
                 }
-                out.push(Action::Yielded(Err("it was told to take over again".into())));
+                out.push(Action::Yielded(Err("it was ordered to take over again".into())));
             }
         }
     }
 
     /// Another router is Active.
-    pub(super) fn has_yielded(&mut self, heard: &Heard, now: Instant, out: &mut Vec<Action>) {
+    pub(super) fn has_yielded(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
         let Some(yielding) = self.when.yielding.take() else { return };
         // Priority 0 lets the other one stay, whatever its priority is, and announce itself once more
         // when the addresses are off here.
         out.extend([Action::Release, Action::Advertise { priority: 0 }]);
-        let cause = format!("{} has taken over", heard.from);
+        let cause = format!("{} has taken over", advert.from);
         let abstains = yielding.how != Yield::Outranked;
-        self.end_yield(yielding, State::Backup, Ok(heard.from), cause, now, out);
+        self.end_yield(yielding, State::Backup, Ok(advert.from), cause, now, out);
         if self.state == State::Backup {
             self.abstains = abstains;
             self.seen = [None; 2];
-            self.note(heard, now);
-            self.learn(heard.interval);
+            self.note(advert, now);
+            self.learn(advert.interval);
             self.timer = Some(now + self.down(self.active_interval));
         }
     }
@@ -143,7 +143,7 @@ impl VirtualRouter {
         let active = self.seen.iter().flatten().find(fresh).map(|seen| seen.from);
         self.abstains |= active.is_some() && self.state == State::Backup;
         out.push(Action::Yielded(active.ok_or_else(|| {
-            format!("it is in state {}, and nobody else was heard to be active", self.state)
+            format!("it is in state {}, and no other router has advertised", self.state)
         })));
     }
 }

@@ -1,4 +1,4 @@
-//! One virtual router: what it hears and what it does about it (RFC 9568, 6; RFC 3768, 6).
+//! One virtual router: its inputs and what it does about them (RFC 9568, 6; RFC 3768, 6).
 //!
 //! ```text
 //!                    ┌────────────┐
@@ -18,32 +18,32 @@
 //!
 //! What the RFC does not have, and why:
 //!
-//! - A router that yields to a higher one says so by a last advertisement, after its addresses are
-//!   off. The winner hears a lower one, and answers as RFC 9568 wants it; and it announces the
-//!   addresses, so that whoever was told the loser's MAC address meanwhile is told better.
-//! - A router that has heard nobody yet, after its start or a fault, listens for three seconds and the
+//! - A router that yields to a higher one sends a last advertisement, after its addresses are
+//!   off. The winner receives a lower one, and answers as RFC 9568 wants it; and it announces the
+//!   addresses, so that neighbours that learnt the loser's MAC address meanwhile are corrected.
+//! - A router that has received nothing yet, after its start or a fault, listens for three seconds and the
 //!   skew, however short its own interval is: the Active router's may be the RFC's second.
 //! - Addresses that a predecessor left are kept, and it is Active after a short listening if nobody
 //!   else is: a daemon that is started again interrupts nothing.
-//! - A planned end ([`Yield`], `Stop`) keeps addresses until the other router is heard.
+//! - A planned end ([`Yield`], `Stop`) keeps addresses until the other router advertises.
 //! - A router that was not run for as long as others wait (it is late by its own clock) gives way to
-//!   any router that it then hears.
+//!   any router that then advertises.
 //!
 //! Two routers are Active for a moment when one preempts or takes over by an order, so no packet is lost. A node that
 //! drains has priority 1 without a fault; a peer of the flow sync knows that from its facts (`drains_there`).
 //!
-//! How long two can be Active, when packets take `D` at most and none is lost: the lower one hears
+//! How long two can be Active, when packets take `D` at most and none is lost: the lower one receives
 //! the next advertisement of the higher one, or the answer to its own, after at most
 //! `min(I_higher + D, I_lower + 2 D)`, and ceases. A loss costs one interval more each. What is
-//! asked for by [`Event::Take`] or [`Event::Yield`] lasts as long as the one that gives way does not
-//! hear the other, [`VirtualRouter::yield_limit`] at most.
+//! requested by [`Event::Take`] or [`Event::Yield`] lasts as long as the one that gives way does not
+//! receive the other's advertisement, [`VirtualRouter::yield_limit`] at most.
 
 mod active;
 mod backup;
 mod ending;
+mod format;
 mod preempt;
 mod timing;
-mod words;
 
 use std::{
     collections::BTreeMap,
@@ -54,19 +54,19 @@ use std::{
 use lb_api::routers::ActiveRouter;
 use lb_model::router::{Announce, OWNER, State, Version};
 
-pub use self::words::{Action, Event, Heard, Settings, Standing, Tally};
+pub use self::format::{Action, Event, Heard, Settings, Standing, Tally};
 use self::{
     active::{Answers, Displaced},
     ending::Yielding,
 };
 use super::{Notice, NoticeKind, Yield};
 
-/// Another router that was heard to be Active.
+/// Another router whose advertisement as Active was received.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     from: IpAddr,
     priority: u8,
-    /// The highest that it has advertised since it was heard first.
+    /// The highest that it has advertised since its first one.
     highest: u8,
     at: Instant,
 }
@@ -82,11 +82,11 @@ pub struct VirtualRouter {
     tally: Tally,
     /// Active: the next advertisement (Adver_Timer). Backup: Active_Down_Timer.
     timer: Option<Instant>,
-    /// Active_Adver_Interval: what the Active router says, or the own one.
+    /// Active_Adver_Interval: what the Active router advertises, or the own one.
     active_interval: Duration,
-    /// Whether it is what an Active router has said.
+    /// Whether an Active router has advertised it.
     learnt: bool,
-    /// Who was heard to be Active, by path.
+    /// The routers that advertise, by path.
     seen: [Option<Seen>; 2],
     /// Since when it could take over from a lower one.
     could_since: Option<Instant>,
@@ -110,7 +110,7 @@ struct When {
     yielding: Option<Yielding>,
     /// Active: whom it has replaced knowingly.
     displaced: Option<Displaced>,
-    /// Active: how many others that are Active were told of, and since when that is counted.
+    /// Active: how many others that are Active were reported, and since when that is counted.
     alarms: Option<(Instant, u8)>,
     /// Active: whom it has answered, since when and how often.
     answered: BTreeMap<IpAddr, (Instant, u8)>,
@@ -124,7 +124,7 @@ struct When {
     sent: Option<Instant>,
     /// Active: so many advertisements more are as frequent as before the interval has grown.
     hurry: Option<(u8, Duration)>,
-    /// Active: since when, and at last when, an equal one with a higher address was heard that is
+    /// Active: since when, and at last when, an equal one with a higher address has advertised that is
     /// somebody else's to decide.
     tie: Option<(Instant, Instant)>,
 }
@@ -211,8 +211,8 @@ impl VirtualRouter {
 
     /// Takes one event at `now`; the caller performs `out` in order.
     pub fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
-        if let Event::Heard(heard) = &event {
-            self.count(heard);
+        if let Event::Heard(advert) = &event {
+            self.count(advert);
         }
         match (self.state, event) {
             // RFC 9568, 6.4.1.
@@ -221,7 +221,7 @@ impl VirtualRouter {
 
             // RFC 9568, 6.4.2.
             (State::Backup, Event::Timer) => self.backup_timer(now, out),
-            (State::Backup, Event::Heard(heard)) => self.backup_heard(heard, now, out),
+            (State::Backup, Event::Heard(advert)) => self.backup_receive(advert, now, out),
             (State::Backup, Event::Stop { release }) => self.backup_stop(release, now, out),
             (State::Backup, Event::Take) => self.take(now, out),
             (State::Backup, Event::MateActive(mate)) => {
@@ -232,14 +232,14 @@ impl VirtualRouter {
 
             // RFC 9568, 6.4.3.
             (State::Active, Event::Timer) => self.active_timer(now, out),
-            (State::Active, Event::Heard(heard)) => self.active_heard(heard, now, out),
+            (State::Active, Event::Heard(advert)) => self.active_receive(advert, now, out),
             (State::Active, Event::Stop { release }) => self.active_stop(release, now, out),
             (State::Active, Event::Yield(how)) => self.active_yield(how, now, out),
             (State::Active, Event::Take) => self.active_take(now, out),
             (State::Active, Event::MateBackup(mate)) => self.follow_to_backup(&mate, now, out),
 
-            // No state of the RFC: it hears who is Active, and waits for its fault to end.
-            (State::Fault, Event::Heard(heard)) => self.fault_heard(&heard, now),
+            // No state of the RFC: it follows the Active router, and waits for its fault to end.
+            (State::Fault, Event::Heard(advert)) => self.fault_receive(&advert, now),
             (State::Fault, Event::Stop { .. }) => {
                 self.enter(State::Initialize, "it was stopped", now, out);
                 out.push(Action::Stopped);
@@ -273,9 +273,9 @@ impl VirtualRouter {
             .min()
     }
 
-    /// Whether another router is Active, as far as it was heard.
+    /// Whether another router is Active, as far as it has advertised.
     #[must_use]
-    pub fn hears_active(&self, now: Instant) -> bool {
+    pub fn sees_active(&self, now: Instant) -> bool {
         let down = self.down(self.active_interval);
         self.seen.iter().flatten().any(|seen| now.saturating_duration_since(seen.at) < down)
     }
@@ -286,8 +286,8 @@ impl VirtualRouter {
         self.when.held
     }
 
-    /// Waits with becoming Active until then: another router of its sync group still hears somebody,
-    /// who has what a predecessor left here.
+    /// Waits with becoming Active until then: another router of its sync group still receives advertisements of one
+    /// that has what a predecessor left here.
     pub fn postpone(&mut self, until: Instant, out: &mut Vec<Action>) {
         if self.state == State::Backup {
             self.timer = self.timer.max(Some(until));
@@ -368,7 +368,7 @@ impl VirtualRouter {
         if self.state == State::Backup { self.active_interval } else { self.settings.interval }
     }
 
-    /// The other router that is Active, as far as it was heard.
+    /// The other router that is Active, as far as it has advertised.
     #[must_use]
     pub fn active(&self) -> Option<ActiveRouter> {
         let seen = self.seen.iter().flatten().next().filter(|_| self.state != State::Active)?;
@@ -387,19 +387,19 @@ impl VirtualRouter {
         out.push(Action::Transition { from, to, cause: self.cause.clone() });
     }
 
-    fn count(&mut self, heard: &Heard) {
+    fn count(&mut self, advert: &Heard) {
         self.tally.received += 1;
-        self.tally.priority_zero_received += u64::from(heard.priority == 0);
+        self.tally.priority_zero_received += u64::from(advert.priority == 0);
     }
 
     /// Remembers who is Active.
-    fn note(&mut self, heard: &Heard, now: Instant) {
-        let seen = &mut self.seen[usize::from(heard.second_path)];
-        if heard.priority > 0 {
-            let (from, priority) = (heard.from, heard.priority);
+    fn note(&mut self, advert: &Heard, now: Instant) {
+        let seen = &mut self.seen[usize::from(advert.second_path)];
+        if advert.priority > 0 {
+            let (from, priority) = (advert.from, advert.priority);
             let before = seen.filter(|seen| seen.from == from).map_or(0, |seen| seen.highest);
             *seen = Some(Seen { from, priority, highest: priority.max(before), at: now });
-        } else if seen.is_some_and(|seen| seen.from == heard.from) {
+        } else if seen.is_some_and(|seen| seen.from == advert.from) {
             self.seen = [None; 2];
         }
     }

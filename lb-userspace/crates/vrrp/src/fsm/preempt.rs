@@ -2,19 +2,19 @@
 //!
 //! Flows that are not known here, and an order by which it gave way, put it off. Neither does so against
 //! a router that has lowered its priority while it was Active: what it tracks has failed there, and it
-//! asks for a successor. An advertisement carries the priority as it is, not the configured one, so the
-//! highest that this sender has advertised since it was heard to be Active stands for that. A Backup that
+//! needs a successor. An advertisement carries the priority as it is, not the configured one, so the
+//! highest that this sender has advertised since its first advertisement as Active stands for that. A Backup that
 //! begins later can't know of a fall; so missing flows put it off for [`LONGEST_WAIT`] at most. Nor does one that
-//! has given way hear what has lowered the other router before: a peer of the flow sync says so, which ends the
-//! order. It ends no wait for flows, which such a peer is about to tell.
+//! has given way learn what has lowered the other router before: the flow sync's peer reports it, which ends the
+//! order. It ends no wait for flows, which such a peer is about to send.
 //!
-//! With the flow sync, a router that would preempt says so to its peer (`RouterFacts::wants`), and the Active node
+//! With the flow sync, a router that would preempt sends that to its peer (`RouterFacts::wants`), and the Active node
 //! begins a handover: the router becomes Active when it has the last pins. If there is no handover within three
 //! seconds, it preempts as the RFC has it.
 
 use super::*;
 
-/// How long flows that are not known here put preemption off. A peer that can be reached has told them
+/// How long flows that are not known here put preemption off. A peer that can be reached has sent them
 /// long before.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 

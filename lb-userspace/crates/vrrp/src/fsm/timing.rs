@@ -4,12 +4,12 @@
 
 use super::*;
 
-/// The shortest interval: that an advertisement says less does not make anybody frantic.
+/// The shortest interval: an advertisement with less does not make others hurry.
 const SHORTEST: Duration = Duration::from_millis(10);
 /// What a router that gives way waits at most for another one.
 const LONGEST_YIELD: Duration = Duration::from_secs(5);
 
-/// The interval of an Active router that was not heard yet: that of RFC 9568 (6.1) and of keepalived
+/// The interval of an Active router that has not advertised yet: that of RFC 9568 (6.1) and of keepalived
 /// where their operators give none. Version 2 knows no other than the own one.
 const UNHEARD_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -29,9 +29,9 @@ impl VirtualRouter {
         3 * interval + self.skew(interval)
     }
 
-    /// Active_Down_Interval before an Active router was heard. RFC 9568, 6.4.1, has the own interval for
-    /// that: a router with a short one would not hear an Active router with a longer one, and take over
-    /// whatever the priorities and preemption say.
+    /// Active_Down_Interval before an Active router has advertised. RFC 9568, 6.4.1, has the own interval for
+    /// that: a router with a short one would miss an Active router with a longer one, and take over
+    /// whatever the priorities and preemption are.
     pub(super) fn unheard_down(&self) -> Duration {
         let unheard = match self.settings.version {
             Version::V2 => Duration::ZERO,
@@ -41,7 +41,7 @@ impl VirtualRouter {
     }
 
     /// How long it listens where the RFC would wait Active_Down_Interval, though it or the others
-    /// need no time to notice anything: whoever is Active is heard in an interval.
+    /// need no time to notice anything: an Active router advertises within an interval.
     pub(super) fn short_listening(&self) -> Duration {
         self.active_interval * 5 / 4
     }
@@ -53,7 +53,7 @@ impl VirtualRouter {
         (4 * self.settings.interval).min(LONGEST_YIELD)
     }
 
-    /// The same, by how it gives way. Who was asked makes sure first that it has all flows; this one
+    /// The same, by how it gives way. A router that was requested makes sure first that it has all flows; this one
     /// goes on as before meanwhile, so that waiting costs nothing.
     pub(super) fn limit_of(&self, how: Yield) -> Duration {
         match how {
@@ -67,7 +67,7 @@ impl VirtualRouter {
         self.learnt = true;
         self.active_interval = match self.settings.version {
             Version::V3 => interval.max(SHORTEST),
-            // Version 2 knows no other than the own one. That of a peer which is heard in spite of it
+            // Version 2 knows no other than the own one. That of a peer which is taken in spite of it
             // counts if it is longer, lest there are two.
             Version::V2 => interval.max(self.settings.interval),
         };

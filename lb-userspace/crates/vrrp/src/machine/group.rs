@@ -6,8 +6,8 @@
 //!   the group would never come to rest.
 //! - One that becomes Active takes the others along, and so does one that ceases; but while one gives
 //!   way by an order, each of them waits for its own peer.
-//! - One that is new follows the others, whatever they are, unless it hears the Active router.
-//! - One that hears nobody waits while another hears the Active router: the other node is alive, and
+//! - One that is new follows the others, whatever they are, unless it receives the Active router's advertisements.
+//! - One that receives nothing waits while another receives the Active router: the other node is alive, and
 //!   has all of the group. It also waits while another has not listened for long enough, but not if
 //!   it has what a predecessor left, and others may miss it.
 
@@ -57,7 +57,7 @@ impl Machine {
             let verdict = entry.tracks.verdict(entry.router.priority.get());
             (verdict.priority, verdict.fault.map(why), self.lacks(other).map(why), verdict.best)
         };
-        // The own reasons are told first.
+        // The own reasons come first.
         let own = of(index);
         let mates: Vec<_> =
             group.iter().filter(|mate| **mate != index).map(|mate| of(*mate)).collect();
@@ -151,7 +151,7 @@ impl Machine {
         let name = |index: usize| self.routers[index].router.name.clone();
         let up = active.iter().find(|member| risen.contains(&self.routers[**member].name));
         let follows = |member: &usize| {
-            new.contains(&self.routers[*member].name) && !machine(member).hears_active(now)
+            new.contains(&self.routers[*member].name) && !machine(member).sees_active(now)
         };
         let up = up.or_else(|| active.first().filter(|_| backup.iter().all(follows)));
         let (event, followers) = match up {
@@ -164,22 +164,22 @@ impl Machine {
         }
     }
 
-    /// Whether a router whose timer has run out waits, because another one of its group hears
-    /// somebody.
+    /// Whether a router whose timer has run out waits, because another one of its group receives
+    /// advertisements.
     pub(super) fn waits_for_mates(&mut self, index: usize, now: Instant, out: &mut Out) -> bool {
         if self.routers[index].machine.state() != State::Backup {
             return false;
         }
         let held = self.routers[index].machine.is_held();
-        let hears = |mate: &usize| {
+        let awaited = |mate: &usize| {
             let entry = &self.routers[*mate];
             let until = entry.machine.deadline().filter(|until| *until > now)?;
-            if held && !entry.machine.hears_active(now) {
+            if held && !entry.machine.sees_active(now) {
                 return None;
             }
             (entry.machine.state() == State::Backup).then(|| (until, entry.name.clone()))
         };
-        let Some((until, mate)) = self.group_of(index).iter().filter_map(hears).max() else {
+        let Some((until, mate)) = self.group_of(index).iter().filter_map(awaited).max() else {
             return false;
         };
         let entry = &mut self.routers[index];

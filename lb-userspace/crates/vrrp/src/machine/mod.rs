@@ -1,23 +1,23 @@
 //! All virtual routers of this node and their sync groups, as one pure machine.
 //!
-//! The thread at the rim owns a [`Machine`] and does nothing but this:
+//! The thread's driver owns a [`Machine`] and does nothing but this:
 //!
 //! ```text
 //!  new ──► retire, configure ──► set_facts, observe, script_ended ──► loop:
 //!    wait until deadline(), a socket, an order, an observation
-//!    read every socket empty:        heard(name, advertisement, now, &mut out)
+//!    read every socket empty:        receive(name, advertisement, now, &mut out)
 //!    what else has come:             order(..) set_facts(..) observe(..) script_ended(..)
 //!    always, and last:               tick(now, &mut out)
 //!    perform `out` in order
 //! ```
 //!
 //! - Sockets are read empty before [`Machine::tick`], in each round. A thread that was not run for
-//!   a while thereby learns that another router has taken over before it says that it is Active;
+//!   a while thereby learns that another router has taken over before it advertises as Active;
 //!   nothing else is to be done about a stall.
 //! - A router of a new configuration takes part as soon as what could be a fault of it is known: the
 //!   daemon's facts, its interface, the first result of its scripts. Until then it is in
 //!   `Initialize`, and addresses that a predecessor left (`held`) stay, unless another Active router
-//!   is heard.
+//!   advertises.
 //! - [`Machine::retire`] ends the routers that a new configuration does not have any more; what it
 //!   puts out is performed with what belongs to the earlier configuration. Then
 //!   [`Machine::configure`] is called with the same routers. A router goes on if its name, interface
@@ -25,7 +25,7 @@
 //! - After a change of addresses an Active router gets [`Action::Hold`] again: hold what is
 //!   configured by then, and take off what is not any more.
 //! - [`Action::Transition`] comes after what the state takes.
-//! - Every [`Action::Stopped`] is of one router; [`Machine::is_stopped`] says when all have ended.
+//! - Every [`Action::Stopped`] is of one router; [`Machine::is_stopped`] is true when all have ended.
 
 mod group;
 mod status;
@@ -54,7 +54,7 @@ pub struct Machine {
     groups: Vec<Group>,
     facts: Option<Facts>,
     observed: Option<Observed>,
-    /// It was told to end, and so was all around it: what is tracked says nothing any more.
+    /// It was ordered to end, and so was all around it: what is tracked means nothing any more.
     ending: bool,
 }
 
@@ -66,7 +66,7 @@ struct Entry {
     tracks: Tracks,
     /// It has not begun; whether its addresses are there.
     waiting: Option<bool>,
-    /// It would be Active, but for a router of its sync group that hears somebody.
+    /// It would be Active, but for a router of its sync group that receives advertisements.
     deaf: Option<Name>,
 }
 
@@ -129,7 +129,7 @@ impl Machine {
         self.look(now, out);
     }
 
-    /// What the rim sees.
+    /// Takes the driver's observations.
     pub fn observe(&mut self, observed: &Observed, now: Instant, out: &mut Out) {
         self.observed = Some(observed.clone());
         self.look(now, out);
@@ -148,21 +148,21 @@ impl Machine {
         let Some(index) = self.index(router).filter(|_| !self.ending) else { return };
         let mut changes = Vec::new();
         self.routers[index].tracks.script_ended(command, result, now, &mut changes);
-        self.routers[index].tell(changes, out);
+        self.routers[index].report(changes, out);
         self.assess(now, out);
     }
 
     /// An advertisement for a router was taken.
-    pub fn heard(&mut self, router: &str, heard: Heard, now: Instant, out: &mut Out) {
+    pub fn receive(&mut self, router: &str, advert: Heard, now: Instant, out: &mut Out) {
         let Some(index) = self.index(router) else { return };
         let entry = &mut self.routers[index];
         entry.deaf = None;
-        if heard.priority > 0 && entry.waiting == Some(true) {
+        if advert.priority > 0 && entry.waiting == Some(true) {
             // What the predecessor left is another router's by now.
             entry.waiting = Some(false);
             out.push((entry.name.clone(), Action::Release));
         }
-        self.drive(&[index], |_| Event::Heard(heard), now, out);
+        self.drive(&[index], |_| Event::Heard(advert), now, out);
     }
 
     /// An order: [`Order::Yield`], [`Order::Take`] and [`Order::Stop`]; and [`Order::Facts`], as
@@ -203,7 +203,7 @@ impl Machine {
             for entry in &mut self.routers {
                 let mut changes = Vec::new();
                 entry.tracks.tick(now, &mut changes);
-                entry.tell(changes, out);
+                entry.report(changes, out);
             }
             self.assess(now, out);
         }
@@ -235,10 +235,10 @@ impl Machine {
         self.index(router).map(|index| self.routers[index].machine.state())
     }
 
-    /// Whether a router hears another one that is Active.
+    /// Whether a router receives advertisements of another one that is Active.
     #[must_use]
-    pub fn hears_active(&self, router: &str, now: Instant) -> bool {
-        self.index(router).is_some_and(|index| self.routers[index].machine.hears_active(now))
+    pub fn sees_active(&self, router: &str, now: Instant) -> bool {
+        self.index(router).is_some_and(|index| self.routers[index].machine.sees_active(now))
     }
 
     /// A router's priority as it is.
@@ -290,12 +290,12 @@ impl Machine {
                 _ if self.ending => {}
                 _ => entry.tracks.look(&entry.router, facts, observed, now, &mut changes),
             }
-            entry.tell(changes, out);
+            entry.report(changes, out);
         }
         self.assess(now, out);
     }
 
-    /// Tells each router how it stands, and begins what can begin.
+    /// Gives each router its standing, and begins what can begin.
     fn assess(&mut self, now: Instant, out: &mut Out) {
         let before = out.len();
         let standings: Vec<_> = (0..self.routers.len()).map(|index| self.standing(index)).collect();
@@ -343,13 +343,17 @@ impl Entry {
         (&own.name, &own.interface, own.key) == (&router.name, &router.interface, router.key)
     }
 
-    fn perform(&mut self, out: &mut Out, deed: impl FnOnce(&mut VirtualRouter, &mut Vec<Action>)) {
+    fn perform(
+        &mut self,
+        out: &mut Out,
+        operation: impl FnOnce(&mut VirtualRouter, &mut Vec<Action>),
+    ) {
         let mut actions = Vec::new();
-        deed(&mut self.machine, &mut actions);
+        operation(&mut self.machine, &mut actions);
         out.extend(actions.into_iter().map(|action| (self.name.clone(), action)));
     }
 
-    fn tell(&self, changes: Vec<Change>, out: &mut Out) {
+    fn report(&self, changes: Vec<Change>, out: &mut Out) {
         for Change { message, cause } in changes {
             let router = self.router.name.clone();
             let notice = Notice { router, kind: NoticeKind::Track, message, cause };

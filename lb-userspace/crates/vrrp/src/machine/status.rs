@@ -1,4 +1,4 @@
-//! How the routers stand, as operators are told.
+//! The routers' status, for operators.
 
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use super::*;
 
 impl Machine {
     /// How they stand. Of the counters, these are counted here: received, became_active,
-    /// transitions, priority_zero_received and two_active; the rest is the rim's and 0.
+    /// transitions, priority_zero_received and two_active; the rest is the driver's and 0.
     #[must_use]
     pub fn status(&self, now: Instant, wall: SystemTime) -> Vec<RouterStatus> {
         (0..self.routers.len()).map(|index| self.status_of(index, now, wall)).collect()
@@ -19,7 +19,9 @@ impl Machine {
         let tally = machine.tally();
         let mut problems = tracks.verdict(router.priority.get()).problems;
         if let Some(mate) = deaf.as_ref().filter(|_| machine.state() == State::Backup) {
-            problems.push(format!("it hears nobody, but {mate}, of its sync group, does"));
+            problems.push(format!(
+                "it receives no advertisements, but {mate}, of its sync group, does"
+            ));
         }
         RouterStatus {
             name: router.name.clone(),

@@ -77,7 +77,7 @@ const CHECKSUM_AT: usize = 6;
 /// The interval has 12 bits, in centiseconds.
 const MAX_CENTISECONDS: u16 = 0xfff;
 
-/// What an advertisement says.
+/// The content of an advertisement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advertisement {
     /// The version of the protocol.
@@ -105,7 +105,7 @@ pub struct Packet<'a> {
     pub message: &'a [u8],
 }
 
-/// What version 2 says of authentication (RFC 2338, 5.3.6).
+/// The authentication of version 2 (RFC 2338, 5.3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Nothing, as always in version 3.
@@ -119,9 +119,9 @@ pub enum Proof {
 /// An advertisement of which form and checksum are right, and nothing else is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
-    /// What it says.
+    /// Its content.
     pub advertisement: Advertisement,
-    /// What version 2 says of authentication.
+    /// The authentication of version 2.
     pub proof: Proof,
     /// The message without a trailer.
     pub body: &'a [u8],
@@ -138,7 +138,7 @@ pub fn vrid(message: &[u8]) -> Option<NonZeroU8> {
 /// Writes an advertisement from `source` to `destination`.
 ///
 /// Addresses of another family than the source's and those above [`MAX_ADDRESSES`] are left out;
-/// the interval is cut to what the version can say.
+/// the interval is cut to what the version can carry.
 #[must_use]
 pub fn encode(
     advertisement: &Advertisement,

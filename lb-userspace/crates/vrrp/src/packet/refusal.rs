@@ -56,10 +56,10 @@ impl Refusal {
         matches!(self, Self::Auth(auth::Failure::Stale))
     }
 
-    /// Whether an operator is to be told: these are all that may mean that two routers of one network
+    /// Whether lbd reports it to the operator: these are all that may mean that two routers of one network
     /// do not understand each other.
     #[must_use]
-    pub const fn is_to_be_told(self) -> bool {
+    pub const fn is_reported(self) -> bool {
         !matches!(self, Self::Own | Self::Vrid | Self::Foreign)
     }
 

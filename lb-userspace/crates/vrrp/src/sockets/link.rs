@@ -30,7 +30,7 @@ impl Announcer {
         Ok(Self(packet_socket()?))
     }
 
-    /// Tells everyone on a link that `mac` has `address`; see [`announce::frame`]. `mac` is that of the
+    /// Announces on a link that `mac` has `address`; see [`announce::frame`]. `mac` is that of the
     /// interface, which is the one with the virtual MAC address if there is one.
     ///
     /// # Errors
@@ -47,8 +47,8 @@ impl Announcer {
         self.0.send_to(&frame, &link_address(interface, 0)).map(drop)
     }
 
-    /// Asks a link who else has `address`; who has says so to a [`Watch`]. `from` is a link-local address
-    /// of the interface: without one, IPv6 is not asked.
+    /// Requests the owner of `address` on a link; a [`Watch`] receives the answer. `from` is a link-local address
+    /// of the interface: without one, no IPv6 request is sent.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Announcer {
         from: Option<Ipv6Addr>,
     ) -> io::Result<()> {
         let frame = match (address, from) {
-            // It is asked in nobody's name: nobody learns from it where the address is.
+            // The request has no sender address: no host learns from it where the address is.
             (IpAddr::V4(address), _) => announce::arp_question(address, mac, None),
             (IpAddr::V6(address), Some(from)) => announce::solicitation(address, mac, from),
             (IpAddr::V6(_), None) => return Ok(()),
@@ -104,7 +104,7 @@ impl Watch {
         filter::attach(&self.socket, &filter::claims(self.family, addresses))
     }
 
-    /// Asks the link for an address of its family, in the name of `from`, an address of this node: who has it
+    /// Requests an address of its family on the link, in the name of `from`, an address of this node: its owner
     /// claims it.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Hears advertisements.
+//! Receives advertisements.
 //!
 //! The filter takes only the node's VRIDs, and only packets with the TTL of a neighbour, so that no packet from
 //! afar wakes the thread. A second, small socket keeps a few of the others, which are counted and reported once a
@@ -47,7 +47,7 @@ pub struct Received<'a> {
     pub packet: Packet<'a>,
 }
 
-/// Hears the advertisements of one family on one interface, those to the group and those to this
+/// Receives the advertisements of one family on one interface, those to the group and those to this
 /// node. What this node sends on that interface does not come.
 ///
 /// What has crossed a router does not come either: the kernel's filter keeps a flood from afar from the
@@ -61,7 +61,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Opens it in the network namespace of the calling thread. It hears nothing until
+    /// Opens it in the network namespace of the calling thread. It receives nothing until
     /// [`Self::set_vrids`].
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Receiver {
         Ok(Self { socket, far, family })
     }
 
-    /// Hears these virtual routers from now on, and no others; each with the least TTL or hop limit that
+    /// Receives advertisements of these virtual routers from now on, and no others; each with the least TTL or hop limit that
     /// an advertisement of a peer arrives with.
     ///
     /// # Errors
@@ -123,7 +123,7 @@ impl Receiver {
                 Family::V4 => behind_header(&buffer[..len]).map(|(ttl, start)| (ttl, start..len)),
                 Family::V6 => hops.map(|hops| (hops, 0..len)),
             };
-            // The kernel always tells all this; what it would not tell is no message to go by.
+            // The kernel always delivers all this; a packet without it is dropped.
             let (Some((ttl, range)), Some(source), Some((destination, interface))) =
                 (found, from, to.zip(interface))
             else {
@@ -205,7 +205,7 @@ fn next(socket: &Socket, buffer: &mut [u8]) -> io::Result<Option<Arrival>> {
     Ok(Some(arrival))
 }
 
-/// What the kernel tells of a packet.
+/// The kernel's metadata of a packet.
 struct Arrival {
     len: usize,
     from: Option<IpAddr>,

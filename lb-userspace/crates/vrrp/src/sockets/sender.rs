@@ -19,7 +19,7 @@ const NETWORK_CONTROL: u32 = 48 << 2;
 /// The kernel's band for what keeps the network going (`TC_PRIO_CONTROL`).
 const PRIORITY: u32 = 7;
 
-/// Sends advertisements by one interface from one address, to the group and to peers. It hears
+/// Sends advertisements by one interface from one address, to the group and to peers. It receives
 /// nothing, and nothing of what it sends comes back to this node.
 #[derive(Debug)]
 pub struct Sender {
@@ -75,7 +75,7 @@ impl Sender {
     /// # Errors
     ///
     /// From the kernel; `ENODEV` once the interface is gone, and `ENETUNREACH` for IPv6, which is also
-    /// said of one that is down.
+    /// the error of one that is down.
     pub fn send(&self, message: &[u8], destination: IpAddr) -> io::Result<()> {
         self.socket.send_to(message, &self.endpoint(destination).into()).map(drop)
     }

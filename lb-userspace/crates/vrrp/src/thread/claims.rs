@@ -1,7 +1,7 @@
 //! Claims of addresses that this node holds, until it is known whether a peer has made them.
 //!
 //! Advertisements come by raw IP sockets, which show no MAC address. So with the first claim the link is
-//! asked for the addresses of the router's peers, and a moment later the claims are told with what has
+//! asked for the addresses of the router's peers, and a moment later the claims are reported with what has
 //! come. All claims of that moment share its questions: a flood of claims makes few of these.
 
 use std::{
@@ -42,24 +42,24 @@ pub struct Claimed {
 }
 
 impl Claims {
-    /// Takes a claim of an address whose router has these peers; the peers that are to be asked for now.
+    /// Takes a claim of an address whose router has these peers; returns the peers to request now.
     pub fn add(&mut self, place: Place, mac: Mac, peers: &[IpAddr], now: Instant) -> Vec<IpAddr> {
         if self.waiting.contains_key(&place) {
             return Vec::new();
         }
         self.until.get_or_insert(now + PATIENCE);
         self.waiting.insert(place, (mac, peers.to_vec()));
-        let mut asked = Vec::new();
+        let mut requested = Vec::new();
         for peer in peers {
             self.peers.entry((place.0, *peer)).or_insert_with(|| {
-                asked.push(*peer);
+                requested.push(*peer);
                 None
             });
         }
-        asked
+        requested
     }
 
-    /// Takes who has an address; false if it is that of no peer that is asked for.
+    /// Takes the answer with an address's owner; false if it is that of no peer that was requested.
     pub fn answer(&mut self, place: Place, mac: Mac) -> bool {
         match self.peers.get_mut(&place) {
             Some(known) => {
@@ -70,8 +70,8 @@ impl Claims {
         }
     }
 
-    /// The peers that are asked for on an interface.
-    pub fn asked(&self, index: u32) -> BTreeSet<IpAddr> {
+    /// The peers that are requested on an interface.
+    pub fn requested(&self, index: u32) -> BTreeSet<IpAddr> {
         self.peers.keys().filter(|(at, _)| *at == index).map(|(_, peer)| *peer).collect()
     }
 
@@ -96,7 +96,7 @@ impl Claims {
 
 impl Claimed {
     /// Message and cause for an operator, of a claim on an interface.
-    pub fn words(&self, interface: &str) -> (String, String) {
+    pub fn describe(&self, interface: &str) -> (String, String) {
         let (address, mac) = (self.place.1, text(self.mac));
         if let Some((peer, _)) = self.peers.iter().find(|(_, of)| *of == Some(self.mac)) {
             let message = format!(
@@ -158,7 +158,7 @@ mod tests {
         assert!(claims.add((1, VIP), STRANGER, &[PEER], start).is_empty(), "it waits already");
         assert!(claims.add((1, other), STRANGER, &[PEER], start).is_empty(), "it is asked for");
         assert_eq!(claims.add((2, VIP), MAC, &[PEER], start), [PEER], "another link");
-        assert_eq!(claims.asked(1), BTreeSet::from([PEER]));
+        assert_eq!(claims.requested(1), BTreeSet::from([PEER]));
         assert!(claims.answer((1, PEER), MAC) && !claims.answer((1, VIP), MAC));
         assert!(claims.take(start).is_empty());
 
@@ -167,28 +167,28 @@ mod tests {
         let other = Claimed { place: (1, other), ..claimed(STRANGER, vec![(PEER, Some(MAC))]) };
         let third = Claimed { place: (2, VIP), ..claimed(MAC, vec![(PEER, None)]) };
         assert_eq!(known, [claimed(MAC, vec![(PEER, Some(MAC))]), other, third]);
-        assert_eq!((claims.deadline(), claims.asked(1)), (None, BTreeSet::new()));
+        assert_eq!((claims.deadline(), claims.requested(1)), (None, BTreeSet::new()));
     }
 
     #[test]
     fn who_claims_is_the_peer_a_virtual_router_or_another_host() {
-        let words = |mac, peers| claimed(mac, peers).words("eth0");
-        let (message, _) = words(MAC, vec![(PEER, Some(MAC))]);
+        let describe = |mac, peers| claimed(mac, peers).describe("eth0");
+        let (message, _) = describe(MAC, vec![(PEER, Some(MAC))]);
         let peer = "10.0.0.100 on eth0 is claimed by 02:00:00:00:00:02, the MAC address of the peer 10.0.0.2";
         assert_eq!(message, peer);
-        let (message, _) = words([0, 0, 0x5e, 0, 1, 81], vec![(PEER, Some(MAC))]);
+        let (message, _) = describe([0, 0, 0x5e, 0, 1, 81], vec![(PEER, Some(MAC))]);
         assert!(
             message.ends_with("00:00:5e:00:01:51, the virtual MAC address of VRID 81"),
             "{message}"
         );
         // That of a router of the other family is nobody's who has this address.
-        let (message, cause) = words([0, 0, 0x5e, 0, 2, 81], vec![(PEER, Some(MAC))]);
+        let (message, cause) = describe([0, 0, 0x5e, 0, 2, 81], vec![(PEER, Some(MAC))]);
         assert_eq!(message, "another host on eth0 has 10.0.0.100");
         let known = "it was claimed by 00:00:5e:00:02:51; the peer 10.0.0.2 has 02:00:00:00:00:02";
         assert_eq!(cause, known);
-        let (_, cause) = words(STRANGER, vec![(PEER, None)]);
+        let (_, cause) = describe(STRANGER, vec![(PEER, None)]);
         assert!(cause.ends_with("the peer 10.0.0.2 does not answer on eth0"), "{cause}");
-        let (_, cause) = words(STRANGER, Vec::new());
+        let (_, cause) = describe(STRANGER, Vec::new());
         assert_eq!(cause, "it was claimed by 02:00:00:00:00:09; no peer is known");
     }
 }

@@ -3,10 +3,10 @@
 //!
 //! Packets that a service takes are forwarded before the kernel's network stack, and never meet it.
 //! The table is replaced in one transaction and stays when the process dies, as the addresses do; the
-//! next one replaces or removes it. Neighbour discovery is let through, as RFC 9568, 6.1 asks.
+//! next one replaces or removes it. Neighbour discovery is let through, as RFC 9568, 6.1 requires.
 //!
 //! Where the table can't be made (there is no `nft`, or the kernel refuses), a router takes part
-//! without it and has a problem that says so, and making it is tried again every second.
+//! without it and reports it as a problem, and making it is tried again every second.
 
 use std::{
     net::IpAddr,
@@ -95,7 +95,7 @@ pub async fn apply(closed: &[IpAddr]) -> Result<(), String> {
     nft.process_group(0).kill_on_drop(true);
     let run = async {
         let mut child = nft.spawn()?;
-        let mut stdin = child.stdin.take().expect("it was asked for");
+        let mut stdin = child.stdin.take().expect("it was requested");
         stdin.write_all(script(closed).as_bytes()).await?;
         drop(stdin);
         child.wait_with_output().await

@@ -35,19 +35,19 @@ pub enum Job {
     Scripts(Vec<Script>),
     /// Read these, and no others.
     Files(BTreeSet<PathBuf>),
-    /// Tell of a transition.
+    /// Run the notify program of a transition.
     Notify(Call),
     /// These devices are to be there, and no others of ours.
     Devices(Vec<Device>),
     /// These addresses are not to be taken.
     Filter(Vec<IpAddr>),
-    /// Say when all before this was done, and the programs that were told have ended.
+    /// Report when all before this was done, and the notify programs have ended.
     Mark,
 }
 
 /// What has come of it.
 #[derive(Debug)]
-pub enum Told {
+pub enum JobResult {
     /// A run has ended.
     Script {
         /// The routers that track it.
@@ -57,7 +57,7 @@ pub enum Told {
         /// How.
         result: Result<(), String>,
     },
-    /// The numbers in all files; told when one has changed.
+    /// The numbers in all files; sent when one has changed.
     Files(BTreeMap<PathBuf, Result<i64, String>>),
     /// A notify program has not ended well.
     NotifyFailed {
@@ -79,24 +79,24 @@ pub enum Told {
 /// # Errors
 ///
 /// If there can be no thread.
-pub fn start(tell: impl Fn(Told) + Clone + Send + 'static) -> Result<UnboundedSender<Job>> {
+pub fn start(send: impl Fn(JobResult) + Clone + Send + 'static) -> Result<UnboundedSender<Job>> {
     let (jobs, queue) = mpsc::unbounded_channel();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("make a runtime for scripts")?;
-    lb_threads::spawn("lb-vrrp-help", move || runtime.block_on(work(queue, tell)))
+    lb_threads::spawn("lb-vrrp-help", move || runtime.block_on(work(queue, send)))
         .context("start the thread for scripts")?;
     Ok(jobs)
 }
 
-async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Send + 'static) {
+async fn work(mut jobs: UnboundedReceiver<Job>, send: impl Fn(JobResult) + Clone + Send + 'static) {
     let mut scripts: Vec<(Script, Task)> = Vec::new();
     let mut watching: Option<Task> = None;
     let mut devices: Option<Devices> = None;
-    let failed = tell.clone();
+    let failed = send.clone();
     let mut caller = Caller::new(move |router: &str, why| {
-        failed(Told::NotifyFailed { router: router.to_owned(), why });
+        failed(JobResult::NotifyFailed { router: router.to_owned(), why });
     });
     while let Some(job) = jobs.recv().await {
         match job {
@@ -104,7 +104,7 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
                 scripts.retain(|(script, _)| wanted.contains(script));
                 for script in wanted {
                     if !scripts.iter().any(|(one, _)| *one == script) {
-                        let run = repeat(script.clone(), tell.clone());
+                        let run = repeat(script.clone(), send.clone());
                         let task = Task(tokio::spawn(lasting("tracked script", run)));
                         scripts.push((script, task));
                     }
@@ -112,7 +112,7 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
             }
             Job::Files(wanted) => {
                 let watch = || {
-                    let watch = watch(wanted.clone(), tell.clone());
+                    let watch = watch(wanted.clone(), send.clone());
                     Task(tokio::spawn(lasting("tracked files", watch)))
                 };
                 watching = (!wanted.is_empty()).then(watch);
@@ -126,14 +126,14 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
                         Err(error) => vec![format!("{error:#}")],
                     },
                 };
-                tell(Told::Devices(problems));
+                send(JobResult::Devices(problems));
             }
-            Job::Filter(closed) => tell(Told::Filter(filter::apply(&closed).await)),
+            Job::Filter(closed) => send(JobResult::Filter(filter::apply(&closed).await)),
             Job::Mark => {
-                let (idle, tell) = (caller.idle(), tell.clone());
+                let (idle, send) = (caller.idle(), send.clone());
                 tokio::spawn(lasting("mark", async move {
                     idle.await;
-                    tell(Told::Mark);
+                    send(JobResult::Mark);
                 }));
             }
         }
@@ -142,7 +142,7 @@ async fn work(mut jobs: UnboundedReceiver<Job>, tell: impl Fn(Told) + Clone + Se
     caller.end().await;
 }
 
-async fn repeat(script: Script, tell: impl Fn(Told)) {
+async fn repeat(script: Script, send: impl Fn(JobResult)) {
     let mut ticks = interval(script.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -152,11 +152,11 @@ async fn repeat(script: Script, tell: impl Fn(Told)) {
             Ended::Badly(why) => Err(why),
         };
         let (routers, command) = (script.routers.clone(), script.command.clone());
-        tell(Told::Script { routers, command, result });
+        send(JobResult::Script { routers, command, result });
     }
 }
 
-async fn watch(paths: BTreeSet<PathBuf>, tell: impl Fn(Told)) {
+async fn watch(paths: BTreeSet<PathBuf>, send: impl Fn(JobResult)) {
     let mut before = None;
     let mut ticks = interval(FILES);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -166,7 +166,7 @@ async fn watch(paths: BTreeSet<PathBuf>, tell: impl Fn(Told)) {
         // A file of a network may take its time.
         let Ok(numbers) = spawn_blocking(move || files::read(&paths)).await else { continue };
         if before.as_ref() != Some(&numbers) {
-            tell(Told::Files(numbers.clone()));
+            send(JobResult::Files(numbers.clone()));
             before = Some(numbers);
         }
     }

@@ -1,4 +1,4 @@
-//! One virtual router at the rim: how its advertisements leave, and what it has of the system.
+//! One virtual router at the driver: how its advertisements leave, and what it has of the system.
 
 use std::{
     io,
@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// So many of the routers that advertise are remembered: a stranger can make up any number.
-const MOST_HEARD: usize = 4;
+const MOST_SENDERS: usize = 4;
 
-/// A virtual router at the rim.
+/// A virtual router at the driver.
 pub struct Member {
     /// How it is configured.
     pub router: Router,
@@ -45,7 +45,7 @@ pub struct Member {
     /// Whether frames to its virtual MAC address are taken.
     pub mac_taken: bool,
     /// Who has sent advertisements that were taken, by the first path, last at the end.
-    heard: Vec<IpAddr>,
+    senders: Vec<IpAddr>,
     /// What is counted here.
     pub counters: Counters,
     /// What does not work with its addresses.
@@ -59,9 +59,9 @@ pub struct Member {
 
 /// The kernel takes none of a router's addresses.
 pub struct Refused {
-    /// What it says.
+    /// The kernel's answer.
     pub why: String,
-    /// When it is asked again.
+    /// When lbd tries again.
     pub ask_at: Instant,
 }
 
@@ -86,7 +86,7 @@ impl Member {
             announcing: false,
             robbed: None,
             mac_taken: false,
-            heard: Vec::new(),
+            senders: Vec::new(),
             counters: Counters::default(),
             problem: None,
             stray: None,
@@ -106,7 +106,7 @@ impl Member {
         self.group = group;
     }
 
-    /// Opens what it sends by, where that is possible, as links and addresses are; says what is not.
+    /// Opens what it sends by, where that is possible, as links and addresses are; returns what is not.
     pub fn find_ways(&mut self, interfaces: &Interfaces) -> Option<String> {
         let device = self.router.virtual_mac.as_ref().map(|mac| mac.interface.clone());
         let first = device.unwrap_or_else(|| self.router.interface.clone());
@@ -155,17 +155,17 @@ impl Member {
     }
 
     /// An advertisement of this router was taken, by the first path.
-    pub fn hear(&mut self, from: IpAddr) {
-        if self.heard.last() != Some(&from) {
-            self.heard.retain(|one| *one != from);
-            self.heard.push(from);
-            self.heard.drain(..self.heard.len().saturating_sub(MOST_HEARD));
+    pub fn note_sender(&mut self, from: IpAddr) {
+        if self.senders.last() != Some(&from) {
+            self.senders.retain(|one| *one != from);
+            self.senders.push(from);
+            self.senders.drain(..self.senders.len().saturating_sub(MOST_SENDERS));
         }
     }
 
-    /// Its peers on the first path: those that are configured, or else those that were heard.
+    /// Its peers on the first path: those that are configured, or else those that have advertised.
     pub fn peers(&self) -> &[IpAddr] {
-        if self.router.peers.is_empty() { &self.heard } else { &self.router.peers }
+        if self.router.peers.is_empty() { &self.senders } else { &self.router.peers }
     }
 
     /// Whether an address is one of its virtual ones.

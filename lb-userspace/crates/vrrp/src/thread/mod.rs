@@ -3,11 +3,11 @@
 //!
 //! It waits for nothing but its next deadline, its sockets and its orders, and has a real-time
 //! priority where that is allowed ([`super::realtime`]); what may take time is done by a helper
-//! thread. What it tells goes through a channel that has always room, and how the routers stand is
+//! thread. Its reports go through a channel that has always room, and how the routers stand is
 //! left where others read it, so nothing outside makes it late.
 //!
 //! ```text
-//!   orders ──► ┌──────────── rim ────────────┐ ──► reports
+//!   orders ──► ┌─────────── driver ──────────┐ ──► reports
 //!   helper ──► │ sockets → machine → actions │ ──► helper (scripts, files, notify, devices, filter)
 //!              └─────────────────────────────┘ ──► netlink (addresses), frames (ARP, NA), adverts
 //! ```
@@ -17,13 +17,13 @@
 //! repeated announcements are spread out ([`pace`]).
 
 mod claims;
-mod ears;
+mod driver;
 pub mod filter;
 mod helper;
 mod member;
 mod notices;
 mod pace;
-mod rim;
+mod receivers;
 
 use std::{
     io,
@@ -39,7 +39,7 @@ use lb_api::routers::RouterStatus;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc::UnboundedSender;
 
-use self::rim::Rim;
+use self::driver::Driver;
 use super::{Order, Report, Vrrp, realtime};
 
 /// The virtual routers of this node, in their thread.
@@ -51,14 +51,14 @@ pub struct Thread {
     shown: Shown,
 }
 
-/// How the routers stand, for who asks.
+/// The routers' status, for its readers.
 type Shown = Arc<Mutex<Vec<RouterStatus>>>;
 
 /// What comes to the thread from others.
 #[derive(Debug)]
 enum Input {
     Order(Order),
-    Helper(helper::Told),
+    Helper(helper::JobResult),
     End,
 }
 
@@ -79,8 +79,8 @@ impl Inputs {
 }
 
 impl Thread {
-    /// Starts the thread in the network namespace of the calling one. It has no routers until it is
-    /// told of some.
+    /// Starts the thread in the network namespace of the calling one. It has no routers until an
+    /// order configures some.
     ///
     /// # Errors
     ///
@@ -92,13 +92,13 @@ impl Thread {
         let given = Inputs { queue, wake: Arc::clone(&wake) };
         let shown = Shown::default();
         let for_helper = given.clone();
-        let jobs = helper::start(move |told| for_helper.give(Input::Helper(told)))?;
-        let rim = Rim::open(reports, inputs, wake, jobs, Arc::clone(&shown))?;
+        let jobs = helper::start(move |result| for_helper.give(Input::Helper(result)))?;
+        let driver = Driver::open(reports, inputs, wake, jobs, Arc::clone(&shown))?;
         thread::Builder::new()
             .name("lb-vrrp".to_owned())
             .spawn(move || {
                 let scheduling = realtime::prefer();
-                rim.run(scheduling);
+                driver.run(scheduling);
             })
             .context("start the thread of the virtual routers")?;
         Ok(Self { inputs: given, shown })

@@ -30,8 +30,8 @@ struct Waiting {
     rounds: u8,
     /// The next address of this round.
     next: usize,
-    /// Whether it is asked in this round who else has them.
-    asks: bool,
+    /// Whether other owners of them are requested in this round.
+    requests_owners: bool,
 }
 
 /// Addresses that are to be announced now.
@@ -41,15 +41,20 @@ pub struct Turn {
     pub name: Name,
     /// Which of its addresses.
     pub addresses: Range<usize>,
-    /// Whether it is asked who else has them.
-    pub asks: bool,
+    /// Whether other owners of them are requested.
+    pub requests_owners: bool,
 }
 
 impl Pace {
     /// All addresses of a router are to be announced so many times, unless they are already.
-    pub fn add(&mut self, name: &Name, rounds: u8, asks: bool) {
+    pub fn add(&mut self, name: &Name, rounds: u8, requests_owners: bool) {
         if rounds > 0 && !self.waiting.iter().any(|waiting| waiting.name == *name) {
-            self.waiting.push_back(Waiting { name: Name::clone(name), rounds, next: 0, asks });
+            self.waiting.push_back(Waiting {
+                name: Name::clone(name),
+                rounds,
+                next: 0,
+                requests_owners,
+            });
         }
     }
 
@@ -58,7 +63,7 @@ impl Pace {
         self.next_at.filter(|_| !self.waiting.is_empty())
     }
 
-    /// What is to be announced now. `count` says how many addresses a router has; none: it holds none.
+    /// What is to be announced now. `count` gives the number of a router's addresses; none: it holds none.
     pub fn turn(&mut self, now: Instant, count: impl Fn(&Name) -> Option<usize>) -> Vec<Turn> {
         let mut turns = Vec::new();
         if self.waiting.is_empty() || self.next_at.is_some_and(|at| now < at) {
@@ -73,10 +78,10 @@ impl Pace {
             let end = all.min(begin + room);
             room -= end - begin;
             let name = Name::clone(&one.name);
-            turns.push(Turn { name, addresses: begin..end, asks: one.asks });
+            turns.push(Turn { name, addresses: begin..end, requests_owners: one.requests_owners });
             one.next = end;
             if end == all {
-                (one.next, one.asks) = (0, false);
+                (one.next, one.requests_owners) = (0, false);
                 one.rounds -= 1;
             }
             if one.rounds > 0 {
@@ -101,7 +106,7 @@ mod tests {
         pace.add(&one, 4, false);
         // Once is enough.
         pace.add(&one, 4, false);
-        let (mut announced, mut asked) = ([[0; 255], [0; 255]], 0);
+        let (mut announced, mut requested) = ([[0; 255], [0; 255]], 0);
         let mut last: Option<Instant> = None;
         for millis in 0.. {
             let now = begun + Duration::from_millis(millis);
@@ -113,7 +118,7 @@ mod tests {
                 last = Some(now);
             }
             for turn in turns {
-                asked += if turn.asks { turn.addresses.len() } else { 0 };
+                requested += if turn.requests_owners { turn.addresses.len() } else { 0 };
                 for address in turn.addresses {
                     announced[usize::from(turn.name == one)][address] += 1;
                 }
@@ -123,7 +128,7 @@ mod tests {
                 None => break,
             }
         }
-        assert_eq!((announced[0], asked), ([4; 255], 255));
+        assert_eq!((announced[0], requested), ([4; 255], 255));
         assert_eq!((announced[1][0], announced[1][1]), (4, 0));
     }
 

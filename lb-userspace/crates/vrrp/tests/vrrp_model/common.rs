@@ -55,8 +55,8 @@ pub fn standing(priority: u8) -> Standing {
     }
 }
 
-/// 10.0.0.2 has heard this from 10.0.0.`from`.
-pub fn heard(from: u8, priority: u8) -> Heard {
+/// 10.0.0.2 has received this from 10.0.0.`from`.
+pub fn advert(from: u8, priority: u8) -> Heard {
     Heard {
         from: IpAddr::from([10, 0, 0, from]),
         own: IpAddr::from([10, 0, 0, 2]),
@@ -120,8 +120,8 @@ impl Desk {
         self.done()
     }
 
-    pub fn hears(&mut self, from: u8, priority: u8) -> String {
-        self.does(Event::Heard(heard(from, priority)))
+    pub fn receives(&mut self, from: u8, priority: u8) -> String {
+        self.does(Event::Heard(advert(from, priority)))
     }
 
     /// What it does when its deadline has come.
@@ -137,12 +137,12 @@ impl Desk {
 
     /// Its state, and what it has done to get there.
     pub fn done(&mut self) -> String {
-        let done: Vec<_> = self.out.drain(..).map(|action| told(&action)).collect();
+        let done: Vec<_> = self.out.drain(..).map(|action| describe(&action)).collect();
         format!("{}: {}", self.router.state(), done.join(", "))
     }
 }
 
-fn told(action: &Action) -> String {
+fn describe(action: &Action) -> String {
     match action {
         Action::Advertise { priority } => format!("advertise {priority}"),
         Action::Hold => "hold".into(),

@@ -13,7 +13,7 @@ use lb_vrrp::{
     observed::{Link, Observed},
 };
 
-use crate::world::{Deed, LISTENING, NAMES, Plan, World, address, key, router};
+use crate::world::{LISTENING, NAMES, Operation, Plan, World, address, key, router};
 
 const TENTH: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,8 +24,8 @@ fn plan(priority: u8) -> Plan {
 
 fn pair() -> World {
     let mut world = World::new(&[plan(150), plan(100)], true, 3);
-    world.does(0, &Deed::Start);
-    world.does(1, &Deed::Start);
+    world.does(0, &Operation::Start);
+    world.does(1, &Operation::Start);
     world.run(LISTENING);
     assert_eq!([world.holders(0), world.holders(1)], [[0], [0]]);
     world
@@ -34,7 +34,7 @@ fn pair() -> World {
 #[test]
 fn a_group_is_handed_over_whole() {
     let mut world = pair();
-    world.does(1, &Deed::Handover);
+    world.does(1, &Operation::Handover);
     world.run(SECOND);
     assert_eq!([world.holders(0), world.holders(1)], [[1], [1]]);
     let transitions = world.transitions;
@@ -45,10 +45,10 @@ fn a_group_is_handed_over_whole() {
 #[test]
 fn a_group_that_was_handed_over_fails_over_by_weight() {
     let mut world = pair();
-    world.does(1, &Deed::Handover);
+    world.does(1, &Operation::Handover);
     world.run(SECOND);
     assert_eq!([world.holders(0), world.holders(1)], [[1], [1]]);
-    world.does(1, &Deed::Priority(50));
+    world.does(1, &Operation::Priority(50));
     world.run(SECOND);
     assert_eq!([world.holders(0), world.holders(1)], [[0], [0]], "{:#?}", world.log);
 }
@@ -56,14 +56,18 @@ fn a_group_that_was_handed_over_fails_over_by_weight() {
 #[test]
 fn a_group_stays_where_it_is_while_the_nodes_hear_each_other_anywhere() {
     let mut world = pair();
-    world.does(1, &Deed::Side(1, 1));
+    world.does(1, &Operation::Side(1, 1));
     let transitions = world.transitions;
     world.run(10 * SECOND);
     assert_eq!(world.transitions, transitions, "{:#?}", world.log);
-    world.does(1, &Deed::Side(0, 1));
+    world.does(1, &Operation::Side(0, 1));
     world.run(SECOND);
-    assert_eq!([world.holders(0), world.holders(1)], [[0, 1], [0, 1]], "nothing is heard at all");
-    world.does(1, &Deed::Side(1, 0));
+    assert_eq!(
+        [world.holders(0), world.holders(1)],
+        [[0, 1], [0, 1]],
+        "nothing is received at all"
+    );
+    world.does(1, &Operation::Side(1, 0));
     world.run(3 * TENTH);
     assert_eq!([world.holders(0), world.holders(1)], [[0], [0]], "{:#?}", world.log);
 }
@@ -189,14 +193,14 @@ fn routers_wait_for_what_could_be_their_fault_and_keep_what_is_held_meanwhile() 
     node.machine.script_ended("other", &command, &Ok(()), node.now, &mut out);
     assert_eq!(node.states(), [State::Backup; 2]);
     node.wait();
-    assert_eq!(node.states(), [State::Active; 2], "nobody else was heard");
+    assert_eq!(node.states(), [State::Active; 2], "no other router has advertised");
 }
 
 #[test]
 fn what_is_held_goes_when_another_router_is_heard_even_before_the_start() {
     let mut node = Node::new(|routers| routers.routers[1].tracks.push(script()));
     node.begin(&NAMES);
-    let heard = lb_vrrp::fsm::Heard {
+    let advert = lb_vrrp::fsm::Heard {
         from: address(1, 0),
         own: address(0, 0),
         second_path: false,
@@ -204,7 +208,7 @@ fn what_is_held_goes_when_another_router_is_heard_even_before_the_start() {
         interval: TENTH,
     };
     let mut out = Out::new();
-    node.machine.heard("main", heard, node.now, &mut out);
+    node.machine.receive("main", advert, node.now, &mut out);
     assert_eq!(out, [("main".into(), Action::Release)]);
 }
 
@@ -258,7 +262,7 @@ fn active() -> Node {
     node
 }
 
-/// Reloads with another configuration, as the rim does.
+/// Reloads with another configuration, as the driver does.
 fn reload(node: &mut Node, change: impl FnOnce(&mut Routers)) -> Out {
     let mut out = Out::new();
     change(&mut node.routers);
@@ -271,7 +275,7 @@ fn reload(node: &mut Node, change: impl FnOnce(&mut Routers)) -> Out {
 fn a_new_track_on_a_new_service_keeps_the_addresses_until_the_service_is_known() {
     let mut node = active();
     let out = reload(&mut node, |routers| routers.routers[0].tracks.push(service("web")));
-    assert_eq!(out, [], "the daemon tells of the service after that");
+    assert_eq!(out, [], "the daemon reports the service after that");
     let mut out = Out::new();
     let facts = |up| Facts { healthy: [("web".to_owned(), up)].into(), ..Facts::default() };
     node.machine.set_facts(&facts(1), node.now, &mut out);
@@ -304,25 +308,25 @@ fn a_new_router_of_a_group_follows_those_that_are_active() {
 
 #[test]
 fn routers_that_become_a_group_are_active_together_unless_one_hears_another_node() {
-    for hears in [false, true] {
+    for sees_other in [false, true] {
         let mut node = Node::new(|routers| routers.groups.clear());
         node.begin(&[]);
         let mut out = Out::new();
         node.machine.order(&Order::Take(key(0)), node.now, &mut out);
-        if hears {
-            node.machine.heard("other", heard(100, SECOND), node.now, &mut out);
+        if sees_other {
+            node.machine.receive("other", advert(100, SECOND), node.now, &mut out);
         }
         assert_eq!(node.states(), [State::Active, State::Backup]);
         reload(&mut node, |routers| {
             let routers_of = NAMES.map(str::to_owned).to_vec();
             routers.groups.push(Group { name: "all".into(), routers: routers_of });
         });
-        let expected = if hears { State::Backup } else { State::Active };
+        let expected = if sees_other { State::Backup } else { State::Active };
         assert_eq!(node.states(), [expected; 2]);
     }
 }
 
-fn heard(priority: u8, interval: Duration) -> lb_vrrp::fsm::Heard {
+fn advert(priority: u8, interval: Duration) -> lb_vrrp::fsm::Heard {
     lb_vrrp::fsm::Heard {
         from: address(1, 0),
         own: address(0, 0),
@@ -354,7 +358,7 @@ fn what_is_held_stays_while_a_mate_only_listens() {
 fn what_is_held_goes_when_a_mate_hears_the_active_router() {
     let mut node = Node::new(slow);
     let mut out = node.begin(&NAMES);
-    node.machine.heard("main", heard(100, SECOND), node.now, &mut out);
+    node.machine.receive("main", advert(100, SECOND), node.now, &mut out);
     out.extend(node.wait());
     let released = out.iter().filter(|(_, action)| *action == Action::Release);
     let released: Vec<_> = released.map(|(name, _)| &**name).collect();

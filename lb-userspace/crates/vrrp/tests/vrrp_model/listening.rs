@@ -1,11 +1,11 @@
-//! How long a router listens that has not heard an Active one: after its start, and after a fault.
+//! How long a router listens that has not received an Active one's advertisement: after its start, and after a fault.
 
 use lb_model::router::Version;
 use lb_vrrp::fsm::{Event, Heard, Settings, Standing};
 
 use crate::{
-    common::{Desk, SECOND, TENTH, heard, settings, skew},
-    world::{Deed, LISTENING, Plan, World},
+    common::{Desk, SECOND, TENTH, advert, settings, skew},
+    world::{LISTENING, Operation, Plan, World},
 };
 
 /// A router that advertises ten times a second and leaves lower ones alone.
@@ -18,7 +18,7 @@ fn a_router_that_begins_listens_for_an_active_one_that_advertises_each_second() 
     let mut desk = Desk::backup(fast());
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
     desk.after(9 * TENTH);
-    assert_eq!(desk.hears(3, 50), "backup: ");
+    assert_eq!(desk.receives(3, 50), "backup: ");
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
     let mut desk = Desk::backup(fast());
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
@@ -27,7 +27,7 @@ fn a_router_that_begins_listens_for_an_active_one_that_advertises_each_second() 
 
 #[test]
 fn a_router_that_has_heard_the_active_one_counts_by_its_interval_at_once() {
-    let often = |priority| Event::Heard(Heard { interval: TENTH, ..heard(3, priority) });
+    let often = |priority| Event::Heard(Heard { interval: TENTH, ..advert(3, priority) });
     for (settings, priority) in [
         (fast(), 50),
         (fast(), 150),
@@ -68,14 +68,14 @@ fn after_a_fault_a_router_listens_by_what_it_has_heard_and_else_as_one_that_begi
     desk.after(SECOND).stand(well);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
     for (interval, before) in [(TENTH, true), (TENTH, false), (SECOND, true), (SECOND, false)] {
-        let heard = Event::Heard(Heard { interval, ..heard(3, 150) });
+        let advert = Event::Heard(Heard { interval, ..advert(3, 150) });
         let mut desk = Desk::backup(fast());
         if before {
-            desk.does(heard.clone());
+            desk.does(advert.clone());
         }
         desk.stand(fault);
         if !before {
-            desk.does(heard);
+            desk.does(advert);
         }
         desk.after(SECOND).stand(well);
         assert_eq!(desk.due(), Some(3 * interval + skew(interval)), "{interval:?}, {before}");
@@ -88,7 +88,7 @@ fn beside_a_slower_one(phase: u32) -> World {
     let slow = Plan { priority: 100, interval: SECOND, preempt: false };
     let fast = Plan { priority: 150, interval: TENTH, preempt: false };
     let mut world = World::new(&[slow, fast], false, phase.into());
-    world.does(0, &Deed::Start);
+    world.does(0, &Operation::Start);
     world.run(LISTENING + phase * SECOND / 20);
     assert_eq!(world.holders(0), [0]);
     world
@@ -98,7 +98,7 @@ fn beside_a_slower_one(phase: u32) -> World {
 fn starts_beside_an_active_router_that_advertises_each_second_take_over_nothing() {
     let takes_over = |phase: &u32| {
         let mut world = beside_a_slower_one(*phase);
-        world.does(1, &Deed::Start);
+        world.does(1, &Operation::Start);
         world.run(6 * SECOND);
         world.holders(0) != [0]
     };
@@ -110,9 +110,9 @@ fn starts_beside_an_active_router_that_advertises_each_second_take_over_nothing(
 fn recoveries_beside_an_active_router_that_advertises_each_second_take_over_nothing() {
     let takes_over = |phase: &u32| {
         let mut world = beside_a_slower_one(*phase);
-        world.does(1, &Deed::Broken(true));
-        world.does(1, &Deed::Start);
-        world.does(1, &Deed::Broken(false));
+        world.does(1, &Operation::Broken(true));
+        world.does(1, &Operation::Start);
+        world.does(1, &Operation::Broken(false));
         world.run(6 * SECOND);
         world.holders(0) != [0]
     };

@@ -6,44 +6,44 @@ use lb_vrrp::{
     fsm::{Event, Heard, Settings},
 };
 
-use crate::common::{Desk, SECOND, TENTH, heard, settings, skew};
+use crate::common::{Desk, SECOND, TENTH, advert, settings, skew};
 
 #[test]
 fn a_router_that_has_given_way_by_an_order_takes_over_when_the_other_one_falls() {
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Asked));
     for _ in 0..600 {
-        desk.hears(3, 90);
+        desk.receives(3, 90);
         desk.after(SECOND);
     }
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
-    desk.hears(3, 40);
+    desk.receives(3, 40);
     assert_eq!(desk.router.holds_back(desk.now), None);
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
 
-/// 10.0.0.3 had less than its configured priority before it was given way to: it was not heard to fall.
+/// 10.0.0.3 had less than its configured priority before it was given way to: its fall was not received.
 #[test]
 fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Asked));
-    desk.hears(3, 90);
+    desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
     desk.stand(|standing| standing.lowered_there = true);
     assert_eq!(desk.router.holds_back(desk.now), None);
     // It was well again in time.
     desk.stand(|standing| standing.lowered_there = false);
-    desk.after(SECOND).hears(3, 90);
+    desk.after(SECOND).receives(3, 90);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
     desk.stand(|standing| standing.lowered_there = true);
-    desk.after(SECOND).hears(3, 90);
+    desk.after(SECOND).receives(3, 90);
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
     let mut desk = Desk::backup(settings());
     desk.stand(|standing| {
         (standing.abstains, standing.lowered_there) = (Some("main6 has given way".into()), true);
     });
-    desk.hears(3, 90);
+    desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now), None, "nor does that of another of its group");
 }
 
@@ -52,8 +52,8 @@ fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Asked));
     desk.stand(|standing| standing.lowered_there = true);
-    desk.hears(3, 101);
-    desk.after(SECOND).hears(3, 101);
+    desk.receives(3, 101);
+    desk.after(SECOND).receives(3, 101);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "lowered or not, it is the higher one");
     desk.stand(|standing| (standing.lowered_there, standing.drains_there) = (true, true));
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
@@ -62,7 +62,7 @@ fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_
     desk.stand(|standing| {
         (standing.holds_back, standing.lowered_there) = (Some("unsynced".into()), true);
     });
-    desk.hears(3, 90);
+    desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
 }
@@ -71,13 +71,13 @@ fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_
 fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Asked));
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     for _ in 0..10 {
-        desk.after(SECOND).hears(3, 50);
+        desk.after(SECOND).receives(3, 50);
     }
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
-    assert_eq!(desk.after(TENTH).hears(4, 150).split(':').next(), Some("backup"));
+    assert_eq!(desk.after(TENTH).receives(4, 150).split(':').next(), Some("backup"));
     assert_eq!(desk.router.holds_back(desk.now), None);
 }
 
@@ -85,14 +85,14 @@ fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
 fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_node_stays() {
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Told));
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     desk.stand(|standing| standing.draining = true);
-    desk.after(SECOND).hears(3, 50);
+    desk.after(SECOND).receives(3, 50);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("the node is draining"));
     desk.stand(|standing| standing.draining = false);
     assert_eq!(desk.router.holds_back(desk.now), None);
     let due = desk.due().expect("it waits for the other to be silent");
-    desk.after(TENTH).hears(3, 50);
+    desk.after(TENTH).receives(3, 50);
     assert_eq!(desk.due(), Some(due - TENTH), "a lower one does not keep it from taking over");
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
@@ -102,7 +102,7 @@ fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
     let mut desk = Desk::active(settings());
     assert_eq!(desk.does(Event::Yield(Yield::Told)), "active: advertise 0");
     for _ in 0..3 {
-        assert_eq!(desk.wait(), "active: advertise 0", "it is said again, as it may be lost");
+        assert_eq!(desk.wait(), "active: advertise 0", "it is sent again, as it may be lost");
     }
     assert_eq!(desk.wait(), "active: advertise 100, not yielded");
     assert_eq!(desk.due(), Some(SECOND));
@@ -139,31 +139,31 @@ fn a_stopped_router_keeps_its_addresses_if_nobody_takes_over_unless_told_otherwi
 #[test]
 fn who_takes_over_by_order_bears_the_higher_one_until_it_must_have_heard() {
     let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     desk.does(Event::Take);
     for _ in 0..4 {
-        let answer = desk.hears(3, 150);
+        let answer = desk.receives(3, 150);
         assert_eq!(answer, "active: advertise 100, announce once", "{:?}", desk.now - desk.start);
         desk.after(SECOND);
     }
-    assert_eq!(desk.hears(3, 150), "backup: notice two, release, advertise 100, was active");
+    assert_eq!(desk.receives(3, 150), "backup: notice two, release, advertise 100, was active");
     let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     desk.does(Event::Take);
-    let other = desk.hears(4, 150);
+    let other = desk.receives(4, 150);
     assert!(other.starts_with("backup"), "another one was not asked to give way: {other}");
 }
 
 #[test]
 fn who_takes_over_by_order_bears_the_higher_one_on_a_path_that_has_just_come_back() {
     let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     desk.does(Event::Take);
-    let second = Event::Heard(Heard { second_path: true, ..heard(33, 150) });
+    let second = Event::Heard(Heard { second_path: true, ..advert(33, 150) });
     for _ in 0..2 {
         assert_eq!(desk.does(second.clone()), "active: advertise 100, announce once");
         desk.after(SECOND);
     }
-    let another = Event::Heard(Heard { second_path: true, ..heard(4, 150) });
+    let another = Event::Heard(Heard { second_path: true, ..advert(4, 150) });
     assert!(desk.does(another).starts_with("backup"), "that one was not asked to give way");
 }

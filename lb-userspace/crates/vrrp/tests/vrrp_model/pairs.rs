@@ -52,7 +52,7 @@ fn in_situation(name: &str) -> Desk {
         // Backup, and knows who is Active.
         "behind" => {
             let mut desk = Desk::backup(settings());
-            desk.hears(3, 150);
+            desk.receives(3, 150);
             desk
         }
         _ => Desk::active(settings()),
@@ -73,11 +73,11 @@ fn happens(desk: &mut Desk, event: &str) -> String {
         "startup held" => desk.does(Event::Startup { held: true }),
         "timer" if desk.router.deadline().is_some() => desk.wait(),
         "timer" | "early timer" => desk.does(Event::Timer),
-        "lower" => desk.hears(3, 50),
-        "equal, lower address" => desk.hears(1, 100),
-        "equal, higher address" => desk.hears(3, 100),
-        "higher" => desk.hears(3, 150),
-        "leaves" => desk.hears(3, 0),
+        "lower" => desk.receives(3, 50),
+        "equal, lower address" => desk.receives(1, 100),
+        "equal, higher address" => desk.receives(3, 100),
+        "higher" => desk.receives(3, 150),
+        "leaves" => desk.receives(3, 0),
         "yield asked" => desk.does(Event::Yield(Yield::Asked)),
         "yield told" => desk.does(Event::Yield(Yield::Told)),
         "take" => desk.does(Event::Take),

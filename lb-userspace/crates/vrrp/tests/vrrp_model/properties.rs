@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_vrrp::Yield;
 use proptest::{collection::vec, prelude::*};
 
-use crate::world::{Deed, LISTENING, Links, Plan, World};
+use crate::world::{LISTENING, Links, Operation, Plan, World};
 
 const LATE: Duration = Duration::from_millis(5);
 const DELAY: Duration = Duration::from_millis(20);
@@ -32,32 +32,34 @@ fn links() -> impl Strategy<Value = Links> {
 }
 
 /// What does not depend on anybody else.
-fn misfortune() -> impl Strategy<Value = Deed> {
+fn misfortune() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        1 => Just(Deed::Crash),
-        1 => Just(Deed::PowerOff),
-        3 => Just(Deed::Start),
-        1 => (1..2_000_u64).prop_map(|time| Deed::Stall(Duration::from_millis(time))),
-        1 => any::<bool>().prop_map(Deed::Broken),
-        1 => prop_oneof![Just(Yield::Asked), Just(Yield::Told), Just(Yield::Outranked)].prop_map(Deed::Yield),
-        1 => any::<bool>().prop_map(|release| Deed::Stop { release }),
-        1 => any::<bool>().prop_map(Deed::Unsynced),
+        1 => Just(Operation::Crash),
+        1 => Just(Operation::PowerOff),
+        3 => Just(Operation::Start),
+        1 => (1..2_000_u64).prop_map(|time| Operation::Stall(Duration::from_millis(time))),
+        1 => any::<bool>().prop_map(Operation::Broken),
+        1 => prop_oneof![Just(Yield::Asked), Just(Yield::Told), Just(Yield::Outranked)].prop_map(Operation::Yield),
+        1 => any::<bool>().prop_map(|release| Operation::Stop { release }),
+        1 => any::<bool>().prop_map(Operation::Unsynced),
     ]
 }
 
-fn anything() -> impl Strategy<Value = Deed> {
+fn anything() -> impl Strategy<Value = Operation> {
     prop_oneof![
         4 => misfortune(),
-        1 => Just(Deed::Take),
-        1 => Just(Deed::Handover),
-        1 => any::<bool>().prop_map(Deed::Draining),
-        1 => (1..=255_u8).prop_map(Deed::Priority),
-        1 => interval().prop_map(Deed::Interval),
-        2 => (0..2_usize, 0..3_u8).prop_map(|(router, side)| Deed::Side(router, side)),
+        1 => Just(Operation::Take),
+        1 => Just(Operation::Handover),
+        1 => any::<bool>().prop_map(Operation::Draining),
+        1 => (1..=255_u8).prop_map(Operation::Priority),
+        1 => interval().prop_map(Operation::Interval),
+        2 => (0..2_usize, 0..3_u8).prop_map(|(router, side)| Operation::Side(router, side)),
     ]
 }
 
-fn deeds(one: impl Strategy<Value = Deed>) -> impl Strategy<Value = Vec<(u64, usize, Deed)>> {
+fn operations(
+    one: impl Strategy<Value = Operation>,
+) -> impl Strategy<Value = Vec<(u64, usize, Operation)>> {
     vec((0..800_u64, 0..3_usize, one), 0..25)
 }
 
@@ -65,7 +67,7 @@ fn begin(plans: &[Plan], grouped: bool, seed: u64) -> World {
     let mut world = World::new(plans, grouped, seed);
     world.lateness = LATE;
     for node in 0..world.nodes() {
-        world.does(node, &Deed::Start);
+        world.does(node, &Operation::Start);
     }
     // Half of what happens meets nodes that still listen after their start.
     if seed.is_multiple_of(2) {
@@ -74,10 +76,10 @@ fn begin(plans: &[Plan], grouped: bool, seed: u64) -> World {
     world
 }
 
-fn perform(world: &mut World, deeds: &[(u64, usize, Deed)]) {
-    for (wait, node, deed) in deeds {
+fn perform(world: &mut World, operations: &[(u64, usize, Operation)]) {
+    for (wait, node, operation) in operations {
         world.run(Duration::from_millis(*wait));
-        world.does(node % world.nodes(), deed);
+        world.does(node % world.nodes(), operation);
     }
 }
 
@@ -88,14 +90,14 @@ fn calm(world: &mut World) {
     world.run(Duration::from_millis(400));
     for node in 0..world.nodes() {
         for router in 0..world.routers() {
-            world.does(node, &Deed::Side(router, 0));
+            world.does(node, &Operation::Side(router, 0));
         }
         // A stop that is under way comes to its end.
         world.run(Duration::from_secs(2));
-        world.does(node, &Deed::Broken(false));
-        world.does(node, &Deed::Unsynced(false));
-        world.does(node, &Deed::Draining(false));
-        world.does(node, &Deed::Start);
+        world.does(node, &Operation::Broken(false));
+        world.does(node, &Operation::Unsynced(false));
+        world.does(node, &Operation::Draining(false));
+        world.does(node, &Operation::Start);
     }
     // A fault that has come back has to be over for a while.
     world.run(Duration::from_secs(60));
@@ -125,12 +127,12 @@ proptest! {
     fn one_is_active_in_the_end_whatever_has_happened(
         plans in vec(plan(), 2..=3),
         links in links(),
-        deeds in deeds(anything()),
+        operations in operations(anything()),
         seed: u64,
     ) {
         let mut world = begin(&plans, false, seed);
         world.links = links;
-        perform(&mut world, &deeds);
+        perform(&mut world, &operations);
         one_in_the_end(&mut world)?;
     }
 
@@ -138,26 +140,26 @@ proptest! {
     fn sync_groups_are_whole_in_the_end_whatever_has_happened(
         plans in vec(plan(), 2..=3),
         links in links(),
-        deeds in deeds(anything()),
+        operations in operations(anything()),
         seed: u64,
     ) {
         let mut world = begin(&plans, true, seed);
         world.links = links;
-        perform(&mut world, &deeds);
+        perform(&mut world, &operations);
         one_in_the_end(&mut world)?;
     }
 
-    /// One interval until the higher one is heard, or the lower one's advertisement and the answer;
+    /// One interval until the higher one's advertisement is received, or the lower one's advertisement and the answer;
     /// each timer may be late.
     #[test]
     fn two_hold_the_addresses_for_an_interval_and_two_ways_at_most(
         plans in vec(plan(), 2..=3),
-        deeds in deeds(misfortune()),
+        operations in operations(misfortune()),
         seed: u64,
     ) {
         let mut world = begin(&plans, false, seed);
         world.links.longest_delay = DELAY;
-        perform(&mut world, &deeds);
+        perform(&mut world, &operations);
         world.run(Duration::from_secs(5));
         let bound = world.longest_interval() + 2 * (DELAY + Duration::from_micros(100)) + 2 * LATE;
         prop_assert!(world.worst_overlap <= bound, "{:?}: {:#?}", world.worst_overlap, world.log);
@@ -176,12 +178,12 @@ proptest! {
         let mut world = begin(&plans, false, seed);
         world.run(LISTENING);
         for node in 0..world.nodes() {
-            world.does(node, &Deed::Side(0, node as u8));
+            world.does(node, &Operation::Side(0, node as u8));
         }
         world.run(Duration::from_secs(1) + Duration::from_millis(phase));
         prop_assert_eq!(world.active(0).len(), world.nodes(), "each is alone: {:#?}", world.log);
         for node in 0..world.nodes() {
-            world.does(node, &Deed::Side(0, 0));
+            world.does(node, &Operation::Side(0, 0));
         }
         let best = (0..world.nodes()).max_by_key(|node| (priorities[*node], *node)).expect("some");
         let healed = |world: &World| {
@@ -206,7 +208,7 @@ proptest! {
         prop_assert_eq!(world.holders(0), [0]);
         world.links.loss_percent = 20;
         // Three in a row are lost now and then (once in 125), and the lower one takes over for a
-        // moment; but it is told within the interval if that gets through.
+        // moment; but it receives that within the interval if that gets through.
         world.run(Duration::from_secs(60));
         world.links.loss_percent = 0;
         world.run(Duration::from_secs(2));

@@ -9,19 +9,19 @@ use lb_vrrp::{
 };
 
 use crate::{
-    common::{Desk, SECOND, TENTH, heard, settings, skew},
-    world::{Deed, LISTENING, Plan, World},
+    common::{Desk, SECOND, TENTH, advert, settings, skew},
+    world::{LISTENING, Operation, Plan, World},
 };
 
 #[test]
 fn a_router_that_hears_priority_zero_waits_the_skew_time() {
     let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-    desk.hears(3, 0);
+    desk.receives(3, 0);
     assert_eq!(desk.due(), Some(skew(SECOND)));
-    desk.after(TENTH).hears(3, 0);
-    assert_eq!(desk.due(), Some(skew(SECOND) - TENTH), "said again, it is no later");
+    desk.after(TENTH).receives(3, 0);
+    assert_eq!(desk.due(), Some(skew(SECOND) - TENTH), "sent again, it is no later");
     desk.wait();
     assert_eq!(desk.router.cause(), "10.0.0.3 has left");
 }
@@ -29,22 +29,22 @@ fn a_router_that_hears_priority_zero_waits_the_skew_time() {
 #[test]
 fn priority_zero_of_one_that_is_not_active_is_nothing() {
     let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
-    desk.hears(4, 0);
+    desk.receives(3, 150);
+    desk.receives(4, 0);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
 }
 
 #[test]
 fn version_3_counts_by_the_interval_of_the_active_router_and_version_2_by_seconds() {
-    let slow = Heard { interval: 2 * SECOND, ..heard(3, 150) };
+    let slow = Heard { interval: 2 * SECOND, ..advert(3, 150) };
     let mut desk = Desk::backup(settings());
     desk.does(Event::Heard(slow));
     assert_eq!(desk.due(), Some(6 * SECOND + skew(2 * SECOND)));
     let v2 = Settings { version: Version::V2, interval: 2 * SECOND, ..settings() };
     let mut desk = Desk::backup(v2);
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     assert_eq!(desk.due(), Some(6 * SECOND + skew(SECOND)), "the own interval");
-    desk.does(Event::Heard(Heard { interval: 3 * SECOND, ..heard(3, 150) }));
+    desk.does(Event::Heard(Heard { interval: 3 * SECOND, ..advert(3, 150) }));
     assert_eq!(desk.due(), Some(9 * SECOND + skew(SECOND)), "a longer one makes no two owners");
 }
 
@@ -52,18 +52,18 @@ fn version_3_counts_by_the_interval_of_the_active_router_and_version_2_by_second
 fn a_higher_router_preempts_after_the_delay_only() {
     let mut desk = Desk::backup(Settings { preempt_delay: 5 * SECOND, ..settings() });
     for _ in 0..5 {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
         desk.after(SECOND);
     }
     while desk.due() > Some(Duration::ZERO) {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         desk.after(desk.due().expect("it waits").min(SECOND));
     }
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
     assert_eq!(desk.router.cause(), "its priority 100 is higher than the 50 of 10.0.0.3");
     assert_eq!(
-        desk.hears(3, 50),
+        desk.receives(3, 50),
         "active: advertise 100, announce once",
         "it is expected: no notice"
     );
@@ -75,13 +75,13 @@ fn a_router_that_holds_back_hears_lower_ones_until_nothing_holds_it() {
     let mut desk = Desk::backup(settings());
     desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
     for _ in 0..10 {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
         desk.after(SECOND);
     }
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
     desk.stand(|standing| standing.holds_back = None);
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
 }
 
@@ -94,12 +94,12 @@ fn nothing_puts_a_router_off_that_hears_the_active_one_lower_its_priority() {
     ] {
         let mut desk = Desk::backup(settings());
         desk.stand(hold);
-        desk.hears(3, 150);
-        desk.after(SECOND).hears(3, 80);
+        desk.receives(3, 150);
+        desk.after(SECOND).receives(3, 80);
         assert_eq!(desk.router.holds_back(desk.now), None);
         assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
         // It has recovered in part.
-        desk.after(SECOND).hears(3, 90);
+        desk.after(SECOND).receives(3, 90);
         assert_eq!(desk.due(), Some(SECOND + skew(SECOND)));
         assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
         let cause = desk.router.cause();
@@ -111,9 +111,9 @@ fn nothing_puts_a_router_off_that_hears_the_active_one_lower_its_priority() {
 fn another_router_that_was_always_lower_has_not_fallen() {
     let mut desk = Desk::backup(settings());
     desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     for _ in 0..10 {
-        desk.after(SECOND).hears(4, 80);
+        desk.after(SECOND).receives(4, 80);
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
     }
 }
@@ -122,9 +122,9 @@ fn another_router_that_was_always_lower_has_not_fallen() {
 fn a_node_that_drains_has_not_fallen_and_is_left_until_its_flows_are_known() {
     let mut desk = Desk::backup(settings());
     desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     desk.stand(|standing| standing.drains_there = true);
-    desk.after(SECOND).hears(3, 1);
+    desk.after(SECOND).receives(3, 1);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
 }
@@ -134,13 +134,13 @@ fn flows_that_never_become_known_put_a_router_off_for_a_minute() {
     let mut desk = Desk::backup(settings());
     desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
     for _ in 0..60 {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
         assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
         desk.after(SECOND);
     }
     for _ in 0..2 {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         assert_eq!(desk.router.holds_back(desk.now), None);
         desk.after(SECOND);
     }
@@ -155,16 +155,16 @@ fn flows_that_never_become_known_put_a_router_off_for_a_minute() {
 fn a_pair_fails_over_by_weight_without_sync_and_after_an_order() {
     let mut world = pair(150, 100);
     for node in [0, 1] {
-        world.does(node, &Deed::Unsynced(true));
+        world.does(node, &Operation::Unsynced(true));
     }
-    world.does(0, &Deed::Priority(50));
+    world.does(0, &Operation::Priority(50));
     let took = world.run_until(SECOND, |world| world.holders(0) == [1]);
     assert!(took <= 5 * TENTH, "{took:?}");
     let mut world = pair(150, 100);
-    world.does(1, &Deed::Handover);
+    world.does(1, &Operation::Handover);
     world.run(5 * SECOND);
     assert_eq!(world.holders(0), [1]);
-    world.does(1, &Deed::Priority(40));
+    world.does(1, &Operation::Priority(40));
     let took = world.run_until(SECOND, |world| world.holders(0) == [0]);
     assert!(took <= 5 * TENTH, "{took:?}");
 }
@@ -174,13 +174,13 @@ fn a_router_that_is_to_be_handed_over_to_says_when_it_would_preempt_and_waits() 
     let mut desk = Desk::backup(Settings { preempt_delay: 2 * SECOND, ..settings() });
     desk.stand(|standing| standing.handed_over = true);
     for second in 0..6 {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         assert_eq!(desk.router.wants(desk.now), second >= 2, "after {second} s");
-        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "it hears the lower one");
+        assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "it receives the lower one");
         desk.after(SECOND);
     }
     desk.stand(|standing| standing.handed_over = false);
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     assert!(!desk.router.wants(desk.now));
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "in vain: the timer runs on");
 }
@@ -195,9 +195,9 @@ fn a_router_that_is_not_to_preempt_wants_nothing() {
         let mut desk = Desk::backup(settings());
         desk.stand(|standing| standing.handed_over = true);
         desk.stand(change);
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         desk.after(SECOND);
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         assert!(!desk.router.wants(desk.now));
     }
 }
@@ -206,10 +206,10 @@ fn a_router_that_is_not_to_preempt_wants_nothing() {
 fn a_router_that_gives_way_to_a_higher_one_takes_over_again_when_it_is_the_higher_one() {
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Outranked));
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     assert_eq!(desk.router.state(), State::Backup);
     assert_eq!(desk.router.holds_back(desk.now), None);
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
 
@@ -217,7 +217,7 @@ fn a_router_that_gives_way_to_a_higher_one_takes_over_again_when_it_is_the_highe
 fn a_router_without_preemption_leaves_a_lower_one_alone_and_replaces_a_silent_one() {
     let mut desk = Desk::backup(Settings { preempt: false, ..settings() });
     for _ in 0..10 {
-        desk.hears(3, 50);
+        desk.receives(3, 50);
         desk.after(SECOND);
     }
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
@@ -229,7 +229,7 @@ fn a_draining_router_is_the_last_but_takes_over_when_nobody_is_heard() {
     let mut desk = Desk::backup(settings());
     desk.stand(|standing| standing.draining = true);
     assert_eq!(desk.router.priority(), 1);
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 255 / 256));
     assert_eq!(desk.wait(), "active: advertise 1, hold, announce, was backup");
 }
@@ -241,15 +241,15 @@ fn after_a_transition_a_router_waits_until_it_is_told_what_flows_are_known() {
     desk.stand(|standing| standing.known_after = Some(now));
     // Another one has taken over while it was not run, and is lower.
     desk.after(10 * SECOND);
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     assert_eq!(desk.router.state(), State::Backup);
     for _ in 0..10 {
-        desk.hears(3, 50);
-        assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 156 / 256), "it is heard");
+        desk.receives(3, 50);
+        assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 156 / 256), "it is received");
         desk.after(SECOND);
     }
     desk.stand(|standing| standing.known_after = Some(now + 1));
-    desk.hears(3, 50);
+    desk.receives(3, 50);
     assert!(desk.due() < Some(3 * SECOND), "it is discarded: the timer runs out");
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
 }
@@ -271,17 +271,17 @@ fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
 fn an_active_router_that_was_not_run_gives_way_to_any_that_it_then_hears() {
     let mut desk = Desk::active(settings());
     desk.after(4 * SECOND);
-    assert_eq!(desk.hears(3, 50), "backup: release, advertise 0, notice stalled, was active");
+    assert_eq!(desk.receives(3, 50), "backup: release, advertise 0, notice stalled, was active");
     let mut desk = Desk::active(settings());
     desk.after(4 * SECOND);
     assert_eq!(desk.does(Event::Timer), "active: advertise 100, announce, notice stalled");
-    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce once");
+    assert_eq!(desk.receives(3, 50), "active: notice two, advertise 100, announce once");
 }
 
 #[test]
 fn a_backup_router_that_was_not_run_listens_once_more_and_only_once() {
     let mut desk = Desk::backup(settings());
-    desk.hears(3, 150);
+    desk.receives(3, 150);
     desk.after(20 * SECOND);
     assert_eq!(desk.does(Event::Timer), "backup: notice stalled");
     assert_eq!(desk.due(), Some(SECOND * 5 / 4));
@@ -292,11 +292,11 @@ fn a_backup_router_that_was_not_run_listens_once_more_and_only_once() {
 #[test]
 fn one_sender_is_answered_twice_in_an_interval_and_then_at_its_end() {
     let mut desk = Desk::active(settings());
-    assert_eq!(desk.hears(3, 50), "active: notice two, advertise 100, announce once");
-    assert_eq!(desk.hears(3, 50), "active: advertise 100, announce once");
-    assert_eq!(desk.after(TENTH).hears(3, 50), "active: ");
+    assert_eq!(desk.receives(3, 50), "active: notice two, advertise 100, announce once");
+    assert_eq!(desk.receives(3, 50), "active: advertise 100, announce once");
+    assert_eq!(desk.after(TENTH).receives(3, 50), "active: ");
     assert_eq!(
-        desk.hears(4, 50),
+        desk.receives(4, 50),
         "active: notice two, advertise 100, announce once",
         "another one"
     );
@@ -309,12 +309,12 @@ fn one_sender_is_answered_twice_in_an_interval_and_then_at_its_end() {
 fn a_flood_of_others_that_say_they_are_active_is_counted_and_told_of_for_a_few() {
     let centis = Duration::from_millis(10);
     let mut desk = Desk::active(Settings { interval: centis, ..settings() });
-    // A tenth of a second is long for it: it was not run in time, and nobody else was heard.
+    // A tenth of a second is long for it: it was not run in time, and no other router has advertised.
     assert!(desk.wait().contains("notice stalled"));
-    let (mut told, end) = (0, desk.now + SECOND);
+    let (mut notices, end) = (0, desk.now + SECOND);
     while desk.now < end {
         for from in 3..=255 {
-            told += desk.hears(from, 50).matches("notice").count();
+            notices += desk.receives(from, 50).matches("notice").count();
         }
         let next = desk.now + centis;
         while desk.due().is_some_and(|due| desk.now + due <= next) {
@@ -322,16 +322,16 @@ fn a_flood_of_others_that_say_they_are_active_is_counted_and_told_of_for_a_few()
         }
         desk.now = next;
     }
-    assert_eq!(told, 16);
+    assert_eq!(notices, 16);
     assert_eq!(desk.router.tally().two_active, 100 * 253);
     desk.after(10 * SECOND);
-    // It was not run for so long that it gives way to whoever is heard first.
-    assert!(desk.hears(3, 50).contains("notice stalled"));
+    // It was not run for so long that it gives way to the first one that advertises.
+    assert!(desk.receives(3, 50).contains("notice stalled"));
 }
 
 #[test]
 fn equal_priorities_on_the_second_path_are_decided_by_the_first_if_it_can() {
-    let second = Event::Heard(Heard { second_path: true, ..heard(3, 100) });
+    let second = Event::Heard(Heard { second_path: true, ..advert(3, 100) });
     let mut desk = Desk::active(settings());
     for _ in 0..2 {
         assert!(desk.does(second.clone()).starts_with("active"));
@@ -340,8 +340,8 @@ fn equal_priorities_on_the_second_path_are_decided_by_the_first_if_it_can() {
     let mut alone = desk;
     assert!(alone.does(second).starts_with("backup"), "the first path does not decide");
     let mut desk = Desk::active(Settings { defers: true, ..settings() });
-    assert!(desk.hears(3, 100).starts_with("active"), "the first of its group decides");
-    assert!(desk.hears(3, 101).starts_with("backup"), "a higher priority is no question");
+    assert!(desk.receives(3, 100).starts_with("active"), "the first of its group decides");
+    assert!(desk.receives(3, 101).starts_with("backup"), "a higher priority is no question");
 }
 
 #[test]
@@ -401,7 +401,7 @@ fn a_router_that_does_not_hear_the_answers_is_told_the_link_ten_times_a_second_a
             announced += done.matches("announce").count();
         }
         desk.now = at;
-        if desk.hears(3, 50).contains("announce once") {
+        if desk.receives(3, 50).contains("announce once") {
             announced += 1;
             last = desk.now;
         }
@@ -423,8 +423,8 @@ fn a_router_that_does_not_hear_the_answers_is_told_the_link_ten_times_a_second_a
 fn pair(high: u8, low: u8) -> World {
     let plan = |priority| Plan { priority, interval: TENTH, preempt: true };
     let mut world = World::new(&[plan(high), plan(low)], false, 7);
-    world.does(0, &Deed::Start);
-    world.does(1, &Deed::Start);
+    world.does(0, &Operation::Start);
+    world.does(1, &Operation::Start);
     world.run(LISTENING);
     assert_eq!(world.holders(0), [0]);
     world
@@ -442,12 +442,12 @@ fn always_held(world: &mut World, time: Duration) {
 #[test]
 fn a_handover_to_a_lower_router_and_back_leaves_no_gap() {
     let mut world = pair(150, 100);
-    world.does(1, &Deed::Handover);
+    world.does(1, &Operation::Handover);
     always_held(&mut world, SECOND);
     assert_eq!((world.holders(0), world.announced[0]), (vec![1], Some((1, false))));
     always_held(&mut world, 10 * SECOND);
     assert_eq!(world.holders(0), [1], "it does not come back by itself");
-    world.does(0, &Deed::Handover);
+    world.does(0, &Operation::Handover);
     always_held(&mut world, SECOND);
     assert_eq!((world.holders(0), world.announced[0]), (vec![0], Some((0, false))));
 }
@@ -455,7 +455,7 @@ fn a_handover_to_a_lower_router_and_back_leaves_no_gap() {
 #[test]
 fn a_stop_leaves_no_gap_and_takes_no_longer_than_a_skew() {
     let mut world = pair(150, 100);
-    world.does(0, &Deed::Stop { release: false });
+    world.does(0, &Operation::Stop { release: false });
     let begin = world.now;
     while world.is_alive(0) {
         always_held(&mut world, Duration::from_millis(1));
@@ -469,9 +469,9 @@ fn a_stop_leaves_no_gap_and_takes_no_longer_than_a_skew() {
 #[test]
 fn a_router_that_has_given_way_takes_over_when_its_peer_dies() {
     let mut world = pair(150, 100);
-    world.does(1, &Deed::Handover);
+    world.does(1, &Operation::Handover);
     world.run(SECOND);
-    world.does(1, &Deed::PowerOff);
+    world.does(1, &Operation::PowerOff);
     let took = world.run_until(SECOND, |world| world.holders(0) == [0]);
     assert!(took <= 4 * TENTH, "{took:?}");
 }
@@ -479,9 +479,9 @@ fn a_router_that_has_given_way_takes_over_when_its_peer_dies() {
 #[test]
 fn a_daemon_that_is_started_again_in_time_interrupts_nothing() {
     let mut world = pair(150, 100);
-    world.does(0, &Deed::Crash);
+    world.does(0, &Operation::Crash);
     world.run(TENTH);
-    world.does(0, &Deed::Start);
+    world.does(0, &Operation::Start);
     always_held(&mut world, SECOND);
     assert_eq!((world.holders(0), world.state(1, 0)), (vec![0], State::Backup));
 }
@@ -489,8 +489,8 @@ fn a_daemon_that_is_started_again_in_time_interrupts_nothing() {
 #[test]
 fn two_that_both_take_over_come_to_an_end_of_it() {
     let mut world = pair(150, 100);
-    world.does(0, &Deed::Take);
-    world.does(1, &Deed::Take);
+    world.does(0, &Operation::Take);
+    world.does(1, &Operation::Take);
     always_held(&mut world, 6 * TENTH);
     assert_eq!(world.holders(0), [0]);
 }

@@ -140,9 +140,9 @@ fn every_interface_that_an_address_is_to_be_on_is_needed() {
     assert_eq!(desk.fault(), None);
     desk.link("eth1", false);
     assert_eq!(desk.fault().as_deref(), Some("interface eth1 is down"));
-    let told: Vec<_> = desk.changes.iter().map(|change| change.message.as_str()).collect();
+    let messages: Vec<_> = desk.changes.iter().map(|change| change.message.as_str()).collect();
     assert_eq!(
-        told,
+        messages,
         [
             "interface eth1 does not exist",
             "every interface is well again",
@@ -221,8 +221,8 @@ fn a_service_that_is_not_served_takes_the_addresses_from_no_other_unless_the_pee
     assert_eq!((verdict.priority, &verdict.fault), (1, &None), "it is the last choice");
     assert_eq!(verdict.problems[0], "service web has 0 healthy backends, and needs 1");
     assert!(verdict.problems[1].contains("a router that is better off"), "{verdict:?}");
-    let told = desk.changes.last().expect("it is told");
-    assert!(told.cause.contains("a router that is better off"), "{told:?}");
+    let change = desk.changes.last().expect("it is reported");
+    assert!(change.cause.contains("a router that is better off"), "{change:?}");
     // A peer that does not preempt takes nothing from a router of any priority.
     desk.router.preempt = false;
     assert!(desk.fault().is_some());

@@ -40,7 +40,7 @@ pub struct Plan {
 
 /// What is done to a node.
 #[derive(Clone, Debug)]
-pub enum Deed {
+pub enum Operation {
     /// The daemon dies; addresses stay.
     Crash,
     /// The host dies.
@@ -187,14 +187,14 @@ impl World {
             self.pass(at);
             match what {
                 What::Packet { to, router, from, priority, interval } => {
-                    let heard = Heard {
+                    let advert = Heard {
                         from: address(from, router),
                         own: address(to, router),
                         second_path: false,
                         priority,
                         interval,
                     };
-                    self.deliver(to, router, heard);
+                    self.deliver(to, router, advert);
                 }
                 What::Wake { node, order } => self.wake(node, order),
             }
@@ -210,24 +210,24 @@ impl World {
         self.now - begin
     }
 
-    pub fn does(&mut self, node: usize, deed: &Deed) {
-        self.log.push(format!("{:>8?} node {node}: {deed:?}", self.now - self.start));
+    pub fn does(&mut self, node: usize, operation: &Operation) {
+        self.log.push(format!("{:>8?} node {node}: {operation:?}", self.now - self.start));
 
-        match deed {
-            Deed::Crash => self.nodes[node].alive = false,
-            Deed::PowerOff => {
+        match operation {
+            Operation::Crash => self.nodes[node].alive = false,
+            Operation::PowerOff => {
                 self.nodes[node].alive = false;
                 self.nodes[node].holds.fill(false);
             }
-            Deed::Start => self.begin(node),
-            Deed::Stall(time) => {
+            Operation::Start => self.begin(node),
+            Operation::Stall(time) => {
                 let until = self.now + *time;
                 self.nodes[node].stalled_until = Some(until);
                 self.wake_at(node, None, until);
             }
-            Deed::Yield(how) => self.order(node, &Order::Yield(key(0), *how)),
-            Deed::Take => self.order(node, &Order::Take(key(0))),
-            Deed::Handover => {
+            Operation::Yield(how) => self.order(node, &Order::Yield(key(0), *how)),
+            Operation::Take => self.order(node, &Order::Take(key(0))),
+            Operation::Handover => {
                 for other in self.active(0) {
                     if other != node {
                         self.order(other, &Order::Yield(key(0), Yield::Asked));
@@ -235,30 +235,30 @@ impl World {
                 }
                 self.order(node, &Order::Take(key(0)));
             }
-            Deed::Stop { release } => self.order(node, &Order::Stop { release: *release }),
-            Deed::Broken(broken) => {
+            Operation::Stop { release } => self.order(node, &Order::Stop { release: *release }),
+            Operation::Broken(broken) => {
                 self.nodes[node].broken = *broken;
                 self.observe(node);
             }
-            Deed::Draining(draining) => {
+            Operation::Draining(draining) => {
                 self.nodes[node].facts.draining = *draining;
-                self.tell(node);
+                self.set_facts(node);
             }
-            Deed::Unsynced(unsynced) => {
+            Operation::Unsynced(unsynced) => {
                 let all = (0..self.routers()).map(key);
                 self.nodes[node].facts.unsynced =
                     if *unsynced { all.collect() } else { BTreeSet::new() };
-                self.tell(node);
+                self.set_facts(node);
             }
-            Deed::Priority(priority) => {
+            Operation::Priority(priority) => {
                 self.nodes[node].plan.priority = *priority;
                 self.configure(node, BTreeSet::new());
             }
-            Deed::Interval(interval) => {
+            Operation::Interval(interval) => {
                 self.nodes[node].plan.interval = *interval;
                 self.configure(node, BTreeSet::new());
             }
-            Deed::Side(router, side) => {
+            Operation::Side(router, side) => {
                 let routers = self.routers();
                 self.nodes[node].side[router % routers] = *side;
             }
@@ -281,7 +281,7 @@ impl World {
         it.machine = Machine::new();
         self.configure(node, held);
         self.observe(node);
-        self.tell(node);
+        self.set_facts(node);
     }
 
     fn configure(&mut self, node: usize, held: BTreeSet<String>) {
@@ -305,7 +305,7 @@ impl World {
         self.with(node, |machine, now, out| machine.observe(&observed, now, out));
     }
 
-    fn tell(&mut self, node: usize) {
+    fn set_facts(&mut self, node: usize) {
         let facts = self.nodes[node].facts.clone();
         self.with(node, |machine, now, out| machine.set_facts(&facts, now, out));
     }
@@ -314,12 +314,12 @@ impl World {
         self.with(node, |machine, now, out| machine.order(order, now, out));
     }
 
-    fn deliver(&mut self, node: usize, router: usize, heard: Heard) {
+    fn deliver(&mut self, node: usize, router: usize, advert: Heard) {
         let it = &mut self.nodes[node];
         if it.stalled_until.is_some() {
-            it.inbox.push((router, heard));
+            it.inbox.push((router, advert));
         } else {
-            self.with(node, |machine, now, out| machine.heard(NAMES[router], heard, now, out));
+            self.with(node, |machine, now, out| machine.receive(NAMES[router], advert, now, out));
         }
     }
 
@@ -337,27 +337,27 @@ impl World {
         }
         self.nodes[node].waits.0 = None;
         let stalled = self.nodes[node].stalled_until.take().is_some();
-        for (router, heard) in std::mem::take(&mut self.nodes[node].inbox) {
-            self.with(node, |machine, now, out| machine.heard(NAMES[router], heard, now, out));
+        for (router, advert) in std::mem::take(&mut self.nodes[node].inbox) {
+            self.with(node, |machine, now, out| machine.receive(NAMES[router], advert, now, out));
         }
         if stalled {
-            // What has changed meanwhile is read like what was heard.
+            // What has changed meanwhile is read like what was received.
             self.configure(node, BTreeSet::new());
             self.observe(node);
-            self.tell(node);
+            self.set_facts(node);
         }
         self.with(node, Machine::tick);
     }
 
     /// Lets a node's machine do something, and does what it wants.
-    fn with(&mut self, node: usize, deed: impl FnOnce(&mut Machine, Instant, &mut Out)) {
+    fn with(&mut self, node: usize, operation: impl FnOnce(&mut Machine, Instant, &mut Out)) {
         let now = self.now;
         let it = &mut self.nodes[node];
         if !it.alive || it.stalled_until.is_some() {
             return;
         }
         let mut out = Out::new();
-        deed(&mut it.machine, now, &mut out);
+        operation(&mut it.machine, now, &mut out);
         for (name, action) in out {
             let router = NAMES.iter().position(|other| *other == &*name).expect("a known name");
             self.perform(node, router, action);

@@ -32,10 +32,10 @@ pub enum Path {
 /// An advertisement that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// What it tells.
+    /// Its content.
     pub heard: Heard,
     /// What of it is not this node's, for people: addresses, or the interval of version 3, which is
-    /// learnt. RFC 9568, 7.1 asks to tell that and no more; a node that refused it would become Active
+    /// learnt. RFC 9568, 7.1 wants that reported and no more; a node that refused it would become Active
     /// beside its sender.
     pub mismatch: Option<String>,
 }

@@ -60,7 +60,7 @@ fn every_reason_to_refuse_is_told_and_counted() {
     for change in changes {
         assert!(matches!(why(&multicast, change), Refusal::Malformed(_)));
     }
-    // Another configuration of the sender: it is told who it would be.
+    // Another configuration of the sender: the refusal carries its content.
     let refused = take(&password, |_, _| {}).unwrap_err();
     assert_eq!(refused.why, Refusal::Version(3));
     assert_eq!(refused.heard.map(|heard| heard.priority), Some(7));
@@ -293,12 +293,12 @@ fn what_is_signed_by_a_wrong_clock_is_heard_of_known_peers_alone() {
     let late = then + Duration::from_secs(60);
     let refused = Codec::new(&router).read(&packet, Path::First, late).unwrap_err();
     assert_eq!(refused.why, Refusal::Auth(Failure::Stale));
-    assert!(refused.why.is_to_be_told());
+    assert!(refused.why.is_reported());
     assert_eq!(refused.heard.map(|heard| heard.priority), Some(9));
     let mut facts = crate::Facts::default();
-    assert!(!facts.hear(router.key, source, refused.why));
+    assert!(!facts.accepts_refused(router.key, source, refused.why));
     facts.active.insert((router.key, source));
-    assert!(facts.hear(router.key, source, refused.why));
+    assert!(facts.accepts_refused(router.key, source, refused.why));
     // What is not signed at all needs more than that.
-    assert!(!facts.hear(router.key, source, Refusal::Auth(Failure::Missing)));
+    assert!(!facts.accepts_refused(router.key, source, Refusal::Auth(Failure::Missing)));
 }

@@ -8,7 +8,7 @@ use std::{
 use lb_model::router::{OWNER, Router, Routers, State};
 use tracing::warn;
 
-use super::{Ending, LateRouters, Rim, act::Deed};
+use super::{Driver, Ending, LateRouters, effects::Effect};
 use crate::{
     NoticeKind,
     addresses::placed,
@@ -23,7 +23,7 @@ use crate::{
 /// How long the first routers wait for what the helper makes for them.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-impl Rim {
+impl Driver {
     /// From now on the routers are these.
     pub(super) fn configure(&mut self, routers: Routers, now: Instant) {
         if !matches!(self.ending, Ending::No) {
@@ -58,7 +58,7 @@ impl Rim {
         self.watch(now);
         let short = realtime::short_interval(self.scheduling, &self.configured.routers);
         if let Some((message, cause)) = short
-            && self.told.is_new("", NoticeKind::Trouble, &message, now)
+            && self.notice_log.is_new("", NoticeKind::Trouble, &message, now)
         {
             warn!("{message}: {cause}");
         }
@@ -106,9 +106,9 @@ impl Rim {
             member.moving = false;
             let name = Name::from(member.router.name.as_str());
             if member.holding {
-                self.deeds.push_back((Name::clone(&name), Deed::Action(Action::Hold)));
-                self.deeds.push_back((Name::clone(&name), Deed::MoveOff));
-                self.deeds.push_back((name, Deed::Action(Action::Announce)));
+                self.effects.push_back((Name::clone(&name), Effect::Action(Action::Hold)));
+                self.effects.push_back((Name::clone(&name), Effect::MoveOff));
+                self.effects.push_back((name, Effect::Action(Action::Announce)));
             }
         }
     }
@@ -148,7 +148,7 @@ impl Rim {
             self.members.insert(name, member);
         }
         let members = &self.members;
-        self.told.keep(|router| members.contains_key(router));
+        self.notice_log.keep(|router| members.contains_key(router));
         if is_first {
             self.remove_leftovers(&routers.routers, now);
         }
@@ -183,14 +183,14 @@ impl Rim {
         self.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
     }
 
-    /// Opens what is sent and heard by, as links and addresses are by now.
+    /// Opens the sockets that send and receive, as links and addresses are by now.
     pub(super) fn find_ways(&mut self, now: Instant) {
         let mut trouble = Vec::new();
         for (name, member) in &mut self.members {
             let why = member.find_ways(&self.addresses.interfaces);
             trouble.extend(why.map(|why| (Name::clone(name), why)));
         }
-        trouble.extend(self.ears.listen(&self.members, &self.addresses.interfaces));
+        trouble.extend(self.listening.listen(&self.members, &self.addresses.interfaces));
         self.look_anew = true;
         for (name, why) in trouble {
             self.notice(&name, NoticeKind::Trouble, "a socket can't be opened", &why, now);
@@ -199,7 +199,7 @@ impl Rim {
 
     /// Looks for others that have the addresses held here.
     pub(super) fn watch(&mut self, now: Instant) {
-        for why in self.ears.watch(&self.members, &self.claims, &self.addresses.interfaces) {
+        for why in self.listening.watch(&self.members, &self.claims, &self.addresses.interfaces) {
             self.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);
         }
     }
@@ -213,12 +213,12 @@ impl Rim {
         }
         self.ask_kernel_again(now);
         self.look_afar(now);
-        self.tell_what_was_set_by_hand(now);
+        self.report_addresses_set_by_hand(now);
         self.remove_strays(now);
         self.find_ways(now);
         self.watch(now);
         self.see_to_devices();
-        if self.filter.failed.is_some() && self.filter.asked.is_empty() {
+        if self.filter.failed.is_some() && self.filter.requested.is_empty() {
             let wanted = self.filter.wanted.take().unwrap_or_default();
             self.ask_for_filter(wanted);
         }
@@ -226,13 +226,13 @@ impl Rim {
 
     /// Addresses that this node does not hold, and that somebody has put on its interfaces all the same:
     /// it answers for them beside the node that holds them.
-    fn tell_what_was_set_by_hand(&mut self, now: Instant) {
+    fn report_addresses_set_by_hand(&mut self, now: Instant) {
         let mut found = Vec::new();
         for (name, member) in &self.members {
             let state = self.machine.state(name);
-            // Where no other node is heard, this one may be the only one that serves its clients.
+            // Where no other node advertises, this one may be the only one that serves its clients.
             let another = matches!(state, Some(State::Backup | State::Fault))
-                && self.machine.hears_active(name, now);
+                && self.machine.sees_active(name, now);
             let keys = match another && !member.left && member.router.priority.get() != OWNER {
                 true => self.addresses.set_by_others(&member.router),
                 false => Vec::new(),
@@ -287,7 +287,7 @@ impl Rim {
 
     fn ask_for_filter(&mut self, closed: Vec<std::net::IpAddr>) {
         if self.filter.wanted.as_ref() != Some(&closed) {
-            self.filter.asked.push_back(closed.clone());
+            self.filter.requested.push_back(closed.clone());
             self.filter.wanted = Some(closed.clone());
             self.give(Job::Filter(closed));
         }

@@ -1,4 +1,4 @@
-//! What the thread listens to: advertisements on the routers' interfaces, and claims of the addresses
+//! The thread's receiving sockets: for advertisements on the routers' interfaces, and for claims of the addresses
 //! that are held.
 
 use std::{
@@ -23,9 +23,9 @@ type Place = (String, Family);
 /// VRIDs, each with the least TTL of an advertisement.
 type Vrids = BTreeMap<NonZeroU8, u8>;
 
-/// All sockets that hear something.
+/// All sockets that receive something.
 #[derive(Default)]
-pub struct Ears {
+pub struct Receivers {
     /// For advertisements, with the index of the interface that each was opened for.
     pub receivers: BTreeMap<Place, (u32, Receiver)>,
     /// For claims, with the same.
@@ -38,7 +38,7 @@ pub struct Ears {
     claimed: BTreeMap<Place, BTreeSet<IpAddr>>,
 }
 
-impl Ears {
+impl Receivers {
     /// Listens for these routers' advertisements; what does not work.
     pub fn listen(
         &mut self,
@@ -97,8 +97,8 @@ impl Ears {
         problems
     }
 
-    /// Looks for claims of the addresses that these routers hold, and for who has those of the peers that
-    /// are asked for; what does not work.
+    /// Looks for claims of the addresses that these routers hold, and for the owners of the peers' addresses that
+    /// are requested; returns what does not work.
     ///
     /// Addresses on a device with a virtual MAC address are looked for on the interface below it.
     pub fn watch(
@@ -121,7 +121,8 @@ impl Ears {
         let mut problems = Vec::new();
         for (place, mut addresses) in wanted {
             let Some(index) = interfaces.index(&place.0) else { continue };
-            addresses.extend(claims.asked(index).into_iter().filter(|a| Family::of(*a) == place.1));
+            addresses
+                .extend(claims.requested(index).into_iter().filter(|a| Family::of(*a) == place.1));
             if self.watches.contains_key(&place) && self.claimed.get(&place) == Some(&addresses) {
                 continue;
             }

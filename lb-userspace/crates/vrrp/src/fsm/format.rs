@@ -1,4 +1,4 @@
-//! What a virtual router is told, and what it tells.
+//! The inputs and the outputs of a virtual router.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -63,10 +63,10 @@ pub enum Action {
     Release,
     /// Announce them on the link, as often as is configured.
     Announce,
-    /// Announce them on the link once: another router has said that it is Active too, and says so
+    /// Announce them on the link once: another router advertises too, and does so
     /// again if it goes on.
     AnnounceOnce,
-    /// Tell of a new state.
+    /// Report a new state.
     Transition {
         /// The state before.
         from: State,
@@ -75,7 +75,7 @@ pub enum Action {
         /// Why.
         cause: String,
     },
-    /// Tell of something else.
+    /// Report something else.
     Notice(Notice),
     /// A yield has ended.
     Yielded(Result<IpAddr, String>),
@@ -83,7 +83,7 @@ pub enum Action {
     Stopped,
 }
 
-/// What a virtual router is told by the operator.
+/// The settings of a virtual router, by its configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Its name.
@@ -139,11 +139,11 @@ pub struct Standing {
     pub known_after: Option<u64>,
     /// Whether its node is draining: it is the last choice of all.
     pub draining: bool,
-    /// Whether the Active router's node is draining, so that its priority is low, and says so by another
-    /// way.
+    /// Whether the Active router's node is draining, so that its priority is low, and the sync session reports it,
+    /// not an advertisement.
     pub drains_there: bool,
-    /// Whether something that the Active router tracks has lowered its priority, as it says by another
-    /// way. Advertisements tell nothing of what has happened before the first one.
+    /// Whether something that the Active router tracks has lowered its priority, as the sync session
+    /// reports. Advertisements carry nothing of what has happened before the first one.
     pub lowered_there: bool,
     /// Whether the Active router hands over when it learns by another way that this one would preempt,
     /// so that no preemption is needed.

@@ -1,8 +1,8 @@
-//! What the links are told of addresses, and asked about them.
+//! Announcements of addresses on the links, and requests for their owners.
 
 use std::{fs, net::IpAddr, ops::Range, time::Instant};
 
-use super::Rim;
+use super::Driver;
 use crate::{
     NoticeKind,
     addresses::{Placed, placed},
@@ -10,7 +10,7 @@ use crate::{
     observe,
 };
 
-impl Rim {
+impl Driver {
     /// Announces all addresses of a router, at once.
     pub(super) fn announce(&mut self, name: &Name, now: Instant) {
         self.announce_some(name, 0..usize::MAX, now);
@@ -26,8 +26,8 @@ impl Rim {
         });
         for turn in turns {
             self.announce_some(&turn.name, turn.addresses.clone(), now);
-            if turn.asks {
-                self.ask(&turn.name, turn.addresses, now);
+            if turn.requests_owners {
+                self.request_owners(&turn.name, turn.addresses, now);
             }
         }
     }
@@ -61,9 +61,9 @@ impl Rim {
         }
     }
 
-    /// Asks on the links who else has addresses of a router: a host that has them, and says nothing by
-    /// itself, is not heard otherwise. Answers come as claims.
-    fn ask(&mut self, name: &Name, which: Range<usize>, now: Instant) {
+    /// Requests on the links other owners of a router's addresses: a host that has them and sends nothing by
+    /// itself is not noticed otherwise. Answers come as claims.
+    fn request_owners(&mut self, name: &Name, which: Range<usize>, now: Instant) {
         let Some(member) = self.members.get(name) else { return };
         let interfaces = &self.addresses.interfaces;
         let mut trouble = None;
@@ -81,7 +81,7 @@ impl Rim {
             self.notice(
                 name,
                 NoticeKind::Trouble,
-                "it was not asked who has an address",
+                "an address's owner could not be requested",
                 &why,
                 now,
             );
@@ -89,7 +89,7 @@ impl Rim {
     }
 }
 
-/// Whether the kernel forwards packets that come by an interface, as its neighbour advertisements say.
+/// Whether the kernel forwards packets that come by an interface, as its neighbour advertisements state.
 fn is_router(interface: &str) -> bool {
     let setting = format!("/proc/sys/net/ipv6/conf/{interface}/forwarding");
     fs::read_to_string(setting).is_ok_and(|value| value.trim() != "0")

@@ -1,7 +1,7 @@
-//! The thread itself: waits, hands what has come to the machine, and performs what that says.
+//! The thread itself: waits, hands what has come to the machine, and performs its actions.
 
-mod act;
 mod configure;
+mod effects;
 mod hear;
 mod tell;
 
@@ -28,15 +28,15 @@ use nix::{
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::debug;
 
-use self::act::Deed;
+use self::effects::Effect;
 use super::{
     Input, Shown,
     claims::Claims,
-    ears::Ears,
-    helper::{Job, Told},
+    helper::{Job, JobResult},
     member::Member,
     notices,
     pace::Pace,
+    receivers::Receivers,
 };
 use crate::{
     Facts, Notice, NoticeKind, Order, Report,
@@ -61,7 +61,7 @@ const SHOW: Duration = Duration::from_millis(500);
 const UNFILTERED: &str = "packets to its addresses are not filtered, as accept = false asks";
 
 /// The virtual routers and all that they are made of.
-pub struct Rim {
+pub struct Driver {
     reports: UnboundedSender<Report>,
     inputs: Receiver<Input>,
     wake: Arc<EventFd>,
@@ -73,7 +73,7 @@ pub struct Rim {
     facts: Facts,
     /// The numbers in tracked files.
     files: BTreeMap<PathBuf, Result<i64, String>>,
-    /// What the machine was told last.
+    /// The machine's last observations.
     observed: Observed,
     /// Whether that may have changed.
     look_anew: bool,
@@ -81,22 +81,22 @@ pub struct Rim {
     events: Events,
     /// Whether some were lost, and all has not been read anew since.
     events_lost: bool,
-    ears: Ears,
+    listening: Receivers,
     claims: Claims,
     announcer: Announcer,
     /// What is to be done, in order.
-    deeds: VecDeque<(Name, Deed)>,
+    effects: VecDeque<(Name, Effect)>,
     pace: Pace,
     /// Whether other addresses are held than those that claims are looked for of.
     watch_anew: bool,
-    told: notices::Told,
+    notice_log: notices::NoticeLog,
     buffer: Vec<u8>,
     /// Whether this thread was just not run in time.
     late: bool,
     scheduling: Scheduling,
-    /// The devices with virtual MAC addresses that were asked for.
+    /// The devices with virtual MAC addresses that were requested.
     devices: Option<Vec<Device>>,
-    /// How often that was asked without an answer yet.
+    /// How often that was requested without an answer yet.
     device_jobs: u32,
     filter: Filter,
     /// How long it is waited for what the helper makes for the first routers, since there are any.
@@ -109,20 +109,20 @@ pub struct Rim {
     ending: Ending,
 }
 
-/// The packet filter: what it is, and what it was asked to be.
+/// The packet filter: what it is, and what was requested of it.
 #[derive(Default)]
 struct Filter {
     /// Addresses that are known to be filtered.
     done: BTreeSet<IpAddr>,
-    /// What was asked for, and not answered yet.
-    asked: VecDeque<Vec<IpAddr>>,
-    /// What was asked for last.
+    /// Requested, and not answered yet.
+    requested: VecDeque<Vec<IpAddr>>,
+    /// The last request.
     wanted: Option<Vec<IpAddr>>,
-    /// Why what was asked for last could not be made; it is tried again.
+    /// Why the last request failed; it is tried again.
     failed: Option<String>,
 }
 
-/// New routers that the machine is not told of yet, as they wait for what the helper makes.
+/// New routers that the machine does not have yet, as they wait for what the helper makes.
 struct LateRouters {
     late: BTreeSet<String>,
     /// Of the new ones, those whose addresses were left by a predecessor.
@@ -138,10 +138,10 @@ enum Ending {
     Stopping,
     /// All routers have ended; the helper has until then.
     LastJobs(Instant),
-    Told,
+    Reported,
 }
 
-impl Rim {
+impl Driver {
     /// Opens what it needs in the calling thread's network namespace.
     pub fn open(
         reports: UnboundedSender<Report>,
@@ -169,13 +169,13 @@ impl Rim {
             addresses: Addresses::open()?,
             events,
             events_lost: false,
-            ears: Ears::default(),
+            listening: Receivers::default(),
             claims: Claims::default(),
             announcer: Announcer::open().context("open a packet socket")?,
-            deeds: VecDeque::new(),
+            effects: VecDeque::new(),
             pace: Pace::default(),
             watch_anew: false,
-            told: notices::Told::default(),
+            notice_log: notices::NoticeLog::default(),
             buffer: vec![0; BUFFER],
             late: false,
             scheduling: Scheduling::Ordinary,
@@ -205,11 +205,11 @@ impl Rim {
         self.late = now.saturating_duration_since(due) >= LATE;
         let mut out = Out::new();
         // Advertisements first: if this thread did not run for a while, another router may be Active
-        // by now, which is to be known before anything is said.
-        self.hear_advertisements(now, &mut out);
-        self.hear_events(now);
-        self.hear_claims(now);
-        self.tell_claims(now);
+        // by now, which is to be known before anything is sent.
+        self.receive_advertisements(now, &mut out);
+        self.read_events(now);
+        self.receive_claims(now);
+        self.report_claims(now);
         let goes_on = self.take_inputs(now, &mut out);
         if now >= self.look_at {
             self.look_at = now + LOOK;
@@ -236,19 +236,19 @@ impl Rim {
         let others = [self.machine.deadline(), self.pace.deadline(), self.claims.deadline(), last];
         let deadline = others.into_iter().flatten().fold(own, Instant::min);
         let mut sockets = vec![self.wake.as_fd(), self.events.as_fd()];
-        sockets.extend(self.ears.receivers.values().map(|(_, receiver)| receiver.as_fd()));
-        sockets.extend(self.ears.watches.values().map(|(_, watch)| watch.as_fd()));
+        sockets.extend(self.listening.receivers.values().map(|(_, receiver)| receiver.as_fd()));
+        sockets.extend(self.listening.watches.values().map(|(_, watch)| watch.as_fd()));
         let mut sockets: Vec<_> =
             sockets.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let began = Instant::now();
-        let until = if self.deeds.is_empty() { deadline.max(began) } else { began };
+        let until = if self.effects.is_empty() { deadline.max(began) } else { began };
         let left = until.saturating_duration_since(began);
         // It fails only by a signal, and then all is looked at.
         let _ = ppoll(&mut sockets, Some(TimeSpec::from_duration(left)), None);
         until
     }
 
-    /// Orders, and what the helper tells.
+    /// Takes orders, and the helper's results.
     fn take_inputs(&mut self, now: Instant, out: &mut Out) -> bool {
         // There may be nothing to read.
         let _ = self.wake.read();
@@ -272,39 +272,39 @@ impl Rim {
                     self.machine.order(&order, now, out);
                     self.changed = true;
                 }
-                Ok(Input::Helper(told)) => self.take_told(told, now, out),
+                Ok(Input::Helper(result)) => self.take_result(result, now, out),
                 Ok(Input::End) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
         }
     }
 
-    fn take_told(&mut self, told: Told, now: Instant, out: &mut Out) {
-        match told {
-            Told::Script { routers, command, result } => {
+    fn take_result(&mut self, result: JobResult, now: Instant, out: &mut Out) {
+        match result {
+            JobResult::Script { routers, command, result } => {
                 for router in routers {
                     self.machine.script_ended(&router, &command, &result, now, out);
                 }
             }
-            Told::Files(files) => {
+            JobResult::Files(files) => {
                 self.files = files;
                 self.look_anew = true;
             }
-            Told::NotifyFailed { router, why } => {
+            JobResult::NotifyFailed { router, why } => {
                 self.notice(&router, NoticeKind::Trouble, "its notify program failed", &why, now);
             }
-            Told::Devices(problems) => {
+            JobResult::Devices(problems) => {
                 self.device_jobs = self.device_jobs.saturating_sub(1);
                 // The events of what was made have come before.
-                self.hear_events(now);
+                self.read_events(now);
                 for problem in problems {
                     let what = "a virtual MAC address has no interface";
                     let router = self.whose_device(&problem);
                     self.notice(&router, NoticeKind::Trouble, what, &problem, now);
                 }
             }
-            Told::Filter(result) => self.take_filter(result, now),
-            Told::Mark => {
+            JobResult::Filter(result) => self.take_filter(result, now),
+            JobResult::Mark => {
                 if matches!(self.ending, Ending::LastJobs(_)) {
                     self.ending = Ending::LastJobs(now);
                 }
@@ -313,11 +313,11 @@ impl Rim {
     }
 
     fn take_filter(&mut self, result: Result<(), String>, now: Instant) {
-        let asked = self.filter.asked.pop_front().unwrap_or_default();
+        let requested = self.filter.requested.pop_front().unwrap_or_default();
         self.look_anew = true;
         self.changed |= self.filter.failed.as_ref() != result.as_ref().err();
         match &result {
-            Ok(()) => self.filter.done = asked.into_iter().collect(),
+            Ok(()) => self.filter.done = requested.into_iter().collect(),
             Err(why) => {
                 let closed =
                     self.members.values().find(|one| super::filter::is_closed(&one.router));
@@ -338,9 +338,9 @@ impl Rim {
         self.members.values().find(device).map_or_else(String::new, |one| one.router.name.clone())
     }
 
-    /// Tells the machine what is seen of the system, if that has changed.
+    /// Passes to the machine what is seen of the system, if that has changed.
     fn observe(&mut self, now: Instant, out: &mut Out) {
-        // Routers begin when the machine is told first. A fault that only means that the filter or a
+        // Routers begin with the machine's first observation. A fault that only means that the filter or a
         // device was not made yet would take addresses off which a predecessor has left.
         if !self.look_anew
             || !self.has_begun()
@@ -373,7 +373,7 @@ impl Rim {
         }
     }
 
-    /// Whether the machine was told what is seen.
+    /// Whether the machine has had an observation.
     fn has_begun(&self) -> bool {
         self.observed != Observed::default()
     }
@@ -412,25 +412,25 @@ impl Rim {
         Some(format!("{UNFILTERED}: {why}"))
     }
 
-    /// When all routers have ended, sees that nothing is left but what is to be, and says so.
+    /// When all routers have ended, sees that nothing is left but what is to be, and reports it.
     fn end(&mut self, now: Instant) {
         match self.ending {
-            Ending::Stopping if self.machine.is_stopped() && self.deeds.is_empty() => {
+            Ending::Stopping if self.machine.is_stopped() && self.effects.is_empty() => {
                 self.give_last_jobs();
                 self.ending = Ending::LastJobs(now + notify::LIMIT_AT_END);
             }
             Ending::LastJobs(until) if now >= until => {
                 self.report(Report::Stopped);
-                self.ending = Ending::Told;
+                self.ending = Ending::Reported;
             }
             _ => {}
         }
     }
 
-    /// Tells of something, unless the same was told just now.
+    /// Reports a notice, unless the same was reported just now.
     fn notice(&mut self, router: &str, kind: NoticeKind, message: &str, cause: &str, now: Instant) {
-        if self.told.is_new(router, kind, &format!("{message}: {cause}"), now) {
-            // The daemon logs it, as all that is told it.
+        if self.notice_log.is_new(router, kind, &format!("{message}: {cause}"), now) {
+            // The daemon logs it, as all that is reported.
             self.report(Report::Notice(Notice {
                 router: router.to_owned(),
                 kind,
@@ -447,8 +447,8 @@ impl Rim {
 
     /// Lets others see how the routers stand.
     fn show(&mut self, now: Instant) {
-        // Not for each of many deeds.
-        if now < self.show_at && !(self.changed && self.deeds.is_empty()) {
+        // Not for each of many effects.
+        if now < self.show_at && !(self.changed && self.effects.is_empty()) {
             return;
         }
         self.show_at = now + SHOW;
@@ -470,16 +470,16 @@ impl Rim {
     }
 }
 
-/// Adds what is counted at the rim to what the machine has counted.
-const fn add(all: &mut Counters, rim: &Counters) {
-    all.sent += rim.sent;
-    all.priority_zero_sent += rim.priority_zero_sent;
-    all.ttl_errors += rim.ttl_errors;
-    all.checksum_errors += rim.checksum_errors;
-    all.malformed += rim.malformed;
-    all.version_errors += rim.version_errors;
-    all.auth_errors += rim.auth_errors;
-    all.mismatches += rim.mismatches;
-    all.foreign += rim.foreign;
-    all.announcements += rim.announcements;
+/// Adds what is counted at the driver to what the machine has counted.
+const fn add(all: &mut Counters, driver: &Counters) {
+    all.sent += driver.sent;
+    all.priority_zero_sent += driver.priority_zero_sent;
+    all.ttl_errors += driver.ttl_errors;
+    all.checksum_errors += driver.checksum_errors;
+    all.malformed += driver.malformed;
+    all.version_errors += driver.version_errors;
+    all.auth_errors += driver.auth_errors;
+    all.mismatches += driver.mismatches;
+    all.foreign += driver.foreign;
+    all.announcements += driver.announcements;
 }

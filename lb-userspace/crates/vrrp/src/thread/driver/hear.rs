@@ -14,7 +14,7 @@ use lb_netlink::{
 
 use super::{
     super::{claims::Place, member::Member},
-    Rim,
+    Driver,
 };
 use crate::{
     NoticeKind,
@@ -32,17 +32,17 @@ const TURN: Duration = Duration::from_millis(1);
 /// So much is looked at of what has come from too far away.
 const FAR_ROUND: usize = 8;
 /// The same in the first round after this thread was not run in time: whether another router has
-/// become Active is to be known before anything is said.
+/// become Active is to be known before anything is sent.
 const LATE_ROUND: usize = 4096;
 const LATE_TURN: Duration = Duration::from_millis(20);
-/// For so long after a router became Active, the one before it may still say that it has the
+/// For so long after a router became Active, the one before it may still claim the
 /// addresses.
 pub(super) const CHANGEOVER: Duration = Duration::from_secs(1);
 /// An address that is removed again that soon is put back only when all are looked after.
 const ROBBED_AGAIN: Duration = Duration::from_millis(500);
 
-impl Rim {
-    pub(super) fn hear_advertisements(&mut self, now: Instant, out: &mut Out) {
+impl Driver {
+    pub(super) fn receive_advertisements(&mut self, now: Instant, out: &mut Out) {
         let wall = SystemTime::now();
         let (round, turn) = if self.late { (LATE_ROUND, LATE_TURN) } else { (ROUND, TURN) };
         let began = Instant::now();
@@ -50,14 +50,14 @@ impl Rim {
         let mut notices = BTreeMap::new();
         let mut broken = Vec::new();
         // Where the time was over, the next one begins.
-        let count = self.ears.receivers.len();
-        let first = std::mem::take(&mut self.ears.next);
+        let count = self.listening.receivers.len();
+        let first = std::mem::take(&mut self.listening.next);
         let turns = (first..count).chain(0..first.min(count));
-        let receivers: Vec<_> = self.ears.receivers.iter().collect();
+        let receivers: Vec<_> = self.listening.receivers.iter().collect();
         for turn_of in turns {
             let (place, (_, receiver)) = receivers[turn_of];
             if began.elapsed() >= turn {
-                self.ears.next = turn_of;
+                self.listening.next = turn_of;
                 break;
             }
             for _ in 0..round {
@@ -68,7 +68,7 @@ impl Rim {
                     Ok(Some(received)) => received,
                     Ok(None) => break,
                     Err(error) => {
-                        // That an interface has gone down is told here too, once.
+                        // That an interface has gone down is reported here too, once.
                         if error.raw_os_error() != Some(libc::ENETDOWN) {
                             broken.push((place.clone(), error));
                         }
@@ -77,43 +77,45 @@ impl Rim {
                 };
                 let Some(vrid) = packet::vrid(received.packet.message) else { continue };
                 let key = (received.interface, place.1, vrid);
-                let Some((name, path)) = self.ears.whose.get(&key) else { continue };
+                let Some((name, path)) = self.listening.whose.get(&key) else { continue };
                 let Some(member) = self.members.get_mut(name) else { continue };
                 let from = received.packet.source;
-                let (mut heard, mismatch) = match member.codec.read(&received.packet, *path, wall) {
+                let (mut advert, mismatch) = match member.codec.read(&received.packet, *path, wall)
+                {
                     Ok(taken) => {
                         member.counters.mismatches += u64::from(taken.mismatch.is_some());
                         (taken.heard, taken.mismatch.map(|why| ("are others", why)))
                     }
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
-                        let is_known = self.facts.hear(member.router.key, from, refused.why);
-                        let heard = refused.heard.filter(|_| is_known);
-                        if !refused.why.is_to_be_told() || notices.contains_key(name) {
-                            let Some(heard) = heard else { continue };
-                            (heard, None)
+                        let is_known =
+                            self.facts.accepts_refused(member.router.key, from, refused.why);
+                        let advert = refused.heard.filter(|_| is_known);
+                        if !refused.why.is_reported() || notices.contains_key(name) {
+                            let Some(advert) = advert else { continue };
+                            (advert, None)
                         } else {
                             let why = refused.why.to_string();
-                            let Some(heard) = heard else {
+                            let Some(advert) = advert else {
                                 notices.insert(Name::clone(name), (from, "are not taken", why));
                                 continue;
                             };
                             let what = "are not made as here, and taken as the peer is known";
-                            (heard, Some((what, why)))
+                            (advert, Some((what, why)))
                         }
                     }
                 };
-                heard.second_path = *path == Path::Second;
+                advert.second_path = *path == Path::Second;
                 if *path == Path::First {
-                    member.hear(from);
+                    member.note_sender(from);
                 }
                 if let Some(own) = member.source(*path) {
-                    heard.own = own;
+                    advert.own = own;
                 }
                 if let Some((what, why)) = mismatch {
                     notices.entry(Name::clone(name)).or_insert((from, what, why));
                 }
-                self.machine.heard(name, heard, now, out);
+                self.machine.receive(name, advert, now, out);
             }
         }
         for (name, (from, what, why)) in notices {
@@ -121,29 +123,29 @@ impl Rim {
             self.notice(&name, NoticeKind::Mismatch, &message, &why, now);
         }
         for (place, error) in broken {
-            self.ears.receivers.remove(&place);
+            self.listening.receivers.remove(&place);
             let cause = format!("listen on {}: {error}", place.0);
             self.notice("", NoticeKind::Trouble, "a socket is broken", &cause, now);
         }
     }
 
-    /// Counts and tells advertisements that have crossed a router, which the kernel keeps away.
+    /// Counts and reports advertisements that have crossed a router, which the kernel keeps away.
     pub(super) fn look_afar(&mut self, now: Instant) {
         let wall = SystemTime::now();
         let mut notices = BTreeMap::new();
-        for (place, (_, receiver)) in &self.ears.receivers {
+        for (place, (_, receiver)) in &self.listening.receivers {
             for _ in 0..FAR_ROUND {
                 // What is wrong with a socket shows with the other one.
                 let Ok(Some(received)) = receiver.receive_far(&mut self.buffer) else { break };
                 let Some(vrid) = packet::vrid(received.packet.message) else { continue };
                 let key = (received.interface, place.1, vrid);
-                let Some((name, path)) = self.ears.whose.get(&key) else { continue };
+                let Some((name, path)) = self.listening.whose.get(&key) else { continue };
                 let Some(member) = self.members.get_mut(name) else { continue };
                 let Err(refused) = member.codec.read(&received.packet, *path, wall) else {
                     continue;
                 };
                 refused.why.count(&mut member.counters);
-                if refused.why.is_to_be_told() {
+                if refused.why.is_reported() {
                     notices.insert(Name::clone(name), (received.packet.source, refused.why));
                 }
             }
@@ -155,7 +157,7 @@ impl Rim {
     }
 
     /// Links and addresses that have changed.
-    pub(super) fn hear_events(&mut self, now: Instant) {
+    pub(super) fn read_events(&mut self, now: Instant) {
         let mut changes = Vec::new();
         let interfaces = &mut self.addresses.interfaces;
         let read = self.events.read(|message| changes.extend(interfaces.take(&message)));
@@ -224,12 +226,12 @@ impl Rim {
         }
     }
 
-    /// Others that say that they have an address of ours.
-    pub(super) fn hear_claims(&mut self, now: Instant) {
+    /// Receives others' claims of an address of ours.
+    pub(super) fn receive_claims(&mut self, now: Instant) {
         let began = Instant::now();
         let own = |mac| self.addresses.interfaces.links.values().any(|link| link.mac == mac);
         let mut claims = BTreeMap::new();
-        for (place, (index, watch)) in &self.ears.watches {
+        for (place, (index, watch)) in &self.listening.watches {
             for _ in 0..ROUND {
                 if began.elapsed() >= TURN {
                     break;
@@ -260,40 +262,40 @@ impl Rim {
         }
     }
 
-    /// Asks the link for the peers of the router whose address is claimed, to know whether one of them claims it.
+    /// Requests the peers of the router whose address is claimed, to know whether one of them claims it.
     fn look_into(&mut self, (index, address): Place, mac: Mac, now: Instant) {
         let Some(member) = self.holder(address, now) else { return };
         let peers = member.peers().to_vec();
-        let asked = self.claims.add((index, address), mac, &peers, now);
-        if asked.is_empty() {
+        let requested = self.claims.add((index, address), mac, &peers, now);
+        if requested.is_empty() {
             return;
         }
         self.watch(now);
         let interfaces = &self.addresses.interfaces;
         let Some(link) = interfaces.links.get(&index) else { return };
         let from = observe::link_local(index, interfaces);
-        for peer in asked {
-            // A peer that was not asked for counts as one that does not answer.
+        for peer in requested {
+            // A peer that was not requested counts as one that does not answer.
             if let Err(error) = self.announcer.ask(index, link.mac, peer, from) {
                 tracing::debug!(%peer, interface = link.name, "ask for a peer: {error}");
             }
         }
     }
 
-    /// Tells of the claims of which all is known.
-    pub(super) fn tell_claims(&mut self, now: Instant) {
+    /// Reports the claims of which all is known.
+    pub(super) fn report_claims(&mut self, now: Instant) {
         let claims = self.claims.take(now);
         if claims.is_empty() {
             return;
         }
-        // The peers are asked for no more.
+        // The peers are requested no more.
         self.watch(now);
         for claimed in claims {
             let (index, address) = claimed.place;
             // Who gave it up meanwhile has no conflict.
             let Some(member) = self.holder(address, now) else { continue };
             let router = member.router.name.clone();
-            let (message, cause) = claimed.words(self.addresses.interface(index));
+            let (message, cause) = claimed.describe(self.addresses.interface(index));
             self.notice(&router, NoticeKind::AddressElsewhere, &message, &cause, now);
         }
     }
@@ -315,7 +317,7 @@ impl Rim {
             since.is_some_and(|since| now.duration_since(since) >= CHANGEOVER)
                 && member.has(address)
         });
-        // Whom it yields to announces itself, and may be heard by that before its advertisement.
+        // A router that this one yields to announces itself, and its claim may arrive before its advertisement.
         holds.filter(|member| !self.machine.is_yielding(&member.router.name))
     }
 }

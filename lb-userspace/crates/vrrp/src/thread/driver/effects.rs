@@ -10,7 +10,7 @@ use std::{
 use lb_netlink::interfaces::Key;
 use tracing::debug;
 
-use super::{Ending, Rim, hear::CHANGEOVER};
+use super::{Driver, Ending, hear::CHANGEOVER};
 use crate::{
     Done, NoticeKind, Report, Transition,
     addresses::placed,
@@ -28,21 +28,21 @@ const TAKE_MAC: Duration = Duration::from_millis(20);
 /// hundreds of routers, those that are done with must not be late meanwhile.
 const TURN: Duration = Duration::from_millis(2);
 
-/// How often the kernel is asked whether it takes addresses that it has refused.
+/// How often lbd tries again whether the kernel takes addresses that it has refused.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Something to be done for a router.
-pub(super) enum Deed {
-    /// What the machine says.
+pub(super) enum Effect {
+    /// An action of the machine.
     Action(Action),
     /// Take the addresses off where they were before they were moved.
     MoveOff,
 }
 
-impl Rim {
+impl Driver {
     /// Sends the advertisements that the machine wants, and puts off what takes longer.
     ///
-    /// A router's deeds are done in the machine's order, but for advertisements: these go first, so
+    /// A router's effects are done in the machine's order, but for advertisements: these go first, so
     /// that no other node becomes Active meanwhile, unless addresses have to come off before.
     pub(super) fn perform(&mut self, out: Out, now: Instant) {
         for (name, action) in out {
@@ -59,12 +59,12 @@ impl Rim {
                 }
                 // What it holds from then on may be more.
                 Action::Hold => member.announcing = false,
-                // Once is enough: other routers that do not hear this one make it announce again and
+                // Once is enough: other routers that do not receive this one's advertisements make it announce again and
                 // again.
                 Action::Announce if std::mem::replace(&mut member.announcing, true) => continue,
                 _ => {}
             }
-            self.deeds.push_back((name, Deed::Action(action)));
+            self.effects.push_back((name, Effect::Action(action)));
         }
     }
 
@@ -72,42 +72,42 @@ impl Rim {
     pub(super) fn work(&mut self, now: Instant) {
         let began = Instant::now();
         while began.elapsed() < TURN {
-            let Some((name, deed)) = self.deeds.pop_front() else { break };
-            self.act(&name, deed, now);
+            let Some((name, effect)) = self.effects.pop_front() else { break };
+            self.apply(&name, effect, now);
         }
         self.settle(now);
     }
 
     /// Does all that was put off.
     pub(super) fn work_to_the_end(&mut self, now: Instant) {
-        while let Some((name, deed)) = self.deeds.pop_front() {
-            self.act(&name, deed, now);
+        while let Some((name, effect)) = self.effects.pop_front() {
+            self.apply(&name, effect, now);
         }
         self.settle(now);
     }
 
     fn settle(&mut self, now: Instant) {
-        if self.deeds.is_empty() && std::mem::take(&mut self.watch_anew) {
+        if self.effects.is_empty() && std::mem::take(&mut self.watch_anew) {
             self.watch(now);
         }
     }
 
-    fn act(&mut self, name: &Name, deed: Deed, now: Instant) {
+    fn apply(&mut self, name: &Name, effect: Effect, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
-        match deed {
-            Deed::Action(Action::Advertise { priority }) => self.advertise(name, priority, now),
-            Deed::Action(Action::Hold) => {
+        match effect {
+            Effect::Action(Action::Advertise { priority }) => self.advertise(name, priority, now),
+            Effect::Action(Action::Hold) => {
                 self.take_macs(name);
                 self.hold(name, now);
                 self.watch_anew = true;
             }
-            Deed::Action(Action::Release) => {
+            Effect::Action(Action::Release) => {
                 member.releases = member.releases.saturating_sub(1);
                 self.release(name, now);
                 self.watch_anew = true;
             }
-            Deed::Action(Action::Announce) if member.releases > 0 => {}
-            Deed::Action(Action::Announce) => {
+            Effect::Action(Action::Announce) if member.releases > 0 => {}
+            Effect::Action(Action::Announce) => {
                 member.announcing = false;
                 let repeat = member.router.announce.repeat;
                 // What was just taken may still be with who had it before.
@@ -121,28 +121,28 @@ impl Rim {
                     self.pace.add(name, repeat.saturating_sub(1), false);
                 }
             }
-            Deed::Action(Action::AnnounceOnce) => {
+            Effect::Action(Action::AnnounceOnce) => {
                 if member.releases == 0 {
                     self.announce(name, now);
                 }
             }
-            Deed::MoveOff => self.remove_strays_of(name, now),
-            Deed::Action(Action::Transition { from, to, cause }) => {
+            Effect::MoveOff => self.remove_strays_of(name, now),
+            Effect::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 debug!(router, %key, %from, %to, cause, "virtual router");
-                self.tell(name, Transition { router, key, from, to, cause });
+                self.report_transition(name, Transition { router, key, from, to, cause });
                 self.changed = true;
             }
-            Deed::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
-            Deed::Action(Action::Yielded(by)) => {
+            Effect::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
+            Effect::Action(Action::Yielded(by)) => {
                 let router = member.router.key;
                 self.report(Report::Yielded { router, by });
             }
-            Deed::Action(Action::Stopped) => debug!(router = &**name, "stopped"),
+            Effect::Action(Action::Stopped) => debug!(router = &**name, "stopped"),
         }
     }
 
-    fn tell(&self, name: &Name, transition: Transition) {
+    fn report_transition(&self, name: &Name, transition: Transition) {
         if let Some(member) = self.members.get(name)
             && member.router.notify.is_some()
         {
@@ -162,7 +162,7 @@ impl Rim {
     }
 
     /// Before a router holds addresses on a virtual MAC address, frames to that must be taken; those
-    /// of others that are to hold theirs next are asked for with it.
+    /// of others that are to hold theirs next are requested with it.
     fn take_macs(&mut self, name: &Name) {
         let needs = |name: &Name| {
             let member = self.members.get(name);
@@ -171,9 +171,9 @@ impl Rim {
         if !needs(name) {
             return;
         }
-        let waiting = self.deeds.iter().filter_map(|(other, deed)| {
+        let waiting = self.effects.iter().filter_map(|(other, effect)| {
             // One that is to release before gives it back with that.
-            let holds = matches!(deed, Deed::Action(Action::Hold))
+            let holds = matches!(effect, Effect::Action(Action::Hold))
                 && self.members.get(other).is_some_and(|member| member.releases == 0);
             (holds && needs(other)).then(|| Name::clone(other))
         });
@@ -217,7 +217,7 @@ impl Rim {
         let (_, problems) = self.addresses.hold(placed(&member.router));
         debug!(router = &**name, after = ?now.elapsed(), "addresses are held");
         self.see_refusal(name, &problems, now);
-        self.tell_problems(name, problems, now);
+        self.report_problems(name, problems, now);
     }
 
     /// A router of whose addresses the kernel takes none is Active in vain: that is a fault, so that a
@@ -233,7 +233,7 @@ impl Rim {
         }
     }
 
-    /// Asks the kernel whether it takes what it has refused, for a moment: to become Active for that
+    /// Tries whether the kernel takes what it has refused, for a moment: to become Active for that
     /// would take the addresses from a node that has them.
     pub(super) fn ask_kernel_again(&mut self, now: Instant) {
         for member in self.members.values_mut().filter(|member| !member.holding) {
@@ -284,10 +284,10 @@ impl Rim {
             self.announce(name, now);
         }
         self.see_refusal(name, &problems, now);
-        self.tell_problems(name, problems, now);
+        self.report_problems(name, problems, now);
     }
 
-    fn tell_problems(&mut self, name: &Name, problems: Vec<String>, now: Instant) {
+    fn report_problems(&mut self, name: &Name, problems: Vec<String>, now: Instant) {
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
         if let Some(why) = &problem {
             self.notice(name, NoticeKind::Trouble, "addresses are not as they should be", why, now);
@@ -309,13 +309,13 @@ impl Rim {
             let mac = macvlan::mac(member.router.key);
             self.return_mac(mac);
         }
-        self.tell_problems(name, problems, now);
+        self.report_problems(name, problems, now);
     }
 
     /// Takes addresses of ours off that no router is to have: what could not be removed before, or was
     /// on an interface that has another name by now.
     pub(super) fn remove_strays(&mut self, now: Instant) {
-        if self.ending != Ending::No || !self.deeds.is_empty() || self.devices.is_none() {
+        if self.ending != Ending::No || !self.effects.is_empty() || self.devices.is_none() {
             return;
         }
         let mut strays = self.strays();
@@ -346,7 +346,7 @@ impl Rim {
         }
         strays.retain(|key| member.has(key.1));
         let problems = self.addresses.remove(strays);
-        self.tell_problems(name, problems, now);
+        self.report_problems(name, problems, now);
     }
 
     fn strays(&self) -> Vec<Key> {
