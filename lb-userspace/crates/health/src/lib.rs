@@ -1,6 +1,6 @@
 //! Whether backends can serve: checks ([`check`]) as services ask for them ([`Policy`]), and what comes of them.
 //!
-//! Checks only say what they saw of a backend ([`Seen`]); the engine makes owners of it, as it does
+//! Checks only report what they saw of a backend ([`Seen`]); the engine makes owners of it, as it does
 //! of what the operator wants.
 //!
 //! The path of a result: [`prober`] probes a backend when its deadline comes, [`fsm`] makes a state of the results,

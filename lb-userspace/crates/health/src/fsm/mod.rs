@@ -15,7 +15,7 @@
 //! Silence is that of the host: `fall` questions in a row, each for its whole time, without an answer
 //! of any kind to it or to what needs no listener ([`super::vip::Sign`]), while another backend of the service
 //! gave one: where none does, the fault is likelier in the network between. Where its address still resolves,
-//! its clients must have said that it is silent, too. If these are all that bring a backend down, it is hard
+//! its clients' packets must have gone unanswered, too. If these are all that bring a backend down, it is hard
 //! down at once. A backend whose service has `on_down = "move"` is hard down whenever it is down.
 //!
 //! A question that couldn't be asked changes nothing. Time is passed in and only ever compared, so
@@ -66,9 +66,9 @@ pub enum Event {
         /// When another backend of its service has answered last; none: no other one answers.
         others_answered: Option<Instant>,
     },
-    /// The backend's clients say that it is silent.
+    /// The backend does not answer its clients' packets.
     Suspected {
-        /// What they say.
+        /// The evidence of it.
         reason: String,
     },
     /// The last question was dropped, since the way that it took is no more.
@@ -96,7 +96,7 @@ pub enum Action {
     },
     /// To abandon the last question.
     Abandon,
-    /// To tell that what is seen has changed, and why if it is the condition.
+    /// Report that what is seen has changed, and why if it is the condition.
     Report(Option<Change>),
 }
 
@@ -130,7 +130,7 @@ pub struct Machine {
     seen: Seen,
     /// Whether the condition was only assumed: the next answer decides alone.
     assumed: bool,
-    /// Answers in a row that speak against the condition.
+    /// Answers in a row that contradict the condition.
     against: u8,
     /// Whether the last question that was asked got an answer of any kind, or there was none yet.
     answers: bool,
@@ -150,9 +150,9 @@ pub struct Machine {
     asked: Option<Asked>,
     /// When the next question is due, or, if nothing is asked, when a suspicion lapses.
     next: Instant,
-    /// What clients say; the answers to the next questions decide.
+    /// The clients' evidence; the answers to the next questions decide.
     suspicion: Option<String>,
-    /// Whether clients have said so since the last good answer.
+    /// Whether there was such evidence since the last good answer.
     blamed: bool,
     /// Until when suspicions are ignored.
     trusted: Option<Instant>,
@@ -222,7 +222,7 @@ impl Machine {
         self.assumed
     }
 
-    /// Answers in a row that speak against the condition; `fall` of them bring it down, `rise` up.
+    /// Answers in a row that contradict the condition; `fall` of them bring it down, `rise` up.
     #[must_use]
     pub const fn against(&self) -> u8 {
         self.against
@@ -253,7 +253,7 @@ impl Machine {
         self.asked.is_some()
     }
 
-    /// When [`Event::Due`] is to be told; none: nothing will happen by itself.
+    /// When [`Event::Due`] is due; none: nothing will happen by itself.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let waits = match self.asked {

@@ -19,7 +19,7 @@ pub(super) async fn ask(
     network: &vip::Network,
     deadline: Instant,
 ) -> Result<(), Miss> {
-    // A hash under random keys: no other process can tell what it will be.
+    // A hash under random keys: no other process can predict it.
     let id = RandomState::new().hash_one(question.port) as u16;
     let query = query(id, dns)?;
     let answer = udp::exchange(question, &query, query.len(), network, deadline).await?;

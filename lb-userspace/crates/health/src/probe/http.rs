@@ -198,7 +198,7 @@ async fn handshake(
     }
 }
 
-/// What an error of a TLS connection says, if it is TLS's.
+/// The reason in an error of a TLS connection, if it is TLS's.
 fn of_io(error: &io::Error, ca_file: Option<&Path>) -> Option<Miss> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(Miss::failed(tls::words(error, ca_file)))
@@ -242,7 +242,7 @@ async fn exchange(
     tokio::select! {
         biased;
         answer = &mut answer => answer,
-        // The connection is over; what it read is at hand. hyper does not tell the request why.
+        // The connection is over; what it read is at hand. hyper does not pass the cause to the request.
         ended = connection => {
             let local = ended.err().and_then(|error| Miss::of_this_node(cause(&error)?));
             answer.await.map_err(|miss| local.unwrap_or(miss))

@@ -44,7 +44,7 @@ pub enum Outcome {
         reason: String,
     },
     /// The question could not be asked (no file descriptor, no memory, no route of our own yet):
-    /// that says nothing about the backend.
+    /// that shows nothing about the backend.
     Unknown {
         /// Why not, for people.
         reason: String,
@@ -66,7 +66,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Whether the host has said anything.
+    /// Whether the host has sent anything.
     #[must_use]
     pub const fn is_answer(self) -> bool {
         matches!(self, Self::Refusal | Self::Wrong)

@@ -1,7 +1,7 @@
 //! Why a question has no good answer, in words for people.
 //!
 //! A reason is a short phrase in lower case: one line, at most [`MOST`] characters, with whatever a
-//! peer or a command said escaped, since it ends in logs and on terminals.
+//! peer or a command has sent escaped, since it ends in logs and on terminals.
 
 use std::{borrow::Cow, fmt::Write as _, io, time::Duration};
 
@@ -21,7 +21,7 @@ const QUOTED: usize = 40;
 /// Why a question has no good answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Miss {
-    /// The peer says that nobody is there.
+    /// The peer refuses: nothing listens there.
     Refused(Cow<'static, str>),
     /// Nothing comes from the peer.
     Silent(Cow<'static, str>),
@@ -60,7 +60,7 @@ impl Miss {
         }
     }
 
-    /// What an error of a socket says, that of connecting most of all.
+    /// The reason in an error of a socket, that of connecting most of all.
     pub(super) fn of_socket(error: &io::Error) -> Self {
         if let Some(local) = Self::of_this_node(error) {
             return local;

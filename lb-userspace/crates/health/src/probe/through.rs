@@ -22,7 +22,7 @@ enum Met {
     Refusal,
 }
 
-/// What the backend's own address says.
+/// The result of a check of the backend's own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Own {
     Answers,
@@ -105,7 +105,7 @@ fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout:
             format_duration(timeout)
         )),
         (Met::Silence, Own::NotKnown) => Miss::silence(timeout),
-        // A host without the tunnel's protocol says so by ICMP.
+        // A host without the tunnel's protocol answers by ICMP.
         (Met::Refusal, Own::Answers) => {
             let hint = match mode {
                 Mode::Dsr => "does it listen on the VIP?",

@@ -69,7 +69,7 @@ struct Known {
     reading: Option<(Instant, watch::Receiver<Option<Answer>>)>,
 }
 
-/// What tells one version of a file from another.
+/// The attributes that distinguish one version of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: SystemTime,
@@ -86,7 +86,7 @@ impl Cache {
     /// The configuration for a check, or why there is none by its `deadline`.
     ///
     /// Whoever may change services names any file and reads the reason. So it is the same whatever is wrong with the
-    /// file, or it would tell which files exist that only `lbd` may read; the log has the cause.
+    /// file, or it would show which files exist that only `lbd` may read; the log has the cause.
     pub(super) async fn config(&self, tls: &check::Tls, deadline: Instant) -> Answer {
         match &tls.ca_file {
             _ if tls.insecure => Ok(self.insecure.get_or_init(trusting_all).clone()),

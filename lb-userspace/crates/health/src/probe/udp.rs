@@ -49,7 +49,7 @@ pub(super) async fn exchange(
     }
 }
 
-/// Its socket is connected: so only the backend is heard, and its ICMP port unreachable too.
+/// Its socket is connected: so it receives only from the backend, its ICMP port unreachable too.
 async fn own_exchange(
     address: SocketAddr,
     payload: &[u8],

@@ -1,7 +1,7 @@
 //! Asks the backends, in a thread of its own: what it does disturbs nothing else, and nothing else
 //! makes it late.
 //!
-//! [`schedule`] decides who is asked when, and is told what came of it; [`super::fsm`] decides what
+//! [`schedule`] decides which backend is checked when, and takes the results; [`super::fsm`] decides what
 //! that means. Here are the thread, its runtime and its clock.
 //!
 //! Files are read and commands run on threads beside it, so that a slow disk delays no other check. When the
@@ -53,7 +53,7 @@ pub struct Assignment {
     pub service: String,
     /// What is asked, and how often.
     pub check: Check,
-    /// Where questions go; none: that is not known yet, nothing is asked and nothing said.
+    /// Where questions go; none: that is not known yet, nothing is asked and nothing reported.
     pub route: Option<Route>,
     /// The half-life of the penalty for going down; zero: none.
     pub half_life: Duration,
@@ -170,7 +170,7 @@ impl Prober {
         self.shared.wake.notify_one();
     }
 
-    /// A backend's clients say that it is silent: it is asked at once, and again at once if it
+    /// A backend does not answer its clients' packets: it is asked at once, and again at once if it
     /// is silent. `reason` ends the sentence "it was asked because".
     pub fn suspect(&self, target: Target, reason: String) {
         if let Some(schedule) = &mut *self.shared.lock() {
@@ -206,7 +206,7 @@ impl Drop for Prober {
     }
 }
 
-/// Lets the process have as many descriptors as it may; says how many questions may have.
+/// Lets the process have as many descriptors as it may; returns how many questions may have.
 fn raise_descriptors() -> usize {
     let allowed = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
@@ -300,7 +300,7 @@ impl<A: Ask> Task<A> {
 /// How many answers are taken in in one turn.
 const BATCH: usize = 256;
 
-/// Sends the answer, and if there is none says so: a question must end in every case.
+/// Sends the answer, and an error if there is none: a question must end in every case.
 struct Reply {
     sender: mpsc::UnboundedSender<Answer>,
     target: Target,

@@ -231,7 +231,7 @@ fn listener_that_is_gone_is_down_and_its_flows_stay() {
     assert_eq!(change.to, Condition::SoftDown, "{}", change.cause);
 }
 
-/// Says to the child of the next test which port the server has.
+/// Passes the server's port to the child of the next test.
 const PORT_OF_SERVER: &str = "LB_TEST_PORT";
 
 #[test]

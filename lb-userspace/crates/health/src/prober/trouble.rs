@@ -1,4 +1,4 @@
-//! Why questions can't be asked: told once when it begins and once when it is over, however many
+//! Why questions can't be asked: logged once when it begins and once when it is over, however many
 //! backends it concerns.
 
 use std::{
@@ -8,7 +8,7 @@ use std::{
 
 /// How long a trouble must not have come back to be over.
 const QUIET: Duration = Duration::from_secs(5);
-/// How many are told apart.
+/// How many are distinguished.
 const KINDS: usize = 16;
 /// What the others are called together.
 const OTHERS: &str = "other reasons";
@@ -26,7 +26,7 @@ pub struct Troubles {
 }
 
 impl Troubles {
-    /// A question couldn't be asked; says whether that is news.
+    /// A question couldn't be asked; returns whether that is new.
     pub fn unasked(&mut self, reason: &str, now: Instant) -> bool {
         let is_known = self.by_reason.contains_key(reason);
         let reason = if is_known || self.by_reason.len() < KINDS { reason } else { OTHERS };
@@ -77,8 +77,8 @@ mod tests {
     fn reasons_without_end_take_no_memory_without_end() {
         let now = Instant::now();
         let mut troubles = Troubles::default();
-        let news = (0..1_000).filter(|n| troubles.unasked(&format!("reason {n}"), now)).count();
-        assert_eq!(news, KINDS + 1);
+        let new = (0..1_000).filter(|n| troubles.unasked(&format!("reason {n}"), now)).count();
+        assert_eq!(new, KINDS + 1);
         assert_eq!(troubles.reasons().len(), KINDS + 1);
     }
 }

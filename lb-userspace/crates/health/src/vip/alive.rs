@@ -40,7 +40,7 @@ pub enum Sign {
     /// A segment: a port with or without a listener answers a bare ACK with an RST (RFC 9293, 3.10.7.1
     /// and 3.10.7.2), however long its accept queue is.
     Segment,
-    /// It has told its MAC address (ARP, neighbour discovery), in the same network. A switch or a hypervisor
+    /// It has announced its MAC address (ARP, neighbour discovery), in the same network. A switch or a hypervisor
     /// may do that for a host that is gone.
     Neighbour,
     /// The reply to an ICMP echo request.
@@ -144,8 +144,8 @@ async fn echo(peer: IpAddr, source: Option<IpAddr>, id: u16) -> io::Result<()> {
 /// Asks the link of a backend for its MAC address (ARP, neighbour discovery), and waits for an answer; false at
 /// once if a router is on the way.
 ///
-/// The kernel is not told to ask: it would probe the MAC address that it has, which may have changed, and give
-/// the neighbour up; or, told to forget that one, keep packets waiting for up to a second when an outage is
+/// lbd does not make the kernel ask: it would probe the MAC address that it has, which may have changed, and give
+/// the neighbour up; or, if it is to forget that one, keep packets waiting for up to a second when an outage is
 /// over. It learns from the answer.
 async fn resolves(backend: IpAddr, source: Option<IpAddr>) -> anyhow::Result<bool> {
     let Some(link) = lb_netlink::link_of(backend)? else { return Ok(false) };

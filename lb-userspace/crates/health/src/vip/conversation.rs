@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{
     Error, Inner,
     demux::Inbox,
-    frame::{self, Flow, Path, Said, Segment},
+    frame::{self, Content, Flow, Path, Segment},
     ports::Lease,
 };
 
@@ -66,7 +66,7 @@ impl Conversation {
                 retry *= 2;
                 continue;
             };
-            match opening.judge(&message?.said) {
+            match opening.judge(&message?.content) {
                 Answer::Open => return Ok(()),
                 Answer::Refused => {
                     opening.settle();
@@ -96,21 +96,21 @@ impl Conversation {
         self.send(&frame::datagram(&self.flow, payload))?;
         loop {
             let message = self.inbox.next().await?;
-            match message.said {
-                Said::Datagram(payload) => {
+            match message.content {
+                Content::Datagram(payload) => {
                     let mut packet = message.packet;
                     packet.truncate(payload.end);
                     packet.drain(..payload.start);
                     return Ok(packet);
                 }
-                Said::Unreachable => return Err(Error::Refused),
-                Said::Segment { .. } => {}
+                Content::Unreachable => return Err(Error::Refused),
+                Content::Segment { .. } => {}
             }
         }
     }
 }
 
-/// A connection that the backend may hold for open; it is told when that is over, even if nobody
+/// A connection that the backend may hold for open; it receives a reset when that is over, even if nobody
 /// waits for its answer any more.
 struct Opening<'a> {
     conversation: &'a Conversation,
@@ -119,7 +119,7 @@ struct Opening<'a> {
     open: bool,
 }
 
-/// What a packet says about a connection that was asked for.
+/// The answer of a packet to a request for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Open,
@@ -132,9 +132,9 @@ enum Answer {
 }
 
 /// Reads an answer in the state SYN-SENT (RFC 9293, 3.10.7.3); `next` follows the SYN.
-fn judge(said: &Said, next: u32) -> Answer {
-    match *said {
-        Said::Segment { acknowledgment, flags, .. } => {
+fn judge(content: &Content, next: u32) -> Answer {
+    match *content {
+        Content::Segment { acknowledgment, flags, .. } => {
             let acknowledges = flags & tcp::ACK != 0;
             match (acknowledges && acknowledgment == next, flags & tcp::RST != 0) {
                 (true, true) => Answer::Refused,
@@ -143,14 +143,14 @@ fn judge(said: &Said, next: u32) -> Answer {
                 _ => Answer::Nothing,
             }
         }
-        Said::Unreachable => Answer::Refused,
-        Said::Datagram(_) => Answer::Nothing,
+        Content::Unreachable => Answer::Refused,
+        Content::Datagram(_) => Answer::Nothing,
     }
 }
 
 impl Opening<'_> {
-    fn judge(&self, said: &Said) -> Answer {
-        judge(said, self.next)
+    fn judge(&self, content: &Content) -> Answer {
+        judge(content, self.next)
     }
 
     /// Nothing is left that would have to be closed.
@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn an_answer_counts_only_if_it_acknowledges_the_syn() {
         let next = 0x8000_0001;
-        let segment = |flags, acknowledgment| Said::Segment { sequence: 7, acknowledgment, flags };
+        let segment =
+            |flags, acknowledgment| Content::Segment { sequence: 7, acknowledgment, flags };
         let cases = [
             (segment(tcp::SYN | tcp::ACK, next), Answer::Open),
             (segment(tcp::RST | tcp::ACK, next), Answer::Refused),
@@ -187,11 +188,11 @@ mod tests {
             (segment(tcp::RST, next), Answer::Nothing),
             (segment(tcp::SYN, next), Answer::Nothing),
             (segment(tcp::ACK, next), Answer::Nothing),
-            (Said::Unreachable, Answer::Refused),
-            (Said::Datagram(0..0), Answer::Nothing),
+            (Content::Unreachable, Answer::Refused),
+            (Content::Datagram(0..0), Answer::Nothing),
         ];
-        for (said, answer) in cases {
-            assert_eq!(judge(&said, next), answer, "{said:?}");
+        for (content, answer) in cases {
+            assert_eq!(judge(&content, next), answer, "{content:?}");
         }
     }
 }

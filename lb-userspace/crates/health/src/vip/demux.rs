@@ -12,7 +12,7 @@ use tokio::{io::unix::AsyncFd, task::yield_now};
 
 use super::{
     Error,
-    frame::{Flow, Said, parse},
+    frame::{Content, Flow, parse},
     sockets::Receiver,
 };
 
@@ -40,12 +40,12 @@ impl Table {
 
     /// Brings a packet to whom it belongs.
     fn deliver(&self, packet: &[u8]) {
-        let Some((flow, said)) = parse(packet) else { return };
+        let Some((flow, content)) = parse(packet) else { return };
         let Some(inbox) = lock(&self.0).get(&flow).cloned() else { return };
-        inbox.put(Message { said, packet: packet.to_vec() });
+        inbox.put(Message { content, packet: packet.to_vec() });
     }
 
-    /// Tells all conversations that nothing will come any more.
+    /// Fails all conversations: nothing will come any more.
     pub(super) fn fail(&self, error: &Error) {
         for inbox in lock(&self.0).values() {
             inbox.fail(error.clone());
@@ -70,7 +70,7 @@ impl Table {
         for _ in 0..BURST {
             match ready.try_io(|receiver| receiver.get_ref().receive(buffer)) {
                 Ok(Ok(length)) => self.deliver(&buffer[..length]),
-                // A link that went down says so to every packet socket on it, once.
+                // A link that went down reports that to every packet socket on it, once.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(error)) => return Err(error),
@@ -84,7 +84,7 @@ impl Table {
 /// A packet of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
-    pub said: Said,
+    pub content: Content,
     pub packet: Vec<u8>,
 }
 

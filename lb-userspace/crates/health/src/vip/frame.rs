@@ -43,9 +43,9 @@ pub(super) struct Flow {
     pub peer: SocketAddr,
 }
 
-/// What a packet says to its receiver.
+/// The content of a packet, for its receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Content {
     /// A TCP segment.
     Segment { sequence: u32, acknowledgment: u32, flags: u8 },
     /// A datagram, whose payload is these bytes of the packet.
@@ -177,7 +177,7 @@ pub(super) fn datagram(flow: &Flow, payload: &[u8]) -> Vec<u8> {
     let (even, odd) = payload.split_at(payload.len() & !1);
     let odd = odd.first().map_or(0, |last| u32::from(*last) << 8);
     let sum = pseudo_sum(flow, length) + rewrite::sum(header.as_bytes()) + rewrite::sum(even);
-    // RFC 768: zero would say that there is none.
+    // RFC 768: zero would mean that there is none.
     let check = match !rewrite::fold(sum + odd) {
         0 => 0xffff,
         check => check,
@@ -239,10 +239,10 @@ fn pseudo_sum(flow: &Flow, length: usize) -> u32 {
     rewrite::sum(addresses.as_bytes()) + u32::from(flow.protocol.number()) + length as u32
 }
 
-/// Reads a packet that has come: whose it is and what it says. None if it is damaged, a fragment,
+/// Reads a packet that has come: its flow and its content. None if it is damaged, a fragment,
 /// or of no interest. Checksums are not verified: between hosts on one machine they may be unset,
 /// and elsewhere the interface has looked at them.
-pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Said)> {
+pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Content)> {
     let ip = Ip::parse(packet)?;
     let end = ip.end?;
     let bytes = &packet[..end];
@@ -253,14 +253,14 @@ pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Said)> {
             if length < TCP_LEN || ip.transport + length > end {
                 return None;
             }
-            let said = Said::Segment {
+            let content = Content::Segment {
                 sequence: u32::from_be_bytes(header.sequence),
                 acknowledgment: u32::from_be_bytes(header.acknowledgment),
                 flags: header.flags,
             };
             let own = SocketAddr::new(ip.destination, header.destination.get());
             let peer = SocketAddr::new(ip.source, u16::from_be_bytes(header.source));
-            Some((Flow { protocol: Protocol::Tcp, own, peer }, said))
+            Some((Flow { protocol: Protocol::Tcp, own, peer }, content))
         }
         number::UDP => {
             let header = bytes.load::<Udp>(ip.transport)?;
@@ -268,10 +268,10 @@ pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Said)> {
             if length < udp::LEN || ip.transport + length > end {
                 return None;
             }
-            let said = Said::Datagram(ip.transport + udp::LEN..ip.transport + length);
+            let content = Content::Datagram(ip.transport + udp::LEN..ip.transport + length);
             let own = SocketAddr::new(ip.destination, header.destination.get());
             let peer = SocketAddr::new(ip.source, u16::from_be_bytes(header.source));
-            Some((Flow { protocol: Protocol::Udp, own, peer }, said))
+            Some((Flow { protocol: Protocol::Udp, own, peer }, content))
         }
         number::ICMP | number::ICMPV6 => {
             let message = bytes.load::<Icmp>(ip.transport)?;
@@ -282,7 +282,7 @@ pub(super) fn parse(packet: &[u8]) -> Option<(Flow, Said)> {
             if message.kind != unreachable || !refusals.contains(&message.code) {
                 return None;
             }
-            quoted_flow(&bytes[ip.transport + icmp::LEN..]).map(|flow| (flow, Said::Unreachable))
+            quoted_flow(&bytes[ip.transport + icmp::LEN..]).map(|flow| (flow, Content::Unreachable))
         }
         _ => None,
     }
@@ -304,7 +304,7 @@ fn quoted_flow(quote: &[u8]) -> Option<Flow> {
     })
 }
 
-/// What an IP header says of a packet that is no fragment.
+/// The IP header's fields of a packet that is no fragment.
 struct Ip {
     source: IpAddr,
     destination: IpAddr,
@@ -426,8 +426,9 @@ mod tests {
                 assert_eq!(rewrite::fold(rewrite::sum(&packet[..20])), 0xffff);
                 assert_eq!(packet[12..20], [10, 0, 0, 5, 10, 0, 0, 100]);
             }
-            let said = Said::Segment { sequence: 0x0102_0304, acknowledgment: 0, flags: tcp::SYN };
-            assert_eq!(parse(&packet), Some((back(&flow), said)));
+            let content =
+                Content::Segment { sequence: 0x0102_0304, acknowledgment: 0, flags: tcp::SYN };
+            assert_eq!(parse(&packet), Some((back(&flow), content)));
         }
     }
 
@@ -438,9 +439,9 @@ mod tests {
                 let payload: Vec<u8> = (0..length).map(|n| (n * 7) as u8).collect();
                 let packet = datagram(&flow, &payload);
                 assert_eq!(transport_sum(&flow, &packet), 0xffff, "{length} bytes");
-                let (to, said) = parse(&packet).unwrap();
+                let (to, content) = parse(&packet).unwrap();
                 assert_eq!(to, back(&flow));
-                let Said::Datagram(range) = said else { panic!("{said:?}") };
+                let Content::Datagram(range) = content else { panic!("{content:?}") };
                 assert_eq!(packet[range], payload);
             }
         }
@@ -487,8 +488,8 @@ mod tests {
             ("fd00::100", "10.0.0.9", Mode::Dsr),
             ("fd00::100", "10.0.0.9", Mode::Ipip),
         ] {
-            let said = path(vip, backend, mode, &L2).unwrap_err().to_string();
-            assert_eq!(said, format!("{vip} does not travel to {backend} by {mode}"));
+            let message = path(vip, backend, mode, &L2).unwrap_err().to_string();
+            assert_eq!(message, format!("{vip} does not travel to {backend} by {mode}"));
         }
     }
 
@@ -521,7 +522,7 @@ mod tests {
                         if flow.peer.is_ipv4() { (3, REFUSALS) } else { (1, V6_REFUSALS) };
                     for &code in codes {
                         let error = icmp_error(&flow, kind, code, quote);
-                        assert_eq!(parse(&error), Some((flow, Said::Unreachable)));
+                        assert_eq!(parse(&error), Some((flow, Content::Unreachable)));
                         let short = icmp_error(&flow, kind, code, &asked[..ip_len(&flow) + 7]);
                         assert_eq!(parse(&short), None);
                     }
@@ -589,7 +590,7 @@ mod tests {
                 packet[length_at - 1] = 0;
                 packet[length_at] = length as u8;
             }
-            if let Some((_, Said::Datagram(range))) = parse(&packet) {
+            if let Some((_, Content::Datagram(range))) = parse(&packet) {
                 proptest::prop_assert!(packet.get(range).is_some());
             }
         }

@@ -79,10 +79,10 @@ pub struct Way {
 /// as it likes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
-    /// The backend says that nobody is there: RST, or ICMP port unreachable.
+    /// The backend refuses: RST, or ICMP port unreachable.
     #[error("connection refused")]
     Refused,
-    /// The question could not be asked, which says nothing about the backend.
+    /// The question could not be asked, which shows nothing about the backend.
     #[error("{0}")]
     Local(String),
 }

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::{Error, Way, demux::lock};
 
-/// How long what netlink said of the addresses is believed.
+/// How long netlink's answer about the addresses is used.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long the first who ask wait for it: less than the shortest timeout of a check.
 const FIRST: Duration = Duration::from_millis(20);
@@ -80,11 +80,11 @@ impl Want {
 }
 
 impl Sources {
-    /// The address that asks by this way, none of `vips`. `forget` is told, at times, which
-    /// addresses this node has.
+    /// The address that asks by this way, none of `vips`. `forget` is called, at times, with a test for
+    /// the addresses that this node has.
     ///
-    /// Nobody waits for netlink but the first who ask, and they not for long: their caller would
-    /// take it for the backend's silence, and "not known yet" says nothing of the backend.
+    /// Only the first callers wait for netlink, and they not for long: their caller would
+    /// take it for the backend's silence, and "not known yet" shows nothing of the backend.
     ///
     /// # Errors
     ///
@@ -322,9 +322,9 @@ mod tests {
         let all = [own("10.0.0.100/24", 2), own("10.0.0.101/32", 2), own("fd00::5/64", 2)];
         assert_eq!(chosen(&all, &way("10.0.0.100", "fd00::11")), None);
         assert_eq!(chosen(&all, &way("fd00::100", "fd00::11")).unwrap(), "fd00::5");
-        let said = none(&way("10.0.0.100", "fd00::11")).to_string();
+        let message = none(&way("10.0.0.100", "fd00::11")).to_string();
         assert_eq!(
-            said,
+            message,
             "this node has no IPv4 address of its own on eth0 to check from; use via = \"backend\""
         );
     }

@@ -12,7 +12,7 @@ use lb_model::desired::Protocol;
 use super::{
     Arc, Error, Inner, Network, Way,
     demux::Inbox,
-    frame::{Flow, Path, Said, Segment},
+    frame::{Content, Flow, Path, Segment},
     sockets::Sender,
 };
 
@@ -100,15 +100,15 @@ impl Stray {
     /// See [`enum@Error`].
     pub async fn answer(&self) -> Result<(), Error> {
         loop {
-            match self.inbox.next().await?.said {
-                Said::Segment { sequence, flags, .. }
+            match self.inbox.next().await?.content {
+                Content::Segment { sequence, flags, .. }
                     if flags & tcp::RST != 0 && sequence == self.acknowledgment =>
                 {
                     return Ok(());
                 }
                 // A firewall that rejects it has received it.
-                Said::Unreachable => return Ok(()),
-                Said::Segment { .. } | Said::Datagram(_) => {}
+                Content::Unreachable => return Ok(()),
+                Content::Segment { .. } | Content::Datagram(_) => {}
             }
         }
     }

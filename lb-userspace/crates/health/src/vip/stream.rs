@@ -26,7 +26,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{Error, conversation::Conversation, demux::Side, frame::Said};
+use super::{Error, conversation::Conversation, demux::Side, frame::Content};
 
 /// Bytes that the backend may send before some are read: the window.
 const RECEIVE_BUFFER: usize = 8 << 10;
@@ -128,13 +128,13 @@ impl Stream {
         while let Poll::Ready(message) = self.conversation.inbox.poll(cx, side) {
             taken = true;
             match message {
-                Ok(message) => match message.said {
-                    Said::Segment { .. } => self.packets.received.push_back(message.packet),
+                Ok(message) => match message.content {
+                    Content::Segment { .. } => self.packets.received.push_back(message.packet),
                     // Once it is open, such a message could be anyone's (RFC 5927, 5).
-                    Said::Unreachable if self.socket().state() == State::SynSent => {
+                    Content::Unreachable if self.socket().state() == State::SynSent => {
                         self.failure = Some(Error::Refused);
                     }
-                    Said::Unreachable | Said::Datagram(_) => {}
+                    Content::Unreachable | Content::Datagram(_) => {}
                 },
                 Err(failure) => {
                     self.failure = Some(failure);
@@ -182,7 +182,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Where all is said and acknowledged, this sends nothing.
+        // Where all is sent and acknowledged, this sends nothing.
         if self.socket().state() != State::TimeWait {
             self.socket().abort();
             self.step();

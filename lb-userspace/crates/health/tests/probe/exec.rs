@@ -1,4 +1,4 @@
-//! Commands: what they are told, what they say, and that nothing of them is left.
+//! Commands: their input, their output, and that nothing of them is left.
 
 use std::{
     fs,
@@ -31,13 +31,13 @@ fn command(words: &[&str]) -> Kind {
 #[tokio::test]
 async fn status_zero_is_good_and_others_are_told_with_the_first_line() {
     assert_eq!(ask(shell("echo fine"), BACKEND, LONG).await, Outcome::Up);
-    let told = |script| async move { failure(ask(shell(script), BACKEND, LONG).await) };
-    assert_eq!(told("exit 3").await, "exit status 3");
-    assert_eq!(told("echo; echo disk full; echo more; exit 3").await, "exit status 3: disk full");
-    assert_eq!(told("echo no mount >&2; exit 1").await, "exit status 1: no mount");
-    assert_eq!(told("echo out; echo err >&2; exit 1").await, "exit status 1: out");
-    assert_eq!(told("printf 'a\\033[2Jb'; exit 1").await, "exit status 1: a\\u{1b}[2Jb");
-    assert_eq!(told("kill -SEGV $$").await, "killed by SIGSEGV");
+    let reason = |script| async move { failure(ask(shell(script), BACKEND, LONG).await) };
+    assert_eq!(reason("exit 3").await, "exit status 3");
+    assert_eq!(reason("echo; echo disk full; echo more; exit 3").await, "exit status 3: disk full");
+    assert_eq!(reason("echo no mount >&2; exit 1").await, "exit status 1: no mount");
+    assert_eq!(reason("echo out; echo err >&2; exit 1").await, "exit status 1: out");
+    assert_eq!(reason("printf 'a\\033[2Jb'; exit 1").await, "exit status 1: a\\u{1b}[2Jb");
+    assert_eq!(reason("kill -SEGV $$").await, "killed by SIGSEGV");
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn a_command_that_does_not_start_holds_nobody_up() {
     let program = folder.path().join("frozen");
     fs::write(&program, "#!/bin/sh\nexit 0\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-    // The kernel tells of who waits by a signal, which is to end nothing.
+    // The kernel reports waiting processes by a signal, which is to end nothing.
     // SAFETY: a handler is replaced by none.
     unsafe { signal(Signal::SIGIO, SigHandler::SigIgn) }.unwrap();
     let lease = fs::File::open(&program).unwrap();

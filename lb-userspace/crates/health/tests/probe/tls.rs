@@ -1,4 +1,4 @@
-//! HTTP over TLS: which certificates are good, and what is said of the others.
+//! HTTP over TLS: good certificates, and the reasons against others.
 
 use std::{
     fs,
@@ -76,7 +76,7 @@ fn builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
         .unwrap()
 }
 
-/// Serves `200 OK` over TLS; tells the name that each client asked for.
+/// Serves `200 OK` over TLS; reports the name that each client requested.
 fn serve_tls(config: ServerConfig) -> (SocketAddr, mpsc::Receiver<Option<String>>) {
     let (sender, names) = mpsc::channel();
     let config = Arc::new(config);
@@ -220,7 +220,7 @@ async fn a_file_of_authorities_that_is_none_is_no_fault_of_the_backend() {
     let (address, _) = serve_tls(authority.server(|_| {}));
     let asked =
         |file: &Path| ask(get(Tls { ca_file: Some(file.into()), ..Tls::default() }), address, LONG);
-    // Which of them it is, only the log says: whoever may change services is not to learn which files exist.
+    // Which of them it is, only the log shows: whoever may change services is not to learn which files exist.
     let reason =
         |file: &Path| format!("ca_file {} can't be used; the log of lbd says why", file.display());
     let missing = authority.folder.path().join("missing.pem");

@@ -10,7 +10,7 @@ use lb_model::check::{Dns, Kind, Udp};
 
 use crate::kit::{LONG, SHORT, ask, failure, refusal};
 
-/// Answers each datagram as `answer` says, or not at all.
+/// Answers each datagram by `answer`, or not at all.
 fn serve(answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> SocketAddr {
     serve_at(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), answer)
 }

@@ -63,7 +63,7 @@ impl Bench {
     }
 
     /// The event now; what it led to.
-    pub fn tell(&mut self, event: Event) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         self.machine.handle(event, self.now, &mut out);
         self.actions.extend(out.iter().cloned());
@@ -76,7 +76,7 @@ impl Bench {
         while !self.machine.is_asking() {
             let deadline = self.machine.deadline().expect("a question comes");
             self.now = self.now.max(deadline);
-            self.tell(Event::Due);
+            self.handle(Event::Due);
         }
         self.now - begun
     }
@@ -85,7 +85,7 @@ impl Bench {
     pub fn answer_after(&mut self, took: Duration, outcome: Outcome) -> Vec<Action> {
         self.until_asked();
         self.now += took;
-        self.tell(Event::Answered { outcome, took, others_answered: Some(self.now) })
+        self.handle(Event::Answered { outcome, took, others_answered: Some(self.now) })
     }
 
     /// The next question is answered so, after a millisecond.

@@ -7,7 +7,7 @@ use super::*;
 /// What may happen next.
 #[derive(Clone, Debug)]
 enum Happens {
-    /// Time passes, and what is due is told.
+    /// Time passes, and a due event is handled.
     Wait(u64),
     Answer(Outcome),
     Suspected,
@@ -76,7 +76,7 @@ impl History {
         last.filter(|had_its_time| *had_its_time).count()
     }
 
-    /// Whether the last answers speak for the change.
+    /// Whether the last answers explain the change.
     fn explains(&self, from: Condition, to: Condition, check: &Check, before: Before) -> bool {
         let Some(last) = self.answers.last() else { return false };
         let Before { is_suspect, is_assumed } = before;
@@ -129,18 +129,18 @@ proptest! {
                     let until = bench.now + ms(millis);
                     let deadline = bench.machine.deadline().filter(|_| was_asking);
                     bench.now = deadline.map_or(until, |at| until.min(at - ms(1)));
-                    bench.tell(Event::Due)
+                    bench.handle(Event::Due)
                 }
                 Happens::Answer(outcome) => {
                     let (took, others_answered) = (ms(5), Some(bench.now));
-                    bench.tell(Event::Answered { outcome, took, others_answered })
+                    bench.handle(Event::Answered { outcome, took, others_answered })
                 }
                 Happens::Suspected => {
                     history.blamed = true;
-                    bench.tell(suspected())
+                    bench.handle(suspected())
                 }
-                Happens::Interrupted => bench.tell(Event::Interrupted),
-                Happens::Slept => bench.tell(Event::Slept),
+                Happens::Interrupted => bench.handle(Event::Interrupted),
+                Happens::Slept => bench.handle(Event::Slept),
             };
             if let (Happens::Answer(outcome), true) = (&happens, was_asking) {
                 let is_late = [silent(), resolves(), wrong()].contains(outcome);
@@ -181,7 +181,7 @@ proptest! {
                 prop_assert!(matches!(happens, Happens::Answer(_)), "{happens:?}");
                 prop_assert!(history.explains(from, to, &check, before), "{from:?} to {to:?}");
             }
-            // Nor does it overlook what the answers say.
+            // Nor does it overlook an answer.
             if to == Condition::Up {
                 let bad = history.streak(false);
                 prop_assert!(bad < usize::from(check.fall.get()) , "{bad} failures and up");

@@ -51,12 +51,12 @@ fn flows_of_a_host_whose_address_resolves_move_only_if_clients_call_it_silent() 
     bench.answer(Outcome::Up);
     (0..10).for_each(|_| drop(bench.answer_after(ms(1_000), resolves())));
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
-    bench.tell(suspected());
+    bench.handle(suspected());
     (0..3).for_each(|_| drop(bench.answer_after(ms(1_000), resolves())));
     assert_eq!(conditions(&bench), [Condition::SoftDown, Condition::HardDown]);
     (0..2).for_each(|_| drop(bench.answer(Outcome::Up)));
     (0..10).for_each(|_| drop(bench.answer_after(ms(1_000), resolves())));
-    assert_eq!(bench.condition(), Condition::SoftDown, "they have to say it again");
+    assert_eq!(bench.condition(), Condition::SoftDown, "that needs new evidence");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn backend_refuses_while_it_is_down_and_its_last_answer_was_a_refusal() {
     assert_eq!(refuses(&mut bench, refused()), (up, false, false));
     assert_eq!(refuses(&mut bench, refused()), (down, true, true));
     for other in [wrong(), silent(), Outcome::Up] {
-        assert_eq!(refuses(&mut bench, other), (down, false, true), "it is told");
+        assert_eq!(refuses(&mut bench, other), (down, false, true), "it is reported");
         assert_eq!(refuses(&mut bench, refused()), (down, true, true));
     }
     bench.answer(Outcome::Up);
@@ -118,7 +118,7 @@ fn flows_stay_while_no_other_backend_answers_and_after_the_first_one_does() {
     let unanswered = |bench: &mut Bench, others_answered| {
         bench.until_asked();
         bench.now += took;
-        bench.tell(Event::Answered { outcome: silent(), took, others_answered });
+        bench.handle(Event::Answered { outcome: silent(), took, others_answered });
     };
     (0..20).for_each(|_| unanswered(&mut bench, Some(before)));
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
@@ -139,7 +139,7 @@ fn answers_of_others_before_and_after_an_outage_of_all_move_no_flows() {
         bench.until_asked();
         let others_answered = others_answered.map(|after| bench.now + after);
         bench.now += took;
-        bench.tell(Event::Answered { outcome: silent(), took, others_answered });
+        bench.handle(Event::Answered { outcome: silent(), took, others_answered });
         others_answered
     };
     for _ in 0..3 {
@@ -151,7 +151,7 @@ fn answers_of_others_before_and_after_an_outage_of_all_move_no_flows() {
         bench.until_asked();
         let stale = bench.now - took;
         bench.now += took;
-        bench.tell(Event::Answered { outcome: silent(), took, others_answered: Some(stale) });
+        bench.handle(Event::Answered { outcome: silent(), took, others_answered: Some(stale) });
         assert_eq!(bench.condition(), Condition::SoftDown, "one answer proves that once");
         unanswered(&mut bench, None);
         unanswered(&mut bench, Some(ms(900)));
@@ -175,7 +175,7 @@ fn flows_that_are_to_move_do_so_whenever_their_backend_is_down() {
     bench.answer(wrong());
     let on_down = OnDown::Move;
     let check = Box::new(check(Kind::Tcp));
-    bench.tell(Event::Reconfigured { check, half_life: HALF_LIFE, on_down });
+    bench.handle(Event::Reconfigured { check, half_life: HALF_LIFE, on_down });
     assert_eq!(conditions(&bench), [Condition::SoftDown, Condition::HardDown], "by a reload");
 }
 
@@ -217,7 +217,7 @@ fn dead_host_is_found_by_suspicion_in_a_fraction_of_the_interval() {
     bench.answer(Outcome::Up);
     bench.now += ms(700);
     let suspected_at = bench.now;
-    assert_eq!(bench.tell(suspected())[0], Action::Ask { timeout: ms(200) });
+    assert_eq!(bench.handle(suspected())[0], Action::Ask { timeout: ms(200) });
     let actions = bench.answer_after(ms(200), silent());
     assert_eq!(actions[0], Action::Ask { timeout: ms(200) }, "at once");
     assert!(bench.machine.seen().suspect);
@@ -237,7 +237,7 @@ fn dead_host_is_found_by_suspicion_in_a_fraction_of_the_interval() {
 fn refusal_after_a_suspicion_decides_alone() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.answer(Outcome::Up);
-    bench.tell(suspected());
+    bench.handle(suspected());
     bench.answer(refused());
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
 }
@@ -247,7 +247,7 @@ fn suspicion_never_takes_more_answers_than_fall() {
     let once = Check { fall: NonZeroU8::MIN, ..check(Kind::Tcp) };
     let mut bench = Bench::new(once, Condition::Up);
     bench.answer(Outcome::Up);
-    bench.tell(suspected());
+    bench.handle(suspected());
     bench.answer(silent());
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
 }
@@ -258,9 +258,9 @@ fn lost_packet_in_a_port_scan_ejects_nobody() {
     bench.answer(Outcome::Up);
     bench.actions.clear();
     for _ in 0..20 {
-        bench.tell(suspected());
+        bench.handle(suspected());
         bench.answer_after(ms(200), silent());
-        bench.tell(suspected());
+        bench.handle(suspected());
         bench.answer(Outcome::Up);
         assert_eq!((bench.machine.seen(), bench.machine.against()), (Seen::default(), 0));
         bench.now += Duration::from_secs(1);
@@ -273,12 +273,12 @@ fn slow_backend_has_longer_to_clear_itself() {
     for (latency, patience) in [(1, 200), (30, 600), (400, 1_000)] {
         let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
         bench.answer_after(ms(latency), Outcome::Up);
-        assert_eq!(bench.tell(suspected())[0], Action::Ask { timeout: ms(patience) });
+        assert_eq!(bench.handle(suspected())[0], Action::Ask { timeout: ms(patience) });
     }
     let quick = Check { timeout: ms(50), ..check(Kind::Tcp) };
     let mut bench = Bench::new(quick, Condition::Up);
     bench.answer(Outcome::Up);
-    assert_eq!(bench.tell(suspected())[0], Action::Ask { timeout: ms(50) });
+    assert_eq!(bench.handle(suspected())[0], Action::Ask { timeout: ms(50) });
 }
 
 #[test]
@@ -289,8 +289,8 @@ fn lossy_clients_cost_two_questions_a_second_and_eject_nobody() {
     bench.actions.clear();
     while bench.now < end {
         bench.now += ms(10);
-        bench.tell(suspected());
-        bench.tell(Event::Due);
+        bench.handle(suspected());
+        bench.handle(Event::Due);
         if bench.machine.is_asking() {
             bench.answer(Outcome::Up);
         }
@@ -304,14 +304,14 @@ fn lossy_clients_cost_two_questions_a_second_and_eject_nobody() {
 fn unchecked_backend_is_suspect_for_a_second_after_the_last_suspicion() {
     let mut bench = Bench::new(check(Kind::None), Condition::Up);
     assert_eq!(bench.machine.deadline(), None);
-    bench.tell(suspected());
+    bench.handle(suspected());
     bench.now += ms(900);
-    bench.tell(suspected());
+    bench.handle(suspected());
     bench.now += ms(999);
-    assert!(bench.tell(Event::Due).is_empty(), "it was renewed");
+    assert!(bench.handle(Event::Due).is_empty(), "it was renewed");
     assert!(bench.machine.seen().suspect);
     bench.now += ms(1);
-    assert_eq!(bench.tell(Event::Due), [Action::Report(None)]);
+    assert_eq!(bench.handle(Event::Due), [Action::Report(None)]);
     assert!(!bench.machine.seen().suspect);
     assert_eq!(bench.machine.deadline(), None);
 }
@@ -338,15 +338,15 @@ fn silence_while_the_process_slept_counts_only_if_it_is_repeated() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.until_asked();
     bench.now += Duration::from_secs(3_600);
-    bench.tell(Event::Slept);
-    assert!(bench.tell(Event::Due).is_empty(), "the answer may be there");
-    bench.tell(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
+    bench.handle(Event::Slept);
+    assert!(bench.handle(Event::Due).is_empty(), "the answer may be there");
+    bench.handle(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
     assert_eq!(bench.condition(), Condition::Up);
     assert_eq!(bench.until_asked(), ms(0), "it is asked again at once");
     // Else a process that never gets to run in time would find nobody dead.
     bench.now += ms(1_000);
-    bench.tell(Event::Slept);
-    bench.tell(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
+    bench.handle(Event::Slept);
+    bench.handle(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
     assert_eq!(bench.condition(), Condition::SoftDown);
 }
 
@@ -355,8 +355,8 @@ fn refusal_while_the_process_slept_counts() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.until_asked();
     bench.now += Duration::from_secs(10);
-    bench.tell(Event::Slept);
-    bench.tell(Event::Answered { outcome: refused(), took: ms(1), others_answered: None });
+    bench.handle(Event::Slept);
+    bench.handle(Event::Answered { outcome: refused(), took: ms(1), others_answered: None });
     assert_eq!(bench.condition(), Condition::SoftDown);
 }
 
@@ -365,7 +365,7 @@ fn question_that_never_ends_is_a_failure() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.until_asked();
     bench.now = bench.machine.deadline().expect("it is overdue one day");
-    let actions = bench.tell(Event::Due);
+    let actions = bench.handle(Event::Due);
     assert_eq!(actions[0], Action::Abandon);
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
     bench.until_asked();
@@ -388,7 +388,7 @@ fn flapping_backend_is_held_when_it_is_up_and_let_go_in_time() {
     bench.actions.clear();
     while bench.machine.seen().held {
         bench.now = bench.machine.deadline().expect("it is let go").max(bench.now);
-        bench.tell(Event::Due);
+        bench.handle(Event::Due);
         if bench.machine.is_asking() {
             bench.answer(Outcome::Up);
         }
@@ -406,7 +406,7 @@ fn other_timing_keeps_what_was_counted() {
     }
     let faster = Check { fast_interval: ms(100), interval: ms(400), ..check(Kind::Tcp) };
     let (half_life, on_down) = (HALF_LIFE, OnDown::Keep);
-    bench.tell(Event::Reconfigured { check: Box::new(faster), half_life, on_down });
+    bench.handle(Event::Reconfigured { check: Box::new(faster), half_life, on_down });
     assert_eq!(bench.machine.against(), 2);
     assert_eq!(bench.until_asked(), ms(100));
     bench.answer(silent());
@@ -419,7 +419,7 @@ fn wrong_question_takes_fall_answers_to_bring_a_backend_down() {
     bench.answer(Outcome::Up);
     let check = check(Kind::Http(Default::default()));
     let (half_life, on_down) = (HALF_LIFE, OnDown::Keep);
-    bench.tell(Event::Reconfigured { check: Box::new(check), half_life, on_down });
+    bench.handle(Event::Reconfigured { check: Box::new(check), half_life, on_down });
     assert!(bench.until_asked() < ms(500), "it is asked soon");
     bench.answer(wrong());
     bench.answer(wrong());

@@ -36,16 +36,16 @@ fn state(name: &str) -> Bench {
     }
     match name {
         "suspect" => {
-            bench.tell(suspected());
+            bench.handle(suspected());
         }
         "silent" => {
-            bench.tell(suspected());
+            bench.handle(suspected());
             bench.answer(silent());
         }
         "unchecked" => bench = Bench::new(check(Kind::None), Condition::Up),
         "doubted" => {
             bench = Bench::new(check(Kind::None), Condition::Up);
-            bench.tell(suspected());
+            bench.handle(suspected());
         }
         _ => {
             bench.until_asked();
@@ -248,7 +248,7 @@ fn every_state_takes_every_event_as_the_table_says() {
         .iter()
         .filter_map(|&(name, happens, expected)| {
             let mut bench = state(name);
-            let actions = bench.tell(event(happens, bench.now));
+            let actions = bench.handle(event(happens, bench.now));
             let is = words(&bench, &actions);
             let is_near = expected.strip_suffix("0..500").is_some_and(|expected| {
                 let left = is.strip_prefix(expected).and_then(|ms| ms.parse::<u32>().ok());

@@ -52,7 +52,7 @@ pub enum Work {
     },
     /// To drop the question of this number.
     Abandon(u64),
-    /// To tell what has changed.
+    /// Report what has changed.
     Report(Report),
 }
 
@@ -297,7 +297,7 @@ impl Schedule {
         }
     }
 
-    /// A backend's clients say that it is silent.
+    /// A backend does not answer its clients' packets.
     pub fn suspect(&mut self, target: Target, reason: String, now: Instant) {
         if self.entries.get(&target).is_some_and(|entry| !entry.is_waiting()) {
             self.step(target, Event::Suspected { reason }, now);
@@ -409,7 +409,7 @@ impl Schedule {
         entry.last = Some((outcome, now));
     }
 
-    /// Tells a machine of an event, and notes what it wants.
+    /// Passes an event to a machine, and notes the actions that it wants.
     fn step(&mut self, target: Target, event: Event, now: Instant) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let mut actions = mem::take(&mut self.actions);
@@ -525,7 +525,7 @@ impl Schedule {
         self.entries.iter().map(|(target, entry)| (*target, status(entry))).collect()
     }
 
-    /// What the prober tells of itself.
+    /// The prober's own load.
     pub fn load(&self) -> Load {
         let is_asked = |entry: &&Entry| entry.machine.check().is_active();
         Load {

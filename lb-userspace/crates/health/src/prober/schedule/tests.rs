@@ -215,7 +215,7 @@ fn route_that_changes_keeps_the_state_and_drops_the_question() {
     let status = &bench.schedule.status(bench.now, SystemTime::now())[&target(0)];
     assert_eq!(status.condition, Condition::SoftDown);
     assert_eq!(status.counts.ok, 0, "the late answer was ignored");
-    assert_eq!(bench.vips, [BTreeSet::from([target(0).service.vip])], "told once");
+    assert_eq!(bench.vips, [BTreeSet::from([target(0).service.vip])], "reported once");
 }
 
 #[test]
