@@ -1,4 +1,4 @@
-//! What sealed datagrams and their headers say of a session.
+//! The identity of a session in sealed datagrams and their headers.
 
 use anyhow::{Result, anyhow};
 use ring::rand::{SecureRandom as _, SystemRandom};

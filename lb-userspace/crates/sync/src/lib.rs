@@ -1,11 +1,11 @@
-//! What nodes of a group tell each other, so that a failover breaks no connection.
+//! The protocol by which nodes of a group share history, so that a failover breaks no connection.
 //!
 //! Nodes compute equal rings; what differs is history: the base owners of slots, and pins. The node
 //! that is Active for a service's VIP sends these to its peers, over UDP, authenticated and
 //! encrypted by a shared key: all of it when one joins, then what changes, within 10 ms. Nodes also
-//! tell each other how their virtual routers stand.
+//! send each other the state of their virtual routers.
 //!
-//! [`piece`] is what is told, in terms that do not depend on a node's own ids. The daemon gives and
+//! [`piece`] is the unit of that, in terms that do not depend on a node's own ids. The daemon gives and
 //! takes it by [`Peers`] and [`Report`]. [`session`] decides what is sent when, as a pure function of
 //! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
 //! and is what the daemon starts.
@@ -50,7 +50,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// How a node talks to its peers.
+/// The settings of a node's sessions with its peers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// What the node calls itself.
@@ -65,7 +65,7 @@ pub struct Config {
     pub key: Key,
     /// Most bytes of UDP payload in a second, to all peers together.
     pub rate: NonZeroU32,
-    /// A peer that says nothing for so long is gone.
+    /// A peer that sends nothing for so long is gone.
     pub timeout: Duration,
 }
 
@@ -73,7 +73,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerId(pub u8);
 
-/// What a node says of itself; a peer is told within 10 ms of a change, and every 100 ms.
+/// A node's facts; lbd sends them to a peer within 10 ms of a change, and every 100 ms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// What it makes rings of: see [`Fingerprint`].
@@ -84,7 +84,7 @@ pub struct Facts {
     pub draining: bool,
 }
 
-/// What should be equal on both nodes, as keyed hashes that tell nothing else.
+/// What should be equal on both nodes, as keyed hashes that reveal nothing else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     /// The seed.
@@ -99,7 +99,7 @@ pub struct Likeness {
     /// Its ring's size, mode, idle timeout and UDP policy, without which flows mean nothing.
     pub settings: u64,
     /// The addresses of its backends. They differ for a while whenever one comes or goes, and flows
-    /// on those that both nodes have are told all the same.
+    /// on those that both nodes have are sent all the same.
     pub backends: u64,
     /// The backends that get new flows while they are healthy, with their weights.
     pub shares: u64,
@@ -131,28 +131,28 @@ pub struct RouterFacts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(u64);
 
-/// What peers tell, and what becomes of them.
+/// The reports about peers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Report {
-    /// A peer is there, and fresh: what it says from now on is no repetition. Nothing is known of its
+    /// A peer is there, and fresh: its packets from now on are no repetition. Nothing is known of its
     /// history.
     Joined(PeerId),
     /// A peer is gone, and why.
     Lost(PeerId, String),
-    /// What a peer says of itself has changed.
+    /// A peer's facts have changed.
     Facts(PeerId, Facts),
     /// A peer has no history of this node's, or has fallen behind: it is to get all of it by
-    /// [`Peers::send_all`]. Told after its first [`Self::Facts`], and at most once in a second.
+    /// [`Peers::send_all`]. Reported after its first [`Self::Facts`], and at most once in a second.
     WantsAll(PeerId),
     /// A peer sends all of its history: what is known of it is void.
     Begins(PeerId),
     /// Pieces of a peer's history, in the order in which they were published, perhaps none. When they
     /// are taken, the mark is for [`Peers::took`].
     Pieces(PeerId, Vec<Piece>, Mark),
-    /// Everything that the peer had published until now was told in [`Self::Pieces`]; or something has
-    /// been missing for 30 ms, or all is about to be told anew. False after [`Self::Joined`], untold.
+    /// Everything that the peer had published until now was reported in [`Self::Pieces`]; or something has
+    /// been missing for 30 ms, or all is about to be sent anew. False after [`Self::Joined`], unreported.
     Complete(PeerId, bool),
-    /// A peer asks this node to become Active for these routers, and has told everything before.
+    /// A peer asks this node to become Active for these routers, and has sent everything before.
     TakeOver(PeerId, Vec<RouterKey>),
     /// The answer to [`Peers::ask_to_take_over`]: it does, or why not.
     Answer(PeerId, Result<(), String>),
@@ -163,15 +163,15 @@ pub enum Report {
 
 /// What the daemon needs of the peers; tests have their own.
 pub trait Peers: Send {
-    /// What this node says of itself from now on.
+    /// Sets this node's facts from now on.
     fn tell(&self, facts: Facts);
     /// What has changed of this node's history, to all peers that have all that was before. The number
     /// does not fall; see [`Self::taken`].
     fn publish(&self, number: u64, pieces: Vec<Piece>);
-    /// The highest number of which, and of all before, every peer that gets news has said that its
+    /// The highest number of which, and of all before, every peer that gets updates has reported that its
     /// daemon has taken them; those of peers that don't are not waited for.
     fn taken(&self) -> u64;
-    /// What a peer has told up to this mark was taken.
+    /// The history of a peer up to this mark was taken.
     fn took(&self, peer: PeerId, mark: Mark);
     /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
     /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
@@ -184,8 +184,8 @@ pub trait Peers: Send {
     fn lack(&self, peer: PeerId, lacks: bool);
     /// Asks a peer to become Active for these routers, when it has all that was published before.
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
-    /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not been told of the
-    /// question yet never is.
+    /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not received the
+    /// question yet never does.
     fn withdraw(&self, peer: PeerId);
     /// Answers [`Report::TakeOver`].
     fn answer(&self, peer: PeerId, answer: Result<(), String>);

@@ -11,9 +11,9 @@ use lb_model::desired::ServiceKey;
 /// A part of a service's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// The service's ring, as it is for new flows; what was told of its slots before is void. The
+    /// The service's ring, as it is for new flows; earlier pieces about its slots are void. The
     /// base owners of all slots that have one follow, and then [`Self::ring_is_whole`]: until that
-    /// comes, what was told before holds.
+    /// comes, the earlier ones hold.
     Ring {
         /// The service.
         service: ServiceKey,
@@ -32,7 +32,7 @@ pub enum Piece {
         /// The slots.
         bases: Vec<Base>,
     },
-    /// Flows that go somewhere whatever the ring says.
+    /// Flows that go somewhere whatever the ring is.
     Pins {
         /// The service.
         service: ServiceKey,
@@ -102,20 +102,20 @@ impl Flow {
 }
 
 impl Piece {
-    /// Says who gets the new flows of a service that several nodes serve: a ring of no slots, which changes
-    /// nothing of what was told.
+    /// The owners of the new flows of a service that several nodes serve: a ring of no slots, which changes
+    /// nothing of earlier pieces.
     #[must_use]
     pub fn members(service: ServiceKey, members: Vec<(IpAddr, u32)>) -> Self {
         Self::Ring { service, slots: 0, members, digest: 0 }
     }
 
-    /// Says that all base owners of the ring that was told last have been told.
+    /// The mark that all base owners of the ring that was sent last have been sent.
     #[must_use]
     pub fn ring_is_whole(service: ServiceKey) -> Self {
         Self::Ended { service, flows: vec![RING_IS_WHOLE] }
     }
 
-    /// Says that all of a service's history has been told: it ends a full history, and flows that
+    /// The mark that all of a service's history has been sent: it ends a full history, and flows that
     /// were not named in it are no more.
     #[must_use]
     pub fn all_is_told(service: ServiceKey) -> Self {

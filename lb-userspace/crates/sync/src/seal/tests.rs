@@ -11,7 +11,7 @@ fn session(number: u8) -> SessionId {
 
 /// A datagram of session 1, for session 2 or everybody.
 fn sealed(sealer: &mut Sealer, to: Option<u8>) -> Vec<u8> {
-    sealer.seal(9, to.map(session).as_ref(), |body| body.extend_from_slice(b"what is said"))
+    sealer.seal(9, to.map(session).as_ref(), |body| body.extend_from_slice(b"what is sent"))
 }
 
 fn opened(opener: &mut Opener, own: u8, datagram: &[u8]) -> Result<Vec<u8>, Refused> {
@@ -25,8 +25,8 @@ fn what_is_sealed_opens_once() {
     let (mut sealer, mut opener) = (Sealer::new(&KEY, session(1)), Opener::new(&KEY, session(1)));
     for to in [None, Some(2)] {
         let datagram = sealed(&mut sealer, to);
-        assert!(!datagram.windows(12).any(|bytes| bytes == b"what is said"), "it is readable");
-        assert_eq!(opened(&mut opener, 2, &datagram).as_deref(), Ok(&b"what is said"[..]));
+        assert!(!datagram.windows(12).any(|bytes| bytes == b"what is sent"), "it is readable");
+        assert_eq!(opened(&mut opener, 2, &datagram).as_deref(), Ok(&b"what is sent"[..]));
         assert_eq!(opened(&mut opener, 2, &datagram), Err(Refused::Replayed));
     }
 }
@@ -34,7 +34,7 @@ fn what_is_sealed_opens_once() {
 /// As of a virtual machine that goes on from one snapshot twice: with one session, key and counter.
 #[test]
 fn a_session_that_goes_on_from_a_snapshot_twice_repeats_no_key_stream() {
-    let bodies = [&b"what is said at first"[..], b"what the copy says"];
+    let bodies = [&b"what is sent at first"[..], b"what the copy says"];
     let sealed = bodies.map(|body| {
         let mut sealer = Sealer::new(&KEY, session(1));
         sealer.seal(9, None, |datagram| datagram.extend_from_slice(body))
@@ -56,7 +56,7 @@ fn what_is_for_another_session_does_not_open() {
     let (mut sealer, mut opener) = (Sealer::new(&KEY, session(1)), Opener::new(&KEY, session(1)));
     let mut datagram = sealed(&mut sealer, Some(2));
     assert_eq!(opened(&mut opener, 3, &datagram), Err(Refused::ElseWhere));
-    // Nor when it says that it is for this one, or for everybody.
+    // Nor when its header is for this one, or for everybody.
     for tag in [session(3).tag(), 0] {
         datagram[4..8].copy_from_slice(&tag.to_be_bytes());
         assert_eq!(opened(&mut opener, 3, &datagram), Err(Refused::NotAuthentic));

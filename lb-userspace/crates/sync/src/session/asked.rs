@@ -19,7 +19,7 @@ pub(super) struct Asked {
     pub(super) id: u64,
     pub(super) head: u64,
     pub(super) routers: Vec<RouterKey>,
-    pub(super) heard: Instant,
+    pub(super) received: Instant,
     pub(super) state: AskedState,
 }
 

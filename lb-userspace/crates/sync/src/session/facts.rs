@@ -1,4 +1,4 @@
-//! What this node says of itself, and what has arrived of what a peer says.
+//! The facts that this node sends, and those that have arrived of a peer.
 
 use std::time::{Duration, Instant};
 
@@ -12,25 +12,25 @@ use crate::{
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_millis(200);
-/// Changes that follow each other at once are told together.
+/// Changes that follow each other at once are sent together.
 const TOGETHER: Duration = Duration::from_millis(5);
 
-/// A half of what is told, for all peers.
+/// A half of the facts that are sent, for all peers.
 #[derive(Debug, Default)]
 pub(super) struct Half {
-    /// Rises with each change; 0: nothing was told yet.
+    /// Rises with each change; 0: nothing was set yet.
     pub(super) generation: u32,
     bytes: Vec<u8>,
 }
 
-/// What is told.
+/// The facts that are sent.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct SentFacts {
     pub(super) halves: [Half; HALVES],
 }
 
-impl Told {
-    pub(super) fn tell(&mut self, facts: &Facts) {
+impl SentFacts {
+    pub(super) fn set(&mut self, facts: &Facts) {
         for (number, half) in self.halves.iter_mut().enumerate() {
             let bytes = facts::encode(number as u8, facts);
             if half.generation == 0 || half.bytes != bytes {
@@ -54,21 +54,21 @@ impl Told {
 
 /// How far a peer is with a half.
 #[derive(Debug)]
-pub(super) struct Telling {
+pub(super) struct FactsSender {
     has: u32,
     sent: u32,
     sent_at: Option<Instant>,
     retry: Duration,
 }
 
-impl Default for Telling {
+impl Default for FactsSender {
     fn default() -> Self {
         Self { has: 0, sent: 0, sent_at: None, retry: FIRST_RETRY }
     }
 }
 
-impl Telling {
-    /// The peer says to have this generation; less than before, if it has begun anew.
+impl FactsSender {
+    /// The peer reports to have this generation; less than before, if it has begun anew.
     pub(super) const fn acknowledged(&mut self, generation: u32) {
         self.has = generation;
     }
@@ -96,7 +96,7 @@ impl Telling {
 
 /// What has arrived of a half.
 #[derive(Debug, Default)]
-pub(super) struct Hearing {
+pub(super) struct FactsReceiver {
     /// The last generation that is whole.
     pub(super) generation: u32,
     /// A later one, of which fragments are missing.
@@ -110,7 +110,7 @@ struct Partial {
     missing: u16,
 }
 
-impl Hearing {
+impl FactsReceiver {
     /// Takes a fragment; with the last one, `facts` as they are with this half.
     pub(super) fn take(
         &mut self,

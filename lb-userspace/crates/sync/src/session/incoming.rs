@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Packets of news that are held until those before them are there.
+/// Updates that are held until those before them are there.
 const HELD: usize = 1024;
 /// Packets of a transfer that are held: the sender's window.
 const HELD_OF_ALL: u32 = 512;
@@ -50,7 +50,7 @@ enum Standing {
 pub(super) struct Incoming {
     peer: PeerId,
     standing: Standing,
-    /// The last sequence number that the peer has published, as far as it was told.
+    /// The last sequence number that the peer has published, as far as it was received.
     head: u64,
     /// The first sequence number that is missing.
     next: u64,
@@ -104,7 +104,7 @@ impl Incoming {
         }
     }
 
-    /// Not all that was told has been taken: it is wanted again, from the beginning. The peer learns it
+    /// Not all that was reported has been taken: it is wanted again, from the beginning. The peer learns it
     /// by [`Self::next`].
     pub(super) fn want_all(&mut self, out: &mut Vec<Action>) {
         match self.standing {
@@ -163,8 +163,8 @@ impl Incoming {
         self.settle(now, out);
     }
 
-    /// News have come, when the peer had published up to `head`.
-    pub(super) fn news(
+    /// An update has come, when the peer had published up to `head`.
+    pub(super) fn update(
         &mut self,
         sequence: u64,
         head: u64,
@@ -181,18 +181,18 @@ impl Incoming {
         if self.held.len() > HELD {
             self.held.pop_last();
         }
-        let result = self.tell_held(counters, out);
+        let result = self.report_held(counters, out);
         self.settle(now, out);
         result
     }
 
-    /// Tells what was held and is in order. What can't be read stays missing.
-    fn tell_held(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
+    /// Reports the updates that were held and are in order. What can't be read stays missing.
+    fn report_held(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
         if !matches!(self.standing, Standing::Following) {
             return Ok(());
         }
         while let Some(parts) = self.held.remove(&self.next) {
-            tell(self.peer, &mut self.pieces, &parts, counters, out)?;
+            report_parts(self.peer, &mut self.pieces, &parts, counters, out)?;
             self.next += 1;
             mark(self.peer, self.next, out);
         }
@@ -223,20 +223,20 @@ impl Incoming {
             return Ok(());
         }
         self.held_of_all.entry(index).or_insert_with(|| (last, parts.to_vec()));
-        let result = self.tell_held_of_all(now, counters, out);
+        let result = self.report_held_of_all(now, counters, out);
         self.settle(now, out);
         result
     }
 
     /// The same for a transfer.
-    fn tell_held_of_all(
+    fn report_held_of_all(
         &mut self,
         now: Instant,
         counters: &mut PeerCounters,
         out: &mut Vec<Action>,
     ) -> Read<()> {
         while let Some((last, parts)) = self.held_of_all.remove(&self.next_of_all) {
-            tell(self.peer, &mut self.pieces_of_all, &parts, counters, out)?;
+            report_parts(self.peer, &mut self.pieces_of_all, &parts, counters, out)?;
             self.next_of_all += 1;
             if last {
                 self.standing = Standing::Following;
@@ -247,7 +247,7 @@ impl Incoming {
                 } else {
                     mark(self.peer, self.next, out);
                 }
-                return self.tell_held(counters, out);
+                return self.report_held(counters, out);
             }
         }
         Ok(())
@@ -370,7 +370,7 @@ fn gaps(mut next: u64, held: impl Iterator<Item = u64>, mut most: u64) -> Vec<Ra
     gaps
 }
 
-fn tell(
+fn report_parts(
     peer: PeerId,
     assembler: &mut Assembler,
     parts: &[u8],
@@ -382,13 +382,13 @@ fn tell(
     counters.pieces_received += parts.len() as u64;
     let result = assembler.take(parts, &mut pieces);
     if !pieces.is_empty() {
-        let (told, _) = pieces_of(peer, out);
-        told.append(&mut pieces);
+        let (reported, _) = pieces_of(peer, out);
+        reported.append(&mut pieces);
     }
     result
 }
 
-/// Whoever takes all that was told until now has taken everything before this sequence number.
+/// The mark of everything before this sequence number: all that was reported until now.
 fn mark(peer: PeerId, next: u64, out: &mut Vec<Action>) {
     *pieces_of(peer, out).1 = Mark(next);
 }
@@ -401,7 +401,7 @@ fn pieces_of(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Piece>, &mut Mark
         out.push(Action::Report(Report::Pieces(peer, Vec::new(), Mark::default())));
     }
     match out.last_mut() {
-        Some(Action::Report(Report::Pieces(_, told, mark))) => (told, mark),
+        Some(Action::Report(Report::Pieces(_, reported, mark))) => (reported, mark),
         _ => unreachable!("it was pushed above"),
     }
 }

@@ -1,21 +1,21 @@
-//! What a node says to its peers and when, as a pure function of (event, now).
+//! The messages of a node to its peers and their times, as a pure function of (event, now).
 //!
-//! **Joining.** Each node says [`Hello`](wire::Hello) to each peer, every 100 ms. It has a session and, for each
+//! **Joining.** Each node sends [`Hello`](wire::Hello) to each peer, every 100 ms. It has a session and, for each
 //! peer, a challenge; a peer's session is trusted when one of its Hellos has repeated both. So a
 //! recorded session can't be played again: nobody could know the challenge, and it changes with
-//! each session that is trusted. A peer that says nothing for the timeout is lost, and so is one that
-//! says that it had lost this node: both begin anew.
+//! each session that is trusted. A peer that sends nothing for the timeout is lost, and so is one that
+//! reports that it had lost this node: both begin anew.
 //!
-//! **News** have sequence numbers. They are kept in a log of 4,096 packets, the same for all peers;
-//! who sees a gap asks for what is missing. Who has missed what is no more in the log, or could not
-//! be sent it in time, gets all of the history again.
+//! **Updates** ([`Message::News`]) have sequence numbers. They are kept in a log of 4,096 packets, the same for all
+//! peers; a peer that sees a gap requests the missing ones. A peer that misses some that are no more in the log, or could not
+//! be sent them in time, gets all of the history again.
 //!
 //! **All of the history** is a transfer to one peer: packets with numbers of their own, a window,
-//! acknowledgements. It says which news it includes; those after it follow from the log.
+//! acknowledgements. It names the updates that it includes; those after it follow from the log.
 //!
-//! **Complete** is who has a transfer and all news up to the highest number that the peer has told.
+//! A peer is **complete** when it has a transfer and all updates up to the highest number that was sent.
 //!
-//! **Taking over** is a question with the last sequence number: it is told to the daemon only when
+//! **Taking over** is a question with the last sequence number: it is reported to the daemon only when
 //! everything up to there has arrived, and repeated until it is answered or withdrawn.
 //!
 //! Nothing grows with what a peer does or fails to do: the log, windows and what is held back are
@@ -38,7 +38,7 @@ use std::{
 use lb_api::peers::PeerStatus;
 use lb_model::router::RouterKey;
 
-use self::{facts::Told, outgoing::Log, pace::Pace, peer::Peer};
+use self::{facts::SentFacts, outgoing::Log, pace::Pace, peer::Peer};
 use super::{
     Config, Facts, Key, Mark, PeerId, Piece, Report,
     id::SessionId,
@@ -46,13 +46,13 @@ use super::{
     wire::{self, Message, parts::Packer},
 };
 
-/// A node says that it is there at least so often.
+/// A node sends a heartbeat at least so often.
 const HEARTBEAT: Duration = Duration::from_millis(100);
-/// The last news may have been lost, and nothing that follows tells it; a heartbeat does. News come every
+/// The last update may have been lost, and nothing that follows shows it; a heartbeat does. Updates come every
 /// 10 ms while there are some.
 const PROBE_AFTER: Duration = Duration::from_millis(15);
 
-/// News that are known one by one until all have taken them: more than the log has.
+/// Updates that are known one by one until all have taken them: more than the log has.
 const UNTAKEN: usize = 2 * outgoing::LOG;
 
 /// What happens to a session.
@@ -78,7 +78,7 @@ pub enum Event<'a> {
     Answer(PeerId, Result<(), String>),
     /// A datagram has come; it is decrypted where it stands.
     Received(SocketAddr, &'a mut [u8]),
-    /// [`Session::deadline`] has passed, and every datagram that has come was told.
+    /// [`Session::deadline`] has passed, and every datagram that has come was handled.
     Tick,
     /// The node ends.
     Bye,
@@ -98,7 +98,7 @@ pub enum Target {
 pub enum Action {
     /// A datagram is to be sent.
     Send(Target, Vec<u8>),
-    /// The daemon is to be told.
+    /// A report for the daemon.
     Report(Report),
 }
 
@@ -112,7 +112,7 @@ struct Common {
     sealer: Sealer,
     pace: Pace,
     log: Log,
-    told: Told,
+    sent_facts: SentFacts,
 }
 
 impl Common {
@@ -169,7 +169,7 @@ impl Session {
                 sealer: Sealer::new(&config.key, id),
                 pace: Pace::new(config.rate.get(), now),
                 log: Log::default(),
-                told: Told::default(),
+                sent_facts: SentFacts::default(),
             },
             peers: config.peers.iter().enumerate().map(peer).collect(),
             group_cursor: 1,
@@ -190,7 +190,7 @@ impl Session {
         }
         match event {
             Event::Tell(facts) => {
-                self.common.told.tell(&facts);
+                self.common.sent_facts.set(&facts);
             }
             Event::Publish(number, pieces) => self.publish(number, pieces, now),
             Event::Took(peer, mark) => {
@@ -326,16 +326,16 @@ impl Session {
         self.peers[at].received(datagram, &others, sent, now, &mut self.common, out);
     }
 
-    /// Sends what may be sent: each peer in turn, news before transfers.
+    /// Sends what may be sent: each peer in turn, updates before transfers.
     fn pump(&mut self, now: Instant, out: &mut Vec<Action>) {
         loop {
             self.waits = false;
             if !self.common.pace.is_ready() {
-                self.waits = self.has_group_news()
+                self.waits = self.has_group_updates()
                     || self.peers.iter().any(|peer| peer.has_more(&self.common));
                 return;
             }
-            if self.common.group && self.send_group_news(out) {
+            if self.common.group && self.send_group_updates(out) {
                 continue;
             }
             let count = self.peers.len();
@@ -350,19 +350,19 @@ impl Session {
         }
     }
 
-    fn has_group_news(&self) -> bool {
+    fn has_group_updates(&self) -> bool {
         self.common.group
             && self.group_cursor <= self.common.log.head
             && self.peers.iter().any(Peer::is_subscribed)
     }
 
-    /// Sends the next news to the group; false: there are none.
-    fn send_group_news(&mut self, out: &mut Vec<Action>) -> bool {
-        if !self.has_group_news() {
+    /// Sends the next update to the group; false: there are none.
+    fn send_group_updates(&mut self, out: &mut Vec<Action>) -> bool {
+        if !self.has_group_updates() {
             self.group_cursor = self.common.log.head + 1;
             return false;
         }
-        // Those who wait for what is no more there will say so.
+        // Peers that wait for what is no more there will report that.
         let sequence = self.group_cursor.max(self.common.log.oldest());
         self.group_cursor = sequence + 1;
         let Some(packet) = self.common.log.get(sequence) else { return false };
@@ -379,7 +379,7 @@ impl Session {
     }
 }
 
-/// Whether two addresses are one, whatever the scope says.
+/// Whether two addresses are one, whatever the scope is.
 fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
 }

@@ -1,4 +1,4 @@
-//! What is sent to a peer: news by a log that all peers share, and all of the history by a transfer
+//! The messages to a peer: updates by a log that all peers share, and all of the history by a transfer
 //! of its own.
 
 use std::{
@@ -14,14 +14,14 @@ use crate::{
     },
 };
 
-/// Packets of news that are kept for peers that have missed some.
+/// Packets of updates that are kept for peers that have missed some.
 pub(super) const LOG: usize = 4096;
 
 /// Packets of a transfer that are on their way.
 const WINDOW: usize = 512;
 
-/// News that are sent during a transfer: the receiver holds no more until it has the transfer.
-const NEWS_DURING_TRANSFER: u64 = 1000;
+/// Updates that are sent during a transfer: the receiver holds no more until it has the transfer.
+const UPDATES_DURING_TRANSFER: u64 = 1000;
 
 /// How long after one [`Report::WantsAll`](crate::Report::WantsAll) the next one comes, if
 /// the peer has fallen behind again.
@@ -32,7 +32,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_millis(500);
 /// A packet that was sent less than this ago is not sent again because it is reported missing.
 const LEAST_FLIGHT: Duration = Duration::from_millis(5);
 
-/// The last packets of news.
+/// The last packets of updates.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     packets: VecDeque<Packed>,
@@ -86,9 +86,9 @@ pub(super) struct Outgoing {
     cursor: u64,
     /// The last sequence number before its last transfer.
     since: u64,
-    /// What it has said to be missing.
+    /// The updates that it has reported missing.
     repairs: BTreeSet<u64>,
-    /// The first sequence number that it lacks, as it says.
+    /// The first sequence number that it lacks, by its own report.
     acked: u64,
     /// The counter of its last acknowledgement of a transfer.
     last_ack: u64,
@@ -98,8 +98,8 @@ pub(super) struct Outgoing {
 
 /// What to send next.
 pub(super) enum Next<'a> {
-    /// News with this sequence number; whether again.
-    News(u64, &'a Packed, bool),
+    /// An update with this sequence number; whether again.
+    Update(u64, &'a Packed, bool),
     /// A packet of the transfer; parts in it; whether again.
     All(&'a [u8], u32, bool),
 }
@@ -141,7 +141,7 @@ impl Outgoing {
         matches!(self.standing, Standing::Behind).then_some(self.wants_at)
     }
 
-    /// Begins to send all of the history as it is after the news with number `since`.
+    /// Begins to send all of the history as it is after the update with number `since`.
     pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
         self.standing = Standing::Transferring(Box::new(Transfer::new(id, pieces, since)));
         self.since = since;
@@ -149,7 +149,7 @@ impl Outgoing {
         self.repairs.clear();
     }
 
-    /// Whether it gets news.
+    /// Whether it gets updates.
     pub(super) fn is_subscribed(&self) -> bool {
         matches!(self.standing, Standing::Transferring(_) | Standing::Following)
     }
@@ -159,7 +159,7 @@ impl Outgoing {
         matches!(self.standing, Standing::Following)
     }
 
-    /// Whether it has said to have everything up to `head`.
+    /// Whether it has reported to have everything up to `head`.
     pub(super) fn has_all(&self, head: u64) -> bool {
         matches!(self.standing, Standing::Following) && self.acked > head
     }
@@ -170,7 +170,7 @@ impl Outgoing {
         self.repairs.clear();
     }
 
-    /// What it says to have, in a heartbeat with this counter.
+    /// Takes its acknowledgement, in a heartbeat with this counter.
     pub(super) fn acknowledged(&mut self, next: u64, counter: u64) {
         if next == 0 && counter > self.last_ack && matches!(self.standing, Standing::Following) {
             // It had all of a transfer, and has begun anew since.
@@ -179,10 +179,10 @@ impl Outgoing {
         self.acked = self.acked.max(next);
     }
 
-    /// It lacks news; `sent` is the first sequence number that was not sent to it.
+    /// It lacks updates; `sent` is the first sequence number that was not sent to it.
     pub(super) fn missing(&mut self, missing: &[Range], log: &Log, sent: u64) {
         let Some(&(first, _)) = missing.first() else { return };
-        // What it had not when it said so may have arrived since, or come with a transfer.
+        // An update that it lacked then may have arrived since, or come with a transfer.
         if !self.is_subscribed() || first <= self.since || first < self.acked {
             return;
         }
@@ -207,7 +207,7 @@ impl Outgoing {
         flight: Duration,
         now: Instant,
     ) {
-        // An older message tells nothing.
+        // An older message adds nothing.
         if counter <= self.last_ack {
             return;
         }
@@ -246,23 +246,23 @@ impl Outgoing {
         self.cursor
     }
 
-    /// Whether [`Self::next`] has something. With a `group`, news go to all at once elsewhere.
+    /// Whether [`Self::next`] has something. With a `group`, updates go to all at once elsewhere.
     pub(super) fn has_more(&self, log: &Log, group: bool) -> bool {
         match &self.standing {
             Standing::Behind | Standing::Wanting => false,
-            Standing::Following => self.has_news(log, group),
-            Standing::Transferring(transfer) => transfer.has_more() || self.has_news(log, group),
+            Standing::Following => self.has_updates(log, group),
+            Standing::Transferring(transfer) => transfer.has_more() || self.has_updates(log, group),
         }
     }
 
-    fn has_news(&self, log: &Log, group: bool) -> bool {
-        !self.repairs.is_empty() || (!group && self.cursor <= self.last_news(log))
+    fn has_updates(&self, log: &Log, group: bool) -> bool {
+        !self.repairs.is_empty() || (!group && self.cursor <= self.last_update(log))
     }
 
-    /// The last news that it is to have.
-    fn last_news(&self, log: &Log) -> u64 {
+    /// The last update that it is to have.
+    fn last_update(&self, log: &Log) -> u64 {
         match self.standing {
-            Standing::Transferring(_) => log.head.min(self.since + NEWS_DURING_TRANSFER),
+            Standing::Transferring(_) => log.head.min(self.since + UPDATES_DURING_TRANSFER),
             _ => log.head,
         }
     }
@@ -277,17 +277,17 @@ impl Outgoing {
         if !self.is_subscribed() {
             return None;
         }
-        // Without the transfer the news are of no use.
+        // Without the transfer the updates are of no use.
         if matches!(&self.standing, Standing::Transferring(transfer) if transfer.has_more()) {
             let Standing::Transferring(transfer) = &mut self.standing else { return None };
             return transfer.next(now);
         }
         while let Some(sequence) = self.repairs.pop_first() {
             if let Some(packet) = log.get(sequence) {
-                return Some(Next::News(sequence, packet, true));
+                return Some(Next::Update(sequence, packet, true));
             }
         }
-        if group || self.cursor > self.last_news(log) {
+        if group || self.cursor > self.last_update(log) {
             return None;
         }
         let Some(packet) = log.get(self.cursor) else {
@@ -295,7 +295,7 @@ impl Outgoing {
             return None;
         };
         self.cursor += 1;
-        Some(Next::News(self.cursor - 1, packet, false))
+        Some(Next::Update(self.cursor - 1, packet, false))
     }
 }
 
@@ -395,7 +395,7 @@ impl Transfer {
         }
     }
 
-    /// Nothing was heard of what was sent: the first is needed, the last tells what else is.
+    /// Nothing that was sent is acknowledged: the first is needed, the last shows what else is.
     fn tick(&mut self, now: Instant) {
         if self.timeout_at.is_none_or(|at| at > now) {
             return;

@@ -1,4 +1,4 @@
-//! A session of a peer that is there: how far each side is with what the other says.
+//! A session of a peer that is there: how far each side is with the other's messages.
 
 use std::{
     mem,
@@ -11,7 +11,7 @@ use lb_api::peers::PeerCounters;
 use super::{
     Action, Common, Target,
     asked::{Asked, Asking},
-    facts::{Hearing, Telling},
+    facts::{FactsReceiver, FactsSender},
     incoming::Incoming,
     outgoing::Outgoing,
 };
@@ -21,7 +21,7 @@ use crate::{
     wire::{Hello, Message, facts::HALVES},
 };
 
-/// A round trip that was measured longer tells of a node that stood still, not of the network: what waits for one to
+/// A round trip that was measured longer comes from a node that stood still, not from the network: what waits for one to
 /// pass is sent again after so long all the same.
 const LONGEST_FLIGHT: Duration = Duration::from_millis(500);
 
@@ -30,15 +30,15 @@ pub(super) struct Trust {
     pub(super) session: SessionId,
     pub(super) challenge: u32,
     pub(super) losses: u32,
-    pub(super) heard: Instant,
+    pub(super) last_received: Instant,
     /// The counter of the last Hello.
     pub(super) last_hello: u64,
     pub(super) clock: (u64, Instant),
     pub(super) round_trip: Option<Duration>,
     pub(super) facts: Facts,
-    pub(super) facts_told: bool,
-    pub(super) hearing: [Hearing; HALVES],
-    pub(super) telling: [Telling; HALVES],
+    pub(super) facts_reported: bool,
+    pub(super) receivers: [FactsReceiver; HALVES],
+    pub(super) senders: [FactsSender; HALVES],
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
     /// Whether the daemon could not take what has arrived.
@@ -56,14 +56,14 @@ impl Trust {
             session,
             challenge: hello.challenge,
             losses: hello.losses,
-            heard: now,
+            last_received: now,
             last_hello: 0,
             clock: (0, now),
             round_trip: None,
             facts: Facts::default(),
-            facts_told: false,
-            hearing: Default::default(),
-            telling: Default::default(),
+            facts_reported: false,
+            receivers: Default::default(),
+            senders: Default::default(),
             outgoing: Outgoing::new(now),
             incoming: Incoming::new(peer),
             lacks: false,
@@ -97,8 +97,8 @@ impl Trust {
                 .and_then(|passed| passed.checked_sub(Duration::from_micros(held)))
                 .or(self.round_trip);
         }
-        for (telling, has) in self.telling.iter_mut().zip(hello.has) {
-            telling.acknowledged(has);
+        for (sender, has) in self.senders.iter_mut().zip(hello.has) {
+            sender.acknowledged(has);
         }
         self.complete_there = hello.complete;
         self.taken_there = hello.taken;
@@ -116,14 +116,14 @@ impl Trust {
         out: &mut Vec<Action>,
     ) {
         for half in 0..HALVES {
-            let generation = common.told.halves[half].generation;
-            if self.telling[half].is_due(generation, now) {
-                let told = mem::take(&mut common.told);
-                for (index, bytes) in told.fragments(half) {
+            let generation = common.sent_facts.halves[half].generation;
+            if self.senders[half].is_due(generation, now) {
+                let facts = mem::take(&mut common.sent_facts);
+                for (index, bytes) in facts.fragments(half) {
                     let message = Message::Facts { half: half as u8, generation, index, bytes };
                     send(address, self.session, &message, counters, common, out);
                 }
-                common.told = told;
+                common.sent_facts = facts;
             }
         }
         let flight = self.flight();
@@ -132,7 +132,7 @@ impl Trust {
             send(address, self.session, message, counters, common, out);
         }
         self.outgoing.tick(now);
-        if self.facts_told && self.outgoing.wants_all(now) {
+        if self.facts_reported && self.outgoing.wants_all(now) {
             out.push(Action::Report(Report::WantsAll(id)));
         }
         self.tick_questions(id, address, now, counters, common, out);

@@ -1,4 +1,4 @@
-//! The sockets, in a thread of its own, so that what is told is not late when the daemon is busy.
+//! The sockets, in a thread of its own, so that messages are not late when the daemon is busy.
 
 use std::{
     io::{self, ErrorKind},
@@ -49,7 +49,7 @@ const BATCHES: u32 = 16;
 /// An address that is not there is tried again so often.
 const BIND_AGAIN: Duration = Duration::from_millis(200);
 
-/// The connection to the peers. When it is dropped they are told that this node ends.
+/// The connection to the peers. When it is dropped they receive that this node ends.
 #[derive(Debug)]
 pub struct Link {
     /// None: it ends.
@@ -61,9 +61,9 @@ pub struct Link {
 }
 
 impl Link {
-    /// Starts to talk to the peers, in the network namespace of the calling thread. Their reports go to
+    /// Starts sessions with the peers, in the network namespace of the calling thread. Their reports go to
     /// `reports`: of each peer [`Report::Joined`] first, then its [`Report::Facts`], then
-    /// [`Report::WantsAll`]. Peers hear nothing of this node's history before [`Peers::tell`].
+    /// [`Report::WantsAll`]. Peers receive nothing of this node's history before [`Peers::tell`].
     ///
     /// An address that is not there yet is waited for.
     ///
@@ -79,7 +79,7 @@ impl Link {
         let taken = Arc::new(AtomicU64::new(0));
         let (orders, receiver) = mpsc::channel();
         let mut runner = Runner {
-            ears: Ears::Waiting { since: None, again_at: Instant::now() },
+            sockets: Sockets::Waiting { since: None, again_at: Instant::now() },
             config,
             session,
             orders: receiver,
@@ -100,7 +100,7 @@ impl Link {
     }
 
     fn order(&self, order: Event<'static>) {
-        // The thread ends only when this is dropped, unless it panicked; then nobody is told.
+        // The thread ends only when this is dropped, unless it panicked; then no peer is notified.
         if let Some(orders) = &self.orders
             && orders.send(order).is_ok()
         {
@@ -192,12 +192,12 @@ fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// What hears the peers.
+/// The sockets that receive from the peers.
 #[derive(Debug)]
-enum Ears {
-    /// The address or the interface is not there; since when it was told.
+enum Sockets {
+    /// The address or the interface is not there; since when it was logged.
     Waiting { since: Option<Instant>, again_at: Instant },
-    /// It is heard at these: the node's own socket, then that of the group.
+    /// It receives at these: the node's own socket, then that of the group.
     Open(Vec<UdpSocket>),
 }
 
@@ -205,7 +205,7 @@ enum Ears {
 struct Runner {
     config: Config,
     session: Session,
-    ears: Ears,
+    sockets: Sockets,
     orders: Receiver<Event<'static>>,
     wake: Arc<EventFd>,
     status: Arc<Mutex<Vec<PeerStatus>>>,
@@ -242,7 +242,7 @@ impl Runner {
                 self.undrained = 0;
                 self.session.handle(Event::Tick, now, &mut self.out);
             }
-            // Who hears a report finds it in the status.
+            // The reader of a report finds it in the status.
             self.show();
             self.perform();
         }
@@ -250,9 +250,9 @@ impl Runner {
 
     /// Waits until something is to be done.
     fn wait(&self) -> io::Result<()> {
-        let (sockets, again_at) = match &self.ears {
-            Ears::Waiting { again_at, .. } => (&[][..], Some(*again_at)),
-            Ears::Open(sockets) => (sockets.as_slice(), None),
+        let (sockets, again_at) = match &self.sockets {
+            Sockets::Waiting { again_at, .. } => (&[][..], Some(*again_at)),
+            Sockets::Open(sockets) => (sockets.as_slice(), None),
         };
         let mut polled = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
         polled.extend(sockets.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)));
@@ -281,7 +281,7 @@ impl Runner {
 
     /// Takes what has come; true: nothing more waits.
     fn receive(&mut self) -> bool {
-        let Ears::Open(sockets) = &self.ears else { return true };
+        let Sockets::Open(sockets) = &self.sockets else { return true };
         let mut buffer = [0; wire::DATAGRAM + 1];
         let mut drained = true;
         for socket in sockets {
@@ -294,7 +294,7 @@ impl Runner {
                         self.session.handle(event, Instant::now(), &mut self.out);
                     }
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    // What else there is (an ICMP error) says nothing of what waits behind it.
+                    // What else there is (an ICMP error) shows nothing of what waits behind it.
                     Err(error) if error.kind() != ErrorKind::WouldBlock => taken += 1,
                     Err(_) => break,
                 }
@@ -310,7 +310,7 @@ impl Runner {
                 // Nobody listens when the daemon ends.
                 Action::Report(report) => drop(self.reports.send(report)),
                 Action::Send(target, datagram) => {
-                    let Ears::Open(sockets) = &self.ears else { continue };
+                    let Sockets::Open(sockets) = &self.sockets else { continue };
                     let to = match (target, &self.config.multicast) {
                         (Target::Peer(peer), _) => peer,
                         (Target::Group, Some((group, _))) => *group,
@@ -337,7 +337,7 @@ impl Runner {
     /// Opens the sockets, if they are not and it is time.
     fn listen(&mut self) -> Result<()> {
         let now = Instant::now();
-        let Ears::Waiting { since, again_at } = self.ears else { return Ok(()) };
+        let Sockets::Waiting { since, again_at } = self.sockets else { return Ok(()) };
         if again_at > now {
             return Ok(());
         }
@@ -347,7 +347,7 @@ impl Runner {
                 if since.is_some() {
                     tracing::info!(%listen, "flow sync has its address");
                 }
-                self.ears = Ears::Open(sockets);
+                self.sockets = Sockets::Open(sockets);
                 Ok(())
             }
             Err(error) if error.is_absent() => {
@@ -355,11 +355,11 @@ impl Runner {
                     tracing::warn!(%listen, "flow sync waits: {error}");
                 }
                 let since = Some(since.unwrap_or(now));
-                self.ears = Ears::Waiting { since, again_at: now + BIND_AGAIN };
+                self.sockets = Sockets::Waiting { since, again_at: now + BIND_AGAIN };
                 Ok(())
             }
             Err(error) => {
-                self.ears = Ears::Waiting { since, again_at: now + BIND_AGAIN };
+                self.sockets = Sockets::Waiting { since, again_at: now + BIND_AGAIN };
                 bail!("flow sync: {error}")
             }
         }
@@ -369,7 +369,7 @@ impl Runner {
     fn show(&mut self) {
         self.taken.store(self.session.taken(), Ordering::Relaxed);
         let mut status = self.session.status(Instant::now(), SystemTime::now());
-        if matches!(self.ears, Ears::Waiting { .. }) {
+        if matches!(self.sockets, Sockets::Waiting { .. }) {
             for peer in &mut status {
                 let why = format!("{} is not an address of this node yet", self.config.listen.ip());
                 peer.refused = Some(why);
@@ -410,24 +410,24 @@ fn open(config: &Config) -> Result<Vec<UdpSocket>, NoSocket> {
     let Some((group, interface)) = &config.multicast else { return Ok(vec![own.into()]) };
     let index =
         if_nametoindex(interface.as_str()).map_err(|_| NoSocket::Interface(interface.clone()))?;
-    let heard = socket(*group)?;
+    let group_socket = socket(*group)?;
     // Another program may listen to the group as well.
-    heard.set_reuse_address(true)?;
-    heard.bind(&(*group).into()).map_err(|error| NoSocket::Bind(*group, error))?;
+    group_socket.set_reuse_address(true)?;
+    group_socket.bind(&(*group).into()).map_err(|error| NoSocket::Bind(*group, error))?;
     match (group.ip(), listen.ip()) {
         (IpAddr::V4(group), IpAddr::V4(listen)) => {
-            heard.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))?;
+            group_socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))?;
             own.set_multicast_if_v4(&listen)?;
             own.set_multicast_loop_v4(false)?;
         }
-        (IpAddr::V6(group), _) => join_v6(&heard, &own, &group, index)?,
+        (IpAddr::V6(group), _) => join_v6(&group_socket, &own, &group, index)?,
         _ => return Err(io::Error::from(ErrorKind::InvalidInput).into()),
     }
-    Ok(vec![own.into(), heard.into()])
+    Ok(vec![own.into(), group_socket.into()])
 }
 
-fn join_v6(heard: &Socket, own: &Socket, group: &Ipv6Addr, index: u32) -> io::Result<()> {
-    heard.join_multicast_v6(group, index)?;
+fn join_v6(group_socket: &Socket, own: &Socket, group: &Ipv6Addr, index: u32) -> io::Result<()> {
+    group_socket.join_multicast_v6(group, index)?;
     own.set_multicast_if_v6(index)?;
     own.set_multicast_loop_v6(false)
 }

@@ -127,7 +127,7 @@ fn joined_as(configs: [Config; 2], history: Vec<Piece>) -> (Node, Node) {
 }
 
 /// All pieces that were reported.
-fn told(node: &Node) -> Vec<Piece> {
+fn reported(node: &Node) -> Vec<Piece> {
     let mut all = Vec::new();
     for report in &node.seen {
         if let Report::Pieces(_, pieces, _) = report {
@@ -152,7 +152,7 @@ fn a_quarter_of_a_million_pins_arrive_whole() {
     let (start, used) = (Instant::now(), cpu());
     let (active, backup) = joined([one, other], vec![pins(0..PINS)]);
     let (took, used) = (start.elapsed(), cpu() - used);
-    let mut pins = pins_of(&told(&backup));
+    let mut pins = pins_of(&reported(&backup));
     pins.sort_by_key(|pin| pin.flow);
     assert_eq!(pins.len(), PINS as usize);
     let mut expected: Vec<_> = (0..PINS).map(pin).collect();
@@ -221,14 +221,14 @@ fn what_is_published_arrives_almost_as_soon_as_a_datagram() {
     }
     println!("publish to pieces {least:?}, a datagram and its answer {floor:?}");
     assert!(least < 8 * floor, "{least:?}, where a datagram and its answer take {floor:?}");
-    assert_eq!(pins_of(&told(&backup)), (0..TIMES).map(pin).collect::<Vec<_>>());
+    assert_eq!(pins_of(&reported(&backup)), (0..TIMES).map(pin).collect::<Vec<_>>());
 }
 
 #[test]
 fn nodes_talk_over_ipv6() {
     let [one, other] = addresses("::1".parse().unwrap(), "::1".parse().unwrap());
     let (_active, backup) = joined([one, other], vec![pins(0..1000)]);
-    assert_eq!(pins_of(&told(&backup)).len(), 1000);
+    assert_eq!(pins_of(&reported(&backup)).len(), 1000);
     let status = &backup.link.status()[0];
     assert!(status.connected && status.complete_here, "{status:?}");
     assert_eq!(status.node.as_deref(), Some(one.to_string().as_str()));
@@ -273,9 +273,9 @@ fn a_peer_of_another_version_is_told_of_until_it_is_of_this_one() {
     node.link.tell(Facts::default());
     let old = UdpSocket::bind(other).expect("it is free");
     old.set_read_timeout(Some(PATIENCE)).expect("a socket has one");
-    // Its version is in what all versions begin with, so that either can say what is wrong.
+    // Its version is in what all versions begin with, so that either can report what is wrong.
     let mut datagram = [0; 200];
-    let (len, _) = old.recv_from(&mut datagram).expect("it says that it is there");
+    let (len, _) = old.recv_from(&mut datagram).expect("it sends its hello");
     assert_eq!((&datagram[..2], datagram[2]), (&b"ls"[..], wire::VERSION));
     datagram[2] = wire::VERSION - 1;
     old.send_to(&datagram[..len], one).expect("it is sent");

@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A number in as few bytes as it needs: seven bits in each, the lowest first, the top bit says
+    /// A number in as few bytes as it needs: seven bits in each, the lowest first, the top bit shows
     /// that another byte follows.
     pub fn varint(&mut self) -> Read<u64> {
         let mut value = 0_u64;
@@ -90,7 +90,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An address of the family that was told before.
+    /// An address of the family that was read before.
     pub fn address(&mut self, v6: bool) -> Read<IpAddr> {
         Ok(if v6 {
             IpAddr::V6(Ipv6Addr::from(self.array::<16>()?))
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
 
     /// Nothing may be left.
     pub fn end(self) -> Read<()> {
-        if self.0.is_empty() { Ok(()) } else { Err(Malformed("more follows than was told")) }
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed("more follows than was announced")) }
     }
 }
 
@@ -137,7 +137,7 @@ pub trait Writer {
         self.put(&[value as u8]);
     }
 
-    /// The bytes of an address; its family is told elsewhere.
+    /// The bytes of an address; its family is written elsewhere.
     fn put_address(&mut self, address: IpAddr) {
         match address {
             IpAddr::V4(address) => self.put(&address.octets()),

@@ -1,8 +1,8 @@
-//! What a node says of itself, as bytes: in two halves, so that a change of a router's state is one
+//! A node's facts, as bytes: in two halves, so that a change of a router's state is one
 //! packet however many services there are.
 //!
 //! A half has a generation, which rises with each change, and goes as fragments: each datagram of
-//! it says which one it is, and of how many. The receiver says in its heartbeats what generations
+//! it has its number, and their count. The receiver reports in its heartbeats the generations that
 //! it has, and gets the fragments again until it does.
 
 use std::num::NonZeroU8;

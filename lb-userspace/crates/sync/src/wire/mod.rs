@@ -1,7 +1,7 @@
 //! Messages between nodes, as bytes.
 //!
 //! A message is one datagram of at most [`DATAGRAM`] bytes: a header, a body that is encrypted, and
-//! the tag that proves both. [`seal`](super::seal) does that; what is here is what they say.
+//! the tag that proves both. [`seal`](super::seal) does that; what is here is their content.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -32,7 +32,7 @@
 //! ```
 //!
 //! All numbers are in network order, or of variable length ([`bytes::Reader::varint`]). The version
-//! is that of everything behind it: nodes of different versions say so and tell each other nothing.
+//! is that of everything behind it: nodes of different versions report that and send each other nothing else.
 //!
 //! Versions do not negotiate. A failover between two versions loses only flows in flux, while two formats in one
 //! release would have to be kept and tested for ever.
@@ -134,20 +134,20 @@ impl Header {
     }
 }
 
-/// What [`Message::Hello`] says.
+/// The content of [`Message::Hello`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hello<'a> {
     /// What the node calls itself, up to [`NAME`] bytes.
     pub node: &'a str,
     /// What the peer is to repeat, so that the node knows it to be there in this moment.
     pub challenge: u32,
-    /// The receiver's session, and the challenge that was last heard of it; zeros: none.
+    /// The receiver's session, and the challenge that was last received from it; zeros: none.
     pub echo: (SessionId, u32),
     /// How often the node has lost the receiver.
     pub losses: u32,
     /// The node's clock, in microseconds.
     pub clock: u64,
-    /// The last clock of the receiver that was heard, and how many microseconds ago; 0: none.
+    /// The last clock of the receiver that was received, and how many microseconds ago; 0: none.
     pub echo_clock: (u64, u64),
     /// The last sequence number that was published.
     pub head: u64,
@@ -178,7 +178,7 @@ pub type Range = (u64, u32);
 pub enum Message<'a> {
     /// That the node is there, and how far it is with the receiver's messages.
     Hello(Hello<'a>),
-    /// A fragment of what the node says of itself.
+    /// A fragment of the node's facts.
     Facts {
         /// Which half.
         half: u8,

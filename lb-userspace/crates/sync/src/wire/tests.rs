@@ -184,8 +184,8 @@ fn datagrams_of_another_version_say_so() {
     let mut datagram = vec![0; 100];
     datagram[..3].copy_from_slice(b"ls\x07");
     assert_eq!(Header::split(&mut datagram), Err(NoHeader::Version(7)));
-    let told = NoHeader::Version(7).to_string();
-    assert!(told.contains("version 7") && told.contains("same release"), "{told}");
+    let message = NoHeader::Version(7).to_string();
+    assert!(message.contains("version 7") && message.contains("same release"), "{message}");
     assert_eq!(Header::split(&mut [0; 100]), Err(NoHeader::Foreign));
     assert_eq!(Header::split(&mut []), Err(NoHeader::Foreign));
     let mut short = vec![b'l', b's', VERSION, 1];

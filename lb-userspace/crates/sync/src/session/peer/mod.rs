@@ -1,4 +1,4 @@
-//! One peer: what it says, and what it is sent. Whether it is there is in [`presence`], and what the two
+//! One peer: its messages, and those to it. Whether it is there is in [`presence`], and what the two
 //! ask each other in [`question`].
 
 mod presence;
@@ -23,7 +23,7 @@ use crate::{
     wire::{Header, Message, bytes::Malformed},
 };
 
-/// What can't be read is told once in this time.
+/// An unreadable packet is reported once in this time.
 const UNREADABLE_APART: Duration = Duration::from_secs(10);
 /// A peer, there or not.
 pub(super) struct Peer {
@@ -31,14 +31,14 @@ pub(super) struct Peer {
     address: SocketAddr,
     /// Opens the session that was trusted last, trusted or not: what it has taken is not taken again.
     opener: Option<Opener>,
-    /// The session that has said goodbye.
+    /// The session that has sent its goodbye.
     ended: Option<SessionId>,
     /// What is to be repeated by who is to be trusted.
     challenge: u32,
     /// How often this node has lost it.
     losses: u32,
     trust: Option<Trust>,
-    /// While nobody is trusted: the session that was heard last, and its challenge.
+    /// While nobody is trusted: the session that was received last, and its challenge.
     candidate: Option<(SessionId, u32)>,
     /// While another one is trusted: a session that is to have an answer.
     stranger: Option<(SessionId, u32)>,
@@ -102,7 +102,7 @@ impl Peer {
         self.trust.as_ref().map_or(0, |trust| trust.outgoing.kept() + trust.incoming.kept())
     }
 
-    /// Whether it gets news.
+    /// Whether it gets updates.
     pub(super) fn is_subscribed(&self) -> bool {
         self.trust.as_ref().is_some_and(|trust| trust.outgoing.is_subscribed())
     }
@@ -160,7 +160,7 @@ impl Peer {
         }
     }
 
-    /// Whether its daemon has taken everything up to this sequence number, or gets no news.
+    /// Whether its daemon has taken everything up to this sequence number, or gets no updates.
     pub(super) fn has_taken(&self, head: u64) -> bool {
         let lacks = |trust: &Trust| trust.outgoing.is_followed() && trust.taken_there <= head;
         !self.trust.as_ref().is_some_and(lacks)
@@ -273,23 +273,23 @@ impl Peer {
         out: &mut Vec<Action>,
     ) -> Result<(), Malformed> {
         let Some(trust) = &mut self.trust else { return Ok(()) };
-        trust.heard = now;
+        trust.last_received = now;
         let was_complete = trust.incoming.is_complete();
         let mut prompt = false;
         let result = match message {
             Message::Hello(_) => Ok(()),
             Message::Facts { half, generation, index, bytes } => {
-                let hearing = &mut trust.hearing[usize::from(half)];
-                let whole = hearing.take(half, generation, index, bytes, &trust.facts);
+                let receiver = &mut trust.receivers[usize::from(half)];
+                let whole = receiver.take(half, generation, index, bytes, &trust.facts);
                 // The peer is to know what need not be sent again.
-                prompt = hearing.generation >= generation;
-                let known = trust.hearing.iter().all(|hearing| hearing.generation > 0);
+                prompt = receiver.generation >= generation;
+                let known = trust.receivers.iter().all(|receiver| receiver.generation > 0);
                 whole.map(|facts| {
                     let Some(facts) = facts else { return };
-                    let changed = !trust.facts_told || facts != trust.facts;
+                    let changed = !trust.facts_reported || facts != trust.facts;
                     trust.facts = facts;
                     if known && changed {
-                        trust.facts_told = true;
+                        trust.facts_reported = true;
                         let facts = Report::Facts(self.id, trust.facts.clone());
                         out.push(Action::Report(facts));
                     }
@@ -297,7 +297,7 @@ impl Peer {
             }
             Message::News { sequence, ahead, parts } => {
                 let head = sequence.saturating_add(ahead);
-                trust.incoming.news(sequence, head, parts, now, &mut self.counters, out)
+                trust.incoming.update(sequence, head, parts, now, &mut self.counters, out)
             }
             Message::All { transfer, index, last, since, parts } => {
                 let packet = (transfer, index, last, since);
@@ -366,14 +366,14 @@ impl Peer {
 
     pub(super) fn deadline(&self, common: &Common) -> Instant {
         let Some(trust) = &self.trust else { return self.hello_at() };
-        let generations = common.told.generations();
-        let telling = trust.telling.iter().zip(generations);
-        let facts = telling.filter_map(|(telling, generation)| telling.deadline(generation));
-        let wants = trust.outgoing.wants_by().filter(|_| trust.facts_told);
+        let generations = common.sent_facts.generations();
+        let senders = trust.senders.iter().zip(generations);
+        let facts = senders.filter_map(|(sender, generation)| sender.deadline(generation));
+        let wants = trust.outgoing.wants_by().filter(|_| trust.facts_reported);
         let asks = trust.asking.as_ref().map(|asking| asking.again_at);
         let others = [wants, asks, trust.outgoing.deadline(), trust.incoming.deadline()];
         let all = others.into_iter().flatten().chain(facts);
-        all.fold(self.hello_at().min(trust.heard + common.timeout), Instant::min)
+        all.fold(self.hello_at().min(trust.last_received + common.timeout), Instant::min)
     }
 
     /// Whether something waits for the pace.
@@ -394,7 +394,7 @@ impl Peer {
         let Some(next) = trust.outgoing.next(log, *group, now) else { return false };
         let to = Some(&trust.session);
         let (datagram, parts, again) = match next {
-            Next::News(sequence, packet, again) => {
+            Next::Update(sequence, packet, again) => {
                 let ahead = log.head - sequence;
                 let message = Message::News { sequence, ahead, parts: &packet.bytes };
                 let datagram = sealer.seal(message.kind(), to, |body| message.encode(body));

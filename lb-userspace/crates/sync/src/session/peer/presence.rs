@@ -23,7 +23,7 @@ use crate::{
 const HELLOS_APART: Duration = Duration::from_millis(5);
 
 impl Peer {
-    /// A heartbeat is due at that time, unless this is called again: later news tell of a gap as well.
+    /// A heartbeat is due at that time, unless this is called again: later updates show a gap as well.
     pub(in super::super) const fn probe(&mut self, at: Instant) {
         self.probe_at = Some(at);
     }
@@ -54,11 +54,11 @@ impl Peer {
         if self.session() != Some(session) {
             let fresh = hello.echo == (common.own(), self.challenge);
             if !fresh || taken {
-                let heard = Some((session, hello.challenge));
+                let candidate = Some((session, hello.challenge));
                 if self.trust.is_some() {
-                    self.stranger = heard;
+                    self.stranger = candidate;
                 } else {
-                    self.candidate = heard;
+                    self.candidate = candidate;
                 }
                 self.prompt(now);
                 return;
@@ -82,7 +82,7 @@ impl Peer {
             self.join(Trust::new(session, self.id, hello, now), now, out);
         }
         if let Some(trust) = &mut self.trust {
-            trust.heard = now;
+            trust.last_received = now;
             if trust.last_hello < header.counter.get() {
                 trust.last_hello = header.counter.get();
                 if self.node.as_deref() != Some(hello.node) {
@@ -113,8 +113,8 @@ impl Peer {
         out.push(Action::Report(Report::Lost(self.id, why)));
     }
 
-    /// Sees whether this node has said nothing for so long that the peer has given it up: it did not run.
-    /// What waits is what the peer has said until then, and not all that it has done since.
+    /// Sees whether this node has sent nothing for so long that the peer has given it up: it did not run.
+    /// What waits are the peer's messages until then, and not all that it has done since.
     pub(in super::super) fn see_own_silence(
         &mut self,
         now: Instant,
@@ -136,17 +136,17 @@ impl Peer {
         common: &Common,
         out: &mut Vec<Action>,
     ) {
-        let silent = |trust: &Trust| trust.heard + common.timeout <= now;
+        let silent = |trust: &Trust| trust.last_received + common.timeout <= now;
         if self.trust.as_ref().is_some_and(silent) {
             self.losses += 1;
-            let why = format!("it has said nothing for {} ms", common.timeout.as_millis());
+            let why = format!("it has sent nothing for {} ms", common.timeout.as_millis());
             self.lose(why, now, out);
         }
     }
 
     pub(in super::super) fn bye(&mut self, common: &mut Common, out: &mut Vec<Action>) {
         if let Some(trust) = &self.trust {
-            // It may be lost; then the timeout tells.
+            // It may be lost; then the timeout ends it.
             for _ in 0..2 {
                 let counters = &mut self.counters;
                 send(self.address, trust.session, &Message::Bye, counters, common, out);
@@ -164,7 +164,7 @@ impl Peer {
             losses: self.losses,
             clock: micros(now - common.started) + 1,
             head: common.log.head,
-            facts: common.told.generations(),
+            facts: common.sent_facts.generations(),
             ..Hello::default()
         };
         let mut hellos = Vec::with_capacity(2);
@@ -179,7 +179,7 @@ impl Peer {
                 next: trust.incoming.next(),
                 taken: trust.incoming.taken(),
                 complete: trust.incoming.is_complete() && !trust.lacks,
-                has: [trust.hearing[0].generation, trust.hearing[1].generation],
+                has: [trust.receivers[0].generation, trust.receivers[1].generation],
                 ..unknown
             },
         });

@@ -26,7 +26,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 const ASKED_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Trust {
-    /// Asks again what is due, and tells what the peer has asked when all before it has come.
+    /// Asks again what is due, and reports the peer's question when all before it has come.
     pub(in super::super) fn tick_questions(
         &mut self,
         id: PeerId,
@@ -49,7 +49,7 @@ impl Trust {
         }
         if let Some(asked) = &mut self.asked
             && matches!(asked.state, AskedState::Held)
-            && asked.heard + ASKED_TIMEOUT > now
+            && asked.received + ASKED_TIMEOUT > now
             && self.incoming.has(asked.head)
         {
             asked.state = AskedState::Reported;
@@ -68,7 +68,9 @@ impl Trust {
                     asked.state = state;
                 }
             }
-            asked => *asked = Some(Asked { id, head: 0, routers: Vec::new(), heard: now, state }),
+            asked => {
+                *asked = Some(Asked { id, head: 0, routers: Vec::new(), received: now, state })
+            }
         }
     }
 }
@@ -87,9 +89,9 @@ impl Peer {
         let Some(trust) = &mut self.trust else { return };
         match &mut trust.asked {
             Some(asked) if id < asked.id => return,
-            Some(asked) if id == asked.id => asked.heard = now,
+            Some(asked) if id == asked.id => asked.received = now,
             asked => {
-                *asked = Some(Asked { id, head, routers, heard: now, state: AskedState::Held });
+                *asked = Some(Asked { id, head, routers, received: now, state: AskedState::Held });
             }
         }
         trust.incoming.published(head, now, out);

@@ -65,7 +65,7 @@ enum Trouble {
     WantAll { node: usize, other: usize },
     /// A node starts anew, as another session.
     Restart { node: usize },
-    /// A node says goodbye and starts anew.
+    /// A node sends its goodbye and starts anew.
     Stop { node: usize },
     /// A node stands still.
     Freeze { node: usize, millis: u64 },

@@ -1,4 +1,4 @@
-//! Nodes, the links between them, and a daemon at each node that keeps what it is told.
+//! Nodes, the links between them, and a daemon at each node that keeps its reports.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -81,7 +81,7 @@ impl Model {
     }
 }
 
-/// A flow that tells the number of the last publication.
+/// A flow that carries the number of the last publication.
 const MARKER: Flow = Flow::Connection([0xff; 8]);
 
 /// What ends a publication.
@@ -146,7 +146,7 @@ pub struct World {
     /// Datagrams sent.
     pub sent: u64,
     pub rate: u32,
-    /// Whether daemons don't say that they have taken what they were told.
+    /// Whether daemons don't report that they have taken their reports.
     pub slow: bool,
 }
 
@@ -310,7 +310,7 @@ impl World {
                 if complete {
                     let digest = known.model.digest();
                     let other = &self.nodes[Self::node_of(at, peer)];
-                    // It may have started anew, and what is heard is older.
+                    // It may have started anew, and what is received is older.
                     let exists = other.versions.contains_key(&digest);
                     assert!(exists, "complete, though something is missing");
                 }
@@ -320,7 +320,7 @@ impl World {
                 let other = &self.nodes[Self::node_of(at, peer)];
                 let ask = routers[0].vrid.get();
                 if let Some(asked) = other.asks.get(&ask) {
-                    assert!(version >= *asked, "told before what was published before it");
+                    assert!(version >= *asked, "reported before what was published before it");
                 }
                 let answer = if ask % 3 == 0 { Err("no".to_owned()) } else { Ok(()) };
                 self.handle(at, Event::Answer(peer, answer));
@@ -345,7 +345,7 @@ impl World {
         self.nodes[node].session.kept()
     }
 
-    pub fn tell(&mut self, node: usize, facts: Facts) {
+    pub fn set_facts(&mut self, node: usize, facts: Facts) {
         self.handle(node, Event::Tell(facts));
     }
 
@@ -379,7 +379,7 @@ impl World {
         self.handle(at, Event::Withdraw(Self::peer(at, other)));
     }
 
-    /// A node has not taken what another one told.
+    /// A node has not taken another one's history.
     pub fn want_all(&mut self, at: usize, other: usize) {
         self.handle(at, Event::WantAll(Self::peer(at, other)));
     }
@@ -405,7 +405,7 @@ impl World {
             self.handle(at, Event::Bye);
         }
         let model = self.nodes[at].model.clone();
-        // What others still hear of the session before is one of its states.
+        // What others still receive of the session before is one of its states.
         let (versions, version) = (self.nodes[at].versions.clone(), self.nodes[at].version + 1);
         let mut node = self.node(at, self.nodes.len(), model);
         node.versions.extend(versions);

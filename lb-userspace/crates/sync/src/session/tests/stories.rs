@@ -55,7 +55,7 @@ fn a_change_of_facts_is_told_within_ten_milliseconds() {
         let facts = RouterFacts { priority, ..facts.clone() };
         let routers = [(router(51), facts)].into();
         let facts = Facts { routers, draining: false, ..Facts::default() };
-        world.tell(0, facts.clone());
+        world.set_facts(0, facts.clone());
         world.run(millis(10));
         assert_eq!(world.reports(1), [Report::Facts(PEER, facts)]);
     }
@@ -131,7 +131,7 @@ fn a_peer_that_says_nothing_is_lost_and_joins_again() {
     world.cut(1, 0, millis(2000));
     world.run(millis(1200));
     let reports = world.reports(0);
-    assert_eq!(reports, [Report::Lost(PEER, "it has said nothing for 1000 ms".into())]);
+    assert_eq!(reports, [Report::Lost(PEER, "it has sent nothing for 1000 ms".into())]);
     world.publish(0, vec![pins(0..10, 1)]);
     world.settle();
 }
@@ -168,7 +168,7 @@ fn a_takeover_waits_for_what_was_published_before() {
     world.run(millis(200));
     let reports = world.reports(1);
     let is_told = |report: &Report| matches!(report, Report::TakeOver(..));
-    let at = reports.iter().position(is_told).expect("it is told");
+    let at = reports.iter().position(is_told).expect("it is reported");
     assert!(reports[..at].iter().any(|report| matches!(report, Report::Pieces(..))), "{reports:?}");
     assert_eq!(world.reports(0), [Report::Answer(PEER, Ok(()))]);
 }
@@ -327,7 +327,7 @@ fn what_a_peer_has_said_before_it_gave_this_node_up_is_not_taken_for_all() {
     world.publish(1, vec![pins(0..10, 1)]);
     world.run(millis(1_500));
     assert!(matches!(world.reports(1).last(), Some(Report::Lost(PEER, _))));
-    // Nobody is told of these.
+    // These are reported to no peer.
     world.publish(1, vec![pins(10..20, 1)]);
     world.run(millis(1_550));
     let reports = world.reports(0);
@@ -335,7 +335,7 @@ fn what_a_peer_has_said_before_it_gave_this_node_up_is_not_taken_for_all() {
     assert_eq!(reports.first(), Some(&Report::Lost(PEER, why.into())), "{reports:?}");
     let is = |wanted: fn(&Report) -> bool| reports.iter().position(wanted);
     let joined = is(|report| matches!(report, Report::Joined(_))).expect("it is there again");
-    let pieces = is(|report| matches!(report, Report::Pieces(..))).expect("it tells everything");
+    let pieces = is(|report| matches!(report, Report::Pieces(..))).expect("it reports everything");
     assert!(joined < pieces, "{reports:?}");
     world.settle();
 }

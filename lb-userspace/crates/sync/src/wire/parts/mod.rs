@@ -6,8 +6,8 @@
 //! +-----------+--------------------------+------------------------------------+
 //! ```
 //!
-//! The backends that a packet speaks of stand once at its front, and parts name them by a byte: their
-//! place, counted from 1. A part is a byte that says what it is, its service, and a number of items.
+//! The backends of a packet stand once at its front, and parts name them by a byte: their
+//! place, counted from 1. A part is a byte for its kind, its service, and a number of items.
 //! Only a ring means something as a whole: it begins with how many members there are, [`Part::Members`]
 //! bring those that did not fit, and [`Assembler`] holds it until all are there.
 
@@ -58,7 +58,7 @@ pub enum Part {
     Members(Vec<(IpAddr, u32)>),
 }
 
-/// What a packet says, as bytes.
+/// The content of a packet, as bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
     /// The bytes.

@@ -62,7 +62,7 @@ fn read(packets: &[Packed]) -> Vec<Piece> {
     pieces
 }
 
-/// Puts together what was told in parts.
+/// Puts together what was sent in parts.
 fn joined(pieces: Vec<Piece>, like: &[Piece]) -> Vec<Piece> {
     let mut pieces = pieces.into_iter().peekable();
     let mut whole = Vec::new();
