@@ -1,4 +1,4 @@
-//! Says when links or addresses change, for commands that then read them anew ([`super::query`]).
+//! Reports changes of links or addresses, for commands that then read them anew ([`super::query`]).
 
 use anyhow::Result;
 

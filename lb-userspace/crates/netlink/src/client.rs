@@ -269,7 +269,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Client<M> {
     }
 }
 
-/// A socket that hears of changes.
+/// A socket that receives changes.
 pub struct Events {
     socket: Socket,
     buffer: Vec<u8>,
@@ -305,7 +305,7 @@ impl Events {
     }
 
     /// Everything that waits. After a loss, what waits is thrown away: it is older than what is then
-    /// read anew, and until it is out of the way the kernel drops what comes and says so no more.
+    /// read anew, and until it is out of the way the kernel drops further events without another report.
     ///
     /// # Errors
     ///

@@ -103,16 +103,16 @@ mod tests {
         let child = TcHandle { major: 1, minor: 1 };
         let mut qdiscs =
             vec![qdisc(2, TcHandle::ROOT, 1), qdisc(3, child, 2), qdisc(3, TcHandle::CLSACT, 4)];
-        let told = |link: &LinkMessage, qdiscs: &[TcMessage]| {
+        let counted = |link: &LinkMessage, qdiscs: &[TcMessage]| {
             let (name, drops) = drops_of(link, qdiscs).expect("it has a name");
             assert_eq!(name, "eth0");
             (drops.qdisc, drops.device)
         };
-        assert_eq!(told(&link, &qdiscs), (0, 0));
+        assert_eq!(counted(&link, &qdiscs), (0, 0));
         qdiscs.push(qdisc(3, TcHandle::ROOT, 8));
         let mut stats = Stats64::default();
         (stats.tx_dropped, stats.tx_errors) = (16, 32);
         link.attributes.push(LinkAttribute::Stats64(stats));
-        assert_eq!(told(&link, &qdiscs), (8, 48));
+        assert_eq!(counted(&link, &qdiscs), (8, 48));
     }
 }

@@ -130,7 +130,7 @@ fn port_of((bridge, name): (u32, &String), mac: [u8; 6], tables: &Tables) -> Res
     })
 }
 
-/// Why the link takes no frames from the program; none if it does, as far as the kernel says.
+/// Why the link takes no frames from the program; none if it does, as far as the kernel reports.
 fn refusal(at: &Egress<'_>, tables: &Tables) -> Option<String> {
     let Egress { ifindex, link, .. } = at;
     let mut native = tables.native().peekable();

@@ -1,4 +1,4 @@
-//! Generic netlink, for families that no crate here speaks (`netdev`, `ethtool`).
+//! Generic netlink, for families that no crate here implements (`netdev`, `ethtool`).
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -55,7 +55,7 @@ pub mod xdp_act {
 ///
 /// # Errors
 ///
-/// If the kernel does not say (before Linux 6.3).
+/// If the kernel does not report it (before Linux 6.3).
 pub fn xdp_features() -> io::Result<BTreeMap<u32, u64>> {
     let feature = |answer: &Vec<u8>| {
         let ifindex = find(answer, DEV_IFINDEX).and_then(word)?;

@@ -96,9 +96,9 @@ mod tests {
     #[test]
     fn generic_mode_is_refused_where_gro_is_on_below() {
         let refused = judge("bond0", &["eth0", "eth1"].map(str::to_owned), "insist");
-        let said = refused.expect_err("GRO is on").to_string();
+        let message = refused.expect_err("GRO is on").to_string();
         let ends = "`ethtool -K eth0 gro off && ethtool -K eth1 gro off`, or insist";
-        assert!(said.ends_with(ends), "{said}");
+        assert!(message.ends_with(ends), "{message}");
         judge("bond0", &[], "insist").expect("nothing merges packets");
     }
 }

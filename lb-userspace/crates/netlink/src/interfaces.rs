@@ -16,7 +16,7 @@ use super::{client::Client, link::Link};
 pub const GROUPS: [MulticastGroup; 3] =
     [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
 
-/// What tells an address from another: the interface's index, the address and the prefix' length.
+/// The key of an address: the interface's index, the address and the prefix' length.
 pub type Key = (u32, IpAddr, u8);
 
 /// What is known of an address.
@@ -71,7 +71,7 @@ impl Interfaces {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub fn read(client: &mut Client) -> Result<Self> {
         let links = client.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()));
         let links = links.context("read the links")?;
@@ -86,7 +86,7 @@ impl Interfaces {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub fn read_addresses(client: &mut Client) -> Result<Self> {
         let addresses = client.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
         let mut all = Self::default();
@@ -99,7 +99,7 @@ impl Interfaces {
     /// Takes one message; what it has changed.
     pub fn take(&mut self, message: &RouteNetlinkMessage) -> Option<Change> {
         match message {
-            // Events of bridges' ports, and of settings of IPv6, have the same form: one says that a link
+            // Events of bridges' ports, and of settings of IPv6, have the same form: one reports that a link
             // is gone when it has only left its bridge.
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message)
                 if message.header.interface_family != AddressFamily::Unspec =>

@@ -1,7 +1,7 @@
 //! How each backend is reached: the interface, the next hop and its MAC address, from the kernel's
 //! own routes, neighbours and links, and what becomes of them.
 //!
-//! [`Resolver`] is told which backends are wanted and publishes a [`Neighbourhood`] whenever it
+//! [`Resolver`] takes the wanted backends and publishes a [`Neighbourhood`] whenever it
 //! differs from the one before. The reconciler writes it to the map of the backends.
 //!
 //! Packets that the program forwards don't refresh the kernel's neighbour entries, so the resolver probes the
@@ -56,7 +56,7 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// If netlink can't be spoken to.
+    /// If netlink can't be used.
     pub async fn start(interfaces: Vec<String>) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         let (wants, wanted) = watch::channel(BTreeSet::new());
         let (at_tc, those_at_tc) = watch::channel(BTreeSet::new());
@@ -90,14 +90,14 @@ impl Resolver {
         let _ = self.doubts.send(backend);
     }
 
-    /// A router has said that the path to a tunnelled backend takes so many bytes; it counts for ten minutes.
+    /// A router has reported that the path to a tunnelled backend takes so many bytes; it counts for ten minutes.
     pub fn narrow(&self, backend: IpAddr, mtu: u16) {
         // As above.
         let _ = self.narrow.send((backend, mtu));
     }
 }
 
-/// What there is to say of an interface that the program can't be on.
+/// The diagnosis of an interface that the program can't be on.
 #[must_use]
 pub fn of_other_layer(interface: &str) -> String {
     format!(
@@ -106,7 +106,7 @@ pub fn of_other_layer(interface: &str) -> String {
     )
 }
 
-/// What there is to say of one whose packets begin with their IP header, and which is to have XDP.
+/// The diagnosis of one whose packets begin with their IP header, and which is to have XDP.
 #[must_use]
 pub fn xdp_without_ethernet(interface: &str) -> String {
     format!(

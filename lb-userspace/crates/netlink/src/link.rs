@@ -10,11 +10,11 @@ use netlink_packet_route::link::{
 pub struct Link {
     /// Its name.
     pub name: String,
-    /// What it was said to be for.
+    /// Its alias, as the operator has set it.
     pub alias: Option<String>,
     /// What it is made of.
     pub kind: LinkKind,
-    /// The same as `ip -d link` says: `veth`, `ipip`; none for hardware.
+    /// The same as in `ip -d link`: `veth`, `ipip`; none for hardware.
     pub kind_name: Option<String>,
     /// Its MAC address; all zero if it has none.
     pub mac: [u8; 6],
@@ -22,7 +22,7 @@ pub struct Link {
     pub layer: LinkLayer,
     /// Whether it is the loopback.
     pub loopback: bool,
-    /// Whether it was told to resolve no neighbours (`ip link set arp off`, or by its nature).
+    /// Whether it is set to resolve no neighbours (`ip link set arp off`, or by its nature).
     pub no_arp: bool,
     /// Whether it was set up.
     pub up: bool,
@@ -38,8 +38,8 @@ pub struct Link {
     pub xdp_prog_id: Option<u32>,
     /// Whether that program runs in the network stack and not in the driver.
     pub xdp_generic: bool,
-    /// What it can do for XDP (see [`crate::generic::xdp_act`]); none if the kernel does not say, or was not asked:
-    /// it is no part of what netlink says of a link.
+    /// What it can do for XDP (see [`crate::generic::xdp_act`]); none if the kernel does not report it, or was not asked:
+    /// it is no part of netlink's record of a link.
     pub xdp_features: Option<u64>,
 }
 
@@ -159,7 +159,7 @@ pub enum LinkKind {
     Virtual(&'static str),
     /// Frames leave by one of its ports.
     Bridge {
-        /// Whether it tells VLANs apart.
+        /// Whether it distinguishes VLANs.
         filters_vlans: bool,
     },
     /// Frames leave by one of its ports.
@@ -192,7 +192,7 @@ fn xdp_program(attributes: &[LinkXdp]) -> Option<u32> {
     })
 }
 
-/// The name of a kind of devices that have no `ndo_xdp_xmit`, for kernels that don't say so themselves.
+/// The name of a kind of devices that have no `ndo_xdp_xmit`, for kernels that don't report that themselves.
 const fn virtual_kind(kind: &InfoKind) -> Option<&'static str> {
     Some(match kind {
         InfoKind::Dummy => "dummy",
@@ -295,7 +295,7 @@ mod tests {
             kind(vec![LinkAttribute::Link(3), info(VlanProtocol::Ieee8021Ad)]),
             LinkKind::Vlan { parent: Some(3), tpid: 0x88a8, id: 100 }
         );
-        // The parent's index says nothing here if it is in another namespace.
+        // The parent's index means nothing here if it is in another namespace.
         assert_eq!(
             kind(vec![
                 LinkAttribute::Link(3),

@@ -39,7 +39,7 @@ pub struct Interface {
 ///
 /// # Errors
 ///
-/// If netlink can't be spoken to.
+/// If netlink can't be used.
 pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
     let read = Client::open().and_then(|mut client| Interfaces::read(&mut client));
     let read = read.context("read the interfaces by netlink")?;
@@ -69,7 +69,7 @@ pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
 ///
 /// # Errors
 ///
-/// If netlink can't be spoken to.
+/// If netlink can't be used.
 pub fn not_for_dsr(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, String>> {
     let mut client = Client::open()?;
     let links = client.links()?;

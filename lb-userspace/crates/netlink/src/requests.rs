@@ -1,4 +1,4 @@
-//! What is asked of the kernel about the ways to backends, and what the kernel's events say to it.
+//! The requests to the kernel about the ways to backends, and the content of the kernel's events.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -26,7 +26,7 @@ pub const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv6Rule,
 ];
 
-/// What an event says.
+/// The content of an event.
 #[derive(Debug)]
 pub enum Event {
     /// A neighbour has changed.
@@ -42,7 +42,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// What a message says; none if it is of no interest.
+    /// The content of a message; none if it is of no interest.
     pub fn of(message: &RouteNetlinkMessage) -> Option<Self> {
         match message {
             RouteNetlinkMessage::NewNeighbour(message) => messages::neighbour(message)
@@ -62,7 +62,7 @@ impl Event {
 ///
 /// # Errors
 ///
-/// If netlink can't be spoken to.
+/// If netlink can't be used.
 pub fn link_of(address: IpAddr) -> Result<Option<u32>> {
     Ok(match Client::open()?.route(address)? {
         Route::Via { oif, gateway: None, .. } => Some(oif),
@@ -75,7 +75,7 @@ impl Client {
     pub(super) fn links(&mut self) -> Result<BTreeMap<u32, Link>> {
         let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()));
         let answers = answers.context("read the interfaces by netlink")?;
-        // Before Linux 6.3 it does not say.
+        // Before Linux 6.3 it does not report them.
         let features = generic::xdp_features().unwrap_or_default();
         let links = answers.iter().filter_map(|answer| match answer {
             RouteNetlinkMessage::NewLink(link) => Some(Link::of(link)),

@@ -51,7 +51,7 @@ pub enum Ask {
     Missing,
     /// Also those that have not answered.
     Unanswered,
-    /// Also those that have, so that the kernel probes them: packets sent by XDP don't tell it
+    /// Also those that have, so that the kernel probes them: packets sent by XDP don't show it
     /// that a neighbour is in use.
     All,
 }
@@ -151,7 +151,7 @@ fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
     let (next_hop, name) = (way.next_hop, &way.link.name);
     let no_arp = way.link.no_arp;
     match tables.neighbours.get(&key) {
-        // The kernel fills in the interface's own address where it is told to resolve none.
+        // The kernel fills in the interface's own address where it is set to resolve none.
         Some(Neighbour { state: NeighbourState::NoArp, .. }) if no_arp => {
             Err(Obstacle::Fatal(format!(
                 "interface {name} resolves no neighbours; give it one by hand: \
@@ -278,9 +278,9 @@ mod tests {
         let mut tables = tables();
         let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
         assert_eq!((tunnelled.mac, tunnelled.mtu), (PEER, 1400));
-        // What a router has said lowers what a tunnel takes, and raises nothing.
-        for (told, expected) in [(1450, 1400), (1300, 1300)] {
-            tables.path_mtus.learn(ip("10.1.0.2"), told, Instant::now());
+        // A router's report lowers what a tunnel takes, and raises nothing.
+        for (mtu, expected) in [(1450, 1400), (1300, 1300)] {
+            tables.path_mtus.learn(ip("10.1.0.2"), mtu, Instant::now());
             let tunnelled = hop(resolve(&want("10.1.0.2", Mode::Ipip), &tables));
             assert_eq!(tunnelled.mtu, expected);
         }

@@ -109,8 +109,11 @@ mod tests {
         let found = judge(9_000, &striding, 4_096, false).expect("it is so");
         assert_eq!((found.mtu, found.largest), (9_000, 3_498));
         assert_eq!(found.mend(), "ethtool --set-priv-flags eth0 rx_striding_rq off");
-        let said = found.to_string();
-        assert!(said.contains("MTU of 9000, over 3498,") && said.contains("Linux 6.18"), "{said}");
+        let message = found.to_string();
+        assert!(
+            message.contains("MTU of 9000, over 3498,") && message.contains("Linux 6.18"),
+            "{message}"
+        );
         assert!(judge(3_499, &striding, 4_096, false).is_some());
         assert_eq!(judge(3_498, &striding, 4_096, false), None);
         assert_eq!(judge(9_000, &striding, 65_536, false), None);

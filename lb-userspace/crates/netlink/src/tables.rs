@@ -15,7 +15,7 @@ use super::{generic::xdp_act, link::Link, path_mtu::PathMtus};
 const PATIENCE: u8 = 4;
 
 /// How long an interface that has ceased to take frames from XDP counts as one that does. A driver that
-/// resets its link says so for a moment, which must not move a flow. One that takes none for good is
+/// resets its link reports that for a moment, which must not move a flow. One that takes none for good is
 /// asked for again at the next refresh, and the frames that it loses meanwhile are counted.
 const RESET: Duration = Duration::from_secs(5);
 
@@ -33,7 +33,7 @@ pub struct Tables {
     /// it answers or fails: `ip neigh flush` must not move a flow.
     pub neighbours: BTreeMap<NeighbourKey, Neighbour>,
     /// Neighbours that did not answer, until they do. The kernel forgets that they failed as soon
-    /// as it is told to try again.
+    /// as it is to try again.
     silent: BTreeSet<NeighbourKey>,
     /// Neighbours whose MAC address is doubted: how many questions they may yet leave unanswered.
     doubted: BTreeMap<NeighbourKey, u8>,
@@ -47,14 +47,14 @@ pub struct Tables {
     pub interfaces: Vec<String>,
     /// Those of them whose program is at tc. An XDP program there is somebody else's.
     pub at_tc: BTreeSet<String>,
-    /// What routers have said of paths to tunnelled backends.
+    /// The routers' reports about paths to tunnelled backends.
     pub path_mtus: PathMtus,
 }
 
 /// A key of a bridge's forwarding database: the bridge and a MAC address.
 pub type FdbKey = (u32, [u8; 6]);
 
-/// Whether these features say that frames of XDP programs of other interfaces are taken.
+/// Whether by these features frames of XDP programs of other interfaces are taken.
 fn takes_frames(xdp_features: Option<u64>) -> bool {
     xdp_features.is_some_and(|features| features & xdp_act::NDO_XMIT != 0)
 }
@@ -80,7 +80,7 @@ pub enum Route {
 /// A neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// What the kernel says of it.
+    /// The kernel's state of it.
     pub state: NeighbourState,
     /// Its MAC address, if it is known and six bytes long.
     pub mac: Option<[u8; 6]>,
@@ -112,7 +112,7 @@ impl Tables {
         Self { interfaces, ..Self::default() }
     }
 
-    /// Takes over what the kernel says of one neighbour.
+    /// Takes over the kernel's state of one neighbour.
     pub fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
         let old = self.neighbours.get(&key).copied();
         if new.state == NeighbourState::Failed
@@ -133,8 +133,8 @@ impl Tables {
                     | NeighbourState::NoArp,
                 ),
             ) => return self.forget_neighbour(key),
-            // Nobody has asked for the balancer yet: what others were not answered, however long
-            // ago, says nothing of a backend that gets packets at this moment.
+            // The balancer has sent no request yet: others' missing answers, however long
+            // ago, show nothing of a backend that gets packets at this moment.
             (NeighbourState::Failed, None) => return,
             (NeighbourState::Failed, Some(_)) => {
                 new.mac = None;
@@ -184,7 +184,7 @@ impl Tables {
     }
 
     /// A backend behind this neighbour is silent, maybe since its MAC address is another: that holds
-    /// until the neighbour has told it again. Whether the kernel is to forget it, and then be asked.
+    /// until the neighbour has announced it again. Whether the kernel is to forget it, and then be asked.
     ///
     /// The kernel would go on for a minute before it asked by itself, and then give a neighbour up
     /// that does not answer at the old address, with all of its flows.

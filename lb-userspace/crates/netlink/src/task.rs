@@ -127,7 +127,7 @@ impl Task {
             ready = self.events.ready() => {
                 ready?;
                 stale = self.take_waiting()?;
-                // Every probe of every neighbour tells of itself, and few change anything.
+                // Every probe of every neighbour makes an event, and few change anything.
                 if stale == Stale::Nothing && !self.changed {
                     return Ok(true);
                 }
@@ -145,7 +145,7 @@ impl Task {
             }
         }
         if stale > Stale::Nothing {
-            // What the neighbours say is told at once, the rest when the burst is over.
+            // The neighbours' answers are published at once, the rest when the burst is over.
             self.publish();
             sleep(DEBOUNCE).await;
             stale = stale.max(self.take_waiting()?);
@@ -219,7 +219,7 @@ impl Task {
         }
     }
 
-    /// Takes over what a router has said of the path to a backend, if that is one and has a tunnel, and
+    /// Takes over a router's report about the path to a backend, if that is one and has a tunnel, and
     /// packets for it could be larger.
     fn narrow(&mut self, backend: IpAddr, mtu: u16) {
         let want = Want { address: backend, mode: Mode::Ipip };
@@ -230,7 +230,7 @@ impl Task {
         }
     }
 
-    /// Takes one event over; says what has to be read again for it.
+    /// Takes one event over; returns what has to be read again for it.
     fn take(&mut self, event: Event) -> Stale {
         match event {
             Event::Neighbour(key, neighbour) => {
@@ -296,7 +296,7 @@ impl Task {
             match self.client.use_neighbour(key) {
                 Ok(()) => {
                     self.tables.note_room(key, true);
-                    // The kernel tells nobody that it has begun to ask.
+                    // The kernel sends no event when it has begun to ask.
                     let known = self.tables.neighbours.get(&key).map(|known| known.state);
                     if matches!(known, None | Some(NeighbourState::Forgotten)) {
                         let asked = Neighbour { state: NeighbourState::Incomplete, mac: None };
@@ -316,7 +316,7 @@ impl Task {
         Ok(())
     }
 
-    /// Publishes what the tables say, if it differs from what was said before.
+    /// Publishes the tables' neighbourhood, if it differs from the last one.
     fn publish(&self) {
         let new = Neighbourhood {
             hops: self.wanted.iter().map(|want| (*want, resolve(want, &self.tables))).collect(),
@@ -352,7 +352,7 @@ fn log_changes(old: &Neighbourhood, new: &Neighbourhood) {
             }
             Resolution::Pending { reason } => info!(backend = %address, %mode, "{reason}"),
             Resolution::Unreachable { reason } => {
-                // The daemon tells it of each backend that it is of.
+                // The daemon reports it for each backend that it is of.
                 debug!(backend = %address, %mode, "unreachable: {reason}");
             }
         }

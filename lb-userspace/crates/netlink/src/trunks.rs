@@ -39,7 +39,7 @@ fn trunks<'a>(names: &'a [String], found: &BTreeMap<String, Interface>) -> Vec<&
     names.iter().filter(|name| found.get(*name).is_some_and(is_trunk)).collect()
 }
 
-/// The offloads of an interface that are on; none if the kernel does not say.
+/// The offloads of an interface that are on; none if the kernel does not report them.
 #[must_use]
 pub fn offloads(interface: &str) -> Option<BTreeSet<String>> {
     let answer = ask("ethtool", FEATURES_GET, of_name(interface)).ok()?;
@@ -56,7 +56,7 @@ pub fn of_name(name: &str) -> Vec<u8> {
 pub(super) fn bits(answer: &[u8], kind: u16) -> BTreeSet<String> {
     let Some(active) = find(answer, kind) else { return BTreeSet::new() };
     let bits = find(active, BITSET_BITS).unwrap_or_default();
-    // Without a mask a bit that is listed is on, and has no flag to say so (`ethnl_put_bitset32`).
+    // Without a mask a bit that is listed is on, and has no flag for that (`ethnl_put_bitset32`).
     let is_list = find(active, BITSET_NOMASK).is_some();
     attributes(bits)
         .filter(|(_, bit)| is_list || find(bit, BIT_VALUE).is_some())
@@ -97,7 +97,7 @@ pub(super) mod tests {
     #[test]
     fn the_kernel_tells_offloads() {
         // The network stack's own features are on unless somebody turns them off.
-        let on = offloads("lo").expect("the kernel says");
+        let on = offloads("lo").expect("the kernel reports them");
         assert!(on.contains("rx-gro") && !on.contains("rx-lro"), "{on:?}");
     }
 

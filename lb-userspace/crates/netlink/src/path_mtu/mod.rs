@@ -1,5 +1,5 @@
 //! Paths to backends that are narrower than the balancer's link: a router that can't forward a tunnelled
-//! packet says so in an ICMP error to the packet's outer source (RFC 2003, 5.1; RFC 2473, 8). Where the
+//! packet reports that in an ICMP error to the packet's outer source (RFC 2003, 5.1; RFC 2473, 8). Where the
 //! network routes that source to this node, the error is read here and lowers what the backend is sent.
 //! Clients whose packets don't fit any more are answered by the program.
 //!
@@ -56,7 +56,7 @@ impl PathMtus {
     }
 
     /// Takes over that a path takes so many bytes at `now`. What is less than was known holds, the same
-    /// holds for longer, and more is no news: an error says only what does not fit (RFC 8201, 4).
+    /// holds for longer, and more is ignored: an error reports only a size that does not fit (RFC 8201, 4).
     pub(crate) fn learn(&mut self, backend: IpAddr, mtu: u16, now: Instant) {
         if self.get(backend).is_none_or(|known| mtu <= known) {
             self.0.insert(backend, (mtu, now + KEPT));
@@ -81,7 +81,7 @@ struct Families {
 }
 
 impl Listener {
-    /// Reads in tasks of the current runtime, and tells `narrow` of each error that quotes a packet of
+    /// Reads in tasks of the current runtime, and calls `narrow` for each error that quotes a packet of
     /// `tunnel`: the backend, and the bytes that the path takes.
     pub fn start(
         tunnel: Tunnel,
@@ -141,7 +141,7 @@ async fn read(v6: bool, tunnel: Tunnel, narrow: impl Fn(IpAddr, u16)) -> Result<
         if let Some(TooBig { source, backend, mtu }) = quoted::parse(&buffer[..length])
             && is_of(tunnel, source)
         {
-            debug!(%backend, %source, mtu, "a router says that a tunnelled packet was too big");
+            debug!(%backend, %source, mtu, "a router reports that a tunnelled packet was too big");
             narrow(backend, mtu);
         }
         sleep(PACE).await;
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(known.all(), [(a, 1400), (b, 1300)].into());
         known.learn(b, 1300, start + KEPT / 2);
         known.retain(start + KEPT, |_| true);
-        assert_eq!(known.all(), [(b, 1300)].into(), "an error that says more keeps nothing");
+        assert_eq!(known.all(), [(b, 1300)].into(), "an error with a larger size keeps nothing");
         known.learn(b, 1280, start + KEPT);
         assert_eq!(known.get(b), Some(1280));
         known.retain(start + KEPT * 2 - Duration::from_nanos(1), |_| true);

@@ -1,4 +1,4 @@
-//! What an ICMP error says that quotes a tunnelled packet. No I/O.
+//! The content of an ICMP error that quotes a tunnelled packet. No I/O.
 
 use std::net::IpAddr;
 

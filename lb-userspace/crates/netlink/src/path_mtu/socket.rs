@@ -60,7 +60,7 @@ impl Receiver {
         loop {
             let mut ready = self.0.readable().await?;
             match ready.try_io(|socket| socket.get_ref().read(buffer)) {
-                // A link that went down says so to every packet socket, once.
+                // A link that went down reports that to every packet socket, once.
                 Ok(Err(error)) if error.raw_os_error() == Some(libc::ENETDOWN) => {}
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(read) => return read,
