@@ -12,7 +12,7 @@ const OBJECTS: [&str; 6] = ["balancer", "bench", "capture", "decap", "silent", "
 
 fn main() -> Result<()> {
     let root =
-        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo says where this is")?);
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("cargo sets this crate's folder")?);
     let root = root.ancestors().nth(3).context("the workspace's folder")?;
     for watched in ["lb-ebpf", "lb-common", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());

@@ -48,7 +48,7 @@ impl Link {
         &self.path
     }
 
-    /// What the kernel tells of it at this moment; `programs` are the ids of ours.
+    /// The kernel's status of it at this moment; `programs` are the ids of ours.
     pub(super) fn status(&self, programs: &[u32]) -> status::Interface {
         let foreign = |id: &&u32| self.mode.is_tc() && !programs.contains(id);
         let others = sys::tcx_programs(self.ifindex).unwrap_or_default();
@@ -87,7 +87,7 @@ impl Link {
     }
 }
 
-/// Puts the program on every interface of the settings, and takes it off all others; tells of each
+/// Puts the program on every interface of the settings, and takes it off all others; returns each
 /// that has it.
 ///
 /// What can be refused comes first, so that a start that fails leaves what runs as it was. An interface that gets
@@ -157,7 +157,7 @@ pub(super) fn reattach(
             kernel_link::named(kept.program)
         );
     }
-    // Never in place of somebody else's: that is for the operator to say, at a start.
+    // Never in place of somebody else's: the operator decides that, at a start.
     let (link, _) = place.take(programs, &Settings { force: false, ..settings.clone() })?;
     // An interface that was made anew may have got another hook.
     for kind in [Kind::Xdp, Kind::Tcx, Kind::Clsact] {

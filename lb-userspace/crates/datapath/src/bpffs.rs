@@ -56,15 +56,15 @@ pub(super) fn lock(pin_dir: &Path) -> Result<fs::File> {
 fn is_bpffs(path: &Path) -> Result<bool> {
     let there = path.ancestors().find(|path| path.exists()).context("no such path")?;
     let name = CString::new(there.as_os_str().as_bytes())?;
-    let mut told = std::mem::MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: the name ends in a zero byte, and `told` has room for the answer.
-    let result = unsafe { libc::statfs(name.as_ptr(), told.as_mut_ptr()) };
+    let mut info = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the name ends in a zero byte, and `info` has room for the answer.
+    let result = unsafe { libc::statfs(name.as_ptr(), info.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error()).with_context(|| there.display().to_string());
     }
     // SAFETY: the call has succeeded, so it has filled it.
-    let told = unsafe { told.assume_init() };
-    Ok(told.f_type == BPF_FS_MAGIC)
+    let info = unsafe { info.assume_init() };
+    Ok(info.f_type == BPF_FS_MAGIC)
 }
 
 fn is_mount_point(path: &Path) -> bool {

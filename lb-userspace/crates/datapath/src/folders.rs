@@ -4,7 +4,7 @@
 //! `v2` holds the maps of layout 2. While a set is being replaced there are two: the next one is
 //! made in `v2-next`, whatever layout the one before it has, and takes its name when the program
 //! runs on it; one of the same layout is set aside as `v2-old` just before. Two sets share the maps
-//! that need no change. What tells them apart after a crash are the maps that they do not share:
+//! that need no change. After a crash they differ by the maps that they do not share:
 //! the program in the kernel has either the ones or the others. Beside its maps a set has the pins of
 //! its rings and of the programs that run on it ([`super::rings`], [`super::program_pins`]).
 
@@ -25,11 +25,11 @@ use super::{kernel_link, layouts, pinned, program_pins, rings};
 pub struct Folder {
     /// Number of the maps' layout.
     pub version: u32,
-    /// What its name says of it.
+    /// The stage in its name.
     pub stage: Stage,
 }
 
-/// What a folder's name says of the maps in it.
+/// The stage of the maps in a folder, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// They are the ones to be used.
@@ -186,7 +186,7 @@ pub fn stand(pin_dir: &Path) -> Result<Standing> {
     Ok(decide(&sets, &running, ABI_VERSION, known))
 }
 
-/// The same from what was found: the sets, and the maps of each attached program. `known` tells
+/// The same from what was found: the sets, and the maps of each attached program. `known` decides
 /// which layouts can be read.
 fn decide(
     sets: &[Set],
@@ -259,7 +259,7 @@ mod tests {
     }
 
     /// What version 3, which can read 1 and 2, does with these; the names of what it removes.
-    fn told(sets: &[Set], running: &[&[u32]]) -> (Plan, Vec<String>) {
+    fn planned(sets: &[Set], running: &[&[u32]]) -> (Plan, Vec<String>) {
         let running: Vec<_> = running.iter().map(|ids| ids.iter().copied().collect()).collect();
         let standing = decide(sets, &running, 3, |version| version > 0);
         let name = |folder: &Folder| folder.path(Path::new("")).to_str().unwrap().to_owned();
@@ -278,34 +278,34 @@ mod tests {
 
     #[test]
     fn the_set_of_this_version_is_adopted_and_an_older_one_migrated() {
-        assert_eq!(told(&[], &[]), (Plan::Make, vec![]));
-        assert_eq!(told(&[set("v3", &[1])], &[&[1]]), (Plan::Adopt(folder("v3")), vec![]));
+        assert_eq!(planned(&[], &[]), (Plan::Make, vec![]));
+        assert_eq!(planned(&[set("v3", &[1])], &[&[1]]), (Plan::Adopt(folder("v3")), vec![]));
         let older = [set("v1", &[1]), set("v2", &[2])];
-        assert_eq!(told(&older, &[&[1]]), (Plan::Migrate(folder("v1")), vec!["v2".into()]));
-        assert_eq!(told(&older, &[]), (Plan::Migrate(folder("v2")), vec!["v1".into()]));
+        assert_eq!(planned(&older, &[&[1]]), (Plan::Migrate(folder("v1")), vec!["v2".into()]));
+        assert_eq!(planned(&older, &[]), (Plan::Migrate(folder("v2")), vec!["v1".into()]));
     }
 
     #[test]
     fn a_set_that_was_never_finished_is_removed() {
         let torn = |name: &str, maps: &[u32]| Set { whole: false, ..set(name, maps) };
         for name in ["v1", "v3", "v3-next"] {
-            assert_eq!(told(&[torn(name, &[1])], &[]), (Plan::Make, vec![name.into()]));
+            assert_eq!(planned(&[torn(name, &[1])], &[]), (Plan::Make, vec![name.into()]));
         }
         // A program runs on this one: somebody has removed a pin.
-        assert_eq!(told(&[torn("v3", &[1])], &[&[1]]), (Plan::Adopt(folder("v3")), vec![]));
+        assert_eq!(planned(&[torn("v3", &[1])], &[&[1]]), (Plan::Adopt(folder("v3")), vec![]));
     }
 
     #[test]
     fn what_an_unknown_version_runs_is_left_alone() {
         for name in ["v4", "v0", "v4-next", "v2-next"] {
             let sets = [set("v3", &[1]), set(name, &[2])];
-            assert_eq!(told(&sets, &[&[2]]), (Plan::Refuse(folder(name)), vec![]), "{name}");
+            assert_eq!(planned(&sets, &[&[2]]), (Plan::Refuse(folder(name)), vec![]), "{name}");
         }
         let standing = decide(&[set("v4", &[])], &[], 3, |_| true);
         assert_eq!((standing.plan, standing.strange), (Plan::Make, vec![folder("v4")]));
     }
 
-    /// Every moment of a migration at which a crash leaves something to tell.
+    /// Every moment of a migration at which a crash leaves something to distinguish.
     #[test]
     fn a_crash_leaves_the_old_set_or_the_next() {
         // From another layout. Map 9 is shared, 1 was replaced by 2.
@@ -313,32 +313,32 @@ mod tests {
         let migrate = Plan::Migrate(folder("v2"));
         let finish = Plan::Finish(Some(folder("v2")));
         let both = [from.clone(), next.clone()];
-        assert_eq!(told(&both, &[&[1, 9]]), (migrate, vec!["v3-next".into()]));
-        assert_eq!(told(&both, &[&[1, 9], &[2, 9]]), (finish, vec![]));
-        assert_eq!(told(&both, &[&[2, 9]]), (finish, vec![]));
+        assert_eq!(planned(&both, &[&[1, 9]]), (migrate, vec!["v3-next".into()]));
+        assert_eq!(planned(&both, &[&[1, 9], &[2, 9]]), (finish, vec![]));
+        assert_eq!(planned(&both, &[&[2, 9]]), (finish, vec![]));
         let adopt = Plan::Adopt(folder("v3"));
-        assert_eq!(told(&[from, now], &[&[2, 9]]), (adopt, vec!["v2".into()]));
+        assert_eq!(planned(&[from, now], &[&[2, 9]]), (adopt, vec!["v2".into()]));
         // Of the same layout.
         let (from, aside, now) = (set("v3", &[1, 9]), set("v3-old", &[1, 9]), set("v3", &[2, 9]));
         let finish = |name| Plan::Finish(Some(folder(name)));
         assert_eq!(
-            told(&[from.clone(), next.clone()], &[&[1, 9]]),
+            planned(&[from.clone(), next.clone()], &[&[1, 9]]),
             (adopt, vec!["v3-next".into()])
         );
-        assert_eq!(told(&[from, next.clone()], &[&[2, 9]]), (finish("v3"), vec![]));
-        assert_eq!(told(&[next.clone(), aside.clone()], &[&[2, 9]]), (finish("v3-old"), vec![]));
-        assert_eq!(told(&[now, aside.clone()], &[&[2, 9]]), (adopt, vec!["v3-old".into()]));
+        assert_eq!(planned(&[from, next.clone()], &[&[2, 9]]), (finish("v3"), vec![]));
+        assert_eq!(planned(&[next.clone(), aside.clone()], &[&[2, 9]]), (finish("v3-old"), vec![]));
+        assert_eq!(planned(&[now, aside.clone()], &[&[2, 9]]), (adopt, vec!["v3-old".into()]));
         // Nothing is attached any more: what was set aside has everything but the last moments.
         let restored = Plan::Adopt(folder("v3-old"));
-        assert_eq!(told(&[next, aside], &[]), (restored, vec!["v3-next".into()]));
+        assert_eq!(planned(&[next, aside], &[]), (restored, vec!["v3-next".into()]));
     }
 
     #[test]
     fn sets_that_share_every_map_are_one() {
         let sets = [set("v2", &[1]), set("v3-next", &[1])];
-        let told_of = told(&sets, &[&[1]]);
-        assert_eq!(told_of, (Plan::Migrate(folder("v2")), vec!["v3-next".into()]));
+        let plan = planned(&sets, &[&[1]]);
+        assert_eq!(plan, (Plan::Migrate(folder("v2")), vec!["v3-next".into()]));
         let sets = [set("v2", &[1]), set("v3", &[1])];
-        assert_eq!(told(&sets, &[&[1]]), (Plan::Adopt(folder("v3")), vec!["v2".into()]));
+        assert_eq!(planned(&sets, &[&[1]]), (Plan::Adopt(folder("v3")), vec!["v2".into()]));
     }
 }

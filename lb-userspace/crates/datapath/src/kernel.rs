@@ -1,7 +1,7 @@
 //! What the balancer asks of a kernel: the one list of it, which `lbd` goes through at its start and
 //! `lbctl doctor` shows.
 //!
-//! Features are probed, since distributions bring them to older kernels; releases only say where one
+//! Features are probed, since distributions bring them to older kernels; releases only show where one
 //! is found.
 
 use aya::{
@@ -44,7 +44,7 @@ pub struct TooOld {
 }
 
 /// Goes through the list: an error for what the balancer can't do without, a warning in the log for
-/// what it can. Without the right to ask, loading will tell.
+/// what it can. Without the right to probe, loading shows it.
 ///
 /// # Errors
 ///
@@ -128,11 +128,11 @@ pub fn features() -> Option<Vec<Feature>> {
             helper(BpfHelper::BPF_FUNC_xdp_get_buff_len)?,
         ),
         Feature {
-            name: "drivers that tell what they can do for XDP",
+            name: "drivers that report what they can do for XDP",
             since: "6.3",
             without: Some(
                 "whether an interface can have the program in its driver shows when it is attached, \
-                 and `lbctl doctor` can't tell before",
+                 and `lbctl doctor` can't check it before",
             ),
             there: generic::has_family("netdev"),
         },
@@ -140,8 +140,8 @@ pub fn features() -> Option<Vec<Feature>> {
 }
 
 /// Whether it is there; none if one may not ask.
-fn allowed(told: Result<bool, Option<i32>>) -> Option<bool> {
-    match told {
+fn allowed(supported: Result<bool, Option<i32>>) -> Option<bool> {
+    match supported {
         Ok(supported) => Some(supported),
         Err(Some(libc::EPERM)) => None,
         Err(_) => Some(false),
@@ -184,9 +184,12 @@ mod tests {
             feature("names of drivers", Some("nothing is named"), false),
         ];
         let refused = judge("5.10.0-31-amd64", &features).expect_err("one is needed");
-        let said = refused.to_string();
-        assert!(said.starts_with("Linux 5.10.0-31-amd64 lacks"), "{said}");
-        assert!(said.contains("frames of several buffers (Linux 5.18); Linux 6.1 or"), "{said}");
+        let message = refused.to_string();
+        assert!(message.starts_with("Linux 5.10.0-31-amd64 lacks"), "{message}");
+        assert!(
+            message.contains("frames of several buffers (Linux 5.18); Linux 6.1 or"),
+            "{message}"
+        );
         assert_eq!(judge("5.18.0", &[feature("XDP", None, true), features[2]]), Ok(()));
     }
 

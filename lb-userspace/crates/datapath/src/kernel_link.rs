@@ -1,4 +1,4 @@
-//! What XDP program an interface has, by netlink: bpf(2) tells only of links, and programs are
+//! The XDP program of an interface, by netlink: bpf(2) knows only links, and programs are
 //! attached without one too.
 
 use std::{collections::BTreeSet, io};

@@ -115,7 +115,7 @@ pub trait DataPlane: View + Send + 'static {
     /// CPUs that packets may be taken on at this moment.
     fn online_cpus(&self) -> u32;
 
-    /// The interfaces with the program, as the kernel tells it.
+    /// The interfaces with the program, as the kernel reports them.
     fn interfaces(&self) -> Vec<status::Interface>;
 
     /// Why an interface does not have the program, in words; none if it does.

@@ -43,7 +43,7 @@ impl Xdp {
         Self::open_by_steps(settings, &mut |_| Ok(()))
     }
 
-    /// The same; `done` is told of each step of a migration, for tests that crash or write there.
+    /// The same; `done` is called at each step of a migration, for tests that crash or write there.
     /// An error that it returns ends the start.
     ///
     /// # Errors
@@ -287,7 +287,7 @@ pub(super) fn load_object(
     loader.load(&object).context("load the maps and the program")
 }
 
-/// What the kernel tells of the balancer's program.
+/// The kernel's record of the balancer's program.
 pub(super) fn program_info(object: &Ebpf) -> Result<programs::ProgramInfo> {
     let program = object.program(variants::BALANCE.native).context("the object has no program")?;
     let program: &programs::Xdp = program.try_into().context("the program is not XDP")?;

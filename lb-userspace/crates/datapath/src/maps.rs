@@ -1,4 +1,4 @@
-//! A typed handle of each map by its name; how large they are is told in [`super::layouts`].
+//! A typed handle of each map by its name; how large they are is defined in [`super::layouts`].
 
 use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 

@@ -8,7 +8,7 @@
 //!    one has dealt with it later; counters move.
 //! 4. The next set takes the old one's place.
 //!
-//! A crash at any point leaves a state that [`super::folders`] can tell: until the first swap the
+//! A crash at any point leaves a state that [`super::folders`] can distinguish: until the first swap the
 //! next set is discarded by the next start, from then on it is finished.
 //!
 //! Both programs use the same rings, so no stamp of a slot is lost. Tokens of SYN budgets and marks of SYNs are not
@@ -267,7 +267,7 @@ where
     failed.map_or(Ok(()), Err)
 }
 
-/// Copies what a table has that the other lacks, or has of an earlier time: `newer` tells, from the
+/// Copies what a table has that the other lacks, or has of an earlier time: `newer` computes, from the
 /// old table's value and the new one's, what the new one is to hold, if that is something else. How
 /// many entries were written.
 ///

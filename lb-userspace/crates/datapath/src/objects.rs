@@ -15,7 +15,7 @@ pub static TX_ERRORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"
 /// The programs of the benchmark; nothing that is installed contains them.
 pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
 
-/// The balancer without anything that it says: program `silent`. It is for the benchmark, too.
+/// The balancer without its log: program `silent`. It is for the benchmark, too.
 pub static SILENT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/silent"));
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the balancer's program says of rare packets, on its way into the log.
+//! The log records of the balancer's program about rare packets, on their way into the log.
 //!
 //! The program writes into a ring that is its own and not pinned, and only as many messages as it was
 //! granted: none unless the log takes them, which is looked at each second.
@@ -45,7 +45,7 @@ impl ProgramLog {
         Ok(Self { logger, budget })
     }
 
-    /// Passes on what the program says, for as long as the process runs.
+    /// Passes on the program's records, for as long as the process runs.
     pub async fn run(mut self) {
         let mut tick = interval(READ);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -65,7 +65,7 @@ impl ProgramLog {
     }
 }
 
-/// Turns what the program says into events of the log.
+/// Turns the program's records into events of the log.
 #[derive(Debug)]
 struct Sink;
 
@@ -75,21 +75,21 @@ impl log::Log for Sink {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let said = record.args().to_string();
-        match reason(&said) {
+        let text = record.args().to_string();
+        match reason(&text) {
             Some((verdict, reason, rest)) => {
                 debug!(target: "xdp", reason, "packet {verdict}: {rest}")
             }
-            None => debug!(target: "xdp", "{said}"),
+            None => debug!(target: "xdp", "{text}"),
         }
     }
 
     fn flush(&self) {}
 }
 
-/// What the number of a reason means, and what else is said: `reason=16 length=60`.
-fn reason(said: &str) -> Option<(&'static str, &'static str, &str)> {
-    let (number, rest) = said.strip_prefix("reason=")?.split_once(' ')?;
+/// The meaning of a reason's number, and the rest of the record: `reason=16 length=60`.
+fn reason(text: &str) -> Option<(&'static str, &'static str, &str)> {
+    let (number, rest) = text.strip_prefix("reason=")?.split_once(' ')?;
     let number: u32 = number.parse().ok()?;
     let passed = Pass::ALL.iter().find(|reason| reason.index() == number);
     let dropped = Drop::ALL.iter().find(|reason| reason.index() == number);
@@ -104,10 +104,10 @@ mod tests {
 
     #[test]
     fn reasons_have_the_names_of_their_counters() {
-        let said = format!("reason={} interface=2 length=60", Drop::NoBackend.index());
-        assert_eq!(reason(&said), Some(("dropped", "no_backend", "interface=2 length=60")));
-        let said = format!("reason={} length=13", Pass::Malformed.index());
-        assert_eq!(reason(&said), Some(("passed to the node", "malformed", "length=13")));
+        let text = format!("reason={} interface=2 length=60", Drop::NoBackend.index());
+        assert_eq!(reason(&text), Some(("dropped", "no_backend", "interface=2 length=60")));
+        let text = format!("reason={} length=13", Pass::Malformed.index());
+        assert_eq!(reason(&text), Some(("passed to the node", "malformed", "length=13")));
         assert_eq!(reason("no room for a pin: client=::1 port=1"), None);
         assert_eq!(reason("reason=4000000000 length=1"), None);
     }

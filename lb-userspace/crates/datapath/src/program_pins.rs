@@ -1,6 +1,6 @@
 //! Pins of programs, beside the maps that they use: `program-42` for the program with id 42.
 //!
-//! A link tells the id of the program that it runs, and the kernel opens programs by their ids for
+//! A link has the id of the program that it runs, and the kernel opens programs by their ids for
 //! `CAP_SYS_ADMIN` alone. By its pin, the next start finds out which maps that program has.
 
 use std::{

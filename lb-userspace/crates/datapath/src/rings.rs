@@ -1,10 +1,10 @@
-//! The rings of a set of maps. `RINGS` holds them, and tells of each no more than its id; the kernel
+//! The rings of a set of maps. `RINGS` holds them, with no more than the id of each; the kernel
 //! opens maps by their ids for `CAP_SYS_ADMIN` alone, so each ring has a pin beside it: `ring-7` for
 //! the service with id 7.
 //!
 //! A ring that is to replace another is pinned as `ring-7-next` first, and takes the name when `RINGS`
-//! has it. So a process that ends at any point leaves a pin of the ring that is in use; which it is,
-//! the ids tell.
+//! has it. So a process that ends at any point leaves a pin of the ring that is in use; the ids show
+//! which.
 
 use std::{
     collections::BTreeMap,
@@ -100,7 +100,7 @@ impl Rings {
         }
         let ids: Vec<_> = rings.iter().map(|(id, _)| u32::from(*id)).collect();
         let maps: Vec<_> = rings.iter().map(|(_, ring)| sys::map_fd(ring)).collect();
-        // The pins stay after an error: `get` and `settle` tell by the ids which of a service's two is
+        // The pins stay after an error: `get` and `settle` find by the ids which of a service's two is
         // in use.
         self.table.put_all(&ids, &maps).context("publish rings")?;
         for &(id, _) in rings {

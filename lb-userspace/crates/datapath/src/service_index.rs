@@ -1,4 +1,4 @@
-//! The writer of the services' index; what it is for and why it is safe is told in
+//! The writer of the services' index; its purpose and its safety are described in
 //! [`lb_common::service_index`].
 
 use std::{

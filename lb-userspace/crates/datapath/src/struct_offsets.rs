@@ -4,7 +4,7 @@
 //! itself. The format is in the kernel's Documentation/bpf/btf.rst.
 //!
 //! A kernel whose BTF was made by a newer pahole may have types of kinds that are not known here. How long such a type is,
-//! BTF says itself if it has a layout section, which newer ones have (`struct btf_layout`); else it is inferred: by the one
+//! BTF states itself if it has a layout section, which newer ones have (`struct btf_layout`); else it is inferred: by the one
 //! length with which all that follows is valid. Where several fit or none, the types are refused.
 
 use std::{collections::BTreeSet, fs, ops::Range};
@@ -40,7 +40,7 @@ impl Types {
     ///
     /// # Errors
     ///
-    /// If it tells none (`CONFIG_DEBUG_INFO_BTF`), or in an unknown format.
+    /// If it provides none (`CONFIG_DEBUG_INFO_BTF`), or in an unknown format.
     pub(super) fn of_kernel() -> Result<Self> {
         let data = fs::read(KERNEL).with_context(|| {
             format!("read {KERNEL}, which the kernel has with CONFIG_DEBUG_INFO_BTF")
@@ -61,11 +61,12 @@ impl Types {
         let (types, strings) = (section(8)?, section(16)?);
         let layout = if header < HEADER_WITH_LAYOUT { 0..0 } else { section(24)? };
         all.strings = strings;
-        let told = all.data.get(layout).context("it ends too early")?;
+        let lengths = all.data.get(layout).context("it ends too early")?;
         // struct btf_layout: info_sz, elem_sz, flags.
-        let told: Vec<_> =
-            told.as_chunks::<4>().0.iter().map(|one| Length::of(one[0], one[1])).collect();
-        let known = |kind: u32| Length::of_kind(kind).or_else(|| told.get(kind as usize).copied());
+        let lengths: Vec<_> =
+            lengths.as_chunks::<4>().0.iter().map(|one| Length::of(one[0], one[1])).collect();
+        let known =
+            |kind: u32| Length::of_kind(kind).or_else(|| lengths.get(kind as usize).copied());
         all.types = match all.walk(types.clone(), known)? {
             Walk::Whole(types) => types,
             Walk::Unknown(kind) => all.infer(types, kind)?,
@@ -104,7 +105,7 @@ impl Types {
         // Lengths that come to the same, as where every count is 0, are one.
         let found: BTreeSet<_> = lengths.filter_map(fits).collect();
         let [types] = &found.into_iter().collect::<Vec<_>>()[..] else {
-            bail!("kind {unknown} is unknown, and how long its types are can't be told");
+            bail!("kind {unknown} is unknown, and the length of its types can't be inferred");
         };
         Ok(types.clone())
     }

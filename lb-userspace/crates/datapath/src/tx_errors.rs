@@ -1,4 +1,4 @@
-//! Frames that were dropped after the program had sent them, as the kernel's tracepoints tell.
+//! Frames that were dropped after the program had sent them, as the kernel's tracepoints report them.
 
 use std::{
     collections::BTreeSet,

@@ -64,7 +64,7 @@ impl Xdp {
         program_pins::retain(&folders::current(&self.settings.pin_dir), &used)
     }
 
-    /// What the program says, to be passed on; once.
+    /// The program's log, to be passed on; once.
     pub const fn take_log(&mut self) -> Option<ProgramLog> {
         self.log.take()
     }

@@ -76,7 +76,7 @@ pub struct Attached {
     pub replaced: bool,
 }
 
-/// How to name the sources that a balancer has unless its configuration says otherwise.
+/// How to name the sources that a balancer has unless its configuration names others.
 #[must_use]
 pub fn usual_sources() -> String {
     let Tunnel { source_v4: (v4, length_v4), source_v6: (v6, length_v6) } = Tunnel::default();

@@ -129,7 +129,7 @@ fn status_of(
     interfaces: &BTreeMap<String, query::Interface>,
 ) -> Result<DecapStatus> {
     let program = pins.program();
-    // Two interfaces can have the same name but for dots; the program tells which it is.
+    // Two interfaces can have the same name but for dots; the program distinguishes them.
     let carrier = interfaces.iter().find(|(name, interface)| {
         file_name(name) == pinned && program.is_some() && interface.xdp_prog_id == program
     });

@@ -1,4 +1,4 @@
-//! What the explanation says of packets, over the maps in memory.
+//! The explanation of packets, over the maps in memory.
 
 use std::{
     collections::BTreeMap,

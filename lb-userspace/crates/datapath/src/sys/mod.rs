@@ -1,4 +1,4 @@
-//! The calls of bpf(2) that aya lacks: batches, and what the kernel tells of links and programs.
+//! The calls of bpf(2) that aya lacks: batches, and the kernel's records of links and programs.
 
 use std::{
     ffi::CString,
@@ -136,7 +136,7 @@ struct TestRun {
 }
 
 /// Gives an XDP program one frame, as if it had come in by an interface of the calling thread's network namespace, and
-/// does with it what the program says (Linux 5.18). XDP_TX becomes a redirect to the same interface there.
+/// applies the program's verdict to it (Linux 5.18). XDP_TX becomes a redirect to the same interface there.
 pub fn run_live(program: &OwnedFd, ingress: u32, frame: &[u8]) -> io::Result<()> {
     /// `BPF_F_TEST_XDP_LIVE_FRAMES`.
     const LIVE: u32 = 2;
@@ -359,7 +359,7 @@ where
     }
 }
 
-/// What the kernel tells of a link of XDP or tc.
+/// The kernel's record of a link of XDP or tc.
 #[derive(Clone, Copy, Debug, IntoBytes, FromBytes)]
 #[repr(C)]
 pub struct LinkInfo {
@@ -448,7 +448,7 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether an entry was refused because its map has no room: a hash map says that it is full, and one
+/// Whether an entry was refused because its map has no room: a hash map reports that it is full, and one
 /// that makes room by itself that it could not find any at this moment.
 pub fn has_no_room(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM))

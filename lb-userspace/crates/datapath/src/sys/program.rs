@@ -1,4 +1,4 @@
-//! What the kernel tells of a program.
+//! The kernel's record of a program.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ const PROG_GET_FD_BY_ID: libc::c_int = 13;
 /// The beginning of `struct bpf_prog_info`.
 #[derive(Clone, Copy, IntoBytes, FromBytes)]
 #[repr(C)]
-struct Told {
+struct RawProgInfo {
     kind: u32,
     id: u32,
     tag: [u8; 8],
@@ -56,29 +56,29 @@ impl ProgramInfo {
 
     /// Of an open program.
     pub fn of(program: &OwnedFd) -> io::Result<Self> {
-        let mut told = Told::new_zeroed();
-        ask(program, &mut told)?;
+        let mut raw = RawProgInfo::new_zeroed();
+        ask(program, &mut raw)?;
         // What is asked for twice is the list: how long it is, and then what is in it.
-        let mut maps = vec![0_u32; told.maps_len as usize];
-        let mut told = Told::new_zeroed();
-        told.maps_len = maps.len() as u32;
-        told.maps = maps.as_mut_ptr() as u64;
-        ask(program, &mut told)?;
-        maps.truncate(told.maps_len as usize);
-        let end = told.name.iter().position(|&byte| byte == 0).unwrap_or(told.name.len());
-        let name = String::from_utf8_lossy(&told.name[..end]).into_owned();
+        let mut maps = vec![0_u32; raw.maps_len as usize];
+        let mut raw = RawProgInfo::new_zeroed();
+        raw.maps_len = maps.len() as u32;
+        raw.maps = maps.as_mut_ptr() as u64;
+        ask(program, &mut raw)?;
+        maps.truncate(raw.maps_len as usize);
+        let end = raw.name.iter().position(|&byte| byte == 0).unwrap_or(raw.name.len());
+        let name = String::from_utf8_lossy(&raw.name[..end]).into_owned();
         let name = Some(name).filter(|name| !name.is_empty());
-        Ok(Self { id: told.id, name, maps: maps.into_iter().collect() })
+        Ok(Self { id: raw.id, name, maps: maps.into_iter().collect() })
     }
 }
 
-fn ask(program: &OwnedFd, told: &mut Told) -> io::Result<()> {
+fn ask(program: &OwnedFd, raw: &mut RawProgInfo) -> io::Result<()> {
     let mut attr = Info {
         fd: program.as_raw_fd() as u32,
-        length: size_of::<Told>() as u32,
-        info: std::ptr::from_mut(told) as u64,
+        length: size_of::<RawProgInfo>() as u32,
+        info: std::ptr::from_mut(raw) as u64,
     };
-    // SAFETY: `told` has room for `length` bytes, and the list in it for as many as it says.
+    // SAFETY: `raw` has room for `length` bytes, and the list in it for as many as it declares.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
