@@ -33,7 +33,7 @@ impl SessionId {
     }
 }
 
-/// Bytes that nobody can guess, from the kernel.
+/// Random bytes from the kernel.
 pub(super) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     let filled = SystemRandom::new().fill(&mut bytes);

@@ -39,7 +39,7 @@ pub enum Piece {
         /// The flows.
         pins: Vec<Pin>,
     },
-    /// Flows that have ended. Two flows that nobody can have mean something else:
+    /// Flows that have ended. Two flows that no client can have mean something else:
     /// [`Self::ring_is_whole`] and [`Self::all_is_told`].
     Ended {
         /// The service.

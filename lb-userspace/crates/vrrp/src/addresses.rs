@@ -155,7 +155,7 @@ impl Addresses {
         let mut problems = Vec::new();
         for (key, outcome) in keys.into_iter().zip(outcomes) {
             match outcome {
-                // The second and third: somebody was faster.
+                // The second and third: another process was faster.
                 Ok(()) | Err(libc::EADDRNOTAVAIL | libc::ENODEV) => {
                     self.added.remove(&key);
                     self.interfaces.addresses.remove(&key);
@@ -182,7 +182,7 @@ impl Addresses {
         by_hand
     }
 
-    /// Takes all off that carry the mark, on whatever interface they are, whoever has put it there. Which
+    /// Takes all off that carry the mark, on whatever interface they are, whichever process has put it there. Which
     /// these were, and what did not work.
     pub fn release_marked(&mut self) -> (Vec<String>, Vec<String>) {
         let marked = self.interfaces.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
@@ -237,7 +237,7 @@ impl Addresses {
         self.added.extend(found);
     }
 
-    /// Addresses of a router that are on their interfaces, with whatever prefix, and not ours: somebody
+    /// Addresses of a router that are on their interfaces, with whatever prefix, and not ours: an operator
     /// has set them by hand, and they stay when another node holds them.
     #[must_use]
     pub fn set_by_others(&self, router: &Router) -> Vec<Key> {
@@ -284,7 +284,7 @@ impl Addresses {
     }
 }
 
-/// Whether a kernel of this release keeps who has put an address there.
+/// Whether a kernel of this release keeps an address's protocol, which is its owner's mark.
 fn marks(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {

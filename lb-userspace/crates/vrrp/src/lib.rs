@@ -41,14 +41,14 @@ pub struct Facts {
     pub healthy: BTreeMap<String, u32>,
     /// The services that a backend serves, with their VIPs.
     pub served: BTreeSet<(IpAddr, String)>,
-    /// Whether the node is draining: it is Active only while nobody else can be.
+    /// Whether the node is draining: it is Active only while no other node can be.
     pub draining: bool,
     /// Routers of which another node's flows are not known here yet, though they could be: none of
     /// these preempts, for a while, or until the Active router lowers its priority.
     pub unsynced: BTreeSet<RouterKey>,
     /// How many transitions each router had made when `unsynced` was found, by its name: after the next
     /// one that counts no more, and it does not preempt before it is set anew. Empty if there is
-    /// nobody whose flows could be known.
+    /// no peer whose flows could be known.
     pub transitions: BTreeMap<String, u64>,
     /// Routers that a peer is Active for which hands over when it receives that this node would preempt: so
     /// none of these preempts by itself.
@@ -104,7 +104,7 @@ pub enum Order {
     Yield(RouterKey, Yield),
     /// Become Active at once, whatever the priority: the Active one yields.
     Take(RouterKey),
-    /// End: give up being Active as by [`Yield`]; if nobody takes over, leave the addresses, unless
+    /// End: give up being Active as by [`Yield`]; if no router takes over, leave the addresses, unless
     /// `release` is set.
     Stop {
         /// Whether the addresses go in any case.
@@ -133,14 +133,14 @@ pub enum Report {
         mac: [u8; 6],
         /// Whether frames to it are this node's.
         take: bool,
-        /// Whom to answer.
+        /// The channel for the answer.
         done: Done,
     },
     /// It is over, as by [`Order::Stop`].
     Stopped,
 }
 
-/// Whom to answer when something was done.
+/// The channel that reports that something was done.
 #[derive(Clone, Debug)]
 pub struct Done(pub std::sync::mpsc::SyncSender<()>);
 

@@ -85,7 +85,7 @@ pub enum Step {
     Make(Device, u32),
     /// Set up one that is there.
     SetUp(Device),
-    /// There is an interface of that name, which is somebody else's.
+    /// There is an interface of that name, which is not lbd's.
     Taken(Device),
 }
 

@@ -1,6 +1,6 @@
 //! What keeps the thread from being late: a real-time priority and memory that is never paged out.
 //!
-//! Both are for the asking only where the process may; where it may not, advertisements can be late
+//! Both are granted only where the process may have them; where it may not, advertisements can be late
 //! under load, which is logged once and is no error.
 
 use std::{fs, io, sync::Once, time::Duration};

@@ -304,7 +304,7 @@ impl Tracks {
             .filter_map(Rating::problem)
             .map(String::as_str)
             .collect();
-        // An owner is one whatever happens (RFC 9568, 5.2.4), and nobody else can become one.
+        // An owner is one whatever happens (RFC 9568, 5.2.4), and no other router can become one.
         let priority = |sum: i64| if base == OWNER { OWNER } else { sum.clamp(1, 254) as u8 };
         Verdict {
             priority: priority(sum),

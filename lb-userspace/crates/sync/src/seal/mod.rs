@@ -119,7 +119,7 @@ impl Sealer {
         self.session
     }
 
-    /// A datagram of a message of this kind, for one session or for everybody; `body` appends the
+    /// A datagram of a message of this kind, for one session or for all; `body` appends the
     /// message.
     pub fn seal(
         &mut self,

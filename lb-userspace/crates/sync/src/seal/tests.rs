@@ -9,7 +9,7 @@ fn session(number: u8) -> SessionId {
     SessionId([number; 16])
 }
 
-/// A datagram of session 1, for session 2 or everybody.
+/// A datagram of session 1, for session 2 or all.
 fn sealed(sealer: &mut Sealer, to: Option<u8>) -> Vec<u8> {
     sealer.seal(9, to.map(session).as_ref(), |body| body.extend_from_slice(b"what is sent"))
 }
@@ -56,7 +56,7 @@ fn what_is_for_another_session_does_not_open() {
     let (mut sealer, mut opener) = (Sealer::new(&KEY, session(1)), Opener::new(&KEY, session(1)));
     let mut datagram = sealed(&mut sealer, Some(2));
     assert_eq!(opened(&mut opener, 3, &datagram), Err(Refused::ElseWhere));
-    // Nor when its header is for this one, or for everybody.
+    // Nor when its header is for this one, or for all.
     for tag in [session(3).tag(), 0] {
         datagram[4..8].copy_from_slice(&tag.to_be_bytes());
         assert_eq!(opened(&mut opener, 3, &datagram), Err(Refused::NotAuthentic));

@@ -29,7 +29,7 @@ pub(super) enum AskedState {
     Held,
     /// The daemon has it, and has not answered.
     Reported,
-    /// Who had asked goes on; what of the question is still on its way does not count.
+    /// The asking node goes on; what of the question is still on its way does not count.
     Withdrawn,
     Answered(Result<(), String>),
 }

@@ -1,4 +1,4 @@
-//! What a peer sends: put in order, with what is missing asked for again.
+//! A peer's updates and transfers: put in order, with what is missing requested again.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
 const HELD: usize = 1024;
 /// Packets of a transfer that are held: the sender's window.
 const HELD_OF_ALL: u32 = 512;
-/// Most packets that are asked for at once.
+/// Most packets that are requested at once.
 const ASKED: u64 = 256;
 
 /// Packets that overtake others on their way are no gap so long.
@@ -68,7 +68,7 @@ pub(super) struct Incoming {
     unacked: u32,
     repair_at: Option<Instant>,
     repair_after: Duration,
-    /// What was missing first when it was last asked for.
+    /// What was missing first when it was last requested.
     repaired: u64,
     /// What was missing first when `repair_at` was set.
     checked: u64,

@@ -2,7 +2,7 @@
 //!
 //! **Joining.** Each node sends [`Hello`](wire::Hello) to each peer, every 100 ms. It has a session and, for each
 //! peer, a challenge; a peer's session is trusted when one of its Hellos has repeated both. So a
-//! recorded session can't be played again: nobody could know the challenge, and it changes with
+//! recorded session can't be played again: no attacker could know the challenge, and it changes with
 //! each session that is trusted. A peer that sends nothing for the timeout is lost, and so is one that
 //! reports that it had lost this node: both begin anew.
 //!
@@ -155,7 +155,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session that nobody knows of; `id` is random.
+    /// A session that no peer knows; `id` is random.
     #[must_use]
     pub fn new(config: &Config, id: SessionId, now: Instant) -> Self {
         let peer = |(at, address): (usize, &SocketAddr)| Peer::new(PeerId(at as u8), *address, now);
@@ -268,7 +268,7 @@ impl Session {
     }
 
     fn publish(&mut self, number: u64, pieces: Vec<Piece>, now: Instant) {
-        // Who joins later gets all of the history, which includes these.
+        // A peer that joins later gets all of the history, which includes these.
         if !self.peers.iter().any(Peer::is_connected) {
             self.untaken.clear();
             self.taken = number;

@@ -68,9 +68,9 @@ impl Log {
 /// How a peer stands with this node's history.
 #[derive(Debug)]
 enum Standing {
-    /// It has none, or has fallen behind; the daemon was not asked for it.
+    /// It has none, or has fallen behind; it was not requested from the daemon.
     Behind,
-    /// The daemon was asked.
+    /// It was requested from the daemon.
     Wanting,
     /// It is being sent.
     Transferring(Box<Transfer>),
@@ -92,7 +92,7 @@ pub(super) struct Outgoing {
     acked: u64,
     /// The counter of its last acknowledgement of a transfer.
     last_ack: u64,
-    /// Not before this the daemon is asked again.
+    /// Not before this it is requested from the daemon again.
     wants_at: Instant,
 }
 
@@ -126,7 +126,7 @@ impl Outgoing {
         self.repairs.len() + window
     }
 
-    /// Whether the daemon is to be asked for all of the history; it counts as asked then.
+    /// Whether all of the history is to be requested from the daemon; it counts as requested then.
     pub(super) fn wants_all(&mut self, now: Instant) -> bool {
         let wants = self.wants_by().is_some_and(|at| at <= now);
         if wants {
@@ -136,7 +136,7 @@ impl Outgoing {
         wants
     }
 
-    /// When the daemon is to be asked, if it is.
+    /// When that is to be requested, if it is.
     pub(super) fn wants_by(&self) -> Option<Instant> {
         matches!(self.standing, Standing::Behind).then_some(self.wants_at)
     }
@@ -227,7 +227,7 @@ impl Outgoing {
         }
     }
 
-    /// When something is to be sent again without having been asked for.
+    /// When something is to be sent again without a request.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match &self.standing {
             Standing::Transferring(transfer) => transfer.timeout_at,

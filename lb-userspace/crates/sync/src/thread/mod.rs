@@ -307,7 +307,7 @@ impl Runner {
     fn perform(&mut self) {
         for action in self.out.drain(..) {
             match action {
-                // Nobody listens when the daemon ends.
+                // The channel is closed when the daemon ends.
                 Action::Report(report) => drop(self.reports.send(report)),
                 Action::Send(target, datagram) => {
                     let Sockets::Open(sockets) = &self.sockets else { continue };
@@ -317,7 +317,7 @@ impl Runner {
                         (Target::Group, None) => continue,
                     };
                     let sent = sockets[0].send_to(&datagram, to);
-                    // What finds no room is lost as on any link, and asked for again.
+                    // What finds no room is lost as on any link, and requested again.
                     let sent = sent.or_else(|error| match error.kind() {
                         ErrorKind::WouldBlock => Ok(0),
                         _ if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(0),

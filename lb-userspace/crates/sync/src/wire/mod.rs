@@ -80,7 +80,7 @@ pub struct Header {
     version: u8,
     /// What the body is.
     pub kind: u8,
-    /// [`SessionId::tag`] of the receiver; 0: it is for everybody.
+    /// [`SessionId::tag`] of the receiver; 0: it is for all.
     pub to: U32,
     /// The sender's session.
     pub session: [u8; 16],

@@ -154,7 +154,7 @@ fn ethernet_header(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
     frame
 }
 
-/// Who claims which address by a frame: the sender of any ARP message, and the target of a neighbour
+/// The claim of an address in a frame: the sender of any ARP message, and the target of a neighbour
 /// advertisement. A probe (RFC 5227, 2.1.1) claims none.
 #[must_use]
 pub fn claim(frame: &[u8]) -> Option<Claim> {

@@ -120,7 +120,7 @@ proptest! {
     fn one_changed_bit_of_a_neighbour_advertisement_is_found(bits in any::<u128>(), bit in 0..72 * 8_usize) {
         let address = Ipv6Addr::from_bits(bits & !(0xff << 120)).into();
         let mut frame = frame(address, MAC, false);
-        // Of the IPv6 header from the length on: what is before it is nobody's business.
+        // Of the IPv6 header from the length on: the test needs nothing before it.
         let bit = bit % ((ADVERTISEMENT_AND_OPTION + IPV6 - 4) * 8);
         frame[ETHERNET + 4 + bit / 8] ^= 1 << (bit % 8);
         prop_assert_eq!(claim(&frame), None);

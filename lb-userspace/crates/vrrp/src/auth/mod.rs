@@ -28,7 +28,7 @@
 //! +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 //! ```
 //!
-//! So it proves who has the key, which instance and sender it is from, and by its sequence that it is
+//! So it proves that the sender has the key, which instance and sender it is from, and by its sequence that it is
 //! neither old nor a repetition. The checksum is left out because for IPv6 the kernel may compute it
 //! after that; it covers the trailer there, and for IPv4 it does not.
 
@@ -55,7 +55,7 @@ const HMAC_SHA256: u8 = 1;
 const TAG_AT: usize = 12;
 /// No window is smaller unless it is configured.
 const MIN_WINDOW: Duration = Duration::from_secs(5);
-/// So many senders are remembered. Only who has the key becomes one.
+/// So many senders are remembered. Only a sender that has the key becomes one.
 const MAX_SENDERS: usize = 64;
 
 /// Why the authentication of a message is wrong.

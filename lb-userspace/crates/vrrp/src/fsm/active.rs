@@ -1,4 +1,4 @@
-//! Active: advertising, announcing, and who gives way when another router is Active too.
+//! Active: advertising, announcing, and giving way when another router is Active too.
 
 use super::*;
 
@@ -12,7 +12,7 @@ const FORGOTTEN: Duration = Duration::from_secs(10);
 const SENDERS: usize = 16;
 /// So many advertisements announce a longer interval at the pace of the shorter one.
 const HURRIED: u8 = 3;
-/// How many intervals an equal router is borne, when it is somebody else's to decide.
+/// How many intervals an equal router is borne, when another router decides.
 const PATIENCE: u32 = 2;
 
 /// So many answers are announced however soon they follow each other.
@@ -30,7 +30,7 @@ pub(super) struct Answers {
     pub due: Option<Instant>,
 }
 
-/// Whom it has replaced knowingly.
+/// The router that it has replaced knowingly.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Displaced {
     /// By path; none: nothing was received there.

@@ -70,7 +70,7 @@ impl VirtualRouter {
     pub(super) fn backup_receive(&mut self, advert: Heard, now: Instant, out: &mut Vec<Action>) {
         if advert.priority == 0 {
             // RFC 9568, 6.4.2: the Active router leaves, so only the skew time is waited. What one
-            // that isn't the Active router leaves is nothing to anybody.
+            // that isn't the Active router leaves changes nothing.
             let active = self.seen[usize::from(advert.second_path)];
             if active.is_none_or(|active| active.from == advert.from) {
                 self.note(&advert, now);

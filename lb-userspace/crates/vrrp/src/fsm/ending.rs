@@ -1,4 +1,4 @@
-//! How a router ceases to be Active by an order, without that nobody is.
+//! How a router ceases to be Active by an order, without a time in which no router is.
 
 use super::*;
 
@@ -9,7 +9,7 @@ pub(super) struct Yielding {
     pub how: Yield,
     /// When it is given up.
     pub until: Instant,
-    /// Whether somebody waits for [`Action::Yielded`].
+    /// Whether the daemon waits for [`Action::Yielded`].
     pub owed: bool,
     /// Whether the router ends then, and whether its addresses go in any case.
     pub stop: Option<bool>,

@@ -36,7 +36,7 @@ pub enum Event {
 /// An advertisement that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// Who has sent it.
+    /// Its sender.
     pub from: IpAddr,
     /// This node's address on the path that it came by: equal priorities are decided by addresses
     /// (RFC 9568, 6.4.3), and those of one path only can be compared.

@@ -23,8 +23,8 @@
 //!   addresses, so that neighbours that learnt the loser's MAC address meanwhile are corrected.
 //! - A router that has received nothing yet, after its start or a fault, listens for three seconds and the
 //!   skew, however short its own interval is: the Active router's may be the RFC's second.
-//! - Addresses that a predecessor left are kept, and it is Active after a short listening if nobody
-//!   else is: a daemon that is started again interrupts nothing.
+//! - Addresses that a predecessor left are kept, and it is Active after a short listening if no other
+//!   router is: a daemon that is started again interrupts nothing.
 //! - A planned end ([`Yield`], `Stop`) keeps addresses until the other router advertises.
 //! - A router that was not run for as long as others wait (it is late by its own clock) gives way to
 //!   any router that then advertises.
@@ -102,17 +102,17 @@ pub struct VirtualRouter {
 struct When {
     /// Backup: the addresses are there, left by a predecessor.
     held: bool,
-    /// Backup: who has ceased to be Active.
+    /// Backup: the router that has ceased to be Active.
     left: Option<IpAddr>,
     /// Backup: it was late and has listened once more.
     listened: bool,
     /// Active: it is about to end that.
     yielding: Option<Yielding>,
-    /// Active: whom it has replaced knowingly.
+    /// Active: the router that it has replaced knowingly.
     displaced: Option<Displaced>,
     /// Active: how many others that are Active were reported, and since when that is counted.
     alarms: Option<(Instant, u8)>,
-    /// Active: whom it has answered, since when and how often.
+    /// Active: the routers that it has answered, since when and how often.
     answered: BTreeMap<IpAddr, (Instant, u8)>,
     /// Active: when it is to answer what it couldn't at once.
     answer_at: Option<Instant>,
@@ -125,7 +125,7 @@ struct When {
     /// Active: so many advertisements more are as frequent as before the interval has grown.
     hurry: Option<(u8, Duration)>,
     /// Active: since when, and at last when, an equal one with a higher address has advertised that is
-    /// somebody else's to decide.
+    /// another router's to decide.
     tie: Option<(Instant, Instant)>,
 }
 
@@ -204,7 +204,7 @@ impl VirtualRouter {
             && (self.priority() == OWNER && !owned)
             && self.may_preempt(now)
         {
-            // RFC 9568, 6.4.1: an owner does not wait to see whether somebody else is there.
+            // RFC 9568, 6.4.1: an owner does not wait to see whether another router is there.
             self.become_active("it owns the addresses", None, now, out);
         }
     }
@@ -392,7 +392,7 @@ impl VirtualRouter {
         self.tally.priority_zero_received += u64::from(advert.priority == 0);
     }
 
-    /// Remembers who is Active.
+    /// Remembers the Active router.
     fn note(&mut self, advert: &Heard, now: Instant) {
         let seen = &mut self.seen[usize::from(advert.second_path)];
         if advert.priority > 0 {

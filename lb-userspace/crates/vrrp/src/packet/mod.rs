@@ -95,9 +95,9 @@ pub struct Advertisement {
 /// A message as it has come.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
-    /// Who has sent it.
+    /// Its sender.
     pub source: IpAddr,
-    /// To whom.
+    /// Its destination.
     pub destination: IpAddr,
     /// Its TTL or hop limit.
     pub ttl: u8,
@@ -238,7 +238,7 @@ pub fn decode<'a>(packet: &Packet<'a>) -> Result<Decoded<'a>, Refusal> {
         }
     };
     if interval.is_zero() {
-        // Erratum 8301 to RFC 9568, 7.1: whoever learnt this one would never wait.
+        // Erratum 8301 to RFC 9568, 7.1: a router that learnt this one would never wait.
         return Err(Refusal::Malformed("its interval is 0"));
     }
     let priority = header[2];

@@ -1,5 +1,5 @@
-//! Filters of received packets, in classic BPF (Linux, Documentation/networking/filter.rst): what is
-//! for nobody here wakes nobody.
+//! Filters of received packets, in classic BPF (Linux, Documentation/networking/filter.rst): a packet
+//! that is not for this node wakes no thread.
 
 use std::{collections::BTreeSet, io, net::IpAddr, num::NonZeroU8};
 

@@ -70,7 +70,7 @@ impl Announcer {
     }
 }
 
-/// Sees who claims addresses of one family on one interface; not what this node sends there.
+/// Receives claims of addresses of one family on one interface; not what this node sends there.
 #[derive(Debug)]
 pub struct Watch {
     socket: Socket,

@@ -1,5 +1,5 @@
 //! The sockets of virtual routers: advertisements as raw IP, and frames that announce addresses or
-//! show who has them.
+//! show their owners.
 //!
 //! All are non-blocking and belong to one interface, by its index. When that interface is deleted
 //! they stay, but nothing comes and nothing can be sent (`ENODEV`, for IPv6 `ENETUNREACH`): an

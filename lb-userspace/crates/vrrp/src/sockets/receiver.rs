@@ -32,7 +32,7 @@ use crate::packet::{MAX_LEN, PROTOCOL, Packet};
 pub const BUFFER: usize = MAX_LEN + 60;
 
 /// Room in the kernel for what is not read yet: a thread that was stopped for seconds is to find the
-/// advertisement of who has taken over meanwhile behind those of hundreds of other routers.
+/// advertisement of the router that has taken over meanwhile behind those of hundreds of other routers.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
 /// Room for a few messages, of which one would do.
@@ -52,7 +52,7 @@ pub struct Received<'a> {
 ///
 /// What has crossed a router does not come either: the kernel's filter keeps a flood from afar from the
 /// thread, which runs before everything else (RFC 9568, 9: the TTL of 255 is what protects the protocol).
-/// A little of it is kept by a socket of its own, for who looks now and then what is set up wrong.
+/// A little of it is kept by a socket of its own, for the occasional search for wrong set-ups.
 #[derive(Debug)]
 pub struct Receiver {
     socket: Socket,
@@ -101,7 +101,7 @@ impl Receiver {
         self.receive_by(&self.socket, buffer)
     }
 
-    /// The same of what came from too far away, of which the most is lost. Nobody is woken for it.
+    /// The same of what came from too far away, of which the most is lost. It wakes no thread.
     ///
     /// # Errors
     ///

@@ -1,7 +1,7 @@
 //! Claims of addresses that this node holds, until it is known whether a peer has made them.
 //!
 //! Advertisements come by raw IP sockets, which show no MAC address. So with the first claim the link is
-//! asked for the addresses of the router's peers, and a moment later the claims are reported with what has
+//! queried for the addresses of the router's peers, and a moment later the claims are reported with what has
 //! come. All claims of that moment share its questions: a flood of claims makes few of these.
 
 use std::{
@@ -35,7 +35,7 @@ pub struct Claims {
 pub struct Claimed {
     /// The address, and where.
     pub place: Place,
-    /// By whom.
+    /// The claimant.
     pub mac: Mac,
     /// The peers of its router, with the MAC addresses of those that have answered.
     pub peers: Vec<(IpAddr, Option<Mac>)>,
@@ -181,7 +181,7 @@ mod tests {
             message.ends_with("00:00:5e:00:01:51, the virtual MAC address of VRID 81"),
             "{message}"
         );
-        // That of a router of the other family is nobody's who has this address.
+        // That of a router of the other family belongs to no owner of this address.
         let (message, cause) = describe([0, 0, 0x5e, 0, 2, 81], vec![(PEER, Some(MAC))]);
         assert_eq!(message, "another host on eth0 has 10.0.0.100");
         let known = "it was claimed by 00:00:5e:00:02:51; the peer 10.0.0.2 has 02:00:00:00:00:02";

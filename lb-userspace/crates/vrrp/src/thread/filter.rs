@@ -17,7 +17,7 @@ use std::{
 use lb_model::router::{OWNER, Router};
 use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
 
-/// The table, which nobody else has.
+/// The table, which no other program has.
 pub const TABLE: &str = "lbd_vrrp";
 /// How long `nft` may take.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -74,7 +74,7 @@ pub enum JobResult {
     Mark,
 }
 
-/// Starts the thread; it ends when there is nobody left to give it jobs.
+/// Starts the thread; it ends when the last sender of jobs is dropped.
 ///
 /// # Errors
 ///

@@ -40,17 +40,17 @@ pub struct Member {
     pub moving: bool,
     /// Whether they are still to be announced.
     pub announcing: bool,
-    /// When somebody has removed one of them last.
+    /// When one of them was last removed by another process.
     pub robbed: Option<Instant>,
     /// Whether frames to its virtual MAC address are taken.
     pub mac_taken: bool,
-    /// Who has sent advertisements that were taken, by the first path, last at the end.
+    /// The senders of advertisements that were taken, by the first path, last at the end.
     senders: Vec<IpAddr>,
     /// What is counted here.
     pub counters: Counters,
     /// What does not work with its addresses.
     pub problem: Option<String>,
-    /// Which of its addresses somebody has put there, though this node does not hold them.
+    /// Its addresses that an operator has put there, though this node does not hold them.
     pub stray: Option<String>,
     /// That the kernel takes none of its addresses.
     pub refused: Option<Refused>,

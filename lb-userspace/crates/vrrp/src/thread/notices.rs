@@ -9,7 +9,7 @@ use crate::NoticeKind;
 
 /// How long the same notice is not reported again.
 const PAUSE: Duration = Duration::from_secs(60);
-/// So much of one kind is reported of one router meanwhile: more differs only if somebody sees to that.
+/// So much of one kind is reported of one router meanwhile: more differ only if a sender makes them up.
 const MOST: usize = 32;
 
 /// The notices that were reported, and when.

@@ -16,7 +16,7 @@ pub const SECOND: Duration = Duration::from_secs(1);
 /// That of fast ones.
 pub const TENTH: Duration = Duration::from_millis(100);
 
-/// A router, the clock, and what it has done since that was last asked.
+/// A router, the clock, and what it has done since the last look.
 pub struct Desk {
     pub router: VirtualRouter,
     pub standing: Standing,

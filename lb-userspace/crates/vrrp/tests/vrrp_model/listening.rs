@@ -62,7 +62,7 @@ fn a_router_that_holds_what_a_predecessor_left_listens_for_a_moment_only() {
 fn after_a_fault_a_router_listens_by_what_it_has_heard_and_else_as_one_that_begins() {
     let fault = |standing: &mut Standing| standing.fault = Some("broken".into());
     let well = |standing: &mut Standing| standing.fault = None;
-    // It was Active, and does not know who is by now.
+    // It was Active, and does not know which router is by now.
     let mut desk = Desk::active(fast());
     desk.stand(fault);
     desk.after(SECOND).stand(well);

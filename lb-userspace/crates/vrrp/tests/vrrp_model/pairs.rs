@@ -49,7 +49,7 @@ fn in_situation(name: &str) -> Desk {
             desk.does(Event::Startup { held: true });
             desk
         }
-        // Backup, and knows who is Active.
+        // Backup, and knows the Active router.
         "behind" => {
             let mut desk = Desk::backup(settings());
             desk.receives(3, 150);

@@ -31,7 +31,7 @@ fn links() -> impl Strategy<Value = Links> {
     })
 }
 
-/// What does not depend on anybody else.
+/// Operations that do not depend on another node.
 fn misfortune() -> impl Strategy<Value = Operation> {
     prop_oneof![
         1 => Just(Operation::Crash),

@@ -461,7 +461,7 @@ fn a_stop_leaves_no_gap_and_takes_no_longer_than_a_skew() {
         always_held(&mut world, Duration::from_millis(1));
     }
     assert!(world.now - begin < skew(TENTH) + Duration::from_millis(5));
-    // Its last word is under way.
+    // Its last advertisement is under way.
     always_held(&mut world, Duration::from_millis(2));
     assert_eq!((world.holders(0), world.announced[0]), (vec![1], Some((1, false))));
 }

@@ -51,7 +51,7 @@ pub enum Operation {
     Stall(Duration),
     Yield(Yield),
     Take,
-    /// This node takes over from whoever is Active, who is asked to give way.
+    /// This node takes over from the Active one, which is requested to give way.
     Handover,
     Stop {
         release: bool,
@@ -96,7 +96,7 @@ pub struct World {
     /// Timers are late by this at most.
     pub lateness: Duration,
     pub transitions: u64,
-    /// By router: the last node that announced itself, and whether somebody has let go since.
+    /// By router: the last node that announced itself, and whether a node has let go since.
     pub announced: Vec<Option<(usize, bool)>>,
     /// The longest time that two running nodes held the addresses of one router.
     pub worst_overlap: Duration,

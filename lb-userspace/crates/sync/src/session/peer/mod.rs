@@ -33,12 +33,12 @@ pub(super) struct Peer {
     opener: Option<Opener>,
     /// The session that has sent its goodbye.
     ended: Option<SessionId>,
-    /// What is to be repeated by who is to be trusted.
+    /// The challenge that a peer has to repeat to be trusted.
     challenge: u32,
     /// How often this node has lost it.
     losses: u32,
     trust: Option<Trust>,
-    /// While nobody is trusted: the session that was received last, and its challenge.
+    /// While no session is trusted: the session that was received last, and its challenge.
     candidate: Option<(SessionId, u32)>,
     /// While another one is trusted: a session that is to have an answer.
     stranger: Option<(SessionId, u32)>,
@@ -183,7 +183,7 @@ impl Peer {
             }
         };
         let session = SessionId(header.session);
-        // One's own come back from nobody who means well.
+        // One's own come back only from an attacker.
         if session == common.own() || self.ended == Some(session) {
             return;
         }

@@ -22,7 +22,7 @@ const FIRST_ASK_AGAIN: Duration = Duration::from_millis(20);
 const LONGEST_ASK_AGAIN: Duration = Duration::from_millis(100);
 /// A question that has no answer for so long gets none.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Who asks asks again; if it does not, it has given up.
+/// The asking node repeats its question; if it does not, it has given up.
 const ASKED_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Trust {

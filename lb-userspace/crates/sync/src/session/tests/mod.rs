@@ -71,7 +71,7 @@ enum Trouble {
     Freeze { node: usize, millis: u64 },
     /// Nothing arrives from one node at another.
     Cut { node: usize, other: usize, millis: u64 },
-    /// Somebody sends what was on the links before once more.
+    /// An attacker sends again what was on the links before.
     Replay,
 }
 
@@ -105,7 +105,7 @@ fn troubles(nodes: usize) -> impl Strategy<Value = Vec<(u64, Trouble)>> {
     proptest::collection::vec((0_u64..200, trouble(nodes)), 0..80)
 }
 
-/// Lives through all of it; in the end everybody knows everything.
+/// Lives through all of it; in the end every node has everything.
 fn live(nodes: usize, group: bool, seed: u64, links: Links, troubles: Vec<(u64, Trouble)>) {
     let mut world = World::new(nodes, group, seed, links);
     for (pause, trouble) in troubles {

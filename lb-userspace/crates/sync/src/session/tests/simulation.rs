@@ -484,7 +484,7 @@ impl World {
         }
     }
 
-    /// The links are sound from now on: soon everybody knows everything, and it is quiet.
+    /// The links are sound from now on: soon every node has everything, and it is quiet.
     pub fn settle(&mut self) {
         self.links = Links::SOUND;
         self.cuts.clear();

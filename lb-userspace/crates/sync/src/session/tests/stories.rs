@@ -243,7 +243,7 @@ fn all_comes_again_for_who_has_not_taken_it() {
     world.run(millis(20));
     world.reports(1);
     world.want_all(1, 0);
-    // The daemon is asked for all once in a second.
+    // All is requested from the daemon once in a second.
     world.run(millis(1_100));
     let reports = world.reports(1);
     assert_eq!(reports[..2], [Report::Complete(PEER, false), Report::Begins(PEER)]);

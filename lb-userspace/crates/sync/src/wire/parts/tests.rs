@@ -177,7 +177,7 @@ fn a_ring_that_lacks_members_is_not_told() {
     let packets = packed(&[ring], PARTS);
     assert!(packets.len() > 1);
     assert_eq!(read(&packets[..packets.len() - 1]), []);
-    // What follows does not make it whole, nor is it lost without a word.
+    // What follows does not make it whole, nor is it lost without an error.
     let mut assembler = Assembler::default();
     let first = || unpack(&packets[0].bytes).unwrap();
     assert_eq!(assembler.take(first(), &mut Vec::new()), Ok(()));

@@ -162,7 +162,7 @@ impl Codec {
         }
         let heard = Heard {
             from: packet.source,
-            // Who has not sent yet puts its own address here.
+            // A router that has not sent yet puts its own address here.
             own: self.sources[path as usize].unwrap_or(packet.destination),
             second_path: path == Path::Second,
             priority: advertisement.priority,

@@ -144,7 +144,7 @@ fn version_3_learns_the_interval_and_tells_what_differs() {
     assert_eq!(slower.mismatch.as_deref(), Some("its interval is 40950 ms"));
     let other = read(&router(Family::V4, 51, Version::V3, &["10.0.0.101"]));
     assert_eq!(other.mismatch.as_deref(), Some("its addresses are 10.0.0.101"));
-    // Their order is nobody's business.
+    // Their order does not matter.
     let turned = read(&router(Family::V4, 51, Version::V3, &["10.0.0.101", "10.0.0.100"]));
     assert_eq!(turned.mismatch, None);
 }

@@ -224,7 +224,7 @@ impl Driver {
         }
     }
 
-    /// Addresses that this node does not hold, and that somebody has put on its interfaces all the same:
+    /// Addresses that this node does not hold, and that an operator has put on its interfaces all the same:
     /// it answers for them beside the node that holds them.
     fn report_addresses_set_by_hand(&mut self, now: Instant) {
         let mut found = Vec::new();

@@ -110,7 +110,7 @@ impl Driver {
             Effect::Action(Action::Announce) => {
                 member.announcing = false;
                 let repeat = member.router.announce.repeat;
-                // What was just taken may still be with who had it before.
+                // What was just taken may still be with its former owner.
                 let since = member.held_since;
                 let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
                 if settled {
@@ -253,7 +253,7 @@ impl Driver {
         }
     }
 
-    /// Puts back what is missing of a router's addresses. Of these, `by_hand` were somebody else's, and
+    /// Puts back what is missing of a router's addresses. Of these, `by_hand` were set by hand, and
     /// this node held them by that.
     pub(super) fn restore(&mut self, name: &Name, by_hand: &BTreeSet<IpAddr>, now: Instant) {
         let Some(member) = self.members.get(name) else { return };

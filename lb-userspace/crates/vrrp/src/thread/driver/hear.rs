@@ -207,7 +207,7 @@ impl Driver {
         }
     }
 
-    /// Puts addresses back that somebody has removed, of which these were set by hand.
+    /// Puts addresses back that another process has removed, of which these were set by hand.
     fn put_back(&mut self, by_hand: &BTreeSet<IpAddr>, now: Instant) {
         let mut robbed = Vec::new();
         for (name, member) in &mut self.members {
@@ -292,7 +292,7 @@ impl Driver {
         self.watch(now);
         for claimed in claims {
             let (index, address) = claimed.place;
-            // Who gave it up meanwhile has no conflict.
+            // A router that gave it up meanwhile has no conflict.
             let Some(member) = self.holder(address, now) else { continue };
             let router = member.router.name.clone();
             let (message, cause) = claimed.describe(self.addresses.interface(index));

@@ -191,7 +191,7 @@ impl Driver {
         })
     }
 
-    /// Runs until there is nobody left to run for.
+    /// Runs until its inputs end.
     pub fn run(mut self, scheduling: Scheduling) {
         self.scheduling = scheduling;
         while self.round() {}
@@ -441,7 +441,7 @@ impl Driver {
     }
 
     fn report(&self, report: Report) {
-        // Nobody may listen any more, when the daemon ends.
+        // The channel may be closed, when the daemon ends.
         let _ = self.reports.send(report);
     }
 
@@ -460,7 +460,7 @@ impl Driver {
             router.problems.extend(member.stray.clone());
             router.problems.extend(self.lack_of_filter(member));
         }
-        // Who reads it copies it and goes on; this thread does not wait for that.
+        // A reader copies it and goes on; this thread does not wait for that.
         match self.shown.try_lock() {
             Ok(mut shown) => *shown = status,
             Err(TryLockError::Poisoned(shown)) => *shown.into_inner() = status,
