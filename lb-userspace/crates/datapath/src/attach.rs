@@ -150,14 +150,14 @@ pub(super) fn reattach(
 ) -> Result<Link> {
     let place = Place::of(interface, settings)?;
     if let Some((mode, kept)) = place.there {
-        // Whoever has put another program into our link meant to.
+        // Another process has put another program into our link on purpose.
         ensure!(
             kept.program == programs.get(mode)?.info()?.id(),
             "its link runs {}",
             kernel_link::named(kept.program)
         );
     }
-    // Never in place of somebody else's: the operator decides that, at a start.
+    // Never in place of another program: the operator decides that, at a start.
     let (link, _) = place.take(programs, &Settings { force: false, ..settings.clone() })?;
     // An interface that was made anew may have got another hook.
     for kind in [Kind::Xdp, Kind::Tcx, Kind::Clsact] {
@@ -352,7 +352,7 @@ impl Place {
 
 /// Why an interface does not get the program in a mode.
 enum Refusal {
-    /// Somebody else's program is there, which no other mode changes.
+    /// Another program is there, which no other mode changes.
     Foreign(anyhow::Error),
     /// Another mode may do.
     Mode(anyhow::Error),

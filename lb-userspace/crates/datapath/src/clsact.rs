@@ -70,7 +70,7 @@ pub fn found(ifindex: u32) -> Result<Option<(TcOrder, u32)>> {
                 _ => {}
             }
         }
-        // Somebody else's may have the handle.
+        // Another program's filter may have the handle.
         if !is_ours {
             continue;
         }

@@ -15,7 +15,7 @@ struct Element<const WORDS: usize>([SharedU64; WORDS]);
 
 /// Moves what `from` has counted into `to`, word by word, so that a crash in between loses at most
 /// one word. Nothing counts in `from` any more; both have `stretches` elements for each of the CPUs,
-/// and what is beyond the shorter stretch is dropped: ids that nobody has any more. So is the word
+/// and what is beyond the shorter stretch is dropped: ids that no object has any more. So is the word
 /// `but`, which is no sum.
 ///
 /// # Errors

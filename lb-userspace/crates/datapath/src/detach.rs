@@ -17,7 +17,7 @@ pub fn detach(pin_dir: &Path) -> Result<Vec<String>> {
     remove(pin_dir)
 }
 
-/// The same for who has the lock.
+/// The same for the holder of the lock.
 pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for link in pinned::all(pin_dir)? {

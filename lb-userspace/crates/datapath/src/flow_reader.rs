@@ -1,4 +1,4 @@
-//! Reads the flow tables beside the engine, over descriptors of its own: who asks for flows takes
+//! Reads the flow tables beside the engine, over descriptors of its own: a reader of flows takes
 //! nothing of the one writer's time.
 
 use std::{collections::BTreeMap, io::Error, ops::ControlFlow};
@@ -36,13 +36,13 @@ impl Xdp {
 }
 
 /// Lets all others run before the calling thread: a walk through full tables takes a CPU for a while,
-/// and nobody forwards a packet by it.
+/// and no packet needs it meanwhile.
 pub fn stand_back() {
     const NICE: libc::c_int = 15;
     // SAFETY: touches no memory; 0 is the calling thread, as Linux has a nice value for each.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     if result != 0 {
-        // Everybody may do so, but for what a sandbox forbids; it goes on all the same.
+        // Every process may do so, but for what a sandbox forbids; it goes on all the same.
         tracing::debug!("flows are read at the daemon's own priority: {}", Error::last_os_error());
     }
 }

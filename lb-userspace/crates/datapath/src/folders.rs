@@ -291,7 +291,7 @@ mod tests {
         for name in ["v1", "v3", "v3-next"] {
             assert_eq!(planned(&[torn(name, &[1])], &[]), (Plan::Make, vec![name.into()]));
         }
-        // A program runs on this one: somebody has removed a pin.
+        // A program runs on this one: another process has removed a pin.
         assert_eq!(planned(&[torn("v3", &[1])], &[&[1]]), (Plan::Adopt(folder("v3")), vec![]));
     }
 

@@ -121,7 +121,7 @@ pub trait DataPlane: View + Send + 'static {
     /// Why an interface does not have the program, in words; none if it does.
     fn problem(&self, interface: &str) -> Option<String>;
 
-    /// Attaches the program again to an interface that has lost it. What somebody else has attached
+    /// Attaches the program again to an interface that has lost it. What another process has attached
     /// there stays, and is named.
     fn reattach(&mut self, interface: &str) -> Result<()>;
 

@@ -1,4 +1,4 @@
-//! What runs on an interface, for who looks and changes nothing.
+//! The programs on an interface, for commands that look and change nothing.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub struct Found {
     pub ours: bool,
 }
 
-/// The balancer's program on an interface, or else the XDP program that somebody else has there.
+/// The balancer's program on an interface, or else the XDP program of another owner there.
 #[must_use]
 pub fn program_on(pin_dir: &Path, ifindex: u32) -> Option<Found> {
     let pins = pinned::all(pin_dir).unwrap_or_default();

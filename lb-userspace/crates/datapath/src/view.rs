@@ -1,4 +1,4 @@
-//! The maps entry by entry, for who explains what the program would do with them.
+//! The maps entry by entry, for explanations of the program's decisions.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Who is asked, how, and by which way: what is desired and what is known of next hops, as
+//! The backends to check, how, and by which way: what is desired and what is known of next hops, as
 //! assignments for the prober.
 
 use std::collections::{BTreeMap, BTreeSet};

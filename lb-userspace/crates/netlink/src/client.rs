@@ -4,7 +4,7 @@
 //! being sent, so the answer is there to be read when `send` returns, or never comes.
 //!
 //! What it can wait for is the kernel's lock of all links and addresses (RTNL), inside of `send`:
-//! whoever else changes a link or an address of the machine, in any network namespace, holds that
+//! any process that changes a link or an address of the machine, in any network namespace, holds that
 //! meanwhile. It takes microseconds for an address, and milliseconds to tens of milliseconds for what
 //! waits for other processors: a macvlan device that is made or removed, an interface that is set up
 //! or down, an XDP program that is attached to a driver. Reading takes the lock for a moment, too. A

@@ -22,7 +22,7 @@ pub type Key = (u32, IpAddr, u8);
 /// What is known of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Who has put it there (`IFA_PROTO`); 0: unknown.
+    /// Its origin (`IFA_PROTO`); 0: unknown.
     pub protocol: u8,
     /// Whether another host was found to have it (IPv6).
     pub duplicate: bool,

@@ -69,7 +69,7 @@ impl Resolver {
     }
 
     /// Replaces the set of the balancer's interfaces whose program is at tc: from there frames leave by any interface,
-    /// whatever XDP program of somebody else the interface has. Wants that follow are resolved by it.
+    /// whatever other XDP program the interface has. Wants that follow are resolved by it.
     pub fn set_at_tc(&self, interfaces: BTreeSet<String>) {
         self.at_tc.send_if_modified(|old| {
             let differs = *old != interfaces;

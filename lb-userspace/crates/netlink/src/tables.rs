@@ -45,7 +45,7 @@ pub struct Tables {
     pub fdb: BTreeMap<FdbKey, u32>,
     /// The names of the balancer's own interfaces.
     pub interfaces: Vec<String>,
-    /// Those of them whose program is at tc. An XDP program there is somebody else's.
+    /// Those of them whose program is at tc. An XDP program there is not lbd's.
     pub at_tc: BTreeSet<String>,
     /// The routers' reports about paths to tunnelled backends.
     pub path_mtus: PathMtus,
@@ -252,7 +252,7 @@ impl Tables {
         self.links.iter().filter(move |(_, link)| runs(link)).map(|(ifindex, _)| *ifindex)
     }
 
-    /// Drops what nobody wants: routes to other addresses, neighbours that only memory holds.
+    /// Drops what is not wanted: routes to other addresses, neighbours that only memory holds.
     pub fn retain(&mut self, addresses: &BTreeSet<IpAddr>, next_hops: &BTreeSet<NeighbourKey>) {
         self.routes.retain(|address, _| addresses.contains(address));
         self.neighbours.retain(|key, neighbour| {

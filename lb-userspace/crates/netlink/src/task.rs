@@ -111,7 +111,7 @@ impl Task {
         }
     }
 
-    /// Waits for one thing to happen and deals with it; false if there is nobody left to do so for.
+    /// Waits for one event and handles it; false if the resolver is gone.
     async fn step(&mut self, retry: &mut Interval, refresh: &mut Interval) -> Result<bool> {
         let mut stale = Stale::Nothing;
         let mut ask = Ask::Missing;
@@ -122,7 +122,7 @@ impl Task {
                 }
                 self.take_wants().await?;
             }
-            // Whoever sends it sends the wants as well, and ends with them.
+            // Its sender sends the wants as well, and ends with them.
             Ok(()) = self.at_tc.changed() => self.take_at_tc(),
             ready = self.events.ready() => {
                 ready?;
@@ -158,7 +158,7 @@ impl Task {
         Ok(true)
     }
 
-    /// Opens the sockets again, however long it takes; false if nobody waits for it any more.
+    /// Opens the sockets again, however long it takes; false if the resolver is gone.
     async fn reopen(&mut self) -> bool {
         loop {
             sleep(REOPEN).await;

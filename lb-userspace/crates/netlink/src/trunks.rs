@@ -96,7 +96,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_kernel_tells_offloads() {
-        // The network stack's own features are on unless somebody turns them off.
+        // The network stack's own features are on unless an operator turns them off.
         let on = offloads("lo").expect("the kernel reports them");
         assert!(on.contains("rx-gro") && !on.contains("rx-lro"), "{on:?}");
     }

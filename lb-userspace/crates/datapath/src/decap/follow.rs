@@ -18,7 +18,7 @@ use super::{
     pins::Pins,
 };
 
-/// Keeps the lists of one decapsulator as the addresses are. While it lives, nobody else attaches there.
+/// Keeps the lists of one decapsulator as the addresses are. While it lives, no other process attaches there.
 #[derive(Debug)]
 pub struct Follower {
     dev: String,
@@ -47,7 +47,7 @@ pub enum Step {
     Same,
     /// The lists have become as the addresses are.
     Changed(Change),
-    /// Somebody has detached it, as `lbctl decap detach` does.
+    /// Another process has detached it, as `lbctl decap detach` does.
     Detached,
     /// The interface is gone, or has lost the program, which only to attach it again mends.
     Lost(String),

@@ -58,7 +58,7 @@ impl Pins {
     }
 
     /// Makes the caller the only one that attaches here, until the file is dropped or the process ends.
-    /// Who holds it for long follows the addresses.
+    /// A process that holds it for long follows the addresses.
     pub(super) fn lock(&self, dev: &str) -> Result<fs::File> {
         let open = fs::File::open(&self.folder);
         let folder = open.with_context(|| format!("open {}", self.folder.display()))?;
@@ -79,7 +79,7 @@ impl Pins {
         }
     }
 
-    /// Whether a process follows the addresses; false for those who may not look.
+    /// Whether a process follows the addresses; false for a user that may not look.
     pub(super) fn is_followed(&self) -> bool {
         let folder = fs::File::open(&self.folder);
         folder.is_ok_and(|folder| {

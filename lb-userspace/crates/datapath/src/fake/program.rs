@@ -82,7 +82,7 @@ impl Fake {
         self.remote.leased_until.load(Ordering::SeqCst)
     }
 
-    /// Makes a backend seem to answer nobody, or somebody.
+    /// Makes a backend seem silent, or answering.
     pub fn set_unanswered(&self, id: u16, unanswered: Unanswered) {
         self.program.unanswered.borrow_mut().insert(id, unanswered);
     }
@@ -116,7 +116,7 @@ impl Tables for Fake {
         self.rings.get(&service)?.get(index as usize)
     }
 
-    /// An array has an entry for every id: one that nobody has is zero.
+    /// An array has an entry for every id: an unused one is zero.
     fn backend(&self, id: u16) -> Option<&Backend> {
         static NOBODY: LazyLock<Backend> = LazyLock::new(Backend::new_zeroed);
         let is_id = u32::from(id) <= self.limits.backends;

@@ -444,7 +444,7 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let mut attr = Object { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     // SAFETY: the path ends in a zero byte.
     let fd = unsafe { bpf(OBJ_GET, &mut attr) }?;
-    // SAFETY: the kernel has just given this descriptor, and nobody else has it.
+    // SAFETY: the kernel has just given this descriptor, and no other code has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

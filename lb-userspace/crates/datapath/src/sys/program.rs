@@ -87,7 +87,7 @@ pub fn open_program(id: u32) -> io::Result<OwnedFd> {
     let mut attr = id;
     // SAFETY: the only attribute is an id.
     let fd = unsafe { bpf(PROG_GET_FD_BY_ID, &mut attr) }?;
-    // SAFETY: the kernel has just given this descriptor, and nobody else has it.
+    // SAFETY: the kernel has just given this descriptor, and no other code has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -41,7 +41,7 @@ const REAP: Duration = Duration::from_secs(1);
 /// How many threads start the same program at a time: those that a frozen disk holds stay that few.
 const STARTS_AT_A_TIME: usize = 4;
 
-/// Who may start a program.
+/// The permits to start each program.
 static STARTS: Mutex<BTreeMap<String, Arc<Semaphore>>> = Mutex::new(BTreeMap::new());
 
 /// Where programs are looked for, if this process does not know.
@@ -111,7 +111,7 @@ pub(super) async fn ask(
 async fn start(program: &str, mut command: Command) -> io::Result<Group> {
     let starts = {
         let mut all = STARTS.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that nobody starts at this moment.
+        // Those that no thread starts at this moment.
         all.retain(|_, starts| Arc::strong_count(starts) > 1);
         let new = || Arc::new(Semaphore::new(STARTS_AT_A_TIME));
         Arc::clone(all.entry(program.to_owned()).or_insert_with(new))

@@ -59,7 +59,7 @@ pub enum Failure {
     /// Nothing but that its address resolves (ARP, neighbour discovery): its firewall drops what this node sends,
     /// or a switch or a hypervisor answers for a host that is gone.
     Resolves,
-    /// A refusal (RST, ICMP port unreachable): the host is alive, and nobody listens.
+    /// A refusal (RST, ICMP port unreachable): the host is alive, and nothing listens.
     Refusal,
     /// Something else, a wrong answer or one that is not complete in time: the host is alive.
     Wrong,

@@ -68,7 +68,7 @@ impl Miss {
         match error.raw_os_error() {
             // RST, and for UDP the ICMP port unreachable.
             Some(libc::ECONNREFUSED) => Self::Refused(REFUSED.into()),
-            // From a router's ICMP message, or because nobody answers ARP or neighbour solicitations.
+            // From a router's ICMP message, or because no host answers ARP or neighbour solicitations.
             Some(libc::EHOSTUNREACH) => Self::silent("host unreachable"),
             Some(libc::ETIMEDOUT) => Self::silent("connection timed out"),
             Some(libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE) => {

@@ -85,7 +85,7 @@ impl Cache {
 
     /// The configuration for a check, or why there is none by its `deadline`.
     ///
-    /// Whoever may change services names any file and reads the reason. So it is the same whatever is wrong with the
+    /// A user that may change services names any file and reads the reason. So it is the same whatever is wrong with the
     /// file, or it would show which files exist that only `lbd` may read; the log has the cause.
     pub(super) async fn config(&self, tls: &check::Tls, deadline: Instant) -> Answer {
         match &tls.ca_file {
@@ -398,7 +398,7 @@ mod tests {
 
     use super::*;
 
-    /// Whoever may change services names any file, and is not to learn which of them exist.
+    /// A user that may change services names any file, and is not to learn which of them exist.
     #[tokio::test]
     async fn the_reason_is_the_same_whatever_is_wrong_with_a_file_of_authorities() {
         let dir = tempfile::tempdir().expect("a temporary folder");

@@ -291,7 +291,7 @@ impl<A: Ask> Task<A> {
                     task.abort();
                 }
             }
-            // Nobody listens any more when the daemon is about to end.
+            // The channel is closed when the daemon is about to end.
             Work::Report(report) => drop(self.reports.send(report)),
         }
     }

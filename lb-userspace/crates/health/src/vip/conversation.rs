@@ -110,7 +110,7 @@ impl Conversation {
     }
 }
 
-/// A connection that the backend may hold for open; it receives a reset when that is over, even if nobody
+/// A connection that the backend may hold for open; it receives a reset when that is over, even if no task
 /// waits for its answer any more.
 struct Opening<'a> {
     conversation: &'a Conversation,

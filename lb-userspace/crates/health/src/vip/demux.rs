@@ -1,4 +1,4 @@
-//! Who waits for what: brings each packet that comes to the conversation that it belongs to.
+//! Brings each packet that comes to the conversation that it belongs to.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,7 +26,7 @@ const BURST: usize = 256;
 pub(super) struct Table(Mutex<HashMap<Flow, Arc<Inbox>>>);
 
 impl Table {
-    /// Opens a conversation; nobody else has this flow.
+    /// Opens a conversation; no other conversation has this flow.
     pub(super) fn open(&self, flow: Flow) -> Arc<Inbox> {
         let inbox = Arc::<Inbox>::default();
         lock(&self.0).insert(flow, Arc::clone(&inbox));
@@ -38,7 +38,7 @@ impl Table {
         lock(&self.0).remove(flow);
     }
 
-    /// Brings a packet to whom it belongs.
+    /// Brings a packet to its conversation.
     fn deliver(&self, packet: &[u8]) {
         let Some((flow, content)) = parse(packet) else { return };
         let Some(inbox) = lock(&self.0).get(&flow).cloned() else { return };
@@ -88,7 +88,7 @@ pub(super) struct Message {
     pub packet: Vec<u8>,
 }
 
-/// Who waits: the two halves of a stream may be in different tasks.
+/// The waiting tasks: the two halves of a stream may be in different ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Reader,
@@ -123,12 +123,12 @@ impl Inbox {
 
     fn wake_all(mut waiting: std::sync::MutexGuard<'_, Waiting>) {
         let wakers = std::mem::take(&mut waiting.wakers);
-        // Whoever wakes up may ask for the lock at once.
+        // The task that wakes up may take the lock at once.
         drop(waiting);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Wakes one of those who wait.
+    /// Wakes one of the waiting tasks.
     pub(super) fn wake_side(&self, side: Side) {
         let waker = lock(&self.0).wakers[side as usize].take();
         waker.into_iter().for_each(Waker::wake);
@@ -158,7 +158,7 @@ impl Inbox {
     }
 }
 
-/// As the waker of a timer, it wakes all who wait for messages.
+/// As the waker of a timer, it wakes all tasks that wait for messages.
 impl Wake for Inbox {
     fn wake(self: Arc<Self>) {
         Self::wake_all(lock(&self.0));

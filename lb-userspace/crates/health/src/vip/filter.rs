@@ -1,5 +1,5 @@
 //! Filters of received packets, in classic BPF (Linux, Documentation/networking/filter.rst): the
-//! kernel throws away what nobody here waits for, before it costs a wakeup.
+//! kernel drops packets that no conversation waits for, before they cost a wakeup.
 
 use lb_common::packet::number;
 

@@ -27,7 +27,7 @@ use super::{Error, Way};
 const TCP_LEN: usize = size_of::<Tcp>();
 /// The smallest MTU of a link (RFC 791, 3.2), which leaves room for the headers.
 const MIN_MTU: u16 = 68;
-/// ICMP: codes of [`icmp::UNREACHABLE`] for a port on which nobody listens, and for what the host's firewall rejects
+/// ICMP: codes of [`icmp::UNREACHABLE`] for a port on which nothing listens, and for what the host's firewall rejects
 /// (RFC 1812, 5.2.7.1).
 const REFUSALS: &[u8] = &[3, 9, 10, 13];
 /// ICMPv6: destination unreachable, and its codes for the same (RFC 4443, 3.1).
@@ -50,7 +50,7 @@ pub(super) enum Content {
     Segment { sequence: u32, acknowledgment: u32, flags: u8 },
     /// A datagram, whose payload is these bytes of the packet.
     Datagram(std::ops::Range<usize>),
-    /// Nobody listens on the port, or the host's firewall rejects what is sent there.
+    /// Nothing listens on the port, or the host's firewall rejects what is sent there.
     Unreachable,
 }
 

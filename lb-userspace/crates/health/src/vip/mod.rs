@@ -4,11 +4,11 @@
 //! device, or may not; and nothing of its routes or rules shall be touched. So the packets are made
 //! here: frames leave by a packet socket with the headers that the data plane gives to the backend
 //! ([`frame`]), answers are seen by packet sockets that take nothing but what comes from a VIP
-//! ([`filter`], [`sockets`]), and are brought to who waits for them ([`demux`]). The kernel, which
+//! ([`filter`], [`sockets`]), and are brought to their conversations ([`demux`]). The kernel, which
 //! knows of none of these conversations, would refuse the answers with an RST: the ports that ask
 //! are held by sockets that swallow everything ([`ports`]).
 //!
-//! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]). Where nobody answers,
+//! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]). Where no answer comes,
 //! the host is asked for a sign of life ([`alive`]).
 //!
 //! A handshake is SYN, SYN-ACK, RST, so the server's program does not notice it. It costs two calls of `sendto`
@@ -221,7 +221,7 @@ impl Inner {
         Arc::clone(&lock(&self.vips))
     }
 
-    /// A number that nobody can guess who does not see it.
+    /// A number that only a host which sees it can know.
     fn random(&self) -> u64 {
         self.keys.hash_one(self.drawn.fetch_add(1, Ordering::Relaxed))
     }

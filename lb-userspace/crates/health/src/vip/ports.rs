@@ -99,7 +99,7 @@ impl<H> Ports<H> {
         }
     }
 
-    /// Forgets the services that `keep` does not want and that nobody asks at the moment.
+    /// Forgets the services that `keep` does not want and that no check uses at the moment.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&SocketAddr) -> bool) {
         self.by_service.retain(|service, seen| seen.is_open() || keep(service));
     }

@@ -20,11 +20,11 @@ use super::{Error, Way, demux::lock};
 
 /// How long netlink's answer about the addresses is used.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long the first who ask wait for it: less than the shortest timeout of a check.
+/// How long the first callers wait for it: less than the shortest timeout of a check.
 const FIRST: Duration = Duration::from_millis(20);
 /// How long what the kernel would ask from is believed, if the addresses stay the same.
 const STEADY: Duration = Duration::from_secs(60);
-/// How long they wait who may: the kernel answers at once, unless its lock of addresses is held.
+/// How long those callers wait that may: the kernel answers at once, unless its lock of addresses is held.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// An address of this node.
@@ -100,7 +100,7 @@ impl Sources {
     }
 
     /// The address that asks this address of a backend, where the kernel would take a VIP. `forget`
-    /// as for [`Self::of`]. The first who ask wait for netlink: what is asked from a VIP has no answer at all.
+    /// as for [`Self::of`]. The first callers wait for netlink: what is asked from a VIP has no answer at all.
     pub(super) async fn instead(
         &self,
         backend: IpAddr,

@@ -16,7 +16,7 @@ use super::{
     sockets::Sender,
 };
 
-/// A stray segment. When it is dropped, nobody waits for its answer.
+/// A stray segment. When it is dropped, no task waits for its answer.
 #[derive(Debug)]
 pub struct Stray {
     inner: Arc<Inner>,
@@ -40,14 +40,14 @@ impl Network {
         self.0.source(way, &vips).await
     }
 
-    /// A number to choose a port by, that nobody can guess.
+    /// A number to choose a port by, that no attacker can guess.
     #[must_use]
     pub fn draw(&self) -> u64 {
         self.0.random()
     }
 
     /// A stray segment from `own` to a port of the VIP. No socket is at `own`: the kernel drops an RST for
-    /// nobody without a word.
+    /// it silently.
     ///
     /// # Errors
     ///

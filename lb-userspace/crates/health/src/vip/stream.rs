@@ -1,7 +1,7 @@
 //! A TCP connection to a VIP at one backend: smoltcp's, over packets in memory.
 //!
-//! It has no task of its own: whoever reads or writes drives it, and is woken by what comes and by
-//! its timers. While nobody does, nothing is acknowledged, and so nothing comes: never is more
+//! It has no task of its own: its reader or writer drives it, and is woken by what comes and by
+//! its timers. While neither runs, nothing is acknowledged, and so nothing comes: never is more
 //! buffered than the window.
 
 use std::{

@@ -220,7 +220,7 @@ async fn a_file_of_authorities_that_is_none_is_no_fault_of_the_backend() {
     let (address, _) = serve_tls(authority.server(|_| {}));
     let asked =
         |file: &Path| ask(get(Tls { ca_file: Some(file.into()), ..Tls::default() }), address, LONG);
-    // Which of them it is, only the log shows: whoever may change services is not to learn which files exist.
+    // Which of them it is, only the log shows: a user that may change services is not to learn which files exist.
     let reason =
         |file: &Path| format!("ca_file {} can't be used; the log of lbd says why", file.display());
     let missing = authority.folder.path().join("missing.pem");

@@ -4,7 +4,7 @@
 //! Clients whose packets don't fit any more are answered by the program.
 //!
 //! The error comes by a packet socket: the outer source varies with the flow, and need not be an address
-//! of the node's. Whoever can send to the node can forge one, so an error counts only if it quotes a
+//! of the node's. Any host that can send to the node can forge one, so an error counts only if it quotes a
 //! packet from an outer source of ours to a backend that has a tunnel, names no less than every link
 //! takes ([`MIN`]), and only for ten minutes.
 //!

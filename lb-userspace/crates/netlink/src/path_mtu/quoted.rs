@@ -183,7 +183,7 @@ mod tests {
                 assert_eq!(parse(&bad), None, "byte {at} is another");
             }
         }
-        // To somebody else than the source of what it quotes.
+        // To another host than the source of what it quotes.
         let mut elsewhere = needed(1400, number::IPV4, 1500);
         elsewhere[19] ^= 1;
         assert_eq!(parse(&elsewhere), None);

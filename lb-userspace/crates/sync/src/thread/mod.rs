@@ -109,7 +109,7 @@ impl Link {
     }
 
     fn wake(&self) {
-        // It fails only when it was called 2^64 times unheard, and then the thread wakes anyway.
+        // It fails only when it was called 2^64 times without a read, and then the thread wakes anyway.
         let _ = self.wake.write(1);
     }
 }

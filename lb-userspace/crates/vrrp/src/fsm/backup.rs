@@ -21,7 +21,7 @@ impl VirtualRouter {
             self.enter(State::Backup, cause, now, out);
             self.when.held = held;
             // Others still count by its predecessor's advertisements, so it has no time to lose.
-            let wait = if held { self.short_listening() } else { self.unheard_down() };
+            let wait = if held { self.short_listening() } else { self.initial_down() };
             self.timer = Some(now + wait);
         }
     }
@@ -48,7 +48,7 @@ impl VirtualRouter {
     pub(super) fn listen_for_active(&mut self, now: Instant) {
         let own = self.settings.interval;
         self.active_interval = if self.learnt { self.active_interval.max(own) } else { own };
-        let wait = if self.learnt { self.down(self.active_interval) } else { self.unheard_down() };
+        let wait = if self.learnt { self.down(self.active_interval) } else { self.initial_down() };
         self.timer = Some(now + wait);
     }
 

@@ -11,7 +11,7 @@ const LONGEST_YIELD: Duration = Duration::from_secs(5);
 
 /// The interval of an Active router that has not advertised yet: that of RFC 9568 (6.1) and of keepalived
 /// where their operators give none. Version 2 knows no other than the own one.
-const UNHEARD_INTERVAL: Duration = Duration::from_secs(1);
+const INITIAL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl VirtualRouter {
     /// Skew_Time: the higher the priority, the sooner.
@@ -32,12 +32,12 @@ impl VirtualRouter {
     /// Active_Down_Interval before an Active router has advertised. RFC 9568, 6.4.1, has the own interval for
     /// that: a router with a short one would miss an Active router with a longer one, and take over
     /// whatever the priorities and preemption are.
-    pub(super) fn unheard_down(&self) -> Duration {
-        let unheard = match self.settings.version {
+    pub(super) fn initial_down(&self) -> Duration {
+        let initial = match self.settings.version {
             Version::V2 => Duration::ZERO,
-            Version::V3 => UNHEARD_INTERVAL,
+            Version::V3 => INITIAL_INTERVAL,
         };
-        self.down(self.settings.interval.max(unheard))
+        self.down(self.settings.interval.max(initial))
     }
 
     /// How long it listens where the RFC would wait Active_Down_Interval, though it or the others

@@ -343,7 +343,7 @@ fn silence_while_the_process_slept_counts_only_if_it_is_repeated() {
     bench.handle(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
     assert_eq!(bench.condition(), Condition::Up);
     assert_eq!(bench.until_asked(), ms(0), "it is asked again at once");
-    // Else a process that never gets to run in time would find nobody dead.
+    // Else a process that never gets to run in time would find no backend dead.
     bench.now += ms(1_000);
     bench.handle(Event::Slept);
     bench.handle(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });

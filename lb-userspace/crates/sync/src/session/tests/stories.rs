@@ -167,8 +167,8 @@ fn a_takeover_waits_for_what_was_published_before() {
     world.ask(0, 1);
     world.run(millis(200));
     let reports = world.reports(1);
-    let is_told = |report: &Report| matches!(report, Report::TakeOver(..));
-    let at = reports.iter().position(is_told).expect("it is reported");
+    let is_take_over = |report: &Report| matches!(report, Report::TakeOver(..));
+    let at = reports.iter().position(is_take_over).expect("it is reported");
     assert!(reports[..at].iter().any(|report| matches!(report, Report::Pieces(..))), "{reports:?}");
     assert_eq!(world.reports(0), [Report::Answer(PEER, Ok(()))]);
 }
