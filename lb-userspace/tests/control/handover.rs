@@ -310,7 +310,7 @@ async fn without_a_peer_others_are_told_by_an_advertisement() {
     let lbd = place.start().await;
     let key = main(&place).key;
     for (line, expected) in [
-        ("vrrp failover", "lbctl: name the virtual routers to hand over, or say --all\n"),
+        ("vrrp failover", "lbctl: name the virtual routers to hand over, or pass --all\n"),
         ("vrrp failover mian", "lbctl: no virtual router mian; did you mean main?\n"),
         (
             "vrrp failover main",

@@ -29,7 +29,7 @@ use super::{
     vrrp::{SyncCommand, VrrpCommand},
 };
 
-/// Operates the load balancer: talks to lbd over its socket.
+/// Operates the load balancer: connects to lbd's socket.
 #[derive(Debug, Parser)]
 #[command(name = "lbctl", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -96,8 +96,8 @@ pub(super) enum Command {
     /// nftables go as well. They are found by marks that each lbd of this network namespace has, so it
     /// asks, or takes --yes, if one runs that has another socket.
     Detach {
-        /// Where links and maps are pinned, for when lbd is not running; without it, where the
-        /// configuration says.
+        /// Where links and maps are pinned, for when lbd is not running; without it, the
+        /// configured folder.
         #[arg(long)]
         pin_dir: Option<PathBuf>,
         #[command(flatten)]
@@ -196,7 +196,7 @@ pub(super) struct ServiceAdd {
     /// How long a drain may take, as 1h; without it, as long as flows last.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     drain_deadline: Option<Duration>,
-    /// How long nothing is heard of a backend at least when its drain is over by estimate, as 90s.
+    /// How long flows of a backend have no packet at least when its drain is over by estimate, as 90s.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     drain_silence: Option<Duration>,
     #[command(flatten)]
@@ -238,11 +238,11 @@ pub(super) enum BackendCommand {
     /// seconds by default), or for twice as long as older flows have been silent and gone on. Then it is
     /// safe to stop the backend, unless a client is silent for longer. It is proven to be over when all
     /// flows have been silent for the service's idle timeout. Neither end moves a flow; a deadline does. A
-    /// Backup without the flow sync can't tell, and exits with 1: ask the Active.
+    /// Backup without the flow sync does not know, and exits with 1: run it on the Active.
     Drain {
         #[command(flatten)]
         target: Target,
-        /// Return when no flow is left, and say how that is known.
+        /// Return when no flow is left, and print how that is known.
         #[arg(long)]
         wait: bool,
         /// How certain the end is that is waited for.
@@ -251,7 +251,7 @@ pub(super) enum BackendCommand {
         /// Move flows that are left after this time, as 10m.
         #[arg(long, value_name = "TIME", value_parser = parse_duration)]
         deadline: Option<Duration>,
-        /// Wait no longer than this, as 15m; then say what is left, and exit with 1.
+        /// Wait no longer than this, as 15m; then print what is left, and exit with 1.
         #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
         timeout: Option<Duration>,
         #[command(flatten)]
@@ -310,18 +310,18 @@ pub(super) struct Target {
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Tell every mistake in a file; exit with 2 if there is one.
+    /// Print every mistake in a file; exit with 2 if there is one.
     Check {
         /// The file.
         #[arg(default_value = defaults::CONFIG)]
         file: PathBuf,
     },
-    /// Have lbd apply what has changed in its file, and say what that is.
+    /// Have lbd apply what has changed in its file, and print the changes.
     ///
-    /// What was said last wins: a value that the file has changed since replaces what lbctl set, and
+    /// The last change wins: a value that the file has changed since replaces what lbctl set, and
     /// is named; all other changes by lbctl stay.
     Reload(Dry),
-    /// Show what is in force, as the file would say it; passwords and seeds are hidden.
+    /// Show what is in force, in the file's syntax; passwords and seeds are hidden.
     Show,
     /// Show what lbctl changed against the configuration, and what a reload would change.
     Diff {
@@ -366,7 +366,7 @@ pub(super) enum Until {
     Proven,
 }
 
-/// A number within a range, refused in the words that a configuration is refused in.
+/// A number within a range, refused with the configuration's messages.
 fn number<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
@@ -383,10 +383,10 @@ fn number<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
     }
 }
 
-/// A word of an enum, as JSON has it.
+/// The name of an enum's variant, as in JSON.
 pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| {
-        // Each word that is known is in quotes there.
+        // Each known name is in quotes there.
         let error = error.to_string();
         let known = error.split_once(", expected").map_or("", |(_, known)| known);
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();

@@ -99,7 +99,7 @@ impl CaptureArgs {
     }
 }
 
-/// What came of a capture.
+/// The outcome of a capture.
 #[derive(Serialize)]
 struct Captured {
     packets: u64,
@@ -136,7 +136,7 @@ pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted.context("listen to signals")?;
                 if stopping {
-                    // Who asks twice does not want to wait; the file is whole up to here.
+                    // A second signal ends at once; the file is whole up to here.
                     break;
                 }
                 stopping = true;

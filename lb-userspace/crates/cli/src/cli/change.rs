@@ -1,4 +1,4 @@
-//! Changes: on what terms they are made, and the question before what takes a service away.
+//! Changes: their terms, and the confirmation before a service is taken away.
 
 use std::io::{self, BufRead, IsTerminal as _, Write};
 
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{Printer, plan};
 
-/// Who asks for changes, and how they are told.
+/// Sends changes to lbd and prints their outcome.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Changer<'a> {
     pub(super) client: &'a Client,
@@ -63,7 +63,7 @@ impl Changer<'_> {
     }
 }
 
-/// Whether somebody sits there who can answer.
+/// Whether a person at a terminal can answer.
 pub(super) fn is_asked() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }

@@ -1,4 +1,4 @@
-//! The flags that say how backends are checked, and what is made of it: keys of the configuration.
+//! The flags for the checks of backends, and the configuration keys that they become.
 
 use anyhow::Result;
 use clap::Args;
@@ -9,19 +9,19 @@ use lb_config::{Problem, piece};
 use lb_model::check::Check;
 use lb_model::policy::Policy;
 
-/// How backends are checked. What is not said follows from what is, as in the configuration.
+/// How backends are checked. Keys that are not given follow from those that are, as in the configuration.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
     /// How it is checked whether backends serve.
     #[arg(long, value_name = "TYPE", value_parser = ["none", "tcp", "http", "https", "udp", "dns"])]
     check: Option<String>,
-    /// For http and https: the path that is asked for, as /healthz.
+    /// For http and https: the path that is requested, as /healthz.
     #[arg(long, value_name = "PATH", requires = "check")]
     check_path: Option<String>,
-    /// For http and https: the host that is asked for; without it, the VIP.
+    /// For http and https: the host that is requested; without it, the VIP.
     #[arg(long, value_name = "HOST", requires = "check")]
     check_host: Option<String>,
-    /// The port that is asked; without it, the service's.
+    /// The port that is probed; without it, the service's.
     #[arg(long, value_name = "PORT", requires = "check")]
     check_port: Option<String>,
     /// The time between two checks, as 2s.
@@ -41,7 +41,7 @@ pub(super) struct CheckArgs {
     check_via: Option<String>,
 }
 
-/// What a service makes of its backends' health.
+/// The policy of a service for its backends' health.
 #[derive(Debug, Args)]
 pub(super) struct PolicyArgs {
     #[command(flatten)]
@@ -118,13 +118,13 @@ fn text(given: Option<&String>) -> Option<Value> {
     given.cloned().map(Value::String)
 }
 
-/// A number; what is none stays as it is, for the reader to say so.
+/// A number; other text stays as it is, and the reader refuses it.
 fn number(given: Option<&String>) -> Option<Value> {
     let given = given?;
     Some(given.parse().map_or_else(|_| Value::String(given.clone()), Value::Integer))
 }
 
-/// Mistakes of keys, told of the flags that stand for them.
+/// Mistakes of keys, reported for the flags that stand for them.
 fn misuse(prefix: &str, problems: &[Problem]) -> anyhow::Error {
     let of = |problem: &Problem| {
         let key = format!("{prefix}{}", problem.path).replace(['.', '_'], "-");
@@ -160,7 +160,7 @@ mod tests {
                 "--check http --check-path /healthz --check-host www --check-port 8080 --check-via backend",
                 "check = { type = \"http\", path = \"/healthz\", host = \"www\", port = 8080, via = \"backend\" }",
             ),
-            // Times that are not said follow the interval.
+            // Times that are not given follow the interval.
             (
                 "--check dns --check-interval 400ms --check-fall 5 --check-rise 1 --check-timeout 50ms",
                 "check = { type = \"dns\", interval = \"400ms\", fall = 5, rise = 1, timeout = \"50ms\" }",

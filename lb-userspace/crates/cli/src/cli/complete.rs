@@ -1,4 +1,4 @@
-//! What shells complete that only the daemon knows: names of services, and addresses of backends.
+//! Shell completions that only the daemon knows: names of services, and addresses of backends.
 
 use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
@@ -6,7 +6,7 @@ use clap_complete::CompletionCandidate;
 use lb_api::{client::Client, paths, status::Status};
 use lb_model::defaults;
 
-/// Who presses a key does not wait longer than this.
+/// A completion takes no longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The services by name, with the addresses of their backends.
@@ -35,12 +35,12 @@ fn backends_of(services: &Services) -> Vec<CompletionCandidate> {
     served.into_iter().map(candidate).collect()
 }
 
-/// What the daemon says; none if it does not, which is no time to complain.
+/// The daemon's services; none if it does not answer, which is no error in a completion.
 fn known() -> Option<Services> {
     // The line that is completed is not parsed yet.
     let socket = std::env::var_os("LB_SOCKET").unwrap_or_else(|| defaults::SOCKET.into());
     // A thread of its own: the caller may be inside a runtime, where one can't block on another.
-    let asked = thread::spawn(move || {
+    let request = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         let client = Client::new(socket);
         let answer = client.get(paths::STATUS);
@@ -49,7 +49,7 @@ fn known() -> Option<Services> {
         let services = status.services.into_iter();
         Some(services.map(|(name, one)| (name, one.backends.into_keys().collect())).collect())
     });
-    asked.join().ok()?
+    request.join().ok()?
 }
 
 #[cfg(test)]

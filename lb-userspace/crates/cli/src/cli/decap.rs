@@ -91,7 +91,7 @@ impl AttachArgs {
     }
 }
 
-/// What `--from` says: a prefix, or all.
+/// The value of `--from`: a prefix, or all.
 #[derive(Clone, Debug)]
 pub(super) struct From(Vec<Prefix>);
 
@@ -129,13 +129,13 @@ pub(super) async fn run(command: &DecapCommand, printer: Printer) -> Result<()> 
     }
 }
 
-/// How long addresses are not read if netlink tells of no change: it may have lost one.
+/// How long addresses are not read if netlink reports no change: it may have lost one.
 const REFRESH: Duration = Duration::from_secs(10);
 
 async fn follow(args: &AttachArgs, printer: Printer) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen to signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen to signals")?;
-    // Before the addresses are read: what changes meanwhile is read again.
+    // Before the addresses are read: changes meanwhile are read again.
     let mut changes = Changes::listen()?;
     let (follower, attached) = Follower::start(&args.dev, &args.options(), &args.pin_dir)?;
     printer.print(&attached, || attached_text(&args.dev, &attached))?;

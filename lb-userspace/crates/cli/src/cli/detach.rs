@@ -1,8 +1,8 @@
-//! Ends forwarding: through the daemon if it answers, otherwise by what is found in the kernel.
+//! Ends forwarding: through the daemon if it answers, otherwise by the links and pins in the kernel.
 //!
 //! Pins are found by their folder. Addresses, macvlans and the table of nftables are found by their
 //! marks, which are the same for every lbd of a network namespace. So one that does not answer, since it
-//! has another socket, may live by what is found: that is asked about first.
+//! has another socket, may live by what is found: it is confirmed first.
 
 use std::{
     fs, io,
@@ -21,8 +21,8 @@ use lb_vrrp::leftovers;
 
 use super::change::{self, Changer};
 
-/// Detaches through the daemon if it answers, otherwise what is found. `pin_dir` is where an lbd that
-/// does not answer has pinned; none: where the configuration says.
+/// Detaches through the daemon if it answers, otherwise by the links and pins in the kernel. `pin_dir` is where an
+/// lbd that does not answer has pinned; none: the configured folder.
 pub(super) async fn detach(changer: &Changer<'_>, pin_dir: Option<&Path>) -> Result<()> {
     let made = changer.make(Method::POST, paths::DETACH).await;
     let Err(error) = made else { return Ok(()) };
@@ -74,9 +74,9 @@ fn configured_pin_dir() -> PathBuf {
     config.map_or_else(|_| defaults::PIN_DIR.into(), |config| config.pin_dir)
 }
 
-/// What is pinned there, for people.
+/// The pins there, for people.
 fn pinned(pin_dir: &Path) -> Vec<String> {
-    // A folder that can't be read is told by who removes what is in it.
+    // The removal itself reports a folder that can't be read.
     let entries = fs::read_dir(pin_dir).into_iter().flatten().flatten();
     let mut pinned: Vec<_> =
         entries.map(|entry| format!("{} is removed", entry.path().display())).collect();
@@ -119,7 +119,7 @@ impl Running {
         let sockets = self.sockets.iter().map(|path| format!("socket {path}"));
         let signs: Vec<_> = pids.chain(sockets).collect();
         let text = format!(
-            "an lbd runs in this network namespace ({}); stop it first, or talk to it with \
+            "an lbd runs in this network namespace ({}); stop it first, or reach it with \
              `lbctl --socket`",
             signs.join(", ")
         );

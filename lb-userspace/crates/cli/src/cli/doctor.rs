@@ -1,4 +1,4 @@
-//! `lbctl doctor`: what keeps this machine from balancing, or from being a backend, and what mends it.
+//! `lbctl doctor`: the faults that keep this machine from balancing, or from being a backend, and their mending.
 
 use std::{
     net::IpAddr,
@@ -21,7 +21,7 @@ use super::{Printer, args::word};
 use crate::doctor::{
     self, Finding, Grade, Report,
     backend::{self, Question},
-    rim,
+    probes,
 };
 
 /// What to examine.
@@ -77,9 +77,9 @@ pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> R
                 Some(file) => file.clone(),
                 None => file_of(socket).await.unwrap_or_else(|| defaults::CONFIG.into()),
             };
-            // The configuration says where lbd listens, unless lbctl was given another place.
+            // lbd listens on the configured socket, unless lbctl was given another one.
             let named = Some(socket).filter(|socket| *socket != Path::new(defaults::SOCKET));
-            doctor::examine(&rim::balancer(&file, named).await?)
+            doctor::examine(&probes::balancer(&file, named).await?)
         }
         Some(Host::Backend { vips, mode, ports, pin_dir }) => {
             let question = Question {
@@ -88,10 +88,10 @@ pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> R
                 ports: ports.clone(),
                 pin_dir: Some(pin_dir.clone()).filter(|to| to != Path::new(defaults::PIN_DIR)),
             };
-            backend::examine(&rim::backend(question, pin_dir).await?)
+            backend::examine(&probes::backend(question, pin_dir).await?)
         }
     };
-    printer.print(&report, || told(&report, args.quiet))?;
+    printer.print(&report, || describe(&report, args.quiet))?;
     let healthy = report.count(Grade::Wrong) == 0;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -103,7 +103,7 @@ async fn file_of(socket: &Path) -> Option<PathBuf> {
     Some(tokio::time::timeout(PATIENCE, diff).await.ok()?.ok()?.file)
 }
 
-fn told(report: &Report, quiet: bool) -> String {
+fn describe(report: &Report, quiet: bool) -> String {
     let shown = report.findings.iter().filter(|one| !quiet || one.grade != Grade::Ok);
     let mut text: String = shown.map(one).collect();
     let count = |grade| report.count(grade);
@@ -156,8 +156,8 @@ mod tests {
              1 wrong, 1 warning, 1 ok\n\
              What `sysctl -w` sets lasts until the next boot; /etc/sysctl.d/ keeps it.\n"
         );
-        assert_eq!(told(&report, true), rest);
-        assert_eq!(told(&report, false), format!("ok       kernel         it is so\n{rest}"));
+        assert_eq!(describe(&report, true), rest);
+        assert_eq!(describe(&report, false), format!("ok       kernel         it is so\n{rest}"));
     }
 
     #[test]

@@ -16,15 +16,15 @@ use lb_model::{
     units::{counted, format_count, format_duration},
 };
 
-/// How often the daemon is asked.
+/// How often the daemon is polled.
 const POLL: Duration = Duration::from_millis(500);
 
-/// That this node does not know what is left on a backend.
+/// This node does not know a backend's remaining flows.
 pub(super) const UNSYNCED: &str =
-    "unknown: only the Active sees the traffic, and does not tell this node of its flows";
+    "unknown: only the Active sees the traffic, and does not send its flows to this node";
 
 /// Waits; 0 when no flow is left, 1 after `timeout`, if it does not drain any more, or if this node
-/// can't tell.
+/// does not know.
 pub(super) async fn wait(
     client: &Client,
     target: &Target,
@@ -63,9 +63,9 @@ pub(super) async fn wait(
         if backend.is_unsynced() {
             progress.end();
             eprintln!(
-                "lbctl: backend {address} of {service} drains, but this node can't tell when it has no \
-                 flow left: only the Active sees the traffic of {service}, and does not tell this node \
-                 of its flows (see [sync]); run `lbctl backend drain {service} {address} --wait` on the \
+                "lbctl: backend {address} of {service} drains, but this node does not know when it has no \
+                 flow left: only the Active sees the traffic of {service}, and does not send its \
+                 flows to this node (see [sync]); run `lbctl backend drain {service} {address} --wait` on the \
                  Active, which `lbctl vrrp status` names"
             );
             return Ok(ExitCode::FAILURE);
@@ -100,7 +100,7 @@ pub(super) async fn wait(
             eprintln!("lbctl: {}", why.text(target));
             warned.push(why);
         }
-        // What changes each second is for a line that changes.
+        // Values that change each second are for a line that changes.
         let times = if io::stderr().is_terminal() { times(&backend) } else { String::new() };
         progress.show(&format!("{left}{times}"), started.elapsed());
         let rest = timeout.map_or(POLL, |timeout| timeout.saturating_sub(started.elapsed()));
@@ -108,7 +108,7 @@ pub(super) async fn wait(
     }
 }
 
-/// What is left on a backend.
+/// The remaining flows of a backend.
 pub(super) fn left(backend: &Backend) -> String {
     let slots = backend.slots + backend.base_slots;
     if slots == 0 && backend.pins == 0 {
@@ -130,11 +130,12 @@ pub(super) fn left(backend: &Backend) -> String {
 /// When a backend was sent the last packet of a flow that may be left, and when its drain is over.
 pub(super) fn times(backend: &Backend) -> String {
     let Some(drain) = backend.drain else { return String::new() };
-    let heard = drain.heard_secs.map(|secs| format!("; last packet {} ago", whole_secs(secs)));
+    let last_packet =
+        drain.heard_secs.map(|secs| format!("; last packet {} ago", whole_secs(secs)));
     let ends = drain
         .ends_in_secs
         .map(|secs| format!("; over for certain in {} if all stay silent", whole_secs(secs)));
-    heard.into_iter().chain(ends).collect()
+    last_packet.into_iter().chain(ends).collect()
 }
 
 /// That a drain is over by estimate.
@@ -143,7 +144,7 @@ pub(super) fn estimate(backend: &Backend) -> String {
     let ends = ends.map(|secs| format!("; proven in {}", whole_secs(secs))).unwrap_or_default();
     let silence = silence(backend);
     format!(
-        "no flow left that was heard for {silence} (estimated: safe to stop unless a client is silent \
+        "no flow left with a packet for {silence} (estimated: safe to stop unless a client is silent \
          for longer{ends})"
     )
 }
@@ -188,7 +189,7 @@ fn whole_secs(secs: u64) -> String {
     format_duration(Duration::from_secs(secs))
 }
 
-/// How often a change is told where no line can change.
+/// How often a change is printed where no line can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pulse {
     /// Each.

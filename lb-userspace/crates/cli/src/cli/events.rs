@@ -1,4 +1,4 @@
-//! What has happened, and what happens.
+//! Past events, and new ones.
 
 use std::{
     io::{self, Write as _},
@@ -69,10 +69,10 @@ impl EventsArgs {
         (wanted[skipped..].to_vec(), forgotten)
     }
 
-    fn wants(&self, Event { news, .. }: &Event) -> bool {
-        self.kind.is_none_or(|kind| news.kind == kind)
-            && self.backend.is_none_or(|backend| news.backend == Some(backend))
-            && self.service.as_ref().is_none_or(|service| news.service.as_ref() == Some(service))
+    fn wants(&self, Event { news: entry, .. }: &Event) -> bool {
+        self.kind.is_none_or(|kind| entry.kind == kind)
+            && self.backend.is_none_or(|backend| entry.backend == Some(backend))
+            && self.service.as_ref().is_none_or(|service| entry.service.as_ref() == Some(service))
     }
 }
 
@@ -88,7 +88,7 @@ pub(super) async fn run(args: &EventsArgs, client: &Client, output: Output) -> R
     if args.follow { follow(args, client, output, page.last).await } else { Ok(()) }
 }
 
-/// Shows what happens after the event of this number, until the daemon is away for too long.
+/// Shows the events after the one of this number, until the daemon is away for too long.
 async fn follow(args: &EventsArgs, client: &Client, output: Output, mut last: u64) -> Result<()> {
     let mut patient = Patient::new(client);
     loop {
@@ -133,9 +133,9 @@ fn show(event: &Event, output: Output) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn text(Event { at, news, .. }: &Event) -> String {
-    let kind = news.kind.name();
-    format!("{}  {kind:<20}  {} ({})", rfc3339::format(*at), news.message, news.cause)
+fn text(Event { at, news: entry, .. }: &Event) -> String {
+    let kind = entry.kind.name();
+    format!("{}  {kind:<20}  {} ({})", rfc3339::format(*at), entry.message, entry.cause)
 }
 
 #[cfg(test)]
@@ -154,8 +154,8 @@ mod tests {
     }
 
     fn parse(line: &str) -> Result<EventsArgs, clap::Error> {
-        let words = ["lbctl"].into_iter().chain(line.split_whitespace());
-        Line::try_parse_from(words).map(|line| line.args)
+        let args = ["lbctl"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(args).map(|line| line.args)
     }
 
     /// Events of these seconds since 1970.
@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn a_moment_that_is_none_is_told() {
         for wrong in ["10", "yesterday", "2026-11-22", "2026-11-22 09:30"] {
-            let words = ["lbctl", "--since", wrong];
-            let error = Line::try_parse_from(words).expect_err(wrong).to_string();
+            let args = ["lbctl", "--since", wrong];
+            let error = Line::try_parse_from(args).expect_err(wrong).to_string();
             assert!(error.contains("is neither a duration nor a time"), "{error}");
         }
     }

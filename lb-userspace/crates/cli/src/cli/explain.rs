@@ -1,4 +1,4 @@
-//! `lbctl explain`: what the balancer does with a packet, and why.
+//! `lbctl explain`: the balancer's decision for a packet, and its reasons.
 
 use std::{
     collections::BTreeSet,
@@ -24,12 +24,12 @@ use lb_inspect::explain::{
 };
 use lb_model::{desired::Protocol, units::counted};
 
-/// Packets of a saved capture that are asked about at a time.
+/// Packets of a saved capture in one request.
 const BATCH: usize = 100;
-/// Bytes of frames that are asked about at a time.
+/// Bytes of frames in one request.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// Which packet, and how much is to be told.
+/// Which packet, and how much is printed.
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
     /// tcp or udp.
@@ -38,7 +38,7 @@ pub(super) struct ExplainArgs {
     #[allow(rustdoc::broken_intra_doc_links, reason = "an address, and the words of --help")]
     /// The client, as 198.51.100.7:4242 or [2001:db8::7]:4242; without a port, one is chosen.
     source: Option<Endpoint>,
-    /// Whom it talks to, as 10.0.0.100:80; without a port, each service of that VIP and protocol.
+    /// Where it goes to, as 10.0.0.100:80; without a port, each service of that VIP and protocol.
     destination: Option<Endpoint>,
     /// Explain the packets of this capture, pcap or pcapng, one by one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["protocol", "made"])]
@@ -49,7 +49,7 @@ pub(super) struct ExplainArgs {
     /// Take the frames of a capture for frames to this node, whatever MAC address they have.
     #[arg(long, requires = "pcap")]
     any_mac: bool,
-    /// Tell all steps of each packet of a capture.
+    /// Print all steps of each packet of a capture.
     #[arg(short, long, requires = "pcap")]
     verbose: bool,
     #[command(flatten)]
@@ -199,13 +199,13 @@ impl ExplainArgs {
 
 pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -> Result<ExitCode> {
     let client = if args.verify { &client.for_a_program() } else { client };
-    let ask = async |questions: &Questions| -> Result<Vec<Explained>> {
+    let request = async |questions: &Questions| -> Result<Vec<Explained>> {
         Ok(client.send_json(Method::POST, paths::EXPLAIN, questions).await?)
     };
     let Some(file) = &args.pcap else {
         let made = args.all_made(client).await?;
         let packets = made.into_iter().map(|made| Packet::Made(Box::new(made))).collect();
-        let all = ask(&args.questions(packets)).await?;
+        let all = request(&args.questions(packets)).await?;
         let text = || all.iter().map(steps).collect::<Vec<_>>().join("\n");
         match args.destination.and_then(|destination| destination.port) {
             Some(_) => printer.print(&all.first(), text)?,
@@ -228,17 +228,22 @@ pub(super) async fn run(args: &ExplainArgs, client: &Client, printer: Printer) -
             let length = packet.length as u32;
             batch.push(Packet::Frame { bytes: hex(&packet.bytes), length });
         }
-        let batch = ask(&args.questions(batch)).await?;
+        let batch = request(&args.questions(batch)).await?;
         all.extend(batch);
         progress.show(|| format!("{} of {} packets ", all.len(), saved.packets.len()));
     }
     drop(progress);
-    let told = Told { counts: sums(&all), more: saved.more, foreign: saved.foreign, packets: &all };
-    printer.print(&told, || capture(&told, &saved, args.verbose))?;
+    let summary = CaptureSummary {
+        counts: sums(&all),
+        more: saved.more,
+        foreign: saved.foreign,
+        packets: &all,
+    };
+    printer.print(&summary, || capture(&summary, &saved, args.verbose))?;
     Ok(code(&all))
 }
 
-/// 1 unless the program in the kernel did what is explained, where it was to be asked.
+/// 1 if the program in the kernel ran and differs from the explanation.
 fn code(all: &[Explained]) -> ExitCode {
     let agrees = |one: &Explained| one.verified.as_ref().is_none_or(|verified| verified.agrees);
     if all.iter().all(agrees) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -246,42 +251,42 @@ fn code(all: &[Explained]) -> ExitCode {
 
 /// A capture's packets and their sums.
 #[derive(Serialize)]
-struct Told<'a> {
+struct CaptureSummary<'a> {
     counts: std::collections::BTreeMap<String, u64>,
     more: bool,
     foreign: usize,
     packets: &'a [Explained],
 }
 
-fn capture(told: &Told<'_>, saved: &Saved, verbose: bool) -> String {
+fn capture(summary: &CaptureSummary<'_>, saved: &Saved, verbose: bool) -> String {
     let mut text = String::new();
-    for (number, one) in told.packets.iter().enumerate() {
+    for (number, one) in summary.packets.iter().enumerate() {
         text += &match verbose {
             true => format!("{}: {}\n", number + 1, steps(one)),
             false => format!("{}: {}: {}{}\n", number + 1, one.packet, end(one), verified(one)),
         };
     }
     let mut table = Table::new(&[">PACKETS", "END"]).indented(2);
-    for (end, count) in &told.counts {
+    for (end, count) in &summary.counts {
         table.row([count.to_string(), end.clone()]);
     }
-    text += &format!("{}, each as if it came in now:\n", counted(told.packets.len(), "packet"));
+    text += &format!("{}, each as if it came in now:\n", counted(summary.packets.len(), "packet"));
     if !table.is_empty() {
         text += &table.render();
     }
-    if told.more {
+    if summary.more {
         text += &format!("there are more; --limit is {}\n", saved.packets.len());
     }
-    if told.foreign > 0 {
+    if summary.foreign > 0 {
         text += &format!(
             "left out, as neither of Ethernet nor of IP: {}\n",
-            counted(told.foreign, "packet")
+            counted(summary.foreign, "packet")
         );
     }
     text
 }
 
-/// How a packet ends, in a few words.
+/// How a packet ends, in brief.
 fn end(one: &Explained) -> String {
     let outcome = one.outcome.name();
     match (&one.reason, one.backend) {

@@ -39,7 +39,7 @@ pub(super) struct FlowsArgs {
     limit: Option<usize>,
 }
 
-/// What holds a flow.
+/// The kinds of entries that hold a flow.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum KindArg {
     /// A pin: a change of the ring would otherwise move the flow.
@@ -61,7 +61,7 @@ impl From<KindArg> for Kind {
 }
 
 impl FlowsArgs {
-    /// The path that asks for them, with these beside the filters.
+    /// The request path for them, with these beside the filters.
     fn path(&self, more: &[(&str, String)]) -> String {
         let Self { service, backend, client, kind, .. } = self;
         let filters = [
@@ -75,7 +75,7 @@ impl FlowsArgs {
     }
 }
 
-/// The path that asks for flows with these parameters.
+/// The request path for flows with these parameters.
 pub(super) fn path<'a>(parameters: impl Iterator<Item = (&'a str, String)>) -> String {
     let all = parameters.map(|(name, value)| format!("{name}={}", paths::encoded(&value)));
     format!("{}?{}", paths::FLOWS, all.collect::<Vec<_>>().join("&"))
@@ -96,7 +96,7 @@ pub(super) async fn run(args: &FlowsArgs, client: &Client, printer: Printer) -> 
     let most = args.limit.unwrap_or(LIMIT);
     if most > MOST {
         let many = format!("{most} flows are too many for a table of {MOST}");
-        return Err(Misuse(format!("{many}; 'lbctl -o json flows' tells all")).into());
+        return Err(Misuse(format!("{many}; 'lbctl -o json flows' prints all")).into());
     }
     let found: Found = client.get(&args.path(&[limit(most)])).await?;
     printer.print(&found, || text(&found))
@@ -112,12 +112,12 @@ async fn lines(client: &Client, path: &str) -> Result<()> {
             Line::End { .. } => return Ok(out.flush()?),
             Line::Broken { error } => {
                 out.flush()?;
-                bail!("not all flows were told: {error}");
+                bail!("not all flows were printed: {error}");
             }
         }
     }
     out.flush()?;
-    bail!("not all flows were told: lbd has stopped, or this reads too slowly")
+    bail!("not all flows were printed: lbd has stopped, or this reads too slowly")
 }
 
 /// A line for each flow.

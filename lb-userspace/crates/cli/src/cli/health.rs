@@ -1,4 +1,4 @@
-//! How `lbctl` words the health of services and backends.
+//! The texts of `lbctl` for the health of services and backends.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use lb_api::{check_status::CheckStatus, status::Service};
 use lb_model::seen::Condition;
 use lb_model::units::{counted, format_duration};
 
-/// What is to be said of a service before its backends.
+/// The lines of a service before its backends.
 pub(super) fn standing(service: &Service) -> String {
     let standing = service.standing;
     let mut text = String::new();

@@ -13,7 +13,7 @@ pub struct Lbd {
     /// The configuration.
     #[arg(long, default_value = defaults::CONFIG)]
     pub config: PathBuf,
-    /// Tell every mistake in a configuration, and exit: 0 for none, 2 for some, 1 if all that is wrong are
+    /// Print every mistake in a configuration, and exit: 0 for none, 2 for some, 1 if all that is wrong are
     /// files that it names.
     #[arg(long, value_name = "FILE", conflicts_with = "force")]
     pub check: Option<PathBuf>,

@@ -21,13 +21,13 @@ pub(super) enum LogCommand {
         /// A level (error, warn, info, debug, trace, off), and others for parts, as info,vrrp=debug.
         ///
         /// The parts are those of lbd, such as vrrp, health, netlink, web; xdp=debug has the XDP program
-        /// tell of packets that are rare.
+        /// log packets that are rare.
         #[arg(value_parser = |text: &str| text.parse::<Filter>())]
         filter: Option<Filter>,
         /// Only for so long, as 10m.
         #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, requires = "filter")]
         lasts: Option<Duration>,
-        /// Back to what the configuration says.
+        /// Back to the configured level.
         #[arg(long, conflicts_with = "filter")]
         reset: bool,
     },
@@ -50,7 +50,7 @@ pub(super) fn line(current: &Current) -> String {
     let mut text = format!("log level {}", current.filter);
     if let Some(until) = current.until {
         let left = until.duration_since(SystemTime::now()).unwrap_or_default();
-        // Rounded, so that what was said a moment ago is what is shown.
+        // Rounded, so that a duration set a moment ago is shown as it was set.
         let left = Duration::from_secs((left.as_millis() as u64).div_ceil(1_000));
         text += &format!(" for {}", format_duration(left));
     }
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_level_is_told_with_what_comes_after_it() {
         let until = Some(SystemTime::now() + Duration::from_secs(600));
-        for (current, told) in [
+        for (current, expected) in [
             (("info", None, None), "log level info"),
             (("debug", Some("info"), until), "log level debug for 10m, then info"),
             (
@@ -83,7 +83,7 @@ mod tests {
         ] {
             let (filter, configured, until) = current;
             let configured = configured.map(str::to_owned);
-            assert_eq!(line(&Current { filter: filter.into(), configured, until }), told);
+            assert_eq!(line(&Current { filter: filter.into(), configured, until }), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What `lbctl` understands, and how it ends: 0 for done, 1 for failed, 2 for misused.
+//! The commands of `lbctl`, and its exit codes: 0 for done, 1 for failed, 2 for misused.
 
 mod args;
 mod capture;
@@ -60,7 +60,7 @@ impl Target {
 }
 
 impl Cli {
-    /// Does it; what went wrong is printed.
+    /// Does it; prints errors.
     pub async fn run(self) -> ExitCode {
         if let Command::Config(ConfigCommand::Check { file }) = &self.command {
             return check_config(file);
@@ -80,7 +80,7 @@ impl Cli {
         if !matches!(error.downcast_ref(), Some(client::Error::NotRunning { .. })) {
             return String::new();
         }
-        // The unit's lbd listens there, unless its configuration says otherwise.
+        // The unit's lbd listens there by default.
         let unit = (self.socket == Path::new(defaults::SOCKET)).then(Unit::read).flatten();
         format!(": {}", Unit::remedy(unit.as_ref()))
     }
@@ -116,7 +116,7 @@ impl Cli {
     }
 }
 
-/// Flags that don't go together, or say what makes no sense.
+/// Flags that don't go together, or have values that make no sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Misuse(String);

@@ -53,7 +53,7 @@ pub(super) struct NodeDrain {
     /// How long none may have come.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait", default_value = "5s")]
     quiet: Duration,
-    /// Wait no longer than this, as 15m; then say what still comes, and exit with 1.
+    /// Wait no longer than this, as 15m; then print what still comes, and exit with 1.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
     timeout: Option<Duration>,
 }
@@ -88,7 +88,7 @@ fn show(status: &Status) -> String {
     format!("{}\nVIPs: {vips}\n", state(status))
 }
 
-/// What the node does, in a line.
+/// The node's state, in a line.
 pub(super) fn state(status: &Status) -> String {
     match status.node.draining_since {
         Some(since) => format!(
@@ -136,7 +136,7 @@ async fn wait(client: &Client, quiet: Duration, timeout: Option<Duration>) -> Re
     }
 }
 
-/// What counts packets for services: each backend, and each reason to drop.
+/// The packet counters of services: each backend, and each reason to drop.
 type Counters = BTreeMap<String, u64>;
 
 fn counters(status: &Status) -> Counters {
@@ -148,7 +148,7 @@ fn counters(status: &Status) -> Counters {
     backends.chain(dropped).collect()
 }
 
-/// What has come of late.
+/// The recent packets.
 #[derive(Debug)]
 struct Traffic {
     last: Option<(Counters, Instant)>,

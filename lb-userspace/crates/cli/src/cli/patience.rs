@@ -11,7 +11,7 @@ const AWAY: Duration = Duration::from_secs(60);
 /// How often it is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// Asks on while the daemon is away.
+/// Retries while the daemon is away.
 #[derive(Debug)]
 pub(super) struct Patient<'a> {
     client: &'a Client,
@@ -23,7 +23,7 @@ impl<'a> Patient<'a> {
         Self { client, away: None }
     }
 
-    /// Asks until there is an answer, or until the daemon has been away for too long.
+    /// Retries until there is an answer, or until the daemon has been away for too long.
     pub(super) async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Error> {
         loop {
             match self.client.get(path).await {
@@ -36,7 +36,7 @@ impl<'a> Patient<'a> {
         }
     }
 
-    /// Waits a moment, and says so once.
+    /// Waits a moment, and logs that once.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl<'a> Patient<'a> {
         Ok(())
     }
 
-    /// Says once that it is there again.
+    /// Logs once that it is back.
     pub(super) fn is_back(&mut self) {
         if self.away.take().is_some() {
             eprintln!("lbctl: lbd is back");

@@ -1,8 +1,8 @@
-//! What a change would do, for people.
+//! The effects of a change, for people.
 
 use lb_model::plan::{Plan, ServicePreview};
 
-/// A line for each thing there is to say of it.
+/// The lines that describe it.
 pub(super) fn lines(plan: &Plan) -> Vec<String> {
     let mut lines = plan.changes.clone();
     for (name, service) in &plan.preview.services {

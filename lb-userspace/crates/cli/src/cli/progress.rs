@@ -31,7 +31,7 @@ impl Progress {
     }
 }
 
-/// As much of a text as the terminal's width takes: what wraps can't be written over.
+/// As much of a text as the terminal's width takes: wrapped text can't be overwritten.
 pub(super) fn on_one_line(text: &str) -> String {
     let columns = crossterm::terminal::size().map_or(80, |(columns, _)| columns);
     fitting(text, columns.into())

@@ -64,7 +64,7 @@ mod tests {
         Destination { chain, handle, first, last: first, ports }
     }
 
-    fn told(destinations: Vec<Destination>) -> Vec<(Grade, String)> {
+    fn describe(destinations: Vec<Destination>) -> Vec<(Grade, String)> {
         let rules = Rules { destinations, ..Rules::default() };
         let facts = Facts { firewall: Firewall::Known(rules), ..healthy() };
         bypassed(&facts).into_iter().map(|one| (one.grade, one.found)).collect()
@@ -73,14 +73,15 @@ mod tests {
     #[test]
     fn rules_for_a_service_are_named_and_those_for_other_ports_hold() {
         let nothing = [(Grade::Ok, "no rule that nft shows is for a service".to_owned())];
-        assert_eq!(told(Vec::new()), nothing);
+        assert_eq!(describe(Vec::new()), nothing);
         let other = IpAddr::from([10, 9, 9, 9]);
-        assert_eq!(told(vec![rule(4, vip(), &[22]), rule(5, other, &[])]), nothing);
-        let found = told(vec![rule(4, vip(), &[80]), rule(6, vip(), &[]), rule(7, vip(), &[443])]);
+        assert_eq!(describe(vec![rule(4, vip(), &[22]), rule(5, other, &[])]), nothing);
+        let found =
+            describe(vec![rule(4, vip(), &[80]), rule(6, vip(), &[]), rule(7, vip(), &[443])]);
         let [(Grade::Warning, found)] = found.as_slice() else { panic!("{found:?}") };
         assert!(found.starts_with("the rules 4, 6 of the chain `inet filter input`"), "{found}");
         assert!(found.ends_with(&format!("are for services of {}, and do not hold", vip())));
         let many: Vec<_> = (1..=20).map(|handle| rule(handle, vip(), &[])).collect();
-        assert!(told(many)[0].1.contains("7, 8, 12 more of"));
+        assert!(describe(many)[0].1.contains("7, 8, 12 more of"));
     }
 }

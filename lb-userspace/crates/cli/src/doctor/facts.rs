@@ -1,4 +1,4 @@
-//! What the checks are told of a machine: plain data.
+//! The checks' input of a machine: plain data.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,14 +15,14 @@ use lb_netlink::{LinkLayer, striding::EmptyFirstBuffers};
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// What is known of a node with the balancer.
+/// The facts of a node with the balancer.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// The kernel.
     pub kernel: Kernel,
     /// The configuration's file.
     pub file: PathBuf,
-    /// The configuration, or what is wrong with it, a line for each mistake.
+    /// The configuration, or its mistakes, a line for each.
     pub config: Result<Config, Vec<Mistake>>,
     /// The unit of `lbd`; none where systemd has none.
     pub unit: Option<Unit>,
@@ -38,11 +38,11 @@ pub struct Facts {
     pub firewall: Firewall,
     /// How the backends are reached.
     pub hops: BTreeMap<Want, Resolution>,
-    /// What the `lbd` that runs has found out of the ways out.
+    /// The egress status of the running `lbd`.
     pub egress: Vec<EgressStatus>,
-    /// Who else answers for a VIP on the balancer's links; none if nobody could be asked.
+    /// Other hosts that answer for a VIP on the balancer's links; none if no request could be sent.
     pub claims: Option<BTreeMap<IpAddr, BTreeSet<Mac>>>,
-    /// Whether something keeps the clock right; none if the kernel does not say.
+    /// Whether something keeps the clock right; none if the kernel does not report it.
     pub clock_synchronised: Option<bool>,
     /// The `lbd` that runs, if one does.
     pub daemon: Option<Process>,
@@ -50,10 +50,10 @@ pub struct Facts {
     pub socket: SocketFile,
 }
 
-/// What is wrong with the configuration, or with a file that it names.
+/// A mistake of the configuration, or of a file that it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// It in words, with its place.
+    /// Its text, with its place.
     pub text: String,
     /// The command that mends it, if one does.
     pub mend: Option<String>,
@@ -68,7 +68,7 @@ pub struct Kernel {
     pub btf: bool,
     /// `net.core.bpf_jit_enable`.
     pub jit: Option<i64>,
-    /// What the balancer asks of it; none if it was not allowed to look.
+    /// The features that the balancer needs of it; none if this user may not look.
     pub features: Option<Vec<Feature>>,
     /// Where BPF file systems are mounted.
     pub bpffs: Vec<PathBuf>,
@@ -83,9 +83,9 @@ pub struct Interface {
     pub up: bool,
     /// Whether it is the loopback.
     pub loopback: bool,
-    /// What it is made of, as `ip -d link` says: `veth`, `ipip`; none for hardware.
+    /// Its kind, as `ip -d link` prints it: `veth`, `ipip`; none for hardware.
     pub kind: Option<String>,
-    /// What its frames begin with.
+    /// The first header of its frames.
     pub layer: LinkLayer,
     /// Its MTU.
     pub mtu: u32,
@@ -95,8 +95,8 @@ pub struct Interface {
     pub addresses: Vec<(IpAddr, u8)>,
     /// The XDP program on it.
     pub program: Option<Found>,
-    /// What its driver can do for XDP, as bits of `enum netdev_xdp_act`; none if the kernel does not
-    /// say (before Linux 6.3).
+    /// Its driver's XDP features, as bits of `enum netdev_xdp_act`; none if the kernel does not
+    /// report it (before Linux 6.3).
     pub xdp_features: Option<u64>,
     /// Its offloads that are on, as `ethtool -k` names them.
     pub offloads: Option<BTreeSet<String>>,
@@ -171,11 +171,11 @@ pub fn sysctl(settings: &[(String, i64)]) -> String {
 pub enum Firewall {
     /// They could not be read; why.
     Unknown(String),
-    /// What they say.
+    /// Their rules.
     Known(Rules),
 }
 
-/// What the tables of the firewall say.
+/// The rules of the firewall's tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// Chains of input that drop what they do not accept.
@@ -213,7 +213,7 @@ pub struct Chain {
     pub accepts: BTreeSet<u64>,
 }
 
-/// A process, as /proc tells it.
+/// A process, as /proc shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
     /// Its pid.
@@ -237,6 +237,6 @@ pub struct SocketFile {
     pub group_exists: bool,
     /// Its mode, if it is there.
     pub mode: Option<u32>,
-    /// Why nobody answers there, if so.
+    /// Why no process answers there, if so.
     pub refused: Option<String>,
 }

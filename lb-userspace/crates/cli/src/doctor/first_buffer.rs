@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::doctor::{
         Grade,
-        tests::{assert_told, healthy, told},
+        tests::{assert_finding, describe, healthy},
     };
 
     const MEND: &str = "ethtool --set-priv-flags eth0 rx_striding_rq off";
@@ -57,9 +57,9 @@ mod tests {
             let eth0 = facts.interfaces.get_mut("eth0").expect("the node has it");
             eth0.empty_first_buffers = empty();
             eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
-            told(&of_node(&facts))
+            describe(&of_node(&facts))
         };
-        assert_told(&found(Hook::Native), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_finding(&found(Hook::Native), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
         for hook in [Hook::Generic, Hook::Tc] {
             assert_eq!(found(hook), (Grade::Ok, String::new()));
         }
@@ -73,9 +73,9 @@ mod tests {
             let eth0 = facts.interfaces.get_mut("eth0").expect("the backend has it");
             eth0.empty_first_buffers = empty();
             facts.decaps.values_mut().for_each(|decap| decap.generic = generic);
-            told(&of_backend(&facts))
+            describe(&of_backend(&facts))
         };
-        assert_told(&found(Mode::Ipip, false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_finding(&found(Mode::Ipip, false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
         assert_eq!(found(Mode::Ipip, true), (Grade::Ok, String::new()));
         assert_eq!(found(Mode::Dsr, false), (Grade::Ok, String::new()));
     }

@@ -35,7 +35,7 @@ pub(super) fn features(facts: &Facts) -> Vec<Finding> {
         return vec![
             Finding::warning(
                 CHECK,
-                "the kernel does not let this user ask what it can do",
+                "this user may not probe the kernel's features",
                 "without CAP_BPF a part of the examination is left out",
             )
             .mended_by("sudo lbctl doctor"),

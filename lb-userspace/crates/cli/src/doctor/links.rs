@@ -74,7 +74,7 @@ pub(super) fn program(facts: &Facts) -> Vec<Finding> {
         None if facts.daemon.is_some() => Finding::wrong(
             CHECK,
             format!("{name}: lbd runs, and its program is not there"),
-            "nothing is balanced; lbd's log tells why",
+            "nothing is balanced; lbd's log has the reason",
         )
         .mended_by("systemctl restart lbd"),
         None => Finding::ok(CHECK, format!("{name} is free for the balancer")),
@@ -93,7 +93,7 @@ fn without_xdp(facts: &Facts, config: &Config, name: &str, found: String) -> Fin
     finding.mended_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
 }
 
-/// What [`driver`] looks at.
+/// The input of [`driver`].
 const DRIVER: &str = "driver";
 
 pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
@@ -111,7 +111,7 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
         }
         let Some(bits) = interface.xdp_features else {
             let found = format!(
-                "{name}: the kernel does not say what the driver can do for XDP; tc is possible"
+                "{name}: the kernel does not report what the driver can do for XDP; tc is possible"
             );
             return Finding::ok(CHECK, found);
         };
@@ -171,10 +171,10 @@ fn obstacles(name: &str, interface: &Interface) -> (Vec<String>, Vec<String>) {
         ));
         mend.push(format!("ip link set dev {name} mtu {ONE_BUFFER}"));
     }
-    let words = interface.offloads.as_ref().map(|on| merged_by(on, &MERGERS));
-    if let Some(words) = words.filter(|words| !words.is_empty()) {
-        why.push(format!("it merges packets in hardware ({})", words.join(", ")));
-        mend.push(switched_off(name, &words));
+    let merging = interface.offloads.as_ref().map(|on| merged_by(on, &MERGERS));
+    if let Some(merging) = merging.filter(|merging| !merging.is_empty()) {
+        why.push(format!("it merges packets in hardware ({})", merging.join(", ")));
+        mend.push(switched_off(name, &merging));
     }
     (why, mend)
 }
@@ -234,18 +234,18 @@ pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
     configured(facts).filter_map(check).collect()
 }
 
-/// Offloads that merge packets before the program sees them, and ethtool's word for each.
+/// Offloads that merge packets before the program sees them, and ethtool's name for each.
 const MERGERS: [(&str, &str); 2] = [LRO, ("rx-gro-hw", "rx-gro-hw")];
 /// The one whose packets can't be cut again, so that tc can't send them on either.
 const LRO: (&str, &str) = ("rx-lro", "lro");
 
-/// Those of them that are on, in ethtool's words.
+/// Those of them that are on, by ethtool's names.
 fn merged_by(on: &BTreeSet<String>, mergers: &[(&str, &'static str)]) -> Vec<&'static str> {
     mergers.iter().filter(|(feature, _)| on.contains(*feature)).map(|(_, word)| *word).collect()
 }
 
-fn switched_off(name: &str, words: &[&str]) -> String {
-    let off: Vec<_> = words.iter().map(|word| format!("{word} off")).collect();
+fn switched_off(name: &str, merging: &[&str]) -> String {
+    let off: Vec<_> = merging.iter().map(|word| format!("{word} off")).collect();
     format!("ethtool -K {name} {}", off.join(" "))
 }
 
@@ -288,7 +288,7 @@ fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
                 "{name}: the balancer runs in the network stack, after GRO of {}",
                 below.join(", ")
             ),
-            "what is merged is too big for the way to a backend; clients are told so, and stall. lbd would \
+            "what is merged is too big for the way to a backend; clients get ICMP errors, and stall. lbd would \
              refuse to attach here anew, unless `allow_generic_gro = true`",
         )
         .mended_by(gro::mend(below))
@@ -320,12 +320,12 @@ fn merging_by(
     why: &str,
 ) -> Option<Finding> {
     const CHECK: &str = "offloads";
-    let words = merged_by(interface.offloads.as_ref()?, mergers);
-    if words.is_empty() {
+    let merging = merged_by(interface.offloads.as_ref()?, mergers);
+    if merging.is_empty() {
         let all = mergers == MERGERS.as_slice();
         let what = if all { "no packets in hardware" } else { "no packets by LRO" };
         return Some(Finding::ok(CHECK, format!("{name} merges {what}")));
     }
-    let found = format!("{name} merges packets in hardware: {}", words.join(", "));
-    Some(Finding::wrong(CHECK, found, why).mended_by(switched_off(name, &words)))
+    let found = format!("{name} merges packets in hardware: {}", merging.join(", "));
+    Some(Finding::wrong(CHECK, found, why).mended_by(switched_off(name, &merging)))
 }

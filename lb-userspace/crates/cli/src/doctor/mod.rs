@@ -1,7 +1,7 @@
-//! `lbctl doctor`: what of a machine keeps the balancer, or a backend, from working, and the command
-//! that mends it.
+//! `lbctl doctor`: the faults of a machine that keep the balancer, or a backend, from working, and the
+//! commands that mend them.
 //!
-//! Facts are read at the rim ([`rim`]), and each check is a function of them alone. It needs no `lbd`
+//! The probes ([`probes`]) read the facts, and each check is a function of them alone. It needs no `lbd`
 //! that runs, and changes nothing.
 
 pub mod backend;
@@ -11,8 +11,8 @@ mod first_buffer;
 mod kernel;
 mod links;
 mod node;
+pub mod probes;
 mod process;
-pub mod rim;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,14 +24,14 @@ use self::facts::Facts;
 pub enum Grade {
     /// As it should be.
     Ok,
-    /// It works, but not as well as it could, or can't be told.
+    /// It works, but not as well as it could, or the check can't determine it.
     Warning,
     /// It does not work, or will not.
     Wrong,
 }
 
 impl Grade {
-    /// The word for it.
+    /// Its name.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -42,14 +42,14 @@ impl Grade {
     }
 }
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The check's name.
     pub check: String,
     /// How it has come out.
     pub grade: Grade,
-    /// What is so.
+    /// The fact that it found.
     pub found: String,
     /// Why that matters; empty if it is as it should be.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -83,7 +83,7 @@ impl Finding {
     }
 }
 
-/// What all checks have found.
+/// The results of all checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// In the order of the checks.

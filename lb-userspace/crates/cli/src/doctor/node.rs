@@ -17,7 +17,7 @@ use super::{
 
 /// The number of VRRP.
 pub(super) const VRRP: u64 = 112;
-/// What backends need so that they do not answer for VIPs on their loopback.
+/// The sysctls that keep backends from answering for VIPs on their loopback.
 pub(super) const KEEP_SILENT: [(&str, i64); 2] = [("arp_ignore", 1), ("arp_announce", 2)];
 
 pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
@@ -79,12 +79,12 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
         let settings = KEEP_SILENT.map(|(name, value)| (conf("all", name), value));
         return Finding::wrong(
             CHECK,
-            format!("{vip} is answered for by the backend {backend} ({})", told(mac)),
+            format!("{vip} is answered for by the backend {backend} ({})", mac_text(mac)),
             "its clients go to this backend past the balancer, whoever answers first",
         )
         .mended_by(format!("ssh {backend} {}", sysctl(&settings)));
     }
-    let others: Vec<_> = claims.iter().map(told).collect();
+    let others: Vec<_> = claims.iter().map(mac_text).collect();
     let others = others.join(", ");
     match holder {
         Some((name, interface)) if interface.loopback => {
@@ -114,7 +114,7 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
         None if routed.contains(&vip) && facts.claims.is_none() => Finding::warning(
             CHECK,
             format!("{vip} is not on this node; whether another node has it is not known"),
-            "no interface of the configuration is there and up, or lbctl may not ask: be root",
+            "no interface of the configuration is there and up, or lbctl may not send requests: be root",
         ),
         None if routed.contains(&vip) => Finding::warning(
             CHECK,
@@ -148,7 +148,7 @@ fn backend_at(facts: &Facts, mac: &Mac) -> Option<IpAddr> {
     })
 }
 
-fn told(mac: &Mac) -> String {
+fn mac_text(mac: &Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -176,7 +176,7 @@ pub(super) fn arp(facts: &Facts) -> Vec<Finding> {
         Finding::warning(
             CHECK,
             format!("{interface} answers ARP for the VIPs on the loopback"),
-            "who is on the link takes this node for the holder of the VIP, whatever routers say",
+            "hosts on the link take this node for the holder of the VIP, whatever routers announce",
         )
         .mended_by(sysctl(&missing))
     };
@@ -209,7 +209,7 @@ pub(super) fn rp_filter(facts: &Facts) -> Vec<Finding> {
     ]
 }
 
-/// The balancer forwards without the kernel's help; what may need it is an address that is no VIP.
+/// The balancer forwards without the kernel's help; only an address that is no VIP may need it.
 pub(super) fn gateway(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "forwarding";
     let Ok(config) = &facts.config else { return Vec::new() };
@@ -251,7 +251,7 @@ pub(super) fn next_hops(facts: &Facts) -> Vec<Finding> {
             }
             Resolution::Resolved(hop) => {
                 let found =
-                    format!("{address} is reached by {} at {}", hop.interface, told(&hop.mac));
+                    format!("{address} is reached by {} at {}", hop.interface, mac_text(&hop.mac));
                 Finding::ok(CHECK, found)
             }
             Resolution::Pending { reason } => {
@@ -296,7 +296,7 @@ pub(super) fn exits(facts: &Facts) -> Vec<Finding> {
 /// Packets that clients send with the usual MTU, and their outer header, fit the way to a backend.
 pub(super) fn tunnel_mtu(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "tunnel_mtu";
-    /// What clients' packets may have at most where nothing on their way is larger.
+    /// The largest packets of clients where no link on their path has a larger MTU.
     const USUAL: u32 = 1500;
     let Ok(config) = &facts.config else { return Vec::new() };
     let least = config.interfaces.iter().filter_map(|name| facts.interfaces.get(name));
@@ -315,10 +315,10 @@ pub(super) fn tunnel_mtu(facts: &Facts) -> Vec<Finding> {
         let device = &hop.interface;
         let link = facts.interfaces.get(device).map_or(0, |interface| interface.mtu);
         let found = format!("{found}; {needed} are needed for what clients send");
-        let why = "clients are told to send less, by ICMP, which firewalls on their way may drop";
+        let why = "clients get an ICMP error that has them send less, and firewalls may drop it";
         let mend = match link < needed {
             true => format!("ip link set dev {device} mtu {needed}"),
-            // The link would do: a route, or what was learnt of the way, says less.
+            // The link would do: a route, or a learnt path MTU, is smaller.
             false => "ip route flush cache".to_owned(),
         };
         Some(Finding::warning(CHECK, found, why).mended_by(mend))
@@ -336,7 +336,7 @@ pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
     if let Some(sync) = &config.sync {
         let port = sync.listen.port();
         let rule = format!("udp dport {port}");
-        needed.push((port.into(), format!("what peers tell (UDP port {port})"), rule));
+        needed.push((port.into(), format!("the flow sync (UDP port {port})"), rule));
     }
     if needed.is_empty() {
         return Vec::new();
@@ -345,7 +345,7 @@ pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
         Firewall::Known(rules) => rules,
         Firewall::Unknown(why) => {
             let found = format!("the rules of the firewall can't be read: {why}");
-            let matters = "it may drop what the nodes of a pair tell each other";
+            let matters = "it may drop the VRRP and flow sync packets of a pair";
             return vec![Finding::warning(CHECK, found, matters)];
         }
     };
@@ -367,7 +367,7 @@ pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
     let mut findings: Vec<_> = needed.into_iter().flat_map(drops).collect();
     if rules.legacy {
         let found = "there are tables of iptables-legacy, which are not looked into";
-        let why = "they may drop what the nodes of a pair tell each other";
+        let why = "they may drop the VRRP and flow sync packets of a pair";
         findings.push(Finding::warning(CHECK, found, why).mended_by("iptables-legacy -S INPUT"));
     }
     findings

@@ -1,4 +1,4 @@
-//! Checks of the clock, and of the daemon as a process: what it may do, and how much.
+//! Checks of the clock, and of the daemon as a process: its capabilities and limits.
 
 use lb_config::unit::Unit;
 
@@ -7,7 +7,7 @@ use super::{
     facts::{Facts, Process},
 };
 
-/// A capability, its number in linux/capability.h, and what for.
+/// A capability, its number in linux/capability.h, and its use.
 struct Capability {
     number: u8,
     name: &'static str,
@@ -26,7 +26,7 @@ const NEEDED: [Capability; 4] = [
     capability(39, "CAP_BPF", "loads the program and its maps"),
     capability(38, "CAP_PERFMON", "lets the program compare packets' pointers"),
     capability(12, "CAP_NET_ADMIN", "attaches the program, sets addresses"),
-    capability(13, "CAP_NET_RAW", "asks backends through the VIP, speaks VRRP"),
+    capability(13, "CAP_NET_RAW", "probes backends through the VIP, sends VRRP"),
 ];
 
 /// Without this it works worse.
@@ -51,7 +51,7 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
         .mended_by("apt-get install -y chrony"),
         None => Finding::warning(
             CHECK,
-            "the kernel does not say whether the clock is kept right",
+            "the kernel does not report whether the clock is kept right",
             "deadlines of drains, events and logs of two nodes are compared by it",
         ),
     }]
@@ -100,7 +100,7 @@ pub(super) fn capabilities(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "capabilities";
     let Some(process) = &facts.daemon else { return Vec::new() };
     let has = |one: &Capability| {
-        // What CAP_SYS_ADMIN has been divided into (capabilities(7)).
+        // The capabilities that CAP_SYS_ADMIN was divided into (capabilities(7)).
         process.may(one.number) || one.number >= 38 && process.may(SYS_ADMIN)
     };
     let mut findings: Vec<_> = NEEDED

@@ -135,29 +135,29 @@ fn loopback(facts: &mut Facts) -> &mut Interface {
     facts.interfaces.get_mut("lo").expect("the node has it")
 }
 
-/// The node after a change, and what a check then finds: its worst grade, and all that is said.
+/// The node after a change, and what a check then finds: its worst grade, and its text.
 fn changed(check: fn(&Facts) -> Vec<Finding>, change: impl FnOnce(&mut Facts)) -> (Grade, String) {
     let mut facts = healthy();
     change(&mut facts);
-    told(&check(&facts))
+    describe(&check(&facts))
 }
 
-/// The worst grade of findings, and all that is said.
-pub(super) fn told(findings: &[Finding]) -> (Grade, String) {
+/// The worst grade of findings, and their text.
+pub(super) fn describe(findings: &[Finding]) -> (Grade, String) {
     let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
     for finding in findings {
         assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
         assert!(finding.mend.is_none() || finding.grade != Grade::Ok, "{finding:?}");
     }
-    let said = |one: &Finding| format!("{}\n{}\n", one.found, one.mend.as_deref().unwrap_or(""));
-    (worst, findings.iter().map(said).collect())
+    let text = |one: &Finding| format!("{}\n{}\n", one.found, one.mend.as_deref().unwrap_or(""));
+    (worst, findings.iter().map(text).collect())
 }
 
 #[track_caller]
-pub(super) fn assert_told(told: &(Grade, String), grade: Grade, parts: &[&str]) {
-    assert_eq!(told.0, grade, "{}", told.1);
+pub(super) fn assert_finding(found: &(Grade, String), grade: Grade, parts: &[&str]) {
+    assert_eq!(found.0, grade, "{}", found.1);
     for part in parts {
-        assert!(told.1.contains(part), "{part:?} is not in {}", told.1);
+        assert!(found.1.contains(part), "{part:?} is not in {}", found.1);
     }
 }
 
@@ -173,10 +173,10 @@ fn at_a_healthy_node_all_is_well() {
 fn old_kernels_are_told() {
     let release =
         |release: &str| changed(kernel::release, |facts| facts.kernel.release = release.into());
-    assert_told(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
-    assert_told(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
-    assert_told(&release("99.0.1"), Grade::Ok, &["newer than what"]);
-    assert_told(&release("unknown"), Grade::Warning, &["`unknown`"]);
+    assert_finding(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
+    assert_finding(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
+    assert_finding(&release("99.0.1"), Grade::Ok, &["newer than what"]);
+    assert_finding(&release("unknown"), Grade::Warning, &["`unknown`"]);
 }
 
 #[test]
@@ -190,11 +190,11 @@ fn a_kernel_older_than_the_tests_is_wrong_unless_all_that_is_needed_is_there() {
     let there = feature("XDP", None, true);
     let needed = feature("frames of several buffers", None, false);
     let not_needed = feature("names", Some("nothing is named"), false);
-    assert_told(&with("5.19.17", Some(vec![there, not_needed])), Grade::Warning, newer);
+    assert_finding(&with("5.19.17", Some(vec![there, not_needed])), Grade::Warning, newer);
     // A distribution may have brought features to an older release.
-    assert_told(&with("5.14.0-503.el9", Some(vec![there])), Grade::Warning, newer);
-    assert_told(&with("5.15.0", Some(vec![there, needed])), Grade::Wrong, newer);
-    assert_told(&with("5.15.0", None), Grade::Wrong, newer);
+    assert_finding(&with("5.14.0-503.el9", Some(vec![there])), Grade::Warning, newer);
+    assert_finding(&with("5.15.0", Some(vec![there, needed])), Grade::Wrong, newer);
+    assert_finding(&with("5.15.0", None), Grade::Wrong, newer);
 }
 
 #[test]
@@ -202,20 +202,20 @@ fn features_that_the_kernel_lacks_are_told() {
     let features = |features| changed(kernel::features, |facts| facts.kernel.features = features);
     let there = feature("XDP", None, true);
     let missing = Some(vec![there, feature("arrays of maps", None, false)]);
-    assert_told(&features(missing), Grade::Wrong, &["lacks arrays of maps (Linux 5.18)"]);
+    assert_finding(&features(missing), Grade::Wrong, &["lacks arrays of maps (Linux 5.18)"]);
     let worse = Some(vec![there, feature("names", Some("nothing is named"), false)]);
-    assert_told(&features(worse), Grade::Warning, &["lacks names (Linux 5.18)"]);
-    assert_told(&features(None), Grade::Warning, &["sudo lbctl doctor"]);
+    assert_finding(&features(worse), Grade::Warning, &["lacks names (Linux 5.18)"]);
+    assert_finding(&features(None), Grade::Warning, &["sudo lbctl doctor"]);
 }
 
 #[test]
 fn the_jit_compiler_and_types_are_told() {
     let jit = |jit| changed(kernel::settings, |facts| facts.kernel.jit = jit);
-    assert_told(&jit(Some(0)), Grade::Wrong, &["sysctl -w net.core.bpf_jit_enable=1"]);
-    assert_told(&jit(Some(2)), Grade::Warning, &["sysctl -w net.core.bpf_jit_enable=1"]);
-    assert_told(&jit(None), Grade::Ok, &[]);
+    assert_finding(&jit(Some(0)), Grade::Wrong, &["sysctl -w net.core.bpf_jit_enable=1"]);
+    assert_finding(&jit(Some(2)), Grade::Warning, &["sysctl -w net.core.bpf_jit_enable=1"]);
+    assert_finding(&jit(None), Grade::Ok, &[]);
     let btf = changed(kernel::settings, |facts| facts.kernel.btf = false);
-    assert_told(&btf, Grade::Warning, &["does not describe its types"]);
+    assert_finding(&btf, Grade::Warning, &["does not describe its types"]);
 }
 
 #[test]
@@ -224,9 +224,9 @@ fn pins_need_a_bpf_file_system() {
         let at = at.iter().map(Into::into).collect();
         changed(kernel::bpffs, |facts| facts.kernel.bpffs = at)
     };
-    assert_told(&bpffs(&[]), Grade::Wrong, &["mount -t bpf bpf /sys/fs/bpf"]);
-    assert_told(&bpffs(&["/sys/fs/bpfx"]), Grade::Wrong, &[]);
-    assert_told(&bpffs(&["/mnt", "/sys/fs/bpf"]), Grade::Ok, &["/sys/fs/bpf"]);
+    assert_finding(&bpffs(&[]), Grade::Wrong, &["mount -t bpf bpf /sys/fs/bpf"]);
+    assert_finding(&bpffs(&["/sys/fs/bpfx"]), Grade::Wrong, &[]);
+    assert_finding(&bpffs(&["/mnt", "/sys/fs/bpf"]), Grade::Ok, &["/sys/fs/bpf"]);
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn mistakes_of_the_configuration_are_told() {
     let mistake = |text: &str| Mistake { text: text.into(), mend: Some(mend.into()) };
     let mistakes = vec![mistake("/etc/lb/lb.toml:3: x"), mistake("/etc/lb/lb.toml:4: y")];
     let told_of = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
-    assert_told(
+    assert_finding(
         &told_of,
         Grade::Wrong,
         &["toml:3: x", "toml:4: y", "lbctl config check /etc/lb/lb.toml"],
@@ -249,16 +249,16 @@ fn mistakes_of_the_configuration_are_told() {
             true => facts.config = Err(vec![unreadable.clone()]),
             false => facts.refused.push(unreadable.clone()),
         });
-        assert_told(&found, Grade::Wrong, &["sync.key: Perm", "\nchgrp lb /etc/lb/sync.key"]);
+        assert_finding(&found, Grade::Wrong, &["sync.key: Perm", "\nchgrp lb /etc/lb/sync.key"]);
     }
-    // What needs a configuration is silent without one, and what does not is told.
+    // Checks that need a configuration are silent without one; the others report.
     let mut facts = healthy();
     facts.config = Err(mistakes);
     facts.kernel.jit = Some(0);
     assert_eq!(examine(&facts).count(Grade::Wrong), 3);
     let doubtful = CONFIG.replace("port = 80", "port = 80\nring_slots = 7");
     let doubt = changed(node::configuration, |facts| facts.config = Ok(config(&doubtful)));
-    assert_told(&doubt, Grade::Warning, &["7 slots for 1 backends"]);
+    assert_finding(&doubt, Grade::Warning, &["7 slots for 1 backends"]);
 }
 
 #[test]
@@ -268,13 +268,13 @@ fn interfaces_must_be_there_and_up() {
         facts.interfaces.insert("ens3".into(), interface);
     };
     let gone = changed(links::there, gone);
-    assert_told(
+    assert_finding(
         &gone,
         Grade::Wrong,
         &["there are ens3", "sed -i 's/\\beth0\\b/ens3/' /etc/lb/lb.toml"],
     );
     let down = changed(links::there, |facts| eth0(facts).up = false);
-    assert_told(&down, Grade::Wrong, &["ip link set eth0 up"]);
+    assert_finding(&down, Grade::Wrong, &["ip link set eth0 up"]);
 }
 
 #[test]
@@ -286,10 +286,10 @@ fn a_foreign_program_and_a_missing_one_are_told() {
             facts.daemon = facts.daemon.take().filter(|_| runs);
         })
     };
-    assert_told(&program(Some((true, Hook::Native)), true), Grade::Ok, &["in the driver"]);
-    assert_told(&program(Some((true, Hook::Generic)), true), Grade::Warning, &["generic XDP"]);
-    assert_told(&program(Some((true, Hook::Tc)), true), Grade::Ok, &["at tc"]);
-    assert_told(
+    assert_finding(&program(Some((true, Hook::Native)), true), Grade::Ok, &["in the driver"]);
+    assert_finding(&program(Some((true, Hook::Generic)), true), Grade::Warning, &["generic XDP"]);
+    assert_finding(&program(Some((true, Hook::Tc)), true), Grade::Ok, &["at tc"]);
+    assert_finding(
         &program(Some((false, Hook::Native)), true),
         Grade::Wrong,
         &["ip link set dev eth0 xdp off"],
@@ -298,9 +298,9 @@ fn a_foreign_program_and_a_missing_one_are_told() {
         let name = "the program `decapsulate` (id 7)".to_owned();
         eth0(facts).program = Some(Found { name, hook: Hook::Native, ours: false });
     });
-    assert_told(&decap, Grade::Wrong, &["lbctl decap detach --dev eth0"]);
-    assert_told(&program(None, true), Grade::Wrong, &["systemctl restart lbd"]);
-    assert_told(&program(None, false), Grade::Ok, &["free"]);
+    assert_finding(&decap, Grade::Wrong, &["lbctl decap detach --dev eth0"]);
+    assert_finding(&program(None, true), Grade::Wrong, &["systemctl restart lbd"]);
+    assert_finding(&program(None, false), Grade::Ok, &["free"]);
 }
 
 #[test]
@@ -311,18 +311,18 @@ fn drivers_without_native_xdp_are_told() {
             facts.config = Ok(config(&format!("{more}\n{CONFIG}")));
         })
     };
-    assert_told(&driver(Some(7), ""), Grade::Ok, &["native XDP"]);
-    assert_told(&driver(None, ""), Grade::Ok, &["does not say"]);
-    assert_told(&driver(Some(0), ""), Grade::Ok, &["no native XDP; it gets the tc program"]);
-    assert_told(&driver(Some(7), "attach = \"tc\""), Grade::Ok, &["tc program, as configured"]);
+    assert_finding(&driver(Some(7), ""), Grade::Ok, &["native XDP"]);
+    assert_finding(&driver(None, ""), Grade::Ok, &["does not report"]);
+    assert_finding(&driver(Some(0), ""), Grade::Ok, &["no native XDP; it gets the tc program"]);
+    assert_finding(&driver(Some(7), "attach = \"tc\""), Grade::Ok, &["tc program, as configured"]);
     let mend = "sed -i 's/^attach *=.*/attach = \"auto\"/' /etc/lb/lb.toml";
-    assert_told(&driver(Some(0), "attach = \"xdp\""), Grade::Wrong, &[mend]);
-    assert_told(
+    assert_finding(&driver(Some(0), "attach = \"xdp\""), Grade::Wrong, &[mend]);
+    assert_finding(
         &driver(Some(0), "xdp = \"native-or-generic\""),
         Grade::Warning,
         &["no native XDP"],
     );
-    // What begins with its IP header never has XDP, whatever the driver says.
+    // A link without a MAC header never has XDP, whatever the driver reports.
     for (attach, grade, words) in [
         ("auto", Grade::Ok, "no Ethernet header, which XDP needs; it gets the tc program"),
         ("tc", Grade::Ok, "it gets the tc program"),
@@ -332,15 +332,15 @@ fn drivers_without_native_xdp_are_told() {
             eth0(facts).layer = LinkLayer::RawIp;
             facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
         });
-        assert_told(&found, grade, &[words]);
+        assert_finding(&found, grade, &[words]);
     }
     // One interface sends by itself; two may send by each other.
-    assert_told(&driver(Some(1), ""), Grade::Ok, &[]);
+    assert_finding(&driver(Some(1), ""), Grade::Ok, &[]);
     let two = changed(links::driver, |facts| {
         facts.config = Ok(config(&CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1\"]")));
         eth0(facts).xdp_features = Some(1);
     });
-    assert_told(&two, Grade::Warning, &["can't send packets on by another interface, nor take"]);
+    assert_finding(&two, Grade::Warning, &["can't send packets on by another interface, nor take"]);
 }
 
 #[test]
@@ -358,23 +358,23 @@ fn why_a_driver_with_native_xdp_refuses_it_is_told() {
     let large: fn(&mut Interface) = |eth0| eth0.mtu = 9_000;
     let lro: fn(&mut Interface) = |eth0| eth0.offloads = Some(["rx-lro".to_owned()].into());
     let well: fn(&mut Interface) = |_| {};
-    assert_told(&driver(None, "", well), Grade::Ok, &["native XDP; tc is possible, too"]);
+    assert_finding(&driver(None, "", well), Grade::Ok, &["native XDP; tc is possible, too"]);
     let may = "eth0: the driver has native XDP, and may refuse it: MTU 9000";
     let mend = "ip link set dev eth0 mtu 3498";
-    assert_told(&driver(None, "", large), Grade::Warning, &[may, mend]);
-    assert_told(&driver(None, "attach = \"xdp\"", large), Grade::Warning, &[may, mend]);
-    assert_told(&driver(None, "", lro), Grade::Warning, &["(lro)", "ethtool -K eth0 lro off"]);
+    assert_finding(&driver(None, "", large), Grade::Warning, &[may, mend]);
+    assert_finding(&driver(None, "attach = \"xdp\"", large), Grade::Warning, &[may, mend]);
+    assert_finding(&driver(None, "", lro), Grade::Warning, &["(lro)", "ethtool -K eth0 lro off"]);
     let several: fn(&mut Interface) = |eth0| (eth0.mtu, eth0.xdp_features) = (9_000, Some(7 | 32));
-    assert_told(&driver(None, "", several), Grade::Ok, &["native XDP"]);
+    assert_finding(&driver(None, "", several), Grade::Ok, &["native XDP"]);
     // It has it.
-    assert_told(&driver(Some((true, Hook::Native)), "", large), Grade::Ok, &["native XDP"]);
+    assert_finding(&driver(Some((true, Hook::Native)), "", large), Grade::Ok, &["native XDP"]);
     let at_tc = Some((true, Hook::Tc));
     let refused = "native XDP, and the interface has tc, so it refused: ";
     let log = format!("{refused}lbd's log");
-    assert_told(&driver(at_tc, "", well), Grade::Warning, &[&log, "systemctl restart lbd"]);
+    assert_finding(&driver(at_tc, "", well), Grade::Warning, &[&log, "systemctl restart lbd"]);
     let both = "ethtool -K eth0 lro off && systemctl restart lbd";
-    assert_told(&driver(at_tc, "", lro), Grade::Warning, &[refused, both]);
-    assert_told(&driver(at_tc, "attach = \"tc\"", large), Grade::Ok, &["as configured"]);
+    assert_finding(&driver(at_tc, "", lro), Grade::Warning, &[refused, both]);
+    assert_finding(&driver(at_tc, "attach = \"tc\"", large), Grade::Ok, &["as configured"]);
 }
 
 #[test]
@@ -397,12 +397,12 @@ fn fewer_queues_than_cpus_are_told() {
     let combined = |combined, combined_max| {
         channels(Some(Channels { combined, combined_max, ..Channels::default() }))
     };
-    assert_told(&combined(4, 8), Grade::Ok, &["4 queues for 4 CPUs"]);
-    assert_told(&combined(1, 8), Grade::Warning, &["ethtool -L eth0 combined 4"]);
-    assert_told(&combined(1, 2), Grade::Warning, &["ethtool -L eth0 combined 2"]);
-    assert_told(&combined(2, 2), Grade::Ok, &["all that it can have"]);
+    assert_finding(&combined(4, 8), Grade::Ok, &["4 queues for 4 CPUs"]);
+    assert_finding(&combined(1, 8), Grade::Warning, &["ethtool -L eth0 combined 4"]);
+    assert_finding(&combined(1, 2), Grade::Warning, &["ethtool -L eth0 combined 2"]);
+    assert_finding(&combined(2, 2), Grade::Ok, &["all that it can have"]);
     let rx = Channels { rx: 1, rx_max: 8, ..Channels::default() };
-    assert_told(&channels(Some(rx)), Grade::Warning, &["ethtool -L eth0 rx 4"]);
+    assert_finding(&channels(Some(rx)), Grade::Warning, &["ethtool -L eth0 rx 4"]);
     assert_eq!(channels(None), (Grade::Ok, String::new()));
 }
 
@@ -410,7 +410,7 @@ fn fewer_queues_than_cpus_are_told() {
 fn offloads_that_merge_are_told() {
     let on = ["rx-lro", "rx-gro-hw", "rx-gro"].map(str::to_owned);
     let merging = changed(links::offloads, |facts| eth0(facts).offloads = Some(on.into()));
-    assert_told(&merging, Grade::Wrong, &["ethtool -K eth0 lro off rx-gro-hw off"]);
+    assert_finding(&merging, Grade::Wrong, &["ethtool -K eth0 lro off rx-gro-hw off"]);
 }
 
 /// The findings about offloads that are not well, of a node of which this is true.
@@ -462,40 +462,40 @@ fn who_answers_for_a_vip_is_told() {
     };
     let pair = format!("{CONFIG}{ROUTER}");
     for text in [CONFIG, &pair] {
-        assert_told(&told_of(text, true, None), Grade::Ok, &["nobody else answers"]);
+        assert_finding(&told_of(text, true, None), Grade::Ok, &["nobody else answers"]);
         let two = told_of(text, true, Some(OTHER_MAC));
-        assert_told(&two, Grade::Wrong, &["02:00:00:00:00:63 answers for it as well"]);
+        assert_finding(&two, Grade::Wrong, &["02:00:00:00:00:63 answers for it as well"]);
         for held in [false, true] {
             let backend = told_of(text, held, Some(BACKEND_MAC));
             let mend = "ssh 10.0.0.11 sysctl -w net.ipv4.conf.all.arp_ignore=1 \
                         net.ipv4.conf.all.arp_announce=2";
-            assert_told(&backend, Grade::Wrong, &["by the backend 10.0.0.11", mend]);
+            assert_finding(&backend, Grade::Wrong, &["by the backend 10.0.0.11", mend]);
         }
     }
-    assert_told(&told_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
-    assert_told(&told_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
+    assert_finding(&told_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
+    assert_finding(&told_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
     let stopped = changed(node::vips, |facts| {
         facts.config = Ok(config(&pair));
         eth0(facts).addresses.pop();
         facts.daemon = None;
     });
-    assert_told(&stopped, Grade::Warning, &["on no node", "systemctl start lbd"]);
+    assert_finding(&stopped, Grade::Warning, &["on no node", "systemctl start lbd"]);
     let unasked = changed(node::vips, |facts| {
         facts.config = Ok(config(&pair));
         eth0(facts).addresses.pop();
         facts.claims = None;
     });
-    assert_told(&unasked, Grade::Warning, &["whether another node has it is not known"]);
+    assert_finding(&unasked, Grade::Warning, &["whether another node has it is not known"]);
     let unasked = changed(node::vips, |facts| facts.claims = None);
-    assert_told(&unasked, Grade::Ok, &["whether another host has it is not known"]);
-    assert_told(&told_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
+    assert_finding(&unasked, Grade::Ok, &["whether another host has it is not known"]);
+    assert_finding(&told_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
     let mend = "ip address add 10.0.0.100/32 dev eth0";
-    assert_told(&told_of(CONFIG, false, None), Grade::Warning, &[mend]);
+    assert_finding(&told_of(CONFIG, false, None), Grade::Warning, &[mend]);
     let routed = changed(node::vips, |facts| {
         eth0(facts).addresses.pop();
         loopback(facts).addresses.push((vip(), 32));
     });
-    assert_told(&routed, Grade::Ok, &["routers send its packets here"]);
+    assert_finding(&routed, Grade::Ok, &["routers send its packets here"]);
 }
 
 #[test]
@@ -508,11 +508,11 @@ fn a_node_with_vips_on_its_loopback_must_not_answer_for_them() {
         })
     };
     let mend = "sysctl -w net.ipv4.conf.eth0.arp_ignore=1 net.ipv4.conf.eth0.arp_announce=2";
-    assert_told(&arp(&[]), Grade::Warning, &[mend]);
+    assert_finding(&arp(&[]), Grade::Warning, &[mend]);
     let half = arp(&[("net/ipv4/conf/all/arp_ignore", 1)]);
-    assert_told(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.arp_announce=2"]);
+    assert_finding(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.arp_announce=2"]);
     let all = [("net/ipv4/conf/all/arp_ignore", 1), ("net/ipv4/conf/eth0/arp_announce", 2)];
-    assert_told(&arp(&all), Grade::Ok, &["keeps silent"]);
+    assert_finding(&arp(&all), Grade::Ok, &["keeps silent"]);
     assert!(node::arp(&healthy()).is_empty(), "it has none there");
 }
 
@@ -526,10 +526,10 @@ fn strict_checks_of_sources_are_told_where_there_are_several_ways() {
     };
     let two = CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1.7\"]");
     let mend = "sysctl -w net.ipv4.conf.eth0.rp_filter=2 net/ipv4/conf/eth1.7/rp_filter=2";
-    assert_told(&rp_filter(&two, 1), Grade::Warning, &[mend]);
-    assert_told(&rp_filter(&two, 2), Grade::Ok, &[]);
-    assert_told(&rp_filter(&two, 0), Grade::Ok, &[]);
-    assert_told(&rp_filter(CONFIG, 1), Grade::Ok, &[]);
+    assert_finding(&rp_filter(&two, 1), Grade::Warning, &[mend]);
+    assert_finding(&rp_filter(&two, 2), Grade::Ok, &[]);
+    assert_finding(&rp_filter(&two, 0), Grade::Ok, &[]);
+    assert_finding(&rp_filter(CONFIG, 1), Grade::Ok, &[]);
 }
 
 #[test]
@@ -544,10 +544,10 @@ fn an_address_that_is_no_vip_may_be_a_gateway() {
     };
     assert_eq!(gateway("10.0.0.100", &[]), (Grade::Ok, String::new()));
     let mend = "sysctl -w net.ipv4.ip_forward=1";
-    assert_told(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 0)]), Grade::Warning, &[mend]);
-    assert_told(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 1)]), Grade::Ok, &["is on"]);
+    assert_finding(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 0)]), Grade::Warning, &[mend]);
+    assert_finding(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 1)]), Grade::Ok, &["is on"]);
     let mend = "sysctl -w net.ipv6.conf.all.forwarding=1";
-    assert_told(&gateway("fd00::1", &[]), Grade::Warning, &[mend]);
+    assert_finding(&gateway("fd00::1", &[]), Grade::Warning, &[mend]);
 }
 
 #[test]
@@ -557,12 +557,12 @@ fn backends_that_are_not_reached_are_told() {
             facts.hops = [(want(11, Mode::Dsr), resolution)].into();
         })
     };
-    assert_told(&reached(hop(BACKEND_MAC, 1500)), Grade::Ok, &["eth0 at 02:00:00:00:00:0b"]);
+    assert_finding(&reached(hop(BACKEND_MAC, 1500)), Grade::Ok, &["eth0 at 02:00:00:00:00:0b"]);
     let reason = "no answer".to_owned();
     let pending = reached(Resolution::Pending { reason: reason.clone() });
-    assert_told(&pending, Grade::Wrong, &["no answer", "ping -c 3 10.0.0.11"]);
+    assert_finding(&pending, Grade::Wrong, &["no answer", "ping -c 3 10.0.0.11"]);
     let unreachable = reached(Resolution::Unreachable { reason });
-    assert_told(&unreachable, Grade::Wrong, &["no answer", "ip route get 10.0.0.11"]);
+    assert_finding(&unreachable, Grade::Wrong, &["no answer", "ip route get 10.0.0.11"]);
 }
 
 #[test]
@@ -573,13 +573,13 @@ fn tunnels_need_room() {
             eth0(facts).mtu = link;
         })
     };
-    assert_told(
+    assert_finding(
         &tunnel(Mode::Ipip, 1500, 1500),
         Grade::Warning,
         &["ip link set dev eth0 mtu 1520"],
     );
-    assert_told(&tunnel(Mode::Ipip, 1520, 1520), Grade::Ok, &["1520 bytes"]);
-    assert_told(&tunnel(Mode::Ipip, 1400, 9000), Grade::Warning, &["ip route flush cache"]);
+    assert_finding(&tunnel(Mode::Ipip, 1520, 1520), Grade::Ok, &["1520 bytes"]);
+    assert_finding(&tunnel(Mode::Ipip, 1400, 9000), Grade::Warning, &["ip route flush cache"]);
     assert_eq!(tunnel(Mode::Dsr, 1500, 1500), (Grade::Ok, String::new()));
 }
 
@@ -606,23 +606,27 @@ fn a_firewall_that_may_drop_what_nodes_tell_each_other_is_told() {
     };
     let vrrp = "nft insert rule inet filter input meta l4proto 112 accept";
     let port = "nft insert rule inet filter input udp dport 3780 accept";
-    assert_told(&firewall(closed(&[22])), Grade::Warning, &[vrrp, port]);
-    assert_told(&firewall(closed(&[112])), Grade::Warning, &["no rule seems to drop VRRP", port]);
-    assert_told(&firewall(closed(&[112, 3780])), Grade::Ok, &[]);
-    assert_told(&firewall(Firewall::Known(Rules::default())), Grade::Ok, &[]);
+    assert_finding(&firewall(closed(&[22])), Grade::Warning, &[vrrp, port]);
+    assert_finding(
+        &firewall(closed(&[112])),
+        Grade::Warning,
+        &["no rule seems to drop VRRP", port],
+    );
+    assert_finding(&firewall(closed(&[112, 3780])), Grade::Ok, &[]);
+    assert_finding(&firewall(Firewall::Known(Rules::default())), Grade::Ok, &[]);
     let unknown = firewall(Firewall::Unknown("nft: not found".into()));
-    assert_told(&unknown, Grade::Warning, &["nft: not found"]);
+    assert_finding(&unknown, Grade::Warning, &["nft: not found"]);
     let legacy = Firewall::Known(Rules { legacy: true, ..Rules::default() });
-    assert_told(&firewall(legacy), Grade::Warning, &["iptables-legacy"]);
-    // A node alone tells nobody anything.
+    assert_finding(&firewall(legacy), Grade::Warning, &["iptables-legacy"]);
+    // A node alone sends no VRRP or flow sync.
     assert!(node::firewall(&healthy()).is_empty());
 }
 
 #[test]
 fn a_clock_that_nothing_keeps_right_is_told() {
     let clock = |clock| changed(process::clock, |facts| facts.clock_synchronised = clock);
-    assert_told(&clock(Some(false)), Grade::Warning, &["apt-get install -y chrony"]);
-    assert_told(&clock(None), Grade::Warning, &["does not say"]);
+    assert_finding(&clock(Some(false)), Grade::Warning, &["apt-get install -y chrony"]);
+    assert_finding(&clock(None), Grade::Warning, &["does not report"]);
 }
 
 #[test]
@@ -631,7 +635,7 @@ fn a_daemon_that_does_not_run_is_told() {
         facts.daemon = None;
         facts.socket.refused = Some("connection refused".into());
     });
-    assert_told(&none, Grade::Warning, &["connection refused", "systemctl start lbd"]);
+    assert_finding(&none, Grade::Warning, &["connection refused", "systemctl start lbd"]);
     let stopped = |unit: &str, attached: bool| {
         let mut facts = healthy();
         facts.daemon = None;
@@ -664,17 +668,21 @@ fn capabilities_that_the_daemon_lacks_are_told() {
         })
     };
     let needed = bit(39) | bit(38) | bit(12) | bit(13);
-    assert_told(&lacking(needed, CONFIG), Grade::Ok, &[]);
+    assert_finding(&lacking(needed, CONFIG), Grade::Ok, &[]);
     // Before they were divided there was one for all.
-    assert_told(&lacking(bit(21) | bit(12) | bit(13), CONFIG), Grade::Ok, &[]);
+    assert_finding(&lacking(bit(21) | bit(12) | bit(13), CONFIG), Grade::Ok, &[]);
     let without = lacking(needed & !bit(13), CONFIG);
-    assert_told(&without, Grade::Wrong, &["lacks CAP_NET_RAW", "AmbientCapabilities=CAP_NET_RAW"]);
+    assert_finding(
+        &without,
+        Grade::Wrong,
+        &["lacks CAP_NET_RAW", "AmbientCapabilities=CAP_NET_RAW"],
+    );
     // One command does not undo another.
     let both = lacking(bit(38) | bit(39), CONFIG);
-    assert_told(&both, Grade::Wrong, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
+    assert_finding(&both, Grade::Wrong, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
     let pair = format!("{CONFIG}{ROUTER}");
-    assert_told(&lacking(needed, &pair), Grade::Warning, &["lacks CAP_SYS_NICE"]);
-    assert_told(&lacking(needed | bit(23), &pair), Grade::Ok, &[]);
+    assert_finding(&lacking(needed, &pair), Grade::Warning, &["lacks CAP_SYS_NICE"]);
+    assert_finding(&lacking(needed | bit(23), &pair), Grade::Ok, &[]);
 }
 
 #[test]
@@ -686,20 +694,20 @@ fn limits_that_are_too_small_are_told() {
             (daemon.files, daemon.memlock, daemon.capabilities) = (files, memlock, capabilities);
         })
     };
-    assert_told(&limits(Some(1_024), None, 0, CONFIG), Grade::Warning, &["LimitNOFILE=65536"]);
-    assert_told(&limits(None, Some(64), 0, CONFIG), Grade::Ok, &["any number"]);
+    assert_finding(&limits(Some(1_024), None, 0, CONFIG), Grade::Warning, &["LimitNOFILE=65536"]);
+    assert_finding(&limits(None, Some(64), 0, CONFIG), Grade::Ok, &["any number"]);
     let pair = format!("{CONFIG}{ROUTER}");
-    assert_told(&limits(None, Some(64), 0, &pair), Grade::Warning, &["LimitMEMLOCK=infinity"]);
-    assert_told(&limits(None, Some(64), 1 << 14, &pair), Grade::Ok, &[]);
-    assert_told(&limits(None, None, 0, &pair), Grade::Ok, &[]);
+    assert_finding(&limits(None, Some(64), 0, &pair), Grade::Warning, &["LimitMEMLOCK=infinity"]);
+    assert_finding(&limits(None, Some(64), 1 << 14, &pair), Grade::Ok, &[]);
+    assert_finding(&limits(None, None, 0, &pair), Grade::Ok, &[]);
 }
 
 #[test]
 fn who_may_use_the_socket_is_told() {
     let open = changed(process::socket, |facts| facts.socket.mode = Some(0o140_666));
-    assert_told(&open, Grade::Wrong, &["chmod 660 /run/lb/lbd.sock"]);
+    assert_finding(&open, Grade::Wrong, &["chmod 660 /run/lb/lbd.sock"]);
     let lonely = changed(process::socket, |facts| facts.socket.group_exists = false);
-    assert_told(&lonely, Grade::Warning, &["groupadd --system lb"]);
+    assert_finding(&lonely, Grade::Warning, &["groupadd --system lb"]);
 }
 
 #[test]

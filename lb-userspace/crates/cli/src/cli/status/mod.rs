@@ -1,4 +1,4 @@
-//! What `lbctl` shows of the node, for people.
+//! The node's status, for people.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
 
@@ -240,13 +240,13 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     table.render()
 }
 
-/// For how long nothing is heard of a backend when its drain is over by estimate.
+/// For how long flows of a backend have no packet when its drain is over by estimate.
 pub(super) fn silence(backend: &Backend) -> String {
     let secs = backend.drain.map_or(0, |drain| drain.silence_secs);
     format_duration(Duration::from_secs(secs))
 }
 
-/// A backend's state, and what there is to know of it.
+/// A backend's state, and the notes on it.
 pub(super) fn state(backend: &Backend) -> String {
     let left = |deadline: Option<SystemTime>| {
         let left = deadline?.duration_since(SystemTime::now()).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What people see.
+//! The printed status.
 
 use lb_api::status::{Drain, Interface, Standing, Unseen};
 use lb_model::desired::{Mode, Protocol, ServiceKey};
@@ -149,7 +149,7 @@ fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
     one.pins_closing = one.pins;
     assert_eq!(state(&one), "draining (silent for 1m30s, 1.24k pins closing)");
     let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
-    let expected = "no flow left that was heard for 1m30s (estimated: safe to stop unless a client is \
+    let expected = "no flow left with a packet for 1m30s (estimated: safe to stop unless a client is \
                     silent for longer; proven in 14m40s)";
     assert!(text.contains(expected), "{text}");
 }

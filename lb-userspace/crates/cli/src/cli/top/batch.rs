@@ -22,7 +22,7 @@ use lb_api::client::Client;
 use lb_api::status::Status;
 use lb_model::units::rfc3339;
 
-/// Prints as often as it is told, or until nobody reads any more.
+/// Prints `times` times, or until the output is closed.
 pub(super) async fn run(
     interval: Duration,
     times: Option<u64>,
@@ -96,7 +96,7 @@ struct Look<'a> {
     per_second: PerSecond<'a>,
 }
 
-/// What goes by in a second.
+/// The rates per second.
 #[derive(Serialize)]
 struct PerSecond<'a> {
     forwarded: Option<Rate>,

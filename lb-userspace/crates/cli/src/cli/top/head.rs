@@ -1,4 +1,4 @@
-//! What is above the tables: the node, who holds the addresses, and what goes by.
+//! The lines above the tables: the node, the holders of the addresses, and the rates.
 
 use ratatui::text::{Line, Span};
 
@@ -145,17 +145,17 @@ fn pair(status: &Status) -> Vec<Piece> {
             _ => ", ",
         };
         pieces.push((before.into(), Tone::Plain));
-        pieces.push(told(peer));
+        pieces.push(peer_piece(peer));
     }
     pieces
 }
 
-/// Who holds the addresses of a virtual router.
+/// The holder of a virtual router's addresses.
 fn held(router: &RouterStatus) -> Piece {
     let (who, tone) = match (router.state, &router.active) {
         (State::Active, _) => ("active here".to_owned(), Tone::Good),
         (State::Backup, Some(active)) => (format!("active on {}", active.address), Tone::Plain),
-        (State::Backup, None) => ("backup, nobody is heard".into(), Tone::Warn),
+        (State::Backup, None) => ("backup, no advertisement received".into(), Tone::Warn),
         (State::Fault, _) => ("FAULT".into(), Tone::Bad),
         (State::Initialize, _) => ("not started".into(), Tone::Warn),
     };
@@ -164,7 +164,7 @@ fn held(router: &RouterStatus) -> Piece {
     (format!("{} {who}{}", router.name, problem.unwrap_or_default()), tone)
 }
 
-fn told(peer: &Peer) -> Piece {
+fn peer_piece(peer: &Peer) -> Piece {
     let state = vrrp::peer_state(peer);
     let tone = if state == "synced" { Tone::Good } else { Tone::Bad };
     (format!("{} {state}", peer.name()), tone)

@@ -1,4 +1,4 @@
-//! What the terminal can show, and how.
+//! The terminal's capabilities, and their use.
 
 use std::{env, time::Duration};
 
@@ -7,17 +7,17 @@ use ratatui::style::{Color, Modifier, Style};
 
 use super::rows::Tone;
 
-/// What the terminal can show.
+/// The terminal's capabilities.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Looks {
-    /// Colours; otherwise only what is bold, faint or reversed.
+    /// Colours; otherwise only bold, faint and reversed.
     pub(super) colours: bool,
     /// Characters beyond ASCII.
     pub(super) unicode: bool,
 }
 
 impl Looks {
-    /// As the environment asks: NO_COLOR, and the locale.
+    /// By the environment: NO_COLOR, and the locale.
     pub(super) fn from_env() -> Self {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);

@@ -1,7 +1,8 @@
 //! The node as it is from second to second, on the whole terminal or in batches of lines.
 //!
-//! [`app`] is the state, a pure function of what is heard; [`view`] and [`head`] draw it, [`rows`] and
-//! [`rates`] are what they draw. [`screen`] is the rim: the terminal, signals and the daemon's answers.
+//! [`app`] is the state, a pure function of its events; [`view`] and [`head`] draw it, [`rows`] and
+//! [`rates`] are its rows. [`screen`] is the input and output: the terminal, signals and the daemon's
+//! answers.
 
 mod app;
 mod batch;
@@ -29,7 +30,7 @@ use lb_model::units::parse_duration;
 /// How it is watched.
 #[derive(Debug, Args)]
 pub(super) struct TopArgs {
-    /// How often to ask, as 500ms, 1s or 10s.
+    /// How often to update, as 500ms, 1s or 10s.
     #[arg(short, long, default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
     /// Print plain lines, as where the output is no terminal; see -n.
@@ -43,7 +44,7 @@ pub(super) struct TopArgs {
     once: bool,
 }
 
-/// What is asked for more often than this tells nothing new, and costs.
+/// Polling more often shows nothing new, and costs.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(args: &TopArgs, client: &Client, output: Output) -> Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! What went by in a second: the difference of two looks at the counters.
+//! The rates per second: the difference of two samples of the counters.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,10 +11,10 @@ use serde::Serialize;
 
 /// Looks that are kept of each rate.
 pub(super) const KEPT: usize = 120;
-/// Two looks that are nearer to each other say nothing of a rate.
+/// Two samples that are nearer to each other give no rate.
 const NEAREST: Duration = Duration::from_millis(1);
 
-/// Whose rate.
+/// The subject of a rate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Of {
     /// All services together.
@@ -23,13 +23,13 @@ pub(super) enum Of {
     Service(String),
     /// A backend of a service.
     Backend(String, IpAddr),
-    /// What was dropped, for all reasons.
+    /// Dropped packets, of all reasons.
     Drops,
-    /// What was dropped for one reason.
+    /// Dropped packets, of one reason.
     Reason(String),
 }
 
-/// What goes by in a second.
+/// The rates per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Rate {
     /// Packets.
@@ -53,7 +53,7 @@ impl Total {
         self.new_flows += other.new_flows;
     }
 
-    /// What has come since an earlier look. Counters that start anew tell nothing.
+    /// The difference to an earlier sample. Counters that start anew give zero.
     const fn since(self, earlier: Self) -> Self {
         Self {
             sent: Count {
@@ -94,7 +94,7 @@ struct Series {
     packets: VecDeque<f64>,
 }
 
-/// The rates of everything that a status tells of, and how they were of late.
+/// The rates of everything in a status, and their recent values.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     at: Option<Instant>,

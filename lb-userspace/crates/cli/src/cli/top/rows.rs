@@ -1,4 +1,4 @@
-//! The tables: what is in their columns, and in what order their rows are.
+//! The tables: their columns, and the order of their rows.
 
 use std::{cmp::Ordering, net::IpAddr};
 
@@ -85,7 +85,7 @@ pub(super) enum Tone {
     Faint,
 }
 
-/// What a cell is sorted by.
+/// The sort key of a cell.
 #[derive(Clone, Debug, PartialEq)]
 enum Sort {
     Word(String),
@@ -96,7 +96,7 @@ enum Sort {
 /// A cell.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Cell {
-    /// What it says.
+    /// Its text.
     pub(super) text: String,
     /// How it looks.
     pub(super) tone: Tone,
@@ -157,7 +157,7 @@ pub(super) fn rate_text(value: f64) -> String {
 /// A row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
-    /// What it is of: stays while it moves.
+    /// Its subject: stays while the row moves.
     pub(super) key: String,
     /// As many as there are columns.
     pub(super) cells: Vec<Cell>,
@@ -262,7 +262,7 @@ fn tone(backend: &Backend) -> Tone {
     }
 }
 
-/// The rows in which a text is, in the order of a column; equal ones by what they are of.
+/// The rows in which a text is, in the order of a column; equal ones by their subject.
 pub(super) fn arrange(mut rows: Vec<Row>, filter: &str, column: usize, descends: bool) -> Vec<Row> {
     let filter = filter.to_lowercase();
     rows.retain(|row| row.has(&filter));

@@ -1,5 +1,5 @@
-//! The rim of `lbctl top`: the terminal, which is given back whatever happens, keys, signals, and the
-//! answers of the daemon.
+//! The input and output of `lbctl top`: the terminal, which is given back whatever happens, keys, signals,
+//! and the answers of the daemon.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ use lb_inspect::flows::Found;
 const FLOWS: usize = 1_000;
 /// A walk through the flows may take this part of the time.
 const FLOWS_SHARE: u32 = 10;
-/// How soon `lbd` is asked again while it does not answer.
+/// How soon `lbd` is polled again while it does not answer.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Whether the terminal is this program's. It is given back once: a second time would put the cursor
@@ -70,10 +70,10 @@ impl Screen {
         self.redraw()
     }
 
-    /// Draws everything anew with the next frame. `Terminal::clear` would ask the terminal for its
-    /// cursor, and the answer goes to who waits for keys.
+    /// Draws everything anew with the next frame. `Terminal::clear` would query the terminal's
+    /// cursor, and the answer goes to the reader of keys.
     fn redraw(&mut self) -> Result<()> {
-        let size = self.terminal.size().context("ask for the terminal's size")?;
+        let size = self.terminal.size().context("read the terminal's size")?;
         Ok(self.terminal.resize(size.into())?)
     }
 }
@@ -97,7 +97,7 @@ fn give_back() {
 /// A question to the daemon that is under way.
 type Question = Pin<Box<dyn Future<Output = Event>>>;
 
-/// Asks the daemon again and again, one question at a time for each thing.
+/// Polls the daemon, one request at a time for each kind.
 struct Asker {
     client: Client,
     status: Option<Question>,
@@ -120,7 +120,7 @@ impl Asker {
         }
     }
 
-    /// Asks for what is due.
+    /// Sends the requests that are due.
     fn ask(&mut self, app: &App, now: Instant) {
         if app.pauses {
             return;
@@ -172,7 +172,7 @@ impl Asker {
     fn ask_now(&mut self) {
         let now = Instant::now();
         (self.status_at, self.flows_at) = (now, now);
-        // What is under way is of a place that was left.
+        // The pending request is of a place that was left.
         self.flows = None;
     }
 }
@@ -208,14 +208,14 @@ pub(super) async fn run(interval: Duration, client: &Client) -> Result<ExitCode>
         }
         Err(error) => drop(app.handle(Event::Away(error.to_string()), Instant::now())),
     }
-    tell_panics_on_the_terminal_as_it_was();
+    print_panics_after_give_back();
     let mut screen = Screen::take()?;
     let ended = watch(&mut screen, &mut app, client).await;
     drop(screen);
     ended
 }
 
-fn tell_panics_on_the_terminal_as_it_was() {
+fn print_panics_after_give_back() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         give_back();
@@ -265,7 +265,7 @@ async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<Ex
                 suspend(screen, Pid::this())?;
                 continue;
             }
-            // By a SIGSTOP that nobody can hear.
+            // By a SIGSTOP, which no process can catch.
             _ = goes_on.recv() => {
                 screen.enter()?;
                 continue;
@@ -282,13 +282,13 @@ async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<Ex
     }
 }
 
-/// As a shell tells the end by a signal.
+/// The exit code of an end by a signal, as in a shell.
 fn ended_by(signal: i32) -> ExitCode {
     ExitCode::from(128 + signal as u8)
 }
 
-/// Gives the terminal back and stops; takes it again when the shell says so. Without a shell to say so,
-/// nothing is done.
+/// Gives the terminal back and stops; takes it again when the shell continues it. Without a shell
+/// that could, nothing is done.
 fn suspend(screen: &mut Screen, whom: Pid) -> Result<()> {
     if is_orphan() {
         return Ok(());
@@ -298,9 +298,9 @@ fn suspend(screen: &mut Screen, whom: Pid) -> Result<()> {
     screen.enter()
 }
 
-/// Whether nobody could continue this program, as where it is all that a terminal was opened for. The
+/// Whether no process could continue this program, as where it is all that a terminal was opened for. The
 /// kernel keeps such a group of processes from stopping by SIGTSTP (POSIX: orphaned process group), but
-/// not by SIGSTOP. One that can't be told counts as such: who can't stop it may still end it.
+/// not by SIGSTOP. An unknown group counts as such: a user who can't stop it may still end it.
 fn is_orphan() -> bool {
     let (Ok(group), Ok(session)) = (getpgid(None), getsid(None)) else { return true };
     let mut parent = getppid();
@@ -327,26 +327,27 @@ mod tests {
 
     /// Set for a run of this program that only takes the terminal, and panics.
     const PANICS: &str = "LB_TEST_TOP_PANICS";
-    const WORDS: &str = "something has gone wrong in a test";
+    const MESSAGE: &str = "something has gone wrong in a test";
 
     #[test]
     fn a_panic_is_told_on_the_terminal_as_it_was_before() {
         if env::var_os(PANICS).is_some() {
-            tell_panics_on_the_terminal_as_it_was();
+            print_panics_after_give_back();
             let _screen = Screen::take().expect("there is a terminal");
-            panic!("{WORDS}");
+            panic!("{MESSAGE}");
         }
         let this = env::current_exe().expect("it is a file");
         let name = "cli::top::screen::tests::a_panic_is_told_on_the_terminal_as_it_was_before";
         let line = format!("{} --exact {name} --nocapture; stty -a", this.display());
         let mut script = Command::new("script");
         script.args(["--quiet", "--command", &line, "/dev/null"]).stdin(Stdio::null());
-        let output = script.env(PANICS, "1").output().expect("script gives it a terminal");
-        let said = String::from_utf8_lossy(&output.stdout);
-        let at = |what: &str| said.find(what).unwrap_or_else(|| panic!("no {what:?} in {said:?}"));
+        let done = script.env(PANICS, "1").output().expect("script gives it a terminal");
+        let output = String::from_utf8_lossy(&done.stdout);
+        let at =
+            |what: &str| output.find(what).unwrap_or_else(|| panic!("no {what:?} in {output:?}"));
         let (taken, given_back) = ("\x1b[?1049h", "\x1b[?1049l");
-        assert!(at(taken) < at(given_back) && at(given_back) < at(WORDS), "{said:?}");
-        assert_eq!(said.matches(given_back).count(), 1, "{said:?}");
-        assert!(said.contains(" icanon") && said.contains(" echo "), "{said:?}");
+        assert!(at(taken) < at(given_back) && at(given_back) < at(MESSAGE), "{output:?}");
+        assert_eq!(output.matches(given_back).count(), 1, "{output:?}");
+        assert!(output.contains(" icanon") && output.contains(" echo "), "{output:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a test looks at.
+//! The statuses that the tests use.
 
 use std::{net::IpAddr, time::SystemTime};
 

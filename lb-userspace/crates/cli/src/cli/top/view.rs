@@ -39,7 +39,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App, looks: Looks, now: Instant)
     usize::from(table.height).saturating_sub(1)
 }
 
-/// The place that is looked at, how it is sorted, and what is wrong with what is shown.
+/// The place, its order, and the reason if its data is stale.
 fn title<'a>(app: &'a App, looks: Looks, rows: &[Row], now: Instant) -> Line<'a> {
     let page = app.page();
     let mut spans = vec![];

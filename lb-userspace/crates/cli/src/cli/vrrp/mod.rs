@@ -1,4 +1,4 @@
-//! `lbctl vrrp` and `lbctl sync`: who holds the addresses, and who knows the flows.
+//! `lbctl vrrp` and `lbctl sync`: the holders of the addresses, and the nodes that know the flows.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +24,7 @@ pub(super) enum VrrpCommand {
     ///
     /// A peer that knows all flows takes over first, so that no packet is lost. Without one, the
     /// routers leave by an advertisement, and flows of services whose backends change at that
-    /// moment may break. If nobody takes over, they stay here.
+    /// moment may break. If no node takes over, they stay here.
     Failover(FailoverArgs),
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
         }
         VrrpCommand::Failover(FailoverArgs { routers, all, ask }) => {
             if routers.is_empty() && !all {
-                let message = "name the virtual routers to hand over, or say --all";
+                let message = "name the virtual routers to hand over, or pass --all";
                 return Err(Misuse(message.into()).into());
             }
             let changer = Changer { terms: (*ask).into(), ..*changer };
@@ -202,7 +202,7 @@ fn flows(peer: &Peer) -> &'static str {
     }
 }
 
-/// The peers with what was counted of them, for people.
+/// The peers with their counters, for people.
 fn sync_status(all: &[Peer], now: SystemTime) -> String {
     if all.is_empty() {
         return "no peers; add [sync] to the configuration\n".into();
@@ -278,7 +278,7 @@ pub(super) fn lines(status: &Status) -> String {
     text
 }
 
-/// Whether a peer is there and knows all flows, in a word.
+/// Whether a peer is there and knows all flows.
 pub(super) fn peer_state(peer: &Peer) -> &'static str {
     match peer.session.connected {
         false => "GONE",

@@ -1,4 +1,4 @@
-//! What people see of routers and peers.
+//! The printed routers and peers.
 
 use std::net::IpAddr;
 

@@ -20,10 +20,10 @@ use super::{
     node::KEEP_SILENT,
 };
 
-/// What is known of a backend.
+/// The facts of a backend.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// What was asked.
+    /// The parameters of the examination.
     pub question: Question,
     /// All interfaces by name.
     pub interfaces: BTreeMap<String, Interface>,
@@ -35,18 +35,18 @@ pub struct Facts {
     pub listeners: BTreeSet<(Protocol, SocketAddr)>,
     /// The interfaces with a decapsulator.
     pub decaps: BTreeMap<String, Decap>,
-    /// The segment size that default routes have TCP announce, where they say one.
+    /// The segment size that default routes have TCP announce, where one is set.
     pub announced_segment: Option<u32>,
     /// The interface of the default route.
     pub uplink: Option<String>,
 }
 
-/// What a decapsulator takes.
+/// The packets that a decapsulator takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decap {
     /// Of VIPs; none: any.
     pub vips: Option<Vec<IpAddr>>,
-    /// Of outer sources; none: any, though nobody has said so.
+    /// Of outer sources; none: any, by default.
     pub sources: Option<Vec<Prefix>>,
     /// Whether the network stack runs it instead of the driver.
     pub generic: bool,
@@ -57,7 +57,7 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// How it is told its sources.
+    /// The flags that set its sources.
     fn from(&self) -> String {
         match &self.sources {
             None => format!(" {}", decap::usual_sources()),
@@ -71,7 +71,7 @@ impl Decap {
         let generic = if self.generic { " --generic" } else { "" };
         let options = format!("{from}{vips}{generic}{pins}");
         match self.followed.any() {
-            // What runs would keep others from it.
+            // A running program would keep others from it.
             true => format!(
                 "echo 'LB_DECAP_OPTIONS=\"{}\"' > /etc/default/lb-decap-{dev} && \
                  systemctl restart lb-decap@{dev}",
@@ -82,7 +82,7 @@ impl Decap {
     }
 }
 
-/// What is asked of a backend.
+/// The parameters of the examination of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Question {
     /// The VIPs; none: those that are found on the loopback.
@@ -103,7 +103,7 @@ impl Facts {
         }
     }
 
-    /// How commands are told the folder of the pins.
+    /// The flag that sets the folder of the pins.
     fn pins(&self) -> String {
         let pins = self.question.pin_dir.as_ref();
         pins.map_or_else(String::new, |folder| format!(" --pin-dir {}", folder.display()))
@@ -132,7 +132,7 @@ impl Facts {
         lone.map(|(address, _)| *address).collect()
     }
 
-    /// The interfaces that are asked for addresses by ARP.
+    /// The interfaces that get ARP requests.
     fn links(&self) -> impl Iterator<Item = &str> {
         let is_link = |one: &Interface| {
             !one.loopback
@@ -218,11 +218,11 @@ fn vips(facts: &Facts) -> Vec<Finding> {
 
 fn arp(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "arp";
-    // IPv6 answers only for the addresses of the interface that is asked.
+    // IPv6 answers only for the addresses of the interface that gets the solicitation.
     if !facts.vips().iter().any(IpAddr::is_ipv4) {
         return Vec::new();
     }
-    // The VIP of a tunnelled service is not of the link; nobody there asks for it.
+    // The VIP of a tunnelled service is not of the link; no host there sends ARP requests for it.
     let serious = !facts.is_tunnelled();
     let check = |interface: &str| {
         let value = |setting| facts.sysctls.of_interface(interface, setting);
@@ -244,8 +244,8 @@ fn arp(facts: &Facts) -> Vec<Finding> {
         let finding = if ignores {
             Finding::warning(
                 CHECK,
-                format!("{interface} may ask for neighbours in the name of the VIP"),
-                "whoever it asks then takes this host for the holder of the VIP",
+                format!("{interface} may send ARP requests with the VIP as sender"),
+                "their receivers then take this host for the holder of the VIP",
             )
         } else if serious {
             Finding::wrong(
@@ -378,7 +378,7 @@ fn rp_filter(facts: &Facts) -> Vec<Finding> {
     tunnels.chain(decaps).map(check).collect()
 }
 
-/// What clients are told to send fits the tunnel.
+/// The segment size announced to clients fits the tunnel.
 fn segment_size(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "mtu";
     const USUAL: u32 = 1500;
@@ -398,7 +398,7 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
     if let Some(announced) = facts.announced_segment.filter(|announced| *announced <= segment) {
         return vec![Finding::ok(
             CHECK,
-            format!("{found}; clients are told to send {announced} bytes"),
+            format!("{found}; the TCP MSS announced to clients is {announced} bytes"),
         )];
     }
     if matches!(&facts.firewall, Firewall::Known(Rules { clamps: true, .. })) {
@@ -415,7 +415,7 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
     vec![
         Finding::warning(
             CHECK,
-            format!("{found}; clients are told to send packets that with a tunnel are larger"),
+            format!("{found}; with the TCP MSS announced to clients, tunnelled packets are larger"),
             "each large packet takes an ICMP message first, which firewalls on the way may drop",
         )
         .mended_by(format!(
@@ -429,8 +429,8 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
 fn listeners(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "listener";
     let word = |protocol| if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
-    let hears = |listener: &SocketAddr, vip: IpAddr| {
-        // A socket of IPv6 for any address takes IPv4 as well, unless it was told not to.
+    let accepts = |listener: &SocketAddr, vip: IpAddr| {
+        // A socket of IPv6 for any address takes IPv4 as well, without IPV6_V6ONLY.
         listener.ip() == vip
             || listener.ip().is_unspecified() && (vip.is_ipv4() || listener.is_ipv6())
     };
@@ -438,13 +438,13 @@ fn listeners(facts: &Facts) -> Vec<Finding> {
     for vip in facts.vips() {
         for (protocol, port) in &facts.question.ports {
             let place = format!("{} port {port} of {vip}", word(*protocol));
-            let heard = facts.listeners.iter().any(|(of, listener)| {
-                of == protocol && listener.port() == *port && hears(listener, vip)
+            let listening = facts.listeners.iter().any(|(of, listener)| {
+                of == protocol && listener.port() == *port && accepts(listener, vip)
             });
             let own = facts.listeners.iter().find(|(of, listener)| {
                 of == protocol && listener.port() == *port && !listener.ip().is_loopback()
             });
-            findings.push(match (heard, own) {
+            findings.push(match (listening, own) {
                 (true, _) => Finding::ok(CHECK, format!("a server listens on {place}")),
                 (false, Some((_, elsewhere))) => Finding::wrong(
                     CHECK,
@@ -462,7 +462,7 @@ fn listeners(facts: &Facts) -> Vec<Finding> {
             let ports: BTreeSet<_> = facts
                 .listeners
                 .iter()
-                .filter(|(_, listener)| hears(listener, vip))
+                .filter(|(_, listener)| accepts(listener, vip))
                 .map(|(protocol, listener)| (word(*protocol), listener.port()))
                 .collect();
             let ports: Vec<_> =

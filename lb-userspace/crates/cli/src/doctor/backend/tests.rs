@@ -3,7 +3,7 @@
 use super::*;
 use crate::doctor::{
     Grade,
-    tests::{assert_told, told},
+    tests::{assert_finding, describe},
 };
 
 fn address(text: &str) -> IpAddr {
@@ -67,7 +67,7 @@ fn set(facts: &mut Facts, of: &str, name: &str, value: i64) {
     facts.sysctls.0.insert(conf(of, name), value);
 }
 
-/// A backend after a change, and what a check then finds: its worst grade, and all that is said.
+/// A backend after a change, and what a check then finds: its worst grade, and its text.
 fn changed(
     mode: Mode,
     check: fn(&Facts) -> Vec<Finding>,
@@ -75,7 +75,7 @@ fn changed(
 ) -> (Grade, String) {
     let mut facts = healthy(mode);
     change(&mut facts);
-    told(&check(&facts))
+    describe(&check(&facts))
 }
 
 #[test]
@@ -98,24 +98,28 @@ fn the_vip_must_be_on_the_loopback_and_nowhere_else() {
             facts.question.vips = asked.iter().map(|text| address(text)).collect();
         })
     };
-    assert_told(&vips(&[], &[]), Grade::Wrong, &["lbctl doctor backend --vip"]);
+    assert_finding(&vips(&[], &[]), Grade::Wrong, &["lbctl doctor backend --vip"]);
     let add = "ip address add 10.0.0.100/32 dev lo";
-    assert_told(&vips(&[], &["10.0.0.100"]), Grade::Wrong, &[add]);
-    assert_told(&vips(&[("lo", "10.0.0.100", 32)], &["10.0.0.100"]), Grade::Ok, &["/32 is on"]);
-    assert_told(&vips(&[("lo", "10.0.0.100", 32)], &[]), Grade::Ok, &["/32 is on"]);
+    assert_finding(&vips(&[], &["10.0.0.100"]), Grade::Wrong, &[add]);
+    assert_finding(&vips(&[("lo", "10.0.0.100", 32)], &["10.0.0.100"]), Grade::Ok, &["/32 is on"]);
+    assert_finding(&vips(&[("lo", "10.0.0.100", 32)], &[]), Grade::Ok, &["/32 is on"]);
     let wide = vips(&[("lo", "10.0.0.100", 24)], &["10.0.0.100"]);
-    assert_told(&wide, Grade::Wrong, &[&format!("ip address del 10.0.0.100/24 dev lo && {add}")]);
+    assert_finding(
+        &wide,
+        Grade::Wrong,
+        &[&format!("ip address del 10.0.0.100/24 dev lo && {add}")],
+    );
     let exposed = vips(&[("eth0", "10.0.0.100", 32)], &["10.0.0.100"]);
-    assert_told(
+    assert_finding(
         &exposed,
         Grade::Wrong,
         &[&format!("ip address del 10.0.0.100/32 dev eth0 && {add}")],
     );
     let both = [("eth0", "10.0.0.100", 24), ("lo", "10.0.0.100", 32)];
     let both = vips(&both, &[]);
-    assert_told(&both, Grade::Wrong, &["ip address del 10.0.0.100/24 dev eth0\n"]);
+    assert_finding(&both, Grade::Wrong, &["ip address del 10.0.0.100/24 dev eth0\n"]);
     let v6 = vips(&[], &["fd00::100"]);
-    assert_told(&v6, Grade::Wrong, &["ip address add fd00::100/128 dev lo nodad"]);
+    assert_finding(&v6, Grade::Wrong, &["ip address add fd00::100/128 dev lo nodad"]);
 }
 
 #[test]
@@ -129,15 +133,15 @@ fn a_backend_that_answers_for_the_vip_is_told() {
         })
     };
     let mend = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2";
-    assert_told(&arp(Mode::Dsr, [0, 0], [0, 0]), Grade::Wrong, &[mend]);
-    assert_told(&arp(Mode::Ipip, [0, 0], [0, 0]), Grade::Warning, &[mend]);
-    assert_told(&arp(Mode::Dsr, [1, 2], [0, 0]), Grade::Ok, &[]);
-    assert_told(&arp(Mode::Dsr, [0, 0], [1, 2]), Grade::Ok, &[]);
+    assert_finding(&arp(Mode::Dsr, [0, 0], [0, 0]), Grade::Wrong, &[mend]);
+    assert_finding(&arp(Mode::Ipip, [0, 0], [0, 0]), Grade::Warning, &[mend]);
+    assert_finding(&arp(Mode::Dsr, [1, 2], [0, 0]), Grade::Ok, &[]);
+    assert_finding(&arp(Mode::Dsr, [0, 0], [1, 2]), Grade::Ok, &[]);
     let half = arp(Mode::Dsr, [1, 0], [0, 1]);
-    assert_told(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.all.arp_announce=2\n"]);
+    assert_finding(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.all.arp_announce=2\n"]);
     // 3 is for addresses of the host's own scope, which a VIP is not; it counts as the larger one.
     let other = arp(Mode::Dsr, [0, 2], [3, 0]);
-    assert_told(&other, Grade::Wrong, &["sysctl -w net.ipv4.conf.eth0.arp_ignore=1\n"]);
+    assert_finding(&other, Grade::Wrong, &["sysctl -w net.ipv4.conf.eth0.arp_ignore=1\n"]);
 }
 
 #[test]
@@ -146,7 +150,7 @@ fn something_must_take_packets_out_of_their_tunnel() {
         facts.decaps.clear();
         facts.question.mode = Some(Mode::Ipip);
     });
-    assert_told(
+    assert_finding(
         &nothing,
         Grade::Wrong,
         &["lbctl decap attach --dev eth0 --from 172.16.0.0/16 --from 100::/64"],
@@ -156,20 +160,24 @@ fn something_must_take_packets_out_of_their_tunnel() {
         let tunnel = Interface { up: true, kind: Some("ipip".into()), ..Interface::default() };
         facts.interfaces.insert("tunl0".into(), tunnel);
     });
-    assert_told(&device, Grade::Ok, &["tunl0 (ipip)"]);
+    assert_finding(&device, Grade::Ok, &["tunl0 (ipip)"]);
     let others = changed(Mode::Ipip, tunnel, |facts| {
         own(facts).vips = Some(vec![address("10.0.0.101")]);
     });
     let mend =
         "lbctl decap attach --dev eth0 --from 172.16.0.0/16 --vip 10.0.0.101 --vip 10.0.0.100";
-    assert_told(&others, Grade::Wrong, &[mend]);
+    assert_finding(&others, Grade::Wrong, &[mend]);
     assert_eq!(changed(Mode::Ipip, tunnel, |_| ()).0, Grade::Ok);
     let from_anywhere = changed(Mode::Ipip, tunnel, |facts| own(facts).sources = None);
     let mend =
         "lbctl decap attach --dev eth0 --from 172.16.0.0/16 --from 100::/64 --vip 10.0.0.100";
-    assert_told(&from_anywhere, Grade::Warning, &[mend]);
+    assert_finding(&from_anywhere, Grade::Warning, &[mend]);
     let for_any = changed(Mode::Ipip, tunnel, |facts| own(facts).vips = None);
-    assert_told(&for_any, Grade::Warning, &["lbctl decap attach --dev eth0 --from 172.16.0.0/16"]);
+    assert_finding(
+        &for_any,
+        Grade::Warning,
+        &["lbctl decap attach --dev eth0 --from 172.16.0.0/16"],
+    );
     assert_eq!(changed(Mode::Dsr, tunnel, |_| ()), (Grade::Ok, String::new()));
 }
 
@@ -177,19 +185,19 @@ fn something_must_take_packets_out_of_their_tunnel() {
 fn a_followed_decapsulator_is_mended_by_its_unit() {
     let follow = |facts: &mut Facts| own(facts).followed = Followed { addresses: true, vips: true };
     let well = changed(Mode::Ipip, tunnel, follow);
-    assert_told(&well, Grade::Ok, &["follows the VIPs on the loopback"]);
+    assert_finding(&well, Grade::Ok, &["follows the VIPs on the loopback"]);
     let behind = changed(Mode::Ipip, tunnel, |facts| {
         follow(facts);
         own(facts).vips = Some(Vec::new());
     });
-    assert_told(&behind, Grade::Wrong, &["systemctl restart lb-decap@eth0\n"]);
+    assert_finding(&behind, Grade::Wrong, &["systemctl restart lb-decap@eth0\n"]);
     let named = changed(Mode::Ipip, tunnel, |facts| {
         own(facts).followed.addresses = true;
         own(facts).vips = Some(vec![address("10.0.0.101")]);
     });
     let mend = "echo 'LB_DECAP_OPTIONS=\"--from 172.16.0.0/16 --vip 10.0.0.101 --vip 10.0.0.100\"' \
                 > /etc/default/lb-decap-eth0 && systemctl restart lb-decap@eth0\n";
-    assert_told(&named, Grade::Wrong, &[mend]);
+    assert_finding(&named, Grade::Wrong, &[mend]);
 }
 
 #[test]
@@ -205,12 +213,12 @@ fn a_source_that_is_not_listed_is_named_with_the_command_that_lists_it() {
     let mend =
         "lbctl decap attach --dev eth0 --from 172.16.0.0/16 --from PREFIX --vip 10.0.0.100\n";
     let found = "eth0: 12 packets came from sources that are not listed, the last one from 10.1.2.3, 4s ago";
-    assert_told(&many, Grade::Warning, &[found, mend]);
+    assert_finding(&many, Grade::Warning, &[found, mend]);
     let one = after(1, |decap| decap.followed.vips = true);
     let found = "eth0: 1 packet came from 10.1.2.3, which is not among the sources, 4s ago";
     let mend = "echo 'LB_DECAP_OPTIONS=\"--from 172.16.0.0/16 --from PREFIX\"' > /etc/default/lb-decap-eth0 && \
                 systemctl restart lb-decap@eth0\n";
-    assert_told(&one, Grade::Warning, &[found, mend]);
+    assert_finding(&one, Grade::Warning, &[found, mend]);
     assert_eq!(changed(Mode::Ipip, sources, |_| ()), (Grade::Ok, String::new()));
 }
 
@@ -218,15 +226,15 @@ fn a_source_that_is_not_listed_is_named_with_the_command_that_lists_it() {
 fn sources_must_not_be_checked_strictly_where_a_tunnel_ends() {
     let strict = |facts: &mut Facts| set(facts, "all", "rp_filter", 1);
     let decap = changed(Mode::Ipip, rp_filter, strict);
-    assert_told(&decap, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
+    assert_finding(&decap, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
     let device = changed(Mode::Ipip, rp_filter, |facts| {
         strict(facts);
         let tunnel = Interface { up: true, kind: Some("ipip".into()), ..Interface::default() };
         facts.interfaces.insert("tunl0".into(), tunnel);
     });
-    assert_told(&device, Grade::Wrong, &["sysctl -w net.ipv4.conf.tunl0.rp_filter=2"]);
+    assert_finding(&device, Grade::Wrong, &["sysctl -w net.ipv4.conf.tunl0.rp_filter=2"]);
     let loose = changed(Mode::Ipip, rp_filter, |facts| set(facts, "eth0", "rp_filter", 2));
-    assert_told(&loose, Grade::Ok, &["does not check"]);
+    assert_finding(&loose, Grade::Ok, &["does not check"]);
     assert_eq!(changed(Mode::Dsr, rp_filter, strict), (Grade::Ok, String::new()));
 }
 
@@ -234,7 +242,7 @@ fn sources_must_not_be_checked_strictly_where_a_tunnel_ends() {
 fn clients_must_be_told_to_send_what_fits_the_tunnel() {
     let small = |facts: &mut Facts| interface(facts, "eth0").mtu = 1500;
     let unwell = changed(Mode::Ipip, segment_size, small);
-    assert_told(
+    assert_finding(
         &unwell,
         Grade::Warning,
         &["ip saddr 10.0.0.100", "tcp option maxseg size set 1440"],
@@ -245,20 +253,20 @@ fn clients_must_be_told_to_send_what_fits_the_tunnel() {
             facts.announced_segment = Some(segment);
         })
     };
-    assert_told(&announced(1440), Grade::Ok, &["1440 bytes"]);
-    assert_told(&announced(1460), Grade::Warning, &[]);
+    assert_finding(&announced(1440), Grade::Ok, &["1440 bytes"]);
+    assert_finding(&announced(1460), Grade::Warning, &[]);
     let clamped = changed(Mode::Ipip, segment_size, |facts| {
         small(facts);
         facts.firewall = Firewall::Known(Rules { clamps: true, ..Rules::default() });
     });
-    assert_told(&clamped, Grade::Ok, &["lowers the segment size"]);
-    assert_told(&changed(Mode::Ipip, segment_size, |_| ()), Grade::Ok, &["fit a tunnel"]);
+    assert_finding(&clamped, Grade::Ok, &["lowers the segment size"]);
+    assert_finding(&changed(Mode::Ipip, segment_size, |_| ()), Grade::Ok, &["fit a tunnel"]);
     // However little fits.
     let least = changed(Mode::Ipip, segment_size, |facts| {
         interface(facts, "eth0").mtu = 68;
         facts.question.vips = vec![address("fd00::100")];
     });
-    assert_told(&least, Grade::Warning, &["ip6 saddr fd00::100"]);
+    assert_finding(&least, Grade::Warning, &["ip6 saddr fd00::100"]);
     assert_eq!(changed(Mode::Dsr, segment_size, small), (Grade::Ok, String::new()));
 }
 
@@ -273,15 +281,15 @@ fn a_server_must_listen_on_the_vip() {
     };
     let http = [(Protocol::Tcp, 80)];
     for at in ["0.0.0.0:80", "10.0.0.100:80", "[::]:80"] {
-        assert_told(&listening(&[at], &http), Grade::Ok, &["TCP port 80 of 10.0.0.100"]);
+        assert_finding(&listening(&[at], &http), Grade::Ok, &["TCP port 80 of 10.0.0.100"]);
     }
     let elsewhere = listening(&["127.0.0.1:80", "10.0.0.11:80"], &http);
-    assert_told(&elsewhere, Grade::Wrong, &["but on 10.0.0.11:80"]);
-    assert_told(&listening(&["127.0.0.1:80"], &http), Grade::Wrong, &["nothing listens"]);
+    assert_finding(&elsewhere, Grade::Wrong, &["but on 10.0.0.11:80"]);
+    assert_finding(&listening(&["127.0.0.1:80"], &http), Grade::Wrong, &["nothing listens"]);
     let udp = listening(&["0.0.0.0:80"], &[(Protocol::Udp, 80)]);
-    assert_told(&udp, Grade::Wrong, &["nothing listens on UDP port 80"]);
-    assert_told(&listening(&["0.0.0.0:80"], &[]), Grade::Ok, &["TCP 80"]);
-    assert_told(&listening(&["127.0.0.1:80"], &[]), Grade::Warning, &["nothing listens"]);
+    assert_finding(&udp, Grade::Wrong, &["nothing listens on UDP port 80"]);
+    assert_finding(&listening(&["0.0.0.0:80"], &[]), Grade::Ok, &["TCP 80"]);
+    assert_finding(&listening(&["127.0.0.1:80"], &[]), Grade::Warning, &["nothing listens"]);
 }
 
 #[test]
@@ -290,6 +298,6 @@ fn offloads_that_merge_are_told_where_a_tunnel_ends() {
         interface(facts, "eth0").offloads = Some(["rx-lro".to_owned()].into());
     };
     let merging = changed(Mode::Ipip, offloads, merge);
-    assert_told(&merging, Grade::Wrong, &["ethtool -K eth0 lro off"]);
+    assert_finding(&merging, Grade::Wrong, &["ethtool -K eth0 lro off"]);
     assert_eq!(changed(Mode::Dsr, offloads, merge), (Grade::Ok, String::new()));
 }

@@ -1,4 +1,4 @@
-//! What `lbctl top` shows and how keys change that: a function of what it hears.
+//! The view of `lbctl top` and how keys change it: a function of the events.
 
 use std::{
     net::IpAddr,
@@ -17,22 +17,22 @@ use super::{
 /// Rows that a page moves by, until it is known how many there are.
 const PAGE: usize = 10;
 
-/// What it hears.
+/// An input of the view.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A key.
     Key(KeyEvent),
     /// The state of everything.
     Status(Box<Status>),
-    /// The flows of a backend that were asked for.
+    /// The requested flows of a backend.
     Flows(Place, Found),
-    /// The flows can't be told, for this reason.
+    /// The flows can't be read, for this reason.
     NoFlows(Place, String),
     /// `lbd` does not answer, for this reason.
     Away(String),
 }
 
-/// What is to be done.
+/// An action for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Give the terminal back, and end.
@@ -41,7 +41,7 @@ pub(super) enum Action {
     Suspend,
     /// Draw everything anew: something else has written to the terminal.
     Redraw,
-    /// Ask now, and not when the interval is over.
+    /// Request now, and not when the interval is over.
     Ask,
 }
 
@@ -66,7 +66,7 @@ impl Place {
         }
     }
 
-    /// The column that it is sorted by before a key says otherwise.
+    /// The column that it is sorted by before a key changes it.
     const fn first_sort(&self) -> (usize, bool) {
         match self {
             Self::Services => (3, true),
@@ -84,7 +84,7 @@ pub(super) struct Page {
     pub(super) sort: usize,
     /// Whether from the largest on.
     pub(super) descends: bool,
-    /// What is in every row.
+    /// The filter of the rows.
     pub(super) filter: String,
     /// The key of the row that the cursor is on, and where that was.
     cursor: Option<(String, usize)>,
@@ -137,7 +137,7 @@ impl App {
         }
     }
 
-    /// What is looked at.
+    /// The place that is shown.
     pub(super) fn page(&self) -> &Page {
         self.pages.last().expect("the services are never left")
     }
@@ -173,7 +173,7 @@ impl App {
         rows::arrange(rows, &page.filter, page.sort, page.descends)
     }
 
-    /// Where the cursor is in these rows: it stays on what it was on, and where it was if that is gone.
+    /// Where the cursor is in these rows: it stays on its row, or at its position if that row is gone.
     pub(super) fn cursor(&self, rows: &[Row]) -> Option<usize> {
         let last = rows.len().checked_sub(1)?;
         let Some((key, at)) = &self.page().cursor else { return Some(0) };
@@ -181,7 +181,7 @@ impl App {
         Some(found.unwrap_or((*at).min(last)))
     }
 
-    /// Takes one event at `now`; the caller does what is to be done.
+    /// Takes one event at `now`; the caller does the action.
     pub(super) fn handle(&mut self, event: Event, now: Instant) -> Option<Action> {
         match event {
             Event::Key(key) if key.kind == KeyEventKind::Release => None,

@@ -1,4 +1,4 @@
-//! What keys and answers do, and how it looks.
+//! The effects of keys and answers, and the frames.
 
 use std::{fs, path::Path};
 
@@ -18,7 +18,7 @@ use crate::cli::top::{
 
 const COLOURS: Looks = Looks { colours: true, unicode: true };
 
-/// What has happened so far in a test.
+/// The app in a test, and its time.
 struct Story {
     app: App,
     now: Instant,
@@ -30,18 +30,18 @@ impl Story {
     fn new() -> Self {
         let app = App::new("lb1".into(), Duration::from_secs(1));
         let mut story = Self { app, now: Instant::now() };
-        story.hears(Event::Status(Box::new(node())));
+        story.receives(Event::Status(Box::new(node())));
         story.now += Duration::from_secs(1);
-        story.hears(Event::Status(Box::new(later())));
+        story.receives(Event::Status(Box::new(later())));
         story
     }
 
-    fn hears(&mut self, event: Event) -> Option<Action> {
+    fn receives(&mut self, event: Event) -> Option<Action> {
         self.app.handle(event, self.now)
     }
 
     fn presses(&mut self, code: KeyCode) -> Option<Action> {
-        self.hears(Event::Key(code.into()))
+        self.receives(Event::Key(code.into()))
     }
 
     fn types(&mut self, text: &str) {
@@ -157,7 +157,7 @@ fn enter_goes_from_services_to_backends_to_flows_and_escape_comes_back() {
     assert!(text(&story.frame(80, 24, COLOURS)).contains("reading the flows"));
     let flows = vec![flow(7, 62), flow(8, 0)];
     let found = Found { matched: 5_000, backends: Vec::new(), flows };
-    story.hears(Event::Flows(flows_of_12(), found));
+    story.receives(Event::Flows(flows_of_12(), found));
     assert_eq!(story.firsts(), ["198.51.100.8:4242", "198.51.100.7:4242"]);
     story.looks_like("flows", 80, 24);
     assert_eq!(story.presses(KeyCode::Enter), None, "there is nothing behind a flow");
@@ -176,10 +176,10 @@ fn an_answer_of_a_place_that_was_left_is_not_shown() {
     story.presses(KeyCode::Esc);
     story.presses(KeyCode::Down);
     story.presses(KeyCode::Enter);
-    story.hears(Event::Flows(flows_of_12(), Found::default()));
+    story.receives(Event::Flows(flows_of_12(), Found::default()));
     assert_eq!(story.app.found, None);
     let here = story.app.page().place.clone();
-    story.hears(Event::NoFlows(here, "service web has no backend".into()));
+    story.receives(Event::NoFlows(here, "service web has no backend".into()));
     assert!(text(&story.frame(80, 24, COLOURS)).contains("service web has no backend"));
 }
 
@@ -215,7 +215,7 @@ fn addresses_are_sorted_as_numbers() {
     let mut status = later();
     let web = status.services.get_mut("web").expect("it is there");
     web.backends.insert(IpAddr::from([10, 0, 0, 9]), lb_api::status::Backend::default());
-    story.hears(Event::Status(Box::new(status)));
+    story.receives(Event::Status(Box::new(status)));
     story.presses(KeyCode::Enter);
     story.presses(KeyCode::Char('1'));
     assert_eq!(story.firsts(), ["10.0.0.9", "10.0.0.11", "10.0.0.12", "10.0.0.13", "10.0.0.14"]);
@@ -262,20 +262,20 @@ fn the_cursor_stays_on_its_row_and_near_it_when_that_goes() {
     let mut status = later();
     let web = status.services.get_mut("web").expect("it is there");
     web.backends.remove(&IpAddr::from([10, 0, 0, 14]));
-    story.hears(Event::Status(Box::new(status)));
+    story.receives(Event::Status(Box::new(status)));
     assert_eq!(story.under_cursor().as_deref(), Some("10.0.0.11"), "it stays where it was");
 }
 
 #[test]
 fn a_daemon_that_is_away_is_told_and_waited_for() {
     let mut story = Story::new();
-    story.hears(Event::Away("lbd is not running".into()));
+    story.receives(Event::Away("lbd is not running".into()));
     story.now += Duration::from_secs(4);
-    story.hears(Event::Away("lbd is not running".into()));
+    story.receives(Event::Away("lbd is not running".into()));
     let frame = text(&story.frame(80, 24, COLOURS));
     assert!(frame.contains("NO ANSWER for 4 s, trying again: lbd is not running"), "{frame}");
     assert!(frame.contains("web"), "what was known stays:\n{frame}");
-    story.hears(Event::Status(Box::new(later())));
+    story.receives(Event::Status(Box::new(later())));
     assert!(!text(&story.frame(80, 24, COLOURS)).contains("NO ANSWER"));
 }
 
@@ -285,11 +285,11 @@ fn a_pause_holds_what_is_shown() {
     story.presses(KeyCode::Char('p'));
     let mut status = later();
     status.services.remove("dns");
-    story.hears(Event::Status(Box::new(status.clone())));
+    story.receives(Event::Status(Box::new(status.clone())));
     assert_eq!(story.firsts(), ["web", "dns"]);
     assert!(text(&story.frame(80, 24, COLOURS)).contains("PAUSED"));
     assert_eq!(story.presses(KeyCode::Char('p')), Some(Action::Ask));
-    story.hears(Event::Status(Box::new(status)));
+    story.receives(Event::Status(Box::new(status)));
     assert_eq!(story.firsts(), ["web"]);
 }
 
@@ -308,12 +308,12 @@ fn keys_end_suspend_and_redraw() {
     let control = |letter| KeyEvent::new(KeyCode::Char(letter), KeyModifiers::CONTROL);
     let mut story = Story::new();
     assert_eq!(story.presses(KeyCode::Char('q')), Some(Action::Quit));
-    assert_eq!(story.hears(Event::Key(control('c'))), Some(Action::Quit));
-    assert_eq!(story.hears(Event::Key(control('z'))), Some(Action::Suspend));
-    assert_eq!(story.hears(Event::Key(control('l'))), Some(Action::Redraw));
+    assert_eq!(story.receives(Event::Key(control('c'))), Some(Action::Quit));
+    assert_eq!(story.receives(Event::Key(control('z'))), Some(Action::Suspend));
+    assert_eq!(story.receives(Event::Key(control('l'))), Some(Action::Redraw));
     story.presses(KeyCode::Char('/'));
     assert_eq!(story.presses(KeyCode::Char('q')), None, "it is a letter of the filter");
-    assert_eq!(story.hears(Event::Key(control('c'))), Some(Action::Quit));
+    assert_eq!(story.receives(Event::Key(control('c'))), Some(Action::Quit));
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn the_interval_goes_in_steps() {
     story.presses(KeyCode::Char('+'));
     assert_eq!(seconds(&story), 2.0);
     for _ in 0..9 {
-        // Who wants to know oftener does not wait for the end of the longer interval.
+        // A shorter interval does not wait for the end of the longer one.
         assert_eq!(story.presses(KeyCode::Char('-')), Some(Action::Ask));
     }
     assert_eq!(seconds(&story), 0.25);

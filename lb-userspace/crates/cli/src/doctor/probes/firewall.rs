@@ -14,14 +14,14 @@ use super::{
 };
 use crate::doctor::facts::{Chain, Firewall, Rules};
 
-/// Asks `nft`.
+/// Runs `nft`.
 pub(super) fn read() -> Firewall {
     let listed = Command::new("nft").args(["-j", "list", "ruleset"]).output();
     let listed = match listed {
         Ok(output) if output.status.success() => output.stdout,
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            return Firewall::Unknown(said.lines().next().unwrap_or("nft fails").to_owned());
+            let errors = String::from_utf8_lossy(&output.stderr);
+            return Firewall::Unknown(errors.lines().next().unwrap_or("nft fails").to_owned());
         }
         Err(error) => return Firewall::Unknown(format!("nft: {error}")),
     };
@@ -34,7 +34,7 @@ pub(super) fn read() -> Firewall {
     Firewall::Known(Rules { legacy, ..rules(&listed) })
 }
 
-/// What the listed tables say.
+/// The rules of the listed tables.
 fn rules(listed: &Value) -> Rules {
     let objects = listed["nftables"].as_array().map_or(&[][..], Vec::as_slice);
     let mut accepts: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();

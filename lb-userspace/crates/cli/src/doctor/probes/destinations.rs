@@ -1,4 +1,4 @@
-//! Which rules of the firewall are for certain destinations, in what `nft -j` prints.
+//! The firewall rules for certain destinations, from the output of `nft -j`.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -46,7 +46,7 @@ pub(super) fn destinations(objects: &[Value]) -> Vec<Destination> {
     all
 }
 
-/// What an expression compares with what.
+/// The two sides of a comparison.
 fn compared(expression: &Value) -> Option<(&Value, &Value)> {
     let matched = expression.get("match").map(|one| (&one["left"], &one["right"]));
     matched.or_else(|| expression.get("vmap").map(|one| (&one["key"], &one["data"])))
@@ -68,7 +68,7 @@ fn named_set<'a>(right: &Value, rule: &Value, objects: &'a [Value]) -> Option<&'
     set.map(|set| &set["elem"])
 }
 
-/// The addresses in what is compared with: one, prefixes, ranges, sets of these. Not all of a family.
+/// The addresses of the right side: one, prefixes, ranges, sets of these. Not all of a family.
 fn collect_addresses(value: &Value, all: &mut Vec<(IpAddr, IpAddr)>) {
     let parse = |value: &Value| text(value).parse::<IpAddr>().ok();
     match value {

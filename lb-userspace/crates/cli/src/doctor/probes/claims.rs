@@ -1,5 +1,5 @@
-//! Asks a link who has an address: ARP (RFC 826) and neighbour solicitations (RFC 4861, 7.2.2), by
-//! which the kernel can't be made to ask where it has the address itself.
+//! Finds the hosts that answer for an address on a link, by ARP requests (RFC 826) and neighbour solicitations
+//! (RFC 4861, 7.2.2). The kernel itself sends none for an address that it has.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,13 +16,13 @@ use crate::doctor::facts::{Interface, Mac};
 
 /// For as long answers are awaited: a host on the link needs a millisecond.
 const PATIENCE: Duration = Duration::from_millis(700);
-/// How often it is asked anew, since a host that wakes up may miss a frame.
-const ASKED: u32 = 2;
+/// How many times each request is sent, since a host that wakes up may miss a frame.
+const ROUNDS: u32 = 2;
 const ETH_P_ALL: u16 = 3;
 
-/// Who else answers for these addresses on the links of these interfaces; none if this process may
-/// not ask, or none of the links is there and up.
-pub(super) async fn ask(
+/// The other hosts that answer for these addresses on the links of these interfaces; none if this process may
+/// not send requests, or none of the links is there and up.
+pub(super) async fn collect(
     interfaces: &BTreeMap<String, Interface>,
     names: &[String],
     addresses: BTreeSet<IpAddr>,
@@ -40,17 +40,17 @@ pub(super) async fn ask(
     }
     let mut claims = BTreeMap::<_, BTreeSet<Mac>>::new();
     let end = Instant::now() + PATIENCE;
-    for round in 0..ASKED {
+    for round in 0..ROUNDS {
         for (socket, ifindex, frames) in &links {
             for frame in frames {
-                // A link that takes no frame has nobody on it who answers.
+                // On a link that takes no frame, no host answers.
                 let _ = socket.send_to(frame, &on(*ifindex, 0));
             }
         }
-        let until = end - PATIENCE / ASKED * (ASKED - 1 - round);
+        let until = end - PATIENCE / ROUNDS * (ROUNDS - 1 - round);
         while Instant::now() < until {
             for (socket, ..) in &links {
-                hear(socket, |claim| {
+                receive(socket, |claim| {
                     if addresses.contains(&claim.address) && !own.contains(&claim.mac) {
                         claims.entry(claim.address).or_default().insert(claim.mac);
                     }
@@ -62,8 +62,8 @@ pub(super) async fn ask(
     Some(claims)
 }
 
-/// Takes what has come.
-fn hear(mut socket: &Socket, mut each: impl FnMut(announce::Claim)) {
+/// Reads the frames that have arrived.
+fn receive(mut socket: &Socket, mut each: impl FnMut(announce::Claim)) {
     let mut buffer = [0; 2_048];
     // No more than some at once: a busy link must not keep this from its end.
     for _ in 0..1_024 {
@@ -93,7 +93,7 @@ fn on(ifindex: u32, kind: u16) -> SockAddr {
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
-/// The frame that asks who has an address, in the name of another address of the interface. Over IPv6
+/// The request for an address, sent from another address of the interface. Over IPv6
 /// it takes one: without a source it would look as if the address were about to be taken.
 fn question(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>> {
     let own = interface.addresses.iter().map(|(own, _)| *own).filter(|own| *own != address);

@@ -1,4 +1,4 @@
-//! Reads the facts. What can't be read is left out, and the checks say so; nothing is changed.
+//! Reads the facts. Unreadable facts are left out, and the checks report that; nothing is changed.
 
 mod claims;
 mod destinations;
@@ -30,14 +30,14 @@ use super::{
 };
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
-/// milliseconds, or after the second in which the kernel asks again.
+/// milliseconds, or after the second, when the kernel sends the request again.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
-/// Reads what is known of a node with the balancer.
+/// Reads the facts of a node with the balancer.
 ///
 /// # Errors
 ///
-/// If netlink can't be spoken to.
+/// If netlink can't be used.
 pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Facts> {
     let config = read_config(file);
     let links = links::read()?;
@@ -60,12 +60,12 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
             found.is_some_and(|program| program.ours && program.hook == probe::Hook::Tc)
         };
         let at_tc = config.interfaces.iter().filter(at_tc).cloned().collect();
-        let (resolved, told) = tokio::join!(
+        let (resolved, claimed) = tokio::join!(
             resolve(config, at_tc),
-            claims::ask(&interfaces, &config.interfaces, vips)
+            claims::collect(&interfaces, &config.interfaces, vips)
         );
         hops = resolved?;
-        claims = told;
+        claims = claimed;
     }
     let configured = config.as_ref().map(|config| config.socket.as_path()).ok();
     let socket = socket.or(configured).unwrap_or(Path::new(lb_model::defaults::SOCKET));
@@ -115,7 +115,7 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
     })
 }
 
-/// What the `lbd` that runs says of the ways out; nothing if it does not answer.
+/// The egress status of the running `lbd`; empty if it does not answer.
 async fn exits(socket: &Path) -> Vec<EgressStatus> {
     let client = Client::new(socket);
     let status = tokio::time::timeout(PATIENCE, client.get::<Status>(paths::STATUS)).await;
@@ -157,7 +157,7 @@ async fn resolve(
             service.backends.keys().map(|&address| Want { address, mode: service.mode })
         })
         .collect();
-    let (resolver, mut news) = Resolver::start(config.interfaces.clone()).await?;
+    let (resolver, mut resolutions) = Resolver::start(config.interfaces.clone()).await?;
     resolver.set_at_tc(at_tc);
     resolver.want(wants.clone());
     let known = |hops: &BTreeMap<Want, Resolution>| {
@@ -165,21 +165,22 @@ async fn resolve(
             |want| hops.get(want).is_some_and(|hop| !matches!(hop, Resolution::Pending { .. }));
         wants.iter().all(is_known)
     };
-    // Whoever has not answered by then is told as pending.
-    let _ = tokio::time::timeout(PATIENCE, news.wait_for(|news| known(&news.hops))).await;
-    let hops = news.borrow().hops.clone();
+    // A backend that has not answered by then is reported as pending.
+    let _ =
+        tokio::time::timeout(PATIENCE, resolutions.wait_for(|current| known(&current.hops))).await;
+    let hops = resolutions.borrow().hops.clone();
     Ok(hops)
 }
 
-/// Reads what is known of a backend.
+/// Reads the facts of a backend.
 ///
 /// # Errors
 ///
-/// If netlink can't be spoken to.
+/// If netlink can't be used.
 pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backend::Facts> {
     let links = links::read()?;
     let mut interfaces = links.interfaces;
-    // Without pins, or the right to read them, there is no decapsulator that could be told of.
+    // Without pins, or the right to read them, there is no decapsulator to report.
     let decaps = decap::status(pin_dir).unwrap_or_default();
     let decaps = decaps.into_iter().filter(|one| one.mode != "detached");
     let decaps: BTreeMap<_, _> = decaps

@@ -1,4 +1,4 @@
-//! What /proc and a few calls tell.
+//! Facts from /proc and a few system calls.
 
 use std::{
     collections::BTreeSet,
@@ -68,10 +68,10 @@ fn bpffs_in(mounts: &str) -> Vec<PathBuf> {
 /// Whether something keeps the clock right.
 pub(super) fn clock_synchronised() -> Option<bool> {
     // SAFETY: the type is numbers, for which zero bytes are a value.
-    let mut told = unsafe { std::mem::zeroed::<libc::timex>() };
-    // SAFETY: `told` is valid for the write; with no modes in it, nothing is set.
-    let state = unsafe { libc::adjtimex(&raw mut told) };
-    (state >= 0).then_some(state != libc::TIME_ERROR && told.status & libc::STA_UNSYNC == 0)
+    let mut clock = unsafe { std::mem::zeroed::<libc::timex>() };
+    // SAFETY: `clock` is valid for the write; with no modes in it, nothing is set.
+    let state = unsafe { libc::adjtimex(&raw mut clock) };
+    (state >= 0).then_some(state != libc::TIME_ERROR && clock.status & libc::STA_UNSYNC == 0)
 }
 
 pub(super) fn group_exists(name: &str) -> bool {
@@ -176,17 +176,17 @@ mod tests {
              0: 0100007F:07E8 00000000:0000 0A 00000000:00000000 00:00000000\n   \
              1: 6400000A:0050 0B00000A:C350 01 00000000:00000000 00:00000000\n   \
              2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000\n";
-        let heard = listeners_in(table, Protocol::Tcp);
+        let found = listeners_in(table, Protocol::Tcp);
         let expected = if cfg!(target_endian = "little") {
             ["127.0.0.1:2024", "0.0.0.0:80"]
         } else {
             ["1.0.0.127:2024", "0.0.0.0:80"]
         };
-        assert_eq!(heard, expected.map(|text| text.parse().expect("an address")));
+        assert_eq!(found, expected.map(|text| text.parse().expect("an address")));
         let v6 = "x\n 0: 00000000000000000000000001000000:1F90 00:0 0A\n";
-        let heard = listeners_in(v6, Protocol::Tcp);
-        assert_eq!(heard.len(), 1);
-        assert_eq!(heard[0].port(), 8080);
+        let found = listeners_in(v6, Protocol::Tcp);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].port(), 8080);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// The numbers of what a packet is compared with: one, a set, ranges in a set.
+/// The numbers that a packet is compared with: one, a set, ranges in a set.
 pub(super) fn collect_numbers(value: &Value, numbers: &mut BTreeSet<u64>) {
     match value {
         Value::Number(number) => numbers.extend(number.as_u64()),

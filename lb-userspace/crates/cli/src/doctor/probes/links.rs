@@ -15,7 +15,7 @@ use rtnetlink::RouteMessageBuilder;
 
 use crate::doctor::facts::Interface;
 
-/// What netlink tells.
+/// The facts that netlink reports.
 pub(super) struct Links {
     pub(super) interfaces: BTreeMap<String, Interface>,
     /// The segment size that default routes have TCP announce.

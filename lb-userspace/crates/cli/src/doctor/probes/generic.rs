@@ -1,4 +1,4 @@
-//! What drivers can do and what is switched on: the families `ethtool` and `netdev` of generic netlink.
+//! Capabilities and active offloads of drivers: the families `ethtool` and `netdev` of generic netlink.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const COMBINED_MAX: u16 = 5;
 const RX_COUNT: u16 = 6;
 const COMBINED_COUNT: u16 = 9;
 
-/// Fills in what generic netlink tells of an interface; `features` are those of all
+/// Fills in an interface's facts from generic netlink; `features` are those of all
 /// ([`xdp_features`](lb_netlink::generic::xdp_features)).
 pub(super) fn describe(name: &str, interface: &mut Interface, features: &BTreeMap<u32, u64>) {
     interface.offloads = offloads(name);
