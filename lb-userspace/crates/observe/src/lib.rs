@@ -1,11 +1,11 @@
-//! What is seen of a node: its events, figures per second, metrics, the dashboard.
+//! The observation of a node: its events, figures per second, metrics, the dashboard.
 //!
-//! [`events`] keeps what has happened. [`samples`] asks for the status once a second, for all who look, and keeps what
-//! happened in each second. [`metrics`] is what Prometheus reads, [`dashboard`] the page and the stream that keeps it up
+//! [`events`] keeps the last events. [`samples`] requests the status once a second, for all viewers, and keeps the
+//! figures of each second. [`metrics`] exports to Prometheus, [`dashboard`] has the page and the stream that keeps it up
 //! to date.
 //!
-//! It reads [`Status`] and changes nothing. It knows of the daemon that it can be asked for that, and nothing of its
-//! other requests, of who may look (the listeners guard that) or of the maps.
+//! It reads [`Status`] and changes nothing. It knows of the daemon only this request, and nothing of its
+//! other requests, of access (the listeners check that) or of the maps.
 
 pub mod dashboard;
 pub mod events;
@@ -16,10 +16,10 @@ use lb_api::status::Status;
 use lb_model::refusal::Refusal;
 use tokio::sync::oneshot;
 
-/// Where the daemon puts the status that it was asked for.
+/// Where the daemon puts the requested status.
 pub type StatusReply = oneshot::Sender<Result<Status, Refusal>>;
 
-/// What the daemon hears, among which is the question for its status.
+/// The daemon's inputs, among which is the request for its status.
 pub trait Question: From<StatusReply> + Send + 'static {}
 
 impl<Q: From<StatusReply> + Send + 'static> Question for Q {}

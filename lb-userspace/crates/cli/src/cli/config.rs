@@ -55,9 +55,8 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints every mistake of a file, and the interfaces and files that this host lacks: 0 for
-/// none, 2 for mistakes, 1 if `lbd`
-/// would not start with it here for another reason.
+/// Prints every mistake of a file, and the interfaces and files that this host lacks: 0 for none, 2 for
+/// mistakes, 1 if `lbd` would not start with it here for another reason.
 pub fn check(file: &Path) -> ExitCode {
     let shown = file.display();
     let config = match Config::load(file) {

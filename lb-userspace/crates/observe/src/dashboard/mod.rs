@@ -1,7 +1,7 @@
-//! The dashboard: a page that `lbd` serves, and what keeps it up to date.
+//! The dashboard: a page that `lbd` serves, and the stream that keeps it up to date.
 //!
-//! It only reads. The page is in `dashboard/page/`, written by hand and embedded, and asks for nothing
-//! beside what is served here:
+//! It only reads. The page is in `dashboard/page/`, written by hand and embedded, and requests nothing
+//! beside these:
 //!
 //! | request | answer |
 //! |---|---|
@@ -30,7 +30,7 @@ use crate::{
     samples::{self, Samples},
 };
 
-/// Events of a backend that are told.
+/// Events of a backend that are sent.
 const HISTORY: usize = 30;
 
 /// The dashboard's routes.

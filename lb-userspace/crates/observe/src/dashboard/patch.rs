@@ -1,10 +1,10 @@
-//! What differs between two JSON values, as a merge patch (RFC 7396): most of a node stays as it was
+//! The difference of two JSON values, as a merge patch (RFC 7396): most of a node stays as it was
 //! from one second to the next.
 
 use serde_json::{Map, Value};
 
-/// What makes `new` of `old`; none: they are equal. Neither may hold nulls in objects, since a null
-/// in a patch says that a member is gone.
+/// The patch that makes `new` of `old`; none: they are equal. Neither may hold nulls in objects, since a null
+/// in a patch removes a member.
 pub(super) fn between(old: &Value, new: &Value) -> Option<Value> {
     let (Value::Object(old), Value::Object(new)) = (old, new) else {
         return (old != new).then(|| new.clone());

@@ -1,4 +1,4 @@
-//! What a change of the desired state is, as events.
+//! The events of a change of the desired state.
 
 use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
@@ -8,13 +8,13 @@ use lb_model::{
     units::rfc3339,
 };
 
-/// What has happened between two desired states.
+/// The events between two desired states.
 #[must_use]
 pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
     let mut found = Vec::new();
     for name in before.services.keys().filter(|name| !after.services.contains_key(*name)) {
-        let news = News::new(Kind::ServiceRemoved, format!("service {name} removed"), cause);
-        found.push(news.of_service(name));
+        let removed = News::new(Kind::ServiceRemoved, format!("service {name} removed"), cause);
+        found.push(removed.of_service(name));
     }
     for (name, service) in &after.services {
         let Some(old) = before.services.get(name) else {
@@ -26,8 +26,8 @@ pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
             let message = format!("service {name} changed");
             found.push(News::new(Kind::ServiceChanged, message, cause).of_service(name));
         }
-        let news = of_backends(&old.backends, &service.backends);
-        found.extend(news.into_iter().map(|(kind, address, message)| {
+        let changes = of_backends(&old.backends, &service.backends);
+        found.extend(changes.into_iter().map(|(kind, address, message)| {
             let message = format!("backend {address} of {name} {message}");
             News::new(kind, message, cause).of_backend(name, address)
         }));
@@ -48,7 +48,7 @@ fn of_backends(before: &Backends, after: &Backends) -> Vec<(Kind, IpAddr, String
         if old.is_none() {
             push(Kind::BackendAdded, format!("added with weight {}", backend.weight));
         }
-        // One that is added takes new flows, unless it says otherwise.
+        // One that is added takes new flows by default.
         let admin = old.map_or(Admin::Enabled, |old| old.admin);
         if admin != backend.admin {
             let (kind, message) = state(backend.admin);
@@ -107,15 +107,15 @@ mod tests {
         Desired { services: [("web".into(), spec)].into() }
     }
 
-    fn told(before: &Desired, after: &Desired) -> Vec<(Kind, String)> {
-        let news = between(before, after, "a test");
-        news.into_iter().map(|news| (news.kind, news.message)).collect()
+    fn events(before: &Desired, after: &Desired) -> Vec<(Kind, String)> {
+        let events = between(before, after, "a test");
+        events.into_iter().map(|event| (event.kind, event.message)).collect()
     }
 
     #[test]
     fn every_change_of_a_backend_is_one_event() {
         let two = web(&[(A, 1, Admin::Enabled), (B, 1, Admin::Enabled)]);
-        assert_eq!(told(&two, &two), []);
+        assert_eq!(events(&two, &two), []);
         let deadline = Some(SystemTime::UNIX_EPOCH);
         for (after, kind, message) in [
             (web(&[(A, 1, Admin::Enabled)]), Kind::BackendRemoved, "removed"),
@@ -135,9 +135,9 @@ mod tests {
                 "has weight 7 instead of 1",
             ),
         ] {
-            assert_eq!(told(&two, &after), [(kind, format!("backend {B} of web {message}"))]);
+            assert_eq!(events(&two, &after), [(kind, format!("backend {B} of web {message}"))]);
         }
-        let back = told(
+        let back = events(
             &web(&[(A, 2, Admin::Disabled)]),
             &web(&[(A, 2, Admin::Enabled), (B, 3, Admin::Enabled)]),
         );
@@ -154,10 +154,10 @@ mod tests {
     fn services_come_change_and_go() {
         let (none, two) = (Desired::default(), web(&[(A, 1, Admin::Enabled)]));
         let added = "service web added: tcp 10.0.0.100:80 by dsr".to_owned();
-        assert_eq!(told(&none, &two), [(Kind::ServiceAdded, added)]);
-        assert_eq!(told(&two, &none), [(Kind::ServiceRemoved, "service web removed".into())]);
+        assert_eq!(events(&none, &two), [(Kind::ServiceAdded, added)]);
+        assert_eq!(events(&two, &none), [(Kind::ServiceRemoved, "service web removed".into())]);
         let mut changed = two.clone();
         changed.services.get_mut("web").expect("it is there").syn_budget = 1;
-        assert_eq!(told(&two, &changed), [(Kind::ServiceChanged, "service web changed".into())]);
+        assert_eq!(events(&two, &changed), [(Kind::ServiceChanged, "service web changed".into())]);
     }
 }

@@ -1,8 +1,8 @@
-//! What has happened: every transition once, with its cause.
+//! The events: every transition once, with its cause.
 //!
-//! [`Events::record`] logs, counts and keeps it, and wakes those who follow. Nobody is waited for:
-//! a follower reads the common history at its own pace, and one that is too slow is told how much
-//! it has missed.
+//! [`Events::record`] logs, counts and keeps it, and wakes the followers. It waits for none of them: a
+//! follower reads the common history at its own pace, and one that is too slow gets the number of
+//! missed events.
 
 pub mod changes;
 
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 /// Events that are given at once.
 pub const PAGE: usize = 1_000;
 
-/// The history, shared by who writes it and who reads it.
+/// The history, shared by its writer and its readers.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Shared>);
 
@@ -61,29 +61,29 @@ impl Events {
         self.0.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes down what has happened: logs it once, counts it, keeps it.
-    pub fn record(&self, news: News) {
-        log(&news);
+    /// Records an event: logs it once, counts it, keeps it.
+    pub fn record(&self, entry: News) {
+        log(&entry);
         let mut history = self.history();
         history.last += 1;
-        *history.counts.entry(news.kind).or_default() += 1;
+        *history.counts.entry(entry.kind).or_default() += 1;
         if history.kept.len() == history.room {
             history.kept.pop_front();
         }
-        let event = Event { seq: history.last, at: SystemTime::now(), news };
+        let event = Event { seq: history.last, at: SystemTime::now(), news: entry };
         history.kept.push_back(event);
         let last = history.last;
         drop(history);
-        self.0.last.send_if_modified(|told| {
-            let open = told.is_some();
+        self.0.last.send_if_modified(|newest| {
+            let open = newest.is_some();
             if open {
-                *told = Some(last);
+                *newest = Some(last);
             }
             open
         });
     }
 
-    /// Says that no more will come: who follows has seen all.
+    /// Ends the history: followers have then seen all.
     pub fn close(&self) {
         self.0.last.send_replace(None);
     }
@@ -143,7 +143,7 @@ impl History {
     }
 }
 
-/// One who reads the history while it goes on.
+/// A reader of the history while it goes on.
 #[derive(Debug)]
 pub struct Follower {
     events: Events,
@@ -168,8 +168,8 @@ impl Follower {
     }
 }
 
-fn log(news: &News) {
-    let News { kind, service, backend, message, cause } = news;
+fn log(entry: &News) {
+    let News { kind, service, backend, message, cause } = entry;
     let backend = backend.map(tracing::field::display);
     // The level of a log line is a constant of its place.
     macro_rules! at {
@@ -200,7 +200,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
     }
 
-    fn news(message: &str) -> News {
+    fn entry(message: &str) -> News {
         News::new(Kind::BackendUp, message, "a test")
     }
 
@@ -221,13 +221,13 @@ mod tests {
         let events = Events::with_room(at(1), 3);
         let start = events.last();
         for message in ["a", "b", "c", "d", "e"] {
-            events.record(news(message));
+            events.record(entry(message));
         }
         let all = events.since(0, 10);
         assert_eq!(
             (messages(&all), all.missed),
             (vec!["c", "d", "e"], 0),
-            "asked for what is kept"
+            "from the first kept one"
         );
         let page = events.since(start, 2);
         assert_eq!((messages(&page), page.missed), (vec!["c", "d"], 2));
@@ -239,9 +239,9 @@ mod tests {
     #[test]
     fn numbers_grow_over_a_restart() {
         let before = Events::new(at(1_000));
-        before.record(news("before"));
+        before.record(entry("before"));
         let after = Events::new(at(1_001));
-        after.record(news("after"));
+        after.record(entry("after"));
         let page = after.since(before.last(), 10);
         assert_eq!((messages(&page), page.missed), (vec!["after"], 0));
         // A clock that was ahead in the earlier run hides nothing.
@@ -254,7 +254,7 @@ mod tests {
         let event = Event {
             seq: 7,
             at: at(1_500),
-            news: news("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
+            news: entry("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
         };
         let json = serde_json::to_string(&event).expect("it is JSON");
         assert_eq!(
@@ -273,24 +273,24 @@ mod tests {
         for (message, service, backend) in
             [("a", "web", one), ("b", "web", other), ("c", "mail", one), ("d", "web", one)]
         {
-            events.record(news(message).of_backend(service, backend));
+            events.record(entry(message).of_backend(service, backend));
         }
-        let said = |limit| events.of_backend("web", one, limit).into_iter();
-        let said = |limit| said(limit).map(|event| event.news.message).collect::<Vec<_>>();
-        assert_eq!((said(9), said(1)), (vec!["d".into(), "a".into()], vec!["d".into()]));
+        let found = |limit| events.of_backend("web", one, limit).into_iter();
+        let found = |limit| found(limit).map(|event| event.news.message).collect::<Vec<_>>();
+        assert_eq!((found(9), found(1)), (vec!["d".into(), "a".into()], vec!["d".into()]));
     }
 
     #[tokio::test]
     async fn a_follower_sees_everything_and_then_the_end() {
         let events = Events::with_room(at(1), 3);
         let mut follower = events.follow(events.last());
-        events.record(news("a"));
+        events.record(entry("a"));
         assert_eq!(messages(&follower.next().await.expect("one")), ["a"]);
         let waits = tokio::spawn(async move { (follower.next().await, follower) });
-        events.record(news("b"));
+        events.record(entry("b"));
         let (page, mut follower) = waits.await.expect("no panic");
         assert_eq!(messages(&page.expect("one")), ["b"]);
-        events.record(news("c"));
+        events.record(entry("c"));
         events.close();
         assert_eq!(messages(&follower.next().await.expect("the last one")), ["c"]);
         assert_eq!(follower.next().await, None);
@@ -301,7 +301,7 @@ mod tests {
         let events = Events::with_room(at(1), 3);
         let mut follower = events.follow(events.last());
         for message in ["a", "b", "c", "d", "e"] {
-            events.record(news(message));
+            events.record(entry(message));
         }
         let page = follower.next().await.expect("some");
         assert_eq!((messages(&page), page.missed), (vec!["c", "d", "e"], 2));

@@ -10,7 +10,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// What an `Accept` field asks for (RFC 9110, 12.5.1); who does not care gets the older format,
+    /// The format that an `Accept` field requests (RFC 9110, 12.5.1); without a preference it is the older format,
     /// which everything reads.
     pub(super) fn wanted(accept: &str) -> Self {
         let mut best = [0.0_f32; 2];

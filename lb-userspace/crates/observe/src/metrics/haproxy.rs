@@ -1,7 +1,7 @@
 //! The figures by the names of HAProxy's own exporter, for alerts and dashboards that are there.
 //!
-//! A service is a frontend and a backend (`proxy`), a backend is a server. Only what means the same
-//! here is told: answers bypass the balancer, so it knows nothing of bytes out, sessions that are
+//! A service is a frontend and a backend (`proxy`), a backend is a server. Only metrics with the same meaning
+//! are exported: answers bypass the balancer, so it knows nothing of bytes out, sessions that are
 //! open, response times and errors of servers, and it has no queues.
 
 use std::{
@@ -17,7 +17,7 @@ use super::{
     services::is_up,
 };
 
-/// What HAProxy calls the states of a server.
+/// HAProxy's names of the states of a server.
 const STATES: [&str; 5] = ["DOWN", "UP", "MAINT", "DRAIN", "NOLB"];
 
 /// A backend's state in HAProxy's words.

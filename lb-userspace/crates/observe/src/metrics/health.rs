@@ -24,7 +24,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     )?;
     page.gauge(
         Family::new("lb_health_checks_limit", "Health checks that may wait for an answer at once"),
-        // What is not limited is larger than a gauge of whole numbers can tell.
+        // A limit that is not set is larger than a gauge of whole numbers can hold.
         load.limit as f64,
     )?;
     page.histogram(

@@ -1,6 +1,6 @@
-//! What Prometheus reads.
+//! The metrics for Prometheus.
 //!
-//! A scrape asks the daemon for its [`Status`], as `lbctl status` does, and writes families of it, by
+//! A scrape requests the daemon's [`Status`], as `lbctl status` does, and writes families of it, by
 //! topic: [`services`], [`node`], [`vrrp`], [`sync`], [`health`], [`process`]. Labels are what the
 //! configuration names and words of this program: their number is bounded, whatever clients do.
 
@@ -52,7 +52,7 @@ pub fn haproxy_router<Q: Question>(daemon: mpsc::Sender<Q>) -> Router {
     serve("/metrics/haproxy", daemon, Names::HaProxy)
 }
 
-/// Whose names figures are told by.
+/// The naming of the exported metrics.
 #[derive(Clone, Copy, Debug)]
 enum Names {
     Own,
@@ -78,8 +78,8 @@ async fn scrape<Q: Question>(
     let format = Format::wanted(accept.unwrap_or_default());
     let stopping = || Refusal::new(RefusalKind::Stopping, "lbd is stopping");
     let turn = Arc::clone(&exporter.turns).acquire_owned().await.map_err(|_| stopping())?;
-    let (tell, answer) = oneshot::channel();
-    exporter.daemon.send(tell.into()).await.map_err(|_| stopping())?;
+    let (reply, answer) = oneshot::channel();
+    exporter.daemon.send(reply.into()).await.map_err(|_| stopping())?;
     let status = answer.await.map_err(|_| stopping())??;
     let names = exporter.names;
     let (writer, pieces) = pieces::open(format);
@@ -92,13 +92,13 @@ async fn scrape<Q: Question>(
     Ok(([(header::CONTENT_TYPE, format.content_type())], pieces.body()).into_response())
 }
 
-/// What is dropped behind tc: at the interfaces by which backends are reached, if an interface has the program at tc.
+/// Packets dropped behind tc: at the interfaces by which backends are reached, if an interface has the program at tc.
 fn egress_drops(status: &Status) -> BTreeMap<String, Drops> {
     if !status.interfaces.iter().any(Interface::is_at_tc) {
         return BTreeMap::new();
     }
     let backends = status.services.values().flat_map(|service| service.backends.values());
-    // What is for this node itself leaves by no interface: its is the loopback.
+    // Packets for this node itself leave by no interface: theirs is the loopback.
     let exits = backends.filter_map(|backend| backend.interface.clone());
     let exits = exits.filter(|interface| interface != lb_model::hop::LOOPBACK).collect();
     drops::of(&exits)

@@ -1,4 +1,4 @@
-//! The node: its program, its maps, what it passes and drops, and what has happened.
+//! The node: its program, its maps, passed and dropped packets, and its events.
 
 use std::{collections::BTreeMap, fmt};
 

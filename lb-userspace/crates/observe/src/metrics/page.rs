@@ -1,6 +1,6 @@
 //! Families of metrics, written one after the other.
 //!
-//! A family that has nothing to tell is left out, so that no format has a head without samples.
+//! A family without samples is left out, so that no format has a head without samples.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use prometheus_client::{
     registry::Unit,
 };
 
-/// What a family is called, and what it says.
+/// The name of a family, and its help.
 #[derive(Debug)]
 pub(super) struct Family {
     /// Its name, without unit and without `_total`.
@@ -40,7 +40,7 @@ impl Family {
 /// Labels with their values.
 pub(super) type Labels<'s, const N: usize> = [(&'static str, &'s str); N];
 
-/// What families are written to.
+/// The output of the families.
 #[derive(Debug)]
 pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
 
@@ -104,7 +104,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// What does not change, told by labels.
+    /// Constant information, in labels.
     pub(super) fn infos<'s, const N: usize>(
         &mut self,
         family: Family,

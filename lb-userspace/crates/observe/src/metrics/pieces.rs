@@ -1,4 +1,4 @@
-//! A page that is sent while it is written: what a thousand backends are takes as long to send as to write.
+//! A page that is sent while it is written: that of a thousand backends takes as long to send as to write.
 
 use std::{fmt, mem};
 
@@ -11,7 +11,7 @@ use super::{format::Format, text};
 /// How much is sent at once: more than the kernel takes at a time, and a small part of a large page.
 const PIECE: usize = 128 << 10;
 
-/// What OpenMetrics is written to, in the parts in which the encoder writes it: no part has more than one
+/// The output of OpenMetrics, in the parts in which the encoder writes it: no part has more than one
 /// line's end, and that last. Pieces of whole lines leave it, in the wanted format.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -24,7 +24,7 @@ pub(super) struct Writer {
     line_begins: bool,
 }
 
-/// A page to write, and what it is sent as. Whoever reads slowly does not keep the writer waiting.
+/// A page to write, and its body. A slow reader does not keep the writer waiting.
 pub(super) fn open(format: Format) -> (Writer, Pieces) {
     let (to, pieces) = mpsc::unbounded_channel();
     let writer = Writer {
@@ -39,7 +39,7 @@ pub(super) fn open(format: Format) -> (Writer, Pieces) {
 }
 
 impl Writer {
-    /// What begins with `part` is a line of a head or a sample; what stands in labels has its line ends
+    /// A text that begins with `part` is a line of a head or a sample; the values of labels have their line ends
     /// escaped.
     fn begin_line(&mut self, part: &str) {
         let is_head = part.starts_with('#');
@@ -63,7 +63,7 @@ impl Writer {
     }
 
     fn send(&self, piece: Option<Bytes>) {
-        // Who asked may be gone.
+        // The client may be gone.
         let _ = self.to.send(piece);
     }
 
@@ -96,7 +96,7 @@ impl fmt::Write for Writer {
 pub(super) struct Pieces(mpsc::UnboundedReceiver<Option<Bytes>>);
 
 impl Pieces {
-    /// As the body of an answer. A page that breaks off breaks the connection, so that nobody takes it for
+    /// As the body of an answer. A page that breaks off breaks the connection, so that no client takes it for
     /// a whole one.
     pub(super) fn body(self) -> Body {
         Body::from_stream(stream::unfold(Some(self), |pieces| async {

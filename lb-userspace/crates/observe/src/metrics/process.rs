@@ -6,7 +6,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::page::{Family, Page};
 
-/// What the process takes, at one moment.
+/// The resources that the process uses, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Process {
     cpu: Duration,
@@ -28,8 +28,12 @@ impl Process {
         let read = |path: &str| fs::read_to_string(path).ok();
         let boot = read("/proc/stat")?;
         let boot = boot.lines().find_map(|line| line.strip_prefix("btime "))?.parse().ok()?;
-        let told = Self::parse(&read("/proc/self/stat")?, Duration::from_secs(boot), units)?;
-        Some(Self { open_fds: open_fds()?, max_fds: max_fds(&read("/proc/self/limits")?), ..told })
+        let parsed = Self::parse(&read("/proc/self/stat")?, Duration::from_secs(boot), units)?;
+        Some(Self {
+            open_fds: open_fds()?,
+            max_fds: max_fds(&read("/proc/self/limits")?),
+            ..parsed
+        })
     }
 
     /// When it was started, since 1970.
@@ -37,7 +41,7 @@ impl Process {
         self.started.as_secs_f64()
     }
 
-    /// What `/proc/PID/stat` says, by proc_pid_stat(5).
+    /// Parses `/proc/PID/stat`, by proc_pid_stat(5).
     fn parse(stat: &str, boot: Duration, units: Units) -> Option<Self> {
         // The name, which may hold anything, ends with the last parenthesis; it is field 2.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
@@ -63,14 +67,14 @@ struct Units {
 }
 
 fn open_fds() -> Option<u64> {
-    // Since Linux 6.2 the folder's size tells how many there are; before, they have to be listed.
+    // Since Linux 6.2 the folder's size is their number; before, they have to be listed.
     match fs::metadata("/proc/self/fd").ok()?.size() {
         0 => Some(fs::read_dir("/proc/self/fd").ok()?.count() as u64),
         count => Some(count),
     }
 }
 
-/// The soft limit that `/proc/PID/limits` tells.
+/// The soft limit in `/proc/PID/limits`.
 fn max_fds(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().next()?.parse().ok()

@@ -1,4 +1,4 @@
-//! Services and their backends: what they get, and how they stand.
+//! Services and their backends: their traffic and states.
 
 use std::fmt;
 
@@ -50,8 +50,7 @@ fn state(backend: &Backend) -> &'static str {
     }
 }
 
-/// Whether a backend serves, as far as checks and the neighbourhood tell, whatever the operator has
-/// said of it.
+/// Whether a backend serves by its checks and its next hop, whatever its administrative state.
 pub(super) fn is_up(backend: &Backend) -> bool {
     let reached = backend.unusable.is_none() || backend.admin == Admin::Down;
     backend.condition == Condition::Up && reached
@@ -62,13 +61,13 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let rows: Vec<Row<'_>> = status
         .services
         .iter()
-        .flat_map(|(service, told)| {
+        .flat_map(|(name, service)| {
             let row = |(address, backend): (&_, _)| Row {
-                service,
+                service: name,
                 address: ToString::to_string(address),
                 backend,
             };
-            told.backends.iter().map(row)
+            service.backends.iter().map(row)
         })
         .collect();
     traffic(page, &rows)?;
@@ -78,15 +77,18 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
 
 fn services(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let all = |value: fn(&Service) -> u64| {
-        status.services.iter().map(move |(name, told)| ([("service", name.as_str())], value(told)))
+        status
+            .services
+            .iter()
+            .map(move |(name, service)| ([("service", name.as_str())], value(service)))
     };
     let keys: Vec<_> = status
         .services
         .iter()
-        .map(|(name, told)| {
-            let key = told.key;
-            let words = [key.vip.to_string(), key.port.to_string(), key.protocol.to_string()];
-            (name, words, told.mode.to_string(), told.udp_policy)
+        .map(|(name, service)| {
+            let key = service.key;
+            let labels = [key.vip.to_string(), key.port.to_string(), key.protocol.to_string()];
+            (name, labels, service.mode.to_string(), service.udp_policy)
         })
         .collect();
     page.infos(
@@ -317,7 +319,7 @@ fn checks(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
 }
 
 impl Row<'_> {
-    /// What is known of the checks, if there are any.
+    /// The state of the checks, if there are any.
     fn check(&self) -> Option<&lb_api::check_status::CheckStatus> {
         self.backend.check.as_ref().filter(|check| check.kind != "none")
     }

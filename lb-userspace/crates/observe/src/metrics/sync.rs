@@ -10,7 +10,7 @@ use lb_api::{
 use super::page::{Family, Labels, Page, seconds, truth};
 
 pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
-    // By address: what a peer calls itself is known only when it was heard.
+    // By address: a peer's name is known only from its packets.
     let peers: Vec<_> =
         status.peers.iter().map(|peer| (peer.session.address.to_string(), peer)).collect();
     let all = |value: fn(&Peer) -> bool| {

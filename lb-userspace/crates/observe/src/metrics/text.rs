@@ -3,7 +3,7 @@
 //! Samples are written alike in both. In the older format a counter's head has the name of its
 //! samples, there are neither units nor infos, and nothing marks the end.
 
-/// Writes to `text` what the head of a family in OpenMetrics, or the end of a page, is in the text format.
+/// Writes to `text` the head of a family in OpenMetrics, or the end of a page, in the text format.
 pub(super) fn head(openmetrics: &str, text: &mut String) {
     let Some(head) = openmetrics.strip_prefix("# HELP ") else { return };
     let (help, rest) = head.split_once('\n').unwrap_or((head, ""));

@@ -1,4 +1,4 @@
-//! The virtual routers: who holds the addresses, and what was heard of the others.
+//! The virtual routers: the holders of the addresses, and the advertisements received from others.
 
 use std::{fmt, time::UNIX_EPOCH};
 

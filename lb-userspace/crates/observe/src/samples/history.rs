@@ -1,5 +1,5 @@
-//! What happened in each of the last seconds: totals in, figures per second out. A pure function of
-//! what was told and when.
+//! The figures of each of the last seconds: totals in, figures per second out. A pure function of
+//! the statuses and their times.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -27,7 +27,7 @@ pub struct Rate {
     pub new_flows: f32,
 }
 
-/// What happened per second.
+/// The figures per second.
 #[derive(Clone, Debug, Default)]
 pub struct Rates {
     /// To all backends together.
@@ -40,7 +40,7 @@ pub struct Rates {
     pub services: BTreeMap<String, ServiceRates>,
 }
 
-/// What happened per second to a service.
+/// The figures per second of a service.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceRates {
     /// To all of its backends.
@@ -123,7 +123,7 @@ struct Span {
 impl Span {
     fn rate(self, now: [u64; 3], before: [u64; 3]) -> Rate {
         let Some(secs) = self.secs else { return Rate::default() };
-        // One that is less was counted anew; what it has counted since is not known to be of this
+        // One that is less was counted anew; its count since then is not known to be of this
         // second.
         let per_second = |n: usize| (now[n].saturating_sub(before[n]) as f64 / secs) as f32;
         Rate { packets: per_second(0), bytes: per_second(1), new_flows: per_second(2) }
@@ -139,10 +139,10 @@ impl Rate {
 }
 
 impl History {
-    /// Takes what the daemon tells at a moment; what happened per second since it last did.
+    /// Takes a status of the daemon; returns the figures per second since the one before.
     pub(super) fn take(&mut self, status: &Status, at: Instant) -> Rates {
         let secs = self.taken.replace(at).map(|before| (at - before).as_secs_f64().max(0.001));
-        // A sample that is late speaks for the seconds in which there was none.
+        // A sample that is late counts for the seconds in which there was none.
         let span = Span { secs, whole: secs.map_or(1.0, |secs| secs.round().max(1.0)) as usize };
         self.services.retain(|name, old| {
             status.services.get(name).is_some_and(|service| service.key == old.key)
@@ -159,9 +159,9 @@ impl History {
                 self.services.insert(name.clone(), new);
             }
             let history = self.services.get_mut(name).expect("it was put there");
-            let told = history.take(service, span);
-            rates.node.add(told.total);
-            rates.services.insert(name.clone(), told);
+            let rate = history.take(service, span);
+            rates.node.add(rate.total);
+            rates.services.insert(name.clone(), rate);
         }
         self.node.push(span.whole, rates.node);
         rates
@@ -180,7 +180,7 @@ impl History {
         backends: bool,
     ) -> BTreeMap<String, ServiceSeries> {
         let these = self.services.iter().filter(|(its, _)| name.is_none_or(|name| name == *its));
-        these.map(|(name, service)| (name.clone(), service.tell(seconds, backends))).collect()
+        these.map(|(name, service)| (name.clone(), service.series(seconds, backends))).collect()
     }
 
     /// The figures of the node: to all backends, passed, dropped.
@@ -188,22 +188,22 @@ impl History {
         &self,
         seconds: usize,
     ) -> (Series, BTreeMap<String, Series>, BTreeMap<String, Series>) {
-        let tell = |reasons: &BTreeMap<String, OfReason>| {
+        let by_reason = |reasons: &BTreeMap<String, OfReason>| {
             let some = reasons.iter().filter(|(_, reason)| reason.count.packets > 0);
             some.map(|(name, reason)| (name.clone(), series(&reason.rates, seconds))).collect()
         };
-        (series(&self.node, seconds), tell(&self.passed), tell(&self.dropped))
+        (series(&self.node, seconds), by_reason(&self.passed), by_reason(&self.dropped))
     }
 }
 
 fn reasons(
     kept: &mut BTreeMap<String, OfReason>,
-    told: &BTreeMap<String, Count>,
+    counts: &BTreeMap<String, Count>,
     span: Span,
 ) -> BTreeMap<String, Rate> {
     let mut rates = BTreeMap::new();
-    // What never happened needs no history.
-    for (reason, &count) in told.iter().filter(|(_, count)| count.packets > 0) {
+    // A reason without packets needs no history.
+    for (reason, &count) in counts.iter().filter(|(_, count)| count.packets > 0) {
         let fresh = || OfReason { count, rates: Ring::default() };
         let history = kept.entry(reason.clone()).or_insert_with(fresh);
         let before = std::mem::replace(&mut history.count, count);
@@ -229,11 +229,11 @@ impl OfService {
         rates
     }
 
-    fn tell(&self, seconds: usize, backends: bool) -> ServiceSeries {
+    fn series(&self, seconds: usize, backends: bool) -> ServiceSeries {
         let backends = self.backends.iter().filter(|_| backends);
         ServiceSeries {
             total: series(&self.rates, seconds),
-            backends: backends.map(|(at, backend)| (*at, backend.tell(seconds))).collect(),
+            backends: backends.map(|(at, backend)| (*at, backend.series(seconds))).collect(),
         }
     }
 }
@@ -259,7 +259,7 @@ impl OfBackend {
         rate
     }
 
-    fn tell(&self, seconds: usize) -> BackendSeries {
+    fn series(&self, seconds: usize) -> BackendSeries {
         let states = self.states.last(seconds).map(char::from).collect();
         BackendSeries { total: series(&self.rates, seconds), states }
     }
@@ -401,8 +401,8 @@ mod tests {
         story.take(1_000, &status);
         backend(&mut status).admin = Admin::Draining { deadline: None };
         story.take(1_000, &status);
-        let told = story.history.services(KEPT, Some("web"), true);
-        assert_eq!(told["web"].backends[&BACKEND].states, "uUd");
+        let found = story.history.services(KEPT, Some("web"), true);
+        assert_eq!(found["web"].backends[&BACKEND].states, "uUd");
     }
 
     #[test]

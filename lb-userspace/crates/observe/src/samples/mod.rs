@@ -1,7 +1,7 @@
-//! Figures per second: the daemon is asked once a second, for all who look.
+//! Figures per second: one request to the daemon each second, for all viewers.
 //!
-//! [`Samples`] is what they share: the last [`Sample`], and the [`history`] of [`KEPT`] seconds, which
-//! is bounded. `GET /v1/samples` tells it.
+//! [`Samples`] is the state that they share: the last [`Sample`], and the [`history`] of [`KEPT`] seconds, which
+//! is bounded. `GET /v1/samples` returns it.
 
 mod history;
 
@@ -38,20 +38,20 @@ use crate::Question;
 /// Between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the node was at a moment, and what it did in the second before.
+/// The node's status at a moment, and its figures in the second before.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// One more than that of the sample before.
     pub number: u64,
     /// When it was taken.
     pub at: SystemTime,
-    /// What the daemon told.
+    /// The daemon's status.
     pub status: Status,
-    /// What happened per second since the sample before.
+    /// The figures per second since the sample before.
     pub rates: Rates,
 }
 
-/// The samples, for all who look at them.
+/// The samples, for all viewers.
 #[derive(Clone, Debug)]
 pub struct Samples {
     last: watch::Receiver<Option<Arc<Sample>>>,
@@ -59,7 +59,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Asks the daemon once a second from now on, until it has ended.
+    /// Requests the status once a second from now on, until the daemon has ended.
     #[must_use]
     pub fn start<Q: Question>(daemon: mpsc::Sender<Q>) -> Self {
         let (to, last) = watch::channel(None);
@@ -74,31 +74,31 @@ impl Samples {
         self.last.borrow().clone()
     }
 
-    /// Follows them: what is followed is always the last one. It ends with the daemon.
+    /// Follows them: the receiver always has the last one. It ends with the daemon.
     #[must_use]
     pub fn follow(&self) -> watch::Receiver<Option<Arc<Sample>>> {
         self.last.clone()
     }
 
-    /// What is kept.
+    /// The kept samples.
     ///
     /// # Errors
     ///
     /// There is no such service.
-    pub fn page(&self, asked: &Asked) -> Result<Page, Refusal> {
+    pub fn page(&self, query: &SamplesQuery) -> Result<Page, Refusal> {
         let last = self.last().ok_or_else(|| {
             Refusal::new(RefusalKind::Stopping, "no sample was taken yet")
-                .hint("one is taken each second; ask again in a moment")
+                .hint("one is taken each second; try again in a moment")
         })?;
-        let seconds = asked.last.unwrap_or(KEPT);
+        let seconds = query.last.unwrap_or(KEPT);
         let history = lock(&self.history);
-        let mut services = history.services(seconds, asked.service.as_deref(), !asked.totals);
-        if let Some(name) = &asked.service
+        let mut services = history.services(seconds, query.service.as_deref(), !query.totals);
+        if let Some(name) = &query.service
             && services.is_empty()
         {
             return Err(no_service(name, history.names()));
         }
-        // What came or went since the last sample is told with the next one.
+        // Services that came or went since the last sample are shown with the next one.
         services.retain(|name, _| last.status.services.contains_key(name));
         let (node, passed, dropped) = history.node(seconds);
         let interval_secs = INTERVAL.as_secs();
@@ -130,8 +130,8 @@ async fn take<Q: Question>(
     let mut number = 0;
     loop {
         tick.tick().await;
-        let (tell, answer) = oneshot::channel();
-        if daemon.send(tell.into()).await.is_err() {
+        let (reply, answer) = oneshot::channel();
+        if daemon.send(reply.into()).await.is_err() {
             return;
         }
         let status = match answer.await {
@@ -149,10 +149,10 @@ async fn take<Q: Question>(
     }
 }
 
-/// Which of the samples are asked for.
+/// The requested samples.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Asked {
+pub struct SamplesQuery {
     /// Of this service alone.
     pub service: Option<String>,
     /// So many seconds at most.
@@ -162,7 +162,7 @@ pub struct Asked {
     pub totals: bool,
 }
 
-/// What happened in each of the last seconds.
+/// The figures of each of the last seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Page {
     /// The number of the last sample.
@@ -210,8 +210,8 @@ pub struct BackendSeries {
     /// To it.
     #[serde(flatten)]
     pub total: Series,
-    /// What it did at the end of each second, as [`lb_api::status::BackendState::letter`] has it; a capital
-    /// says that a check failed in that second.
+    /// Its state at the end of each second, as [`lb_api::status::BackendState::letter`] has it; a capital
+    /// if a check failed in that second.
     pub states: String,
 }
 
@@ -220,9 +220,9 @@ pub fn router(samples: Samples) -> Router {
     Router::new().route(paths::SAMPLES, get(answer)).with_state(samples)
 }
 
-/// Answers a question for samples.
-pub async fn answer(State(samples): State<Samples>, Query(asked): Query<Asked>) -> Response {
-    samples.page(&asked).map(Json).into_response()
+/// Answers a request for samples.
+pub async fn answer(State(samples): State<Samples>, Query(query): Query<SamplesQuery>) -> Response {
+    samples.page(&query).map(Json).into_response()
 }
 
 #[cfg(test)]
@@ -232,14 +232,14 @@ mod tests {
     use super::*;
     use crate::StatusReply;
 
-    /// A daemon that has sent so many packets more each time that it is asked.
+    /// A daemon that has sent so many packets more at each request.
     fn daemon(step: u64) -> mpsc::Sender<StatusReply> {
-        let (to, mut asked) = mpsc::channel::<StatusReply>(8);
+        let (to, mut requests) = mpsc::channel::<StatusReply>(8);
         tokio::spawn(async move {
             let mut packets = 0;
-            while let Some(tell) = asked.recv().await {
+            while let Some(reply) = requests.recv().await {
                 packets += step;
-                let _ = tell.send(Ok(status(packets)));
+                let _ = reply.send(Ok(status(packets)));
             }
         });
         to
@@ -260,44 +260,45 @@ mod tests {
 
     #[tokio::test]
     async fn the_daemon_is_asked_once_a_second_for_all_who_follow() {
-        let (to, mut asked) = mpsc::channel::<StatusReply>(8);
+        let (to, mut requests) = mpsc::channel::<StatusReply>(8);
         let samples = Samples::start(to);
         let mut followers: Vec<_> = (0..50).map(|_| samples.follow()).collect();
         let begin = Instant::now();
         for number in 1..=3 {
-            let tell = asked.recv().await.expect("a question");
-            assert!(begin.elapsed() >= INTERVAL * (number as u32 - 1), "question {number}");
-            tell.send(Ok(status(number))).expect("it waits for the answer");
+            let reply = requests.recv().await.expect("a request");
+            assert!(begin.elapsed() >= INTERVAL * (number as u32 - 1), "request {number}");
+            reply.send(Ok(status(number))).expect("it waits for the answer");
             for follower in &mut followers {
                 follower.changed().await.expect("a sample");
                 let sample = follower.borrow_and_update().clone();
                 assert_eq!(sample.map(|sample| sample.number), Some(number));
             }
         }
-        drop(asked);
+        drop(requests);
         assert!(followers[0].changed().await.is_err(), "they end with the daemon");
     }
 
     #[tokio::test]
     async fn what_is_asked_for_is_told() {
         let samples = Samples::start(daemon(1_000));
-        let refusal = samples.page(&Asked::default()).expect_err("there is none yet");
+        let refusal = samples.page(&SamplesQuery::default()).expect_err("there is none yet");
         assert_eq!(refusal.kind, RefusalKind::Stopping);
         let mut follower = samples.follow();
         follower
             .wait_for(|sample| sample.as_ref().is_some_and(|s| s.number == 2))
             .await
             .expect("2");
-        let page = |asked: Asked| samples.page(&asked);
-        let all = page(Asked::default()).expect("a page");
+        let page = |query: SamplesQuery| samples.page(&query);
+        let all = page(SamplesQuery::default()).expect("a page");
         let backend = &all.services["web"].backends[&IpAddr::from([10, 0, 0, 11])];
         assert_eq!((backend.states.as_str(), backend.total.packets.len()), ("uu", 2));
         assert_eq!(all.node, all.services["web"].total);
-        let totals = Asked { totals: true, ..Asked::default() };
+        let totals = SamplesQuery { totals: true, ..SamplesQuery::default() };
         assert!(page(totals).expect("a page").services["web"].backends.is_empty());
-        let one = Asked { last: Some(1), service: Some("web".into()), ..Asked::default() };
+        let one =
+            SamplesQuery { last: Some(1), service: Some("web".into()), ..SamplesQuery::default() };
         assert_eq!(page(one).expect("a page").services["web"].total.packets.len(), 1);
-        let unknown = Asked { service: Some("wbe".into()), ..Asked::default() };
+        let unknown = SamplesQuery { service: Some("wbe".into()), ..SamplesQuery::default() };
         let refusal = page(unknown).expect_err("there is no such service");
         assert_eq!(refusal.kind, RefusalKind::NotFound);
         let json = serde_json::to_string(&all).expect("it is JSON");

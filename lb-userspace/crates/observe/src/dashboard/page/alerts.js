@@ -1,6 +1,6 @@
-// What needs attention, from all that is told: a pure function of the node.
+// The alerts, from all of the view: a pure function of the node.
 
-import { keep, make, reshape, say, set, shape } from './dom.js';
+import { keep, make, reshape, setText, set, shape } from './dom.js';
 import { several } from './format.js';
 
 /** As many are shown at once. */
@@ -87,7 +87,7 @@ export function show(all) {
   }, (part, { level, text }) => {
     set(part.root, 'class', `alert ${level}`);
     reshape(part.picture, level);
-    say(part.level, NAMES[level]);
-    say(part.text, text);
+    setText(part.level, NAMES[level]);
+    setText(part.text, text);
   });
 }

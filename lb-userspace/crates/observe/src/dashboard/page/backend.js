@@ -1,7 +1,7 @@
 // One backend: a row of its service's table, and what there is to know beside.
 
 import { curve, strip, unwatch, watch } from './charts.js';
-import { keep, make, reshape, say, set, shape } from './dom.js';
+import { keep, make, reshape, setText, set, shape } from './dom.js';
 import { bytes, clock, count, duration, micros, percent, short } from './format.js';
 import * as series from './series.js';
 
@@ -70,26 +70,26 @@ function bar(name, title) {
 
 function showBar(its, part, all) {
   its.fill.style.width = all > 0 ? `${Math.min(100, (100 * part) / all)}%` : '0';
-  say(its.figure, percent(part, all));
+  setText(its.figure, percent(part, all));
 }
 
 /** Brings the row up to date. */
 export function update(part, backend, service, now) {
-  part.told = backend;
+  part.latest = backend;
   set(part.row, 'class', `is-${backend.state}`);
   set(part.state, 'class', `badge ${backend.state}`);
   reshape(part.picture, backend.state);
-  say(part.word, backend.backup && backend.state !== 'backup' ? `${backend.state}, backup` : backend.state);
+  setText(part.word, backend.backup && backend.state !== 'backup' ? `${backend.state}, backup` : backend.state);
   const left = backend.deadline ? `at most ${duration((backend.deadline - now) / 1000)}` : '';
   const note = [backend.why, backend.has_flows ? left : ''].filter(Boolean).join(', ');
-  say(part.why, note);
+  setText(part.why, note);
   set(part.why, 'title', note || null);
-  say(part.cells.number, backend.weight);
+  setText(part.cells.number, backend.weight);
   showBar(part.ring, backend.slots, service.slots);
   showBar(part.traffic, backend.rate[0], service.rate[0]);
-  [short, bytes, short].forEach((format, n) => say(part.rates[n].figure, format(backend.rate[n])));
-  say(part.cells.kept, kept(backend, service.slots));
-  say(part.cells.check, checked(backend.check));
+  [short, bytes, short].forEach((format, n) => setText(part.rates[n].figure, format(backend.rate[n])));
+  setText(part.cells.kept, kept(backend, service.slots));
+  setText(part.cells.check, checked(backend.check));
   set(part.cells.check, 'title', backend.check?.last);
   if (part.root.lbSeen) draw(part);
   if (!part.below.hidden) facts(part, backend, now);
@@ -130,7 +130,7 @@ function toggle(part) {
   );
   part.list = list;
   part.events = events;
-  facts(part, part.told, Date.now());
+  facts(part, part.latest, Date.now());
   ask(part);
 }
 
@@ -150,11 +150,11 @@ export async function ask(part) {
       const cause = make('small');
       return { root: make('li', {}, time, make('p', {}, text, ' ', cause)), text, cause };
     }, (made, { message, cause }) => {
-      say(made.text, message);
-      say(made.cause, cause ?? '');
+      setText(made.text, message);
+      setText(made.cause, cause ?? '');
     });
   } catch {
-    // lbd is gone for the moment, which the page says elsewhere.
+    // lbd is gone for the moment, which the page shows elsewhere.
   }
 }
 
@@ -181,5 +181,5 @@ function facts(part, backend, now) {
   keep(part.list, all, ([name]) => name, ([name]) => {
     const value = make('dd');
     return { root: make('div', {}, make('dt', { text: name }), value), value };
-  }, (made, [, value]) => say(made.value, value));
+  }, (made, [, value]) => setText(made.value, value));
 }

@@ -1,5 +1,5 @@
 // Small pictures of the last five minutes: curves of rates, and strips of states. The figures beside
-// them say the same to who does not see them.
+// them give the same to screen readers.
 
 import { make, set, svg } from './dom.js';
 import { duration } from './format.js';
@@ -52,7 +52,7 @@ function columns(list) {
   return means;
 }
 
-/** What letters of a strip mean; a capital says that a check failed in that second. */
+/** The letters of a strip; a capital: a check failed in that second. */
 const WORDS = {
   u: 'up', b: 'backup', s: 'suspect', h: 'held', d: 'draining', r: 'removing', o: 'disabled',
   x: 'down', n: 'unresolved',
@@ -87,7 +87,7 @@ export function strip() {
     const first = SECONDS - text.length;
     const drawn = new Map();
     const add = (name, d) => drawn.set(name, (drawn.get(name) ?? '') + d);
-    const told = new Map();
+    const seconds = new Map();
     let failed = 0;
     for (let at = 0; at < text.length; ) {
       const word = WORDS[text[at].toLowerCase()] ?? 'unresolved';
@@ -95,7 +95,7 @@ export function strip() {
       while (end < text.length && WORDS[text[end].toLowerCase()] === word) {
         if (text[end] !== text[end].toLowerCase()) {
           failed += 1;
-          // Twice as wide as a second, or nobody would see it.
+          // Twice as wide as a second, or it could not be seen.
           add('failed', `M${first + end - 1} 0h3v4h-3Z`);
         }
         end += 1;
@@ -103,14 +103,14 @@ export function strip() {
       end = Math.max(end, at + 1);
       const [top, height] = BARS[word];
       add(word, `M${first + at} ${top}h${end - at}v${height}h${at - end}Z`);
-      told.set(word, (told.get(word) ?? 0) + end - at);
+      seconds.set(word, (seconds.get(word) ?? 0) + end - at);
       at = end;
     }
     for (const [name, made] of paths) if (!drawn.has(name)) set(made, 'd', '');
     for (const [name, d] of drawn) set(path(name), 'd', d);
-    const said = [...told].map(([word, seconds]) => `${word} ${duration(seconds)}`);
-    if (failed) said.push(`checks failed in ${duration(failed)}`);
-    const all = `Last five minutes: ${said.join(', ') || 'not known yet'}`;
+    const parts = [...seconds].map(([word, length]) => `${word} ${duration(length)}`);
+    if (failed) parts.push(`checks failed in ${duration(failed)}`);
+    const all = `Last five minutes: ${parts.join(', ') || 'not known yet'}`;
     set(picture, 'aria-label', all);
     set(root, 'title', all);
   };

@@ -1,4 +1,4 @@
-// Elements. All that lbd tells becomes text by textContent, and never markup.
+// Elements. All data from lbd becomes text by textContent, and never markup.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -22,10 +22,10 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Sets a text; what stays the same is not touched, so that a selection in it lives. */
-export function say(element, text) {
-  const words = String(text);
-  if (element.textContent !== words) element.textContent = words;
+/** Sets a text; an equal one is not touched, so that a selection in it lives. */
+export function setText(element, text) {
+  const wanted = String(text);
+  if (element.textContent !== wanted) element.textContent = wanted;
 }
 
 /** Sets an attribute, or takes it away for null. */
@@ -66,7 +66,7 @@ export function keep(parent, items, key, create, update) {
   return known;
 }
 
-/** The shape of a state, beside its word: the colour alone tells nothing. */
+/** The shape of a state, beside its word: the colour alone is not enough. */
 const SHAPES = {
   up: 'M8 2a6 6 0 1 0 0 12A6 6 0 0 0 8 2Z',
   backup: 'M8 2a6 6 0 1 0 0 12A6 6 0 0 0 8 2Zm0 2.500a3.500 3.5 0 1 1 0 7 3.5 3.5 0 0 1 0-7Z',

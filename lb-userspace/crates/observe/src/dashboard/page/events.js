@@ -25,12 +25,12 @@ export function add(events) {
 function item({ at, level, kind, message, cause }) {
   const time = make('time', { datetime: at, text: clock(Date.parse(at), Date.now()) });
   const what = make('span', { class: 'kind', text: words(kind) });
-  const said = make('p', {}, make('span', { text: message }), ' ', make('small', { text: cause }));
+  const line = make('p', {}, make('span', { text: message }), ' ', make('small', { text: cause }));
   const mark = make('span', { class: 'mark', title: level }, shape(level), make('span', { class: 'hidden', text: level }));
-  return make('li', { class: level }, time, mark, said, what);
+  return make('li', { class: level }, time, mark, line, what);
 }
 
-/** So many were not told. */
+/** So many were not received. */
 export function missed(number) {
   list.prepend(make('li', { class: 'warning' }, make('p', { text: `${number} events were too many to be shown` })));
 }

@@ -1,6 +1,6 @@
-// The stream of what lbd tells, for as long as somebody looks: it comes back by itself.
+// The stream of lbd's updates, for as long as the page is visible: it reconnects by itself.
 
-/** Without a word for so long, the connection is dead: lbd tells something each second. */
+/** Without a message for so long, the connection is dead: lbd sends one each second. */
 const SILENCE = 5000;
 /** Between two attempts, in milliseconds: the first, and the most. */
 const FIRST = 500;
@@ -19,10 +19,10 @@ export function merge(target, patch) {
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /**
- * Follows lbd. `heard` has a function for each kind of event, `stands(state, since)` is told how the
- * connection stands: `live`, `waits` or `lost`.
+ * Follows lbd. `handlers` has a function for each kind of event, `stands(state, since)` gets the state
+ * of the connection: `live`, `waits` or `lost`.
  */
-export function follow(heard, stands) {
+export function follow(handlers, stands) {
   let source = null;
   let timer = null;
   let watchdog = null;
@@ -31,7 +31,7 @@ export function follow(heard, stands) {
 
   const listen = (kind) => source.addEventListener(kind, (event) => {
     alive();
-    heard[kind]?.(JSON.parse(event.data));
+    handlers[kind]?.(JSON.parse(event.data));
   });
   const alive = () => {
     since = Date.now();
@@ -49,7 +49,7 @@ export function follow(heard, stands) {
   const lost = () => {
     close();
     stands('lost', since);
-    // Not all who look at once, when lbd is back.
+    // Not all pages at once, when lbd is back.
     timer = setTimeout(open, pause * (0.5 + Math.random()));
     pause = Math.min(MOST, pause * 2);
   };
@@ -57,7 +57,7 @@ export function follow(heard, stands) {
     close();
     source = new EventSource(new URL('stream', import.meta.url));
     watchdog = setTimeout(lost, SILENCE);
-    for (const kind of Object.keys(heard)) listen(kind);
+    for (const kind of Object.keys(handlers)) listen(kind);
     // A browser gives up on some errors, and on others it does not; here none is the end.
     source.onerror = lost;
   };

@@ -1,7 +1,7 @@
-// The page: follows what lbd tells, and shows it.
+// The page: follows lbd's updates, and shows them.
 
 import * as alerts from './alerts.js';
-import { say, set } from './dom.js';
+import { setText, set } from './dom.js';
 import * as events from './events.js';
 import { duration } from './format.js';
 import { follow, merge } from './link.js';
@@ -10,31 +10,31 @@ import * as series from './series.js';
 import * as services from './services.js';
 
 const main = document.querySelector('#main');
-let told = null;
+let current = null;
 let due = false;
 
 /** Draws once for all that has come until the browser draws. */
 function draw() {
-  if (due || !told) return;
+  if (due || !current) return;
   due = true;
   requestAnimationFrame(() => {
     due = false;
-    const found = alerts.find(told);
-    say(document.querySelector('#name'), told.name);
-    say(document.querySelector('#about'), `lbd ${told.version}, up ${duration(told.uptime)}`);
+    const found = alerts.find(current);
+    setText(document.querySelector('#name'), current.name);
+    setText(document.querySelector('#about'), `lbd ${current.version}, up ${duration(current.uptime)}`);
     const bad = found.filter(({ level }) => level !== 'note').length;
-    const title = `${bad ? `(${bad}) ` : ''}${told.name} - lb`;
+    const title = `${bad ? `(${bad}) ` : ''}${current.name} - lb`;
     if (document.title !== title) document.title = title;
     alerts.show(found);
-    node.show(told);
-    services.show(told);
+    node.show(current);
+    services.show(current);
     set(main, 'aria-busy', null);
   });
 }
 
 function take(view) {
-  told = view;
-  series.advance(told);
+  current = view;
+  series.advance(current);
   draw();
 }
 
@@ -47,7 +47,7 @@ follow({
     take(view);
   },
   patch(patch) {
-    if (told) take(merge(told, patch));
+    if (current) take(merge(current, patch));
   },
   happened(list) {
     events.add(list);
@@ -61,8 +61,8 @@ const WORDS = { live: 'live', waits: 'paused', lost: 'lbd does not answer' };
 function stand(state, since) {
   const link = document.querySelector('#link');
   set(link, 'data-link', state);
-  const at = state === 'lost' && told ? ` since ${new Date(since).toLocaleTimeString('en-GB')}` : '';
-  say(document.querySelector('#link-text'), WORDS[state] + at);
+  const at = state === 'lost' && current ? ` since ${new Date(since).toLocaleTimeString('en-GB')}` : '';
+  setText(document.querySelector('#link-text'), WORDS[state] + at);
   document.body.classList.toggle('stale', state === 'lost');
 }
 

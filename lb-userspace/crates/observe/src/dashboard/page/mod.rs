@@ -1,4 +1,4 @@
-//! The page and its parts, and what a browser may do with them.
+//! The page and its parts, and the headers that restrict browsers.
 //!
 //! The page is plain JavaScript modules without a build step. Data from `lbd` becomes text, never markup: the
 //! policy (Content-Security-Policy, trusted types) makes the browser refuse anything else. The page does not build
@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 
-/// What the page may load and do: its own parts, and nothing that is written into its markup.
+/// The page may load its own parts, and nothing that is written into its markup.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
@@ -59,7 +59,7 @@ fn part(kind: &'static str, text: String) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// Adds what a browser is to keep to, on every answer.
+/// Adds the headers that restrict browsers, on every answer.
 pub(super) async fn guard(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
@@ -72,7 +72,7 @@ pub(super) async fn guard(mut response: Response) -> Response {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    // What is here is of this moment and this version.
+    // The content is of this moment and this version.
     let fresh = HeaderValue::from_static("no-store");
     headers.entry(header::CACHE_CONTROL).or_insert(fresh);
     response

@@ -1,10 +1,10 @@
-// The node as a whole: figures at a glance, drains, who holds the addresses, interfaces and maps, and
+// The node as a whole: figures at a glance, drains, holders of the addresses, interfaces and maps, and
 // the packets that went to no backend.
 
 import { isTrouble } from './alerts.js';
 import { kept } from './backend.js';
 import { curve } from './charts.js';
-import { keep, make, reshape, say, set, shape } from './dom.js';
+import { keep, make, reshape, setText, set, shape } from './dom.js';
 import { bytes, clock, count, duration, micros, percent, several, short, words } from './format.js';
 import * as series from './series.js';
 
@@ -25,10 +25,10 @@ const REASONS = {
   fragment_without_first: 'A fragment whose first fragment was not seen',
   too_big: 'Too big for the way to the backend, and no error may be sent',
   ttl_exceeded: 'Its time to live has run out, and no error may be sent',
-  too_big_replied: 'Too big for the way to the backend; its sender was told',
-  ttl_exceeded_replied: 'Its time to live has run out; its sender was told',
-  icmp_rate_limited: 'Its sender would have to be told, and no more ICMP errors may be sent now',
-  icmp_bad_source: 'Its sender would have to be told, and its source is no address that may be',
+  too_big_replied: 'Too big for the way to the backend; its sender got an ICMP error',
+  ttl_exceeded_replied: 'Its time to live has run out; its sender got an ICMP error',
+  icmp_rate_limited: 'Its sender would have to get an ICMP error, and no more may be sent now',
+  icmp_bad_source: 'Its sender would have to get an ICMP error, and its source is no address that may get one',
   no_headroom: 'The frame has no room for the new headers',
   tx_failed: 'The interface that the packet came by did not transmit it',
   redirect_failed: 'Another interface did not take the packet from XDP',
@@ -52,9 +52,9 @@ function role(node) {
   line.hidden = node.routers.length === 0 || node.routers.some(({ state }) => state !== 'backup');
   if (line.hidden) return;
   const holds = (peer, key) => peer.connected && peer.routers.some((its) => its.key === key && its.state === 'active');
-  const active = node.routers.map(({ key, active: heard }) => node.peers.find((peer) => holds(peer, key))?.name ?? heard);
+  const active = node.routers.map(({ key, active: address }) => node.peers.find((peer) => holds(peer, key))?.name ?? address);
   const names = [...new Set(active.filter(Boolean))].join(', ');
-  say(line, `Backup: the Active node${names ? ` (${names})` : ''} forwards, and rates here are zero until this node takes over.`);
+  setText(line, `Backup: the Active node${names ? ` (${names})` : ''} forwards, and rates here are zero until this node takes over.`);
 }
 
 function tiles(node) {
@@ -86,10 +86,10 @@ function tiles(node) {
     const figure = make('dd', {}, make('span', {}, value, unit), drawn ? drawn.root : note);
     return { root: make('div', { class: 'tile' }, make('dt', { text: name }), figure), value, unit, note, drawn };
   }, (part, { value, unit, note, list, bad }) => {
-    say(part.value, value);
-    say(part.unit, unit);
+    setText(part.value, value);
+    setText(part.unit, unit);
     part.drawn?.draw(list);
-    if (note) say(part.note, note);
+    if (note) setText(part.note, note);
     part.root.classList.toggle('bad', Boolean(bad));
   });
 }
@@ -115,15 +115,15 @@ function drains(node) {
     const { state } = backend;
     set(part.word.parentElement, 'class', `badge ${state}`);
     reshape(part.picture, state);
-    say(part.word, state);
+    setText(part.word, state);
     const done = !backend.has_flows && !backend.unsynced;
     part.rail.style.width = slots > 0 ? `${(100 * backend.base_slots) / slots}%` : '0';
     const left = backend.unsynced ? 'unknown, only the Active sees them' : kept(backend, slots);
-    say(part.left, done ? 'no flow left' : `flows left: ${left}`);
+    setText(part.left, done ? 'no flow left' : `flows left: ${left}`);
     const forced = backend.deadline && !done ? `, ends in ${duration((backend.deadline - node.at) / 1000)} at the latest` : '';
     const certain = backend.drain_ends_in === undefined ? '' : `, certain in ${duration(backend.drain_ends_in)}`;
-    const limit = backend.silent ? `, no flow heard for ${duration(backend.drain_silence)}${certain}` : forced;
-    say(part.rate, `${short(backend.rate[0])} packets/s${limit}`);
+    const limit = backend.silent ? `, no flow with a packet for ${duration(backend.drain_silence)}${certain}` : forced;
+    setText(part.rate, `${short(backend.rate[0])} packets/s${limit}`);
   });
 }
 
@@ -139,7 +139,7 @@ function routers(node) {
     if (node.routers.length === 0) {
       const vips = new Set(Object.values(node.services).map(({ vip }) => vip));
       const list = [...vips].join(', ');
-      box.replaceChildren(make('p', { class: 'empty', text: `No virtual router is configured: this node does not say who holds ${vips.size > 6 ? several(vips.size, 'address', 'addresses') : list || 'addresses'}.` }));
+      box.replaceChildren(make('p', { class: 'empty', text: `No virtual router is configured: this node does not know who holds ${vips.size > 6 ? several(vips.size, 'address', 'addresses') : list || 'addresses'}.` }));
       return;
     }
     const heads = nodes.map(({ name, here }) => make('th', { scope: 'col' }, name, make('small', { text: here ? ' this node' : '' })));
@@ -163,23 +163,23 @@ function routers(node) {
     root.dataset.router = router.name;
     return { root, addresses, name, holder, cells };
   }, (part, router) => {
-    say(part.addresses, router.addresses.map((address) => address.replace(/\/(32|128)$/, '')).join(', '));
-    say(part.name, `${router.name}, ${router.key}, ${router.interface}`);
+    setText(part.addresses, router.addresses.map((address) => address.replace(/\/(32|128)$/, '')).join(', '));
+    setText(part.name, `${router.name}, ${router.key}, ${router.interface}`);
     // One that is no peer, as keepalived, has no column.
     const isShown = nodes.some(({ peer }) => peer?.connected && peer.routers.some((its) => its.key === router.key && its.state === 'active'));
-    say(part.holder, router.active && !isShown ? `held by ${router.active}` : '');
+    setText(part.holder, router.active && !isShown ? `held by ${router.active}` : '');
     nodes.forEach(({ peer }, n) => {
       const its = peer ? peer.routers.find(({ key }) => key === router.key) : router;
       const gone = peer && !peer.connected;
-      const [picture, word] = gone || !its ? ['disabled', gone ? 'Not heard' : 'Not there'] : STATES[its.state];
+      const [picture, word] = gone || !its ? ['disabled', gone ? 'Not connected' : 'Not there'] : STATES[its.state];
       const cell = part.cells[n];
       set(cell.word.parentElement, 'class', `badge ${picture}`);
       reshape(cell.picture, picture);
-      say(cell.word, word);
+      setText(cell.word, word);
       const priority = its && !gone ? `priority ${its.priority}` : '';
       const base = !peer && router.priority !== router.base_priority ? ` of ${router.base_priority}` : '';
       const since = peer ? '' : `, since ${clock(router.since, node.at)}`;
-      say(cell.note, priority + base + since);
+      setText(cell.note, priority + base + since);
       set(cell.root, 'title', peer ? null : router.holds_back ?? router.cause);
     });
   });
@@ -198,7 +198,7 @@ function peers(node) {
       : synced ? ['up', 'synced'] : ['suspect', 'not synced'];
     set(part.word.parentElement, 'class', `badge ${picture}`);
     reshape(part.picture, picture);
-    say(part.word, word);
+    setText(part.word, word);
     const some = [`${peer.name} (${peer.address})`];
     if (peer.since) some.push(`${peer.connected ? 'there' : 'gone'} since ${clock(peer.since, node.at)}`);
     if (peer.connected && !synced) {
@@ -206,7 +206,7 @@ function peers(node) {
     }
     if (peer.round_trip_micros && peer.connected) some.push(`round trip ${micros(peer.round_trip_micros)}`);
     if (peer.draining) some.push('draining');
-    say(part.text, some.join(', '));
+    setText(part.text, some.join(', '));
   });
 }
 
@@ -219,7 +219,7 @@ function datapath(node) {
     const state = !attached ? 'down' : mode === 'generic' ? 'suspect' : 'up';
     set(part.word.parentElement, 'class', `badge ${state}`);
     reshape(part.picture, state);
-    say(part.word, !attached ? 'not attached' : mode === 'tc' ? 'tc' : `XDP ${mode}`);
+    setText(part.word, !attached ? 'not attached' : mode === 'tc' ? 'tc' : `XDP ${mode}`);
   });
   const usage = ['pins', 'backends', 'services'].map((name) => [name, node.usage[name]]);
   keep(find('.meters'), usage, ([name]) => name, ([name]) => {
@@ -229,7 +229,7 @@ function datapath(node) {
   }, (part, [, { used, capacity }]) => {
     part.rail.style.width = capacity > 0 ? `${(100 * used) / capacity}%` : '0';
     part.root.classList.toggle('full', capacity > 0 && used >= 0.9 * capacity);
-    say(part.figure, `${count(used)} of ${count(capacity)}`);
+    setText(part.figure, `${count(used)} of ${count(capacity)}`);
   });
 }
 
@@ -252,8 +252,8 @@ function verdicts(node) {
       const name = make('th', { scope: 'row', title: REASONS[reason] ?? null, text: words(reason) });
       return { root: make('tr', {}, name, make('td', { class: 'rate' }, make('div', { class: 'pair' }, drawn.root, rate)), total), rate, drawn, total };
     }, (its, [reason, { rate, total }]) => {
-      say(its.rate, short(rate[0]));
-      say(its.total, count(total.packets));
+      setText(its.rate, short(rate[0]));
+      setText(its.total, count(total.packets));
       set(its.total, 'title', bytes(total.bytes));
       its.drawn.draw(series.ofReason(kind, reason)?.packets);
     });

@@ -1,5 +1,5 @@
-// The figures of the last five minutes, for what is shown: asked for once, and then continued by what
-// each second tells.
+// The figures of the last five minutes, for the shown parts: requested once, and then continued by the
+// update of each second.
 
 import { SECONDS } from './charts.js';
 
@@ -54,7 +54,7 @@ async function load(query) {
     const answer = await fetch(new URL(`samples?${query}`, import.meta.url));
     if (answer.ok) take(await answer.json());
   } catch {
-    // lbd is gone for the moment: what comes after asks again.
+    // lbd is gone for the moment: the next one requests them again.
   }
 }
 

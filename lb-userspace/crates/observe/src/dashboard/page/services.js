@@ -4,7 +4,7 @@
 import { isTrouble } from './alerts.js';
 import * as row from './backend.js';
 import { curve, unwatch, watch } from './charts.js';
-import { keep, make, reshape, say, set, shape } from './dom.js';
+import { keep, make, reshape, setText, set, shape } from './dom.js';
 import { bytes, endpoint, percent, several, short } from './format.js';
 import * as series from './series.js';
 
@@ -78,17 +78,17 @@ export function show(node) {
   }
   const total = all.reduce((sum, [, service]) => sum + Object.keys(service.backends).length, 0);
   const found = shown.reduce((sum, { backends }) => sum + backends.length, 0);
-  const told = `${several(all.length, 'service')}, ${several(total, 'backend')}`;
-  say(document.querySelector('#services-count'), narrow ? `${shown.length} of ${told.replace(', ', `, ${found} of `)}` : told);
+  const totals = `${several(all.length, 'service')}, ${several(total, 'backend')}`;
+  setText(document.querySelector('#services-count'), narrow ? `${shown.length} of ${totals.replace(', ', `, ${found} of `)}` : totals);
   const none = document.querySelector('#services-none');
   none.hidden = shown.length > 0;
   if (!none.hidden) {
-    say(none, all.length === 0
+    setText(none, all.length === 0
       ? 'No service yet. Add one with: lbctl service add'
       : 'Nothing matches. Escape clears the filter.');
   }
   const open = all.some(([name]) => isOpen(name, node));
-  say(fold, open ? 'Close all' : 'Open all');
+  setText(fold, open ? 'Close all' : 'Open all');
   fold.hidden = all.length === 0;
   keep(list, shown, ({ name }) => name, ({ name }) => create(name), (part, its) => update(part, its, node, narrow && words.length > 0));
 }
@@ -138,14 +138,14 @@ function close(part) {
 
 function update(part, { name, service, backends }, node, found) {
   const all = Object.values(service.backends);
-  say(part.address, `${service.protocol} ${endpoint(service.vip, service.port)}`);
+  setText(part.address, `${service.protocol} ${endpoint(service.vip, service.port)}`);
   const flux = service.flux ? `, ${percent(service.flux, service.slots)} of the ring in flux` : '';
-  say(part.kind, `${service.mode}${service.udp ? `, ${service.udp}` : ''}${flux}`);
+  setText(part.kind, `${service.mode}${service.udp ? `, ${service.udp}` : ''}${flux}`);
   const [level, words] = stand(service, all);
   set(part.standing, 'class', `badge ${level}`);
   reshape(part.picture, level);
-  say(part.word, words);
-  [short, bytes, short].forEach((format, n) => say(part.rates[n].figure, format(service.rate[n])));
+  setText(part.word, words);
+  [short, bytes, short].forEach((format, n) => setText(part.rates[n].figure, format(service.rate[n])));
   if (part.root.lbSeen) draw(part);
   const open = chosen.has(name) ? chosen.get(name) : found || isOpen(name, node);
   if (part.root.open !== open) part.root.open = open;

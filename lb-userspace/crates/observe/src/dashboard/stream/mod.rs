@@ -2,13 +2,13 @@
 //!
 //! | event | data |
 //! |---|---|
-//! | `view` | the whole node, when one begins to look or was too slow |
-//! | `patch` | what has changed since the second before, as a merge patch (RFC 7396) |
-//! | `happened` | a list of events, oldest first, each with its level; the last ones when one begins |
-//! | `missed` | how many events one who was too slow has not seen |
+//! | `view` | the whole node, when a viewer connects or was too slow |
+//! | `patch` | the changes since the second before, as a merge patch (RFC 7396) |
+//! | `happened` | a list of events, oldest first, each with its level; the last ones when a viewer connects |
+//! | `missed` | how many events a viewer that was too slow has not received |
 //!
-//! What is sent is made once for all who look, and only while one does. Nothing piles up for one who
-//! does not read: each is given the last second when the one before has left. There are at most
+//! A message is made once for all viewers, and only while there is one. Nothing piles up for a viewer that
+//! does not read: each gets the last second when the one before has left. There are at most
 //! [`STREAMS`] of them.
 
 use std::{
@@ -37,12 +37,12 @@ use crate::{
 
 /// Streams at once.
 pub const STREAMS: usize = 64;
-/// Events that one who begins to look is told.
+/// Events that a new viewer gets.
 const RECENT: u64 = 100;
-/// After how many milliseconds a browser asks again, when a stream has ended.
+/// After how many milliseconds a browser connects again, when a stream has ended.
 const RETRY_MILLIS: u64 = 1_000;
 
-/// What all streams share.
+/// The state that all streams share.
 #[derive(Debug)]
 pub struct Streams {
     samples: Samples,
@@ -58,7 +58,7 @@ impl Streams {
         Self { samples, events, room: Arc::new(Semaphore::new(STREAMS)), last: Mutex::new(None) }
     }
 
-    /// What is sent of a sample. The first who asks makes it.
+    /// The frame of a sample. The first viewer makes it.
     fn frame(&self, sample: &Sample) -> Arc<Frame> {
         // Nothing in here panics half-way.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,7 +76,7 @@ impl Streams {
 struct Frame {
     number: u64,
     view: Value,
-    /// The whole of it, if one has asked.
+    /// The whole of it, if a viewer needed it.
     whole: OnceLock<Bytes>,
     /// The number of the frame that the patch is against, and the patch.
     patch: Option<(u64, Bytes)>,
@@ -95,7 +95,7 @@ impl Frame {
         Self { number: sample.number, view, whole: OnceLock::new(), patch }
     }
 
-    /// What makes one whose last frame was `seen` see this one.
+    /// The message for a viewer whose last frame was `seen`.
     fn after(&self, seen: Option<u64>) -> Bytes {
         match &self.patch {
             Some((number, patch)) if seen == Some(*number) => patch.clone(),
@@ -143,7 +143,7 @@ pub async fn answer(State(streams): State<Arc<Streams>>) -> Response {
     let recent = streams.events.since(since, RECENT as usize);
     let events = streams.events.follow(recent.last);
     let mut begin = format!("retry: {RETRY_MILLIS}\n\n").into_bytes();
-    // Events of an earlier run, which are asked for by that number, are not missed.
+    // Events of an earlier run, which that number stands for, are not missed.
     begin.extend(happened(&Page { missed: 0, ..recent }));
     let viewer = Viewer {
         begin: Some(begin.into()),
@@ -159,13 +159,13 @@ pub async fn answer(State(streams): State<Arc<Streams>>) -> Response {
     });
     let kind = [
         (header::CONTENT_TYPE, "text/event-stream"),
-        // A proxy is not to collect what is for this moment.
+        // A proxy is not to buffer the stream.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (kind, Body::from_stream(messages)).into_response()
 }
 
-/// One who looks.
+/// A viewer.
 struct Viewer {
     begin: Option<Bytes>,
     samples: watch::Receiver<Option<Arc<Sample>>>,
@@ -176,7 +176,7 @@ struct Viewer {
 }
 
 impl Viewer {
-    /// What is sent next; none: the daemon ends.
+    /// The next message; none: the daemon ends.
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(begin) = self.begin.take() {
             return Some(begin);

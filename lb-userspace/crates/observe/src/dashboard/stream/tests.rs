@@ -15,39 +15,39 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::StatusReply;
 
-/// What the daemon hears.
-enum Asked {
+/// The daemon's inputs.
+enum Request {
     Status(StatusReply),
     End,
 }
 
-impl From<StatusReply> for Asked {
+impl From<StatusReply> for Request {
     fn from(reply: StatusReply) -> Self {
         Self::Status(reply)
     }
 }
 
-/// A daemon whose pins are one more each time that it is asked.
-fn samples() -> (Samples, mpsc::Sender<Asked>) {
-    let (to, mut asked) = mpsc::channel(8);
+/// A daemon whose pins are one more at each request.
+fn samples() -> (Samples, mpsc::Sender<Request>) {
+    let (to, mut requests) = mpsc::channel(8);
     let mut pins = 0;
     tokio::spawn(async move {
-        while let Some(request) = asked.recv().await {
+        while let Some(request) = requests.recv().await {
             match request {
-                Asked::Status(tell) => {
+                Request::Status(reply) => {
                     pins += 1;
                     let mut status = Status { version: "9.9.9".into(), ..Status::default() };
                     status.pins.used = pins;
-                    let _ = tell.send(Ok(status));
+                    let _ = reply.send(Ok(status));
                 }
-                Asked::End => return,
+                Request::End => return,
             }
         }
     });
     (Samples::start(to.clone()), to)
 }
 
-fn streams() -> (Arc<Streams>, mpsc::Sender<Asked>) {
+fn streams() -> (Arc<Streams>, mpsc::Sender<Request>) {
     let (samples, daemon) = samples();
     (Arc::new(Streams::new(samples, Events::new(SystemTime::now()))), daemon)
 }
@@ -59,7 +59,7 @@ async fn begin(streams: &Arc<Streams>) -> BodyDataStream {
     answer.into_body().into_data_stream()
 }
 
-/// The next message: its kind and what it says.
+/// The next message: its kind and its data.
 async fn next(stream: &mut BodyDataStream) -> (String, Value) {
     let bytes = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
     let bytes = bytes.expect("in time").expect("it goes on").expect("it is sent");
@@ -106,16 +106,16 @@ async fn who_is_slow_gets_the_whole_again_and_nothing_piles_up() {
 #[tokio::test]
 async fn events_come_as_they_happen_with_their_level() {
     let (streams, _daemon) = streams();
-    let news = |message: &str| {
+    let entry = |message: &str| {
         let backend = IpAddr::from([10, 0, 0, 11]);
         News::new(Kind::BackendDown, message, "why").of_backend("<b>web</b>", backend)
     };
-    streams.events.record(news("before"));
+    streams.events.record(entry("before"));
     let mut stream = begin(&streams).await;
     let (kind, events) = next(&mut stream).await;
     assert_eq!((kind.as_str(), &events[0]["message"]), ("happened", &json!("before")));
     assert_eq!(next(&mut stream).await.0, "view");
-    streams.events.record(news("line\nbreak"));
+    streams.events.record(entry("line\nbreak"));
     let events = loop {
         match next(&mut stream).await {
             (kind, events) if kind == "happened" => break events,
@@ -148,7 +148,7 @@ async fn it_ends_with_the_daemon() {
     let (streams, daemon) = streams();
     let mut stream = begin(&streams).await;
     next(&mut stream).await;
-    daemon.send(Asked::End).await.expect("it takes requests");
+    daemon.send(Request::End).await.expect("it takes requests");
     let rest = async {
         while let Some(message) = stream.next().await {
             message.expect("it is sent");

@@ -1,6 +1,6 @@
-//! What the page shows of a node: less than [`lb_api::status::Status`] has, in few bytes, and such
+//! The page's view of a node: less than [`lb_api::status::Status`] has, in few bytes, and such
 //! that little of it differs from one second to the next. Moments instead of ages, whole numbers, and
-//! nothing where there is nothing to be told.
+//! nothing where there is nothing to show.
 
 use std::{
     collections::BTreeMap,
@@ -125,7 +125,7 @@ struct OfService<'a> {
 struct OfBackend<'a> {
     /// The name of its state.
     state: &'static str,
-    /// Why, if there is more to be said.
+    /// The reason, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
     weight: u16,
@@ -138,7 +138,7 @@ struct OfBackend<'a> {
     pins_closing: u64,
     pins_stale: bool,
     has_flows: bool,
-    /// Whether only the Active sees which flows it has, and doesn't tell this node.
+    /// Whether only the Active sees its flows, and does not send them to this node.
     unsynced: bool,
     /// Whether its drain is over by estimate.
     silent: bool,
@@ -179,7 +179,7 @@ struct Check<'a> {
     went_down: u64,
 }
 
-/// What the page shows.
+/// The page's view.
 pub(super) fn view(sample: &Sample) -> Value {
     let status = &sample.status;
     let node = Node {
@@ -258,7 +258,7 @@ fn peer(peer: &Peer) -> Neighbour<'_> {
         connected: session.connected,
         since: session.since.map(millis),
         here: session.complete_here,
-        // The last of what is new may be on its way, at any moment.
+        // The latest flows may be on their way, at any moment.
         there: session.is_known_there(),
         refused: session.refused.as_deref(),
         // To a tenth of a millisecond, so that it does not differ each time.

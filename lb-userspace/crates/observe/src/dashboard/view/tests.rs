@@ -72,7 +72,7 @@ fn a_backend_is_told_with_its_word_its_rates_and_what_is_left_on_it() {
     assert_eq!((&view["number"], &view["at"]), (&json!(7), &json!(1_000_500)));
     assert_eq!(view["draining_since"], 1_000_500);
     let dropped = json!({"no_backend": {"rate": [0, 0], "total": {"packets": 5, "bytes": 0}}});
-    assert_eq!(view["dropped"], dropped, "what never happened is not told");
+    assert_eq!(view["dropped"], dropped, "reasons without packets are left out");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What was exported, by name.
+/// The exported families, by name.
 #[derive(Debug, Default)]
 pub struct Exposition {
     pub families: BTreeMap<String, Family>,

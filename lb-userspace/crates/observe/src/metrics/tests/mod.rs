@@ -1,4 +1,4 @@
-//! What is exported: its names, its formats, its size.
+//! The exported metrics: their names, formats and size.
 
 mod exposition;
 mod node;
@@ -30,7 +30,7 @@ fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(3).expect("the crate is in the workspace")
 }
 
-/// A table of what is exported.
+/// A table of the exported metrics.
 fn table(exported: &Exposition) -> String {
     let mut table = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for (name, family) in &exported.families {
@@ -44,8 +44,8 @@ fn table(exported: &Exposition) -> String {
 #[test]
 fn the_tables_of_metrics_are_what_is_exported() {
     let path = workspace().join("docs/METRICS.md");
-    let told = fs::read_to_string(&path).expect("the document is there");
-    let mut wanted = told.clone();
+    let document = fs::read_to_string(&path).expect("the document is there");
+    let mut wanted = document.clone();
     for (mark, names) in [("lb", Names::Own), ("haproxy", Names::HaProxy)] {
         let (begin, end) = (format!("<!-- {mark}: begin -->\n"), format!("<!-- {mark}: end -->"));
         let from = wanted.find(&begin).expect(&begin) + begin.len();
@@ -55,7 +55,7 @@ fn the_tables_of_metrics_are_what_is_exported() {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &wanted).expect("it is written");
     }
-    assert!(told == wanted, "UPDATE_GOLDEN=1 writes {}", path.display());
+    assert!(document == wanted, "UPDATE_GOLDEN=1 writes {}", path.display());
 }
 
 #[test]
@@ -63,13 +63,13 @@ fn names_and_helps_follow_the_rules_of_prometheus() {
     for (name, family) in exported(Names::Own).families {
         assert!(name.starts_with("lb_") || name.starts_with("process_"), "{name}");
         assert_eq!(family.kind == "counter", name.ends_with("_total"), "{name}");
-        let says = |c: char| c.is_ascii_graphic() || c == ' ';
-        assert!(family.help.chars().all(says) && !family.help.contains(['\\', '|']), "{name}");
+        let allowed = |c: char| c.is_ascii_graphic() || c == ' ';
+        assert!(family.help.chars().all(allowed) && !family.help.contains(['\\', '|']), "{name}");
         assert!(family.help.len() > 10 && !family.help.ends_with('.'), "{name}");
-        // A scraper says which node and job it is; labels of these names would be renamed.
+        // A scraper adds the node and the job; labels of these names would be renamed.
         for label in ["instance", "job", "node"] {
-            let told = name == "lb_sync_peer_info" && label == "node";
-            assert!(told || !family.labels.contains(label), "{name} has {label}");
+            let excepted = name == "lb_sync_peer_info" && label == "node";
+            assert!(excepted || !family.labels.contains(label), "{name} has {label}");
         }
     }
 }
@@ -81,7 +81,7 @@ fn both_formats_have_the_same_samples() {
         let (text, openmetrics) = (page(Format::Text), page(Format::OpenMetrics));
         let samples = |page: &str| -> Vec<String> {
             let samples = page.lines().filter(|line| !line.starts_with('#'));
-            // These say how long ago something was, and a second may begin in between.
+            // These are ages, and a second may begin in between.
             samples.filter(|line| !line.contains("last_change")).map(str::to_owned).collect()
         };
         assert_eq!(samples(&text), samples(&openmetrics));
@@ -117,12 +117,12 @@ fn a_node_without_anything_is_told_without_empty_families() {
 
 #[test]
 fn a_peer_that_follows_knows_all_though_the_last_is_on_its_way() {
-    for (complete_there, follows, told) in [(true, true, 1), (false, true, 1), (false, false, 0)] {
+    for (complete_there, follows, value) in [(true, true, 1), (false, true, 1), (false, false, 0)] {
         let mut status = node();
         let session = &mut status.peers[0].session;
         (session.complete_there, session.follows) = (complete_there, follows);
         let page = write(Names::Own, status, None, Format::Text);
-        let line = format!("lb_sync_complete{{peer=\"10.0.0.3:3780\",at=\"there\"}} {told}\n");
+        let line = format!("lb_sync_complete{{peer=\"10.0.0.3:3780\",at=\"there\"}} {value}\n");
         assert!(page.contains(&line), "{line}{page}");
     }
 }
@@ -155,7 +155,7 @@ fn a_backend_has_one_state_at_a_time() {
         page.lines().filter(|line| line.starts_with("lb_backend_state{")).collect();
     let backends: usize = node().services.values().map(|service| service.backends.len()).sum();
     assert_eq!(states.iter().filter(|line| line.ends_with(" 1")).count(), backends);
-    let told: BTreeSet<_> = states
+    let found: BTreeSet<_> = states
         .iter()
         .filter(|line| line.ends_with(" 1"))
         .filter_map(|line| line.split("state=\"").nth(1)?.split('"').next())
@@ -171,5 +171,5 @@ fn a_backend_has_one_state_at_a_time() {
         "unresolved",
         "up",
     ];
-    assert_eq!(told, all.into(), "the node that has everything has backends in every state");
+    assert_eq!(found, all.into(), "the node that has everything has backends in every state");
 }

@@ -1,6 +1,6 @@
 //! Which metrics and labels a query uses.
 //!
-//! It takes queries apart into words; what it does not know it refuses, so that no name of a metric
+//! It takes queries apart into tokens and refuses unknown ones, so that no name of a metric
 //! is taken for something else.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,10 +57,10 @@ const WORDS: [&str; 46] = [
 /// Words that a list of labels follows.
 const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 
-/// What a query uses.
+/// The metrics and labels that a query uses.
 #[derive(Debug, Default, PartialEq)]
 pub struct Uses {
-    /// The metrics, each with the labels and the values that are asked of it.
+    /// The metrics, each with the labels and the values that are used of it.
     pub metrics: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
     /// The labels that groups are made by.
     pub groups: BTreeSet<String>,
@@ -97,7 +97,7 @@ fn tokens(query: &str) -> Vec<Token> {
     tokens
 }
 
-/// What a query uses, in which `$x` stands for anything.
+/// The metrics and labels of a query, in which `$x` stands for anything.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! What is shipped for Prometheus and Grafana uses nothing that is not exported.
+//! The shipped files for Prometheus and Grafana use only exported metrics.
 
 use std::{collections::BTreeSet, fs};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{super::*, exported, promql::uses, workspace};
 
-/// What the scraper adds, and the rules' own words.
+/// The scraper's labels, and the rules' own names.
 const ADDED: [&str; 3] = ["instance", "job", "le"];
 
 /// Fails at a metric, a label or a label's value in a query that is not exported.
@@ -15,7 +15,7 @@ fn check(query: &str, from: &str) {
     let page = super::write(Names::Own, super::node(), Process::read(), Format::Text);
     let uses = uses(query);
     let mut labels: BTreeSet<&str> = ADDED.into();
-    for (metric, asked) in &uses.metrics {
+    for (metric, used) in &uses.metrics {
         if metric == "up" {
             continue;
         }
@@ -28,7 +28,7 @@ fn check(query: &str, from: &str) {
             .or_else(|| exported.families.get(whole?).filter(|family| family.kind == "histogram"));
         let family = family.unwrap_or_else(|| panic!("{from}: {metric} is not exported: {query}"));
         labels.extend(family.labels.iter().map(String::as_str));
-        for (label, values) in asked {
+        for (label, values) in used {
             let known = family.labels.contains(label) || ADDED.contains(&label.as_str());
             assert!(known, "{from}: {metric} has no label {label}: {query}");
             let fixed = ["state", "reason", "mode", "result", "map", "kind", "at", "to"];
@@ -36,11 +36,11 @@ fn check(query: &str, from: &str) {
                 if !fixed.contains(&label.as_str()) {
                     continue;
                 }
-                let told = format!("{label}=\"{value}\"");
+                let pair = format!("{label}=\"{value}\"");
                 let mut lines = page.lines().filter(|line| line.starts_with(metric.as_str()));
                 assert!(
-                    lines.any(|line| line.contains(&told)),
-                    "{from}: {metric} never has {told}"
+                    lines.any(|line| line.contains(&pair)),
+                    "{from}: {metric} never has {pair}"
                 );
             }
         }
@@ -133,7 +133,7 @@ fn dashboards_use_what_is_exported() {
     assert_eq!(seen, all.into());
 }
 
-/// What a dashboard needs in order to be read from a file: no id, a fixed uid, panels that stand beside
+/// The parts that a dashboard needs in order to be read from a file: no id, a fixed uid, panels that stand beside
 /// each other, and a source of data that is chosen where it is read.
 fn provisionable(dashboard: &Value, name: &str) {
     assert!(dashboard["id"].is_null(), "{name}: the id is Grafana's");
