@@ -1,5 +1,5 @@
-//! What the balancer does with packets and flows, for people: why it decides as it does ([`explain`]), which flows its
-//! tables hold ([`flows`]), and its decisions as a capture ([`capture`]).
+//! The balancer's packets and flows, for people: the reasons of its decisions ([`explain`]), the flows in its
+//! tables ([`flows`]), and its decisions as a capture ([`capture`]).
 //!
 //! The maps are read through [`explain::View`] and [`flows::Source`]; nothing here opens or writes one, and nothing
 //! here knows a kernel. The decision itself is the core's.

@@ -1,4 +1,4 @@
-//! What was saved of a packet, in words: the comments of a capture.
+//! The comments of a capture: the decision for each saved packet.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -8,7 +8,7 @@ use lb_common::{
     verdict::{Drop, Pass, events},
 };
 
-/// The names of what the maps have ids for, as they were when the capture began.
+/// The names for the ids in the maps, as they were when the capture began.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     /// Services by their ids.
@@ -20,22 +20,22 @@ pub struct Book {
 }
 
 impl Book {
-    /// What is told of a packet.
+    /// The comment of a packet.
     #[must_use]
     pub fn comment(&self, head: &Head) -> String {
-        let mut words = vec![self.verdict(head)];
+        let mut parts = vec![self.verdict(head)];
         if head.service != NO_SERVICE {
             let name = self.services.get(&head.service).cloned();
-            words.push(format!(
+            parts.push(format!(
                 "service {}",
                 name.unwrap_or_else(|| format!("id {}", head.service))
             ));
         }
         if head.backend != 0 {
-            words.push(format!("backend {}", self.backend(head.backend)));
+            parts.push(format!("backend {}", self.backend(head.backend)));
         }
         if head.slot != NO_SLOT {
-            words.push(match head.base {
+            parts.push(match head.base {
                 0 => format!("slot {}", head.slot),
                 base => format!(
                     "slot {} in flux, current owner {}, base owner {}",
@@ -45,8 +45,8 @@ impl Book {
                 ),
             });
         }
-        words.extend(notes(head).into_iter().map(str::to_owned));
-        words.join("; ")
+        parts.extend(notes(head).into_iter().map(str::to_owned));
+        parts.join("; ")
     }
 
     fn verdict(&self, head: &Head) -> String {

@@ -2,13 +2,13 @@
 //!
 //! While a capture runs, a variant of the program that saves frames takes the place of the normal one
 //! by an update of its links, over the same maps; at its end the normal one takes its place back.
-//! [`session`] is the time in between; [`pcapng`] writes what is saved.
+//! [`session`] is the time in between; [`pcapng`] writes the saved packets.
 //!
 //! The capturing program (`lb-ebpf/src/capture.rs`) makes the same decision over tables that note each lookup, and
 //! has the same exit, which is a macro for that reason. It saves the frame before and after the exit into a ring
 //! buffer, by filters and a token bucket of each CPU. Loading it does not occupy the daemon's task. The plan in its
 //! map has an end of its own, so that a program whose daemon was killed saves nothing more; the next start swaps
-//! the normal program in. The ring buffer wakes nobody: the daemon reads it every 20 ms. The object of the normal
+//! the normal program in. The ring buffer has no wakeups: the daemon reads it every 20 ms. The object of the normal
 //! program contains nothing of all this.
 
 pub mod book;
@@ -31,7 +31,7 @@ pub const LONGEST: Duration = Duration::from_secs(3_600);
 /// The most packets that each CPU saves in a second.
 pub const MOST_RATE: u32 = 50_000;
 
-/// What is to be captured.
+/// The parameters of a capture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Spec {
@@ -72,7 +72,7 @@ impl Default for Spec {
 }
 
 impl Spec {
-    /// What is wrong with it, if something is.
+    /// Its mistake, if there is one.
     ///
     /// # Errors
     ///
@@ -96,11 +96,11 @@ impl Spec {
         self.verdict_bits().map(drop)
     }
 
-    /// A bit for each reason that is asked for, as [`lb_common::capture::Plan::verdicts`] has them.
+    /// A bit for each requested reason, as [`lb_common::capture::Plan::verdicts`] has them.
     ///
     /// # Errors
     ///
-    /// A word is none.
+    /// A name is unknown.
     pub fn verdict_bits(&self) -> Result<u64, String> {
         if self.verdicts.is_empty() {
             return Ok(u64::MAX);
@@ -129,17 +129,17 @@ impl Spec {
 /// How many packets a capture has dealt with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// What came in.
+    /// Packets that came in.
     pub seen: u64,
-    /// What was asked for.
+    /// Requested ones.
     pub matched: u64,
-    /// Of those, what the sample left out.
+    /// Of those, the ones that the sample left out.
     pub sampled_out: u64,
-    /// What the rate left out.
+    /// The ones that the rate left out.
     pub limited: u64,
-    /// What there was no room for: the reader was too slow.
+    /// The ones without room: the reader was too slow.
     pub lost: u64,
-    /// What was saved.
+    /// Saved ones.
     pub saved: u64,
 }
 

@@ -22,7 +22,7 @@ struct Options(Vec<u8>);
 
 impl Options {
     fn add(mut self, code: u16, value: &[u8]) -> Self {
-        // What is longer than an option can be is cut.
+        // A text longer than an option can be is cut.
         let value = &value[..value.len().min(usize::from(u16::MAX))];
         self.0.extend(code.to_le_bytes());
         self.0.extend((value.len() as u16).to_le_bytes());
@@ -65,7 +65,7 @@ pub fn interface(out: &mut Vec<u8>, name: &str, description: &str, snaplen: u32)
     let mut body = ETHERNET.to_le_bytes().to_vec();
     body.extend(0_u16.to_le_bytes());
     body.extend(snaplen.to_le_bytes());
-    // Names are shown with what follows; times are in nanoseconds.
+    // Names are shown with the next block; times are in nanoseconds.
     let options = Options::default().add(2, name.as_bytes()).add(3, description.as_bytes());
     block(out, INTERFACE, &body, options.add(9, &[9]));
 }
@@ -81,13 +81,13 @@ pub struct Packet<'a> {
     pub length: u32,
     /// Its bytes, as far as they were saved.
     pub bytes: &'a [u8],
-    /// What is told of it.
+    /// Its comment.
     pub comment: &'a str,
     /// Whether it came in; otherwise it went out.
     pub inbound: bool,
     /// The same number before and after.
     pub id: u64,
-    /// What XDP was told to do, where that is known.
+    /// Its XDP action, where that is known.
     pub action: Option<u64>,
 }
 
@@ -113,7 +113,7 @@ pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
     block(out, PACKET, &body, options);
 }
 
-/// What came in by an interface, and what of it is not in the file.
+/// The packets of an interface, and those that are not in the file.
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics<'a> {
     /// The number of the interface.
@@ -126,11 +126,11 @@ pub struct Statistics<'a> {
     pub received: u64,
     /// Packets that were to be saved and are not.
     pub dropped: u64,
-    /// Packets that were asked for.
+    /// Requested packets.
     pub accepted: u64,
     /// Packets that are in the file.
     pub delivered: u64,
-    /// The same in words.
+    /// The same as text.
     pub comment: &'a str,
 }
 
@@ -184,7 +184,7 @@ impl Follower {
         self.held.drain(..from);
     }
 
-    /// Whether what has passed ends with a whole block.
+    /// Whether the passed bytes end with a whole block.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.held.is_empty()

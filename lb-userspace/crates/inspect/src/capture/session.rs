@@ -13,7 +13,7 @@ use super::{
     pcapng::{self, Packet, Statistics},
 };
 
-/// Turns what is saved into a file.
+/// Turns the saved packets into a file.
 #[derive(Debug)]
 pub struct Writer {
     book: Book,
@@ -56,13 +56,13 @@ impl Writer {
         (writer, out)
     }
 
-    /// Whether as many packets were written as were asked for.
+    /// Whether as many packets were written as were requested.
     #[must_use]
     pub const fn is_full(&self) -> bool {
         self.left == 0
     }
 
-    /// Writes a frame. What comes after the last packet is left out; the last one's frame as it
+    /// Writes a frame. A frame after the last packet is left out; the last one's frame as it
     /// leaves is not.
     pub fn write(&mut self, out: &mut Vec<u8>, head: &Head, bytes: &[u8]) {
         let after = head.flags & flags::AFTER != 0;
@@ -77,7 +77,7 @@ impl Writer {
             self.left -= 1;
             self.written += 1;
         }
-        // What stays as it came and goes nowhere is in the file once.
+        // A frame that stays unchanged and goes nowhere is in the file once.
         let unchanged = u32::from(head.reason) != FORWARDED && head.egress == 0;
         if after && unchanged {
             return;

@@ -1,4 +1,4 @@
-//! Frames that are made to be asked about.
+//! Frames that are made for requests.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -35,7 +35,7 @@ pub struct Made {
     pub protocol: Protocol,
     /// The client.
     pub source: SocketAddr,
-    /// Whom it talks to.
+    /// Its destination.
     pub destination: SocketAddr,
     /// TCP's flags.
     pub flags: Flags,
@@ -50,10 +50,10 @@ pub struct Made {
     /// VLAN ids, the outer one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vlans: Vec<u16>,
-    /// What a datagram carries.
+    /// The content of a datagram.
     #[serde(default)]
     pub payload: Payload,
-    /// Not this packet, but an ICMP error about what the flow's destination has sent.
+    /// Not this packet, but an ICMP error about a packet from the flow's destination.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<(IcmpError, IpAddr)>,
 }
@@ -64,9 +64,9 @@ pub struct Made {
 pub struct Flags(pub u8);
 
 impl Flags {
-    /// What opens a connection.
+    /// A packet that opens a connection.
     pub const SYN: Self = Self(tcp::SYN);
-    /// What belongs to one.
+    /// A packet of an open one.
     pub const ACK: Self = Self(tcp::ACK);
 }
 
@@ -85,7 +85,7 @@ impl FromStr for Flags {
     }
 }
 
-/// What a datagram carries.
+/// The content of a datagram.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Payload {

@@ -10,10 +10,10 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{Plain, Snap};
 
-/// What is left of a frame.
+/// The frame after the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
-    /// What XDP is told to do with it.
+    /// Its XDP action.
     pub action: &'static str,
     /// Its bytes, as far as those of the frame that came in are known.
     pub bytes: Vec<u8>,
@@ -21,7 +21,7 @@ pub struct Left {
     pub no_room: bool,
 }
 
-/// What the program makes of a frame that came in on the interface `ingress`.
+/// The program's output for a frame that came in on the interface `ingress`.
 pub fn leave(snap: &Snap, verdict: &Plain, ingress: u32) -> Left {
     let as_it_came = |action| Left { action, bytes: snap.bytes.clone(), no_room: false };
     match verdict {

@@ -1,16 +1,16 @@
-//! What the balancer does with a packet, and why.
+//! The balancer's decision for a packet, and its reasons.
 //!
 //! The core itself decides: [`lb_common::forward::decide`] runs over an [`overlay`] of the maps,
 //! which reads through to them, keeps every write to itself, and notes each lookup. The notes,
-//! in words, are the explanation ([`words`]), so it can't tell something else than the program does.
+//! as text, are the explanation ([`mod@format`]), so it can't differ from the program's decision.
 
+mod format;
 mod frame;
 mod leave;
 mod overlay;
 mod packet;
 pub mod saved;
 mod view;
-mod words;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -32,7 +32,7 @@ pub use self::{
 /// The most packets that are explained at once.
 pub const MOST: usize = 1_000;
 
-/// What is asked.
+/// A request for explanations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Questions {
@@ -55,7 +55,7 @@ pub struct Questions {
     pub verify: bool,
 }
 
-/// A packet that is asked about.
+/// A packet of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Packet {
@@ -70,10 +70,10 @@ pub enum Packet {
     },
 }
 
-/// What the balancer does with a packet.
+/// The balancer's decision for a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explained {
-    /// The packet, in words.
+    /// The packet, as text.
     pub packet: String,
     /// Why, step by step.
     pub steps: Vec<Step>,
@@ -82,7 +82,7 @@ pub struct Explained {
     /// The reason, by the name of its counter; none for what is forwarded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The counters that the packet ends in, in words.
+    /// The counters that the packet ends in, as text.
     pub counted: String,
     /// The service, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,10 +96,10 @@ pub struct Explained {
     /// Its id in the maps; 0 for none.
     #[serde(default)]
     pub backend_id: u16,
-    /// What the program would write into its tables, in words; nothing was written.
+    /// The writes that the program would make in its tables, as text; nothing was written.
     #[serde(default)]
     pub writes: Vec<String>,
-    /// What XDP does with the frame: `XDP_PASS`, `XDP_DROP`, `XDP_TX` or `XDP_REDIRECT`.
+    /// The XDP action of the frame: `XDP_PASS`, `XDP_DROP`, `XDP_TX` or `XDP_REDIRECT`.
     pub action: String,
     /// The frame that comes in, in hexadecimal, as far as it is known.
     pub frame: String,
@@ -108,7 +108,7 @@ pub struct Explained {
     /// The flow's next packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Next>,
-    /// What the program in the kernel did with it.
+    /// The result of the program in the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
 }
@@ -122,14 +122,14 @@ pub enum Outcome {
     /// The node's own network stack gets it.
     #[default]
     Passed,
-    /// Nobody gets it.
+    /// No node gets it.
     Dropped,
-    /// Nobody gets it, and its sender is told so.
+    /// No node gets it, and its sender gets an ICMP error.
     Answered,
 }
 
 impl Outcome {
-    /// The word.
+    /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -144,16 +144,16 @@ impl Outcome {
 /// A step of the decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// What it is about: `slot`, `pin`.
+    /// Its subject: `slot`, `pin`.
     pub about: String,
-    /// What was found, and what follows from it.
+    /// The finding, and its consequence.
     pub text: String,
 }
 
-/// What happens to the flow's next packet.
+/// The decision for the flow's next packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Next {
-    /// What it is: `ACK`.
+    /// Its kind: `ACK`.
     pub packet: String,
     /// The backend that gets it, or the reason why none does.
     pub goes_to: String,
@@ -163,18 +163,18 @@ pub struct Next {
     pub why: String,
 }
 
-/// What the program in the kernel did with a packet.
+/// The result of the program in the kernel for a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Whether it did what is explained.
     pub agrees: bool,
-    /// Whether it could be asked; [`Self::differences`] says why not.
+    /// Whether it could be run; [`Self::differences`] has the reason if not.
     pub asked: bool,
-    /// What XDP was told to do.
+    /// The XDP action that the program returned.
     pub action: String,
     /// The frame that it left, in hexadecimal.
     pub leaves: String,
-    /// In what it differs, or why it could not be asked.
+    /// The differences, or the reason why it could not be run.
     #[serde(default)]
     pub differences: Vec<String>,
     /// How long it took, in nanoseconds.
@@ -199,10 +199,10 @@ pub struct Case {
     pub room_for_pins: bool,
 }
 
-/// What the program did with a packet.
+/// The program's result for a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ran {
-    /// What it returned: `XDP_TX`.
+    /// The action that it returned: `XDP_TX`.
     pub action: &'static str,
     /// The frame that it left.
     pub bytes: Vec<u8>,
@@ -215,7 +215,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Compares it to what was explained.
+    /// Compares it to the explanation.
     fn verify(&self, explained: &Explained) -> Verified {
         let mut differences = Vec::new();
         let mut compare = |what: &str, program: &str, core: &str| {
@@ -238,11 +238,11 @@ impl Ran {
 /// Lets the program decide on packets: loads it once more, over copies of the maps.
 pub type Verifier = Box<dyn FnOnce() -> Result<Vec<Result<Ran>>> + Send>;
 
-/// What came of questions.
+/// The answers to a request.
 pub struct Answers {
-    /// What the core says.
+    /// The core's decisions.
     pub explained: Vec<Explained>,
-    /// Asks the program; takes a while, and nothing of the daemon's.
+    /// Runs the program; takes a while, and nothing of the daemon's.
     pub verifier: Option<Verifier>,
 }
 
@@ -253,11 +253,11 @@ impl std::fmt::Debug for Answers {
 }
 
 impl Answers {
-    /// What the core says, compared to what the program does if that was asked for.
+    /// The core's decisions, compared to the program's if that was requested.
     ///
     /// # Errors
     ///
-    /// If the program can't be asked.
+    /// If the program can't be run.
     pub fn verified(self) -> Result<Vec<Explained>> {
         let Self { mut explained, verifier } = self;
         let Some(verifier) = verifier else { return Ok(explained) };
@@ -278,10 +278,10 @@ impl Answers {
     }
 }
 
-/// What is known beside the maps.
+/// The context beside the maps.
 #[derive(Clone, Copy, Debug)]
 pub struct Around<'a> {
-    /// The names of what the maps have ids for.
+    /// The names for the ids in the maps.
     pub status: &'a Status,
     /// The program's clock, in nanoseconds.
     pub nanos: u64,
@@ -341,7 +341,7 @@ fn ingress(questions: &Questions, status: &Status) -> Result<u32> {
     })
 }
 
-/// A verdict without what it borrows.
+/// A verdict without its borrowed parts.
 type Plain = Verdict<lb_common::abi::Backend>;
 
 fn run<V: View + ?Sized>(snap: &Snap, tables: &Overlay<'_, V>) -> Plain {
@@ -366,22 +366,22 @@ fn one<V: View + ?Sized>(
     let (notes, writes) = (tables.notes(), tables.writes());
     let entries = tables.entries();
     let left = leave::leave(&snap, &verdict, ingress);
-    let book = words::Book::new(around, ingress, questions);
+    let narrator = format::Narrator::new(around, ingress, questions);
     let mut explained = Explained {
         packet: describe(&snap.bytes),
         frame: packet::hex(&snap.bytes),
         leaves: packet::hex(&left.bytes),
         action: left.action.into(),
-        writes: book.writes(&writes),
+        writes: narrator.writes(&writes),
         ..Explained::default()
     };
-    book.tell(&mut explained, &snap, &verdict, &notes, &left);
+    narrator.fill(&mut explained, &snap, &verdict, &notes, &left);
     if let Some(next) = snap.next() {
         tables.count(&verdict);
         tables.begin();
         let second = run(&next.0, &tables);
         tables.check()?;
-        explained.next = book.next(next.1, &verdict, &second, &tables.notes());
+        explained.next = narrator.next(next.1, &verdict, &second, &tables.notes());
     }
     let &Around { nanos, room_for_pins, .. } = around;
     let again = questions.again;

@@ -28,7 +28,7 @@ use lb_model::{
 
 use super::View;
 
-/// A lookup, and what it found.
+/// A lookup, and its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
     /// A service was looked for; the key is none for a protocol that no service can have.
@@ -62,7 +62,7 @@ pub enum Note {
     Budget(u64, u64),
     /// How many seconds ago the client began to open a QUIC connection, if it is known.
     Handshake(Option<u16>),
-    /// What the first fragment was told.
+    /// The decision for the first fragment.
     Fragment(Option<Fragment>),
     /// Where the first fragment went is kept.
     InsertFragment(u16),
@@ -76,7 +76,7 @@ pub enum Note {
     Unanswered(u16, Unanswered),
 }
 
-/// What the program would write.
+/// A write that the program would make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     /// A flow is added, replaced, or refreshed.
@@ -93,7 +93,7 @@ pub enum Write {
     Handshake,
     /// Where the first fragment went is kept.
     Fragment(u16),
-    /// The daemon is told of a pin.
+    /// The daemon gets a note of a pin.
     Noted,
 }
 
@@ -106,17 +106,17 @@ pub enum Entry {
     Flow(FlowRef, Option<FlowValue>),
     /// The mark of a QUIC handshake at a place.
     Handshake(u32, Handshake),
-    /// What the first fragment of a packet was told, if it was seen.
+    /// The decision for the first fragment of a packet, if it was seen.
     Fragment(FragmentKey, Option<Fragment>),
     /// The budget of a service: its word, and when it was refilled.
     Budget(u16, u64, u64),
     /// The mark at a place.
     Mark(u32, u32),
-    /// What a backend has not answered.
+    /// The packets that a backend has not answered.
     Unanswered(u16, u64),
 }
 
-/// A value that is copied on its first use, and what it was then.
+/// A value that is copied on its first use, and its original.
 #[derive(Debug)]
 struct Copied<T, P> {
     now: Rc<T>,
@@ -145,7 +145,7 @@ pub struct Overlay<'a, V: ?Sized> {
     failed: RefCell<Option<io::Error>>,
 }
 
-/// What is handed out by value.
+/// Entries that are handed out by value.
 #[derive(Debug)]
 pub struct Owned<T>(T);
 
@@ -178,7 +178,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         }
     }
 
-    /// Forgets what was noted; what was written is what there is from here on.
+    /// Forgets the notes; the writes stay as the state from here on.
     pub fn begin(&self) {
         self.notes.borrow_mut().clear();
         for slot in self.slots.borrow_mut().values_mut() {
@@ -195,12 +195,12 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         }
     }
 
-    /// What was looked up since [`Self::begin`], in order.
+    /// The lookups since [`Self::begin`], in order.
     pub fn notes(&self) -> Vec<Note> {
         self.notes.borrow().clone()
     }
 
-    /// What the maps had where they were read, from the beginning on.
+    /// The entries of the maps that were read, from the beginning on.
     pub fn entries(&self) -> Vec<Entry> {
         self.reads.borrow().clone()
     }
@@ -220,12 +220,12 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     /// Counts a verdict as the program does: what follows depends on it.
     pub fn count<B>(&self, verdict: &Verdict<B>) {
         if let Verdict::Forward(to) = verdict {
-            let is_heard = || to.events & events::HEARD != 0;
-            self.counter(to.id).count(to, is_heard, || self.nanos);
+            let is_received = || to.events & events::HEARD != 0;
+            self.counter(to.id).count(to, is_received, || self.nanos);
         }
     }
 
-    /// What was written since [`Self::begin`].
+    /// The writes since [`Self::begin`].
     pub fn writes(&self) -> Vec<Write> {
         let mut writes = Vec::new();
         for note in self.notes.borrow().iter() {
@@ -268,7 +268,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
         self.notes.borrow_mut().push(note);
     }
 
-    /// What was read; a map that can't be read is remembered, and counts as empty.
+    /// The result of a read; a map that can't be read is remembered, and counts as empty.
     fn read<T: Default>(&self, read: io::Result<T>) -> T {
         read.unwrap_or_else(|error| {
             *self.failed.borrow_mut() = Some(error);

@@ -1,4 +1,4 @@
-//! A frame at hand, which may be only the start of one, and its headers in words.
+//! A frame at hand, which may be only the start of one, and its headers as text.
 
 use std::{
     fmt::Write as _,
@@ -43,8 +43,8 @@ impl Snap {
         self.bytes.len() == self.length
     }
 
-    /// The flow's next packet from the client, and what it is called: after a SYN, the ACK of the
-    /// handshake; after a datagram, one like it. None where there is nothing to tell.
+    /// The flow's next packet from the client, and its name: after a SYN, the ACK of the
+    /// handshake; after a datagram, one like it. None where none follows.
     #[must_use]
     pub fn next(&self) -> Option<(Self, &'static str)> {
         let transport = transport(&self.bytes)?;
@@ -72,7 +72,7 @@ pub struct Transport {
     pub proto: u8,
     /// Its offset in the frame.
     pub offset: usize,
-    /// Who sends.
+    /// The sender.
     pub source: IpAddr,
 }
 
@@ -98,7 +98,7 @@ pub fn transport(bytes: &[u8]) -> Option<Transport> {
     }
 }
 
-/// The addresses and the ports of the packet that a frame holds, and its transport in a word: for
+/// The addresses and the ports of the packet that a frame holds, and its transport's name: for
 /// a line about it.
 #[must_use]
 pub fn describe(bytes: &[u8]) -> String {

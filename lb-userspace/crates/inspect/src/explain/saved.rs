@@ -53,7 +53,7 @@ pub fn read(path: &Path, limit: usize) -> Result<Saved> {
     // Link types of the section's interfaces.
     let mut links = Vec::new();
     let mut capacity = BUFFER;
-    // What was left when more was asked for: as much again is the end.
+    // The rest when more was read: the same length again is the end.
     let mut left = usize::MAX;
     loop {
         match reader.next() {

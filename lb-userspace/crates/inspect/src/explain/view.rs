@@ -13,7 +13,7 @@ use lb_model::flow::FlowRef;
 /// # Errors
 ///
 /// Each method fails if its map can't be read.
-#[allow(clippy::missing_errors_doc, reason = "told once, above")]
+#[allow(clippy::missing_errors_doc, reason = "documented once, above")]
 pub trait View {
     /// The service of an IPv4 packet, by the way that the program takes.
     fn service_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Service>>;
@@ -29,7 +29,7 @@ pub trait View {
     fn pin_lease(&self) -> u64;
     /// The mark of the QUIC handshake of a flow with this hash, or of another one.
     fn handshake(&self, hash: u64) -> io::Result<Option<Handshake>>;
-    /// What the first fragment of a packet was told.
+    /// The decision for the first fragment of a packet.
     fn fragment(&self, key: &FragmentKey) -> io::Result<Option<Fragment>>;
     /// Whether any service has this address.
     fn is_vip(&self, key: &VipKey) -> io::Result<bool>;
@@ -40,10 +40,10 @@ pub trait View {
     /// A CPU's budget of pins for a service: tokens, and when they were refilled.
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>>;
     /// ICMP errors that a CPU may send in a second, as an explanation takes it: without end, or none
-    /// at all. What was sent before is no part of the question.
+    /// at all. Errors sent before do not count.
     fn icmp_rate(&self) -> u32;
     /// Entry `index` of the marks of SYNs.
     fn syn_mark(&self, index: u32) -> io::Result<Option<u32>>;
-    /// The word that tells whether a backend seems to answer a CPU's clients.
+    /// The map's value for whether a backend seems to answer a CPU's clients.
     fn unanswered(&self, cpu: u32, id: u16) -> io::Result<u64>;
 }

@@ -1,5 +1,5 @@
-//! The flows that are held in tables, as an operator asks for them: which client is on which backend,
-//! whatever the ring says.
+//! The flows that are held in tables, for queries by operators: which client is on which backend,
+//! whatever the ring has.
 //!
 //! A flow that goes by the ring alone is in no table, and so it is not here: [`Flow`]s are pins,
 //! flows of `tracked` UDP services, and QUIC connections.
@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::search::{Names, Search};
 
-/// Flows that are told at once, unless it is asked for another number.
+/// Flows in one answer, unless another number is requested.
 pub const LIMIT: usize = 100;
-/// Flows that are told at once at most; more of them come as lines.
+/// Flows in one answer at most; more of them come as lines.
 pub const MOST: usize = 10_000;
 
 /// Where flows are read, beside the engine that writes them.
@@ -53,7 +53,7 @@ pub trait Source: Send + Sync {
     ) -> Result<()>;
 }
 
-/// What holds a flow.
+/// The kind of entry that holds a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -104,7 +104,7 @@ pub struct Query {
     /// As many at most, those with the latest packet; 0 for their number alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
-    /// All of them, or as many as `limit` says, one to a line as they are met: see [`Line`].
+    /// All of them, or as many as `limit` has, one to a line as they are met: see [`Line`].
     #[serde(default)]
     pub stream: bool,
 }
@@ -112,7 +112,7 @@ pub struct Query {
 /// A flow at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
-    /// What holds it.
+    /// The kind of entry that holds it.
     pub kind: Kind,
     /// The service; by protocol, VIP and port if it has lost its name, or nothing if it is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,14 +182,14 @@ impl Count {
     }
 }
 
-/// The flows that were asked for.
+/// The requested flows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// How many there are.
     pub matched: u64,
     /// How many each backend has of them.
     pub backends: Vec<Count>,
-    /// Those that are told: the ones with the latest packets.
+    /// Those in this answer: the ones with the latest packets.
     pub flows: Vec<Flow>,
 }
 
@@ -201,10 +201,10 @@ pub enum Line {
     Flow(Flow),
     /// The last line.
     End {
-        /// How many have been told.
+        /// How many have been sent.
         told: u64,
     },
-    /// The last line, if not all could be told.
+    /// The last line, if not all could be sent.
     Broken {
         /// Why.
         error: String,

@@ -1,4 +1,4 @@
-//! The search for flows: what is asked for, by ids; what is met, with names.
+//! The search for flows: the query, by ids; the results, with names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use lb_model::{
 
 use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
 
-/// What the ids in the flow tables stand for.
+/// The names for the ids in the flow tables.
 #[derive(Debug, Default)]
 pub struct Names {
     services: BTreeMap<u16, (String, Service)>,
@@ -41,7 +41,7 @@ impl Names {
         Ok(Self { services: services.collect(), backends: backends.collect() })
     }
 
-    /// Whether a flow may still send. Of a service that is gone nobody knows how long it may be silent.
+    /// Whether a flow may still send. The idle timeout of a service that is gone is unknown.
     fn is_live(&self, flow: &FlowRef, value: FlowValue, now: u32) -> bool {
         let service = self.services.get(&flow.service());
         let idle = now.saturating_sub(value.seen);
@@ -76,7 +76,7 @@ impl Names {
     }
 }
 
-/// A search: what is asked for, and what was found of it. A flow that has been idle for longer than its
+/// A search: the query, and its results so far. A flow that has been idle for longer than its
 /// service lets it is none: its entry waits for the sweep, or for another one that needs its place.
 #[derive(Debug)]
 pub struct Search<'a> {
@@ -86,7 +86,7 @@ pub struct Search<'a> {
     tally: Tally,
 }
 
-/// What is asked for, by ids.
+/// The query, by ids.
 #[derive(Debug)]
 struct Wanted<'a> {
     query: &'a Query,
@@ -94,7 +94,7 @@ struct Wanted<'a> {
     backends: Option<BTreeSet<u16>>,
 }
 
-/// What was found.
+/// The results.
 #[derive(Debug, Default)]
 struct Tally {
     limit: usize,
@@ -172,7 +172,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// What was found.
+    /// The results.
     #[must_use]
     pub fn found(self) -> Found {
         let Self { names, now, mut tally, .. } = self;
@@ -195,7 +195,7 @@ impl<'a> Search<'a> {
 }
 
 impl Wanted<'_> {
-    /// Walks the tables that can have what is asked for.
+    /// Walks the tables that can have results.
     fn walk(
         &self,
         source: &dyn Source,

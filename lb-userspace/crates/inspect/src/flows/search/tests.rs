@@ -1,4 +1,4 @@
-//! What is found.
+//! The results of searches.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -8,7 +8,7 @@ use zerocopy::FromZeros as _;
 
 use super::*;
 
-/// The second at which is asked.
+/// The second of the search.
 const NOW: u32 = 10_000;
 
 /// Tables in memory.
@@ -198,7 +198,7 @@ fn what_has_been_silent_for_too_long_is_no_flow() {
                 // A handshake is not waited for as long.
                 (FlowRef::Pin(key(3)), opening(75)),
                 (FlowRef::Pin(key(4)), opening(76)),
-                // Nobody knows how long one of a service that is gone may be silent.
+                // The idle timeout of a service that is gone is unknown.
                 (FlowRef::Pin(client("203.0.113.1", 5, 9)), silent(1, 5_000)),
             ],
         ),

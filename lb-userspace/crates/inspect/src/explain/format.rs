@@ -1,4 +1,4 @@
-//! The notes of a decision, in words.
+//! The notes of a decision, as text.
 
 use std::net::IpAddr;
 
@@ -30,8 +30,8 @@ use super::{
 
 const SECOND: u64 = 1_000_000_000;
 
-/// What is known when notes are put into words.
-pub struct Book<'a> {
+/// Describes notes as text, with the names and states of the node.
+pub struct Narrator<'a> {
     status: &'a Status,
     nanos: u64,
     ingress: u32,
@@ -45,13 +45,13 @@ struct Met<'a> {
     named: Option<(&'a str, &'a status::Service)>,
 }
 
-impl<'a> Book<'a> {
+impl<'a> Narrator<'a> {
     pub fn new(around: &Around<'a>, ingress: u32, questions: &Questions) -> Self {
         Self { status: around.status, nanos: around.nanos, ingress, cpu: questions.cpu }
     }
 
-    /// Tells the steps and the end of a decision.
-    pub fn tell(
+    /// Fills in the steps and the end of a decision.
+    pub fn fill(
         &self,
         explained: &mut Explained,
         snap: &Snap,
@@ -74,20 +74,20 @@ impl<'a> Book<'a> {
         });
         self.lookups(&mut steps, snap, verdict, notes, met);
         match verdict {
-            Verdict::Pass(reason) => steps.add("end", pass_words(*reason)),
-            Verdict::Drop(reason) => steps.add("end", drop_words(*reason)),
+            Verdict::Pass(reason) => steps.add("end", pass_text(*reason)),
+            Verdict::Drop(reason) => steps.add("end", drop_text(*reason)),
             Verdict::Reply(reply) => {
-                let word = match reply.kind {
+                let text = match reply.kind {
                     ReplyKind::TooBig => format!(
                         "the packet is longer than the {} bytes that reach the backend: its sender \
-                         is told by ICMP",
+                         gets an ICMP error",
                         reply.mtu
                     ),
                     ReplyKind::TtlExceeded => {
-                        "its time to live has run out here: its sender is told by ICMP".into()
+                        "its time to live has run out here: its sender gets an ICMP error".into()
                     }
                 };
-                steps.add("answer", word);
+                steps.add("answer", text);
             }
             Verdict::Forward(to) => {
                 explained.backend = Some(entry::ip_of(to.backend.address));
@@ -110,10 +110,10 @@ impl<'a> Book<'a> {
         explained.steps = steps.0;
         match reason_of(verdict, left.no_room) {
             Some((outcome, reason)) => {
-                let whose = if outcome == Outcome::Passed { "passed" } else { "dropped" };
+                let verdict = if outcome == Outcome::Passed { "passed" } else { "dropped" };
                 explained.outcome = outcome;
                 explained.reason = Some(reason.into());
-                explained.counted = format!("{whose} {reason}");
+                explained.counted = format!("{verdict} {reason}");
             }
             None => {
                 explained.outcome = Outcome::Forwarded;
@@ -157,17 +157,17 @@ impl<'a> Book<'a> {
             let to: Option<[u8; 6]> = snap.bytes.get(..6).and_then(|mac| mac.try_into().ok());
             let to = to.map(packet::mac).unwrap_or_default();
             let interface = self.interface(self.ingress);
-            let whom = if packet::is_raw_ip(&snap.bytes) {
+            let addressed = if packet::is_raw_ip(&snap.bytes) {
                 "without an Ethernet header every frame is for this node".to_owned()
             } else {
                 format!("{to} on {interface} is this node")
             };
-            let text = format!("{whom}; CPU {}", self.cpu);
+            let text = format!("{addressed}; CPU {}", self.cpu);
             steps.add("node", text);
         }
     }
 
-    /// What was looked up, in the order in which it was.
+    /// The lookups, in their order.
     fn lookups(
         &self,
         steps: &mut Steps,
@@ -466,7 +466,7 @@ impl<'a> Book<'a> {
         }
     }
 
-    /// What would be written, in words.
+    /// The writes that the program would make, as text.
     pub fn writes(&self, writes: &[Write]) -> Vec<String> {
         let words = writes.iter().map(|write| match write {
             Write::Flow(flow, before, value) => {
@@ -488,7 +488,7 @@ impl<'a> Book<'a> {
         words.collect()
     }
 
-    /// What happens to the flow's next packet.
+    /// The decision for the flow's next packet.
     pub fn next(&self, what: &str, first: &Plain, second: &Plain, notes: &[Note]) -> Option<Next> {
         let goes_to = |verdict: &Plain| match verdict {
             Verdict::Forward(to) => self.backend(to.id),
@@ -516,8 +516,8 @@ impl<'a> Book<'a> {
     }
 }
 
-/// The hash of the flow that a frame belongs to by its own header, if it is what led to the slot that was
-/// looked up.
+/// The hash of the flow that a frame belongs to by its own header, if the slot that was looked up
+/// follows from it.
 fn hash(snap: &Snap, service: &Service, notes: &[Note]) -> Option<u64> {
     let at = packet::transport(&snap.bytes)?;
     let port = snap.bytes.get(at.offset..at.offset + 2)?.try_into().ok()?;
@@ -532,7 +532,7 @@ fn hash(snap: &Snap, service: &Service, notes: &[Note]) -> Option<u64> {
     (slot == slot_of(hash, service.slots)).then_some(hash)
 }
 
-/// Steps that are being told; the same is not told twice.
+/// The steps so far, without duplicates.
 #[derive(Default)]
 struct Steps(Vec<Step>);
 
@@ -545,7 +545,7 @@ impl Steps {
     }
 }
 
-/// A backend's state, and what it means for flows.
+/// A backend's state, and its meaning for flows.
 fn state(backend: &status::Backend) -> String {
     let state = backend.state();
     let flows = match state {
@@ -568,8 +568,8 @@ const fn flow_word(flow: &FlowRef) -> &'static str {
     }
 }
 
-fn pass_words(reason: Pass) -> String {
-    let words = match reason {
+fn pass_text(reason: Pass) -> String {
+    let text = match reason {
         Pass::NotAService => "no service: the node's own stack gets it",
         Pass::NotIp => "neither IPv4 nor IPv6: the node's own stack gets it",
         Pass::Protocol => "neither TCP, UDP nor an ICMP error: the node's own stack gets it",
@@ -580,26 +580,26 @@ fn pass_words(reason: Pass) -> String {
         Pass::ExtensionHeaders => "IPv6 extension headers that can't be followed",
         Pass::Fragment => "a fragment of a packet for the node itself",
     };
-    words.into()
+    text.into()
 }
 
-fn drop_words(reason: Drop) -> String {
-    let words = match reason {
+fn drop_text(reason: Drop) -> String {
+    let text = match reason {
         Drop::NoBackend => "no backend can take it",
         Drop::FragmentWithoutFirst => "a fragment whose first fragment was not seen",
         Drop::TooBig => "too big for the way to the backend, and no error may be sent for it",
         Drop::TtlExceeded => "its time to live has run out, and no error may be sent for it",
-        Drop::TooBigReplied | Drop::TtlExceededReplied => "its sender was told",
+        Drop::TooBigReplied | Drop::TtlExceededReplied => "its sender got an ICMP error",
         Drop::IcmpRateLimited => {
-            "its sender would have to be told by ICMP, of which no more may be sent (limits.icmp_errors)"
+            "its sender would have to get an ICMP error, and no more may be sent (limits.icmp_errors)"
         }
         Drop::IcmpBadSource => {
-            "its sender would have to be told by ICMP, and its source is no address that may be"
+            "its sender would have to get an ICMP error, and its source is no address that may get one"
         }
         Drop::NoHeadroom => "the frame has no room for the headers",
         Drop::Unpinnable => {
             "it would begin at a backend that takes no new flow, and no pin to another one can be made yet"
         }
     };
-    words.into()
+    text.into()
 }
