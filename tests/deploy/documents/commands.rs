@@ -251,7 +251,7 @@ fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
     // Each second systemd starts it again, for a moment.
     wait::until_true(SOON, "lbctl says where the reason is", || {
         let said = machine.output("lbctl status 2>&1")?;
-        Ok(String::from_utf8_lossy(&said.stdout).contains("'journalctl -u lbd -n 20' says why"))
+        Ok(String::from_utf8_lossy(&said.stdout).contains("'journalctl -u lbd -n 20' shows why"))
     })?;
     let said = machine.output("lbctl doctor -q")?;
     let said = String::from_utf8_lossy(&said.stdout);

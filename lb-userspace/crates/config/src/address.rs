@@ -105,8 +105,8 @@ fn read_address<'a>(
             nodad.refuse("`nodad` is for IPv6 addresses; remove it");
         }
         let plain = plain(address, prefix, router);
-        let said = advertised.as_ref().and_then(|field| field.flag());
-        if let (Some(true), false, Some(field)) = (said, plain.advertised, &advertised) {
+        let configured = advertised.as_ref().and_then(|field| field.flag());
+        if let (Some(true), false, Some(field)) = (configured, plain.advertised, &advertised) {
             field.refuse(format!(
                 "advertisements over {} can't name {address}; remove `advertised`, or give it a router of its own",
                 family_name(router)
@@ -116,7 +116,7 @@ fn read_address<'a>(
             interface,
             label,
             nodad: nodad.as_ref().and_then(|field| field.flag()).unwrap_or(plain.nodad),
-            advertised: said.unwrap_or(plain.advertised) && plain.advertised,
+            advertised: configured.unwrap_or(plain.advertised) && plain.advertised,
             ..plain
         }
     });

@@ -1,4 +1,4 @@
-//! The `[service.check]` tables of a configuration, and what a service makes of its checks.
+//! The `[service.check]` tables of a configuration, and a service's policy for its checks.
 
 use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
     tree::{Field, Table},
 };
 
-/// Reads what a service makes of its backends' health.
+/// Reads a service's policy for its backends' health.
 pub(super) fn read_policy(table: &Table<'_>) -> Policy {
     let default = Policy::default();
     let wait = |key, example: &str| {
@@ -47,7 +47,7 @@ pub(super) fn read_policy(table: &Table<'_>) -> Policy {
     }
 }
 
-/// Reads a check; what it does not say is as in `base`.
+/// Reads a check; a missing key is as in `base`.
 pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
     let words = KINDS.map(|name| (name, name));
     let named = table.optional("type");
@@ -107,10 +107,10 @@ pub(super) fn read_check(table: Table<'_>, base: Check) -> Check {
     }
 }
 
-/// What a check is whose table says a type, an interval if that is given, and nothing else.
+/// The check of a table with a type, an interval if that is given, and nothing else.
 pub(super) fn implied(base: &Check, kind: &str, interval: Option<Duration>) -> Check {
     let mut check = Check { kind: implied_kind(&base.kind, kind), ..base.clone() };
-    // The other times follow the interval, where only that is said.
+    // The other times follow the interval, where only that is given.
     if let Some(interval) = interval {
         let least = *INTERVAL.start();
         let most = interval.max(least);
@@ -124,7 +124,7 @@ pub(super) fn implied(base: &Check, kind: &str, interval: Option<Duration>) -> C
     check
 }
 
-/// A kind of this name with what `base` says, as far as it goes.
+/// A kind of this name with the values of `base`, as far as they fit.
 fn implied_kind(base: &Kind, name: &str) -> Kind {
     let (http, tls) = match base {
         Kind::Http(http) => (http.clone(), Tls::default()),
@@ -259,7 +259,7 @@ fn read_dns(table: &Table<'_>, base: Dns) -> Dns {
     Dns { name: name.unwrap_or(base.name), record: record.map_or(base.record, str::to_owned) }
 }
 
-/// None if the command is none, which is then told.
+/// None if the command is none, which is then reported.
 fn read_exec(table: &Table<'_>, base: Exec) -> Option<Exec> {
     const EXAMPLE: &str = "command = [\"/usr/local/bin/check\", \"--fast\"]";
     let Some(field) = table.optional("command") else {

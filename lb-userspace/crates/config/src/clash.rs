@@ -1,4 +1,4 @@
-//! What must hold between the virtual routers of a configuration, and between them and its services.
+//! The rules between the virtual routers of a configuration, and between them and its services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,8 @@ use super::{
     tree::{Field, Problems},
 };
 
-/// What must hold between routers, and between them and the services; and what is probably not meant.
+/// Checks the rules between routers, and between them and the services; warns of settings that are
+/// probably not meant.
 pub(super) fn check(
     routers: &[Read<'_>],
     services: &Services,
@@ -37,7 +38,7 @@ pub(super) fn check(
         if let Some(field) = &read.vrid
             && !router.interface.is_empty()
         {
-            // The RFC tells them apart by the link too; but a second path may lead to the same link,
+            // The RFC distinguishes them by the link too; but a second path may lead to the same link,
             // and nodes and orders name a router by its key alone.
             let (key, interface) = (router.key, router.interface.as_str());
             if let Some((first, on)) = keys.insert(key, (name, interface)) {
@@ -123,7 +124,7 @@ fn doubt_forwarding(read: &Read<'_>, interfaces: &[String], doubts: &Problems<'_
 }
 
 /// RFC 9568, 5.2.9: "the first address MUST be the IPv6 link-local address associated with the Virtual
-/// Router". `lbd` needs none, since it routes for nobody; others may.
+/// Router". `lbd` needs none, since it routes for no host; others may.
 fn doubt_first_address(read: &Read<'_>, doubts: &Problems<'_>) {
     let mut advertised =
         read.router.addresses.iter().zip(&read.addresses).filter(|(vip, _)| vip.advertised);

@@ -1,4 +1,4 @@
-//! What a host has of what a configuration names: interfaces, the seed, and files that the user of `lbd` may read.
+//! The resources of a host that a configuration names: interfaces, the seed, and files that the user of `lbd` may read.
 //!
 //! A start finds out by itself. `lbd --check` and `lbctl doctor` look before it; both run as root mostly, who may read
 //! any file, and `lbd` of the package runs as another user.
@@ -18,7 +18,7 @@ use rustix::process::geteuid;
 use super::{Config, Problem, secret::make_readable};
 use crate::{seed, unit::Unit};
 
-/// What a host lacks of a configuration that has no mistake, in lines for people.
+/// The resources that a host lacks for a configuration without mistakes, in lines for people.
 #[derive(Debug, Default)]
 pub struct Lacks {
     /// `lbd` does not start here, or never reaches a backend.
@@ -27,7 +27,7 @@ pub struct Lacks {
     pub warnings: Vec<String>,
 }
 
-/// What this host lacks of a configuration that was read from `file`.
+/// The resources that this host lacks for a configuration that was read from `file`.
 #[must_use]
 pub fn lacks(config: &Config, file: &Path) -> Lacks {
     let (mut lacks, shown) = (Lacks::default(), file.display());
@@ -58,7 +58,7 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
             config.seed.file().unwrap_or(file).display()
         )),
         Ok(_) => {}
-        // A user that may not look can't tell.
+        // A user without the right to look does not know.
         Err(error) if seed::is_denied(&error) && !geteuid().is_root() => {}
         Err(error) => lacks.errors.push(format!("{shown}: {error:#}")),
     }
@@ -74,7 +74,7 @@ pub fn lacks(config: &Config, file: &Path) -> Lacks {
     lacks
 }
 
-/// Why the interface with this folder of sysfs can't have the hook that it is to have, as far as the kernel says.
+/// Why the interface with this folder of sysfs can't have the configured hook, as far as the kernel reports.
 fn unfit(config: &Config, name: &str, place: &Path) -> Option<Problem> {
     let kind: u16 = fs::read_to_string(place.join("type")).ok()?.trim().parse().ok()?;
     let message = match LinkLayer::of(kind.into()) {
@@ -118,7 +118,7 @@ pub fn unreadable_by(unit: &Unit, config: &Config, file: &Path) -> Result<Vec<Pr
     let seed = config.seed.is_there();
     unit.run_as(user, || {
         let mut problems = Config::parse(&config.text.0).err().unwrap_or_default();
-        // What root can't read either is no matter of rights.
+        // A file that root can't read either is no matter of rights.
         if let (Ok(_), Err(error), Some(seed)) = (seed, config.seed.is_there(), config.seed.file())
         {
             problems.push(unreadable(seed, &format!("{error:#}")));

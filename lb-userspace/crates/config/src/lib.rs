@@ -1,12 +1,12 @@
 //! The configuration: TOML in, services that can't be wrong out, or every mistake at once.
 //!
 //! The file is walked by hand over its spanned tree, since a serde type would stop at the first
-//! mistake and know no line for what is wrong between two values.
+//! mistake and know no line for mistakes between two values.
 //!
-//! [`fold`] and [`save`] write what commands have changed back into it, with its comments and order; [`show`] says what
-//! is in force as a file would. [`seed`] is the secret that rings are keyed with, in a file of its own.
+//! [`fold`] and [`save`] write what commands have changed back into it, with its comments and order; [`show`]
+//! prints the configuration in force as a file. [`seed`] is the secret that rings are keyed with, in a file of its own.
 //!
-//! It knows the desired state and the settings of every part, and nothing of what runs.
+//! It knows the desired state and the settings of every part, and nothing of the running daemon.
 
 mod address;
 mod check;
@@ -92,19 +92,19 @@ pub struct Config {
     pub state_file: PathBuf,
     /// The virtual routers.
     pub routers: Routers,
-    /// How the node talks to its peers; none: it has none.
+    /// The flow sync with the peers; none: it has none.
     pub sync: Option<lb_sync::Config>,
     /// How much is logged, and in what form.
     pub log: lb_model::log::Settings,
     /// Where read-only clients are answered over TCP; none: nowhere.
     pub http: Option<http::Config>,
-    /// Why nobody is answered there, though the configuration says so.
+    /// The reason why no client is answered there, though it is configured.
     pub http_lacks: Option<Lacks>,
     /// The services.
     pub desired: Desired,
-    /// What it does not say of its backends.
+    /// The keys of its backends that it does not specify.
     pub unsaid: Unsaid,
-    /// What works and is probably not meant.
+    /// The warnings: settings that work and are probably not meant.
     pub warnings: Vec<Problem>,
     /// The text that it was read from.
     pub text: Text,
@@ -112,7 +112,7 @@ pub struct Config {
     pub text_at_start: Text,
 }
 
-/// The text of a configuration, in which there may be secrets. Two configurations that say the same are
+/// The text of a configuration, in which there may be secrets. Two configurations with the same values are
 /// equal, however they are written: any text equals any other.
 #[derive(Clone, Default)]
 pub struct Text(pub String);
@@ -129,12 +129,12 @@ impl fmt::Debug for Text {
     }
 }
 
-/// What an HTTP listener lacks.
+/// The files that an HTTP listener lacks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lacks {
     /// Where it would listen.
     pub listen: Vec<SocketAddr>,
-    /// What is wrong with its files.
+    /// The mistakes of its files.
     pub problems: Vec<Problem>,
     /// The configuration, to look for them again.
     text: Text,
@@ -147,7 +147,7 @@ impl Lacks {
         Config::parse(&self.text.0).ok()?.http
     }
 
-    /// What is wrong, in one line.
+    /// The mistakes, in one line.
     #[must_use]
     pub fn why(&self) -> String {
         let all: Vec<_> = self.problems.iter().map(ToString::to_string).collect();
@@ -181,7 +181,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    /// Whether the configuration itself has a mistake, which is there until somebody changes it. Otherwise
+    /// Whether the configuration itself has a mistake, which stays until its text changes. Otherwise
     /// it is a file that it names.
     #[must_use]
     pub fn is_mistaken(&self) -> bool {
@@ -214,7 +214,7 @@ impl Config {
     }
 
     /// Reads a file to start with: if all that is wrong are files of the HTTP listener, everything else is
-    /// as it says.
+    /// as configured.
     ///
     /// # Errors
     ///
@@ -226,7 +226,7 @@ impl Config {
             .map_err(|problems| Invalid { file: file.into(), problems }.into())
     }
 
-    /// What the node calls itself: what its peers are told, or the machine's name.
+    /// The node's name: the one that is sent to peers, or the machine's.
     #[must_use]
     pub fn node_name(&self) -> String {
         self.sync.as_ref().map_or_else(sync::host_name, |sync| sync.node.clone())
@@ -256,7 +256,7 @@ impl Config {
         for error in &errors {
             problems.push(error.span().map_or(0, |span| span.start), "", error.message());
         }
-        // What a file with broken syntax lacks says nothing.
+        // Missing keys of a file with broken syntax mean nothing.
         let read = if errors.is_empty() { read(&tree, &problems) } else { None };
         let problems = problems.into_sorted();
         let read = read.map(|(config, listen)| {
@@ -275,7 +275,7 @@ impl Config {
         }
     }
 
-    /// What the data plane is told, with the seed from its file, which is made if there is none.
+    /// The data plane's settings, with the seed from its file, which is made if there is none.
     ///
     /// # Errors
     ///
@@ -296,7 +296,7 @@ impl Config {
         })
     }
 
-    /// What of `other` takes a new start of `lbd`: the keys that differ.
+    /// The differences to `other` that take a new start of `lbd`: their keys.
     #[must_use]
     pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
         [
@@ -347,7 +347,7 @@ impl Config {
         problems.into_iter().next().expect("one was pushed")
     }
 
-    /// Reads the text, which has no mistake, once more, for the places of what is in it.
+    /// Reads the text, which has no mistake, once more, for the places of its values.
     fn read_again(&self, find: impl FnOnce(&Table<'_>, &Problems<'_>)) -> Vec<Problem> {
         let (known, found) = (Problems::new(&self.text.0), Problems::new(&self.text.0));
         let (tree, _) = DeTable::parse_recoverable(&self.text.0);
@@ -355,7 +355,7 @@ impl Config {
         found.into_sorted()
     }
 
-    /// One line that says what the configuration holds.
+    /// A summary of the configuration, in one line.
     #[must_use]
     pub fn summary(&self) -> String {
         let backends: usize = self.desired.services.values().map(|s| s.backends.len()).sum();

@@ -1,6 +1,6 @@
 //! Pieces of a configuration that are given by themselves, as a command's flags give them.
 //!
-//! They are read by the reader of the file, so that words, units and bounds are the same.
+//! They are read by the reader of the file, so that names, units and bounds are the same.
 
 use lb_model::{check::Check, policy::Policy};
 use toml::de::DeTable;
@@ -10,7 +10,7 @@ use super::{
     tree::{Problem, Problems, Table},
 };
 
-/// What keys of a `[[service]]` say of health.
+/// The health policy in the keys of a `[[service]]`.
 ///
 /// # Errors
 ///
@@ -23,7 +23,7 @@ pub fn policy(keys: &toml::Table) -> Result<Policy, Vec<Problem>> {
     })
 }
 
-/// The check that keys of a `[service.check]` say.
+/// The check in the keys of a `[service.check]`.
 ///
 /// # Errors
 ///

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 /// Replaces the file, which is `before`, by `after`; mode, owner and group stay. A link to a file stays a link to it.
-/// Returns what the operator has to know all the same: the file may not outlast a crash of the machine, or its owner is
+/// Returns a note for the operator: the file may not outlast a crash of the machine, or its owner is
 /// this process's user, which may not give files away (`CAP_CHOWN`).
 ///
 /// # Errors
@@ -31,7 +31,7 @@ pub fn replace(file: &Path, before: &str, after: &str) -> Result<Option<String>>
     Ok((!notes.is_empty()).then(|| notes.join("; ")))
 }
 
-/// Has the disk keep what a folder holds; what is to be said if it may not.
+/// Has the disk keep the content of a folder; returns a note if it may not.
 fn sync(dir: &Path) -> Option<String> {
     let error = File::open(dir).and_then(|dir| dir.sync_all()).err()?;
     Some(format!(
@@ -43,7 +43,7 @@ fn sync(dir: &Path) -> Option<String> {
 fn write(file: &Path, partial: &Path, before: &str, after: &str) -> Result<Option<String>> {
     let meta = fs::metadata(file).with_context(|| format!("look at {}", file.display()))?;
     let failed = || format!("write {}", partial.display());
-    // Nobody is to read it before it has its owner.
+    // No user may read it before it has its owner.
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut new = options.open(partial).with_context(|| {

@@ -8,7 +8,7 @@ use std::{
 
 use super::tree::{About, Field, Problems};
 
-/// Who else may read the file of a key without a word: its group, as that of a daemon's user.
+/// The other readers that the file of a key may have without a warning: its group, as that of a daemon's user.
 const MODE: u32 = 0o640;
 /// Files that are larger hold no key.
 const MOST: u64 = 4_096;
@@ -16,7 +16,7 @@ const MOST: u64 = 4_096;
 /// Files that are larger hold no certificate, and no list of passwords.
 const MOST_LISTED: u64 = 256 << 10;
 
-/// The content of a key's file. `remedy` says what to do when it is missing.
+/// The content of a key's file. `remedy` is the command for a missing file.
 pub(super) fn read(
     field: &Field<'_>,
     doubts: &Problems<'_>,
@@ -44,7 +44,7 @@ pub(super) fn read_public(
     read_file(field, example, MOST_LISTED, None, About::ListenerFile, remedy)
 }
 
-/// `doubts` is told when others can read or change what is secret.
+/// Adds to `doubts` when others can read or change the secret.
 fn read_file(
     field: &Field<'_>,
     example: &str,

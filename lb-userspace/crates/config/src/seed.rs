@@ -138,7 +138,7 @@ pub(crate) fn is_denied(error: &anyhow::Error) -> bool {
     cause.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// Bytes that nobody can guess.
+/// Random bytes.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     fs::File::open("/dev/urandom")
@@ -209,7 +209,7 @@ mod tests {
         assert!(!earlier.exists(), "nothing is written elsewhere");
     }
 
-    /// Reads as a user does who may not read `closed`; root, who may run the tests, reads everything.
+    /// Reads as a user without the right to read `closed`; root, who may run the tests, reads everything.
     fn reader(closed: PathBuf) -> impl Fn(&Path) -> io::Result<String> {
         move |path| match path == closed {
             true => Err(io::ErrorKind::PermissionDenied.into()),

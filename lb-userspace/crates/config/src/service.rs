@@ -22,7 +22,7 @@ use super::{
 #[derive(Default)]
 pub(super) struct Services {
     pub(super) desired: Desired,
-    /// Services that lack something, with stand-ins for it: their own mistakes are told all the same.
+    /// Services that lack something, with stand-ins for it: their own mistakes are reported all the same.
     pub(super) incomplete: Desired,
     pub(super) unsaid: Unsaid,
     pub(super) places: Places,
@@ -39,7 +39,7 @@ impl Places {
         self.0.contains_key(&(service.clone(), *backend, *field))
     }
 
-    /// The place of what is wrong: the field's, else its table's.
+    /// The place of a mistake: the field's, else its table's.
     pub(super) fn find(&self, violation: &Violation) -> Option<(usize, String)> {
         let key = |field| (violation.service.clone(), violation.backend, field);
         self.0.get(&key(violation.field)).or_else(|| self.0.get(&key(""))).cloned()

@@ -1,11 +1,11 @@
-//! What is in force, as the text of a configuration, without what is secret in it.
+//! The configuration in force, as text, without its secrets.
 
 use anyhow::{Context as _, Result};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
 
 use super::fold::{Writable, fold};
 
-/// Keys that hold what `lbd` has started with until it starts again, by all their names.
+/// Keys that stay as at the start of `lbd` until it starts again, by all their names.
 const OF_THE_START: [&str; 14] = [
     "interface",
     "interfaces",
@@ -24,11 +24,11 @@ const OF_THE_START: [&str; 14] = [
 ];
 /// Where secrets stand, from the root on; tables in arrays and outside of them alike.
 const SECRET: [&[&str]; 3] = [&["seed"], &["sync", "key"], &["virtual_router", "password"]];
-/// What stands in a secret's place.
+/// The text in a secret's place.
 const HIDDEN: &str = "(hidden)";
 
-/// The text of a file that says what is in force: `text`, which was loaded last, with the services of
-/// `in_force`, and with what `lbd` has started with where a change takes a restart.
+/// The configuration in force as a file: `text`, which was loaded last, with the services of
+/// `in_force`, and with the values at the start of `lbd` where a change takes a restart.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ fn hide(table: &mut dyn TableLike, path: &[&str]) {
     }
 }
 
-/// Hides what comments give to keys of secrets: `# password = "..."`, as an operator keeps an old one. In a string of
+/// Hides the values of keys of secrets in comments: `# password = "..."`, as an operator keeps an old one. In a string of
 /// several lines, a line with `#` is taken for a comment, too.
 fn without_commented(text: &str) -> String {
     let mut lines = Vec::new();
@@ -126,7 +126,7 @@ fn comment(line: &str) -> Option<usize> {
     None
 }
 
-/// What is before the first value of a secret's key, and after it.
+/// The text before the first value of a secret's key, and after it.
 fn next_secret(text: &str) -> Option<(&str, &str)> {
     let is_of_a_key = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-');
     let mut from = 0;

@@ -15,7 +15,7 @@ const WEIGHTS: std::ops::RangeInclusive<i64> = -254..=254;
 const SCRIPT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3_600));
 const SCRIPT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is tracked, with the place of the service's name where it is one.
+/// The tracked object, with the place of the service's name where it is one.
 pub(super) fn read_tracks<'a>(
     table: &Table<'a>,
     is_owner: bool,
@@ -25,12 +25,12 @@ pub(super) fn read_tracks<'a>(
         tables.into_iter().filter_map(|table| read_track(table, is_owner)).collect();
     let forwards = tracks.iter().any(|(track, _)| track.what == Tracked::Forwarding);
     let field = table.optional("track_forwarding");
-    let said = field.as_ref().and_then(Field::flag);
-    if let (true, Some(false), Some(field)) = (forwards, said, &field) {
+    let configured = field.as_ref().and_then(Field::flag);
+    if let (true, Some(false), Some(field)) = (forwards, configured, &field) {
         field.refuse("there is a track with type = \"forwarding\"; remove it, or this");
     }
     // A node that does not forward must not draw traffic.
-    let by_default = (!forwards && said != Some(false))
+    let by_default = (!forwards && configured != Some(false))
         .then_some((Track { what: Tracked::Forwarding, weight: 0 }, None));
     by_default.into_iter().chain(tracks).collect()
 }

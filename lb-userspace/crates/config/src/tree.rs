@@ -22,21 +22,21 @@ pub struct Problem {
     pub column: usize,
     /// The key, as `service[0].backend[2].weight`; empty for the whole file.
     pub path: String,
-    /// What is wrong, and what would be right.
+    /// The mistake, and its remedy.
     pub message: String,
-    /// What it is about.
+    /// Its subject.
     pub about: About,
     /// The command that mends it, for a shell of root; none if it takes a decision.
     pub mend: Option<String>,
 }
 
-/// What a mistake is about, which says whether trying again may help.
+/// The subject of a mistake; it decides whether trying again may help.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum About {
     /// The text of the configuration.
     #[default]
     Text,
-    /// A file that the configuration names, without which `lbd` can't do what it says.
+    /// A file that the configuration names, without which `lbd` can't run as configured.
     File,
     /// A file of the HTTP listener, without which everything else can be done.
     ListenerFile,
@@ -57,7 +57,7 @@ impl Problem {
         }
     }
 
-    /// A line that says that it is no mistake, and probably not meant.
+    /// Its line as a warning: no mistake, and probably not meant.
     #[must_use]
     pub fn as_warning(&self) -> String {
         format!("{}:{}: warning: {}", self.line, self.column, self.what())
@@ -108,12 +108,12 @@ impl<'t> Problems<'t> {
         self.found.borrow_mut().push((offset, problem));
     }
 
-    /// Says something of a field, here and not where its mistakes go.
+    /// Reports a message about a field, here and not where its mistakes go.
     pub(super) fn push_at(&self, field: &Field<'_>, message: impl Into<String>) {
         self.push(field.span().start, field.path(), message);
     }
 
-    /// Keys of the top level that stand below a table's header belong to that table, where nobody knows them.
+    /// Keys of the top level that stand below a table's header belong to that table, where they are unknown.
     fn explain_misplaced(&self, top: &[&str]) {
         for (_, problem) in self.found.borrow_mut().iter_mut() {
             let key = problem.path.rsplit_once('.').map(|(_, key)| key);
@@ -144,14 +144,14 @@ impl<'t> Problems<'t> {
     }
 }
 
-/// A table of the document. What is asked of it is what it may hold.
+/// A table of the document. It may hold the keys that the readers request.
 pub(super) struct Table<'a> {
     table: &'a DeTable<'a>,
     /// Where the table begins.
     offset: usize,
     path: String,
     problems: &'a Problems<'a>,
-    asked: RefCell<Vec<&'static str>>,
+    requested: RefCell<Vec<&'static str>>,
 }
 
 /// A key that is there, with its value.
@@ -168,7 +168,7 @@ impl<'a> Table<'a> {
             offset: 0,
             path: String::new(),
             problems,
-            asked: RefCell::default(),
+            requested: RefCell::default(),
         }
     }
 
@@ -190,7 +190,7 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn optional(&self, key: &'static str) -> Option<Field<'a>> {
-        self.asked.borrow_mut().push(key);
+        self.requested.borrow_mut().push(key);
         let value = self.table.get(key)?;
         Some(Field { value, path: self.path_of(key), problems: self.problems })
     }
@@ -204,7 +204,7 @@ impl<'a> Table<'a> {
         self.table.iter().map(field).collect()
     }
 
-    /// Reports a key that is missing; `example` is what would be right.
+    /// Reports a key that is missing; `example` is a right one.
     pub(super) fn required(&self, key: &'static str, example: &str) -> Option<Field<'a>> {
         let field = self.optional(key);
         if field.is_none() {
@@ -231,26 +231,26 @@ impl<'a> Table<'a> {
         fields.filter_map(|field| field.table(header)).collect()
     }
 
-    /// Leaves keys that nothing asked for unreported, where it is not known what there may be.
+    /// Leaves keys that no reader requested unreported, where the possible keys are unknown.
     pub(super) fn leave(self) {
         drop(self);
     }
 
-    /// Reports the keys that nothing asked for.
+    /// Reports the keys that no reader requested.
     pub(super) fn finish(self) {
-        let asked = self.asked.borrow();
+        let requested = self.requested.borrow();
         let mut known: Vec<&str> = Vec::new();
-        for key in asked.iter().copied() {
+        for key in requested.iter().copied() {
             if !known.contains(&key) {
                 known.push(key);
             }
         }
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
-            if asked.contains(&name) {
+            if requested.contains(&name) {
                 continue;
             }
-            let message = match nearest(name, asked.iter().copied()) {
+            let message = match nearest(name, requested.iter().copied()) {
                 Some(known) => format!("{UNKNOWN}; did you mean `{known}`?"),
                 None => format!("{UNKNOWN}; the keys here are {}", known.join(", ")),
             };
@@ -275,7 +275,7 @@ impl<'a> Field<'a> {
         self.problems.push(self.span().start, self.path.as_str(), message);
     }
 
-    /// Reports what is wrong with the file that the field names.
+    /// Reports a mistake of the file that the field names.
     pub(super) fn refuse_file(&self, about: About, message: impl Into<String>) {
         self.refuse_for((about, None), message);
     }
@@ -305,7 +305,7 @@ impl<'a> Field<'a> {
             offset: self.span().start,
             path: self.path,
             problems: self.problems,
-            asked: RefCell::default(),
+            requested: RefCell::default(),
         })
     }
 
@@ -317,7 +317,7 @@ impl<'a> Field<'a> {
         self.value.get_ref().as_bool().is_some()
     }
 
-    /// A string; `example` is what would be right.
+    /// A string; `example` is a right one.
     pub(super) fn string(&self, example: &str) -> Option<&'a str> {
         let text = self.value.get_ref().as_str();
         if text.is_none() {
@@ -326,7 +326,7 @@ impl<'a> Field<'a> {
         text
     }
 
-    /// A string that `parse` understands; its error says what would be right.
+    /// A string that `parse` understands; its error has the remedy.
     pub(super) fn parsed<T>(
         &self,
         example: &str,
@@ -335,7 +335,7 @@ impl<'a> Field<'a> {
         parse(self.string(example)?).map_err(|message| self.refuse(message)).ok()
     }
 
-    /// One of some words.
+    /// One of several names.
     pub(super) fn word<T: Copy>(&self, words: &[(&'static str, T)]) -> Option<T> {
         let all =
             words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
@@ -373,7 +373,7 @@ impl<'a> Field<'a> {
         value
     }
 
-    /// A whole number as it is written, if `parse` understands that; its error says what would be right.
+    /// A whole number as it is written, if `parse` understands that; its error has the remedy.
     pub(super) fn number<T>(
         &self,
         expected: &str,

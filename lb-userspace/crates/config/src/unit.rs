@@ -27,7 +27,7 @@ impl Unit {
     /// The unit, if systemd runs and has it.
     #[must_use]
     pub fn read() -> Option<Self> {
-        // sd_booted(3): elsewhere `systemctl` has nobody to ask.
+        // sd_booted(3): elsewhere `systemctl` has no service manager.
         if !Path::new("/run/systemd/system").exists() {
             return None;
         }
@@ -65,13 +65,13 @@ impl Unit {
         self.sub == "auto-restart"
     }
 
-    /// What somebody does who finds no `lbd`; `unit` is none where systemd has none.
+    /// The remedy where no `lbd` answers; `unit` is none where systemd has none.
     #[must_use]
     pub fn remedy(unit: Option<&Self>) -> String {
         match unit {
             None => format!("start it with 'lbd --config {}'", defaults::CONFIG),
             Some(unit) if unit.is_retried() || unit.active == "failed" => format!(
-                "lbd.service is {} ({}); 'journalctl -u lbd -n 20' says why",
+                "lbd.service is {} ({}); 'journalctl -u lbd -n 20' shows why",
                 unit.active, unit.sub
             ),
             Some(unit) if unit.active == "inactive" => format!("start it with '{}'", unit.start()),
@@ -158,11 +158,11 @@ mod tests {
             (Some(unit("inactive", "dead", true)), "start it with 'systemctl start lbd'"),
             (
                 Some(unit("activating", "auto-restart", true)),
-                "lbd.service is activating (auto-restart); 'journalctl -u lbd -n 20' says why",
+                "lbd.service is activating (auto-restart); 'journalctl -u lbd -n 20' shows why",
             ),
             (
                 Some(unit("failed", "failed", true)),
-                "lbd.service is failed (failed); 'journalctl -u lbd -n 20' says why",
+                "lbd.service is failed (failed); 'journalctl -u lbd -n 20' shows why",
             ),
             (
                 Some(unit("activating", "start", true)),

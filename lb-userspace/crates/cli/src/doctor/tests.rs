@@ -654,7 +654,7 @@ fn a_daemon_that_does_not_run_is_told() {
     // Starting it again would fail again.
     let fails = stopped("LoadState=loaded\nActiveState=activating\nSubState=auto-restart\n", true);
     assert_eq!((fails.grade, &fails.mend), (Grade::Warning, &None));
-    assert!(fails.why.contains("'journalctl -u lbd -n 20' says why"), "{fails:?}");
+    assert!(fails.why.contains("'journalctl -u lbd -n 20' shows why"), "{fails:?}");
 }
 
 #[test]

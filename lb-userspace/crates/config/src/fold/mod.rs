@@ -2,7 +2,7 @@
 //! is: comments, order, line ends.
 //!
 //! The text is edited in place by the spans of its parsed tree. That takes three passes, each over a
-//! tree of its own: what is gone, what changes, what is added.
+//! tree of its own: removed, changed and added values.
 
 mod node;
 mod text;
@@ -23,17 +23,17 @@ use self::{
 };
 use super::{Config, Problem, check::implied};
 
-/// What of a state the configuration can say.
+/// The part of a state that the configuration can express.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Writable {
     /// The services.
     pub desired: Desired,
-    /// What it can't say, in words.
+    /// The parts that it can't express, as text.
     pub left: Vec<String>,
 }
 
 impl Writable {
-    /// What of `wanted` the configuration can say, where it has no better word as `configured`.
+    /// The part of `wanted` that the configuration can express; the rest is as in `configured`.
     #[must_use]
     pub fn of(configured: &Desired, wanted: &Desired) -> Self {
         let mut desired = wanted.clone();
@@ -47,11 +47,11 @@ impl Writable {
                 match backend.admin {
                     Admin::Enabled | Admin::Disabled | Admin::Draining { deadline: None } => {}
                     Admin::Draining { .. } => {
-                        note(&format!("state {state}; the file says draining, without an end"));
+                        note(&format!("state {state}; the file has draining, without an end"));
                         backend.admin = Admin::Draining { deadline: None };
                     }
                     Admin::Down => {
-                        note("state down; the file says disabled, which keeps flows");
+                        note("state down; the file has disabled, which keeps flows");
                         backend.admin = Admin::Disabled;
                     }
                     Admin::Removing { .. } => {
@@ -61,7 +61,7 @@ impl Writable {
                 }
                 let fits = |check: &Check| is_expressible(check, &policy.check);
                 if !backend.check.as_deref().is_none_or(fits) {
-                    note("its check; it has less than the service's, which a file can't say");
+                    note("its check; it has less than the service's, which a file can't express");
                     let before = old.and_then(|old| old.get(at)?.check.clone());
                     backend.check = before.filter(|check| fits(check));
                 }
@@ -83,7 +83,7 @@ fn is_expressible(check: &Check, base: &Check) -> bool {
 ///
 /// # Errors
 ///
-/// It can't be written so that it is read as what is wanted.
+/// It can't be written so that it is read as the wanted state.
 pub fn fold(text: &str, wanted: &Desired) -> Result<String> {
     let all = |problems: Vec<Problem>| {
         let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
@@ -199,7 +199,7 @@ fn change(text: &str, before: &Desired, wanted: &Desired) -> Result<String> {
     edits.apply()
 }
 
-/// Makes the keys of a table those of `after`; what it does not say is as in `implied`.
+/// Makes the keys of a table those of `after`; a missing key is as in `implied`.
 fn fold_keys(
     edits: &mut Edits<'_>,
     place: &Place<'_>,
@@ -217,7 +217,7 @@ fn fold_keys(
     }
 }
 
-/// Makes the check of a service or a backend `after`, where what it does not say is as in `base`.
+/// Makes the check of a service or a backend `after`, where a missing key is as in `base`.
 fn fold_check(
     edits: &mut Edits<'_>,
     place: &Place<'_>,
@@ -234,8 +234,8 @@ fn fold_check(
     }
 }
 
-/// The keys of a check that says nothing of its own but, maybe, the type and the interval of
-/// `check`, as a table that lacks them says them.
+/// The keys of a check with nothing of its own but, maybe, the type and the interval of
+/// `check`, as a table that lacks them implies them.
 fn implied_keys(base: &Check, check: &Check, has_interval: bool) -> Keys {
     let follows = has_interval || check.interval != base.interval;
     let implied = implied(base, check.kind.name(), follows.then_some(check.interval));

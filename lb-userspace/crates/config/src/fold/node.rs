@@ -173,7 +173,7 @@ impl<'d> Node<'d> {
 /// A table, and where its keys are written.
 pub(super) struct Place<'d> {
     node: Node<'d>,
-    /// What its keys begin with there: `check.` if it is dotted.
+    /// The prefix of its keys there: `check.` if it is dotted.
     prefix: String,
     /// The table that has a place: itself, or the one that it is dotted in.
     holder: Node<'d>,
@@ -213,7 +213,7 @@ impl<'d> Place<'d> {
                 edits.insert_lines(last, &[line]);
             }
             (Node::Inline(_), Some((_, last))) => edits.insert(last, format!(", {entry}")),
-            // What else is put into it comes before this, with a comma.
+            // Other additions come before this, with a comma.
             (Node::Inline(_), None) => edits.insert_first(span.start + 1, &entry),
         }
     }

@@ -9,7 +9,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 
-/// The example, changed; `edit` is given what it means.
+/// The example, changed; `edit` gets its parsed form.
 fn folded(text: &str, edit: impl FnOnce(&mut Writable)) -> String {
     let config = Config::parse(text).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let mut wanted = Writable { desired: config.desired.clone(), left: Vec::new() };
@@ -31,7 +31,7 @@ fn take(wanted: &mut Writable, backend: u8) {
     web.backends.remove(&at(backend)).expect("it is there");
 }
 
-/// The lines that go and come, as `diff` tells them.
+/// The removed and added lines, as `diff` prints them.
 fn changes(before: &str, after: &str) -> Vec<String> {
     let diff = similar::TextDiff::from_lines(before, after);
     let lines = diff.iter_all_changes().filter(|line| line.tag() != similar::ChangeTag::Equal);
@@ -119,7 +119,7 @@ fn what_goes_takes_its_own_comments_along() {
     assert!(first.contains("    # start = \"up\"            # its state"), "{first}");
 }
 
-/// One service in the forms that people write, with what becomes of it: 11 gets a weight, 12 goes,
+/// One service in the forms that people write, with the result: 11 gets a weight, 12 goes,
 /// 13 comes.
 #[test]
 fn every_form_survives() {
@@ -234,10 +234,10 @@ fn what_a_file_can_not_say_is_left() {
     assert_eq!(
         writable.left,
         [
-            "backend 10.0.0.11 of web: state draining until 1970-01-01T00:00:00Z; the file says draining, without an end",
+            "backend 10.0.0.11 of web: state draining until 1970-01-01T00:00:00Z; the file has draining, without an end",
             "backend 10.0.0.12 of web: state removing; the file does not have it",
-            "backend 10.0.0.13 of web: state down; the file says disabled, which keeps flows",
-            "backend 10.0.0.15 of web: its check; it has less than the service's, which a file can't say",
+            "backend 10.0.0.13 of web: state down; the file has disabled, which keeps flows",
+            "backend 10.0.0.15 of web: its check; it has less than the service's, which a file can't express",
         ]
     );
     assert!(fold(EXAMPLE, &writable.desired).is_ok());
@@ -368,7 +368,7 @@ fn any_service() -> impl Strategy<Value = Service> {
     )
 }
 
-/// States that a file can say; each service has an address of its own.
+/// States that a file can express; each service has an address of its own.
 fn any_state() -> impl Strategy<Value = Writable> {
     prop::collection::btree_map(1u8..4, any_service(), 0..3).prop_map(|services| {
         let mut wanted = Writable::default();
@@ -389,7 +389,7 @@ proptest! {
         second in any_state(),
         inline in any::<bool>(),
     ) {
-        // That it is read as what was wanted is what `fold` makes sure of.
+        // `fold` ensures that it is read as the wanted state.
         let empty = if inline { "interface = \"eth0\"\nservice = []" } else { "interface = \"eth0\"" };
         let one = fold(empty, &first.desired);
         prop_assert!(one.is_ok(), "{:?}", one);

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 pub(super) struct Edits<'t> {
     text: &'t str,
     eol: &'static str,
-    /// What is replaced by what; edits of one place in their order.
+    /// Replaced ranges and their replacements; edits of one place in their order.
     edits: Vec<(Range<usize>, String)>,
 }
 
@@ -19,7 +19,7 @@ impl<'t> Edits<'t> {
         Self { text, eol, edits: Vec::new() }
     }
 
-    /// The text with the edits made. What is cut twice is cut once.
+    /// The text with the edits made. A range that is cut twice is cut once.
     pub(super) fn apply(mut self) -> Result<String> {
         self.edits.sort_by_key(|(range, _)| range.start);
         let mut out = String::with_capacity(self.text.len());
@@ -88,7 +88,7 @@ impl<'t> Edits<'t> {
         while self.is_comment(below) {
             below = self.line_end(below);
         }
-        // What runs into the next header is a comment on that.
+        // A comment that runs into the next header belongs to that.
         if below >= self.text.len() || self.is_blank(below) { below } else { end }
     }
 
@@ -105,7 +105,7 @@ impl<'t> Edits<'t> {
         while start > 0 && self.is_comment(self.line_start(start - 1)) {
             start = self.line_start(start - 1);
         }
-        // What follows a value at once may be a comment on that.
+        // A comment right after a value may belong to that.
         if start > 0 && !self.is_blank_before(start) {
             start = own;
         }
@@ -121,7 +121,7 @@ impl<'t> Edits<'t> {
         self.cut(start..end);
     }
 
-    /// Cuts elements of what has commas between them: an array or an inline table.
+    /// Cuts elements that have commas between them: an array or an inline table.
     pub(super) fn cut_elements(&mut self, around: Range<usize>, elements: &[(Range<usize>, bool)]) {
         let out: Vec<usize> = (0..elements.len()).filter(|index| elements[*index].1).collect();
         let inner = around.start + 1..around.end.saturating_sub(1);

@@ -1,16 +1,16 @@
-//! Who may look: by a password (`htpasswd -B`), or by a token. Tokens are kept and compared as digests.
+//! Credentials: a password (`htpasswd -B`), or a token. Tokens are kept and compared as digests.
 
 use std::{collections::BTreeMap, fmt};
 
 use ring::digest::{SHA256, digest};
 use subtle::{Choice, ConstantTimeEq as _};
 
-/// What bcrypt may cost. Less is guessed too fast, more takes seconds for each who looks.
+/// The allowed costs of bcrypt. Less is guessed too fast, more takes seconds for each request.
 const COSTS: std::ops::RangeInclusive<u32> = 5..=15;
 /// A shorter token could be guessed.
 const SHORTEST: usize = 16;
 
-/// Who may look by a password: names, and what bcrypt made of their passwords.
+/// Users with a password: names, and the bcrypt hashes of their passwords.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Users(BTreeMap<String, String>);
 
@@ -20,7 +20,7 @@ impl fmt::Debug for Users {
     }
 }
 
-/// Who may look by a token: a digest of each.
+/// Tokens: a digest of each.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Tokens(Vec<[u8; 32]>);
 
@@ -30,7 +30,7 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// The lines that say something, by their numbers.
+/// The lines that are neither empty nor comments, by their numbers.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
@@ -41,7 +41,7 @@ impl Users {
     ///
     /// # Errors
     ///
-    /// All mistakes with their lines, and nothing of what is secret.
+    /// All mistakes with their lines, without secrets.
     pub fn parse(text: &str) -> Result<Self, Vec<(usize, String)>> {
         let mut users = BTreeMap::new();
         let mut mistakes = Vec::new();
@@ -69,9 +69,9 @@ impl Users {
     #[must_use]
     pub fn is_right(&self, name: &str, password: &str) -> bool {
         let user = self.0.get(name);
-        // Of another one if there is no such user, so that it takes as long to say so.
+        // Of another one if there is no such user, so that the refusal takes as long.
         let Some(hash) = user.or_else(|| self.0.values().next()) else { return false };
-        // What is no hash was refused when it was read.
+        // The reader has refused values that are no hash.
         let right = bcrypt::verify(password, hash).unwrap_or(false);
         user.is_some() && right
     }
@@ -96,7 +96,7 @@ impl Tokens {
     ///
     /// # Errors
     ///
-    /// All mistakes with their lines, and nothing of what is secret.
+    /// All mistakes with their lines, without secrets.
     pub fn parse(text: &str) -> Result<Self, Vec<(usize, String)>> {
         const HOW: &str = "write one as 'openssl rand -hex 32' prints it";
         let mut mistakes = Vec::new();
@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// What bcrypt makes of a password.
+    /// The bcrypt hash of a password.
     fn hash(password: &str) -> String {
         bcrypt::hash_with_salt(password, 5, [7; 16]).expect("it is hashed").to_string()
     }
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn it_takes_as_long_to_refuse_who_is_unknown() {
         let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
-        // Others use the CPUs as well: what counts is this thread's time on them.
+        // Other threads use the CPUs as well: only this thread's time on them counts.
         let cpu =
             || Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("the clock is there"));
         let time = |name: &str| {

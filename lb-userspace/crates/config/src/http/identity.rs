@@ -1,4 +1,4 @@
-//! What TLS is spoken with at the listener.
+//! The certificate and the key of the TLS listener.
 
 use std::{fmt, sync::Arc};
 
@@ -16,7 +16,7 @@ use rustls::{
 pub struct Identity {
     config: Arc<ServerConfig>,
     certificate: CertificateDer<'static>,
-    /// Of both, by which another one is told.
+    /// Of both, to detect another one.
     digest: [u8; 32],
 }
 
@@ -35,9 +35,9 @@ impl PartialEq for Identity {
 /// Which of the two files makes no identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WrongIdentity {
-    /// The certificate: what is wrong.
+    /// The certificate: its mistake.
     Certificate(String),
-    /// The key: what is wrong.
+    /// The key: its mistake.
     Key(String),
 }
 
@@ -55,7 +55,7 @@ impl Identity {
                 "no certificate in it; it begins with -----BEGIN CERTIFICATE-----".into(),
             ));
         };
-        // Its error could tell of what is in it.
+        // Its error could contain parts of the key.
         let private = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
             WrongIdentity::Key(
                 "no private key in it; it begins with -----BEGIN PRIVATE KEY-----".into(),

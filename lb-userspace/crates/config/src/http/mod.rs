@@ -22,25 +22,25 @@ const TLS: &str = "tls = { certificate = \"/etc/lb/http.crt\", key = \"/etc/lb/h
 const USERS: &str = "basic_auth_file = \"/etc/lb/http.users\"";
 const TOKENS: &str = "bearer_token_file = \"/etc/lb/http.token\"";
 
-/// Connections at one moment, unless the configuration says otherwise.
+/// The default limit of connections at one moment.
 pub const DEFAULT_CONNECTIONS: u32 = 256;
-/// Streams at one moment, unless the configuration says otherwise.
+/// The default limit of streams at one moment.
 pub const DEFAULT_STREAMS: u32 = 32;
 
-/// Who may look, and where.
+/// The listener, and its credentials.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The addresses and ports.
     pub listen: Vec<SocketAddr>,
-    /// What TLS is spoken with; none: it is not.
+    /// The TLS certificate and key; none: no TLS.
     pub tls: Option<Identity>,
-    /// Who may look by a password.
+    /// The users with a password.
     pub users: Option<Users>,
-    /// Who may look by a token.
+    /// The tokens.
     pub tokens: Option<Tokens>,
-    /// Names by which the listener may be asked besides the node's own, as [`dns_name`] writes them.
+    /// Names that requests to the listener may have besides the node's own, as [`dns_name`] writes them.
     pub allowed_hosts: Vec<String>,
-    /// Whether metrics are told by HAProxy's names as well.
+    /// Whether metrics are exported by HAProxy's names as well.
     pub haproxy_metrics: bool,
     /// Whether the dashboard is there.
     pub dashboard: bool,
@@ -51,7 +51,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Whether one must say who one is.
+    /// Whether clients need credentials.
     #[must_use]
     pub const fn asks_who(&self) -> bool {
         self.users.is_some() || self.tokens.is_some()
@@ -65,7 +65,7 @@ pub fn dns_name(text: &str) -> Option<String> {
     DnsName::try_from(text.as_str()).is_ok().then_some(text)
 }
 
-/// What `[http]` says.
+/// The content of `[http]`.
 #[derive(Default)]
 pub(super) struct Http {
     /// Where it listens.
@@ -106,7 +106,7 @@ fn read_table(table: Table<'_>, doubts: &Problems<'_>) -> Http {
         match (has_tls, has_auth) {
             (false, false) => field.refuse(format!(
                 "{address} is no loopback address, and anybody who reaches it could look: add \
-                 {TOKENS} and {TLS}, listen at 127.0.0.1, or say allow_unprotected = true"
+                 {TOKENS} and {TLS}, listen at 127.0.0.1, or set allow_unprotected = true"
             )),
             (true, false) => doubts.push_at(
                 field,
@@ -231,7 +231,7 @@ fn read_tls(field: Field<'_>, doubts: &Problems<'_>) -> Option<Identity> {
     }
 }
 
-/// A file of which each line says something.
+/// A file with an entry on each line.
 fn read_lines<T>(
     field: &Field<'_>,
     example: &str,

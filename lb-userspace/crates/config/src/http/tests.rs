@@ -1,4 +1,4 @@
-//! What the configuration takes of `[http]`, and what it says of what it does not.
+//! The values that `[http]` accepts, and the errors for others.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::Config as Whole;
 
-/// What bcrypt makes of `correct horse`, at its least cost here.
+/// The bcrypt hash of `correct horse`, at its least cost here.
 fn hash() -> String {
     bcrypt::hash_with_salt("correct horse", 5, [7; 16]).expect("it is hashed").to_string()
 }
@@ -39,7 +39,7 @@ fn whole(dir: &TempDir, lines: &str) -> Whole {
     Whole::parse(&with(dir, lines)).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
-fn told(dir: &TempDir, problems: Vec<super::super::Problem>) -> Vec<String> {
+fn describe(dir: &TempDir, problems: Vec<super::super::Problem>) -> Vec<String> {
     let lines = problems.into_iter().map(|problem| {
         let message = problem.message.replace(&dir.path().display().to_string(), "/etc/lb");
         format!("{}: {}: {message}", problem.line - 2, problem.path)
@@ -48,7 +48,7 @@ fn told(dir: &TempDir, problems: Vec<super::super::Problem>) -> Vec<String> {
 }
 
 fn mistakes(dir: &TempDir, lines: &str) -> Vec<String> {
-    told(dir, Whole::parse(&with(dir, lines)).expect_err(lines))
+    describe(dir, Whole::parse(&with(dir, lines)).expect_err(lines))
 }
 
 #[test]
@@ -93,13 +93,13 @@ fn an_address_that_others_reach_takes_protection() {
         [
             "1: http.listen[0]: 0.0.0.0:9105 is no loopback address, and anybody who reaches it could \
           look: add bearer_token_file = \"/etc/lb/http.token\" and tls = { certificate = \
-          \"/etc/lb/http.crt\", key = \"/etc/lb/http.key\" }, listen at 127.0.0.1, or say \
+          \"/etc/lb/http.crt\", key = \"/etc/lb/http.key\" }, listen at 127.0.0.1, or set \
           allow_unprotected = true"
         ]
     );
     let doubts = |lines: &str| {
         let config = whole(&dir, &format!("{LISTEN}{lines}"));
-        told(&dir, config.warnings)
+        describe(&dir, config.warnings)
     };
     assert_eq!(doubts("allow_unprotected = true"), [""; 0]);
     assert_eq!(doubts(&format!("{TLS}{TOKENS}")), [""; 0]);
@@ -241,7 +241,7 @@ fn who_else_can_read_a_secret_is_told() {
          tls = { certificate = \"/etc/lb/http.crt\", key = \"/etc/lb/http.key\" }",
     );
     let files = ["http.users", "http.token", "http.key"];
-    let warnings = told(&dir, config.warnings);
+    let warnings = describe(&dir, config.warnings);
     assert_eq!(warnings.len(), files.len(), "{warnings:#?}");
     for (warning, file) in warnings.iter().zip(files) {
         assert!(warning.contains(&format!("/etc/lb/{file} has mode 0644")), "{warning}");

@@ -1,4 +1,4 @@
-//! The `[[virtual_router]]` tables of a configuration. What must hold between them is in `clash`.
+//! The `[[virtual_router]]` tables of a configuration. The rules between them are in `clash`.
 
 use std::{num::NonZeroU8, time::Duration};
 
@@ -14,13 +14,13 @@ use super::{
     tree::{About, Field, Problems, Table},
 };
 
-/// The priority of who does not say any (RFC 9568, 5.2.4).
+/// The default priority (RFC 9568, 5.2.4).
 const PRIORITY: NonZeroU8 = NonZeroU8::new(100).expect("it is not zero");
 /// The least and the most interval of version 3: its field has 12 bits of centiseconds.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(40_950));
-/// The interval of who does not say any. RFC 9568 (6.1) has a second: 3.6 s until a peer has noticed.
+/// The default interval. RFC 9568 (6.1) has a second: 3.6 s until a peer has noticed.
 const INTERVAL_OF_V3: Duration = Duration::from_millis(100);
-/// The same of version 2, which can't say less.
+/// The same of version 2, which can't have less.
 const INTERVAL_OF_V2: Duration = Duration::from_secs(1);
 /// The most interval of version 2: its field has 8 bits of seconds.
 const MOST_SECONDS: u64 = 255;
@@ -29,7 +29,7 @@ const MOST_WAIT: Duration = Duration::from_secs(86_400);
 /// Keys that are shorter are guessed.
 const HMAC_BYTES: usize = 16;
 
-/// A router, with the places of what others may clash with.
+/// A router, with the places of values that may clash with others.
 pub(super) struct Read<'a> {
     pub(super) router: Router,
     pub(super) name: Option<Field<'a>>,
@@ -40,7 +40,7 @@ pub(super) struct Read<'a> {
     pub(super) virtual_mac: Option<Field<'a>>,
 }
 
-/// All routers of a file. What one lacks is told, and something stands in for it.
+/// All routers of a file. A missing value is reported, and a stand-in takes its place.
 pub(super) fn read_routers<'a>(root: &Table<'a>, doubts: &Problems<'_>) -> Vec<Read<'a>> {
     let tables = root.tables("virtual_router", "virtual_router");
     tables.into_iter().map(|table| read_router(table, doubts)).collect()
@@ -151,13 +151,13 @@ fn read_version(table: &Table<'_>, family: Option<Family>) -> Version {
 fn read_priority(table: &Table<'_>) -> NonZeroU8 {
     let owner = table.optional("owner").and_then(|field| field.flag()).unwrap_or(false);
     let field = table.optional("priority");
-    let said = field.as_ref().and_then(|field| field.integer::<u8>(1..256));
-    if let (true, Some(field), Some(1..=254)) = (owner, &field, said) {
+    let configured = field.as_ref().and_then(|field| field.integer::<u8>(1..256));
+    if let (true, Some(field), Some(1..=254)) = (owner, &field, configured) {
         field.refuse(format!("the owner's priority is {OWNER}; remove this, or `owner`"));
     }
     match owner {
         true => NonZeroU8::MAX,
-        false => said.and_then(NonZeroU8::new).unwrap_or(PRIORITY),
+        false => configured.and_then(NonZeroU8::new).unwrap_or(PRIORITY),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the configuration takes of virtual routers, and what it says of what it does not.
+//! The virtual routers that the configuration accepts, and the errors for others.
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
@@ -525,7 +525,7 @@ fn routers_that_clash_are_told() {
     // Of another family a VRID is another one.
     let other = MAIN.replace("main", "other").replace("10.0.0.100", "fd00::101");
     parse(&with(&format!("{MAIN}[[virtual_router]]\n{other}")));
-    // But not on another link: nothing else than the key is said to peers, and in orders.
+    // But not on another link: nothing else than the key is sent to peers, and in orders.
     let other = MAIN.replace("main", "other").replace("0.100", "0.101").replace("eth0", "eth1");
     assert_eq!(
         mistakes(&format!("{MAIN}[[virtual_router]]\n{other}")),
@@ -598,12 +598,12 @@ fn what_works_and_is_probably_not_meant_is_a_warning() {
     );
     let six = "name = \"six\"\ninterface = \"eth0\"\nvrid = 51\naddresses = [\"fd00::100\"]\n";
     let service = "10.0.0.100 is an address of no virtual router";
-    let told = warnings(six);
+    let found = warnings(six);
     let first = "13:14: virtual_router[0].addresses[0]: fd00::100 is the first address of an IPv6 router and \
                  not link-local, which RFC 9568 (5.2.9) asks for";
-    assert!(told.len() == 2 && told.iter().any(|line| line.starts_with(first)), "{told:#?}");
-    let told = warnings(&six.replace("[\"", "[\"fe80::33\", \""));
-    assert!(told.len() == 1 && told[0].contains(service), "{told:#?}");
+    assert!(found.len() == 2 && found.iter().any(|line| line.starts_with(first)), "{found:#?}");
+    let found = warnings(&six.replace("[\"", "[\"fe80::33\", \""));
+    assert!(found.len() == 1 && found[0].contains(service), "{found:#?}");
     for fine in [format!("{other}track_forwarding = false\n"), MAIN.replace("eth0", "eth0.7")] {
         assert_eq!(warnings(&fine), [""; 0], "{fine}");
     }
@@ -645,12 +645,12 @@ fn a_key_of_hmac_is_what_its_file_says_but_for_the_last_newline() {
     );
 }
 
-/// The guide's chapter for those who come from keepalived.
+/// The guide's chapter on the migration from keepalived.
 const FROM_KEEPALIVED: &str = include_str!("../../../../../docs/guide/from-keepalived.md");
 
 #[test]
 fn the_guide_has_each_keyword_that_keepalived_has_of_virtual_routers() {
-    // keepalived.conf(5) of 2.2.7: vrrp_instance, vrrp_sync_group, vrrp_script, and what is global.
+    // keepalived.conf(5) of 2.2.7: vrrp_instance, vrrp_sync_group, vrrp_script, and the global ones.
     let keywords = "accept advert_int auth_pass auth_type check_unicast_src debug dont_track_primary \
         down_timer_adverts enable_script_security garp_extra_if garp_interval garp_lower_prio_delay \
         garp_lower_prio_repeat garp_master_delay garp_master_refresh garp_master_refresh_repeat \

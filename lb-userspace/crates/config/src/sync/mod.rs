@@ -26,7 +26,7 @@ const MOST_PEERS: usize = 15;
 const DEFAULT_RATE: NonZeroU32 = NonZeroU32::new(12_500_000).expect("it is not zero");
 /// Less than 1 Mbit/s can't carry the flows that are born.
 const LEAST_RATE: u64 = 125_000;
-/// Facts are told every 100 ms: a peer is not gone because two of them are lost.
+/// Facts are sent every 100 ms: a peer is not gone because two of them are lost.
 const TIMEOUT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(60));
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -198,11 +198,11 @@ fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
         .ok_or_else(|| format!("`{text}` is out of range; from 1Mbit to 34Gbit is possible"))
 }
 
-/// What the machine calls itself.
+/// The machine's name.
 #[must_use]
 pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    // What can't be a name here is one all the same to its owner.
+    // A machine may have a name that can't be a node's.
     match name.trim() {
         "" => "node".into(),
         name => name.chars().take(63).collect(),

@@ -1,4 +1,4 @@
-//! What the configuration takes of `[sync]`, and what it says of what it does not.
+//! The values that `[sync]` accepts, and the errors for others.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 

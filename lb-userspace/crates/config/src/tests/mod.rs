@@ -1,4 +1,4 @@
-//! What the configuration takes, and what it says of what it does not.
+//! The configurations that are accepted, and the errors for others.
 
 mod diff;
 
@@ -72,9 +72,9 @@ fn every_default_in_the_example_is_the_default() {
         })
         .collect();
     assert!(all.lines().any(|line| line.starts_with("idle_timeout")));
-    let (said, unsaid) = (parse(&all), parse(text));
-    assert!(said.unsaid.len() < unsaid.unsaid.len());
-    assert_eq!(said, Config { unsaid: said.unsaid.clone(), ..unsaid });
+    let (specified, unsaid) = (parse(&all), parse(text));
+    assert!(specified.unsaid.len() < unsaid.unsaid.len());
+    assert_eq!(specified, Config { unsaid: specified.unsaid.clone(), ..unsaid });
 }
 
 #[test]
