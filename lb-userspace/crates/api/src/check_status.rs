@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 pub struct CheckStatus {
     /// The check's name: `tcp`, `http`, ...
     pub kind: String,
-    /// What the checks say.
+    /// The checks' result.
     pub condition: Condition,
     /// Whether that is only assumed, since no answer has come yet.
     pub assumed: bool,
-    /// Whether it can't be asked at the moment, since its next hop is not known.
+    /// Whether it can't be probed at the moment, since its next hop is not known.
     pub waiting: bool,
     /// When it is held for going down too often: seconds until it is let go.
     pub held_secs: Option<u64>,
-    /// Whether its clients say that it is silent, and no check has decided yet.
+    /// Whether it is silent by its clients' packets, and no check has decided yet.
     pub suspect: bool,
     /// The last outcome: `ok`, or why not.
     pub last: Option<String>,
@@ -36,10 +36,10 @@ pub struct CheckStatus {
     pub went_up: u64,
     /// How often it went down.
     pub went_down: u64,
-    /// How often its clients' packets said that it is silent. Most suspicions end with the next answer.
+    /// How often it was silent by its clients' packets. Most suspicions end with the next answer.
     #[serde(default)]
     pub suspicions: u64,
-    /// Answers in a row that speak against the condition.
+    /// Answers in a row against the condition.
     pub against: u8,
     /// Questions in a row without an answer of any kind while a backend that is down keeps its flows:
     /// `fall` of them move these.
@@ -58,7 +58,7 @@ pub struct Counts {
     pub ok: u64,
     /// It did not.
     pub failed: u64,
-    /// The question couldn't be asked.
+    /// The probe couldn't be sent.
     pub unknown: u64,
 }
 
@@ -107,10 +107,10 @@ impl Histogram {
     }
 }
 
-/// What the prober tells of itself.
+/// The prober's own status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
-    /// Backends that are asked.
+    /// Backends that are probed.
     pub backends: usize,
     /// Questions so far, by outcome, those of backends that are gone included.
     pub counts: Counts,
@@ -118,11 +118,11 @@ pub struct Load {
     pub in_flight: usize,
     /// How many may wait at once.
     pub limit: usize,
-    /// How much later than they were due questions were asked.
+    /// How much later than they were due probes were sent.
     pub lateness: Histogram,
     /// How often the process was found not to have run for a while.
     pub pauses: u64,
-    /// Why questions can't be asked at present.
+    /// Why probes can't be sent at present.
     pub troubles: Vec<String>,
 }
 

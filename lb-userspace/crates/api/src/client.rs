@@ -26,7 +26,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// How long if the kernel verifies a program for it: a second, or many of them where all CPUs are busy.
 const LOADED: Duration = Duration::from_secs(180);
 
-/// Talks to `lbd`.
+/// A client of `lbd`.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
@@ -36,7 +36,7 @@ pub struct Client {
 /// Why a request was not answered as hoped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no socket, or nobody listens on it.
+    /// There is no socket, or no process listens on it.
     #[error("lbd is not running ({why} {})", socket.display())]
     NotRunning {
         /// The socket.
@@ -59,7 +59,7 @@ pub enum Error {
     #[error("lbd is stopping")]
     Stopping,
     /// The daemon does not answer.
-    #[error("lbd does not answer on {} within {} s: it hangs, or its machine does; its log tells more", socket.display(), after.as_secs())]
+    #[error("lbd does not answer on {} within {} s: it hangs, or its machine does; its log has more", socket.display(), after.as_secs())]
     Silent {
         /// The socket.
         socket: PathBuf,
@@ -67,7 +67,7 @@ pub enum Error {
         after: Duration,
     },
     /// Anything else.
-    #[error("talk to lbd on {}: {why}", socket.display())]
+    #[error("connect to lbd on {}: {why}", socket.display())]
     Broken {
         /// The socket.
         socket: PathBuf,
@@ -107,7 +107,7 @@ impl Client {
         Self { patience: LOADED, ..self.clone() }
     }
 
-    /// Asks for something.
+    /// Requests a value.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Client {
         .await
     }
 
-    /// Asks for lines that come one after the other, for as long as the daemon runs.
+    /// Requests lines that come one after the other, for as long as the daemon runs.
     ///
     /// # Errors
     ///
@@ -241,7 +241,7 @@ impl Client {
         tokio::time::timeout(after, answer).await.map_err(silent)?
     }
 
-    /// Whether an answer is what was asked for.
+    /// Whether an answer has the requested type.
     fn check(&self, status: StatusCode, body: &[u8]) -> Result<(), Error> {
         match status {
             _ if status.is_success() => Ok(()),
@@ -291,7 +291,7 @@ impl Drop for Pieces {
 }
 
 impl Pieces {
-    /// The next piece; none when the daemon has said all.
+    /// The next piece; none when the daemon has sent all.
     ///
     /// # Errors
     ///
@@ -327,7 +327,7 @@ impl Drop for Lines {
 }
 
 impl Lines {
-    /// The next line; none when the daemon has said all.
+    /// The next line; none when the daemon has sent all.
     ///
     /// # Errors
     ///

@@ -17,12 +17,12 @@ pub struct Event {
     /// When.
     #[serde(with = "rfc3339")]
     pub at: SystemTime,
-    /// What.
+    /// Its content.
     #[serde(flatten)]
     pub news: News,
 }
 
-/// What has happened.
+/// The content of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct News {
     /// Its kind.
@@ -33,7 +33,7 @@ pub struct News {
     /// The backend that it is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<IpAddr>,
-    /// What has happened, for people.
+    /// Its message, for people.
     pub message: String,
     /// Why.
     pub cause: String,
@@ -92,9 +92,9 @@ kinds! {
     BackendUp "backend_up" INFO,
     /// A backend does not serve.
     BackendDown "backend_down" WARN,
-    /// Its clients' packets say that a backend is silent.
+    /// By its clients' packets, a backend is silent.
     BackendSuspect "backend_suspect" WARN,
-    /// A backend that its clients' packets said to be silent has answered.
+    /// A backend that was silent by its clients' packets has answered.
     BackendAnswers "backend_answers" INFO,
     /// A backend is up, and gets nothing yet since it was down too often.
     BackendHeld "backend_held" WARN,
@@ -180,7 +180,7 @@ kinds! {
     PeerJoined "peer_joined" INFO,
     /// A peer is gone.
     PeerLost "peer_lost" WARN,
-    /// A peer can't be told anything, or nothing taken from it.
+    /// Nothing can be sent to a peer, or nothing taken from it.
     PeerRefused "peer_refused" ERROR,
     /// This node has all of a peer's history.
     PeerSynced "peer_synced" INFO,
@@ -211,9 +211,9 @@ impl fmt::Display for Kind {
 pub struct Page {
     /// The events.
     pub events: Vec<Event>,
-    /// How many before them were asked for and are not kept any more.
+    /// How many before them were requested and are not kept any more.
     #[serde(default)]
     pub missed: u64,
-    /// The number to ask on from.
+    /// The number to continue the requests from.
     pub last: u64,
 }

@@ -1,7 +1,7 @@
-//! What `lbd` is asked and answers, as JSON over HTTP on a Unix socket: the types, the paths and the client. The daemon
+//! The requests to `lbd` and its answers, as JSON over HTTP on a Unix socket: the types, the paths and the client. The daemon
 //! fills them; `lbctl`, metrics, dashboard and other programs read them.
 //!
-//! It knows the model and nothing of who answers: no maps, no sockets of the kernel, no state. Fields are added with a
+//! It knows the model and nothing of the daemon: no maps, no sockets of the kernel, no state. Fields are added with a
 //! default, so that programs of different versions understand each other.
 
 pub mod check_status;

@@ -1,16 +1,16 @@
-//! How much is logged, as it is asked for and answered.
+//! The log level, in requests and answers.
 
 use std::time::SystemTime;
 
 use lb_model::{log::Filter, units::rfc3339};
 use serde::{Deserialize, Serialize};
 
-/// How much is said at one moment.
+/// The log level at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Current {
     /// What is in force.
     pub filter: String,
-    /// What the configuration says, if that is something else.
+    /// The configured level, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configured: Option<String>,
     /// Until when; none: until `lbd` ends.
@@ -18,11 +18,11 @@ pub struct Current {
     pub until: Option<SystemTime>,
 }
 
-/// What is asked of the log.
+/// A requested change of the log level.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// How much is to be said; none: what the configuration says.
+    /// The level; none: the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Filter>,
     /// For so long; none: until `lbd` ends.

@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 /// The state of everything.
 pub const STATUS: &str = "/v1/status";
-/// What has happened.
+/// The events.
 pub const EVENTS: &str = "/v1/events";
 /// Figures per second.
 pub const SAMPLES: &str = "/v1/samples";
 /// Flows that are held in tables.
 pub const FLOWS: &str = "/v1/flows";
-/// What is wanted of the node.
+/// The node's wanted state.
 pub const NODE: &str = "/v1/node";
 /// All services.
 pub const SERVICES: &str = "/v1/services";
@@ -20,13 +20,13 @@ pub const SERVICE: &str = "/v1/services/{name}";
 pub const BACKENDS: &str = "/v1/services/{name}/backends";
 /// A backend; see [`backend`].
 pub const BACKEND: &str = "/v1/services/{name}/backends/{address}";
-/// The configuration's difference to what is in force, to be taken over.
+/// The file's changes, to be applied.
 pub const RELOAD: &str = "/v1/reload";
-/// What is in force, as a file.
+/// The configuration in force, as a file.
 pub const CONFIG: &str = "/v1/config";
-/// How the file and what is in force differ.
+/// The differences of the file and the configuration in force.
 pub const CONFIG_DIFF: &str = "/v1/config/diff";
-/// What is in force, to be written into the file.
+/// The configuration in force, to be written into the file.
 pub const CONFIG_SAVE: &str = "/v1/config/save";
 /// The virtual routers and the peers.
 pub const VRRP: &str = "/v1/vrrp";
@@ -34,7 +34,7 @@ pub const VRRP: &str = "/v1/vrrp";
 pub const FAILOVER: &str = "/v1/vrrp/failover";
 /// The peers.
 pub const PEERS: &str = "/v1/peers";
-/// What would happen to packets.
+/// Explanations of packets.
 pub const EXPLAIN: &str = "/v1/explain";
 /// Packets as they are decided on.
 pub const CAPTURE: &str = "/v1/capture";

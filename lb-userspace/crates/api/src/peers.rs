@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct PeerStatus {
     /// Its address.
     pub address: SocketAddr,
-    /// What it calls itself, when it was heard.
+    /// Its name, once a packet of it was received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// Whether it is there.
@@ -20,13 +20,13 @@ pub struct PeerStatus {
     pub since: Option<SystemTime>,
     /// Whether this node has all of the peer's history.
     pub complete_here: bool,
-    /// Whether the peer says that it has all of this node's.
+    /// Whether the peer reports that it has all of this node's.
     pub complete_there: bool,
     /// Whether it has had all of this node's history once, and has got what was new ever since; the
     /// last of that may be on its way. A question for a takeover waits for it.
     #[serde(default)]
     pub follows: bool,
-    /// Why nothing is told to it or taken from it, if that is so.
+    /// Why nothing is sent to it or taken from it, if that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
     /// Round trip of the last message, in microseconds.
@@ -54,7 +54,7 @@ pub struct PeerCounters {
     pub bytes_sent: u64,
     /// Packets taken from it.
     pub packets_received: u64,
-    /// Pieces told to it.
+    /// Pieces sent to it.
     pub pieces_sent: u64,
     /// Pieces taken from it.
     pub pieces_received: u64,
@@ -62,7 +62,7 @@ pub struct PeerCounters {
     pub gaps: u64,
     /// Packets sent to it again.
     pub retransmissions: u64,
-    /// Times that all of the history was told, in either direction.
+    /// Times that all of the history was sent, in either direction.
     pub full_syncs: u64,
     /// Packets not taken: not authentic.
     pub unauthentic: u64,

@@ -1,4 +1,4 @@
-//! What is asked of `lbd`, and what it answers when something was done or was not.
+//! The requests to `lbd`, and its answers.
 
 use std::path::PathBuf;
 
@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 
-/// What was done.
+/// The result of a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// In one line.
     pub message: String,
-    /// What else there is to know of it.
+    /// Notes on it.
     #[serde(default)]
     pub notes: Vec<String>,
-    /// What would change; then nothing was done.
+    /// The plan of a dry run; then nothing was done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
 }
 
-/// On what terms a change is asked for.
+/// The terms of a requested change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
-    /// Only tell what would change.
+    /// Only report the changes, and make none.
     #[serde(default)]
     pub dry_run: bool,
     /// Do it even if it takes a service from its clients.
@@ -54,7 +54,7 @@ pub struct Failover {
 pub enum Line {
     /// What has happened.
     Event(Event),
-    /// Who follows was too slow for what has happened before the next line.
+    /// The follower was too slow for the events before the next line.
     Missed {
         /// So many events.
         missed: u64,
@@ -64,7 +64,7 @@ pub enum Line {
 /// What a reload did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// In words; the notes, or the plan of a dry run, tell the differences and the conflicts, too.
+    /// As text; the notes, or the plan of a dry run, have the differences and the conflicts, too.
     #[serde(flatten)]
     pub done: Done,
     /// What it changed of what is in force.
@@ -72,7 +72,7 @@ pub struct Reloaded {
     /// What it changed of virtual routers.
     #[serde(default)]
     pub routers: Vec<String>,
-    /// What it changed of `[http]` and `[log]`, in words.
+    /// The changes of `[http]` and `[log]`, as text.
     #[serde(default)]
     pub tables: Vec<String>,
     /// The changes by `lbctl` that it overruled.
@@ -116,7 +116,7 @@ pub struct Pending {
     /// What it would change of virtual routers.
     #[serde(default)]
     pub routers: Vec<String>,
-    /// What it would change of `[http]` and `[log]`, in words.
+    /// The changes of `[http]` and `[log]` that it would make, as text.
     #[serde(default)]
     pub tables: Vec<String>,
     /// The changes by `lbctl` that it would overrule.
@@ -125,7 +125,7 @@ pub struct Pending {
     pub restart: Vec<String>,
 }
 
-/// What is in force, as a configuration's file would say it.
+/// The configuration in force, as a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shown {
     /// The configuration's file.
@@ -137,13 +137,13 @@ pub struct Shown {
 /// What was written into the file, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// In words.
+    /// As text.
     #[serde(flatten)]
     pub done: Done,
-    /// What the file says that it did not say before.
+    /// The changes of the file.
     pub differences: Vec<Difference>,
-    /// The file's lines that differ, as `diff -u` tells them.
+    /// The file's lines that differ, as `diff -u` prints them.
     pub diff: String,
-    /// What a file can't say, which is kept in the state file.
+    /// The parts that a file can't express, which are kept in the state file.
     pub left: Vec<String>,
 }

@@ -37,7 +37,7 @@ pub struct RouterStatus {
     pub priority: u8,
     /// The interval in milliseconds: its own, or the Active router's.
     pub interval_millis: u64,
-    /// The Active router, if it is another one that was heard.
+    /// The Active router, if advertisements of another one are received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<ActiveRouter>,
     /// The virtual addresses, as `10.0.0.100/32`.
@@ -96,7 +96,7 @@ pub struct Counters {
     pub auth_errors: u64,
     /// Interval (version 2) or addresses that are not this node's.
     pub mismatches: u64,
-    /// Not taken: from who is no peer.
+    /// Not taken: from a node that is no peer.
     pub foreign: u64,
     /// Gratuitous ARP requests and unsolicited neighbour advertisements sent.
     pub announcements: u64,

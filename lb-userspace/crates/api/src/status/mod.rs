@@ -1,4 +1,4 @@
-//! What the daemon tells of itself: the types that `lbctl` prints and programs read as JSON.
+//! The daemon's status: the types that `lbctl` prints and programs read as JSON.
 
 mod state;
 
@@ -125,7 +125,7 @@ impl Node {
     }
 }
 
-/// What the node and its peers say of the addresses: who holds them, and whether flows are known.
+/// The virtual routers and the peers: the holders of the addresses, and whether flows are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
     /// The virtual routers.
@@ -236,7 +236,7 @@ pub struct TxErrorStatus {
     pub egress: String,
     /// `tx_failed`, or `redirect_failed`: to another interface, or on behalf of a check of the egress.
     pub reason: String,
-    /// Why, as far as the kernel says.
+    /// Why, as far as the kernel reports it.
     pub why: String,
     /// How many.
     pub frames: u64,
@@ -329,7 +329,7 @@ pub struct Service {
 pub struct Backend {
     /// Its weight.
     pub weight: u16,
-    /// What the operator said of it.
+    /// Its administrative state.
     pub admin: Admin,
     /// Whether it serves only when no other backend can.
     #[serde(default)]
@@ -354,7 +354,7 @@ pub struct Backend {
     /// That what the program sends to it does not arrive, and how that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress_fault: Option<String>,
-    /// Largest packet on the path to it, in bytes with the tunnel's header, where a router has said
+    /// Largest packet on the path to it, in bytes with the tunnel's header, where a router has reported
     /// that it is less than the link takes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_mtu: Option<u16>,
@@ -422,15 +422,15 @@ pub struct Drain {
 pub enum Unseen {
     /// Other nodes forward them as well (ECMP).
     Shared,
-    /// Another node is Active, and tells this one of its flows: this node knows when none is left.
+    /// Another node is Active, and sends its flows to this one: this node knows when none is left.
     Synced,
-    /// Another node is Active, and tells this one nothing: it does not know when no flow is left.
+    /// Another node is Active, and sends no flows to this one: it does not know when no flow is left.
     Unsynced,
 }
 
 impl Backend {
-    /// Whether nobody here knows which flows it has while it drains: another node is Active for the
-    /// service, and tells this one nothing.
+    /// Whether this node does not know its flows while it drains: another node is Active for the
+    /// service, and sends no flows to this one.
     #[must_use]
     pub fn is_unsynced(&self) -> bool {
         self.drains() && self.drain.is_some_and(|drain| drain.unseen == Some(Unseen::Unsynced))
@@ -455,7 +455,7 @@ mod tests {
     use super::*;
 
     /// A status in which nothing is left out, as programs read it since version 0.1.0. A field that is added may be
-    /// added here; one that is renamed, gone or written otherwise breaks who reads it.
+    /// added here; one that is renamed, gone or written otherwise breaks its readers.
     #[test]
     fn programs_read_the_status_as_they_always_did() {
         let text = include_str!("status.json");

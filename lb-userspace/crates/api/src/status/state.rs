@@ -1,4 +1,4 @@
-//! The state of a backend, in one word and with its reason.
+//! The state of a backend, as a name and with its reason.
 
 use std::time::Duration;
 
@@ -143,7 +143,7 @@ mod tests {
         let names: BTreeSet<_> = BackendState::ALL.iter().map(|state| state.name()).collect();
         let letters: BTreeSet<u8> = BackendState::ALL.iter().map(|state| state.letter()).collect();
         assert_eq!(letters.len(), names.len());
-        assert!(letters.iter().all(u8::is_ascii_lowercase), "capitals say that a check failed");
+        assert!(letters.iter().all(u8::is_ascii_lowercase), "capitals are for failed checks");
     }
 
     #[test]
