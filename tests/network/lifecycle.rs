@@ -259,7 +259,7 @@ fn detach_asks_before_it_takes_what_a_running_lbd_may_hold() -> Result<()> {
     };
     let (code, told) = detach(&[])?;
     assert_eq!(code, Some(1), "{told}");
-    for part in ["an lbd runs in this network namespace (pid ", &socket, "say --yes"] {
+    for part in ["an lbd runs in this network namespace (pid ", &socket, "pass --yes"] {
         assert!(told.contains(part), "{told}");
     }
     let (code, told) = detach(&["--dry-run"])?;

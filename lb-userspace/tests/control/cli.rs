@@ -279,7 +279,7 @@ async fn a_session_with_backends() {
             "service remove dns",
             1,
             "",
-            "lbctl: this ends service dns, which has 0 backends: its connections break; say --yes to do it all the same\n",
+            "lbctl: this ends service dns, which has 0 backends: its connections break; pass --yes to do it all the same\n",
         ),
         ("service remove dns --yes", 0, "service dns removed\n", ""),
         (

@@ -297,7 +297,7 @@ async fn what_takes_a_service_away_takes_a_yes() {
     ] {
         let ran = lbctl(&place, line).await;
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{line}: {ran:?}");
-        assert!(ran.err.ends_with("; say --yes to do it all the same\n"), "{line}: {ran:?}");
+        assert!(ran.err.ends_with("; pass --yes to do it all the same\n"), "{line}: {ran:?}");
         assert_eq!(ran.err.lines().count(), 1, "{line}: {ran:?}");
     }
     // Other programs than lbctl can't do it by accident, either, and learn what it would do.

@@ -1,4 +1,4 @@
-//! What is asked of a backend, how often, and how many answers make a change.
+//! The probes of a backend, their interval, and how many answers make a change.
 
 use std::{num::NonZeroU8, ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -10,9 +10,9 @@ use crate::units::millis;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Check {
-    /// What is asked.
+    /// The kind of probe.
     pub kind: Kind,
-    /// The port that is asked; none: the service's.
+    /// The port that is probed; none: the service's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Where the question goes.
@@ -35,7 +35,7 @@ pub struct Check {
     pub fall: NonZeroU8,
     /// Percent by which intervals vary, so that checks don't march in step.
     pub jitter: u8,
-    /// What is thought of a backend before its first answer, which decides alone.
+    /// The condition of a backend before its first answer, which decides alone.
     pub start: Start,
 }
 
@@ -66,14 +66,14 @@ impl Default for Check {
 }
 
 impl Check {
-    /// Whether anything is asked at all.
+    /// Whether probes are sent at all.
     #[must_use]
     pub const fn is_active(&self) -> bool {
         !matches!(self.kind, Kind::None)
     }
 }
 
-/// What a backend is asked.
+/// The kind of probe of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Kind {
@@ -90,7 +90,7 @@ pub enum Kind {
     Udp(Udp),
     /// To answer a DNS query over UDP.
     Dns(Dns),
-    /// A command is run, which says by its exit status what it found out.
+    /// A command is run, whose exit status is the result.
     Exec(Exec),
 }
 
@@ -122,7 +122,7 @@ pub enum Via {
     Backend,
 }
 
-/// What is thought of a backend before its first answer.
+/// The condition of a backend before its first answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Start {
@@ -133,7 +133,7 @@ pub enum Start {
     Down,
 }
 
-/// An HTTP request (RFC 9110), and what its answer must be.
+/// An HTTP request (RFC 9110), and the expected answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
@@ -141,12 +141,12 @@ pub struct Http {
     pub method: String,
     /// The path, with the query if there is one.
     pub path: String,
-    /// The header `Host`; none: the address that is asked.
+    /// The header `Host`; none: the address that is probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// The status codes that are good. A redirect is not followed.
     pub status: Vec<RangeInclusive<u16>>,
-    /// What the first 64 KiB of the body must contain.
+    /// A text that the first 64 KiB of the body must contain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
 }
@@ -171,7 +171,7 @@ pub struct Tls {
     /// It is not.
     pub insecure: bool,
     /// The name that it must be for, which is also sent (SNI); none: `host`, or the address that is
-    /// asked.
+    /// probed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
     /// PEM file of the authorities that are trusted; none: the system's.
@@ -179,7 +179,7 @@ pub struct Tls {
     pub ca_file: Option<PathBuf>,
 }
 
-/// A datagram, and what the answer must begin with.
+/// A datagram, and the expected beginning of the answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Udp {
@@ -193,14 +193,14 @@ pub struct Udp {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dns {
-    /// The name that is asked for.
+    /// The name that is queried.
     pub name: String,
     /// The record type, as `A` or `SOA`.
     pub record: String,
 }
 
 impl Default for Dns {
-    /// What every server can say: the root's name servers.
+    /// A query that every server can answer: the root's name servers.
     fn default() -> Self {
         Self { name: ".".into(), record: "NS".into() }
     }

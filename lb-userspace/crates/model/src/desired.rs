@@ -1,7 +1,7 @@
-//! What the operator wants: the services, their backends and each backend's administrative state.
+//! The desired state: the services, their backends and each backend's administrative state.
 //!
 //! These types can't hold nonsense (a weight is not zero, a backend is in its service's family
-//! where the mode asks for it), so nothing after the configuration checks again.
+//! where the mode requires it), so nothing after the configuration checks again.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ pub struct Desired {
     pub services: BTreeMap<String, Service>,
 }
 
-/// What tells one service from another on the wire.
+/// Identifies a service on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceKey {
     /// The virtual IP.
@@ -93,7 +93,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What a UDP packet says of the flow that it belongs to.
+/// How the flow of a UDP packet is tracked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UdpPolicy {
@@ -122,7 +122,7 @@ pub struct Service {
     pub key: ServiceKey,
     /// The forwarding mode.
     pub mode: Mode,
-    /// For UDP: what a packet says of its flow.
+    /// For UDP: how flows are tracked.
     pub udp_policy: UdpPolicy,
     /// Slots of the ring; a prime of at most 1,048,573.
     pub ring_slots: u32,
@@ -130,11 +130,11 @@ pub struct Service {
     pub idle_timeout: Duration,
     /// Flows per second, over all CPUs, that may be pinned while slots are in flux.
     pub syn_budget: u32,
-    /// How long a backend may drain, unless the command says otherwise; none: as long as it takes.
+    /// How long a backend may drain, unless the command gives another limit; none: as long as it takes.
     pub drain_deadline: Option<Duration>,
-    /// How long no packet comes for a backend at least when its drain is over by estimate.
+    /// How long flows of a backend have no packet at least when its drain is over by estimate.
     pub drain_silence: Duration,
-    /// How its backends are checked, and what is made of it.
+    /// How its backends are checked, and the policy for the results.
     pub policy: Policy,
     /// The backends by address.
     pub backends: BTreeMap<IpAddr, Backend>,
@@ -147,13 +147,13 @@ pub struct Backend {
     /// Its share of the ring, against the other backends' weights.
     #[serde(default)]
     pub weight: Weight,
-    /// What the operator said of it.
+    /// Its administrative state.
     #[serde(default)]
     pub admin: Admin,
     /// Whether it serves only when no backend that is no backup can.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub backup: bool,
-    /// How it is checked, if not as the service says.
+    /// How it is checked, if not by the service's check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<Box<Check>>,
 }
@@ -190,7 +190,7 @@ impl Service {
     }
 }
 
-/// What the operator said of a backend.
+/// The administrative state of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state")]
 pub enum Admin {
@@ -202,7 +202,7 @@ pub enum Admin {
         /// When flows that are left are moved; none: they may stay.
         deadline: Option<SystemTime>,
     },
-    /// It gets no new flows and keeps the ones it has; unlike draining, nobody waits for it.
+    /// It gets no new flows and keeps the ones it has; unlike draining, nothing waits for it.
     Disabled,
     /// It gets nothing; its flows move at once.
     Down,

@@ -1,4 +1,4 @@
-//! In what two desired states differ, key by key, as the configuration names the keys.
+//! The differences of two desired states, key by key, as the configuration names the keys.
 
 use std::{fmt, net::IpAddr};
 
@@ -87,7 +87,7 @@ fn summary(service: &Service) -> Value {
     format!("{} by {}, {}", service.key, service.mode, counted(count, "backend")).into()
 }
 
-/// One line about a backend: the weight, and what is not as usual.
+/// One line about a backend: the weight, and the values that are not the defaults.
 fn backend_summary(backend: &Backend) -> Value {
     let mut text = format!("weight {}", backend.weight);
     for (key, _, value) in keys::backend(&Backend::default()).differences(&keys::backend(backend)) {

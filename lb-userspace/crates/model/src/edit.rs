@@ -69,7 +69,7 @@ pub struct BackendChange {
     pub admin: Option<AdminChange>,
 }
 
-/// An administrative state that can be asked for.
+/// An administrative state that can be requested.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "state", deny_unknown_fields)]
 pub enum AdminChange {
@@ -99,7 +99,7 @@ impl Edit {
         }
     }
 
-    /// Makes the change; says what was done. What holds of the whole is for the caller to check.
+    /// Makes the change; returns a message. The caller checks the rules of the whole.
     ///
     /// # Errors
     ///
@@ -149,9 +149,9 @@ impl Edit {
                     backend.weight = weight;
                 }
                 if let Some(admin) = change.admin {
-                    let (admin, said) = admin.at(wall, deadline);
+                    let (admin, message) = admin.at(wall, deadline);
                     backend.admin = admin;
-                    done.push(said);
+                    done.push(message);
                 }
                 if done.is_empty() {
                     let refusal = Refusal::new(RefusalKind::Invalid, "nothing to change was given");
@@ -179,7 +179,7 @@ impl Edit {
 }
 
 impl AdminChange {
-    /// The state from `wall` on, and what is said of it.
+    /// The state from `wall` on, and a message.
     fn at(self, wall: SystemTime, default: Option<Duration>) -> (Admin, String) {
         match self {
             Self::Enabled => (Admin::Enabled, "takes new flows".into()),
@@ -300,8 +300,8 @@ mod tests {
     fn a_drain_has_its_own_deadline_or_the_services() {
         let mut bench = Bench::new();
         let after = |secs| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(secs));
-        let said = bench.change(AdminChange::Draining { deadline_secs: None });
-        assert_eq!(said, "backend 10.0.0.11 of web drains until its last flow has ended");
+        let message = bench.change(AdminChange::Draining { deadline_secs: None });
+        assert_eq!(message, "backend 10.0.0.11 of web drains until its last flow has ended");
         assert_eq!(bench.admin(), Admin::Draining { deadline: None });
         bench.set_deadline(Duration::from_secs(60));
         bench.change(AdminChange::Draining { deadline_secs: None });
@@ -314,9 +314,9 @@ mod tests {
     fn a_backend_is_removed_after_its_drain_or_by_force() {
         let mut bench = Bench::new();
         let remove = |force| Edit::RemoveBackend { service: "web".into(), address: A, force };
-        let said = bench.apply(&remove(false)).expect("it is possible");
+        let message = bench.apply(&remove(false)).expect("it is possible");
         assert_eq!(
-            said,
+            message,
             "backend 10.0.0.11 of web drains, and is removed when its last flow has ended"
         );
         assert_eq!(bench.admin(), Admin::Removing { deadline: None });
@@ -335,8 +335,8 @@ mod tests {
     #[test]
     fn a_service_is_removed_with_its_backends() {
         let mut bench = Bench::new();
-        let said = bench.apply(&Edit::RemoveService { name: "web".into() });
-        assert_eq!(said.expect("it is possible"), "service web removed");
+        let message = bench.apply(&Edit::RemoveService { name: "web".into() });
+        assert_eq!(message.expect("it is possible"), "service web removed");
         assert_eq!(bench.desired, Desired::default());
     }
 

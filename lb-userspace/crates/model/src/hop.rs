@@ -1,4 +1,4 @@
-//! Where packets for backends go: what the resolver of next hops knows, and those who plan and write by it.
+//! Where packets for backends go: the results of the resolver of next hops, for the parts that plan and write by them.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -66,9 +66,9 @@ impl NextHop {
 pub enum Resolution {
     /// It can.
     Resolved(NextHop),
-    /// The neighbour was asked for its MAC address and has not answered yet.
+    /// The neighbour has not answered the request for its MAC address yet.
     Pending {
-        /// What is awaited, for people.
+        /// The awaited answer, for people.
         reason: String,
     },
     /// It can't, until the network or the configuration changes.
@@ -103,7 +103,7 @@ pub struct Neighbourhood {
     pub own_macs: Vec<[u8; 6]>,
     /// The interfaces by name.
     pub links: BTreeMap<String, Link>,
-    /// What paths to tunnelled backends take, in bytes, where routers have said so; the hops' MTUs are no
+    /// The path MTUs to tunnelled backends, in bytes, where routers have reported them; the hops' MTUs are no
     /// larger.
     pub path_mtus: BTreeMap<IpAddr, u16>,
 }

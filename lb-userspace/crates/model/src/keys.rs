@@ -145,7 +145,7 @@ pub fn service(service: &Service) -> Keys {
     keys
 }
 
-/// What the configuration calls what becomes of a UDP service's flows.
+/// The configuration's name for a UDP service's policy.
 #[must_use]
 pub const fn udp_word(policy: UdpPolicy) -> &'static str {
     match policy {
@@ -155,7 +155,7 @@ pub const fn udp_word(policy: UdpPolicy) -> &'static str {
     }
 }
 
-/// What a service has whose table says only what it must.
+/// The values of a service whose table has only the required keys.
 #[must_use]
 pub fn service_defaults(of: &Service) -> Keys {
     let mut keys = service(&Service::new(of.key.vip, of.key.port, Mode::Dsr));
@@ -169,7 +169,7 @@ const REQUIRED: [&str; 4] = ["vip", "port", "protocol", "mode"];
 
 /// The keys of a backend; those of its check are apart.
 ///
-/// A state that the configuration has no word for is there as it is told to people.
+/// A state that the configuration has no name for is there as it is shown to people.
 #[must_use]
 pub fn backend(backend: &Backend) -> Keys {
     let mut keys = Keys::default();
@@ -179,7 +179,7 @@ pub fn backend(backend: &Backend) -> Keys {
     keys
 }
 
-/// An administrative state in words.
+/// An administrative state as text.
 #[must_use]
 pub fn state(admin: &Admin) -> String {
     let until = |word: &str, deadline: &Option<std::time::SystemTime>| match deadline {

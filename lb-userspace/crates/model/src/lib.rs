@@ -1,4 +1,4 @@
-//! What is desired of the balancer, and the vocabulary of those who plan, write and read its maps.
+//! The desired state of the balancer, and the vocabulary of the parts that plan, write and read its maps.
 //!
 //! - What the operator wants: [`desired`], with [`policy`] and [`check`]; how it travels ([`spec`]), how it is changed
 //!   ([`edit`], [`overrides`]), compared ([`diff`], by the [`keys`] of configurations) and judged ([`rules`]); what a

@@ -1,6 +1,6 @@
-//! How much is logged, and in what form: a level for all, and levels for parts.
+//! The log's levels and its format: a level for all, and levels for parts.
 //!
-//! A filter is checked word by word, since the library would take a misspelt level for the name of a part.
+//! A filter is checked part by part, since the library would take a misspelt level for the name of a part.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use crate::units::nearest;
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-/// The parts of the user side that say something, and `xdp`, the balancer's program.
+/// The parts of the user side that log, and `xdp`, the balancer's program.
 pub const PARTS: [&str; 18] = [
     "api", "daemon", "datapath", "egress", "engine", "events", "health", "logs", "netlink",
     "notify", "path_mtu", "samples", "seed", "sync", "threads", "vrrp", "web", XDP,
@@ -31,31 +31,31 @@ pub const CRATES: [(&str, &str); 12] = [
 ];
 /// Where the other parts' events come from.
 const REST: &str = "lb_daemon";
-/// What the balancer's program says.
+/// The part of the balancer's program.
 pub const XDP: &str = "xdp";
-/// Libraries that say something.
+/// Libraries that log.
 const LIBRARIES: [&str; 6] = ["aya", "hyper", "hyper_util", "mio", "rustls", "tokio"];
 
-/// What the configuration says of the log.
+/// The settings of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
-    /// How much is said.
+    /// The level.
     pub filter: Filter,
-    /// In what form.
+    /// The format.
     pub form: Form,
 }
 
-/// In what form an event is told.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Form {
-    /// For people: words, then fields as `name=value`.
+    /// For people: text, then fields as `name=value`.
     #[default]
     Text,
     /// For programs: an object.
     Json,
 }
 
-/// A filter of what is logged: `info`, or `warn,vrrp=debug`.
+/// A filter of log lines: `info`, or `warn,vrrp=debug`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter(String);
 
@@ -74,16 +74,16 @@ impl fmt::Display for Filter {
 impl FromStr for Filter {
     type Err = String;
 
-    /// Takes only what means something: a filter with a slip in it would say nothing at all.
+    /// Refuses a filter with a mistake: it would log nothing at all.
     fn from_str(text: &str) -> Result<Self, String> {
         let directives: Result<Vec<_>, _> =
             text.split(',').map(|one| directive(one.trim())).collect();
-        let directives: Vec<_> = directives?.into_iter().map(|(said, _)| said).collect();
+        let directives: Vec<_> = directives?.into_iter().map(|(text, _)| text).collect();
         Ok(Self(directives.join(",")))
     }
 }
 
-/// A directive as it was said, and those that the library takes.
+/// A directive as it was given, and those that the library takes.
 fn directive(text: &str) -> Result<(String, Vec<String>), String> {
     let Some((part, level)) = text.split_once('=') else {
         let level = check_level(text)?;
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_filter_is_levels_for_all_and_for_parts() {
-        for (said, kept, taken) in [
+        for (given, kept, taken) in [
             ("info", "info", "info"),
             (" WARN , web=debug", "warn,web=debug", "warn,lb_daemon::web=debug"),
             ("info,xdp=debug,hyper=off", "info,xdp=debug,hyper=off", "hyper=off,xdp=debug,info"),
@@ -181,7 +181,7 @@ mod tests {
                 "lb_daemon=debug,lb_vrrp=debug,lb_observe=debug,lb_threads=debug,lb_netlink=debug,lb_sync=debug,lb_health=debug,lb_config=debug,lb_control=debug,lb_datapath=debug",
             ),
         ] {
-            let filter: Filter = said.parse().expect(said);
+            let filter: Filter = given.parse().expect(given);
             assert_eq!(filter.to_string(), kept);
             let sorted = |text: &str| {
                 let mut all: Vec<_> = text.split(',').map(str::to_owned).collect();
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_slip_is_told_with_what_is_meant() {
-        for (said, expected) in [
+        for (given, expected) in [
             ("inof", "`inof` is no level; did you mean info?"),
             (
                 "",
@@ -214,7 +214,7 @@ mod tests {
                 "`[span]` is no part that logs; these are api, daemon, datapath, egress, engine, events, health, logs, netlink, notify, path_mtu, samples, seed, sync, threads, vrrp, web, xdp",
             ),
         ] {
-            assert_eq!(said.parse::<Filter>().expect_err(said), expected);
+            assert_eq!(given.parse::<Filter>().expect_err(given), expected);
         }
     }
 }

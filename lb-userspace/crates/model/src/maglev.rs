@@ -46,7 +46,7 @@ pub fn table(members: &[Member], seed: &[u8; 16], slots: u32) -> Vec<u16> {
         sorted.iter().map(|member| Permutation::new(member.address, seed, slots)).collect();
     let mut turns = Turns::new(&sorted);
     let mut owners = vec![FREE; slots as usize];
-    // What is asked most often is whether a slot is free: a bit each fits the first-level cache.
+    // The most frequent test is whether a slot is free: a bit each fits the first-level cache.
     let mut taken = vec![0_u64; (slots as usize).div_ceil(64)];
     let mut left = slots;
     loop {
@@ -101,7 +101,7 @@ impl Permutation {
     }
 }
 
-/// Who takes a slot in each round: the heaviest members in every one, the others in proportion.
+/// The members that take a slot in each round: the heaviest members in every one, the others in proportion.
 /// Members of one weight take their turns together, so a round costs one step for each distinct
 /// weight, and light members beside a heavy one cost nothing in the rounds that they sit out.
 struct Turns {

@@ -1,30 +1,30 @@
-//! What an edit would change, without doing it.
+//! The changes that an edit would make, without making them.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What would change.
+/// The planned changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// In words.
+    /// As text.
     pub changes: Vec<String>,
     /// In slots and flows.
     #[serde(flatten)]
     pub preview: Preview,
 }
 
-/// What would change.
+/// The planned changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preview {
-    /// What would change of each service that is affected.
+    /// The changes of each affected service.
     pub services: BTreeMap<String, ServicePreview>,
-    /// What would have no room in the maps.
+    /// Entries that would have no room in the maps.
     #[serde(default)]
     pub left_out: Vec<String>,
 }
 
-/// What would change of one service.
+/// The changes of one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePreview {
     /// Slots of its ring.

@@ -1,4 +1,4 @@
-//! What a service does with what is known of its backends' health.
+//! A service's policy for its backends' health.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{check::Check, units::millis};
 
-/// What a service does with what is known of its backends' health.
+/// A service's policy for its backends' health.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
@@ -17,7 +17,7 @@ pub struct Policy {
     pub slow_start: Duration,
     /// Percent of the backends: when fewer are up, checks are ignored for choosing. 0: never.
     pub panic_threshold: u8,
-    /// When fewer backends are up, the service says that it is not ready.
+    /// When fewer backends are up, the service reports that it is not ready.
     pub min_healthy: u16,
     /// The time in which half of a backend's penalty for going down is forgiven (RFC 2439); zero:
     /// flapping is not damped.
@@ -56,7 +56,7 @@ pub enum OnDown {
 }
 
 impl OnDown {
-    /// The word that the configuration has for it.
+    /// Its name in the configuration.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {

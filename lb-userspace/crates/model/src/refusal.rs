@@ -1,4 +1,4 @@
-//! Why something asked for is not done: as the daemon has it, and as it answers requests.
+//! The reason why a request is not done: in the daemon, and in its answers.
 
 use std::fmt;
 
@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Plan;
 
-/// Why something asked for can't be done.
+/// Why a request can't be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{error}")]
 pub struct Refusal {
-    /// What kind of refusal it is.
+    /// Its kind.
     pub kind: RefusalKind,
-    /// What is wrong.
+    /// The error.
     pub error: String,
-    /// What would be right.
+    /// The remedy.
     pub hint: Option<String>,
-    /// What it would have changed, if all that it takes is a yes.
+    /// The changes that it would have made, if only a confirmation is missing.
     pub unconfirmed: Option<Box<Plan>>,
 }
 
@@ -37,7 +37,7 @@ pub enum RefusalKind {
     Invalid,
     /// It was tried, and did not work.
     Failed,
-    /// Nobody is there any more to do it.
+    /// The daemon is stopping.
     Stopping,
 }
 
@@ -48,15 +48,15 @@ impl Refusal {
         Self { kind, error: error.to_string(), hint: None, unconfirmed: None }
     }
 
-    /// Something that is done only for who says yes.
+    /// A change that is made only with a confirmation.
     #[must_use]
     pub fn unconfirmed(loss: impl fmt::Display, plan: Plan) -> Self {
         let refusal = Self::new(RefusalKind::Conflict, loss);
-        let refusal = refusal.hint("say --yes to do it all the same");
+        let refusal = refusal.hint("pass --yes to do it all the same");
         Self { unconfirmed: Some(Box::new(plan)), ..refusal }
     }
 
-    /// With what would be right.
+    /// With a remedy.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
@@ -66,12 +66,12 @@ impl Refusal {
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
-    /// What is wrong.
+    /// The error.
     pub error: String,
-    /// What would be right.
+    /// The remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// What it would have changed, if all that it takes is `yes=true`.
+    /// The changes that it would have made, if only `yes=true` is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed: Option<Plan>,
 }

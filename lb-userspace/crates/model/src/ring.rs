@@ -1,4 +1,4 @@
-//! What a change of the ring does to a slot, and when a slot in flux has settled.
+//! The effect of a change of the ring on a slot, and when a slot in flux has settled.
 //!
 //! A slot in the steady state has a current owner only. When that changes, flows older than the
 //! change stay with the base owner, and flows born while the two differ are pinned by the program,
@@ -9,7 +9,7 @@ use lb_common::abi::{Owners, Seen, Slot, stamp_age};
 
 /// The owners of a slot after its current owner has become `new_current` (0: none).
 ///
-/// `keeps_base` tells whether a backend may have older flows: it lives, and nobody has moved its
+/// `keeps_base` returns whether a backend may have older flows: it lives, and no command has moved its
 /// flows by force.
 #[must_use]
 pub fn step(owners: Owners, new_current: u16, keeps_base: impl Fn(u16) -> bool) -> Owners {
@@ -96,7 +96,7 @@ mod tests {
             (owners(1, 0), 2, owners(2, 1)),
             (owners(2, 1), 3, owners(3, 1)),
             (owners(3, 1), 1, owners(1, 0)),
-            // Nobody is left for new flows, the old ones stay.
+            // No backend is left for new flows, the old ones stay.
             (owners(1, 0), 0, owners(0, 1)),
             (owners(0, 1), 2, owners(2, 1)),
             (owners(0, 1), 1, owners(1, 0)),

@@ -1,4 +1,4 @@
-//! What the operator says of a virtual router, in types that can't hold nonsense, and the states that one has.
+//! The settings of a virtual router, in types that can't hold nonsense, and its states.
 
 use std::{
     fmt, iter,
@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The address family that a virtual router speaks.
+/// The address family of a virtual router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -49,7 +49,7 @@ pub enum Version {
     V3,
 }
 
-/// What tells one virtual router from another on a link: nodes that share it are its candidates.
+/// Identifies a virtual router on a link: nodes that share it are its candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RouterKey {
     /// IPv4 and IPv6 count VRIDs separately.
@@ -113,7 +113,7 @@ pub struct Router {
     pub announce: Announce,
     /// What changes the priority, or keeps the node from being Active.
     pub tracks: Vec<Track>,
-    /// A program that is told of each transition, with its arguments.
+    /// A program that runs at each transition, with its arguments.
     pub notify: Option<Vec<String>>,
 }
 
@@ -141,14 +141,14 @@ pub struct VirtualAddress {
     pub interface: Option<String>,
     /// Its label (IPv4), as `eth0:vip`.
     pub label: Option<String>,
-    /// Whether duplicate address detection is left out (IPv6). With it, the address answers nobody for
+    /// Whether duplicate address detection is left out (IPv6). With it, the address does not answer for
     /// a second or more.
     pub nodad: bool,
     /// Whether advertisements name it. Of another family than the router's, none can.
     pub advertised: bool,
 }
 
-/// A second way of advertisements: while either works, nobody else takes over.
+/// A second way of advertisements: while either works, no other node takes over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecondPath {
     /// The interface.
@@ -176,7 +176,7 @@ pub enum Auth {
 }
 
 impl fmt::Debug for Auth {
-    /// Nothing secret is told.
+    /// Prints no secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "None",
@@ -193,7 +193,7 @@ pub enum Checksum {
     /// With the pseudo-header, as RFC 5798 and keepalived have it.
     #[default]
     PseudoHeader,
-    /// Of the message alone, as RFC 9568, 5.2.8 asks for IPv4.
+    /// Of the message alone, as RFC 9568, 5.2.8 requires for IPv4.
     Message,
 }
 
@@ -285,7 +285,7 @@ pub struct Group {
     pub routers: Vec<String>,
 }
 
-/// Everything that is said of virtual routers.
+/// All settings of virtual routers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Routers {
     /// The routers; their names and keys are unique.
@@ -312,7 +312,7 @@ pub enum State {
 }
 
 impl State {
-    /// All states, as metrics tell them.
+    /// All states, as metrics export them.
     pub const ALL: [Self; 4] = [Self::Initialize, Self::Fault, Self::Backup, Self::Active];
 
     /// Its name.

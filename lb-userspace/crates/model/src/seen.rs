@@ -1,4 +1,4 @@
-//! What is seen of backends' health: the words of checks, which rings and the daemon share.
+//! The observed health of backends: the types of the checks, which rings and the daemon share.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::ServiceKey;
 
-/// A backend of a service, for those who don't care for names.
+/// A backend of a service, by keys without names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {
     /// The service.
@@ -15,7 +15,7 @@ pub struct Target {
     pub backend: IpAddr,
 }
 
-/// What the checks have found out about a backend.
+/// The checks' result for a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
@@ -29,22 +29,22 @@ pub enum Condition {
     HardDown,
 }
 
-/// What is seen of a backend at one moment.
+/// The observed state of a backend at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// What the checks say.
+    /// The checks' result.
     pub condition: Condition,
     /// Whether it is up and is not trusted yet, since it was down too often of late.
     pub held: bool,
-    /// Whether its clients' packets say that it is silent, and no check has decided yet.
+    /// Whether it is silent by its clients' packets, and no check has decided yet.
     pub suspect: bool,
-    /// Whether it is suspect, and the next answer has not cleared it: there is none, or nobody asks.
+    /// Whether it is suspect, and the next answer has not cleared it: there is none, or no check runs.
     pub doubted: bool,
     /// Whether it is down, and the last question to it got no answer of any kind.
     pub silent: bool,
-    /// Whether it is down, and the last question to it was refused: its host lives and nobody listens there.
+    /// Whether it is down, and the last probe to it was refused: its host lives and no process listens there.
     pub refuses: bool,
 }
 
-/// What is seen of all backends; one that is not in it is up.
+/// The observed state of all backends; one that is not in it is up.
 pub type View = BTreeMap<Target, Seen>;

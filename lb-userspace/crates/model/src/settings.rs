@@ -1,4 +1,4 @@
-//! What the data plane is built with: the part of the configuration that is no service.
+//! The settings of the data plane: the part of the configuration that is no service.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ pub struct Settings {
     pub allow_generic_gro: bool,
     /// Whether a foreign XDP program on an interface is replaced.
     pub force: bool,
-    /// Whether the program is attached again to an interface that has lost it, by somebody's deed or
+    /// Whether the program is attached again to an interface that has lost it, by another program or
     /// because the interface was made anew.
     pub reattach: bool,
     /// How much the maps have room for, and how much the program may do.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-/// The time, as the two sides tell it.
+/// The time, by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// CLOCK_MONOTONIC, the program's clock.

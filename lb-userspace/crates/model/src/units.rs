@@ -13,7 +13,7 @@ const UNITS: [(&str, u64); 5] =
 ///
 /// # Errors
 ///
-/// Anything else, with what would be right.
+/// Anything else, with the remedy.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
         format!("`{text}` is no duration; write a number and its unit, as 500ms, 30s, 15m or 2h")
@@ -133,7 +133,7 @@ pub fn counted<N: fmt::Display + PartialEq + From<u8>>(count: N, noun: &str) -> 
     format!("{count} {noun}{plural}")
 }
 
-/// Says of a word that it is none of those that are known.
+/// The error for an unknown name, with the known ones.
 #[must_use]
 pub fn unknown_word(word: &str, known: &[&str]) -> String {
     let all: Vec<_> = known.iter().map(|known| format!("\"{known}\"")).collect();
@@ -175,7 +175,7 @@ pub mod millis {
     ///
     /// # Errors
     ///
-    /// What is there is no number.
+    /// The text is no number.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         u64::deserialize(from).map(Duration::from_millis)
     }
@@ -208,7 +208,7 @@ pub mod rfc3339 {
     ///
     /// # Errors
     ///
-    /// What is there is no time.
+    /// The text is no time.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(from)?;
         humantime::parse_rfc3339_weak(&text).map_err(D::Error::custom)
@@ -241,7 +241,7 @@ pub mod rfc3339 {
         ///
         /// # Errors
         ///
-        /// What is there is no time.
+        /// The text is no time.
         pub fn deserialize<'de, D: Deserializer<'de>>(
             from: D,
         ) -> Result<Option<SystemTime>, D::Error> {

@@ -47,7 +47,7 @@ pub(super) async fn detach(changer: &Changer<'_>, pin_dir: Option<&Path>) -> Res
         Terms { yes, .. } => {
             let loss = losses.join("; ");
             if !losses.is_empty() && !yes && !change::is_asked() {
-                bail!("{loss}; say --yes to do it all the same");
+                bail!("{loss}; pass --yes to do it all the same");
             }
             if !losses.is_empty() && !yes {
                 change::confirm(&loss, &plan)?;

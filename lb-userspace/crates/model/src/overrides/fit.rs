@@ -156,7 +156,7 @@ mod tests {
         };
         let kept = merged(&[("web", drains.clone())]);
         let with_vip = merged(&[("web", drains.clone()), ("more", service(2, &[]))]);
-        /// What is in force, limits, what is left, who is named.
+        /// The state in force, limits, the remaining state, the named ones.
         type Case<'a> = (Merged, Limits, &'a Merged, &'a [(&'a str, Option<IpAddr>)]);
         let cases: &[Case<'_>] = &[
             (kept.clone(), limits(1, 2), &kept, &[]),

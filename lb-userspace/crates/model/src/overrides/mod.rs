@@ -1,4 +1,4 @@
-//! What `lbctl` changed, apart from what the configuration says.
+//! The changes by `lbctl`, apart from the configuration.
 //!
 //! The desired state is the configuration with the overrides over it, so a change that is taken back
 //! leaves no trace. What becomes of them when the configuration changes is in [`merge()`].
@@ -44,7 +44,7 @@ pub struct ServiceOverride {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum BackendOverride {
-    /// It is there, and as it says; whether the configuration has it or not.
+    /// It is there as given, whether the configuration has it or not.
     Added(Backend),
     /// The configuration's backend, with what differs.
     Changed {

@@ -1,4 +1,4 @@
-//! What must hold of a check and of a policy, whoever gives it: the configuration's reader, the API and the
+//! The rules for a check and a policy, for every source: the configuration's reader, the API and the
 //! state file.
 
 use std::{net::IpAddr, ops::RangeInclusive, path::Path, time::Duration};
@@ -17,14 +17,14 @@ pub const INTERVAL: RangeInclusive<Duration> =
 pub const WAIT: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(86_400);
 /// Percent by which intervals vary.
 pub const JITTER: RangeInclusive<u8> = 0..=50;
-/// The record types that a DNS check can ask for.
+/// The record types that a DNS check can query.
 pub const RECORDS: [&str; 9] = ["A", "AAAA", "NS", "SOA", "MX", "TXT", "SRV", "CNAME", "PTR"];
 
-/// Whether a time, `text` in words, is within its bounds.
+/// Whether a time, named `text`, is within its bounds.
 ///
 /// # Errors
 ///
-/// What is wrong, and what is possible.
+/// The mistake, and the possible values.
 pub fn within(text: &str, time: Duration, bounds: &RangeInclusive<Duration>) -> Result<(), String> {
     if bounds.contains(&time) {
         return Ok(());
@@ -37,7 +37,7 @@ pub fn within(text: &str, time: Duration, bounds: &RangeInclusive<Duration>) -> 
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn method(text: &str) -> Result<(), String> {
     let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase());
     given(fits, || format!("`{text}` is no method; write one as \"GET\" or \"HEAD\""))
@@ -47,7 +47,7 @@ pub fn method(text: &str) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn path(text: &str) -> Result<(), String> {
     let fits = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
     given(fits, || format!("`{text}` is no path; begin it with `/`, and write other signs as %20"))
@@ -57,7 +57,7 @@ pub fn path(text: &str) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn host(text: &str) -> Result<(), String> {
     let fits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     given(fits, || format!("`{text}` is no host; write a name, as \"www.example.com\""))
@@ -77,16 +77,16 @@ fn codes(ranges: &[RangeInclusive<u16>]) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn ca_file(path: &Path) -> Result<(), String> {
     given(path.is_absolute(), || format!("`{}` is not absolute; begin it with `/`", path.display()))
 }
 
-/// The name that a DNS check asks for.
+/// The name that a DNS check queries.
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn domain(text: &str) -> Result<(), String> {
     let labels = text.trim_end_matches('.');
     let label =
@@ -99,9 +99,9 @@ pub fn domain(text: &str) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
-pub fn command(words: &[String], what: &str, example: &str) -> Result<(), String> {
-    match words.first() {
+/// The mistake, and its remedy.
+pub fn command(arguments: &[String], what: &str, example: &str) -> Result<(), String> {
+    match arguments.first() {
         Some(program) if program.starts_with('/') => Ok(()),
         Some(program) => Err(format!("`{program}` is not absolute; begin it with `/`")),
         None => Err(format!("no {what}; write {example}")),
@@ -112,7 +112,7 @@ fn given(fits: bool, message: impl FnOnce() -> String) -> Result<(), String> {
     if fits { Ok(()) } else { Err(message()) }
 }
 
-/// What is wrong with a check, by the keys of the configuration.
+/// The mistakes of a check, by the keys of the configuration.
 fn faults(check: &Check) -> Vec<String> {
     let mut found = Vec::new();
     let mut note = |key: &str, outcome: Result<(), String>| {
@@ -146,8 +146,8 @@ fn faults(check: &Check) -> Vec<String> {
             let message = || format!("`{record}` is unknown; write one of {}", RECORDS.join(", "));
             note("record", given(known, message));
         }
-        Kind::Exec(Exec { command: words }) => {
-            note("command", command(words, "command", "[\"/usr/local/bin/check\"]"));
+        Kind::Exec(Exec { command: arguments }) => {
+            note("command", command(arguments, "command", "[\"/usr/local/bin/check\"]"));
         }
     }
     if let Kind::Https(_, Tls { ca_file: Some(file), .. }) = &check.kind {
@@ -156,7 +156,7 @@ fn faults(check: &Check) -> Vec<String> {
     found
 }
 
-/// A check that holds, and asks the same as one that does not, as far as it can.
+/// A check that holds, and probes the same as one that does not, as far as it can.
 #[must_use]
 pub fn mended(check: &Check) -> Check {
     let kind = match &check.kind {
@@ -167,7 +167,7 @@ pub fn mended(check: &Check) -> Check {
     if faults(&same).is_empty() { same } else { Check::default() }
 }
 
-/// What is wrong with how a service checks its backends.
+/// The mistakes of how a service checks its backends.
 #[must_use]
 pub fn violations_of_policy(name: &str, service: &Service) -> Vec<Violation> {
     let mut found = Vec::new();
@@ -198,7 +198,7 @@ pub fn violations_of_policy(name: &str, service: &Service) -> Vec<Violation> {
 /// The commands of a service's checks that the service of this name in the configuration's file, if there is
 /// one, does not have.
 ///
-/// A command runs with the rights of `lbd`, so only who writes that file says which.
+/// A command runs with the rights of `lbd`, so only writers of that file choose it.
 #[must_use]
 pub fn foreign_commands(
     name: &str,

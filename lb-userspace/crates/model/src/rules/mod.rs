@@ -1,4 +1,4 @@
-//! What must hold of the desired state as a whole, wherever an edit of it came from.
+//! The rules for the desired state as a whole, for every source of an edit.
 
 pub mod check;
 
@@ -17,13 +17,13 @@ use crate::{
 
 /// The largest ring: the largest prime below 2^20.
 pub const MAX_RING_SLOTS: u32 = 1_048_573;
-/// The idle timeouts that stamps of 16 bits of seconds can tell from never.
+/// The idle timeouts that stamps of 16 bits of seconds can distinguish from never.
 pub const IDLE_TIMEOUT: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
 /// How long a drain may take.
 pub const DRAIN_DEADLINE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(30 * 86_400);
-/// How long nothing is heard of a backend when its drain is over by estimate.
+/// How long flows of a backend have no packet when its drain is over by estimate.
 pub const DRAIN_SILENCE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
 /// Slots for each backend, from which on shares are within a percent of the weights.
@@ -38,7 +38,7 @@ pub struct Violation {
     pub backend: Option<IpAddr>,
     /// The field, as the configuration names it.
     pub field: &'static str,
-    /// What is wrong, and what would be right.
+    /// The mistake, and its remedy.
     pub message: String,
 }
 
@@ -91,7 +91,7 @@ pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
     found.0
 }
 
-/// Everything that is wrong with what is to be in force, where the configuration's file has `configured`.
+/// All mistakes of a state that is to be in force, where the configuration's file has `configured`.
 #[must_use]
 pub fn violations_beside(
     configured: &Desired,
@@ -122,7 +122,7 @@ pub fn violations_of(name: &str, service: &Service) -> Vec<Violation> {
     found.0
 }
 
-/// What works and is probably not meant.
+/// Settings that work and are probably not meant.
 #[must_use]
 pub fn doubts(desired: &Desired) -> Vec<Violation> {
     let mut found = Found(Vec::new());
@@ -151,7 +151,7 @@ pub fn doubts(desired: &Desired) -> Vec<Violation> {
 ///
 /// # Errors
 ///
-/// What would be right.
+/// The remedy.
 pub fn vip(text: &str) -> Result<IpAddr, String> {
     address(text, "write the address alone, and the port by itself")
 }
@@ -160,7 +160,7 @@ pub fn vip(text: &str) -> Result<IpAddr, String> {
 ///
 /// # Errors
 ///
-/// What would be right.
+/// The remedy.
 pub fn backend_address(text: &str) -> Result<IpAddr, String> {
     address(text, "a backend has its service's port: write the address alone")
 }
@@ -228,7 +228,7 @@ impl Found {
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn check_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 63 || !name.chars().all(fits) || name.starts_with(['-', '.'])
@@ -244,7 +244,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// What is wrong, and what would be right.
+/// The mistake, and its remedy.
 pub fn check_address(address: IpAddr) -> Result<(), String> {
     let kind = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {

@@ -1,4 +1,4 @@
-//! A change of the configuration under the changes by `lbctl`: key by key, what was said last wins.
+//! A change of the configuration under the changes by `lbctl`: key by key, the last change wins.
 //!
 //! Three states meet: the configuration as it was, as it is, and what was in force. A key whose value
 //! the configuration has changed gets that value; any other keeps the one in force. That a service
@@ -22,7 +22,7 @@ use crate::{
     units::exact_duration,
 };
 
-/// What is in force after a change of the configuration.
+/// The state in force after a change of the configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
     /// The services.
@@ -31,7 +31,7 @@ pub struct Merged {
     pub conflicts: Vec<Conflict>,
 }
 
-/// The keys of backends that a configuration says nothing of: service, backend and key.
+/// The keys of backends that a configuration does not specify: service, backend and key.
 pub type Unsaid = BTreeSet<(String, IpAddr, &'static str)>;
 
 /// A change by `lbctl` that the configuration has overruled.
@@ -54,16 +54,16 @@ pub enum Ending {
     Replaced {
         /// The key.
         key: String,
-        /// What the configuration has.
+        /// The value of the configuration.
         configured: String,
-        /// What `lbctl` had set.
+        /// The value that `lbctl` had set.
         runtime: String,
     },
-    /// What was changed is not there any more.
+    /// The changed object is not there any more.
     Gone,
-    /// What was removed is there again, since the configuration has changed it.
+    /// The removed object is there again, since the configuration has changed it.
     Back,
-    /// What was added or moved does not go with the configuration.
+    /// The added or moved object does not go with the configuration.
     Misfit(String),
 }
 
@@ -99,7 +99,7 @@ impl fmt::Display for Conflict {
 /// Backends that the configuration no longer has drain, and leave when their last flow has ended;
 /// those of a service that it no longer has go with it, since nothing is left that would send to
 /// them. What `lbctl` has added and the configuration has since keeps the keys that `after` leaves
-/// `unsaid`: a default is no word against what was said.
+/// `unsaid`: a default does not override a change.
 #[must_use]
 pub fn merge(
     before: &Desired,

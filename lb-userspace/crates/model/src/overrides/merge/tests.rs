@@ -72,7 +72,7 @@ fn what_was_said_last_wins() {
         // They agree, or lbctl has set nothing.
         (&[(A, 1, ENABLED)], &[(A, 3, ENABLED)], &[(A, 3, ENABLED)], &[(A, 3, ENABLED)], &[]),
         (&[(A, 1, ENABLED)], &[(A, 3, ENABLED)], &[(A, 1, ENABLED)], &[(A, 3, ENABLED)], &[]),
-        // A deadline is no part of what the configuration says; its word is newer.
+        // A deadline is no part of the configuration, which is newer.
         (
             &[(A, 1, ENABLED)],
             &[(A, 1, DRAINING)],
@@ -82,7 +82,7 @@ fn what_was_said_last_wins() {
                 "web 10.0.0.1: state draining of the configuration replaces draining until 1970-01-01T00:00:00Z, set by lbctl",
             ],
         ),
-        // Removed by lbctl: it stays so until the configuration says something new of it.
+        // Removed by lbctl: it stays so until the configuration changes it.
         (&[(A, 1, ENABLED)], &[(A, 1, ENABLED)], &[], &[], &[]),
         (&[(A, 1, ENABLED)], &[], &[], &[], &[]),
         (
@@ -127,11 +127,11 @@ fn what_was_said_last_wins() {
             ],
         ),
     ];
-    for (before, after, runtime, expected, said) in cases {
+    for (before, after, runtime, expected, reported) in cases {
         let (b, a, r) = (web(*before), web(*after), web(*runtime));
         assert_eq!(
             conflicts(&b, &a, &r, &web(*expected)),
-            *said,
+            *reported,
             "{before:?} {after:?} {runtime:?}"
         );
     }
@@ -342,7 +342,7 @@ proptest! {
             };
             prop_assert_eq!(value, expected, "{:?}", key);
         }
-        // What is not there was removed by whoever spoke last.
+        // What is not there was removed by the last change.
         for key in b.keys().chain(a.keys()).chain(r.keys()).filter(|key| !m.contains_key(key)) {
             let (name, at, _) = key;
             if there(&merged.desired, name, *at) || !there(&merged.desired, name, None) && at.is_some() {
