@@ -143,7 +143,7 @@ impl Client {
         body: Bytes,
     ) -> Result<T, Error> {
         self.within(self.patience, async {
-            let (response, connection) = self.ask(method, path, body).await?;
+            let (response, connection) = self.exchange(method, path, body).await?;
             let status = response.status();
             let body = response.into_body().collect().await;
             let body = body.map_err(|error| self.broken(error))?.to_bytes();
@@ -161,7 +161,7 @@ impl Client {
     /// See [`Error`].
     pub async fn lines(&self, path: &str) -> Result<Lines, Error> {
         self.within(self.patience, async {
-            let (response, connection) = self.ask(Method::GET, path, Bytes::new()).await?;
+            let (response, connection) = self.exchange(Method::GET, path, Bytes::new()).await?;
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {
@@ -186,7 +186,7 @@ impl Client {
     ) -> Result<Pieces, Error> {
         let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
         self.within(self.patience, async {
-            let (response, connection) = self.ask(method, path, body.into()).await?;
+            let (response, connection) = self.exchange(method, path, body.into()).await?;
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {
@@ -199,7 +199,7 @@ impl Client {
     }
 
     /// Sends a request; the answer's head.
-    async fn ask(
+    async fn exchange(
         &self,
         method: Method,
         path: &str,

@@ -87,8 +87,8 @@ fn hide(table: &mut dyn TableLike, path: &[&str]) {
     }
 }
 
-/// Hides the values of keys of secrets in comments: `# password = "..."`, as an operator keeps an old one. In a string of
-/// several lines, a line with `#` is taken for a comment, too.
+/// Hides the values of keys of secrets in comments: `# password = "..."`, as an operator keeps an old one. In a string
+/// of several lines, a line with `#` is taken for a comment, too.
 fn without_commented(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.split('\n') {

@@ -1,8 +1,8 @@
 //! The observation of a node: its events, figures per second, metrics, the dashboard.
 //!
 //! [`events`] keeps the last events. [`samples`] requests the status once a second, for all viewers, and keeps the
-//! figures of each second. [`metrics`] exports to Prometheus, [`dashboard`] has the page and the stream that keeps it up
-//! to date.
+//! figures of each second. [`metrics`] exports to Prometheus, [`dashboard`] has the page and the stream that keeps it
+//! up to date.
 //!
 //! It reads [`Status`] and changes nothing. It knows of the daemon only this request, and nothing of its
 //! other requests, of access (the listeners check that) or of the maps.

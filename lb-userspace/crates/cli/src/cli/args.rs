@@ -101,7 +101,7 @@ pub(super) enum Command {
         #[arg(long)]
         pin_dir: Option<PathBuf>,
         #[command(flatten)]
-        ask: Ask,
+        confirm: Confirm,
     },
     /// On a backend: take packets out of their tunnel without a tunnel device.
     #[command(subcommand)]
@@ -120,7 +120,7 @@ pub(super) struct Dry {
 
 /// For what may take a service from its clients.
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Ask {
+pub(super) struct Confirm {
     /// Change nothing, and show what would change.
     #[arg(long)]
     dry_run: bool,
@@ -135,8 +135,8 @@ impl From<Dry> for Terms {
     }
 }
 
-impl From<Ask> for Terms {
-    fn from(Ask { dry_run, yes }: Ask) -> Self {
+impl From<Confirm> for Terms {
+    fn from(Confirm { dry_run, yes }: Confirm) -> Self {
         Self { dry_run, yes }
     }
 }
@@ -160,7 +160,7 @@ pub(super) enum ServiceCommand {
         #[arg(add = ArgValueCandidates::new(complete::services))]
         service: String,
         #[command(flatten)]
-        ask: Ask,
+        confirm: Confirm,
     },
 }
 
@@ -255,7 +255,7 @@ pub(super) enum BackendCommand {
         #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
         timeout: Option<Duration>,
         #[command(flatten)]
-        ask: Ask,
+        confirm: Confirm,
     },
     /// Give a backend new flows again.
     Enable {
@@ -272,7 +272,7 @@ pub(super) enum BackendCommand {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        ask: Ask,
+        confirm: Confirm,
     },
     /// Change a backend's share.
     Weight {
@@ -292,7 +292,7 @@ pub(super) enum BackendCommand {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        ask: Ask,
+        confirm: Confirm,
     },
 }
 

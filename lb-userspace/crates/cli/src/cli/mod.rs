@@ -103,8 +103,8 @@ impl Cli {
             Command::Node(command) => return node::run(command, &changer(Terms::default())).await,
             Command::Vrrp(command) => vrrp::vrrp(command, &changer(Terms::default())).await?,
             Command::Sync(command) => vrrp::sync(*command, &changer(Terms::default())).await?,
-            Command::Detach { pin_dir, ask } => {
-                detach::detach(&changer((*ask).into()), pin_dir.as_deref()).await?;
+            Command::Detach { pin_dir, confirm } => {
+                detach::detach(&changer((*confirm).into()), pin_dir.as_deref()).await?;
             }
             Command::Capture(args) => capture::run(args, &client, printer).await?,
             Command::Explain(args) => return explain::run(args, &client, printer).await,
@@ -174,9 +174,9 @@ async fn service(command: &ServiceCommand, client: &Client, printer: Printer) ->
             let path = paths::service(&add.service);
             changer(add.dry.into()).make_with(Method::POST, &path, &add.service()?).await
         }
-        ServiceCommand::Remove { service: name, ask } => {
+        ServiceCommand::Remove { service: name, confirm } => {
             let path = paths::service(name);
-            changer((*ask).into()).make(Method::DELETE, &path).await
+            changer((*confirm).into()).make(Method::DELETE, &path).await
         }
     }
 }
@@ -211,9 +211,9 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
             };
             changer((*dry).into()).make_with(Method::POST, &target.path(), &backend).await?;
         }
-        BackendCommand::Drain { target, wait, until, deadline, timeout, ask } => {
+        BackendCommand::Drain { target, wait, until, deadline, timeout, confirm } => {
             let deadline_secs = deadline.map(whole_secs);
-            let terms = Terms::from(*ask);
+            let terms = Terms::from(*confirm);
             change(target, terms, admin(AdminChange::Draining { deadline_secs })).await?;
             if *wait && !terms.dry_run {
                 return drain::wait(client, target, *until, *timeout).await;
@@ -222,17 +222,17 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
         BackendCommand::Enable { target, dry } => {
             change(target, (*dry).into(), admin(AdminChange::Enabled)).await?;
         }
-        BackendCommand::Disable { target, force, ask } => {
+        BackendCommand::Disable { target, force, confirm } => {
             let to = if *force { AdminChange::Down } else { AdminChange::Disabled };
-            change(target, (*ask).into(), admin(to)).await?;
+            change(target, (*confirm).into(), admin(to)).await?;
         }
         BackendCommand::Weight { target, weight, dry } => {
             let to = BackendChange { weight: Some(*weight), admin: None };
             change(target, (*dry).into(), to).await?;
         }
-        BackendCommand::Remove { target, force, ask } => {
+        BackendCommand::Remove { target, force, confirm } => {
             let path = format!("{}?force={force}", target.path());
-            changer((*ask).into()).make(Method::DELETE, &path).await?;
+            changer((*confirm).into()).make(Method::DELETE, &path).await?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -234,9 +234,9 @@ fn mistakes_of_the_configuration_are_told() {
     let mend = "${EDITOR:-vi} /etc/lb/lb.toml && lbctl config check /etc/lb/lb.toml";
     let mistake = |text: &str| Mistake { text: text.into(), mend: Some(mend.into()) };
     let mistakes = vec![mistake("/etc/lb/lb.toml:3: x"), mistake("/etc/lb/lb.toml:4: y")];
-    let told_of = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
+    let reported = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
     assert_finding(
-        &told_of,
+        &reported,
         Grade::Wrong,
         &["toml:3: x", "toml:4: y", "lbctl config check /etc/lb/lb.toml"],
     );
@@ -450,7 +450,7 @@ fn vlan_tags_that_hardware_takes_off_are_told_where_there_are_vlans() {
 
 #[test]
 fn who_answers_for_a_vip_is_told() {
-    let told_of = |text: &str, held: bool, claim: Option<[u8; 6]>| {
+    let claims_of = |text: &str, held: bool, claim: Option<[u8; 6]>| {
         changed(node::vips, |facts| {
             facts.config = Ok(config(text));
             if !held {
@@ -462,35 +462,35 @@ fn who_answers_for_a_vip_is_told() {
     };
     let pair = format!("{CONFIG}{ROUTER}");
     for text in [CONFIG, &pair] {
-        assert_finding(&told_of(text, true, None), Grade::Ok, &["nobody else answers"]);
-        let two = told_of(text, true, Some(OTHER_MAC));
+        assert_finding(&claims_of(text, true, None), Grade::Ok, &["nobody else answers"]);
+        let two = claims_of(text, true, Some(OTHER_MAC));
         assert_finding(&two, Grade::Wrong, &["02:00:00:00:00:63 answers for it as well"]);
         for held in [false, true] {
-            let backend = told_of(text, held, Some(BACKEND_MAC));
+            let backend = claims_of(text, held, Some(BACKEND_MAC));
             let mend = "ssh 10.0.0.11 sysctl -w net.ipv4.conf.all.arp_ignore=1 \
                         net.ipv4.conf.all.arp_announce=2";
             assert_finding(&backend, Grade::Wrong, &["by the backend 10.0.0.11", mend]);
         }
     }
-    assert_finding(&told_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
-    assert_finding(&told_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
+    assert_finding(&claims_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
+    assert_finding(&claims_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
     let stopped = changed(node::vips, |facts| {
         facts.config = Ok(config(&pair));
         eth0(facts).addresses.pop();
         facts.daemon = None;
     });
     assert_finding(&stopped, Grade::Warning, &["on no node", "systemctl start lbd"]);
-    let unasked = changed(node::vips, |facts| {
+    let unknown = changed(node::vips, |facts| {
         facts.config = Ok(config(&pair));
         eth0(facts).addresses.pop();
         facts.claims = None;
     });
-    assert_finding(&unasked, Grade::Warning, &["whether another node has it is not known"]);
-    let unasked = changed(node::vips, |facts| facts.claims = None);
-    assert_finding(&unasked, Grade::Ok, &["whether another host has it is not known"]);
-    assert_finding(&told_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
+    assert_finding(&unknown, Grade::Warning, &["whether another node has it is not known"]);
+    let unknown = changed(node::vips, |facts| facts.claims = None);
+    assert_finding(&unknown, Grade::Ok, &["whether another host has it is not known"]);
+    assert_finding(&claims_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
     let mend = "ip address add 10.0.0.100/32 dev eth0";
-    assert_finding(&told_of(CONFIG, false, None), Grade::Warning, &[mend]);
+    assert_finding(&claims_of(CONFIG, false, None), Grade::Warning, &[mend]);
     let routed = changed(node::vips, |facts| {
         eth0(facts).addresses.pop();
         loopback(facts).addresses.push((vip(), 32));

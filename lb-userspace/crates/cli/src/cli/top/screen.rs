@@ -94,20 +94,20 @@ fn give_back() {
     let _ = terminal::disable_raw_mode();
 }
 
-/// A question to the daemon that is under way.
-type Question = Pin<Box<dyn Future<Output = Event>>>;
+/// A request to the daemon that is under way.
+type Request = Pin<Box<dyn Future<Output = Event>>>;
 
 /// Polls the daemon, one request at a time for each kind.
-struct Asker {
+struct Poller {
     client: Client,
-    status: Option<Question>,
+    status: Option<Request>,
     status_at: Instant,
-    flows: Option<Question>,
+    flows: Option<Request>,
     flows_at: Instant,
-    flows_asked: Instant,
+    flows_requested: Instant,
 }
 
-impl Asker {
+impl Poller {
     fn new(client: &Client) -> Self {
         let now = Instant::now();
         Self {
@@ -116,12 +116,12 @@ impl Asker {
             status_at: now,
             flows: None,
             flows_at: now,
-            flows_asked: now,
+            flows_requested: now,
         }
     }
 
     /// Sends the requests that are due.
-    fn ask(&mut self, app: &App, now: Instant) {
+    fn poll(&mut self, app: &App, now: Instant) {
         if app.pauses {
             return;
         }
@@ -136,7 +136,7 @@ impl Asker {
         }
         let place = &app.page().place;
         if self.flows.is_none() && now >= self.flows_at && matches!(place, Place::Flows(..)) {
-            self.flows_asked = now;
+            self.flows_requested = now;
             self.flows = Some(Box::pin(flows_of(self.client.clone(), place.clone())));
         }
     }
@@ -160,7 +160,7 @@ impl Asker {
         if of_flows {
             self.flows = None;
             // However long a walk takes, most of the time there is none.
-            self.flows_at = now + interval.max((now - self.flows_asked) * FLOWS_SHARE);
+            self.flows_at = now + interval.max((now - self.flows_requested) * FLOWS_SHARE);
         } else {
             self.status = None;
             let away = matches!(event, Event::Away(_));
@@ -169,7 +169,7 @@ impl Asker {
         event
     }
 
-    fn ask_now(&mut self) {
+    fn poll_now(&mut self) {
         let now = Instant::now();
         (self.status_at, self.flows_at) = (now, now);
         // The pending request is of a place that was left.
@@ -177,9 +177,9 @@ impl Asker {
     }
 }
 
-async fn pending(question: &mut Option<Question>) -> Event {
-    match question {
-        Some(question) => question.await,
+async fn pending(request: &mut Option<Request>) -> Event {
+    match request {
+        Some(request) => request.await,
         None => std::future::pending().await,
     }
 }
@@ -236,18 +236,18 @@ async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<Ex
     };
     let mut stop = listen(SignalKind::from_raw(libc::SIGTSTP)).context("listen to SIGTSTP")?;
     let mut goes_on = listen(SignalKind::from_raw(libc::SIGCONT)).context("listen to SIGCONT")?;
-    let mut asker = Asker::new(client);
-    asker.status_at += app.interval;
+    let mut poller = Poller::new(client);
+    poller.status_at += app.interval;
     loop {
         app.room = {
             let mut room = 0;
             screen.terminal.draw(|frame| room = view::draw(frame, app, looks, Instant::now()))?;
             room
         };
-        asker.ask(app, Instant::now());
+        poller.poll(app, Instant::now());
         // While lbd is away, each second counts on.
         let tick = app.away.is_some().then(|| Instant::now() + AGAIN);
-        let wake = asker.due(app).into_iter().chain(tick).min();
+        let wake = poller.due(app).into_iter().chain(tick).min();
         let event = tokio::select! {
             input = inputs.next() => match input {
                 Some(Ok(Input::Key(key))) => Event::Key(key),
@@ -256,7 +256,7 @@ async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<Ex
                 Some(Err(error)) => return Err(error).context("read a key"),
                 None => return Ok(ExitCode::SUCCESS),
             },
-            event = asker.answer(app.interval) => event,
+            event = poller.answer(app.interval) => event,
             () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => continue,
             _ = terminate.recv() => return Ok(ended_by(libc::SIGTERM)),
             _ = hangup.recv() => return Ok(ended_by(libc::SIGHUP)),
@@ -276,7 +276,7 @@ async fn watch(screen: &mut Screen, app: &mut App, client: &Client) -> Result<Ex
             // The whole group, as the terminal does it where keys are its own.
             Some(Action::Suspend) => suspend(screen, Pid::from_raw(0))?,
             Some(Action::Redraw) => screen.redraw()?,
-            Some(Action::Ask) => asker.ask_now(),
+            Some(Action::Refresh) => poller.poll_now(),
             None => {}
         }
     }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use lb_api::paths;
 
-use super::{Misuse, args::Ask, change::Changer, table::Table};
+use super::{Misuse, args::Confirm, change::Changer, table::Table};
 use lb_api::requests::Failover;
 use lb_api::routers::RouterStatus;
 use lb_api::status::{Pair, Peer, Status};
@@ -37,7 +37,7 @@ pub(super) struct FailoverArgs {
     #[arg(long, conflicts_with = "routers")]
     all: bool,
     #[command(flatten)]
-    ask: Ask,
+    confirm: Confirm,
 }
 
 /// What to do with peers.
@@ -56,12 +56,12 @@ pub(super) async fn vrrp(command: &VrrpCommand, changer: &Changer<'_>) -> Result
             let pair: Pair = client.get(paths::VRRP).await?;
             printer.print(&pair, || status(&pair, SystemTime::now()))
         }
-        VrrpCommand::Failover(FailoverArgs { routers, all, ask }) => {
+        VrrpCommand::Failover(FailoverArgs { routers, all, confirm }) => {
             if routers.is_empty() && !all {
                 let message = "name the virtual routers to hand over, or pass --all";
                 return Err(Misuse(message.into()).into());
             }
-            let changer = Changer { terms: (*ask).into(), ..*changer };
+            let changer = Changer { terms: (*confirm).into(), ..*changer };
             let which = Failover { routers: routers.clone() };
             changer.make_with(Method::POST, paths::FAILOVER, &which).await
         }

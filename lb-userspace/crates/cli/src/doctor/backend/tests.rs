@@ -89,13 +89,13 @@ fn at_a_healthy_backend_all_is_well() {
 
 #[test]
 fn the_vip_must_be_on_the_loopback_and_nowhere_else() {
-    let vips = |held: &[(&str, &str, u8)], asked: &[&str]| {
+    let vips = |held: &[(&str, &str, u8)], requested: &[&str]| {
         changed(Mode::Dsr, vips, |facts| {
             interface(facts, "lo").addresses.pop();
             for (name, text, length) in held {
                 interface(facts, name).addresses.push((address(text), *length));
             }
-            facts.question.vips = asked.iter().map(|text| address(text)).collect();
+            facts.question.vips = requested.iter().map(|text| address(text)).collect();
         })
     };
     assert_finding(&vips(&[], &[]), Grade::Wrong, &["lbctl doctor backend --vip"]);

@@ -32,7 +32,7 @@ pub(super) async fn collect(
     for interface in names.iter().filter_map(|name| interfaces.get(name)) {
         let Some(mac) = interface.mac.filter(|_| interface.up) else { continue };
         let frames: Vec<_> =
-            addresses.iter().filter_map(|address| question(*address, mac, interface)).collect();
+            addresses.iter().filter_map(|address| request(*address, mac, interface)).collect();
         links.push((open(interface.ifindex).ok()?, interface.ifindex, frames));
     }
     if links.is_empty() {
@@ -95,7 +95,7 @@ fn on(ifindex: u32, kind: u16) -> SockAddr {
 
 /// The request for an address, sent from another address of the interface. Over IPv6
 /// it takes one: without a source it would look as if the address were about to be taken.
-fn question(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>> {
+fn request(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>> {
     let own = interface.addresses.iter().map(|(own, _)| *own).filter(|own| *own != address);
     match address {
         IpAddr::V4(address) => {
@@ -128,18 +128,18 @@ mod tests {
         let mut interface = Interface::default();
         let vip: Ipv4Addr = [10, 0, 0, 100].into();
         interface.addresses.push((vip.into(), 32));
-        let frame = question(vip.into(), MAC, &interface).expect("a frame");
+        let frame = request(vip.into(), MAC, &interface).expect("a frame");
         assert_eq!(frame[28..32], [0; 4], "nothing is claimed");
         interface.addresses.push(([10, 0, 0, 2].into(), 24));
-        let frame = question(vip.into(), MAC, &interface).expect("a frame");
+        let frame = request(vip.into(), MAC, &interface).expect("a frame");
         assert_eq!((&frame[28..32], &frame[38..42]), (&[10, 0, 0, 2][..], &[10, 0, 0, 100][..]));
         assert_eq!(announce::claim(&frame).map(|claim| claim.address), Some([10, 0, 0, 2].into()));
 
         let vip: Ipv6Addr = "fd00::12:3456".parse().expect("an address");
-        assert_eq!(question(vip.into(), MAC, &interface), None);
+        assert_eq!(request(vip.into(), MAC, &interface), None);
         let own: Ipv6Addr = "fe80::1".parse().expect("an address");
         interface.addresses.push((own.into(), 64));
-        let frame = question(vip.into(), MAC, &interface).expect("a frame");
+        let frame = request(vip.into(), MAC, &interface).expect("a frame");
         assert_eq!(frame[..6], [0x33, 0x33, 0xff, 0x12, 0x34, 0x56]);
         assert_eq!(frame.len(), 14 + 40 + 32);
     }

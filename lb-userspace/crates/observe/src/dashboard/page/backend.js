@@ -131,11 +131,11 @@ function toggle(part) {
   part.list = list;
   part.events = events;
   facts(part, part.latest, Date.now());
-  ask(part);
+  requestHistory(part);
 }
 
 /** The backend's last events. */
-export async function ask(part) {
+export async function requestHistory(part) {
   if (part.below.hidden) return;
   const query = new URLSearchParams({ service: part.service, backend: part.address });
   try {

@@ -190,9 +190,9 @@ function fill(part) {
   series.follow(part.name);
 }
 
-/** A backend has changed: what is open of its history is asked for again. */
+/** A backend has changed: its open history is requested again. */
 export function happened(service, backend) {
   const table = list.lbParts?.get(service)?.table;
   const its = table?.lbParts?.get(backend);
-  if (its) row.ask(its);
+  if (its) row.requestHistory(its);
 }

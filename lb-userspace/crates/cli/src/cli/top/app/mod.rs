@@ -42,7 +42,7 @@ pub(super) enum Action {
     /// Draw everything anew: something else has written to the terminal.
     Redraw,
     /// Request now, and not when the interval is over.
-    Ask,
+    Refresh,
 }
 
 /// A place that can be looked at.
@@ -253,12 +253,12 @@ impl App {
             KeyCode::Char('/') => self.writes = true,
             KeyCode::Char('p' | ' ') => {
                 self.pauses = !self.pauses;
-                return (!self.pauses).then_some(Action::Ask);
+                return (!self.pauses).then_some(Action::Refresh);
             }
             KeyCode::Char('+') => self.interval = slower(self.interval),
             KeyCode::Char('-') => {
                 self.interval = faster(self.interval);
-                return Some(Action::Ask);
+                return Some(Action::Refresh);
             }
             KeyCode::Char('<' | ',') => self.sort_by(self.page().sort.checked_sub(1)),
             KeyCode::Char('>' | '.') => self.sort_by(Some(self.page().sort + 1)),
@@ -324,7 +324,7 @@ impl App {
         self.page_mut().cursor = cursor;
         self.found = None;
         self.pages.push(Page::new(place));
-        Some(Action::Ask)
+        Some(Action::Refresh)
     }
 
     fn leave(&mut self) {

@@ -148,7 +148,7 @@ fn a_wider_terminal_shows_more_and_a_smaller_one_does_not_break() {
 #[test]
 fn enter_goes_from_services_to_backends_to_flows_and_escape_comes_back() {
     let mut story = Story::new();
-    assert_eq!(story.presses(KeyCode::Enter), Some(Action::Ask));
+    assert_eq!(story.presses(KeyCode::Enter), Some(Action::Refresh));
     assert_eq!(story.app.page().place, Place::Backends("web".into()));
     assert_eq!(story.firsts(), ["10.0.0.12", "10.0.0.11", "10.0.0.13", "10.0.0.14"]);
     story.looks_like("backends", 80, 24);
@@ -288,7 +288,7 @@ fn a_pause_holds_what_is_shown() {
     story.receives(Event::Status(Box::new(status.clone())));
     assert_eq!(story.firsts(), ["web", "dns"]);
     assert!(text(&story.frame(80, 24, COLOURS)).contains("PAUSED"));
-    assert_eq!(story.presses(KeyCode::Char('p')), Some(Action::Ask));
+    assert_eq!(story.presses(KeyCode::Char('p')), Some(Action::Refresh));
     story.receives(Event::Status(Box::new(status)));
     assert_eq!(story.firsts(), ["web"]);
 }
@@ -324,7 +324,7 @@ fn the_interval_goes_in_steps() {
     assert_eq!(seconds(&story), 2.0);
     for _ in 0..9 {
         // A shorter interval does not wait for the end of the longer one.
-        assert_eq!(story.presses(KeyCode::Char('-')), Some(Action::Ask));
+        assert_eq!(story.presses(KeyCode::Char('-')), Some(Action::Refresh));
     }
     assert_eq!(seconds(&story), 0.25);
 }
