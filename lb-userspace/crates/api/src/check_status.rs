@@ -1,11 +1,11 @@
-//! What is known of a backend's checks, as `lbctl` prints it and an exporter counts it.
+//! The status of a backend's checks, for `lbctl` and the metrics.
 
 use std::time::Duration;
 
 use lb_model::seen::Condition;
 use serde::{Deserialize, Serialize};
 
-/// What is known of one backend's checks.
+/// The status of one backend's checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckStatus {
     /// The check's name: `tcp`, `http`, ...

@@ -71,7 +71,7 @@ pub enum Error {
     Broken {
         /// The socket.
         socket: PathBuf,
-        /// What went wrong.
+        /// The error.
         why: String,
     },
 }

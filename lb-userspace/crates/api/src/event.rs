@@ -1,4 +1,4 @@
-//! What has happened, as it is answered: every transition once, with its cause.
+//! The events in answers: every transition once, with its cause.
 
 use std::{fmt, net::IpAddr, time::SystemTime};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Events that are kept.
 pub const KEPT: usize = 10_000;
 
-/// What has happened, and when.
+/// An event, with its time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Its number: one more than that of the event before, and more than all of earlier runs of
@@ -138,9 +138,9 @@ kinds! {
     InterfaceLost "interface_lost" ERROR,
     /// The program is back.
     InterfaceBack "interface_back" INFO,
-    /// What the program sends to a next hop does not arrive.
+    /// The program's packets to a next hop do not arrive.
     EgressNotForwarding "egress_not_forwarding" ERROR,
-    /// It arrives again.
+    /// They arrive again.
     EgressForwarding "egress_forwarding" INFO,
     /// The maps can't be written.
     MapsFailing "maps_failing" ERROR,
@@ -168,9 +168,9 @@ kinds! {
     VrrpAddressElsewhere "vrrp_address_elsewhere" ERROR,
     /// Addresses that a predecessor left were found, or ones that were set by hand are gone.
     VrrpLeftover "vrrp_leftover" WARN,
-    /// What a virtual router needs does not work.
+    /// A resource that a virtual router needs does not work.
     VrrpTrouble "vrrp_trouble" ERROR,
-    /// What a virtual router tracks has failed, or is well again.
+    /// A tracked object of a virtual router has failed, or works again.
     VrrpTrack "vrrp_track" WARN,
     /// The virtual routers could not run for longer than their peers wait.
     VrrpStalled "vrrp_stalled" WARN,

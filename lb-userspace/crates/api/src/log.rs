@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The log level at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Current {
-    /// What is in force.
+    /// The level in force.
     pub filter: String,
     /// The configured level, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

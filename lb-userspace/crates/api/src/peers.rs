@@ -45,7 +45,7 @@ impl PeerStatus {
     }
 }
 
-/// What was counted of a peer.
+/// The counters of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerCounters {
     /// Packets sent to it.

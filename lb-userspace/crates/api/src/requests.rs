@@ -31,7 +31,7 @@ pub struct Terms {
     pub yes: bool,
 }
 
-/// What changes of the node.
+/// The changes of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeChange {
@@ -52,7 +52,7 @@ pub struct Failover {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
-    /// What has happened.
+    /// An event.
     Event(Event),
     /// The follower was too slow for the events before the next line.
     Missed {
@@ -61,15 +61,15 @@ pub enum Line {
     },
 }
 
-/// What a reload did, or would do.
+/// The changes of a reload, or of its dry run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloaded {
     /// As text; the notes, or the plan of a dry run, have the differences and the conflicts, too.
     #[serde(flatten)]
     pub done: Done,
-    /// What it changed of what is in force.
+    /// The changes of the state in force.
     pub differences: Vec<Difference>,
-    /// What it changed of virtual routers.
+    /// The changes of virtual routers.
     #[serde(default)]
     pub routers: Vec<String>,
     /// The changes of `[http]` and `[log]`, as text.
@@ -84,9 +84,9 @@ pub struct Reloaded {
 pub struct ConfigDiff {
     /// The configuration's file.
     pub file: PathBuf,
-    /// What `lbctl` changed against the configuration in force.
+    /// The changes by `lbctl` against the configuration in force.
     pub runtime: Vec<Difference>,
-    /// What a reload of the file would do.
+    /// The changes that a reload of the file would make.
     pub reload: Pending,
 }
 
@@ -105,15 +105,15 @@ impl ConfigDiff {
     }
 }
 
-/// What a reload of the file would do.
+/// The changes that a reload of the file would make.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Why it can't be loaded: every mistake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// What it would change of what is in force.
+    /// Those of the state in force.
     pub differences: Vec<Difference>,
-    /// What it would change of virtual routers.
+    /// Those of virtual routers.
     #[serde(default)]
     pub routers: Vec<String>,
     /// The changes of `[http]` and `[log]` that it would make, as text.
@@ -134,7 +134,7 @@ pub struct Shown {
     pub toml: String,
 }
 
-/// What was written into the file, or would be.
+/// The changes that were written into the file, or would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// As text.

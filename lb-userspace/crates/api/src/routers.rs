@@ -42,7 +42,7 @@ pub struct RouterStatus {
     pub active: Option<ActiveRouter>,
     /// The virtual addresses, as `10.0.0.100/32`.
     pub addresses: Vec<String>,
-    /// What is wrong: a fault, a tracked thing that fails.
+    /// Its problems: a fault, a tracked object that fails.
     #[serde(default)]
     pub problems: Vec<String>,
     /// Whether it keeps from preempting, and why.
@@ -54,7 +54,7 @@ pub struct RouterStatus {
     /// Whether something that it tracks has lowered its priority.
     #[serde(default)]
     pub lowered: bool,
-    /// What was counted since `lbd` started.
+    /// The counters since `lbd` started.
     pub counters: Counters,
 }
 
@@ -67,7 +67,7 @@ pub struct ActiveRouter {
     pub priority: u8,
 }
 
-/// What a router has counted (after RFC 8347, vrrp-statistics).
+/// The counters of a router (after RFC 8347, vrrp-statistics).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Advertisements sent.

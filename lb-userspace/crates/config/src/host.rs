@@ -1,7 +1,7 @@
 //! The resources of a host that a configuration names: interfaces, the seed, and files that the user of `lbd` may read.
 //!
-//! A start finds out by itself. `lbd --check` and `lbctl doctor` look before it; both run as root mostly, who may read
-//! any file, and `lbd` of the package runs as another user.
+//! A start finds out by itself. `lbd --check` and `lbctl doctor` look before it; both run as root mostly, which may
+//! read any file, and `lbd` of the package runs as another user.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -27,7 +27,7 @@ pub enum Source {
 }
 
 impl fmt::Debug for Source {
-    /// The seed is secret: whoever knows it can aim at one backend.
+    /// The seed is secret: with it, a client can aim at one backend.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Given(_) => f.write_str("Given(..)"),
@@ -209,7 +209,7 @@ mod tests {
         assert!(!earlier.exists(), "nothing is written elsewhere");
     }
 
-    /// Reads as a user without the right to read `closed`; root, who may run the tests, reads everything.
+    /// Reads as a user without the right to read `closed`; root, which may run the tests, reads everything.
     fn reader(closed: PathBuf) -> impl Fn(&Path) -> io::Result<String> {
         move |path| match path == closed {
             true => Err(io::ErrorKind::PermissionDenied.into()),

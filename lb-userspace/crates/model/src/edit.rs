@@ -43,7 +43,7 @@ pub enum Edit {
         service: String,
         /// The backend's address.
         address: IpAddr,
-        /// What changes.
+        /// The changes.
         change: BackendChange,
     },
     /// A backend less.
@@ -57,7 +57,7 @@ pub enum Edit {
     },
 }
 
-/// What changes of a backend.
+/// The changes of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendChange {

@@ -74,7 +74,7 @@ pub const fn is_embryonic(value: FlowValue) -> bool {
 #[must_use]
 #[inline]
 pub fn kept_secs(flow: &FlowRef, value: FlowValue, service: &Service, embryonic_secs: u32) -> u32 {
-    // A flow whose client has sent FIN or RST is kept as long as any other: whoever knows its tuple
+    // A flow whose client has sent FIN or RST is kept as long as any other: a sender that knows its tuple
     // can forge either, and a pin that went would take the flow with it.
     match flow {
         FlowRef::Pin(_) if is_embryonic(value) => service.idle_timeout.min(embryonic_secs),

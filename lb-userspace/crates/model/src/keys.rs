@@ -1,8 +1,8 @@
 //! Services, backends and checks as the configuration writes them: the inverse of its reader.
 //!
-//! Each is a list of keys and values in the order in which a person would write them. What compares
-//! two states and what edits the file both go by these lists, so that neither can overlook a key
-//! that the other knows.
+//! Each is a list of keys and values in the order in which a person would write them. The comparison of
+//! two states and the edits of the file both use these lists, so that neither can overlook a key
+//! of the other.
 
 use std::{fmt, net::IpAddr, time::Duration};
 

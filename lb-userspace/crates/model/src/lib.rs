@@ -1,11 +1,11 @@
 //! The desired state of the balancer, and the vocabulary of the parts that plan, write and read its maps.
 //!
-//! - What the operator wants: [`desired`], with [`policy`] and [`check`]; how it travels ([`spec`]), how it is changed
+//! - The desired state: [`desired`], with [`policy`] and [`check`]; how it travels ([`spec`]), how it is changed
 //!   ([`edit`], [`overrides`]), compared ([`diff`], by the [`keys`] of configurations) and judged ([`rules`]); what a
 //!   change would do ([`plan`]) and why it is not done ([`refusal`]).
 //! - Virtual routers and their states: [`router`].
 //! - The rules of rings: [`maglev`], [`ring`].
-//! - What is in the maps and what it comes from: [`entry`], [`flow`], [`hop`], [`seen`].
+//! - The entries of the maps and their sources: [`entry`], [`flow`], [`hop`], [`seen`].
 //!
 //! It knows nothing of maps, sockets and files, and of no other crate of the user side; any of them may use it. The
 //! clocks are read in [`time`] alone.

@@ -23,7 +23,7 @@ pub struct Policy {
     /// flapping is not damped.
     #[serde(with = "millis")]
     pub flap_half_life: Duration,
-    /// What becomes of the flows of a backend that is down and whose host answers.
+    /// The policy for the flows of a backend that is down and whose host answers.
     pub on_down: OnDown,
     /// Whether a SYN that is sent again to a silent backend goes to another one.
     pub second_choice: bool,
@@ -43,7 +43,7 @@ impl Default for Policy {
     }
 }
 
-/// What becomes of the flows of a backend that is down and whose host answers: it refuses
+/// The policy for the flows of a backend that is down and whose host answers: it refuses
 /// connections, or its answers are wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

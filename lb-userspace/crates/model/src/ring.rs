@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(slot.pinned(), 0);
     }
 
-    /// What happens to the one slot of the model.
+    /// The events of the one slot of the model.
     #[derive(Clone, Debug)]
     enum Event {
         /// The ring gives the slot to a backend, or to none.

@@ -111,7 +111,7 @@ pub struct Router {
     pub virtual_mac: Option<VirtualMac>,
     /// How the addresses are announced on the link.
     pub announce: Announce,
-    /// What changes the priority, or keeps the node from being Active.
+    /// The tracks that change the priority, or keep the node from being Active.
     pub tracks: Vec<Track>,
     /// A program that runs at each transition, with its arguments.
     pub notify: Option<Vec<String>>,
@@ -224,14 +224,14 @@ impl Default for Announce {
 /// Something that changes the priority, or keeps the node from being Active.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Track {
-    /// What is looked at.
+    /// The tracked object.
     pub what: Tracked,
-    /// What is added to the priority: while it fails if that is negative, while it is well if it is
+    /// The weight that is added to the priority: while it fails if that is negative, while it is well if it is
     /// positive; 0: a failure is a fault, and the node is not Active while it lasts.
     pub weight: i16,
 }
 
-/// What is looked at. The router's own interface always is.
+/// A tracked object. The router's own interface always is one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tracked {
     /// An interface: that it is up and has a carrier.

@@ -64,7 +64,7 @@ pub fn format_duration(duration: Duration) -> String {
 
 /// Writes a duration in as many units as it takes, so that [`parse_duration`] reads the same.
 ///
-/// What is shorter than a millisecond is cut off.
+/// Parts shorter than a millisecond are cut off.
 #[must_use]
 pub fn exact_duration(duration: Duration) -> String {
     let mut millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -190,7 +190,7 @@ pub mod rfc3339 {
     /// The time as text: `2026-11-21T14:57:36.000Z`.
     #[must_use]
     pub fn format(time: SystemTime) -> String {
-        // What has a year of five digits can't be written; nothing that this is used for has.
+        // A time with a year of five digits can't be written; none here has one.
         let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
         humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
     }

@@ -29,7 +29,7 @@ use crate::{
 pub struct Status {
     /// Version of `lbd`.
     pub version: String,
-    /// What the node calls itself.
+    /// The node's name.
     #[serde(default)]
     pub name: String,
     /// Seconds since `lbd` started.
@@ -54,9 +54,9 @@ pub struct Status {
     pub services_used: Usage,
     /// Backends, and how many there is room for.
     pub backends_used: Usage,
-    /// What the last attempt to write the maps met with, if it failed.
+    /// The error of the last attempt to write the maps, if it failed.
     pub last_error: Option<String>,
-    /// What the last attempt to write the state file met with, if it failed or has taken more than 5 s so far.
+    /// The error of the last attempt to write the state file, if it failed or has taken more than 5 s so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_file_error: Option<String>,
     /// Whether this node is draining.
@@ -74,13 +74,13 @@ pub struct Status {
     /// Where it is answered over HTTP, or should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub http: Vec<Listener>,
-    /// What has happened since `lbd` started, by kind.
+    /// The number of events since `lbd` started, by kind.
     #[serde(default)]
     pub events: BTreeMap<String, u64>,
     /// The writes of maps since `lbd` started.
     #[serde(default)]
     pub writes: Writes,
-    /// What the health checks have to do, and how they fare.
+    /// The load of the health checks, and their delays.
     #[serde(default)]
     pub checks: Load,
 }
@@ -95,7 +95,7 @@ pub struct Listener {
     pub obstacle: Option<String>,
 }
 
-/// What it took to make the maps equal to what is desired.
+/// The work of making the maps equal to the desired state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writes {
     /// How long each attempt took, those included that found nothing to write.
@@ -108,7 +108,7 @@ pub struct Writes {
     pub slots_moved: u64,
 }
 
-/// What the operator wants of the whole node.
+/// The administrative state of the whole node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
@@ -153,7 +153,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// What it is called: by itself, or its address.
+    /// Its name: its own, or its address.
     #[must_use]
     pub fn name(&self) -> String {
         self.session.node.clone().unwrap_or_else(|| self.session.address.to_string())
@@ -260,7 +260,7 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// What went to backends of a service.
+/// The traffic to backends of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Packets and bytes.
@@ -317,7 +317,7 @@ pub struct Service {
     /// How it stands: how many of its backends are up, and what is made of that.
     #[serde(default)]
     pub standing: Standing,
-    /// What was sent to its backends, those included that it has no more.
+    /// The traffic to its backends, including removed ones.
     #[serde(default)]
     pub totals: Totals,
     /// The backends by address.
@@ -334,7 +334,7 @@ pub struct Backend {
     /// Whether it serves only when no other backend can.
     #[serde(default)]
     pub backup: bool,
-    /// What the checks have found out.
+    /// The checks' result.
     #[serde(default)]
     pub condition: Condition,
     /// Whether it is up and held back all the same, since it was down too often of late.
@@ -346,7 +346,7 @@ pub struct Backend {
     /// Thousandths of its share that it has in a slow start; none: all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start_permille: Option<u16>,
-    /// What is known of its checks.
+    /// The status of its checks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<CheckStatus>,
     /// Whether it can be sent to, and if not why: `neighbour 10.0.0.7 does not answer`.

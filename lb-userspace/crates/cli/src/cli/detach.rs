@@ -2,7 +2,7 @@
 //!
 //! Pins are found by their folder. Addresses, macvlans and the table of nftables are found by their
 //! marks, which are the same for every lbd of a network namespace. So one that does not answer, since it
-//! has another socket, may live by what is found: it is confirmed first.
+//! has another socket, may live by them: a confirmation comes first.
 
 use std::{
     fs, io,

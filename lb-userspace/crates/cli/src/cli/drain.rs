@@ -194,7 +194,7 @@ fn whole_secs(secs: u64) -> String {
 pub(super) enum Pulse {
     /// Each.
     EachChange,
-    /// What it is at the moment, every ten seconds.
+    /// The current value, every ten seconds.
     Slow,
 }
 

@@ -94,14 +94,14 @@ struct MadeArgs {
     /// A VLAN tag; twice for two, the outer one first.
     #[arg(long = "vlan", value_name = "ID", value_parser = clap::value_parser!(u16).range(..4096))]
     vlans: Vec<u16>,
-    /// What a datagram carries: plain, quic-initial, quic-handshake:ID or quic-short:ID, with the first
+    /// The content of a datagram: plain, quic-initial, quic-handshake:ID or quic-short:ID, with the first
     /// eight bytes of the connection id in hexadecimal.
     #[arg(long)]
     payload: Option<Payload>,
     /// Instead, an ICMP error about the flow.
     #[arg(long, value_name = "KIND")]
     icmp: Option<IcmpError>,
-    /// Who sends the ICMP error; the client unless given.
+    /// The sender of the ICMP error; the client unless given.
     #[arg(long, value_name = "ADDRESS", requires = "icmp")]
     from: Option<IpAddr>,
 }

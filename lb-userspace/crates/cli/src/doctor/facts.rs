@@ -96,7 +96,7 @@ pub struct Interface {
     /// The XDP program on it.
     pub program: Option<Found>,
     /// Its driver's XDP features, as bits of `enum netdev_xdp_act`; none if the kernel does not
-    /// report it (before Linux 6.3).
+    /// report them (before Linux 6.3).
     pub xdp_features: Option<u64>,
     /// Its offloads that are on, as `ethtool -k` names them.
     pub offloads: Option<BTreeSet<String>>,

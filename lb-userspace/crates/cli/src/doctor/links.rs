@@ -93,7 +93,7 @@ fn without_xdp(facts: &Facts, config: &Config, name: &str, found: String) -> Fin
     finding.mended_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
 }
 
-/// The input of [`driver`].
+/// The name of the check by [`driver`].
 const DRIVER: &str = "driver";
 
 pub(super) fn driver(facts: &Facts) -> Vec<Finding> {

@@ -65,7 +65,7 @@ impl Users {
         if mistakes.is_empty() { Ok(Self(users)) } else { Err(mistakes) }
     }
 
-    /// Whether a user of this name has this password. It takes as long as bcrypt, whoever is named.
+    /// Whether a user of this name has this password. It takes as long as bcrypt, for unknown names too.
     #[must_use]
     pub fn is_right(&self, name: &str, password: &str) -> bool {
         let user = self.0.get(name);

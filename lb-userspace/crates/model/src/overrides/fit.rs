@@ -1,4 +1,4 @@
-//! What was merged, made to go with the rules: the changes by `lbctl` that break one are taken back.
+//! Makes a merged state obey the rules: the changes by `lbctl` that break one are taken back.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

@@ -1,7 +1,7 @@
 //! The changes by `lbctl`, apart from the configuration.
 //!
 //! The desired state is the configuration with the overrides over it, so a change that is taken back
-//! leaves no trace. What becomes of them when the configuration changes is in [`merge()`].
+//! leaves no trace. [`merge()`] applies them when the configuration changes.
 
 mod fit;
 mod merge;
@@ -25,7 +25,7 @@ pub struct Overrides {
     pub services: BTreeMap<String, ServiceOverride>,
 }
 
-/// What was changed of one service.
+/// The changes of one service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceOverride {
@@ -40,7 +40,7 @@ pub struct ServiceOverride {
     pub backends: BTreeMap<IpAddr, BackendOverride>,
 }
 
-/// What was changed of one backend.
+/// The changes of one backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum BackendOverride {

@@ -27,7 +27,7 @@ pub(super) fn lines(app: &App, looks: Looks, width: u16) -> Vec<Line<'static>> {
             Line::from(spans.collect::<Vec<_>>())
         })
         .collect();
-    // What is left of the line of rates shows how they were of late.
+    // The rest of the line of rates shows their recent values.
     if let Some(line) = lines.get_mut(usize::from(app.status.is_some()) * RATES)
         && app.rates.is_known()
     {

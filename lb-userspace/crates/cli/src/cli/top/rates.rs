@@ -116,7 +116,7 @@ impl Rates {
             }
             self.take(old.remove(&of), of, total, elapsed);
         }
-        // What the services got while they were there: one that is removed takes its counters along.
+        // A sum of increases, not of counters: a service that is removed takes its counters along.
         self.take(old.remove(&Of::Node), Of::Node, node, elapsed);
         self.at = Some(now);
     }

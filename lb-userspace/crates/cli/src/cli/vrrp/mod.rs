@@ -18,7 +18,7 @@ use lb_sync::Key;
 /// What to do with virtual routers.
 #[derive(Debug, Subcommand)]
 pub(super) enum VrrpCommand {
-    /// Show the virtual routers, who is active, and the peers.
+    /// Show the virtual routers, their Active nodes, and the peers.
     Status,
     /// Hand virtual routers over to another node, and return when it has them.
     ///
@@ -43,7 +43,7 @@ pub(super) struct FailoverArgs {
 /// What to do with peers.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum SyncCommand {
-    /// Show the peers, and who knows whose flows.
+    /// Show the peers, and the flow sync in both directions.
     Status,
     /// Print a new key, for the file that `key_file` names on all nodes.
     Key,
@@ -192,7 +192,7 @@ fn problems(peer: &Peer) -> impl Iterator<Item = &String> {
     refused.chain(&peer.problems)
 }
 
-/// Who knows whose flows.
+/// The state of the flow sync in both directions.
 fn flows(peer: &Peer) -> &'static str {
     match (peer.session.complete_here, peer.session.is_known_there()) {
         (true, true) => "all flows are known on both sides",

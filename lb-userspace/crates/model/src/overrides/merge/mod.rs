@@ -98,8 +98,8 @@ impl fmt::Display for Conflict {
 ///
 /// Backends that the configuration no longer has drain, and leave when their last flow has ended;
 /// those of a service that it no longer has go with it, since nothing is left that would send to
-/// them. What `lbctl` has added and the configuration has since keeps the keys that `after` leaves
-/// `unsaid`: a default does not override a change.
+/// them. A service or backend that `lbctl` has added and the configuration has since keeps the keys that
+/// `after` leaves `unsaid`: a default does not override a change.
 #[must_use]
 pub fn merge(
     before: &Desired,
@@ -318,7 +318,7 @@ impl Merge<'_> {
                     (Some(own), _) => {
                         let base = backend.and_then(|at| base?.backends.get(&at));
                         own.check = base.and_then(|base| base.check.clone());
-                        // What is on its way out needs no command that the file has no more.
+                        // A leaving backend needs no command that the file has no more.
                         if matches!(own.admin, Admin::Removing { .. }) {
                             continue;
                         }

@@ -155,7 +155,7 @@ fn services_follow_the_same_rule() {
         conflicts(&web, &none, &changed, &none),
         ["web: the configuration has removed it, and with it what lbctl changed of it"]
     );
-    // What only drains since the configuration has removed it is no change by lbctl.
+    // A backend that only drains since the configuration has removed it is no change by lbctl.
     let retired = given(&[("web", 1, &[(A, 1, ENABLED), (B, 1, REMOVING)])]);
     assert_eq!(conflicts(&web, &none, &retired, &none), [""; 0]);
     // Added by lbctl.
@@ -342,7 +342,7 @@ proptest! {
             };
             prop_assert_eq!(value, expected, "{:?}", key);
         }
-        // What is not there was removed by the last change.
+        // A missing backend was removed by the last change.
         for key in b.keys().chain(a.keys()).chain(r.keys()).filter(|key| !m.contains_key(key)) {
             let (name, at, _) = key;
             if there(&merged.desired, name, *at) || !there(&merged.desired, name, None) && at.is_some() {

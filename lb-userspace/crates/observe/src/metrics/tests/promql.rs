@@ -101,7 +101,7 @@ fn tokens(query: &str) -> Vec<Token> {
 ///
 /// # Panics
 ///
-/// At a word that it does not know.
+/// At an unknown token.
 pub fn uses(query: &str) -> Uses {
     let mut uses = Uses::default();
     let tokens = tokens(query);
