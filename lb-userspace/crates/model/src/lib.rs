@@ -30,7 +30,6 @@ pub mod ring;
 pub mod router;
 pub mod rules;
 pub mod seen;
-mod service_json;
 pub mod settings;
 pub mod time;
 pub mod units;

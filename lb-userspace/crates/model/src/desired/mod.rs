@@ -3,6 +3,8 @@
 //! These types can't hold nonsense (a weight is not zero, a backend is in its service's family
 //! where the mode requires it), so nothing after the configuration checks again.
 
+mod service_json;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -15,7 +17,8 @@ use std::{
 use lb_common::abi::DEFAULT_RING_SLOTS;
 use serde::{Deserialize, Serialize};
 
-use crate::{check::Check, policy::Policy, service_json::ServiceJson};
+use self::service_json::ServiceJson;
+use crate::{check::Check, policy::Policy};
 
 /// Everything that the operator wants of this node.
 #[derive(Clone, Debug, Default, PartialEq)]

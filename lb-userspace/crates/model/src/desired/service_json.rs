@@ -4,10 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    desired::{Backend, DEFAULT_DRAIN_SILENCE, Mode, Protocol, Service, ServiceKey, UdpPolicy},
-    policy::Policy,
-};
+use super::{Backend, DEFAULT_DRAIN_SILENCE, Mode, Protocol, Service, ServiceKey, UdpPolicy};
+use crate::policy::Policy;
 
 /// A service with its durations in seconds. What is left out has its default.
 #[derive(Serialize, Deserialize)]
