@@ -12,4 +12,5 @@ pub mod daemon;
 pub mod egress;
 pub mod logs;
 pub mod state_file;
+mod store;
 pub mod web;

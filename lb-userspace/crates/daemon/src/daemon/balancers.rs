@@ -9,7 +9,8 @@ impl<D: DataPlane> Daemon<D> {
     /// Tells the engine which other balancers are known: the peers of the flow sync, of virtual routers by unicast, and
     /// who was heard to be Active.
     pub(super) fn look_at_balancers(&mut self) {
-        let synced = self.config.sync.iter().flat_map(|sync| &sync.peers).map(|peer| peer.ip());
+        let synced =
+            self.store.config().sync.iter().flat_map(|sync| &sync.peers).map(|peer| peer.ip());
         let unicast = self.routers().iter().flat_map(|router| router.peers.iter().copied());
         let heard = self.vrrp.heard().into_values();
         let mut found: BTreeSet<IpAddr> = synced.chain(unicast).chain(heard).collect();

@@ -28,16 +28,16 @@ impl<D: DataPlane> Daemon<D> {
         if asked.is_empty() {
             return;
         }
-        let mut draft = self.desired.clone();
+        let mut draft = self.store.desired().clone();
         let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
-        if self.check(&self.config, &draft).is_err() {
+        if self.check(self.store.config(), &draft).is_err() {
             // One of them makes no sense: each is looked at by itself.
-            draft = self.desired.clone();
+            draft = self.store.desired().clone();
             answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
         }
         let mut kept = None;
         if answers.iter().any(Result::is_ok) {
-            let starved = newly_starved(&self.desired, &draft);
+            let starved = newly_starved(self.store.desired(), &draft);
             let enacted = self.enact(draft, "lbctl");
             for (answer, asked) in answers.iter_mut().zip(&asked) {
                 let Ok(done) = answer else { continue };
@@ -73,11 +73,11 @@ impl<D: DataPlane> Daemon<D> {
 
     /// What a change would do; nothing is changed.
     pub(super) fn try_edit(&self, edit: &Edit) -> Result<Done, Refusal> {
-        let mut draft = self.desired.clone();
+        let mut draft = self.store.desired().clone();
         let loss = self.loss(edit, &draft);
         let message = edit.apply(&mut draft, self.now().wall)?;
-        self.check(&self.config, &draft)?;
-        let starved = newly_starved(&self.desired, &draft);
+        self.check(self.store.config(), &draft)?;
+        let starved = newly_starved(self.store.desired(), &draft);
         let mut notes: Vec<_> = starved.iter().map(|name| starves(name)).collect();
         notes.extend(loss.map(|loss| format!("it takes --yes: {loss}")));
         let plan = Some(self.plan(&draft)?);
@@ -89,7 +89,7 @@ impl<D: DataPlane> Daemon<D> {
         let preview = self.engine.preview(desired, self.now());
         let preview =
             preview.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
-        let news = changes::between(&self.desired, desired, "");
+        let news = changes::between(self.store.desired(), desired, "");
         Ok(Plan { changes: news.into_iter().map(|news| news.message).collect(), preview })
     }
 
@@ -122,7 +122,7 @@ impl<D: DataPlane> Daemon<D> {
     fn make_and_check(&self, asked: &Asked, draft: &mut Desired) -> Result<Done, Refusal> {
         let before = draft.clone();
         let made = self.make(asked, draft);
-        let made = made.and_then(|done| self.check(&self.config, &draft).map(|()| done));
+        let made = made.and_then(|done| self.check(self.store.config(), &draft).map(|()| done));
         if made.is_err() {
             *draft = before;
         }

@@ -143,12 +143,13 @@ impl<D: DataPlane> Daemon<D> {
         let active = self.active_routers();
         let others = self.vrrp.heard().into_keys().filter(|key| !active.contains(key));
         let keys = self.services_of(handed_over.chain(others));
-        let services = self.desired.services.iter();
+        let services = self.store.desired().services.iter();
         services.filter(|(_, one)| keys.contains(&one.key)).map(|(name, _)| name.clone()).collect()
     }
 
     fn loss_by_detaching(&self, elsewhere: &BTreeSet<String>) -> String {
-        let break_here = self.desired.services.keys().filter(|name| !elsewhere.contains(*name));
+        let break_here =
+            self.store.desired().services.keys().filter(|name| !elsewhere.contains(*name));
         let break_here: Vec<&str> = break_here.map(String::as_str).collect();
         match (elsewhere.is_empty(), break_here.is_empty()) {
             (true, _) => "this ends forwarding: the connections of all services break".into(),

@@ -176,7 +176,7 @@ impl<D: DataPlane> Daemon<D> {
             let Way::Asked(id, peer) = way else { continue };
             let services = self.services_of(keys.iter().copied());
             let lost = group.refused_by(*id, &services);
-            let named = self.desired.services.iter();
+            let named = self.store.desired().services.iter();
             let named = named.filter(|(_, service)| lost.contains(&service.key));
             all.extend(named.map(|(name, _)| {
                 format!("the flows of {name} break: {peer} has the service otherwise")
@@ -189,7 +189,7 @@ impl<D: DataPlane> Daemon<D> {
     fn with_mates(&self, key: RouterKey) -> BTreeSet<RouterKey> {
         let mut unit = BTreeSet::from([key]);
         let Some(router) = self.router(key) else { return unit };
-        let groups = &self.config.routers.groups;
+        let groups = &self.store.config().routers.groups;
         let group = groups.iter().find(|group| group.routers.contains(&router.name));
         let mates = group.into_iter().flat_map(|group| &group.routers);
         let mates = mates.filter_map(|name| self.routers().iter().find(|r| r.name == *name));
@@ -399,7 +399,7 @@ impl<D: DataPlane> Daemon<D> {
             return Err(format!("{key} is no virtual router there"));
         };
         let name = &router.name;
-        if self.leaving.is_some() || self.node.draining_since.is_some() {
+        if self.leaving.is_some() || self.store.node().draining_since.is_some() {
             return Err("the node is draining itself".into());
         }
         match self.vrrp.state(key) {

@@ -79,7 +79,7 @@ impl<D: DataPlane> Daemon<D> {
         &mut self,
         effect: impl FnOnce(&mut Self, Result<Config, Error>) + Send + 'static,
     ) {
-        let file = self.file.clone();
+        let file = self.store.file().to_owned();
         self.on_disk(move || Config::load(&file), effect);
     }
 
@@ -106,13 +106,11 @@ impl<D: DataPlane> Daemon<D> {
     /// Goes on with what has come of a piece of work.
     pub(super) fn take_up(&mut self, effect: Effect<D>) {
         let started = Instant::now();
-        self.wrote = false;
+        self.writing.begin_turn();
         effect(self);
         self.files.is_busy = false;
         self.files.go_on();
-        if self.wrote {
-            self.pace.wrote(started, Instant::now());
-        }
+        self.writing.end_turn(started);
     }
 }
 

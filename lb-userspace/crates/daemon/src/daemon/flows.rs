@@ -162,7 +162,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     fn tell_of_missing(&self, id: PeerId, missed: &BTreeSet<ServiceKey>, cause: &str) {
-        let services = self.desired.services.iter();
+        let services = self.store.desired().services.iter();
         let names = services.filter(|(_, service)| missed.contains(&service.key));
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
         let name = self.group.as_ref().map(|group| group.name(id)).unwrap_or_default();

@@ -24,21 +24,21 @@ const FIRST_HOPS: Duration = Duration::from_secs(1);
 impl<D: DataPlane> Daemon<D> {
     /// Hears of the neighbourhood.
     pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
-        let news = self.reach.follow(&self.desired, &neighbourhood);
+        let news = self.reach.follow(self.store.desired(), &neighbourhood);
         news.into_iter().for_each(|news| self.effects.events.record(news));
         self.health.meet(neighbourhood.clone());
         self.engine.set_neighbourhood(neighbourhood);
         // Other balancers are wanted as soon as a backend is on this node.
         self.want();
         self.check_health();
-        self.stale = true;
+        self.writing.set_due();
     }
 
     /// Has the backends asked that are desired, by the ways that are known.
     pub(super) fn check_health(&mut self) {
-        self.health.follow(&self.desired);
+        self.health.follow(self.store.desired());
         if let (Some(egress), Some(known)) = (&self.egress, self.health.neighbourhood()) {
-            egress.watch(egress::plan(&self.desired, known, self.config.tunnel));
+            egress.watch(egress::plan(self.store.desired(), known, self.store.config().tunnel));
         }
         self.engine.set_view(self.health.view().clone());
     }
@@ -48,11 +48,11 @@ impl<D: DataPlane> Daemon<D> {
         let now = Instant::now();
         for report in reports {
             self.doubt_way(&report);
-            let news = self.health.take(report, &self.desired, now);
+            let news = self.health.take(report, self.store.desired(), now);
             news.into_iter().for_each(|news| self.effects.events.record(news));
-            self.stale = true;
+            self.writing.set_due();
         }
-        if self.stale {
+        if self.writing.is_due() {
             self.engine.set_view(self.health.view().clone());
         }
     }
@@ -64,7 +64,7 @@ impl<D: DataPlane> Daemon<D> {
             return;
         }
         let Target { service, backend: address } = report.target;
-        if let Some(service) = self.desired.services.values().find(|s| s.key == service) {
+        if let Some(service) = self.store.desired().services.values().find(|s| s.key == service) {
             (self.effects.doubt)(Want { address, mode: service.mode });
         }
     }

@@ -9,7 +9,9 @@ use super::Daemon;
 impl<D: DataPlane> Daemon<D> {
     /// Those that the configuration asks for.
     pub(super) fn listeners(&self) -> Vec<Listener> {
-        let Some(lacks) = &self.config.http_lacks else { return self.effects.listeners.list() };
+        let Some(lacks) = &self.store.config().http_lacks else {
+            return self.effects.listeners.list();
+        };
         let why = Some(lacks.why());
         let one = |address: &_| Listener { address: *address, obstacle: why.clone() };
         lacks.listen.iter().map(one).collect()
@@ -22,15 +24,14 @@ impl<D: DataPlane> Daemon<D> {
         if !self.files.is_idle() {
             return;
         }
-        let Some(lacks) = self.config.http_lacks.clone() else { return };
+        let Some(lacks) = self.store.config().http_lacks.clone() else { return };
         self.on_disk(
             move || lacks.try_again(),
             |daemon, http| {
                 let Some(http) = http else { return };
                 tracing::info!("the files of the HTTP listener can be used");
-                daemon.config.http_lacks = None;
-                daemon.config.http = Some(http);
-                (daemon.effects.doors)(daemon.config.http.as_ref());
+                daemon.store.set_http(http);
+                (daemon.effects.doors)(daemon.store.config().http.as_ref());
             },
         );
     }

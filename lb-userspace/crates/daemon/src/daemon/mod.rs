@@ -29,21 +29,17 @@ mod save;
 mod sharers;
 pub mod trunks;
 mod vrrp;
-mod write;
+mod writing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use lb_api::{
-    event::{Kind, News},
-    status::{Node, Totals, Writes},
-};
+use lb_api::event::{Kind, News};
 use lb_config::Config;
 use lb_control::engine::Engine;
 use lb_datapath::DataPlane;
@@ -51,10 +47,7 @@ use lb_health::prober::Report;
 use lb_model::{
     desired::{Admin, Desired, ServiceKey},
     hop::{Neighbourhood, Want},
-    overrides::Overrides,
     refusal::{Refusal, RefusalKind},
-    rules,
-    settings::Limits,
     time::Now,
 };
 use lb_observe::events::{Events, changes};
@@ -69,16 +62,15 @@ use tokio::{
 pub use self::health::Checks;
 use self::{
     end::Leaving, failover::Asker, files::Files, handover::Handover, health::Health,
-    hearing::await_first_hops, pace::Pace, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
+    hearing::await_first_hops, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
+    writing::Writing,
 };
 use crate::{
     api::Request,
-    clock::{self, Clocks, Jump},
+    clock::{self, Clocks},
     egress,
-    state_file::{
-        self, Loaded,
-        writer::{Kept, Writer},
-    },
+    state_file::writer::Kept,
+    store::Store,
     web,
 };
 
@@ -188,6 +180,8 @@ pub enum Ended {
 /// The daemon's state.
 pub struct Daemon<D> {
     engine: Engine<D>,
+    store: Store,
+    writing: Writing,
     effects: Deeds,
     health: Health,
     vrrp: Virtual,
@@ -204,15 +198,6 @@ pub struct Daemon<D> {
     /// When routers were handed over, or should have been, to a peer with a higher priority.
     gave_way: BTreeMap<lb_model::router::RouterKey, Instant>,
     leaving: Option<Leaving>,
-    /// Whether the maps were ever as they should be.
-    serves: bool,
-    file: PathBuf,
-    config: Config,
-    /// Of the maps as they are: a reload does not change them, and a start may keep larger ones.
-    limits: Limits,
-    overrides: Overrides,
-    desired: Desired,
-    node: Node,
     reach: Reach,
     /// The addresses of the other balancers, as the engine knows them.
     balancers: BTreeSet<IpAddr>,
@@ -225,22 +210,8 @@ pub struct Daemon<D> {
     started: Instant,
     /// Who waits for the start to be over.
     ready: Option<oneshot::Sender<()>>,
-    pace: Pace,
-    /// Whether something was heard since the maps were written.
-    stale: bool,
-    /// Whether maps were written in this turn.
-    wrote: bool,
-    /// What the last write of maps met with.
-    last_error: Option<String>,
-    /// What the last write of the state file met with, or that the one under way takes too long.
-    unkept: Option<String>,
-    /// What writes it.
-    writer: Writer,
     /// What reads and writes the configuration's file.
     files: Files<D>,
-    /// What the state file says of backends that are gone.
-    kept_sums: BTreeMap<ServiceKey, Totals>,
-    writes: Writes,
 }
 
 /// How many interfaces and services the line names that says that `lbd` is ready.
@@ -253,7 +224,7 @@ impl<D: DataPlane> Daemon<D> {
     ///
     /// The state file can't be read.
     pub fn new(
-        engine: Engine<D>,
+        mut engine: Engine<D>,
         checks: Box<dyn Checks>,
         effects: Effects,
         file: PathBuf,
@@ -276,12 +247,17 @@ impl<D: DataPlane> Daemon<D> {
             Deeds { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
         let clocks = (effects.clocks)();
         let limits = engine.data_plane().limits();
-        let writer =
-            Writer::start(&config.state_file).context("start the thread of the state file")?;
+        let mut store =
+            Store::new(file, config, limits).context("start the thread of the state file")?;
+        let (news, jump) = store.load(clocks.wall)?;
+        news.into_iter().for_each(|news| effects.events.record(news));
+        engine.set_retired(store.written_sums().clone());
         let mut daemon = Self {
             engine,
+            health: Health::new(checks, store.config().tunnel),
+            store,
+            writing: Writing::default(),
             effects,
-            health: Health::new(checks, config.tunnel),
             vrrp: Virtual::new(vrrp),
             group: peers.map(|Connection { peers, config, seed }| Group::new(peers, config, seed)),
             whose: BTreeMap::new(),
@@ -291,13 +267,6 @@ impl<D: DataPlane> Daemon<D> {
             behind: false,
             gave_way: BTreeMap::new(),
             leaving: None,
-            serves: false,
-            file,
-            limits,
-            desired: config.desired.clone(),
-            overrides: Overrides::default(),
-            config,
-            node: Node::default(),
             reach: Reach::default(),
             balancers: BTreeSet::new(),
             wanted: None,
@@ -306,43 +275,10 @@ impl<D: DataPlane> Daemon<D> {
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,
-            pace: Pace::default(),
-            stale: false,
-            wrote: false,
-            last_error: None,
-            unkept: None,
-            writer,
             files: Files::start().context("start the thread of the configuration's file")?,
-            kept_sums: BTreeMap::new(),
-            writes: Writes::default(),
         };
-        let path = daemon.config.state_file.clone();
-        let kept_at = fs::metadata(&path).and_then(|meta| meta.modified());
-        match state_file::load(&path)? {
-            Loaded::Absent => {}
-            Loaded::SetAside { to, reason } => daemon.effects.events.record(News::new(
-                Kind::StateFileSetAside,
-                format!(
-                    "the state file {} can't be used, and is {} from here on: changes by lbctl \
-                     are lost, the configuration is in force",
-                    path.display(),
-                    to.display()
-                ),
-                reason,
-            )),
-            Loaded::State(state) => {
-                daemon.node = state.node;
-                daemon.kept_sums.clone_from(&state.retired);
-                daemon.engine.set_retired(state.retired.clone());
-                daemon.resume(&path, state)?;
-                // A clock that is behind what was written was set meanwhile, or not yet.
-                let jump = kept_at
-                    .ok()
-                    .and_then(|kept_at| Jump::between(kept_at, clocks.wall, Duration::ZERO));
-                if let Some(jump @ Jump::Back(_)) = jump {
-                    daemon.follow_clock(jump);
-                }
-            }
+        if let Some(jump) = jump {
+            daemon.follow_clock(jump);
         }
         Ok(daemon)
     }
@@ -357,7 +293,7 @@ impl<D: DataPlane> Daemon<D> {
     fn ready_line(&self) -> String {
         let interfaces = self.engine.data_plane().interfaces();
         let interfaces = interfaces.iter().map(|i| format!("{} ({})", i.name, i.hook()));
-        let services = self.desired.services.iter();
+        let services = self.store.desired().services.iter();
         let services = services.map(|(name, s)| format!("{name} {} ({})", s.key, s.mode));
         let list = |items: Vec<String>| match items.len() {
             0 => "none".to_owned(),
@@ -400,8 +336,8 @@ impl<D: DataPlane> Daemon<D> {
 
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
-        (self.effects.doors)(self.config.http.as_ref());
-        self.engine.set_desired(self.desired.clone());
+        (self.effects.doors)(self.store.config().http.as_ref());
+        self.engine.set_desired(self.store.desired().clone());
         self.configure_routers();
         self.resume_routers();
         self.take_fingerprint();
@@ -430,12 +366,12 @@ impl<D: DataPlane> Daemon<D> {
         loop {
             if self.has_left() {
                 // What was changed last is kept, unless the disk stalls.
-                let _ = self.writer.last().note().await;
+                let _ = self.store.last_write().note().await;
                 return self.end();
             }
             let is_connected = self.group.as_ref().is_some_and(Group::is_connected);
             let wake = self.wakes_at();
-            let rest = self.pace.rest(Instant::now());
+            let rest = self.writing.rest(Instant::now());
             let rests = rest.is_some();
             tokio::select! {
                 // The rest is over: what has come meanwhile is taken together.
@@ -549,24 +485,20 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Whether this can be in force beside a configuration.
     fn check(&self, config: &Config, wanted: &Desired) -> Result<(), Refusal> {
-        let violations = rules::violations_beside(&config.desired, wanted, &self.limits);
-        if violations.is_empty() {
-            return self.check_trunks(config, wanted);
-        }
-        let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        Err(Refusal::new(RefusalKind::Invalid, all.join("; ")))
+        self.store.check(config, wanted)?;
+        self.check_trunks(config, wanted)
     }
 
     /// Puts a desired state in force and has it kept.
     fn enact(&mut self, desired: Desired, cause: &str) -> Result<Kept, Refusal> {
-        let news = changes::between(&self.desired, &desired, cause);
-        for name in newly_starved(&self.desired, &desired) {
+        let news = changes::between(self.store.desired(), &desired, cause);
+        for name in newly_starved(self.store.desired(), &desired) {
             tracing::warn!("no backend of {name} takes new flows");
         }
         self.take(desired);
         let kept = self.keep();
         news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.engine.set_desired(self.desired.clone());
+        self.engine.set_desired(self.store.desired().clone());
         self.want();
         self.check_health();
         self.release_stray_pins();
@@ -574,7 +506,7 @@ impl<D: DataPlane> Daemon<D> {
         self.assign_roles();
         self.reconcile();
         self.settle();
-        match &self.last_error {
+        match self.writing.error() {
             None => Ok(kept),
             Some(error) => {
                 let refusal = Refusal::new(
@@ -589,8 +521,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Takes over what is desired, without a write.
     fn take(&mut self, desired: Desired) {
-        self.desired = desired;
-        self.overrides = Overrides::between(&self.config.desired, &self.desired);
+        self.store.set_desired(desired);
         self.take_fingerprint();
     }
 }

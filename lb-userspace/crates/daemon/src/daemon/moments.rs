@@ -1,15 +1,11 @@
 //! The work of each second: what has run out, interfaces, the time of day. And of each tenth of one:
 //! backends that are silent, and who is Active.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, time::Instant};
 
 use lb_api::event::{Kind, News};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
 use lb_datapath::DataPlane;
-use lb_model::units::{counted, format_duration};
 
 use super::Daemon;
 use crate::clock::Jump;
@@ -37,11 +33,11 @@ impl<D: DataPlane> Daemon<D> {
             Err(error) => Some(format!("{error:#}")),
         };
         // What is not written yet is tried again, whatever the sweep met with.
-        if failed.is_some() || self.last_error.is_some() {
+        if failed.is_some() || self.writing.error().is_some() {
             let unwritten = self.write();
             self.note(unwritten.or(failed));
         }
-        if self.unkept.is_some() {
+        if self.store.write_error().is_some() {
             self.keep();
         }
         self.look_for_listener_files();
@@ -75,26 +71,14 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn look_at_clocks(&mut self) {
         if let Some(jump) = self.clocks.look((self.effects.clocks)()) {
             self.follow_clock(jump);
-            self.engine.set_desired(self.desired.clone());
+            self.engine.set_desired(self.store.desired().clone());
         }
     }
 
     pub(super) fn follow_clock(&mut self, jump: Jump) {
-        let mut desired = self.desired.clone();
-        let shifted = jump.shift(&mut desired);
-        let (by, way) = match jump {
-            Jump::Forward(by) => (by, "forward"),
-            Jump::Back(by) => (by, "back"),
-        };
-        let by = format_duration(Duration::from_secs(by.as_secs()));
-        let deadlines = counted(shifted, "deadline");
-        self.effects.events.record(News::new(
-            Kind::ClockJumped,
-            format!("the time of day went {way} by {by}; {deadlines} of drains with it"),
-            "the clock was set",
-        ));
-        if shifted > 0 {
-            self.take(desired);
+        let (news, any) = self.store.shift_deadlines(jump);
+        self.effects.events.record(news);
+        if any {
             self.keep();
         }
     }
@@ -116,7 +100,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Takes backends out whose last flow has ended.
     pub(super) fn finish_removals(&mut self, removed: &[(String, IpAddr)]) {
-        let mut desired = self.desired.clone();
+        let mut desired = self.store.desired().clone();
         for (service, address) in removed {
             if let Some(service) = desired.services.get_mut(service) {
                 service.backends.remove(address);

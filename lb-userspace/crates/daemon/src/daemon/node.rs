@@ -16,14 +16,14 @@ impl<D: DataPlane> Daemon<D> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
     /// answers when that is over.
     pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, tell: Tell<Done>) {
-        let (message, mut notes) = match (change.draining, self.node.draining_since) {
+        let (message, mut notes) = match (change.draining, self.store.node().draining_since) {
             (true, Some(since)) => {
                 (format!("this node is draining since {}", rfc3339::format(since)), self.advice())
             }
             (true, None) => ("this node drains".to_owned(), self.advice()),
             (false, _) => ("this node is enabled".to_owned(), Vec::new()),
         };
-        let is_new = change.draining != self.node.draining_since.is_some();
+        let is_new = change.draining != self.store.node().draining_since.is_some();
         if terms.dry_run {
             let mut changes = if is_new { vec![message.clone()] } else { Vec::new() };
             if change.draining {
@@ -40,7 +40,7 @@ impl<D: DataPlane> Daemon<D> {
         let mut kept = None;
         if is_new {
             let draining_since = change.draining.then(|| self.now().wall);
-            self.node = Node { draining_since };
+            self.store.set_node(Node { draining_since });
             let (kind, message) = match change.draining {
                 true => (
                     Kind::NodeDraining,
@@ -74,7 +74,8 @@ impl<D: DataPlane> Daemon<D> {
     /// What there is to be done for the traffic to leave.
     fn advice(&self) -> Vec<String> {
         let held = holders(self.routers());
-        let vips: BTreeSet<IpAddr> = self.desired.services.values().map(|s| s.key.vip).collect();
+        let vips: BTreeSet<IpAddr> =
+            self.store.desired().services.values().map(|s| s.key.vip).collect();
         let vips: BTreeSet<IpAddr> =
             vips.into_iter().filter(|vip| !held.contains_key(vip)).collect();
         let wait = "'lbctl node drain --wait' tells when no packet comes any more";

@@ -329,7 +329,7 @@ impl<D: DataPlane> Daemon<D> {
         &self,
         routers: impl IntoIterator<Item = RouterKey>,
     ) -> BTreeSet<ServiceKey> {
-        services_of(&self.desired, self.routers(), &routers.into_iter().collect())
+        services_of(self.store.desired(), self.routers(), &routers.into_iter().collect())
     }
 
     /// Peers whose advertisements are to be heard though they are made otherwise.
@@ -350,7 +350,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Takes note of another desired state: what it makes of the node is told.
     pub(super) fn take_fingerprint(&mut self) {
         if let Some(group) = &mut self.group {
-            group.fingerprint = group.hasher.fingerprint(&group.seed, &self.desired);
+            group.fingerprint = group.hasher.fingerprint(&group.seed, self.store.desired());
         }
     }
 
@@ -376,7 +376,7 @@ impl<D: DataPlane> Daemon<D> {
         let facts = Facts {
             fingerprint: group.fingerprint.clone(),
             routers: routers.collect(),
-            draining: self.node.draining_since.is_some(),
+            draining: self.store.node().draining_since.is_some(),
         };
         if let Some(group) = &mut self.group
             && group.told.as_ref() != Some(&facts)
@@ -394,7 +394,8 @@ impl<D: DataPlane> Daemon<D> {
         let mut changed = Vec::new();
         for (id, peer) in &mut group.peers {
             let Some(theirs) = &peer.facts else { continue };
-            let mut unlike = compare(own, theirs, &self.desired, &self.config.routers.routers);
+            let mut unlike =
+                compare(own, theirs, self.store.desired(), &self.store.config().routers.routers);
             peer.apart.lasting(&mut unlike.backends, Instant::now());
             if unlike != peer.unlike {
                 changed.push((*id, unlike));
@@ -433,8 +434,8 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn assign_roles(&mut self) {
         let candidates = self.group.as_ref().map(Group::candidates).unwrap_or_default();
         let scene = Scene {
-            desired: &self.desired,
-            routers: &self.config.routers.routers,
+            desired: self.store.desired(),
+            routers: &self.store.config().routers.routers,
             states: &self.vrrp.states,
             heard: &self.vrrp.heard(),
             has_peers: self.group.is_some(),

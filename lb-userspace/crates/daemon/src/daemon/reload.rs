@@ -1,7 +1,7 @@
 //! What the configuration and the changes by `lbctl` are together, at a start and at a reload, and
 //! that it is kept.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use lb_api::{
@@ -12,48 +12,14 @@ use lb_config::Config;
 use lb_datapath::DataPlane;
 use lb_model::{
     diff::diff,
-    log::Settings,
-    overrides::{Conflict, Ending, Merged, Overrides, merge},
+    overrides::Merged,
     refusal::{Refusal, RefusalKind},
 };
 
 use super::{Daemon, vrrp::changes};
-use crate::{
-    logs,
-    state_file::{
-        self, State,
-        writer::{Kept, Outcome},
-    },
-};
+use crate::{logs, state_file::writer::Kept, store::overruled};
 
 impl<D: DataPlane> Daemon<D> {
-    /// Takes up the changes of an earlier run.
-    pub(super) fn resume(&mut self, path: &Path, state: State) -> Result<()> {
-        let runtime = state.overrides.apply(&state.configured);
-        let (configured, unsaid) = (&self.config.desired, &self.config.unsaid);
-        let mut merged = merge(&state.configured, configured, &runtime, self.now().wall, unsaid);
-        if let Err(violation) = merged.fit(configured, &self.limits) {
-            let to = state_file::set_aside(path)?;
-            self.effects.events.record(News::new(
-                Kind::StateFileSetAside,
-                format!(
-                    "the state file {} does not go with the configuration, and is {} from here \
-                     on: changes by lbctl are lost",
-                    path.display(),
-                    to.display()
-                ),
-                violation.to_string(),
-            ));
-            return Ok(());
-        }
-        for conflict in &merged.conflicts {
-            self.overruled(conflict);
-        }
-        self.overrides = Overrides::between(&self.config.desired, &merged.desired);
-        self.desired = merged.desired;
-        Ok(())
-    }
-
     /// Takes up the configuration that was read again, and tells of it.
     ///
     /// What can be refused is refused before anything is changed. From then on the configuration is in force;
@@ -83,7 +49,7 @@ impl<D: DataPlane> Daemon<D> {
             }
         };
         self.effects.notifier.ready(&self.ready_line());
-        if let Some(error) = &self.last_error {
+        if let Some(error) = self.writing.error() {
             self.effects.notifier.status(&format!("the maps can't be written: {error}"));
         }
         done
@@ -91,7 +57,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Gives interfaces the hooks of a configuration.
     fn change_hooks(&mut self, config: &Config) -> Result<(), Refusal> {
-        if config.hooks == self.config.hooks {
+        if config.hooks == self.store.config().hooks {
             return Ok(());
         }
         let changed = self.engine.data_plane_mut().set_hooks(&config.hooks);
@@ -108,8 +74,7 @@ impl<D: DataPlane> Daemon<D> {
             Refusal::new(RefusalKind::Invalid, format!("{:#}", anyhow::Error::from(error)))
         };
         let config = read.map_err(invalid)?;
-        let (before, after) = (&self.config.desired, &config.desired);
-        let merged = merge(before, after, &self.desired, self.now().wall, &config.unsaid);
+        let merged = self.store.merge(&config, self.now().wall);
         self.check(&config, &merged.desired)?;
         Ok((config, merged))
     }
@@ -120,9 +85,9 @@ impl<D: DataPlane> Daemon<D> {
         read: Result<Config, lb_config::Error>,
     ) -> Result<Reloaded, Refusal> {
         let (config, merged) = self.plan_reload(read)?;
-        let differences = diff(&self.desired, &merged.desired);
-        let routers = changes(&self.config.routers, &config.routers);
-        let tables = tables(&self.config, &config);
+        let differences = diff(self.store.desired(), &merged.desired);
+        let routers = changes(&self.store.config().routers, &config.routers);
+        let tables = tables(self.store.config(), &config);
         let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
         let message = reloaded(&config, nothing);
         let mut plan = self.plan(&merged.desired)?;
@@ -145,36 +110,20 @@ impl<D: DataPlane> Daemon<D> {
         merged: Merged,
         who: &str,
     ) -> Result<(Reloaded, Kept), Refusal> {
-        let differences = diff(&self.desired, &merged.desired);
-        let routers = changes(&self.config.routers, &config.routers);
-        let tables = tables(&self.config, &config);
+        let differences = diff(self.store.desired(), &merged.desired);
+        let routers = changes(&self.store.config().routers, &config.routers);
+        let tables = tables(self.store.config(), &config);
         let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
         let message = reloaded(&config, nothing);
         let mut notes: Vec<String> = differences.iter().map(ToString::to_string).collect();
         notes.extend(routers.iter().chain(&tables).cloned());
         let others = self.notes_of_reload(&config, &merged);
-        let kept = self.config.clone();
-        self.config = Config {
-            interfaces: kept.interfaces,
-            xdp: kept.xdp,
-            allow_generic_gro: kept.allow_generic_gro,
-            reattach: kept.reattach,
-            pin_dir: kept.pin_dir,
-            limits: kept.limits,
-            tunnel: kept.tunnel,
-            seed: kept.seed,
-            socket: kept.socket,
-            group: kept.group,
-            state_file: kept.state_file,
-            sync: kept.sync,
-            text_at_start: kept.text_at_start,
-            log: Settings { form: kept.log.form, ..config.log },
-            ..config
-        };
+        self.store.set_config(config);
         // Their files may have changed while the configuration has not.
-        (self.effects.doors)(self.config.http.as_ref());
-        logs::configure(&self.config.log);
-        merged.conflicts.iter().for_each(|conflict| self.overruled(conflict));
+        (self.effects.doors)(self.store.config().http.as_ref());
+        logs::configure(&self.store.config().log);
+        let conflicts = merged.conflicts.iter().map(overruled);
+        conflicts.for_each(|news| self.effects.events.record(news));
         if !routers.is_empty() {
             self.configure_routers();
         }
@@ -210,7 +159,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// What there is to know of a reload beside the differences.
     fn notes_of_reload(&self, config: &Config, merged: &Merged) -> Vec<String> {
-        let gone = self.desired.services.iter().filter(|(name, service)| {
+        let gone = self.store.desired().services.iter().filter(|(name, service)| {
             !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
         });
         let mut notes: Vec<String> = gone
@@ -219,7 +168,7 @@ impl<D: DataPlane> Daemon<D> {
             })
             .collect();
         notes.extend(merged.conflicts.iter().map(ToString::to_string));
-        let restart = self.config.needs_restart(config);
+        let restart = self.store.config().needs_restart(config);
         if !restart.is_empty() {
             notes.push(format!("restart lbd for the change of {}", restart.join(", ")));
         }
@@ -227,47 +176,15 @@ impl<D: DataPlane> Daemon<D> {
         notes
     }
 
-    /// Tells of a change by `lbctl` that the configuration takes back.
-    fn overruled(&self, conflict: &Conflict) {
-        let cause = match conflict.ending {
-            Ending::Misfit(_) => "it can't be in force beside the configuration",
-            _ => "it was changed in the configuration later than by lbctl",
-        };
-        let news = News::new(Kind::ConfigConflict, conflict.to_string(), cause);
-        let (service, backend) = (Some(conflict.service.clone()), conflict.backend);
-        self.effects.events.record(News { service, backend, ..news });
-    }
-
     /// Has the state file written.
     pub(super) fn keep(&mut self) -> Kept {
-        let state = State {
-            configured: self.config.desired.clone(),
-            overrides: self.overrides.clone(),
-            node: self.node,
-            retired: self.engine.retired().clone(),
-        };
-        self.kept_sums.clone_from(&state.retired);
-        self.writer.post(state)
+        self.store.keep(self.engine.retired())
     }
 
-    /// Says how the last write of the state file went, or that one does not end, when that is new.
+    /// Records an event if the writes of the state file begin or cease to fail.
     pub(super) fn look_at_state_file(&mut self) {
-        let Some(Outcome { error, .. }) = self.writer.outcome(Instant::now()) else { return };
-        let news = match (&error, &self.unkept) {
-            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
-                Kind::StateFileFailing,
-                "changes are not kept over a restart of lbd; trying again each second",
-                error.as_str(),
-            )),
-            (None, Some(error)) => Some(News::new(
-                Kind::StateFileWritten,
-                "changes are kept again",
-                format!("it did not work before: {error}"),
-            )),
-            _ => None,
-        };
+        let news = self.store.look_at_writer(Instant::now());
         news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.unkept = error;
     }
 }
 

@@ -27,7 +27,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Does what was heard, with as few writes as that takes.
     pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
         let started = Instant::now();
-        self.wrote = false;
+        self.writing.begin_turn();
         self.look_at_clocks();
         let mut edits = Vec::new();
         for request in waiting.drain(..) {
@@ -44,12 +44,10 @@ impl<D: DataPlane> Daemon<D> {
             }
         }
         self.edits(edits);
-        if self.stale {
+        if self.writing.is_due() {
             self.reconcile();
         }
-        if self.wrote {
-            self.pace.wrote(started, Instant::now());
-        }
+        self.writing.end_turn(started);
     }
 
     fn answer(&mut self, request: Request) {
@@ -124,11 +122,11 @@ impl<D: DataPlane> Daemon<D> {
         let failed = |error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
         let mut status = self.engine.status().map_err(failed)?;
         status.version = env!("CARGO_PKG_VERSION").into();
-        status.name = self.config.node_name();
+        status.name = self.store.config().node_name();
         status.uptime_secs = self.started.elapsed().as_secs();
-        status.last_error = self.last_error.clone().or(status.last_error);
-        status.state_file_error.clone_from(&self.unkept);
-        status.node = self.node;
+        status.last_error = self.writing.error().cloned().or(status.last_error);
+        status.state_file_error = self.store.write_error().cloned();
+        status.node = self.store.node();
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
@@ -137,7 +135,7 @@ impl<D: DataPlane> Daemon<D> {
         }
         status.http = self.listeners();
         status.log = logs::current();
-        status.writes = self.writes.clone();
+        status.writes = self.writing.totals().clone();
         status.events = self.effects.events.counts();
         Ok(status)
     }

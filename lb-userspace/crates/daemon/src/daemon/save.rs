@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use lb_api::requests::{ConfigDiff, Done, Pending, Saved, Shown};
 use lb_config::{
-    Config, Text,
+    Config,
     fold::{Writable, fold},
     save::replace,
     show::show,
@@ -12,7 +12,6 @@ use lb_config::{
 use lb_datapath::DataPlane;
 use lb_model::{
     diff::{Difference, diff},
-    overrides::Overrides,
     refusal::{Refusal, RefusalKind},
     units::counted,
 };
@@ -30,11 +29,12 @@ impl<D: DataPlane> Daemon<D> {
             Err(refusal) => Pending { error: Some(refusal.error), ..Pending::default() },
             Ok((config, merged)) => Pending {
                 error: None,
-                differences: diff(&self.desired, &merged.desired),
-                routers: changes(&self.config.routers, &config.routers),
-                tables: super::reload::tables(&self.config, &config),
+                differences: diff(self.store.desired(), &merged.desired),
+                routers: changes(&self.store.config().routers, &config.routers),
+                tables: super::reload::tables(self.store.config(), &config),
                 restart: self
-                    .config
+                    .store
+                    .config()
                     .needs_restart(&config)
                     .into_iter()
                     .map(str::to_owned)
@@ -43,19 +43,20 @@ impl<D: DataPlane> Daemon<D> {
             },
         };
         ConfigDiff {
-            file: self.file.clone(),
-            runtime: diff(&self.config.desired, &self.desired),
+            file: self.store.file().to_owned(),
+            runtime: diff(&self.store.config().desired, self.store.desired()),
             reload: pending,
         }
     }
 
     /// What is in force, as a file would say it.
     pub(super) fn show_config(&mut self, tell: Tell<Shown>) {
-        let writable = Writable::of(&self.config.desired, &self.desired);
-        let (loaded, at_start) = (self.config.text.clone(), self.config.text_at_start.clone());
+        let writable = Writable::of(&self.store.config().desired, self.store.desired());
+        let (loaded, at_start) =
+            (self.store.config().text.clone(), self.store.config().text_at_start.clone());
         let shown = move || show(&loaded.0, &at_start.0, &writable);
         self.on_disk(shown, |daemon, shown| {
-            let shown = shown.map(|toml| Shown { file: daemon.file.clone(), toml });
+            let shown = shown.map(|toml| Shown { file: daemon.store.file().to_owned(), toml });
             let shown =
                 shown.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")));
             // Who asked may be gone.
@@ -65,7 +66,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Writes what is in force into the configuration's file, as far as that can say it.
     pub(super) fn save_config(&mut self, dry_run: bool, tell: Tell<Saved>) {
-        let file = self.file.clone();
+        let file = self.store.file().to_owned();
         self.on_disk(
             move || read(&file),
             move |daemon, read| match read
@@ -79,11 +80,11 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Refuses to write a file that somebody has edited.
     fn unless_edited(&self, on_disk: &Config) -> Result<(), Refusal> {
-        let edited = diff(&self.config.desired, &on_disk.desired);
+        let edited = diff(&self.store.config().desired, &on_disk.desired);
         if edited.is_empty() {
             return Ok(());
         }
-        let file = self.file.display();
+        let file = self.store.file().display();
         let told: Vec<String> = edited.iter().take(TOLD).map(ToString::to_string).collect();
         let more = if edited.len() > TOLD { "; ..." } else { "" };
         let error = format!("{file} was edited since it was loaded ({}{more})", told.join("; "));
@@ -93,9 +94,9 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Has what is in force folded into the file's text, and written unless it is only to be told.
     fn fold_config(&mut self, text: String, dry_run: bool, tell: Tell<Saved>) {
-        let writable = Writable::of(&self.config.desired, &self.desired);
-        let differences = diff(&self.config.desired, &writable.desired);
-        let file = self.file.clone();
+        let writable = Writable::of(&self.store.config().desired, self.store.desired());
+        let differences = diff(&self.store.config().desired, &writable.desired);
+        let file = self.store.file().to_owned();
         let write = move || write(&file, &text, &writable, dry_run).map(|done| (done, writable));
         self.next_on_disk(write, move |daemon, written| match written {
             Err(refusal) => drop(tell.send(Err(refusal))),
@@ -119,7 +120,7 @@ impl<D: DataPlane> Daemon<D> {
         differences: Vec<Difference>,
         dry_run: bool,
     ) -> (Saved, Option<Kept>) {
-        let file = self.file.display();
+        let file = self.store.file().display();
         let count = match differences.len() {
             1 => "1 change".to_owned(),
             count => counted(count, "change"),
@@ -134,9 +135,7 @@ impl<D: DataPlane> Daemon<D> {
         notes.extend(written.doubt);
         let mut kept = None;
         if !dry_run {
-            self.config.text = Text(written.folded);
-            self.config.desired = writable.desired;
-            self.overrides = Overrides::between(&self.config.desired, &self.desired);
+            self.store.set_saved(written.folded, writable.desired);
             kept = Some(self.keep());
             tracing::info!(?notes, "{message}");
         }

@@ -26,8 +26,9 @@ impl<D: DataPlane> Daemon<D> {
         let is_tunnelled = |desired: &Desired, name: &str| {
             desired.services.get(name).is_some_and(|service| service.mode == Mode::Ipip)
         };
-        let is_new =
-            |name: &&String| is_tunnelled(wanted, name) && !is_tunnelled(&self.desired, name);
+        let is_new = |name: &&String| {
+            is_tunnelled(wanted, name) && !is_tunnelled(self.store.desired(), name)
+        };
         let (Some(trunks), Some(name)) = (&self.trunks, wanted.services.keys().find(is_new)) else {
             return Ok(());
         };

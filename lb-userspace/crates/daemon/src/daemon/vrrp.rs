@@ -86,7 +86,7 @@ impl Virtual {
 impl<D: DataPlane> Daemon<D> {
     /// The routers as they are configured.
     pub(super) fn routers(&self) -> &[Router] {
-        &self.config.routers.routers
+        &self.store.config().routers.routers
     }
 
     pub(super) fn router(&self, key: RouterKey) -> Option<&Router> {
@@ -101,7 +101,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Says what routers there are.
     pub(super) fn configure_routers(&mut self) {
         let configured = |name: &str, key: RouterKey| {
-            let routers = &self.config.routers.routers;
+            let routers = &self.store.config().routers.routers;
             routers.iter().any(|router| router.name == name && router.key == key)
         };
         self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
@@ -118,7 +118,7 @@ impl<D: DataPlane> Daemon<D> {
         // Nobody looked while there was no router: the first would be in fault until the next tick.
         self.look_at_interfaces();
         self.update_routers();
-        self.vrrp.rim.order(Order::Configure(self.config.routers.clone()));
+        self.vrrp.rim.order(Order::Configure(self.store.config().routers.clone()));
     }
 
     /// Tells the facts by the maps of a predecessor, if they serve all that routers hold: the addresses
@@ -195,12 +195,13 @@ impl<D: DataPlane> Daemon<D> {
     /// What the virtual routers depend on.
     fn facts_of_routers(&self) -> Facts {
         let standings = self.engine.standings();
-        let healthy = self.desired.services.iter().map(|(name, service)| {
+        let healthy = self.store.desired().services.iter().map(|(name, service)| {
             let serving = standings.get(&service.key).map_or(0, |standing| standing.serving);
             (name.clone(), u32::from(serving))
         });
         let is_served = |key| standings.get(key).is_some_and(|standing| standing.serving > 0);
-        let served = self.desired.services.iter().filter(|(_, service)| is_served(&service.key));
+        let served =
+            self.store.desired().services.iter().filter(|(_, service)| is_served(&service.key));
         // Before what is known is looked at: of what has happened since, it says nothing.
         let status = self.vrrp.rim.status();
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
@@ -211,7 +212,7 @@ impl<D: DataPlane> Daemon<D> {
             healthy: healthy.collect(),
             served: served.map(|(name, service)| (service.key.vip, name.clone())).collect(),
             // Who is asked to take over would do so by itself, and not when it has all flows.
-            draining: self.node.draining_since.is_some() && self.handover.is_none(),
+            draining: self.store.node().draining_since.is_some() && self.handover.is_none(),
             unsynced: self.unsynced(&status),
             handed_over: self.handed_over(),
             draining_peers: self.group.as_ref().map(Group::draining_for).unwrap_or_default(),
@@ -224,7 +225,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Tells what has changed of it.
     pub(super) fn update_routers(&mut self) {
         // Before the maps are written there is nothing to say but what a predecessor's said.
-        if self.serves {
+        if self.writing.has_succeeded() {
             self.tell_routers(self.facts_of_routers());
         }
     }

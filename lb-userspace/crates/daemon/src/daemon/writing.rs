@@ -1,0 +1,146 @@
+//! The writes of the maps: when they may be, and how they went.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use lb_api::{
+    event::{Kind, News},
+    status::Writes,
+};
+use lb_control::engine::Outcome;
+use lb_datapath::DataPlane;
+
+use super::{Daemon, START, pace::Pace};
+
+/// What is known of the writes of the maps.
+#[derive(Default)]
+pub(super) struct Writing {
+    pace: Pace,
+    /// Whether an input has come since the maps were written.
+    is_due: bool,
+    /// Whether maps were written in this turn.
+    wrote: bool,
+    /// Whether the maps were ever as they should be.
+    succeeded: bool,
+    error: Option<String>,
+    totals: Writes,
+}
+
+impl Writing {
+    /// An input has come that may change what the maps are to be.
+    pub(super) const fn set_due(&mut self) {
+        self.is_due = true;
+    }
+
+    pub(super) const fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// Until when inputs wait for more of them, to be written together; none: they don't.
+    pub(super) fn rest(&self, now: Instant) -> Option<Instant> {
+        self.pace.rest(now)
+    }
+
+    /// Whether the maps were ever as they should be.
+    pub(super) const fn has_succeeded(&self) -> bool {
+        self.succeeded
+    }
+
+    /// The error of the last write, or of the last sweep.
+    pub(super) const fn error(&self) -> Option<&String> {
+        self.error.as_ref()
+    }
+
+    /// All writes since the start.
+    pub(super) const fn totals(&self) -> &Writes {
+        &self.totals
+    }
+
+    /// A turn begins.
+    pub(super) const fn begin_turn(&mut self) {
+        self.wrote = false;
+    }
+
+    /// The turn that began at this moment has ended.
+    pub(super) fn end_turn(&mut self, began: Instant) {
+        if self.wrote {
+            self.pace.wrote(began, Instant::now());
+        }
+    }
+
+    /// The maps were written; the error, if that failed.
+    fn take(&mut self, done: Result<Outcome>, took: Duration) -> Option<String> {
+        self.is_due = false;
+        self.totals.duration.add(took);
+        match done {
+            Ok(Outcome { changes, slots_moved, .. }) => {
+                self.totals.changes += changes as u64;
+                self.totals.slots_moved += slots_moved;
+                if changes > 0 {
+                    self.wrote = true;
+                    tracing::debug!(changes, slots = slots_moved, "maps written");
+                }
+                self.succeeded = true;
+                None
+            }
+            Err(error) => {
+                self.wrote = true;
+                self.totals.failed += 1;
+                Some(format!("{error:#}"))
+            }
+        }
+    }
+}
+
+impl<D: DataPlane> Daemon<D> {
+    pub(super) fn reconcile(&mut self) {
+        let error = self.write();
+        self.note(error);
+    }
+
+    /// Writes the maps; the error, if that fails.
+    pub(super) fn write(&mut self) -> Option<String> {
+        let begun = Instant::now();
+        let done = self.engine.reconcile(self.now());
+        let error = self.writing.take(done, begun.elapsed());
+        self.meet_backends();
+        let news = self.health.stand(self.engine.standings(), self.store.desired());
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        if self.engine.retired() != self.store.written_sums() {
+            self.keep();
+        }
+        error
+    }
+
+    /// Remembers how the last write of maps went; an event if that has changed.
+    pub(super) fn note(&mut self, error: Option<String>) {
+        let news = match (&error, self.writing.error()) {
+            (Some(error), before) if before != Some(error) => {
+                self.effects.notifier.status(&format!("the maps can't be written: {error}"));
+                let message = "the maps can't be written; trying again each second";
+                Some(News::new(Kind::MapsFailing, message, error.as_str()))
+            }
+            (None, Some(error)) => {
+                self.effects.notifier.status(&self.ready_line());
+                let cause = format!("it did not work before: {error}");
+                Some(News::new(Kind::MapsWritten, "the maps are written again", cause))
+            }
+            _ => None,
+        };
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.writing.error = error;
+    }
+
+    /// Ends the start, once: when the maps are written, or could not be for a while.
+    pub(super) fn get_ready(&mut self) {
+        if self.writing.error.is_some() && self.started.elapsed() < START {
+            return;
+        }
+        let Some(ready) = self.ready.take() else { return };
+        let line = self.ready_line();
+        self.effects.notifier.ready(&line);
+        self.effects.events.record(News::new(Kind::Started, line, "lbd was started"));
+        // Nobody may be waiting.
+        let _ = ready.send(());
+    }
+}
